@@ -1,0 +1,59 @@
+"""Viaticum: an allowance for every question.
+
+The public names load on first use, so that `import viaticum` stays cheap: no torch, no network, no key.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from viaticum.agents.client import Viaticum
+    from viaticum.errors import BudgetExceeded, InputError, ViaticumError
+    from viaticum.types import Answer, Completion, Outcome, Pair, Query, Route, RoutingTable, Usage
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Viaticum": "viaticum.agents.client",
+    "BudgetExceeded": "viaticum.errors",
+    "InputError": "viaticum.errors",
+    "ViaticumError": "viaticum.errors",
+    "Answer": "viaticum.types",
+    "Completion": "viaticum.types",
+    "Outcome": "viaticum.types",
+    "Pair": "viaticum.types",
+    "Query": "viaticum.types",
+    "Route": "viaticum.types",
+    "RoutingTable": "viaticum.types",
+    "Usage": "viaticum.types",
+}
+
+__all__ = [
+    "Answer",
+    "BudgetExceeded",
+    "Completion",
+    "InputError",
+    "Outcome",
+    "Pair",
+    "Query",
+    "Route",
+    "RoutingTable",
+    "Usage",
+    "Viaticum",
+    "ViaticumError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'viaticum' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

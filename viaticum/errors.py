@@ -1,0 +1,104 @@
+"""Every error that Viaticum raises on purpose. Standard library only.
+
+    ViaticumError
+    ├── InputError                  what the caller passed cannot be used (also a ValueError)
+    │   ├── UnknownName             no model, strategy or policy of that name
+    │   ├── PromptTooLong           prompt plus answer do not fit the model's context
+    │   ├── DataError               a broken line or column in a file, with its place
+    │   └── VocabularyMismatch      two models of a pair do not share their tokens
+    ├── BudgetError
+    │   ├── BudgetExceeded          the worst case does not fit what is left
+    │   ├── UnknownPrice            a call without a price is refused
+    │   ├── HoldError               a hold that does not exist, is resolved, or differs from its key
+    │   └── LedgerError             the file is no ledger, is damaged, or is newer than this version
+    ├── WeightsError                weights missing, corrupt, or impossible to fetch or write
+    ├── ModelError                  a model failed while it was answering (NaN logits, out of memory)
+    ├── SandboxError                no sandbox can run programs on this machine
+    └── MissingExtra                an optional dependency is not installed
+
+A message says what was wrong, with the value, and what to do, in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ViaticumError(Exception):
+    """The root: catch it to catch everything raised on purpose."""
+
+
+class InputError(ViaticumError, ValueError):
+    """What the caller passed cannot be used."""
+
+
+class UnknownName(InputError):
+    """No model, strategy or policy of that name; names the nearest one."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, tuple(known)
+        near = get_close_matches(name, self.known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.known) or 'none'}"
+        super().__init__(f"unknown {kind} {name!r}; {hint}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.kind, self.name, self.known)
+
+
+class PromptTooLong(InputError):
+    """Prompt plus answer do not fit the model's context."""
+
+
+class DataError(InputError):
+    """A broken line or column in a file; the message names the file and the line."""
+
+
+class VocabularyMismatch(InputError):
+    """Two models of a pair do not share their tokens; the message names the first difference."""
+
+
+class BudgetError(ViaticumError):
+    """A budget said no, or its ledger cannot be used."""
+
+
+class BudgetExceeded(BudgetError):
+    """The worst case of a call does not fit what is left. Nothing was held or charged.
+
+    `needed` and `left` are in `unit`: "nanousd" or "tokens".
+    """
+
+    def __init__(self, message: str, *, budget: str = "", needed: int = 0, left: int = 0, unit: str = "nanousd") -> None:
+        self.budget, self.needed, self.left, self.unit = budget, needed, left, unit
+        super().__init__(message)
+
+
+class UnknownPrice(BudgetError):
+    """A call whose price nobody knows is refused, not let through for nothing."""
+
+
+class HoldError(BudgetError):
+    """A hold that does not exist, is already resolved another way, or differs from what its key stands for."""
+
+
+class LedgerError(BudgetError):
+    """The file is no ledger, is damaged, or is newer than this version."""
+
+
+class WeightsError(ViaticumError):
+    """Weights are missing, corrupt, or cannot be fetched or written."""
+
+
+class ModelError(ViaticumError):
+    """A model failed while it was answering."""
+
+
+class SandboxError(ViaticumError):
+    """No sandbox can run programs on this machine."""
+
+
+class MissingExtra(ViaticumError, ImportError):
+    """An optional dependency is not installed; the message names the extra."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'viaticum[{extra}]'")
