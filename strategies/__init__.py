@@ -1,1 +1,21 @@
+"""Reasoning strategies: how to ask a question and how to read the answer.
 
+`base` says what a strategy is, `registry` knows them by name, `answers` reads and compares answers, and
+`sandbox` runs the programs that models write. No model, router or budget is known here.
+"""
+
+from viaticum.strategies.answers import agreement, equivalent, normalise, read_answer
+from viaticum.strategies.base import Example, Strategy
+from viaticum.strategies.registry import get, names, register
+
+__all__ = [
+    "Example",
+    "Strategy",
+    "agreement",
+    "equivalent",
+    "get",
+    "names",
+    "normalise",
+    "read_answer",
+    "register",
+]

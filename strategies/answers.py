@@ -1,0 +1,267 @@
+"""Read the final answer out of text, and say whether two answers are the same.
+
+Answers are strings in a canonical form. Units, currency signs and the percent sign are ignored ("$5",
+"5 dollars" and "5" are one answer, so are "50%" and "50"); thousands separators, trailing zeros and simple
+fractions too ("1,200.00" is "1200", "3/4" is "0.75"). Symbolic comparison of expressions and of dates is left
+out: both are compared as text.
+
+Every pattern runs in linear time, and every text is capped before it is looked at, so that nothing a model
+writes can raise or hang here.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+
+from viaticum.types import AnswerKind
+
+TEXT_CHARACTERS = 20_000  # of a text, the end is read
+VALUE_CHARACTERS = 300  # of an answer, the beginning is compared
+NUMBER_DIGITS = 100
+EXPONENT = 300
+TOLERANCE = Fraction(1, 10**6)  # relative: what a program's floats lose
+
+_MARKER = re.compile(
+    r"\\boxed\s?\{|\\fbox\s?\{|####|\banswer(?: to the question)?(?: is| are|:| :| =|\s?\n)(?: equal to)?:?",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(
+    r"(?<![\w.])(?P<sign>[-+])?"
+    r"(?:(?P<whole>\d{1,15})\s(?=\d{1,15}\s?/\s?\d))?"
+    r"(?P<top>\d[\d,]*(?:\.\d+)?|\.\d+)(?P<exponent>[eE][-+]?\d{1,4}(?!\w))?"
+    r"(?:\s?/\s?(?P<bottom>\d{1,100}(?:\.\d{1,100})?)(?![\w/]))?"
+)
+_GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_FRACTION = re.compile(r"\\[dt]?frac\s?\{\s?(-?[\d.]{1,50})\s?\}\s?\{\s?([\d.]{1,50})\s?\}")
+_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s?\{([^{}]*)\}")
+_LATEX_SPACE = re.compile(r"\\[,;:! ]|~|\\\(|\\\)|\\\[|\\\]|\\left|\\right")
+_CURRENCY = re.compile(r"\\?[$€£¥₹]")
+_CHOICE = re.compile(r"^\W{0,4}(?:option|choice|answer)?\s?\W{0,3}([A-Ja-j])(?:\W|$)")
+_LOOSE_CHOICE = re.compile(r"\(([A-Ja-j])\)|\b([A-J])\)|(?:option|choice)\s\(?([A-Ja-j])\b|^\W{0,3}([A-J])\W{0,3}$", re.M)
+_BOOLEAN = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
+_YES_NO = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
+_UNIT = re.compile(r"[^\d\s=+*/^()\[\]{}<>,;:?!]{1,20}(?:[ /-][^\d\s=+*/^()\[\]{}<>,;:?!]{1,20}){0,3}")
+_ARTICLE = re.compile(r"^(?:the|an|a)\s(?=\S)")
+
+
+def read_answer(text: str, kind: AnswerKind, *, marked_only: bool = False) -> str | None:
+    """The final answer of a text, in canonical form, or None.
+
+    It is what follows the last `\\boxed{`, `####`, "the answer is" or "Answer:" that can be read as an answer of
+    that kind. Without such a mark it is the last number, choice or yes/no, or the last line where that is short;
+    `marked_only` leaves these guesses out.
+    """
+    text = text[-TEXT_CHARACTERS:].replace("**", "")
+    for candidate in reversed(list(_marked(text))):
+        value = _read_value(candidate, kind)
+        if value:
+            return value
+    return None if marked_only else _guess(text, kind)
+
+
+def normalise(value: str, kind: AnswerKind) -> str:
+    """The canonical form of an answer: numbers without separators, units and trailing zeros, choices as one
+    capital letter, booleans as yes or no, other text in lower case without outer punctuation."""
+    value = value[:VALUE_CHARACTERS]
+    if kind in ("number", "auto"):
+        number = find_number(value) if kind == "number" else whole_number(value)
+        if number is not None:
+            return write_number(number)
+    if kind == "choice" and (match := _CHOICE.search(_clean(value))):
+        return match[1].upper()
+    if kind in ("boolean", "auto"):
+        words = _BOOLEAN.findall(value)
+        if words and (kind == "boolean" or _plain(value) == words[0].lower()):
+            return _YES_NO[words[0].lower()]
+    return _plain(value)
+
+
+def equivalent(a: str | None, b: str | None, kind: AnswerKind = "auto") -> bool:
+    """Whether two answers are the same. Reflexive and symmetric; None is the same as None alone.
+
+    Numbers may differ by one part in a million, which is what floating point loses. "auto" compares as numbers
+    where both sides are wholly numbers, with or without a unit.
+    """
+    if a is None or b is None or a == b:
+        return a == b
+    read = find_number if kind == "number" else whole_number
+    if kind in ("number", "auto"):
+        x, y = read(a[:VALUE_CHARACTERS]), read(b[:VALUE_CHARACTERS])
+        if x is not None and y is not None:
+            return abs(x - y) <= TOLERANCE * max(abs(x), abs(y))
+    return normalise(a, kind) == normalise(b, kind)
+
+
+def agreement(answers: Iterable[str | None], kind: AnswerKind = "auto") -> float:
+    """The fraction of the answers that agree with the most frequent one; 0.0 where there is none.
+
+    An attempt without an answer (None) counts, and agrees with nobody.
+    """
+    answers = list(answers)
+    groups: list[list[str]] = []
+    for answer in answers:
+        if answer is None:
+            continue
+        group = next((group for group in groups if equivalent(group[0], answer, kind)), None)
+        if group is None:
+            groups.append([answer])
+        else:
+            group.append(answer)
+    return max(map(len, groups), default=0) / len(answers) if answers else 0.0
+
+
+def find_number(text: str) -> Fraction | None:
+    """The first number of a text, or, where it holds an equation, the first after the last `=` that has one."""
+    text = _clean(text)
+    left, equals, right = text.rpartition("=")
+    if equals and (number := next(_numbers(right), None)) is not None:
+        return number
+    return next(_numbers(left if equals else text), None)
+
+
+def whole_number(text: str) -> Fraction | None:
+    """The number that a text is, give or take a unit and punctuation; None where it says anything else."""
+    text = _clean(text).strip().strip("'\"`").rstrip(".,;:! ").lstrip("=≈~ ")
+    match = _NUMBER.match(text)
+    if match is None:
+        return None
+    rest = text[match.end() :].strip().rstrip(".")
+    pieces = _values(match)
+    return pieces[0] if len(pieces) == 1 and (not rest or _UNIT.fullmatch(rest)) else None
+
+
+def write_number(number: Fraction) -> str:
+    """A number as a plain decimal where it has one of at most 12 places, else as a fraction in lowest terms."""
+    if number.denominator == 1:
+        return str(number.numerator)
+    scaled = number * 10**12
+    nearest = round(scaled)
+    if scaled.denominator != 1 and (not nearest or abs(scaled - nearest) > abs(scaled) / 10**12):
+        return f"{number.numerator}/{number.denominator}"
+    sign, digits = "-" if nearest < 0 else "", str(abs(nearest)).rjust(13, "0")
+    return f"{sign}{digits[:-12]}.{digits[-12:]}".rstrip("0").rstrip(".")
+
+
+def _marked(text: str) -> Iterator[str]:
+    """What stands after each mark: inside the braces of a box, else to the end of the line."""
+    for match in _MARKER.finditer(text):
+        rest = text[match.end() : match.end() + VALUE_CHARACTERS]
+        if match[0].endswith("{"):
+            yield _inside_braces(rest)
+        else:
+            line = rest.lstrip(" \t\n:").partition("\n")[0]
+            boxed = _MARKER.match(line)
+            yield line if boxed is None else ""
+
+
+def _inside_braces(text: str) -> str:
+    depth = 1
+    for place, letter in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if not depth:
+            return text[:place]
+    return text.partition("\n")[0]
+
+
+def _read_value(candidate: str, kind: AnswerKind) -> str | None:
+    """The answer at the start of a marked candidate."""
+    if kind == "number":
+        number = find_number(candidate)
+        return None if number is None else write_number(number)
+    if kind == "choice":
+        match = _CHOICE.search(_clean(candidate)) or _LOOSE_CHOICE.search(candidate)
+        return next(group for group in match.groups() if group).upper() if match else None
+    if kind == "boolean":
+        match = _BOOLEAN.search(candidate)
+        return _YES_NO[match[1].lower()] if match else None
+    if kind == "auto":
+        return _read_auto(candidate)
+    return _first_sentence(candidate) or None
+
+
+def _read_auto(candidate: str) -> str | None:
+    """A number where the candidate starts with one or ends an equation with one, else its first sentence."""
+    number = whole_number(candidate)
+    if number is None:
+        cleaned = _clean(candidate).lstrip(" =≈:")
+        starts = _NUMBER.match(cleaned)
+        if (starts and not re.match(r"\s?[-:/]\s?\d", cleaned[starts.end() :])) or "=" in candidate:
+            number = find_number(candidate)
+    if number is not None:
+        return write_number(number)
+    sentence = _first_sentence(candidate)
+    return normalise(sentence, "auto") if sentence and len(_plain(sentence)) < 2 else sentence or None
+
+
+def _first_sentence(candidate: str) -> str:
+    sentence = re.split(r"\.(?:\s|$)|\n", candidate.strip(), maxsplit=1)[0]
+    return _LATEX_TEXT.sub(r"\1", sentence).strip().strip("\"'`$").strip()
+
+
+def _guess(text: str, kind: AnswerKind) -> str | None:
+    """The last thing in an unmarked text that could be its answer."""
+    if kind in ("number", "auto"):
+        lines = [line for line in text.splitlines() if line.strip()]
+        if kind == "auto" and len(lines) == 1 and len(lines[0]) <= 100:
+            return _read_auto(lines[0].strip())
+        number = None
+        for number in _numbers(_clean(text)):  # noqa: B007  the last one is wanted
+            pass
+        if number is not None:
+            return write_number(number)
+    if kind == "choice":
+        found = [group for match in _LOOSE_CHOICE.finditer(text) for group in match.groups() if group]
+        lone = _CHOICE.search(_clean(text)) if len(text) <= 100 else None
+        return found[-1].upper() if found else lone[1].upper() if lone else None
+    if kind == "boolean":
+        words = _BOOLEAN.findall(text)
+        first = _BOOLEAN.match(text.strip())
+        word = first[1] if first else words[-1] if words else None
+        return _YES_NO[word.lower()] if word else None
+    if kind == "number":
+        return None
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    return _first_sentence(last) or None if len(last) <= 100 else None
+
+
+def _numbers(cleaned: str) -> Iterator[Fraction]:
+    for match in _NUMBER.finditer(cleaned):
+        yield from _values(match)
+
+
+def _values(match: re.Match[str]) -> list[Fraction]:
+    """The numbers of one match: one, or several where commas separate a list rather than thousands."""
+    top, sign = match["top"].rstrip(","), -1 if match["sign"] == "-" else 1
+    if len(match[0]) > NUMBER_DIGITS or abs(int((match["exponent"] or "e0")[1:])) > EXPONENT:
+        return []
+    if "," in top and not _GROUPED.fullmatch(top):
+        return [Fraction(piece) for piece in top.split(",") if piece]
+    value = Fraction(top.replace(",", "") + (match["exponent"] or ""))
+    if match["bottom"]:
+        bottom = Fraction(match["bottom"])
+        if not bottom:
+            return [sign * value]
+        value /= bottom
+    return [sign * (value + int(match["whole"] or 0))]
+
+
+def _clean(text: str) -> str:
+    """Text with LaTeX wrappers, currency signs and typographic minus signs and spaces made plain."""
+    text = text.replace("−", "-").replace("–", "-").replace("\u00a0", " ").replace("\u202f", " ").replace("{,}", ",")
+    text = _FRACTION.sub(r"\1/\2", _LATEX_TEXT.sub(r" \1", text))
+    text = _LATEX_SPACE.sub(" ", text).replace("\\%", "%")
+    return re.sub(r"(^|[\s(])([-+])\s?(?:\\?[$€£¥₹])\s?", r"\1\2", text) and _CURRENCY.sub(" ", _signed_currency(text))
+
+
+def _signed_currency(text: str) -> str:
+    return re.sub(r"-\s?\\?[$€£¥₹]\s?", "-", text)
+
+
+def _plain(value: str) -> str:
+    """Text as it is compared: one case, single spaces, no outer punctuation, no leading article."""
+    text = unicodedata.normalize("NFKC", _LATEX_TEXT.sub(r"\1", value)).casefold()
+    text = " ".join(text.split()).strip(" .,;:!?\"'`()[]{}$*“”‘’")
+    return _ARTICLE.sub("", text) or " ".join(value.split())

@@ -1,0 +1,84 @@
+"""What a strategy is: how it asks, and how it reads what comes back.
+
+A strategy turns a query into chat messages and a completion into a reading. It calls no model and knows no
+prices. Messages are a system turn, then user and assistant turns that alternate and end with the user's,
+which is what every chat template accepts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from viaticum.strategies.answers import read_answer
+from viaticum.types import AnswerKind, Completion, Message, Query, Reading
+
+FORM_OF: Mapping[AnswerKind, str] = {
+    "auto": "",
+    "number": "",  # what the worked examples show
+    "choice": "The answer is the letter of one choice.",
+    "boolean": "The answer is yes or no.",
+    "date": "The answer is a date, written YYYY-MM-DD.",
+    "expression": "The answer is a mathematical expression.",
+    "text": "The answer is a word or a short phrase.",
+}
+
+
+class Example(NamedTuple):
+    """A worked example: a question and the reply that the model should imitate."""
+
+    question: str
+    reply: str
+
+
+class Strategy(ABC):
+    """One way to reason. Subclass it, set `name` and `description`, write two methods, and register it.
+
+    description: one or two sentences that a query router embeds. needs: what the machine must offer, e.g.
+    {"sandbox"}. max_new_tokens: the most a completion may take. stop: texts that end a completion.
+    """
+
+    name: str
+    description: str
+    needs: frozenset[str] = frozenset()
+    max_new_tokens: int = 400
+    stop: tuple[str, ...] = ()
+
+    @abstractmethod
+    def messages(self, query: Query) -> list[Message]:
+        """The chat that asks `query` in this strategy's way."""
+
+    @abstractmethod
+    def read(self, completion: Completion, query: Query) -> Reading:
+        """The answer in `completion`, or None and the reason. Never raises for what a model wrote."""
+
+
+def chat(system: str, examples: Sequence[Example], query: Query) -> list[Message]:
+    """A system turn, each worked example as a user and an assistant turn, and the question."""
+    messages: list[Message] = [{"role": "system", "content": system}]
+    for example in examples:
+        messages.append({"role": "user", "content": example.question})
+        messages.append({"role": "assistant", "content": example.reply})
+    question, form = query.text.strip(), FORM_OF[query.kind]
+    messages.append({"role": "user", "content": f"{question}\n{form}" if form else question})
+    return messages
+
+
+def was_cut(completion: Completion) -> bool:
+    """Whether the text ended before its writer did: at the token limit, in a loop, or by a stop from outside."""
+    return completion.finish_reason != "stop"
+
+
+def read_text(completion: Completion, query: Query) -> Reading:
+    """The final answer of free text.
+
+    A text that was cut counts only where it already said "The answer is ..." or the like: its last number is
+    some step on the way.
+    """
+    value = read_answer(completion.text, query.kind, marked_only=was_cut(completion))
+    if value is not None:
+        return Reading(value)
+    if was_cut(completion):
+        return Reading(None, f"the text ended before a final answer (finish reason {completion.finish_reason})")
+    return Reading(None, "no answer in the text")

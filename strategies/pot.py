@@ -1,0 +1,224 @@
+"""Program of thought (arXiv 2211.12588, in the style of PAL, arXiv 2211.10435): the model writes a program,
+the sandbox runs it, and what it prints is the answer.
+
+The worked examples name every quantity and comment every step: programs that only print one expression
+skip the reasoning and are mostly wrong.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass, field
+
+from viaticum.strategies.answers import read_answer
+from viaticum.strategies.base import Example, Strategy, chat, was_cut
+from viaticum.strategies.sandbox import Sandbox, default_sandbox
+from viaticum.types import Completion, Message, Query, Reading
+
+SECONDS = 2.0
+MEMORY_BYTES = 64 * 2**20
+OUTPUT_BYTES = 16 * 2**10
+PROGRAM_CHARACTERS = 20_000
+
+SYSTEM = (
+    "You solve problems by writing a short Python program. First give every fact of the question a variable "
+    "with a clear name. Then compute one step per line, each with a comment that says why. Store the result "
+    "in answer and print it. Reply with the program only, in a ```python block."
+)
+
+EXAMPLES = (
+    Example(
+        "A library shelf holds 14 cookbooks, three times as many novels as cookbooks, and 5 fewer atlases "
+        "than cookbooks. How many books are on the shelf?",
+        "```python\n"
+        "cookbooks = 14\n"
+        "# three times as many novels as cookbooks\n"
+        "novels = 3 * cookbooks\n"
+        "# 5 fewer atlases than cookbooks\n"
+        "atlases = cookbooks - 5\n"
+        "# all the books on the shelf\n"
+        "answer = cookbooks + novels + atlases\n"
+        "print(answer)\n"
+        "```",
+    ),
+    Example(
+        "A rain barrel holds 200 litres. Omar uses 30% of the water on Monday and a quarter of what is left "
+        "on Tuesday. On Wednesday rain adds 15 litres. How many litres are in the barrel then?",
+        "```python\n"
+        "litres_at_start = 200\n"
+        "rain_on_wednesday = 15\n"
+        "# 30% of the water is used on Monday\n"
+        "used_on_monday = litres_at_start * 30 / 100\n"
+        "left_after_monday = litres_at_start - used_on_monday\n"
+        "# a quarter of what is left is used on Tuesday\n"
+        "used_on_tuesday = left_after_monday / 4\n"
+        "left_after_tuesday = left_after_monday - used_on_tuesday\n"
+        "# rain adds water on Wednesday\n"
+        "answer = left_after_tuesday + rain_on_wednesday\n"
+        "print(answer)\n"
+        "```",
+    ),
+    Example(
+        "Ines walks 45 minutes to work and 45 minutes back, 4 days a week. By bicycle each way takes her a "
+        "third of that time. How many hours does she save in a week by cycling?",
+        "```python\n"
+        "minutes_walking_each_way = 45\n"
+        "ways_per_day = 2\n"
+        "days_per_week = 4\n"
+        "# by bicycle each way takes a third of that time\n"
+        "minutes_cycling_each_way = minutes_walking_each_way / 3\n"
+        "# minutes saved on each way, then in a week\n"
+        "saved_each_way = minutes_walking_each_way - minutes_cycling_each_way\n"
+        "saved_per_week = saved_each_way * ways_per_day * days_per_week\n"
+        "# the question asks for hours\n"
+        "answer = saved_per_week / 60\n"
+        "print(answer)\n"
+        "```",
+    ),
+    Example(
+        "Four flatmates buy a sofa. A voucher takes $60 off its price, and they share the rest equally, "
+        "paying $75 each. How much did the sofa cost before the voucher?",
+        "```python\n"
+        "flatmates = 4\n"
+        "paid_each = 75\n"
+        "voucher = 60\n"
+        "# what they paid together is the price after the voucher\n"
+        "price_after_voucher = flatmates * paid_each\n"
+        "# the price before the voucher was higher\n"
+        "answer = price_after_voucher + voucher\n"
+        "print(answer)\n"
+        "```",
+    ),
+)
+
+_CLOSED_FENCE = re.compile(r"```[ \t]*(\w*)[^\n`]*\n(.*?)```", re.DOTALL)
+_OPEN_FENCE = re.compile(r"```[ \t]*(?:python|py)?\d?[ \t]*\n", re.IGNORECASE)
+_LANGUAGES = ("python", "py", "python3", "")
+
+
+@dataclass(frozen=True)
+class Pot(Strategy):
+    """A program that computes the answer, run in a sandbox.
+
+    sandbox: where programs run; None means the one this process shares. seconds, memory_bytes and
+    output_bytes are what one program may take.
+    """
+
+    system: str = SYSTEM
+    examples: tuple[Example, ...] = EXAMPLES
+    sandbox: Sandbox | None = field(default=None, compare=False)
+    seconds: float = SECONDS
+    memory_bytes: int = MEMORY_BYTES
+    output_bytes: int = OUTPUT_BYTES
+
+    name = "pot"
+    description = (
+        "Writes a short Python program with named steps and runs it to get the answer. "
+        "Exact arithmetic at few tokens; good for calculations, counting, dates and simulations."
+    )
+    needs = frozenset({"sandbox"})
+    stop = ("\n```\n",)
+
+    def messages(self, query: Query) -> list[Message]:
+        return chat(self.system, self.examples, query)
+
+    def read(self, completion: Completion, query: Query) -> Reading:
+        """Run the program and read what it prints last.
+
+        Raises `SandboxError` where this machine has no sandbox; never for what a model wrote.
+        """
+        reading = self._run(completion.text, query)
+        if reading.answered or not was_cut(completion):
+            return reading
+        return Reading(None, f"{reading.reason}; the text was cut (finish reason {completion.finish_reason})")
+
+    def _run(self, text: str, query: Query) -> Reading:
+        program = find_program(text)
+        if program is None:
+            return Reading(None, "no program in the text")
+        if len(program) > PROGRAM_CHARACTERS:
+            return Reading(None, f"the program is longer than {PROGRAM_CHARACTERS} characters")
+        try:
+            program = print_the_answer(program)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            return Reading(None, f"the program is not valid Python: {error}")
+        sandbox = self.sandbox or default_sandbox()
+        result = sandbox.run(
+            program, seconds=self.seconds, memory_bytes=self.memory_bytes, output_bytes=self.output_bytes
+        )
+        if not result.ok:
+            return Reading(None, result.error)
+        lines = [line for line in result.stdout.splitlines() if line.strip()]
+        if not lines:
+            return Reading(None, "the program printed nothing")
+        value = read_answer(lines[-1], query.kind)
+        return Reading(value) if value is not None else Reading(None, f"the program printed no answer: {lines[-1][:80]!r}")
+
+
+def find_program(text: str) -> str | None:
+    """The program in a model's reply: the last closed Python fence, an open one, or text that is code itself."""
+    blocks = [code for language, code in _CLOSED_FENCE.findall(text) if language.lower() in _LANGUAGES]
+    blocks = [code for code in blocks if code.strip()]
+    if blocks:
+        return str(blocks[-1])
+    opened = _OPEN_FENCE.search(text)
+    if opened:
+        return text[opened.end() :].rstrip("`") if text[opened.end() :].strip() else None
+    bare = text.strip().rstrip("`")
+    return bare if _is_code(bare) else None
+
+
+def _is_code(text: str) -> bool:
+    """Whether unfenced text is a program rather than prose: it parses, and it assigns, calls or defines something."""
+    if len(text) > PROGRAM_CHARACTERS:
+        return False
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    does = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Call, ast.FunctionDef)
+    return any(isinstance(node, does) for node in ast.walk(tree))
+
+
+def print_the_answer(program: str) -> str:
+    """The program, with a last line that prints its answer where nothing in it prints.
+
+    A last expression is printed by the sandbox. Otherwise `solution()` (PAL's convention) or a `solve`,
+    `main` or `answer` function without arguments is called, or the variable `answer` or `result` is printed.
+    Raises SyntaxError where the program does not parse.
+    """
+    tree = ast.parse(program)
+    if not tree.body or isinstance(tree.body[-1], ast.Expr) or _prints(tree):
+        return program
+    expression = _answer_function(tree) or _answer_variable(tree)
+    return f"{program.rstrip()}\nprint({expression})\n" if expression else program
+
+
+def _prints(tree: ast.Module) -> bool:
+    return any(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        for node in ast.walk(tree)
+    )
+
+
+def _answer_function(tree: ast.Module) -> str | None:
+    for node in reversed(tree.body):
+        if isinstance(node, ast.FunctionDef) and node.name in ("solution", "solve", "main", "answer"):
+            required = len(node.args.posonlyargs) + len(node.args.args) - len(node.args.defaults)
+            return f"{node.name}()" if required <= 0 else None
+    return None
+
+
+def _answer_variable(tree: ast.Module) -> str | None:
+    assigned = [
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    ]
+    for name in ("answer", "result"):
+        if name in assigned:
+            return name
+    return assigned[-1] if assigned else None
