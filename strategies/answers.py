@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
@@ -22,6 +23,7 @@ TEXT_CHARACTERS = 20_000  # of a text, the end is read
 VALUE_CHARACTERS = 300  # of an answer, the beginning is compared
 NUMBER_DIGITS = 100
 EXPONENT = 300
+MARKS = 20  # of the marks in a text, the last ones are tried
 TOLERANCE = Fraction(1, 10**6)  # relative: what a program's floats lose
 
 _MARKER = re.compile(
@@ -33,17 +35,24 @@ _NUMBER = re.compile(
     r"(?:(?P<whole>\d{1,15})\s(?=\d{1,15}\s?/\s?\d))?"
     r"(?P<top>\d[\d,]*(?:\.\d+)?|\.\d+)(?P<exponent>[eE][-+]?\d{1,4}(?!\w))?"
     r"(?:\s?/\s?(?P<bottom>\d{1,100}(?:\.\d{1,100})?)(?![\w/]))?"
+    r"(?:\s?(?P<scale>thousand|million|billion|trillion)\b)?"
 )
+_SCALES = {None: 1, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _FRACTION = re.compile(r"\\[dt]?frac\s?\{\s?(-?[\d.]{1,50})\s?\}\s?\{\s?([\d.]{1,50})\s?\}")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s?\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|~|\\\(|\\\)|\\\[|\\\]|\\left|\\right")
+_SIGNED_CURRENCY = re.compile(r"(?<![\w.)])([-+])\s?\\?[$€£¥₹]\s?")
 _CURRENCY = re.compile(r"\\?[$€£¥₹]")
 _CHOICE = re.compile(r"^\W{0,4}(?:option|choice|answer)?\s?\W{0,3}([A-Ja-j])(?:\W|$)")
-_LOOSE_CHOICE = re.compile(r"\(([A-Ja-j])\)|\b([A-J])\)|(?:option|choice)\s\(?([A-Ja-j])\b|^\W{0,3}([A-J])\W{0,3}$", re.M)
+_LOOSE_CHOICE = re.compile(
+    r"\(([A-Ja-j])\)|\b([A-J])\)|(?:option|choice)\s\(?([A-Ja-j])\b|^\W{0,3}([A-J])\W{0,3}$", re.M
+)
 _BOOLEAN = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
 _YES_NO = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
-_UNIT = re.compile(r"[^\d\s=+*/^()\[\]{}<>,;:?!]{1,20}(?:[ /-][^\d\s=+*/^()\[\]{}<>,;:?!]{1,20}){0,3}")
+_UNIT_WORD = r"[^-/\d\s=+*^()\[\]{}<>,;:?!]{1,20}"
+_UNIT = re.compile(rf"{_UNIT_WORD}(?:[ /-]{_UNIT_WORD}){{0,3}}")
+_SENTENCE_END = re.compile(r"(?:(?<=\w{4})|(?<=\d))[.;!?]\s|\n")
 _ARTICLE = re.compile(r"^(?:the|an|a)\s(?=\S)")
 
 
@@ -55,7 +64,7 @@ def read_answer(text: str, kind: AnswerKind, *, marked_only: bool = False) -> st
     `marked_only` leaves these guesses out.
     """
     text = text[-TEXT_CHARACTERS:].replace("**", "")
-    for candidate in reversed(list(_marked(text))):
+    for candidate in reversed(deque(_marked(text), maxlen=MARKS)):
         value = _read_value(candidate, kind)
         if value:
             return value
@@ -152,9 +161,7 @@ def _marked(text: str) -> Iterator[str]:
         if match[0].endswith("{"):
             yield _inside_braces(rest)
         else:
-            line = rest.lstrip(" \t\n:").partition("\n")[0]
-            boxed = _MARKER.match(line)
-            yield line if boxed is None else ""
+            yield rest.lstrip(" \t\n:").partition("\n")[0]
 
 
 def _inside_braces(text: str) -> str:
@@ -183,22 +190,31 @@ def _read_value(candidate: str, kind: AnswerKind) -> str | None:
 
 
 def _read_auto(candidate: str) -> str | None:
-    """A number where the candidate starts with one or ends an equation with one, else its first sentence."""
+    """A number where the candidate is one, starts with one, ends an equation with one or has one in a sentence;
+    else its first sentence."""
     number = whole_number(candidate)
-    if number is None:
-        cleaned = _clean(candidate).lstrip(" =≈:")
-        starts = _NUMBER.match(cleaned)
-        if (starts and not re.match(r"\s?[-:/]\s?\d", cleaned[starts.end() :])) or "=" in candidate:
-            number = find_number(candidate)
-    if number is not None:
-        return write_number(number)
-    sentence = _first_sentence(candidate)
-    return normalise(sentence, "auto") if sentence and len(_plain(sentence)) < 2 else sentence or None
+    if number is None and ("=" in candidate or _starts_with_number(candidate) or _says_one_number(candidate)):
+        number = find_number(candidate)
+    return write_number(number) if number is not None else _first_sentence(candidate) or None
+
+
+def _starts_with_number(candidate: str) -> bool:
+    """Whether a number comes first, and no date, ratio or range."""
+    cleaned = _clean(candidate).lstrip(" =≈:")
+    match = _NUMBER.match(cleaned)
+    return match is not None and re.match(r"\s?[-:/]\s?\d|(?:st|nd|rd|th)\b", cleaned[match.end() :]) is None
+
+
+def _says_one_number(candidate: str) -> bool:
+    """Whether a sentence ("Rosa is 22 years old", "Total: $22") holds a single number, unlike a name ("Apollo 11")."""
+    is_sentence = ":" in candidate or len(candidate.split()) > 2
+    return is_sentence and len(list(_numbers(_clean(candidate)))) == 1
 
 
 def _first_sentence(candidate: str) -> str:
-    sentence = re.split(r"\.(?:\s|$)|\n", candidate.strip(), maxsplit=1)[0]
-    return _LATEX_TEXT.sub(r"\1", sentence).strip().strip("\"'`$").strip()
+    """The first sentence without its period and quotes. A short word before a period is an abbreviation."""
+    sentence = _SENTENCE_END.split(_LATEX_TEXT.sub(r"\1", candidate.strip()), maxsplit=1)[0]
+    return sentence.strip(" \"'`$").rstrip(".").strip()
 
 
 def _guess(text: str, kind: AnswerKind) -> str | None:
@@ -207,11 +223,9 @@ def _guess(text: str, kind: AnswerKind) -> str | None:
         lines = [line for line in text.splitlines() if line.strip()]
         if kind == "auto" and len(lines) == 1 and len(lines[0]) <= 100:
             return _read_auto(lines[0].strip())
-        number = None
-        for number in _numbers(_clean(text)):  # noqa: B007  the last one is wanted
-            pass
-        if number is not None:
-            return write_number(number)
+        last_number = deque(_numbers(_clean(text)), maxlen=1)
+        if last_number:
+            return write_number(last_number[0])
     if kind == "choice":
         found = [group for match in _LOOSE_CHOICE.finditer(text) for group in match.groups() if group]
         lone = _CHOICE.search(_clean(text)) if len(text) <= 100 else None
@@ -243,21 +257,23 @@ def _values(match: re.Match[str]) -> list[Fraction]:
     if match["bottom"]:
         bottom = Fraction(match["bottom"])
         if not bottom:
-            return [sign * value]
+            return []
         value /= bottom
-    return [sign * (value + int(match["whole"] or 0))]
+    return [sign * (value + int(match["whole"] or 0)) * _SCALES[match["scale"]]]
 
 
 def _clean(text: str) -> str:
     """Text with LaTeX wrappers, currency signs and typographic minus signs and spaces made plain."""
-    text = text.replace("−", "-").replace("–", "-").replace("\u00a0", " ").replace("\u202f", " ").replace("{,}", ",")
+    text = (
+        text.replace("−", "-")
+        .replace("–", "-")
+        .replace("\u00a0", " ")
+        .replace("\u202f", " ")
+        .replace("{,}", ",")
+    )
     text = _FRACTION.sub(r"\1/\2", _LATEX_TEXT.sub(r" \1", text))
     text = _LATEX_SPACE.sub(" ", text).replace("\\%", "%")
-    return re.sub(r"(^|[\s(])([-+])\s?(?:\\?[$€£¥₹])\s?", r"\1\2", text) and _CURRENCY.sub(" ", _signed_currency(text))
-
-
-def _signed_currency(text: str) -> str:
-    return re.sub(r"-\s?\\?[$€£¥₹]\s?", "-", text)
+    return _CURRENCY.sub(" ", _SIGNED_CURRENCY.sub(r"\1", text))
 
 
 def _plain(value: str) -> str:

@@ -80,5 +80,7 @@ def read_text(completion: Completion, query: Query) -> Reading:
     if value is not None:
         return Reading(value)
     if was_cut(completion):
-        return Reading(None, f"the text ended before a final answer (finish reason {completion.finish_reason})")
+        return Reading(
+            None, f"the text ended before a final answer (finish reason {completion.finish_reason})"
+        )
     return Reading(None, "no answer in the text")

@@ -14,12 +14,8 @@ from dataclasses import dataclass, field
 from viaticum.strategies.answers import read_answer
 from viaticum.strategies.base import Example, Strategy, chat, was_cut
 from viaticum.strategies.sandbox import Sandbox, default_sandbox
+from viaticum.strategies.sandbox.base import MEMORY_BYTES, OUTPUT_BYTES, PROGRAM_CHARACTERS, SECONDS, parse
 from viaticum.types import Completion, Message, Query, Reading
-
-SECONDS = 2.0
-MEMORY_BYTES = 64 * 2**20
-OUTPUT_BYTES = 16 * 2**10
-PROGRAM_CHARACTERS = 20_000
 
 SYSTEM = (
     "You solve problems by writing a short Python program. First give every fact of the question a variable "
@@ -92,9 +88,9 @@ EXAMPLES = (
     ),
 )
 
-_CLOSED_FENCE = re.compile(r"```[ \t]*(\w*)[^\n`]*\n(.*?)```", re.DOTALL)
+_CLOSED_FENCE = re.compile(r"```[ \t]*+(\w*+)[^\n`]*+\n(.*?)```", re.DOTALL)
 _OPEN_FENCE = re.compile(r"```[ \t]*(?:python|py)?\d?[ \t]*\n", re.IGNORECASE)
-_LANGUAGES = ("python", "py", "python3", "")
+_PYTHON = ("python", "py", "python3")
 
 
 @dataclass(frozen=True)
@@ -139,13 +135,11 @@ class Pot(Strategy):
             return Reading(None, "no program in the text")
         if len(program) > PROGRAM_CHARACTERS:
             return Reading(None, f"the program is longer than {PROGRAM_CHARACTERS} characters")
-        try:
-            program = print_the_answer(program)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            return Reading(None, f"the program is not valid Python: {error}")
-        sandbox = self.sandbox or default_sandbox()
-        result = sandbox.run(
-            program, seconds=self.seconds, memory_bytes=self.memory_bytes, output_bytes=self.output_bytes
+        result = (self.sandbox or default_sandbox()).run(
+            end_in_answer(program),
+            seconds=self.seconds,
+            memory_bytes=self.memory_bytes,
+            output_bytes=self.output_bytes,
         )
         if not result.ok:
             return Reading(None, result.error)
@@ -153,15 +147,20 @@ class Pot(Strategy):
         if not lines:
             return Reading(None, "the program printed nothing")
         value = read_answer(lines[-1], query.kind)
-        return Reading(value) if value is not None else Reading(None, f"the program printed no answer: {lines[-1][:80]!r}")
+        return (
+            Reading(value)
+            if value is not None
+            else Reading(None, f"the program printed no answer: {lines[-1][:80]!r}")
+        )
 
 
 def find_program(text: str) -> str | None:
     """The program in a model's reply: the last closed Python fence, an open one, or text that is code itself."""
-    blocks = [code for language, code in _CLOSED_FENCE.findall(text) if language.lower() in _LANGUAGES]
-    blocks = [code for code in blocks if code.strip()]
-    if blocks:
-        return str(blocks[-1])
+    blocks = [(language.lower(), code) for language, code in _CLOSED_FENCE.findall(text) if code.strip()]
+    python = [code for language, code in blocks if language in _PYTHON]
+    unlabelled = [code for language, code in blocks if not language and _is_code(code)]
+    if python or unlabelled:
+        return str((python or unlabelled)[-1])
     opened = _OPEN_FENCE.search(text)
     if opened:
         return text[opened.end() :].rstrip("`") if text[opened.end() :].strip() else None
@@ -171,43 +170,43 @@ def find_program(text: str) -> str | None:
 
 def _is_code(text: str) -> bool:
     """Whether unfenced text is a program rather than prose: it parses, and it assigns, calls or defines something."""
-    if len(text) > PROGRAM_CHARACTERS:
-        return False
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+    tree = parse(text)
     does = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Call, ast.FunctionDef)
-    return any(isinstance(node, does) for node in ast.walk(tree))
+    return tree is not None and any(isinstance(node, does) for node in ast.walk(tree))
 
 
-def print_the_answer(program: str) -> str:
-    """The program, with a last line that prints its answer where nothing in it prints.
+def end_in_answer(program: str) -> str:
+    """The program, made to end in the expression that holds its answer; the sandbox prints it if nothing else was.
 
-    A last expression is printed by the sandbox. Otherwise `solution()` (PAL's convention) or a `solve`,
-    `main` or `answer` function without arguments is called, or the variable `answer` or `result` is printed.
-    Raises SyntaxError where the program does not parse.
+    That is a call of PAL's `solution()`, or of a `solve`, `main` or `answer`, where it is defined and never called;
+    else the variable `answer` or `result`, or the last one assigned. A program that ends in an expression already
+    is left alone.
     """
-    tree = ast.parse(program)
-    if not tree.body or isinstance(tree.body[-1], ast.Expr) or _prints(tree):
+    tree = parse(program)
+    if tree is None or not tree.body or isinstance(tree.body[-1], ast.Expr):
         return program
-    expression = _answer_function(tree) or _answer_variable(tree)
-    return f"{program.rstrip()}\nprint({expression})\n" if expression else program
+    expression = _uncalled_function(tree) or _answer_variable(tree)
+    return f"{program.rstrip()}\n{expression}\n" if expression else program
 
 
-def _prints(tree: ast.Module) -> bool:
-    return any(
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
-        for node in ast.walk(tree)
-    )
-
-
-def _answer_function(tree: ast.Module) -> str | None:
-    for node in reversed(tree.body):
-        if isinstance(node, ast.FunctionDef) and node.name in ("solution", "solve", "main", "answer"):
-            required = len(node.args.posonlyargs) + len(node.args.args) - len(node.args.defaults)
-            return f"{node.name}()" if required <= 0 else None
+def _uncalled_function(tree: ast.Module) -> str | None:
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    outside = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    called = {
+        node.func.id
+        for statement in outside
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    for name in ("solution", "solve", "main", "answer"):
+        if name in functions and name not in called and _callable_bare(functions[name].args):
+            return f"{name}()"
     return None
+
+
+def _callable_bare(arguments: ast.arguments) -> bool:
+    positional = len(arguments.posonlyargs) + len(arguments.args)
+    return positional <= len(arguments.defaults) and None not in arguments.kw_defaults
 
 
 def _answer_variable(tree: ast.Module) -> str | None:
@@ -218,7 +217,6 @@ def _answer_variable(tree: ast.Module) -> str | None:
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
         if isinstance(target, ast.Name)
     ]
-    for name in ("answer", "result"):
-        if name in assigned:
-            return name
-    return assigned[-1] if assigned else None
+    return next(
+        (name for name in ("answer", "result") if name in assigned), assigned[-1] if assigned else None
+    )

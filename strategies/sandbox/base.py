@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,6 +14,10 @@ from viaticum.errors import SandboxError
 SECONDS = 2.0
 MEMORY_BYTES = 64 * 2**20
 OUTPUT_BYTES = 16 * 2**10
+PROGRAM_CHARACTERS = 20_000  # the longest program whose syntax tree is looked at
+
+# A program's invalid escapes and the like are its own business. `<program>` is the file name it is parsed under.
+warnings.filterwarnings("ignore", module="<program>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,9 @@ class Sandbox(ABC):
         """Run a program that must work and one that must be stopped. Raises `SandboxError`."""
         works = self.run("total = 6 * 7\nprint(total)", seconds=2.0)
         if not works.ok or works.stdout.strip() != "42":
-            raise SandboxError(f"the {self.backend} sandbox computes 6 * 7 wrong: {works.error or works.stdout!r}")
+            raise SandboxError(
+                f"the {self.backend} sandbox computes 6 * 7 wrong: {works.error or works.stdout!r}"
+            )
         stopped = self.run("while True:\n    pass", seconds=0.05)
         if stopped.ok:
             raise SandboxError(f"the {self.backend} sandbox does not stop an endless loop")
@@ -76,3 +84,25 @@ class Sandbox(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def parse(program: str) -> ast.Module | None:
+    """The syntax tree of a program, or None where it is too long, too deep or no Python of this version."""
+    if len(program) > PROGRAM_CHARACTERS:
+        return None
+    try:
+        return ast.parse(program, "<program>")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def name_last_value(program: str, name: str) -> str | None:
+    """The program with the value of its last expression bound to `name`; None where it ends in no expression."""
+    program = program.replace("\r\n", "\n").replace("\r", "\n")
+    tree = parse(program)
+    if tree is None or not tree.body or not isinstance(last := tree.body[-1], ast.Expr):
+        return None
+    lines = program.encode().split(b"\n")  # column offsets count bytes
+    line = lines[last.lineno - 1]
+    lines[last.lineno - 1] = line[: last.col_offset] + f"{name} = ".encode() + line[last.col_offset :]
+    return b"\n".join(lines).decode()

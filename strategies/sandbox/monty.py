@@ -1,0 +1,137 @@
+"""The pydantic-monty back end: a Python interpreter written in Rust, in worker processes of its own.
+
+The interpreter has no files, no network, no environment and no processes to give: nothing of the host is mounted
+and no host function is offered. Time, memory, recursion, sleep and output are limited inside the worker; a
+worker that hangs or crashes all the same is killed from outside and replaced. A program may use the part of
+Python that Monty has (no numpy, no generators); what it lacks shows as an error of the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+
+import pydantic_monty
+
+from viaticum.errors import SandboxError
+from viaticum.strategies.sandbox.base import (
+    MEMORY_BYTES,
+    OUTPUT_BYTES,
+    SECONDS,
+    ProgramResult,
+    Sandbox,
+    name_last_value,
+)
+
+RECURSION = 500
+GRACE_SECONDS = 0.5  # from a worker's own time limit until it is killed
+WAIT_SECONDS = 60.0  # for a free worker
+INTERPRETER_BYTES = 512 * 2**20  # address space of a worker beside the program's memory
+_VALUE = "value_of_the_last_expression_"
+
+
+class MontySandbox(Sandbox):
+    """Programs in pydantic-monty workers, at most `workers` at once (default: one a core)."""
+
+    backend = "monty"
+    strength = (
+        "A Python interpreter without access to files, network, environment or processes, in a worker process "
+        "with an empty environment; limits inside it, and a watchdog that kills it from outside."
+    )
+
+    def __init__(self, workers: int | None = None) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._pool: pydantic_monty.Monty | None = pydantic_monty.Monty(
+                max_processes=workers or os.cpu_count() or 1,
+                checkout_timeout=WAIT_SECONDS,
+                feed_duration_limit_grace=GRACE_SECONDS,
+            ).__enter__()
+        except (RuntimeError, OSError, ValueError) as error:
+            raise SandboxError(
+                f"pydantic-monty cannot start a worker: {error}; run: pip install --force-reinstall pydantic-monty"
+            ) from error
+
+    def run(
+        self,
+        program: str,
+        *,
+        seconds: float = SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
+        output_bytes: int = OUTPUT_BYTES,
+    ) -> ProgramResult:
+        pool = self._pool
+        if pool is None:
+            raise SandboxError("this sandbox is closed; open a new one")
+        started = time.perf_counter()
+        output = pydantic_monty.CollectString(max_bytes=output_bytes)
+        limits = pydantic_monty.ResourceLimits(
+            max_feed_duration_secs=seconds,
+            max_memory=memory_bytes,
+            max_recursion_depth=RECURSION,
+            max_suspensions=100,
+            max_total_sleep_secs=0.0,
+        )
+        error = ""
+        try:
+            with pool.checkout(limits=limits) as session:
+                _limit_address_space(session.worker_pid, memory_bytes + INTERPRETER_BYTES)
+                _feed(session, program, output)
+        except TimeoutError as busy:
+            raise SandboxError(f"all workers were busy for {WAIT_SECONDS:.0f} s: {busy}") from busy
+        except pydantic_monty.MontyCrashedError as crash:
+            error = _stopped(seconds) if crash.timed_out else f"the program crashed its worker: {crash}"
+        except pydantic_monty.MontyError as raised:
+            error = _in_words(raised, seconds, memory_bytes, output_bytes)
+        except RuntimeError as broken:
+            raise SandboxError(f"the monty sandbox failed: {broken}") from broken
+        return ProgramResult(not error, output.output, error, self.backend, time.perf_counter() - started)
+
+    def close(self) -> None:
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.__exit__(None, None, None)
+
+
+def _feed(session: pydantic_monty.MontySession, program: str, output: pydantic_monty.CollectString) -> None:
+    """Run the program, then print its last value where it printed nothing.
+
+    Nothing but text comes back: a value would be rebuilt in this process, outside the program's limits, so each
+    snippet ends in None.
+    """
+    named = name_last_value(program, _VALUE)
+    session.feed_run(f"{named or program}\nNone", print_callback=output)
+    if named and not output.output.strip():
+        session.feed_run(f"if {_VALUE} is not None:\n    print({_VALUE})\nNone", print_callback=output)
+
+
+def _limit_address_space(pid: int | None, size: int) -> None:
+    """A second bound on memory, kept by the kernel, for what the interpreter does not count itself."""
+    if sys.platform == "linux" and pid is not None:
+        import resource
+
+        with contextlib.suppress(OSError, ValueError):
+            hard = resource.prlimit(pid, resource.RLIMIT_AS)[1]
+            resource.prlimit(pid, resource.RLIMIT_AS, (size, hard))
+
+
+def _stopped(seconds: float) -> str:
+    return f"the program was stopped after {seconds:g} s"
+
+
+def _in_words(error: pydantic_monty.MontyError, seconds: float, memory_bytes: int, output_bytes: int) -> str:
+    """What went wrong, as a reader of results wants to see it."""
+    if isinstance(error, pydantic_monty.MontySyntaxError):
+        return f"the program is not valid Python: {str(error)[:200]}"
+    text = str(error)
+    if text.startswith("TimeoutError: feed time limit exceeded"):
+        return _stopped(seconds)
+    if text.startswith("MemoryError: "):
+        if text.endswith(f"> {output_bytes} bytes") and output_bytes != memory_bytes:
+            return f"the program printed more than {output_bytes} bytes"
+        return f"the program needed more than {memory_bytes / 2**20:g} MiB of memory"
+    return f"the program raised {text[:300]}"
