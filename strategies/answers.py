@@ -46,7 +46,7 @@ _SIGNED_CURRENCY = re.compile(r"(?<![\w.)])([-+])\s?\\?[$€£¥₹]\s?")
 _CURRENCY = re.compile(r"\\?[$€£¥₹]")
 _CHOICE = re.compile(r"^\W{0,4}(?:option|choice|answer)?\s?\W{0,3}([A-Ja-j])(?:\W|$)")
 _LOOSE_CHOICE = re.compile(
-    r"\(([A-Ja-j])\)|\b([A-J])\)|(?:option|choice)\s\(?([A-Ja-j])\b|^\W{0,3}([A-J])\W{0,3}$", re.M
+    r"\(([A-Ja-j])\)|\b([A-J])\)|(?i:option|choice)\s\(?([A-Ja-j])\b|^\W{0,3}([A-J])\W{0,3}$", re.M
 )
 _BOOLEAN = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
 _YES_NO = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
@@ -143,15 +143,20 @@ def whole_number(text: str) -> Fraction | None:
 
 
 def write_number(number: Fraction) -> str:
-    """A number as a plain decimal where it has one of at most 12 places, else as a fraction in lowest terms."""
-    if number.denominator == 1:
-        return str(number.numerator)
-    scaled = number * 10**12
-    nearest = round(scaled)
-    if scaled.denominator != 1 and (not nearest or abs(scaled - nearest) > abs(scaled) / 10**12):
-        return f"{number.numerator}/{number.denominator}"
+    """A number as a decimal, rounded to 12 places, or as a fraction in lowest terms where no decimal ends."""
+    nearest = round(number * 10**12)
+    if (number and not nearest) or not _is_decimal(number):
+        return str(number)
     sign, digits = "-" if nearest < 0 else "", str(abs(nearest)).rjust(13, "0")
     return f"{sign}{digits[:-12]}.{digits[-12:]}".rstrip("0").rstrip(".")
+
+
+def _is_decimal(number: Fraction) -> bool:
+    rest = number.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest == 1
 
 
 def _marked(text: str) -> Iterator[str]:

@@ -163,7 +163,8 @@ def find_program(text: str) -> str | None:
         return str((python or unlabelled)[-1])
     opened = _OPEN_FENCE.search(text)
     if opened:
-        return text[opened.end() :].rstrip("`") if text[opened.end() :].strip() else None
+        code = text[opened.end() :].rstrip("`")
+        return code if code.strip() else None
     bare = text.strip().rstrip("`")
     return bare if _is_code(bare) else None
 

@@ -7,7 +7,6 @@ with the package.
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 
 from viaticum.errors import SandboxError
@@ -17,10 +16,6 @@ __all__ = ["ProgramResult", "Sandbox", "default_sandbox"]
 
 _lock = threading.Lock()
 _shared: Sandbox | None = None
-_owner = 0  # the process that started it: a forked child must not talk to its parent's workers
-_inherited: list[
-    Sandbox | None
-] = []  # kept, because dropping one would end workers that the parent still uses
 
 
 def default_sandbox() -> Sandbox:
@@ -28,12 +23,11 @@ def default_sandbox() -> Sandbox:
 
     Raises `SandboxError`, naming what to install, where none works on this machine.
     """
-    global _shared, _owner
+    global _shared
     with _lock:
-        if _shared is None or _owner != os.getpid():
-            _inherited.append(_shared)
-            _shared, _owner = _start(), os.getpid()
-            atexit.register(_close, _shared, _owner)
+        if _shared is None:
+            _shared = _start()
+            atexit.register(_shared.close)
         return _shared
 
 
@@ -51,16 +45,3 @@ def _start() -> Sandbox:
         sandbox.close()
         raise SandboxError(f"{error}; reinstall it: pip install --force-reinstall pydantic-monty") from error
     return sandbox
-
-
-def _close(sandbox: Sandbox, owner: int) -> None:
-    if owner == os.getpid():
-        sandbox.close()
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)

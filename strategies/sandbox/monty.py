@@ -32,6 +32,10 @@ WAIT_SECONDS = 60.0  # for a free worker
 INTERPRETER_BYTES = 512 * 2**20  # address space of a worker beside the program's memory
 _VALUE = "value_of_the_last_expression_"
 
+# pydantic-monty serves its workers from threads of this process, which a forked child does not have: there, every
+# call would wait for ever.
+_process = 0
+
 
 class MontySandbox(Sandbox):
     """Programs in pydantic-monty workers, at most `workers` at once (default: one a core)."""
@@ -43,7 +47,10 @@ class MontySandbox(Sandbox):
     )
 
     def __init__(self, workers: int | None = None) -> None:
+        global _process
         self._lock = threading.Lock()
+        _refuse_after_fork()
+        _process = os.getpid()
         try:
             self._pool: pydantic_monty.Monty | None = pydantic_monty.Monty(
                 max_processes=workers or os.cpu_count() or 1,
@@ -66,6 +73,7 @@ class MontySandbox(Sandbox):
         pool = self._pool
         if pool is None:
             raise SandboxError("this sandbox is closed; open a new one")
+        _refuse_after_fork()
         started = time.perf_counter()
         output = pydantic_monty.CollectString(max_bytes=output_bytes)
         limits = pydantic_monty.ResourceLimits(
@@ -91,10 +99,19 @@ class MontySandbox(Sandbox):
         return ProgramResult(not error, output.output, error, self.backend, time.perf_counter() - started)
 
     def close(self) -> None:
+        if _process != os.getpid():
+            return  # the workers belong to the process that forked this one, and it may be using them
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.__exit__(None, None, None)
+
+
+def _refuse_after_fork() -> None:
+    if _process not in (0, os.getpid()):
+        raise SandboxError(
+            "this process was forked from one that had started a sandbox; start processes with the 'spawn' method"
+        )
 
 
 def _feed(session: pydantic_monty.MontySession, program: str, output: pydantic_monty.CollectString) -> None:
