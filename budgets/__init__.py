@@ -1,1 +1,9 @@
+"""Allowances that hold: a ledger that sets the worst case aside before a call and posts its true cost after.
 
+Knows no model catalogue and no prompt.
+"""
+
+from viaticum.budgets.ledger import Ledger, default_path
+from viaticum.budgets.records import Budget, Entry, EntryKind, Hold, HoldState
+
+__all__ = ["Budget", "Entry", "EntryKind", "Hold", "HoldState", "Ledger", "default_path"]

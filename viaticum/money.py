@@ -8,13 +8,15 @@ number read through its shortest decimal form, and leave as integers or text.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 
 from viaticum.errors import InputError
 
 NANOUSD_PER_USD = 1_000_000_000
 TOKENS_PER_MILLION = 1_000_000
 MAX_NANOUSD = 2**63 - 1  # what an SQLite or Postgres integer column holds: 9.2 billion dollars
+_ONE_NANOUSD = Decimal("1e-9")
+_EXACT = Context(prec=40)  # digits enough for any amount in range, whatever the caller's context says
 
 
 def nanousd(dollars: str | int | float | Decimal) -> int:
@@ -26,18 +28,20 @@ def nanousd(dollars: str | int | float | Decimal) -> int:
         amount = Decimal(str(dollars).strip().removeprefix("$"))
         if not amount.is_finite():
             raise InvalidOperation
-        nano = int((amount * NANOUSD_PER_USD).to_integral_value(ROUND_HALF_EVEN))
     except InvalidOperation:
         raise InputError(f"not an amount of dollars: {dollars!r}; write a number such as 0.002") from None
-    if abs(nano) > MAX_NANOUSD:
-        raise InputError(f"amount out of range: {dollars!r}; at most {MAX_NANOUSD // NANOUSD_PER_USD} dollars")
-    return nano
+    # Compared before it is scaled: an exponent such as 1e999999 would overflow or fill the memory.
+    if amount.copy_abs() > MAX_NANOUSD // NANOUSD_PER_USD:
+        raise InputError(
+            f"amount out of range: {dollars!r}; at most {MAX_NANOUSD // NANOUSD_PER_USD} dollars"
+        )
+    return int(amount.quantize(_ONE_NANOUSD, ROUND_HALF_EVEN, _EXACT).scaleb(9, _EXACT))
 
 
 def format_usd(amount: int) -> str:
     """Nano-dollars as text, exact: `format_usd(2_000_000) == "$0.002"`."""
-    text = format(Decimal(abs(amount)) / NANOUSD_PER_USD, "f")
-    text = text.rstrip("0").rstrip(".") if "." in text else text
+    whole, rest = divmod(abs(amount), NANOUSD_PER_USD)
+    text = f"{whole}.{rest:09d}".rstrip("0").rstrip(".")
     return f"{'-' if amount < 0 else ''}${text}"
 
 
@@ -49,15 +53,25 @@ class Price:
     output_nanousd_per_million: int
 
     def __post_init__(self) -> None:
+        if not all(
+            isinstance(n, int) for n in (self.input_nanousd_per_million, self.output_nanousd_per_million)
+        ):
+            raise InputError(
+                f"a price is an integer of nano-dollars: {self}; Price.per_million() reads dollars"
+            )
         if self.input_nanousd_per_million < 0 or self.output_nanousd_per_million < 0:
             raise InputError(f"a price is never negative: {self}")
 
     @classmethod
-    def per_million(cls, input_usd: str | int | float | Decimal, output_usd: str | int | float | Decimal) -> Price:
+    def per_million(
+        cls, input_usd: str | int | float | Decimal, output_usd: str | int | float | Decimal
+    ) -> Price:
         """A price quoted the way vendors do, in dollars for a million tokens."""
         return cls(nanousd(input_usd), nanousd(output_usd))
 
     def cost(self, input_tokens: int, output_tokens: int) -> int:
         """Nano-dollars for so many tokens, rounded up, so that a sum of parts never falls below the whole."""
-        total = input_tokens * self.input_nanousd_per_million + output_tokens * self.output_nanousd_per_million
-        return int((Decimal(total) / TOKENS_PER_MILLION).to_integral_value(ROUND_CEILING))
+        total = (
+            input_tokens * self.input_nanousd_per_million + output_tokens * self.output_nanousd_per_million
+        )
+        return -(-total // TOKENS_PER_MILLION)

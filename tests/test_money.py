@@ -1,0 +1,77 @@
+"""Money: dollars in, integers kept, text out, nothing lost on the way."""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from viaticum.errors import InputError
+from viaticum.money import MAX_NANOUSD, Price, format_usd, nanousd
+
+
+@pytest.mark.parametrize(
+    ("dollars", "nano"),
+    [
+        ("0.002", 2_000_000),
+        ("$5", 5_000_000_000),
+        (0.1, 100_000_000),
+        (3, 3_000_000_000),
+        (Decimal("-2.5"), -2_500_000_000),
+        (" 1e-9 ", 1),
+        ("0.0000000005", 0),  # half to even
+        ("0.0000000015", 2),
+        ("1e-999999999", 0),
+        ("9223372036", 9_223_372_036_000_000_000),
+    ],
+)
+def test_dollars_become_nano_dollars(dollars: str | int | float | Decimal, nano: int) -> None:
+    assert nanousd(dollars) == nano
+
+
+@pytest.mark.parametrize(
+    "dollars", ["", "five", "nan", "inf", True, None, "1e999999999", "9223372037", -(10**30)]
+)
+def test_what_is_no_amount_is_refused(dollars: str) -> None:
+    with pytest.raises(InputError):
+        nanousd(dollars)
+
+
+@given(st.integers(-MAX_NANOUSD // 2, MAX_NANOUSD // 2))
+def test_text_and_back_loses_nothing(amount: int) -> None:
+    text = format_usd(amount)
+    assert nanousd(text.replace("$", "")) == amount
+    assert "e" not in text.lower()
+
+
+def test_the_callers_decimal_context_does_not_matter() -> None:
+    with localcontext() as context:
+        context.prec = 3
+        assert nanousd("123456789.123456789") == 123_456_789_123_456_789
+        assert format_usd(123_456_789_123_456_789) == "$123456789.123456789"
+
+
+tokens = st.integers(0, 10**18)
+
+
+@given(tokens, tokens, tokens, tokens, st.integers(0, 10**15), st.integers(0, 10**15))
+def test_parts_never_cost_less_than_the_whole(a: int, b: int, c: int, d: int, read: int, made: int) -> None:
+    price = Price(read, made)
+    assert price.cost(a, b) + price.cost(c, d) >= price.cost(a + c, b + d)
+    assert 0 <= price.cost(a, b) * 10**6 - (a * read + b * made) < 10**6
+
+
+def test_a_price_is_quoted_in_dollars_for_a_million_tokens() -> None:
+    price = Price.per_million("0.15", "0.60")
+    assert price == Price(150_000_000, 600_000_000)
+    assert price.cost(1_000_000, 0) == nanousd("0.15")
+    assert price.cost(1, 0) == 150
+    assert Price(1, 0).cost(1, 0) == 1  # a millionth of a nano-dollar still counts as one
+
+
+@pytest.mark.parametrize("amounts", [(-1, 0), (0, -1), (0.5, 0), ("1", 0)])
+def test_a_price_is_a_whole_number_and_never_negative(amounts: tuple[int, int]) -> None:
+    with pytest.raises(InputError):
+        Price(*amounts)
