@@ -202,6 +202,9 @@ class Catalogue(Mapping[str, ModelSpec]):
         except KeyError:
             raise UnknownName("model", name, self._specs) from None
 
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._specs.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._specs
 
@@ -225,6 +228,15 @@ class Catalogue(Mapping[str, ModelSpec]):
     def models(self) -> tuple[ModelSpec, ...]:
         """Everything that answers questions: local models, pairs and remote models."""
         return self._of_kind("local", "pair", "remote")
+
+    def weights_of(self, *names: str) -> tuple[ModelSpec, ...]:
+        """The entries whose weights the named ones need, a pair's members among them, each once.
+
+        Of no names: those that every `default` entry needs. A remote model needs none.
+        """
+        chosen = [self[name] for name in names] if names else [spec for spec in self.values() if spec.default]
+        members = dict.fromkeys(member for spec in chosen for member in spec.members)
+        return tuple(self[member] for member in members if self[member].sources)
 
     def with_models(self, *specs: ModelSpec) -> Catalogue:
         """A catalogue with some entries added, or replaced where the name is taken."""
@@ -262,10 +274,8 @@ def _read_tables(text: bytes, origin: str) -> dict[str, Any]:
 
 
 def _spec(name: str, fields: Mapping[str, Any], tables: Mapping[str, Any], origin: str) -> ModelSpec:
-    if "context_length" not in fields:  # a pair reads what both of its members can read
-        lengths = [tables.get(fields.get(role, ""), {}).get("context_length") for role in ("small", "large")]
-        if all(isinstance(length, int) for length in lengths):
-            fields = {**fields, "context_length": min(lengths)}
+    if fields.get("kind") == "pair" and "context_length" not in fields:
+        fields = {**fields, "context_length": _shorter_context(fields, tables)}
     try:
         return ModelSpec.model_validate({**fields, "name": name})
     except ValidationError as error:
@@ -274,6 +284,13 @@ def _spec(name: str, fields: Mapping[str, Any], tables: Mapping[str, Any], origi
         raise InputError(
             f"{origin}: {where}: {_one_line(first['msg'].removeprefix('Value error, '))}"
         ) from None
+
+
+def _shorter_context(fields: Mapping[str, Any], tables: Mapping[str, Any]) -> int:
+    """A pair reads what both of its members can read. Wrong members are reported elsewhere."""
+    members = [fields.get(role) for role in ("small", "large")]
+    lengths = [tables[name].get("context_length") for name in members if isinstance(name, str) and name in tables]
+    return min((length for length in lengths if isinstance(length, int)), default=1)
 
 
 def _check_pair(spec: ModelSpec, specs: Mapping[str, ModelSpec], origin: str) -> None:

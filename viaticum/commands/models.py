@@ -1,0 +1,180 @@
+"""`viaticum models`: what the catalogue holds, and its weights on this machine.
+
+Results go to stdout, progress to stderr. Leaves out errors and exit codes: `viaticum.cli` turns a
+`ViaticumError` into one line and exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.errors import InputError, WeightsError
+from viaticum.money import format_usd
+from viaticum.weights import Pulled, check, locate, pull_all
+
+app = typer.Typer(
+    no_args_is_help=True, help="List the models of the catalogue; fetch and check their weights."
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+CatalogueFile = Annotated[
+    Path | None,
+    typer.Option("--catalogue", help="A TOML file laid over the packaged catalogue.", metavar="FILE"),
+]
+Name = Annotated[str, typer.Argument(help="A model of the catalogue.")]
+
+
+@app.command("list")
+def list_models(as_json: JsonFlag = False, catalogue: CatalogueFile = None) -> None:
+    """List every model: kind, prices, context, and whether its weights are here."""
+    loaded = Catalogue.load(catalogue)
+    if as_json:
+        _print_json([_facts(spec, loaded) for spec in loaded.values()])
+        return
+    table = Table("name", "kind", "$/M input", "$/M output", "context", "weights", box=None, pad_edge=False)
+    for spec in loaded.values():
+        price_in, price_out = _price_texts(spec)
+        weights = {None: "-", True: "here", False: "not here"}[_is_here(spec, loaded)]
+        table.add_row(spec.name, spec.kind, price_in, price_out, str(spec.context_length), weights)
+    Console().print(table)
+
+
+@app.command()
+def show(name: Name, as_json: JsonFlag = False, catalogue: CatalogueFile = None) -> None:
+    """Show one entry of the catalogue."""
+    loaded = Catalogue.load(catalogue)
+    facts = _facts(loaded[name], loaded)
+    if as_json:
+        _print_json(facts)
+        return
+    for key, value in facts.items():
+        for line in value if key == "sources" else [value]:
+            typer.echo(f"{key}: {_source_text(line) if key == 'sources' else line}")
+
+
+@app.command()
+def pull(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Models; without any, those used by default.")
+    ] = None,
+    full_check: Annotated[
+        bool, typer.Option("--check", help="Hash what is already here; repair it.")
+    ] = False,
+    as_json: JsonFlag = False,
+    catalogue: CatalogueFile = None,
+) -> None:
+    """Fetch weights, check them against their hash, and keep them for good. A pair fetches both models."""
+    loaded = Catalogue.load(catalogue)
+    specs = _with_weights(loaded, names or [])
+    with _Bars() as bars:
+        pulled = pull_all(specs, bars.report, full_check=full_check)
+    _print_pulled(pulled, as_json)
+
+
+@app.command("check")
+def check_weights(name: Name, as_json: JsonFlag = False, catalogue: CatalogueFile = None) -> None:
+    """Hash every file of a model's weights against what was written when they were fetched."""
+    loaded = Catalogue.load(catalogue)
+    specs = _with_weights(loaded, [name])
+    with _Bars() as bars:
+        checked = [check(spec, bars.reporter(spec.name)) for spec in specs]
+    _print_pulled(checked, as_json)
+
+
+class _Bars:
+    """A progress bar a model on stderr; a stage that follows another starts it anew."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def report(self, name: str, stage: str, done: int, total: int) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=None)
+        self._progress.update(
+            self._tasks[name], description=f"{name}: {stage}", completed=done, total=total or None
+        )
+
+    def reporter(self, name: str) -> Any:
+        return lambda stage, done, total: self.report(name, stage, done, total)
+
+
+def _with_weights(catalogue: Catalogue, names: list[str]) -> tuple[ModelSpec, ...]:
+    for name in names:
+        if catalogue[name].kind == "remote":
+            raise InputError(f"{name} is a remote model: it has no weights to keep on this machine")
+    return catalogue.weights_of(*names)
+
+
+def _is_here(spec: ModelSpec, catalogue: Catalogue) -> bool | None:
+    """None for a remote model, which has no weights."""
+    if spec.kind == "remote":
+        return None
+    try:
+        for member in catalogue.weights_of(spec.name):
+            locate(member)
+    except WeightsError:
+        return False
+    return True
+
+
+def _facts(spec: ModelSpec, catalogue: Catalogue) -> dict[str, Any]:
+    """The entry as it was given, and `path` where its weights are here."""
+    facts = spec.model_dump(exclude_none=True)
+    if not spec.sources:
+        del facts["sources"]
+    elif _is_here(spec, catalogue):
+        facts["path"] = str(locate(spec))
+    return facts
+
+
+def _source_text(source: dict[str, Any]) -> str:
+    if source["type"] == "wheels":
+        return f"{len(source['packages'])} wheels from {source['packages'][0]}, {source['bytes']} bytes, sha256 {source['sha256']}"
+    return (
+        f"hub {source['repo']} at {source['revision']}"
+        if source["type"] == "hub"
+        else f"path {source['path']}"
+    )
+
+
+def _price_texts(spec: ModelSpec) -> tuple[str, str]:
+    if spec.kind != "remote" and spec.price is None:
+        return "-", "-"
+    if spec.price is None:
+        return "unknown", "unknown"
+    return format_usd(spec.price.input_nanousd_per_million), format_usd(spec.price.output_nanousd_per_million)
+
+
+def _print_pulled(pulled: list[Pulled], as_json: bool) -> None:
+    if as_json:
+        objects = [each.as_json() for each in pulled]
+        _print_json(objects[0] if len(objects) == 1 else objects)
+        return
+    for each in pulled:
+        typer.echo(f"{each.name}  {each.bytes} bytes  sha256 {each.sha256}  {each.path}")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=float))  # exact decimals print as plain numbers
