@@ -289,7 +289,9 @@ def _spec(name: str, fields: Mapping[str, Any], tables: Mapping[str, Any], origi
 def _shorter_context(fields: Mapping[str, Any], tables: Mapping[str, Any]) -> int:
     """A pair reads what both of its members can read. Wrong members are reported elsewhere."""
     members = [fields.get(role) for role in ("small", "large")]
-    lengths = [tables[name].get("context_length") for name in members if isinstance(name, str) and name in tables]
+    lengths = [
+        tables[name].get("context_length") for name in members if isinstance(name, str) and name in tables
+    ]
     return min((length for length in lengths if isinstance(length, int)), default=1)
 
 

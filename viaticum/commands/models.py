@@ -160,10 +160,8 @@ def _source_text(source: dict[str, Any]) -> str:
 
 
 def _price_texts(spec: ModelSpec) -> tuple[str, str]:
-    if spec.kind != "remote" and spec.price is None:
-        return "-", "-"
     if spec.price is None:
-        return "unknown", "unknown"
+        return ("-", "-") if spec.kind in ("pair", "encoder") else ("unknown", "unknown")
     return format_usd(spec.price.input_nanousd_per_million), format_usd(spec.price.output_nanousd_per_million)
 
 

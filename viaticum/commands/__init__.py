@@ -1,0 +1,1 @@
+"""The commands of `viaticum`, a module for each group; `viaticum.cli` mounts them."""
