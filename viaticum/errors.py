@@ -68,7 +68,9 @@ class BudgetExceeded(BudgetError):
     `needed` and `left` are in `unit`: "nanousd" or "tokens".
     """
 
-    def __init__(self, message: str, *, budget: str = "", needed: int = 0, left: int = 0, unit: str = "nanousd") -> None:
+    def __init__(
+        self, message: str, *, budget: str = "", needed: int = 0, left: int = 0, unit: str = "nanousd"
+    ) -> None:
         self.budget, self.needed, self.left, self.unit = budget, needed, left, unit
         super().__init__(message)
 

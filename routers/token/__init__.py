@@ -1,1 +1,11 @@
+"""Which model writes the next token. Needs torch and numpy alone.
 
+A router is one class with two methods; `Entropy` is R-Stitch's rule (arXiv 2507.17307), the others are
+its limits and the tools to measure with.
+"""
+
+from viaticum.routers.token.base import Step, TokenRouter, entropy
+from viaticum.routers.token.rstitch import Entropy
+from viaticum.routers.token.fixed import AlwaysLarge, AlwaysSmall, Replay
+
+__all__ = ["AlwaysLarge", "AlwaysSmall", "Entropy", "Replay", "Step", "TokenRouter", "entropy"]

@@ -1,0 +1,168 @@
+"""Local models and pairs behind the `Model` contract; every set of weights is loaded once and shared.
+
+Needs the `local` extra. Knows no strategy and no price. One call runs at a time: two calls at once would
+only share the same cores and caches (many texts at once go through `generate_all`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from viaticum.agents.models import Generation, Model
+from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.errors import InputError, MissingExtra, PromptTooLong
+from viaticum.types import Completion, Message, TokenCount, Usage
+from viaticum.vocabulary import check_same_vocabulary
+from viaticum.weights import locate
+
+if TYPE_CHECKING:
+    from viaticum.decoders import MixedDecoder, Request, Result, Runner
+    from viaticum.routers.token import TokenRouter
+
+
+class LocalModels:
+    """The local models of a catalogue, loaded on first use. slots: texts that are written at once."""
+
+    def __init__(self, catalogue: Catalogue, *, slots: int = 1) -> None:
+        self.catalogue = catalogue
+        self.slots = slots
+        self._runners: dict[str, Runner] = {}
+        self._tokenizers: dict[str, Any] = {}
+        self.lock = threading.RLock()
+
+    def model(self, name: str) -> LocalModel:
+        """A model of kind local or pair. Checks that weights are here and fit; loads them only when asked to write.
+
+        Raises `WeightsError` for missing weights and `VocabularyMismatch` for a pair that cannot work.
+        """
+        spec = self.catalogue[name]
+        if spec.kind not in ("local", "pair"):
+            raise InputError(f"{name} is a {spec.kind} model, not a local one")
+        folders = [locate(self.catalogue[member]) for member in spec.members]
+        if len(folders) == 2:
+            check_same_vocabulary(*folders)
+        return LocalModel(self, spec, folders[-1])
+
+    def tokenizer(self, folder: Path) -> Any:
+        try:
+            from transformers import AutoTokenizer
+        except ImportError:
+            raise MissingExtra("transformers", "local") from None
+        with self.lock:
+            if str(folder) not in self._tokenizers:
+                self._tokenizers[str(folder)] = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return self._tokenizers[str(folder)]
+
+    def runner(self, name: str) -> Runner:
+        try:
+            from viaticum.decoders import Runner
+        except ImportError as error:
+            raise MissingExtra(error.name or "torch", "local") from None
+        spec = self.catalogue[name]
+        with self.lock:
+            if name not in self._runners:
+                self._runners[name] = Runner.load(locate(spec), slots=self.slots, context=spec.context_length)
+            return self._runners[name]
+
+
+class LocalModel(Model):
+    """One local model, or a small/large pair in which a token router chooses."""
+
+    def __init__(self, pool: LocalModels, spec: ModelSpec, folder: Path) -> None:
+        self.pool, self.spec = pool, spec
+        self.name, self.members = spec.name, spec.members
+        self._folder = folder
+        self._decoder: MixedDecoder | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.pool.tokenizer(self._folder)
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a chat, by the model's own template, ready for the answer."""
+        ids: list[int] = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, return_dict=False
+        )
+        return ids
+
+    def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
+        prompt = len(self.prompt(messages))
+        if prompt + max_new_tokens > self.spec.context_length:
+            raise PromptTooLong(
+                f"a prompt of {prompt} tokens and {max_new_tokens} new ones do not fit the context of "
+                f"{self.name} ({self.spec.context_length}); shorten the question or lower max_new_tokens"
+            )
+        # Each model of a pair reads the prompt; which of them makes a token is not known beforehand, so
+        # the large one, never the cheaper, is taken to make them all.
+        worst = dict.fromkeys(self.members, TokenCount(prompt, 0))
+        worst[self.members[-1]] = TokenCount(prompt, max_new_tokens)
+        return worst
+
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+        with self.pool.lock:
+            events = self._mixed().stream([self._request(messages, generation)])
+            for event in events:
+                if event.text:
+                    yield event.text
+                if event.result is not None:
+                    yield _completion(event.result)
+
+    def generate_all(
+        self, chats: Sequence[Sequence[Message]], generation: Generation
+    ) -> Iterator[tuple[int, Completion]]:
+        """Many chats at once, as slots allow: (place in the list, completion) as each ends."""
+        with self.pool.lock:
+            requests = [self._request(messages, generation) for messages in chats]
+            for event in self._mixed().stream(requests):
+                if event.result is not None:
+                    yield event.index, _completion(event.result)
+
+    def _request(self, messages: Sequence[Message], generation: Generation) -> Request:
+        from viaticum.decoders import Request, Sampling
+
+        return Request(
+            prompt=self.prompt(messages),
+            max_new_tokens=generation.max_new_tokens,
+            sampling=Sampling(generation.temperature, generation.top_p, generation.top_k, generation.seed),
+            stop=generation.stop,
+        )
+
+    def _mixed(self) -> MixedDecoder:
+        if self._decoder is None:
+            runners = [self.pool.runner(member) for member in self.members]
+            from viaticum.decoders import MixedDecoder
+
+            pair = len(runners) == 2
+            self._decoder = MixedDecoder(
+                runners[-1],
+                runners[0] if pair else None,
+                tokenizer=self.tokenizer,
+                router=token_router(self.spec) if pair else None,
+                stop_ids=stop_ids(runners[-1], self.tokenizer),
+                names=(self.members[0], self.members[-1]),
+            )
+        return self._decoder
+
+
+def token_router(spec: ModelSpec) -> TokenRouter:
+    """The token router that a pair's entry names."""
+    from viaticum.routers.token import Entropy
+
+    if spec.router != "r-stitch":
+        raise InputError(f"{spec.name}: unknown token router {spec.router!r}; known: r-stitch")
+    assert spec.tau is not None, "the catalogue checks that a pair has a tau"
+    return Entropy(spec.tau)
+
+
+def stop_ids(runner: Runner, tokenizer: Any) -> list[int]:
+    """Token ids that end a text: the tokenizer's and those of the model's generation config."""
+    configured = getattr(runner.model.generation_config, "eos_token_id", None)
+    many = configured if isinstance(configured, list) else [configured]
+    return sorted({int(token) for token in (*many, tokenizer.eos_token_id) if token is not None})
+
+
+def _completion(result: Result) -> Completion:
+    return Completion(result.text, Usage(result.usage, result.seconds), result.finish_reason, result.trace)

@@ -1,0 +1,50 @@
+"""What answers a chat: one contract for local models, small/large pairs and remote models.
+
+Leaves out how a local model decodes (`agents.local`), prices and budgets. Token counts here are what a
+ledger reserves and settles, so a worst case is never an estimate.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from viaticum.types import Completion, Message, TokenCount
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How long and how to write: at most `max_new_tokens`, ended early by any of `stop`.
+
+    temperature 0 is greedy; seed makes sampling repeatable.
+    """
+
+    max_new_tokens: int = 400
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+class Model(ABC):
+    """Something that answers a chat. `name` is its catalogue name; `members` are the models that bill."""
+
+    name: str
+    members: tuple[str, ...]
+
+    @abstractmethod
+    def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
+        """The most tokens each member can read and make. Raises `PromptTooLong` past the context."""
+
+    @abstractmethod
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+        """Pieces of text as they come, then the completion. Closing the iterator ends the call."""
+
+    def generate(self, messages: Sequence[Message], generation: Generation) -> Completion:
+        """The whole completion at once."""
+        for piece in self.stream(messages, generation):
+            if isinstance(piece, Completion):
+                return piece
+        raise AssertionError("a stream ends with its completion")

@@ -1,0 +1,169 @@
+"""Profiling: run every local (model, strategy) pair on questions with known answers; write the outcome table.
+
+Finished rows go to a journal beside the output at once, so that a run that was killed goes on where it
+stopped. Leaves out fitting anything on the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from viaticum.agents.local import LocalModels
+from viaticum.agents.models import Generation
+from viaticum.agents.questions import Question
+from viaticum.catalogue import Catalogue
+from viaticum.errors import DataError, InputError
+from viaticum.outcomes import outcome, write_outcomes
+from viaticum.strategies import get as get_strategy
+from viaticum.strategies.answers import equivalent
+from viaticum.types import Completion, Outcome, Pair
+
+Progress = Callable[
+    [Pair, int, int, float], None
+]  # pair, rows done of all, rows in all, accuracy of the pair so far
+
+
+def profile(
+    questions: Sequence[Question],
+    pairs: Sequence[Pair],
+    out: str | Path,
+    *,
+    catalogue: Catalogue,
+    dataset: str,
+    slots: int = 32,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Outcomes of every pair on every question, written to `out` (.parquet or .jsonl) when all are there.
+
+    Resumes from `out`.journal where that was made from the same questions, and refuses it otherwise. With a
+    batch, a row's seconds run from its first step to its last, waiting for its neighbours included.
+    """
+    for question in questions:
+        if question.gold is None:
+            raise DataError(f"question {question.id!r} has no answer; profiling compares with known answers")
+    out = Path(out)
+    journal = Journal(
+        out.with_name(out.name + ".journal"), _fingerprint(questions, catalogue, pairs, dataset)
+    )
+    pool = LocalModels(catalogue, slots=slots)
+    try:
+        total = len(pairs) * len(questions)
+        for pair in sorted(pairs):  # one model's pairs follow each other, so that its weights stay warm
+            done = journal.rows.setdefault(pair, {})
+            todo = [question for question in questions if question.id not in done]
+            for row in _run(pair, todo, pool, dataset):
+                journal.add(row)
+                if progress is not None:
+                    right = sum(each.correct for each in done.values()) / len(done)
+                    progress(pair, sum(map(len, journal.rows.values())), total, right)
+    finally:
+        journal.close()
+    outcomes = [journal.rows[pair][question.id] for pair in pairs for question in questions]
+    write_outcomes(out, outcomes)
+    journal.path.unlink()
+    return outcomes
+
+
+def _run(pair: Pair, questions: list[Question], pool: LocalModels, dataset: str) -> Iterator[Outcome]:
+    """Outcomes of one pair, in the order in which the texts end."""
+    if not questions:
+        return
+    model, strategy = pool.model(pair.model), get_strategy(pair.strategy)
+    generation = Generation(max_new_tokens=strategy.max_new_tokens, stop=strategy.stop)
+    chats = [strategy.messages(question.query) for question in questions]
+    for index, completion in model.generate_all(chats, generation):
+        question = questions[index]
+        reading = strategy.read(completion, question.query)
+        right = equivalent(reading.value, question.gold, question.query.kind)
+        yield Outcome(
+            dataset=dataset,
+            question_id=question.id,
+            question=question.query.text,
+            model=pair.model,
+            strategy=pair.strategy,
+            answer=reading.value,
+            correct=right,
+            input_tokens=completion.usage.input_tokens,
+            output_tokens=completion.usage.output_tokens,
+            cost_nanousd=cost_of(completion, pool.catalogue),
+            seconds=round(completion.usage.seconds, 3),
+            finish_reason=completion.finish_reason,
+        )
+
+
+def cost_of(completion: Completion, catalogue: Catalogue) -> int | None:
+    """Nano-dollars of a completion at the catalogue's prices; None where a price is unknown."""
+    total = 0
+    for name, count in completion.usage.models.items():
+        price = catalogue[name].price
+        if price is None:
+            return None
+        total += price.cost(count.input_tokens, count.output_tokens)
+    return total
+
+
+class Journal:
+    """Finished rows, one JSON line each, after a first line that says what they belong to."""
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path = path
+        self.rows: dict[Pair, dict[str, Outcome]] = {}
+        try:
+            self._read(fingerprint)
+            self._file = path.open("a", encoding="utf-8")
+            if self._file.tell() == 0:
+                self._write({"fingerprint": fingerprint})
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+    def add(self, row: Outcome) -> None:
+        self._write(asdict(row))
+        self.rows.setdefault(Pair(row.model, row.strategy), {})[row.question_id] = row
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self, fingerprint: str) -> None:
+        if not self.path.exists():
+            return
+        whole = self.path.read_bytes()
+        end = whole.rfind(b"\n") + 1  # a kill in the middle of a write leaves half a line
+        if end < len(whole):
+            os.truncate(self.path, end)
+        lines = whole[:end].splitlines()
+        if not lines:
+            return
+        if json.loads(lines[0]).get("fingerprint") != fingerprint:
+            raise InputError(
+                f"{self.path} belongs to other questions, models, prompts or pairs; remove it to start anew"
+            )
+        for number, line in enumerate(lines[1:], 2):
+            row = outcome(json.loads(line), f"{self.path}, line {number}")
+            self.rows.setdefault(Pair(row.model, row.strategy), {})[row.question_id] = row
+
+
+def _fingerprint(
+    questions: Sequence[Question], catalogue: Catalogue, pairs: Sequence[Pair], dataset: str
+) -> str:
+    """A hash of all that the outcomes depend on: questions, gold, models, and the prompts themselves."""
+    told = {
+        "dataset": dataset,
+        "pairs": [str(pair) for pair in pairs],
+        "models": {pair.model: catalogue[pair.model].model_dump_json() for pair in pairs},
+        "prompts": {
+            pair.strategy: get_strategy(pair.strategy).messages(questions[0].query) for pair in pairs
+        },
+        "questions": [(question.id, question.query.text, question.gold) for question in questions],
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,61 @@
+"""Reading question files: JSONL with a question and, where it is known, the right answer.
+
+GSM8K's form is understood as it is: the gold answer follows `####` in `answer`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from viaticum.errors import DataError
+from viaticum.outcomes import read_jsonl
+from viaticum.types import ANSWER_KINDS, Query
+
+GOLD_MARK = "####"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A query with its id and gold answer (None where unknown)."""
+
+    id: str
+    query: Query
+    gold: str | None
+
+
+def read_questions(path: str | Path, *, limit: int | None = None) -> list[Question]:
+    """Questions of a JSONL file: `question`, and optionally `id`, `answer` (gold), `kind`.
+
+    A missing id is the line number. Raises `DataError` naming the line: not an object, no question, an
+    unknown kind, or an id that an earlier line has.
+    """
+    questions: list[Question] = []
+    lines: dict[str, int] = {}
+    for number, row in read_jsonl(path):
+        if limit is not None and len(questions) >= limit:
+            break
+        question = _question(row, number, f"{path}, line {number}")
+        if question.id in lines:
+            raise DataError(
+                f"{path}, line {number}: id {question.id!r} is that of line {lines[question.id]} too"
+            )
+        lines[question.id] = number
+        questions.append(question)
+    if not questions:
+        raise DataError(f"{path}: no questions; write one object with a question a line")
+    return questions
+
+
+def _question(row: dict[str, Any], number: int, place: str) -> Question:
+    text = row.get("question")
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f'{place}: no question; write {{"question": "...", "answer": "..."}}')
+    kind = row.get("kind", "auto")
+    if kind not in ANSWER_KINDS:
+        raise DataError(f"{place}: unknown answer kind {kind!r}; known: {', '.join(ANSWER_KINDS)}")
+    gold = row.get("answer")
+    if gold is not None:
+        gold = str(gold).rpartition(GOLD_MARK)[2].strip()
+    return Question(str(row.get("id", number)), Query(text, kind), gold)

@@ -1,0 +1,63 @@
+"""Grouped-query attention over cache slots, for any transformers model that takes a named attention.
+
+Leaves out building the mask (the runner's work) and writing keys and values (the cache's). Query heads
+that share a key/value head are laid out as extra query rows, so keys and values are never repeated in
+memory: with 16 rows of 600 tokens that copy would cost more than the attention itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+NAME = "viaticum_slots"
+
+
+def slot_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query [B, Hq, T, D], key and value [B, Hkv, L, D], mask bool [B, 1, T, L] -> [B, T, Hq, D]."""
+    batch, query_heads, steps, dim = query.shape
+    kv_heads = key.shape[1]
+    groups = query_heads // kv_heads
+    assert attention_mask is not None, "the runner always gives a mask"
+    mask = attention_mask
+    if sliding_window is not None:
+        mask = mask & _within_window(mask, sliding_window)
+    packed = query.reshape(batch, kv_heads, groups * steps, dim)  # heads of one group are neighbours
+    mask = mask.expand(batch, 1, steps, mask.shape[-1]).repeat(1, 1, groups, 1)
+    if softcap is None:
+        out = torch.nn.functional.scaled_dot_product_attention(packed, key, value, mask, scale=scaling)
+    else:
+        out = _softcapped(packed, key, value, mask, scaling if scaling is not None else dim**-0.5, softcap)
+    return out.reshape(batch, query_heads, steps, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+def _within_window(mask: Tensor, window: int) -> Tensor:
+    """True where the key is one of the last `window` positions; mask [B, 1, T, L] is causal without holes."""
+    last_key = mask.sum(-1, keepdim=True) - 1
+    keys = torch.arange(mask.shape[-1], device=mask.device)
+    return keys > last_key - window
+
+
+def _softcapped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, cap: float) -> Tensor:
+    """Attention with logits squashed to (-cap, cap), as Gemma 2 has it; no fused kernel does this on a CPU."""
+    scores = torch.matmul(query, key.transpose(2, 3)).float() * scale
+    scores = torch.tanh(scores / cap) * cap
+    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
+    return torch.matmul(weights.to(value.dtype), value)
+
+
+AttentionInterface.register(NAME, slot_attention)

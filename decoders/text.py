@@ -1,0 +1,65 @@
+"""From token ids to text, as they come: whole characters only, and nothing past a stop string.
+
+Knows nothing of models. A tokenizer is anything with `decode(list of ids) -> str`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+INCOMPLETE = "\ufffd"  # what decoding shows for bytes that do not form a character yet
+
+
+class Tokenizer(Protocol):
+    def decode(self, token_ids: list[int]) -> str: ...
+
+
+class TextStream:
+    """Text of a growing list of tokens; `push` returns what became safe to show.
+
+    Only the tokens since the last settled character are decoded again, so a long text costs no more a
+    token than a short one. Text that could be the beginning of a stop string is held back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._held_back = max((len(stop) for stop in stops), default=1) - 1
+        self._window: list[int] = []  # settled tokens kept as left context, then the unsettled ones
+        self._settled = 0
+        self._shown = 0
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Add a token. Sets `stopped` where a stop string appeared; it and what follows are cut."""
+        self._window.append(token)
+        before = self._tokenizer.decode(self._window[: self._settled])
+        whole = self._tokenizer.decode(self._window)
+        if whole.endswith(INCOMPLETE) and len(self._window) - self._settled < 8:
+            return ""
+        self._window = self._window[self._settled :]
+        self._settled = len(self._window)
+        return self._add(whole[len(before) :])
+
+    def finish(self) -> str:
+        """The rest: incomplete bytes and what was held back for a stop string."""
+        if not self.stopped and len(self._window) > self._settled:
+            before = self._tokenizer.decode(self._window[: self._settled])
+            self._add(self._tokenizer.decode(self._window)[len(before) :])
+        rest = self.text[self._shown :]
+        self._shown = len(self.text)
+        return rest
+
+    def _add(self, new: str) -> str:
+        look_from = max(0, len(self.text) - self._held_back)
+        self.text += new
+        ends = [at for stop in self._stops if (at := self.text.find(stop, look_from)) >= 0]
+        if ends:
+            self.stopped = True
+            self.text = self.text[: min(ends)]
+            return self.finish()
+        safe = len(self.text) - self._held_back if self._stops else len(self.text)
+        shown = self.text[self._shown : max(safe, self._shown)]
+        self._shown = max(safe, self._shown)
+        return shown

@@ -1,0 +1,57 @@
+"""Routers that look at nothing: one model for all tokens, or a recorded trace.
+
+The first two are the ends of every accuracy/cost curve; `Replay` repeats who wrote what, to measure or
+to compare decoders on equal decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from viaticum.routers.token.base import Step, TokenRouter
+
+
+class AlwaysSmall(TokenRouter):
+    """The SLM writes everything; the LLM is never called."""
+
+    def keep_small(self, step: Step) -> Tensor:
+        return torch.ones_like(step.entropy, dtype=torch.bool)
+
+    def hand_back(self, step: Step) -> Tensor:
+        return torch.ones_like(step.entropy, dtype=torch.bool)
+
+
+class AlwaysLarge(TokenRouter):
+    """The LLM writes everything; the SLM is never called."""
+
+    starts_small = False
+
+    def keep_small(self, step: Step) -> Tensor:
+        return torch.zeros_like(step.entropy, dtype=torch.bool)
+
+    def hand_back(self, step: Step) -> Tensor:
+        return torch.zeros_like(step.entropy, dtype=torch.bool)
+
+
+class Replay(TokenRouter):
+    """`large[r][i]` says whether the LLM writes token i of request r; past its end, the SLM writes."""
+
+    def __init__(self, large: Sequence[Sequence[bool]]) -> None:
+        self._large = large
+
+    def keep_small(self, step: Step) -> Tensor:
+        return self._mask(step, ahead=0)
+
+    def hand_back(self, step: Step) -> Tensor:
+        return self._mask(step, ahead=1)
+
+    def _mask(self, step: Step, ahead: int) -> Tensor:
+        """True where the SLM writes the token `ahead` of the one at hand."""
+        small = [
+            not (at + ahead < len(self._large[request]) and self._large[request][at + ahead])
+            for request, at in zip(step.requests, step.positions, strict=True)
+        ]
+        return torch.tensor(small, device=step.entropy.device)

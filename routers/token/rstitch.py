@@ -1,0 +1,26 @@
+"""R-Stitch's rule (arXiv 2507.17307, section 3.2): one entropy threshold, used both ways. Training-free."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from viaticum.errors import InputError
+from viaticum.routers.token.base import Step, TokenRouter
+
+
+class Entropy(TokenRouter):
+    """SLM with H > tau: its token is dropped and the LLM writes that position; LLM with H <= tau: back.
+
+    tau is a normalised entropy in [0, 1]; the paper uses 0.001, 0.02 and 0.03.
+    """
+
+    def __init__(self, tau: float = 0.03) -> None:
+        if not 0 <= tau <= 1:
+            raise InputError(f"tau is a normalised entropy between 0 and 1, got {tau}")
+        self.tau = tau
+
+    def keep_small(self, step: Step) -> Tensor:
+        return step.entropy <= self.tau
+
+    def hand_back(self, step: Step) -> Tensor:
+        return step.entropy <= self.tau

@@ -1,0 +1,114 @@
+"""The outcome table on disk: JSONL or Parquet, one row a question, model and strategy.
+
+Leaves out making outcomes (profiling), fitting routers on them and reporting. Parquet needs pyarrow (the
+`local` extra); JSONL needs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from viaticum.errors import DataError, InputError, MissingExtra
+from viaticum.types import Outcome
+
+COLUMNS = tuple(field.name for field in fields(Outcome))
+REQUIRED = COLUMNS[:7]
+
+
+def read_outcomes(path: str | Path) -> list[Outcome]:
+    """All rows of an outcome table, by the file's suffix: .parquet, or JSONL for anything else.
+
+    Raises `DataError` naming the line (JSONL) or the columns that are missing; `MissingExtra` without pyarrow.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"no outcome table at {path}; make one with: viaticum profile QUESTIONS.jsonl --out {path}"
+        )
+    if path.suffix == ".parquet":
+        return [outcome(row, f"{path}, row {n}") for n, row in enumerate(_read_parquet(path), 1)]
+    return [outcome(row, f"{path}, line {n}") for n, row in read_jsonl(path)]
+
+
+def write_outcomes(path: str | Path, outcomes: Iterable[Outcome]) -> None:
+    """Write a table by the path's suffix; the file appears whole or not at all."""
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.suffix == ".parquet":
+            _write_parquet(scratch, outcomes)
+        else:
+            with scratch.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in outcomes)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_jsonl(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    """(line number, object) for every non-empty line; raises `DataError` naming a line that is no object."""
+    try:
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                    raise DataError(
+                        f"{path}, line {number}: not valid JSON ({error}); correct or remove the line"
+                    ) from None
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}, line {number}: not a JSON object; write one object a line")
+                yield number, row
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def outcome(row: Mapping[str, Any], place: str) -> Outcome:
+    """One row as an `Outcome`; raises `DataError` for missing columns, naming the place."""
+    missing = [name for name in REQUIRED if name not in row]
+    if missing:
+        raise DataError(f"{place}: missing {', '.join(missing)}; an outcome needs {', '.join(REQUIRED)}")
+    values = {name: row.get(name) for name in COLUMNS}
+    if values["correct"] not in (0, 1):
+        raise DataError(f"{place}: correct must be true or false, not {values['correct']!r}")
+    return Outcome(**{**values, "correct": bool(values["correct"])})  # type: ignore[arg-type]
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    parquet = _pyarrow_parquet()
+    try:
+        table = parquet.read_table(path)
+    except Exception as error:
+        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def _write_parquet(path: Path, outcomes: Iterable[Outcome]) -> None:
+    parquet = _pyarrow_parquet()
+    import pyarrow as pa
+
+    types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    kinds = dict.fromkeys(COLUMNS, str) | {"correct": bool, "seconds": float}
+    kinds |= dict.fromkeys(("input_tokens", "output_tokens", "cost_nanousd"), int)
+    schema = pa.schema([(name, types[kinds[name]]) for name in COLUMNS])
+    parquet.write_table(
+        pa.Table.from_pylist([asdict(row) for row in outcomes], schema=schema), path, compression="zstd"
+    )
+
+
+def _pyarrow_parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra("pyarrow", "local") from None
+    return pyarrow.parquet
