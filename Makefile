@@ -1,0 +1,66 @@
+# Everything from a fresh clone, with python3 (3.11 or newer), make and pip.
+#   make demo    sets up and answers real questions with real models
+#   make test    every test, those on the real models too
+# VENV=folder uses another virtual environment, PYTHON=python3.12 makes it with another Python.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+# One stamp a set of extras: the demo does not wait for the test tools.
+LOCAL := $(VENV)/.viaticum-local
+DEV := $(VENV)/.viaticum-dev
+
+.PHONY: help demo test lint format bench docs clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile
+	@echo "also: lint, format, bench, docs, clean"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "viaticum needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(LOCAL): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[local]'
+	@touch $@
+
+# dev holds local.
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	@touch $(LOCAL) $@
+
+demo: $(LOCAL)
+	$(BIN)/viaticum models pull
+	$(BIN)/python examples/demo.py
+
+# Exit 5 of pytest: no test was chosen.
+test: $(DEV)
+	$(BIN)/viaticum models pull
+	$(BIN)/pytest -q -n 2 -m "not real"
+	$(BIN)/pytest -q -m real || test $$? -eq 5
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p viaticum
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(LOCAL)
+	$(BIN)/viaticum models pull
+	@set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
+	  echo "== $$file"; $(BIN)/python "$$file"; done
+
+docs:
+	@echo "The documentation is in docs/; measurements, dated, are in docs/log.md."
+
+# Only what make made here: a VENV given from outside stays.
+clean:
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
