@@ -1,0 +1,287 @@
+"""The house of DESIGN.md, read from the syntax trees: who may import whom, and how the folders join the package.
+
+Nothing is imported to find this out, but for the last tests, which start a Python of their own.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import viaticum
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("agents", "budgets", "decoders", "reports", "routers", "strategies")
+# In viaticum/, the files that may import everything; the others are the ground floor.
+FRONT_DOOR = ("__init__", "__main__", "cli", "commands")
+
+GROUND = {"ground"}
+MAY_IMPORT = {
+    "ground": GROUND,
+    "budgets": GROUND | {"budgets"},
+    "strategies": GROUND | {"strategies"},
+    "routers": GROUND | {"routers"},
+    "decoders": GROUND | {"decoders", "routers"},
+    "agents": GROUND | {"budgets", "strategies", "routers", "decoders", "agents"},
+    "reports": GROUND | {"budgets", "strategies", "routers", "decoders", "agents", "reports"},
+    "front door": GROUND | {*FOLDERS, "front door"},
+}
+
+# decoders/ and routers/token run on a bare CUDA image.
+BARE_PACKAGES = {"torch", "transformers", "safetensors", "numpy"}
+BARE_MODULES = ("viaticum.types", "viaticum.errors", "viaticum.routers.token", "viaticum.decoders")
+
+PUBLIC = [
+    "Answer",
+    "BudgetExceeded",
+    "Completion",
+    "InputError",
+    "Outcome",
+    "Pair",
+    "Query",
+    "Route",
+    "RoutingTable",
+    "Usage",
+    "Viaticum",
+    "ViaticumError",
+    "__version__",
+]
+
+
+class Import(NamedTuple):
+    """One imported module: where (`file:line`, importable name of the file), what, and whether it waits for a call."""
+
+    where: str
+    importer: str
+    module: str
+    lazy: bool
+
+    @property
+    def package(self) -> str:
+        return self.module.partition(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.module}"
+
+
+def python_files(*folders: str) -> Iterator[Path]:
+    """The files of these folders, the links in viaticum/ not followed."""
+    for folder in folders:
+        for parent, _, names in os.walk(ROOT / folder):
+            yield from (Path(parent, name) for name in sorted(names) if name.endswith(".py"))
+
+
+def name_of(path: Path) -> str:
+    """viaticum.routers.token for routers/token/__init__.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] in FOLDERS:
+        parts = ("viaticum", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_within(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def layer(module: str) -> str:
+    """The floor of a module of viaticum."""
+    if module == "viaticum":
+        return "front door"
+    part = module.split(".")[1]
+    if part in FOLDERS:
+        return part
+    return "front door" if part in FRONT_DOOR else "ground"
+
+
+@cache
+def our_modules() -> frozenset[str]:
+    return frozenset(name_of(path) for path in python_files("viaticum", *FOLDERS))
+
+
+def imported_from(node: ast.ImportFrom, importer: str, is_package: bool) -> Iterator[str]:
+    """The modules that `from X import a, b` loads: X.a where that is a module of ours, else X."""
+    base = node.module or ""
+    if node.level:
+        parts = importer.split(".")
+        parents = parts[: len(parts) - node.level + is_package]
+        base = ".".join([*parents, *filter(None, [node.module])])
+    for alias in node.names:
+        full = f"{base}.{alias.name}"
+        if full in our_modules():
+            yield full
+        elif base == "viaticum" and alias.name != "__version__":
+            # A public name is loaded from its home.
+            yield viaticum._HOME.get(alias.name, base)
+        elif full != "viaticum.__version__":
+            yield base
+
+
+def imports_in(source: str, where: str, importer: str, is_package: bool = False) -> Iterator[Import]:
+    def walk(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        modules: list[str] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = list(imported_from(node, importer, is_package))
+        for module in modules:
+            yield Import(f"{where}:{node.lineno}", importer, module, lazy)
+        waits = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        )
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, lazy or waits)
+
+    yield from walk(ast.parse(source), False)
+
+
+@cache
+def all_imports() -> tuple[Import, ...]:
+    """Every import of the package."""
+    return tuple(
+        found
+        for path in python_files("viaticum", *FOLDERS)
+        for found in imports_in(
+            path.read_text(encoding="utf-8"),
+            str(path.relative_to(ROOT)),
+            name_of(path),
+            path.name == "__init__.py",
+        )
+    )
+
+
+def test_the_reader_of_imports_sees_what_python_would_load() -> None:
+    source = (
+        "import os.path\nfrom viaticum import errors, Viaticum, __version__\n"
+        "from . import entropy\nfrom .base import Step\nfrom ..query import x\n"
+        "def f():\n    import torch\n"
+    )
+    found = list(imports_in(source, "x.py", "viaticum.routers.token", is_package=True))
+    assert [(one.module, one.lazy) for one in found] == [
+        ("os.path", False),
+        ("viaticum.errors", False),
+        ("viaticum.agents.client", False),
+        ("viaticum.routers.token", False),
+        ("viaticum.routers.token.base", False),
+        ("viaticum.routers.query", False),
+        ("torch", True),
+    ]
+    assert len(all_imports()) > 100
+
+
+@pytest.mark.parametrize("floor", MAY_IMPORT)
+def test_imports_run_one_way(floor: str) -> None:
+    ours = [one for one in all_imports() if layer(one.importer) == floor and one.package == "viaticum"]
+    assert not [str(one) for one in ours if layer(one.module) not in MAY_IMPORT[floor]]
+
+
+def test_types_and_errors_use_the_standard_library_alone() -> None:
+    files = ("viaticum.types", "viaticum.errors")
+    found = [one for one in all_imports() if one.importer in files]
+    assert found
+    assert not [
+        str(one) for one in found if one.module not in files and one.package not in sys.stdlib_module_names
+    ]
+
+
+def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
+    found = [
+        one for one in all_imports() if is_within(one.importer, "viaticum.decoders", "viaticum.routers.token")
+    ]
+    assert found
+    allowed = BARE_PACKAGES | sys.stdlib_module_names
+    assert not [
+        str(one) for one in found if one.package not in allowed and not is_within(one.module, *BARE_MODULES)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("package", "homes"),
+    [
+        ("torch", ("viaticum.routers", "viaticum.decoders")),
+        ("langgraph", ("viaticum.agents",)),
+        ("litellm", ("viaticum.agents",)),
+        # agents.local reads the tokenizer; viaticum.gguf writes the folder that transformers reads.
+        (
+            "transformers",
+            ("viaticum.routers", "viaticum.decoders", "viaticum.agents.local", "viaticum.gguf"),
+        ),
+    ],
+)
+def test_heavy_packages_stay_in_their_homes(package: str, homes: tuple[str, ...]) -> None:
+    found = [one for one in all_imports() if one.package == package]
+    assert not [str(one) for one in found if not is_within(one.importer, *homes)]
+
+
+def test_what_an_extra_brings_is_imported_late_outside_routers_and_decoders() -> None:
+    extras = {"torch", "transformers", "litellm", "gguf", "safetensors", "sentence_transformers", "sklearn"}
+    found = [one for one in all_imports() if one.package in extras]
+    assert found
+    assert not [
+        str(one)
+        for one in found
+        if not one.lazy and not is_within(one.importer, "viaticum.routers", "viaticum.decoders")
+    ]
+
+
+def test_no_folder_is_imported_by_its_bare_name() -> None:
+    others = [
+        found
+        for path in python_files("tests", "examples", "benchmarks")
+        for found in imports_in(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)), path.stem)
+    ]
+    assert others
+    assert not [str(one) for one in [*all_imports(), *others] if one.package in FOLDERS]
+
+
+def test_every_folder_is_linked_into_the_package() -> None:
+    links = {path.name: os.readlink(path) for path in (ROOT / "viaticum").iterdir() if path.is_symlink()}
+    assert links == {name: f"../{name}" for name in FOLDERS}
+    assert all((ROOT / name / "__init__.py").is_file() for name in FOLDERS)
+
+
+def test_the_build_and_the_tools_know_every_folder() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    build = tool["hatch"]["build"]
+    wheel = build["targets"]["wheel"]
+    assert set(build["exclude"]) == {f"/viaticum/{name}" for name in FOLDERS}
+    assert wheel["sources"] == {name: f"viaticum/{name}" for name in FOLDERS}
+    assert set(wheel["only-include"]) == {"viaticum", *FOLDERS}
+    assert set(tool["ruff"]["extend-exclude"]) == {f"viaticum/{name}" for name in FOLDERS}
+    assert set(tool["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]) == set(FOLDERS)
+
+
+def python(program: str) -> str:
+    """What a fresh Python prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_viaticum_is_cheap() -> None:
+    loaded = set(python("import sys, viaticum; print(*sys.modules)").split())
+    assert "viaticum" in loaded
+    heavy = {"torch", "transformers", "langgraph", "langchain_core", "litellm", "pydantic", "numpy"}
+    assert not heavy & loaded
+
+
+def test_the_public_names_are_these_and_each_one_loads() -> None:
+    assert viaticum.__all__ == PUBLIC
+    assert dir(viaticum) == PUBLIC
+    printed = python("import viaticum\nfor name in viaticum.__all__: getattr(viaticum, name); print(name)")
+    assert printed.split() == PUBLIC
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        viaticum.nothing  # noqa: B018
