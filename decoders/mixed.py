@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 
 import torch
 
@@ -35,12 +35,17 @@ class _Text:
         self.made_by: list[int] = []
         self.entropies: list[float] = []
         self.stream = TextStream(tokenizer, request.stop)
-        self.generator = torch.Generator().manual_seed(request.sampling.seed)
+        self._generator = torch.Generator()
         self.began = time.perf_counter()
 
     @property
     def output(self) -> list[int]:
         return self.tokens[len(self.request.prompt) :]
+
+    def dice(self, model: int) -> torch.Generator:
+        """Randomness of this position and model alone: a dropped draw must not change the ones after it."""
+        place = (self.request.sampling.seed * 1_000_003 + len(self.made_by)) * 2 + model
+        return self._generator.manual_seed(place % 2**32)  # more bits than these torch ignores on a CPU
 
 
 class MixedDecoder:
@@ -149,7 +154,7 @@ class MixedDecoder:
             entropy=entropy(logits),
             requests=[text.index for text in texts],
             positions=[len(text.made_by) for text in texts],
-            tokens=draw(logits, [t.request.sampling for t in texts], [t.generator for t in texts]),
+            tokens=draw(logits, [t.request.sampling for t in texts], [t.dice(model) for t in texts]),
         )
 
     def _keep(self, text: _Text, step: Step, row: int) -> Event:
@@ -168,6 +173,7 @@ class MixedDecoder:
 
     def _end(self, text: _Text, token: int, shown: str, reason: FinishReason) -> Event:
         shown += text.stream.finish()
+        reason = "stop" if text.stream.stopped else reason  # a stop string may end in the last bytes
         result = Result(
             text=text.stream.text,
             finish_reason=reason,
@@ -189,9 +195,10 @@ class MixedDecoder:
         """What all prompts begin with, less one token, so that each row still has something to read."""
         if len(requests) < 2:
             return []
-        shared = commonprefix([list(request.prompt) for request in requests])
+        columns = zip(*(request.prompt for request in requests), strict=False)
+        shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
         shared = shared[: min(len(request.prompt) for request in requests) - 1]
-        return list(shared) if len(shared) >= SHARED_PREFIX else []
+        return shared if len(shared) >= SHARED_PREFIX else []
 
     def _fork_prefix(self, runner: Runner, texts: list[_Text], prefix: list[int]) -> None:
         """Copy the shared prefix into slots that have read nothing, computing it at most once."""

@@ -51,7 +51,7 @@ class Request:
             raise InputError("the prompt is empty")
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens}")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
             raise InputError(f"stop must be a tuple of non-empty strings, got {self.stop!r}")
 
 

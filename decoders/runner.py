@@ -84,6 +84,11 @@ class SlotCache(Cache):
             for layer in store:
                 layer[target, :, :length] = layer[source, :, :length]
 
+    def wipe(self, slot: int) -> None:
+        for store in (self.keys, self.values):
+            for layer in store:
+                layer[slot] = 0
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0 if self.batch is None else self.batch.keys
 
@@ -141,7 +146,7 @@ class Runner:
 
         slots: B different slots; tokens: B non-empty lists of token ids. Returns float32 [B, vocabulary].
         Raises `PromptTooLong` where a row would pass the context (nothing is then changed) and
-        `ModelError` where a row's logits are not finite.
+        `ModelError` where a row's logits are not finite (those slots are then empty).
         """
         for slot, new in zip(slots, tokens, strict=True):
             if not new:
@@ -163,6 +168,9 @@ class Runner:
         finite = torch.isfinite(logits.sum(-1))  # a sum is finite only if every term is
         if not bool(finite.all()):
             bad = [slot for slot, good in zip(slots, finite.tolist(), strict=True) if not good]
+            for slot in bad:
+                self._cache.wipe(slot)  # a NaN left behind would spread: 0 * NaN is NaN
+                self.reset(slot)
             raise ModelError(f"logits are not finite in slots {bad}; the weights or the input are damaged")
         return logits
 

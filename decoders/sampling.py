@@ -37,5 +37,5 @@ def draw(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[tor
     for row, (sampling, generator) in enumerate(zip(samplings, generators, strict=True)):
         if sampling.temperature > 0:
             probabilities = distribution(logits[row], sampling)
-            tokens[row] = int(torch.multinomial(probabilities, 1, generator=generator))
+            tokens[row] = int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
     return tokens

@@ -44,10 +44,11 @@ class TextStream:
 
     def finish(self) -> str:
         """The rest: incomplete bytes and what was held back for a stop string."""
+        begin = self._shown
         if not self.stopped and len(self._window) > self._settled:
             before = self._tokenizer.decode(self._window[: self._settled])
             self._add(self._tokenizer.decode(self._window)[len(before) :])
-        rest = self.text[self._shown :]
+        rest = self.text[begin:]
         self._shown = len(self.text)
         return rest
 

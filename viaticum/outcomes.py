@@ -98,7 +98,7 @@ def _write_parquet(path: Path, outcomes: Iterable[Outcome]) -> None:
     import pyarrow as pa
 
     types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    kinds = dict.fromkeys(COLUMNS, str) | {"correct": bool, "seconds": float}
+    kinds: dict[str, type] = dict.fromkeys(COLUMNS, str) | {"correct": bool, "seconds": float}
     kinds |= dict.fromkeys(("input_tokens", "output_tokens", "cost_nanousd"), int)
     schema = pa.schema([(name, types[kinds[name]]) for name in COLUMNS])
     parquet.write_table(

@@ -5,7 +5,7 @@ its limits and the tools to measure with.
 """
 
 from viaticum.routers.token.base import Step, TokenRouter, entropy
-from viaticum.routers.token.rstitch import Entropy
 from viaticum.routers.token.fixed import AlwaysLarge, AlwaysSmall, Replay
+from viaticum.routers.token.rstitch import Entropy
 
 __all__ = ["AlwaysLarge", "AlwaysSmall", "Entropy", "Replay", "Step", "TokenRouter", "entropy"]

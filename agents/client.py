@@ -1,0 +1,170 @@
+"""The SDK: `Viaticum(budget=...).solve("...")`, its async and streaming forms.
+
+A thin shell around the workflow graph; what it adds is opening and closing the ledger and the checkpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from langgraph.checkpoint.sqlite import SqliteSaver
+
+from viaticum.agents.graph import Tools, Workflow, route_from_json
+from viaticum.agents.local import LocalModels
+from viaticum.agents.models import Model
+from viaticum.budgets import Budget, Ledger, default_path
+from viaticum.catalogue import Catalogue
+from viaticum.errors import InputError, WeightsError
+from viaticum.money import nanousd
+from viaticum.routers.query import Policy, QueryRouter, StaticRouter, parse_policy
+from viaticum.types import Answer, AnswerKind, Pair, Query, TokenCount, Usage
+from viaticum.weights import locate
+
+DEFAULT_BUDGET_USD = "0.01"
+RECURSION_LIMIT = 100  # nodes of one run: six a call, so more calls than there are pairs
+
+
+class Viaticum:
+    """Answers questions within a budget.
+
+    budget: dollars for all questions of this object; budget_name: an existing or new budget of the ledger
+    (a new name each time by default). catalogue: a `Catalogue` or a path laid over the packaged one.
+    policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`. folder: where the ledger and
+    the checkpoints lie. Raises `InputError` for a budget that is not above zero.
+    """
+
+    def __init__(
+        self,
+        budget: str | int | float | Decimal | None = None,
+        *,
+        budget_name: str | None = None,
+        catalogue: Catalogue | str | Path | None = None,
+        router: QueryRouter | None = None,
+        policy: str | Policy = "best",
+        folder: str | Path | None = None,
+        models: dict[str, Model] | None = None,
+    ) -> None:
+        limit = nanousd(DEFAULT_BUDGET_USD if budget is None else budget)
+        if limit <= 0:
+            raise InputError(f"a budget is above zero dollars, got {budget}")
+        self.catalogue = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
+        self.policy = parse_policy(policy) if isinstance(policy, str) else policy
+        self.router = router or StaticRouter.default()
+        home = Path(folder) if folder is not None else default_path().parent
+        self.ledger = Ledger(home / "ledger.db")
+        self.budget_name = budget_name or f"run-{uuid.uuid4().hex[:12]}"
+        self.ledger.create(self.budget_name, limit_nanousd=limit)
+        self._connection = sqlite3.connect(home / "checkpoints.db", check_same_thread=False)
+        self._models: dict[str, Model] = dict(models or {})
+        self._given = frozenset(self._models)
+        self._local = LocalModels(self.catalogue)
+        self._lock = threading.Lock()
+        tools = Tools(
+            catalogue=self.catalogue,
+            router=self.router,
+            policy=self.policy,
+            ledger=self.ledger,
+            budget=self.budget_name,
+            model=self._model,
+            usable=self._usable,
+        )
+        self.graph = Workflow(tools).build(SqliteSaver(self._connection))
+
+    def solve(self, question: str, *, kind: AnswerKind = "auto", thread_id: str | None = None) -> Answer:
+        """Answer one question. The same thread_id again gives its answer, or goes on where a kill stopped it."""
+        for event in self.stream(question, kind=kind, thread_id=thread_id):
+            if isinstance(event, Answer):
+                return event
+        raise AssertionError("a stream ends with its answer")
+
+    async def asolve(
+        self, question: str, *, kind: AnswerKind = "auto", thread_id: str | None = None
+    ) -> Answer:
+        """As `solve`, without blocking the event loop."""
+        return await asyncio.to_thread(self.solve, question, kind=kind, thread_id=thread_id)
+
+    def stream(
+        self, question: str, *, kind: AnswerKind = "auto", thread_id: str | None = None
+    ) -> Iterator[dict[str, Any] | Answer]:
+        """Events as they come ({"route": ...}, {"text": ...}, {"cost": ...}), then the `Answer`."""
+        query = Query(question, kind)
+        began = time.perf_counter()
+        config: Any = {
+            "configurable": {"thread_id": thread_id or uuid.uuid4().hex},
+            "recursion_limit": RECURSION_LIMIT,
+        }
+        seen = self.graph.get_state(config)
+        if seen.values and seen.values.get("question") != query.text:
+            raise InputError(f"thread {thread_id!r} belongs to another question; use a new thread id")
+        start = None if seen.values else {"question": query.text, "kind": query.kind, "call": 0}
+        if not seen.values or seen.next:
+            yield from self.graph.stream(start, config, stream_mode="custom", durability="sync")
+        yield _answer(self.graph.get_state(config).values, time.perf_counter() - began)
+
+    async def astream(
+        self, question: str, *, kind: AnswerKind = "auto", thread_id: str | None = None
+    ) -> AsyncIterator[dict[str, Any] | Answer]:
+        """As `stream`, without blocking the event loop."""
+        events = self.stream(question, kind=kind, thread_id=thread_id)
+        end = object()
+        while (event := await asyncio.to_thread(next, events, end)) is not end:
+            yield event  # type: ignore[misc]
+
+    def budget(self) -> Budget:
+        """Where the allowance stands."""
+        return self.ledger.budget(self.budget_name)
+
+    def close(self) -> None:
+        self._connection.close()
+        self.ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _model(self, name: str) -> Model:
+        with self._lock:
+            if name not in self._models:
+                self._models[name] = self._local.model(name)
+            return self._models[name]
+
+    def _usable(self, pair: Pair) -> bool:
+        """Whether the catalogue has the model and, for a local one, its weights are here."""
+        if pair.model in self._given:
+            return True
+        if pair.model not in self.catalogue:
+            return False
+        for member in self.catalogue[pair.model].members:
+            try:
+                locate(self.catalogue[member])
+            except WeightsError as error:
+                raise WeightsError(str(error)) from None
+        return True
+
+
+def _answer(values: dict[str, Any], seconds: float) -> Answer:
+    models = {name: TokenCount(*counts) for name, counts in values.get("usage", {}).items()}
+    return Answer(
+        value=values.get("value"),
+        text=values.get("text", ""),
+        routes=tuple(route_from_json(route) for route in values.get("routes", [])),
+        usage=Usage(models, values.get("seconds", 0.0)),
+        cost=values.get("cost", 0),
+        held=values.get("held", 0),
+        finish_reason=values.get("finish_reason", ""),
+        seconds=seconds,
+        reason=values.get("reason", ""),
+    )

@@ -1,0 +1,215 @@
+"""The workflow: route -> reserve -> generate -> settle -> read -> check -> (escalate: route again | end).
+
+A node may run again after a kill; the ledger, not the checkpoint, prevents a second charge. The key of a
+call is the thread and the call's number: `reserve` of a key gives the hold that is there, `generate`
+stores the finished completion with the hold before anything else happens, and `settle` posts once.
+Knows nothing of how models decode or strategies ask.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.config import get_config, get_stream_writer
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+
+from viaticum.agents.models import Generation, Model
+from viaticum.agents.state import State
+from viaticum.budgets import Ledger
+from viaticum.catalogue import Catalogue
+from viaticum.errors import BudgetExceeded, UnknownPrice
+from viaticum.money import Price
+from viaticum.routers.query import Policy, QueryRouter, choose
+from viaticum.strategies import get as get_strategy
+from viaticum.types import Completion, Pair, Query, Route, RoutingTable, Row, TokenCount, Usage
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the nodes work with. budget: the ledger's name for the allowance; model: a model by its name."""
+
+    catalogue: Catalogue
+    router: QueryRouter
+    policy: Policy
+    ledger: Ledger
+    budget: str
+    model: Callable[[str], Model]
+    usable: Callable[[Pair], bool]
+
+
+class Workflow:
+    """The nodes, as methods over one set of tools; `build` compiles them into a graph."""
+
+    def __init__(self, tools: Tools) -> None:
+        self.tools = tools
+
+    def build(
+        self, checkpointer: BaseCheckpointSaver[Any] | None = None
+    ) -> CompiledStateGraph[State, None, State, State]:
+        graph = StateGraph(State)
+        for name in ("route", "reserve", "generate", "settle", "read"):
+            graph.add_node(name, getattr(self, name))
+        graph.add_edge(START, "route")
+        graph.add_conditional_edges("route", lambda state: END if state.get("done") else "reserve")
+        graph.add_conditional_edges("reserve", lambda state: "generate" if state["route"] else "route")
+        graph.add_edge("generate", "settle")
+        graph.add_edge("settle", "read")
+        graph.add_conditional_edges("read", check)
+        return graph.compile(checkpointer=checkpointer)
+
+    def route(self, state: State) -> State:
+        """Choose a pair that was not tried yet. With none left, or none that fits, the last reading stands."""
+        tried = [Pair.parse(text) for text in state.get("tried", [])]
+        table = self.tools.router.table(query_of(state)).without(*tried)
+        table = RoutingTable(tuple(row for row in table if self.tools.usable(row.pair)))
+        if tried and not table.rows:
+            return {"done": True}
+        left = self.tools.ledger.budget(self.tools.budget).left_nanousd
+        try:
+            route = choose(table, left, self.tools.policy)
+        except BudgetExceeded as error:
+            if not state.get("routes"):
+                raise
+            return {"done": True, "reason": f"{state.get('reason', '')}; then {error}"}
+        get_stream_writer()({"route": route_to_json(route)})
+        return {
+            "route": route_to_json(route),
+            "tried": [*state.get("tried", []), str(route.pair)],
+            "completion": None,
+        }
+
+    def reserve(self, state: State) -> State:
+        """Hold the worst case. A pair whose worst case does not fit is left out and another one chosen."""
+        pair = _pair(state)
+        strategy = get_strategy(pair.strategy)
+        held = self.tools.ledger.hold(self._key(state))
+        if held is None:
+            messages = strategy.messages(query_of(state))
+            worst = self.tools.model(pair.model).worst_case(messages, strategy.max_new_tokens)
+            try:
+                held = self.tools.ledger.reserve(
+                    self.tools.budget, self._key(state), worst, self._prices(worst)
+                )
+            except BudgetExceeded:
+                left_out = set(state["tried"])
+                if all(
+                    str(row.pair) in left_out for row in self.tools.router.table(query_of(state))
+                ) and not state.get("routes"):
+                    raise
+                return {"route": None}
+        return {"held": state.get("held", 0) + held.held_nanousd}
+
+    def generate(self, state: State) -> State:
+        """Write the text, unless this call was already made: then take what it gave."""
+        key = self._key(state)
+        hold = self.tools.ledger.hold(key)
+        assert hold is not None, "reserve comes first"
+        if hold.result is None:
+            pair = _pair(state)
+            strategy = get_strategy(pair.strategy)
+            show = get_stream_writer()
+            generation = Generation(max_new_tokens=strategy.max_new_tokens, stop=strategy.stop)
+            for piece in self.tools.model(pair.model).stream(strategy.messages(query_of(state)), generation):
+                if isinstance(piece, Completion):
+                    hold = self.tools.ledger.attach(key, json.dumps(completion_to_json(piece)))
+                else:
+                    show({"text": piece})
+        assert hold.result is not None, "a stream ends with its completion"
+        return {"completion": json.loads(hold.result)}
+
+    def settle(self, state: State) -> State:
+        """Post what was used and free the rest."""
+        completion = completion_from_json(_completion(state))
+        entry = self.tools.ledger.settle(self._key(state), completion.usage.models)
+        usage = dict(state.get("usage", {}))
+        for name, count in completion.usage.models.items():
+            before = usage.get(name, [0, 0])
+            usage[name] = [before[0] + count.input_tokens, before[1] + count.output_tokens]
+        get_stream_writer()({"cost": entry.nanousd})
+        assert state["route"] is not None
+        return {
+            "cost": state.get("cost", 0) + entry.nanousd,
+            "usage": usage,
+            "seconds": state.get("seconds", 0.0) + completion.usage.seconds,
+            "routes": [*state.get("routes", []), state["route"]],
+            "text": completion.text,
+            "finish_reason": completion.finish_reason,
+        }
+
+    def read(self, state: State) -> State:
+        """Read the answer out of the text."""
+        reading = get_strategy(_pair(state).strategy).read(
+            completion_from_json(_completion(state)), query_of(state)
+        )
+        return {
+            "value": reading.value,
+            "reason": reading.reason,
+            "call": state["call"] + 1,
+            "done": reading.answered,
+        }
+
+    def _key(self, state: State) -> str:
+        return f"{get_config()['configurable']['thread_id']}/{state['call']}"
+
+    def _prices(self, worst: dict[str, TokenCount]) -> dict[str, Price]:
+        prices = {}
+        for name in worst:
+            price = self.tools.catalogue[name].price
+            if price is None:
+                raise UnknownPrice(
+                    f"{name} has no price; give input_price and output_price in your catalogue"
+                )
+            prices[name] = price
+        return prices
+
+
+def check(state: State) -> str:
+    """No answer: escalate to the next pair; else end."""
+    return END if state.get("done") else "route"
+
+
+def query_of(state: State) -> Query:
+    return Query(state["question"], state.get("kind", "auto"))  # type: ignore[arg-type]
+
+
+def _pair(state: State) -> Pair:
+    assert state["route"] is not None
+    return Pair.parse(state["route"]["pair"])
+
+
+def _completion(state: State) -> dict[str, Any]:
+    completion = state["completion"]
+    assert completion is not None
+    return completion
+
+
+def route_to_json(route: Route) -> dict[str, Any]:
+    row = asdict(route.row) | {"pair": str(route.pair)}
+    return {"pair": str(route.pair), "why": route.why, "row": row}
+
+
+def route_from_json(data: dict[str, Any]) -> Route:
+    pair = Pair.parse(data["pair"])
+    return Route(pair, Row(**(data["row"] | {"pair": pair})), data["why"])
+
+
+def completion_to_json(completion: Completion) -> dict[str, Any]:
+    usage = {
+        name: [count.input_tokens, count.output_tokens] for name, count in completion.usage.models.items()
+    }
+    return {
+        "text": completion.text,
+        "usage": usage,
+        "seconds": completion.usage.seconds,
+        "finish_reason": completion.finish_reason,
+    }
+
+
+def completion_from_json(data: dict[str, Any]) -> Completion:
+    usage = {name: TokenCount(*counts) for name, counts in data["usage"].items()}
+    return Completion(data["text"], Usage(usage, data["seconds"]), data["finish_reason"])

@@ -1,0 +1,102 @@
+"""Picking one pair from a routing table: what a policy wants, within what is left of the budget.
+
+Looks at predictions alone, never at outcomes. The policies are the three that RTR-like routers use: best
+within the budget, cheapest that is good enough, and accuracy minus lambda times cost.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from viaticum.errors import BudgetExceeded, InputError, UnknownName
+from viaticum.money import NANOUSD_PER_USD, format_usd
+from viaticum.types import Route, RoutingTable, Row
+
+
+class Policy(ABC):
+    """An order on the rows that fit the budget."""
+
+    @abstractmethod
+    def pick(self, rows: list[Row]) -> tuple[Row, str]:
+        """The row wanted among `rows` (never empty), and why, in words."""
+
+
+@dataclass(frozen=True)
+class Best(Policy):
+    """The highest accuracy; of equals the cheapest."""
+
+    def pick(self, rows: list[Row]) -> tuple[Row, str]:
+        row = max(rows, key=lambda row: (row.accuracy, -row.cost_p50))
+        return row, f"highest expected accuracy, {row.accuracy:.0%}, of the {len(rows)} pairs that fit"
+
+
+@dataclass(frozen=True)
+class Cheapest(Policy):
+    """The cheapest that is expected to reach `accuracy`; where none is, the most accurate."""
+
+    accuracy: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.accuracy <= 1:
+            raise InputError(f"the wanted accuracy is between 0 and 1, got {self.accuracy}")
+
+    def pick(self, rows: list[Row]) -> tuple[Row, str]:
+        enough = [row for row in rows if row.accuracy >= self.accuracy]
+        if not enough:
+            row, _ = Best().pick(rows)
+            return row, f"no pair that fits reaches {self.accuracy:.0%}; the best of them, {row.accuracy:.0%}"
+        row = min(enough, key=lambda row: (row.cost_p50, -row.accuracy))
+        return row, f"cheapest of {len(enough)} pairs expected to reach {self.accuracy:.0%}"
+
+
+@dataclass(frozen=True)
+class Weighted(Policy):
+    """The highest accuracy minus `per_dollar` times the expected cost in dollars (RTR's score, in money)."""
+
+    per_dollar: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.per_dollar < float("inf"):
+            raise InputError(f"the weight of a dollar is 0 or more, got {self.per_dollar}")
+
+    def pick(self, rows: list[Row]) -> tuple[Row, str]:
+        row = max(rows, key=lambda row: (self._score(row), -row.cost_p50))
+        return row, f"highest accuracy less {self.per_dollar:g} a dollar: {self._score(row):.3f}"
+
+    def _score(self, row: Row) -> float:
+        return row.accuracy - self.per_dollar * row.cost_p50 / NANOUSD_PER_USD
+
+
+def parse_policy(text: str) -> Policy:
+    """`best`, `cheapest:ACCURACY` or `weighted:PER_DOLLAR`; raises `InputError` for anything else."""
+    name, _, argument = text.partition(":")
+    kinds = {"cheapest": Cheapest, "weighted": Weighted}
+    if name == "best" and not argument:
+        return Best()
+    if name not in kinds:
+        raise UnknownName("policy", text, ("best", "cheapest:ACCURACY", "weighted:PER_DOLLAR"))
+    try:
+        value = float(argument)
+    except ValueError:
+        raise InputError(f"policy {text!r} wants a number, such as {name}:0.6") from None
+    return kinds[name](value)
+
+
+def choose(table: RoutingTable, left_nanousd: int | None, policy: Policy) -> Route:
+    """The pair that `policy` wants among those whose p90 cost fits `left_nanousd` (None: no limit).
+
+    Raises `BudgetExceeded` where none fits.
+    """
+    if not table.rows:
+        raise InputError("no pair is left to choose from; pull weights or profile more pairs")
+    fitting = [row for row in table if left_nanousd is None or row.cost_p90 <= left_nanousd]
+    if not fitting:
+        least = min(row.cost_p90 for row in table)
+        raise BudgetExceeded(
+            f"no pair fits: the cheapest may cost {format_usd(least)} and {format_usd(left_nanousd or 0)} is left",
+            needed=least,
+            left=left_nanousd or 0,
+        )
+    row, why = policy.pick(fitting)
+    return Route(row.pair, row, why)

@@ -1,0 +1,92 @@
+"""The router that does not look at the query: each pair's accuracy and quantiles, counted from outcomes.
+
+It is the baseline that a learned router has to beat, and what such a router falls back on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from viaticum.errors import DataError, InputError
+from viaticum.routers.query.base import QueryRouter
+from viaticum.types import Outcome, Pair, Query, RoutingTable, Row
+
+
+class StaticRouter(QueryRouter):
+    """The same table for every query."""
+
+    def __init__(self, table: RoutingTable) -> None:
+        self._table = table
+
+    def table(self, query: Query) -> RoutingTable:
+        return self._table
+
+    @classmethod
+    def fit(cls, outcomes: Iterable[Outcome]) -> StaticRouter:
+        """Count accuracy and token and cost quantiles of each pair.
+
+        Rows without tokens or cost count for the accuracy only. Raises `DataError` for an empty table or a
+        pair with no row that has both.
+        """
+        groups: dict[Pair, list[Outcome]] = defaultdict(list)
+        for outcome in outcomes:
+            groups[Pair(outcome.model, outcome.strategy)].append(outcome)
+        if not groups:
+            raise DataError("the outcome table is empty; profile at least one question")
+        return cls(RoutingTable(tuple(_row(pair, rows) for pair, rows in sorted(groups.items()))))
+
+    @classmethod
+    def default(cls) -> StaticRouter:
+        """The table that ships: local models of the default catalogue on grade-school maths."""
+        return cls._parse(
+            (resources.files("viaticum.routers.query") / "static.json").read_bytes(), "static.json"
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> StaticRouter:
+        try:
+            return cls._parse(Path(path).read_bytes(), str(path))
+        except OSError as error:
+            raise InputError(f"cannot read the router {path}: {error.strerror or error}") from None
+
+    def save(self, path: str | Path) -> None:
+        rows = [asdict(row) | {"pair": str(row.pair)} for row in self._table]
+        Path(path).write_text(
+            json.dumps({"router": "static", "rows": rows}, indent=1) + "\n", encoding="utf-8"
+        )
+
+    @classmethod
+    def _parse(cls, text: bytes, origin: str) -> StaticRouter:
+        try:
+            document: dict[str, Any] = json.loads(text)
+            rows = [Row(**(row | {"pair": Pair.parse(row["pair"])})) for row in document["rows"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{origin} is not a static router ({error}); fit it again") from None
+        return cls(RoutingTable(tuple(rows)))
+
+
+def _row(pair: Pair, outcomes: Sequence[Outcome]) -> Row:
+    tokens = [outcome.output_tokens for outcome in outcomes if outcome.output_tokens is not None]
+    costs = [outcome.cost_nanousd for outcome in outcomes if outcome.cost_nanousd is not None]
+    if not tokens or not costs:
+        raise DataError(f"{pair}: no outcome with output_tokens and cost_nanousd; profile it again")
+    return Row(
+        pair=pair,
+        accuracy=sum(outcome.correct for outcome in outcomes) / len(outcomes),
+        tokens_p50=_quantile(tokens, 0.5),
+        tokens_p90=_quantile(tokens, 0.9),
+        cost_p50=_quantile(costs, 0.5),
+        cost_p90=_quantile(costs, 0.9),
+    )
+
+
+def _quantile(values: Sequence[int], share: float) -> int:
+    """The smallest value that at least `share` of the values do not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

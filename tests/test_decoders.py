@@ -1,0 +1,464 @@
+"""The runner and the mixed decoder against decoding without any cache, on tiny random models."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+from viaticum.decoders import MixedDecoder, Request, Result, Runner, Sampling, runner
+from viaticum.errors import InputError, ModelError, PromptTooLong
+from viaticum.routers.token import AlwaysLarge, AlwaysSmall, Entropy, Replay, Step, TokenRouter
+
+VOCABULARY = 97
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.3,  # the default would leave the logits nearly flat
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "qwen2": Qwen2Config(**SIZES),
+    "llama": LlamaConfig(**SIZES),
+    "mistral": MistralConfig(**SIZES, sliding_window=7),
+    "gemma2": Gemma2Config(
+        **SIZES, head_dim=8, sliding_window=7, attn_logit_softcapping=2.0, final_logit_softcapping=5.0
+    ),
+}
+
+
+class Letters:
+    """Token i is the i-th letter of a small alphabet."""
+
+    def decode(self, token_ids: list[int]) -> str:
+        return "".join(chr(0x41 + token) for token in token_ids)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small lose more than they gain by threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def build(kind: str = "qwen2", seed: int = 0, attention: str = "eager") -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(CONFIGS[kind]), attn_implementation=attention, dtype=torch.float32
+        )
+    return model.eval()
+
+
+@cache
+def reference(kind: str, seed: int) -> PreTrainedModel:
+    return build(kind, seed)
+
+
+@torch.inference_mode()
+def plain_logits(tokens: Sequence[int], kind: str = "qwen2", seed: int = 0) -> Tensor:
+    """transformers' own attention, the whole sequence at once, no cache."""
+    return (
+        reference(kind, seed)(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0, -1].float()
+    )
+
+
+def plain_text(prompt: Sequence[int], large: Sequence[bool]) -> list[int]:
+    """Greedy tokens, the whole sequence computed again for each by the model that writes it."""
+    tokens = list(prompt)
+    for is_large in large:
+        tokens.append(int(plain_logits(tokens, seed=int(is_large)).argmax()))
+    return tokens[len(prompt) :]
+
+
+def a_decoder(
+    router: TokenRouter | None, slots: int = 1, context: int | None = None, stop_ids: Sequence[int] = ()
+) -> MixedDecoder:
+    return MixedDecoder(
+        Runner(build(seed=1), slots=slots, context=context),
+        Runner(build(seed=0), slots=slots, context=context),
+        tokenizer=Letters(),
+        router=router,
+        stop_ids=stop_ids,
+    )
+
+
+def single(seed: int, slots: int = 1) -> MixedDecoder:
+    return MixedDecoder(Runner(build(seed=seed), slots=slots), tokenizer=Letters())
+
+
+def a_prompt(dice: random.Random, longest: int = 12) -> list[int]:
+    return [dice.randrange(VOCABULARY) for _ in range(dice.randrange(1, longest + 1))]
+
+
+def requests_of(seed: int, count: int, **values: int) -> list[Request]:
+    dice = random.Random(seed)
+    return [Request(a_prompt(dice), **{"max_new_tokens": 12, **values}) for _ in range(count)]
+
+
+def tokens_of(results: Sequence[Result]) -> list[tuple[int, ...]]:
+    return [result.trace.tokens for result in results]
+
+
+def empty(decoder: MixedDecoder) -> bool:
+    return not any(length for each in decoder.runners.values() for length in each.lengths)
+
+
+# --- the runner ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [16, 1024])
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_ragged_calls_equal_a_forward_without_cache(
+    kind: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "PREFILL_TOKENS", width)
+    monkeypatch.setattr(runner, "FIRST_CAPACITY", 8)  # so that it grows many times
+    dice = random.Random(f"{kind}{width}")
+    under_test = Runner(build(kind), slots=5)
+    held: list[list[int]] = [[] for _ in range(5)]
+    for _ in range(40):
+        slots = dice.sample(range(5), dice.randrange(1, 6))
+        for slot in slots:
+            if dice.random() < 0.15:
+                under_test.reset(slot)
+                held[slot] = []
+        new = [a_prompt(dice, dice.choice([1, 1, 3, 45])) for _ in slots]
+        got = under_test.extend(slots, new)
+        assert got.dtype == torch.float32
+        assert got.shape == (len(slots), VOCABULARY)
+        for row, slot in enumerate(slots):
+            held[slot] += new[row]
+            torch.testing.assert_close(got[row], plain_logits(held[slot], kind), atol=2e-4, rtol=1e-3)
+        assert under_test.lengths == [len(tokens) for tokens in held]
+
+
+def test_copied_prefix_equals_reading_it() -> None:
+    under_test = Runner(build(), slots=3)
+    prompt = list(range(30))
+    under_test.extend([0], [prompt])
+    under_test.copy_prefix(0, 2, 20)
+    got = under_test.extend([2], [[5, 6]])
+    torch.testing.assert_close(got[0], plain_logits([*prompt[:20], 5, 6]), atol=2e-4, rtol=1e-3)
+    assert under_test.lengths == [30, 0, 22]
+
+
+def test_runner_refuses_what_does_not_fit_and_changes_nothing() -> None:
+    under_test = Runner(build(), slots=2, context=10)
+    under_test.extend([0], [[1] * 8])
+    with pytest.raises(PromptTooLong):
+        under_test.extend([1, 0], [[1], [1, 2, 3]])
+    with pytest.raises(InputError):
+        under_test.extend([0], [[]])
+    with pytest.raises(InputError):
+        Runner(build(), slots=0)
+    assert under_test.lengths == [8, 0]
+    assert under_test.calls == 1
+
+
+def damaged(seed: int, token: int) -> PreTrainedModel:
+    """A model whose embedding of one token is NaN, so that keys and values are NaN as well."""
+    model = build(seed=seed)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = float("nan")
+        if model.config.tie_word_embeddings:
+            raise AssertionError("tied weights would damage every logit")
+    return model
+
+
+def test_nan_leaves_other_rows_and_later_sequences_alone() -> None:
+    under_test = Runner(damaged(0, 96), slots=3)
+    under_test.extend([2], [[4, 5]])
+    with pytest.raises(ModelError, match=r"\[1\]"):
+        under_test.extend([0, 1], [[1, 2, 3], [1] * 6 + [96] * 6])
+    assert under_test.lengths == [3, 0, 2]
+    got = under_test.extend(
+        [0, 1, 2], [[7], [8], [9] * 30]
+    )  # slot 1 is read with 32 keys, most of them stale
+    for row, tokens in enumerate([[1, 2, 3, 7], [8], [4, 5] + [9] * 30]):
+        torch.testing.assert_close(got[row], plain_logits(tokens), atol=2e-4, rtol=1e-3)
+
+
+# --- who writes what ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_replayed_traces_equal_decoding_without_cache(block: int) -> None:
+    """20 traces a block, 200 in all: each alone and all in few slots."""
+    dice = random.Random(block)
+    requests, traces = [], []
+    for _ in range(20):
+        length = dice.randrange(1, 15)
+        share = dice.choice([0.1, 0.5, 0.9])
+        traces.append([dice.random() < share for _ in range(length)])
+        requests.append(Request(a_prompt(dice), max_new_tokens=length))
+    expected = [tuple(plain_text(r.prompt, t)) for r, t in zip(requests, traces, strict=True)]
+    several = a_decoder(Replay(traces), slots=dice.randrange(2, 7))
+    for got, tokens, large, request in zip(
+        several.write_all(requests), expected, traces, requests, strict=True
+    ):
+        assert got.trace.tokens == tokens
+        assert list(got.trace.made_by) == [int(each) for each in large]
+        assert got.usage["large"].output_tokens == sum(large) if any(large) else "large" not in got.usage
+        assert got.usage["small"].input_tokens == len(request.prompt)
+        assert got.text == Letters().decode(list(tokens))
+        assert got.finish_reason == "length"
+    assert empty(several)
+    alone = a_decoder(None)
+    for request, large, tokens in zip(requests, traces, expected, strict=True):
+        alone.router = Replay([large])
+        got = alone.write(request)
+        assert got.trace.tokens == tokens
+        assert list(got.trace.made_by) == [int(each) for each in large]
+    assert empty(alone)
+
+
+def test_events_tell_the_same_as_the_results() -> None:
+    requests = requests_of(3, 7)
+    decoder = a_decoder(Entropy(0.7), slots=3)
+    tokens: dict[int, list[int]] = {}
+    names: dict[int, list[str]] = {}
+    texts: dict[int, str] = {}
+    results: dict[int, Result] = {}
+    for event in decoder.stream(requests):
+        assert event.index not in results
+        assert event.token is not None
+        tokens.setdefault(event.index, []).append(event.token)
+        names.setdefault(event.index, []).append(event.model)
+        texts[event.index] = texts.get(event.index, "") + event.text
+        if event.result is not None:
+            results[event.index] = event.result
+    assert sorted(results) == list(range(7))
+    for index, result in results.items():
+        assert tuple(tokens[index]) == result.trace.tokens
+        assert names[index] == [result.trace.models[model] for model in result.trace.made_by]
+        assert texts[index] == result.text
+    made_by = {model for result in results.values() for model in result.trace.made_by}
+    assert made_by == {0, 1}  # else the threshold tests nothing
+
+
+@pytest.mark.parametrize(("router", "seed", "idle"), [(AlwaysSmall(), 0, 1), (AlwaysLarge(), 1, 0)])
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_one_model_alone(router: TokenRouter, seed: int, idle: int, slots: int, temperature: float) -> None:
+    requests = [
+        Request(request.prompt, 12, Sampling(temperature=temperature, seed=index))
+        for index, request in enumerate(requests_of(5, 5))
+    ]
+    pair = a_decoder(router, slots)
+    got = pair.write_all(requests)
+    assert tokens_of(got) == tokens_of(single(seed).write_all(requests))
+    assert pair.runners[idle].calls == 0
+    assert all(set(result.usage) == {pair.names[seed]} for result in got) or temperature
+    if not temperature:
+        assert tokens_of(got) == [tuple(plain_text(r.prompt, [bool(seed)] * 12)) for r in requests]
+
+
+class DropOnce(TokenRouter):
+    """The SLM proposes everywhere; its token at `at` is dropped and the LLM writes that one."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.dropped: list[int] = []
+
+    def keep_small(self, step: Step) -> Tensor:
+        keep = [position != self.at for position in step.positions]
+        self.dropped += [token for token, kept in zip(step.tokens, keep, strict=True) if not kept]
+        return torch.tensor(keep)
+
+    def hand_back(self, step: Step) -> Tensor:
+        return torch.ones(len(step.positions), dtype=torch.bool)
+
+
+@pytest.mark.parametrize("at", [0, 1, 5])
+def test_a_dropped_token_leaves_no_mark(at: int) -> None:
+    prompt = [3, 1, 4, 1, 5]
+    router = DropOnce(at)
+    decoder = a_decoder(router)
+    small, large = decoder.runners[0], decoder.runners[1]
+    made = []
+    for event in decoder.stream([Request(prompt, max_new_tokens=9)]):
+        made.append(event.token)
+        if len(made) == at + 1 and event.result is None:
+            # The dropped token was read by nobody: both hold the prompt and what was kept before it.
+            assert small.lengths == large.lengths == [len(prompt) + at]
+    expected = plain_text(prompt, [position == at for position in range(9)])
+    assert made == expected
+    assert len(router.dropped) == 1
+    assert router.dropped[0] == plain_text(prompt, [False] * (at + 1))[-1]
+
+
+def test_a_dropped_stop_id_does_not_end_the_text() -> None:
+    prompt = [3, 1, 4, 1, 5]
+    proposed = plain_text(prompt, [False])[0]
+    written = plain_text(prompt, [True])[0]
+    assert proposed != written
+    result = a_decoder(DropOnce(0), stop_ids=[proposed]).write(Request(prompt, max_new_tokens=1))
+    assert result.trace.tokens == (written,)
+    assert result.finish_reason == "length"
+
+
+# --- sampling -----------------------------------------------------------------------------------------------
+
+
+def test_sampled_text_depends_on_the_seed_alone() -> None:
+    dice = random.Random(8)
+    requests = [Request(a_prompt(dice), 12, Sampling(1.0, 0.95, 40, seed)) for seed in range(6)]
+    first = tokens_of(a_decoder(Entropy(0.7), slots=3).write_all(requests))
+    decoder = a_decoder(Entropy(0.7))
+    assert tokens_of(decoder.write_all(requests)) == first
+    assert tokens_of([decoder.write(request) for request in requests]) == first
+    other = [Request(r.prompt, 12, Sampling(1.0, 0.95, 40, 99)) for r in requests]
+    assert tokens_of(decoder.write_all(other)) != first
+
+
+def test_a_dropped_draw_leaves_no_mark_on_later_ones() -> None:
+    """Replaying who wrote what repeats a sampled text, though the replay drops other proposals."""
+    requests = [Request([7, 8, index], 20, Sampling(1.0, seed=index)) for index in range(6)]
+    first = a_decoder(Entropy(0.7), slots=2).write_all(requests)
+    replay = Replay([[bool(model) for model in result.trace.made_by] for result in first])
+    again = a_decoder(replay, slots=3).write_all(requests)
+    assert tokens_of(again) == tokens_of(first)
+
+
+# --- how a text ends ----------------------------------------------------------------------------------------
+
+
+def test_ends_by_length_stop_id_and_stop_string() -> None:
+    prompt = [2, 7, 1, 8]
+    tokens = plain_text(prompt, [True] * 12)
+    text = Letters().decode(tokens)
+    decoder = single(1)
+    full = decoder.write(Request(prompt, 12))
+    assert (full.text, full.finish_reason) == (text, "length")
+    at = max(i for i in range(12) if tokens.index(tokens[i]) == i)  # the last token seen for the first time
+    assert at > 1
+    decoder.stop_ids = frozenset([tokens[at]])
+    by_id = decoder.write(Request(prompt, 12))
+    assert (by_id.text, by_id.finish_reason) == (text[:at], "stop")
+    assert by_id.trace.tokens == tuple(tokens[: at + 1])
+    assert by_id.usage["large"].output_tokens == at + 1
+    decoder.stop_ids = frozenset()
+    stop = text[at - 1 : at + 1]  # over a token border
+    events = list(decoder.stream([Request(prompt, 12, stop=("never", stop))]))
+    by_text = events[-1].result
+    assert by_text is not None
+    assert (by_text.text, by_text.finish_reason) == (text[: text.index(stop)], "stop")
+    assert "".join(event.text for event in events) == by_text.text
+    assert by_text.trace.tokens == tuple(tokens[: at + 1])
+    one = decoder.write(Request(prompt, 1))
+    assert (one.text, one.finish_reason) == (text[:1], "length")
+
+
+class Broken:
+    """The last character of any text is incomplete bytes."""
+
+    def decode(self, token_ids: list[int]) -> str:
+        return Letters().decode(token_ids) + "\ufffd" if token_ids else ""
+
+
+def test_text_is_streamed_to_its_last_byte() -> None:
+    decoder = single(1)
+    decoder.tokenizer = Broken()
+    events = list(decoder.stream([Request([2, 7, 1, 8], 3)]))
+    assert events[-1].result is not None
+    assert "".join(event.text for event in events) == events[-1].result.text
+    assert events[-1].result.text.endswith("\ufffd")
+
+
+def test_a_stop_string_in_the_last_bytes_is_a_stop() -> None:
+    decoder = single(1)
+    first = Letters().decode(plain_text([2, 7, 1, 8], [True]))
+    decoder.tokenizer = Broken()
+    result = decoder.write(Request([2, 7, 1, 8], 1, stop=(first,)))
+    assert (result.text, result.finish_reason) == ("", "stop")
+
+
+# --- errors and clean slots ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values", [{"prompt": []}, {"prompt": [1], "max_new_tokens": 0}, {"prompt": [1], "stop": ("",)}]
+)
+def test_requests_out_of_range(values: dict[str, list[int]]) -> None:
+    with pytest.raises(InputError):
+        Request(**values)  # type: ignore[arg-type]
+
+
+def test_too_long_a_prompt_is_refused_before_anything_is_computed() -> None:
+    decoder = a_decoder(Entropy(), context=20)
+    with pytest.raises(PromptTooLong):
+        decoder.write_all([Request([1], 5), Request([1] * 16, 5)])
+    assert [each.calls for each in decoder.runners.values()] == [0, 0]
+    assert len(decoder.write(Request([1] * 15, 5)).trace.tokens) == 5
+
+
+def test_a_pair_needs_two_models_of_one_vocabulary() -> None:
+    with pytest.raises(InputError, match="small"):
+        MixedDecoder(Runner(build()), tokenizer=Letters(), router=Entropy())
+    other = Runner(build())
+    other.vocabulary += 1
+    with pytest.raises(InputError, match="vocabular"):
+        MixedDecoder(Runner(build()), other, tokenizer=Letters())
+
+
+def test_nan_ends_the_stream_and_the_next_one_is_clean() -> None:
+    good = [Request([1, 2, 3], 4), Request([4], 4), Request([9] * 30, 4)]
+    expected = tokens_of(single(1, 3).write_all(good))
+    bad = next(i for i in range(10, VOCABULARY) if not any(i in tokens for tokens in expected))
+    decoder = MixedDecoder(Runner(damaged(1, bad), slots=3), tokenizer=Letters())
+    for _ in range(2):
+        with pytest.raises(ModelError):
+            decoder.write_all([Request([5, 6], 4), Request([bad] * 20, 4), Request([bad] * 9, 4)])
+        assert empty(decoder)
+        assert tokens_of(decoder.write_all(good)) == expected
+
+
+def test_closing_a_stream_frees_every_slot() -> None:
+    requests = requests_of(4, 6, max_new_tokens=20)
+    fresh = tokens_of(a_decoder(Entropy(0.7), slots=3).write_all(requests))
+    decoder = a_decoder(Entropy(0.7), slots=3)
+    for events in (1, 2, 7, 50):
+        stream = decoder.stream(requests_of(events, 5, max_new_tokens=20))
+        for _ in range(events):
+            next(stream)
+        assert not empty(decoder)
+        stream.close()  # type: ignore[attr-defined]
+        assert empty(decoder)
+        assert tokens_of(decoder.write_all(requests)) == fresh
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_shared_prefix_changes_nothing(slots: int) -> None:
+    dice = random.Random(11)
+    prefix = [dice.randrange(VOCABULARY) for _ in range(24)]
+    prompts = [prefix, *(prefix + a_prompt(dice) for _ in range(6))]
+    requests = [Request(prompt, 8) for prompt in prompts]
+    traces = [[dice.random() < 0.5 for _ in range(8)] for _ in prompts]
+    decoder = a_decoder(Replay(traces), slots)
+    expected = [tuple(plain_text(prompt, large)) for prompt, large in zip(prompts, traces, strict=True)]
+    assert tokens_of(decoder.write_all(requests)) == expected
+    assert empty(decoder)

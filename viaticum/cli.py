@@ -1,0 +1,146 @@
+"""The command line: `viaticum solve | budget | profile | models`.
+
+Results go to stdout, progress to stderr. Whatever Viaticum raises on purpose ends as one line and exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from viaticum.commands import models
+from viaticum.errors import ViaticumError
+from viaticum.money import format_usd
+
+app = typer.Typer(
+    no_args_is_help=True, help="An allowance for every question.", pretty_exceptions_enable=False
+)
+budget_app = typer.Typer(no_args_is_help=True, help="Show what budgets hold and spent.")
+app.add_typer(models.app, name="models")
+app.add_typer(budget_app, name="budget")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+@app.command()
+def solve(
+    question: Annotated[str, typer.Argument(help="What you want answered.")],
+    budget: Annotated[str | None, typer.Option(help="Dollars this may cost at most.")] = None,
+    policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
+    as_json: JsonFlag = False,
+) -> None:
+    """Answer one question within a budget."""
+    from viaticum.agents.client import Viaticum
+    from viaticum.types import Answer
+
+    with Viaticum(budget=budget, policy=policy) as client:
+        for event in client.stream(question):
+            if isinstance(event, Answer):
+                if as_json:
+                    typer.echo(json.dumps(_answer_json(event)))
+                else:
+                    typer.echo(f"{event.value if event.value is not None else 'no answer: ' + event.reason}")
+                    sys.stderr.write(f"{format_usd(event.cost)} of {format_usd(event.held)} held\n")
+            elif "route" in event:
+                sys.stderr.write(f"{event['route']['pair']}: {event['route']['why']}\n")
+            elif "text" in event:
+                sys.stderr.write(event["text"])
+                sys.stderr.flush()
+            else:
+                sys.stderr.write("\n")
+
+
+@app.command()
+def profile(
+    questions: Annotated[Path, typer.Argument(help="JSONL with question and answer.")],
+    out: Annotated[Path, typer.Option(help="The outcome table: .parquet or .jsonl")],
+    model: Annotated[list[str] | None, typer.Option(help="Models; all local ones by default.")] = None,
+    strategy: Annotated[list[str] | None, typer.Option(help="Strategies; all by default.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
+    slots: Annotated[int, typer.Option(help="Texts written at once.")] = 32,
+) -> None:
+    """Run local models with every strategy on questions with known answers; goes on after a kill."""
+    from viaticum import strategies
+    from viaticum.agents.profile import profile as run
+    from viaticum.agents.questions import read_questions
+    from viaticum.catalogue import Catalogue
+    from viaticum.types import Pair
+
+    catalogue = Catalogue.load()
+    names = model or [spec.name for spec in catalogue.local() if spec.default]
+    pairs = [
+        Pair(catalogue[name].name, strategies.get(each).name)
+        for name in names
+        for each in strategy or strategies.names()
+    ]
+    asked = read_questions(questions, limit=limit)
+
+    def show(pair: Pair, done: int, total: int, accuracy: float) -> None:
+        sys.stderr.write(f"{done}/{total} {pair} right so far {accuracy:.0%}\n")
+
+    outcomes = run(asked, pairs, out, catalogue=catalogue, dataset=questions.stem, slots=slots, progress=show)
+    typer.echo(f"{len(outcomes)} outcomes in {out}")
+
+
+@budget_app.command("show")
+def show_budget(
+    name: Annotated[str | None, typer.Argument(help="One budget; all by default.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Limit, spent, held and left."""
+    from viaticum.budgets import Ledger
+
+    with Ledger() as ledger:
+        budgets = [ledger.budget(name)] if name else ledger.budgets()
+    if as_json:
+        rows = [
+            asdict(each) | {"left_nanousd": each.left_nanousd, "left_tokens": each.left_tokens}
+            for each in budgets
+        ]
+        typer.echo(json.dumps(rows[0] if name else rows))
+        return
+    table = Table("budget", "limit", "spent", "held", "left", box=None, pad_edge=False)
+    for each in budgets:
+        limit, left = each.limit_nanousd, each.left_nanousd
+        table.add_row(
+            each.name,
+            format_usd(limit) if limit is not None else f"{each.limit_tokens} tokens",
+            format_usd(each.posted_nanousd),
+            format_usd(each.held_nanousd),
+            format_usd(left) if left is not None else f"{each.left_tokens} tokens",
+        )
+    Console().print(table)
+
+
+def _answer_json(answer: Any) -> dict[str, Any]:
+    last = answer.routes[-1]
+    return {
+        "answer": answer.value,
+        "model": last.pair.model,
+        "strategy": last.pair.strategy,
+        "route": asdict(last.row) | {"pair": str(last.pair), "why": last.why},
+        "usage": {name: asdict(count) for name, count in answer.usage.models.items()},
+        "cost_nanousd": answer.cost,
+        "held_nanousd": answer.held,
+        "finish_reason": answer.finish_reason,
+        "seconds": round(answer.seconds, 3),
+        "reason": answer.reason,
+    }
+
+
+def main() -> None:
+    """The `viaticum` command. Exit codes: 0 done, 1 an error that was named, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except ViaticumError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
