@@ -21,6 +21,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from viaticum.agents.graph import Tools, Workflow, route_from_json
 from viaticum.agents.local import LocalModels
 from viaticum.agents.models import Model
+from viaticum.agents.state import State
 from viaticum.budgets import Budget, Ledger, default_path
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError, WeightsError
@@ -105,7 +106,9 @@ class Viaticum:
         seen = self.graph.get_state(config)
         if seen.values and seen.values.get("question") != query.text:
             raise InputError(f"thread {thread_id!r} belongs to another question; use a new thread id")
-        start = None if seen.values else {"question": query.text, "kind": query.kind, "call": 0}
+        start: State | None = {"question": query.text, "kind": query.kind, "call": 0}
+        if seen.values:
+            start = None  # go on from the last checkpoint
         if not seen.values or seen.next:
             yield from self.graph.stream(start, config, stream_mode="custom", durability="sync")
         yield _answer(self.graph.get_state(config).values, time.perf_counter() - began)

@@ -35,6 +35,7 @@ class _Text:
         self.made_by: list[int] = []
         self.entropies: list[float] = []
         self.stream = TextStream(tokenizer, request.stop)
+        self.draws = 0  # proposals for the next position so far
         self._generator = torch.Generator()
         self.began = time.perf_counter()
 
@@ -42,10 +43,11 @@ class _Text:
     def output(self) -> list[int]:
         return self.tokens[len(self.request.prompt) :]
 
-    def dice(self, model: int) -> torch.Generator:
-        """Randomness of this position and model alone: a dropped draw must not change the ones after it."""
-        place = (self.request.sampling.seed * 1_000_003 + len(self.made_by)) * 2 + model
-        return self._generator.manual_seed(place % 2**32)  # more bits than these torch ignores on a CPU
+    def dice(self) -> torch.Generator:
+        """Randomness of this position, new for a second draw: a dropped token changes no later draw."""
+        place = (self.request.sampling.seed * 1_000_003 + len(self.made_by)) * 2 + self.draws
+        self.draws += 1
+        return self._generator.manual_seed(place % 2**32)  # torch uses no more bits on a CPU
 
 
 class MixedDecoder:
@@ -154,7 +156,7 @@ class MixedDecoder:
             entropy=entropy(logits),
             requests=[text.index for text in texts],
             positions=[len(text.made_by) for text in texts],
-            tokens=draw(logits, [t.request.sampling for t in texts], [t.dice(model) for t in texts]),
+            tokens=draw(logits, [t.request.sampling for t in texts], [t.dice() for t in texts]),
         )
 
     def _keep(self, text: _Text, step: Step, row: int) -> Event:
@@ -162,6 +164,7 @@ class MixedDecoder:
         token = step.tokens[row]
         text.tokens.append(token)
         text.made_by.append(text.pen)
+        text.draws = 0
         text.entropies.append(float(step.entropy[row]))
         ends = token in self.stop_ids
         shown = "" if ends else text.stream.push(token)

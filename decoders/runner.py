@@ -113,7 +113,8 @@ class Runner:
     def __init__(self, model: PreTrainedModel, *, slots: int = 1, context: int | None = None) -> None:
         if slots < 1:
             raise InputError(f"a runner needs at least one slot, got {slots}")
-        self.model = model.eval()
+        model.train(False)
+        self.model = model
         self.model.set_attn_implementation(ATTENTION)
         self.device = model.device
         self.vocabulary = int(model.config.get_text_config().vocab_size)
@@ -138,7 +139,8 @@ class Runner:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
         )
-        return cls(model.to(device), slots=slots, context=context)
+        model = model.to(torch.device(device))  # type: ignore[arg-type]
+        return cls(model, slots=slots, context=context)
 
     @torch.inference_mode()
     def extend(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> Tensor:

@@ -1,0 +1,192 @@
+"""The workflow on scripted models: routing, charging, escalation, and kills at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from viaticum import Answer, BudgetExceeded, InputError, Pair, Viaticum
+from viaticum.agents.models import Generation, Model
+from viaticum.budgets import Ledger
+from viaticum.catalogue import Catalogue
+from viaticum.routers.query import Best, Cheapest, StaticRouter, Weighted, choose, parse_policy
+from viaticum.types import Completion, Message, RoutingTable, Row, TokenCount, Usage
+
+SMALL, LARGE = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"
+
+
+class ScriptedModel(Model):
+    """Says the same each time: 100 tokens read, 20 made."""
+
+    def __init__(self, name: str, text: str, pause: float = 0.0) -> None:
+        self.name, self.members, self.text, self.pause, self.calls = name, (name,), text, pause, 0
+
+    def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
+        return {self.name: TokenCount(100, max_new_tokens)}
+
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+        self.calls += 1
+        for word in self.text.split(" "):
+            time.sleep(self.pause)
+            yield word + " "
+        yield Completion(self.text, Usage({self.name: TokenCount(100, 20)}, 0.1), "stop")
+
+
+def row(model: str, accuracy: float, cost: int) -> Row:
+    return Row(Pair(model, "cot"), accuracy, 20, 30, cost, cost * 2)
+
+
+TABLE = RoutingTable((row(SMALL, 0.4, 10_000), row(LARGE, 0.7, 20_000)))
+
+
+def client(folder: Path, small: str, large: str, pause: float = 0.0, **settings: object) -> Viaticum:
+    models: dict[str, Model] = {
+        SMALL: ScriptedModel(SMALL, small, pause),
+        LARGE: ScriptedModel(LARGE, large, pause),
+    }
+    return Viaticum(
+        folder=folder, router=StaticRouter(TABLE), models=models, catalogue=Catalogue.load(), **settings
+    )  # type: ignore[arg-type]
+
+
+def test_answers_and_charges_the_true_cost(tmp_path: Path) -> None:
+    with client(tmp_path, "The answer is 1.", "The answer is 72.", budget="0.01") as viaticum:
+        answer = viaticum.solve("What is 48 + 24?")
+        price = Catalogue.load()[LARGE].price
+        assert price is not None
+        assert (answer.value, answer.routes[0].pair.model) == ("72", LARGE)
+        assert answer.cost == price.cost(100, 20)
+        assert answer.held == price.cost(100, 400)
+        budget = viaticum.budget()
+        assert (budget.posted_nanousd, budget.held_nanousd) == (answer.cost, 0)
+
+
+def test_no_answer_escalates_to_the_next_pair(tmp_path: Path) -> None:
+    with client(tmp_path, "The answer is 5.", "I cannot tell", budget="0.01") as viaticum:
+        answer = viaticum.solve("What is 2 + 3?", kind="number")
+        assert answer.value == "5"
+        assert [route.pair.model for route in answer.routes] == [LARGE, SMALL]
+        assert viaticum.budget().posted_nanousd == answer.cost
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    with client(tmp_path, "I cannot tell", "I cannot tell", budget="0.01") as viaticum:
+        answer = viaticum.solve("What is 2 + 3?", kind="number")
+        assert answer.value is None
+        assert len(answer.routes) == 2
+        assert answer.reason
+
+
+def test_small_budget_takes_the_pair_that_fits_and_an_empty_one_refuses(tmp_path: Path) -> None:
+    with client(tmp_path, "The answer is 5.", "The answer is 6.", budget="0.0001") as viaticum:
+        answer = viaticum.solve("What is 2 + 3?", kind="number")
+        assert answer.routes[0].pair.model == SMALL, "the large model's worst case does not fit"
+        with pytest.raises(BudgetExceeded):
+            [viaticum.solve("What is 2 + 3?", kind="number") for _ in range(50)]
+        assert viaticum.ledger.check() == []
+        assert viaticum.budget().held_nanousd == 0
+
+
+def test_events_and_a_second_visit_to_a_thread(tmp_path: Path) -> None:
+    with client(tmp_path, "The answer is 5.", "The answer is 6.") as viaticum:
+        events = list(viaticum.stream("What is 3 + 3?", thread_id="t"))
+        assert "route" in events[0]  # type: ignore[operator]
+        assert (
+            "".join(e["text"] for e in events if isinstance(e, dict) and "text" in e).strip()
+            == "The answer is 6."
+        )
+        assert isinstance(events[-1], Answer)
+        spent = viaticum.budget().posted_nanousd
+        assert viaticum.solve("What is 3 + 3?", thread_id="t").value == "6"
+        assert viaticum.budget().posted_nanousd == spent
+        with pytest.raises(InputError, match="another question"):
+            viaticum.solve("What is 4 + 3?", thread_id="t")
+
+
+async def test_asolve(tmp_path: Path) -> None:
+    with client(tmp_path, "The answer is 5.", "The answer is 6.") as viaticum:
+        assert (await viaticum.asolve("What is 3 + 3?")).value == "6"
+
+
+@pytest.mark.parametrize("budget", [0, -1, "nonsense"])
+def test_bad_budget(tmp_path: Path, budget: object) -> None:
+    with pytest.raises(InputError):
+        Viaticum(budget=budget, folder=tmp_path)  # type: ignore[arg-type]
+
+
+def test_policies() -> None:
+    assert choose(TABLE, None, Best()).pair.model == LARGE
+    assert choose(TABLE, 30_000, Best()).pair.model == SMALL
+    assert choose(TABLE, None, Cheapest(0.3)).pair.model == SMALL
+    assert choose(TABLE, None, Cheapest(0.9)).pair.model == LARGE
+    assert choose(TABLE, None, Weighted(1e9)).pair.model == SMALL
+    with pytest.raises(BudgetExceeded):
+        choose(TABLE, 5, Best())
+    assert parse_policy("cheapest:0.5") == Cheapest(0.5)
+    for wrong in ("bset", "cheapest", "cheapest:2", "weighted:x", "best:1"):
+        with pytest.raises(InputError):
+            parse_policy(wrong)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from test_workflow import client
+from pathlib import Path
+with client(Path(sys.argv[1]), "The answer is 5.", "I cannot tell", pause=0.02, budget="0.01", budget_name="b") as viaticum:
+    print(viaticum.solve("What is 2 + 3?", thread_id=sys.argv[2], kind="number").value)
+"""
+
+
+def test_killed_at_random_moments_it_answers_once_and_charges_once(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    threads = [f"t{n}" for n in range(8)]
+    for thread in threads:
+        command = [sys.executable, "-c", KILLED, str(tmp_path), thread, str(Path(__file__).parent)]
+        for _ in range(2):
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(0.6 + rng.random() * 1.2)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.strip() == "5"
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert ledger.check() == []
+        posts = [entry for entry in ledger.entries("b") if entry.kind == "post"]
+        assert sorted(entry.key or "" for entry in posts) == sorted(
+            f"{t}/{call}" for t in threads for call in (0, 1)
+        )
+        assert ledger.budget("b").posted_nanousd == sum(entry.nanousd for entry in posts)
+        assert ledger.budget("b").held_nanousd == 0
+
+
+def test_cli_names_errors_in_one_line(tmp_path: Path) -> None:
+    environment = os.environ | {"XDG_DATA_HOME": str(tmp_path), "VIATICUM_CACHE": str(tmp_path / "cache")}
+    for arguments, said in [
+        (["solve", " "], "question is empty"),
+        (["solve", "2+2?", "--budget", "-1"], "above zero"),
+        (["solve", "2+2?", "--policy", "bset"], "policy"),
+        (["solve", "2+2?"], "models pull"),
+    ]:
+        done = subprocess.run(
+            [sys.executable, "-c", "from viaticum.cli import main; main()", *arguments],
+            capture_output=True, text=True, env=environment, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.startswith("error: ")
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+    shown = subprocess.run(
+        [sys.executable, "-c", "from viaticum.cli import main; main()", "budget", "show", "--json"],
+        capture_output=True, text=True, env=environment, timeout=60, check=True,
+    )  # fmt: skip
+    assert all(each["posted_nanousd"] == 0 for each in json.loads(shown.stdout))
