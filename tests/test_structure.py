@@ -1,4 +1,4 @@
-"""The house of DESIGN.md, read from the syntax trees: who may import whom, and how the folders join the package.
+"""The architecture, read from the syntax trees: who may import whom, and how the folders join the package.
 
 Nothing is imported to find this out, but for the last tests, which start a Python of their own.
 """

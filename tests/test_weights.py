@@ -447,10 +447,12 @@ def test_pull_all_keeps_the_order_and_names_its_reports(wheelhouse: Path) -> Non
 
 
 def test_an_interrupt_ends_pull_all_and_leaves_nothing(cache: Path) -> None:
+    # A shell's background jobs, and all they start, ignore SIGINT unless they ask for it.
     code = f"""
-import time
+import signal, time
 from viaticum.catalogue import ModelSpec
 from viaticum.weights import pull_all
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def report(name, stage, done, total):
     print(stage, flush=True)
     time.sleep(0.5)
