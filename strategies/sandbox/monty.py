@@ -37,6 +37,12 @@ _VALUE = "value_of_the_last_expression_"
 _process = 0
 
 
+# A crash this soon, with nothing printed, is taken for a worker that was dead before the program began, and
+# the program runs again on another one, at most so often. Programs have no effects, so this changes nothing else.
+DEAD_SECONDS = 0.02
+DEAD_WORKERS = 4
+
+
 class MontySandbox(Sandbox):
     """Programs in pydantic-monty workers, at most `workers` at once (default: one a core)."""
 
@@ -75,7 +81,6 @@ class MontySandbox(Sandbox):
             raise SandboxError("this sandbox is closed; open a new one")
         _refuse_after_fork()
         started = time.perf_counter()
-        output = pydantic_monty.CollectString(max_bytes=output_bytes)
         limits = pydantic_monty.ResourceLimits(
             max_feed_duration_secs=seconds,
             max_memory=memory_bytes,
@@ -83,19 +88,25 @@ class MontySandbox(Sandbox):
             max_suspensions=100,
             max_total_sleep_secs=0.0,
         )
-        error = ""
-        try:
-            with pool.checkout(limits=limits) as session:
-                _limit_address_space(session.worker_pid, memory_bytes + INTERPRETER_BYTES)
-                _feed(session, program, output)
-        except TimeoutError as busy:
-            raise SandboxError(f"all workers were busy for {WAIT_SECONDS:.0f} s: {busy}") from busy
-        except pydantic_monty.MontyCrashedError as crash:
-            error = _stopped(seconds) if crash.timed_out else f"the program crashed its worker: {crash}"
-        except pydantic_monty.MontyError as raised:
-            error = _in_words(raised, seconds, memory_bytes, output_bytes)
-        except RuntimeError as broken:
-            raise SandboxError(f"the monty sandbox failed: {broken}") from broken
+        for attempt in range(DEAD_WORKERS + 1):  # a worker may have died while it was idle
+            began, error = time.perf_counter(), ""
+            output = pydantic_monty.CollectString(max_bytes=output_bytes)
+            try:
+                with pool.checkout(limits=limits) as session:
+                    _limit_address_space(session.worker_pid, memory_bytes + INTERPRETER_BYTES)
+                    _feed(session, program, output)
+            except TimeoutError as busy:
+                raise SandboxError(f"all workers were busy for {WAIT_SECONDS:.0f} s: {busy}") from busy
+            except pydantic_monty.MontyCrashedError as crash:
+                began_dead = time.perf_counter() - began < DEAD_SECONDS and not output.output
+                if began_dead and not crash.timed_out and attempt < DEAD_WORKERS:
+                    continue
+                error = _stopped(seconds) if crash.timed_out else f"the program crashed its worker: {crash}"
+            except pydantic_monty.MontyError as raised:
+                error = _in_words(raised, seconds, memory_bytes, output_bytes)
+            except RuntimeError as broken:
+                raise SandboxError(f"the monty sandbox failed: {broken}") from broken
+            break
         return ProgramResult(not error, output.output, error, self.backend, time.perf_counter() - started)
 
     def close(self) -> None:
