@@ -24,7 +24,7 @@ from viaticum.agents.models import Model
 from viaticum.agents.state import State
 from viaticum.budgets import Budget, Ledger, default_path
 from viaticum.catalogue import Catalogue
-from viaticum.errors import InputError, WeightsError
+from viaticum.errors import InputError
 from viaticum.money import nanousd
 from viaticum.routers.query import Policy, QueryRouter, StaticRouter, parse_policy
 from viaticum.types import Answer, AnswerKind, Pair, Query, TokenCount, Usage
@@ -145,16 +145,13 @@ class Viaticum:
             return self._models[name]
 
     def _usable(self, pair: Pair) -> bool:
-        """Whether the catalogue has the model and, for a local one, its weights are here."""
+        """Whether the catalogue has the model. Raises `WeightsError` where its weights are not here."""
         if pair.model in self._given:
             return True
         if pair.model not in self.catalogue:
             return False
         for member in self.catalogue[pair.model].members:
-            try:
-                locate(self.catalogue[member])
-            except WeightsError as error:
-                raise WeightsError(str(error)) from None
+            locate(self.catalogue[member])
         return True
 
 
