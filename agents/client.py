@@ -31,6 +31,7 @@ from viaticum.types import Answer, AnswerKind, Pair, Query, TokenCount, Usage
 from viaticum.weights import locate
 
 DEFAULT_BUDGET_USD = "0.01"
+SLOTS = 4  # prompts that stay read: one a strategy, so that its examples are read once
 RECURSION_LIMIT = 100  # nodes of one run: six a call, so more calls than there are pairs
 
 
@@ -67,7 +68,8 @@ class Viaticum:
         self._connection = sqlite3.connect(home / "checkpoints.db", check_same_thread=False)
         self._models: dict[str, Model] = dict(models or {})
         self._given = frozenset(self._models)
-        self._local = LocalModels(self.catalogue)
+        self._local = LocalModels(self.catalogue, slots=SLOTS)
+        self._here: set[str] = set()  # models whose weights were found
         self._lock = threading.Lock()
         tools = Tools(
             catalogue=self.catalogue,
@@ -109,7 +111,8 @@ class Viaticum:
         start: State | None = {"question": query.text, "kind": query.kind, "call": 0}
         if seen.values:
             start = None  # go on from the last checkpoint
-        if not seen.values or seen.next:
+        # Not `seen.next`: it leaves out a task that was killed after its writes were kept.
+        if not seen.values or seen.tasks:
             yield from self.graph.stream(start, config, stream_mode="custom", durability="sync")
         yield _answer(self.graph.get_state(config).values, time.perf_counter() - began)
 
@@ -146,12 +149,13 @@ class Viaticum:
 
     def _usable(self, pair: Pair) -> bool:
         """Whether the catalogue has the model. Raises `WeightsError` where its weights are not here."""
-        if pair.model in self._given:
+        if pair.model in self._given or pair.model in self._here:
             return True
         if pair.model not in self.catalogue:
             return False
         for member in self.catalogue[pair.model].members:
             locate(self.catalogue[member])
+        self._here.add(pair.model)
         return True
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,11 +23,11 @@ from viaticum.agents.models import Generation, Model
 from viaticum.agents.state import State
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
-from viaticum.errors import BudgetExceeded, UnknownPrice
+from viaticum.errors import BudgetExceeded, LedgerError, UnknownPrice
 from viaticum.money import Price
 from viaticum.routers.query import Policy, QueryRouter, choose
 from viaticum.strategies import get as get_strategy
-from viaticum.types import Completion, Pair, Query, Route, RoutingTable, Row, TokenCount, Usage
+from viaticum.types import Completion, Message, Pair, Query, Route, RoutingTable, Row, TokenCount, Usage
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,15 @@ class Workflow:
         graph.add_edge(START, "route")
         graph.add_conditional_edges("route", lambda state: END if state.get("done") else "reserve")
         graph.add_conditional_edges("reserve", lambda state: "generate" if state["route"] else "route")
-        graph.add_edge("generate", "settle")
+        graph.add_conditional_edges("generate", lambda state: "settle" if state["completion"] else "reserve")
         graph.add_edge("settle", "read")
         graph.add_conditional_edges("read", check)
         return graph.compile(checkpointer=checkpointer)
 
     def route(self, state: State) -> State:
         """Choose a pair that was not tried yet. With none left, or none that fits, the last reading stands."""
-        tried = [Pair.parse(text) for text in state.get("tried", [])]
-        table = self.tools.router.table(query_of(state)).without(*tried)
-        table = RoutingTable(tuple(row for row in table if self.tools.usable(row.pair)))
-        if tried and not table.rows:
+        table = self._untried(state)
+        if state.get("tried") and not table.rows:
             return {"done": True}
         left = self.tools.ledger.budget(self.tools.budget).left_nanousd
         try:
@@ -85,42 +84,49 @@ class Workflow:
 
     def reserve(self, state: State) -> State:
         """Hold the worst case. A pair whose worst case does not fit is left out and another one chosen."""
-        pair = _pair(state)
-        strategy = get_strategy(pair.strategy)
         held = self.tools.ledger.hold(self._key(state))
         if held is None:
-            messages = strategy.messages(query_of(state))
-            worst = self.tools.model(pair.model).worst_case(messages, strategy.max_new_tokens)
+            model, messages, generation = self._call(state)
+            worst = model.worst_case(messages, generation.max_new_tokens)
             try:
                 held = self.tools.ledger.reserve(
                     self.tools.budget, self._key(state), worst, self._prices(worst)
                 )
             except BudgetExceeded:
-                left_out = set(state["tried"])
-                if all(
-                    str(row.pair) in left_out for row in self.tools.router.table(query_of(state))
-                ) and not state.get("routes"):
+                if not state.get("routes") and not self._untried(state).rows:
                     raise
                 return {"route": None}
         return {"held": state.get("held", 0) + held.held_nanousd}
 
     def generate(self, state: State) -> State:
-        """Write the text, unless this call was already made: then take what it gave."""
+        """Write the text, unless this call was already made: then take what it gave.
+
+        A model that fails, or is interrupted, frees its hold; the same thread run again makes a new call.
+        """
         key = self._key(state)
         hold = self.tools.ledger.hold(key)
         assert hold is not None, "reserve comes first"
+        if hold.state == "void":
+            return {"completion": None, "call": state["call"] + 1, "held": state["held"] - hold.held_nanousd}
         if hold.result is None:
-            pair = _pair(state)
-            strategy = get_strategy(pair.strategy)
-            show = get_stream_writer()
-            generation = Generation(max_new_tokens=strategy.max_new_tokens, stop=strategy.stop)
-            for piece in self.tools.model(pair.model).stream(strategy.messages(query_of(state)), generation):
-                if isinstance(piece, Completion):
-                    hold = self.tools.ledger.attach(key, json.dumps(completion_to_json(piece)))
-                else:
-                    show({"text": piece})
-        assert hold.result is not None, "a stream ends with its completion"
+            try:
+                completion = self._write(state)
+            except BaseException:
+                with suppress(LedgerError):  # what stopped the model is the error to tell
+                    self.tools.ledger.void(key)
+                raise
+            hold = self.tools.ledger.attach(key, json.dumps(completion_to_json(completion)))
+        assert hold.result is not None, "attach kept it"
         return {"completion": json.loads(hold.result)}
+
+    def _write(self, state: State) -> Completion:
+        model, messages, generation = self._call(state)
+        show = get_stream_writer()
+        for piece in model.stream(messages, generation):
+            if isinstance(piece, Completion):
+                return piece
+            show({"text": piece})
+        raise AssertionError("a stream ends with its completion")
 
     def settle(self, state: State) -> State:
         """Post what was used and free the rest."""
@@ -152,6 +158,19 @@ class Workflow:
             "call": state["call"] + 1,
             "done": reading.answered,
         }
+
+    def _untried(self, state: State) -> RoutingTable:
+        """The rows of usable pairs that this question has not been given to."""
+        tried = [Pair.parse(text) for text in state.get("tried", [])]
+        table = self.tools.router.table(query_of(state)).without(*tried)
+        return RoutingTable(tuple(row for row in table if self.tools.usable(row.pair)))
+
+    def _call(self, state: State) -> tuple[Model, list[Message], Generation]:
+        """Who is asked, what, and how long the answer may be."""
+        pair = _pair(state)
+        strategy = get_strategy(pair.strategy)
+        generation = Generation(max_new_tokens=strategy.max_new_tokens, stop=strategy.stop)
+        return self.tools.model(pair.model), strategy.messages(query_of(state)), generation
 
     def _key(self, state: State) -> str:
         return f"{get_config()['configurable']['thread_id']}/{state['call']}"

@@ -18,7 +18,7 @@ from viaticum.decoders.request import Event, Request, Result
 from viaticum.decoders.runner import Runner
 from viaticum.decoders.sampling import draw
 from viaticum.decoders.text import TextStream, Tokenizer
-from viaticum.errors import InputError, PromptTooLong
+from viaticum.errors import InputError, ModelError, PromptTooLong
 from viaticum.routers.token import AlwaysLarge, Step, TokenRouter, entropy
 from viaticum.types import FinishReason, TokenCount, Trace
 
@@ -35,6 +35,7 @@ class _Text:
         self.made_by: list[int] = []
         self.entropies: list[float] = []
         self.stream = TextStream(tokenizer, request.stop)
+        self.readers: set[int] = set()  # models that have read the prompt
         self.draws = 0  # proposals for the next position so far
         self._generator = torch.Generator()
         self.began = time.perf_counter()
@@ -103,24 +104,25 @@ class MixedDecoder:
             self._check_fits(request)
         waiting = list(enumerate(requests))[::-1]
         prefix = self._shared_prefix(requests)
-        free = list(range(self.slots))[::-1]
         active: list[_Text] = []
         try:
             while waiting or active:
-                while waiting and free:
+                while waiting and (free := self._free()):
                     index, request = waiting.pop()
                     pen = SMALL if self.router.starts_small and SMALL in self.runners else LARGE
-                    active.append(_Text(index, request, free.pop(), pen, self.tokenizer))
+                    slot = self._take(free, request.prompt)
+                    active.append(_Text(index, request, slot, pen, self.tokenizer))
+                if not active:
+                    raise ModelError("every slot is in use by other texts; end them, or give the runner more")
                 active.sort(key=lambda text: text.slot)  # neighbouring slots are read without a copy
                 for text, event in self._step(active, prefix):
                     if event.result is not None:
                         active.remove(text)
-                        self._release(text)
-                        free.append(text.slot)
+                        self._give(text.slot)
                     yield event
         finally:
             for text in active:
-                self._release(text)
+                self._give(text.slot)
 
     def _step(self, active: list[_Text], prefix: list[int]) -> Iterator[tuple[_Text, Event]]:
         """The SLM proposes where it has the pen; then the LLM writes where it has it, those just lost too."""
@@ -147,9 +149,9 @@ class MixedDecoder:
     def _propose(self, model: int, texts: list[_Text], prefix: list[int]) -> Step:
         """One call of one model for the rows that wait for it, and the token each would take."""
         runner = self.runners[model]
-        self._fork_prefix(runner, texts, prefix)
+        self._admit(model, [text for text in texts if model not in text.readers], prefix)
         logits = runner.extend(
-            [text.slot for text in texts], [text.tokens[runner.lengths[text.slot] :] for text in texts]
+            [text.slot for text in texts], [text.tokens[len(runner.held[text.slot]) :] for text in texts]
         )
         return Step(
             logits=logits,
@@ -188,11 +190,10 @@ class MixedDecoder:
 
     def _usage(self, text: _Text) -> dict[str, TokenCount]:
         """A model that was called read the prompt once; the tokens kept count for the model that made them."""
-        usage = {}
-        for model, runner in self.runners.items():
-            if runner.lengths[text.slot]:
-                usage[self.names[model]] = TokenCount(len(text.request.prompt), text.made_by.count(model))
-        return usage
+        return {
+            self.names[model]: TokenCount(len(text.request.prompt), text.made_by.count(model))
+            for model in sorted(text.readers)
+        }
 
     def _shared_prefix(self, requests: Sequence[Request]) -> list[int]:
         """What all prompts begin with, less one token, so that each row still has something to read."""
@@ -203,23 +204,33 @@ class MixedDecoder:
         shared = shared[: min(len(request.prompt) for request in requests) - 1]
         return shared if len(shared) >= SHARED_PREFIX else []
 
-    def _fork_prefix(self, runner: Runner, texts: list[_Text], prefix: list[int]) -> None:
-        """Copy the shared prefix into slots that have read nothing, computing it at most once."""
-        fresh = [text for text in texts if runner.lengths[text.slot] == 0]
-        if not prefix or not fresh:
-            return
-        holders = [slot for slot in range(runner.slots) if runner.lengths[slot] >= len(prefix)]
-        if holders:
-            source = holders[0]
-        else:
-            source = fresh.pop().slot
-            runner.extend([source], [prefix])
-        for text in fresh:
-            runner.copy_prefix(source, text.slot, len(prefix))
+    def _free(self) -> list[int]:
+        """Slots that are free at every model: a runner may serve other decoders at the same time."""
+        return [
+            slot
+            for slot in self.runners[LARGE].free
+            if all(slot in each.free for each in self.runners.values())
+        ]
 
-    def _release(self, text: _Text) -> None:
+    def _take(self, free: list[int], prompt: Sequence[int]) -> int:
+        """Of the free slots the one that has read most of the prompt; of equals the one free for longest."""
+        slot = max(free, key=lambda slot: sum(each.shared(slot, prompt) for each in self.runners.values()))
         for runner in self.runners.values():
-            runner.reset(text.slot)
+            runner.free.remove(slot)
+        return slot
+
+    def _give(self, slot: int) -> None:
+        for runner in self.runners.values():
+            runner.free.append(slot)
+
+    def _admit(self, model: int, texts: list[_Text], prefix: list[int]) -> None:
+        """Start texts at a model, from what its slots still hold; their shared prefix is computed at most once."""
+        runner = self.runners[model]
+        for text in texts:
+            text.readers.add(model)
+            runner.start(text.slot, text.tokens)
+            if len(runner.held[text.slot]) < len(prefix):
+                runner.extend([text.slot], [prefix[len(runner.held[text.slot]) :]])
 
     def _check_fits(self, request: Request) -> None:
         longest = len(request.prompt) + request.max_new_tokens

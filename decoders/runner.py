@@ -103,8 +103,9 @@ class SlotCache(Cache):
 class Runner:
     """A causal LM and the slots of its sequences.
 
-    lengths[slot] is the number of tokens whose keys and values the slot holds. A slot is reset by setting
-    its length to 0; what lies beyond the length is never read.
+    held[slot] are the tokens whose keys and values the slot holds; what lies beyond them in the cache is
+    never read. A sequence that ended stays in its slot until another starts there, so that prompts which
+    begin alike (a strategy's examples, a chat) are read once.
 
     model: a transformers causal LM loaded with `attn_implementation=ATTENTION` (see `load`);
     slots: sequences held at once; context: most positions of one sequence.
@@ -121,7 +122,8 @@ class Runner:
         longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 20))
         self.context = min(context or longest, longest)
         self.slots = slots
-        self.lengths = [0] * slots
+        self.held: list[list[int]] = [[] for _ in range(slots)]
+        self.free = list(range(slots))  # slots that no text is being written in, free for longest first
         self.calls = 0
         self._cache = SlotCache(slots)
 
@@ -153,9 +155,9 @@ class Runner:
         for slot, new in zip(slots, tokens, strict=True):
             if not new:
                 raise InputError(f"slot {slot}: no tokens to read")
-            if self.lengths[slot] + len(new) > self.context:
+            if len(self.held[slot]) + len(new) > self.context:
                 raise PromptTooLong(
-                    f"{self.lengths[slot] + len(new)} tokens do not fit the context of {self.context}; "
+                    f"{len(self.held[slot]) + len(new)} tokens do not fit the context of {self.context}; "
                     "shorten the prompt or lower max_new_tokens"
                 )
         logits: Tensor | None = None
@@ -178,14 +180,27 @@ class Runner:
 
     def reset(self, slot: int) -> None:
         """Forget the slot's sequence."""
-        self.lengths[slot] = 0
+        self.held[slot] = []
+
+    def shared(self, slot: int, tokens: Sequence[int]) -> int:
+        """How many tokens `slot` and `tokens` have in common at their beginnings."""
+        held = self.held[slot]
+        return next(
+            (i for i, (ours, theirs) in enumerate(zip(held, tokens, strict=False)) if ours != theirs),
+            min(len(held), len(tokens)),
+        )
 
     @torch.inference_mode()
-    def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """Let `target` start with the first `length` tokens of `source`, without computing them again."""
-        assert length <= self.lengths[source]
-        self._cache.copy_prefix(source, target, length)
-        self.lengths[target] = length
+    def start(self, slot: int, tokens: Sequence[int]) -> None:
+        """Let `slot` hold as much of the beginning of `tokens` as some slot does, without computing it again.
+
+        The last token is never taken over: reading it gives the logits of the next.
+        """
+        source = max(range(self.slots), key=lambda other: (self.shared(other, tokens), other == slot))
+        length = min(self.shared(source, tokens), len(tokens) - 1)
+        if source != slot:
+            self._cache.copy_prefix(source, slot, length)
+        self.held[slot] = list(tokens[:length])
 
     def _prefill(self, slots: list[int], tokens: list[list[int]]) -> Tensor:
         """Read the rows in chunks that bound memory; returns the logits after each row's last token."""
@@ -206,7 +221,7 @@ class Runner:
     def _call(self, slots: list[int], tokens: list[list[int]]) -> Tensor:
         """One model call; new tokens stand at the right of each row, so the last step is every row's last."""
         steps = max(map(len, tokens))
-        starts = [self.lengths[slot] for slot in slots]
+        starts = [len(self.held[slot]) for slot in slots]
         keys = max(start + len(new) for start, new in zip(starts, tokens, strict=True))
         self._cache.grow(keys)
         pads = [steps - len(new) for new in tokens]
@@ -236,7 +251,7 @@ class Runner:
             logits_to_keep=1,
         )
         for slot, new in zip(slots, tokens, strict=True):
-            self.lengths[slot] += len(new)
+            self.held[slot].extend(new)
         self.calls += 1
         logits: Tensor = out.logits[:, -1].float()
         return logits

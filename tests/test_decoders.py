@@ -124,7 +124,8 @@ def tokens_of(results: Sequence[Result]) -> list[tuple[int, ...]]:
 
 
 def empty(decoder: MixedDecoder) -> bool:
-    return not any(length for each in decoder.runners.values() for length in each.lengths)
+    """Whether every slot is free again."""
+    return all(sorted(each.free) == list(range(each.slots)) for each in decoder.runners.values())
 
 
 # --- the runner ---------------------------------------------------------------------------------------------
@@ -153,17 +154,24 @@ def test_ragged_calls_equal_a_forward_without_cache(
         for row, slot in enumerate(slots):
             held[slot] += new[row]
             torch.testing.assert_close(got[row], plain_logits(held[slot], kind), atol=2e-4, rtol=1e-3)
-        assert under_test.lengths == [len(tokens) for tokens in held]
+        assert under_test.held == held
 
 
-def test_copied_prefix_equals_reading_it() -> None:
+def test_a_sequence_starts_from_what_any_slot_holds() -> None:
     under_test = Runner(build(), slots=3)
     prompt = list(range(30))
     under_test.extend([0], [prompt])
-    under_test.copy_prefix(0, 2, 20)
+    under_test.extend([1], [prompt[:5]])
+    under_test.start(2, [*prompt[:20], 5, 6])
+    assert under_test.held == [prompt, prompt[:5], prompt[:20]]
     got = under_test.extend([2], [[5, 6]])
     torch.testing.assert_close(got[0], plain_logits([*prompt[:20], 5, 6]), atol=2e-4, rtol=1e-3)
-    assert under_test.lengths == [30, 0, 22]
+    under_test.start(1, prompt)
+    assert under_test.held[1] == prompt[:-1], "the last token is read again: its logits are wanted"
+    got = under_test.extend([1], [prompt[-1:]])
+    torch.testing.assert_close(got[0], plain_logits(prompt), atol=2e-4, rtol=1e-3)
+    under_test.start(1, [90, 91])
+    assert under_test.held == [prompt, [], [*prompt[:20], 5, 6]]
 
 
 def test_runner_refuses_what_does_not_fit_and_changes_nothing() -> None:
@@ -175,7 +183,7 @@ def test_runner_refuses_what_does_not_fit_and_changes_nothing() -> None:
         under_test.extend([0], [[]])
     with pytest.raises(InputError):
         Runner(build(), slots=0)
-    assert under_test.lengths == [8, 0]
+    assert under_test.held == [[1] * 8, []]
     assert under_test.calls == 1
 
 
@@ -194,7 +202,7 @@ def test_nan_leaves_other_rows_and_later_sequences_alone() -> None:
     under_test.extend([2], [[4, 5]])
     with pytest.raises(ModelError, match=r"\[1\]"):
         under_test.extend([0, 1], [[1, 2, 3], [1] * 6 + [96] * 6])
-    assert under_test.lengths == [3, 0, 2]
+    assert [len(tokens) for tokens in under_test.held] == [3, 0, 2]
     got = under_test.extend(
         [0, 1, 2], [[7], [8], [9] * 30]
     )  # slot 1 is read with 32 keys, most of them stale
@@ -304,7 +312,7 @@ def test_a_dropped_token_leaves_no_mark(at: int) -> None:
         made.append(event.token)
         if len(made) == at + 1 and event.result is None:
             # The dropped token was read by nobody: both hold the prompt and what was kept before it.
-            assert small.lengths == large.lengths == [len(prompt) + at]
+            assert small.held == large.held == [prompt + made[:-1]]
     expected = plain_text(prompt, [position == at for position in range(9)])
     assert made == expected
     assert len(router.dropped) == 1
@@ -470,3 +478,40 @@ def test_a_shared_prefix_changes_nothing(slots: int) -> None:
     expected = [tuple(plain_text(prompt, large)) for prompt, large in zip(prompts, traces, strict=True)]
     assert tokens_of(decoder.write_all(requests)) == expected
     assert empty(decoder)
+
+
+def test_what_a_slot_still_holds_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = [dice % VOCABULARY for dice in range(40)]
+    requests = [Request([*examples, 50 + n, 3], max_new_tokens=6) for n in range(6)]
+    decoder = a_decoder(Entropy(0.75), slots=2)
+    read: list[int] = []
+    large = decoder.runners[1]
+    extend = large.extend
+
+    def counted(slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> Tensor:
+        read.append(sum(map(len, tokens)))
+        return extend(slots, tokens)
+
+    monkeypatch.setattr(large, "extend", counted)
+    for request in requests:
+        assert decoder.write(request).trace.tokens == a_decoder(Entropy(0.75)).write(request).trace.tokens
+    assert sum(read) < 2 * len(examples) + 6 * 8
+
+
+def test_decoders_that_share_a_runner_keep_out_of_each_others_slots() -> None:
+    small, large = Runner(build(seed=0), slots=2), Runner(build(seed=1), slots=2)
+    pair = MixedDecoder(large, small, tokenizer=Letters(), router=Entropy(0.75))
+    alone = MixedDecoder(large, tokenizer=Letters())
+    first, second = requests_of(11, 2)
+    expected = [a_decoder(Entropy(0.75)).write(first).trace.tokens, single(1).write(second).trace.tokens]
+    begun = pair.stream([first])
+    tokens = [next(begun).token]
+    assert alone.write(second).trace.tokens == expected[1]
+    begun_too = alone.stream([second])
+    next(begun_too)
+    with pytest.raises(ModelError, match="in use"):
+        alone.write(second)
+    begun_too.close()
+    tokens += [event.token for event in begun]
+    assert tuple(tokens) == expected[0]
+    assert empty(pair)

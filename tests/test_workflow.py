@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ from viaticum import Answer, BudgetExceeded, InputError, Pair, Viaticum
 from viaticum.agents.models import Generation, Model
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
+from viaticum.errors import ModelError
 from viaticum.routers.query import Best, Cheapest, StaticRouter, Weighted, choose, parse_policy
 from viaticum.types import Completion, Message, RoutingTable, Row, TokenCount, Usage
 
@@ -112,6 +111,32 @@ def test_events_and_a_second_visit_to_a_thread(tmp_path: Path) -> None:
             viaticum.solve("What is 4 + 3?", thread_id="t")
 
 
+class FailingModel(ScriptedModel):
+    """Fails in the middle of its first answer."""
+
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+        for piece in super().stream(messages, generation):
+            yield piece
+            if self.calls == 1:
+                raise ModelError("logits are not finite")
+
+
+def test_a_model_that_fails_frees_its_hold_and_can_be_asked_again(tmp_path: Path) -> None:
+    models = {SMALL: FailingModel(SMALL, "The answer is 5."), LARGE: FailingModel(LARGE, "The answer is 6.")}
+    with Viaticum(folder=tmp_path, router=StaticRouter(TABLE), models=dict(models)) as viaticum:
+        with pytest.raises(ModelError):
+            viaticum.solve("What is 3 + 3?", thread_id="t")
+        budget = viaticum.budget()
+        assert (budget.posted_nanousd, budget.held_nanousd) == (0, 0)
+        answer = viaticum.solve("What is 3 + 3?", thread_id="t")
+        assert (answer.value, answer.routes[0].pair.model, models[LARGE].calls) == ("6", LARGE, 2)
+        price = viaticum.catalogue[LARGE].price
+        assert price is not None
+        assert (answer.cost, answer.held) == (price.cost(100, 20), price.cost(100, 400))
+        assert viaticum.budget().posted_nanousd == answer.cost
+        assert viaticum.ledger.check() == []
+
+
 async def test_asolve(tmp_path: Path) -> None:
     with client(tmp_path, "The answer is 5.", "The answer is 6.") as viaticum:
         assert (await viaticum.asolve("What is 3 + 3?")).value == "6"
@@ -137,36 +162,105 @@ def test_policies() -> None:
             parse_policy(wrong)
 
 
-KILLED = """
-import sys
-sys.path.insert(0, sys.argv[3])
-from test_workflow import client
+# Imports once and forks a child for each run: what is killed is the run, not the imports.
+FORKING = """
+import os, random, signal, sys, threading, time
 from pathlib import Path
-with client(Path(sys.argv[1]), "The answer is 5.", "I cannot tell", pause=0.02, budget="0.01", budget_name="b") as viaticum:
-    print(viaticum.solve("What is 2 + 3?", thread_id=sys.argv[2], kind="number").value)
+sys.path.insert(0, sys.argv[2])
+from test_workflow import client
+from langgraph.checkpoint.sqlite import SqliteSaver
+from viaticum.budgets import Ledger
+
+def run(thread):
+    with client(Path(sys.argv[1]), "The answer is 5.", "I cannot tell", pause=0.005, budget="0.02", budget_name="b") as viaticum:
+        return viaticum.solve("What is 2 + 3?", thread_id=thread, kind="number").value
+
+def child(thread, before=lambda: None):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            before()
+            os._exit(0 if run(thread) == "5" else 1)
+        finally:
+            os._exit(2)
+    return pid
+
+def code(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+
+RANDOM_MOMENTS = """
+began = time.monotonic()
+assert code(child("warm")) == 0
+whole = time.monotonic() - began
+dice = random.Random(7)
+for number in range(50):
+    name = f"t{number}"
+    while True:  # until the kill came before the end of the run
+        pid = child(name)
+        time.sleep(dice.random() * whole)
+        os.kill(pid, signal.SIGKILL)
+        if code(pid) == -signal.SIGKILL:
+            break
+        name += "again"
+    assert code(child(name)) == 0, name
+    print(name)
+"""
+
+EVERY_WRITE = """
+def die_at(moment):
+    gate = threading.RLock()  # LangGraph writes from several threads; nothing may be written between write and kill
+    def pass_by():
+        nonlocal moment
+        if moment == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        moment -= 1
+    def count(kind, name):
+        method = getattr(kind, name)
+        def counted(*args, **kwargs):
+            with gate:
+                pass_by()
+                result = method(*args, **kwargs)
+                pass_by()
+                return result
+        setattr(kind, name, counted)
+    for name in ("put", "put_writes"):
+        count(SqliteSaver, name)
+    for name in ("reserve", "attach", "settle"):
+        count(Ledger, name)
+
+moment = 0
+while True:
+    name = f"w{moment}"
+    ended = code(child(name, lambda: die_at(moment)))
+    if ended == 0:
+        break  # past the last write
+    assert ended == -signal.SIGKILL, (name, ended)
+    assert code(child(name)) == 0, name
+    print(name)
+    moment += 1
 """
 
 
-def test_killed_at_random_moments_it_answers_once_and_charges_once(tmp_path: Path) -> None:
-    rng = random.Random(7)
-    threads = [f"t{n}" for n in range(8)]
-    for thread in threads:
-        command = [sys.executable, "-c", KILLED, str(tmp_path), thread, str(Path(__file__).parent)]
-        for _ in range(2):
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            time.sleep(0.6 + rng.random() * 1.2)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        assert done.stdout.strip() == "5"
+@pytest.mark.parametrize("moments", [RANDOM_MOMENTS, EVERY_WRITE], ids=["random", "every write"])
+def test_a_run_that_was_killed_answers_once_and_charges_once(tmp_path: Path, moments: str) -> None:
+    """Random: 50 kills. Every write: before and after each write of a checkpoint and of the ledger."""
+    command = [sys.executable, "-c", FORKING + moments, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    killed = done.stdout.split()
+    assert len(killed) >= 50
     with Ledger(tmp_path / "ledger.db") as ledger:
         assert ledger.check() == []
-        posts = [entry for entry in ledger.entries("b") if entry.kind == "post"]
-        assert sorted(entry.key or "" for entry in posts) == sorted(
-            f"{t}/{call}" for t in threads for call in (0, 1)
-        )
-        assert ledger.budget("b").posted_nanousd == sum(entry.nanousd for entry in posts)
-        assert ledger.budget("b").held_nanousd == 0
+        entries = ledger.entries("b")
+        posts = [entry.key for entry in entries if entry.kind == "post"]
+        assert len(posts) == len(set(posts)), "charged twice"
+        threads = {key.partition("/")[0] for key in posts if key}
+        assert threads >= set(killed)
+        assert set(posts) == {f"{thread}/{call}" for thread in threads for call in (0, 1)}, "lost"
+        budget = ledger.budget("b")
+        assert budget.posted_nanousd == sum(entry.nanousd for entry in entries if entry.kind == "post")
+        assert budget.held_nanousd == 0
 
 
 def test_cli_names_errors_in_one_line(tmp_path: Path) -> None:
