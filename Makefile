@@ -1,5 +1,5 @@
 # Everything from a fresh clone, with python3 (3.11 or newer), make and pip.
-#   make demo    sets up and answers real questions with real models
+#   make demo    sets up and answers real questions with real models (QUESTIONS=file.jsonl for others than its own)
 #   make test    every test, those on the real models too
 # VENV=folder uses another virtual environment, PYTHON=python3.12 makes it with another Python.
 
@@ -35,7 +35,7 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 
 demo: $(LOCAL)
 	$(BIN)/viaticum models pull
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo.py $(QUESTIONS)
 
 # Exit 5 of pytest: no test was chosen.
 test: $(DEV)

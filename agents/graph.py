@@ -23,8 +23,7 @@ from viaticum.agents.models import Generation, Model
 from viaticum.agents.state import State
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
-from viaticum.errors import BudgetExceeded, LedgerError, UnknownPrice
-from viaticum.money import Price
+from viaticum.errors import BudgetExceeded, LedgerError
 from viaticum.routers.query import Policy, QueryRouter, choose
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Message, Pair, Query, Route, RoutingTable, Row, TokenCount, Usage
@@ -90,7 +89,7 @@ class Workflow:
             worst = model.worst_case(messages, generation.max_new_tokens)
             try:
                 held = self.tools.ledger.reserve(
-                    self.tools.budget, self._key(state), worst, self._prices(worst)
+                    self.tools.budget, self._key(state), worst, self.tools.catalogue.prices(worst)
                 )
             except BudgetExceeded:
                 if not state.get("routes") and not self._untried(state).rows:
@@ -174,17 +173,6 @@ class Workflow:
 
     def _key(self, state: State) -> str:
         return f"{get_config()['configurable']['thread_id']}/{state['call']}"
-
-    def _prices(self, worst: dict[str, TokenCount]) -> dict[str, Price]:
-        prices = {}
-        for name in worst:
-            price = self.tools.catalogue[name].price
-            if price is None:
-                raise UnknownPrice(
-                    f"{name} has no price; give input_price and output_price in your catalogue"
-                )
-            prices[name] = price
-        return prices
 
 
 def check(state: State) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import equivalent
 from viaticum.types import Completion, Outcome, Pair
 
-Progress = Callable[
-    [Pair, int, int, float], None
-]  # pair, rows done of all, rows in all, accuracy of the pair so far
+# Pair, rows of it that are done, rows in all done, rows in all, accuracy of the pair so far.
+Progress = Callable[[Pair, int, int, int, float], None]
 
 
 def profile(
@@ -37,16 +36,21 @@ def profile(
     catalogue: Catalogue,
     dataset: str,
     slots: int = 32,
+    with_text: bool = True,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Outcomes of every pair on every question, written to `out` (.parquet or .jsonl) when all are there.
 
+    with_text: whether the table holds the questions' texts; without, their ids alone, for a table that is
+    published where the questions may not be.
     Resumes from `out`.journal where that was made from the same questions, and refuses it otherwise. With a
     batch, a row's seconds run from its first step to its last, waiting for its neighbours included.
     """
     for question in questions:
         if question.gold is None:
             raise DataError(f"question {question.id!r} has no answer; profiling compares with known answers")
+    for pair in pairs:
+        catalogue.prices(catalogue[pair.model].members)
     out = Path(out)
     journal = Journal(
         out.with_name(out.name + ".journal"), _fingerprint(questions, catalogue, pairs, dataset)
@@ -61,10 +65,12 @@ def profile(
                 journal.add(row)
                 if progress is not None:
                     right = sum(each.correct for each in done.values()) / len(done)
-                    progress(pair, sum(map(len, journal.rows.values())), total, right)
+                    progress(pair, len(done), sum(map(len, journal.rows.values())), total, right)
     finally:
         journal.close()
     outcomes = [journal.rows[pair][question.id] for pair in pairs for question in questions]
+    if not with_text:
+        outcomes = [replace(row, question="") for row in outcomes]
     write_outcomes(out, outcomes)
     journal.path.unlink()
     return outcomes
@@ -97,15 +103,11 @@ def _run(pair: Pair, questions: list[Question], pool: LocalModels, dataset: str)
         )
 
 
-def cost_of(completion: Completion, catalogue: Catalogue) -> int | None:
-    """Nano-dollars of a completion at the catalogue's prices; None where a price is unknown."""
-    total = 0
-    for name, count in completion.usage.models.items():
-        price = catalogue[name].price
-        if price is None:
-            return None
-        total += price.cost(count.input_tokens, count.output_tokens)
-    return total
+def cost_of(completion: Completion, catalogue: Catalogue) -> int:
+    """Nano-dollars of a completion at the catalogue's prices. Raises `UnknownPrice`."""
+    models = completion.usage.models
+    prices = catalogue.prices(models)
+    return sum(prices[name].cost(count.input_tokens, count.output_tokens) for name, count in models.items())
 
 
 class Journal:

@@ -1,6 +1,6 @@
 """Reading question files: JSONL with a question and, where it is known, the right answer.
 
-GSM8K's form is understood as it is: the gold answer follows `####` in `answer`.
+GSM8K's form is understood as it is: the gold answer follows `####` in `answer`, and is a number.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ def _question(row: dict[str, Any], number: int, place: str) -> Question:
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
         raise DataError(f'{place}: no question; write {{"question": "...", "answer": "..."}}')
-    kind = row.get("kind", "auto")
+    gold = row.get("answer")
+    gold = None if gold is None else str(gold)
+    kind = row.get("kind", "number" if gold and GOLD_MARK in gold else "auto")
     if kind not in ANSWER_KINDS:
         raise DataError(f"{place}: unknown answer kind {kind!r}; known: {', '.join(ANSWER_KINDS)}")
-    gold = row.get("answer")
     if gold is not None:
-        gold = str(gold).rpartition(GOLD_MARK)[2].strip()
+        gold = gold.rpartition(GOLD_MARK)[2].strip()
     return Question(str(row.get("id", number)), Query(text, kind), gold)

@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from viaticum.errors import InputError, UnknownName
+from viaticum.errors import InputError, UnknownName, UnknownPrice
 from viaticum.money import Price
 
 Kind = Literal["local", "pair", "remote", "encoder"]
@@ -237,6 +237,18 @@ class Catalogue(Mapping[str, ModelSpec]):
         chosen = [self[name] for name in names] if names else [spec for spec in self.values() if spec.default]
         members = dict.fromkeys(member for spec in chosen for member in spec.members)
         return tuple(self[member] for member in members if self[member].sources)
+
+    def prices(self, names: Iterable[str]) -> dict[str, Price]:
+        """What the tokens of some models cost. Raises `UnknownPrice`: nothing goes through for nothing."""
+        prices = {}
+        for name in names:
+            price = self[name].price
+            if price is None:
+                raise UnknownPrice(
+                    f"{name} has no price; give input_price and output_price in your catalogue"
+                )
+            prices[name] = price
+        return prices
 
     def with_models(self, *specs: ModelSpec) -> Catalogue:
         """A catalogue with some entries added, or replaced where the name is taken."""

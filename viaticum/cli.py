@@ -9,15 +9,24 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from viaticum.commands import models
 from viaticum.errors import ViaticumError
 from viaticum.money import format_usd
+from viaticum.types import Pair
 
 app = typer.Typer(
     no_args_is_help=True, help="An allowance for every question.", pretty_exceptions_enable=False
@@ -35,12 +44,13 @@ def solve(
     budget: Annotated[str | None, typer.Option(help="Dollars this may cost at most.")] = None,
     policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
     as_json: JsonFlag = False,
+    catalogue: models.CatalogueFile = None,
 ) -> None:
     """Answer one question within a budget."""
     from viaticum.agents.client import Viaticum
     from viaticum.types import Answer
 
-    with Viaticum(budget=budget, policy=policy) as client:
+    with Viaticum(budget=budget, policy=policy, catalogue=catalogue) as client:
         for event in client.stream(question):
             if isinstance(event, Answer):
                 if as_json:
@@ -64,29 +74,73 @@ def profile(
     model: Annotated[list[str] | None, typer.Option(help="Models; all local ones by default.")] = None,
     strategy: Annotated[list[str] | None, typer.Option(help="Strategies; all by default.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
-    slots: Annotated[int, typer.Option(help="Texts written at once.")] = 32,
+    slots: Annotated[int, typer.Option(help="Texts written at once.", min=1)] = 32,
+    text: Annotated[bool, typer.Option(help="Keep the questions' texts in the table.")] = True,
+    as_json: JsonFlag = False,
+    catalogue: models.CatalogueFile = None,
 ) -> None:
     """Run local models with every strategy on questions with known answers; goes on after a kill."""
     from viaticum import strategies
     from viaticum.agents.profile import profile as run
     from viaticum.agents.questions import read_questions
     from viaticum.catalogue import Catalogue
-    from viaticum.types import Pair
+    from viaticum.routers.query import StaticRouter
 
-    catalogue = Catalogue.load()
-    names = model or [spec.name for spec in catalogue.local() if spec.default]
+    loaded = Catalogue.load(catalogue)
+    names = model or [spec.name for spec in loaded.local() if spec.default]
     pairs = [
-        Pair(catalogue[name].name, strategies.get(each).name)
+        Pair(loaded[name].name, strategies.get(each).name)
         for name in names
         for each in strategy or strategies.names()
     ]
     asked = read_questions(questions, limit=limit)
-
-    def show(pair: Pair, done: int, total: int, accuracy: float) -> None:
-        sys.stderr.write(f"{done}/{total} {pair} right so far {accuracy:.0%}\n")
-
-    outcomes = run(asked, pairs, out, catalogue=catalogue, dataset=questions.stem, slots=slots, progress=show)
+    with _ProfileBar() as bar:
+        outcomes = run(
+            asked, pairs, out,
+            catalogue=loaded, dataset=questions.stem, slots=slots, with_text=text, progress=bar.report,
+        )  # fmt: skip
+    rows = [asdict(row) | {"pair": str(row.pair)} for row in StaticRouter.fit(outcomes).rows]
+    if as_json:
+        typer.echo(json.dumps({"path": str(out), "outcomes": len(outcomes), "rows": rows}))
+        return
+    table = Table("pair", "right", "tokens p50", "p90", "cost p50", "p90", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            row["pair"], f"{row['accuracy']:.1%}", str(row["tokens_p50"]), str(row["tokens_p90"]),
+            format_usd(row["cost_p50"]), format_usd(row["cost_p90"]),
+        )  # fmt: skip
+    Console().print(table)
     typer.echo(f"{len(outcomes)} outcomes in {out}")
+
+
+class _ProfileBar:
+    """One bar over all rows on stderr; where that is no terminal, a line for every twentieth row of a pair."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("loading", total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def report(self, pair: Pair, of_pair: int, done: int, total: int, accuracy: float) -> None:
+        text = f"{pair} {accuracy:.0%} right"
+        self._progress.update(self._task, description=text, completed=done, total=total)
+        if not self._console.is_terminal and of_pair % 20 == 0:
+            sys.stderr.write(f"{done}/{total} {text} of {of_pair}\n")
 
 
 @budget_app.command("show")

@@ -20,13 +20,13 @@ from viaticum.types import Outcome, Pair, Query, RoutingTable, Row
 
 
 class StaticRouter(QueryRouter):
-    """The same table for every query."""
+    """The same table, `rows`, for every query."""
 
     def __init__(self, table: RoutingTable) -> None:
-        self._table = table
+        self.rows = table
 
     def table(self, query: Query) -> RoutingTable:
-        return self._table
+        return self.rows
 
     @classmethod
     def fit(cls, outcomes: Iterable[Outcome]) -> StaticRouter:
@@ -57,7 +57,7 @@ class StaticRouter(QueryRouter):
             raise InputError(f"cannot read the router {path}: {error.strerror or error}") from None
 
     def save(self, path: str | Path) -> None:
-        rows = [asdict(row) | {"pair": str(row.pair)} for row in self._table]
+        rows = [asdict(row) | {"pair": str(row.pair)} for row in self.rows]
         Path(path).write_text(
             json.dumps({"router": "static", "rows": rows}, indent=1) + "\n", encoding="utf-8"
         )

@@ -1,0 +1,58 @@
+"""A catalogue of tiny random models that are real in every other way: weights, tokenizer and chat template on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from viaticum.catalogue import Catalogue
+
+TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+
+
+def write_tiny_model(folder: Path, seed: int) -> None:
+    """A two-layer Qwen2 over bytes, with random weights."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=TEMPLATE)
+    fast.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = Qwen2Config(
+            vocab_size=len(fast), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192,
+            initializer_range=0.3, eos_token_id=fast.eos_token_id, bos_token_id=None,
+        )  # fmt: skip
+        Qwen2ForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_catalogue_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    lines = []
+    for seed, name in enumerate(("tiny-small", "tiny-large")):
+        write_tiny_model(folder / name, seed)
+        lines.append(
+            f'[models.{name}]\ndescription = "random"\nkind = "local"\ncontext_length = 8192\n'
+            f"input_price = 0.1\noutput_price = 0.{seed + 1}\n"
+            f'[[models.{name}.sources]]\ntype = "path"\npath = "{folder / name}"\n'
+        )
+    lines.append(
+        '[models.tiny-pair]\ndescription = "both"\nkind = "pair"\nsmall = "tiny-small"\nlarge = "tiny-large"\n'
+        'router = "r-stitch"\ntau = 0.75\n'
+    )
+    file = folder / "catalogue.toml"
+    file.write_text("\n".join(lines))
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_catalogue(tiny_catalogue_file: Path) -> Catalogue:
+    return Catalogue.load(tiny_catalogue_file)
