@@ -73,7 +73,8 @@ def profile(
     out: Annotated[Path, typer.Option(help="The outcome table: .parquet or .jsonl")],
     model: Annotated[list[str] | None, typer.Option(help="Models; all local ones by default.")] = None,
     strategy: Annotated[list[str] | None, typer.Option(help="Strategies; all by default.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)] = None,
+    dataset: Annotated[str | None, typer.Option(help="What the table calls them; else the file.")] = None,
     slots: Annotated[int, typer.Option(help="Texts written at once.", min=1)] = 32,
     text: Annotated[bool, typer.Option(help="Keep the questions' texts in the table.")] = True,
     as_json: JsonFlag = False,
@@ -87,17 +88,14 @@ def profile(
     from viaticum.routers.query import StaticRouter
 
     loaded = Catalogue.load(catalogue)
-    names = model or [spec.name for spec in loaded.local() if spec.default]
-    pairs = [
-        Pair(loaded[name].name, strategies.get(each).name)
-        for name in names
-        for each in strategy or strategies.names()
-    ]
+    names = dict.fromkeys(model or [spec.name for spec in loaded.local() if spec.default])
+    asks = dict.fromkeys(strategy or strategies.names())
+    pairs = [Pair(loaded[name].name, strategies.get(each).name) for name in names for each in asks]
     asked = read_questions(questions, limit=limit)
     with _ProfileBar() as bar:
         outcomes = run(
             asked, pairs, out,
-            catalogue=loaded, dataset=questions.stem, slots=slots, with_text=text, progress=bar.report,
+            catalogue=loaded, dataset=dataset or questions.stem, slots=slots, with_text=text, progress=bar.report,
         )  # fmt: skip
     rows = [asdict(row) | {"pair": str(row.pair)} for row in StaticRouter.fit(outcomes).rows]
     if as_json:
