@@ -1,12 +1,13 @@
 """Read the final answer out of text, and say whether two answers are the same.
 
 Answers are strings in a canonical form. Units, currency signs and the percent sign are ignored ("$5",
-"5 dollars" and "5" are one answer, so are "50%" and "50"); thousands separators, trailing zeros and simple
-fractions too ("1,200.00" is "1200", "3/4" is "0.75"). Symbolic comparison of expressions and of dates is left
-out: both are compared as text.
+"5 dollars" and "5" are one answer, so are "50%" and "50"); thousands separators, trailing zeros, simple
+fractions and powers of ten too ("1,200.00" is "1200", "3/4" is "0.75", "3 x 10^8" is "300000000"). Dates are
+`dates`' business, and whether two expressions are mathematically the same is asked of `expressions`, which
+math-verify answers where the extra `math` is installed; without it they are compared as text.
 
-Every pattern runs in linear time, and every text is capped before it is looked at, so that nothing a model
-writes can raise or hang here.
+Every pattern runs in linear time, every text is capped before it is looked at, and symbolic comparison has a time
+limit (`expressions.SECONDS`), so that nothing a model writes can raise or hang here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
+from viaticum.strategies.dates import find_dates, whole_date
+from viaticum.strategies.expressions import is_symbolic, same_expression, to_latex
 from viaticum.types import AnswerKind
 
 TEXT_CHARACTERS = 20_000  # of a text, the end is read
@@ -40,8 +43,19 @@ _NUMBER = re.compile(
 _SCALES = {None: 1, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _FRACTION = re.compile(r"\\[dt]?frac\s?\{\s?(-?[\d.]{1,50})\s?\}\s?\{\s?([\d.]{1,50})\s?\}")
+_POWER_OF_TEN = re.compile(
+    r"(?<![\w.,/^])(\d[\d,]{0,50}(?:\.\d{1,50})?)\s?(?:×|·|\*|x|\\times|\\cdot)\s?10\s?"
+    r"(?:(?:\^|\*\*)\s?(\{\s?[-+]?\d{1,3}\s?\}|\([-+]?\d{1,3}\)|[-+]?\d{1,3}(?!\d))|([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}))"
+)
+_ONE_CHARACTER_FRACTION = re.compile(r"(\d\s?)?([¼-¾⅐-⅞])")
+_DEGREES = re.compile(r"\s?\^\s?(?:\\circ(?![A-Za-z])|\{\s?\\circ\s?\})")
+_MATH = re.compile(
+    r"\$\$([^$]{1,300})\$\$|(?<!\\)\$([^$\n]{1,300})(?<!\\)\$|\\\(([^\n]{1,300}?)\\\)|\\\[(.{1,300}?)\\\]",
+    re.DOTALL,
+)
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s?\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|~|\\\(|\\\)|\\\[|\\\]|\\left|\\right")
+_RAISED = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
 _SIGNED_CURRENCY = re.compile(r"(?<![\w.)])([-+])\s?\\?[$€£¥₹]\s?")
 _CURRENCY = re.compile(r"\\?[$€£¥₹]")
 _CHOICE = re.compile(r"^\W{0,4}(?:option|choice|answer)?\s?\W{0,3}([A-Ja-j])(?:\W|$)")
@@ -50,8 +64,8 @@ _LOOSE_CHOICE = re.compile(
 )
 _BOOLEAN = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
 _YES_NO = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
-_UNIT_WORD = r"[^-/\d\s=+*^()\[\]{}<>,;:?!]{1,20}"
-_UNIT = re.compile(rf"{_UNIT_WORD}(?:[ /-]{_UNIT_WORD}){{0,3}}")
+_UNIT_WORD = r"[^-/\d\s=+*^()\[\]{}<>,;:?!]{1,20}(?:\^\{?-?\d\}?)?"
+_UNIT = re.compile(rf"(?![xyz](?:\W|$)){_UNIT_WORD}(?:[ /-]{_UNIT_WORD}){{0,3}}")
 _SENTENCE_END = re.compile(r"(?:(?<=\w{4})|(?<=\d))[.;!?]\s|\n")
 _ARTICLE = re.compile(r"^(?:the|an|a)\s(?=\S)")
 
@@ -73,12 +87,16 @@ def read_answer(text: str, kind: AnswerKind, *, marked_only: bool = False) -> st
 
 def normalise(value: str, kind: AnswerKind) -> str:
     """The canonical form of an answer: numbers without separators, units and trailing zeros, choices as one
-    capital letter, booleans as yes or no, other text in lower case without outer punctuation."""
+    capital letter, booleans as yes or no, dates as YYYY-MM-DD, expressions in LaTeX without math delimiters, other
+    text in lower case without outer punctuation."""
     value = value[:VALUE_CHARACTERS]
-    if kind in ("number", "auto"):
-        number = find_number(value) if kind == "number" else whole_number(value)
-        if number is not None:
-            return write_number(number)
+    number = _number_of(value, kind)
+    if number is not None:
+        return write_number(number)
+    if kind in ("date", "auto") and (day := whole_date(value)):
+        return day
+    if kind == "expression":
+        return to_latex(value) or _plain(value)
     if kind == "choice" and (match := _CHOICE.search(_clean(value))):
         return match[1].upper()
     if kind in ("boolean", "auto"):
@@ -91,17 +109,22 @@ def normalise(value: str, kind: AnswerKind) -> str:
 def equivalent(a: str | None, b: str | None, kind: AnswerKind = "auto") -> bool:
     """Whether two answers are the same. Reflexive and symmetric; None is the same as None alone.
 
-    Numbers may differ by one part in a million, which is what floating point loses. "auto" compares as numbers
-    where both sides are wholly numbers, with or without a unit.
+    Numbers may differ by one part in a million, which is what floating point loses. "auto" compares as numbers,
+    dates or expressions where both sides are wholly that, numbers with or without a unit. Expressions take at most
+    `expressions.SECONDS` of symbolic comparison, and its worker's start the first time; with the extra `math` missing
+    they are the same where their texts are.
     """
     if a is None or b is None or a == b:
         return a == b
-    read = find_number if kind == "number" else whole_number
-    if kind in ("number", "auto"):
-        x, y = read(a[:VALUE_CHARACTERS]), read(b[:VALUE_CHARACTERS])
-        if x is not None and y is not None:
-            return abs(x - y) <= TOLERANCE * max(abs(x), abs(y))
-    return normalise(a, kind) == normalise(b, kind)
+    x, y = _number_of(a[:VALUE_CHARACTERS], kind), _number_of(b[:VALUE_CHARACTERS], kind)
+    if x is not None and y is not None:
+        return abs(x - y) <= TOLERANCE * max(abs(x), abs(y))
+    if normalise(a, kind) == normalise(b, kind):
+        return True
+    if kind == "auto":
+        formulas, numbers = is_symbolic(a) + is_symbolic(b), (x is not None) + (y is not None)
+        return bool(formulas) and formulas + numbers >= 2 and same_expression(a, b)
+    return kind == "expression" and same_expression(a, b)
 
 
 def agreement(answers: Iterable[str | None], kind: AnswerKind = "auto") -> float:
@@ -110,16 +133,21 @@ def agreement(answers: Iterable[str | None], kind: AnswerKind = "auto") -> float
     An attempt without an answer (None) counts, and agrees with nobody.
     """
     answers = list(answers)
+    return max(map(len, group(answers, kind)), default=0) / len(answers) if answers else 0.0
+
+
+def group(answers: Iterable[str | None], kind: AnswerKind = "auto") -> list[list[str]]:
+    """The answers in groups of equal ones, in the order of their first; None is in no group."""
     groups: list[list[str]] = []
     for answer in answers:
         if answer is None:
             continue
-        group = next((group for group in groups if equivalent(group[0], answer, kind)), None)
-        if group is None:
+        equal = next((group for group in groups if equivalent(group[0], answer, kind)), None)
+        if equal is None:
             groups.append([answer])
         else:
-            group.append(answer)
-    return max(map(len, groups), default=0) / len(answers) if answers else 0.0
+            equal.append(answer)
+    return groups
 
 
 def find_number(text: str) -> Fraction | None:
@@ -131,15 +159,19 @@ def find_number(text: str) -> Fraction | None:
     return next(_numbers(left if equals else text), None)
 
 
-def whole_number(text: str) -> Fraction | None:
-    """The number that a text is, give or take a unit and punctuation; None where it says anything else."""
+def whole_number(text: str, *, units: bool = True) -> Fraction | None:
+    """The number that a text is, give or take a unit and punctuation; None where it says anything else.
+
+    Without `units`, only the percent and degree signs are left out of account: in an expression, `12x` is a product.
+    """
     text = _clean(text).strip().strip("'\"`").rstrip(".,;:! ").lstrip("=≈~ ")
     match = _NUMBER.match(text)
     if match is None:
         return None
     rest = text[match.end() :].strip().rstrip(".")
     pieces = _values(match)
-    return pieces[0] if len(pieces) == 1 and (not rest or _UNIT.fullmatch(rest)) else None
+    may_follow = rest in ("", "%", "°") or (units and _UNIT.fullmatch(rest))
+    return pieces[0] if len(pieces) == 1 and may_follow else None
 
 
 def write_number(number: Fraction) -> str:
@@ -149,6 +181,13 @@ def write_number(number: Fraction) -> str:
         return str(number)
     sign, digits = "-" if nearest < 0 else "", str(abs(nearest)).rjust(13, "0")
     return f"{sign}{digits[:-12]}.{digits[-12:]}".rstrip("0").rstrip(".")
+
+
+def _number_of(value: str, kind: AnswerKind) -> Fraction | None:
+    """The number that an answer of that kind stands for."""
+    if kind == "number":
+        return find_number(value)
+    return whole_number(value, units=kind == "auto") if kind in ("auto", "expression") else None
 
 
 def _is_decimal(number: Fraction) -> bool:
@@ -191,6 +230,10 @@ def _read_value(candidate: str, kind: AnswerKind) -> str | None:
         return _YES_NO[match[1].lower()] if match else None
     if kind == "auto":
         return _read_auto(candidate)
+    if kind == "date":
+        return next(find_dates(candidate), None) or _first_sentence(candidate) or None
+    if kind == "expression":
+        return _read_expression(candidate) or None
     return _first_sentence(candidate) or None
 
 
@@ -198,9 +241,33 @@ def _read_auto(candidate: str) -> str | None:
     """A number where the candidate is one, starts with one, ends an equation with one or has one in a sentence;
     else its first sentence."""
     number = whole_number(candidate)
+    if number is None and (formula := _formula(candidate)):
+        return formula
     if number is None and ("=" in candidate or _starts_with_number(candidate) or _says_one_number(candidate)):
         number = find_number(candidate)
     return write_number(number) if number is not None else _first_sentence(candidate) or None
+
+
+def _formula(candidate: str) -> str | None:
+    """The expression that a candidate is; None for words, and for an equation that ends in its number."""
+    expression = _read_expression(candidate)
+    left, equals, right = expression.rpartition("=")
+    ends_in_number = equals and not ("," in left and "=" in left) and whole_number(right) is not None
+    return expression if is_symbolic(expression) and not ends_in_number else None
+
+
+def _read_expression(candidate: str) -> str:
+    """The formula at the start of a candidate, or its first sentence, without math delimiters."""
+    candidate = candidate.strip()
+    formula = _MATH.match(candidate)
+    if formula:
+        return _inside(formula)
+    sentence = _SENTENCE_END.split(candidate, maxsplit=1)[0].strip(" \"'`$")
+    return sentence.removeprefix("\\(").removesuffix("\\)").rstrip(".").strip()
+
+
+def _inside(formula: re.Match[str]) -> str:
+    return next(group for group in formula.groups() if group).strip().rstrip(".,;").strip()
 
 
 def _starts_with_number(candidate: str) -> bool:
@@ -242,8 +309,16 @@ def _guess(text: str, kind: AnswerKind) -> str | None:
         return _YES_NO[word.lower()] if word else None
     if kind == "number":
         return None
+    if kind == "date" and (days := deque(find_dates(text), maxlen=1)):
+        return days[0]
+    if kind == "expression":
+        formulas = deque(_MATH.finditer(text), maxlen=1)
+        if formulas and (formula := _inside(formulas[0])):
+            return formula
     last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-    return _first_sentence(last) or None if len(last) <= 100 else None
+    if len(last) > 100:
+        return None
+    return (_read_expression(last) if kind == "expression" else _first_sentence(last)) or None
 
 
 def _numbers(cleaned: str) -> Iterator[Fraction]:
@@ -268,7 +343,7 @@ def _values(match: re.Match[str]) -> list[Fraction]:
 
 
 def _clean(text: str) -> str:
-    """Text with LaTeX wrappers, currency signs and typographic minus signs and spaces made plain."""
+    """Text with LaTeX wrappers, currency signs, powers of ten and typographic signs and spaces made plain."""
     text = (
         text.replace("−", "-")
         .replace("–", "-")
@@ -276,9 +351,23 @@ def _clean(text: str) -> str:
         .replace("\u202f", " ")
         .replace("{,}", ",")
     )
+    text = _ONE_CHARACTER_FRACTION.sub(_spell_fraction, _DEGREES.sub("°", text))
+    text = _POWER_OF_TEN.sub(_write_exponent, text)
     text = _FRACTION.sub(r"\1/\2", _LATEX_TEXT.sub(r" \1", text))
     text = _LATEX_SPACE.sub(" ", text).replace("\\%", "%")
     return _CURRENCY.sub(" ", _SIGNED_CURRENCY.sub(r"\1", text))
+
+
+def _write_exponent(match: re.Match[str]) -> str:
+    """3 x 10^8 as 3e8."""
+    exponent = (match[2] or match[3].translate(_RAISED)).strip("{}() ")
+    return f"{match[1]}e{exponent} "
+
+
+def _spell_fraction(match: re.Match[str]) -> str:
+    """2½ as 2 1/2."""
+    whole = f"{match[1].strip()} " if match[1] else ""
+    return whole + unicodedata.normalize("NFKC", match[2]).replace("\N{FRACTION SLASH}", "/")
 
 
 def _plain(value: str) -> str:

@@ -1,0 +1,231 @@
+"""Whether two mathematical expressions are the same, by math-verify (the extra `math`) in a process that can be killed.
+
+Symbolic comparison may take for ever (`10!!` is a factorial of a factorial), in C code that no signal handler
+interrupts. So it runs in one worker process, started on first use, from any thread, and killed when a comparison has
+taken `SECONDS`; the next one starts another. A verdict is remembered, running out of time included, for both orders
+of the pair. Without math-verify, expressions are compared as text alone; `require` says so, for those who want an
+error instead. Reading expressions out of a text is `answers`' business.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from viaticum.errors import MissingExtra
+
+SECONDS = 2.0  # of a comparison
+START_SECONDS = 30.0  # of a worker's start, which takes about 0.5 s on an idle machine
+CHARACTERS = 300  # of an expression; longer ones are compared as text
+VERDICTS = 10_000  # remembered
+STARTS = 3  # in a row that may fail before no worker is tried any more
+
+_WORKER = Path(__file__).with_name("expression_worker.py")
+
+_WRAPPER = re.compile(r"\\[()\[\]]|\$|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;:!]")
+_SYMBOLS = str.maketrans(
+    {
+        "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "θ": r"\theta ",
+        "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
+        "\u00a0": " ", "\u202f": " ", "\n": " ", "\t": " ", "\r": " ",
+    }
+)  # fmt: skip
+_ROOT = re.compile(r"√\s?(\d{1,50}|[A-Za-z])?")
+_RAISED = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,50}")
+_LOWERED = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
+_FUNCTION = (
+    r"arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp"
+    r"|pi|theta|alpha|beta|gamma|lambda|infty"
+)
+_BARE_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({_FUNCTION})(?![A-Za-z])")
+_LATEX_ROOT_OF = re.compile(r"\\sqrt(?=\s?\()")
+_POWER = re.compile(r"\^(-?\d{2,50}|-\d)")  # `x^10` is x to the 10 where nobody writes braces
+
+# What only mathematics has: a command, a power, a variable beside an operator or a number.
+_SYMBOLIC = re.compile(r"\\[A-Za-z]|[\^√π∞±²³]|[A-Za-z]\s?[-+*/=<>(]|[-+*/=<>)\d]\s?[A-Za-z]")
+_UNIT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s?\{[^{}]*\}")
+_WORD = re.compile(r"\\(?:begin|end)\s?\{\w{1,20}\*?\}|\\[A-Za-z]+|[A-Za-z]{2,}")
+_KNOWN_WORD = re.compile(rf"\\.*|(?:sqrt|{_FUNCTION})[xyn]?|[xyz]{{2,3}}", re.DOTALL)
+_SAYABLE = re.compile(r"[ -~\s−–×·÷π∞θ≤≥≠±∪∩∈√²³⁰¹⁴-⁹⁻⁺\u00a0\u202f]+")
+
+
+def same_expression(a: str, b: str) -> bool:
+    """Whether two expressions, in LaTeX or plain notation, are mathematically the same. Never raises.
+
+    False where one of them cannot be read, is longer than `CHARACTERS`, takes longer than `SECONDS`, or where
+    math-verify is not installed.
+    """
+    first, second = sorted((to_latex(a), to_latex(b)))
+    if first == second:
+        return bool(first)
+    if not (_is_formula(a) and _is_formula(b)):
+        return False
+    return _shared.same(first, second)
+
+
+def is_symbolic(text: str) -> bool:
+    """Whether a text is a formula and not words, a number, a range or a date: it has a variable, a power or a LaTeX
+    command, and no word that is no function."""
+    return _can_ask(text) and _SYMBOLIC.search(text) is not None and not _words(text)
+
+
+def require() -> None:
+    """Raises `MissingExtra` where expressions would be compared as text alone."""
+    if not _installed():
+        raise MissingExtra("math-verify", "math")
+
+
+def to_latex(text: str) -> str:
+    """An expression in the LaTeX that math-verify reads: no math delimiters, plain notation translated."""
+    text = _WRAPPER.sub("", text[: CHARACTERS + 1].replace("{,}", ","))
+    text = _ROOT.sub(lambda match: rf"\sqrt{{{match[1]}}}" if match[1] else r"\sqrt", text)
+    text = _RAISED.sub(lambda match: f"^{{{match[0].translate(_LOWERED)}}}", text.translate(_SYMBOLS))
+    text = text.replace("**", "^").replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+    text = _BARE_FUNCTION.sub(r"\\\1 ", _LATEX_ROOT_OF.sub("sqrt", text))
+    return " ".join(_POWER.sub(r"^{\1}", text).split()).rstrip(".,;: ")
+
+
+def _can_ask(text: str) -> bool:
+    return len(text) <= CHARACTERS and _SAYABLE.fullmatch(text) is not None
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a text that should be an expression is one: "Paris" would be read as a product of five variables."""
+    text = _UNIT.sub("", text)
+    return _can_ask(text) and bool(text.strip()) and all(len(word) < 4 for word in _words(text))
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text that are no functions and no LaTeX."""
+    return [word for word in _WORD.findall(text) if not _KNOWN_WORD.fullmatch(word)]
+
+
+def _installed() -> bool:
+    try:
+        return find_spec("math_verify") is not None
+    except (ImportError, ValueError):
+        return False
+
+
+class _Comparer:
+    """One worker process for this process, and the verdicts it gave. Callers take turns."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._verdicts: OrderedDict[tuple[str, str], bool] = OrderedDict()
+        self._failed_starts = 0
+
+    def same(self, a: str, b: str) -> bool:
+        if not self._turn.acquire(timeout=START_SECONDS):
+            return False
+        try:
+            if (a, b) not in self._verdicts:
+                verdict = self._ask(a, b)
+                if verdict is None:
+                    return False
+                self._verdicts[a, b] = verdict
+                if len(self._verdicts) > VERDICTS:
+                    self._verdicts.popitem(last=False)
+            return self._verdicts[a, b]
+        finally:
+            self._turn.release()
+
+    def _ask(self, a: str, b: str) -> bool | None:
+        """The worker's verdict, False where it took too long or broke down twice; None where there is no worker."""
+        question = json.dumps([a, b]).encode() + b"\n"
+        for _ in range(2):  # a worker may have died while it was idle
+            process = self._started()
+            if process is None:
+                return None
+            asked = time.monotonic()
+            line = self._line(process, SECONDS, question)
+            if line or time.monotonic() - asked >= SECONDS:
+                return line == b"1\n"
+        return False
+
+    def _started(self) -> subprocess.Popen[bytes] | None:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.close()
+        if self._failed_starts >= STARTS or not sys.executable or not _installed():
+            return None
+        # It finds what this process finds, and -P keeps the modules beside it from hiding others.
+        paths = os.pathsep.join(path for path in sys.path if path)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_WORKER)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                bufsize=0, env={**os.environ, "PYTHONPATH": paths},
+            )  # fmt: skip
+        except (OSError, ValueError):
+            self._failed_starts += 1
+            return None
+        ready = self._line(self._process, START_SECONDS) == b"ready\n"
+        self._failed_starts = 0 if ready else self._failed_starts + 1
+        return self._process if ready else None
+
+    def _line(self, process: subprocess.Popen[bytes], seconds: float, question: bytes = b"") -> bytes:
+        """The next line of the worker, empty where it took longer and was killed, or died.
+
+        A timer that kills it ends the read, on every platform and in any thread.
+        """
+        assert process.stdin is not None
+        assert process.stdout is not None
+        ended = time.monotonic() + seconds
+        timer = threading.Timer(seconds, process.kill)
+        timer.daemon = True
+        line = b""
+        try:
+            timer.start()
+            process.stdin.write(question)
+            while not line.endswith(b"\n") and (piece := process.stdout.read(64)):
+                line += piece
+            timer.cancel()
+            timer.join()
+        except (OSError, RuntimeError):  # it is gone, or no thread is to be had
+            line = b""
+        finally:  # an interrupt leaves a question unanswered: that worker is of no use
+            timer.cancel()
+            if not line.endswith(b"\n") or time.monotonic() >= ended:
+                self.close()
+        return line
+
+    def close(self) -> None:
+        """End the worker; the next question starts another."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with suppress(OSError):
+            process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+    def forget(self) -> None:
+        """In a forked child: leave the worker to the parent."""
+        process, self._process = self._process, None
+        self._turn = threading.Lock()
+        if process is not None:
+            process.returncode = 0  # it is no child of this process, and must not be waited for
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+
+_shared = _Comparer()
+atexit.register(_shared.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_shared.forget)
