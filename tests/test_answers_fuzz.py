@@ -1,0 +1,143 @@
+"""Arbitrary text against everything that reads and compares answers: no exception, and each within its time limit.
+
+VIATICUM_FUZZ_EXAMPLES sets how many examples (default 3,000); VIATICUM_FUZZ_REPORT names a JSON file for what was
+measured. `python benchmarks/fuzz_answers.py --examples 100000` sets both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from viaticum.strategies import agreement, equivalent, expressions, get, normalise, read_answer
+from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, FinishReason, Query, Usage
+
+EXAMPLES = int(os.environ.get("VIATICUM_FUZZ_EXAMPLES", "3000"))
+REPORT = os.environ.get("VIATICUM_FUZZ_REPORT")
+
+READ_SECONDS = 1.0  # documented in docs/strategies.md
+# A symbolic comparison that is stopped, and the worker started for it, on a machine that does other things too.
+COMPARE_SECONDS = expressions.SECONDS + 8.0
+
+PIECES = (
+    "The answer is ", "the final answer is: ", "Answer:\n", "#### ", "\\boxed{", "\\fbox{", "}", "**", "\n", " ", ".",
+    "\\frac{", "}{", "\\sqrt{", "\\text{", "\\left(", "\\right)", "\\(", "\\)", "\\[", "\\]", "$", "$$", "^{", "_{",
+    "\\times 10^", "×10⁸", "\\cdot ", "\\pi", "\\infty", "\\pm ", "\\int_0^1 ", "\\sum_{n=1}^{9} ", "\\log_2 ", "sin(",
+    "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "x", "y", "2x", "x^2", "(x+1)^9", "!", "!!", "^", "**", "/", "-",
+    "+", "=", ">=", "<", "(", ")", "[", ",", "0", "1", "9", "12", "99", "1,200.00", "3/4", "1e9", "1e-300", "50%", "½",
+    "−7", "٣", "€", "million", " dollars", " cm^2", "90^\\circ", "yes", "No", "(B)", "option c", "July 4, 1999",
+    "2024-02-30", "7/4/1999", "4.7.1999", "May", "\u202e", "\x00", "\ud800", "😀", "```python\n", "print(", "```",
+)  # fmt: skip
+TEXT = st.one_of(
+    st.lists(st.sampled_from(PIECES), max_size=14).map("".join),
+    st.text(alphabet="0123456789.,-+/%$eE= \\{}()[]^!xyABCnos\n#*:|<>", max_size=120),
+    st.text(max_size=200),
+    st.tuples(st.sampled_from(PIECES), st.integers(1, 400)).map(lambda pair: pair[0] * pair[1]),
+)
+
+LEAF = st.sampled_from(("0", "1", "2", "7", "0.5", "10", "99", "x", "y", "n", "\\pi", "e", "i", "\\infty"))
+FORMULA = st.recursive(
+    LEAF,
+    lambda inner: st.tuples(
+        st.sampled_from(
+            ("{}+{}", "{}-{}", "{}*{}", "{}/{}", "{}^{{{}}}", "({})^({})", "\\frac{{{}}}{{{}}}", "\\sqrt[{}]{{{}}}",
+             "\\sin({})\\cos {}", "\\log_{{{}}} {}", "({})!+{}", "{}={}", "{} < {}", "({}, {})", "\\{{{}, {}\\}}",
+             "\\int_0^{{{}}} {} dx", "{}\\pm {}", "sqrt({})({})")
+        ),
+        inner,
+        inner,
+    ).map(lambda parts: parts[0].format(*parts[1:])),
+    max_leaves=6,
+)  # fmt: skip
+# Two texts and a kind; one example of twelve is a pair of formulas, which the worker is asked about.
+TEXTS = st.tuples(TEXT, TEXT, st.sampled_from(ANSWER_KINDS))
+FORMULAS = st.tuples(FORMULA, FORMULA, st.sampled_from(("expression", "auto")))
+ASKED = st.sampled_from([TEXTS] * 11 + [FORMULAS]).flatmap(lambda chosen: chosen)
+
+
+@dataclass
+class Slowest:
+    """The slowest example of one kind of step."""
+
+    seconds: float = 0.0
+    example: str = ""
+    steps: int = 0
+    total: float = 0.0
+
+    def took(self, seconds: float, limit: float, example: str) -> None:
+        self.steps += 1
+        self.total += seconds
+        if seconds > self.seconds:
+            self.seconds, self.example = seconds, example
+        assert seconds < limit, f"took {seconds:.2f} s, more than {limit} s: {example}"
+
+
+@dataclass
+class Measured:
+    """What a run took, for the report."""
+
+    examples: int = 0
+    read: Slowest = field(default_factory=Slowest)
+    compare: Slowest = field(default_factory=Slowest)
+    over_time: int = 0
+
+    def write(self, path: Path) -> None:
+        told = {
+            "examples": self.examples,
+            "comparisons_stopped": self.over_time,
+            "limits": {"read": READ_SECONDS, "compare": COMPARE_SECONDS},
+            **{name: vars(step) for name, step in (("read", self.read), ("compare", self.compare))},
+        }
+        path.write_text(json.dumps(told))
+
+
+def check(a: str, b: str, kind: AnswerKind, finish: FinishReason, measured: Measured) -> None:
+    measured.examples += 1
+    shown = f"{kind}: {a!r}, {b!r}"
+    started = time.perf_counter()
+    values = [read_answer(a + b, kind), read_answer(a, kind), read_answer(b, kind, marked_only=True)]
+    for name in ("direct", "cot"):
+        reading = get(name).read(Completion(a, Usage(), finish), Query("Which?", kind))
+        assert reading.answered or reading.reason
+    for value in (a, b, *values):
+        if value is not None:
+            assert isinstance(normalise(value, kind), str)
+            assert equivalent(value, value, kind)
+    measured.read.took(time.perf_counter() - started, READ_SECONDS, shown)
+    for x, y in ((a, b), (values[1], values[2])):
+        started = time.perf_counter()
+        same = equivalent(x, y, kind)
+        seconds = time.perf_counter() - started
+        measured.compare.took(seconds, COMPARE_SECONDS, shown)
+        measured.over_time += seconds >= expressions.SECONDS
+        assert equivalent(y, x, kind) is same
+        assert agreement([x, y], kind) in ((0.5, 1.0) if x is not None or y is not None else (0.0,))
+
+
+@pytest.mark.timeout(0 if REPORT else 300)
+def test_arbitrary_text_is_read_and_compared_in_time() -> None:
+    measured = Measured()
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,  # the limits are per step, below
+        derandomize=True,
+        database=None,
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(ASKED, st.sampled_from(("stop", "length")))
+    def fuzz(asked: tuple[str, str, AnswerKind], finish: FinishReason) -> None:
+        check(*asked, finish, measured)
+
+    fuzz()
+    if REPORT:
+        measured.write(Path(REPORT))
+    assert measured.examples >= EXAMPLES * 0.9
