@@ -36,7 +36,8 @@ class Strategy(ABC):
     """One way to reason. Subclass it, set `name` and `description`, write two methods, and register it.
 
     description: one or two sentences that a query router embeds. needs: what the machine must offer, e.g.
-    {"sandbox"}. max_new_tokens: the most a completion may take. stop: texts that end a completion.
+    {"sandbox"}. max_new_tokens: the most a completion may take. stop: texts that end a completion. samples: the
+    most completions to ask for, at `temperature` (0 is greedy); `vote` says after each whether they are enough.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Strategy(ABC):
     needs: frozenset[str] = frozenset()
     max_new_tokens: int = 400
     stop: tuple[str, ...] = ()
+    samples: int = 1
+    temperature: float = 0.0
 
     @abstractmethod
     def messages(self, query: Query) -> list[Message]:
@@ -52,6 +55,10 @@ class Strategy(ABC):
     @abstractmethod
     def read(self, completion: Completion, query: Query) -> Reading:
         """The answer in `completion`, or None and the reason. Never raises for what a model wrote."""
+
+    def vote(self, readings: Sequence[Reading], query: Query) -> Reading | None:
+        """The answer of the completions read so far, or None: ask again, for at most `samples` in all."""
+        return readings[-1] if readings else None
 
 
 def chat(system: str, examples: Sequence[Example], query: Query) -> list[Message]:

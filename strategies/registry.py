@@ -1,4 +1,8 @@
-"""Strategies by name. The four that ship are registered here, one line each; a user's own join with `register`."""
+"""Strategies by name. Those that ship are registered here, one line each; a user's own join with `register`.
+
+`self-consistency:cot:5` names the majority of five samples of `cot`, and so for every registered strategy; these
+names are made when they are asked for, and `names` does not list them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,10 @@ from viaticum.strategies.base import Strategy
 from viaticum.strategies.cod import Cod
 from viaticum.strategies.cot import Cot
 from viaticum.strategies.direct import Direct
+from viaticum.strategies.faithful_cot import FaithfulCot
+from viaticum.strategies.least_to_most import LeastToMost
 from viaticum.strategies.pot import Pot
+from viaticum.strategies.self_consistency import SelfConsistency, parse_name
 
 _strategies: dict[str, Strategy] = {}
 
@@ -27,11 +34,14 @@ def register(strategy: Strategy) -> None:
 
 
 def get(name: str) -> Strategy:
-    """The strategy of that name. Raises `UnknownName`."""
-    try:
+    """The strategy of that name. Raises `UnknownName`, and `InputError` for self-consistency that cannot be."""
+    if name in _strategies:
         return _strategies[name]
-    except KeyError:
-        raise UnknownName("strategy", name, names()) from None
+    sampled = parse_name(name)
+    if sampled is None:
+        raise UnknownName("strategy", name, names())
+    of, samples = sampled
+    return SelfConsistency(get(of), samples)
 
 
 def names() -> tuple[str, ...]:
@@ -43,3 +53,5 @@ register(Direct())
 register(Cot())
 register(Cod())
 register(Pot())
+register(LeastToMost())
+register(FaithfulCot())

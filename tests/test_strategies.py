@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from viaticum.errors import InputError, UnknownName
-from viaticum.strategies import Example, Strategy, get, names, register, registry
+from viaticum.strategies import Example, get, names, register, registry
 from viaticum.strategies.cot import Cot
 from viaticum.strategies.pot import Pot, end_in_answer, find_program
-from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, FinishReason, Message, Query, Reading, Usage
+from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, FinishReason, Query, Reading, Usage
 
 QUESTION = Query("Tom has 3 bags of 4 apples. How many apples does he have?")
-ALL = ("direct", "cot", "cod", "pot")
+ALL = ("direct", "cot", "cod", "pot", "least-to-most", "faithful-cot")
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "strategies.md"
 
 
 def reading(name: str, text: str, kind: AnswerKind = "auto", finish: FinishReason = "stop") -> Reading:
@@ -39,6 +42,7 @@ def test_a_strategy_says_what_it_is(name: str) -> None:
     assert 40 < len(strategy.description) < 300
     assert 0 < strategy.max_new_tokens <= 400
     assert strategy.needs <= {"sandbox"}
+    assert f"| `{name}` |" in DOCS.read_text(encoding="utf-8")
 
 
 def test_the_kind_of_answer_is_asked_for() -> None:
@@ -46,13 +50,21 @@ def test_the_kind_of_answer_is_asked_for() -> None:
     assert "letter" in Cot().messages(Query("Which?", "choice"))[-1]["content"]
 
 
-@pytest.mark.parametrize("name", ["cot", "cod", "pot"])
+@pytest.mark.parametrize("name", ["cot", "cod", "pot", "least-to-most", "faithful-cot"])
 def test_each_worked_example_reads_as_its_own_answer(name: str) -> None:
     """The prompt shows only what `read` understands, and every program in it runs."""
     replies = [
         message["content"] for message in get(name).messages(QUESTION) if message["role"] == "assistant"
     ]
-    gold = {"cot": ["65", "120", "4", "360"], "cod": ["175", "5", "22"], "pot": ["65", "120", "4", "360"]}
+    gold = {
+        "cot": ["65", "120", "4", "360"],
+        "cod": ["175", "5", "22"],
+        "pot": ["65", "120", "4", "360"],
+        "least-to-most": ["64", "38", "40"],
+        "faithful-cot": ["170", "7", "123"],
+    }
+    # Such texts have about 3 characters a token, so a reply ends well within its limit.
+    assert all(len(reply) <= 2 * get(name).max_new_tokens for reply in replies)
     assert [reading(name, reply).value for reply in replies] == gold[name]
 
 
@@ -76,6 +88,18 @@ def test_a_variant_is_one_call() -> None:
         ("cot", "3 bags of 4 make \\(3 \\times 4 = 12\\).\n\nThe final answer is: $\\boxed{12}$", "12"),
         ("cot", "Tom has 3 bags.\nIn all he has 12 apples.", "12"),
         ("cod", "apples: 3 * 4 = 12\n#### 12", "12"),
+        (
+            "least-to-most",
+            "Subquestions:\n1. How many bags?\n2. How many apples?\nAnswers:\n1. 3.\n2. 3 * 4 = 12 apples.\n"
+            "The answer is 12.",
+            "12",
+        ),
+        (
+            "faithful-cot",
+            "```python\n# 1. How many? (fact: 3 bags of 4)\nanswer = 3 * 4\nprint(answer)\n```",
+            "12",
+        ),
+        ("faithful-cot", "# 1. How many apples? (fact: 3 bags of 4)\nanswer = 3 * 4", "12"),
         ("pot", "```python\nbags = 3\nper_bag = 4\nanswer = bags * per_bag\nprint(answer)\n```", "12"),
         ("pot", "```python\nbags = 3\nanswer = bags * 4\nprint(answer)", "12"),
         ("pot", "Here it is:\n\n```python\nprint(3 * 4)\n```\n\nIt prints:\n\n```\n99\n```", "12"),
@@ -97,6 +121,7 @@ def test_reads(name: str, text: str, value: str) -> None:
     assert reading(name, text) == Reading(value)
 
 
+@pytest.mark.parametrize("name", ["pot", "faithful-cot"])
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -107,14 +132,14 @@ def test_reads(name: str, text: str, value: str) -> None:
         ("```python\nif True:\n    pass\n```", "the program printed nothing"),
         ("```python\nprint(3 *\n```", "the program is not valid Python: "),
         (
-            "```python\nimport numpy\nprint(1)\n```",
-            "the program raised ModuleNotFoundError: No module named 'numpy'",
+            "```python\nimport no_such_module\nprint(1)\n```",
+            "the program raised ModuleNotFoundError: No module named 'no_such_module'",
         ),
         ("```python\n" + "x = 1\n" * 5_000 + "```", "the program is longer than 20000 characters"),
     ],
 )
-def test_a_program_without_an_answer_says_why(text: str, reason: str) -> None:
-    result = reading("pot", text)
+def test_a_program_without_an_answer_says_why(name: str, text: str, reason: str) -> None:
+    result = reading(name, text)
     assert result.value is None
     assert result.reason.startswith(reason)
 
@@ -124,7 +149,7 @@ def test_an_endless_program_is_no_answer() -> None:
     assert Pot(seconds=0.1).read(completion, QUESTION) == Reading(None, "the program was stopped after 0.1 s")
 
 
-@pytest.mark.parametrize("name", ["direct", "cot", "cod"])
+@pytest.mark.parametrize("name", ["direct", "cot", "cod", "least-to-most"])
 def test_the_last_number_of_a_cut_text_is_no_answer(name: str) -> None:
     cut = reading(name, "Each bag has 4 apples, so 3", finish="length")
     assert cut == Reading(None, "the text ended before a final answer (finish reason length)")
@@ -176,20 +201,15 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_own_registry")
 def test_a_user_adds_a_strategy_in_ten_lines() -> None:
-    class Shout(Strategy):
-        name = "shout"
-        description = "Asks in capitals and takes the whole reply as the answer. Good for deaf models."
-
-        def messages(self, query: Query) -> list[Message]:
-            return [{"role": "user", "content": query.text.upper()}]
-
-        def read(self, completion: Completion, query: Query) -> Reading:
-            return Reading(completion.text or None, "" if completion.text else "silence")
-
-    register(Shout())
-    assert names() == (*ALL, "shout")
-    assert get("shout").messages(QUESTION)[0]["content"].startswith("TOM HAS 3 BAGS")
-    assert get("shout").read(Completion("12", Usage(), "stop"), QUESTION) == Reading("12")
+    """The example of the documentation, as it stands there."""
+    source = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[0]
+    before, added, after = source.partition("class ")
+    assert len([line for line in (added + after).splitlines() if line.strip()]) <= 10, before
+    exec(source, {"__name__": "example"})
+    assert names() == (*ALL, "recall")
+    assert get("recall").messages(QUESTION)[-1]["content"] == QUESTION.text
+    assert reading("recall", "A bag holds 4.\nThe answer is 12.") == Reading("12")
+    assert get("self-consistency:recall:3").samples == 3
 
 
 def test_an_unknown_name_points_to_the_nearest() -> None:
