@@ -53,6 +53,7 @@ _MATH = re.compile(
     r"\$\$([^$]{1,300})\$\$|(?<!\\)\$([^$\n]{1,300})(?<!\\)\$|\\\(([^\n]{1,300}?)\\\)|\\\[(.{1,300}?)\\\]",
     re.DOTALL,
 )
+_VARIABLE = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s?\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|~|\\\(|\\\)|\\\[|\\\]|\\left|\\right")
 _RAISED = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
@@ -119,12 +120,11 @@ def equivalent(a: str | None, b: str | None, kind: AnswerKind = "auto") -> bool:
     x, y = _number_of(a[:VALUE_CHARACTERS], kind), _number_of(b[:VALUE_CHARACTERS], kind)
     if x is not None and y is not None:
         return abs(x - y) <= TOLERANCE * max(abs(x), abs(y))
-    if normalise(a, kind) == normalise(b, kind):
-        return True
     if kind == "auto":
-        formulas, numbers = is_symbolic(a) + is_symbolic(b), (x is not None) + (y is not None)
-        return bool(formulas) and formulas + numbers >= 2 and same_expression(a, b)
-    return kind == "expression" and same_expression(a, b)
+        formulas = is_symbolic(a) + is_symbolic(b)
+        if formulas and formulas + (x is not None) + (y is not None) >= 2:
+            kind = "expression"
+    return normalise(a, kind) == normalise(b, kind) or (kind == "expression" and same_expression(a, b))
 
 
 def agreement(answers: Iterable[str | None], kind: AnswerKind = "auto") -> float:
@@ -249,11 +249,12 @@ def _read_auto(candidate: str) -> str | None:
 
 
 def _formula(candidate: str) -> str | None:
-    """The expression that a candidate is; None for words, and for an equation that ends in its number."""
+    """The expression that a candidate is; None for words, and for an equation that ends in its variable's value."""
     expression = _read_expression(candidate)
     left, equals, right = expression.rpartition("=")
-    ends_in_number = equals and not ("," in left and "=" in left) and whole_number(right) is not None
-    return expression if is_symbolic(expression) and not ends_in_number else None
+    one_variable = "," not in left or len(set(_VARIABLE.findall(left))) == 1
+    ends_in_value = equals and one_variable and whole_number(right) is not None
+    return expression if is_symbolic(expression) and not ends_in_value else None
 
 
 def _read_expression(candidate: str) -> str:

@@ -51,8 +51,10 @@ _BARE_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({_FUNCTION})(?![A-Za-z])")
 _LATEX_ROOT_OF = re.compile(r"\\sqrt(?=\s?\()")
 _POWER = re.compile(r"\^(-?\d{2,50}|-\d)")  # `x^10` is x to the 10 where nobody writes braces
 
-# What only mathematics has: a command, a power, a variable beside an operator or a number.
-_SYMBOLIC = re.compile(r"\\[A-Za-z]|[\^√π∞±²³]|[A-Za-z]\s?[-+*/=<>(]|[-+*/=<>)\d]\s?[A-Za-z]")
+# What only mathematics has: a command, a power, a variable beside an operator or a number, a pair in brackets.
+_SYMBOLIC = re.compile(
+    r"^\s?[\[({][^,]{1,100},|\\[A-Za-z]|[\^√π∞±²³]|[A-Za-z]\s?[-+*/=<>(]|[-+*/=<>)\d]\s?[A-Za-z]"
+)
 _UNIT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s?\{[^{}]*\}")
 _WORD = re.compile(r"\\(?:begin|end)\s?\{\w{1,20}\*?\}|\\[A-Za-z]+|[A-Za-z]{2,}")
 _KNOWN_WORD = re.compile(rf"\\.*|(?:sqrt|{_FUNCTION})[xyn]?|[xyz]{{2,3}}", re.DOTALL)
@@ -74,8 +76,8 @@ def same_expression(a: str, b: str) -> bool:
 
 
 def is_symbolic(text: str) -> bool:
-    """Whether a text is a formula and not words, a number, a range or a date: it has a variable, a power or a LaTeX
-    command, and no word that is no function."""
+    """Whether a text is a formula and not words, a number, a range or a date: it has a variable, a power, a LaTeX
+    command or a bracketed list, and no word that is no function."""
     return _can_ask(text) and _SYMBOLIC.search(text) is not None and not _words(text)
 
 
@@ -188,7 +190,8 @@ class _Comparer:
         line = b""
         try:
             timer.start()
-            process.stdin.write(question)
+            while question:  # a signal may cut a write short
+                question = question[process.stdin.write(question) :]
             while not line.endswith(b"\n") and (piece := process.stdout.read(64)):
                 line += piece
             timer.cancel()

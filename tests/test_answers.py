@@ -67,6 +67,9 @@ from viaticum.types import ANSWER_KINDS, AnswerKind
         ("The answer is $2\\sqrt{3}$.", "auto", "2\\sqrt{3}"),
         ("\\boxed{12x+3}", "auto", "12x+3"),
         ("The answer is x = 5.", "auto", "5"),
+        ("The answer is x + 5 = 20, x = 15.", "auto", "15"),
+        ("The answer is x = 3, y = 4.", "auto", "x = 3, y = 4"),
+        ("\\boxed{(2, 3)}", "auto", "(2, 3)"),
         ("The answer is x = 5, y = 2x + 1.", "auto", "x = 5, y = 2x + 1"),
         ("The answer is \\(\\frac{\\sqrt{3}}{2}\\).", "expression", "\\frac{\\sqrt{3}}{2}"),
         ("The answer is $x^2 + 1$. It is even.", "expression", "x^2 + 1"),
@@ -143,6 +146,9 @@ def test_a_guess_can_be_left_out() -> None:
         ("listen", "silent", "expression", False),
         ("listen", "silent", "auto", False),
         ("1-2", "-1", "auto", False),
+        ("(2,3)", "(2, 3)", "auto", True),
+        ("(2, 3)", "[2, 3)", "auto", False),
+        ("x+1", "X + 1", "auto", True),
     ],
 )
 def test_compares(a: str, b: str, kind: AnswerKind, same: bool) -> None:
