@@ -1,7 +1,7 @@
 """Dates in text: find them, and write them as YYYY-MM-DD, YYYY-MM where the day is missing, or --MM-DD without a year.
 
-Read are ISO dates, dates with the month's English name, and numeric dates: with slashes the month comes first
-(7/4/1999 is July 4th) unless it cannot be one, with dots the day does. A lone year is a number and no date here.
+Read are ISO dates, dates with the month's English name, and numeric dates: with slashes or hyphens the month comes
+first (7/4/1999 is July 4th) unless it cannot be one, with dots the day does. A lone year is a number and no date here.
 Times of day, other languages and relative dates ("next Monday") are left out.
 """
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from viaticum.strategies import agreement, equivalent, expressions, get, normalise, read_answer
+from viaticum.strategies.pot import end_in_answer, find_program
 from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, FinishReason, Query, Usage
 
 EXAMPLES = int(os.environ.get("VIATICUM_FUZZ_EXAMPLES", "3000"))
@@ -105,6 +106,8 @@ def check(a: str, b: str, kind: AnswerKind, finish: FinishReason, measured: Meas
     for name in ("direct", "cot"):
         reading = get(name).read(Completion(a, Usage(), finish), Query("Which?", kind))
         assert reading.answered or reading.reason
+    program = find_program(a)  # what comes before the sandbox
+    assert program is None or end_in_answer(program).startswith(program.rstrip())
     for value in (a, b, *values):
         if value is not None:
             assert isinstance(normalise(value, kind), str)
