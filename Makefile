@@ -25,10 +25,10 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(LOCAL): pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -e '.[local]'
+	$(INSTALL) -e '.[local,sandbox]'
 	@touch $@
 
-# dev holds local.
+# dev holds local and sandbox.
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $(LOCAL) $@

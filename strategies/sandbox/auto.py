@@ -1,0 +1,270 @@
+"""Monty first; where it lacks what a program needs, and only then, CPython under bubblewrap.
+
+Most programs that models write are a few lines of arithmetic: Monty runs them in about a millisecond. What it
+lacks it says with an error (a module, a statement, a method), and the program, which had no effect, runs again
+under bubblewrap. A program's own error is its result, and so is a limit that it hit: running it again would only
+pay twice.
+
+Leaves out: telling a lack from an error that looks like one where CPython has the thing and the program raised
+the very same words itself. Then the program runs twice and raises them twice.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import re
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable
+from dataclasses import replace
+
+from viaticum.errors import SandboxError
+from viaticum.strategies.sandbox.base import (
+    MEMORY_BYTES,
+    OUTPUT_BYTES,
+    PACKAGES,
+    SECONDS,
+    ProgramResult,
+    Sandbox,
+    parse,
+)
+
+# Modules that Monty has in part. Only these are asked what CPython's have: importing others may have effects.
+PARTLY_THERE = frozenset(
+    {
+        "asyncio", "base64", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "functools",
+        "gc", "hashlib", "itertools", "json", "math", "operator", "os", "os.path", "pathlib", "random", "re",
+        "sys", "textwrap", "time", "tomllib", "typing", "urllib", "urllib.parse", "uuid",
+    }
+)  # fmt: skip
+_CLASSES: dict[str, type] = {
+    "function": types.FunctionType,
+    "module": types.ModuleType,
+    "list_iterator": type(iter([])),
+}
+_LAZY = frozenset({"map", "filter", "zip", "enumerate", "reversed"})
+
+
+class AutoSandbox(Sandbox):
+    """Monty, and bubblewrap behind it, started when a program first needs it; each tested before it is used.
+
+    workers: how many programs at once in each. A result names the back end that ran it.
+    Raises `SandboxError`, naming what to install, where neither works.
+    """
+
+    backend = "auto"
+
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers
+        self._lock = threading.Lock()
+        self._closed = False
+        self._bwrap: Sandbox | None = None
+        self._no_bwrap: SandboxError | None = None
+        self._monty: Sandbox | None = None
+        try:
+            self._monty = _tested(open_monty(workers))
+        except SandboxError as no_monty:
+            try:
+                self._bwrap = _tested(open_bwrap(workers))
+            except SandboxError as no_bwrap:
+                raise SandboxError(f"no sandbox for programs: {no_monty}; {no_bwrap}") from no_bwrap
+            self.strength = self._bwrap.strength
+        else:
+            self.strength = f"{self._monty.strength} What that lacks runs in CPython under bubblewrap."
+
+    def run(
+        self,
+        program: str,
+        *,
+        seconds: float = SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
+        output_bytes: int = OUTPUT_BYTES,
+    ) -> ProgramResult:
+        if self._closed:
+            raise SandboxError("this sandbox is closed; open a new one")
+        started = time.perf_counter()
+        result: ProgramResult | None = None
+        if self._monty is not None:
+            result = self._monty.run(
+                program, seconds=seconds, memory_bytes=memory_bytes, output_bytes=output_bytes
+            )
+            if result.ok or not lacks_feature(program, result.error):
+                return result
+        try:
+            second = self._start_bwrap()
+        except SandboxError as error:
+            if result is None or self._closed:
+                raise
+            return replace(result, error=f"{result.error}; monty lacks this, and {error}")
+        result = second.run(program, seconds=seconds, memory_bytes=memory_bytes, output_bytes=output_bytes)
+        return replace(result, seconds=time.perf_counter() - started)
+
+    def _start_bwrap(self) -> Sandbox:
+        """Start it once; where it does not work, say so each time without trying again."""
+        with self._lock:
+            if self._closed:
+                raise SandboxError("this sandbox is closed; open a new one")
+            if self._no_bwrap is not None:
+                raise self._no_bwrap
+            if self._bwrap is None:
+                try:
+                    self._bwrap = _tested(open_bwrap(self._workers))
+                except SandboxError as error:
+                    self._no_bwrap = error
+                    raise
+            return self._bwrap
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        for sandbox in (self._monty, self._bwrap):
+            if sandbox is not None:
+                sandbox.close()
+
+
+def open_monty(workers: int | None = None) -> Sandbox:
+    """Raises `SandboxError`, naming what to install."""
+    try:
+        from viaticum.strategies.sandbox.monty import MontySandbox
+    except ImportError as error:
+        raise SandboxError(f"no monty ({error}); run: pip install 'pydantic-monty>=1.4,<2'") from error
+    return MontySandbox(workers)
+
+
+def open_bwrap(workers: int | None = None) -> Sandbox:
+    """Raises `SandboxError`, naming what to install."""
+    if sys.platform != "linux":
+        raise SandboxError(f"bubblewrap needs Linux, this is {sys.platform}")
+    from viaticum.strategies.sandbox.bubblewrap import BubblewrapSandbox
+
+    return BubblewrapSandbox(workers)
+
+
+def _tested(sandbox: Sandbox) -> Sandbox:
+    try:
+        sandbox.self_test()
+    except BaseException:
+        sandbox.close()
+        raise
+    return sandbox
+
+
+def lacks_feature(program: str, error: str) -> bool:
+    """Whether this error of Monty's means that CPython could do what Monty cannot."""
+    tree = parse(program)
+    if tree is None:
+        return False
+    if error.startswith("the program is not valid Python: "):
+        return True  # for CPython it is
+    for pattern, is_lack in _LACKS:
+        found = pattern.match(error)
+        if found:
+            return is_lack(tree, *found.groups())
+    return False
+
+
+def _imports(tree: ast.Module) -> set[str]:
+    """The top-level packages that a program imports."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def _names(tree: ast.Module) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def _defines(tree: ast.Module, *methods: str) -> bool:
+    return any(isinstance(node, ast.FunctionDef) and node.name in methods for node in ast.walk(tree))
+
+
+def _is_unbuilt(tree: ast.Module) -> bool:
+    # A program that raises this itself has to name it.
+    return "NotImplementedError" not in _names(tree)
+
+
+def _is_module_elsewhere(tree: ast.Module, module: str) -> bool:
+    package = module.partition(".")[0]
+    return package in _imports(tree) and (package in PACKAGES or package in sys.stdlib_module_names)
+
+
+def _module_has(tree: ast.Module, module: str, name: str) -> bool:
+    return module in PARTLY_THERE and hasattr(importlib.import_module(module), name)
+
+
+def _import_has(tree: ast.Module, name: str, module: str) -> bool:
+    return _module_has(tree, module, name)
+
+
+def _builtins_have(tree: ast.Module, name: str) -> bool:
+    return hasattr(builtins, name) or name in ("exit", "quit")
+
+
+def _class_has(tree: ast.Module, class_name: str, name: str) -> bool:
+    if _defines(tree, "__getattr__", "__getattribute__", "__setattr__"):
+        return True
+    known = _class(class_name)
+    return hasattr(known, name) if known else hasattr(object, name) or hasattr(type, name)
+
+
+def _class(name: str) -> type | None:
+    """The class that an error message names, where it is one of CPython's own."""
+    module, _, last = name.rpartition(".")
+    if module in PARTLY_THERE:
+        found = getattr(importlib.import_module(module), last, None)
+    else:
+        import collections
+
+        found = _CLASSES.get(name) or getattr(builtins, name, None) or getattr(collections, name, None)
+    return found if isinstance(found, type) else None
+
+
+def _is_lazy_elsewhere(tree: ast.Module) -> bool:
+    # Monty makes lists of what CPython makes iterators of.
+    return bool(_LAZY & _names(tree)) or any(isinstance(node, ast.GeneratorExp) for node in ast.walk(tree))
+
+
+def _has_operator(tree: ast.Module, message: str) -> bool:
+    """Whether the error is about a class of the program's that has special methods: Monty calls only some."""
+    named = set(re.findall(r"'(\w+)'", message))
+    return any(
+        isinstance(node, ast.ClassDef)
+        and node.name in named
+        and any(isinstance(each, ast.FunctionDef) and _is_special(each.name) for each in node.body)
+        for node in ast.walk(tree)
+    )
+
+
+def _is_special(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__") and name != "__init__"
+
+
+def _always(tree: ast.Module) -> bool:
+    return True
+
+
+_SAID = r"the program raised "
+_LACKS: tuple[tuple[re.Pattern[str], Callable[..., bool]], ...] = (
+    (re.compile(_SAID + r"NotImplementedError"), _is_unbuilt),
+    (re.compile(_SAID + r"ModuleNotFoundError: No module named '([\w.]+)'"), _is_module_elsewhere),
+    (re.compile(_SAID + r"ImportError: cannot import name '(\w+)' from '([\w.]+)'"), _import_has),
+    (re.compile(_SAID + r"AttributeError: module '([\w.]+)' has no attribute '(\w+)'"), _module_has),
+    (
+        re.compile(
+            _SAID + r"AttributeError: (?:type object )?'([\w.]+)'(?: object)? has no attribute '(\w+)'"
+        ),
+        _class_has,
+    ),
+    (re.compile(_SAID + r"NameError: name '(\w+)' is not defined"), _builtins_have),
+    (re.compile(_SAID + r"TypeError: 'list' object is not an iterator"), _is_lazy_elsewhere),
+    (re.compile(_SAID + r"TypeError: cannot create 'object' instances"), _always),
+    (re.compile(_SAID + r"TypeError: (.*)"), _has_operator),
+)

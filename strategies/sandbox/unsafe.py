@@ -1,0 +1,167 @@
+"""A bare subprocess: no sandbox at all. Only behind `unsafe=True`, and every result says so.
+
+The program runs with the rights of whoever started it: it reads and writes their files and uses their network. It
+gets an empty environment, a folder of its own to start in, limits on memory, processor time and file size, and its
+process group is killed at its time limit; none of that stops one that wants out. For programs that you trust, on
+machines where no sandbox works.
+
+Leaves out: everything that makes a sandbox, and systems other than POSIX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from viaticum.errors import SandboxError
+from viaticum.strategies.sandbox.base import (
+    MEMORY_BYTES,
+    MENTIONS,
+    OUTPUT_BYTES,
+    SECONDS,
+    ProgramResult,
+    Sandbox,
+)
+
+_STARTER = """
+import json, math, os, resource, sys
+inside_folder, report = sys.argv[1], int(sys.argv[2])
+sys.path.insert(0, inside_folder)
+import inside
+sys.path.remove(inside_folder)
+request = json.loads(sys.stdin.buffer.read())
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+os.dup2(report, inside.REPORT)
+import threading
+inside.load(request["load"])
+limits = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, math.ceil(request["seconds"]) + 3),
+          (resource.RLIMIT_FSIZE, inside.SCRATCH_BYTES)]
+if sys.platform == "linux":
+    limits.append((resource.RLIMIT_AS, inside.mapped_bytes() + request["memory_bytes"]))
+for limit, value in limits:
+    resource.setrlimit(limit, (value, value))
+said = inside.execute(request["program"], request["memory_bytes"], request["output_bytes"])
+os.write(inside.REPORT, json.dumps(said).encode())
+os._exit(0)
+"""
+
+
+class UnsafeSubprocess(Sandbox):
+    """Programs as plain subprocesses of this Python. Raises `SandboxError` unless `unsafe=True` is said."""
+
+    backend = "subprocess (unsafe)"
+    strength = "None: a bare subprocess with the rights of the user who runs this."
+
+    def __init__(self, *, unsafe: bool = False) -> None:
+        if not unsafe:
+            raise SandboxError(
+                "a bare subprocess is no sandbox: its programs can do whatever you can; say unsafe=True to use it"
+            )
+        if os.name != "posix":
+            raise SandboxError(f"bare subprocesses need a POSIX system, this is {os.name}")
+        self._closed = False
+
+    def self_test(self) -> None:
+        """That programs run and end; there are no walls to test."""
+        works = self.run("print(6 * 7)", seconds=10.0)
+        if works.stdout.strip() != "42":
+            raise SandboxError(f"{sys.executable} computes 6 * 7 wrong: {works.error or works.stdout!r}")
+
+    def run(
+        self,
+        program: str,
+        *,
+        seconds: float = SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
+        output_bytes: int = OUTPUT_BYTES,
+    ) -> ProgramResult:
+        if self._closed:
+            raise SandboxError("this sandbox is closed; open a new one")
+        started = time.perf_counter()
+        request = {
+            "program": program,
+            "seconds": seconds,
+            "memory_bytes": memory_bytes,
+            "output_bytes": output_bytes,
+            "load": sorted(set(MENTIONS.findall(program))),
+        }
+        with tempfile.TemporaryDirectory(prefix="viaticum-", ignore_cleanup_errors=True) as folder:
+            stdout, error = _run(json.dumps(request).encode(), seconds, output_bytes, folder)
+        return ProgramResult(not error, stdout, error, self.backend, time.perf_counter() - started)
+
+    def close(self) -> None:
+        self._closed = True
+
+
+def _run(request: bytes, seconds: float, output_bytes: int, folder: str) -> tuple[str, str]:
+    """What it printed, and what went wrong."""
+    report, report_end = os.pipe()
+    here = os.path.dirname(os.path.realpath(__file__))
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-B", "-X", "utf8", "-c", _STARTER, here, str(report_end)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        env={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "OPENBLAS_NUM_THREADS": "1"},
+        cwd=folder,
+        pass_fds=(report_end,),
+        start_new_session=True,
+    )
+    os.close(report_end)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(request)
+        process.stdin.close()
+        limits = {process.stdout.fileno(): output_bytes, report: 2**16 + 6 * output_bytes}
+        read, late = _read(limits, time.monotonic() + seconds + 1.0)  # a second for Python to start
+    finally:
+        # The group's number is the leader's, which is not waited for yet: it belongs to nobody else.
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+        os.close(report)
+    output, said = read.values()
+    stdout = output[:output_bytes].decode("utf-8", "ignore")
+    if late:
+        return stdout, f"the program was stopped after {seconds:g} s"
+    if len(output) > output_bytes:
+        return stdout, f"the program printed more than {output_bytes} bytes"
+    try:
+        end: dict[str, Any] = json.loads(said)
+        if not stdout.strip() and end.get("value"):
+            stdout = f"{end['value']}\n"[:output_bytes]
+        return stdout, str(end["error"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return stdout, "the program ended its process before its end"
+
+
+def _read(limits: dict[int, int], deadline: float) -> tuple[dict[int, bytes], bool]:
+    """Read each descriptor to its end or its limit; whether the deadline came first."""
+    read = dict.fromkeys(limits, b"")
+    with selectors.DefaultSelector() as selector:
+        for fd in limits:
+            selector.register(fd, selectors.EVENT_READ)
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return read, True
+            for key, _ in selector.select(left):
+                piece = os.read(key.fd, 2**16)
+                read[key.fd] += piece
+                if len(read[key.fd]) > limits[key.fd]:
+                    return read, False
+                if not piece:
+                    selector.unregister(key.fd)
+    return read, False

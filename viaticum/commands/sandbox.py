@@ -1,0 +1,71 @@
+"""`viaticum sandbox`: run one program where it can do no harm, and say which sandboxes work on this machine.
+
+Results go to stdout. Leaves out errors and exit codes: `viaticum.cli` turns a `ViaticumError` into one line and
+exit code 1. A program that fails is a result like any other: exit code 0.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from viaticum.errors import InputError, SandboxError
+
+app = typer.Typer(no_args_is_help=True, help="Run programs in a sandbox; see which sandboxes work here.")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="A Python program; - reads it from stdin.")],
+    backend: Annotated[str, typer.Option(help="auto, monty, bwrap, or subprocess (no sandbox).")] = "auto",
+    seconds: Annotated[float, typer.Option(help="When it is stopped.", min=0.01, max=3600.0)] = 2.0,
+    memory: Annotated[int, typer.Option(help="MiB that it may use.", min=1, max=2**20)] = 64,
+    unsafe: Annotated[bool, typer.Option("--unsafe", help="Allow subprocess, which is no sandbox.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Run one program; its output, or why it has none."""
+    from viaticum.strategies.sandbox import open_sandbox
+
+    program = _read(file)
+    with open_sandbox(backend, workers=1, unsafe=unsafe) as sandbox:
+        result = sandbox.run(program, seconds=seconds, memory_bytes=memory * 2**20)
+    if as_json:
+        typer.echo(json.dumps(asdict(result) | {"seconds": round(result.seconds, 4)}))
+        return
+    typer.echo(result.stdout, nl=False)
+    if not result.ok:
+        sys.stderr.write(f"{result.error} ({result.backend})\n")
+
+
+@app.command("check")
+def check_backends(as_json: JsonFlag = False) -> None:
+    """Start and test each sandbox: whether it works here, how strong it is, and what to install where not."""
+    from viaticum.strategies.sandbox import open_sandbox
+
+    found: list[dict[str, Any]] = []
+    for backend in ("monty", "bwrap"):
+        try:
+            with open_sandbox(backend, workers=1) as sandbox:
+                found.append({"backend": backend, "works": True, "strength": sandbox.strength, "error": ""})
+        except SandboxError as error:
+            found.append({"backend": backend, "works": False, "strength": "", "error": str(error)})
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for each in found:
+        typer.echo(f"{each['backend']}: {each['strength'] if each['works'] else 'no: ' + each['error']}")
+
+
+def _read(file: Path) -> str:
+    try:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read as a program: {error}") from error
