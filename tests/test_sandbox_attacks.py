@@ -112,6 +112,8 @@ ATTACKS: dict[str, str] = {
     "netlink": "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)\nprint('REACHED')",
     "abstract unix socket": "import socket\nsocket.socket(socket.AF_UNIX).connect('\\0x')\nprint('REACHED')",
     "kernel crypto socket": "import socket\nsocket.socket(38, socket.SOCK_SEQPACKET)\nprint('REACHED')",
+    # locks on what this machine shares
+    "a lease on a library": "import fcntl, os\nfcntl.fcntl(os.open(os.__file__, 0), 1024, 0)\nprint('REACHED')",
     # new processes and threads
     "fork bomb": "import os\nwhile True:\n    try:\n        if os.fork() == 0: print('REACHED')\n    except OSError:\n        pass",
     "run a shell": "import os\nos.system('touch @TARGET@')",

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from viaticum.cli import app
 from viaticum.errors import InputError, SandboxError, UnknownName
-from viaticum.strategies.sandbox import BACKENDS, Sandbox, auto, bubblewrap, open_sandbox, seccomp
+from viaticum.strategies.sandbox import BACKENDS, Sandbox, auto, bubblewrap, open_sandbox, seccomp, worker
 from viaticum.strategies.sandbox.auto import AutoSandbox, lacks_feature
 from viaticum.strategies.sandbox.base import ProgramResult
 from viaticum.strategies.sandbox.bubblewrap import BubblewrapSandbox
@@ -239,7 +239,7 @@ def test_workers_stay_warm_and_dead_ones_are_replaced(bwrap: BubblewrapSandbox) 
 
 def test_a_worker_killed_in_the_middle_is_told_of() -> None:
     with BubblewrapSandbox(workers=1) as sandbox:
-        killer = threading.Timer(0.2, lambda: [worker.signal() for worker in sandbox._all])
+        killer = threading.Timer(0.2, lambda: [each.signal() for each in sandbox._all])
         killer.start()
         result = sandbox.run("while True: pass", seconds=20.0)
         killer.join()
@@ -248,12 +248,12 @@ def test_a_worker_killed_in_the_middle_is_told_of() -> None:
 
 
 def test_a_worker_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bubblewrap, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.3)
     with BubblewrapSandbox(workers=1) as sandbox:
 
         def freeze() -> None:
-            for worker in sandbox._all:
-                for pid in _below(worker._process.pid):
+            for each in sandbox._all:
+                for pid in _below(each._process.pid):
                     os.kill(pid, signal.SIGSTOP)
 
         freezer = threading.Timer(0.1, freeze)
@@ -305,7 +305,7 @@ def test_programs_are_nobody_here(bwrap: BubblewrapSandbox) -> None:
     looker.start()
     bwrap.run("while True: pass", seconds=0.8)
     looker.join()
-    assert seen == {bubblewrap.NOBODY if os.geteuid() == 0 else os.geteuid()}
+    assert seen == {worker.NOBODY if os.geteuid() == 0 else os.geteuid()}
 
 
 def test_what_bwrap_says_is_told(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_the_filter_allows_what_is_listed_and_nothing_else(machine: str) -> None
     allowed = {numbers[column] for numbers in seccomp.CALLS.values()} - {None}
     for number in range(600):
         verdict = _filter(code, number, arch)
-        assert (verdict == seccomp.ALLOW) == (number in allowed), number
+        assert (verdict == seccomp.ALLOW) == (number in allowed | {seccomp.FCNTL[column]}), number
     assert _filter(code, 0, arch ^ 1) == seccomp.KILL_PROCESS
     thread, process = seccomp.CLONE_THREAD | 0x3D0F00, 17
     assert _filter(code, seccomp.CLONE[column], arch, thread) == seccomp.ALLOW
@@ -354,6 +354,8 @@ def test_the_filter_allows_what_is_listed_and_nothing_else(machine: str) -> None
         assert _filter(code, seccomp.CLONE[column], arch, flags) != seccomp.ALLOW
     assert _filter(code, seccomp.IOCTL[column], arch, 1, seccomp.FIONBIO) == seccomp.ALLOW
     assert _filter(code, seccomp.IOCTL[column], arch, 1, 0x5412) != seccomp.ALLOW  # TIOCSTI
+    for command in (seccomp.F_SETLEASE, seccomp.F_NOTIFY):
+        assert _filter(code, seccomp.FCNTL[column], arch, 1, command) != seccomp.ALLOW
     if machine == "x86_64":
         assert _filter(code, seccomp.X32_BIT | 39, arch) == seccomp.KILL_PROCESS
 
@@ -600,7 +602,7 @@ def _bwraps() -> set[int]:
 
 
 def _bwraps_of(sandbox: BubblewrapSandbox) -> set[int]:
-    return {worker._process.pid for worker in sandbox._all}
+    return {each._process.pid for each in sandbox._all}
 
 
 def _name(pid: int) -> str:

@@ -47,6 +47,8 @@ ORDINARY = (
     "collections", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "operator", "random",
     "re", "statistics", "string", "typing", "dataclasses", "enum", "threading", "traceback", "encodings.idna",
 )  # fmt: skip
+# What a package does late, on first use, done once a worker as well.
+FIRST_USES = {"sympy": "x = package.Symbol('x'); package.solve(x**2 - 2, x); package.integrate(x, x)"}
 
 CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
@@ -137,7 +139,7 @@ def load(names: list[str]) -> None:
         if name not in sys.modules:
             # Where a package is missing or broken, the program that wants it hears of it.
             with contextlib.suppress(Exception):
-                importlib.import_module(name)
+                exec(FIRST_USES.get(name, ""), {"package": importlib.import_module(name)})
     gc.collect()
     gc.freeze()
 

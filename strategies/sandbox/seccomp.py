@@ -22,7 +22,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
     "lstat": (6, None), "poll": (7, None), "lseek": (8, 62), "pread64": (17, 67), "pwrite64": (18, 68),
     "readv": (19, 65), "writev": (20, 66), "access": (21, None), "pipe": (22, None), "select": (23, None),
-    "dup": (32, 23), "dup2": (33, None), "fcntl": (72, 25), "flock": (73, 32), "fsync": (74, 82),
+    "dup": (32, 23), "dup2": (33, None), "flock": (73, 32), "fsync": (74, 82),
     "fdatasync": (75, 83), "truncate": (76, 45), "ftruncate": (77, 46), "getdents": (78, None),
     "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50), "rename": (82, None), "mkdir": (83, None),
     "rmdir": (84, None), "creat": (85, None), "link": (86, None), "unlink": (87, None), "symlink": (88, None),
@@ -63,10 +63,13 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 
 # Calls with an answer of their own. `clone` makes threads, never processes. Python asks every file it opens
-# whether it is a terminal, with an ioctl, and makes descriptors non-blocking with another. A C library that finds no clone3 uses clone, whose flags can be read.
+# whether it is a terminal, with an ioctl, and makes descriptors non-blocking with another. A lease on a file that
+# the machine shares would hold up who writes it outside. A C library that finds no clone3 uses clone, whose flags can be read.
 CLONE = (56, 220)
 IOCTL = (16, 29)
 FIONBIO = 0x5421
+FCNTL = (72, 25)
+F_SETLEASE, F_NOTIFY = 1024, 1026
 SOCKET = (41, 198)
 FIRST_RECENT_CALL = 435  # clone3; later calls than this exist only where a C library can do without them
 
@@ -115,6 +118,12 @@ def assemble(machine: str) -> bytes:
     add(JUMP_EQUAL, FIONBIO, 0, 1)
     add(RETURN, ALLOW)
     add(RETURN, ERRNO | errno.ENOTTY)
+    add(JUMP_EQUAL, FCNTL[column], 0, 5)
+    add(LOAD, AT_SECOND_ARGUMENT)
+    add(JUMP_EQUAL, F_SETLEASE, 1, 0)
+    add(JUMP_EQUAL, F_NOTIFY, 0, 1)
+    add(RETURN, ERRNO | errno.EPERM)
+    add(RETURN, ALLOW)
     answer(SOCKET[column], ERRNO | errno.EACCES)
     add(JUMP_EQUAL, CLONE[column], 0, 5)
     add(LOAD, AT_FIRST_ARGUMENT)
