@@ -59,7 +59,7 @@ def worker_command(bwrap: str) -> list[str]:
     ]
     for capability in capabilities:  # the worker's, to confine its children with; programs get none
         command += ["--cap-add", capability]
-    python, libraries = _python_inside()
+    python, libraries, binds = _python_inside()
     environment = {
         "PATH": "/nowhere",
         "HOME": "/tmp",
@@ -81,8 +81,7 @@ def worker_command(bwrap: str) -> list[str]:
         elif path.is_dir():
             command += ["--ro-bind", folder, folder]
     command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    if python.startswith("/python/"):
-        command += ["--ro-bind", os.path.realpath(sys.base_prefix), "/python"]
+    command += binds
     for folder in ("/packages", "/dev"):
         command += ["--perms", "0755", "--dir", folder]
     for name, source in _package_folders().items():
@@ -94,17 +93,21 @@ def worker_command(bwrap: str) -> list[str]:
     return [*command, python, "-I", "-S", "-B", "-X", "utf8", "/inside.py"]
 
 
-def _python_inside() -> tuple[str, dict[str, str]]:
-    """Where this Python is inside, and what it needs to find its libraries there."""
+def _python_inside() -> tuple[str, dict[str, str], list[str]]:
+    """Where this Python is inside, what it needs to find its libraries there, and how it gets there.
+
+    One outside of /usr, such as a user's own, is shown as /python: its path may tell who they are, and beside its
+    library there may be more than Python.
+    """
     prefix = os.path.realpath(sys.base_prefix)
     executable = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     if Path(prefix).is_relative_to("/usr"):
-        return executable, {}
-    if not Path(executable).is_relative_to(prefix):
-        raise SandboxError(
-            f"the Python at {executable} lies outside of its prefix {prefix}: no sandbox for it"
-        )
-    return f"/python/{Path(executable).relative_to(prefix)}", {"LD_LIBRARY_PATH": "/python/lib"}
+        return executable, {}, []
+    inside_it = f"/python/bin/{Path(executable).name}"
+    binds = ["--ro-bind", executable, inside_it, "--ro-bind", f"{prefix}/lib", "/python/lib"]
+    binds += ["--ro-bind-try", f"{prefix}/lib64", "/python/lib64"]
+    folders = [part for folder in ("/python", "/python/bin") for part in ("--perms", "0755", "--dir", folder)]
+    return inside_it, {"LD_LIBRARY_PATH": "/python/lib"}, folders + binds
 
 
 def _package_folders() -> dict[str, str]:
