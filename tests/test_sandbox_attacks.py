@@ -333,7 +333,7 @@ def test_the_harm_is_not_done(sandbox: Sandbox, outside: Outside, name: str) -> 
     )  # far above what a loaded machine needs; without a limit most would never end
     assert len(result.stdout.encode()) <= OUTPUT_BYTES
     assert len(result.error) < 1000
-    assert watch.most_memory < MEMORY_BYTES + SCRATCH_BYTES + 2**29
+    assert watch.most_memory < MEMORY_BYTES + SCRATCH_BYTES + 2**28  # numpy and sympy take some of that
     assert not left_behind(sandbox)
 
     look = "import os\nprint(6 * 7, os.listdir('/tmp'))" if sandbox.backend == "bwrap" else "print(6 * 7)"
@@ -393,7 +393,7 @@ def test_the_shared_sandbox_withstands_what_monty_cannot_run(tmp_path: Path) -> 
 
 
 class Watch:
-    """The most memory that the processes below this one held at once, in bytes, looked at every 20 ms."""
+    """The most memory that any process below this one held, in bytes, looked at every 20 ms."""
 
     def __init__(self) -> None:
         self.most_memory = 0
@@ -402,7 +402,7 @@ class Watch:
 
     def _look(self) -> None:
         while not self._stop.wait(0.02):
-            self.most_memory = max(self.most_memory, sum(memory(pid) for pid in descendants()))
+            self.most_memory = max([self.most_memory, *map(memory, descendants())])
 
     def __enter__(self) -> Watch:
         self._thread.start()

@@ -86,13 +86,13 @@ def write_message(fd: int, message: dict[str, Any]) -> None:
 
 
 def _read_exactly(fd: int, size: int) -> bytes | None:
-    data = b""
+    data = bytearray()
     while len(data) < size:
         piece = os.read(fd, size - len(data))
         if not piece:
             return None
         data += piece
-    return data
+    return bytes(data)
 
 
 def serve() -> None:
