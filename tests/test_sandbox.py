@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from viaticum.errors import SandboxError
-from viaticum.strategies.sandbox import Sandbox, default_sandbox
+from viaticum.errors import InputError, SandboxError
+from viaticum.strategies.sandbox import Sandbox, default_sandbox, monty
 from viaticum.strategies.sandbox.monty import MontySandbox
 
 
@@ -99,15 +100,40 @@ def test_is_stopped_in_time(sandbox: Sandbox, program: str) -> None:
     assert time.monotonic() - started < 5.0
 
 
-def test_a_worker_that_hangs_is_killed(sandbox: Sandbox) -> None:
+@pytest.fixture
+def own_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[MontySandbox, int]]:
+    """A sandbox with one worker, and the worker's process: signals to it reach no other test's."""
+    monkeypatch.setattr(monty, "REPLY_SECONDS", 2.0)
+    others = set(_children("monty"))
+    with MontySandbox(workers=1) as own:
+        assert own.run("print(1)").ok
+        (pid,) = set(_children("monty")) - others
+        yield own, pid
+
+
+def test_a_worker_that_hangs_is_killed(own_worker: tuple[MontySandbox, int]) -> None:
     """The interpreter cannot stop itself here: its process is frozen, as a bug in it might leave it."""
-    pids = _children("monty")
-    assert pids
-    freezer = threading.Timer(0.1, lambda: [os.kill(pid, 19) for pid in pids])
+    own, pid = own_worker
+    freezer = threading.Timer(0.1, lambda: os.kill(pid, signal.SIGSTOP))
     freezer.start()
-    result = sandbox.run("while True:\n    pass", seconds=0.5)
+    result = own.run("while True:\n    pass", seconds=0.5)
     freezer.join()
     assert result.error == "the program was stopped after 0.5 s"
+    assert own.run("print(6 * 7)").stdout == "42\n"
+
+
+def test_a_worker_that_was_frozen_while_idle_costs_the_next_program_nothing(
+    own_worker: tuple[MontySandbox, int],
+) -> None:
+    own, pid = own_worker
+    os.kill(pid, signal.SIGSTOP)
+    assert own.run("print(6 * 7)").stdout == "42\n"
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 61, float("nan"), float("inf")])
+def test_seconds_out_of_range_are_refused(sandbox: Sandbox, seconds: float) -> None:
+    with pytest.raises(InputError, match="up to 60 seconds"):
+        sandbox.run("print(1)", seconds=seconds)
 
 
 def test_a_worker_that_dies_is_replaced(sandbox: Sandbox) -> None:

@@ -16,7 +16,7 @@ import time
 
 import pydantic_monty
 
-from viaticum.errors import SandboxError
+from viaticum.errors import InputError, SandboxError
 from viaticum.strategies.sandbox.base import (
     MEMORY_BYTES,
     OUTPUT_BYTES,
@@ -29,6 +29,8 @@ from viaticum.strategies.sandbox.base import (
 RECURSION = 500
 GRACE_SECONDS = 0.5  # from a worker's own time limit until it is killed
 WAIT_SECONDS = 60.0  # for a free worker
+LONGEST_SECONDS = 60.0  # what a program may ask for
+REPLY_SECONDS = 75.0  # until a worker that says nothing is killed, one that was stopped while idle among them
 INTERPRETER_BYTES = 512 * 2**20  # address space of a worker beside the program's memory
 _VALUE = "value_of_the_last_expression_"
 
@@ -62,6 +64,7 @@ class MontySandbox(Sandbox):
                 max_processes=workers or os.cpu_count() or 1,
                 checkout_timeout=WAIT_SECONDS,
                 feed_duration_limit_grace=GRACE_SECONDS,
+                request_timeout=REPLY_SECONDS,
             ).__enter__()
         except (RuntimeError, OSError, ValueError) as error:
             raise SandboxError(
@@ -76,6 +79,8 @@ class MontySandbox(Sandbox):
         memory_bytes: int = MEMORY_BYTES,
         output_bytes: int = OUTPUT_BYTES,
     ) -> ProgramResult:
+        if not 0 < seconds <= LONGEST_SECONDS:
+            raise InputError(f"a program gets up to {LONGEST_SECONDS:.0f} seconds, not {seconds:g}")
         pool = self._pool
         if pool is None:
             raise SandboxError("this sandbox is closed; open a new one")
@@ -89,17 +94,19 @@ class MontySandbox(Sandbox):
             max_total_sleep_secs=0.0,
         )
         for attempt in range(DEAD_WORKERS + 1):  # a worker may have died while it was idle
-            began, error = time.perf_counter(), ""
+            began, error, fed = time.perf_counter(), "", False
             output = pydantic_monty.CollectString(max_bytes=output_bytes)
             try:
                 with pool.checkout(limits=limits) as session:
                     _limit_address_space(session.worker_pid, memory_bytes + INTERPRETER_BYTES)
+                    fed = True
                     _feed(session, program, output)
             except TimeoutError as busy:
                 raise SandboxError(f"all workers were busy for {WAIT_SECONDS:.0f} s: {busy}") from busy
             except pydantic_monty.MontyCrashedError as crash:
-                began_dead = time.perf_counter() - began < DEAD_SECONDS and not output.output
-                if began_dead and not crash.timed_out and attempt < DEAD_WORKERS:
+                soon = time.perf_counter() - began < DEAD_SECONDS and not crash.timed_out
+                was_dead = not fed or (soon and not output.output)
+                if was_dead and attempt < DEAD_WORKERS:
                     continue
                 error = _stopped(seconds) if crash.timed_out else f"the program crashed its worker: {crash}"
             except pydantic_monty.MontyError as raised:
