@@ -1,5 +1,7 @@
 """The workflow: route -> reserve -> generate -> settle -> read -> check -> (escalate: route again | end).
 
+A strategy that takes several samples goes round from read to reserve until its vote is settled.
+
 A node may run again after a kill; the ledger, not the checkpoint, prevents a second charge. The key of a
 call is the thread and the call's number: `reserve` of a key gives the hold that is there, `generate`
 stores the finished completion with the hold before anything else happens, and `settle` posts once.
@@ -26,7 +28,18 @@ from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetExceeded, LedgerError
 from viaticum.routers.query import Policy, QueryRouter, choose
 from viaticum.strategies import get as get_strategy
-from viaticum.types import Completion, Message, Pair, Query, Route, RoutingTable, Row, TokenCount, Usage
+from viaticum.types import (
+    Completion,
+    Message,
+    Pair,
+    Query,
+    Reading,
+    Route,
+    RoutingTable,
+    Row,
+    TokenCount,
+    Usage,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ class Workflow:
             graph.add_node(name, getattr(self, name))
         graph.add_edge(START, "route")
         graph.add_conditional_edges("route", lambda state: END if state.get("done") else "reserve")
-        graph.add_conditional_edges("reserve", lambda state: "generate" if state["route"] else "route")
+        graph.add_conditional_edges("reserve", lambda state: "generate" if state["route"] else check(state))
         graph.add_conditional_edges("generate", lambda state: "settle" if state["completion"] else "reserve")
         graph.add_edge("settle", "read")
         graph.add_conditional_edges("read", check)
@@ -92,6 +105,8 @@ class Workflow:
                     self.tools.budget, self._key(state), worst, self.tools.catalogue.prices(worst)
                 )
             except BudgetExceeded:
+                if state.get("samples"):  # no further sample can be paid for: those that were made decide
+                    return {"route": None, **self._vote(state, last=True)}
                 if not state.get("routes") and not self._untried(state).rows:
                     raise
                 return {"route": None}
@@ -137,26 +152,29 @@ class Workflow:
             usage[name] = [before[0] + count.input_tokens, before[1] + count.output_tokens]
         get_stream_writer()({"cost": entry.nanousd})
         assert state["route"] is not None
+        first = [] if state.get("samples") else [state["route"]]
         return {
             "cost": state.get("cost", 0) + entry.nanousd,
             "usage": usage,
             "seconds": state.get("seconds", 0.0) + completion.usage.seconds,
-            "routes": [*state.get("routes", []), state["route"]],
+            "routes": [*state.get("routes", []), *first],
             "text": completion.text,
             "finish_reason": completion.finish_reason,
         }
 
     def read(self, state: State) -> State:
-        """Read the answer out of the text."""
-        reading = get_strategy(_pair(state).strategy).read(
-            completion_from_json(_completion(state)), query_of(state)
-        )
-        return {
-            "value": reading.value,
-            "reason": reading.reason,
-            "call": state["call"] + 1,
-            "done": reading.answered,
-        }
+        """Read the answer out of the text; of several samples, take the vote."""
+        strategy = get_strategy(_pair(state).strategy)
+        reading = strategy.read(completion_from_json(_completion(state)), query_of(state))
+        samples = [*state.get("samples", []), [reading.value, reading.reason]]
+        return {"call": state["call"] + 1, **self._vote({**state, "samples": samples})}
+
+    def _vote(self, state: State, *, last: bool = False) -> State:
+        readings = [Reading(value, reason or "") for value, reason in state["samples"]]
+        verdict = get_strategy(_pair(state).strategy).vote(readings, query_of(state), last=last)
+        if verdict is None:
+            return {"samples": state["samples"], "done": False}
+        return {"samples": [], "value": verdict.value, "reason": verdict.reason, "done": verdict.answered}
 
     def _untried(self, state: State) -> RoutingTable:
         """The rows of usable pairs that this question has not been given to."""
@@ -168,7 +186,12 @@ class Workflow:
         """Who is asked, what, and how long the answer may be."""
         pair = _pair(state)
         strategy = get_strategy(pair.strategy)
-        generation = Generation(max_new_tokens=strategy.max_new_tokens, stop=strategy.stop)
+        generation = Generation(
+            max_new_tokens=strategy.max_new_tokens,
+            stop=strategy.stop,
+            temperature=strategy.temperature,
+            seed=len(state.get("samples", [])),
+        )
         return self.tools.model(pair.model), strategy.messages(query_of(state)), generation
 
     def _key(self, state: State) -> str:
@@ -176,8 +199,10 @@ class Workflow:
 
 
 def check(state: State) -> str:
-    """No answer: escalate to the next pair; else end."""
-    return END if state.get("done") else "route"
+    """An answer: end. A vote that is not settled: ask again. No answer: escalate to the next pair."""
+    if state.get("done"):
+        return END
+    return "reserve" if state.get("samples") else "route"
 
 
 def query_of(state: State) -> Query:

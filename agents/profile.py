@@ -22,7 +22,7 @@ from viaticum.errors import DataError, InputError
 from viaticum.outcomes import outcome, write_outcomes
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import equivalent
-from viaticum.types import Completion, Outcome, Pair
+from viaticum.types import Completion, Outcome, Pair, Reading, Usage
 
 # Pair, rows of it that are done, rows in all done, rows in all, accuracy of the pair so far.
 Progress = Callable[[Pair, int, int, int, float], None]
@@ -77,30 +77,56 @@ def profile(
 
 
 def _run(pair: Pair, questions: list[Question], pool: LocalModels, dataset: str) -> Iterator[Outcome]:
-    """Outcomes of one pair, in the order in which the texts end."""
+    """Outcomes of one pair, in the order in which they are settled.
+
+    A strategy that takes several samples is given one of every question that is still open, then the next.
+    """
     if not questions:
         return
     model, strategy = pool.model(pair.model), get_strategy(pair.strategy)
-    generation = Generation(max_new_tokens=strategy.max_new_tokens, stop=strategy.stop)
-    chats = [strategy.messages(question.query) for question in questions]
-    for index, completion in model.generate_all(chats, generation):
-        question = questions[index]
-        reading = strategy.read(completion, question.query)
-        right = equivalent(reading.value, question.gold, question.query.kind)
-        yield Outcome(
-            dataset=dataset,
-            question_id=question.id,
-            question=question.query.text,
-            model=pair.model,
-            strategy=pair.strategy,
-            answer=reading.value,
-            correct=right,
-            input_tokens=completion.usage.input_tokens,
-            output_tokens=completion.usage.output_tokens,
-            cost_nanousd=cost_of(completion, pool.catalogue),
-            seconds=round(completion.usage.seconds, 3),
-            finish_reason=completion.finish_reason,
+    readings: dict[int, list[Reading]] = {index: [] for index in range(len(questions))}
+    usage = dict.fromkeys(readings, Usage())
+    for sample in range(strategy.samples):
+        generation = Generation(
+            strategy.max_new_tokens, stop=strategy.stop, temperature=strategy.temperature, seed=sample
         )
+        still = list(readings)
+        chats = [strategy.messages(questions[index].query) for index in still]
+        for place, completion in model.generate_all(chats, generation):
+            index = still[place]
+            question = questions[index]
+            usage[index] += completion.usage
+            readings[index].append(strategy.read(completion, question.query))
+            verdict = strategy.vote(readings[index], question.query)
+            if verdict is None:
+                continue
+            del readings[index]
+            total = replace(completion, usage=usage[index])
+            yield _outcome(pair, question, verdict, total, dataset, pool.catalogue)
+
+
+def _outcome(
+    pair: Pair,
+    question: Question,
+    reading: Reading,
+    completion: Completion,
+    dataset: str,
+    catalogue: Catalogue,
+) -> Outcome:
+    return Outcome(
+        dataset=dataset,
+        question_id=question.id,
+        question=question.query.text,
+        model=pair.model,
+        strategy=pair.strategy,
+        answer=reading.value,
+        correct=equivalent(reading.value, question.gold, question.query.kind),
+        input_tokens=completion.usage.input_tokens,
+        output_tokens=completion.usage.output_tokens,
+        cost_nanousd=cost_of(completion, catalogue),
+        seconds=round(completion.usage.seconds, 3),
+        finish_reason=completion.finish_reason,
+    )
 
 
 def cost_of(completion: Completion, catalogue: Catalogue) -> int:

@@ -12,8 +12,9 @@ class State(TypedDict, total=False):
     """One question on its way. Calls are numbered from 0; `call` is the one at hand.
 
     tried: pairs already used, as model+strategy; route: the pair chosen and its row; completion: the text
-    of the call at hand; routes, costs and usage gather over all calls; done: an answer was accepted, or
-    no pair is left.
+    of the call at hand; samples: what was read from the calls of this pair so far, as [value, reason],
+    while its strategy wants more; routes, costs and usage gather over all calls; done: an answer was
+    accepted, or no pair is left.
     """
 
     question: str
@@ -29,6 +30,7 @@ class State(TypedDict, total=False):
     text: str
     finish_reason: str
     completion: dict[str, Any] | None
+    samples: list[list[str | None]]
     value: str | None
     reason: str
     done: bool

@@ -56,8 +56,11 @@ class Strategy(ABC):
     def read(self, completion: Completion, query: Query) -> Reading:
         """The answer in `completion`, or None and the reason. Never raises for what a model wrote."""
 
-    def vote(self, readings: Sequence[Reading], query: Query) -> Reading | None:
-        """The answer of the completions read so far, or None: ask again, for at most `samples` in all."""
+    def vote(self, readings: Sequence[Reading], query: Query, *, last: bool = False) -> Reading | None:
+        """The answer of the completions read so far, or None: ask again, for at most `samples` in all.
+
+        last: no further completion can be had, e.g. paid for; the answer is then never None.
+        """
         return readings[-1] if readings else None
 
 

@@ -54,12 +54,12 @@ class SelfConsistency(Strategy):
         """The answer of one sample."""
         return self.of.read(completion, query)
 
-    def vote(self, readings: Sequence[Reading], query: Query) -> Reading | None:
+    def vote(self, readings: Sequence[Reading], query: Query, *, last: bool = False) -> Reading | None:
         """The majority's answer, in the spelling that came first; None while further samples could change it.
 
         A tie goes to the answer that was given first. Samples without an answer count as asked, and vote for nobody.
         """
-        left = self.samples - len(readings)
+        left = 0 if last else self.samples - len(readings)
         groups = group((reading.value for reading in readings), query.kind)
         first = max(groups, key=len, default=None)  # of several, the first
         if first is None:

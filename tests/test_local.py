@@ -110,6 +110,23 @@ def test_profile_writes_every_outcome(tiny_catalogue: Catalogue, tmp_path: Path,
     assert [path.name for path in tmp_path.iterdir()] == [name], "no journal is left"
 
 
+def test_profile_counts_every_sample(tiny_catalogue: Catalogue, tmp_path: Path) -> None:
+    pair = Pair("tiny-small", "self-consistency:direct:3")
+    made = profile(questions(4), [pair], tmp_path / "o.jsonl", catalogue=tiny_catalogue, dataset="d", slots=2)
+    once = profile(
+        questions(4), PAIRS[:1], tmp_path / "p.jsonl", catalogue=tiny_catalogue, dataset="d", slots=2
+    )
+    assert [row.question_id for row in sorted(made, key=lambda row: row.question_id)] == [
+        "q0",
+        "q1",
+        "q2",
+        "q3",
+    ]
+    for several, one in zip(made, once, strict=True):
+        assert several.strategy == "self-consistency:direct:3"
+        assert several.input_tokens in (2 * (one.input_tokens or 0), 3 * (one.input_tokens or 0))
+
+
 def test_profile_without_texts_keeps_the_ids(tiny_catalogue: Catalogue, tmp_path: Path) -> None:
     made = profile(
         questions(2), PAIRS[:1], tmp_path / "o.jsonl", catalogue=tiny_catalogue, dataset="d", with_text=False

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,59 @@ def test_events_and_a_second_visit_to_a_thread(tmp_path: Path) -> None:
         assert viaticum.budget().posted_nanousd == spent
         with pytest.raises(InputError, match="another question"):
             viaticum.solve("What is 4 + 3?", thread_id="t")
+
+
+class SamplingModel(ScriptedModel):
+    """Says something else each time, by its seed."""
+
+    def __init__(self, name: str, texts: list[str]) -> None:
+        super().__init__(name, "")
+        self.texts, self.temperatures = texts, []  # type: ignore[var-annotated]
+
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+        self.temperatures.append(generation.temperature)
+        self.text = self.texts[generation.seed]
+        yield from super().stream(messages, generation)
+
+
+SAMPLED = "self-consistency:cot:5"
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "calls"),
+    [
+        (["5", "5", "5", "6", "6"], "5", 3),  # settled: two more cannot change it
+        (["6", "5", "7", "5", "6"], "6", 5),  # a tie goes to the first
+        (["x", "x", "5", "x", "x"], "5", 4),  # a newcomer could only tie, and would lose
+        (["x", "x", "x", "x", "x"], None, 5),
+    ],
+)
+def test_samples_are_asked_for_until_the_vote_is_settled(
+    tmp_path: Path, said: list[str], answer: str | None, calls: int
+) -> None:
+    model = SamplingModel(
+        LARGE, [f"The answer is {each}." if each != "x" else "I cannot tell" for each in said]
+    )
+    table = RoutingTable((replace(row(LARGE, 0.7, 20_000), pair=Pair(LARGE, SAMPLED)),))
+    with Viaticum(folder=tmp_path, router=StaticRouter(table), models={LARGE: model}) as viaticum:
+        got = viaticum.solve("What is 2 + 3?", kind="number")
+        assert (got.value, model.calls, len(got.routes)) == (answer, calls, 1)
+        assert set(model.temperatures) == {0.7}
+        price = viaticum.catalogue.prices([LARGE])[LARGE]
+        assert got.cost == calls * price.cost(100, 20) == viaticum.budget().posted_nanousd
+        assert got.usage.models[LARGE] == TokenCount(calls * 100, calls * 20)
+        assert viaticum.ledger.check() == []
+
+
+def test_samples_that_were_paid_for_decide_where_no_more_can_be(tmp_path: Path) -> None:
+    model = SamplingModel(LARGE, ["The answer is 5.", "The answer is 6."] + ["The answer is 7."] * 3)
+    table = RoutingTable((replace(row(LARGE, 0.7, 20_000), pair=Pair(LARGE, SAMPLED)),))
+    with Viaticum("0.00018", folder=tmp_path, router=StaticRouter(table), models={LARGE: model}) as viaticum:
+        got = viaticum.solve("What is 2 + 3?", kind="number")
+        assert (got.value, model.calls) == ("5", 2)
+        budget = viaticum.budget()
+        assert budget.held_nanousd == 0
+        assert budget.posted_nanousd <= 180_000
 
 
 class FailingModel(ScriptedModel):
