@@ -127,7 +127,10 @@ def test_a_worker_that_was_frozen_while_idle_costs_the_next_program_nothing(
 ) -> None:
     own, pid = own_worker
     os.kill(pid, signal.SIGSTOP)
-    assert own.run("print(6 * 7)").stdout == "42\n"
+    while not Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].startswith(" T"):
+        time.sleep(0.001)  # the signal is sent, not yet obeyed
+    result = own.run("print(6 * 7)")
+    assert result.stdout == "42\n", result.error
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 61, float("nan"), float("inf")])
