@@ -19,7 +19,7 @@ from viaticum.agents.models import Generation
 from viaticum.agents.questions import Question
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
-from viaticum.outcomes import outcome, write_outcomes
+from viaticum.outcomes import outcome, write_jsonl, write_outcomes
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import equivalent
 from viaticum.types import Completion, Outcome, Pair, Reading, Usage
@@ -37,12 +37,15 @@ def profile(
     dataset: str,
     slots: int = 32,
     with_text: bool = True,
+    completions: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Outcomes of every pair on every question, written to `out` (.parquet or .jsonl) when all are there.
 
     with_text: whether the table holds the questions' texts; without, their ids alone, for a table that is
     published where the questions may not be.
+    completions: a JSONL file for what the models wrote, a line for every row of the table: question_id, model,
+    strategy, answer, correct, finish_reason and texts, one a sample.
     Resumes from `out`.journal where that was made from the same questions, and refuses it otherwise. With a
     batch, a row's seconds run from its first step to its last, waiting for its neighbours included.
     """
@@ -61,8 +64,8 @@ def profile(
         for pair in sorted(pairs):  # one model's pairs follow each other, so that its weights stay warm
             done = journal.rows.setdefault(pair, {})
             todo = [question for question in questions if question.id not in done]
-            for row in _run(pair, todo, pool, dataset):
-                journal.add(row)
+            for row, texts in _run(pair, todo, pool, dataset):
+                journal.add(row, texts)
                 if progress is not None:
                     right = sum(each.correct for each in done.values()) / len(done)
                     progress(pair, len(done), sum(map(len, journal.rows.values())), total, right)
@@ -71,13 +74,17 @@ def profile(
     outcomes = [journal.rows[pair][question.id] for pair in pairs for question in questions]
     if not with_text:
         outcomes = [replace(row, question="") for row in outcomes]
+    if completions is not None:
+        write_jsonl(completions, (journal.completion(row) for row in outcomes))
     write_outcomes(out, outcomes)
     journal.path.unlink()
     return outcomes
 
 
-def _run(pair: Pair, questions: list[Question], pool: LocalModels, dataset: str) -> Iterator[Outcome]:
-    """Outcomes of one pair, in the order in which they are settled.
+def _run(
+    pair: Pair, questions: list[Question], pool: LocalModels, dataset: str
+) -> Iterator[tuple[Outcome, list[str]]]:
+    """Outcomes of one pair and the texts that they were read from, in the order in which they are settled.
 
     A strategy that takes several samples is given one of every question that is still open, then the next.
     """
@@ -85,6 +92,7 @@ def _run(pair: Pair, questions: list[Question], pool: LocalModels, dataset: str)
         return
     model, strategy = pool.model(pair.model), get_strategy(pair.strategy)
     readings: dict[int, list[Reading]] = {index: [] for index in range(len(questions))}
+    texts: dict[int, list[str]] = {index: [] for index in readings}
     usage = dict.fromkeys(readings, Usage())
     for sample in range(strategy.samples):
         generation = Generation(
@@ -96,13 +104,14 @@ def _run(pair: Pair, questions: list[Question], pool: LocalModels, dataset: str)
             index = still[place]
             question = questions[index]
             usage[index] += completion.usage
+            texts[index].append(completion.text)
             readings[index].append(strategy.read(completion, question.query))
             verdict = strategy.vote(readings[index], question.query)
             if verdict is None:
                 continue
             del readings[index]
             total = replace(completion, usage=usage[index])
-            yield _outcome(pair, question, verdict, total, dataset, pool.catalogue)
+            yield _outcome(pair, question, verdict, total, dataset, pool.catalogue), texts.pop(index)
 
 
 def _outcome(
@@ -142,6 +151,7 @@ class Journal:
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
         self.rows: dict[Pair, dict[str, Outcome]] = {}
+        self._texts: dict[tuple[Pair, str], list[str]] = {}
         try:
             self._read(fingerprint)
             self._file = path.open("a", encoding="utf-8")
@@ -150,9 +160,15 @@ class Journal:
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
-    def add(self, row: Outcome) -> None:
-        self._write(asdict(row))
-        self.rows.setdefault(Pair(row.model, row.strategy), {})[row.question_id] = row
+    def add(self, row: Outcome, texts: list[str]) -> None:
+        self._write(asdict(row) | {"texts": texts})
+        self._hold(row, texts)
+
+    def completion(self, row: Outcome) -> dict[str, Any]:
+        """What the models wrote for a row, beside what was read from it."""
+        kept = ("question_id", "model", "strategy", "answer", "correct", "finish_reason")
+        told = {name: getattr(row, name) for name in kept}
+        return told | {"texts": self._texts[Pair(row.model, row.strategy), row.question_id]}
 
     def close(self) -> None:
         self._file.close()
@@ -177,8 +193,13 @@ class Journal:
                 f"{self.path} belongs to other questions, models, prompts or pairs; remove it to start anew"
             )
         for number, line in enumerate(lines[1:], 2):
-            row = outcome(json.loads(line), f"{self.path}, line {number}")
-            self.rows.setdefault(Pair(row.model, row.strategy), {})[row.question_id] = row
+            record = json.loads(line)
+            self._hold(outcome(record, f"{self.path}, line {number}"), record["texts"])
+
+    def _hold(self, row: Outcome, texts: list[str]) -> None:
+        pair = Pair(row.model, row.strategy)
+        self.rows.setdefault(pair, {})[row.question_id] = row
+        self._texts[pair, row.question_id] = texts
 
 
 def _fingerprint(
@@ -186,6 +207,7 @@ def _fingerprint(
 ) -> str:
     """A hash of all that the outcomes depend on: questions, gold, models, and the prompts themselves."""
     told = {
+        "journal": 2,  # what its lines hold: 2 has the texts
         "dataset": dataset,
         "pairs": [str(pair) for pair in pairs],
         "models": {pair.model: catalogue[pair.model].model_dump_json() for pair in pairs},

@@ -22,6 +22,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, PromptTooLong, UnknownPrice
 from viaticum.outcomes import read_outcomes
 from viaticum.routers.query import StaticRouter
+from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Message, Outcome, Query, RoutingTable, Row
 
 CHAT: list[Message] = [{"role": "user", "content": "How many?"}]
@@ -125,6 +126,24 @@ def test_profile_counts_every_sample(tiny_catalogue: Catalogue, tmp_path: Path) 
     for several, one in zip(made, once, strict=True):
         assert several.strategy == "self-consistency:direct:3"
         assert several.input_tokens in (2 * (one.input_tokens or 0), 3 * (one.input_tokens or 0))
+
+
+def test_profile_keeps_what_the_models_wrote(tiny_catalogue: Catalogue, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    pairs = [Pair("tiny-small", "direct"), Pair("tiny-small", "self-consistency:direct:3")]
+    made = profile(
+        questions(2), pairs, tmp_path / "o.jsonl", catalogue=tiny_catalogue, dataset="d", slots=2,
+        completions=texts,
+    )  # fmt: skip
+    kept = [json.loads(line) for line in texts.read_text().splitlines()]
+    assert [(row["strategy"], row["question_id"]) for row in kept] == [
+        (row.strategy, row.question_id) for row in made
+    ]
+    direct = get_strategy("direct")
+    chat = direct.messages(questions(2)[0].query)
+    wrote = LocalModels(tiny_catalogue).model("tiny-small").generate(chat, Generation(direct.max_new_tokens))
+    assert kept[0]["texts"] == [wrote.text]
+    assert all(len(row["texts"]) in (2, 3) and len(set(row["texts"])) > 1 for row in kept[2:])
 
 
 def test_profile_without_texts_keeps_the_ids(tiny_catalogue: Catalogue, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def profile(
     dataset: Annotated[str | None, typer.Option(help="What the table calls them; else the file.")] = None,
     slots: Annotated[int, typer.Option(help="Texts written at once.", min=1)] = 32,
     text: Annotated[bool, typer.Option(help="Keep the questions' texts in the table.")] = True,
+    completions: Annotated[Path | None, typer.Option(help="JSONL for what the models wrote.")] = None,
     as_json: JsonFlag = False,
     catalogue: models.CatalogueFile = None,
 ) -> None:
@@ -96,7 +97,8 @@ def profile(
     with _ProfileBar() as bar:
         outcomes = run(
             asked, pairs, out,
-            catalogue=loaded, dataset=dataset or questions.stem, slots=slots, with_text=text, progress=bar.report,
+            catalogue=loaded, dataset=dataset or questions.stem, slots=slots, with_text=text,
+            completions=completions, progress=bar.report,
         )  # fmt: skip
     rows = [asdict(row) | {"pair": str(row.pair)} for row in StaticRouter.fit(outcomes).rows]
     if as_json:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,25 @@ def read_outcomes(path: str | Path) -> list[Outcome]:
 def write_outcomes(path: str | Path, outcomes: Iterable[Outcome]) -> None:
     """Write a table by the path's suffix; the file appears whole or not at all."""
     path = Path(path)
+    if path.suffix == ".parquet":
+        with _appearing(path) as scratch:
+            _write_parquet(scratch, outcomes)
+    else:
+        write_jsonl(path, map(asdict, outcomes))
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line; the file appears whole or not at all."""
+    with _appearing(Path(path)) as scratch, scratch.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A scratch file to write, which takes the place of `path` once it is written."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        if path.suffix == ".parquet":
-            _write_parquet(scratch, outcomes)
-        else:
-            with scratch.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in outcomes)
+        yield scratch
         os.replace(scratch, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
