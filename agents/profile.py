@@ -168,7 +168,7 @@ class Journal:
         """What the models wrote for a row, beside what was read from it."""
         kept = ("question_id", "model", "strategy", "answer", "correct", "finish_reason")
         told = {name: getattr(row, name) for name in kept}
-        return told | {"texts": self._texts[Pair(row.model, row.strategy), row.question_id]}
+        return told | {"texts": self._texts[row.pair, row.question_id]}
 
     def close(self) -> None:
         self._file.close()
@@ -197,9 +197,8 @@ class Journal:
             self._hold(outcome(record, f"{self.path}, line {number}"), record["texts"])
 
     def _hold(self, row: Outcome, texts: list[str]) -> None:
-        pair = Pair(row.model, row.strategy)
-        self.rows.setdefault(pair, {})[row.question_id] = row
-        self._texts[pair, row.question_id] = texts
+        self.rows.setdefault(row.pair, {})[row.question_id] = row
+        self._texts[row.pair, row.question_id] = texts
 
 
 def _fingerprint(

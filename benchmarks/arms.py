@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import binomtest
 
 from viaticum import Pair, Viaticum
 from viaticum.agents.questions import Question, read_questions
 from viaticum.money import format_usd
+from viaticum.outcomes import accuracy_interval
 from viaticum.routers.query import QueryRouter, StaticRouter
 from viaticum.strategies import equivalent
 from viaticum.types import RoutingTable, Row
@@ -113,7 +113,7 @@ def show(results: dict[str, list[Asked]]) -> None:
     )
     for arm, rows in results.items():
         right = sum(row.right for row in rows)
-        low, high = binomtest(right, len(rows)).proportion_ci(method="wilson")
+        low, high = accuracy_interval(right, len(rows))
         table.add_row(
             arm, f"{right}/{len(rows)} {right / len(rows):.0%}", f"{low:.0%} to {high:.0%}",
             str(sum(row.made.get(SMALL, 0) for row in rows)), str(sum(row.made.get(LARGE, 0) for row in rows)),

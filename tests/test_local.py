@@ -198,6 +198,11 @@ def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
     told = json.loads(finished.stdout)
     assert told["outcomes"] == 60
     assert [row["pair"] for row in told["rows"]] == ["tiny-small+cod", "tiny-small+direct"]
+    for row in told["rows"]:
+        low, high = row["accuracy_95"]
+        assert 0 <= low <= row["accuracy"] <= high <= 1
+        assert low < high
+        assert 0 <= row["without_answer"] <= 30
     assert "/60 tiny-small+" in finished.stderr
     assert not journal.exists()
     fresh = profile(

@@ -60,7 +60,7 @@ def test_the_table_that_ships_is_whole() -> None:
     catalogue = Catalogue.load()
     asked: dict[Pair, set[str]] = {}
     for row in outcomes:
-        asked.setdefault(Pair(row.model, row.strategy), set()).add(row.question_id)
+        asked.setdefault(row.pair, set()).add(row.question_id)
         assert row.model in catalogue
         assert row.cost_nanousd
         assert row.output_tokens

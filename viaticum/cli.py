@@ -87,6 +87,7 @@ def profile(
     from viaticum.agents.profile import profile as run
     from viaticum.agents.questions import read_questions
     from viaticum.catalogue import Catalogue
+    from viaticum.outcomes import accuracy_interval
     from viaticum.routers.query import StaticRouter
 
     loaded = Catalogue.load(catalogue)
@@ -100,15 +101,27 @@ def profile(
             catalogue=loaded, dataset=dataset or questions.stem, slots=slots, with_text=text,
             completions=completions, progress=bar.report,
         )  # fmt: skip
-    rows = [asdict(row) | {"pair": str(row.pair)} for row in StaticRouter.fit(outcomes).rows]
+    rows = []
+    for row in StaticRouter.fit(outcomes).rows:
+        own = [each for each in outcomes if each.pair == row.pair]
+        low, high = accuracy_interval(sum(each.correct for each in own), len(own))
+        unread = sum(each.answer is None for each in own)
+        rows.append(
+            asdict(row) | {"pair": str(row.pair), "accuracy_95": [low, high], "without_answer": unread}
+        )
     if as_json:
         typer.echo(json.dumps({"path": str(out), "outcomes": len(outcomes), "rows": rows}))
         return
-    table = Table("pair", "right", "tokens p50", "p90", "cost p50", "p90", box=None, pad_edge=False)
-    for row in rows:
+    table = Table(
+        "pair", "right", "95% interval", "no answer", "tokens p50", "p90", "cost p50", "p90",
+        box=None, pad_edge=False,
+    )  # fmt: skip
+    for told in rows:
+        low, high = told["accuracy_95"]
         table.add_row(
-            row["pair"], f"{row['accuracy']:.1%}", str(row["tokens_p50"]), str(row["tokens_p90"]),
-            format_usd(row["cost_p50"]), format_usd(row["cost_p90"]),
+            told["pair"], f"{told['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", str(told["without_answer"]),
+            str(told["tokens_p50"]), str(told["tokens_p90"]),
+            format_usd(told["cost_p50"]), format_usd(told["cost_p90"]),
         )  # fmt: skip
     Console().print(table)
     typer.echo(f"{len(outcomes)} outcomes in {out}")

@@ -1,7 +1,7 @@
 """The outcome table on disk: JSONL or Parquet, one row a question, model and strategy.
 
 Leaves out making outcomes (profiling), fitting routers on them and reporting. Parquet needs pyarrow (the
-`local` extra); JSONL needs nothing.
+`local` extra), intervals need scipy (the same); JSONL needs nothing.
 """
 
 from __future__ import annotations
@@ -83,6 +83,16 @@ def read_jsonl(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:
                 yield number, row
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def accuracy_interval(right: int, of: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of `of` questions. Raises `MissingExtra` without scipy (extra `local`)."""
+    try:
+        from scipy.stats import binomtest
+    except ImportError:
+        raise MissingExtra("scipy", "local") from None
+    interval = binomtest(right, of).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def outcome(row: Mapping[str, Any], place: str) -> Outcome:

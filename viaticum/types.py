@@ -224,3 +224,7 @@ class Outcome:
     cost_nanousd: int | None = None
     seconds: float | None = None
     finish_reason: str | None = None
+
+    @property
+    def pair(self) -> Pair:
+        return Pair(self.model, self.strategy)

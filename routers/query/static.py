@@ -37,7 +37,7 @@ class StaticRouter(QueryRouter):
         """
         groups: dict[Pair, list[Outcome]] = defaultdict(list)
         for outcome in outcomes:
-            groups[Pair(outcome.model, outcome.strategy)].append(outcome)
+            groups[outcome.pair].append(outcome)
         if not groups:
             raise DataError("the outcome table is empty; profile at least one question")
         return cls(RoutingTable(tuple(_row(pair, rows) for pair, rows in sorted(groups.items()))))
