@@ -24,7 +24,7 @@ from pathlib import Path
 
 from viaticum.outcomes import read_jsonl
 from viaticum.strategies.pot import end_in_answer, find_program
-from viaticum.strategies.sandbox import open_sandbox
+from viaticum.strategies.sandbox import Limits, open_sandbox
 
 SECONDS = (
     10.0  # for one program, many times what the slowest takes: a limit that bites would count as a difference
@@ -83,7 +83,7 @@ def compare(path: Path) -> tuple[list[Compared], int]:
                     without += 1
                     continue
                 program = end_in_answer(program)
-                result = sandbox.run(program, seconds=SECONDS)
+                result = sandbox.run(program, Limits(seconds=SECONDS))
                 compared.append(
                     Compared(
                         row["model"],

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rich.console import Console
 from rich.table import Table
 
-from viaticum.strategies.sandbox import Sandbox, open_sandbox
+from viaticum.strategies.sandbox import Limits, Sandbox, open_sandbox
 
 SHORT = """
 litres_at_start = 200
@@ -40,7 +40,7 @@ def milliseconds(sandbox: Sandbox, program: str, runs: int) -> list[float]:
     """The times of so many runs, in order, one after the other."""
     taken = []
     for number in range(runs):
-        result = sandbox.run(program.format(number=number + 2), seconds=30.0)
+        result = sandbox.run(program.format(number=number + 2), Limits(seconds=30.0))
         if not result.ok:
             raise SystemExit(f"{result.backend}: {result.error}")
         taken.append(1000 * result.seconds)

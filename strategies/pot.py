@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from viaticum.strategies.answers import read_answer
 from viaticum.strategies.base import Example, Strategy, chat, was_cut
-from viaticum.strategies.sandbox import Sandbox, default_sandbox
-from viaticum.strategies.sandbox.base import MEMORY_BYTES, OUTPUT_BYTES, PROGRAM_CHARACTERS, SECONDS, parse
+from viaticum.strategies.sandbox import Limits, Sandbox, default_sandbox
+from viaticum.strategies.sandbox.base import LIMITS, PROGRAM_CHARACTERS, parse
 from viaticum.types import Completion, Message, Query, Reading
 
 SYSTEM = (
@@ -97,16 +97,13 @@ _PYTHON = ("python", "py", "python3")
 class Pot(Strategy):
     """A program that computes the answer, run in a sandbox.
 
-    sandbox: where programs run; None means the one this process shares. seconds, memory_bytes and
-    output_bytes are what one program may take.
+    sandbox: where programs run; None means the one this process shares. limits: what one program may take.
     """
 
     system: str = SYSTEM
     examples: tuple[Example, ...] = EXAMPLES
     sandbox: Sandbox | None = field(default=None, compare=False)
-    seconds: float = SECONDS
-    memory_bytes: int = MEMORY_BYTES
-    output_bytes: int = OUTPUT_BYTES
+    limits: Limits = LIMITS
 
     name = "pot"
     description = (
@@ -135,12 +132,7 @@ class Pot(Strategy):
             return Reading(None, "no program in the text")
         if len(program) > PROGRAM_CHARACTERS:
             return Reading(None, f"the program is longer than {PROGRAM_CHARACTERS} characters")
-        result = (self.sandbox or default_sandbox()).run(
-            end_in_answer(program),
-            seconds=self.seconds,
-            memory_bytes=self.memory_bytes,
-            output_bytes=self.output_bytes,
-        )
+        result = (self.sandbox or default_sandbox()).run(end_in_answer(program), self.limits)
         if not result.ok:
             return Reading(None, result.error)
         lines = [line for line in result.stdout.splitlines() if line.strip()]

@@ -22,18 +22,17 @@ from typing import Any
 import numpy
 import pytest
 
-from viaticum.strategies.sandbox import Sandbox, default_sandbox
+from viaticum.strategies.sandbox import Limits, Sandbox, default_sandbox
 from viaticum.strategies.sandbox.bubblewrap import BubblewrapSandbox
 from viaticum.strategies.sandbox.inside import SCRATCH_BYTES
 from viaticum.strategies.sandbox.monty import MontySandbox
 
 FILE_SECRET = "hedgehog-41-in-a-file"
 ENV_SECRET = "badger-97-in-the-environment"
-SECONDS = 0.4
-MEMORY_BYTES = 64 * 2**20
-OUTPUT_BYTES = 4096
+LIMITS = Limits(seconds=0.4, memory_bytes=64 * 2**20, output_bytes=4096)
 
 SYSCALL = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\ndef reach(what, value):\n    if value >= 0: print('REACHED', what)\n"
+PASSWORDS = "/etc/passwd"
 ESCAPED = "[c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close'][0].__init__.__globals__"
 
 # Name: program. @SECRET@ and @TARGET@ are paths outside, @PORT@ a listening port, @PID@ this process.
@@ -58,9 +57,11 @@ ATTACKS: dict[str, str] = {
     "read through numpy pickle": "import numpy\nnumpy.load('@SECRET@', allow_pickle=True)",
     # files outside, written
     "write a file": "open('@TARGET@', 'w').write('x')",
+    "write through pathlib": "import pathlib\npathlib.Path('@TARGET@').write_text('x')",
     "append to a secret": "open('@SECRET@', 'a').write('x')",
     "remove a secret": "import os\nos.remove('@SECRET@')",
     "rename a secret": "import os\nos.rename('@SECRET@', '@TARGET@')",
+    "make one folder": "import os\nos.mkdir('@TARGET@')",
     "make a folder": "import os\nos.makedirs('@TARGET@')",
     "change a mode": "import os\nos.chmod('@SECRET@', 0)",
     "write with numpy": "import numpy\nnumpy.zeros(3).tofile('@TARGET@')",
@@ -86,7 +87,7 @@ ATTACKS: dict[str, str] = {
     "environment of every process": "import glob\nfor f in glob.glob('/proc/*/environ'):\n    print('REACHED', open(f, 'rb').read())",
     "the parent's memory": "import os\nfd = os.open('/proc/%d/mem' % os.getppid(), os.O_RDWR)\nprint('REACHED')",
     "the root of process 1": "print(open('/proc/1/root@SECRET@').read())",
-    "own root through /proc": "print('REACHED', open('/proc/self/root/etc/passwd').read())",
+    "own root through /proc": f"print('REACHED', open('/proc/self/root{PASSWORDS}').read())",
     "descriptors through /proc": "import os\nprint('REACHED', os.listdir('/proc/self/fd'))",
     "raise the oom score": "open('/proc/self/oom_score_adj', 'w').write('-1000')\nprint('REACHED')",
     "set a core pattern": "open('/proc/sys/kernel/core_pattern', 'w').write('|/tmp/x')\nprint('REACHED')",
@@ -95,6 +96,9 @@ ATTACKS: dict[str, str] = {
     "control groups": "import os\nprint('REACHED', os.listdir('/sys/fs/cgroup'))",
     # environment and secrets
     "environment": "import os\nprint(dict(os.environ))",
+    "environment by name": "import os\nprint(os.environ['API_KEY_OF_THE_TEST'])",
+    "environment by getenv": "import os\nprint(os.getenv('API_KEY_OF_THE_TEST'))",
+    "own environment through /proc": "print(open('/proc/self/environ').read())",
     "environment by C": "import ctypes\nprint(ctypes.CDLL(None).getenv(b'API_KEY_OF_THE_TEST'))\ne = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), 'environ')\ni = 0\nwhile e[i]:\n    print(e[i]); i += 1",
     "what the stack holds": "import ctypes\nl = ctypes.CDLL(None)\ne = ctypes.cast(ctypes.POINTER(ctypes.c_char_p).in_dll(l, 'environ')[0], ctypes.c_void_p).value\nprint(ctypes.string_at(e - 2000, 4000))",
     "the request in memory": "import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict) and 'seccomp' in o and isinstance(o['seccomp'], str):\n        print(str(o)[:50])",
@@ -104,6 +108,7 @@ ATTACKS: dict[str, str] = {
     # network
     "connect to localhost": "import socket\nsocket.create_connection(('127.0.0.1', @PORT@)).send(b'x')\nprint('REACHED')",
     "connect over IPv6": "import socket\ns = socket.socket(socket.AF_INET6)\ns.connect(('::1', @PORT@))\nprint('REACHED')",
+    "connect with http.client": "import http.client\nhttp.client.HTTPConnection('127.0.0.1', @PORT@).connect()\nprint('REACHED')",
     "fetch a page": "import urllib.request\nprint('REACHED', urllib.request.urlopen('http://127.0.0.1:@PORT@', timeout=0.2).read())",
     "connect from asyncio": "import asyncio\nasyncio.run(asyncio.open_connection('127.0.0.1', @PORT@))\nprint('REACHED')",
     "send a datagram": "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', @PORT@))\nprint('REACHED')",
@@ -117,6 +122,8 @@ ATTACKS: dict[str, str] = {
     # new processes and threads
     "fork bomb": "import os\nwhile True:\n    try:\n        if os.fork() == 0: print('REACHED')\n    except OSError:\n        pass",
     "run a shell": "import os\nos.system('touch @TARGET@')",
+    "run a shell by __import__": "__import__('os').system('touch @TARGET@')",
+    "run a shell in exec": "exec(\"import os\\nos.system('touch @TARGET@')\")",
     "run a process": "import subprocess\nsubprocess.run(['touch', '@TARGET@'])",
     "spawn": "import os\nos.posix_spawn('/usr/bin/touch', ['touch', '@TARGET@'], {})",
     "replace itself": "import os\nos.execv('/usr/bin/env', ['env'])",
@@ -195,6 +202,7 @@ ATTACKS: dict[str, str] = {
     "kill the group": "import os\nos.killpg(0, 9)",
     "kill by C": SYSCALL + "import platform\nfor pid in range(2, 40): libc.syscall(234 if platform.machine() == 'x86_64' else 131, pid, pid, 9)",
     # dunder and frame walks
+    "the first subclass to os": "().__class__.__bases__[0].__subclasses__()[0].__init__.__globals__['os'].system('touch @TARGET@')",
     "subclasses to os": ESCAPED + "['system']('touch @TARGET@')",
     "frames to the worker": "import sys\nf = sys._getframe()\nwhile f:\n    for name in ('requests', 'replies'):\n        if name in f.f_locals: __import__('os').write(f.f_locals[name], b'\\0\\0\\0\\2{}')\n    f = f.f_back",
     "builtins by a traceback": "try:\n    1 / 0\nexcept Exception as e:\n    e.__traceback__.tb_frame.f_builtins['open']('@TARGET@', 'w')",
@@ -316,9 +324,7 @@ def outside(tmp_path: Path) -> Iterator[Outside]:
 def test_the_harm_is_not_done(sandbox: Sandbox, outside: Outside, name: str) -> None:
     started = time.monotonic()
     with Watch() as watch:
-        result = sandbox.run(
-            outside.fill(ATTACKS[name]), seconds=SECONDS, memory_bytes=MEMORY_BYTES, output_bytes=OUTPUT_BYTES
-        )
+        result = sandbox.run(outside.fill(ATTACKS[name]), LIMITS)
     took = time.monotonic() - started
 
     told = result.stdout + result.error
@@ -328,16 +334,16 @@ def test_the_harm_is_not_done(sandbox: Sandbox, outside: Outside, name: str) -> 
     assert "forged" not in result.stdout
     assert outside.look() == outside.before
     assert not outside.was_called()
-    assert (
-        took < SECONDS + 20.0
-    )  # far above what a loaded machine needs; without a limit most would never end
-    assert len(result.stdout.encode()) <= OUTPUT_BYTES
+    # Far above what a loaded machine needs; without a limit most would never end.
+    assert took < LIMITS.seconds + 20.0
+    assert len(result.stdout.encode()) <= LIMITS.output_bytes
     assert len(result.error) < 1000
-    assert watch.most_memory < MEMORY_BYTES + SCRATCH_BYTES + 2**28  # numpy and sympy take some of that
+    # numpy and sympy take some of the last part.
+    assert watch.most_memory < LIMITS.memory_bytes + SCRATCH_BYTES + 2**28
     assert not left_behind(sandbox)
 
     look = "import os\nprint(6 * 7, os.listdir('/tmp'))" if sandbox.backend == "bwrap" else "print(6 * 7)"
-    after = sandbox.run(look, seconds=30.0)
+    after = sandbox.run(look, Limits(seconds=30.0))
     assert after.stdout.split()[0] == "42", after
     assert sandbox.backend == "monty" or after.stdout == "42 []\n"
 
@@ -359,8 +365,8 @@ def test_the_harm_is_not_done(sandbox: Sandbox, outside: Outside, name: str) -> 
 )  # fmt: skip
 def test_a_program_finds_nothing_of_the_one_before(sandbox: Sandbox, leaves: str, looks: str) -> None:
     for _ in range(4):  # each worker gets some
-        sandbox.run(leaves, seconds=30.0)
-    assert "LEFT" not in sandbox.run(looks, seconds=30.0).stdout
+        sandbox.run(leaves, Limits(seconds=30.0))
+    assert "LEFT" not in sandbox.run(looks, Limits(seconds=30.0)).stdout
 
 
 def test_attacks_at_once_do_not_reach_their_neighbours(sandbox: Sandbox) -> None:
@@ -369,8 +375,8 @@ def test_attacks_at_once_do_not_reach_their_neighbours(sandbox: Sandbox) -> None
 
     def work(number: int) -> None:
         for step in range(6):
-            sandbox.run(attacks[(number + step) % len(attacks)], seconds=0.1)
-            after = sandbox.run(f"print({number} * {step})", seconds=30.0)
+            sandbox.run(attacks[(number + step) % len(attacks)], Limits(seconds=0.1))
+            after = sandbox.run(f"print({number} * {step})", Limits(seconds=30.0))
             answers.append(after.stdout == f"{number * step}\n")
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
@@ -386,7 +392,7 @@ def test_the_shared_sandbox_withstands_what_monty_cannot_run(tmp_path: Path) -> 
     (tmp_path / "secret.txt").write_text(FILE_SECRET)
     result = default_sandbox().run(
         f"import ctypes, numpy\nprint(open({str(tmp_path / 'secret.txt')!r}).read())",
-        seconds=30.0,
+        Limits(seconds=30.0),
     )
     assert result.backend == "bwrap"
     assert FILE_SECRET not in result.stdout + result.error

@@ -12,6 +12,7 @@ from viaticum.errors import InputError, UnknownName
 from viaticum.strategies import Example, get, names, register, registry
 from viaticum.strategies.cot import Cot
 from viaticum.strategies.pot import Pot, end_in_answer, find_program
+from viaticum.strategies.sandbox import Limits
 from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, FinishReason, Query, Reading, Usage
 
 QUESTION = Query("Tom has 3 bags of 4 apples. How many apples does he have?")
@@ -146,7 +147,8 @@ def test_a_program_without_an_answer_says_why(name: str, text: str, reason: str)
 
 def test_an_endless_program_is_no_answer() -> None:
     completion = Completion("```python\nwhile True:\n    pass\n```", Usage(), "stop")
-    assert Pot(seconds=0.1).read(completion, QUESTION) == Reading(None, "the program was stopped after 0.1 s")
+    pot = Pot(limits=Limits(seconds=0.1))
+    assert pot.read(completion, QUESTION) == Reading(None, "the program was stopped after 0.1 s")
 
 
 @pytest.mark.parametrize("name", ["direct", "cot", "cod", "least-to-most"])

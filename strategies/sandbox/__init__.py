@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 from viaticum.errors import SandboxError, UnknownName
 from viaticum.strategies.sandbox.auto import AutoSandbox, open_bwrap, open_monty
-from viaticum.strategies.sandbox.base import ProgramResult, Sandbox
+from viaticum.strategies.sandbox.base import Limits, ProgramResult, Sandbox, tested
 
-__all__ = ["BACKENDS", "ProgramResult", "Sandbox", "default_sandbox", "open_sandbox"]
+__all__ = ["BACKENDS", "Limits", "ProgramResult", "Sandbox", "default_sandbox", "open_sandbox"]
 
+# Each starts and tests what it opens.
 _OPEN: dict[str, Callable[[int | None], Sandbox]] = {
     "auto": AutoSandbox,
     "monty": open_monty,
@@ -37,21 +38,20 @@ def open_sandbox(backend: str = "auto", *, workers: int | None = None, unsafe: b
     """
     if backend not in BACKENDS:
         raise UnknownName("sandbox", backend, BACKENDS)
-    from viaticum.strategies.sandbox.unsafe import UnsafeSubprocess
-
+    if backend == "subprocess":
+        return _open_unsafe(unsafe)
     try:
-        sandbox = _OPEN[backend](workers) if backend in _OPEN else UnsafeSubprocess(unsafe=unsafe)
+        return _OPEN[backend](workers)
     except SandboxError:
         if backend != "auto" or not unsafe:
             raise
-        sandbox = UnsafeSubprocess(unsafe=True)
-    if not isinstance(sandbox, AutoSandbox):  # which tests what it starts
-        try:
-            sandbox.self_test()
-        except BaseException:
-            sandbox.close()
-            raise
-    return sandbox
+        return _open_unsafe(unsafe)
+
+
+def _open_unsafe(unsafe: bool) -> Sandbox:
+    from viaticum.strategies.sandbox.unsafe import UnsafeSubprocess
+
+    return tested(UnsafeSubprocess(unsafe=unsafe))
 
 
 def default_sandbox() -> Sandbox:

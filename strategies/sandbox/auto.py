@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import collections
 import importlib
 import re
 import sys
@@ -24,13 +25,14 @@ from dataclasses import replace
 
 from viaticum.errors import SandboxError
 from viaticum.strategies.sandbox.base import (
-    MEMORY_BYTES,
-    OUTPUT_BYTES,
+    CLOSED,
+    LIMITS,
     PACKAGES,
-    SECONDS,
+    Limits,
     ProgramResult,
     Sandbox,
     parse,
+    tested,
 )
 
 # Modules that Monty has in part. Only these are asked what CPython's have: importing others may have effects.
@@ -66,32 +68,21 @@ class AutoSandbox(Sandbox):
         self._no_bwrap: SandboxError | None = None
         self._monty: Sandbox | None = None
         try:
-            self._monty = _tested(open_monty(workers))
+            self._monty = open_monty(workers)
         except SandboxError as no_monty:
             try:
-                self._bwrap = _tested(open_bwrap(workers))
+                self._bwrap = open_bwrap(workers)
             except SandboxError as no_bwrap:
                 raise SandboxError(f"no sandbox for programs: {no_monty}; {no_bwrap}") from no_bwrap
             self.strength = self._bwrap.strength
         else:
             self.strength = f"{self._monty.strength} What that lacks runs in CPython under bubblewrap."
 
-    def run(
-        self,
-        program: str,
-        *,
-        seconds: float = SECONDS,
-        memory_bytes: int = MEMORY_BYTES,
-        output_bytes: int = OUTPUT_BYTES,
-    ) -> ProgramResult:
-        if self._closed:
-            raise SandboxError("this sandbox is closed; open a new one")
+    def run(self, program: str, limits: Limits = LIMITS) -> ProgramResult:
         started = time.perf_counter()
         result: ProgramResult | None = None
         if self._monty is not None:
-            result = self._monty.run(
-                program, seconds=seconds, memory_bytes=memory_bytes, output_bytes=output_bytes
-            )
+            result = self._monty.run(program, limits)
             if result.ok or not lacks_feature(program, result.error):
                 return result
         try:
@@ -100,19 +91,19 @@ class AutoSandbox(Sandbox):
             if result is None or self._closed:
                 raise
             return replace(result, error=f"{result.error}; monty lacks this, and {error}")
-        result = second.run(program, seconds=seconds, memory_bytes=memory_bytes, output_bytes=output_bytes)
+        result = second.run(program, limits)
         return replace(result, seconds=time.perf_counter() - started)
 
     def _start_bwrap(self) -> Sandbox:
         """Start it once; where it does not work, say so each time without trying again."""
         with self._lock:
             if self._closed:
-                raise SandboxError("this sandbox is closed; open a new one")
+                raise SandboxError(CLOSED)
             if self._no_bwrap is not None:
                 raise self._no_bwrap
             if self._bwrap is None:
                 try:
-                    self._bwrap = _tested(open_bwrap(self._workers))
+                    self._bwrap = open_bwrap(self._workers)
                 except SandboxError as error:
                     self._no_bwrap = error
                     raise
@@ -127,30 +118,21 @@ class AutoSandbox(Sandbox):
 
 
 def open_monty(workers: int | None = None) -> Sandbox:
-    """Raises `SandboxError`, naming what to install."""
+    """Started and tested. Raises `SandboxError`, naming what to install."""
     try:
         from viaticum.strategies.sandbox.monty import MontySandbox
     except ImportError as error:
         raise SandboxError(f"no monty ({error}); run: pip install 'pydantic-monty>=1.4,<2'") from error
-    return MontySandbox(workers)
+    return tested(MontySandbox(workers))
 
 
 def open_bwrap(workers: int | None = None) -> Sandbox:
-    """Raises `SandboxError`, naming what to install."""
+    """Started and tested. Raises `SandboxError`, naming what to install."""
     if sys.platform != "linux":
         raise SandboxError(f"bubblewrap needs Linux, this is {sys.platform}")
     from viaticum.strategies.sandbox.bubblewrap import BubblewrapSandbox
 
-    return BubblewrapSandbox(workers)
-
-
-def _tested(sandbox: Sandbox) -> Sandbox:
-    try:
-        sandbox.self_test()
-    except BaseException:
-        sandbox.close()
-        raise
-    return sandbox
+    return tested(BubblewrapSandbox(workers))
 
 
 def lacks_feature(program: str, error: str) -> bool:
@@ -221,8 +203,6 @@ def _class(name: str) -> type | None:
     if module in PARTLY_THERE:
         found = getattr(importlib.import_module(module), last, None)
     else:
-        import collections
-
         found = _CLASSES.get(name) or getattr(builtins, name, None) or getattr(collections, name, None)
     return found if isinstance(found, type) else None
 

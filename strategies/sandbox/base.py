@@ -4,41 +4,67 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import math
 import re
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from types import TracebackType
 from typing import Self
 
-from viaticum.errors import SandboxError
+from viaticum.errors import InputError, SandboxError
 
-SECONDS = 2.0
-MEMORY_BYTES = 64 * 2**20
-OUTPUT_BYTES = 16 * 2**10
 PROGRAM_CHARACTERS = 20_000  # the longest program whose syntax tree is looked at
 
 # What programs may import beside the standard library, where the back end is CPython.
 PACKAGES = ("numpy", "sympy", "mpmath")
-MENTIONS = re.compile(rf"\b({'|'.join(PACKAGES)})\b")
+_MENTIONS = re.compile(rf"\b({'|'.join(PACKAGES)})\b")
+
+CLOSED = "this sandbox is closed; open a new one"
+FORKED = (
+    "this process was forked from one that had started a sandbox; start processes with the 'spawn' method"
+)
 
 # A program's invalid escapes and the like are its own business. `<program>` is the file name it is parsed under.
 warnings.filterwarnings("ignore", module="<program>")
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one program may take: seconds of wall-clock time, bytes of memory, bytes of output.
+
+    Raises `InputError` for one that is not above zero and finite.
+    """
+
+    seconds: float = 2.0
+    memory_bytes: int = 64 * 2**20
+    output_bytes: int = 16 * 2**10
+
+    def __post_init__(self) -> None:
+        if not all(0 < limit < math.inf for limit in astuple(self)):
+            raise InputError(f"a program's limits are above zero and finite, not {self}")
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramResult:
     """How one program went.
 
-    ok: it ran to its end within its limits. stdout: what it printed, or the value of its last expression where it
-    printed nothing. error: why not ok, in words, else empty. seconds: wall-clock time, waiting for a worker included.
+    stdout: what it printed, or the value of its last expression where it printed nothing. error: in words, why it
+    did not run to its end within its limits, else empty. seconds: wall-clock time, waiting for a worker included.
     """
 
-    ok: bool
     stdout: str
     error: str
     backend: str
     seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ran to its end within its limits."""
+        return not self.error
 
 
 class Sandbox(ABC):
@@ -52,31 +78,15 @@ class Sandbox(ABC):
     strength: str
 
     @abstractmethod
-    def run(
-        self,
-        program: str,
-        *,
-        seconds: float = SECONDS,
-        memory_bytes: int = MEMORY_BYTES,
-        output_bytes: int = OUTPUT_BYTES,
-    ) -> ProgramResult:
+    def run(self, program: str, limits: Limits = LIMITS) -> ProgramResult:
         """Run one program from a clean state.
 
         Never raises for what the program does; raises `SandboxError` where the sandbox itself is broken or closed.
         """
 
-    async def arun(
-        self,
-        program: str,
-        *,
-        seconds: float = SECONDS,
-        memory_bytes: int = MEMORY_BYTES,
-        output_bytes: int = OUTPUT_BYTES,
-    ) -> ProgramResult:
+    async def arun(self, program: str, limits: Limits = LIMITS) -> ProgramResult:
         """`run` without holding up the event loop. A program whose caller is cancelled still ends at its limit."""
-        return await asyncio.to_thread(
-            self.run, program, seconds=seconds, memory_bytes=memory_bytes, output_bytes=output_bytes
-        )
+        return await asyncio.to_thread(self.run, program, limits)
 
     @abstractmethod
     def close(self) -> None:
@@ -84,15 +94,15 @@ class Sandbox(ABC):
 
     def self_test(self) -> None:
         """Run a program that must work and one that must be stopped. Raises `SandboxError`."""
-        works = self.run("total = 6 * 7\nprint(total)", seconds=10.0)
+        works = self.run("total = 6 * 7\nprint(total)", Limits(seconds=10.0))
         if not works.ok or works.stdout.strip() != "42":
             raise SandboxError(
                 f"the {self.backend} sandbox computes 6 * 7 wrong: {works.error or works.stdout!r}"
             )
-        stopped = self.run("while True:\n    pass", seconds=0.05)
+        stopped = self.run("while True:\n    pass", Limits(seconds=0.05))
         if stopped.ok:
             raise SandboxError(f"the {self.backend} sandbox does not stop an endless loop")
-        escaped = self.run("open('/etc/passwd').read()", seconds=10.0)
+        escaped = self.run("open('/etc/passwd').read()", Limits(seconds=10.0))
         if escaped.ok:
             raise SandboxError(f"the {self.backend} sandbox lets a program read files")
 
@@ -103,6 +113,21 @@ class Sandbox(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def tested(sandbox: Sandbox) -> Sandbox:
+    """The sandbox after its self-test; closed where it fails. Raises `SandboxError`."""
+    try:
+        sandbox.self_test()
+    except BaseException:
+        sandbox.close()
+        raise
+    return sandbox
+
+
+def mentioned_packages(program: str) -> list[str]:
+    """Those of `PACKAGES` that a program may be about to import."""
+    return sorted(set(_MENTIONS.findall(program)))
 
 
 def parse(program: str) -> ast.Module | None:

@@ -13,19 +13,12 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 import threading
 import time
 from typing import Any
 
 from viaticum.errors import SandboxError
-from viaticum.strategies.sandbox.base import (
-    MEMORY_BYTES,
-    OUTPUT_BYTES,
-    SECONDS,
-    ProgramResult,
-    Sandbox,
-)
+from viaticum.strategies.sandbox.base import CLOSED, FORKED, LIMITS, Limits, ProgramResult, Sandbox
 from viaticum.strategies.sandbox.seccomp import assemble
 from viaticum.strategies.sandbox.walls import INSTALL, find_bwrap, worker_command
 from viaticum.strategies.sandbox.worker import Worker, WorkerLost
@@ -70,8 +63,6 @@ class BubblewrapSandbox(Sandbox):
     )
 
     def __init__(self, workers: int | None = None, executable: str | None = None) -> None:
-        if sys.platform != "linux":
-            raise SandboxError(f"bubblewrap needs Linux, this is {sys.platform}; use the monty sandbox")
         self._command = worker_command(executable or find_bwrap())
         self._hello = {"seccomp": assemble(platform.machine()).hex(), "path": ["/packages"]}
         self._process = os.getpid()
@@ -82,54 +73,38 @@ class BubblewrapSandbox(Sandbox):
         self._all: set[Worker] = set()
         self._idle.append(self._start())
 
-    def run(
-        self,
-        program: str,
-        *,
-        seconds: float = SECONDS,
-        memory_bytes: int = MEMORY_BYTES,
-        output_bytes: int = OUTPUT_BYTES,
-    ) -> ProgramResult:
+    def run(self, program: str, limits: Limits = LIMITS) -> ProgramResult:
         if self._process != os.getpid():
-            raise SandboxError(
-                "this process was forked from one that had started a sandbox; start processes with the 'spawn' method"
-            )
+            raise SandboxError(FORKED)
         started = time.perf_counter()
-        request = {
-            "program": program,
-            "seconds": seconds,
-            "memory_bytes": memory_bytes,
-            "output_bytes": output_bytes,
-        }
         if not self._free.acquire(timeout=WAIT_SECONDS):
             raise SandboxError(f"all workers were busy for {WAIT_SECONDS:.0f} s")
         try:
-            reply = self._ask(request)
+            reply = self._ask(program, limits)
         finally:
             self._free.release()
         if "broken" in reply:
             raise SandboxError(f"the bwrap sandbox cannot confine a program: {reply['broken']}")
-        error = reply["error"]
-        return ProgramResult(not error, reply["stdout"], error, self.backend, time.perf_counter() - started)
+        return ProgramResult(reply["stdout"], reply["error"], self.backend, time.perf_counter() - started)
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, program: str, limits: Limits) -> dict[str, Any]:
         """Let a worker run it; one that died before the program began is replaced, one that is late is killed."""
         for _ in range(ATTEMPTS):
             worker = self._take()
             try:
-                worker.prepare(request["program"])
+                worker.prepare(program)
             except WorkerLost:
                 self._end(worker)
                 continue
             except BaseException:
                 self._end(worker)
                 raise
-            return self._run_on(worker, request)
+            return self._run_on(worker, program, limits)
         raise SandboxError(f"{ATTEMPTS} workers died one after the other before the program began; {INSTALL}")
 
-    def _run_on(self, worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+    def _run_on(self, worker: Worker, program: str, limits: Limits) -> dict[str, Any]:
         try:
-            reply = worker.run(request)
+            reply = worker.run(program, limits)
         except WorkerLost as lost:
             self._end(worker)
             if self._closed:
@@ -150,7 +125,7 @@ class BubblewrapSandbox(Sandbox):
         while True:
             with self._lock:
                 if self._closed:
-                    raise SandboxError("this sandbox is closed; open a new one")
+                    raise SandboxError(CLOSED)
                 worker = self._idle.pop() if self._idle else None
             if worker is None:
                 return self._start()
@@ -185,7 +160,7 @@ class BubblewrapSandbox(Sandbox):
     def self_test(self) -> None:
         """What every sandbox is tested for, and each wall of this one, as a program finds it."""
         super().self_test()
-        walls = self.run(_PROBE, seconds=5.0)
+        walls = self.run(_PROBE, Limits(seconds=5.0))
         if walls.stdout.split() != ["True"] * _PROBE.count("\nprint("):
             raise SandboxError(
                 f"the bwrap sandbox has a hole: {walls.error or ' '.join(walls.stdout.split())!r}; {INSTALL}"

@@ -18,9 +18,10 @@ import pydantic_monty
 
 from viaticum.errors import InputError, SandboxError
 from viaticum.strategies.sandbox.base import (
-    MEMORY_BYTES,
-    OUTPUT_BYTES,
-    SECONDS,
+    CLOSED,
+    FORKED,
+    LIMITS,
+    Limits,
     ProgramResult,
     Sandbox,
     name_last_value,
@@ -71,34 +72,27 @@ class MontySandbox(Sandbox):
                 f"pydantic-monty cannot start a worker: {error}; run: pip install --force-reinstall pydantic-monty"
             ) from error
 
-    def run(
-        self,
-        program: str,
-        *,
-        seconds: float = SECONDS,
-        memory_bytes: int = MEMORY_BYTES,
-        output_bytes: int = OUTPUT_BYTES,
-    ) -> ProgramResult:
-        if not 0 < seconds <= LONGEST_SECONDS:
-            raise InputError(f"a program gets up to {LONGEST_SECONDS:.0f} seconds, not {seconds:g}")
+    def run(self, program: str, limits: Limits = LIMITS) -> ProgramResult:
+        if limits.seconds > LONGEST_SECONDS:
+            raise InputError(f"a program gets up to {LONGEST_SECONDS:.0f} seconds, not {limits.seconds:g}")
         pool = self._pool
         if pool is None:
-            raise SandboxError("this sandbox is closed; open a new one")
+            raise SandboxError(CLOSED)
         _refuse_after_fork()
         started = time.perf_counter()
-        limits = pydantic_monty.ResourceLimits(
-            max_feed_duration_secs=seconds,
-            max_memory=memory_bytes,
+        resources = pydantic_monty.ResourceLimits(
+            max_feed_duration_secs=limits.seconds,
+            max_memory=limits.memory_bytes,
             max_recursion_depth=RECURSION,
             max_suspensions=100,
             max_total_sleep_secs=0.0,
         )
         for attempt in range(DEAD_WORKERS + 1):  # a worker may have died while it was idle
             began, error, fed = time.perf_counter(), "", False
-            output = pydantic_monty.CollectString(max_bytes=output_bytes)
+            output = pydantic_monty.CollectString(max_bytes=limits.output_bytes)
             try:
-                with pool.checkout(limits=limits) as session:
-                    _limit_address_space(session.worker_pid, memory_bytes + INTERPRETER_BYTES)
+                with pool.checkout(limits=resources) as session:
+                    _limit_address_space(session.worker_pid, limits.memory_bytes + INTERPRETER_BYTES)
                     fed = True
                     _feed(session, program, output)
             except TimeoutError as busy:
@@ -108,13 +102,13 @@ class MontySandbox(Sandbox):
                 was_dead = not fed or (soon and not output.output)
                 if was_dead and attempt < DEAD_WORKERS:
                     continue
-                error = _stopped(seconds) if crash.timed_out else f"the program crashed its worker: {crash}"
+                error = _stopped(limits) if crash.timed_out else f"the program crashed its worker: {crash}"
             except pydantic_monty.MontyError as raised:
-                error = _in_words(raised, seconds, memory_bytes, output_bytes)
+                error = _in_words(raised, limits)
             except RuntimeError as broken:
                 raise SandboxError(f"the monty sandbox failed: {broken}") from broken
             break
-        return ProgramResult(not error, output.output, error, self.backend, time.perf_counter() - started)
+        return ProgramResult(output.output, error, self.backend, time.perf_counter() - started)
 
     def close(self) -> None:
         if _process != os.getpid():
@@ -127,9 +121,7 @@ class MontySandbox(Sandbox):
 
 def _refuse_after_fork() -> None:
     if _process not in (0, os.getpid()):
-        raise SandboxError(
-            "this process was forked from one that had started a sandbox; start processes with the 'spawn' method"
-        )
+        raise SandboxError(FORKED)
 
 
 def _feed(session: pydantic_monty.MontySession, program: str, output: pydantic_monty.CollectString) -> None:
@@ -154,19 +146,19 @@ def _limit_address_space(pid: int | None, size: int) -> None:
             resource.prlimit(pid, resource.RLIMIT_AS, (size, hard))
 
 
-def _stopped(seconds: float) -> str:
-    return f"the program was stopped after {seconds:g} s"
+def _stopped(limits: Limits) -> str:
+    return f"the program was stopped after {limits.seconds:g} s"
 
 
-def _in_words(error: pydantic_monty.MontyError, seconds: float, memory_bytes: int, output_bytes: int) -> str:
+def _in_words(error: pydantic_monty.MontyError, limits: Limits) -> str:
     """What went wrong, as a reader of results wants to see it."""
     if isinstance(error, pydantic_monty.MontySyntaxError):
         return f"the program is not valid Python: {str(error)[:200]}"
     text = str(error)
     if text.startswith("TimeoutError: feed time limit exceeded"):
-        return _stopped(seconds)
+        return _stopped(limits)
     if text.startswith("MemoryError: "):
-        if text.endswith(f"> {output_bytes} bytes") and output_bytes != memory_bytes:
-            return f"the program printed more than {output_bytes} bytes"
-        return f"the program needed more than {memory_bytes / 2**20:g} MiB of memory"
+        if text.endswith(f"> {limits.output_bytes} bytes") and limits.output_bytes != limits.memory_bytes:
+            return f"the program printed more than {limits.output_bytes} bytes"
+        return f"the program needed more than {limits.memory_bytes / 2**20:g} MiB of memory"
     return f"the program raised {text[:300]}"

@@ -19,16 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from typing import Any
 
 from viaticum.errors import SandboxError
 from viaticum.strategies.sandbox.base import (
-    MEMORY_BYTES,
-    MENTIONS,
-    OUTPUT_BYTES,
-    SECONDS,
+    CLOSED,
+    LIMITS,
+    Limits,
     ProgramResult,
     Sandbox,
+    mentioned_packages,
 )
 
 _STARTER = """
@@ -71,38 +72,26 @@ class UnsafeSubprocess(Sandbox):
 
     def self_test(self) -> None:
         """That programs run and end; there are no walls to test."""
-        works = self.run("print(6 * 7)", seconds=10.0)
+        works = self.run("print(6 * 7)", Limits(seconds=10.0))
         if works.stdout.strip() != "42":
             raise SandboxError(f"{sys.executable} computes 6 * 7 wrong: {works.error or works.stdout!r}")
 
-    def run(
-        self,
-        program: str,
-        *,
-        seconds: float = SECONDS,
-        memory_bytes: int = MEMORY_BYTES,
-        output_bytes: int = OUTPUT_BYTES,
-    ) -> ProgramResult:
+    def run(self, program: str, limits: Limits = LIMITS) -> ProgramResult:
         if self._closed:
-            raise SandboxError("this sandbox is closed; open a new one")
+            raise SandboxError(CLOSED)
         started = time.perf_counter()
-        request = {
-            "program": program,
-            "seconds": seconds,
-            "memory_bytes": memory_bytes,
-            "output_bytes": output_bytes,
-            "load": sorted(set(MENTIONS.findall(program))),
-        }
+        request = {"program": program, "load": mentioned_packages(program), **asdict(limits)}
         with tempfile.TemporaryDirectory(prefix="viaticum-", ignore_cleanup_errors=True) as folder:
-            stdout, error = _run(json.dumps(request).encode(), seconds, output_bytes, folder)
-        return ProgramResult(not error, stdout, error, self.backend, time.perf_counter() - started)
+            stdout, error = _run(json.dumps(request).encode(), limits, folder)
+        return ProgramResult(stdout, error, self.backend, time.perf_counter() - started)
 
     def close(self) -> None:
         self._closed = True
 
 
-def _run(request: bytes, seconds: float, output_bytes: int, folder: str) -> tuple[str, str]:
+def _run(request: bytes, limits: Limits, folder: str) -> tuple[str, str]:
     """What it printed, and what went wrong."""
+    seconds, output_bytes = limits.seconds, limits.output_bytes
     report, report_end = os.pipe()
     here = os.path.dirname(os.path.realpath(__file__))
     process = subprocess.Popen(
@@ -123,8 +112,8 @@ def _run(request: bytes, seconds: float, output_bytes: int, folder: str) -> tupl
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(request)
         process.stdin.close()
-        limits = {process.stdout.fileno(): output_bytes, report: 2**16 + 6 * output_bytes}
-        read, late = _read(limits, time.monotonic() + seconds + 1.0)  # a second for Python to start
+        most = {process.stdout.fileno(): output_bytes, report: 2**16 + 6 * output_bytes}
+        read, late = _read(most, time.monotonic() + seconds + 1.0)  # a second for Python to start
     finally:
         # The group's number is the leader's, which is not waited for yet: it belongs to nobody else.
         with contextlib.suppress(OSError):

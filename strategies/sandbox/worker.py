@@ -13,12 +13,13 @@ import signal
 import subprocess
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from viaticum.errors import SandboxError
 from viaticum.strategies.sandbox import inside
-from viaticum.strategies.sandbox.base import MENTIONS
+from viaticum.strategies.sandbox.base import Limits, mentioned_packages
 from viaticum.strategies.sandbox.walls import INSTALL
 
 START_SECONDS = 30.0
@@ -54,14 +55,14 @@ class Worker:
 
     def prepare(self, program: str) -> None:
         """Load what the program mentions; that takes none of its time. Raises `WorkerLost`."""
-        self._send({"load": sorted(set(MENTIONS.findall(program)))})
+        self._send({"load": mentioned_packages(program)})
         self._receive(LOAD_SECONDS, 2**16)
 
-    def run(self, request: dict[str, Any]) -> dict[str, Any]:
+    def run(self, program: str, limits: Limits) -> dict[str, Any]:
         """Run one program. Raises `WorkerLost`; the worker is then of no use any more."""
-        self._send(request)
-        late = f"the program was stopped after {request['seconds']:g} s"
-        return self._receive(request["seconds"] + GRACE_SECONDS, 2**16 + 12 * request["output_bytes"], late)
+        self._send({"program": program, **asdict(limits)})
+        late = f"the program was stopped after {limits.seconds:g} s"
+        return self._receive(limits.seconds + GRACE_SECONDS, 2**16 + 12 * limits.output_bytes, late)
 
     def answers(self) -> bool:
         """Whether it is alive and owes no reply."""

@@ -31,13 +31,13 @@ def run(
     as_json: JsonFlag = False,
 ) -> None:
     """Run one program; its output, or why it has none."""
-    from viaticum.strategies.sandbox import open_sandbox
+    from viaticum.strategies.sandbox import Limits, open_sandbox
 
     program = _read(file)
     with open_sandbox(backend, workers=1, unsafe=unsafe) as sandbox:
-        result = sandbox.run(program, seconds=seconds, memory_bytes=memory * 2**20)
+        result = sandbox.run(program, Limits(seconds, memory * 2**20))
     if as_json:
-        typer.echo(json.dumps(asdict(result) | {"seconds": round(result.seconds, 4)}))
+        typer.echo(json.dumps({"ok": result.ok, **asdict(result), "seconds": round(result.seconds, 4)}))
         return
     typer.echo(result.stdout, nl=False)
     if not result.ok:
