@@ -1,25 +1,28 @@
 """One causal language model with its KV cache in fixed slots.
 
-`extend` feeds ragged new tokens to some slots and returns the logits after the last one: one token is
-decoding, a few are catching up with the other model, many are a prefill (done in chunks). Any
-decoder-only family of transformers works, since only the cache and the attention function are ours.
+`read` feeds ragged new tokens to some slots and returns the logits after the last ones: one token is
+decoding, a few are catching up with the other model or a draft to verify, many are a prefill (done in
+chunks). Any decoder-only family of transformers works, since only the cache and the attention function are ours.
 Knows nothing of sampling, routing, text or requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from viaticum.decoders.attention import NAME as ATTENTION
+from viaticum.decoders.memory import free_bytes, out_of_memory, plan_slots
 from viaticum.errors import InputError, ModelError, PromptTooLong
 
+CALL_TOKENS = {"cpu": 64}  # what a call costs beside its tokens (reading the weights), in tokens of a prefill
+OTHER_CALL_TOKENS = 512  # the same for any other device
 PREFILL_TOKENS = 1024  # new tokens in one model call, over all rows: bounds the memory of activations
 FIRST_CAPACITY = 512  # positions allocated at first; doubled when a sequence needs more
 
@@ -100,6 +103,19 @@ class SlotCache(Cache):
         return like.new_zeros(self.slots, like.shape[1], self.capacity, like.shape[-1])
 
 
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What a model says after the positions asked for: rows in their order, each row's positions in theirs.
+
+    logits: float32 [N, vocabulary]; finite: bool [N], whether all logits of a position are; hidden: the last
+    hidden state [N, D] where it was asked for. N is the sum of `keep`; nothing has left the device.
+    """
+
+    logits: Tensor
+    finite: Tensor
+    hidden: Tensor | None = None
+
+
 class Runner:
     """A causal LM and the slots of its sequences.
 
@@ -119,8 +135,7 @@ class Runner:
         self.model.set_attn_implementation(ATTENTION)
         self.device = model.device
         self.vocabulary = int(model.config.get_text_config().vocab_size)
-        longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 20))
-        self.context = min(context or longest, longest)
+        self.context = _context(model.config, context)
         self.slots = slots
         self.held: list[list[int]] = [[] for _ in range(slots)]
         self.free = list(range(slots))  # slots that no text is being written in, free for longest first
@@ -132,51 +147,124 @@ class Runner:
         cls,
         path: str | Path,
         *,
-        slots: int = 1,
+        slots: int | Literal["auto"] = 1,
         context: int | None = None,
         dtype: torch.dtype = torch.bfloat16,
         device: str = "cpu",
     ) -> Runner:
-        """Read a model from a folder (config.json and safetensors); never touches the network."""
+        """Read a model from a folder (config.json and safetensors); never touches the network.
+
+        slots: "auto" takes as many as fit the memory that is free once the weights are loaded (see
+        `plan_slots`, which raises `ModelError` where not one fits); of two models, load the other one first.
+        """
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
         )
         model = model.to(torch.device(device))  # type: ignore[arg-type]
+        if slots == "auto":
+            slots = plan_slots(
+                model.config,
+                _context(model.config, context),
+                free_bytes(device),
+                dtype=dtype,
+                prefill_tokens=PREFILL_TOKENS,
+                first_capacity=FIRST_CAPACITY,
+            )
         return cls(model, slots=slots, context=context)
 
-    @torch.inference_mode()
-    def extend(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Append `tokens[i]` to `slots[i]` and return the logits after each row's last token.
+    @property
+    def capacity(self) -> int:
+        """Positions that every slot has memory for now; `read` grows it up to the context."""
+        return self._cache.capacity
 
-        slots: B different slots; tokens: B non-empty lists of token ids. Returns float32 [B, vocabulary].
-        Raises `PromptTooLong` where a row would pass the context (nothing is then changed) and
-        `ModelError` where a row's logits are not finite (those slots are then empty).
+    def extend(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> Tensor:
+        """`read`, the logits after each row's last token alone: float32 [B, vocabulary].
+
+        Raises `ModelError` where a row's logits are not finite (those slots are then empty).
         """
-        for slot, new in zip(slots, tokens, strict=True):
-            if not new:
-                raise InputError(f"slot {slot}: no tokens to read")
+        heads = self.read(slots, tokens)
+        if not bool(heads.finite.all()):
+            bad = [slot for slot, good in zip(slots, heads.finite.tolist(), strict=True) if not good]
+            for slot in bad:
+                self.discard(slot)
+            raise ModelError(f"logits are not finite in slots {bad}; the weights or the input are damaged")
+        return heads.logits
+
+    @torch.inference_mode()
+    def read(
+        self,
+        slots: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        keep: Sequence[int] | None = None,
+        *,
+        hidden: bool = False,
+    ) -> Heads:
+        """Append `tokens[i]` to `slots[i]` and return what the model says after the last `keep[i]` of them.
+
+        slots: B different slots; tokens: B non-empty lists of token ids; keep: 1 for every row where it is
+        left out. A slot whose logits are not finite should be discarded: what it holds is damaged.
+        Raises `PromptTooLong` where a row would pass the context (nothing is then changed) and `ModelError`
+        where the memory is not enough: `held` then says which tokens were read before.
+        """
+        keep = [1] * len(slots) if keep is None else keep
+        for slot, new, last in zip(slots, tokens, keep, strict=True):
+            if not 1 <= last <= len(new):
+                raise InputError(
+                    f"slot {slot}: {len(new)} tokens to read, logits wanted after {last} of them"
+                )
             if len(self.held[slot]) + len(new) > self.context:
                 raise PromptTooLong(
                     f"{len(self.held[slot]) + len(new)} tokens do not fit the context of {self.context}; "
                     "shorten the prompt or lower max_new_tokens"
                 )
-        logits: Tensor | None = None
-        for rows in _alike([len(new) for new in tokens]):
-            out = self._prefill([slots[i] for i in rows], [list(tokens[i]) for i in rows])
-            if len(rows) == len(slots):
-                logits = out
-            else:
-                logits = out.new_empty(len(slots), out.shape[-1]) if logits is None else logits
-                logits[rows] = out
-        assert logits is not None
-        finite = torch.isfinite(logits.sum(-1))  # a sum is finite only if every term is
-        if not bool(finite.all()):
-            bad = [slot for slot, good in zip(slots, finite.tolist(), strict=True) if not good]
-            for slot in bad:
-                self._cache.wipe(slot)  # a NaN left behind would spread: 0 * NaN is NaN
-                self.reset(slot)
-            raise ModelError(f"logits are not finite in slots {bad}; the weights or the input are damaged")
-        return logits
+        capacity = self.capacity
+        try:
+            self._cache.grow(
+                max(len(self.held[slot]) + len(new) for slot, new in zip(slots, tokens, strict=True))
+            )
+        except (MemoryError, RuntimeError) as error:
+            self._cache.capacity = capacity
+            failure = out_of_memory(error)
+        else:
+            try:
+                return self._read(slots, tokens, keep, hidden)
+            except (MemoryError, RuntimeError) as error:
+                failure = out_of_memory(error)
+        # Raised out here: an error that carries the failed frames would keep their tensors alive.
+        raise ModelError(failure)
+
+    def _read(
+        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
+    ) -> Heads:
+        owners: list[int] = []  # the row of each vector of `parts`
+        parts: list[tuple[Tensor, Tensor | None]] = []
+        call_tokens = CALL_TOKENS.get(self.device.type, OTHER_CALL_TOKENS)
+        for group in _grouped([len(new) for new in tokens], call_tokens):
+            for rows, part in self._chunks(
+                [slots[i] for i in group], [list(tokens[i]) for i in group], [keep[i] for i in group], hidden
+            ):
+                owners += [group[row] for row in rows]
+                parts.append(part)
+        logits = torch.cat([each for each, _ in parts]) if len(parts) > 1 else parts[0][0]
+        last = None
+        if hidden:
+            states = [state for _, state in parts if state is not None]
+            last = torch.cat(states) if len(states) > 1 else states[0]
+        order = sorted(range(len(owners)), key=owners.__getitem__)  # stable: chunks of a row stay in order
+        if order != list(range(len(owners))):
+            index = torch.tensor(order, device=logits.device)
+            logits, last = logits[index], None if last is None else last[index]
+        return Heads(logits, torch.isfinite(logits.sum(-1)), last)  # a sum is finite only if every term is
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget what the slot holds beyond `length` tokens, e.g. a draft that was not accepted."""
+        del self.held[slot][length:]
+
+    @torch.inference_mode()
+    def discard(self, slot: int) -> None:
+        """Forget the slot's sequence and wipe it: a NaN left behind would spread, for 0 * NaN is NaN."""
+        self._cache.wipe(slot)
+        self.reset(slot)
 
     def reset(self, slot: int) -> None:
         """Forget the slot's sequence."""
@@ -202,8 +290,10 @@ class Runner:
             self._cache.copy_prefix(source, slot, length)
         self.held[slot] = list(tokens[:length])
 
-    def _prefill(self, slots: list[int], tokens: list[list[int]]) -> Tensor:
-        """Read the rows in chunks that bound memory; returns the logits after each row's last token."""
+    def _chunks(
+        self, slots: list[int], tokens: list[list[int]], keep: list[int], hidden: bool
+    ) -> Iterator[tuple[list[int], tuple[Tensor, Tensor | None]]]:
+        """Read the rows in chunks that bound memory; yields what was asked for and the row of each vector."""
         width = max(1, PREFILL_TOKENS // len(slots))
         steps = max(map(len, tokens))
         begins = range((steps - 1) % width + 1 - width, steps, width)  # the first chunk is the short one
@@ -215,11 +305,25 @@ class Runner:
                 for n in [len(new) - steps]
             ]
             rows = [i for i, part in enumerate(chunk) if part]
-            out = self._call([slots[i] for i in rows], [chunk[i] for i in rows])
-        return out
+            after = steps - begin - width  # tokens of a row that come after this chunk
+            wanted = [min(max(0, keep[i] - after), len(chunk[i])) for i in rows]
+            out = self._call(
+                [slots[i] for i in rows], [chunk[i] for i in rows], max(1, *wanted, 1), hidden=hidden
+            )
+            owners = [i for i, n in zip(rows, wanted, strict=True) for _ in range(n)]
+            if owners:
+                yield (
+                    owners,
+                    (_last(out[0], wanted).float(), None if out[1] is None else _last(out[1], wanted)),
+                )
 
-    def _call(self, slots: list[int], tokens: list[list[int]]) -> Tensor:
-        """One model call; new tokens stand at the right of each row, so the last step is every row's last."""
+    def _call(
+        self, slots: list[int], tokens: list[list[int]], keep: int, *, hidden: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """One model call; new tokens stand at the right of each row, so the last step is every row's last.
+
+        Returns logits [B, keep, V] of the last steps and, if asked for, the hidden states [B, keep, D] they come from.
+        """
         steps = max(map(len, tokens))
         starts = [len(self.held[slot]) for slot in slots]
         keys = max(start + len(new) for start, new in zip(starts, tokens, strict=True))
@@ -242,31 +346,53 @@ class Runner:
             token_positions=positions[rows, at],
             keys=keys,
         )
-        out = self.model(
-            input_ids=ids,
-            attention_mask=mask[:, None],
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        states: list[Tensor] = []
+        head: torch.nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        with head.register_forward_pre_hook(lambda _, inputs: states.extend(inputs if hidden else ())):
+            out = self.model(
+                input_ids=ids,
+                attention_mask=mask[:, None],
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
         for slot, new in zip(slots, tokens, strict=True):
             self.held[slot].extend(new)
         self.calls += 1
-        logits: Tensor = out.logits[:, -1].float()
-        return logits
+        return out.logits, states[0] if hidden else None
 
 
-def _alike(lengths: list[int]) -> list[list[int]]:
-    """Rows grouped so that padding to the longest row of a group at most doubles its tokens.
+def _context(config: Any, asked: int | None) -> int:
+    """The positions of one sequence: what was asked for, within what the model can tell apart."""
+    longest = int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 20))
+    return min(asked or longest, longest)
 
-    A row that decodes one token beside a row that reads a prompt would be padded to that prompt's length.
+
+def _last(values: Tensor, counts: list[int]) -> Tensor:
+    """The last `counts[i]` steps of each row of [B, K, ...], one after the other: [sum of counts, ...]."""
+    if all(count == values.shape[1] for count in counts):
+        return values.flatten(0, 1)
+    rows = [row for row, count in enumerate(counts) for _ in range(count)]
+    steps = [values.shape[1] - count + i for count in counts for i in range(count)]
+    return values[torch.tensor(rows, device=values.device), torch.tensor(steps, device=values.device)]
+
+
+def _grouped(lengths: list[int], call_tokens: int) -> list[list[int]]:
+    """Rows grouped into calls so that calls and padding together cost least.
+
+    A call costs `call_tokens` and its rows, each padded to the longest. Rows that decode or catch up thus go
+    together, and not beside a row that reads a prompt. The best grouping is one of neighbours in length.
     """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    groups: list[list[int]] = []
-    for i in order:
-        if groups and lengths[i] <= 2 * lengths[groups[-1][0]]:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return [sorted(group) for group in groups]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    best = [0]  # the least cost of the first n rows of `order`
+    begins = [0]  # where their last group begins
+    for n, longest in enumerate((lengths[i] for i in order), 1):
+        cost, begin = min((best[i] + call_tokens + (n - i) * longest, i) for i in range(n))
+        best.append(cost)
+        begins.append(begin)
+    groups, end = [], len(order)
+    while end:
+        groups.append(sorted(order[begins[end] : end]))
+        end = begins[end]
+    return groups[::-1]
