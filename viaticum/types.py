@@ -14,7 +14,7 @@ from viaticum.errors import InputError
 
 AnswerKind = Literal["auto", "number", "choice", "boolean", "date", "expression", "text"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = ("auto", "number", "choice", "boolean", "date", "expression", "text")
-FinishReason = Literal["stop", "length", "aborted", "loop"]
+FinishReason = Literal["stop", "length", "aborted", "loop", "error"]
 
 
 class Message(TypedDict):
@@ -145,16 +145,20 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Who wrote which token. The three tuples have one item per output token.
+    """Who wrote which token. The tuples have one item per output token, or none where nothing was recorded.
 
     models: names that `made_by` indexes; entropies: normalised (H = -sum p ln p / ln|V|) at the model
-    that made the token, NaN where nobody asked for it.
+    that made the token, NaN where nobody asked for it. accepted: True where the large model made the token by
+    accepting the small one's draft. scores: what a learned token router said of the small model's proposal
+    at that place, kept or not; NaN where there was none.
     """
 
     models: tuple[str, ...]
     tokens: tuple[int, ...]
     made_by: tuple[int, ...]
     entropies: tuple[float, ...]
+    accepted: tuple[bool, ...] = ()
+    scores: tuple[float, ...] = ()
 
     def share(self, model: str) -> float:
         """The fraction of the tokens that `model` made; 0.0 for an empty text."""
