@@ -31,8 +31,9 @@ from viaticum.types import Answer, AnswerKind, Pair, Query, TokenCount, Usage
 from viaticum.weights import locate
 
 DEFAULT_BUDGET_USD = "0.01"
-SLOTS = 4  # prompts that stay read: one a strategy, so that its examples are read once
-RECURSION_LIMIT = 100  # nodes of one run: six a call, so more calls than there are pairs
+SLOTS = 4  # prompts that stay read: one a strategy of the shipped table, so that its examples are read once
+# Nodes of one run: four a call, up to a hundred calls a pair. Never reached: a run ends when its pairs are used up.
+RECURSION_LIMIT = 100_000
 
 
 class Viaticum:
@@ -67,9 +68,8 @@ class Viaticum:
         self.ledger.create(self.budget_name, limit_nanousd=limit)
         self._connection = sqlite3.connect(home / "checkpoints.db", check_same_thread=False)
         self._models: dict[str, Model] = dict(models or {})
-        self._given = frozenset(self._models)
         self._local = LocalModels(self.catalogue, slots=SLOTS)
-        self._here: set[str] = set()  # models whose weights were found
+        self._here = set(self._models)  # models that were given, or whose weights were found
         self._lock = threading.Lock()
         tools = Tools(
             catalogue=self.catalogue,
@@ -149,7 +149,7 @@ class Viaticum:
 
     def _usable(self, pair: Pair) -> bool:
         """Whether the catalogue has the model. Raises `WeightsError` where its weights are not here."""
-        if pair.model in self._given or pair.model in self._here:
+        if pair.model in self._here:
             return True
         if pair.model not in self.catalogue:
             return False

@@ -154,6 +154,16 @@ def test_samples_are_asked_for_until_the_vote_is_settled(
         assert viaticum.ledger.check() == []
 
 
+def test_a_run_is_as_long_as_its_samples(tmp_path: Path) -> None:
+    model = SamplingModel(LARGE, [f"The answer is {number}." for number in range(40)])
+    pair = Pair(LARGE, "self-consistency:cot:40")
+    table = RoutingTable((replace(row(LARGE, 0.7, 20_000), pair=pair),))
+    with Viaticum(folder=tmp_path, router=StaticRouter(table), models={LARGE: model}) as viaticum:
+        assert viaticum.solve("What is 2 + 3?", kind="number").value == "0"  # the first of a tie
+        assert model.calls == 40
+        assert viaticum.ledger.check() == []
+
+
 def test_samples_that_were_paid_for_decide_where_no_more_can_be(tmp_path: Path) -> None:
     model = SamplingModel(LARGE, ["The answer is 5.", "The answer is 6."] + ["The answer is 7."] * 3)
     table = RoutingTable((replace(row(LARGE, 0.7, 20_000), pair=Pair(LARGE, SAMPLED)),))
