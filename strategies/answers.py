@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 from viaticum.strategies.dates import find_dates, whole_date
-from viaticum.strategies.expressions import is_symbolic, same_expression, to_latex
+from viaticum.strategies.expressions import SUPERSCRIPTS, is_symbolic, same_expression, to_latex
 from viaticum.types import AnswerKind
 
 TEXT_CHARACTERS = 20_000  # of a text, the end is read
@@ -56,7 +56,6 @@ _MATH = re.compile(
 _VARIABLE = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s?\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|~|\\\(|\\\)|\\\[|\\\]|\\left|\\right")
-_RAISED = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
 _SIGNED_CURRENCY = re.compile(r"(?<![\w.)])([-+])\s?\\?[$€£¥₹]\s?")
 _CURRENCY = re.compile(r"\\?[$€£¥₹]")
 _CHOICE = re.compile(r"^\W{0,4}(?:option|choice|answer)?\s?\W{0,3}([A-Ja-j])(?:\W|$)")
@@ -361,7 +360,7 @@ def _clean(text: str) -> str:
 
 def _write_exponent(match: re.Match[str]) -> str:
     """3 x 10^8 as 3e8."""
-    exponent = (match[2] or match[3].translate(_RAISED)).strip("{}() ")
+    exponent = (match[2] or match[3].translate(SUPERSCRIPTS)).strip("{}() ")
     return f"{match[1]}e{exponent} "
 
 

@@ -42,7 +42,7 @@ _SYMBOLS = str.maketrans(
 )  # fmt: skip
 _ROOT = re.compile(r"√\s?(\d{1,50}|[A-Za-z])?")
 _RAISED = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,50}")
-_LOWERED = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
+SUPERSCRIPTS = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
 _FUNCTION = (
     r"arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp"
     r"|pi|theta|alpha|beta|gamma|lambda|infty"
@@ -91,7 +91,7 @@ def to_latex(text: str) -> str:
     """An expression in the LaTeX that math-verify reads: no math delimiters, plain notation translated."""
     text = _WRAPPER.sub("", text[: CHARACTERS + 1].replace("{,}", ","))
     text = _ROOT.sub(lambda match: rf"\sqrt{{{match[1]}}}" if match[1] else r"\sqrt", text)
-    text = _RAISED.sub(lambda match: f"^{{{match[0].translate(_LOWERED)}}}", text.translate(_SYMBOLS))
+    text = _RAISED.sub(lambda match: f"^{{{match[0].translate(SUPERSCRIPTS)}}}", text.translate(_SYMBOLS))
     text = text.replace("**", "^").replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
     text = _BARE_FUNCTION.sub(r"\\\1 ", _LATEX_ROOT_OF.sub("sqrt", text))
     return " ".join(_POWER.sub(r"^{\1}", text).split()).rstrip(".,;: ")
