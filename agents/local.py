@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from viaticum.agents.models import Generation, Model
 from viaticum.catalogue import Catalogue, ModelSpec
-from viaticum.errors import InputError, MissingExtra, PromptTooLong
+from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
 from viaticum.types import Completion, Message, TokenCount, Usage
 from viaticum.vocabulary import check_same_vocabulary
 from viaticum.weights import locate
@@ -113,12 +113,20 @@ class LocalModel(Model):
     def generate_all(
         self, chats: Sequence[Sequence[Message]], generation: Generation
     ) -> Iterator[tuple[int, Completion]]:
-        """Many chats at once, as slots allow: (place in the list, completion) as each ends."""
+        """Many chats at once, as slots allow: (place in the list, completion) as each ends.
+
+        Where some fail the others are given first; then the first failure is raised (`ModelError`).
+        """
+        failure: ModelError | None = None
         with self.pool.lock:
             requests = [self._request(messages, generation) for messages in chats]
             for event in self._mixed().stream(requests):
-                if event.result is not None:
+                if event.result is not None and event.result.error is not None:
+                    failure = failure or event.result.error
+                elif event.result is not None:
                     yield event.index, _completion(event.result)
+        if failure is not None:
+            raise failure
 
     def _request(self, messages: Sequence[Message], generation: Generation) -> Request:
         from viaticum.decoders import Request, Sampling
@@ -165,4 +173,6 @@ def stop_ids(runner: Runner, tokenizer: Any) -> list[int]:
 
 
 def _completion(result: Result) -> Completion:
+    if result.error is not None:
+        raise result.error  # a failed call is no completion: nothing is charged for it
     return Completion(result.text, Usage(result.usage, result.seconds), result.finish_reason, result.trace)

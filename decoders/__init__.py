@@ -1,11 +1,29 @@
-"""Local decoding with torch: a runner for one model, a mixed decoder for a small and a large one.
+"""Local decoding with torch: a runner for one model, a mixed decoder for a small and a large one ([docs/decoding.md]).
 
 Needs torch, transformers, safetensors and numpy and nothing else, so that it runs on a bare CUDA image.
 Knows no budget, no strategy and no catalogue: it is handed folders, token ids and a `TokenRouter`.
 """
 
+from viaticum.decoders.engine import Engine
+from viaticum.decoders.loop import LoopGuard
+from viaticum.decoders.memory import free_bytes, plan_slots
 from viaticum.decoders.mixed import MixedDecoder
 from viaticum.decoders.request import Event, Request, Result, Sampling
-from viaticum.decoders.runner import Runner
+from viaticum.decoders.runner import Heads, Runner
+from viaticum.decoders.stats import CallStats, Stats
 
-__all__ = ["Event", "MixedDecoder", "Request", "Result", "Runner", "Sampling"]
+__all__ = [
+    "CallStats",
+    "Engine",
+    "Event",
+    "Heads",
+    "LoopGuard",
+    "MixedDecoder",
+    "Request",
+    "Result",
+    "Runner",
+    "Sampling",
+    "Stats",
+    "free_bytes",
+    "plan_slots",
+]

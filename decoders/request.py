@@ -5,10 +5,11 @@ Knows nothing of models: a prompt is token ids.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from viaticum.errors import InputError
+from viaticum.errors import InputError, ModelError
 from viaticum.types import FinishReason, TokenCount, Trace
 
 
@@ -16,7 +17,8 @@ from viaticum.types import FinishReason, TokenCount, Trace
 class Sampling:
     """How the next token is drawn. temperature 0 is greedy; top_k 0 and top_p 1 cut nothing.
 
-    The same values apply to both models of a pair. Raises `InputError` for values out of range.
+    seed: any integer; the same seed gives the same text, whatever else is written beside it. The same values
+    apply to both models of a pair. Raises `InputError` for values out of range.
     """
 
     temperature: float = 0.0
@@ -25,7 +27,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature must be 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
@@ -57,20 +59,29 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished text. usage: tokens read and made by each model; seconds from admission to the end."""
+    """A text that ended.
+
+    finish_reason: "stop" (a stop id or string), "length", "loop" (see `LoopGuard`), "aborted", or "error",
+    with `error` saying why; what was written until then is there in every case.
+    usage: for each model that was called the tokens of the prompt, and the tokens of the text that it made. A draft that
+    the large model accepts is made by the large one; what a model drafted in vain, or read twice, is in the
+    decoder's stats and on nobody's bill. seconds: from admission to the end.
+    """
 
     text: str
     finish_reason: FinishReason
     trace: Trace
     usage: dict[str, TokenCount]
     seconds: float
+    error: ModelError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One kept token of one request, or its end.
+    """One kept token of one request, or its end, or both.
 
-    index: the request's place in the list; text: new text that is safe to show (may be empty while a
+    index: the request's place in the list, or the number that `Engine.add` gave; token: None, and model "",
+    where a text ends without one (aborted, error); text: new text that is safe to show (may be empty while a
     character or a stop string is incomplete); result: set on the last event of a request.
     """
 

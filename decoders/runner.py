@@ -136,6 +136,9 @@ class Runner:
         self.device = model.device
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.context = _context(model.config, context)
+        self.weight_bytes = sum(
+            tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers())
+        )
         self.slots = slots
         self.held: list[list[int]] = [[] for _ in range(slots)]
         self.free = list(range(slots))  # slots that no text is being written in, free for longest first

@@ -441,14 +441,22 @@ def test_a_pair_needs_two_models_of_one_vocabulary() -> None:
         MixedDecoder(Runner(build()), other, tokenizer=Letters())
 
 
-def test_nan_ends_the_stream_and_the_next_one_is_clean() -> None:
+def test_nan_ends_one_text_and_no_other() -> None:
     good = [Request([1, 2, 3], 4), Request([4], 4), Request([9] * 30, 4)]
     expected = tokens_of(single(1, 3).write_all(good))
     bad = next(i for i in range(10, VOCABULARY) if not any(i in tokens for tokens in expected))
     decoder = MixedDecoder(Runner(damaged(1, bad), slots=3), tokenizer=Letters())
     for _ in range(2):
-        with pytest.raises(ModelError):
-            decoder.write_all([Request([5, 6], 4), Request([bad] * 20, 4), Request([bad] * 9, 4)])
+        results = decoder.write_all([good[0], Request([bad] * 20, 4), Request([bad] * 9, 4), good[2]])
+        assert [result.finish_reason for result in results] == ["length", "error", "error", "length"]
+        assert tokens_of(results) == [expected[0], (), (), expected[2]]
+        assert results[1].usage["large"].output_tokens == 0
+        assert str(results[2].error).startswith(
+            "request 2: the logits of large are not finite after 9 tokens"
+        )
+        assert empty(decoder)
+        with pytest.raises(ModelError, match="not finite"):
+            decoder.write(Request([bad], 4))
         assert empty(decoder)
         assert tokens_of(decoder.write_all(good)) == expected
 

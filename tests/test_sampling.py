@@ -1,24 +1,29 @@
-"""Sampling: what temperature, top-k and top-p leave, and that a seed repeats."""
+"""Sampling: what temperature, top-k and top-p leave, that a seed repeats, and what is drawn how often."""
 
 from __future__ import annotations
+
+import random
 
 import pytest
 import torch
 
 from viaticum.decoders import Sampling
-from viaticum.decoders.sampling import distribution, draw
+from viaticum.decoders import sampling as module
+from viaticum.decoders.sampling import FIRST, SECOND, distributions, draw, pick, uniform
 from viaticum.errors import InputError
 
 LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
 
 
 def probabilities(**values: float) -> list[float]:
-    return distribution(LOGITS, Sampling(**values)).tolist()  # type: ignore[arg-type]
+    got: list[float] = distributions(LOGITS[None], [Sampling(**values)])[0].tolist()  # type: ignore[arg-type]
+    return got
 
 
 def test_greedy_is_one_hot_and_takes_the_first_of_equals() -> None:
     assert probabilities() == [1, 0, 0, 0]
-    assert draw(torch.tensor([[1.0, 3.0, 3.0]]), [Sampling()], [torch.Generator()]) == [1]
+    tokens, drawn_from = draw(torch.tensor([[1.0, 3.0, 3.0]]), [Sampling()], [0.9])
+    assert (tokens.tolist(), drawn_from) == ([1], {})
 
 
 def test_temperature() -> None:
@@ -44,36 +49,87 @@ def test_top_k_comes_before_top_p() -> None:
 
 
 def test_top_p_with_tokens_out_of_order() -> None:
-    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
-    got = distribution(logits, Sampling(temperature=1, top_p=0.5))
-    assert got.tolist() == pytest.approx([0, 4 / 7, 0, 3 / 7])
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
+    got = distributions(logits, [Sampling(temperature=1, top_p=0.5)])
+    assert got[0].tolist() == pytest.approx([0, 4 / 7, 0, 3 / 7])
 
 
-def test_draw_follows_the_distribution_and_the_seed() -> None:
+@pytest.mark.parametrize("nucleus", [1, 5, 512])
+def test_rows_of_many_kinds_equal_each_row_alone(nucleus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each row alone equals the definition, computed one token at a time."""
+    monkeypatch.setattr(module, "NUCLEUS", nucleus)
+    dice = random.Random(4)
+    samplings = [
+        Sampling(dice.choice([0, 0.3, 1, 2]), dice.choice([0.1, 0.6, 0.95, 1]), dice.choice([0, 1, 7, 99]))
+        for _ in range(60)
+    ]
+    logits = torch.randn(60, 50, generator=torch.Generator().manual_seed(1)) * 2
+    together = distributions(logits, samplings)
+    for row, sampling in enumerate(samplings):
+        expected = torch.zeros(50, dtype=torch.float64)
+        order = logits[row].argsort(descending=True).tolist()
+        if sampling.temperature == 0:
+            expected[order[0]] = 1
+        else:
+            weights = (logits[row].double() / sampling.temperature).softmax(-1)
+            order = order[: sampling.top_k or None]
+            total, covered = sum(float(weights[token]) for token in order), 0.0
+            for token in order:
+                expected[token] = weights[token]
+                covered += float(weights[token]) / total
+                if covered >= sampling.top_p:
+                    break
+            expected /= expected.sum()
+        torch.testing.assert_close(together[row].double(), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together[row], distributions(logits[row : row + 1], [sampling])[0])
+
+
+def test_draw_follows_the_distribution_and_the_number_alone() -> None:
     sampling = Sampling(temperature=1, top_k=3)
-
-    def drawn(seed: int) -> list[int]:
-        generator = torch.Generator().manual_seed(seed)
-        return [draw(LOGITS[None], [sampling], [generator])[0] for _ in range(2000)]
-
-    first = drawn(1)
-    assert first == drawn(1)
-    assert first != drawn(2)
-    shares = [first.count(token) / 2000 for token in range(4)]
+    numbers = [uniform(1, position, FIRST) for position in range(2000)]
+    tokens, drawn_from = draw(LOGITS.expand(2000, 4), [sampling] * 2000, numbers)
+    shares = [tokens.tolist().count(token) / 2000 for token in range(4)]
     assert shares == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0], abs=0.04)
     assert shares[3] == 0
+    assert len(drawn_from) == 2000
+    mixed = [Sampling(), sampling, Sampling(), sampling]
+    tokens_of_four, drawn_from = draw(LOGITS.expand(4, 4), mixed, [0.99, numbers[1], 0.99, numbers[3]])
+    assert tokens_of_four.tolist() == [0, tokens[1], 0, tokens[3]]
+    assert sorted(drawn_from) == [1, 3]
 
 
-def test_a_greedy_row_uses_no_randomness() -> None:
-    generator = torch.Generator().manual_seed(3)
-    before = generator.get_state()
-    draw(LOGITS[None], [Sampling()], [generator])
-    assert torch.equal(before, generator.get_state())
+def test_pick_never_takes_what_has_no_weight() -> None:
+    weights = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]]) * 1.7  # any sum
+    numbers = [0.0, 0.2999, 0.3001, 1 - 2**-24]
+    assert pick(weights.expand(4, 5), numbers).tolist() == [1, 1, 3, 3]
+    assert pick(torch.tensor([[0.1] * 3 + [0.0]]), [1.0]).item() < 3, "rounded up to the sum"
+
+
+def test_numbers_differ_by_seed_place_and_use_and_are_even() -> None:
+    numbers = [
+        uniform(seed, place, use) for seed in range(20) for place in range(100) for use in (FIRST, SECOND)
+    ]
+    assert len(set(numbers)) == len(numbers)
+    assert all(0 <= number < 1 for number in numbers)
+    counts = torch.histc(torch.tensor(numbers), 20, 0, 1)
+    assert float(((counts - 200) ** 2 / 200).sum()) < 51  # chi-square, 19 degrees: once in 10,000
+    pairs = torch.tensor([numbers[:-1], numbers[1:]])
+    assert abs(float(torch.corrcoef(pairs)[0, 1])) < 4 / len(numbers) ** 0.5
+    assert uniform(-1, 0, 0) == uniform(2**64 - 1, 0, 0)
+    assert uniform(10**30, 3, 1) == uniform(10**30, 3, 1)
 
 
 @pytest.mark.parametrize(
     "values",
-    [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}],
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_p": float("nan")},
+        {"top_k": -1},
+    ],
 )
 def test_values_out_of_range(values: dict[str, float]) -> None:
     with pytest.raises(InputError):

@@ -1,7 +1,7 @@
 """The contract of a token router, and the entropy that most of them look at.
 
-A router decides and does nothing else: no sampling, no cache, no model call. It is asked once a step for
-the whole batch.
+A router decides and does nothing else: no sampling, no cache, no model call. It is asked once a model call
+for the whole batch, on the device: it should give tensors back and never read one on the host.
 """
 
 from __future__ import annotations
@@ -26,23 +26,43 @@ def entropy(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a router sees of one step: row i belongs to request `requests[i]`.
+    """What a router sees of one model call: row i is a place in the text of request `requests[i]`.
 
     logits: float32 [B, V] of the model that has the pen; entropy: its normalised entropy [B];
-    positions: how many output tokens each request already has; tokens: the token each row would take.
+    positions: how many output tokens each text has before that place; tokens: int64 [B], what each row would
+    take; hidden: the last hidden states [B, D] that the logits come from, for `keep_small` of a router that
+    `needs_hidden`; scores: what the router's own `score` gave for this step [B], or None.
+
+    Where the LLM verifies a draft a request has several rows, one a place; the rows after a token that differs
+    from the draft are asked in vain, so an answer must depend on its own row alone.
     """
 
     logits: Tensor
     entropy: Tensor
     requests: Sequence[int]
     positions: Sequence[int]
-    tokens: Sequence[int]
+    tokens: Tensor
+    hidden: Tensor | None = None
+    scores: Tensor | None = None
+
+    def top_logits(self, count: int = 100) -> Tensor:
+        """The largest logits, sorted downwards: [B, count] (R2R's router reads 100)."""
+        return self.logits.topk(min(count, self.logits.shape[-1])).values
 
 
 class TokenRouter(ABC):
-    """Decides token by token between a small model (SLM) and a large one (LLM)."""
+    """Decides token by token between a small model (SLM) and a large one (LLM).
+
+    starts_small: who has the pen first. needs_hidden: whether `keep_small` reads `step.hidden`.
+    large_stretches: False where `hand_back` is always True, so that drafting for the LLM is of no use.
+    looks_at_tokens: whether `keep_small` depends on the token drawn, and not on its distribution alone; where
+    it does, a dropped token is no fair draw any more and is not reused as a draft of sampled text.
+    """
 
     starts_small: bool = True
+    needs_hidden: bool = False
+    large_stretches: bool = True
+    looks_at_tokens: bool = True
 
     @abstractmethod
     def keep_small(self, step: Step) -> Tensor:
@@ -51,3 +71,7 @@ class TokenRouter(ABC):
     @abstractmethod
     def hand_back(self, step: Step) -> Tensor:
         """The LLM wrote `step.tokens`, which are kept: bool [B], True returns the pen to the SLM."""
+
+    def score(self, step: Step) -> Tensor | None:
+        """Numbers [B] behind `keep_small`, asked before it and kept in the trace; None where there are none."""
+        return None

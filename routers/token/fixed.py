@@ -17,6 +17,8 @@ from viaticum.routers.token.base import Step, TokenRouter
 class AlwaysSmall(TokenRouter):
     """The SLM writes everything; the LLM is never called."""
 
+    looks_at_tokens = False
+
     def keep_small(self, step: Step) -> Tensor:
         return torch.ones_like(step.entropy, dtype=torch.bool)
 
@@ -25,9 +27,10 @@ class AlwaysSmall(TokenRouter):
 
 
 class AlwaysLarge(TokenRouter):
-    """The LLM writes everything; the SLM is never called."""
+    """The LLM writes everything; the SLM is called for drafts alone, where the decoder is told to draft."""
 
     starts_small = False
+    looks_at_tokens = False
 
     def keep_small(self, step: Step) -> Tensor:
         return torch.zeros_like(step.entropy, dtype=torch.bool)
@@ -38,6 +41,8 @@ class AlwaysLarge(TokenRouter):
 
 class Replay(TokenRouter):
     """`large[r][i]` says whether the LLM writes token i of request r; past its end, the SLM writes."""
+
+    looks_at_tokens = False
 
     def __init__(self, large: Sequence[Sequence[bool]]) -> None:
         self._large = large

@@ -14,6 +14,8 @@ class Entropy(TokenRouter):
     tau is a normalised entropy in [0, 1]; the paper uses 0.001, 0.02 and 0.03.
     """
 
+    looks_at_tokens = False
+
     def __init__(self, tau: float = 0.03) -> None:
         if not 0 <= tau <= 1:
             raise InputError(f"tau is a normalised entropy between 0 and 1, got {tau}")

@@ -1,0 +1,59 @@
+"""Telling that a text goes round in circles: its tail is one short run of tokens again and again.
+
+Greedy small models fall into such loops and would fill the rest of their allowance with them. The limits are
+wide on purpose: a hundred zeros, a ruled table or a list of equal rows is text, and cutting it would cost more
+than the tokens saved. Knows tokens alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from viaticum.errors import InputError
+
+_ROOM = 4096  # tokens written before the window is moved back
+
+
+@dataclass(frozen=True, slots=True)
+class LoopGuard:
+    """A text loops once its tail repeats a cycle of at most `period` tokens, exactly, at least `repeats` times
+    and over at least `tokens` tokens."""
+
+    period: int = 64
+    repeats: int = 8
+    tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.period < 1 or self.repeats < 2 or self.tokens < 2:
+            raise InputError(f"a loop has a period of 1 or more and repeats at least twice, got {self}")
+
+    def watch(self) -> LoopWatch:
+        return LoopWatch(self)
+
+
+class LoopWatch:
+    """One text under a guard: for every period how long the tail has kept it. O(period) a token, vectorised."""
+
+    def __init__(self, guard: LoopGuard) -> None:
+        periods = np.arange(1, guard.period + 1)
+        # A tail of n tokens that equal those `period` before them covers n + period tokens.
+        self._needed = np.maximum(guard.tokens, guard.repeats * periods) - periods
+        self._runs = np.zeros(guard.period, dtype=np.int64)
+        self._tokens = np.full(
+            _ROOM + guard.period, -1, dtype=np.int64
+        )  # written from its end to its beginning
+        self._last = _ROOM  # where the newest token stands
+
+    def push(self, token: int) -> bool:
+        """Add a token; True where the text has become a loop."""
+        window = self._tokens[self._last : self._last + len(self._runs)]  # newest first
+        self._runs += 1
+        self._runs *= window == token
+        if self._last == 0:
+            self._tokens[_ROOM:] = window
+            self._last = _ROOM
+        self._last -= 1
+        self._tokens[self._last] = token
+        return bool((self._runs >= self._needed).any())
