@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,17 @@ def write_tiny_model(folder: Path, seed: int) -> None:
             initializer_range=0.3, eos_token_id=fast.eos_token_id, bos_token_id=None,
         )  # fmt: skip
         Qwen2ForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Models this small lose more than they gain by threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

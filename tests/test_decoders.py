@@ -2,131 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 import random
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
+from tiny_models import (
+    CONFIGS,
+    VOCABULARY,
+    Letters,
+    a_decoder,
+    a_prompt,
+    build,
+    empty,
+    plain_logits,
+    plain_text,
+    requests_of,
+    single,
+    tokens_of,
 )
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from viaticum.decoders import MixedDecoder, Request, Result, Runner, Sampling, runner
+from viaticum.decoders import Heads, MixedDecoder, Request, Result, Runner, Sampling, runner
 from viaticum.errors import InputError, ModelError, PromptTooLong
 from viaticum.routers.token import AlwaysLarge, AlwaysSmall, Entropy, Replay, Step, TokenRouter
 
-VOCABULARY = 97
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-    "initializer_range": 0.3,  # the default would leave the logits nearly flat
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "qwen2": Qwen2Config(**SIZES),
-    "llama": LlamaConfig(**SIZES),
-    "mistral": MistralConfig(**SIZES, sliding_window=7),
-    "gemma2": Gemma2Config(
-        **SIZES, head_dim=8, sliding_window=7, attn_logit_softcapping=2.0, final_logit_softcapping=5.0
-    ),
-}
-
-
-class Letters:
-    """Token i is the i-th letter of a small alphabet."""
-
-    def decode(self, token_ids: list[int]) -> str:
-        return "".join(chr(0x41 + token) for token in token_ids)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small lose more than they gain by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def build(kind: str = "qwen2", seed: int = 0, attention: str = "eager") -> PreTrainedModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(CONFIGS[kind]), attn_implementation=attention, dtype=torch.float32
-        )
-    return model.eval()
-
-
-@cache
-def reference(kind: str, seed: int) -> PreTrainedModel:
-    return build(kind, seed)
-
-
-@torch.inference_mode()
-def plain_logits(tokens: Sequence[int], kind: str = "qwen2", seed: int = 0) -> Tensor:
-    """transformers' own attention, the whole sequence at once, no cache."""
-    return (
-        reference(kind, seed)(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0, -1].float()
-    )
-
-
-def plain_text(prompt: Sequence[int], large: Sequence[bool]) -> list[int]:
-    """Greedy tokens, the whole sequence computed again for each by the model that writes it."""
-    tokens = list(prompt)
-    for is_large in large:
-        tokens.append(int(plain_logits(tokens, seed=int(is_large)).argmax()))
-    return tokens[len(prompt) :]
-
-
-def a_decoder(
-    router: TokenRouter | None, slots: int = 1, context: int | None = None, stop_ids: Sequence[int] = ()
-) -> MixedDecoder:
-    return MixedDecoder(
-        Runner(build(seed=1), slots=slots, context=context),
-        Runner(build(seed=0), slots=slots, context=context),
-        tokenizer=Letters(),
-        router=router,
-        stop_ids=stop_ids,
-    )
-
-
-def single(seed: int, slots: int = 1) -> MixedDecoder:
-    return MixedDecoder(Runner(build(seed=seed), slots=slots), tokenizer=Letters())
-
-
-def a_prompt(dice: random.Random, longest: int = 12) -> list[int]:
-    return [dice.randrange(VOCABULARY) for _ in range(dice.randrange(1, longest + 1))]
-
-
-def requests_of(seed: int, count: int, **values: int) -> list[Request]:
-    dice = random.Random(seed)
-    return [Request(a_prompt(dice), **{"max_new_tokens": 12, **values}) for _ in range(count)]
-
-
-def tokens_of(results: Sequence[Result]) -> list[tuple[int, ...]]:
-    return [result.trace.tokens for result in results]
-
-
-def empty(decoder: MixedDecoder) -> bool:
-    """Whether every slot is free again."""
-    return all(sorted(each.free) == list(range(each.slots)) for each in decoder.runners.values())
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # --- the runner ---------------------------------------------------------------------------------------------
 
@@ -294,7 +197,7 @@ class DropOnce(TokenRouter):
 
     def keep_small(self, step: Step) -> Tensor:
         keep = [position != self.at for position in step.positions]
-        self.dropped += [token for token, kept in zip(step.tokens, keep, strict=True) if not kept]
+        self.dropped += [token for token, kept in zip(step.tokens.tolist(), keep, strict=True) if not kept]
         return torch.tensor(keep)
 
     def hand_back(self, step: Step) -> Tensor:
@@ -494,13 +397,13 @@ def test_what_a_slot_still_holds_is_not_read_again(monkeypatch: pytest.MonkeyPat
     decoder = a_decoder(Entropy(0.75), slots=2)
     read: list[int] = []
     large = decoder.runners[1]
-    extend = large.extend
+    read_as_ever = large.read
 
-    def counted(slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> Tensor:
+    def counted(slots: Sequence[int], tokens: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> Heads:
         read.append(sum(map(len, tokens)))
-        return extend(slots, tokens)
+        return read_as_ever(slots, tokens, *args, **kwargs)
 
-    monkeypatch.setattr(large, "extend", counted)
+    monkeypatch.setattr(large, "read", counted)
     for request in requests:
         assert decoder.write(request).trace.tokens == a_decoder(Entropy(0.75)).write(request).trace.tokens
     assert sum(read) < 2 * len(examples) + 6 * 8

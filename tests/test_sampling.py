@@ -109,7 +109,7 @@ def test_numbers_differ_by_seed_place_and_use_and_are_even() -> None:
     numbers = [
         uniform(seed, place, use) for seed in range(20) for place in range(100) for use in (FIRST, SECOND)
     ]
-    assert len(set(numbers)) == len(numbers)
+    assert len(set(numbers)) > len(numbers) - 5  # of 2^24: once in two such lists two are equal
     assert all(0 <= number < 1 for number in numbers)
     counts = torch.histc(torch.tensor(numbers), 20, 0, 1)
     assert float(((counts - 200) ** 2 / 200).sum()) < 51  # chi-square, 19 degrees: once in 10,000

@@ -20,7 +20,7 @@ def a_step(
         entropy=torch.tensor(entropies),
         requests=requests or list(range(rows)),
         positions=positions or [0] * rows,
-        tokens=[0] * rows,
+        tokens=torch.zeros(rows, dtype=torch.int64),
     )
 
 
