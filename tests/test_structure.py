@@ -36,9 +36,11 @@ MAY_IMPORT = {
     "front door": GROUND | {*FOLDERS, "front door"},
 }
 
-# decoders/ and routers/token run on a bare CUDA image.
+# decoders/ and routers/token run on a bare CUDA image. viaticum.gguf reads headers and blocks with numpy alone.
 BARE_PACKAGES = {"torch", "transformers", "safetensors", "numpy"}
-BARE_MODULES = ("viaticum.types", "viaticum.errors", "viaticum.routers.token", "viaticum.decoders")
+BARE_MODULES = (
+    "viaticum.types", "viaticum.errors", "viaticum.gguf", "viaticum.routers.token", "viaticum.decoders"
+)  # fmt: skip
 
 PUBLIC = [
     "Answer",

@@ -3,8 +3,9 @@
 Reads GGUF versions 2 and 3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) and the tensor
 names of the `llama` and `qwen2` architectures; any other is refused by name. The blocks are unpacked by
 the gguf package and the tokenizer is built by transformers. `from_pretrained(gguf_file=...)` gives the
-same tensors, but reads the metadata three times in pure Python, which takes most of a minute. Leaves out
-where the file came from: see `viaticum.weights`.
+same tensors, but reads the metadata three times in pure Python, which takes most of a minute.
+`read_four_bit` gives the 4-bit blocks as they are, for a kernel that multiplies with them; it needs numpy
+alone. Leaves out where the file came from: see `viaticum.weights`.
 """
 
 from __future__ import annotations
@@ -62,8 +63,12 @@ _CLASSES = {
     "llama": _Classes("LlamaForCausalLM", "PreTrainedTokenizerFast"),
 }
 
+Q4_K, Q4_K_BYTES, Q4_K_WEIGHTS, GROUP = 12, 144, 256, 32  # ggml's type number; bytes and weights of a block
+UNQUANTISED = frozenset({0, 1, 28, 30})  # float32, float16, float64, bfloat16
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,71 @@ def convert(path: Path, folder: Path, report: Callable[[int, int], None] | None 
     _save_config(header, folder)
     _save_tokenizer(header, folder)
     _save_tensors(header, names, folder / "model.safetensors", report or (lambda done, total: None))
+
+
+@dataclass(frozen=True, slots=True)
+class FourBit:
+    """A matrix [N, K] in groups of 32 along K: weight = number * scale - minimum.
+
+    numbers: uint8 [N, K], 0 to 15; scales and minima: float32 [N, K / 32].
+    """
+
+    numbers: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32]
+    minima: npt.NDArray[np.float32]
+
+
+def four_bit_tensors(header: Header) -> dict[str, Tensor]:
+    """The matrices whose blocks `read_four_bit` reads (Q4_K), by the names transformers gives them."""
+    return {_transformers_name(header, tensor): tensor for tensor in header.tensors if tensor.type == Q4_K}
+
+
+def quantised_tensors(header: Header) -> list[str]:
+    """The matrices that the file holds in low-bit blocks of any kind, by the names transformers gives them."""
+    return [
+        _transformers_name(header, tensor)
+        for tensor in header.tensors
+        if len(tensor.shape) == 2 and tensor.type not in UNQUANTISED
+    ]
+
+
+def read_four_bit(header: Header, tensor: Tensor) -> FourBit:
+    """Take the Q4_K blocks of a matrix apart without losing a bit.
+
+    A block (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h, block_q4_K) is two float16, the
+    steps of scales and minima; 12 bytes with eight 6-bit scales and eight 6-bit minima; and 128 bytes of
+    numbers, of which each 32 hold one group in their lower and the next in their upper halves. Raises
+    `WeightsError` where the file is cut short or has another architecture than `convert` knows.
+    """
+    if header.architecture not in _CLASSES:
+        raise WeightsError(f"{header.path}: the architecture {header.architecture!r} is not supported")
+    rows, columns = tensor.shape
+    count = rows * columns // Q4_K_WEIGHTS
+    blob = np.memmap(header.path, dtype=np.uint8, mode="r")
+    if tensor.start + count * Q4_K_BYTES > len(blob):
+        raise WeightsError(f"{header.path} is cut short at tensor {tensor.name!r}")
+    blocks = blob[tensor.start : tensor.start + count * Q4_K_BYTES].reshape(count, Q4_K_BYTES)
+    steps = blocks[:, :4].copy().view(np.float16).astype(np.float32)  # [count, 2]
+    small = _six_bit(blocks[:, 4:16]).astype(np.float32)  # [count, 2, 8]: scales, minima
+    packed = blocks[:, 16:].reshape(count, 4, 1, GROUP)
+    numbers = np.concatenate((packed & 15, packed >> 4), axis=2)  # [count, 4, 2, 32]
+    found = (
+        numbers.reshape(rows, columns),
+        (steps[:, :1] * small[:, 0]).reshape(rows, columns // GROUP),
+        (steps[:, 1:] * small[:, 1]).reshape(rows, columns // GROUP),
+    )
+    if (heads := _rotary_heads(header, tensor)) is not None:
+        found = tuple(_undo_rotary_order(part, heads) for part in found)  # type: ignore[assignment]
+    return FourBit(*found)
+
+
+def _six_bit(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """12 bytes a block -> [count, 2, 8]. The first four scales and minima lie whole in bytes 0-3 and 4-7; of
+    the others the lower four bits are in bytes 8-11 and the upper two on top of the first four."""
+    first, second, third = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    scales = np.concatenate((first & 63, (third & 15) | ((first >> 6) << 4)), axis=1)
+    minima = np.concatenate((second & 63, (third >> 4) | ((second >> 6) << 4)), axis=1)
+    return np.stack((scales, minima), axis=1)
 
 
 def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 4) -> Iterator[Result]:
@@ -309,9 +379,8 @@ def _unpack(header: Header, blob: npt.NDArray[np.uint8], tensor: Tensor) -> npt.
         piece = packed[first // block_weights * block_bytes : last // block_weights * block_bytes]
         # One long row: the gguf package would otherwise go through the matrix sixteen rows at a time.
         out[first:last] = _bfloat16_bits(dequantize(piece.reshape(1, -1), kind).reshape(-1))
-    if header.architecture == "llama" and re.fullmatch(r"blk\.\d+\.attn_[qk]\.(weight|bias)", tensor.name):
-        heads = "attention.head_count" if ".attn_q." in tensor.name else "attention.head_count_kv"
-        out = _undo_rotary_order(out.reshape(tensor.shape), header.of_architecture(heads)).reshape(-1)
+    if (heads := _rotary_heads(header, tensor)) is not None:
+        out = _undo_rotary_order(out.reshape(tensor.shape), heads).reshape(-1)
     return out
 
 
@@ -321,7 +390,15 @@ def _bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
-def _undo_rotary_order(weights: npt.NDArray[np.uint16], heads: int) -> npt.NDArray[np.uint16]:
+def _rotary_heads(header: Header, tensor: Tensor) -> int | None:
+    """How many heads a tensor holds whose rows llama.cpp has reordered; None where it has not."""
+    if header.architecture != "llama" or not re.fullmatch(r"blk\.\d+\.attn_[qk]\.(weight|bias)", tensor.name):
+        return None
+    heads = "attention.head_count" if ".attn_q." in tensor.name else "attention.head_count_kv"
+    return int(header.of_architecture(heads))
+
+
+def _undo_rotary_order(weights: npt.NDArray[Number], heads: int) -> npt.NDArray[Number]:
     """llama.cpp stores the two halves of each rotary head interleaved: (heads, half, 2, ...) to (heads, 2, half, ...)."""
     pairs = weights.reshape(heads, weights.shape[0] // heads // 2, 2, *weights.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weights.shape)
