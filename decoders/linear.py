@@ -130,15 +130,14 @@ class PackedLinear(nn.Module):
 class _Together(nn.Module):
     """One of several layers that read the same input: the first one called computes for all."""
 
-    def __init__(self, all_of_them: _Joined, index: int) -> None:
+    joined: _Joined
+
+    def __init__(self, joined: _Joined, index: int) -> None:
         super().__init__()
-        self._joined, self._index = (
-            (all_of_them,),
-            index,
-        )  # a tuple: no submodule, or it would be counted twice
+        self.joined, self.index = joined, index
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._joined[0].part(x, self._index)
+        return self.joined.part(x, self.index)
 
 
 class _Joined:
