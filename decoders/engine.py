@@ -299,10 +299,10 @@ class Engine:
         """Keep a text's tokens up to the first that is no draft, ends it, or gives the pen back."""
         drafted, written, accepted = len(text.draft), 0, 0
         base = len(text.tokens)
-        for token, finite, chance, took, *back in places:
-            if not finite:
-                self._damaged(LARGE, text)
-                break
+        if not all(finite for _, finite, *_ in places):
+            self._write_damaged(text)
+            return
+        for token, _, chance, took, *back in places:
             written += 1
             accepted += bool(took)
             self._keep(text, int(token), LARGE, chance, bool(took))
@@ -322,10 +322,17 @@ class Engine:
             # The last token is read again: its logits are wanted.
             if model in text.readers:
                 runner.truncate(text.slot, min(base + accepted, len(text.tokens) - 1))
-        if not all(finite for _, finite, *_ in places):
-            self.decoder.runners[LARGE].discard(text.slot)
         if not text.ended:
             self._plan(text)
+
+    def _write_damaged(self, text: Writing) -> None:
+        """A draft may be what damaged the logits, those before it too (0 * NaN is NaN): read once more without."""
+        if not text.draft:
+            self._damaged(LARGE, text)
+            return
+        self.decoder.runners[LARGE].discard(text.slot)
+        text.drafts = False
+        text.drop_draft()
 
     # --- both -----------------------------------------------------------------------------------------------
 

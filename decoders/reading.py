@@ -6,10 +6,7 @@ Knows nothing of sampling, routing or who writes.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-
-from viaticum.decoders.runner import Heads, Runner
+from viaticum.decoders.runner import Heads, Runner, shared_length
 from viaticum.decoders.stats import CallStats
 from viaticum.decoders.writing import LARGE, Writing
 from viaticum.errors import ModelError
@@ -73,11 +70,11 @@ def _greediest(runner: Runner, texts: list[Writing]) -> Writing:
     return max(texts, key=lambda text: len(text.sequence) - len(runner.held[text.slot]))
 
 
-def _shared_prefix(texts: Sequence[Sequence[int]]) -> list[int]:
+def _shared_prefix(texts: list[list[int]]) -> list[int]:
     """What all texts begin with, less one token, so that each still has something to read."""
     if len(texts) < 2:
         return []
-    columns = zip(*texts, strict=False)
-    shared = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
-    shared = shared[: min(map(len, texts)) - 1]
-    return shared if len(shared) >= SHARED_PREFIX else []
+    # Sorted as words are, the first and the last have least in common.
+    first, last = min(texts), max(texts)
+    length = min(shared_length(first, last), min(map(len, texts)) - 1)
+    return list(first[:length]) if length >= SHARED_PREFIX else []

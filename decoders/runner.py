@@ -281,11 +281,7 @@ class Runner:
 
     def shared(self, slot: int, tokens: Sequence[int]) -> int:
         """How many tokens `slot` and `tokens` have in common at their beginnings."""
-        held = self.held[slot]
-        return next(
-            (i for i, (ours, theirs) in enumerate(zip(held, tokens, strict=False)) if ours != theirs),
-            min(len(held), len(tokens)),
-        )
+        return shared_length(self.held[slot], tokens)
 
     @torch.inference_mode()
     def start(self, slot: int, tokens: Sequence[int]) -> None:
@@ -370,6 +366,20 @@ class Runner:
             self.held[slot].extend(new)
         self.calls += 1
         return out.logits, states[0] if hidden else None
+
+
+def shared_length(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many tokens two texts have in common at their beginnings; comparing whole slices is what is fast."""
+    low, high = 0, min(len(ours), len(theirs))
+    if not high or ours[0] != theirs[0]:
+        return 0
+    ours, theirs = list(ours[:high]), list(theirs[:high])
+    if ours == theirs:
+        return high
+    while high - low > 1:  # the first `low` are shared, the first `high` are not
+        middle = (low + high) // 2
+        low, high = (middle, high) if ours[low:middle] == theirs[low:middle] else (low, middle)
+    return low
 
 
 def _context(config: Any, asked: int | None) -> int:
