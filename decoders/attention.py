@@ -33,14 +33,18 @@ def slot_attention(
     kv_heads = key.shape[1]
     groups = query_heads // kv_heads
     assert attention_mask is not None, "the runner always gives a mask"
-    mask = attention_mask
-    if sliding_window is not None:
-        mask = mask & _within_window(mask, sliding_window)
     packed = query.reshape(batch, kv_heads, groups * steps, dim)  # heads of one group are neighbours
-    mask = mask.expand(batch, 1, steps, mask.shape[-1]).repeat(1, 1, groups, 1)
+    mask: Tensor | None = None
+    # One new token of one sequence sees every key that the cache returns: then there is nothing to mask.
+    if batch > 1 or steps > 1 or sliding_window is not None or softcap is not None:
+        seen = attention_mask
+        if sliding_window is not None:
+            seen = seen & _within_window(seen, sliding_window)
+        mask = seen.expand(batch, 1, steps, seen.shape[-1]).repeat(1, 1, groups, 1)
     if softcap is None:
         out = torch.nn.functional.scaled_dot_product_attention(packed, key, value, mask, scale=scaling)
     else:
+        assert mask is not None
         out = _softcapped(packed, key, value, mask, scaling if scaling is not None else dim**-0.5, softcap)
     return out.reshape(batch, query_heads, steps, value.shape[-1]).transpose(1, 2).contiguous(), None
 

@@ -1,18 +1,22 @@
 """Linear layers that hold their weights packed, and pick the kernel by the number of rows.
 
-One row is bound by the bytes of weights that it reads, many rows by arithmetic, so a layer holds up to
-three forms of its weights:
+One row is bound by the bytes of weights that it reads, many rows by arithmetic, so a layer [N, K] holds its
+weights twice: in bfloat16, in oneDNN's own order, for any number of rows (the numbers of
+`torch.nn.functional.linear`, up to twice as fast), and in a low-bit form for a few. Which one depends on how the
+GGUF file holds the matrix, and on its shape:
 
-- 4-bit: the Q4_K blocks of the GGUF file as they are (groups of 32 along K, a scale and a minimum each, these
-  two rounded to bfloat16): about 5 bits a weight, dearer with every row. Up to `FOUR_BIT_ROWS`.
-- 8-bit: integers with one scale a row of the matrix, rounded from the bfloat16 weights. Activations become
-  16-bit integers with one scale a row, split into two digits of 8 bits, which go through the integer kernel as
-  two rows: the sums are exact, so a row's result does not depend on its neighbours. Up to `EIGHT_BIT_ROWS`.
-- bfloat16, in the blocked order of oneDNN: the numbers of `torch.nn.functional.linear`, up to twice as fast.
+- 4-bit, where the file has Q4_K: its blocks as they are, groups of 32 along K with a scale and a minimum each,
+  these two rounded to bfloat16. 5 bits a weight.
+- 8-bit, where the file has another low-bit type: integers with one scale a row of the matrix, rounded from the
+  bfloat16 weights. As they are (`EightBitForm`), or where N is large beside K (the output head, gate and up)
+  in oneDNN's integer kernel (`IntegerForm`): activations become 16-bit integers with one scale a row, split
+  into two digits that go through the kernel as two rows. Its sums are exact. It reads weights faster, but the
+  digits cost some ten small operations.
 
-Holding all three takes 3.6 bytes a weight where bfloat16 alone takes 2 (the 1.5B model: 5.4 GB, the 0.5B 1.6 GB);
-`weights="bfloat16"` keeps to that one form. Knows nothing of decoding. Kernels: `_weight_int4pack_mm_for_cpu`
-of ATen, `qlinear_pointwise` and `_linear_pointwise` of oneDNN, all in torch's own CPU wheel.
+Both forms take 2.6 to 3 bytes a weight where bfloat16 alone takes 2 (1.5B model: 4.6 GB, 0.5B: 1.7 GB, with the
+embedding); `weights="bfloat16"` keeps to that one. Knows nothing of decoding. Kernels:
+`_weight_int4pack_mm_for_cpu` and `_weight_int8pack_mm` of ATen, `qlinear_pointwise` and `_linear_pointwise` of
+oneDNN, all in torch's own CPU wheel.
 """
 
 from __future__ import annotations
@@ -26,14 +30,23 @@ import torch
 from torch import Tensor, nn
 
 from viaticum.errors import InputError, WeightsError
-from viaticum.gguf import FourBit, four_bit_tensors, quantised_tensors, read_four_bit, read_header
+from viaticum.gguf import (
+    FourBit,
+    four_bit_tensors,
+    ordered_map,
+    quantised_tensors,
+    read_four_bit,
+    read_header,
+)
 
 Weights = Literal["auto", "plain", "bfloat16", "low-bit"]
 
-# Measured on two Zen 4 cores with the layers of a 1.5B model (benchmarks/kernels.py): beyond so many rows
-# the next form is faster.
-FOUR_BIT_ROWS = 2
-EIGHT_BIT_ROWS = 20
+# The most rows that a form takes: beyond them bfloat16 is faster. Measured on two Zen 4 cores with the layers of a
+# 0.5B and a 1.5B model (benchmarks/kernels.py). ATen's kernels go through the weights again every four rows.
+FOUR_BIT_ROWS = 4
+EIGHT_BIT_ROWS = 4
+INTEGER_ROWS = 20
+WIDE = 4  # N / K from which `IntegerForm` is faster than `EightBitForm` in spite of its digits
 
 GROUP = 32  # weights along K that share a scale and a minimum
 HALF = 128  # a digit is stored as an unsigned byte, this much above its value
@@ -65,7 +78,21 @@ class BFloat16Form:
 
 
 class EightBitForm:
-    """Weights of 8 bits with one scale a row, activations of 16."""
+    """Weights of 8 bits with one scale a row of the matrix."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, scales = _eight_bit(weight)
+        self.scales = scales.to(weight.dtype)
+        self.bias = bias
+        self.bytes = weight.numel()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scales)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+class IntegerForm:
+    """Weights of 8 bits with one scale a row of the matrix, activations of 16, sums exact."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         numbers, self.scales = _eight_bit(weight)
@@ -176,17 +203,30 @@ def pack(model: nn.Module, folder: Path, weights: Weights) -> None:
     if wanted == "plain":
         return
     file = _read_file(folder) if wanted == "low-bit" else _File(frozenset(), {})
-    for prefix, parent in list(model.named_modules()):
+    # Two at a time: reading the file's blocks is numpy's work, packing is torch's.
+    for (parent, _, names), layer in ordered_map(
+        lambda job: (job, _packed(*job, file)), _jobs(model), ahead=2
+    ):
+        if len(names) == 1:
+            setattr(parent, names[0], layer)
+            continue
+        members: list[Any] = [parent.get_submodule(name) for name in names]
+        joined = _Joined(layer, [member.out_features for member in members])
+        for index, name in enumerate(names):
+            setattr(parent, name, _Together(joined, index))
+
+
+def _jobs(model: nn.Module) -> list[tuple[nn.Module, str, tuple[str, ...]]]:
+    """(parent module, its name, names of its linear layers that become one); each linear layer once."""
+    jobs: list[tuple[nn.Module, str, tuple[str, ...]]] = []
+    for prefix, parent in model.named_modules():
+        left = [name for name, layer in parent.named_children() if type(layer) is nn.Linear]
         for names in TOGETHER:
-            layers = [parent._modules.get(name) for name in names]
-            if (
-                all(type(layer) is nn.Linear for layer in layers)
-                and len({_inputs(one) for one in layers}) == 1
-            ):
-                _join(parent, prefix, names, file)
-        for name, layer in list(parent._modules.items()):
-            if type(layer) is nn.Linear:
-                setattr(parent, name, _packed([layer], [_joined_name(prefix, name)], file))
+            if set(names) <= set(left) and len({_inputs(parent.get_submodule(name)) for name in names}) == 1:
+                jobs.append((parent, prefix, names))
+                left = [name for name in left if name not in names]
+        jobs += [(parent, prefix, (name,)) for name in left]
+    return jobs
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -240,22 +280,12 @@ def _inputs(layer: Any) -> tuple[int, bool]:
     return layer.in_features, layer.bias is not None
 
 
-def _joined_name(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}.weight" if prefix else f"{name}.weight"
-
-
-def _join(parent: nn.Module, prefix: str, names: tuple[str, ...], file: _File) -> None:
-    layers: list[Any] = [parent._modules[name] for name in names]
-    packed = _packed(layers, [_joined_name(prefix, name) for name in names], file)
-    joined = _Joined(packed, [layer.out_features for layer in layers])
-    for index, name in enumerate(names):
-        setattr(parent, name, _Together(joined, index))
-
-
 @torch.inference_mode()
-def _packed(layers: list[nn.Linear], names: list[str], file: _File) -> PackedLinear:
-    """The layers, one below the other, in every form that their weights allow."""
-    weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight.data for layer in layers])
+def _packed(parent: nn.Module, prefix: str, members: tuple[str, ...], file: _File) -> PackedLinear:
+    """Linear layers of a module, one below the other, in every form that their weights allow."""
+    layers: list[Any] = [parent.get_submodule(name) for name in members]
+    names = [f"{prefix}.{name}.weight".lstrip(".") for name in members]
+    weight = layers[0].weight.data if len(layers) == 1 else torch.cat([layer.weight.data for layer in layers])
     biases = [layer.bias.data for layer in layers if layer.bias is not None]
     bias = torch.cat(biases) if biases else None
     rows, columns = weight.shape
@@ -264,7 +294,10 @@ def _packed(layers: list[nn.Linear], names: list[str], file: _File) -> PackedLin
         blocks = _blocks(layers, names, file)
         if blocks is not None and rows % 16 == 0 and columns % GROUP == 0:
             forms.append((FOUR_BIT_ROWS, FourBitForm(blocks, bias)))
-        forms.append((EIGHT_BIT_ROWS, EightBitForm(weight, bias)))
+        elif rows >= WIDE * columns:
+            forms.append((INTEGER_ROWS, IntegerForm(weight, bias)))
+        else:
+            forms.append((EIGHT_BIT_ROWS, EightBitForm(weight, bias)))
     forms.append((float("inf"), BFloat16Form(weight, bias)))
     return PackedLinear(forms, columns, rows)
 

@@ -34,6 +34,8 @@ class _Batch:
 
     slots: Tensor
     whole: slice | None  # the slots as a slice where they are neighbours: reading them then copies nothing
+    alone: tuple[int, slice, slice] | None  # of a single row: its slot, all heads, its new positions
+    token_slots: Tensor
     token_rows: Tensor
     token_steps: Tensor
     token_positions: Tensor
@@ -64,10 +66,13 @@ class SlotCache(Cache):
             self.keys.append(self._empty(key_states))
             self.values.append(self._empty(value_states))
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        rows, steps = batch.token_rows, batch.token_steps
-        where = (batch.slots[rows], slice(None), batch.token_positions)
-        keys[where] = key_states[rows, :, steps]
-        values[where] = value_states[rows, :, steps]
+        if batch.alone is not None:  # a plain copy is much cheaper than writing by index
+            keys[batch.alone], values[batch.alone] = key_states[0], value_states[0]
+        else:
+            rows, steps = batch.token_rows, batch.token_steps
+            where = (batch.token_slots, slice(None), batch.token_positions)
+            keys[where] = key_states[rows, :, steps]
+            values[where] = value_states[rows, :, steps]
         if batch.whole is not None:
             return keys[batch.whole, :, : batch.keys], values[batch.whole, :, : batch.keys]
         return keys[batch.slots, :, : batch.keys], values[batch.slots, :, : batch.keys]
@@ -80,8 +85,15 @@ class SlotCache(Cache):
             self.capacity *= 2
         for store in (self.keys, self.values):
             for layer, old in enumerate(store):
-                store[layer] = self._empty(old)
-                store[layer][:, :, : old.shape[2]] = old
+                if old.shape[2] < self.capacity:  # else an earlier growth got so far
+                    store[layer] = self._empty(old)
+                    store[layer][:, :, : old.shape[2]] = old
+
+    def shrink(self, capacity: int, *, whole: bool) -> None:
+        """After a failed allocation: tell what there is. whole: whether every layer had been allocated before."""
+        if not whole:
+            self.keys, self.values = [], []
+        self.capacity = min((layer.shape[2] for layer in (*self.keys, *self.values)), default=capacity)
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         for store in (self.keys, self.values):
@@ -226,19 +238,14 @@ class Runner:
                     f"{len(self.held[slot]) + len(new)} tokens do not fit the context of {self.context}; "
                     "shorten the prompt or lower max_new_tokens"
                 )
+        longest = max(len(self.held[slot]) + len(new) for slot, new in zip(slots, tokens, strict=True))
         capacity = self.capacity
         try:
-            self._cache.grow(
-                max(len(self.held[slot]) + len(new) for slot, new in zip(slots, tokens, strict=True))
-            )
+            self._cache.grow(longest)
+            return self._read(slots, tokens, keep, hidden)
         except (MemoryError, RuntimeError) as error:
-            self._cache.capacity = capacity
             failure = out_of_memory(error)
-        else:
-            try:
-                return self._read(slots, tokens, keep, hidden)
-            except (MemoryError, RuntimeError) as error:
-                failure = out_of_memory(error)
+        self._cache.shrink(capacity, whole=self.calls > 0)
         # Raised out here: an error that carries the failed frames would keep their tensors alive.
         raise ModelError(failure)
 
@@ -343,9 +350,12 @@ class Runner:
         mask = torch.arange(keys, device=self.device) <= positions[:, :, None]  # [B, T, L]
         rows, at = real.nonzero(as_tuple=True)
         contiguous = slots == list(range(slots[0], slots[0] + len(slots)))
+        of_slots = torch.tensor(slots, device=self.device)
         self._cache.batch = _Batch(
-            slots=torch.tensor(slots, device=self.device),
+            slots=of_slots,
             whole=slice(slots[0], slots[0] + len(slots)) if contiguous else None,
+            alone=(slots[0], slice(None), slice(starts[0], keys)) if len(slots) == 1 else None,
+            token_slots=of_slots[rows],
             token_rows=rows,
             token_steps=at,
             token_positions=positions[rows, at],
