@@ -24,6 +24,7 @@ from viaticum.decoders.reading import read_unseen
 from viaticum.decoders.request import Event, Request
 from viaticum.decoders.runner import Heads
 from viaticum.decoders.sampling import ACCEPT, FIRST, INSTEAD, SECOND, draw
+from viaticum.decoders.seats import Seats
 from viaticum.decoders.speculate import MOST, DraftLength, verify
 from viaticum.decoders.stats import CallStats
 from viaticum.decoders.writing import LARGE, SMALL, Writing
@@ -44,6 +45,7 @@ class Engine:
 
     def __init__(self, decoder: MixedDecoder) -> None:
         self.decoder = decoder
+        self._seats = Seats(decoder.runners.values())
         self._news = threading.Condition()
         self._numbers = itertools.count()
         self._arrived: deque[tuple[int, Request]] = deque()
@@ -116,7 +118,7 @@ class Engine:
             self._unwanted.clear()
         self._waiting.clear()
         for text in self._active:
-            self._give(text.slot)
+            self._seats.give(text.slot)
         self._active = []
 
     # --- who is being written -------------------------------------------------------------------------------
@@ -137,11 +139,12 @@ class Engine:
 
     def _admit(self) -> None:
         """Give free slots to those who wait longest."""
-        while self._waiting and (free := self._free()):
+        free = self._seats.free() if self._waiting else []
+        while self._waiting and free:
             number, request = self._waiting.popleft()
             text = self._writing(number, request)
             text.pen = SMALL if self.decoder.router.starts_small and self._pair else LARGE
-            text.slot = self._take(free, request.prompt)
+            text.slot = self._seats.take(free, request.prompt)
             self._active.append(text)
             self._plan(text)
         if self._waiting and not self._active:
@@ -155,23 +158,6 @@ class Engine:
     @property
     def _pair(self) -> bool:
         return SMALL in self.decoder.runners
-
-    def _free(self) -> list[int]:
-        """Slots that are free at every model: a runner may serve other decoders at the same time."""
-        runners = self.decoder.runners
-        return [slot for slot in runners[LARGE].free if all(slot in each.free for each in runners.values())]
-
-    def _take(self, free: list[int], prompt: Sequence[int]) -> int:
-        """Of the free slots the one that has read most of the prompt; of equals the one free for longest."""
-        runners = self.decoder.runners.values()
-        slot = max(free, key=lambda slot: sum(each.shared(slot, prompt) for each in runners))
-        for runner in runners:
-            runner.free.remove(slot)
-        return slot
-
-    def _give(self, slot: int) -> None:
-        for runner in self.decoder.runners.values():
-            runner.free.append(slot)
 
     # --- the small model ------------------------------------------------------------------------------------
 
@@ -238,7 +224,7 @@ class Engine:
         elif not self.decoder.router.large_stretches or self._ends(text.draft):
             text.wanted = len(text.draft)
         else:
-            text.wanted = min(text.length.choose(len(text.draft)), text.left - 1)
+            text.wanted = text.length.choose(len(text.draft), text.left - 1)
 
     def _ends(self, tokens: list[int]) -> bool:
         """Whether a text ends with these tokens."""
@@ -370,7 +356,7 @@ class Engine:
         error: ModelError | None = None,
     ) -> None:
         self._active.remove(text)
-        self._give(text.slot)
+        self._seats.give(text.slot)
         self._tell_end(text, reason, token, model, shown, error)
 
     def _tell_end(

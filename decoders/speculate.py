@@ -57,14 +57,17 @@ def verify(
     return tokens, accepted
 
 
-def worth(length: int, acceptance: float, in_hand: int, cost: float) -> float:
-    """Tokens that a pass with a draft of this length is expected to give, per cost of a plain pass.
+def worth(most: int, acceptance: float, in_hand: int, cost: float) -> list[float]:
+    """Tokens that a pass with a draft of 0, 1, ... `most` tokens is expected to give, per cost of a plain pass.
 
-    acceptance: the probability that a place after a draft is reached, taken as the same for all; in_hand:
+    acceptance: the probability that the place after a draft is reached, taken as the same for all; in_hand:
     drafted tokens that cost nothing; cost: a step of the small model, in passes of the large one.
     """
-    tokens = sum(acceptance**place for place in range(length + 1))
-    return tokens / (1 + max(0, length - in_hand) * cost + length * VERIFY)
+    worths, tokens = [], 0.0
+    for length in range(most + 1):
+        tokens += acceptance**length
+        worths.append(tokens / (1 + max(0, length - in_hand) * cost + length * VERIFY))
+    return worths
 
 
 class DraftLength:
@@ -84,13 +87,12 @@ class DraftLength:
     def acceptance(self) -> float:
         return self._reached / self._tried
 
-    def choose(self, in_hand: int = 0) -> int:
-        """Tokens to draft, those in hand included."""
+    def choose(self, in_hand: int, room: int) -> int:
+        """Tokens to draft, those in hand included; room: the most that may be."""
         if self._fixed is not None:
-            return max(self._fixed, in_hand)
-        best = max(
-            range(in_hand, MOST + 1), key=lambda n: (worth(n, self.acceptance, in_hand, self._cost), -n)
-        )
+            return min(room, max(self._fixed, in_hand))
+        worths = worth(min(MOST, room), self.acceptance, in_hand, self._cost)
+        best = max(in_hand, worths.index(max(worths)))
         if best > 0:
             self._idle = 0
             return best

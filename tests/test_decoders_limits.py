@@ -1,0 +1,210 @@
+"""Loops, the memory plan, and what the runner reads in one call."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import CONFIGS, build, plain_logits, reference
+
+from viaticum.decoders import LoopGuard, Runner, free_bytes, memory, plan_slots, runner
+from viaticum.decoders.memory import out_of_memory
+from viaticum.decoders.runner import _grouped
+from viaticum.errors import InputError, ModelError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# --- loops ----------------------------------------------------------------------------------------------------
+
+
+def loops_at(tokens: list[int], guard: LoopGuard | None = None) -> int | None:
+    """After how many tokens the guard speaks."""
+    watch = (guard or LoopGuard()).watch()
+    return next((n for n, token in enumerate(tokens, 1) if watch.push(token)), None)
+
+
+def slow_loops_at(tokens: list[int], guard: LoopGuard) -> int | None:
+    """The definition, looked up at every token."""
+    for n in range(1, len(tokens) + 1):
+        for period in range(1, guard.period + 1):
+            length = max(guard.tokens, guard.repeats * period)
+            tail = tokens[max(0, n - length) : n]
+            if len(tail) == length and tail[period:] == tail[:-period]:
+                return n
+    return None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_guard_says_what_its_definition_says(seed: int) -> None:
+    dice = random.Random(seed)
+    found = 0
+    for _ in range(25):
+        guard = LoopGuard(dice.randrange(1, 9), dice.randrange(2, 5), dice.randrange(2, 20))
+        tokens: list[int] = []
+        while len(tokens) < 120:
+            cycle = [dice.randrange(4) for _ in range(dice.randrange(1, 12))]
+            tokens += cycle * dice.randrange(1, 6)
+        assert loops_at(tokens, guard) == slow_loops_at(tokens, guard)
+        found += loops_at(tokens, guard) is not None
+    assert found > 3
+
+
+@pytest.mark.parametrize("period", [1, 7, 32, 64])
+def test_a_loop_is_found_after_any_text(period: int) -> None:
+    dice = random.Random(period)
+    for before in (0, 100, 4095, 9000):
+        text = [dice.randrange(1000) for _ in range(before)]
+        loop = list(range(2000, 2000 + period))
+        assert loops_at(text + loop * 300) == before + max(256, 8 * period)
+
+
+def test_text_that_repeats_itself_is_no_loop() -> None:
+    """Tables, lists, zeros and refrains, a token a character, which is the hardest case for the guard."""
+    texts = [
+        "1" + "0" * 100,  # a googol
+        "".join(f"{a} x {b} = {a * b}\n" for a in range(1, 13) for b in range(1, 13)),
+        "".join(f"{n}. The number {n} is {'even' if n % 2 == 0 else 'odd'}.\n" for n in range(200)),
+        "| a | b | c |\n|---|---|---|\n" + "| 0 | 0 | 0 |\n" * 12,
+        "[" + ", ".join(["0"] * 64) + "]",
+        "-" * 80 + "\n" + "=" * 80,
+        "0.142857142857142857142857142857142857142857142857",
+        "\n".join(" ".join("1" if i == j else "0" for j in range(16)) for i in range(16)),
+        "I must not talk in class.\n" * 7,
+        "    return None\n\n\n" * 6 + "def f():\n" * 6,
+    ]
+    for text in texts:
+        assert loops_at([ord(letter) for letter in text]) is None, text[:30]
+
+
+def test_a_loop_that_breaks_off_is_no_loop() -> None:
+    assert loops_at(([1, 2, 3] * 85) + [4] + ([1, 2, 3] * 85)) is None
+    assert loops_at([*range(65)] * 40) is None, "a period of 65 is longer than the guard looks"
+    assert loops_at([*range(65)] * 40, LoopGuard(period=65)) == 520
+
+
+@pytest.mark.parametrize("values", [{"period": 0}, {"repeats": 1}, {"tokens": 1}])
+def test_a_guard_that_makes_no_sense(values: dict[str, int]) -> None:
+    with pytest.raises(InputError):
+        LoopGuard(**values)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+@pytest.mark.parametrize("context", [300, 512, 3000])
+def test_the_plan_fits_and_is_not_far_from_what_is_taken(kind: str, context: int) -> None:
+    free = 24_000_000
+    slots = plan_slots(CONFIGS[kind], context, free, dtype=torch.float32, at_most=1000)
+    assert slots > 1
+    assert slots == plan_slots(CONFIGS[kind], context, free, dtype=torch.float32) or slots > memory.MOST_SLOTS
+    under_test = Runner(build(kind), slots=slots, context=context)
+    under_test.extend(list(range(2)), [[1] * context, [2]])
+    cache = under_test._cache
+    taken = sum(
+        layer.numel() * layer.element_size() for store in (cache.keys, cache.values) for layer in store
+    )
+    assert under_test.capacity >= context
+    assert 0.5 * free < taken < 0.9 * free
+    with pytest.raises(ModelError, match=r"needs [\d,]+ bytes and 100,000 are free"):
+        plan_slots(CONFIGS[kind], context, 100_000, dtype=torch.float32)
+    with pytest.raises(InputError):
+        plan_slots(CONFIGS[kind], 0, free)
+
+
+def test_the_bytes_that_are_needed_are_enough() -> None:
+    with pytest.raises(ModelError) as refused:
+        plan_slots(CONFIGS["llama"], 600, 0)
+    needed = int(str(refused.value).split()[6].replace(",", ""))
+    assert plan_slots(CONFIGS["llama"], 600, needed + 10) == 1
+    with pytest.raises(ModelError):
+        plan_slots(CONFIGS["llama"], 600, int(0.95 * needed))
+
+
+def test_a_runner_plans_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build("llama").save_pretrained(tmp_path)
+    assert free_bytes() > 0
+    assert Runner.load(tmp_path, slots="auto", context=64).slots == memory.MOST_SLOTS
+    for free in (2_000_000, 6_000_000):
+        monkeypatch.setattr(runner, "free_bytes", lambda device, free=free: free)
+        planned = Runner.load(tmp_path, slots="auto", context=64)
+        assert planned.slots == plan_slots(CONFIGS["llama"], 64, free)
+    monkeypatch.setattr(runner, "free_bytes", lambda device: 1000)
+    with pytest.raises(ModelError, match="1,000 are free"):
+        Runner.load(tmp_path, slots="auto", context=64)
+
+
+def test_a_real_allocator_is_understood() -> None:
+    with pytest.raises(RuntimeError) as failed:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert out_of_memory(failed.value).startswith("not enough memory (")
+    assert "\n" not in out_of_memory(failed.value)
+    assert "MemoryError" in out_of_memory(MemoryError())
+    with pytest.raises(KeyError):
+        out_of_memory(KeyError("x"))
+
+
+# --- what the runner reads ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [5, 16, 1024])
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_the_last_positions_of_ragged_rows(kind: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "PREFILL_TOKENS", width)
+    dice = random.Random(f"{kind}{width}")
+    under_test = Runner(build(kind), slots=4)
+    for _ in range(10):
+        slots = dice.sample(range(4), dice.randrange(1, 5))
+        new = [[dice.randrange(97) for _ in range(dice.choice([1, 2, 5, 20]))] for _ in slots]
+        keep = [dice.randrange(1, min(len(tokens), 6) + 1) for tokens in new]
+        before = [list(under_test.held[slot]) for slot in slots]
+        heads = under_test.read(slots, new, keep, hidden=True)
+        assert heads.hidden is not None
+        assert heads.logits.dtype == torch.float32
+        assert len(heads.logits) == len(heads.finite) == len(heads.hidden) == sum(keep)
+        at = 0
+        for old, tokens, last in zip(before, new, keep, strict=True):
+            for length in range(len(tokens) - last + 1, len(tokens) + 1):
+                text = old + tokens[:length]
+                torch.testing.assert_close(heads.logits[at], plain_logits(text, kind), atol=2e-4, rtol=1e-3)
+                with torch.inference_mode():
+                    hidden = reference(kind, 0).model(torch.tensor([text]), use_cache=False).last_hidden_state
+                torch.testing.assert_close(heads.hidden[at], hidden[0, -1], atol=2e-4, rtol=1e-3)
+                at += 1
+        for slot in slots:
+            under_test.truncate(slot, dice.randrange(len(under_test.held[slot]) + 1))
+    with pytest.raises(InputError):
+        under_test.read([0], [[1, 2]], [3])
+    assert under_test.read([0], [[1]]).hidden is None
+
+
+def test_rows_that_catch_up_share_a_call_and_a_prefill_does_not_pad_them() -> None:
+    assert _grouped([1, 3, 8, 2, 5], 64) == [[0, 1, 2, 3, 4]]
+    assert _grouped([1, 400, 1, 2], 64) == [[0, 2, 3], [1]]
+    assert _grouped([400, 1, 380, 390], 64) == [[1], [0, 2, 3]]
+    assert _grouped([7], 64) == [[0]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_grouping_costs_less(seed: int) -> None:
+    dice = random.Random(seed)
+    lengths = [dice.choice([1, 2, 5, 30, 100]) for _ in range(dice.randrange(1, 7))]
+
+    def cost(groups: list[list[int]]) -> int:
+        return sum(20 + len(group) * max(lengths[i] for i in group) for group in groups)
+
+    def partitions(rows: list[int]) -> list[list[list[int]]]:
+        if not rows:
+            return [[]]
+        first, rest = rows[0], rows[1:]
+        found = []
+        for groups in partitions(rest):
+            found.append([[first], *groups])
+            found += [[*groups[:i], [first, *groups[i]], *groups[i + 1 :]] for i in range(len(groups))]
+        return found
+
+    got = _grouped(lengths, 20)
+    assert sorted(row for group in got for row in group) == list(range(len(lengths)))
+    assert cost(got) == min(map(cost, partitions(list(range(len(lengths))))))
