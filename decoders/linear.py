@@ -42,7 +42,7 @@ from viaticum.gguf import (
 Weights = Literal["auto", "plain", "bfloat16", "low-bit"]
 
 # The most rows that a form takes: beyond them bfloat16 is faster. Measured on two Zen 4 cores with the layers of a
-# 0.5B and a 1.5B model (benchmarks/kernels.py). ATen's kernels go through the weights again every four rows.
+# 0.5B and a 1.5B model (benchmarks/call_costs.py). ATen's kernels go through the weights again every four rows.
 FOUR_BIT_ROWS = 4
 EIGHT_BIT_ROWS = 4
 INTEGER_ROWS = 20
@@ -292,11 +292,12 @@ def _packed(parent: nn.Module, prefix: str, members: tuple[str, ...], file: _Fil
     forms: list[tuple[float, _Form]] = []
     if file.quantised.issuperset(names):
         blocks = _blocks(layers, names, file)
-        if blocks is not None and rows % 16 == 0 and columns % GROUP == 0:
+        even = rows % 16 == 0 and columns % GROUP == 0  # ATen's kernels take no other shapes, and do not ask
+        if blocks is not None and even:
             forms.append((FOUR_BIT_ROWS, FourBitForm(blocks, bias)))
         elif rows >= WIDE * columns:
             forms.append((INTEGER_ROWS, IntegerForm(weight, bias)))
-        else:
+        elif even:
             forms.append((EIGHT_BIT_ROWS, EightBitForm(weight, bias)))
     forms.append((float("inf"), BFloat16Form(weight, bias)))
     return PackedLinear(forms, columns, rows)
