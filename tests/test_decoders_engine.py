@@ -27,10 +27,14 @@ from tiny_models import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from viaticum.agents.local import LocalModels
+from viaticum.agents.models import Generation
+from viaticum.catalogue import Catalogue
 from viaticum.decoders import Engine, Event, MixedDecoder, Request, Result, Runner, Sampling
 from viaticum.decoders.runner import FIRST_CAPACITY, SlotCache
 from viaticum.errors import InputError, ModelError, PromptTooLong
 from viaticum.routers.token import AlwaysSmall, Entropy, Replay
+from viaticum.types import Completion, Message
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -348,6 +352,33 @@ def test_damaged_weights_of_either_model_end_the_texts_that_need_it(model: int) 
     assert results[1 - model].finish_reason == ("error" if model == 0 else "length")
     assert f"logits of {decoder.names[model]} are not finite" in str(results[model].error)
     assert empty(decoder)
+
+
+def test_a_failed_call_of_a_local_model_raises_and_its_neighbours_are_given_first(
+    tiny_catalogue: Catalogue,
+) -> None:
+    """So that whoever holds money for the call can free it."""
+    pool = LocalModels(tiny_catalogue, slots=2)
+    model = pool.model("tiny-large")
+    chats: list[list[Message]] = [
+        [{"role": "user", "content": text}] for text in ("one", "tw\N{BULLET}", "one")
+    ]
+    odd = next(iter(set(model.prompt(chats[1])) - set(model.prompt(chats[0]))))
+    with torch.no_grad():
+        pool.runner("tiny-large").model.get_input_embeddings().weight[odd] = float("nan")
+    generation = Generation(max_new_tokens=3)
+    with pytest.raises(ModelError, match="not finite"):
+        model.generate(chats[1], generation)
+    given: dict[int, Completion] = {}
+
+    def take_all() -> None:
+        for place, completion in model.generate_all(chats, generation):
+            given[place] = completion
+
+    with pytest.raises(ModelError, match="request 1"):
+        take_all()
+    assert sorted(given) == [0, 2]
+    assert given[0].text == given[2].text == model.generate(chats[0], generation).text
 
 
 # --- what cannot be asked -------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from viaticum.errors import InputError
-from viaticum.routers.token import AlwaysLarge, AlwaysSmall, Entropy, Replay, Step, entropy
+from viaticum.routers.token import AlwaysLarge, AlwaysSmall, Divergence, Entropy, Replay, Step, entropy
 
 
 def a_step(
@@ -80,3 +81,36 @@ def test_replay_looks_at_this_token_or_the_next() -> None:
     step = a_step([0.0] * 4, requests=[0, 0, 1, 1], positions=[0, 1, 0, 7])
     assert router.keep_small(step).tolist() == [False, True, True, True]
     assert router.hand_back(step).tolist() == [True, False, True, True]
+
+
+class Sevens(Divergence):
+    """Score: the token's sevenths."""
+
+    def score(self, step: Step) -> torch.Tensor:
+        return step.tokens / 7
+
+
+def test_divergence_drops_what_scores_above_the_threshold_and_always_hands_back() -> None:
+    router = Sevens(3 / 7)
+    step = replace(a_step([0.1, 0.9, 0.5]), tokens=torch.tensor([2, 3, 4]))
+    assert router.keep_small(step).tolist() == [True, True, False]
+    assert router.keep_small(replace(step, scores=torch.tensor([1.0, 0.0, float("nan")]))).tolist() == [
+        False,
+        True,
+        False,
+    ], "what was scored is not scored again; what is no number is not trusted"
+    assert router.hand_back(step).tolist() == [True] * 3
+    assert (router.needs_hidden, router.large_stretches, router.looks_at_tokens) == (True, False, True)
+    assert Entropy().score(step) is None
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_a_threshold_out_of_range(threshold: float) -> None:
+    with pytest.raises(InputError, match="threshold"):
+        Sevens(threshold)
+
+
+def test_the_largest_logits_are_sorted() -> None:
+    step = replace(a_step([0.0]), logits=torch.tensor([[3.0, 9.0, 1.0, 5.0]]))
+    assert step.top_logits(3).tolist() == [[9, 5, 3]]
+    assert step.top_logits().tolist() == [[9, 5, 3, 1]]
