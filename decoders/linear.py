@@ -23,9 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,7 @@ WIDE = 4  # N / K from which `IntegerForm` is faster than `EightBitForm` in spit
 GROUP = 32  # weights along K that share a scale and a minimum
 HALF = 128  # a digit is stored as an unsigned byte, this much above its value
 LARGEST = 127 * 256  # of a 16-bit activation: its upper digit stays within -127 to 127
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input
 
 
@@ -266,14 +269,16 @@ def _read_file(folder: Path) -> _File:
     """A file that cannot be read, or of an unknown architecture, has no low-bit matrices."""
     try:
         header = read_header(folder / "model.gguf")
-        quantised = frozenset(quantised_tensors(header))
-        tensors = four_bit_tensors(header)
+        quantised = set(quantised_tensors(header))
+        four_bit = {
+            name: partial(read_four_bit, header, tensor) for name, tensor in four_bit_tensors(header).items()
+        }
     except WeightsError:
         return _File(frozenset(), {})
-    return _File(
-        quantised,
-        {name: lambda tensor=tensor: read_four_bit(header, tensor) for name, tensor in tensors.items()},  # type: ignore[misc]
-    )
+    if all(tensor.name != "output.weight" for tensor in header.tensors):  # the output head is the embedding
+        quantised |= {HEAD} if EMBEDDING in quantised else set()
+        four_bit |= {HEAD: four_bit[EMBEDDING]} if EMBEDDING in four_bit else {}
+    return _File(frozenset(quantised), four_bit)
 
 
 def _inputs(layer: Any) -> tuple[int, bool]:
@@ -305,8 +310,6 @@ def _packed(parent: nn.Module, prefix: str, members: tuple[str, ...], file: _Fil
 
 def _blocks(layers: list[nn.Linear], names: list[str], file: _File) -> FourBit | None:
     """The file's 4-bit blocks of all these layers; None where one has none, or holds other weights now."""
-    import numpy as np
-
     if not all(name in file.four_bit for name in names):
         return None
     found = [file.four_bit[name]() for name in names]

@@ -195,12 +195,9 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def write_gguf(path: Path, architecture: str) -> None:
-    hidden, inner, heads, vocabulary = (
-        256,
-        512,
-        4,
-        ["<|end|>", *(chr(code) for code in range(33, 127)), "Ġ", "ab"],
-    )
+    hidden, inner, heads = 256, 512, 4
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = ["<|end|>", *letters, "Ġ", "ab", *(f"<{n}>" for n in range(15))]  # 112: a multiple of 16
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(2)
     writer.add_context_length(64)
@@ -276,6 +273,8 @@ def test_a_model_with_packed_weights_says_what_the_plain_one_says(folder: Path) 
         for _, form in module.forms
     }
     assert kinds == {"FourBitForm", "EightBitForm", "BFloat16Form"}
+    head = packed.model.lm_head.forms  # tied to the embedding, which the file has in Q8_0
+    assert [type(form) for _, form in head] == [EightBitForm, BFloat16Form]
     joined = packed.model.model.layers[0].self_attn.q_proj.joined.layer
     assert [type(form) for _, form in joined.forms] == [FourBitForm, BFloat16Form]
     assert packed.weight_bytes < plain.weight_bytes
