@@ -309,10 +309,13 @@ def _packed(parent: nn.Module, prefix: str, members: tuple[str, ...], file: _Fil
 
 
 def _blocks(layers: list[nn.Linear], names: list[str], file: _File) -> FourBit | None:
-    """The file's 4-bit blocks of all these layers; None where one has none, or holds other weights now."""
+    """The file's 4-bit blocks of all these layers; None where one has none or now holds other weights."""
     if not all(name in file.four_bit for name in names):
         return None
-    found = [file.four_bit[name]() for name in names]
+    try:
+        found = [file.four_bit[name]() for name in names]
+    except WeightsError:  # the file is cut short; the weights beside it are not
+        return None
     if not all(_same(layer.weight, blocks) for layer, blocks in zip(layers, found, strict=True)):
         return None
     return FourBit(

@@ -21,7 +21,7 @@ from viaticum.decoders.linear import (
     pack,
     weight_bytes,
 )
-from viaticum.errors import InputError
+from viaticum.errors import InputError, WeightsError
 from viaticum.gguf import FourBit, convert, four_bit_tensors, read_four_bit, read_header
 
 gguf = pytest.importorskip("gguf")
@@ -300,3 +300,18 @@ def test_a_file_that_cannot_be_read_is_as_good_as_none(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     pack(model, folder, "auto")
     assert [type(form) for _, form in model.lm_head.forms] == [BFloat16Form]
+
+
+def test_a_file_that_is_cut_short_gives_no_blocks(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    whole = (folder / "model.gguf").read_bytes()
+    (folder / "model.gguf").write_bytes(whole[: len(whole) * 2 // 3])
+    header = read_header(folder / "model.gguf")
+    tensor = list(four_bit_tensors(header).values())[-1]
+    with pytest.raises(WeightsError, match="cut short"):
+        read_four_bit(header, tensor)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    pack(model, folder, "low-bit")
+    kinds = [type(layer.mlp.gate_proj.joined.layer.forms[0][1]) for layer in model.model.layers]
+    assert kinds == [FourBitForm, IntegerForm]
