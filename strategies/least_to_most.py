@@ -46,7 +46,7 @@ EXAMPLES = (
         "Answers:\n"
         "1. A third of 24 is 24 / 3 = 8, so on Tuesday she reads 24 + 8 = 32 pages.\n"
         "2. On Wednesday she reads 24 + 32 = 56 pages.\n"
-        "3. She has read 24 + 32 + 56 = 112 pages, so 150 - 112 = 38 pages are left.\n"
+        "3. On the three days she reads 56 + 56 = 112 pages, so 150 - 112 = 38 pages are left.\n"
         "The answer is 38.",
     ),
     Example(

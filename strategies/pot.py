@@ -86,6 +86,68 @@ EXAMPLES = (
         "print(answer)\n"
         "```",
     ),
+    Example(
+        "A bakery bakes 240 rolls. It sells five eighths of them before noon at $0.80 each and the rest "
+        "after noon at half that price. How much money does it take in that day?",
+        "```python\n"
+        "rolls = 240\n"
+        "price_before_noon = 0.80\n"
+        "# five eighths are sold before noon\n"
+        "sold_before_noon = rolls * 5 / 8\n"
+        "# the rest is sold after noon, at half that price\n"
+        "sold_after_noon = rolls - sold_before_noon\n"
+        "price_after_noon = price_before_noon / 2\n"
+        "# all the money of the day\n"
+        "answer = sold_before_noon * price_before_noon + sold_after_noon * price_after_noon\n"
+        "print(answer)\n"
+        "```",
+    ),
+    Example(
+        "Mara is 4 years older than twice her brother's age. Together they are 40 years old. How old will "
+        "Mara be in 5 years?",
+        "```python\n"
+        "years_more_than_twice = 4\n"
+        "together = 40\n"
+        "years_from_now = 5\n"
+        "# brother + (2 * brother + 4) = together\n"
+        "brother = (together - years_more_than_twice) / 3\n"
+        "# Mara is 4 years older than twice her brother's age\n"
+        "mara = 2 * brother + years_more_than_twice\n"
+        "# the question asks for her age in 5 years\n"
+        "answer = mara + years_from_now\n"
+        "print(answer)\n"
+        "```",
+    ),
+    Example(
+        "A car's tank holds 50 litres, and the car uses 8 litres for every 100 km. It starts with a full "
+        "tank. What percentage of the fuel is left after a drive of 350 km?",
+        "```python\n"
+        "tank = 50\n"
+        "litres_per_100_km = 8\n"
+        "km = 350\n"
+        "# litres used on the drive\n"
+        "used = km / 100 * litres_per_100_km\n"
+        "# litres left of the full tank\n"
+        "left = tank - used\n"
+        "# as a percentage of the fuel at the start\n"
+        "answer = left / tank * 100\n"
+        "print(answer)\n"
+        "```",
+    ),
+    Example(
+        "A shop raises the price of a $120 jacket by 25%, then takes 10% off the new price. How much more "
+        "than at first does the jacket cost now?",
+        "```python\n"
+        "first_price = 120\n"
+        "# raised by 25%\n"
+        "raised_price = first_price * (1 + 25 / 100)\n"
+        "# 10% off the new price\n"
+        "price_now = raised_price * (1 - 10 / 100)\n"
+        "# how much more than at first\n"
+        "answer = price_now - first_price\n"
+        "print(answer)\n"
+        "```",
+    ),
 )
 
 _CLOSED_FENCE = re.compile(r"```[ \t]*+(\w*+)[^\n`]*+\n(.*?)```", re.DOTALL)
