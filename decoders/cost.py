@@ -1,0 +1,359 @@
+"""What decoding costs on this machine, and which way of decoding is fastest: a cost model of `Engine`.
+
+The times of model calls are measured, by rows and new tokens (`measure`). A way of decoding is then played
+through with those times and with how often models hand over (`Habits`), step by step as the engine does it, but
+without a model: that gives the tokens a second to expect (`CostModel.predict`). Knows nothing of quality: the
+caller says which ways are allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import statistics
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from viaticum.decoders.runner import Runner
+from viaticum.decoders.speculate import MOST
+from viaticum.decoders.stats import Stats
+from viaticum.errors import DataError, InputError
+from viaticum.routers.token import entropy
+
+ROWS = (1, 2, 4, 8, 16, 32)
+TOKENS = (1, 2, 3, 5, 9, 17)
+CONTEXT = 512  # positions that rows hold while they are timed: a few-shot prompt
+PLAYED = 4_000  # tokens that a prediction plays through
+DRAFTS = (1, 2, 3, 4, 6, 8)  # draft lengths that are tried
+
+
+@dataclass(frozen=True, slots=True)
+class CallTimes:
+    """Seconds of one call of a model. rows and tokens (new ones of its longest row) rise from 1; seconds [rows][tokens].
+
+    Between the measured points it is linear, beyond them it goes on as between the last two.
+    """
+
+    rows: tuple[int, ...]
+    tokens: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        if [len(line) for line in self.seconds] != [len(self.tokens)] * len(self.rows):
+            raise InputError(
+                "seconds must have a line for every number of rows, a value for every number of tokens"
+            )
+        for points in (self.rows, self.tokens):
+            if not points or points[0] != 1 or list(points) != sorted(set(points)):
+                raise InputError(f"measured points must rise from 1, got {points}")
+
+    def __call__(self, rows: int, tokens: int) -> float:
+        (row, down), (column, right) = _place(self.rows, rows), _place(self.tokens, tokens)
+        above, below = self.seconds[row], self.seconds[min(row + 1, len(self.rows) - 1)]
+        after = min(column + 1, len(self.tokens) - 1)
+        upper = above[column] + (above[after] - above[column]) * right
+        lower = below[column] + (below[after] - below[column]) * right
+        return max(upper + (lower - upper) * down, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How a pair of models and a router go about it, as chances.
+
+    drop: the router drops a token of the small model; back: the large one hands back after a token;
+    accept: the large model takes the next drafted token, given that it took those before.
+    """
+
+    drop: float
+    back: float
+    accept: float = 0.7
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} is a chance between 0 and 1, got {value}")
+
+    @property
+    def large_share(self) -> float:
+        """The share of tokens that the large model writes."""
+        if self.drop == 0:
+            return 0.0
+        if self.back == 0:
+            return 1.0
+        large, small = 1 / self.back, (1 - self.drop) / self.drop
+        return large / (large + small)
+
+    @classmethod
+    def seen(cls, stats: Stats, large_tokens: int) -> Habits:
+        """Counted from what a decoder did, and the tokens that its large model wrote.
+
+        Every stretch of the large model begins with a dropped token; where the next token after it is dropped at
+        once, a trace shows one stretch for two, so traces alone do not tell. Without any draft `accept` stays
+        what it is by default. Raises `DataError` where nothing was written.
+        """
+        if not stats.proposed and not large_tokens:
+            raise DataError("the decoder has written nothing; let it write a few texts first")
+        habits = cls(
+            drop=stats.dropped / stats.proposed if stats.proposed else 1.0,
+            back=min(1.0, stats.dropped / large_tokens) if large_tokens else 1.0,
+        )
+        if not stats.drafted:
+            return habits
+        return replace(habits, accept=_chance(stats.accepted, stats.drafted, stats.large.rows))
+
+
+def _chance(accepted: int, drafted: int, passes: int) -> float:
+    """The chance per token that gives `accepted` of drafts of the mean length, by bisection."""
+    length = max(1, round(drafted / max(1, passes)))
+    wanted = accepted / drafted * length
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if sum(middle**place for place in range(1, length + 1)) < wanted:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to decode. routed: a router hands tokens to and fro, else the large model writes all of them;
+    draft: tokens that the small model drafts before each pass of the large one."""
+
+    routed: bool
+    draft: int = 0
+
+    def __str__(self) -> str:
+        name = "routed" if self.routed else "speculative" if self.draft else "large"
+        return f"{name}:{self.draft}" if self.draft else name
+
+
+LARGE_ALONE = Way(routed=False)
+LOSSLESS = (LARGE_ALONE, *(Way(False, draft) for draft in DRAFTS))  # what the large model would write
+ROUTED = (Way(True), *(Way(True, draft) for draft in DRAFTS[:4]))
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Call times of both models of a pair on one machine. conditions: what they were measured with."""
+
+    small: CallTimes
+    large: CallTimes
+    conditions: dict[str, Any]
+
+    def predict(self, way: Way, habits: Habits, streams: int, *, batch: int = 1) -> float:
+        """Tokens a second, all streams together, while as many texts are being written.
+
+        batch: rows that the large model waits for (`MixedDecoder(llm_batch=...)`).
+        """
+        if streams < 1:
+            raise InputError(f"streams must be 1 or more, got {streams}")
+        return _Play(self, way, habits, streams, batch).tokens_per_second()
+
+    def fastest(self, ways: Sequence[Way], habits: Habits, streams: int) -> tuple[Way, dict[Way, float]]:
+        """The way with the most tokens a second, and what each is expected to give. Of equals the first.
+
+        Put `LARGE_ALONE` among the ways, and routing is never slower than not routing, as far as this model tells.
+        """
+        if not ways:
+            raise InputError("name at least one way to decode")
+        expected = {way: self.predict(way, habits, streams) for way in ways}
+        return max(expected, key=lambda way: expected[way]), expected
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> CostModel:
+        """Raises `InputError` where there is none, `DataError` where the file is no cost model."""
+        try:
+            told = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(_times(told["small"]), _times(told["large"]), dict(told["conditions"]))
+        except OSError as error:
+            raise InputError(f"cannot read the cost model {path}: {error.strerror or error}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is not a cost model ({error}); measure it again") from None
+
+
+class _Row:
+    """A text in the play: who has the pen, tokens that each model has not read, and its draft."""
+
+    def __init__(self, pen_large: bool) -> None:
+        self.large = pen_large
+        self.unread_small = self.unread_large = 1
+        self.draft = self.wanted = 0
+
+    @property
+    def drafting(self) -> bool:
+        return self.large and self.draft < self.wanted
+
+
+class _Play:
+    """The engine's steps with a clock and dice in place of models."""
+
+    def __init__(self, costs: CostModel, way: Way, habits: Habits, streams: int, batch: int) -> None:
+        self.costs, self.way, self.habits, self.batch = costs, way, habits, batch
+        self.dice = random.Random(f"{way}{streams}")
+        self.rows = [_Row(not way.routed) for _ in range(streams)]
+        for row in self.rows:
+            self._plan(row)
+        self.seconds, self.written, self.delay = 0.0, 0, 0
+
+    def tokens_per_second(self) -> float:
+        while self.written < PLAYED:
+            self._small()
+            self._large()
+        return self.written / self.seconds
+
+    def _happens(self, chance: float) -> bool:
+        return self.dice.random() < chance
+
+    def _plan(self, row: _Row) -> None:
+        row.wanted = max(self.way.draft, row.draft) if row.large and self.way.draft else 0
+
+    def _small(self) -> None:
+        rows = [row for row in self.rows if not row.large or row.drafting]
+        if not rows:
+            return
+        self.seconds += self.costs.small(len(rows), max(row.unread_small for row in rows))
+        for row in rows:
+            if row.large:
+                row.draft += 1
+                row.unread_small = 1  # the guess itself
+            elif self._happens(self.habits.drop):
+                row.large = True
+                row.draft = row.unread_small = int(
+                    self.way.draft > 0
+                )  # the dropped token is a guess for nothing
+                self._plan(row)
+            else:
+                row.unread_small = 1
+                row.unread_large += 1
+                self.written += 1
+
+    def _large(self) -> None:
+        ready = [row for row in self.rows if row.large and not row.drafting]
+        if not self._is_due(ready):
+            return
+        self.delay = 0
+        self.seconds += self.costs.large(len(ready), max(row.unread_large + row.draft for row in ready))
+        for row in ready:
+            read = max(row.draft - 1, 0)  # the small model has not read its last guess
+            written, accepted, back = self._write(row.draft)
+            self.written += written
+            behind = 0 if row.draft else row.unread_small
+            row.unread_small = max(1, behind + written - min(accepted, read))
+            row.unread_large, row.draft = 1, 0
+            row.large = not back
+            self._plan(row)
+
+    def _write(self, draft: int) -> tuple[int, int, bool]:
+        """Tokens that a pass over a draft writes, those of them that were the draft's, and whether the pen goes back."""
+        written = accepted = 0
+        for place in range(draft + 1):
+            written += 1
+            took = place < draft and self._happens(self.habits.accept)
+            accepted += took
+            if self.way.routed and self._happens(self.habits.back):
+                return written, accepted, True
+            if not took:
+                break
+        return written, accepted, False
+
+    def _is_due(self, ready: list[_Row]) -> bool:
+        """As `Engine._is_due`."""
+        if not ready:
+            return False
+        drafting = any(row.drafting for row in self.rows)
+        if not drafting and all(row.large for row in self.rows):
+            return True
+        if len(ready) < self.batch:
+            return False
+        self.delay += 1
+        return not drafting or self.delay > max(MOST, self.way.draft)
+
+
+@torch.inference_mode()
+def measure(
+    runner: Runner,
+    *,
+    rows: Sequence[int] = ROWS,
+    tokens: Sequence[int] = TOKENS,
+    context: int = CONTEXT,
+    repeats: int = 3,
+    verifies: bool = False,
+) -> CallTimes:
+    """Median seconds of calls of a runner none of whose slots is in use; numbers of rows beyond its slots are left out.
+
+    verifies: time the logits of every token read, as verifying a draft needs them, not of the last alone.
+    What is done with the logits is timed as well (entropy, the likeliest token, the way to the host).
+    """
+    sizes = [count for count in rows if count <= runner.slots]
+    context = min(context, runner.context - max(tokens))
+    if context < 1:
+        raise InputError(f"a context of {runner.context} is too short to time calls of {max(tokens)} tokens")
+    if len(runner.free) < runner.slots:
+        raise InputError("some slots are in use; measure a runner before texts are written with it")
+    prompt = [1 + place % 97 for place in range(context)]
+    runner.start(0, [*prompt, 1])
+    if unread := prompt[len(runner.held[0]) :]:
+        runner.read([0], [unread])
+    for slot in range(1, max(sizes)):
+        runner.start(slot, [*prompt, 1])
+
+    def call(count: int, new: int) -> float:
+        for slot in range(count):
+            runner.truncate(slot, context)
+        began = time.perf_counter()
+        heads = runner.read(range(count), [[7] * new] * count, [new if verifies else 1] * count)
+        torch.stack([entropy(heads.logits), heads.logits.argmax(-1).float()]).tolist()
+        return time.perf_counter() - began
+
+    found = []
+    for count in sizes:
+        line = []
+        for new in tokens:
+            call(count, new)
+            line.append(statistics.median(call(count, new) for _ in range(repeats)))
+        found.append(tuple(line))
+    for slot in range(max(sizes)):
+        runner.reset(slot)
+    return CallTimes(tuple(sizes), tuple(tokens), tuple(found))
+
+
+def measure_pair(small: Runner, large: Runner, *, context: int = CONTEXT, repeats: int = 3) -> CostModel:
+    """The cost model of a pair on this machine, in seconds to minutes: time it on an otherwise quiet machine."""
+    conditions = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": str(large.device),
+        "machine": platform.processor() or platform.machine(),
+        "context": context,
+    }
+    return CostModel(
+        measure(small, context=context, repeats=repeats),
+        measure(large, context=context, repeats=repeats, verifies=True),
+        conditions,
+    )
+
+
+def _times(told: dict[str, Any]) -> CallTimes:
+    return CallTimes(
+        tuple(told["rows"]), tuple(told["tokens"]), tuple(tuple(map(float, line)) for line in told["seconds"])
+    )
+
+
+def _place(points: tuple[int, ...], value: int) -> tuple[int, float]:
+    """The measured point that the value goes on from, and how far it lies towards the next (above 1 beyond the last)."""
+    at = min(max(bisect_right(points, value) - 1, 0), max(len(points) - 2, 0))
+    if len(points) == 1:
+        return 0, 0.0
+    return at, (value - points[at]) / (points[at + 1] - points[at])
