@@ -112,18 +112,16 @@ def profile(
     if as_json:
         typer.echo(json.dumps({"path": str(out), "outcomes": len(outcomes), "rows": rows}))
         return
-    table = Table(
-        "pair", "right", "95% interval", "no answer", "tokens p50", "p90", "cost p50", "p90",
-        box=None, pad_edge=False,
-    )  # fmt: skip
+    table = Table("pair", "right", "95%", "no answer", "tokens p50/p90", "cost p50", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "fold"
     for told in rows:
         low, high = told["accuracy_95"]
         table.add_row(
-            told["pair"], f"{told['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", str(told["without_answer"]),
-            str(told["tokens_p50"]), str(told["tokens_p90"]),
-            format_usd(told["cost_p50"]), format_usd(told["cost_p90"]),
+            told["pair"], f"{told['accuracy']:.1%}", f"{low:.0%} to {high:.0%}", str(told["without_answer"]),
+            f"{told['tokens_p50']}/{told['tokens_p90']}", format_usd(told["cost_p50"]),
         )  # fmt: skip
-    Console().print(table)
+    Console(width=max(100, Console().width)).print(table)
     typer.echo(f"{len(outcomes)} outcomes in {out}")
 
 
