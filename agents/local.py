@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from viaticum.agents.models import Generation, Model
+from viaticum.agents.ways import choose_way, habits_of, known_costs
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
 from viaticum.types import Completion, Message, TokenCount, Usage
@@ -20,6 +22,7 @@ from viaticum.weights import locate
 
 if TYPE_CHECKING:
     from viaticum.decoders import MixedDecoder, Request, Result, Runner
+    from viaticum.decoders.cost import CostModel, Way
     from viaticum.routers.token import TokenRouter
 
 
@@ -75,7 +78,11 @@ class LocalModel(Model):
         self.pool, self.spec = pool, spec
         self.name, self.members = spec.name, spec.members
         self._folder = folder
-        self._decoder: MixedDecoder | None = None
+        self._decoders: dict[Way, MixedDecoder] = {}
+
+    @cached_property
+    def _costs(self) -> CostModel | None:
+        return known_costs(self.spec)
 
     @property
     def tokenizer(self) -> Any:
@@ -103,7 +110,7 @@ class LocalModel(Model):
 
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
         with self.pool.lock:
-            events = self._mixed().stream([self._request(messages, generation)])
+            events = self._mixed(texts=1).stream([self._request(messages, generation)])
             for event in events:
                 if event.text:
                     yield event.text
@@ -120,7 +127,7 @@ class LocalModel(Model):
         failure: ModelError | None = None
         with self.pool.lock:
             requests = [self._request(messages, generation) for messages in chats]
-            for event in self._mixed().stream(requests):
+            for event in self._mixed(len(requests)).stream(requests):
                 if event.result is not None and event.result.error is not None:
                     failure = failure or event.result.error
                 elif event.result is not None:
@@ -138,21 +145,29 @@ class LocalModel(Model):
             stop=generation.stop,
         )
 
-    def _mixed(self) -> MixedDecoder:
-        if self._decoder is None:
-            runners = [self.pool.runner(member) for member in self.members]
-            from viaticum.decoders import MixedDecoder
+    def _mixed(self, texts: int) -> MixedDecoder:
+        """The decoder for so many texts at once; a pair may have one for every way that pays."""
+        from viaticum.decoders import MixedDecoder
+        from viaticum.decoders.cost import LARGE_ALONE
+        from viaticum.routers.token import AlwaysLarge
 
-            pair = len(runners) == 2
-            self._decoder = MixedDecoder(
+        runners = [self.pool.runner(member) for member in self.members]
+        way = LARGE_ALONE if len(runners) == 1 else self._way(min(texts, self.pool.slots))
+        if way not in self._decoders:
+            self._decoders[way] = MixedDecoder(
                 runners[-1],
-                runners[0] if pair else None,
+                runners[0] if way != LARGE_ALONE else None,
                 tokenizer=self.tokenizer,
-                router=token_router(self.spec) if pair else None,
+                router=token_router(self.spec) if way.routed else AlwaysLarge(),
                 stop_ids=stop_ids(runners[-1], self.tokenizer),
                 names=(self.members[0], self.members[-1]),
+                draft=way.draft,
             )
-        return self._decoder
+        return self._decoders[way]
+
+    def _way(self, streams: int) -> Way:
+        habits = habits_of(decoder.stats for decoder in self._decoders.values())
+        return choose_way(self.spec, self._costs, habits, streams)
 
 
 def token_router(spec: ModelSpec) -> TokenRouter:

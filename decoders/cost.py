@@ -9,6 +9,7 @@ caller says which ways are allowed.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import random
 import statistics
@@ -91,22 +92,27 @@ class Habits:
         return large / (large + small)
 
     @classmethod
-    def seen(cls, stats: Stats, large_tokens: int) -> Habits:
-        """Counted from what a decoder did, and the tokens that its large model wrote.
+    def seen(cls, stats: Stats) -> Habits:
+        """Counted from what a decoder did.
 
         Every stretch of the large model begins with a dropped token; where the next token after it is dropped at
         once, a trace shows one stretch for two, so traces alone do not tell. Without any draft `accept` stays
         what it is by default. Raises `DataError` where nothing was written.
         """
-        if not stats.proposed and not large_tokens:
+        if not stats.proposed and not stats.large_tokens:
             raise DataError("the decoder has written nothing; let it write a few texts first")
         habits = cls(
             drop=stats.dropped / stats.proposed if stats.proposed else 1.0,
-            back=min(1.0, stats.dropped / large_tokens) if large_tokens else 1.0,
+            back=min(1.0, stats.dropped / stats.large_tokens) if stats.large_tokens else 1.0,
         )
         if not stats.drafted:
             return habits
         return replace(habits, accept=_chance(stats.accepted, stats.drafted, stats.large.rows))
+
+
+TYPICAL = Habits(
+    drop=0.2, back=0.4, accept=0.7
+)  # about those of R-Stitch with tau 0.03 on a 0.5B and a 1.5B model
 
 
 def _chance(accepted: int, drafted: int, passes: int) -> float:
@@ -169,7 +175,9 @@ class CostModel:
         return max(expected, key=lambda way: expected[way]), expected
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        scratch = Path(f"{path}.{os.getpid()}")
+        scratch.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        scratch.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> CostModel:
@@ -329,19 +337,21 @@ def measure(
     return CallTimes(tuple(sizes), tuple(tokens), tuple(found))
 
 
-def measure_pair(small: Runner, large: Runner, *, context: int = CONTEXT, repeats: int = 3) -> CostModel:
-    """The cost model of a pair on this machine, in seconds to minutes: time it on an otherwise quiet machine."""
-    conditions = {
+def conditions() -> dict[str, Any]:
+    """What times depend on, besides the models: they hold as long as this stays the same."""
+    return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "device": str(large.device),
         "machine": platform.processor() or platform.machine(),
-        "context": context,
     }
+
+
+def measure_pair(small: Runner, large: Runner, *, context: int = CONTEXT, repeats: int = 3) -> CostModel:
+    """The cost model of a pair on this machine, in seconds to minutes: time it on an otherwise quiet machine."""
     return CostModel(
         measure(small, context=context, repeats=repeats),
         measure(large, context=context, repeats=repeats, verifies=True),
-        conditions,
+        conditions() | {"device": str(large.device), "context": context},
     )
 
 

@@ -301,6 +301,7 @@ class Engine:
                 break
         self.decoder.stats.drafted += drafted
         self.decoder.stats.accepted += accepted
+        self.decoder.stats.large_tokens += written
         if drafted:
             text.length.learn(drafted, written)
         text.drop_draft()

@@ -21,7 +21,7 @@ class CallStats:
 class Stats:
     """small, large: the calls of each model. proposed and dropped: tokens that the small model wrote with the pen,
     and those of them that the router dropped. drafted and accepted: draft tokens that the large model
-    was shown, and those of them that were kept."""
+    was shown, and those of them that were kept. large_tokens: tokens that the large model wrote."""
 
     small: CallStats = field(default_factory=CallStats)
     large: CallStats = field(default_factory=CallStats)
@@ -29,3 +29,4 @@ class Stats:
     dropped: int = 0
     drafted: int = 0
     accepted: int = 0
+    large_tokens: int = 0

@@ -88,7 +88,8 @@ def test_a_prediction_is_what_the_engine_then_takes(way: Way, streams: int) -> N
     clock = Clocked(decoder)
     # Texts of one length, so that all streams are busy to the end; prompts of one token cost next to nothing.
     results = decoder.write_all([Request([n + 1], max_new_tokens=400) for n in range(streams)])
-    habits = Habits.seen(decoder.stats, sum(sum(result.trace.made_by) for result in results))
+    habits = Habits.seen(decoder.stats)
+    assert decoder.stats.large_tokens == sum(sum(result.trace.made_by) for result in results)
     tokens = sum(len(result.trace.tokens) for result in results)
     assert COSTS.predict(way, habits, streams) == pytest.approx(tokens / clock.seconds, rel=0.08)
     if way.routed:
@@ -128,16 +129,16 @@ def test_waiting_for_a_batch_pays_where_a_call_costs_much_and_a_row_little() -> 
 
 
 def test_habits_are_counted_from_what_was_done() -> None:
-    stats = Stats(proposed=40, dropped=10, drafted=30, accepted=12)
+    stats = Stats(proposed=40, dropped=10, drafted=30, accepted=12, large_tokens=25)
     stats.large.rows = 10  # three drafts a pass, of which 1.2 are taken
-    habits = Habits.seen(stats, large_tokens=25)
+    habits = Habits.seen(stats)
     assert (habits.drop, habits.back) == (0.25, 0.4)
     assert sum(habits.accept**place for place in (1, 2, 3)) == pytest.approx(1.2)
     assert habits.large_share == pytest.approx(25 / (25 + 30))
-    assert Habits.seen(Stats(proposed=5), 0).large_share == 0.0
-    assert Habits.seen(Stats(), 5).large_share == 1.0
+    assert Habits.seen(Stats(proposed=5)).large_share == 0.0
+    assert Habits.seen(Stats(large_tokens=5)).large_share == 1.0
     with pytest.raises(DataError, match="written nothing"):
-        Habits.seen(Stats(), 0)
+        Habits.seen(Stats())
     with pytest.raises(InputError, match="drop"):
         Habits(1.5, 0.5)
 

@@ -12,13 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from viaticum import InputError, Pair, Viaticum
 from viaticum.agents.local import LocalModels
 from viaticum.agents.models import Generation
 from viaticum.agents.profile import profile
 from viaticum.agents.questions import Question, read_questions
+from viaticum.agents.ways import costs_path, known_costs
 from viaticum.catalogue import Catalogue
+from viaticum.cli import app
+from viaticum.decoders.cost import CallTimes, CostModel, conditions
 from viaticum.errors import DataError, PromptTooLong, UnknownPrice
 from viaticum.outcomes import read_outcomes
 from viaticum.routers.query import StaticRouter
@@ -73,6 +78,60 @@ def test_all_at_once_says_what_one_at_a_time_does(tiny_catalogue: Catalogue) -> 
     assert len(together) == 7
     for n, chat in enumerate(chats):
         assert together[n].text == alone.generate(chat, generation).text
+
+
+def test_a_pair_in_auto_mode_decodes_the_way_that_was_measured_as_fastest(
+    tiny_catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path))
+    auto = tiny_catalogue.with_models(tiny_catalogue["tiny-pair"].model_copy(update={"mode": "auto"}))
+    wrote = {
+        name: LocalModels(tiny_catalogue).model(name).generate(CHAT, Generation(40))
+        for name in ("tiny-large", "tiny-pair")
+    }
+    assert wrote["tiny-large"].text != wrote["tiny-pair"].text, "else nothing can be told apart"
+
+    def writes() -> Completion:
+        return LocalModels(auto).model("tiny-pair").generate(CHAT, Generation(40))
+
+    def keep(small: float, large: float) -> None:
+        """Times of calls of the two models, whatever they read."""
+        path.parent.mkdir(exist_ok=True)
+        times = [CallTimes((1,), (1,), ((each,),)) for each in (small, large)]
+        CostModel(*times, conditions()).save(path)
+
+    path = costs_path(auto["tiny-pair"])
+    assert writes().text == wrote["tiny-pair"].text, "nothing was measured"
+    keep(small=5.0, large=0.1)
+    alone = writes()
+    assert alone.text == wrote["tiny-large"].text
+    assert set(alone.usage.models) == {"tiny-large"}, "nothing is paid for a model that was not asked"
+    keep(small=0.01, large=5.0)
+    assert set(writes().usage.models) == {"tiny-small", "tiny-large"}
+    keep(small=5.0, large=0.1)
+    path.write_text(path.read_text().replace(torch.__version__, "1.0"))
+    assert writes().text == wrote["tiny-pair"].text, "measured with another torch"
+    routed = LocalModels(tiny_catalogue).model("tiny-pair").generate(CHAT, Generation(40))
+    assert routed.text == wrote["tiny-pair"].text
+
+
+def test_calls_of_a_pair_are_measured_and_kept(
+    tiny_catalogue_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path))
+    asked = ["models", "measure", "tiny-pair", "--streams", "4", "--catalogue", str(tiny_catalogue_file)]
+    shown = CliRunner().invoke(app, [*asked, "--json"])
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(shown.stdout)
+    assert set(told["tokens_per_second"]) == {"1", "4"}
+    assert all(speed > 0 for speeds in told["tokens_per_second"].values() for speed in speeds.values())
+    spec = Catalogue.load(tiny_catalogue_file)["tiny-pair"]
+    assert told["path"] == str(costs_path(spec))
+    assert known_costs(spec) is not None
+    assert "speculative:3" in CliRunner().invoke(app, asked).stdout
+    refused = CliRunner().invoke(app, [*asked[:2], "tiny-small", *asked[3:]])
+    assert isinstance(refused.exception, InputError)
+    assert "only a pair" in str(refused.exception)
 
 
 def test_the_workflow_on_local_models(tiny_catalogue: Catalogue, tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ class ModelSpec(_Frozen):
     description is what a router embeds to know the model (RTR, arXiv 2505.19435): what it is good at, in
     a sentence or two. Prices are dollars for a million tokens. context_length is in tokens, prompt and
     answer together. sources are tried in order. default: routed to, and fetched, unless names are given.
+    mode, of a pair: "routed" (the router decides, always) or "auto" (the fastest way that was measured here, the
+    large model alone among them; see docs/decoding.md).
     """
 
     name: str
@@ -120,6 +122,7 @@ class ModelSpec(_Frozen):
     large: str | None = None
     router: str | None = None
     tau: NonNegativeFloat | None = None
+    mode: Literal["routed", "auto"] | None = None
     litellm_model: str | None = None
     default: bool = True
 
@@ -156,6 +159,8 @@ class ModelSpec(_Frozen):
                 raise ValueError(
                     f"a {self.kind} entry {'needs' if self.kind == 'pair' else 'takes no'} {field}"
                 )
+        if self.mode is not None and self.kind != "pair":
+            raise ValueError(f"a {self.kind} entry takes no mode")
         if (self.litellm_model is not None) != (self.kind == "remote"):
             raise ValueError(
                 f"a {self.kind} entry {'needs' if self.kind == 'remote' else 'takes no'} litellm_model"

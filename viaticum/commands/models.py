@@ -89,6 +89,35 @@ def check_weights(name: Name, as_json: JsonFlag = False, catalogue: CatalogueFil
     _print_pulled(checked, as_json)
 
 
+@app.command()
+def measure(
+    name: Annotated[str, typer.Argument(help="A pair of the catalogue.")],
+    streams: Annotated[int, typer.Option(help="Most texts at once to measure for.", min=1)] = 16,
+    as_json: JsonFlag = False,
+    catalogue: CatalogueFile = None,
+) -> None:
+    """Time the calls of a pair on this machine, so that its mode "auto" knows which way to decode is fastest.
+
+    Takes a minute or two; run it while nothing else does.
+    """
+    from viaticum.agents.ways import costs_path, measure_costs
+
+    loaded = Catalogue.load(catalogue)
+    spec = loaded[name]
+    if spec.kind != "pair":
+        raise InputError(f"{name} is a {spec.kind} model; only a pair has several ways to decode")
+    costs, expected = measure_costs(loaded, spec, streams, lambda stage: typer.echo(stage, err=True))
+    path = costs_path(spec)
+    if as_json:
+        _print_json({"path": str(path), "conditions": costs.conditions, "tokens_per_second": expected})
+        return
+    table = Table("way", *(f"{count} at once" for count in expected), box=None, pad_edge=False)
+    for way in expected[1]:
+        table.add_row(way, *(f"{speeds[way]:.1f}" for speeds in expected.values()))
+    Console().print(table)
+    typer.echo(f"tokens a second to expect; kept in {path}")
+
+
 class _Bars:
     """A progress bar a model on stderr; a stage that follows another starts it anew."""
 
