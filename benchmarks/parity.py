@@ -63,19 +63,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("completions", type=Path, help="JSONL that `viaticum profile --completions` wrote")
     parser.add_argument("--run-unsandboxed", action="store_true", help="needed: run them in a plain Python")
+    parser.add_argument("--backend", default="auto", help="auto (the default), monty or bwrap")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     asked = parser.parse_args()
     if not asked.run_unsandboxed:
         parser.error("this runs programs that models wrote without a sandbox; say --run-unsandboxed")
-    compared, without = compare(asked.completions)
+    compared, without = compare(asked.completions, asked.backend)
     report(compared, without, asked.json)
     return 0 if compared and share(compared) >= 0.99 else 1
 
 
-def compare(path: Path) -> tuple[list[Compared], int]:
+def compare(path: Path, backend: str) -> tuple[list[Compared], int]:
     """Every program in the texts, and how many texts held none."""
     compared, without = [], 0
-    with open_sandbox("auto") as sandbox:
+    with open_sandbox(backend) as sandbox:
         for _, row in read_jsonl(path):
             for text in row["texts"]:
                 program = find_program(text)
