@@ -586,7 +586,7 @@ def test_the_command_tells_errors(tmp_path: Path) -> None:
     said = json.loads(CliRunner().invoke(app, ["sandbox", "run", str(file), "--json"]).stdout)
     assert said["error"] == "the program raised ZeroDivisionError: division by zero"
     done = CliRunner().invoke(app, ["sandbox", "run", str(file)])
-    assert (done.exit_code, done.stdout) == (0, "so far\n")
+    assert (done.exit_code, done.stdout) == (1, "so far\n")
     assert done.stderr == "the program raised ZeroDivisionError: division by zero (monty)\n"
     assert isinstance(
         CliRunner().invoke(app, ["sandbox", "run", str(tmp_path / "none")]).exception, InputError

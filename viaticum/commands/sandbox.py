@@ -30,7 +30,7 @@ def run(
     unsafe: Annotated[bool, typer.Option("--unsafe", help="Allow subprocess, which is no sandbox.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run one program; its output, or why it has none."""
+    """Run one program; its output, or why it has none. Exit code 1 where it failed; with --json the object tells."""
     from viaticum.strategies.sandbox import Limits, open_sandbox
 
     program = _read(file)
@@ -42,6 +42,7 @@ def run(
     typer.echo(result.stdout, nl=False)
     if not result.ok:
         sys.stderr.write(f"{result.error} ({result.backend})\n")
+        raise typer.Exit(1)
 
 
 @app.command("check")
