@@ -52,10 +52,12 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# decode.py asks questions of a file: make bench QUESTIONS=file.jsonl. parity.py needs what a profile wrote, and leave.
 bench: $(LOCAL)
 	$(BIN)/viaticum models pull
-	@set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
-	  echo "== $$file"; $(BIN)/python "$$file"; done
+	@set -e; for file in $(filter-out %/decode.py %/parity.py,$(sort $(wildcard benchmarks/[a-z]*.py))) \
+	    $(if $(QUESTIONS),"benchmarks/decode.py $(QUESTIONS)"); do \
+	  echo "== $$file"; $(BIN)/python $$file; done
 
 docs:
 	@echo "The documentation is in docs/; measurements, dated, are in docs/log.md."
