@@ -169,11 +169,7 @@ class Engine:
         texts, heads = self._read(SMALL, texts, hidden=router.needs_hidden and pens)
         if heads is None:
             return
-        tokens, guesses = draw(
-            heads.logits,
-            [text.request.sampling for text in texts],
-            [text.number(FIRST, len(text.draft)) for text in texts],
-        )
+        tokens, guesses = _draw(heads, texts)
         table = [tokens, heads.finite]
         rows = [row for row, text in enumerate(texts) if text.pen == SMALL]
         if rows:
@@ -255,7 +251,7 @@ class Engine:
         )
         step = Step(
             logits=heads.logits,
-            entropy=entropy(heads.logits),
+            entropy=entropy(heads.logits) if heads.entropy is None else heads.entropy,
             requests=[text.index for text, _ in places],
             positions=[len(text.made_by) + ahead for text, ahead in places],
             tokens=tokens,
@@ -393,16 +389,28 @@ class Engine:
         calls.seconds += time.perf_counter() - began
 
 
+def _draw(heads: Heads, texts: list[Writing]) -> tuple[Tensor, dict[int, Tensor]]:
+    """The next token of each text, as `draw` does it; greedy ones may be there already."""
+    if heads.tokens is not None and all(text.request.sampling.temperature == 0 for text in texts):
+        return heads.tokens, {}
+    return draw(
+        heads.logits,
+        [text.request.sampling for text in texts],
+        [text.number(FIRST, len(text.draft)) for text in texts],
+    )
+
+
 def _step(heads: Heads, tokens: Tensor, texts: list[Writing], rows: list[int]) -> Step:
     """What the router is shown of the rows that the small model has the pen of."""
-    logits, hidden = heads.logits, heads.hidden
+    logits, hidden, chances = heads.logits, heads.hidden, heads.entropy
     if len(rows) < len(texts):
         index = torch.tensor(rows, device=logits.device)
         logits, tokens = logits[index], tokens[index]
         hidden = None if hidden is None else hidden[index]
+        chances = None if chances is None else chances[index]
     return Step(
         logits=logits,
-        entropy=entropy(logits),
+        entropy=entropy(logits) if chances is None else chances,
         requests=[texts[row].index for row in rows],
         positions=[len(texts[row].made_by) for row in rows],
         tokens=tokens,

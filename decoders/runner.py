@@ -122,11 +122,15 @@ class Heads:
 
     logits: float32 [N, vocabulary]; finite: bool [N], whether all logits of a position are; hidden: the last
     hidden state [N, D] where it was asked for. N is the sum of `keep`; nothing has left the device.
+    tokens: the first of the likeliest tokens, int64 [N], and entropy: normalised, float32 [N], where the call has
+    worked them out already (see `decoders.graphs`), else None.
     """
 
     logits: Tensor
     finite: Tensor
     hidden: Tensor | None = None
+    tokens: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 class Runner:
@@ -166,6 +170,7 @@ class Runner:
         dtype: torch.dtype = torch.bfloat16,
         device: str = "cpu",
         weights: Weights = "auto",
+        graphs: bool | None = None,
     ) -> Runner:
         """Read a model from a folder (config.json and safetensors); never touches the network.
 
@@ -176,6 +181,9 @@ class Runner:
 
         slots: "auto" takes as many as fit the memory that is free once the weights are loaded (see
         `plan_slots`, which raises `ModelError` where not one fits); of two models, load the other one first.
+
+        graphs: make calls of few tokens in static shapes, as CUDA graphs (`GraphRunner`). The cache then takes its
+        memory for the whole context at once. None: on CUDA alone.
         """
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
@@ -191,6 +199,10 @@ class Runner:
                 prefill_tokens=PREFILL_TOKENS,
                 first_capacity=FIRST_CAPACITY,
             )
+        if torch.device(device).type == "cuda" if graphs is None else graphs:
+            from viaticum.decoders.graphs import GraphRunner  # which is a Runner itself
+
+            return GraphRunner(model, slots=slots, context=context)
         return cls(model, slots=slots, context=context)
 
     @property
