@@ -26,6 +26,7 @@ from tiny_models import (
     tokens_of,
 )
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from viaticum.decoders import MixedDecoder, Request, Runner, Sampling, graphs
@@ -159,6 +160,64 @@ def test_key_lengths_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [bucket_of_keys(n) for n in (1, 128, 129, 193, 257, 385, 4096, 4097)] == [
         128, 128, 192, 256, 384, 512, 4096, 6144,
     ]  # fmt: skip
+
+
+class NothingReadByTheHost(TorchDispatchMode):
+    """Fails where an operation has to wait for numbers: a scalar read, or a shape that depends on them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"), name
+        flags = (
+            [each for each in args[1] or () if each is not None]
+            if name.startswith("index") and isinstance(args[1], (list, tuple))
+            else []
+        )
+        assert not any(each.dtype == torch.bool for each in flags), (
+            "an index of flags has the length of their sum"
+        )
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_a_static_step_can_be_captured(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_test = a_graph_runner(kind, slots=3)
+    replay = under_test._replay
+
+    def watched(shape: Shape) -> None:
+        with NothingReadByTheHost():
+            replay(shape)
+
+    monkeypatch.setattr(under_test, "_replay", watched)
+    for slots, new in (([0], [[1, 2, 3]]), ([0, 2], [[4], [5, 6]]), ([2], [[7]]), ([0, 1, 2], [[8]] * 3)):
+        under_test.extend(slots, new)
+    assert under_test.static_calls == 4
+
+
+def test_a_greedy_step_is_one_upload_and_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    static, _ = both(3, Entropy(1.0))  # the small model writes all
+    engine = static.engine()
+    for request in requests_of(1, 3):
+        engine.add(request)
+    engine.step()  # prompts
+    counts = {"tolist": 0, "upload": 0}
+
+    def counted(name: str, original: Any) -> Any:
+        def call(*given: Any, **options: Any) -> Any:
+            assert options.get("device") is None, "an upload of its own"
+            counts[name] = counts.get(name, 0) + 1
+            return original(*given, **options)
+
+        return call
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted("tolist", torch.Tensor.tolist))
+    monkeypatch.setattr(torch, "tensor", counted("tensor", torch.tensor))
+    small: Any = static.runners[0]
+    monkeypatch.setattr(small, "_upload", counted("upload", small._upload))
+    with NothingReadByTheHost():
+        for _ in range(4):
+            engine.step()
+    assert counts == {"tolist": 4, "upload": 4, "tensor": 4}
 
 
 # --- where a static call is not possible --------------------------------------------------------------------

@@ -1,0 +1,358 @@
+"""Decoding at the limit of a GPU's memory: a small and a large model of real shapes, with random weights.
+
+Needs torch and transformers and no install: this file puts its own checkout on the path. The shapes are those of
+DeepSeek-R1-Distill-Qwen 1.5B and 32B with one vocabulary; what is written is noise, so who writes which token is
+replayed from made-up traces: the large model has 13% of the tokens, in runs of mostly 1 to 3, as the papers report.
+
+    python benchmarks/decode_gpu.py > decode_gpu.json            # one GPU of 96 GB or more
+    python benchmarks/decode_gpu.py --device cpu --tiny          # seconds: whether it works
+
+One JSON object on stdout. For 1, 4, 8 and 16 streams, prompts read beforehand and every graph captured in a run that is
+not timed: tokens a second of the large model alone and of both together (the best number of rows that the large one
+waits for). floor_s: the bytes that the calls made have to read (weights but the input embedding, keys and values of the
+rows) over the bandwidth that was measured; floor_ratio: that over the seconds taken, 1 at the limit.
+
+Speculative decoding is predicted, not run: random models agree on nothing. `decoders.cost` plays it through with the
+call times that were measured and --acceptance; what it predicts of the two ways that were run stands beside them.
+graph_error: the largest difference of static (on CUDA: captured) calls from dynamic ones, tiny model, float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from viaticum.decoders import MixedDecoder, Request, Runner, Stats
+from viaticum.decoders.cost import LARGE_ALONE, CostModel, Habits, Way, measure
+from viaticum.decoders.graphs import GraphRunner
+from viaticum.routers.token import Step, TokenRouter
+
+STREAMS = (1, 4, 8, 16)
+BATCHES = (1, 2, 4)  # rows that the large model waits for
+SHARE = 0.13  # of the tokens, the large model's
+RUNS = {1: 0.60, 2: 0.25, 3: 0.10, 4: 0.03, 5: 0.02}  # lengths of the large model's runs, and how often
+DRAFTS = (1, 2, 3, 4, 6, 8)
+VOCABULARY = 152_064
+SHAPES: dict[str, dict[str, Any]] = {
+    "small": {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "intermediate_size": 8960},
+    "large": {"hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 8, "intermediate_size": 27648},
+}  # fmt: skip
+TINY: dict[str, dict[str, Any]] = {
+    "small": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64},
+    "large": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128},
+}  # fmt: skip
+
+
+class Numbers:
+    """A tokenizer for noise."""
+
+    def decode(self, token_ids: list[int]) -> str:
+        return "." * len(token_ids)
+
+
+class Trace(TokenRouter):
+    """`Replay` with its answers uploaded from pinned memory, and R-Stitch's comparison made beside them."""
+
+    looks_at_tokens = False
+
+    def __init__(self, large: Sequence[Sequence[bool]], device: torch.device) -> None:
+        self._large, self._device = large, device
+        self._pinned = torch.zeros(64, dtype=torch.bool, pin_memory=device.type == "cuda")
+
+    def keep_small(self, step: Step) -> Tensor:
+        return self._answers(step, 0)
+
+    def hand_back(self, step: Step) -> Tensor:
+        return self._answers(step, 1)
+
+    def _answers(self, step: Step, ahead: int) -> Tensor:
+        small = []
+        for request, at in zip(step.requests, step.positions, strict=True):
+            trace = self._large[request]
+            small.append(at + ahead >= len(trace) or not trace[at + ahead])
+        # The results of a step are on the host before the next one begins: the buffer is free again.
+        staged = self._pinned[: len(small)]
+        staged.copy_(torch.tensor(small))
+        return staged.to(self._device, non_blocking=True) & (step.entropy <= 2)
+
+
+def a_trace(length: int, dice: random.Random) -> list[bool]:
+    """Who writes: True for the large model, whose share is exact. The small one's runs are geometric."""
+    lengths, chances = list(RUNS), list(RUNS.values())
+    mean = sum(run * chance for run, chance in RUNS.items())
+    ends = 1 / (mean * (1 - SHARE) / SHARE)  # the chance that a run of the small model ends after a token
+    while True:
+        trace: list[bool] = []
+        while len(trace) < length:
+            trace.append(False)
+            if dice.random() < ends:
+                trace += [True] * dice.choices(lengths, chances)[0]
+        if sum(trace[:length]) == round(SHARE * length):
+            return trace[:length]
+
+
+def build(
+    shape: dict[str, Any], vocabulary: int, context: int, device: torch.device, dtype: torch.dtype
+) -> Any:
+    config = Qwen2Config(
+        **shape, vocab_size=vocabulary, max_position_embeddings=context, tie_word_embeddings=False,
+        rms_norm_eps=1e-6, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    with device:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def bandwidth(device: torch.device, gigabytes: float) -> dict[str, float]:
+    """Bytes a second of reading alone (a sum) and of a copy, which reads and writes: the best of ten."""
+    source = torch.ones(int(gigabytes * 2**30) // 4, device=device)
+    target = torch.empty_like(source)
+    size = source.numel() * 4
+    works = {"read": (size, lambda: source.sum()), "copy": (2 * size, lambda: target.copy_(source))}
+    found = {}
+    for name, (moved, work) in works.items():
+        seconds = []
+        for _ in range(12):
+            settle(device)
+            began = time.perf_counter()
+            work()
+            settle(device)
+            seconds.append(time.perf_counter() - began)
+        found[name] = moved / min(seconds[2:])
+    return found
+
+
+def settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def graph_error(device: torch.device) -> float:
+    """The largest difference of logits between static and dynamic calls, ragged rows, on a tiny model in float32."""
+    torch.manual_seed(0)
+    # Weights large enough that logits differ where keys do.
+    model = build(TINY["large"] | {"initializer_range": 0.3}, 97, 512, device, torch.float32).eval()
+    static, dynamic = (
+        GraphRunner(copy.deepcopy(model), slots=5, context=400),
+        Runner(model, slots=5, context=400),
+    )
+    dice, worst = random.Random(0), 0.0
+    for _ in range(40):
+        slots = dice.sample(range(5), dice.choice([1, 2, 5]))
+        new = [[dice.randrange(97) for _ in range(dice.choice([1, 1, 2, 5, 12]))] for _ in slots]
+        got, expected = static.extend(slots, new), dynamic.extend(slots, new)
+        worst = max(worst, float((got - expected).abs().max()))
+    assert static.static_calls == 40
+    return worst
+
+
+class Bench:
+    """Both models, and what a call of each has to read."""
+
+    def __init__(
+        self, small: Runner, large: Runner, prompts: list[list[int]], new: int, bytes_a_second: float
+    ):
+        self.small, self.large, self.prompts, self.new = small, large, prompts, new
+        self.bytes_a_second = bytes_a_second
+        dice = random.Random(1)
+        self.traces = [a_trace(new, dice) for _ in prompts]
+
+    def read(self) -> None:
+        """Let each prompt lie in a slot of its own, at both models."""
+        for slot, prompt in enumerate(self.prompts):
+            for runner in (self.small, self.large):
+                runner.start(slot, prompt)
+                if new := prompt[len(runner.held[slot]) :]:
+                    runner.read([slot], [new])
+
+    def floor(self, stats: Stats) -> float:
+        """Seconds that reading takes for the calls that were made."""
+        length = len(self.prompts[0]) + self.new / 2
+        bytes_read = 0.0
+        for runner, calls in ((self.small, stats.small), (self.large, stats.large)):
+            config = runner.model.config
+            head_dim = config.hidden_size // config.num_attention_heads
+            width = runner.model.dtype.itemsize
+            token = 2 * width * config.num_hidden_layers * config.num_key_value_heads * head_dim
+            embedding: Any = runner.model.get_input_embeddings()
+            weights = runner.weight_bytes - embedding.weight.numel() * width
+            bytes_read += calls.calls * weights + calls.rows * length * token
+        return bytes_read / self.bytes_a_second
+
+    def write(self, streams: int, *, mixed: bool, batch: int = 1) -> dict[str, Any]:
+        """The second of two equal runs: the first one captures the graphs."""
+        decoder = MixedDecoder(
+            self.large,
+            self.small if mixed else None,
+            tokenizer=Numbers(),
+            router=Trace(self.traces, self.large.device) if mixed else None,
+            llm_batch=batch,
+            loop_guard=None,
+        )
+        requests = [Request(prompt, max_new_tokens=self.new) for prompt in self.prompts[:streams]]
+        seconds = 0.0
+        for _ in range(2):
+            self.read()
+            settle(self.large.device)
+            decoder.stats = Stats()
+            began = time.perf_counter()
+            results = decoder.write_all(requests)
+            seconds = time.perf_counter() - began
+        bad = [result.error for result in results if len(result.trace.tokens) != self.new]
+        assert not bad, f"a text was cut: {bad}"
+        stats, tokens = decoder.stats, self.new * streams
+        floor = self.floor(stats)
+        return {
+            "tok_s": tokens / seconds,
+            "seconds": seconds,
+            "floor_s": floor,
+            "floor_ratio": floor / seconds,
+            "llm_share": stats.large_tokens / tokens,
+            "small_calls": stats.small.calls,
+            "large_calls": stats.large.calls,
+            "small_call_ms": 1e3 * stats.small.seconds / max(1, stats.small.calls),
+            "large_call_ms": 1e3 * stats.large.seconds / max(1, stats.large.calls),
+            "beside_calls_s": seconds - stats.small.seconds - stats.large.seconds,
+            "habits": Habits.seen(stats) if mixed else None,
+        }
+
+
+def streams_of(bench: Bench, costs: CostModel, streams: int, acceptance: float) -> dict[str, Any]:
+    """Everything about one number of streams."""
+    alone = bench.write(streams, mixed=False)
+    both = {n: bench.write(streams, mixed=True, batch=n) for n in BATCHES if n <= max(1, streams // 2)}
+    best = max(both, key=lambda n: both[n]["tok_s"])
+    mixed = both[best]
+    alone.pop("habits")
+    habits = {n: each.pop("habits") for n, each in both.items()}
+    guesses = {k: costs.predict(Way(False, k), Habits(1.0, 0.0, acceptance), streams) for k in DRAFTS}
+    draft = max(guesses, key=lambda k: guesses[k])
+    return {
+        "llm": alone | {"predicted_tok_s": costs.predict(LARGE_ALONE, Habits(1.0, 0.0), streams)},
+        "mixed": mixed
+        | {"llm_batch": best, "predicted_tok_s": costs.predict(Way(True), habits[best], streams, batch=best)},
+        "mixed_tok_s_by_llm_batch": {n: each["tok_s"] for n, each in both.items()},
+        "speculative_predicted": {"draft": draft, "acceptance": acceptance, "tok_s": guesses[draft]},
+        "mixed_over_llm": mixed["tok_s"] / alone["tok_s"],
+        "mixed_over_llm_floor": streams
+        * bench.new
+        / mixed["floor_s"]
+        * alone["floor_s"]
+        / streams
+        / bench.new,
+        "mixed_over_speculative": mixed["tok_s"] / guesses[draft],
+    }
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+
+def work(arguments: argparse.Namespace) -> dict[str, Any]:
+    device = torch.device(arguments.device)
+    tiny = arguments.tiny
+    prompt, new = (24, 40) if tiny else (arguments.prompt, arguments.new)
+    vocabulary = 512 if tiny else VOCABULARY
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    kind = Runner if arguments.dynamic else GraphRunner
+    slots = max(arguments.streams)
+    say("static against dynamic calls")
+    error = graph_error(device)
+    speeds = bandwidth(device, 0.06 if tiny else 4.0)
+    runners = []
+    for name, shape in (TINY if tiny else SHAPES).items():
+        say(f"building the {name} model")
+        torch.manual_seed(0)
+        model = build(shape, vocabulary, 4096, device, dtype)
+        runners.append(kind(model, slots=slots, context=prompt + new + 32))
+    small, large = runners
+    say("timing calls")
+    sizes = {"rows": arguments.streams, "context": prompt, "repeats": 3}
+    costs = CostModel(
+        measure(small, **sizes, tokens=(1, 2, 3, 4)),
+        measure(large, **sizes, tokens=(1, 2, 3, 4, 6, 9), verifies=True),
+        {},
+    )
+    dice = random.Random(0)
+    prompts = [[dice.randrange(vocabulary) for _ in range(prompt)] for _ in range(slots)]
+    bench = Bench(small, large, prompts, new, max(speeds.values()))
+    found = {}
+    for streams in arguments.streams:
+        say(f"{streams} streams")
+        found[streams] = streams_of(bench, costs, streams, arguments.acceptance)
+    return {
+        "conditions": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "shapes": "tiny" if tiny else "R1-Distill-Qwen 1.5B and 32B",
+            "dtype": str(dtype),
+            "runner": kind.__name__,
+            "prompt": prompt,
+            "new": new,
+            "trace_llm_share": sum(map(sum, bench.traces)) / (new * slots),
+            "speculative": "predicted by decoders.cost from the measured call times, not run",
+        },
+        "graph_error": error,
+        "bandwidth_bytes_s": speeds,
+        "small_weight_bytes": small.weight_bytes,
+        "large_weight_bytes": large.weight_bytes,
+        "call_ms": {
+            name: {
+                f"{rows} rows": [round(1e3 * each, 3) for each in line]
+                for rows, line in zip(times.rows, times.seconds, strict=True)
+            }
+            for name, times in (("small (1 to 4 tokens)", costs.small), ("large (1, 2, 3, 4, 6, 9)", costs.large))
+        },
+        "graphs": {
+            "small": len(getattr(small, "_graphs", ())), "large": len(getattr(large, "_graphs", ())),
+            "memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        },
+        "streams": found,
+    }  # fmt: skip
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes; always so on a CPU")
+    parser.add_argument("--dynamic", action="store_true", help="without static calls, to see what they bring")
+    parser.add_argument(
+        "--streams", type=int, nargs="+", default=list(STREAMS), help="rising, beginning with 1"
+    )
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt")
+    parser.add_argument("--new", type=int, default=256, help="tokens that each stream writes")
+    parser.add_argument(
+        "--acceptance", type=float, default=0.8, help="of a draft's next token, for speculative"
+    )
+    parser.add_argument("--json", action="store_true", help="the JSON object on one line")
+    arguments = parser.parse_args()
+    arguments.tiny |= torch.device(arguments.device).type == "cpu"
+    print(json.dumps(rounded(work(arguments)), indent=None if arguments.json else 1))
+
+
+if __name__ == "__main__":
+    main()
