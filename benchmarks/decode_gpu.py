@@ -280,6 +280,8 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
         model = build(shape, vocabulary, 4096, device, dtype)
         runners.append(kind(model, slots=slots, context=prompt + new + 32))
     small, large = runners
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # of what was measured above, and of layers that were joined
     say("timing calls")
     sizes = {"rows": arguments.streams, "context": prompt, "repeats": 3}
     costs = CostModel(

@@ -315,7 +315,8 @@ class GraphRunner(Runner):
                 static_step(self.model, self._cache, self._buffers, shape)
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self._pool):
+        capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        with torch.cuda.device(self.device), capture:
             static_step(self.model, self._cache, self._buffers, shape)
         self._pool = graph.pool()
         return graph

@@ -145,7 +145,10 @@ def _partly_rotated(config: Any) -> bool:
 
 @torch.no_grad()
 def _joined(layers: list[nn.Linear]) -> nn.Linear:
-    """Layers that read the same input as one, their outputs one after the other."""
+    """Layers that read the same input as one, their outputs one after the other.
+
+    They give up their weights: of a model that fills most of a device only one layer may be there twice.
+    """
     first = layers[0]
     out = nn.Linear(first.in_features, sum(layer.out_features for layer in layers), bias=False, device="meta")
     out.weight = nn.Parameter(torch.cat(tuple(layer.weight for layer in layers)), requires_grad=False)
@@ -155,4 +158,6 @@ def _joined(layers: list[nn.Linear]) -> nn.Linear:
             for layer in layers
         ]
         out.bias = nn.Parameter(torch.cat(every), requires_grad=False)
+    for layer in layers:
+        del layer.weight, layer.bias
     return out

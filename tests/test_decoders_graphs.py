@@ -282,6 +282,16 @@ def test_leaner_layers_compute_the_same(kind: str) -> None:
         torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-3)
 
 
+def test_joined_layers_give_up_their_weights() -> None:
+    """Whoever still holds a replaced layer holds no memory: else a large model would be there twice."""
+    model = build()
+    replaced = [each for each in model.base_model.layers.modules() if isinstance(each, nn.Linear)]
+    assert lean(model)
+    kept = {id(each) for each in model.modules()}
+    assert len(kept & set(map(id, replaced))) == 4, "o_proj and down_proj of two layers"
+    assert not [list(each.parameters()) for each in replaced if id(each) not in kept and [*each.parameters()]]
+
+
 def test_packed_layers_stay() -> None:
     model = build()
     model.base_model.layers[1].mlp.down_proj = nn.Sequential(model.base_model.layers[1].mlp.down_proj)
