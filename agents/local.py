@@ -22,7 +22,7 @@ from viaticum.weights import locate
 
 if TYPE_CHECKING:
     from viaticum.decoders import MixedDecoder, Request, Result, Runner
-    from viaticum.decoders.cost import CostModel, Way
+    from viaticum.decoders.cost import CostModel, Habits, Way
     from viaticum.routers.token import TokenRouter
 
 
@@ -79,6 +79,7 @@ class LocalModel(Model):
         self.name, self.members = spec.name, spec.members
         self._folder = folder
         self._decoders: dict[Way, MixedDecoder] = {}
+        self._ways: dict[tuple[Habits, int], Way] = {}  # what was chosen: choosing takes tenths of a second
 
     @cached_property
     def _costs(self) -> CostModel | None:
@@ -167,7 +168,9 @@ class LocalModel(Model):
 
     def _way(self, streams: int) -> Way:
         habits = habits_of(decoder.stats for decoder in self._decoders.values())
-        return choose_way(self.spec, self._costs, habits, streams)
+        if (habits, streams) not in self._ways:
+            self._ways[habits, streams] = choose_way(self.spec, self._costs, habits, streams)
+        return self._ways[habits, streams]
 
 
 def token_router(spec: ModelSpec) -> TokenRouter:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from viaticum.decoders.cost import CostModel, Habits, Way
 
 ENOUGH = 200  # tokens after which a pair's own habits are known well enough
+STEPS = 20  # habits are rounded to so many parts of 1
 
 
 def costs_path(spec: ModelSpec) -> Path:
@@ -66,7 +67,10 @@ def measure_costs(
 
 
 def habits_of(seen: Iterable[Stats]) -> Habits:
-    """How a pair hands over and takes drafts, from what its decoders did; typical values until they did enough."""
+    """How a pair hands over and takes drafts, from what its decoders did; typical values until they did enough.
+
+    Rounded, so that the way that is fastest with them has to be looked for only now and then.
+    """
     from viaticum.decoders.cost import TYPICAL, Habits
 
     drop, back, accept = TYPICAL.drop, TYPICAL.back, TYPICAL.accept
@@ -76,7 +80,7 @@ def habits_of(seen: Iterable[Stats]) -> Habits:
             drop, back = own.drop, own.back
         if stats.drafted >= ENOUGH:
             accept = Habits.seen(stats).accept
-    return Habits(drop, back, accept)
+    return Habits(*(round(chance * STEPS) / STEPS for chance in (drop, back, accept)))
 
 
 def choose_way(spec: ModelSpec, costs: CostModel | None, habits: Habits, streams: int) -> Way:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _llama import llama_speed
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
@@ -86,28 +88,6 @@ def our_stream(runner: Runner) -> Stream:
     return work
 
 
-def llama_stream(path: Path, threads: int) -> Stream | None:
-    """llama.cpp, with a new server each time: the threads of an idle one would keep the cores busy."""
-    try:
-        import xllamacpp
-    except ImportError:
-        return None
-
-    def work() -> float:
-        parameters = xllamacpp.CommonParams()
-        parameters.model.path = str(path)
-        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
-        parameters.n_ctx, parameters.n_parallel, parameters.verbosity = 1024, 1, -1
-        server = xllamacpp.Server(parameters)
-        request = {"prompt": PROMPT, "n_predict": STREAM, "temperature": 0, "ignore_eos": True}
-        speed = float(server.handle_completions(request)["timings"]["predicted_per_second"])
-        del server
-        gc.collect()
-        return speed
-
-    return work
-
-
 def quality(folder: Path, file: Path, tokens: int = 110) -> dict[str, float]:
     """Low-bit against plain: mean KL of the logits of every position, in nats, and the share of equal first choices.
 
@@ -115,8 +95,10 @@ def quality(folder: Path, file: Path, tokens: int = 110) -> dict[str, float]:
     of 64 tokens each say how soon the two part.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[300:304]]
-    texts = [tokenizer(f"{line['question']}\n{line['answer']}").input_ids[:tokens] for line in lines]
+    questions = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    texts = [
+        tokenizer(f"{line['question']}\n{line['answer']}").input_ids[:tokens] for line in questions[300:304]
+    ]
     said: dict[str, list[torch.Tensor]] = {}
     greedy: dict[str, list[list[int]]] = {}
     for way in ("plain", "low-bit"):
@@ -128,7 +110,7 @@ def quality(folder: Path, file: Path, tokens: int = 110) -> dict[str, float]:
                 rows += list(runner.read([0], [part], [len(part)]).logits.log_softmax(-1))
         said[way] = rows
         greedy[way] = []
-        for line in (json.loads(one) for one in file.read_text(encoding="utf-8").splitlines()[310:318]):
+        for line in questions[310:318]:
             ids = tokenizer.apply_chat_template(
                 [{"role": "user", "content": line["question"]}], add_generation_prompt=True, return_dict=False
             )
@@ -174,8 +156,8 @@ def measure(name: str, ways: list[str], runs: int, rounds: int) -> dict[str, Any
             del runner
             gc.collect()
     streams = {f"viaticum {ways[-1]}": our_stream(runner)}
-    if (other := llama_stream(folder / "model.gguf", torch.get_num_threads())) is not None:
-        streams["llama.cpp"] = other
+    if importlib.util.find_spec("xllamacpp"):
+        streams["llama.cpp"] = lambda: llama_speed(folder / "model.gguf", PROMPT, STREAM)
     speeds: dict[str, list[float]] = {name: [] for name in streams}
     for _ in range(rounds):
         for name, stream in streams.items():

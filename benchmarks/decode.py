@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _llama import llama_speed
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -120,25 +121,6 @@ def prompts_of(tokenizer: Any, path: Path) -> list[Prompt]:
     ]
 
 
-def llama(path: Path) -> Callable[[Prompt], float]:
-    """llama.cpp, with a new server each time: the threads of an idle one would keep the cores busy."""
-    import xllamacpp
-
-    def work(prompt: Prompt) -> float:
-        parameters = xllamacpp.CommonParams()
-        parameters.model.path = str(path)
-        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
-        parameters.n_ctx, parameters.n_parallel, parameters.verbosity = 1536, 1, -1
-        server = xllamacpp.Server(parameters)
-        request = {"prompt": prompt, "n_predict": NEW, "temperature": 0, "ignore_eos": True}
-        speed = float(server.handle_completions(request)["timings"]["predicted_per_second"])
-        del server
-        gc.collect()
-        return speed
-
-    return work
-
-
 def assisted(small: Path, large: Path) -> Callable[[Prompt], float]:
     """transformers' assisted generation; the prompt's time, taken from a text of one token, is left out."""
     models = [AutoModelForCausalLM.from_pretrained(each, dtype=torch.bfloat16) for each in (large, small)]
@@ -214,7 +196,7 @@ def compare(path: Path, tau: float, with_others: bool) -> dict[str, Any]:
     pair.read(asked)
     rivals = (
         {
-            "llama.cpp": llama(folders[LARGE] / "model.gguf"),
+            "llama.cpp": lambda prompt: llama_speed(folders[LARGE] / "model.gguf", prompt, NEW),
             "assisted": assisted(folders[SMALL], folders[LARGE]),
         }
         if with_others

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from viaticum.decoders.runner import Runner
-from viaticum.decoders.speculate import MOST
+from viaticum.decoders.speculate import Patience
 from viaticum.decoders.stats import Stats
 from viaticum.errors import DataError, InputError
 from viaticum.routers.token import entropy
@@ -208,12 +208,13 @@ class _Play:
     """The engine's steps with a clock and dice in place of models."""
 
     def __init__(self, costs: CostModel, way: Way, habits: Habits, streams: int, batch: int) -> None:
-        self.costs, self.way, self.habits, self.batch = costs, way, habits, batch
+        self.costs, self.way, self.habits = costs, way, habits
+        self.patience = Patience(batch, way.draft)
         self.dice = random.Random(f"{way}{streams}")
         self.rows = [_Row(not way.routed) for _ in range(streams)]
         for row in self.rows:
             self._plan(row)
-        self.seconds, self.written, self.delay = 0.0, 0, 0
+        self.seconds, self.written = 0.0, 0
 
     def tokens_per_second(self) -> float:
         while self.written < PLAYED:
@@ -249,9 +250,9 @@ class _Play:
 
     def _large(self) -> None:
         ready = [row for row in self.rows if row.large and not row.drafting]
-        if not self._is_due(ready):
+        drafting = any(row.drafting for row in self.rows)
+        if not self.patience.is_over(len(ready), drafting, any(not row.large for row in self.rows)):
             return
-        self.delay = 0
         self.seconds += self.costs.large(len(ready), max(row.unread_large + row.draft for row in ready))
         for row in ready:
             read = max(row.draft - 1, 0)  # the small model has not read its last guess
@@ -275,18 +276,6 @@ class _Play:
             if not took:
                 break
         return written, accepted, False
-
-    def _is_due(self, ready: list[_Row]) -> bool:
-        """As `Engine._is_due`."""
-        if not ready:
-            return False
-        drafting = any(row.drafting for row in self.rows)
-        if not drafting and all(row.large for row in self.rows):
-            return True
-        if len(ready) < self.batch:
-            return False
-        self.delay += 1
-        return not drafting or self.delay > max(MOST, self.way.draft)
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from viaticum.decoders.request import Event, Request
 from viaticum.decoders.runner import Heads
 from viaticum.decoders.sampling import ACCEPT, FIRST, INSTEAD, SECOND, draw
 from viaticum.decoders.seats import Seats
-from viaticum.decoders.speculate import MOST, DraftLength, verify
+from viaticum.decoders.speculate import DraftLength, Patience, verify
 from viaticum.decoders.stats import CallStats
 from viaticum.decoders.writing import LARGE, SMALL, Writing
 from viaticum.errors import ModelError
@@ -53,7 +53,7 @@ class Engine:
         self._waiting: deque[tuple[int, Request]] = deque()
         self._active: list[Writing] = []
         self._events: list[Event] = []
-        self._delay = 0  # steps for which rows that are ready have waited for drafts of others
+        self._patience = Patience(decoder.llm_batch, decoder.draft)
 
     def add(self, request: Request) -> int:
         """Let a text be written as soon as there is a slot; returns the number that its events carry, from 0.
@@ -135,7 +135,7 @@ class Engine:
             self._end(text, "aborted")
         for number, request in [each for each in self._waiting if each[0] in unwanted]:
             self._waiting.remove((number, request))
-            self._tell_end(self._writing(number, request), "aborted")
+            self._end(self._writing(number, request), "aborted")
 
     def _admit(self) -> None:
         """Give free slots to those who wait longest."""
@@ -231,9 +231,10 @@ class Engine:
     def _call_large(self) -> None:
         """One call for the texts that the large model writes: it verifies their drafts and adds a token."""
         ready = [text for text in self._active if text.pen == LARGE and not text.drafting]
-        if not self._is_due(ready):
+        drafting = any(text.drafting for text in self._active)
+        if not self._patience.is_over(len(ready), drafting, any(text.pen == SMALL for text in self._active)):
             return
-        self._delay, began = 0, time.perf_counter()
+        began = time.perf_counter()
         texts, heads = self._read(LARGE, ready)
         if heads is None:
             return
@@ -264,18 +265,6 @@ class Engine:
         for text in texts:
             mine, rows = rows[: len(text.draft) + 1], rows[len(text.draft) + 1 :]
             self._write_large(text, mine)
-
-    def _is_due(self, ready: list[Writing]) -> bool:
-        """Whether the large model is called now, or waits for more rows: it costs little more for them."""
-        if not ready:
-            return False
-        drafting = any(text.drafting for text in self._active)
-        if not drafting and not any(text.pen == SMALL for text in self._active):
-            return True  # no row can go on without it
-        if len(ready) < self.decoder.llm_batch:
-            return False
-        self._delay += 1
-        return not drafting or self._delay > max(MOST, self.decoder.draft or 0)
 
     def _write_large(self, text: Writing, places: list[tuple[float, ...]]) -> None:
         """Keep a text's tokens up to the first that is no draft, ends it, or gives the pen back."""
@@ -352,19 +341,9 @@ class Engine:
         shown: str = "",
         error: ModelError | None = None,
     ) -> None:
-        self._active.remove(text)
-        self._seats.give(text.slot)
-        self._tell_end(text, reason, token, model, shown, error)
-
-    def _tell_end(
-        self,
-        text: Writing,
-        reason: FinishReason,
-        token: int | None = None,
-        model: int | None = None,
-        shown: str = "",
-        error: ModelError | None = None,
-    ) -> None:
+        if text.slot >= 0:  # else it waited for its turn
+            self._active.remove(text)
+            self._seats.give(text.slot)
         rest, result = text.end(reason, self.decoder.names, error)
         name = "" if model is None else self.decoder.names[model]
         self._events.append(Event(text.index, token, name, shown + rest, result))

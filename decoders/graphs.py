@@ -31,17 +31,8 @@ from viaticum.errors import ModelError
 from viaticum.routers.token import entropy
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
-TOKENS = (
-    1,
-    2,
-    3,
-    4,
-    6,
-    8,
-    12,
-    18,
-    24,
-)  # new tokens of the longest row; 18: a draft of 16, and what is before it
+# New tokens of the longest row; 18: a draft of 16, and what is before it.
+TOKENS = (1, 2, 3, 4, 6, 8, 12, 18, 24)
 MOST_NEW = 256  # rows times new tokens of one static call: beyond it padding costs more than starting kernels
 FIRST_KEYS = 128  # key lengths are this, doubled and doubled, and the points halfway
 

@@ -1,7 +1,7 @@
 """The layers of the common families in fewer and larger operations, with the numbers of transformers' own.
 
-A decoding step on a GPU reads every weight once; what it does beside that is bound by the number of kernels, not
-by their work. transformers spends some 45 a layer. Here q, k and v are one product, gate and up another, a norm is
+A decoding step reads every weight once; what it does beside that is bound by the number of kernels, not by their
+work, on a GPU, and for a small model on a CPU as well. transformers spends some 45 a layer. Here q, k and v are one product, gate and up another, a norm is
 one kernel and the rotation of queries and keys three: about 20. Only for attention without norms of its own and
 with whole heads rotated (Qwen 2, Llama, Mistral); other families stay as they are. `torch.compile` would join the
 elementwise rest as well, but needs a compiler on the machine. Knows nothing of slots or graphs.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from viaticum.decoders.attention import slot_attention
+from viaticum.decoders.linear import TOGETHER, joined_layer
 
 FAMILIES = ("Qwen2", "Llama", "Mistral")
 
@@ -106,14 +107,16 @@ class LeanMLP(nn.Module):
 
 
 def lean(model: Any) -> bool:
-    """Replace the layers of a causal LM in place; False where the family, or packed weights, do not allow it."""
+    """Replace the layers of a causal LM in place; False where the family does not allow it."""
     base = model.base_model
     found = {
         name: [m for m in base.modules() if type(m).__name__ in _named(name)] for name in ("Attention", "MLP")
     }
-    layers = [*found["Attention"], *found["MLP"]]
-    linears = [one for layer in layers for one in layer.children() if not _is_activation(one)]
-    fits = bool(found["Attention"]) and all(type(one) is nn.Linear for one in linears)
+    fits = bool(found["Attention"]) and all(
+        _can_join([getattr(layer, name) for name in names])
+        for kind, names in zip(("Attention", "MLP"), TOGETHER, strict=True)
+        for layer in found[kind]
+    )
     if not fits or not hasattr(base, "rotary_emb") or _partly_rotated(model.config):
         return False
     for parent in list(base.modules()):
@@ -134,21 +137,23 @@ def _named(part: str) -> tuple[str, ...]:
     return tuple(family + part for family in FAMILIES)
 
 
-def _is_activation(module: nn.Module) -> bool:
-    return not any(True for _ in module.parameters()) and not hasattr(module, "in_features")
-
-
 def _partly_rotated(config: Any) -> bool:
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     return float(parameters.get("partial_rotary_factor", 1.0)) != 1.0
 
 
+def _can_join(layers: list[Any]) -> bool:
+    return joined_layer(layers) is not None or all(type(layer) is nn.Linear for layer in layers)
+
+
 @torch.no_grad()
-def _joined(layers: list[nn.Linear]) -> nn.Linear:
-    """Layers that read the same input as one, their outputs one after the other.
+def _joined(layers: list[Any]) -> nn.Module:
+    """Layers that read the same input as one, their outputs one after the other; packed ones may be that already.
 
     They give up their weights: of a model that fills most of a device only one layer may be there twice.
     """
+    if (packed := joined_layer(layers)) is not None:
+        return packed
     first = layers[0]
     out = nn.Linear(first.in_features, sum(layer.out_features for layer in layers), bias=False, device="meta")
     out.weight = nn.Parameter(torch.cat(tuple(layer.weight for layer in layers)), requires_grad=False)

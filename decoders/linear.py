@@ -21,7 +21,7 @@ oneDNN, all in torch's own CPU wheel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ Weights = Literal["auto", "plain", "bfloat16", "low-bit"]
 FOUR_BIT_ROWS = 4
 EIGHT_BIT_ROWS = 4
 INTEGER_ROWS = 20
+KERNEL_ROWS = 4  # oneDNN's integer kernel takes 10 to 20% longer for 2 rows than for 4
 WIDE = 4  # N / K from which `IntegerForm` is faster than `EightBitForm` in spite of its digits
 
 GROUP = 32  # weights along K that share a scale and a minimum
@@ -165,6 +166,7 @@ class _Together(nn.Module):
     def __init__(self, joined: _Joined, index: int) -> None:
         super().__init__()
         self.joined, self.index = joined, index
+        self.out_features = joined.sizes[index]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.joined.part(x, self.index)
@@ -196,15 +198,15 @@ class _File:
     four_bit: Mapping[str, Callable[[], FourBit]]
 
 
-def pack(model: nn.Module, folder: Path, weights: Weights) -> None:
-    """Replace the linear layers of a causal LM in place, as `weights` says; see `Runner.load`.
+def pack(model: nn.Module, folder: Path, weights: Weights) -> bool:
+    """Replace the linear layers of a causal LM in place, as `weights` says (see `Runner.load`); whether it did.
 
     Layers that read the same input (q, k and v; gate and up) become one matrix. Raises `InputError` for
     "low-bit" or "bfloat16" where the machine, the dtype or the folder does not allow it.
     """
     wanted = _wanted(model, folder, weights)
     if wanted == "plain":
-        return
+        return False
     file = _read_file(folder) if wanted == "low-bit" else _File(frozenset(), {})
     # Two at a time: reading the file's blocks is numpy's work, packing is torch's.
     for (parent, _, names), layer in ordered_map(
@@ -217,6 +219,7 @@ def pack(model: nn.Module, folder: Path, weights: Weights) -> None:
         joined = _Joined(layer, [member.out_features for member in members])
         for index, name in enumerate(names):
             setattr(parent, name, _Together(joined, index))
+    return True
 
 
 def _jobs(model: nn.Module) -> list[tuple[nn.Module, str, tuple[str, ...]]]:
@@ -230,6 +233,15 @@ def _jobs(model: nn.Module) -> list[tuple[nn.Module, str, tuple[str, ...]]]:
                 left = [name for name in left if name not in names]
         jobs += [(parent, prefix, (name,)) for name in left]
     return jobs
+
+
+def joined_layer(layers: Sequence[nn.Module]) -> PackedLinear | None:
+    """The one layer that computes what all of these do, and nothing else; None where they were not packed so."""
+    found = {layer.joined for layer in layers if isinstance(layer, _Together)}
+    if len(found) != 1 or not all(isinstance(layer, _Together) for layer in layers):
+        return None
+    joined = found.pop()
+    return joined.layer if len(joined.sizes) == len(layers) else None
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -361,5 +373,7 @@ def _two_digits(x: Tensor) -> tuple[Tensor, Tensor]:
     values = x.float()
     scales = values.abs().amax(1, keepdim=True).clamp_min_(1e-30).div_(LARGEST)
     shifted = values.div_(scales).add_(HALF * 257 + 0.5).to(torch.int32)  # positive: truncation rounds
-    pairs = shifted.view(torch.uint8).view(*x.shape, 4)[..., :2]
-    return pairs.movedim(-1, 0).reshape(2 * len(x), -1), scales
+    pairs = shifted.view(torch.uint8).view(*x.shape, 4)[..., :2].movedim(-1, 0).reshape(2 * len(x), -1)
+    if len(pairs) < KERNEL_ROWS:
+        pairs = torch.cat((pairs, pairs))  # the kernel does not look at what is in the rows
+    return pairs, scales

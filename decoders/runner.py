@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from viaticum.decoders.attention import NAME as ATTENTION
+from viaticum.decoders.lean import lean
 from viaticum.decoders.linear import Weights, pack, weight_bytes
 from viaticum.decoders.memory import free_bytes, out_of_memory, plan_slots
 from viaticum.errors import InputError, ModelError, PromptTooLong
@@ -176,7 +177,7 @@ class Runner:
 
         weights: how linear layers hold theirs (see `decoders.linear`). "plain": as transformers does, in dtype.
         "bfloat16": the same numbers in the kernel's own order, about twice as fast. "low-bit": also in 4 and
-        8 bits, for calls of few rows; 3.6 bytes a weight in all. "auto": the last of these that the machine,
+        8 bits, for calls of few rows; 2.6 to 3 bytes a weight in all. "auto": the last of these that the machine,
         the dtype and the folder allow, low-bit only where a quantised model.gguf lies beside the weights.
 
         slots: "auto" takes as many as fit the memory that is free once the weights are loaded (see
@@ -189,7 +190,8 @@ class Runner:
             path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
         )
         model = model.to(torch.device(device))  # type: ignore[arg-type]
-        pack(model, Path(path), weights)
+        if pack(model, Path(path), weights):
+            lean(model)
         if slots == "auto":
             slots = plan_slots(
                 model.config,

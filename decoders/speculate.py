@@ -1,4 +1,4 @@
-"""Drafts: which of the small model's guesses the large one accepts, and how many to ask for.
+"""Drafts: which of the small model's guesses the large one accepts, how many to ask for, and how long to wait for them.
 
 Accepting follows Leviathan et al. (arXiv 2211.17192) and Chen et al. (2302.01318): greedy text takes a draft
 where it is the large model's own choice; sampled text takes draft d with probability min(1, p(d)/q(d)) and
@@ -68,6 +68,29 @@ def worth(most: int, acceptance: float, in_hand: int, cost: float) -> list[float
         tokens += acceptance**length
         worths.append(tokens / (1 + max(0, length - in_hand) * cost + length * VERIFY))
     return worths
+
+
+class Patience:
+    """When the large model is called: it costs little more for many rows than for one, so that those which are
+    ready may wait for others. batch: ready rows that are worth a call; draft: the length of drafts, None: any."""
+
+    def __init__(self, batch: int, draft: int | None) -> None:
+        self._batch = batch
+        self._most = max(MOST, draft or 0)  # steps that ready rows wait for the drafts of others
+        self._waited = 0
+
+    def is_over(self, ready: int, drafting: bool, writing: bool) -> bool:
+        """Whether to call it now. drafting: drafts are being made for other rows; writing: some write without it."""
+        if ready == 0:
+            return False
+        if drafting or writing:  # else no row can go on without it
+            if ready < self._batch:
+                return False
+            self._waited += 1
+            if drafting and self._waited <= self._most:
+                return False
+        self._waited = 0
+        return True
 
 
 class DraftLength:

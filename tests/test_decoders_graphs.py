@@ -292,9 +292,9 @@ def test_joined_layers_give_up_their_weights() -> None:
     assert not [list(each.parameters()) for each in replaced if id(each) not in kept and [*each.parameters()]]
 
 
-def test_packed_layers_stay() -> None:
+def test_layers_that_cannot_be_joined_stay() -> None:
     model = build()
-    model.base_model.layers[1].mlp.down_proj = nn.Sequential(model.base_model.layers[1].mlp.down_proj)
+    model.base_model.layers[1].mlp.gate_proj = nn.Sequential(model.base_model.layers[1].mlp.gate_proj)
     assert not lean(model)
     assert not any(isinstance(each, LeanAttention) for each in model.modules())
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from viaticum.decoders import linear
+from viaticum.decoders.lean import LeanAttention
 from viaticum.decoders.linear import (
     BFloat16Form,
     EightBitForm,
@@ -275,7 +276,8 @@ def test_a_model_with_packed_weights_says_what_the_plain_one_says(folder: Path) 
     assert kinds == {"FourBitForm", "EightBitForm", "BFloat16Form"}
     head = packed.model.lm_head.forms  # tied to the embedding, which the file has in Q8_0
     assert [type(form) for _, form in head] == [EightBitForm, BFloat16Form]
-    joined = packed.model.model.layers[0].self_attn.q_proj.joined.layer
+    assert isinstance(packed.model.model.layers[0].self_attn, LeanAttention)
+    joined = packed.model.model.layers[0].self_attn.qkv
     assert [type(form) for _, form in joined.forms] == [FourBitForm, BFloat16Form]
     assert packed.weight_bytes < plain.weight_bytes
     for new in ([5, 6, 7], [8], [9, 10, 11, 12, 13, 14]):  # few rows and more rows than a low-bit form takes
