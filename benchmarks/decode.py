@@ -3,7 +3,7 @@
 Everything in one run, on the real pair of the catalogue (1.5B and 0.5B): 12 questions asked as cot asks them, 64
 greedy tokens each, prompts read beforehand. At one stream all ways and the two others take turns, question by question,
 so that whatever slows the machine slows all; the ratios are of medians. At 4 and 16 streams our ways alone are compared,
-with what the cost model expected of each; it was told how often the models hand over from four other questions.
+with what the cost model expected of each; it was told how often the models hand over from twelve other questions.
 
     viaticum models pull && pip install xllamacpp
     python benchmarks/decode.py QUESTIONS.jsonl [--json] [--tau 0.06]
@@ -43,7 +43,7 @@ from viaticum.strategies import get as get_strategy
 from viaticum.weights import locate
 
 SMALL, LARGE = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"
-QUESTIONS, OTHERS, NEW = 12, 4, 64
+QUESTIONS, OTHERS, NEW = 12, 12, 64
 SLOTS = 16
 WAYS = (LARGE_ALONE, Way(False, 3), Way(True), Way(True, 1))
 Prompt = list[int]
@@ -188,8 +188,8 @@ def compare(path: Path, tau: float, with_others: bool) -> dict[str, Any]:
     small, large = (Runner.load(folders[name], slots=SLOTS, context=1536) for name in (SMALL, LARGE))
     pair = Pair(small, large, tokenizer, tau)
     sys.stderr.write("measuring calls\n")
-    costs = measure_pair(pair.small, pair.large)
     prompts = prompts_of(tokenizer, path)
+    costs = measure_pair(small, large, context=NEW // 2 + int(statistics.median(map(len, prompts))))
     asked, others = prompts[:SLOTS], prompts[SLOTS:]
     pair.read(others)
     habits = {way: pair.habits(way, others) for way in WAYS}
@@ -270,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("questions", type=Path, help="JSONL with question and answer, at least 20 of them")
+    parser.add_argument("questions", type=Path, help="JSONL with question and answer, at least 28 of them")
     parser.add_argument("--tau", type=float, default=0.06, help="R-Stitch's threshold")
     parser.add_argument("--alone", action="store_true", help="without llama.cpp and assisted generation")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

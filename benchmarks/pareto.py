@@ -46,7 +46,7 @@ from viaticum.types import Completion, Usage
 from viaticum.weights import locate
 
 SMALL, LARGE, PAIR = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-r-stitch"
-TAUS = (0.005, 0.015, 0.03, 0.06, 0.12, 0.25)
+TAUS = (0.01, 0.03, 0.06, 0.12, 0.25)
 DRAFT = 3
 COT = get_strategy("cot")
 

