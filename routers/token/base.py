@@ -23,7 +23,7 @@ def entropy(logits: Tensor) -> Tensor:
     R-Stitch, arXiv 2507.17307, equation 1. H is 1 where all tokens are equally likely.
     """
     if logits.device.type == "cpu" and len(logits) > IN_CACHE:
-        return torch.cat([entropy(part) for part in logits.split(IN_CACHE)])
+        return torch.cat([entropy(part) for part in torch.split(logits, IN_CACHE)])
     logs = torch.log_softmax(logits.float(), dim=-1)
     return -(logs.exp() * logs).nan_to_num(0.0).sum(-1) / math.log(logits.shape[-1])
 
