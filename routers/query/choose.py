@@ -8,17 +8,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from viaticum.errors import BudgetExceeded, InputError, UnknownName
 from viaticum.money import NANOUSD_PER_USD, format_usd
-from viaticum.types import Route, RoutingTable, Row
+from viaticum.types import Route, RoutingTable
+
+
+class Costed(Protocol):
+    """What a policy looks at: the row of a pair, or of a plan."""
+
+    @property
+    def accuracy(self) -> float: ...
+    @property
+    def cost_p50(self) -> int: ...
+
+
+RowT = TypeVar("RowT", bound=Costed)
 
 
 class Policy(ABC):
     """An order on the rows that fit the budget."""
 
     @abstractmethod
-    def pick(self, rows: list[Row]) -> tuple[Row, str]:
+    def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
         """The row wanted among `rows` (never empty), and why, in words."""
 
 
@@ -26,7 +39,7 @@ class Policy(ABC):
 class Best(Policy):
     """The highest accuracy; of equals the cheapest."""
 
-    def pick(self, rows: list[Row]) -> tuple[Row, str]:
+    def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
         row = max(rows, key=lambda row: (row.accuracy, -row.cost_p50))
         return row, f"highest expected accuracy, {row.accuracy:.0%}, of the {len(rows)} pairs that fit"
 
@@ -41,7 +54,7 @@ class Cheapest(Policy):
         if not 0 <= self.accuracy <= 1:
             raise InputError(f"the wanted accuracy is between 0 and 1, got {self.accuracy}")
 
-    def pick(self, rows: list[Row]) -> tuple[Row, str]:
+    def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
         enough = [row for row in rows if row.accuracy >= self.accuracy]
         if not enough:
             row, _ = Best().pick(rows)
@@ -60,11 +73,11 @@ class Weighted(Policy):
         if not 0 <= self.per_dollar < float("inf"):
             raise InputError(f"the weight of a dollar is 0 or more, got {self.per_dollar}")
 
-    def pick(self, rows: list[Row]) -> tuple[Row, str]:
+    def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
         row = max(rows, key=lambda row: (self._score(row), -row.cost_p50))
         return row, f"highest accuracy less {self.per_dollar:g} a dollar: {self._score(row):.3f}"
 
-    def _score(self, row: Row) -> float:
+    def _score(self, row: Costed) -> float:
         return row.accuracy - self.per_dollar * row.cost_p50 / NANOUSD_PER_USD
 
 

@@ -1,0 +1,274 @@
+"""Fitting the learned router on an outcome table.
+
+What is learned from predictions (weights of the heads, calibration, how far tokens and costs come out beyond what was
+expected, how far from known questions a prediction holds) is learned from predictions for questions that the heads had
+not seen: five folds, near-duplicates of a question never on both sides. Deterministic for a seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from viaticum.routers.query.encoder import Encoder
+from viaticum.routers.query.grid import FEWEST, Array, Grid, folds_of, near_duplicates
+from viaticum.routers.query.heads import (
+    NEIGHBOURS,
+    Columns,
+    Dual,
+    Lesson,
+    Logistic,
+    Mixture,
+    Neighbours,
+    fit_dual,
+    log_loss,
+    log_odds,
+)
+from viaticum.routers.query.plans import WEIGHTS, Plan, Steps, play, search
+from viaticum.routers.query.rtr import NEAREST, Learned, RTRRouter, Settings
+from viaticum.types import Pair
+
+FOLDS = 5
+EPOCHS = 40
+KINDS = 8  # clusters of questions on which the pairs do alike, for the search of plans
+UNTRUSTED, TRUSTED = 0.01, 0.10  # of known questions lie further from the others than the limits of trust
+Report = Callable[[str, int, int], None]  # stage, done, of
+
+
+def fit(
+    grid: Grid,
+    encoder: Encoder,
+    descriptions: Mapping[str, str] | None = None,
+    *,
+    settings: Settings = Settings(),  # noqa: B008 (it is frozen)
+    report: Report = lambda stage, done, of: None,
+) -> RTRRouter:
+    """descriptions: of models and strategies by name; one without is known by its name. report: told of progress.
+
+    Raises `DataError` for a table that has too little in it (`Grid.check`).
+    """
+    grid.check()
+    began = time.perf_counter()
+    embeddings = encoder(grid.texts, lambda done, of: report("questions embedded", done, of)).float()
+    groups = near_duplicates(grid.texts)
+    folds = torch.from_numpy(folds_of(groups, FOLDS, settings.seed))
+    started = time.perf_counter()
+    report("looking for plans", 0, 1)
+    steps = _plans(grid, embeddings, settings)
+    right, cost = _outcomes(grid, steps)
+    lesson = Lesson(
+        embeddings,
+        right,
+        cost,
+        torch.from_numpy(np.log(np.maximum(grid.tokens, 1.0))).float(),
+        torch.from_numpy(grid.cut),
+        WEIGHTS,
+    )
+    columns = _columns(grid.pairs, steps, descriptions or {}, encoder)
+    unseen, epochs = _unseen(columns, lesson, folds, settings, report)
+    mixture = Mixture.fit([unseen[name] for name in settings.heads], right, calibrate=settings.calibrate)
+    report("fitting on all questions", 0, 1)
+    learned = Learned(
+        pairs=grid.pairs,
+        plans=tuple(Plan(tuple(grid.pairs[pair] for pair in order), need) for order, need in steps),
+        embeddings=embeddings,
+        right=right,
+        cost=cost,
+        columns=columns,
+        logistic=Logistic.fit(embeddings, right),
+        dual=_dual(columns, lesson, epochs, settings),
+        mixture=mixture,
+        static=torch.stack([_over_datasets(each, grid.datasets) for each in (right, cost)]),
+        limits=torch.quantile(unseen["near"], torch.tensor([UNTRUSTED, TRUSTED])),
+        stretch=_stretch(unseen["tokens"], lesson),
+        rate=_rates(grid),
+        worth=torch.tensor(WEIGHTS, dtype=torch.float32),
+        spend=torch.ones(len(WEIGHTS)),
+        settings=settings,
+        facts={},
+    )
+    chances = mixture([unseen[name] for name in settings.heads])
+    learned.spend = _spend(chances, unseen["cost"], cost)
+    pairs = slice(0, len(grid.pairs))
+    learned.facts = {
+        "encoder": encoder.name,
+        "questions": len(grid),
+        "groups": int(groups.max()) + 1,
+        "fingerprint": fingerprint(grid),
+        "datasets": {str(name): int(count) for name, count in zip(*np.unique(grid.datasets, return_counts=True), strict=True)},
+        "epochs": epochs,
+        "unseen": {
+            "log_loss": round(log_loss(log_odds(chances[:, pairs]), right[:, pairs]), 4),
+            "ece": round(calibration_error(chances[:, pairs], right[:, pairs]), 4),
+        },
+        "shares": {name: round(float(share), 3) for name, share in zip(settings.heads, mixture.shares, strict=True)},
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "seconds": round(time.perf_counter() - started, 1),
+        "seconds_with_embeddings": round(time.perf_counter() - began, 1),
+    }  # fmt: skip
+    report("done", 1, 1)
+    return RTRRouter(learned, encoder)
+
+
+def fingerprint(grid: Grid) -> str:
+    """A hash of what was learned from: questions, pairs and outcomes."""
+    told = hashlib.sha256()
+    for text in (
+        *map(str, grid.pairs),
+        *(f"{d}\0{q}\0{t}" for (d, q), t in zip(grid.ids, grid.texts, strict=True)),
+    ):
+        told.update(text.encode() + b"\n")  # fmt: skip
+    told.update(np.nan_to_num(grid.correct, nan=-1).astype(np.int8).tobytes())
+    return told.hexdigest()
+
+
+def calibration_error(chances: Tensor, right: Tensor, bins: int = 15) -> float:
+    """Expected calibration error of the known outcomes: mean distance of confidence from accuracy over equal bins."""
+    known = ~right.isnan()
+    chance, true = chances[known].double(), right[known].double()
+    place = (chance * bins).long().clamp_max(bins - 1)
+    sums = torch.zeros(bins, dtype=torch.float64).index_add(0, place, chance - true)
+    return float(sums.abs().sum() / max(1, len(chance)))
+
+
+def _plans(grid: Grid, embeddings: Tensor, settings: Settings) -> list[Steps]:
+    """The columns: every pair, then the plans worth having, where enough questions were given to every pair."""
+    singles: list[Steps] = [((pair,), 2) for pair in range(len(grid.pairs))]
+    whole = grid.complete
+    if not settings.plans or whole.sum() < FEWEST or len(grid.pairs) < 2:
+        return singles
+    from sklearn.cluster import KMeans
+
+    part = grid.part(whole)
+    near = Neighbours(embeddings[torch.from_numpy(whole)], torch.from_numpy(part.correct).float())
+    odds = log_odds(near.mean(*near.nearest(near.embeddings, NEIGHBOURS // 2))).numpy()
+    count = min(KINDS, max(1, len(part) // 50))
+    kinds = KMeans(count, n_init=3, random_state=settings.seed).fit_predict(odds)
+    found = search(part.correct, part.cost, part.answers, kinds)
+    return [*singles, *(steps for steps in found if len(steps[0]) > 1)]
+
+
+def _outcomes(grid: Grid, steps: list[Steps]) -> tuple[Tensor, Tensor]:
+    """right and dollars [Q, M]; NaN for pairs not asked, and for plans where any pair was not."""
+    whole = grid.complete
+    right, cost = (np.full((len(grid), len(steps)), np.nan) for _ in range(2))
+    count = len(grid.pairs)
+    right[:, :count], cost[:, :count] = grid.correct, grid.cost
+    for column, plan in enumerate(steps[count:], count):
+        right[whole, column], cost[whole, column], _ = play(
+            plan, grid.correct[whole], grid.cost[whole], grid.answers[whole]
+        )
+    return torch.from_numpy(right).float(), torch.from_numpy(cost).float()
+
+
+def _columns(
+    pairs: tuple[Pair, ...], steps: list[Steps], descriptions: Mapping[str, str], encoder: Encoder
+) -> Columns:
+    models = list(dict.fromkeys(pair.model for pair in pairs))
+    strategies = list(dict.fromkeys(pair.strategy for pair in pairs))
+    members = torch.zeros(len(steps), len(pairs))
+    for column, (order, _) in enumerate(steps):
+        members[column, list(order)] = 1 / len(order)
+    told = [
+        encoder([descriptions.get(name, name) for name in names]).float() for names in (models, strategies)
+    ]
+    of_pair = [[models.index(pair.model), strategies.index(pair.strategy)] for pair in pairs]
+    return Columns(told[0], told[1], torch.tensor(of_pair), members)
+
+
+def _dual(columns: Columns, lesson: Lesson, epochs: int, settings: Settings) -> Dual:
+    return fit_dual(columns, lesson, epochs=epochs, seed=settings.seed, decision=settings.decision)[0]
+
+
+def _unseen(
+    columns: Columns, lesson: Lesson, folds: Tensor, settings: Settings, report: Report
+) -> tuple[dict[str, Tensor], int]:
+    """What each head says of questions in the fold that it was not fitted on, and for how many epochs to train.
+
+    The epochs are those at which the first fold is predicted best.
+    """
+    questions, count = lesson.right.shape
+    found = {name: torch.zeros(questions, count) for name in ("logistic", "neighbours", "dual", "cost")}
+    found |= {"tokens": torch.zeros(*lesson.log_tokens.shape, 2), "near": torch.zeros(questions)}
+    epochs = EPOCHS
+    for fold in range(FOLDS):
+        report("learning from the other folds", fold, FOLDS)
+        out = folds == fold
+        known, asked = lesson.part(~out), lesson.embeddings[out]
+        near = Neighbours(known.embeddings, known.right)
+        places = near.nearest(asked, NEIGHBOURS)
+        found["neighbours"][out] = log_odds(near.mean(*places))
+        found["cost"][out] = Neighbours(known.embeddings, known.cost).mean(*places)
+        found["near"][out] = places[0][:, :NEAREST].mean(1)
+        found["logistic"][out] = Logistic.fit(known.embeddings, known.right)(asked)
+        watch = lesson.part(out) if fold == 0 else None
+        dual, stopped = fit_dual(
+            columns, known, epochs=epochs, seed=settings.seed, decision=settings.decision, watch=watch
+        )
+        epochs = max(1, stopped) if fold == 0 else epochs
+        found["dual"][out], found["tokens"][out] = dual.predict(asked)
+    return found, epochs
+
+
+def _over_datasets(values: Tensor, datasets: Array) -> Tensor:
+    """Column means [M], every data set counting alike: of an unknown question each is as likely its home."""
+    parts = [values[torch.from_numpy(datasets == name)] for name in np.unique(datasets)]
+    means = torch.stack([part.nanmean(0) for part in parts]).nanmean(0)
+    return means.nan_to_num(float(values.nanmean()))
+
+
+def _stretch(found: Tensor, lesson: Lesson) -> Tensor:
+    """What to add to predicted log tokens [P, 2] so that half, and nine tenths, of unseen answers are no longer.
+
+    Split conformal prediction (Vovk et al. 2005), a pair at a time. An answer that was cut counts as longer where it
+    was expected to be shorter, and is left out where it was not.
+    """
+    beyond = lesson.log_tokens[..., None] - found  # [Q, P, 2]
+    beyond = beyond.masked_fill(lesson.cut[..., None] & (beyond < 0), float("nan"))
+    beyond = beyond.masked_fill(lesson.cut[..., None] & (beyond >= 0), 20.0)
+    levels = (0.5, 0.9)
+    every = torch.stack([torch.nanquantile(beyond[..., n], level) for n, level in enumerate(levels)])
+    own = torch.stack([torch.nanquantile(beyond[..., n], level, dim=0) for n, level in enumerate(levels)], -1)
+    enough = (~beyond[..., 0].isnan()).sum(0)[:, None] >= FEWEST
+    return torch.where(enough, own, every).nan_to_num(0.0).clamp(-5, 5)
+
+
+def _rates(grid: Grid) -> Tensor:
+    """Dollars of a prompt and of an output token for each pair [P, 2], by least squares; of a pair of models the mix
+    that their tokens really had."""
+    rates = np.zeros((len(grid.pairs), 2))
+    for column in range(len(grid.pairs)):
+        known = ~np.isnan(grid.tokens[:, column]) & ~np.isnan(grid.cost[:, column])
+        tokens, cost = grid.tokens[known, column], grid.cost[known, column]
+        if len(tokens) == 0:
+            continue
+        spread = tokens.var()
+        each = float(((tokens - tokens.mean()) * (cost - cost.mean())).mean() / spread) if spread > 0 else 0.0
+        rates[column] = max(0.0, cost.mean() - max(0.0, each) * tokens.mean()), max(0.0, each)
+    return torch.from_numpy(rates).float()
+
+
+def _spend(chances: Tensor, expected: Tensor, cost: Tensor) -> Tensor:
+    """For each worth of a dollar the real over the expected cost of what is chosen, on unseen questions [W].
+
+    The costliest questions rule a mean, so the ratio is drawn towards 1 by as much as 20 questions.
+    """
+    ratios = []
+    for worth in WEIGHTS:
+        utility = (chances - worth * expected).masked_fill(cost.isnan(), float("-inf"))
+        chosen = utility.argmax(1)[:, None]
+        real, told = cost.gather(1, chosen).nan_to_num(0.0).sum(), expected.gather(1, chosen).sum()
+        few = 20 * told / len(cost)
+        ratios.append((real + few) / (told + few))
+    return torch.stack(ratios)
+
+
+def describe(models: Mapping[str, Any], strategies: Mapping[str, Any]) -> dict[str, str]:
+    """Descriptions by name, of a catalogue's models and the registered strategies."""
+    return {name: each.description for name, each in (*models.items(), *strategies.items())}

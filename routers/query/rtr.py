@@ -1,0 +1,337 @@
+"""The learned query router: accuracy, tokens and cost of every pair and plan for a question, and what to do with them.
+
+RTR (arXiv 2505.19435) with what it lacks: several heads, calibrated on questions that they had not seen; quantiles of
+tokens; plans that ask a dear pair only where cheap ones disagree; and trust: the further a question lies from all that
+were profiled, the more its table is that of the static mixture. Made by `viaticum.routers.query.fit`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from viaticum.errors import BudgetExceeded, DataError, InputError
+from viaticum.money import NANOUSD_PER_USD, format_usd
+from viaticum.routers.query.base import QueryRouter
+from viaticum.routers.query.choose import Policy
+from viaticum.routers.query.encoder import Encoder
+from viaticum.routers.query.heads import NEIGHBOURS, Columns, Dual, Logistic, Mixture, Neighbours, log_odds
+from viaticum.routers.query.plans import Plan
+from viaticum.types import Pair, Query, RoutingTable, Row
+
+FORMAT = 1
+NEAREST = 10  # questions whose mean similarity says how far to trust a prediction
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of N questions. accuracy: chance of a right answer [N, M]; cost: expected dollars [N, M]; tokens: output tokens,
+    median and 90%, of pairs [N, P, 2]; trust: 0 far from all known questions, 1 among them [N]; numbers: the nearest
+    known questions [N, K]."""
+
+    accuracy: Tensor
+    cost: Tensor
+    tokens: Tensor
+    trust: Tensor
+    numbers: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """What a router expects of one plan on one query; costs are nano-dollars, p90 of the plan as a whole."""
+
+    plan: Plan
+    accuracy: float
+    cost_p50: int
+    cost_p90: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRoute:
+    """The plan chosen, its row, and why, in words."""
+
+    plan: Plan
+    row: PlanRow
+    why: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What fitting can leave out, for ablations. heads: among logistic, neighbours, dual; decision: the weight of the
+    loss that looks at the decision; seed: of every draw."""
+
+    heads: tuple[str, ...] = ("logistic", "neighbours", "dual")
+    decision: float = 0.5
+    calibrate: bool = True
+    trust: bool = True
+    plans: bool = True
+    spend: bool = True
+    seed: int = 0
+
+
+@dataclass
+class Learned:
+    """Everything that fitting found. plans: a plan for each of the M columns, the first P being the pairs.
+
+    right, cost: what was known [Q, M], at questions of `embeddings` [Q, D]; static: accuracy and dollars of each column
+    where nothing is known of a question [2, M]; limits: the similarity that is trusted not at all, and wholly [2];
+    stretch: added to log tokens, median and 90% [P, 2]; rate: dollars of a prompt and of an output token [P, 2];
+    worth, spend: for a worth of a dollar, real over expected cost of what is then chosen [W], [W].
+    """
+
+    pairs: tuple[Pair, ...]
+    plans: tuple[Plan, ...]
+    embeddings: Tensor
+    right: Tensor
+    cost: Tensor
+    columns: Columns
+    logistic: Logistic
+    dual: Dual
+    mixture: Mixture
+    static: Tensor
+    limits: Tensor
+    stretch: Tensor
+    rate: Tensor
+    worth: Tensor
+    spend: Tensor
+    settings: Settings
+    facts: dict[str, Any]
+
+
+class RTRRouter(QueryRouter):
+    """Predicts with what was learned; `encoder` gives the embeddings it was learned with."""
+
+    def __init__(self, learned: Learned, encoder: Encoder | None = None) -> None:
+        self.learned = learned
+        self._given = encoder
+        self.pairs, self.plans = learned.pairs, learned.plans
+        self._right = Neighbours(learned.embeddings, learned.right)
+        self._cost = Neighbours(learned.embeddings, learned.cost)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return self._given or Encoder(self.learned.facts["encoder"])
+
+    # --- predictions ----------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def predict(self, embeddings: Tensor) -> Prediction:
+        """Of many questions at once; embeddings [N, D] of length 1."""
+        learned = self.learned
+        cosines, numbers = self._right.nearest(embeddings, NEIGHBOURS)
+        dual, log_tokens = learned.dual.predict(embeddings)
+        heads = {
+            "logistic": lambda: learned.logistic(embeddings),
+            "neighbours": lambda: log_odds(self._right.mean(cosines, numbers)),
+            "dual": lambda: dual,
+        }
+        accuracy = learned.mixture([heads[name]() for name in learned.settings.heads])
+        cost = self._cost.mean(cosines, numbers)
+        low, high = learned.limits.tolist()
+        trust = ((cosines[:, :NEAREST].mean(1) - low) / max(high - low, 1e-6)).clamp(0, 1)
+        if learned.settings.trust:
+            sure = trust[:, None]
+            accuracy = sure * accuracy + (1 - sure) * learned.static[0]
+            cost = sure * cost + (1 - sure) * learned.static[1]
+        tokens = (log_tokens + learned.stretch).exp()
+        tokens[..., 1] = tokens.amax(-1)
+        return Prediction(accuracy, cost, tokens, trust, numbers)
+
+    def predict_texts(self, texts: Sequence[str]) -> Prediction:
+        return self.predict(self.encoder(texts))
+
+    def table(self, query: Query) -> RoutingTable:
+        """A row for every pair; costs in nano-dollars, prompt included where the outcomes counted it."""
+        told = self.predict_texts([query.text])
+        fixed, each = self.learned.rate.T
+        rows = []
+        for number, pair in enumerate(self.pairs):
+            median, high = told.tokens[0, number].tolist()
+            costs = [_nanousd(fixed[number] + each[number] * tokens) for tokens in (median, high)]
+            rows.append(
+                Row(pair, float(told.accuracy[0, number]), round(median), round(high), costs[0], costs[1])
+            )
+        return RoutingTable(tuple(rows))
+
+    def plan_rows(self, query: Query) -> list[PlanRow]:
+        """A row for every plan; cost_p90 is that of its 60 nearest known questions."""
+        told = self.predict_texts([query.text])
+        known = self.learned.cost[told.numbers[0]]
+        high = torch.nanquantile(known, 0.9, dim=0)
+        return [
+            PlanRow(plan, accuracy, _nanousd(cost), _nanousd(max(cost, most)))
+            for plan, accuracy, cost, most in zip(
+                self.plans, told.accuracy[0].tolist(), told.cost[0].tolist(), high.tolist(), strict=True
+            )
+        ]
+
+    def choose_plan(self, query: Query, left_nanousd: int | None, policy: Policy) -> PlanRoute:
+        """The plan that `policy` wants among those whose p90 cost fits. Raises `BudgetExceeded` where none does."""
+        rows = self.plan_rows(query)
+        fitting = [row for row in rows if left_nanousd is None or row.cost_p90 <= left_nanousd]
+        if not fitting:
+            least = min(row.cost_p90 for row in rows)
+            raise BudgetExceeded(
+                f"no plan fits: the cheapest may cost {format_usd(least)} and {format_usd(left_nanousd or 0)} is left",
+                needed=least,
+                left=left_nanousd or 0,
+            )
+        row, why = policy.pick(fitting)
+        return PlanRoute(row.plan, row, why)
+
+    # --- choosing for many ----------------------------------------------------------------------------------
+
+    def choose_columns(self, told: Prediction, worth: float) -> Tensor:
+        """For each question the column with the greatest accuracy less `worth` times its expected dollars [N]."""
+        return (told.accuracy - worth * told.cost).argmax(1)
+
+    def worth_of(self, told: Prediction, dollars: float) -> float:
+        """The least worth of a dollar at which these questions are expected to cost at most `dollars` on average.
+
+        Expectations are corrected by `spend`: what is chosen because it looks cheap tends to cost more than it
+        looked. Knows predictions alone. Where even the cheapest choice costs more, that is what is taken.
+        """
+        low, high = -3.0, 6.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            if self.expected_cost(told, 10**middle) <= dollars:
+                high = middle
+            else:
+                low = middle
+        return float(10**high)
+
+    def expected_cost(self, told: Prediction, worth: float) -> float:
+        """Mean dollars a question of what is chosen at a worth of a dollar, corrected."""
+        chosen = self.choose_columns(told, worth)
+        cost = float(told.cost.gather(1, chosen[:, None]).mean())
+        if not self.learned.settings.spend:
+            return cost
+        ratio = np.interp(np.log(worth), np.log(self.learned.worth.numpy()), self.learned.spend.numpy())
+        return cost * float(ratio)
+
+    # --- files ----------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """router.json and router.safetensors; the last version that lay there moves to `previous/`."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "router.json").exists():
+            (folder / "previous").mkdir(exist_ok=True)
+            for name in ("router.json", "router.safetensors"):
+                shutil.copy2(folder / name, folder / "previous" / name)
+        learned = self.learned
+        tensors = {
+            "embeddings": learned.embeddings.half(), "right": _small(learned.right), "cost": learned.cost,
+            "logistic": learned.logistic.weights, "mixture.shares": learned.mixture.shares,
+            "mixture.slope": learned.mixture.slope, "mixture.offset": learned.mixture.offset,
+            **{name: getattr(learned, name) for name in ("static", "limits", "stretch", "rate", "worth", "spend")},
+            **{f"columns.{name}": getattr(learned.columns, name) for name in COLUMNS},
+            **{f"dual.{name}": each for name, each in learned.dual.state_dict().items()},
+        }  # fmt: skip
+        scratch = folder / ".router.safetensors"
+        save_file({name: each.contiguous().clone() for name, each in tensors.items()}, scratch)
+        scratch.replace(folder / "router.safetensors")
+        document = {
+            "router": "rtr",
+            "format": FORMAT,
+            "pairs": [str(pair) for pair in learned.pairs],
+            "plans": [{"pairs": [str(pair) for pair in plan.pairs], "need": plan.need} for plan in learned.plans],
+            "settings": asdict(learned.settings),
+            "facts": learned.facts,
+        }  # fmt: skip
+        scratch = folder / ".router.json"
+        scratch.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        scratch.replace(folder / "router.json")
+
+    @classmethod
+    def load(cls, folder: str | Path, encoder: Encoder | None = None) -> RTRRouter:
+        """Raises `InputError` where there is no router, `DataError` where it is damaged or of a later format."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        try:
+            document = json.loads((folder / "router.json").read_text(encoding="utf-8"))
+            tensors = load_file(folder / "router.safetensors")
+        except OSError as error:
+            raise InputError(
+                f"no router in {folder} ({error.strerror or error}); make one with: viaticum router fit"
+            ) from None
+        except (ValueError, SafetensorError) as error:
+            raise DataError(f"the router in {folder} is damaged ({error}); fit it again") from None
+        if document.get("format") != FORMAT:
+            raise DataError(
+                f"the router in {folder} has format {document.get('format')}, this version reads {FORMAT}; "
+                "fit it again"
+            )
+        try:
+            return cls(_learned(document, tensors), encoder)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise DataError(f"the router in {folder} is damaged ({error}); fit it again") from None
+
+    def check_fits(self, models: Sequence[str], strategies: Sequence[str]) -> None:
+        """Raise `InputError` that names the models and strategies of this router that are not among these."""
+        unknown = sorted({pair.model for pair in self.pairs} - set(models))
+        unknown += sorted({pair.strategy for pair in self.pairs} - set(strategies))
+        if unknown:
+            raise InputError(
+                f"the router knows {', '.join(unknown)}, which this catalogue does not; fit it again, or use the "
+                "catalogue that it was fitted with"
+            )
+
+
+COLUMNS = ("models", "strategies", "of_pair", "members")
+
+
+def _learned(document: dict[str, Any], tensors: dict[str, Tensor]) -> Learned:
+    settings = Settings(**(document["settings"] | {"heads": tuple(document["settings"]["heads"])}))
+    columns = Columns(**{name: tensors[f"columns.{name}"] for name in COLUMNS})
+    right, pairs = _wide(tensors["right"]), tuple(map(Pair.parse, document["pairs"]))
+    dual = Dual(columns, right, torch.zeros(1, len(pairs)))
+    dual.load_state_dict(
+        {name.removeprefix("dual."): each for name, each in tensors.items() if name.startswith("dual.")}
+    )
+    return Learned(
+        pairs=pairs,
+        plans=tuple(Plan(tuple(map(Pair.parse, plan["pairs"])), plan["need"]) for plan in document["plans"]),
+        embeddings=tensors["embeddings"].float(),
+        right=right,
+        cost=tensors["cost"],
+        columns=columns,
+        logistic=Logistic(tensors["logistic"]),
+        dual=dual.eval().requires_grad_(False),
+        mixture=Mixture(*(tensors[f"mixture.{name}"] for name in ("shares", "slope", "offset"))),
+        static=tensors["static"],
+        limits=tensors["limits"],
+        stretch=tensors["stretch"],
+        rate=tensors["rate"],
+        worth=tensors["worth"],
+        spend=tensors["spend"],
+        settings=settings,
+        facts=document["facts"],
+    )
+
+
+def _small(right: Tensor) -> Tensor:
+    """0, 1 and NaN as int8 0, 1 and -1."""
+    return right.nan_to_num(-1.0).to(torch.int8)
+
+
+def _wide(right: Tensor) -> Tensor:
+    wide = right.float()
+    return wide.masked_fill(wide < 0, float("nan"))
+
+
+def _nanousd(dollars: Tensor | float) -> int:
+    return max(0, round(float(dollars) * NANOUSD_PER_USD))
