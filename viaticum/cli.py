@@ -1,4 +1,4 @@
-"""The command line: `viaticum solve | budget | profile | models | sandbox`.
+"""The command line: `viaticum solve | budget | profile | router | models | sandbox`.
 
 Results go to stdout, progress to stderr. Whatever Viaticum raises on purpose ends as one line and exit code 1.
 """
@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from viaticum.commands import models, sandbox
+from viaticum.commands import models, router, sandbox
 from viaticum.errors import ViaticumError
 from viaticum.money import format_usd
 from viaticum.types import Pair
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 budget_app = typer.Typer(no_args_is_help=True, help="Show what budgets hold and spent.")
 app.add_typer(models.app, name="models")
+app.add_typer(router.app, name="router")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(budget_app, name="budget")
 

@@ -63,7 +63,9 @@ def evaluate(
         "curve_minus_hull": gaps,
         "cost_at_best_single_accuracy": None if enough is None else enough / dollars,
         "cost_at_99_percent_of_it": None if nearly is None else nearly / dollars,
-        "ece": calibration_error(told.accuracy[:, : len(grid.pairs)], torch.from_numpy(grid.correct).float()),
+        "ece": calibration_error(
+            told.accuracy[:, router.pair_columns], torch.from_numpy(grid.correct).float()
+        ),
         "token_coverage_p90": float((grid.tokens <= told.tokens[..., 1].numpy() + 0.5)[known].mean()),
         "largest_share": _largest_share(router, grid, middle, calls),
         "oracle": float(grid.correct.max(1).mean()),

@@ -55,7 +55,8 @@ def fit(
     """
     grid.check()
     began = time.perf_counter()
-    embeddings = encoder(grid.texts, lambda done, of: report("questions embedded", done, of)).float()
+    embeddings = encoder(grid.texts, lambda done, of: report("questions embedded", done, of))
+    embeddings = embeddings.half().float()  # as they are kept
     groups = near_duplicates(grid.texts)
     folds = torch.from_numpy(folds_of(groups, FOLDS, settings.seed))
     started = time.perf_counter()

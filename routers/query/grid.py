@@ -66,6 +66,16 @@ class Grid:
             self.answers[index],
         )
 
+    def join(self, other: Grid) -> Grid:
+        """Both one below the other; they have the same pairs. A question in both has two rows."""
+        arrays = ("correct", "tokens", "cost", "cut", "answers")
+        return Grid(
+            self.pairs,
+            self.ids + other.ids,
+            self.texts + other.texts,
+            *(np.concatenate((getattr(self, name), getattr(other, name))) for name in arrays),
+        )
+
     @classmethod
     def of(
         cls,

@@ -29,6 +29,9 @@ from viaticum.routers.query.plans import Plan
 from viaticum.types import Pair, Query, RoutingTable, Row
 
 FORMAT = 1
+COLUMNS = ("models", "strategies", "of_pair", "members")
+ADDED = ("weights", "offset", "alike", "lengths", "rate")
+NORMAL_P90 = 1.2816  # standard deviations of a normal distribution below which 90% lie
 NEAREST = 10  # questions whose mean similarity says how far to trust a prediction
 
 
@@ -78,6 +81,35 @@ class Settings:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Added:
+    """A pairs that were added later (`viaticum.routers.query.learn.add`). weights: of the log-odds of the P learned pairs
+    [A, P], offset [A]; alike: shares of their log tokens [A, P], lengths: added to these [A, 2]; rate: as in `Learned`."""
+
+    pairs: tuple[Pair, ...]
+    weights: Tensor
+    offset: Tensor
+    alike: Tensor
+    lengths: Tensor
+    rate: Tensor
+
+    def join(self, other: Added) -> Added:
+        tensors = {name: torch.cat((getattr(self, name), getattr(other, name))) for name in ADDED}
+        return Added(self.pairs + other.pairs, **tensors)
+
+    def predict(self, accuracy: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of learned pairs [N, P] and [N, P, 2] -> accuracy [N, A], expected dollars [N, A], tokens [N, A, 2].
+
+        The expected number of tokens is that of a log-normal distribution with these quantiles.
+        """
+        found = torch.sigmoid(log_odds(accuracy) @ self.weights.T + self.offset)
+        lengths = torch.einsum("npk,ap->nak", tokens.log(), self.alike) + self.lengths
+        lengths[..., 1] = lengths.amax(-1)
+        spread = (lengths[..., 1] - lengths[..., 0]) / NORMAL_P90
+        mean = torch.exp(lengths[..., 0] + spread.square() / 2)
+        return found, self.rate[:, 0] + self.rate[:, 1] * mean, lengths.exp()
+
+
 @dataclass
 class Learned:
     """Everything that fitting found. plans: a plan for each of the M columns, the first P being the pairs.
@@ -105,6 +137,7 @@ class Learned:
     spend: Tensor
     settings: Settings
     facts: dict[str, Any]
+    added: Added | None = None
 
 
 class RTRRouter(QueryRouter):
@@ -113,7 +146,14 @@ class RTRRouter(QueryRouter):
     def __init__(self, learned: Learned, encoder: Encoder | None = None) -> None:
         self.learned = learned
         self._given = encoder
-        self.pairs, self.plans = learned.pairs, learned.plans
+        later = learned.added.pairs if learned.added else ()
+        self.pairs = learned.pairs + later
+        self.plans = learned.plans + tuple(Plan((pair,)) for pair in later)
+        # Where each pair stands among the columns: those added later come after the plans.
+        self.pair_columns = [
+            *range(len(learned.pairs)),
+            *range(len(learned.plans), len(learned.plans) + len(later)),
+        ]
         self._right = Neighbours(learned.embeddings, learned.right)
         self._cost = Neighbours(learned.embeddings, learned.cost)
 
@@ -144,6 +184,10 @@ class RTRRouter(QueryRouter):
             cost = sure * cost + (1 - sure) * learned.static[1]
         tokens = (log_tokens + learned.stretch).exp()
         tokens[..., 1] = tokens.amax(-1)
+        if learned.added is not None:
+            extra = learned.added.predict(accuracy[:, : len(learned.pairs)], tokens)
+            accuracy, cost = torch.cat((accuracy, extra[0]), 1), torch.cat((cost, extra[1]), 1)
+            tokens = torch.cat((tokens, extra[2]), 1)
         return Prediction(accuracy, cost, tokens, trust, numbers)
 
     def predict_texts(self, texts: Sequence[str]) -> Prediction:
@@ -152,13 +196,15 @@ class RTRRouter(QueryRouter):
     def table(self, query: Query) -> RoutingTable:
         """A row for every pair; costs in nano-dollars, prompt included where the outcomes counted it."""
         told = self.predict_texts([query.text])
-        fixed, each = self.learned.rate.T
+        added = self.learned.added
+        rates = (self.learned.rate if added is None else torch.cat((self.learned.rate, added.rate))).tolist()
         rows = []
-        for number, pair in enumerate(self.pairs):
-            median, high = told.tokens[0, number].tolist()
-            costs = [_nanousd(fixed[number] + each[number] * tokens) for tokens in (median, high)]
+        for pair, column, (median, high), (fixed, each) in zip(
+            self.pairs, self.pair_columns, told.tokens[0].tolist(), rates, strict=True
+        ):
+            costs = [_nanousd(fixed + each * tokens) for tokens in (median, high)]
             rows.append(
-                Row(pair, float(told.accuracy[0, number]), round(median), round(high), costs[0], costs[1])
+                Row(pair, float(told.accuracy[0, column]), round(median), round(high), costs[0], costs[1])
             )
         return RoutingTable(tuple(rows))
 
@@ -166,7 +212,10 @@ class RTRRouter(QueryRouter):
         """A row for every plan; cost_p90 is that of its 60 nearest known questions."""
         told = self.predict_texts([query.text])
         known = self.learned.cost[told.numbers[0]]
-        high = torch.nanquantile(known, 0.9, dim=0)
+        high = torch.nanquantile(known, 0.9, dim=0).nan_to_num(0.0)
+        if (added := self.learned.added) is not None:
+            most = told.tokens[0, len(self.learned.pairs) :, 1]
+            high = torch.cat((high, added.rate[:, 0] + added.rate[:, 1] * most))
         return [
             PlanRow(plan, accuracy, _nanousd(cost), _nanousd(max(cost, most)))
             for plan, accuracy, cost, most in zip(
@@ -238,6 +287,7 @@ class RTRRouter(QueryRouter):
             **{name: getattr(learned, name) for name in ("static", "limits", "stretch", "rate", "worth", "spend")},
             **{f"columns.{name}": getattr(learned.columns, name) for name in COLUMNS},
             **{f"dual.{name}": each for name, each in learned.dual.state_dict().items()},
+            **({f"added.{name}": getattr(learned.added, name) for name in ADDED} if learned.added else {}),
         }  # fmt: skip
         scratch = folder / ".router.safetensors"
         save_file({name: each.contiguous().clone() for name, each in tensors.items()}, scratch)
@@ -247,6 +297,7 @@ class RTRRouter(QueryRouter):
             "format": FORMAT,
             "pairs": [str(pair) for pair in learned.pairs],
             "plans": [{"pairs": [str(pair) for pair in plan.pairs], "need": plan.need} for plan in learned.plans],
+            "added": [str(pair) for pair in learned.added.pairs] if learned.added else [],
             "settings": asdict(learned.settings),
             "facts": learned.facts,
         }  # fmt: skip
@@ -291,14 +342,12 @@ class RTRRouter(QueryRouter):
             )
 
 
-COLUMNS = ("models", "strategies", "of_pair", "members")
-
-
 def _learned(document: dict[str, Any], tensors: dict[str, Tensor]) -> Learned:
     settings = Settings(**(document["settings"] | {"heads": tuple(document["settings"]["heads"])}))
     columns = Columns(**{name: tensors[f"columns.{name}"] for name in COLUMNS})
     right, pairs = _wide(tensors["right"]), tuple(map(Pair.parse, document["pairs"]))
     dual = Dual(columns, right, torch.zeros(1, len(pairs)))
+    later = tuple(map(Pair.parse, document["added"]))
     dual.load_state_dict(
         {name.removeprefix("dual."): each for name, each in tensors.items() if name.startswith("dual.")}
     )
@@ -320,6 +369,7 @@ def _learned(document: dict[str, Any], tensors: dict[str, Tensor]) -> Learned:
         spend=tensors["spend"],
         settings=settings,
         facts=document["facts"],
+        added=Added(later, **{name: tensors[f"added.{name}"] for name in ADDED}) if later else None,
     )
 
 
