@@ -1,6 +1,7 @@
 """The workflow: route -> reserve -> generate -> settle -> read -> check -> (escalate: route again | end).
 
-A strategy that takes several samples goes round from read to reserve until its vote is settled.
+A strategy that takes several samples goes round from read to reserve until its vote is settled; a plan of several
+pairs goes round from read to route until enough of their answers agree.
 
 A node may run again after a kill; the ledger, not the checkpoint, prevents a second charge. The key of a
 call is the thread and the call's number: `reserve` of a key gives the hold that is there, `generate`
@@ -26,7 +27,8 @@ from viaticum.agents.state import State
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetExceeded, LedgerError
-from viaticum.routers.query import Policy, QueryRouter, choose
+from viaticum.routers.query import PlanRow, Policy, QueryRouter, choose_plan
+from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
 from viaticum.types import (
     Completion,
@@ -35,7 +37,6 @@ from viaticum.types import (
     Query,
     Reading,
     Route,
-    RoutingTable,
     Row,
     TokenCount,
     Usage,
@@ -76,22 +77,40 @@ class Workflow:
         return graph.compile(checkpointer=checkpointer)
 
     def route(self, state: State) -> State:
-        """Choose a pair that was not tried yet. With none left, or none that fits, the last reading stands."""
-        table = self._untried(state)
-        if state.get("tried") and not table.rows:
+        """The next pair of the plan; without one, or where it gave no answer, choose one of pairs not tried yet.
+
+        With none left, or none that fits, the last reading stands.
+        """
+        plan, tried = state.get("plan"), state.get("tried", [])
+        left_of_plan = [pair for pair in plan["pairs"] if pair not in tried] if plan else []
+        if plan and left_of_plan:
+            why = f"{len(state.get('votes', []))} answers so far, and no {plan['need']} agree"
+            return self._take(state, Pair.parse(left_of_plan[0]), why, plan)
+        if state.get("votes"):
+            return {"done": True}  # what the plan's other pairs would have said cannot be paid for
+        rows = self._untried(state)
+        if tried and not rows:
             return {"done": True}
         left = self.tools.ledger.budget(self.tools.budget).left_nanousd
         try:
-            route = choose(table, left, self.tools.policy)
+            route = choose_plan(rows, left, self.tools.policy)
         except BudgetExceeded as error:
             if not state.get("routes"):
                 raise
             return {"done": True, "reason": f"{state.get('reason', '')}; then {error}"}
-        get_stream_writer()({"route": route_to_json(route)})
+        pairs = [str(pair) for pair in route.plan.pairs]
+        why = route.why if len(pairs) == 1 else f"{route.why}: {route.plan}"
+        return self._take(state, route.plan.pairs[0], why, {"pairs": pairs, "need": route.plan.need})
+
+    def _take(self, state: State, pair: Pair, why: str, plan: dict[str, Any]) -> State:
+        row = next(row for row in self.tools.router.table(query_of(state)) if row.pair == pair)
+        route = route_to_json(Route(pair, row, why))
+        get_stream_writer()({"route": route})
         return {
-            "route": route_to_json(route),
-            "tried": [*state.get("tried", []), str(route.pair)],
+            "route": route,
+            "tried": [*state.get("tried", []), str(pair)],
             "completion": None,
+            "plan": plan,
         }
 
     def reserve(self, state: State) -> State:
@@ -107,7 +126,7 @@ class Workflow:
             except BudgetExceeded:
                 if state.get("samples"):  # no further sample can be paid for: those that were made decide
                     return {"route": None, **self._vote(state, last=True)}
-                if not state.get("routes") and not self._untried(state).rows:
+                if not state.get("routes") and not self._untried(state):
                     raise
                 return {"route": None}
         return {"held": state.get("held", 0) + held.held_nanousd}
@@ -174,13 +193,37 @@ class Workflow:
         verdict = get_strategy(_pair(state).strategy).vote(readings, query_of(state), last=last)
         if verdict is None:
             return {"samples": state["samples"], "done": False}
-        return {"samples": [], "value": verdict.value, "reason": verdict.reason, "done": verdict.answered}
+        return {"samples": [], **self._settled(state, verdict)}
 
-    def _untried(self, state: State) -> RoutingTable:
-        """The rows of usable pairs that this question has not been given to."""
-        tried = [Pair.parse(text) for text in state.get("tried", [])]
-        table = self.tools.router.table(query_of(state)).without(*tried)
-        return RoutingTable(tuple(row for row in table if self.tools.usable(row.pair)))
+    def _settled(self, state: State, verdict: Reading) -> State:
+        """Whether the plan's answers so far settle the question, and what they say: see `Plan`."""
+        plan = state.get("plan")
+        if plan is None or len(plan["pairs"]) == 1:
+            return {"value": verdict.value, "reason": verdict.reason, "done": verdict.answered}
+        votes = list(state.get("votes", []))
+        if verdict.value is not None:
+            votes.append([str(_pair(state)), verdict.value])
+        asked_all = set(plan["pairs"]) <= set(state["tried"])
+        if not votes:
+            return {"value": None, "reason": verdict.reason, "done": False}
+        kind = query_of(state).kind
+        counts = [sum(equivalent(one, other, kind) for _, other in votes) for _, one in votes]
+        most = max(counts)
+        value = next(
+            value for (_, value), count in zip(votes[::-1], counts[::-1], strict=True) if count == most
+        )
+        done = most >= plan["need"] or asked_all
+        return {"votes": votes, "value": value, "reason": "", "done": done}
+
+    def _untried(self, state: State) -> list[PlanRow]:
+        """The plans of usable pairs that this question has not been given to."""
+        tried = set(state.get("tried", []))
+        return [
+            row
+            for row in self.tools.router.plans_for(query_of(state))
+            if not tried & {str(pair) for pair in row.plan.pairs}
+            and all(map(self.tools.usable, row.plan.pairs))
+        ]
 
     def _call(self, state: State) -> tuple[Model, list[Message], Generation]:
         """Who is asked, what, and how long the answer may be."""

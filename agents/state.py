@@ -13,12 +13,15 @@ class State(TypedDict, total=False):
 
     tried: pairs already used, as model+strategy; route: the pair chosen and its row; completion: the text
     of the call at hand; samples: what was read from the calls of this pair so far, as [value, reason],
-    while its strategy wants more; routes, costs and usage gather over all calls; done: an answer was
+    while its strategy wants more; plan: pairs to ask, as model+strategy, and the equal answers that settle it; votes:
+    what they answered, as [pair, value]; routes, costs and usage gather over all calls; done: an answer was
     accepted, or no pair is left.
     """
 
     question: str
     kind: str
+    plan: dict[str, Any] | None
+    votes: list[list[str]]
     call: int
     tried: list[str]
     route: dict[str, Any] | None

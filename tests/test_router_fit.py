@@ -12,7 +12,7 @@ import torch
 from question_grids import PAIRS, Words, a_question, outcomes
 
 from viaticum.errors import BudgetExceeded, DataError, InputError
-from viaticum.routers.query import Best, Cheapest, Weighted
+from viaticum.routers.query import Best, Cheapest, Weighted, choose_plan
 from viaticum.routers.query.evaluate import BUDGETS, evaluate, mixture
 from viaticum.routers.query.fit import calibration_error, fit
 from viaticum.routers.query.grid import Grid
@@ -116,17 +116,17 @@ def test_the_same_seed_gives_the_same_router() -> None:
 
 def test_a_plan_is_chosen_within_what_is_left(router: RTRRouter) -> None:
     query = a_query("sums")
-    rows = router.plan_rows(query)
-    best = router.choose_plan(query, None, Best())
+    rows = router.plans_for(query)
+    best = choose_plan(rows, None, Best())
     assert best.row.accuracy == max(row.accuracy for row in rows)
-    tight = router.choose_plan(query, 1_500_000, Best())
+    tight = choose_plan(rows, 1_500_000, Best())
     assert tight.row.cost_p90 <= 1_500_000
     assert tight.row.accuracy < best.row.accuracy
-    assert router.choose_plan(query, None, Weighted(1e6)).row.cost_p50 == min(row.cost_p50 for row in rows)
-    cheap = router.choose_plan(query, None, Cheapest(0.7))
+    assert choose_plan(rows, None, Weighted(1e6)).row.cost_p50 == min(row.cost_p50 for row in rows)
+    cheap = choose_plan(rows, None, Cheapest(0.7))
     assert cheap.row.accuracy >= 0.7
-    with pytest.raises(BudgetExceeded, match="no plan fits"):
-        router.choose_plan(query, 10, Best())
+    with pytest.raises(BudgetExceeded, match="no pair fits"):
+        choose_plan(rows, 10, Best())
 
 
 def test_saved_and_loaded_it_says_the_same(router: RTRRouter, tmp_path: Path) -> None:
@@ -271,8 +271,8 @@ def test_a_new_pair_begins_as_those_that_are_described_alike_and_learns(
     learned.save(tmp_path)
     again = RTRRouter.load(tmp_path, Words())  # type: ignore[arg-type]
     assert again.pairs == learned.pairs
-    assert again.plan_rows(a_query("kin"))[-1].accuracy == pytest.approx(
-        learned.plan_rows(a_query("kin"))[-1].accuracy, abs=2e-3
+    assert again.plans_for(a_query("kin"))[-1].accuracy == pytest.approx(
+        learned.plans_for(a_query("kin"))[-1].accuracy, abs=2e-3
     )
     with pytest.raises(InputError, match=r"knows fresh\+cot"):
         add(learned, pair, told, (0.0, 5.0))

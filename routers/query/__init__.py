@@ -1,7 +1,24 @@
-"""Which pair answers a query: a router makes the table, `choose` picks from it under a budget and a policy."""
+"""Which pair answers a query: a router makes the table, `choose` picks from it under a budget and a policy.
+
+The learned router, which needs the `local` extra, is in `viaticum.routers.query.rtr`.
+"""
 
 from viaticum.routers.query.base import QueryRouter
-from viaticum.routers.query.choose import Best, Cheapest, Policy, Weighted, choose, parse_policy
+from viaticum.routers.query.choose import Best, Cheapest, Policy, Weighted, choose, choose_plan, parse_policy
+from viaticum.routers.query.plans import Plan, PlanRoute, PlanRow
 from viaticum.routers.query.static import StaticRouter
 
-__all__ = ["Best", "Cheapest", "Policy", "QueryRouter", "StaticRouter", "Weighted", "choose", "parse_policy"]
+__all__ = [
+    "Best",
+    "Cheapest",
+    "Plan",
+    "PlanRoute",
+    "PlanRow",
+    "Policy",
+    "QueryRouter",
+    "StaticRouter",
+    "Weighted",
+    "choose",
+    "choose_plan",
+    "parse_policy",
+]

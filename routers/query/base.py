@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from viaticum.routers.query.plans import Plan, PlanRow
 from viaticum.types import Query, RoutingTable
 
 
@@ -13,3 +14,9 @@ class QueryRouter(ABC):
     @abstractmethod
     def table(self, query: Query) -> RoutingTable:
         """A row for every pair; costs in nano-dollars, prompt included."""
+
+    def plans_for(self, query: Query) -> list[PlanRow]:
+        """A row for every plan worth considering; by default each pair alone."""
+        return [
+            PlanRow(Plan((row.pair,)), row.accuracy, row.cost_p50, row.cost_p90) for row in self.table(query)
+        ]

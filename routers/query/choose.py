@@ -7,11 +7,13 @@ within the budget, cheapest that is good enough, and accuracy minus lambda times
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from viaticum.errors import BudgetExceeded, InputError, UnknownName
 from viaticum.money import NANOUSD_PER_USD, format_usd
+from viaticum.routers.query.plans import PlanRoute, PlanRow
 from viaticum.types import Route, RoutingTable
 
 
@@ -22,6 +24,8 @@ class Costed(Protocol):
     def accuracy(self) -> float: ...
     @property
     def cost_p50(self) -> int: ...
+    @property
+    def cost_p90(self) -> int: ...
 
 
 RowT = TypeVar("RowT", bound=Costed)
@@ -41,7 +45,7 @@ class Best(Policy):
 
     def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
         row = max(rows, key=lambda row: (row.accuracy, -row.cost_p50))
-        return row, f"highest expected accuracy, {row.accuracy:.0%}, of the {len(rows)} pairs that fit"
+        return row, f"highest expected accuracy, {row.accuracy:.0%}, of the {len(rows)} ways that fit"
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Cheapest(Policy):
             row, _ = Best().pick(rows)
             return row, f"no pair that fits reaches {self.accuracy:.0%}; the best of them, {row.accuracy:.0%}"
         row = min(enough, key=lambda row: (row.cost_p50, -row.accuracy))
-        return row, f"cheapest of {len(enough)} pairs expected to reach {self.accuracy:.0%}"
+        return row, f"cheapest of {len(enough)} ways expected to reach {self.accuracy:.0%}"
 
 
 @dataclass(frozen=True)
@@ -101,15 +105,25 @@ def choose(table: RoutingTable, left_nanousd: int | None, policy: Policy) -> Rou
 
     Raises `BudgetExceeded` where none fits.
     """
-    if not table.rows:
+    row, why = policy.pick(_fitting(table.rows, left_nanousd))
+    return Route(row.pair, row, why)
+
+
+def choose_plan(rows: Sequence[PlanRow], left_nanousd: int | None, policy: Policy) -> PlanRoute:
+    """The plan that `policy` wants among those whose p90 cost fits, as `choose`."""
+    row, why = policy.pick(_fitting(rows, left_nanousd))
+    return PlanRoute(row.plan, row, why)
+
+
+def _fitting(rows: Sequence[RowT], left_nanousd: int | None) -> list[RowT]:
+    if not rows:
         raise InputError("no pair is left to choose from; pull weights or profile more pairs")
-    fitting = [row for row in table if left_nanousd is None or row.cost_p90 <= left_nanousd]
+    fitting = [row for row in rows if left_nanousd is None or row.cost_p90 <= left_nanousd]
     if not fitting:
-        least = min(row.cost_p90 for row in table)
+        least = min(row.cost_p90 for row in rows)
         raise BudgetExceeded(
             f"no pair fits: the cheapest may cost {format_usd(least)} and {format_usd(left_nanousd or 0)} is left",
             needed=least,
             left=left_nanousd or 0,
         )
-    row, why = policy.pick(fitting)
-    return Route(row.pair, row, why)
+    return fitting

@@ -45,6 +45,25 @@ class Plan:
         return f"{', '.join(map(str, self.pairs))} until {times} agree"
 
 
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """What a router expects of one plan on one query; costs are nano-dollars, p90 of the plan as a whole."""
+
+    plan: Plan
+    accuracy: float
+    cost_p50: int
+    cost_p90: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRoute:
+    """The plan chosen, its row, and why, in words."""
+
+    plan: Plan
+    row: PlanRow
+    why: str
+
+
 Steps = tuple[tuple[int, ...], int]  # a plan by the numbers of its pairs
 
 

@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from viaticum.errors import BudgetExceeded, DataError, InputError
-from viaticum.money import NANOUSD_PER_USD, format_usd
+from viaticum.errors import DataError, InputError
+from viaticum.money import NANOUSD_PER_USD
 from viaticum.routers.query.base import QueryRouter
-from viaticum.routers.query.choose import Policy
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.heads import NEIGHBOURS, Columns, Dual, Logistic, Mixture, Neighbours, log_odds
-from viaticum.routers.query.plans import Plan
+from viaticum.routers.query.plans import Plan, PlanRow
 from viaticum.types import Pair, Query, RoutingTable, Row
 
 FORMAT = 1
@@ -46,25 +45,6 @@ class Prediction:
     tokens: Tensor
     trust: Tensor
     numbers: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRow:
-    """What a router expects of one plan on one query; costs are nano-dollars, p90 of the plan as a whole."""
-
-    plan: Plan
-    accuracy: float
-    cost_p50: int
-    cost_p90: int
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRoute:
-    """The plan chosen, its row, and why, in words."""
-
-    plan: Plan
-    row: PlanRow
-    why: str
 
 
 @dataclass(frozen=True)
@@ -208,7 +188,7 @@ class RTRRouter(QueryRouter):
             )
         return RoutingTable(tuple(rows))
 
-    def plan_rows(self, query: Query) -> list[PlanRow]:
+    def plans_for(self, query: Query) -> list[PlanRow]:
         """A row for every plan; cost_p90 is that of its 60 nearest known questions."""
         told = self.predict_texts([query.text])
         known = self.learned.cost[told.numbers[0]]
@@ -222,20 +202,6 @@ class RTRRouter(QueryRouter):
                 self.plans, told.accuracy[0].tolist(), told.cost[0].tolist(), high.tolist(), strict=True
             )
         ]
-
-    def choose_plan(self, query: Query, left_nanousd: int | None, policy: Policy) -> PlanRoute:
-        """The plan that `policy` wants among those whose p90 cost fits. Raises `BudgetExceeded` where none does."""
-        rows = self.plan_rows(query)
-        fitting = [row for row in rows if left_nanousd is None or row.cost_p90 <= left_nanousd]
-        if not fitting:
-            least = min(row.cost_p90 for row in rows)
-            raise BudgetExceeded(
-                f"no plan fits: the cheapest may cost {format_usd(least)} and {format_usd(left_nanousd or 0)} is left",
-                needed=least,
-                left=left_nanousd or 0,
-            )
-        row, why = policy.pick(fitting)
-        return PlanRoute(row.plan, row, why)
 
     # --- choosing for many ----------------------------------------------------------------------------------
 

@@ -133,7 +133,7 @@ def show(
     from viaticum.types import Query
 
     router, query = RTRRouter.load(folder), Query(question)
-    rows, plans = list(router.table(query)), _frontier(router.plan_rows(query))
+    rows, plans = list(router.table(query)), _frontier(router.plans_for(query))
     trust = float(router.predict_texts([question]).trust[0])
     if as_json:
         told = [
