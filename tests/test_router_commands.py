@@ -1,0 +1,136 @@
+"""`viaticum router ...`: what each command prints, and that stdout is clean JSON when asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from question_grids import PAIRS, outcomes
+from typer.testing import CliRunner
+
+from viaticum.cli import app
+from viaticum.errors import DataError, InputError
+from viaticum.outcomes import write_outcomes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from question_grids import NAMES, WORDS
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import BoW
+
+    folder = tmp_path_factory.mktemp("encoder") / "words"
+    words = [
+        *NAMES,
+        *(word for kind in WORDS.values() for word in kind),
+        "tiny",
+        "mid",
+        "big",
+        "cot",
+        "direct",
+    ]
+    SentenceTransformer(modules=[BoW(words)], device="cpu").save(str(folder))
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path / "cache"))
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, ["router", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def fitted(tmp_path: Path, encoder: str) -> Path:
+    write_outcomes(tmp_path / "known.jsonl", outcomes(240))
+    run("fit", tmp_path / "known.jsonl", "--out", tmp_path / "router", "--encoder", encoder)
+    return tmp_path / "router"
+
+
+def told(*arguments: str | Path) -> Any:
+    return json.loads(run(*arguments, "--json"))
+
+
+def test_fit_evaluate_show(fitted: Path, tmp_path: Path, encoder: str) -> None:
+    assert sorted(path.name for path in fitted.iterdir()) == ["router.json", "router.safetensors"]
+    write_outcomes(tmp_path / "new.parquet", outcomes(90, seed=5))
+    found = told("evaluate", fitted, tmp_path / "new.parquet")
+    assert found["questions"] == 90
+    keys = {"best_single", "curve", "hull", "cost_at_best_single_accuracy", "ece", "token_coverage_p90",
+            "largest_share", "oracle", "curve_minus_hull"}  # fmt: skip
+    assert keys <= set(found)
+    assert set(found["best_single"]) == {"pair", "accuracy", "cost"}
+    assert [set(point) for point in found["curve"]] == [{"budget", "accuracy", "cost"}] * 7
+    assert "best single pair: big+cot" in run("evaluate", fitted, tmp_path / "new.parquet")
+    shown = told("show", fitted, "mother sister uncle family")
+    assert {row["pair"] for row in shown["table"]} == {str(pair) for pair in PAIRS}
+    costs = [way["cost"] for way in shown["plans"]]
+    assert costs == sorted(costs)
+    assert [way["accuracy"] for way in shown["plans"]] == sorted(way["accuracy"] for way in shown["plans"])
+    assert "trust in this" in run("show", fitted, "mother sister uncle family")
+    again = told("fit", tmp_path / "known.jsonl", "--out", fitted, "--encoder", encoder, "--seed", "2")
+    assert again["facts"]["questions"] == 240
+    assert (fitted / "previous" / "router.json").exists()
+
+
+def test_prices_replace_what_the_table_says(fitted: Path, tmp_path: Path) -> None:
+    prices = tmp_path / "prices.json"
+    prices.write_text(json.dumps({"tiny": {"output": 100}, "mid": {"output": 1}, "big": {"output": 1}}))
+    write_outcomes(tmp_path / "new.jsonl", outcomes(60, seed=5))
+    found = told("evaluate", fitted, tmp_path / "new.jsonl", "--prices", prices)
+    assert found["best_single"]["cost"] == pytest.approx(1e-4, rel=0.2)
+    prices.write_text("{}")
+    with pytest.raises(InputError, match="no price for big, mid, tiny"):
+        run("evaluate", fitted, tmp_path / "new.jsonl", "--prices", prices)
+
+
+def test_add_and_refit(fitted: Path, tmp_path: Path) -> None:
+    catalogue = tmp_path / "catalogue.toml"
+    catalogue.write_text(
+        '[models.fresh]\ndescription = "tiny"\nkind = "remote"\nlitellm_model = "openai/fresh"\ncontext_length = 4096\n'
+        "input_price = 0.1\noutput_price = 2.0\n"
+    )
+    rows = [replace(row, model="fresh") for row in outcomes(60, seed=6) if row.pair == PAIRS[1]]
+    write_outcomes(tmp_path / "fresh.jsonl", rows)
+    found = told(
+        "add", fitted, "--model", "fresh", "--strategy", "cot", "--outcomes", tmp_path / "fresh.jsonl",
+        "--catalogue", catalogue,
+    )  # fmt: skip
+    assert found["added"] == ["fresh+cot"]
+    assert found["outcomes"] == 60
+    assert "fresh+cot" in {row["pair"] for row in told("show", fitted, "sum total")["table"]}
+    live = [replace(row, correct=not row.correct) for row in outcomes(120, seed=7)]
+    write_outcomes(tmp_path / "live.jsonl", live)
+    refitted = told("refit", fitted, tmp_path / "known.jsonl", "--live", tmp_path / "live.jsonl")
+    assert refitted["after"] < refitted["before"]
+    assert refitted["live"] == 480
+    before = (fitted / "router.json").read_bytes()
+    write_outcomes(tmp_path / "wrong.jsonl", [replace(row, correct=not row.correct) for row in outcomes(240)])
+    run(
+        "fit",
+        tmp_path / "known.jsonl",
+        "--out",
+        tmp_path / "good",
+        "--encoder",
+        json.loads(before)["facts"]["encoder"],
+    )
+    kept = (tmp_path / "good" / "router.json").read_bytes()
+    write_outcomes(tmp_path / "more.jsonl", outcomes(40, seed=8))
+    with pytest.raises(DataError, match="foretells live answers worse"):
+        run("refit", tmp_path / "good", tmp_path / "wrong.jsonl", "--live", tmp_path / "more.jsonl")
+    assert (tmp_path / "good" / "router.json").read_bytes() == kept
+
+
+def test_a_table_with_missing_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"dataset": "d", "question_id": "1", "question": "?"}\n')
+    with pytest.raises(DataError, match="missing model, strategy, answer, correct"):
+        run("fit", tmp_path / "bad.jsonl", "--out", tmp_path / "router")

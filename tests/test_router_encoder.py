@@ -1,0 +1,72 @@
+"""The encoder and its cache, with a real, tiny sentence-transformers model."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+
+from viaticum.errors import InputError, WeightsError
+from viaticum.routers.query.encoder import Encoder
+
+WORDS = ["how", "many", "apples", "are", "left", "who", "is", "her", "uncle"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Counts of nine words."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import BoW
+
+    SentenceTransformer(modules=[BoW(WORDS)], device="cpu").save(str(tmp_path / "model"))
+    return tmp_path / "model"
+
+
+def test_embeddings_have_length_one_and_keep_the_order(model: Path, tmp_path: Path) -> None:
+    encoder = Encoder(str(model), cache=tmp_path / "cache.db")
+    texts = ["how many apples are left", "who is her uncle", "how many", "who is her uncle"]
+    found = encoder(texts)
+    assert found.shape == (4, len(WORDS))
+    assert found.norm(dim=1) == pytest.approx(torch.ones(4))
+    assert torch.equal(found[1], found[3])
+    assert float(found[0] @ found[1]) == 0
+    assert float(found[0] @ found[2]) > 0.5
+    assert torch.allclose(encoder(texts[::-1]), found.flip(0))
+
+
+def test_what_is_in_the_cache_is_not_computed_again(model: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.db"
+    first = Encoder(str(model), cache=cache)(["how many apples", "who is"])
+    told: list[tuple[int, int]] = []
+    second = Encoder(str(model), cache=cache)
+    found = second(["who is", "how many apples"], lambda done, of: told.append((done, of)))
+    assert torch.equal(found, first.flip(0))
+    assert second._model is None, "the model was not needed"
+    assert told == []
+    second(["who is", "her uncle"], lambda done, of: told.append((done, of)))
+    assert told == [(2, 2)]
+    assert sqlite3.connect(cache).execute("select count(*) from embeddings").fetchone() == (3,)
+    without = Encoder(str(model), cache=None)
+    assert torch.allclose(without(["who is"]), first[1:])
+
+
+def test_two_models_do_not_share_embeddings(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    model.rename(other)
+    Encoder(str(other), cache=tmp_path / "cache.db")(["who is"])
+    with pytest.raises(InputError, match="cannot load the encoder"):
+        Encoder(str(model), cache=tmp_path / "cache.db")(["who is"])
+
+
+def test_a_cache_that_is_none(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache.db").write_bytes(b"not a database at all, but long enough to be looked at" * 30)
+    with pytest.raises(InputError, match="no cache of embeddings"):
+        Encoder(str(model), cache=tmp_path / "cache.db")(["who is"])
+
+
+def test_weights_that_were_not_pulled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match="pull"):
+        Encoder()
