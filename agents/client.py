@@ -6,6 +6,7 @@ A thin shell around the workflow graph; what it adds is opening and closing the 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sqlite3
 import threading
 import time
@@ -18,16 +19,18 @@ from typing import Any, Self
 
 from langgraph.checkpoint.sqlite import SqliteSaver
 
+from viaticum import strategies
 from viaticum.agents.graph import Tools, Workflow, route_from_json
 from viaticum.agents.local import LocalModels
 from viaticum.agents.models import Model
 from viaticum.agents.state import State
 from viaticum.budgets import Budget, Ledger, default_path
 from viaticum.catalogue import Catalogue
-from viaticum.errors import InputError
+from viaticum.errors import InputError, MissingExtra
 from viaticum.money import nanousd
+from viaticum.outcomes import append_outcome
 from viaticum.routers.query import Policy, QueryRouter, StaticRouter, parse_policy
-from viaticum.types import Answer, AnswerKind, Pair, Query, TokenCount, Usage
+from viaticum.types import Answer, AnswerKind, Outcome, Pair, Query, TokenCount, Usage
 from viaticum.weights import locate
 
 DEFAULT_BUDGET_USD = "0.01"
@@ -41,7 +44,7 @@ class Viaticum:
 
     budget: dollars for all questions of this object; budget_name: an existing or new budget of the ledger
     (a new name each time by default). catalogue: a `Catalogue` or a path laid over the packaged one.
-    policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`. folder: where the ledger and
+    router: a `QueryRouter`, or the folder of a fitted one; the table that ships by default. policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`. folder: where the ledger and
     the checkpoints lie. Raises `InputError` for a budget that is not above zero.
     """
 
@@ -51,7 +54,7 @@ class Viaticum:
         *,
         budget_name: str | None = None,
         catalogue: Catalogue | str | Path | None = None,
-        router: QueryRouter | None = None,
+        router: QueryRouter | str | Path | None = None,
         policy: str | Policy = "best",
         folder: str | Path | None = None,
         models: dict[str, Model] | None = None,
@@ -61,8 +64,8 @@ class Viaticum:
             raise InputError(f"a budget is above zero dollars, got {budget}")
         self.catalogue = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
-        self.router = router or StaticRouter.default()
-        home = Path(folder) if folder is not None else default_path().parent
+        self.router = self._router(router)
+        home = self._home = Path(folder) if folder is not None else default_path().parent
         self.ledger = Ledger(home / "ledger.db")
         self.budget_name = budget_name or f"run-{uuid.uuid4().hex[:12]}"
         self.ledger.create(self.budget_name, limit_nanousd=limit)
@@ -140,6 +143,46 @@ class Viaticum:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def feedback(self, question: str, answer: Answer, correct: bool) -> Path:
+        """Tell whether an answer was right: a row for the pair that gave it is added to `outcomes.jsonl` in the folder.
+
+        `viaticum router refit` learns from that file. An answer of several calls is kept for its last pair, without
+        tokens and cost where other pairs had a part in them. Returns the file. Raises `InputError` for an answer
+        that no pair gave.
+        """
+        if not answer.routes:
+            raise InputError("no pair gave this answer, so there is nothing to learn from it")
+        pair, alone = answer.routes[-1].pair, len(answer.routes) == 1
+        row = Outcome(
+            dataset="live",
+            question_id=hashlib.sha256(question.encode()).hexdigest()[:16],
+            question=question,
+            model=pair.model,
+            strategy=pair.strategy,
+            answer=answer.value,
+            correct=correct,
+            input_tokens=answer.usage.input_tokens if alone else None,
+            output_tokens=answer.usage.output_tokens if alone else None,
+            cost_nanousd=answer.cost if alone else None,
+            seconds=answer.usage.seconds if alone else None,
+            finish_reason=answer.finish_reason,
+        )
+        append_outcome(self._home / "outcomes.jsonl", row)
+        return self._home / "outcomes.jsonl"
+
+    def _router(self, router: QueryRouter | str | Path | None) -> QueryRouter:
+        if router is None:
+            return StaticRouter.default()
+        if isinstance(router, QueryRouter):
+            return router
+        try:
+            from viaticum.routers.query.rtr import RTRRouter
+        except ImportError as error:
+            raise MissingExtra(error.name or "torch", "local") from None
+        fitted = RTRRouter.load(router)
+        fitted.check_fits(list(self.catalogue), strategies.names())
+        return fitted
 
     def _model(self, name: str) -> Model:
         with self._lock:

@@ -108,7 +108,10 @@ def test_add_and_refit(fitted: Path, tmp_path: Path) -> None:
     assert found["added"] == ["fresh+cot"]
     assert found["outcomes"] == 60
     assert "fresh+cot" in {row["pair"] for row in told("show", fitted, "sum total")["table"]}
-    live = [replace(row, correct=not row.correct) for row in outcomes(120, seed=7)]
+    live = [
+        replace(row, correct=not row.correct, cost_nanousd=None, output_tokens=None)
+        for row in outcomes(120, seed=7)
+    ]
     write_outcomes(tmp_path / "live.jsonl", live)
     refitted = told("refit", fitted, tmp_path / "known.jsonl", "--live", tmp_path / "live.jsonl")
     assert refitted["after"] < refitted["before"]

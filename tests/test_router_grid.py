@@ -139,3 +139,10 @@ def test_folds_and_held_out_questions_never_part_duplicates() -> None:
     assert 0.2 < out.mean() <= 0.3
     assert np.array_equal(out, held_out(groups, 0.3, seed=1))
     assert not np.array_equal(out, held_out(groups, 0.3, seed=2))
+
+
+def test_live_outcomes_may_lack_costs_and_the_last_word_counts() -> None:
+    rows = [replace(row, cost_nanousd=None) for row in outcomes(30)]
+    grid = Grid.of([*rows, replace(rows[0], correct=not rows[0].correct)], live=True)
+    assert np.isnan(grid.cost).all()
+    assert grid.correct[0, PAIRS.index(rows[0].pair)] == (not rows[0].correct)

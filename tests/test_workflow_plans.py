@@ -11,6 +11,7 @@ from test_workflow import ScriptedModel, row
 from viaticum import Viaticum
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import BudgetExceeded
+from viaticum.outcomes import read_outcomes
 from viaticum.routers.query import Plan, PlanRow, QueryRouter
 from viaticum.types import Pair, Query, RoutingTable
 
@@ -116,3 +117,21 @@ def test_a_plan_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:
     with client, pytest.raises(BudgetExceeded, match="no pair fits"):
         client.solve("How many?", kind="number")
     assert not any(model.calls for model in models.values())
+
+
+def test_feedback_becomes_an_outcome(tmp_path: Path) -> None:
+    client, _ = ask(tmp_path, ("The answer is 5.", "The answer is 6.", "The answer is 6."), Planned(2))
+    with client:
+        answer = client.solve("How many are left?", kind="number")
+        path = client.feedback("How many are left?", answer, True)
+        client.feedback("How many are left?", answer, True)
+        single, _ = ask(tmp_path, ("The answer is 5.",) * 3, Planned(2, PAIRS[:1]))
+        with single:
+            alone = single.solve("And now?", kind="number")
+            single.feedback("And now?", alone, False)
+    rows = read_outcomes(path)
+    assert [(row.pair, row.correct, row.answer) for row in rows] == [
+        (PAIRS[2], True, "6"), (PAIRS[2], True, "6"), (PAIRS[0], False, "5")
+    ]  # fmt: skip
+    assert rows[0].cost_nanousd is None, "other pairs had a part in it"
+    assert (rows[2].cost_nanousd, rows[2].output_tokens) == (12_000, 20)

@@ -45,6 +45,7 @@ def solve(
     question: Annotated[str, typer.Argument(help="What you want answered.")],
     budget: Annotated[str | None, typer.Option(help="Dollars this may cost at most.")] = None,
     policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
+    router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
     as_json: JsonFlag = False,
     catalogue: models.CatalogueFile = None,
 ) -> None:
@@ -52,7 +53,7 @@ def solve(
     from viaticum.agents.client import Viaticum
     from viaticum.types import Answer
 
-    with Viaticum(budget=budget, policy=policy, catalogue=catalogue) as client:
+    with Viaticum(budget=budget, policy=policy, catalogue=catalogue, router=router) as client:
         for event in client.stream(question):
             if isinstance(event, Answer):
                 if as_json:

@@ -46,6 +46,17 @@ def write_outcomes(path: str | Path, outcomes: Iterable[Outcome]) -> None:
         write_jsonl(path, map(asdict, outcomes))
 
 
+def append_outcome(path: str | Path, row: Outcome) -> None:
+    """Add a row to a JSONL table, in one write, so that several processes may add to it."""
+    line = json.dumps(asdict(row), ensure_ascii=False) + "\n"
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("ab", buffering=0) as file:
+            file.write(line.encode())
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line; the file appears whole or not at all."""
     with _appearing(Path(path)) as scratch, scratch.open("w", encoding="utf-8") as file:

@@ -82,11 +82,14 @@ class Grid:
         outcomes: Iterable[Outcome],
         prices: Mapping[str, tuple[float, float]] | None = None,
         pairs: Sequence[Pair] | None = None,
+        *,
+        live: bool = False,
     ) -> Grid:
         """Lay out an outcome table. prices: dollars a million input and output tokens of each model; without, what
         the table says each answer cost. pairs: the columns wanted, all by default; other pairs are left out.
 
-        A row that is there twice counts once. Raises `DataError` for an empty table, rows that contradict each other,
+        live: outcomes of live runs, whose cost may be unknown, and of which the last counts where they contradict
+        each other. Else a row that is there twice counts once. Raises `DataError` for an empty table, rows that contradict each other,
         numbers that are none, and answers whose cost is unknown; `InputError` for models without a price.
         """
         outcomes = list(outcomes)
@@ -112,14 +115,14 @@ class Grid:
             if row.pair not in columns:
                 continue
             place = rows[row.dataset, str(row.question_id)], columns[row.pair]
-            if not np.isnan(correct[place]) and correct[place] != row.correct:
+            if not live and not np.isnan(correct[place]) and correct[place] != row.correct:
                 raise DataError(
                     f"{row.dataset} {row.question_id}, {row.pair}: one row says right, another wrong; "
                     "remove one of them"
                 )
             correct[place] = row.correct
             tokens[place] = _number(row, "output_tokens")
-            cost[place] = _cost(row, prices)
+            cost[place] = _cost(row, prices, needed=not live)
             cut[place] = row.finish_reason == "length"
             if (name := canonical(row.answer)) is not None:
                 answers[place] = names[place[0]].setdefault(name, len(names[place[0]]))
@@ -238,7 +241,7 @@ def _number(row: Outcome, name: str) -> float:
     return float(value)
 
 
-def _cost(row: Outcome, prices: Mapping[str, tuple[float, float]] | None) -> float:
+def _cost(row: Outcome, prices: Mapping[str, tuple[float, float]] | None, *, needed: bool) -> float:
     """Dollars of one answer. Prompts that were not counted cost nothing."""
     if prices is None:
         cost = _number(row, "cost_nanousd") / NANOUSD_PER_USD
@@ -248,7 +251,7 @@ def _cost(row: Outcome, prices: Mapping[str, tuple[float, float]] | None) -> flo
         cost = (
             (_number(row, "input_tokens") if row.input_tokens is not None else 0.0) * read + tokens * made
         ) / 1e6
-    if np.isnan(cost):
+    if needed and np.isnan(cost):
         what = "cost_nanousd" if prices is None else "output_tokens"
         raise DataError(
             f"{row.dataset} {row.question_id}, {row.pair}: {what} is missing, so its cost is unknown; "

@@ -228,7 +228,7 @@ def refit(
     known = _grid(outcomes, prices)
     with _Bar() as bar:
         found = run(
-            router, known, _grid(live, prices, known.pairs), router.encoder, _descriptions(catalogue),
+            router, known, _grid(live, prices, known.pairs, live=True), router.encoder, _descriptions(catalogue),
             report=bar.report,
         )  # fmt: skip
     if found.router is None:
@@ -259,12 +259,14 @@ def _frontier(rows: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _grid(paths: list[Path], prices: Path | None, pairs: tuple[Pair, ...] | None = None) -> Grid:
+def _grid(
+    paths: list[Path], prices: Path | None, pairs: tuple[Pair, ...] | None = None, *, live: bool = False
+) -> Grid:
     from viaticum.outcomes import read_outcomes
     from viaticum.routers.query.grid import Grid, read_prices
 
     rows = [row for path in paths for row in read_outcomes(path)]
-    return Grid.of(rows, read_prices(prices) if prices is not None else None, pairs)
+    return Grid.of(rows, read_prices(prices) if prices is not None else None, pairs, live=live)
 
 
 def _descriptions(catalogue: Path | None) -> dict[str, str]:
