@@ -53,7 +53,8 @@ def evaluate(
         hull.append(_point(budget, theirs, grid.cost @ shares))
         gaps.append({"budget": budget} | _paired(ours - theirs, seed))
     enough, nearly = (cost_to_reach(router, told, right, cost, share * accuracy) for share in (1, 0.99))
-    middle = router.choose_columns(told, router.worth_of(told, MIDDLE * (1 - MARGIN))).numpy()
+    half = MIDDLE if MIDDLE in budgets else sorted(budgets)[len(budgets) // 2]
+    middle = router.choose_columns(told, router.worth_of(told, half * (1 - MARGIN))).numpy()
     known = grid.tokens > 0
     return {
         "questions": len(grid),

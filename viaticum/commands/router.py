@@ -84,17 +84,21 @@ def evaluate(
     folder: Folder,
     outcomes: Outcomes,
     prices: Prices = None,
+    budget: Annotated[
+        list[float] | None, typer.Option(help="Mean dollars a question; 0.0001 to 0.012 by default.", min=0.0)
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Accuracy by mean cost on questions that were held out, beside every mixture of single pairs.
 
     Budgets are kept by predictions alone: what an answer cost and whether it was right is looked at afterwards.
     """
+    from viaticum.routers.query.evaluate import BUDGETS, MIDDLE
     from viaticum.routers.query.evaluate import evaluate as run
     from viaticum.routers.query.rtr import RTRRouter
 
     router = RTRRouter.load(folder)
-    told = run(router, _grid(outcomes, prices, router.pairs))
+    told = run(router, _grid(outcomes, prices, router.pairs), budgets=budget or BUDGETS)
     if as_json:
         typer.echo(json.dumps(told))
         return
@@ -118,7 +122,7 @@ def evaluate(
     typer.echo(
         f"{told['questions']} questions; oracle {told['oracle']:.1%}; calibration error {told['ece']:.3f}; "
         f"tokens within p90 {told['token_coverage_p90']:.1%}; most used pair has {told['largest_share']:.0%} of the "
-        f"calls at $0.002"
+        f"calls at ${sorted(budget)[len(budget) // 2] if budget else MIDDLE:g}"
     )
 
 
