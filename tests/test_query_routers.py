@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,3 +74,15 @@ def test_the_table_that_ships_is_whole() -> None:
     }
     assert all(len(ids) == 200 for ids in asked.values())
     assert len(outcomes) == 200 * len(asked)
+
+
+def test_the_router_in_the_docs_works() -> None:
+    """The example of docs/routing.md, as it stands there."""
+    text = (Path(__file__).parent.parent / "docs" / "routing.md").read_text(encoding="utf-8")
+    example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    router = names["ShortQuestions"]()
+    short, long = (router.table(Query("How many? " * count)) for count in (1, 20))
+    assert 0 < len(short) < len(long)
+    assert {row.plan.pairs[0] for row in router.plans_for(Query("How many?"))} == {row.pair for row in short}
