@@ -52,11 +52,12 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# decode.py asks questions of a file: make bench QUESTIONS=file.jsonl. parity.py needs what a profile wrote, and leave.
+# decode.py and pareto.py ask questions of a file: make bench QUESTIONS=file.jsonl. Those that read what a profile wrote are
+# run by hand.
 bench: $(LOCAL)
 	$(BIN)/viaticum models pull
-	@set -e; for file in $(filter-out %/decode.py %/parity.py,$(sort $(wildcard benchmarks/[a-z]*.py))) \
-	    $(if $(QUESTIONS),"benchmarks/decode.py $(QUESTIONS)"); do \
+	@set -e; for file in $(filter-out %/decode.py %/pareto.py %/parity.py %/routers.py %/router_add.py,$(sort $(wildcard benchmarks/[a-z]*.py))) \
+	    $(if $(QUESTIONS),"benchmarks/decode.py $(QUESTIONS)" "benchmarks/pareto.py $(QUESTIONS)"); do \
 	  echo "== $$file"; $(BIN)/python $$file; done
 
 docs:
