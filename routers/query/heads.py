@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 NEIGHBOURS = 60
 SHARPNESS = 10.0  # neighbours weigh exp(SHARPNESS * cosine)
+MANY = 16  # questions from which sums over neighbours are one matrix product
 PRIOR = 2.0  # neighbours that a column's mean is worth
 RIDGE = 2.0
 SCALE = 10.0  # of squared embeddings in the logistic regression, whose ridge is then about the same for any encoder
@@ -72,7 +73,9 @@ class Neighbours:
     def __init__(self, embeddings: Tensor, values: Tensor) -> None:
         self.embeddings, self.values = embeddings, values
         self.means = mean_known(values)
-        self._complete = not bool(values.isnan().any())
+        unknown = values.isnan()
+        self._known = (~unknown).float() if bool(unknown.any()) else None
+        self._zeroed = values.nan_to_num(0.0) if self._known is not None else values
 
     def nearest(self, embeddings: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Cosines and numbers [N, count] of the nearest questions."""
@@ -83,13 +86,16 @@ class Neighbours:
         """Their mean values [N, M], a column's own mean being worth `prior` neighbours."""
         weights = torch.exp(SHARPNESS * (cosines - cosines[:, :1]))
         weights = weights / weights.sum(1, keepdim=True) * cosines.shape[1]
-        values = self.values[numbers]
-        if self._complete:
-            total = torch.einsum("nk,nkm->nm", weights, values)
+        total = self._sum(weights, numbers, self.values if self._known is None else self._zeroed)
+        if self._known is None:
             return (total + prior * self.means) / (cosines.shape[1] + prior)
-        known = (~values.isnan()).float()
-        total = torch.einsum("nk,nkm->nm", weights, values.nan_to_num(0.0))
-        return (total + prior * self.means) / (torch.einsum("nk,nkm->nm", weights, known) + prior)
+        return (total + prior * self.means) / (self._sum(weights, numbers, self._known) + prior)
+
+    def _sum(self, weights: Tensor, numbers: Tensor, values: Tensor) -> Tensor:
+        """Weighted sums [N, M] of rows of values; of many at once by one product with a matrix that is mostly zero."""
+        if len(numbers) < MANY:
+            return torch.einsum("nk,nkm->nm", weights, values[numbers])
+        return torch.zeros(len(numbers), len(values)).scatter_(1, numbers, weights) @ values
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Log-odds [N, M]."""
@@ -134,6 +140,7 @@ class Dual(nn.Module):
         spread = torch.tensor([0.0, 0.5])
         self.tokens = nn.Parameter(middle[:, None] + spread)
         self.scale = nn.Parameter(torch.zeros(2))
+        self._vectors: tuple[Tensor, Tensor] | None = None
 
     def pairs(self) -> Tensor:
         """A vector for every pair [P, RANK]."""
@@ -145,8 +152,11 @@ class Dual(nn.Module):
 
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """embeddings [N, D] -> log-odds [N, M] and quantiles of log tokens [N, P, 2]."""
-        pairs = self.pairs()
-        vectors = self.columns.members @ pairs + self.own
+        if self._vectors is not None:
+            pairs, vectors = self._vectors
+        else:
+            pairs = self.pairs()
+            vectors = self.columns.members @ pairs + self.own
         right = self.question(3 * embeddings) @ vectors.T / RANK**0.5 + self.bias
         length = self.length(3 * embeddings) @ pairs.T / RANK**0.5
         return right, self.tokens + length[..., None] * torch.exp(self.scale)
@@ -156,6 +166,14 @@ class Dual(nn.Module):
         self.train(False)
         right, tokens = self(embeddings)
         return right, tokens
+
+    @torch.no_grad()
+    def freeze(self) -> Dual:
+        """Learn no more: the vectors of the columns are computed once."""
+        self.eval().requires_grad_(False)
+        pairs = self.pairs()
+        self._vectors = pairs, self.columns.members @ pairs + self.own
+        return self
 
 
 @dataclass(frozen=True)
@@ -247,7 +265,7 @@ def fit_dual(
                     break
         if kept is not None:
             dual.load_state_dict(kept)
-    return dual.eval().requires_grad_(False), best_epoch
+    return dual.freeze(), best_epoch
 
 
 def log_loss(found: Tensor, right: Tensor) -> float:

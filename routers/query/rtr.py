@@ -325,7 +325,7 @@ def _learned(document: dict[str, Any], tensors: dict[str, Tensor]) -> Learned:
         cost=tensors["cost"],
         columns=columns,
         logistic=Logistic(tensors["logistic"]),
-        dual=dual.eval().requires_grad_(False),
+        dual=dual.freeze(),
         mixture=Mixture(*(tensors[f"mixture.{name}"] for name in ("shares", "slope", "offset"))),
         static=tensors["static"],
         limits=tensors["limits"],
