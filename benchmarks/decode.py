@@ -182,7 +182,7 @@ def many_streams(pair: Pair, prompts: Sequence[Prompt], streams: int) -> dict[st
     }
 
 
-def compare(path: Path, tau: float, with_others: bool) -> dict[str, Any]:
+def compare(path: Path, tau: float, with_others: bool, counts: Sequence[int]) -> dict[str, Any]:
     folders = {name: locate(Catalogue.load()[name]) for name in (SMALL, LARGE)}
     tokenizer = AutoTokenizer.from_pretrained(folders[LARGE], local_files_only=True)
     small, large = (Runner.load(folders[name], slots=SLOTS, context=1536) for name in (SMALL, LARGE))
@@ -199,13 +199,13 @@ def compare(path: Path, tau: float, with_others: bool) -> dict[str, Any]:
             "llama.cpp": lambda prompt: llama_speed(folders[LARGE] / "model.gguf", prompt, NEW),
             "assisted": assisted(folders[SMALL], folders[LARGE]),
         }
-        if with_others
+        if with_others and 1 in counts
         else {}
     )
-    measured = {1: one_stream(pair, asked[:QUESTIONS], rivals)}
+    measured = {1: one_stream(pair, asked[:QUESTIONS], rivals)} if 1 in counts else {}
     rivals.clear()
     gc.collect()
-    for streams in (4, SLOTS):
+    for streams in sorted({*counts} - {1}):
         measured[streams] = many_streams(pair, asked[: max(QUESTIONS, streams)], streams)
     return summary(measured, costs, habits) | {
         "tau": tau,
@@ -232,6 +232,8 @@ def summary(
         told[f"auto_{streams}"] = auto
         told[f"auto_over_best_{streams}"] = measured[streams][auto]["tok_s"] / best
         told[f"overhead_{streams}"] = max(measured[streams][str(way)]["overhead"] for way in WAYS)
+    if 1 not in measured:
+        return told
     alone = measured[1]
     stitch = max((way for way in WAYS if way.routed), key=lambda way: alone[str(way)]["tok_s"])
     told["stitch"], told["stitch_llm_share"] = str(stitch), alone[str(stitch)]["share"]
@@ -272,11 +274,15 @@ def main() -> None:
     )
     parser.add_argument("questions", type=Path, help="JSONL with question and answer, at least 28 of them")
     parser.add_argument("--tau", type=float, default=0.06, help="R-Stitch's threshold")
+    parser.add_argument(
+        "--streams", type=int, action="append", choices=(1, 4, SLOTS), help="texts at once; all by default"
+    )
     parser.add_argument("--alone", action="store_true", help="without llama.cpp and assisted generation")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     arguments = parser.parse_args()
     told = rounded(
-        {"machine": platform.machine()} | compare(arguments.questions, arguments.tau, not arguments.alone)
+        {"machine": platform.machine()}
+        | compare(arguments.questions, arguments.tau, not arguments.alone, arguments.streams or (1, 4, SLOTS))
     )
     if arguments.json:
         print(json.dumps(told))
