@@ -22,6 +22,7 @@ from viaticum.routers.query.rtr import RTRRouter, Settings
 from viaticum.types import Pair, Query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+FAR = torch.nn.functional.normalize(-torch.ones(1, 74), dim=1)  # 64 words and the shape
 BUDGETS_HERE = (0.00001, 0.00005, 0.0002, 0.001, 0.003)
 
 
@@ -89,8 +90,7 @@ def test_the_operating_point_is_chosen_without_looking_at_the_outcomes(router: R
 
 
 def test_far_from_every_known_question_it_says_what_holds_on_average(router: RTRRouter) -> None:
-    far = -torch.ones(1, 64) / 8
-    told = router.predict(far)
+    told = router.predict(FAR)
     assert float(told.trust[0]) == 0
     assert torch.allclose(told.accuracy[0], router.learned.static[0], atol=1e-6)
     near = router.predict_texts([a_query("kin").text])
@@ -99,7 +99,7 @@ def test_far_from_every_known_question_it_says_what_holds_on_average(router: RTR
 
 def test_without_trust_distance_changes_nothing() -> None:
     router = fit(Grid.of(outcomes(200)), Words(), settings=Settings(trust=False))  # type: ignore[arg-type]
-    told = router.predict(-torch.ones(1, 64) / 8)
+    told = router.predict(FAR)
     assert not torch.allclose(told.accuracy[0], router.learned.static[0], atol=1e-3)
 
 

@@ -117,11 +117,11 @@ class Dual(nn.Module):
     """RTR's dual representation: a description's embedding, projected, plus a learned one, for models and strategies.
 
     A pair is the sum of its two, a plan the mean of its pairs plus one of its own. Accuracy is the product of the
-    column's vector with one MLP of the question, log tokens (`QUANTILES`, pairs alone) with another. Unlike the
+    column's vector with one MLP of the question (`width` numbers), log tokens (`QUANTILES`, pairs alone) with another. Unlike the
     paper's, whose MLP reads question and column together, it answers for all columns at once.
     """
 
-    def __init__(self, columns: Columns, right: Tensor, log_tokens: Tensor) -> None:
+    def __init__(self, columns: Columns, right: Tensor, log_tokens: Tensor, width: int) -> None:
         super().__init__()
         size, count = columns.models.shape[1], len(columns.members)
         self.columns = columns
@@ -130,10 +130,10 @@ class Dual(nn.Module):
         self.strategy = nn.Parameter(0.1 * torch.randn(len(columns.strategies), RANK))
         self.own = nn.Parameter(torch.zeros(count, RANK))
         self.question = nn.Sequential(
-            nn.Linear(size, WIDTH), nn.ReLU(), nn.Dropout(0.3), nn.Linear(WIDTH, RANK)
+            nn.Linear(width, WIDTH), nn.ReLU(), nn.Dropout(0.3), nn.Linear(WIDTH, RANK)
         )
         self.length = nn.Sequential(
-            nn.Linear(size, WIDTH), nn.ReLU(), nn.Dropout(0.1), nn.Linear(WIDTH, RANK)
+            nn.Linear(width, WIDTH), nn.ReLU(), nn.Dropout(0.1), nn.Linear(WIDTH, RANK)
         )
         self.bias = nn.Parameter(log_odds(mean_known(right)))
         middle = mean_known(log_tokens)
@@ -239,7 +239,7 @@ def fit_dual(
     dice = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        dual = Dual(columns, lesson.right, lesson.log_tokens)
+        dual = Dual(columns, lesson.right, lesson.log_tokens, lesson.embeddings.shape[1])
         optimiser = torch.optim.AdamW(dual.parameters(), lr=2e-3, weight_decay=0.1)
         known = ~lesson.right.isnan()
         best, best_epoch, kept = float("inf"), epochs, None

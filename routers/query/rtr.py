@@ -25,6 +25,7 @@ from viaticum.routers.query.base import QueryRouter
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.heads import NEIGHBOURS, Columns, Dual, Logistic, Mixture, Neighbours, log_odds
 from viaticum.routers.query.plans import Plan, PlanRow
+from viaticum.routers.query.shape import with_shape
 from viaticum.types import Pair, Query, RoutingTable, Row
 
 FORMAT = 1
@@ -57,6 +58,7 @@ class Settings:
     calibrate: bool = True
     trust: bool = True
     plans: bool = True
+    shape: bool = True
     spend: bool = True
     seed: int = 0
 
@@ -145,7 +147,7 @@ class RTRRouter(QueryRouter):
 
     @torch.inference_mode()
     def predict(self, embeddings: Tensor) -> Prediction:
-        """Of many questions at once; embeddings [N, D] of length 1."""
+        """Of many questions at once; embeddings [N, D] of length 1, `with_shape` where the router was so fitted."""
         learned = self.learned
         cosines, numbers = self._right.nearest(embeddings, NEIGHBOURS)
         dual, log_tokens = learned.dual.predict(embeddings)
@@ -171,7 +173,8 @@ class RTRRouter(QueryRouter):
         return Prediction(accuracy, cost, tokens, trust, numbers)
 
     def predict_texts(self, texts: Sequence[str]) -> Prediction:
-        return self.predict(self.encoder(texts))
+        embeddings = self.encoder(texts)
+        return self.predict(with_shape(embeddings, texts) if self.learned.settings.shape else embeddings)
 
     def table(self, query: Query) -> RoutingTable:
         """A row for every pair; costs in nano-dollars, prompt included where the outcomes counted it."""
@@ -312,7 +315,7 @@ def _learned(document: dict[str, Any], tensors: dict[str, Tensor]) -> Learned:
     settings = Settings(**(document["settings"] | {"heads": tuple(document["settings"]["heads"])}))
     columns = Columns(**{name: tensors[f"columns.{name}"] for name in COLUMNS})
     right, pairs = _wide(tensors["right"]), tuple(map(Pair.parse, document["pairs"]))
-    dual = Dual(columns, right, torch.zeros(1, len(pairs)))
+    dual = Dual(columns, right, torch.zeros(1, len(pairs)), tensors["embeddings"].shape[1])
     later = tuple(map(Pair.parse, document["added"]))
     dual.load_state_dict(
         {name.removeprefix("dual."): each for name, each in tensors.items() if name.startswith("dual.")}
