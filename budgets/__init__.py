@@ -5,5 +5,6 @@ Knows no model catalogue and no prompt.
 
 from viaticum.budgets.ledger import Ledger, default_path
 from viaticum.budgets.records import Budget, Entry, EntryKind, Hold, HoldState
+from viaticum.budgets.windows import Window
 
-__all__ = ["Budget", "Entry", "EntryKind", "Hold", "HoldState", "Ledger", "default_path"]
+__all__ = ["Budget", "Entry", "EntryKind", "Hold", "HoldState", "Ledger", "Window", "default_path"]

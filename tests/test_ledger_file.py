@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 
-from viaticum.budgets import Ledger, schema, store
+from viaticum.budgets import Ledger, schema, sqlite
 from viaticum.errors import LedgerError
 from viaticum.money import Price
 from viaticum.types import TokenCount
@@ -139,8 +139,10 @@ def test_many_open_a_new_ledger_at_once(tmp_path: Path) -> None:
         "UPDATE entries SET nanousd = 0",
         "DELETE FROM entries",
         "INSERT OR REPLACE INTO entries SELECT * FROM entries",
-        "INSERT OR REPLACE INTO entries SELECT id + 99, budget, key, kind, 0, 0, 0, at, usage FROM entries"
-        " WHERE kind = 'reserve'",
+        "INSERT OR REPLACE INTO entries SELECT id + 99, budget, key, kind, 0, 0, 0, at, usage, prices, note, root,"
+        " number + 99, hash FROM entries WHERE kind = 'reserve'",
+        "INSERT OR REPLACE INTO entries SELECT id + 99, budget, key, 'dispatch', 0, 0, 0, at, usage, prices, note,"
+        " root, number, hash FROM entries WHERE kind = 'reserve'",
         "UPDATE holds SET held_nanousd = 0",
         "UPDATE holds SET usage = '{}'",
         "UPDATE holds SET state = 'reserved' WHERE state = 'void'",
@@ -219,7 +221,7 @@ def test_an_empty_file_beside_a_log_is_refused_and_the_log_kept(tmp_path: Path) 
 
 
 def test_damage_found_later_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "WHOLE_CHECK_BYTES", 0)  # as with a large file: nothing is read ahead
+    monkeypatch.setattr(sqlite, "WHOLE_CHECK_BYTES", 0)  # as with a large file: nothing is read ahead
     path = filled(tmp_path / "ledger.db", calls=100)
     with path.open("r+b") as file:
         file.seek(4096 * 2)
@@ -250,6 +252,7 @@ def test_a_closed_ledger_says_so(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error_and_what_was_there_still_reads(tmp_path: Path) -> None:
     with Ledger(filled(tmp_path / "ledger.db")) as ledger:
         before = ledger.budget("demo")
+        assert isinstance(ledger._store, sqlite.SqliteStore)
         database = ledger._store._database
         assert database is not None
         database.execute("PRAGMA max_page_count = 1")  # the pages there are; no more
@@ -328,7 +331,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, there: bool
 def test_a_file_locked_for_too_long_is_told_in_plain_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
     path = filled(tmp_path / "ledger.db")
     with closing(sqlite3.connect(path, isolation_level=None)) as other, Ledger(path) as ledger:
         other.execute("BEGIN IMMEDIATE")
@@ -350,6 +353,6 @@ def test_a_ledger_that_went_missing_is_not_made_anew_after_a_fork(tmp_path: Path
 
 def test_using_a_ledger_from_inside_its_own_transaction_is_refused(tmp_path: Path) -> None:
     with Ledger(filled(tmp_path / "ledger.db")) as ledger:
-        with ledger._store.transaction(), pytest.raises(LedgerError, match="this very thread"):
-            ledger.void("call 0")
+        with pytest.raises(LedgerError, match="this very thread"):
+            ledger.each_entry(lambda _: ledger.void("call 0"))
         ledger.void("call 0")

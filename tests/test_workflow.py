@@ -290,7 +290,7 @@ def die_at(moment):
         setattr(kind, name, counted)
     for name in ("put", "put_writes"):
         count(SqliteSaver, name)
-    for name in ("reserve", "attach", "settle"):
+    for name in ("reserve", "dispatch", "attach", "settle"):
         count(Ledger, name)
 
 moment = 0
