@@ -16,6 +16,7 @@ happen to them (`rules`), and what to do when money runs short (`planner`).
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -403,6 +404,21 @@ class Ledger:
                 take(entry)
 
         self._store.read(action)
+
+    def posts(
+        self, budget: str, *, tags: Mapping[str, str] | None = None, last: int | None = None
+    ) -> list[Entry]:
+        """What was posted to a scope and to all below it, oldest first: with all these tags, the `last` so many."""
+        wanted = dict(tags or {}).items()
+
+        def action(rows: Rows) -> list[Entry]:
+            rules.known_lineage(rows, budget)
+            posts = rows.posts_below(budget, "")
+            return list(
+                deque((post for post in posts if wanted <= post.note.get("tags", {}).items()), maxlen=last)
+            )
+
+        return self._store.read(action)
 
     def heads(self) -> dict[str, tuple[int, str]]:
         """The end of each chain: how many entries a root has and the hash of its last one."""

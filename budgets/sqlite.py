@@ -80,8 +80,6 @@ class SqliteStore(Store):
         self._closed = False
         self._lineages: dict[str, tuple[str, ...]] = {}
         with self._lock, self._in_plain_words():
-            if not read_only:
-                path.parent.mkdir(parents=True, exist_ok=True)
             self._database = self._open(create=not read_only)
 
     def write(self, action: Callable[[Rows], T]) -> T:
@@ -129,7 +127,13 @@ class SqliteStore(Store):
             _forget(self.path)
 
     def _open(self, *, create: bool) -> Database:
-        _look_once(self.path)
+        try:
+            if create:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            _look_once(self.path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise LedgerError(f"cannot use {self.path} as a ledger: {reason}; give another path") from error
         try:
             connection = self._connect(create)
             try:
@@ -170,9 +174,6 @@ class SqliteStore(Store):
             yield
         except sqlite3.Error as error:
             raise LedgerError(_plain_words(error, self.path)) from error
-        except OSError as error:
-            reason = error.strerror or error
-            raise LedgerError(f"cannot use {self.path} as a ledger: {reason}; give another path") from error
 
 
 def _look_once(path: Path) -> None:
