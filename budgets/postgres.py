@@ -169,8 +169,9 @@ class PostgresStore(Store):
 
     def _version(self, connection: psycopg.Connection[Row]) -> int:
         """0 where there is no ledger yet. Raises `LedgerError` for a newer one."""
-        there = connection.execute("SELECT to_regclass('viaticum.version') IS NOT NULL AS there").fetchone()
-        if there is None or not there["there"]:
+        # Not to_regclass(): it may remember, from before a wait for a lock, that there was no such table.
+        there = "SELECT 1 AS there FROM pg_tables WHERE schemaname = 'viaticum' AND tablename = 'version'"
+        if connection.execute(there).fetchone() is None:
             return 0
         row = connection.execute("SELECT number FROM viaticum.version").fetchone()
         found = int(row["number"]) if row else 0
@@ -243,8 +244,8 @@ def _without_password(address: str) -> str:
     psycopg = _psycopg()
     try:
         parts = psycopg.conninfo.conninfo_to_dict(address)
-    except psycopg.ProgrammingError as error:
+    except psycopg.ProgrammingError:  # its message repeats the address, password and all
         raise LedgerError(
-            f"not an address of a Postgres database: {one_line(error)}; write postgresql://user@host:port/database"
+            "not an address of a Postgres database; write postgresql://user@host:port/database"
         ) from None
     return f"postgresql://{parts.get('host', '')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"

@@ -190,6 +190,8 @@ class _Replay:
             entry.at, None, note.get("parameters", ""), note.get("tags", {}),
             note.get("lease", 0), note.get("until", "9999"),
         )  # fmt: skip
+        if "result" in note:  # of a version 1 file, which had no entry of its own for it
+            self._note_result(entry.key, note["result"])
         yield from _repriced(entry, amounts(entry.usage, worst_costs(entry.usage, entry.prices)))
         for play in self._lineage(entry.budget):
             play.move((entry.nanousd, entry.tokens))

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from viaticum.budgets.chain import entry_hash
+from viaticum.budgets.chain import entry_hash, result_hash
 from viaticum.budgets.records import Entry, costs, json_text, prices_from, usage_from, usage_text
 from viaticum.budgets.store import NO_ENTRY
 
@@ -43,13 +43,17 @@ def scopes_states_chain(db: Database) -> None:
 def _chain_up_entries(db: Database) -> None:
     """Version 1 knew no chain, no prices beside an entry and no costs by model: they are worked out here."""
     ends: dict[str, tuple[int, str]] = {}
-    query = "SELECT e.*, h.prices FROM entries_1 e LEFT JOIN holds_1 h ON h.key = e.key ORDER BY e.id"
+    query = (
+        "SELECT e.*, h.prices, h.result FROM entries_1 e LEFT JOIN holds_1 h ON h.key = e.key ORDER BY e.id"
+    )
     for row in db.query(query):
         number, head = ends.get(row["budget"], (0, NO_ENTRY))
         usage, prices = usage_from(row["usage"]), row["prices"] or "{}"
         note: dict[str, Any] = {}
         if row["kind"] == "post":
             note["costs"] = costs(usage, prices_from(prices))
+        if row["kind"] == "reserve" and row["result"] is not None:
+            note["result"] = result_hash(row["result"])
         entry = Entry(
             row["id"], row["budget"], row["key"], row["kind"], row["nanousd"], row["tokens"], row["overrun"],
             row["at"], root=row["budget"], number=number + 1,
@@ -177,6 +181,7 @@ _GUARDS = (
 )
 
 # Version 2. `lease` is in seconds, `until` is when it runs out; a version 1 hold has no lease and never lapses.
+# `created` is the time of the hold's first entry, which version 1 read from the clock a moment later.
 _BUDGETS_2 = f"""
 CREATE TABLE budgets (
   name TEXT PRIMARY KEY,
@@ -259,8 +264,9 @@ SELECT name, name, 0, limit_nanousd, limit_tokens,
 _COPY_HOLDS = """
 INSERT INTO holds (key, budget, state, held_nanousd, held_tokens, usage, prices, created, result,
   parameters, tags, lease, until)
-SELECT key, budget, state, held_nanousd, held_tokens, usage, prices, created, result,
-  '', '{}', 0, '9999' FROM holds_1 ORDER BY rowid
+SELECT key, budget, state, held_nanousd, held_tokens, usage, prices,
+  coalesce((SELECT at FROM entries_1 e WHERE e.key = h.key AND e.kind = 'reserve'), created), result,
+  '', '{}', 0, '9999' FROM holds_1 h ORDER BY rowid
 """
 
 _INDEXES_2 = (
