@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from viaticum.budgets import schema_postgres as schema
@@ -36,6 +36,7 @@ class PostgresRows(SqlRows):
         super().__init__(lineages)
         self._connection = connection
         self._cursors = itertools.count()
+        self._write = write
         self.lock_clause = " FOR NO KEY UPDATE" if write else ""
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
@@ -45,6 +46,9 @@ class PostgresRows(SqlRows):
         return self._connection.execute(_marked(sql), parameters).fetchall()
 
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
+        if self._write:  # a pipeline has no server-side cursors; what a write reads is a window at most
+            yield from self.query(sql, parameters)
+            return
         with self._connection.cursor(name=f"stream_{next(self._cursors)}") as cursor:
             cursor.itersize = _STREAM_ROWS
             cursor.execute(_marked(sql), parameters)
@@ -111,9 +115,11 @@ class PostgresStore(Store):
         connection = self._connected()
         begin: LiteralString = "BEGIN" if write else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
         try:
-            connection.execute(begin)
-            result = action(PostgresRows(connection, self._lineages, write=write))
-            connection.execute("COMMIT")
+            # In a pipeline, statements wait for each other's answers only where one is read.
+            with connection.pipeline() if write else nullcontext():
+                connection.execute(begin)
+                result = action(PostgresRows(connection, self._lineages, write=write))
+                connection.execute("COMMIT")
             return result
         except BaseException:
             with suppress(Exception):

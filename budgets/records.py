@@ -148,7 +148,7 @@ def checked_usage(usage: Mapping[str, TokenCount]) -> dict[str, TokenCount]:
         raise InputError("no usage: name at least one model, with its token counts")
     for model, count in usage.items():
         checked_name("model name", model)
-        if not all(_is_count(number) for number in asdict(count).values()):
+        if not all(_is_count(getattr(count, name)) for name in _COUNTS):
             raise InputError(f"not a token count for {model!r}: {count}; give integers from zero up")
         if count.cached_input_tokens > count.input_tokens or count.reasoning_tokens > count.output_tokens:
             raise InputError(
@@ -283,11 +283,16 @@ def _price_from(values: dict[str, Any]) -> Price:
 
 def _given(record: TokenCount | Price | Tier, always: int) -> dict[str, Any]:
     """The first `always` fields, and those of the others that differ from their default."""
+    values = [(name, getattr(record, name), default) for name, default in _DEFAULTS[type(record)]]
     return {
-        each.name: getattr(record, each.name)
-        for number, each in enumerate(fields(record))
-        if number < always or getattr(record, each.name) != each.default
+        name: value
+        for number, (name, value, default) in enumerate(values)
+        if number < always or value != default
     }
+
+
+_DEFAULTS = {kind: [(each.name, each.default) for each in fields(kind)] for kind in (TokenCount, Price, Tier)}
+_COUNTS = [name for name, _ in _DEFAULTS[TokenCount]]
 
 
 def _is_count(number: object) -> bool:

@@ -29,6 +29,7 @@ from viaticum.errors import LedgerError
 
 BUSY_SECONDS = 60.0
 WHOLE_CHECK_BYTES = 1 << 20  # a file up to this size is checked page by page when it is opened (a few ms)
+_POLL_SECONDS = (0.0002, 0.002)
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
 # BUSY and LOCKED; PROTOCOL is what SQLite calls losing many races for the WAL in a row.
@@ -50,10 +51,13 @@ class SqliteRows(SqlRows):
         self._db.execute(sql, parameters)
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        return list(self._db.query(sql, parameters))
+        return list(self.stream(sql, parameters))
 
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
-        return self._db.query(sql, parameters)
+        # Not query(), which takes a savepoint around every statement: three for one.
+        cursor = self._db.execute(sql, parameters)
+        names = [column[0] for column in cursor.description]
+        return (dict(zip(names, row, strict=True)) for row in cursor)
 
     def append(self, entry: Entry, usage: str, prices: str, note: str) -> int:
         cursor = self._db.execute(ENTRY_INSERT, entry_values(entry, usage, prices, note))
@@ -150,9 +154,7 @@ class SqliteStore(Store):
     def _connect(self, create: bool) -> sqlite3.Connection:
         def connect(options: str) -> sqlite3.Connection:
             uri = f"{self.path.as_uri()}?{options}"
-            return sqlite3.connect(
-                uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            return sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
 
         if not self._read_only:
             return connect(f"mode={'rwc' if create else 'rw'}")
@@ -276,7 +278,8 @@ def _migrate(db: Database, path: Path) -> None:
 def _begin(db: Database, write: bool) -> None:
     try:
         db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-        db.execute("PRAGMA user_version").fetchone()  # takes the read snapshot now, where waiting is possible
+        if not write:
+            db.execute("PRAGMA user_version").fetchone()  # takes the snapshot now, where waiting is possible
     except BaseException:
         _roll_back(db)
         raise
@@ -289,7 +292,11 @@ def _roll_back(db: Database) -> None:
 
 
 def _patiently(action: Callable[[], None]) -> None:
-    """Repeat while the file is busy. SQLite waits by itself, but not in every state of a WAL file."""
+    """Repeat while the file is busy.
+
+    SQLite's own waiting sleeps up to a tenth of a second, so that one process runs away with the file while
+    fifteen sleep, and does not cover every state of a WAL file.
+    """
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -297,7 +304,7 @@ def _patiently(action: Callable[[], None]) -> None:
         except sqlite3.OperationalError as error:
             if _code(error) not in _BUSY_CODES or time.monotonic() > deadline:
                 raise
-            time.sleep(_jitter.uniform(0.001, 0.02))
+            time.sleep(_jitter.uniform(*_POLL_SECONDS))
 
 
 def _close_untouched(connection: sqlite3.Connection) -> None:
