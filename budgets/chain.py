@@ -8,24 +8,26 @@ all that; a copy of a root's last hash, kept elsewhere, tells. Leaves out what i
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from viaticum.budgets.records import Entry, EntryKind, json_text, prices_text, usage_text
-from viaticum.budgets.store import Rows, Scope
+from viaticum.budgets.store import EntryColumns, Rows, Scope
 from viaticum.money import Price
 from viaticum.types import TokenCount
 
 
 def entry_hash(before: str, entry: Entry, usage: str, prices: str, note: str) -> str:
     """SHA-256 over the hash before and every column but the id, which is the store's own."""
-    columns = [
-        before, entry.root, entry.number, entry.budget, entry.key, entry.kind, entry.nanousd, entry.tokens,
+    columns = (
+        entry.root, entry.number, entry.budget, entry.key, entry.kind, entry.nanousd, entry.tokens,
         entry.overrun, entry.at, usage, prices, note,
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
+    )  # fmt: skip
+    return columns_hash(before, columns)
+
+
+def columns_hash(before: str, columns: EntryColumns) -> str:
+    return hashlib.sha256(json_text([before, *columns]).encode()).hexdigest()
 
 
 def result_hash(result: str) -> str:
@@ -54,13 +56,15 @@ class Chain:
         note: Mapping[str, Any] | None = None,
     ) -> Entry:
         usage, prices, note = usage or {}, prices or {}, note or {}
-        self._number += 1
-        entry = Entry(
-            0, budget, key, kind, *amounts, overrun, self.at, usage, prices, note, self._root, self._number
-        )
         texts = usage_text(usage), prices_text(prices), json_text(note)
-        entry = replace(entry, hash=entry_hash(self._head, entry, *texts))
-        self._head = entry.hash
-        entry = replace(entry, id=self._rows.append(entry, *texts))
+        self._number += 1
+        columns = (
+            self._root, self._number, budget, key, kind, *amounts, overrun, self.at, *texts,
+        )  # fmt: skip
+        self._head = columns_hash(self._head, columns)
+        place = self._rows.append(columns, self._head)
         self._rows.set_head(self._root, self._number, self._head, self.at)
-        return entry
+        return Entry(
+            place, budget, key, kind, *amounts, overrun, self.at, usage, prices, note,
+            self._root, self._number, self._head,
+        )  # fmt: skip

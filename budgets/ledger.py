@@ -311,7 +311,8 @@ class Ledger:
         def action(rows: Rows) -> Entry:
             hold, lineage = _locked(rows, key)
             rules.refuse_ended(hold, "settled")
-            used = larger(hold.usage if given is None else given, seen or {})
+            used = dict(hold.usage) if given is None else given
+            used = larger(used, seen) if seen is not None else used
             chain = self._chain(rows, lineage)
             if hold.state == "posted":
                 entry = rules.same_usage(rows.ending(key), key, used)
@@ -447,8 +448,9 @@ _STATE_AFTER: dict[str, Any] = {"pause": "paused", "resume": "open", "close": "c
 
 def _locked(rows: Rows, key: str) -> tuple[Hold, list[Scope]]:
     """A hold and the scopes it counts in. Read again once they are locked: another may have ended it meanwhile."""
-    lineage = rows.lineage(rules.known_hold(rows, key).budget)
-    return rules.known_hold(rows, key), lineage
+    hold = rules.known_hold(rows, key)
+    lineage = rows.lineage(hold.budget)
+    return hold if rows.is_exclusive else rules.known_hold(rows, key), lineage
 
 
 def _hold_for(rows: Rows, chain: Chain, lineage: list[Scope], wanted: Hold) -> Hold:

@@ -6,12 +6,21 @@ a copy of its own. Leaves out what the rows mean: see `ledger`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from viaticum.budgets.records import ENDINGS, Entry, Hold, HoldState
-from viaticum.budgets.store import Rows, Scope, Store, T
+from viaticum.budgets.records import (
+    ENDINGS,
+    Entry,
+    EntryKind,
+    Hold,
+    HoldState,
+    prices_from,
+    usage_from,
+)
+from viaticum.budgets.store import EntryColumns, Rows, Scope, Store, T
 from viaticum.errors import LedgerError
 
 K = TypeVar("K")
@@ -138,13 +147,18 @@ class MemoryRows(Rows):
         ]
         return sorted(found, key=lambda hold: (hold.created, hold.key))
 
-    def append(self, entry: Entry, usage: str, prices: str, note: str) -> int:
-        entry = replace(entry, id=len(self._entries) + 1)
+    def append(self, columns: EntryColumns, hash: str) -> int:
+        root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note = columns
+        place = len(self._entries) + 1
+        entry = Entry(
+            place, budget, key, cast(EntryKind, kind), nanousd, tokens, overrun, at,
+            usage_from(usage), prices_from(prices), json.loads(note), root, number, hash,
+        )  # fmt: skip
         self._entries.append((entry, usage, prices, note))
         self.undo.append(self._entries.pop)
-        if entry.kind in ENDINGS and entry.key is not None:
-            self._put(self._ends, entry.key, entry)
-        return entry.id
+        if kind in ENDINGS and key is not None:
+            self._put(self._ends, key, entry)
+        return place
 
     def ending(self, key: str) -> Entry | None:
         return self._ends.get(key)

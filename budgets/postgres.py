@@ -16,9 +16,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from viaticum.budgets import schema_postgres as schema
-from viaticum.budgets.records import Entry
-from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows, entry_values
-from viaticum.budgets.store import Rows, Store, T, one_line
+from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows
+from viaticum.budgets.store import EntryColumns, Rows, Store, T, one_line
 from viaticum.errors import LedgerError, MissingExtra
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ _STREAM_ROWS = 1000
 
 
 class PostgresRows(SqlRows):
+    is_exclusive = False
+
     def __init__(
         self, connection: psycopg.Connection[Row], lineages: dict[str, tuple[str, ...]], *, write: bool
     ) -> None:
@@ -54,8 +55,8 @@ class PostgresRows(SqlRows):
             cursor.execute(_marked(sql), parameters)
             yield from cursor
 
-    def append(self, entry: Entry, usage: str, prices: str, note: str) -> int:
-        values = entry_values(entry, usage, prices, note)
+    def append(self, columns: EntryColumns, hash: str) -> int:
+        values = (*columns, hash)
         return int(self.query(f"{ENTRY_INSERT} RETURNING id", values)[0]["id"])
 
     def damage(self) -> list[str]:

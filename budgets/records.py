@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from viaticum.budgets.windows import Window
@@ -250,7 +251,10 @@ def digest(value: Any) -> str:
 
 
 def json_text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(sort_keys=True).encode
 
 
 def usage_text(usage: Mapping[str, TokenCount]) -> str:
@@ -274,7 +278,12 @@ def price_json(price: Price) -> dict[str, Any]:
 
 
 def prices_from(text: str) -> dict[str, Price]:
-    return {model: _price_from(price) for model, price in json.loads(text).items()}
+    return dict(_prices_from(text))
+
+
+@lru_cache(maxsize=64)  # one price list is read again with every call
+def _prices_from(text: str) -> tuple[tuple[str, Price], ...]:
+    return tuple((model, _price_from(price)) for model, price in json.loads(text).items())
 
 
 def _price_from(values: dict[str, Any]) -> Price:

@@ -230,7 +230,7 @@ CREATE TABLE holds (
   tags TEXT NOT NULL,
   lease INTEGER NOT NULL,
   until TEXT NOT NULL
-) STRICT
+) STRICT, WITHOUT ROWID
 """
 
 _ENTRIES_2 = """
@@ -269,11 +269,12 @@ SELECT key, budget, state, held_nanousd, held_tokens, usage, prices,
   '', '{}', 0, '9999' FROM holds_1 h ORDER BY rowid
 """
 
+# Each index is one page more to write with every call: ended holds and the entries of one scope are found
+# through their tree instead.
 _INDEXES_2 = (
     "CREATE INDEX budgets_by_parent ON budgets (parent)",
-    "CREATE INDEX holds_by_budget ON holds (budget, state)",
-    "CREATE INDEX open_holds_by_lease ON holds (until) WHERE state IN ('reserved', 'dispatched')",
-    "CREATE INDEX entries_by_budget ON entries (budget)",
+    "CREATE INDEX open_holds ON holds (budget, state, until)"
+    " WHERE state IN ('reserved', 'dispatched', 'unknown')",
     "CREATE UNIQUE INDEX one_place_in_the_chain ON entries (root, number)",
     "CREATE UNIQUE INDEX one_reserve_a_key ON entries (key) WHERE kind = 'reserve'",
     "CREATE UNIQUE INDEX one_end_a_key ON entries (key) WHERE kind IN ('post', 'void', 'expire')",

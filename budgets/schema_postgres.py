@@ -74,9 +74,7 @@ CREATE TABLE entries (
 );
 
 CREATE INDEX budgets_by_parent ON budgets (parent);
-CREATE INDEX holds_by_budget ON holds (budget, state);
-CREATE INDEX open_holds_by_lease ON holds (until) WHERE state IN ('reserved', 'dispatched');
-CREATE INDEX entries_by_budget ON entries (budget);
+CREATE INDEX open_holds ON holds (budget, state, until) WHERE state IN ('reserved', 'dispatched', 'unknown');
 CREATE UNIQUE INDEX one_place_in_the_chain ON entries (root, number);
 CREATE UNIQUE INDEX one_reserve_a_key ON entries (key) WHERE kind = 'reserve';
 CREATE UNIQUE INDEX one_end_a_key ON entries (key) WHERE kind IN ('post', 'void', 'expire');

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from viaticum.budgets.records import (
+    HELD_STATES,
     Entry,
     Hold,
     HoldState,
@@ -21,7 +22,7 @@ from viaticum.budgets.records import (
     usage_from,
     usage_text,
 )
-from viaticum.budgets.store import Rows, Scope
+from viaticum.budgets.store import EntryColumns, Rows, Scope
 from viaticum.budgets.windows import Window
 from viaticum.errors import ViaticumError
 
@@ -31,6 +32,8 @@ _HOLD_COLUMNS = "key, budget, state, held_nanousd, held_tokens, usage, prices, c
 _ENTRY_COLUMNS = (
     "id, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note, root, number, hash"
 )
+# What the index of open holds is about, said again so that it is used.
+_IS_OPEN = " AND state IN ('reserved', 'dispatched', 'unknown')"
 _BELOW = """
 WITH RECURSIVE below (name) AS (
   SELECT name FROM budgets WHERE name = ?
@@ -68,7 +71,7 @@ class SqlRows(Rows):
         """As `query`, row by row, for more rows than fit into memory."""
 
     @abstractmethod
-    def append(self, entry: Entry, usage: str, prices: str, note: str) -> int: ...
+    def append(self, columns: EntryColumns, hash: str) -> int: ...
 
     def scopes(self) -> list[Scope]:
         return [_scope(row) for row in self.query("SELECT * FROM budgets ORDER BY name")]
@@ -160,6 +163,8 @@ class SqlRows(Rows):
 
     def holds(self, budget: str | None, state: HoldState | None) -> Iterator[Hold]:
         where, values = _where({"budget": budget, "state": state})
+        if state in HELD_STATES:
+            where += _IS_OPEN
         sql = f"SELECT {_HOLD_COLUMNS} FROM holds{where} ORDER BY created, key"
         return (_hold(row) for row in self.stream(sql, values))
 
@@ -169,10 +174,7 @@ class SqlRows(Rows):
 
     def lapsed(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
         marks = ", ".join("?" * len(states))
-        sql = (
-            f"SELECT {_HOLD_COLUMNS} FROM holds WHERE state IN ({marks}) AND until < ?"
-            " AND state IN ('reserved', 'dispatched')"  # says again what the index is about
-        )
+        sql = f"SELECT {_HOLD_COLUMNS} FROM holds WHERE state IN ({marks}) AND until < ?{_IS_OPEN}"
         values: list[Any] = [*states, at]
         if root is not None:
             sql += " AND budget IN (SELECT name FROM budgets WHERE root = ?)"
@@ -186,6 +188,9 @@ class SqlRows(Rows):
 
     def entries(self, budget: str | None, key: str | None) -> Iterator[Entry]:
         where, values = _where({"budget": budget, "key": key})
+        if budget is not None:
+            where += " AND root = (SELECT root FROM budgets WHERE name = ?)"
+            values.append(budget)
         sql = f"SELECT {_ENTRY_COLUMNS} FROM entries{where} ORDER BY id"
         return (_entry(row) for row in self.stream(sql, values))
 
@@ -202,20 +207,17 @@ class SqlRows(Rows):
     def posts_below(self, name: str, since: str) -> Iterator[Entry]:
         sql = (
             f"{_BELOW}SELECT {_ENTRY_COLUMNS} FROM entries"
-            " WHERE kind = 'post' AND at >= ? AND budget IN (SELECT name FROM below) ORDER BY id"
+            " WHERE root = (SELECT root FROM budgets WHERE name = ?)"
+            " AND kind = 'post' AND at >= ? AND budget IN (SELECT name FROM below) ORDER BY number"
         )
-        return (_entry(row) for row in self.stream(sql, [name, since]))
+        return (_entry(row) for row in self.stream(sql, [name, name, since]))
 
 
-def entry_values(entry: Entry, usage: str, prices: str, note: str) -> list[Any]:
-    """In the order of `ENTRY_INSERT`."""
-    return [
-        entry.budget, entry.key, entry.kind, entry.nanousd, entry.tokens, entry.overrun, entry.at,
-        usage, prices, note, entry.root, entry.number, entry.hash,
-    ]  # fmt: skip
-
-
-ENTRY_INSERT = f"INSERT INTO entries ({_ENTRY_COLUMNS.removeprefix('id, ')}) VALUES ({', '.join('?' * 13)})"
+# In the order of `EntryColumns`, then the hash.
+ENTRY_INSERT = (
+    "INSERT INTO entries (root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note, hash)"
+    f" VALUES ({', '.join('?' * 13)})"
+)
 
 
 def _where(wanted: dict[str, Any]) -> tuple[str, list[Any]]:

@@ -22,14 +22,13 @@ from typing import Any
 from sqlite_utils import Database
 
 from viaticum.budgets import schema
-from viaticum.budgets.records import Entry
-from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows, entry_values
-from viaticum.budgets.store import Rows, Store, T, one_line
+from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows
+from viaticum.budgets.store import EntryColumns, Rows, Store, T, one_line
 from viaticum.errors import LedgerError
 
 BUSY_SECONDS = 60.0
 WHOLE_CHECK_BYTES = 1 << 20  # a file up to this size is checked page by page when it is opened (a few ms)
-_POLL_SECONDS = (0.0002, 0.002)
+_POLL_SECONDS = (0.001, 0.008)
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
 # BUSY and LOCKED; PROTOCOL is what SQLite calls losing many races for the WAL in a row.
@@ -45,22 +44,23 @@ _opened_lock = threading.Lock()
 class SqliteRows(SqlRows):
     def __init__(self, db: Database, lineages: dict[str, tuple[str, ...]]) -> None:
         super().__init__(lineages)
-        self._db = db
+        # The connection itself: sqlite-utils wraps each statement in work that counts here, and takes a
+        # savepoint around each query.
+        self._connection = db.conn
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
-        self._db.execute(sql, parameters)
+        self._connection.execute(sql, parameters)
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         return list(self.stream(sql, parameters))
 
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
-        # Not query(), which takes a savepoint around every statement: three for one.
-        cursor = self._db.execute(sql, parameters)
+        cursor = self._connection.execute(sql, parameters)
         names = [column[0] for column in cursor.description]
-        return (dict(zip(names, row, strict=True)) for row in cursor)
+        return (dict(zip(names, row)) for row in cursor)  # noqa: B905
 
-    def append(self, entry: Entry, usage: str, prices: str, note: str) -> int:
-        cursor = self._db.execute(ENTRY_INSERT, entry_values(entry, usage, prices, note))
+    def append(self, columns: EntryColumns, hash: str) -> int:
+        cursor = self._connection.execute(ENTRY_INSERT, (*columns, hash))
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 

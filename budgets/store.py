@@ -21,6 +21,8 @@ from viaticum.budgets.records import BudgetState, Entry, Hold, HoldState
 from viaticum.budgets.windows import Window
 
 T = TypeVar("T")
+# root, number, budget, key, kind, nanousd, tokens, overrun, at, and usage, prices and note as JSON texts.
+EntryColumns = tuple[str, int, str, str | None, str, int, int, int, str, str, str, str]
 NO_ENTRY = "0" * 64  # what the first entry of a chain follows
 
 
@@ -50,7 +52,12 @@ class Scope:
 
 
 class Rows(ABC):
-    """The rows of a ledger, inside one transaction. Amounts are pairs: nano-dollars and tokens."""
+    """The rows of a ledger, inside one transaction. Amounts are pairs: nano-dollars and tokens.
+
+    is_exclusive: no other write goes on, so that what was read before a lock was taken still holds.
+    """
+
+    is_exclusive = True
 
     @abstractmethod
     def scopes(self) -> list[Scope]:
@@ -112,8 +119,8 @@ class Rows(ABC):
         """Holds in these states whose lease ran out before `at`, oldest first."""
 
     @abstractmethod
-    def append(self, entry: Entry, usage: str, prices: str, note: str) -> int:
-        """Keep an entry, with the JSON texts that were hashed; its id."""
+    def append(self, columns: EntryColumns, hash: str) -> int:
+        """Keep an entry, just as it was hashed; its id."""
 
     @abstractmethod
     def ending(self, key: str) -> Entry | None:

@@ -404,7 +404,7 @@ def test_what_is_left_of_a_damaged_ledger_still_reads(tmp_path: Path) -> None:
     path = filled(tmp_path / "ledger.db", calls=100)
     with closing(sqlite3.connect(path)) as shell:
         (page,) = shell.execute(
-            "SELECT rootpage FROM sqlite_schema WHERE name = 'entries_by_budget'"
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'one_place_in_the_chain'"
         ).fetchone()
     with path.open("r+b") as file:
         file.seek(4096 * (page - 1))

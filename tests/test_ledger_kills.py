@@ -149,8 +149,10 @@ def die_at(moment):
         count(psycopg.Connection, "execute")
     else:
         import sqlite_utils
-        for name in ("execute", "query"):
-            count(sqlite_utils.Database, name)
+        from viaticum.budgets.sqlite import SqliteRows
+        count(sqlite_utils.Database, "execute")  # BEGIN, COMMIT and the migrations
+        for name in ("execute", "stream", "append"):
+            count(SqliteRows, name)
 
 def child(root, before):
     pid = os.fork()

@@ -476,7 +476,7 @@ def test_a_write_that_breaks_halfway_is_taken_back(ledger: Ledger, monkeypatch: 
     def breaks(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("power cut")
 
-    for owner, name in ((chain, "entry_hash"), (module, "result_hash"), (module.Chain, "append")):
+    for owner, name in ((chain, "columns_hash"), (module, "result_hash"), (module.Chain, "append")):
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, breaks)
             with pytest.raises(RuntimeError):
