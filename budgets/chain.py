@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from viaticum.budgets.records import Entry, EntryKind, json_text, prices_text, usage_text
@@ -42,6 +43,7 @@ class Chain:
         self._number, self._head = root.entries, root.head
         # A clock that was set back neither reopens a window nor unsorts the entries.
         self.at = max(now, root.last_at)
+        self.moment = datetime.fromisoformat(self.at)
 
     def append(
         self,

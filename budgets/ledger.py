@@ -153,7 +153,7 @@ class Ledger:
                 limit_tokens=old.limit_tokens if limits[1] is None else limits[1],
                 window=old.window if window is _KEEP else window,
             )
-            moment = _moment(chain)
+            moment = chain.moment
             before = rules.standing(rows, old, moment)
             if new == old:
                 return before
@@ -193,7 +193,7 @@ class Ledger:
                 scope = replace(scope, state=state)
                 rows.update_scope(scope)
                 chain.append(name, kind, note={"reason": reason} if reason else {})
-            return rules.standing(rows, scope, _moment(chain))
+            return rules.standing(rows, scope, chain.moment)
 
         return self._store.write(action)
 
@@ -255,9 +255,9 @@ class Ledger:
                 return rules.same_call(found, wanted)
             rules.refuse_closed(lineage)
             chain = self._chain(rows, lineage)
-            refusal = rules.shortfall(rows, lineage, _moment(chain), needed)
+            refusal = rules.shortfall(rows, lineage, chain.moment, needed)
             if refusal is not None and _expire_lapsed(rows, chain, lineage[0].name):
-                refusal = rules.shortfall(rows, rows.lineage(budget), _moment(chain), needed)
+                refusal = rules.shortfall(rows, rows.lineage(budget), chain.moment, needed)
             # Returned, not raised: what has expired stays expired.
             return refusal or _hold_for(rows, chain, lineage, wanted)
 
@@ -490,7 +490,7 @@ def _post(
     rows.move([scope.name for scope in lineage], (-hold.held_nanousd, -hold.held_tokens), posted)
     for scope in lineage:
         if scope.window is not None:
-            rows.add_to_bucket(scope.name, scope.window.bucket(_moment(chain)), posted)
+            rows.add_to_bucket(scope.name, scope.window.bucket(chain.moment), posted)
     overrun = max(0, posted[0] - hold.held_nanousd)
     return chain.append(
         hold.budget, "post", hold.key, posted, overrun=overrun, usage=used, prices=hold.prices, note=note
@@ -565,11 +565,7 @@ def _as_amounts(limits: tuple[int | None, int | None]) -> tuple[int, int]:
 
 
 def _until(chain: Chain, lease: int) -> str:
-    return _text(_moment(chain) + timedelta(seconds=lease))
-
-
-def _moment(chain: Chain) -> datetime:
-    return datetime.fromisoformat(chain.at)
+    return _text(chain.moment + timedelta(seconds=lease))
 
 
 def _text(moment: datetime) -> str:

@@ -266,7 +266,12 @@ def usage_from(text: str) -> dict[str, TokenCount]:
 
 
 def prices_text(prices: Mapping[str, Price]) -> str:
-    return json_text({model: price_json(price) for model, price in prices.items()})
+    return _prices_text(tuple(prices.items()))
+
+
+@lru_cache(maxsize=64)  # one price list is written again with every call
+def _prices_text(prices: tuple[tuple[str, Price], ...]) -> str:
+    return json_text({model: price_json(price) for model, price in prices})
 
 
 def price_json(price: Price) -> dict[str, Any]:

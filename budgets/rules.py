@@ -106,19 +106,28 @@ def shortfall(
 ) -> BudgetExceeded | None:
     """Why a call does not fit, from the scope nearest to it that is short; None where it fits all of them."""
     for scope in reversed(lineage):
-        budget = standing(rows, scope, moment)
-        # 64 bits are the limit of all that is ever spent, and without another limit the only one.
-        bound = MAX_NANOUSD - scope.posted_nanousd - scope.held_nanousd
-        left = bound if budget.left_nanousd is None else min(bound, budget.left_nanousd)
-        if needed[0] > left:
-            short = f"{format_usd(left)} left{_per(budget)}, the call may cost {format_usd(needed[0])}"
-            return _exceeded(short, budget, needed[0], left, "nanousd")
-        bound = MAX_NANOUSD - scope.posted_tokens - scope.held_tokens
-        left = bound if budget.left_tokens is None else min(bound, budget.left_tokens)
-        if needed[1] > left:
-            short = f"{left} tokens left{_per(budget)}, the call may use {needed[1]}"
-            return _exceeded(short, budget, needed[1], left, "tokens")
+        nanousd, tokens = _room(rows, scope, moment)
+        if needed[0] > nanousd:
+            short = f"{format_usd(nanousd)} left{_per(scope)}, the call may cost {format_usd(needed[0])}"
+            return _exceeded(short, scope, needed[0], nanousd, "nanousd")
+        if needed[1] > tokens:
+            short = f"{tokens} tokens left{_per(scope)}, the call may use {needed[1]}"
+            return _exceeded(short, scope, needed[1], tokens, "tokens")
     return None
+
+
+def _room(rows: Rows, scope: Scope, moment: datetime) -> tuple[int, int]:
+    """What is left in both units. 64 bits bound all that is ever spent, also where nothing else does."""
+    posted = (scope.posted_nanousd, scope.posted_tokens)
+    nanousd = MAX_NANOUSD - posted[0] - scope.held_nanousd
+    tokens = MAX_NANOUSD - posted[1] - scope.held_tokens
+    if scope.window is not None:
+        posted = rows.since(scope.name, scope.window.since(moment))
+    if scope.limit_nanousd is not None:
+        nanousd = min(nanousd, scope.limit_nanousd - posted[0] - scope.held_nanousd)
+    if scope.limit_tokens is not None:
+        tokens = min(tokens, scope.limit_tokens - posted[1] - scope.held_tokens)
+    return nanousd, tokens
 
 
 def same_call(found: Hold, wanted: Hold) -> Hold:
@@ -162,15 +171,15 @@ def refuse_other_result(hold: Hold, result: str) -> None:
         raise HoldError(f"the hold {hold.key!r} already keeps another result; read it with hold()")
 
 
-def _exceeded(short: str, budget: Budget, needed: int, left: int, unit: str) -> BudgetExceeded:
+def _exceeded(short: str, scope: Scope, needed: int, left: int, unit: str) -> BudgetExceeded:
     message = (
-        f"budget {budget.name!r} has {short}; raise the limit, allow fewer tokens or choose a cheaper model"
+        f"budget {scope.name!r} has {short}; raise the limit, allow fewer tokens or choose a cheaper model"
     )
-    return BudgetExceeded(message, budget=budget.name, needed=needed, left=left, unit=unit)
+    return BudgetExceeded(message, budget=scope.name, needed=needed, left=left, unit=unit)
 
 
-def _per(budget: Budget) -> str:
-    return f" (per {budget.window})" if budget.window else ""
+def _per(scope: Scope) -> str:
+    return f" (per {scope.window})" if scope.window else ""
 
 
 def _limits(budget: Budget) -> str:
