@@ -19,7 +19,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +27,8 @@ from typing import Any
 
 from platformdirs import user_data_path
 
-from viaticum.budgets import rules
-from viaticum.budgets.chain import Chain, result_hash
+from viaticum.budgets import postings, rules
+from viaticum.budgets.chain import Chain
 from viaticum.budgets.records import (
     Budget,
     Entry,
@@ -41,7 +41,6 @@ from viaticum.budgets.records import (
     checked_result,
     checked_tags,
     checked_usage,
-    costs,
     digest,
     larger,
     snapshot,
@@ -158,7 +157,7 @@ class Ledger:
             if new == old:
                 return before
             if new.window != old.window:
-                _fill_buckets(rows, new, moment)
+                postings.fill_buckets(rows, new, moment)
             after = rules.standing(rows, new, moment)
             rules.refuse_limit_below_use(before, after)
             rows.update_scope(new)
@@ -256,10 +255,10 @@ class Ledger:
             rules.refuse_closed(lineage)
             chain = self._chain(rows, lineage)
             refusal = rules.shortfall(rows, lineage, chain.moment, needed)
-            if refusal is not None and _expire_lapsed(rows, chain, lineage[0].name):
+            if refusal is not None and postings.expire_lapsed(rows, chain, lineage[0].name):
                 refusal = rules.shortfall(rows, rows.lineage(budget), chain.moment, needed)
             # Returned, not raised: what has expired stays expired.
-            return refusal or _hold_for(rows, chain, lineage, wanted)
+            return refusal or postings.hold_for(rows, chain, lineage, wanted)
 
         outcome = self._store.write(action)
         if isinstance(outcome, BudgetExceeded):
@@ -273,14 +272,14 @@ class Ledger:
         """
 
         def action(rows: Rows) -> Hold:
-            hold, lineage = _locked(rows, key)
+            hold, lineage = postings.locked(rows, key)
             rules.refuse_ended(hold, "dispatched")
             if hold.state in ("posted", "unknown"):
                 raise HoldError(f"the hold {key!r} is {hold.state}; a further try reserves under a new key")
             if hold.state == "dispatched":
                 return hold
             chain = self._chain(rows, lineage)
-            until = _until(chain, hold.lease) if hold.lease else hold.until
+            until = postings.until(chain, hold.lease) if hold.lease else hold.until
             rows.update_hold(key, "dispatched", until)
             chain.append(hold.budget, "dispatch", key, note={"until": until})
             return replace(hold, state="dispatched", until=until)
@@ -309,17 +308,17 @@ class Ledger:
         result = checked_result(result)
 
         def action(rows: Rows) -> Entry:
-            hold, lineage = _locked(rows, key)
+            hold, lineage = postings.locked(rows, key)
             rules.refuse_ended(hold, "settled")
             used = dict(hold.usage) if given is None else given
             used = larger(used, seen) if seen is not None else used
             chain = self._chain(rows, lineage)
             if hold.state == "posted":
                 entry = rules.same_usage(rows.ending(key), key, used)
-                _keep_result(rows, chain, hold, result)
+                postings.keep_result(rows, chain, hold, result)
                 return entry
             source = "missing" if given is None else "larger" if seen is not None else "reported"
-            return _post(rows, chain, lineage, hold, used, source, result)
+            return postings.post(rows, chain, lineage, hold, used, source, result)
 
         return self._store.write(action)
 
@@ -330,14 +329,14 @@ class Ledger:
         """
 
         def action(rows: Rows) -> Entry:
-            hold, lineage = _locked(rows, key)
+            hold, lineage = postings.locked(rows, key)
             if hold.state == "posted":
                 raise HoldError(f"the hold {key!r} is posted and cannot be voided; the call was paid for")
             ended = rows.ending(key)
             if hold.state == "void" and ended is not None:
                 return ended
             rules.refuse_ended(hold, "voided")
-            return _free(rows, self._chain(rows, lineage), lineage, hold, "void")
+            return postings.free(rows, self._chain(rows, lineage), lineage, hold, "void")
 
         return self._store.write(action)
 
@@ -349,9 +348,9 @@ class Ledger:
         checked = checked_result(result)
 
         def action(rows: Rows) -> Hold:
-            hold, lineage = _locked(rows, key)
+            hold, lineage = postings.locked(rows, key)
             rules.refuse_ended(hold, "given a result")
-            _keep_result(rows, self._chain(rows, lineage), hold, checked)
+            postings.keep_result(rows, self._chain(rows, lineage), hold, checked)
             return replace(hold, result=checked)
 
         return self._store.write(action)
@@ -361,16 +360,16 @@ class Ledger:
 
         at: as if it were then, such as after a crash of everyone who uses this ledger.
         """
-        moment = _text(at or self._clock())
+        moment = postings.time_text(at or self._clock())
         due = self._store.read(lambda rows: rows.lapsed(None, moment, ("reserved", "dispatched")))
         ended = [self._store.write(partial(self._lapse_one, hold.key, moment)) for hold in due]
         return [entry for entry in ended if entry is not None]
 
     def _lapse_one(self, key: str, moment: str, rows: Rows) -> Entry | None:
-        hold, lineage = _locked(rows, key)
+        hold, lineage = postings.locked(rows, key)
         if hold.state not in ("reserved", "dispatched") or hold.until >= moment:
             return None
-        return _lapse(rows, self._chain(rows, lineage), lineage, hold)
+        return postings.lapse(rows, self._chain(rows, lineage), lineage, hold)
 
     def hold(self, key: str) -> Hold | None:
         return self._store.read(lambda rows: rows.hold(checked_name("hold key", key)))
@@ -437,113 +436,13 @@ class Ledger:
     # Inside
 
     def _now(self) -> str:
-        return _text(self._clock())
+        return postings.time_text(self._clock())
 
     def _chain(self, rows: Rows, lineage: list[Scope]) -> Chain:
         return Chain(rows, lineage[0], self._now())
 
 
 _STATE_AFTER: dict[str, Any] = {"pause": "paused", "resume": "open", "close": "closed"}
-
-
-def _locked(rows: Rows, key: str) -> tuple[Hold, list[Scope]]:
-    """A hold and the scopes it counts in. Read again once they are locked: another may have ended it meanwhile."""
-    hold = rules.known_hold(rows, key)
-    lineage = rows.lineage(hold.budget)
-    return hold if rows.is_exclusive else rules.known_hold(rows, key), lineage
-
-
-def _hold_for(rows: Rows, chain: Chain, lineage: list[Scope], wanted: Hold) -> Hold:
-    hold = replace(wanted, created=chain.at, until=_until(chain, wanted.lease))
-    held = (hold.held_nanousd, hold.held_tokens)
-    rows.insert_hold(hold)
-    rows.move([scope.name for scope in lineage], held, (0, 0))
-    note: dict[str, Any] = {"lease": hold.lease, "until": hold.until}
-    note |= {"parameters": hold.parameters} if hold.parameters else {}
-    note |= {"tags": dict(hold.tags)} if hold.tags else {}
-    chain.append(hold.budget, "reserve", hold.key, held, usage=hold.usage, prices=hold.prices, note=note)
-    return hold
-
-
-def _post(
-    rows: Rows,
-    chain: Chain,
-    lineage: list[Scope],
-    hold: Hold,
-    used: Mapping[str, TokenCount],
-    source: str,
-    result: str | None,
-) -> Entry:
-    by_model = costs(used, hold.prices)
-    posted = amounts(used, by_model)
-    note: dict[str, Any] = {"costs": by_model, "usage": source}
-    note |= {"tags": dict(hold.tags)} if hold.tags else {}
-    note |= {"was": "unknown"} if hold.state == "unknown" else {}
-    if posted[1] > hold.held_tokens:
-        note["overrun_tokens"] = posted[1] - hold.held_tokens
-    if result is not None and hold.result is None:
-        rows.set_result(hold.key, result)
-        note["result"] = result_hash(result)
-    elif result is not None:
-        rules.refuse_other_result(hold, result)
-    rows.update_hold(hold.key, "posted", hold.until)
-    rows.move([scope.name for scope in lineage], (-hold.held_nanousd, -hold.held_tokens), posted)
-    for scope in lineage:
-        if scope.window is not None:
-            rows.add_to_bucket(scope.name, scope.window.bucket(chain.moment), posted)
-    overrun = max(0, posted[0] - hold.held_nanousd)
-    return chain.append(
-        hold.budget, "post", hold.key, posted, overrun=overrun, usage=used, prices=hold.prices, note=note
-    )
-
-
-def _free(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold, kind: EntryKind) -> Entry:
-    held = (hold.held_nanousd, hold.held_tokens)
-    rows.update_hold(hold.key, "void" if kind == "void" else "expired", hold.until)
-    rows.move([scope.name for scope in lineage], (-held[0], -held[1]), (0, 0))
-    note = {"was": hold.state} if hold.state != "reserved" else {}
-    return chain.append(hold.budget, kind, hold.key, held, usage=hold.usage, prices=hold.prices, note=note)
-
-
-def _lapse(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold) -> Entry:
-    """A call that was sent, or has a result, may have to be paid for; any other may not."""
-    if hold.state == "reserved" and hold.result is None:
-        return _free(rows, chain, lineage, hold, "expire")
-    rows.update_hold(hold.key, "unknown", hold.until)
-    held = (hold.held_nanousd, hold.held_tokens)
-    return chain.append(hold.budget, "unknown", hold.key, held, usage=hold.usage, prices=hold.prices)
-
-
-def _expire_lapsed(rows: Rows, chain: Chain, root: str) -> bool:
-    """Free what a crashed caller reserved in this tree and never sent. True where there was any."""
-    lapsed = [hold for hold in rows.lapsed(root, chain.at, ("reserved",)) if hold.result is None]
-    for hold in lapsed:
-        _free(rows, chain, rows.lineage(hold.budget), hold, "expire")
-    return bool(lapsed)
-
-
-def _keep_result(rows: Rows, chain: Chain, hold: Hold, result: str | None) -> None:
-    if result is None:
-        return
-    rules.refuse_other_result(hold, result)
-    if hold.result is None:
-        rows.set_result(hold.key, result)
-        chain.append(hold.budget, "result", hold.key, note={"result": result_hash(result)})
-
-
-def _fill_buckets(rows: Rows, scope: Scope, moment: datetime) -> None:
-    """Sum the window that is running from the entries."""
-    rows.clear_buckets(scope.name)
-    if scope.window is None:
-        return
-    since = _text(datetime.fromtimestamp(scope.window.since(moment), UTC))
-    sums: dict[int, tuple[int, int]] = {}
-    for entry in rows.posts_below(scope.name, since):
-        bucket = scope.window.bucket(datetime.fromisoformat(entry.at))
-        nanousd, tokens = sums.get(bucket, (0, 0))
-        sums[bucket] = (nanousd + entry.nanousd, tokens + entry.tokens)
-    for bucket, posted in sums.items():
-        rows.add_to_bucket(scope.name, bucket, posted)
 
 
 def _refuse_below_closed(above: list[Scope]) -> None:
@@ -562,12 +461,3 @@ def _terms(scope: Scope) -> dict[str, str]:
 
 def _as_amounts(limits: tuple[int | None, int | None]) -> tuple[int, int]:
     return limits[0] or 0, limits[1] or 0
-
-
-def _until(chain: Chain, lease: int) -> str:
-    return _text(chain.moment + timedelta(seconds=lease))
-
-
-def _text(moment: datetime) -> str:
-    """UTC in ISO 8601, always as wide, so that text sorts by time."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -465,8 +465,7 @@ def test_a_failed_operation_leaves_no_trace(ledger: Ledger) -> None:
 
 def test_a_write_that_breaks_halfway_is_taken_back(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it was about to do: each step of a settlement fails once."""
-    from viaticum.budgets import chain
-    from viaticum.budgets import ledger as module
+    from viaticum.budgets import chain, postings
 
     tree(ledger, org=1000)
     ledger.set_limit("org", window=Window("day"))
@@ -476,7 +475,7 @@ def test_a_write_that_breaks_halfway_is_taken_back(ledger: Ledger, monkeypatch: 
     def breaks(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("power cut")
 
-    for owner, name in ((chain, "columns_hash"), (module, "result_hash"), (module.Chain, "append")):
+    for owner, name in ((chain, "columns_hash"), (postings, "result_hash"), (chain.Chain, "append")):
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, breaks)
             with pytest.raises(RuntimeError):

@@ -59,7 +59,9 @@ def solve(
                     typer.echo(f"{event.value if event.value is not None else 'no answer: ' + event.reason}")
                     sys.stderr.write(f"{format_usd(event.cost)} of {format_usd(event.held)} held\n")
             elif "route" in event:
-                sys.stderr.write(f"{event['route']['pair']}: {event['route']['why']}\n")
+                row = event["route"]["row"]
+                costs = f"{format_usd(row['cost_p50'])} expected, {format_usd(row['cost_p90'])} at p90"
+                sys.stderr.write(f"{event['route']['pair']}: {event['route']['why']}; {costs}\n")
             elif "text" in event:
                 sys.stderr.write(event["text"])
                 sys.stderr.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -179,9 +180,11 @@ def list_entries(
     where: Where = None,
 ) -> None:
     """What happened, oldest first. --json prints one object a line."""
+    entries: deque[Entry] = deque(maxlen=last or None)
     with _ledger(where, read_only) as ledger:
-        entries = [entry for entry in ledger.entries(name, key) if kind in (None, entry.kind)]
-    entries = entries[-last:] if last else entries
+        ledger.each_entry(
+            lambda entry: entries.append(entry) if kind in (None, entry.kind) else None, name, key
+        )
     if as_json:
         for entry in entries:
             _print_json(_entry_json(entry))
@@ -439,7 +442,7 @@ def _print_holds(holds: list[Hold]) -> None:
     _print(table)
 
 
-def _print_entries(entries: list[Entry]) -> None:
+def _print_entries(entries: Iterable[Entry]) -> None:
     table = _table("id", "at", "budget", "call", "kind", "amount", "tokens", "overrun")
     for entry in entries:
         table.add_row(
