@@ -43,9 +43,10 @@ class Viaticum:
     """Answers questions within a budget.
 
     budget: dollars for all questions of this object; budget_name: an existing or new budget of the ledger
-    (a new name each time by default). catalogue: a `Catalogue` or a path laid over the packaged one.
-    router: a `QueryRouter`, or the folder of a fitted one; the table that ships by default. policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`. folder: where the ledger and
-    the checkpoints lie. Raises `InputError` for a budget that is not above zero.
+    (a new name each time by default). catalogue: a `Catalogue` or a path laid over the packaged one. router: a
+    `QueryRouter`, or the folder of a fitted one; the table that ships by default. policy: "best", "cheapest:ACCURACY",
+    "weighted:PER_DOLLAR" or a `Policy`. folder: where the ledger and the checkpoints lie. Raises `InputError` for a
+    budget that is not above zero.
     """
 
     def __init__(

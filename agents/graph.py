@@ -5,7 +5,7 @@ pairs goes round from read to route until enough of their answers agree.
 
 A node may run again after a kill; the ledger, not the checkpoint, prevents a second charge. The key of a
 call is the thread and the call's number: `reserve` of a key gives the hold that is there, `generate`
-stores the finished completion with the hold before anything else happens, and `settle` posts once.
+dispatches it and stores the finished completion with the hold before anything else happens, and `settle` posts once.
 Knows nothing of how models decode or strategies ask.
 """
 
@@ -121,7 +121,12 @@ class Workflow:
             worst = model.worst_case(messages, generation.max_new_tokens)
             try:
                 held = self.tools.ledger.reserve(
-                    self.tools.budget, self._key(state), worst, self.tools.catalogue.prices(worst)
+                    self.tools.budget,
+                    self._key(state),
+                    worst,
+                    self.tools.catalogue.prices(worst),
+                    parameters={"model": model.name, "messages": messages, **asdict(generation)},
+                    tags={"model": model.name, "strategy": _pair(state).strategy},
                 )
             except BudgetExceeded:
                 if state.get("samples"):  # no further sample can be paid for: those that were made decide
@@ -134,14 +139,17 @@ class Workflow:
     def generate(self, state: State) -> State:
         """Write the text, unless this call was already made: then take what it gave.
 
-        A model that fails, or is interrupted, frees its hold; the same thread run again makes a new call.
+        A model that fails, or is interrupted, frees its hold; the same thread run again makes a new call. So it
+        does where the hold's lease ran out: one that was never dispatched is free again, one that was stays
+        charged as unknown until it is reconciled.
         """
         key = self._key(state)
         hold = self.tools.ledger.hold(key)
         assert hold is not None, "reserve comes first"
-        if hold.state == "void":
+        if hold.state in ("void", "expired") or (hold.state == "unknown" and hold.result is None):
             return {"completion": None, "call": state["call"] + 1, "held": state["held"] - hold.held_nanousd}
         if hold.result is None:
+            self.tools.ledger.dispatch(key)
             try:
                 completion = self._write(state)
             except BaseException:

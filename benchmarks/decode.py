@@ -163,11 +163,13 @@ def one_stream(
     }
 
 
-def many_streams(pair: Pair, prompts: Sequence[Prompt], streams: int) -> dict[str, dict[str, float]]:
-    """Medians of every way, in turns: three times where one group of prompts is all there is."""
+def many_streams(
+    pair: Pair, prompts: Sequence[Prompt], streams: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Medians of every way, in turns: `rounds` times where one group of prompts is all there is."""
     found: dict[str, list[tuple[float, float, float]]] = {str(way): [] for way in WAYS}
     groups = [prompts[at : at + streams] for at in range(0, len(prompts) // streams * streams, streams)]
-    for _ in range(3 if len(groups) == 1 else 1):
+    for _ in range(rounds if len(groups) == 1 else 1):
         for group in groups:
             for way in WAYS:
                 sys.stderr.write(f"{streams} streams, {way}\n")
@@ -182,7 +184,7 @@ def many_streams(pair: Pair, prompts: Sequence[Prompt], streams: int) -> dict[st
     }
 
 
-def compare(path: Path, tau: float, with_others: bool, counts: Sequence[int]) -> dict[str, Any]:
+def compare(path: Path, tau: float, with_others: bool, counts: Sequence[int], rounds: int) -> dict[str, Any]:
     folders = {name: locate(Catalogue.load()[name]) for name in (SMALL, LARGE)}
     tokenizer = AutoTokenizer.from_pretrained(folders[LARGE], local_files_only=True)
     small, large = (Runner.load(folders[name], slots=SLOTS, context=1536) for name in (SMALL, LARGE))
@@ -206,7 +208,7 @@ def compare(path: Path, tau: float, with_others: bool, counts: Sequence[int]) ->
     rivals.clear()
     gc.collect()
     for streams in sorted({*counts} - {1}):
-        measured[streams] = many_streams(pair, asked[: max(QUESTIONS, streams)], streams)
+        measured[streams] = many_streams(pair, asked[: max(QUESTIONS, streams)], streams, rounds)
     return summary(measured, costs, habits) | {
         "tau": tau,
         "conditions": costs.conditions | {"cores": os.cpu_count()},
@@ -274,6 +276,7 @@ def main() -> None:
     )
     parser.add_argument("questions", type=Path, help="JSONL with question and answer, at least 28 of them")
     parser.add_argument("--tau", type=float, default=0.06, help="R-Stitch's threshold")
+    parser.add_argument("--rounds", type=int, default=3, help="turns at 16 streams (default 3)")
     parser.add_argument(
         "--streams", type=int, action="append", choices=(1, 4, SLOTS), help="texts at once; all by default"
     )
@@ -282,7 +285,13 @@ def main() -> None:
     arguments = parser.parse_args()
     told = rounded(
         {"machine": platform.machine()}
-        | compare(arguments.questions, arguments.tau, not arguments.alone, arguments.streams or (1, 4, SLOTS))
+        | compare(
+            arguments.questions,
+            arguments.tau,
+            not arguments.alone,
+            arguments.streams or (1, 4, SLOTS),
+            arguments.rounds,
+        )
     )
     if arguments.json:
         print(json.dumps(told))

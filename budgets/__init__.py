@@ -4,6 +4,22 @@ Knows no model catalogue and no prompt.
 """
 
 from viaticum.budgets.ledger import Ledger, default_path
+from viaticum.budgets.planner import Forecast, Option, Plan, forecast, plan
 from viaticum.budgets.records import Budget, Entry, EntryKind, Hold, HoldState
+from viaticum.budgets.windows import Window
 
-__all__ = ["Budget", "Entry", "EntryKind", "Hold", "HoldState", "Ledger", "default_path"]
+__all__ = [
+    "Budget",
+    "Entry",
+    "EntryKind",
+    "Forecast",
+    "Hold",
+    "HoldState",
+    "Ledger",
+    "Option",
+    "Plan",
+    "Window",
+    "default_path",
+    "forecast",
+    "plan",
+]

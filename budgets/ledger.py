@@ -1,59 +1,61 @@
-"""The ledger: budgets, holds and entries in one SQLite file, and the promise that limits hold.
+"""The ledger: scopes, holds and entries, and the promise that limits hold.
 
-At every moment, for every budget, posted + held <= limit in dollars and in tokens. A call reserves its
-worst case before a token is made, settles what it truly cost, or is voided; each hold ends once. The one
-way past a limit is a call that used more than it held: the truth is posted and the overrun marked.
-Amounts are integers (nano-dollars and tokens). Each operation is one transaction, on disk when it
-returns; none is open while a model works. One `Ledger` may be shared by threads; processes each open
-their own on the same path.
+At every moment, for every scope, posted + held <= limit in dollars and in tokens. A call is charged to one
+scope and counts in all above it, all or nothing. It reserves its worst case before a token is made, is
+dispatched when it is sent, and settles what it truly cost; each hold ends once. The one way past a limit is
+a call that used more than it held: the truth is posted and the overrun marked. A crash before dispatch
+frees the hold when its lease runs out; after dispatch it stays charged, as unknown, until someone finds out.
 
-Leaves out models and prompts (callers bring tokens and prices), windows of time and nested budgets.
+Amounts are integers (nano-dollars and tokens). Each operation is one transaction, on disk when it returns;
+none is open while a model works. One `Ledger` may be shared by threads; processes each open their own.
+
+Leaves out models and prompts (callers bring tokens and prices), where rows are kept (`store`), what may
+happen to them (`rules`), and what to do when money runs short (`planner`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from platformdirs import user_data_path
 
-from viaticum.budgets.audit import audit
+from viaticum.budgets import postings, rules
+from viaticum.budgets.chain import Chain
 from viaticum.budgets.records import (
     Budget,
     Entry,
+    EntryKind,
     Hold,
     HoldState,
     amounts,
-    checked_limit,
+    checked_lease,
     checked_name,
     checked_result,
+    checked_tags,
     checked_usage,
-    prices_text,
+    digest,
+    larger,
     snapshot,
-    usage_text,
+    worst_costs,
 )
-from viaticum.budgets.rows import (
-    append,
-    append_limit,
-    end_hold,
-    ending,
-    entry_from,
-    find_budget,
-    find_hold,
-    hold_from,
-    insert_hold,
-    keep_result,
-    known_budget,
-    known_hold,
-    move,
-    now,
-)
-from viaticum.budgets.store import Store
-from viaticum.errors import BudgetError, BudgetExceeded, HoldError, InputError
-from viaticum.money import MAX_NANOUSD, Price, format_usd
+from viaticum.budgets.replay import audit
+from viaticum.budgets.store import Rows, Scope
+from viaticum.budgets.stores import open_store
+from viaticum.budgets.windows import Window
+from viaticum.errors import BudgetClosed, BudgetExceeded, HoldError
+from viaticum.money import Price
 from viaticum.types import TokenCount
+
+LEASE_SECONDS = 3600  # longer than any one call
+_KEEP = Window("hour")  # stands for "not given"; compared by identity
 
 
 def default_path() -> Path:
@@ -62,14 +64,22 @@ def default_path() -> Path:
 
 
 class Ledger:
-    """Budgets in the SQLite file at `path`, which is created where it is missing, folders too.
+    """Scopes in the SQLite file at `where`, which is created where it is missing, folders too.
 
-    Every method raises `LedgerError` where the file cannot be used; what was committed stays.
+    `where` may also be a `postgresql://` address (extra `postgres`) or `memory:`. read_only: for files that
+    may not be written, or are damaged. clock: for tests. Every method raises `LedgerError` where the store
+    cannot be used; what was committed stays.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = Path(path if path is not None else default_path()).absolute()
-        self._store = Store(self.path)
+    def __init__(
+        self,
+        where: str | os.PathLike[str] | None = None,
+        *,
+        read_only: bool = False,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = open_store(where if where is not None else default_path(), read_only=read_only)
+        self._clock = clock
 
     def __enter__(self) -> Ledger:
         return self
@@ -85,244 +95,369 @@ class Ledger:
     # Budgets
 
     def create(
-        self, name: str, *, limit_nanousd: int | None = None, limit_tokens: int | None = None
+        self,
+        name: str,
+        *,
+        limit_nanousd: int | None = None,
+        limit_tokens: int | None = None,
+        parent: str | None = None,
+        window: Window | None = None,
     ) -> Budget:
-        """A budget with a limit in dollars, tokens or both; the one that exists where the limits agree.
+        """A scope with a limit in dollars, tokens or both, for each `window` where one is given.
 
-        Raises `InputError` for a limit that is missing or not above zero, `BudgetError` where the name is
-        taken with other limits.
+        With a parent it lies below that scope, and may do without a limit of its own. The one that exists is
+        returned where its terms agree. Raises `InputError` for a limit that is missing or not above zero,
+        `BudgetError` where the name is taken with other terms, `BudgetClosed` below a closed parent.
         """
-        wanted = Budget(checked_name("budget name", name), *_checked_limits(limit_nanousd, limit_tokens))
-        with self._store.transaction() as db:
-            found = find_budget(db, name)
-            if found is not None:
-                return _same_limits(found, wanted)
-            db.execute(
-                "INSERT INTO budgets (name, limit_nanousd, limit_tokens) VALUES (?, ?, ?)",
-                [name, limit_nanousd, limit_tokens],
-            )
-            append_limit(db, wanted)
+        limits = rules.checked_limits(limit_nanousd, limit_tokens, needed=parent is None)
+        wanted = Budget(checked_name("budget name", name), *limits, parent=parent, window=window)
+
+        def action(rows: Rows) -> Budget:
+            found = rows.lineage(name)
+            if found:
+                return rules.same_budget(rules.standing(rows, found[-1], self._clock()), wanted)
+            above = rules.known_lineage(rows, parent) if parent is not None else []
+            _refuse_below_closed(above)
+            root = above[0].name if above else name
+            scope = Scope(name, parent, root, len(above), *limits, window)
+            rows.insert_scope(scope)
+            chain = Chain(rows, above[0] if above else scope, self._now())
+            chain.append(name, "limit", None, _as_amounts(limits), note=_terms(scope))
             return wanted
 
-    def set_limit(
-        self, name: str, *, limit_nanousd: int | None = None, limit_tokens: int | None = None
-    ) -> Budget:
-        """Change or add a limit; one that is left out stays as it is.
+        return self._store.write(action)
 
-        Raises `BudgetError` where more than the new limit is already spent or held.
+    def set_limit(
+        self,
+        name: str,
+        *,
+        limit_nanousd: int | None = None,
+        limit_tokens: int | None = None,
+        window: Window | None = _KEEP,
+    ) -> Budget:
+        """Change or add a limit, or the window; what is left out stays as it is.
+
+        A new window is filled from the entries. Raises `BudgetError` where more than the new limit is
+        already spent or held.
         """
-        limit_nanousd, limit_tokens = _checked_limits(limit_nanousd, limit_tokens)
-        with self._store.transaction() as db:
-            old = known_budget(db, name)
-            new = Budget(
-                name,
-                old.limit_nanousd if limit_nanousd is None else limit_nanousd,
-                old.limit_tokens if limit_tokens is None else limit_tokens,
-                old.posted_nanousd,
-                old.held_nanousd,
-                old.posted_tokens,
-                old.held_tokens,
+        limits = rules.checked_limits(limit_nanousd, limit_tokens, needed=window is _KEEP)
+
+        def action(rows: Rows) -> Budget:
+            lineage = rules.known_lineage(rows, name)
+            chain = self._chain(rows, lineage)
+            old = lineage[-1]
+            new = replace(
+                old,
+                limit_nanousd=old.limit_nanousd if limits[0] is None else limits[0],
+                limit_tokens=old.limit_tokens if limits[1] is None else limits[1],
+                window=old.window if window is _KEEP else window,
             )
+            moment = chain.moment
+            before = rules.standing(rows, old, moment)
             if new == old:
-                return old
-            _refuse_limit_below_use(old, new)
-            db.execute(
-                "UPDATE budgets SET limit_nanousd = ?, limit_tokens = ? WHERE name = ?",
-                [new.limit_nanousd, new.limit_tokens, name],
-            )
-            append_limit(db, new)
-            return new
+                return before
+            if new.window != old.window:
+                postings.fill_buckets(rows, new, moment)
+            after = rules.standing(rows, new, moment)
+            rules.refuse_limit_below_use(before, after)
+            rows.update_scope(new)
+            new_limits = _as_amounts((new.limit_nanousd, new.limit_tokens))
+            chain.append(name, "limit", None, new_limits, note=_terms(new))
+            return after
+
+        return self._store.write(action)
+
+    def pause(self, name: str, reason: str = "") -> Budget:
+        """Take no new calls here and below until `resume`; those that hold may be settled."""
+        return self._set_state(name, "pause", reason)
+
+    def resume(self, name: str, reason: str = "") -> Budget:
+        """Raises `BudgetClosed` where the scope is closed: that is for good."""
+        return self._set_state(name, "resume", reason)
+
+    def close_budget(self, name: str, reason: str = "") -> Budget:
+        """Take no new calls here and below, for good; those that hold may be settled."""
+        return self._set_state(name, "close", reason)
+
+    def _set_state(self, name: str, kind: EntryKind, reason: str) -> Budget:
+        state = _STATE_AFTER[kind]
+
+        def action(rows: Rows) -> Budget:
+            lineage = rules.known_lineage(rows, name)
+            chain = self._chain(rows, lineage)
+            scope = lineage[-1]
+            if scope.state != state:
+                if scope.state == "closed":
+                    raise BudgetClosed(f"budget {name!r} is closed for good; take another budget")
+                scope = replace(scope, state=state)
+                rows.update_scope(scope)
+                chain.append(name, kind, note={"reason": reason} if reason else {})
+            return rules.standing(rows, scope, chain.moment)
+
+        return self._store.write(action)
 
     def budget(self, name: str) -> Budget:
         """Raises `UnknownName`, which names the nearest budget."""
-        with self._store.transaction(write=False) as db:
-            return known_budget(db, name)
+        return self._store.read(
+            lambda rows: rules.standing(rows, rules.known_lineage(rows, name)[-1], self._clock())
+        )
+
+    def lineage(self, name: str) -> list[Budget]:
+        """The scope and all above it, whose limits hold for its calls as well: the root first."""
+        return self._store.read(
+            lambda rows: [
+                rules.standing(rows, scope, self._clock()) for scope in rules.known_lineage(rows, name)
+            ]
+        )
 
     def budgets(self) -> list[Budget]:
         """All budgets, by name."""
-        with self._store.transaction(write=False) as db:
-            return [Budget(**row) for row in db.query("SELECT * FROM budgets ORDER BY name")]
+        return self._store.read(
+            lambda rows: [rules.standing(rows, scope, self._clock()) for scope in rows.scopes()]
+        )
 
     # Holds
 
     def reserve(
-        self, budget: str, key: str, usage: Mapping[str, TokenCount], prices: Mapping[str, Price]
+        self,
+        budget: str,
+        key: str,
+        usage: Mapping[str, TokenCount],
+        prices: Mapping[str, Price],
+        *,
+        parameters: Any = None,
+        tags: Mapping[str, str] | None = None,
+        unpriced: Iterable[str] = (),
+        lease: int = LEASE_SECONDS,
     ) -> Hold:
         """Hold the worst case of a call: `usage` is the most each model may read and make.
 
-        Idempotent: the same key with the same parameters gives the same hold, whatever its state.
-        Raises `BudgetExceeded` (and holds nothing), `UnknownPrice` for a model without one,
-        `UnknownName` for the budget, `HoldError` where the key stands for another call.
+        Idempotent: the same key with the same parameters (JSON values; their hash is kept) gives the same hold,
+        whatever its state. tags are kept with the entries, `strategy` among them. unpriced names models that
+        may go without a price; their tokens still count. lease: seconds until a hold whose caller is never heard of again is
+        expired, or unknown once it was dispatched. Raises `BudgetExceeded` (and holds nothing), `UnknownPrice`,
+        `UnknownName` for the budget, `BudgetClosed`, `HoldError` where the key stands for another call.
         """
-        checked_name("hold key", key)
         usage = checked_usage(usage)
-        prices = snapshot(prices, usage)
-        nanousd, tokens = amounts(usage, prices)
-        with self._store.transaction() as db:
-            found = find_hold(db, key)
-            if found is not None:
-                return _same_call(found, budget, usage, prices)
-            _refuse_what_does_not_fit(known_budget(db, budget), nanousd, tokens)
-            hold = Hold(key, budget, "reserved", nanousd, tokens, usage, prices, now())
-            insert_hold(db, hold)
-            append(db, budget, key, "reserve", nanousd, tokens, usage)
-            move(db, budget, held=(nanousd, tokens))
-            return hold
+        prices = snapshot(prices, usage, tuple(unpriced))
+        needed = amounts(usage, worst_costs(usage, prices))
+        asked = "" if parameters is None else digest(parameters)
+        wanted = Hold(
+            checked_name("hold key", key), budget, "reserved", *needed, usage, prices, "",
+            parameters=asked, tags=checked_tags(tags or {}), lease=checked_lease(lease),
+        )  # fmt: skip
 
-    def settle(self, key: str, usage: Mapping[str, TokenCount], result: str | None = None) -> Entry:
+        def action(rows: Rows) -> Hold | BudgetExceeded:
+            lineage = rules.known_lineage(rows, budget)
+            found = rows.hold(key)
+            if found is not None:
+                return rules.same_call(found, wanted)
+            rules.refuse_closed(lineage)
+            chain = self._chain(rows, lineage)
+            refusal = rules.shortfall(rows, lineage, chain.moment, needed)
+            if refusal is not None and postings.expire_lapsed(rows, chain, lineage[0].name):
+                refusal = rules.shortfall(rows, rows.lineage(budget), chain.moment, needed)
+            # Returned, not raised: what has expired stays expired.
+            return refusal or postings.hold_for(rows, chain, lineage, wanted)
+
+        outcome = self._store.write(action)
+        if isinstance(outcome, BudgetExceeded):
+            raise outcome
+        return outcome
+
+    def dispatch(self, key: str) -> Hold:
+        """Note that the call is being sent: from here on it may have to be paid for, whatever happens.
+
+        Idempotent; the lease begins anew. Raises `HoldError` for a hold that has ended or is unknown.
+        """
+
+        def action(rows: Rows) -> Hold:
+            hold, lineage = postings.locked(rows, key)
+            rules.refuse_ended(hold, "dispatched")
+            if hold.state in ("posted", "unknown"):
+                raise HoldError(f"the hold {key!r} is {hold.state}; a further try reserves under a new key")
+            if hold.state == "dispatched":
+                return hold
+            chain = self._chain(rows, lineage)
+            until = postings.until(chain, hold.lease) if hold.lease else hold.until
+            rows.update_hold(key, "dispatched", until)
+            chain.append(hold.budget, "dispatch", key, note={"until": until})
+            return replace(hold, state="dispatched", until=until)
+
+        return self._store.write(action)
+
+    def settle(
+        self,
+        key: str,
+        usage: Mapping[str, TokenCount] | None,
+        result: str | None = None,
+        *,
+        counted: Mapping[str, TokenCount] | None = None,
+    ) -> Entry:
         """Post what the call used, at the price it was held at, and free the rest of the hold.
 
-        `result` (JSON text) is kept in the same transaction. Idempotent for the same usage; a result, once
-        kept, stays. Raises `HoldError` for other usage, another result, an unknown key or a void hold;
-        `UnknownPrice` for a model the hold does not name. More used than held: the truth is posted and
-        `overrun` says by how much.
+        usage is what the provider reported. counted is what the caller saw itself, for a stream that ended
+        early: the larger of the two is posted. A usage of None is one that is missing: the whole hold is posted, or what was counted
+        where that is more. `result` (JSON text) is kept in the same transaction. Idempotent for the same
+        usage; a result, once kept, stays. An unknown hold is reconciled by this. Raises `HoldError` for other
+        usage, another result, an unknown key or a hold that is void or expired; `UnknownPrice` for a model
+        the hold does not name. More used than held: the truth is posted and `overrun` says by how much.
         """
-        usage, result = checked_usage(usage), checked_result(result)
-        with self._store.transaction() as db:
-            hold = known_hold(db, key)
-            if hold.state == "void":
-                raise HoldError(f"the hold {key!r} is void; reserve under a new key")
+        given = None if usage is None else checked_usage(usage)
+        seen = None if counted is None else checked_usage(counted)
+        result = checked_result(result)
+
+        def action(rows: Rows) -> Entry:
+            hold, lineage = postings.locked(rows, key)
+            rules.refuse_ended(hold, "settled")
+            used = dict(hold.usage) if given is None else given
+            used = larger(used, seen) if seen is not None else used
+            chain = self._chain(rows, lineage)
             if hold.state == "posted":
-                entry = _same_usage(ending(db, key), usage)
-                keep_result(db, hold, result)
+                entry = rules.same_usage(rows.ending(key), key, used)
+                postings.keep_result(rows, chain, hold, result)
                 return entry
-            nanousd, tokens = amounts(usage, hold.prices)
-            keep_result(db, hold, result)
-            end_hold(db, hold, "posted")
-            move(db, hold.budget, held=(-hold.held_nanousd, -hold.held_tokens), posted=(nanousd, tokens))
-            overrun = max(0, nanousd - hold.held_nanousd)
-            return append(db, hold.budget, key, "post", nanousd, tokens, usage, overrun)
+            source = "missing" if given is None else "larger" if seen is not None else "reported"
+            return postings.post(rows, chain, lineage, hold, used, source, result)
+
+        return self._store.write(action)
 
     def void(self, key: str) -> Entry:
-        """Free the whole hold: the call was never made. Idempotent.
+        """Free the whole hold: the call was never made, or nobody is charged for it. Idempotent.
 
-        Raises `HoldError` for an unknown key or a hold that was posted.
+        Raises `HoldError` for an unknown key or a hold that was posted or has expired.
         """
-        with self._store.transaction() as db:
-            hold = known_hold(db, key)
+
+        def action(rows: Rows) -> Entry:
+            hold, lineage = postings.locked(rows, key)
             if hold.state == "posted":
                 raise HoldError(f"the hold {key!r} is posted and cannot be voided; the call was paid for")
-            if hold.state == "void":
-                return ending(db, key)
-            end_hold(db, hold, "void")
-            move(db, hold.budget, held=(-hold.held_nanousd, -hold.held_tokens))
-            return append(db, hold.budget, key, "void", hold.held_nanousd, hold.held_tokens, hold.usage)
+            ended = rows.ending(key)
+            if hold.state == "void" and ended is not None:
+                return ended
+            rules.refuse_ended(hold, "voided")
+            return postings.free(rows, self._chain(rows, lineage), lineage, hold, "void")
+
+        return self._store.write(action)
 
     def attach(self, key: str, result: str) -> Hold:
         """Keep the result (JSON text) of a call that is not settled yet. The first one stays.
 
-        Raises `HoldError` for an unknown key, a void hold or another result.
+        Raises `HoldError` for an unknown key, a hold that is void or expired, or another result.
         """
-        result_checked = checked_result(result)
-        with self._store.transaction() as db:
-            hold = known_hold(db, key)
-            if hold.state == "void":
-                raise HoldError(f"the hold {key!r} is void; a call that was not made has no result")
-            keep_result(db, hold, result_checked)
-            return known_hold(db, key)
+        checked = checked_result(result)
+
+        def action(rows: Rows) -> Hold:
+            hold, lineage = postings.locked(rows, key)
+            rules.refuse_ended(hold, "given a result")
+            postings.keep_result(rows, self._chain(rows, lineage), hold, checked)
+            return replace(hold, result=checked)
+
+        return self._store.write(action)
+
+    def lapse(self, at: datetime | None = None) -> list[Entry]:
+        """End the leases that have run out: what was not dispatched has expired, what was is unknown.
+
+        at: as if it were then, such as after a crash of everyone who uses this ledger.
+        """
+        moment = postings.time_text(at or self._clock())
+        due = self._store.read(lambda rows: rows.lapsed(None, moment, ("reserved", "dispatched")))
+        ended = [self._store.write(partial(self._lapse_one, hold.key, moment)) for hold in due]
+        return [entry for entry in ended if entry is not None]
+
+    def _lapse_one(self, key: str, moment: str, rows: Rows) -> Entry | None:
+        hold, lineage = postings.locked(rows, key)
+        if hold.state not in ("reserved", "dispatched") or hold.until >= moment:
+            return None
+        return postings.lapse(rows, self._chain(rows, lineage), lineage, hold)
 
     def hold(self, key: str) -> Hold | None:
-        with self._store.transaction(write=False) as db:
-            return find_hold(db, key)
+        return self._store.read(lambda rows: rows.hold(checked_name("hold key", key)))
 
-    def holds(self, budget: str, state: HoldState | None = None) -> list[Hold]:
-        """The holds of a budget, oldest first; only those in `state` where one is given."""
-        sql = (
-            "SELECT * FROM holds WHERE budget = :budget AND (:state IS NULL OR state = :state) ORDER BY rowid"
-        )
-        with self._store.transaction(write=False) as db:
-            known_budget(db, budget)
-            return [hold_from(row) for row in db.query(sql, {"budget": budget, "state": state})]
+    def holds(self, budget: str | None = None, state: HoldState | None = None) -> list[Hold]:
+        """The holds of a budget, or of all, oldest first; only those in `state` where one is given."""
+
+        def action(rows: Rows) -> list[Hold]:
+            if budget is not None:
+                rules.known_lineage(rows, budget)
+            return list(rows.holds(budget, state))
+
+        return self._store.read(action)
 
     # Entries
 
-    def entries(self, budget: str, key: str | None = None) -> list[Entry]:
-        """The entries of a budget, oldest first; only those of one hold where `key` is given."""
-        sql = "SELECT * FROM entries WHERE budget = :budget AND (:key IS NULL OR key = :key) ORDER BY id"
-        with self._store.transaction(write=False) as db:
-            known_budget(db, budget)
-            return [entry_from(row) for row in db.query(sql, {"budget": budget, "key": key})]
+    def entries(self, budget: str | None = None, key: str | None = None) -> list[Entry]:
+        """The entries of a budget, or of all, oldest first; only those of one hold where `key` is given."""
+        found: list[Entry] = []
+        self.each_entry(found.append, budget, key)
+        return found
 
-    def check(self) -> list[str]:
-        """What is wrong with the ledger, one line each; empty where every invariant holds."""
-        with self._store.transaction(write=False) as db:
-            return audit(db)
+    def each_entry(
+        self, take: Callable[[Entry], object], budget: str | None = None, key: str | None = None
+    ) -> None:
+        """As `entries`, one at a time: for more than fit into memory. `take` must not use this ledger."""
 
+        def action(rows: Rows) -> None:
+            if budget is not None:
+                rules.known_lineage(rows, budget)
+            for entry in rows.entries(budget, key):
+                take(entry)
 
-# What may happen
+        self._store.read(action)
 
+    def posts(
+        self, budget: str, *, tags: Mapping[str, str] | None = None, last: int | None = None
+    ) -> list[Entry]:
+        """What was posted to a scope and to all below it, oldest first: with all these tags, the `last` so many."""
+        wanted = dict(tags or {}).items()
 
-def _checked_limits(nanousd: int | None, tokens: int | None) -> tuple[int | None, int | None]:
-    if nanousd is None and tokens is None:
-        raise InputError("no limit given; give limit_nanousd, limit_tokens or both")
-    return checked_limit("nanousd", nanousd), checked_limit("tokens", tokens)
-
-
-def _same_limits(found: Budget, wanted: Budget) -> Budget:
-    if (found.limit_nanousd, found.limit_tokens) != (wanted.limit_nanousd, wanted.limit_tokens):
-        raise BudgetError(
-            f"budget {found.name!r} exists with a limit of {_limits(found)}, not {_limits(wanted)}; "
-            "change it with set_limit() or take another name"
-        )
-    return found
-
-
-def _refuse_limit_below_use(old: Budget, new: Budget) -> None:
-    """Only a limit that changes is looked at: an overrun in dollars must not block a limit in tokens."""
-    short_of_dollars = new.limit_nanousd != old.limit_nanousd and (new.left_nanousd or 0) < 0
-    short_of_tokens = new.limit_tokens != old.limit_tokens and (new.left_tokens or 0) < 0
-    if short_of_dollars or short_of_tokens:
-        raise BudgetError(
-            f"budget {old.name!r} has {format_usd(old.posted_nanousd + old.held_nanousd)} and "
-            f"{old.posted_tokens + old.held_tokens} tokens spent or held, above the new limit of {_limits(new)}; "
-            "give a limit at or above that"
-        )
-
-
-def _refuse_what_does_not_fit(budget: Budget, nanousd: int, tokens: int) -> None:
-    """Without a limit, 64 bits are the limit."""
-    left = MAX_NANOUSD - budget.posted_nanousd - budget.held_nanousd
-    left = left if budget.left_nanousd is None else budget.left_nanousd
-    if nanousd > left:
-        message = (
-            f"budget {budget.name!r} has {format_usd(left)} left, the call may cost {format_usd(nanousd)}"
-        )
-        raise _exceeded(message, budget, nanousd, left, "nanousd")
-    left = MAX_NANOUSD - budget.posted_tokens - budget.held_tokens
-    left = left if budget.left_tokens is None else budget.left_tokens
-    if tokens > left:
-        message = f"budget {budget.name!r} has {left} tokens left, the call may use {tokens}"
-        raise _exceeded(message, budget, tokens, left, "tokens")
-
-
-def _exceeded(message: str, budget: Budget, needed: int, left: int, unit: str) -> BudgetExceeded:
-    message += "; raise the limit, allow fewer tokens or choose a cheaper model"
-    return BudgetExceeded(message, budget=budget.name, needed=needed, left=left, unit=unit)
-
-
-def _same_call(hold: Hold, budget: str, usage: Mapping[str, TokenCount], prices: Mapping[str, Price]) -> Hold:
-    for what, held, asked in (
-        ("budget", hold.budget, budget),
-        ("usage", usage_text(hold.usage), usage_text(usage)),
-        ("prices", prices_text(hold.prices), prices_text(prices)),
-    ):
-        if held != asked:
-            raise HoldError(
-                f"the key {hold.key!r} holds {what} {held}, not {asked}; use a new key for a new call"
+        def action(rows: Rows) -> list[Entry]:
+            rules.known_lineage(rows, budget)
+            posts = rows.posts_below(budget, "")
+            return list(
+                deque((post for post in posts if wanted <= post.note.get("tags", {}).items()), maxlen=last)
             )
-    return hold
 
+        return self._store.read(action)
 
-def _same_usage(entry: Entry, usage: Mapping[str, TokenCount]) -> Entry:
-    if entry.usage != usage:
-        raise HoldError(
-            f"the hold {entry.key!r} is posted with usage {usage_text(entry.usage)}, not {usage_text(usage)}; "
-            "a call is settled once"
+    def heads(self) -> dict[str, tuple[int, str]]:
+        """The end of each chain: how many entries a root has and the hash of its last one."""
+        return self._store.read(
+            lambda rows: {s.name: (s.entries, s.head) for s in rows.scopes() if s.parent is None}
         )
-    return entry
+
+    def check(self, budget: str | None = None) -> list[str]:
+        """What is wrong with the ledger, one line each; empty where nothing was altered and every limit held.
+
+        Only the tree of scopes that `budget` belongs to, where one is given.
+        """
+        return self._store.read(lambda rows: audit(rows, budget))
+
+    # Inside
+
+    def _now(self) -> str:
+        return postings.time_text(self._clock())
+
+    def _chain(self, rows: Rows, lineage: list[Scope]) -> Chain:
+        return Chain(rows, lineage[0], self._now())
 
 
-def _limits(budget: Budget) -> str:
-    dollars = None if budget.limit_nanousd is None else format_usd(budget.limit_nanousd)
-    tokens = None if budget.limit_tokens is None else f"{budget.limit_tokens} tokens"
-    return " and ".join(limit for limit in (dollars, tokens) if limit)
+_STATE_AFTER: dict[str, Any] = {"pause": "paused", "resume": "open", "close": "closed"}
+
+
+def _refuse_below_closed(above: list[Scope]) -> None:
+    for scope in above:
+        if scope.state == "closed":
+            raise BudgetClosed(f"budget {scope.name!r} is closed; nothing can be made below it")
+
+
+def _terms(scope: Scope) -> dict[str, str]:
+    """What an entry of kind `limit` notes beside the limits."""
+    return {
+        **({"parent": scope.parent} if scope.parent is not None else {}),
+        **({"window": str(scope.window)} if scope.window is not None else {}),
+    }
+
+
+def _as_amounts(limits: tuple[int | None, int | None]) -> tuple[int, int]:
+    return limits[0] or 0, limits[1] or 0

@@ -1,28 +1,43 @@
 """What a ledger hands out: Budget, Hold and Entry, and how usage and prices are written as JSON text.
 
-Plain frozen data. Leaves out where it is stored (`store`, `schema`) and what may happen to it (`ledger`).
+Plain frozen data. Leaves out where it is stored (`store`, `schema`) and what may happen to it (`rules`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from typing import Any, Literal, get_args
 
+from viaticum.budgets.windows import Window
 from viaticum.errors import InputError, UnknownPrice
-from viaticum.money import MAX_NANOUSD, Price
+from viaticum.money import MAX_NANOUSD, Price, Tier
 from viaticum.types import TokenCount
 
-HoldState = Literal["reserved", "posted", "void"]
-EntryKind = Literal["limit", "reserve", "post", "void"]
+BudgetState = Literal["open", "paused", "closed"]
+HoldState = Literal["reserved", "dispatched", "posted", "void", "expired", "unknown"]
+EntryKind = Literal[
+    "limit", "pause", "resume", "close",
+    "reserve", "dispatch", "result", "post", "void", "expire", "unknown",
+]  # fmt: skip
+ENTRY_KINDS: tuple[EntryKind, ...] = get_args(EntryKind)
+HOLD_STATES: tuple[HoldState, ...] = get_args(HoldState)
+# A hold in one of these still counts against its limits.
+HELD_STATES: tuple[HoldState, ...] = ("reserved", "dispatched", "unknown")
+MAX_LEASE = 366 * 86_400
+ENDINGS: tuple[EntryKind, ...] = ("post", "void", "expire")
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """An allowance and where it stands. A limit of None sets no bound in that unit.
+    """An allowance and where it stands: one scope. A limit of None sets no bound in that unit.
 
-    What is left falls below zero only after an overrun: a call that used more than it held.
+    parent is the scope above, whose limits hold as well. With a window, posted is what was spent in the
+    window that is running and earlier what was spent before; without one, posted is all. What is left falls
+    below zero only after an overrun: a call that used more than it held.
     """
 
     name: str
@@ -32,6 +47,11 @@ class Budget:
     held_nanousd: int = 0
     posted_tokens: int = 0
     held_tokens: int = 0
+    parent: str | None = None
+    window: Window | None = None
+    state: BudgetState = "open"
+    earlier_nanousd: int = 0
+    earlier_tokens: int = 0
 
     @property
     def left_nanousd(self) -> int | None:
@@ -52,8 +72,11 @@ class Budget:
 class Hold:
     """The worst case of one call, set aside under the key of that call.
 
-    held, usage (tokens per model) and prices stay what they were at `reserve`, whatever the state.
-    result is the JSON text kept with the call, so that an interrupted caller need not pay twice.
+    State: reserved -> dispatched -> posted | void | expired | unknown; unknown, a call that was sent and never
+    heard of again, stays charged until it is posted or voided. held, usage (tokens per model) and prices stay
+    what they were at `reserve`. parameters is the hash of what the caller asked for, tags are its labels.
+    lease is how many seconds it may stay as it is, until (UTC) when that runs out. result is the JSON text
+    kept with the call, so that an interrupted caller need not pay twice.
     """
 
     key: str
@@ -65,15 +88,22 @@ class Hold:
     prices: Mapping[str, Price]
     created: str
     result: str | None = None
+    parameters: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    lease: int = 0
+    until: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One line of the ledger, never altered. at is UTC in ISO 8601.
 
-    nanousd and tokens by kind: `reserve` what was held, `post` what was spent, `void` what was freed,
-    `limit` the limits from then on (0 for none; key is None). overrun is the nano-dollars posted above
-    what was held. usage is what the amounts were computed from; empty for `limit`.
+    nanousd and tokens by kind: `reserve` what was held, `post` what was spent, `void` and `expire` what was
+    freed, `unknown` what stays charged, `limit` the limits from then on (0 for none); 0 for the others.
+    key is None where the entry is about the scope. overrun is the nano-dollars posted above what was held.
+    usage and prices are what the amounts were computed from. note holds the rest: costs by model, tags,
+    hashes of parameters and result, window, parent, reason. number and hash place the entry in the chain of
+    its root scope.
     """
 
     id: int
@@ -85,6 +115,11 @@ class Entry:
     overrun: int
     at: str
     usage: Mapping[str, TokenCount] = field(default_factory=dict)
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    note: Mapping[str, Any] = field(default_factory=dict)
+    root: str = ""
+    number: int = 0
+    hash: str = ""
 
 
 def checked_name(kind: str, name: str) -> str:
@@ -114,8 +149,13 @@ def checked_usage(usage: Mapping[str, TokenCount]) -> dict[str, TokenCount]:
         raise InputError("no usage: name at least one model, with its token counts")
     for model, count in usage.items():
         checked_name("model name", model)
-        if not (_is_count(count.input_tokens) and _is_count(count.output_tokens)):
+        if not all(_is_count(getattr(count, name)) for name in _COUNTS):
             raise InputError(f"not a token count for {model!r}: {count}; give integers from zero up")
+        if count.cached_input_tokens > count.input_tokens or count.reasoning_tokens > count.output_tokens:
+            raise InputError(
+                f"not a token count for {model!r}: {count}; cached tokens are among the input tokens, "
+                "reasoning tokens among the output tokens"
+            )
     return {model: usage[model] for model in sorted(usage)}
 
 
@@ -131,26 +171,94 @@ def checked_result(result: str | None) -> str | None:
     return result
 
 
-def snapshot(prices: Mapping[str, Price], usage: Mapping[str, TokenCount]) -> dict[str, Price]:
-    """The prices that `usage` needs; `UnknownPrice` names the model that has none."""
+def checked_lease(seconds: int) -> int:
+    if not _is_count(seconds) or not 0 < seconds <= MAX_LEASE:
+        raise InputError(f"not a lease: {seconds!r}; give whole seconds, from 1 to {MAX_LEASE}")
+    return seconds
+
+
+def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """A copy in order of name; `InputError` where one is not printable text."""
+    for name, value in tags.items():
+        checked_name("tag", name)
+        checked_name(f"value of tag {name!r}", value)
+    return dict(sorted(tags.items()))
+
+
+UNPRICED = Price(0, 0, version="unpriced")
+
+
+def snapshot(
+    prices: Mapping[str, Price], usage: Mapping[str, TokenCount], unpriced: tuple[str, ...] = ()
+) -> dict[str, Price]:
+    """The prices that `usage` needs; `UnknownPrice` names a model that has none and is not in `unpriced`."""
     for model in usage:
-        if model not in prices:
-            raise UnknownPrice(f"no price for model {model!r}; give one, a price of zero if it is free")
-    return {model: prices[model] for model in usage}
+        if model not in prices and model not in unpriced:
+            raise UnknownPrice(
+                f"no price for model {model!r}; give one, a price of zero if it is free, "
+                f"or allow it by name: unpriced=({model!r},)"
+            )
+    return {model: prices.get(model, UNPRICED) for model in usage}
 
 
-def amounts(usage: Mapping[str, TokenCount], prices: Mapping[str, Price]) -> tuple[int, int]:
-    """Nano-dollars and tokens of `usage`, summed over its models."""
+def costs(usage: Mapping[str, TokenCount], prices: Mapping[str, Price]) -> dict[str, int]:
+    """Nano-dollars by model of what was used."""
     prices = snapshot(prices, usage)
-    nanousd = sum(prices[name].cost(count.input_tokens, count.output_tokens) for name, count in usage.items())
-    tokens = sum(count.total for count in usage.values())
+    return {
+        name: prices[name].cost(
+            count.input_tokens,
+            count.output_tokens,
+            cached_input_tokens=count.cached_input_tokens,
+            reasoning_tokens=count.reasoning_tokens,
+            milliseconds=count.milliseconds,
+        )
+        for name, count in usage.items()
+    }
+
+
+def worst_costs(usage: Mapping[str, TokenCount], prices: Mapping[str, Price]) -> dict[str, int]:
+    """Nano-dollars by model of what a call may use at most, whatever is cached or thought, in any tier."""
+    prices = snapshot(prices, usage)
+    return {
+        name: prices[name].worst_cost(count.input_tokens, count.output_tokens, count.milliseconds)
+        for name, count in usage.items()
+    }
+
+
+def amounts(usage: Mapping[str, TokenCount], by_model: Mapping[str, int]) -> tuple[int, int]:
+    """Nano-dollars and tokens, summed over the models. Raises `InputError` past 64 bits."""
+    nanousd, tokens = sum(by_model.values()), sum(count.total for count in usage.values())
     if max(nanousd, tokens) > MAX_NANOUSD:
         raise InputError(f"usage out of range: {nanousd} nano-dollars, {tokens} tokens do not fit 64 bits")
     return nanousd, tokens
 
 
+def larger(one: Mapping[str, TokenCount], other: Mapping[str, TokenCount]) -> dict[str, TokenCount]:
+    """Model by model and count by count, the larger of the two."""
+    both = {}
+    for model in sorted({*one, *other}):
+        pair = asdict(one.get(model, TokenCount())), asdict(other.get(model, TokenCount()))
+        both[model] = TokenCount(**{name: max(pair[0][name], pair[1][name]) for name in pair[0]})
+    return both
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value as JSON, whatever the order of its keys. Raises `InputError` for what JSON cannot hold."""
+    try:
+        return hashlib.sha256(json_text(value).encode()).hexdigest()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"parameters are JSON values: {error}") from None
+
+
+def json_text(value: Any) -> str:
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(sort_keys=True).encode
+
+
 def usage_text(usage: Mapping[str, TokenCount]) -> str:
-    return json.dumps({model: asdict(count) for model, count in usage.items()}, sort_keys=True)
+    return json_text({model: _given(count, 2) for model, count in usage.items()})
 
 
 def usage_from(text: str) -> dict[str, TokenCount]:
@@ -158,11 +266,47 @@ def usage_from(text: str) -> dict[str, TokenCount]:
 
 
 def prices_text(prices: Mapping[str, Price]) -> str:
-    return json.dumps({model: asdict(price) for model, price in prices.items()}, sort_keys=True)
+    return _prices_text(tuple(prices.items()))
+
+
+@lru_cache(maxsize=64)  # one price list is written again with every call
+def _prices_text(prices: tuple[tuple[str, Price], ...]) -> str:
+    return json_text({model: price_json(price) for model, price in prices})
+
+
+def price_json(price: Price) -> dict[str, Any]:
+    """A price as JSON values; what is at its default is left out."""
+    values = _given(price, 2)
+    if price.tiers:
+        values["tiers"] = [_given(tier, 3) for tier in price.tiers]
+    return values
 
 
 def prices_from(text: str) -> dict[str, Price]:
-    return {model: Price(**price) for model, price in json.loads(text).items()}
+    return dict(_prices_from(text))
+
+
+@lru_cache(maxsize=64)  # one price list is read again with every call
+def _prices_from(text: str) -> tuple[tuple[str, Price], ...]:
+    return tuple((model, _price_from(price)) for model, price in json.loads(text).items())
+
+
+def _price_from(values: dict[str, Any]) -> Price:
+    return Price(**{**values, "tiers": tuple(Tier(**tier) for tier in values.get("tiers", ()))})
+
+
+def _given(record: TokenCount | Price | Tier, always: int) -> dict[str, Any]:
+    """The first `always` fields, and those of the others that differ from their default."""
+    values = [(name, getattr(record, name), default) for name, default in _DEFAULTS[type(record)]]
+    return {
+        name: value
+        for number, (name, value, default) in enumerate(values)
+        if number < always or value != default
+    }
+
+
+_DEFAULTS = {kind: [(each.name, each.default) for each in fields(kind)] for kind in (TokenCount, Price, Tier)}
+_COUNTS = [name for name, _ in _DEFAULTS[TokenCount]]
 
 
 def _is_count(number: object) -> bool:

@@ -7,8 +7,14 @@ that has shipped is never edited: add another. Leaves out opening files and tran
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from sqlite_utils import Database
+
+from viaticum.budgets.chain import entry_hash, result_hash
+from viaticum.budgets.records import Entry, costs, json_text, prices_from, usage_from, usage_text
+from viaticum.budgets.store import NO_ENTRY
 
 APPLICATION_ID = 0x56494154  # "VIAT": marks the file as ours, also for file(1)
 
@@ -19,7 +25,57 @@ def budgets_holds_entries(db: Database) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[Database], None], ...] = (budgets_holds_entries,)
+def scopes_states_chain(db: Database) -> None:
+    """Version 2: scopes within scopes, windows, all states of a hold, entries in a chain of hashes, views."""
+    for table in ("entries", "holds", "budgets"):
+        db.execute(f"ALTER TABLE {table} RENAME TO {table}_1")
+    for statement in (_BUDGETS_2, _BUCKETS_2, _HOLDS_2, _ENTRIES_2):
+        db.execute(statement)
+    db.execute(_COPY_BUDGETS)
+    db.execute(_COPY_HOLDS)
+    _chain_up_entries(db)
+    for table in ("entries", "holds", "budgets"):
+        db.execute(f"DROP TABLE {table}_1")
+    for statement in (*_INDEXES_2, *_GUARDS_2, *VIEWS_2):
+        db.execute(statement)
+
+
+def _chain_up_entries(db: Database) -> None:
+    """Version 1 knew no chain, no prices beside an entry and no costs by model: they are worked out here."""
+    ends: dict[str, tuple[int, str]] = {}
+    query = (
+        "SELECT e.*, h.prices, h.result FROM entries_1 e LEFT JOIN holds_1 h ON h.key = e.key ORDER BY e.id"
+    )
+    for row in db.query(query):
+        number, head = ends.get(row["budget"], (0, NO_ENTRY))
+        usage, prices = usage_from(row["usage"]), row["prices"] or "{}"
+        note: dict[str, Any] = {}
+        if row["kind"] == "post":
+            note["costs"] = costs(usage, prices_from(prices))
+        if row["kind"] == "reserve" and row["result"] is not None:
+            note["result"] = result_hash(row["result"])
+        entry = Entry(
+            row["id"], row["budget"], row["key"], row["kind"], row["nanousd"], row["tokens"], row["overrun"],
+            row["at"], root=row["budget"], number=number + 1,
+        )  # fmt: skip
+        texts = usage_text(usage), prices, json_text(note)
+        entry = replace(entry, hash=entry_hash(head, entry, *texts))
+        db.execute(
+            "INSERT INTO entries (id, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note,"
+            " root, number, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                entry.id, entry.budget, entry.key, entry.kind, entry.nanousd, entry.tokens, entry.overrun,
+                entry.at, *texts, entry.root, entry.number, entry.hash,
+            ],
+        )  # fmt: skip
+        ends[row["budget"]] = (entry.number, entry.hash)
+        db.execute(
+            "UPDATE budgets SET entries = ?, head = ?, last_at = ? WHERE name = ?",
+            [entry.number, entry.hash, entry.at, entry.root],
+        )
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (budgets_holds_entries, scopes_states_chain)
 VERSION = len(MIGRATIONS)
 
 
@@ -36,7 +92,7 @@ def migrate(db: Database) -> None:
     db.execute(f"PRAGMA user_version = {VERSION}")
 
 
-# The totals repeat what entries say, so that a reservation reads one row; `Ledger.check` compares them.
+# Version 1. The totals repeat what entries say, so that a reservation reads one row; `Ledger.check` compares them.
 _BUDGETS = """
 CREATE TABLE budgets (
   name TEXT PRIMARY KEY,
@@ -121,5 +177,175 @@ _GUARDS = (
     """
     CREATE TRIGGER budgets_are_not_deleted BEFORE DELETE ON budgets
     BEGIN SELECT RAISE(ABORT, 'budgets are kept'); END
+    """,
+)
+
+# Version 2. `lease` is in seconds, `until` is when it runs out; a version 1 hold has no lease and never lapses.
+# `created` is the time of the hold's first entry, which version 1 read from the clock a moment later.
+_BUDGETS_2 = f"""
+CREATE TABLE budgets (
+  name TEXT PRIMARY KEY,
+  parent TEXT REFERENCES budgets (name),
+  root TEXT NOT NULL,
+  depth INTEGER NOT NULL CHECK (depth >= 0),
+  limit_nanousd INTEGER CHECK (limit_nanousd > 0),
+  limit_tokens INTEGER CHECK (limit_tokens > 0),
+  time_window TEXT NOT NULL DEFAULT '',
+  state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'paused', 'closed')),
+  posted_nanousd INTEGER NOT NULL DEFAULT 0 CHECK (posted_nanousd >= 0),
+  held_nanousd INTEGER NOT NULL DEFAULT 0 CHECK (held_nanousd >= 0),
+  posted_tokens INTEGER NOT NULL DEFAULT 0 CHECK (posted_tokens >= 0),
+  held_tokens INTEGER NOT NULL DEFAULT 0 CHECK (held_tokens >= 0),
+  entries INTEGER NOT NULL DEFAULT 0,
+  head TEXT NOT NULL DEFAULT '{NO_ENTRY}',
+  last_at TEXT NOT NULL DEFAULT '',
+  CHECK (limit_nanousd IS NOT NULL OR limit_tokens IS NOT NULL OR parent IS NOT NULL)
+) STRICT
+"""
+
+# What was posted to a scope and below, by the bucket of its window.
+_BUCKETS_2 = """
+CREATE TABLE buckets (
+  budget TEXT NOT NULL REFERENCES budgets (name),
+  bucket INTEGER NOT NULL,
+  nanousd INTEGER NOT NULL,
+  tokens INTEGER NOT NULL,
+  PRIMARY KEY (budget, bucket)
+) STRICT, WITHOUT ROWID
+"""
+
+_HOLDS_2 = """
+CREATE TABLE holds (
+  key TEXT PRIMARY KEY,
+  budget TEXT NOT NULL REFERENCES budgets (name),
+  state TEXT NOT NULL
+    CHECK (state IN ('reserved', 'dispatched', 'posted', 'void', 'expired', 'unknown')),
+  held_nanousd INTEGER NOT NULL CHECK (held_nanousd >= 0),
+  held_tokens INTEGER NOT NULL CHECK (held_tokens >= 0),
+  usage TEXT NOT NULL,
+  prices TEXT NOT NULL,
+  created TEXT NOT NULL,
+  result TEXT,
+  parameters TEXT NOT NULL,
+  tags TEXT NOT NULL,
+  lease INTEGER NOT NULL,
+  until TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+_ENTRIES_2 = """
+CREATE TABLE entries (
+  id INTEGER PRIMARY KEY,
+  budget TEXT NOT NULL REFERENCES budgets (name),
+  key TEXT REFERENCES holds (key),
+  kind TEXT NOT NULL CHECK (kind IN ('limit', 'pause', 'resume', 'close', 'reserve', 'dispatch', 'result',
+    'post', 'void', 'expire', 'unknown')),
+  nanousd INTEGER NOT NULL CHECK (nanousd >= 0),
+  tokens INTEGER NOT NULL CHECK (tokens >= 0),
+  overrun INTEGER NOT NULL CHECK (overrun >= 0),
+  at TEXT NOT NULL,
+  usage TEXT NOT NULL,
+  prices TEXT NOT NULL,
+  note TEXT NOT NULL,
+  root TEXT NOT NULL REFERENCES budgets (name),
+  number INTEGER NOT NULL,
+  hash TEXT NOT NULL,
+  CHECK ((key IS NULL) = (kind IN ('limit', 'pause', 'resume', 'close')))
+) STRICT
+"""
+
+_COPY_BUDGETS = """
+INSERT INTO budgets (name, root, depth, limit_nanousd, limit_tokens,
+  posted_nanousd, held_nanousd, posted_tokens, held_tokens)
+SELECT name, name, 0, limit_nanousd, limit_tokens,
+  posted_nanousd, held_nanousd, posted_tokens, held_tokens FROM budgets_1
+"""
+
+_COPY_HOLDS = """
+INSERT INTO holds (key, budget, state, held_nanousd, held_tokens, usage, prices, created, result,
+  parameters, tags, lease, until)
+SELECT key, budget, state, held_nanousd, held_tokens, usage, prices,
+  coalesce((SELECT at FROM entries_1 e WHERE e.key = h.key AND e.kind = 'reserve'), created), result,
+  '', '{}', 0, '9999' FROM holds_1 h ORDER BY rowid
+"""
+
+# Each index is one page more to write with every call: ended holds and the entries of one scope are found
+# through their tree instead.
+_INDEXES_2 = (
+    "CREATE INDEX budgets_by_parent ON budgets (parent)",
+    "CREATE INDEX open_holds ON holds (budget, state, until)"
+    " WHERE state IN ('reserved', 'dispatched', 'unknown')",
+    "CREATE UNIQUE INDEX one_place_in_the_chain ON entries (root, number)",
+    "CREATE UNIQUE INDEX one_reserve_a_key ON entries (key) WHERE kind = 'reserve'",
+    "CREATE UNIQUE INDEX one_end_a_key ON entries (key) WHERE kind IN ('post', 'void', 'expire')",
+)
+
+_GUARDS_2 = (
+    """
+    CREATE TRIGGER entries_are_not_replaced BEFORE INSERT ON entries
+    WHEN EXISTS (SELECT 1 FROM entries WHERE id = NEW.id)
+      OR EXISTS (SELECT 1 FROM entries WHERE root = NEW.root AND number = NEW.number)
+      OR (NEW.kind = 'reserve' AND EXISTS (SELECT 1 FROM entries WHERE key = NEW.key AND kind = 'reserve'))
+      OR (NEW.kind IN ('post', 'void', 'expire')
+          AND EXISTS (SELECT 1 FROM entries WHERE key = NEW.key AND kind IN ('post', 'void', 'expire')))
+    BEGIN SELECT RAISE(ABORT, 'entries are append-only'); END
+    """,
+    """
+    CREATE TRIGGER entries_are_not_updated BEFORE UPDATE ON entries
+    BEGIN SELECT RAISE(ABORT, 'entries are append-only'); END
+    """,
+    """
+    CREATE TRIGGER entries_are_not_deleted BEFORE DELETE ON entries
+    BEGIN SELECT RAISE(ABORT, 'entries are append-only'); END
+    """,
+    """
+    CREATE TRIGGER holds_end_once BEFORE UPDATE ON holds
+    WHEN (OLD.state IN ('posted', 'void', 'expired') AND NEW.state <> OLD.state)
+      OR (OLD.state <> 'reserved' AND NEW.state IN ('reserved', 'expired') AND NEW.state <> OLD.state)
+      OR (OLD.state = 'unknown' AND NEW.state = 'dispatched')
+      OR (OLD.result IS NOT NULL AND NEW.result IS NOT OLD.result)
+      OR NEW.key <> OLD.key OR NEW.budget <> OLD.budget
+      OR NEW.held_nanousd <> OLD.held_nanousd OR NEW.held_tokens <> OLD.held_tokens
+      OR NEW.usage <> OLD.usage OR NEW.prices <> OLD.prices OR NEW.created <> OLD.created
+      OR NEW.parameters <> OLD.parameters OR NEW.tags <> OLD.tags OR NEW.lease <> OLD.lease
+    BEGIN SELECT RAISE(ABORT, 'a hold ends once and keeps its terms'); END
+    """,
+    """
+    CREATE TRIGGER holds_are_not_deleted BEFORE DELETE ON holds
+    BEGIN SELECT RAISE(ABORT, 'holds are kept'); END
+    """,
+    """
+    CREATE TRIGGER budgets_are_not_deleted BEFORE DELETE ON budgets
+    BEGIN SELECT RAISE(ABORT, 'budgets are kept'); END
+    """,
+)
+
+# For datasette and other readers. Dollars are shown as numbers with a point: to read, not to add up.
+VIEWS_2 = (
+    """
+    CREATE VIEW spend_by_scope AS
+    SELECT name, parent, state, time_window,
+      limit_nanousd / 1e9 AS limit_usd, posted_nanousd / 1e9 AS posted_usd, held_nanousd / 1e9 AS held_usd,
+      limit_tokens, posted_tokens, held_tokens
+    FROM budgets ORDER BY name
+    """,
+    """
+    CREATE VIEW spend_by_model AS
+    SELECT cost.key AS model, count(*) AS calls, sum(cost.value) / 1e9 AS usd,
+      sum(json_extract(used.value, '$.input_tokens')) AS input_tokens,
+      sum(json_extract(used.value, '$.output_tokens')) AS output_tokens
+    FROM entries e, json_each(e.note, '$.costs') cost, json_each(e.usage) used
+    WHERE e.kind = 'post' AND used.key = cost.key GROUP BY cost.key ORDER BY cost.key
+    """,
+    """
+    CREATE VIEW spend_by_strategy AS
+    SELECT coalesce(json_extract(note, '$.tags.strategy'), '') AS strategy, count(*) AS calls,
+      sum(nanousd) / 1e9 AS usd, sum(tokens) AS tokens
+    FROM entries WHERE kind = 'post' GROUP BY 1 ORDER BY 1
+    """,
+    """
+    CREATE VIEW spend_by_day AS
+    SELECT substr(at, 1, 10) AS day, count(*) AS calls, sum(nanousd) / 1e9 AS usd, sum(tokens) AS tokens
+    FROM entries WHERE kind = 'post' GROUP BY 1 ORDER BY 1
     """,
 )

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from viaticum.decoders.runner import Runner
+from viaticum.decoders.runner import Runner, call_tokens, grouped
 from viaticum.decoders.speculate import Patience
 from viaticum.decoders.stats import Stats
 from viaticum.errors import DataError, InputError
@@ -210,6 +210,7 @@ class _Play:
     def __init__(self, costs: CostModel, way: Way, habits: Habits, streams: int, batch: int) -> None:
         self.costs, self.way, self.habits = costs, way, habits
         self.patience = Patience(batch, way.draft)
+        self.call_tokens = call_tokens(str(costs.conditions.get("device", "cpu")).partition(":")[0])
         self.dice = random.Random(f"{way}{streams}")
         self.rows = [_Row(not way.routed) for _ in range(streams)]
         for row in self.rows:
@@ -222,6 +223,13 @@ class _Play:
             self._large()
         return self.written / self.seconds
 
+    def _calls(self, times: CallTimes, lengths: list[int]) -> float:
+        """Seconds to read so many new tokens of each row, in calls as `Runner.read` makes them."""
+        if max(lengths) == 1:
+            return times(len(lengths), 1)
+        groups = grouped(lengths, self.call_tokens)
+        return sum(times(len(group), max(lengths[row] for row in group)) for group in groups)
+
     def _happens(self, chance: float) -> bool:
         return self.dice.random() < chance
 
@@ -232,7 +240,7 @@ class _Play:
         rows = [row for row in self.rows if not row.large or row.drafting]
         if not rows:
             return
-        self.seconds += self.costs.small(len(rows), max(row.unread_small for row in rows))
+        self.seconds += self._calls(self.costs.small, [row.unread_small for row in rows])
         for row in rows:
             if row.large:
                 row.draft += 1
@@ -253,7 +261,7 @@ class _Play:
         drafting = any(row.drafting for row in self.rows)
         if not self.patience.is_over(len(ready), drafting, any(not row.large for row in self.rows)):
             return
-        self.seconds += self.costs.large(len(ready), max(row.unread_large + row.draft for row in ready))
+        self.seconds += self._calls(self.costs.large, [row.unread_large + row.draft for row in ready])
         for row in ready:
             read = max(row.draft - 1, 0)  # the small model has not read its last guess
             written, accepted, back = self._write(row.draft)
@@ -314,13 +322,14 @@ def measure(
         torch.stack([entropy(heads.logits), heads.logits.argmax(-1).float()]).tolist()
         return time.perf_counter() - began
 
-    found = []
-    for count in sizes:
-        line = []
-        for new in tokens:
-            call(count, new)
-            line.append(statistics.median(call(count, new) for _ in range(repeats)))
-        found.append(tuple(line))
+    # All cells in turn, again and again: what disturbs the machine for seconds then spoils one time of many cells, and
+    # no median.
+    taken: dict[tuple[int, int], list[float]] = {(count, new): [] for count in sizes for new in tokens}
+    for turn in range(repeats + 1):
+        for cell, times in taken.items():
+            seconds = call(*cell)
+            times += [seconds] if turn else []
+    found = [tuple(statistics.median(taken[count, new]) for new in tokens) for count in sizes]
     for slot in range(max(sizes)):
         runner.reset(slot)
     return CallTimes(tuple(sizes), tuple(tokens), tuple(found))

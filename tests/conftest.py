@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,3 +69,34 @@ def tiny_catalogue_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_catalogue(tiny_catalogue_file: Path) -> Catalogue:
     return Catalogue.load(tiny_catalogue_file)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The address of a Postgres of our own, on a free loopback port."""
+    from postgres_server import running_server
+
+    with running_server() as address:
+        yield address
+
+
+_databases = itertools.count()
+
+
+@pytest.fixture
+def postgres(postgres_server: str) -> str:
+    """The address of a database of its own for each test."""
+    from postgres_server import new_database
+
+    return new_database(postgres_server, f"test_{next(_databases)}")
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def store_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Each of the three stores in turn, empty."""
+    if request.param == "memory":
+        return "memory:"
+    if request.param == "sqlite":
+        return str(tmp_path / "ledger.db")
+    address: str = request.getfixturevalue("postgres")
+    return address

@@ -10,7 +10,7 @@ import pytest
 
 from viaticum.catalogue import Catalogue, Hub, ModelSpec, Wheels
 from viaticum.errors import InputError, UnknownName
-from viaticum.money import Price
+from viaticum.money import Price, Tier
 
 SMALL, LARGE, PAIR = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-r-stitch"
 
@@ -179,3 +179,56 @@ def test_reading_the_catalogue_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_prices_have_details_and_a_version(tmp_path: Path) -> None:
+    file = tmp_path / "catalogue.toml"
+    file.write_text(
+        """
+        [models.cloud]
+        description = "d"
+        kind = "remote"
+        context_length = 1000000
+        litellm_model = "m"
+        input_price = 2
+        output_price = 10
+        cached_input_price = 0.2
+        reasoning_price = 12
+        second_price = 0.001
+        price_version = "2026-11-01"
+        [[models.cloud.price_tiers]]
+        above_tokens = 200000
+        input_price = 4
+        output_price = 15
+        """
+    )
+    price = Catalogue.load(file)["cloud"].price
+    assert price == Price(
+        2 * 10**9,
+        10 * 10**9,
+        2 * 10**8,
+        12 * 10**9,
+        10**6,
+        (Tier(200_000, 4 * 10**9, 15 * 10**9),),
+        "2026-11-01",
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("second_price = 1", "give input_price and output_price"),
+        (
+            "input_price = 1\noutput_price = 1\nprice_tiers = ["
+            "{above_tokens = 9, input_price = 1, output_price = 1}, {above_tokens = 5, input_price = 1, output_price = 1}]",
+            "price_tiers rise",
+        ),
+    ],
+)
+def test_price_details_that_cannot_be_are_refused(tmp_path: Path, lines: str, said: str) -> None:
+    file = tmp_path / "catalogue.toml"
+    file.write_text(
+        f'[models.cloud]\ndescription = "d"\nkind = "remote"\ncontext_length = 9\nlitellm_model = "m"\n{lines}\n'
+    )
+    with pytest.raises(InputError, match=said):
+        Catalogue.load(file)

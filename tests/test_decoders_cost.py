@@ -66,13 +66,13 @@ class Clocked:
                 self._watch(decoder.runners[model], costs)
 
     def _watch(self, runner: Runner, costs: CallTimes) -> None:
-        read = runner.read
+        call = runner._call
 
-        def clocked(slots, tokens, keep=None, **options):  # type: ignore[no-untyped-def]
+        def clocked(slots, tokens, keep, **options):  # type: ignore[no-untyped-def]
             self.seconds += costs(len(slots), max(map(len, tokens)))
-            return read(slots, tokens, keep, **options)
+            return call(slots, tokens, keep, **options)
 
-        runner.read = clocked  # type: ignore[method-assign]
+        runner._call = clocked  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("streams", [1, 3, 8])

@@ -11,7 +11,7 @@ from tiny_models import CONFIGS, build, plain_logits, reference
 
 from viaticum.decoders import LoopGuard, Runner, free_bytes, memory, plan_slots, runner
 from viaticum.decoders.memory import out_of_memory
-from viaticum.decoders.runner import _grouped
+from viaticum.decoders.runner import grouped
 from viaticum.errors import InputError, ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -181,10 +181,10 @@ def test_the_last_positions_of_ragged_rows(kind: str, width: int, monkeypatch: p
 
 
 def test_rows_that_catch_up_share_a_call_and_a_prefill_does_not_pad_them() -> None:
-    assert _grouped([1, 3, 8, 2, 5], 64) == [[0, 1, 2, 3, 4]]
-    assert _grouped([1, 400, 1, 2], 64) == [[0, 2, 3], [1]]
-    assert _grouped([400, 1, 380, 390], 64) == [[1], [0, 2, 3]]
-    assert _grouped([7], 64) == [[0]]
+    assert grouped([1, 3, 8, 2, 5], 64) == [[0, 1, 2, 3, 4]]
+    assert grouped([1, 400, 1, 2], 64) == [[0, 2, 3], [1]]
+    assert grouped([400, 1, 380, 390], 64) == [[1], [0, 2, 3]]
+    assert grouped([7], 64) == [[0]]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -205,6 +205,6 @@ def test_no_other_grouping_costs_less(seed: int) -> None:
             found += [[*groups[:i], [first, *groups[i]], *groups[i + 1 :]] for i in range(len(groups))]
         return found
 
-    got = _grouped(lengths, 20)
+    got = grouped(lengths, 20)
     assert sorted(row for group in got for row in group) == list(range(len(lengths)))
     assert cost(got) == min(map(cost, partitions(list(range(len(lengths))))))

@@ -368,19 +368,19 @@ def altered(path: Path, *statements: str) -> list[str]:
             "limit",
         ),
         (["UPDATE budgets SET limit_nanousd = 1000000"], "a limit differs"),
-        (["DELETE FROM entries WHERE kind = 'reserve' AND key = 'held'"], "not reserved once"),
+        (["DELETE FROM entries WHERE kind = 'reserve' AND key = 'held'"], "entries are missing"),
         (
             [
                 "DROP INDEX one_end_a_key",
-                "INSERT INTO entries SELECT 99, budget, key, kind, nanousd, tokens, overrun, at, usage"
-                " FROM entries WHERE kind = 'post'",
+                "INSERT INTO entries SELECT 99, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note,"
+                " root, number + 99, hash FROM entries WHERE kind = 'post'",
             ],
             "ended more than once",
         ),
         (["UPDATE holds SET prices = '[]'"], "cannot be priced"),
         (
             ["PRAGMA foreign_keys = OFF", "UPDATE entries SET key = 'no one' WHERE key = 'held'"],
-            "no such hold",
+            "'no one' is missing",
         ),
     ],
 )

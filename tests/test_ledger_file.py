@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 
-from viaticum.budgets import Ledger, schema, store
+from viaticum.budgets import Ledger, schema, sqlite
 from viaticum.errors import LedgerError
 from viaticum.money import Price
 from viaticum.types import TokenCount
@@ -94,6 +94,30 @@ def test_migrations_lead_from_every_version_to_the_last(tmp_path: Path, start: i
         assert old.execute(tables).fetchall() == new.execute(tables).fetchall()
 
 
+def test_a_file_of_version_1_keeps_all_it_held(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript((Path(__file__).parent / "data" / "ledger_v1.sql").read_text())
+    with Ledger(path) as ledger:
+        assert ledger.check() == []
+        demo = ledger.budget("demo")
+        assert (demo.limit_nanousd, demo.limit_tokens, demo.parent, demo.window) == (900, 500, None, None)
+        assert (demo.posted_nanousd, demo.held_nanousd, demo.posted_tokens) == (25 + 8 + 320, 70, 15 + 20)
+        assert {hold.key: (hold.state, hold.result) for hold in ledger.holds()} == {
+            "held": ("reserved", None),
+            "posted": ("posted", '{"text": "72"}'),
+            "void": ("void", None),
+            "attached": ("reserved", '"paid"'),
+            "both": ("posted", None),
+        }
+        assert ledger.lapse() == []  # such a hold has no lease
+        (both,) = [entry for entry in ledger.entries("demo", "both") if entry.kind == "post"]
+        assert both.note["costs"] == {"small": 8, "large": 320}
+        ledger.settle("held", {"small": TokenCount(10, 5)})
+        ledger.settle("attached", {"small": TokenCount(10, 5)})
+        assert ledger.check() == []
+
+
 def test_a_migration_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(db: Database) -> None:
         db.execute("CREATE TABLE half_done (x)")
@@ -139,8 +163,10 @@ def test_many_open_a_new_ledger_at_once(tmp_path: Path) -> None:
         "UPDATE entries SET nanousd = 0",
         "DELETE FROM entries",
         "INSERT OR REPLACE INTO entries SELECT * FROM entries",
-        "INSERT OR REPLACE INTO entries SELECT id + 99, budget, key, kind, 0, 0, 0, at, usage FROM entries"
-        " WHERE kind = 'reserve'",
+        "INSERT OR REPLACE INTO entries SELECT id + 99, budget, key, kind, 0, 0, 0, at, usage, prices, note, root,"
+        " number + 99, hash FROM entries WHERE kind = 'reserve'",
+        "INSERT OR REPLACE INTO entries SELECT id + 99, budget, key, 'dispatch', 0, 0, 0, at, usage, prices, note,"
+        " root, number, hash FROM entries WHERE kind = 'reserve'",
         "UPDATE holds SET held_nanousd = 0",
         "UPDATE holds SET usage = '{}'",
         "UPDATE holds SET state = 'reserved' WHERE state = 'void'",
@@ -219,7 +245,7 @@ def test_an_empty_file_beside_a_log_is_refused_and_the_log_kept(tmp_path: Path) 
 
 
 def test_damage_found_later_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "WHOLE_CHECK_BYTES", 0)  # as with a large file: nothing is read ahead
+    monkeypatch.setattr(sqlite, "WHOLE_CHECK_BYTES", 0)  # as with a large file: nothing is read ahead
     path = filled(tmp_path / "ledger.db", calls=100)
     with path.open("r+b") as file:
         file.seek(4096 * 2)
@@ -250,6 +276,7 @@ def test_a_closed_ledger_says_so(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error_and_what_was_there_still_reads(tmp_path: Path) -> None:
     with Ledger(filled(tmp_path / "ledger.db")) as ledger:
         before = ledger.budget("demo")
+        assert isinstance(ledger._store, sqlite.SqliteStore)
         database = ledger._store._database
         assert database is not None
         database.execute("PRAGMA max_page_count = 1")  # the pages there are; no more
@@ -325,10 +352,108 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, there: bool
     assert "ledger.db" in output
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX rights")
+@pytest.mark.parametrize("folder_mode", [0o555, 0o755])
+def test_a_file_that_may_not_be_written_is_an_error_and_still_reads(tmp_path: Path, folder_mode: int) -> None:
+    """In a process of its own that gives up root's rights, which would ignore those of the file."""
+    output = script(
+        """
+        import os, sys, tempfile
+        from viaticum.budgets import Ledger
+        from viaticum.errors import LedgerError
+        from viaticum.money import Price
+        from viaticum.types import TokenCount
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "ledger.db")
+            with Ledger(path) as ledger:
+                ledger.create("demo", limit_nanousd=100)
+                ledger.reserve("demo", "call", {"m": TokenCount(1, 1)}, {"m": Price(0, 0)})
+            os.chmod(path, 0o444)
+            os.chmod(folder, int(sys.argv[1]))
+            child = os.fork()
+            if child == 0:
+                if os.getuid() == 0:
+                    os.setuid(65534)
+                try:
+                    with Ledger(path) as ledger:
+                        ledger.void("call")
+                except LedgerError as error:
+                    print(error, flush=True)
+                    with Ledger(path, read_only=True) as ledger:
+                        assert [hold.key for hold in ledger.holds("demo")] == ["call"]
+                        assert ledger.check() == []
+                        try:
+                            ledger.void("call")
+                        except LedgerError as error:
+                            print(error, flush=True)
+                            os._exit(0)
+                os._exit(1)
+            assert os.waitpid(child, 0)[1] == 0
+            os.chmod(folder, 0o755)
+        """,
+        folder_mode,
+    )
+    first, second = output.splitlines()
+    assert "ledger.db" in first
+    assert "check the rights" in first
+    assert "read only" in second
+
+
+def test_what_is_left_of_a_damaged_ledger_still_reads(tmp_path: Path) -> None:
+    path = filled(tmp_path / "ledger.db", calls=100)
+    with closing(sqlite3.connect(path)) as shell:
+        (page,) = shell.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'one_place_in_the_chain'"
+        ).fetchone()
+    with path.open("r+b") as file:
+        file.seek(4096 * (page - 1))
+        file.write(b"\xa5" * 4096)
+    refused(path, "damaged")
+    with Ledger(path, read_only=True) as ledger:
+        assert len(ledger.holds()) == 100
+        assert len(ledger.entries()) == 101
+        assert ledger.check()[0].startswith("the store is damaged")
+        with pytest.raises(LedgerError, match=r"damaged.*restore it from a copy"):
+            ledger.entries("demo")
+
+
+def test_a_missing_or_older_file_is_not_made_by_reading(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with pytest.raises(LedgerError, match="cannot be written"):
+        Ledger(path, read_only=True)
+    assert not path.exists()
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript((Path(__file__).parent / "data" / "ledger_v1.sql").read_text())
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match=r"version 1, older than .*open it for writing once"):
+        Ledger(path, read_only=True)
+    assert path.read_bytes() == before
+
+
+def test_opening_a_ledger_again_leaves_the_locks_of_the_first_alone(tmp_path: Path) -> None:
+    """POSIX: closing any descriptor of a file drops this process's locks on it, so headers are read once."""
+    path = filled(tmp_path / "ledger.db")
+    with Ledger(path):
+        before = locks_of(path)
+        assert before
+        for _ in range(2):
+            Ledger(path).close()
+        assert locks_of(path) == before
+    assert locks_of(path) == []
+
+
+def locks_of(path: Path) -> list[str]:
+    """The POSIX locks that this process has on a file."""
+    inode = f":{path.stat().st_ino} "
+    lines = Path("/proc/locks").read_text().splitlines()
+    return [line.split(":", 1)[1] for line in lines if inode in line and f" {os.getpid()} " in line]
+
+
 def test_a_file_locked_for_too_long_is_told_in_plain_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
     path = filled(tmp_path / "ledger.db")
     with closing(sqlite3.connect(path, isolation_level=None)) as other, Ledger(path) as ledger:
         other.execute("BEGIN IMMEDIATE")
@@ -350,6 +475,6 @@ def test_a_ledger_that_went_missing_is_not_made_anew_after_a_fork(tmp_path: Path
 
 def test_using_a_ledger_from_inside_its_own_transaction_is_refused(tmp_path: Path) -> None:
     with Ledger(filled(tmp_path / "ledger.db")) as ledger:
-        with ledger._store.transaction(), pytest.raises(LedgerError, match="this very thread"):
-            ledger.void("call 0")
+        with pytest.raises(LedgerError, match="this very thread"):
+            ledger.each_entry(lambda _: ledger.void("call 0"))
         ledger.void("call 0")

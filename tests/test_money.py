@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viaticum.errors import InputError
-from viaticum.money import MAX_NANOUSD, Price, format_usd, nanousd
+from viaticum.money import MAX_NANOUSD, Price, Tier, format_usd, nanousd
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,56 @@ def test_a_price_is_quoted_in_dollars_for_a_million_tokens() -> None:
 def test_a_price_is_a_whole_number_and_never_negative(amounts: tuple[int, int]) -> None:
     with pytest.raises(InputError):
         Price(*amounts)
+
+
+RATES = st.integers(0, 10**12)
+OPTIONAL = st.none() | RATES
+COUNTS = st.integers(0, 10**6)
+
+
+@st.composite
+def prices(draw: st.DrawFn) -> Price:
+    steps = sorted(draw(st.sets(COUNTS, max_size=3)))
+    tiers = tuple(Tier(step, draw(RATES), draw(RATES), draw(OPTIONAL), draw(OPTIONAL)) for step in steps)
+    return Price(draw(RATES), draw(RATES), draw(OPTIONAL), draw(OPTIONAL), draw(RATES), tiers)
+
+
+@given(prices(), st.data())
+def test_no_call_costs_more_than_the_worst_case(price: Price, data: st.DataObject) -> None:
+    most_read, most_made, most_time = data.draw(COUNTS), data.draw(COUNTS), data.draw(COUNTS)
+    read, made = data.draw(st.integers(0, most_read)), data.draw(st.integers(0, most_made))
+    cost = price.cost(
+        read, made,
+        cached_input_tokens=data.draw(st.integers(0, read)),
+        reasoning_tokens=data.draw(st.integers(0, made)),
+        milliseconds=data.draw(st.integers(0, most_time)),
+    )  # fmt: skip
+    assert 0 <= cost <= price.worst_cost(most_read, most_made, most_time)
+
+
+def test_a_tier_prices_the_whole_call_above_its_length() -> None:
+    price = Price(
+        1_000_000,
+        2_000_000,
+        500_000,
+        tiers=(Tier(100, 2_000_000, 4_000_000), Tier(200, 3_000_000, 6_000_000)),
+    )
+    assert price.cost(100, 10) == 100 + 20
+    assert price.cost(100, 10, cached_input_tokens=50) == 50 + 25 + 20
+    assert (
+        price.cost(101, 10, cached_input_tokens=50) == 202 + 40
+    )  # the tier names no price for cached tokens
+    assert price.cost(201, 10) == 603 + 60
+    assert price.worst_cost(201, 10) == 603 + 60
+
+
+def test_seconds_are_billed_by_the_millisecond_rounded_up() -> None:
+    price = Price(0, 0, nanousd_per_second=1000)
+    assert [price.cost(0, 0, milliseconds=time) for time in (0, 1, 1500)] == [0, 1, 1500]
+    assert Price(0, 0, nanousd_per_second=1).cost(0, 0, milliseconds=1) == 1
+
+
+@pytest.mark.parametrize("steps", [(5, 5), (9, 5)])
+def test_tiers_rise(steps: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="tiers of a price rise"):
+        Price(1, 1, tiers=tuple(Tier(step, 1, 1) for step in steps))

@@ -211,6 +211,7 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
         ("torch", ("viaticum.routers", "viaticum.decoders")),
         ("langgraph", ("viaticum.agents",)),
         ("litellm", ("viaticum.agents",)),
+        ("psycopg", ("viaticum.budgets.postgres",)),
         # agents.local reads the tokenizer; viaticum.gguf writes the folder that transformers reads.
         (
             "transformers",
@@ -224,7 +225,16 @@ def test_heavy_packages_stay_in_their_homes(package: str, homes: tuple[str, ...]
 
 
 def test_what_an_extra_brings_is_imported_late_outside_routers_and_decoders() -> None:
-    extras = {"torch", "transformers", "litellm", "gguf", "safetensors", "sentence_transformers", "sklearn"}
+    extras = {
+        "torch",
+        "transformers",
+        "litellm",
+        "psycopg",
+        "gguf",
+        "safetensors",
+        "sentence_transformers",
+        "sklearn",
+    }
     found = [one for one in all_imports() if one.package in extras]
     assert found
     assert not [

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,38 @@ def test_a_model_that_fails_frees_its_hold_and_can_be_asked_again(tmp_path: Path
         assert viaticum.ledger.check() == []
 
 
+def test_a_call_whose_lease_ran_out_is_made_anew_and_the_old_one_stays_unknown(tmp_path: Path) -> None:
+    """Killed while the model wrote, and taken up again after everyone's lease had ended."""
+    run = (
+        FORKING
+        + """
+def killed_while_writing():
+    from viaticum.budgets import Ledger
+    dispatch = Ledger.dispatch
+    def last(self, key):
+        dispatch(self, key)
+        os.kill(os.getpid(), signal.SIGKILL)
+    Ledger.dispatch = last
+assert code(child("t", killed_while_writing)) == -signal.SIGKILL
+"""
+    )
+    command = [sys.executable, "-c", run, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        (hold,) = ledger.holds()
+        assert (hold.key, hold.state, hold.tags["strategy"]) == ("t/0", "dispatched", "cot")
+        ledger.lapse(datetime(9000, 1, 1, tzinfo=UTC))
+    settings = {"budget": "0.02", "budget_name": "b"}
+    with client(tmp_path, "The answer is 5.", "The answer is 5.", **settings) as viaticum:  # type: ignore[arg-type]
+        assert viaticum.solve("What is 2 + 3?", thread_id="t", kind="number").value == "5"
+        states = {each.key: each.state for each in viaticum.ledger.holds()}
+        assert states == {"t/0": "unknown", "t/1": "posted"}
+        assert viaticum.budget().held_nanousd == hold.held_nanousd
+        viaticum.ledger.void("t/0")
+        assert viaticum.ledger.check() == []
+
+
 async def test_asolve(tmp_path: Path) -> None:
     with client(tmp_path, "The answer is 5.", "The answer is 6.") as viaticum:
         assert (await viaticum.asolve("What is 3 + 3?")).value == "6"
@@ -290,7 +323,7 @@ def die_at(moment):
         setattr(kind, name, counted)
     for name in ("put", "put_writes"):
         count(SqliteSaver, name)
-    for name in ("reserve", "attach", "settle"):
+    for name in ("reserve", "dispatch", "attach", "settle"):
         count(Ledger, name)
 
 moment = 0

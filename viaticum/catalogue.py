@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from viaticum.errors import InputError, UnknownName, UnknownPrice
-from viaticum.money import Price
+from viaticum.money import Price, Tier, nanousd
 
 Kind = Literal["local", "pair", "remote", "encoder"]
 Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
@@ -37,6 +37,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+_PRICE_DETAILS = ("cached_input_price", "reasoning_price", "second_price", "price_tiers", "price_version")
 _PAIR_FIELDS = ("small", "large", "router", "tau")
 
 
@@ -101,12 +102,33 @@ class LocalPath(_Frozen):
 Source = Annotated[Wheels | Hub | LocalPath, Field(discriminator="type")]
 
 
+class PriceTier(_Frozen):
+    """Prices for calls that read more than `above_tokens`, in dollars for a million tokens."""
+
+    above_tokens: PositiveInt
+    input_price: Dollars
+    output_price: Dollars
+    cached_input_price: Dollars | None = None
+    reasoning_price: Dollars | None = None
+
+    @property
+    def tier(self) -> Tier:
+        return Tier(
+            self.above_tokens,
+            nanousd(self.input_price),
+            nanousd(self.output_price),
+            _optional_nanousd(self.cached_input_price),
+            _optional_nanousd(self.reasoning_price),
+        )
+
+
 class ModelSpec(_Frozen):
     """One entry of the catalogue.
 
     description is what a router embeds to know the model (RTR, arXiv 2505.19435): what it is good at, in
-    a sentence or two. Prices are dollars for a million tokens. context_length is in tokens, prompt and
-    answer together. sources are tried in order. default: routed to, and fetched, unless names are given.
+    a sentence or two. Prices are dollars for a million tokens; cached_input_price and reasoning_price where
+    they differ from input and output, price_tiers above a length of prompt, second_price dollars for a second
+    of work, price_version the name of the price list. context_length is in tokens, prompt and answer together. sources are tried in order. default: routed to, and fetched, unless names are given.
     mode, of a pair: "routed" (the router decides, always) or "auto" (the fastest way that was measured here, the
     large model alone among them; see docs/decoding.md).
     """
@@ -118,6 +140,11 @@ class ModelSpec(_Frozen):
     sources: tuple[Source, ...] = ()
     input_price: Dollars | None = None
     output_price: Dollars | None = None
+    cached_input_price: Dollars | None = None
+    reasoning_price: Dollars | None = None
+    second_price: Dollars | None = None
+    price_tiers: tuple[PriceTier, ...] = ()
+    price_version: str = ""
     small: str | None = None
     large: str | None = None
     router: str | None = None
@@ -131,7 +158,15 @@ class ModelSpec(_Frozen):
         """What its tokens cost; None is unknown. A pair has none: each token costs what its model costs."""
         if self.input_price is None or self.output_price is None:
             return None
-        return Price.per_million(self.input_price, self.output_price)
+        return Price(
+            nanousd(self.input_price),
+            nanousd(self.output_price),
+            _optional_nanousd(self.cached_input_price),
+            _optional_nanousd(self.reasoning_price),
+            nanousd(self.second_price or 0),
+            tuple(tier.tier for tier in self.price_tiers),
+            self.price_version,
+        )
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -151,6 +186,14 @@ class ModelSpec(_Frozen):
     def _fields_fit_kind(self) -> Self:
         if (self.input_price is None) != (self.output_price is None):
             raise ValueError("give both input_price and output_price, or neither")
+        if self.input_price is None and any(getattr(self, field) for field in _PRICE_DETAILS):
+            raise ValueError(
+                "give input_price and output_price (0 where only time is billed) with other prices"
+            )
+        if [tier.above_tokens for tier in self.price_tiers] != sorted(
+            {tier.above_tokens for tier in self.price_tiers}
+        ):
+            raise ValueError("price_tiers rise: sort them by above_tokens, each length once")
         has_weights = self.kind in ("local", "encoder")
         if has_weights != bool(self.sources):
             raise ValueError(f"a {self.kind} entry {'needs' if has_weights else 'takes no'} sources")
@@ -261,6 +304,10 @@ class Catalogue(Mapping[str, ModelSpec]):
 
     def _of_kind(self, *kinds: Kind) -> tuple[ModelSpec, ...]:
         return tuple(spec for spec in self._specs.values() if spec.kind in kinds)
+
+
+def _optional_nanousd(dollars: Decimal | None) -> int | None:
+    return None if dollars is None else nanousd(dollars)
 
 
 def _user_file(path: str | Path | None) -> Path | None:

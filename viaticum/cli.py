@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from viaticum.commands import models, router, sandbox
+from viaticum.commands import budget, models, router, sandbox
 from viaticum.errors import ViaticumError
 from viaticum.money import format_usd
 from viaticum.types import Pair
@@ -31,11 +31,10 @@ from viaticum.types import Pair
 app = typer.Typer(
     no_args_is_help=True, help="An allowance for every question.", pretty_exceptions_enable=False
 )
-budget_app = typer.Typer(no_args_is_help=True, help="Show what budgets hold and spent.")
 app.add_typer(models.app, name="models")
 app.add_typer(router.app, name="router")
 app.add_typer(sandbox.app, name="sandbox")
-app.add_typer(budget_app, name="budget")
+app.add_typer(budget.app, name="budget")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -43,7 +42,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 @app.command()
 def solve(
     question: Annotated[str, typer.Argument(help="What you want answered.")],
-    budget: Annotated[str | None, typer.Option(help="Dollars this may cost at most.")] = None,
+    dollars: Annotated[str | None, typer.Option("--budget", help="Dollars this may cost at most.")] = None,
     policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
     router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
     as_json: JsonFlag = False,
@@ -53,7 +52,7 @@ def solve(
     from viaticum.agents.client import Viaticum
     from viaticum.types import Answer
 
-    with Viaticum(budget=budget, policy=policy, catalogue=catalogue, router=router) as client:
+    with Viaticum(budget=dollars, policy=policy, catalogue=catalogue, router=router) as client:
         for event in client.stream(question):
             if isinstance(event, Answer):
                 if as_json:
@@ -62,7 +61,9 @@ def solve(
                     typer.echo(f"{event.value if event.value is not None else 'no answer: ' + event.reason}")
                     sys.stderr.write(f"{format_usd(event.cost)} of {format_usd(event.held)} held\n")
             elif "route" in event:
-                sys.stderr.write(f"{event['route']['pair']}: {event['route']['why']}\n")
+                row = event["route"]["row"]
+                costs = f"{format_usd(row['cost_p50'])} expected, {format_usd(row['cost_p90'])} at p90"
+                sys.stderr.write(f"{event['route']['pair']}: {event['route']['why']}; {costs}\n")
             elif "text" in event:
                 sys.stderr.write(event["text"])
                 sys.stderr.flush()
@@ -155,36 +156,6 @@ class _ProfileBar:
         self._progress.update(self._task, description=text, completed=done, total=total)
         if not self._console.is_terminal and of_pair % 20 == 0:
             sys.stderr.write(f"{done}/{total} {text} of {of_pair}\n")
-
-
-@budget_app.command("show")
-def show_budget(
-    name: Annotated[str | None, typer.Argument(help="One budget; all by default.")] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Limit, spent, held and left."""
-    from viaticum.budgets import Ledger
-
-    with Ledger() as ledger:
-        budgets = [ledger.budget(name)] if name else ledger.budgets()
-    if as_json:
-        rows = [
-            asdict(each) | {"left_nanousd": each.left_nanousd, "left_tokens": each.left_tokens}
-            for each in budgets
-        ]
-        typer.echo(json.dumps(rows[0] if name else rows))
-        return
-    table = Table("budget", "limit", "spent", "held", "left", box=None, pad_edge=False)
-    for each in budgets:
-        limit, left = each.limit_nanousd, each.left_nanousd
-        table.add_row(
-            each.name,
-            format_usd(limit) if limit is not None else f"{each.limit_tokens} tokens",
-            format_usd(each.posted_nanousd),
-            format_usd(each.held_nanousd),
-            format_usd(left) if left is not None else f"{each.left_tokens} tokens",
-        )
-    Console().print(table)
 
 
 def _answer_json(answer: Any) -> dict[str, Any]:

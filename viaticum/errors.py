@@ -8,6 +8,8 @@
     │   └── VocabularyMismatch      two models of a pair do not share their tokens
     ├── BudgetError
     │   ├── BudgetExceeded          the worst case does not fit what is left
+    │   │   └── DecisionNeeded      it does not, and the policy is to ask: raise the limit, go cheaper, or stop
+    │   ├── BudgetClosed            the scope, or one above it, is paused or closed
     │   ├── UnknownPrice            a call without a price is refused
     │   ├── HoldError               a hold that does not exist, is resolved, or differs from its key
     │   └── LedgerError             the file is no ledger, is damaged, or is newer than this version
@@ -73,6 +75,27 @@ class BudgetExceeded(BudgetError):
     ) -> None:
         self.budget, self.needed, self.left, self.unit = budget, needed, left, unit
         super().__init__(message)
+
+
+class DecisionNeeded(BudgetExceeded):
+    """Money runs short and the policy is to ask. `options` names what still fits, best first."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        budget: str = "",
+        needed: int = 0,
+        left: int = 0,
+        unit: str = "nanousd",
+        options: Iterable[str] = (),
+    ) -> None:
+        self.options = tuple(options)
+        super().__init__(message, budget=budget, needed=needed, left=left, unit=unit)
+
+
+class BudgetClosed(BudgetError):
+    """The scope, or one above it, is paused or closed: it takes no new calls."""
 
 
 class UnknownPrice(BudgetError):

@@ -46,21 +46,41 @@ def format_usd(amount: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Tier:
+    """Prices from a length of prompt on: they hold for the whole of a call that reads more than `above_tokens`."""
+
+    above_tokens: int
+    input_nanousd_per_million: int
+    output_nanousd_per_million: int
+    cached_nanousd_per_million: int | None = None
+    reasoning_nanousd_per_million: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_rates(self, self.above_tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class Price:
-    """What tokens of one model cost, in integer nano-dollars for a million tokens."""
+    """What one model costs: integer nano-dollars for a million tokens, and for a second where time is billed.
+
+    cached: input tokens that the provider had kept; reasoning: output tokens that were thought and not
+    shown. None: as any other input or output token. tiers: in order of `above_tokens`. version: which price
+    list this is from, as its owner names it; it is kept with every entry.
+    """
 
     input_nanousd_per_million: int
     output_nanousd_per_million: int
+    cached_nanousd_per_million: int | None = None
+    reasoning_nanousd_per_million: int | None = None
+    nanousd_per_second: int = 0
+    tiers: tuple[Tier, ...] = ()
+    version: str = ""
 
     def __post_init__(self) -> None:
-        if not all(
-            isinstance(n, int) for n in (self.input_nanousd_per_million, self.output_nanousd_per_million)
-        ):
-            raise InputError(
-                f"a price is an integer of nano-dollars: {self}; Price.per_million() reads dollars"
-            )
-        if self.input_nanousd_per_million < 0 or self.output_nanousd_per_million < 0:
-            raise InputError(f"a price is never negative: {self}")
+        _check_rates(self, self.nanousd_per_second)
+        steps = [tier.above_tokens for tier in self.tiers]
+        if steps != sorted(set(steps)):
+            raise InputError(f"tiers of a price rise, each above another length: {steps}; sort them")
 
     @classmethod
     def per_million(
@@ -69,9 +89,62 @@ class Price:
         """A price quoted the way vendors do, in dollars for a million tokens."""
         return cls(nanousd(input_usd), nanousd(output_usd))
 
-    def cost(self, input_tokens: int, output_tokens: int) -> int:
-        """Nano-dollars for so many tokens, rounded up, so that a sum of parts never falls below the whole."""
+    def cost(
+        self,
+        input_tokens: int,
+        output_tokens: int,
+        *,
+        cached_input_tokens: int = 0,
+        reasoning_tokens: int = 0,
+        milliseconds: int = 0,
+    ) -> int:
+        """Nano-dollars for one call, rounded up, so that a sum of parts never falls below the whole.
+
+        Cached tokens are among the input tokens, reasoning tokens among the output tokens.
+        """
+        rates = self._rates(input_tokens)
+        read, made = rates.input_nanousd_per_million, rates.output_nanousd_per_million
+        cached, thought = rates.cached_nanousd_per_million, rates.reasoning_nanousd_per_million
         total = (
-            input_tokens * self.input_nanousd_per_million + output_tokens * self.output_nanousd_per_million
+            (input_tokens - cached_input_tokens) * read
+            + cached_input_tokens * (read if cached is None else cached)
+            + (output_tokens - reasoning_tokens) * made
+            + reasoning_tokens * (made if thought is None else thought)
         )
-        return -(-total // TOKENS_PER_MILLION)
+        return self._rounded_up(total, milliseconds)
+
+    def worst_cost(self, input_tokens: int, output_tokens: int, milliseconds: int = 0) -> int:
+        """The most that a call of at most so many tokens can cost, whatever is cached or thought, in any tier."""
+        reachable: list[Price | Tier] = [
+            self,
+            *(tier for tier in self.tiers if tier.above_tokens < input_tokens),
+        ]
+        read = max(
+            max(each.input_nanousd_per_million, each.cached_nanousd_per_million or 0) for each in reachable
+        )
+        made = max(
+            max(each.output_nanousd_per_million, each.reasoning_nanousd_per_million or 0)
+            for each in reachable
+        )
+        return self._rounded_up(input_tokens * read + output_tokens * made, milliseconds)
+
+    def _rates(self, input_tokens: int) -> Price | Tier:
+        reached = [tier for tier in self.tiers if input_tokens > tier.above_tokens]
+        return reached[-1] if reached else self
+
+    def _rounded_up(self, millionths: int, milliseconds: int) -> int:
+        millionths += milliseconds * self.nanousd_per_second * (TOKENS_PER_MILLION // 1000)
+        return -(-millionths // TOKENS_PER_MILLION)
+
+
+def _check_rates(price: Price | Tier, other: int) -> None:
+    rates = [price.input_nanousd_per_million, price.output_nanousd_per_million, other]
+    rates += [
+        rate
+        for rate in (price.cached_nanousd_per_million, price.reasoning_nanousd_per_million)
+        if rate is not None
+    ]
+    if not all(isinstance(rate, int) for rate in rates):
+        raise InputError(f"a price is an integer of nano-dollars: {price}; Price.per_million() reads dollars")
+    if min(rates) < 0:
+        raise InputError(f"a price is never negative: {price}")

@@ -104,17 +104,27 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """Tokens that one model read and made.
+    """Tokens that one model read and made, and how long it worked where time is billed.
 
     Input counts the prompt once. With a pair, each model reads the prompt, and output tokens count for
-    the model that made the token kept at that position.
+    the model that made the token kept at that position. Cached tokens are among the input tokens,
+    reasoning tokens among the output tokens.
     """
 
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+    milliseconds: int = 0
 
     def __add__(self, other: TokenCount) -> TokenCount:
-        return TokenCount(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
+        return TokenCount(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_input_tokens + other.cached_input_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.milliseconds + other.milliseconds,
+        )
 
     @property
     def total(self) -> int:

@@ -1,0 +1,72 @@
+"""The chain: each entry's hash covers all of its columns and the hash of the entry before it.
+
+So no entry can be changed, put in or taken out without every later hash, and the end of the chain that the root
+scope keeps, being made anew. Every tree of scopes has one chain. Someone who may write to the store can do
+all that; a copy of a root's last hash, kept elsewhere, tells. Leaves out what is written: see `ledger`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from viaticum.budgets.records import Entry, EntryKind, json_text, prices_text, usage_text
+from viaticum.budgets.store import EntryColumns, Rows, Scope
+from viaticum.money import Price
+from viaticum.types import TokenCount
+
+
+def entry_hash(before: str, entry: Entry, usage: str, prices: str, note: str) -> str:
+    """SHA-256 over the hash before and every column but the id, which is the store's own."""
+    columns = (
+        entry.root, entry.number, entry.budget, entry.key, entry.kind, entry.nanousd, entry.tokens,
+        entry.overrun, entry.at, usage, prices, note,
+    )  # fmt: skip
+    return columns_hash(before, columns)
+
+
+def columns_hash(before: str, columns: EntryColumns) -> str:
+    return hashlib.sha256(json_text([before, *columns]).encode()).hexdigest()
+
+
+def result_hash(result: str) -> str:
+    return hashlib.sha256(result.encode()).hexdigest()
+
+
+class Chain:
+    """The end of one tree's chain, inside a write transaction that has locked the root."""
+
+    def __init__(self, rows: Rows, root: Scope, now: str) -> None:
+        self._rows, self._root = rows, root.name
+        self._number, self._head = root.entries, root.head
+        # A clock that was set back neither reopens a window nor unsorts the entries.
+        self.at = max(now, root.last_at)
+        self.moment = datetime.fromisoformat(self.at)
+
+    def append(
+        self,
+        budget: str,
+        kind: EntryKind,
+        key: str | None = None,
+        amounts: tuple[int, int] = (0, 0),
+        *,
+        overrun: int = 0,
+        usage: Mapping[str, TokenCount] | None = None,
+        prices: Mapping[str, Price] | None = None,
+        note: Mapping[str, Any] | None = None,
+    ) -> Entry:
+        usage, prices, note = usage or {}, prices or {}, note or {}
+        texts = usage_text(usage), prices_text(prices), json_text(note)
+        self._number += 1
+        columns = (
+            self._root, self._number, budget, key, kind, *amounts, overrun, self.at, *texts,
+        )  # fmt: skip
+        self._head = columns_hash(self._head, columns)
+        place = self._rows.append(columns, self._head)
+        self._rows.set_head(self._root, self._number, self._head, self.at)
+        return Entry(
+            place, budget, key, kind, *amounts, overrun, self.at, usage, prices, note,
+            self._root, self._number, self._head,
+        )  # fmt: skip

@@ -1,0 +1,221 @@
+"""A ledger in memory: for tests, dry runs and programs that keep nothing. Gone when the process is.
+
+Dictionaries and lists behind a lock; a write that raises is taken back step by step. A fork gives the child
+a copy of its own. Leaves out what the rows mean: see `ledger`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+from viaticum.budgets.records import (
+    ENDINGS,
+    Entry,
+    EntryKind,
+    Hold,
+    HoldState,
+    prices_from,
+    usage_from,
+)
+from viaticum.budgets.store import EntryColumns, Rows, Scope, Store, T
+from viaticum.errors import LedgerError
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class MemoryRows(Rows):
+    """All rows. `undo` holds what takes back the steps of the write that is running, last step last."""
+
+    def __init__(self) -> None:
+        self._scopes: dict[str, Scope] = {}
+        self._holds: dict[str, Hold] = {}
+        self._held: dict[str, Hold] = {}  # those that are reserved or dispatched
+        self._ends: dict[str, Entry] = {}
+        self._entries: list[tuple[Entry, str, str, str]] = []
+        self._buckets: dict[tuple[str, int], tuple[int, int]] = {}
+        self.undo: list[Callable[[], Any]] = []
+
+    def _put(self, table: dict[K, V], key: K, value: V) -> None:
+        if key in table:
+            before = table[key]
+            self.undo.append(lambda: table.__setitem__(key, before))
+        else:
+            self.undo.append(lambda: table.pop(key))
+        table[key] = value
+
+    def _take(self, table: dict[K, V], key: K) -> None:
+        if key in table:
+            before = table.pop(key)
+            self.undo.append(lambda: table.__setitem__(key, before))
+
+    def scopes(self) -> list[Scope]:
+        return [self._scopes[name] for name in sorted(self._scopes)]
+
+    def lineage(self, name: str) -> list[Scope]:
+        found: list[Scope] = []
+        step: str | None = name
+        while step is not None and step in self._scopes:
+            found.insert(0, self._scopes[step])
+            step = self._scopes[step].parent
+        return found
+
+    def insert_scope(self, scope: Scope) -> None:
+        self._put(self._scopes, scope.name, scope)
+
+    def update_scope(self, scope: Scope) -> None:
+        row = replace(
+            self._scopes[scope.name],
+            limit_nanousd=scope.limit_nanousd,
+            limit_tokens=scope.limit_tokens,
+            window=scope.window,
+            state=scope.state,
+        )
+        self._put(self._scopes, scope.name, row)
+
+    def move(self, names: Sequence[str], held: tuple[int, int], posted: tuple[int, int]) -> None:
+        for name in names:
+            row = self._scopes[name]
+            row = replace(
+                row,
+                held_nanousd=row.held_nanousd + held[0],
+                held_tokens=row.held_tokens + held[1],
+                posted_nanousd=row.posted_nanousd + posted[0],
+                posted_tokens=row.posted_tokens + posted[1],
+            )
+            self._put(self._scopes, name, row)
+
+    def set_head(self, root: str, entries: int, head: str, last_at: str) -> None:
+        row = replace(self._scopes[root], entries=entries, head=head, last_at=last_at)
+        self._put(self._scopes, root, row)
+
+    def add_to_bucket(self, name: str, bucket: int, posted: tuple[int, int]) -> None:
+        before = self._buckets.get((name, bucket), (0, 0))
+        self._put(self._buckets, (name, bucket), (before[0] + posted[0], before[1] + posted[1]))
+
+    def clear_buckets(self, name: str) -> None:
+        for key in [key for key in self._buckets if key[0] == name]:
+            self._take(self._buckets, key)
+
+    def since(self, name: str, bucket: int) -> tuple[int, int]:
+        counted = [posted for start, posted in self.buckets(name).items() if start >= bucket]
+        return sum(posted[0] for posted in counted), sum(posted[1] for posted in counted)
+
+    def buckets(self, name: str) -> dict[int, tuple[int, int]]:
+        return {bucket: posted for (owner, bucket), posted in self._buckets.items() if owner == name}
+
+    def hold(self, key: str) -> Hold | None:
+        return self._holds.get(key)
+
+    def insert_hold(self, hold: Hold) -> None:
+        self._put(self._holds, hold.key, hold)
+        self._put(self._held, hold.key, hold)
+
+    def update_hold(self, key: str, state: HoldState, until: str) -> None:
+        row = replace(self._holds[key], state=state, until=until)
+        self._put(self._holds, key, row)
+        if state in ("reserved", "dispatched"):
+            self._put(self._held, key, row)
+        else:
+            self._take(self._held, key)
+
+    def set_result(self, key: str, result: str) -> None:
+        row = replace(self._holds[key], result=result)
+        self._put(self._holds, key, row)
+        if key in self._held:
+            self._put(self._held, key, row)
+
+    def holds(self, budget: str | None, state: HoldState | None) -> Iterator[Hold]:
+        found = [
+            hold
+            for hold in self._holds.values()
+            if budget in (None, hold.budget) and state in (None, hold.state)
+        ]
+        return iter(sorted(found, key=lambda hold: (hold.created, hold.key)))
+
+    def count_holds(self, root: str) -> int:
+        return sum(self._scopes[hold.budget].root == root for hold in self._holds.values())
+
+    def lapsed(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
+        found = [
+            hold
+            for hold in self._held.values()
+            if hold.state in states and hold.until < at and root in (None, self._scopes[hold.budget].root)
+        ]
+        return sorted(found, key=lambda hold: (hold.created, hold.key))
+
+    def append(self, columns: EntryColumns, hash: str) -> int:
+        root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note = columns
+        place = len(self._entries) + 1
+        entry = Entry(
+            place, budget, key, cast(EntryKind, kind), nanousd, tokens, overrun, at,
+            usage_from(usage), prices_from(prices), json.loads(note), root, number, hash,
+        )  # fmt: skip
+        self._entries.append((entry, usage, prices, note))
+        self.undo.append(self._entries.pop)
+        if kind in ENDINGS and key is not None:
+            self._put(self._ends, key, entry)
+        return place
+
+    def ending(self, key: str) -> Entry | None:
+        return self._ends.get(key)
+
+    def entries(self, budget: str | None, key: str | None) -> Iterator[Entry]:
+        for entry, *_ in self._entries:
+            if budget in (None, entry.budget) and key in (None, entry.key):
+                yield entry
+
+    def chain(self, root: str) -> Iterator[tuple[Entry, str, str, str]]:
+        return (row for row in self._entries if row[0].root == root)
+
+    def posts_below(self, name: str, since: str) -> Iterator[Entry]:
+        for entry, *_ in self._entries:
+            is_late = entry.kind == "post" and entry.at >= since
+            if is_late and any(scope.name == name for scope in self.lineage(entry.budget)):
+                yield entry
+
+    def damage(self) -> list[str]:
+        return []
+
+
+class MemoryStore(Store):
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: MemoryRows | None = MemoryRows()
+        self._busy = False
+
+    def write(self, action: Callable[[Rows], T]) -> T:
+        return self._transact(action)
+
+    def read(self, action: Callable[[Rows], T]) -> T:
+        return self._transact(action)
+
+    def _transact(self, action: Callable[[Rows], T]) -> T:
+        with self._lock:
+            rows = self._rows
+            if rows is None:
+                raise LedgerError("this ledger in memory is closed, and gone; make a new one")
+            if self._busy:
+                raise LedgerError(
+                    "the ledger in memory is in use by this very thread; let that call end first"
+                )
+            self._busy = True
+            try:
+                return action(rows)
+            except BaseException:
+                while rows.undo:
+                    rows.undo.pop()()
+                raise
+            finally:
+                rows.undo.clear()
+                self._busy = False
+
+    def close(self) -> None:
+        with self._lock:
+            self._rows = None
+
+    def _disconnect(self) -> None:
+        """Nothing to give up: memory is copied by a fork."""

@@ -1,0 +1,258 @@
+"""A ledger in Postgres, for many hosts: one connection, whose transactions lock scopes from the root down.
+
+Read committed, with row locks taken in one order, so that no two writers wait for each other in a ring; what
+reads was read after the locks. A transaction that loses a race for a key, or its connection before the
+commit, is run again: every operation of the ledger is safe to repeat. Needs the extra `postgres` (psycopg).
+
+Leaves out what the rows mean: see `ledger`; and the tables: see `schema_postgres`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, LiteralString
+
+from viaticum.budgets import schema_postgres as schema
+from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows
+from viaticum.budgets.store import EntryColumns, Rows, Store, T, one_line
+from viaticum.errors import LedgerError, MissingExtra
+
+if TYPE_CHECKING:
+    import psycopg
+
+TRIES = 10
+_MIGRATING = 0x56494154  # the advisory lock of those who migrate
+_STREAM_ROWS = 1000
+
+
+class PostgresRows(SqlRows):
+    is_exclusive = False
+
+    def __init__(
+        self, connection: psycopg.Connection[Row], lineages: dict[str, tuple[str, ...]], *, write: bool
+    ) -> None:
+        super().__init__(lineages)
+        self._connection = connection
+        self._cursors = itertools.count()
+        self._write = write
+        self.lock_clause = " FOR NO KEY UPDATE" if write else ""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        self._connection.execute(_marked(sql), parameters)
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        return self._connection.execute(_marked(sql), parameters).fetchall()
+
+    def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
+        if self._write:  # a pipeline has no server-side cursors; what a write reads is a window at most
+            yield from self.query(sql, parameters)
+            return
+        with self._connection.cursor(name=f"stream_{next(self._cursors)}") as cursor:
+            cursor.itersize = _STREAM_ROWS
+            cursor.execute(_marked(sql), parameters)
+            yield from cursor
+
+    def append(self, columns: EntryColumns, hash: str) -> int:
+        values = (*columns, hash)
+        return int(self.query(f"{ENTRY_INSERT} RETURNING id", values)[0]["id"])
+
+    def damage(self) -> list[str]:
+        return []  # Postgres looks after its files: a page whose checksum is wrong is an error when it is read
+
+
+class PostgresStore(Store):
+    """The schema `viaticum` of one database. Threads take turns on its connection, other processes in Postgres."""
+
+    def __init__(self, address: str, *, read_only: bool = False) -> None:
+        super().__init__()
+        self._address = address
+        self._name = _without_password(address)
+        self._read_only = read_only
+        self._connection: psycopg.Connection[Row] | None = None
+        self._closed = self._busy = False
+        self._lineages: dict[str, tuple[str, ...]] = {}
+        with self._lock, self._in_plain_words():
+            self._connection = self._open()
+
+    def write(self, action: Callable[[Rows], T]) -> T:
+        if self._read_only:
+            raise LedgerError(f"the ledger {self._name} was opened to be read only; open it for writing")
+        return self._transact(action, write=True)
+
+    def read(self, action: Callable[[Rows], T]) -> T:
+        return self._transact(action, write=False)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._disconnect()
+
+    def _transact(self, action: Callable[[Rows], T], *, write: bool) -> T:
+        with self._lock, self._in_plain_words():
+            if self._busy:
+                raise LedgerError(
+                    f"the ledger {self._name} is in use by this very thread; let that call end first"
+                )
+            self._busy = True
+            try:
+                return self._repeatedly(action, write=write)
+            finally:
+                self._busy = False
+
+    def _repeatedly(self, action: Callable[[Rows], T], *, write: bool) -> T:
+        for attempt in itertools.count(1):
+            try:
+                return self._once(action, write=write)
+            except BaseException as error:
+                if not _may_be_repeated(error) or attempt == TRIES:
+                    raise
+                time.sleep(0.01 * 2**attempt if self._connection is None else 0.0)
+        raise AssertionError("the loop returns or raises")
+
+    def _once(self, action: Callable[[Rows], T], *, write: bool) -> T:
+        connection = self._connected()
+        begin: LiteralString = "BEGIN" if write else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        try:
+            # In a pipeline, statements wait for each other's answers only where one is read.
+            with connection.pipeline() if write else nullcontext():
+                connection.execute(begin)
+                result = action(PostgresRows(connection, self._lineages, write=write))
+                connection.execute("COMMIT")
+            return result
+        except BaseException:
+            with suppress(Exception):
+                connection.execute("ROLLBACK")
+            if connection.closed or connection.broken:
+                self._disconnect()
+            raise
+
+    def _connected(self) -> psycopg.Connection[Row]:
+        if self._closed:
+            raise LedgerError(f"the ledger {self._name} is closed; open it again")
+        if self._connection is None:
+            self._connection = self._open()
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with suppress(Exception):
+                self._connection.close()
+            self._connection = None
+
+    def _open(self) -> psycopg.Connection[Row]:
+        dict_row = _psycopg().rows.dict_row
+        connection: psycopg.Connection[Row] = _psycopg().connect(
+            self._address, autocommit=True, row_factory=dict_row
+        )
+        try:
+            connection.execute("SET search_path TO viaticum")
+            connection.execute("SET synchronous_commit TO on")
+            self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _migrate(self, connection: psycopg.Connection[Row]) -> None:
+        if self._version(connection) == schema.VERSION:
+            return
+        if self._read_only:
+            raise LedgerError(f"the ledger {self._name} is not there or older; open it for writing once")
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATING])
+            found = self._version(connection)  # another may have been here while we waited
+            if found == 0:
+                connection.execute("CREATE SCHEMA IF NOT EXISTS viaticum")
+                connection.execute("CREATE TABLE IF NOT EXISTS version (number INTEGER NOT NULL)")
+                connection.execute(
+                    "INSERT INTO version (number) SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM version)"
+                )
+            for step in schema.MIGRATIONS[found:]:
+                connection.execute(step)
+            connection.execute("UPDATE version SET number = %s", [schema.VERSION])
+
+    def _version(self, connection: psycopg.Connection[Row]) -> int:
+        """0 where there is no ledger yet. Raises `LedgerError` for a newer one."""
+        # Not to_regclass(): it may remember, from before a wait for a lock, that there was no such table.
+        there = "SELECT 1 AS there FROM pg_tables WHERE schemaname = 'viaticum' AND tablename = 'version'"
+        if connection.execute(there).fetchone() is None:
+            return 0
+        row = connection.execute("SELECT number FROM viaticum.version").fetchone()
+        found = int(row["number"]) if row else 0
+        if found > schema.VERSION:
+            raise LedgerError(
+                f"the ledger {self._name} has version {found}, newer than {schema.VERSION}, which this viaticum "
+                "knows; upgrade viaticum"
+            )
+        return found
+
+    @contextmanager
+    def _in_plain_words(self) -> Iterator[None]:
+        psycopg = _psycopg()
+        try:
+            yield
+        except psycopg.errors.DiskFull as error:
+            raise LedgerError(
+                f"the ledger {self._name} cannot grow: {one_line(error)}; free some disk space"
+            ) from error
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            raise LedgerError(
+                f"the ledger {self._name} cannot be written: {one_line(error)}; use the primary server"
+            ) from error
+        except (psycopg.errors.DataCorrupted, psycopg.errors.IndexCorrupted) as error:
+            raise LedgerError(
+                f"the ledger {self._name} is damaged: {one_line(error)}; restore it from a copy"
+            ) from error
+        except psycopg.OperationalError as error:
+            raise LedgerError(
+                f"the ledger {self._name} cannot be reached: {one_line(error)}; check address, rights and server"
+            ) from error
+        except psycopg.Error as error:
+            raise LedgerError(f"the ledger {self._name} failed: {one_line(error)}") from error
+
+
+def _psycopg() -> Any:
+    try:
+        import psycopg
+    except ImportError:
+        raise MissingExtra("psycopg", "postgres") from None
+    return psycopg
+
+
+def _may_be_repeated(error: BaseException) -> bool:
+    """A lost race or a lost connection; a commit whose answer was lost is found again by its key."""
+    psycopg = _psycopg()
+    races = (
+        psycopg.errors.UniqueViolation,
+        psycopg.errors.SerializationFailure,
+        psycopg.errors.DeadlockDetected,
+    )
+    lost = (
+        psycopg.errors.AdminShutdown,
+        psycopg.errors.CrashShutdown,
+        psycopg.errors.CannotConnectNow,
+        psycopg.errors.IdleInTransactionSessionTimeout,
+    )
+    if isinstance(error, (*races, *lost)):
+        return True
+    # Without an SQLSTATE the server did not answer at all.
+    return isinstance(error, psycopg.OperationalError) and error.sqlstate is None
+
+
+def _marked(sql: str) -> str:
+    """Our marks for parameters, in psycopg's way. No statement here has a question or percent mark of its own."""
+    return sql.replace("?", "%s")
+
+
+def _without_password(address: str) -> str:
+    psycopg = _psycopg()
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(address)
+    except psycopg.ProgrammingError:  # its message repeats the address, password and all
+        raise LedgerError(
+            "not an address of a Postgres database; write postgresql://user@host:port/database"
+        ) from None
+    return f"postgresql://{parts.get('host', '')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"

@@ -1,0 +1,127 @@
+"""What each step of a call writes: the hold, the totals of all its scopes, their windows, and the entry.
+
+Each function carries out one step inside the caller's write transaction. Leaves out whether the step is allowed
+(`rules`), transactions (`ledger`) and how rows are kept (`store`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from viaticum.budgets import rules
+from viaticum.budgets.chain import Chain, result_hash
+from viaticum.budgets.records import Entry, EntryKind, Hold, amounts, costs
+from viaticum.budgets.store import Rows, Scope
+from viaticum.types import TokenCount
+
+
+def locked(rows: Rows, key: str) -> tuple[Hold, list[Scope]]:
+    """A hold and the scopes it counts in. Read again once they are locked: another may have ended it meanwhile."""
+    hold = rules.known_hold(rows, key)
+    lineage = rows.lineage(hold.budget)
+    return hold if rows.is_exclusive else rules.known_hold(rows, key), lineage
+
+
+def hold_for(rows: Rows, chain: Chain, lineage: list[Scope], wanted: Hold) -> Hold:
+    hold = replace(wanted, created=chain.at, until=until(chain, wanted.lease))
+    held = (hold.held_nanousd, hold.held_tokens)
+    rows.insert_hold(hold)
+    rows.move([scope.name for scope in lineage], held, (0, 0))
+    note: dict[str, Any] = {"lease": hold.lease, "until": hold.until}
+    note |= {"parameters": hold.parameters} if hold.parameters else {}
+    note |= {"tags": dict(hold.tags)} if hold.tags else {}
+    chain.append(hold.budget, "reserve", hold.key, held, usage=hold.usage, prices=hold.prices, note=note)
+    return hold
+
+
+def post(
+    rows: Rows,
+    chain: Chain,
+    lineage: list[Scope],
+    hold: Hold,
+    used: Mapping[str, TokenCount],
+    source: str,
+    result: str | None,
+) -> Entry:
+    by_model = costs(used, hold.prices)
+    posted = amounts(used, by_model)
+    note: dict[str, Any] = {"costs": by_model, "usage": source}
+    note |= {"tags": dict(hold.tags)} if hold.tags else {}
+    note |= {"was": "unknown"} if hold.state == "unknown" else {}
+    if posted[1] > hold.held_tokens:
+        note["overrun_tokens"] = posted[1] - hold.held_tokens
+    if result is not None and hold.result is None:
+        rows.set_result(hold.key, result)
+        note["result"] = result_hash(result)
+    elif result is not None:
+        rules.refuse_other_result(hold, result)
+    rows.update_hold(hold.key, "posted", hold.until)
+    rows.move([scope.name for scope in lineage], (-hold.held_nanousd, -hold.held_tokens), posted)
+    for scope in lineage:
+        if scope.window is not None:
+            rows.add_to_bucket(scope.name, scope.window.bucket(chain.moment), posted)
+    overrun = max(0, posted[0] - hold.held_nanousd)
+    return chain.append(
+        hold.budget, "post", hold.key, posted, overrun=overrun, usage=used, prices=hold.prices, note=note
+    )
+
+
+def free(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold, kind: EntryKind) -> Entry:
+    held = (hold.held_nanousd, hold.held_tokens)
+    rows.update_hold(hold.key, "void" if kind == "void" else "expired", hold.until)
+    rows.move([scope.name for scope in lineage], (-held[0], -held[1]), (0, 0))
+    note = {"was": hold.state} if hold.state != "reserved" else {}
+    return chain.append(hold.budget, kind, hold.key, held, usage=hold.usage, prices=hold.prices, note=note)
+
+
+def lapse(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold) -> Entry:
+    """A call that was sent, or has a result, may have to be paid for; any other may not."""
+    if hold.state == "reserved" and hold.result is None:
+        return free(rows, chain, lineage, hold, "expire")
+    rows.update_hold(hold.key, "unknown", hold.until)
+    held = (hold.held_nanousd, hold.held_tokens)
+    return chain.append(hold.budget, "unknown", hold.key, held, usage=hold.usage, prices=hold.prices)
+
+
+def expire_lapsed(rows: Rows, chain: Chain, root: str) -> bool:
+    """Free what a crashed caller reserved in this tree and never sent. True where there was any."""
+    lapsed = [hold for hold in rows.lapsed(root, chain.at, ("reserved",)) if hold.result is None]
+    for hold in lapsed:
+        free(rows, chain, rows.lineage(hold.budget), hold, "expire")
+    return bool(lapsed)
+
+
+def keep_result(rows: Rows, chain: Chain, hold: Hold, result: str | None) -> None:
+    if result is None:
+        return
+    rules.refuse_other_result(hold, result)
+    if hold.result is None:
+        rows.set_result(hold.key, result)
+        chain.append(hold.budget, "result", hold.key, note={"result": result_hash(result)})
+
+
+def fill_buckets(rows: Rows, scope: Scope, moment: datetime) -> None:
+    """Sum the window that is running from the entries."""
+    rows.clear_buckets(scope.name)
+    if scope.window is None:
+        return
+    since = time_text(datetime.fromtimestamp(scope.window.since(moment), UTC))
+    sums: dict[int, tuple[int, int]] = {}
+    for entry in rows.posts_below(scope.name, since):
+        bucket = scope.window.bucket(datetime.fromisoformat(entry.at))
+        nanousd, tokens = sums.get(bucket, (0, 0))
+        sums[bucket] = (nanousd + entry.nanousd, tokens + entry.tokens)
+    for bucket, posted in sums.items():
+        rows.add_to_bucket(scope.name, bucket, posted)
+
+
+def until(chain: Chain, lease: int) -> str:
+    return time_text(chain.moment + timedelta(seconds=lease))
+
+
+def time_text(moment: datetime) -> str:
+    """UTC in ISO 8601, always as wide, so that text sorts by time."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")

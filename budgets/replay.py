@@ -1,0 +1,323 @@
+"""The audit behind `Ledger.check`: what the entries say, played again from the first, against all other rows.
+
+Each entry's hash is computed anew, each amount is priced anew, each limit is looked at after each hold, and in
+the end every column of every scope, hold and bucket has to be what the entries make it. It reads, and mends
+nothing. Leaves out rows altered together with every hash after them: keep a copy of `Ledger.heads()` for that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from viaticum.budgets.chain import entry_hash, result_hash
+from viaticum.budgets.records import (
+    Entry,
+    Hold,
+    HoldState,
+    amounts,
+    costs,
+    prices_from,
+    usage_from,
+    worst_costs,
+)
+from viaticum.budgets.rules import known_lineage
+from viaticum.budgets.store import NO_ENTRY, Rows, Scope
+from viaticum.budgets.windows import Window
+from viaticum.errors import ViaticumError
+
+_UNREADABLE = (ViaticumError, ValueError, TypeError, AttributeError, KeyError)
+
+
+def audit(rows: Rows, budget: str | None = None) -> list[str]:
+    """What is wrong, one line each. Call it inside a read transaction, so that it sees one moment."""
+    damage = rows.damage()
+    if damage:
+        return [f"the store is damaged: {line}" for line in damage]
+    try:
+        scopes = {scope.name: scope for scope in rows.scopes()}
+    except _UNREADABLE as error:
+        return [f"a budget cannot be read: {error}"]
+    roots = [known_lineage(rows, budget)[0].name] if budget is not None else _roots(scopes)
+    return [finding for root in roots for finding in _Replay(rows, root, scopes).findings()]
+
+
+def _roots(scopes: dict[str, Scope]) -> list[str]:
+    return list(dict.fromkeys(scope.root for scope in scopes.values()))
+
+
+@dataclass
+class _Play:
+    """A scope as the entries so far make it."""
+
+    scope: Scope
+    buckets: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def used(self, at: str) -> tuple[int, int]:
+        """Posted, within the window if there is one, and held."""
+        scope = self.scope
+        posted = (scope.posted_nanousd, scope.posted_tokens)
+        if scope.window is not None:
+            since = scope.window.since(datetime.fromisoformat(at))
+            counted = [amount for bucket, amount in self.buckets.items() if bucket >= since]
+            posted = (sum(amount[0] for amount in counted), sum(amount[1] for amount in counted))
+        return posted[0] + scope.held_nanousd, posted[1] + scope.held_tokens
+
+    def move(self, held: tuple[int, int], posted: tuple[int, int] = (0, 0), at: str = "") -> None:
+        scope = self.scope
+        self.scope = replace(
+            scope,
+            held_nanousd=scope.held_nanousd + held[0],
+            held_tokens=scope.held_tokens + held[1],
+            posted_nanousd=scope.posted_nanousd + posted[0],
+            posted_tokens=scope.posted_tokens + posted[1],
+        )
+        if scope.window is not None and at:
+            self.fill(posted, at)
+
+    def fill(self, posted: tuple[int, int], at: str) -> None:
+        assert self.scope.window is not None
+        bucket = self.scope.window.bucket(datetime.fromisoformat(at))
+        before = self.buckets.get(bucket, (0, 0))
+        self.buckets[bucket] = (before[0] + posted[0], before[1] + posted[1])
+
+
+class _Replay:
+    """One tree of scopes, its chain played from the first entry to the last."""
+
+    def __init__(self, rows: Rows, root: str, scopes: dict[str, Scope]) -> None:
+        self.rows, self.root = rows, root
+        self.there = {name: scope for name, scope in scopes.items() if scope.root == root}
+        self.plays: dict[str, _Play] = {}
+        self.open: dict[str, Hold] = {}
+        self.results: dict[str, str] = {}  # of open holds: hashes by key
+        self.late: dict[str, str] = {}  # of ended holds: results that no entry has told of yet
+        self.reserved = 0
+
+    def findings(self) -> Iterator[str]:
+        number, head, last = 0, NO_ENTRY, ""
+        for entry, *texts in self.rows.chain(self.root):
+            if entry.number != number + 1:
+                yield f"entries are missing or doubled before entry {entry.id}: number {entry.number} follows {number}"
+            if entry_hash(head, entry, *texts) != entry.hash:
+                yield f"entry {entry.id} was altered, or the one before it: its hash is not that of its columns"
+            number, head, last = entry.number, entry.hash, entry.at
+            yield from self._readable(entry, *texts)
+            try:
+                yield from self._apply(entry)
+            except _UNREADABLE as error:
+                yield f"entry {entry.id} cannot be played again: {error!r}"
+        yield from self._compare_scopes(number, head, last)
+        yield from self._compare_open_holds()
+
+    def _readable(self, entry: Entry, usage: str, prices: str, note: str) -> Iterator[str]:
+        try:
+            usage_from(usage), prices_from(prices), json.loads(note)
+        except _UNREADABLE as error:
+            yield f"entry {entry.id} cannot be priced again: {error}"
+
+    def _apply(self, entry: Entry) -> Iterator[str]:
+        if entry.kind == "limit":
+            yield from self._limit(entry)
+        elif entry.budget not in self.plays:
+            yield f"entry {entry.id} names a budget {entry.budget!r} that no entry made"
+        elif entry.key is None:
+            state = {"pause": "paused", "resume": "open", "close": "closed"}[entry.kind]
+            self._change(entry.budget, state=state)
+        elif entry.kind == "reserve":
+            yield from self._reserve(entry)
+        else:
+            yield from self._later(entry)
+
+    def _change(self, budget: str, **changes: object) -> None:
+        self.plays[budget].scope = replace(self.plays[budget].scope, **changes)  # type: ignore[arg-type]
+
+    # Scopes
+
+    def _limit(self, entry: Entry) -> Iterator[str]:
+        limits = (entry.nanousd or None, entry.tokens or None)
+        window = Window.parse(entry.note["window"]) if "window" in entry.note else None
+        if entry.budget not in self.plays:
+            parent = entry.note.get("parent")
+            depth = self.plays[parent].scope.depth + 1 if parent is not None else 0
+            scope = Scope(entry.budget, parent, self.root, depth, *limits, window)
+            self.plays[entry.budget] = _Play(scope)
+            return
+        play = self.plays[entry.budget]
+        old = play.scope
+        self._change(entry.budget, limit_nanousd=limits[0], limit_tokens=limits[1], window=window)
+        if window != old.window:
+            self._refill(play, entry)
+        for unit, used, limit, before in zip(
+            ("nano-dollars", "tokens"), play.used(entry.at), limits,
+            (old.limit_nanousd, old.limit_tokens), strict=True,
+        ):  # fmt: skip
+            if limit is not None and limit != before and used > limit:
+                yield (
+                    f"a limit is exceeded: entry {entry.id} sets {limit} {unit} for {entry.budget!r}, {used} are used"
+                )
+
+    def _refill(self, play: _Play, entry: Entry) -> None:
+        """The window that is running at this entry, from the posts before it."""
+        play.buckets = {}
+        if play.scope.window is None:
+            return
+        since = play.scope.window.since(datetime.fromisoformat(entry.at))
+        text = datetime.fromtimestamp(since, UTC).isoformat(timespec="microseconds")
+        for post in self.rows.posts_below(entry.budget, text):
+            if post.number < entry.number:
+                play.fill((post.nanousd, post.tokens), post.at)
+
+    def _lineage(self, budget: str) -> Iterator[_Play]:
+        name: str | None = budget
+        while name is not None:
+            yield self.plays[name]
+            name = self.plays[name].scope.parent
+
+    # Holds
+
+    def _reserve(self, entry: Entry) -> Iterator[str]:
+        assert entry.key is not None
+        if entry.key in self.open:
+            yield f"a hold was not reserved once: {entry.key!r}"
+            return
+        self.reserved += 1
+        note = entry.note
+        self.open[entry.key] = Hold(
+            entry.key, entry.budget, "reserved", entry.nanousd, entry.tokens, entry.usage, entry.prices,
+            entry.at, None, note.get("parameters", ""), note.get("tags", {}),
+            note.get("lease", 0), note.get("until", "9999"),
+        )  # fmt: skip
+        if "result" in note:  # of a version 1 file, which had no entry of its own for it
+            self._note_result(entry.key, note["result"])
+        yield from _repriced(entry, amounts(entry.usage, worst_costs(entry.usage, entry.prices)))
+        for play in self._lineage(entry.budget):
+            play.move((entry.nanousd, entry.tokens))
+            scope, used = play.scope, play.used(entry.at)
+            if scope.state != "open":
+                yield f"entry {entry.id} reserves in {scope.name!r}, which is {scope.state}"
+            limits = (("nano-dollars", scope.limit_nanousd), ("tokens", scope.limit_tokens))
+            for amount, (unit, limit) in zip(used, limits, strict=True):
+                if limit is not None and amount > limit:
+                    yield (
+                        f"a limit is exceeded: after entry {entry.id} {scope.name!r} has {amount} of {limit} {unit}"
+                    )
+
+    def _later(self, entry: Entry) -> Iterator[str]:
+        assert entry.key is not None
+        hold = self.open.get(entry.key)
+        if entry.kind == "result":
+            self._note_result(entry.key, entry.note["result"])
+        elif hold is None:
+            row = self.rows.hold(entry.key)
+            what = "a hold ended more than once" if row else "an entry names no such hold"
+            yield f"{what}: entry {entry.id}, {entry.kind} {entry.key!r}"
+        elif hold.budget != entry.budget:
+            yield f"entry {entry.id} names another budget than its hold {entry.key!r}"
+        elif entry.kind == "dispatch":
+            until = entry.note["until"]
+            self.open[entry.key] = replace(hold, state="dispatched", until=until)
+        elif entry.kind == "unknown":
+            self.open[entry.key] = replace(hold, state="unknown")
+        else:
+            yield from self._end(entry, hold)
+
+    def _end(self, entry: Entry, hold: Hold) -> Iterator[str]:
+        held, posted = (hold.held_nanousd, hold.held_tokens), (0, 0)
+        if entry.kind == "post":
+            by_model = costs(entry.usage, hold.prices)
+            yield from _repriced(entry, amounts(entry.usage, by_model))
+            if entry.note.get("costs") != by_model:
+                yield f"entry {entry.id} tells costs by model that its usage does not make"
+            posted = (entry.nanousd, entry.tokens)
+            if entry.overrun != max(0, posted[0] - held[0]):
+                yield f"a hold differs from its entries: {hold.key!r} has an overrun of {entry.overrun}"
+            if "result" in entry.note:
+                self._note_result(hold.key, entry.note["result"])
+        elif (entry.nanousd, entry.tokens) != held:
+            yield f"a hold differs from its entries: entry {entry.id} frees other amounts than {hold.key!r} held"
+        for play in self._lineage(entry.budget):
+            play.move((-held[0], -held[1]), posted, entry.at if entry.kind == "post" else "")
+        del self.open[hold.key]
+        states: dict[str, HoldState] = {"post": "posted", "void": "void", "expire": "expired"}
+        yield from self._compare_hold(replace(hold, state=states[entry.kind]), ended=True)
+
+    def _note_result(self, key: str, told: str) -> None:
+        if key in self.open:
+            self.results[key] = told
+        elif self.late.get(key) == told:
+            del self.late[key]
+        else:
+            self.late[key] = f"not {told}"
+
+    # The rows that are there
+
+    def _compare_hold(self, expected: Hold, *, ended: bool) -> Iterator[str]:
+        key = expected.key
+        told = self.results.pop(key, None)
+        try:
+            found = self.rows.hold(key)
+        except _UNREADABLE as error:
+            yield f"the hold {key!r} cannot be read: it cannot be priced again: {error!r}"
+            return
+        if found is None:
+            yield f"a hold differs from its entries: {key!r} is missing"
+            return
+        for name in Hold.__dataclass_fields__:
+            is_there, made = getattr(found, name), getattr(expected, name)
+            if name != "result" and is_there != made:
+                yield f"a hold differs from its entries: {key!r} has {name} {is_there}, the entries make it {made}"
+        has = None if found.result is None else result_hash(found.result)
+        if ended and told is None and has is not None:
+            self.late[key] = has
+        elif has != told:
+            yield f"the result of {key!r} is not the one its entry tells of"
+
+    def _compare_open_holds(self) -> Iterator[str]:
+        for expected in list(self.open.values()):
+            yield from self._compare_hold(expected, ended=False)
+        for key in self.late:
+            yield f"the result of {key!r} is not the one its entry tells of"
+        there = self.rows.count_holds(self.root)
+        if there != self.reserved:
+            yield f"{self.root!r} has {there} holds, its entries reserve {self.reserved}: one was put in or taken out"
+
+    def _compare_scopes(self, number: int, head: str, last: str) -> Iterator[str]:
+        if self.root in self.plays:
+            self._change(self.root, entries=number, head=head, last_at=last)
+        for name in {**self.plays, **self.there}:
+            found, play = self.there.get(name), self.plays.get(name)
+            if found is None or play is None:
+                yield f"budget {name!r} is {'not there' if found is None else 'there, and no entry made it'}"
+                continue
+            yield from _differences(found, play.scope)
+            if self.rows.buckets(name) != play.buckets:
+                yield f"totals differ from the entries: the window of {name!r}"
+
+
+def _repriced(entry: Entry, expected: tuple[int, int]) -> Iterator[str]:
+    if expected != (entry.nanousd, entry.tokens):
+        yield (
+            f"entry {entry.id} says {entry.nanousd} nano-dollars and {entry.tokens} tokens, "
+            f"its usage makes {expected[0]} and {expected[1]}"
+        )
+
+
+_WHAT_DIFFERS = {
+    "limit_nanousd": "a limit differs from its last entry",
+    "limit_tokens": "a limit differs from its last entry",
+    "window": "a limit differs from its last entry",
+    "entries": "the end of the chain differs from its last entry",
+    "head": "the end of the chain differs from its last entry",
+    "last_at": "the end of the chain differs from its last entry",
+}
+
+
+def _differences(found: Scope, expected: Scope) -> Iterator[str]:
+    for name in Scope.__dataclass_fields__:
+        has, made = getattr(found, name), getattr(expected, name)
+        if has != made:
+            what = _WHAT_DIFFERS.get(name, "totals differ from the entries")
+            yield f"{what}: budget {found.name!r} has {name} {has}, the entries make it {made}"

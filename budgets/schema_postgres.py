@@ -1,0 +1,135 @@
+"""The tables of the ledger in Postgres, as numbered migrations, in a schema of their own named `viaticum`.
+
+`MIGRATIONS[n]` takes the schema from version n to n + 1; the version is a row of viaticum.version. A migration
+that has shipped is never edited: add another. Postgres has its own numbers, apart from those of the SQLite
+file. Leaves out connections and transactions: see `postgres`.
+"""
+
+from __future__ import annotations
+
+from viaticum.budgets.store import NO_ENTRY
+
+_TABLES = f"""
+CREATE TABLE budgets (
+  name TEXT COLLATE "C" PRIMARY KEY,
+  parent TEXT COLLATE "C" REFERENCES budgets (name),
+  root TEXT COLLATE "C" NOT NULL,
+  depth INTEGER NOT NULL CHECK (depth >= 0),
+  limit_nanousd BIGINT CHECK (limit_nanousd > 0),
+  limit_tokens BIGINT CHECK (limit_tokens > 0),
+  time_window TEXT NOT NULL DEFAULT '',
+  state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'paused', 'closed')),
+  posted_nanousd BIGINT NOT NULL DEFAULT 0 CHECK (posted_nanousd >= 0),
+  held_nanousd BIGINT NOT NULL DEFAULT 0 CHECK (held_nanousd >= 0),
+  posted_tokens BIGINT NOT NULL DEFAULT 0 CHECK (posted_tokens >= 0),
+  held_tokens BIGINT NOT NULL DEFAULT 0 CHECK (held_tokens >= 0),
+  entries BIGINT NOT NULL DEFAULT 0,
+  head TEXT NOT NULL DEFAULT '{NO_ENTRY}',
+  last_at TEXT NOT NULL DEFAULT '',
+  CHECK (limit_nanousd IS NOT NULL OR limit_tokens IS NOT NULL OR parent IS NOT NULL)
+) WITH (fillfactor = 50);
+
+CREATE TABLE buckets (
+  budget TEXT COLLATE "C" NOT NULL REFERENCES budgets (name),
+  bucket BIGINT NOT NULL,
+  nanousd BIGINT NOT NULL,
+  tokens BIGINT NOT NULL,
+  PRIMARY KEY (budget, bucket)
+);
+
+CREATE TABLE holds (
+  key TEXT COLLATE "C" PRIMARY KEY,
+  budget TEXT COLLATE "C" NOT NULL REFERENCES budgets (name),
+  state TEXT NOT NULL
+    CHECK (state IN ('reserved', 'dispatched', 'posted', 'void', 'expired', 'unknown')),
+  held_nanousd BIGINT NOT NULL CHECK (held_nanousd >= 0),
+  held_tokens BIGINT NOT NULL CHECK (held_tokens >= 0),
+  usage TEXT NOT NULL,
+  prices TEXT NOT NULL,
+  created TEXT COLLATE "C" NOT NULL,
+  result TEXT,
+  parameters TEXT NOT NULL,
+  tags TEXT NOT NULL,
+  lease BIGINT NOT NULL,
+  until TEXT COLLATE "C" NOT NULL
+);
+
+CREATE TABLE entries (
+  id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  budget TEXT COLLATE "C" NOT NULL REFERENCES budgets (name),
+  key TEXT COLLATE "C" REFERENCES holds (key),
+  kind TEXT NOT NULL CHECK (kind IN ('limit', 'pause', 'resume', 'close', 'reserve', 'dispatch', 'result',
+    'post', 'void', 'expire', 'unknown')),
+  nanousd BIGINT NOT NULL CHECK (nanousd >= 0),
+  tokens BIGINT NOT NULL CHECK (tokens >= 0),
+  overrun BIGINT NOT NULL CHECK (overrun >= 0),
+  at TEXT COLLATE "C" NOT NULL,
+  usage TEXT NOT NULL,
+  prices TEXT NOT NULL,
+  note TEXT NOT NULL,
+  root TEXT COLLATE "C" NOT NULL REFERENCES budgets (name),
+  number BIGINT NOT NULL,
+  hash TEXT NOT NULL,
+  CHECK ((key IS NULL) = (kind IN ('limit', 'pause', 'resume', 'close')))
+);
+
+CREATE INDEX budgets_by_parent ON budgets (parent);
+CREATE INDEX open_holds ON holds (budget, state, until) WHERE state IN ('reserved', 'dispatched', 'unknown');
+CREATE UNIQUE INDEX one_place_in_the_chain ON entries (root, number);
+CREATE UNIQUE INDEX one_reserve_a_key ON entries (key) WHERE kind = 'reserve';
+CREATE UNIQUE INDEX one_end_a_key ON entries (key) WHERE kind IN ('post', 'void', 'expire');
+"""
+
+_GUARDS = """
+CREATE FUNCTION kept() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE EXCEPTION '% of % is refused: the ledger is append-only', TG_OP, TG_TABLE_NAME; END $$;
+
+CREATE FUNCTION ends_once() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF (OLD.state IN ('posted', 'void', 'expired') AND NEW.state <> OLD.state)
+    OR (OLD.state <> 'reserved' AND NEW.state IN ('reserved', 'expired') AND NEW.state <> OLD.state)
+    OR (OLD.state = 'unknown' AND NEW.state = 'dispatched')
+    OR (OLD.result IS NOT NULL AND NEW.result IS DISTINCT FROM OLD.result)
+    OR (NEW.key, NEW.budget, NEW.held_nanousd, NEW.held_tokens, NEW.usage, NEW.prices, NEW.created,
+        NEW.parameters, NEW.tags, NEW.lease)
+      IS DISTINCT FROM (OLD.key, OLD.budget, OLD.held_nanousd, OLD.held_tokens, OLD.usage, OLD.prices,
+        OLD.created, OLD.parameters, OLD.tags, OLD.lease)
+  THEN RAISE EXCEPTION 'a hold ends once and keeps its terms'; END IF;
+  RETURN NEW;
+END $$;
+
+CREATE TRIGGER entries_are_kept BEFORE UPDATE OR DELETE ON entries FOR EACH ROW EXECUTE FUNCTION kept();
+CREATE TRIGGER entries_stay BEFORE TRUNCATE ON entries FOR EACH STATEMENT EXECUTE FUNCTION kept();
+CREATE TRIGGER holds_end_once BEFORE UPDATE ON holds FOR EACH ROW EXECUTE FUNCTION ends_once();
+CREATE TRIGGER holds_are_kept BEFORE DELETE ON holds FOR EACH ROW EXECUTE FUNCTION kept();
+CREATE TRIGGER holds_stay BEFORE TRUNCATE ON holds FOR EACH STATEMENT EXECUTE FUNCTION kept();
+CREATE TRIGGER budgets_are_kept BEFORE DELETE ON budgets FOR EACH ROW EXECUTE FUNCTION kept();
+CREATE TRIGGER budgets_stay BEFORE TRUNCATE ON budgets FOR EACH STATEMENT EXECUTE FUNCTION kept();
+"""
+
+_VIEWS = """
+CREATE VIEW spend_by_scope AS
+SELECT name, parent, state, time_window,
+  limit_nanousd / 1e9 AS limit_usd, posted_nanousd / 1e9 AS posted_usd, held_nanousd / 1e9 AS held_usd,
+  limit_tokens, posted_tokens, held_tokens
+FROM budgets ORDER BY name;
+
+CREATE VIEW spend_by_model AS
+SELECT cost.key AS model, count(*) AS calls, sum(cost.value::bigint) / 1e9 AS usd,
+  sum((e.usage::json -> cost.key ->> 'input_tokens')::bigint) AS input_tokens,
+  sum((e.usage::json -> cost.key ->> 'output_tokens')::bigint) AS output_tokens
+FROM entries e, json_each_text(e.note::json -> 'costs') cost
+WHERE e.kind = 'post' GROUP BY cost.key ORDER BY cost.key;
+
+CREATE VIEW spend_by_strategy AS
+SELECT coalesce(note::json -> 'tags' ->> 'strategy', '') AS strategy, count(*) AS calls,
+  sum(nanousd) / 1e9 AS usd, sum(tokens) AS tokens
+FROM entries WHERE kind = 'post' GROUP BY 1 ORDER BY 1;
+
+CREATE VIEW spend_by_day AS
+SELECT substr(at, 1, 10) AS day, count(*) AS calls, sum(nanousd) / 1e9 AS usd, sum(tokens) AS tokens
+FROM entries WHERE kind = 'post' GROUP BY 1 ORDER BY 1;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_TABLES + _GUARDS + _VIEWS,)
+VERSION = len(MIGRATIONS)

@@ -1,0 +1,258 @@
+"""Rows in SQL, in the part of the language that SQLite and Postgres share: one statement a method.
+
+Parameters are written `?`. Leaves out connections, transactions and what differs between the two databases:
+see `sqlite` and `postgres`; and the tables: see `schema` and `schema_postgres`.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from viaticum.budgets.records import (
+    HELD_STATES,
+    Entry,
+    Hold,
+    HoldState,
+    json_text,
+    prices_from,
+    prices_text,
+    usage_from,
+    usage_text,
+)
+from viaticum.budgets.store import EntryColumns, Rows, Scope
+from viaticum.budgets.windows import Window
+from viaticum.errors import ViaticumError
+
+Row = dict[str, Any]
+
+_HOLD_COLUMNS = "key, budget, state, held_nanousd, held_tokens, usage, prices, created, result, parameters, tags, lease, until"
+_ENTRY_COLUMNS = (
+    "id, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note, root, number, hash"
+)
+# What the index of open holds is about, said again so that it is used.
+_IS_OPEN = " AND state IN ('reserved', 'dispatched', 'unknown')"
+_BELOW = """
+WITH RECURSIVE below (name) AS (
+  SELECT name FROM budgets WHERE name = ?
+  UNION ALL SELECT b.name FROM budgets b JOIN below ON b.parent = below.name
+)
+"""
+_ABOVE = """
+WITH RECURSIVE above (name, parent, depth) AS (
+  SELECT name, parent, depth FROM budgets WHERE name = ?
+  UNION ALL SELECT b.name, b.parent, b.depth FROM budgets b JOIN above ON b.name = above.parent
+)
+SELECT name FROM above ORDER BY depth
+"""
+
+
+class SqlRows(Rows):
+    """What is left to a database: how a statement is run, rows are locked, and files are checked.
+
+    lineages is the store's: names from root to leaf. They never change once a scope is there.
+    """
+
+    lock_clause = ""
+
+    def __init__(self, lineages: dict[str, tuple[str, ...]]) -> None:
+        self._lineages = lineages
+
+    @abstractmethod
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None: ...
+
+    @abstractmethod
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]: ...
+
+    @abstractmethod
+    def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
+        """As `query`, row by row, for more rows than fit into memory."""
+
+    @abstractmethod
+    def append(self, columns: EntryColumns, hash: str) -> int: ...
+
+    def scopes(self) -> list[Scope]:
+        return [_scope(row) for row in self.query("SELECT * FROM budgets ORDER BY name")]
+
+    def lineage(self, name: str) -> list[Scope]:
+        names = self._lineages.get(name)
+        if names is None:
+            names = tuple(row["name"] for row in self.query(_ABOVE, [name]))
+            if not names:
+                return []
+            self._lineages[name] = names
+        marks = ", ".join("?" * len(names))
+        sql = f"SELECT * FROM budgets WHERE name IN ({marks}) ORDER BY depth{self.lock_clause}"
+        return [_scope(row) for row in self.query(sql, names)]
+
+    def insert_scope(self, scope: Scope) -> None:
+        self.execute(
+            "INSERT INTO budgets (name, parent, root, depth, limit_nanousd, limit_tokens, time_window, state)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                scope.name, scope.parent, scope.root, scope.depth,
+                scope.limit_nanousd, scope.limit_tokens, _window_text(scope), scope.state,
+            ],
+        )  # fmt: skip
+
+    def update_scope(self, scope: Scope) -> None:
+        self.execute(
+            "UPDATE budgets SET limit_nanousd = ?, limit_tokens = ?, time_window = ?, state = ? WHERE name = ?",
+            [scope.limit_nanousd, scope.limit_tokens, _window_text(scope), scope.state, scope.name],
+        )
+
+    def move(self, names: Sequence[str], held: tuple[int, int], posted: tuple[int, int]) -> None:
+        marks = ", ".join("?" * len(names))
+        self.execute(
+            "UPDATE budgets SET held_nanousd = held_nanousd + ?, held_tokens = held_tokens + ?,"
+            " posted_nanousd = posted_nanousd + ?, posted_tokens = posted_tokens + ?"
+            f" WHERE name IN ({marks})",
+            [*held, *posted, *names],
+        )
+
+    def set_head(self, root: str, entries: int, head: str, last_at: str) -> None:
+        self.execute(
+            "UPDATE budgets SET entries = ?, head = ?, last_at = ? WHERE name = ?",
+            [entries, head, last_at, root],
+        )
+
+    def add_to_bucket(self, name: str, bucket: int, posted: tuple[int, int]) -> None:
+        self.execute(
+            "INSERT INTO buckets (budget, bucket, nanousd, tokens) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (budget, bucket) DO UPDATE SET"
+            " nanousd = buckets.nanousd + excluded.nanousd, tokens = buckets.tokens + excluded.tokens",
+            [name, bucket, *posted],
+        )
+
+    def clear_buckets(self, name: str) -> None:
+        self.execute("DELETE FROM buckets WHERE budget = ?", [name])
+
+    def since(self, name: str, bucket: int) -> tuple[int, int]:
+        sql = (
+            "SELECT coalesce(sum(nanousd), 0) AS nanousd, coalesce(sum(tokens), 0) AS tokens"
+            " FROM buckets WHERE budget = ? AND bucket >= ?"
+        )
+        row = self.query(sql, [name, bucket])[0]
+        return int(row["nanousd"]), int(row["tokens"])
+
+    def buckets(self, name: str) -> dict[int, tuple[int, int]]:
+        rows = self.query("SELECT bucket, nanousd, tokens FROM buckets WHERE budget = ?", [name])
+        return {row["bucket"]: (row["nanousd"], row["tokens"]) for row in rows}
+
+    def hold(self, key: str) -> Hold | None:
+        rows = self.query(f"SELECT {_HOLD_COLUMNS} FROM holds WHERE key = ?", [key])
+        return _hold(rows[0]) if rows else None
+
+    def insert_hold(self, hold: Hold) -> None:
+        self.execute(
+            f"INSERT INTO holds ({_HOLD_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                hold.key, hold.budget, hold.state, hold.held_nanousd, hold.held_tokens,
+                usage_text(hold.usage), prices_text(hold.prices), hold.created, hold.result,
+                hold.parameters, json_text(hold.tags), hold.lease, hold.until,
+            ],
+        )  # fmt: skip
+
+    def update_hold(self, key: str, state: HoldState, until: str) -> None:
+        self.execute("UPDATE holds SET state = ?, until = ? WHERE key = ?", [state, until, key])
+
+    def set_result(self, key: str, result: str) -> None:
+        self.execute("UPDATE holds SET result = ? WHERE key = ?", [result, key])
+
+    def holds(self, budget: str | None, state: HoldState | None) -> Iterator[Hold]:
+        where, values = _where({"budget": budget, "state": state})
+        if state in HELD_STATES:
+            where += _IS_OPEN
+        sql = f"SELECT {_HOLD_COLUMNS} FROM holds{where} ORDER BY created, key"
+        return (_hold(row) for row in self.stream(sql, values))
+
+    def count_holds(self, root: str) -> int:
+        sql = "SELECT count(*) AS n FROM holds h JOIN budgets b ON b.name = h.budget WHERE b.root = ?"
+        return int(self.query(sql, [root])[0]["n"])
+
+    def lapsed(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
+        marks = ", ".join("?" * len(states))
+        sql = f"SELECT {_HOLD_COLUMNS} FROM holds WHERE state IN ({marks}) AND until < ?{_IS_OPEN}"
+        values: list[Any] = [*states, at]
+        if root is not None:
+            sql += " AND budget IN (SELECT name FROM budgets WHERE root = ?)"
+            values.append(root)
+        return [_hold(row) for row in self.query(f"{sql} ORDER BY created, key", values)]
+
+    def ending(self, key: str) -> Entry | None:
+        sql = f"SELECT {_ENTRY_COLUMNS} FROM entries WHERE key = ? AND kind IN ('post', 'void', 'expire')"
+        rows = self.query(sql, [key])
+        return _entry(rows[0]) if rows else None
+
+    def entries(self, budget: str | None, key: str | None) -> Iterator[Entry]:
+        where, values = _where({"budget": budget, "key": key})
+        if budget is not None:
+            where += " AND root = (SELECT root FROM budgets WHERE name = ?)"
+            values.append(budget)
+        sql = f"SELECT {_ENTRY_COLUMNS} FROM entries{where} ORDER BY id"
+        return (_entry(row) for row in self.stream(sql, values))
+
+    def chain(self, root: str) -> Iterator[tuple[Entry, str, str, str]]:
+        sql = f"SELECT {_ENTRY_COLUMNS} FROM entries WHERE root = ? ORDER BY number, id"
+        for row in self.stream(sql, [root]):
+            texts = row["usage"], row["prices"], row["note"]
+            try:
+                entry = _entry(row)
+            except (ViaticumError, ValueError, TypeError, AttributeError):
+                entry = Entry(**{**row, "usage": {}, "prices": {}, "note": {}})
+            yield entry, *texts
+
+    def posts_below(self, name: str, since: str) -> Iterator[Entry]:
+        sql = (
+            f"{_BELOW}SELECT {_ENTRY_COLUMNS} FROM entries"
+            " WHERE root = (SELECT root FROM budgets WHERE name = ?)"
+            " AND kind = 'post' AND at >= ? AND budget IN (SELECT name FROM below) ORDER BY number"
+        )
+        return (_entry(row) for row in self.stream(sql, [name, name, since]))
+
+
+# In the order of `EntryColumns`, then the hash.
+ENTRY_INSERT = (
+    "INSERT INTO entries (root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note, hash)"
+    f" VALUES ({', '.join('?' * 13)})"
+)
+
+
+def _where(wanted: dict[str, Any]) -> tuple[str, list[Any]]:
+    given = {column: value for column, value in wanted.items() if value is not None}
+    conditions = " AND ".join(f"{column} = ?" for column in given)
+    return (f" WHERE {conditions}" if given else ""), list(given.values())
+
+
+def _window_text(scope: Scope) -> str:
+    return str(scope.window) if scope.window else ""
+
+
+def _scope(row: Row) -> Scope:
+    values = dict(row)
+    window = values.pop("time_window")
+    return Scope(**values, window=Window.parse(window) if window else None)
+
+
+def _hold(row: Row) -> Hold:
+    return Hold(
+        **{
+            **row,
+            "usage": usage_from(row["usage"]),
+            "prices": prices_from(row["prices"]),
+            "tags": json.loads(row["tags"]),
+        }
+    )
+
+
+def _entry(row: Row) -> Entry:
+    return Entry(
+        **{
+            **row,
+            "usage": usage_from(row["usage"]),
+            "prices": prices_from(row["prices"]),
+            "note": json.loads(row["note"]),
+        }
+    )

@@ -1,0 +1,333 @@
+"""A ledger in one SQLite file: opened or refused, locked, forked and read through one connection.
+
+Write-ahead log, BEGIN IMMEDIATE, synchronous=FULL: what was committed survives a power cut. Every SQLite and
+file-system failure leaves here as a `LedgerError` of one line. A file that is not ours is refused before
+SQLite sees it, so that nothing is written to it. Leaves out what the rows mean: see `ledger`; and the
+tables: see `schema`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from viaticum.budgets import schema
+from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows
+from viaticum.budgets.store import EntryColumns, Rows, Store, T, one_line
+from viaticum.errors import LedgerError
+
+BUSY_SECONDS = 60.0
+WHOLE_CHECK_BYTES = 1 << 20  # a file up to this size is checked page by page when it is opened (a few ms)
+_POLL_SECONDS = (0.001, 0.008)
+_HEADER_BYTES = 100
+_MAGIC = b"SQLite format 3\0"
+# BUSY and LOCKED; PROTOCOL is what SQLite calls losing many races for the WAL in a row.
+_BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+_jitter = random.Random()  # its own, so that a caller's seeded numbers stay what they were
+
+# Files that this process has open. POSIX drops every lock of a process on a file when it closes any descriptor
+# of it, so the header of a file that is open here is not looked at again: SQLite would lose its locks.
+_opened: Counter[str] = Counter()
+_opened_lock = threading.Lock()
+
+
+class SqliteRows(SqlRows):
+    def __init__(self, db: Database, lineages: dict[str, tuple[str, ...]]) -> None:
+        super().__init__(lineages)
+        # The connection itself: sqlite-utils wraps each statement in work that counts here, and takes a
+        # savepoint around each query.
+        self._connection = db.conn
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        self._connection.execute(sql, parameters)
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        return list(self.stream(sql, parameters))
+
+    def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
+        cursor = self._connection.execute(sql, parameters)
+        names = [column[0] for column in cursor.description]
+        return (dict(zip(names, row)) for row in cursor)  # noqa: B905
+
+    def append(self, columns: EntryColumns, hash: str) -> int:
+        cursor = self._connection.execute(ENTRY_INSERT, (*columns, hash))
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def damage(self) -> list[str]:
+        found = [row["quick_check"] for row in self.query("PRAGMA quick_check")]
+        return [] if found == ["ok"] else [one_line(line) for line in found]
+
+
+class SqliteStore(Store):
+    """One SQLite file behind one connection and one lock: threads take turns here, processes in SQLite.
+
+    With `read_only` nothing is written, migrated or checked: what can still be read of a damaged file, or of
+    one that may not be written, is read.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        super().__init__()
+        self.path = path
+        self._read_only = read_only
+        self._database: Database | None = None
+        self._closed = False
+        self._lineages: dict[str, tuple[str, ...]] = {}
+        with self._lock, self._in_plain_words():
+            self._database = self._open(create=not read_only)
+
+    def write(self, action: Callable[[Rows], T]) -> T:
+        if self._read_only:
+            raise LedgerError(f"the ledger {self.path} was opened to be read only; open it for writing")
+        return self._transact(action, write=True)
+
+    def read(self, action: Callable[[Rows], T]) -> T:
+        return self._transact(action, write=False)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._disconnect()
+
+    def _transact(self, action: Callable[[Rows], T], *, write: bool) -> T:
+        with self._lock, self._in_plain_words():
+            db = self._connected()
+            if db.conn.in_transaction:
+                raise LedgerError(
+                    f"the ledger {self.path} is in use by this very thread; let that call end first"
+                )
+            try:
+                _patiently(lambda: _begin(db, write))
+                result = action(SqliteRows(db, self._lineages))
+                db.execute("COMMIT")
+                return result
+            except BaseException:
+                _roll_back(db)
+                raise
+
+    def _connected(self) -> Database:
+        if self._closed:
+            raise LedgerError(f"the ledger {self.path} is closed; open it again")
+        if self._database is None:
+            # After a fork. Never create: a file that went missing must not turn into an empty ledger.
+            self._database = self._open(create=False)
+        return self._database
+
+    def _disconnect(self) -> None:
+        if self._database is not None:
+            with suppress(sqlite3.Error):
+                self._database.close()
+            self._database = None
+            _forget(self.path)
+
+    def _open(self, *, create: bool) -> Database:
+        try:
+            if create:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            _look_once(self.path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise LedgerError(f"cannot use {self.path} as a ledger: {reason}; give another path") from error
+        try:
+            connection = self._connect(create)
+            try:
+                db = Database(connection, execute_plugins=False)
+                _patiently(lambda: _prepare(db, self.path, self._read_only))
+            except BaseException:
+                _close_untouched(connection)
+                raise
+        except BaseException:
+            _forget(self.path)
+            raise
+        return db
+
+    def _connect(self, create: bool) -> sqlite3.Connection:
+        def connect(options: str) -> sqlite3.Connection:
+            uri = f"{self.path.as_uri()}?{options}"
+            return sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+
+        if not self._read_only:
+            return connect(f"mode={'rwc' if create else 'rw'}")
+        connection = connect("mode=ro")
+        try:
+            schema.version(Database(connection, execute_plugins=False))
+            return connection
+        except sqlite3.OperationalError:
+            # A log that was merged has left no shared memory, and this folder lets none be made: then nobody
+            # writes here either, and the file can be read as it is.
+            connection.close()
+            if self.path.with_name(self.path.name + "-wal").exists():
+                raise
+            return connect("mode=ro&immutable=1")
+
+    @contextmanager
+    def _in_plain_words(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise LedgerError(_plain_words(error, self.path)) from error
+
+
+def _look_once(path: Path) -> None:
+    with _opened_lock:
+        if not _opened[os.path.realpath(path)]:
+            _refuse_foreign(path)
+        _opened[os.path.realpath(path)] += 1
+
+
+def _forget(path: Path) -> None:
+    with _opened_lock:
+        _opened[os.path.realpath(path)] -= 1
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Look at the first bytes only. A missing or an empty file may become a ledger."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if not header:
+        _refuse_lone_wal(path)
+        return
+    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+        raise LedgerError(f"{path} is not a ledger: it is no SQLite file; give another path")
+    # SQLite's file format, section 1.3: user_version at byte 60, application_id at byte 68, big-endian.
+    if int.from_bytes(header[68:72], "big") != schema.APPLICATION_ID:
+        raise LedgerError(
+            f"{path} is not a ledger: it is an SQLite file of another program; give another path"
+        )
+    _refuse_newer(path, int.from_bytes(header[60:64], "big"))
+
+
+def _refuse_lone_wal(path: Path) -> None:
+    """SQLite would delete the log beside an empty file; it may be all that is left of a ledger."""
+    wal = path.with_name(path.name + "-wal")
+    if wal.exists() and wal.stat().st_size:
+        raise LedgerError(
+            f"the ledger {path} is damaged: empty beside a log {wal.name}; restore it from a copy"
+        )
+
+
+def _refuse_newer(path: Path, found: int) -> None:
+    if found > schema.VERSION:
+        raise LedgerError(
+            f"the ledger {path} has version {found}, newer than {schema.VERSION}, which this viaticum knows; "
+            "upgrade viaticum"
+        )
+
+
+def _prepare(db: Database, path: Path, read_only: bool) -> None:
+    """Settings of the connection, then the tables. Safe to repeat, and with others doing the same."""
+    if read_only:
+        return _prepare_to_read(db, path)
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    _refuse_newer(path, schema.version(db))
+    _refuse_damaged(db, path)
+    if schema.version(db) < schema.VERSION:
+        _migrate(db, path)
+    mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise LedgerError(
+            f"the ledger {path} cannot use a write-ahead log here ({mode}); put it on a local disk"
+        )
+    db.execute("SELECT name FROM budgets LIMIT 1").fetchall()
+    return None
+
+
+def _prepare_to_read(db: Database, path: Path) -> None:
+    db.execute("PRAGMA query_only = ON")
+    found = schema.version(db)
+    _refuse_newer(path, found)
+    if found < schema.VERSION:
+        raise LedgerError(
+            f"the ledger {path} has version {found}, older than {schema.VERSION}; open it for writing once, "
+            "which brings it up to date"
+        )
+
+
+def _refuse_damaged(db: Database, path: Path) -> None:
+    if path.stat().st_size > WHOLE_CHECK_BYTES:
+        return
+    found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise LedgerError(f"the ledger {path} is damaged: {one_line(found)}; restore it from a copy")
+
+
+def _migrate(db: Database, path: Path) -> None:
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        _refuse_newer(path, schema.version(db))  # another process may have been here while we waited
+        schema.migrate(db)
+        db.execute("COMMIT")
+    except BaseException:
+        _roll_back(db)
+        raise
+
+
+def _begin(db: Database, write: bool) -> None:
+    try:
+        db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+        if not write:
+            db.execute("PRAGMA user_version").fetchone()  # takes the snapshot now, where waiting is possible
+    except BaseException:
+        _roll_back(db)
+        raise
+
+
+def _roll_back(db: Database) -> None:
+    if db.conn.in_transaction:
+        with suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+
+
+def _patiently(action: Callable[[], None]) -> None:
+    """Repeat while the file is busy.
+
+    SQLite's own waiting sleeps up to a tenth of a second, so that one process runs away with the file while
+    fifteen sleep, and does not cover every state of a WAL file.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return action()
+        except sqlite3.OperationalError as error:
+            if _code(error) not in _BUSY_CODES or time.monotonic() > deadline:
+                raise
+            time.sleep(_jitter.uniform(*_POLL_SECONDS))
+
+
+def _close_untouched(connection: sqlite3.Connection) -> None:
+    """Close without the checkpoint that would write a leftover log into a file we refuse (Python 3.12)."""
+    if hasattr(connection, "setconfig"):
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)  # type: ignore[attr-defined,unused-ignore]
+    connection.close()
+
+
+def _code(error: sqlite3.Error) -> int | None:
+    """The primary result code; extended codes keep it in their low byte."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _plain_words(error: sqlite3.Error, path: Path) -> str:
+    code = _code(error)
+    if code in _BUSY_CODES:
+        return f"the ledger {path} was kept locked for {BUSY_SECONDS:.0f} s by another process; stop it or try again"
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return f"the ledger {path} is damaged: {one_line(error)}; restore it from a copy"
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return f"the ledger {path} cannot be written: {one_line(error)}; check the rights of file and folder"
+    if code == sqlite3.SQLITE_FULL:
+        return f"the ledger {path} cannot grow: {one_line(error)}; free some disk space"
+    return f"the ledger {path} failed: {one_line(error)}"
