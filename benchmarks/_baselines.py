@@ -2,7 +2,7 @@
 
 Each gets what the learned router gets: the training outcomes, the same embeddings and the same margin under a budget.
 Where one has a knob (the worth of a dollar, k, a penalty), the knob is set on a part of the training questions that
-the predictions were not made from, by their outcomes. Held-out outcomes are read only to say what a choice came to.
+the predictions were not made from, by their outcomes; between two worths a budget is met by a mixture. Held-out outcomes are read only to say what a choice came to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from viaticum.routers.query.grid import Array, Grid
 from viaticum.routers.query.plans import Steps, play
 
 WORTHS = np.geomspace(0.1, 1e5, 120).tolist()  # accuracy that a dollar is worth
-NEIGHBOURS = (5, 10, 25, 50, 100, 200)
+NEIGHBOURS = (5, 10, 25, 50, 100, 200, 400)
 PENALTIES = (1.0, 3.0, 10.0)  # scikit-learn's C
 Played = tuple[Array, Array]  # right or not [Q] (or the chance of it), dollars [Q]
 Curve = list[Played | None]  # for each budget; None: nothing is so cheap
@@ -56,41 +56,39 @@ def take(grid: Grid, chosen: Array) -> Played:
     return grid.correct[rows, chosen], grid.cost[rows, chosen]
 
 
-def best_worths(
+def operating_points(
     chances: Array, charge: Array, grid: Grid, worths: Sequence[float]
-) -> list[tuple[float, float] | None]:
-    """For each budget the worth that is right most often on these questions at a real mean cost within it, and that
-    accuracy."""
-    points = [(worth, take(grid, pick(chances, charge, worth))) for worth in worths]
-    found: list[tuple[float, float] | None] = []
-    for budget in BUDGETS:
-        fitting = [
-            (float(right.mean()), -float(cost.mean()), worth)
-            for worth, (right, cost) in points
-            if cost.mean() <= planned(budget)
-        ]
-        best = max(fitting, default=None)
-        found.append(None if best is None else (best[2], best[0]))
-    return found
+) -> list[tuple[Array, float] | None]:
+    """For each budget shares of the worths [W], at most two above 0, whose mixture is right most often on these
+    questions at a real mean cost within it; and how often that is."""
+    played = [take(grid, pick(chances, charge, worth)) for worth in worths]
+    right, cost = (np.stack(each, 1) for each in zip(*played, strict=True))
+    shares = [mixture(right, cost, planned(budget)) for budget in BUDGETS]
+    return [None if each is None else (each, float(right.mean(0) @ each)) for each in shares]
 
 
-def curve(predict: Predict, split: Split, chosen: Sequence[tuple[float, float] | None]) -> Curve:
+def curve(
+    predict: Predict, split: Split, chosen: Sequence[tuple[Array, float] | None], worths: Sequence[float]
+) -> Curve:
+    """What those mixtures come to on the test questions."""
     chances, charge = predict(split.asked)
-    return [None if point is None else take(split.test, pick(chances, charge, point[0])) for point in chosen]
+    played = [take(split.test, pick(chances, charge, worth)) for worth in worths]
+    right, cost = (np.stack(each, 1) for each in zip(*played, strict=True))
+    return [None if point is None else (right @ point[0], cost @ point[0]) for point in chosen]
 
 
 def tuned(
     make: Callable[[Array, Grid, float], Predict], knobs: Sequence[float], split: Split
 ) -> tuple[Curve, float]:
-    """Set the knob and the worth of a dollar on the inner questions, fit again on all training questions."""
+    """Set the knob and the worths of a dollar on the inner questions, fit again on all training questions."""
     inner = split.inner
     fitted, asked = split.train.part(~inner), split.train.part(inner)
     tried = {}
     for knob in knobs:
-        points = best_worths(*make(split.x[~inner], fitted, knob)(split.x[inner]), asked, WORTHS)
+        points = operating_points(*make(split.x[~inner], fitted, knob)(split.x[inner]), asked, WORTHS)
         tried[knob] = (np.mean([point[1] if point else 0.0 for point in points]), points)
     knob = max(knobs, key=lambda knob: tried[knob][0])
-    return curve(make(split.x, split.train, knob), split, tried[knob][1]), knob
+    return curve(make(split.x, split.train, knob), split, tried[knob][1], WORTHS), knob
 
 
 def neighbours(x: Array, grid: Grid, k: float) -> Predict:

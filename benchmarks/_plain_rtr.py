@@ -2,8 +2,8 @@
 
 Dual representation: a model and a strategy are each the embedding of a description plus a learned one of equal size;
 question, model and strategy are joined and read by one hidden layer of 768 (ReLU). Accuracy: two logits, cross-entropy.
-Tokens: softplus, squared error on raw tokens. Adam 1e-3, batches of 32 questions with all their pairs, at
-most 100 epochs, patience 5, here on validation questions that share no near-duplicate with the others (the paper stops on test
+Tokens: softplus, squared error on raw tokens. Adam 1e-3, batches of 32 questions with all their pairs, at most 100
+epochs, patience 5, here on validation questions that share no near-duplicate with the others (the paper stops on test
 data). The heads are trained one after the other, each with its own learned embeddings, since the squared error would
 drown the cross-entropy. The choice is by accuracy - lambda * tokens; lambda is set on the validation questions.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from _baselines import Curve, Predict, Split, best_worths, curve
+from _baselines import Curve, Predict, Split, curve, operating_points
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -140,7 +140,7 @@ def plain_rtr(
         return chances, length * price
 
     def chosen(predict: Predict, worths: Array) -> Curve:
-        points = best_worths(*predict(split.x[inner]), train.part(inner), worths.tolist())
-        return curve(predict, split, points)
+        points = operating_points(*predict(split.x[inner]), train.part(inner), worths.tolist())
+        return curve(predict, split, points, worths.tolist())
 
     return chosen(by_tokens, LAMBDAS), chosen(by_price, DOLLARS), epochs

@@ -27,19 +27,18 @@ def show(results: Mapping[str, Any]) -> None:
 def _in_distribution(console: Console, found: Mapping[str, Any]) -> None:
     routers = found["routers"]
     budgets = [f"${point['budget']:g}" for point in next(iter(routers.values()))]
-    title = f"{found['seeds']} seeds, {found['questions']} held-out questions; fitted on {found['rows_fitted']} rows"
-    accuracy = _table(console, f"Accuracy at a mean budget a question. {title}", ["router", *budgets])
-    cost = _table(console, "What it really cost, dollars", ["router", *budgets])
-    gap = _table(console, "Ours minus it, points", ["router", *budgets])
+    title = f"Held out by seed: {found['questions']} questions; fitted on {found['rows_fitted']} rows"
+    accuracy = _table(f"Accuracy at a mean budget a question. {title}", ["router", *budgets])
+    cost = _table("What it really cost, dollars", ["router", *budgets])
+    gap = _table("Ours minus it, points", ["router", *budgets])
     for name, line in routers.items():
         accuracy.add_row(name, *map(_accuracy, line))
         cost.add_row(name, *("" if p["cost"] is None else f"{p['cost']:.5f}" for p in line))
         if any("ours_minus" in point for point in line):
             gap.add_row(name, *(_gap(point.get("ours_minus")) for point in line))
     for each in (accuracy, cost, gap):
-        console.print(each)
+        console.print(each, "")
     single = _table(
-        console,
         "Routers with one operating point, and ours at the cost expected of them",
         ["router", "accuracy", "cost", "ours", "our cost", "ours minus it"],
     )
@@ -53,7 +52,7 @@ def _in_distribution(console: Console, found: Mapping[str, Any]) -> None:
             _gap(point["ours_minus"]),
         )
     if found["same_cost"]:
-        console.print(single)
+        console.print(single, "")
     _pairs(console, "ours, means over seeds", found["summary"])
     for seed, line in enumerate(found["by_seed"]):
         _pairs(console, f"seed {seed}", line | {"tuned": found["tuned"][seed]})
@@ -63,7 +62,6 @@ def _unseen(console: Console, found: Mapping[str, Any]) -> None:
     title = f"{found['dataset']} unknown to the fit: {found['questions']} questions, fitted on {found['fitted_on']}"
     title += f" ({found['near_duplicates_left_out']} near-duplicates left out)"
     table = _table(
-        console,
         title,
         [
             "budget", "hull", "ours", "cost", "- hull at budget", "- hull at cost", "no trust", "cost", "- hull at cost",
@@ -80,7 +78,7 @@ def _unseen(console: Console, found: Mapping[str, Any]) -> None:
         for name in ("no_trust", "static", "neighbours"):
             cells += _spent(point[name], point["budget"])
         table.add_row(*cells)
-    console.print(table)
+    console.print(table, "")
     _pairs(console, found["dataset"], found["summary"])
 
 
@@ -88,11 +86,10 @@ def _ablation(console: Console, found: Mapping[str, Any]) -> None:
     whole = found["all"]["points"]
     budgets = [f"${point['budget']:g}" for point in whole]
     table = _table(
-        console,
         "Ablation: accuracy; then all minus it, points",
         ["", *budgets, "cost at best", "at 99%", "ece", "p90", "share"],
     )
-    gaps = _table(console, "All minus it, points", ["", *budgets])
+    gaps = _table("All minus it, points", ["", *budgets])
     for name, line in found.items():
         told = line["summary"]
         names = ("cost_at_best_single_accuracy", "cost_at_99_percent_of_it", "ece", "token_coverage_p90")
@@ -103,13 +100,12 @@ def _ablation(console: Console, found: Mapping[str, Any]) -> None:
         )
         if line["points"][-1].get("ours_minus"):
             gaps.add_row(name, *(_gap(point.get("ours_minus")) for point in line["points"]))
-    console.print(table)
-    console.print(gaps)
+    console.print(table, "")
+    console.print(gaps, "")
 
 
-def _table(console: Console, title: str, columns: Sequence[str]) -> Table:
-    console.print()
-    return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+def _table(title: str, columns: Sequence[str]) -> Table:
+    return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
 
 
 def _pairs(console: Console, title: str, told: Mapping[str, Any]) -> None:

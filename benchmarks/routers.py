@@ -385,6 +385,7 @@ def conditions(table: Table) -> dict[str, Any]:
         "scikit-learn": sklearn.__version__,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
         "machine": platform.machine(),
     }
 
@@ -404,6 +405,9 @@ def main() -> None:
         "--held-out-datasets", action="store_true", help="also: each data set unknown to the fit"
     )
     parser.add_argument("--llmrouter", action="store_true", help="also: the routers of llmrouter-lib")
+    parser.add_argument(
+        "--llmrouter-python", type=Path, help="an environment that has llmrouter-lib already, for --llmrouter"
+    )
     parser.add_argument("--speed", action="store_true", help="also: how long a choice and a fit take")
     parser.add_argument("--no-baselines", action="store_true", help="leave the first table out")
     parser.add_argument(
@@ -413,6 +417,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.seeds < 1:
         parser.error("--seeds is 1 or more")
+    if arguments.llmrouter_python and not arguments.llmrouter:
+        parser.error("--llmrouter-python goes with --llmrouter")
     if arguments.no_baselines and arguments.llmrouter:
         parser.error("--llmrouter adds to the first table, which --no-baselines leaves out")
 
@@ -424,7 +430,9 @@ def main() -> None:
     results: dict[str, Any] = {"conditions": conditions(table)}
     with tempfile.TemporaryDirectory() as scratch:
         if not arguments.no_baselines:
-            python = install(Path(scratch) / "venv", say) if arguments.llmrouter else None
+            python = arguments.llmrouter_python
+            if arguments.llmrouter and python is None:
+                python = install(Path(scratch) / "venv", say)
             steps = cascade_steps(grid, arguments.cascade)
             results["in_distribution"], splits, routers = in_distribution(
                 table, arguments.seeds, steps, python, Path(scratch)
