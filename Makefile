@@ -52,10 +52,11 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# decode.py asks questions of a file: make bench QUESTIONS=file.jsonl. parity.py needs what a profile wrote, and leave.
+# decode.py asks questions of a file: make bench QUESTIONS=file.jsonl. parity.py needs what a profile wrote, and leave;
+# routers.py needs an outcome table, and prices.
 bench: $(LOCAL)
 	$(BIN)/viaticum models pull
-	@set -e; for file in $(filter-out %/decode.py %/parity.py,$(sort $(wildcard benchmarks/[a-z]*.py))) \
+	@set -e; for file in $(filter-out %/decode.py %/parity.py %/routers.py,$(sort $(wildcard benchmarks/[a-z]*.py))) \
 	    $(if $(QUESTIONS),"benchmarks/decode.py $(QUESTIONS)"); do \
 	  echo "== $$file"; $(BIN)/python $$file; done
 
