@@ -141,6 +141,15 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def tell(name: str, line: Sequence[dict[str, Any]]) -> None:
+    """An interim result of a long run, accuracy and dollars by budget."""
+    told = (
+        "-" if point["accuracy"] is None else f"{point['accuracy']:.1%} {point['cost']:.5f}" for point in line
+    )
+    say("")
+    sys.stderr.write(f"\r{name}: {', '.join(told)}\n")
+
+
 def fitted(split: Split, table: Table, settings: Settings, name: str) -> RTRRouter:
     return fit(
         split.train,
@@ -270,6 +279,7 @@ def in_distribution(
         if python is not None:
             points_of |= routes(python, scratch / f"seed{seed}", split, say)
         chosen.append(knobs)
+        tell(f"seed {seed}", points([own[-1].curve()], None, [split]))
         for name, curve in theirs.items():
             curves.setdefault(name, []).append(curve)
         for name, single in points_of.items():
@@ -311,6 +321,7 @@ def ablation(table: Table, splits: Sequence[Split], routers: Sequence[RTRRouter]
             curves.append(Ours.on(other, split).curve())
             facts.append(evaluate(other, split.test))
         found[name] = {"points": points(curves, whole, splits), "summary": means(facts)}
+        tell(name, found[name]["points"])
     return found
 
 
@@ -353,6 +364,7 @@ def unseen_dataset(table: Table, name: str) -> dict[str, Any]:
                 "neighbours": beyond_hull(split, near[place]),
             }
         )
+    tell(f"without {name}", points([own.curve()], None, [split]))
     return {
         "dataset": name,
         "questions": len(split.test),
