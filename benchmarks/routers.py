@@ -53,32 +53,23 @@ from _baselines import (
 )
 from _llmrouter import install, routes
 from _plain_rtr import Told, plain_rtr
+from _router_figures import SCALARS, Ours, beyond_hull, means, minus_hull, points, same_cost
 from _router_speed import speed
 from _router_tables import show
 
 from viaticum.errors import InputError
 from viaticum.outcomes import read_outcomes
 from viaticum.routers.query.encoder import Encoder
-from viaticum.routers.query.evaluate import BUDGETS, MARGIN, evaluate, mixture, outcomes
+from viaticum.routers.query.evaluate import BUDGETS, MARGIN, evaluate
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.grid import Array, Grid, folds_of, held_out, near_duplicates, read_prices
 from viaticum.routers.query.plans import Steps
-from viaticum.routers.query.rtr import Prediction, RTRRouter, Settings
+from viaticum.routers.query.rtr import RTRRouter, Settings
 from viaticum.types import Pair
 
 SHARE = 0.3  # of the questions is held out
-DRAWS = 1_000
 OURS = "viaticum"
 CASCADE = ("gpt-3.5-turbo+cot", "gpt-3.5-turbo+pot", "gpt-4+faithful-cot")
-SCALARS = (
-    "cost_at_best_single_accuracy",
-    "cost_at_99_percent_of_it",
-    "ece",
-    "token_coverage_p90",
-    "largest_share",
-    "oracle",
-    "trust",
-)
 WITHOUT: dict[str, dict[str, Any]] = {
     "no logistic regression": {"heads": ("neighbours", "dual")},
     "no neighbours": {"heads": ("logistic", "dual")},
@@ -113,29 +104,6 @@ class Table:
         )
 
 
-@dataclass(frozen=True)
-class Ours:
-    """The learned router on a split's test questions; right and cost of all its columns [Q, M]."""
-
-    router: RTRRouter
-    told: Prediction
-    right: Array
-    cost: Array
-
-    @classmethod
-    def on(cls, router: RTRRouter, split: Split) -> Ours:
-        right, cost, _ = outcomes(router, split.test)
-        return cls(router, router.predict(torch.from_numpy(split.asked)), right, cost)
-
-    def at(self, dollars: float) -> Played:
-        chosen = self.router.choose_columns(self.told, self.router.worth_of(self.told, dollars)).numpy()
-        rows = np.arange(len(chosen))
-        return self.right[rows, chosen], self.cost[rows, chosen]
-
-    def curve(self) -> Curve:
-        return [self.at(planned(budget)) for budget in BUDGETS]
-
-
 def say(text: str) -> None:
     sys.stderr.write(f"\r{text:<78}")
     sys.stderr.flush()
@@ -165,69 +133,6 @@ def without(router: RTRRouter, **changes: Any) -> RTRRouter:
 
     learned = router.learned
     return RTRRouter(replace(learned, settings=replace(learned.settings, **changes)), router.encoder)
-
-
-# --- figures ------------------------------------------------------------------------------------------------------
-
-
-def paired(differences: Sequence[Array], numbers: Sequence[Array]) -> dict[str, float]:
-    """The mean and its 95% interval: a percentile bootstrap over questions, with all that the seeds say of each."""
-    values = np.concatenate(differences)
-    place = np.unique(np.concatenate(numbers), return_inverse=True)[1]
-    sums, counts = np.bincount(place, values), np.bincount(place)
-    drawn = np.random.default_rng(0).integers(0, len(sums), (DRAWS, len(sums)))
-    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975))
-    return {"difference": float(values.mean()), "low": float(low), "high": float(high)}
-
-
-def points(
-    curves: Sequence[Curve], ours: Sequence[Curve] | None, splits: Sequence[Split]
-) -> list[dict[str, Any]]:
-    """For each budget the means over seeds, and ours minus it; None where a seed has nothing so cheap."""
-    found: list[dict[str, Any]] = []
-    for place, budget in enumerate(BUDGETS):
-        played = [curve[place] for curve in curves]
-        point: dict[str, Any] = {"budget": budget, "accuracy": None, "cost": None}
-        theirs = [each for each in played if each is not None]
-        if len(theirs) == len(played):
-            point["accuracy"] = float(np.mean([right.mean() for right, _ in theirs]))
-            point["cost"] = float(np.mean([cost.mean() for _, cost in theirs]))
-            own = [curve[place] for curve in ours or ()]
-            if own and all(each is not None for each in own):
-                gaps = [mine[0] - other[0] for mine, other in zip(own, theirs, strict=True) if mine]
-                point["ours_minus"] = paired(gaps, [split.numbers for split in splits])
-        found.append(point)
-    return found
-
-
-def same_cost(
-    singles: Sequence[tuple[Played, float]], own: Sequence[Ours], splits: Sequence[Split]
-) -> dict[str, Any]:
-    """A router with one operating point, and ours told to cost what that was expected to."""
-    ours = [each.at(expected) for each, (_, expected) in zip(own, singles, strict=True)]
-    gaps = [mine[0] - theirs[0] for mine, (theirs, _) in zip(ours, singles, strict=True)]
-    return {
-        "accuracy": float(np.mean([played[0].mean() for played, _ in singles])),
-        "cost": float(np.mean([played[1].mean() for played, _ in singles])),
-        "ours": float(np.mean([right.mean() for right, _ in ours])),
-        "our_cost": float(np.mean([cost.mean() for _, cost in ours])),
-        "ours_minus": paired(gaps, [split.numbers for split in splits]),
-    }
-
-
-def means(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of the figures of `evaluate` over seeds; None where any seed has none."""
-    found: dict[str, Any] = {
-        name: None if any(each[name] is None for each in facts) else float(np.mean([e[name] for e in facts]))
-        for name in SCALARS
-    }
-    best = [each["best_single"] for each in facts]
-    found["best_single"] = {
-        "pair": ", ".join(sorted({each["pair"] for each in best})),
-        "accuracy": float(np.mean([each["accuracy"] for each in best])),
-        "cost": float(np.mean([each["cost"] for each in best])),
-    }
-    return found
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------
@@ -323,23 +228,6 @@ def ablation(table: Table, splits: Sequence[Split], routers: Sequence[RTRRouter]
         found[name] = {"points": points(curves, whole, splits), "summary": means(facts)}
         tell(name, found[name]["points"])
     return found
-
-
-def beyond_hull(split: Split, played: Played | None) -> dict[str, Any] | None:
-    """Accuracy, cost, and accuracy less that of the hull of the test questions at that very cost."""
-    if played is None:
-        return None
-    right, cost = played
-    spent = float(cost.mean())
-    shares = mixture(split.test.correct, split.test.cost, spent)
-    gap = None if shares is None else paired([right - split.test.correct @ shares], [split.numbers])
-    return {"accuracy": float(right.mean()), "cost": spent, "minus_hull_at_cost": gap}
-
-
-def minus_hull(split: Split, played: Played, budget: float) -> dict[str, float] | None:
-    """Accuracy less that of the hull of the test questions at the budget, whatever was spent."""
-    shares = mixture(split.test.correct, split.test.cost, budget)
-    return None if shares is None else paired([played[0] - split.test.correct @ shares], [split.numbers])
 
 
 def unseen_dataset(table: Table, name: str) -> dict[str, Any]:
