@@ -213,7 +213,9 @@ def ablation(table: Table, splits: Sequence[Split], routers: Sequence[RTRRouter]
     """Each addition left out: fitted again, but for those that only predictions look at."""
     whole = [Ours.on(router, split).curve() for router, split in zip(routers, splits, strict=True)]
     facts = [evaluate(router, split.test) for router, split in zip(routers, splits, strict=True)]
-    found = {"all": {"points": points(whole, None, splits), "summary": means(facts)}}
+    found: dict[str, dict[str, Any]] = {
+        "all": {"points": points(whole, None, splits), "summary": means(facts)}
+    }
     for name, changes in WITHOUT.items():
         curves, facts = [], []
         for router, split in zip(routers, splits, strict=True):
