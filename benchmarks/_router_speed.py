@@ -1,0 +1,76 @@
+"""How long the learned router takes: one choice, with and without the encoder, many rows at once, and fitting."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from viaticum.routers.query.choose import Weighted, choose
+from viaticum.routers.query.encoder import Encoder
+from viaticum.routers.query.grid import Grid
+from viaticum.routers.query.rtr import RTRRouter
+from viaticum.types import Query
+
+CHOICES, ENCODED, BATCH, ROUNDS = 200, 50, 1_000, 20
+POLICY = Weighted(50.0)
+
+
+class Known:
+    """Embeddings made beforehand, in place of an encoder."""
+
+    def __init__(self, texts: Sequence[str], embeddings: Tensor) -> None:
+        self.embeddings = dict(zip(texts, embeddings, strict=True))
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        return torch.stack([self.embeddings[text] for text in texts])
+
+
+def median_ms(work: Callable[[str], Any], texts: Sequence[str]) -> float:
+    """The median over texts, each once, after one that is not counted."""
+    taken = []
+    for text in [texts[0], *texts]:
+        began = time.perf_counter()
+        work(text)
+        taken.append(1000 * (time.perf_counter() - began))
+    return round(statistics.median(taken[1:]), 2)
+
+
+def rows_a_second(router: RTRRouter, embeddings: Tensor, columns: int) -> float:
+    """Predictions for `columns` of every question, and a choice, in batches; the median of several rounds."""
+    speeds = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        for part in torch.split(embeddings, BATCH):
+            router.choose_columns(router.predict(part), POLICY.per_dollar)
+        speeds.append(len(embeddings) * columns / (time.perf_counter() - began))
+    return round(statistics.median(speeds))
+
+
+def speed(router: RTRRouter, grid: Grid) -> dict[str, Any]:
+    """Milliseconds are medians over questions; rows are questions times pairs."""
+    embeddings = router.encoder(grid.texts).float()
+    bare = RTRRouter(router.learned, Known(grid.texts, embeddings))  # type: ignore[arg-type]
+    fresh = Encoder(router.encoder.name, cache=None)
+    whole = RTRRouter(router.learned, fresh)
+    texts = grid.texts[:CHOICES]
+    return {
+        "table_and_choose_ms": median_ms(lambda text: choose(bare.table(Query(text)), None, POLICY), texts),
+        "plans_and_choose_ms": median_ms(lambda text: bare.choose_plan(Query(text), None, POLICY), texts),
+        "encoder_ms": median_ms(lambda text: fresh([text]), texts[:ENCODED]),
+        "with_encoder_ms": median_ms(
+            lambda text: choose(whole.table(Query(text)), None, POLICY), texts[:ENCODED]
+        ),
+        "plans_with_encoder_ms": median_ms(
+            lambda text: whole.choose_plan(Query(text), None, POLICY), texts[:ENCODED]
+        ),
+        "rows_a_second": rows_a_second(bare, embeddings, len(router.pairs)),
+        "columns": len(router.plans),
+        "batch": BATCH,
+        "fit_rows": router.learned.facts["questions"] * len(router.pairs),
+        "fit_seconds": router.learned.facts["seconds"],
+    }
