@@ -32,7 +32,6 @@ from viaticum.routers.query.heads import (
 )
 from viaticum.routers.query.plans import WEIGHTS, Plan, Steps, play, search
 from viaticum.routers.query.rtr import NEAREST, Learned, RTRRouter, Settings
-from viaticum.routers.query.shape import with_shape
 from viaticum.types import Pair
 
 FOLDS = 5
@@ -57,8 +56,6 @@ def fit(
     grid.check()
     began = time.perf_counter()
     embeddings = encoder(grid.texts, lambda done, of: report("questions embedded", done, of))
-    if settings.shape:
-        embeddings = with_shape(embeddings, grid.texts)
     embeddings = embeddings.half().float()  # as they are kept
     groups = near_duplicates(grid.texts)
     folds = torch.from_numpy(folds_of(groups, FOLDS, settings.seed))

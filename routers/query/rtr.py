@@ -25,7 +25,6 @@ from viaticum.routers.query.base import QueryRouter
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.heads import NEIGHBOURS, Columns, Dual, Logistic, Mixture, Neighbours, log_odds
 from viaticum.routers.query.plans import Plan, PlanRow
-from viaticum.routers.query.shape import with_shape
 from viaticum.types import Pair, Query, RoutingTable, Row
 
 FORMAT = 1
@@ -58,7 +57,6 @@ class Settings:
     calibrate: bool = True
     trust: bool = True
     plans: bool = True
-    shape: bool = True
     spend: bool = True
     seed: int = 0
 
@@ -147,7 +145,7 @@ class RTRRouter(QueryRouter):
 
     @torch.inference_mode()
     def predict(self, embeddings: Tensor) -> Prediction:
-        """Of many questions at once; embeddings [N, D] of length 1, `with_shape` where the router was so fitted."""
+        """Of many questions at once; embeddings [N, D] of length 1."""
         learned = self.learned
         cosines, numbers = self._right.nearest(embeddings, NEIGHBOURS)
         dual, log_tokens = learned.dual.predict(embeddings)
@@ -173,8 +171,7 @@ class RTRRouter(QueryRouter):
         return Prediction(accuracy, cost, tokens, trust, numbers)
 
     def predict_texts(self, texts: Sequence[str]) -> Prediction:
-        embeddings = self.encoder(texts)
-        return self.predict(with_shape(embeddings, texts) if self.learned.settings.shape else embeddings)
+        return self.predict(self.encoder(texts))
 
     def table(self, query: Query) -> RoutingTable:
         """A row for every pair; costs in nano-dollars, prompt included where the outcomes counted it."""
