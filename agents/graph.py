@@ -28,6 +28,7 @@ from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetExceeded, LedgerError
 from viaticum.routers.query import PlanRow, Policy, QueryRouter, choose_plan
+from viaticum.routers.query.grid import canonical
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
 from viaticum.types import (
@@ -209,7 +210,8 @@ class Workflow:
         if plan is None or len(plan["pairs"]) == 1:
             return {"value": verdict.value, "reason": verdict.reason, "done": verdict.answered}
         votes = list(state.get("votes", []))
-        if verdict.value is not None:
+        if canonical(verdict.value) is not None:
+            assert verdict.value is not None
             votes.append([str(_pair(state)), verdict.value])
         asked_all = set(plan["pairs"]) <= set(state["tried"])
         if not votes:

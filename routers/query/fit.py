@@ -192,12 +192,19 @@ def _unseen(
 ) -> tuple[dict[str, Tensor], int]:
     """What each head says of questions in the fold that it was not fitted on, and for how many epochs to train.
 
-    The epochs are those at which the first fold is predicted best.
+    The epochs are those at which the second fold is predicted best by what the third and later ones teach.
     """
     questions, count = lesson.right.shape
     found = {name: torch.zeros(questions, count) for name in ("logistic", "neighbours", "dual", "cost")}
     found |= {"tokens": torch.zeros(*lesson.log_tokens.shape, 2), "near": torch.zeros(questions)}
-    epochs = EPOCHS
+    epochs = fit_dual(
+        columns,
+        lesson.part(folds > 1),
+        epochs=EPOCHS,
+        seed=settings.seed,
+        decision=settings.decision,
+        watch=lesson.part(folds == 1),
+    )[1]
     for fold in range(FOLDS):
         report("learning from the other folds", fold, FOLDS)
         out = folds == fold
@@ -208,11 +215,7 @@ def _unseen(
         found["cost"][out] = Neighbours(known.embeddings, known.cost).mean(*places)
         found["near"][out] = places[0][:, :NEAREST].mean(1)
         found["logistic"][out] = Logistic.fit(known.embeddings, known.right)(asked)
-        watch = lesson.part(out) if fold == 0 else None
-        dual, stopped = fit_dual(
-            columns, known, epochs=epochs, seed=settings.seed, decision=settings.decision, watch=watch
-        )
-        epochs = max(1, stopped) if fold == 0 else epochs
+        dual = _dual(columns, known, epochs, settings)
         found["dual"][out], found["tokens"][out] = dual.predict(asked)
     return found, epochs
 

@@ -18,6 +18,8 @@ from viaticum.errors import DataError, InputError
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.types import Outcome, Pair
 
+# What is written where there is no answer. Where one of these is an answer after all, it only fails to count as agreeing.
+NO_ANSWER = frozenset(("", "none", "null", "nan", "n/a", "unknown", "invalid", "error"))
 FEWEST = 30  # questions below which nothing can be learned and checked
 Array = np.ndarray[Any, Any]
 
@@ -176,12 +178,12 @@ def read_prices(path: str | Path) -> dict[str, tuple[float, float]]:
 
 
 def canonical(answer: str | None) -> str | None:
-    """One spelling for answers that say the same: "8.0", "$8" and "8"; None for no answer.
+    """One spelling for answers that say the same: "8.0", "$8" and "8"; None for no answer (`NO_ANSWER`).
 
     Rougher than the comparison of the strategies, which knows the kind of answer: only equality is asked here.
     """
     text = str(answer if answer is not None else "").strip().casefold().rstrip(".")
-    if not text:
+    if text.strip("[]<>() ") in NO_ANSWER:
         return None
     plain = text.replace(",", "").replace("$", "").replace("%", "").strip()
     try:
