@@ -14,7 +14,7 @@ from question_grids import PAIRS, Words, a_question, outcomes
 from viaticum.errors import BudgetExceeded, DataError, InputError
 from viaticum.routers.query import Best, Cheapest, Weighted, choose_plan
 from viaticum.routers.query.evaluate import BUDGETS, evaluate, mixture
-from viaticum.routers.query.fit import calibration_error, fit
+from viaticum.routers.query.fit import calibration_error, censored_quantile, fit
 from viaticum.routers.query.grid import Grid
 from viaticum.routers.query.heads import Mixture, Neighbours, pinball
 from viaticum.routers.query.learn import add, refit
@@ -193,6 +193,26 @@ def test_answers_that_were_cut_lengthen_what_is_expected() -> None:
         for each in (cut, whole)
     ]
     assert high[0] > 90 > high[1]
+
+
+def test_quantiles_of_values_that_were_cut() -> None:
+    values = torch.arange(1.0, 101.0)
+    none = torch.zeros(100, dtype=torch.bool)
+    assert censored_quantile(values, none, 0.9) == 90
+    assert censored_quantile(values, none, 0.5) == 50
+    assert censored_quantile(values[:0], none[:0], 0.5) == 0
+    assert (
+        censored_quantile(torch.tensor([1.0, 2.0, 2.0, 3.0]), torch.tensor([False, True, False, False]), 0.75)
+        == 3
+    )
+    # Of 1,000 values every one above 1 was cut there: the median is seen, the ninth tenth drawn out.
+    torch.manual_seed(0)
+    drawn = 0.8 + 0.5 * torch.randn(1000)
+    cut = drawn > 1
+    shown = drawn.clamp_max(1)
+    assert censored_quantile(shown, cut, 0.5) == pytest.approx(0.8, abs=0.05)
+    assert censored_quantile(shown, cut, 0.9) == pytest.approx(0.8 + 1.2816 * 0.5, abs=0.1)
+    assert censored_quantile(shown, torch.ones(1000, dtype=torch.bool), 0.9) > 1
 
 
 def test_neighbours_with_unknown_outcomes() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from viaticum.types import Pair
 FOLDS = 5
 EPOCHS = 40
 KINDS = 8  # clusters of questions on which the pairs do alike, for the search of plans
+SPREAD = 0.5  # standard deviation of log tokens about what is expected, where it cannot be seen
 UNTRUSTED, TRUSTED = 0.01, 0.10  # of known questions lie further from the others than the limits of trust
 Report = Callable[[str, int, int], None]  # stage, done, of
 
@@ -230,17 +232,43 @@ def _over_datasets(values: Tensor, datasets: Array) -> Tensor:
 def _stretch(found: Tensor, lesson: Lesson) -> Tensor:
     """What to add to predicted log tokens [P, 2] so that half, and nine tenths, of unseen answers are no longer.
 
-    Split conformal prediction (Vovk et al. 2005), a pair at a time. An answer that was cut counts as longer where it
-    was expected to be shorter, and is left out where it was not.
+    Split conformal prediction (Vovk et al. 2005), a pair at a time. Of an answer that was cut only that it is at least
+    so long is known: quantiles are those of Kaplan and Meier (1958).
     """
     beyond = lesson.log_tokens[..., None] - found  # [Q, P, 2]
-    beyond = beyond.masked_fill(lesson.cut[..., None] & (beyond < 0), float("nan"))
-    beyond = beyond.masked_fill(lesson.cut[..., None] & (beyond >= 0), 20.0)
+    known = ~lesson.log_tokens.isnan()
     levels = (0.5, 0.9)
-    every = torch.stack([torch.nanquantile(beyond[..., n], level) for n, level in enumerate(levels)])
-    own = torch.stack([torch.nanquantile(beyond[..., n], level, dim=0) for n, level in enumerate(levels)], -1)
-    enough = (~beyond[..., 0].isnan()).sum(0)[:, None] >= FEWEST
-    return torch.where(enough, own, every).nan_to_num(0.0).clamp(-5, 5)
+    every = [
+        censored_quantile(beyond[..., n][known], lesson.cut[known], level) for n, level in enumerate(levels)
+    ]
+    stretch = torch.tensor(every).repeat(beyond.shape[1], 1)
+    for pair in range(beyond.shape[1]):
+        own = known[:, pair]
+        if int(own.sum()) >= FEWEST:
+            for n, level in enumerate(levels):
+                stretch[pair, n] = censored_quantile(beyond[own, pair, n], lesson.cut[own, pair], level)
+    return stretch.clamp(-5, 5)
+
+
+def censored_quantile(values: Tensor, cut: Tensor, level: float) -> float:
+    """The value [n] that a share `level` does not exceed, where of those that were cut only the least they may be is known.
+
+    Where too many were cut for the quantile to be seen it is drawn out from the last one that is, as that of a normal
+    distribution with `SPREAD`. 0 for no values.
+    """
+    if len(values) == 0:
+        return 0.0
+    order = np.lexsort((cut.numpy(), values.numpy()))  # of equals those that were not cut come first
+    ordered, event = values.numpy()[order], ~cut.numpy()[order]
+    below = 1 - np.cumprod(1 - event / np.arange(len(ordered), 0, -1))
+    reached = np.flatnonzero(below >= level - 1e-9)
+    if len(reached):
+        return float(ordered[reached[0]])
+    seen, last = (
+        (float(below[event].max()), float(ordered[event].max())) if event.any() else (0.0, float(ordered[0]))
+    )
+    normal = NormalDist(sigma=SPREAD)
+    return last + normal.inv_cdf(level) - normal.inv_cdf(max(seen, 0.01))
 
 
 def _rates(grid: Grid) -> Tensor:
