@@ -36,7 +36,9 @@ class MemoryRows(Rows):
         self._held: dict[str, Hold] = {}  # those that are reserved or dispatched
         self._ends: dict[str, Entry] = {}
         self._entries: list[tuple[Entry, str, str, str]] = []
-        self._buckets: dict[tuple[str, int], tuple[int, int]] = {}
+        self._chains: dict[str, list[tuple[Entry, str, str, str]]] = {}  # the same, by root
+        self._reserved: dict[str, int] = {}  # how many holds, by root
+        self._buckets: dict[str, dict[int, tuple[int, int]]] = {}
         self.undo: list[Callable[[], Any]] = []
 
     def _put(self, table: dict[K, V], key: K, value: V) -> None:
@@ -93,26 +95,30 @@ class MemoryRows(Rows):
         self._put(self._scopes, root, row)
 
     def add_to_bucket(self, name: str, bucket: int, posted: tuple[int, int]) -> None:
-        before = self._buckets.get((name, bucket), (0, 0))
-        self._put(self._buckets, (name, bucket), (before[0] + posted[0], before[1] + posted[1]))
+        table = self._buckets.setdefault(name, {})
+        before = table.get(bucket, (0, 0))
+        self._put(table, bucket, (before[0] + posted[0], before[1] + posted[1]))
 
     def clear_buckets(self, name: str) -> None:
-        for key in [key for key in self._buckets if key[0] == name]:
-            self._take(self._buckets, key)
+        table = self._buckets.get(name, {})
+        for bucket in list(table):
+            self._take(table, bucket)
 
     def since(self, name: str, bucket: int) -> tuple[int, int]:
         counted = [posted for start, posted in self.buckets(name).items() if start >= bucket]
         return sum(posted[0] for posted in counted), sum(posted[1] for posted in counted)
 
     def buckets(self, name: str) -> dict[int, tuple[int, int]]:
-        return {bucket: posted for (owner, bucket), posted in self._buckets.items() if owner == name}
+        return dict(self._buckets.get(name, {}))
 
     def hold(self, key: str) -> Hold | None:
         return self._holds.get(key)
 
     def insert_hold(self, hold: Hold) -> None:
+        root = self._scopes[hold.budget].root
         self._put(self._holds, hold.key, hold)
         self._put(self._held, hold.key, hold)
+        self._put(self._reserved, root, self._reserved.get(root, 0) + 1)
 
     def update_hold(self, key: str, state: HoldState, until: str) -> None:
         row = replace(self._holds[key], state=state, until=until)
@@ -137,7 +143,7 @@ class MemoryRows(Rows):
         return iter(sorted(found, key=lambda hold: (hold.created, hold.key)))
 
     def count_holds(self, root: str) -> int:
-        return sum(self._scopes[hold.budget].root == root for hold in self._holds.values())
+        return self._reserved.get(root, 0)
 
     def lapsed(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
         found = [
@@ -154,8 +160,9 @@ class MemoryRows(Rows):
             place, budget, key, cast(EntryKind, kind), nanousd, tokens, overrun, at,
             usage_from(usage), prices_from(prices), json.loads(note), root, number, hash,
         )  # fmt: skip
-        self._entries.append((entry, usage, prices, note))
-        self.undo.append(self._entries.pop)
+        for table in (self._entries, self._chains.setdefault(root, [])):
+            table.append((entry, usage, prices, note))
+            self.undo.append(table.pop)
         if kind in ENDINGS and key is not None:
             self._put(self._ends, key, entry)
         return place
@@ -169,10 +176,10 @@ class MemoryRows(Rows):
                 yield entry
 
     def chain(self, root: str) -> Iterator[tuple[Entry, str, str, str]]:
-        return (row for row in self._entries if row[0].root == root)
+        return iter(self._chains.get(root, ()))
 
     def posts_below(self, name: str, since: str) -> Iterator[Entry]:
-        for entry, *_ in self._entries:
+        for entry, *_ in self._chains.get(self._scopes[name].root, ()):
             is_late = entry.kind == "post" and entry.at >= since
             if is_late and any(scope.name == name for scope in self.lineage(entry.budget)):
                 yield entry
