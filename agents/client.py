@@ -23,6 +23,7 @@ from viaticum import strategies
 from viaticum.agents.graph import Tools, Workflow, route_from_json
 from viaticum.agents.local import LocalModels
 from viaticum.agents.models import Model
+from viaticum.agents.scripted import ScriptedModel
 from viaticum.agents.state import State
 from viaticum.budgets import Budget, Ledger, default_path
 from viaticum.catalogue import Catalogue
@@ -63,7 +64,10 @@ class Viaticum:
         limit = nanousd(DEFAULT_BUDGET_USD if budget is None else budget)
         if limit <= 0:
             raise InputError(f"a budget is above zero dollars, got {budget}")
-        self.catalogue = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
+        loaded = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
+        self._models: dict[str, Model] = dict(models or {})
+        entries = [model.catalogue_entry() for name, model in self._models.items() if name not in loaded]
+        self.catalogue = loaded.with_models(*filter(None, entries))
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
         self.router = self._router(router)
         home = self._home = Path(folder) if folder is not None else default_path().parent
@@ -71,7 +75,6 @@ class Viaticum:
         self.budget_name = budget_name or f"run-{uuid.uuid4().hex[:12]}"
         self.ledger.create(self.budget_name, limit_nanousd=limit)
         self._connection = sqlite3.connect(home / "checkpoints.db", check_same_thread=False)
-        self._models: dict[str, Model] = dict(models or {})
         self._local = LocalModels(self.catalogue, slots=SLOTS)
         self._here = set(self._models)  # models that were given, or whose weights were found
         self._lock = threading.Lock()
@@ -188,7 +191,11 @@ class Viaticum:
     def _model(self, name: str) -> Model:
         with self._lock:
             if name not in self._models:
-                self._models[name] = self._local.model(name)
+                spec = self.catalogue[name]
+                scripted = spec.kind == "scripted"
+                self._models[name] = (
+                    ScriptedModel(spec.text or "", spec=spec) if scripted else self._local.model(name)
+                )
             return self._models[name]
 
     def _usable(self, pair: Pair) -> bool:
@@ -197,8 +204,9 @@ class Viaticum:
             return True
         if pair.model not in self.catalogue:
             return False
-        for member in self.catalogue[pair.model].members:
-            locate(self.catalogue[member])
+        if self.catalogue[pair.model].kind in ("local", "pair"):
+            for member in self.catalogue[pair.model].members:
+                locate(self.catalogue[member])
         self._here.add(pair.model)
         return True
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -22,6 +22,7 @@ from langgraph.config import get_config, get_stream_writer
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
+from viaticum.agents.calls import completion_from_json, completion_to_json, give_up
 from viaticum.agents.models import Generation, Model
 from viaticum.agents.state import State
 from viaticum.budgets import Ledger
@@ -40,7 +41,6 @@ from viaticum.types import (
     Route,
     Row,
     TokenCount,
-    Usage,
 )
 
 
@@ -140,34 +140,45 @@ class Workflow:
     def generate(self, state: State) -> State:
         """Write the text, unless this call was already made: then take what it gave.
 
-        A model that fails, or is interrupted, frees its hold; the same thread run again makes a new call. So it
-        does where the hold's lease ran out: one that was never dispatched is free again, one that was stays
-        charged as unknown until it is reconciled.
+        A model that fails before its first word frees its hold; one that fails later, or is interrupted, is charged
+        for what it wrote. The same thread run again makes a new call. So it does where the hold's lease ran out: one
+        that was never dispatched is free again, one that was stays charged as unknown until it is reconciled.
         """
         key = self._key(state)
         hold = self.tools.ledger.hold(key)
         assert hold is not None, "reserve comes first"
-        if hold.state in ("void", "expired") or (hold.state == "unknown" and hold.result is None):
-            return {"completion": None, "call": state["call"] + 1, "held": state["held"] - hold.held_nanousd}
+        if hold.state in ("void", "expired") or (hold.state in ("unknown", "posted") and hold.result is None):
+            wasted = sum(
+                entry.nanousd for entry in self.tools.ledger.entries(key=key) if entry.kind == "post"
+            )
+            return {
+                "completion": None,
+                "call": state["call"] + 1,
+                "held": state["held"] - hold.held_nanousd,
+                "cost": state.get("cost", 0) + wasted,
+            }
         if hold.result is None:
             self.tools.ledger.dispatch(key)
-            try:
-                completion = self._write(state)
-            except BaseException:
-                with suppress(LedgerError):  # what stopped the model is the error to tell
-                    self.tools.ledger.void(key)
-                raise
+            completion = self._write(state, key)
             hold = self.tools.ledger.attach(key, json.dumps(completion_to_json(completion)))
         assert hold.result is not None, "attach kept it"
         return {"completion": json.loads(hold.result)}
 
-    def _write(self, state: State) -> Completion:
+    def _write(self, state: State, key: str) -> Completion:
         model, messages, generation = self._call(state)
-        show = get_stream_writer()
-        for piece in model.stream(messages, generation):
-            if isinstance(piece, Completion):
-                return piece
-            show({"text": piece})
+        show, text = get_stream_writer(), ""
+        try:
+            for piece in model.stream(messages, generation):
+                if isinstance(piece, Completion):
+                    return piece
+                text += piece
+                show({"text": piece})
+        except BaseException as error:
+            with suppress(LedgerError):  # what stopped the model is the error to tell
+                give_up(
+                    self.tools.ledger, key, model, messages, text, closed=not isinstance(error, Exception)
+                )
+            raise
         raise AssertionError("a stream ends with its completion")
 
     def settle(self, state: State) -> State:
@@ -176,8 +187,7 @@ class Workflow:
         entry = self.tools.ledger.settle(self._key(state), completion.usage.models)
         usage = dict(state.get("usage", {}))
         for name, count in completion.usage.models.items():
-            before = usage.get(name, [0, 0])
-            usage[name] = [before[0] + count.input_tokens, before[1] + count.output_tokens]
+            usage[name] = list(astuple(TokenCount(*usage.get(name, ())) + count))
         get_stream_writer()({"cost": entry.nanousd})
         assert state["route"] is not None
         first = [] if state.get("samples") else [state["route"]]
@@ -281,20 +291,3 @@ def route_to_json(route: Route) -> dict[str, Any]:
 def route_from_json(data: dict[str, Any]) -> Route:
     pair = Pair.parse(data["pair"])
     return Route(pair, Row(**(data["row"] | {"pair": pair})), data["why"])
-
-
-def completion_to_json(completion: Completion) -> dict[str, Any]:
-    usage = {
-        name: [count.input_tokens, count.output_tokens] for name, count in completion.usage.models.items()
-    }
-    return {
-        "text": completion.text,
-        "usage": usage,
-        "seconds": completion.usage.seconds,
-        "finish_reason": completion.finish_reason,
-    }
-
-
-def completion_from_json(data: dict[str, Any]) -> Completion:
-    usage = {name: TokenCount(*counts) for name, counts in data["usage"].items()}
-    return Completion(data["text"], Usage(usage, data["seconds"]), data["finish_reason"])

@@ -109,6 +109,9 @@ class LocalModel(Model):
         worst[self.members[-1]] = TokenCount(prompt, max_new_tokens)
         return worst
 
+    def count(self, text: str) -> int:
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
         with self.pool.lock:
             events = self._mixed(texts=1).stream([self._request(messages, generation)])
@@ -139,6 +142,8 @@ class LocalModel(Model):
     def _request(self, messages: Sequence[Message], generation: Generation) -> Request:
         from viaticum.decoders import Request, Sampling
 
+        if generation.extra:
+            raise InputError(f"{self.name} runs locally and cannot do: {', '.join(generation.extra)}")
         return Request(
             prompt=self.prompt(messages),
             max_new_tokens=generation.max_new_tokens,

@@ -7,9 +7,11 @@ ledger reserves and settles, so a worst case is never an estimate.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from viaticum.catalogue import ModelSpec
 from viaticum.types import Completion, Message, TokenCount
 
 
@@ -17,7 +19,8 @@ from viaticum.types import Completion, Message, TokenCount
 class Generation:
     """How long and how to write: at most `max_new_tokens`, ended early by any of `stop`.
 
-    temperature 0 is greedy; seed makes sampling repeatable.
+    temperature 0 is greedy; seed makes sampling repeatable. extra: what a remote model's API takes besides, by the
+    names of OpenAI's (tools, tool_choice, response_format); a model that cannot do it raises `InputError`.
     """
 
     max_new_tokens: int = 400
@@ -26,6 +29,7 @@ class Generation:
     top_k: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Model(ABC):
@@ -41,6 +45,18 @@ class Model(ABC):
     @abstractmethod
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
         """Pieces of text as they come, then the completion. Closing the iterator ends the call."""
+
+    def count(self, text: str) -> int:
+        """Tokens of a text. By default its bytes, of which a token has at least one: never too few."""
+        return len(text.encode())
+
+    def counted(self, messages: Sequence[Message], text: str) -> dict[str, TokenCount]:
+        """What a call that was ended early has used, as far as can be seen: never too little."""
+        return self.worst_case(messages, self.count(text))
+
+    def catalogue_entry(self) -> ModelSpec | None:
+        """The entry, with its price, of a model that no catalogue knows; None for one that comes from a catalogue."""
+        return None
 
     def generate(self, messages: Sequence[Message], generation: Generation) -> Completion:
         """The whole completion at once."""

@@ -186,18 +186,20 @@ class FailingModel(ScriptedModel):
                 raise ModelError("logits are not finite")
 
 
-def test_a_model_that_fails_frees_its_hold_and_can_be_asked_again(tmp_path: Path) -> None:
+def test_a_model_that_fails_midway_is_charged_for_what_it_wrote_and_can_be_asked_again(
+    tmp_path: Path,
+) -> None:
     models = {SMALL: FailingModel(SMALL, "The answer is 5."), LARGE: FailingModel(LARGE, "The answer is 6.")}
     with Viaticum(folder=tmp_path, router=StaticRouter(TABLE), models=dict(models)) as viaticum:
         with pytest.raises(ModelError):
             viaticum.solve("What is 3 + 3?", thread_id="t")
-        budget = viaticum.budget()
-        assert (budget.posted_nanousd, budget.held_nanousd) == (0, 0)
+        budget, price = viaticum.budget(), viaticum.catalogue[LARGE].price
+        assert price is not None
+        wasted = price.cost(100, len("The "))
+        assert (budget.posted_nanousd, budget.held_nanousd) == (wasted, 0)
         answer = viaticum.solve("What is 3 + 3?", thread_id="t")
         assert (answer.value, answer.routes[0].pair.model, models[LARGE].calls) == ("6", LARGE, 2)
-        price = viaticum.catalogue[LARGE].price
-        assert price is not None
-        assert (answer.cost, answer.held) == (price.cost(100, 20), price.cost(100, 400))
+        assert (answer.cost, answer.held) == (price.cost(100, 20) + wasted, price.cost(100, 400))
         assert viaticum.budget().posted_nanousd == answer.cost
         assert viaticum.ledger.check() == []
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from viaticum.agents.client import Viaticum
+    from viaticum.agents.scripted import FakeRouter, ScriptedModel
     from viaticum.errors import BudgetExceeded, InputError, ViaticumError
     from viaticum.types import Answer, Completion, Outcome, Pair, Query, Route, RoutingTable, Usage
 
@@ -17,6 +18,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Viaticum": "viaticum.agents.client",
+    "FakeRouter": "viaticum.agents.scripted",
+    "ScriptedModel": "viaticum.agents.scripted",
     "BudgetExceeded": "viaticum.errors",
     "InputError": "viaticum.errors",
     "ViaticumError": "viaticum.errors",
@@ -34,12 +37,14 @@ __all__ = [
     "Answer",
     "BudgetExceeded",
     "Completion",
+    "FakeRouter",
     "InputError",
     "Outcome",
     "Pair",
     "Query",
     "Route",
     "RoutingTable",
+    "ScriptedModel",
     "Usage",
     "Viaticum",
     "ViaticumError",

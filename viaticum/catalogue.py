@@ -31,7 +31,7 @@ from pydantic import (
 from viaticum.errors import InputError, UnknownName, UnknownPrice
 from viaticum.money import Price, Tier, nanousd
 
-Kind = Literal["local", "pair", "remote", "encoder"]
+Kind = Literal["local", "pair", "remote", "scripted", "encoder"]
 Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -130,7 +130,7 @@ class ModelSpec(_Frozen):
     they differ from input and output, price_tiers above a length of prompt, second_price dollars for a second
     of work, price_version the name of the price list. context_length is in tokens, prompt and answer together. sources are tried in order. default: routed to, and fetched, unless names are given.
     mode, of a pair: "routed" (the router decides, always) or "auto" (the fastest way that was measured here, the
-    large model alone among them; see docs/decoding.md).
+    large model alone among them; see docs/decoding.md). text: what a scripted model answers.
     """
 
     name: str
@@ -151,6 +151,7 @@ class ModelSpec(_Frozen):
     tau: NonNegativeFloat | None = None
     mode: Literal["routed", "auto"] | None = None
     litellm_model: str | None = None
+    text: str | None = None
     default: bool = True
 
     @property
@@ -208,6 +209,8 @@ class ModelSpec(_Frozen):
             raise ValueError(
                 f"a {self.kind} entry {'needs' if self.kind == 'remote' else 'takes no'} litellm_model"
             )
+        if self.text is not None and self.kind != "scripted":
+            raise ValueError(f"a {self.kind} entry takes no text")
         if self.kind == "pair" and self.price is not None:
             raise ValueError("a pair takes no price: each token costs what the model that made it costs")
         if self.kind == "pair" and self.small == self.large:
@@ -274,8 +277,8 @@ class Catalogue(Mapping[str, ModelSpec]):
         return self._of_kind("encoder")
 
     def models(self) -> tuple[ModelSpec, ...]:
-        """Everything that answers questions: local models, pairs and remote models."""
-        return self._of_kind("local", "pair", "remote")
+        """Everything that answers questions: local models, pairs, remote and scripted models."""
+        return self._of_kind("local", "pair", "remote", "scripted")
 
     def weights_of(self, *names: str) -> tuple[ModelSpec, ...]:
         """The entries whose weights the named ones need, a pair's members among them, each once.

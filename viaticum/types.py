@@ -14,7 +14,7 @@ from viaticum.errors import InputError
 
 AnswerKind = Literal["auto", "number", "choice", "boolean", "date", "expression", "text"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = ("auto", "number", "choice", "boolean", "date", "expression", "text")
-FinishReason = Literal["stop", "length", "aborted", "loop", "error"]
+FinishReason = Literal["stop", "length", "aborted", "loop", "error", "tool_calls"]
 
 
 class Message(TypedDict):
@@ -179,12 +179,16 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model wrote: text, usage per model, why it ended, and, for local models, the trace."""
+    """What a model wrote: text, usage per model, why it ended, and, for local models, the trace.
+
+    tool_calls: functions that a remote model wants called, as OpenAI's API gives them.
+    """
 
     text: str
     usage: Usage
     finish_reason: FinishReason
     trace: Trace | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

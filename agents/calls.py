@@ -1,0 +1,128 @@
+"""One paid call of one model, streamed: worst case held before, true cost posted after, whatever happens between.
+
+What every door shares that calls a model without the workflow (the chat model, the server's named models). The workflow's
+nodes do the same in steps, with a checkpoint after each. Knows no strategy and no router.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
+
+from viaticum.agents.models import Generation, Model
+from viaticum.budgets import Entry, Ledger
+from viaticum.catalogue import Catalogue
+from viaticum.errors import HoldError, LedgerError
+from viaticum.types import Completion, Message, TokenCount, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """A finished call, and the entry that posted its cost."""
+
+    completion: Completion
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Calls:
+    """model: a model by its name."""
+
+    catalogue: Catalogue
+    ledger: Ledger
+    model: Callable[[str], Model]
+
+    def stream(
+        self,
+        budget: str,
+        key: str,
+        model: str,
+        messages: Sequence[Message],
+        generation: Generation,
+        *,
+        tags: Mapping[str, str] | None = None,
+    ) -> Iterator[str | Paid]:
+        """Pieces of text as they come, then what was paid. The worst case is held when the first piece is asked for.
+
+        The same key and call again gives the stored text and charges nothing. Closing the iterator early posts what
+        was counted until then; a model that fails before its first piece frees the hold. Raises `BudgetExceeded`,
+        `BudgetClosed`, `UnknownPrice`, `PromptTooLong`, `ModelError`, and `HoldError` where the key stands for another
+        call, or one that has ended without a text.
+        """
+        asked = self.model(model)
+        worst = asked.worst_case(messages, generation.max_new_tokens)
+        hold = self.ledger.reserve(
+            budget,
+            key,
+            worst,
+            self.catalogue.prices(worst),
+            parameters={"model": model, "messages": messages, **asdict(generation)},
+            tags={"model": model, **(tags or {})},
+        )
+        if hold.result is None:
+            if hold.state != "reserved":
+                raise HoldError(
+                    f"the call {key!r} is {hold.state}, and no text of it was kept; take another key"
+                )
+            completion = yield from self._write(asked, key, messages, generation)
+        else:
+            completion = completion_from_json(json.loads(hold.result))
+            yield completion.text
+        yield Paid(completion, self.ledger.settle(key, completion.usage.models))
+
+    def _write(
+        self, model: Model, key: str, messages: Sequence[Message], generation: Generation
+    ) -> Generator[str, None, Completion]:
+        """Pieces; returns the completion, kept with the hold."""
+        self.ledger.dispatch(key)
+        text = ""
+        pieces = model.stream(messages, generation)
+        try:
+            for piece in pieces:
+                if isinstance(piece, Completion):
+                    self.ledger.attach(key, json.dumps(completion_to_json(piece)))
+                    return piece
+                text += piece
+                yield piece
+        except BaseException as error:
+            with suppress(LedgerError):  # what stopped the model is the error to tell
+                give_up(self.ledger, key, model, messages, text, closed=not isinstance(error, Exception))
+            raise
+        raise AssertionError("a stream ends with its completion")
+
+
+def give_up(
+    ledger: Ledger, key: str, model: Model, messages: Sequence[Message], text: str, *, closed: bool
+) -> None:
+    """End the hold of a call that stopped early: free where nothing came of it, else what was counted is posted.
+
+    closed: its caller went away, so that the prompt at least was read.
+    """
+    if text or closed:
+        ledger.settle(key, model.counted(messages, text))
+    else:
+        ledger.void(key)
+
+
+def completion_to_json(completion: Completion) -> dict[str, Any]:
+    """Plain values, as checkpoints and the ledger keep them; the trace is left out."""
+    return {
+        "text": completion.text,
+        "usage": {name: list(astuple(count)) for name, count in completion.usage.models.items()},
+        "seconds": completion.usage.seconds,
+        "finish_reason": completion.finish_reason,
+        "tool_calls": [dict(call) for call in completion.tool_calls],
+    }
+
+
+def completion_from_json(data: Mapping[str, Any]) -> Completion:
+    usage = {name: TokenCount(*counts) for name, counts in data["usage"].items()}
+    return Completion(
+        data["text"],
+        Usage(usage, data["seconds"]),
+        data["finish_reason"],
+        tool_calls=tuple(data.get("tool_calls", ())),
+    )
