@@ -41,7 +41,7 @@ class Ours:
         return cls(router, router.predict(torch.from_numpy(split.asked)), right, cost)
 
     def at(self, dollars: float) -> Played:
-        chosen = self.router.choose_columns(self.told, self.router.worth_of(self.told, dollars)).numpy()
+        chosen = self.router.choose_within(self.told, dollars).numpy()
         rows = np.arange(len(chosen))
         return self.right[rows, chosen], self.cost[rows, chosen]
 

@@ -12,10 +12,11 @@ at the cost that it was expected to have.
 
 --held-out-datasets: each data set in turn is unknown to the fit, and so are near-duplicates of its questions. Costs may
 then be beside every budget; so the gap to the hull (of single pairs, on the very questions asked) is taken at the cost
-that was really spent, too. --ablation: each addition left out. --speed: milliseconds of one choice, rows a second, seconds of fitting.
+that was really spent, too. --ablation: each addition left out. --llmrouter: llmrouter-lib's routers, installed into a
+virtual environment that is thrown away (minutes). --speed: milliseconds of one choice, rows a second, seconds of fitting.
 
     viaticum models pull all-minilm-l6-v2
-    python benchmarks/routers.py OUTCOMES --prices PRICES.json [--seeds 3] [--json] [--ablation] ...
+    python benchmarks/routers.py OUTCOMES --prices PRICES.json [--seeds 3] [--json] [--ablation] [--llmrouter] ...
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,7 @@ from _baselines import (
     static_hull,
     tuned,
 )
+from _llmrouter import install, routes
 from _plain_rtr import Told, plain_rtr
 from _router_figures import SCALARS, Ours, beyond_hull, means, minus_hull, points, same_cost
 from _router_speed import speed
@@ -164,7 +167,7 @@ def baselines(
 
 
 def in_distribution(
-    table: Table, seeds: int, steps: Steps | None
+    table: Table, seeds: int, steps: Steps | None, python: Path | None, scratch: Path
 ) -> tuple[dict[str, Any], list[Split], list[RTRRouter]]:
     splits, routers, own, facts, chosen = [], [], [], [], []
     curves: dict[str, list[Curve]] = {}
@@ -178,6 +181,8 @@ def in_distribution(
         own.append(Ours.on(router, split))
         facts.append(evaluate(router, split.test, seed=seed))
         theirs, points_of, knobs = baselines(split, router, steps)
+        if python is not None:
+            points_of |= routes(python, scratch / f"seed{seed}", split, say)
         chosen.append(knobs)
         tell(f"seed {seed}", points([own[-1].curve()], None, [split]))
         for name, curve in theirs.items():
@@ -301,6 +306,10 @@ def main() -> None:
     parser.add_argument(
         "--held-out-datasets", action="store_true", help="also: each data set unknown to the fit"
     )
+    parser.add_argument("--llmrouter", action="store_true", help="also: the routers of llmrouter-lib")
+    parser.add_argument(
+        "--llmrouter-python", type=Path, help="an environment that has llmrouter-lib already, for --llmrouter"
+    )
     parser.add_argument("--speed", action="store_true", help="also: how long a choice and a fit take")
     parser.add_argument("--no-baselines", action="store_true", help="leave the first table out")
     parser.add_argument(
@@ -310,6 +319,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.seeds < 1:
         parser.error("--seeds is 1 or more")
+    if arguments.llmrouter_python and not arguments.llmrouter:
+        parser.error("--llmrouter-python goes with --llmrouter")
+    if arguments.no_baselines and arguments.llmrouter:
+        parser.error("--llmrouter adds to the first table, which --no-baselines leaves out")
 
     grid = Grid.of(read_outcomes(arguments.outcomes), read_prices(arguments.prices))
     grid = grid.part(grid.complete)
@@ -317,11 +330,17 @@ def main() -> None:
     x = encoder(grid.texts, lambda done, of: say(f"questions embedded {done}/{of}")).numpy()
     table = Table(grid, x, near_duplicates(grid.texts), encoder)
     results: dict[str, Any] = {"conditions": conditions(table)}
-    if not arguments.no_baselines:
-        steps = cascade_steps(grid, arguments.cascade)
-        results["in_distribution"], splits, routers = in_distribution(table, arguments.seeds, steps)
-    elif arguments.ablation or arguments.speed:
-        splits, routers = fit_seeds(table, arguments.seeds)
+    with tempfile.TemporaryDirectory() as scratch:
+        if not arguments.no_baselines:
+            python = arguments.llmrouter_python
+            if arguments.llmrouter and python is None:
+                python = install(Path(scratch) / "venv", say)
+            steps = cascade_steps(grid, arguments.cascade)
+            results["in_distribution"], splits, routers = in_distribution(
+                table, arguments.seeds, steps, python, Path(scratch)
+            )
+        elif arguments.ablation or arguments.speed:
+            splits, routers = fit_seeds(table, arguments.seeds)
     if arguments.held_out_datasets:
         results["held_out_datasets"] = [unseen_dataset(table, str(name)) for name in np.unique(grid.datasets)]
     if arguments.ablation:

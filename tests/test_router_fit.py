@@ -79,8 +79,7 @@ def test_the_operating_point_is_chosen_without_looking_at_the_outcomes(router: R
     """With all answers turned wrong and all costs tripled the same plans are chosen."""
     grid = Grid.of(outcomes(60, seed=4))
     told = router.predict_texts(grid.texts)
-    worth = router.worth_of(told, 0.0002)
-    chosen = router.choose_columns(told, worth)
+    chosen = router.choose_within(told, 0.0002)
     other = replace(grid, correct=1 - grid.correct, cost=3 * grid.cost)
     one, two = (evaluate(router, each, budgets=(0.0002,)) for each in (grid, other))
     right = one["curve"][0]["accuracy"]
@@ -95,6 +94,19 @@ def test_far_from_every_known_question_it_says_what_holds_on_average(router: RTR
     assert torch.allclose(told.accuracy[0], router.learned.static[0], atol=1e-6)
     near = router.predict_texts([a_query("kin").text])
     assert float((near.accuracy[0] - router.learned.static[0]).abs().max()) > 0.1
+
+
+def test_far_from_every_known_question_a_mixture_uses_up_the_budget(router: RTRRouter) -> None:
+    told = router.predict(FAR[:1].expand(400, -1))
+    cheap, dear = (router.expected_cost(told, router.worth_of(told, dollars)) for dollars in (0.0001, 0.001))
+    dollars = cheap + 0.3 * (dear - cheap)
+    below, above = router._worth_about(told, dollars)
+    ends = [router.expected_cost(told, worth) for worth in (below, above)]
+    assert ends[0] < dollars < ends[1], "every question has the same table, so that costs jump"
+    chosen = router.choose_within(told, dollars)
+    assert set(chosen.tolist()) == {int(router.choose_columns(told, each)[0]) for each in (below, above)}
+    share = float((chosen == router.choose_columns(told, above)).double().mean())
+    assert share == pytest.approx((dollars - ends[0]) / (ends[1] - ends[0]), abs=0.01)
 
 
 def test_without_trust_distance_changes_nothing() -> None:

@@ -41,7 +41,7 @@ def evaluate(
     gaps: list[dict[str, Any]] = []
     rows = np.arange(len(grid))
     for budget in budgets:
-        chosen = router.choose_columns(told, router.worth_of(told, budget * (1 - MARGIN))).numpy()
+        chosen = router.choose_within(told, budget * (1 - MARGIN)).numpy()
         ours = right[rows, chosen]
         curve.append(_point(budget, ours, cost[rows, chosen]))
         shares = mixture(grid.correct, grid.cost, budget)
@@ -54,7 +54,7 @@ def evaluate(
         gaps.append({"budget": budget} | _paired(ours - theirs, seed))
     enough, nearly = (cost_to_reach(router, told, right, cost, share * accuracy) for share in (1, 0.99))
     half = MIDDLE if MIDDLE in budgets else sorted(budgets)[len(budgets) // 2]
-    middle = router.choose_columns(told, router.worth_of(told, half * (1 - MARGIN))).numpy()
+    middle = router.choose_within(told, half * (1 - MARGIN)).numpy()
     known = grid.tokens > 0
     return {
         "questions": len(grid),

@@ -31,6 +31,7 @@ FORMAT = 1
 COLUMNS = ("models", "strategies", "of_pair", "members")
 ADDED = ("weights", "offset", "alike", "lengths", "rate")
 NORMAL_P90 = 1.2816  # standard deviations of a normal distribution below which 90% lie
+GOLDEN = (5**0.5 - 1) / 2  # its multiples are spread evenly over the questions
 NEAREST = 10  # questions whose mean similarity says how far to trust a prediction
 
 
@@ -209,12 +210,31 @@ class RTRRouter(QueryRouter):
         """For each question the column with the greatest accuracy less `worth` times its expected dollars [N]."""
         return (told.accuracy - worth * told.cost).argmax(1)
 
+    def choose_within(self, told: Prediction, dollars: float) -> Tensor:
+        """For each question the column to take, so that they are expected to cost at most `dollars` on average [N].
+
+        A worth of a dollar at which they do, the least that there is; where the table is the same for many questions
+        (far from all that is known), what is left is spent on a part of them, which makes a mixture of two columns.
+        """
+        enough, more = self._worth_about(told, dollars)
+        chosen, dearer = self.choose_columns(told, enough), self.choose_columns(told, more)
+        spent, costs = self.expected_cost(told, enough), self.expected_cost(told, more)
+        if not spent < dollars < costs:
+            return chosen
+        share = (dollars - spent) / (costs - spent)
+        places = torch.arange(len(chosen), dtype=torch.float64)
+        return torch.where((places * GOLDEN) % 1 < share, dearer, chosen)
+
     def worth_of(self, told: Prediction, dollars: float) -> float:
         """The least worth of a dollar at which these questions are expected to cost at most `dollars` on average.
 
         Expectations are corrected by `spend`: what is chosen because it looks cheap tends to cost more than it
         looked. Knows predictions alone. Where even the cheapest choice costs more, that is what is taken.
         """
+        return self._worth_about(told, dollars)[0]
+
+    def _worth_about(self, told: Prediction, dollars: float) -> tuple[float, float]:
+        """Where the expected cost comes to `dollars`: the worth of a dollar just past that, and just before."""
         low, high = -3.0, 6.0
         for _ in range(40):
             middle = (low + high) / 2
@@ -222,7 +242,7 @@ class RTRRouter(QueryRouter):
                 high = middle
             else:
                 low = middle
-        return float(10**high)
+        return float(10**high), float(10**low)
 
     def expected_cost(self, told: Prediction, worth: float) -> float:
         """Mean dollars a question of what is chosen at a worth of a dollar, corrected."""
