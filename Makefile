@@ -65,8 +65,10 @@ bench: $(LOCAL)
 	    $(if $(QUESTIONS),"benchmarks/decode.py $(QUESTIONS)" "benchmarks/pareto.py $(QUESTIONS)"); do \
 	  echo "== $$file"; $(BIN)/python $$file; done
 
-docs:
-	@echo "The documentation is in docs/; measurements, dated, are in docs/log.md."
+# docs/cli.md is made from the code; the site in build/site fails on a broken link.
+docs: $(DEV)
+	$(BIN)/typer viaticum.cli utils docs --name viaticum --output docs/cli.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -f docs/site/mkdocs.yml
 
 # Only what make made here: a VENV given from outside stays.
 clean:

@@ -18,8 +18,8 @@ from viaticum.routers.query.grid import Array, Grid
 from viaticum.routers.query.plans import Steps, play
 
 WORTHS = np.geomspace(0.1, 1e5, 120).tolist()  # accuracy that a dollar is worth
-NEIGHBOURS = (5, 10, 25, 50, 100, 200, 400)
-PENALTIES = (1.0, 3.0, 10.0)  # scikit-learn's C
+NEIGHBOURS = (5, 10, 25, 50, 100, 200, 400, 800)
+PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # scikit-learn's C
 Played = tuple[Array, Array]  # right or not [Q] (or the chance of it), dollars [Q]
 Curve = list[Played | None]  # for each budget; None: nothing is so cheap
 Predict = Callable[
