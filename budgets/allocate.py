@@ -1,0 +1,217 @@
+"""Which way to answer each of many questions, so that most are right and the budget holds: a multiple-choice knapsack.
+
+Lagrangian relaxation (Sinha and Zoltners, 1979): at a price of a dollar each question takes the way with the greatest
+worth less cost at that price, and the price is raised until the sum fits. What is left over at that price goes to the
+questions that gain most a dollar, so that the result is exact but for one question; `bound`, the relaxation's own
+value, says how far from the best it can be at most.
+
+Works on arrays [questions, ways] of expected worth and cost. Leaves out where these come from (`routers.query`), and
+the ledger: an expectation is not a hold.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from viaticum.errors import InputError
+
+Array = NDArray[Any]
+SKIPPED = -1
+CHUNK = 1 << 16  # rows at once: some MB, which stay near the core
+STEPS = 80  # halvings of the interval of (the logarithm of) prices
+SPAN = 1e-12  # of the highest price, below which a price is as good as none
+ROUNDS = 4  # of making room for chance, each with the variance of the last
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """chosen: the way of each question, `SKIPPED` for none [Q]; worth, cost, seconds: sums of what is expected.
+
+    price: worth that a further unit of budget would bring; bound: no allocation within the budget has more worth.
+    reserve: what of the budget is left for chance.
+    """
+
+    chosen: Array
+    worth: float
+    cost: float
+    seconds: float
+    price: float
+    bound: float
+    reserve: float
+
+
+def allocate(
+    worth: Array,
+    cost: Array,
+    budget: float,
+    *,
+    spread: Array | None = None,
+    risk: float = 0.01,
+    seconds: Array | None = None,
+    deadline: float | None = None,
+) -> Allocation:
+    """Choose a way for every question. A way that a question does not have is NaN in worth or cost.
+
+    worth [Q, W]: of an answer, 0 or more, such as the chance that it is right; cost [Q, W]: expected, 0 or more, in the
+    budget's unit. spread [Q, W]: standard deviations of the costs; with them the chance that all comes to more than
+    the budget is at most `risk`, errors being independent. seconds [Q, W] and deadline: a second budget, in expectation.
+    Raises `InputError` for shapes that differ, negative numbers, or a budget or a deadline that is not above zero.
+    """
+    worth, cost = _checked("worth", worth), _checked("cost", cost, worth)
+    spread = None if spread is None else _checked("spread", spread, worth)
+    seconds = None if seconds is None else _checked("seconds", seconds, worth)
+    if not 0 < budget < math.inf or (deadline is not None and not deadline > 0):
+        raise InputError(f"a budget and a deadline are above zero, got {budget} and {deadline}")
+    if (seconds is None) != (deadline is None):
+        raise InputError("give seconds and deadline, or neither")
+    if not 0 < risk < 1:
+        raise InputError(f"a risk is between 0 and 1, got {risk}")
+    worth = np.where(np.isnan(worth) | np.isnan(cost), -np.inf, worth)
+    cost = np.where(np.isnan(cost), 0.0, cost).astype(cost.dtype)
+    reserve = 0.0
+    for _ in range(ROUNDS):
+        if seconds is None or deadline is None:
+            found = _within(worth, cost, budget - reserve)
+        else:
+            found = _within_both(worth, cost, budget - reserve, np.nan_to_num(seconds), deadline)
+        if spread is None:
+            break
+        chance = NormalDist().inv_cdf(1 - risk) * math.sqrt(float((_of(spread, found.chosen) ** 2).sum()))
+        if chance <= reserve:
+            break
+        reserve = min(chance, 0.999 * budget)
+    return Allocation(
+        found.chosen,
+        float(_of(worth, found.chosen).sum()),
+        float(_of(cost, found.chosen).sum()),
+        0.0 if seconds is None else float(_of(seconds, found.chosen).sum()),
+        found.price,
+        found.bound,
+        reserve,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    chosen: Array
+    price: float
+    bound: float
+
+
+def _within(worth: Array, cost: Array, budget: float, *, toll: Array | None = None) -> _Found:
+    """The greatest worth (less `toll`) at a cost of at most `budget`.
+
+    Only questions whose way differs between the two ends of the interval of prices are looked at again: between them
+    no other's can differ, for the ways that are ever chosen lie on a convex curve.
+    """
+    net = worth if toll is None else worth - toll
+    low, high = 0.0, _highest_price(net, cost)
+    dear = _choose(net, cost, low)
+    if _of(cost, dear).sum() <= budget:
+        return _Found(dear, 0.0, float(_of(net, dear).sum()))
+    cheap = _choose(net, cost, high)
+    spent = float(_of(cost, cheap).sum())
+    for _ in range(STEPS):
+        rows, price = np.flatnonzero(dear != cheap), math.sqrt(max(low, high * SPAN) * high)
+        if not len(rows) or not low < price < high:
+            break
+        middle = _choose(net[rows], cost[rows], price)
+        would = spent + float((_of(cost[rows], middle) - _of(cost[rows], cheap[rows])).sum())
+        if would > budget:
+            low = price
+            dear[rows] = middle
+        else:
+            high, spent = price, would
+            cheap[rows] = middle
+    bound = float(_of(net, cheap).sum()) + high * (budget - spent)
+    return _Found(_filled(net, cost, cheap, dear, budget), high, bound)
+
+
+def _within_both(worth: Array, cost: Array, budget: float, seconds: Array, deadline: float) -> _Found:
+    """As `_within`, with a price of a second as well, which is raised until the deadline holds."""
+    found = _within(worth, cost, budget)
+    if _of(seconds, found.chosen).sum() <= deadline:
+        return found
+    low, high = 0.0, _highest_price(worth, seconds)
+    best = _Found(np.full(len(worth), SKIPPED), high, math.inf)
+    for _ in range(STEPS // 2):
+        price = 0.5 * (low + high)
+        found = _within(worth, cost, budget, toll=price * seconds)
+        bound = min(best.bound, found.bound + price * deadline)
+        if _of(seconds, found.chosen).sum() > deadline:
+            low, best = price, _Found(best.chosen, best.price, bound)
+        else:
+            high, best = price, _Found(found.chosen, found.price, bound)
+        if high - low <= 1e-9 * high:
+            break
+    return best
+
+
+def _choose(worth: Array, cost: Array, price: float) -> Array:
+    """For each question the way with the greatest worth less cost at a price; the cheapest of equals [Q]."""
+    chosen = np.empty(len(worth), dtype=np.int32)
+    for start in range(0, len(worth), CHUNK):
+        # Way by way over many questions: numpy is slow over rows as short as these.
+        part = slice(start, start + CHUNK)
+        ways = zip(*(np.ascontiguousarray(each[part].T) for each in (worth, cost)), strict=True)
+        best = np.zeros(min(CHUNK, len(worth) - start), dtype=worth.dtype)
+        least = np.full(len(best), -1.0, dtype=cost.dtype)  # skipping is the cheapest
+        taken = chosen[start : start + CHUNK]
+        taken[:] = SKIPPED
+        for way, (value, dollars) in enumerate(ways):
+            score = value - price * dollars
+            better = (score > best) | ((score == best) & (dollars < least))
+            for kept, new in ((best, score), (least, dollars), (taken, way)):
+                np.copyto(kept, new, where=better)
+    return chosen
+
+
+def _highest_price(worth: Array, cost: Array) -> float:
+    """A price at which only ways that cost nothing are chosen."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        most = max(
+            (
+                float(np.where(cost[at : at + CHUNK] > 0, worth[at : at + CHUNK] / cost[at : at + CHUNK], 0).max(initial=0.0))
+                for at in range(0, len(worth), CHUNK)
+            ),
+            default=0.0,
+        )  # fmt: skip
+    return 2.0 * most + 1e-30
+
+
+def _filled(worth: Array, cost: Array, cheap: Array, dear: Array, budget: float) -> Array:
+    """`cheap`, with the ways of `dear` for the questions that gain most a unit of cost, as far as the budget goes."""
+    rows = np.flatnonzero(dear != cheap)
+    gain = _of(worth[rows], dear[rows]) - _of(worth[rows], cheap[rows])
+    extra = _of(cost[rows], dear[rows]) - _of(cost[rows], cheap[rows])
+    order = np.argsort(-gain / np.maximum(extra, 1e-300), kind="stable")
+    left = budget - float(_of(cost, cheap).sum())
+    fits = np.cumsum(extra[order]) <= left
+    chosen = cheap.copy()
+    taken = rows[order[fits]]
+    chosen[taken] = dear[taken]
+    return chosen
+
+
+def _of(values: Array, chosen: Array) -> Array:
+    """values [Q, W] of the chosen ways; 0 for what is skipped. In double precision, for sums."""
+    picked = np.take_along_axis(values, np.maximum(chosen, 0)[:, None].astype(np.int64), 1)[:, 0]
+    return np.where(chosen == SKIPPED, 0.0, picked.astype(np.float64))
+
+
+def _checked(name: str, values: Array, like: Array | None = None) -> Array:
+    array = np.asarray(values)
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float64)
+    if array.ndim != 2 or (like is not None and array.shape != like.shape):
+        wanted = "[questions, ways]" if like is None else f"{like.shape}, as worth"
+        raise InputError(f"{name} has the shape {array.shape}; give {wanted}")
+    if np.isinf(array).any() or (array < 0).any():
+        raise InputError(f"{name} has numbers that are negative or infinite; give 0 or more, NaN for none")
+    return array

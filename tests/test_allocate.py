@@ -1,0 +1,149 @@
+"""The knapsack behind a batch: against linear programming and against trying everything."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from viaticum.budgets.allocate import SKIPPED, Allocation, allocate
+from viaticum.errors import InputError
+
+
+def table(questions: int, ways: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Worth that tends to rise with cost, as accuracy does."""
+    dice = np.random.default_rng(seed)
+    cost = dice.lognormal(0, 1, (questions, ways)) * np.geomspace(1, 100, ways)
+    worth = np.clip(
+        dice.beta(2, 2, (questions, 1)) + 0.1 * np.log(cost) * dice.random((questions, ways)), 0, 1
+    )
+    return worth, cost
+
+
+def relaxed(worth: np.ndarray, cost: np.ndarray, budget: float, others: list | None = None) -> float:
+    """The optimum of the linear programme: shares of ways, at most one way a question in all."""
+    questions, ways = worth.shape
+    one_each = np.kron(np.eye(questions), np.ones(ways))
+    above = np.vstack([one_each, cost.ravel()[None], *[row.ravel()[None] for row, _ in others or []]])
+    limits = np.concatenate([np.ones(questions), [budget], [most for _, most in others or []]])
+    found = linprog(-worth.ravel(), A_ub=above, b_ub=limits, bounds=(0, 1))
+    assert found.status == 0
+    return float(-found.fun)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.1, 0.3, 0.7, 1.5])
+def test_all_but_one_question_of_the_linear_programme(share: float) -> None:
+    worth, cost = table(60, 8)
+    budget = share * cost.max(1).sum()
+    found = allocate(worth, cost, budget)
+    best = relaxed(worth, cost, budget)
+    assert found.cost <= budget
+    assert found.bound == pytest.approx(best, rel=1e-6)
+    assert best - 1 <= found.worth <= best + 1e-9, "a question is worth at most 1"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_never_over_budget_and_one_question_from_the_best(data: st.DataObject) -> None:
+    questions, ways = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    numbers = st.lists(st.integers(0, 9), min_size=questions * ways, max_size=questions * ways)
+    worth, cost = (np.array(data.draw(numbers), dtype=float).reshape(questions, ways) for _ in range(2))
+    budget = data.draw(st.integers(1, 30))
+    found = allocate(worth, cost, budget)
+    best = 0.0
+    for chosen in itertools.product(range(-1, ways), repeat=questions):
+        spent = sum(cost[row, way] for row, way in enumerate(chosen) if way >= 0)
+        if spent <= budget:
+            best = max(best, sum(worth[row, way] for row, way in enumerate(chosen) if way >= 0))
+    assert found.cost <= budget
+    assert found.worth <= best + 1e-9 <= found.bound + 1e-6
+    assert found.worth >= best - worth.max() - 1e-9
+    spent = sum(cost[row, way] for row, way in enumerate(found.chosen) if way != SKIPPED)
+    assert found.cost == pytest.approx(spent)
+
+
+def test_a_second_budget_in_seconds() -> None:
+    worth, cost = table(60, 6, seed=3)
+    seconds = np.random.default_rng(4).random(worth.shape) * 10
+    budget, deadline = 0.3 * cost.max(1).sum(), 60.0
+    alone = allocate(worth, cost, budget)
+    found = allocate(worth, cost, budget, seconds=seconds, deadline=deadline)
+    assert found.seconds <= deadline < float(seconds[np.arange(60), alone.chosen].sum())
+    assert found.cost <= budget
+    best = relaxed(worth, cost, budget, [(seconds, deadline)])
+    assert best - 2 <= found.worth <= best + 1e-9, "two budgets cost two questions at most"
+    assert found.bound >= best - 1e-6
+    free = allocate(worth, cost, budget, seconds=seconds, deadline=1e9)
+    assert (free.chosen == alone.chosen).all()
+
+
+def test_chance_seldom_breaks_the_budget() -> None:
+    worth, cost = table(400, 5, seed=5)
+    spread = 0.8 * cost
+    budget = 0.2 * cost.max(1).sum()
+    found = allocate(worth, cost, budget, spread=spread, risk=0.05)
+    plain = allocate(worth, cost, budget)
+    assert 0 < found.reserve < 0.2 * budget
+    assert found.cost <= budget - found.reserve
+
+    def breaks(chosen: Allocation) -> float:
+        dice = np.random.default_rng(6)
+        rows = np.arange(400)
+        mean, deviation = cost[rows, chosen.chosen], spread[rows, chosen.chosen]
+        drawn = mean + deviation * dice.standard_normal((4000, 400))
+        return float((drawn.sum(1) > budget).mean())
+
+    assert breaks(found) <= 0.06
+    assert breaks(plain) > 0.3
+
+
+def test_ways_that_a_question_does_not_have_are_never_taken() -> None:
+    worth = np.array([[0.9, np.nan], [np.nan, np.nan], [0.5, 0.8]])
+    cost = np.array([[np.nan, 1.0], [1.0, 1.0], [1.0, 2.0]])
+    assert allocate(worth, cost, 100).chosen.tolist() == [SKIPPED, SKIPPED, 1]
+
+
+def test_a_free_way_is_taken_even_where_nothing_else_fits() -> None:
+    found = allocate(np.array([[0.2, 0.9]] * 3), np.array([[0.0, 10.0]] * 3), 15)
+    assert sorted(found.chosen.tolist()) == [0, 0, 1]
+    assert allocate(np.array([[0.2, 0.9]]), np.array([[3.0, 10.0]]), 1).chosen.tolist() == [SKIPPED]
+
+
+def test_single_precision_is_good_enough() -> None:
+    worth, cost = table(500, 10, seed=7)
+    budget = 0.1 * cost.max(1).sum()
+    double, single = allocate(worth, cost, budget), allocate(worth.astype("f4"), cost.astype("f4"), budget)
+    assert single.worth == pytest.approx(double.worth, rel=1e-4)
+    assert single.cost <= budget
+
+
+def test_no_questions() -> None:
+    found = allocate(np.empty((0, 3)), np.empty((0, 3)), 1)
+    assert (len(found.chosen), found.worth, found.cost) == (0, 0.0, 0.0)
+
+
+ONE = np.ones((2, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((ONE, np.ones((2, 3)), 1), "as worth"),
+        ((np.ones(2), ONE, 1), "questions, ways"),
+        ((-ONE, ONE, 1), "negative or infinite"),
+        ((ONE, ONE * np.inf, 1), "negative or infinite"),
+        ((ONE, ONE, 0), "above zero"),
+        ((ONE, ONE, float("nan")), "above zero"),
+    ],
+)
+def test_bad_input(arguments: tuple, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        allocate(*arguments)
+    with pytest.raises(InputError, match="or neither"):
+        allocate(ONE, ONE, 1, seconds=ONE)
+    with pytest.raises(InputError, match="risk"):
+        allocate(ONE, ONE, 1, spread=ONE, risk=1.0)
