@@ -429,7 +429,8 @@ class Ledger:
     def check(self, budget: str | None = None) -> list[str]:
         """What is wrong with the ledger, one line each; empty where nothing was altered and every limit held.
 
-        Only the tree of scopes that `budget` belongs to, where one is given.
+        Only the tree of scopes that `budget` belongs to, where one is given; the pages of the file as such are then
+        not looked at.
         """
         return self._store.read(lambda rows: audit(rows, budget))
 

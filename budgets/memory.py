@@ -54,8 +54,10 @@ class MemoryRows(Rows):
             before = table.pop(key)
             self.undo.append(lambda: table.__setitem__(key, before))
 
-    def scopes(self) -> list[Scope]:
-        return [self._scopes[name] for name in sorted(self._scopes)]
+    def scopes(self, root: str | None = None) -> list[Scope]:
+        return [
+            self._scopes[name] for name in sorted(self._scopes) if root in (None, self._scopes[name].root)
+        ]
 
     def lineage(self, name: str) -> list[Scope]:
         found: list[Scope] = []

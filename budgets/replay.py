@@ -26,21 +26,24 @@ from viaticum.budgets.records import (
 from viaticum.budgets.rules import known_lineage
 from viaticum.budgets.store import NO_ENTRY, Rows, Scope
 from viaticum.budgets.windows import Window
-from viaticum.errors import ViaticumError
+from viaticum.errors import UnknownName, ViaticumError
 
 _UNREADABLE = (ViaticumError, ValueError, TypeError, AttributeError, KeyError)
 
 
 def audit(rows: Rows, budget: str | None = None) -> list[str]:
     """What is wrong, one line each. Call it inside a read transaction, so that it sees one moment."""
-    damage = rows.damage()
+    damage = rows.damage() if budget is None else []  # the whole file is looked at
     if damage:
         return [f"the store is damaged: {line}" for line in damage]
     try:
-        scopes = {scope.name: scope for scope in rows.scopes()}
+        root = known_lineage(rows, budget)[0].name if budget is not None else None
+        scopes = {scope.name: scope for scope in rows.scopes(root)}
+    except UnknownName:
+        raise
     except _UNREADABLE as error:
         return [f"a budget cannot be read: {error}"]
-    roots = [known_lineage(rows, budget)[0].name] if budget is not None else _roots(scopes)
+    roots = [root] if root is not None else _roots(scopes)
     return [finding for root in roots for finding in _Replay(rows, root, scopes).findings()]
 
 

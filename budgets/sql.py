@@ -73,8 +73,9 @@ class SqlRows(Rows):
     @abstractmethod
     def append(self, columns: EntryColumns, hash: str) -> int: ...
 
-    def scopes(self) -> list[Scope]:
-        return [_scope(row) for row in self.query("SELECT * FROM budgets ORDER BY name")]
+    def scopes(self, root: str | None = None) -> list[Scope]:
+        where, values = _where({"root": root})
+        return [_scope(row) for row in self.query(f"SELECT * FROM budgets{where} ORDER BY name", values)]
 
     def lineage(self, name: str) -> list[Scope]:
         names = self._lineages.get(name)

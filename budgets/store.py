@@ -60,8 +60,8 @@ class Rows(ABC):
     is_exclusive = True
 
     @abstractmethod
-    def scopes(self) -> list[Scope]:
-        """All of them, by name."""
+    def scopes(self, root: str | None = None) -> list[Scope]:
+        """All of them, or those of one tree, by name."""
 
     @abstractmethod
     def lineage(self, name: str) -> list[Scope]:
