@@ -16,6 +16,7 @@ import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -24,7 +25,7 @@ from langgraph.errors import GraphDrained
 from langgraph.types import Command
 
 from viaticum.agents.build import CONCURRENCY, Dollars, home_folder, ledger_address, open_tools
-from viaticum.agents.checkpoints import open_checkpoints
+from viaticum.agents.checkpoints import FileSaver, open_checkpoints
 from viaticum.agents.events import Event, event_from_json
 from viaticum.agents.gate import Gate, drain_on
 from viaticum.agents.graph import TRIES, Workflow
@@ -102,6 +103,8 @@ class Viaticum:
         self._threads, self._gate = tools.threads, Gate()
         self.catalogue, self.router, self.policy = tools.catalogue, tools.router, tools.policy
         self.budget_name = tools.budget
+        if isinstance(saver, FileSaver):
+            tools = replace(tools, sync=saver.sync)
         self.graph = Workflow(tools).build(saver)
 
     # One question

@@ -1,6 +1,6 @@
-"""The workflow: begin -> route -> call -> read -> (another sample: call | no answer: route | end), and `ask` beside it.
+"""The workflow: begin -> call -> read -> (another sample: call | no answer: route, call | end), and `ask` beside it.
 
-    begin   what is asked, and what all ledger keys of this question begin with
+    begin   what is asked, what all ledger keys of this question begin with, and the first route
     route   the next pair of the plan, or a new plan of pairs not tried yet, that is worth its price
     call    reserve the worst case, dispatch, let the model write, settle what it cost
     read    the answer out of the text; a vote of samples, or of the pairs of a plan
@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, field
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
@@ -76,7 +76,8 @@ BACKOFF = 0.5  # seconds before the second try, doubled before each further one
 @dataclass(frozen=True)
 class Tools:
     """What the nodes work with. budget: the scope that pays; model: a model by its name; usable: whether a pair's model
-    is here. policy, on_short and timeout as in `Allowance`, which has the last word. tries: of one call, where the model
+    is here. sync: makes the checkpoints so far survive a power cut, where the checkpointer does not wait for the disk
+    itself; done before each hold. policy, on_short and timeout as in `Allowance`, which has the last word. tries: of one call, where the model
     is unavailable, the second after `backoff` seconds. threads: where nodes run that an event loop calls."""
 
     catalogue: Catalogue
@@ -86,6 +87,7 @@ class Tools:
     budget: str
     model: Callable[[str], Model]
     usable: Callable[[Pair], bool]
+    sync: Callable[[], None] = lambda: None
     on_short: WhenShort = "cheaper"
     timeout: float | None = None
     tries: int = TRIES
@@ -122,7 +124,7 @@ class Workflow:
             max_attempts=self.tools.tries,
             retry_on=ModelUnavailable,
         )
-        graph.add_node("begin", self._node(self.begin))
+        graph.add_node("begin", self._node(self.begin), destinations=("call", "ask", END))
         graph.add_node("route", self._node(self.route), destinations=("call", "ask", END))
         graph.add_node(
             "call", self._node(self.call), retry_policy=retry, destinations=("read", "route", "ask", END)
@@ -130,7 +132,6 @@ class Workflow:
         graph.add_node("read", self._node(self.read), destinations=("call", "route", END))
         graph.add_node("ask", self._node(self.ask), destinations=("route", "call", END))
         graph.add_edge(START, "begin")
-        graph.add_edge("begin", "route")
         return graph.compile(checkpointer=checkpointer, name=name)
 
     def _node(self, function: Callable[[State, Runtime[Allowance]], Any]) -> Node:
@@ -138,10 +139,15 @@ class Workflow:
 
     # Nodes
 
-    def begin(self, state: State, runtime: Runtime[Allowance]) -> State:
-        """Take the question in. Raises `InputError` where there is none."""
+    def begin(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
+        """Take the question in, and choose who is asked first: one step, so that one checkpoint holds both.
+
+        Raises `InputError` where there is no question.
+        """
         assert runtime.execution_info is not None, "a task has its execution info"
-        return new_question(runtime.execution_info.task_id, query_given(state))
+        new = new_question(runtime.execution_info.task_id, query_given(state))
+        first = self.route(new, runtime)
+        return Command(update={**new, **cast(State, first.update)}, goto=first.goto)
 
     def route(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
         """The next pair of the plan; without one, or where it gave no answer, choose one of pairs not tried yet.
@@ -287,6 +293,7 @@ class Workflow:
         self, state: State, runtime: Runtime[Allowance], budget: str, key: str, asked: Asked
     ) -> Hold:
         worst = asked.model.worst_case(asked.messages, asked.generation.max_new_tokens)
+        self.tools.sync()
         info = runtime.execution_info
         thread = info.thread_id if info is not None else None
         tags = {"model": asked.model.name, "strategy": _pair(state).strategy}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict, get_args
+from typing import Annotated, Any, get_args
 
 from langchain_core.messages import convert_to_messages, convert_to_openai_messages
 from langgraph.channels.ephemeral_value import EphemeralValue
+from typing_extensions import TypedDict  # which pydantic can make schemas of
 
 from viaticum.budgets.planner import WhenShort
 from viaticum.errors import InputError

@@ -11,7 +11,8 @@ import pytest
 from viaticum.budgets import Ledger
 
 DRIVER = Path(__file__).with_name("kill_calls.py")
-# A node and a write of the ledger have two moments each: begin, two times route, call and read; two calls of three writes.
+# A node and a write of the ledger have two moments each: begin and its route, two times call and read, another route; two
+# calls of three writes.
 STEPS = 2 * (1 + 2 * 3) + 2 * (2 * 3)
 
 
