@@ -2,7 +2,7 @@
 
     begin   what is asked, what all ledger keys of this question begin with, and the first route
     route   the next pair of the plan, or a new plan of pairs not tried yet, that is worth its price
-    call    reserve the worst case, dispatch, let the model write, settle what it cost
+    call    reserve the worst case and dispatch, let the model write, settle what it cost
     read    the answer out of the text; a vote of samples, or of the pairs of a plan
     ask     a person decides, where the budget is short and the policy is to ask
 
@@ -11,8 +11,8 @@ pairs goes round from read to route until enough of their answers agree.
 
 A node may run again after a kill, a retry or a replay; the ledger, not the checkpoint, prevents a second charge. The key
 of a call is the task id of `begin`, which is the same whenever this run is taken up again and another for every other
-question of the thread, and the call's number; each further try of the call reserves under a key of its own. `reserve` of
-a key gives the hold that is there, and `settle` posts once and keeps the text in the same transaction.
+question of the thread, and the call's number; each further try of the call reserves under a key of its own. A key that
+has a hold keeps it: `reserve` also dispatches, in one transaction, and `settle` posts once and keeps the text.
 Knows nothing of how models decode or strategies ask.
 """
 
@@ -300,8 +300,9 @@ class Workflow:
         if thread and thread.isprintable() and thread.strip():
             tags["thread"] = thread
         return self.tools.ledger.reserve(
-            budget, key, worst, self.tools.catalogue.prices(worst), parameters=asked.parameters, tags=tags
-        )
+            budget, key, worst, self.tools.catalogue.prices(worst), parameters=asked.parameters, tags=tags,
+            dispatch=True,
+        )  # fmt: skip
 
     def _unaffordable(
         self, state: State, runtime: Runtime[Allowance], error: BudgetExceeded, wasted: int
@@ -335,7 +336,6 @@ class Workflow:
     def _write(
         self, key: str, asked: Asked, runtime: Runtime[Allowance], timeout: float | None
     ) -> Completion:
-        self.tools.ledger.dispatch(key)
         began, text = time.monotonic(), ""
         pieces: Any = None
         telling = Telling(runtime, f"answer-{key}", asked.model.name, asked.messages)
@@ -431,7 +431,7 @@ def _is_good(hold: Hold) -> bool:
     """Whether a hold still stands for a call that can go on, or has its text."""
     if hold.state in ("void", "expired"):
         return False
-    return hold.result is not None or hold.state in ("reserved", "dispatched")
+    return hold.result is not None or hold.state == "dispatched"
 
 
 def _settled(state: State, completion: Completion, hold: Hold, entry: Entry, wasted: int) -> State:

@@ -2,8 +2,8 @@
 
     python kill_calls.py FOLDER STORE HOW WHAT
 
-STORE is an address or "-" for files in FOLDER; HOW is solve, asolve or ainvoke (the graph itself, with LangGraph's
-asynchronous checkpointer); WHAT is `steps` (before and after each node and each write of the ledger), `writes` (each
+STORE is an address or "-" for files in FOLDER; HOW is solve, asolve, ainvoke (the graph itself, with LangGraph's
+asynchronous checkpointer) or nested (three questions in another graph: one as a subgraph, two by `Send`); WHAT is `steps` (before and after each node and each write of the ledger), `writes` (each
 write of a checkpoint and of the ledger) or `random`. Prints a line for each thread that was killed, after it was run
 again and gave its answer.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import operator
 import os
 import random
 import signal
@@ -22,10 +23,12 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.graph import START, StateGraph
+from langgraph.types import Send
 from test_workflow import LARGE, SMALL, TABLE, ScriptedModel
 
 from viaticum import Viaticum, build_graph
@@ -33,6 +36,7 @@ from viaticum.agents.graph import Workflow
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.routers.query import StaticRouter
+from viaticum.types import Pair
 
 FOLDER, STORE, HOW, WHAT = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 ADDRESS = None if STORE == "-" else STORE
@@ -59,10 +63,42 @@ def settings() -> dict[str, Any]:
 def run(thread: str) -> str | None:
     if HOW == "ainvoke":
         return asyncio.run(invoke(thread))
+    if HOW == "nested":
+        return nested(thread)
     with Viaticum(**settings()) as viaticum:
         if HOW == "asolve":
             return asyncio.run(viaticum.asolve(QUESTION, kind="number", thread_id=thread)).value
         return viaticum.solve(QUESTION, kind="number", thread_id=thread).value
+
+
+class Outer(TypedDict, total=False):
+    question: str
+    value: str
+    found: Annotated[list[str], operator.add]
+
+
+def nested(thread: str) -> str | None:
+    """The answer to all three questions, where it is the same."""
+    answering = build_graph(**settings() | {"router": StaticRouter(TABLE.without(Pair(LARGE, "cot")))})
+
+    def ask(state: Outer) -> Outer:
+        return {"found": [answering.invoke({"question": state["question"], "kind": "number"})["value"]]}
+
+    builder = StateGraph(Outer)
+    builder.add_node("first", answering)
+    builder.add_node("ask", ask)
+    builder.add_edge(START, "first")
+    builder.add_conditional_edges(
+        "first", lambda state: [Send("ask", {"question": f"{n} + 5?"}) for n in (1, 2)], ["ask"]
+    )
+    with SqliteSaver.from_conn_string(str(FOLDER / "own-checkpoints.db")) as saver:
+        graph = builder.compile(checkpointer=saver)
+        config: Any = {"configurable": {"thread_id": thread}}
+        seen = graph.get_state(config)
+        if not seen.values or seen.tasks:
+            graph.invoke(None if seen.values else {"question": QUESTION}, config, durability="sync")
+        values = graph.get_state(config).values
+        return values["value"] if values["found"] == [values["value"]] * 2 else None
 
 
 async def invoke(thread: str) -> str | None:

@@ -218,11 +218,11 @@ def test_a_call_whose_lease_ran_out_is_made_anew_and_the_old_one_stays_unknown(t
         + """
 def killed_while_writing():
     from viaticum.budgets import Ledger
-    dispatch = Ledger.dispatch
-    def last(self, key):
-        dispatch(self, key)
+    reserve = Ledger.reserve
+    def last(*args, **kwargs):
+        reserve(*args, **kwargs)
         os.kill(os.getpid(), signal.SIGKILL)
-    Ledger.dispatch = last
+    Ledger.reserve = last
 assert code(child("t", killed_while_writing)) == -signal.SIGKILL
 """
     )

@@ -12,8 +12,8 @@ from viaticum.budgets import Ledger
 
 DRIVER = Path(__file__).with_name("kill_calls.py")
 # A node and a write of the ledger have two moments each: begin and its route, two times call and read, another route; two
-# calls of three writes.
-STEPS = 2 * (1 + 2 * 3) + 2 * (2 * 3)
+# calls of two writes.
+STEPS = 2 * (1 + 2 * 3) + 2 * (2 * 2)
 
 
 def killed_threads(folder: Path, store: str, how: str, what: str) -> set[str]:
@@ -23,8 +23,8 @@ def killed_threads(folder: Path, store: str, how: str, what: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def check_once(address: str | Path, killed: set[str]) -> None:
-    """Every thread has paid for its two calls, once."""
+def check_once(address: str | Path, killed: set[str], calls: int = 2) -> None:
+    """Every thread has paid for its calls, once."""
     with Ledger(address) as ledger:
         assert ledger.check() == []
         posts = [entry for entry in ledger.entries("b") if entry.kind == "post"]
@@ -32,7 +32,7 @@ def check_once(address: str | Path, killed: set[str]) -> None:
         assert len(keys) == len(set(keys)), "charged twice"
         paid = [entry.note["tags"]["thread"] for entry in posts]
         assert set(paid) >= killed, "lost"
-        assert {thread: paid.count(thread) for thread in killed} == dict.fromkeys(killed, 2)
+        assert {thread: paid.count(thread) for thread in killed} == dict.fromkeys(killed, calls)
         budget = ledger.budget("b")
         assert budget.posted_nanousd == sum(entry.nanousd for entry in posts)
         assert budget.held_nanousd == 0
@@ -57,3 +57,10 @@ def test_killed_at_random_and_at_every_write(tmp_path: Path, how: str, what: str
     killed = killed_threads(tmp_path, "-", how, what)
     assert len(killed) >= 25
     check_once(tmp_path / "ledger.db", killed)
+
+
+def test_killed_at_every_step_inside_another_graph(tmp_path: Path) -> None:
+    """One question as a subgraph, two by `Send`: a call each, of four nodes (route is inside begin) and two writes."""
+    killed = killed_threads(tmp_path, "-", "nested", "steps")
+    assert len(killed) == 3 * (2 * 4 + 2 * 2)
+    check_once(tmp_path / "ledger.db", killed, 3)
