@@ -1,144 +1,281 @@
-"""The SDK: `Viaticum(budget=...).solve("...")`, its async and streaming forms.
+"""The SDK: `Viaticum(budget=...).solve("...")`, its async, streaming and batch forms, and how it ends.
 
-A thin shell around the workflow graph; what it adds is opening and closing the ledger and the checkpoints.
+A thin shell around the workflow graph. What it adds: opening and closing the ledger and the checkpoints, threads of its
+own, threads of conversation that stand for one question each, and errors in place of interrupts. One object may be used
+by many threads and event loops at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import sqlite3
+import signal
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from decimal import Decimal
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.errors import GraphDrained
+from langgraph.types import Command
 
-from viaticum import strategies
-from viaticum.agents.graph import Tools, Workflow, route_from_json
-from viaticum.agents.local import LocalModels
+from viaticum.agents.build import CONCURRENCY, Dollars, home_folder, ledger_address, open_tools
+from viaticum.agents.checkpoints import FileSaver, open_checkpoints
+from viaticum.agents.events import Event, event_from_json
+from viaticum.agents.gate import Gate, drain_on
+from viaticum.agents.graph import TRIES, Workflow
 from viaticum.agents.models import Model
-from viaticum.agents.scripted import ScriptedModel
-from viaticum.agents.state import State
-from viaticum.budgets import Budget, Ledger, default_path
+from viaticum.agents.nodes import Stoppable
+from viaticum.agents.shortage import decided, decision_needed
+from viaticum.agents.state import Allowance, State, answer_of
+from viaticum.budgets import Budget, Ledger
+from viaticum.budgets.planner import WhenShort
 from viaticum.catalogue import Catalogue
-from viaticum.errors import InputError, MissingExtra
-from viaticum.money import nanousd
+from viaticum.errors import Draining, InputError, ViaticumError
 from viaticum.outcomes import append_outcome
-from viaticum.routers.query import Policy, QueryRouter, StaticRouter, parse_policy
-from viaticum.types import Answer, AnswerKind, Outcome, Pair, Query, TokenCount, Usage
-from viaticum.weights import locate
+from viaticum.routers.query import Policy, QueryRouter
+from viaticum.types import Answer, AnswerKind, Message, Outcome, Query
 
-DEFAULT_BUDGET_USD = "0.01"
-SLOTS = 4  # prompts that stay read: one a strategy of the shipped table, so that its examples are read once
-# Nodes of one run: four a call, up to a hundred calls a pair. Never reached: a run ends when its pairs are used up.
+DRAIN_SECONDS = 30.0
+OUTPUT = list(State.__annotations__)
+# Nodes of one run: two a call, up to a hundred calls a pair. Never reached: a run ends when its pairs are used up.
 RECURSION_LIMIT = 100_000
+
+Result = TypeVar("Result")
 
 
 class Viaticum:
     """Answers questions within a budget.
 
     budget: dollars for all questions of this object; budget_name: an existing or new budget of the ledger
-    (a new name each time by default). catalogue: a `Catalogue` or a path laid over the packaged one. router: a
-    `QueryRouter`, or the folder of a fitted one; the table that ships by default. policy: "best", "cheapest:ACCURACY",
-    "weighted:PER_DOLLAR" or a `Policy`. folder: where the ledger and the checkpoints lie. Raises `InputError` for a
-    budget that is not above zero.
+    (a new name each time by default; one that exists keeps its limit where no budget is given). catalogue: a
+    `Catalogue` or a path laid over the packaged one. router: a `QueryRouter`, or the folder of a fitted one; the table
+    that ships by default. policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`. on_short: what to
+    do where the way that the policy wants does not fit: take the best that does ("cheaper"), raise `DecisionNeeded`
+    ("ask") or `BudgetExceeded` ("stop"). folder: where the ledger and the checkpoints lie; store: a `postgresql://`
+    address where they lie instead. timeout: seconds that one call may take; tries: of a call whose model is
+    unavailable. concurrency: questions that async and batch forms work on at once. Raises `InputError` for a budget
+    that is not above zero.
     """
 
     def __init__(
         self,
-        budget: str | int | float | Decimal | None = None,
+        budget: Dollars | None = None,
         *,
         budget_name: str | None = None,
         catalogue: Catalogue | str | Path | None = None,
         router: QueryRouter | str | Path | None = None,
         policy: str | Policy = "best",
+        on_short: WhenShort = "cheaper",
         folder: str | Path | None = None,
-        models: dict[str, Model] | None = None,
+        store: str | None = None,
+        models: Mapping[str, Model] | None = None,
+        timeout: float | None = None,
+        tries: int = TRIES,
+        concurrency: int = CONCURRENCY,
     ) -> None:
-        limit = nanousd(DEFAULT_BUDGET_USD if budget is None else budget)
-        if limit <= 0:
-            raise InputError(f"a budget is above zero dollars, got {budget}")
-        loaded = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
-        self._models: dict[str, Model] = dict(models or {})
-        entries = [model.catalogue_entry() for name, model in self._models.items() if name not in loaded]
-        self.catalogue = loaded.with_models(*filter(None, entries))
-        self.policy = parse_policy(policy) if isinstance(policy, str) else policy
-        self.router = self._router(router)
-        home = self._home = Path(folder) if folder is not None else default_path().parent
-        self.ledger = Ledger(home / "ledger.db")
-        self.budget_name = budget_name or f"run-{uuid.uuid4().hex[:12]}"
-        self.ledger.create(self.budget_name, limit_nanousd=limit)
-        self._connection = sqlite3.connect(home / "checkpoints.db", check_same_thread=False)
-        self._local = LocalModels(self.catalogue, slots=SLOTS)
-        self._here = set(self._models)  # models that were given, or whose weights were found
-        self._lock = threading.Lock()
-        tools = Tools(
-            catalogue=self.catalogue,
-            router=self.router,
-            policy=self.policy,
-            ledger=self.ledger,
-            budget=self.budget_name,
-            model=self._model,
-            usable=self._usable,
-        )
-        self.graph = Workflow(tools).build(SqliteSaver(self._connection))
+        self._home = home_folder(folder)
+        with ExitStack() as opened:
+            self.ledger = Ledger(ledger_address(folder, store))
+            opened.callback(self.ledger.close)
+            tools = open_tools(
+                budget,
+                budget_name=budget_name,
+                catalogue=catalogue,
+                router=router,
+                policy=policy,
+                on_short=on_short,
+                models=models,
+                ledger=self.ledger,
+                timeout=timeout,
+                tries=tries,
+                concurrency=concurrency,
+            )
+            where = store if store is not None else self._home / "checkpoints.db"
+            saver = opened.enter_context(open_checkpoints(where, concurrency))
+            opened.callback(tools.threads.close)
+            self._opened = opened.pop_all()
+        self._threads, self._gate = tools.threads, Gate()
+        self.catalogue, self.router, self.policy = tools.catalogue, tools.router, tools.policy
+        self.budget_name = tools.budget
+        if isinstance(saver, FileSaver):
+            tools = replace(tools, sync=saver.sync)
+        self.graph = Workflow(tools).build(saver)
 
-    def solve(self, question: str, *, kind: AnswerKind = "auto", thread_id: str | None = None) -> Answer:
-        """Answer one question. The same thread_id again gives its answer, or goes on where a kill stopped it."""
-        for event in self.stream(question, kind=kind, thread_id=thread_id):
+    # One question
+
+    def solve(
+        self,
+        question: str | Query,
+        *,
+        kind: AnswerKind = "auto",
+        messages: Sequence[Message] = (),
+        thread_id: str | None = None,
+        allowance: Allowance | None = None,
+    ) -> Answer:
+        """Answer one question. The same thread_id again gives its answer, or goes on where a kill stopped it.
+
+        messages: the conversation before it. allowance: what differs for this question, such as the scope that pays.
+        Raises `BudgetExceeded`, with on_short="ask" `DecisionNeeded`, `ModelError`, `Draining`, and `InputError` where
+        the thread belongs to another question.
+        """
+        query = _query(question, kind, messages)
+        return _last(self._run(query, thread_id, allowance, live=False))
+
+    def stream(
+        self,
+        question: str | Query,
+        *,
+        kind: AnswerKind = "auto",
+        messages: Sequence[Message] = (),
+        thread_id: str | None = None,
+        allowance: Allowance | None = None,
+    ) -> Iterator[Event | Answer]:
+        """Events as they come (`viaticum.agents.events`), then the `Answer`.
+
+        Closing the iterator early ends the call at hand, which is charged for what was written.
+        """
+        return self._run(_query(question, kind, messages), thread_id, allowance, live=True)
+
+    async def asolve(
+        self,
+        question: str | Query,
+        *,
+        kind: AnswerKind = "auto",
+        messages: Sequence[Message] = (),
+        thread_id: str | None = None,
+        allowance: Allowance | None = None,
+    ) -> Answer:
+        """As `solve`, without blocking the event loop; cancelled, it ends the call at hand."""
+        query = _query(question, kind, messages)
+        async for event in self._pump(lambda: self._run(query, thread_id, allowance, live=True)):
             if isinstance(event, Answer):
                 return event
         raise AssertionError("a stream ends with its answer")
 
-    async def asolve(
-        self, question: str, *, kind: AnswerKind = "auto", thread_id: str | None = None
-    ) -> Answer:
-        """As `solve`, without blocking the event loop."""
-        return await asyncio.to_thread(self.solve, question, kind=kind, thread_id=thread_id)
-
-    def stream(
-        self, question: str, *, kind: AnswerKind = "auto", thread_id: str | None = None
-    ) -> Iterator[dict[str, Any] | Answer]:
-        """Events as they come ({"route": ...}, {"text": ...}, {"cost": ...}), then the `Answer`."""
-        query = Query(question, kind)
-        began = time.perf_counter()
-        config: Any = {
-            "configurable": {"thread_id": thread_id or uuid.uuid4().hex},
-            "recursion_limit": RECURSION_LIMIT,
-        }
-        seen = self.graph.get_state(config)
-        if seen.values and seen.values.get("question") != query.text:
-            raise InputError(f"thread {thread_id!r} belongs to another question; use a new thread id")
-        start: State | None = {"question": query.text, "kind": query.kind, "call": 0}
-        if seen.values:
-            start = None  # go on from the last checkpoint
-        # Not `seen.next`: it leaves out a task that was killed after its writes were kept.
-        if not seen.values or seen.tasks:
-            yield from self.graph.stream(start, config, stream_mode="custom", durability="sync")
-        yield _answer(self.graph.get_state(config).values, time.perf_counter() - began)
-
     async def astream(
-        self, question: str, *, kind: AnswerKind = "auto", thread_id: str | None = None
-    ) -> AsyncIterator[dict[str, Any] | Answer]:
+        self,
+        question: str | Query,
+        *,
+        kind: AnswerKind = "auto",
+        messages: Sequence[Message] = (),
+        thread_id: str | None = None,
+        allowance: Allowance | None = None,
+    ) -> AsyncIterator[Event | Answer]:
         """As `stream`, without blocking the event loop."""
-        events = self.stream(question, kind=kind, thread_id=thread_id)
-        end = object()
-        while (event := await asyncio.to_thread(next, events, end)) is not end:
-            yield event  # type: ignore[misc]
+        query = _query(question, kind, messages)
+        async for event in self._pump(lambda: self._run(query, thread_id, allowance, live=True)):
+            yield event
 
-    def budget(self) -> Budget:
-        """Where the allowance stands."""
-        return self.ledger.budget(self.budget_name)
+    # Decisions
+
+    def resume(
+        self, thread_id: str, decision: str | Mapping[str, Any], *, allowance: Allowance | None = None
+    ) -> Answer:
+        """Go on with a thread that `DecisionNeeded` named: "raise" (by what is missing), "cheaper" or "stop".
+
+        {"do": "raise", "by": "0.05"} says by how many dollars; by_nanousd and by_tokens do, too. Raises `InputError`
+        for a thread that waits for no decision, or what is none.
+        """
+        began, config = time.perf_counter(), _config(thread_id)
+        with self._gate.enter() as run:
+            seen = self.graph.get_state(config)
+            if not seen.interrupts:
+                raise InputError(f"thread {thread_id!r} waits for no decision")
+            decided(decision, seen.interrupts[0].value)
+            return _last(self._go(Command(resume=decision), config, run, allowance, began, live=False))
+
+    async def aresume(
+        self, thread_id: str, decision: str | Mapping[str, Any], *, allowance: Allowance | None = None
+    ) -> Answer:
+        """As `resume`, without blocking the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads.executor, lambda: self.resume(thread_id, decision, allowance=allowance)
+        )
+
+    # Many questions
+
+    def batch(
+        self, questions: Iterable[str | Query], *, concurrency: int | None = None
+    ) -> Iterator[tuple[int, Answer | ViaticumError]]:
+        """(place, answer or error) of each question as it ends, at most `concurrency` of them at once.
+
+        Questions are taken from the iterable when there is room for them. Closing the iterator early waits for those
+        that were begun.
+        """
+        most, begun = self._most(concurrency), dict[Future[Answer], int]()
+        waiting = enumerate(questions)
+        try:
+            while True:
+                while len(begun) < most and (one := next(waiting, None)) is not None:
+                    begun[self._threads.executor.submit(self.solve, one[1])] = one[0]
+                if not begun:
+                    return
+                for future in wait(begun, return_when=FIRST_COMPLETED).done:
+                    yield begun.pop(future), _outcome(future)
+        finally:
+            for future in begun:
+                future.cancel()
+            wait(begun)
+
+    async def abatch(
+        self,
+        questions: Iterable[str | Query] | AsyncIterable[str | Query],
+        *,
+        concurrency: int | None = None,
+    ) -> AsyncIterator[tuple[int, Answer | ViaticumError]]:
+        """As `batch`, without blocking the event loop; questions may come from an async iterable."""
+        most, begun = self._most(concurrency), dict[asyncio.Task[Answer], int]()
+        waiting, number, more = aiter(_asynchronous(questions)), 0, True
+        try:
+            while True:
+                while more and len(begun) < most:
+                    try:
+                        one = await anext(waiting)
+                    except StopAsyncIteration:
+                        more = False
+                        break
+                    begun[asyncio.create_task(self.asolve(one))] = number
+                    number += 1
+                if not begun:
+                    return
+                done, _ = await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield begun.pop(task), _outcome(task)
+        finally:
+            for task in begun:
+                task.cancel()
+            await asyncio.gather(*begun, return_exceptions=True)
+
+    def _most(self, concurrency: int | None) -> int:
+        if concurrency is not None and concurrency < 1:
+            raise InputError(f"concurrency is at least 1, got {concurrency}")
+        return min(concurrency or self._threads.count, self._threads.count)
+
+    # The end
+
+    def drain(self, timeout: float = DRAIN_SECONDS) -> bool:
+        """Take nothing new (`Draining` is raised), and wait so many seconds for what runs; whether nothing is left.
+
+        Questions have half of the time to be answered. Then each stops after the call at hand, which is settled, with a
+        `Draining` that names its thread: solved again under that id, here or elsewhere, it goes on.
+        """
+        return self._gate.drain(timeout)
+
+    def drain_on(self, *signals: signal.Signals, timeout: float = DRAIN_SECONDS) -> None:
+        """`drain` on one of these signals (SIGTERM by default), then do what the signal did before.
+
+        From the main thread only, as `signal.signal`. The signal a second time does that at once.
+        """
+        drain_on(signals or (signal.SIGTERM,), lambda: self.drain(timeout))
 
     def close(self) -> None:
-        self._connection.close()
-        self.ledger.close()
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -147,6 +284,12 @@ class Viaticum:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    # What there is besides
+
+    def budget(self) -> Budget:
+        """Where the allowance stands."""
+        return self.ledger.budget(self.budget_name)
 
     def feedback(self, question: str, answer: Answer, correct: bool) -> Path:
         """Tell whether an answer was right: a row for the pair that gave it is added to `outcomes.jsonl` in the folder.
@@ -175,52 +318,135 @@ class Viaticum:
         append_outcome(self._home / "outcomes.jsonl", row)
         return self._home / "outcomes.jsonl"
 
-    def _router(self, router: QueryRouter | str | Path | None) -> QueryRouter:
-        if router is None:
-            return StaticRouter.default()
-        if isinstance(router, QueryRouter):
-            return router
+    # Inside
+
+    def _run(
+        self, query: Query, thread_id: str | None, allowance: Allowance | None, *, live: bool
+    ) -> Iterator[Event | Answer]:
+        """Events, where it is `live`, then the answer: from the beginning, or from the thread's last checkpoint."""
+        began, config = time.perf_counter(), _config(thread_id or uuid.uuid4().hex)
+        with self._gate.enter() as run:
+            start: State | None = {
+                "question": query.text,
+                "kind": query.kind,
+                "messages": list(query.messages),
+            }
+            if thread_id is not None:  # a new id has no state
+                seen = self.graph.get_state(config)
+                if seen.values:
+                    _check_same(query, seen.values, thread_id)
+                    start = None
+                    # Not `seen.next`: it leaves out a task that was killed after its writes were kept.
+                    if not seen.tasks:
+                        yield answer_of(seen.values, time.perf_counter() - began)
+                        return
+            yield from self._go(start, config, run, allowance, began, live=live)
+
+    def _go(
+        self,
+        start: Any,
+        config: Any,
+        run: Stoppable,
+        allowance: Allowance | None,
+        began: float,
+        *,
+        live: bool,
+    ) -> Iterator[Event | Answer]:
+        values: dict[str, Any] = {}
+        thread_id = config["configurable"]["thread_id"]
+        # With "custom" LangGraph moves every node to a thread of its own, so that its words come at once.
+        chunks = self.graph.stream(
+            start,
+            config,
+            context=allowance,
+            stream_mode=["custom", "values"] if live else ["values"],
+            output_keys=OUTPUT,
+            durability="sync",
+            control=run,
+        )
         try:
-            from viaticum.routers.query.rtr import RTRRouter
-        except ImportError as error:
-            raise MissingExtra(error.name or "torch", "local") from None
-        fitted = RTRRouter.load(router)
-        fitted.check_fits(list(self.catalogue), strategies.names())
-        return fitted
+            for mode, chunk in chunks:
+                said: Any = chunk
+                if mode == "values":
+                    values = said
+                elif (event := event_from_json(said)) is not None:
+                    yield event
+        except GraphDrained:
+            raise Draining(
+                f"stopped because this process is about to end; solve thread {thread_id!r} again to go on",
+                thread_id=thread_id,
+            ) from None
+        finally:
+            run.stopped = True
+            chunks.close()  # type: ignore[attr-defined]
+        if values.get("__interrupt__"):
+            raise decision_needed(values["__interrupt__"][0].value, thread_id)
+        yield answer_of(values, time.perf_counter() - began)
 
-    def _model(self, name: str) -> Model:
-        with self._lock:
-            if name not in self._models:
-                spec = self.catalogue[name]
-                scripted = spec.kind == "scripted"
-                self._models[name] = (
-                    ScriptedModel(spec.text or "", spec=spec) if scripted else self._local.model(name)
-                )
-            return self._models[name]
+    async def _pump(self, run: Callable[[], Iterator[Result]]) -> AsyncIterator[Result]:
+        """What an iterator gives on a thread of ours, as it comes. Given up, the iterator is closed at its next item."""
+        loop, items = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        gone, end = threading.Event(), object()
 
-    def _usable(self, pair: Pair) -> bool:
-        """Whether the catalogue has the model. Raises `WeightsError` where its weights are not here."""
-        if pair.model in self._here:
-            return True
-        if pair.model not in self.catalogue:
-            return False
-        if self.catalogue[pair.model].kind in ("local", "pair"):
-            for member in self.catalogue[pair.model].members:
-                locate(self.catalogue[member])
-        self._here.add(pair.model)
-        return True
+        def work() -> None:
+            if gone.is_set():
+                return
+            iterator = run()
+            try:
+                for item in iterator:
+                    loop.call_soon_threadsafe(items.put_nowait, item)
+                    if gone.is_set():
+                        break
+            finally:
+                iterator.close()  # type: ignore[attr-defined]
+
+        self._gate.check()
+        future = loop.run_in_executor(self._threads.executor, work)
+        future.add_done_callback(lambda _: items.put_nowait(end))
+        try:
+            while (item := await items.get()) is not end:
+                yield item
+            await future
+        finally:
+            gone.set()
+            if not future.done():
+                await asyncio.wait([future])
 
 
-def _answer(values: dict[str, Any], seconds: float) -> Answer:
-    models = {name: TokenCount(*counts) for name, counts in values.get("usage", {}).items()}
-    return Answer(
-        value=values.get("value"),
-        text=values.get("text", ""),
-        routes=tuple(route_from_json(route) for route in values.get("routes", [])),
-        usage=Usage(models, values.get("seconds", 0.0)),
-        cost=values.get("cost", 0),
-        held=values.get("held", 0),
-        finish_reason=values.get("finish_reason", ""),
-        seconds=seconds,
-        reason=values.get("reason", ""),
-    )
+def _config(thread_id: str) -> Any:
+    return {"configurable": {"thread_id": thread_id}, "recursion_limit": RECURSION_LIMIT}
+
+
+def _query(question: str | Query, kind: AnswerKind, messages: Sequence[Message]) -> Query:
+    if isinstance(question, Query):
+        return question
+    return Query(question, kind, messages=tuple(messages))
+
+
+def _check_same(query: Query, values: Mapping[str, Any], thread_id: str) -> None:
+    asked = values.get("asked") or values  # before `begin` ran, the input itself
+    if asked.get("question") != query.text or list(asked.get("messages") or []) != list(query.messages):
+        raise InputError(f"thread {thread_id!r} belongs to another question; use a new thread id")
+
+
+def _last(events: Iterator[Event | Answer]) -> Answer:
+    for event in events:
+        if isinstance(event, Answer):
+            return event
+    raise AssertionError("a stream ends with its answer")
+
+
+def _outcome(done: Future[Answer] | asyncio.Task[Answer]) -> Answer | ViaticumError:
+    try:
+        return done.result()
+    except ViaticumError as error:
+        return error
+
+
+async def _asynchronous(questions: Iterable[Result] | AsyncIterable[Result]) -> AsyncIterator[Result]:
+    if isinstance(questions, AsyncIterable):
+        async for one in questions:
+            yield one
+    else:
+        for one in questions:
+            yield one

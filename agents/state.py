@@ -1,39 +1,199 @@
-"""What the workflow's checkpoints hold: plain JSON-like values, no objects of ours.
+"""What goes into the workflow, what its checkpoints hold, and what comes out: plain JSON-like values, no objects of ours.
 
-So a checkpoint stays readable across versions and never needs pickle.
+So a checkpoint stays readable across versions and never needs pickle. What holds for one run and is not kept, such as
+the scope that pays, is an `Allowance`.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args
+
+from langchain_core.messages import convert_to_messages, convert_to_openai_messages
+from langgraph.channels.ephemeral_value import EphemeralValue
+from typing_extensions import TypedDict  # which pydantic can make schemas of
+
+from viaticum.budgets.planner import WhenShort
+from viaticum.errors import InputError
+from viaticum.routers.query import Policy
+from viaticum.types import ROLES, Answer, Message, Pair, Query, Route, Row, TokenCount, Usage
 
 
-class State(TypedDict, total=False):
-    """One question on its way. Calls are numbered from 0; `call` is the one at hand.
+@dataclass(frozen=True)
+class Allowance:
+    """What one run may do, each where it differs from what the graph was built with. The graph's `context`.
 
-    tried: pairs already used, as model+strategy; route: the pair chosen and its row; completion: the text
-    of the call at hand; samples: what was read from the calls of this pair so far, as [value, reason],
-    while its strategy wants more; plan: pairs to ask, as model+strategy, and the equal answers that settle it; votes:
-    what they answered, as [pair, value]; routes, costs and usage gather over all calls; done: an answer was
-    accepted, or no pair is left.
+    budget: the scope that pays; policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`; on_short:
+    "cheaper", "ask" or "stop", when what the policy wants does not fit; timeout: seconds that one call may take.
     """
 
-    question: str
-    kind: str
-    plan: dict[str, Any] | None
-    votes: list[list[str]]
-    call: int
-    tried: list[str]
-    route: dict[str, Any] | None
+    budget: str | None = None
+    policy: str | Policy | None = None
+    on_short: WhenShort | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_short is not None and self.on_short not in get_args(WhenShort):
+            raise InputError(
+                f"unknown policy {self.on_short!r} for when money runs short; use cheaper, ask or stop"
+            )
+        if self.timeout is not None and not self.timeout > 0:
+            raise InputError(f"a timeout is above zero seconds, got {self.timeout}")
+
+
+class QuestionInput(TypedDict, total=False):
+    """A question. messages: the conversation before it, as dicts or LangChain messages; without a question, their
+    last one, of the user, is asked."""
+
+    question: Annotated[str, EphemeralValue]
+    kind: Annotated[str, EphemeralValue]
+    messages: Annotated[list[Any], EphemeralValue]
+
+
+class AnswerOutput(TypedDict, total=False):
+    """The answer. cost: nano-dollars, wasted tries among them; held: worst cases that were held for it.
+
+    value: None where no pair gave an answer, reason then says why. pair: the last one asked, as model+strategy; routes:
+    each pair asked, its row and why. usage: by model, [input, output, cached input, reasoning tokens, milliseconds].
+    messages: the text as a message, for graphs whose state is a conversation.
+    """
+
+    value: str | None
+    text: str
+    reason: str
+    pair: str | None
     routes: list[dict[str, Any]]
-    held: int
     cost: int
+    held: int
     usage: dict[str, list[int]]
     seconds: float
-    text: str
     finish_reason: str
+    messages: Annotated[list[Any], EphemeralValue]
+
+
+class State(QuestionInput, AnswerOutput, total=False):
+    """One question on its way. Input lives for one step, so that a thread may be given another question.
+
+    run: what all ledger keys of this question begin with; asked: the question, its kind and the messages before it.
+    Calls are numbered from 0; `call` is the one at hand. tried: pairs already used, as model+strategy; route: the pair
+    chosen and its row; completion: what the call at hand gave; samples: what was read from the calls of this pair so
+    far, as [value, reason], while its strategy wants more; plan: pairs to ask, as model+strategy, and the equal answers
+    that settle it; votes: what they answered, as [pair, value]; short: what does not fit, while it is decided; on_short:
+    what was decided, for the rest of the question; done: an answer was accepted, or no pair is left.
+    """
+
+    run: str
+    asked: dict[str, Any]
+    call: int
+    tried: list[str]
+    plan: dict[str, Any] | None
+    votes: list[list[str]]
+    route: dict[str, Any] | None
     completion: dict[str, Any] | None
     samples: list[list[str | None]]
-    value: str | None
-    reason: str
+    short: dict[str, Any] | None
+    on_short: WhenShort | None
     done: bool
+
+
+def new_question(run: str, query: Query) -> State:
+    """The state at the beginning: whatever an earlier question of the thread left is gone."""
+    return {
+        "run": run,
+        "asked": {
+            "question": query.text,
+            "kind": query.kind,
+            "messages": [dict(message) for message in query.messages],
+        },
+        "call": 0,
+        "tried": [],
+        "plan": None,
+        "votes": [],
+        "route": None,
+        "completion": None,
+        "samples": [],
+        "short": None,
+        "on_short": None,
+        "done": False,
+        "value": None,
+        "text": "",
+        "reason": "",
+        "pair": None,
+        "routes": [],
+        "cost": 0,
+        "held": 0,
+        "usage": {},
+        "seconds": 0.0,
+        "finish_reason": "",
+    }
+
+
+def query_given(given: Mapping[str, Any]) -> Query:
+    """The query of an input. Raises `InputError` where there is none."""
+    turns = plain_messages(given.get("messages") or ())
+    text: Any = given.get("question")
+    kind: Any = given.get("kind") or "auto"
+    if text is None:
+        if not turns or turns[-1]["role"] != "user":
+            raise InputError('no question; give {"question": "..."}, or messages that end with the user\'s')
+        text, turns = turns[-1]["content"], turns[:-1]
+    if not isinstance(text, str):
+        raise InputError(f"the question is a text, got {text!r}")
+    return Query(text, kind, messages=tuple(turns))
+
+
+def query_of(state: State) -> Query:
+    asked = state["asked"]
+    return Query(asked["question"], asked["kind"], messages=tuple(asked["messages"]))
+
+
+def plain_messages(messages: Sequence[Any]) -> list[Message]:
+    """Dicts or LangChain messages as dicts of role and content. Tool calls and their results are left out."""
+    if all(isinstance(each, dict) and set(each) == {"role", "content"} for each in messages):
+        return list(messages)
+    try:
+        told = convert_to_openai_messages(convert_to_messages(messages), text_format="string")
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise InputError(f"messages cannot be read: {error}") from None
+    kept = [each for each in told if each["role"] in ROLES and isinstance(each.get("content"), str)]
+    return [{"role": each["role"], "content": each["content"]} for each in kept if each["content"]]
+
+
+def answer_of(values: Mapping[str, Any], seconds: float) -> Answer:
+    """The `Answer` that a finished state holds. seconds: how long the caller waited."""
+    models = {name: TokenCount(*counts) for name, counts in values.get("usage", {}).items()}
+    return Answer(
+        value=values.get("value"),
+        text=values.get("text", ""),
+        routes=tuple(route_from_json(route) for route in values.get("routes", [])),
+        usage=Usage(models, values.get("seconds", 0.0)),
+        cost=values.get("cost", 0),
+        held=values.get("held", 0),
+        finish_reason=values.get("finish_reason", ""),
+        seconds=seconds,
+        reason=values.get("reason", ""),
+    )
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    return {
+        "pair": str(row.pair),
+        "accuracy": row.accuracy,
+        "tokens_p50": row.tokens_p50,
+        "tokens_p90": row.tokens_p90,
+        "cost_p50": row.cost_p50,
+        "cost_p90": row.cost_p90,
+    }
+
+
+def row_from_json(data: Mapping[str, Any]) -> Row:
+    return Row(**(dict(data) | {"pair": Pair.parse(data["pair"])}))
+
+
+def route_to_json(route: Route) -> dict[str, Any]:
+    return {"pair": str(route.pair), "why": route.why, "row": row_to_json(route.row)}
+
+
+def route_from_json(data: Mapping[str, Any]) -> Route:
+    return Route(Pair.parse(data["pair"]), row_from_json(data["row"]), data["why"])

@@ -229,13 +229,15 @@ class Ledger:
         tags: Mapping[str, str] | None = None,
         unpriced: Iterable[str] = (),
         lease: int = LEASE_SECONDS,
+        dispatch: bool = False,
     ) -> Hold:
         """Hold the worst case of a call: `usage` is the most each model may read and make.
 
         Idempotent: the same key with the same parameters (JSON values; their hash is kept) gives the same hold,
         whatever its state. tags are kept with the entries, `strategy` among them. unpriced names models that
         may go without a price; their tokens still count. lease: seconds until a hold whose caller is never heard of again is
-        expired, or unknown once it was dispatched. Raises `BudgetExceeded` (and holds nothing), `UnknownPrice`,
+        expired, or unknown once it was dispatched. dispatch: a new hold is dispatched in the same transaction, for callers
+        that send at once. Raises `BudgetExceeded` (and holds nothing), `UnknownPrice`,
         `UnknownName` for the budget, `BudgetClosed`, `HoldError` where the key stands for another call.
         """
         usage = checked_usage(usage)
@@ -258,7 +260,10 @@ class Ledger:
             if refusal is not None and postings.expire_lapsed(rows, chain, lineage[0].name):
                 refusal = rules.shortfall(rows, rows.lineage(budget), chain.moment, needed)
             # Returned, not raised: what has expired stays expired.
-            return refusal or postings.hold_for(rows, chain, lineage, wanted)
+            if refusal is not None:
+                return refusal
+            hold = postings.hold_for(rows, chain, lineage, wanted)
+            return postings.dispatch(rows, chain, hold) if dispatch else hold
 
         outcome = self._store.write(action)
         if isinstance(outcome, BudgetExceeded):
@@ -279,10 +284,7 @@ class Ledger:
             if hold.state == "dispatched":
                 return hold
             chain = self._chain(rows, lineage)
-            until = postings.until(chain, hold.lease) if hold.lease else hold.until
-            rows.update_hold(key, "dispatched", until)
-            chain.append(hold.budget, "dispatch", key, note={"until": until})
-            return replace(hold, state="dispatched", until=until)
+            return postings.dispatch(rows, chain, hold)
 
         return self._store.write(action)
 

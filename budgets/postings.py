@@ -37,6 +37,13 @@ def hold_for(rows: Rows, chain: Chain, lineage: list[Scope], wanted: Hold) -> Ho
     return hold
 
 
+def dispatch(rows: Rows, chain: Chain, hold: Hold) -> Hold:
+    again = until(chain, hold.lease) if hold.lease else hold.until
+    rows.update_hold(hold.key, "dispatched", again)
+    chain.append(hold.budget, "dispatch", hold.key, note={"until": again})
+    return replace(hold, state="dispatched", until=again)
+
+
 def post(
     rows: Rows,
     chain: Chain,

@@ -38,6 +38,7 @@ class Strategy(ABC):
     description: one or two sentences that a query router embeds. needs: what the machine must offer, e.g.
     {"sandbox"}. max_new_tokens: the most a completion may take. stop: texts that end a completion. samples: the
     most completions to ask for, at `temperature` (0 is greedy); `vote` says after each whether they are enough.
+    graded: whether what it reads can be compared with a right answer; profiles leave the others out.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Strategy(ABC):
     stop: tuple[str, ...] = ()
     samples: int = 1
     temperature: float = 0.0
+    graded: bool = True
 
     @abstractmethod
     def messages(self, query: Query) -> list[Message]:
@@ -73,6 +75,24 @@ def chat(system: str, examples: Sequence[Example], query: Query) -> list[Message
     question, form = query.text.strip(), FORM_OF[query.kind]
     messages.append({"role": "user", "content": f"{question}\n{form}" if form else question})
     return messages
+
+
+def with_history(history: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
+    """The conversation so far, then a strategy's own messages, as one chat that every template takes.
+
+    All system turns come first as one; turns of the same role that meet are joined.
+    """
+    system = [each["content"] for each in (*messages, *history) if each["role"] == "system"]
+    joined: list[Message] = [{"role": "system", "content": "\n\n".join(system)}] if system else []
+    for message in (*history, *messages):
+        if message["role"] == "system":
+            continue
+        if joined and joined[-1]["role"] == message["role"]:
+            content = f"{joined[-1]['content']}\n\n{message['content']}"
+            joined[-1] = {"role": message["role"], "content": content}
+        else:
+            joined.append({"role": message["role"], "content": message["content"]})
+    return joined
 
 
 def was_cut(completion: Completion) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from viaticum.errors import InputError, UnknownName
 from viaticum.strategies.base import Strategy
+from viaticum.strategies.chat import Chat
 from viaticum.strategies.cod import Cod
 from viaticum.strategies.cot import Cot
 from viaticum.strategies.direct import Direct
@@ -55,3 +56,4 @@ register(Cod())
 register(Pot())
 register(LeastToMost())
 register(FaithfulCot())
+register(Chat())

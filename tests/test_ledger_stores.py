@@ -246,6 +246,27 @@ def test_a_call_goes_from_reserved_over_dispatched_to_posted(ledger: Ledger) -> 
         ledger.dispatch("a")
 
 
+def test_a_call_that_is_sent_at_once_is_reserved_and_dispatched_in_one_write(
+    ledger: Ledger, clock: Clock
+) -> None:
+    ledger.create("demo", limit_nanousd=100)
+    hold = ledger.reserve("demo", "a", CALL, PRICES, dispatch=True)
+    assert hold.state == "dispatched"
+    assert ledger.reserve("demo", "a", CALL, PRICES, dispatch=True) == hold == ledger.hold("a")
+    assert [entry.kind for entry in ledger.entries(key="a")] == ["reserve", "dispatch"]
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve("demo", "b", CALL, PRICES, dispatch=True)
+    assert ledger.hold("b") is None
+    clock.wait(seconds=10**6)
+    ledger.lapse()
+    assert [held.state for held in ledger.holds()] == ["unknown"], "it may have been sent"
+    ledger.void("a")
+    kept = ledger.reserve("demo", "c", CALL, PRICES)
+    assert ledger.reserve("demo", "c", CALL, PRICES, dispatch=True) == kept, (
+        "a hold that is there stays as it is"
+    )
+
+
 def test_a_crash_before_dispatch_frees_the_hold(ledger: Ledger, clock: Clock) -> None:
     ledger.create("org", limit_nanousd=100)
     ledger.reserve("org", "a", CALL, PRICES, lease=60)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from viaticum.errors import InputError, UnknownName
-from viaticum.strategies import Example, get, names, register, registry
+from viaticum.strategies import Example, get, names, register, registry, with_history
 from viaticum.strategies.cot import Cot
 from viaticum.strategies.pot import Pot, end_in_answer, find_program
 from viaticum.strategies.sandbox import Limits
-from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, FinishReason, Query, Reading, Usage
+from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, FinishReason, Message, Query, Reading, Usage
 
 QUESTION = Query("Tom has 3 bags of 4 apples. How many apples does he have?")
 ALL = ("direct", "cot", "cod", "pot", "least-to-most", "faithful-cot")
@@ -208,7 +208,7 @@ def test_a_user_adds_a_strategy_in_ten_lines() -> None:
     before, added, after = source.partition("class ")
     assert len([line for line in (added + after).splitlines() if line.strip()]) <= 10, before
     exec(source, {"__name__": "example"})
-    assert names() == (*ALL, "recall")
+    assert names() == (*ALL, "chat", "recall")
     assert get("recall").messages(QUESTION)[-1]["content"] == QUESTION.text
     assert reading("recall", "A bag holds 4.\nThe answer is 12.") == Reading("12")
     assert get("self-consistency:recall:3").samples == 3
@@ -227,3 +227,30 @@ def test_a_strategy_needs_a_name_and_a_description(name: str, description: str) 
     Odd.name, Odd.description = name, description
     with pytest.raises(InputError):
         register(Odd())
+
+
+def test_chat_passes_the_question_on_and_takes_the_whole_reply() -> None:
+    chat = get("chat")
+    assert chat.messages(QUESTION) == [{"role": "user", "content": QUESTION.text}]
+    assert reading("chat", " Well,\nit depends. ", finish="length") == Reading("Well,\nit depends.")
+    assert reading("chat", " \n").reason == "the model wrote nothing"
+    assert not chat.graded
+    assert [name for name in names() if not get(name).graded] == ["chat"]
+
+
+def test_a_conversation_joins_the_messages_of_a_strategy_as_one_chat() -> None:
+    own: list[Message] = [{"role": "system", "content": "A"}, {"role": "user", "content": "Q"}]
+    assert with_history((), own) == own
+    before: list[Message] = [
+        {"role": "user", "content": "1"}, {"role": "system", "content": "B"}, {"role": "user", "content": "2"}
+    ]  # fmt: skip
+    assert with_history(before, own) == [
+        {"role": "system", "content": "A\n\nB"}, {"role": "user", "content": "1\n\n2\n\nQ"}
+    ]  # fmt: skip
+    answered: list[Message] = [*before, {"role": "assistant", "content": "3"}]
+    assert [each["role"] for each in with_history(answered, own[1:])] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]

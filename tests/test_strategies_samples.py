@@ -71,7 +71,7 @@ def test_nothing_is_settled_before_a_majority() -> None:
     assert vote(strategy, ["1", "1", "1"]) == Reading("1")
 
 
-@pytest.mark.parametrize("of", names())
+@pytest.mark.parametrize("of", [name for name in names() if get(name).graded])
 def test_any_strategy_can_be_sampled(of: str) -> None:
     strategy, sampled = get(f"self-consistency:{of}:7"), get(of)
     assert strategy.name == f"self-consistency:{of}:7"

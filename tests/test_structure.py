@@ -43,9 +43,12 @@ BARE_MODULES = (
 )  # fmt: skip
 
 PUBLIC = [
+    "Allowance",
     "Answer",
     "BudgetExceeded",
     "Completion",
+    "DecisionNeeded",
+    "Draining",
     "FakeRouter",
     "InputError",
     "Outcome",
@@ -58,6 +61,8 @@ PUBLIC = [
     "Viaticum",
     "ViaticumError",
     "__version__",
+    "as_tool",
+    "build_graph",
 ]
 
 
@@ -213,7 +218,8 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
         ("torch", ("viaticum.routers", "viaticum.decoders")),
         ("langgraph", ("viaticum.agents",)),
         ("litellm", ("viaticum.agents",)),
-        ("psycopg", ("viaticum.budgets.postgres",)),
+        ("psycopg", ("viaticum.budgets.postgres", "viaticum.agents.checkpoints")),
+        ("psycopg_pool", ("viaticum.agents.checkpoints",)),
         # agents.local reads the tokenizer; viaticum.gguf writes the folder that transformers reads.
         (
             "transformers",
@@ -232,6 +238,7 @@ def test_what_an_extra_brings_is_imported_late_outside_routers_and_decoders() ->
         "transformers",
         "litellm",
         "psycopg",
+        "psycopg_pool",
         "gguf",
         "safetensors",
         "sentence_transformers",

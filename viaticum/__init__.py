@@ -9,18 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from viaticum.agents.build import as_tool, build_graph
     from viaticum.agents.client import Viaticum
     from viaticum.agents.scripted import FakeRouter, ScriptedModel
-    from viaticum.errors import BudgetExceeded, InputError, ViaticumError
+    from viaticum.agents.state import Allowance
+    from viaticum.errors import BudgetExceeded, DecisionNeeded, Draining, InputError, ViaticumError
     from viaticum.types import Answer, Completion, Outcome, Pair, Query, Route, RoutingTable, Usage
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Viaticum": "viaticum.agents.client",
+    "Allowance": "viaticum.agents.state",
+    "as_tool": "viaticum.agents.build",
+    "build_graph": "viaticum.agents.build",
     "FakeRouter": "viaticum.agents.scripted",
     "ScriptedModel": "viaticum.agents.scripted",
     "BudgetExceeded": "viaticum.errors",
+    "DecisionNeeded": "viaticum.errors",
+    "Draining": "viaticum.errors",
     "InputError": "viaticum.errors",
     "ViaticumError": "viaticum.errors",
     "Answer": "viaticum.types",
@@ -34,9 +41,12 @@ _HOME = {
 }
 
 __all__ = [
+    "Allowance",
     "Answer",
     "BudgetExceeded",
     "Completion",
+    "DecisionNeeded",
+    "Draining",
     "FakeRouter",
     "InputError",
     "Outcome",
@@ -49,6 +59,8 @@ __all__ = [
     "Viaticum",
     "ViaticumError",
     "__version__",
+    "as_tool",
+    "build_graph",
 ]
 
 

@@ -50,6 +50,7 @@ def solve(
 ) -> None:
     """Answer one question within a budget."""
     from viaticum.agents.client import Viaticum
+    from viaticum.agents.events import CallSettled, RouteChosen, TextPiece, TriedAgain
     from viaticum.types import Answer
 
     with Viaticum(budget=dollars, policy=policy, catalogue=catalogue, router=router) as client:
@@ -60,14 +61,14 @@ def solve(
                 else:
                     typer.echo(f"{event.value if event.value is not None else 'no answer: ' + event.reason}")
                     sys.stderr.write(f"{format_usd(event.cost)} of {format_usd(event.held)} held\n")
-            elif "route" in event:
-                row = event["route"]["row"]
-                costs = f"{format_usd(row['cost_p50'])} expected, {format_usd(row['cost_p90'])} at p90"
-                sys.stderr.write(f"{event['route']['pair']}: {event['route']['why']}; {costs}\n")
-            elif "text" in event:
-                sys.stderr.write(event["text"])
+            elif isinstance(event, RouteChosen):
+                row = event.route.row
+                costs = f"{format_usd(row.cost_p50)} expected, {format_usd(row.cost_p90)} at p90"
+                sys.stderr.write(f"{event.route.pair}: {event.route.why}; {costs}\n")
+            elif isinstance(event, TextPiece):
+                sys.stderr.write(event.text)
                 sys.stderr.flush()
-            else:
+            elif isinstance(event, CallSettled | TriedAgain):
                 sys.stderr.write("\n")
 
 
@@ -95,7 +96,8 @@ def profile(
 
     loaded = Catalogue.load(catalogue)
     names = dict.fromkeys(model or [spec.name for spec in loaded.local() if spec.default])
-    asks = dict.fromkeys(strategy or strategies.names())
+    graded = [each for each in strategies.names() if strategies.get(each).graded]
+    asks = dict.fromkeys(strategy or graded)
     pairs = [Pair(loaded[name].name, strategies.get(each).name) for name in names for each in asks]
     asked = read_questions(questions, limit=limit)
     with _ProfileBar() as bar:

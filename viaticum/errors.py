@@ -15,6 +15,8 @@
     │   └── LedgerError             the file is no ledger, is damaged, or is newer than this version
     ├── WeightsError                weights missing, corrupt, or impossible to fetch or write
     ├── ModelError                  a model failed while it was answering (NaN logits, out of memory)
+    │   └── ModelUnavailable        it cannot answer just now: busy, too slow, not reached; another try may do
+    ├── Draining                    this process is about to end and takes nothing new
     ├── SandboxError                no sandbox can run programs on this machine
     └── MissingExtra                an optional dependency is not installed
 
@@ -23,7 +25,7 @@ A message says what was wrong, with the value, and what to do, in one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
@@ -78,7 +80,11 @@ class BudgetExceeded(BudgetError):
 
 
 class DecisionNeeded(BudgetExceeded):
-    """Money runs short and the policy is to ask. `options` names what still fits, best first."""
+    """Money runs short and the policy is to ask. `options` names what still fits, best first.
+
+    From the SDK also: thread_id, to be given to `Viaticum.resume` with a decision, and `question`, all that is known
+    about the shortage (see docs/workflow.md).
+    """
 
     def __init__(
         self,
@@ -89,8 +95,10 @@ class DecisionNeeded(BudgetExceeded):
         left: int = 0,
         unit: str = "nanousd",
         options: Iterable[str] = (),
+        thread_id: str = "",
+        question: Mapping[str, object] | None = None,
     ) -> None:
-        self.options = tuple(options)
+        self.options, self.thread_id, self.question = tuple(options), thread_id, dict(question or {})
         super().__init__(message, budget=budget, needed=needed, left=left, unit=unit)
 
 
@@ -116,6 +124,22 @@ class WeightsError(ViaticumError):
 
 class ModelError(ViaticumError):
     """A model failed while it was answering."""
+
+
+class ModelUnavailable(ModelError):
+    """It cannot answer just now: a rate limit, an overload, a lost connection, no answer in time. Tried again."""
+
+
+class Draining(ViaticumError):
+    """This process is about to end and takes nothing new.
+
+    thread_id: of a run that was stopped between two calls, all of them settled; solve it again under this id,
+    here or elsewhere, and it goes on.
+    """
+
+    def __init__(self, message: str, *, thread_id: str = "") -> None:
+        self.thread_id = thread_id
+        super().__init__(message)
 
 
 class SandboxError(ViaticumError):

@@ -14,6 +14,7 @@ from viaticum.errors import InputError
 
 AnswerKind = Literal["auto", "number", "choice", "boolean", "date", "expression", "text"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = ("auto", "number", "choice", "boolean", "date", "expression", "text")
+ROLES = ("system", "user", "assistant")
 FinishReason = Literal["stop", "length", "aborted", "loop", "error", "tool_calls"]
 
 
@@ -28,18 +29,27 @@ class Message(TypedDict):
 class Query:
     """A question, the kind of answer it wants, and whatever the caller wants to keep beside it.
 
-    Raises `InputError` where the text is empty or the kind unknown.
+    messages: the conversation before the question: system turns, and turns of user and assistant. Raises
+    `InputError` where the text is empty, the kind unknown, or a message is none.
     """
 
     text: str
     kind: AnswerKind = "auto"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise InputError("the question is empty; write what you want answered")
         if self.kind not in ANSWER_KINDS:
             raise InputError(f"unknown answer kind {self.kind!r}; known: {', '.join(ANSWER_KINDS)}")
+        for message in self.messages:
+            if not isinstance(message, dict) or message.get("role") not in ROLES:
+                raise InputError(
+                    f"not a message: {message!r}; write a dict with a role ({', '.join(ROLES)}) and content"
+                )
+            if not isinstance(message.get("content"), str):
+                raise InputError(f"the content of a message is a text, got {message.get('content')!r}")
 
 
 @dataclass(frozen=True, slots=True, order=True)

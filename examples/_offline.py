@@ -1,0 +1,101 @@
+"""What examples/agent_plain.py and agent_budget.py share, so that they run offline: models that are scripted, with prices.
+
+The models think in text, as ReAct (arXiv 2210.03629) does: "Action: calculator: 17 * 23", or the answer.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langgraph.graph import END, MessagesState
+
+from viaticum import Pair, Query, RoutingTable, ScriptedModel
+from viaticum.agents.models import Generation
+from viaticum.catalogue import ModelSpec
+from viaticum.routers.query import QueryRouter
+from viaticum.types import Message, Row
+
+QUESTIONS = (
+    "What is 17 * 23?",
+    "What is 1200 - 345?",
+    "Why does a budget need a ledger?",
+    "What is 64 + 46?",
+)
+PRICES = {"cheap": Decimal("0.15"), "dear": Decimal(3)}  # dollars a million tokens; a token is a word here
+SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+SUM = re.compile(r"(\d+) ([-+*]) (\d+)")
+
+
+def say(question: str) -> str:
+    """What every model here says: it asks for the calculator, reads what that gave, or knows the answer."""
+    if question.startswith("Observation: "):
+        return f"The answer is {question.removeprefix('Observation: ')}."
+    found = SUM.search(question)
+    return f"Action: calculator: {found[0]}" if found else "So that nothing is spent twice."
+
+
+def act(state: MessagesState) -> dict[str, Any]:
+    """Do what the model asked for."""
+    found = SUM.search(str(state["messages"][-1].content))
+    assert found is not None
+    return {"messages": [HumanMessage(f"Observation: {SIGNS[found[2]](int(found[1]), int(found[3]))}")]}
+
+
+def after_thinking(state: MessagesState) -> str:
+    return "act" if str(state["messages"][-1].content).startswith("Action: ") else END
+
+
+class OneModel(BaseChatModel):
+    """A LangChain chat model, as the agent had it before. spent: nano-dollars."""
+
+    spent: int = 0
+
+    @property
+    def _llm_type(self) -> str:
+        return "offline"
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        text = say(str(messages[-1].content))
+        words = sum(len(str(message.content).split()) for message in messages) + len(text.split())
+        self.spent += words * int(PRICES["dear"] * 1000)
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(text))])
+
+
+def script(messages: Sequence[Message], generation: Generation) -> str:
+    return say(messages[-1]["content"])
+
+
+MODELS = {
+    name: ScriptedModel(
+        script,
+        spec=ModelSpec(
+            name=name, description=f"The {name} one.", kind="scripted", context_length=4096,
+            input_price=price, output_price=price,
+        ),
+    )
+    for name, price in PRICES.items()
+}  # fmt: skip
+
+
+class Reasons(QueryRouter):
+    """Expects the cheap model to do as well as the dear one, but for questions that ask why."""
+
+    def table(self, query: Query) -> RoutingTable:
+        cheap = 0.5 if "why" in query.text.lower() else 0.9
+        return RoutingTable(
+            (
+                Row(Pair("cheap", "chat"), cheap, 8, 16, 3_000, 6_000),
+                Row(Pair("dear", "chat"), 0.9, 8, 16, 60_000, 120_000),
+            )
+        )
+
+
+dear = OneModel()
+router = Reasons()

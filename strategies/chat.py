@@ -1,0 +1,32 @@
+"""Chat: free conversation. The question goes to the model as it is, and all that it writes is the answer.
+
+There is no final answer to look for, so such answers are not profiled, and a router picks this strategy only where it
+was given pairs with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from viaticum.strategies.base import Strategy
+from viaticum.types import Completion, Message, Query, Reading
+
+
+@dataclass(frozen=True)
+class Chat(Strategy):
+    """The question alone; the whole text is the answer."""
+
+    name = "chat"
+    description = (
+        "Passes the conversation on as it is and takes the whole reply as the answer. "
+        "For free conversation, writing and explaining; adds no instructions and looks for no final answer."
+    )
+    max_new_tokens = 2048
+    graded = False
+
+    def messages(self, query: Query) -> list[Message]:
+        return [{"role": "user", "content": query.text}]
+
+    def read(self, completion: Completion, query: Query) -> Reading:
+        text = completion.text.strip()
+        return Reading(text) if text else Reading(None, "the model wrote nothing")

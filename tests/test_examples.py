@@ -1,0 +1,55 @@
+"""The examples do what they say: an agent before and after, and a graph for LangGraph's own tools."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+DOCS = (ROOT / "docs" / "workflow.md").read_text(encoding="utf-8")
+
+
+def changes() -> list[str]:
+    """The lines that differ between the two agents, blank ones left out."""
+    before, after = ((EXAMPLES / f"agent_{name}.py").read_text().splitlines() for name in ("plain", "budget"))
+    diff = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
+    return [line for line in diff if not line.startswith("@@") and line[1:].strip()]
+
+
+def printed(*arguments: str, cwd: Path, home: Path) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments], capture_output=True, text=True, timeout=120, cwd=cwd, check=False,
+        env=os.environ | {"XDG_DATA_HOME": str(home), "PYTHONPATH": os.pathsep.join([str(ROOT), str(EXAMPLES)])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_an_agent_gets_routing_and_a_budget_in_ten_lines() -> None:
+    assert 0 < len(changes()) <= 10
+    assert "\n".join(changes()) in DOCS
+
+
+def test_the_agent_says_the_same_for_less(tmp_path: Path) -> None:
+    *before, cost_before = printed("agent_plain.py", cwd=EXAMPLES, home=tmp_path)
+    *after, cost_after = printed("agent_budget.py", cwd=EXAMPLES, home=tmp_path)
+    assert before == after
+    assert before[0] == "What is 17 * 23? The answer is 391."
+    dollars = [Decimal(cost.removeprefix("cost: $")) for cost in (cost_before, cost_after)]
+    assert dollars[1] < dollars[0] / 2
+    for name, cost in (("before", cost_before), ("after", cost_after)):
+        assert f"| {name} | {cost.removeprefix('cost: ')} |" in DOCS
+
+
+def test_langgraph_json_names_a_graph(tmp_path: Path) -> None:
+    named = json.loads((EXAMPLES / "langgraph.json").read_text())
+    file, _, name = named["graphs"]["viaticum"].partition(":")
+    assert named["dependencies"] == ["."]
+    program = f"from {Path(file).stem} import {name}; print(type({name}).__name__, {name}.checkpointer)"
+    assert printed("-c", program, cwd=EXAMPLES, home=tmp_path) == ["CompiledStateGraph None"]
