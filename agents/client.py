@@ -23,10 +23,12 @@ from viaticum import strategies
 from viaticum.agents.graph import Tools, Workflow, route_from_json
 from viaticum.agents.local import LocalModels
 from viaticum.agents.models import Model
+from viaticum.agents.remote import RemoteModel, check_usable
+from viaticum.agents.remote_prices import with_litellm_prices
 from viaticum.agents.scripted import ScriptedModel
 from viaticum.agents.state import State
 from viaticum.budgets import Budget, Ledger, default_path
-from viaticum.catalogue import Catalogue
+from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, MissingExtra
 from viaticum.money import nanousd
 from viaticum.outcomes import append_outcome
@@ -67,7 +69,7 @@ class Viaticum:
         loaded = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
         self._models: dict[str, Model] = dict(models or {})
         entries = [model.catalogue_entry() for name, model in self._models.items() if name not in loaded]
-        self.catalogue = loaded.with_models(*filter(None, entries))
+        self.catalogue = with_litellm_prices(loaded.with_models(*filter(None, entries)))
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
         self.router = self._router(router)
         home = self._home = Path(folder) if folder is not None else default_path().parent
@@ -191,15 +193,21 @@ class Viaticum:
     def _model(self, name: str) -> Model:
         with self._lock:
             if name not in self._models:
-                spec = self.catalogue[name]
-                scripted = spec.kind == "scripted"
-                self._models[name] = (
-                    ScriptedModel(spec.text or "", spec=spec) if scripted else self._local.model(name)
-                )
+                self._models[name] = self._open_model(self.catalogue[name])
             return self._models[name]
 
+    def _open_model(self, spec: ModelSpec) -> Model:
+        if spec.kind == "scripted":
+            return ScriptedModel(spec.text or "", spec=spec)
+        if spec.kind == "remote":
+            return RemoteModel(spec)
+        return self._local.model(spec.name)
+
     def _usable(self, pair: Pair) -> bool:
-        """Whether the catalogue has the model. Raises `WeightsError` where its weights are not here."""
+        """Whether the catalogue has the model. Raises `WeightsError` where its weights are not here.
+
+        Of a remote one, `MissingExtra` without LiteLLM and `AuthenticationFailed` where the variable of its key is not set.
+        """
         if pair.model in self._here:
             return True
         if pair.model not in self.catalogue:
@@ -207,6 +215,8 @@ class Viaticum:
         if self.catalogue[pair.model].kind in ("local", "pair"):
             for member in self.catalogue[pair.model].members:
                 locate(self.catalogue[member])
+        if self.catalogue[pair.model].kind == "remote":
+            check_usable(self.catalogue[pair.model])
         self._here.add(pair.model)
         return True
 

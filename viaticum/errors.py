@@ -15,6 +15,11 @@
     │   └── LedgerError             the file is no ledger, is damaged, or is newer than this version
     ├── WeightsError                weights missing, corrupt, or impossible to fetch or write
     ├── ModelError                  a model failed while it was answering (NaN logits, out of memory)
+    │   ├── RateLimited             a provider takes no more calls for now
+    │   ├── ProviderUnavailable     a provider cannot be reached, or failed
+    │   │   └── ProviderTimeout     a provider was silent for too long: it may charge for the call
+    │   ├── AuthenticationFailed    a provider does not take the key, or there is none
+    │   └── ContentRefused          a provider will not answer this
     ├── SandboxError                no sandbox can run programs on this machine
     └── MissingExtra                an optional dependency is not installed
 
@@ -116,6 +121,30 @@ class WeightsError(ViaticumError):
 
 class ModelError(ViaticumError):
     """A model failed while it was answering."""
+
+
+class RateLimited(ModelError):
+    """A provider takes no more calls for now. `retry_after` is in seconds, None where it did not say."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class ProviderUnavailable(ModelError):
+    """A provider cannot be reached, or failed while it answered."""
+
+
+class ProviderTimeout(ProviderUnavailable):
+    """A provider was sent the call and was silent for too long. It may charge for what it read."""
+
+
+class AuthenticationFailed(ModelError):
+    """A provider does not take the key, or there is none."""
+
+
+class ContentRefused(ModelError):
+    """A provider refused the call for what it asks."""
 
 
 class SandboxError(ViaticumError):
