@@ -54,6 +54,7 @@ def load_litellm() -> Any:
     if first:  # a program that uses LiteLLM itself keeps its own settings
         litellm.suppress_debug_info = True
         litellm.telemetry = False
+        litellm.disable_streaming_logging = True  # a thread and an event loop for every chunk
     return litellm
 
 
@@ -65,13 +66,18 @@ def check_usable(spec: ModelSpec) -> None:
 
 
 class RemoteModel(Model):
-    """A catalogue entry of kind `remote`. One object serves many threads. sleep: for tests."""
+    """A catalogue entry of kind `remote`. One object serves many threads.
 
-    def __init__(self, spec: ModelSpec, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    key: in place of the one that the entry names. sleep: for tests.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, *, key: str | None = None, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         if spec.kind != "remote":
             raise InputError(f"{spec.name} is a {spec.kind} model, not a remote one")
         self.spec, self.name, self.members = spec, spec.name, (spec.name,)
-        self._sleep = sleep
+        self._key, self._sleep = key, sleep
         self._tokenizer_known: bool | None = None
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
@@ -151,8 +157,8 @@ class RemoteModel(Model):
             asked |= {"stream": True, "stream_options": {"include_usage": True}}
         if spec.api_base is not None:
             # Without a key of its own the server gets none: the user's key for OpenAI is not for it.
-            asked |= {"api_base": spec.api_base, "api_key": _key(spec) or "none"}
-        elif (key := _key(spec)) is not None:
+            asked |= {"api_base": spec.api_base, "api_key": self._key or _key(spec) or "none"}
+        elif (key := self._key or _key(spec)) is not None:
             asked["api_key"] = key
         return asked
 

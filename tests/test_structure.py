@@ -45,6 +45,7 @@ BARE_MODULES = (
 PUBLIC = [
     "Answer",
     "BudgetExceeded",
+    "ChatViaticum",
     "Completion",
     "FakeRouter",
     "InputError",

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from viaticum.agents.chat_model import ChatViaticum
     from viaticum.agents.client import Viaticum
     from viaticum.agents.scripted import FakeRouter, ScriptedModel
     from viaticum.errors import BudgetExceeded, InputError, ViaticumError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "ChatViaticum": "viaticum.agents.chat_model",
     "Viaticum": "viaticum.agents.client",
     "FakeRouter": "viaticum.agents.scripted",
     "ScriptedModel": "viaticum.agents.scripted",
@@ -36,6 +38,7 @@ _HOME = {
 __all__ = [
     "Answer",
     "BudgetExceeded",
+    "ChatViaticum",
     "Completion",
     "FakeRouter",
     "InputError",
