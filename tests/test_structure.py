@@ -214,6 +214,8 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
         ("torch", ("viaticum.routers", "viaticum.decoders")),
         ("langgraph", ("viaticum.agents",)),
         ("litellm", ("viaticum.agents",)),
+        ("langchain", ("viaticum.agents.middleware",)),
+        ("langchain_core", ("viaticum.agents",)),
         ("psycopg", ("viaticum.budgets.postgres",)),
         # agents.local reads the tokenizer; viaticum.gguf writes the folder that transformers reads.
         (
