@@ -22,11 +22,13 @@ from viaticum.agents.graph import TRIES, Graph, Tools, Workflow
 from viaticum.agents.local import LocalModels
 from viaticum.agents.models import Model
 from viaticum.agents.nodes import Threads
+from viaticum.agents.remote import RemoteModel, check_usable
+from viaticum.agents.remote_prices import with_litellm_prices
 from viaticum.agents.scripted import ScriptedModel
 from viaticum.agents.state import Allowance
 from viaticum.budgets import Ledger, default_path
 from viaticum.budgets.planner import WhenShort
-from viaticum.catalogue import Catalogue
+from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, MissingExtra, UnknownName
 from viaticum.money import nanousd
 from viaticum.routers.query import Policy, QueryRouter, StaticRouter, parse_policy
@@ -172,7 +174,7 @@ class _Models:
 
     def __init__(self, catalogue: Catalogue, given: dict[str, Model]) -> None:
         entries = [model.catalogue_entry() for name, model in given.items() if name not in catalogue]
-        self.catalogue = catalogue.with_models(*filter(None, entries))
+        self.catalogue = with_litellm_prices(catalogue.with_models(*filter(None, entries)))
         self._models, self._lock = given, threading.Lock()
         self._local = LocalModels(self.catalogue, slots=SLOTS)
         self._here = set(given)  # models that were given, or whose weights were found
@@ -180,15 +182,19 @@ class _Models:
     def model(self, name: str) -> Model:
         with self._lock:
             if name not in self._models:
-                spec = self.catalogue[name]
-                scripted = spec.kind == "scripted"
-                self._models[name] = (
-                    ScriptedModel(spec.text or "", spec=spec) if scripted else self._local.model(name)
-                )
+                self._models[name] = self._open(self.catalogue[name])
             return self._models[name]
 
+    def _open(self, spec: ModelSpec) -> Model:
+        if spec.kind == "scripted":
+            return ScriptedModel(spec.text or "", spec=spec)
+        return RemoteModel(spec) if spec.kind == "remote" else self._local.model(spec.name)
+
     def is_usable(self, pair: Pair) -> bool:
-        """Whether the catalogue has the model. Raises `WeightsError` where its weights are not here."""
+        """Whether the catalogue has the model. Raises `WeightsError` where its weights are not here.
+
+        Of a remote one, `MissingExtra` without LiteLLM and `AuthenticationFailed` where the variable of its key is not set.
+        """
         if pair.model in self._here:
             return True
         if pair.model not in self.catalogue:
@@ -196,6 +202,8 @@ class _Models:
         if self.catalogue[pair.model].kind in ("local", "pair"):
             for member in self.catalogue[pair.model].members:
                 locate(self.catalogue[member])
+        if self.catalogue[pair.model].kind == "remote":
+            check_usable(self.catalogue[pair.model])
         self._here.add(pair.model)
         return True
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from viaticum.agents.models import Generation, Model
 from viaticum.budgets import Entry, Ledger
 from viaticum.catalogue import Catalogue
-from viaticum.errors import HoldError, LedgerError
+from viaticum.errors import HoldError, LedgerError, ProviderTimeout
 from viaticum.types import Completion, Message, TokenCount, Usage
 
 
@@ -53,7 +53,7 @@ class Calls:
         call, or one that has ended without a text.
         """
         asked = self.model(model)
-        worst = asked.worst_case(messages, generation.max_new_tokens)
+        worst = asked.worst_case_of(messages, generation)
         hold = self.ledger.reserve(
             budget,
             key,
@@ -89,7 +89,8 @@ class Calls:
                 yield piece
         except BaseException as error:
             with suppress(LedgerError):  # what stopped the model is the error to tell
-                give_up(self.ledger, key, model, messages, text, closed=not isinstance(error, Exception))
+                text += getattr(pieces, "unseen", "")  # what a remote model wrote that is no text
+                give_up(self.ledger, key, model, messages, text, closed=went_away(error))
             raise
         raise AssertionError("a stream ends with its completion")
 
@@ -99,12 +100,25 @@ def give_up(
 ) -> None:
     """End the hold of a call that stopped early: free where nothing came of it, else what was counted is posted.
 
-    closed: its caller went away, so that the prompt at least was read.
+    closed: its caller went away, so that the prompt at least was read. It is charged as it was held, the text by its
+    tokens and by no more than were held: each model of a pair read the prompt, and the one that was held to write
+    wrote.
     """
-    if text or closed:
-        ledger.settle(key, model.counted(messages, text))
+    hold = ledger.hold(key)
+    if hold is not None and (text or closed):
+        made = model.count(text)
+        used = {
+            name: replace(worst, output_tokens=min(made, worst.output_tokens))
+            for name, worst in hold.usage.items()
+        }
+        ledger.settle(key, used)
     else:
         ledger.void(key)
+
+
+def went_away(error: BaseException) -> bool:
+    """Whether it was the caller who ended the call, not the model: an interrupt, a closed stream, lost patience."""
+    return not isinstance(error, Exception) or isinstance(error, ProviderTimeout)
 
 
 def completion_to_json(completion: Completion) -> dict[str, Any]:
@@ -115,6 +129,9 @@ def completion_to_json(completion: Completion) -> dict[str, Any]:
         "seconds": completion.usage.seconds,
         "finish_reason": completion.finish_reason,
         "tool_calls": [dict(call) for call in completion.tool_calls],
+        "logprobs": [dict(token) for token in completion.logprobs],
+        "reported_nanousd": completion.reported_nanousd,
+        "warnings": list(completion.warnings),
     }
 
 
@@ -125,4 +142,7 @@ def completion_from_json(data: Mapping[str, Any]) -> Completion:
         Usage(usage, data["seconds"]),
         data["finish_reason"],
         tool_calls=tuple(data.get("tool_calls", ())),
+        logprobs=tuple(data.get("logprobs", ())),
+        reported_nanousd=data.get("reported_nanousd"),
+        warnings=tuple(data.get("warnings", ())),
     )

@@ -102,7 +102,7 @@ class Viaticum:
             self._opened = opened.pop_all()
         self._threads, self._gate = tools.threads, Gate()
         self.catalogue, self.router, self.policy = tools.catalogue, tools.router, tools.policy
-        self.budget_name = tools.budget
+        self.budget_name, self._model = tools.budget, tools.model
         if isinstance(saver, FileSaver):
             tools = replace(tools, sync=saver.sync)
         self.graph = Workflow(tools).build(saver)
@@ -286,6 +286,10 @@ class Viaticum:
         self.close()
 
     # What there is besides
+
+    def model(self, name: str) -> Model:
+        """A model by its name, opened when it is first asked for. Raises `UnknownName`, `WeightsError`, `MissingExtra`."""
+        return self._model(name)
 
     def budget(self) -> Budget:
         """Where the allowance stands."""

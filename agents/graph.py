@@ -32,7 +32,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Checkpointer, Command, RetryPolicy, interrupt
 
-from viaticum.agents.calls import completion_from_json, completion_to_json, give_up
+from viaticum.agents.calls import completion_from_json, completion_to_json, give_up, went_away
 from viaticum.agents.models import Generation, Model
 from viaticum.agents.nodes import Node, Threads, is_stopped
 from viaticum.agents.shortage import (
@@ -292,7 +292,7 @@ class Workflow:
     def _reserve(
         self, state: State, runtime: Runtime[Allowance], budget: str, key: str, asked: Asked
     ) -> Hold:
-        worst = asked.model.worst_case(asked.messages, asked.generation.max_new_tokens)
+        worst = asked.model.worst_case_of(asked.messages, asked.generation)
         self.tools.sync()
         info = runtime.execution_info
         thread = info.thread_id if info is not None else None
@@ -356,7 +356,8 @@ class Workflow:
         except BaseException as error:
             telling.fail(error)
             with suppress(LedgerError):  # what stopped the model is the error to tell
-                closed = not isinstance(error, Exception)
+                text += getattr(pieces, "unseen", "")  # what a remote model wrote that is no text
+                closed = went_away(error)
                 give_up(self.tools.ledger, key, asked.model, asked.messages, text, closed=closed)
             raise
         finally:

@@ -50,9 +50,9 @@ class Model(ABC):
         """Tokens of a text. By default its bytes, of which a token has at least one: never too few."""
         return len(text.encode())
 
-    def counted(self, messages: Sequence[Message], text: str) -> dict[str, TokenCount]:
-        """What a call that was ended early has used, as far as can be seen: never too little."""
-        return self.worst_case(messages, self.count(text))
+    def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
+        """The worst case of a whole call, with what `extra` adds to the prompt."""
+        return self.worst_case(messages, generation.max_new_tokens)
 
     def catalogue_entry(self) -> ModelSpec | None:
         """The entry, with its price, of a model that no catalogue knows; None for one that comes from a catalogue."""

@@ -46,6 +46,7 @@ PUBLIC = [
     "Allowance",
     "Answer",
     "BudgetExceeded",
+    "ChatViaticum",
     "Completion",
     "DecisionNeeded",
     "Draining",
@@ -218,6 +219,8 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
         ("torch", ("viaticum.routers", "viaticum.decoders")),
         ("langgraph", ("viaticum.agents",)),
         ("litellm", ("viaticum.agents",)),
+        ("langchain", ("viaticum.agents.middleware",)),
+        ("langchain_core", ("viaticum.agents",)),
         ("psycopg", ("viaticum.budgets.postgres", "viaticum.agents.checkpoints")),
         ("psycopg_pool", ("viaticum.agents.checkpoints",)),
         # agents.local reads the tokenizer; viaticum.gguf writes the folder that transformers reads.

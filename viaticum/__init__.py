@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from viaticum.agents.build import as_tool, build_graph
+    from viaticum.agents.chat_model import ChatViaticum
     from viaticum.agents.client import Viaticum
     from viaticum.agents.scripted import FakeRouter, ScriptedModel
     from viaticum.agents.state import Allowance
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "ChatViaticum": "viaticum.agents.chat_model",
     "Viaticum": "viaticum.agents.client",
     "Allowance": "viaticum.agents.state",
     "as_tool": "viaticum.agents.build",
@@ -44,6 +46,7 @@ __all__ = [
     "Allowance",
     "Answer",
     "BudgetExceeded",
+    "ChatViaticum",
     "Completion",
     "DecisionNeeded",
     "Draining",

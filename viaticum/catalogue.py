@@ -39,6 +39,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _PRICE_DETAILS = ("cached_input_price", "reasoning_price", "second_price", "price_tiers", "price_version")
 _PAIR_FIELDS = ("small", "large", "router", "tau")
+_REMOTE_FIELDS = ("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams")
+LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
 
 
 class _Frozen(BaseModel):
@@ -131,6 +133,12 @@ class ModelSpec(_Frozen):
     of work, price_version the name of the price list. context_length is in tokens, prompt and answer together. sources are tried in order. default: routed to, and fetched, unless names are given.
     mode, of a pair: "routed" (the router decides, always) or "auto" (the fastest way that was measured here, the
     large model alone among them; see docs/decoding.md). text: what a scripted model answers.
+
+    Of remote models: litellm_model, its name for LiteLLM; api_base, the address of a server other than the
+    provider's; api_key_env, the environment variable that holds the key; timeout_seconds, how long it may be
+    silent; max_retries, further tries of a call that failed before its first word; omit, which of temperature,
+    top_p, top_k and seed it does not take; streams, False where it only answers whole. A price_version of
+    "litellm" without prices takes those of litellm's own list.
     """
 
     name: str
@@ -151,6 +159,12 @@ class ModelSpec(_Frozen):
     tau: NonNegativeFloat | None = None
     mode: Literal["routed", "auto"] | None = None
     litellm_model: str | None = None
+    api_base: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$")] | None = None
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
+    max_retries: Annotated[int, Field(ge=0, le=10)] | None = None
+    omit: tuple[Literal["temperature", "top_p", "top_k", "seed"], ...] = ()
+    streams: bool | None = None
     text: str | None = None
     default: bool = True
 
@@ -187,7 +201,9 @@ class ModelSpec(_Frozen):
     def _fields_fit_kind(self) -> Self:
         if (self.input_price is None) != (self.output_price is None):
             raise ValueError("give both input_price and output_price, or neither")
-        if self.input_price is None and any(getattr(self, field) for field in _PRICE_DETAILS):
+        asks_litellm = self.kind == "remote" and self.price_version == LITELLM_PRICES
+        details = [field for field in _PRICE_DETAILS if not (asks_litellm and field == "price_version")]
+        if self.input_price is None and any(getattr(self, field) for field in details):
             raise ValueError(
                 "give input_price and output_price (0 where only time is billed) with other prices"
             )
@@ -209,6 +225,9 @@ class ModelSpec(_Frozen):
             raise ValueError(
                 f"a {self.kind} entry {'needs' if self.kind == 'remote' else 'takes no'} litellm_model"
             )
+        for field in _REMOTE_FIELDS:
+            if getattr(self, field) not in (None, ()) and self.kind != "remote":
+                raise ValueError(f"a {self.kind} entry takes no {field}")
         if self.text is not None and self.kind != "scripted":
             raise ValueError(f"a {self.kind} entry takes no text")
         if self.kind == "pair" and self.price is not None:

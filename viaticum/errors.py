@@ -15,7 +15,12 @@
     │   └── LedgerError             the file is no ledger, is damaged, or is newer than this version
     ├── WeightsError                weights missing, corrupt, or impossible to fetch or write
     ├── ModelError                  a model failed while it was answering (NaN logits, out of memory)
-    │   └── ModelUnavailable        it cannot answer just now: busy, too slow, not reached; another try may do
+    │   ├── ModelUnavailable        it cannot answer just now: busy, too slow; the workflow tries again
+    │   ├── RateLimited             a provider takes no more calls for now; further tries did not help
+    │   ├── ProviderUnavailable     a provider cannot be reached, or failed; further tries did not help
+    │   │   └── ProviderTimeout     a provider was silent for too long: it may charge for the call
+    │   ├── AuthenticationFailed    a provider does not take the key, or there is none
+    │   └── ContentRefused          a provider will not answer this
     ├── Draining                    this process is about to end and takes nothing new
     ├── SandboxError                no sandbox can run programs on this machine
     └── MissingExtra                an optional dependency is not installed
@@ -140,6 +145,30 @@ class Draining(ViaticumError):
     def __init__(self, message: str, *, thread_id: str = "") -> None:
         self.thread_id = thread_id
         super().__init__(message)
+
+
+class RateLimited(ModelError):
+    """A provider takes no more calls for now. `retry_after` is in seconds, None where it did not say."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class ProviderUnavailable(ModelError):
+    """A provider cannot be reached, or failed while it answered."""
+
+
+class ProviderTimeout(ProviderUnavailable):
+    """A provider was sent the call and was silent for too long. It may charge for what it read."""
+
+
+class AuthenticationFailed(ModelError):
+    """A provider does not take the key, or there is none."""
+
+
+class ContentRefused(ModelError):
+    """A provider refused the call for what it asks."""
 
 
 class SandboxError(ViaticumError):

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from viaticum.errors import InputError
 
 AnswerKind = Literal["auto", "number", "choice", "boolean", "date", "expression", "text"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = ("auto", "number", "choice", "boolean", "date", "expression", "text")
 ROLES = ("system", "user", "assistant")
-FinishReason = Literal["stop", "length", "aborted", "loop", "error", "tool_calls"]
+FinishReason = Literal["stop", "length", "aborted", "loop", "error", "tool_calls", "refused"]
 
 
 class Message(TypedDict):
-    """One turn of a chat, as chat templates and OpenAI-compatible APIs take it."""
+    """One turn of a chat, as chat templates and OpenAI-compatible APIs take it.
 
-    role: Literal["system", "user", "assistant"]
+    tool_calls: what an assistant wanted called; a tool's turn says by tool_call_id which call it answers.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +197,9 @@ class Trace:
 class Completion:
     """What a model wrote: text, usage per model, why it ended, and, for local models, the trace.
 
-    tool_calls: functions that a remote model wants called, as OpenAI's API gives them.
+    Of remote models: tool_calls, the functions it wants called, and logprobs, as OpenAI's API gives them;
+    reported_nanousd, what the provider says that the call cost; warnings, what about its accounts is not as it
+    should be (a cost that differs from the price list by more than 1%, usage that is missing).
     """
 
     text: str
@@ -199,6 +207,9 @@ class Completion:
     finish_reason: FinishReason
     trace: Trace | None = None
     tool_calls: tuple[Mapping[str, Any], ...] = ()
+    logprobs: tuple[Mapping[str, Any], ...] = ()
+    reported_nanousd: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

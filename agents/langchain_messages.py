@@ -1,0 +1,128 @@
+"""LangChain's messages as ours, and our completions as LangChain's chunks.
+
+Text only: what an image or a sound costs cannot be known before it is sent, so nothing could be reserved for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
+
+from viaticum.errors import InputError
+from viaticum.types import ROLES, Message, Query, Usage
+
+# Blocks of an assistant's turn that are said elsewhere (tool calls), or are not to be sent back (thoughts).
+_LEFT_OUT = {"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking"}
+
+
+def from_langchain(messages: Sequence[BaseMessage]) -> list[Message]:
+    """Raises `InputError` for a message or a part of one that is no text."""
+    return [_message(message) for message in messages]
+
+
+def as_query(messages: Sequence[BaseMessage]) -> Query:
+    """The last user turn, which a router and its strategies are given, after the conversation before it."""
+    places = [place for place, message in enumerate(messages) if isinstance(message, HumanMessage)]
+    if not places:
+        raise InputError("no user turn among the messages; add a HumanMessage")
+    before = from_langchain(messages[: places[-1]])
+    kept = tuple(each for each in before if each["role"] in ROLES and each["content"])
+    return Query(_text(messages[places[-1]]), messages=kept)
+
+
+def finished(
+    usage: Usage, metadata: Mapping[str, Any], tool_calls: Sequence[Mapping[str, Any]] = ()
+) -> AIMessageChunk:
+    """The chunk that ends a message: its tool calls, usage and metadata, no text."""
+    chunks = [
+        tool_call_chunk(
+            name=call["function"]["name"], args=call["function"]["arguments"], id=call["id"], index=place
+        )
+        for place, call in enumerate(tool_calls)
+    ]
+    return AIMessageChunk(
+        content="",
+        tool_call_chunks=chunks,
+        usage_metadata=usage_metadata(usage),
+        response_metadata=dict(metadata),
+        chunk_position="last",
+    )
+
+
+def usage_metadata(usage: Usage) -> UsageMetadata:
+    """The tokens of all models of a call."""
+    counts = usage.models.values()
+    return UsageMetadata(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        total_tokens=usage.input_tokens + usage.output_tokens,
+        input_token_details=InputTokenDetails(cache_read=sum(count.cached_input_tokens for count in counts)),
+        output_token_details=OutputTokenDetails(reasoning=sum(count.reasoning_tokens for count in counts)),
+    )
+
+
+def _message(message: BaseMessage) -> Message:
+    content = _text(message)
+    if isinstance(message, SystemMessage):
+        ours = Message(role="system", content=content)
+    elif isinstance(message, HumanMessage):
+        ours = Message(role="user", content=content)
+    elif isinstance(message, ToolMessage):
+        ours = Message(role="tool", content=content, tool_call_id=message.tool_call_id)
+    elif isinstance(message, AIMessage):
+        ours = Message(role="assistant", content=content)
+        if calls := _tool_calls(message):
+            ours["tool_calls"] = calls
+    elif isinstance(message, ChatMessage) and message.role in ROLES:
+        ours = Message(role=message.role, content=content)  # type: ignore[typeddict-item]
+    else:
+        raise InputError(
+            f"not a message for a model: {type(message).__name__}; use system, human, AI or tool messages"
+        )
+    if message.name and not isinstance(message, ToolMessage):
+        ours["name"] = message.name
+    return ours
+
+
+def _tool_calls(message: AIMessage) -> list[dict[str, Any]]:
+    """As OpenAI's API writes them; those whose arguments were no JSON go back as they came."""
+    written = [
+        (call["id"], call["name"], json.dumps(call["args"], ensure_ascii=False))
+        for call in message.tool_calls
+    ] + [(call["id"], call["name"] or "", call["args"] or "") for call in message.invalid_tool_calls]
+    return [
+        {"id": number or "", "type": "function", "function": {"name": name, "arguments": arguments}}
+        for number, name, arguments in written
+    ]
+
+
+def _text(message: BaseMessage) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "".join(_part(part, message) for part in message.content)
+
+
+def _part(part: str | dict[Any, Any], message: BaseMessage) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type")
+    if kind == "text":
+        return str(part.get("text", ""))
+    if isinstance(message, AIMessage) and kind in _LEFT_OUT:
+        return ""
+    raise InputError(
+        f"a part of type {kind!r} cannot be budgeted: its tokens are not known before; send text only"
+    )

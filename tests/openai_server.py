@@ -1,0 +1,227 @@
+"""A server on a loopback port that speaks OpenAI's chat API, for tests of whatever talks to one.
+
+It answers by rules: tools that may be called are called, with arguments made up from their schemas; a response format is
+obeyed; else it echoes the last words. A script of behaviours, one a request, makes it fail in the ways that servers do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+KEY = "sk-right"
+
+
+@dataclass
+class OpenAIServer:
+    """script: behaviours of the next requests, in order; "ok" when it is used up. requests: bodies as they came."""
+
+    port: int = 0
+    script: list[Any] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    hung_up: threading.Event = field(default_factory=threading.Event)
+    pause: float = 0.0  # seconds before each piece of a stream
+    text: str | None = None
+    usage: dict[str, Any] | None = None  # laid over the usage it reports
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def reset(self) -> None:
+        self.script, self.requests, self.pause, self.text, self.usage = [], [], 0.0, None, None
+        self.hung_up.clear()
+
+    async def chat(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append(body)
+        behaviour = self.script.pop(0) if self.script else "ok"
+        if request.headers.get("authorization") not in (f"Bearer {KEY}", "Bearer none"):
+            return error(
+                401, f"Incorrect API key provided: {request.headers.get('authorization')}.", "invalid_api_key"
+            )
+        if isinstance(behaviour, tuple):
+            status, headers, message = behaviour
+            return error(status, message, headers=headers)
+        if behaviour == "silent":
+            for _ in range(200):
+                if await request.is_disconnected():
+                    self.hung_up.set()
+                    break
+                await asyncio.sleep(0.05)
+            return error(500, "woke up")
+        if behaviour == "drop":
+            raise ConnectionError("the server drops the connection")
+        message, finish = self.answer(body)
+        if behaviour == "filtered":
+            message, finish = {"role": "assistant", "content": ""}, "content_filter"
+        usage: dict[str, Any] | None = {
+            "prompt_tokens": sum(len(str(each.get("content") or "").split()) for each in body["messages"]),
+            "completion_tokens": max(1, len((message["content"] or "").split())),
+        }
+        assert usage is not None
+        usage |= {"total_tokens": sum(usage.values())} | (self.usage or {})
+        if behaviour == "no usage":
+            usage = None
+        if body.get("stream"):
+            pieces = self.pieces(body, message, finish, usage, behaviour)
+            return StreamingResponse(pieces, media_type="text/event-stream")
+        whole = {
+            "id": "c1", "object": "chat.completion", "created": 1, "model": body["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs(body, message)}],
+        }  # fmt: skip
+        return JSONResponse(whole | ({"usage": usage} if usage else {}))
+
+    async def pieces(
+        self, body: dict[str, Any], message: dict[str, Any], finish: str, usage: Any, behaviour: str
+    ) -> AsyncIterator[str]:
+        def event(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
+            choice = {
+                "index": 0,
+                "delta": delta,
+                "finish_reason": finish,
+                "logprobs": more.pop("logprobs", None),
+            }
+            chunk = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
+            return f"data: {json.dumps({**chunk, 'choices': [choice], **more})}\n\n"
+
+        ended = False
+        try:
+            yield event({"role": "assistant", "content": ""})
+            if behaviour == "break at once":
+                raise ConnectionError("the server breaks off before its first word")
+            if thoughts := behaviour == "thinks":
+                yield event({"reasoning_content": "let me think"})
+            for place, word in enumerate(re.findall(r"\S+\s*|\s+", message["content"] or "")):
+                await asyncio.sleep(self.pause)
+                if behaviour == "break" and place == 2:
+                    raise ConnectionError("the server breaks off")
+                if behaviour == "end early" and place == 2:
+                    return
+                said = {"message": {"content": word}}
+                yield event({"content": word}, logprobs=logprobs(body, said["message"]))
+            for index, call in enumerate(message.get("tool_calls") or ()):
+                arguments = call["function"]["arguments"]
+                first = {
+                    **call,
+                    "index": index,
+                    "function": {"name": call["function"]["name"], "arguments": ""},
+                }
+                yield event({"tool_calls": [first]})
+                for start in range(0, len(arguments), 5):
+                    await asyncio.sleep(self.pause)
+                    part = {"index": index, "function": {"arguments": arguments[start : start + 5]}}
+                    yield event({"tool_calls": [part]})
+            assert not thoughts or finish
+            yield event({}, finish)
+            if usage and (body.get("stream_options") or {}).get("include_usage"):
+                chunk = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
+                yield f"data: {json.dumps({**chunk, 'choices': [], 'usage': usage})}\n\n"
+            yield "data: [DONE]\n\n"
+            ended = True
+        finally:
+            if not ended:
+                self.hung_up.set()
+
+    def answer(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """The message, and why it ended."""
+        messages, tools = body["messages"], body.get("tools") or []
+        asked = next((m for m in reversed(messages) if m["role"] == "user"), {"content": ""})["content"] or ""
+        choice = body.get("tool_choice", "auto")
+        wanted = choice["function"]["name"] if isinstance(choice, dict) else None
+        may_call = (
+            tools and choice != "none" and (messages[-1]["role"] != "tool" or wanted or choice == "required")
+        )
+        if may_call:
+            tool = next(t for t in tools if wanted in (None, t["function"]["name"]))["function"]
+            arguments = made_up(tool.get("parameters", {}), asked)
+            call = {
+                "id": f"call_{len(self.requests)}", "type": "function",
+                "function": {"name": tool["name"], "arguments": json.dumps(arguments, ensure_ascii=False)},
+            }  # fmt: skip
+            return {"role": "assistant", "content": None, "tool_calls": [call]}, "tool_calls"
+        form = body.get("response_format") or {}
+        if form.get("type") == "json_schema":
+            text = json.dumps(made_up(form["json_schema"]["schema"], asked))
+        elif form.get("type") == "json_object":
+            text = json.dumps({"setup": "Why do cats purr?", "punchline": "Because they can."})
+        else:
+            text = self.text if self.text is not None else f"you said: {asked}"
+        for stop in body.get("stop") or ():
+            text = text.split(stop)[0]
+        words = re.findall(r"\S+\s*", text)
+        limit = body.get("max_tokens") or body.get("max_completion_tokens") or 10_000
+        if len(words) > limit:
+            return {"role": "assistant", "content": "".join(words[:limit])}, "length"
+        return {"role": "assistant", "content": text}, "stop"
+
+
+def made_up(schema: dict[str, Any], asked: str, root: dict[str, Any] | None = None) -> Any:
+    """A value that fits a JSON schema, numbers and texts taken from the question."""
+    root = root or schema
+    if "$ref" in schema:
+        return made_up(root["$defs"][schema["$ref"].rpartition("/")[2]], asked, root)
+    if "enum" in schema:
+        return schema["enum"][0]
+    if "anyOf" in schema:
+        return made_up(schema["anyOf"][0], asked, root)
+    kind = schema.get("type", "object")
+    if kind == "object":
+        properties = schema.get("properties", {})
+        return {name: made_up(each, asked, root) for name, each in properties.items()}
+    if kind == "array":
+        return [made_up(schema.get("items", {"type": "string"}), asked, root)]
+    if kind in ("integer", "number"):
+        found = re.search(r"-?\d+", asked)
+        return int(found.group()) if found else 1
+    return True if kind == "boolean" else (asked or "words")
+
+
+def logprobs(body: dict[str, Any], message: dict[str, Any]) -> dict[str, Any] | None:
+    if not body.get("logprobs"):
+        return None
+    words = re.findall(r"\S+\s*", message["content"] or "")
+    return {"content": [{"token": w, "logprob": -0.5, "bytes": None, "top_logprobs": []} for w in words]}
+
+
+def error(
+    status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    body = {"error": {"message": message, "type": "error", "code": code, "param": None}}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+@contextmanager
+def running_server() -> Iterator[OpenAIServer]:
+    """The server on a free port, in a thread of its own."""
+    state = OpenAIServer()
+    app = Starlette(routes=[Route("/v1/chat/completions", state.chat, methods=["POST"])])
+    listener = socket.create_server(("127.0.0.1", 0))
+    state.port = listener.getsockname()[1]
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield state
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
