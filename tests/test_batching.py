@@ -202,18 +202,32 @@ def test_the_thread_ends_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> No
     assert len([event for _, event in desk.write(decoder, requests_of(0, 1)) if event]) == 12
 
 
-def test_a_pair_is_not_passed_by_while_its_two_slots_are_never_free_together(pool: LocalModels) -> None:
-    """Callers of the small model keep coming; the pair's text is written all the same."""
-    stop = threading.Event()
+def test_a_text_that_nobody_wants_any_more_is_not_written_to_its_end() -> None:
+    decoder, desk = single(1), Desk()
+    decoder.loop_guard = None
+    text = desk.write(decoder, requests_of(0, 1, max_new_tokens=3000))
+    assert next(text)[1] is not None
+    text.close()  # type: ignore[attr-defined]
+    until(lambda: empty(decoder) and not desk._benches)
+    assert decoder.stats.large.rows < 1000
+
+
+def test_a_pair_is_not_passed_by_while_its_two_slots_are_never_free_together(
+    tiny_catalogue: Catalogue,
+) -> None:
+    """Callers of either model keep coming; the pair's text is written all the same."""
+    pool, stop = LocalModels(tiny_catalogue, slots=1), threading.Event()
 
     def keep_asking(number: int) -> None:
+        name = ("tiny-small", "tiny-large")[number % 2]
         while not stop.is_set():
-            pool.model("tiny-small").generate(chat(number), Generation(max_new_tokens=5))
+            pool.model(name).generate(chat(number), Generation(max_new_tokens=5 + number))
 
-    with ThreadPoolExecutor(6) as callers:
-        busy = [callers.submit(keep_asking, number) for number in range(6)]
+    with ThreadPoolExecutor(9) as callers:
+        busy = [callers.submit(keep_asking, number) for number in range(8)]
+        pair = callers.submit(lambda: pool.model("tiny-pair").generate(chat(1), Generation(10)).text)
         try:
-            assert pool.model("tiny-pair").generate(chat(1), Generation(max_new_tokens=10)).text
+            assert pair.result(30)
         finally:
             stop.set()
         for each in busy:
