@@ -79,9 +79,8 @@ class Calls:
         """Pieces; returns the completion, kept with the hold."""
         self.ledger.dispatch(key)
         text = ""
-        pieces = model.stream(messages, generation)
         try:
-            for piece in pieces:
+            for piece in model.stream(messages, generation):
                 if isinstance(piece, Completion):
                     self.ledger.attach(key, json.dumps(completion_to_json(piece)))
                     return piece

@@ -44,7 +44,7 @@ class Viaticum:
     """Answers questions within a budget.
 
     budget: dollars for all questions of this object; budget_name: an existing or new budget of the ledger
-    (a new name each time by default). catalogue: a `Catalogue` or a path laid over the packaged one. router: a
+    (a new name each time by default). slots: texts that a local model writes at once. catalogue: a `Catalogue` or a path laid over the packaged one. router: a
     `QueryRouter`, or the folder of a fitted one; the table that ships by default. policy: "best", "cheapest:ACCURACY",
     "weighted:PER_DOLLAR" or a `Policy`. folder: where the ledger and the checkpoints lie. Raises `InputError` for a
     budget that is not above zero.
@@ -60,6 +60,7 @@ class Viaticum:
         policy: str | Policy = "best",
         folder: str | Path | None = None,
         models: dict[str, Model] | None = None,
+        slots: int = SLOTS,
     ) -> None:
         limit = nanousd(DEFAULT_BUDGET_USD if budget is None else budget)
         if limit <= 0:
@@ -73,12 +74,13 @@ class Viaticum:
         home = self._home = Path(folder) if folder is not None else default_path().parent
         self.ledger = Ledger(home / "ledger.db")
         self.budget_name = budget_name or f"run-{uuid.uuid4().hex[:12]}"
-        self.ledger.create(self.budget_name, limit_nanousd=limit)
+        if budget is not None or self.budget_name not in {each.name for each in self.ledger.budgets()}:
+            self.ledger.create(self.budget_name, limit_nanousd=limit)
         self._connection = sqlite3.connect(home / "checkpoints.db", check_same_thread=False)
-        self._local = LocalModels(self.catalogue, slots=SLOTS)
+        self._local = LocalModels(self.catalogue, slots=slots)
         self._here = set(self._models)  # models that were given, or whose weights were found
         self._lock = threading.Lock()
-        tools = Tools(
+        self._tools = Tools(
             catalogue=self.catalogue,
             router=self.router,
             policy=self.policy,
@@ -87,7 +89,7 @@ class Viaticum:
             model=self._model,
             usable=self._usable,
         )
-        self.graph = Workflow(tools).build(SqliteSaver(self._connection))
+        self.graph = Workflow(self._tools).build(SqliteSaver(self._connection))
 
     def solve(self, question: str, *, kind: AnswerKind = "auto", thread_id: str | None = None) -> Answer:
         """Answer one question. The same thread_id again gives its answer, or goes on where a kill stopped it."""
@@ -194,7 +196,9 @@ class Viaticum:
                 spec = self.catalogue[name]
                 scripted = spec.kind == "scripted"
                 self._models[name] = (
-                    ScriptedModel(spec.text or "", spec=spec) if scripted else self._local.model(name)
+                    ScriptedModel(spec.text or "", spec=spec, pause=spec.pause)
+                    if scripted
+                    else self._local.model(name)
                 )
             return self._models[name]
 

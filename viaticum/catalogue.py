@@ -130,7 +130,7 @@ class ModelSpec(_Frozen):
     they differ from input and output, price_tiers above a length of prompt, second_price dollars for a second
     of work, price_version the name of the price list. context_length is in tokens, prompt and answer together. sources are tried in order. default: routed to, and fetched, unless names are given.
     mode, of a pair: "routed" (the router decides, always) or "auto" (the fastest way that was measured here, the
-    large model alone among them; see docs/decoding.md). text: what a scripted model answers.
+    large model alone among them; see docs/decoding.md). text: what a scripted model answers; pause: seconds before each of its words.
     """
 
     name: str
@@ -152,6 +152,7 @@ class ModelSpec(_Frozen):
     mode: Literal["routed", "auto"] | None = None
     litellm_model: str | None = None
     text: str | None = None
+    pause: NonNegativeFloat = 0.0
     default: bool = True
 
     @property
@@ -211,6 +212,8 @@ class ModelSpec(_Frozen):
             )
         if self.text is not None and self.kind != "scripted":
             raise ValueError(f"a {self.kind} entry takes no text")
+        if self.pause and self.kind != "scripted":
+            raise ValueError(f"a {self.kind} entry takes no pause")
         if self.kind == "pair" and self.price is not None:
             raise ValueError("a pair takes no price: each token costs what the model that made it costs")
         if self.kind == "pair" and self.small == self.large:
