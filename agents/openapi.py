@@ -7,7 +7,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import viaticum
+from viaticum import __version__
 from viaticum.agents.openai_api import ChatRequest
 
 _INTEGER = {"type": "integer"}
@@ -162,7 +162,7 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Viaticum",
-            "version": viaticum.__version__,
+            "version": __version__,
             "description": "OpenAI's chat completions, each within a hard budget.",
         },
         "servers": [{"url": "/"}],
