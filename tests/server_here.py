@@ -16,6 +16,7 @@ from viaticum import FakeRouter, Viaticum
 from viaticum.agents.keys import Keys
 from viaticum.agents.server import Limits, Service
 from viaticum.agents.serving import Address, Server
+from viaticum.catalogue import Catalogue
 
 WORD = 1_000  # nano-dollars
 LONG = " ".join(f"w{number}" for number in range(400))
@@ -83,13 +84,20 @@ def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 @contextmanager
 def serving(
-    folder: Path, *, budget: str = "1", grace: float = 20.0, within: str | None = None, **limits: Any
+    folder: Path,
+    *,
+    budget: str = "1",
+    grace: float = 20.0,
+    within: str | None = None,
+    catalogue: Catalogue | None = None,
+    **limits: Any,
 ) -> Iterator[Here]:
     with (
         Keys(folder / "keys.db") as keys,
         Viaticum(
-            budget, budget_name="serve", catalogue=write_catalogue(folder), folder=folder,
+            budget, budget_name="serve", catalogue=catalogue or write_catalogue(folder), folder=folder,
             router=FakeRouter("fast+cot"),
+            slots=limits.get("concurrency", 8),
         ) as client,
         Address(port=0).listen() as listener,
     ):  # fmt: skip
