@@ -44,8 +44,9 @@ class Viaticum:
     """Answers questions within a budget.
 
     budget: dollars for all questions of this object; budget_name: an existing or new budget of the ledger
-    (a new name each time by default). slots: texts that a local model writes at once. catalogue: a `Catalogue` or a path laid over the packaged one. router: a
-    `QueryRouter`, or the folder of a fitted one; the table that ships by default. policy: "best", "cheapest:ACCURACY",
+    (a new name each time by default); one that exists keeps its terms where no budget is given. slots: texts that a local
+    model writes at once. catalogue: a `Catalogue` or a path laid over the packaged one. router: a `QueryRouter`,
+    or the folder of a fitted one; the table that ships by default. policy: "best", "cheapest:ACCURACY",
     "weighted:PER_DOLLAR" or a `Policy`. folder: where the ledger and the checkpoints lie. Raises `InputError` for a
     budget that is not above zero.
     """
@@ -74,7 +75,8 @@ class Viaticum:
         home = self._home = Path(folder) if folder is not None else default_path().parent
         self.ledger = Ledger(home / "ledger.db")
         self.budget_name = budget_name or f"run-{uuid.uuid4().hex[:12]}"
-        if budget is not None or self.budget_name not in {each.name for each in self.ledger.budgets()}:
+        is_new = budget_name is None or budget_name not in {each.name for each in self.ledger.budgets()}
+        if is_new or budget is not None:
             self.ledger.create(self.budget_name, limit_nanousd=limit)
         self._connection = sqlite3.connect(home / "checkpoints.db", check_same_thread=False)
         self._local = LocalModels(self.catalogue, slots=slots)

@@ -93,10 +93,18 @@ class LocalModel(Model):
         return self.pool.tokenizer(self._folder)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a chat, by the model's own template, ready for the answer."""
-        ids: list[int] = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=False
-        )
+        """Token ids of a chat, by the model's own template, ready for the answer.
+
+        Raises `InputError` for messages that the template refuses.
+        """
+        try:
+            ids: list[int] = self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_dict=False
+            )
+        except Exception as error:
+            if not type(error).__module__.startswith("jinja2"):
+                raise
+            raise InputError(f"{self.name} cannot read these messages: {error}") from None
         return ids
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:

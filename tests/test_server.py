@@ -198,6 +198,12 @@ def test_over_the_server_s_budget(tmp_path: Path) -> None:
         (b'{"model": 1, "messages": [{"role": "user", "content": "hi"}]}', "model"),
         (b'{"model": "fast", "messages": [{"role": "user", "content": "\\ud800"}]}', "Invalid JSON"),
         (b"[" * 100_000, "recursion"),
+        (
+            b'{"model": "fast", "temperature": NaN, "messages": [{"role": "user", "content": "hi"}]}',
+            "temperature",
+        ),
+        (b'{"model": "fast", "budget": NaN, "messages": [{"role": "user", "content": "hi"}]}', "budget"),
+        (b'{"model": "fast", "budget": 1e999, "messages": [{"role": "user", "content": "hi"}]}', ""),
     ],
 )
 def test_a_body_that_is_none(here: Here, body: bytes, told: str) -> None:

@@ -53,6 +53,13 @@ def test_many_clients_of_local_models_get_what_each_would_get_alone(
         here.settled()
 
 
+def test_messages_that_a_model_s_template_refuses_are_bad_input(tiny_catalogue: Catalogue) -> None:
+    model = LocalModels(tiny_catalogue).model("tiny-small")
+    model.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(InputError, match="tiny-small cannot read these messages: roles must alternate"):
+        model.worst_case([{"role": "user", "content": "hi"}], 10)
+
+
 def test_weights_that_are_not_here_are_no_mistake_of_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
