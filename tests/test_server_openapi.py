@@ -37,18 +37,39 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
         yield here
 
 
+def tame(body: dict[str, object]) -> None:
+    """Of what is made up at random nearly all would be refused by one field or another: three in four get names that are
+    there, and lose what is refused together with others."""
+    dice = len(str(body)) % 4
+    if dice and "model" in body:
+        body["model"] = ("fast", "auto", "fast+cot")[dice - 1]
+        for name in (
+            "logprobs",
+            "top_logprobs",
+            "stream_options",
+            "policy",
+            "tools",
+            "tool_choice",
+            "max_tokens",
+        ):
+            body.pop(name, None)
+        if isinstance(body.get("budget"), str):
+            body["budget"] = "0.0000001"
+    for message in body["messages"] if isinstance(body.get("messages"), list) else []:
+        if dice and isinstance(message, dict) and message.get("content") is None:
+            message["content"] = "What is 6 times 7?"
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @schema.parametrize()
 @seed(20_261_121)
 @settings(
-    max_examples=60, deadline=None, derandomize=False, database=None, phases=[Phase.explicit, Phase.generate],
+    max_examples=40, deadline=None, derandomize=False, database=None, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 def test_what_is_made_from_the_document_is_answered_as_it_says(here: Here, case: schemathesis.Case) -> None:
-    if case.path.endswith("completions") and isinstance(case.body, dict) and "model" in case.body:
-        case.body["model"] = (
-            "fast" if len(str(case.body["model"])) % 2 else "auto"
-        )  # else nearly all would be unknown
+    if case.path.endswith("completions") and isinstance(case.body, dict):
+        tame(case.body)
     case.call_and_validate(base_url=here.url, checks=CHECKS)
 
 
