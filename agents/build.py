@@ -58,6 +58,7 @@ def build_graph(
     timeout: float | None = None,
     tries: int = TRIES,
     concurrency: int = CONCURRENCY,
+    slots: int = SLOTS,
     name: str = "viaticum",
 ) -> Graph:
     """A compiled LangGraph graph: {"question": ...} in, {"value": ..., "text": ..., "cost": ...} out.
@@ -78,6 +79,7 @@ def build_graph(
         timeout=timeout,
         tries=tries,
         concurrency=concurrency,
+        slots=slots,
     )
     workflow = Workflow(tools)
     if ledger is None:  # the nodes hold the workflow: it ends when the last copy of the graph does
@@ -121,6 +123,7 @@ def open_tools(
     timeout: float | None,
     tries: int,
     concurrency: int,
+    slots: int,
 ) -> Tools:
     """What the nodes work with. Raises `InputError` for a budget that is not above zero, and for wrong settings."""
     if tries < 1:
@@ -130,7 +133,7 @@ def open_tools(
     if limit <= 0:
         raise InputError(f"a budget is above zero dollars, got {budget}")
     loaded = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
-    pool = _Models(loaded, dict(models or {}))
+    pool = _Models(loaded, dict(models or {}), slots)
     scope = budget_name or f"run-{uuid.uuid4().hex[:12]}"
     tools = Tools(
         catalogue=pool.catalogue,
@@ -172,11 +175,11 @@ def _is_known(ledger: Ledger, budget: str) -> bool:
 class _Models:
     """Models by name: those that were given, then those of the catalogue, opened when they are first asked for."""
 
-    def __init__(self, catalogue: Catalogue, given: dict[str, Model]) -> None:
+    def __init__(self, catalogue: Catalogue, given: dict[str, Model], slots: int) -> None:
         entries = [model.catalogue_entry() for name, model in given.items() if name not in catalogue]
         self.catalogue = with_litellm_prices(catalogue.with_models(*filter(None, entries)))
         self._models, self._lock = given, threading.Lock()
-        self._local = LocalModels(self.catalogue, slots=SLOTS)
+        self._local = LocalModels(self.catalogue, slots=slots)
         self._here = set(given)  # models that were given, or whose weights were found
 
     def model(self, name: str) -> Model:
@@ -187,7 +190,7 @@ class _Models:
 
     def _open(self, spec: ModelSpec) -> Model:
         if spec.kind == "scripted":
-            return ScriptedModel(spec.text or "", spec=spec)
+            return ScriptedModel(spec.text or "", spec=spec, pause=spec.pause)
         return RemoteModel(spec) if spec.kind == "remote" else self._local.model(spec.name)
 
     def is_usable(self, pair: Pair) -> bool:

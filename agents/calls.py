@@ -10,13 +10,20 @@ import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from viaticum.agents.models import Generation, Model
 from viaticum.budgets import Entry, Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import HoldError, LedgerError, ProviderTimeout
 from viaticum.types import Completion, Message, TokenCount, Usage
+
+
+@runtime_checkable
+class Closes(Protocol):
+    """What generators and remote streams have, and plain iterators have not."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +85,9 @@ class Calls:
     ) -> Generator[str, None, Completion]:
         """Pieces; returns the completion, kept with the hold."""
         self.ledger.dispatch(key)
-        text = ""
-        pieces = model.stream(messages, generation)
+        text, pieces = "", None
         try:
+            pieces = model.stream(messages, generation)
             for piece in pieces:
                 if isinstance(piece, Completion):
                     self.ledger.attach(key, json.dumps(completion_to_json(piece)))
@@ -92,6 +99,9 @@ class Calls:
                 text += getattr(pieces, "unseen", "")  # what a remote model wrote that is no text
                 give_up(self.ledger, key, model, messages, text, closed=went_away(error))
             raise
+        finally:
+            if isinstance(pieces, Closes):
+                pieces.close()  # a local model frees its slot, a remote one its connection
         raise AssertionError("a stream ends with its completion")
 
 

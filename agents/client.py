@@ -24,7 +24,7 @@ from typing import Any, Self, TypeVar
 from langgraph.errors import GraphDrained
 from langgraph.types import Command
 
-from viaticum.agents.build import CONCURRENCY, Dollars, home_folder, ledger_address, open_tools
+from viaticum.agents.build import CONCURRENCY, SLOTS, Dollars, home_folder, ledger_address, open_tools
 from viaticum.agents.checkpoints import FileSaver, open_checkpoints
 from viaticum.agents.events import Event, event_from_json
 from viaticum.agents.gate import Gate, drain_on
@@ -59,8 +59,8 @@ class Viaticum:
     do where the way that the policy wants does not fit: take the best that does ("cheaper"), raise `DecisionNeeded`
     ("ask") or `BudgetExceeded` ("stop"). folder: where the ledger and the checkpoints lie; store: a `postgresql://`
     address where they lie instead. timeout: seconds that one call may take; tries: of a call whose model is
-    unavailable. concurrency: questions that async and batch forms work on at once. Raises `InputError` for a budget
-    that is not above zero.
+    unavailable. concurrency: questions that async and batch forms work on at once; slots: texts that a local model writes
+    at once. Raises `InputError` for a budget that is not above zero.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Viaticum:
         timeout: float | None = None,
         tries: int = TRIES,
         concurrency: int = CONCURRENCY,
+        slots: int = SLOTS,
     ) -> None:
         self._home = home_folder(folder)
         with ExitStack() as opened:
@@ -95,6 +96,7 @@ class Viaticum:
                 timeout=timeout,
                 tries=tries,
                 concurrency=concurrency,
+                slots=slots,
             )
             where = store if store is not None else self._home / "checkpoints.db"
             saver = opened.enter_context(open_checkpoints(where, concurrency))
@@ -105,6 +107,7 @@ class Viaticum:
         self.budget_name, self._model = tools.budget, tools.model
         if isinstance(saver, FileSaver):
             tools = replace(tools, sync=saver.sync)
+        self._tools = tools
         self.graph = Workflow(tools).build(saver)
 
     # One question

@@ -1,7 +1,7 @@
 """Local models and pairs behind the `Model` contract; every set of weights is loaded once and shared.
 
-Needs the `local` extra. Knows no strategy and no price. One call runs at a time: two calls at once would
-only share the same cores and caches (many texts at once go through `generate_all`).
+Needs the `local` extra. Knows no strategy and no price. Calls of many threads are written together, as slots allow:
+see `viaticum.agents.batching`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from viaticum.agents.batching import Desk
 from viaticum.agents.models import Generation, Model
 from viaticum.agents.ways import choose_way, habits_of, known_costs
 from viaticum.catalogue import Catalogue, ModelSpec
@@ -21,7 +22,7 @@ from viaticum.vocabulary import check_same_vocabulary
 from viaticum.weights import locate
 
 if TYPE_CHECKING:
-    from viaticum.decoders import MixedDecoder, Request, Result, Runner
+    from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner
     from viaticum.decoders.cost import CostModel, Habits, Way
     from viaticum.routers.token import TokenRouter
 
@@ -35,6 +36,7 @@ class LocalModels:
         self._runners: dict[str, Runner] = {}
         self._tokenizers: dict[str, Any] = {}
         self.lock = threading.RLock()
+        self.desk = Desk()
 
     def model(self, name: str) -> LocalModel:
         """A model of kind local or pair. Checks that weights are here and fit; loads them only when asked to write.
@@ -80,6 +82,7 @@ class LocalModel(Model):
         self._folder = folder
         self._decoders: dict[Way, MixedDecoder] = {}
         self._ways: dict[tuple[Habits, int], Way] = {}  # what was chosen: choosing takes tenths of a second
+        self._texts = 0  # asked for and not ended
 
     @cached_property
     def _costs(self) -> CostModel | None:
@@ -90,10 +93,18 @@ class LocalModel(Model):
         return self.pool.tokenizer(self._folder)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a chat, by the model's own template, ready for the answer."""
-        ids: list[int] = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=False
-        )
+        """Token ids of a chat, by the model's own template, ready for the answer.
+
+        Raises `InputError` for messages that the template refuses.
+        """
+        try:
+            ids: list[int] = self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_dict=False
+            )
+        except Exception as error:
+            if not type(error).__module__.startswith("jinja2"):
+                raise
+            raise InputError(f"{self.name} cannot read these messages: {error}") from None
         return ids
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
@@ -113,13 +124,15 @@ class LocalModel(Model):
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
-        with self.pool.lock:
-            events = self._mixed(texts=1).stream([self._request(messages, generation)])
-            for event in events:
-                if event.text:
-                    yield event.text
-                if event.result is not None:
-                    yield _completion(event.result)
+        """As `Model.stream`. While it waits an empty piece comes now and then: a caller may close between pieces."""
+        for _, event in self._write([self._request(messages, generation)]):
+            if event is None:
+                yield ""
+                continue
+            if event.text:
+                yield event.text
+            if event.result is not None:
+                yield _completion(event.result)
 
     def generate_all(
         self, chats: Sequence[Sequence[Message]], generation: Generation
@@ -129,15 +142,26 @@ class LocalModel(Model):
         Where some fail the others are given first; then the first failure is raised (`ModelError`).
         """
         failure: ModelError | None = None
-        with self.pool.lock:
-            requests = [self._request(messages, generation) for messages in chats]
-            for event in self._mixed(len(requests)).stream(requests):
-                if event.result is not None and event.result.error is not None:
-                    failure = failure or event.result.error
-                elif event.result is not None:
-                    yield event.index, _completion(event.result)
+        for place, event in self._write([self._request(messages, generation) for messages in chats]):
+            if event is None or event.result is None:
+                continue
+            if event.result.error is not None:
+                failure = failure or event.result.error
+            else:
+                yield place, _completion(event.result)
         if failure is not None:
             raise failure
+
+    def _write(self, requests: list[Request]) -> Iterator[tuple[int, Event | None]]:
+        with self.pool.lock:
+            self._texts += len(requests)
+        try:
+            with self.pool.lock:
+                decoder = self._mixed(self._texts)
+            yield from self.pool.desk.write(decoder, requests)
+        finally:
+            with self.pool.lock:
+                self._texts -= len(requests)
 
     def _request(self, messages: Sequence[Message], generation: Generation) -> Request:
         from viaticum.decoders import Request, Sampling

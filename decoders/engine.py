@@ -82,6 +82,11 @@ class Engine:
         """Whether any text is being written or waits for its turn."""
         return bool(self._arrived or self._waiting or self._active)
 
+    @property
+    def free_slots(self) -> int:
+        """Texts that could begin in the next step; other engines that share a runner use the same slots."""
+        return len(self._seats.free())
+
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until there is something to do; False where `timeout` seconds passed without."""
         with self._news:

@@ -223,6 +223,9 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
         ("langchain_core", ("viaticum.agents",)),
         ("psycopg", ("viaticum.budgets.postgres", "viaticum.agents.checkpoints")),
         ("psycopg_pool", ("viaticum.agents.checkpoints",)),
+        ("starlette", ("viaticum.agents",)),
+        ("uvicorn", ("viaticum.agents.serving",)),
+        ("prometheus_client", ("viaticum.agents.metrics",)),
         # agents.local reads the tokenizer; viaticum.gguf writes the folder that transformers reads.
         (
             "transformers",
@@ -254,6 +257,19 @@ def test_what_an_extra_brings_is_imported_late_outside_routers_and_decoders() ->
         for one in found
         if not one.lazy and not is_within(one.importer, "viaticum.routers", "viaticum.decoders")
     ]
+
+
+def test_what_the_server_needs_is_imported_by_the_server_alone() -> None:
+    """`viaticum serve` names the extra where it is missing; nothing else asks for it."""
+    homes = {
+        "viaticum.agents.server",
+        "viaticum.agents.serving",
+        "viaticum.agents.doorman",
+        "viaticum.agents.metrics",
+    }
+    wanted = {"starlette", "uvicorn", "prometheus_client", *homes}
+    others = [one for one in all_imports() if one.importer not in homes and not one.lazy]
+    assert not [str(one) for one in others if one.package in wanted or one.module in homes]
 
 
 def test_no_folder_is_imported_by_its_bare_name() -> None:

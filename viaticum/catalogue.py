@@ -132,7 +132,8 @@ class ModelSpec(_Frozen):
     they differ from input and output, price_tiers above a length of prompt, second_price dollars for a second
     of work, price_version the name of the price list. context_length is in tokens, prompt and answer together. sources are tried in order. default: routed to, and fetched, unless names are given.
     mode, of a pair: "routed" (the router decides, always) or "auto" (the fastest way that was measured here, the
-    large model alone among them; see docs/decoding.md). text: what a scripted model answers.
+    large model alone among them; see docs/decoding.md). text: what a scripted model answers; pause:
+    seconds before each of its words.
 
     Of remote models: litellm_model, its name for LiteLLM; api_base, the address of a server other than the
     provider's; api_key_env, the environment variable that holds the key; timeout_seconds, how long it may be
@@ -166,6 +167,7 @@ class ModelSpec(_Frozen):
     omit: tuple[Literal["temperature", "top_p", "top_k", "seed"], ...] = ()
     streams: bool | None = None
     text: str | None = None
+    pause: NonNegativeFloat = 0.0
     default: bool = True
 
     @property
@@ -230,6 +232,8 @@ class ModelSpec(_Frozen):
                 raise ValueError(f"a {self.kind} entry takes no {field}")
         if self.text is not None and self.kind != "scripted":
             raise ValueError(f"a {self.kind} entry takes no text")
+        if self.pause and self.kind != "scripted":
+            raise ValueError(f"a {self.kind} entry takes no pause")
         if self.kind == "pair" and self.price is not None:
             raise ValueError("a pair takes no price: each token costs what the model that made it costs")
         if self.kind == "pair" and self.small == self.large:

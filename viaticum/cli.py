@@ -1,4 +1,4 @@
-"""The command line: `viaticum solve | budget | profile | router | models | sandbox`.
+"""The command line: `viaticum solve | chat | serve | keys | budget | profile | router | models | sandbox`.
 
 Results go to stdout, progress to stderr. Whatever Viaticum raises on purpose ends as one line and exit code 1.
 """
@@ -23,8 +23,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from viaticum.commands import budget, models, router, sandbox
-from viaticum.errors import ViaticumError
+from viaticum.commands import budget, keys, models, router, sandbox
+from viaticum.commands.chat import chat
+from viaticum.commands.serve import serve
+from viaticum.errors import ViaticumError, WeightsError
 from viaticum.money import format_usd
 from viaticum.types import Pair
 
@@ -35,6 +37,9 @@ app.add_typer(models.app, name="models")
 app.add_typer(router.app, name="router")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(budget.app, name="budget")
+app.add_typer(keys.app, name="keys")
+app.command()(chat)
+app.command()(serve)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -176,12 +181,19 @@ def _answer_json(answer: Any) -> dict[str, Any]:
     }
 
 
+def _first_steps(error: ViaticumError) -> str:
+    """What to do on a machine where nothing is set up yet."""
+    if isinstance(error, WeightsError) and "not on this machine" in str(error):
+        return " (`viaticum models pull` without a name fetches all that is used by default)"
+    return ""
+
+
 def main() -> None:
     """The `viaticum` command. Exit codes: 0 done, 1 an error that was named, 2 wrong usage, 130 interrupted."""
     try:
         app()
     except ViaticumError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {error}{_first_steps(error)}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

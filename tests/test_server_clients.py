@@ -1,0 +1,117 @@
+"""The clients that people use, unchanged, over the loopback: openai, LangChain and LiteLLM."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from server_here import Here, serving
+
+WORDS = "Seven times six is forty-two. The answer is 42."
+CHAT: Any = [{"role": "user", "content": "What is 6 times 7?"}]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    with serving(tmp_path_factory.mktemp("home")) as here:
+        yield here
+        here.settled()
+
+
+@pytest.fixture
+def client(here: Here) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{here.url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def test_openai(client: openai.OpenAI) -> None:
+    for model in ("fast", "fast+cot", "auto"):
+        told = client.chat.completions.create(model=model, messages=CHAT, temperature=0, seed=1, n=1)
+        assert told.choices[0].message.content == WORDS
+        assert told.usage is not None
+        assert told.usage.completion_tokens == 9
+        pieces = list(
+            client.chat.completions.create(
+                model=model, messages=CHAT, stream=True, stream_options={"include_usage": True}
+            )
+        )
+        assert "".join(each.choices[0].delta.content or "" for each in pieces if each.choices) == WORDS
+        assert pieces[-1].usage == told.usage
+        cost = (pieces[-1].model_extra or {})["viaticum"]["cost_nanousd"]
+        assert cost == (told.model_extra or {})["viaticum"]["cost_nanousd"] > 0
+    assert "fast+cot" in [model.id for model in client.models.list()]
+    assert client.models.retrieve("fast+cot").id == "fast+cot"
+
+
+def test_openai_options_headers_and_errors(here: Here, client: openai.OpenAI) -> None:
+    raw = client.with_options(timeout=30).chat.completions.with_raw_response.create(
+        model="auto", messages=CHAT, extra_body={"budget": "0.01", "policy": "cheapest:0.5"}
+    )
+    assert raw.headers["x-viaticum-route"] == "fast+cot"
+    with pytest.raises(openai.NotFoundError, match="unknown model"):
+        client.chat.completions.create(model="nobody", messages=CHAT)
+    with pytest.raises(openai.BadRequestError, match="logprobs") as bad:
+        client.chat.completions.create(model="fast", messages=CHAT, logprobs=True)
+    assert bad.value.param == "logprobs"
+    with pytest.raises(openai.APIStatusError) as poor:
+        client.chat.completions.create(model="fast", messages=CHAT, extra_body={"budget": 1e-7})
+    assert (poor.value.status_code, poor.value.type, poor.value.code) == (
+        402,
+        "insufficient_quota",
+        "budget_exceeded",
+    )
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.2).chat.completions.create(model="slow", messages=CHAT)
+    with client.chat.completions.create(model="slow", messages=CHAT, stream=True) as stream:
+        next(iter(stream))
+    here.settled()
+
+
+async def test_openai_async(here: Here) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{here.url}/v1", api_key="any", max_retries=0) as client:
+        told = await client.chat.completions.create(model="auto", messages=CHAT)
+        assert told.choices[0].message.content == WORDS
+        pieces = await client.chat.completions.create(model="fast", messages=CHAT, stream=True)
+        assert "".join([each.choices[0].delta.content or "" async for each in pieces]) == WORDS
+        async with client.chat.completions.stream(model="fast", messages=CHAT) as stream:
+            final = await stream.get_final_completion()
+        assert final.choices[0].message.content == WORDS
+
+
+def test_langchain(here: Here) -> None:
+    from langchain_openai import ChatOpenAI
+
+    chat = ChatOpenAI(
+        model="auto", base_url=f"{here.url}/v1", api_key="any", stream_usage=True, max_retries=0
+    )  # type: ignore[arg-type]
+    told = chat.invoke("What is 6 times 7?")
+    assert told.content == WORDS
+    assert told.usage_metadata is not None
+    assert told.usage_metadata["output_tokens"] == 9
+    pieces = list(chat.stream([("system", "Be brief."), ("user", "What is 6 times 7?")]))
+    assert "".join(str(piece.content) for piece in pieces) == WORDS
+    assert [each.content for each in chat.batch(["one?", "two?"])] == [WORDS, WORDS]
+
+
+def test_litellm(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import litellm
+
+        asked: dict[str, Any] = {
+            "api_base": f"{here.url}/v1",
+            "api_key": "any",
+            "messages": CHAT,
+            "max_retries": 0,
+        }
+        told: Any = litellm.completion(model="openai/auto", **asked)
+        assert told.choices[0].message.content == WORDS
+        pieces: Any = litellm.completion(model="openai/fast+cot", stream=True, **asked)
+        assert "".join(each.choices[0].delta.content or "" for each in pieces) == WORDS
+        with pytest.raises(litellm.NotFoundError):
+            litellm.completion(model="openai/nobody", **asked)

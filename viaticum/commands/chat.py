@@ -1,0 +1,172 @@
+"""`viaticum chat`: a conversation on the terminal, or from a pipe, each turn within the budget.
+
+What the model writes goes to stdout as it comes; prompts, costs and errors go to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from viaticum.commands.models import CatalogueFile
+from viaticum.commands.serve import Folder
+from viaticum.errors import ViaticumError
+from viaticum.money import format_usd
+from viaticum.types import Message
+
+if TYPE_CHECKING:
+    from viaticum.agents.channel import Guard
+    from viaticum.agents.client import Viaticum
+    from viaticum.agents.doors import Written
+
+HELP = "/budget what is left   /route who wrote the last answer   /new forget what was said   /quit"
+
+
+def chat(
+    model: Annotated[str, typer.Option(help="auto, a model of the catalogue, or MODEL+STRATEGY.")] = "auto",
+    system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
+    dollars: Annotated[
+        str | None, typer.Option("--budget", help="Dollars the whole conversation may cost at most.")
+    ] = None,
+    budget_name: Annotated[
+        str | None, typer.Option("--budget-name", help="The budget that pays; a new one by default.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
+    router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="New tokens of an answer at most.", min=1)] = None,
+    catalogue: CatalogueFile = None,
+    folder: Folder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a turn, on stdout.")] = False,
+) -> None:
+    """Talk with a model within a budget. A line is a turn; /help names the commands; Ctrl-C stops an answer."""
+    from viaticum.agents.client import Viaticum
+    from viaticum.agents.doors import check_name
+
+    with Viaticum(
+        dollars, budget_name=budget_name, policy=policy, router=router, catalogue=catalogue, folder=folder
+    ) as client:
+        check_name(client, model)
+        talk = _Conversation(client, model, system, max_tokens, as_json)
+        if sys.stdin.isatty():
+            sys.stderr.write(f"{model}, {_left(client)}. {HELP}\n")
+        failed = False
+        for line in _lines():
+            if line == "/quit":
+                break
+            failed |= not talk.take(line)
+    if failed and not sys.stdin.isatty():
+        raise typer.Exit(1)
+
+
+class _Conversation:
+    """What was said so far. A turn that failed, or was stopped, is forgotten."""
+
+    def __init__(
+        self, client: Viaticum, model: str, system: str | None, max_tokens: int | None, as_json: bool
+    ) -> None:
+        self._client, self._model, self._limit, self._as_json = client, model, max_tokens, as_json
+        self._start: list[Message] = [{"role": "system", "content": system}] if system else []
+        self._messages = list(self._start)
+        self._routes: tuple[str, ...] = ()
+
+    def take(self, line: str) -> bool:
+        """A command or a turn; False where it failed."""
+        if not line.startswith("/"):
+            return self._turn(line)
+        if line == "/budget":
+            self._say(_left(self._client))
+        elif line == "/route":
+            self._say(" -> ".join(self._routes) or "nobody was asked yet")
+        elif line == "/new":
+            self._messages = list(self._start)
+        else:
+            self._say(HELP)
+        return True
+
+    def _turn(self, question: str) -> bool:
+        from viaticum.agents.channel import Gone
+
+        asked: list[Message] = [*self._messages, {"role": "user", "content": question}]
+        try:
+            done = self._answer(asked)
+        except ViaticumError as error:
+            self._say(f"error: {error}")
+            return False
+        except Gone:
+            self._say("\nstopped; what was written is paid for")
+            return True
+        self._messages = [*asked, {"role": "assistant", "content": done.text}]
+        self._routes = done.routes
+        if self._as_json:
+            told = {
+                "text": done.text, "answer": done.answer, "routes": done.routes, "cost_nanousd": done.cost,
+                "left_nanousd": self._client.budget().left_nanousd,
+            }  # fmt: skip
+            sys.stdout.write(json.dumps(told) + "\n")
+            sys.stdout.flush()
+        else:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            self._say(f"{' -> '.join(done.routes)}: {format_usd(done.cost)}, {_left(self._client)}")
+        return True
+
+    def _answer(self, messages: list[Message]) -> Written:
+        from viaticum.agents.channel import Guard
+        from viaticum.agents.doors import Ask, Written, ask
+
+        guard = Guard()
+        asked = Ask(self._model, messages, self._client.budget_name, f"chat-{uuid.uuid4().hex}", self._limit)
+        with _interrupts(guard), closing(ask(self._client, asked, guard)) as events:  # type: ignore[type-var]
+            for event in events:
+                guard.wait()
+                if isinstance(event, Written):
+                    return event
+                if isinstance(event, str) and not self._as_json:
+                    sys.stdout.write(event)
+                    sys.stdout.flush()
+        raise AssertionError("an answer ends with what was written")
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+@contextmanager
+def _interrupts(guard: Guard) -> Iterator[None]:
+    """Ctrl-C closes the guard: the call at hand ends at its next piece and is settled, the conversation goes on."""
+
+    def stop(*_: Any) -> None:
+        guard.close()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, line by line, without what is empty; with a prompt on a terminal."""
+    while True:
+        if sys.stdin.isatty():
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _left(client: Viaticum) -> str:
+    budget = client.budget()
+    left = "no limit" if budget.left_nanousd is None else f"{format_usd(budget.left_nanousd)} left"
+    return f"{format_usd(budget.posted_nanousd)} spent, {left}"

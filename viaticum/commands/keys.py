@@ -1,0 +1,98 @@
+"""`viaticum keys`: make, list and revoke the keys of `viaticum serve`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from viaticum.commands.serve import Folder
+from viaticum.money import nanousd
+
+if TYPE_CHECKING:
+    from viaticum.agents.keys import Key, Keys
+
+app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the keys of `viaticum serve`.")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Name = Annotated[str, typer.Argument(help="What you call the key.")]
+
+
+@app.command()
+def create(
+    name: Name,
+    scope: Annotated[
+        str | None, typer.Option(help="The budget that pays; the server's own by default.", metavar="BUDGET")
+    ] = None,
+    limit: Annotated[
+        str | None, typer.Option(help="Make that budget, with so many dollars.", metavar="USD")
+    ] = None,
+    parent: Annotated[
+        str | None, typer.Option(help="The budget that a new one lies below.", metavar="BUDGET")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model it may ask for; all by default.")] = None,
+    rate: Annotated[int | None, typer.Option(help="Requests a minute.", min=1)] = None,
+    folder: Folder = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a key. It is shown this once; only its hash is kept."""
+    from viaticum.budgets import Ledger
+
+    home = _home(folder)
+    with Ledger(home / "ledger.db") as ledger:
+        if limit is not None:
+            scope = scope or name
+            ledger.create(scope, limit_nanousd=nanousd(limit), parent=parent)
+        elif scope is not None:
+            ledger.budget(scope)
+    with _keys(folder) as keys:
+        token, key = keys.create(name, scope=scope, models=model or (), per_minute=rate)
+    if as_json:
+        typer.echo(json.dumps({"key": token, **_facts(key)}))
+    else:
+        typer.echo(token)
+
+
+@app.command("list")
+def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
+    """List the keys, revoked ones too."""
+    with _keys(folder) as keys:
+        found = keys.all()
+    if as_json:
+        typer.echo(json.dumps([_facts(key) for key in found]))
+        return
+    table = Table("name", "key", "budget", "models", "a minute", "made", "revoked", box=None, pad_edge=False)
+    for key in found:
+        table.add_row(
+            key.name, key.shown, key.scope or "the server's", ", ".join(key.models) or "all",
+            "-" if key.per_minute is None else str(key.per_minute), key.created, key.revoked or "-",
+        )  # fmt: skip
+    Console().print(table)
+
+
+@app.command()
+def revoke(name: Name, folder: Folder = None, as_json: JsonFlag = False) -> None:
+    """End a key, at once and for good."""
+    with _keys(folder) as keys:
+        key = keys.revoke(name)
+    typer.echo(json.dumps(_facts(key)) if as_json else f"revoked {key.name}")
+
+
+def _facts(key: Key) -> dict[str, Any]:
+    return asdict(key) | {"models": list(key.models)}
+
+
+def _home(folder: Any) -> Any:
+    from viaticum.budgets import default_path
+
+    return folder or default_path().parent
+
+
+def _keys(folder: Any) -> Keys:
+    from viaticum.agents.keys import Keys
+
+    return Keys(_home(folder) / "keys.db")
