@@ -3,9 +3,9 @@
     python kill_calls.py FOLDER STORE HOW WHAT
 
 STORE is an address or "-" for files in FOLDER; HOW is solve, asolve, ainvoke (the graph itself, with LangGraph's
-asynchronous checkpointer) or nested (three questions in another graph: one as a subgraph, two by `Send`); WHAT is `steps` (before and after each node and each write of the ledger), `writes` (each
-write of a checkpoint and of the ledger) or `random`. Prints a line for each thread that was killed, after it was run
-again and gave its answer.
+asynchronous checkpointer) or nested (three questions in another graph: one as a subgraph, two by `Send`); WHAT is
+`steps` (before and after each node and each write of the ledger), `writes` (each write of a checkpoint and of the
+ledger) or `random`. One more process then takes all threads up again; prints their names where each gave its answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -60,15 +60,20 @@ def settings() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(thread: str) -> str | None:
+def run(threads: Sequence[str]) -> list[str | None]:
+    """The answers of these threads, one after the other in this process."""
     if HOW == "ainvoke":
-        return asyncio.run(invoke(thread))
+        return asyncio.run(invoke(threads))
     if HOW == "nested":
-        return nested(thread)
+        return nested(threads)
     with Viaticum(**settings()) as viaticum:
         if HOW == "asolve":
-            return asyncio.run(viaticum.asolve(QUESTION, kind="number", thread_id=thread)).value
-        return viaticum.solve(QUESTION, kind="number", thread_id=thread).value
+            return asyncio.run(asolve(viaticum, threads))
+        return [viaticum.solve(QUESTION, kind="number", thread_id=thread).value for thread in threads]
+
+
+async def asolve(viaticum: Viaticum, threads: Sequence[str]) -> list[str | None]:
+    return [(await viaticum.asolve(QUESTION, kind="number", thread_id=thread)).value for thread in threads]
 
 
 class Outer(TypedDict, total=False):
@@ -77,8 +82,8 @@ class Outer(TypedDict, total=False):
     found: Annotated[list[str], operator.add]
 
 
-def nested(thread: str) -> str | None:
-    """The answer to all three questions, where it is the same."""
+def nested(threads: Sequence[str]) -> list[str | None]:
+    """Of each thread the answer to all three questions, where it is the same."""
     answering = build_graph(**settings() | {"router": StaticRouter(TABLE.without(Pair(LARGE, "cot")))})
 
     def ask(state: Outer) -> Outer:
@@ -93,15 +98,18 @@ def nested(thread: str) -> str | None:
     )
     with SqliteSaver.from_conn_string(str(FOLDER / "own-checkpoints.db")) as saver:
         graph = builder.compile(checkpointer=saver)
-        config: Any = {"configurable": {"thread_id": thread}}
-        seen = graph.get_state(config)
-        if not seen.values or seen.tasks:
-            graph.invoke(None if seen.values else {"question": QUESTION}, config, durability="sync")
-        values = graph.get_state(config).values
-        return values["value"] if values["found"] == [values["value"]] * 2 else None
+        answers: list[str | None] = []
+        for thread in threads:
+            config: Any = {"configurable": {"thread_id": thread}}
+            seen = graph.get_state(config)
+            if not seen.values or seen.tasks:
+                graph.invoke(None if seen.values else {"question": QUESTION}, config, durability="sync")
+            values = graph.get_state(config).values
+            answers.append(values["value"] if values["found"] == [values["value"]] * 2 else None)
+        return answers
 
 
-async def invoke(thread: str) -> str | None:
+async def invoke(threads: Sequence[str]) -> list[str | None]:
     async with AsyncExitStack() as opened:
         if ADDRESS is not None:
             from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -112,21 +120,23 @@ async def invoke(thread: str) -> str | None:
             file = str(FOLDER / "own-checkpoints.db")
             saver = await opened.enter_async_context(AsyncSqliteSaver.from_conn_string(file))
         graph = build_graph(**settings(), checkpointer=saver)
-        config: Any = {"configurable": {"thread_id": thread}}
-        seen = await graph.aget_state(config)
-        start: Any = None if seen.values else {"question": QUESTION, "kind": "number"}
-        if not seen.values or seen.tasks:
-            await graph.ainvoke(start, config, durability="sync")
-        value: str | None = (await graph.aget_state(config)).values["value"]
-        return value
+        answers: list[str | None] = []
+        for thread in threads:
+            config: Any = {"configurable": {"thread_id": thread}}
+            seen = await graph.aget_state(config)
+            start: Any = None if seen.values else {"question": QUESTION, "kind": "number"}
+            if not seen.values or seen.tasks:
+                await graph.ainvoke(start, config, durability="sync")
+            answers.append((await graph.aget_state(config)).values["value"])
+        return answers
 
 
-def child(thread: str, before: Callable[[], None] = lambda: None) -> int:
+def child(threads: Sequence[str], before: Callable[[], None] = lambda: None) -> int:
     pid = os.fork()
     if pid == 0:
         try:
             before()
-            os._exit(0 if run(thread) == "5" else 1)
+            os._exit(0 if run(threads) == ["5"] * len(threads) else 1)
         finally:
             import traceback
 
@@ -182,34 +192,34 @@ def die_at(moment: int) -> None:
             count(kind, name)
 
 
-def kill_at_every_moment() -> None:
+def killed_at_every_moment() -> Iterator[str]:
     for moment in range(FUSES):
         thread = f"w{moment}"
-        ended = code(child(thread, functools.partial(die_at, moment)))
+        ended = code(child([thread], functools.partial(die_at, moment)))
         if ended == 0:
             return  # past the last one
         assert ended == -signal.SIGKILL, (thread, ended)
-        assert code(child(thread)) == 0, thread
-        print(thread)
+        yield thread
 
 
-def kill_at_random() -> None:
+def killed_at_random() -> Iterator[str]:
     began = time.monotonic()
-    assert code(child("warm")) == 0
+    assert code(child(["warm"])) == 0
     whole = time.monotonic() - began
     dice = random.Random(7)
     for number in range(25):
         thread = f"t{number}"
         while True:  # until the kill came before the end of the run
-            pid = child(thread)
+            pid = child([thread])
             time.sleep(dice.random() * whole)
             os.kill(pid, signal.SIGKILL)
             if code(pid) == -signal.SIGKILL:
                 break
             thread += "again"
-        assert code(child(thread)) == 0, thread
-        print(thread)
+        yield thread
 
 
 if __name__ == "__main__":
-    kill_at_random() if WHAT == "random" else kill_at_every_moment()
+    killed = list(killed_at_random() if WHAT == "random" else killed_at_every_moment())
+    assert code(child(killed)) == 0  # one process takes all of them up again
+    print(*killed)
