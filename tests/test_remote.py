@@ -84,8 +84,13 @@ def ask(model: RemoteModel, chat: Sequence[Message] = CHAT, **settings: Any) -> 
     return [piece for piece in pieces if isinstance(piece, str)], completion
 
 
-def test_a_streamed_answer_its_usage_and_what_was_asked(server: OpenAIServer) -> None:
-    model, _ = model_for(server)
+# LiteLLM's two ways to make a call: through OpenAI's client, and through its own.
+PROVIDERS = pytest.mark.parametrize("litellm_model", ["openai/fake", "hosted_vllm/fake"])
+
+
+@PROVIDERS
+def test_a_streamed_answer_its_usage_and_what_was_asked(server: OpenAIServer, litellm_model: str) -> None:
+    model, _ = model_for(server, litellm_model=litellm_model)
     pieces, completion = ask(model, seed=7)
     assert pieces == ["you ", "said: ", "hello ", "big ", "world"]
     assert (completion.text, completion.finish_reason) == ("you said: hello big world", "stop")
@@ -150,6 +155,7 @@ def test_reported_zeros_stay_and_details_are_read(server: OpenAIServer, streams:
     assert ask(model)[1].usage.models == {"far": TokenCount(100, 70, 60, 30)}
 
 
+@PROVIDERS
 @pytest.mark.parametrize(
     ("script", "waited"),
     [
@@ -162,9 +168,9 @@ def test_reported_zeros_stay_and_details_are_read(server: OpenAIServer, streams:
     ],
 )
 def test_what_may_pass_is_tried_again(
-    server: OpenAIServer, script: list[Any], waited: list[tuple[float, float]]
+    server: OpenAIServer, script: list[Any], waited: list[tuple[float, float]], litellm_model: str
 ) -> None:
-    model, waits = model_for(server)
+    model, waits = model_for(server, litellm_model=litellm_model)
     server.script = list(script)
     pieces, completion = ask(model)
     assert "".join(pieces) == completion.text == "you said: hello big world"
@@ -290,8 +296,9 @@ def test_an_extra_that_would_change_the_cost_is_refused(server: OpenAIServer, na
     assert server.requests == []
 
 
-def test_closing_the_stream_hangs_up(server: OpenAIServer) -> None:
-    model, _ = model_for(server)
+@PROVIDERS
+def test_closing_the_stream_hangs_up(server: OpenAIServer, litellm_model: str) -> None:
+    model, _ = model_for(server, litellm_model=litellm_model)
     server.pause, server.text = 0.02, " ".join("abcdefghij" * 20)
     stream = model.stream(CHAT, Generation(500))
     assert next(stream) == "a "
