@@ -208,7 +208,7 @@ def test_a_server_that_names_a_date_is_waited_for(server: OpenAIServer) -> None:
 def test_errors_are_ours_and_say_what_to_do(
     server: OpenAIServer, behaviour: Any, kind: type[ViaticumError], says: str, tries: int
 ) -> None:
-    model, _ = model_for(server, timeout_seconds=0.3)
+    model, _ = model_for(server, timeout_seconds=0.3 if behaviour == "silent" else 60)
     server.script = [behaviour] * 5
     with pytest.raises(kind, match=says) as caught:
         ask(model)
@@ -304,7 +304,7 @@ def test_closing_the_stream_hangs_up(server: OpenAIServer, litellm_model: str) -
     assert next(stream) == "a "
     assert not server.hung_up.is_set()
     stream.close()
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(30)
 
 
 def test_many_threads_share_one_model(server: OpenAIServer) -> None:
@@ -423,7 +423,7 @@ def test_what_a_failure_costs(
     server: OpenAIServer, ledger: Ledger, behaviour: Any, words: int | None
 ) -> None:
     """Nothing where the provider said that it failed; the prompt where it was only silent; what was written else."""
-    model, _ = model_for(server, max_retries=0, timeout_seconds=0.3)
+    model, _ = model_for(server, max_retries=0, timeout_seconds=0.3 if behaviour == "silent" else 60)
     server.script = [behaviour]
     with pytest.raises(ModelError):
         list(calls_of(ledger, model).stream("b", "k", "far", CHAT, Generation(50)))
