@@ -84,8 +84,13 @@ def ask(model: RemoteModel, chat: Sequence[Message] = CHAT, **settings: Any) -> 
     return [piece for piece in pieces if isinstance(piece, str)], completion
 
 
-def test_a_streamed_answer_its_usage_and_what_was_asked(server: OpenAIServer) -> None:
-    model, _ = model_for(server)
+# LiteLLM's two ways to make a call: through OpenAI's client, and through its own.
+PROVIDERS = pytest.mark.parametrize("litellm_model", ["openai/fake", "hosted_vllm/fake"])
+
+
+@PROVIDERS
+def test_a_streamed_answer_its_usage_and_what_was_asked(server: OpenAIServer, litellm_model: str) -> None:
+    model, _ = model_for(server, litellm_model=litellm_model)
     pieces, completion = ask(model, seed=7)
     assert pieces == ["you ", "said: ", "hello ", "big ", "world"]
     assert (completion.text, completion.finish_reason) == ("you said: hello big world", "stop")
@@ -150,6 +155,7 @@ def test_reported_zeros_stay_and_details_are_read(server: OpenAIServer, streams:
     assert ask(model)[1].usage.models == {"far": TokenCount(100, 70, 60, 30)}
 
 
+@PROVIDERS
 @pytest.mark.parametrize(
     ("script", "waited"),
     [
@@ -162,9 +168,9 @@ def test_reported_zeros_stay_and_details_are_read(server: OpenAIServer, streams:
     ],
 )
 def test_what_may_pass_is_tried_again(
-    server: OpenAIServer, script: list[Any], waited: list[tuple[float, float]]
+    server: OpenAIServer, script: list[Any], waited: list[tuple[float, float]], litellm_model: str
 ) -> None:
-    model, waits = model_for(server)
+    model, waits = model_for(server, litellm_model=litellm_model)
     server.script = list(script)
     pieces, completion = ask(model)
     assert "".join(pieces) == completion.text == "you said: hello big world"
@@ -202,7 +208,7 @@ def test_a_server_that_names_a_date_is_waited_for(server: OpenAIServer) -> None:
 def test_errors_are_ours_and_say_what_to_do(
     server: OpenAIServer, behaviour: Any, kind: type[ViaticumError], says: str, tries: int
 ) -> None:
-    model, _ = model_for(server, timeout_seconds=0.3)
+    model, _ = model_for(server, timeout_seconds=0.3 if behaviour == "silent" else 60)
     server.script = [behaviour] * 5
     with pytest.raises(kind, match=says) as caught:
         ask(model)
@@ -290,14 +296,15 @@ def test_an_extra_that_would_change_the_cost_is_refused(server: OpenAIServer, na
     assert server.requests == []
 
 
-def test_closing_the_stream_hangs_up(server: OpenAIServer) -> None:
-    model, _ = model_for(server)
+@PROVIDERS
+def test_closing_the_stream_hangs_up(server: OpenAIServer, litellm_model: str) -> None:
+    model, _ = model_for(server, litellm_model=litellm_model)
     server.pause, server.text = 0.02, " ".join("abcdefghij" * 20)
     stream = model.stream(CHAT, Generation(500))
     assert next(stream) == "a "
     assert not server.hung_up.is_set()
     stream.close()
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(30)
 
 
 def test_many_threads_share_one_model(server: OpenAIServer) -> None:
@@ -416,7 +423,7 @@ def test_what_a_failure_costs(
     server: OpenAIServer, ledger: Ledger, behaviour: Any, words: int | None
 ) -> None:
     """Nothing where the provider said that it failed; the prompt where it was only silent; what was written else."""
-    model, _ = model_for(server, max_retries=0, timeout_seconds=0.3)
+    model, _ = model_for(server, max_retries=0, timeout_seconds=0.3 if behaviour == "silent" else 60)
     server.script = [behaviour]
     with pytest.raises(ModelError):
         list(calls_of(ledger, model).stream("b", "k", "far", CHAT, Generation(50)))
