@@ -67,6 +67,7 @@ class Written:
     answer: str | None = None
     reason: str = ""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
+    logprobs: tuple[Mapping[str, Any], ...] = ()
 
 
 def known_names(client: Viaticum) -> list[str]:
@@ -125,7 +126,7 @@ def _chat(client: Viaticum, asked: Ask) -> Iterator[Chosen | str | Written]:
             done = event.completion
             yield Written(
                 done.text, done.finish_reason, done.usage, event.entry.nanousd, (asked.name,),
-                tool_calls=done.tool_calls,
+                tool_calls=done.tool_calls, logprobs=done.logprobs,
             )  # fmt: skip
         else:
             yield event

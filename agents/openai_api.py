@@ -135,6 +135,8 @@ class ChatRequest(_Body):
             for name in ("tools", "tool_choice", "parallel_tool_calls", "response_format")
             if (value := getattr(self, name)) is not None
         }
+        if self.logprobs:
+            extra |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         if extra.get("response_format") == {"type": "text"}:
             del extra["response_format"]  # says nothing
         return Generation(
@@ -175,10 +177,8 @@ def read_request(body: bytes) -> ChatRequest:
         if first["type"] == "extra_forbidden":
             message = str(UnknownName("field", where, ChatRequest.model_fields))
         raise Refusal(400, message, param=where or None) from None
-    if asked.logprobs or asked.top_logprobs:
-        raise Refusal(
-            400, f"{asked.model} gives no logprobs; leave logprobs and top_logprobs out", param="logprobs"
-        )
+    if asked.top_logprobs and not asked.logprobs:
+        raise Refusal(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
     if asked.stream_options is not None and not asked.stream:
         raise Refusal(400, "stream_options goes with stream: true", param="stream_options")
     return asked
@@ -262,7 +262,7 @@ class Reply:
                 {
                     "index": index,
                     "message": _said(each),
-                    "logprobs": None,
+                    "logprobs": _logprobs(each),
                     "finish_reason": _finish_reason(each),
                 }
                 for index, each in enumerate(done)
@@ -281,7 +281,7 @@ class Reply:
         """The end of a choice, after the functions it wants called. told: on the last one, for `viaticum`."""
         calls = [{"index": place, **call} for place, call in enumerate(done.tool_calls)]
         before = self._chunk(index, {"tool_calls": calls}) if calls else b""
-        return before + self._chunk(index, {}, _finish_reason(done), told)
+        return before + self._chunk(index, {}, _finish_reason(done), told, _logprobs(done))
 
     def usage(self, done: Sequence[Written], told: Mapping[str, Any]) -> bytes:
         return event(
@@ -294,8 +294,9 @@ class Reply:
         delta: Mapping[str, Any],
         finish_reason: str | None = None,
         told: Mapping[str, Any] | None = None,
+        logprobs: Mapping[str, Any] | None = None,
     ) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         whole = {**self._head("chat.completion.chunk"), "choices": [choice]}
         return event(whole if told is None else {**whole, "viaticum": told})
 
@@ -341,6 +342,11 @@ def _said(done: Written) -> dict[str, Any]:
     return message
 
 
+def _logprobs(done: Written) -> dict[str, Any] | None:
+    """Where the model gave them; of a stream, all with its end."""
+    return {"content": [dict(token) for token in done.logprobs], "refusal": None} if done.logprobs else None
+
+
 def _finish_reason(done: Written) -> str:
     return (
         done.finish_reason
@@ -349,4 +355,4 @@ def _finish_reason(done: Written) -> str:
     )
 
 
-_REASONS = {"loop": "length"}  # it was cut before its writer ended it
+_REASONS = {"loop": "length", "refused": "content_filter"}  # a loop was cut before its writer ended it

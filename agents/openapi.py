@@ -65,8 +65,8 @@ _CHOICE = _object(
             },
             "tool_calls",
         ),
-        "logprobs": {"type": "null"},
-        "finish_reason": {"enum": ["stop", "length", "tool_calls"]},
+        "logprobs": {"type": ["object", "null"]},
+        "finish_reason": {"enum": ["stop", "length", "tool_calls", "content_filter"]},
     }
 )
 _COMPLETION = _object(

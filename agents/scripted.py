@@ -81,6 +81,10 @@ class ScriptedModel(Model):
 
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
         began = time.perf_counter()
+        if generation.extra:
+            raise InputError(
+                f"{self.name} says what its script says and cannot do: {', '.join(generation.extra)}"
+            )
         text, finish_reason = self._cut(self._text(messages, generation), generation)
         for place, word in enumerate(text.split(" ")):
             if self.pause:
