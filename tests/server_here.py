@@ -14,7 +14,8 @@ import httpx
 
 from viaticum import FakeRouter, Viaticum
 from viaticum.agents.keys import Keys
-from viaticum.agents.server import Limits, Service
+from viaticum.agents.runs import Limits
+from viaticum.agents.server import Service
 from viaticum.agents.serving import Address, Server
 from viaticum.catalogue import Catalogue
 

@@ -134,14 +134,12 @@ def test_what_is_asked_reaches_the_model(here: Here) -> None:
     assert (
         here.ask("fast+cot", stop="forty").json()["choices"][0]["message"]["content"] == "Seven times six is "
     )
-    here.ask(
-        seed=7, temperature=0.5, top_p=0.9, max_completion_tokens=11, n=2,
-        tools=[{"type": "function", "function": {"name": "f"}}],
-    )  # fmt: skip
+    here.ask(seed=7, temperature=0.5, top_p=0.9, max_completion_tokens=11, n=2)
     model: Any = here.client._model("fast")
     one, two = (generation for _, generation in model.calls[-2:])
     assert (one.seed, two.seed, one.temperature, one.top_p, one.max_new_tokens) == (7, 8, 0.5, 0.9, 11)
-    assert one.extra["tools"][0]["function"] == {"name": "f"}
+    refused = here.ask(tools=[{"type": "function", "function": {"name": "f"}}])
+    assert (refused.status_code, "tools" in refused.json()["error"]["message"]) == (400, True)
 
 
 def test_messages_in_parts_and_of_developers(here: Here) -> None:

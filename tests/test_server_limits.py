@@ -21,7 +21,7 @@ import pytest
 from server_here import WORD, Here, asked, serving, until, write_catalogue
 
 from viaticum.agents.limits import Full, Places, Rates, TooFast
-from viaticum.agents.server import Limits
+from viaticum.agents.runs import Limits
 from viaticum.budgets import Ledger
 from viaticum.errors import InputError
 

@@ -264,6 +264,8 @@ def test_what_the_server_needs_is_imported_by_the_server_alone() -> None:
     homes = {
         "viaticum.agents.server",
         "viaticum.agents.serving",
+        "viaticum.agents.chats",
+        "viaticum.agents.runs",
         "viaticum.agents.doorman",
         "viaticum.agents.metrics",
     }

@@ -59,7 +59,8 @@ def serve(
     http://127.0.0.1:8000/v1. SIGTERM ends in order: running calls end or are cut, and are settled.
     """
     try:
-        from viaticum.agents.server import Limits, Service
+        from viaticum.agents.runs import Limits
+        from viaticum.agents.server import Service
         from viaticum.agents.serving import Address, refuse_open_door
         from viaticum.agents.serving import serve as run
     except ImportError as error:
