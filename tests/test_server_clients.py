@@ -54,9 +54,8 @@ def test_openai_options_headers_and_errors(here: Here, client: openai.OpenAI) ->
     assert raw.headers["x-viaticum-route"] == "fast+cot"
     with pytest.raises(openai.NotFoundError, match="unknown model"):
         client.chat.completions.create(model="nobody", messages=CHAT)
-    with pytest.raises(openai.BadRequestError, match="logprobs") as bad:
+    with pytest.raises(openai.BadRequestError, match="logprobs"):
         client.chat.completions.create(model="fast", messages=CHAT, logprobs=True)
-    assert bad.value.param == "logprobs"
     with pytest.raises(openai.APIStatusError) as poor:
         client.chat.completions.create(model="fast", messages=CHAT, extra_body={"budget": 1e-7})
     assert (poor.value.status_code, poor.value.type, poor.value.code) == (
