@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,18 @@ def write_tiny_model(folder: Path, seed: int) -> None:
             initializer_range=0.3, eos_token_id=fast.eos_token_id, bos_token_id=None,
         )  # fmt: skip
         Qwen2ForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_event_loop_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """LiteLLM's synchronous calls make a loop for their thread and never close it, which some later test would be told of."""
+    yield
+    if request.node.get_closest_marker("asyncio") is None and "asyncio" in sys.modules:
+        policy = sys.modules["asyncio"].get_event_loop_policy()
+        loop = getattr(getattr(policy, "_local", None), "_loop", None)
+        if loop is not None and not loop.is_running():
+            loop.close()
+            policy.set_event_loop(None)
 
 
 @pytest.fixture
