@@ -1,4 +1,4 @@
-"""The command line: `viaticum solve | budget | profile | router | models | sandbox`.
+"""The command line: `viaticum solve | budget | profile | router | tokens | models | sandbox`.
 
 Results go to stdout, progress to stderr. Whatever Viaticum raises on purpose ends as one line and exit code 1.
 """
@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from viaticum.commands import budget, models, router, sandbox
+from viaticum.commands import budget, models, router, sandbox, tokens
 from viaticum.errors import ViaticumError
 from viaticum.money import format_usd
 from viaticum.types import Pair
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 app.add_typer(router.app, name="router")
+app.add_typer(tokens.app, name="tokens")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(budget.app, name="budget")
 
