@@ -247,6 +247,8 @@ class _Labelling:
     def read_features(self) -> None:
         """One pass of the small model over each finished response that has none yet."""
         from viaticum.agents.token_branches import Work
+        from viaticum.decoders.features import read_features
+        from viaticum.routers.token.labels import Shard
 
         known = {name for shard in self._shards() for name in shard.questions}
         todo = [each for each in self._finished() if each.id not in known]
@@ -263,40 +265,14 @@ class _Labelling:
                 prompt = self._prompt(each.id)
                 held = min(runner.shared(0, prompt), len(prompt) - 1)
                 work.read += len(prompt) - held + len(each.tokens) - 1
-                features.append((each, self._features(runner, prompt, each)))
+                seen = read_features(runner, prompt, each.tokens, step_tokens=self.settings.step_tokens)
+                features.append((each.id, each.tokens, seen))
                 done += 1
                 self.report("features", done, of)
-            self._shard(runner, features).save(self._next_shard())
+            shard = Shard.of(features, self.manifest["stop_ids"], runner.embeddings)
+            shard.save(self._next_shard())
         work.seconds = time.perf_counter() - began
         self.work["features"] += work
-
-    def _features(self, runner: Any, prompt: list[int], response: Response) -> Any:
-        from viaticum.decoders.features import read_features
-
-        return read_features(runner, prompt, response.tokens, step_tokens=self.settings.step_tokens)
-
-    def _shard(self, runner: Any, parts: list[tuple[Response, Any]]) -> Shard:
-        import torch
-
-        from viaticum.routers.token.labels import Shard
-
-        predicted = torch.cat([features.tokens for _, features in parts])
-        known, token = torch.unique(predicted, return_inverse=True)
-        target = torch.tensor([each for response, _ in parts for each in response.tokens])
-        lengths = torch.tensor([len(response.tokens) for response, _ in parts])
-        return Shard(
-            tuple(response.id for response, _ in parts),
-            owner=torch.arange(len(parts)).repeat_interleave(lengths),
-            place=torch.cat([torch.arange(int(length)) for length in lengths]),
-            target=target,
-            token=token,
-            differs=(predicted != target) & ~torch.isin(target, torch.tensor(self.manifest["stop_ids"])),
-            entropy=torch.cat([features.entropy for _, features in parts]),
-            top=torch.cat([features.top for _, features in parts]),
-            hidden=torch.cat([features.hidden for _, features in parts]),
-            known=known,
-            embeddings=runner.embeddings[known.to(runner.device)].detach().cpu().clone(),
-        )
 
     def _shards(self) -> Iterator[Shard]:
         from viaticum.routers.token.labels import Shard, shard_paths

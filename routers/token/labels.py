@@ -13,11 +13,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from viaticum.errors import DataError, InputError
@@ -31,6 +31,19 @@ UNKNOWN, IDENTICAL, NEUTRAL, DIVERGENT = (
     2,
 )  # of a token; unknown: it differs, and no verdict was given
 _COLUMNS = ("place", "target", "token", "differs", "entropy", "top", "hidden", "known", "embeddings", "owner")
+
+
+class Seen(Protocol):
+    """Features of a text, as `decoders.features` gives them."""
+
+    @property
+    def tokens(self) -> Tensor: ...
+    @property
+    def top(self) -> Tensor: ...
+    @property
+    def hidden(self) -> Tensor: ...
+    @property
+    def entropy(self) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +69,32 @@ class Shard:
     embeddings: Tensor
 
     @classmethod
+    def of(
+        cls, texts: Sequence[tuple[str, Sequence[int], Seen]], ends: Sequence[int], embeddings: Tensor
+    ) -> Shard:
+        """From (question, the large model's tokens, features) of each text; ends: tokens that end one.
+
+        embeddings: the small model's input embeddings of all tokens, [vocabulary, D].
+        """
+        predicted = torch.cat([seen.tokens for _, _, seen in texts])
+        known, token = torch.unique(predicted, return_inverse=True)
+        target = torch.tensor([each for _, tokens, _ in texts for each in tokens])
+        lengths = torch.tensor([len(tokens) for _, tokens, _ in texts])
+        return cls(
+            tuple(question for question, _, _ in texts),
+            owner=torch.arange(len(texts)).repeat_interleave(lengths),
+            place=torch.cat([torch.arange(int(length)) for length in lengths]),
+            target=target,
+            token=token,
+            differs=(predicted != target) & ~torch.isin(target, torch.tensor(ends)),
+            entropy=torch.cat([seen.entropy for _, _, seen in texts]),
+            top=torch.cat([seen.top for _, _, seen in texts]),
+            hidden=torch.cat([seen.hidden for _, _, seen in texts]),
+            known=known,
+            embeddings=embeddings[known.to(embeddings.device)].cpu().clone(),
+        )
+
+    @classmethod
     def load(cls, path: Path) -> Shard:
         """Raises `DataError` for a file that is cut short or no shard, or holds numbers that are not finite."""
         try:
@@ -76,17 +115,8 @@ class Shard:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
         tensors = {name: getattr(self, name).contiguous() for name in _COLUMNS}
-        try:
-            save_file(tensors, scratch, {"questions": json.dumps(self.questions)})
-            with scratch.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(scratch, path)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_bytes(path, save(tensors, {"questions": json.dumps(self.questions)}))
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -228,11 +258,16 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_whole(path: Path, text: str) -> None:
+    """A text file that appears whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """A file that appears whole or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with scratch.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
