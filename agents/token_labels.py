@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from filelock import FileLock, Timeout
+
 from viaticum.agents.local import LocalModels, stop_ids
 from viaticum.agents.questions import Question
 from viaticum.agents.sentences import part
@@ -31,14 +33,13 @@ from viaticum.weights import fingerprint
 
 if TYPE_CHECKING:
     from viaticum.agents.models import Model
-    from viaticum.agents.token_branches import Start
+    from viaticum.agents.token_branches import Start, Work
     from viaticum.decoders import MixedDecoder
     from viaticum.routers.token.labels import Shard
 
 Report = Callable[[str, int, int], None]  # stage, texts done, texts in all
 SHARD = 16  # responses whose features share a file
 JUDGED = 64  # differences that a verifier is given at once
-STAGES = ("responses", "features", "continuations", "verdicts")
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,6 @@ class _Labelling:
         models: Callable[[str], Model] | None,
         report: Report,
     ) -> None:
-        from viaticum.agents.token_branches import Work
-
         self.catalogue, self.out, self.settings, self.slots, self.report = (
             catalogue, out, settings, slots, report,
         )  # fmt: skip
@@ -158,18 +157,25 @@ class _Labelling:
         self._models = models
         self.manifest = self._identity()
         self._check_manifest()
+        self._lock = FileLock(out / ".lock")  # the system frees that of a killed process
         self.journal = Journal(out / "journal.jsonl")
         self.asked = {each.id: each for each in questions} or {
             each.id: Question(each.id, each.query, None) for each in self.journal.responses.values()
         }
         self._check_questions()
-        self.work = {stage: Work() for stage in STAGES}
 
     def __enter__(self) -> _Labelling:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"another run is labelling into {self.out}; wait for it, or use another folder"
+            ) from None
         return self
 
     def __exit__(self, *error: object) -> None:
         self.journal.close()
+        self._lock.release()
 
     # --- what the folder belongs to -----------------------------------------------------------------------
 
@@ -217,22 +223,24 @@ class _Labelling:
 
     def write_responses(self) -> None:
         """Answer the questions that have no response yet."""
-        from viaticum.agents.token_branches import Start, write
+        from viaticum.agents.token_branches import Start, Work, write
 
         todo = [each for each in self.asked.values() if each.id not in self.journal.responses]
         if not todo:
             return
         starts = [Start(each.id, self._prompt(each.id), self.strategy.max_new_tokens) for each in todo]
+        work = Work()
         done = len(self.asked) - len(todo)
         self.report("responses", done, len(self.asked))
         for start, tokens, finish in write(
             self._decoder, starts, stop=self.strategy.stop,
-            sentence_cap=self.settings.sentence_cap, work=self.work["responses"],
+            sentence_cap=self.settings.sentence_cap, work=work,
         ):  # fmt: skip
             query = self.asked[start.id].query
             self.journal.add(Response(start.id, query.text, query.kind, tokens, finish))
             done += 1
             self.report("responses", done, len(self.asked))
+        self._tally("responses", work)
 
     def _finished(self) -> list[Response]:
         """The responses that are learned from, in the order of the questions."""
@@ -272,7 +280,7 @@ class _Labelling:
             shard = Shard.of(features, self.manifest["stop_ids"], runner.embeddings)
             shard.save(self._next_shard())
         work.seconds = time.perf_counter() - began
-        self.work["features"] += work
+        self._tally("features", work)
 
     def _shards(self) -> Iterator[Shard]:
         from viaticum.routers.token.labels import Shard, shard_paths
@@ -306,7 +314,7 @@ class _Labelling:
 
     def write_branches(self, *, whole: bool) -> None:
         """Go on from every token that differs and has no continuation yet, or too short a one."""
-        from viaticum.agents.token_branches import branch_of, write
+        from viaticum.agents.token_branches import Work, branch_of, write
 
         places = [place for place in self._differences if place[0] in self.asked]
         starts = []
@@ -320,13 +328,15 @@ class _Labelling:
         if not starts:
             return
         self.report("continuations", done, len(places))
+        work = Work()
         for ended in write(
             self._decoder, starts, stop=self.strategy.stop,
-            sentence_cap=self.settings.sentence_cap, work=self.work["continuations"],
+            sentence_cap=self.settings.sentence_cap, work=work,
         ):  # fmt: skip
             self.journal.add(branch_of(ended))
             done += 1
             self.report("continuations", done, len(places))
+        self._tally("continuations", work)
 
     def _start(self, place: Place, whole: bool) -> Start | Branch | None:
         """Where a continuation begins; a branch if nothing is left to write; None if it is written already."""
@@ -365,9 +375,9 @@ class _Labelling:
                 batch = todo[first : first + JUDGED]
                 for index, verdict in verifier.judge([self._difference(place) for place in batch]):
                     self.journal.judge(name, {batch[index]: verdict})
-                self.report(f"verdicts by {name}", len(known), len(places))
-            self.work["verdicts"] += Work(texts=len(todo))
-        self.work["verdicts"] += Work(seconds=time.perf_counter() - began)
+                    self.report(f"verdicts by {name}", len(known), len(places))
+            self._tally("verdicts", Work(texts=len(todo)))
+        self._tally("verdicts", Work(seconds=time.perf_counter() - began))
 
     @cached_property
     def _bench(self) -> Bench:
@@ -402,7 +412,6 @@ class _Labelling:
 
     def finish(self, verifiers: Sequence[str]) -> dict[str, Any]:
         """Write the rows and the manifest: what there is now, whole or not at all."""
-        from viaticum.agents.token_branches import Work
         from viaticum.routers.token.labels import MANIFEST, ROWS, write_whole
 
         responses = self.journal.responses.values()
@@ -414,7 +423,6 @@ class _Labelling:
         names = list(dict.fromkeys([*self.manifest.get("verifiers", []), *verifiers]))
         rows = [json.dumps(self._row(place, names), ensure_ascii=False) for place in self._differences]
         write_whole(self.out / ROWS, "".join(f"{row}\n" for row in rows))
-        before = self.manifest.get("work", {})
         self.manifest = {
             **self.manifest,
             "verifiers": names,
@@ -422,7 +430,6 @@ class _Labelling:
             "questions": len(responses),
             "finished": sum(each.finish == "stop" for each in responses),
             "differences": len(self._differences),
-            "work": {stage: asdict(Work(**before.get(stage, {})) + self.work[stage]) for stage in STAGES},
         }
         write_whole(self.out / MANIFEST, _json(self.manifest))
         return self.manifest
@@ -454,8 +461,15 @@ class _Labelling:
         }
         return row
 
+    def _tally(self, stage: str, work: Work) -> None:
+        """Add what a stage took to the manifest. A stage that is killed is not counted."""
+        from viaticum.agents.token_branches import Work
+
+        known: dict[str, Any] = self.manifest.get("work", {})
+        self._know(work={**known, stage: asdict(Work(**known.get(stage, {})) + work)})
+
     def _know(self, **facts: Any) -> None:
-        """Put a fact about the models into the manifest, as soon as it is known."""
+        """Put a fact into the manifest, as soon as it is known."""
         from viaticum.routers.token.labels import MANIFEST, write_whole
 
         if any(self.manifest.get(name) != value for name, value in facts.items()):

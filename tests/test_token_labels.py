@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from tiny_models import VOCABULARY, Letters, build, requests_of
 from token_pairs import write_pair, write_questions
@@ -461,6 +462,11 @@ def test_bad_input_is_told_before_anything_is_computed(
     with pytest.raises(InputError, match="no labels by 'llm'"):
         LabelledTokens.load(labelled, "llm")
     assert "no labels in" in str(failure("stats", tmp_path))
+
+
+def test_two_runs_do_not_write_into_one_folder(catalogue: Catalogue, labelled: Path) -> None:
+    with FileLock(labelled / ".lock"), pytest.raises(InputError, match="another run is labelling"):
+        verify(labelled, ["outcome"], catalogue=catalogue)
 
 
 def test_labels_of_other_weights_are_refused(catalogue: Catalogue, labelled: Path, tmp_path: Path) -> None:
