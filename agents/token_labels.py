@@ -7,6 +7,7 @@ once, so that a killed run goes on where it was. More questions may be added to 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
@@ -153,7 +154,8 @@ class _Labelling:
         self.small, self.large = (catalogue[name] for name in self.spec.members)
         self.strategy = get_strategy(settings.strategy)
         self._pool = LocalModels(catalogue, slots=slots)
-        self.model = self._pool.model(pair)  # checks weights and vocabularies
+        # Checks weights and vocabularies, and knows the prompts; what is loaded is in the other pool.
+        self.model = LocalModels(catalogue).model(pair)
         self._models = models
         self.manifest = self._identity()
         self._check_manifest()
@@ -252,6 +254,13 @@ class _Labelling:
 
     # --- the small model's features -------------------------------------------------------------------------
 
+    def _forget_large(self) -> None:
+        """Give up the large model's weights and cache: both models at once may be more than there is memory for."""
+        self.__dict__.pop("_decoder", None)
+        self.__dict__.pop("_bench", None)
+        self._pool = LocalModels(self.catalogue, slots=self.slots)
+        gc.collect()
+
     def read_features(self) -> None:
         """One pass of the small model over each finished response that has none yet."""
         from viaticum.agents.token_branches import Work
@@ -262,6 +271,7 @@ class _Labelling:
         todo = [each for each in self._finished() if each.id not in known]
         if not todo:
             return
+        self._forget_large()
         pool = LocalModels(self.catalogue, slots=1)
         runner, done, of = pool.runner(self.small.name), len(known), len(known) + len(todo)
         self._know(vocabulary=runner.vocabulary)
