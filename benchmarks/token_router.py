@@ -132,14 +132,16 @@ def main() -> None:
         else DivergenceNetwork(Shape(runner.embeddings.shape[1]))
     )
     router = LearnedDivergence(network, runner.embeddings)
-    told = {
-        "cost": {str(rows): cost(runner, router, prompts, rows) for rows in (1, arguments.texts)},
-        "one_stream": compare(pool_of_one(runner), reader, tokenizer, prompts[:2], arguments.tokens),
-        f"{arguments.texts}_streams": compare(runner, reader, tokenizer, prompts, arguments.tokens),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    print(json.dumps(told, indent=1))
+    for rows in sorted({1, arguments.texts}):
+        show(f"cost, {rows} rows", cost(runner, router, prompts, rows))
+    show("features, 1 stream", compare(pool_of_one(runner), reader, tokenizer, prompts[:2], arguments.tokens))
+    many = compare(runner, reader, tokenizer, prompts, arguments.tokens)
+    show(f"features, {arguments.texts} streams", many)
+
+
+def show(what: str, told: dict[str, Any]) -> None:
+    conditions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    print(json.dumps({"what": what, **told, **conditions}), flush=True)
 
 
 def pool_of_one(runner: Runner) -> Runner:

@@ -267,6 +267,7 @@ def test_more_questions_join_a_folder(catalogue: Catalogue, labelled: Path, tmp_
     torch.testing.assert_close(grown.hidden, whole.hidden)
 
 
+@pytest.mark.timeout(900)  # two more processes have to start, on a machine that may be busy
 def test_a_killed_run_goes_on_where_it_was(pair_file: Path, labelled: Path, tmp_path: Path) -> None:
     """Killed in the middle, the last line cut in half: no text is written twice, and the labels are the same."""
     out, journal = tmp_path / "labels", tmp_path / "labels" / "journal.jsonl"
