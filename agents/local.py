@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,13 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
 from viaticum.types import Completion, Message, TokenCount, Usage
 from viaticum.vocabulary import check_same_vocabulary
-from viaticum.weights import locate
+from viaticum.weights import fingerprint, locate
 
 if TYPE_CHECKING:
     from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner
     from viaticum.decoders.cost import CostModel, Habits, Way
     from viaticum.routers.token import TokenRouter
+    from viaticum.routers.token.neural import LearnedDivergence
 
 
 class LocalModels:
@@ -188,7 +190,9 @@ class LocalModel(Model):
                 runners[-1],
                 runners[0] if way != LARGE_ALONE else None,
                 tokenizer=self.tokenizer,
-                router=token_router(self.spec) if way.routed else AlwaysLarge(),
+                router=token_router(self.spec, self.pool.catalogue, runners[0])
+                if way.routed
+                else AlwaysLarge(),
                 stop_ids=stop_ids(runners[-1], self.tokenizer),
                 names=(self.members[0], self.members[-1]),
                 draft=way.draft,
@@ -202,14 +206,53 @@ class LocalModel(Model):
         return self._ways[habits, streams]
 
 
-def token_router(spec: ModelSpec) -> TokenRouter:
-    """The token router that a pair's entry names."""
+def token_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> TokenRouter:
+    """The token router that a pair's entry names; small: the runner of its small model.
+
+    Raises `InputError` for an unknown one, and for a learned one that was made for other weights.
+    """
     from viaticum.routers.token import Entropy
 
+    if spec.router == "r2r":
+        return learned_router(spec, catalogue, small)
     if spec.router != "r-stitch":
-        raise InputError(f"{spec.name}: unknown token router {spec.router!r}; known: r-stitch")
+        raise InputError(f"{spec.name}: unknown token router {spec.router!r}; known: r-stitch, r2r")
     assert spec.tau is not None, "the catalogue checks that a pair has a tau"
     return Entropy(spec.tau)
+
+
+def learned_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> LearnedDivergence:
+    """R2R's router of a pair, with the threshold that the entry names or the router was calibrated to."""
+    from viaticum.routers.token.drift import ShareController
+    from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
+
+    trained = TrainedRouter.load(router_folder(spec))
+    for role, name in zip(("small", "large"), spec.members, strict=True):
+        trained.check_weights(role, name, fingerprint(catalogue[name]))
+    threshold = trained.threshold if spec.share is None else trained.threshold_for(spec.share)
+    drift = None
+    if spec.drift:
+        target = trained.facts["calibration"].get("share") if spec.share is None else spec.share
+        drift = ShareController(target)
+    return LearnedDivergence(
+        trained.network,
+        small.embeddings,
+        threshold if spec.threshold is None else spec.threshold,
+        drift,
+    )
+
+
+def router_folder(spec: ModelSpec) -> Path:
+    """Where a pair's learned router is: the folder its entry names, else that which is packaged for its name."""
+    if spec.router_path is not None:
+        return Path(spec.router_path).expanduser()
+    packaged = Path(str(resources.files("viaticum") / "token_routers" / spec.name))
+    if not packaged.is_dir():
+        raise InputError(
+            f"{spec.name}: no router is packaged for it; train one with `viaticum tokens train` and give its folder "
+            "as router_path"
+        )
+    return packaged
 
 
 def stop_ids(runner: Runner, tokenizer: Any) -> list[int]:

@@ -214,6 +214,13 @@ class Runner:
         """Positions that every slot has memory for now; `read` grows it up to the context."""
         return self._cache.capacity
 
+    @property
+    def embeddings(self) -> Tensor:
+        """What the model's tokens enter it as: [vocabulary, D]."""
+        found: Any = self.model.get_input_embeddings().weight
+        weights: Tensor = found.detach()
+        return weights
+
     def extend(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> Tensor:
         """`read`, the logits after each row's last token alone: float32 [B, vocabulary].
 

@@ -38,7 +38,9 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _PRICE_DETAILS = ("cached_input_price", "reasoning_price", "second_price", "price_tiers", "price_version")
-_PAIR_FIELDS = ("small", "large", "router", "tau")
+_PAIR_FIELDS = ("small", "large", "router")
+# What each token router takes beside; a router that is not named here takes them all.
+_ROUTER_FIELDS = {"r-stitch": ("tau",), "r2r": ("router_path", "threshold", "share", "drift")}
 _REMOTE_FIELDS = ("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams")
 LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
 
@@ -131,6 +133,9 @@ class ModelSpec(_Frozen):
     a sentence or two. Prices are dollars for a million tokens; cached_input_price and reasoning_price where
     they differ from input and output, price_tiers above a length of prompt, second_price dollars for a second
     of work, price_version the name of the price list. context_length is in tokens, prompt and answer together. sources are tried in order. default: routed to, and fetched, unless names are given.
+    tau, of a pair whose router is r-stitch: its threshold. Of one whose router is r2r: router_path, the folder of a trained
+    router (without one, that which is packaged for the pair); threshold or share, instead of the threshold it was
+    calibrated to; drift, whether the share is kept while prompts change (see docs/token-routing.md).
     mode, of a pair: "routed" (the router decides, always) or "auto" (the fastest way that was measured here, the
     large model alone among them; see docs/decoding.md). text: what a scripted model answers; pause:
     seconds before each of its words.
@@ -158,6 +163,10 @@ class ModelSpec(_Frozen):
     large: str | None = None
     router: str | None = None
     tau: NonNegativeFloat | None = None
+    router_path: str | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    drift: bool | None = None
     mode: Literal["routed", "auto"] | None = None
     litellm_model: str | None = None
     api_base: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$")] | None = None
@@ -221,6 +230,7 @@ class ModelSpec(_Frozen):
                 raise ValueError(
                     f"a {self.kind} entry {'needs' if self.kind == 'pair' else 'takes no'} {field}"
                 )
+        self._check_router_fields()
         if self.mode is not None and self.kind != "pair":
             raise ValueError(f"a {self.kind} entry takes no mode")
         if (self.litellm_model is not None) != (self.kind == "remote"):
@@ -239,6 +249,25 @@ class ModelSpec(_Frozen):
         if self.kind == "pair" and self.small == self.large:
             raise ValueError(f"a pair needs two different models, not {self.small!r} twice")
         return self
+
+    def _check_router_fields(self) -> None:
+        given = {
+            field
+            for fields in _ROUTER_FIELDS.values()
+            for field in fields
+            if getattr(self, field) is not None
+        }
+        if self.kind != "pair":
+            if given:
+                raise ValueError(f"a {self.kind} entry takes no {sorted(given)[0]}")
+            return
+        if self.router == "r-stitch" and self.tau is None:
+            raise ValueError("a pair entry needs tau where its router is r-stitch")
+        strange = given - set(_ROUTER_FIELDS.get(str(self.router), given))
+        if strange:
+            raise ValueError(f"the router {self.router} takes no {sorted(strange)[0]}")
+        if self.threshold is not None and self.share is not None:
+            raise ValueError("give threshold or share, not both")
 
 
 class Catalogue(Mapping[str, ModelSpec]):

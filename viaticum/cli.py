@@ -1,4 +1,4 @@
-"""The command line: `viaticum solve | chat | serve | keys | budget | profile | router | models | sandbox`.
+"""The command line: `viaticum solve | chat | serve | keys | budget | profile | router | tokens | models | sandbox`.
 
 Results go to stdout, progress to stderr. Whatever Viaticum raises on purpose ends as one line and exit code 1.
 """
@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from viaticum.commands import budget, keys, models, router, sandbox
+from viaticum.commands import budget, keys, models, router, sandbox, tokens
 from viaticum.commands.chat import chat
 from viaticum.commands.serve import serve
 from viaticum.errors import ViaticumError, WeightsError
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 app.add_typer(router.app, name="router")
+app.add_typer(tokens.app, name="tokens")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(budget.app, name="budget")
 app.add_typer(keys.app, name="keys")

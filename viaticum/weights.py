@@ -400,3 +400,25 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+_own_hashes: dict[tuple[str, tuple[tuple[str, int, int], ...]], str] = {}
+
+
+def fingerprint(spec: ModelSpec) -> str:
+    """The sha256 of a model's weights on this machine: as the manifest has it, or that of the user's own folder.
+
+    What was learned from a model's numbers is good for these weights alone. Reading a folder of one's own takes
+    seconds, once a process. Raises `WeightsError` as `locate` does.
+    """
+    folder = locate(spec)
+    if _own_folder(spec) is None:
+        return str(_manifest(spec)["sha256"])
+    files = tuple(
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.glob("*.safetensors"))
+    )
+    key = str(folder), files
+    if key not in _own_hashes:
+        _own_hashes[key] = _weigh(folder)[1]
+    return _own_hashes[key]

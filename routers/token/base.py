@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+TOP = 100  # logits that R2R's router reads
+BLOCK = 128  # neighbouring logits that `top_logits` looks at together
 IN_CACHE = 2  # rows of logits whose passes stay in a core's cache: 3 times as fast as 64 rows of 152k at once
 
 
@@ -26,6 +28,24 @@ def entropy(logits: Tensor) -> Tensor:
         return torch.cat([entropy(part) for part in torch.split(logits, IN_CACHE)])
     logs = torch.log_softmax(logits.float(), dim=-1)
     return -(logs.exp() * logs).nan_to_num(0.0).sum(-1) / math.log(logits.shape[-1])
+
+
+def top_logits(logits: Tensor, count: int = TOP) -> Tensor:
+    """The largest logits of each row, sorted downwards: [B, count] of [B, V], or all of them where V is less.
+
+    The blocks with the largest maxima hold them all, so that only a few have to be sorted: on a CPU a third of the
+    time of `topk` over 152k logits.
+    """
+    if logits.device.type == "cpu" and len(logits) > IN_CACHE:
+        return torch.cat([top_logits(part, count) for part in torch.split(logits, IN_CACHE)])
+    rows, size = logits.shape
+    count, blocks = min(count, size), size // BLOCK
+    if blocks <= 2 * count:
+        return logits.topk(count).values
+    body = logits[:, : blocks * BLOCK].view(rows, blocks, BLOCK)
+    best = body.amax(-1).topk(count, sorted=False).indices
+    found = body.gather(1, best[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
+    return torch.cat((found, logits[:, blocks * BLOCK :]), 1).topk(count).values
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +69,9 @@ class Step:
     hidden: Tensor | None = None
     scores: Tensor | None = None
 
-    def top_logits(self, count: int = 100) -> Tensor:
+    def top_logits(self, count: int = TOP) -> Tensor:
         """The largest logits, sorted downwards: [B, count] (R2R's router reads 100)."""
-        return self.logits.topk(min(count, self.logits.shape[-1])).values
+        return top_logits(self.logits, count)
 
 
 class TokenRouter(ABC):

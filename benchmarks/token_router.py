@@ -1,0 +1,153 @@
+"""What a token router costs beside a step of the small model, and how far its offline features are from what serves.
+
+    python benchmarks/token_router.py QUESTIONS.jsonl [--small qwen2.5-coder-0.5b] [--router DIR] [--texts 16] [--tokens 48]
+
+The small model writes some texts, once one at a time and once all together; everything that a router is shown is kept and compared
+with the offline pass (`decoders.features`) at several numbers of tokens a call. Without --router a network of the default
+shape with random weights is timed: its cost is that of a trained one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from viaticum.agents.local import LocalModels, stop_ids
+from viaticum.agents.questions import read_questions
+from viaticum.catalogue import Catalogue
+from viaticum.decoders import MixedDecoder, Request, Runner
+from viaticum.decoders.features import read_features
+from viaticum.routers.token import Divergence, Step, entropy
+from viaticum.routers.token.neural import DivergenceNetwork, LearnedDivergence, Shape, TrainedRouter
+from viaticum.strategies import get as get_strategy
+from viaticum.weights import locate
+
+
+class Recorder(Divergence):
+    """Keeps every token, and what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.seen: dict[tuple[int, int], tuple[int, torch.Tensor, torch.Tensor, float]] = {}
+
+    def score(self, step: Step) -> torch.Tensor:
+        assert step.hidden is not None
+        top = step.top_logits()
+        for row, key in enumerate(zip(step.requests, step.positions, strict=True)):
+            self.seen[key] = (
+                int(step.tokens[row]), top[row].clone(), step.hidden[row].float().clone(), float(step.entropy[row]),
+            )  # fmt: skip
+        return torch.zeros(len(step.tokens))
+
+
+def median_ms(call: Callable[[], Any], times: int = 21) -> float:
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - began)
+    return 1000 * sorted(taken)[times // 2]
+
+
+def compare(
+    runner: Runner, reader: Runner, tokenizer: Any, prompts: list[list[int]], tokens: int
+) -> dict[str, Any]:
+    """Served features beside offline ones: the share of equal tokens, and how far the numbers are apart."""
+    router = Recorder()
+    decoder = MixedDecoder(
+        Runner(runner.model, slots=runner.slots),
+        runner,
+        tokenizer=tokenizer,
+        router=router,
+        stop_ids=stop_ids(runner, tokenizer),
+    )
+    results = decoder.write_all([Request(prompt, max_new_tokens=tokens) for prompt in prompts])
+    told: dict[str, Any] = {}
+    for step_tokens in (1, 4, 16, 64):
+        same, hidden, chance, rows = 0, [], [], 0
+        for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
+            found = read_features(reader, prompt, result.trace.tokens, step_tokens=step_tokens)
+            for place in range(len(found)):
+                token, _, served, sure = router.seen[number, place]
+                offline = found.hidden[place].float()
+                same += token == int(found.tokens[place])
+                hidden.append(float((served - offline).norm() / served.norm()))
+                chance.append(abs(sure - float(found.entropy[place])))
+                rows += 1
+        told[str(step_tokens)] = {
+            "equal_tokens": same / rows,
+            "hidden_relative_median": sorted(hidden)[rows // 2],
+            "entropy_mean": sum(chance) / rows,
+            "rows": rows,
+        }
+    return told
+
+
+def cost(runner: Runner, router: LearnedDivergence, prompts: list[list[int]], rows: int) -> dict[str, float]:
+    """Milliseconds of a step of the small model and of the router, at so many rows."""
+    slots = list(range(rows))
+    for slot in slots:
+        runner.reset(slot)
+        runner.start(slot, prompts[slot % len(prompts)])
+        runner.read([slot], [prompts[slot % len(prompts)][len(runner.held[slot]) :]])
+    heads = runner.read(slots, [[7]] * rows, hidden=True)
+    step = Step(heads.logits, entropy(heads.logits), slots, [0] * rows, heads.logits.argmax(-1), heads.hidden)
+
+    def decode() -> None:
+        logits = runner.read(slots, [[7]] * rows).logits
+        entropy(logits)
+
+    with torch.inference_mode():
+        whole, own = median_ms(decode), median_ms(lambda: router.keep_small(step))
+    return {"step_ms": whole, "router_ms": own, "share": own / whole}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("--small", default="qwen2.5-coder-0.5b")
+    parser.add_argument("--router", type=Path)
+    parser.add_argument("--texts", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=48)
+    arguments = parser.parse_args()
+    catalogue = Catalogue.load()
+    pool = LocalModels(catalogue, slots=arguments.texts)
+    runner, model = pool.runner(arguments.small), pool.model(arguments.small)
+    reader = Runner(runner.model, slots=1)
+    tokenizer = pool.tokenizer(locate(catalogue[arguments.small]))
+    asks = get_strategy("cot")
+    asked = read_questions(arguments.questions, limit=arguments.texts)
+    prompts = [model.prompt(asks.messages(each.query)) for each in asked]
+    network = (
+        TrainedRouter.load(arguments.router).network
+        if arguments.router is not None
+        else DivergenceNetwork(Shape(runner.embeddings.shape[1]))
+    )
+    router = LearnedDivergence(network, runner.embeddings)
+    for rows in sorted({1, arguments.texts}):
+        show(f"cost, {rows} rows", cost(runner, router, prompts, rows))
+    show("features, 1 stream", compare(pool_of_one(runner), reader, tokenizer, prompts[:2], arguments.tokens))
+    many = compare(runner, reader, tokenizer, prompts, arguments.tokens)
+    show(f"features, {arguments.texts} streams", many)
+
+
+def show(what: str, told: dict[str, Any]) -> None:
+    conditions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    print(json.dumps({"what": what, **told, **conditions}), flush=True)
+
+
+def pool_of_one(runner: Runner) -> Runner:
+    """The same weights with a single slot: one text after the other."""
+    return Runner(runner.model, slots=1)
+
+
+if __name__ == "__main__":
+    main()

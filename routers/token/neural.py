@@ -1,0 +1,365 @@
+"""R2R's router (arXiv 2505.21600, section 3.2): from what the small model knows at a place to one logit, divergent or not.
+
+Inputs: the last hidden state, the largest logits sorted, the small model's input embedding of the token it would
+write, and, which R2R leaves out, its entropy. Hidden state and embedding are projected, everything is joined and goes through
+residual pre-norm MLP blocks. Several small networks, trained on different questions, are averaged: with some ten thousand
+tokens that generalises better than one large network. All of them are computed together. Needs torch, safetensors and
+numpy alone; leaves out training (`routers.token.train`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from viaticum.errors import DataError, InputError
+from viaticum.routers.token.base import TOP, Step
+from viaticum.routers.token.divergence import Divergence
+from viaticum.routers.token.drift import ShareController
+from viaticum.routers.token.labels import write_bytes, write_whole
+
+INPUTS = ("entropy", "logits", "hidden", "embedding")
+SUBSETS: Mapping[str, tuple[str, ...]] = {
+    "all": INPUTS,
+    "r2r": ("logits", "hidden", "embedding"),
+    **{name: (name,) for name in INPUTS},
+}
+FORMAT = 1
+WEIGHTS, FACTS = "router.safetensors", "router.json"
+EXPANSION = 4  # of an MLP block
+LIKELIEST = 10  # tokens whose probabilities are inputs beside their logits
+FARTHEST = 10.0  # standard deviations; what lies beyond was not seen in training and is cut
+SMALLEST = 1e-4  # of entropies, whose logarithm is an input
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """hidden: the small model's hidden size, and its embeddings'; top: logits. rank: dimensions that hidden states
+    and embeddings are projected to, by their principal components; 0: none, the first layer projects. depth 0 is
+    logistic regression. members: networks that are averaged. The paper's: width 1024, depth 6, rank 0, members 1.
+
+    Raises `InputError` for what cannot be.
+    """
+
+    hidden: int
+    top: int = TOP
+    inputs: tuple[str, ...] = INPUTS
+    width: int = 64
+    depth: int = 2
+    rank: int = 64
+    members: int = 5
+    dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.inputs if name not in INPUTS]
+        if unknown or not self.inputs:
+            raise InputError(f"inputs are some of {', '.join(INPUTS)}; got {', '.join(unknown) or 'none'}")
+        if min(self.hidden, self.top, self.width, self.members) < 1 or min(self.depth, self.rank) < 0:
+            raise InputError(f"sizes are 1 or more, depth and rank 0 or more; got {self}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is from 0 to below 1, got {self.dropout}")
+
+    @property
+    def projected(self) -> int:
+        return min(self.rank, self.hidden) or self.hidden
+
+    @property
+    def features(self) -> int:
+        """Numbers that all inputs come to."""
+        sizes = {
+            "entropy": 2,
+            "logits": self.top + min(LIKELIEST, self.top),
+            "hidden": self.projected,
+            "embedding": self.projected,
+        }
+        return sum(sizes[name] for name in self.inputs)
+
+
+def inputs_of(text: str) -> tuple[str, ...]:
+    """all, r2r (all but entropy), or names joined by + or commas. Raises `InputError`."""
+    if text in SUBSETS:
+        return SUBSETS[text]
+    names = [name.strip() for name in text.replace("+", ",").split(",")]
+    unknown = [name for name in names if name not in INPUTS]
+    if unknown:
+        raise InputError(f"unknown input {unknown[0]!r}; inputs are {', '.join((*INPUTS, 'r2r', 'all'))}")
+    return tuple(name for name in INPUTS if name in names)
+
+
+class _Linear(nn.Module):
+    """The same layer of every member: x [K, B, in] -> [K, B, out]."""
+
+    def __init__(self, members: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class _Block(nn.Module):
+    """x + MLP(norm(x)); the norm's own weights would be those of the layer after it."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.up = _Linear(shape.members, shape.width, EXPANSION * shape.width)
+        self.down = _Linear(shape.members, EXPANSION * shape.width, shape.width)
+        self.dropout = shape.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.gelu(self.up(F.layer_norm(x, x.shape[-1:])))
+        return x + F.dropout(self.down(inner), self.dropout, self.training)
+
+
+class Projection(nn.Module):
+    """Vectors [B, D] to their standardised principal components [B, rank]; without a rank standardised alone."""
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, size: int, rank: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("matrix", torch.ones(size, rank) if 0 < rank < size else torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x.float() - self.mean
+        return centred @ self.matrix if self.matrix.dim() == 2 else centred * self.matrix
+
+    def fit(self, x: Tensor) -> None:
+        """From vectors as they come [N, D]. Dimensions are standardised first: a few are far larger than all others."""
+        x = x.float()
+        self.mean.copy_(x.mean(0))
+        scale = 1 / x.std(0).clamp_min(1e-6)
+        if self.matrix.dim() == 1:
+            self.matrix.copy_(scale)
+            return
+        centred = (x - self.mean) * scale
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+        rank = self.matrix.shape[1]
+        values, vectors = values.flip(0)[:rank], vectors.flip(1)[:, :rank]
+        # The sign of an eigenvector is arbitrary, and may differ between machines.
+        vectors = vectors * torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
+        self.matrix.copy_(scale[:, None] * vectors / values.clamp_min(1e-6).sqrt())
+
+
+class DivergenceNetwork(nn.Module):
+    """Tells how likely the small model's token diverges; see `Shape`."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.hidden = Projection(shape.hidden, shape.rank) if "hidden" in shape.inputs else None
+        self.embedding = Projection(shape.hidden, shape.rank) if "embedding" in shape.inputs else None
+        self.register_buffer("mean", torch.zeros(shape.features))
+        self.register_buffer("scale", torch.ones(shape.features))
+        self.stem = _Linear(shape.members, shape.features, shape.width) if shape.depth else None
+        self.blocks = nn.ModuleList(_Block(shape) for _ in range(shape.depth))
+        self.head = _Linear(shape.members, shape.width if shape.depth else shape.features, 1)
+
+    def features(
+        self, entropy: Tensor, top: Tensor, hidden: Tensor | None, embedding: Tensor | None
+    ) -> Tensor:
+        """All inputs as one standardised vector [B, features]; unused ones may be None."""
+        return ((self._raw(entropy, top, hidden, embedding) - self.mean) * self.scale).clamp(
+            -FARTHEST, FARTHEST
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The logits of all members, [K, B], for features [B, F] or, each member its own, [K, B, F]."""
+        members = self.shape.members
+        x = features.expand(members, *features.shape) if features.dim() == 2 else features
+        x = F.dropout(x, self.shape.dropout if self.shape.depth else 0.0, self.training)
+        if self.stem is not None:
+            x = self.stem(x)
+            for block in self.blocks:
+                x = block(x)
+            x = F.layer_norm(x, x.shape[-1:])
+        out: Tensor = self.head(x)
+        return out.squeeze(-1)
+
+    def logits(self, entropy: Tensor, top: Tensor, hidden: Tensor | None, embedding: Tensor | None) -> Tensor:
+        """The mean logit of the members, float32 [B].
+
+        entropy: normalised [B]; top [B, top]; hidden and embedding [B, D], None where they are no inputs.
+        """
+        told: Tensor = self(self.features(entropy, top, hidden, embedding))
+        return told.mean(0)
+
+    @torch.no_grad()
+    def fit_features(
+        self, entropy: Tensor, top: Tensor, hidden: Tensor | None, embedding: Tensor | None
+    ) -> None:
+        """Set projections and standardisation from inputs as they come."""
+        for projection, values in ((self.hidden, hidden), (self.embedding, embedding)):
+            if projection is not None:
+                assert values is not None, "an input of the network is missing"
+                projection.fit(values)
+        raw = self._raw(entropy, top, hidden, embedding)
+        self.mean.copy_(raw.mean(0))
+        self.scale.copy_(1 / raw.std(0).clamp_min(1e-4))
+
+    def _raw(self, entropy: Tensor, top: Tensor, hidden: Tensor | None, embedding: Tensor | None) -> Tensor:
+        parts: list[Tensor] = []
+        if "entropy" in self.shape.inputs:
+            chance = entropy.float()[:, None]
+            parts += [chance, chance.clamp_min(SMALLEST).log()]
+        if "logits" in self.shape.inputs:
+            top = top[:, : self.shape.top].float()
+            parts += [top[:, :1], top[:, 1:] - top[:, :1], torch.softmax(top, -1)[:, :LIKELIEST]]
+        for projection, values in ((self.hidden, hidden), (self.embedding, embedding)):
+            if projection is not None:
+                assert values is not None, "an input of the network is missing"
+                parts.append(projection(values))
+        return torch.cat(parts, 1)
+
+
+class LearnedDivergence(Divergence):
+    """Serves a trained network: its score is the probability that the small model's token diverges.
+
+    embeddings: the small model's input embeddings [vocabulary, D] (`Runner.embeddings`), on its device, as the network
+    should be. drift: keeps the large model's share at a target; the threshold alone decides where there is none.
+    """
+
+    def __init__(
+        self,
+        network: DivergenceNetwork,
+        embeddings: Tensor,
+        threshold: float = 0.5,
+        drift: ShareController | None = None,
+    ) -> None:
+        super().__init__(threshold)
+        if embeddings.shape[1] != network.shape.hidden and network.embedding is not None:
+            raise InputError(
+                f"the router was made for embeddings of {network.shape.hidden} numbers, and the model has "
+                f"{embeddings.shape[1]}; train it on labels of this pair"
+            )
+        self.network = network.to(embeddings.device).eval().requires_grad_(False)
+        self.embeddings, self.drift = embeddings, drift
+        self.needs_hidden = network.hidden is not None
+
+    def score(self, step: Step) -> Tensor:
+        network = self.network
+        top = step.top_logits(network.shape.top) if "logits" in network.shape.inputs else step.logits
+        known = self.embeddings[step.tokens] if network.embedding is not None else None
+        return torch.sigmoid(network.logits(step.entropy, top, step.hidden, known))
+
+    def keep_small(self, step: Step) -> Tensor:
+        if self.drift is None:
+            return super().keep_small(step)
+        scores = self.score(step) if step.scores is None else step.scores
+        return self.drift.keep(scores, self.threshold)
+
+
+@dataclass(frozen=True)
+class TrainedRouter:
+    """A network and what is known of it: the weights it is for, its threshold, how good it is.
+
+    facts: pair, small and large (name and sha256 of the weights), threshold, calibration, quantiles, metrics, split,
+    versions; plain JSON.
+    """
+
+    network: DivergenceNetwork
+    facts: Mapping[str, Any]
+
+    @property
+    def threshold(self) -> float:
+        return float(self.facts["threshold"])
+
+    def threshold_for(self, share: float) -> float:
+        """The threshold above which that share of the tokens scored when the router was last calibrated."""
+        if not 0 <= share <= 1:
+            raise InputError(f"a share is between 0 and 1, got {share}")
+        quantiles: Sequence[float] = self.facts["quantiles"]
+        place = (1 - share) * (len(quantiles) - 1)
+        low = int(place)
+        high = min(low + 1, len(quantiles) - 1)
+        return quantiles[low] + (place - low) * (quantiles[high] - quantiles[low])
+
+    def check_weights(self, role: str, name: str, sha256: str) -> None:
+        """Raise `InputError` unless the router was made for these weights; role: small or large."""
+        made = self.facts[role]
+        if made["sha256"] != sha256:
+            raise InputError(
+                f"the router was made for {made['name']} with sha256 {made['sha256'][:12]}, and {name} has "
+                f"{sha256[:12]}; label and train with these weights"
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `router.safetensors` and `router.json`, each whole or not at all."""
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
+        weights = save(compact(self.network.state_dict()))
+        facts = {**self.facts, "sha256": hashlib.sha256(weights).hexdigest(), "format": FORMAT}
+        write_bytes(folder / WEIGHTS, weights)
+        write_whole(
+            folder / FACTS, json.dumps({"shape": asdict(self.network.shape), **facts}, indent=1) + "\n"
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TrainedRouter:
+        """Raises `InputError` where there is none, `DataError` for one that is damaged or of another version."""
+        folder = Path(folder)
+        try:
+            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+            if facts["format"] != FORMAT:
+                raise DataError(
+                    f"{folder} has a router of format {facts['format']}; this version reads {FORMAT}"
+                )
+            shape = facts.pop("shape")
+            shape = Shape(**{**shape, "inputs": tuple(shape["inputs"])})
+            weights = (folder / WEIGHTS).read_bytes()
+        except FileNotFoundError:
+            raise InputError(
+                f"no token router in {folder}; make one with: viaticum tokens train LABELS --out {folder}"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{folder / FACTS} is damaged ({error}); train the router again") from None
+        if hashlib.sha256(weights).hexdigest() != facts["sha256"]:
+            raise DataError(
+                f"{folder / WEIGHTS} is cut short or not the one that {FACTS} belongs to; train the router again"
+            )
+        network = DivergenceNetwork(shape)
+        try:
+            network.load_state_dict({name: tensor.float() for name, tensor in load(weights).items()})
+        except (SafetensorError, RuntimeError) as error:
+            raise DataError(
+                f"{folder / WEIGHTS} does not fit {FACTS} ({str(error).splitlines()[0]}); train the router again"
+            ) from None
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
+            raise DataError(f"{folder / WEIGHTS} has weights that are not finite; train the router again")
+        return cls(network.eval(), facts)
+
+
+def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they are stored: in float16, and means and scales in float32."""
+    exact = ("mean", "scale", "matrix")
+    return {
+        name: (tensor if name.rpartition(".")[2] in exact else tensor.half()).contiguous()
+        for name, tensor in state.items()
+    }
+
+
+def round_weights(network: DivergenceNetwork) -> None:
+    """Make the network the one that will be loaded, so that what is measured of it is what serves."""
+    network.load_state_dict({name: tensor.float() for name, tensor in compact(network.state_dict()).items()})

@@ -1,0 +1,323 @@
+"""`viaticum tokens`: label a pair's tokens, train a token router on them, see how good it is, set its threshold.
+
+Results go to stdout, progress to stderr. Leaves out errors and exit codes: `viaticum.cli` turns a `ViaticumError` into
+one line and exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from viaticum.commands.models import CatalogueFile, JsonFlag
+
+app = typer.Typer(no_args_is_help=True, help="Learn which tokens a small model may write (R2R).")
+
+Labels = Annotated[Path, typer.Argument(help="A folder of labels.", metavar="LABELS")]
+RouterFolder = Annotated[Path, typer.Argument(help="The folder of a token router.", metavar="DIR")]
+Slots = Annotated[int, typer.Option(help="Texts written at once.", min=1)]
+
+
+@app.command()
+def label(
+    questions: Annotated[Path, typer.Argument(help="JSONL with a question a line; answers are not needed.")],
+    pair: Annotated[str, typer.Option(help="A pair of the catalogue.")],
+    out: Annotated[
+        Path, typer.Option(help="The folder of labels; one that was begun goes on.", metavar="LABELS")
+    ],
+    strategy: Annotated[str, typer.Option(help="How the questions are asked.")] = "cot",
+    verifier: Annotated[str, typer.Option(help="outcome, semantic, llm or llm:MODEL")] = "outcome",
+    also: Annotated[
+        str, typer.Option(help="More verifiers, with commas; their labels are kept beside.")
+    ] = "",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)] = None,
+    skip: Annotated[int, typer.Option(help="Leave out the first so many questions.", min=0)] = 0,
+    slots: Slots = 16,
+    seed: Annotated[int, typer.Option(help="Of strategies that sample.")] = 0,
+    sentence_cap: Annotated[
+        int, typer.Option(help="Most tokens of a continuation that need not end.", min=1)
+    ] = 128,
+    step_tokens: Annotated[int, typer.Option(help="Tokens a call of the small model reads.", min=1)] = 4,
+    as_json: JsonFlag = False,
+    catalogue: CatalogueFile = None,
+) -> None:
+    """Find the tokens at which the small model would leave the large one's path; goes on after a kill."""
+    from viaticum.agents.questions import read_questions
+    from viaticum.agents.token_labels import Settings
+    from viaticum.agents.token_labels import label as run
+    from viaticum.catalogue import Catalogue
+
+    asked = read_questions(questions, limit=None if limit is None else limit + skip)[skip:]
+    with _Bar() as bar:
+        run(
+            asked, pair, out,
+            catalogue=Catalogue.load(catalogue), verifiers=_names(verifier, also), slots=slots,
+            settings=Settings(strategy, seed, sentence_cap, step_tokens), report=bar.report,
+        )  # fmt: skip
+    _tell(out, as_json)
+
+
+@app.command()
+def verify(
+    labels: Labels,
+    verifier: Annotated[str, typer.Option(help="outcome, semantic, llm or llm:MODEL, with commas")],
+    slots: Slots = 16,
+    as_json: JsonFlag = False,
+    catalogue: CatalogueFile = None,
+) -> None:
+    """Let more verifiers judge what was labelled, to see how far they agree."""
+    from viaticum.agents.token_labels import verify as run
+    from viaticum.catalogue import Catalogue
+
+    with _Bar() as bar:
+        run(labels, _names(verifier), catalogue=Catalogue.load(catalogue), slots=slots, report=bar.report)
+    _tell(labels, as_json)
+
+
+@app.command()
+def stats(labels: Labels, as_json: JsonFlag = False) -> None:
+    """Shares of identical, neutral and divergent tokens, their entropies, and how far verifiers agree."""
+    _tell(labels, as_json)
+
+
+@app.command()
+def train(
+    labels: Labels,
+    out: Annotated[Path, typer.Option(help="The folder that the router is written to.", metavar="DIR")],
+    inputs: Annotated[
+        str, typer.Option(help="all, r2r (all but entropy), or some of entropy, logits, hidden, embedding")
+    ] = "all",
+    verifier: Annotated[str, typer.Option(help="Whose labels; by default the first of the folder.")] = "",
+    width: Annotated[int | None, typer.Option(help="Of a network; with it none is chosen.", min=1)] = None,
+    depth: Annotated[int | None, typer.Option(help="Blocks; 0 is logistic regression.", min=0)] = None,
+    rank: Annotated[int, typer.Option(help="Dimensions of hidden states; 0: all.", min=0)] = 64,
+    members: Annotated[int, typer.Option(help="Networks that are averaged.", min=1)] = 5,
+    dropout: Annotated[float, typer.Option(help="In training.", min=0.0, max=0.99)] = 0.3,
+    rate: Annotated[float, typer.Option(help="Learning rate; the paper's is 5e-5.")] = 1e-3,
+    decay: Annotated[float, typer.Option(help="Weight decay.", min=0.0)] = 0.05,
+    neutral: Annotated[
+        float, typer.Option(help="What a neutral token counts beside an identical one.")
+    ] = 1.0,
+    recall: Annotated[float, typer.Option(help="Of divergent tokens, for the first threshold.")] = 0.95,
+    questions: Annotated[
+        int | None, typer.Option(help="Learn from so many questions at most.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split and every draw.", min=0)] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Learn which of the small model's tokens diverge. Without --width and --depth the best of a few shapes is taken."""
+    from viaticum.routers.token.labels import LabelledTokens
+    from viaticum.routers.token.neural import Shape, inputs_of
+    from viaticum.routers.token.train import Settings
+    from viaticum.routers.token.train import train as run
+
+    tokens = LabelledTokens.load(labels, verifier)
+    shape = Shape(
+        hidden=tokens.hidden.shape[1], top=tokens.top.shape[1], inputs=inputs_of(inputs), rank=rank,
+        width=64 if width is None else width, depth=2 if depth is None else depth, members=members,
+        dropout=dropout,
+    )  # fmt: skip
+    settings = Settings(seed=seed, rate=rate, decay=decay, neutral=neutral, recall=recall)
+    with _Bar() as bar:
+        router = run(
+            tokens, shape, settings=settings, choose=width is None and depth is None, most=questions,
+            report=bar.report,
+        )  # fmt: skip
+    router.save(out)
+    kept = ("threshold", "calibration", "settings", "tokens", "metrics")
+    if as_json:
+        size = sum(path.stat().st_size for path in out.iterdir())
+        facts = {name: router.facts[name] for name in kept}
+        typer.echo(json.dumps({"path": str(out), "bytes": size, **facts}))
+        return
+    _print_metrics(router.facts["metrics"])
+    _print_threshold(router.facts, out)
+
+
+@app.command()
+def evaluate(
+    folder: RouterFolder,
+    labels: Labels,
+    beside: Annotated[list[Path] | None, typer.Option(help="More routers, e.g. of other inputs.")] = None,
+    verifier: Annotated[str, typer.Option(help="Whose labels; by default the first of the folder.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """How well a router finds divergent tokens in questions that it did not learn from, beside entropy alone."""
+    from viaticum.routers.token.labels import LabelledTokens
+    from viaticum.routers.token.neural import TrainedRouter
+    from viaticum.routers.token.train import evaluate as run
+
+    routers = {str(path): TrainedRouter.load(path) for path in (folder, *(beside or []))}
+    told = run(routers, LabelledTokens.load(labels, verifier))
+    if as_json:
+        typer.echo(json.dumps(told))
+        return
+    _print_metrics({name: told[name] for name in ("entropy", *routers)})
+    typer.echo(
+        f"{told['questions']} questions, {told['tokens']} tokens, {told['differing']} differ, {told['divergent']} diverge"
+    )
+
+
+@app.command()
+def calibrate(
+    folder: RouterFolder,
+    prompts: Annotated[
+        Path,
+        typer.Argument(
+            help="Your own questions (JSONL); for --recall a folder of labels.", metavar="QUESTIONS"
+        ),
+    ],
+    share: Annotated[float | None, typer.Option(help="Of the tokens that the large model writes.")] = None,
+    recall: Annotated[float | None, typer.Option(help="Of the divergent tokens.")] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Of all texts together, on this machine.")
+    ] = None,
+    pair: Annotated[str, typer.Option(help="By default the pair that was labelled.")] = "",
+    strategy: Annotated[str, typer.Option(help="By default that of the labels.")] = "",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)] = None,
+    slots: Slots = 16,
+    as_json: JsonFlag = False,
+    catalogue: CatalogueFile = None,
+) -> None:
+    """Set the threshold by what you want of it, and store it with the router."""
+    from viaticum.agents.questions import read_questions
+    from viaticum.agents.token_calibrate import calibrate as run
+    from viaticum.agents.token_calibrate import calibrate_recall
+    from viaticum.catalogue import Catalogue
+    from viaticum.errors import InputError
+
+    if sum(each is not None for each in (share, recall, tokens_per_second)) != 1:
+        raise InputError("give one of --share, --recall and --tokens-per-second")
+    if recall is not None:
+        if not prompts.is_dir():
+            raise InputError(
+                f"a recall is counted on labels, and {prompts} is no folder of them; make one with: viaticum tokens label"
+            )
+        router = calibrate_recall(folder, prompts, recall)
+    else:
+        with _Bar() as bar:
+            router = run(
+                folder, read_questions(prompts, limit=limit),
+                catalogue=Catalogue.load(catalogue), share=share, tokens_per_second=tokens_per_second,
+                pair=pair, strategy=strategy, slots=slots, report=bar.report,
+            )  # fmt: skip
+    if as_json:
+        told = {
+            "path": str(folder),
+            "threshold": router.threshold,
+            "calibration": router.facts["calibration"],
+        }
+        typer.echo(json.dumps(told))
+        return
+    _print_threshold(router.facts, folder)
+
+
+def _print_threshold(facts: Mapping[str, Any], folder: Path) -> None:
+    how = facts["calibration"]
+    details = ", ".join(
+        f"{name.replace('_', ' ')} {value:.3g}"
+        for name, value in how.items()
+        if name != "by" and value is not None
+    )
+    typer.echo(f"threshold {facts['threshold']:.4f}, by {how['by']} ({details}); router in {folder}")
+
+
+def _print_metrics(metrics: Mapping[str, Any]) -> None:
+    shares = ("0.05", "0.1", "0.2")
+    table = Table(
+        "score", "AUC, all", "95%", "AUC, differing", "95%", *(f"recall at {float(each):.0%}" for each in shares),
+        box=None, pad_edge=False,
+    )  # fmt: skip
+    for name, told in metrics.items():
+        cells = [name]
+        for part in ("all", "differing"):
+            ends = told[part]["auc_95"]
+            cells.append(_number(told[part]["auc"], 3))
+            cells.append("-" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}")
+        found = told["all"]["recall_at_share"]
+        table.add_row(*cells, *("-" if found[each] is None else f"{found[each]:.1%}" for each in shares))
+    Console(width=max(110, Console().width)).print(table)
+
+
+def _names(*texts: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
+
+
+def _tell(labels: Path, as_json: bool) -> None:
+    from viaticum.routers.token.label_stats import KINDS, statistics
+
+    told = statistics(labels)
+    if as_json:
+        typer.echo(json.dumps(told))
+        return
+    table = Table("verifier", "tokens are", "count", "share", "entropy", "nats", box=None, pad_edge=False)
+    for verifier, of in told["verifiers"].items():
+        for kind in KINDS:
+            facts = of[kind]
+            table.add_row(
+                verifier, kind, str(facts["tokens"]), f"{facts['share']:.1%}",
+                _number(facts["entropy"], 4), _number(facts["nats"], 2),
+            )  # fmt: skip
+    Console(width=max(90, Console().width)).print(table)
+    for each in told["agreement"]:
+        a, b = each["verifiers"]
+        typer.echo(
+            f"{a} and {b} agree on {_number(each['share'], 3)} of {each['differences']} differences, "
+            f"kappa {_number(each['kappa'], 2)}"
+        )
+    typer.echo(f"{told['questions']} texts, {told['tokens']} tokens, {told['differing']} differ")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+class _Bar:
+    """The stage at hand on stderr; where that is no terminal, a line now and then with the time that is left."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._task = self._progress.add_task("loading", total=None)
+        self._stage, self._first, self._began, self._said = "", 0, 0.0, 0.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def report(self, stage: str, done: int, of: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._progress.reset(self._task, total=of, description=stage)
+            self._stage, self._first, self._began, self._said = stage, done, now, 0.0
+        self._progress.update(self._task, completed=done, total=of)
+        if not self._console.is_terminal and (now - self._said > 10 or done == of):
+            left = (now - self._began) / (done - self._first) * (of - done) if done > self._first else None
+            estimate = "" if left is None else f", {left:.0f} s left"
+            sys.stderr.write(f"{stage}: {done}/{of}, {now - self._began:.0f} s{estimate}\n")
+            self._said = now
