@@ -123,7 +123,7 @@ def open_tools(
     timeout: float | None,
     tries: int,
     concurrency: int,
-    slots: int,
+    slots: int = SLOTS,
 ) -> Tools:
     """What the nodes work with. Raises `InputError` for a budget that is not above zero, and for wrong settings."""
     if tries < 1:
