@@ -18,6 +18,7 @@ from viaticum.agents.models import Generation, Model
 from viaticum.agents.ways import choose_way, habits_of, known_costs
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
+from viaticum.heavy import LOADING
 from viaticum.types import Completion, Message, TokenCount, Usage
 from viaticum.vocabulary import check_same_vocabulary
 from viaticum.weights import fingerprint, locate
@@ -54,22 +55,29 @@ class LocalModels:
         return LocalModel(self, spec, folders[-1])
 
     def tokenizer(self, folder: Path) -> Any:
+        found = self._tokenizers.get(str(folder))
+        if found is None:
+            with LOADING:
+                found = self._tokenizers.get(str(folder)) or self._load_tokenizer(folder)
+                self._tokenizers[str(folder)] = found
+        return found
+
+    @staticmethod
+    def _load_tokenizer(folder: Path) -> Any:
         try:
             from transformers import AutoTokenizer
         except ImportError:
             raise MissingExtra("transformers", "local") from None
-        with self.lock:
-            if str(folder) not in self._tokenizers:
-                self._tokenizers[str(folder)] = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            return self._tokenizers[str(folder)]
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def runner(self, name: str) -> Runner:
-        try:
-            from viaticum.decoders import Runner
-        except ImportError as error:
-            raise MissingExtra(error.name or "torch", "local") from None
+        with LOADING:
+            try:
+                from viaticum.decoders import Runner
+            except ImportError as error:
+                raise MissingExtra(error.name or "torch", "local") from None
         spec = self.catalogue[name]
-        with self.lock:
+        with self.lock, LOADING:
             if name not in self._runners:
                 self._runners[name] = Runner.load(locate(spec), slots=self.slots, context=spec.context_length)
             return self._runners[name]
@@ -166,7 +174,8 @@ class LocalModel(Model):
                 self._texts -= len(requests)
 
     def _request(self, messages: Sequence[Message], generation: Generation) -> Request:
-        from viaticum.decoders import Request, Sampling
+        with LOADING:
+            from viaticum.decoders import Request, Sampling
 
         if generation.extra:
             raise InputError(f"{self.name} runs locally and cannot do: {', '.join(generation.extra)}")

@@ -59,6 +59,7 @@ def answered(
             policy=Weighted(worth),
             folder=folder,
             concurrency=arguments.concurrency,
+            slots=arguments.concurrency,
         ) as client,
         arguments.journal.open("a", encoding="utf-8") as file,
     ):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -232,3 +235,36 @@ def test_a_pair_is_not_passed_by_while_its_two_slots_are_never_free_together(
             stop.set()
         for each in busy:
             each.result(60)
+
+
+FIRST_USE = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from viaticum.agents.local import LocalModels
+from viaticum.agents.models import Generation
+from viaticum.catalogue import Catalogue
+
+pool, start = LocalModels(Catalogue.load(sys.argv[1]), slots=4), threading.Barrier(12)
+
+def ask(number):
+    start.wait()
+    if number % 3 == 0:
+        import sentence_transformers  # as a router's encoder does
+    names = ["tiny-small", "tiny-large", "tiny-pair"]
+    chat = [{"role": "user", "content": "hi"}]
+    model = pool.model(names[number % 3])
+    return model.worst_case(chat, 3), model.generate(chat, Generation(max_new_tokens=3)).text
+
+with ThreadPoolExecutor(12) as callers:
+    print(len(list(callers.map(ask, range(12)))))
+pool.desk.close()
+"""
+
+
+def test_the_first_use_by_many_threads_at_once(tiny_catalogue_file: Path) -> None:
+    """Libraries that import their parts late are met half imported, unless one thread at a time imports them."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_USE, str(tiny_catalogue_file)],
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "12"), done.stderr[-2000:]

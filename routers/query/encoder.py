@@ -18,6 +18,7 @@ from torch import Tensor
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError, MissingExtra
+from viaticum.heavy import LOADING
 from viaticum.weights import cache_dir, locate
 
 DEFAULT = "all-minilm-l6-v2"
@@ -64,20 +65,22 @@ class Encoder:
 
     def _encode(self, texts: list[str]) -> np.ndarray[Any, Any]:
         if self._model is None:
-            try:
-                from sentence_transformers import SentenceTransformer
-            except ImportError:
-                raise MissingExtra("sentence-transformers", "local") from None
-            try:
-                self._model = SentenceTransformer(self._folder, device="cpu", local_files_only=True)
-            except Exception as error:
-                raise InputError(
-                    f"cannot load the encoder {self.name}: {str(error).splitlines()[0]}"
-                ) from None
+            with LOADING:
+                self._model = self._load()
         vectors = self._model.encode(
             texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
         )
         return np.asarray(vectors, dtype=np.float32)
+
+    def _load(self) -> Any:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise MissingExtra("sentence-transformers", "local") from None
+        try:
+            return SentenceTransformer(self._folder, device="cpu", local_files_only=True)
+        except Exception as error:
+            raise InputError(f"cannot load the encoder {self.name}: {str(error).splitlines()[0]}") from None
 
     def _read(self, keys: set[bytes]) -> dict[bytes, np.ndarray[Any, Any]]:
         if self._cache is None or not self._cache.exists():
