@@ -76,9 +76,11 @@ def run(folder: Path, clients: int, concurrency: int, term_after: float | None) 
         holds, budget = ledger.holds(), ledger.budget("serve")
         posts = {entry.key: entry.nanousd for entry in ledger.entries() if entry.kind == "post"}
         faults = ledger.check()
-    paid: Counter[str] = Counter()
-    for key, cost in posts.items():
-        paid[str(key).partition("/")[0].rpartition("-")[0]] += cost
+    paid: Counter[str] = (
+        Counter()
+    )  # by request: plain chats are held under its id, the workflow's calls tagged with it
+    for hold in holds:
+        paid[hold.tags.get("thread", hold.key).rpartition("-")[0]] += posts.get(hold.key, 0)
     told = [visit for visit in visits if visit.cost is not None]
     firsts = [visit.first for visit in visits if visit.first]
     wholes = [visit.whole for visit in visits if visit.end == "served"]
