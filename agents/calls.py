@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any
 
 from viaticum.agents.models import Generation, Model
 from viaticum.budgets import Entry, Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import HoldError, LedgerError, ProviderTimeout
 from viaticum.types import Completion, Message, TokenCount, Usage
-
-
-@runtime_checkable
-class Closes(Protocol):
-    """What generators and remote streams have, and plain iterators have not."""
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,29 +79,59 @@ class Calls:
     ) -> Generator[str, None, Completion]:
         """Pieces; returns the completion, kept with the hold."""
         self.ledger.dispatch(key)
-        text, pieces = "", None
-        try:
-            pieces = model.stream(messages, generation)
+        with paying(self.ledger, key, model, messages, generation) as pieces:
             for piece in pieces:
                 if isinstance(piece, Completion):
                     self.ledger.attach(key, json.dumps(completion_to_json(piece)))
                     return piece
-                text += piece
                 yield piece
-        except BaseException as error:
-            with suppress(LedgerError):  # what stopped the model is the error to tell
-                text += getattr(pieces, "unseen", "")  # what a remote model wrote that is no text
-                give_up(self.ledger, key, model, messages, text, closed=went_away(error))
-            raise
-        finally:
-            if isinstance(pieces, Closes):
-                pieces.close()  # a local model frees its slot, a remote one its connection
         raise AssertionError("a stream ends with its completion")
 
 
-def give_up(
-    ledger: Ledger, key: str, model: Model, messages: Sequence[Message], text: str, *, closed: bool
-) -> None:
+class Writing(Iterator[str | Completion]):
+    """What a model writes for one call, from the first time it is asked for. written: all of it so far."""
+
+    def __init__(self, model: Model, messages: Sequence[Message], generation: Generation) -> None:
+        self._begin = partial(model.stream, messages, generation)
+        self._pieces: Iterator[str | Completion] | None = None
+        self._text = ""
+
+    def __next__(self) -> str | Completion:
+        if self._pieces is None:
+            self._pieces = self._begin()
+        piece = next(self._pieces)
+        if isinstance(piece, str):
+            self._text += piece
+        return piece
+
+    @property
+    def written(self) -> str:
+        return self._text + getattr(self._pieces, "unseen", "")  # what a remote model wrote that is no text
+
+    def close(self) -> None:
+        """A local model frees its slot, a remote one its connection; plain iterators have nothing to close."""
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            close()
+
+
+@contextmanager
+def paying(
+    ledger: Ledger, key: str, model: Model, messages: Sequence[Message], generation: Generation
+) -> Iterator[Writing]:
+    """Let the model write under a hold that is dispatched. An error inside ends the hold: see `give_up`."""
+    writing = Writing(model, messages, generation)
+    try:
+        yield writing
+    except BaseException as error:
+        with suppress(LedgerError):  # what stopped the model is the error to tell
+            give_up(ledger, key, model, writing.written, closed=went_away(error))
+        raise
+    finally:
+        writing.close()
+
+
+def give_up(ledger: Ledger, key: str, model: Model, text: str, *, closed: bool) -> None:
     """End the hold of a call that stopped early: free where nothing came of it, else what was counted is posted.
 
     closed: its caller went away, so that the prompt at least was read. It is charged as it was held, the text by its

@@ -104,7 +104,7 @@ class Viaticum:
             self._opened = opened.pop_all()
         self._threads, self._gate = tools.threads, Gate()
         self.catalogue, self.router, self.policy = tools.catalogue, tools.router, tools.policy
-        self.budget_name, self._model = tools.budget, tools.model
+        self.budget_name = tools.budget
         if isinstance(saver, FileSaver):
             tools = replace(tools, sync=saver.sync)
         self._tools = tools
@@ -292,7 +292,7 @@ class Viaticum:
 
     def model(self, name: str) -> Model:
         """A model by its name, opened when it is first asked for. Raises `UnknownName`, `WeightsError`, `MissingExtra`."""
-        return self._model(name)
+        return self._tools.model(name)
 
     def budget(self) -> Budget:
         """Where the allowance stands."""

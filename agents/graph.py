@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, field
 from itertools import count
 from typing import Any, Literal, cast
@@ -32,7 +31,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Checkpointer, Command, RetryPolicy, interrupt
 
-from viaticum.agents.calls import completion_from_json, completion_to_json, give_up, went_away
+from viaticum.agents.calls import completion_from_json, completion_to_json, paying
 from viaticum.agents.models import Generation, Model
 from viaticum.agents.nodes import Node, Threads, is_stopped
 from viaticum.agents.shortage import (
@@ -60,7 +59,7 @@ from viaticum.budgets.planner import Option, WhenShort
 from viaticum.budgets.planner import plan as plan_within
 from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
-from viaticum.errors import BudgetExceeded, InputError, LedgerError, ModelError, ModelUnavailable
+from viaticum.errors import BudgetExceeded, InputError, ModelError, ModelUnavailable
 from viaticum.routers.query import Plan, PlanRoute, PlanRow, Policy, QueryRouter, choose_plan, parse_policy
 from viaticum.routers.query.grid import canonical
 from viaticum.strategies import equivalent, with_history
@@ -336,33 +335,24 @@ class Workflow:
     def _write(
         self, key: str, asked: Asked, runtime: Runtime[Allowance], timeout: float | None
     ) -> Completion:
-        began, text = time.monotonic(), ""
-        pieces: Any = None
+        began, ledger = time.monotonic(), self.tools.ledger
         telling = Telling(runtime, f"answer-{key}", asked.model.name, asked.messages)
-        try:
-            pieces = asked.model.stream(asked.messages, asked.generation)
-            for piece in pieces:
-                if isinstance(piece, Completion):
-                    telling.end(piece)
-                    return piece
-                text += piece
-                telling.piece(piece)
-                if is_stopped(runtime):
-                    raise ModelError("nobody waits for this answer any more; what was written is charged")
-                if timeout is not None and time.monotonic() - began > timeout:
-                    raise ModelUnavailable(
-                        f"{asked.model.name} did not end within {timeout:g} seconds; what it wrote is charged"
-                    )
-        except BaseException as error:
-            telling.fail(error)
-            with suppress(LedgerError):  # what stopped the model is the error to tell
-                text += getattr(pieces, "unseen", "")  # what a remote model wrote that is no text
-                closed = went_away(error)
-                give_up(self.tools.ledger, key, asked.model, asked.messages, text, closed=closed)
-            raise
-        finally:
-            if hasattr(pieces, "close"):
-                pieces.close()  # a local model frees its slot
+        with paying(ledger, key, asked.model, asked.messages, asked.generation) as pieces:
+            try:
+                for piece in pieces:
+                    if isinstance(piece, Completion):
+                        telling.end(piece)
+                        return piece
+                    telling.piece(piece)
+                    if is_stopped(runtime):
+                        raise ModelError("nobody waits for this answer any more; what was written is charged")
+                    if timeout is not None and time.monotonic() - began > timeout:
+                        raise ModelUnavailable(
+                            f"{asked.model.name} did not end within {timeout:g} seconds; what it wrote is charged"
+                        )
+            except BaseException as error:
+                telling.fail(error)
+                raise
         raise AssertionError("a stream ends with its completion")
 
     def _untried(self, state: State) -> list[PlanRow]:

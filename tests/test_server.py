@@ -96,7 +96,7 @@ def test_a_stream_has_the_same_words_and_its_cost_in_the_last_chunk(here: Here) 
 
 
 def test_a_program_s_output_ends_the_text(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(here.client._model("fast"), "script", "```python\nprint(6 * 7)\n```")
+    monkeypatch.setattr(here.client.model("fast"), "script", "```python\nprint(6 * 7)\n```")
     told = here.ask("fast+pot").json()
     assert told["choices"][0]["message"]["content"].endswith("```\n\n42")
     streamed = events_of(here.ask("fast+pot", stream=True))
@@ -135,7 +135,7 @@ def test_what_is_asked_reaches_the_model(here: Here) -> None:
         here.ask("fast+cot", stop="forty").json()["choices"][0]["message"]["content"] == "Seven times six is "
     )
     here.ask(seed=7, temperature=0.5, top_p=0.9, max_completion_tokens=11, n=2)
-    model: Any = here.client._model("fast")
+    model: Any = here.client.model("fast")
     one, two = (generation for _, generation in model.calls[-2:])
     assert (one.seed, two.seed, one.temperature, one.top_p, one.max_new_tokens) == (7, 8, 0.5, 0.9, 11)
     refused = here.ask(tools=[{"type": "function", "function": {"name": "f"}}])
@@ -146,7 +146,7 @@ def test_messages_in_parts_and_of_developers(here: Here) -> None:
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "6 times 7?"}]
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
     here.ask(messages=messages)
-    model: Any = here.client._model("fast")
+    model: Any = here.client.model("fast")
     assert model.calls[-1][0] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What is 6 times 7?"},
@@ -273,7 +273,7 @@ def test_a_model_that_breaks_is_charged_for_what_it_wrote(
 ) -> None:
     from viaticum.errors import ModelError
 
-    model: Any = here.client._model("fast")
+    model: Any = here.client.model("fast")
     plain = model.stream
 
     def breaks(messages: Any, generation: Any) -> Iterator[Any]:
@@ -299,7 +299,7 @@ def test_a_model_that_breaks_is_charged_for_what_it_wrote(
 def test_a_mistake_of_ours_is_an_error_object_without_details(
     here: Here, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(here.client._model("fast"), "stream", lambda *_: 1 / 0)
+    monkeypatch.setattr(here.client.model("fast"), "stream", lambda *_: 1 / 0)
     response = here.ask()
     assert response.status_code == 500
     assert "division" not in response.text

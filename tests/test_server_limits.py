@@ -85,7 +85,7 @@ def test_a_client_that_reads_nothing_is_given_up_and_holds_back_the_writer(
 ) -> None:
     """What is written ahead of a client that does not read is bounded, and its place is free after a while."""
     with serving(tmp_path, concurrency=1, patience=0.5) as here:
-        model: Any = here.client._model("fast")
+        model: Any = here.client.model("fast")
         made = 0
 
         def endless(messages: Any, generation: Any) -> Iterator[str]:

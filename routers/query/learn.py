@@ -45,7 +45,7 @@ def add(
     if pair in router.pairs:
         raise InputError(f"the router knows {pair}; fit it again to change what it knows")
     learned = router.learned
-    weights = _alike(router, pair, descriptions)
+    weights = likeness = _alike(router, pair, descriptions)
     offset, lengths = torch.zeros(1), torch.zeros(2)
     rate = _rate(router, pair, price, weights)
     if outcomes is not None:
@@ -59,12 +59,11 @@ def add(
             log_odds(told.accuracy[:, :count]), torch.from_numpy(known.correct[:, column]).float(), weights
         )
         made = torch.from_numpy(np.log(np.maximum(known.tokens[:, column], 1.0))).float()
-        expected = _lengths(told.tokens[:, :count].log(), _alike(router, pair, descriptions))
+        expected = _lengths(told.tokens[:, :count].log(), likeness)
         beyond = made[:, None] - expected
         if not bool(beyond.isnan().all()):
             levels = zip(range(2), (0.5, 0.9), strict=True)
             lengths = torch.stack([torch.nanquantile(beyond[:, n], level) for n, level in levels])
-    likeness = _alike(router, pair, descriptions)
     one = Added((pair,), weights[None], offset, likeness[None], lengths[None], rate[None])
     return RTRRouter(
         replace(learned, added=one if learned.added is None else learned.added.join(one)), router.encoder

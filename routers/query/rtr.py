@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ COLUMNS = ("models", "strategies", "of_pair", "members")
 ADDED = ("weights", "offset", "alike", "lengths", "rate")
 NORMAL_P90 = 1.2816  # standard deviations of a normal distribution below which 90% lie
 GOLDEN = (5**0.5 - 1) / 2  # its multiples are spread evenly over the questions
+RECENT = 32  # questions whose predictions are kept
 NEAREST = 10  # questions whose mean similarity says how far to trust a prediction
 
 
@@ -137,6 +138,8 @@ class RTRRouter(QueryRouter):
         ]
         self._right = Neighbours(learned.embeddings, learned.right)
         self._cost = Neighbours(learned.embeddings, learned.cost)
+        # A question is asked about several times while it is routed: for its table, its plans, and the pair that is taken.
+        self._predict_text = lru_cache(RECENT)(lambda text: self.predict_texts([text]))
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -176,7 +179,7 @@ class RTRRouter(QueryRouter):
 
     def table(self, query: Query) -> RoutingTable:
         """A row for every pair; costs in nano-dollars, prompt included where the outcomes counted it."""
-        told = self.predict_texts([query.text])
+        told = self._predict_text(query.text)
         added = self.learned.added
         rates = (self.learned.rate if added is None else torch.cat((self.learned.rate, added.rate))).tolist()
         rows = []
@@ -191,7 +194,7 @@ class RTRRouter(QueryRouter):
 
     def plans_for(self, query: Query) -> list[PlanRow]:
         """A row for every plan; cost_p90 is that of its 60 nearest known questions."""
-        told = self.predict_texts([query.text])
+        told = self._predict_text(query.text)
         known = self.learned.cost[told.numbers[0]]
         high = torch.nanquantile(known, 0.9, dim=0).nan_to_num(0.0)
         if (added := self.learned.added) is not None:
