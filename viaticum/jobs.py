@@ -1,0 +1,154 @@
+"""What a batch job leaves beside its results, and what reports read: the folder of a job.
+
+`job.json` says what was asked of the job and how it ended; `rows.jsonl` has a line for every row of the input that is
+done, written once. Amounts are nano-dollars. What was charged is in the ledger: a row names its entries' keys.
+Standard library alone; leaves out running jobs (`agents.batch`) and drawing them (`reports`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from viaticum.errors import DataError, InputError
+from viaticum.outcomes import read_jsonl, write_jsonl
+
+JOB, ROWS = "job.json", "rows.jsonl"
+FORMAT = 1
+RowState = Literal["answered", "skipped", "failed"]
+JobEnd = Literal["running", "completed", "budget_exhausted", "drained"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call that was paid for. key: of its hold; usage: by model [input, output] tokens.
+
+    provider_nanousd: what the provider says it cost, where it says so. cached: answered from an earlier identical call.
+    """
+
+    pair: str
+    key: str
+    cost_nanousd: int
+    usage: dict[str, list[int]]
+    seconds: float
+    finish_reason: str
+    answer: str | None = None
+    cached: bool = False
+    provider_nanousd: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """One row of the input and what became of it.
+
+    reason: why it was skipped or failed, or a word of why the answer is what it is. gold and correct are None where
+    the right answer is unknown. route: the plan that was chosen; accuracy, cost_p50, cost_p90, tokens_p50 and
+    tokens_p90: what was expected of it before the first call. pair: whose answer it is; calls: those made, in order.
+    pieces: [model, text] in the order of the text, where several models wrote it and the job keeps texts.
+    """
+
+    id: str
+    question: str
+    state: RowState
+    reason: str = ""
+    answer: str | None = None
+    gold: str | None = None
+    correct: bool | None = None
+    text: str | None = None
+    route: str = ""
+    pair: str = ""
+    accuracy: float | None = None
+    cost_p50: int | None = None
+    cost_p90: int | None = None
+    tokens_p50: int | None = None
+    tokens_p90: int | None = None
+    cost_nanousd: int = 0
+    seconds: float = 0.0
+    calls: tuple[Call, ...] = ()
+    pieces: list[list[str]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.state not in get_args(RowState):
+            raise InputError(f"a row is {', '.join(get_args(RowState))}; got {self.state!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What is expected at a budget: answers that are right (a share of all rows), and what it costs."""
+
+    budget_nanousd: int
+    accuracy: float
+    cost_p50: int
+    cost_p90: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What was asked, and how it ended.
+
+    ledger: its path or address without a password; budget: the scope that pays. fingerprint: hashes by name (input,
+    catalogue, router, policy) of what a run that goes on must share. previews: at several budgets, the job's own
+    among them. began and ended: ISO 8601 with zone; ended is None while it runs or after a kill.
+    """
+
+    input: str
+    results: str
+    rows: int
+    budget: str
+    limit_nanousd: int | None
+    ledger: str
+    policy: str
+    engine: str = "local"
+    deadline_seconds: float | None = None
+    fingerprint: dict[str, str] = field(default_factory=dict)
+    previews: tuple[Preview, ...] = ()
+    began: str = ""
+    ended: str | None = None
+    ending: JobEnd = "running"
+    version: str = ""
+    format: int = FORMAT
+
+    def save(self, folder: str | Path) -> None:
+        """Write `job.json`, whole or not at all."""
+        write_jsonl(Path(folder) / JOB, [asdict(self)])
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Job:
+        """Raises `InputError` where there is none, `DataError` for one that is damaged or of another format."""
+        path = Path(folder) / JOB
+        if not path.is_file():
+            raise InputError(
+                f"no job in {folder}; make one with: viaticum batch INPUT --budget USD --out RESULTS"
+            )
+        rows = [row for _, row in read_jsonl(path)]
+        if len(rows) != 1 or rows[0].get("format") != FORMAT:
+            raise DataError(
+                f"{path} is no job of format {FORMAT}; it was made by another version, or damaged"
+            )
+        previews = tuple(_made(Preview, each, str(path)) for each in rows[0].get("previews", ()))
+        return _made(cls, {**rows[0], "previews": previews}, str(path))
+
+
+def row_line(row: JobRow) -> str:
+    """A row as a line of `rows.jsonl`, with its end."""
+    return json.dumps(asdict(row), ensure_ascii=False) + "\n"
+
+
+def read_rows(folder: str | Path) -> Iterator[JobRow]:
+    """The rows that are done, in the order they ended. Raises `DataError` naming a line that is none."""
+    path = Path(folder) / ROWS
+    for number, row in read_jsonl(path):
+        place = f"{path}, line {number}"
+        calls = tuple(_made(Call, each, place) for each in row.get("calls", ()))
+        yield _made(JobRow, {**row, "calls": calls}, place)
+
+
+def _made(kind: Any, values: Mapping[str, Any], place: str) -> Any:
+    known = {each.name for each in fields(kind)}
+    try:
+        return kind(**{name: value for name, value in values.items() if name in known})
+    except TypeError as error:
+        raise DataError(f"{place}: not a {kind.__name__} ({error}); the file is damaged") from None
