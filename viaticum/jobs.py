@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from viaticum.errors import DataError, InputError
 from viaticum.outcomes import read_jsonl, write_jsonl
@@ -19,6 +19,7 @@ from viaticum.outcomes import read_jsonl, write_jsonl
 JOB, ROWS = "job.json", "rows.jsonl"
 FORMAT = 1
 RowState = Literal["answered", "skipped", "failed"]
+Made = TypeVar("Made")
 JobEnd = Literal["running", "completed", "budget_exhausted", "drained"]
 
 
@@ -146,8 +147,8 @@ def read_rows(folder: str | Path) -> Iterator[JobRow]:
         yield _made(JobRow, {**row, "calls": calls}, place)
 
 
-def _made(kind: Any, values: Mapping[str, Any], place: str) -> Any:
-    known = {each.name for each in fields(kind)}
+def _made(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
+    known = {each.name for each in fields(cast(Any, kind))}
     try:
         return kind(**{name: value for name, value in values.items() if name in known})
     except TypeError as error:
