@@ -1,15 +1,15 @@
-"""Accuracy against speed of the ways in which a small and a large model write a text together, on questions with answers.
+"""Accuracy against LLM share and speed of the ways in which a small and a large model write a text together.
 
-The 1.5B and the 0.5B model of the catalogue, cot, greedy: the large model alone, with drafts of the small one
-(speculative), the small one alone, and R-Stitch with thresholds on entropy from one that calls the large model for
-nearly everything to one that hardly does. Many questions are written at once, for this asks what is written; the
-tokens a second of one stream are what the cost model expects of the hand-overs and accepted drafts that were seen
-(`--costs`: what `viaticum models measure` kept; without it there is no such column). Prints for each way its
-accuracy with a 95% Wilson interval, and marks those that no other beats in both accuracy and expected seconds a
-question.
+The 1.5B and the 0.5B model of the catalogue, cot, greedy, on questions with answers: the large model alone, with drafts of
+the small one (speculative), the small one alone, R-Stitch with thresholds on entropy, and on demand R2R's trained router at
+several shares (--r2r DIR), R-Stitch+'s policy at several thresholds (--policy DIR), and tokens handed over by chance (--chance),
+the control. Every way writes the same questions before the next questions are begun, so that all are timed under the same
+conditions and a run that was stopped compares equal sets. Prints for each way its accuracy with a 95% Wilson interval, the difference
+to the large model alone with a paired bootstrap interval, the large model's share of the tokens, and tokens a second of all texts
+together; with `--costs` known (`viaticum models measure`) also what one stream would reach, and which ways no other beats in both.
 
     viaticum models pull && viaticum models measure qwen2.5-coder-r-stitch
-    python benchmarks/pareto.py QUESTIONS.jsonl --limit 100 --journal pareto.jsonl [--json]
+    python benchmarks/pareto.py QUESTIONS.jsonl --limit 100 --journal pareto.jsonl [--r2r DIR] [--policy DIR] [--chance] [--json]
 
 Finished answers go to --journal, so that a run that was killed goes on where it stopped.
 """
@@ -21,11 +21,13 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +41,8 @@ from viaticum.decoders import MixedDecoder, Request, Result, Runner, Stats
 from viaticum.decoders.cost import CostModel, Habits, Way
 from viaticum.errors import DataError, ModelError
 from viaticum.outcomes import accuracy_interval
-from viaticum.routers.token import AlwaysLarge, Entropy
+from viaticum.routers.token import AlwaysLarge, Chance, Entropy, TokenRouter
+from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Usage
@@ -47,30 +50,43 @@ from viaticum.weights import locate
 
 SMALL, LARGE, PAIR = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-r-stitch"
 TAUS = (0.01, 0.03, 0.06, 0.12, 0.25)
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.55)
 DRAFT = 3
 COT = get_strategy("cot")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to write, under the name that the journal has. tau: of R-Stitch, where it is routed."""
+    """A way to write, under the name that the journal has. way: None for the small model alone.
+
+    router: given the small model's runner; of a way that is routed.
+    """
 
     name: str
-    way: Way | None  # None: the small model alone
-    tau: float | None = None
+    way: Way | None
+    router: Callable[[Runner], TokenRouter] | None = None
 
 
-ARMS = (
-    Arm("large", Way(False)),
-    Arm("speculative", Way(False, DRAFT)),
-    *(Arm(f"r-stitch {tau:g}", Way(True), tau) for tau in TAUS),
-    Arm("small", None),
-)
+def arms_of(r2r: Path | None, chance: bool) -> list[Arm]:
+    """All ways, each family from few tokens of the large model to many."""
+    routed = Way(True)
+    arms = [Arm("large", Way(False)), Arm("small", None), Arm("speculative", Way(False, DRAFT))]
+    arms += [Arm(f"r-stitch {tau:g}", routed, lambda _, tau=tau: Entropy(tau)) for tau in TAUS]  # type: ignore[misc]
+    if r2r is not None:
+        trained = TrainedRouter.load(r2r)
+        arms += [Arm(f"r2r {share:g}", routed, _r2r(trained, share)) for share in SHARES]
+    if chance:
+        arms += [Arm(f"chance {share:g}", routed, lambda _, share=share: Chance(share)) for share in SHARES]  # type: ignore[misc]
+    return arms
+
+
+def _r2r(trained: TrainedRouter, share: float) -> Callable[[Runner], TokenRouter]:
+    return lambda small: LearnedDivergence(trained.network, small.embeddings, trained.threshold_for(share))
 
 
 @dataclass(frozen=True)
 class Done:
-    """One question answered: whether rightly, and what the pair did for it."""
+    """One question answered: whether rightly, and what the pair did for it. seconds and counts: of the whole batch."""
 
     arm: str
     question: str
@@ -78,7 +94,8 @@ class Done:
     tokens: int
     large: int
     finish: str
-    counts: dict[str, int]  # of the whole batch that it was written in: see `Stats`
+    seconds: float
+    counts: dict[str, int]  # see `Stats`
     batch: int
 
 
@@ -97,7 +114,7 @@ class Pair:
             large,
             self.small if both else None,
             tokenizer=self.tokenizer,
-            router=Entropy(arm.tau) if arm.tau is not None else AlwaysLarge(),
+            router=arm.router(self.small) if arm.router else AlwaysLarge(),
             stop_ids=stop_ids(large, self.tokenizer),
             draft=arm.way.draft if arm.way else 0,
         )
@@ -116,37 +133,29 @@ class Pair:
         return decoder.write_all(requests)
 
 
-def answers(
-    pair: Pair, arm: Arm, questions: Sequence[Question], slots: int, first_batch: int
-) -> Iterator[Done]:
+def answer(pair: Pair, arm: Arm, asked: Sequence[Question], batch: int) -> list[Done]:
     decoder = pair.decoder(arm)
-    for batch, at in enumerate(range(0, len(questions), slots), first_batch):
-        asked = questions[at : at + slots]
-        decoder.stats = Stats()
-        for question, result in zip(asked, pair.write(decoder, asked), strict=True):
-            if result.error is not None:
-                raise ModelError(f"{arm.name}, question {question.id}: {result.error}")
-            read = COT.read(
-                Completion(result.text, Usage(result.usage, 0.0), result.finish_reason), question.query
+    began = time.perf_counter()
+    results = pair.write(decoder, asked)
+    seconds, stats = time.perf_counter() - began, decoder.stats
+    counts = {
+        "proposed": stats.proposed, "dropped": stats.dropped, "drafted": stats.drafted, "accepted": stats.accepted,
+        "large_tokens": stats.large_tokens, "large_rows": stats.large.rows,
+    }  # fmt: skip
+    done = []
+    for question, result in zip(asked, results, strict=True):
+        if result.error is not None:
+            raise ModelError(f"{arm.name}, question {question.id}: {result.error}")
+        read = COT.read(
+            Completion(result.text, Usage(result.usage, 0.0), result.finish_reason), question.query
+        )
+        done.append(
+            Done(
+                arm.name, question.id, equivalent(read.value, question.gold, "number"), len(result.trace.made_by),
+                sum(result.trace.made_by), result.finish_reason, seconds, counts, batch,
             )
-            stats = decoder.stats
-            yield Done(
-                arm.name,
-                question.id,
-                equivalent(read.value, question.gold, "number"),
-                len(result.trace.made_by),
-                sum(result.trace.made_by),
-                result.finish_reason,
-                {
-                    "proposed": stats.proposed,
-                    "dropped": stats.dropped,
-                    "drafted": stats.drafted,
-                    "accepted": stats.accepted,
-                    "large_tokens": stats.large_tokens,
-                    "large_rows": stats.large.rows,
-                },
-                batch,
-            )
+        )  # fmt: skip
+    return done
 
 
 def run(questions: list[Question], arms: Sequence[Arm], slots: int, journal: Path) -> list[Done]:
@@ -155,23 +164,25 @@ def run(questions: list[Question], arms: Sequence[Arm], slots: int, journal: Pat
         done = [Done(**json.loads(line)) for line in journal.read_text(encoding="utf-8").splitlines()]
     wanted = {question.id for question in questions}
     done = [each for each in done if each.question in wanted]
+    known = {(each.arm, each.question) for each in done}
     pair: Pair | None = None
     with journal.open("a", encoding="utf-8") as file:
-        for arm in arms:
-            mine = {each.question for each in done if each.arm == arm.name}
-            left = [question for question in questions if question.id not in mine]
-            if not left:
-                continue
-            pair = pair or Pair(slots)
-            batch = 1 + max((each.batch for each in done if each.arm == arm.name), default=-1)
-            for each in answers(pair, arm, left, slots, batch):
-                file.write(json.dumps(vars(each)) + "\n")
+        for batch, at in enumerate(range(0, len(questions), slots)):
+            for arm in arms:
+                asked = [each for each in questions[at : at + slots] if (arm.name, each.id) not in known]
+                if not asked:
+                    continue
+                pair = pair or Pair(slots)
+                written = answer(pair, arm, asked, batch)
+                file.writelines(json.dumps(vars(each)) + "\n" for each in written)
                 file.flush()
                 os.fsync(file.fileno())
-                done.append(each)
-                mine.add(each.question)
-                sys.stderr.write(f"\r{arm.name}: {len(mine)} of {len(questions)} ")
-            sys.stderr.write("\n")
+                done += written
+                rate = sum(each.tokens for each in written) / written[0].seconds
+                sys.stderr.write(
+                    f"{arm.name}: questions {at + 1} to {at + len(asked)}, {sum(each.right for each in written)} right, "
+                    f"{rate:.1f} tokens a second\n"
+                )
     return done
 
 
@@ -186,8 +197,19 @@ def habits(rows: Sequence[Done]) -> Habits:
     return Habits.seen(stats)
 
 
+def against(rows: Sequence[Done], large: Sequence[Done]) -> tuple[float, float, float]:
+    """Accuracy above the large model's, on the questions both answered: the mean and its 95% bootstrap interval."""
+    of = {each.question: each.right for each in large}
+    pairs = np.array([each.right - of[each.question] for each in rows if each.question in of], dtype=float)
+    if not len(pairs):
+        return (float("nan"),) * 3
+    drawn = np.random.default_rng(0).choice(pairs, (2000, len(pairs))).mean(1)
+    return float(pairs.mean()), *(float(each) for each in np.percentile(drawn, (2.5, 97.5)))
+
+
 def table(done: Sequence[Done], arms: Sequence[Arm], costs: CostModel | None) -> list[dict[str, Any]]:
     found = []
+    large = [each for each in done if each.arm == "large"]
     for arm in arms:
         rows = [each for each in done if each.arm == arm.name]
         if not rows:
@@ -202,7 +224,9 @@ def table(done: Sequence[Done], arms: Sequence[Arm], costs: CostModel | None) ->
             "accuracy": round(right / len(rows), 4),
             "low": round(low, 3),
             "high": round(high, 3),
+            "above_large": [round(100 * each, 1) for each in against(rows, large)],
             "llm_share": round(sum(each.large for each in rows) / tokens, 3) if arm.way else 0.0,
+            "tok_s": round(tokens / sum({each.batch: each.seconds for each in rows}.values()), 1),
             "tokens_mean": round(statistics.mean(each.tokens for each in rows), 1),
             "cut": sum(each.finish != "stop" for each in rows),
         }
@@ -233,13 +257,19 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="the first so many questions (default 100)")
     parser.add_argument("--slots", type=int, default=20, help="questions written at once (default 20)")
     parser.add_argument("--journal", type=Path, default=Path("pareto.jsonl"), help="finished answers")
-    parser.add_argument("--arm", action="append", choices=[arm.name for arm in ARMS], help="default: all")
+    parser.add_argument("--r2r", type=Path, help="the folder of a trained router")
+    parser.add_argument("--chance", action="store_true", help="also tokens handed over by chance")
+    parser.add_argument("--arm", action="append", help="only these ways, by name (default: all)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     arguments = parser.parse_args()
     questions = list(read_questions(arguments.questions, limit=arguments.limit))
     if any(question.gold is None for question in questions):
         raise DataError("every question needs its answer, to compare with")
-    arms = [arm for arm in ARMS if not arguments.arm or arm.name in arguments.arm]
+    arms = [
+        arm
+        for arm in arms_of(arguments.r2r, arguments.chance)
+        if not arguments.arm or arm.name in arguments.arm
+    ]
     done = run(questions, arms, arguments.slots, arguments.journal)
     costs = known_costs(Catalogue.load()[PAIR])
     found = table(done, arms, costs)

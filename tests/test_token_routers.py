@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from viaticum.errors import InputError
-from viaticum.routers.token import AlwaysLarge, AlwaysSmall, Divergence, Entropy, Replay, Step, entropy
+from viaticum.routers.token import (
+    AlwaysLarge,
+    AlwaysSmall,
+    Chance,
+    Divergence,
+    Entropy,
+    Replay,
+    Step,
+    entropy,
+)  # fmt: skip
 
 
 def a_step(
@@ -81,6 +90,20 @@ def test_replay_looks_at_this_token_or_the_next() -> None:
     step = a_step([0.0] * 4, requests=[0, 0, 1, 1], positions=[0, 1, 0, 7])
     assert router.keep_small(step).tolist() == [False, True, True, True]
     assert router.hand_back(step).tolist() == [True, False, True, True]
+
+
+def test_chance_takes_its_share_and_decides_a_place_once() -> None:
+    places = 4000
+    step = a_step(
+        [0.5] * places, requests=[place % 8 for place in range(places)], positions=list(range(places))
+    )
+    kept = Chance(0.3).keep_small(step)
+    assert 1 - kept.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert Chance(0.3).keep_small(step).equal(kept)
+    assert not Chance(0.3, seed=1).keep_small(step).equal(kept)
+    assert bool(Chance(0.3).hand_back(step).all())
+    with pytest.raises(InputError, match=r"1\.1"):
+        Chance(1.1)
 
 
 class Sevens(Divergence):

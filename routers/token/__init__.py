@@ -6,7 +6,9 @@ R2R's (2505.21600) for whatever tells that a token diverges, the others are the 
 
 from viaticum.routers.token.base import Step, TokenRouter, entropy
 from viaticum.routers.token.divergence import Divergence
-from viaticum.routers.token.fixed import AlwaysLarge, AlwaysSmall, Replay
+from viaticum.routers.token.fixed import AlwaysLarge, AlwaysSmall, Chance, Replay
 from viaticum.routers.token.rstitch import Entropy
 
-__all__ = ["AlwaysLarge", "AlwaysSmall", "Divergence", "Entropy", "Replay", "Step", "TokenRouter", "entropy"]
+__all__ = [
+    "AlwaysLarge", "AlwaysSmall", "Chance", "Divergence", "Entropy", "Replay", "Step", "TokenRouter", "entropy",
+]  # fmt: skip

@@ -1,16 +1,18 @@
-"""Routers that look at nothing: one model for all tokens, or a recorded trace.
+"""Routers that look at nothing: one model for all tokens, a recorded trace, or chance.
 
-The first two are the ends of every accuracy/cost curve; `Replay` repeats who wrote what, to measure or
-to compare decoders on equal decisions.
+The first two are the ends of every accuracy/cost curve, `Chance` is the control that lies between them; `Replay` repeats
+who wrote what, to measure or to compare decoders on equal decisions.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from viaticum.errors import InputError
 from viaticum.routers.token.base import Step, TokenRouter
 
 
@@ -60,3 +62,28 @@ class Replay(TokenRouter):
             for request, at in zip(step.requests, step.positions, strict=True)
         ]
         return torch.tensor(small, device=step.entropy.device)
+
+
+class Chance(TokenRouter):
+    """The LLM writes this share of the tokens, wherever it falls: one token, then it hands back, as in R2R.
+
+    A place of a request is always decided alike for the same seed. Raises `InputError` for what is no share.
+    """
+
+    large_stretches = False
+    looks_at_tokens = False
+
+    def __init__(self, share: float, seed: int = 0) -> None:
+        if not 0 <= share <= 1:
+            raise InputError(f"a share is between 0 and 1, got {share}")
+        self.share, self.seed = share, seed
+
+    def keep_small(self, step: Step) -> Tensor:
+        drawn = [
+            random.Random(f"{self.seed}:{request}:{at}").random()
+            for request, at in zip(step.requests, step.positions, strict=True)
+        ]
+        return torch.tensor([each >= self.share for each in drawn], device=step.entropy.device)
+
+    def hand_back(self, step: Step) -> Tensor:
+        return torch.ones_like(step.entropy, dtype=torch.bool)
