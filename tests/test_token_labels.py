@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from filelock import FileLock
@@ -418,6 +419,25 @@ def test_continued_branches_are_those_that_were_written_at_once(
 
 def run(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["tokens", *map(str, arguments)])
+
+
+def test_the_table_has_a_row_a_token_with_every_verdict(labelled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tokens.parquet"
+    assert run("table", labelled, out).exit_code == 0
+    rows, tokens = parquet.read_table(out).to_pylist(), LabelledTokens.load(labelled)
+    assert len(rows) == len(tokens)
+    judged = {(row["question"], row["place"]): row for row in read_rows(labelled)}
+    for row in rows:
+        label = judged.get((row["question"], row["place"]))
+        if label is None:
+            assert row["outcome"] == "identical"
+            continue
+        assert row["token"] == label["token"]
+        assert row["nats"] == pytest.approx(label["nats"], abs=1e-3)
+        assert (
+            row["outcome"]
+            == {True: "divergent", False: "neutral", None: "unknown"}[label["verdicts"].get("outcome")]
+        )
 
 
 def test_statistics_are_printed(labelled: Path) -> None:

@@ -75,6 +75,7 @@ def synthetic(questions: int = 40, tokens: int = 60, seed: int = 0) -> LabelledT
         top=torch.randn(count, TOP, generator=dice).sort(descending=True).values,
         hidden=hidden,
         token=torch.randint(30, (count,), generator=dice),
+        token_ids=torch.arange(30),
         embeddings=torch.randn(30, SIZE, generator=dice),
     )
 

@@ -40,7 +40,7 @@ def write_outcomes(path: str | Path, outcomes: Iterable[Outcome]) -> None:
     """Write a table by the path's suffix; the file appears whole or not at all."""
     path = Path(path)
     if path.suffix == ".parquet":
-        with _appearing(path) as scratch:
+        with appearing(path) as scratch:
             _write_parquet(scratch, outcomes)
     else:
         write_jsonl(path, map(asdict, outcomes))
@@ -59,12 +59,12 @@ def append_outcome(path: str | Path, row: Outcome) -> None:
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line; the file appears whole or not at all."""
-    with _appearing(Path(path)) as scratch, scratch.open("w", encoding="utf-8") as file:
+    with appearing(Path(path)) as scratch, scratch.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 @contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
+def appearing(path: Path) -> Iterator[Path]:
     """A scratch file to write, which takes the place of `path` once it is written."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -118,7 +118,7 @@ def outcome(row: Mapping[str, Any], place: str) -> Outcome:
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    parquet = _pyarrow_parquet()
+    parquet = pyarrow_parquet()
     try:
         table = parquet.read_table(path)
     except Exception as error:
@@ -128,7 +128,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def _write_parquet(path: Path, outcomes: Iterable[Outcome]) -> None:
-    parquet = _pyarrow_parquet()
+    parquet = pyarrow_parquet()
     import pyarrow as pa
 
     types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
@@ -140,7 +140,7 @@ def _write_parquet(path: Path, outcomes: Iterable[Outcome]) -> None:
     )
 
 
-def _pyarrow_parquet() -> Any:
+def pyarrow_parquet() -> Any:
     try:
         import pyarrow.parquet
     except ImportError:

@@ -128,7 +128,7 @@ class LabelledTokens:
     """The tokens of all questions of a folder, with one verifier's labels.
 
     labels: int64 [N], IDENTICAL, NEUTRAL, DIVERGENT or UNKNOWN; owner: an index into questions; token: an index
-    into embeddings [U, D]. The other columns as in `Shard`.
+    into embeddings [U, D] and token_ids [U]. The other columns as in `Shard`.
     """
 
     manifest: Mapping[str, Any]
@@ -140,6 +140,7 @@ class LabelledTokens:
     top: Tensor
     hidden: Tensor
     token: Tensor
+    token_ids: Tensor
     embeddings: Tensor
 
     def __len__(self) -> int:
@@ -200,6 +201,7 @@ class LabelledTokens:
             torch.cat(owners),
             labels=torch.cat(labels),
             token=token,
+            token_ids=ids,
             embeddings=_embeddings(ids, shards),
             **columns,
         )

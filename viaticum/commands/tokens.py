@@ -98,6 +98,17 @@ def stats(labels: Labels, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
+def table(
+    labels: Labels,
+    out: Annotated[Path, typer.Argument(help="The Parquet file to write.", metavar="OUT.parquet")],
+) -> None:
+    """Write a row a token as Parquet, for analysis elsewhere: entropies, and what each verifier says."""
+    from viaticum.agents.token_table import write_table
+
+    typer.echo(f"{write_table(labels, out)} tokens in {out}")
+
+
+@app.command()
 def train(
     labels: Labels,
     out: Annotated[Path, typer.Option(help="The folder that the router is written to.", metavar="DIR")],
