@@ -103,11 +103,15 @@ def verify(
     verifiers: Sequence[str],
     *,
     catalogue: Catalogue,
+    limit: int | None = None,
     slots: int = 16,
     models: Callable[[str], Model] | None = None,
     report: Report = lambda stage, done, of: None,
 ) -> dict[str, Any]:
     """Let more verifiers look at a folder that was labelled. Returns its manifest.
+
+    limit: how many of the differences each has to have judged at least, the same ones whatever was judged before; all by
+    default. The others are unknown to it: enough to see how far it agrees with another, at a part of the cost.
 
     Raises `InputError` where one of them wants texts that were not written to their ends.
     """
@@ -125,7 +129,7 @@ def verify(
                 f"{short} continuations in {folder} end with a sentence, and {', '.join(verifiers)} needs whole ones; "
                 "run `viaticum tokens label` with that verifier on the same folder"
             )
-        run.judge(verifiers)
+        run.judge(verifiers, most=limit)
         return run.finish(verifiers)
 
 
@@ -368,14 +372,16 @@ class _Labelling:
 
     # --- verdicts ------------------------------------------------------------------------------------------------
 
-    def judge(self, verifiers: Sequence[str]) -> None:
-        """Let each verifier look at the differences that it has no verdict on yet."""
+    def judge(self, verifiers: Sequence[str], *, most: int | None = None) -> None:
+        """Let each verifier look at the differences that it has no verdict on yet, at `most` of all of them."""
         from viaticum.agents.token_branches import Work
 
         began = time.perf_counter()
         for name in verifiers:
             known = self.journal.verdicts.setdefault(name, {})
             places = [place for place in self._differences if place in self.journal.branches]
+            if most is not None:
+                places = sorted(places, key=_mixed)[:most]
             todo = [place for place in places if place not in known]
             if not todo:
                 continue
@@ -515,6 +521,11 @@ class _Embedding:
 
         self._encoder = self._encoder or Encoder(catalogue=self._catalogue)
         return self._encoder(texts)
+
+
+def _mixed(place: Place) -> str:
+    """An order of places that has nothing to do with where they are."""
+    return hashlib.sha256(f"{place[0]}:{place[1]}".encode()).hexdigest()
 
 
 def nats(chance: float, vocabulary: int) -> float:

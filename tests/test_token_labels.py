@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -371,6 +372,22 @@ def test_a_model_is_shown_the_difference_and_what_cannot_be_read_is_dropped(
     assert 0 <= agreement[0]["share"] <= 1
     verify(folder, ["llm"], catalogue=catalogue, models=lambda name: judge)
     assert len(judge.calls) == agreement[0]["differences"] + 1, "verdicts are kept, dropped ones too"
+
+
+def test_a_verifier_may_judge_a_part_of_the_differences(
+    catalogue: Catalogue, labelled: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "labels"
+    shutil.copytree(labelled, folder)
+    of, judge = len(list(read_rows(folder))), ScriptedModel("0")
+    for _ in range(2):  # the same ones again
+        verify(folder, ["llm"], catalogue=catalogue, limit=3, models=lambda name: judge)
+        assert len(judge.calls) == 3
+    tokens = LabelledTokens.load(folder, "llm")
+    assert int((tokens.labels == UNKNOWN).sum()) == of - 3
+    assert statistics(folder)["agreement"][0]["differences"] == 3
+    verify(folder, ["llm"], catalogue=catalogue, models=lambda name: judge)
+    assert len(judge.calls) == of, "the others come later"
 
 
 def test_an_asked_model_of_the_catalogue_answers(catalogue: Catalogue) -> None:

@@ -78,6 +78,9 @@ def label(
 def verify(
     labels: Labels,
     verifier: Annotated[str, typer.Option(help="outcome, semantic, llm or llm:MODEL, with commas")],
+    limit: Annotated[
+        int | None, typer.Option(help="Judge only so many of the differences, spread evenly.", min=1)
+    ] = None,
     slots: Slots = 16,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
@@ -87,7 +90,10 @@ def verify(
     from viaticum.catalogue import Catalogue
 
     with _Bar() as bar:
-        run(labels, _names(verifier), catalogue=Catalogue.load(catalogue), slots=slots, report=bar.report)
+        run(
+            labels, _names(verifier), catalogue=Catalogue.load(catalogue), limit=limit, slots=slots,
+            report=bar.report,
+        )  # fmt: skip
     _tell(labels, as_json)
 
 
