@@ -17,7 +17,7 @@ from torch import Tensor
 
 from viaticum.decoders.runner import Heads, Runner
 from viaticum.errors import InputError, ModelError
-from viaticum.routers.token.base import TOP, entropy, top_logits
+from viaticum.routers.token.base import TOP, entropy, second_choice, top_logits
 
 STEP_TOKENS = 4  # on a CPU: the most rows that every low-bit kernel takes
 
@@ -26,12 +26,13 @@ STEP_TOKENS = 4  # on a CPU: the most rows that every low-bit kernel takes
 class Features:
     """Row i is the place of the text's token i, before that token was read.
 
-    tokens: what the model would write there, greedy, int64 [N]; top: its largest logits, sorted downwards
+    tokens: what the model would write there, greedy, and second: the most likely token beside it, int64 [N]; top: its largest logits, sorted downwards
     [N, count]; hidden: the last hidden states [N, D]; both in the model's dtype, in which they are exact. entropy:
     normalised, float32 [N]. All on the host.
     """
 
     tokens: Tensor
+    second: Tensor
     top: Tensor
     hidden: Tensor
     entropy: Tensor
@@ -76,8 +77,10 @@ def _read(runner: Runner, slot: int, new: Sequence[int], keep: int, count: int) 
             "logits or hidden states are not finite; the model's weights or the text are damaged"
         )
     dtype = heads.hidden.dtype
+    tokens = heads.logits.argmax(-1)
     return Features(
-        tokens=heads.logits.argmax(-1).cpu(),
+        tokens=tokens.cpu(),
+        second=second_choice(heads.logits, tokens).cpu(),
         top=top_logits(heads.logits, count).to(dtype).cpu(),
         hidden=heads.hidden.cpu(),
         entropy=entropy(heads.logits).cpu(),

@@ -23,15 +23,16 @@ from viaticum.agents.token_labels import label
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
 from viaticum.decoders import MixedDecoder, Runner
-from viaticum.decoders.features import read_features
+from viaticum.decoders.features import Features, read_features
 from viaticum.errors import DataError, InputError, UnknownName
 from viaticum.routers.token import Step, entropy
-from viaticum.routers.token.base import top_logits
+from viaticum.routers.token.base import second_choice, top_logits
 from viaticum.routers.token.drift import ShareController
 from viaticum.routers.token.labels import DIVERGENT, IDENTICAL, NEUTRAL, UNKNOWN, LabelledTokens
 from viaticum.routers.token.metrics import auc, measure, recall_at, share_for_recall
 from viaticum.routers.token.neural import (
     DivergenceNetwork,
+    Inputs,
     LearnedDivergence,
     Shape,
     TrainedRouter,
@@ -75,6 +76,7 @@ def synthetic(questions: int = 40, tokens: int = 60, seed: int = 0) -> LabelledT
         top=torch.randn(count, TOP, generator=dice).sort(descending=True).values,
         hidden=hidden,
         token=torch.randint(30, (count,), generator=dice),
+        second=torch.randint(30, (count,), generator=dice),
         token_ids=torch.arange(30),
         embeddings=torch.randn(30, SIZE, generator=dice),
     )
@@ -90,6 +92,11 @@ def trained(tokens: LabelledTokens) -> TrainedRouter:
     return train(tokens, SMALL, settings=QUICK, choose=False)
 
 
+def inputs_at(small: Runner, seen: Features) -> Inputs:
+    vectors = (small.embeddings[seen.tokens], small.embeddings[seen.second])
+    return Inputs(seen.entropy, seen.top, seen.hidden, *vectors)
+
+
 # --- what serves --------------------------------------------------------------------------------------------
 
 
@@ -103,16 +110,16 @@ def a_router(
         network = DivergenceNetwork(Shape(32, TOP, inputs, width=16, depth=2, rank=8, members=3))
     text = [dice.randrange(97) for _ in range(300)]
     seen = read_features(Runner(small.model), text[:5], text[5:])
-    args = (seen.entropy, seen.top, seen.hidden, small.embeddings[seen.tokens])
-    network.fit_features(*args)
+    args = inputs_at(small, seen)
+    network.fit_features(args)
     round_weights(network)
     network.eval()
     with torch.inference_mode():
-        middle = float(torch.sigmoid(network.logits(*args)).median())
+        middle = float(torch.sigmoid(network.logits(args)).median())
     return LearnedDivergence(network, small.embeddings, middle, drift)
 
 
-@pytest.mark.parametrize("inputs", ["all", "r2r", "entropy", "logits", "hidden", "embedding"])
+@pytest.mark.parametrize("inputs", ["all", "r2r", "entropy", "logits", "hidden", "embedding", "second"])
 @pytest.mark.parametrize("slots", [1, 4])
 def test_the_served_decision_is_the_routers(inputs: str, slots: int) -> None:
     """Position by position: an offline pass over the text finds the score that was served, and who wrote."""
@@ -125,7 +132,7 @@ def test_the_served_decision_is_the_routers(inputs: str, slots: int) -> None:
     for request, result in zip(requests, results, strict=True):
         trace = result.trace
         seen = read_features(reader, request.prompt, trace.tokens)
-        odds = router.network.logits(seen.entropy, seen.top, seen.hidden, small.embeddings[seen.tokens])
+        odds = router.network.logits(inputs_at(small, seen))
         torch.testing.assert_close(torch.tensor(trace.scores), torch.sigmoid(odds), atol=1e-4, rtol=1e-3)
         for place, (by, told) in enumerate(zip(trace.made_by, torch.sigmoid(odds).tolist(), strict=True)):
             if abs(told - router.threshold) > 1e-4:
@@ -169,6 +176,13 @@ def test_the_largest_logits_of_a_large_vocabulary(size: int) -> None:
     logits[1, 256:384] += 20  # many in one block
     logits[2] = 0
     assert torch.equal(top_logits(logits, 100), logits.topk(min(100, size)).values)
+
+
+def test_the_second_choice_is_the_most_likely_token_beside_the_one_at_hand() -> None:
+    logits = torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.0], [2.0, 2.0, 0.0]])
+    kept = logits.clone()
+    assert second_choice(logits, torch.tensor([1, 0, 0])).tolist() == [2, 1, 1]
+    assert logits.equal(kept)
 
 
 def test_an_embedding_of_another_size_is_refused() -> None:

@@ -48,6 +48,11 @@ def top_logits(logits: Tensor, count: int = TOP) -> Tensor:
     return torch.cat((found, logits[:, blocks * BLOCK :]), 1).topk(count).values
 
 
+def second_choice(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The most likely token beside the one at hand: int64 [B], of logits [B, V] and tokens [B]."""
+    return logits.scatter(1, tokens[:, None], float("-inf")).argmax(-1)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """What a router sees of one model call: row i is a place in the text of request `requests[i]`.

@@ -30,7 +30,19 @@ UNKNOWN, IDENTICAL, NEUTRAL, DIVERGENT = (
     1,
     2,
 )  # of a token; unknown: it differs, and no verdict was given
-_COLUMNS = ("place", "target", "token", "differs", "entropy", "top", "hidden", "known", "embeddings", "owner")
+_COLUMNS = (
+    "place",
+    "target",
+    "token",
+    "second",
+    "differs",
+    "entropy",
+    "top",
+    "hidden",
+    "known",
+    "embeddings",
+    "owner",
+)
 
 
 class Seen(Protocol):
@@ -38,6 +50,8 @@ class Seen(Protocol):
 
     @property
     def tokens(self) -> Tensor: ...
+    @property
+    def second(self) -> Tensor: ...
     @property
     def top(self) -> Tensor: ...
     @property
@@ -51,9 +65,9 @@ class Shard:
     """All tokens of some texts, one row each, N in all.
 
     questions: ids; owner: the row's question, an index into them, int64 [N]; place: of the token in the text;
-    target: the large model's token; token: the small one's, an index into known; differs: whether these two do, and
+    target: the large model's token; token: the small one's, and second: its next best, indices into known; differs: whether these two do, and
     the large one's does not end the text, bool [N]; entropy, top, hidden: see `decoders.features`. known
-    [U]: the different tokens of the small model, sorted, and embeddings [U, D] its input embeddings of them.
+    [U]: the different ones of these, sorted, and embeddings [U, D] its input embeddings of them.
     """
 
     questions: tuple[str, ...]
@@ -61,6 +75,7 @@ class Shard:
     place: Tensor
     target: Tensor
     token: Tensor
+    second: Tensor
     differs: Tensor
     entropy: Tensor
     top: Tensor
@@ -77,7 +92,9 @@ class Shard:
         embeddings: the small model's input embeddings of all tokens, [vocabulary, D].
         """
         predicted = torch.cat([seen.tokens for _, _, seen in texts])
-        known, token = torch.unique(predicted, return_inverse=True)
+        known, places = torch.unique(
+            torch.stack((predicted, torch.cat([seen.second for _, _, seen in texts]))), return_inverse=True
+        )
         target = torch.tensor([each for _, tokens, _ in texts for each in tokens])
         lengths = torch.tensor([len(tokens) for _, tokens, _ in texts])
         return cls(
@@ -85,7 +102,8 @@ class Shard:
             owner=torch.arange(len(texts)).repeat_interleave(lengths),
             place=torch.cat([torch.arange(int(length)) for length in lengths]),
             target=target,
-            token=token,
+            token=places[0],
+            second=places[1],
             differs=(predicted != target) & ~torch.isin(target, torch.tensor(ends)),
             entropy=torch.cat([seen.entropy for _, _, seen in texts]),
             top=torch.cat([seen.top for _, _, seen in texts]),
@@ -127,8 +145,8 @@ def shard_paths(folder: Path) -> list[Path]:
 class LabelledTokens:
     """The tokens of all questions of a folder, with one verifier's labels.
 
-    labels: int64 [N], IDENTICAL, NEUTRAL, DIVERGENT or UNKNOWN; owner: an index into questions; token: an index
-    into embeddings [U, D] and token_ids [U]. The other columns as in `Shard`.
+    labels: int64 [N], IDENTICAL, NEUTRAL, DIVERGENT or UNKNOWN; owner: an index into questions; token and second:
+    indices into embeddings [U, D] and token_ids [U]. The other columns as in `Shard`.
     """
 
     manifest: Mapping[str, Any]
@@ -140,6 +158,7 @@ class LabelledTokens:
     top: Tensor
     hidden: Tensor
     token: Tensor
+    second: Tensor
     token_ids: Tensor
     embeddings: Tensor
 
@@ -159,7 +178,7 @@ class LabelledTokens:
 
     def where(self, rows: Tensor) -> LabelledTokens:
         """Some rows, by a bool mask [N] or indices."""
-        names = ("owner", "place", "labels", "entropy", "top", "hidden", "token")
+        names = ("owner", "place", "labels", "entropy", "top", "hidden", "token", "second")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     @classmethod
@@ -188,8 +207,10 @@ class LabelledTokens:
             owners.append(shard.owner + base)
             labels.append(_labels(shard, verdicts))
             base += len(shard.questions)
-        ids, token = torch.unique(
-            torch.cat([shard.known[shard.token] for shard in shards]), return_inverse=True
+        ids = torch.unique(torch.cat([shard.known for shard in shards]))
+        token, second = (
+            torch.searchsorted(ids, torch.cat([shard.known[getattr(shard, name)] for shard in shards]))
+            for name in ("token", "second")
         )
         columns = {
             name: torch.cat([getattr(shard, name) for shard in shards])
@@ -201,6 +222,7 @@ class LabelledTokens:
             torch.cat(owners),
             labels=torch.cat(labels),
             token=token,
+            second=second,
             token_ids=ids,
             embeddings=_embeddings(ids, shards),
             **columns,

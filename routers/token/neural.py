@@ -1,8 +1,8 @@
 """R2R's router (arXiv 2505.21600, section 3.2): from what the small model knows at a place to one logit, divergent or not.
 
 Inputs: the last hidden state, the largest logits sorted, the small model's input embedding of the token it would
-write, and, which R2R leaves out, its entropy. Hidden state and embedding are projected, everything is joined and goes through
-residual pre-norm MLP blocks. Several small networks, trained on different questions, are averaged: with some ten thousand
+write, and, which R2R leaves out, its entropy and the embedding of its second choice: " the" against " a" matters less than
+"7" against "8". Hidden state and embeddings are projected, everything is joined and goes through residual pre-norm MLP blocks. Several small networks, trained on different questions, are averaged: with some ten thousand
 tokens that generalises better than one large network. All of them are computed together. Needs torch, safetensors and
 numpy alone; leaves out training (`routers.token.train`).
 """
@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from viaticum.errors import DataError, InputError
-from viaticum.routers.token.base import TOP, Step
+from viaticum.routers.token.base import TOP, Step, second_choice
 from viaticum.routers.token.divergence import Divergence
 from viaticum.routers.token.drift import ShareController
 from viaticum.routers.token.labels import write_bytes, write_whole
 
-INPUTS = ("entropy", "logits", "hidden", "embedding")
+INPUTS = ("entropy", "logits", "hidden", "embedding", "second")
+VECTORS = ("hidden", "embedding", "second")  # inputs that are projected
 SUBSETS: Mapping[str, tuple[str, ...]] = {
     "all": INPUTS,
     "r2r": ("logits", "hidden", "embedding"),
@@ -40,6 +41,20 @@ EXPANSION = 4  # of an MLP block
 LIKELIEST = 10  # tokens whose probabilities are inputs beside their logits
 FARTHEST = 10.0  # standard deviations; what lies beyond was not seen in training and is cut
 SMALLEST = 1e-4  # of entropies, whose logarithm is an input
+
+
+class Inputs(NamedTuple):
+    """What a network sees; those that it does not use may be None.
+
+    entropy: normalised [B]; top: the largest logits, sorted downwards [B, top]; hidden: last hidden states [B, D]; embedding and
+    second: the small model's input embeddings of the token at hand and of the most likely one beside it [B, D].
+    """
+
+    entropy: Tensor
+    top: Tensor
+    hidden: Tensor | None = None
+    embedding: Tensor | None = None
+    second: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +94,13 @@ class Shape:
         sizes = {
             "entropy": 2,
             "logits": self.top + min(LIKELIEST, self.top),
-            "hidden": self.projected,
-            "embedding": self.projected,
+            **dict.fromkeys(VECTORS, self.projected),
         }
         return sum(sizes[name] for name in self.inputs)
 
 
 def inputs_of(text: str) -> tuple[str, ...]:
-    """all, r2r (all but entropy), or names joined by + or commas. Raises `InputError`."""
+    """all, r2r (the paper's: logits, hidden, embedding), or names joined by + or commas. Raises `InputError`."""
     if text in SUBSETS:
         return SUBSETS[text]
     names = [name.strip() for name in text.replace("+", ",").split(",")]
@@ -164,21 +178,18 @@ class DivergenceNetwork(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.hidden = Projection(shape.hidden, shape.rank) if "hidden" in shape.inputs else None
-        self.embedding = Projection(shape.hidden, shape.rank) if "embedding" in shape.inputs else None
+        self.projections = nn.ModuleDict(
+            {name: Projection(shape.hidden, shape.rank) for name in VECTORS if name in shape.inputs}
+        )
         self.register_buffer("mean", torch.zeros(shape.features))
         self.register_buffer("scale", torch.ones(shape.features))
         self.stem = _Linear(shape.members, shape.features, shape.width) if shape.depth else None
         self.blocks = nn.ModuleList(_Block(shape) for _ in range(shape.depth))
         self.head = _Linear(shape.members, shape.width if shape.depth else shape.features, 1)
 
-    def features(
-        self, entropy: Tensor, top: Tensor, hidden: Tensor | None, embedding: Tensor | None
-    ) -> Tensor:
-        """All inputs as one standardised vector [B, features]; unused ones may be None."""
-        return ((self._raw(entropy, top, hidden, embedding) - self.mean) * self.scale).clamp(
-            -FARTHEST, FARTHEST
-        )
+    def features(self, inputs: Inputs) -> Tensor:
+        """All inputs as one standardised vector [B, features]."""
+        return ((self._raw(inputs) - self.mean) * self.scale).clamp(-FARTHEST, FARTHEST)
 
     def forward(self, features: Tensor) -> Tensor:
         """The logits of all members, [K, B], for features [B, F] or, each member its own, [K, B, F]."""
@@ -193,40 +204,37 @@ class DivergenceNetwork(nn.Module):
         out: Tensor = self.head(x)
         return out.squeeze(-1)
 
-    def logits(self, entropy: Tensor, top: Tensor, hidden: Tensor | None, embedding: Tensor | None) -> Tensor:
-        """The mean logit of the members, float32 [B].
-
-        entropy: normalised [B]; top [B, top]; hidden and embedding [B, D], None where they are no inputs.
-        """
-        told: Tensor = self(self.features(entropy, top, hidden, embedding))
+    def logits(self, inputs: Inputs) -> Tensor:
+        """The mean logit of the members, float32 [B]."""
+        told: Tensor = self(self.features(inputs))
         return told.mean(0)
 
     @torch.no_grad()
-    def fit_features(
-        self, entropy: Tensor, top: Tensor, hidden: Tensor | None, embedding: Tensor | None
-    ) -> None:
+    def fit_features(self, inputs: Inputs) -> None:
         """Set projections and standardisation from inputs as they come."""
-        for projection, values in ((self.hidden, hidden), (self.embedding, embedding)):
-            if projection is not None:
-                assert values is not None, "an input of the network is missing"
-                projection.fit(values)
-        raw = self._raw(entropy, top, hidden, embedding)
+        for name, projection in self.projections.items():
+            assert isinstance(projection, Projection), "only projections are kept there"
+            projection.fit(_vector(inputs, name))
+        raw = self._raw(inputs)
         self.mean.copy_(raw.mean(0))
         self.scale.copy_(1 / raw.std(0).clamp_min(1e-4))
 
-    def _raw(self, entropy: Tensor, top: Tensor, hidden: Tensor | None, embedding: Tensor | None) -> Tensor:
+    def _raw(self, inputs: Inputs) -> Tensor:
         parts: list[Tensor] = []
         if "entropy" in self.shape.inputs:
-            chance = entropy.float()[:, None]
+            chance = inputs.entropy.float()[:, None]
             parts += [chance, chance.clamp_min(SMALLEST).log()]
         if "logits" in self.shape.inputs:
-            top = top[:, : self.shape.top].float()
+            top = inputs.top[:, : self.shape.top].float()
             parts += [top[:, :1], top[:, 1:] - top[:, :1], torch.softmax(top, -1)[:, :LIKELIEST]]
-        for projection, values in ((self.hidden, hidden), (self.embedding, embedding)):
-            if projection is not None:
-                assert values is not None, "an input of the network is missing"
-                parts.append(projection(values))
+        parts += [projection(_vector(inputs, name)) for name, projection in self.projections.items()]
         return torch.cat(parts, 1)
+
+
+def _vector(inputs: Inputs, name: str) -> Tensor:
+    values: Tensor | None = getattr(inputs, name)
+    assert values is not None, f"the network's input {name} is missing"
+    return values
 
 
 class LearnedDivergence(Divergence):
@@ -244,20 +252,26 @@ class LearnedDivergence(Divergence):
         drift: ShareController | None = None,
     ) -> None:
         super().__init__(threshold)
-        if embeddings.shape[1] != network.shape.hidden and network.embedding is not None:
+        used = network.shape.inputs
+        if embeddings.shape[1] != network.shape.hidden and ("embedding" in used or "second" in used):
             raise InputError(
                 f"the router was made for embeddings of {network.shape.hidden} numbers, and the model has "
                 f"{embeddings.shape[1]}; train it on labels of this pair"
             )
         self.network = network.to(embeddings.device).eval().requires_grad_(False)
         self.embeddings, self.drift = embeddings, drift
-        self.needs_hidden = network.hidden is not None
+        self.needs_hidden = "hidden" in used
 
     def score(self, step: Step) -> Tensor:
-        network = self.network
-        top = step.top_logits(network.shape.top) if "logits" in network.shape.inputs else step.logits
-        known = self.embeddings[step.tokens] if network.embedding is not None else None
-        return torch.sigmoid(network.logits(step.entropy, top, step.hidden, known))
+        used = self.network.shape.inputs
+        inputs = Inputs(
+            step.entropy,
+            step.top_logits(self.network.shape.top) if "logits" in used else step.logits,
+            step.hidden,
+            self.embeddings[step.tokens] if "embedding" in used else None,
+            self.embeddings[second_choice(step.logits, step.tokens)] if "second" in used else None,
+        )
+        return torch.sigmoid(self.network.logits(inputs))
 
     def keep_small(self, step: Step) -> Tensor:
         if self.drift is None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from viaticum.errors import DataError, InputError
 from viaticum.routers.token.labels import DIVERGENT, IDENTICAL, NEUTRAL, UNKNOWN, LabelledTokens
 from viaticum.routers.token.metrics import auc, measure, recall_at, share_for_recall
-from viaticum.routers.token.neural import DivergenceNetwork, Shape, TrainedRouter, round_weights
+from viaticum.routers.token.neural import DivergenceNetwork, Inputs, Shape, TrainedRouter, round_weights
 
 Report = Callable[[str, int, int], None]
 QUANTILES = 400  # of scores, by which a share becomes a threshold
@@ -87,13 +87,22 @@ def split_questions(
 
 
 def candidates(shape: Shape, settings: Settings) -> list[tuple[Shape, Settings]]:
-    """Shapes and weights to choose from: logistic regression, and small and somewhat larger networks."""
+    """Shapes and weights to choose from: logistic regression, and small and somewhat larger networks.
+
+    Each with the rank given and with a quarter of it: a few thousand tokens say little about 64 directions.
+    """
     shapes = [
         replace(shape, depth=0),
         replace(shape, depth=1, width=32),
         replace(shape, depth=2, width=64),
     ]
-    return [(each, replace(settings, neutral=neutral)) for each in shapes for neutral in (1.0, 5.0)]
+    ranks = sorted({shape.rank, max(1, shape.rank // 4)} if shape.rank else {0}, reverse=True)
+    return [
+        (replace(each, rank=rank), replace(settings, neutral=neutral))
+        for each in shapes
+        for rank in ranks
+        for neutral in (1.0, 5.0)
+    ]
 
 
 def train(
@@ -179,7 +188,7 @@ def score(network: DivergenceNetwork, tokens: LabelledTokens, *, batch: int = 40
     network.eval()
     parts = []
     for rows in torch.split(torch.arange(len(tokens)), batch):
-        parts.append(torch.sigmoid(network.logits(*_inputs(network.shape, tokens.where(rows)))))
+        parts.append(torch.sigmoid(network.logits(_inputs(network.shape, tokens.where(rows)))))
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
@@ -190,12 +199,13 @@ def quantiles_of(scores: Tensor | Sequence[float]) -> list[float]:
     return [float(each) for each in ordered[places]]
 
 
-def _inputs(shape: Shape, tokens: LabelledTokens) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    return (
+def _inputs(shape: Shape, tokens: LabelledTokens) -> Inputs:
+    return Inputs(
         tokens.entropy,
         tokens.top,
         tokens.hidden if "hidden" in shape.inputs else None,
         tokens.embeddings[tokens.token] if "embedding" in shape.inputs else None,
+        tokens.embeddings[tokens.second] if "second" in shape.inputs else None,
     )
 
 
@@ -206,9 +216,9 @@ def _fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = DivergenceNetwork(shape)
-        network.fit_features(*_inputs(shape, tokens))
+        network.fit_features(_inputs(shape, tokens))
         with torch.inference_mode():
-            inputs = network.features(*_inputs(shape, tokens))
+            inputs = network.features(_inputs(shape, tokens))
         inputs = inputs.clone()
         fold = _folds(tokens, split)
         held = torch.stack([fold == member % len(split.folds) for member in range(shape.members)])  # [K, N]

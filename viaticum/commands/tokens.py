@@ -119,7 +119,10 @@ def train(
     labels: Labels,
     out: Annotated[Path, typer.Option(help="The folder that the router is written to.", metavar="DIR")],
     inputs: Annotated[
-        str, typer.Option(help="all, r2r (all but entropy), or some of entropy, logits, hidden, embedding")
+        str,
+        typer.Option(
+            help="all, r2r (logits, hidden, embedding), or some of entropy, logits, hidden, embedding, second"
+        ),
     ] = "all",
     verifier: Annotated[str, typer.Option(help="Whose labels; by default the first of the folder.")] = "",
     width: Annotated[int | None, typer.Option(help="Of a network; with it none is chosen.", min=1)] = None,
