@@ -24,7 +24,9 @@ from viaticum.routers.token.neural import DivergenceNetwork, Inputs, Shape, Trai
 
 Report = Callable[[str, int, int], None]
 QUANTILES = 400  # of scores, by which a share becomes a threshold
-CHOSEN_BY = (0.02, 0.05, 0.1, 0.2)  # shares whose mean recall on held-out folds chooses
+CHOSEN_BY = tuple(
+    share / 100 for share in range(2, 32, 2)
+)  # shares whose mean recall on held-out folds chooses
 FEWEST = 5  # questions
 
 
