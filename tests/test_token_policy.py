@@ -467,7 +467,8 @@ def test_a_learner_goes_on_as_if_it_had_never_stopped() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"rate": 0.0}, {"low": 1.0}, {"high": 0.0}, {"epochs": 0}, {"minibatches": 0}]
+    "values",
+    [{"scale": "std"}, {"rate": 0.0}, {"low": 1.0}, {"high": 0.0}, {"epochs": 0}, {"minibatches": 0}],
 )
 def test_settings_that_cannot_be(values: dict[str, Any]) -> None:
     with pytest.raises(InputError):
