@@ -12,14 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
 from viaticum.errors import DataError, InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 IDENTITY, CHECKPOINT, CURVE = "run.json", "checkpoint.safetensors", "curve.jsonl"
 FORMAT = 1
@@ -84,7 +81,7 @@ class PolicyRun:
         self.facts |= facts
         write_whole(self.folder / IDENTITY, json.dumps(self.facts, indent=1, ensure_ascii=False) + "\n")
 
-    def save(self, progress: Progress, state: Mapping[str, Tensor]) -> None:
+    def save(self, progress: Progress, state: Mapping[str, Any]) -> None:
         """The checkpoint, and the curve as a file of its own."""
         from safetensors.torch import save
 
@@ -94,7 +91,7 @@ class PolicyRun:
         write_bytes(self.folder / CHECKPOINT, save(dict(state), {"progress": json.dumps(told)}))
         write_whole(self.folder / CURVE, "".join(json.dumps(row) + "\n" for row in progress.curve))
 
-    def load(self) -> tuple[Progress, dict[str, Tensor]] | None:
+    def load(self) -> tuple[Progress, dict[str, Any]] | None:
         """None where nothing was saved yet. Raises `DataError` for a damaged checkpoint."""
         from safetensors import SafetensorError, safe_open
 

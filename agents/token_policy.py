@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from viaticum.decoders import Request
     from viaticum.decoders.cost import CostModel
     from viaticum.decoders.rollouts import Rollout, RolloutWriter
-    from viaticum.routers.token.policy import Policy, PolicyShape, TrainedPolicy
+    from viaticum.routers.token.policy import Choices, Policy, PolicyShape, TrainedPolicy
     from viaticum.routers.token.policy_train import Learner
     from viaticum.routers.token.policy_train import Settings as Learning
 
@@ -347,9 +347,15 @@ class _Training:
             raise DataError(self._why_nothing(groups))
         told = {"loss": 0.0, "clipped": 0.0}
         if not self.progress.learned:
-            self._fit([text for group in groups for text in group.texts])
+            self.policy.fit_choices([each for group in groups for each in group.choices])
         if kept:
-            told = self.learner.update(Batch(*self._answers(kept)), derived(self.settings.seed, number))
+            batch = Batch.of(
+                self.policy,
+                [each.rewards for each in kept],
+                [each.choices for each in kept],
+                self.settings.scale,
+            )
+            told = self.learner.update(batch, derived(self.settings.seed, number))
             self.progress.learned += 1
         self.progress.curve.append(self._row(number, groups, told, time.monotonic() - began))
         self.run.save(self.progress, self.learner.state())
@@ -412,42 +418,6 @@ class _Training:
                 range(len(names)), key=lambda at: hashlib.sha256(names[at].encode()).digest()
             )
         return self.rest[self._orders[turn][place]]
-
-    def _fit(self, texts: Sequence[Rollout]) -> None:
-        """Standardise the features by the first texts, while the policy does not look at them yet."""
-        import torch
-
-        seen = [text.choices for text in texts if text.choices is not None and len(text.choices)]
-        if not seen:
-            return
-        columns = (
-            torch.cat([getattr(each, name) for each in seen]) for name in ("hidden", "entropy", "positions")
-        )
-        self.policy.fit(*(each.to(self.bench.device) for each in columns))
-
-    def _answers(self, groups: Sequence[_Group]) -> list[Any]:
-        """Features, answers, their probabilities when drawn, and advantages, of all answers in these groups."""
-        import torch
-
-        from viaticum.routers.token.policy_train import group_advantages
-
-        advantages, _ = group_advantages(
-            torch.tensor([each.rewards for each in groups], dtype=torch.float64), self.settings.scale
-        )
-        seen, gained = [], []
-        for group, row in zip(groups, advantages.float(), strict=True):
-            for text, value in zip(group.texts, row, strict=True):
-                if text.choices is not None and len(text.choices):
-                    seen.append(text.choices)
-                    gained.append(value.repeat(len(text.choices)))
-        hidden, entropy, positions, called, logps = (
-            torch.cat([getattr(each, name) for each in seen])
-            for name in ("hidden", "entropy", "positions", "called", "logps")
-        )
-        with torch.no_grad():
-            place = (each.to(self.bench.device) for each in (hidden, entropy, positions))
-            features = self.policy.features(*place)
-        return [features, called, logps, torch.cat(gained)]
 
     def _row(
         self, number: int, groups: Sequence[_Group], told: Mapping[str, float], seconds: float
@@ -517,6 +487,10 @@ class _Group:
     right: tuple[bool, ...]
     rewards: tuple[float, ...]
     differs: bool
+
+    @property
+    def choices(self) -> list[Choices]:
+        return [each.choices for each in self.texts if each.choices is not None]
 
 
 def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -115,6 +115,11 @@ class Policy(nn.Module):
         self.mean.copy_(raw.mean(0))
         self.scale.copy_(1 / raw.std(0).clamp_min(1e-3))
 
+    def fit_choices(self, choices: Sequence[Choices]) -> None:
+        """`fit` on the places at which it was asked."""
+        if seen := Choices.joined(choices):
+            self.fit(*(each.to(self.mean.device) for each in (seen.hidden, seen.entropy, seen.positions)))
+
 
 def _scalars(entropy: Tensor, positions: Tensor) -> Tensor:
     chance = entropy.float()
@@ -182,6 +187,14 @@ class Choices:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @classmethod
+    def joined(cls, choices: Sequence[Choices]) -> Choices:
+        """Those of several texts one after the other."""
+        asked = [each for each in choices if len(each)]
+        if not asked:
+            return _no_choices()
+        return cls(*(torch.cat([getattr(each, name) for each in asked]) for name in cls.__slots__))
 
 
 class Recorder:

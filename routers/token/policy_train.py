@@ -9,7 +9,7 @@ Pure torch: knows neither models nor questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from viaticum.errors import InputError
-from viaticum.routers.token.policy import Policy, log_probability
+from viaticum.routers.token.policy import Choices, Policy, log_probability
 
 LATENCY_WEIGHT = 0.01
 SAME = 1e-6  # rewards that are nearer than this are equal
@@ -57,6 +57,25 @@ class Batch:
     called: Tensor
     logps: Tensor
     advantages: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        policy: Policy,
+        rewards: Sequence[Sequence[float]],
+        choices: Sequence[Sequence[Choices]],
+        scale: str = "group",
+    ) -> Batch:
+        """All answers of the texts of groups: rewards and choices of each text of each group. Every answer has its text's advantage."""
+        gained, _ = group_advantages(torch.tensor(rewards, dtype=torch.float64), scale)
+        texts = [each for group in choices for each in group]
+        seen, device = Choices.joined(texts), policy.mean.device
+        lengths = torch.tensor([len(each) for each in texts])
+        with torch.no_grad():
+            features = policy.features(
+                *(each.to(device) for each in (seen.hidden, seen.entropy, seen.positions))
+            )
+        return cls(features, seen.called, seen.logps, gained.float().flatten().repeat_interleave(lengths))
 
 
 def reward(correct: bool, latency: float, weight: float = LATENCY_WEIGHT) -> float:
