@@ -9,6 +9,7 @@ Knows nothing of right answers or rewards.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -80,16 +81,16 @@ class RolloutWriter:
         """
         if group < 2:
             raise InputError(f"a group has two texts or more, to be compared with each other; got {group}")
-        dice = [derived(seed, member) for seed in seeds for member in range(group)]
-        many = [request for request in requests for _ in range(group)]
+        # The first text of every group comes first, and so into the slot that holds its prompt (`_read_once`).
+        dice = [derived(seed, member) for member in range(group) for seed in seeds]
         many = [
             replace(request, sampling=replace(request.sampling, seed=seed))
-            for request, seed in zip(many, dice, strict=True)
+            for request, seed in zip([*requests] * group, dice, strict=True)
         ]
         recorder = Recorder(dice, max(request.max_new_tokens for request in requests))
         found = list(self._write(RStitchPlus(policy, tau, recorder=recorder), many))
         found = [replace(each, choices=seen) for each, seen in zip(found, recorder.read(), strict=True)]
-        return [found[first : first + group] for first in range(0, len(found), group)]
+        return [found[first :: len(requests)] for first in range(len(requests))]
 
     def serve(
         self, policy: Policy, tau: float, requests: Sequence[Request], threshold: float = 0.5
@@ -98,8 +99,12 @@ class RolloutWriter:
         return list(self._write(RStitchPlus(policy, tau, threshold), requests))
 
     def _write(self, router: RStitchPlus, requests: Sequence[Request]) -> Iterator[Rollout]:
+        repeated = [
+            prompt for prompt, times in Counter(tuple(each.prompt) for each in requests).items() if times > 1
+        ]
         for runner in (self.small, self.large):
             _forget(runner)
+            _read_once(runner, repeated)
         decoder = MixedDecoder(
             self.large, self.small, tokenizer=self.tokenizer, router=router, stop_ids=self.stop_ids,
             names=self.names, loop_guard=self.loop_guard,
@@ -130,6 +135,14 @@ class RolloutWriter:
 def derived(*parts: object) -> int:
     """A seed made of several things, below 2^48."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
+
+
+def _read_once(runner: Runner, prompts: Sequence[Sequence[int]]) -> None:
+    """Let slots hold prompts that many texts begin with, which would each read them otherwise."""
+    for slot, prompt in enumerate(prompts[: runner.slots]):
+        runner.start(slot, prompt)
+        if new := list(prompt[len(runner.held[slot]) : -1]):
+            runner.read([slot], [new])
 
 
 def _forget(runner: Runner) -> None:

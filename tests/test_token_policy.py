@@ -226,6 +226,32 @@ def test_draws_do_not_depend_on_company() -> None:
     assert texts[0] == texts[1]
 
 
+def test_a_group_reads_its_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it writes is the same as where every text reads it."""
+    requests = [Request([first, 9, 2, 11, 8, 40, 3, 71] * 3, 12) for first in (5, 6)]
+    read, texts = [], []
+    for once in (True, False):
+        if not once:
+            monkeypatch.setattr("viaticum.decoders.rollouts._read_once", lambda *_: None)
+        writer = a_writer(4)
+        seen: list[int] = []
+        for runner in (writer.small, writer.large):
+            call = runner.read
+
+            def counted(
+                slots: Any, tokens: Any, *rest: Any, call: Any = call, seen: list[int] = seen, **more: Any
+            ) -> Any:
+                seen.append(sum(map(len, tokens)))
+                return call(slots, tokens, *rest, **more)
+
+            monkeypatch.setattr(runner, "read", counted)
+        groups = writer.draw(a_policy(), TAU, requests, 2, [1, 2])
+        texts.append([each.tokens for group in groups for each in group])
+        read.append(sum(seen))
+    assert texts[0] == texts[1]
+    assert read[0] <= read[1] - 2 * 23, "the engine alone shares only what all texts begin with"
+
+
 def test_the_recorder_lets_go_of_places_where_nobody_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, groups = recorded()
     monkeypatch.setattr("viaticum.routers.token.policy.COMPACT_BYTES", 1000)
@@ -354,6 +380,30 @@ def test_advantages_are_relative_to_the_group() -> None:
     assert advantages[1].tolist() == [0, 0, 0, 0]
     third = math.sqrt(3)
     assert advantages[2].tolist() == pytest.approx([1 / third, 1 / third, 1 / third, -third], rel=1e-4)
+
+
+def test_advantages_by_the_batch_keep_small_differences_small() -> None:
+    rewards = torch.tensor([[1.0, 0.0], [0.9, 0.8], [0.5, 0.5]])
+    advantages, differ = group_advantages(rewards, "batch")
+    spread = math.sqrt((0.25 + 0.0025) / 2)
+    assert differ.tolist() == [True, True, False]
+    assert advantages.flatten().tolist() == pytest.approx(
+        [0.5 / spread, -0.5 / spread, 0.05 / spread, -0.05 / spread, 0, 0], rel=1e-4
+    )
+
+
+def test_every_answer_of_a_text_has_the_texts_advantage() -> None:
+    policy, _, groups = recorded()
+    choices = [[each.choices for each in group if each.choices is not None] for group in groups[:2]]
+    batch = Batch.of(policy, [[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.9]], choices)
+    expected = [1, -1, -1, 1, *[-1 / math.sqrt(3)] * 3, math.sqrt(3)]
+    lengths = [len(each) for group in choices for each in group]
+    assert batch.advantages.tolist() == pytest.approx(
+        [value for value, length in zip(expected, lengths, strict=True) for _ in range(length)], rel=1e-4
+    )
+    torch.testing.assert_close(
+        log_probability(policy(batch.features), batch.called), batch.logps, atol=1e-6, rtol=1e-5
+    )
 
 
 def test_the_loss_by_hand() -> None:
