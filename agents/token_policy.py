@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Report = Callable[[str, int, int], None]
 TAU = 0.03  # where neither the caller nor the pair's entry names one
 DRAWS = 2000  # of questions, for intervals
+FACTS = ("pair", "settings", "cached", "split", "costs")  # of a policy, that an evaluation needs
 MEASURES = ("reward", "correct", "large_share", "latency")
 
 
@@ -147,22 +148,22 @@ def evaluate(
 ) -> dict[str, Any]:
     """A learned policy against R-Stitch with the same tau, on questions that it should not have learned from.
 
+    costs: times of calls, by default those that it learned with, so that rewards can be compared.
     Raises `DataError` where answers are missing, `InputError` for a policy of other weights.
     """
+    from viaticum.decoders.cost import CostModel
     from viaticum.routers.token.policy import Policy, TrainedPolicy
 
     _require_gold(questions)
     trained = TrainedPolicy.load(folder)
+    missing = [name for name in FACTS if name not in trained.facts]
+    if missing:
+        raise DataError(f"the policy in {folder} does not say its {', '.join(missing)}; learn it again")
     settings = trained.facts["settings"]
     bench = Bench(
-        catalogue,
-        pair or trained.facts["pair"],
-        settings["strategy"],
-        settings["streams"],
-        slots,
-        device,
-        costs,
-    )
+        catalogue, pair or trained.facts["pair"], settings["strategy"], settings["streams"], slots, device,
+        costs or CostModel.of(trained.facts["costs"]),
+    )  # fmt: skip
     for role, name in zip(("small", "large"), bench.spec.members, strict=True):
         trained.check_weights(role, name, fingerprint(catalogue[name]))
     bench.cached = int(trained.facts["cached"])

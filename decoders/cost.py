@@ -17,7 +17,7 @@ import statistics
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -246,17 +246,21 @@ class CostModel:
         scratch.replace(path)
 
     @classmethod
+    def of(cls, told: Mapping[str, Any]) -> CostModel:
+        """From plain data, as `asdict` gives it and a file holds it."""
+        small, large = told.get("cached", (0.0, 0.0))
+        return cls(
+            _times(told["small"]),
+            _times(told["large"]),
+            dict(told["conditions"]),
+            (float(small), float(large)),
+        )
+
+    @classmethod
     def load(cls, path: str | Path) -> CostModel:
         """Raises `InputError` where there is none, `DataError` where the file is no cost model."""
         try:
-            told = json.loads(Path(path).read_text(encoding="utf-8"))
-            small, large = told.get("cached", (0.0, 0.0))
-            return cls(
-                _times(told["small"]),
-                _times(told["large"]),
-                dict(told["conditions"]),
-                (float(small), float(large)),
-            )
+            return cls.of(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise InputError(f"cannot read the cost model {path}: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError) as error:

@@ -406,6 +406,12 @@ def test_every_answer_of_a_text_has_the_texts_advantage() -> None:
     )
 
 
+def test_probabilities_of_answers() -> None:
+    odds = torch.tensor([math.log(3), math.log(3), 60.0])
+    told = log_probability(odds, torch.tensor([True, False, False]))
+    assert told.tolist() == pytest.approx([math.log(0.75), math.log(0.25), -60.0])
+
+
 def test_the_loss_by_hand() -> None:
     """Ratios 1.1, 1.5 (clipped to 1.28), 0.5 (clipped to 0.8), and 1.5 and 0.5 the other way, where nothing is clipped."""
     old = torch.log(torch.tensor([0.5, 0.4, 0.8, 0.4, 0.8]))

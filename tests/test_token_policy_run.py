@@ -322,6 +322,14 @@ def test_dynamic_sampling_asks_others_and_counts(home: Path, tmp_path: Path) -> 
     assert row["questions"] == row["dropped"] + 2
 
 
+def test_a_policy_that_does_not_say_how_it_was_learned(home: Path, tmp_path: Path) -> None:
+    trained = TrainedPolicy.load(home / "p")
+    facts = {name: value for name, value in trained.facts.items() if name != "costs"}
+    TrainedPolicy(trained.policy, facts).save(tmp_path)
+    with pytest.raises(DataError, match="does not say its costs"):
+        evaluate(tmp_path, questions_of(home), catalogue=Catalogue.load(home / "catalogue.toml"))
+
+
 def test_answers_are_needed(home: Path, tmp_path: Path) -> None:
     blank = read_questions(home / "blank.jsonl")
     catalogue = Catalogue.load(home / "catalogue.toml")
@@ -384,7 +392,7 @@ def test_costs_have_to_be_measured(home: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_policy_is_evaluated_by_a_command(home: Path) -> None:
-    arguments = ["tokens", "policy-evaluate", home / "p", home / "q.jsonl", "--limit", 3, "--catalogue", home / "catalogue.toml", "--costs", home / "costs.json"]  # fmt: skip
+    arguments = ["tokens", "policy-evaluate", home / "p", home / "q.jsonl", "--limit", 3, "--catalogue", home / "catalogue.toml"]  # fmt: skip
     shown = CliRunner().invoke(app, [*map(str, arguments), "--json"])
     assert shown.exit_code == 0, shown.output
     told = json.loads(shown.stdout)

@@ -113,7 +113,9 @@ def policy_evaluate(
     skip: Skip = 0,
     slots: Slots = 16,
     device: Device = "cpu",
-    costs: Costs = None,
+    costs: Annotated[
+        Path | None, typer.Option(help="Times of the pair's calls; by default those it was learned with.")
+    ] = None,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
