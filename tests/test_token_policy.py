@@ -139,7 +139,8 @@ def test_the_served_decision_is_the_policys(slots: int, rank: int) -> None:
 
 def test_a_row_is_judged_by_itself_and_no_number_is_not_trusted() -> None:
     policy = a_policy()
-    logits, hidden = torch.randn(6, 97) * 3, torch.randn(6, 32)
+    dice = torch.Generator().manual_seed(2)
+    logits, hidden = 3 * torch.randn(6, 97, generator=dice), torch.randn(6, 32, generator=dice)
     step = Step(logits, entropy(logits), list(range(6)), [0, 3, 9, 27, 81, 243], logits.argmax(-1), hidden)
     router = RStitchPlus(policy, 0.1)
     together = router.score(step)
@@ -262,6 +263,23 @@ def test_the_recorder_lets_go_of_places_where_nobody_asked(monkeypatch: pytest.M
             assert b.choices is not None
             for name in type(a.choices).__slots__:
                 assert torch.equal(getattr(a.choices, name), getattr(b.choices, name))
+
+
+def test_answers_are_drawn_as_likely_as_the_policy_says() -> None:
+    texts, places = 40, 25
+    recorder = Recorder(list(range(texts)), places)
+    logits = torch.zeros(texts, 9)
+    odds = torch.logit(torch.tensor([0.2, 0.9] * (texts // 2)))
+    for place in range(places):
+        step = Step(
+            logits, entropy(logits), range(texts), [place] * texts, logits.argmax(-1), torch.zeros(texts, 2)
+        )
+        recorder.draw(step, odds, torch.full((texts,), place % 5 > 0))
+    seen = recorder.read()
+    assert [len(each) for each in seen] == [20] * texts
+    shares = [torch.cat([each.called for each in seen[first::2]]).float().mean() for first in (0, 1)]
+    assert [float(each) for each in shares] == pytest.approx([0.2, 0.9], abs=0.06)
+    assert len({tuple(each.called.tolist()) for each in seen}) > 20, "each text has draws of its own"
 
 
 def test_features_that_are_no_numbers_are_refused() -> None:
