@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from viaticum.decoders.cost import CostModel, Habits, Way
     from viaticum.routers.token import TokenRouter
     from viaticum.routers.token.neural import LearnedDivergence
+    from viaticum.routers.token.policy import RStitchPlus
 
 
 class LocalModels:
@@ -142,7 +143,7 @@ class LocalModel(Model):
             if event.text:
                 yield event.text
             if event.result is not None:
-                yield _completion(event.result)
+                yield completion_of(event.result)
 
     def generate_all(
         self, chats: Sequence[Sequence[Message]], generation: Generation
@@ -158,7 +159,7 @@ class LocalModel(Model):
             if event.result.error is not None:
                 failure = failure or event.result.error
             else:
-                yield place, _completion(event.result)
+                yield place, completion_of(event.result)
         if failure is not None:
             raise failure
 
@@ -224,8 +225,12 @@ def token_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> TokenR
 
     if spec.router == "r2r":
         return learned_router(spec, catalogue, small)
+    if spec.router == "r-stitch+":
+        return learned_policy(spec, catalogue, small)
     if spec.router != "r-stitch":
-        raise InputError(f"{spec.name}: unknown token router {spec.router!r}; known: r-stitch, r2r")
+        raise InputError(
+            f"{spec.name}: unknown token router {spec.router!r}; known: r-stitch, r-stitch+, r2r"
+        )
     assert spec.tau is not None, "the catalogue checks that a pair has a tau"
     return Entropy(spec.tau)
 
@@ -251,14 +256,29 @@ def learned_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> Lear
     )
 
 
+def learned_policy(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> RStitchPlus:
+    """R-Stitch+'s router of a pair, with tau and threshold that the entry names or the policy was learned with."""
+    from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy
+
+    trained = TrainedPolicy.load(router_folder(spec))
+    for role, name in zip(("small", "large"), spec.members, strict=True):
+        trained.check_weights(role, name, fingerprint(catalogue[name]))
+    return RStitchPlus(
+        trained.policy.to(small.device),
+        trained.tau if spec.tau is None else spec.tau,
+        trained.threshold if spec.threshold is None else spec.threshold,
+    )
+
+
 def router_folder(spec: ModelSpec) -> Path:
     """Where a pair's learned router is: the folder its entry names, else that which is packaged for its name."""
     if spec.router_path is not None:
         return Path(spec.router_path).expanduser()
     packaged = Path(str(resources.files("viaticum") / "token_routers" / spec.name))
     if not packaged.is_dir():
+        command = "policy" if spec.router == "r-stitch+" else "train"
         raise InputError(
-            f"{spec.name}: no router is packaged for it; train one with `viaticum tokens train` and give its folder "
+            f"{spec.name}: no router is packaged for it; train one with `viaticum tokens {command}` and give its folder "
             "as router_path"
         )
     return packaged
@@ -271,7 +291,8 @@ def stop_ids(runner: Runner, tokenizer: Any) -> list[int]:
     return sorted({int(token) for token in (*many, tokenizer.eos_token_id) if token is not None})
 
 
-def _completion(result: Result) -> Completion:
+def completion_of(result: Result) -> Completion:
+    """Raises the error of a text that failed."""
     if result.error is not None:
         raise result.error  # a failed call is no completion: nothing is charged for it
     return Completion(result.text, Usage(result.usage, result.seconds), result.finish_reason, result.trace)

@@ -9,13 +9,15 @@ caller says which ways are allowed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import random
 import statistics
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,12 +150,47 @@ ROUTED = (Way(True), *(Way(True, draft) for draft in DRAFTS[:4]))
 
 
 @dataclass(frozen=True, slots=True)
+class Calls:
+    """What one text asked of the two models: for every call the tokens that were new to the model, and those in its cache.
+
+    tokens: of the text, the prompt left out.
+    """
+
+    small: tuple[tuple[int, int], ...]
+    large: tuple[tuple[int, int], ...]
+    tokens: int
+
+    @classmethod
+    def of(cls, made_by: Sequence[int], dropped: Sequence[bool], prompt: int, cached: int = 0) -> Calls:
+        """Of a text that `Engine` wrote without drafts, by who made each token (0 small, 1 large) and where the small one's was dropped.
+
+        prompt: its tokens; cached: those at its beginning that both models hold already.
+        """
+        if not 0 <= cached < prompt:
+            raise InputError(
+                f"at most all but the last token of a prompt of {prompt} are cached, got {cached}"
+            )
+        asked: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+        read = [cached, cached]
+        for place, (maker, lost) in enumerate(zip(made_by, dropped, strict=True)):
+            for model in (0, 1) if lost else (maker,):
+                asked[model].append((prompt + place - read[model], read[model]))
+                read[model] = prompt + place
+        return cls(tuple(asked[0]), tuple(asked[1]), len(made_by))
+
+
+@dataclass(frozen=True, slots=True)
 class CostModel:
-    """Call times of both models of a pair on one machine. conditions: what they were measured with."""
+    """Call times of both models of a pair on one machine. conditions: what they were measured with.
+
+    cached: seconds that a call of each model takes longer for every position that a row holds beyond conditions["context"]; 0
+    where that was not measured.
+    """
 
     small: CallTimes
     large: CallTimes
     conditions: dict[str, Any]
+    cached: tuple[float, float] = (0.0, 0.0)
 
     def predict(self, way: Way, habits: Habits, streams: int, *, batch: int = 1) -> float:
         """Tokens a second, all streams together, while as many texts are being written.
@@ -163,6 +200,35 @@ class CostModel:
         if streams < 1:
             raise InputError(f"streams must be 1 or more, got {streams}")
         return _Play(self, way, habits, streams, batch).tokens_per_second()
+
+    def latency(self, calls: Calls, streams: int = 1) -> float:
+        """Seconds from a text's beginning to its end, where as many texts like it are written at once.
+
+        One stream: the sum of its calls. More: a step serves each row of either model once, a model has as many rows as so many texts
+        like this one would ask for (binomial, each on its own), and every text waits for the step, and for the others to read
+        their prompts.
+        """
+        if streams < 1:
+            raise InputError(f"streams must be 1 or more, got {streams}")
+        context = self.conditions.get("context", CONTEXT)
+        seconds = 0.0
+        for times, mine, slope in zip(
+            (self.small, self.large), (calls.small, calls.large), self.cached, strict=True
+        ):
+            if not mine:
+                continue
+            first, rest = mine[0], mine[1:]
+            seconds += streams * max(0.0, times(1, first[0]) + slope * (first[1] - context))
+            if not rest:
+                continue
+            chance = len(rest) / calls.tokens
+            news = Counter(new for new, _ in rest)
+            held = sum(cached for _, cached in rest) / len(rest)
+            for rows in range(1, streams + 1):
+                likely = math.comb(streams, rows) * chance**rows * (1 - chance) ** (streams - rows)
+                mean = sum(times(rows, new) * count for new, count in news.items()) / len(rest)
+                seconds += calls.tokens * likely * max(0.0, mean + rows * slope * (held - context))
+        return seconds
 
     def fastest(self, ways: Sequence[Way], habits: Habits, streams: int) -> tuple[Way, dict[Way, float]]:
         """The way with the most tokens a second, and what each is expected to give. Of equals the first.
@@ -180,11 +246,21 @@ class CostModel:
         scratch.replace(path)
 
     @classmethod
+    def of(cls, told: Mapping[str, Any]) -> CostModel:
+        """From plain data, as `asdict` gives it and a file holds it."""
+        small, large = told.get("cached", (0.0, 0.0))
+        return cls(
+            _times(told["small"]),
+            _times(told["large"]),
+            dict(told["conditions"]),
+            (float(small), float(large)),
+        )
+
+    @classmethod
     def load(cls, path: str | Path) -> CostModel:
         """Raises `InputError` where there is none, `DataError` where the file is no cost model."""
         try:
-            told = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(_times(told["small"]), _times(told["large"]), dict(told["conditions"]))
+            return cls.of(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise InputError(f"cannot read the cost model {path}: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -346,11 +422,24 @@ def conditions() -> dict[str, Any]:
 
 def measure_pair(small: Runner, large: Runner, *, context: int = CONTEXT, repeats: int = 3) -> CostModel:
     """The cost model of a pair on this machine, in seconds to minutes: time it on an otherwise quiet machine."""
-    return CostModel(
+    times = (
         measure(small, context=context, repeats=repeats),
         measure(large, context=context, repeats=repeats, verifies=True),
-        conditions() | {"device": str(large.device), "context": context},
     )
+    return CostModel(
+        *times,
+        conditions() | {"device": str(large.device), "context": context},
+        (_slope(small, times[0], context, repeats), _slope(large, times[1], context, repeats)),
+    )
+
+
+def _slope(runner: Runner, times: CallTimes, context: int, repeats: int) -> float:
+    """Seconds that a call of one row and one token takes longer for each position in its cache; 0 if the context is too short."""
+    longer = min(4 * context, runner.context - 1)
+    if longer <= context:
+        return 0.0
+    far = measure(runner, rows=(1,), tokens=(1,), context=longer, repeats=repeats)
+    return max(0.0, (far(1, 1) - times(1, 1)) / (longer - context))
 
 
 def _times(told: dict[str, Any]) -> CallTimes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,10 @@ def test_measured_times_are_kept_in_a_file(tmp_path: Path) -> None:
     assert small.held == large.held == [[]] * 4, "the runners are as they were"
     costs.save(tmp_path / "costs.json")
     assert CostModel.load(tmp_path / "costs.json") == costs
+    assert all(slope >= 0 for slope in costs.cached)
+    older = json.loads((tmp_path / "costs.json").read_text())
+    del older["cached"]
+    assert CostModel.of(older) == replace(costs, cached=(0.0, 0.0)), "a file of before that was measured"
     (tmp_path / "costs.json").write_text("{}")
     with pytest.raises(DataError, match="not a cost model"):
         CostModel.load(tmp_path / "costs.json")

@@ -40,7 +40,11 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+
 _PRICE_DETAILS = ("cached_input_price", "reasoning_price", "second_price", "price_tiers", "price_version")
 _PAIR_FIELDS = ("small", "large", "router")
 # What each token router takes beside; a router that is not named here takes them all.
-_ROUTER_FIELDS = {"r-stitch": ("tau",), "r2r": ("router_path", "threshold", "share", "drift")}
+_ROUTER_FIELDS = {
+    "r-stitch": ("tau",),
+    "r-stitch+": ("router_path", "tau", "threshold"),
+    "r2r": ("router_path", "threshold", "share", "drift"),
+}
 _REMOTE_FIELDS = ("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams")
 LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
 
@@ -135,7 +139,9 @@ class ModelSpec(_Frozen):
     of work, price_version the name of the price list. context_length is in tokens, prompt and answer together. sources are tried in order. default: routed to, and fetched, unless names are given.
     tau, of a pair whose router is r-stitch: its threshold. Of one whose router is r2r: router_path, the folder of a trained
     router (without one, that which is packaged for the pair); threshold or share, instead of the threshold it was
-    calibrated to; drift, whether the share is kept while prompts change (see docs/token-routing.md).
+    calibrated to; drift, whether the share is kept while prompts change (see docs/token-routing.md). Of one whose router is
+    r-stitch+: router_path, the folder of a learned policy (or that which is packaged); tau or threshold, instead of those it was
+    learned with.
     mode, of a pair: "routed" (the router decides, always) or "auto" (the fastest way that was measured here, the
     large model alone among them; see docs/decoding.md). text: what a scripted model answers; pause:
     seconds before each of its words.

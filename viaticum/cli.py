@@ -26,6 +26,7 @@ from rich.table import Table
 from viaticum.commands import budget, keys, models, router, sandbox, tokens
 from viaticum.commands.chat import chat
 from viaticum.commands.serve import serve
+from viaticum.commands.token_policy import policy, policy_evaluate
 from viaticum.errors import ViaticumError, WeightsError
 from viaticum.money import format_usd
 from viaticum.types import Pair
@@ -41,6 +42,8 @@ app.add_typer(budget.app, name="budget")
 app.add_typer(keys.app, name="keys")
 app.command()(chat)
 app.command()(serve)
+tokens.app.command()(policy)
+tokens.app.command()(policy_evaluate)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
