@@ -29,9 +29,9 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_packaged_entries() -> None:
     catalogue = Catalogue.load()
-    assert catalogue.names() == (SMALL, LARGE, "smollm2-135m", PAIR, "all-minilm-l6-v2")
+    assert catalogue.names() == (SMALL, LARGE, "smollm2-135m", PAIR, "r2r", "all-minilm-l6-v2")
     assert [spec.name for spec in catalogue.local()] == [SMALL, LARGE, "smollm2-135m"]
-    assert [spec.name for spec in catalogue.models()] == [SMALL, LARGE, "smollm2-135m", PAIR]
+    assert [spec.name for spec in catalogue.models()] == [SMALL, LARGE, "smollm2-135m", PAIR, "r2r"]
     assert [spec.name for spec in catalogue.encoders()] == ["all-minilm-l6-v2"]
     assert catalogue[LARGE].price == Price.per_million("0.065", "0.38")
     wheels, hub = catalogue[SMALL].sources
