@@ -8,7 +8,7 @@ Standard library alone; leaves out running jobs (`agents.batch`) and drawing the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -138,13 +138,37 @@ def row_line(row: JobRow) -> str:
     return json.dumps(asdict(row), ensure_ascii=False) + "\n"
 
 
-def read_rows(folder: str | Path) -> Iterator[JobRow]:
-    """The rows that are done, in the order they ended. Raises `DataError` naming a line that is none."""
+def read_rows(folder: str | Path, damaged: Callable[[DataError], object] | None = None) -> Iterator[JobRow]:
+    """The rows that are done, in the order they ended.
+
+    damaged: told of each line that is no row, which is then left out; without it the first one is raised, as a
+    `DataError` that names the line.
+    """
     path = Path(folder) / ROWS
-    for number, row in read_jsonl(path):
-        place = f"{path}, line {number}"
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    yield _row(line, f"{path}, line {number}")
+                except DataError as error:
+                    if damaged is None:
+                        raise
+                    damaged(error)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _row(line: bytes, place: str) -> JobRow:
+    try:
+        row = json.loads(line)
         calls = tuple(_made(Call, each, place) for each in row.get("calls", ()))
-        yield _made(JobRow, {**row, "calls": calls}, place)
+        return _made(JobRow, {**row, "calls": calls}, place)
+    except (ValueError, AttributeError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{place}: not a row of a job ({error}); correct or remove the line") from None
 
 
 def _made(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
