@@ -63,7 +63,7 @@ def render(numbers: Numbers, format: Format = "html", *, title: str | None = Non
 
         return write_markdown(numbers, named).encode()
     if format == "png":
-        from viaticum.reports.charts import plane_chart
+        from viaticum.reports.plane import plane_chart
 
         chart = plane_chart(numbers.runs)
         if chart is None:

@@ -75,6 +75,7 @@ class Calibration:
     error: float
     brier: float
     predicted: float
+    right: float
     surplus: Estimate | None
 
 
@@ -203,6 +204,7 @@ def calibration(rows: Columns) -> Calibration | None:
         error,
         float(((chance - right) ** 2).mean()),
         float(chance.mean()),
+        float(right.mean()),
         mean(right - chance),
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 import viaticum
 from viaticum.errors import MissingExtra
 from viaticum.reports import sections, tables
-from viaticum.reports.charts import LIGHT, NARROW, WIDE, Chart
+from viaticum.reports.drawing import LIGHT, NARROW, WIDE, Chart
 from viaticum.reports.numbers import Numbers, RunNumbers
 from viaticum.reports.sections import Section, Table
 from viaticum.reports.words import NONE, count, percent, saved_short, usd, verdict

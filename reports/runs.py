@@ -73,7 +73,7 @@ class Example:
 
 @dataclass(slots=True)
 class Group:
-    """Rows that came to nothing for one reason: numbers in it stand as #.
+    """Rows that came to nothing for one reason: numbers in it stand as N.
 
     state: failed, skipped, no answer (nothing could be read from the text) or wrong.
     """
@@ -221,7 +221,7 @@ class _Reader:
         state, reason = _came_to_nothing(row)
         if not state:
             return
-        kind = re.sub(r"(?<!\w)\d+(?:[.,]\d+)*", "#", shortened(reason, 160))
+        kind = re.sub(r"(?<!\w)\d+(?:[.,]\d+)*", "N", shortened(reason, 160))
         if (state, kind) not in self.groups and len(self.groups) >= MOST_REASONS:
             kind = "other reasons"
         group = self.groups.setdefault((state, kind), Group(state, kind))

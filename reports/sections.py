@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from viaticum.reports import charts
-from viaticum.reports.charts import Chart
+from viaticum.reports.drawing import Chart
 from viaticum.reports.figures import Coverage, RouteFigures
 from viaticum.reports.frontier import Plane, Point
 from viaticum.reports.numbers import Numbers, RunNumbers
+from viaticum.reports.plane import plane_chart
 from viaticum.reports.runs import Group, Written
 from viaticum.reports.words import (
     NONE,
@@ -41,7 +42,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a report. empty: why there is nothing; then there is nothing else. data: numbers behind the charts."""
+    """One part of a report. empty: why there is nothing; then there is nothing else. data: numbers behind the charts.
+
+    failures: groups of the `of` rows; the page shows them in place of the table.
+    """
 
     name: str
     title: str
@@ -53,6 +57,7 @@ class Section:
     written: tuple[Written, ...] = ()
     large: str = ""
     failures: tuple[Group, ...] = ()
+    of: int = 0
     notes: tuple[str, ...] = ()
     empty: str = ""
 
@@ -112,7 +117,7 @@ def plane_section(numbers: Numbers) -> Section:
     """Of all runs: the plane is one."""
     runs = numbers.runs
     known = next((each.plane for each in runs if each.plane is not None), None)
-    chart = charts.plane_chart(runs)
+    chart = plane_chart(runs)
     if chart is None:
         reason = runs[0].missing.get("rows") or runs[0].missing.get("accuracy") or "no run has an accuracy"
         return Section("plane", "Cost and accuracy", ROWS, empty=_sentence(reason))
@@ -331,7 +336,7 @@ def _calibration(told: RunNumbers) -> Section:
         return Section("calibration", title, ROWS, empty=_sentence(told.missing["calibration"]))
     lead = (
         f"Expected calibration error {percent(made.error)} over {count(made.of, 'row')}; Brier score {made.brier:.3f}. On average "
-        f"{percent(made.predicted)} were predicted to be right; {points(made.surplus)} more were.",
+        f"{percent(made.predicted)} were predicted to be right and {percent(made.right)} were: {points(made.surplus)}.",
     )
     rows = tuple(
         (
@@ -594,7 +599,7 @@ def _failures(told: RunNumbers) -> Section:
         "What came to nothing, and why", (("what and why", False), ("rows", True), ("share", True)), rows
     )
     return Section(
-        "failures", title, source, tables=(table,), failures=tuple(groups[:20]), notes=tuple(notes)
+        "failures", title, source, tables=(table,), failures=tuple(groups[:20]), of=of, notes=tuple(notes)
     )
 
 

@@ -87,7 +87,7 @@ def saved_short(told: RunNumbers) -> tuple[str, str]:
     what = (
         f"always {plane.saved.name}"
         if plane.saved.reference == "best single pair"
-        else "the cheapest mixture as accurate"
+        else "the cheapest equally accurate mix"
     )
     return less_or_more(plane.saved.share.value), f"than {what} ({_range(plane.saved.share)})"
 
