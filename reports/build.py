@@ -55,7 +55,7 @@ def build(
 
 def render(numbers: Numbers, format: Format = "html", *, title: str | None = None) -> bytes:
     """The report as the bytes of a file."""
-    named = title or " against ".join(each.run.name for each in numbers.runs)
+    named = title or _title([each.run.name for each in numbers.runs])
     if format == "json":
         return (json.dumps(numbers.to_json(), ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
     if format == "md":
@@ -74,6 +74,11 @@ def render(numbers: Numbers, format: Format = "html", *, title: str | None = Non
     from viaticum.reports.page import write_page
 
     return write_page(numbers, named).encode()
+
+
+def _title(names: Sequence[str]) -> str:
+    others = " and ".join(filter(None, [", ".join(names[1:-1]), *names[-1:]])) if len(names) > 1 else ""
+    return f"{names[0]} against {others}" if others else names[0]
 
 
 def _format(path: Path, asked: str | None) -> Format:

@@ -47,12 +47,13 @@ def write_page(numbers: Numbers, title: str) -> str:
         style=_style(),
         script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        verdicts=[_verdict(each) for each in numbers.runs],
+        verdicts=[_verdict(each, len(numbers.runs) > 1) for each in numbers.runs],
         comparison=sections.comparison_section(numbers) if len(numbers.runs) > 1 else None,
         plane=sections.plane_section(numbers),
         parts=shown,
         loop_index=lambda part: shown.index(part) + 1,
-        draw_table=_table,
+        draw_table=tables.to_html,
+        is_wide=_is_wide,
         draw_chart=_chart,
         writer_names=_writer_names,
         wide=WIDE,
@@ -60,12 +61,12 @@ def write_page(numbers: Numbers, title: str) -> str:
     )
 
 
-def _verdict(told: RunNumbers) -> dict[str, Any]:
+def _verdict(told: RunNumbers, several: bool) -> dict[str, Any]:
     return {
         "name": told.run.name,
         "sentence": verdict(told),
         "notices": sections.notices(told),
-        "tiles": _tiles(told),
+        "tiles": [] if several else _tiles(told),
     }
 
 
@@ -98,8 +99,17 @@ def _tile(label: str, value: str, small: str) -> dict[str, str]:
     return {"label": label, "value": value, "small": small}
 
 
-def _table(table: Table, name: str) -> str:
-    return tables.to_html(table, name)
+def _is_wide(table: Table) -> bool:
+    """Whether its cells have to break to fit a desk's page."""
+    lengths = (
+        [
+            max(map(len, (label, *column)))
+            for (label, _), column in zip(table.columns, zip(*table.rows, strict=True), strict=True)
+        ]
+        if table.rows
+        else []
+    )
+    return sum(lengths[1:]) + 2 * len(lengths) > 88 - min(18, *lengths[:1], 18)
 
 
 def _chart(chart: Chart, prefix: str, width: int) -> str:

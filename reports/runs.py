@@ -202,17 +202,20 @@ class _Reader:
         tokens = [made for call in row.calls for _, made in call.usage.values()]
         numbers = (row.accuracy, row.cost_p50, row.cost_p90, row.tokens_p50, row.tokens_p90)
         known = [float("nan") if each is None else float(each) for each in numbers]
+        cost, seconds, used = int(row.cost_nanousd), float(row.seconds), float(sum(tokens))
         tried = [call for call in row.calls if not call.cached]
         return (
             text_number(row.question),
             STATES.index(row.state),
-            self.routes.setdefault(row.route or NO_ROUTE, len(self.routes)),
+            self.routes.setdefault(
+                row.route or NO_ROUTE, len(self.routes)
+            ),  # only now: a damaged row has none
             row.gold is not None or row.correct is not None,
             row.correct is True,
             *known,
-            int(row.cost_nanousd),
-            float(sum(tokens)) if row.calls else float("nan"),
-            float(row.seconds),
+            cost,
+            used if row.calls else float("nan"),
+            seconds,
             len(row.calls),
             len(tried) < len(row.calls),
         )

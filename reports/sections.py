@@ -129,7 +129,7 @@ def plane_section(numbers: Numbers) -> Section:
         return Section("plane", "Cost and accuracy", source, lead, (chart,), data=(_runs_table(runs),))
     return Section(
         "plane", "Cost and accuracy", source, _plane_lead(known, runs), (chart,), data=(_plane_table(known),),
-        notes=_plane_notes(known),
+        notes=_plane_notes(known, runs),
     )  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def _times(known: Plane) -> str:
     )
 
 
-def _plane_notes(known: Plane) -> tuple[str, ...]:
+def _plane_notes(known: Plane, runs: Sequence[RunNumbers]) -> tuple[str, ...]:
     told = []
     if known.same_questions:
         told.append(
@@ -178,6 +178,10 @@ def _plane_notes(known: Plane) -> tuple[str, ...]:
         told.append(
             "The table is about other questions: its pairs were not asked what this run was asked, so nothing here is paired and "
             "what was saved is left out."
+        )
+    if len(runs) > 1:
+        told.append(
+            f"Pairs and mixtures are those on the questions of {runs[0].run.name}; every other run stands where it is on its own."
         )
     if known.left_out:
         told.append(

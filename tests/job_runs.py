@@ -175,7 +175,7 @@ class _Clerk:
         expected = sum(PRICES[each.model].cost(75, SKILLS[each][1]) for each in plan)
         row = replace(row, cost_p50=expected, cost_p90=int(expected * 1.6))
         left = self.book.budget("night").left_nanousd or 0
-        if number % 41 == 17:
+        if number % 41 == 17 or question.text.startswith("What does <script>"):
             return self._failed(row, number, pair)
         if left < 9_000_000:  # two of the dearest calls in the worst case
             return replace(
