@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import viaticum
+from viaticum import __version__
 from viaticum.reports import sections
 from viaticum.reports.numbers import Numbers
 from viaticum.reports.sections import Section
@@ -25,7 +25,7 @@ def write_markdown(numbers: Numbers, title: str) -> str:
         for section in part.sections:
             lines += _section(section, 3 if several else 2)
     lines.append(
-        f"<sub>Intervals are 95% (Wilson; bootstrap over questions, seed {numbers.seed}). viaticum {viaticum.__version__}.</sub>"
+        f"<sub>Intervals are 95% (Wilson; bootstrap over questions, seed {numbers.seed}). viaticum {__version__}.</sub>"
     )
     return "\n".join(lines) + "\n"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-import viaticum
+from viaticum import __version__
 from viaticum.errors import DataError, InputError
 from viaticum.outcomes import read_outcomes
 from viaticum.reports import figures
@@ -120,7 +120,7 @@ class Numbers:
         """Amounts are nano-dollars, times are seconds; a number that is not known is null."""
         return {
             "format": FORMAT,
-            "version": viaticum.__version__,
+            "version": __version__,
             "seed": self.seed,
             "runs": [_run_json(each) for each in self.runs],
             "comparison": [_plain(each) for each in self.against],

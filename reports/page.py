@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import viaticum
+from viaticum import __version__
 from viaticum.errors import MissingExtra
 from viaticum.reports import sections, tables
 from viaticum.reports.drawing import LIGHT, NARROW, WIDE, Chart
@@ -42,7 +42,7 @@ def write_page(numbers: Numbers, title: str) -> str:
     )  # fmt: skip
     return environment.get_template("page.html.jinja").render(
         title=title,
-        version=viaticum.__version__,
+        version=__version__,
         seed=numbers.seed,
         style=_style(),
         script=script,

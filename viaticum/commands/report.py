@@ -13,7 +13,7 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders of jobs (RESULTS.jsonl.job), their RESULTS, or outcome tables.", metavar="RUN..."
+            help="Folders of jobs (RESULTS.jsonl.job), their RESULTS, or outcome tables.", metavar="RUN"
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("report.html"),
