@@ -217,7 +217,7 @@ def _trail(run: Run, ledger: str | None, missing: dict[str, str]) -> Trail | Non
         missing["ledger"] = "an outcome table has no ledger"
         return None
     try:
-        return read_trail(run.job, run.calls, run.path, ledger)
+        return read_trail(run.job, run.calls.keys(), run.path, ledger, run.cached)
     except InputError as error:
         missing["ledger"] = str(error)
         return None

@@ -109,7 +109,8 @@ class Texts:
 class Run:
     """A run that was read. job is None for an outcome table; `outcomes` holds that table.
 
-    calls: by key of a hold, the row that paid and what the row says it cost, and what the provider says. usage: by
+    calls: by key of a hold, the row that paid and what the row says it cost, and what the provider says. cached: keys of
+    calls that were answered from an earlier one. usage: by
     model, [input, output] tokens as the rows tell them. single: the pair whose rows stand for an outcome table that
     holds several.
     """
@@ -121,6 +122,7 @@ class Run:
     routes: tuple[str, ...]
     job: Job | None = None
     calls: dict[str, tuple[int, int, int | None]] = field(default_factory=dict)
+    cached: frozenset[str] = frozenset()
     usage: dict[str, list[int]] = field(default_factory=dict)
     groups: tuple[Group, ...] = ()
     texts: Texts = field(default_factory=Texts)
@@ -175,6 +177,7 @@ class _Reader:
         self.routes: dict[str, int] = {}
         self.lines: list[tuple[Any, ...]] = []
         self.calls: dict[str, tuple[int, int, int | None]] = {}
+        self.cached: set[str] = set()
         self.usage: dict[str, list[int]] = {}
         self.groups: dict[tuple[str, str], Group] = {}
         self.texts = Texts()
@@ -192,7 +195,9 @@ class _Reader:
             for model, (read, made) in call.usage.items():
                 count = self.usage.setdefault(model, [0, 0])
                 count[0], count[1] = count[0] + read, count[1] + made
-            if call.key and not call.cached:
+            if call.cached:
+                self.cached.add(call.key)
+            elif call.key:
                 self.calls[call.key] = (number, call.cost_nanousd, call.provider_nanousd)
         self._group(row)
         if row.pieces:
@@ -322,6 +327,7 @@ def _read_job(folder: Path) -> Run:
         routes=tuple(reader.routes),
         job=job,
         calls=reader.calls,
+        cached=frozenset(reader.cached - reader.calls.keys()),
         usage=reader.usage,
         groups=tuple(sorted(reader.groups.values(), key=lambda group: -group.count)),
         texts=reader.texts,

@@ -23,7 +23,7 @@ def to_html(table: Table, name: str) -> str:
     except ImportError as error:
         raise MissingExtra(error.name or "great-tables", "reports") from None
     keys = [f"{name}-{n}" for n in range(len(table.columns))]
-    values = list(zip(*table.rows, strict=True)) or [()] * len(keys)
+    values = list(zip(*(_kept_together(row) for row in table.rows), strict=True)) or [()] * len(keys)
     data = pa.table({key: pa.array(column, pa.string()) for key, column in zip(keys, values, strict=True)})
     labels = {key: as_html(html.escape(label)) for key, (label, _) in zip(keys, table.columns, strict=True)}
     with warnings.catch_warnings():
@@ -36,6 +36,17 @@ def to_html(table: Table, name: str) -> str:
     found = re.search(r"<table.*</table>", text, re.DOTALL)
     assert found is not None
     return _accessible(found[0], table, name)
+
+
+def _kept_together(row: tuple[str, ...]) -> list[str]:
+    """Where a number has to break, it breaks before its interval, not within."""
+    return [
+        row[0],
+        *(
+            re.sub(r"\([^()]*\)$", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
+            for cell in row[1:]
+        ),
+    ]
 
 
 def _accessible(text: str, table: Table, name: str) -> str:

@@ -7,7 +7,7 @@ matter. Reads only; leaves out drawing.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,8 +94,14 @@ class Trail:
     wrong: list[str] = field(default_factory=list)
 
 
-def read_trail(job: Job, keys: Mapping[str, object], folder: str | Path, ledger: str | None = None) -> Trail:
-    """Read the ledger of a job. keys: of the calls its rows name. ledger: where it is, in place of what the job says.
+def read_trail(
+    job: Job,
+    keys: Collection[str],
+    folder: str | Path,
+    ledger: str | None = None,
+    cached: Collection[str] = (),
+) -> Trail:
+    """Read the ledger of a job. keys: of the calls its rows name; cached: of those answered from an earlier one. ledger: where it is, in place of what the job says.
 
     Raises `InputError` where the ledger is gone or cannot be read, and says why.
     """
@@ -111,7 +117,8 @@ def read_trail(job: Job, keys: Mapping[str, object], folder: str | Path, ledger:
             for _ in budgets:  # a scope may be listed before the one above it
                 below |= {each.name for each in budgets if each.parent in below}
             own = next(each for each in budgets if each.name == job.budget)
-            reader = _Reader(Trail(str(where), job.budget, window=str(own.window or "")), job, keys, below)
+            trail = Trail(str(where), job.budget, window=str(own.window or ""))
+            reader = _Reader(trail, job, keys, cached, below)
             book.each_entry(reader.take, job.budget if len(below) == 1 else None)
             trail = reader.done()
             trail.limit = own.limit_nanousd
@@ -136,8 +143,10 @@ def _found(where: str, folder: Path) -> str:
 
 
 class _Reader:
-    def __init__(self, trail: Trail, job: Job, keys: Mapping[str, object], scopes: set[str]) -> None:
-        self.trail, self.keys, self.scopes, self.scope = trail, keys, scopes, job.budget
+    def __init__(
+        self, trail: Trail, job: Job, keys: Collection[str], cached: Collection[str], scopes: set[str]
+    ) -> None:
+        self.trail, self.keys, self.cached, self.scopes, self.scope = trail, keys, cached, scopes, job.budget
         self.began = _moment(job.began)
         self.holds: dict[str, int] = {}
         self.unknown: dict[str, Mark] = {}
@@ -180,7 +189,7 @@ class _Reader:
     def _post(self, entry: Entry, seconds: float) -> None:
         trail, key = self.trail, entry.key or ""
         self.total += entry.nanousd
-        named = key in self.keys
+        named = key in self.keys or key in self.cached
         if named:
             trail.named += entry.nanousd
             trail.posted_for[key] = entry.nanousd

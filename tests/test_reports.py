@@ -105,7 +105,7 @@ def test_a_long_curve_is_thinned_evenly_and_keeps_its_peak(
 
     monkeypatch.setattr(module, "POINTS", 10)
     job = Job.load(report_runs / JOB)
-    thin = module.read_trail(job, told.run.calls, report_runs / JOB)
+    thin = module.read_trail(job, told.run.calls.keys(), report_runs / JOB)
     assert told.trail is not None
     assert 10 <= len(thin.moments) <= 21
     assert thin.highest == told.trail.highest == max(each.committed for each in thin.moments)
