@@ -21,12 +21,20 @@ def calibration_chart(told: Calibration) -> Chart:
         "Reliability diagram",
         f"Accuracy by predicted accuracy: {words}.",
         partial(_calibration, told),
+        "The numbers at the top count the rows of each point, the bars are 95% intervals; ten bins of equal width. On the dashed line "
+        "predictions are right.",
     )
 
 
 def tokens_chart(told: Coverage) -> Chart:
     words = f"Real output tokens against the median that was predicted, for {len(told.dots)} rows, with the line on which they are equal."
-    return Chart("tokens", "Predicted and real output tokens", words, partial(_tokens, told))
+    return Chart(
+        "tokens",
+        "Predicted and real output tokens",
+        words,
+        partial(_tokens, told),
+        "A dot is a row; below the dashed line it took less than was predicted.",
+    )
 
 
 def burn_chart(trail: Trail) -> Chart | None:
@@ -37,7 +45,16 @@ def burn_chart(trail: Trail) -> Chart | None:
         if trail.limit
         else "What was spent over time, and held beside it. "
     )
-    return Chart("burn", "Budget over time", f"{words}{_marks_told(trail)}", partial(_burn, trail))
+    caption = "The line is what is left after what was spent, the shade below it what was held at the time."
+    if not trail.limit:
+        caption = "The line is what was spent, the shade above it what was held at the time."
+    marks = [
+        *(["triangles are calls that went past their hold"] if trail.overruns else []),
+        *(["diamonds are calls nobody heard of again"] if trail.unknowns else []),
+    ]
+    told = ", ".join(marks)
+    caption += f" {told[:1].upper()}{told[1:]}." if told else ""
+    return Chart("burn", "Budget over time", f"{words}{_marks_told(trail)}", partial(_burn, trail), caption)
 
 
 def writers_chart(texts: Texts, large: str) -> Chart | None:

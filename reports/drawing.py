@@ -29,12 +29,16 @@ SERIES = ("run-1", "run-2", "run-3", "run-4")
 
 @dataclass(frozen=True)
 class Chart:
-    """title and description are what those hear who do not see it; draw makes it for a width in pixels."""
+    """title and description are what those hear who do not see it; draw makes it for a width in pixels.
+
+    caption: what its marks mean, below it.
+    """
 
     name: str
     title: str
     description: str
     draw: Callable[[int], Any]
+    caption: str = ""
 
     def svg(self, width: int, name: str) -> str:
         """For the page, without roles of its own. name: unlike any other chart's there, for its ids."""

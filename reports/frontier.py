@@ -16,7 +16,7 @@ import numpy as np
 
 from viaticum.errors import DataError
 from viaticum.money import NANOUSD_PER_USD
-from viaticum.reports.intervals import Estimate, Share, estimate, mean, resamples, share
+from viaticum.reports.intervals import Estimate, Share, estimate, grouped, mean, resamples, share
 from viaticum.reports.runs import Columns, Run, text_number
 from viaticum.routers.query.grid import Grid
 from viaticum.types import Outcome, Pair
@@ -244,9 +244,9 @@ def _saved(right: Array, mine: Array, known: Known, best: int) -> Saved | None:
     if paid <= 0:
         return None
     drawn: list[Array] = []
-    for weights in resamples(len(right)):
-        rights, costs = weights @ right, weights @ mine
-        accuracies, prices = weights @ known.correct, weights @ known.cost
+    parts = grouped(right), grouped(mine), grouped(known.correct), grouped(known.cost)
+    for weights in resamples(len(parts[0])):
+        rights, costs, accuracies, prices = (weights @ part for part in parts)
         paids = prices[:, best] if enough else np.array(
             [reference(*each) for each in zip(rights, accuracies, prices, strict=True)]
         )  # fmt: skip

@@ -16,7 +16,7 @@ from viaticum.outcomes import accuracy_interval
 
 Array = np.ndarray[Any, Any]
 DRAWS = 2_000
-_MOST = 200_000_000  # numbers drawn for one interval: for many questions fewer draws do
+GROUPS = 10_000  # more questions than that are drawn in so many groups, which were put together by lot
 _CHUNK = 4_000_000
 SEED = 0
 
@@ -51,8 +51,19 @@ def mean(values: Array, seed: int = SEED) -> Estimate | None:
     """The mean of values [Q], one a question; of paired differences, the paired interval. None for no question."""
     if not len(values):
         return None
-    means = np.concatenate([weights @ values for weights in resamples(len(values), seed)])
+    groups = grouped(values, seed)
+    means = np.concatenate([weights @ groups for weights in resamples(len(groups), seed)])
     return estimate(float(values.mean()), means, len(values))
+
+
+def grouped(values: Array, seed: int = SEED) -> Array:
+    """Means of at most `GROUPS` groups of questions, values [Q, ...]: their mean varies as that of the questions does."""
+    if len(values) <= GROUPS:
+        return values
+    order = np.random.default_rng(seed).permutation(len(values))
+    begins = np.linspace(0, len(values), GROUPS, endpoint=False).astype(np.int64)
+    sizes = np.diff(np.append(begins, len(values))).reshape(-1, *(1,) * (values.ndim - 1))
+    return np.asarray(np.add.reduceat(values[order], begins, axis=0) / sizes)
 
 
 def estimate(value: float, drawn: Array, of: int) -> Estimate:
@@ -63,7 +74,7 @@ def estimate(value: float, drawn: Array, of: int) -> Estimate:
 def resamples(of: int, seed: int = SEED) -> Iterator[Array]:
     """Weights of the questions in each draw, each summing to 1: chunks of [draws, of]."""
     dice = np.random.default_rng(seed)
-    left = max(200, min(DRAWS, _MOST // of))
+    left = DRAWS
     while left:
         draws = min(left, max(1, _CHUNK // of))
         picked = dice.integers(0, of, (draws, of))

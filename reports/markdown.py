@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from viaticum import __version__
-from viaticum.reports import sections
+from viaticum.reports import overview
 from viaticum.reports.numbers import Numbers
-from viaticum.reports.sections import Section
+from viaticum.reports.parts import Section
 from viaticum.reports.tables import markdown_text, to_markdown
 from viaticum.reports.words import verdict
 
@@ -15,11 +15,11 @@ def write_markdown(numbers: Numbers, title: str) -> str:
     for each in numbers.runs:
         name = f"{each.run.name}: " if len(numbers.runs) > 1 else ""
         lines += [f"**{markdown_text(name + verdict(each))}**", ""]
-        lines += [text for line in sections.notices(each) for text in (f"> {markdown_text(line)}", "")]
-    shared = [sections.comparison_section(numbers)] if len(numbers.runs) > 1 else []
-    for section in [*shared, sections.plane_section(numbers)]:
+        lines += [text for line in overview.notices(each) for text in (f"> {markdown_text(line)}", "")]
+    shared = [overview.comparison_section(numbers)] if len(numbers.runs) > 1 else []
+    for section in [*shared, overview.plane_section(numbers)]:
         lines += _section(section, 2)
-    for part in sections.parts(numbers):
+    for part in overview.parts(numbers):
         several = len(numbers.runs) > 1
         lines += [f"## {markdown_text(part.name)}", ""] if several else []
         for section in part.sections:

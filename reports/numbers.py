@@ -1,6 +1,6 @@
 """All numbers of a report, as frozen records and as JSON with stable keys: every format shows these and no others.
 
-Each part names its source, or says why it is missing. Leaves out words for people (`sections`) and drawing.
+Each part names its source, or says why it is missing. Leaves out words for people (`words`, `overview`, `details`) and drawing.
 """
 
 from __future__ import annotations
@@ -185,7 +185,9 @@ def _numbers(run: Run, table: Sequence[Outcome], where: str, ledger: str | None)
         missing["texts"] = "no text of this run was written by several models, or the job keeps no texts"
     provider = _provider(run, trail)
     if provider is None and "ledger" not in missing:
-        missing["provider"] = "no call of this run reports a cost: local models have no provider to ask"
+        missing["provider"] = (
+            "no call of this run came with a cost of its provider's: local models have none, and not every provider says"
+        )
     return RunNumbers(
         run=run,
         tally=count,

@@ -15,10 +15,10 @@ from typing import Any
 
 from viaticum import __version__
 from viaticum.errors import MissingExtra
-from viaticum.reports import sections, tables
+from viaticum.reports import overview, tables
 from viaticum.reports.drawing import LIGHT, NARROW, WIDE, Chart
 from viaticum.reports.numbers import Numbers, RunNumbers
-from viaticum.reports.sections import Section, Table
+from viaticum.reports.parts import Section, Table
 from viaticum.reports.words import NONE, count, percent, saved_short, usd, verdict
 
 DARK = {
@@ -35,7 +35,7 @@ def write_page(numbers: Numbers, title: str) -> str:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:
         raise MissingExtra("jinja2", "reports") from None
-    shown = sections.parts(numbers)
+    shown = overview.parts(numbers)
     script = _resource("page.js")
     environment = Environment(
         loader=PackageLoader("viaticum.reports", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -48,8 +48,8 @@ def write_page(numbers: Numbers, title: str) -> str:
         script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         verdicts=[_verdict(each, len(numbers.runs) > 1) for each in numbers.runs],
-        comparison=sections.comparison_section(numbers) if len(numbers.runs) > 1 else None,
-        plane=sections.plane_section(numbers),
+        comparison=overview.comparison_section(numbers) if len(numbers.runs) > 1 else None,
+        plane=overview.plane_section(numbers),
         parts=shown,
         loop_index=lambda part: shown.index(part) + 1,
         draw_table=tables.to_html,
@@ -65,7 +65,7 @@ def _verdict(told: RunNumbers, several: bool) -> dict[str, Any]:
     return {
         "name": told.run.name,
         "sentence": verdict(told),
-        "notices": sections.notices(told),
+        "notices": overview.notices(told),
         "tiles": [] if several else _tiles(told),
     }
 

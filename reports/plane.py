@@ -35,7 +35,20 @@ def plane_chart(runs: Sequence[RunNumbers]) -> Chart | None:
     if known is not None:
         told += f" The best single pair, {known.best.name}, gets {known.best.accuracy:.0%}; the oracle {known.oracle.accuracy:.0%}."
     forecasts = _previews(runs[0]) if len(runs) == 1 else []
-    return Chart("plane", "Cost and accuracy", told, partial(_plane, points, known, forecasts))
+    caption = [
+        *(
+            [
+                "The grey line joins the best mixtures of single pairs, dealt by lot; a run above it is worth its router."
+            ]
+            if known
+            else []
+        ),
+        *(["The dashed line is the planner's forecast."] if len(forecasts) > 1 else []),
+        "Bars are 95% intervals; dearer is to the right" + (", on a logarithmic scale." if known else "."),
+    ]
+    return Chart(
+        "plane", "Cost and accuracy", told, partial(_plane, points, known, forecasts), " ".join(caption)
+    )
 
 
 def _runs_in(runs: Sequence[RunNumbers]) -> list[Point]:

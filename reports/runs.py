@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -18,6 +19,7 @@ import numpy as np
 
 from viaticum.errors import DataError, InputError
 from viaticum.jobs import JOB, Job, JobRow, read_rows
+from viaticum.money import MAX_NANOUSD
 from viaticum.outcomes import read_outcomes
 from viaticum.types import Outcome
 
@@ -175,7 +177,7 @@ class _Reader:
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
         self.routes: dict[str, int] = {}
-        self.lines: list[tuple[Any, ...]] = []
+        self.lines = _Lines()
         self.calls: dict[str, tuple[int, int, int | None]] = {}
         self.cached: set[str] = set()
         self.usage: dict[str, list[int]] = {}
@@ -185,12 +187,12 @@ class _Reader:
         self._shown: list[tuple[int, int, Written]] = []
 
     def take(self, row: JobRow) -> None:
-        line = self._line(row)
         if row.id in self.ids:
             self.again += 1
             return
+        line = self._line(row)
         number = self.ids[row.id] = len(self.ids)
-        self.lines.append(line)
+        self.lines.add(line)
         for call in row.calls:
             for model, (read, made) in call.usage.items():
                 count = self.usage.setdefault(model, [0, 0])
@@ -208,6 +210,8 @@ class _Reader:
         numbers = (row.accuracy, row.cost_p50, row.cost_p90, row.tokens_p50, row.tokens_p90)
         known = [float("nan") if each is None else float(each) for each in numbers]
         cost, seconds, used = int(row.cost_nanousd), float(row.seconds), float(sum(tokens))
+        if abs(cost) > MAX_NANOUSD:
+            raise ValueError(f"a cost out of range: {cost}")
         tried = [call for call in row.calls if not call.cached]
         return (
             text_number(row.question),
@@ -261,7 +265,7 @@ class _Reader:
             self.texts.shown = [written for *_, written in sorted(self._shown, reverse=True)]
 
     def columns(self) -> Columns:
-        return columns_of(list(self.ids), self.lines)
+        return self.lines.made(self.ids)
 
 
 def _came_to_nothing(row: JobRow) -> tuple[str, str]:
@@ -288,16 +292,27 @@ def _spread(parts: list[float], begin: float, end: float, amount: float) -> None
         parts[part] += amount * max(0.0, covered) / width
 
 
-def columns_of(ids: Sequence[str], lines: Sequence[tuple[Any, ...]]) -> Columns:
-    """lines: text, state, route, graded, right, accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90, cost, tokens,
-    seconds, calls, cached."""
-    kinds = (np.uint64, np.int8, np.int32, bool, bool, *[np.float64] * 5, np.int64, np.float64, np.float64, np.int32, bool)  # fmt: skip
-    columns: Iterable[tuple[Any, ...]] = zip(*lines, strict=True) if lines else [()] * len(kinds)
-    made = [np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)]
-    text, state, route, graded, right, accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90, *rest = made
-    cost, tokens, seconds, calls, cached = rest
-    return Columns(tuple(ids), text, state, route, graded, right, accuracy, cost, cost_p50, cost_p90, tokens,
-                   tokens_p50, tokens_p90, seconds, calls, cached)  # fmt: skip
+class _Lines:
+    """Columns that grow: text, state, route, graded, right, accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90, cost,
+    tokens, seconds, calls, cached."""
+
+    KINDS = "Qbibbdddddqddib"  # of the standard library's arrays, in that order
+
+    def __init__(self) -> None:
+        self.columns = [array(kind) for kind in self.KINDS]
+
+    def add(self, line: tuple[Any, ...]) -> None:
+        for column, value in zip(self.columns, line, strict=True):
+            column.append(value)
+
+    def made(self, ids: Iterable[str]) -> Columns:
+        made = [np.array(column) for column in self.columns]
+        text, state, route, graded, right, accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90, *rest = made
+        cost, tokens, seconds, calls, cached = rest
+        return Columns(
+            tuple(ids), text, state, route, graded.astype(bool), right.astype(bool), accuracy, cost, cost_p50, cost_p90,
+            tokens, tokens_p50, tokens_p90, seconds, calls, cached.astype(bool),
+        )  # fmt: skip
 
 
 def _read_job(folder: Path) -> Run:

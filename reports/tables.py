@@ -11,7 +11,7 @@ import re
 import warnings
 
 from viaticum.errors import MissingExtra
-from viaticum.reports.sections import Table
+from viaticum.reports.parts import Table
 
 
 def to_html(table: Table, name: str) -> str:

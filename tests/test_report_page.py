@@ -18,8 +18,8 @@ from viaticum.jobs import ROWS, Job, JobRow, read_rows, row_line
 from viaticum.reports import build, read_numbers
 from viaticum.reports.drawing import LIGHT, NARROW, WIDE
 from viaticum.reports.page import DARK, GROUNDS
+from viaticum.reports.parts import Table
 from viaticum.reports.plane import plane_chart
-from viaticum.reports.sections import Table
 from viaticum.reports.tables import to_html
 
 NASTY = (

@@ -22,11 +22,11 @@ from viaticum.jobs import ROWS, Call, Job, JobRow, read_rows, row_line
 from viaticum.outcomes import read_outcomes, write_outcomes
 from viaticum.reports import build, read_numbers
 from viaticum.reports.frontier import cost_at, hull
-from viaticum.reports.intervals import mean, share
+from viaticum.reports.intervals import GROUPS, grouped, mean, share
 from viaticum.reports.labels import Box, place_labels
 from viaticum.reports.numbers import RunNumbers
+from viaticum.reports.overview import notices, parts
 from viaticum.reports.runs import PARTS
-from viaticum.reports.sections import notices, parts
 from viaticum.reports.words import less_or_more, verdict
 from viaticum.types import Outcome
 
@@ -366,7 +366,16 @@ def test_intervals_of_means_are_those_of_the_central_limit() -> None:
     assert share(0, 0) is None
 
 
-def test_many_questions_take_fewer_draws_and_little_memory() -> None:
+def test_many_questions_are_drawn_in_groups_with_the_same_interval() -> None:
+    values = np.random.default_rng(4).exponential(1.0, 25_000)
+    told = mean(values)
+    assert told is not None
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert told.value == values.mean()
+    assert told.high - told.low == pytest.approx(2 * half, rel=0.06)
+    table = np.stack([values, 2 * values], 1)
+    assert grouped(table).shape == (GROUPS, 2)
+    assert grouped(table).mean(0) == pytest.approx(table.mean(0), rel=0.01)
     told = mean(np.ones(1_500_000))
     assert told is not None
     assert told.value == pytest.approx(told.low) == pytest.approx(told.high) == pytest.approx(1.0)
@@ -441,6 +450,8 @@ def test_a_job_that_still_runs_is_reported_on_and_says_so(report_runs: Path) -> 
         ('{"id": "1"}', "line 3"),
         ("[1, 2]", "line 3"),
         ('{"id": "1", "question": "?", "state": "answered", "cost_nanousd": "much"}', "row '1'"),
+        ('{"id": "1", "question": "?", "state": "answered", "cost_nanousd": 1e30}', "row '1'"),
+        ('{"id": [], "question": "?", "state": "answered", "route": "new"}', "row []"),
         ('{"id": "1", "question": "?", "state": "lost"}', "line 3"),
     ],
 )

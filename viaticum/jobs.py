@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -182,8 +183,13 @@ def row_from(line: bytes, place: str) -> JobRow:
 
 
 def _made(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
-    known = {each.name for each in fields(cast(Any, kind))}
+    known = _names(cast(Any, kind))
     try:
         return kind(**{name: value for name, value in values.items() if name in known})
     except TypeError as error:
         raise DataError(f"{place}: not a {kind.__name__} ({error}); the file is damaged") from None
+
+
+@cache
+def _names(kind: type[Any]) -> frozenset[str]:
+    return frozenset(each.name for each in fields(kind))

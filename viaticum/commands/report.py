@@ -33,7 +33,7 @@ def report(
 ) -> None:
     """Report on runs: one file that opens offline; several runs are compared with the first."""
     from viaticum.reports import build
-    from viaticum.reports.sections import notices
+    from viaticum.reports.overview import notices
     from viaticum.reports.words import verdict
 
     made = build(runs, out, format=format, outcomes=outcomes, ledger=ledger, title=title, force=force)  # type: ignore[arg-type]
