@@ -13,6 +13,8 @@ import warnings
 from viaticum.errors import MissingExtra
 from viaticum.reports.parts import Table
 
+_INTERVAL = re.compile(r"\([^()]*\)$")
+
 
 def to_html(table: Table, name: str) -> str:
     """A `<table>`; name: of the table, unlike any other's on the page."""
@@ -39,14 +41,12 @@ def to_html(table: Table, name: str) -> str:
 
 
 def _kept_together(row: tuple[str, ...]) -> list[str]:
-    """Where a number has to break, it breaks before its interval, not within."""
-    return [
-        row[0],
-        *(
-            re.sub(r"\([^()]*\)$", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
-            for cell in row[1:]
-        ),
-    ]
+    """Where a number has to break, it breaks before its interval: not within, nor after a minus."""
+    return [row[0], *(_INTERVAL.sub(_unbroken, cell).replace("−", "−\N{WORD JOINER}") for cell in row[1:])]
+
+
+def _unbroken(interval: re.Match[str]) -> str:
+    return interval[0].replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _accessible(text: str, table: Table, name: str) -> str:
