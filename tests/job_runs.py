@@ -117,8 +117,9 @@ def make_job(
     running: bool = False,
     name: str = "results",
     escalates: bool = True,
+    address: str = "",
 ) -> Path:
-    """The folder of a job. generous: how much sooner it takes a dearer pair. running: it was not finished.
+    """The folder of a job. address: of its ledger, by default a file beside it. generous: how much sooner it takes a dearer pair. running: it was not finished.
 
     In it are rows that escalate, skips once money is short, failures of two kinds, a cached row, an overrun, a hold that
     nobody heard of again, one of a call that no row names, and mixed texts.
@@ -126,7 +127,7 @@ def make_job(
     folder = where / f"{name}.jsonl.job"
     folder.mkdir(parents=True)
     clock, dice = Clock(), np.random.default_rng(seed)
-    ledger = where / f"{name}.db"
+    ledger = address or str(where / f"{name}.db")
     with Ledger(ledger, clock=clock) as book:
         book.create("night", limit_nanousd=limit)
         clerk = _Clerk(book, clock, dice, generous, escalates)
@@ -137,7 +138,7 @@ def make_job(
     (folder / ROWS).write_text("".join(map(row_line, rows)), encoding="utf-8")
     Job(
         input="questions.jsonl", results=str(where / f"{name}.jsonl"), rows=len(asked), budget="night",
-        limit_nanousd=limit, ledger=str(ledger), policy="best", fingerprint={"input": "9f2c", "router": "static"},
+        limit_nanousd=limit, ledger=ledger, policy="best", fingerprint={"input": "9f2c", "router": "static"},
         previews=tuple(Preview(limit * k // 4, 0.40 + 0.28 * (1 - math.exp(-k / 2.5)), limit * k // 5, limit * k // 4)
                        for k in (1, 2, 4, 8)),
         began=BEGAN.isoformat(), ended=None if running else clock.now.isoformat(),

@@ -66,7 +66,7 @@ def pages(report_runs: Path, nasty: Path, tmp_path_factory: pytest.TempPathFacto
     jobs = {name: report_runs / f"{name}.jsonl.job" for name in ("results", "thrifty", "running", "poor")}
     asked: dict[str, tuple[list[Path], Path | None]] = {
         "one": ([jobs["results"]], table),
-        "several": ([jobs["results"], jobs["thrifty"], jobs["running"], table], table),
+        "several": ([jobs["running"], jobs["thrifty"], table], table),
         "table": ([table], None),
         "alone": ([jobs["poor"]], None),
         "nasty": ([nasty], None),

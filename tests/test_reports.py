@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from job_runs import SKILLS, questions, write_table
+from job_runs import SKILLS, make_job, questions, write_table
 from typer.testing import CliRunner
 
 from viaticum.budgets import Ledger
@@ -519,6 +519,20 @@ def test_a_ledger_that_cannot_be_read_is_said(tmp_path: Path, report_runs: Path,
             ledger.create("day", limit_nanousd=5)
     said = " ".join(notices(read_numbers([folder]).runs[0]))
     assert ("cannot be read" if how == "no ledger" else "another job's ledger") in said
+
+
+def test_a_ledger_in_postgres_is_read_alike(tmp_path: Path, postgres: str) -> None:
+    folders = [
+        make_job(tmp_path / kind, questions(12), address=where)
+        for kind, where in (("a", ""), ("b", postgres))
+    ]
+    one, two = (read_numbers([folder]).runs[0].trail for folder in folders)
+    assert one is not None
+    assert two is not None
+    assert replace(two, where=one.where) == one
+    gone = replace(Job.load(folders[1]), ledger="postgresql://nobody@127.0.0.1:1/none")
+    gone.save(folders[1])
+    assert any("cannot be read" in each for each in notices(read_numbers([folders[1]]).runs[0]))
 
 
 def test_an_altered_ledger_is_told(tmp_path: Path, report_runs: Path) -> None:
