@@ -19,7 +19,7 @@ from viaticum.budgets import Ledger
 from viaticum.cli import app
 from viaticum.errors import DataError, InputError, ViaticumError
 from viaticum.jobs import ROWS, Call, Job, JobRow, read_rows, row_line
-from viaticum.outcomes import read_outcomes, write_outcomes
+from viaticum.outcomes import accuracy_interval, read_outcomes, write_outcomes
 from viaticum.reports import build, read_numbers
 from viaticum.reports.frontier import cost_at, hull
 from viaticum.reports.intervals import GROUPS, grouped, mean, share
@@ -364,6 +364,16 @@ def test_intervals_of_means_are_those_of_the_central_limit() -> None:
     assert mean(values) == told  # seeded
     assert mean(np.array([])) is None
     assert share(0, 0) is None
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for right, of in ((0, 7), (7, 7), (1, 30), (123, 200), (4_000, 50_000)):
+        theirs = stats.binomtest(right, of).proportion_ci(method="wilson")
+        assert accuracy_interval(right, of) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    for right, of in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(InputError, match="not a share"):
+            accuracy_interval(right, of)
 
 
 def test_many_questions_are_drawn_in_groups_with_the_same_interval() -> None:
