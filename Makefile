@@ -11,6 +11,7 @@ INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constr
 # One stamp a set of extras: the demo does not wait for the test tools.
 LOCAL := $(VENV)/.viaticum-local
 DEV := $(VENV)/.viaticum-dev
+BROWSER := $(VENV)/.viaticum-browser
 
 .PHONY: help demo test prove lint format bench docs clean
 .DELETE_ON_ERROR:
@@ -33,12 +34,17 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $(LOCAL) $@
 
+# For the tests of reports: a Chromium of this machine, or one that is fetched into the user's cache.
+$(BROWSER): tests/chromium.py | $(DEV)
+	$(BIN)/python tests/chromium.py
+	@touch $@
+
 demo: $(LOCAL)
 	$(BIN)/viaticum models pull
 	$(BIN)/python examples/demo.py $(QUESTIONS)
 
 # Two workers, one thread each: more threads would wait for each other. Exit 5 of pytest: no test was chosen.
-test: $(DEV)
+test: $(DEV) $(BROWSER)
 	$(BIN)/viaticum models pull
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not real"
 	$(BIN)/pytest -q -m real || test $$? -eq 5

@@ -113,3 +113,18 @@ def store_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "ledger.db")
     address: str = request.getfixturevalue("postgres")
     return address
+
+
+@pytest.fixture(scope="session")
+def report_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with jobs to report on, and the outcome table of their questions: see job_runs.py. Not to be changed."""
+    from job_runs import make_job, questions, write_table
+
+    folder = tmp_path_factory.mktemp("runs")
+    asked = questions(120)
+    write_table(folder / "table.jsonl", asked)
+    make_job(folder, asked)
+    make_job(folder, asked[20:], name="thrifty", generous=0.8, escalates=False, seed=2)
+    make_job(folder, asked[:60], name="running", running=True)
+    make_job(folder, asked[:50], name="poor", limit=18_000_000)
+    return folder

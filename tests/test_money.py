@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viaticum.errors import InputError
-from viaticum.money import MAX_NANOUSD, Price, Tier, format_usd, nanousd
+from viaticum.money import MAX_NANOUSD, Price, Tier, format_usd, nanousd, short_usd
 
 
 @pytest.mark.parametrize(
@@ -128,3 +128,15 @@ def test_seconds_are_billed_by_the_millisecond_rounded_up() -> None:
 def test_tiers_rise(steps: tuple[int, int]) -> None:
     with pytest.raises(InputError, match="tiers of a price rise"):
         Price(1, 1, tiers=tuple(Tier(step, 1, 1) for step in steps))
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "$0"), (5, "$0.000000005"), (96_123, "$0.0000961"), (-96_123.4, "-$0.0000961"), (20_000_000, "$0.02"),
+        (300_000_000, "$0.30"), (214_321_000, "$0.214"), (999_999_999, "$1.00"), (12_345_678_901, "$12.35"),
+        (-1_234_567_890_123, "-$1,234.57"),
+    ],
+)  # fmt: skip
+def test_amounts_for_people_are_short(amount: float, text: str) -> None:
+    assert short_usd(amount) == text

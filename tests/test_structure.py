@@ -226,6 +226,10 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
         ("starlette", ("viaticum.agents",)),
         ("uvicorn", ("viaticum.agents.serving",)),
         ("prometheus_client", ("viaticum.agents.metrics",)),
+        ("altair", ("viaticum.reports.drawing",)),
+        ("vl_convert", ("viaticum.reports.drawing",)),
+        ("great_tables", ("viaticum.reports.tables",)),
+        ("jinja2", ("viaticum.reports.page",)),
         # agents.local reads the tokenizer; viaticum.gguf writes the folder that transformers reads.
         (
             "transformers",
@@ -249,6 +253,11 @@ def test_what_an_extra_brings_is_imported_late_outside_routers_and_decoders() ->
         "safetensors",
         "sentence_transformers",
         "sklearn",
+        "altair",
+        "vl_convert",
+        "great_tables",
+        "jinja2",
+        "pyarrow",
     }
     found = [one for one in all_imports() if one.package in extras]
     assert found

@@ -1,4 +1,4 @@
-"""The command line: `viaticum solve | chat | serve | keys | budget | profile | router | tokens | models | sandbox`.
+"""The command line: `viaticum solve | chat | serve | keys | budget | profile | report | router | tokens | models | sandbox`.
 
 Results go to stdout, progress to stderr. Whatever Viaticum raises on purpose ends as one line and exit code 1.
 """
@@ -25,6 +25,7 @@ from rich.table import Table
 
 from viaticum.commands import budget, keys, models, router, sandbox, tokens
 from viaticum.commands.chat import chat
+from viaticum.commands.report import report
 from viaticum.commands.serve import serve
 from viaticum.commands.token_policy import policy, policy_evaluate
 from viaticum.errors import ViaticumError, WeightsError
@@ -44,6 +45,7 @@ app.command()(chat)
 app.command()(serve)
 tokens.app.command()(policy)
 tokens.app.command()(policy_evaluate)
+app.command()(report)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 

@@ -8,8 +8,9 @@ Standard library alone; leaves out running jobs (`agents.batch`) and drawing the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -19,8 +20,9 @@ from viaticum.outcomes import read_jsonl, write_jsonl
 JOB, ROWS = "job.json", "rows.jsonl"
 FORMAT = 1
 RowState = Literal["answered", "skipped", "failed"]
+STATES: tuple[RowState, ...] = get_args(RowState)
 Made = TypeVar("Made")
-JobEnd = Literal["running", "completed", "budget_exhausted", "drained"]
+JobEnd = Literal["running", "completed", "budget_exhausted", "deadline", "drained"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class JobRow:
     reason: why it was skipped or failed, or a word of why the answer is what it is. gold and correct are None where
     the right answer is unknown. route: the plan that was chosen; accuracy, cost_p50, cost_p90, tokens_p50 and
     tokens_p90: what was expected of it before the first call. pair: whose answer it is; calls: those made, in order.
-    pieces: [model, text] in the order of the text, where several models wrote it and the job keeps texts.
+    pieces: [model, text] in the order of the text, where several models wrote it and the job keeps texts. number: the
+    row's place in the input, from 0.
     """
 
     id: str
@@ -70,10 +73,11 @@ class JobRow:
     seconds: float = 0.0
     calls: tuple[Call, ...] = ()
     pieces: list[list[str]] | None = None
+    number: int = 0
 
     def __post_init__(self) -> None:
-        if self.state not in get_args(RowState):
-            raise InputError(f"a row is {', '.join(get_args(RowState))}; got {self.state!r}")
+        if self.state not in STATES:
+            raise InputError(f"a row is {', '.join(STATES)}; got {self.state!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,23 +137,59 @@ class Job:
         return _made(cls, {**rows[0], "previews": previews}, str(path))
 
 
+_CALL_FIELDS = [each.name for each in fields(Call)]
+_ROW_FIELDS = [each.name for each in fields(JobRow)]
+
+
 def row_line(row: JobRow) -> str:
     """A row as a line of `rows.jsonl`, with its end."""
-    return json.dumps(asdict(row), ensure_ascii=False) + "\n"
+    values = {name: getattr(row, name) for name in _ROW_FIELDS}  # `asdict` copies everything, deep
+    values["calls"] = [{name: getattr(call, name) for name in _CALL_FIELDS} for call in row.calls]
+    return json.dumps(values, ensure_ascii=False) + "\n"
 
 
-def read_rows(folder: str | Path) -> Iterator[JobRow]:
-    """The rows that are done, in the order they ended. Raises `DataError` naming a line that is none."""
+def read_rows(folder: str | Path, damaged: Callable[[DataError], object] | None = None) -> Iterator[JobRow]:
+    """The rows that are done, in the order they ended.
+
+    damaged: told of each line that is no row, which is then left out; without it the first one is raised, as a
+    `DataError` that names the line.
+    """
     path = Path(folder) / ROWS
-    for number, row in read_jsonl(path):
-        place = f"{path}, line {number}"
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    yield row_from(line, f"{path}, line {number}")
+                except DataError as error:
+                    if damaged is None:
+                        raise
+                    damaged(error)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def row_from(line: bytes, place: str) -> JobRow:
+    """A line of `rows.jsonl` as a row. Raises `DataError` that names the place where it is none."""
+    try:
+        row = json.loads(line)
         calls = tuple(_made(Call, each, place) for each in row.get("calls", ()))
-        yield _made(JobRow, {**row, "calls": calls}, place)
+        return _made(JobRow, {**row, "calls": calls}, place)
+    except DataError:
+        raise
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{place}: not a row of a job ({error}); the file is damaged") from None
 
 
 def _made(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
-    known = {each.name for each in fields(cast(Any, kind))}
+    known = _names(cast(Any, kind))
     try:
         return kind(**{name: value for name, value in values.items() if name in known})
     except TypeError as error:
         raise DataError(f"{place}: not a {kind.__name__} ({error}); the file is damaged") from None
+
+
+@cache
+def _names(kind: type[Any]) -> frozenset[str]:
+    return frozenset(each.name for each in fields(kind))

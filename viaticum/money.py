@@ -45,6 +45,19 @@ def format_usd(amount: int) -> str:
     return f"{'-' if amount < 0 else ''}${text}"
 
 
+def short_usd(amount: float) -> str:
+    """Nano-dollars as text for people: cents, and below a dollar three digits that count.
+
+    `short_usd(12_345_678_901) == "$12.35"`, `short_usd(96_123) == "$0.0000961"`. For reading, not for adding up.
+    """
+    whole = round(amount)
+    short = round(whole, 3 - len(str(abs(whole))))
+    if abs(short) < NANOUSD_PER_USD // 100 or (abs(short) < NANOUSD_PER_USD and short % 10_000_000):
+        return format_usd(short)
+    cents = Decimal(whole).scaleb(-9).quantize(Decimal("0.01"), ROUND_HALF_EVEN, _EXACT)
+    return f"{'-' if cents < 0 else ''}${abs(cents):,}"
+
+
 @dataclass(frozen=True, slots=True)
 class Tier:
     """Prices from a length of prompt on: they hold for the whole of a call that reads more than `above_tokens`."""

@@ -1,7 +1,7 @@
 """The outcome table on disk: JSONL or Parquet, one row a question, model and strategy.
 
 Leaves out making outcomes (profiling), fitting routers on them and reporting. Parquet needs pyarrow (the
-`local` extra), intervals need scipy (the same); JSONL needs nothing.
+`local` extra); JSONL and intervals need nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from math import sqrt
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from viaticum.errors import DataError, InputError, MissingExtra
@@ -19,6 +21,7 @@ from viaticum.types import Outcome
 
 COLUMNS = tuple(field.name for field in fields(Outcome))
 REQUIRED = COLUMNS[:7]
+_Z95 = NormalDist().inv_cdf(0.975)
 
 
 def read_outcomes(path: str | Path) -> list[Outcome]:
@@ -97,13 +100,16 @@ def read_jsonl(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:
 
 
 def accuracy_interval(right: int, of: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share of `of` questions. Raises `MissingExtra` without scipy (extra `local`)."""
-    try:
-        from scipy.stats import binomtest
-    except ImportError:
-        raise MissingExtra("scipy", "local") from None
-    interval = binomtest(right, of).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    """Wilson's 95% interval of a share of `of` questions (Wilson, JASA 22, 1927, equation for its two roots)."""
+    if not 0 <= right <= of or of == 0:
+        raise InputError(
+            f"not a share: {right} of {of}; count at least one question, and no more right than asked"
+        )
+    share, z2 = right / of, _Z95 * _Z95
+    middle = (share + z2 / (2 * of)) / (1 + z2 / of)
+    half = _Z95 * sqrt(share * (1 - share) / of + z2 / (4 * of * of)) / (1 + z2 / of)
+    low, high = (0.0 if right == 0 else middle - half), (1.0 if right == of else middle + half)
+    return max(0.0, low), min(1.0, high)
 
 
 def outcome(row: Mapping[str, Any], place: str) -> Outcome:

@@ -1,0 +1,111 @@
+"""Building a report: numbers are read, a format is written, and the file appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from viaticum.errors import InputError
+from viaticum.reports.numbers import Numbers, read_numbers
+
+Format = Literal["html", "md", "json", "png"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was written: where, how, and its numbers."""
+
+    path: Path
+    format: Format
+    numbers: Numbers
+
+
+def build(
+    runs: Sequence[str | Path] | str | Path,
+    out: str | Path,
+    *,
+    format: Format | None = None,
+    outcomes: str | Path | None = None,
+    ledger: str | None = None,
+    title: str | None = None,
+    force: bool = False,
+) -> Report:
+    """Write a report on runs, the first of which the others are compared with.
+
+    runs: folders of jobs, their RESULTS files, or outcome tables. format: by default what the name of `out` ends in,
+    else HTML. outcomes: a table that holds every single pair's answers to these questions, to compare with. ledger:
+    where the jobs' ledger is, in place of what they say. force: write over a file that is there.
+
+    Raises `InputError` for a run that is none or a file that is there or cannot be written, `DataError` for a damaged
+    one, `MissingExtra` without the extra `reports` (JSON and Markdown need none).
+    """
+    asked = [runs] if isinstance(runs, str | Path) else list(runs)
+    path = Path(out)
+    kind = _format(path, format)
+    _refuse(path, force)
+    numbers = read_numbers(asked, outcomes=outcomes, ledger=ledger)
+    _write(path, render(numbers, kind, title=title))
+    return Report(path, kind, numbers)
+
+
+def render(numbers: Numbers, format: Format = "html", *, title: str | None = None) -> bytes:
+    """The report as the bytes of a file."""
+    named = title or _title([each.run.name for each in numbers.runs])
+    if format == "json":
+        return (json.dumps(numbers.to_json(), ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
+    if format == "md":
+        from viaticum.reports.markdown import write_markdown
+
+        return write_markdown(numbers, named).encode()
+    if format == "png":
+        from viaticum.reports.plane import plane_chart
+
+        chart = plane_chart(numbers.runs)
+        if chart is None:
+            raise InputError(
+                "no run has an accuracy yet, so there is no plane to draw; ask for html, md or json"
+            )
+        return chart.png()
+    from viaticum.reports.page import write_page
+
+    return write_page(numbers, named).encode()
+
+
+def _title(names: Sequence[str]) -> str:
+    others = " and ".join(filter(None, [", ".join(names[1:-1]), *names[-1:]])) if len(names) > 1 else ""
+    return f"{names[0]} against {others}" if others else names[0]
+
+
+def _format(path: Path, asked: str | None) -> Format:
+    if asked is None:
+        endings: dict[str, Format] = {f".{each}": each for each in FORMATS}
+        return endings.get(path.suffix.lower(), "html")
+    for each in FORMATS:
+        if asked == each:
+            return each
+    raise InputError(f"unknown format {asked!r}; use {', '.join(FORMATS)}")
+
+
+def _refuse(path: Path, force: bool) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file, such as {path / 'report.html'}")
+    if path.exists() and not force:
+        raise InputError(f"{path} is there already; name another file, or write over it with --force")
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {path.parent} to write {path.name} to; make it first")
+
+
+def _write(path: Path, content: bytes) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        scratch.unlink(missing_ok=True)

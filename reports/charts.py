@@ -1,0 +1,212 @@
+"""The other charts of a run: calibration, tokens, the budget over time, and who wrote which part of a text."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from viaticum.reports.drawing import SERIES, Chart, data_of, library, log_ticks, styled, var
+from viaticum.reports.figures import Calibration, Coverage
+from viaticum.reports.runs import PARTS, Texts
+from viaticum.reports.trail import Trail
+
+
+def calibration_chart(told: Calibration) -> Chart:
+    words = "; ".join(
+        f"predicted {each.predicted:.0%}, right {each.right.value:.0%} of {each.right.of}"
+        for each in told.bins
+    )
+    return Chart(
+        "calibration",
+        "Reliability diagram",
+        f"Accuracy by predicted accuracy: {words}.",
+        partial(_calibration, told),
+        "The numbers at the top count the rows of each point, the bars are 95% intervals; ten bins of equal width. On the dashed line "
+        "predictions are right.",
+    )
+
+
+def tokens_chart(told: Coverage) -> Chart:
+    words = f"Real output tokens against the median that was predicted, for {len(told.dots)} rows, with the line on which they are equal."
+    return Chart(
+        "tokens",
+        "Predicted and real output tokens",
+        words,
+        partial(_tokens, told),
+        "A dot is a row; below the dashed line it took less than was predicted.",
+    )
+
+
+def burn_chart(trail: Trail) -> Chart | None:
+    if len(trail.moments) < 2:
+        return None
+    words = (
+        "What is left of the budget over time, less what is held. "
+        if trail.limit
+        else "What was spent over time, and held beside it. "
+    )
+    caption = "The line is what is left after what was spent, the shade below it what was held at the time."
+    if not trail.limit:
+        caption = "The line is what was spent, the shade above it what was held at the time."
+    marks = [
+        *(["triangles are calls that went past their hold"] if trail.overruns else []),
+        *(["diamonds are calls nobody heard of again"] if trail.unknowns else []),
+    ]
+    told = ", ".join(marks)
+    caption += f" {told[:1].upper()}{told[1:]}." if told else ""
+    return Chart("burn", "Budget over time", f"{words}{_marks_told(trail)}", partial(_burn, trail), caption)
+
+
+def writers_chart(texts: Texts, large: str) -> Chart | None:
+    if not texts.count:
+        return None
+    name = large or "each model"
+    words = f"Share of the text that {name} wrote, from its beginning to its end, over {texts.count} texts."
+    return Chart("writers", "Who wrote which part of a text", words, partial(_writers, texts, large))
+
+
+def _calibration(told: Calibration, width: int) -> Any:
+    alt = library("altair")
+    size = min(width, 430)
+    rows = [
+        {"predicted": each.predicted, "right": each.right.value, "low": each.right.low, "high": each.right.high, "n": f"{each.right.of}"}
+        for each in told.bins
+    ]  # fmt: skip
+    data = data_of(rows)
+    scale = alt.Scale(domain=[0, 1], nice=False)
+    x = alt.X(
+        "predicted:Q",
+        scale=scale,
+        axis=alt.Axis(title="predicted to be right", format="%", tickCount=5, grid=False),
+    )
+    y = alt.Y("right:Q", scale=scale, axis=alt.Axis(title="right", format="%", tickCount=5))
+    even = alt.Chart(data_of([{"predicted": 0, "right": 0}, {"predicted": 1, "right": 1}])).mark_line(
+        color=var("hull"), strokeDash=[4, 4], strokeWidth=1.5
+    ).encode(x=x, y=y)  # fmt: skip
+    base = alt.Chart(data)
+    bars = base.mark_rule(color=var("run-1"), strokeWidth=1.5, opacity=0.55).encode(
+        x=x, y=alt.Y("low:Q", scale=scale, axis=alt.Axis(title="right", format="%", tickCount=5)), y2="high:Q"
+    )
+    dots = base.mark_point(filled=True, size=80, color=var("run-1"), opacity=1).encode(x=x, y=y)
+    counts = base.mark_text(color=var("muted"), fontSize=11, baseline="bottom").encode(
+        x=x, y=alt.value(-3), text="n:N"
+    )
+    return styled(alt, alt.layer(even, bars, dots, counts), size, size)
+
+
+def _tokens(told: Coverage, width: int) -> Any:
+    alt = library("altair")
+    size = min(width, 430)
+    values = [value for pair in told.dots for value in pair if value > 0] or [1.0]
+    ends = [min(values) / 1.3, max(values) * 1.3]
+    scale, ticks = alt.Scale(type="log", domain=ends, nice=False), log_ticks(*ends)
+    kept = [{"p50": p50, "real": real} for p50, real in told.dots if p50 > 0 and real > 0]
+    x = alt.X(
+        "p50:Q",
+        scale=scale,
+        axis=alt.Axis(
+            title="predicted output tokens (median)",
+            format="~s",
+            labelOverlap="greedy",
+            values=ticks,
+            grid=False,
+        ),
+    )
+    y = alt.Y(
+        "real:Q",
+        scale=scale,
+        axis=alt.Axis(title="real output tokens", format="~s", labelOverlap="greedy", values=ticks),
+    )
+    even = (
+        alt.Chart(data_of([{"p50": value, "real": value} for value in ends]))
+        .mark_line(color=var("hull"), strokeDash=[4, 4], strokeWidth=1.5)
+        .encode(x=x, y=y)
+    )
+    dots = (
+        alt.Chart(data_of(kept))
+        .mark_point(filled=True, size=26, opacity=0.45, color=var("run-1"))
+        .encode(x=x, y=y)
+    )
+    return styled(alt, alt.layer(even, dots), size, size)
+
+
+def _burn(trail: Trail, width: int) -> Any:
+    alt = library("altair")
+    height = 300 if width > 500 else 260
+    per, unit = _time_unit(trail.moments[-1].seconds)
+    rows = [
+        {
+            "t": each.seconds / per,
+            "posted": _dollars(
+                each.posted if trail.limit is None else (each.limit or trail.limit) - each.posted
+            ),
+            "free": _dollars(
+                each.committed if trail.limit is None else (each.limit or trail.limit) - each.committed
+            ),
+        }
+        for each in trail.moments
+    ]
+    x = alt.X(
+        "t:Q",
+        axis=alt.Axis(title=f"{unit} since the job began", grid=False, tickCount=6),
+        scale=alt.Scale(nice=False),
+    )
+    axis = alt.Axis(title="left of the budget" if trail.limit else "spent", format="$.3~r", tickCount=5)
+    base = alt.Chart(data_of(rows))
+    layers = [
+        base.mark_area(color=var("held"), opacity=0.6, interpolate="step-after").encode(x=x, y=alt.Y("free:Q", axis=axis), y2="posted:Q"),
+        base.mark_line(color=var("run-1"), strokeWidth=2, interpolate="step-after").encode(x=x, y=alt.Y("posted:Q", axis=axis)),
+    ]  # fmt: skip
+    for marks, color, shape in ((trail.overruns, "bad", "triangle-up"), (trail.unknowns, "mix", "diamond")):
+        seen = [
+            {"t": mark.seconds / per, "y": _dollars(mark.left)}
+            for mark in marks
+            if mark.left is not None and mark.seconds >= 0
+        ]
+        if seen:
+            layers.append(
+                alt.Chart(data_of(seen))
+                .mark_point(filled=True, size=80, color=var(color), shape=shape, opacity=1)
+                .encode(x=x, y=alt.Y("y:Q", axis=axis))
+            )
+    return styled(alt, alt.layer(*layers), width, height)
+
+
+def _marks_told(trail: Trail) -> str:
+    told = [f"{trail.overrun_calls} calls went past their hold"] if trail.overrun_calls else []
+    told += [f"{trail.unknown_calls} calls are unknown"] if trail.unknown_calls else []
+    return f"{'; '.join(told)}." if told else "No call went past its hold."
+
+
+def _writers(texts: Texts, large: str, width: int) -> Any:
+    alt = library("altair")
+    models = sorted(texts.parts, key=lambda name: (name == large, name))
+    rows = []
+    for part in range(PARTS):
+        total = sum(texts.parts[name][part] for name in models) or 1.0
+        rows += [
+            {"from": part / PARTS, "to": (part + 1) / PARTS, "share": texts.parts[name][part] / total, "model": name, "order": n}
+            for n, name in enumerate(models[::-1])
+        ]  # fmt: skip
+    colors = (
+        [var(color) for color in ("held", "run-1")]
+        if len(models) == 2
+        else [var(SERIES[n % 4]) for n in range(len(models))]
+    )
+    legend = alt.Legend(title=None, orient="bottom", symbolOpacity=1, labelLimit=width // 2)
+    chart = alt.Chart(data_of(rows)).mark_bar(stroke=var("paper"), strokeWidth=1).encode(
+        x=alt.X("from:Q", bin="binned", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="place in the text", format="%", tickCount=5, grid=False)),
+        x2="to:Q",
+        y=alt.Y("share:Q", stack="zero", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="written by", format="%", tickCount=4)),
+        color=alt.Color("model:N", scale=alt.Scale(domain=models, range=colors), legend=legend),
+        order="order:Q",
+    )  # fmt: skip
+    return styled(alt, chart, width, 220)
+
+
+def _time_unit(seconds: float) -> tuple[float, str]:
+    return (1.0, "seconds") if seconds < 120 else (60.0, "minutes") if seconds < 7_200 else (3_600.0, "hours")
+
+
+def _dollars(nanousd: int | None) -> float | None:
+    return None if nanousd is None else nanousd / 1e9

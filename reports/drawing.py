@@ -1,0 +1,97 @@
+"""How charts are drawn: Altair specifications that vl-convert renders to SVG and PNG; nothing is fetched, no browser runs.
+
+Colours are names of CSS variables, which the page sets for light and dark; for PNG they are replaced by the light ones.
+Each chart is drawn for a given width, so that a phone gets one whose letters are as large as on a desk.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from viaticum.errors import MissingExtra
+
+WIDE, NARROW = 760, 328
+FONT = "Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
+LETTER = 6.4  # width of one at 12 pixels, on the safe side
+# For PNG, and the light colours of the page.
+LIGHT = {
+    "ink": "#1c2430", "muted": "#566072", "line": "#dfe3ea", "paper": "#ffffff", "hull": "#7b8494", "single": "#7b8494",
+    "run-1": "#1d5fd1", "run-2": "#b3357d", "run-3": "#0a7a5c", "run-4": "#8a5a00", "oracle": "#0a7a5c", "mix": "#8a5a00",
+    "held": "#9db8ea", "bad": "#c0322b",
+}  # fmt: skip
+SERIES = ("run-1", "run-2", "run-3", "run-4")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """title and description are what those hear who do not see it; draw makes it for a width in pixels.
+
+    caption: what its marks mean, below it.
+    """
+
+    name: str
+    title: str
+    description: str
+    draw: Callable[[int], Any]
+    caption: str = ""
+
+    def svg(self, width: int, name: str) -> str:
+        """For the page, without roles of its own. name: unlike any other chart's there, for its ids."""
+        text: str = library("vl_convert").vegalite_to_svg(self.draw(width).to_dict())
+        ids = dict.fromkeys(re.findall(r'\bid="([^"]+)"', text))
+        for each in ids:
+            text = text.replace(f'id="{each}"', f'id="{name}-{each}"').replace(
+                f"#{each})", f"#{name}-{each})"
+            )
+        return re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", text)
+
+    def png(self, width: int = WIDE, scale: float = 2.0) -> bytes:
+        spec = json.dumps(self.draw(width).properties(background=LIGHT["paper"]).to_dict())
+        spec = re.sub(r"var\(--([a-z0-9-]+)\)", lambda found: LIGHT[found[1]], spec)
+        made: bytes = library("vl_convert").vegalite_to_png(spec, scale=scale)
+        return made
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of each power of ten, or fewer where there are many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high / low < 50 else (1, 3) if high / low < 2_000 else (1,)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def data_of(rows: Iterable[dict[str, Any]]) -> Any:
+    return library("altair").Data(values=list(rows))
+
+
+def var(name: str) -> str:
+    return f"var(--{name})"
+
+
+def styled(alt: Any, chart: Any, width: int, height: int) -> Any:
+    ink, muted, line = var("ink"), var("muted"), var("line")
+    return (
+        chart.properties(width=width, height=height, background="transparent", autosize=alt.AutoSizeParams(type="fit", contains="padding"), padding=2)
+        .configure(font=FONT, aria=False)
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor=muted, titleColor=ink, gridColor=line, domainColor=muted, tickColor=muted, labelFontSize=12,
+            titleFontSize=12, titleFontWeight="normal", labelFont=FONT, titleFont=FONT,
+        )
+        .configure_legend(labelColor=ink, labelFontSize=12, labelFont=FONT, padding=4)
+    )  # fmt: skip
+
+
+def library(name: str) -> Any:
+    """Altair or vl-convert; `MissingExtra` where it is not installed."""
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError:
+        raise MissingExtra({"vl_convert": "vl-convert-python"}.get(name, name), "reports") from None

@@ -1,0 +1,254 @@
+"""The numbers of one run: what became of its rows, route by route; calibration; forecasts; who wrote; failures.
+
+Each function turns columns into one frozen record, so that the page, the Markdown and the JSON show the same numbers.
+Leaves out reading (`runs`, `trail`), the plane (`frontier`) and words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from viaticum.reports.frontier import Known, cheapest_right
+from viaticum.reports.intervals import Estimate, Share, mean, share
+from viaticum.reports.runs import STATES, Columns, Run
+from viaticum.reports.trail import Trail
+
+Array = np.ndarray[Any, Any]
+BINS = 10
+MOST_ROUTES = 15
+MOST_DOTS = 400
+ANSWERED, SKIPPED, FAILED = range(len(STATES))
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Rows by what became of them. asked: rows of the input; missing: those nothing is known of yet."""
+
+    asked: int
+    answered: int
+    skipped: int
+    failed: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouteFigures:
+    """One route. cost: mean nano-dollars a row; seconds of the rows that were tried; escalated: more than one call.
+
+    regret: rows that were not right though some single pair is; overpaid: mean nano-dollars that right rows cost above
+    the cheapest pair that is right.
+    """
+
+    route: str
+    of: Share
+    accuracy: Share | None
+    cost: float
+    seconds_p50: float | None
+    seconds_p95: float | None
+    escalated: Share | None
+    regret: Share | None
+    overpaid: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Rows whose predicted accuracy lies in [begin, end): what was predicted of them, and what came of it."""
+
+    begin: float
+    end: float
+    predicted: float
+    right: Share
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """error: expected calibration error, the mean distance of predicted from real over the bins, by their counts.
+
+    brier: mean squared distance of the prediction from 0 or 1. surplus: right less predicted, over all.
+    """
+
+    bins: tuple[Bin, ...]
+    of: int
+    error: float
+    brier: float
+    predicted: float
+    right: float
+    surplus: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How often what a row took stayed within what was expected. ratio: real by expected p50, in sum.
+
+    dots: (expected p50, real) of some rows, evenly picked.
+    """
+
+    within_p50: Share | None
+    within_p90: Share | None
+    ratio: float | None
+    dots: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """What one model read and wrote. nanousd is None where no ledger tells it."""
+
+    model: str
+    input_tokens: int
+    output_tokens: int
+    share: float
+    nanousd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Writers:
+    """Who wrote. large: the model with the dearest output among those that wrote texts together, where prices are known."""
+
+    models: tuple[ModelFigures, ...]
+    large: str
+
+
+def tally(run: Run) -> Tally:
+    states = np.bincount(run.rows.state, minlength=len(STATES))
+    asked = run.job.rows if run.job else len(run.rows)
+    answered, skipped, failed = (int(states[state]) for state in (ANSWERED, SKIPPED, FAILED))
+    return Tally(asked, answered, skipped, failed, max(0, asked - len(run.rows)))
+
+
+def row_costs(run: Run, trail: Trail | None) -> tuple[Array, bool]:
+    """Nano-dollars of each row, and whether they are the ledger's: what was posted for the calls that it names."""
+    if trail is None:
+        return run.rows.cost, False
+    costs = np.zeros(len(run.rows), dtype=np.int64)
+    for key, (place, _, _) in run.calls.items():
+        costs[place] += trail.posted_for.get(key, 0)
+    return costs, True
+
+
+def accuracy(rows: Columns, answered_only: bool = False) -> Share | None:
+    """Of all rows whose right answer is known; a row that was skipped or failed is not right."""
+    of = rows.graded & (rows.state == ANSWERED) if answered_only else rows.graded
+    return share(int((rows.right & of).sum()), int(of.sum()))
+
+
+def by_route(run: Run, costs: Array, known: Known | None) -> list[RouteFigures]:
+    """The routes by how many rows they got; those past `MOST_ROUTES` together."""
+    counts = np.bincount(run.rows.route, minlength=len(run.routes))
+    order = [int(n) for n in np.argsort(-counts, kind="stable")]
+    many = len(order) > MOST_ROUTES + 1
+    groups = [(run.routes[n], run.rows.route == n) for n in (order[:MOST_ROUTES] if many else order)]
+    if many:
+        rest = np.isin(run.rows.route, order[MOST_ROUTES:])
+        groups.append((f"{len(order) - MOST_ROUTES} other routes", rest))
+    return [_route(name, mine, run.rows, costs, known) for name, mine in groups]
+
+
+def in_all(run: Run, costs: Array, known: Known | None) -> RouteFigures | None:
+    """As one route."""
+    if not len(run.rows):
+        return None
+    return _route("all", np.ones(len(run.rows), dtype=bool), run.rows, costs, known)
+
+
+def _route(name: str, mine: Array, rows: Columns, costs: Array, known: Known | None) -> RouteFigures:
+    tried = mine & (rows.calls > 0)
+    seconds = rows.seconds[tried]
+    of = share(int(mine.sum()), len(rows))
+    assert of is not None
+    regret, overpaid = _regret(mine, rows, costs, known) if known else (None, None)
+    graded = mine & rows.graded
+    return RouteFigures(
+        name,
+        of,
+        share(int((rows.right & graded).sum()), int(graded.sum())),
+        float(costs[mine].mean()),
+        float(np.quantile(seconds, 0.5)) if len(seconds) else None,
+        float(np.quantile(seconds, 0.95)) if len(seconds) else None,
+        share(int((rows.calls[tried] > 1).sum()), int(tried.sum())),
+        regret,
+        overpaid,
+    )
+
+
+def _regret(mine: Array, rows: Columns, costs: Array, known: Known) -> tuple[Share | None, float | None]:
+    ours = mine[known.places]
+    right = rows.right[known.places] & ours
+    possible = known.correct.max(1) > 0
+    regret = share(int((possible & ours & ~right).sum()), int(ours.sum()))
+    over = (costs[known.places] - cheapest_right(known))[right & possible]
+    return regret, float(over.mean()) if len(over) else None
+
+
+def calibration(rows: Columns) -> Calibration | None:
+    """Of the rows that were tried, whose right answer is known and of which an accuracy was predicted."""
+    mine = rows.graded & (rows.calls > 0) & ~np.isnan(rows.accuracy)
+    if not mine.any():
+        return None
+    chance, right = rows.accuracy[mine], rows.right[mine].astype(float)
+    place = np.minimum((chance * BINS).astype(int), BINS - 1)
+    bins, error = [], 0.0
+    for number in range(BINS):
+        here = place == number
+        told = share(int(right[here].sum()), int(here.sum()))
+        if told is None:
+            continue
+        predicted = float(chance[here].mean())
+        error += told.of / len(right) * abs(told.value - predicted)
+        bins.append(Bin(number / BINS, (number + 1) / BINS, predicted, told))
+    return Calibration(
+        tuple(bins),
+        len(right),
+        error,
+        float(((chance - right) ** 2).mean()),
+        float(chance.mean()),
+        float(right.mean()),
+        mean(right - chance),
+    )
+
+
+def coverage(real: Array, p50: Array, p90: Array, rows: Columns) -> Coverage | None:
+    """Of the rows that were tried, none of their calls answered from an earlier one, of which both are known."""
+    mine = (rows.calls > 0) & ~rows.cached & ~np.isnan(real) & ~(np.isnan(p50) & np.isnan(p90))
+    if not mine.any():
+        return None
+    real, p50, p90 = real[mine], p50[mine], p90[mine]
+    told, upper = ~np.isnan(p50), ~np.isnan(p90)
+    expected = float(p50[told].sum())
+    picked = np.flatnonzero(told)
+    picked = (
+        picked[np.linspace(0, len(picked) - 1, min(MOST_DOTS, len(picked))).astype(int)]
+        if len(picked)
+        else picked
+    )
+    return Coverage(
+        share(int((real <= p50)[told].sum()), int(told.sum())),
+        share(int((real <= p90)[upper].sum()), int(upper.sum())),
+        float(real[told].sum()) / expected if expected else None,
+        tuple((float(p50[n]), float(real[n])) for n in picked),
+    )
+
+
+def writers(run: Run, trail: Trail | None) -> Writers | None:
+    """Tokens by model: as the ledger posted them, where there is one, else as the rows tell them."""
+    if trail is not None:
+        used = {
+            name: (each.input_tokens, each.output_tokens, each.nanousd) for name, each in trail.models.items()
+        }
+        told: dict[str, tuple[int, int, int | None]] = dict(used)
+        rates = {name: each.output_rate for name, each in trail.models.items()}
+    else:
+        told = {name: (read, made, None) for name, (read, made) in run.usage.items()}
+        rates = {}
+    if not told:
+        return None
+    total = sum(made for _, made, _ in told.values())
+    models = [
+        ModelFigures(name, read, made, made / total if total else 0.0, cost)
+        for name, (read, made, cost) in sorted(told.items(), key=lambda item: -item[1][1])
+    ]
+    mixed = [name for name in run.texts.parts if rates.get(name)]
+    large = max(mixed, key=lambda name: rates[name]) if len({rates[name] for name in mixed}) > 1 else ""
+    return Writers(tuple(models), large)

@@ -1,0 +1,272 @@
+"""What could have been had: every single pair, the best mixtures of them, a random one, and an oracle.
+
+Read from an outcome table that holds every pair's answer to every question, on the very questions of the run where the
+table has them. The mixtures are the upper hull of the pairs in the plane of cost and accuracy: which pair asks a
+question is drawn by lot (the "zero router" of RouterBench, arXiv 2403.12031). The best single pair and the hull are
+chosen in hindsight, on the same questions, which favours them over the run. Costs are nano-dollars a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from viaticum.errors import DataError
+from viaticum.money import NANOUSD_PER_USD
+from viaticum.reports.intervals import Estimate, Share, estimate, grouped, mean, resamples, share
+from viaticum.reports.runs import Columns, Run, text_number
+from viaticum.routers.query.grid import Grid
+from viaticum.types import Outcome, Pair
+
+Array = np.ndarray[Any, Any]
+ENOUGH = 0.9  # of the questions a pair must have answered to be drawn
+FEWEST = 10  # questions in common, below which other questions are no worse
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A place in the plane: mean cost a question in nano-dollars, and accuracy."""
+
+    name: str
+    cost: float
+    accuracy: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What the run cost less than its reference at equal accuracy, as a fraction of the reference's cost.
+
+    reference: "best single pair" where the run gets at least as many right; else "mixture", the cheapest of single
+    pairs that gets as many right as the run. cost: of the reference, nano-dollars a question.
+    """
+
+    share: Estimate
+    reference: Literal["best single pair", "mixture"]
+    name: str
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Everything in the plane of cost and accuracy, on `of` questions.
+
+    same_questions: they are the run's own, `of` of its `asked` graded ones; else the table's, and nothing is paired.
+    shuffled: the run's pairs in the run's shares, dealt to questions by lot. more_right: accuracy of the run less that
+    of the best single pair. left_out: pairs that the table does not hold for most of the questions.
+    """
+
+    table: str
+    of: int
+    asked: int
+    same_questions: bool
+    run: Point | None
+    singles: tuple[Point, ...]
+    best: Point
+    hull: tuple[Point, ...]
+    random: Point
+    oracle: Point
+    shuffled: Point | None
+    more_right: Estimate | None
+    less_cost: Estimate | None
+    saved: Saved | None
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """The outcomes of the questions that a run and a table share. Rows of `correct` and `cost` go with `places`."""
+
+    places: Array
+    pairs: tuple[Pair, ...]
+    correct: Array
+    cost: Array
+    left_out: tuple[str, ...]
+
+
+def best_pair(outcomes: Iterable[Outcome]) -> Pair:
+    """The pair that is right most often, of equals the cheapest, on the questions that most pairs were given."""
+    known = _whole(Grid.of(outcomes))
+    accuracy, cost = known.correct.mean(0), known.cost.mean(0)
+    return known.pairs[_best(accuracy, cost)]
+
+
+def known_outcomes(rows: Columns, outcomes: Sequence[Outcome]) -> tuple[Known, bool]:
+    """What a table says of the graded questions of a run, and whether it is about them at all.
+
+    A row is found by its question's text; by its id only where either side has no text. Raises `DataError` for a table
+    that contradicts itself or does not say what its answers cost.
+    """
+    grid = Grid.of(outcomes)
+    by_text = {text_number(text): n for n, text in enumerate(grid.texts) if text}
+    by_id: dict[str, int | None] = {}
+    for n, (dataset, question) in enumerate(grid.ids):
+        by_id[question] = None if question in by_id else n
+        by_id[f"{dataset}/{question}"] = n
+    found: dict[int, int] = {}
+    for place, (name, text) in enumerate(zip(rows.ids, rows.text, strict=True)):
+        if not rows.graded[place]:
+            continue
+        at = by_text.get(int(text)) if text else None
+        if at is None and (candidate := by_id.get(name)) is not None and not (text and grid.texts[candidate]):
+            at = candidate
+        if at is not None:
+            found.setdefault(at, place)
+    if len(found) < FEWEST:
+        whole = _whole(grid)
+        return whole, False
+    return _whole(grid.part(np.array(list(found))), np.array(list(found.values()))), True
+
+
+def _whole(grid: Grid, places: Array | None = None) -> Known:
+    """The pairs that most questions were given to, and the questions that all of those were given."""
+    given = ~np.isnan(grid.correct) & ~np.isnan(grid.cost)
+    enough = given.mean(0) >= ENOUGH * given.mean(0).max()
+    whole = given[:, enough].all(1)
+    if not whole.any():
+        raise DataError("no question of the outcome table was given to all of its pairs; profile them alike")
+    kept = np.flatnonzero(enough)
+    left_out = tuple(str(pair) for pair, keep in zip(grid.pairs, enough, strict=True) if not keep)
+    places = np.arange(len(grid)) if places is None else places
+    return Known(
+        places[whole],
+        tuple(grid.pairs[n] for n in kept),
+        grid.correct[whole][:, kept],
+        grid.cost[whole][:, kept] * NANOUSD_PER_USD,
+        left_out,
+    )
+
+
+def plane(run: Run, costs: Array, outcomes: Sequence[Outcome], table: str) -> tuple[Plane, Known | None]:
+    """Where a run lies among what could have been had. costs: nano-dollars of each row.
+
+    Also returns what is known of the run's own questions, for regrets; None where the table is about others.
+    """
+    known, same = known_outcomes(run.rows, outcomes)
+    accuracy, cost = known.correct.mean(0), known.cost.mean(0)
+    count, names = len(known.correct), [str(pair) for pair in known.pairs]
+    singles = [
+        _point(name, cost[n], share(int(known.correct[:, n].sum()), count)) for n, name in enumerate(names)
+    ]
+    best = _best(accuracy, cost)
+    corners = hull(accuracy, cost)
+    here = right = mine = None
+    more = less = saved = shuffled = None
+    if same:
+        right, mine = run.rows.right[known.places].astype(float), costs[known.places].astype(float)
+        here = _point(run.name, mine.mean(), share(int(right.sum()), count))
+        more, less = mean(right - known.correct[:, best]), mean(mine - known.cost[:, best])
+        saved = _saved(right, mine, known, best)
+        shuffled = _shuffled(run, known)
+    elif run.rows.graded.any():
+        graded = run.rows.graded
+        here = _point(
+            run.name, costs[graded].mean(), share(int(run.rows.right[graded].sum()), int(graded.sum()))
+        )
+    any_right = known.correct.max(1)
+    return Plane(
+        table=table,
+        of=count,
+        asked=int(run.rows.graded.sum()),
+        same_questions=same,
+        run=here,
+        singles=tuple(singles),
+        best=singles[best],
+        hull=tuple(singles[n] for n in corners),
+        random=Point("random pair", float(cost.mean()), float(accuracy.mean())),
+        oracle=Point("oracle", float(cheapest_right(known).mean()), float(any_right.mean())),
+        shuffled=shuffled,
+        more_right=more,
+        less_cost=less,
+        saved=saved,
+        left_out=known.left_out,
+    ), (known if same else None)
+
+
+def cheapest_right(known: Known) -> Array:
+    """What an oracle pays for each question: the cheapest pair that gets it right, else the cheapest of all."""
+    right = np.where(known.correct > 0, known.cost, np.inf).min(1)
+    return np.asarray(np.where(np.isfinite(right), right, known.cost.min(1)))
+
+
+def hull(accuracy: Array, cost: Array) -> list[int]:
+    """Corners of the best mixtures, from the cheapest pair to the most accurate: the upper hull of what no pair beats."""
+    corners: list[int] = []
+    for n in sorted(range(len(cost)), key=lambda n: (cost[n], -accuracy[n])):
+        if corners and accuracy[n] <= accuracy[corners[-1]]:
+            continue
+        while len(corners) > 1 and _below(corners[-2], corners[-1], n, accuracy, cost):
+            corners.pop()
+        if corners and cost[corners[-1]] == cost[n]:
+            corners.pop()
+        corners.append(n)
+    return corners
+
+
+def _below(one: int, middle: int, other: int, accuracy: Array, cost: Array) -> bool:
+    """The middle point lies on or below the line between the two others."""
+    rise = (accuracy[other] - accuracy[one]) * (cost[middle] - cost[one])
+    return bool((accuracy[middle] - accuracy[one]) * (cost[other] - cost[one]) <= rise)
+
+
+def cost_at(wanted: float, accuracy: Array, cost: Array) -> float | None:
+    """What the cheapest mixture costs that gets a share `wanted` right; None where none does."""
+    corners = hull(accuracy, cost)
+    if wanted > accuracy[corners[-1]]:
+        return None
+    return float(np.interp(wanted, accuracy[corners], cost[corners]))
+
+
+def _best(accuracy: Array, cost: Array) -> int:
+    return int(np.lexsort((cost, -accuracy))[0])
+
+
+def _point(name: str, cost: float, told: Share | None) -> Point:
+    if told is None:
+        return Point(name, float(cost), float("nan"))
+    return Point(name, float(cost), told.value, told.low, told.high)
+
+
+def _saved(right: Array, mine: Array, known: Known, best: int) -> Saved | None:
+    """The interval draws questions anew and finds the reference again in each draw."""
+
+    def reference(wanted: float, accuracy: Array, cost: Array) -> float:
+        found = cost_at(wanted, accuracy, cost)
+        return float(cost[_best(accuracy, cost)]) if found is None else found
+
+    accuracy, cost = known.correct.mean(0), known.cost.mean(0)
+    enough = right.mean() >= accuracy[best]
+    paid = float(cost[best]) if enough else reference(float(right.mean()), accuracy, cost)
+    if paid <= 0:
+        return None
+    drawn: list[Array] = []
+    parts = grouped(right), grouped(mine), grouped(known.correct), grouped(known.cost)
+    for weights in resamples(len(parts[0])):
+        rights, costs, accuracies, prices = (weights @ part for part in parts)
+        paids = prices[:, best] if enough else np.array(
+            [reference(*each) for each in zip(rights, accuracies, prices, strict=True)]
+        )  # fmt: skip
+        drawn.append(1 - costs / np.maximum(paids, 1e-9))
+    kind: Literal["best single pair", "mixture"] = "best single pair" if enough else "mixture"
+    return Saved(
+        estimate(1 - float(mine.mean()) / paid, np.concatenate(drawn), len(right)),
+        kind,
+        str(known.pairs[best]) if enough else "the cheapest equally accurate mix of single pairs",
+        paid,
+    )
+
+
+def _shuffled(run: Run, known: Known) -> Point | None:
+    """The run's pairs in the run's shares, dealt by lot; None where a row was answered otherwise than by one pair."""
+    columns = {str(pair): n for n, pair in enumerate(known.pairs)}
+    routes = [columns.get(run.routes[route]) for route in run.rows.route[known.places]]
+    if any(column is None for column in routes) or len(set(routes)) < 2:
+        return None
+    shares = np.bincount(np.array(routes, dtype=np.int64), minlength=len(columns)) / len(routes)
+    return Point(
+        "same shares by lot", float(known.cost.mean(0) @ shares), float(known.correct.mean(0) @ shares)
+    )

@@ -1,0 +1,45 @@
+"""The report as Markdown, for a pull request: the verdict, the comparison and the tables, without charts."""
+
+from __future__ import annotations
+
+from viaticum import __version__
+from viaticum.reports import overview
+from viaticum.reports.numbers import Numbers
+from viaticum.reports.parts import Section
+from viaticum.reports.tables import markdown_text, to_markdown
+from viaticum.reports.words import verdict
+
+
+def write_markdown(numbers: Numbers, title: str) -> str:
+    lines = [f"# {markdown_text(title)}", ""]
+    for each in numbers.runs:
+        name = f"{each.run.name}: " if len(numbers.runs) > 1 else ""
+        lines += [f"**{markdown_text(name + verdict(each))}**", ""]
+        lines += [text for line in overview.notices(each) for text in (f"> {markdown_text(line)}", "")]
+    shared = [overview.comparison_section(numbers)] if len(numbers.runs) > 1 else []
+    for section in [*shared, overview.plane_section(numbers)]:
+        lines += _section(section, 2)
+    for part in overview.parts(numbers):
+        several = len(numbers.runs) > 1
+        lines += [f"## {markdown_text(part.name)}", ""] if several else []
+        for section in part.sections:
+            lines += _section(section, 3 if several else 2)
+    lines.append(
+        f"<sub>Intervals are 95% (Wilson; bootstrap over questions, seed {numbers.seed}). viaticum {__version__}.</sub>"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _section(section: Section, level: int) -> list[str]:
+    lines = [
+        f"{'#' * level} {markdown_text(section.title)}",
+        "",
+        f"<sub>from: {markdown_text(section.source)}</sub>",
+        "",
+    ]
+    if section.empty:
+        return [*lines, markdown_text(section.empty), ""]
+    lines += [text for line in section.lead for text in (markdown_text(line), "")]
+    for table in [*section.tables, *(section.data if section.name == "plane" else ())]:
+        lines += [to_markdown(table), ""]
+    return lines + [text for line in section.notes for text in (markdown_text(line), "")]

@@ -1,0 +1,351 @@
+"""All numbers of a report, as frozen records and as JSON with stable keys: every format shows these and no others.
+
+Each part names its source, or says why it is missing. Leaves out words for people (`words`, `overview`, `details`) and drawing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from viaticum import __version__
+from viaticum.errors import DataError, InputError
+from viaticum.outcomes import read_outcomes
+from viaticum.reports import figures
+from viaticum.reports.figures import Calibration, Coverage, RouteFigures, Tally, Writers
+from viaticum.reports.frontier import Plane, plane
+from viaticum.reports.intervals import SEED, Estimate, Share, mean
+from viaticum.reports.runs import Group, Run, Texts, read_run
+from viaticum.reports.trail import Trail, read_trail
+from viaticum.types import Outcome
+
+Array = np.ndarray[Any, Any]
+FORMAT = 1
+NO_TABLE = "no outcome table was given, so what single pairs do on these questions is not known; give one with --outcomes"
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Calls of which the provider said a cost, and what the ledger posted for the same calls, in nano-dollars."""
+
+    calls: int
+    reported: int
+    posted: int
+    differ: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowsAgainstLedger:
+    """What the rows say their calls cost, against what the ledger posted under the same keys."""
+
+    calls: int
+    rows: int
+    posted: int
+    differ: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The planner's preview before anything was spent, at the job's own budget; costs are of the whole job."""
+
+    accuracy: float
+    cost_p50: int
+    cost_p90: int
+
+
+@dataclass(frozen=True)
+class RunNumbers:
+    """Everything about one run. `missing` says by part why it is not there; `trail` is what the ledger tells."""
+
+    run: Run
+    tally: Tally
+    accuracy: Share | None
+    accuracy_answered: Share | None
+    spent: int
+    spent_source: str
+    cost: float | None
+    all: RouteFigures | None
+    plane: Plane | None
+    forecast: Forecast | None
+    routes: tuple[RouteFigures, ...]
+    calibration: Calibration | None
+    tokens: Coverage | None
+    costs: Coverage | None
+    writers: Writers | None
+    texts: Texts
+    trail: Trail | None
+    against_rows: RowsAgainstLedger | None
+    provider: Provider | None
+    groups: tuple[Group, ...]
+    missing: dict[str, str]
+    row_costs: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """A run against the first one, on the questions both have: differences of this one less the first.
+
+    won and lost: questions that this run alone, or the first alone, got right. accuracy, cost (nano-dollars a
+    question) and seconds are paired. unlike: ids that stand for another question in the other run, left out.
+    """
+
+    run: str
+    base: str
+    of: int
+    graded: int
+    unlike: int
+    won: int
+    lost: int
+    accuracy: Estimate | None
+    cost: Estimate | None
+    seconds: Estimate | None
+    base_cost: float
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A report before it is written."""
+
+    runs: tuple[RunNumbers, ...]
+    against: tuple[Against, ...]
+    seed: int = SEED
+
+    def to_json(self) -> dict[str, Any]:
+        """Amounts are nano-dollars, times are seconds; a number that is not known is null."""
+        return {
+            "format": FORMAT,
+            "version": __version__,
+            "seed": self.seed,
+            "runs": [_run_json(each) for each in self.runs],
+            "comparison": [_plain(each) for each in self.against],
+        }
+
+
+def read_numbers(
+    runs: Sequence[str | Path], *, outcomes: str | Path | None = None, ledger: str | None = None
+) -> Numbers:
+    """Read runs and count. Raises `InputError` for what is no run, `DataError` for what is damaged."""
+    if not runs:
+        raise InputError("no run to report on; name a job's folder or an outcome table")
+    table = tuple(read_outcomes(outcomes)) if outcomes is not None else ()
+    if outcomes is not None and not table:
+        raise DataError(f"the outcome table {outcomes} is empty; profile at least one question")
+    read = _named([read_run(path) for path in runs])
+    told = tuple(_numbers(run, table, str(outcomes or ""), ledger) for run in read)
+    return Numbers(told, tuple(compare(told[0], each) for each in told[1:]))
+
+
+def _named(runs: list[Run]) -> list[Run]:
+    """Runs of the same name are told apart by their folder, then by number."""
+    from dataclasses import replace
+
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names):
+        return runs
+    longer = [f"{Path(run.path).resolve().parent.name}/{run.name}" for run in runs]
+    if len(set(longer)) < len(longer):
+        longer = [f"{name} ({n})" for n, name in enumerate(names, 1)]
+    return [replace(run, name=name) for run, name in zip(runs, longer, strict=True)]
+
+
+def _numbers(run: Run, table: Sequence[Outcome], where: str, ledger: str | None) -> RunNumbers:
+    missing: dict[str, str] = {}
+    trail = _trail(run, ledger, missing)
+    costs, from_ledger = figures.row_costs(run, trail)
+    if not len(run.rows):
+        missing["rows"] = "no row is finished yet"
+    place, known = None, None
+    outcomes, where = (table, where) if table else (run.outcomes, run.path)
+    if outcomes:
+        place, known = plane(run, costs, outcomes, where)
+    else:
+        missing["plane"] = NO_TABLE
+    accuracy = figures.accuracy(run.rows)
+    if accuracy is None and "rows" not in missing:
+        missing["accuracy"] = "no row has a known right answer; give the input a column `answer` or `gold`"
+    count = figures.tally(run)
+    spent = trail.posted if trail else int(costs.sum())
+    rows = run.rows
+    calibration = figures.calibration(rows)
+    if calibration is None:
+        missing["calibration"] = _why_no_prediction(run, "accuracy was predicted")
+    tokens = figures.coverage(rows.tokens, rows.tokens_p50, rows.tokens_p90, rows)
+    if tokens is None:
+        missing["tokens"] = _why_no_prediction(run, "output tokens were predicted")
+    writers = figures.writers(run, trail)
+    if writers is None:
+        missing["writers"] = "no call was made yet"
+    if not run.texts.count:
+        missing["texts"] = "no text of this run was written by several models, or the job keeps no texts"
+    provider = _provider(run, trail)
+    if provider is None and "ledger" not in missing:
+        missing["provider"] = (
+            "no call of this run came with a cost of its provider's: local models have none, and not every provider says"
+        )
+    return RunNumbers(
+        run=run,
+        tally=count,
+        accuracy=accuracy,
+        accuracy_answered=figures.accuracy(rows, answered_only=True),
+        spent=spent,
+        spent_source="ledger" if trail else "outcome table" if run.kind == "outcome table" else "rows",
+        cost=float(costs.mean()) if len(rows) else None,
+        all=figures.in_all(run, costs, known),
+        plane=place,
+        forecast=_forecast(run),
+        routes=tuple(figures.by_route(run, costs, known)),
+        calibration=calibration,
+        tokens=tokens,
+        costs=figures.coverage(costs.astype(float), rows.cost_p50, rows.cost_p90, rows),
+        writers=writers,
+        texts=run.texts,
+        trail=trail,
+        against_rows=_against_rows(run, trail) if from_ledger else None,
+        provider=provider,
+        groups=run.groups,
+        missing=missing,
+        row_costs=costs,
+    )
+
+
+def _trail(run: Run, ledger: str | None, missing: dict[str, str]) -> Trail | None:
+    if run.job is None:
+        missing["ledger"] = "an outcome table has no ledger"
+        return None
+    try:
+        return read_trail(run.job, run.calls.keys(), run.path, ledger, run.cached)
+    except InputError as error:
+        missing["ledger"] = str(error)
+        return None
+
+
+def _why_no_prediction(run: Run, what: str) -> str:
+    if not len(run.rows):
+        return "no row is finished yet"
+    if run.kind == "outcome table":
+        return "an outcome table holds no predictions"
+    return f"no row that was tried says what {what}"
+
+
+def _forecast(run: Run) -> Forecast | None:
+    if run.job is None or run.job.limit_nanousd is None:
+        return None
+    own = [each for each in run.job.previews if each.budget_nanousd == run.job.limit_nanousd]
+    return Forecast(own[0].accuracy, own[0].cost_p50, own[0].cost_p90) if own else None
+
+
+def _provider(run: Run, trail: Trail | None) -> Provider | None:
+    if trail is None:
+        return None
+    both = [
+        (reported, trail.posted_for[key])
+        for key, (_, _, reported) in run.calls.items()
+        if reported is not None and key in trail.posted_for
+    ]
+    if not both:
+        return None
+    differ = sum(abs(one - other) > max(1, other // 100) for one, other in both)
+    return Provider(len(both), sum(one for one, _ in both), sum(other for _, other in both), differ)
+
+
+def _against_rows(run: Run, trail: Trail | None) -> RowsAgainstLedger | None:
+    if trail is None:
+        return None
+    both = [
+        (cost, trail.posted_for[key]) for key, (_, cost, _) in run.calls.items() if key in trail.posted_for
+    ]
+    differ = sum(one != other for one, other in both)
+    return RowsAgainstLedger(len(both), sum(one for one, _ in both), sum(other for _, other in both), differ)
+
+
+def compare(base: RunNumbers, other: RunNumbers) -> Against:
+    """Pairs rows by id; where ids do not meet at all, by the text of the question."""
+    one, two = base.run.rows, other.run.rows
+    mine, theirs, unlike = _shared(base.run, other.run)
+    names = (other.run.name, base.run.name)
+    if not len(mine):
+        why = "they share no question" if not unlike else "the ids they share stand for other questions"
+        return Against(*names, 0, 0, unlike, 0, 0, None, None, None, 0.0, why)
+    graded = one.graded[mine] & two.graded[theirs]
+    left, right = one.right[mine][graded], two.right[theirs][graded]
+    return Against(
+        *names,
+        of=len(mine),
+        graded=int(graded.sum()),
+        unlike=unlike,
+        won=int((right & ~left).sum()),
+        lost=int((left & ~right).sum()),
+        accuracy=mean(right.astype(float) - left.astype(float)),
+        cost=mean((other.row_costs[theirs] - base.row_costs[mine]).astype(float)),
+        seconds=mean(two.seconds[theirs] - one.seconds[mine]),
+        base_cost=float(base.row_costs[mine].mean()),
+        why="" if graded.any() else "no question they share has a known right answer in both",
+    )
+
+
+def _shared(one: Run, two: Run) -> tuple[Array, Array, int]:
+    """Places in both of the questions that they share, and how many ids stand for another question there."""
+    places = {name: n for n, name in enumerate(two.rows.ids)}
+    found, unlike = list[tuple[int, int]](), 0
+    for n, (name, text) in enumerate(zip(one.rows.ids, one.rows.text, strict=True)):
+        at = places.get(name)
+        if at is None:
+            continue
+        if text and two.rows.text[at] and text != two.rows.text[at]:
+            unlike += 1
+            continue
+        found.append((n, at))
+    if not found:
+        texts = {int(text): n for n, text in enumerate(two.rows.text) if text}
+        found = [(n, texts[int(text)]) for n, text in enumerate(one.rows.text) if int(text) in texts]
+        unlike = unlike if not found else 0
+    pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1], unlike
+
+
+def _run_json(each: RunNumbers) -> dict[str, Any]:
+    run, trail = each.run, each.trail
+    told = {
+        field.name: _plain(getattr(each, field.name))
+        for field in fields(each)
+        if field.name not in ("run", "trail", "texts", "groups", "row_costs", "all")
+    }
+    ledger = _plain(trail)
+    if ledger is not None:
+        del ledger["posted_for"]
+    return {
+        "name": run.name,
+        "path": run.path,
+        "kind": run.kind,
+        "single": run.single or None,
+        "job": _plain(run.job),
+        "warnings": list(run.warnings),
+        **told,
+        "in_all": _plain(each.all),
+        "texts": {"count": each.texts.count, "parts": _plain(each.texts.parts)},
+        "ledger": ledger,
+        "failures": [_plain(group) for group in each.groups],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it: records as objects, what is no number as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(each) for name, each in asdict(value).items()}
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, str) or value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Iterable):
+        return [_plain(each) for each in value]
+    return value

@@ -1,0 +1,258 @@
+"""The plane of cost and accuracy: every single pair, their hull, a random pair, the oracle, the forecast, and the runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from viaticum.reports.drawing import LETTER, SERIES, Chart, data_of, library, log_ticks, styled, var
+from viaticum.reports.frontier import Plane, Point
+from viaticum.reports.labels import Box, along, place_labels
+from viaticum.reports.numbers import RunNumbers
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line through points, and where its name stands."""
+
+    name: str
+    corners: Sequence[Point]
+    anchor: Point
+
+
+def plane_chart(runs: Sequence[RunNumbers]) -> Chart | None:
+    """Cost and accuracy: every single pair, their hull, a random pair, the oracle, the forecast, and the runs."""
+    known = next((each.plane for each in runs if each.plane is not None), None)
+    points = _runs_in(runs)
+    if not points:
+        return None
+    named = [f"{point.name} {point.accuracy:.0%}" for point in points]
+    told = f"Accuracy against cost per 1,000 questions. {', '.join(named)}."
+    if known is not None:
+        told += f" The best single pair, {known.best.name}, gets {known.best.accuracy:.0%}; the oracle {known.oracle.accuracy:.0%}."
+    forecasts = _previews(runs[0]) if len(runs) == 1 else []
+    caption = [
+        *(
+            [
+                "The grey line joins the best mixtures of single pairs, dealt by lot; a run above it is worth its router."
+            ]
+            if known
+            else []
+        ),
+        *(["The dashed line is the planner's forecast."] if len(forecasts) > 1 else []),
+        "Bars are 95% intervals; dearer is to the right" + (", on a logarithmic scale." if known else "."),
+    ]
+    return Chart(
+        "plane", "Cost and accuracy", told, partial(_plane, points, known, forecasts), " ".join(caption)
+    )
+
+
+def _runs_in(runs: Sequence[RunNumbers]) -> list[Point]:
+    """Runs that stand in the plane; an outcome table of several pairs is its own single pairs."""
+    found = []
+    for each in runs:
+        if each.run.single and len(runs) == 1:
+            continue
+        if each.plane is not None and each.plane.run is not None:
+            found.append(each.plane.run)
+        elif each.accuracy is not None and each.cost is not None:
+            found.append(
+                Point(each.run.name, each.cost, each.accuracy.value, each.accuracy.low, each.accuracy.high)
+            )
+    if not found and (known := next((each.plane for each in runs if each.plane is not None), None)):
+        found.append(known.best)
+    return found
+
+
+def _previews(each: RunNumbers) -> list[Point]:
+    job = each.run.job
+    if job is None or not job.rows:
+        return []
+    return [
+        Point("forecast", one.cost_p50 / job.rows, one.accuracy) for one in job.previews if one.cost_p50 > 0
+    ]
+
+
+def _plane(runs: Sequence[Point], known: Plane | None, forecasts: Sequence[Point], width: int) -> Any:
+    alt = library("altair")
+    height = min(420, int(width * 0.62) if width > 500 else int(width * 1.05))
+    kinds: list[tuple[str, str, str, list[Point]]] = []
+    if known is not None:
+        own = {point.name for point in runs}
+        kinds.append(
+            ("single pair", "single", "circle", [point for point in known.singles if point.name not in own])
+        )
+        kinds.append(("random pair", "mix", "diamond", [known.random]))
+        if known.shuffled is not None:
+            kinds.append(("same shares by lot", "mix", "cross", [known.shuffled]))
+        kinds.append(("oracle", "oracle", "triangle-up", [known.oracle]))
+    kinds += [(point.name, SERIES[n % len(SERIES)], "square", [point]) for n, point in enumerate(runs)]
+    everything = [point for *_, points in kinds for point in points] + list(forecasts)
+    axes = _Axes.around(everything, width, height)
+    layers, lines = [], list[_Line]()
+    if known is not None and len(known.hull) > 1:
+        lines.append(_Line("best mixtures", known.hull, _middle(known.hull, axes)))
+        layers.append(_line(alt, lines[-1], "hull", axes, [1, 0]))
+    if len(forecasts) > 1:
+        ordered = sorted(forecasts, key=lambda point: point.cost)
+        lines.append(_Line("forecast", ordered, ordered[-1]))
+        layers.append(_line(alt, lines[-1], "run-1", axes, [4, 4]))
+    bars = [
+        {"x": _per_1000(p.cost), "low": p.low, "high": p.high, "color": var(color)}
+        for _, color, _, points in kinds for p in points if p.low is not None and p.high is not None
+    ]  # fmt: skip
+    layers.append(
+        alt.Chart(data_of(bars)).mark_rule(strokeWidth=1.5, strokeOpacity=0.55)
+        .encode(x=axes.x(alt), y=axes.y(alt, "low:Q"), y2="high:Q", color=alt.Color("color:N", scale=None))
+    )  # fmt: skip
+    dots = [
+        {"x": _per_1000(p.cost), "y": p.accuracy, "kind": kind}
+        for kind, _, _, points in kinds
+        for p in points
+    ]
+    names = [kind for kind, *_ in kinds]
+    legend = alt.Legend(
+        title=None,
+        orient="bottom",
+        columns=2 if width < 500 else 4,
+        symbolSize=90,
+        symbolOpacity=1,
+        labelLimit=width // 2 - 30,
+    )
+    layers.append(
+        alt.Chart(data_of(dots)).mark_point(filled=True, size=90, opacity=1, stroke=var("paper"), strokeWidth=1)
+        .encode(
+            x=axes.x(alt), y=axes.y(alt),
+            color=alt.Color("kind:N", scale=alt.Scale(domain=names, range=[var(color) for _, color, *_ in kinds]), legend=legend),
+            shape=alt.Shape("kind:N", scale=alt.Scale(domain=names, range=[shape for _, _, shape, _ in kinds]), legend=legend),
+        )
+    )  # fmt: skip
+    layers.append(_names(alt, kinds, known, axes, everything, bars, lines))
+    return styled(alt, alt.layer(*layers), width, height)
+
+
+def _names(
+    alt: Any,
+    kinds: Any,
+    known: Plane | None,
+    axes: _Axes,
+    everything: Sequence[Point],
+    bars: Any,
+    lines: Sequence[_Line],
+) -> Any:
+    """Names beside points, where there is room: runs first, then the corners of the hull, then the other pairs."""
+    corners = {point.name for point in known.hull} if known else set()
+    order = {"single pair": 3, "random pair": 9, "oracle": 9, "same shares by lot": 9}
+    wanted = [
+        (order.get(kind, 0) - (point.name in corners), point, color)
+        for kind, color, _, points in kinds for point in points if order.get(kind, 0) < 9
+    ]  # fmt: skip
+    wanted += [(5, replace(line.anchor, name=line.name), "muted") for line in lines]
+    wanted.sort(key=lambda item: item[0])
+    taken = [Box.around(*axes.pixels(point), 12, 12) for point in everything]
+    for bar in bars:
+        top, low = axes.pixel_y(bar["high"]), axes.pixel_y(bar["low"])
+        taken.append(Box(axes.pixel_x(bar["x"]) - 2, top, axes.pixel_x(bar["x"]) + 2, low))
+    for line in lines:
+        taken += along([axes.pixels(point) for point in line.corners])
+    places = place_labels(
+        [(point.name, *axes.pixels(point)) for _, point, _ in wanted], taken, axes.width, axes.height, LETTER
+    )
+    texts = [
+        {"x": axes.value_x(place.x), "y": axes.value_y(place.y), "text": place.text, "color": var("ink" if rank < 2 else "muted")}
+        for (rank, _, _), place in zip(wanted, places, strict=True) if place is not None
+    ]  # fmt: skip
+    return alt.Chart(data_of(texts)).mark_text(align="left", baseline="middle", fontSize=12).encode(
+        x=axes.x(alt), y=axes.y(alt), text="text:N", color=alt.Color("color:N", scale=None)
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """The plane's scales, known beforehand so that names can be placed: dollars per 1,000 questions, and accuracy."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+    is_log: bool
+    width: float
+    height: float
+
+    @classmethod
+    def around(cls, points: Sequence[Point], width: int, height: int) -> _Axes:
+        costs = [_per_1000(point.cost) for point in points]
+        lows = [point.accuracy if point.low is None else point.low for point in points]
+        highs = [point.accuracy if point.high is None else point.high for point in points]
+        bottom, top = (
+            max(0.0, math.floor(min(lows) * 10 - 0.3) / 10),
+            min(1.0, math.ceil(max(highs) * 10 + 0.3) / 10),
+        )
+        inner = (width - 62.0, height - 92.0)
+        is_log = min(costs) > 0 and max(costs) / min(costs) > 5
+        if is_log:
+            return cls(min(costs) / 1.45, max(costs) * 1.6, bottom, top, True, *inner)
+        spare = (max(costs) - min(costs) or max(costs) or 1.0) * 0.12
+        return cls(max(0.0, min(costs) - spare), max(costs) + spare, bottom, top, False, *inner)
+
+    def x(self, alt: Any) -> Any:
+        kind = "log" if self.is_log else "linear"
+        scale = alt.Scale(type=kind, domain=[self.left, self.right], nice=False, zero=False)
+        axis = alt.Axis(
+            title="cost per 1,000 questions",
+            format="$.3~r",
+            values=self._ticks(),
+            labelOverlap="greedy",
+            grid=False,
+        )
+        return alt.X("x:Q", scale=scale, axis=axis)
+
+    def y(self, alt: Any, field: str = "y:Q") -> Any:
+        scale = alt.Scale(domain=[self.bottom, self.top], nice=False, zero=False)
+        return alt.Y(field, scale=scale, axis=alt.Axis(title="right", format="%", tickCount=6))
+
+    def _ticks(self) -> Any:
+        return log_ticks(self.left, self.right) if self.is_log else library("altair").Undefined
+
+    def pixel_x(self, value: float) -> float:
+        if self.is_log:
+            return self.width * math.log(value / self.left) / math.log(self.right / self.left)
+        return self.width * (value - self.left) / (self.right - self.left)
+
+    def pixel_y(self, value: float) -> float:
+        return self.height * (self.top - value) / (self.top - self.bottom)
+
+    def pixels(self, point: Point) -> tuple[float, float]:
+        return self.pixel_x(_per_1000(point.cost)), self.pixel_y(point.accuracy)
+
+    def value_x(self, pixel: float) -> float:
+        share = pixel / self.width
+        if self.is_log:
+            return float(self.left * (self.right / self.left) ** share)
+        return self.left + share * (self.right - self.left)
+
+    def value_y(self, pixel: float) -> float:
+        return self.top - pixel / self.height * (self.top - self.bottom)
+
+
+def _per_1000(cost: float) -> float:
+    """Nano-dollars a question as dollars per 1,000 questions."""
+    return cost / 1e6
+
+
+def _line(alt: Any, line: _Line, color: str, axes: _Axes, dash: list[int]) -> Any:
+    rows = [{"x": _per_1000(point.cost), "y": point.accuracy} for point in line.corners]
+    return alt.Chart(data_of(rows)).mark_line(color=var(color), strokeWidth=1.5, strokeDash=dash).encode(
+        x=axes.x(alt), y=axes.y(alt), order="x:Q"
+    )  # fmt: skip
+
+
+def _middle(corners: Sequence[Point], axes: _Axes) -> Point:
+    """The middle of the longest piece of a line, as it is drawn."""
+    ends = [(axes.pixels(one), axes.pixels(two)) for one, two in pairwise(corners)]
+    (x, y), (to_x, to_y) = max(ends, key=lambda pair: math.dist(*pair))
+    return Point("", axes.value_x((x + to_x) / 2) * 1e6, axes.value_y((y + to_y) / 2))

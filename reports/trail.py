@@ -1,0 +1,257 @@
+"""What a ledger tells about a job: what was spent, by whom, when, what stayed held, and where it went past its hold.
+
+Entries are read once, one at a time, and the curve is thinned as it grows, so that the length of a ledger does not
+matter. Reads only; leaves out drawing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from viaticum.budgets import Entry, Ledger
+from viaticum.errors import BudgetError, InputError, MissingExtra
+from viaticum.jobs import Job
+
+POINTS = 240  # of the curve; past twice as many, every two become one
+SHOWN = 5
+MARKS = 20
+MOST_CHECKED = 200_000  # entries; `viaticum budget verify` plays longer ledgers again
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A stretch of time that ends `seconds` after the job began.
+
+    posted: spent by its end, by this job's scope. committed: the most that was spent and held at once within it.
+    """
+
+    seconds: float
+    posted: int
+    committed: int
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Something to see on the curve: a call that cost more than it held, or one nobody heard of again."""
+
+    seconds: float
+    key: str
+    nanousd: int
+    left: int | None
+
+
+@dataclass(slots=True)
+class Spend:
+    """What one model cost. output_rate is the dearest price of its output tokens, in nano-dollars a million."""
+
+    nanousd: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    output_rate: int = 0
+
+
+@dataclass(slots=True)
+class Trail:
+    """The entries of a job's scope, and of those below it, since the job began. Amounts are nano-dollars.
+
+    before: spent in the scope before that. named: of what was posted, what the rows of the job name; unnamed, with
+    unnamed_calls: what they do not. posted_for: by key, what was posted for calls that rows name. held: still held,
+    of which `unknown` is for calls nobody heard of again. missing: keys that rows name and the ledger has no post of. checked: it was played again; wrong says what did not agree.
+    """
+
+    where: str
+    scope: str
+    limit: int | None = None
+    window: str = ""
+    before: int = 0
+    posted: int = 0
+    calls: int = 0
+    named: int = 0
+    unnamed: int = 0
+    unnamed_calls: int = 0
+    missing: int = 0
+    held: int = 0
+    held_calls: int = 0
+    unknown: int = 0
+    unknown_calls: int = 0
+    voided: int = 0
+    expired: int = 0
+    overrun: int = 0
+    overrun_calls: int = 0
+    highest: int = 0
+    moments: list[Moment] = field(default_factory=list)
+    overruns: list[Mark] = field(default_factory=list)
+    unknowns: list[Mark] = field(default_factory=list)
+    models: dict[str, Spend] = field(default_factory=dict)
+    posted_for: dict[str, int] = field(default_factory=dict)
+    began: str = ""
+    checked: bool = False
+    wrong: list[str] = field(default_factory=list)
+
+
+def read_trail(
+    job: Job,
+    keys: Collection[str],
+    folder: str | Path,
+    ledger: str | None = None,
+    cached: Collection[str] = (),
+) -> Trail:
+    """Read the ledger of a job. keys: of the calls its rows name; cached: of those answered from an earlier one. ledger: where it is, in place of what the job says.
+
+    Raises `InputError` where the ledger is gone or cannot be read, and says why.
+    """
+    where = ledger or _found(job.ledger, Path(folder))
+    try:
+        with Ledger(where, read_only=True) as book:
+            budgets = book.budgets()
+            if job.budget not in {each.name for each in budgets}:
+                raise InputError(
+                    f"the ledger at {where} has no budget {job.budget!r}; it is another job's ledger"
+                )
+            below = {job.budget}
+            for _ in budgets:  # a scope may be listed before the one above it
+                below |= {each.name for each in budgets if each.parent in below}
+            own = next(each for each in budgets if each.name == job.budget)
+            trail = Trail(str(where), job.budget, window=str(own.window or ""))
+            reader = _Reader(trail, job, keys, cached, below)
+            book.each_entry(reader.take, job.budget if len(below) == 1 else None)
+            trail = reader.done()
+            trail.limit = own.limit_nanousd
+            if reader.entries <= MOST_CHECKED:
+                trail.checked, trail.wrong = True, book.check(job.budget)[:SHOWN]
+            return trail
+    except (BudgetError, MissingExtra, OSError, sqlite3.Error) as error:
+        raise InputError(f"the ledger at {where} cannot be read: {error}") from None
+
+
+def _found(where: str, folder: Path) -> str:
+    """The address, or the path as it was given, else beside the job: a job may have been moved with its ledger."""
+    if "://" in where:
+        return where
+    if where == "memory:":
+        raise InputError("the ledger was kept in memory and is gone with the process that wrote it")
+    places = [Path(where), folder / where, folder.parent / where, folder.parent / Path(where).name]
+    for place in places:
+        if place.is_file():
+            return str(place)
+    raise InputError(f"the ledger at {where} is gone; say where it is with --ledger")
+
+
+class _Reader:
+    def __init__(
+        self, trail: Trail, job: Job, keys: Collection[str], cached: Collection[str], scopes: set[str]
+    ) -> None:
+        self.trail, self.keys, self.cached, self.scopes, self.scope = trail, keys, cached, scopes, job.budget
+        self.began = _moment(job.began)
+        self.holds: dict[str, int] = {}
+        self.unknown: dict[str, Mark] = {}
+        self.total = 0
+        self.held = 0
+        self.entries = self.fresh = 0
+        self.stride = 1
+
+    def take(self, entry: Entry) -> None:
+        if entry.budget not in self.scopes:
+            return
+        self.entries += 1
+        trail, at = self.trail, _moment(entry.at)
+        if self.began is None:
+            self.began = at
+        seconds = (at - self.began).total_seconds() if at and self.began else 0.0
+        if entry.kind == "limit" and entry.budget == self.scope:
+            trail.limit = entry.nanousd or None
+        elif entry.key is not None:
+            self._move(entry, seconds)
+        if seconds >= 0 and entry.kind in ("reserve", "post", "void", "expire", "limit"):
+            self._point(seconds)
+
+    def _move(self, entry: Entry, seconds: float) -> None:
+        key, trail = entry.key or "", self.trail
+        if entry.kind == "reserve":
+            self.holds[key] = entry.nanousd
+            self.held += entry.nanousd
+        elif entry.kind in ("post", "void", "expire"):
+            self.held -= self.holds.pop(key, 0)
+            self.unknown.pop(key, None)
+            if entry.kind == "post":
+                self._post(entry, seconds)
+            elif seconds >= 0:
+                trail.voided += entry.kind == "void"
+                trail.expired += entry.kind == "expire"
+        elif entry.kind == "unknown":
+            self.unknown[key] = Mark(seconds, key, entry.nanousd, self._left())
+
+    def _post(self, entry: Entry, seconds: float) -> None:
+        trail, key = self.trail, entry.key or ""
+        self.total += entry.nanousd
+        named = key in self.keys or key in self.cached
+        if named:
+            trail.named += entry.nanousd
+            trail.posted_for[key] = entry.nanousd
+        if seconds < 0 and not named:
+            trail.before += entry.nanousd
+            return
+        trail.posted += entry.nanousd
+        trail.calls += 1
+        if not named:
+            trail.unnamed += entry.nanousd
+            trail.unnamed_calls += 1
+        if entry.overrun:
+            trail.overrun += entry.overrun
+            trail.overrun_calls += 1
+            trail.overruns.append(Mark(seconds, key, entry.overrun, self._left()))
+            trail.overruns.sort(key=lambda mark: -mark.nanousd)
+            del trail.overruns[MARKS:]
+        by_model = entry.note.get("costs", {})
+        for model, count in entry.usage.items():
+            spend = trail.models.setdefault(model, Spend())
+            spend.nanousd += by_model.get(model, 0)
+            spend.input_tokens += count.input_tokens
+            spend.output_tokens += count.output_tokens
+            price = entry.prices.get(model)
+            spend.output_rate = max(spend.output_rate, price.output_nanousd_per_million if price else 0)
+
+    def _left(self) -> int | None:
+        return None if self.trail.limit is None else self.trail.limit - self.total
+
+    def _point(self, seconds: float) -> None:
+        """One point for every `stride` entries; the stride doubles when there are too many."""
+        trail, committed = self.trail, self.total + self.held
+        trail.highest = max(trail.highest, committed)
+        here = Moment(seconds, self.total, committed, trail.limit)
+        if self.fresh % self.stride and trail.moments:
+            trail.moments[-1] = _merged(trail.moments[-1], here)
+        else:
+            trail.moments.append(here)
+        self.fresh += 1
+        if len(trail.moments) > 2 * POINTS:
+            pairs = zip(trail.moments[::2], trail.moments[1::2], strict=False)
+            trail.moments[:] = [_merged(*pair) for pair in pairs] + trail.moments[2 * POINTS :]
+            self.stride, self.fresh = 2 * self.stride, 1
+
+    def done(self) -> Trail:
+        trail = self.trail
+        trail.held, trail.held_calls = self.held, len(self.holds)
+        trail.unknowns = list(self.unknown.values())
+        trail.unknown = sum(mark.nanousd for mark in trail.unknowns)
+        trail.unknown_calls = len(trail.unknowns)
+        trail.missing = sum(key not in trail.posted_for for key in self.keys)
+        trail.began = self.began.isoformat() if self.began else ""
+        return trail
+
+
+def _merged(one: Moment, two: Moment) -> Moment:
+    return Moment(two.seconds, two.posted, max(one.committed, two.committed), two.limit)
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

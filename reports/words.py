@@ -1,0 +1,168 @@
+"""Numbers as people read them: percentages with their intervals, money, seconds, and the verdict in one sentence."""
+
+from __future__ import annotations
+
+from viaticum.money import short_usd
+from viaticum.reports.figures import RouteFigures
+from viaticum.reports.intervals import Estimate, Share
+from viaticum.reports.numbers import RunNumbers
+
+NONE = "–"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return NONE if value is None else f"{value:.{digits}%}"
+
+
+def of_share(told: Share | None, digits: int = 0) -> str:
+    """A share with its interval, such as `61.2% (57% to 65%)`."""
+    if told is None:
+        return NONE
+    return f"{percent(told.value)} ({told.low:.{digits}%} to {told.high:.{digits}%})"
+
+
+def points(told: Estimate | None) -> str:
+    """A difference of shares in percentage points, signed."""
+    if told is None:
+        return NONE
+    return f"{signed(100 * told.value)} points ({signed(100 * told.low)} to {signed(100 * told.high)})"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def usd(amount: float | None) -> str:
+    return NONE if amount is None else short_usd(amount).replace("-", "−")
+
+
+def per_1000(cost: float | None) -> str:
+    """Nano-dollars a question as dollars per 1,000 questions."""
+    return NONE if cost is None else usd(cost * 1000)
+
+
+def signed_usd(amount: float) -> str:
+    return f"{'+' if amount > 0 else ''}{usd(amount)}"
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return (
+        f"{1000 * value:.1f} ms"
+        if value < 0.1
+        else f"{value:.1f} s"
+        if value < 100
+        else f"{value / 60:.1f} min"
+    )
+
+
+def span(value: float) -> str:
+    """How long something took."""
+    hours, rest = divmod(round(value), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s" if minutes else f"{left} s"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def verdict(told: RunNumbers) -> str:
+    """Accuracy, spend, and what was saved at equal accuracy, in one sentence."""
+    if told.run.single and told.plane is not None:
+        return _verdict_of_table(told)
+    if "rows" in told.missing:
+        return f"Nothing to judge yet: {told.missing['rows']}."
+    spent = usd(told.spent)
+    limit = told.trail.limit if told.trail else told.run.job.limit_nanousd if told.run.job else None
+    money = f"{spent} of {usd(limit)}" if limit else spent
+    if told.accuracy is None:
+        return f"{count(told.tally.answered, 'question')} answered for {money}; how many are right is not known, because {told.missing['accuracy'].partition(';')[0]}."
+    right = f"{percent(told.accuracy.value)} right ({percent(told.accuracy.low)} to {percent(told.accuracy.high)}) for {money}"
+    return f"{right}{_saved(told)}."
+
+
+def saved_short(told: RunNumbers) -> tuple[str, str]:
+    """What was saved and against what, for a tile; dashes where it is not known."""
+    plane = told.plane
+    if plane is None or plane.saved is None:
+        return (
+            NONE,
+            "not known: no outcome table of these questions"
+            if plane is None
+            else "not known: the table is about other questions",
+        )
+    what = (
+        f"always {plane.saved.name}"
+        if plane.saved.reference == "best single pair"
+        else "the cheapest equally accurate mix"
+    )
+    return less_or_more(plane.saved.share.value), f"than {what} ({_range(plane.saved.share)})"
+
+
+def less_or_more(saved: float) -> str:
+    """A fraction that was saved, as `12% less` or `3% more`; from twice as dear on, as times."""
+    return (
+        f"{saved:.0%} less"
+        if saved >= 0
+        else f"{-saved:.0%} more"
+        if saved > -1
+        else f"{1 - saved:.1f} times as much"
+    )
+
+
+def _saved(told: RunNumbers) -> str:
+    plane = told.plane
+    if plane is None:
+        return ""
+    if plane.saved is None or plane.more_right is None:
+        return f"; what was saved is not known, because {plane.table.rpartition('/')[2]} is about other questions"
+    share, best = plane.saved.share, plane.best
+    clear = "" if share.low > 0 or share.high < 0 else "no clear saving, "
+    joint = "as" if share.value <= -1 else "than"
+    how = f": {clear}{less_or_more(share.value)} ({_range(share)}) {joint}"
+    always = f"always asking {best.name}, the best single pair"
+    if plane.saved.reference == "best single pair":
+        return f"{how} {always}, which gets {percent(best.accuracy)}"
+    dearer = (
+        f" at {best.cost / plane.run.cost:.1f} times the cost"
+        if plane.run is not None and plane.run.cost
+        else ""
+    )
+    return f"{how} the cheapest equally accurate mix of single pairs; {always}, gets {percent(best.accuracy)}{dearer}"
+
+
+def _range(saved: Estimate) -> str:
+    """From the least that was saved to the most; what went the other way says so."""
+    low, high = less_or_more(saved.low), less_or_more(saved.high)
+    if low.rpartition(" ")[2] == high.rpartition(" ")[2]:
+        low = low.rpartition(" ")[0]
+        return f"{low} to {high.rpartition(' ')[0]}" if not low.endswith("as") else f"{low} much to {high}"
+    return f"{low} to {high}"
+
+
+def _verdict_of_table(told: RunNumbers) -> str:
+    plane = told.plane
+    assert plane is not None
+    best, low, high = plane.best, plane.best.low or 0.0, plane.best.high or 1.0
+    return (
+        f"Of {len(plane.singles)} pairs on {plane.of:,} questions the best is {best.name}: {percent(best.accuracy)} right "
+        f"({percent(low)} to {percent(high)}) at {per_1000(best.cost)} per 1,000 questions; an oracle gets "
+        f"{percent(plane.oracle.accuracy)} at {per_1000(plane.oracle.cost)}."
+    )
+
+
+def times(told: RouteFigures | None) -> str:
+    """Seconds of a row, half of them and 95 of 100 stay under."""
+    if told is None or told.seconds_p50 is None or told.seconds_p95 is None:
+        return NONE
+    if 0.1 <= told.seconds_p95 < 100:
+        return f"{told.seconds_p50:.1f} / {told.seconds_p95:.1f} s"
+    return f"{seconds(told.seconds_p50)} / {seconds(told.seconds_p95)}"
+
+
+def sentence(text: str) -> str:
+    """A reason as a sentence of its own."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!")) or not text else ".")
