@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from viaticum.budgets.allocate import SKIPPED, Array, allocate, check_terms, of_chosen
+from viaticum.budgets.corrections import Corrections
 from viaticum.budgets.prices import Expected, Share, mixed, shares_within
 from viaticum.budgets.quantiles import NORMAL_P90
 from viaticum.errors import InputError
 from viaticum.jobs import Preview
 
-PRIOR = 0.2  # standard deviation of real over expected cost, before anything is known
-RATIOS = (0.1, 10.0)  # beyond which no ratio is believed
+PACES = (0.1, 10.0)  # beyond which no pace is believed
 ROUNDS = 4  # of making room for chance, each with the variance of the last
 NOTHING = 1e-9  # nano-dollars and seconds, when all is spent
 FEWEST = 256  # rows of the sample that are looked at, even if they have passed
@@ -93,7 +93,7 @@ class Pacer:
         self._worth = self._spent = 0.0  # of planned rows, of settled ones
         self._open = np.zeros(ways)  # cost expected of rows that are planned and not settled, by way
         self._open_variance = self._open_seconds = 0.0
-        self._known = np.zeros((3, ways))  # of settled rows, by way: expected, actual, variance
+        self._learned = Corrections(ways)
         self._known_seconds = self._elapsed = 0.0
         self._shares: list[Share] = []
         self._priced_at = -1
@@ -118,7 +118,7 @@ class Pacer:
     @property
     def ratios(self) -> Array:
         """Real over expected cost of each way, as far as it is known [W]."""
-        return self._ratio()
+        return self._learned.ratios.copy()
 
     def stride(self, most: int = 1024) -> int:
         """How many rows to plan next: fewer towards the end, so that what is left can still be set right."""
@@ -151,7 +151,7 @@ class Pacer:
             self._elapsed = elapsed
         if left is not None:
             self._spent = self.budget - left
-        told = told.corrected(self._ratio(), self._pace())
+        told = self._corrected(told)
         if len(told) == self.rows_left:
             chosen = self._chosen_last(told)
         else:
@@ -167,12 +167,13 @@ class Pacer:
         expected: Array,
         actual: Array,
         *,
+        spread: Array | None = None,
         learn: Array | None = None,
         expected_seconds: Array | None = None,
         seconds: Array | None = None,
     ) -> None:
         """What R planned rows have really cost. ways [R]: as chosen; expected [R]: their cost as given to `choose`;
-        actual [R]: what was charged. learn [R]: where a row went the way that was planned to its end, and tells what
+        actual [R]: what was charged; spread [R]: as given to `choose`, if it was. learn [R]: where a row went the way that was planned to its end, and tells what
         that way costs (default: all); a row that was refused or took a cheaper way tells nothing.
 
         expected_seconds, seconds [R]: where there is a deadline, as given to `choose` and as measured.
@@ -204,17 +205,16 @@ class Pacer:
         if seconds is not None:
             self._elapsed += float(np.sum(seconds))
         useful = took if learn is None else took & np.asarray(learn, dtype=bool)
-        for line, amounts in enumerate((expected, actual, (actual - expected) ** 2)):
-            self._known[line] += np.bincount(places[useful], amounts[useful], len(self._open))
+        spread = None if spread is None else np.asarray(spread, dtype=np.float64)[useful]
+        self._learned.learn(ways[useful], expected[useful], actual[useful], spread)
 
     def forecast(self) -> Preview:
         """What all rows come to if it goes on as planned: answers that are right, and cost at its median and at 90%."""
         told, scale = self._ahead()
         shares = self._prices() if self.rows_left else []
         worth, cost, variance = (scale * each for each in told.sums(shares)[:3])
-        ratio = self._ratio()
-        ahead = cost + float((self._open * ratio).sum())
-        doubt = ahead * self._doubt()
+        ahead = cost + float((self._open * self._learned.ratios).sum())
+        doubt = ahead * self._learned.doubt
         high = ahead + NORMAL_P90 * math.sqrt(variance + self._open_variance + doubt**2)
         middle = min(self._spent + ahead, max(self.budget, self._spent))
         return Preview(
@@ -233,7 +233,7 @@ class Pacer:
             "settled": self._settled,
             "worth": self._worth * self._settled / max(1, self._planned),
             "spent": self._spent,
-            "known": self._known.tolist(),
+            "learned": self._learned.state(),
             "known_seconds": self._known_seconds,
             "elapsed": self._elapsed,
         }
@@ -244,21 +244,16 @@ class Pacer:
         Raises `InputError` where the state is not one of a job with these ways and rows.
         """
         try:
-            known = np.array(state["known"], dtype=np.float64)
-            settled = int(state["settled"])
+            learned, settled = state["learned"], int(state["settled"])
             amounts = [float(state[name]) for name in ("worth", "spent", "known_seconds", "elapsed")]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"no state of a pacer ({error!r}); start the job's plan anew") from None
-        if (
-            known.shape != self._known.shape
-            or state.get("rows") != self.rows
-            or not 0 <= settled <= self.rows
-        ):
+        if state.get("rows") != self.rows or not 0 <= settled <= self.rows:
             raise InputError(
-                f"a state of {state.get('rows')} rows and {known.shape[-1]} ways, not of {self.rows} rows and "
-                f"{self._known.shape[1]} ways; it belongs to another job"
+                f"{settled} of {state.get('rows')} rows are settled, and this job has {self.rows}; it is another job"
             )
-        self._known, self._settled, self._planned = known, settled, settled
+        self._learned.resume(learned)
+        self._settled = self._planned = settled
         self._worth, self._spent, self._known_seconds, self._elapsed = amounts
         self._open[:] = self._open_variance = self._open_seconds = 0.0
         self._priced_at = -1
@@ -275,7 +270,7 @@ class Pacer:
             ):  # few would be a bad guess; those that just passed are like the next
                 first = max(0, min(first, len(self._at) - FEWEST))
         told = self._told.part(slice(first, None))
-        return told.corrected(self._ratio(), self._pace()), self.rows_left / max(1, len(told))
+        return self._corrected(told), self.rows_left / max(1, len(told))
 
     def _prices(self) -> list[Share]:
         """At which the rows that are left are expected to cost what is left, room for chance set aside."""
@@ -318,7 +313,7 @@ class Pacer:
 
     def _money(self) -> float:
         """What is not spent and not expected to be by rows that are planned."""
-        return self.budget - self._spent - float((self._open * self._ratio()).sum())
+        return self.budget - self._spent - float((self._open * self._learned.ratios).sum())
 
     def _time(self) -> float:
         assert self.deadline is not None
@@ -329,31 +324,10 @@ class Pacer:
         if not self._known_seconds:
             return 1.0
         weight = self._settled / (self._settled + PRIOR_ROWS)
-        return float(np.clip(1 + weight * (self._elapsed / self._known_seconds - 1), *RATIOS))
+        return float(np.clip(1 + weight * (self._elapsed / self._known_seconds - 1), *PACES))
 
     def _room(self, variance: float) -> float:
         return NormalDist().inv_cdf(1 - self.risk) * math.sqrt(variance)
 
-    def _ratio(self) -> Array:
-        """Real over expected cost of each way: near 1, and near that of all ways, while little is known of it [W]."""
-        expected, actual, squares = self._known
-        of_all = _shrunk(1.0, expected.sum(), actual.sum(), squares.sum())
-        ratio = np.full(len(expected), of_all)
-        for way in np.flatnonzero(expected > 0):
-            ratio[way] = _shrunk(of_all, expected[way], actual[way], squares[way])
-        return np.asarray(np.clip(ratio, *RATIOS))
-
-    def _doubt(self) -> float:
-        """Standard deviation of the ratio of all that is left."""
-        expected, _, squares = self._known.sum(1)
-        if not expected or not squares:
-            return PRIOR
-        return float((PRIOR**-2 + expected**2 / squares) ** -0.5)
-
-
-def _shrunk(toward: float, expected: float, actual: float, squares: float) -> float:
-    """actual / expected, weighed by how well it is known against how far off such a ratio tends to be."""
-    if expected <= 0:
-        return toward
-    doubt = squares / expected**2
-    return float(toward + (actual / expected - toward) * PRIOR**2 / (PRIOR**2 + doubt))
+    def _corrected(self, told: Expected) -> Expected:
+        return told.corrected(self._learned.ratios, self._learned.scatters, self._pace())

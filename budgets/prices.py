@@ -54,13 +54,13 @@ class Expected:
         spread, seconds = (None if each is None else each[rows] for each in (self.spread, self.seconds))
         return Expected(self.worth[rows], self.cost[rows], spread, seconds)
 
-    def corrected(self, ratio: Array, pace: float) -> Expected:
-        """With real over expected cost [W], and seconds, multiplied in."""
-        ratio = ratio.astype(self.cost.dtype)
+    def corrected(self, ratio: Array, scatter: Array, pace: float) -> Expected:
+        """With real over expected cost [W], deviation [W] and seconds multiplied in."""
+        ratio, scatter = ratio.astype(self.cost.dtype), scatter.astype(self.cost.dtype)
         return Expected(
             self.worth,
             self.cost * ratio,
-            None if self.spread is None else self.spread * ratio,
+            None if self.spread is None else self.spread * (ratio * scatter),
             None if self.seconds is None else self.seconds * self.seconds.dtype.type(pace),
         )
 

@@ -23,8 +23,6 @@ def moments(p50: Array, p90: Array, most: Array | float | None = None) -> tuple[
     z = (ln c - m) / s, and m and s the mean and the standard deviation of ln X. An amount whose p50 is 0 is 0.
     """
     p50, p90 = np.asarray(p50, dtype=np.float64), np.asarray(p90, dtype=np.float64)
-    if most is not None:
-        p50 = np.minimum(p50, most)
     with np.errstate(divide="ignore", invalid="ignore"):
         middle = np.log(p50)
         width = np.maximum(np.log(p90) - middle, 0.0) / NORMAL_P90
@@ -34,7 +32,8 @@ def moments(p50: Array, p90: Array, most: Array | float | None = None) -> tuple[
             if most is not None:
                 z = (np.log(most) - middle) / width
                 moment = moment * below(z - power * width) + np.asarray(most) ** power * (1 - below(z))
-            powers.append(np.where(width > 0, moment, p50**power))
+            sure = p50 if most is None else np.minimum(p50, most)
+            powers.append(np.where(width > 0, moment, sure**power))
     mean, square = (np.where(p50 > 0, each, 0.0) for each in powers)
     return mean, np.sqrt(np.maximum(square - mean**2, 0.0))
 

@@ -96,6 +96,8 @@ class Job:
             for values, which in ((self.cost, ways), (self.real, took))
         )
         told: dict[str, Any] = {"learn": ways == took}
+        if self.spread is not None:
+            told["spread"] = np.where(ways == SKIPPED, 0.0, self.spread[rows, ways])
         if self.seconds is not None:
             each = np.where(took == SKIPPED, 0.0, self.seconds[rows, took])
             told |= {"expected_seconds": each, "seconds": each}
@@ -152,6 +154,14 @@ def test_ways_are_corrected_one_by_one() -> None:
     assert ratio[5] > 1.6
     assert (np.abs(ratio[1:4] - 1) < 0.25).all()
     assert done.right >= 0.985 * relaxed(done.worth, done.cost * bias, done.budget)
+
+
+def test_costs_that_scatter_more_than_was_expected_are_given_more_room() -> None:
+    told = job(seed=11, rows=2000)
+    told.spread = told.spread / 3
+    done = told.run(1500)
+    scatters = done.pacer._learned.scatters
+    assert 2 < scatters.min() < scatters.max() < 4
 
 
 def test_a_sample_of_all_rows_makes_an_exact_plan_even_where_they_are_sorted() -> None:
@@ -309,7 +319,9 @@ def test_bad_input() -> None:
         pacer.choose(ONE, ONE, spread=ONE)
     with pytest.raises(InputError, match="only 0 were planned"):
         pacer.settle(np.zeros(1, int), np.ones(1), np.ones(1))
-    with pytest.raises(InputError, match="another job"):
+    with pytest.raises(InputError, match="is another job"):
         pacer.resume(Pacer(ONE, ONE, rows=8, budget=1).state())
+    with pytest.raises(InputError, match="belongs to another job"):
+        pacer.resume(Pacer(np.ones((4, 3)), np.ones((4, 3)), rows=9, budget=1).state())
     with pytest.raises(InputError, match="no state"):
         pacer.resume({"rows": 9})
