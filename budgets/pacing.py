@@ -290,7 +290,7 @@ class Pacer:
 
     def _chosen_last(self, told: Expected) -> Array:
         return allocate(
-            told.worth,
+            np.where(np.isneginf(told.worth), np.nan, told.worth),
             told.cost,
             max(NOTHING, self._money()),
             spread=told.spread,
