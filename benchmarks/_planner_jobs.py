@@ -91,7 +91,7 @@ def simulate(
 ) -> dict[str, Any]:
     """One job with a mean budget in dollars a question. Where it has a share, it is of the rows or of the budget."""
     dice = np.random.default_rng(seed)
-    told = told.part(dice.choice(len(told), rows, replace=False), bias)
+    told = told.part(dice.choice(len(told), rows, replace=rows > len(told)), bias)
     budget = dollars * rows * NANO
     at = np.sort(dice.choice(rows, min(SAMPLE, rows), replace=False))
     pacer = Pacer(

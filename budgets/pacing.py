@@ -213,7 +213,8 @@ class Pacer:
     def forecast(self) -> Preview:
         """What all rows come to if it goes on as planned: answers that are right, and cost at its median and at 90%."""
         told, scale = self._ahead()
-        shares = self._prices() if self.rows_left else []
+        # Room for chance goes to later rows in the end, and is spent.
+        shares = self._prices(room=False) if self.rows_left else []
         worth, cost, variance = (scale * each for each in told.sums(shares)[:3])
         ahead = cost + float((self._open * self._learned.ratios).sum())
         doubt = ahead * self._learned.doubt
@@ -274,7 +275,7 @@ class Pacer:
         told = self._told.part(slice(first, None))
         return self._corrected(told), self.rows_left / max(1, len(told))
 
-    def _prices(self) -> list[Share]:
+    def _prices(self, *, room: bool = True) -> list[Share]:
         """At which the rows that are left are expected to cost what is left, room for chance set aside."""
         told, scale = self._ahead()
         money = max(NOTHING, self._money())
@@ -282,7 +283,7 @@ class Pacer:
         reserve = 0.0
         for _ in range(ROUNDS):
             shares = shares_within(told, (money - reserve) / scale, limit)
-            if told.spread is None:
+            if told.spread is None or not room:
                 break
             chance = self._room(self._open_variance + scale * told.sums(shares)[2])
             if chance <= reserve:
