@@ -11,13 +11,64 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 from viaticum.agents.models import Generation, Model
-from viaticum.budgets import Entry, Ledger
+from viaticum.budgets import Entry, Hold, Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import HoldError, LedgerError, ProviderTimeout
-from viaticum.types import Completion, Message, TokenCount, Usage
+from viaticum.strategies import get as get_strategy
+from viaticum.strategies import with_history
+from viaticum.types import Completion, Message, Pair, Query, TokenCount, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One call: who is asked, what, how long the answer may be, and all of it as the ledger knows it."""
+
+    model: Model
+    messages: list[Message]
+    generation: Generation
+
+    @classmethod
+    def of(cls, model: Model, pair: Pair, query: Query, sample: int = 0) -> Asked:
+        """What the strategy of a pair asks its model; sample: which of the texts that the strategy wants."""
+        strategy = get_strategy(pair.strategy)
+        generation = Generation(
+            max_new_tokens=strategy.max_new_tokens,
+            stop=strategy.stop,
+            temperature=strategy.temperature,
+            seed=sample,
+        )
+        return cls(model, with_history(query.messages, strategy.messages(query)), generation)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"model": self.model.name, "messages": self.messages, **asdict(self.generation)}
+
+
+def next_try(ledger: Ledger, first: str, parameters: str) -> tuple[str, Hold | None, int]:
+    """The key of the next try of a call, its hold where it has one that is good, and what earlier tries cost.
+
+    first: the key of the first try; parameters: the digest of what is asked.
+    """
+    wasted = 0
+    for number in count(1):
+        key = first + (f".{number}" if number > 1 else "")
+        hold = ledger.hold(key)
+        if hold is None or (hold.parameters == parameters and is_good(hold)):
+            return key, hold, wasted
+        posts = [entry for entry in ledger.entries(key=key) if entry.kind == "post"]
+        wasted += sum(entry.nanousd for entry in posts)
+    raise AssertionError("numbers do not end")
+
+
+def is_good(hold: Hold) -> bool:
+    """Whether a hold still stands for a call that can go on, or has its text."""
+    if hold.state in ("void", "expired"):
+        return False
+    return hold.result is not None or hold.state == "dispatched"
 
 
 @dataclass(frozen=True, slots=True)

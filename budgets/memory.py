@@ -6,21 +6,12 @@ a copy of its own. Leaves out what the rows mean: see `ledger`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from viaticum.budgets.records import (
-    ENDINGS,
-    Entry,
-    EntryKind,
-    Hold,
-    HoldState,
-    prices_from,
-    usage_from,
-)
-from viaticum.budgets.store import EntryColumns, Rows, Scope, Store, T
+from viaticum.budgets.records import ENDINGS, Entry, Hold, HoldState
+from viaticum.budgets.store import EntryColumns, Rows, Scope, Store, T, entry_of
 from viaticum.errors import LedgerError
 
 K = TypeVar("K")
@@ -156,17 +147,13 @@ class MemoryRows(Rows):
         return sorted(found, key=lambda hold: (hold.created, hold.key))
 
     def append(self, columns: EntryColumns, hash: str) -> int:
-        root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note = columns
         place = len(self._entries) + 1
-        entry = Entry(
-            place, budget, key, cast(EntryKind, kind), nanousd, tokens, overrun, at,
-            usage_from(usage), prices_from(prices), json.loads(note), root, number, hash,
-        )  # fmt: skip
-        for table in (self._entries, self._chains.setdefault(root, [])):
-            table.append((entry, usage, prices, note))
+        entry = entry_of(place, columns, hash)
+        for table in (self._entries, self._chains.setdefault(entry.root, [])):
+            table.append((entry, *columns[-3:]))
             self.undo.append(table.pop)
-        if kind in ENDINGS and key is not None:
-            self._put(self._ends, key, entry)
+        if entry.kind in ENDINGS and entry.key is not None:
+            self._put(self._ends, entry.key, entry)
         return place
 
     def ending(self, key: str) -> Entry | None:

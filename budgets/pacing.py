@@ -118,6 +118,11 @@ class Pacer:
         return self._spent
 
     @property
+    def price(self) -> float:
+        """Worth that a nano-dollar has to bring, by the last prices: the highest of them; 0 before the first."""
+        return max((share.price for share in self._shares), default=0.0)
+
+    @property
     def ratios(self) -> Array:
         """Real over expected cost of each way, as far as it is known [W]."""
         return self._learned.ratios.copy()

@@ -34,6 +34,12 @@ _ENTRY_COLUMNS = (
 )
 # What the index of open holds is about, said again so that it is used.
 _IS_OPEN = " AND state IN ('reserved', 'dispatched', 'unknown')"
+_MARKS = 500  # parameters of one statement
+_HOLD_INSERT = (
+    f"INSERT INTO holds ({_HOLD_COLUMNS}) VALUES ({', '.join('?' * len(_HOLD_COLUMNS.split(',')))})"
+)
+_HOLD_UPDATE = "UPDATE holds SET state = ?, until = ? WHERE key = ?"
+_RESULT_UPDATE = "UPDATE holds SET result = ? WHERE key = ?"
 _BELOW = """
 WITH RECURSIVE below (name) AS (
   SELECT name FROM budgets WHERE name = ?
@@ -69,6 +75,9 @@ class SqlRows(Rows):
     @abstractmethod
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
         """As `query`, row by row, for more rows than fit into memory."""
+
+    @abstractmethod
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None: ...
 
     @abstractmethod
     def append(self, columns: EntryColumns, hash: str) -> int: ...
@@ -146,21 +155,32 @@ class SqlRows(Rows):
         rows = self.query(f"SELECT {_HOLD_COLUMNS} FROM holds WHERE key = ?", [key])
         return _hold(rows[0]) if rows else None
 
+    def find(self, keys: Sequence[str]) -> dict[str, Hold]:
+        found: dict[str, Hold] = {}
+        for start in range(0, len(keys), _MARKS):
+            part = keys[start : start + _MARKS]
+            marks = ", ".join("?" * len(part))
+            for row in self.query(f"SELECT {_HOLD_COLUMNS} FROM holds WHERE key IN ({marks})", part):
+                found[row["key"]] = _hold(row)
+        return found
+
     def insert_hold(self, hold: Hold) -> None:
-        self.execute(
-            f"INSERT INTO holds ({_HOLD_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                hold.key, hold.budget, hold.state, hold.held_nanousd, hold.held_tokens,
-                usage_text(hold.usage), prices_text(hold.prices), hold.created, hold.result,
-                hold.parameters, json_text(hold.tags), hold.lease, hold.until,
-            ],
-        )  # fmt: skip
+        self.insert_holds([hold])
+
+    def insert_holds(self, holds: Sequence[Hold]) -> None:
+        self.execute_many(_HOLD_INSERT, [_hold_values(hold) for hold in holds])
 
     def update_hold(self, key: str, state: HoldState, until: str) -> None:
-        self.execute("UPDATE holds SET state = ?, until = ? WHERE key = ?", [state, until, key])
+        self.execute(_HOLD_UPDATE, [state, until, key])
+
+    def update_holds(self, holds: Sequence[Hold]) -> None:
+        self.execute_many(_HOLD_UPDATE, [(hold.state, hold.until, hold.key) for hold in holds])
 
     def set_result(self, key: str, result: str) -> None:
-        self.execute("UPDATE holds SET result = ? WHERE key = ?", [result, key])
+        self.execute(_RESULT_UPDATE, [result, key])
+
+    def set_results(self, results: Sequence[tuple[str, str]]) -> None:
+        self.execute_many(_RESULT_UPDATE, [(result, key) for key, result in results])
 
     def holds(self, budget: str | None, state: HoldState | None) -> Iterator[Hold]:
         where, values = _where({"budget": budget, "state": state})
@@ -235,6 +255,14 @@ def _scope(row: Row) -> Scope:
     values = dict(row)
     window = values.pop("time_window")
     return Scope(**values, window=Window.parse(window) if window else None)
+
+
+def _hold_values(hold: Hold) -> list[Any]:
+    return [
+        hold.key, hold.budget, hold.state, hold.held_nanousd, hold.held_tokens,
+        usage_text(hold.usage), prices_text(hold.prices), hold.created, hold.result,
+        hold.parameters, json_text(hold.tags), hold.lease, hold.until,
+    ]  # fmt: skip
 
 
 def _hold(row: Row) -> Hold:

@@ -20,7 +20,7 @@ JOB, ROWS = "job.json", "rows.jsonl"
 FORMAT = 1
 RowState = Literal["answered", "skipped", "failed"]
 Made = TypeVar("Made")
-JobEnd = Literal["running", "completed", "budget_exhausted", "drained"]
+JobEnd = Literal["running", "completed", "budget_exhausted", "deadline", "drained"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ class JobRow:
     reason: why it was skipped or failed, or a word of why the answer is what it is. gold and correct are None where
     the right answer is unknown. route: the plan that was chosen; accuracy, cost_p50, cost_p90, tokens_p50 and
     tokens_p90: what was expected of it before the first call. pair: whose answer it is; calls: those made, in order.
-    pieces: [model, text] in the order of the text, where several models wrote it and the job keeps texts.
+    pieces: [model, text] in the order of the text, where several models wrote it and the job keeps texts. number: the
+    row's place in the input, from 0.
     """
 
     id: str
@@ -70,6 +71,7 @@ class JobRow:
     seconds: float = 0.0
     calls: tuple[Call, ...] = ()
     pieces: list[list[str]] | None = None
+    number: int = 0
 
     def __post_init__(self) -> None:
         if self.state not in get_args(RowState):
@@ -133,9 +135,15 @@ class Job:
         return _made(cls, {**rows[0], "previews": previews}, str(path))
 
 
+_CALL_FIELDS = [each.name for each in fields(Call)]
+_ROW_FIELDS = [each.name for each in fields(JobRow)]
+
+
 def row_line(row: JobRow) -> str:
     """A row as a line of `rows.jsonl`, with its end."""
-    return json.dumps(asdict(row), ensure_ascii=False) + "\n"
+    values = {name: getattr(row, name) for name in _ROW_FIELDS}  # `asdict` copies everything, deep
+    values["calls"] = [{name: getattr(call, name) for name in _CALL_FIELDS} for call in row.calls]
+    return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 def read_rows(folder: str | Path) -> Iterator[JobRow]:
@@ -145,6 +153,16 @@ def read_rows(folder: str | Path) -> Iterator[JobRow]:
         place = f"{path}, line {number}"
         calls = tuple(_made(Call, each, place) for each in row.get("calls", ()))
         yield _made(JobRow, {**row, "calls": calls}, place)
+
+
+def row_from(line: bytes, place: str) -> JobRow:
+    """A line of `rows.jsonl` as a row. Raises `DataError` that names the place where it is none."""
+    try:
+        row = json.loads(line)
+        calls = tuple(_made(Call, each, place) for each in row.get("calls", ()))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{place}: not a row of a job ({error}); the file is damaged") from None
+    return _made(JobRow, {**row, "calls": calls}, place)
 
 
 def _made(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:

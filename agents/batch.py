@@ -1,0 +1,518 @@
+"""A batch: a file of questions and an amount of money; as many right answers as it buys, never more spent, all of it shown.
+
+    run_batch("questions.jsonl", "answers.jsonl", budget="20")
+
+A job has a folder beside its results (see `viaticum.jobs`) and a budget of its own in the ledger, whose name begins all
+its keys. Killed at any moment and run again with `resume=True` it goes on: what was paid for is found by its key, and the
+journal says which rows are done. Rows that the plan leaves out are looked at again where money is left at the end.
+
+Leaves out formats (`batch_input`, `batch_output`), planning (`batch_plan`) and asking (`batch_rows`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from filelock import FileLock, Timeout
+
+from viaticum.agents.batch_answers import row_of
+from viaticum.agents.batch_cache import Cache
+from viaticum.agents.batch_input import BatchRow, Input, Survey, survey, without_repeated
+from viaticum.agents.batch_output import Journal, format_for, write_results
+from viaticum.agents.batch_plan import NO_OTHER, PACED, Expectations, Planned, RowPlanner
+from viaticum.agents.batch_progress import Progress, Tell
+from viaticum.agents.batch_rows import CONCURRENCY, DRAIN_SECONDS, RowTools, process_rows
+from viaticum.agents.build import Dollars, ledger_address, open_tools
+from viaticum.agents.graph import TRIES, Tools
+from viaticum.agents.models import Model
+from viaticum.budgets import Ledger
+from viaticum.budgets.records import digest
+from viaticum.catalogue import Catalogue
+from viaticum.errors import BudgetError, DataError, InputError, MissingExtra, UnknownName
+from viaticum.jobs import JOB, Job, JobEnd, JobRow, Preview
+from viaticum.money import format_usd, nanousd
+from viaticum.routers.query import Plan, QueryRouter, StaticRouter
+
+Engine = Literal["local", "ray"]
+Process = Callable[[Iterable[Planned | None], RowTools], Iterator[tuple[Planned, JobRow]]]
+SAMPLE = 2000  # rows that prices are made from
+LOOKED_AT = 16  # of them, for what the cheapest call may cost
+SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the budget, in the preview
+PASSES = 3
+
+
+@dataclass(frozen=True)
+class BatchEnd:
+    """How a job ended, and its figures (see `Progress.figures`)."""
+
+    job: Job
+    folder: Path
+    figures: dict[str, Any]
+
+
+def run_batch(
+    source: str | Path,
+    out: str | Path,
+    *,
+    budget: Dollars | None = None,
+    policy: str = PACED,
+    deadline: float | None = None,
+    engine: Engine = "local",
+    resume: bool = False,
+    force: bool = False,
+    skip_bad: bool = False,
+    skip: int = 0,
+    limit: int | None = None,
+    format: str | None = None,
+    catalogue: Catalogue | str | Path | None = None,
+    router: QueryRouter | str | Path | None = None,
+    models: Mapping[str, Model] | None = None,
+    ledger: str | Path | None = None,
+    cache: str | Path | None = None,
+    concurrency: int = CONCURRENCY,
+    slots: int | None = None,
+    timeout: float | None = None,
+    tries: int = TRIES,
+    keep_texts: bool = False,
+    drain_seconds: float = DRAIN_SECONDS,
+    stop: threading.Event | None = None,
+    tell: Tell = lambda event: None,
+) -> BatchEnd:
+    """Answer the questions of a file within a budget, and write the results.
+
+    source: plain JSONL, OpenAI's batch format, CSV or Parquet; skip, limit: of its rows. budget: dollars for all of it,
+    needed but to go on. policy: "paced", or as of `Viaticum`. deadline: seconds, after which no row is begun. resume: go
+    on with a job that was interrupted, or that has more money now; force: start over. skip_bad: leave out rows that cannot be used
+    instead of refusing the file. ledger: a path or a `postgresql://` address; cache: a file of answers to share between
+    jobs. concurrency: calls at once; slots: texts that a local model writes at once, as many by default. stop: set to
+    end in order, within `drain_seconds`. tell: is given an event now and then.
+
+    Raises `InputError` for files, settings and fingerprints that do not fit, `DataError` for rows, `BudgetError` where the
+    money or the ledger is not there, and what concerns every row, such as `AuthenticationFailed`; what is done then stays.
+    """
+    given, out = Input.open(source, format=format, skip=skip, limit=limit), Path(out)
+    if concurrency < 1:
+        raise InputError(f"concurrency is at least 1, got {concurrency}")
+    if deadline is not None and not deadline > 0:
+        raise InputError(f"a deadline is above zero seconds, got {deadline}")
+    process = _process(engine)
+    with ExitStack() as opened:
+        folder = _folder_for(out, resume=resume, force=force)
+        opened.enter_context(_alone(folder))
+        address = ledger_address(None, None) if ledger is None else ledger
+        books = opened.enter_context(Ledger(address))
+        before = Job.load(folder) if resume and (folder / JOB).exists() else None
+        scope = before.budget if before is not None else f"batch-{uuid.uuid4().hex[:12]}"
+        tools = _tools(
+            budget, before, scope, books,
+            catalogue=catalogue, router=router, models=models, timeout=timeout, tries=tries,
+            concurrency=concurrency, slots=slots or concurrency,
+        )  # fmt: skip
+        opened.callback(tools.threads.close)
+        job = Job(
+            input=str(given.path), results=str(out), rows=0, budget=scope,
+            limit_nanousd=_limit(budget, before), ledger=_without_password(str(address)), policy=policy,
+            engine=engine, deadline_seconds=deadline, began=before.began if before else _now(),
+            fingerprint=_fingerprint(given, tools, router, policy), version=_version(),
+        )  # fmt: skip
+        if before is not None:
+            _refuse_other(before, job, folder)
+        rows = RowTools(
+            tools, scope, concurrency=concurrency, keep_texts=keep_texts, drain_seconds=drain_seconds,
+            stop=stop or threading.Event(),
+        )  # fmt: skip
+        run = _Run(given, out, folder, job, rows, process, skip_bad, tell)
+        return run.run(opened, budget, cache)
+
+
+class _Run:
+    """One run of a job, from its input to its results."""
+
+    def __init__(
+        self,
+        given: Input,
+        out: Path,
+        folder: Path,
+        job: Job,
+        rows: RowTools,
+        process: Process,
+        skip_bad: bool,
+        tell: Tell,
+    ) -> None:
+        self.given, self.out, self.folder, self.job, self.rows = given, out, folder, job, rows
+        self.process, self.skip_bad, self.tell = process, skip_bad, tell
+        self.ledger = rows.tools.ledger
+        self._began = time.monotonic()
+        self._late = False
+        self._again: dict[int, str] = {}
+
+    def run(self, opened: ExitStack, budget: Dollars | None, cache: str | Path | None) -> BatchEnd:
+        self.tell({"event": "reading", "input": self.job.input})
+        found = survey(self.given.rows(), lambda number: False, SAMPLE)
+        self._check(found)
+        self._again = found.again
+        self.job = replace(self.job, rows=found.rows)
+        planner = self._planner()
+        self._open_budget(budget, found, planner)
+        previews = planner.previews([*found.sample], found.pending, self._budgets()) if found.pending else []
+        self.job = replace(self.job, previews=tuple(previews))
+        self._save()
+        journal = Journal(self.folder, found.rows)
+        opened.callback(journal.close)
+        self.rows = replace(
+            self.rows,
+            cache=opened.enter_context(Cache(cache or self.folder / "cache.db", self.rows.tools.catalogue)),
+        )
+        self.progress = Progress(
+            self.tell, self.ledger, self.job.budget, found.rows, journal.counts, planner.forecast
+        )
+        self.progress.now("started")
+        ending = self._work(journal, found, planner)
+        self._finish(journal, ending)
+        figures = self.progress.figures()
+        self.tell({"event": "ended", "ending": ending, "results": self.job.results, **figures})
+        return BatchEnd(self.job, self.folder, figures)
+
+    # --- before ---------------------------------------------------------------------------------------------
+
+    def _check(self, found: Survey) -> None:
+        if not found.rows:
+            raise DataError(f"{self.given.path}: no rows; write one object with a question a line")
+        if found.bad and not self.skip_bad:
+            more = f"; and {found.bad - len(found.problems)} more" if found.bad > len(found.problems) else ""
+            raise DataError(
+                f"{found.bad} of {found.rows} rows cannot be used: {'; '.join(found.problems)}{more}. Correct them, "
+                "or leave them out with --skip-bad"
+            )
+
+    def _planner(self) -> RowPlanner:
+        tools = self.rows.tools
+        return RowPlanner(
+            Expectations(tools.router, tools.usable), self.job.policy, left=self._unspent, elapsed=self._elapsed,
+            deadline=self.job.deadline_seconds, concurrency=self.rows.concurrency,
+        )  # fmt: skip
+
+    def _open_budget(self, budget: Dollars | None, found: Survey, planner: RowPlanner) -> None:
+        """Make the budget of a new job, or give one that goes on its new limit."""
+        limit = self.job.limit_nanousd
+        assert limit is not None
+        if budget is None:
+            return
+        if (self.folder / JOB).exists():
+            self.ledger.set_limit(self.job.budget, limit_nanousd=limit)
+            return
+        self._refuse_too_little(limit, found, planner)
+        self.ledger.create(self.job.budget, limit_nanousd=limit)
+
+    def _refuse_too_little(self, limit: int, found: Survey, planner: RowPlanner) -> None:
+        """Raises `BudgetError` where not one call of the first rows fits."""
+        from viaticum.agents.batch_rows import worst_of
+
+        least: tuple[int, str] | None = None
+        for _, row in found.sample[:LOOKED_AT]:
+            assert row.query is not None
+            if row.wish is not None and row.wish.model != "auto":
+                pairs = list(planner.named(row).pairs)
+            else:
+                pairs = list(
+                    {pair for each in planner.expectations.of(row.query)[0] for pair in each.plan.pairs}
+                )
+            for pair in pairs:
+                try:
+                    cost = worst_of(self.rows.tools, replace(_bare(row), plan=Plan((pair,))))
+                except InputError:
+                    continue
+                if least is None or cost < least[0]:
+                    least = (cost, str(pair))
+                if cost <= limit:
+                    return
+        if least is not None:
+            raise BudgetError(
+                f"a budget of {format_usd(limit)} does not pay for one row: the cheapest call ({least[1]}) may cost "
+                f"{format_usd(least[0])}; give more"
+            )
+
+    def _budgets(self) -> list[int]:
+        assert self.job.limit_nanousd is not None
+        return [max(1, round(self.job.limit_nanousd * share)) for share in SHARES]
+
+    # --- passes over the input ------------------------------------------------------------------------------
+
+    def _work(self, journal: Journal, found: Survey, planner: RowPlanner) -> JobEnd:
+        """Pass over the rows that are not done, while it brings any further; then say why the others are left out."""
+        self._leave_out_bad(journal, found)
+        why: dict[str, int] = {}
+        for number in range(PASSES):
+            if journal.counts.done or number:
+                found = survey(self._usable_rows(), journal.is_done, SAMPLE, seed=number)
+            if not found.pending:
+                break
+            planner.begin(found.sample, found.pending)
+            before, why = journal.counts.done, self._pass(journal, planner)
+            if self.rows.stop.is_set():
+                return "drained"
+            if self._late or not why or journal.counts.done == before or self._unspent() <= 0:
+                break
+        return self._leave_out_rest(journal, why)
+
+    def _pass(self, journal: Journal, planner: RowPlanner) -> dict[str, int]:
+        """One pass; returns why rows were left out, with how many."""
+        why: dict[str, int] = {}
+        planned = planner.plan(self._pending(journal))
+        for plan, row in self.process(planned, self.rows):
+            planner.settled(plan, row)
+            if row.state == "skipped":
+                why[row.reason] = why.get(row.reason, 0) + 1
+            else:
+                journal.write(row)
+            self.progress.maybe()
+        return why
+
+    def _usable_rows(self) -> Iterator[BatchRow]:
+        return (row for row in without_repeated(self.given.rows(), self._again))
+
+    def _pending(self, journal: Journal) -> Iterator[BatchRow]:
+        for row in self._usable_rows():
+            if row.problem or journal.is_done(row.number):
+                continue
+            if self.job.deadline_seconds is not None and self._elapsed() > self.job.deadline_seconds:
+                self._late = True
+                return
+            yield row
+
+    def _leave_out_bad(self, journal: Journal, found: Survey) -> None:
+        if not found.bad:
+            return
+        for row in self._usable_rows():
+            if row.problem and not journal.is_done(row.number):
+                journal.write(row_of(_bare(row), "skipped", row.problem))
+
+    def _leave_out_rest(self, journal: Journal, why: Mapping[str, int]) -> JobEnd:
+        """Write down the rows that are not done, with the reason of most."""
+        if journal.counts.done == self.job.rows:
+            return "completed"
+        reason = max(why, key=lambda each: why[each]) if why else "nothing was left to pay for it"
+        if self._late:
+            reason = f"the deadline of {self.job.deadline_seconds:g} seconds passed"
+        for row in self._usable_rows():
+            if not journal.is_done(row.number):
+                journal.write(row_of(_bare(row), "skipped", reason))
+                self.progress.maybe()
+        return "deadline" if self._late else "budget_exhausted"
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def _finish(self, journal: Journal, ending: JobEnd) -> None:
+        journal.sync()
+        if ending != "drained":
+            kind = format_for(self.out, self.given.format)
+            write_results(self.out, kind, journal.in_order(), self.job.budget)
+        self.job = replace(self.job, ending=ending, ended=_now())
+        self._save()
+
+    def _save(self) -> None:
+        self.job.save(self.folder)
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    def _unspent(self) -> int:
+        """What of the limit is not posted yet."""
+        budget = self.ledger.budget(self.job.budget)
+        return max(0, (budget.left_nanousd or 0) + budget.held_nanousd)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a job would come to. rows, bad: of the input; previews: at several budgets."""
+
+    rows: int
+    bad: int
+    problems: tuple[str, ...]
+    previews: tuple[Preview, ...]
+
+
+def preview_batch(
+    source: str | Path,
+    *,
+    budget: Dollars,
+    policy: str = PACED,
+    deadline: float | None = None,
+    skip: int = 0,
+    limit: int | None = None,
+    format: str | None = None,
+    catalogue: Catalogue | str | Path | None = None,
+    router: QueryRouter | str | Path | None = None,
+    models: Mapping[str, Model] | None = None,
+    concurrency: int = CONCURRENCY,
+) -> DryRun:
+    """What the budget, and others around it, would buy. Asks no model and touches no ledger. Raises as `run_batch`."""
+    given = Input.open(source, format=format, skip=skip, limit=limit)
+    amount = _amount(budget)
+    with Ledger("memory:") as books:
+        tools = open_tools(
+            "1", budget_name=None, catalogue=catalogue, router=router, policy="best", on_short="cheaper",
+            models=models, ledger=books, timeout=None, tries=1, concurrency=1,
+        )  # fmt: skip
+        planner = RowPlanner(
+            Expectations(tools.router, tools.usable), policy, left=lambda: amount, elapsed=lambda: 0.0,
+            deadline=deadline, concurrency=concurrency,
+        )  # fmt: skip
+        found = survey(given.rows(), lambda number: False, SAMPLE)
+        budgets = [max(1, round(amount * share)) for share in SHARES]
+        previews = planner.previews(found.sample, found.pending, budgets) if found.pending else []
+        return DryRun(found.rows, found.bad, tuple(found.problems), tuple(previews))
+
+
+# --- parts ----------------------------------------------------------------------------------------------------
+
+
+def job_folder(out: str | Path) -> Path:
+    """The folder of the job that writes these results."""
+    return Path(f"{out}.job")
+
+
+def _process(engine: str) -> Process:
+    if engine not in get_args(Engine):
+        raise UnknownName("engine", engine, get_args(Engine))
+    if engine == "local":
+        return process_rows
+    try:
+        from importlib import import_module
+
+        process: Process = import_module("viaticum.agents.batch_ray").process_rows
+    except ImportError as error:
+        raise MissingExtra(error.name or "ray", "ray") from None
+    return process
+
+
+def _folder_for(out: Path, *, resume: bool, force: bool) -> Path:
+    """The job's folder, made where it is missing. Raises `InputError` where results or a job are in the way."""
+    folder = job_folder(out)
+    if resume and force:
+        raise InputError("resume goes on and force starts over; give one of them")
+    if not out.parent.is_dir():
+        raise InputError(f"cannot write {out}: there is no folder {out.parent}; make it first")
+    if force:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif not resume:
+        for path in (out, folder / JOB):
+            if path.exists():
+                raise InputError(
+                    f"{path} exists; go on with it (--resume), start over (--force), or give another --out"
+                )
+    elif out.exists() and not (folder / JOB).exists():
+        raise InputError(f"{out} exists and no job made it; start over (--force), or give another --out")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {folder}: {error.strerror or error}") from None
+    return folder
+
+
+def _alone(folder: Path) -> Any:
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        return lock.acquire()
+    except Timeout:
+        raise InputError(f"another process works on the job in {folder}; wait for it, or end it") from None
+
+
+def _limit(budget: Dollars | None, before: Job | None) -> int:
+    if budget is not None:
+        return _amount(budget)
+    if before is None or before.limit_nanousd is None:
+        raise InputError("a new job needs a budget: give the dollars that it may cost at most (--budget 20)")
+    return before.limit_nanousd
+
+
+def _amount(budget: Dollars) -> int:
+    amount = nanousd(budget)
+    if amount <= 0:
+        raise InputError(f"a budget is above zero dollars, got {budget}")
+    return amount
+
+
+def _tools(budget: Dollars | None, before: Job | None, scope: str, books: Ledger, **settings: Any) -> Tools:
+    """The workflow's tools, over the job's budget, which is made only once all else is right."""
+    _limit(budget, before)
+    with Ledger("memory:") as scratch:
+        tools = open_tools(
+            "1", budget_name=scope, policy="best", on_short="cheaper", ledger=scratch, **settings
+        )
+    if before is not None:
+        try:
+            books.budget(scope)
+        except UnknownName:
+            raise InputError(
+                f"this ledger has no budget {scope!r}; give the ledger that the job began with ({before.ledger})"
+            ) from None
+    return replace(tools, ledger=books)
+
+
+def _fingerprint(
+    given: Input, tools: Tools, router: QueryRouter | str | Path | None, policy: str
+) -> dict[str, str]:
+    """What a run that goes on must share, by name."""
+    rows = f"skip {given.skip}, limit {given.limit}"
+    specs = {spec.name: spec.model_dump(mode="json") for spec in tools.catalogue.values()}
+    return {
+        "input": given.digest(),
+        "rows": rows,
+        "catalogue": digest(specs),
+        "router": _router_digest(tools.router, router),
+        "policy": policy,
+    }
+
+
+def _router_digest(router: QueryRouter, given: QueryRouter | str | Path | None) -> str:
+    if isinstance(given, str | Path):
+        files = sorted(path for path in Path(given).iterdir() if path.is_file())
+        return digest({path.name: Input(path, "jsonl").digest() for path in files})
+    table = router.rows if isinstance(router, StaticRouter) else getattr(router, "_table", ())
+    return digest([type(router).__name__, [str(row) for row in table]])
+
+
+def _refuse_other(before: Job, now: Job, folder: Path) -> None:
+    for name, value in now.fingerprint.items():
+        old = before.fingerprint.get(name, "unknown")
+        if old != value:
+            raise InputError(
+                f"the job in {folder} began with another {name}: {_brief(old)} then, {_brief(value)} now; give what it "
+                "began with, or start over with --force"
+            )
+
+
+def _brief(value: str) -> str:
+    return value[:12] if len(value) == 64 else repr(value)
+
+
+def _bare(row: BatchRow) -> Planned:
+    return Planned(row, None, NO_OTHER)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version() -> str:
+    from viaticum import __version__
+
+    return __version__
+
+
+def _without_password(address: str) -> str:
+    if "://" not in address:
+        return str(Path(address).absolute())
+    kind, _, rest = address.partition("://")
+    who, at, where = rest.rpartition("@")
+    return f"{kind}://{who.partition(':')[0]}{at}{where}"
