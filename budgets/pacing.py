@@ -340,4 +340,4 @@ class Pacer:
     def _corrected(self, told: Expected) -> Expected:
         """With what was learned, and without the ways that are too dear to be held any more."""
         told = told.corrected(self._learned.ratios, self._learned.scatters, self._pace())
-        return told.without(self._worst > max(NOTHING, self._money()))
+        return told.without(np.maximum(self._worst, told.cost) > max(NOTHING, self._money()))

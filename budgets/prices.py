@@ -65,7 +65,7 @@ class Expected:
         )
 
     def without(self, ways: Array) -> Expected:
-        """As if no question had these ways [W, bool]."""
+        """As if questions did not have these ways [Q, W, bool]."""
         if not ways.any():
             return self
         return replace(self, worth=np.where(ways, -np.inf, self.worth))
