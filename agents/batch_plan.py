@@ -173,8 +173,9 @@ class RowPlanner:
             for planned in self._block(block):
                 yield planned
                 self._unsettled += 1
-                while self._pacer is not None and self._unsettled > self._most_unsettled():
-                    yield None
+                if self._unsettled > self._most_unsettled():
+                    while self._unsettled > self._most_unsettled() // 2:
+                        yield None
 
     def settled(self, planned: Planned, row: JobRow) -> None:
         """What a planned row has cost."""
@@ -200,8 +201,8 @@ class RowPlanner:
         return {"seconds": seconds, "deadline": max(1e-3, self._deadline - self._elapsed())}
 
     def _most_unsettled(self) -> int:
-        assert self._pacer is not None
-        return max(self._concurrency, self._pacer.rows_left // AHEAD)
+        left = self._pacer.rows_left if self._pacer is not None else 1 << 30
+        return max(2 * self._concurrency, left // AHEAD)
 
     def _stride(self) -> int:
         return self._pacer.stride(AT_ONCE) if self._pacer is not None else AT_ONCE
