@@ -70,11 +70,13 @@ class Pacer:
         seconds: Array | None = None,
         deadline: float | None = None,
         at: Array | None = None,
+        worst: Array | None = None,
     ) -> None:
         """worth, cost, spread, seconds [S, W] of a sample of the rows, as `allocate` takes them; every way of the job
         is a column. rows: of the whole job; deadline: seconds for all of it; seconds: what a row adds to them, its own
         divided by how many run at once. at [S]: the place of each sampled row, from 0, so that what has passed is
         left out; without it the sample stands for all rows, wherever they are. A sample of all rows makes an exact plan.
+        worst [W]: what is held for a row beforehand; towards the end, a way for which no room is left is not planned.
 
         Raises `InputError` for what is no number, an empty sample, or a budget or a deadline that is not above zero.
         """
@@ -84,11 +86,16 @@ class Pacer:
             raise InputError(f"a sample has 1 to {rows} rows, as many as the job at most; got {len(worth)}")
         if at is not None and (np.shape(at) != (len(worth),) or not (0 <= np.min(at) <= np.max(at) < rows)):
             raise InputError(f"at holds the place of each of {len(worth)} rows, from 0 to {rows - 1}")
+        if worst is not None and np.shape(worst) != np.shape(worth)[1:]:
+            raise InputError(
+                f"worst is [W], one for each of {np.shape(worth)[1]} ways; got {np.shape(worst)}"
+            )
         order = np.arange(len(worth)) if at is None else np.argsort(at, kind="stable")
         self.rows, self.budget, self.risk, self.deadline = rows, float(budget), risk, deadline
         self._at = None if at is None else np.asarray(at)[order]
         self._told = told.part(order)
         ways = told.worth.shape[1]
+        self._worst = np.zeros(ways) if worst is None else np.asarray(worst, dtype=np.float64)
         self._planned = self._settled = 0  # rows
         self._worth = self._spent = 0.0  # of planned rows, of settled ones
         self._open = np.zeros(ways)  # cost expected of rows that are planned and not settled, by way
@@ -211,7 +218,8 @@ class Pacer:
     def forecast(self) -> Preview:
         """What all rows come to if it goes on as planned: answers that are right, and cost at its median and at 90%."""
         told, scale = self._ahead()
-        shares = self._prices() if self.rows_left else []
+        # Room for chance goes to later rows in the end, and is spent.
+        shares = self._prices(room=False) if self.rows_left else []
         worth, cost, variance = (scale * each for each in told.sums(shares)[:3])
         ahead = cost + float((self._open * self._learned.ratios).sum())
         doubt = ahead * self._learned.doubt
@@ -272,7 +280,7 @@ class Pacer:
         told = self._told.part(slice(first, None))
         return self._corrected(told), self.rows_left / max(1, len(told))
 
-    def _prices(self) -> list[Share]:
+    def _prices(self, *, room: bool = True) -> list[Share]:
         """At which the rows that are left are expected to cost what is left, room for chance set aside."""
         told, scale = self._ahead()
         money = max(NOTHING, self._money())
@@ -280,7 +288,7 @@ class Pacer:
         reserve = 0.0
         for _ in range(ROUNDS):
             shares = shares_within(told, (money - reserve) / scale, limit)
-            if told.spread is None:
+            if told.spread is None or not room:
                 break
             chance = self._room(self._open_variance + scale * told.sums(shares)[2])
             if chance <= reserve:
@@ -330,4 +338,6 @@ class Pacer:
         return NormalDist().inv_cdf(1 - self.risk) * math.sqrt(variance)
 
     def _corrected(self, told: Expected) -> Expected:
-        return told.corrected(self._learned.ratios, self._learned.scatters, self._pace())
+        """With what was learned, and without the ways that are too dear to be held any more."""
+        told = told.corrected(self._learned.ratios, self._learned.scatters, self._pace())
+        return told.without(np.maximum(self._worst, told.cost) > max(NOTHING, self._money()))

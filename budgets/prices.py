@@ -8,7 +8,7 @@ the same table), each is for a share of the questions. The relaxation of `budget
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,6 +63,12 @@ class Expected:
             None if self.spread is None else self.spread * (ratio * scatter),
             None if self.seconds is None else self.seconds * self.seconds.dtype.type(pace),
         )
+
+    def without(self, ways: Array) -> Expected:
+        """As if questions did not have these ways [Q, W, bool]."""
+        if not ways.any():
+            return self
+        return replace(self, worth=np.where(ways, -np.inf, self.worth))
 
     def chosen(self, share: Share) -> Array:
         """The way of each question at these prices [Q]."""

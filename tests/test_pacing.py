@@ -276,6 +276,7 @@ def test_nothing_left_leaves_what_is_free() -> None:
 def test_ways_that_a_row_does_not_have() -> None:
     worth = np.array([[0.9, np.nan], [np.nan, np.nan], [0.5, 0.8], [0.5, 0.8]])
     cost = np.array([[np.nan, 1.0], [1.0, 1.0], [1.0, 2.0], [1.0, 2.0]])
+    assert Pacer(worth, cost, rows=4, budget=100).choose(worth, cost).tolist() == [SKIPPED, SKIPPED, 1, 1]
     pacer = Pacer(worth, cost, rows=4, budget=100)
     assert pacer.choose(worth[:3], cost[:3]).tolist() == [SKIPPED, SKIPPED, 1]
     pacer.settle(np.array([SKIPPED, SKIPPED, 1]), np.array([0, 0, 2.0]), np.array([0, 0, 2.0]))
