@@ -274,15 +274,20 @@ class _Work:
         """Post what calls cost and keep their texts, in one transaction; then read the answers."""
         if not written:
             return
+        texts = [json.dumps(completion_to_json(each)) for _, each in written]
         entries = self.ledger.settle_many(
             [
-                Settlement(task.key, each.usage.models, json.dumps(completion_to_json(each)))
-                for task, each in written
+                Settlement(task.key, each.usage.models, text)
+                for (task, each), text in zip(written, texts, strict=True)
             ]
         )
         if self.tools.cache is not None:
             self.tools.cache.keep(
-                [(task.cached, each, task.key) for task, each in written if task.cached is not None]
+                [
+                    (task.cached, text, task.key)
+                    for (task, _), text in zip(written, texts, strict=True)
+                    if task.cached is not None
+                ]
             )
         for (task, completion), entry in zip(written, entries, strict=True):
             if not isinstance(entry, Entry):
