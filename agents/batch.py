@@ -26,12 +26,12 @@ from filelock import FileLock, Timeout
 
 from viaticum.agents.batch_answers import row_of
 from viaticum.agents.batch_cache import Cache
+from viaticum.agents.batch_calls import CONCURRENCY, DRAIN_SECONDS, RowTools, worst_of
 from viaticum.agents.batch_engine import Cluster, Engine, Process, Recipe, process_by, tools_for
 from viaticum.agents.batch_input import BatchRow, Input, Survey, survey, without_repeated
 from viaticum.agents.batch_output import Journal, format_for, write_results
 from viaticum.agents.batch_plan import NO_OTHER, PACED, Expectations, Planned, RowPlanner
 from viaticum.agents.batch_progress import Progress, Tell
-from viaticum.agents.batch_rows import CONCURRENCY, DRAIN_SECONDS, RowTools
 from viaticum.agents.build import Dollars, ledger_address, open_tools
 from viaticum.agents.graph import TRIES, Tools
 from viaticum.agents.models import Model
@@ -218,7 +218,6 @@ class _Run:
 
     def _refuse_too_little(self, limit: int, found: Survey, planner: RowPlanner) -> None:
         """Raises `BudgetError` where not one call of the first rows fits."""
-        from viaticum.agents.batch_rows import worst_of
 
         least: tuple[int, str] | None = None
         for _, row in found.sample[:LOOKED_AT]:

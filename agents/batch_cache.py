@@ -99,15 +99,14 @@ class Cache:
                 self._give_up(error)
         return found
 
-    def keep(self, answers: Sequence[tuple[str, Completion, str]]) -> None:
-        """(key, completion, the ledger's key of its call) of each; the first of a key stays."""
-        rows = [(key, json.dumps(completion_to_json(each)), paid) for key, each, paid in answers]
+    def keep(self, answers: Sequence[tuple[str, str, str]]) -> None:
+        """(key, completion as JSON text, the ledger's key of its call) of each; the first of a key stays."""
         with self._lock:
-            if self._broken or not rows:
+            if self._broken or not answers:
                 return
             try:
                 self._db.execute("BEGIN")
-                self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", rows)
+                self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", answers)
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 self._give_up(error)
@@ -142,7 +141,7 @@ class CachedModel(Model):
             return
         for piece in self.model.stream(messages, generation):
             if isinstance(piece, Completion) and key is not None:
-                self.cache.keep([(key, piece, "")])
+                self.cache.keep([(key, json.dumps(completion_to_json(piece)), "")])
             yield piece
 
     def _look(self, messages: Sequence[Message], generation: Generation) -> tuple[str | None, Known | None]:

@@ -18,8 +18,9 @@ from time import monotonic
 from typing import Any, Literal, get_args
 
 from viaticum.agents.batch_cache import Cache
+from viaticum.agents.batch_calls import RowTools
 from viaticum.agents.batch_plan import Planned
-from viaticum.agents.batch_rows import RowTools, process_rows
+from viaticum.agents.batch_rows import process_rows
 from viaticum.agents.build import open_tools
 from viaticum.agents.graph import Tools
 from viaticum.budgets import Ledger

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import time
 import uuid
 from array import array
@@ -26,6 +27,7 @@ from viaticum.jobs import ROWS, JobRow, row_from, row_line
 FLUSH_SECONDS = 0.5
 SYNC_SECONDS = 5.0
 COLUMNS = ("id", "state", "answer", "correct", "reason", "pair", "cost_nanousd", "text")
+_NUMBER = re.compile(rb'"number": (\d+)}\n$')
 AT_ONCE = 4096  # rows of Parquet in a group
 
 
@@ -97,7 +99,7 @@ class Journal:
         with self.path.open("rb") as file:
             place = 0
             for line in file:
-                places[row_from(line, str(self.path)).number] = place + 1
+                places[_number_in(line, self.path)] = place + 1
                 place += len(line)
             for number, start in enumerate(places):
                 if start:
@@ -137,6 +139,12 @@ class Journal:
             os.replace(scratch, self.path)
         else:
             scratch.unlink()
+
+
+def _number_in(line: bytes, path: Path) -> int:
+    """The row's number, which is the last thing of its line."""
+    found = _NUMBER.search(line)
+    return int(found[1]) if found else row_from(line, str(path)).number
 
 
 class _in_plain_words:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -82,33 +82,36 @@ class Expectations:
         self._last = (table, plans, rows)
         return plans, rows
 
-    def planned(self, row: BatchRow, plan: Plan, policy: Policy, why: str = "") -> Planned:
-        """A row with a plan, and what is expected of that."""
+    def planned(
+        self,
+        row: BatchRow,
+        plan: Plan,
+        policy: Policy,
+        why: str = "",
+        way: int = SKIPPED,
+        expected: float = 0.0,
+        seconds: float = 0.0,
+    ) -> Planned:
+        """A row with a plan, and what is expected of that: tokens where it is one call of one pair."""
         assert row.query is not None
         plans, table = self.of(row.query)
         found = next((each for each in plans if each.plan == plan), None)
-        return expecting(Planned(row, plan, policy, why), found, table)
+        alone = table.get(plan.pairs[0]) if len(plan.pairs) == 1 else None
+        return Planned(
+            row, plan, policy, why,
+            None if found is None else found.accuracy,
+            None if found is None else found.cost_p50,
+            None if found is None else found.cost_p90,
+            None if alone is None else alone.tokens_p50,
+            None if alone is None else alone.tokens_p90,
+            way, expected, seconds,
+        )  # fmt: skip
 
     def cheaper(self, query: Query, than: int) -> list[PlanRow]:
         """Single pairs that are expected to cost less, the most accurate first."""
         plans, _ = self.of(query)
         found = [each for each in plans if len(each.plan.pairs) == 1 and each.cost_p90 < than]
         return sorted(found, key=lambda each: (-each.accuracy, each.cost_p50))
-
-
-def expecting(planned: Planned, found: PlanRow | None, table: dict[Pair, Row]) -> Planned:
-    """With what is expected: costs of the plan as a whole, tokens where it is one call of one pair."""
-    if found is None:
-        return planned
-    alone = table.get(found.plan.pairs[0]) if len(found.plan.pairs) == 1 else None
-    return replace(
-        planned,
-        accuracy=found.accuracy,
-        cost_p50=found.cost_p50,
-        cost_p90=found.cost_p90,
-        tokens_p50=None if alone is None else alone.tokens_p50,
-        tokens_p90=None if alone is None else alone.tokens_p90,
-    )
 
 
 class RowPlanner:
@@ -136,11 +139,12 @@ class RowPlanner:
         self._numbers: dict[Plan, int] = {}
         self._pacer: Pacer | None = None
         self._unsettled = 0
+        self._ended: list[tuple[Planned, JobRow]] = []
         self._arrays: tuple[Any, list[Array]] | None = None
 
     def begin(self, sample: Sequence[tuple[int, BatchRow]], rows: int) -> None:
         """Look at the sample of this pass. rows: how many there are to plan."""
-        self._unsettled = 0
+        self._unsettled, self._ended = 0, []
         told = self._look(sample)
         if told is None:
             self._pacer = None
@@ -163,6 +167,7 @@ class RowPlanner:
         return preview(worth, cost, budgets, rows=rows, spread=spread, **self._terms(seconds))
 
     def forecast(self) -> Preview | None:
+        self._learn()
         return self._pacer.forecast() if self._pacer is not None else None
 
     def plan(self, rows: Iterable[BatchRow]) -> Iterator[Planned | None]:
@@ -180,16 +185,28 @@ class RowPlanner:
     def settled(self, planned: Planned, row: JobRow) -> None:
         """What a planned row has cost."""
         self._unsettled -= 1
-        if self._pacer is None:
+        self._ended.append((planned, row))
+        if len(self._ended) >= AT_ONCE:
+            self._learn()
+
+    def _learn(self) -> None:
+        """Tell the pacer what ended since it was last told."""
+        ended, self._ended = self._ended, []
+        if self._pacer is None or not ended:
             return
         timed: dict[str, Any] = {}
         if self._deadline is not None:
-            timed = {"expected_seconds": np.array([planned.seconds])}
+            timed = {"expected_seconds": np.array([planned.seconds for planned, _ in ended])}
         self._pacer.settle(
-            np.array([planned.way]),
-            np.array([planned.expected]),
-            np.array([float(row.cost_nanousd)]),
-            learn=np.array([str(planned.plan) == row.route and not any(call.cached for call in row.calls)]),
+            np.array([planned.way for planned, _ in ended]),
+            np.array([planned.expected for planned, _ in ended]),
+            np.array([float(row.cost_nanousd) for _, row in ended]),
+            learn=np.array(
+                [
+                    str(planned.plan) == row.route and not any(call.cached for call in row.calls)
+                    for planned, row in ended
+                ]
+            ),
             **timed,
         )
 
@@ -252,6 +269,7 @@ class RowPlanner:
         if self._pacer is None:
             yield from map(self._alone, rows)
             return
+        self._learn()
         worth, cost, spread, seconds = self._tables(rows)
         timed: dict[str, Any] = {}
         if self._deadline is not None:
@@ -265,10 +283,9 @@ class RowPlanner:
             if way == SKIPPED:
                 yield Planned(row, None, policy, "no way is worth what it costs at this budget")
                 continue
-            planned = self.expectations.planned(row, self._ways[way], policy)
-            yield replace(
-                planned, way=way, expected=float(cost[place, way]),
-                seconds=float(seconds[place, way]) if timed else 0.0,
+            yield self.expectations.planned(
+                row, self._ways[way], policy, "", way, float(cost[place, way]),
+                float(seconds[place, way]) if timed else 0.0,
             )  # fmt: skip
 
     def _alone(self, row: BatchRow) -> Planned:
@@ -276,13 +293,13 @@ class RowPlanner:
         if row.wish is not None and row.wish.model != AUTO:
             return self._named(row)
         assert self.fixed is not None
-        plans, table = self.expectations.of(_query(row))
+        plans, _ = self.expectations.of(_query(row))
         plans = [each for each in plans if row.wish is None or len(each.plan.pairs) == 1]
         try:
             route = choose_plan(plans, self._left(), self.fixed)
         except BudgetExceeded as error:
             return Planned(row, None, self.fixed, str(error))
-        return expecting(Planned(row, route.plan, self.fixed, route.why), route.row, table)
+        return self.expectations.planned(row, route.plan, self.fixed, route.why)
 
     def _named(self, row: BatchRow) -> Planned:
         return self.expectations.planned(row, self.named(row), NO_OTHER, "the row names it")

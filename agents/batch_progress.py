@@ -14,6 +14,7 @@ from viaticum.money import NANOUSD_PER_USD
 
 Tell = Callable[[dict[str, Any]], None]
 EVERY_SECONDS = 0.5
+FORECAST_SECONDS = 5.0  # it looks at the whole sample
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Progress:
     def __post_init__(self) -> None:
         self._began = self._last = time.monotonic()
         self._before = self.counts.done
+        self._foretold: Preview | None = None
+        self._foretold_at = 0.0
 
     def maybe(self) -> None:
         if time.monotonic() - self._last >= EVERY_SECONDS:
@@ -43,7 +46,10 @@ class Progress:
         budget, seconds = self.ledger.budget(self.budget), time.monotonic() - self._began
         done = self.counts.done
         rate = (done - self._before) / seconds if seconds > 0 else 0.0
-        expected = self.forecast()
+        now = time.monotonic()
+        if self._foretold is None or now - self._foretold_at > FORECAST_SECONDS or done == self.total:
+            self._foretold, self._foretold_at = self.forecast(), now
+        expected = self._foretold
         return {
             "rows": self.total,
             "done": done,

@@ -24,8 +24,8 @@ from ray import cloudpickle as cloudpickle
 from ray.data.block import BlockMetadata
 from ray.util.queue import Queue
 
+from viaticum.agents.batch_calls import RowTools
 from viaticum.agents.batch_engine import AHEAD, Cluster, Plans, Recipe, Rows, Worker, process_elsewhere
-from viaticum.agents.batch_rows import RowTools
 
 PATIENCE = 0.2  # seconds after which who waits for rows looks whether the job is to end
 Done = SimpleQueue[bytes | Exception]

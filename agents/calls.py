@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -21,6 +21,9 @@ from viaticum.errors import HoldError, LedgerError, ProviderTimeout
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies import with_history
 from viaticum.types import Completion, Message, Pair, Query, TokenCount, Usage
+
+_GENERATION = [each.name for each in fields(Generation)]
+_COUNTS = [each.name for each in fields(TokenCount)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ class Asked:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {"model": self.model.name, "messages": self.messages, **asdict(self.generation)}
+        written = {name: getattr(self.generation, name) for name in _GENERATION}
+        return {"model": self.model.name, "messages": self.messages, **written}
 
 
 def next_try(ledger: Ledger, first: str, parameters: str) -> tuple[str, Hold | None, int]:
@@ -210,7 +214,10 @@ def completion_to_json(completion: Completion) -> dict[str, Any]:
     """Plain values, as checkpoints and the ledger keep them; the trace is left out."""
     return {
         "text": completion.text,
-        "usage": {name: list(astuple(count)) for name, count in completion.usage.models.items()},
+        "usage": {
+            name: [getattr(count, each) for each in _COUNTS]
+            for name, count in completion.usage.models.items()
+        },
         "seconds": completion.usage.seconds,
         "finish_reason": completion.finish_reason,
         "tool_calls": [dict(call) for call in completion.tool_calls],

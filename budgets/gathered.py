@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from viaticum.budgets.chain import Chain
 from viaticum.budgets.records import ENDINGS, Entry, Hold, HoldState
 from viaticum.budgets.store import EntryColumns, Rows, Scope, entry_of
 from viaticum.money import Price
@@ -42,19 +43,22 @@ class Gathered(Rows):
     """Rows over other rows, inside one of their write transactions; `flush` writes what was gathered.
 
     budgets: scopes that are locked at once, in one order, before the holds of `keys` are read, so that what is known of
-    them still holds.
+    them still holds. holds: those of the keys, as they were read just before.
     """
 
     is_exclusive = True
 
-    def __init__(self, inner: Rows, budgets: Iterable[str], keys: Sequence[str]) -> None:
+    def __init__(
+        self, inner: Rows, budgets: Iterable[str], keys: Sequence[str], holds: dict[str, Hold] | None = None
+    ) -> None:
         self._inner = inner
         self._scopes: dict[str, Scope] = {}
         self._lineages: dict[str, list[str]] = {}
         for name in sorted(set(budgets)):
             self.lineage(name)
         self._looked = set(keys)
-        self._holds = inner.find(keys)
+        # What was read before the scopes were locked holds only where nobody else writes.
+        self._holds = holds if holds is not None and inner.is_exclusive else inner.find(keys)
         self._new: dict[str, None] = {}
         self._changed: dict[str, None] = {}
         self._results: dict[str, str] = {}
@@ -62,7 +66,8 @@ class Gathered(Rows):
         self._ends: dict[str, int] = {}
         self._moves: dict[str, tuple[Pairs, Pairs]] = {}
         self._buckets: dict[tuple[str, int], Pairs] = {}
-        self._heads: dict[str, None] = {}
+        self._heads: dict[str, tuple[int, str, str]] = {}
+        self._chains: dict[str, Chain] = {}
 
     def flush(self) -> list[int]:
         """Write everything; the ids of the entries, in the order in which they were appended."""
@@ -75,10 +80,15 @@ class Gathered(Rows):
             inner.move([name], held, posted)
         for (name, bucket), posted in self._buckets.items():
             inner.add_to_bucket(name, bucket, posted)
-        for root in self._heads:
-            scope = self._scopes[root]
-            inner.set_head(root, scope.entries, scope.head, scope.last_at)
+        for root, head in self._heads.items():
+            inner.set_head(root, *head)
         return ids
+
+    def end_of(self, root: Scope, now: str) -> Chain:
+        """The end of a tree's chain: one for all that is gathered, at one moment."""
+        if root.name not in self._chains:
+            self._chains[root.name] = Chain(self, root, now)
+        return self._chains[root.name]
 
     # What the steps of a call read and write
 
@@ -92,20 +102,12 @@ class Gathered(Rows):
 
     def move(self, names: Sequence[str], held: Pairs, posted: Pairs) -> None:
         for name in names:
-            scope = self._scopes[name]
-            self._scopes[name] = replace(
-                scope,
-                held_nanousd=scope.held_nanousd + held[0],
-                held_tokens=scope.held_tokens + held[1],
-                posted_nanousd=scope.posted_nanousd + posted[0],
-                posted_tokens=scope.posted_tokens + posted[1],
-            )
+            self._scopes[name] = self._scopes[name].moved(held, posted)
             before = self._moves.get(name, ((0, 0), (0, 0)))
             self._moves[name] = (_sum(before[0], held), _sum(before[1], posted))
 
     def set_head(self, root: str, entries: int, head: str, last_at: str) -> None:
-        self._scopes[root] = replace(self._scopes[root], entries=entries, head=head, last_at=last_at)
-        self._heads[root] = None
+        self._heads[root] = (entries, head, last_at)
 
     def add_to_bucket(self, name: str, bucket: int, posted: Pairs) -> None:
         self._buckets[name, bucket] = _sum(self._buckets.get((name, bucket), (0, 0)), posted)
@@ -129,7 +131,7 @@ class Gathered(Rows):
         self._new[hold.key] = None
 
     def update_hold(self, key: str, state: HoldState, until: str) -> None:
-        self._holds[key] = replace(self._known(key), state=state, until=until)
+        self._holds[key] = self._known(key).turned(state, until)
         if key not in self._new:
             self._changed[key] = None
 

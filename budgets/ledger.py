@@ -339,7 +339,8 @@ class Ledger:
         keys = [each.key for each in settlements]
 
         def action(rows: Rows) -> list[Entry | ViaticumError]:
-            gathered = Gathered(rows, {hold.budget for hold in rows.find(keys).values()}, keys)
+            holds = rows.find(keys)
+            gathered = Gathered(rows, {hold.budget for hold in holds.values()}, keys, holds)
             found = [
                 each if isinstance(each, ViaticumError)
                 else _or_error(partial(self._settle, each, None, gathered))
@@ -348,7 +349,7 @@ class Ledger:
             new = [isinstance(each, Entry) and gathered.gathered(each) for each in found]
             ids = gathered.flush()
             return [
-                replace(each, id=ids[each.id]) if is_new and isinstance(each, Entry) else each
+                each.placed(ids[each.id]) if is_new and isinstance(each, Entry) else each
                 for each, is_new in zip(found, new, strict=True)
             ]
 
@@ -490,6 +491,8 @@ class Ledger:
         return postings.time_text(self._clock())
 
     def _chain(self, rows: Rows, lineage: list[Scope]) -> Chain:
+        if isinstance(rows, Gathered):
+            return rows.end_of(lineage[0], self._now())
         return Chain(rows, lineage[0], self._now())
 
 
@@ -509,7 +512,7 @@ def _wanted(budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) ->
 
 def _checked(settlement: Settlement) -> Settlement:
     usage = None if settlement.usage is None else checked_usage(settlement.usage)
-    return replace(settlement, usage=usage, result=checked_result(settlement.result))
+    return Settlement(settlement.key, usage, checked_result(settlement.result))
 
 
 def _or_error(step: Callable[[], T]) -> T | ViaticumError:

@@ -73,15 +73,7 @@ class MemoryRows(Rows):
 
     def move(self, names: Sequence[str], held: tuple[int, int], posted: tuple[int, int]) -> None:
         for name in names:
-            row = self._scopes[name]
-            row = replace(
-                row,
-                held_nanousd=row.held_nanousd + held[0],
-                held_tokens=row.held_tokens + held[1],
-                posted_nanousd=row.posted_nanousd + posted[0],
-                posted_tokens=row.posted_tokens + posted[1],
-            )
-            self._put(self._scopes, name, row)
+            self._put(self._scopes, name, self._scopes[name].moved(held, posted))
 
     def set_head(self, root: str, entries: int, head: str, last_at: str) -> None:
         row = replace(self._scopes[root], entries=entries, head=head, last_at=last_at)

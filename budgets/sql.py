@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from viaticum.budgets.records import (
@@ -265,13 +266,18 @@ def _hold_values(hold: Hold) -> list[Any]:
     ]  # fmt: skip
 
 
+@lru_cache(maxsize=64)  # those of a model and a strategy come again and again
+def _tags_from(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple(json.loads(text).items())
+
+
 def _hold(row: Row) -> Hold:
     return Hold(
         **{
             **row,
             "usage": usage_from(row["usage"]),
             "prices": prices_from(row["prices"]),
-            "tags": json.loads(row["tags"]),
+            "tags": dict(_tags_from(row["tags"])),
         }
     )
 

@@ -19,6 +19,7 @@ from viaticum.outcomes import read_jsonl, write_jsonl
 JOB, ROWS = "job.json", "rows.jsonl"
 FORMAT = 1
 RowState = Literal["answered", "skipped", "failed"]
+STATES: tuple[RowState, ...] = get_args(RowState)
 Made = TypeVar("Made")
 JobEnd = Literal["running", "completed", "budget_exhausted", "deadline", "drained"]
 
@@ -74,8 +75,8 @@ class JobRow:
     number: int = 0
 
     def __post_init__(self) -> None:
-        if self.state not in get_args(RowState):
-            raise InputError(f"a row is {', '.join(get_args(RowState))}; got {self.state!r}")
+        if self.state not in STATES:
+            raise InputError(f"a row is {', '.join(STATES)}; got {self.state!r}")
 
 
 @dataclass(frozen=True, slots=True)
