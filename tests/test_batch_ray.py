@@ -7,19 +7,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from batch_jobs import read_lines, write_questions
+from batch_jobs import all_ways, models, read_lines, two_ways, write_questions
 
+from viaticum.agents import batch
 from viaticum.agents.batch import job_folder, run_batch
-from viaticum.agents.batch_engine import Cluster
+from viaticum.agents.batch_calls import RowTools
+from viaticum.agents.batch_engine import Cluster, Plans, Process, Recipe, Rows, Worker, process_elsewhere
 from viaticum.budgets import Ledger
-from viaticum.errors import InputError
+from viaticum.errors import AuthenticationFailed, InputError, ProviderUnavailable
 from viaticum.jobs import Job, read_rows
 
 DRIVER = Path(__file__).with_name("ray_jobs.py")
@@ -113,6 +117,96 @@ def test_the_whole_job_is_killed_and_goes_on_with_less_money_than_it_wants(
     told = ended(started(tmp_path / "job", "0.015", postgres, 0.0, "ray"))
     assert told["ending"] in ("completed", "budget_exhausted")
     check_books(tmp_path / "job", postgres)
+
+
+class Away:
+    """Workers that are threads of this process: what they are sent and give back are bytes all the same."""
+
+    def __init__(self, recipe: Recipe, workers: int = 2) -> None:
+        self.given: SimpleQueue[bytes] = SimpleQueue()
+        self.done: SimpleQueue[bytes | Exception] = SimpleQueue()
+        self.sent = 0
+        for _ in range(workers):
+            threading.Thread(target=self._work, args=(Worker(recipe),), daemon=True).start()
+
+    def _work(self, worker: Worker) -> None:
+        while chunk := self.given.get():
+            self.done.put(worker.answer(chunk))
+
+    def process(self, planned: Plans, tools: RowTools) -> Rows:
+        yield from process_elsewhere(planned, tools, 4, self._send, lambda: self.done.get(timeout=0.05))
+
+    def _send(self, chunk: bytes) -> None:
+        self.sent += 1
+        self.given.put(chunk)
+
+
+def away(monkeypatch: pytest.MonkeyPatch) -> list[Away]:
+    """Jobs of this test are done by such workers; those that were made."""
+    made: list[Away] = []
+
+    def by(engine: str, cluster: Cluster | None, ledger: str) -> Any:
+        def process(recipe: Recipe) -> Process:
+            made.append(Away(recipe))
+            return made[-1].process
+
+        return process
+
+    monkeypatch.setattr(batch, "process_by", by)
+    return made
+
+
+def test_chunks_that_are_answered_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = away(monkeypatch)
+    write_questions(tmp_path / "in.jsonl", ROWS)
+    ledger = str(tmp_path / "ledger.db")
+    done = run_batch(
+        tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget=1, ledger=ledger, models=models(), router=all_ways(),
+        cluster=Cluster(), concurrency=4,
+    )  # fmt: skip
+    assert done.job.ending == "completed"
+    assert made[0].sent >= ROWS / 4
+    check_books(tmp_path, ledger)
+
+
+def test_what_concerns_all_rows_ends_the_job_with_the_error_that_a_worker_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away(monkeypatch)
+    write_questions(tmp_path / "in.jsonl", ROWS)
+    refused = models(cheap=AuthenticationFailed("the key is not known"))
+    with pytest.raises(AuthenticationFailed, match="the key is not known"):
+        run_batch(
+            tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget=1, ledger=tmp_path / "ledger.db", models=refused,
+            router=two_ways(), policy="cheapest:0.1", concurrency=4,
+        )  # fmt: skip
+
+
+def test_workers_that_cannot_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = away(monkeypatch)
+    monkeypatch.setattr(
+        Worker, "answer", lambda self, chunk: made[0].done.put(OSError("no node is left")) or b""
+    )
+    write_questions(tmp_path / "in.jsonl", ROWS)
+    with pytest.raises(ProviderUnavailable, match="no node is left"):
+        run_batch(
+            tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget=1, ledger=tmp_path / "ledger.db", models=models(),
+            router=two_ways(), concurrency=4,
+        )  # fmt: skip
+
+
+def test_a_job_that_is_to_end_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    away(monkeypatch)
+    monkeypatch.setattr(Worker, "answer", lambda self, chunk: time.sleep(60))
+    write_questions(tmp_path / "in.jsonl", ROWS)
+    stop, began = threading.Event(), time.monotonic()
+    threading.Timer(0.5, stop.set).start()
+    done = run_batch(
+        tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget=1, ledger=tmp_path / "ledger.db", models=models(),
+        router=two_ways(), concurrency=4, stop=stop, drain_seconds=0.5,
+    )  # fmt: skip
+    assert done.job.ending == "drained"
+    assert time.monotonic() - began < 30
 
 
 def test_what_does_not_go_together(tmp_path: Path) -> None:
