@@ -15,36 +15,34 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from viaticum.agents.batch_answers import row_of
 from viaticum.agents.batch_cache import Cache
 from viaticum.agents.batch_calls import CONCURRENCY, DRAIN_SECONDS, RowTools, worst_of
+from viaticum.agents.batch_engine import Cluster, Engine, Process, Recipe, process_by, tools_for
 from viaticum.agents.batch_input import BatchRow, Input, Survey, survey, without_repeated
 from viaticum.agents.batch_output import Journal, format_for, write_results
 from viaticum.agents.batch_plan import NO_OTHER, PACED, Expectations, Planned, RowPlanner
 from viaticum.agents.batch_progress import Progress, Tell
-from viaticum.agents.batch_rows import process_rows
 from viaticum.agents.build import Dollars, ledger_address, open_tools
 from viaticum.agents.graph import TRIES, Tools
 from viaticum.agents.models import Model
 from viaticum.budgets import Ledger
 from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
-from viaticum.errors import BudgetError, DataError, InputError, MissingExtra, UnknownName
-from viaticum.jobs import JOB, Job, JobEnd, JobRow, Preview
+from viaticum.errors import BudgetError, DataError, InputError, UnknownName
+from viaticum.jobs import JOB, Job, JobEnd, Preview
 from viaticum.money import format_usd, nanousd
 from viaticum.routers.query import Plan, QueryRouter, StaticRouter
 
-Engine = Literal["local", "ray"]
-Process = Callable[[Iterable[Planned | None], RowTools], Iterator[tuple[Planned, JobRow]]]
 SAMPLE = 2000  # rows that prices are made from
 LOOKED_AT = 16  # of them, for what the cheapest call may cost
 SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the budget, in the preview
@@ -68,6 +66,7 @@ def run_batch(
     policy: str = PACED,
     deadline: float | None = None,
     engine: Engine = "local",
+    cluster: Cluster | None = None,
     resume: bool = False,
     force: bool = False,
     skip_bad: bool = False,
@@ -94,8 +93,8 @@ def run_batch(
     needed but to go on. policy: "paced", or as of `Viaticum`. deadline: seconds, after which no row is begun. resume: go
     on with a job that was interrupted, or that has more money now; force: start over. skip_bad: leave out rows that cannot be used
     instead of refusing the file. ledger: a path or a `postgresql://` address; cache: a file of answers to share between
-    jobs. concurrency: calls at once; slots: texts that a local model writes at once, as many by default. stop: set to
-    end in order, within `drain_seconds`. tell: is given an event now and then.
+    jobs. concurrency: calls at once, of each worker with engine="ray"; cluster: of that. slots: texts that a local model
+    writes at once, as many by default. stop: set to end in order, within `drain_seconds`. tell: is given an event now and then.
 
     Raises `InputError` for files, settings and fingerprints that do not fit, `DataError` for rows, `BudgetError` where the
     money or the ledger is not there, and what concerns every row, such as `AuthenticationFailed`; what is done then stays.
@@ -105,19 +104,21 @@ def run_batch(
         raise InputError(f"concurrency is at least 1, got {concurrency}")
     if deadline is not None and not deadline > 0:
         raise InputError(f"a deadline is above zero seconds, got {deadline}")
-    process = _process(engine)
+    address = ledger_address(None, None) if ledger is None else ledger
+    if engine == "ray" and cluster is None:
+        cluster = Cluster()
+    engine_of = process_by(engine, cluster, str(address))
     with ExitStack() as opened:
         folder = _folder_for(out, resume=resume, force=force)
         opened.enter_context(_alone(folder))
-        address = ledger_address(None, None) if ledger is None else ledger
         books = opened.enter_context(Ledger(address))
         before = Job.load(folder) if resume and (folder / JOB).exists() else None
         scope = before.budget if before is not None else f"batch-{uuid.uuid4().hex[:12]}"
-        tools = _tools(
-            budget, before, scope, books,
-            catalogue=catalogue, router=router, models=models, timeout=timeout, tries=tries,
-            concurrency=concurrency, slots=slots or concurrency,
-        )  # fmt: skip
+        settings: dict[str, Any] = {
+            "catalogue": catalogue, "router": router, "models": models, "timeout": timeout, "tries": tries,
+            "concurrency": concurrency, "slots": slots or concurrency,
+        }  # fmt: skip
+        tools = _tools(budget, before, scope, books, **settings)
         opened.callback(tools.threads.close)
         job = Job(
             input=str(given.path), results=str(out), rows=0, budget=scope,
@@ -128,9 +129,10 @@ def run_batch(
         if before is not None:
             _refuse_other(before, job, folder)
         rows = RowTools(
-            tools, scope, concurrency=concurrency, keep_texts=keep_texts, drain_seconds=drain_seconds,
-            stop=stop or threading.Event(),
+            tools, scope, concurrency=concurrency * (1 if cluster is None else cluster.workers),
+            keep_texts=keep_texts, drain_seconds=drain_seconds, stop=stop or threading.Event(),
         )  # fmt: skip
+        process = engine_of(Recipe(str(address), scope, settings, concurrency, keep_texts))
         run = _Run(given, out, folder, job, rows, process, skip_bad, tell)
         return run.run(opened, budget, cache)
 
@@ -381,20 +383,6 @@ def job_folder(out: str | Path) -> Path:
     return Path(f"{out}.job")
 
 
-def _process(engine: str) -> Process:
-    if engine not in get_args(Engine):
-        raise UnknownName("engine", engine, get_args(Engine))
-    if engine == "local":
-        return process_rows
-    try:
-        from importlib import import_module
-
-        process: Process = import_module("viaticum.agents.batch_ray").process_rows
-    except ImportError as error:
-        raise MissingExtra(error.name or "ray", "ray") from None
-    return process
-
-
 def _folder_for(out: Path, *, resume: bool, force: bool) -> Path:
     """The job's folder, made where it is missing. Raises `InputError` where results or a job are in the way."""
     folder = job_folder(out)
@@ -445,10 +433,7 @@ def _amount(budget: Dollars) -> int:
 def _tools(budget: Dollars | None, before: Job | None, scope: str, books: Ledger, **settings: Any) -> Tools:
     """The workflow's tools, over the job's budget, which is made only once all else is right."""
     _limit(budget, before)
-    with Ledger("memory:") as scratch:
-        tools = open_tools(
-            "1", budget_name=scope, policy="best", on_short="cheaper", ledger=scratch, **settings
-        )
+    tools = tools_for(scope, books, **settings)
     if before is not None:
         try:
             books.budget(scope)
@@ -456,7 +441,7 @@ def _tools(budget: Dollars | None, before: Job | None, scope: str, books: Ledger
             raise InputError(
                 f"this ledger has no budget {scope!r}; give the ledger that the job began with ({before.ledger})"
             ) from None
-    return replace(tools, ledger=books)
+    return tools
 
 
 def _fingerprint(

@@ -32,6 +32,9 @@ def batch(
     policy: Annotated[str, typer.Option(help="paced (most right answers for the money), best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "paced",
     deadline: Annotated[str | None, typer.Option(help="When no further row is begun, such as 2h or 90m.")] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for several machines.")] = "local",
+    cluster: Annotated[str | None, typer.Option(help="With --engine ray: the address of a cluster, or auto. [default: begin one on this machine]")] = None,
+    workers: Annotated[int, typer.Option(help="With --engine ray: workers, each with its own models.", min=1)] = 2,
+    gpus: Annotated[float, typer.Option(help="With --engine ray: GPUs of each worker, such as 0.5.", min=0)] = 0.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a job that was interrupted or has more money.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what several budgets would buy; ask nothing.")] = False,
@@ -65,11 +68,17 @@ def batch(
     if out is None:
         raise InputError("say where the results go: --out RESULTS.jsonl")
     from viaticum.agents.batch import run_batch
+    from viaticum.agents.batch_engine import Cluster
 
+    if engine != "ray" and (cluster, workers, gpus) != (None, 2, 0.0):
+        raise InputError(
+            "--cluster, --workers and --gpus are for --engine ray; give that too, or leave them out"
+        )
     stop = threading.Event()
     with _Listening(stop), _Teller(as_json) as teller:
         ended = run_batch(
             source, out, budget=dollars, policy=policy, deadline=seconds, engine=engine,  # type: ignore[arg-type]
+            cluster=Cluster(cluster, workers, gpus=gpus) if engine == "ray" else None,
             resume=resume, force=force, skip_bad=skip_bad, skip=skip, limit=limit, format=form, catalogue=catalogue,
             router=router, ledger=where, cache=cache, concurrency=concurrency, slots=slots, timeout=timeout,
             keep_texts=keep_texts, drain_seconds=grace, stop=stop, tell=teller.tell,
