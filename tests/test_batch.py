@@ -31,7 +31,7 @@ from batch_jobs import (
 )
 from typer.testing import CliRunner
 
-from viaticum.agents import batch as batch_module
+from viaticum.agents import batch_job
 from viaticum.agents.batch import BatchEnd, job_folder, preview_batch, run_batch
 from viaticum.agents.models import Generation
 from viaticum.agents.scripted import ScriptedModel
@@ -357,7 +357,7 @@ def test_a_job_that_goes_on_must_be_the_same(tmp_path: Path, monkeypatch: pytest
 def test_two_processes_do_not_work_on_one_job(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 3)
     run(tmp_path)
-    with batch_module._alone(job_folder(tmp_path / "out.jsonl")):
+    with batch_job.alone(job_folder(tmp_path / "out.jsonl")):
         script = "import sys; from test_batch import *; run(Path(sys.argv[1]), resume=True)"
         done = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False,
