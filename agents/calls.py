@@ -9,15 +9,70 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 from viaticum.agents.models import Generation, Model
-from viaticum.budgets import Entry, Ledger
+from viaticum.budgets import Entry, Hold, Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import HoldError, LedgerError, ProviderTimeout
-from viaticum.types import Completion, Message, TokenCount, Usage
+from viaticum.strategies import get as get_strategy
+from viaticum.strategies import with_history
+from viaticum.types import Completion, Message, Pair, Query, TokenCount, Usage
+
+_GENERATION = [each.name for each in fields(Generation)]
+_COUNTS = [each.name for each in fields(TokenCount)]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One call: who is asked, what, how long the answer may be, and all of it as the ledger knows it."""
+
+    model: Model
+    messages: list[Message]
+    generation: Generation
+
+    @classmethod
+    def of(cls, model: Model, pair: Pair, query: Query, sample: int = 0) -> Asked:
+        """What the strategy of a pair asks its model; sample: which of the texts that the strategy wants."""
+        strategy = get_strategy(pair.strategy)
+        generation = Generation(
+            max_new_tokens=strategy.max_new_tokens,
+            stop=strategy.stop,
+            temperature=strategy.temperature,
+            seed=sample,
+        )
+        return cls(model, with_history(query.messages, strategy.messages(query)), generation)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        written = {name: getattr(self.generation, name) for name in _GENERATION}
+        return {"model": self.model.name, "messages": self.messages, **written}
+
+
+def next_try(ledger: Ledger, first: str, parameters: str) -> tuple[str, Hold | None, int]:
+    """The key of the next try of a call, its hold where it has one that is good, and what earlier tries cost.
+
+    first: the key of the first try; parameters: the digest of what is asked.
+    """
+    wasted = 0
+    for number in count(1):
+        key = first + (f".{number}" if number > 1 else "")
+        hold = ledger.hold(key)
+        if hold is None or (hold.parameters == parameters and is_good(hold)):
+            return key, hold, wasted
+        posts = [entry for entry in ledger.entries(key=key) if entry.kind == "post"]
+        wasted += sum(entry.nanousd for entry in posts)
+    raise AssertionError("numbers do not end")
+
+
+def is_good(hold: Hold) -> bool:
+    """Whether a hold still stands for a call that can go on, or has its text."""
+    if hold.state in ("void", "expired"):
+        return False
+    return hold.result is not None or hold.state == "dispatched"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +214,10 @@ def completion_to_json(completion: Completion) -> dict[str, Any]:
     """Plain values, as checkpoints and the ledger keep them; the trace is left out."""
     return {
         "text": completion.text,
-        "usage": {name: list(astuple(count)) for name, count in completion.usage.models.items()},
+        "usage": {
+            name: [getattr(count, each) for each in _COUNTS]
+            for name, count in completion.usage.models.items()
+        },
         "seconds": completion.usage.seconds,
         "finish_reason": completion.finish_reason,
         "tool_calls": [dict(call) for call in completion.tool_calls],

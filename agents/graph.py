@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, astuple, dataclass, field
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -31,8 +30,8 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Checkpointer, Command, RetryPolicy, interrupt
 
-from viaticum.agents.calls import completion_from_json, completion_to_json, paying
-from viaticum.agents.models import Generation, Model
+from viaticum.agents.calls import Asked, completion_from_json, completion_to_json, next_try, paying
+from viaticum.agents.models import Model
 from viaticum.agents.nodes import Node, Threads, is_stopped
 from viaticum.agents.shortage import (
     decided,
@@ -46,6 +45,7 @@ from viaticum.agents.state import (
     Allowance,
     AnswerOutput,
     QuestionInput,
+    RowAllowance,
     State,
     new_question,
     query_given,
@@ -62,9 +62,9 @@ from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetExceeded, InputError, ModelError, ModelUnavailable
 from viaticum.routers.query import Plan, PlanRoute, PlanRow, Policy, QueryRouter, choose_plan, parse_policy
 from viaticum.routers.query.grid import canonical
-from viaticum.strategies import equivalent, with_history
+from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
-from viaticum.types import Completion, Message, Pair, Reading, Route, TokenCount
+from viaticum.types import Completion, Pair, Reading, Route, Row, TokenCount
 
 Graph = CompiledStateGraph[State, Allowance, QuestionInput, AnswerOutput]
 Next = Literal["route", "call", "read", "ask", "__end__"]
@@ -92,19 +92,6 @@ class Tools:
     tries: int = TRIES
     backoff: float = BACKOFF
     threads: Threads = field(default_factory=lambda: Threads(16))
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One call: who is asked, what, how long the answer may be, and all of it as the ledger knows it."""
-
-    model: Model
-    messages: list[Message]
-    generation: Generation
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {"model": self.model.name, "messages": self.messages, **asdict(self.generation)}
 
 
 class Workflow:
@@ -144,7 +131,8 @@ class Workflow:
         Raises `InputError` where there is no question.
         """
         assert runtime.execution_info is not None, "a task has its execution info"
-        new = new_question(runtime.execution_info.task_id, query_given(state))
+        row = _row_allowance(runtime)
+        new = new_question(row.run if row else runtime.execution_info.task_id, query_given(state))
         first = self.route(new, runtime)
         return Command(update={**new, **cast(State, first.update)}, goto=first.goto)
 
@@ -160,13 +148,16 @@ class Workflow:
             return self._take(state, runtime, Pair.parse(left_of_plan[0]), why, now)
         if state["votes"]:
             return self._end(state)  # what the plan's other pairs would have said cannot be paid for
+        run, decided_before = self._allowance(state, runtime), self._plan_kept(state, runtime)
         rows = self._untried(state)
-        if tried and not rows:
+        rows = run.policy.worth_asking(rows) if tried else rows
+        if tried and not rows and decided_before is None:
             return self._end(state)
         if not tried:
             table = [row_to_json(row) for row in self.tools.router.table(query_of(state))]
             runtime.stream_writer({"table": table})
-        run = self._allowance(state, runtime)
+        if decided_before is not None:
+            return self._begin_plan(state, runtime, decided_before, "planned")
         lineage = self.tools.ledger.lineage(run.budget)
         try:
             route = _choose(rows, lineage, run)
@@ -180,9 +171,7 @@ class Workflow:
             if run.on_short == "stop" or not state["routes"]:
                 raise
             return self._end(state, {"reason": f"{state['reason']}; then {error}"})
-        pairs = [str(pair) for pair in route.plan.pairs]
-        why = route.why if len(pairs) == 1 else f"{route.why}: {route.plan}"
-        return self._take(state, runtime, route.plan.pairs[0], why, {"pairs": pairs, "need": route.plan.need})
+        return self._begin_plan(state, runtime, route.plan, route.why)
 
     def call(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
         """Hold the worst case, let the model write, post what it cost: once, however often this node runs.
@@ -261,10 +250,26 @@ class Workflow:
             timeout=given.timeout if given.timeout is not None else self.tools.timeout,
         )
 
+    def _plan_kept(self, state: State, runtime: Runtime[Allowance]) -> Plan | None:
+        """Of a row of a job, the plan that was decided before this run: by who planned it, or by a run that was killed."""
+        row = _row_allowance(runtime)
+        if row is None:
+            return None
+        if not state["tried"] and row.plan is not None:
+            return row.plan
+        hold = self.tools.ledger.hold(f"{state['run']}/{state['call']}")
+        return None if hold is None else plan_of(hold)
+
+    def _begin_plan(self, state: State, runtime: Runtime[Allowance], plan: Plan, why: str) -> Command[Next]:
+        pairs = [str(pair) for pair in plan.pairs]
+        why = why if len(pairs) == 1 else f"{why}: {plan}"
+        return self._take(state, runtime, plan.pairs[0], why, {"pairs": pairs, "need": plan.need})
+
     def _take(
         self, state: State, runtime: Runtime[Allowance], pair: Pair, why: str, plan: dict[str, Any]
     ) -> Command[Next]:
-        row = next(row for row in self.tools.router.table(query_of(state)) if row.pair == pair)
+        table = self.tools.router.table(query_of(state))
+        row = next((row for row in table if row.pair == pair), Row(pair, 0.0, 0, 0, 0, 0))
         route = route_to_json(Route(pair, row, why))
         runtime.stream_writer({"route": route})
         update: State = {
@@ -277,16 +282,7 @@ class Workflow:
         return Command(update=update, goto="call")
 
     def _try(self, state: State, asked: Asked) -> tuple[str, Hold | None, int]:
-        """The key of the next try of this call, its hold where it has one that is good, and what earlier ones cost."""
-        wasted, wanted = 0, digest(asked.parameters)
-        for number in count(1):
-            key = f"{state['run']}/{state['call']}" + (f".{number}" if number > 1 else "")
-            hold = self.tools.ledger.hold(key)
-            if hold is None or (hold.parameters == wanted and _is_good(hold)):
-                return key, hold, wasted
-            posts = [entry for entry in self.tools.ledger.entries(key=key) if entry.kind == "post"]
-            wasted += sum(entry.nanousd for entry in posts)
-        raise AssertionError("numbers do not end")
+        return next_try(self.tools.ledger, f"{state['run']}/{state['call']}", digest(asked.parameters))
 
     def _reserve(
         self, state: State, runtime: Runtime[Allowance], budget: str, key: str, asked: Asked
@@ -298,6 +294,8 @@ class Workflow:
         tags = {"model": asked.model.name, "strategy": _pair(state).strategy}
         if thread and thread.isprintable() and thread.strip():
             tags["thread"] = thread
+        if _row_allowance(runtime) and state["plan"]:
+            tags |= plan_tags(state["plan"]["pairs"], state["plan"]["need"])
         return self.tools.ledger.reserve(
             budget, key, worst, self.tools.catalogue.prices(worst), parameters=asked.parameters, tags=tags,
             dispatch=True,
@@ -308,8 +306,10 @@ class Workflow:
     ) -> Command[Next]:
         """The worst case of the call does not fit: what the policy says."""
         run, rows = self._allowance(state, runtime), self._untried(state)
-        # What its tries cost is counted here; whatever is called next has a number of its own.
-        paid: State = {"call": state["call"] + 1, "cost": state["cost"] + wasted}
+        # What its tries cost is counted here; whatever is called next has a number of its own. Of a row of a job, one
+        # that no try was made under stays free: what is found under it is then what was decided.
+        used = 1 if _row_allowance(runtime) is None or wasted else 0
+        paid: State = {"call": state["call"] + used, "cost": state["cost"] + wasted}
         if run.on_short == "ask":
             assert state["route"] is not None
             row = state["route"]["row"]
@@ -366,16 +366,8 @@ class Workflow:
         ]
 
     def _asked(self, state: State) -> Asked:
-        pair, query = _pair(state), query_of(state)
-        strategy = get_strategy(pair.strategy)
-        generation = Generation(
-            max_new_tokens=strategy.max_new_tokens,
-            stop=strategy.stop,
-            temperature=strategy.temperature,
-            seed=len(state["samples"]),
-        )
-        messages = with_history(query.messages, strategy.messages(query))
-        return Asked(self.tools.model(pair.model), messages, generation)
+        pair = _pair(state)
+        return Asked.of(self.tools.model(pair.model), pair, query_of(state), len(state["samples"]))
 
     def _end(self, state: State, update: State | None = None) -> Command[Next]:
         last: State = {**(update or {}), "done": True, "messages": []}
@@ -404,6 +396,25 @@ def _context(context: object) -> Allowance:
     return context if isinstance(context, Allowance) else Allowance()
 
 
+def _row_allowance(runtime: Runtime[Allowance]) -> RowAllowance | None:
+    return runtime.context if isinstance(runtime.context, RowAllowance) else None
+
+
+def plan_tags(pairs: Sequence[str], need: int) -> dict[str, str]:
+    """How a hold tells the plan that its call is a part of; a pair alone is told by its model and its strategy."""
+    return {"plan": json.dumps([need, *pairs])} if len(pairs) > 1 else {}
+
+
+def plan_of(hold: Hold) -> Plan | None:
+    """The plan that a call of a job's row was a part of, as `plan_tags` told it."""
+    if "plan" in hold.tags:
+        need, *pairs = json.loads(hold.tags["plan"])
+        return Plan(tuple(map(Pair.parse, pairs)), need)
+    if {"model", "strategy"} <= set(hold.tags):
+        return Plan((Pair(hold.tags["model"], hold.tags["strategy"]),))
+    return None
+
+
 def _choose(rows: list[PlanRow], lineage: list[Budget], run: _Run) -> PlanRoute:
     """The way that the policy wants: of those that fit, or, where money running short is not for us to decide, of all.
 
@@ -416,13 +427,6 @@ def _choose(rows: list[PlanRow], lineage: list[Budget], run: _Run) -> PlanRoute:
     options = [Option(str(wanted.plan), 1.0, wanted.row.cost_p50, wanted.row.cost_p90)]
     plan_within(lineage, options, run.on_short)
     return wanted
-
-
-def _is_good(hold: Hold) -> bool:
-    """Whether a hold still stands for a call that can go on, or has its text."""
-    if hold.state in ("void", "expired"):
-        return False
-    return hold.result is not None or hold.state == "dispatched"
 
 
 def _settled(state: State, completion: Completion, hold: Hold, entry: Entry, wasted: int) -> State:

@@ -5,6 +5,7 @@ GSM8K's form is understood as it is: the gold answer follows `####` in `answer`,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> list[Questi
     for number, row in read_jsonl(path):
         if limit is not None and len(questions) >= limit:
             break
-        question = _question(row, number, f"{path}, line {number}")
+        question = question_of(row, number, f"{path}, line {number}")
         if question.id in lines:
             raise DataError(
                 f"{path}, line {number}: id {question.id!r} is that of line {lines[question.id]} too"
@@ -48,7 +49,8 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> list[Questi
     return questions
 
 
-def _question(row: dict[str, Any], number: int, place: str) -> Question:
+def question_of(row: Mapping[str, Any], number: int, place: str) -> Question:
+    """A question as an object gives it. Raises `DataError` that begins with the place."""
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
         raise DataError(f'{place}: no question; write {{"question": "...", "answer": "..."}}')

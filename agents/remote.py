@@ -21,7 +21,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from viaticum.agents.models import Generation, Model
-from viaticum.agents.remote_errors import translated, wait_before_retry
+from viaticum.agents.remote_errors import retry_after, translated, wait_before_retry
+from viaticum.agents.remote_limits import Turns, headers_of
 from viaticum.agents.remote_prices import difference
 from viaticum.agents.remote_reading import Written, reported_cost
 from viaticum.catalogue import ModelSpec
@@ -79,6 +80,7 @@ class RemoteModel(Model):
         self.spec, self.name, self.members = spec, spec.name, (spec.name,)
         self._key, self._sleep = key, sleep
         self._tokenizer_known: bool | None = None
+        self._turns = Turns()
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
         return self.worst_case_of(messages, Generation(max_new_tokens))
@@ -204,15 +206,20 @@ class RemoteStream(Iterator[str | Completion]):
             self._written = Written()
             response: Any = None
             try:
-                response = load_litellm().completion(**request)
-                for chunk in response if request.get("stream") else [response]:
-                    if piece := self._written.take(chunk):
-                        yield piece
+                # A further try has waited by itself, for as long as it was told.
+                with self.model._turns.take(self.model._sleep if tries == 1 else _no_wait):
+                    response = load_litellm().completion(**request)
+                    self.model._turns.heard(headers_of(response))
+                    for chunk in response if request.get("stream") else [response]:
+                        if piece := self._written.take(chunk):
+                            yield piece
                 self._written.check_ended(response, spec.name)
                 break
             except Exception as error:
                 retries = RETRIES if spec.max_retries is None else spec.max_retries
                 wait = wait_before_retry(error, tries)
+                if (asked := retry_after(error)) is not None:
+                    self.model._turns.refused(asked)
                 if self._written.anything or wait is None or tries > retries:
                     raise translated(error, spec, request.get("api_key")) from error
             finally:
@@ -251,6 +258,10 @@ class RemoteStream(Iterator[str | Completion]):
             reported_nanousd=reported,
             warnings=tuple(warnings),
         )
+
+
+def _no_wait(seconds: float) -> None:
+    return None
 
 
 def _key(spec: ModelSpec) -> str | None:

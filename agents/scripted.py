@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from typing import Any
 
 from viaticum.agents.models import Generation, Model
 from viaticum.catalogue import ModelSpec
@@ -63,6 +64,14 @@ class ScriptedModel(Model):
         self.name, self.members, self.script, self.pause = self.spec.name, (self.spec.name,), script, pause
         self.calls: list[tuple[Sequence[Message], Generation]] = []
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers in other processes, whose copies keep calls of their own."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("calls", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.calls, self._lock = [], threading.Lock()
 
     def catalogue_entry(self) -> ModelSpec:
         return self.spec

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict  # which pydantic can make schemas of
 
 from viaticum.budgets.planner import WhenShort
 from viaticum.errors import InputError
-from viaticum.routers.query import Policy
+from viaticum.routers.query import Plan, Policy
 from viaticum.types import ROLES, Answer, Message, Pair, Query, Route, Row, TokenCount, Usage
 
 
@@ -40,6 +40,18 @@ class Allowance:
             )
         if self.timeout is not None and not self.timeout > 0:
             raise InputError(f"a timeout is above zero seconds, got {self.timeout}")
+
+
+@dataclass(frozen=True)
+class RowAllowance(Allowance):
+    """Of a question that is a row of a job, and is found again by its name instead of a checkpoint.
+
+    run: what all its ledger keys begin with; a call that these keys have paid for is not made again. plan: who is
+    asked first, whatever the policy; what is decided later is kept with the holds.
+    """
+
+    run: str = ""
+    plan: Plan | None = None
 
 
 class QuestionInput(TypedDict, total=False):

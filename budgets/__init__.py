@@ -3,6 +3,7 @@
 Knows no model catalogue and no prompt.
 """
 
+from viaticum.budgets.gathered import Claim, Settlement
 from viaticum.budgets.ledger import Ledger, default_path
 from viaticum.budgets.planner import Forecast, Option, Plan, forecast, plan
 from viaticum.budgets.records import Budget, Entry, EntryKind, Hold, HoldState
@@ -10,6 +11,7 @@ from viaticum.budgets.windows import Window
 
 __all__ = [
     "Budget",
+    "Claim",
     "Entry",
     "EntryKind",
     "Forecast",
@@ -18,6 +20,7 @@ __all__ = [
     "Ledger",
     "Option",
     "Plan",
+    "Settlement",
     "Window",
     "default_path",
     "forecast",

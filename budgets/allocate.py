@@ -55,23 +55,20 @@ def allocate(
     risk: float = 0.01,
     seconds: Array | None = None,
     deadline: float | None = None,
+    pending: float = 0.0,
 ) -> Allocation:
     """Choose a way for every question. A way that a question does not have is NaN in worth or cost.
 
     worth [Q, W]: of an answer, 0 or more, such as the chance that it is right; cost [Q, W]: expected, 0 or more, in the
     budget's unit. spread [Q, W]: standard deviations of the costs; with them the chance that all comes to more than
-    the budget is at most `risk`, errors being independent. seconds [Q, W] and deadline: a second budget, in expectation.
+    the budget is at most `risk`, errors being independent; pending: the variance of what else is still to be paid from it.
+    seconds [Q, W] and deadline: a second budget, in expectation.
     Raises `InputError` for shapes that differ, negative numbers, or a budget or a deadline that is not above zero.
     """
-    worth, cost = _checked("worth", worth), _checked("cost", cost, worth)
-    spread = None if spread is None else _checked("spread", spread, worth)
-    seconds = None if seconds is None else _checked("seconds", seconds, worth)
-    if not 0 < budget < math.inf or (deadline is not None and not deadline > 0):
-        raise InputError(f"a budget and a deadline are above zero, got {budget} and {deadline}")
-    if (seconds is None) != (deadline is None):
-        raise InputError("give seconds and deadline, or neither")
-    if not 0 < risk < 1:
-        raise InputError(f"a risk is between 0 and 1, got {risk}")
+    worth, cost = checked("worth", worth), checked("cost", cost, worth)
+    spread = None if spread is None else checked("spread", spread, worth)
+    seconds = None if seconds is None else checked("seconds", seconds, worth)
+    check_terms(budget, seconds, deadline, risk)
     worth = np.where(np.isnan(worth) | np.isnan(cost), -np.inf, worth)
     cost = np.where(np.isnan(cost), 0.0, cost).astype(cost.dtype)
     reserve = 0.0
@@ -82,15 +79,16 @@ def allocate(
             found = _within_both(worth, cost, budget - reserve, np.nan_to_num(seconds), deadline)
         if spread is None:
             break
-        chance = NormalDist().inv_cdf(1 - risk) * math.sqrt(float((_of(spread, found.chosen) ** 2).sum()))
+        variance = pending + float((of_chosen(spread, found.chosen) ** 2).sum())
+        chance = NormalDist().inv_cdf(1 - risk) * math.sqrt(variance)
         if chance <= reserve:
             break
         reserve = min(chance, 0.999 * budget)
     return Allocation(
         found.chosen,
-        float(_of(worth, found.chosen).sum()),
-        float(_of(cost, found.chosen).sum()),
-        0.0 if seconds is None else float(_of(seconds, found.chosen).sum()),
+        float(of_chosen(worth, found.chosen).sum()),
+        float(of_chosen(cost, found.chosen).sum()),
+        0.0 if seconds is None else float(of_chosen(seconds, found.chosen).sum()),
         found.price,
         found.bound,
         reserve,
@@ -104,39 +102,64 @@ class _Found:
     bound: float
 
 
-def _within(worth: Array, cost: Array, budget: float, *, toll: Array | None = None) -> _Found:
-    """The greatest worth (less `toll`) at a cost of at most `budget`.
+@dataclass(frozen=True, slots=True)
+class Bracket:
+    """Two prices next to each other, and what is chosen at them: `cheap` [Q] is within the budget, `dear` [Q] is not.
+
+    They are the same choice and price 0 where the budget binds nothing. spent: what `cheap` costs.
+    """
+
+    cheap: Array
+    dear: Array
+    high: float
+    low: float
+    spent: float
+
+
+def bracket(worth: Array, cost: Array, budget: float, *, until: int = 0) -> Bracket:
+    """Where the sum of what is chosen passes the budget. worth may be below zero, such as what is left after a toll.
+    until: near enough where no more questions than these differ.
 
     Only questions whose way differs between the two ends of the interval of prices are looked at again: between them
     no other's can differ, for the ways that are ever chosen lie on a convex curve.
     """
-    net = worth if toll is None else worth - toll
-    low, high = 0.0, _highest_price(net, cost)
-    dear = _choose(net, cost, low)
-    if _of(cost, dear).sum() <= budget:
-        return _Found(dear, 0.0, float(_of(net, dear).sum()))
-    cheap = _choose(net, cost, high)
-    spent = float(_of(cost, cheap).sum())
+    low, high = 0.0, _highest_price(worth, cost)
+    dear = choose_at(worth, cost, low)
+    total = float(of_chosen(cost, dear).sum())
+    if total <= budget:
+        return Bracket(dear, dear, 0.0, 0.0, total)
+    cheap = choose_at(worth, cost, high)
+    spent = float(of_chosen(cost, cheap).sum())
     for _ in range(STEPS):
         rows, price = np.flatnonzero(dear != cheap), math.sqrt(max(low, high * SPAN) * high)
-        if not len(rows) or not low < price < high:
+        if len(rows) <= until or not low < price < high:
             break
-        middle = _choose(net[rows], cost[rows], price)
-        would = spent + float((_of(cost[rows], middle) - _of(cost[rows], cheap[rows])).sum())
+        middle = choose_at(worth[rows], cost[rows], price)
+        would = spent + float((of_chosen(cost[rows], middle) - of_chosen(cost[rows], cheap[rows])).sum())
         if would > budget:
             low = price
             dear[rows] = middle
         else:
             high, spent = price, would
             cheap[rows] = middle
-    bound = float(_of(net, cheap).sum()) + high * (budget - spent)
-    return _Found(_filled(net, cost, cheap, dear, budget), high, bound)
+    return Bracket(cheap, dear, high, low, spent)
+
+
+def _within(worth: Array, cost: Array, budget: float, *, toll: Array | None = None) -> _Found:
+    """The greatest worth (less `toll`) at a cost of at most `budget`."""
+    net = worth if toll is None else worth - toll
+    ends = bracket(net, cost, budget)
+    bound = float(of_chosen(net, ends.cheap).sum())
+    if not ends.high:
+        return _Found(ends.cheap, 0.0, bound)
+    bound += ends.high * (budget - ends.spent)
+    return _Found(_filled(net, cost, ends.cheap, ends.dear, budget), ends.high, bound)
 
 
 def _within_both(worth: Array, cost: Array, budget: float, seconds: Array, deadline: float) -> _Found:
     """As `_within`, with a price of a second as well, which is raised until the deadline holds."""
     found = _within(worth, cost, budget)
-    if _of(seconds, found.chosen).sum() <= deadline:
+    if of_chosen(seconds, found.chosen).sum() <= deadline:
         return found
     low, high = 0.0, _highest_price(worth, seconds)
     best = _Found(np.full(len(worth), SKIPPED), high, math.inf)
@@ -144,7 +167,7 @@ def _within_both(worth: Array, cost: Array, budget: float, seconds: Array, deadl
         price = 0.5 * (low + high)
         found = _within(worth, cost, budget, toll=price * seconds)
         bound = min(best.bound, found.bound + price * deadline)
-        if _of(seconds, found.chosen).sum() > deadline:
+        if of_chosen(seconds, found.chosen).sum() > deadline:
             low, best = price, _Found(best.chosen, best.price, bound)
         else:
             high, best = price, _Found(found.chosen, found.price, bound)
@@ -153,7 +176,7 @@ def _within_both(worth: Array, cost: Array, budget: float, seconds: Array, deadl
     return best
 
 
-def _choose(worth: Array, cost: Array, price: float) -> Array:
+def choose_at(worth: Array, cost: Array, price: float) -> Array:
     """For each question the way with the greatest worth less cost at a price; the cheapest of equals [Q]."""
     chosen = np.empty(len(worth), dtype=np.int32)
     for start in range(0, len(worth), CHUNK):
@@ -188,10 +211,10 @@ def _highest_price(worth: Array, cost: Array) -> float:
 def _filled(worth: Array, cost: Array, cheap: Array, dear: Array, budget: float) -> Array:
     """`cheap`, with the ways of `dear` for the questions that gain most a unit of cost, as far as the budget goes."""
     rows = np.flatnonzero(dear != cheap)
-    gain = _of(worth[rows], dear[rows]) - _of(worth[rows], cheap[rows])
-    extra = _of(cost[rows], dear[rows]) - _of(cost[rows], cheap[rows])
+    gain = of_chosen(worth[rows], dear[rows]) - of_chosen(worth[rows], cheap[rows])
+    extra = of_chosen(cost[rows], dear[rows]) - of_chosen(cost[rows], cheap[rows])
     order = np.argsort(-gain / np.maximum(extra, 1e-300), kind="stable")
-    left = budget - float(_of(cost, cheap).sum())
+    left = budget - float(of_chosen(cost, cheap).sum())
     fits = np.cumsum(extra[order]) <= left
     chosen = cheap.copy()
     taken = rows[order[fits]]
@@ -199,13 +222,13 @@ def _filled(worth: Array, cost: Array, cheap: Array, dear: Array, budget: float)
     return chosen
 
 
-def _of(values: Array, chosen: Array) -> Array:
+def of_chosen(values: Array, chosen: Array) -> Array:
     """values [Q, W] of the chosen ways; 0 for what is skipped. In double precision, for sums."""
     picked = np.take_along_axis(values, np.maximum(chosen, 0)[:, None].astype(np.int64), 1)[:, 0]
     return np.where(chosen == SKIPPED, 0.0, picked.astype(np.float64))
 
 
-def _checked(name: str, values: Array, like: Array | None = None) -> Array:
+def checked(name: str, values: Array, like: Array | None = None) -> Array:
     array = np.asarray(values)
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
@@ -215,3 +238,13 @@ def _checked(name: str, values: Array, like: Array | None = None) -> Array:
     if np.isinf(array).any() or (array < 0).any():
         raise InputError(f"{name} has numbers that are negative or infinite; give 0 or more, NaN for none")
     return array
+
+
+def check_terms(budget: float, seconds: Array | None, deadline: float | None, risk: float) -> None:
+    """Raise `InputError` for a budget, a deadline or a risk that is none."""
+    if not 0 < budget < math.inf or (deadline is not None and not deadline > 0):
+        raise InputError(f"a budget and a deadline are above zero, got {budget} and {deadline}")
+    if (seconds is None) != (deadline is None):
+        raise InputError("give seconds and deadline, or neither")
+    if not 0 < risk < 1:
+        raise InputError(f"a risk is between 0 and 1, got {risk}")

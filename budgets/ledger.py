@@ -17,18 +17,19 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from platformdirs import user_data_path
 
 from viaticum.budgets import postings, rules
 from viaticum.budgets.chain import Chain
+from viaticum.budgets.gathered import Claim, Gathered, Settlement
 from viaticum.budgets.records import (
     Budget,
     Entry,
@@ -50,11 +51,12 @@ from viaticum.budgets.replay import audit
 from viaticum.budgets.store import Rows, Scope
 from viaticum.budgets.stores import open_store
 from viaticum.budgets.windows import Window
-from viaticum.errors import BudgetClosed, BudgetExceeded, HoldError
+from viaticum.errors import BudgetClosed, BudgetExceeded, HoldError, LedgerError, ViaticumError
 from viaticum.money import Price
 from viaticum.types import TokenCount
 
 LEASE_SECONDS = 3600  # longer than any one call
+T = TypeVar("T")
 _KEEP = Window("hour")  # stands for "not given"; compared by identity
 
 
@@ -240,35 +242,54 @@ class Ledger:
         that send at once. Raises `BudgetExceeded` (and holds nothing), `UnknownPrice`,
         `UnknownName` for the budget, `BudgetClosed`, `HoldError` where the key stands for another call.
         """
-        usage = checked_usage(usage)
-        prices = snapshot(prices, usage, tuple(unpriced))
-        needed = amounts(usage, worst_costs(usage, prices))
         asked = "" if parameters is None else digest(parameters)
-        wanted = Hold(
-            checked_name("hold key", key), budget, "reserved", *needed, usage, prices, "",
-            parameters=asked, tags=checked_tags(tags or {}), lease=checked_lease(lease),
-        )  # fmt: skip
-
-        def action(rows: Rows) -> Hold | BudgetExceeded:
-            lineage = rules.known_lineage(rows, budget)
-            found = rows.hold(key)
-            if found is not None:
-                return rules.same_call(found, wanted)
-            rules.refuse_closed(lineage)
-            chain = self._chain(rows, lineage)
-            refusal = rules.shortfall(rows, lineage, chain.moment, needed)
-            if refusal is not None and postings.expire_lapsed(rows, chain, lineage[0].name):
-                refusal = rules.shortfall(rows, rows.lineage(budget), chain.moment, needed)
-            # Returned, not raised: what has expired stays expired.
-            if refusal is not None:
-                return refusal
-            hold = postings.hold_for(rows, chain, lineage, wanted)
-            return postings.dispatch(rows, chain, hold) if dispatch else hold
-
-        outcome = self._store.write(action)
+        claim = Claim(key, usage, prices, asked, tags or {})
+        wanted = _wanted(budget, claim, tuple(unpriced), lease)
+        outcome = self._store.write(partial(self._reserve, wanted, dispatch))
         if isinstance(outcome, BudgetExceeded):
             raise outcome
         return outcome
+
+    def reserve_many(
+        self, budget: str, claims: Sequence[Claim], *, lease: int = LEASE_SECONDS, dispatch: bool = False
+    ) -> list[Hold | ViaticumError]:
+        """As `reserve` for each, in one transaction: what each would have returned or raised, in the same order.
+
+        Each fits beside those before it or holds nothing. Raises for what concerns them all: `UnknownName` for the
+        budget and `LedgerError`; then none holds.
+        """
+        wanted = [_or_error(partial(_wanted, budget, claim, (), lease)) for claim in claims]
+
+        def action(rows: Rows) -> list[Hold | ViaticumError]:
+            gathered = Gathered(rows, [budget], [claim.key for claim in claims])
+            rules.known_lineage(gathered, budget)
+            found = [
+                each if isinstance(each, ViaticumError)
+                else _or_error(partial(self._reserve, each, dispatch, gathered))
+                for each in wanted
+            ]  # fmt: skip
+            gathered.flush()
+            return found
+
+        return self._store.write(action) if claims else []
+
+    def _reserve(self, wanted: Hold, dispatch: bool, rows: Rows) -> Hold | BudgetExceeded:
+        lineage = rules.known_lineage(rows, wanted.budget)
+        found = rows.hold(wanted.key)
+        if found is not None:
+            return rules.same_call(found, wanted)
+        rules.refuse_closed(lineage)
+        chain = self._chain(rows, lineage)
+        needed = (wanted.held_nanousd, wanted.held_tokens)
+        refusal = rules.shortfall(rows, lineage, chain.moment, needed)
+        if refusal is not None and postings.expire_lapsed(rows, chain, lineage[0].name):
+            lineage = rows.lineage(wanted.budget)
+            refusal = rules.shortfall(rows, lineage, chain.moment, needed)
+        # Returned, not raised: what has expired stays expired.
+        if refusal is not None:
+            return refusal
+        hold = postings.hold_for(rows, chain, lineage, wanted)
+        return postings.dispatch(rows, chain, hold) if dispatch else hold
 
     def dispatch(self, key: str) -> Hold:
         """Note that the call is being sent: from here on it may have to be paid for, whatever happens.
@@ -305,24 +326,48 @@ class Ledger:
         usage, another result, an unknown key or a hold that is void or expired; `UnknownPrice` for a model
         the hold does not name. More used than held: the truth is posted and `overrun` says by how much.
         """
-        given = None if usage is None else checked_usage(usage)
+        settlement = _checked(Settlement(key, usage, result))
         seen = None if counted is None else checked_usage(counted)
-        result = checked_result(result)
+        return self._store.write(partial(self._settle, settlement, seen))
 
-        def action(rows: Rows) -> Entry:
-            hold, lineage = postings.locked(rows, key)
-            rules.refuse_ended(hold, "settled")
-            used = dict(hold.usage) if given is None else given
-            used = larger(used, seen) if seen is not None else used
-            chain = self._chain(rows, lineage)
-            if hold.state == "posted":
-                entry = rules.same_usage(rows.ending(key), key, used)
-                postings.keep_result(rows, chain, hold, result)
-                return entry
-            source = "missing" if given is None else "larger" if seen is not None else "reported"
-            return postings.post(rows, chain, lineage, hold, used, source, result)
+    def settle_many(self, settlements: Sequence[Settlement]) -> list[Entry | ViaticumError]:
+        """As `settle` for each, in one transaction: what each would have returned or raised, in the same order.
 
-        return self._store.write(action)
+        Raises `LedgerError` for what concerns them all; then none is settled.
+        """
+        wanted = [_or_error(partial(_checked, each)) for each in settlements]
+        keys = [each.key for each in settlements]
+
+        def action(rows: Rows) -> list[Entry | ViaticumError]:
+            holds = rows.find(keys)
+            gathered = Gathered(rows, {hold.budget for hold in holds.values()}, keys, holds)
+            found = [
+                each if isinstance(each, ViaticumError)
+                else _or_error(partial(self._settle, each, None, gathered))
+                for each in wanted
+            ]  # fmt: skip
+            new = [isinstance(each, Entry) and gathered.gathered(each) for each in found]
+            ids = gathered.flush()
+            return [
+                each.placed(ids[each.id]) if is_new and isinstance(each, Entry) else each
+                for each, is_new in zip(found, new, strict=True)
+            ]
+
+        return self._store.write(action) if settlements else []
+
+    def _settle(self, settlement: Settlement, seen: Mapping[str, TokenCount] | None, rows: Rows) -> Entry:
+        key, given, result = settlement.key, settlement.usage, settlement.result
+        hold, lineage = postings.locked(rows, key)
+        rules.refuse_ended(hold, "settled")
+        used = dict(hold.usage) if given is None else given
+        used = larger(used, seen) if seen is not None else used
+        chain = self._chain(rows, lineage)
+        if hold.state == "posted":
+            entry = rules.same_usage(rows.ending(key), key, used)
+            postings.keep_result(rows, chain, hold, result)
+            return entry
+        source = "missing" if given is None else "larger" if seen is not None else "reported"
+        return postings.post(rows, chain, lineage, hold, used, source, result)
 
     def void(self, key: str) -> Entry:
         """Free the whole hold: the call was never made, or nobody is charged for it. Idempotent.
@@ -375,6 +420,10 @@ class Ledger:
 
     def hold(self, key: str) -> Hold | None:
         return self._store.read(lambda rows: rows.hold(checked_name("hold key", key)))
+
+    def find(self, keys: Sequence[str]) -> dict[str, Hold]:
+        """The holds of those keys that have one."""
+        return self._store.read(lambda rows: rows.find(keys)) if keys else {}
 
     def holds(self, budget: str | None = None, state: HoldState | None = None) -> list[Hold]:
         """The holds of a budget, or of all, oldest first; only those in `state` where one is given."""
@@ -442,10 +491,38 @@ class Ledger:
         return postings.time_text(self._clock())
 
     def _chain(self, rows: Rows, lineage: list[Scope]) -> Chain:
+        if isinstance(rows, Gathered):
+            return rows.end_of(lineage[0], self._now())
         return Chain(rows, lineage[0], self._now())
 
 
 _STATE_AFTER: dict[str, Any] = {"pause": "paused", "resume": "open", "close": "closed"}
+
+
+def _wanted(budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) -> Hold:
+    """The hold that a claim asks for, checked."""
+    usage = checked_usage(claim.usage)
+    prices = snapshot(claim.prices, usage, unpriced)
+    needed = amounts(usage, worst_costs(usage, prices))
+    return Hold(
+        checked_name("hold key", claim.key), budget, "reserved", *needed, usage, prices, "",
+        parameters=claim.parameters, tags=checked_tags(claim.tags), lease=checked_lease(lease),
+    )  # fmt: skip
+
+
+def _checked(settlement: Settlement) -> Settlement:
+    usage = None if settlement.usage is None else checked_usage(settlement.usage)
+    return Settlement(settlement.key, usage, checked_result(settlement.result))
+
+
+def _or_error(step: Callable[[], T]) -> T | ViaticumError:
+    """What the step returns, or the error that concerns this one call; a broken store concerns all."""
+    try:
+        return step()
+    except LedgerError:
+        raise
+    except ViaticumError as error:
+        return error
 
 
 def _refuse_below_closed(above: list[Scope]) -> None:

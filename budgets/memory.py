@@ -6,21 +6,12 @@ a copy of its own. Leaves out what the rows mean: see `ledger`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from viaticum.budgets.records import (
-    ENDINGS,
-    Entry,
-    EntryKind,
-    Hold,
-    HoldState,
-    prices_from,
-    usage_from,
-)
-from viaticum.budgets.store import EntryColumns, Rows, Scope, Store, T
+from viaticum.budgets.records import ENDINGS, Entry, Hold, HoldState
+from viaticum.budgets.store import EntryColumns, Rows, Scope, Store, T, entry_of
 from viaticum.errors import LedgerError
 
 K = TypeVar("K")
@@ -82,15 +73,7 @@ class MemoryRows(Rows):
 
     def move(self, names: Sequence[str], held: tuple[int, int], posted: tuple[int, int]) -> None:
         for name in names:
-            row = self._scopes[name]
-            row = replace(
-                row,
-                held_nanousd=row.held_nanousd + held[0],
-                held_tokens=row.held_tokens + held[1],
-                posted_nanousd=row.posted_nanousd + posted[0],
-                posted_tokens=row.posted_tokens + posted[1],
-            )
-            self._put(self._scopes, name, row)
+            self._put(self._scopes, name, self._scopes[name].moved(held, posted))
 
     def set_head(self, root: str, entries: int, head: str, last_at: str) -> None:
         row = replace(self._scopes[root], entries=entries, head=head, last_at=last_at)
@@ -156,17 +139,13 @@ class MemoryRows(Rows):
         return sorted(found, key=lambda hold: (hold.created, hold.key))
 
     def append(self, columns: EntryColumns, hash: str) -> int:
-        root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note = columns
         place = len(self._entries) + 1
-        entry = Entry(
-            place, budget, key, cast(EntryKind, kind), nanousd, tokens, overrun, at,
-            usage_from(usage), prices_from(prices), json.loads(note), root, number, hash,
-        )  # fmt: skip
-        for table in (self._entries, self._chains.setdefault(root, [])):
-            table.append((entry, usage, prices, note))
+        entry = entry_of(place, columns, hash)
+        for table in (self._entries, self._chains.setdefault(entry.root, [])):
+            table.append((entry, *columns[-3:]))
             self.undo.append(table.pop)
-        if kind in ENDINGS and key is not None:
-            self._put(self._ends, key, entry)
+        if entry.kind in ENDINGS and entry.key is not None:
+            self._put(self._ends, entry.key, entry)
         return place
 
     def ending(self, key: str) -> Entry | None:

@@ -43,6 +43,10 @@ class PostgresRows(SqlRows):
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         self._connection.execute(_marked(sql), parameters)
 
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        if rows:
+            self._connection.cursor().executemany(_marked(sql), rows)
+
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         return self._connection.execute(_marked(sql), parameters).fetchall()
 
@@ -58,6 +62,18 @@ class PostgresRows(SqlRows):
     def append(self, columns: EntryColumns, hash: str) -> int:
         values = (*columns, hash)
         return int(self.query(f"{ENTRY_INSERT} RETURNING id", values)[0]["id"])
+
+    def append_all(self, entries: Sequence[tuple[EntryColumns, str]]) -> list[int]:
+        if not entries:
+            return []
+        ids: list[int] = []
+        cursor = self._connection.cursor()
+        values = [(*columns, head) for columns, head in entries]
+        cursor.executemany(_marked(f"{ENTRY_INSERT} RETURNING id"), values, returning=True)
+        while True:  # a result for each entry
+            ids += [int(row["id"]) for row in cursor.fetchall()]
+            if not cursor.nextset():
+                return ids
 
     def damage(self) -> list[str]:
         return []  # Postgres looks after its files: a page whose checksum is wrong is an error when it is read

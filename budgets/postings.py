@@ -7,7 +7,6 @@ Each function carries out one step inside the caller's write transaction. Leaves
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,7 +25,7 @@ def locked(rows: Rows, key: str) -> tuple[Hold, list[Scope]]:
 
 
 def hold_for(rows: Rows, chain: Chain, lineage: list[Scope], wanted: Hold) -> Hold:
-    hold = replace(wanted, created=chain.at, until=until(chain, wanted.lease))
+    hold = wanted.made(chain.at, until(chain, wanted.lease))
     held = (hold.held_nanousd, hold.held_tokens)
     rows.insert_hold(hold)
     rows.move([scope.name for scope in lineage], held, (0, 0))
@@ -41,7 +40,7 @@ def dispatch(rows: Rows, chain: Chain, hold: Hold) -> Hold:
     again = until(chain, hold.lease) if hold.lease else hold.until
     rows.update_hold(hold.key, "dispatched", again)
     chain.append(hold.budget, "dispatch", hold.key, note={"until": again})
-    return replace(hold, state="dispatched", until=again)
+    return hold.turned("dispatched", again)
 
 
 def post(

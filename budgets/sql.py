@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from viaticum.budgets.records import (
@@ -34,6 +35,12 @@ _ENTRY_COLUMNS = (
 )
 # What the index of open holds is about, said again so that it is used.
 _IS_OPEN = " AND state IN ('reserved', 'dispatched', 'unknown')"
+_MARKS = 500  # parameters of one statement
+_HOLD_INSERT = (
+    f"INSERT INTO holds ({_HOLD_COLUMNS}) VALUES ({', '.join('?' * len(_HOLD_COLUMNS.split(',')))})"
+)
+_HOLD_UPDATE = "UPDATE holds SET state = ?, until = ? WHERE key = ?"
+_RESULT_UPDATE = "UPDATE holds SET result = ? WHERE key = ?"
 _BELOW = """
 WITH RECURSIVE below (name) AS (
   SELECT name FROM budgets WHERE name = ?
@@ -69,6 +76,9 @@ class SqlRows(Rows):
     @abstractmethod
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
         """As `query`, row by row, for more rows than fit into memory."""
+
+    @abstractmethod
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None: ...
 
     @abstractmethod
     def append(self, columns: EntryColumns, hash: str) -> int: ...
@@ -146,21 +156,32 @@ class SqlRows(Rows):
         rows = self.query(f"SELECT {_HOLD_COLUMNS} FROM holds WHERE key = ?", [key])
         return _hold(rows[0]) if rows else None
 
+    def find(self, keys: Sequence[str]) -> dict[str, Hold]:
+        found: dict[str, Hold] = {}
+        for start in range(0, len(keys), _MARKS):
+            part = keys[start : start + _MARKS]
+            marks = ", ".join("?" * len(part))
+            for row in self.query(f"SELECT {_HOLD_COLUMNS} FROM holds WHERE key IN ({marks})", part):
+                found[row["key"]] = _hold(row)
+        return found
+
     def insert_hold(self, hold: Hold) -> None:
-        self.execute(
-            f"INSERT INTO holds ({_HOLD_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                hold.key, hold.budget, hold.state, hold.held_nanousd, hold.held_tokens,
-                usage_text(hold.usage), prices_text(hold.prices), hold.created, hold.result,
-                hold.parameters, json_text(hold.tags), hold.lease, hold.until,
-            ],
-        )  # fmt: skip
+        self.insert_holds([hold])
+
+    def insert_holds(self, holds: Sequence[Hold]) -> None:
+        self.execute_many(_HOLD_INSERT, [_hold_values(hold) for hold in holds])
 
     def update_hold(self, key: str, state: HoldState, until: str) -> None:
-        self.execute("UPDATE holds SET state = ?, until = ? WHERE key = ?", [state, until, key])
+        self.execute(_HOLD_UPDATE, [state, until, key])
+
+    def update_holds(self, holds: Sequence[Hold]) -> None:
+        self.execute_many(_HOLD_UPDATE, [(hold.state, hold.until, hold.key) for hold in holds])
 
     def set_result(self, key: str, result: str) -> None:
-        self.execute("UPDATE holds SET result = ? WHERE key = ?", [result, key])
+        self.execute(_RESULT_UPDATE, [result, key])
+
+    def set_results(self, results: Sequence[tuple[str, str]]) -> None:
+        self.execute_many(_RESULT_UPDATE, [(result, key) for key, result in results])
 
     def holds(self, budget: str | None, state: HoldState | None) -> Iterator[Hold]:
         where, values = _where({"budget": budget, "state": state})
@@ -237,13 +258,26 @@ def _scope(row: Row) -> Scope:
     return Scope(**values, window=Window.parse(window) if window else None)
 
 
+def _hold_values(hold: Hold) -> list[Any]:
+    return [
+        hold.key, hold.budget, hold.state, hold.held_nanousd, hold.held_tokens,
+        usage_text(hold.usage), prices_text(hold.prices), hold.created, hold.result,
+        hold.parameters, json_text(hold.tags), hold.lease, hold.until,
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=64)  # those of a model and a strategy come again and again
+def _tags_from(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple(json.loads(text).items())
+
+
 def _hold(row: Row) -> Hold:
     return Hold(
         **{
             **row,
             "usage": usage_from(row["usage"]),
             "prices": prices_from(row["prices"]),
-            "tags": json.loads(row["tags"]),
+            "tags": dict(_tags_from(row["tags"])),
         }
     )
 

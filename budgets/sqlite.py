@@ -51,6 +51,9 @@ class SqliteRows(SqlRows):
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         self._connection.execute(sql, parameters)
 
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        self._connection.executemany(sql, rows)
+
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         return list(self.stream(sql, parameters))
 

@@ -9,15 +9,16 @@ Leaves out what may happen to budgets, holds and entries: see `ledger` and `rule
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from viaticum.budgets.records import BudgetState, Entry, Hold, HoldState
+from viaticum.budgets.records import BudgetState, Entry, EntryKind, Hold, HoldState, prices_from, usage_from
 from viaticum.budgets.windows import Window
 
 T = TypeVar("T")
@@ -49,6 +50,23 @@ class Scope:
     entries: int = 0
     head: str = NO_ENTRY
     last_at: str = ""
+
+    def moved(self, held: tuple[int, int], posted: tuple[int, int]) -> Scope:
+        """With these amounts added; what `dataclasses.replace` does, in a third of its time."""
+        return Scope(
+            self.name, self.parent, self.root, self.depth, self.limit_nanousd, self.limit_tokens, self.window,
+            self.state, self.posted_nanousd + posted[0], self.held_nanousd + held[0],
+            self.posted_tokens + posted[1], self.held_tokens + held[1], self.entries, self.head, self.last_at,
+        )  # fmt: skip
+
+
+def entry_of(place: int, columns: EntryColumns, hash: str) -> Entry:
+    """The entry that these columns are. place: its id."""
+    root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note = columns
+    return Entry(
+        place, budget, key, cast(EntryKind, kind), nanousd, tokens, overrun, at,
+        usage_from(usage), prices_from(prices), json.loads(note), root, number, hash,
+    )  # fmt: skip
 
 
 class Rows(ABC):
@@ -144,6 +162,27 @@ class Rows(ABC):
     @abstractmethod
     def damage(self) -> list[str]:
         """What the store itself finds wrong with its files."""
+
+    # Many at once; a database does these in fewer steps.
+
+    def find(self, keys: Sequence[str]) -> dict[str, Hold]:
+        """The holds of those keys that have one."""
+        return {key: found for key in keys if (found := self.hold(key)) is not None}
+
+    def insert_holds(self, holds: Sequence[Hold]) -> None:
+        for hold in holds:
+            self.insert_hold(hold)
+
+    def update_holds(self, holds: Sequence[Hold]) -> None:
+        for hold in holds:
+            self.update_hold(hold.key, hold.state, hold.until)
+
+    def set_results(self, results: Sequence[tuple[str, str]]) -> None:
+        for key, result in results:
+            self.set_result(key, result)
+
+    def append_all(self, entries: Sequence[tuple[EntryColumns, str]]) -> list[int]:
+        return [self.append(*each) for each in entries]
 
 
 class Store(ABC):

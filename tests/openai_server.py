@@ -37,6 +37,7 @@ class OpenAIServer:
     pause: float = 0.0  # seconds before each piece of a stream
     text: str | None = None
     usage: dict[str, Any] | None = None  # laid over the usage it reports
+    headers: dict[str, str] = field(default_factory=dict)  # of its answers
 
     @property
     def url(self) -> str:
@@ -44,6 +45,7 @@ class OpenAIServer:
 
     def reset(self) -> None:
         self.script, self.requests, self.pause, self.text, self.usage = [], [], 0.0, None, None
+        self.headers = {}
         self.hung_up.clear()
 
     async def chat(self, request: Request) -> Response:
@@ -79,12 +81,12 @@ class OpenAIServer:
             usage = None
         if body.get("stream"):
             pieces = self.pieces(body, message, finish, usage, behaviour)
-            return StreamingResponse(pieces, media_type="text/event-stream")
+            return StreamingResponse(pieces, media_type="text/event-stream", headers=self.headers)
         whole = {
             "id": "c1", "object": "chat.completion", "created": 1, "model": body["model"],
             "choices": [{"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs(body, message)}],
         }  # fmt: skip
-        return JSONResponse(whole | ({"usage": usage} if usage else {}))
+        return JSONResponse(whole | ({"usage": usage} if usage else {}), headers=self.headers)
 
     async def pieces(
         self, body: dict[str, Any], message: dict[str, Any], finish: str, usage: Any, behaviour: str

@@ -230,6 +230,7 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
         ("vl_convert", ("viaticum.reports.drawing",)),
         ("great_tables", ("viaticum.reports.tables",)),
         ("jinja2", ("viaticum.reports.page",)),
+        ("ray", ("viaticum.agents.batch_ray",)),
         # agents.local reads the tokenizer; viaticum.gguf writes the folder that transformers reads.
         (
             "transformers",
@@ -268,8 +269,8 @@ def test_what_an_extra_brings_is_imported_late_outside_routers_and_decoders() ->
     ]
 
 
-def test_what_the_server_needs_is_imported_by_the_server_alone() -> None:
-    """`viaticum serve` names the extra where it is missing; nothing else asks for it."""
+def test_what_the_server_and_ray_need_is_imported_by_them_alone() -> None:
+    """`viaticum serve` and `--engine ray` name the extra where it is missing; nothing else asks for it."""
     homes = {
         "viaticum.agents.server",
         "viaticum.agents.serving",
@@ -277,8 +278,9 @@ def test_what_the_server_needs_is_imported_by_the_server_alone() -> None:
         "viaticum.agents.runs",
         "viaticum.agents.doorman",
         "viaticum.agents.metrics",
+        "viaticum.agents.batch_ray",
     }
-    wanted = {"starlette", "uvicorn", "prometheus_client", *homes}
+    wanted = {"starlette", "uvicorn", "prometheus_client", "ray", *homes}
     others = [one for one in all_imports() if one.importer not in homes and not one.lazy]
     assert not [str(one) for one in others if one.package in wanted or one.module in homes]
 

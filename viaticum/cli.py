@@ -1,4 +1,4 @@
-"""The command line: `viaticum solve | chat | serve | keys | budget | profile | report | router | tokens | models | sandbox`.
+"""The command line: `viaticum solve | batch | chat | serve | keys | budget | profile | report | router | tokens | models | sandbox`.
 
 Results go to stdout, progress to stderr. Whatever Viaticum raises on purpose ends as one line and exit code 1.
 """
@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from viaticum.commands import budget, keys, models, router, sandbox, tokens
+from viaticum.commands.batch import batch
 from viaticum.commands.chat import chat
 from viaticum.commands.report import report
 from viaticum.commands.serve import serve
@@ -41,6 +42,7 @@ app.add_typer(tokens.app, name="tokens")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(budget.app, name="budget")
 app.add_typer(keys.app, name="keys")
+app.command()(batch)
 app.command()(chat)
 app.command()(serve)
 tokens.app.command()(policy)

@@ -4,11 +4,21 @@ The learned router, which needs the `local` extra, is in `viaticum.routers.query
 """
 
 from viaticum.routers.query.base import QueryRouter
-from viaticum.routers.query.choose import Best, Cheapest, Policy, Weighted, choose, choose_plan, parse_policy
+from viaticum.routers.query.choose import (
+    AtPrice,
+    Best,
+    Cheapest,
+    Policy,
+    Weighted,
+    choose,
+    choose_plan,
+    parse_policy,
+)
 from viaticum.routers.query.plans import Plan, PlanRoute, PlanRow
 from viaticum.routers.query.static import StaticRouter
 
 __all__ = [
+    "AtPrice",
     "Best",
     "Cheapest",
     "Plan",

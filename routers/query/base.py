@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from viaticum.routers.query.plans import Plan, PlanRow
 from viaticum.types import Query, RoutingTable
@@ -14,6 +15,10 @@ class QueryRouter(ABC):
     @abstractmethod
     def table(self, query: Query) -> RoutingTable:
         """A row for every pair; costs in nano-dollars, prompt included."""
+
+    def foresee(self, queries: Sequence[Query]) -> None:
+        """Tables and plans of all these will be asked for: a router that predicts many at once faster does so now."""
+        return
 
     def plans_for(self, query: Query) -> list[PlanRow]:
         """A row for every plan worth considering; by default each pair alone."""

@@ -38,6 +38,10 @@ class Policy(ABC):
     def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
         """The row wanted among `rows` (never empty), and why, in words."""
 
+    def worth_asking(self, rows: list[RowT]) -> list[RowT]:
+        """Those that are worth their cost once others gave no answer: by default all."""
+        return rows
+
 
 @dataclass(frozen=True)
 class Best(Policy):
@@ -83,6 +87,18 @@ class Weighted(Policy):
 
     def _score(self, row: Costed) -> float:
         return row.accuracy - self.per_dollar * row.cost_p50 / NANOUSD_PER_USD
+
+
+@dataclass(frozen=True)
+class AtPrice(Weighted):
+    """As `Weighted`, where a dollar has been found to be worth `per_dollar` elsewhere: what gains less is not asked."""
+
+    def __post_init__(self) -> None:
+        if not self.per_dollar >= 0:
+            raise InputError(f"the worth of a dollar is 0 or more, got {self.per_dollar}")
+
+    def worth_asking(self, rows: list[RowT]) -> list[RowT]:
+        return [row for row in rows if self._score(row) > 0]
 
 
 def parse_policy(text: str) -> Policy:

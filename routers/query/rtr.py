@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +38,7 @@ RECENT = 32  # questions whose predictions are kept
 NEAREST = 10  # questions whose mean similarity says how far to trust a prediction
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """Of N questions. accuracy: chance of a right answer [N, M]; cost: expected dollars [N, M]; tokens: output tokens,
     median and 90%, of pairs [N, P, 2]; trust: 0 far from all known questions, 1 among them [N]; numbers: the nearest
     known questions [N, K]."""
@@ -139,7 +140,9 @@ class RTRRouter(QueryRouter):
         self._right = Neighbours(learned.embeddings, learned.right)
         self._cost = Neighbours(learned.embeddings, learned.cost)
         # A question is asked about several times while it is routed: for its table, its plans, and the pair that is taken.
-        self._predict_text = lru_cache(RECENT)(lambda text: self.predict_texts([text]))
+        self._recent: OrderedDict[str, Prediction] = OrderedDict()
+        self._most = RECENT
+        self._recent_lock = threading.Lock()
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -176,6 +179,32 @@ class RTRRouter(QueryRouter):
 
     def predict_texts(self, texts: Sequence[str]) -> Prediction:
         return self.predict(self.encoder(texts))
+
+    def foresee(self, queries: Sequence[Query]) -> None:
+        """Predict many at once, and keep what was predicted until they are asked about."""
+        with self._recent_lock:
+            self._most = max(RECENT, 2 * len(queries))
+            new = list(dict.fromkeys(query.text for query in queries if query.text not in self._recent))
+        if new:
+            told = self.predict_texts(new)
+            parts = [Prediction(*(each[n : n + 1] for each in told)) for n in range(len(new))]
+            self._remember(dict(zip(new, parts, strict=True)))
+
+    def _predict_text(self, text: str) -> Prediction:
+        with self._recent_lock:
+            found = self._recent.get(text)
+            if found is not None:
+                self._recent.move_to_end(text)
+                return found
+        found = self.predict_texts([text])
+        self._remember({text: found})
+        return found
+
+    def _remember(self, told: dict[str, Prediction]) -> None:
+        with self._recent_lock:
+            self._recent |= told
+            while len(self._recent) > self._most:
+                self._recent.popitem(last=False)
 
     def table(self, query: Query) -> RoutingTable:
         """A row for every pair; costs in nano-dollars, prompt included where the outcomes counted it."""

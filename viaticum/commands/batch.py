@@ -1,0 +1,202 @@
+"""`viaticum batch`: a file of questions within a budget. Leaves out errors and exit codes: see `viaticum.cli`."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from viaticum.commands.budget import Where
+from viaticum.commands.models import CatalogueFile
+from viaticum.errors import InputError
+from viaticum.money import format_usd
+
+DRAINED = 3  # exit code of a job that was told to end: --resume goes on
+PLAIN_SECONDS = 10.0  # between lines where stderr is no terminal
+_SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL, OpenAI's batch format, CSV or Parquet.")],
+    dollars: Annotated[str | None, typer.Option("--budget", help="Dollars that all of it may cost at most.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The results: .jsonl, .csv or .parquet.")] = None,
+    policy: Annotated[str, typer.Option(help="paced (most right answers for the money), best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "paced",
+    deadline: Annotated[str | None, typer.Option(help="When no further row is begun, such as 2h or 90m.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for several machines.")] = "local",
+    cluster: Annotated[str | None, typer.Option(help="With --engine ray: the address of a cluster, or auto. [default: begin one on this machine]")] = None,
+    workers: Annotated[int, typer.Option(help="With --engine ray: workers, each with its own models.", min=1)] = 2,
+    gpus: Annotated[float, typer.Option(help="With --engine ray: GPUs of each worker, such as 0.5.", min=0)] = 0.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a job that was interrupted or has more money.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what several budgets would buy; ask nothing.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used.")] = False,
+    skip: Annotated[int, typer.Option(help="Leave out the first so many rows.", min=0)] = 0,
+    limit: Annotated[int | None, typer.Option(help="Take at most so many rows.", min=1)] = None,
+    form: Annotated[str | None, typer.Option("--format", help="jsonl, openai, csv or parquet, where the suffix does not say.")] = None,
+    router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Answers to share between jobs. [default: the job's own]", metavar="FILE")] = None,
+    keep_texts: Annotated[bool, typer.Option("--keep-texts", help="Keep what the models wrote.")] = False,
+    concurrency: Annotated[int, typer.Option(help="Calls at once.", min=1)] = 32,
+    slots: Annotated[int | None, typer.Option(help="Texts that a local model writes at once. [default: as many as calls]", min=1)] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that one call may take.")] = None,
+    grace: Annotated[float, typer.Option(help="Seconds that running calls have to end after SIGTERM or Ctrl-C.", min=0)] = 30.0,
+    where: Where = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines on stdout.")] = False,
+    catalogue: CatalogueFile = None,
+) -> None:  # fmt: skip
+    """Answer a file of questions: as many right as the budget buys, and never more spent.
+
+    Killed or interrupted, the same command with --resume goes on and pays for nothing twice. Exit code 3: it was told
+    to end before it was through.
+    """
+    seconds = None if deadline is None else seconds_of(deadline)
+    if dry_run:
+        _dry_run(source, dollars, as_json, {
+            "policy": policy, "deadline": seconds, "skip": skip, "limit": limit, "format": form,
+            "catalogue": catalogue, "router": router, "concurrency": concurrency,
+        })  # fmt: skip
+        return
+    if out is None:
+        raise InputError("say where the results go: --out RESULTS.jsonl")
+    from viaticum.agents.batch import run_batch
+    from viaticum.agents.batch_engine import Cluster
+
+    if engine != "ray" and (cluster, workers, gpus) != (None, 2, 0.0):
+        raise InputError(
+            "--cluster, --workers and --gpus are for --engine ray; give that too, or leave them out"
+        )
+    stop = threading.Event()
+    with _Listening(stop), _Teller(as_json) as teller:
+        ended = run_batch(
+            source, out, budget=dollars, policy=policy, deadline=seconds, engine=engine,  # type: ignore[arg-type]
+            cluster=Cluster(cluster, workers, gpus=gpus) if engine == "ray" else None,
+            resume=resume, force=force, skip_bad=skip_bad, skip=skip, limit=limit, format=form, catalogue=catalogue,
+            router=router, ledger=where, cache=cache, concurrency=concurrency, slots=slots, timeout=timeout,
+            keep_texts=keep_texts, drain_seconds=grace, stop=stop, tell=teller.tell,
+        )  # fmt: skip
+    if ended.job.ending == "drained":
+        raise typer.Exit(DRAINED)
+
+
+def seconds_of(text: str) -> float:
+    """2h, 90m, 1h30m, 45s or 45 as seconds. Raises `InputError` for anything else."""
+    found = _SPAN.fullmatch(text.strip().lower())
+    parts = [float(part or 0) for part in found.groups()] if found else []
+    seconds = sum(part * unit for part, unit in zip(parts, (86_400, 3_600, 60, 1), strict=False))
+    if not seconds > 0:
+        raise InputError(f"not a span of time: {text!r}; write 2h, 90m or 45s")
+    return seconds
+
+
+class _Listening:
+    """SIGTERM and SIGINT end the job in order; the second time they do what they did before."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop, self._before = stop, dict[signal.Signals, Any]()
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for each in (signal.SIGTERM, signal.SIGINT):
+                self._before[each] = signal.signal(each, self._hear)
+
+    def __exit__(self, *error: object) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+    def _hear(self, number: int, frame: object) -> None:
+        self.__exit__()
+        self._stop.set()
+        sys.stderr.write("\nending: running calls are finished and settled; once more ends at once\n")
+
+
+class _Teller:
+    """One line that is written again and again on a terminal, lines now and then elsewhere, or JSON."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._json, self._terminal = as_json, sys.stderr.isatty() and not as_json
+        self._last, self._width = 0.0, 0
+
+    def __enter__(self) -> _Teller:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._width:
+            sys.stderr.write("\n")
+
+    def tell(self, event: dict[str, Any]) -> None:
+        if self._json:
+            sys.stdout.write(json.dumps(event) + "\n")
+            sys.stdout.flush()
+            return
+        kind = event["event"]
+        if kind == "reading":
+            self._line(f"reading {event['input']}", last=True)
+        elif kind == "ended":
+            self._end(event)
+        elif self._terminal or kind == "started" or time.monotonic() - self._last >= PLAIN_SECONDS:
+            from viaticum.agents.batch_progress import line_of
+
+            self._last = time.monotonic()
+            self._line(line_of(event), last=not self._terminal)
+
+    def _line(self, text: str, *, last: bool) -> None:
+        if self._terminal:
+            text = text[: max(20, Console(stderr=True).width - 1)]
+            sys.stderr.write("\r" + text.ljust(self._width))
+            self._width = 0 if last else len(text)
+        else:
+            sys.stderr.write(text)
+        sys.stderr.write("\n" if last else "")
+        sys.stderr.flush()
+
+    def _end(self, event: dict[str, Any]) -> None:
+        from viaticum.agents.batch_progress import line_of
+
+        self._line(line_of(event), last=True)
+        ending = event["ending"].replace("_", " ")
+        more = (
+            " (go on with --resume)" if event["ending"] == "drained" else f"; results in {event['results']}"
+        )
+        typer.echo(
+            f"{ending}: {event['answered']} answered, {event['failed']} failed, {event['skipped']} skipped{more}"
+        )
+
+
+def _dry_run(source: Path, dollars: str | None, as_json: bool, settings: dict[str, Any]) -> None:
+    from viaticum.agents.batch import preview_batch
+
+    if dollars is None:
+        raise InputError("say which budget to look around: --budget 20")
+    found = preview_batch(source, budget=dollars, **settings)
+    if as_json:
+        told = [
+            {"budget_nanousd": each.budget_nanousd, "accuracy": each.accuracy, "cost_p50": each.cost_p50,
+             "cost_p90": each.cost_p90}
+            for each in found.previews
+        ]  # fmt: skip
+        typer.echo(
+            json.dumps({"rows": found.rows, "bad": found.bad, "problems": found.problems, "previews": told})
+        )
+        return
+    table = Table("budget", "right", "$ p50", "$ p90", box=None, pad_edge=False)
+    for each in found.previews:
+        table.add_row(
+            format_usd(each.budget_nanousd), f"{each.accuracy:.1%}", format_usd(each.cost_p50), format_usd(each.cost_p90)
+        )  # fmt: skip
+    Console(width=max(80, Console().width)).print(table)
+    typer.echo(f"{found.rows} rows" + (f", {found.bad} of them cannot be used" if found.bad else ""))
+    for problem in found.problems:
+        typer.echo(problem)
+    if not found.previews:
+        typer.echo(
+            "the rows name their models, or the policy chooses each alone: there is nothing to foretell"
+        )
