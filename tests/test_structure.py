@@ -265,7 +265,9 @@ def test_what_an_extra_brings_is_imported_late_outside_routers_and_decoders() ->
     assert not [
         str(one)
         for one in found
-        if not one.lazy and not is_within(one.importer, "viaticum.routers", "viaticum.decoders")
+        # The last is imported late as a whole: it is a subclass of what Ray brings.
+        if not one.lazy
+        and not is_within(one.importer, "viaticum.routers", "viaticum.decoders", "viaticum.agents.batch_ray")
     ]
 
 
