@@ -533,6 +533,24 @@ def test_a_call_that_may_succeed_later_is_tried_again(tmp_path: Path, error: Mod
     assert {(row.state, row.reason) for row in rows} == {("failed", str(error))}
 
 
+def test_rows_that_wait_for_another_try_do_not_hold_up_the_job(tmp_path: Path) -> None:
+    """Every row under way waits, the planner wants to see what they cost first, and nothing else runs."""
+    write_questions(tmp_path / "in.jsonl", 60)
+    lock, seen = threading.Lock(), set[int]()
+
+    def says(messages: Sequence[Message], generation: Generation) -> str:
+        number = number_of(messages)
+        with lock:
+            first = number not in seen
+            seen.add(number)
+        if first:
+            raise RateLimited("too fast", 0.2)
+        return says_right(messages, generation)
+
+    rows = rows_of(run(tmp_path, models=models(dear=says, cheap=says), concurrency=2))
+    assert {row.state for row in rows} == {"answered"}
+
+
 def test_a_question_too_long_for_its_model_fails_alone(tmp_path: Path) -> None:
     long = json.dumps({"id": "long", "question": "What is 1 + " + "word " * 9000, "kind": "number"})
     write_questions(tmp_path / "in.jsonl", 2)
