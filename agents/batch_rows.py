@@ -112,7 +112,7 @@ class _Work:
                 block = list(itertools.islice(source, min(AT_ONCE, self._room - self._inside)))
                 more = bool(block)
                 yield from self._begin([Task(each) for each in block if each is not None])
-                if None in block and self._inside:
+                if None in block:
                     break
             yield from self._begin(self._due())
             if self._inside:

@@ -12,9 +12,10 @@ the ledger: an expectation is not a hold.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,14 @@ from numpy.typing import NDArray
 from viaticum.errors import InputError
 
 Array = NDArray[Any]
+Found = TypeVar("Found")
 SKIPPED = -1
 CHUNK = 1 << 16  # rows at once: some MB, which stay near the core
+FEW = 1 << 13  # rows for which all ways at once are quicker
 STEPS = 80  # halvings of the interval of (the logarithm of) prices
 SPAN = 1e-12  # of the highest price, below which a price is as good as none
-ROUNDS = 4  # of making room for chance, each with the variance of the last
+ROUNDS = 8  # of making room for chance
+NEAR = 2e-3  # of the budget, by which the room may be more than is needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +75,18 @@ def allocate(
     check_terms(budget, seconds, deadline, risk)
     worth = np.where(np.isnan(worth) | np.isnan(cost), -np.inf, worth)
     cost = np.where(np.isnan(cost), 0.0, cost).astype(cost.dtype)
-    reserve = 0.0
-    for _ in range(ROUNDS):
+
+    def find(reserve: float) -> tuple[_Found, float]:
         if seconds is None or deadline is None:
             found = _within(worth, cost, budget - reserve)
         else:
             found = _within_both(worth, cost, budget - reserve, np.nan_to_num(seconds), deadline)
         if spread is None:
-            break
+            return found, 0.0
         variance = pending + float((of_chosen(spread, found.chosen) ** 2).sum())
-        chance = NormalDist().inv_cdf(1 - risk) * math.sqrt(variance)
-        if chance <= reserve:
-            break
-        reserve = min(chance, 0.999 * budget)
+        return found, NormalDist().inv_cdf(1 - risk) * math.sqrt(variance)
+
+    found, reserve = with_room(find, budget)
     return Allocation(
         found.chosen,
         float(of_chosen(worth, found.chosen).sum()),
@@ -93,6 +96,29 @@ def allocate(
         found.bound,
         reserve,
     )
+
+
+def with_room(find: Callable[[float], tuple[Found, float]], budget: float) -> tuple[Found, float]:
+    """What is found with as small a reserve as is enough for chance, and that reserve.
+
+    find: what is chosen where so much is reserved, and what chance may add to its cost. The less there is to choose
+    with, the less chance adds as a rule: what was needed for the best choice may be far more than is needed in the end.
+    """
+    found, chance = find(0.0)
+    if chance <= 0:
+        return found, 0.0
+    low, high, enough = 0.0, 0.999 * budget, None
+    reserve = min(chance, high)
+    for _ in range(ROUNDS):
+        found, chance = find(reserve)
+        if chance <= reserve:
+            high, enough = reserve, found
+            if reserve - chance <= NEAR * budget:
+                break
+        else:
+            low = reserve
+        reserve = chance if low < chance < high else 0.5 * (low + high)
+    return (find(high)[0] if enough is None else enough), high
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +205,12 @@ def _within_both(worth: Array, cost: Array, budget: float, seconds: Array, deadl
 def choose_at(worth: Array, cost: Array, price: float) -> Array:
     """For each question the way with the greatest worth less cost at a price; the cheapest of equals [Q]."""
     chosen = np.empty(len(worth), dtype=np.int32)
+    if len(worth) <= FEW and worth.shape[1]:
+        score = worth - price * cost
+        best = score.max(1, initial=0.0)
+        chosen[:] = np.where(score == best[:, None], cost, np.inf).argmin(1)
+        chosen[best <= 0] = SKIPPED
+        return chosen
     for start in range(0, len(worth), CHUNK):
         # Way by way over many questions: numpy is slow over rows as short as these.
         part = slice(start, start + CHUNK)

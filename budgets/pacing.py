@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from viaticum.budgets.allocate import SKIPPED, Array, allocate, check_terms, of_chosen
+from viaticum.budgets.allocate import SKIPPED, Array, allocate, check_terms, of_chosen, with_room
 from viaticum.budgets.corrections import Corrections
 from viaticum.budgets.prices import Expected, Share, mixed, shares_within
 from viaticum.budgets.quantiles import NORMAL_P90
@@ -27,7 +27,6 @@ from viaticum.errors import InputError
 from viaticum.jobs import Preview
 
 PACES = (0.1, 10.0)  # beyond which no pace is believed
-ROUNDS = 4  # of making room for chance, each with the variance of the last
 NOTHING = 1e-9  # nano-dollars and seconds, when all is spent
 FEWEST = 256  # rows of the sample that are looked at, even if they have passed
 AGAIN = 128  # prices are set anew after this part of the rows that are left
@@ -285,16 +284,14 @@ class Pacer:
         told, scale = self._ahead()
         money = max(NOTHING, self._money())
         limit = None if self.deadline is None else max(NOTHING, self._time()) / scale
-        reserve = 0.0
-        for _ in range(ROUNDS):
+
+        def find(reserve: float) -> tuple[list[Share], float]:
             shares = shares_within(told, (money - reserve) / scale, limit)
             if told.spread is None or not room:
-                break
-            chance = self._room(self._open_variance + scale * told.sums(shares)[2])
-            if chance <= reserve:
-                break
-            reserve = min(chance, 0.999 * money)
-        return shares
+                return shares, 0.0
+            return shares, self._room(self._open_variance + scale * told.sums(shares)[2])
+
+        return with_room(find, money)[0]
 
     def _chosen_last(self, told: Expected) -> Array:
         return allocate(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from viaticum.budgets.allocate import SKIPPED, Allocation, allocate
+from viaticum.budgets.allocate import SKIPPED, Allocation, allocate, choose_at
 from viaticum.errors import InputError
 
 
@@ -99,6 +99,28 @@ def test_chance_seldom_breaks_the_budget() -> None:
 
     assert breaks(found) <= 0.06
     assert breaks(plain) > 0.3
+
+
+def test_room_for_chance_is_that_of_what_is_chosen_in_the_end() -> None:
+    """All of the risky way would need more room than there is money."""
+    worth, cost = np.tile([0.5, 0.9], (100, 1)), np.tile([1.0, 3.0], (100, 1))
+    found = allocate(worth, cost, 320, spread=np.tile([0.0, 30.0], (100, 1)))
+    risky = int((found.chosen == 1).sum())
+    assert 6 <= risky <= 8, "100 + 2 n + 2.33 * 30 * sqrt(n) comes to 320 at n = 7.7"
+    assert (found.chosen == 0).sum() == 100 - risky
+    assert found.cost + found.reserve <= 320
+
+
+def test_few_and_many_questions_are_chosen_alike() -> None:
+    dice = np.random.default_rng(9)
+    worth, cost = (dice.integers(0, 6, (20_000, 5)).astype(float) for _ in range(2))
+    worth[dice.random(worth.shape) < 0.1] = -np.inf
+    for price in (0.0, 0.5, 1.0, 2.0, 1e30):
+        many = choose_at(worth, cost, price)
+        few = np.concatenate(
+            [choose_at(worth[at : at + 500], cost[at : at + 500], price) for at in range(0, 20_000, 500)]
+        )
+        assert (many == few).all()
 
 
 def test_ways_that_a_question_does_not_have_are_never_taken() -> None:

@@ -169,6 +169,37 @@ def test_chunks_that_are_answered_elsewhere(tmp_path: Path, monkeypatch: pytest.
     check_books(tmp_path, ledger)
 
 
+def test_a_chunk_that_two_workers_answer_is_paid_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a worker dies after its last call and before what it gives back is known."""
+    away(monkeypatch)
+    answer, recipes = Worker.answer, list[Recipe]()
+    made = Worker.__init__
+
+    def begin(self: Worker, recipe: Recipe) -> None:
+        recipes.append(recipe)
+        made(self, recipe)
+
+    def twice(self: Worker, chunk: bytes) -> bytes:
+        answer(self, chunk)
+        other = Worker.__new__(Worker)
+        made(other, recipes[0])
+        return answer(other, chunk)
+
+    monkeypatch.setattr(Worker, "__init__", begin)
+    monkeypatch.setattr(Worker, "answer", twice)
+    write_questions(tmp_path / "in.jsonl", ROWS)
+    ledger = str(tmp_path / "ledger.db")
+    done = run_batch(
+        tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget=1, ledger=ledger, models=models(), router=all_ways(),
+        concurrency=20,
+    )  # fmt: skip
+    assert done.job.ending == "completed"
+    assert done.figures["right"] == ROWS
+    check_books(tmp_path, ledger)
+
+
 def test_what_concerns_all_rows_ends_the_job_with_the_error_that_a_worker_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
