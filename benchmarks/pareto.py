@@ -2,7 +2,7 @@
 
 The 1.5B and the 0.5B model of the catalogue, cot, greedy, on questions with answers: the large model alone, with drafts of
 the small one (speculative), the small one alone, R-Stitch with thresholds on entropy, and on demand R2R's trained router at
-several shares (--r2r DIR), R-Stitch+'s policy at several thresholds (--policy DIR), and tokens handed over by chance (--chance),
+several shares (--r2r DIR), R-Stitch+'s policy asked above the same thresholds on entropy (--policy DIR), and tokens handed over by chance (--chance),
 the control. Every way writes the same questions before the next questions are begun, so that all are timed under the same
 conditions and a run that was stopped compares equal sets. Prints for each way its accuracy with a 95% Wilson interval, the difference
 to the large model alone with a paired bootstrap interval, the large model's share of the tokens, and tokens a second of all texts
@@ -43,6 +43,7 @@ from viaticum.errors import DataError, ModelError
 from viaticum.outcomes import accuracy_interval
 from viaticum.routers.token import AlwaysLarge, Chance, Entropy, TokenRouter
 from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
+from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Usage
@@ -67,7 +68,7 @@ class Arm:
     router: Callable[[Runner], TokenRouter] | None = None
 
 
-def arms_of(r2r: Path | None, chance: bool) -> list[Arm]:
+def arms_of(r2r: Path | None, policy: Path | None, chance: bool) -> list[Arm]:
     """All ways, each family from few tokens of the large model to many."""
     routed = Way(True)
     arms = [Arm("large", Way(False)), Arm("small", None), Arm("speculative", Way(False, DRAFT))]
@@ -75,6 +76,9 @@ def arms_of(r2r: Path | None, chance: bool) -> list[Arm]:
     if r2r is not None:
         trained = TrainedRouter.load(r2r)
         arms += [Arm(f"r2r {share:g}", routed, _r2r(trained, share)) for share in SHARES]
+    if policy is not None:
+        learned = TrainedPolicy.load(policy)
+        arms += [Arm(f"r-stitch+ {tau:g}", routed, _r_stitch_plus(learned, tau)) for tau in TAUS]
     if chance:
         arms += [Arm(f"chance {share:g}", routed, lambda _, share=share: Chance(share)) for share in SHARES]  # type: ignore[misc]
     return arms
@@ -82,6 +86,10 @@ def arms_of(r2r: Path | None, chance: bool) -> list[Arm]:
 
 def _r2r(trained: TrainedRouter, share: float) -> Callable[[Runner], TokenRouter]:
     return lambda small: LearnedDivergence(trained.network, small.embeddings, trained.threshold_for(share))
+
+
+def _r_stitch_plus(learned: TrainedPolicy, tau: float) -> Callable[[Runner], TokenRouter]:
+    return lambda small: RStitchPlus(learned.policy.to(small.device), tau, learned.threshold)
 
 
 @dataclass(frozen=True)
@@ -258,6 +266,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=20, help="questions written at once (default 20)")
     parser.add_argument("--journal", type=Path, default=Path("pareto.jsonl"), help="finished answers")
     parser.add_argument("--r2r", type=Path, help="the folder of a trained router")
+    parser.add_argument("--policy", type=Path, help="the folder of a learned policy")
     parser.add_argument("--chance", action="store_true", help="also tokens handed over by chance")
     parser.add_argument("--arm", action="append", help="only these ways, by name (default: all)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -267,7 +276,7 @@ def main() -> None:
         raise DataError("every question needs its answer, to compare with")
     arms = [
         arm
-        for arm in arms_of(arguments.r2r, arguments.chance)
+        for arm in arms_of(arguments.r2r, arguments.policy, arguments.chance)
         if not arguments.arm or arm.name in arguments.arm
     ]
     done = run(questions, arms, arguments.slots, arguments.journal)
