@@ -275,9 +275,8 @@ class Pacer:
         first = 0
         if self._at is not None:
             first = int(np.searchsorted(self._at, self._planned))
-            if (
-                len(self._at) < self.rows
-            ):  # few would be a bad guess; those that just passed are like the next
+            # Few would be a bad guess; those that just passed are like the next.
+            if len(self._at) < self.rows:
                 first = max(0, min(first, len(self._at) - max(FEWEST, len(self._at) // FEWEST_PART)))
         told = self._told.part(slice(first, None))
         return self._corrected(told), self.rows_left / max(1, len(told))
