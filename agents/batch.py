@@ -11,37 +11,47 @@ Leaves out formats (`batch_input`, `batch_output`), planning (`batch_plan`) and 
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from viaticum.agents.batch_answers import row_of
 from viaticum.agents.batch_cache import Cache
 from viaticum.agents.batch_calls import CONCURRENCY, DRAIN_SECONDS, RowTools, worst_of
 from viaticum.agents.batch_engine import Cluster, Engine, Process, Recipe, process_by, tools_for
 from viaticum.agents.batch_input import BatchRow, Input, Survey, survey, without_repeated
+from viaticum.agents.batch_job import (
+    alone,
+    amount_of,
+    bare,
+    fingerprint,
+    folder_for,
+    job_folder,
+    limit_of,
+    now,
+    refuse_other,
+    version,
+    without_password,
+)
 from viaticum.agents.batch_output import Journal, format_for, write_results
-from viaticum.agents.batch_plan import NO_OTHER, PACED, Expectations, Planned, RowPlanner
+from viaticum.agents.batch_plan import PACED, Expectations, RowPlanner
 from viaticum.agents.batch_progress import Progress, Tell
 from viaticum.agents.build import Dollars, ledger_address, open_tools
 from viaticum.agents.graph import TRIES, Tools
 from viaticum.agents.models import Model
 from viaticum.budgets import Ledger
-from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetError, DataError, InputError, UnknownName
 from viaticum.jobs import JOB, Job, JobEnd, Preview
-from viaticum.money import format_usd, nanousd
-from viaticum.routers.query import Plan, QueryRouter, StaticRouter
+from viaticum.money import format_usd
+from viaticum.routers.query import Plan, QueryRouter
+
+__all__ = ["BatchEnd", "DryRun", "job_folder", "preview_batch", "run_batch"]
 
 SAMPLE = 2000  # rows that prices are made from
 LOOKED_AT = 16  # of them, for what the cheapest call may cost
@@ -109,8 +119,8 @@ def run_batch(
         cluster = Cluster()
     engine_of = process_by(engine, cluster, str(address))
     with ExitStack() as opened:
-        folder = _folder_for(out, resume=resume, force=force)
-        opened.enter_context(_alone(folder))
+        folder = folder_for(out, resume=resume, force=force)
+        opened.enter_context(alone(folder))
         books = opened.enter_context(Ledger(address))
         before = Job.load(folder) if resume and (folder / JOB).exists() else None
         scope = before.budget if before is not None else f"batch-{uuid.uuid4().hex[:12]}"
@@ -122,12 +132,12 @@ def run_batch(
         opened.callback(tools.threads.close)
         job = Job(
             input=str(given.path), results=str(out), rows=0, budget=scope,
-            limit_nanousd=_limit(budget, before), ledger=_without_password(str(address)), policy=policy,
-            engine=engine, deadline_seconds=deadline, began=before.began if before else _now(),
-            fingerprint=_fingerprint(given, tools, router, policy), version=_version(),
+            limit_nanousd=limit_of(budget, before), ledger=without_password(str(address)), policy=policy,
+            engine=engine, deadline_seconds=deadline, began=before.began if before else now(),
+            fingerprint=fingerprint(given, tools, router, policy), version=version(),
         )  # fmt: skip
         if before is not None:
-            _refuse_other(before, job, folder)
+            refuse_other(before, job, folder)
         rows = RowTools(
             tools, scope, concurrency=concurrency * (1 if cluster is None else cluster.workers),
             keep_texts=keep_texts, drain_seconds=drain_seconds, stop=stop or threading.Event(),
@@ -230,7 +240,7 @@ class _Run:
                 )
             for pair in pairs:
                 try:
-                    cost = worst_of(self.rows.tools, replace(_bare(row), plan=Plan((pair,))))
+                    cost = worst_of(self.rows.tools, replace(bare(row), plan=Plan((pair,))))
                 except InputError:
                     continue
                 if least is None or cost < least[0]:
@@ -296,7 +306,7 @@ class _Run:
             return
         for row in self._usable_rows():
             if row.problem and not journal.is_done(row.number):
-                journal.write(row_of(_bare(row), "skipped", row.problem))
+                journal.write(row_of(bare(row), "skipped", row.problem))
 
     def _leave_out_rest(self, journal: Journal, why: Mapping[str, int]) -> JobEnd:
         """Write down the rows that are not done, with the reason of most."""
@@ -307,7 +317,7 @@ class _Run:
             reason = f"the deadline of {self.job.deadline_seconds:g} seconds passed"
         for row in self._usable_rows():
             if not journal.is_done(row.number):
-                journal.write(row_of(_bare(row), "skipped", reason))
+                journal.write(row_of(bare(row), "skipped", reason))
                 self.progress.maybe()
         return "deadline" if self._late else "budget_exhausted"
 
@@ -318,7 +328,7 @@ class _Run:
         if ending != "drained":
             kind = format_for(self.out, self.given.format)
             write_results(self.out, kind, journal.in_order(), self.job.budget)
-        self.job = replace(self.job, ending=ending, ended=_now())
+        self.job = replace(self.job, ending=ending, ended=now())
         self._save()
 
     def _save(self) -> None:
@@ -359,7 +369,7 @@ def preview_batch(
 ) -> DryRun:
     """What the budget, and others around it, would buy. Asks no model and touches no ledger. Raises as `run_batch`."""
     given = Input.open(source, format=format, skip=skip, limit=limit)
-    amount = _amount(budget)
+    amount = amount_of(budget)
     with Ledger("memory:") as books:
         tools = open_tools(
             "1", budget_name=None, catalogue=catalogue, router=router, policy="best", on_short="cheaper",
@@ -375,64 +385,9 @@ def preview_batch(
         return DryRun(found.rows, found.bad, tuple(found.problems), tuple(previews))
 
 
-# --- parts ----------------------------------------------------------------------------------------------------
-
-
-def job_folder(out: str | Path) -> Path:
-    """The folder of the job that writes these results."""
-    return Path(f"{out}.job")
-
-
-def _folder_for(out: Path, *, resume: bool, force: bool) -> Path:
-    """The job's folder, made where it is missing. Raises `InputError` where results or a job are in the way."""
-    folder = job_folder(out)
-    if resume and force:
-        raise InputError("resume goes on and force starts over; give one of them")
-    if not out.parent.is_dir():
-        raise InputError(f"cannot write {out}: there is no folder {out.parent}; make it first")
-    if force:
-        shutil.rmtree(folder, ignore_errors=True)
-    elif not resume:
-        for path in (out, folder / JOB):
-            if path.exists():
-                raise InputError(
-                    f"{path} exists; go on with it (--resume), start over (--force), or give another --out"
-                )
-    elif out.exists() and not (folder / JOB).exists():
-        raise InputError(f"{out} exists and no job made it; start over (--force), or give another --out")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {folder}: {error.strerror or error}") from None
-    return folder
-
-
-def _alone(folder: Path) -> Any:
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        return lock.acquire()
-    except Timeout:
-        raise InputError(f"another process works on the job in {folder}; wait for it, or end it") from None
-
-
-def _limit(budget: Dollars | None, before: Job | None) -> int:
-    if budget is not None:
-        return _amount(budget)
-    if before is None or before.limit_nanousd is None:
-        raise InputError("a new job needs a budget: give the dollars that it may cost at most (--budget 20)")
-    return before.limit_nanousd
-
-
-def _amount(budget: Dollars) -> int:
-    amount = nanousd(budget)
-    if amount <= 0:
-        raise InputError(f"a budget is above zero dollars, got {budget}")
-    return amount
-
-
 def _tools(budget: Dollars | None, before: Job | None, scope: str, books: Ledger, **settings: Any) -> Tools:
     """The workflow's tools, over the job's budget, which is made only once all else is right."""
-    _limit(budget, before)
+    limit_of(budget, before)
     tools = tools_for(scope, books, **settings)
     if before is not None:
         try:
@@ -442,62 +397,3 @@ def _tools(budget: Dollars | None, before: Job | None, scope: str, books: Ledger
                 f"this ledger has no budget {scope!r}; give the ledger that the job began with ({before.ledger})"
             ) from None
     return tools
-
-
-def _fingerprint(
-    given: Input, tools: Tools, router: QueryRouter | str | Path | None, policy: str
-) -> dict[str, str]:
-    """What a run that goes on must share, by name."""
-    rows = f"skip {given.skip}, limit {given.limit}"
-    specs = {spec.name: spec.model_dump(mode="json") for spec in tools.catalogue.values()}
-    return {
-        "input": given.digest(),
-        "rows": rows,
-        "catalogue": digest(specs),
-        "router": _router_digest(tools.router, router),
-        "policy": policy,
-    }
-
-
-def _router_digest(router: QueryRouter, given: QueryRouter | str | Path | None) -> str:
-    if isinstance(given, str | Path):
-        files = sorted(path for path in Path(given).iterdir() if path.is_file())
-        return digest({path.name: Input(path, "jsonl").digest() for path in files})
-    table = router.rows if isinstance(router, StaticRouter) else getattr(router, "_table", ())
-    return digest([type(router).__name__, [str(row) for row in table]])
-
-
-def _refuse_other(before: Job, now: Job, folder: Path) -> None:
-    for name, value in now.fingerprint.items():
-        old = before.fingerprint.get(name, "unknown")
-        if old != value:
-            raise InputError(
-                f"the job in {folder} began with another {name}: {_brief(old)} then, {_brief(value)} now; give what it "
-                "began with, or start over with --force"
-            )
-
-
-def _brief(value: str) -> str:
-    return value[:12] if len(value) == 64 else repr(value)
-
-
-def _bare(row: BatchRow) -> Planned:
-    return Planned(row, None, NO_OTHER)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _version() -> str:
-    from viaticum import __version__
-
-    return __version__
-
-
-def _without_password(address: str) -> str:
-    if "://" not in address:
-        return str(Path(address).absolute())
-    kind, _, rest = address.partition("://")
-    who, at, where = rest.rpartition("@")
-    return f"{kind}://{who.partition(':')[0]}{at}{where}"

@@ -15,7 +15,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
@@ -47,6 +47,7 @@ from viaticum.errors import (
     WeightsError,
 )
 from viaticum.jobs import JobRow, RowState
+from viaticum.money import Price
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion
 
@@ -98,6 +99,7 @@ class _Work:
         self._todo: SimpleQueue[tuple[Callable[[Task], Any], list[Task]] | None] = SimpleQueue()
         self._done: SimpleQueue[list[tuple[Task, Any]]] = SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._prices: dict[tuple[str, ...], Mapping[str, Price]] = {}
         self._fatal: BaseException | None = None
         self._stopped_at: float | None = None
 
@@ -110,7 +112,7 @@ class _Work:
                 block = list(itertools.islice(source, min(AT_ONCE, self._room - self._inside)))
                 more = bool(block)
                 yield from self._begin([Task(each) for each in block if each is not None])
-                if None in block and self._inside:
+                if None in block:
                     break
             yield from self._begin(self._due())
             if self._inside:
@@ -244,7 +246,10 @@ class _Work:
         worst = task.asked.model.worst_case_of(task.asked.messages, task.asked.generation)
         pair = task.planned.plan.pairs[0]
         tags = {"model": pair.model, "strategy": pair.strategy}
-        return Claim(task.key, worst, self.tools.tools.catalogue.prices(worst), task.parameters, tags)
+        names = tuple(worst)
+        if names not in self._prices:  # made of the catalogue's decimals, which takes its time
+            self._prices[names] = self.tools.tools.catalogue.prices(worst)
+        return Claim(task.key, worst, self._prices[names], task.parameters, tags)
 
     def _collect(self) -> Iterator[tuple[Planned, JobRow]]:
         """Take what has ended by now, at least one; settle it together; let those go on that waited for money."""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from batch_jobs import (
 )
 from typer.testing import CliRunner
 
-from viaticum.agents import batch as batch_module
+from viaticum.agents import batch_job
 from viaticum.agents.batch import BatchEnd, job_folder, preview_batch, run_batch
 from viaticum.agents.models import Generation
 from viaticum.agents.scripted import ScriptedModel
@@ -357,7 +357,7 @@ def test_a_job_that_goes_on_must_be_the_same(tmp_path: Path, monkeypatch: pytest
 def test_two_processes_do_not_work_on_one_job(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 3)
     run(tmp_path)
-    with batch_module._alone(job_folder(tmp_path / "out.jsonl")):
+    with batch_job.alone(job_folder(tmp_path / "out.jsonl")):
         script = "import sys; from test_batch import *; run(Path(sys.argv[1]), resume=True)"
         done = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False,
@@ -387,10 +387,11 @@ def test_a_job_with_more_money_goes_on_with_what_was_skipped(tmp_path: Path) -> 
         run(tmp_path, budget="0.0001", models=known, resume=True)
 
 
-def test_rows_that_a_kill_cut_or_lost_come_from_the_ledger(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ways", [two_ways, all_ways], ids=["one call", "plans"])
+def test_rows_that_a_kill_cut_or_lost_come_from_the_ledger(tmp_path: Path, ways: Callable[[], Ways]) -> None:
     write_questions(tmp_path / "in.jsonl", 30)
     known = models()
-    ended = run(tmp_path, models=known, router=all_ways())
+    ended = run(tmp_path, models=known, router=ways())
     before = rows_of(ended)
     calls = sum(len(model.calls) for model in known.values())
     journal = ended.folder / "rows.jsonl"
@@ -398,7 +399,7 @@ def test_rows_that_a_kill_cut_or_lost_come_from_the_ledger(tmp_path: Path) -> No
     journal.write_bytes(b"".join(lines[:12]) + lines[12][:50])
     (ended.folder / "cache.db").unlink()
     (tmp_path / "out.jsonl").unlink()
-    again = run(tmp_path, models=known, router=all_ways(), resume=True)
+    again = run(tmp_path, models=known, router=ways(), resume=True)
     after = rows_of(again)
     assert sum(len(model.calls) for model in known.values()) == calls, "nothing was asked again"
     assert [(row.id, row.answer, row.cost_nanousd, row.route) for row in after] == [
@@ -530,6 +531,24 @@ def test_a_call_that_may_succeed_later_is_tried_again(tmp_path: Path, error: Mod
     assert {row.calls[0].key.split("/")[2] for row in rows} == {"0.2"}
     rows = rows_of(run(tmp_path, models=models(dear=error), out=tmp_path / "two.jsonl"))
     assert {(row.state, row.reason) for row in rows} == {("failed", str(error))}
+
+
+def test_rows_that_wait_for_another_try_do_not_hold_up_the_job(tmp_path: Path) -> None:
+    """Every row under way waits, the planner wants to see what they cost first, and nothing else runs."""
+    write_questions(tmp_path / "in.jsonl", 60)
+    lock, seen = threading.Lock(), set[int]()
+
+    def says(messages: Sequence[Message], generation: Generation) -> str:
+        number = number_of(messages)
+        with lock:
+            first = number not in seen
+            seen.add(number)
+        if first:
+            raise RateLimited("too fast", 0.2)
+        return says_right(messages, generation)
+
+    rows = rows_of(run(tmp_path, models=models(dear=says, cheap=says), concurrency=2))
+    assert {row.state for row in rows} == {"answered"}
 
 
 def test_a_question_too_long_for_its_model_fails_alone(tmp_path: Path) -> None:
