@@ -10,7 +10,8 @@ jobs: simulated jobs. Rows are drawn from the held-out questions of the table; w
 router fitted on the others (or is the mean of each pair on the others, the same for all rows), and what they cost and
 whether they are right are the row's own outcomes. Rows are in flight side by side under a hard cap: a row whose worst
 case (1,024 tokens) does not fit beside those in flight waits for them, and where it does not fit then takes the best
-cheaper way that does, or is refused. --bias: what is expected is so many times too low.
+cheaper way that does, or is refused. A job has --rows rows, and more where its dearest call could cost more than a
+twentieth of its budget (--small: it has not). bias: what is expected is so many times too low.
 
     python benchmarks/planner.py OUTCOMES --prices PRICES.json --router FOLDER [--jobs 200] [--json]
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -50,6 +52,7 @@ BUDGETS = tuple(float(each) for each in np.geomspace(0.0001, 0.01, 10).round(6))
 JOB_BUDGETS = tuple(float(each) for each in np.geomspace(0.0003, 0.01, 10).round(6))
 NANO = 1e9
 SAMPLE = 1000
+LARGEST_PART = 20  # of a budget, that the dearest call may cost
 
 
 def say(text: str) -> None:
@@ -213,15 +216,19 @@ def speed(rows: int, pairs: int) -> dict[str, Any]:
     return found
 
 
-def jobs(told: Told, name: str, count: int, rows: int, bias: float, in_flight: int) -> dict[str, Any]:
+def jobs(
+    told: Told, name: str, count: int, least: int, small: bool, bias: float, in_flight: int
+) -> dict[str, Any]:
     done = []
     for number in range(count):
         say(f"jobs by {name}, bias {bias:g}: {number}/{count}")
+        dollars = JOB_BUDGETS[number % len(JOB_BUDGETS)]
+        rows = least if small else max(least, math.ceil(LARGEST_PART * told.worst.max() / NANO / dollars))
         done.append(
             simulate(
                 told,
                 rows=rows,
-                dollars=JOB_BUDGETS[number % len(JOB_BUDGETS)],
+                dollars=dollars,
                 bias=bias,
                 in_flight=in_flight,
                 seed=number,
@@ -269,6 +276,7 @@ def main() -> None:
     parser.add_argument("--embeddings", type=Path, help="the cache of embeddings")
     parser.add_argument("--jobs", type=int, default=200, help="simulated jobs (default 200)")
     parser.add_argument("--rows", type=int, default=1000, help="rows of a job (default 1000)")
+    parser.add_argument("--small", action="store_true", help="no more rows, however small the budget")
     parser.add_argument("--in-flight", type=int, default=16, help="rows that run at once (default 16)")
     parser.add_argument("--part", action="append", choices=("optimum", "speed", "jobs"), help="default: all")
     parser.add_argument("--speed-rows", type=int, default=1_000_000)
@@ -313,7 +321,7 @@ def main() -> None:
             ("router", few, 0.67),
         )
         results["jobs"] = [
-            jobs(told[name], name, count, arguments.rows, bias, arguments.in_flight)
+            jobs(told[name], name, count, arguments.rows, arguments.small, bias, arguments.in_flight)
             for name, count, bias in runs
         ]
     say("")

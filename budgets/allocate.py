@@ -29,7 +29,7 @@ CHUNK = 1 << 16  # rows at once: some MB, which stay near the core
 FEW = 1 << 13  # rows for which all ways at once are quicker
 STEPS = 80  # halvings of the interval of (the logarithm of) prices
 SPAN = 1e-12  # of the highest price, below which a price is as good as none
-ROUNDS = 8  # of making room for chance
+ROUNDS = 10  # of making room for chance, half of them at most by steps
 NEAR = 2e-3  # of the budget, by which the room may be more than is needed
 
 
@@ -108,16 +108,19 @@ def with_room(find: Callable[[float], tuple[Found, float]], budget: float) -> tu
     if chance <= 0:
         return found, 0.0
     low, high, enough = 0.0, 0.999 * budget, None
-    reserve = min(chance, high)
-    for _ in range(ROUNDS):
+    near = NEAR * budget
+    for round_ in range(ROUNDS):
+        # Where chance follows the reserve, a step past it is enough; where it leaps, halves come near the leap.
+        reserve = chance + near / 2
+        if not low < reserve < high or round_ > ROUNDS // 2:
+            reserve = 0.5 * (low + high)
         found, chance = find(reserve)
         if chance <= reserve:
             high, enough = reserve, found
-            if reserve - chance <= NEAR * budget:
+            if reserve - chance <= near:
                 break
         else:
             low = reserve
-        reserve = chance if low < chance < high else 0.5 * (low + high)
     return (find(high)[0] if enough is None else enough), high
 
 

@@ -28,7 +28,10 @@ from viaticum.jobs import Preview
 
 PACES = (0.1, 10.0)  # beyond which no pace is believed
 NOTHING = 1e-9  # nano-dollars and seconds, when all is spent
-FEWEST = 256  # rows of the sample that are looked at, even if they have passed
+FEWEST, FEWEST_PART = (
+    64,
+    16,
+)  # rows of the sample, and the part of it, that is looked at even if it has passed
 AGAIN = 128  # prices are set anew after this part of the rows that are left
 STRIDE = 16  # part of the rows that are left which should be planned at once
 PRIOR_ROWS = 16  # rows after which the time they took counts as much as what was expected
@@ -272,10 +275,9 @@ class Pacer:
         first = 0
         if self._at is not None:
             first = int(np.searchsorted(self._at, self._planned))
-            if (
-                len(self._at) < self.rows
-            ):  # few would be a bad guess; those that just passed are like the next
-                first = max(0, min(first, len(self._at) - FEWEST))
+            # Few would be a bad guess; those that just passed are like the next.
+            if len(self._at) < self.rows:
+                first = max(0, min(first, len(self._at) - max(FEWEST, len(self._at) // FEWEST_PART)))
         told = self._told.part(slice(first, None))
         return self._corrected(told), self.rows_left / max(1, len(told))
 

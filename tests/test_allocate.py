@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from viaticum.budgets.allocate import SKIPPED, Allocation, allocate, choose_at
+from viaticum.budgets.allocate import SKIPPED, Allocation, allocate, choose_at, with_room
 from viaticum.errors import InputError
 
 
@@ -109,6 +109,21 @@ def test_room_for_chance_is_that_of_what_is_chosen_in_the_end() -> None:
     assert 6 <= risky <= 8, "100 + 2 n + 2.33 * 30 * sqrt(n) comes to 320 at n = 7.7"
     assert (found.chosen == 0).sum() == 100 - risky
     assert found.cost + found.reserve <= 320
+
+
+@pytest.mark.parametrize("grows", [0.5, 0.99, 1.2])
+def test_room_is_found_where_less_money_means_more_chance(grows: float) -> None:
+    """As where it is given to fewer questions that cost more each."""
+    tried: list[float] = []
+
+    def find(reserve: float) -> tuple[float, float]:
+        tried.append(reserve)
+        return reserve, min(100 + grows * reserve, 400)
+
+    found, reserve = with_room(find, 1000)
+    least = 400 if grows > 0.75 else 100 / (1 - grows)
+    assert least <= found == reserve <= least + 60
+    assert len(tried) <= 11
 
 
 def test_few_and_many_questions_are_chosen_alike() -> None:

@@ -175,6 +175,17 @@ def test_a_sample_of_all_rows_makes_an_exact_plan_even_where_they_are_sorted() -
     assert done.right >= relaxed(worth, cost, budget) - 1.5
 
 
+def test_money_is_kept_for_rows_to_come_that_make_more_of_it() -> None:
+    worth, cost = np.tile([0.3, 0.4], (600, 1)), np.tile([1.0, 10.0], (600, 1))
+    worth[300:, 1] = 0.8
+    budget, at = 300 * 1.0 + 300 * 10.0 + 1.0, np.arange(0, 600, 2)
+    pacer = Pacer(worth[at], cost[at], rows=600, budget=budget, at=at)
+    done = Job(worth, cost, cost, budget, pacer).run()
+    assert done.spent <= budget
+    assert sum(way == 1 for way in done.ways[300:]) >= 295
+    assert done.right >= 0.99 * relaxed(worth, cost, budget)
+
+
 def test_rows_with_one_and_the_same_table_are_given_two_ways_in_the_right_shares() -> None:
     worth, cost = np.tile([0.5, 0.9], (1000, 1)), np.tile([1e5, 1e7], (1000, 1))
     pacer = Pacer(worth[:50], cost[:50], rows=1000, budget=4e9)
