@@ -49,7 +49,6 @@ class Progress:
         now = time.monotonic()
         if self._foretold is None or now - self._foretold_at > FORECAST_SECONDS or done == self.total:
             self._foretold, self._foretold_at = self.forecast(), now
-        expected = self._foretold
         return {
             "rows": self.total,
             "done": done,
@@ -57,11 +56,18 @@ class Progress:
             "spent_nanousd": budget.posted_nanousd,
             "held_nanousd": budget.held_nanousd,
             "left_nanousd": budget.left_nanousd,
-            "projected_nanousd": None if expected is None else expected.cost_p50,
+            "projected_nanousd": _in_the_end(budget.limit_nanousd, self._foretold),
             "rate": round(rate, 3),
             "seconds": round(seconds, 1),
             "seconds_left": round((self.total - done) / rate, 1) if rate else None,
         }
+
+
+def _in_the_end(limit: int | None, expected: Preview | None) -> int | None:
+    """What the job comes to. A forecast is of this pass alone, whose budget is what was unspent when it began."""
+    if expected is None:
+        return None
+    return expected.cost_p50 + (0 if limit is None else max(0, limit - expected.budget_nanousd))
 
 
 def line_of(told: dict[str, Any]) -> str:

@@ -33,6 +33,8 @@ from typer.testing import CliRunner
 
 from viaticum.agents import batch_job
 from viaticum.agents.batch import BatchEnd, job_folder, preview_batch, run_batch
+from viaticum.agents.batch_output import Counts
+from viaticum.agents.batch_progress import Progress
 from viaticum.agents.models import Generation
 from viaticum.agents.scripted import ScriptedModel
 from viaticum.budgets import Ledger
@@ -48,9 +50,10 @@ from viaticum.errors import (
     RateLimited,
     UnknownName,
 )
-from viaticum.jobs import Job, JobRow, read_rows
+from viaticum.jobs import Job, JobRow, Preview, read_rows
+from viaticum.money import Price
 from viaticum.routers.query import Plan
-from viaticum.types import Message, Pair
+from viaticum.types import Message, Pair, TokenCount
 
 
 def run(folder: Path, **settings: Any) -> BatchEnd:
@@ -718,3 +721,21 @@ def test_a_planned_row_can_be_sent_elsewhere() -> None:
     assert again == planned
     assert again.policy == NO_OTHER
     assert replace(again, why="x") != planned
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_what_a_job_comes_to_counts_what_was_spent_before_this_pass(passes: int) -> None:
+    """A forecast is of a pass, whose budget is what was left when it began."""
+    with Ledger("memory:") as books:
+        books.create("job", limit_nanousd=1000)
+        if passes == 2:
+            books.reserve(
+                "job", "k", {"m": TokenCount(input_tokens=400)}, {"m": Price.per_million("0.001", "0.001")}
+            )
+            books.settle("k", {"m": TokenCount(input_tokens=400)})
+        spent = books.budget("job").posted_nanousd
+        told: list[dict[str, Any]] = []
+        seen = Progress(told.append, books, "job", 10, Counts(), lambda: Preview(1000 - spent, 0.5, 300, 400))
+        seen.now()
+    assert told[0]["projected_nanousd"] == spent + 300
+    assert spent == (400 if passes == 2 else 0)

@@ -676,6 +676,15 @@ def test_the_command_writes_and_tells(report_runs: Path, tmp_path: Path) -> None
     assert json.loads(told.stdout)["format"] == "md"
 
 
+def test_without_a_name_the_file_ends_as_its_format(
+    report_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["report", str(report_runs / "running.jsonl.job"), "--format", "md"])
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
 def test_a_run_without_gold_says_that_accuracy_is_unknown(tmp_path: Path) -> None:
     run = read_numbers([_job(tmp_path, [JobRow("1", "?", "answered", answer="4")])]).runs[0]
     assert "how many are right is not known" in verdict(run)

@@ -16,7 +16,10 @@ def report(
             help="Folders of jobs (RESULTS.jsonl.job), their RESULTS, or outcome tables.", metavar="RUN"
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("report.html"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The file to write; by default report.html, or as the format ends."),
+    ] = None,
     format: Annotated[
         str | None, typer.Option(help="html, md, json or png; by default what the file's name ends in.")
     ] = None,
@@ -36,6 +39,7 @@ def report(
     from viaticum.reports.overview import notices
     from viaticum.reports.words import verdict
 
+    out = out or Path(f"report.{format or 'html'}")
     made = build(runs, out, format=format, outcomes=outcomes, ledger=ledger, title=title, force=force)  # type: ignore[arg-type]
     told = [
         {"name": each.run.name, "verdict": verdict(each), "notices": list(notices(each))}
