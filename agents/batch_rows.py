@@ -271,8 +271,9 @@ class _Work:
             else:
                 yield from self._broken(task, outcome)
         yield from self._settle(written)
-        waiting, self._short = list(self._short), deque()
-        if not self._stopping():
+        # What ended for want of money itself has given none back.
+        if not self._stopping() and not all(isinstance(outcome, BudgetExceeded) for _, outcome in ended):
+            waiting, self._short = list(self._short), deque()
             yield from self._begin(waiting)
 
     def _settle(self, written: list[tuple[Task, Completion]]) -> Iterator[tuple[Planned, JobRow]]:

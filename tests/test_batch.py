@@ -739,3 +739,18 @@ def test_what_a_job_comes_to_counts_what_was_spent_before_this_pass(passes: int)
         seen.now()
     assert told[0]["projected_nanousd"] == spent + 300
     assert spent == (400 if passes == 2 else 0)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_plan_whose_next_call_does_not_fit_ends_with_what_it_has(tmp_path: Path, rows: int) -> None:
+    """The second voice is dear: its worst case is more than the budget, whatever else ends."""
+    plans = Ways({Plan((CHEAP, DEAR), 2): (0.9, 40_000), CHEAP: (0.5, 39_000), DEAR: (0.5, 45_000)})
+    write_questions(tmp_path / "in.jsonl", rows)
+    done = run_batch(
+        tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget="0.0004", ledger=tmp_path / "ledger.db",
+        models=models(), router=plans, policy="best", concurrency=4,
+    )  # fmt: skip
+    assert done.job.ending == "completed"
+    assert done.figures["answered"] == rows
+    assert done.figures["spent_nanousd"] <= 400_000
