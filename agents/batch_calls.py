@@ -23,7 +23,7 @@ from viaticum.budgets.records import worst_costs
 from viaticum.errors import ModelError, ModelUnavailable
 from viaticum.jobs import JobRow
 from viaticum.strategies import get as get_strategy
-from viaticum.types import Completion, Pair
+from viaticum.types import Completion, Pair, split_model
 
 DRAIN_SECONDS = 30.0
 CONCURRENCY = 32
@@ -186,7 +186,7 @@ def asked_of(tools: Tools, planned: Planned) -> Asked:
     if wish is None:
         return asked
     own = asked.generation
-    if pair.strategy == "chat" and "+" not in wish.model:
+    if pair.strategy == "chat" and not split_model(wish.model)[1]:
         limit = wish.limit or own.max_new_tokens
         generation = replace(wish.generation, max_new_tokens=limit)
         return replace(asked, messages=list(wish.messages), generation=generation)

@@ -175,7 +175,7 @@ Record = tuple[str, "dict[str, Any] | str"]  # the place in words, and the value
 
 
 def _row(
-    make: Callable[[dict[str, Any], int, str], BatchRow],
+    make: Callable[[dict[str, Any], int, int, str], BatchRow],
     number: int,
     count: int,
     place: str,
@@ -185,23 +185,23 @@ def _row(
     if isinstance(record, str):
         return BatchRow(number, f"row-{count}", None, problem=f"{place}: {record}")
     try:
-        row = make(record, count, place)
+        row = make(record, number, count, place)
         _check_id(row.id, place)
-        return replace(row, number=number)
+        return row
     except ViaticumError as error:
         return BatchRow(number, _id_of(record, count), None, problem=str(error))
 
 
-def _plain_row(values: dict[str, Any], count: int, place: str) -> BatchRow:
+def _plain_row(values: dict[str, Any], number: int, count: int, place: str) -> BatchRow:
     if "custom_id" in values and "question" not in values:
         raise DataError(
             f"{place}: a row of OpenAI's batch format among plain ones; put them into a file of their own"
         )
     question = question_of(values, count, place)
-    return BatchRow(0, question.id, question.query, question.gold)
+    return BatchRow(number, question.id, question.query, question.gold)
 
 
-def _openai_row(values: dict[str, Any], count: int, place: str) -> BatchRow:
+def _openai_row(values: dict[str, Any], number: int, count: int, place: str) -> BatchRow:
     from viaticum.agents.openai_api import Refusal, read_request
 
     if "custom_id" not in values and "question" in values:
@@ -239,7 +239,7 @@ def _openai_row(values: dict[str, Any], count: int, place: str) -> BatchRow:
     wish = Wish(asked.model, asked.limit, asked.generation(), tuple(messages))
     plain = all(set(each) == {"role", "content"} for each in messages)
     before = tuple(messages[:-1]) if plain else ()
-    return BatchRow(0, name, Query(messages[-1]["content"], messages=before), wish=wish)
+    return BatchRow(number, name, Query(messages[-1]["content"], messages=before), wish=wish)
 
 
 def _check_id(id: str, place: str) -> None:

@@ -8,7 +8,6 @@ format or that of their own suffix.
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 from viaticum.agents.batch_input import Format
 from viaticum.errors import DataError, InputError, MissingExtra
-from viaticum.jobs import ROWS, JobRow, row_from, row_line
+from viaticum.jobs import ROWS, JobRow, encode, row_from, row_line
 
 FLUSH_SECONDS = 0.5
 SYNC_SECONDS = 5.0
@@ -200,7 +199,7 @@ def _values(row: JobRow) -> dict[str, Any]:
 def _write_jsonl(path: Path, rows: Iterator[JobRow]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(_values(row), ensure_ascii=False) + "\n")
+            file.write(encode(_values(row)) + "\n")
         _sync(file)
 
 
@@ -234,7 +233,7 @@ def _write_parquet(path: Path, rows: Iterator[JobRow]) -> None:
 def _write_openai(path: Path, rows: Iterator[JobRow], job: str) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(_openai_line(row, job), ensure_ascii=False) + "\n")
+            file.write(encode(_openai_line(row, job)) + "\n")
         _sync(file)
 
 

@@ -23,12 +23,13 @@ from viaticum.errors import BudgetExceeded, InputError
 from viaticum.jobs import JobRow, Preview
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.routers.query import AtPrice, Plan, PlanRow, Policy, QueryRouter, choose_plan, parse_policy
-from viaticum.types import Pair, Query, Row
+from viaticum.types import Pair, Query, Row, split_model
 
 PACED = "paced"
 AUTO = "auto"
 AT_ONCE = 256  # rows that are planned at once, at most
 AHEAD = 16  # part of the rows that are left which may be under way: prices follow what rows really cost
+HELD_OF = 8  # rows, about, whose worst cases tell what is held for each way
 TOKENS_A_SECOND = 30.0  # of one text, until real times are known
 NO_OTHER = AtPrice(math.inf)  # nothing is worth asking once what was named gave no answer
 Array = np.ndarray[Any, Any]
@@ -39,7 +40,7 @@ class Planned:
     """A row and how it is answered. plan: None where nothing is, `why` then says why.
 
     accuracy, costs (nano-dollars) and output tokens: what is expected of it, None where nothing is known. policy: of what
-    comes after that gave no answer. way, expected, seconds: what the pacer chose, and what it was told of it.
+    comes after that gave no answer. way, expected, spread, seconds: what the pacer chose, and what it was told of it.
     """
 
     row: BatchRow
@@ -53,6 +54,7 @@ class Planned:
     tokens_p90: int | None = None
     way: int = SKIPPED
     expected: float = 0.0
+    spread: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -90,6 +92,7 @@ class Expectations:
         why: str = "",
         way: int = SKIPPED,
         expected: float = 0.0,
+        spread: float = 0.0,
         seconds: float = 0.0,
     ) -> Planned:
         """A row with a plan, and what is expected of that: tokens where it is one call of one pair."""
@@ -104,7 +107,7 @@ class Expectations:
             None if found is None else found.cost_p90,
             None if alone is None else alone.tokens_p50,
             None if alone is None else alone.tokens_p90,
-            way, expected, seconds,
+            way, expected, spread, seconds,
         )  # fmt: skip
 
     def cheaper(self, query: Query, than: int) -> list[PlanRow]:
@@ -118,7 +121,8 @@ class RowPlanner:
     """Plans the rows of one pass over the input, block by block, and learns from what they cost.
 
     policy: `paced`, or as of `Viaticum`. left: nano-dollars that are not posted, as the ledger says. elapsed: seconds
-    since the job began. Raises `InputError` for a policy that is none.
+    since the job began. worst: nano-dollars that are held for a planned row before its first call; None: not known, nothing is
+    held back for it. Raises `InputError` for a policy that is none.
     """
 
     def __init__(
@@ -128,13 +132,14 @@ class RowPlanner:
         *,
         left: Callable[[], int],
         elapsed: Callable[[], float],
+        worst: Callable[[Planned], int] | None = None,
         deadline: float | None = None,
         concurrency: int = 1,
     ) -> None:
         self.expectations = expectations
         self.fixed = None if policy == PACED else parse_policy(policy)
         self._left, self._elapsed, self._deadline = left, elapsed, deadline
-        self._concurrency = concurrency
+        self._concurrency, self._worst = concurrency, worst
         self._ways: list[Plan] = []
         self._numbers: dict[Plan, int] = {}
         self._pacer: Pacer | None = None
@@ -153,7 +158,7 @@ class RowPlanner:
         at = np.array([place for place, _ in sample])
         self._pacer = Pacer(
             worth, cost, rows=rows, budget=max(1.0, self._left() + 0.0), spread=spread, at=at,
-            **self._terms(seconds),
+            worst=self._holds([row for _, row in sample]), **self._terms(seconds),
         )  # fmt: skip
 
     def previews(
@@ -201,6 +206,7 @@ class RowPlanner:
             np.array([planned.way for planned, _ in ended]),
             np.array([planned.expected for planned, _ in ended]),
             np.array([float(row.cost_nanousd) for _, row in ended]),
+            spread=np.array([planned.spread for planned, _ in ended]),
             learn=np.array(
                 [
                     str(planned.plan) == row.route and not any(call.cached for call in row.calls)
@@ -216,6 +222,20 @@ class RowPlanner:
         if self._deadline is None:
             return {}
         return {"seconds": seconds, "deadline": max(1e-3, self._deadline - self._elapsed())}
+
+    def _holds(self, rows: Sequence[BatchRow]) -> Array | None:
+        """What is held for a row that goes each way, of a few rows the most [W]; 0 where that cannot be told."""
+        if self._worst is None:
+            return None
+        routed = [row for row in rows if row.wish is None or row.wish.model == AUTO]
+        most = dict.fromkeys((plan.pairs[0] for plan in self._ways), 0)  # plans share their first calls
+        for row in routed[:: max(1, len(routed) // HELD_OF)]:
+            for pair in most:
+                try:
+                    most[pair] = max(most[pair], self._worst(Planned(row, Plan((pair,)), NO_OTHER)))
+                except InputError:  # e.g. a question too long for the model: the row will say so
+                    continue
+        return np.array([float(most[plan.pairs[0]]) for plan in self._ways])
 
     def _most_unsettled(self) -> int:
         left = self._pacer.rows_left if self._pacer is not None else 1 << 30
@@ -284,7 +304,7 @@ class RowPlanner:
                 yield Planned(row, None, policy, "no way is worth what it costs at this budget")
                 continue
             yield self.expectations.planned(
-                row, self._ways[way], policy, "", way, float(cost[place, way]),
+                row, self._ways[way], policy, "", way, float(cost[place, way]), float(spread[place, way]),
                 float(seconds[place, way]) if timed else 0.0,
             )  # fmt: skip
 
@@ -308,8 +328,8 @@ class RowPlanner:
     def named(row: BatchRow) -> Plan:
         """What a row names: a pair, or a model, which is asked as it is."""
         assert row.wish is not None
-        model, plus, strategy = row.wish.model.rpartition("+")
-        return Plan((Pair(model, strategy) if plus else Pair(row.wish.model, "chat"),))
+        model, strategy = split_model(row.wish.model)
+        return Plan((Pair(model, strategy or "chat"),))
 
 
 def _query(row: BatchRow) -> Query:

@@ -167,12 +167,12 @@ class _Work:
         quick: list[Task] = []
         ready: list[tuple[Task, Completion]] = []
         for task in tasks:
+            hold = found.get(self.steps.key_of(task))
+            if hold is not None:  # what was begun is ended, though nothing would be planned for it now
+                self._take_up(task, hold)
             if task.planned.plan is None:
                 yield self._end(task, row_of(task.planned, "skipped", task.planned.why))
                 continue
-            hold = found.get(self.steps.key_of(task))
-            if hold is not None:
-                self._take_up(task, hold)
             if not self.steps.is_one_call(task):
                 self._give(self.steps.flow, [task])
                 continue
@@ -356,7 +356,8 @@ class _Work:
     def _last_resort(self, task: Task) -> Iterator[tuple[Planned, JobRow]]:
         """Nothing else runs, and still its worst case does not fit: something cheaper, or nothing."""
         planned = task.planned
-        if not self.steps.is_one_call(task):
+        answerless = task.pieces is not None  # its call is made, and gave no answer
+        if answerless or not self.steps.is_one_call(task):
             if not task.last:
                 task.last = True  # the workflow may take what fits, and ends with what it has
                 yield from self._begin([task])

@@ -43,7 +43,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
 from viaticum.money import NANOUSD_PER_USD, format_usd
 from viaticum.routers.query import Policy, QueryRouter
-from viaticum.types import Answer, Message, Pair, Query
+from viaticum.types import Answer, Message, Pair, Query, split_model
 
 Event = TypeVar("Event")
 AUTO = "auto"
@@ -379,7 +379,7 @@ class ChatViaticum(BaseChatModel):
 
 
 def is_routed(name: str) -> bool:
-    return name == AUTO or "+" in name
+    return name == AUTO or bool(split_model(name)[1])
 
 
 async def in_thread(events: Generator[Event, None, None]) -> AsyncIterator[Event]:

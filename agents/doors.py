@@ -22,7 +22,18 @@ from viaticum.agents.graph import Workflow
 from viaticum.agents.models import Generation, Model
 from viaticum.errors import InputError, ModelError, UnknownName, ViaticumError
 from viaticum.routers.query import Policy, QueryRouter
-from viaticum.types import Answer, Completion, Message, Pair, Query, RoutingTable, Row, TokenCount, Usage
+from viaticum.types import (
+    Answer,
+    Completion,
+    Message,
+    Pair,
+    Query,
+    RoutingTable,
+    Row,
+    TokenCount,
+    Usage,
+    split_model,
+)
 
 if TYPE_CHECKING:
     from viaticum.agents.client import Viaticum
@@ -80,10 +91,10 @@ def known_names(client: Viaticum) -> list[str]:
 def check_name(client: Viaticum, name: str) -> None:
     """Raises `UnknownName` for a model or strategy that is none."""
     models = [spec.name for spec in client.catalogue.models()]
-    model, plus, strategy = (name, "", "") if name in models else name.rpartition("+")
-    if not plus and name != AUTO and name not in models:
+    model, strategy = split_model(name)
+    if not strategy and name != AUTO and name not in models:
         raise UnknownName("model", name, [AUTO, *models])
-    if plus:
+    if strategy:
         if model not in models:
             raise UnknownName("model", model, models)
         strategies.get(strategy)

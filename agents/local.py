@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner
     from viaticum.decoders.cost import CostModel, Habits, Way
     from viaticum.routers.token import TokenRouter
-    from viaticum.routers.token.neural import LearnedDivergence
-    from viaticum.routers.token.policy import RStitchPlus
+    from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
+    from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy
 
 
 class LocalModels:
@@ -241,8 +241,7 @@ def learned_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> Lear
     from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
 
     trained = TrainedRouter.load(router_folder(spec))
-    for role, name in zip(("small", "large"), spec.members, strict=True):
-        trained.check_weights(role, name, fingerprint(catalogue[name]))
+    check_members(trained, spec, catalogue)
     threshold = trained.threshold if spec.share is None else trained.threshold_for(spec.share)
     drift = None
     if spec.drift:
@@ -261,13 +260,18 @@ def learned_policy(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> RSti
     from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy
 
     trained = TrainedPolicy.load(router_folder(spec))
-    for role, name in zip(("small", "large"), spec.members, strict=True):
-        trained.check_weights(role, name, fingerprint(catalogue[name]))
+    check_members(trained, spec, catalogue)
     return RStitchPlus(
         trained.policy.to(small.device),
         trained.tau if spec.tau is None else spec.tau,
         trained.threshold if spec.threshold is None else spec.threshold,
     )
+
+
+def check_members(trained: TrainedRouter | TrainedPolicy, spec: ModelSpec, catalogue: Catalogue) -> None:
+    """Raise `InputError` unless it was made for the weights of this pair's members on this machine."""
+    for role, name in zip(("small", "large"), spec.members, strict=True):
+        trained.check_weights(role, name, fingerprint(catalogue[name]))
 
 
 def router_folder(spec: ModelSpec) -> Path:

@@ -35,6 +35,7 @@ from viaticum.agents.openapi import document
 from viaticum.agents.runs import Bill, Item, Limits, Run, answer_of, refusal, shutting_down
 from viaticum.errors import UnknownName
 from viaticum.routers.query import parse_policy
+from viaticum.types import split_model
 
 
 class Service:
@@ -141,7 +142,7 @@ class Service:
 
     def label(self, name: str) -> str:
         """A model's name as metrics keep it: what people make up does not become a series of its own."""
-        model = name.rpartition("+")[0] or name
+        model, _ = split_model(name)
         return name if name == AUTO or name in self._models or model in self._models else "unknown"
 
     # --- one request in a thread ----------------------------------------------------------------------------

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viaticum.agents.local import LocalModels, stop_ids
+from viaticum.agents.local import LocalModels, check_members, stop_ids
 from viaticum.agents.questions import Question
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.strategies import get as get_strategy
-from viaticum.weights import fingerprint
 
 if TYPE_CHECKING:
     from viaticum.decoders import Request
@@ -150,8 +149,7 @@ class _Writer:
         self.spec = catalogue[pair or router.facts["pair"]]
         if self.spec.kind != "pair":
             raise InputError(f"{self.spec.name} is a {self.spec.kind} model; a token router is for a pair")
-        for role, name in zip(("small", "large"), self.spec.members, strict=True):
-            router.check_weights(role, name, fingerprint(catalogue[name]))
+        check_members(router, self.spec, catalogue)
         self.pool = LocalModels(catalogue, slots=slots)
         self.model = self.pool.model(self.spec.name)
         asks = get_strategy(strategy or router.facts["strategy"])

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from viaticum.agents.local import LocalModels, completion_of, stop_ids
+from viaticum.agents.local import LocalModels, check_members, completion_of, stop_ids
 from viaticum.agents.policy_run import PolicyRun, Progress, digest
 from viaticum.agents.questions import Question
 from viaticum.agents.ways import costs_path, known_costs
@@ -164,8 +164,7 @@ def evaluate(
         catalogue, pair or trained.facts["pair"], settings["strategy"], settings["streams"], slots, device,
         costs or CostModel.of(trained.facts["costs"]),
     )  # fmt: skip
-    for role, name in zip(("small", "large"), bench.spec.members, strict=True):
-        trained.check_weights(role, name, fingerprint(catalogue[name]))
+    check_members(trained, bench.spec, catalogue)
     bench.cached = int(trained.facts["cached"])
     known = set(trained.facts["split"]["learned"])
     weight, rows = settings["latency_weight"], []

@@ -159,18 +159,27 @@ def bracket(worth: Array, cost: Array, budget: float, *, until: int = 0) -> Brac
         return Bracket(dear, dear, 0.0, 0.0, total)
     cheap = choose_at(worth, cost, high)
     spent = float(of_chosen(cost, cheap).sum())
+    rows = np.flatnonzero(dear != cheap)
+    # Way by way in memory: numpy is slow over rows as short as these.
+    some_worth, some_cost = np.asfortranarray(worth[rows]), np.asfortranarray(cost[rows])
+    cheapest = of_chosen(some_cost, cheap[rows])
     for _ in range(STEPS):
-        rows, price = np.flatnonzero(dear != cheap), math.sqrt(max(low, high * SPAN) * high)
+        price = math.sqrt(max(low, high * SPAN) * high)
         if len(rows) <= until or not low < price < high:
             break
-        middle = choose_at(worth[rows], cost[rows], price)
-        would = spent + float((of_chosen(cost[rows], middle) - of_chosen(cost[rows], cheap[rows])).sum())
+        middle = choose_at(some_worth, some_cost, price)
+        costs = of_chosen(some_cost, middle)
+        would = spent + float((costs - cheapest).sum())
         if would > budget:
             low = price
             dear[rows] = middle
         else:
             high, spent = price, would
-            cheap[rows] = middle
+            cheap[rows], cheapest = middle, costs
+        differ = dear[rows] != cheap[rows]
+        if not differ.all():
+            rows, cheapest = rows[differ], cheapest[differ]
+            some_worth, some_cost = (np.asfortranarray(each[differ]) for each in (some_worth, some_cost))
     return Bracket(cheap, dear, high, low, spent)
 
 
@@ -259,8 +268,9 @@ def _filled(worth: Array, cost: Array, cheap: Array, dear: Array, budget: float)
 
 def of_chosen(values: Array, chosen: Array) -> Array:
     """values [Q, W] of the chosen ways; 0 for what is skipped. In double precision, for sums."""
-    picked = np.take_along_axis(values, np.maximum(chosen, 0)[:, None].astype(np.int64), 1)[:, 0]
-    return np.where(chosen == SKIPPED, 0.0, picked.astype(np.float64))
+    picked = values[np.arange(len(chosen)), chosen].astype(np.float64)
+    picked[chosen == SKIPPED] = 0.0
+    return picked
 
 
 def checked(name: str, values: Array, like: Array | None = None) -> Array:

@@ -7,8 +7,8 @@ Leaves out transactions (`ledger`) and how rows are kept (`store`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from viaticum.budgets.chain import Chain
 from viaticum.budgets.records import ENDINGS, Entry, Hold, HoldState
@@ -82,12 +82,13 @@ class Gathered(Rows):
             inner.add_to_bucket(name, bucket, posted)
         for root, head in self._heads.items():
             inner.set_head(root, *head)
+        self._chains.clear()  # they know these rows: all holds would wait for the collector of cycles
         return ids
 
-    def end_of(self, root: Scope, now: str) -> Chain:
+    def end_of(self, root: Scope, now: Callable[[], str]) -> Chain:
         """The end of a tree's chain: one for all that is gathered, at one moment."""
         if root.name not in self._chains:
-            self._chains[root.name] = Chain(self, root, now)
+            self._chains[root.name] = Chain(self, root, now())
         return self._chains[root.name]
 
     # What the steps of a call read and write
@@ -136,7 +137,7 @@ class Gathered(Rows):
             self._changed[key] = None
 
     def set_result(self, key: str, result: str) -> None:
-        self._holds[key] = replace(self._known(key), result=result)
+        self._holds[key] = self._known(key).keeping(result)
         if key not in self._new:
             self._results[key] = result
 

@@ -398,7 +398,7 @@ class Ledger:
             hold, lineage = postings.locked(rows, key)
             rules.refuse_ended(hold, "given a result")
             postings.keep_result(rows, self._chain(rows, lineage), hold, checked)
-            return replace(hold, result=checked)
+            return hold.keeping(checked)
 
         return self._store.write(action)
 
@@ -492,7 +492,7 @@ class Ledger:
 
     def _chain(self, rows: Rows, lineage: list[Scope]) -> Chain:
         if isinstance(rows, Gathered):
-            return rows.end_of(lineage[0], self._now())
+            return rows.end_of(lineage[0], self._now)
         return Chain(rows, lineage[0], self._now())
 
 

@@ -28,10 +28,8 @@ from viaticum.jobs import Preview
 
 PACES = (0.1, 10.0)  # beyond which no pace is believed
 NOTHING = 1e-9  # nano-dollars and seconds, when all is spent
-FEWEST, FEWEST_PART = (
-    64,
-    16,
-)  # rows of the sample, and the part of it, that is looked at even if it has passed
+# Rows of the sample, and the part of it, that are looked at even if they have passed.
+FEWEST, FEWEST_PART = 64, 16
 AGAIN = 128  # prices are set anew after this part of the rows that are left
 STRIDE = 16  # part of the rows that are left which should be planned at once
 PRIOR_ROWS = 16  # rows after which the time they took counts as much as what was expected

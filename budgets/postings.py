@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from viaticum.budgets import rules
@@ -25,7 +26,7 @@ def locked(rows: Rows, key: str) -> tuple[Hold, list[Scope]]:
 
 
 def hold_for(rows: Rows, chain: Chain, lineage: list[Scope], wanted: Hold) -> Hold:
-    hold = wanted.made(chain.at, until(chain, wanted.lease))
+    hold = wanted.made(chain.at, until(chain.moment, wanted.lease))
     held = (hold.held_nanousd, hold.held_tokens)
     rows.insert_hold(hold)
     rows.move([scope.name for scope in lineage], held, (0, 0))
@@ -37,7 +38,7 @@ def hold_for(rows: Rows, chain: Chain, lineage: list[Scope], wanted: Hold) -> Ho
 
 
 def dispatch(rows: Rows, chain: Chain, hold: Hold) -> Hold:
-    again = until(chain, hold.lease) if hold.lease else hold.until
+    again = until(chain.moment, hold.lease) if hold.lease else hold.until
     rows.update_hold(hold.key, "dispatched", again)
     chain.append(hold.budget, "dispatch", hold.key, note={"until": again})
     return hold.turned("dispatched", again)
@@ -124,8 +125,9 @@ def fill_buckets(rows: Rows, scope: Scope, moment: datetime) -> None:
         rows.add_to_bucket(scope.name, bucket, posted)
 
 
-def until(chain: Chain, lease: int) -> str:
-    return time_text(chain.moment + timedelta(seconds=lease))
+@lru_cache(maxsize=64)  # calls that are reserved together have one moment, and as a rule one lease
+def until(moment: datetime, lease: int) -> str:
+    return time_text(moment + timedelta(seconds=lease))
 
 
 def time_text(moment: datetime) -> str:

@@ -100,6 +100,12 @@ class Hold:
             self.created, self.result, self.parameters, self.tags, self.lease, until,
         )  # fmt: skip
 
+    def keeping(self, result: str | None) -> Hold:
+        return Hold(
+            self.key, self.budget, self.state, self.held_nanousd, self.held_tokens, self.usage, self.prices,
+            self.created, result, self.parameters, self.tags, self.lease, self.until,
+        )  # fmt: skip
+
     def made(self, created: str, until: str) -> Hold:
         """The same, as it is kept."""
         return Hold(

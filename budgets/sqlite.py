@@ -67,6 +67,12 @@ class SqliteRows(SqlRows):
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
+    def append_all(self, entries: Sequence[tuple[EntryColumns, str]]) -> list[int]:
+        self.execute_many(ENTRY_INSERT, [(*columns, head) for columns, head in entries])
+        # Each takes the id after the greatest, and nobody else writes.
+        last: int = self._connection.execute("SELECT last_insert_rowid()").fetchone()[0]
+        return list(range(last - len(entries) + 1, last + 1))
+
     def damage(self) -> list[str]:
         found = [row["quick_check"] for row in self.query("PRAGMA quick_check")]
         return [] if found == ["ok"] else [one_line(line) for line in found]

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from viaticum.decoders.runner import Runner, call_tokens, grouped
+from viaticum.decoders.runner import Runner
 from viaticum.decoders.speculate import Patience
 from viaticum.decoders.stats import Stats
 from viaticum.errors import DataError, InputError
@@ -39,7 +39,7 @@ DRAFTS = (1, 2, 3, 4, 6, 8)  # draft lengths that are tried
 
 @dataclass(frozen=True, slots=True)
 class CallTimes:
-    """Seconds of one call of a model. rows and tokens (new ones of its longest row) rise from 1; seconds [rows][tokens].
+    """Seconds of one call of a model. rows and tokens (new ones a row) rise from 1; seconds [rows][tokens].
 
     Between the measured points it is linear, beyond them it goes on as between the last two.
     """
@@ -57,7 +57,7 @@ class CallTimes:
             if not points or points[0] != 1 or list(points) != sorted(set(points)):
                 raise InputError(f"measured points must rise from 1, got {points}")
 
-    def __call__(self, rows: int, tokens: int) -> float:
+    def __call__(self, rows: int, tokens: float) -> float:
         (row, down), (column, right) = _place(self.rows, rows), _place(self.tokens, tokens)
         above, below = self.seconds[row], self.seconds[min(row + 1, len(self.rows) - 1)]
         after = min(column + 1, len(self.tokens) - 1)
@@ -286,7 +286,7 @@ class _Play:
     def __init__(self, costs: CostModel, way: Way, habits: Habits, streams: int, batch: int) -> None:
         self.costs, self.way, self.habits = costs, way, habits
         self.patience = Patience(batch, way.draft)
-        self.call_tokens = call_tokens(str(costs.conditions.get("device", "cpu")).partition(":")[0])
+        self.padded = str(costs.conditions.get("device", "cpu")).startswith("cuda")
         self.dice = random.Random(f"{way}{streams}")
         self.rows = [_Row(not way.routed) for _ in range(streams)]
         for row in self.rows:
@@ -300,11 +300,8 @@ class _Play:
         return self.written / self.seconds
 
     def _calls(self, times: CallTimes, lengths: list[int]) -> float:
-        """Seconds to read so many new tokens of each row, in calls as `Runner.read` makes them."""
-        if max(lengths) == 1:
-            return times(len(lengths), 1)
-        groups = grouped(lengths, self.call_tokens)
-        return sum(times(len(group), max(lengths[row] for row in group)) for group in groups)
+        """Seconds to read so many new tokens of each row in one call: padded where calls have static shapes, on CUDA."""
+        return times(len(lengths), max(lengths) if self.padded else sum(lengths) / len(lengths))
 
     def _happens(self, chance: float) -> bool:
         return self.dice.random() < chance
@@ -448,7 +445,7 @@ def _times(told: dict[str, Any]) -> CallTimes:
     )
 
 
-def _place(points: tuple[int, ...], value: int) -> tuple[int, float]:
+def _place(points: tuple[int, ...], value: float) -> tuple[int, float]:
     """The measured point that the value goes on from, and how far it lies towards the next (above 1 beyond the last)."""
     at = min(max(bisect_right(points, value) - 1, 0), max(len(points) - 2, 0))
     if len(points) == 1:

@@ -11,11 +11,12 @@ so in one transfer (`Engine`). Tokens that only fill a bucket are written to a p
 their slot that no key bucket reaches, and what they say is not looked at.
 
 Left to the dynamic path of `Runner`: prefill, calls beyond the largest bucket, rotations that depend on the length
-of the text ("dynamic" RoPE). Knows nothing of sampling, routers or requests.
+of the text ("dynamic" and "longrope" RoPE). Knows nothing of sampling, routers or requests.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from viaticum.decoders.attention import attending
 from viaticum.decoders.lean import lean
 from viaticum.decoders.memory import out_of_memory
-from viaticum.decoders.runner import Heads, Runner, SlotCache
+from viaticum.decoders.runner import Heads, Runner, SlotCache, in_order, joined
 from viaticum.errors import ModelError
 from viaticum.routers.token import entropy
 
@@ -128,7 +130,8 @@ def static_step(model: Any, cache: StaticCache, buffers: Buffers, shape: Shape) 
     seen = torch.arange(shape.keys, device=positions.device) <= positions[:, :, None]  # [R, T, L]
     bias = torch.zeros((), dtype=model.dtype, device=seen.device).masked_fill(~seen, float("-inf"))
     states: list[Tensor] = []
-    with model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: states.extend(inputs)):
+    head = model.get_output_embeddings()
+    with head.register_forward_pre_hook(lambda _, inputs: states.extend(inputs)), attending((), model):
         out = model(
             input_ids=ids.view(rows, steps),
             attention_mask=bias[:, None],
@@ -163,7 +166,6 @@ class GraphRunner(Runner):
         self._graphs: dict[Shape, Any] = {}
         self._pool: Any = None
         self._refused: set[Shape] = set()
-        self._varies = _rotation_varies(model.config)
         try:
             self._allocate()
             return
@@ -196,35 +198,38 @@ class GraphRunner(Runner):
     def _read(
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
     ) -> Heads:
+        """In one static shape where there is one; else rows of about one length apart from the others, in one each."""
         shape = self._shape(slots, tokens, max(keep))
-        if shape is None or not self._step(shape, slots, tokens, keep):
+        if shape is not None and self._step(shape, slots, tokens, keep):
+            # Copies: the buffers are the next call's.
+            out, count = self._buffers, sum(keep)
+            return Heads(
+                out.logits[:count].clone(),
+                out.finite[:count].clone(),
+                out.hidden[:count].clone() if hidden else None,
+                out.tokens[:count].clone(),
+                out.entropy[:count].clone(),
+            )
+        sizes = [bisect_left(TOKENS, len(new)) for new in tokens]
+        if self._varies_beyond is not None or min(sizes) == max(sizes):
             return super()._read(slots, tokens, keep, hidden)
-        # Copies: the buffers are the next call's.
-        out, count = self._buffers, sum(keep)
-        return Heads(
-            out.logits[:count].clone(),
-            out.finite[:count].clone(),
-            out.hidden[:count].clone() if hidden else None,
-            out.tokens[:count].clone(),
-            out.entropy[:count].clone(),
-        )
-
-    def _call(
-        self, slots: list[int], tokens: list[list[int]], keep: int, *, hidden: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """A part of a read that has rows of many tokens too: static where it fits (logits [B, keep, V])."""
-        every = [min(keep, len(new)) for new in tokens]
-        shape = self._shape(slots, tokens, keep) if every == [keep] * len(tokens) else None
-        if shape is None or not self._step(shape, slots, tokens, every):
-            return super()._call(slots, tokens, keep, hidden=hidden)
-        out, count = self._buffers, sum(every)
-        states = out.hidden[:count].clone().view(len(slots), keep, -1) if hidden else None
-        return out.logits[:count].clone().view(len(slots), keep, -1), states
+        longest = [row for row, size in enumerate(sizes) if size == max(sizes)]
+        others = [row for row, size in enumerate(sizes) if size < max(sizes)]
+        parts = [
+            self._read(
+                [slots[row] for row in rows],
+                [tokens[row] for row in rows],
+                [keep[row] for row in rows],
+                hidden,
+            )
+            for rows in (others, longest)
+        ]
+        return joined(parts, in_order([*others, *longest], keep))
 
     def _shape(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: int) -> Shape | None:
         """The smallest bucket that a call fits; None where there is none."""
         steps = max(map(len, tokens))
-        if self._varies or steps > TOKENS[-1] or len(slots) > ROWS[-1]:
+        if self._varies_beyond is not None or steps > TOKENS[-1] or len(slots) > ROWS[-1]:
             return None
         rows, steps = _bucket(ROWS, len(slots)), _bucket(TOKENS, steps)
         # Idle slots between those that are read cost little, and keys need not be gathered.
@@ -325,14 +330,3 @@ def bucket_of_keys(length: int) -> int:
 
 def _bucket(sizes: Sequence[int], value: int) -> int:
     return next(size for size in sizes if size >= value)
-
-
-def _rotation_varies(config: Any) -> bool:
-    """Whether positions are rotated by the length of the text, which the host would have to look at."""
-
-    def kinds(value: Any) -> list[Any]:
-        if not isinstance(value, dict):
-            return []
-        return [value.get("rope_type"), *(kind for each in value.values() for kind in kinds(each))]
-
-    return "dynamic" in kinds(getattr(config.get_text_config(), "rope_parameters", None))

@@ -47,6 +47,11 @@ def plan_slots(
     # Growing copies a layer at a time, old and new side by side. An MLP holds three tensors of its width.
     a_growth = layer // 2
     activations = prefill_tokens * (8 * width + 3 * int(getattr(text, "intermediate_size", 4 * width))) * size
+    # Who sees what, for each query head that shares a key/value head; one more where layers see a window alone.
+    masks = 1 + (getattr(text, "sliding_window", None) is not None)
+    activations += (
+        prefill_tokens * context * (3 + masks * int(text.num_attention_heads) // _heads(text) * size)
+    )
     usable = int(free_bytes * (1 - SPARE))
     slots = min(at_most, (usable - activations) // (a_slot + a_growth))
     if slots < 1:

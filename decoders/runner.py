@@ -8,6 +8,7 @@ Knows nothing of sampling, routing, text or requests.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,38 +19,34 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from viaticum.decoders.attention import NAME as ATTENTION
+from viaticum.decoders.attention import attending, spans
 from viaticum.decoders.lean import lean
 from viaticum.decoders.linear import Weights, pack, weight_bytes
 from viaticum.decoders.memory import free_bytes, out_of_memory, plan_slots
 from viaticum.errors import InputError, ModelError, PromptTooLong
 
-# What a call costs beside its tokens (reading the weights), in tokens of a prefill. Measured with packed weights on two
-# Zen 4 cores: a call of n tokens takes 65 + 7.3 n ms (1.5B), 41 + 2.3 n ms (0.5B).
-CALL_TOKENS = {"cpu": 12}
-OTHER_CALL_TOKENS = 512  # the same for any other device
 PREFILL_TOKENS = 1024  # new tokens in one model call, over all rows: bounds the memory of activations
 FIRST_CAPACITY = 512  # positions allocated at first; doubled when a sequence needs more
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Where the rows of one model call live: slots [B], and for each real token its row, step and position."""
+    """Where the tokens of one model call live: slots and positions [N] of them all.
 
-    slots: Tensor
-    whole: slice | None  # the slots as a slice where they are neighbours: reading them then copies nothing
-    alone: tuple[int, slice, slice] | None  # of a single row: its slot, all heads, its new positions
+    alone: of a single row its slot, all heads, its new positions. keys: those of the longest row.
+    """
+
     token_slots: Tensor
-    token_rows: Tensor
-    token_steps: Tensor
     token_positions: Tensor
+    alone: tuple[int, slice, slice] | None
     keys: int
 
 
 class SlotCache(Cache):
     """Keys and values of every layer, [slots, kv_heads, capacity, head_dim], zero where nothing was written.
 
-    transformers calls `update` once a layer; it writes the new tokens of the current batch and returns
-    the keys and values of its rows. Zeros matter: a masked position still enters the product as 0 * v.
+    transformers calls `update` once a layer; it writes the new tokens of the current batch and returns the keys and
+    values of all slots: attention knows its rows. Zeros matter: a masked position still enters the product as 0 * v.
     """
 
     def __init__(self, slots: int) -> None:
@@ -72,13 +69,9 @@ class SlotCache(Cache):
         if batch.alone is not None:  # a plain copy is much cheaper than writing by index
             keys[batch.alone], values[batch.alone] = key_states[0], value_states[0]
         else:
-            rows, steps = batch.token_rows, batch.token_steps
             where = (batch.token_slots, slice(None), batch.token_positions)
-            keys[where] = key_states[rows, :, steps]
-            values[where] = value_states[rows, :, steps]
-        if batch.whole is not None:
-            return keys[batch.whole, :, : batch.keys], values[batch.whole, :, : batch.keys]
-        return keys[batch.slots, :, : batch.keys], values[batch.slots, :, : batch.keys]
+            keys[where], values[where] = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
+        return keys, values
 
     def grow(self, positions: int) -> None:
         """Make room for at least so many positions in every slot."""
@@ -156,12 +149,15 @@ class Runner:
         self.device = model.device
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.context = _context(model.config, context)
+        self._varies_beyond = rotation_varies_beyond(model.config)
         self.weight_bytes = weight_bytes(model)
         self.slots = slots
         self.held: list[list[int]] = [[] for _ in range(slots)]
         self.free = list(range(slots))  # slots that no text is being written in, free for longest first
         self.calls = 0
         self._cache = SlotCache(slots)
+        # What transformers passes on unread: attention masks by spans.
+        self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
 
     @classmethod
     def load(
@@ -275,24 +271,32 @@ class Runner:
     def _read(
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
     ) -> Heads:
-        owners: list[int] = []  # the row of each vector of `parts`
-        parts: list[tuple[Tensor, Tensor | None]] = []
-        for group in grouped([len(new) for new in tokens], call_tokens(self.device.type)):
-            for rows, part in self._chunks(
-                [slots[i] for i in group], [list(tokens[i]) for i in group], [keep[i] for i in group], hidden
-            ):
-                owners += [group[row] for row in rows]
-                parts.append(part)
-        logits = torch.cat([each for each, _ in parts]) if len(parts) > 1 else parts[0][0]
-        last = None
-        if hidden:
-            states = [state for _, state in parts if state is not None]
-            last = torch.cat(states) if len(states) > 1 else states[0]
-        order = sorted(range(len(owners)), key=owners.__getitem__)  # stable: chunks of a row stay in order
-        if order != list(range(len(owners))):
-            index = torch.tensor(order, device=logits.device)
-            logits, last = logits[index], None if last is None else last[index]
-        return Heads(logits, torch.isfinite(logits.sum(-1)), last)  # a sum is finite only if every term is
+        order = sorted(range(len(slots)), key=lambda row: (len(tokens[row]), slots[row]))  # neighbours join
+        parts: list[Heads] = []
+        for rows in self._together(order, slots, tokens):
+            for chunk in _chunks([len(tokens[row]) for row in rows], [keep[row] for row in rows]):
+                part = self._call(
+                    [slots[rows[at]] for at, *_ in chunk],
+                    [list(tokens[rows[at]][begin:end]) for at, begin, end, _ in chunk],
+                    [last for *_, last in chunk],
+                    hidden=hidden,
+                )
+                if part is not None:
+                    parts.append(part)
+        return joined(parts, in_order(order, keep))
+
+    def _together(
+        self, order: list[int], slots: Sequence[int], tokens: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
+        """Which rows may be read in one call: where the rotation depends on the longest text of a call, one
+        beyond the length from which it does is read alone."""
+        if self._varies_beyond is None:
+            return [order]
+        within = [
+            row for row in order if len(self.held[slots[row]]) + len(tokens[row]) <= self._varies_beyond
+        ]
+        beyond = [[row] for row in order if row not in within]
+        return [within, *beyond] if within else beyond
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget what the slot holds beyond `length` tokens, e.g. a draft that was not accepted."""
@@ -324,80 +328,79 @@ class Runner:
             self._cache.copy_prefix(source, slot, length)
         self.held[slot] = list(tokens[:length])
 
-    def _chunks(
-        self, slots: list[int], tokens: list[list[int]], keep: list[int], hidden: bool
-    ) -> Iterator[tuple[list[int], tuple[Tensor, Tensor | None]]]:
-        """Read the rows in chunks that bound memory; yields what was asked for and the row of each vector."""
-        width = max(1, PREFILL_TOKENS // len(slots))
-        steps = max(map(len, tokens))
-        begins = range((steps - 1) % width + 1 - width, steps, width)  # the first chunk is the short one
-        for begin in begins:
-            # Rows stand at the right, so that the last chunk holds every row's last token.
-            chunk = [
-                new[max(0, n + begin) : max(0, n + begin + width)]
-                for new in tokens
-                for n in [len(new) - steps]
-            ]
-            rows = [i for i, part in enumerate(chunk) if part]
-            after = steps - begin - width  # tokens of a row that come after this chunk
-            wanted = [min(max(0, keep[i] - after), len(chunk[i])) for i in rows]
-            out = self._call(
-                [slots[i] for i in rows], [chunk[i] for i in rows], max(1, *wanted, 1), hidden=hidden
-            )
-            owners = [i for i, n in zip(rows, wanted, strict=True) for _ in range(n)]
-            if owners:
-                yield (
-                    owners,
-                    (_last(out[0], wanted).float(), None if out[1] is None else _last(out[1], wanted)),
-                )
-
     def _call(
-        self, slots: list[int], tokens: list[list[int]], keep: int, *, hidden: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """One model call; new tokens stand at the right of each row, so the last step is every row's last.
+        self, slots: list[int], tokens: list[list[int]], keep: list[int], *, hidden: bool
+    ) -> Heads | None:
+        """One model call, the new tokens of all rows in one line: nothing is padded.
 
-        Returns logits [B, keep, V] of the last steps and, if asked for, the hidden states [B, keep, D] they come from.
+        Tells what follows the last keep[i] tokens of each row (none of some); None where nothing is wanted of any row.
         """
-        steps = max(map(len, tokens))
         starts = [len(self.held[slot]) for slot in slots]
         keys = max(start + len(new) for start, new in zip(starts, tokens, strict=True))
         self._cache.grow(keys)
-        pads = [steps - len(new) for new in tokens]
-        ids = torch.tensor(
-            [[0] * pad + new for pad, new in zip(pads, tokens, strict=True)], device=self.device
+        ends = list(itertools.accumulate(map(len, tokens)))
+        wanted = [place for end, last in zip(ends, keep, strict=True) for place in range(end - last, end)]
+        ids = torch.tensor([[token for new in tokens for token in new]], device=self.device)
+        positions = torch.tensor(
+            [
+                place
+                for start, new in zip(starts, tokens, strict=True)
+                for place in range(start, start + len(new))
+            ],
+            device=self.device,
         )
-        offset = torch.tensor([s - p for s, p in zip(starts, pads, strict=True)], device=self.device)
-        real = torch.arange(steps, device=self.device) >= torch.tensor(pads, device=self.device)[:, None]
-        positions = (offset[:, None] + torch.arange(steps, device=self.device)).clamp_min(0)  # [B, T]
-        mask = torch.arange(keys, device=self.device) <= positions[:, :, None]  # [B, T, L]
-        rows, at = real.nonzero(as_tuple=True)
-        contiguous = slots == list(range(slots[0], slots[0] + len(slots)))
-        of_slots = torch.tensor(slots, device=self.device)
+        alone = len(slots) == 1
         self._cache.batch = _Batch(
-            slots=of_slots,
-            whole=slice(slots[0], slots[0] + len(slots)) if contiguous else None,
-            alone=(slots[0], slice(None), slice(starts[0], keys)) if len(slots) == 1 else None,
-            token_slots=of_slots[rows],
-            token_rows=rows,
-            token_steps=at,
-            token_positions=positions[rows, at],
+            token_slots=torch.tensor(
+                [slot for slot, new in zip(slots, tokens, strict=True) for _ in new], device=self.device
+            ),
+            token_positions=positions,
+            alone=(slots[0], slice(None), slice(starts[0], keys)) if alone else None,
             keys=keys,
         )
+        if self._varies_beyond is not None:
+            forget_lengths(self.model)
         states: list[Tensor] = []
         head: torch.nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        with head.register_forward_pre_hook(lambda _, inputs: states.extend(inputs if hidden else ())):
+        whose = spans(slots, starts, list(map(len, tokens)), self.device, gather=self.device.type != "cpu")
+        with (
+            head.register_forward_pre_hook(lambda _, inputs: states.extend(inputs if hidden else ())),
+            attending(whose, self.model),
+        ):
             out = self.model(
                 input_ids=ids,
-                attention_mask=mask[:, None],
-                position_ids=positions,
+                attention_mask=self._no_mask,
+                position_ids=positions[None],
                 past_key_values=self._cache,
                 use_cache=True,
-                logits_to_keep=keep,
+                logits_to_keep=torch.tensor(wanted or [len(ids[0]) - 1], device=self.device),
             )
         for slot, new in zip(slots, tokens, strict=True):
             self.held[slot].extend(new)
         self.calls += 1
-        return out.logits, states[0] if hidden else None
+        if not wanted:
+            return None
+        logits = out.logits[0].float()
+        finite = torch.isfinite(logits.sum(-1))  # a sum is finite only if every term is
+        return Heads(logits, finite, states[0][0] if hidden else None)
+
+
+def _chunks(lengths: list[int], keep: list[int]) -> Iterator[list[tuple[int, int, int, int]]]:
+    """The rows' new tokens in calls of at most `PREFILL_TOKENS`: (row, first, end, how many of its last are wanted)."""
+    chunk: list[tuple[int, int, int, int]] = []
+    room = PREFILL_TOKENS
+    for row, (length, last) in enumerate(zip(lengths, keep, strict=True)):
+        begin = 0
+        while begin < length:
+            end = min(length, begin + room)
+            chunk.append((row, begin, end, max(0, min(end - begin, end - length + last))))
+            room -= end - begin
+            begin = end
+            if not room:
+                yield chunk
+                chunk, room = [], PREFILL_TOKENS
+    if chunk:
+        yield chunk
 
 
 def shared_length(ours: Sequence[int], theirs: Sequence[int]) -> int:
@@ -414,41 +417,54 @@ def shared_length(ours: Sequence[int], theirs: Sequence[int]) -> int:
     return low
 
 
+def in_order(rows: Sequence[int], keep: Sequence[int]) -> list[int] | None:
+    """Where the vectors of each row are among those of `rows`, in the order of the rows; None where it is theirs."""
+    owners = [row for row in rows for _ in range(keep[row])]
+    back = sorted(range(len(owners)), key=owners.__getitem__)  # stable: those of a row stay in order
+    return None if back == list(range(len(owners))) else back
+
+
+def joined(parts: list[Heads], order: list[int] | None) -> Heads:
+    """What several calls say as one, in another order of all their vectors."""
+    if len(parts) == 1 and order is None:
+        return parts[0]
+
+    def every(name: str) -> Tensor | None:
+        found = [value for part in parts if (value := getattr(part, name)) is not None]
+        if len(found) < len(parts):
+            return None
+        whole = torch.cat(found) if len(found) > 1 else found[0]
+        return whole if order is None else whole[order]
+
+    logits, finite = every("logits"), every("finite")
+    assert logits is not None
+    assert finite is not None
+    return Heads(logits, finite, every("hidden"), every("tokens"), every("entropy"))
+
+
+def rotation_varies_beyond(config: Any) -> int | None:
+    """The length of a text from which its positions are rotated by the longest text of a call ("dynamic", "longrope"); None: never."""
+    text = config.get_text_config()
+
+    def found(value: Any) -> Iterator[int]:
+        if not isinstance(value, dict):
+            return
+        if value.get("rope_type") in ("dynamic", "longrope"):
+            yield int(value.get("original_max_position_embeddings") or text.max_position_embeddings)
+        for each in value.values():
+            yield from found(each)
+
+    return min(found(getattr(text, "rope_parameters", None)), default=None)
+
+
+def forget_lengths(model: torch.nn.Module) -> None:
+    """Let positions be rotated by the call at hand: transformers goes on with the longest text that it has seen."""
+    for module in model.modules():
+        for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
+            setattr(module, name, 0)
+
+
 def _context(config: Any, asked: int | None) -> int:
     """The positions of one sequence: what was asked for, within what the model can tell apart."""
     longest = int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 20))
     return min(asked or longest, longest)
-
-
-def _last(values: Tensor, counts: list[int]) -> Tensor:
-    """The last `counts[i]` steps of each row of [B, K, ...], one after the other: [sum of counts, ...]."""
-    if all(count == values.shape[1] for count in counts):
-        return values.flatten(0, 1)
-    rows = [row for row, count in enumerate(counts) for _ in range(count)]
-    steps = [values.shape[1] - count + i for count in counts for i in range(count)]
-    return values[torch.tensor(rows, device=values.device), torch.tensor(steps, device=values.device)]
-
-
-def call_tokens(device: str) -> int:
-    """See `CALL_TOKENS`."""
-    return CALL_TOKENS.get(device, OTHER_CALL_TOKENS)
-
-
-def grouped(lengths: list[int], call_tokens: int) -> list[list[int]]:
-    """Rows grouped into calls so that calls and padding together cost least.
-
-    A call costs `call_tokens` and its rows, each padded to the longest. Rows that decode or catch up thus go
-    together, and not beside a row that reads a prompt. The best grouping is one of neighbours in length.
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    best = [0]  # the least cost of the first n rows of `order`
-    begins = [0]  # where their last group begins
-    for n, longest in enumerate((lengths[i] for i in order), 1):
-        cost, begin = min((best[i] + call_tokens + (n - i) * longest, i) for i in range(n))
-        best.append(cost)
-        begins.append(begin)
-    groups, end = [], len(order)
-    while end:
-        groups.append(sorted(order[begins[end] : end]))
-        end = begins[end]
-    return groups[::-1]

@@ -40,7 +40,9 @@ _NUMBER = re.compile(
     r"(?:\s?/\s?(?P<bottom>\d{1,100}(?:\.\d{1,100})?)(?![\w/]))?"
     r"(?:\s?(?P<scale>thousand|million|billion|trillion)\b)?"
 )
-_SCALES = {None: 1, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# What `_clean` looks for; most answers have none of it.
+_UNCLEAN = re.compile(r"[^\x00-\x7f]|[\\^*~${]")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _FRACTION = re.compile(r"\\[dt]?frac\s?\{\s?(-?[\d.]{1,50})\s?\}\s?\{\s?([\d.]{1,50})\s?\}")
 _POWER_OF_TEN = re.compile(
@@ -175,6 +177,8 @@ def whole_number(text: str, *, units: bool = True) -> Fraction | None:
 
 def write_number(number: Fraction) -> str:
     """A number as a decimal, rounded to 12 places, or as a fraction in lowest terms where no decimal ends."""
+    if number.denominator == 1:
+        return str(number.numerator)
     nearest = round(number * 10**12)
     if (number and not nearest) or not _is_decimal(number):
         return str(number)
@@ -328,7 +332,7 @@ def _numbers(cleaned: str) -> Iterator[Fraction]:
 
 def _values(match: re.Match[str]) -> list[Fraction]:
     """The numbers of one match: one, or several where commas separate a list rather than thousands."""
-    top, sign = match["top"].rstrip(","), -1 if match["sign"] == "-" else 1
+    top = match["top"].rstrip(",")
     if len(match[0]) > NUMBER_DIGITS or abs(int((match["exponent"] or "e0")[1:])) > EXPONENT:
         return []
     if "," in top and not _GROUPED.fullmatch(top):
@@ -339,11 +343,18 @@ def _values(match: re.Match[str]) -> list[Fraction]:
         if not bottom:
             return []
         value /= bottom
-    return [sign * (value + int(match["whole"] or 0)) * _SCALES[match["scale"]]]
+    # A `Fraction` takes its time for each step, and most numbers need none of these.
+    if match["whole"]:
+        value += int(match["whole"])
+    if match["scale"]:
+        value *= _SCALES[match["scale"]]
+    return [-value if match["sign"] == "-" else value]
 
 
 def _clean(text: str) -> str:
     """Text with LaTeX wrappers, currency signs, powers of ten and typographic signs and spaces made plain."""
+    if _UNCLEAN.search(text) is None:
+        return text
     text = (
         text.replace("−", "-")
         .replace("–", "-")

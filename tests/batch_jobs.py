@@ -12,13 +12,17 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from viaticum.agents.batch import job_folder
 from viaticum.agents.models import Generation
 from viaticum.agents.scripted import ScriptedModel
+from viaticum.budgets import Entry, Ledger
 from viaticum.catalogue import ModelSpec
+from viaticum.jobs import Job, JobRow, read_rows
 from viaticum.routers.query import Plan, PlanRow, QueryRouter
 from viaticum.types import Message, Pair, Query, RoutingTable, Row
 
@@ -122,6 +126,26 @@ class Told:
         time.sleep(self.pause)
         os.write(self.file, f"{self.name} {number_of(messages)} {generation.seed}\n".encode())
         return text
+
+
+def check_books(folder: Path, ledger: str, count: int) -> tuple[list[JobRow], list[Entry]]:
+    """Every one of so many rows is done once, and every call of it is charged once; the rows, and what was charged."""
+    job = Job.load(job_folder(folder / "out.jsonl"))
+    rows = list(read_rows(job_folder(folder / "out.jsonl")))
+    assert sorted(row.number for row in rows) == list(range(count)), "a row was lost or written twice"
+    with Ledger(ledger) as books:
+        assert books.check() == []
+        budget = books.budget(job.budget)
+        posts = [entry for entry in books.entries(job.budget) if entry.kind == "post"]
+        holds = {hold.key: hold for hold in books.holds(job.budget)}
+    assert budget.held_nanousd == 0
+    assert budget.posted_nanousd <= (budget.limit_nanousd or 0)
+    assert Counter(entry.key for entry in posts).most_common(1)[0][1] == 1, "charged twice"
+    asked = Counter((str(entry.key).split("/")[1], holds[str(entry.key)].parameters) for entry in posts)
+    assert asked.most_common(1)[0][1] == 1, "a call was paid for twice"  # of a row, the same call
+    assert sum(row.cost_nanousd for row in rows) == budget.posted_nanousd, "every charge is some row's"
+    assert {call.key for row in rows for call in row.calls} == {entry.key for entry in posts}
+    return rows, posts
 
 
 def main(folder: Path, budget: str, ledger: str, pause: float) -> None:

@@ -6,10 +6,16 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from ledger_calls import Clock
 
+from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
+
+if TYPE_CHECKING:
+    from openai_server import OpenAIServer
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
 
@@ -113,6 +119,34 @@ def store_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "ledger.db")
     address: str = request.getfixturevalue("postgres")
     return address
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(store_address: str, clock: Clock) -> Iterator[Ledger]:
+    """Over each of the three stores, checked at the end."""
+    with Ledger(store_address, clock=clock) as opened:
+        yield opened
+        assert opened.check() == []
+
+
+@pytest.fixture(scope="module")
+def openai_process() -> Iterator[OpenAIServer]:
+    from openai_server import running_server
+
+    with running_server() as running:
+        yield running
+
+
+@pytest.fixture
+def server(openai_process: OpenAIServer) -> OpenAIServer:
+    """An OpenAI server that a test scripts, as new."""
+    openai_process.reset()
+    return openai_process
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from viaticum.catalogue import ModelSpec
+
 KEY = "sk-right"
 
 
@@ -227,3 +229,12 @@ def running_server() -> Iterator[OpenAIServer]:
         server.should_exit = True
         thread.join(10)
         listener.close()
+
+
+def spec_for(server: OpenAIServer, **fields: object) -> ModelSpec:
+    """The server as a remote model of the catalogue, through LiteLLM."""
+    settings = {
+        "name": "far", "description": "Far away.", "kind": "remote", "context_length": 10_000,
+        "input_price": "1", "output_price": "2", "litellm_model": "openai/fake", "api_base": server.url,
+    }  # fmt: skip
+    return ModelSpec.model_validate(settings | fields)

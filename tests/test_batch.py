@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
+import pickle
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,9 @@ from typer.testing import CliRunner
 
 from viaticum.agents import batch_job
 from viaticum.agents.batch import BatchEnd, job_folder, preview_batch, run_batch
+from viaticum.agents.batch_input import BatchRow
 from viaticum.agents.batch_output import Counts
+from viaticum.agents.batch_plan import NO_OTHER, Expectations, Planned, RowPlanner
 from viaticum.agents.batch_progress import Progress
 from viaticum.agents.models import Generation
 from viaticum.agents.scripted import ScriptedModel
@@ -53,7 +58,7 @@ from viaticum.errors import (
 from viaticum.jobs import Job, JobRow, Preview, read_rows
 from viaticum.money import Price
 from viaticum.routers.query import Plan
-from viaticum.types import Message, Pair, TokenCount
+from viaticum.types import Message, Pair, Query, TokenCount
 
 
 def run(folder: Path, **settings: Any) -> BatchEnd:
@@ -211,6 +216,29 @@ def test_identical_calls_are_paid_for_once(tmp_path: Path) -> None:
     assert len(known["dear"].calls) == 3, "the workflow looks, too"
     assert len(known["cheap"].calls) <= 30
     assert all(row.calls[-1].cached for row in rows_of(third))
+
+
+def test_old_objects_are_left_to_the_collector_again(tmp_path: Path) -> None:
+    write_questions(tmp_path / "in.jsonl", 3)
+    frozen: list[int] = []
+
+    def says(messages: Sequence[Message], generation: Generation) -> str:
+        frozen.append(gc.get_freeze_count())
+        if len(frozen) > 3:
+            raise AuthenticationFailed("no key")
+        return says_right(messages, generation)
+
+    run(tmp_path, models=models(dear=says))
+    assert all(frozen)
+    with pytest.raises(AuthenticationFailed):
+        run(tmp_path, models=models(dear=says), force=True)
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        run(tmp_path, force=True)
+        assert gc.get_freeze_count() > 0, "what somebody else froze stays so"
+    finally:
+        gc.unfreeze()
 
 
 # Formats
@@ -409,6 +437,21 @@ def test_rows_that_a_kill_cut_or_lost_come_from_the_ledger(tmp_path: Path, ways:
         (row.id, row.answer, row.cost_nanousd, row.route) for row in before
     ]
     assert len(read_lines(tmp_path / "out.jsonl")) == 30
+
+
+def test_what_was_begun_is_ended_though_nothing_would_be_planned_for_it_now(tmp_path: Path) -> None:
+    """A kill leaves calls of rows that nobody wrote down; what is left buys nothing else."""
+    write_questions(tmp_path / "in.jsonl", 30)
+    ended = run(tmp_path)
+    before = rows_of(ended)
+    journal = ended.folder / "rows.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:12]))
+    (ended.folder / "cache.db").unlink()
+    posted = sum(row.cost_nanousd for row in before)
+    again = run(tmp_path, resume=True, budget=str(Decimal(posted) / 10**9))
+    assert [(row.id, row.answer, row.cost_nanousd) for row in rows_of(again)] == [
+        (row.id, row.answer, row.cost_nanousd) for row in before
+    ]
 
 
 def test_a_journal_of_another_job_is_damage(tmp_path: Path) -> None:
@@ -710,17 +753,30 @@ def test_what_is_no_span_of_time(text: str) -> None:
 
 def test_a_planned_row_can_be_sent_elsewhere() -> None:
     """Another engine pickles plans, and compares the policy that they carry."""
-    import pickle
-
-    from viaticum.agents.batch_input import BatchRow
-    from viaticum.agents.batch_plan import NO_OTHER, Planned
-    from viaticum.types import Query
-
     planned = Planned(BatchRow(1, "a", Query("?")), Plan((CHEAP,)), NO_OTHER)
     again = pickle.loads(pickle.dumps(planned))
     assert again == planned
     assert again.policy == NO_OTHER
     assert replace(again, why="x") != planned
+
+
+@pytest.mark.parametrize(("held", "planned"), [(None, {CHEAP, DEAR}), (600_000, {CHEAP})])
+def test_a_way_whose_worst_case_does_not_fit_is_not_planned(held: int | None, planned: set[Pair]) -> None:
+    """A call of the dear pair costs 390,000 on average, and 600,000 may be held for it."""
+    rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(1, 5)]
+
+    def worst(row: Planned) -> int:
+        assert held is not None
+        assert row.plan is not None
+        return held if row.plan.pairs[0] == DEAR else 60_000
+
+    planner = RowPlanner(
+        Expectations(two_ways(), lambda pair: True), "paced", left=lambda: 550_000, elapsed=lambda: 0.0,
+        worst=worst if held else None, concurrency=8,
+    )  # fmt: skip
+    planner.begin(list(enumerate(rows)), len(rows))
+    found = [each for each in planner.plan(rows) if each is not None]
+    assert {each.plan.pairs[0] for each in found if each.plan is not None} == planned
 
 
 @pytest.mark.parametrize("passes", [1, 2])
@@ -754,3 +810,17 @@ def test_a_plan_whose_next_call_does_not_fit_ends_with_what_it_has(tmp_path: Pat
     assert done.job.ending == "completed"
     assert done.figures["answered"] == rows
     assert done.figures["spent_nanousd"] <= 400_000
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_paid_call_without_an_answer_is_not_taken_up_for_ever(tmp_path: Path, rows: int) -> None:
+    """What comes next does not fit, and a cheaper pair is there: the row's own call is paid for and decides its way."""
+    ended = run_batch(
+        write_questions(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", budget="0.0000832",
+        models=models(cheap=says_nothing), router=Ways({CHEAP: (0.5, 39_000), SHY: (0.1, 20_000), DEAR: (0.9, 390_000)}),
+        ledger=tmp_path / "l.sqlite",
+    )  # fmt: skip
+    assert ended.figures["done"] == rows
+    assert ended.figures["answered"] == 0
+    assert ended.figures["spent_nanousd"] <= 83_200

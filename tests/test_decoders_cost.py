@@ -30,7 +30,7 @@ ROWS, TOKENS = (1, 2, 4), (1, 3)
 
 
 def times(call: float, row: float, token: float) -> CallTimes:
-    """A call costs `call`, each row of it `row` and each token of the longest row `token`."""
+    """A call costs `call`, each row of it `row` and each token that a row reads on average `token`."""
     return CallTimes(ROWS, TOKENS, tuple(tuple(call + r * row + t * token for t in TOKENS) for r in ROWS))
 
 
@@ -71,7 +71,7 @@ class Clocked:
         call = runner._call
 
         def clocked(slots, tokens, keep, **options):  # type: ignore[no-untyped-def]
-            self.seconds += costs(len(slots), max(map(len, tokens)))
+            self.seconds += costs(len(slots), sum(map(len, tokens)) / len(slots))
             return call(slots, tokens, keep, **options)
 
         runner._call = clocked  # type: ignore[method-assign]

@@ -391,3 +391,31 @@ def test_greedy_tokens_come_from_the_static_call(monkeypatch: pytest.MonkeyPatch
         [Request([1, 2, 3], max_new_tokens=8), Request([4], max_new_tokens=8)]
     )
     assert [each.finish_reason for each in results] == ["length", "length"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "calls", "static"),
+    [
+        ([1] * 8, 1, 1),
+        ([1] * 31 + [18], 2, 2),
+        ([1] * 30 + [8, 100], 2, 1),
+        ([1] * 30 + [12, 100], 3, 2),
+        ([30, 40], 1, 0),
+    ],
+)
+def test_rows_that_no_one_shape_holds_are_read_in_several(
+    lengths: list[int], calls: int, static: int
+) -> None:
+    """One long draft does not send all rows to the path that starts every kernel by itself."""
+    dice = random.Random(len(lengths))
+    under_test, plain = (kind(build(), slots=32, context=256) for kind in (GraphRunner, Runner))
+    slots = dice.sample(range(32), len(lengths))
+    new = [[dice.randrange(97) for _ in range(length)] for length in lengths]
+    keep = [min(length, 2) for length in lengths]
+    heads, wanted = (each.read(slots, new, keep, hidden=True) for each in (under_test, plain))
+    assert (under_test.calls, under_test.static_calls) == (calls, static)
+    torch.testing.assert_close(heads.logits, wanted.logits, atol=2e-4, rtol=1e-3)
+    assert heads.hidden is not None
+    assert wanted.hidden is not None
+    torch.testing.assert_close(heads.hidden, wanted.hidden, atol=2e-4, rtol=1e-3)
+    assert under_test.held == plain.held

@@ -10,6 +10,8 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 
+from viaticum.agents.questions import read_questions
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 DOCS = (ROOT / "docs" / "workflow.md").read_text(encoding="utf-8")
@@ -45,6 +47,17 @@ def test_the_agent_says_the_same_for_less(tmp_path: Path) -> None:
     assert dollars[1] < dollars[0] / 2
     for name, cost in (("before", cost_before), ("after", cost_after)):
         assert f"| {name} | {cost.removeprefix('cost: ')} |" in DOCS
+
+
+def test_the_questions_to_try_a_batch_with_have_answers() -> None:
+    questions = list(read_questions(EXAMPLES / "questions.jsonl"))
+    assert (
+        len({question.id for question in questions})
+        == len({question.query.text for question in questions})
+        == 40
+    )
+    assert all(question.gold and question.gold.isdecimal() for question in questions)
+    assert {question.query.kind for question in questions} == {"number"}
 
 
 def test_langgraph_json_names_a_graph(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from ledger_calls import CALL, PRICES, USED, Clock
 
 from viaticum.budgets import Claim, Entry, Hold, Ledger, Settlement, Window, sqlite
+from viaticum.budgets.gathered import Gathered
 from viaticum.budgets.sql import SqlRows
 from viaticum.errors import (
     BudgetClosed,
@@ -21,18 +23,6 @@ from viaticum.errors import (
     ViaticumError,
 )
 from viaticum.types import TokenCount
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(store_address: str, clock: Clock) -> Iterator[Ledger]:
-    with Ledger(store_address, clock=clock) as opened:
-        yield opened
-        assert opened.check() == []
 
 
 def claim(key: str, **changes: Any) -> Claim:
@@ -80,6 +70,23 @@ SETTLEMENTS = [
     Settlement("void", USED),
     Settlement("none", USED),
 ]
+
+
+def gathered() -> set[int]:
+    """By type alone: `isinstance` would wake lazy objects of other libraries."""
+    return {id(each) for each in gc.get_objects() if type(each) is Gathered}
+
+
+def test_a_chunk_leaves_nothing_to_the_collector_of_cycles(ledger: Ledger) -> None:
+    scopes(ledger)
+    gc.disable()
+    try:
+        before = gathered()  # what other tests have left
+        ledger.reserve_many("a", [claim("1"), claim("2")])
+        ledger.settle_many([Settlement("1", USED), Settlement("2", USED)])
+        assert gathered() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("dispatch", [False, True])

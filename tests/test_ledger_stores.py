@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,18 +23,6 @@ from viaticum.errors import (
 )
 from viaticum.money import MAX_NANOUSD, Price, Tier
 from viaticum.types import TokenCount
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(store_address: str, clock: Clock) -> Iterator[Ledger]:
-    with Ledger(store_address, clock=clock) as opened:
-        yield opened
-        assert opened.check() == []
 
 
 def tree(ledger: Ledger, **limits: int) -> None:

@@ -263,6 +263,7 @@ def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
         assert low < high
         assert 0 <= row["without_answer"] <= 30
     assert "/60 tiny-small+" in finished.stderr
+    assert "Loading weights" not in finished.stderr  # transformers' own bar, among ours
     assert not journal.exists()
     fresh = profile(
         read_questions(file), pairs, tmp_path / "fresh.jsonl", catalogue=tiny_catalogue, dataset="questions"

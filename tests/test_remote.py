@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from openai_server import KEY, OpenAIServer, running_server
+from openai_server import KEY, OpenAIServer, spec_for
 
 from viaticum import Viaticum
 from viaticum.agents.calls import Calls, Paid
@@ -50,26 +50,6 @@ TOOL = {
         },
     },
 }
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[OpenAIServer]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: OpenAIServer) -> OpenAIServer:
-    running.reset()
-    return running
-
-
-def spec_for(server: OpenAIServer, **fields: Any) -> ModelSpec:
-    settings = {
-        "name": "far", "description": "Far away.", "kind": "remote", "context_length": 10_000,
-        "input_price": "1", "output_price": "2", "litellm_model": "openai/fake", "api_base": server.url,
-    }  # fmt: skip
-    return ModelSpec.model_validate(settings | fields)
 
 
 def model_for(server: OpenAIServer, **fields: Any) -> tuple[RemoteModel, list[float]]:

@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from openai_server import OpenAIServer, running_server
+from openai_server import OpenAIServer, spec_for
 
 from viaticum.agents.batch import run_batch
 from viaticum.agents.models import Generation
 from viaticum.agents.remote import RemoteModel
 from viaticum.agents.remote_limits import Turns, seconds_of
 from viaticum.agents.scripted import FakeRouter
-from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.catalogue import Catalogue
 from viaticum.jobs import read_rows
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[OpenAIServer]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: OpenAIServer) -> OpenAIServer:
-    running.reset()
-    return running
-
-
-def spec_for(server: OpenAIServer, **fields: object) -> ModelSpec:
-    settings = {
-        "name": "far", "description": "Far away.", "kind": "remote", "context_length": 10_000,
-        "input_price": "1", "output_price": "2", "litellm_model": "openai/fake", "api_base": server.url,
-    }  # fmt: skip
-    return ModelSpec.model_validate(settings | fields)
 
 
 class Clock:

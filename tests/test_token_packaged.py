@@ -7,6 +7,7 @@ import pytest
 from viaticum.agents.local import router_folder
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.routers.token.neural import TrainedRouter
+from viaticum.routers.token.policy import TrainedPolicy
 
 MOST_BYTES = 20_000_000
 LEARNED = [spec for spec in Catalogue.load().values() if spec.router in ("r2r", "r-stitch+")]
@@ -16,13 +17,13 @@ LEARNED = [spec for spec in Catalogue.load().values() if spec.router in ("r2r", 
 def test_a_packaged_router_is_small_and_for_the_weights_of_its_pair(spec: ModelSpec) -> None:
     folder, catalogue = router_folder(spec), Catalogue.load()
     assert sum(path.stat().st_size for path in folder.iterdir()) < MOST_BYTES
-    trained = TrainedRouter.load(folder)
+    trained = (TrainedRouter if spec.router == "r2r" else TrainedPolicy).load(folder)
     for role, name in zip(("small", "large"), spec.members, strict=True):
         trained.check_weights(role, name, catalogue[name].sources[0].sha256)
 
 
-def test_the_catalogue_offers_a_learned_router() -> None:
-    assert {spec.name for spec in LEARNED} >= {"r2r"}
+def test_the_catalogue_offers_learned_routers_of_both_kinds() -> None:
+    assert {spec.name for spec in LEARNED} >= {"r2r", "r-stitch+"}
 
 
 def test_what_it_says_of_itself_names_no_question() -> None:

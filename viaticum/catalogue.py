@@ -35,7 +35,7 @@ Kind = Literal["local", "pair", "remote", "scripted", "encoder"]
 Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\+?")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _PRICE_DETAILS = ("cached_input_price", "reasoning_price", "second_price", "price_tiers", "price_version")
 _PAIR_FIELDS = ("small", "large", "router")
@@ -211,7 +211,9 @@ class ModelSpec(_Frozen):
     @classmethod
     def _usable_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"not a model name: {name!r}; use letters, digits, dot, dash and underscore")
+            raise ValueError(
+                f"not a model name: {name!r}; use letters, digits, dot, dash and underscore, a plus at the end at most"
+            )
         return name
 
     @model_validator(mode="after")

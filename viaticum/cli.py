@@ -6,6 +6,7 @@ Results go to stdout, progress to stderr. Whatever Viaticum raises on purpose en
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -198,6 +199,7 @@ def _first_steps(error: ViaticumError) -> str:
 
 def main() -> None:
     """The `viaticum` command. Exit codes: 0 done, 1 an error that was named, 2 wrong usage, 130 interrupted."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars would break our lines
     try:
         app()
     except ViaticumError as error:

@@ -137,6 +137,7 @@ class Job:
         return _made(cls, {**rows[0], "previews": previews}, str(path))
 
 
+encode = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes one anew each time
 _CALL_FIELDS = [each.name for each in fields(Call)]
 _ROW_FIELDS = [each.name for each in fields(JobRow)]
 
@@ -145,7 +146,7 @@ def row_line(row: JobRow) -> str:
     """A row as a line of `rows.jsonl`, with its end."""
     values = {name: getattr(row, name) for name in _ROW_FIELDS}  # `asdict` copies everything, deep
     values["calls"] = [{name: getattr(call, name) for name in _CALL_FIELDS} for call in row.calls]
-    return json.dumps(values, ensure_ascii=False) + "\n"
+    return encode(values) + "\n"
 
 
 def read_rows(folder: str | Path, damaged: Callable[[DataError], object] | None = None) -> Iterator[JobRow]:
@@ -183,7 +184,10 @@ def row_from(line: bytes, place: str) -> JobRow:
 
 
 def _made(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
-    known = _names(cast(Any, kind))
+    try:
+        return kind(**values)
+    except TypeError:  # fields that this version does not know, as a rule
+        known = _names(cast(Any, kind))
     try:
         return kind(**{name: value for name, value in values.items() if name in known})
     except TypeError as error:

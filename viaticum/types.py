@@ -58,6 +58,12 @@ class Query:
                 raise InputError(f"the content of a message is a text, got {message.get('content')!r}")
 
 
+def split_model(text: str) -> tuple[str, str]:
+    """`model` or `model+strategy` in two; the strategy is empty where there is none. A plus at the end is the model's own."""
+    model, _, strategy = text.rpartition("+")
+    return (model, strategy) if model and strategy else (text, "")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Pair:
     """One way to answer: a model of the catalogue and a strategy. Written `model+strategy`."""
@@ -70,8 +76,8 @@ class Pair:
 
     @classmethod
     def parse(cls, text: str) -> Pair:
-        model, plus, strategy = text.rpartition("+")
-        if not plus or not model or not strategy:
+        model, strategy = split_model(text)
+        if not strategy:
             raise InputError(f"not a pair: {text!r}; write model+strategy")
         return cls(model, strategy)
 

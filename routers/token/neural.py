@@ -9,24 +9,20 @@ numpy alone; leaves out training (`routers.token.train`).
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from viaticum.errors import DataError, InputError
+from viaticum.errors import InputError
+from viaticum.routers.token.artefact import Artefact
 from viaticum.routers.token.base import TOP, Step, second_choice
 from viaticum.routers.token.divergence import Divergence
 from viaticum.routers.token.drift import ShareController
-from viaticum.routers.token.labels import write_bytes, write_whole
 
 INPUTS = ("entropy", "logits", "hidden", "embedding", "second")
 VECTORS = ("hidden", "embedding", "second")  # inputs that are projected
@@ -35,8 +31,13 @@ SUBSETS: Mapping[str, tuple[str, ...]] = {
     "r2r": ("logits", "hidden", "embedding"),
     **{name: (name,) for name in INPUTS},
 }
-FORMAT = 1
-WEIGHTS, FACTS = "router.safetensors", "router.json"
+ARTEFACT = Artefact(
+    "router",
+    format=1,
+    missing="no token router in {folder}; make one with: viaticum tokens train LABELS --out {folder}",
+    again="train the router again",
+    other="label and train with these weights",
+)
 EXPANSION = 4  # of an MLP block
 LIKELIEST = 10  # tokens whose probabilities are inputs beside their logits
 FARTHEST = 10.0  # standard deviations; what lies beyond was not seen in training and is cut
@@ -307,62 +308,20 @@ class TrainedRouter:
 
     def check_weights(self, role: str, name: str, sha256: str) -> None:
         """Raise `InputError` unless the router was made for these weights; role: small or large."""
-        made = self.facts[role]
-        if made["sha256"] != sha256:
-            raise InputError(
-                f"the router was made for {made['name']} with sha256 {made['sha256'][:12]}, and {name} has "
-                f"{sha256[:12]}; label and train with these weights"
-            )
+        ARTEFACT.check_weights(self.facts, role, name, sha256)
 
     def save(self, folder: str | Path) -> None:
         """Write `router.safetensors` and `router.json`, each whole or not at all."""
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
-        weights = save(compact(self.network.state_dict()))
-        facts = {**self.facts, "sha256": hashlib.sha256(weights).hexdigest(), "format": FORMAT}
-        write_bytes(folder / WEIGHTS, weights)
-        write_whole(
-            folder / FACTS, json.dumps({"shape": asdict(self.network.shape), **facts}, indent=1) + "\n"
-        )
+        ARTEFACT.save(folder, compact(self.network.state_dict()), asdict(self.network.shape), self.facts)
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainedRouter:
         """Raises `InputError` where there is none, `DataError` for one that is damaged or of another version."""
-        folder = Path(folder)
-        try:
-            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-            if facts["format"] != FORMAT:
-                raise DataError(
-                    f"{folder} has a router of format {facts['format']}; this version reads {FORMAT}"
-                )
-            shape = facts.pop("shape")
-            shape = Shape(**{**shape, "inputs": tuple(shape["inputs"])})
-            weights = (folder / WEIGHTS).read_bytes()
-        except FileNotFoundError:
-            raise InputError(
-                f"no token router in {folder}; make one with: viaticum tokens train LABELS --out {folder}"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{folder / FACTS} is damaged ({error}); train the router again") from None
-        if hashlib.sha256(weights).hexdigest() != facts["sha256"]:
-            raise DataError(
-                f"{folder / WEIGHTS} is cut short or not the one that {FACTS} belongs to; train the router again"
-            )
-        network = DivergenceNetwork(shape)
-        try:
-            network.load_state_dict({name: tensor.float() for name, tensor in load(weights).items()})
-        except (SafetensorError, RuntimeError) as error:
-            raise DataError(
-                f"{folder / WEIGHTS} does not fit {FACTS} ({str(error).splitlines()[0]}); train the router again"
-            ) from None
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
-            raise DataError(f"{folder / WEIGHTS} has weights that are not finite; train the router again")
-        return cls(network.eval(), facts)
+
+        def make(shape: dict[str, Any], facts: dict[str, Any]) -> TrainedRouter:
+            return cls(DivergenceNetwork(Shape(**{**shape, "inputs": tuple(shape["inputs"])})), facts)
+
+        return ARTEFACT.load(folder, make, lambda made: made.network)
 
 
 def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,27 +8,28 @@ it takes the likelier one. Needs torch, safetensors and numpy alone; leaves out 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from viaticum.errors import DataError, InputError, ModelError
+from viaticum.errors import InputError, ModelError
+from viaticum.routers.token.artefact import Artefact
 from viaticum.routers.token.base import Step, TokenRouter
-from viaticum.routers.token.labels import write_bytes, write_whole
 from viaticum.routers.token.neural import SMALLEST, Projection
 from viaticum.routers.token.rstitch import Entropy
 
-FORMAT = 1
-WEIGHTS, FACTS = "policy.safetensors", "policy.json"
+ARTEFACT = Artefact(
+    "policy",
+    format=1,
+    missing="no policy in {folder}; learn one with: viaticum tokens policy QUESTIONS.jsonl --pair PAIR --out {folder}",
+    again="learn the policy again",
+    other="learn one with these weights: viaticum tokens policy",
+)
 SCALARS = 3  # the entropy, its logarithm, and that of the tokens written
 FARTHEST = 5.0  # standard deviations; what lies beyond is cut
 COMPACT_BYTES = (
@@ -290,61 +291,23 @@ class TrainedPolicy:
 
     def check_weights(self, role: str, name: str, sha256: str) -> None:
         """Raise `InputError` unless the policy was learned with these weights; role: small or large."""
-        made = self.facts[role]
-        if made["sha256"] != sha256:
-            raise InputError(
-                f"the policy was made for {made['name']} with sha256 {made['sha256'][:12]}, and {name} has "
-                f"{sha256[:12]}; learn one with these weights: viaticum tokens policy"
-            )
+        ARTEFACT.check_weights(self.facts, role, name, sha256)
 
     def save(self, folder: str | Path) -> None:
         """Write `policy.safetensors` and `policy.json`, each whole or not at all."""
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
-        weights = save({name: each.cpu().contiguous() for name, each in self.policy.state_dict().items()})
-        facts = {**self.facts, "sha256": hashlib.sha256(weights).hexdigest(), "format": FORMAT}
-        write_bytes(folder / WEIGHTS, weights)
-        write_whole(
-            folder / FACTS, json.dumps({"shape": asdict(self.policy.shape), **facts}, indent=1) + "\n"
-        )
+        state = {name: each.cpu().contiguous() for name, each in self.policy.state_dict().items()}
+        ARTEFACT.save(folder, state, asdict(self.policy.shape), self.facts)
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainedPolicy:
         """Raises `InputError` where there is none, `DataError` for one that is damaged or of another version."""
-        folder = Path(folder)
-        try:
-            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-            if facts["format"] != FORMAT:
-                raise DataError(
-                    f"{folder} has a policy of format {facts['format']}; this version reads {FORMAT}"
-                )
-            shape = PolicyShape(**facts.pop("shape"))
-            made = cls(Policy(shape), facts)
+
+        def make(shape: dict[str, Any], facts: dict[str, Any]) -> TrainedPolicy:
+            made = cls(Policy(PolicyShape(**shape)), facts)
             RStitchPlus(made.policy, made.tau, made.threshold)  # checks both
             _ = [facts[role][name] for role in ("small", "large") for name in ("name", "sha256")]
-            weights = (folder / WEIGHTS).read_bytes()
-        except FileNotFoundError:
-            raise InputError(
-                f"no policy in {folder}; learn one with: viaticum tokens policy QUESTIONS.jsonl --pair PAIR --out {folder}"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{folder / FACTS} is damaged ({error}); learn the policy again") from None
-        if hashlib.sha256(weights).hexdigest() != facts["sha256"]:
-            raise DataError(
-                f"{folder / WEIGHTS} is cut short or not the one that {FACTS} belongs to; learn the policy again"
-            )
-        try:
-            made.policy.load_state_dict(load(weights))
-        except (SafetensorError, RuntimeError) as error:
-            raise DataError(
-                f"{folder / WEIGHTS} does not fit {FACTS} ({str(error).splitlines()[0]}); learn the policy again"
-            ) from None
-        if not all(bool(torch.isfinite(each).all()) for each in made.policy.state_dict().values()):
-            raise DataError(f"{folder / WEIGHTS} has weights that are not finite; learn the policy again")
-        made.policy.eval().requires_grad_(False)
+            return made
+
+        made = ARTEFACT.load(folder, make, lambda made: made.policy)
+        made.policy.requires_grad_(False)
         return made

@@ -1,0 +1,109 @@
+"""What transformers' families do differently, as a runner sees it: attention that is their own, rotations that depend on the call."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+from tiny_models import SIZES, VOCABULARY
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    GPTJConfig,
+    GptOssConfig,
+    LlamaConfig,
+    NemotronConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    StableLmConfig,
+)
+
+from viaticum.decoders import Runner
+from viaticum.decoders.graphs import GraphRunner
+from viaticum.errors import ModelError
+
+LIMIT = 16  # positions from which the rotations below depend on the longest text of a call
+LONG = [1.0, 1.5, 2.0, 3.0]  # factors of half a head
+
+
+def model_of(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), attn_implementation="eager", dtype=torch.float32
+        ).eval()
+
+
+@torch.inference_mode()
+def plain(model: PreTrainedModel, tokens: list[int]) -> Tensor:
+    return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
+
+
+def words(dice: random.Random, count: int) -> list[int]:
+    return [dice.randrange(VOCABULARY) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "config", [StableLmConfig(**SIZES), NemotronConfig(**SIZES)], ids=["stablelm", "nemotron"]
+)
+def test_a_family_that_hands_no_arguments_on_to_its_attention(config: PreTrainedConfig) -> None:
+    dice, model = random.Random(0), model_of(config)
+    runner = Runner(model_of(config), slots=3)
+    for _ in range(5):
+        slots = dice.sample(range(3), dice.randrange(1, 4))
+        logits = runner.extend(slots, [words(dice, dice.choice([1, 2, 9])) for _ in slots])
+        for row, slot in enumerate(slots):
+            torch.testing.assert_close(logits[row], plain(model, runner.held[slot]), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_family_with_an_attention_of_its_own_is_refused(slots: int) -> None:
+    """It would see what the slots of other texts hold."""
+    config = GPTJConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=4)
+    with pytest.raises(ModelError, match="GPTJForCausalLM has an attention of its own"):
+        Runner(model_of(config), slots=slots).extend([0], [[1, 2, 3]])
+
+
+def test_a_family_with_sinks_is_refused() -> None:
+    config = GptOssConfig(**SIZES | {"head_dim": 8}, num_local_experts=2, num_experts_per_tok=1)
+    with pytest.raises(ModelError, match="sinks"):
+        Runner(model_of(config)).extend([0], [[1, 2, 3]])
+
+
+DYNAMIC = LlamaConfig(
+    **SIZES | {"max_position_embeddings": LIMIT}, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+)  # fmt: skip
+LONGROPE = Phi3Config(
+    **SIZES | {"max_position_embeddings": 8 * LIMIT, "pad_token_id": 0},
+    original_max_position_embeddings=LIMIT,
+    rope_parameters={
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": LONG,
+        "original_max_position_embeddings": LIMIT,
+    },
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Runner, GraphRunner], ids=["runner", "graphs"])
+@pytest.mark.parametrize("config", [DYNAMIC, LONGROPE], ids=["dynamic", "longrope"])
+def test_a_rotation_that_depends_on_the_length_is_that_of_the_text_alone(
+    config: PreTrainedConfig, kind: type[Runner]
+) -> None:
+    """Whoever is read beside it, and whatever was read before."""
+    dice = random.Random(1)
+    texts = [words(dice, length) for length in (3, LIMIT - 1, LIMIT, LIMIT + 5, 3 * LIMIT)]
+    longest = kind(model_of(config), slots=1, context=4 * LIMIT).context
+    texts = [text for text in texts if len(text) < longest]
+    alone = []
+    for text in texts:
+        runner = kind(model_of(config), slots=1, context=4 * LIMIT)
+        alone.append(torch.stack([runner.extend([0], [text])[0], runner.extend([0], [[5]])[0]]))
+    together = kind(model_of(config), slots=len(texts), context=4 * LIMIT)
+    slots = range(len(texts))
+    both = torch.stack([together.extend(slots, texts), together.extend(slots, [[5]] * len(texts))], 1)
+    torch.testing.assert_close(both, torch.stack(alone), atol=2e-4, rtol=1e-3)
+    # The lengths do matter: a text within the limit would be rotated otherwise beside a long one.
+    first = plain(model_of(config), texts[0])
+    torch.testing.assert_close(both[0, 0], first, atol=2e-4, rtol=1e-3)
