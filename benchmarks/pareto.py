@@ -3,7 +3,7 @@
 The 1.5B and the 0.5B model of the catalogue, cot, greedy, on questions with answers: the large model alone, with drafts of
 the small one (speculative), the small one alone, R-Stitch with thresholds on entropy, and on demand R2R's trained router at
 several shares (--r2r DIR), R-Stitch+'s policy asked above the same thresholds on entropy (--policy DIR), and tokens handed over by chance (--chance),
-the control. Every way writes the same questions before the next questions are begun, so that all are timed under the same
+the control. Every way writes the same --each-time questions before the next questions are begun, so that all are timed under the same
 conditions and a run that was stopped compares equal sets. Prints for each way its accuracy with a 95% Wilson interval, the difference
 to the large model alone with a paired bootstrap interval, the large model's share of the tokens, and tokens a second of all texts
 together; with `--costs` known (`viaticum models measure`) also what one stream would reach, and which ways no other beats in both.
@@ -166,7 +166,9 @@ def answer(pair: Pair, arm: Arm, asked: Sequence[Question], batch: int) -> list[
     return done
 
 
-def run(questions: list[Question], arms: Sequence[Arm], slots: int, journal: Path) -> list[Done]:
+def run(
+    questions: list[Question], arms: Sequence[Arm], slots: int, each_time: int, journal: Path
+) -> list[Done]:
     done: list[Done] = []
     if journal.exists():
         done = [Done(**json.loads(line)) for line in journal.read_text(encoding="utf-8").splitlines()]
@@ -175,9 +177,9 @@ def run(questions: list[Question], arms: Sequence[Arm], slots: int, journal: Pat
     known = {(each.arm, each.question) for each in done}
     pair: Pair | None = None
     with journal.open("a", encoding="utf-8") as file:
-        for batch, at in enumerate(range(0, len(questions), slots)):
+        for batch, at in enumerate(range(0, len(questions), each_time)):
             for arm in arms:
-                asked = [each for each in questions[at : at + slots] if (arm.name, each.id) not in known]
+                asked = [each for each in questions[at : at + each_time] if (arm.name, each.id) not in known]
                 if not asked:
                     continue
                 pair = pair or Pair(slots)
@@ -264,6 +266,9 @@ def main() -> None:
     parser.add_argument("questions", type=Path)
     parser.add_argument("--limit", type=int, default=100, help="the first so many questions (default 100)")
     parser.add_argument("--slots", type=int, default=20, help="questions written at once (default 20)")
+    parser.add_argument(
+        "--each-time", type=int, help="questions of a way before the next way (default: --slots)"
+    )
     parser.add_argument("--journal", type=Path, default=Path("pareto.jsonl"), help="finished answers")
     parser.add_argument("--r2r", type=Path, help="the folder of a trained router")
     parser.add_argument("--policy", type=Path, help="the folder of a learned policy")
@@ -279,10 +284,10 @@ def main() -> None:
         for arm in arms_of(arguments.r2r, arguments.policy, arguments.chance)
         if not arguments.arm or arm.name in arguments.arm
     ]
-    done = run(questions, arms, arguments.slots, arguments.journal)
+    done = run(questions, arms, arguments.slots, arguments.each_time or arguments.slots, arguments.journal)
     costs = known_costs(Catalogue.load()[PAIR])
     found = table(done, arms, costs)
-    conditions = {"torch": torch.__version__, "slots": arguments.slots} | (
+    conditions = {"torch": torch.__version__, "slots": arguments.slots, "each_time": arguments.each_time} | (
         costs.conditions if costs is not None else {}
     )
     if arguments.json:

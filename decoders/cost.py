@@ -29,6 +29,7 @@ from viaticum.decoders.speculate import Patience
 from viaticum.decoders.stats import Stats
 from viaticum.errors import DataError, InputError
 from viaticum.routers.token import entropy
+from viaticum.routers.token.base import likeliest
 
 ROWS = (1, 2, 4, 8, 16, 32)
 TOKENS = (1, 2, 3, 5, 9, 17)
@@ -392,7 +393,7 @@ def measure(
             runner.truncate(slot, context)
         began = time.perf_counter()
         heads = runner.read(range(count), [[7] * new] * count, [new if verifies else 1] * count)
-        torch.stack([entropy(heads.logits), heads.logits.argmax(-1).float()]).tolist()
+        torch.stack([entropy(heads.logits), likeliest(heads.logits).float()]).tolist()
         return time.perf_counter() - began
 
     # All cells in turn, again and again: what disturbs the machine for seconds then spoils one time of many cells, and

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from viaticum.decoders.runner import Heads, Runner
 from viaticum.errors import InputError, ModelError
-from viaticum.routers.token.base import TOP, entropy, second_choice, top_logits
+from viaticum.routers.token.base import TOP, entropy, largest, likeliest, second_choice
 
 STEP_TOKENS = 4  # on a CPU: the most rows that every low-bit kernel takes
 
@@ -77,11 +77,12 @@ def _read(runner: Runner, slot: int, new: Sequence[int], keep: int, count: int) 
             "logits or hidden states are not finite; the model's weights or the text are damaged"
         )
     dtype = heads.hidden.dtype
-    tokens = heads.logits.argmax(-1)
+    tokens = likeliest(heads.logits)
+    top, best = largest(heads.logits, max(count, 2))
     return Features(
         tokens=tokens.cpu(),
-        second=second_choice(heads.logits, tokens).cpu(),
-        top=top_logits(heads.logits, count).to(dtype).cpu(),
+        second=second_choice(best, tokens).cpu(),
+        top=top[:, :count].to(dtype).cpu(),
         hidden=heads.hidden.cpu(),
         entropy=entropy(heads.logits).cpu(),
     )

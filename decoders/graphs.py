@@ -31,6 +31,7 @@ from viaticum.decoders.memory import out_of_memory
 from viaticum.decoders.runner import Heads, Runner, SlotCache, in_order, joined
 from viaticum.errors import ModelError
 from viaticum.routers.token import entropy
+from viaticum.routers.token.base import likeliest
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 # New tokens of the longest row; 18: a draft of 16, and what is before it.
@@ -143,7 +144,7 @@ def static_step(model: Any, cache: StaticCache, buffers: Buffers, shape: Shape) 
     logits = buffers.logits[:last]
     logits.copy_(out.logits.flatten(0, 1).index_select(0, wanted))
     buffers.hidden[:last] = states[0].flatten(0, 1).index_select(0, wanted)
-    buffers.tokens[:last] = logits.argmax(-1)
+    buffers.tokens[:last] = likeliest(logits)
     buffers.finite[:last] = torch.isfinite(logits.sum(-1))  # a sum is finite only if every term is
     buffers.entropy[:last] = entropy(logits)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from viaticum.decoders.request import Sampling
+from viaticum.routers.token.base import likeliest
 
 FIRST, SECOND, ACCEPT, INSTEAD = range(
     4
@@ -51,7 +52,7 @@ def distributions(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
         probabilities = _nucleus(probabilities, [sampling.top_p for sampling in samplings])
     if any(sampling.temperature == 0 for sampling in samplings):
         greedy = torch.tensor([s.temperature == 0 for s in samplings], device=logits.device)[:, None]
-        one_hot = torch.nn.functional.one_hot(logits.argmax(-1), size).to(probabilities.dtype)
+        one_hot = torch.nn.functional.one_hot(likeliest(logits), size).to(probabilities.dtype)
         probabilities = torch.where(greedy, one_hot, probabilities)
     return probabilities
 
@@ -89,7 +90,7 @@ def draw(
 
     numbers: one in [0, 1) for each row. A greedy row takes the first of equal maxima.
     """
-    tokens = logits.argmax(-1)
+    tokens = likeliest(logits)
     rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     if not rows:
         return tokens, {}

@@ -26,7 +26,7 @@ from viaticum.decoders import MixedDecoder, Runner
 from viaticum.decoders.features import Features, read_features
 from viaticum.errors import DataError, InputError, UnknownName
 from viaticum.routers.token import Step, entropy
-from viaticum.routers.token.base import second_choice, top_logits
+from viaticum.routers.token.base import largest, likeliest, second_choice
 from viaticum.routers.token.drift import ShareController
 from viaticum.routers.token.labels import DIVERGENT, IDENTICAL, NEUTRAL, UNKNOWN, LabelledTokens
 from viaticum.routers.token.metrics import auc, measure, recall_at, share_for_recall
@@ -169,20 +169,36 @@ def test_a_row_is_judged_by_itself() -> None:
         torch.testing.assert_close(router.score(one), together[row : row + 1], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("size", [97, 20_000, 30_011])
-def test_the_largest_logits_of_a_large_vocabulary(size: int) -> None:
+@pytest.mark.parametrize("count", [2, 100])
+@pytest.mark.parametrize("size", [97, 25_600, 30_011])
+def test_the_largest_logits_of_a_large_vocabulary(size: int, count: int) -> None:
     dice = torch.Generator().manual_seed(size)
     logits = torch.randn(5, size, generator=dice)
     logits[1, 256:384] += 20  # many in one block
     logits[2] = 0
-    assert torch.equal(top_logits(logits, 100), logits.topk(min(100, size)).values)
+    logits[3, -3:] += 20  # where a block may not be whole
+    values, tokens = largest(logits, count)
+    assert torch.equal(values, logits.topk(min(count, size)).values)
+    assert torch.equal(logits.gather(1, tokens), values)
+    assert all(len(set(row)) == len(row) for row in tokens.tolist()), "no token twice"
+
+
+@pytest.mark.parametrize("size", [97, 256, 25_600])
+def test_the_likeliest_token_is_the_first_of_the_largest(size: int) -> None:
+    logits = torch.randn(6, size, generator=torch.Generator().manual_seed(size)).round()  # many equals
+    logits[1] = 0
+    logits[2] = float("-inf")
+    logits[2, 5] = logits[2, -1] = -3
+    logits[3, 40] = float("nan")
+    assert torch.equal(likeliest(logits), logits.argmax(-1))
+    assert likeliest(logits[:, 1:]).tolist() == logits[:, 1:].argmax(-1).tolist(), (
+        "rows that are not next to each other"
+    )
 
 
 def test_the_second_choice_is_the_most_likely_token_beside_the_one_at_hand() -> None:
-    logits = torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.0], [2.0, 2.0, 0.0]])
-    kept = logits.clone()
-    assert second_choice(logits, torch.tensor([1, 0, 0])).tolist() == [2, 1, 1]
-    assert logits.equal(kept)
+    best = largest(torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.0], [2.0, 2.0, 0.0]]), 2)[1]
+    assert second_choice(best, torch.tensor([1, 0, 0])).tolist() == [2, 1, 1]
 
 
 def test_an_embedding_of_another_size_is_refused() -> None:

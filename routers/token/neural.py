@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from viaticum.errors import InputError
 from viaticum.routers.token.artefact import Artefact
-from viaticum.routers.token.base import TOP, Step, second_choice
+from viaticum.routers.token.base import TOP, Step, largest, second_choice
 from viaticum.routers.token.divergence import Divergence
 from viaticum.routers.token.drift import ShareController
 
@@ -265,12 +265,15 @@ class LearnedDivergence(Divergence):
 
     def score(self, step: Step) -> Tensor:
         used = self.network.shape.inputs
+        top = best = step.logits
+        if "logits" in used or "second" in used:
+            top, best = largest(step.logits, max(self.network.shape.top, 2))
         inputs = Inputs(
             step.entropy,
-            step.top_logits(self.network.shape.top) if "logits" in used else step.logits,
+            top,
             step.hidden,
             self.embeddings[step.tokens] if "embedding" in used else None,
-            self.embeddings[second_choice(step.logits, step.tokens)] if "second" in used else None,
+            self.embeddings[second_choice(best, step.tokens)] if "second" in used else None,
         )
         return torch.sigmoid(self.network.logits(inputs))
 
