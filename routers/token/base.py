@@ -53,9 +53,6 @@ def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     The blocks with the largest maxima hold them all, so that only a few have to be sorted: on a CPU a third of the
     time of `topk` over 152k logits.
     """
-    if logits.device.type == "cpu" and len(logits) > IN_CACHE:
-        parts = [largest(part, count) for part in torch.split(logits, IN_CACHE)]
-        return torch.cat([values for values, _ in parts]), torch.cat([tokens for _, tokens in parts])
     rows, size = logits.shape
     count, blocks = min(count, size), size // BLOCK
     if blocks <= 2 * count:
