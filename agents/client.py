@@ -273,7 +273,9 @@ class Viaticum:
     def drain_on(self, *signals: signal.Signals, timeout: float = DRAIN_SECONDS) -> None:
         """`drain` on one of these signals (SIGTERM by default), then do what the signal did before.
 
-        From the main thread only, as `signal.signal`. The signal a second time does that at once.
+        From the main thread only, as `signal.signal`. The signal a second time does that at once. A question has ended when
+        `solve` returns or `stream` is asked for more than its answer: what the caller then does is not waited for, but
+        the thread of an answer that was lost by it gives it again, unpaid.
         """
         drain_on(signals or (signal.SIGTERM,), lambda: self.drain(timeout))
 

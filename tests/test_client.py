@@ -300,14 +300,14 @@ import signal, sys, threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_client import LONG, Draining, client
-from viaticum import FakeRouter
+from viaticum import Answer, FakeRouter
 router = FakeRouter("scripted+chat")
 with client(Path(sys.argv[1]), LONG, pause=0.01, budget_name="b", router=router) as viaticum:
     viaticum.drain_on(signal.SIGTERM, timeout=100)
     print("ready", flush=True)
     for event in viaticum.stream("x?", kind="text", thread_id="t"):
-        pass
-    print(event.value, flush=True)
+        if isinstance(event, Answer):
+            print(event.value, flush=True)  # before the loop asks for more, which ends the question
     try:
         while True:
             viaticum.solve("y?", kind="text")
@@ -329,9 +329,12 @@ def test_drain_on_sigterm(tmp_path: Path) -> None:
     told = process.communicate(timeout=150)[0].splitlines()
     assert process.returncode == -signal.SIGTERM, "what the signal did before"
     assert told[0].startswith("word"), "the question that ran was answered"
-    with Ledger(tmp_path / "ledger.db") as ledger:
-        assert ledger.check() == []
-        assert {hold.state for hold in ledger.holds()} == {"posted"}
+    with client(tmp_path, LONG, budget_name="b", router=FakeRouter("scripted+chat")) as viaticum:
+        spent = viaticum.budget().posted_nanousd
+        assert viaticum.solve("x?", kind="text", thread_id="t").value == told[0], "and its thread has it still"
+        assert viaticum.budget().posted_nanousd == spent
+        assert viaticum.ledger.check() == []
+        assert {hold.state for hold in viaticum.ledger.holds()} == {"posted"}
 
 
 # Stores
