@@ -40,7 +40,8 @@ class Planned:
     """A row and how it is answered. plan: None where nothing is, `why` then says why.
 
     accuracy, costs (nano-dollars) and output tokens: what is expected of it, None where nothing is known. policy: of what
-    comes after that gave no answer. way, expected, spread, seconds: what the pacer chose, and what it was told of it.
+    comes after that gave no answer. way, expected, spread, seconds: what the pacer chose, and what it was told of it, though
+    the plan has become another since.
     """
 
     row: BatchRow
@@ -209,7 +210,7 @@ class RowPlanner:
             spread=np.array([planned.spread for planned, _ in ended]),
             learn=np.array(
                 [
-                    str(planned.plan) == row.route and not any(call.cached for call in row.calls)
+                    self._went_as_chosen(planned, row) and not any(call.cached for call in row.calls)
                     for planned, row in ended
                 ]
             ),
@@ -217,6 +218,10 @@ class RowPlanner:
         )
 
     # --- inside ---------------------------------------------------------------------------------------------
+
+    def _went_as_chosen(self, planned: Planned, row: JobRow) -> bool:
+        chosen = None if planned.way == SKIPPED else self._ways[planned.way]
+        return planned.plan == chosen and str(planned.plan) == row.route
 
     def _terms(self, seconds: Array) -> dict[str, Any]:
         if self._deadline is None:

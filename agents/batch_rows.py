@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -365,9 +364,9 @@ class _Work:
         elif planned.policy != NO_OTHER:
             for each in self.steps.expectations.cheaper(planned.query, planned.cost_p90 or 0):
                 task.planned = self.steps.expectations.planned(
-                    planned.row, each.plan, planned.policy, "what still fits"
-                )
-                task.planned = replace(task.planned, way=planned.way, expected=planned.expected)
+                    planned.row, each.plan, planned.policy, "what still fits",
+                    planned.way, planned.expected, planned.spread, planned.seconds,
+                )  # fmt: skip
                 yield from self._begin([task])
                 return
         self._inside += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import itertools
 import json
 import pickle
 import subprocess
@@ -36,6 +37,7 @@ from typer.testing import CliRunner
 
 from viaticum.agents import batch_job
 from viaticum.agents.batch import BatchEnd, job_folder, preview_batch, run_batch
+from viaticum.agents.batch_answers import row_of
 from viaticum.agents.batch_input import BatchRow
 from viaticum.agents.batch_output import Counts
 from viaticum.agents.batch_plan import NO_OTHER, Expectations, Planned, RowPlanner
@@ -777,6 +779,29 @@ def test_a_way_whose_worst_case_does_not_fit_is_not_planned(held: int | None, pl
     planner.begin(list(enumerate(rows)), len(rows))
     found = [each for each in planner.plan(rows) if each is not None]
     assert {each.plan.pairs[0] for each in found if each.plan is not None} == planned
+
+
+def test_what_a_cheaper_plan_costs_says_nothing_of_the_one_that_was_chosen() -> None:
+    rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(1, 65)]
+    expectations = Expectations(two_ways(), lambda pair: True)
+
+    def forecast(instead: Plan | None) -> float:
+        planner = RowPlanner(
+            expectations, "paced", left=lambda: 64 * 400_000, elapsed=lambda: 0.0, concurrency=64
+        )
+        planner.begin(list(enumerate(rows)), len(rows))
+        for planned in list(itertools.islice(planner.plan(rows), 16)):
+            assert planned is not None
+            assert planned.plan == Plan((DEAR,))
+            if instead is not None:
+                planned = replace(planned, plan=instead)
+            planner.settled(planned, row_of(planned, "answered", cost=39_000))
+        told = planner.forecast()
+        assert told is not None
+        return told.cost_p50
+
+    assert forecast(Plan((CHEAP,))) == pytest.approx(16 * 39_000 + 48 * 390_000, rel=0.01)
+    assert forecast(None) < 16 * 39_000 + 40 * 390_000, "but its own cost does"
 
 
 @pytest.mark.parametrize("passes", [1, 2])

@@ -331,7 +331,9 @@ def test_drain_on_sigterm(tmp_path: Path) -> None:
     assert told[0].startswith("word"), "the question that ran was answered"
     with client(tmp_path, LONG, budget_name="b", router=FakeRouter("scripted+chat")) as viaticum:
         spent = viaticum.budget().posted_nanousd
-        assert viaticum.solve("x?", kind="text", thread_id="t").value == told[0], "and its thread has it still"
+        assert viaticum.solve("x?", kind="text", thread_id="t").value == told[0], (
+            "and its thread has it still"
+        )
         assert viaticum.budget().posted_nanousd == spent
         assert viaticum.ledger.check() == []
         assert {hold.state for hold in viaticum.ledger.holds()} == {"posted"}
