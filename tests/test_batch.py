@@ -641,6 +641,30 @@ def test_a_full_disk_in_the_middle_loses_nothing(tmp_path: Path, size: int, post
     assert len(read_lines(tmp_path / "out.jsonl")) == 2000
 
 
+@pytest.mark.parametrize("size", [1_000_000, 3_000_000])
+def test_a_full_disk_under_the_ledger_itself_loses_nothing(tmp_path: Path, size: int) -> None:
+    """The ledger in SQLite grows fastest: it is the file that gets no room, between two writes of a transaction."""
+    write_questions(tmp_path / "in.jsonl", 2000)
+    script = [sys.executable, "-c", DISK_FULL, str(tmp_path), str(size), str(tmp_path / "ledger.db")]
+    full = subprocess.run(
+        script, capture_output=True, text=True, check=False, cwd=Path(__file__).parent, timeout=240
+    )
+    assert full.returncode != 0
+    assert "LedgerError: the ledger" in full.stderr
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        before = {entry.key for entry in ledger.entries() if entry.kind == "post"}
+        assert ledger.check() == []
+    assert 0 < len(before) < 2000
+    ended = run(tmp_path, budget="10", resume=True)
+    rows = rows_of(ended)
+    assert len(rows) == 2000
+    assert {row.state for row in rows} == {"answered"}
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        posts = [entry.key for entry in ledger.entries() if entry.kind == "post"]
+    assert len(posts) == len(set(posts)) == 2000
+    assert before <= set(posts), "what was paid for is not paid for again"
+
+
 # Before spending, and by the command line
 
 
