@@ -699,17 +699,41 @@ text = "The answer is 5."
 """
 
 
-def cli_folder(folder: Path) -> list[str]:
+CLI_DISK_FULL = """
+import resource, signal, sys
+from viaticum.cli import main
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+main()
+"""
+
+
+def cli_folder(folder: Path, rows: int = 5, questions: int = 1) -> list[str]:
     (folder / "catalogue.toml").write_text(CATALOGUE)
-    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions",
-            "body": {"model": "one+cot", "messages": [{"role": "user", "content": "What is 3 + 2?"}]}}  # fmt: skip
-    (folder / "in.jsonl").write_text(
-        "".join(json.dumps({**line, "custom_id": str(n)}) + "\n" for n in range(5))
-    )
+    with (folder / "in.jsonl").open("w") as file:
+        for number in range(rows):
+            body = {
+                "model": "one+cot",
+                "messages": [{"role": "user", "content": f"What is {number % questions} + 2?"}],
+            }
+            line = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(line) + "\n")
     return [
         "batch", str(folder / "in.jsonl"), "--out", str(folder / "out.jsonl"), "--catalogue",
         str(folder / "catalogue.toml"), "--ledger", str(folder / "ledger.db"),
     ]  # fmt: skip
+
+
+def test_the_command_says_how_a_job_that_an_error_stopped_goes_on(tmp_path: Path) -> None:
+    command = [*cli_folder(tmp_path, 1500, 1500), "--budget", "0.1"]
+    script = [sys.executable, "-c", CLI_DISK_FULL, "1000000", *command]
+    full = subprocess.run(script, capture_output=True, text=True, check=False, timeout=240)
+    assert full.returncode == 1
+    assert "what was done is kept: go on with --resume\nerror: the ledger" in full.stderr
+    assert "1500 answered" in CliRunner().invoke(app, [*command, "--resume"], catch_exceptions=False).output
+    refused = CliRunner().invoke(app, command)
+    assert "what was done is kept" not in refused.output, "it did not begin"
 
 
 def test_the_command_tells_events_and_writes_results(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from viaticum.commands.budget import Where
 from viaticum.commands.models import CatalogueFile
-from viaticum.errors import InputError
+from viaticum.errors import InputError, ViaticumError
 from viaticum.money import format_usd
 
 DRAINED = 3  # exit code of a job that was told to end: --resume goes on
@@ -123,7 +123,7 @@ class _Teller:
 
     def __init__(self, as_json: bool) -> None:
         self._json, self._terminal = as_json, sys.stderr.isatty() and not as_json
-        self._last, self._width = 0.0, 0
+        self._last, self._width, self._begun = 0.0, 0, False
 
     def __enter__(self) -> _Teller:
         return self
@@ -131,8 +131,11 @@ class _Teller:
     def __exit__(self, *error: object) -> None:
         if self._width:
             sys.stderr.write("\n")
+        if self._begun and isinstance(error[1], ViaticumError) and "--resume" not in str(error[1]):
+            sys.stderr.write("stopped by an error; what was done is kept: go on with --resume\n")
 
     def tell(self, event: dict[str, Any]) -> None:
+        self._begun |= event["event"] == "started"
         if self._json:
             sys.stdout.write(json.dumps(event) + "\n")
             sys.stdout.flush()
