@@ -31,6 +31,7 @@ from viaticum.agents.batch_job import (
     alone,
     amount_of,
     bare,
+    empty,
     fingerprint,
     folder_for,
     job_folder,
@@ -41,7 +42,7 @@ from viaticum.agents.batch_job import (
     without_password,
 )
 from viaticum.agents.batch_output import Journal, format_for, write_results
-from viaticum.agents.batch_plan import PACED, Expectations, RowPlanner
+from viaticum.agents.batch_plan import PACED, Expectations, Planned, RowPlanner
 from viaticum.agents.batch_progress import Progress, Tell
 from viaticum.agents.build import Dollars, ledger_address, open_tools
 from viaticum.agents.graph import TRIES, Tools
@@ -121,7 +122,7 @@ def run_batch(
         cluster = Cluster()
     engine_of = process_by(engine, cluster, str(address))
     with ExitStack() as opened:
-        folder = folder_for(out, resume=resume, force=force)
+        folder = folder_for(out, resume=resume, force=force)  # with all that an older job left there
         opened.enter_context(alone(folder))
         books = opened.enter_context(Ledger(address))
         before = Job.load(folder) if resume and (folder / JOB).exists() else None
@@ -145,7 +146,7 @@ def run_batch(
             keep_texts=keep_texts, drain_seconds=drain_seconds, stop=stop or threading.Event(),
         )  # fmt: skip
         process = engine_of(Recipe(str(address), scope, settings, concurrency, keep_texts))
-        run = _Run(given, out, folder, job, rows, process, skip_bad, tell)
+        run = _Run(given, out, folder, job, rows, process, skip_bad, tell, new=before is None)
         return run.run(opened, budget, cache)
 
 
@@ -162,9 +163,11 @@ class _Run:
         process: Process,
         skip_bad: bool,
         tell: Tell,
+        *,
+        new: bool,
     ) -> None:
         self.given, self.out, self.folder, self.job, self.rows = given, out, folder, job, rows
-        self.process, self.skip_bad, self.tell = process, skip_bad, tell
+        self.process, self.skip_bad, self.tell, self.new = process, skip_bad, tell, new
         self.ledger = rows.tools.ledger
         self._began = time.monotonic()
         self._late = False
@@ -177,16 +180,17 @@ class _Run:
         self._again = found.again
         self.job = replace(self.job, rows=found.rows)
         planner = self._planner()
+        shared = opened.enter_context(Cache(cache, self.rows.tools.catalogue)) if cache is not None else None
         self._open_budget(budget, found, planner)
         previews = planner.previews([*found.sample], found.pending, self._budgets()) if found.pending else []
         self.job = replace(self.job, previews=tuple(previews))
+        if self.new:
+            empty(self.folder)
         self._save()
         journal = Journal(self.folder, found.rows)
         opened.callback(journal.close)
-        self.rows = replace(
-            self.rows,
-            cache=opened.enter_context(Cache(cache or self.folder / "cache.db", self.rows.tools.catalogue)),
-        )
+        own = shared or opened.enter_context(Cache(self.folder / "cache.db", self.rows.tools.catalogue))
+        self.rows = replace(self.rows, cache=own)
         self.progress = Progress(
             self.tell, self.ledger, self.job.budget, found.rows, journal.counts, planner.forecast
         )
@@ -223,7 +227,7 @@ class _Run:
         assert limit is not None
         if budget is None:
             return
-        if (self.folder / JOB).exists():
+        if not self.new:
             self.ledger.set_limit(self.job.budget, limit_nanousd=limit)
             return
         self._refuse_too_little(limit, found, planner)
@@ -283,7 +287,7 @@ class _Run:
         """One pass; returns why rows were left out, with how many."""
         why: dict[str, int] = {}
         planned = planner.plan(self._pending(journal))
-        for plan, row in self.process(planned, self.rows):
+        for plan, row in self.process(self._in_time(planned), self.rows):
             planner.settled(plan, row)
             if row.state == "skipped":
                 why[row.reason] = why.get(row.reason, 0) + 1
@@ -297,12 +301,16 @@ class _Run:
 
     def _pending(self, journal: Journal) -> Iterator[BatchRow]:
         for row in self._usable_rows():
-            if row.problem or journal.is_done(row.number):
-                continue
+            if not row.problem and not journal.is_done(row.number):
+                yield row
+
+    def _in_time(self, planned: Iterator[Planned | None]) -> Iterator[Planned | None]:
+        """Until the deadline: rows are planned in blocks, long before there is room for the last of one."""
+        for each in planned:
             if self.job.deadline_seconds is not None and self._elapsed() > self.job.deadline_seconds:
                 self._late = True
                 return
-            yield row
+            yield each
 
     def _leave_out_bad(self, journal: Journal, found: Survey) -> None:
         if not found.bad:
@@ -394,7 +402,7 @@ def preview_batch(
         )  # fmt: skip
         planner = RowPlanner(
             Expectations(tools.router, tools.usable), policy, left=lambda: amount, elapsed=lambda: 0.0,
-            deadline=deadline, concurrency=concurrency,
+            worst=partial(worst_of, tools), deadline=deadline, concurrency=concurrency,
         )  # fmt: skip
         found = survey(given.rows(), lambda number: False, SAMPLE)
         budgets = [max(1, round(amount * share)) for share in SHARES]

@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, overload
 
 from viaticum.agents.batch_cache import is_cached
 from viaticum.agents.batch_plan import Planned
-from viaticum.agents.calls import Asked
+from viaticum.agents.calls import Asked, tries
 from viaticum.budgets import Ledger
 from viaticum.jobs import Call, JobRow, RowState
 from viaticum.strategies import equivalent
@@ -72,14 +72,11 @@ def calls_of(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) -> t
     calls: list[Call] = []
     cost, answers = 0, {pair: value for pair, value in votes}  # noqa: C416
     for number in itertools.count():
-        hold = ledger.hold(f"{run}/{number}")
-        if hold is None:
-            return tuple(calls), cost
-        for again in itertools.count(1):
-            key = hold.key if again == 1 else f"{run}/{number}.{again}"
-            found = hold if again == 1 else ledger.hold(key)
+        none = True
+        for key, found in tries(ledger, f"{run}/{number}"):
             if found is None:
                 break
+            none = False
             paid = [entry.nanousd for entry in ledger.entries(key=key) if entry.kind == "post"]
             cost += sum(paid)
             if not paid:
@@ -93,6 +90,8 @@ def calls_of(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) -> t
                     is_cached(told), told.get("reported_nanousd"),
                 )
             )  # fmt: skip
+        if none:
+            return tuple(calls), cost
     raise AssertionError("numbers do not end")
 
 
@@ -109,6 +108,7 @@ def row_of(
     pieces: list[list[str]] | None = None,
 ) -> JobRow:
     row, query = planned.row, planned.row.query
+    answer, text = readable(answer), readable(text)
     correct = None
     if row.gold is not None and state != "skipped":
         correct = answer is not None and equivalent(answer, row.gold, query.kind if query else "auto")
@@ -116,7 +116,7 @@ def row_of(
         row.id,
         query.text if query is not None else "",
         state,
-        reason,
+        readable(reason),
         answer,
         row.gold,
         correct,
@@ -130,10 +130,23 @@ def row_of(
         planned.tokens_p90,
         cost,
         sum(call.seconds for call in calls),
-        calls,
-        pieces,
+        tuple(replace(call, answer=readable(call.answer)) for call in calls),
+        None if pieces is None else [[model, readable(piece)] for model, piece in pieces],
         row.number,
     )
+
+
+@overload
+def readable(text: str) -> str: ...
+
+
+@overload
+def readable(text: str | None) -> str | None: ...
+
+
+def readable(text: str | None) -> str | None:
+    """Without halves of characters (lone surrogates), which models can write in JSON and no file in UTF-8 can hold."""
+    return text if text is None or text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def row_of_flow(

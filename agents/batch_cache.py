@@ -45,9 +45,12 @@ class Cache:
         self.path, self._catalogue = Path(path), catalogue
         self._lock, self._broken = threading.Lock(), False
         self._specs: dict[str, str | None] = {}
-        self._db = sqlite3.connect(
-            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        try:
+            self._db = sqlite3.connect(
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise InputError(f"cannot open the cache {self.path} ({error}); give another path") from None
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = OFF")

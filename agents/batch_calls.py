@@ -50,7 +50,10 @@ class RowTools:
 
 @dataclass(eq=False, slots=True)
 class Task:
-    """A row on its way. key: of the call at hand; wasted: what earlier tries of it cost; tried: how often it was unavailable."""
+    """A row on its way. key: of the call at hand; wasted: what earlier tries of it cost; tried: how often it was unavailable.
+
+    begun: whether this run has looked at what an earlier one left of it.
+    """
 
     planned: Planned
     asked: Asked | None = None
@@ -59,6 +62,7 @@ class Task:
     cached: str | None = None
     wasted: int = 0
     tried: int = 0
+    begun: bool = False
     last: bool = False
     pieces: Pieces | None = None
 
@@ -131,9 +135,11 @@ class Steps:
             return None
         call = cached_call(task.planned, task.key, task.pieces, value)
         cost = task.pieces.cost + task.wasted
+        before = calls_of(self.ledger, self.run_of(task))[0] if task.wasted else ()
+        calls = (*(each for each in before if each.key != call.key), call)
         return row_of(
             task.planned, "failed" if value is None else "answered", reason, answer=value, pair=str(pair),
-            calls=(call,), cost=cost, text=task.pieces.completion.text if self._keeps_text(task) else None,
+            calls=calls, cost=cost, text=task.pieces.completion.text if self._keeps_text(task) else None,
             pieces=task.pieces.by_model(task.asked) if self.tools.keep_texts else None,
         )  # fmt: skip
 

@@ -27,6 +27,7 @@ from viaticum.types import Message, Query
 Format = Literal["jsonl", "openai", "csv", "parquet"]
 LONGEST = 8 << 20  # bytes of a line
 AT_ONCE = 1024  # ids that are compared, and rows of Parquet that are read, at once
+AUTO = "auto"
 ROUTE = "/v1/chat/completions"
 MOST_BAD = 1000  # rows with an id of an earlier one, which have to be remembered
 
@@ -51,6 +52,11 @@ class BatchRow:
     gold: str | None = None
     wish: Wish | None = None
     problem: str = ""
+
+    @property
+    def names_model(self) -> bool:
+        """Whether it names a model or a pair; how others are answered is for a router to say."""
+        return self.wish is not None and self.wish.model != AUTO
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,7 @@ def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, 
     Raises `DataError` where more than `MOST_BAD` rows have an id that an earlier one has.
     """
     found, dice = Survey(), random.Random(seed)
+    first_routed: tuple[int, BatchRow] | None = None
     with closing(sqlite3.connect("")) as ids:  # a file of SQLite's own, gone when it is closed
         ids.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, number INTEGER) WITHOUT ROWID")
         while block := list(itertools.islice(rows, AT_ONCE)):
@@ -142,6 +149,8 @@ def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, 
                     continue
                 place = found.pending
                 found.pending += 1
+                if first_routed is None and not row.names_model:
+                    first_routed = (place, row)
                 if len(found.sample) < most:
                     found.sample.append((place, row))
                 elif (chosen := dice.randrange(found.pending)) < most:
@@ -151,6 +160,9 @@ def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, 
                     f"more than {MOST_BAD} rows have an id that an earlier row has; the first: "
                     f"{next(iter(found.again.values()))}; give every row an id of its own"
                 )
+    # Prices are made for rows that have a choice: one of them at least is looked at.
+    if first_routed is not None and all(row.names_model for _, row in found.sample):
+        found.sample[-1] = first_routed
     return found
 
 
@@ -291,8 +303,13 @@ def _values(line: bytes) -> dict[str, Any] | str:
         values = json.loads(line.decode())
     except UnicodeDecodeError as error:
         return f"not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, or a number of thousands of digits
         return f"not valid JSON ({error}); correct or remove the line"
+    if b"\\u" in line:
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            return f"half of a character ({error.object[error.start]!r}); correct it"
     return values if isinstance(values, dict) else "not a JSON object; write one object a line"
 
 

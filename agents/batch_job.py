@@ -5,7 +5,6 @@ Leaves out running it (`agents.batch`) and what the folder holds (`viaticum.jobs
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from viaticum.jobs import JOB, Job
 from viaticum.money import nanousd
 from viaticum.routers.query import QueryRouter, StaticRouter
 
+LOCK = ".lock"
+
 
 def job_folder(out: str | Path) -> Path:
     """The folder of the job that writes these results."""
@@ -29,21 +30,22 @@ def job_folder(out: str | Path) -> Path:
 
 
 def folder_for(out: Path, *, resume: bool, force: bool) -> Path:
-    """The job's folder, made where it is missing. Raises `InputError` where results or a job are in the way."""
+    """The job's folder, made where it is missing. Raises `InputError` where results or a job are in the way.
+
+    With force what it holds stays until the new job may begin (`empty`).
+    """
     folder = job_folder(out)
     if resume and force:
         raise InputError("resume goes on and force starts over; give one of them")
     if not out.parent.is_dir():
         raise InputError(f"cannot write {out}: there is no folder {out.parent}; make it first")
-    if force:
-        shutil.rmtree(folder, ignore_errors=True)
-    elif not resume:
+    if not resume and not force:
         for path in (out, folder / JOB):
             if path.exists():
                 raise InputError(
                     f"{path} exists; go on with it (--resume), start over (--force), or give another --out"
                 )
-    elif out.exists() and not (folder / JOB).exists():
+    if resume and out.exists() and not (folder / JOB).exists():
         raise InputError(f"{out} exists and no job made it; start over (--force), or give another --out")
     try:
         folder.mkdir(exist_ok=True)
@@ -52,8 +54,18 @@ def folder_for(out: Path, *, resume: bool, force: bool) -> Path:
     return folder
 
 
+def empty(folder: Path) -> None:
+    """Remove what another job left, and not the lock that this one holds. Raises `InputError` where it cannot."""
+    try:
+        for path in folder.iterdir():
+            if path.name != LOCK:
+                path.unlink()
+    except OSError as error:
+        raise InputError(f"cannot start over in {folder}: {error}") from None
+
+
 def alone(folder: Path) -> Any:
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         return lock.acquire()
     except Timeout:

@@ -164,13 +164,13 @@ class _in_plain_words:
 
 
 def format_for(out: Path, given: Format) -> Format:
-    """Of the results: what their suffix says; JSONL is of OpenAI's form where the input is."""
+    """Of the results: what their suffix says, or as the input where they have none; JSONL is of OpenAI's form where that is."""
     suffix = out.suffix.lower()
     if suffix == ".csv":
         return "csv"
     if suffix == ".parquet":
         return "parquet"
-    return "openai" if given == "openai" else "jsonl"
+    return given if given == "openai" or not suffix else "jsonl"
 
 
 def write_results(path: Path, format: Format, rows: Iterator[JobRow], job: str) -> None:

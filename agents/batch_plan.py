@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,17 @@ from viaticum.agents.batch_input import BatchRow
 from viaticum.budgets.allocate import SKIPPED
 from viaticum.budgets.pacing import Pacer, preview
 from viaticum.budgets.quantiles import moments
-from viaticum.errors import BudgetExceeded, InputError
+from viaticum.errors import BudgetExceeded, InputError, ViaticumError
 from viaticum.jobs import JobRow, Preview
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.routers.query import AtPrice, Plan, PlanRow, Policy, QueryRouter, choose_plan, parse_policy
 from viaticum.types import Pair, Query, Row, split_model
 
 PACED = "paced"
-AUTO = "auto"
 AT_ONCE = 256  # rows that are planned at once, at most
 AHEAD = 16  # part of the rows that are left which may be under way: prices follow what rows really cost
 HELD_OF = 8  # rows, about, whose worst cases tell what is held for each way
+PRIOR_ROWS = 4  # rows after which what they cost counts as much as what was expected of them
 TOKENS_A_SECOND = 30.0  # of one text, until real times are known
 NO_OTHER = AtPrice(math.inf)  # nothing is worth asking once what was named gave no answer
 Array = np.ndarray[Any, Any]
@@ -118,6 +118,34 @@ class Expectations:
         return sorted(found, key=lambda each: (-each.accuracy, each.cost_p50))
 
 
+class Aside:
+    """Money that rows which name their model are expected to cost, and which is not there for others.
+
+    ahead: nano-dollars of all that are not settled, before what is learned; one: of a row.
+    """
+
+    def __init__(self, ahead: float = 0.0, one: float = 0.0) -> None:
+        self._ahead, self._prior = ahead, PRIOR_ROWS * one
+        self._expected = self._cost = 0.0  # of rows that are settled
+        self._first = self.nanousd
+
+    @property
+    def nanousd(self) -> float:
+        ratio = (self._cost + self._prior) / (self._expected + self._prior) if self._prior else 1.0
+        return self._ahead * ratio
+
+    def settle(self, expected: Sequence[float], costs: Sequence[float]) -> None:
+        self._ahead = max(0.0, self._ahead - sum(expected))
+        self._expected += sum(expected)
+        self._cost += sum(costs)
+
+    def with_it(self, told: Preview, budget: int) -> Preview:
+        """A forecast of the other rows, of what was left of a budget beside this money, as one of all rows."""
+        more = round(self._first)
+        p50, p90 = (min(max(budget, told.cost_p50), cost + more) for cost in (told.cost_p50, told.cost_p90))
+        return replace(told, budget_nanousd=budget, cost_p50=p50, cost_p90=p90)
+
+
 class RowPlanner:
     """Plans the rows of one pass over the input, block by block, and learns from what they cost.
 
@@ -147,18 +175,21 @@ class RowPlanner:
         self._unsettled = 0
         self._ended: list[tuple[Planned, JobRow]] = []
         self._arrays: tuple[Any, list[Array]] | None = None
+        self._began_at, self._budget, self._aside = 0.0, 0, Aside()
 
     def begin(self, sample: Sequence[tuple[int, BatchRow]], rows: int) -> None:
         """Look at the sample of this pass. rows: how many there are to plan."""
-        self._unsettled, self._ended = 0, []
+        self._unsettled, self._ended, self._began_at = 0, [], self._elapsed()
         told = self._look(sample)
         if told is None:
             self._pacer = None
             return
         worth, cost, spread, seconds = told
+        self._budget = self._left()
         at = np.array([place for place, _ in sample])
+        self._aside = self._set_aside([row for _, row in sample], rows)
         self._pacer = Pacer(
-            worth, cost, rows=rows, budget=max(1.0, self._left() + 0.0), spread=spread, at=at,
+            worth, cost, rows=rows, budget=max(1.0, self._budget - self._aside.nanousd), spread=spread, at=at,
             worst=self._holds([row for _, row in sample]), **self._terms(seconds),
         )  # fmt: skip
 
@@ -170,11 +201,14 @@ class RowPlanner:
         if told is None:
             return []
         worth, cost, spread, seconds = told
-        return preview(worth, cost, budgets, rows=rows, spread=spread, **self._terms(seconds))
+        aside = self._set_aside([row for _, row in sample], rows)
+        routed = [max(1, round(budget - aside.nanousd)) for budget in budgets]
+        found = preview(worth, cost, routed, rows=rows, spread=spread, **self._terms(seconds))
+        return [aside.with_it(each, budget) for each, budget in zip(found, budgets, strict=True)]
 
     def forecast(self) -> Preview | None:
         self._learn()
-        return self._pacer.forecast() if self._pacer is not None else None
+        return self._aside.with_it(self._pacer.forecast(), self._budget) if self._pacer is not None else None
 
     def plan(self, rows: Iterable[BatchRow]) -> Iterator[Planned | None]:
         """Rows with their plans, as they are asked for; None where it is wiser to see first what those before it cost."""
@@ -200,13 +234,17 @@ class RowPlanner:
         ended, self._ended = self._ended, []
         if self._pacer is None or not ended:
             return
+        named = np.array([planned.row.names_model for planned, _ in ended])
+        costs = np.array([float(row.cost_nanousd) for _, row in ended])
+        expected = np.array([planned.expected for planned, _ in ended])
+        self._aside.settle(expected[named].tolist(), costs[named].tolist())
         timed: dict[str, Any] = {}
         if self._deadline is not None:
             timed = {"expected_seconds": np.array([planned.seconds for planned, _ in ended])}
         self._pacer.settle(
             np.array([planned.way for planned, _ in ended]),
-            np.array([planned.expected for planned, _ in ended]),
-            np.array([float(row.cost_nanousd) for _, row in ended]),
+            expected,
+            np.where(named, 0.0, costs),  # which is not the pacer's money
             spread=np.array([planned.spread for planned, _ in ended]),
             learn=np.array(
                 [
@@ -223,6 +261,21 @@ class RowPlanner:
         chosen = None if planned.way == SKIPPED else self._ways[planned.way]
         return planned.plan == chosen and str(planned.plan) == row.route
 
+    def _set_aside(self, sample: Sequence[BatchRow], rows: int) -> Aside:
+        named = [self._named_cost(row) for row in sample if row.names_model]
+        scale = rows / max(1, len(sample))
+        return Aside(scale * sum(named), sum(named) / max(1, len(named)))
+
+    def _named_cost(self, row: BatchRow) -> float:
+        """What a row that names its model should cost: by the router's table, else what is held for it."""
+        planned = self._named(row)
+        if planned.cost_p50 is not None and planned.cost_p90 is not None:
+            return float(moments(np.array(planned.cost_p50), np.array(planned.cost_p90))[0])
+        try:
+            return float(self._worst(planned)) if self._worst is not None else 0.0
+        except ViaticumError:  # the row will say so
+            return 0.0
+
     def _terms(self, seconds: Array) -> dict[str, Any]:
         if self._deadline is None:
             return {}
@@ -232,7 +285,7 @@ class RowPlanner:
         """What is held for a row that goes each way, of a few rows the most [W]; 0 where that cannot be told."""
         if self._worst is None:
             return None
-        routed = [row for row in rows if row.wish is None or row.wish.model == AUTO]
+        routed = [row for row in rows if not row.names_model]
         most = dict.fromkeys((plan.pairs[0] for plan in self._ways), 0)  # plans share their first calls
         for row in routed[:: max(1, len(routed) // HELD_OF)]:
             for pair in most:
@@ -252,7 +305,7 @@ class RowPlanner:
     def _look(self, sample: Sequence[tuple[int, BatchRow]]) -> list[Array] | None:
         """The sample's arrays; None where no pacer is needed. Raises `InputError` where no pair can be asked."""
         rows = [row for _, row in sample]
-        routed = [row for row in rows if row.wish is None or row.wish.model == AUTO]
+        routed = [row for row in rows if not row.names_model]
         if not routed or self.fixed is not None:
             return None
         self.expectations.foresee(rows)
@@ -269,7 +322,7 @@ class RowPlanner:
         return [np.stack([line[part] for line in lines]) for part in range(4)]
 
     def _line(self, row: BatchRow) -> list[Array]:
-        if row.wish is not None and row.wish.model != AUTO:
+        if row.names_model:
             return [np.full(len(self._ways), math.nan)] * 4
         plans, table = self.expectations.of(_query(row))
         if self._arrays is not None and self._arrays[0] is plans:
@@ -298,12 +351,13 @@ class RowPlanner:
         worth, cost, spread, seconds = self._tables(rows)
         timed: dict[str, Any] = {}
         if self._deadline is not None:
-            timed = {"seconds": seconds, "elapsed": self._elapsed()}
-        chosen = self._pacer.choose(worth, cost, spread, left=float(self._left()), **timed)
+            timed = {"seconds": seconds, "elapsed": self._elapsed() - self._began_at}
+        left = max(0.0, self._left() - self._aside.nanousd)
+        chosen = self._pacer.choose(worth, cost, spread, left=left, **timed)
         policy = AtPrice(self._pacer.price * NANOUSD_PER_USD)
         for place, (row, way) in enumerate(zip(rows, chosen.tolist(), strict=True)):
-            if row.wish is not None and row.wish.model != AUTO:
-                yield self._named(row)
+            if row.names_model:
+                yield replace(self._named(row), expected=self._named_cost(row))
                 continue
             if way == SKIPPED:
                 yield Planned(row, None, policy, "no way is worth what it costs at this budget")
@@ -315,7 +369,7 @@ class RowPlanner:
 
     def _alone(self, row: BatchRow) -> Planned:
         """By a policy, of what is left."""
-        if row.wish is not None and row.wish.model != AUTO:
+        if row.names_model:
             return self._named(row)
         assert self.fixed is not None
         plans, _ = self.expectations.of(_query(row))

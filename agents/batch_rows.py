@@ -24,7 +24,7 @@ from viaticum.agents.batch_answers import Pieces, calls_of, row_of
 from viaticum.agents.batch_cache import Known, as_cached
 from viaticum.agents.batch_calls import CONCURRENCY, DRAIN_SECONDS, Cancelled, RowTools, Steps, Task, asked_of
 from viaticum.agents.batch_plan import NO_OTHER, Planned
-from viaticum.agents.calls import completion_from_json, completion_to_json, next_try
+from viaticum.agents.calls import completion_from_json, completion_to_json, next_try, tries
 from viaticum.agents.graph import plan_of
 from viaticum.budgets import Claim, Entry, Hold, Settlement
 from viaticum.budgets.records import digest
@@ -167,15 +167,18 @@ class _Work:
         ready: list[tuple[Task, Completion]] = []
         for task in tasks:
             hold = found.get(self.steps.key_of(task))
-            if hold is not None:  # what was begun is ended, though nothing would be planned for it now
+            if (
+                hold is not None and not task.begun
+            ):  # what was begun is ended, though nothing would be planned for it now
                 self._take_up(task, hold)
+            task.begun = True
             if task.planned.plan is None:
                 yield self._end(task, row_of(task.planned, "skipped", task.planned.why))
                 continue
-            if not self.steps.is_one_call(task):
-                self._give(self.steps.flow, [task])
-                continue
             try:
+                if not self.steps.is_one_call(task):
+                    self._give(self.steps.flow, [task])
+                    continue
                 known = self._prepare(task, hold)
             except Exception as error:
                 yield from self._broken(task, error)
@@ -190,12 +193,16 @@ class _Work:
         yield from self._reserve(quick)
 
     def _take_up(self, task: Task, hold: Hold) -> None:
-        """A run that was killed had decided how this row is answered."""
-        plan = plan_of(hold)
+        """A run that was killed had decided how this row is answered, and may have thought again after a try of it."""
+        made = itertools.takewhile(
+            lambda hold: hold is not None, (each for _, each in tries(self.ledger, hold.key))
+        )
+        plan = plan_of(list(made)[-1] or hold)
         if plan is not None and plan != task.planned.plan:
             why = "decided before the job was interrupted"
             old = task.planned
-            task.planned = self.steps.expectations.planned(old.row, plan, old.policy, why)
+            chosen = (old.way, old.expected, old.spread, old.seconds)
+            task.planned = self.steps.expectations.planned(old.row, plan, old.policy, why, *chosen)
 
     def _prepare(self, task: Task, first: Hold | None) -> Hold | None:
         """Make the call of a row ready; returns its hold, where it has one."""

@@ -58,14 +58,19 @@ def next_try(ledger: Ledger, first: str, parameters: str) -> tuple[str, Hold | N
     first: the key of the first try; parameters: the digest of what is asked.
     """
     wasted = 0
-    for number in count(1):
-        key = first + (f".{number}" if number > 1 else "")
-        hold = ledger.hold(key)
+    for key, hold in tries(ledger, first):
         if hold is None or (hold.parameters == parameters and is_good(hold)):
             return key, hold, wasted
         posts = [entry for entry in ledger.entries(key=key) if entry.kind == "post"]
         wasted += sum(entry.nanousd for entry in posts)
     raise AssertionError("numbers do not end")
+
+
+def tries(ledger: Ledger, first: str) -> Iterator[tuple[str, Hold | None]]:
+    """The keys of the tries of a call with their holds, without end: there is none from the first new key on."""
+    for number in count(1):
+        key = first + (f".{number}" if number > 1 else "")
+        yield key, ledger.hold(key)
 
 
 def is_good(hold: Hold) -> bool:
