@@ -272,8 +272,9 @@ class Runner:
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
     ) -> Heads:
         order = sorted(range(len(slots)), key=lambda row: (len(tokens[row]), slots[row]))  # neighbours join
+        together = self._together(order, slots, tokens)
         parts: list[Heads] = []
-        for rows in self._together(order, slots, tokens):
+        for rows in together:
             for chunk in _chunks([len(tokens[row]) for row in rows], [keep[row] for row in rows]):
                 part = self._call(
                     [slots[rows[at]] for at, *_ in chunk],
@@ -283,7 +284,7 @@ class Runner:
                 )
                 if part is not None:
                     parts.append(part)
-        return joined(parts, in_order(order, keep))
+        return joined(parts, in_order([row for rows in together for row in rows], keep))
 
     def _together(
         self, order: list[int], slots: Sequence[int], tokens: Sequence[Sequence[int]]

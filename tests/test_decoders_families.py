@@ -86,16 +86,19 @@ LONGROPE = Phi3Config(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("long_first", [False, True], ids=["short first", "long first"])
 @pytest.mark.parametrize("kind", [Runner, GraphRunner], ids=["runner", "graphs"])
 @pytest.mark.parametrize("config", [DYNAMIC, LONGROPE], ids=["dynamic", "longrope"])
 def test_a_rotation_that_depends_on_the_length_is_that_of_the_text_alone(
-    config: PreTrainedConfig, kind: type[Runner]
+    config: PreTrainedConfig, kind: type[Runner], long_first: bool
 ) -> None:
-    """Whoever is read beside it, and whatever was read before."""
+    """Whoever is read beside it, whatever was read before, and whichever slot it sits in."""
     dice = random.Random(1)
     texts = [words(dice, length) for length in (3, LIMIT - 1, LIMIT, LIMIT + 5, 3 * LIMIT)]
     longest = kind(model_of(config), slots=1, context=4 * LIMIT).context
     texts = [text for text in texts if len(text) < longest]
+    if long_first:
+        texts.reverse()
     alone = []
     for text in texts:
         runner = kind(model_of(config), slots=1, context=4 * LIMIT)
@@ -105,5 +108,6 @@ def test_a_rotation_that_depends_on_the_length_is_that_of_the_text_alone(
     both = torch.stack([together.extend(slots, texts), together.extend(slots, [[5]] * len(texts))], 1)
     torch.testing.assert_close(both, torch.stack(alone), atol=2e-4, rtol=1e-3)
     # The lengths do matter: a text within the limit would be rotated otherwise beside a long one.
-    first = plain(model_of(config), texts[0])
-    torch.testing.assert_close(both[0, 0], first, atol=2e-4, rtol=1e-3)
+    shortest = texts.index(min(texts, key=len))
+    first = plain(model_of(config), texts[shortest])
+    torch.testing.assert_close(both[shortest, 0], first, atol=2e-4, rtol=1e-3)
