@@ -382,11 +382,10 @@ def measure(
     if len(runner.free) < runner.slots:
         raise InputError("some slots are in use; measure a runner before texts are written with it")
     prompt = [1 + place % 97 for place in range(context)]
-    runner.start(0, [*prompt, 1])
-    if unread := prompt[len(runner.held[0]) :]:
-        runner.read([0], [unread])
-    for slot in range(1, max(sizes)):
+    for slot in range(max(sizes)):
         runner.start(slot, [*prompt, 1])
+        if unread := prompt[len(runner.held[slot]) :]:
+            runner.read([slot], [unread])
 
     def call(count: int, new: int) -> float:
         for slot in range(count):

@@ -153,6 +153,7 @@ class Runner:
         self.weight_bytes = weight_bytes(model)
         self.slots = slots
         self.held: list[list[int]] = [[] for _ in range(slots)]
+        self._reached = [0] * slots  # the most tokens that the text of each slot has had
         self.free = list(range(slots))  # slots that no text is being written in, free for longest first
         self.calls = 0
         self._cache = SlotCache(slots)
@@ -272,8 +273,9 @@ class Runner:
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
     ) -> Heads:
         order = sorted(range(len(slots)), key=lambda row: (len(tokens[row]), slots[row]))  # neighbours join
+        together = self._together(order, slots, tokens)
         parts: list[Heads] = []
-        for rows in self._together(order, slots, tokens):
+        for rows in together:
             for chunk in _chunks([len(tokens[row]) for row in rows], [keep[row] for row in rows]):
                 part = self._call(
                     [slots[rows[at]] for at, *_ in chunk],
@@ -283,7 +285,7 @@ class Runner:
                 )
                 if part is not None:
                     parts.append(part)
-        return joined(parts, in_order(order, keep))
+        return joined(parts, in_order([row for rows in together for row in rows], keep))
 
     def _together(
         self, order: list[int], slots: Sequence[int], tokens: Sequence[Sequence[int]]
@@ -292,9 +294,7 @@ class Runner:
         beyond the length from which it does is read alone."""
         if self._varies_beyond is None:
             return [order]
-        within = [
-            row for row in order if len(self.held[slots[row]]) + len(tokens[row]) <= self._varies_beyond
-        ]
+        within = [row for row in order if self.rotates_alike(len(self.held[slots[row]]) + len(tokens[row]))]
         beyond = [[row] for row in order if row not in within]
         return [within, *beyond] if within else beyond
 
@@ -311,10 +311,20 @@ class Runner:
     def reset(self, slot: int) -> None:
         """Forget the slot's sequence."""
         self.held[slot] = []
+        self._reached[slot] = 0
 
     def shared(self, slot: int, tokens: Sequence[int]) -> int:
-        """How many tokens `slot` and `tokens` have in common at their beginnings."""
+        """How many tokens `slot` and `tokens` have in common at their beginnings, with the same keys.
+
+        0 where one of them has passed the length from which the rotation depends on the longest text of a call.
+        """
+        if not self.rotates_alike(max(self._reached[slot], len(tokens))):
+            return 0
         return shared_length(self.held[slot], tokens)
+
+    def rotates_alike(self, length: int) -> bool:
+        """Whether the keys of a text of so many tokens are those of any other that begins alike."""
+        return self._varies_beyond is None or length <= self._varies_beyond
 
     @torch.inference_mode()
     def start(self, slot: int, tokens: Sequence[int]) -> None:
@@ -327,6 +337,7 @@ class Runner:
         if source != slot:
             self._cache.copy_prefix(source, slot, length)
         self.held[slot] = list(tokens[:length])
+        self._reached[slot] = length
 
     def _call(
         self, slots: list[int], tokens: list[list[int]], keep: list[int], *, hidden: bool
@@ -377,6 +388,7 @@ class Runner:
             )
         for slot, new in zip(slots, tokens, strict=True):
             self.held[slot].extend(new)
+            self._reached[slot] = max(self._reached[slot], len(self.held[slot]))
         self.calls += 1
         if not wanted:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ from transformers import (
 )
 
 from viaticum.decoders import Runner
+from viaticum.decoders.cost import measure
 from viaticum.decoders.graphs import GraphRunner
+from viaticum.decoders.runner import Heads
 from viaticum.errors import ModelError
 
 LIMIT = 16  # positions from which the rotations below depend on the longest text of a call
@@ -86,16 +89,19 @@ LONGROPE = Phi3Config(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("long_first", [False, True], ids=["short first", "long first"])
 @pytest.mark.parametrize("kind", [Runner, GraphRunner], ids=["runner", "graphs"])
 @pytest.mark.parametrize("config", [DYNAMIC, LONGROPE], ids=["dynamic", "longrope"])
 def test_a_rotation_that_depends_on_the_length_is_that_of_the_text_alone(
-    config: PreTrainedConfig, kind: type[Runner]
+    config: PreTrainedConfig, kind: type[Runner], long_first: bool
 ) -> None:
-    """Whoever is read beside it, and whatever was read before."""
+    """Whoever is read beside it, whatever was read before, and whichever slot it sits in."""
     dice = random.Random(1)
     texts = [words(dice, length) for length in (3, LIMIT - 1, LIMIT, LIMIT + 5, 3 * LIMIT)]
     longest = kind(model_of(config), slots=1, context=4 * LIMIT).context
     texts = [text for text in texts if len(text) < longest]
+    if long_first:
+        texts.reverse()
     alone = []
     for text in texts:
         runner = kind(model_of(config), slots=1, context=4 * LIMIT)
@@ -105,5 +111,65 @@ def test_a_rotation_that_depends_on_the_length_is_that_of_the_text_alone(
     both = torch.stack([together.extend(slots, texts), together.extend(slots, [[5]] * len(texts))], 1)
     torch.testing.assert_close(both, torch.stack(alone), atol=2e-4, rtol=1e-3)
     # The lengths do matter: a text within the limit would be rotated otherwise beside a long one.
-    first = plain(model_of(config), texts[0])
-    torch.testing.assert_close(both[0, 0], first, atol=2e-4, rtol=1e-3)
+    shortest = texts.index(min(texts, key=len))
+    first = plain(model_of(config), texts[shortest])
+    torch.testing.assert_close(both[shortest, 0], first, atol=2e-4, rtol=1e-3)
+
+
+@torch.inference_mode()
+def started(runner: Runner, slot: int, text: list[int]) -> Tensor:
+    """Logits after a text that may begin with what some slot holds, and after one more token."""
+    runner.start(slot, text)
+    first = runner.extend([slot], [text[len(runner.held[slot]) :]])[0]
+    return torch.stack([first, runner.extend([slot], [[5]])[0]])
+
+
+@pytest.mark.parametrize("kind", [Runner, GraphRunner], ids=["runner", "graphs"])
+@pytest.mark.parametrize("slot", [0, 1], ids=["same slot", "other slot"])
+@pytest.mark.parametrize(
+    ("held", "length", "taken"),
+    [
+        (LIMIT + 4, 9, 0),  # from a long text to a short one
+        (10, LIMIT + 4, 0),  # from a short one to a long one
+        (LIMIT + 4, LIMIT + 9, 0),
+        (10, 12, 8),
+        (LIMIT, LIMIT, 8),  # the second passes the limit while it is written
+        (LIMIT, LIMIT + 1, 0),
+        (LIMIT + 1, LIMIT, 0),
+    ],
+)
+def test_keys_are_not_taken_over_by_a_text_that_would_rotate_them_otherwise(
+    kind: type[Runner], slot: int, held: int, length: int, taken: int
+) -> None:
+    dice = random.Random(2)
+    prompt = words(dice, 8)
+    other, text = ([*prompt, *words(dice, count - 8)] for count in (held, length))
+    alone = started(kind(model_of(LONGROPE), context=4 * LIMIT), 0, text)
+    runner = kind(model_of(LONGROPE), slots=2, context=4 * LIMIT)
+    runner.extend([0], [other])
+    runner.start(slot, text)
+    assert len(runner.held[slot]) == taken
+    torch.testing.assert_close(started(runner, slot, text), alone, atol=2e-4, rtol=1e-3)
+
+
+def test_keys_of_a_draft_beyond_the_limit_are_not_taken_over() -> None:
+    """What is left of it lies within, but was rotated as the longer text was."""
+    dice = random.Random(3)
+    text = words(dice, 12)
+    alone = started(Runner(model_of(LONGROPE)), 0, text)
+    runner = Runner(model_of(LONGROPE), slots=2)
+    runner.extend([0], [text[:8]])
+    runner.extend([0], [[*text[8:], *words(dice, LIMIT)]])
+    runner.truncate(0, 11)
+    torch.testing.assert_close(started(runner, 1, text), alone, atol=2e-4, rtol=1e-3)
+
+
+def test_calls_are_timed_after_so_many_tokens_in_every_slot() -> None:
+    class Watched(Runner):
+        def read(self, slots: Any, tokens: Any, *args: Any, **kwargs: Any) -> Heads:
+            before.append([len(self.held[slot]) for slot in slots])
+            return super().read(slots, tokens, *args, **kwargs)
+
+    before: list[list[int]] = []
+    measure(Watched(model_of(LONGROPE), slots=2), rows=[1, 2], tokens=[1], context=2 * LIMIT, repeats=1)
+    assert before[-2:] == [[2 * LIMIT], [2 * LIMIT] * 2]
