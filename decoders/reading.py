@@ -48,8 +48,10 @@ def _start(runner: Runner, model: int, texts: list[Writing]) -> int:
     prefix = _shared_prefix([text.tokens for text in texts])
     read = 0
     for text in texts:
-        runner.start(text.slot, text.tokens)
+        runner.start(text.slot, text.sequence)
         text.readers.add(model)
+        if not runner.rotates_alike(len(text.sequence)):
+            continue  # its prefix is read with the rest
         if new := prefix[len(runner.held[text.slot]) :]:
             runner.read([text.slot], [new])
             read += len(new)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import SIZES, VOCABULARY
+from tiny_models import SIZES, VOCABULARY, Letters
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -22,11 +22,12 @@ from transformers import (
     StableLmConfig,
 )
 
-from viaticum.decoders import Runner
+from viaticum.decoders import MixedDecoder, Request, Runner
 from viaticum.decoders.cost import measure
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.runner import Heads
 from viaticum.errors import ModelError
+from viaticum.routers.token import Entropy
 
 LIMIT = 16  # positions from which the rotations below depend on the longest text of a call
 LONG = [1.0, 1.5, 2.0, 3.0]  # factors of half a head
@@ -173,3 +174,27 @@ def test_calls_are_timed_after_so_many_tokens_in_every_slot() -> None:
     before: list[list[int]] = []
     measure(Watched(model_of(LONGROPE), slots=2), rows=[1, 2], tokens=[1], context=2 * LIMIT, repeats=1)
     assert before[-2:] == [[2 * LIMIT], [2 * LIMIT] * 2]
+
+
+@pytest.mark.parametrize("tau", [0.3, 0.6])
+@pytest.mark.parametrize("draft", [0, 3])
+def test_texts_that_begin_alike_are_written_as_each_is_alone(draft: int, tau: float) -> None:
+    """Around the limit too, where some pass it while they are written or drafted."""
+    dice = random.Random(4)
+    prompt = words(dice, LIMIT)
+    lengths = (LIMIT - 3, LIMIT, LIMIT + 1, LIMIT + 4, LIMIT + 4)
+    requests = [Request([*prompt, *words(dice, 4)][:length], max_new_tokens=8) for length in lengths]
+    models = [model_of(LONGROPE), model_of(LONGROPE)]
+    with torch.no_grad():
+        for weight in models[1].parameters():
+            weight.mul_(1.05)
+
+    def decoder(slots: int) -> MixedDecoder:
+        large, small = (Runner(copy.deepcopy(model), slots=slots) for model in models)
+        return MixedDecoder(large, small, tokenizer=Letters(), router=Entropy(tau), draft=draft)
+
+    alone = [decoder(1).write(request) for request in requests]
+    together = decoder(len(requests)).write_all(requests)
+    for one, other in zip(together, alone, strict=True):
+        assert (one.trace.tokens, one.trace.made_by) == (other.trace.tokens, other.trace.made_by)
+        assert one.trace.entropies == pytest.approx(other.trace.entropies, abs=1e-4)
