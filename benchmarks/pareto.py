@@ -5,7 +5,7 @@ the small one (speculative), the small one alone, R-Stitch with thresholds on en
 several shares (--r2r DIR), R-Stitch+'s policy asked above the same thresholds on entropy (--policy DIR), and tokens handed over by chance (--chance),
 the control. Every way writes the same --each-time questions before the next questions are begun, so that all are timed under the same
 conditions and a run that was stopped compares equal sets. Prints for each way its accuracy with a 95% Wilson interval, the difference
-to the large model alone with a paired bootstrap interval, the large model's share of the tokens, and tokens a second of all texts
+to the large model alone (or to --against WAY) in points with a paired bootstrap interval, the large model's share of the tokens, and tokens a second of all texts
 together; with `--costs` known (`viaticum models measure`) also what one stream would reach, and which ways no other beats in both.
 
     viaticum models pull && viaticum models measure qwen2.5-coder-r-stitch
@@ -207,9 +207,9 @@ def habits(rows: Sequence[Done]) -> Habits:
     return Habits.seen(stats)
 
 
-def against(rows: Sequence[Done], large: Sequence[Done]) -> tuple[float, float, float]:
-    """Accuracy above the large model's, on the questions both answered: the mean and its 95% bootstrap interval."""
-    of = {each.question: each.right for each in large}
+def against(rows: Sequence[Done], others: Sequence[Done]) -> tuple[float, float, float]:
+    """Accuracy above another way's, on the questions both answered: the mean and its 95% bootstrap interval."""
+    of = {each.question: each.right for each in others}
     pairs = np.array([each.right - of[each.question] for each in rows if each.question in of], dtype=float)
     if not len(pairs):
         return (float("nan"),) * 3
@@ -217,9 +217,11 @@ def against(rows: Sequence[Done], large: Sequence[Done]) -> tuple[float, float, 
     return float(pairs.mean()), *(float(each) for each in np.percentile(drawn, (2.5, 97.5)))
 
 
-def table(done: Sequence[Done], arms: Sequence[Arm], costs: CostModel | None) -> list[dict[str, Any]]:
+def table(
+    done: Sequence[Done], arms: Sequence[Arm], costs: CostModel | None, other: str = "large"
+) -> list[dict[str, Any]]:
     found = []
-    large = [each for each in done if each.arm == "large"]
+    others = [each for each in done if each.arm == other]
     for arm in arms:
         rows = [each for each in done if each.arm == arm.name]
         if not rows:
@@ -234,7 +236,7 @@ def table(done: Sequence[Done], arms: Sequence[Arm], costs: CostModel | None) ->
             "accuracy": round(right / len(rows), 4),
             "low": round(low, 3),
             "high": round(high, 3),
-            "above_large": [round(100 * each, 1) for each in against(rows, large)],
+            f"above_{other}": [round(100 * each, 1) for each in against(rows, others)],
             "llm_share": round(sum(each.large for each in rows) / tokens, 3) if arm.way else 0.0,
             "tok_s": round(tokens / sum({each.batch: each.seconds for each in rows}.values()), 1),
             "tokens_mean": round(statistics.mean(each.tokens for each in rows), 1),
@@ -274,6 +276,9 @@ def main() -> None:
     parser.add_argument("--policy", type=Path, help="the folder of a learned policy")
     parser.add_argument("--chance", action="store_true", help="also tokens handed over by chance")
     parser.add_argument("--arm", action="append", help="only these ways, by name (default: all)")
+    parser.add_argument(
+        "--against", default="large", help="the way that others are compared with (default large)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     arguments = parser.parse_args()
     questions = list(read_questions(arguments.questions, limit=arguments.limit))
@@ -286,7 +291,7 @@ def main() -> None:
     ]
     done = run(questions, arms, arguments.slots, arguments.each_time or arguments.slots, arguments.journal)
     costs = known_costs(Catalogue.load()[PAIR])
-    found = table(done, arms, costs)
+    found = table(done, arms, costs, arguments.against)
     conditions = {"torch": torch.__version__, "slots": arguments.slots, "each_time": arguments.each_time} | (
         costs.conditions if costs is not None else {}
     )
