@@ -27,6 +27,7 @@ from viaticum.agents.questions import read_questions
 from viaticum.agents.scripted import ScriptedModel
 from viaticum.agents.sentences import Parting
 from viaticum.agents.token_branches import distinct_tokens
+from viaticum.agents.token_journal import Journal, Response
 from viaticum.agents.token_labels import Settings, label, verify
 from viaticum.agents.token_verifiers import (
     Difference,
@@ -577,3 +578,17 @@ def test_broken_files_of_a_folder_are_named(labelled: Path, tmp_path: Path) -> N
     (folder / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="manifest"):
         LabelledTokens.load(folder)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_a_text_may_hold_what_unicode_calls_a_line_break(labelled: Path, tmp_path: Path, mark: str) -> None:
+    folder = copied(labelled, tmp_path)
+    rows = [row | {"other_text": f"4{mark}5"} for row in read_rows(folder)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "labels.jsonl").write_text(text, encoding="utf-8")
+    assert list(read_rows(folder)) == rows
+    said = Response("q", f"How{mark}many?", "number", (1, 2), "stop")
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.add(said)
+    journal.close()
+    assert Journal(tmp_path / "journal.jsonl").responses == {"q": said}

@@ -267,7 +267,8 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of `labels.jsonl`; raises `DataError` naming a broken one."""
     path = folder / ROWS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Bytes, for a str would also be split at U+2028, which a row may hold as it is.
+        lines = path.read_bytes().splitlines()
     except OSError:
         raise DataError(f"{folder} is not labelled to the end; run `viaticum tokens label` again") from None
     for number, line in enumerate(lines, 1):
