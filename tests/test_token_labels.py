@@ -592,3 +592,14 @@ def test_a_text_may_hold_what_unicode_calls_a_line_break(labelled: Path, tmp_pat
     journal.add(said)
     journal.close()
     assert Journal(tmp_path / "journal.jsonl").responses == {"q": said}
+
+
+def test_a_folder_that_was_only_begun_is_named(labelled: Path, tmp_path: Path) -> None:
+    folder = copied(labelled, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"verifiers": []}))
+    for verifier in ("", "outcome"):
+        with pytest.raises(DataError, match="is not labelled to the end; run `viaticum tokens label` again"):
+            LabelledTokens.load(folder, verifier)
+    with pytest.raises(DataError, match="is not labelled to the end"):
+        statistics(folder)
