@@ -416,6 +416,28 @@ def test_without_outcome_continuations_end_with_a_sentence(catalogue: Catalogue,
     assert all(row["other_finish"] != "sentence" for row in read_rows(out))
 
 
+def test_outcome_judges_no_text_before_its_end_and_loses_no_verdict(
+    catalogue: Catalogue, labelled: Path, tmp_path: Path
+) -> None:
+    """Also where a run has judged texts that ended with a sentence, and kept that it could not tell."""
+    asked = read_questions(write_questions(tmp_path / "q.jsonl", COUNT))
+    out, settings = tmp_path / "labels", Settings("direct", sentence_cap=2)
+    half, judge = COUNT // 2, ScriptedModel("0")
+    for some, verifier in ((asked[:half], "llm"), (asked[half:], "outcome")):
+        label(
+            some, "near", out, catalogue=catalogue, verifiers=[verifier], settings=settings, slots=3,
+            models=lambda name: judge,
+        )  # fmt: skip
+    short = [row for row in read_rows(out) if row["other_finish"] == "sentence"]
+    assert short
+    assert not any("outcome" in row["verdicts"] for row in short)
+    with (out / "journal.jsonl").open("a") as journal:
+        rows = [[row["question"], row["place"], None] for row in short]
+        journal.write(json.dumps({"verdicts": rows, "by": "outcome"}) + "\n")
+    label(asked, "near", out, catalogue=catalogue, settings=settings, slots=3)
+    assert torch.equal(LabelledTokens.load(out, "outcome").labels, LabelledTokens.load(labelled).labels)
+
+
 def test_continued_branches_are_those_that_were_written_at_once(
     catalogue: Catalogue, labelled: Path, tmp_path: Path
 ) -> None:
