@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viaticum.agents.local import LocalModels, check_members, stop_ids
+from viaticum.agents.local import LocalModels, check_fits, check_members, stop_ids
 from viaticum.agents.questions import Question
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError, ModelError
@@ -56,7 +56,8 @@ def calibrate(
     """Let the pair write the answers, and keep the threshold that comes nearest to the share, or the speed.
 
     The speed is that of all `slots` together, on this machine as it is now. The router in the folder is replaced. Raises
-    `InputError` for a share or speed that cannot be, or a router of other weights, and `ModelError` where a text fails.
+    `InputError` for a share or speed that cannot be, or a router of other weights, `PromptTooLong` for a question that does
+    not fit both models, and `ModelError` where a text fails.
     """
     from viaticum.routers.token.neural import TrainedRouter
 
@@ -158,6 +159,9 @@ class _Writer:
             Request(self.model.prompt(asks.messages(each.query)), asks.max_new_tokens, stop=asks.stop)
             for each in questions
         ]
+        members = [catalogue[name] for name in self.spec.members]
+        for name, request in zip(self.names, self.requests, strict=True):
+            check_fits(name, request.prompt, request.max_new_tokens, members)
 
     def __call__(self, threshold: float) -> _Round:
         from viaticum.decoders import MixedDecoder

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock, Timeout
 
-from viaticum.agents.local import LocalModels, stop_ids
+from viaticum.agents.local import LocalModels, check_fits, stop_ids
 from viaticum.agents.questions import Question
 from viaticum.agents.sentences import part
 from viaticum.agents.token_journal import Branch, Journal, Place, Response
@@ -78,8 +78,8 @@ def label(
     A folder that was labelled so far goes on, with the questions that it does not have yet; right answers are not
     needed. models: what a verifier may ask, by name; by default those of the catalogue.
 
-    Raises `DataError` for no questions, `UnknownName` for a verifier, `VocabularyMismatch`, `WeightsError`, and
-    `InputError` where the folder was made from other weights, prompts or settings.
+    Raises `DataError` for no questions, `UnknownName` for a verifier, `VocabularyMismatch`, `WeightsError`, `PromptTooLong`
+    before anything is written for a question that does not fit both models, and `InputError` where the folder was made from other weights, prompts or settings.
     """
     if not questions:
         raise DataError("no questions to label; write one object with a question a line")
@@ -235,6 +235,8 @@ class _Labelling:
         if not todo:
             return
         starts = [Start(each.id, self._prompt(each.id), self.strategy.max_new_tokens) for each in todo]
+        for start in starts:
+            check_fits(start.id, start.prompt, start.most, (self.small, self.large))
         work = Work()
         done = len(self.asked) - len(todo)
         self.report("responses", done, len(self.asked))
@@ -275,6 +277,8 @@ class _Labelling:
         todo = [each for each in self._finished() if each.id not in known]
         if not todo:
             return
+        for each in todo:
+            check_fits(each.id, self._prompt(each.id), len(each.tokens) - 1, [self.small])
         self._forget_large()
         pool = LocalModels(self.catalogue, slots=1)
         runner, done, of = pool.runner(self.small.name), len(known), len(known) + len(todo)

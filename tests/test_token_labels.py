@@ -41,7 +41,14 @@ from viaticum.catalogue import Catalogue
 from viaticum.cli import app
 from viaticum.decoders import MixedDecoder, Runner
 from viaticum.decoders.features import Features, read_features
-from viaticum.errors import DataError, InputError, ModelError, UnknownName, VocabularyMismatch
+from viaticum.errors import (
+    DataError,
+    InputError,
+    ModelError,
+    PromptTooLong,
+    UnknownName,
+    VocabularyMismatch,
+)
 from viaticum.routers.token import Divergence, Step, entropy
 from viaticum.routers.token.label_stats import statistics
 from viaticum.routers.token.labels import (
@@ -523,6 +530,30 @@ def test_bad_input_is_told_before_anything_is_computed(
     with pytest.raises(InputError, match="no labels by 'llm'"):
         LabelledTokens.load(labelled, "llm")
     assert "no labels in" in str(failure("stats", tmp_path))
+
+
+def test_a_question_that_does_not_fit_both_models_is_named_before_anything_is_written(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    asked = read_questions(write_questions(tmp_path / "q.jsonl", 2))
+    asked.append(replace(asked[0], id="long", query=Query("How many? " * 30)))
+    for name in ("near-small", "near-large"):
+        tight = catalogue.with_models(catalogue[name].model_copy(update={"context_length": 300}))
+        with pytest.raises(PromptTooLong, match=rf"question 'long': .* the context of {name} \(300\)"):
+            label(asked, "near", tmp_path / name, catalogue=tight, settings=DIRECT, slots=3)
+        assert not (tmp_path / name / "journal.jsonl").exists()
+
+
+def test_a_response_that_the_small_model_cannot_read_names_its_question(
+    catalogue: Catalogue, labelled: Path, tmp_path: Path
+) -> None:
+    folder = copied(labelled, tmp_path)
+    for path in shard_paths(folder):
+        path.unlink()
+    tight = catalogue.with_models(catalogue["near-small"].model_copy(update={"context_length": 80}))
+    asked = read_questions(write_questions(tmp_path / "q.jsonl", COUNT))
+    with pytest.raises(PromptTooLong, match=r"question 'q\d': .* the context of near-small \(80\)"):
+        label(asked, "near", folder, catalogue=tight, settings=DIRECT, slots=3)
 
 
 def test_two_runs_do_not_write_into_one_folder(catalogue: Catalogue, labelled: Path) -> None:

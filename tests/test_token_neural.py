@@ -25,7 +25,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.cli import app
 from viaticum.decoders import MixedDecoder, Runner
 from viaticum.decoders.features import Features, read_features
-from viaticum.errors import DataError, InputError, ModelError, UnknownName
+from viaticum.errors import DataError, InputError, ModelError, PromptTooLong, UnknownName
 from viaticum.routers.token import Step, entropy
 from viaticum.routers.token.base import largest, likeliest, second_choice
 from viaticum.routers.token.drift import ShareController
@@ -543,6 +543,14 @@ def test_a_text_that_fails_ends_a_calibration_and_names_its_question(
     with pytest.raises(ModelError, match=r"question 'bad': .*not finite"):
         calibrate(home / "r", asked, catalogue=catalogue, share=0.3, slots=3)
     assert (home / "r" / "router.json").read_bytes() == before
+
+
+def test_calibration_names_a_question_that_does_not_fit_both_models(home: Path) -> None:
+    catalogue = Catalogue.load(home / "catalogue.toml")
+    asked = [*read_questions(home / "q.jsonl", limit=2), Question("long", Query("How many? " * 30), None)]
+    small = catalogue["near-small"].model_copy(update={"context_length": 300})
+    with pytest.raises(PromptTooLong, match=r"question 'long': .* the context of near-small \(300\)"):
+        calibrate(home / "r", asked, catalogue=catalogue.with_models(small), share=0.3, slots=3)
 
 
 def failure(*arguments: object) -> str:
