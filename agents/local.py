@@ -7,7 +7,7 @@ see `viaticum.agents.batching`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -272,6 +272,16 @@ def check_members(trained: TrainedRouter | TrainedPolicy, spec: ModelSpec, catal
     """Raise `InputError` unless it was made for the weights of this pair's members on this machine."""
     for role, name in zip(("small", "large"), spec.members, strict=True):
         trained.check_weights(role, name, fingerprint(catalogue[name]))
+
+
+def check_fits(question: str, prompt: Sequence[int], new: int, members: Iterable[ModelSpec]) -> None:
+    """Raise `PromptTooLong`, with the question's id, unless each of these models can read a prompt and `new` tokens after it."""
+    for spec in members:
+        if len(prompt) + new > spec.context_length:
+            raise PromptTooLong(
+                f"question {question!r}: a prompt of {len(prompt)} tokens and {new} new ones do not fit the context of "
+                f"{spec.name} ({spec.context_length}); shorten the question or leave it out"
+            )
 
 
 def router_folder(spec: ModelSpec) -> Path:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from viaticum.agents.local import LocalModels, check_members, stop_ids
+from viaticum.agents.local import LocalModels, check_fits, check_members, stop_ids
 from viaticum.agents.questions import Question
 from viaticum.catalogue import Catalogue
-from viaticum.errors import DataError, InputError
+from viaticum.errors import DataError, InputError, ModelError
 from viaticum.strategies import get as get_strategy
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def calibrate(
     """Let the pair write the answers, and keep the threshold that comes nearest to the share, or the speed.
 
     The speed is that of all `slots` together, on this machine as it is now. The router in the folder is replaced. Raises
-    `InputError` for a share or speed that cannot be, or a router of other weights.
+    `InputError` for a share or speed that cannot be, or a router of other weights, `PromptTooLong` for a question that does
+    not fit both models, and `ModelError` where a text fails.
     """
     from viaticum.routers.token.neural import TrainedRouter
 
@@ -153,10 +154,14 @@ class _Writer:
         self.pool = LocalModels(catalogue, slots=slots)
         self.model = self.pool.model(self.spec.name)
         asks = get_strategy(strategy or router.facts["strategy"])
+        self.names = [each.id for each in questions]
         self.requests: list[Request] = [
             Request(self.model.prompt(asks.messages(each.query)), asks.max_new_tokens, stop=asks.stop)
             for each in questions
         ]
+        members = [catalogue[name] for name in self.spec.members]
+        for name, request in zip(self.names, self.requests, strict=True):
+            check_fits(name, request.prompt, request.max_new_tokens, members)
 
     def __call__(self, threshold: float) -> _Round:
         from viaticum.decoders import MixedDecoder
@@ -172,8 +177,12 @@ class _Writer:
             names=(self.spec.members[0], self.spec.members[1]),
         )
         began = time.perf_counter()
-        traces = [result.trace for result in decoder.write_all(self.requests)]
+        results = decoder.write_all(self.requests)
         seconds, stats = time.perf_counter() - began, decoder.stats
+        for name, result in zip(self.names, results, strict=True):
+            if result.error is not None:
+                raise ModelError(f"question {name!r}: {result.error}")
+        traces = [result.trace for result in results]
         made = [each for trace in traces for each in trace.made_by]
         return _Round(
             threshold,

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock, Timeout
 
-from viaticum.agents.local import LocalModels, stop_ids
+from viaticum.agents.local import LocalModels, check_fits, stop_ids
 from viaticum.agents.questions import Question
 from viaticum.agents.sentences import part
 from viaticum.agents.token_journal import Branch, Journal, Place, Response
-from viaticum.agents.token_verifiers import Bench, Difference, check_names, make
+from viaticum.agents.token_verifiers import Bench, Difference, Verifier, check_names, make
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.strategies import get as get_strategy
@@ -78,8 +78,8 @@ def label(
     A folder that was labelled so far goes on, with the questions that it does not have yet; right answers are not
     needed. models: what a verifier may ask, by name; by default those of the catalogue.
 
-    Raises `DataError` for no questions, `UnknownName` for a verifier, `VocabularyMismatch`, `WeightsError`, and
-    `InputError` where the folder was made from other weights, prompts or settings.
+    Raises `DataError` for no questions, `UnknownName` for a verifier, `VocabularyMismatch`, `WeightsError`, `PromptTooLong`
+    before anything is written for a question that does not fit both models, and `InputError` where the folder was made from other weights, prompts or settings.
     """
     if not questions:
         raise DataError("no questions to label; write one object with a question a line")
@@ -235,6 +235,8 @@ class _Labelling:
         if not todo:
             return
         starts = [Start(each.id, self._prompt(each.id), self.strategy.max_new_tokens) for each in todo]
+        for start in starts:
+            check_fits(start.id, start.prompt, start.most, (self.small, self.large))
         work = Work()
         done = len(self.asked) - len(todo)
         self.report("responses", done, len(self.asked))
@@ -275,6 +277,8 @@ class _Labelling:
         todo = [each for each in self._finished() if each.id not in known]
         if not todo:
             return
+        for each in todo:
+            check_fits(each.id, self._prompt(each.id), len(each.tokens) - 1, [self.small])
         self._forget_large()
         pool = LocalModels(self.catalogue, slots=1)
         runner, done, of = pool.runner(self.small.name), len(known), len(known) + len(todo)
@@ -378,22 +382,33 @@ class _Labelling:
 
         began = time.perf_counter()
         for name in verifiers:
-            known = self.journal.verdicts.setdefault(name, {})
-            places = [place for place in self._differences if place in self.journal.branches]
+            verifier = make(name, self._bench)
+            places = [place for place in self._differences if self._can_judge(verifier, place)]
             if most is not None:
                 places = sorted(places, key=_mixed)[:most]
-            todo = [place for place in places if place not in known]
+            todo = [place for place in places if not self._has_judged(verifier, place)]
             if not todo:
                 continue
-            verifier = make(name, self._bench)
-            self.report(f"verdicts by {name}", len(known), len(places))
+            done = len(places) - len(todo)
+            self.report(f"verdicts by {name}", done, len(places))
             for first in range(0, len(todo), JUDGED):
                 batch = todo[first : first + JUDGED]
                 for index, verdict in verifier.judge([self._difference(place) for place in batch]):
                     self.journal.judge(name, {batch[index]: verdict})
-                    self.report(f"verdicts by {name}", len(known), len(places))
+                    done += 1
+                    self.report(f"verdicts by {name}", done, len(places))
             self._tally("verdicts", Work(texts=len(todo)))
         self._tally("verdicts", Work(seconds=time.perf_counter() - began))
+
+    def _can_judge(self, verifier: Verifier, place: Place) -> bool:
+        """Whether there is a continuation, and one that ended where the verifier needs its end."""
+        branch = self.journal.branches.get(place)
+        return branch is not None and (branch.ended or not verifier.needs_ending)
+
+    def _has_judged(self, verifier: Verifier, place: Place) -> bool:
+        """Whether it has a verdict. That it could not tell is none where it may not have seen the text's end."""
+        known = self.journal.verdicts.get(verifier.name, {})
+        return place in known and (known[place] is not None or not verifier.needs_ending)
 
     @cached_property
     def _bench(self) -> Bench:

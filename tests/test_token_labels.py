@@ -27,6 +27,7 @@ from viaticum.agents.questions import read_questions
 from viaticum.agents.scripted import ScriptedModel
 from viaticum.agents.sentences import Parting
 from viaticum.agents.token_branches import distinct_tokens
+from viaticum.agents.token_journal import Journal, Response
 from viaticum.agents.token_labels import Settings, label, verify
 from viaticum.agents.token_verifiers import (
     Difference,
@@ -40,7 +41,14 @@ from viaticum.catalogue import Catalogue
 from viaticum.cli import app
 from viaticum.decoders import MixedDecoder, Runner
 from viaticum.decoders.features import Features, read_features
-from viaticum.errors import DataError, InputError, ModelError, UnknownName, VocabularyMismatch
+from viaticum.errors import (
+    DataError,
+    InputError,
+    ModelError,
+    PromptTooLong,
+    UnknownName,
+    VocabularyMismatch,
+)
 from viaticum.routers.token import Divergence, Step, entropy
 from viaticum.routers.token.label_stats import statistics
 from viaticum.routers.token.labels import (
@@ -415,6 +423,28 @@ def test_without_outcome_continuations_end_with_a_sentence(catalogue: Catalogue,
     assert all(row["other_finish"] != "sentence" for row in read_rows(out))
 
 
+def test_outcome_judges_no_text_before_its_end_and_loses_no_verdict(
+    catalogue: Catalogue, labelled: Path, tmp_path: Path
+) -> None:
+    """Also where a run has judged texts that ended with a sentence, and kept that it could not tell."""
+    asked = read_questions(write_questions(tmp_path / "q.jsonl", COUNT))
+    out, settings = tmp_path / "labels", Settings("direct", sentence_cap=2)
+    half, judge = COUNT // 2, ScriptedModel("0")
+    for some, verifier in ((asked[:half], "llm"), (asked[half:], "outcome")):
+        label(
+            some, "near", out, catalogue=catalogue, verifiers=[verifier], settings=settings, slots=3,
+            models=lambda name: judge,
+        )  # fmt: skip
+    short = [row for row in read_rows(out) if row["other_finish"] == "sentence"]
+    assert short
+    assert not any("outcome" in row["verdicts"] for row in short)
+    with (out / "journal.jsonl").open("a") as journal:
+        rows = [[row["question"], row["place"], None] for row in short]
+        journal.write(json.dumps({"verdicts": rows, "by": "outcome"}) + "\n")
+    label(asked, "near", out, catalogue=catalogue, settings=settings, slots=3)
+    assert torch.equal(LabelledTokens.load(out, "outcome").labels, LabelledTokens.load(labelled).labels)
+
+
 def test_continued_branches_are_those_that_were_written_at_once(
     catalogue: Catalogue, labelled: Path, tmp_path: Path
 ) -> None:
@@ -502,6 +532,30 @@ def test_bad_input_is_told_before_anything_is_computed(
     assert "no labels in" in str(failure("stats", tmp_path))
 
 
+def test_a_question_that_does_not_fit_both_models_is_named_before_anything_is_written(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    asked = read_questions(write_questions(tmp_path / "q.jsonl", 2))
+    asked.append(replace(asked[0], id="long", query=Query("How many? " * 30)))
+    for name in ("near-small", "near-large"):
+        tight = catalogue.with_models(catalogue[name].model_copy(update={"context_length": 300}))
+        with pytest.raises(PromptTooLong, match=rf"question 'long': .* the context of {name} \(300\)"):
+            label(asked, "near", tmp_path / name, catalogue=tight, settings=DIRECT, slots=3)
+        assert not (tmp_path / name / "journal.jsonl").exists()
+
+
+def test_a_response_that_the_small_model_cannot_read_names_its_question(
+    catalogue: Catalogue, labelled: Path, tmp_path: Path
+) -> None:
+    folder = copied(labelled, tmp_path)
+    for path in shard_paths(folder):
+        path.unlink()
+    tight = catalogue.with_models(catalogue["near-small"].model_copy(update={"context_length": 80}))
+    asked = read_questions(write_questions(tmp_path / "q.jsonl", COUNT))
+    with pytest.raises(PromptTooLong, match=r"question 'q\d': .* the context of near-small \(80\)"):
+        label(asked, "near", folder, catalogue=tight, settings=DIRECT, slots=3)
+
+
 def test_two_runs_do_not_write_into_one_folder(catalogue: Catalogue, labelled: Path) -> None:
     with FileLock(labelled / ".lock"), pytest.raises(InputError, match="another run is labelling"):
         verify(labelled, ["outcome"], catalogue=catalogue)
@@ -577,3 +631,28 @@ def test_broken_files_of_a_folder_are_named(labelled: Path, tmp_path: Path) -> N
     (folder / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="manifest"):
         LabelledTokens.load(folder)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_a_text_may_hold_what_unicode_calls_a_line_break(labelled: Path, tmp_path: Path, mark: str) -> None:
+    folder = copied(labelled, tmp_path)
+    rows = [row | {"other_text": f"4{mark}5"} for row in read_rows(folder)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "labels.jsonl").write_text(text, encoding="utf-8")
+    assert list(read_rows(folder)) == rows
+    said = Response("q", f"How{mark}many?", "number", (1, 2), "stop")
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.add(said)
+    journal.close()
+    assert Journal(tmp_path / "journal.jsonl").responses == {"q": said}
+
+
+def test_a_folder_that_was_only_begun_is_named(labelled: Path, tmp_path: Path) -> None:
+    folder = copied(labelled, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"verifiers": []}))
+    for verifier in ("", "outcome"):
+        with pytest.raises(DataError, match="is not labelled to the end; run `viaticum tokens label` again"):
+            LabelledTokens.load(folder, verifier)
+    with pytest.raises(DataError, match="is not labelled to the end"):
+        statistics(folder)

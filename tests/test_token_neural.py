@@ -17,14 +17,15 @@ from typer.testing import CliRunner
 
 from viaticum.agents.local import LocalModels
 from viaticum.agents.models import Generation
-from viaticum.agents.questions import read_questions
+from viaticum.agents.questions import Question, read_questions
+from viaticum.agents.token_calibrate import calibrate
 from viaticum.agents.token_labels import Settings as LabelSettings
 from viaticum.agents.token_labels import label
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
 from viaticum.decoders import MixedDecoder, Runner
 from viaticum.decoders.features import Features, read_features
-from viaticum.errors import DataError, InputError, UnknownName
+from viaticum.errors import DataError, InputError, ModelError, PromptTooLong, UnknownName
 from viaticum.routers.token import Step, entropy
 from viaticum.routers.token.base import largest, likeliest, second_choice
 from viaticum.routers.token.drift import ShareController
@@ -40,7 +41,7 @@ from viaticum.routers.token.neural import (
     round_weights,
 )
 from viaticum.routers.token.train import Settings, evaluate, score, split_questions, train
-from viaticum.types import Message
+from viaticum.types import Message, Query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE, TOP = 12, 20
@@ -520,6 +521,36 @@ def test_commands_evaluate_and_calibrate(home: Path, tmp_path: Path) -> None:
     over = score(router.network, unseen) > recall["threshold"]
     assert float(over[unseen.labels == DIVERGENT].float().mean()) >= 0.9
     assert float(over.float().mean()) == pytest.approx(recall["calibration"]["share"], abs=0.02)
+
+
+def test_a_text_that_fails_ends_a_calibration_and_names_its_question(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left out, it would move share and threshold."""
+    catalogue = Catalogue.load(home / "catalogue.toml")
+    (unknown,) = LocalModels(catalogue).model("near").tokenizer.encode("Z")
+    load = LocalModels.runner
+
+    def damaged(pool: LocalModels, name: str) -> Runner:
+        runner = load(pool, name)
+        with torch.no_grad():
+            runner.model.get_input_embeddings().weight[unknown] = float("nan")
+        return runner
+
+    monkeypatch.setattr(LocalModels, "runner", damaged)
+    asked = [Question("bad", Query("How many Z?"), None), *read_questions(home / "q.jsonl", limit=2)]
+    before = (home / "r" / "router.json").read_bytes()
+    with pytest.raises(ModelError, match=r"question 'bad': .*not finite"):
+        calibrate(home / "r", asked, catalogue=catalogue, share=0.3, slots=3)
+    assert (home / "r" / "router.json").read_bytes() == before
+
+
+def test_calibration_names_a_question_that_does_not_fit_both_models(home: Path) -> None:
+    catalogue = Catalogue.load(home / "catalogue.toml")
+    asked = [*read_questions(home / "q.jsonl", limit=2), Question("long", Query("How many? " * 30), None)]
+    small = catalogue["near-small"].model_copy(update={"context_length": 300})
+    with pytest.raises(PromptTooLong, match=r"question 'long': .* the context of near-small \(300\)"):
+        calibrate(home / "r", asked, catalogue=catalogue.with_models(small), share=0.3, slots=3)
 
 
 def failure(*arguments: object) -> str:

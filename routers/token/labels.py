@@ -185,10 +185,13 @@ class LabelledTokens:
     def load(cls, folder: str | Path, verifier: str = "") -> LabelledTokens:
         """Read a folder; verifier: whose labels, by default those that the folder was made for.
 
-        Raises `InputError` for no such folder or a verifier that has not looked at it, `DataError` for damage.
+        Raises `InputError` for no such folder or a verifier that has not looked at it, `DataError` for damage or a
+        folder that was only begun.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
+        if not manifest["verifiers"]:
+            raise _unfinished(folder)
         verifier = verifier or manifest["verifiers"][0]
         if verifier not in manifest["verifiers"]:
             raise InputError(
@@ -267,9 +270,10 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of `labels.jsonl`; raises `DataError` naming a broken one."""
     path = folder / ROWS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Bytes, for a str would also be split at U+2028, which a row may hold as it is.
+        lines = path.read_bytes().splitlines()
     except OSError:
-        raise DataError(f"{folder} is not labelled to the end; run `viaticum tokens label` again") from None
+        raise _unfinished(folder) from None
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -279,6 +283,10 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
                 f"{path}, line {number}: not a row of labels; run `viaticum tokens label` again"
             ) from None
         yield row
+
+
+def _unfinished(folder: Path) -> DataError:
+    return DataError(f"{folder} is not labelled to the end; run `viaticum tokens label` again")
 
 
 def write_whole(path: Path, text: str) -> None:
