@@ -40,7 +40,7 @@ from viaticum.routers.token.neural import (
     inputs_of,
     round_weights,
 )
-from viaticum.routers.token.train import Settings, evaluate, score, split_questions, train
+from viaticum.routers.token.train import Settings, candidates, evaluate, score, split_questions, train
 from viaticum.types import Message, Query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -269,6 +269,18 @@ def test_labels_of_test_questions_decide_nothing() -> None:
     assert ours.threshold == theirs.threshold
     assert ours.facts["metrics"] != theirs.facts["metrics"]
     assert len(ours.facts["tried"]) == 6
+
+
+def test_a_weight_of_neutral_tokens_that_is_given_is_the_one_that_is_tried() -> None:
+    def tried(settings: Settings) -> set[float]:
+        return {with_.neutral_weight for _, with_ in candidates(SMALL, settings)}
+
+    assert tried(Settings()) == {1.0, 5.0}
+    assert tried(Settings(neutral=3.0)) == {3.0}
+    assert tried(Settings(neutral=1.0)) == {1.0}
+    assert Settings().neutral_weight == 1.0
+    with pytest.raises(InputError, match="neutral and rate above 0"):
+        Settings(neutral=0.0)
 
 
 def test_the_first_threshold_keeps_the_recall(tokens: LabelledTokens, trained: TrainedRouter) -> None:

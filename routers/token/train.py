@@ -27,12 +27,14 @@ QUANTILES = 400  # of scores, by which a share becomes a threshold
 CHOSEN_BY = tuple(
     share / 100 for share in range(2, 32, 2)
 )  # shares whose mean recall on held-out folds chooses
+NEUTRALS = (1.0, 5.0)  # weights of a neutral token that are tried where none is given
 FEWEST = 5  # questions
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """neutral: how much a neutral token counts beside an identical one, for only it resembles a divergent one.
+    """neutral: how much a neutral token counts beside an identical one, for only it resembles a divergent one; None: 1, and
+    where shapes are chosen each of NEUTRALS is tried.
 
     test: share of the questions kept for the test. recall: of divergent tokens, that the first threshold is set for.
     """
@@ -43,15 +45,19 @@ class Settings:
     batch: int = 512
     epochs: int = 30
     patience: int = 4
-    neutral: float = 1.0
+    neutral: float | None = None
     test: float = 0.2
     recall: float = 0.95
 
     def __post_init__(self) -> None:
-        if not 0 < self.test < 1 or not 0 < self.recall <= 1 or self.neutral <= 0 or self.rate <= 0:
+        if not 0 < self.test < 1 or not 0 < self.recall <= 1 or self.neutral_weight <= 0 or self.rate <= 0:
             raise InputError(f"test and recall are shares, neutral and rate above 0; got {self}")
         if min(self.batch, self.epochs, self.patience) < 1:
             raise InputError(f"batch, epochs and patience must be 1 or more; got {self}")
+
+    @property
+    def neutral_weight(self) -> float:
+        return 1.0 if self.neutral is None else self.neutral
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,8 @@ def split_questions(
 def candidates(shape: Shape, settings: Settings) -> list[tuple[Shape, Settings]]:
     """Shapes and weights to choose from: logistic regression, and small and somewhat larger networks.
 
-    Each with the rank given and with a quarter of it: a few thousand tokens say little about 64 directions.
+    Each with the rank given and with a quarter of it: a few thousand tokens say little about 64 directions. A weight of
+    neutral tokens that is given is the only one.
     """
     shapes = [
         replace(shape, depth=0),
@@ -99,11 +106,12 @@ def candidates(shape: Shape, settings: Settings) -> list[tuple[Shape, Settings]]
         replace(shape, depth=2, width=64),
     ]
     ranks = sorted({shape.rank, max(1, shape.rank // 4)} if shape.rank else {0}, reverse=True)
+    neutrals = NEUTRALS if settings.neutral is None else (settings.neutral,)
     return [
         (replace(each, rank=rank), replace(settings, neutral=neutral))
         for each in shapes
         for rank in ranks
-        for neutral in (1.0, 5.0)
+        for neutral in neutrals
     ]
 
 
@@ -225,7 +233,7 @@ def _fit(
         fold = _folds(tokens, split)
         held = torch.stack([fold == member % len(split.folds) for member in range(shape.members)])  # [K, N]
         positive = (tokens.labels == DIVERGENT).float()
-        weights = torch.where(tokens.labels == NEUTRAL, settings.neutral, 1.0)
+        weights = torch.where(tokens.labels == NEUTRAL, settings.neutral_weight, 1.0)
         negatives = float((weights * (1 - positive)).sum())
         weights = torch.where(positive > 0, negatives / float(positive.sum()), weights)
         _learn(network, inputs, positive, weights / weights.mean(), held, settings)
@@ -298,7 +306,12 @@ def _aucs(tokens: LabelledTokens, scores: Tensor) -> dict[str, float | None]:
 
 
 def _facts_of(shape: Shape, settings: Settings) -> dict[str, Any]:
-    return {"depth": shape.depth, "width": shape.width, "rank": shape.rank, "neutral": settings.neutral}
+    return {
+        "depth": shape.depth,
+        "width": shape.width,
+        "rank": shape.rank,
+        "neutral": settings.neutral_weight,
+    }
 
 
 def _require_both(tokens: LabelledTokens) -> None:

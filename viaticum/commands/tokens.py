@@ -133,8 +133,11 @@ def train(
     rate: Annotated[float, typer.Option(help="Learning rate; the paper's is 5e-5.")] = 1e-3,
     decay: Annotated[float, typer.Option(help="Weight decay.", min=0.0)] = 0.05,
     neutral: Annotated[
-        float, typer.Option(help="What a neutral token counts beside an identical one.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="What a neutral token counts beside an identical one; by default 1, or 5 where shapes are tried and it is better."
+        ),
+    ] = None,
     recall: Annotated[float, typer.Option(help="Of divergent tokens, for the first threshold.")] = 0.95,
     questions: Annotated[
         int | None, typer.Option(help="Learn from so many questions at most.", min=1)
