@@ -326,7 +326,8 @@ def _require_both(tokens: LabelledTokens) -> None:
 def evaluate(routers: Mapping[str, TrainedRouter], tokens: LabelledTokens) -> dict[str, Any]:
     """AUC and recall of routers, and of entropy alone, on the questions that none of them learned from.
 
-    Raises `InputError` where a router was made for other weights than the labels, `DataError` where no question is left.
+    Those of routers are under "routers", by their names. Raises `InputError` where a router was made for other weights than
+    the labels, `DataError` where no question is left.
     """
     learned: set[str] = set()
     for router in routers.values():
@@ -345,5 +346,5 @@ def evaluate(routers: Mapping[str, TrainedRouter], tokens: LabelledTokens) -> di
         "divergent": int(positive.sum()),
         "unknown": int((unseen.labels == UNKNOWN).sum()),
         "entropy": measure(unseen, unseen.entropy),
-        **{name: measure(unseen, score(router.network, unseen)) for name, router in routers.items()},
+        "routers": {name: measure(unseen, score(router.network, unseen)) for name, router in routers.items()},
     }

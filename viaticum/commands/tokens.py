@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -170,7 +170,7 @@ def train(
         facts = {name: router.facts[name] for name in kept}
         typer.echo(json.dumps({"path": str(out), "bytes": size, **facts}))
         return
-    _print_metrics(router.facts["metrics"])
+    _print_metrics(router.facts["metrics"].items())
     _print_threshold(router.facts, out)
 
 
@@ -192,7 +192,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(told))
         return
-    _print_metrics({name: told[name] for name in ("entropy", *routers)})
+    _print_metrics([("entropy", told["entropy"]), *told["routers"].items()])
     typer.echo(
         f"{told['questions']} questions, {told['tokens']} tokens, {told['differing']} differ, {told['divergent']} diverge"
     )
@@ -262,13 +262,13 @@ def _print_threshold(facts: Mapping[str, Any], folder: Path) -> None:
     typer.echo(f"threshold {facts['threshold']:.4f}, by {how['by']} ({details}); router in {folder}")
 
 
-def _print_metrics(metrics: Mapping[str, Any]) -> None:
+def _print_metrics(metrics: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
     shares = ("0.05", "0.1", "0.2")
     table = Table(
         "score", "AUC, all", "95%", "AUC, differing", "95%", *(f"recall at {float(each):.0%}" for each in shares),
         box=None, pad_edge=False,
     )  # fmt: skip
-    for name, told in metrics.items():
+    for name, told in metrics:
         cells = [name]
         for part in ("all", "differing"):
             ends = told[part]["auc_95"]
