@@ -246,6 +246,16 @@ def test_labels_join_features_and_verdicts(labelled: Path) -> None:
     assert set(some.owner.tolist()) == {0, 1}
 
 
+def test_a_verifier_may_be_preferred_and_is_kept(labelled: Path, tmp_path: Path) -> None:
+    folder = copied(labelled, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"verifiers": ["llm", "outcome"]}))
+    assert LabelledTokens.load(folder).verifier == "llm"
+    assert LabelledTokens.load(folder, prefer="outcome").verifier == "outcome"
+    assert LabelledTokens.load(folder, prefer="semantic").verifier == "llm"
+    assert LabelledTokens.load(folder, "llm", prefer="outcome").verifier == "llm"
+
+
 def test_embeddings_are_the_small_models(catalogue: Catalogue, labelled: Path) -> None:
     runner = LocalModels(catalogue).runner("near-small")
     shard, tokens = Shard.load(shard_paths(labelled)[0]), LabelledTokens.load(labelled)

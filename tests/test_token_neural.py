@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from viaticum.agents.local import LocalModels
 from viaticum.agents.models import Generation
 from viaticum.agents.questions import Question, read_questions
-from viaticum.agents.token_calibrate import calibrate
+from viaticum.agents.token_calibrate import calibrate, calibrate_recall
 from viaticum.agents.token_labels import Settings as LabelSettings
 from viaticum.agents.token_labels import label
 from viaticum.catalogue import Catalogue
@@ -324,6 +325,11 @@ def test_evaluation_takes_questions_that_were_not_learned_from(
         evaluate({"full": trained}, other)
 
 
+def test_a_router_keeps_whose_labels_it_learned_from(tokens: LabelledTokens) -> None:
+    judged = replace(tokens, verifier="semantic")
+    assert train(judged, SMALL, settings=QUICK, choose=False).facts["verifier"] == "semantic"
+
+
 def test_metrics_by_hand() -> None:
     scores = torch.tensor([0.9, 0.8, 0.8, 0.1, 0.5])
     positive = torch.tensor([True, True, False, False, False])
@@ -566,6 +572,22 @@ def test_calibration_names_a_question_that_does_not_fit_both_models(home: Path) 
     small = catalogue["near-small"].model_copy(update={"context_length": 300})
     with pytest.raises(PromptTooLong, match=r"question 'long': .* the context of near-small \(300\)"):
         calibrate(home / "r", asked, catalogue=catalogue.with_models(small), share=0.3, slots=3)
+
+
+def test_recall_is_counted_on_the_labels_that_were_learned_from(home: Path, tmp_path: Path) -> None:
+    labels, router = tmp_path / "labels", tmp_path / "r"
+    shutil.copytree(home / "labels", labels)
+    shutil.copytree(home / "r", router)
+    manifest = json.loads((labels / "manifest.json").read_text())
+    (labels / "manifest.json").write_text(json.dumps(manifest | {"verifiers": ["semantic", "outcome"]}))
+    assert TrainedRouter.load(router).facts["verifier"] == "outcome"
+    found = calibrate_recall(router, labels, 0.9)
+    assert found.threshold == calibrate_recall(home / "r", home / "labels", 0.9).threshold
+    told = json.loads(run("evaluate", router, labels, "--json").stdout)
+    assert told["divergent"] > 0
+    assert told["unknown"] == 0
+    named = json.loads(run("evaluate", router, labels, "--verifier", "semantic", "--json").stdout)
+    assert named["unknown"] == named["differing"]
 
 
 def failure(*arguments: object) -> str:

@@ -174,7 +174,7 @@ def _with_facts(
         "small": manifest["small"],
         "large": manifest["large"],
         "strategy": manifest["settings"]["strategy"],
-        "verifiers": manifest["verifiers"],
+        "verifier": tokens.verifier,
         "threshold": 0.5,
         "quantiles": quantiles,
         "calibration": {"by": "recall on held-out questions", "recall": settings.recall, "share": share},

@@ -179,7 +179,9 @@ def evaluate(
     folder: RouterFolder,
     labels: Labels,
     beside: Annotated[list[Path] | None, typer.Option(help="More routers, e.g. of other inputs.")] = None,
-    verifier: Annotated[str, typer.Option(help="Whose labels; by default the first of the folder.")] = "",
+    verifier: Annotated[
+        str, typer.Option(help="Whose labels; by default those that DIR learned from, else the first.")
+    ] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """How well a router finds divergent tokens in questions that it did not learn from, beside entropy alone."""
@@ -188,7 +190,7 @@ def evaluate(
     from viaticum.routers.token.train import evaluate as run
 
     routers = {str(path): TrainedRouter.load(path) for path in (folder, *(beside or []))}
-    told = run(routers, LabelledTokens.load(labels, verifier))
+    told = run(routers, LabelledTokens.load(labels, verifier, prefer=routers[str(folder)].verifier))
     if as_json:
         typer.echo(json.dumps(told))
         return
