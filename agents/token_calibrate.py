@@ -97,7 +97,7 @@ def calibrate_recall(folder: str | Path, labels: str | Path, recall: float) -> T
     from viaticum.routers.token.labels import DIVERGENT, UNKNOWN, LabelledTokens
     from viaticum.routers.token.metrics import share_for_recall
     from viaticum.routers.token.neural import TrainedRouter
-    from viaticum.routers.token.train import quantiles_of, score
+    from viaticum.routers.token.train import quantiles_of, score, unseen_questions
 
     if not 0 < recall <= 1:
         raise InputError(f"a recall is above 0 and at most 1, got {recall}")
@@ -106,8 +106,7 @@ def calibrate_recall(folder: str | Path, labels: str | Path, recall: float) -> T
     for role in ("small", "large"):
         made = tokens.manifest[role]
         router.check_weights(role, made["name"], made["sha256"])
-    learned = set(router.facts["split"]["train"])
-    unseen = tokens.of([name for name in tokens.questions if name not in learned])
+    unseen = tokens.of(unseen_questions(router, tokens))
     unseen = unseen.where(unseen.labels != UNKNOWN)
     positive = unseen.labels == DIVERGENT
     if not bool(positive.any()):

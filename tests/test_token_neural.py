@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -330,6 +331,28 @@ def test_a_router_keeps_whose_labels_it_learned_from(tokens: LabelledTokens) -> 
     assert train(judged, SMALL, settings=QUICK, choose=False).facts["verifier"] == "semantic"
 
 
+def test_a_question_is_known_by_its_text(tokens: LabelledTokens, trained: TrainedRouter) -> None:
+    """Not by its id alone, which is the number of a line where a file gives none."""
+
+    def with_texts(questions: Sequence[str], texts: Sequence[str]) -> LabelledTokens:
+        digests = dict(zip(questions, texts, strict=True))
+        return replace(tokens, questions=tuple(questions), manifest={**MANIFEST, "digests": digests})
+
+    names = tokens.questions
+    texts = [f"text of {name}" for name in names]
+    router = train(with_texts(names, texts), SMALL, settings=QUICK, choose=False)
+    test = len(router.facts["split"]["test"])
+
+    def unseen(labels: LabelledTokens, by: TrainedRouter = router) -> int:
+        return int(evaluate({"r": by}, labels)["questions"])
+
+    assert unseen(with_texts(names, texts)) == test
+    assert unseen(with_texts([f"other {name}" for name in names], texts)) == test, "the same texts"
+    assert unseen(with_texts(names, [f"other {text}" for text in texts])) == len(names), "the same ids"
+    assert unseen(tokens) == test, "labels without texts: by ids"
+    assert unseen(with_texts(names, [f"other {text}" for text in texts]), trained) == test, "such a router"
+
+
 def test_metrics_by_hand() -> None:
     scores = torch.tensor([0.9, 0.8, 0.8, 0.1, 0.5])
     positive = torch.tensor([True, True, False, False, False])
@@ -588,6 +611,17 @@ def test_recall_is_counted_on_the_labels_that_were_learned_from(home: Path, tmp_
     assert told["unknown"] == 0
     named = json.loads(run("evaluate", router, labels, "--verifier", "semantic", "--json").stdout)
     assert named["unknown"] == named["differing"]
+
+
+def test_recall_is_counted_on_texts_that_were_not_learned_from(home: Path, tmp_path: Path) -> None:
+    labels, router = tmp_path / "labels", tmp_path / "r"
+    shutil.copytree(home / "labels", labels)
+    shutil.copytree(home / "r", router)
+    before = calibrate_recall(router, labels, 0.9).facts["calibration"]["questions"]
+    manifest = json.loads((labels / "manifest.json").read_text())
+    others = {name: digest[::-1] for name, digest in manifest["digests"].items()}
+    (labels / "manifest.json").write_text(json.dumps(manifest | {"digests": others}))
+    assert calibrate_recall(router, labels, 0.9).facts["calibration"]["questions"] > before
 
 
 def failure(*arguments: object) -> str:

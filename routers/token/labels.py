@@ -167,6 +167,12 @@ class LabelledTokens:
         return len(self.labels)
 
     @property
+    def digests(self) -> Mapping[str, str]:
+        """Of each question's text, by id; older folders have none."""
+        found: Mapping[str, str] = self.manifest.get("digests", {})
+        return found
+
+    @property
     def differing(self) -> Tensor:
         """Whether the two models' tokens differ, bool [N]."""
         return self.labels != IDENTICAL

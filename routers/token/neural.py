@@ -289,7 +289,7 @@ class TrainedRouter:
     """A network and what is known of it: the weights it is for, its threshold, how good it is.
 
     facts: pair, small and large (name and sha256 of the weights), verifier (whose labels it learned from), threshold,
-    calibration, quantiles, metrics, split, versions; plain JSON.
+    calibration, quantiles, metrics, split, digests (of the questions it learned from), versions; plain JSON.
     """
 
     network: DivergenceNetwork

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from viaticum.errors import DataError, InputError
+from viaticum.routers.token.artefact import learned_among
 from viaticum.routers.token.labels import DIVERGENT, IDENTICAL, NEUTRAL, UNKNOWN, LabelledTokens
 from viaticum.routers.token.metrics import auc, measure, recall_at, share_for_recall
 from viaticum.routers.token.neural import DivergenceNetwork, Inputs, Shape, TrainedRouter, round_weights
@@ -181,6 +182,7 @@ def _with_facts(
         "settings": _facts_of(network.shape, settings) | {"seed": settings.seed},
         "tried": tried,
         "split": {"test": list(split.test), "train": list(split.train)},
+        "digests": _digests(tokens, split.train),
         "tokens": {"train": len(learned), "test": len(test)},
         "metrics": {
             "router": measure(test, scores),
@@ -190,6 +192,19 @@ def _with_facts(
     }
     router = TrainedRouter(network, facts)
     return replace(router, facts={**facts, "threshold": router.threshold_for(share)})
+
+
+def _digests(tokens: LabelledTokens, questions: Sequence[str]) -> list[str]:
+    """Of the questions' texts; none unless all of them are known."""
+    known = tokens.digests
+    return [known[name] for name in questions] if all(name in known for name in questions) else []
+
+
+def unseen_questions(router: TrainedRouter, tokens: LabelledTokens) -> list[str]:
+    """Ids of the questions of these labels that a router did not learn from."""
+    asked = {name: tokens.digests.get(name) for name in tokens.questions}
+    learned = learned_among(router.facts, router.facts["split"]["train"], asked)
+    return [name for name in tokens.questions if name not in learned]
 
 
 @torch.inference_mode()
@@ -329,13 +344,12 @@ def evaluate(routers: Mapping[str, TrainedRouter], tokens: LabelledTokens) -> di
     Those of routers are under "routers", by their names. Raises `InputError` where a router was made for other weights than
     the labels, `DataError` where no question is left.
     """
-    learned: set[str] = set()
+    unseen = tokens
     for router in routers.values():
         for role in ("small", "large"):
             made = tokens.manifest[role]
             router.check_weights(role, made["name"], made["sha256"])
-        learned |= set(router.facts["split"]["train"])
-    unseen = tokens.of([name for name in tokens.questions if name not in learned])
+        unseen = unseen.of(unseen_questions(router, tokens))
     if not len(unseen):
         raise DataError("the router learned from every question of these labels; label others to evaluate it")
     positive = unseen.labels == DIVERGENT
