@@ -5,6 +5,7 @@ GSM8K's form is understood as it is: the gold answer follows `####` in `answer`,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,3 +63,8 @@ def question_of(row: Mapping[str, Any], number: int, place: str) -> Question:
     if gold is not None:
         gold = gold.rpartition(GOLD_MARK)[2].strip()
     return Question(str(row.get("id", number)), Query(text, kind), gold)
+
+
+def digest_of(text: str) -> str:
+    """By which a question is known again, whatever its id: the first 16 digits of its text's sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

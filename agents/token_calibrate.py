@@ -91,21 +91,22 @@ def calibrate(
 def calibrate_recall(folder: str | Path, labels: str | Path, recall: float) -> TrainedRouter:
     """Keep the highest threshold that finds so much of the divergent tokens of the questions it did not learn from.
 
+    Which tokens diverge is told by the verifier that it learned from, or the folder's first where it has none by that one.
     Raises `InputError` for a recall out of range or labels of other weights, `DataError` where nothing diverges.
     """
     from viaticum.routers.token.labels import DIVERGENT, UNKNOWN, LabelledTokens
     from viaticum.routers.token.metrics import share_for_recall
     from viaticum.routers.token.neural import TrainedRouter
-    from viaticum.routers.token.train import quantiles_of, score
+    from viaticum.routers.token.train import quantiles_of, score, unseen_questions
 
     if not 0 < recall <= 1:
         raise InputError(f"a recall is above 0 and at most 1, got {recall}")
-    router, tokens = TrainedRouter.load(folder), LabelledTokens.load(labels)
+    router = TrainedRouter.load(folder)
+    tokens = LabelledTokens.load(labels, prefer=router.verifier)
     for role in ("small", "large"):
         made = tokens.manifest[role]
         router.check_weights(role, made["name"], made["sha256"])
-    learned = set(router.facts["split"]["train"])
-    unseen = tokens.of([name for name in tokens.questions if name not in learned])
+    unseen = tokens.of(unseen_questions(router, tokens))
     unseen = unseen.where(unseen.labels != UNKNOWN)
     positive = unseen.labels == DIVERGENT
     if not bool(positive.any()):

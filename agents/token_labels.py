@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from filelock import FileLock, Timeout
 
 from viaticum.agents.local import LocalModels, check_fits, stop_ids
-from viaticum.agents.questions import Question
+from viaticum.agents.questions import Question, digest_of
 from viaticum.agents.sentences import part
 from viaticum.agents.token_journal import Branch, Journal, Place, Response
 from viaticum.agents.token_verifiers import Bench, Difference, Verifier, check_names, make
@@ -461,6 +461,7 @@ class _Labelling:
             "questions": len(responses),
             "finished": sum(each.finish == "stop" for each in responses),
             "differences": len(self._differences),
+            "digests": {each.id: digest_of(each.question) for each in responses},
         }
         write_whole(self.out / MANIFEST, _json(self.manifest))
         return self.manifest

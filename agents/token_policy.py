@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from viaticum.agents.local import LocalModels, check_members, completion_of, stop_ids
 from viaticum.agents.policy_run import PolicyRun, Progress, digest
-from viaticum.agents.questions import Question
+from viaticum.agents.questions import Question, digest_of
 from viaticum.agents.ways import costs_path, known_costs
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import DataError, InputError
@@ -152,6 +152,7 @@ def evaluate(
     Raises `DataError` where answers are missing, `InputError` for a policy of other weights.
     """
     from viaticum.decoders.cost import CostModel
+    from viaticum.routers.token.artefact import learned_among
     from viaticum.routers.token.policy import Policy, TrainedPolicy
 
     _require_gold(questions)
@@ -166,7 +167,8 @@ def evaluate(
     )  # fmt: skip
     check_members(trained, bench.spec, catalogue)
     bench.cached = int(trained.facts["cached"])
-    known = set(trained.facts["split"]["learned"])
+    asked = {each.id: digest_of(each.query.text) for each in questions}
+    learned = learned_among(trained.facts, trained.facts["split"]["learned"], asked)
     weight, rows = settings["latency_weight"], []
     first = Policy(trained.policy.shape).eval().requires_grad_(False)
     for policy, threshold, stage in (
@@ -175,7 +177,7 @@ def evaluate(
         report(stage, 0, len(questions))
         rows.append(bench.serve(policy.to(device), trained.tau, questions, threshold, weight))
         report(stage, len(questions), len(questions))
-    return {"learned_from": sum(each.id in known for each in questions), **compare(*rows)}
+    return {"learned_from": len(learned), **compare(*rows)}
 
 
 def split(questions: Sequence[Question], held_out: int, seed: int) -> tuple[list[Question], list[Question]]:
@@ -459,6 +461,9 @@ class _Training:
     def _save(self, evaluation: Mapping[str, Any] | None) -> TrainedPolicy:
         from viaticum.routers.token.policy import TrainedPolicy
 
+        learned = {
+            each.id: digest_of(each.query.text) for each in map(self._question, range(self.progress.asked))
+        }
         facts = {
             **{name: self.run.facts[name] for name in ("pair", "small", "large", "settings", "cached")},
             "tau": self.settings.tau,
@@ -469,8 +474,9 @@ class _Training:
             "evaluation": evaluation,
             "split": {
                 "held_out": [each.id for each in self.held],
-                "learned": sorted({self._question(number).id for number in range(self.progress.asked)}),
+                "learned": sorted(learned),
             },
+            "digests": [learned[name] for name in sorted(learned)],
             "costs": asdict(self.bench.costs),
             "versions": {name: metadata.version(name) for name in ("viaticum", "torch", "transformers")},
         }

@@ -23,7 +23,7 @@ from token_pairs import write_pair, write_questions
 from typer.testing import CliRunner
 
 from viaticum.agents.local import LocalModels, stop_ids
-from viaticum.agents.questions import read_questions
+from viaticum.agents.questions import digest_of, read_questions
 from viaticum.agents.scripted import ScriptedModel
 from viaticum.agents.sentences import Parting
 from viaticum.agents.token_branches import distinct_tokens
@@ -244,6 +244,31 @@ def test_labels_join_features_and_verdicts(labelled: Path) -> None:
     some = tokens.of(tokens.questions[:2])
     assert 0 < len(some) < len(tokens)
     assert set(some.owner.tolist()) == {0, 1}
+
+
+def test_a_verifier_may_be_preferred_and_is_kept(labelled: Path, tmp_path: Path) -> None:
+    folder = copied(labelled, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"verifiers": ["llm", "outcome"]}))
+    assert LabelledTokens.load(folder).verifier == "llm"
+    assert LabelledTokens.load(folder, prefer="outcome").verifier == "outcome"
+    assert LabelledTokens.load(folder, prefer="semantic").verifier == "llm"
+    assert LabelledTokens.load(folder, "llm", prefer="outcome").verifier == "llm"
+
+
+def test_a_folder_keeps_a_digest_of_each_questions_text(
+    catalogue: Catalogue, labelled: Path, tmp_path: Path
+) -> None:
+    asked = read_questions(write_questions(tmp_path / "q.jsonl", COUNT))
+    expected = {each.id: digest_of(each.query.text) for each in asked}
+    assert LabelledTokens.load(labelled).digests == expected
+    folder = copied(labelled, tmp_path)  # as it was made before there were any
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["digests"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert LabelledTokens.load(folder).digests == {}
+    verify(folder, ["outcome"], catalogue=catalogue)
+    assert LabelledTokens.load(folder).digests == expected
 
 
 def test_embeddings_are_the_small_models(catalogue: Catalogue, labelled: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 from viaticum.agents.local import LocalModels
 from viaticum.agents.models import Generation
 from viaticum.agents.questions import Question, read_questions
-from viaticum.agents.token_calibrate import calibrate
+from viaticum.agents.token_calibrate import calibrate, calibrate_recall
 from viaticum.agents.token_labels import Settings as LabelSettings
 from viaticum.agents.token_labels import label
 from viaticum.catalogue import Catalogue
@@ -40,7 +42,7 @@ from viaticum.routers.token.neural import (
     inputs_of,
     round_weights,
 )
-from viaticum.routers.token.train import Settings, evaluate, score, split_questions, train
+from viaticum.routers.token.train import Settings, candidates, evaluate, score, split_questions, train
 from viaticum.types import Message, Query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -271,6 +273,18 @@ def test_labels_of_test_questions_decide_nothing() -> None:
     assert len(ours.facts["tried"]) == 6
 
 
+def test_a_weight_of_neutral_tokens_that_is_given_is_the_one_that_is_tried() -> None:
+    def tried(settings: Settings) -> set[float]:
+        return {with_.neutral_weight for _, with_ in candidates(SMALL, settings)}
+
+    assert tried(Settings()) == {1.0, 5.0}
+    assert tried(Settings(neutral=3.0)) == {3.0}
+    assert tried(Settings(neutral=1.0)) == {1.0}
+    assert Settings().neutral_weight == 1.0
+    with pytest.raises(InputError, match="neutral and rate above 0"):
+        Settings(neutral=0.0)
+
+
 def test_the_first_threshold_keeps_the_recall(tokens: LabelledTokens, trained: TrainedRouter) -> None:
     unseen = tokens.of(trained.facts["split"]["test"])
     over = score(trained.network, unseen) > trained.threshold
@@ -301,15 +315,42 @@ def test_unknown_labels_are_left_out_and_one_kind_alone_is_refused(tokens: Label
 def test_evaluation_takes_questions_that_were_not_learned_from(
     tokens: LabelledTokens, trained: TrainedRouter
 ) -> None:
-    told = evaluate({"full": trained}, tokens)
+    told = evaluate({"full": trained, "entropy": trained}, tokens)  # a folder may have any name
     assert told["questions"] == len(trained.facts["split"]["test"])
-    assert told["full"] == trained.facts["metrics"]["router"]
+    assert told["routers"] == dict.fromkeys(("full", "entropy"), trained.facts["metrics"]["router"])
     assert told["entropy"] == trained.facts["metrics"]["entropy"]
     with pytest.raises(DataError, match="learned from every question"):
         evaluate({"full": trained}, tokens.of(trained.facts["split"]["train"]))
     other = replace(tokens, manifest={**MANIFEST, "small": {"name": "t", "sha256": "c" * 64}})
     with pytest.raises(InputError, match="made for s with sha256 aaaaaaaaaaaa, and t has cccccccccccc"):
         evaluate({"full": trained}, other)
+
+
+def test_a_router_keeps_whose_labels_it_learned_from(tokens: LabelledTokens) -> None:
+    judged = replace(tokens, verifier="semantic")
+    assert train(judged, SMALL, settings=QUICK, choose=False).facts["verifier"] == "semantic"
+
+
+def test_a_question_is_known_by_its_text(tokens: LabelledTokens, trained: TrainedRouter) -> None:
+    """Not by its id alone, which is the number of a line where a file gives none."""
+
+    def with_texts(questions: Sequence[str], texts: Sequence[str]) -> LabelledTokens:
+        digests = dict(zip(questions, texts, strict=True))
+        return replace(tokens, questions=tuple(questions), manifest={**MANIFEST, "digests": digests})
+
+    names = tokens.questions
+    texts = [f"text of {name}" for name in names]
+    router = train(with_texts(names, texts), SMALL, settings=QUICK, choose=False)
+    test = len(router.facts["split"]["test"])
+
+    def unseen(labels: LabelledTokens, by: TrainedRouter = router) -> int:
+        return int(evaluate({"r": by}, labels)["questions"])
+
+    assert unseen(with_texts(names, texts)) == test
+    assert unseen(with_texts([f"other {name}" for name in names], texts)) == test, "the same texts"
+    assert unseen(with_texts(names, [f"other {text}" for text in texts])) == len(names), "the same ids"
+    assert unseen(tokens) == test, "labels without texts: by ids"
+    assert unseen(with_texts(names, [f"other {text}" for text in texts]), trained) == test, "such a router"
 
 
 def test_metrics_by_hand() -> None:
@@ -505,8 +546,11 @@ def test_commands_evaluate_and_calibrate(home: Path, tmp_path: Path) -> None:
     assert made["bytes"] < 50_000
     evaluated = run("evaluate", tmp_path / "e", home / "labels", "--beside", home / "r", "--json")
     told = json.loads(evaluated.stdout)
-    assert {str(tmp_path / "e"), str(home / "r"), "entropy"} <= set(told)
-    assert "differ" in run("evaluate", home / "r", home / "labels").stdout
+    assert set(told["routers"]) == {str(tmp_path / "e"), str(home / "r")}
+    assert "entropy" in told
+    shown = run("evaluate", home / "r", home / "labels", "--beside", tmp_path / "e").stdout
+    assert len(shown.splitlines()) >= 1 + 3 + 1, "a head, entropy, two routers, the counts"
+    assert "differ" in shown
     shared = [home / "q.jsonl", "--catalogue", home / "catalogue.toml", "--slots", 6, "--json"]
     for share in (0.2,):
         found = json.loads(run("calibrate", tmp_path / "e", *shared, "--share", share).stdout)
@@ -551,6 +595,33 @@ def test_calibration_names_a_question_that_does_not_fit_both_models(home: Path) 
     small = catalogue["near-small"].model_copy(update={"context_length": 300})
     with pytest.raises(PromptTooLong, match=r"question 'long': .* the context of near-small \(300\)"):
         calibrate(home / "r", asked, catalogue=catalogue.with_models(small), share=0.3, slots=3)
+
+
+def test_recall_is_counted_on_the_labels_that_were_learned_from(home: Path, tmp_path: Path) -> None:
+    labels, router = tmp_path / "labels", tmp_path / "r"
+    shutil.copytree(home / "labels", labels)
+    shutil.copytree(home / "r", router)
+    manifest = json.loads((labels / "manifest.json").read_text())
+    (labels / "manifest.json").write_text(json.dumps(manifest | {"verifiers": ["semantic", "outcome"]}))
+    assert TrainedRouter.load(router).facts["verifier"] == "outcome"
+    found = calibrate_recall(router, labels, 0.9)
+    assert found.threshold == calibrate_recall(home / "r", home / "labels", 0.9).threshold
+    told = json.loads(run("evaluate", router, labels, "--json").stdout)
+    assert told["divergent"] > 0
+    assert told["unknown"] == 0
+    named = json.loads(run("evaluate", router, labels, "--verifier", "semantic", "--json").stdout)
+    assert named["unknown"] == named["differing"]
+
+
+def test_recall_is_counted_on_texts_that_were_not_learned_from(home: Path, tmp_path: Path) -> None:
+    labels, router = tmp_path / "labels", tmp_path / "r"
+    shutil.copytree(home / "labels", labels)
+    shutil.copytree(home / "r", router)
+    before = calibrate_recall(router, labels, 0.9).facts["calibration"]["questions"]
+    manifest = json.loads((labels / "manifest.json").read_text())
+    others = {name: digest[::-1] for name, digest in manifest["digests"].items()}
+    (labels / "manifest.json").write_text(json.dumps(manifest | {"digests": others}))
+    assert calibrate_recall(router, labels, 0.9).facts["calibration"]["questions"] > before
 
 
 def failure(*arguments: object) -> str:

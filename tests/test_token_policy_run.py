@@ -27,6 +27,7 @@ from viaticum.cli import app
 from viaticum.decoders.cost import CallTimes, CostModel
 from viaticum.errors import DataError, InputError, UnknownName, VocabularyMismatch
 from viaticum.routers.token.policy import Policy, PolicyShape, TrainedPolicy
+from viaticum.types import Query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TAU = 0.75
@@ -179,6 +180,25 @@ def test_no_minutes_are_no_steps_and_the_policy_is_r_stitch(home: Path, tmp_path
     told = evaluate(tmp_path / "r", questions_of(home)[:3], catalogue=Catalogue.load(home / "catalogue.toml"), slots=3, costs=COSTS)  # fmt: skip
     assert told["learned_from"] == 0
     assert told["rows"]["before"] == told["rows"]["after"]
+
+
+def test_what_was_learned_from_is_known_by_its_text(home: Path, tmp_path: Path) -> None:
+    """Not by its id alone, which is the number of a line where a file gives none."""
+    trained = TrainedPolicy.load(home / "p")
+    first, second = [each for each in questions_of(home) if each.id in trained.facts["split"]["learned"]][:2]
+    asked = [
+        replace(first, id="new"), replace(second, id="newer"),
+        replace(first, query=Query("Another question?")),
+    ]  # fmt: skip
+    values: dict[str, Any] = {
+        "catalogue": Catalogue.load(home / "catalogue.toml"),
+        "slots": 3,
+        "costs": COSTS,
+    }
+    assert evaluate(home / "p", asked, **values)["learned_from"] == 2
+    older = {name: value for name, value in trained.facts.items() if name != "digests"}
+    TrainedPolicy(trained.policy, older).save(tmp_path)
+    assert evaluate(tmp_path, asked, **values)["learned_from"] == 1, "by ids, where it has no texts"
 
 
 def test_questions_are_split_by_their_ids(home: Path) -> None:

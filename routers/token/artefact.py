@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,3 +107,19 @@ class Artefact:
             raise DataError(f"{folder / self.weights} has weights that are not finite; {self.again}")
         state.eval()
         return made
+
+
+def learned_among(
+    facts: Mapping[str, Any], ids: Iterable[str], questions: Mapping[str, str | None]
+) -> set[str]:
+    """Which of these questions, by id, an artefact learned from. ids: those that it learned from.
+
+    questions: of each the digest of its text, or None. Digests are compared where both sides have them, for an id may be no
+    more than the number of a line; else ids.
+    """
+    digests, names = set(facts.get("digests", ())), set(ids)
+    return {
+        name
+        for name, digest in questions.items()
+        if (digest in digests if digests and digest is not None else name in names)
+    }

@@ -146,7 +146,7 @@ class LabelledTokens:
     """The tokens of all questions of a folder, with one verifier's labels.
 
     labels: int64 [N], IDENTICAL, NEUTRAL, DIVERGENT or UNKNOWN; owner: an index into questions; token and second:
-    indices into embeddings [U, D] and token_ids [U]. The other columns as in `Shard`.
+    indices into embeddings [U, D] and token_ids [U]; verifier: whose labels. The other columns as in `Shard`.
     """
 
     manifest: Mapping[str, Any]
@@ -161,9 +161,16 @@ class LabelledTokens:
     second: Tensor
     token_ids: Tensor
     embeddings: Tensor
+    verifier: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Of each question's text, by id; older folders have none."""
+        found: Mapping[str, str] = self.manifest.get("digests", {})
+        return found
 
     @property
     def differing(self) -> Tensor:
@@ -182,8 +189,8 @@ class LabelledTokens:
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     @classmethod
-    def load(cls, folder: str | Path, verifier: str = "") -> LabelledTokens:
-        """Read a folder; verifier: whose labels, by default those that the folder was made for.
+    def load(cls, folder: str | Path, verifier: str = "", *, prefer: str = "") -> LabelledTokens:
+        """Read a folder; verifier: whose labels, by default those by `prefer` if it has them, else by its first one.
 
         Raises `InputError` for no such folder or a verifier that has not looked at it, `DataError` for damage or a
         folder that was only begun.
@@ -192,7 +199,8 @@ class LabelledTokens:
         manifest = read_manifest(folder)
         if not manifest["verifiers"]:
             raise _unfinished(folder)
-        verifier = verifier or manifest["verifiers"][0]
+        first = prefer if prefer in manifest["verifiers"] else manifest["verifiers"][0]
+        verifier = verifier or first
         if verifier not in manifest["verifiers"]:
             raise InputError(
                 f"{folder} has no labels by {verifier!r}; it has {', '.join(manifest['verifiers'])}; "
@@ -228,6 +236,7 @@ class LabelledTokens:
             second=second,
             token_ids=ids,
             embeddings=_embeddings(ids, shards),
+            verifier=verifier,
             **columns,
         )
 

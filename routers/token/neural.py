@@ -288,8 +288,8 @@ class LearnedDivergence(Divergence):
 class TrainedRouter:
     """A network and what is known of it: the weights it is for, its threshold, how good it is.
 
-    facts: pair, small and large (name and sha256 of the weights), threshold, calibration, quantiles, metrics, split,
-    versions; plain JSON.
+    facts: pair, small and large (name and sha256 of the weights), verifier (whose labels it learned from), threshold,
+    calibration, quantiles, metrics, split, digests (of the questions it learned from), versions; plain JSON.
     """
 
     network: DivergenceNetwork
@@ -298,6 +298,11 @@ class TrainedRouter:
     @property
     def threshold(self) -> float:
         return float(self.facts["threshold"])
+
+    @property
+    def verifier(self) -> str:
+        """Whose labels it learned from; empty where it does not say."""
+        return str(self.facts.get("verifier", ""))
 
     def threshold_for(self, share: float) -> float:
         """The threshold above which that share of the tokens scored when the router was last calibrated."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from viaticum.errors import DataError, InputError
+from viaticum.routers.token.artefact import learned_among
 from viaticum.routers.token.labels import DIVERGENT, IDENTICAL, NEUTRAL, UNKNOWN, LabelledTokens
 from viaticum.routers.token.metrics import auc, measure, recall_at, share_for_recall
 from viaticum.routers.token.neural import DivergenceNetwork, Inputs, Shape, TrainedRouter, round_weights
@@ -27,12 +28,14 @@ QUANTILES = 400  # of scores, by which a share becomes a threshold
 CHOSEN_BY = tuple(
     share / 100 for share in range(2, 32, 2)
 )  # shares whose mean recall on held-out folds chooses
+NEUTRALS = (1.0, 5.0)  # weights of a neutral token that are tried where none is given
 FEWEST = 5  # questions
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """neutral: how much a neutral token counts beside an identical one, for only it resembles a divergent one.
+    """neutral: how much a neutral token counts beside an identical one, for only it resembles a divergent one; None: 1, and
+    where shapes are chosen each of NEUTRALS is tried.
 
     test: share of the questions kept for the test. recall: of divergent tokens, that the first threshold is set for.
     """
@@ -43,15 +46,19 @@ class Settings:
     batch: int = 512
     epochs: int = 30
     patience: int = 4
-    neutral: float = 1.0
+    neutral: float | None = None
     test: float = 0.2
     recall: float = 0.95
 
     def __post_init__(self) -> None:
-        if not 0 < self.test < 1 or not 0 < self.recall <= 1 or self.neutral <= 0 or self.rate <= 0:
+        if not 0 < self.test < 1 or not 0 < self.recall <= 1 or self.neutral_weight <= 0 or self.rate <= 0:
             raise InputError(f"test and recall are shares, neutral and rate above 0; got {self}")
         if min(self.batch, self.epochs, self.patience) < 1:
             raise InputError(f"batch, epochs and patience must be 1 or more; got {self}")
+
+    @property
+    def neutral_weight(self) -> float:
+        return 1.0 if self.neutral is None else self.neutral
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,8 @@ def split_questions(
 def candidates(shape: Shape, settings: Settings) -> list[tuple[Shape, Settings]]:
     """Shapes and weights to choose from: logistic regression, and small and somewhat larger networks.
 
-    Each with the rank given and with a quarter of it: a few thousand tokens say little about 64 directions.
+    Each with the rank given and with a quarter of it: a few thousand tokens say little about 64 directions. A weight of
+    neutral tokens that is given is the only one.
     """
     shapes = [
         replace(shape, depth=0),
@@ -99,11 +107,12 @@ def candidates(shape: Shape, settings: Settings) -> list[tuple[Shape, Settings]]
         replace(shape, depth=2, width=64),
     ]
     ranks = sorted({shape.rank, max(1, shape.rank // 4)} if shape.rank else {0}, reverse=True)
+    neutrals = NEUTRALS if settings.neutral is None else (settings.neutral,)
     return [
         (replace(each, rank=rank), replace(settings, neutral=neutral))
         for each in shapes
         for rank in ranks
-        for neutral in (1.0, 5.0)
+        for neutral in neutrals
     ]
 
 
@@ -166,13 +175,14 @@ def _with_facts(
         "small": manifest["small"],
         "large": manifest["large"],
         "strategy": manifest["settings"]["strategy"],
-        "verifiers": manifest["verifiers"],
+        "verifier": tokens.verifier,
         "threshold": 0.5,
         "quantiles": quantiles,
         "calibration": {"by": "recall on held-out questions", "recall": settings.recall, "share": share},
         "settings": _facts_of(network.shape, settings) | {"seed": settings.seed},
         "tried": tried,
         "split": {"test": list(split.test), "train": list(split.train)},
+        "digests": _digests(tokens, split.train),
         "tokens": {"train": len(learned), "test": len(test)},
         "metrics": {
             "router": measure(test, scores),
@@ -182,6 +192,19 @@ def _with_facts(
     }
     router = TrainedRouter(network, facts)
     return replace(router, facts={**facts, "threshold": router.threshold_for(share)})
+
+
+def _digests(tokens: LabelledTokens, questions: Sequence[str]) -> list[str]:
+    """Of the questions' texts; none unless all of them are known."""
+    known = tokens.digests
+    return [known[name] for name in questions] if all(name in known for name in questions) else []
+
+
+def unseen_questions(router: TrainedRouter, tokens: LabelledTokens) -> list[str]:
+    """Ids of the questions of these labels that a router did not learn from."""
+    asked = {name: tokens.digests.get(name) for name in tokens.questions}
+    learned = learned_among(router.facts, router.facts["split"]["train"], asked)
+    return [name for name in tokens.questions if name not in learned]
 
 
 @torch.inference_mode()
@@ -225,7 +248,7 @@ def _fit(
         fold = _folds(tokens, split)
         held = torch.stack([fold == member % len(split.folds) for member in range(shape.members)])  # [K, N]
         positive = (tokens.labels == DIVERGENT).float()
-        weights = torch.where(tokens.labels == NEUTRAL, settings.neutral, 1.0)
+        weights = torch.where(tokens.labels == NEUTRAL, settings.neutral_weight, 1.0)
         negatives = float((weights * (1 - positive)).sum())
         weights = torch.where(positive > 0, negatives / float(positive.sum()), weights)
         _learn(network, inputs, positive, weights / weights.mean(), held, settings)
@@ -298,7 +321,12 @@ def _aucs(tokens: LabelledTokens, scores: Tensor) -> dict[str, float | None]:
 
 
 def _facts_of(shape: Shape, settings: Settings) -> dict[str, Any]:
-    return {"depth": shape.depth, "width": shape.width, "rank": shape.rank, "neutral": settings.neutral}
+    return {
+        "depth": shape.depth,
+        "width": shape.width,
+        "rank": shape.rank,
+        "neutral": settings.neutral_weight,
+    }
 
 
 def _require_both(tokens: LabelledTokens) -> None:
@@ -313,15 +341,15 @@ def _require_both(tokens: LabelledTokens) -> None:
 def evaluate(routers: Mapping[str, TrainedRouter], tokens: LabelledTokens) -> dict[str, Any]:
     """AUC and recall of routers, and of entropy alone, on the questions that none of them learned from.
 
-    Raises `InputError` where a router was made for other weights than the labels, `DataError` where no question is left.
+    Those of routers are under "routers", by their names. Raises `InputError` where a router was made for other weights than
+    the labels, `DataError` where no question is left.
     """
-    learned: set[str] = set()
+    unseen = tokens
     for router in routers.values():
         for role in ("small", "large"):
             made = tokens.manifest[role]
             router.check_weights(role, made["name"], made["sha256"])
-        learned |= set(router.facts["split"]["train"])
-    unseen = tokens.of([name for name in tokens.questions if name not in learned])
+        unseen = unseen.of(unseen_questions(router, tokens))
     if not len(unseen):
         raise DataError("the router learned from every question of these labels; label others to evaluate it")
     positive = unseen.labels == DIVERGENT
@@ -332,5 +360,5 @@ def evaluate(routers: Mapping[str, TrainedRouter], tokens: LabelledTokens) -> di
         "divergent": int(positive.sum()),
         "unknown": int((unseen.labels == UNKNOWN).sum()),
         "entropy": measure(unseen, unseen.entropy),
-        **{name: measure(unseen, score(router.network, unseen)) for name, router in routers.items()},
+        "routers": {name: measure(unseen, score(router.network, unseen)) for name, router in routers.items()},
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -133,8 +133,11 @@ def train(
     rate: Annotated[float, typer.Option(help="Learning rate; the paper's is 5e-5.")] = 1e-3,
     decay: Annotated[float, typer.Option(help="Weight decay.", min=0.0)] = 0.05,
     neutral: Annotated[
-        float, typer.Option(help="What a neutral token counts beside an identical one.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="What a neutral token counts beside an identical one; by default 1, or 5 where shapes are tried and it is better."
+        ),
+    ] = None,
     recall: Annotated[float, typer.Option(help="Of divergent tokens, for the first threshold.")] = 0.95,
     questions: Annotated[
         int | None, typer.Option(help="Learn from so many questions at most.", min=1)
@@ -167,7 +170,7 @@ def train(
         facts = {name: router.facts[name] for name in kept}
         typer.echo(json.dumps({"path": str(out), "bytes": size, **facts}))
         return
-    _print_metrics(router.facts["metrics"])
+    _print_metrics(router.facts["metrics"].items())
     _print_threshold(router.facts, out)
 
 
@@ -176,7 +179,9 @@ def evaluate(
     folder: RouterFolder,
     labels: Labels,
     beside: Annotated[list[Path] | None, typer.Option(help="More routers, e.g. of other inputs.")] = None,
-    verifier: Annotated[str, typer.Option(help="Whose labels; by default the first of the folder.")] = "",
+    verifier: Annotated[
+        str, typer.Option(help="Whose labels; by default those that DIR learned from, else the first.")
+    ] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """How well a router finds divergent tokens in questions that it did not learn from, beside entropy alone."""
@@ -185,11 +190,11 @@ def evaluate(
     from viaticum.routers.token.train import evaluate as run
 
     routers = {str(path): TrainedRouter.load(path) for path in (folder, *(beside or []))}
-    told = run(routers, LabelledTokens.load(labels, verifier))
+    told = run(routers, LabelledTokens.load(labels, verifier, prefer=routers[str(folder)].verifier))
     if as_json:
         typer.echo(json.dumps(told))
         return
-    _print_metrics({name: told[name] for name in ("entropy", *routers)})
+    _print_metrics([("entropy", told["entropy"]), *told["routers"].items()])
     typer.echo(
         f"{told['questions']} questions, {told['tokens']} tokens, {told['differing']} differ, {told['divergent']} diverge"
     )
@@ -259,13 +264,13 @@ def _print_threshold(facts: Mapping[str, Any], folder: Path) -> None:
     typer.echo(f"threshold {facts['threshold']:.4f}, by {how['by']} ({details}); router in {folder}")
 
 
-def _print_metrics(metrics: Mapping[str, Any]) -> None:
+def _print_metrics(metrics: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
     shares = ("0.05", "0.1", "0.2")
     table = Table(
         "score", "AUC, all", "95%", "AUC, differing", "95%", *(f"recall at {float(each):.0%}" for each in shares),
         box=None, pad_edge=False,
     )  # fmt: skip
-    for name, told in metrics.items():
+    for name, told in metrics:
         cells = [name]
         for part in ("all", "differing"):
             ends = told[part]["auc_95"]
