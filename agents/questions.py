@@ -67,4 +67,4 @@ def question_of(row: Mapping[str, Any], number: int, place: str) -> Question:
 
 def digest_of(text: str) -> str:
     """By which a question is known again, whatever its id: the first 16 digits of its text's sha256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

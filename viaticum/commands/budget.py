@@ -354,7 +354,7 @@ def _usage(text: str) -> tuple[str, TokenCount]:
 
 def _reported(file: Path) -> Iterator[tuple[str, dict[str, TokenCount] | None]]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # not at U+2028, which JSON may hold as it is
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
