@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, overload
 
 from viaticum.agents.batch_cache import is_cached
 from viaticum.agents.batch_plan import Planned
-from viaticum.agents.calls import Asked, tries
+from viaticum.agents.calls import Asked, made
 from viaticum.budgets import Ledger
 from viaticum.jobs import Call, JobRow, RowState
 from viaticum.strategies import equivalent
@@ -58,7 +58,7 @@ def cached_call(planned: Planned, key: str, paid: Pieces, answer: str | None) ->
         {name: [count.input_tokens, count.output_tokens] for name, count in done.usage.models.items()},
         round(done.usage.seconds, 6),
         done.finish_reason,
-        answer,
+        readable(answer),
         is_cached({"warnings": list(done.warnings)}),
         done.reported_nanousd,
     )
@@ -70,14 +70,13 @@ def calls_of(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) -> t
     votes: what pairs answered, as [pair, value].
     """
     calls: list[Call] = []
-    cost, answers = 0, {pair: value for pair, value in votes}  # noqa: C416
+    cost, answers = 0, {pair: readable(value) for pair, value in votes}
     for number in itertools.count():
-        none = True
-        for key, found in tries(ledger, f"{run}/{number}"):
-            if found is None:
-                break
-            none = False
-            paid = [entry.nanousd for entry in ledger.entries(key=key) if entry.kind == "post"]
+        holds = list(made(ledger, f"{run}/{number}"))
+        if not holds:
+            return tuple(calls), cost
+        for found in holds:
+            paid = [entry.nanousd for entry in ledger.entries(key=found.key) if entry.kind == "post"]
             cost += sum(paid)
             if not paid:
                 continue
@@ -85,13 +84,11 @@ def calls_of(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) -> t
             pair = f"{found.tags.get('model', '')}+{found.tags.get('strategy', '')}"
             calls.append(
                 Call(
-                    pair, key, sum(paid), {name: each[:2] for name, each in told.get("usage", {}).items()},
+                    pair, found.key, sum(paid), {name: each[:2] for name, each in told.get("usage", {}).items()},
                     round(told.get("seconds", 0.0), 6), told.get("finish_reason", "aborted"), answers.get(pair),
                     is_cached(told), told.get("reported_nanousd"),
                 )
             )  # fmt: skip
-        if none:
-            return tuple(calls), cost
     raise AssertionError("numbers do not end")
 
 
@@ -130,7 +127,7 @@ def row_of(
         planned.tokens_p90,
         cost,
         sum(call.seconds for call in calls),
-        tuple(replace(call, answer=readable(call.answer)) for call in calls),
+        calls,
         None if pieces is None else [[model, readable(piece)] for model, piece in pieces],
         row.number,
     )

@@ -111,6 +111,11 @@ class Expectations:
             way, expected, spread, seconds,
         )  # fmt: skip
 
+    def instead(self, planned: Planned, plan: Plan, why: str) -> Planned:
+        """The same row by another plan, with what the pacer was told of the one that it chose."""
+        told = (planned.way, planned.expected, planned.spread, planned.seconds)
+        return self.planned(planned.row, plan, planned.policy, why, *told)
+
     def cheaper(self, query: Query, than: int) -> list[PlanRow]:
         """Single pairs that are expected to cost less, the most accurate first."""
         plans, _ = self.of(query)

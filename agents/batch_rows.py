@@ -24,7 +24,7 @@ from viaticum.agents.batch_answers import Pieces, calls_of, row_of
 from viaticum.agents.batch_cache import Known, as_cached
 from viaticum.agents.batch_calls import CONCURRENCY, DRAIN_SECONDS, Cancelled, RowTools, Steps, Task, asked_of
 from viaticum.agents.batch_plan import NO_OTHER, Planned
-from viaticum.agents.calls import completion_from_json, completion_to_json, next_try, tries
+from viaticum.agents.calls import completion_from_json, completion_to_json, made, next_try
 from viaticum.agents.graph import plan_of
 from viaticum.budgets import Claim, Entry, Hold, Settlement
 from viaticum.budgets.records import digest
@@ -194,15 +194,11 @@ class _Work:
 
     def _take_up(self, task: Task, hold: Hold) -> None:
         """A run that was killed had decided how this row is answered, and may have thought again after a try of it."""
-        made = itertools.takewhile(
-            lambda hold: hold is not None, (each for _, each in tries(self.ledger, hold.key))
-        )
-        plan = plan_of(list(made)[-1] or hold)
+        *_, last = made(self.ledger, hold.key)
+        plan = plan_of(last)
         if plan is not None and plan != task.planned.plan:
             why = "decided before the job was interrupted"
-            old = task.planned
-            chosen = (old.way, old.expected, old.spread, old.seconds)
-            task.planned = self.steps.expectations.planned(old.row, plan, old.policy, why, *chosen)
+            task.planned = self.steps.expectations.instead(task.planned, plan, why)
 
     def _prepare(self, task: Task, first: Hold | None) -> Hold | None:
         """Make the call of a row ready; returns its hold, where it has one."""
@@ -370,10 +366,7 @@ class _Work:
                 return
         elif planned.policy != NO_OTHER:
             for each in self.steps.expectations.cheaper(planned.query, planned.cost_p90 or 0):
-                task.planned = self.steps.expectations.planned(
-                    planned.row, each.plan, planned.policy, "what still fits",
-                    planned.way, planned.expected, planned.spread, planned.seconds,
-                )  # fmt: skip
+                task.planned = self.steps.expectations.instead(planned, each.plan, "what still fits")
                 yield from self._begin([task])
                 return
         self._inside += 1

@@ -73,6 +73,14 @@ def tries(ledger: Ledger, first: str) -> Iterator[tuple[str, Hold | None]]:
         yield key, ledger.hold(key)
 
 
+def made(ledger: Ledger, first: str) -> Iterator[Hold]:
+    """The tries of a call that there are."""
+    for _, hold in tries(ledger, first):
+        if hold is None:
+            return
+        yield hold
+
+
 def is_good(hold: Hold) -> bool:
     """Whether a hold still stands for a call that can go on, or has its text."""
     if hold.state in ("void", "expired"):

@@ -8,7 +8,6 @@ by many threads and event loops at once.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import signal
 import threading
 import time
@@ -31,6 +30,7 @@ from viaticum.agents.gate import Gate, drain_on
 from viaticum.agents.graph import TRIES, Workflow
 from viaticum.agents.models import Model
 from viaticum.agents.nodes import Stoppable
+from viaticum.agents.questions import digest_of
 from viaticum.agents.shortage import decided, decision_needed
 from viaticum.agents.state import Allowance, State, answer_of
 from viaticum.budgets import Budget, Ledger
@@ -312,7 +312,7 @@ class Viaticum:
         pair, alone = answer.routes[-1].pair, len(answer.routes) == 1
         row = Outcome(
             dataset="live",
-            question_id=hashlib.sha256(question.encode()).hexdigest()[:16],
+            question_id=digest_of(question),
             question=question,
             model=pair.model,
             strategy=pair.strategy,

@@ -97,16 +97,13 @@ def calibrate_recall(folder: str | Path, labels: str | Path, recall: float) -> T
     from viaticum.routers.token.labels import DIVERGENT, UNKNOWN, LabelledTokens
     from viaticum.routers.token.metrics import share_for_recall
     from viaticum.routers.token.neural import TrainedRouter
-    from viaticum.routers.token.train import quantiles_of, score, unseen_questions
+    from viaticum.routers.token.train import quantiles_of, score, unseen_by
 
     if not 0 < recall <= 1:
         raise InputError(f"a recall is above 0 and at most 1, got {recall}")
     router = TrainedRouter.load(folder)
     tokens = LabelledTokens.load(labels, prefer=router.verifier)
-    for role in ("small", "large"):
-        made = tokens.manifest[role]
-        router.check_weights(role, made["name"], made["sha256"])
-    unseen = tokens.of(unseen_questions(router, tokens))
+    unseen = unseen_by(router, tokens)
     unseen = unseen.where(unseen.labels != UNKNOWN)
     positive = unseen.labels == DIVERGENT
     if not bool(positive.any()):

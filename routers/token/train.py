@@ -200,11 +200,14 @@ def _digests(tokens: LabelledTokens, questions: Sequence[str]) -> list[str]:
     return [known[name] for name in questions] if all(name in known for name in questions) else []
 
 
-def unseen_questions(router: TrainedRouter, tokens: LabelledTokens) -> list[str]:
-    """Ids of the questions of these labels that a router did not learn from."""
+def unseen_by(router: TrainedRouter, tokens: LabelledTokens) -> LabelledTokens:
+    """The tokens of the questions that a router did not learn from. Raises `InputError` where it was made for other weights."""
+    for role in ("small", "large"):
+        of = tokens.manifest[role]
+        router.check_weights(role, of["name"], of["sha256"])
     asked = {name: tokens.digests.get(name) for name in tokens.questions}
     learned = learned_among(router.facts, router.facts["split"]["train"], asked)
-    return [name for name in tokens.questions if name not in learned]
+    return tokens.of([name for name in tokens.questions if name not in learned])
 
 
 @torch.inference_mode()
@@ -346,10 +349,7 @@ def evaluate(routers: Mapping[str, TrainedRouter], tokens: LabelledTokens) -> di
     """
     unseen = tokens
     for router in routers.values():
-        for role in ("small", "large"):
-            made = tokens.manifest[role]
-            router.check_weights(role, made["name"], made["sha256"])
-        unseen = unseen.of(unseen_questions(router, tokens))
+        unseen = unseen_by(router, unseen)
     if not len(unseen):
         raise DataError("the router learned from every question of these labels; label others to evaluate it")
     positive = unseen.labels == DIVERGENT
