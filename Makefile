@@ -35,8 +35,8 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $(LOCAL) $@
 
 # For the tests of reports: a Chromium of this machine, or one that is fetched into the user's cache.
-$(BROWSER): tests/chromium.py | $(DEV)
-	$(BIN)/python tests/chromium.py
+$(BROWSER): tests/support/chromium.py | $(DEV)
+	$(BIN)/python tests/support/chromium.py
 	@touch $@
 
 demo: $(LOCAL)
@@ -51,8 +51,8 @@ test: $(DEV) $(BROWSER)
 
 # The ledger's races, kills and random sequences in full: 200,000 attempts, 1,000 kills, 10,000 examples a store. Hours.
 prove: $(DEV)
-	VIATICUM_PROVE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -s -n 0 tests/test_ledger_races.py tests/test_ledger_kills.py \
-	  tests/test_ledger_properties.py
+	VIATICUM_PROVE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -s -n 0 tests/budgets/test_ledger_races.py tests/budgets/test_ledger_kills.py \
+	  tests/budgets/test_ledger_properties.py
 
 lint: $(DEV)
 	$(BIN)/ruff check .

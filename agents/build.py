@@ -18,18 +18,18 @@ from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.types import Checkpointer
 
 from viaticum import strategies
-from viaticum.agents.graph import TRIES, Graph, Tools, Workflow
-from viaticum.agents.local import LocalModels
-from viaticum.agents.models import Model
-from viaticum.agents.nodes import Threads
-from viaticum.agents.remote import RemoteModel, check_usable
-from viaticum.agents.remote_prices import with_litellm_prices
-from viaticum.agents.scripted import ScriptedModel
-from viaticum.agents.state import Allowance
+from viaticum.agents.workflow.graph import TRIES, Graph, Tools, Workflow
+from viaticum.agents.workflow.nodes import Threads
+from viaticum.agents.workflow.state import Allowance
 from viaticum.budgets import Ledger, default_path
 from viaticum.budgets.planner import WhenShort
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, MissingExtra, UnknownName
+from viaticum.models.base import Model
+from viaticum.models.local import LocalModels
+from viaticum.models.remote.model import RemoteModel, check_usable
+from viaticum.models.remote.prices import with_litellm_prices
+from viaticum.models.scripted import ScriptedModel
 from viaticum.money import nanousd
 from viaticum.routers.query import Policy, QueryRouter, StaticRouter, parse_policy
 from viaticum.types import Pair

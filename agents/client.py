@@ -24,20 +24,20 @@ from langgraph.errors import GraphDrained
 from langgraph.types import Command
 
 from viaticum.agents.build import CONCURRENCY, SLOTS, Dollars, home_folder, ledger_address, open_tools
-from viaticum.agents.checkpoints import FileSaver, open_checkpoints
-from viaticum.agents.events import Event, event_from_json
-from viaticum.agents.gate import Gate, drain_on
-from viaticum.agents.graph import TRIES, Workflow
-from viaticum.agents.models import Model
-from viaticum.agents.nodes import Stoppable
-from viaticum.agents.questions import digest_of
-from viaticum.agents.shortage import decided, decision_needed
-from viaticum.agents.state import Allowance, State, answer_of
+from viaticum.agents.draining import Gate, drain_on
+from viaticum.agents.workflow.approval import decided, decision_needed
+from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints
+from viaticum.agents.workflow.events import Event, event_from_json
+from viaticum.agents.workflow.graph import TRIES, Workflow
+from viaticum.agents.workflow.nodes import Stoppable
+from viaticum.agents.workflow.state import Allowance, State, answer_of
 from viaticum.budgets import Budget, Ledger
 from viaticum.budgets.planner import WhenShort
 from viaticum.catalogue import Catalogue
 from viaticum.errors import Draining, InputError, ViaticumError
+from viaticum.models.base import Model
 from viaticum.outcomes import append_outcome
+from viaticum.questions import digest_of
 from viaticum.routers.query import Policy, QueryRouter
 from viaticum.types import Answer, AnswerKind, Message, Outcome, Query
 
@@ -139,7 +139,7 @@ class Viaticum:
         thread_id: str | None = None,
         allowance: Allowance | None = None,
     ) -> Iterator[Event | Answer]:
-        """Events as they come (`viaticum.agents.events`), then the `Answer`.
+        """Events as they come (`viaticum.agents.workflow.events`), then the `Answer`.
 
         Closing the iterator early ends the call at hand, which is charged for what was written.
         """

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from viaticum.routers.query.evaluate import BUDGETS, MARGIN, mixture
-from viaticum.routers.query.grid import Array, Grid
+from viaticum.routers.query.outcome_matrix import Array, Grid
 from viaticum.routers.query.plans import Steps, play
 
 WORTHS = np.geomspace(0.1, 1e5, 120).tolist()  # accuracy that a dollar is worth

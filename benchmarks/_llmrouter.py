@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from _baselines import Played, Split, take
 
-from viaticum.routers.query.grid import Array
+from viaticum.routers.query.outcome_matrix import Array
 
 PACKAGE = "llmrouter-lib==0.4.0"
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from _baselines import Curve, Predict, Split, curve, operating_points
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from viaticum.routers.query.grid import Array
+from viaticum.routers.query.outcome_matrix import Array
 
 WIDTH, BATCH, EPOCHS, PATIENCE = 768, 32, 100, 5
 LAMBDAS = np.geomspace(1e-7, 1.0, 120)  # accuracy a token

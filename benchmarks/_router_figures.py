@@ -11,7 +11,7 @@ import torch
 from _baselines import Curve, Played, Split, planned
 
 from viaticum.routers.query.evaluate import BUDGETS, mixture, outcomes
-from viaticum.routers.query.grid import Array
+from viaticum.routers.query.outcome_matrix import Array
 from viaticum.routers.query.rtr import Prediction, RTRRouter
 
 DRAWS = 1_000

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from viaticum.routers.query.choose import Weighted, choose
 from viaticum.routers.query.encoder import Encoder
-from viaticum.routers.query.grid import Grid
+from viaticum.routers.query.outcome_matrix import Grid
 from viaticum.routers.query.rtr import RTRRouter
 from viaticum.types import Query
 

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from viaticum import Pair, Viaticum
-from viaticum.agents.questions import Question, read_questions
 from viaticum.money import format_usd
 from viaticum.outcomes import accuracy_interval
+from viaticum.questions import Question, read_questions
 from viaticum.routers.query import QueryRouter, StaticRouter
 from viaticum.strategies import equivalent
 from viaticum.types import RoutingTable, Row

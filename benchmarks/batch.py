@@ -22,10 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from viaticum.agents.batch import run_batch
-from viaticum.agents.scripted import ScriptedModel
+from viaticum.agents.batch.run import run_batch
 from viaticum.budgets import Ledger
 from viaticum.catalogue import ModelSpec
+from viaticum.models.scripted import ScriptedModel
 from viaticum.routers.query import StaticRouter
 from viaticum.types import Pair, RoutingTable, Row
 

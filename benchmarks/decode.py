@@ -34,10 +34,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from viaticum.agents.questions import read_questions
 from viaticum.catalogue import Catalogue
 from viaticum.decoders import MixedDecoder, Request, Runner, Stats
 from viaticum.decoders.cost import LARGE_ALONE, CostModel, Habits, Way, measure_pair
+from viaticum.questions import read_questions
 from viaticum.routers.token import AlwaysLarge, Entropy
 from viaticum.strategies import get as get_strategy
 from viaticum.weights import locate

@@ -1,6 +1,6 @@
 """Fuzz the reading and comparing of answers with many examples; print how many, how fast, and the slowest.
 
-It runs tests/test_answers_fuzz.py, whose limits hold here too, with more examples than a test may take:
+It runs tests/strategies/test_answers_fuzz.py, whose limits hold here too, with more examples than a test may take:
 
     python benchmarks/fuzz_answers.py --examples 100000
 
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-TEST = Path(__file__).resolve().parent.parent / "tests" / "test_answers_fuzz.py"
+TEST = Path(__file__).resolve().parent.parent / "tests" / "strategies" / "test_answers_fuzz.py"
 
 
 def main() -> int:

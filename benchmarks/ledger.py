@@ -31,7 +31,7 @@ from viaticum.budgets import Ledger, Window
 from viaticum.money import Price
 from viaticum.types import TokenCount
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 from postgres_server import new_database, running_server
 
 PRICES = {"model": Price.per_million("0.03", "0.17")}

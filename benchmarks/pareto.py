@@ -33,14 +33,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from viaticum.agents.local import stop_ids
-from viaticum.agents.questions import Question, read_questions
-from viaticum.agents.ways import known_costs
 from viaticum.catalogue import Catalogue
 from viaticum.decoders import MixedDecoder, Request, Result, Runner, Stats
 from viaticum.decoders.cost import CostModel, Habits, Way
 from viaticum.errors import DataError, ModelError
+from viaticum.models.decoding_modes import known_costs
+from viaticum.models.local import stop_ids
 from viaticum.outcomes import accuracy_interval
+from viaticum.questions import Question, read_questions
 from viaticum.routers.token import AlwaysLarge, Chance, Entropy, TokenRouter
 from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
 from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy

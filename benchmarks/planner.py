@@ -43,7 +43,7 @@ from viaticum.budgets.quantiles import moments
 from viaticum.outcomes import read_outcomes
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import fit
-from viaticum.routers.query.grid import Array, Grid, held_out, near_duplicates, read_prices
+from viaticum.routers.query.outcome_matrix import Array, Grid, held_out, near_duplicates, read_prices
 from viaticum.routers.query.rtr import RTRRouter, Settings
 
 SHARE = 0.3  # of the questions is held out

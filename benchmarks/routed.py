@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from viaticum import Answer, Viaticum
-from viaticum.agents.questions import Question, read_questions
 from viaticum.money import NANOUSD_PER_USD, format_usd
 from viaticum.outcomes import accuracy_interval, read_outcomes
+from viaticum.questions import Question, read_questions
 from viaticum.routers.query import Weighted
 from viaticum.routers.query.evaluate import MARGIN
 from viaticum.routers.query.rtr import RTRRouter

@@ -22,9 +22,9 @@ import torch
 from viaticum.outcomes import read_outcomes
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import fit
-from viaticum.routers.query.grid import Grid, held_out, near_duplicates, read_prices
 from viaticum.routers.query.heads import log_loss, log_odds
 from viaticum.routers.query.learn import add
+from viaticum.routers.query.outcome_matrix import Grid, held_out, near_duplicates, read_prices
 from viaticum.routers.query.rtr import RTRRouter, Settings
 
 COUNTS = (0, 20, 50, 100)

@@ -62,7 +62,14 @@ from viaticum.outcomes import read_outcomes
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.evaluate import BUDGETS, MARGIN, evaluate
 from viaticum.routers.query.fit import fit
-from viaticum.routers.query.grid import Array, Grid, folds_of, held_out, near_duplicates, read_prices
+from viaticum.routers.query.outcome_matrix import (
+    Array,
+    Grid,
+    folds_of,
+    held_out,
+    near_duplicates,
+    read_prices,
+)
 from viaticum.routers.query.plans import Steps
 from viaticum.routers.query.rtr import RTRRouter, Settings
 from viaticum.types import Pair

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from viaticum.agents.local import LocalModels, stop_ids
-from viaticum.agents.questions import read_questions
 from viaticum.catalogue import Catalogue
 from viaticum.decoders import MixedDecoder, Request, Runner
 from viaticum.decoders.features import read_features
+from viaticum.models.local import LocalModels, stop_ids
+from viaticum.questions import read_questions
 from viaticum.routers.token import Divergence, Step, entropy
 from viaticum.routers.token.neural import DivergenceNetwork, LearnedDivergence, Shape, TrainedRouter
 from viaticum.strategies import get as get_strategy

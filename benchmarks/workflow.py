@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from viaticum import FakeRouter, ScriptedModel, Viaticum
-from viaticum.agents.checkpoints import is_postgres
-from viaticum.agents.graph import Workflow
+from viaticum.agents.workflow.checkpoints import is_postgres
+from viaticum.agents.workflow.graph import Workflow
 from viaticum.budgets import Ledger
 
 WARM = 10

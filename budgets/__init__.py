@@ -3,11 +3,11 @@
 Knows no model catalogue and no prompt.
 """
 
-from viaticum.budgets.gathered import Claim, Settlement
 from viaticum.budgets.ledger import Ledger, default_path
 from viaticum.budgets.planner import Forecast, Option, Plan, forecast, plan
 from viaticum.budgets.records import Budget, Entry, EntryKind, Hold, HoldState
 from viaticum.budgets.windows import Window
+from viaticum.budgets.write_buffer import Claim, Settlement
 
 __all__ = [
     "Budget",

@@ -29,7 +29,6 @@ from platformdirs import user_data_path
 
 from viaticum.budgets import postings, rules
 from viaticum.budgets.chain import Chain
-from viaticum.budgets.gathered import Claim, Gathered, Settlement
 from viaticum.budgets.records import (
     Budget,
     Entry,
@@ -51,6 +50,7 @@ from viaticum.budgets.replay import audit
 from viaticum.budgets.store import Rows, Scope
 from viaticum.budgets.stores import open_store
 from viaticum.budgets.windows import Window
+from viaticum.budgets.write_buffer import Claim, Gathered, Settlement
 from viaticum.errors import BudgetClosed, BudgetExceeded, HoldError, LedgerError, ViaticumError
 from viaticum.money import Price
 from viaticum.types import TokenCount

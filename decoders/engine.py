@@ -24,10 +24,10 @@ from viaticum.decoders.reading import read_unseen
 from viaticum.decoders.request import Event, Request
 from viaticum.decoders.runner import Heads
 from viaticum.decoders.sampling import ACCEPT, FIRST, INSTEAD, SECOND, draw
-from viaticum.decoders.seats import Seats
+from viaticum.decoders.sequence_state import LARGE, SMALL, Writing
+from viaticum.decoders.slots import Seats
 from viaticum.decoders.speculate import DraftLength, Patience, verify
 from viaticum.decoders.stats import CallStats
-from viaticum.decoders.writing import LARGE, SMALL, Writing
 from viaticum.errors import ModelError
 from viaticum.routers.token import Step, entropy
 from viaticum.types import FinishReason

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from viaticum.decoders.attention import attending
-from viaticum.decoders.lean import lean
+from viaticum.decoders.fused_layers import lean
 from viaticum.decoders.memory import out_of_memory
 from viaticum.decoders.runner import Heads, Runner, SlotCache, in_order, joined
 from viaticum.errors import ModelError
@@ -155,7 +155,7 @@ class GraphRunner(Runner):
     The cache has memory for the whole context of every slot from the start, rounded up to a bucket of keys; raises
     `ModelError` where there is not enough. A graph is captured when its bucket is first met, which takes about
     as long as three calls; where memory is short for that, the bucket is left to the dynamic path. The layers of
-    the model are replaced by leaner ones where that is possible (`decoders.lean`).
+    the model are replaced by leaner ones where that is possible (`decoders.fused_layers`).
 
     static_calls counts the calls that were made in static shapes, `calls` all of them.
     """

@@ -13,9 +13,9 @@ from viaticum.decoders.engine import Engine
 from viaticum.decoders.loop import LoopGuard
 from viaticum.decoders.request import Event, Request, Result
 from viaticum.decoders.runner import Runner
+from viaticum.decoders.sequence_state import LARGE, SMALL
 from viaticum.decoders.stats import Stats
 from viaticum.decoders.text import Tokenizer
-from viaticum.decoders.writing import LARGE, SMALL
 from viaticum.errors import InputError, PromptTooLong
 from viaticum.routers.token import AlwaysLarge, TokenRouter
 

@@ -7,8 +7,8 @@ Knows nothing of sampling, routing or who writes.
 from __future__ import annotations
 
 from viaticum.decoders.runner import Heads, Runner, shared_length
+from viaticum.decoders.sequence_state import LARGE, Writing
 from viaticum.decoders.stats import CallStats
-from viaticum.decoders.writing import LARGE, Writing
 from viaticum.errors import ModelError
 
 SHARED_PREFIX = 16  # prompts that share fewer tokens than this are read apart

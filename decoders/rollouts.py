@@ -18,8 +18,8 @@ from viaticum.decoders.loop import LoopGuard
 from viaticum.decoders.mixed import MixedDecoder
 from viaticum.decoders.request import Request, Result
 from viaticum.decoders.runner import Runner
+from viaticum.decoders.sequence_state import LARGE
 from viaticum.decoders.text import Tokenizer
-from viaticum.decoders.writing import LARGE
 from viaticum.errors import InputError
 from viaticum.routers.token.policy import Choices, Policy, Recorder, RStitchPlus
 

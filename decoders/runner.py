@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from viaticum.decoders.attention import NAME as ATTENTION
 from viaticum.decoders.attention import attending, spans
-from viaticum.decoders.lean import lean
+from viaticum.decoders.fused_layers import lean
 from viaticum.decoders.linear import Weights, pack, weight_bytes
 from viaticum.decoders.memory import free_bytes, out_of_memory, plan_slots
 from viaticum.errors import InputError, ModelError, PromptTooLong

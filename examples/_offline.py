@@ -17,8 +17,8 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langgraph.graph import END, MessagesState
 
 from viaticum import Pair, Query, RoutingTable, ScriptedModel
-from viaticum.agents.models import Generation
 from viaticum.catalogue import ModelSpec
+from viaticum.models.base import Generation
 from viaticum.routers.query import QueryRouter
 from viaticum.types import Message, Row
 

@@ -10,8 +10,8 @@ import sys
 import time
 
 from viaticum import Answer, Query, Viaticum
-from viaticum.agents.questions import Question, read_questions
 from viaticum.money import format_usd
+from viaticum.questions import Question, read_questions
 from viaticum.strategies import equivalent
 
 BUDGET_USD = "0.002"

@@ -7,8 +7,8 @@ from typing import Any
 
 from viaticum.reports.drawing import SERIES, Chart, data_of, library, log_ticks, styled, var
 from viaticum.reports.figures import Calibration, Coverage
+from viaticum.reports.ledger_history import Trail
 from viaticum.reports.runs import PARTS, Texts
-from viaticum.reports.trail import Trail
 
 
 def calibration_chart(told: Calibration) -> Chart:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from viaticum.reports import charts
 from viaticum.reports.figures import Coverage
-from viaticum.reports.numbers import RunNumbers
-from viaticum.reports.parts import LEDGER, LEDGER_ROWS, ROWS, TABLE, Section, Table
-from viaticum.reports.words import (
+from viaticum.reports.formatting import (
     NONE,
     count,
     of_share,
@@ -19,6 +17,8 @@ from viaticum.reports.words import (
     times,
     usd,
 )
+from viaticum.reports.numbers import RunNumbers
+from viaticum.reports.parts import LEDGER, LEDGER_ROWS, ROWS, TABLE, Section, Table
 
 
 def sections_of(told: RunNumbers) -> list[Section]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from viaticum.reports.frontier import Known, cheapest_right
 from viaticum.reports.intervals import Estimate, Share, mean, share
+from viaticum.reports.ledger_history import Trail
 from viaticum.reports.runs import STATES, Columns, Run
-from viaticum.reports.trail import Trail
 
 Array = np.ndarray[Any, Any]
 BINS = 10

@@ -18,7 +18,7 @@ from viaticum.errors import DataError
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.reports.intervals import Estimate, Share, estimate, grouped, mean, resamples, share
 from viaticum.reports.runs import Columns, Run, text_number
-from viaticum.routers.query.grid import Grid
+from viaticum.routers.query.outcome_matrix import Grid
 from viaticum.types import Outcome, Pair
 
 Array = np.ndarray[Any, Any]

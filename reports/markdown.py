@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from viaticum import __version__
 from viaticum.reports import overview
+from viaticum.reports.formatting import verdict
 from viaticum.reports.numbers import Numbers
 from viaticum.reports.parts import Section
 from viaticum.reports.tables import markdown_text, to_markdown
-from viaticum.reports.words import verdict
 
 
 def write_markdown(numbers: Numbers, title: str) -> str:

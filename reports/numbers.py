@@ -20,8 +20,8 @@ from viaticum.reports import figures
 from viaticum.reports.figures import Calibration, Coverage, RouteFigures, Tally, Writers
 from viaticum.reports.frontier import Plane, plane
 from viaticum.reports.intervals import SEED, Estimate, Share, mean
+from viaticum.reports.ledger_history import Trail, read_trail
 from viaticum.reports.runs import Group, Run, Texts, read_run
-from viaticum.reports.trail import Trail, read_trail
 from viaticum.types import Outcome
 
 Array = np.ndarray[Any, Any]

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from viaticum.reports.details import sections_of
-from viaticum.reports.frontier import Plane, Point
-from viaticum.reports.numbers import Numbers, RunNumbers
-from viaticum.reports.parts import LEDGER, LEDGER_ROWS, ROWS, TABLE, Part, Section, Table
-from viaticum.reports.plane import plane_chart
-from viaticum.reports.words import (
+from viaticum.reports.formatting import (
     NONE,
     count,
     of_share,
@@ -21,6 +17,10 @@ from viaticum.reports.words import (
     times,
     usd,
 )
+from viaticum.reports.frontier import Plane, Point
+from viaticum.reports.numbers import Numbers, RunNumbers
+from viaticum.reports.parts import LEDGER, LEDGER_ROWS, ROWS, TABLE, Part, Section, Table
+from viaticum.reports.plane import plane_chart
 
 _ENDINGS = {
     "budget_exhausted": "The budget ran out before the questions did",

@@ -17,9 +17,9 @@ from viaticum import __version__
 from viaticum.errors import MissingExtra
 from viaticum.reports import overview, tables
 from viaticum.reports.drawing import LIGHT, NARROW, WIDE, Chart
+from viaticum.reports.formatting import NONE, count, percent, saved_short, usd, verdict
 from viaticum.reports.numbers import Numbers, RunNumbers
 from viaticum.reports.parts import Section, Table
-from viaticum.reports.words import NONE, count, percent, saved_short, usd, verdict
 
 DARK = {
     "ink": "#e8ebf1", "muted": "#a6afbf", "line": "#2d3440", "paper": "#181d25", "hull": "#8d97a8", "single": "#98a2b3",

@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from viaticum.agents.local import LocalModels
-from viaticum.agents.models import Generation
 from viaticum.catalogue import Catalogue
 from viaticum.decoders import MixedDecoder, Request, Runner
+from viaticum.models.base import Generation
+from viaticum.models.local import LocalModels
 from viaticum.routers.token import AlwaysLarge, AlwaysSmall, TokenRouter
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Query

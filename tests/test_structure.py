@@ -20,7 +20,7 @@ import pytest
 import viaticum
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("agents", "budgets", "decoders", "reports", "routers", "strategies")
+FOLDERS = ("agents", "budgets", "decoders", "models", "reports", "routers", "strategies", "training")
 # In viaticum/, the files that may import everything; the others are the ground floor.
 FRONT_DOOR = ("__init__", "__main__", "cli", "commands")
 
@@ -219,22 +219,22 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
         ("torch", ("viaticum.routers", "viaticum.decoders")),
         ("langgraph", ("viaticum.agents",)),
         ("litellm", ("viaticum.agents",)),
-        ("langchain", ("viaticum.agents.middleware",)),
+        ("langchain", ("viaticum.agents.integrations.middleware",)),
         ("langchain_core", ("viaticum.agents",)),
-        ("psycopg", ("viaticum.budgets.postgres", "viaticum.agents.checkpoints")),
-        ("psycopg_pool", ("viaticum.agents.checkpoints",)),
+        ("psycopg", ("viaticum.budgets.postgres", "viaticum.agents.workflow.checkpoints")),
+        ("psycopg_pool", ("viaticum.agents.workflow.checkpoints",)),
         ("starlette", ("viaticum.agents",)),
-        ("uvicorn", ("viaticum.agents.serving",)),
-        ("prometheus_client", ("viaticum.agents.metrics",)),
+        ("uvicorn", ("viaticum.agents.server.process",)),
+        ("prometheus_client", ("viaticum.agents.server.metrics",)),
         ("altair", ("viaticum.reports.drawing",)),
         ("vl_convert", ("viaticum.reports.drawing",)),
         ("great_tables", ("viaticum.reports.tables",)),
         ("jinja2", ("viaticum.reports.page",)),
-        ("ray", ("viaticum.agents.batch_ray",)),
-        # agents.local reads the tokenizer; viaticum.gguf writes the folder that transformers reads.
+        ("ray", ("viaticum.agents.batch.ray_workers",)),
+        # models.local reads the tokenizer; viaticum.gguf writes the folder that transformers reads.
         (
             "transformers",
-            ("viaticum.routers", "viaticum.decoders", "viaticum.agents.local", "viaticum.gguf"),
+            ("viaticum.routers", "viaticum.decoders", "viaticum.models.local", "viaticum.gguf"),
         ),
     ],
 )
@@ -267,20 +267,22 @@ def test_what_an_extra_brings_is_imported_late_outside_routers_and_decoders() ->
         for one in found
         # The last is imported late as a whole: it is a subclass of what Ray brings.
         if not one.lazy
-        and not is_within(one.importer, "viaticum.routers", "viaticum.decoders", "viaticum.agents.batch_ray")
+        and not is_within(
+            one.importer, "viaticum.routers", "viaticum.decoders", "viaticum.agents.batch.ray_workers"
+        )
     ]
 
 
 def test_what_the_server_and_ray_need_is_imported_by_them_alone() -> None:
     """`viaticum serve` and `--engine ray` name the extra where it is missing; nothing else asks for it."""
     homes = {
-        "viaticum.agents.server",
-        "viaticum.agents.serving",
-        "viaticum.agents.chats",
-        "viaticum.agents.runs",
-        "viaticum.agents.doorman",
-        "viaticum.agents.metrics",
-        "viaticum.agents.batch_ray",
+        "viaticum.agents.server.service",
+        "viaticum.agents.server.process",
+        "viaticum.agents.server.chat_completions",
+        "viaticum.agents.server.run",
+        "viaticum.agents.server.auth",
+        "viaticum.agents.server.metrics",
+        "viaticum.agents.batch.ray_workers",
     }
     wanted = {"starlette", "uvicorn", "prometheus_client", "ray", *homes}
     others = [one for one in all_imports() if one.importer not in homes and not one.lazy]

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from viaticum.agents.build import as_tool, build_graph
-    from viaticum.agents.chat_model import ChatViaticum
     from viaticum.agents.client import Viaticum
-    from viaticum.agents.scripted import FakeRouter, ScriptedModel
-    from viaticum.agents.state import Allowance
+    from viaticum.agents.integrations.chat_model import ChatViaticum
+    from viaticum.agents.workflow.state import Allowance
     from viaticum.errors import BudgetExceeded, DecisionNeeded, Draining, InputError, ViaticumError
+    from viaticum.models.scripted import FakeRouter, ScriptedModel
     from viaticum.types import Answer, Completion, Outcome, Pair, Query, Route, RoutingTable, Usage
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "ChatViaticum": "viaticum.agents.chat_model",
+    "ChatViaticum": "viaticum.agents.integrations.chat_model",
     "Viaticum": "viaticum.agents.client",
-    "Allowance": "viaticum.agents.state",
+    "Allowance": "viaticum.agents.workflow.state",
     "as_tool": "viaticum.agents.build",
     "build_graph": "viaticum.agents.build",
-    "FakeRouter": "viaticum.agents.scripted",
-    "ScriptedModel": "viaticum.agents.scripted",
+    "FakeRouter": "viaticum.models.scripted",
+    "ScriptedModel": "viaticum.models.scripted",
     "BudgetExceeded": "viaticum.errors",
     "DecisionNeeded": "viaticum.errors",
     "Draining": "viaticum.errors",

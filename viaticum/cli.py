@@ -64,7 +64,7 @@ def solve(
 ) -> None:
     """Answer one question within a budget."""
     from viaticum.agents.client import Viaticum
-    from viaticum.agents.events import CallSettled, RouteChosen, TextPiece, TriedAgain
+    from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, TriedAgain
     from viaticum.types import Answer
 
     with Viaticum(budget=dollars, policy=policy, catalogue=catalogue, router=router) as client:
@@ -102,10 +102,10 @@ def profile(
 ) -> None:
     """Run local models with every strategy on questions with known answers; goes on after a kill."""
     from viaticum import strategies
-    from viaticum.agents.profile import profile as run
-    from viaticum.agents.questions import read_questions
+    from viaticum.agents.batch.profile import profile as run
     from viaticum.catalogue import Catalogue
     from viaticum.outcomes import accuracy_interval
+    from viaticum.questions import read_questions
     from viaticum.routers.query import StaticRouter
 
     loaded = Catalogue.load(catalogue)

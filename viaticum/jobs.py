@@ -2,7 +2,7 @@
 
 `job.json` says what was asked of the job and how it ended; `rows.jsonl` has a line for every row of the input that is
 done, written once. Amounts are nano-dollars. What was charged is in the ledger: a row names its entries' keys.
-Standard library alone; leaves out running jobs (`agents.batch`) and drawing them (`reports`).
+Standard library alone; leaves out running jobs (`agents.batch.run`) and drawing them (`reports`).
 """
 
 from __future__ import annotations

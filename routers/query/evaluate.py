@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from viaticum.routers.query.fit import calibration_error
-from viaticum.routers.query.grid import Array, Grid
+from viaticum.routers.query.outcome_matrix import Array, Grid
 from viaticum.routers.query.plans import Steps, play
 from viaticum.routers.query.rtr import Prediction, RTRRouter
 

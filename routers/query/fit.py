@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from viaticum.routers.query.encoder import Encoder
-from viaticum.routers.query.grid import FEWEST, Array, Grid, folds_of, near_duplicates
 from viaticum.routers.query.heads import (
     NEIGHBOURS,
     Columns,
@@ -31,6 +30,7 @@ from viaticum.routers.query.heads import (
     log_loss,
     log_odds,
 )
+from viaticum.routers.query.outcome_matrix import FEWEST, Array, Grid, folds_of, near_duplicates
 from viaticum.routers.query.plans import WEIGHTS, Plan, Steps, play, search
 from viaticum.routers.query.rtr import NEAREST, Learned, RTRRouter, Settings
 from viaticum.types import Pair

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from viaticum.errors import DataError, InputError
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import Report, fit
-from viaticum.routers.query.grid import FEWEST, Grid, folds_of, near_duplicates
 from viaticum.routers.query.heads import log_loss, log_odds
+from viaticum.routers.query.outcome_matrix import FEWEST, Grid, folds_of, near_duplicates
 from viaticum.routers.query.rtr import Added, RTRRouter
 from viaticum.types import Pair
 

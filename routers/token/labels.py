@@ -3,7 +3,7 @@
 A folder holds `manifest.json` (weights, prompts, versions), `features-NNNNN.safetensors` (a row for every token of some
 questions), `labels.jsonl` (a line for every place where the small model would write another token, both texts, and
 each verifier's verdict), and `journal.jsonl`, which a run that was killed goes on from. Leaves out making them
-(`agents.token_labels`).
+(`training.token_labels`).
 """
 
 from __future__ import annotations

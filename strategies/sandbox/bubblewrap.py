@@ -19,8 +19,8 @@ from typing import Any
 
 from viaticum.errors import SandboxError
 from viaticum.strategies.sandbox.base import CLOSED, FORKED, LIMITS, Limits, ProgramResult, Sandbox
+from viaticum.strategies.sandbox.bwrap_command import INSTALL, find_bwrap, worker_command
 from viaticum.strategies.sandbox.seccomp import assemble
-from viaticum.strategies.sandbox.walls import INSTALL, find_bwrap, worker_command
 from viaticum.strategies.sandbox.worker import Worker, WorkerLost
 
 WAIT_SECONDS = 60.0  # for a free worker

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from viaticum.errors import SandboxError
-from viaticum.strategies.sandbox import inside
+from viaticum.strategies.sandbox import worker_main as inside
 from viaticum.strategies.sandbox.base import Limits, mentioned_packages
-from viaticum.strategies.sandbox.walls import INSTALL
+from viaticum.strategies.sandbox.bwrap_command import INSTALL
 
 START_SECONDS = 30.0
 LOAD_SECONDS = 60.0  # numpy and sympy, once a worker, on a slow disk

@@ -67,8 +67,8 @@ def batch(
         return
     if out is None:
         raise InputError("say where the results go: --out RESULTS.jsonl")
-    from viaticum.agents.batch import run_batch
-    from viaticum.agents.batch_engine import Cluster
+    from viaticum.agents.batch.run import run_batch
+    from viaticum.agents.batch.workers import Cluster
 
     if engine != "ray" and (cluster, workers, gpus) != (None, 2, 0.0):
         raise InputError(
@@ -146,7 +146,7 @@ class _Teller:
         elif kind == "ended":
             self._end(event)
         elif self._terminal or kind == "started" or time.monotonic() - self._last >= PLAIN_SECONDS:
-            from viaticum.agents.batch_progress import line_of
+            from viaticum.agents.batch.progress import line_of
 
             self._last = time.monotonic()
             self._line(line_of(event), last=not self._terminal)
@@ -162,7 +162,7 @@ class _Teller:
         sys.stderr.flush()
 
     def _end(self, event: dict[str, Any]) -> None:
-        from viaticum.agents.batch_progress import line_of
+        from viaticum.agents.batch.progress import line_of
 
         self._line(line_of(event), last=True)
         ending = event["ending"].replace("_", " ")
@@ -175,7 +175,7 @@ class _Teller:
 
 
 def _dry_run(source: Path, dollars: str | None, as_json: bool, settings: dict[str, Any]) -> None:
-    from viaticum.agents.batch import preview_batch
+    from viaticum.agents.batch.run import preview_batch
 
     if dollars is None:
         raise InputError("say which budget to look around: --budget 20")

@@ -23,9 +23,9 @@ from viaticum.money import format_usd
 from viaticum.types import Message
 
 if TYPE_CHECKING:
-    from viaticum.agents.channel import Guard
     from viaticum.agents.client import Viaticum
-    from viaticum.agents.doors import Written
+    from viaticum.agents.completions import Written
+    from viaticum.agents.server.channel import Guard
 
 HELP = "/budget what is left   /route who wrote the last answer   /new forget what was said   /quit"
 
@@ -48,7 +48,7 @@ def chat(
 ) -> None:
     """Talk with a model within a budget. A line is a turn; /help names the commands; Ctrl-C stops an answer."""
     from viaticum.agents.client import Viaticum
-    from viaticum.agents.doors import check_name
+    from viaticum.agents.completions import check_name
 
     with Viaticum(
         dollars, budget_name=budget_name, policy=policy, router=router, catalogue=catalogue, folder=folder
@@ -92,7 +92,7 @@ class _Conversation:
         return True
 
     def _turn(self, question: str) -> bool:
-        from viaticum.agents.channel import Gone
+        from viaticum.agents.server.channel import Gone
 
         asked: list[Message] = [*self._messages, {"role": "user", "content": question}]
         try:
@@ -119,8 +119,8 @@ class _Conversation:
         return True
 
     def _answer(self, messages: list[Message]) -> Written:
-        from viaticum.agents.channel import Guard
-        from viaticum.agents.doors import Ask, Written, ask
+        from viaticum.agents.completions import Ask, Written, ask
+        from viaticum.agents.server.channel import Guard
 
         guard = Guard()
         asked = Ask(self._model, messages, self._client.budget_name, f"chat-{uuid.uuid4().hex}", self._limit)

@@ -14,7 +14,7 @@ from viaticum.commands.serve import Folder
 from viaticum.money import nanousd
 
 if TYPE_CHECKING:
-    from viaticum.agents.keys import Key, Keys
+    from viaticum.agents.server.api_keys import Key, Keys
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the keys of `viaticum serve`.")
 
@@ -93,6 +93,6 @@ def _home(folder: Any) -> Any:
 
 
 def _keys(folder: Any) -> Keys:
-    from viaticum.agents.keys import Keys
+    from viaticum.agents.server.api_keys import Keys
 
     return Keys(_home(folder) / "keys.db")

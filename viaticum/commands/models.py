@@ -100,7 +100,7 @@ def measure(
 
     Takes a minute or two; run it while nothing else does.
     """
-    from viaticum.agents.ways import costs_path, measure_costs
+    from viaticum.models.decoding_modes import costs_path, measure_costs
 
     loaded = Catalogue.load(catalogue)
     spec = loaded[name]

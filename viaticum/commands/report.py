@@ -36,8 +36,8 @@ def report(
 ) -> None:
     """Report on runs: one file that opens offline; several runs are compared with the first."""
     from viaticum.reports import build
+    from viaticum.reports.formatting import verdict
     from viaticum.reports.overview import notices
-    from viaticum.reports.words import verdict
 
     out = out or Path(f"report.{format or 'html'}")
     made = build(runs, out, format=format, outcomes=outcomes, ledger=ledger, title=title, force=force)  # type: ignore[arg-type]

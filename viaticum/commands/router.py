@@ -21,7 +21,7 @@ from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.money import NANOUSD_PER_USD, format_usd
 
 if TYPE_CHECKING:
-    from viaticum.routers.query.grid import Grid
+    from viaticum.routers.query.outcome_matrix import Grid
     from viaticum.types import Pair
 
 app = typer.Typer(no_args_is_help=True, help="Fit, evaluate and ask the learned query router.")
@@ -186,8 +186,8 @@ def add(
     """Let a router know a new model by its description, and by its outcomes so far, without fitting anew."""
     from viaticum.catalogue import Catalogue
     from viaticum.outcomes import read_outcomes
-    from viaticum.routers.query.grid import Grid
     from viaticum.routers.query.learn import add as run
+    from viaticum.routers.query.outcome_matrix import Grid
     from viaticum.routers.query.rtr import RTRRouter
     from viaticum.types import Pair
 
@@ -267,7 +267,7 @@ def _grid(
     paths: list[Path], prices: Path | None, pairs: tuple[Pair, ...] | None = None, *, live: bool = False
 ) -> Grid:
     from viaticum.outcomes import read_outcomes
-    from viaticum.routers.query.grid import Grid, read_prices
+    from viaticum.routers.query.outcome_matrix import Grid, read_prices
 
     rows = [row for path in paths for row in read_outcomes(path)]
     return Grid.of(rows, read_prices(prices) if prices is not None else None, pairs, live=live)

@@ -16,7 +16,7 @@ from viaticum.money import format_usd
 
 if TYPE_CHECKING:
     from viaticum.agents.client import Viaticum
-    from viaticum.agents.keys import Keys
+    from viaticum.agents.server.api_keys import Keys
 
 SCOPE = "serve"
 BUDGET_USD = "1"
@@ -59,14 +59,14 @@ def serve(
     http://127.0.0.1:8000/v1. SIGTERM ends in order: running calls end or are cut, and are settled.
     """
     try:
-        from viaticum.agents.runs import Limits
-        from viaticum.agents.server import Service
-        from viaticum.agents.serving import Address, refuse_open_door
-        from viaticum.agents.serving import serve as run
+        from viaticum.agents.server.process import Address, refuse_open_door
+        from viaticum.agents.server.process import serve as run
+        from viaticum.agents.server.run import Limits
+        from viaticum.agents.server.service import Service
     except ImportError as error:
         raise MissingExtra(error.name or "starlette", "server") from None
     from viaticum.agents.client import Viaticum
-    from viaticum.agents.keys import Keys
+    from viaticum.agents.server.api_keys import Keys
     from viaticum.budgets import default_path
 
     address = Address(host, port)

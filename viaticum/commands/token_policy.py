@@ -76,9 +76,9 @@ def policy(
     catalogue: CatalogueFile = None,
 ) -> None:
     """Learn R-Stitch+'s policy: when an unsure small model calls the large one. Goes on after a kill."""
-    from viaticum.agents.questions import read_questions
-    from viaticum.agents.token_policy import Settings, default_tau, learn
     from viaticum.catalogue import Catalogue
+    from viaticum.questions import read_questions
+    from viaticum.training.policy import Settings, default_tau, learn
 
     models = Catalogue.load(catalogue)
     settings = Settings(
@@ -120,9 +120,9 @@ def policy_evaluate(
     catalogue: CatalogueFile = None,
 ) -> None:
     """A policy beside R-Stitch with the same tau: reward, accuracy, share of the large model, latency."""
-    from viaticum.agents.questions import read_questions
-    from viaticum.agents.token_policy import evaluate
     from viaticum.catalogue import Catalogue
+    from viaticum.questions import read_questions
+    from viaticum.training.policy import evaluate
 
     asked = read_questions(questions, limit=None if limit is None else limit + skip)[skip:]
     with _Bar() as bar:

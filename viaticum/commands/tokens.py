@@ -59,10 +59,10 @@ def label(
     catalogue: CatalogueFile = None,
 ) -> None:
     """Find the tokens at which the small model would leave the large one's path; goes on after a kill."""
-    from viaticum.agents.questions import read_questions
-    from viaticum.agents.token_labels import Settings
-    from viaticum.agents.token_labels import label as run
     from viaticum.catalogue import Catalogue
+    from viaticum.questions import read_questions
+    from viaticum.training.token_labels import Settings
+    from viaticum.training.token_labels import label as run
 
     asked = read_questions(questions, limit=None if limit is None else limit + skip)[skip:]
     with _Bar() as bar:
@@ -86,8 +86,8 @@ def verify(
     catalogue: CatalogueFile = None,
 ) -> None:
     """Let more verifiers judge what was labelled, to see how far they agree."""
-    from viaticum.agents.token_labels import verify as run
     from viaticum.catalogue import Catalogue
+    from viaticum.training.token_labels import verify as run
 
     with _Bar() as bar:
         run(
@@ -109,7 +109,7 @@ def table(
     out: Annotated[Path, typer.Argument(help="The Parquet file to write.", metavar="OUT.parquet")],
 ) -> None:
     """Write a row a token as Parquet, for analysis elsewhere: entropies, and what each verifier says."""
-    from viaticum.agents.token_table import write_table
+    from viaticum.training.label_export import write_table
 
     typer.echo(f"{write_table(labels, out)} tokens in {out}")
 
@@ -222,11 +222,11 @@ def calibrate(
     catalogue: CatalogueFile = None,
 ) -> None:
     """Set the threshold by what you want of it, and store it with the router."""
-    from viaticum.agents.questions import read_questions
-    from viaticum.agents.token_calibrate import calibrate as run
-    from viaticum.agents.token_calibrate import calibrate_recall
     from viaticum.catalogue import Catalogue
     from viaticum.errors import InputError
+    from viaticum.questions import read_questions
+    from viaticum.training.calibration import calibrate as run
+    from viaticum.training.calibration import calibrate_recall
 
     if sum(each is not None for each in (share, recall, tokens_per_second)) != 1:
         raise InputError("give one of --share, --recall and --tokens-per-second")

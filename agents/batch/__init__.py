@@ -1,0 +1,1 @@
+"""`viaticum batch`: many questions under one budget and deadline, resumable."""

@@ -1,0 +1,174 @@
+"""Answers to calls that were made before: the same call again costs nothing, where it would give the same text.
+
+The key of a call is the model as the catalogue describes it, the messages, and how tokens are chosen, the number of the
+sample among it. Kept in an SQLite file, which may be lost at no harm: what was paid for is in the ledger. Leaves out
+when to look (`agents.batch.executor`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from viaticum.agents.workflow.calls import Asked, completion_from_json, completion_to_json
+from viaticum.budgets.records import digest
+from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.errors import InputError
+from viaticum.models.base import Generation, Model
+from viaticum.types import Completion, Message, TokenCount, Usage
+
+CACHED = "answered from the cache"  # among the warnings of such a completion
+SEEDED = ("local", "pair", "scripted")  # models that give the same sample for the same seed
+BUSY_SECONDS = 30.0
+_log = logging.getLogger("viaticum")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was written before, and the ledger's key of the call that paid for it."""
+
+    completion: Completion
+    key: str
+
+
+class Cache:
+    """One file, for threads and processes. Where it cannot be written any more, it is left out."""
+
+    def __init__(self, path: str | Path, catalogue: Catalogue) -> None:
+        self.path, self._catalogue = Path(path), catalogue
+        self._lock, self._broken = threading.Lock(), False
+        self._specs: dict[str, str | None] = {}
+        try:
+            self._db = sqlite3.connect(
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise InputError(f"cannot open the cache {self.path} ({error}); give another path") from None
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = OFF")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, completion TEXT NOT NULL, paid TEXT NOT NULL)"
+                " WITHOUT ROWID"
+            )
+        except sqlite3.Error as error:
+            self._db.close()
+            raise InputError(f"{self.path} is no cache of answers ({error}); give another path") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._broken = True
+            self._db.close()
+
+    def key(self, asked: Asked, parameters: str) -> str | None:
+        """Of a call; None where the same call may give another text. parameters: the digest of what is asked."""
+        name = asked.model.name
+        if name not in self._specs:
+            spec = self._catalogue.get(name)
+            self._specs[name] = None if spec is None else _fixed(spec)
+        fixed = self._specs[name]
+        if fixed is None or (asked.generation.temperature > 0 and not fixed.startswith(SEEDED)):
+            return None
+        return f"{fixed}/{parameters}"
+
+    def find(self, keys: Sequence[str]) -> dict[str, Known]:
+        found: dict[str, Known] = {}
+        with self._lock:
+            if self._broken:
+                return found
+            try:
+                for start in range(0, len(keys), 500):
+                    part = keys[start : start + 500]
+                    marks = ", ".join("?" * len(part))
+                    query = f"SELECT key, completion, paid FROM answers WHERE key IN ({marks})"
+                    for key, text, paid in self._db.execute(query, part):
+                        found[key] = Known(completion_from_json(json.loads(text)), paid)
+            except sqlite3.Error as error:
+                self._give_up(error)
+        return found
+
+    def keep(self, answers: Sequence[tuple[str, str, str]]) -> None:
+        """(key, completion as JSON text, the ledger's key of its call) of each; the first of a key stays."""
+        with self._lock:
+            if self._broken or not answers:
+                return
+            try:
+                self._db.execute("BEGIN")
+                self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", answers)
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._give_up(error)
+
+    def _give_up(self, error: sqlite3.Error) -> None:
+        _log.warning("the cache %s is left out from here on: %s", self.path, error)
+        self._broken = True
+
+
+class CachedModel(Model):
+    """A model of the workflow whose answers are looked for in a cache first: then nothing is held and nothing charged."""
+
+    def __init__(self, model: Model, cache: Cache) -> None:
+        self.model, self.cache = model, cache
+        self.name, self.members = model.name, model.members
+
+    def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
+        return self.model.worst_case(messages, max_new_tokens)
+
+    def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
+        _, known = self._look(messages, generation)
+        return nothing(self.model) if known else self.model.worst_case_of(messages, generation)
+
+    def count(self, text: str) -> int:
+        return self.model.count(text)
+
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+        key, known = self._look(messages, generation)
+        if known is not None:
+            yield known.completion.text
+            yield as_cached(known.completion, self.model)
+            return
+        for piece in self.model.stream(messages, generation):
+            if isinstance(piece, Completion) and key is not None:
+                self.cache.keep([(key, json.dumps(completion_to_json(piece)), "")])
+            yield piece
+
+    def _look(self, messages: Sequence[Message], generation: Generation) -> tuple[str | None, Known | None]:
+        asked = Asked(self.model, list(messages), generation)
+        key = self.cache.key(asked, digest(asked.parameters))
+        return key, self.cache.find([key]).get(key) if key is not None else None
+
+
+def as_cached(completion: Completion, model: Model) -> Completion:
+    """What was written before, as an answer that costs nothing."""
+    return replace(
+        completion, usage=Usage(nothing(model), 0.0), reported_nanousd=None, warnings=(CACHED,), trace=None
+    )
+
+
+def nothing(model: Model) -> dict[str, TokenCount]:
+    return dict.fromkeys(model.members, TokenCount())
+
+
+def is_cached(told: Mapping[str, object]) -> bool:
+    """Whether a completion, as JSON, came from the cache."""
+    warnings = told.get("warnings")
+    return isinstance(warnings, list) and CACHED in warnings
+
+
+def _fixed(spec: ModelSpec) -> str:
+    return f"{spec.kind}-{digest(spec.model_dump(mode='json'))[:32]}"

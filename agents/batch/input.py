@@ -1,0 +1,376 @@
+"""The rows of a batch: plain JSONL, OpenAI's batch format, CSV or Parquet, read one at a time, and looked over once.
+
+Whatever the size of the file, the memory stays the same: a line longer than `LONGEST` is refused, ids are compared in a
+temporary database. What is wrong with a row is kept beside it, with its place. Leaves out answering (`agents.batch.executor`).
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import itertools
+import json
+import random
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+from viaticum.errors import DataError, InputError, MissingExtra, ViaticumError
+from viaticum.models.base import Generation
+from viaticum.questions import question_of
+from viaticum.types import Message, Query
+
+Format = Literal["jsonl", "openai", "csv", "parquet"]
+LONGEST = 8 << 20  # bytes of a line
+AT_ONCE = 1024  # ids that are compared, and rows of Parquet that are read, at once
+AUTO = "auto"
+ROUTE = "/v1/chat/completions"
+MOST_BAD = 1000  # rows with an id of an earlier one, which have to be remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a row of OpenAI's format wants besides an answer. model: "auto", a model, or model+strategy; limit: new tokens."""
+
+    model: str
+    limit: int | None
+    generation: Generation
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """A row of the input. number: its place, from 0; problem: why it cannot be used, with the line; its query is then empty."""
+
+    number: int
+    id: str
+    query: Query | None
+    gold: str | None = None
+    wish: Wish | None = None
+    problem: str = ""
+
+    @property
+    def names_model(self) -> bool:
+        """Whether it names a model or a pair; how others are answered is for a router to say."""
+        return self.wish is not None and self.wish.model != AUTO
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file of rows. skip, limit: leave out the first so many, and take at most so many."""
+
+    path: Path
+    format: Format
+    skip: int = 0
+    limit: int | None = None
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, format: str | None = None, skip: int = 0, limit: int | None = None
+    ) -> Input:
+        """By the suffix, and for JSONL by the first row. Raises `InputError` where there is no such file or format."""
+        path = Path(path)
+        if format is not None and format not in get_args(Format):
+            raise InputError(f"unknown format {format!r}; known: {', '.join(get_args(Format))}")
+        if not path.is_file():
+            raise InputError(f"cannot read {path}: there is no such file; give one with a question a row")
+        if skip < 0 or (limit is not None and limit < 1):
+            raise InputError(f"skip is 0 or more and limit 1 or more, got {skip} and {limit}")
+        return cls(path, _format_of(path) if format is None else format, skip, limit)  # type: ignore[arg-type]
+
+    def rows(self) -> Iterator[BatchRow]:
+        """In the order of the file. Raises `InputError` where it cannot be read, `DataError` where nothing of it can."""
+        reader = {"csv": _csv_rows, "parquet": _parquet_rows}.get(self.format, _json_rows)
+        make = _openai_row if self.format == "openai" else _plain_row
+        stop = None if self.limit is None else self.skip + self.limit
+        try:
+            records = itertools.islice(reader(self.path), self.skip, stop)
+            for number, (place, record) in enumerate(records):
+                yield _row(make, number, self.skip + number + 1, place, record)
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror or error}") from None
+
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        try:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror or error}") from None
+
+
+@dataclass
+class Survey:
+    """What a first look at all rows found. sample: some of those that are not done, each with its place among these.
+
+    problems: the first of them, in words; bad: how many rows cannot be used; again: those whose id an earlier row has,
+    by number. pending: rows that are not done and can be used; graded: how many of the rows have a right answer.
+    """
+
+    rows: int = 0
+    bad: int = 0
+    pending: int = 0
+    graded: int = 0
+    problems: list[str] = field(default_factory=list)
+    again: dict[int, str] = field(default_factory=dict)
+    sample: list[tuple[int, BatchRow]] = field(default_factory=list)
+
+    def note(self, problem: str) -> None:
+        self.bad += 1
+        if len(self.problems) < 5:
+            self.problems.append(problem)
+
+
+def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, seed: int = 0) -> Survey:
+    """Look at every row: count, compare ids, and draw a sample of at most `most` rows that are not done.
+
+    Raises `DataError` where more than `MOST_BAD` rows have an id that an earlier one has.
+    """
+    found, dice = Survey(), random.Random(seed)
+    first_routed: tuple[int, BatchRow] | None = None
+    with closing(sqlite3.connect("")) as ids:  # a file of SQLite's own, gone when it is closed
+        ids.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, number INTEGER) WITHOUT ROWID")
+        while block := list(itertools.islice(rows, AT_ONCE)):
+            again = _repeated(ids, block)
+            for row in block:
+                found.rows += 1
+                found.graded += row.gold is not None
+                problem = row.problem or again.get(row.number, "")
+                if problem:
+                    found.note(problem)
+                    if not row.problem:
+                        found.again[row.number] = problem
+                    continue
+                if done(row.number):
+                    continue
+                place = found.pending
+                found.pending += 1
+                if first_routed is None and not row.names_model:
+                    first_routed = (place, row)
+                if len(found.sample) < most:
+                    found.sample.append((place, row))
+                elif (chosen := dice.randrange(found.pending)) < most:
+                    found.sample[chosen] = (place, row)
+            if len(found.again) > MOST_BAD:
+                raise DataError(
+                    f"more than {MOST_BAD} rows have an id that an earlier row has; the first: "
+                    f"{next(iter(found.again.values()))}; give every row an id of its own"
+                )
+    # Prices are made for rows that have a choice: one of them at least is looked at.
+    if first_routed is not None and all(row.names_model for _, row in found.sample):
+        found.sample[-1] = first_routed
+    return found
+
+
+def _repeated(ids: sqlite3.Connection, block: Sequence[BatchRow]) -> dict[int, str]:
+    """Of a block, the rows whose id came before, with what is wrong in words; the others are remembered."""
+    before = ids.total_changes
+    new = [(row.id, row.number) for row in block if not row.problem]
+    ids.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?)", new)
+    if ids.total_changes - before == len(new):
+        return {}
+    found = {}
+    for name, number in new:
+        first = ids.execute("SELECT number FROM ids WHERE id = ?", (name,)).fetchone()[0]
+        if first != number:
+            found[number] = f"row {number + 1}: id {_short(name)!r} is that of row {first + 1} too"
+    return found
+
+
+# --- rows -----------------------------------------------------------------------------------------------------
+
+Record = tuple[str, "dict[str, Any] | str"]  # the place in words, and the values, or what is wrong with them
+
+
+def _row(
+    make: Callable[[dict[str, Any], int, int, str], BatchRow],
+    number: int,
+    count: int,
+    place: str,
+    record: dict[str, Any] | str,
+) -> BatchRow:
+    """count: of the row in the whole file, from 1; its name where it has none."""
+    if isinstance(record, str):
+        return BatchRow(number, f"row-{count}", None, problem=f"{place}: {record}")
+    try:
+        row = make(record, number, count, place)
+        _check_id(row.id, place)
+        return row
+    except ViaticumError as error:
+        return BatchRow(number, _id_of(record, count), None, problem=str(error))
+
+
+def _plain_row(values: dict[str, Any], number: int, count: int, place: str) -> BatchRow:
+    if "custom_id" in values and "question" not in values:
+        raise DataError(
+            f"{place}: a row of OpenAI's batch format among plain ones; put them into a file of their own"
+        )
+    question = question_of(values, count, place)
+    return BatchRow(number, question.id, question.query, question.gold)
+
+
+def _openai_row(values: dict[str, Any], number: int, count: int, place: str) -> BatchRow:
+    from viaticum.agents.openai_api.requests import Refusal, read_request
+
+    if "custom_id" not in values and "question" in values:
+        raise DataError(
+            f"{place}: a plain row among those of OpenAI's batch format; put it into a file of its own"
+        )
+    name, body = values.get("custom_id"), values.get("body")
+    if not isinstance(name, str) or not isinstance(body, dict):
+        raise DataError(
+            f'{place}: write {{"custom_id": "...", "method": "POST", "url": "{ROUTE}", "body": {{...}}}}'
+        )
+    if values.get("method") != "POST" or values.get("url") != ROUTE:
+        raise DataError(
+            f"{place}: {values.get('method')} {values.get('url')} cannot be asked; only POST {ROUTE}"
+        )
+    try:
+        asked = read_request(json.dumps(body).encode())
+        messages = asked.chat()
+    except (Refusal, InputError) as error:
+        raise DataError(f"{place}: {error}") from None
+    for field_name, wrong in (
+        ("stream", bool(asked.stream)),
+        ("n", (asked.n or 1) > 1),
+        ("budget", asked.budget is not None),
+        ("policy", asked.policy is not None),
+        ("tools", asked.tools is not None),
+        ("logprobs", bool(asked.logprobs)),
+    ):
+        if wrong:
+            raise DataError(f"{place}: a row of a batch cannot have {field_name!r}; leave it out")
+    if messages[-1]["role"] != "user":
+        raise DataError(
+            f"{place}: the last message is the {messages[-1]['role']}'s; end with the user's question"
+        )
+    wish = Wish(asked.model, asked.limit, asked.generation(), tuple(messages))
+    plain = all(set(each) == {"role", "content"} for each in messages)
+    before = tuple(messages[:-1]) if plain else ()
+    return BatchRow(number, name, Query(messages[-1]["content"], messages=before), wish=wish)
+
+
+def _check_id(id: str, place: str) -> None:
+    if not id.strip() or not id.isprintable() or len(id) > 200:
+        raise DataError(f"{place}: an id is 1 to 200 printable characters, got {_short(id)!r}")
+
+
+def _id_of(values: dict[str, Any], count: int) -> str:
+    given = values.get("custom_id", values.get("id"))
+    return given if isinstance(given, str) and 0 < len(given) <= 200 else f"row-{count}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def _format_of(path: Path) -> Format:
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".parquet"):
+        return "csv" if suffix == ".csv" else "parquet"
+    for _, values in _json_rows(path):
+        if isinstance(values, dict):
+            return "openai" if "custom_id" in values and "question" not in values else "jsonl"
+    return "jsonl"
+
+
+def _json_rows(path: Path) -> Iterator[Record]:
+    with path.open("rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(LONGEST + 1)
+            if not line:
+                return
+            place = f"{path}, line {number}"
+            if len(line) > LONGEST:
+                _skip_line(file, line)
+                yield place, f"longer than {LONGEST >> 20} MiB; no model reads that much"
+                continue
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line.strip():
+                yield place, _values(line)
+
+
+def _values(line: bytes) -> dict[str, Any] | str:
+    try:
+        values = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
+    except (ValueError, RecursionError) as error:  # no JSON, or a number of thousands of digits
+        return f"not valid JSON ({error}); correct or remove the line"
+    if b"\\u" in line:
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            return f"half of a character ({error.object[error.start]!r}); correct it"
+    return values if isinstance(values, dict) else "not a JSON object; write one object a line"
+
+
+def _skip_line(file: IO[bytes], line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = file.readline(1 << 16)
+
+
+def _csv_rows(path: Path) -> Iterator[Record]:
+    # What is no UTF-8 becomes lone surrogates, so that one broken line does not end the file.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        csv.field_size_limit(LONGEST)
+        lines = csv.DictReader(file)
+        if "question" not in (lines.fieldnames or ()):
+            raise DataError(f"{path}: no column named question; the first line names the columns")
+        while True:
+            try:
+                values = next(lines, None)
+            except csv.Error as error:
+                yield f"{path}, line {lines.line_num}", f"not CSV ({error})"
+                continue
+            if values is None:
+                return
+            yield f"{path}, line {lines.line_num}", _csv_values(values)
+
+
+def _csv_values(values: dict[Any, Any]) -> dict[str, Any] | str:
+    if None in values:
+        return "more fields than the first line names; put a field with commas into quotes"
+    try:
+        "".join(each or "" for each in values.values()).encode()
+    except UnicodeEncodeError:
+        return "not UTF-8; save the file as UTF-8"
+    return {name: value for name, value in values.items() if value}
+
+
+def _parquet_rows(path: Path) -> Iterator[Record]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise MissingExtra("pyarrow", "local") from None
+    try:
+        file = parquet.ParquetFile(path)
+    except Exception as error:
+        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    with file:
+        names = file.schema_arrow.names
+        if "question" not in names:
+            raise DataError(f"{path}: no column named question, only {', '.join(names)}")
+        known = [name for name in ("id", "question", "answer", "kind") if name in names]
+        number = 0
+        for batch in file.iter_batches(batch_size=AT_ONCE, columns=known):
+            for values in batch.to_pylist():
+                number += 1
+                yield (
+                    f"{path}, row {number}",
+                    {key: value for key, value in values.items() if value is not None},
+                )
+
+
+def without_repeated(rows: Iterator[BatchRow], again: dict[int, str]) -> Iterator[BatchRow]:
+    """The rows, those whose id came before marked as such."""
+    for row in rows:
+        yield replace(row, problem=again[row.number], query=None) if row.number in again else row

@@ -1,0 +1,146 @@
+"""A job before it runs: its folder, whether it may begin or go on there, and what it must share with the run before.
+
+Leaves out running it (`agents.batch.run`) and what the folder holds (`viaticum.jobs`).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from viaticum.agents.batch.input import BatchRow, Input
+from viaticum.agents.batch.planning import NO_OTHER, Planned
+from viaticum.agents.build import Dollars
+from viaticum.agents.workflow.graph import Tools
+from viaticum.budgets.records import digest
+from viaticum.errors import InputError
+from viaticum.jobs import JOB, Job
+from viaticum.money import nanousd
+from viaticum.routers.query import QueryRouter, StaticRouter
+
+LOCK = ".lock"
+
+
+def job_folder(out: str | Path) -> Path:
+    """The folder of the job that writes these results."""
+    return Path(f"{out}.job")
+
+
+def folder_for(out: Path, *, resume: bool, force: bool) -> Path:
+    """The job's folder, made where it is missing. Raises `InputError` where results or a job are in the way.
+
+    With force what it holds stays until the new job may begin (`empty`).
+    """
+    folder = job_folder(out)
+    if resume and force:
+        raise InputError("resume goes on and force starts over; give one of them")
+    if not out.parent.is_dir():
+        raise InputError(f"cannot write {out}: there is no folder {out.parent}; make it first")
+    if not resume and not force:
+        for path in (out, folder / JOB):
+            if path.exists():
+                raise InputError(
+                    f"{path} exists; go on with it (--resume), start over (--force), or give another --out"
+                )
+    if resume and out.exists() and not (folder / JOB).exists():
+        raise InputError(f"{out} exists and no job made it; start over (--force), or give another --out")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {folder}: {error.strerror or error}") from None
+    return folder
+
+
+def empty(folder: Path) -> None:
+    """Remove what another job left, and not the lock that this one holds. Raises `InputError` where it cannot."""
+    try:
+        for path in folder.iterdir():
+            if path.name != LOCK:
+                path.unlink()
+    except OSError as error:
+        raise InputError(f"cannot start over in {folder}: {error}") from None
+
+
+def alone(folder: Path) -> Any:
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        return lock.acquire()
+    except Timeout:
+        raise InputError(f"another process works on the job in {folder}; wait for it, or end it") from None
+
+
+def limit_of(budget: Dollars | None, before: Job | None) -> int:
+    if budget is not None:
+        return amount_of(budget)
+    if before is None or before.limit_nanousd is None:
+        raise InputError("a new job needs a budget: give the dollars that it may cost at most (--budget 20)")
+    return before.limit_nanousd
+
+
+def amount_of(budget: Dollars) -> int:
+    amount = nanousd(budget)
+    if amount <= 0:
+        raise InputError(f"a budget is above zero dollars, got {budget}")
+    return amount
+
+
+def fingerprint(
+    given: Input, tools: Tools, router: QueryRouter | str | Path | None, policy: str
+) -> dict[str, str]:
+    """What a run that goes on must share, by name."""
+    rows = f"skip {given.skip}, limit {given.limit}"
+    specs = {spec.name: spec.model_dump(mode="json") for spec in tools.catalogue.values()}
+    return {
+        "input": given.digest(),
+        "rows": rows,
+        "catalogue": digest(specs),
+        "router": _router_digest(tools.router, router),
+        "policy": policy,
+    }
+
+
+def _router_digest(router: QueryRouter, given: QueryRouter | str | Path | None) -> str:
+    if isinstance(given, str | Path):
+        files = sorted(path for path in Path(given).iterdir() if path.is_file())
+        return digest({path.name: Input(path, "jsonl").digest() for path in files})
+    table = router.rows if isinstance(router, StaticRouter) else getattr(router, "_table", ())
+    return digest([type(router).__name__, [str(row) for row in table]])
+
+
+def refuse_other(before: Job, now: Job, folder: Path) -> None:
+    for name, value in now.fingerprint.items():
+        old = before.fingerprint.get(name, "unknown")
+        if old != value:
+            raise InputError(
+                f"the job in {folder} began with another {name}: {_brief(old)} then, {_brief(value)} now; give what it "
+                "began with, or start over with --force"
+            )
+
+
+def _brief(value: str) -> str:
+    return value[:12] if len(value) == 64 else repr(value)
+
+
+def bare(row: BatchRow) -> Planned:
+    return Planned(row, None, NO_OTHER)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def version() -> str:
+    from viaticum import __version__
+
+    return __version__
+
+
+def without_password(address: str) -> str:
+    if "://" not in address:
+        return str(Path(address).absolute())
+    kind, _, rest = address.partition("://")
+    who, at, where = rest.rpartition("@")
+    return f"{kind}://{who.partition(':')[0]}{at}{where}"

@@ -1,0 +1,275 @@
+"""Where a batch writes: a journal with a line for every row as it ends, and the results, made of it, whole or not at all.
+
+The journal (`rows.jsonl` in the job's folder) only grows. A kill may cut its last line and lose those that were not
+flushed: they are made again from the ledger, which has their texts. The results have the order of the input, in its
+format or that of their own suffix.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import time
+import uuid
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any
+
+from viaticum.agents.batch.input import Format
+from viaticum.errors import DataError, InputError, MissingExtra
+from viaticum.jobs import ROWS, JobRow, encode, row_from, row_line
+
+FLUSH_SECONDS = 0.5
+SYNC_SECONDS = 5.0
+COLUMNS = ("id", "state", "answer", "correct", "reason", "pair", "cost_nanousd", "text")
+_NUMBER = re.compile(rb'"number": (\d+)}\n$')
+AT_ONCE = 4096  # rows of Parquet in a group
+
+
+@dataclass
+class Counts:
+    """What the rows of a job come to so far. right: of those graded."""
+
+    answered: int = 0
+    failed: int = 0
+    skipped: int = 0
+    graded: int = 0
+    right: int = 0
+    cached: int = 0
+
+    @property
+    def done(self) -> int:
+        return self.answered + self.failed + self.skipped
+
+    def add(self, row: JobRow) -> None:
+        setattr(self, row.state, getattr(self, row.state) + 1)
+        self.graded += row.correct is not None
+        self.right += row.correct is True
+        self.cached += any(call.cached for call in row.calls)
+
+
+class Journal:
+    """The rows of a job that are done. Opened again, it forgets rows that were skipped, and a last line that was cut."""
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self.path = folder / ROWS
+        self.counts = Counts()
+        self._done = bytearray(rows)
+        self._flushed = self._synced = time.monotonic()
+        self._file = self._open(rows)
+
+    def is_done(self, number: int) -> bool:
+        return bool(self._done[number])
+
+    def write(self, row: JobRow) -> None:
+        """Raises `InputError` where the disk is full; the ledger then has what was paid for."""
+        with _in_plain_words(self.path):
+            self._file.write(row_line(row).encode())
+            self._done[row.number] = 1
+            self.counts.add(row)
+            now = time.monotonic()
+            if now - self._flushed > FLUSH_SECONDS:
+                self._flushed = now
+                self._file.flush()
+            if now - self._synced > SYNC_SECONDS:
+                self._synced = now
+                os.fsync(self._file.fileno())
+
+    def sync(self) -> None:
+        with _in_plain_words(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """What cannot be written any more is left out."""
+        try:
+            self._file.close()
+        except OSError:
+            return
+
+    def in_order(self) -> Iterator[JobRow]:
+        """The rows that are done, in the order of the input. Needs 8 bytes a row."""
+        self.sync()
+        places = array("q", bytes(8 * len(self._done)))
+        with self.path.open("rb") as file:
+            place = 0
+            for line in file:
+                places[_number_in(line, self.path)] = place + 1
+                place += len(line)
+            for number, start in enumerate(places):
+                if start:
+                    file.seek(start - 1)
+                    yield row_from(file.readline(), f"{self.path}, row {number + 1}")
+
+    def _open(self, rows: int) -> BufferedWriter:
+        with _in_plain_words(self.path):
+            if self.path.exists():
+                self._take_up(rows)
+            return self.path.open("ab")
+
+    def _take_up(self, rows: int) -> None:
+        """Read what is done; where something is to be forgotten, write the rest anew."""
+        scratch = self.path.with_name(f".{ROWS}")
+        forget = False
+        with self.path.open("rb") as file, scratch.open("wb") as kept:
+            for number, line in enumerate(file, 1):
+                place = f"{self.path}, line {number}"
+                if not line.endswith(b"\n"):
+                    forget = True
+                    continue
+                row = row_from(line, place)
+                if not 0 <= row.number < rows:
+                    raise DataError(
+                        f"{place}: row {row.number + 1} of {rows}; the file belongs to another job"
+                    )
+                if row.state == "skipped" or self._done[row.number]:
+                    forget = True
+                    continue
+                self._done[row.number] = 1
+                self.counts.add(row)
+                kept.write(line)
+            kept.flush()
+            os.fsync(kept.fileno())
+        if forget:
+            os.replace(scratch, self.path)
+        else:
+            scratch.unlink()
+
+
+def _number_in(line: bytes, path: Path) -> int:
+    """The row's number, which is the last thing of its line."""
+    found = _NUMBER.search(line)
+    return int(found[1]) if found else row_from(line, str(path)).number
+
+
+class _in_plain_words:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror or error}; what was paid for is in the ledger: "
+                "make room and go on with --resume"
+            ) from None
+
+
+# --- results --------------------------------------------------------------------------------------------------
+
+
+def format_for(out: Path, given: Format) -> Format:
+    """Of the results: what their suffix says, or as the input where they have none; JSONL is of OpenAI's form where that is."""
+    suffix = out.suffix.lower()
+    if suffix == ".csv":
+        return "csv"
+    if suffix == ".parquet":
+        return "parquet"
+    return given if given == "openai" or not suffix else "jsonl"
+
+
+def write_results(path: Path, format: Format, rows: Iterator[JobRow], job: str) -> None:
+    """Write all rows; the file appears whole or not at all. Raises `InputError` where it cannot be written."""
+    write: Callable[[Path, Iterator[JobRow]], None] = {
+        "csv": _write_csv, "parquet": _write_parquet, "openai": lambda to, each: _write_openai(to, each, job)
+    }.get(format, _write_jsonl)  # fmt: skip
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with _in_plain_words(path):
+        try:
+            write(scratch, rows)
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def _values(row: JobRow) -> dict[str, Any]:
+    told: dict[str, Any] = {name: getattr(row, name) for name in COLUMNS}
+    if row.text is None:
+        del told["text"]
+    if row.gold is None:
+        del told["correct"]
+    return told
+
+
+def _write_jsonl(path: Path, rows: Iterator[JobRow]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(encode(_values(row)) + "\n")
+        _sync(file)
+
+
+def _write_csv(path: Path, rows: Iterator[JobRow]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.DictWriter(file, COLUMNS)
+        lines.writeheader()
+        for row in rows:
+            lines.writerow({name: getattr(row, name) for name in COLUMNS})
+        _sync(file)
+
+
+def _write_parquet(path: Path, rows: Iterator[JobRow]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise MissingExtra("pyarrow", "local") from None
+    types = {"correct": pa.bool_(), "cost_nanousd": pa.int64()}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
+    with parquet.ParquetWriter(path, schema, compression="zstd") as file:
+        block: list[dict[str, Any]] = []
+        for row in rows:
+            block.append({name: getattr(row, name) for name in COLUMNS})
+            if len(block) == AT_ONCE:
+                file.write_table(pa.Table.from_pylist(block, schema=schema))
+                block = []
+        file.write_table(pa.Table.from_pylist(block, schema=schema))
+
+
+def _write_openai(path: Path, rows: Iterator[JobRow], job: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(encode(_openai_line(row, job)) + "\n")
+        _sync(file)
+
+
+def _openai_line(row: JobRow, job: str) -> dict[str, Any]:
+    """OpenAI's batch output: a response, or, where there is none, an error."""
+    name = uuid.uuid5(uuid.NAMESPACE_URL, f"viaticum:{job}/{row.id}").hex
+    line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": row.id, "response": None, "error": None}
+    if row.state == "answered":
+        body = _openai_body(row, f"chatcmpl-{name}")
+        return line | {"response": {"status_code": 200, "request_id": name, "body": body}}
+    return line | {"error": {"code": row.state, "message": row.reason}}
+
+
+def _openai_body(row: JobRow, name: str) -> dict[str, Any]:
+    read, made = (
+        sum(counts[place] for call in row.calls for counts in call.usage.values()) for place in (0, 1)
+    )
+    text = row.text or ""
+    if row.answer and row.answer not in text:
+        text = f"{text}\n\n{row.answer}" if text else row.answer  # a program's output, a vote
+    reasons = {"stop": "stop", "length": "length", "loop": "length", "tool_calls": "tool_calls"}
+    ended = reasons.get(row.calls[-1].finish_reason, "stop") if row.calls else "stop"
+    message = {"role": "assistant", "content": text, "refusal": None}
+    return {
+        "id": name,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": row.pair,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": ended}],
+        "usage": {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made},
+        "viaticum": {
+            "answer": row.answer, "cost_nanousd": row.cost_nanousd, "routes": [call.pair for call in row.calls]
+        },
+    }  # fmt: skip
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

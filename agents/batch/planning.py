@@ -1,0 +1,401 @@
+"""Which way each row of a batch is answered: what a router expects of a row, and what the pacer, or a policy, takes of it.
+
+`paced` is the policy of a batch: as many right answers as the budget (and the time) buys, see `viaticum.budgets.pacing`.
+Any other policy chooses for every row alone, of what is left. Rows that name a model or a pair get what they name.
+Leaves out asking (`agents.batch.executor`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from viaticum.agents.batch.input import BatchRow
+from viaticum.budgets.allocate import SKIPPED
+from viaticum.budgets.pacing import Pacer, preview
+from viaticum.budgets.quantiles import moments
+from viaticum.errors import BudgetExceeded, InputError, ViaticumError
+from viaticum.jobs import JobRow, Preview
+from viaticum.money import NANOUSD_PER_USD
+from viaticum.routers.query import AtPrice, Plan, PlanRow, Policy, QueryRouter, choose_plan, parse_policy
+from viaticum.types import Pair, Query, Row, split_model
+
+PACED = "paced"
+AT_ONCE = 256  # rows that are planned at once, at most
+AHEAD = 16  # part of the rows that are left which may be under way: prices follow what rows really cost
+HELD_OF = 8  # rows, about, whose worst cases tell what is held for each way
+PRIOR_ROWS = 4  # rows after which what they cost counts as much as what was expected of them
+TOKENS_A_SECOND = 30.0  # of one text, until real times are known
+NO_OTHER = AtPrice(math.inf)  # nothing is worth asking once what was named gave no answer
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A row and how it is answered. plan: None where nothing is, `why` then says why.
+
+    accuracy, costs (nano-dollars) and output tokens: what is expected of it, None where nothing is known. policy: of what
+    comes after that gave no answer. way, expected, spread, seconds: what the pacer chose, and what it was told of it, though
+    the plan has become another since.
+    """
+
+    row: BatchRow
+    plan: Plan | None
+    policy: Policy
+    why: str = ""
+    accuracy: float | None = None
+    cost_p50: int | None = None
+    cost_p90: int | None = None
+    tokens_p50: int | None = None
+    tokens_p90: int | None = None
+    way: int = SKIPPED
+    expected: float = 0.0
+    spread: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def query(self) -> Query:
+        assert self.row.query is not None, "a row that cannot be used is not planned"
+        return self.row.query
+
+
+class Expectations:
+    """What a router expects of the ways that can be gone here. usable: whether a pair's model is."""
+
+    def __init__(self, router: QueryRouter, usable: Callable[[Pair], bool]) -> None:
+        self._router, self._usable = router, usable
+        self._last: tuple[Any, list[PlanRow], dict[Pair, Row]] | None = None
+
+    def foresee(self, rows: Sequence[BatchRow]) -> None:
+        self._router.foresee([row.query for row in rows if row.query is not None])
+
+    def of(self, query: Query) -> tuple[list[PlanRow], dict[Pair, Row]]:
+        """The plans of usable pairs, and the table. A router with one table for all is asked once."""
+        table = self._router.table(query)
+        alone = type(self._router).plans_for is QueryRouter.plans_for
+        if alone and self._last is not None and self._last[0] is table:
+            return self._last[1], self._last[2]
+        plans = [each for each in self._router.plans_for(query) if all(map(self._usable, each.plan.pairs))]
+        rows = {row.pair: row for row in table}
+        self._last = (table, plans, rows)
+        return plans, rows
+
+    def planned(
+        self,
+        row: BatchRow,
+        plan: Plan,
+        policy: Policy,
+        why: str = "",
+        way: int = SKIPPED,
+        expected: float = 0.0,
+        spread: float = 0.0,
+        seconds: float = 0.0,
+    ) -> Planned:
+        """A row with a plan, and what is expected of that: tokens where it is one call of one pair."""
+        assert row.query is not None
+        plans, table = self.of(row.query)
+        found = next((each for each in plans if each.plan == plan), None)
+        alone = table.get(plan.pairs[0]) if len(plan.pairs) == 1 else None
+        return Planned(
+            row, plan, policy, why,
+            None if found is None else found.accuracy,
+            None if found is None else found.cost_p50,
+            None if found is None else found.cost_p90,
+            None if alone is None else alone.tokens_p50,
+            None if alone is None else alone.tokens_p90,
+            way, expected, spread, seconds,
+        )  # fmt: skip
+
+    def instead(self, planned: Planned, plan: Plan, why: str) -> Planned:
+        """The same row by another plan, with what the pacer was told of the one that it chose."""
+        told = (planned.way, planned.expected, planned.spread, planned.seconds)
+        return self.planned(planned.row, plan, planned.policy, why, *told)
+
+    def cheaper(self, query: Query, than: int) -> list[PlanRow]:
+        """Single pairs that are expected to cost less, the most accurate first."""
+        plans, _ = self.of(query)
+        found = [each for each in plans if len(each.plan.pairs) == 1 and each.cost_p90 < than]
+        return sorted(found, key=lambda each: (-each.accuracy, each.cost_p50))
+
+
+class Aside:
+    """Money that rows which name their model are expected to cost, and which is not there for others.
+
+    ahead: nano-dollars of all that are not settled, before what is learned; one: of a row.
+    """
+
+    def __init__(self, ahead: float = 0.0, one: float = 0.0) -> None:
+        self._ahead, self._prior = ahead, PRIOR_ROWS * one
+        self._expected = self._cost = 0.0  # of rows that are settled
+        self._first = self.nanousd
+
+    @property
+    def nanousd(self) -> float:
+        ratio = (self._cost + self._prior) / (self._expected + self._prior) if self._prior else 1.0
+        return self._ahead * ratio
+
+    def settle(self, expected: Sequence[float], costs: Sequence[float]) -> None:
+        self._ahead = max(0.0, self._ahead - sum(expected))
+        self._expected += sum(expected)
+        self._cost += sum(costs)
+
+    def with_it(self, told: Preview, budget: int) -> Preview:
+        """A forecast of the other rows, of what was left of a budget beside this money, as one of all rows."""
+        more = round(self._first)
+        p50, p90 = (min(max(budget, told.cost_p50), cost + more) for cost in (told.cost_p50, told.cost_p90))
+        return replace(told, budget_nanousd=budget, cost_p50=p50, cost_p90=p90)
+
+
+class RowPlanner:
+    """Plans the rows of one pass over the input, block by block, and learns from what they cost.
+
+    policy: `paced`, or as of `Viaticum`. left: nano-dollars that are not posted, as the ledger says. elapsed: seconds
+    since the job began. worst: nano-dollars that are held for a planned row before its first call; None: not known, nothing is
+    held back for it. Raises `InputError` for a policy that is none.
+    """
+
+    def __init__(
+        self,
+        expectations: Expectations,
+        policy: str,
+        *,
+        left: Callable[[], int],
+        elapsed: Callable[[], float],
+        worst: Callable[[Planned], int] | None = None,
+        deadline: float | None = None,
+        concurrency: int = 1,
+    ) -> None:
+        self.expectations = expectations
+        self.fixed = None if policy == PACED else parse_policy(policy)
+        self._left, self._elapsed, self._deadline = left, elapsed, deadline
+        self._concurrency, self._worst = concurrency, worst
+        self._ways: list[Plan] = []
+        self._numbers: dict[Plan, int] = {}
+        self._pacer: Pacer | None = None
+        self._unsettled = 0
+        self._ended: list[tuple[Planned, JobRow]] = []
+        self._arrays: tuple[Any, list[Array]] | None = None
+        self._began_at, self._budget, self._aside = 0.0, 0, Aside()
+
+    def begin(self, sample: Sequence[tuple[int, BatchRow]], rows: int) -> None:
+        """Look at the sample of this pass. rows: how many there are to plan."""
+        self._unsettled, self._ended, self._began_at = 0, [], self._elapsed()
+        told = self._look(sample)
+        if told is None:
+            self._pacer = None
+            return
+        worth, cost, spread, seconds = told
+        self._budget = self._left()
+        at = np.array([place for place, _ in sample])
+        self._aside = self._set_aside([row for _, row in sample], rows)
+        self._pacer = Pacer(
+            worth, cost, rows=rows, budget=max(1.0, self._budget - self._aside.nanousd), spread=spread, at=at,
+            worst=self._holds([row for _, row in sample]), **self._terms(seconds),
+        )  # fmt: skip
+
+    def previews(
+        self, sample: Sequence[tuple[int, BatchRow]], rows: int, budgets: Sequence[int]
+    ) -> list[Preview]:
+        """What each of some budgets would buy; none where the rows name their models, or a policy chooses."""
+        told = self._look(sample)
+        if told is None:
+            return []
+        worth, cost, spread, seconds = told
+        aside = self._set_aside([row for _, row in sample], rows)
+        routed = [max(1, round(budget - aside.nanousd)) for budget in budgets]
+        found = preview(worth, cost, routed, rows=rows, spread=spread, **self._terms(seconds))
+        return [aside.with_it(each, budget) for each, budget in zip(found, budgets, strict=True)]
+
+    def forecast(self) -> Preview | None:
+        self._learn()
+        return self._aside.with_it(self._pacer.forecast(), self._budget) if self._pacer is not None else None
+
+    def plan(self, rows: Iterable[BatchRow]) -> Iterator[Planned | None]:
+        """Rows with their plans, as they are asked for; None where it is wiser to see first what those before it cost."""
+        source = iter(rows)
+        while block := list(itertools.islice(source, self._stride())):
+            self.expectations.foresee(block)
+            for planned in self._block(block):
+                yield planned
+                self._unsettled += 1
+                if self._unsettled > self._most_unsettled():
+                    while self._unsettled > self._most_unsettled() // 2:
+                        yield None
+
+    def settled(self, planned: Planned, row: JobRow) -> None:
+        """What a planned row has cost."""
+        self._unsettled -= 1
+        self._ended.append((planned, row))
+        if len(self._ended) >= AT_ONCE:
+            self._learn()
+
+    def _learn(self) -> None:
+        """Tell the pacer what ended since it was last told."""
+        ended, self._ended = self._ended, []
+        if self._pacer is None or not ended:
+            return
+        named = np.array([planned.row.names_model for planned, _ in ended])
+        costs = np.array([float(row.cost_nanousd) for _, row in ended])
+        expected = np.array([planned.expected for planned, _ in ended])
+        self._aside.settle(expected[named].tolist(), costs[named].tolist())
+        timed: dict[str, Any] = {}
+        if self._deadline is not None:
+            timed = {"expected_seconds": np.array([planned.seconds for planned, _ in ended])}
+        self._pacer.settle(
+            np.array([planned.way for planned, _ in ended]),
+            expected,
+            np.where(named, 0.0, costs),  # which is not the pacer's money
+            spread=np.array([planned.spread for planned, _ in ended]),
+            learn=np.array(
+                [
+                    self._went_as_chosen(planned, row) and not any(call.cached for call in row.calls)
+                    for planned, row in ended
+                ]
+            ),
+            **timed,
+        )
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    def _went_as_chosen(self, planned: Planned, row: JobRow) -> bool:
+        chosen = None if planned.way == SKIPPED else self._ways[planned.way]
+        return planned.plan == chosen and str(planned.plan) == row.route
+
+    def _set_aside(self, sample: Sequence[BatchRow], rows: int) -> Aside:
+        named = [self._named_cost(row) for row in sample if row.names_model]
+        scale = rows / max(1, len(sample))
+        return Aside(scale * sum(named), sum(named) / max(1, len(named)))
+
+    def _named_cost(self, row: BatchRow) -> float:
+        """What a row that names its model should cost: by the router's table, else what is held for it."""
+        planned = self._named(row)
+        if planned.cost_p50 is not None and planned.cost_p90 is not None:
+            return float(moments(np.array(planned.cost_p50), np.array(planned.cost_p90))[0])
+        try:
+            return float(self._worst(planned)) if self._worst is not None else 0.0
+        except ViaticumError:  # the row will say so
+            return 0.0
+
+    def _terms(self, seconds: Array) -> dict[str, Any]:
+        if self._deadline is None:
+            return {}
+        return {"seconds": seconds, "deadline": max(1e-3, self._deadline - self._elapsed())}
+
+    def _holds(self, rows: Sequence[BatchRow]) -> Array | None:
+        """What is held for a row that goes each way, of a few rows the most [W]; 0 where that cannot be told."""
+        if self._worst is None:
+            return None
+        routed = [row for row in rows if not row.names_model]
+        most = dict.fromkeys((plan.pairs[0] for plan in self._ways), 0)  # plans share their first calls
+        for row in routed[:: max(1, len(routed) // HELD_OF)]:
+            for pair in most:
+                try:
+                    most[pair] = max(most[pair], self._worst(Planned(row, Plan((pair,)), NO_OTHER)))
+                except InputError:  # e.g. a question too long for the model: the row will say so
+                    continue
+        return np.array([float(most[plan.pairs[0]]) for plan in self._ways])
+
+    def _most_unsettled(self) -> int:
+        left = self._pacer.rows_left if self._pacer is not None else 1 << 30
+        return max(2 * self._concurrency, left // AHEAD)
+
+    def _stride(self) -> int:
+        return self._pacer.stride(AT_ONCE) if self._pacer is not None else AT_ONCE
+
+    def _look(self, sample: Sequence[tuple[int, BatchRow]]) -> list[Array] | None:
+        """The sample's arrays; None where no pacer is needed. Raises `InputError` where no pair can be asked."""
+        rows = [row for _, row in sample]
+        routed = [row for row in rows if not row.names_model]
+        if not routed or self.fixed is not None:
+            return None
+        self.expectations.foresee(rows)
+        plans, _ = self.expectations.of(_query(routed[0]))
+        if not plans:
+            raise InputError("no pair can be asked here; pull weights, or give another router or catalogue")
+        self._ways = [each.plan for each in plans]
+        self._numbers = {plan: number for number, plan in enumerate(self._ways)}
+        return self._tables(rows)
+
+    def _tables(self, rows: Sequence[BatchRow]) -> list[Array]:
+        """Worth, mean cost, its standard deviation and seconds of each way of each row, NaN for none [R, W]."""
+        lines = [self._line(row) for row in rows]
+        return [np.stack([line[part] for line in lines]) for part in range(4)]
+
+    def _line(self, row: BatchRow) -> list[Array]:
+        if row.names_model:
+            return [np.full(len(self._ways), math.nan)] * 4
+        plans, table = self.expectations.of(_query(row))
+        if self._arrays is not None and self._arrays[0] is plans:
+            return self._arrays[1]
+        told = np.full((4, len(self._ways)), math.nan)
+        single = row.wish is not None
+        for each in plans:
+            number = self._numbers.get(each.plan)
+            if number is None or (single and len(each.plan.pairs) > 1):
+                continue
+            asked = each.plan.pairs[: each.plan.need if len(each.plan.pairs) > 1 else 1]
+            tokens = sum(table[pair].tokens_p50 for pair in asked if pair in table)
+            told[:, number] = each.accuracy, each.cost_p50, each.cost_p90, tokens
+        mean, spread = moments(told[1], told[2])
+        spread = np.where(np.isnan(mean), math.nan, spread)
+        line = [told[0], mean, spread, told[3] / TOKENS_A_SECOND / self._concurrency]
+        if not single:
+            self._arrays = (plans, line)
+        return line
+
+    def _block(self, rows: list[BatchRow]) -> Iterator[Planned]:
+        if self._pacer is None:
+            yield from map(self._alone, rows)
+            return
+        self._learn()
+        worth, cost, spread, seconds = self._tables(rows)
+        timed: dict[str, Any] = {}
+        if self._deadline is not None:
+            timed = {"seconds": seconds, "elapsed": self._elapsed() - self._began_at}
+        left = max(0.0, self._left() - self._aside.nanousd)
+        chosen = self._pacer.choose(worth, cost, spread, left=left, **timed)
+        policy = AtPrice(self._pacer.price * NANOUSD_PER_USD)
+        for place, (row, way) in enumerate(zip(rows, chosen.tolist(), strict=True)):
+            if row.names_model:
+                yield replace(self._named(row), expected=self._named_cost(row))
+                continue
+            if way == SKIPPED:
+                yield Planned(row, None, policy, "no way is worth what it costs at this budget")
+                continue
+            yield self.expectations.planned(
+                row, self._ways[way], policy, "", way, float(cost[place, way]), float(spread[place, way]),
+                float(seconds[place, way]) if timed else 0.0,
+            )  # fmt: skip
+
+    def _alone(self, row: BatchRow) -> Planned:
+        """By a policy, of what is left."""
+        if row.names_model:
+            return self._named(row)
+        assert self.fixed is not None
+        plans, _ = self.expectations.of(_query(row))
+        plans = [each for each in plans if row.wish is None or len(each.plan.pairs) == 1]
+        try:
+            route = choose_plan(plans, self._left(), self.fixed)
+        except BudgetExceeded as error:
+            return Planned(row, None, self.fixed, str(error))
+        return self.expectations.planned(row, route.plan, self.fixed, route.why)
+
+    def _named(self, row: BatchRow) -> Planned:
+        return self.expectations.planned(row, self.named(row), NO_OTHER, "the row names it")
+
+    @staticmethod
+    def named(row: BatchRow) -> Plan:
+        """What a row names: a pair, or a model, which is asked as it is."""
+        assert row.wish is not None
+        model, strategy = split_model(row.wish.model)
+        return Plan((Pair(model, strategy or "chat"),))
+
+
+def _query(row: BatchRow) -> Query:
+    assert row.query is not None
+    return row.query

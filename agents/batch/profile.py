@@ -1,0 +1,218 @@
+"""Profiling: run every local (model, strategy) pair on questions with known answers; write the outcome table.
+
+Finished rows go to a journal beside the output at once, so that a run that was killed goes on where it
+stopped. Leaves out fitting anything on the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from viaticum.catalogue import Catalogue
+from viaticum.errors import DataError, InputError
+from viaticum.models.base import Generation
+from viaticum.models.local import LocalModels
+from viaticum.outcomes import outcome, write_jsonl, write_outcomes
+from viaticum.questions import Question
+from viaticum.strategies import get as get_strategy
+from viaticum.strategies.answers import equivalent
+from viaticum.types import Completion, Outcome, Pair, Reading, Usage
+
+# Pair, rows of it that are done, rows in all done, rows in all, accuracy of the pair so far.
+Progress = Callable[[Pair, int, int, int, float], None]
+
+
+def profile(
+    questions: Sequence[Question],
+    pairs: Sequence[Pair],
+    out: str | Path,
+    *,
+    catalogue: Catalogue,
+    dataset: str,
+    slots: int = 32,
+    with_text: bool = True,
+    completions: str | Path | None = None,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Outcomes of every pair on every question, written to `out` (.parquet or .jsonl) when all are there.
+
+    with_text: whether the table holds the questions' texts; without, their ids alone, for a table that is
+    published where the questions may not be.
+    completions: a JSONL file for what the models wrote, a line for every row of the table: question_id, model,
+    strategy, answer, correct, finish_reason and texts, one a sample.
+    Resumes from `out`.journal where that was made from the same questions, and refuses it otherwise. With a
+    batch, a row's seconds run from its first step to its last, waiting for its neighbours included.
+    """
+    for question in questions:
+        if question.gold is None:
+            raise DataError(f"question {question.id!r} has no answer; profiling compares with known answers")
+    for pair in pairs:
+        catalogue.prices(catalogue[pair.model].members)
+    out = Path(out)
+    journal = Journal(
+        out.with_name(out.name + ".journal"), _fingerprint(questions, catalogue, pairs, dataset)
+    )
+    pool = LocalModels(catalogue, slots=slots)
+    try:
+        total = len(pairs) * len(questions)
+        for pair in sorted(pairs):  # one model's pairs follow each other, so that its weights stay warm
+            done = journal.rows.setdefault(pair, {})
+            todo = [question for question in questions if question.id not in done]
+            for row, texts in _run(pair, todo, pool, dataset):
+                journal.add(row, texts)
+                if progress is not None:
+                    right = sum(each.correct for each in done.values()) / len(done)
+                    progress(pair, len(done), sum(map(len, journal.rows.values())), total, right)
+    finally:
+        journal.close()
+    outcomes = [journal.rows[pair][question.id] for pair in pairs for question in questions]
+    if not with_text:
+        outcomes = [replace(row, question="") for row in outcomes]
+    if completions is not None:
+        write_jsonl(completions, (journal.completion(row) for row in outcomes))
+    write_outcomes(out, outcomes)
+    journal.path.unlink()
+    return outcomes
+
+
+def _run(
+    pair: Pair, questions: list[Question], pool: LocalModels, dataset: str
+) -> Iterator[tuple[Outcome, list[str]]]:
+    """Outcomes of one pair and the texts that they were read from, in the order in which they are settled.
+
+    A strategy that takes several samples is given one of every question that is still open, then the next.
+    """
+    if not questions:
+        return
+    model, strategy = pool.model(pair.model), get_strategy(pair.strategy)
+    readings: dict[int, list[Reading]] = {index: [] for index in range(len(questions))}
+    texts: dict[int, list[str]] = {index: [] for index in readings}
+    usage = dict.fromkeys(readings, Usage())
+    for sample in range(strategy.samples):
+        generation = Generation(
+            strategy.max_new_tokens, stop=strategy.stop, temperature=strategy.temperature, seed=sample
+        )
+        still = list(readings)
+        chats = [strategy.messages(questions[index].query) for index in still]
+        for place, completion in model.generate_all(chats, generation):
+            index = still[place]
+            question = questions[index]
+            usage[index] += completion.usage
+            texts[index].append(completion.text)
+            readings[index].append(strategy.read(completion, question.query))
+            verdict = strategy.vote(readings[index], question.query)
+            if verdict is None:
+                continue
+            del readings[index]
+            total = replace(completion, usage=usage[index])
+            yield _outcome(pair, question, verdict, total, dataset, pool.catalogue), texts.pop(index)
+
+
+def _outcome(
+    pair: Pair,
+    question: Question,
+    reading: Reading,
+    completion: Completion,
+    dataset: str,
+    catalogue: Catalogue,
+) -> Outcome:
+    return Outcome(
+        dataset=dataset,
+        question_id=question.id,
+        question=question.query.text,
+        model=pair.model,
+        strategy=pair.strategy,
+        answer=reading.value,
+        correct=equivalent(reading.value, question.gold, question.query.kind),
+        input_tokens=completion.usage.input_tokens,
+        output_tokens=completion.usage.output_tokens,
+        cost_nanousd=cost_of(completion, catalogue),
+        seconds=round(completion.usage.seconds, 3),
+        finish_reason=completion.finish_reason,
+    )
+
+
+def cost_of(completion: Completion, catalogue: Catalogue) -> int:
+    """Nano-dollars of a completion at the catalogue's prices. Raises `UnknownPrice`."""
+    models = completion.usage.models
+    prices = catalogue.prices(models)
+    return sum(prices[name].cost(count.input_tokens, count.output_tokens) for name, count in models.items())
+
+
+class Journal:
+    """Finished rows, one JSON line each, after a first line that says what they belong to."""
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path = path
+        self.rows: dict[Pair, dict[str, Outcome]] = {}
+        self._texts: dict[tuple[Pair, str], list[str]] = {}
+        try:
+            self._read(fingerprint)
+            self._file = path.open("a", encoding="utf-8")
+            if self._file.tell() == 0:
+                self._write({"fingerprint": fingerprint})
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+    def add(self, row: Outcome, texts: list[str]) -> None:
+        self._write(asdict(row) | {"texts": texts})
+        self._hold(row, texts)
+
+    def completion(self, row: Outcome) -> dict[str, Any]:
+        """What the models wrote for a row, beside what was read from it."""
+        kept = ("question_id", "model", "strategy", "answer", "correct", "finish_reason")
+        told = {name: getattr(row, name) for name in kept}
+        return told | {"texts": self._texts[row.pair, row.question_id]}
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self, fingerprint: str) -> None:
+        if not self.path.exists():
+            return
+        whole = self.path.read_bytes()
+        end = whole.rfind(b"\n") + 1  # a kill in the middle of a write leaves half a line
+        if end < len(whole):
+            os.truncate(self.path, end)
+        lines = whole[:end].splitlines()
+        if not lines:
+            return
+        if json.loads(lines[0]).get("fingerprint") != fingerprint:
+            raise InputError(
+                f"{self.path} belongs to other questions, models, prompts or pairs; remove it to start anew"
+            )
+        for number, line in enumerate(lines[1:], 2):
+            record = json.loads(line)
+            self._hold(outcome(record, f"{self.path}, line {number}"), record["texts"])
+
+    def _hold(self, row: Outcome, texts: list[str]) -> None:
+        self.rows.setdefault(row.pair, {})[row.question_id] = row
+        self._texts[row.pair, row.question_id] = texts
+
+
+def _fingerprint(
+    questions: Sequence[Question], catalogue: Catalogue, pairs: Sequence[Pair], dataset: str
+) -> str:
+    """A hash of all that the outcomes depend on: questions, gold, models, and the prompts themselves."""
+    told = {
+        "journal": 2,  # what its lines hold: 2 has the texts
+        "dataset": dataset,
+        "pairs": [str(pair) for pair in pairs],
+        "models": {pair.model: catalogue[pair.model].model_dump_json() for pair in pairs},
+        "prompts": {
+            pair.strategy: get_strategy(pair.strategy).messages(questions[0].query) for pair in pairs
+        },
+        "questions": [(question.id, question.query.text, question.gold) for question in questions],
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

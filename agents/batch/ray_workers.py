@@ -1,0 +1,99 @@
+"""Workers on the machines of a Ray cluster: chunks of rows flow through Ray Data to actors that hold the models.
+
+Rows are planned as room for them comes free, and wait in a queue, which a reading task of the data set empties. Ray
+begins an actor that died again and gives its chunk to another. Which rows are done is kept by the job, as ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # its messages go to stdout, where a job's events go
+
+import pyarrow as pa
+import ray.data
+from ray import cloudpickle as cloudpickle
+from ray.data.block import BlockMetadata
+from ray.util.queue import Queue
+
+from viaticum.agents.batch.steps import RowTools
+from viaticum.agents.batch.workers import AHEAD, Cluster, Plans, Recipe, Rows, Worker, process_elsewhere
+
+PATIENCE = 0.2  # seconds after which who waits for rows looks whether the job is to end
+Done = SimpleQueue[bytes | Exception]
+ENDING = 10.0  # seconds that actors have to end by themselves
+
+
+class Source(ray.data.Datasource):
+    """What is put into a queue, a block each, until a None."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[Any]:
+        return [ray.data.ReadTask(partial(_read, self._queue), BlockMetadata(None, None, None, None))]
+
+    def estimate_inmemory_data_size(self) -> None:
+        return None
+
+
+def _read(queue: Queue) -> Iterator[pa.Table]:
+    while (chunk := queue.get()) is not None:
+        yield pa.table({"chunk": [chunk]})
+
+
+class Actor(Worker):
+    """Gives the same rows in the same order for the same chunk: Ray may ask for it again."""
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        return {"chunk": [self.answer(chunk) for chunk in batch["chunk"]]}
+
+
+def process_rows(recipe: Recipe, cluster: Cluster, planned: Plans, tools: RowTools) -> Rows:
+    """Over the cluster that this process is connected to, or else connects to or begins."""
+    _connect(cluster)
+    queue, done = Queue(actor_options={"num_cpus": 0}), Done()
+    reader = threading.Thread(target=_collect, args=(queue, recipe, cluster, done), daemon=True)
+    reader.start()
+    receive = partial(done.get, timeout=PATIENCE)
+    try:
+        yield from process_elsewhere(planned, tools, recipe.concurrency, queue.put, receive)
+        queue.put(None)
+        reader.join(ENDING)
+    finally:
+        queue.shutdown(force=True)
+
+
+def _connect(cluster: Cluster) -> None:
+    """To a cluster that runs; or to one that begins here, is reached from this machine alone, and ends with the process."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    if cluster.address or "RAY_ADDRESS" in os.environ or ray.is_initialized():
+        ray.init(cluster.address, ignore_reinit_error=True, log_to_driver=False)
+    else:
+        cpus = max(os.cpu_count() or 1, math.ceil(cluster.cpus * cluster.workers))
+        ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+
+
+def _collect(queue: Queue, recipe: Recipe, cluster: Cluster, found: Done) -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # byte: every chunk goes on by itself, at once
+    size = {"min_size": 1, "max_size": cluster.workers, "max_tasks_in_flight_per_actor": AHEAD}
+    try:
+        chunks = ray.data.read_datasource(Source(queue), num_cpus=0, override_num_blocks=1)
+        done = chunks.map_batches(
+            Actor, fn_constructor_args=(recipe,), batch_size=None, compute=ray.data.ActorPoolStrategy(**size),
+            num_cpus=cluster.cpus, num_gpus=cluster.gpus,
+        )  # fmt: skip
+        for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
+            found.put(batch["chunk"][0])
+    except Exception as error:
+        found.put(error)

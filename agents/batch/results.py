@@ -1,0 +1,165 @@
+"""What became of a row: its answer read and compared, its calls as the ledger has them, all as a `JobRow`.
+
+Leaves out making calls (`agents.batch.executor`) and writing rows (`agents.batch.output`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from viaticum.agents.batch.cache import is_cached
+from viaticum.agents.batch.planning import Planned
+from viaticum.agents.workflow.calls import Asked, made
+from viaticum.budgets import Ledger
+from viaticum.jobs import Call, JobRow, RowState
+from viaticum.strategies import equivalent
+from viaticum.strategies import get as get_strategy
+from viaticum.types import Completion, Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A call that is paid for: what was written, and what was posted."""
+
+    completion: Completion
+    cost: int
+
+    def by_model(self, asked: Asked | None) -> list[list[str]] | None:
+        """[model, text] in the order of the text, where several models wrote it."""
+        trace = self.completion.trace
+        tokenizer = getattr(asked.model, "tokenizer", None) if asked is not None else None
+        if trace is None or tokenizer is None or len(set(trace.made_by)) < 2:
+            return None
+        tokens = zip(trace.made_by, trace.tokens, strict=True)
+        return [
+            [trace.models[model], tokenizer.decode([token for _, token in each], skip_special_tokens=True)]
+            for model, each in itertools.groupby(tokens, key=lambda one: one[0])
+        ]
+
+
+def read_row(planned: Planned, pair: Pair, completion: Completion) -> tuple[str | None, str]:
+    """The answer in a text, and why there is none."""
+    reading = get_strategy(pair.strategy).read(completion, planned.query)
+    return reading.value, reading.reason
+
+
+def cached_call(planned: Planned, key: str, paid: Pieces, answer: str | None) -> Call:
+    """The one call of a row."""
+    done = paid.completion
+    assert planned.plan is not None
+    return Call(
+        str(planned.plan.pairs[0]),
+        key,
+        paid.cost,
+        {name: [count.input_tokens, count.output_tokens] for name, count in done.usage.models.items()},
+        round(done.usage.seconds, 6),
+        done.finish_reason,
+        readable(answer),
+        is_cached({"warnings": list(done.warnings)}),
+        done.reported_nanousd,
+    )
+
+
+def calls_of(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) -> tuple[tuple[Call, ...], int]:
+    """The calls that were paid for under the keys of a row, in order, and what all its tries cost.
+
+    votes: what pairs answered, as [pair, value].
+    """
+    calls: list[Call] = []
+    cost, answers = 0, {pair: readable(value) for pair, value in votes}
+    for number in itertools.count():
+        holds = list(made(ledger, f"{run}/{number}"))
+        if not holds:
+            return tuple(calls), cost
+        for found in holds:
+            paid = [entry.nanousd for entry in ledger.entries(key=found.key) if entry.kind == "post"]
+            cost += sum(paid)
+            if not paid:
+                continue
+            told = json.loads(found.result) if found.result is not None else {}
+            pair = f"{found.tags.get('model', '')}+{found.tags.get('strategy', '')}"
+            calls.append(
+                Call(
+                    pair, found.key, sum(paid), {name: each[:2] for name, each in told.get("usage", {}).items()},
+                    round(told.get("seconds", 0.0), 6), told.get("finish_reason", "aborted"), answers.get(pair),
+                    is_cached(told), told.get("reported_nanousd"),
+                )
+            )  # fmt: skip
+    raise AssertionError("numbers do not end")
+
+
+def row_of(
+    planned: Planned,
+    state: RowState,
+    reason: str = "",
+    *,
+    answer: str | None = None,
+    pair: str = "",
+    calls: tuple[Call, ...] = (),
+    cost: int = 0,
+    text: str | None = None,
+    pieces: list[list[str]] | None = None,
+) -> JobRow:
+    row, query = planned.row, planned.row.query
+    answer, text = readable(answer), readable(text)
+    correct = None
+    if row.gold is not None and state != "skipped":
+        correct = answer is not None and equivalent(answer, row.gold, query.kind if query else "auto")
+    return JobRow(
+        row.id,
+        query.text if query is not None else "",
+        state,
+        readable(reason),
+        answer,
+        row.gold,
+        correct,
+        text,
+        "" if planned.plan is None else str(planned.plan),
+        pair,
+        planned.accuracy,
+        planned.cost_p50,
+        planned.cost_p90,
+        planned.tokens_p50,
+        planned.tokens_p90,
+        cost,
+        sum(call.seconds for call in calls),
+        calls,
+        None if pieces is None else [[model, readable(piece)] for model, piece in pieces],
+        row.number,
+    )
+
+
+@overload
+def readable(text: str) -> str: ...
+
+
+@overload
+def readable(text: str | None) -> str | None: ...
+
+
+def readable(text: str | None) -> str | None:
+    """Without halves of characters (lone surrogates), which models can write in JSON and no file in UTF-8 can hold."""
+    return text if text is None or text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def row_of_flow(
+    planned: Planned, values: Mapping[str, Any], calls: tuple[Call, ...], cost: int, with_text: bool
+) -> JobRow:
+    """The row that a finished state of the workflow holds."""
+    value = values.get("value")
+    kind = planned.query.kind
+    voted = [pair for pair, said in values.get("votes", ()) if equivalent(said, value, kind)]
+    return row_of(
+        planned,
+        "failed" if value is None else "answered",
+        values.get("reason", ""),
+        answer=value,
+        pair=voted[-1] if voted else values.get("pair") or "",
+        calls=calls,
+        cost=cost,
+        text=values.get("text") if with_text else None,
+    )

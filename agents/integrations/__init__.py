@@ -1,0 +1,1 @@
+"""Viaticum inside other frameworks: LangChain chat model, middleware and tool, LiteLLM provider."""

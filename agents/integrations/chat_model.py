@@ -1,0 +1,456 @@
+"""`ChatViaticum`: a LangChain chat model within a budget.
+
+`model` is a name of the catalogue, for a plain chat with that model; `auto`, for the workflow, which routes the last
+user turn; or `model+strategy`, for the workflow with that pair alone. Every call reserves its worst case in the ledger
+and settles what it cost, streamed or whole, sync or async.
+
+Leaves out how messages are converted (`agents.integrations.langchain_messages`) and how calls are paid (`agents.workflow.calls`, `agents.workflow.graph`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from decimal import Decimal
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, cast
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.chat_models import generate_from_stream
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
+
+from viaticum.agents.client import Viaticum
+from viaticum.agents.integrations.langchain_messages import as_query, finished, from_langchain
+from viaticum.agents.workflow.calls import Calls, Paid
+from viaticum.budgets import Budget
+from viaticum.catalogue import Catalogue
+from viaticum.errors import InputError
+from viaticum.models.base import Generation, Model
+from viaticum.models.remote.model import RemoteModel
+from viaticum.models.scripted import FakeRouter
+from viaticum.money import NANOUSD_PER_USD, format_usd
+from viaticum.routers.query import Policy, QueryRouter
+from viaticum.types import Answer, Message, Pair, Query, split_model
+
+Event = TypeVar("Event")
+AUTO = "auto"
+MAX_TOKENS = 1024  # of a plain chat that names no number: some number has to be reserved
+_SETTINGS = ("model", "temperature", "max_tokens", "top_p", "seed")
+Method = Literal["function_calling", "json_schema", "json_mode"]
+
+
+class ChatViaticum(BaseChatModel):
+    """A chat model that never spends more than its budget.
+
+    model: `auto`, a name of the catalogue, or `model+strategy`. budget, budget_name, catalogue, router, policy, folder
+    and models are those of `Viaticum`, of which one is opened at the first call and closed by `close`; or give one
+    that is open as `client`, whose budget is then shared. temperature, max_tokens, top_p, seed and stop are for plain
+    chats, strategies have their own; timeout (seconds), max_retries and api_key for remote models, in place of those of
+    their catalogue entries. Without max_tokens, 1024 are
+    reserved. Raises what `Calls.stream` and `Viaticum.stream` raise.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, extra="forbid")
+
+    model_name: str = Field(default=AUTO, alias="model")
+    budget: str | int | float | Decimal | None = None
+    budget_name: str | None = None
+    catalogue: Catalogue | str | Path | None = Field(default=None, exclude=True)
+    router: QueryRouter | str | Path | None = Field(default=None, exclude=True)
+    policy: str | Policy = Field(default="best", exclude=True)
+    folder: str | Path | None = None
+    models: dict[str, Model] | None = Field(default=None, exclude=True)
+    client: Viaticum | None = Field(default=None, exclude=True)
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: int | None = Field(default=None, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = 0
+    stop: list[str] | str | None = None
+    api_key: SecretStr | None = Field(default=None, exclude=True)
+    timeout: float | None = Field(default=None, gt=0)
+    max_retries: int | None = Field(default=None, ge=0)
+    streaming: bool = False
+
+    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _own: Viaticum | None = PrivateAttr(default=None)
+    _pairs: dict[str, Viaticum] = PrivateAttr(default_factory=dict)
+
+    @property
+    def _llm_type(self) -> str:
+        return "viaticum"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {
+            name: getattr(self, "model_name" if name == "model" else name) for name in (*_SETTINGS, "stop")
+        }
+
+    # Calls
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return generate_from_stream(
+            self._stream(messages, stop, run_manager if self.streaming else None, **kwargs)
+        )
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        chunks = self._chunks(messages, stop, kwargs)
+        try:
+            for message in chunks:
+                chunk = ChatGenerationChunk(message=message)
+                if run_manager is not None and message.content:
+                    run_manager.on_llm_new_token(str(message.content), chunk=chunk)
+                yield chunk
+        finally:
+            chunks.close()
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        stream = self._astream(messages, stop, run_manager if self.streaming else None, **kwargs)
+        return generate_from_stream(iter([chunk async for chunk in stream]))
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        async for message in in_thread(self._chunks(messages, stop, kwargs)):
+            chunk = ChatGenerationChunk(message=message)
+            if run_manager is not None and message.content:
+                await run_manager.on_llm_new_token(str(message.content), chunk=chunk)
+            yield chunk
+
+    def _chunks(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
+    ) -> Generator[AIMessageChunk, None, None]:
+        asked = dict(kwargs)
+        settings = {name: asked.pop(name) for name in _SETTINGS if asked.get(name) is not None}
+        name = str(settings.get("model", self.model_name))
+        stops = tuple([stop] if isinstance(stop, str) else stop if stop is not None else self._own_stops())
+        if is_routed(name):
+            if asked:
+                raise InputError(
+                    f"{name} routes to strategies, which take no {', '.join(asked)}; name a model instead"
+                )
+            return isolated(self._answer(name, as_query(messages), stops))
+        generation = Generation(
+            max_new_tokens=int(settings.get("max_tokens", self.max_tokens or MAX_TOKENS)),
+            temperature=float(settings.get("temperature", self.temperature)),
+            top_p=float(settings.get("top_p", self.top_p)),
+            seed=int(settings.get("seed", self.seed)),
+            stop=stops,
+            extra=asked,
+        )
+        return self._chat(name, from_langchain(messages), generation)
+
+    def _chat(
+        self, name: str, messages: list[Message], generation: Generation
+    ) -> Generator[AIMessageChunk, None, None]:
+        """One call of one model, under a key of its own."""
+        client = self._client()
+        self._check_can(client, name, messages, generation.extra)
+        calls = Calls(client.catalogue, client.ledger, self._model_of(client))
+        key = f"chat-{uuid.uuid4().hex}"
+        events = calls.stream(client.budget_name, key, name, messages, generation, tags={"door": "langchain"})
+        try:
+            for event in events:
+                if isinstance(event, Paid):
+                    done, cost = event.completion, event.entry.nanousd
+                    metadata = _metadata(name, name, done.finish_reason, cost, client.budget())
+                    if done.logprobs:
+                        metadata["logprobs"] = {"content": list(done.logprobs)}
+                    if done.warnings:
+                        metadata["warnings"] = list(done.warnings)
+                    yield finished(done.usage, metadata, done.tool_calls)
+                elif event:
+                    yield AIMessageChunk(content=event)
+        finally:
+            events.close()  # type: ignore[attr-defined]
+
+    def _answer(
+        self, name: str, question: Query, stops: tuple[str, ...]
+    ) -> Generator[AIMessageChunk, None, None]:
+        """A question through the workflow. The text comes when it is accepted: what a pair wrote that was then found wanting is not the answer."""
+        client = self._client() if name == AUTO else self._client_of(Pair.parse(name))
+        events = client.stream(question)
+        try:
+            for event in events:
+                if isinstance(event, Answer):
+                    yield AIMessageChunk(content=_cut(_said(event), stops))
+                    pair = str(event.routes[-1].pair) if event.routes else name
+                    model = event.routes[-1].pair.model if event.routes else name
+                    metadata = _metadata(model, pair, event.finish_reason, event.cost, client.budget())
+                    metadata |= {"answer": event.value, "routes": [str(route.pair) for route in event.routes]}
+                    yield finished(event.usage, metadata)
+        finally:
+            events.close()  # type: ignore[attr-defined]
+
+    # Tools and schemas
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """A chat that may call tools: of models that can, which are remote ones. Raises `InputError` for others."""
+        self._check_can(
+            None if is_routed(self.model_name) else self._client(), self.model_name, [], {"tools": tools}
+        )
+        wanted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        bound: dict[str, Any] = {"tools": wanted, **kwargs}
+        if tool_choice is not None and tool_choice is not False:
+            bound["tool_choice"] = _choice(tool_choice, [tool["function"]["name"] for tool in wanted])
+        if parallel_tool_calls is not None:
+            bound["parallel_tool_calls"] = parallel_tool_calls
+        return self.bind(**bound)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Method = "function_calling",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Answers that fit a schema (a pydantic class, a TypedDict or a JSON schema), parsed.
+
+        method: by a call of the schema as a tool, by the provider's own JSON schemas, or by its JSON mode, where the
+        prompt has to ask for JSON.
+        """
+        if kwargs:
+            raise InputError(
+                f"unknown: {', '.join(kwargs)}; structured output takes method, strict and include_raw"
+            )
+        told = {
+            "ls_structured_output_format": {"kwargs": {"method": method, "strict": strict}, "schema": schema}
+        }
+        is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
+        parser: Any
+        if method == "function_calling":
+            name = convert_to_openai_tool(schema)["function"]["name"]
+            model = self.bind_tools(
+                [schema], tool_choice=name, strict=strict, parallel_tool_calls=False, **told
+            )
+            parser = (
+                PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
+                if is_class
+                else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+            )
+        elif method in ("json_schema", "json_mode"):
+            form = {"type": "json_object"} if method == "json_mode" else _json_schema(schema, strict)
+            self._check_can(
+                None if is_routed(self.model_name) else self._client(),
+                self.model_name,
+                [],
+                {"response_format": form},
+            )
+            model = self.bind(response_format=form, **told)
+            parser = PydanticOutputParser(pydantic_object=schema) if is_class else JsonOutputParser()  # type: ignore[arg-type]
+        else:
+            raise InputError(f"unknown method {method!r}; use function_calling, json_schema or json_mode")
+        if not include_raw:
+            return cast(Runnable[LanguageModelInput, Any], model | parser)
+        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        both = RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+        return cast(Runnable[LanguageModelInput, Any], both)
+
+    # The client
+
+    def left(self) -> Budget:
+        """Where the allowance stands."""
+        return self._client().budget()
+
+    def close(self) -> None:
+        """Close the ledger, where it was opened here. The next call opens it again."""
+        with self._lock:
+            opened = [*self._pairs.values(), *filter(None, [self._own])]
+            self._own, self._pairs = None, {}
+        for client in opened:
+            client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _client(self) -> Viaticum:
+        if self.client is not None:
+            return self.client
+        with self._lock:
+            if self._own is None:
+                self._own = Viaticum(
+                    self.budget,
+                    budget_name=self.budget_name,
+                    catalogue=self.catalogue,
+                    router=self.router,
+                    policy=self.policy,
+                    folder=self.folder,
+                    models=self.models,
+                )
+            return self._own
+
+    def _client_of(self, pair: Pair) -> Viaticum:
+        """The workflow with one pair alone, on the same budget."""
+        client = self._client()
+        with self._lock:
+            if str(pair) not in self._pairs:
+                limit = client.ledger.budget(client.budget_name).limit_nanousd
+                self._pairs[str(pair)] = Viaticum(
+                    None if limit is None else Decimal(limit) / NANOUSD_PER_USD,
+                    budget_name=client.budget_name,
+                    catalogue=client.catalogue,
+                    router=FakeRouter(str(pair), cost=0),
+                    folder=client._home,
+                    models={pair.model: client.model(pair.model)},
+                )
+            return self._pairs[str(pair)]
+
+    def _model_of(self, client: Viaticum) -> Callable[[str], Model]:
+        """Models by name, with the timeout, retries and key of this chat where they are remote."""
+        wanted = {"timeout_seconds": self.timeout, "max_retries": self.max_retries}
+        given = {name: value for name, value in wanted.items() if value is not None}
+
+        key = None if self.api_key is None else self.api_key.get_secret_value()
+
+        def model(name: str) -> Model:
+            found = client.model(name)
+            if (given or key) and isinstance(found, RemoteModel):
+                return RemoteModel(found.spec.model_copy(update=given), key=key)
+            return found
+
+        return model
+
+    def _check_can(
+        self, client: Viaticum | None, name: str, messages: Sequence[Message], extra: Mapping[str, Any]
+    ) -> None:
+        if client is None:
+            raise InputError(
+                f"{name} routes to strategies, which take no {', '.join(extra)}; name a model instead"
+            )
+        kind = client.catalogue[name].kind
+        if kind == "encoder":
+            raise InputError(f"{name} is an encoder and answers nothing; name another model")
+        if kind in ("local", "pair"):
+            if extra:
+                raise InputError(f"{name} runs locally and takes no {', '.join(extra)}; name a remote model")
+            if any(message["role"] == "tool" or "tool_calls" in message for message in messages):
+                raise InputError(f"{name} runs locally and reads no tool calls; name a remote model")
+
+    def _own_stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+
+def is_routed(name: str) -> bool:
+    return name == AUTO or bool(split_model(name)[1])
+
+
+async def in_thread(events: Generator[Event, None, None]) -> AsyncIterator[Event]:
+    """The events of a blocking generator, each awaited in a thread; it is closed when the caller goes away."""
+    end = object()
+    step: asyncio.Future[Any] | None = None
+    try:
+        while True:
+            step = asyncio.ensure_future(asyncio.to_thread(next, events, end))
+            event = await asyncio.shield(step)
+            if event is end:
+                return
+            yield event
+    finally:
+        if step is not None and not step.done():  # cancelled: a generator that runs cannot be closed
+            await asyncio.wait([step])
+        await asyncio.to_thread(events.close)
+
+
+def isolated(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+    """The same events, made in a context of their own: a graph that runs inside another one would take over its thread and checkpoints."""
+    context = contextvars.Context()
+    end = object()
+    try:
+        while (event := context.run(next, events, end)) is not end:
+            yield event  # type: ignore[misc]
+    finally:
+        context.run(events.close)
+
+
+def _metadata(model: str, route: str, finish_reason: str, cost: int, budget: Budget) -> dict[str, Any]:
+    left = budget.left_nanousd
+    return {
+        "model_name": model,
+        "model_provider": "viaticum",
+        "route": route,
+        "finish_reason": finish_reason,
+        "cost_nanousd": cost,
+        "cost_usd": format_usd(cost).removeprefix("$"),
+        "left_nanousd": left,
+        "left_usd": None if left is None else format_usd(left).replace("$", ""),
+        "budget": budget.name,
+    }
+
+
+def _said(answer: Answer) -> str:
+    """The text, with the answer below where it was not said in it: a program's output, a vote."""
+    if answer.value is None or answer.value in answer.text:
+        return answer.text
+    return f"{answer.text}\n\nAnswer: {answer.value}".lstrip()
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+    return text[: min(ends, default=len(text))]
+
+
+def _choice(choice: str | dict[str, Any] | bool, names: list[str]) -> str | dict[str, Any]:
+    """OpenAI's word for it: LangChain also says `any` and True."""
+    if isinstance(choice, dict) or choice in ("auto", "none", "required"):
+        return choice
+    if choice is True or choice == "any":
+        return "required"
+    if choice not in names:
+        raise InputError(f"no tool is named {choice!r}; known: {', '.join(names)}, or auto, any, none")
+    return {"type": "function", "function": {"name": choice}}
+
+
+def _json_schema(schema: dict[str, Any] | type, strict: bool | None) -> dict[str, Any]:
+    function = convert_to_openai_tool(schema, strict=strict)["function"]
+    form: dict[str, Any] = {"name": function["name"], "schema": convert_to_json_schema(schema)}
+    if strict is not None:
+        form |= {"strict": strict, "schema": function.get("parameters", form["schema"])}
+    return {"type": "json_schema", "json_schema": form}

@@ -1,0 +1,299 @@
+"""Middleware for LangChain's agents: a hard budget around any chat model, and our query router to choose among several.
+
+`BudgetMiddleware` reserves the worst case of every model call before it is made and settles what the response says it
+used; `RouterMiddleware` picks the model of a run, or of each call. Both work sync and async, with `create_agent` of the
+extra `langchain`.
+
+Leaves out what tools cost, and calls of models that are made inside tools.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from langgraph.channels.untracked_value import UntrackedValue
+from langgraph.runtime import Runtime
+
+from viaticum.agents.integrations.langchain_messages import as_query, from_langchain
+from viaticum.agents.workflow.calls import went_away
+from viaticum.budgets import Budget, Ledger
+from viaticum.catalogue import Catalogue
+from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerError, MissingExtra
+from viaticum.models.remote.model import MESSAGE_TOKENS, REQUEST_TOKENS, TOOLS_TOKENS
+from viaticum.money import Price, format_usd, nanousd
+from viaticum.routers.query import Policy, QueryRouter, choose, parse_policy
+from viaticum.types import RoutingTable, Row, TokenCount
+
+try:
+    from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
+    from langchain.agents.middleware.types import PrivateStateAttr
+except ImportError:
+    raise MissingExtra("langchain", "langchain") from None
+
+MAX_TOKENS = 1024
+ExitBehavior = Literal["end", "error"]
+Dollars = str | int | float | Decimal
+Prices = Mapping[str, Price | tuple[Dollars, Dollars]]
+Sync = Callable[[ModelRequest[Any]], ModelResponse[Any]]
+Async = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+
+
+class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
+    """A budget that an agent's model calls cannot exceed.
+
+    budget: dollars; ledger: an open `Ledger` or where it is to lie (in memory by default); budget_name: a budget of
+    it, made where it is missing. prices: by the names that models go by, a `Price` or dollars for a million tokens
+    read and made, or a catalogue. unpriced: names that may go without; others are refused (`UnknownPrice`).
+    max_tokens: the most that a call may write, unless its settings say less; it is sent with the call, under the name
+    `max_tokens_setting`. count: tokens of a text, at least; its bytes by default. exit_behavior: `end` answers in the model's place
+    that the budget is used up, which ends the agent; `error` raises `BudgetExceeded`.
+
+    Put it last in the list of middleware, next to the model: what is inside of it is one call.
+    """
+
+    def __init__(
+        self,
+        budget: Dollars | None = None,
+        *,
+        prices: Prices | Catalogue,
+        ledger: Ledger | str | Path | None = None,
+        budget_name: str | None = None,
+        unpriced: Iterable[str] = (),
+        max_tokens: int = MAX_TOKENS,
+        max_tokens_setting: str = "max_tokens",
+        count: Callable[[str], int] | None = None,
+        exit_behavior: ExitBehavior = "end",
+    ) -> None:
+        super().__init__()
+        if exit_behavior not in ("end", "error"):
+            raise InputError(f"unknown exit_behavior {exit_behavior!r}; use end or error")
+        if max_tokens < 1:
+            raise InputError(f"a call writes at least one token, got max_tokens={max_tokens}")
+        self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger or "memory:")
+        self.budget_name = budget_name or f"agent-{uuid.uuid4().hex[:12]}"
+        if budget is not None:
+            limit = nanousd(budget)
+            if limit <= 0:
+                raise InputError(f"a budget is above zero dollars, got {budget}")
+            self.ledger.create(self.budget_name, limit_nanousd=limit)
+        else:
+            self.ledger.budget(self.budget_name)  # it exists
+        self.prices = _prices(prices)
+        self.unpriced = tuple(unpriced)
+        self.max_tokens, self._setting = max_tokens, max_tokens_setting
+        self.exit_behavior = exit_behavior
+        self._count = count or (lambda text: len(text.encode()))
+
+    def left(self) -> Budget:
+        """Where the allowance stands."""
+        return self.ledger.budget(self.budget_name)
+
+    def wrap_model_call(self, request: ModelRequest[Any], handler: Sync) -> ModelResponse[Any] | AIMessage:
+        held = self._reserve(request)
+        if isinstance(held, AIMessage):
+            return held
+        key, request = held
+        try:
+            response = handler(request)
+        except BaseException as error:
+            self._give_up(key, error)
+            raise
+        return self._settle(key, request, response)
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Async
+    ) -> ModelResponse[Any] | AIMessage:
+        held = self._reserve(request)
+        if isinstance(held, AIMessage):
+            return held
+        key, request = held
+        try:
+            response = await handler(request)
+        except BaseException as error:
+            self._give_up(key, error)
+            raise
+        return self._settle(key, request, response)
+
+    def _reserve(self, request: ModelRequest[Any]) -> tuple[str, ModelRequest[Any]] | AIMessage:
+        """The key of the hold, and the request with the max_tokens that were held; or what to say in its place."""
+        name, key = model_name(request.model), f"agent-{uuid.uuid4().hex}"
+        limit = self._limit(request)
+        worst = {name: TokenCount(self._prompt(request), limit)}
+        try:
+            self.ledger.reserve(
+                self.budget_name,
+                key,
+                worst,
+                self.prices,
+                tags={"model": name, "door": "agent"},
+                unpriced=self.unpriced,
+            )
+        except (BudgetExceeded, BudgetClosed) as error:
+            if self.exit_behavior == "error":
+                raise
+            left = self.left().left_nanousd
+            told = {
+                "finish_reason": "budget",
+                "budget": self.budget_name,
+                "left_nanousd": left,
+                "model_name": name,
+            }
+            return AIMessage(f"Stopped, the budget is used up: {error}", response_metadata=told)
+        self.ledger.dispatch(key)
+        return key, request.override(model_settings={**request.model_settings, self._setting: limit})
+
+    def _settle(
+        self, key: str, request: ModelRequest[Any], response: ModelResponse[Any]
+    ) -> ModelResponse[Any]:
+        """Post what the response says. One that does not say costs what was held."""
+        answer = next((m for m in reversed(response.result) if isinstance(m, AIMessage)), None)
+        said = answer.usage_metadata if answer is not None else None
+        usage = None
+        if said is not None:
+            read, made = said["input_tokens"], said["output_tokens"]
+            cached = said.get("input_token_details", {}).get("cache_read", 0)
+            thought = said.get("output_token_details", {}).get("reasoning", 0)
+            usage = {model_name(request.model): TokenCount(read, made, min(cached, read), min(thought, made))}
+        entry = self.ledger.settle(key, usage)
+        if answer is not None:
+            left = self.left().left_nanousd
+            answer.response_metadata["viaticum"] = {
+                "budget": self.budget_name,
+                "cost_nanousd": entry.nanousd,
+                "cost_usd": format_usd(entry.nanousd).removeprefix("$"),
+                "left_nanousd": left,
+            }
+        return response
+
+    def _give_up(self, key: str, error: BaseException) -> None:
+        """A call that failed is free; one that was given up may have to be paid for, as it was held."""
+        with suppress(LedgerError):
+            if went_away(error) or isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+                self.ledger.settle(key, None)
+            else:
+                self.ledger.void(key)
+
+    def _limit(self, request: ModelRequest[Any]) -> int:
+        """The most that the call may write: the least of what the model, the request and the middleware say."""
+        said = (getattr(request.model, self._setting, None), request.model_settings.get(self._setting))
+        return min([self.max_tokens, *(number for number in said if isinstance(number, int) and number > 0)])
+
+    def _prompt(self, request: ModelRequest[Any]) -> int:
+        """Tokens of all that is sent, rather too many than too few."""
+        messages: list[BaseMessage] = [*filter(None, [request.system_message]), *request.messages]
+        written = [json.dumps(message, ensure_ascii=False) for message in from_langchain(messages)]
+        prompt = REQUEST_TOKENS + sum(MESSAGE_TOKENS + self._count(text) for text in written)
+        schemas: list[Any] = [_schema(tool) for tool in request.tools]
+        if request.response_format is not None:
+            schemas.append(_format(request.response_format))
+        if schemas:
+            prompt += TOOLS_TOKENS + self._count(json.dumps(schemas, ensure_ascii=False, default=str))
+        return prompt
+
+
+class RouterState(AgentState[Any]):
+    """An agent's state, and the model that was chosen for the run."""
+
+    viaticum_model: NotRequired[Annotated[str, UntrackedValue, PrivateStateAttr]]
+
+
+class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
+    """Gives each run, or each call, to the model that our router wants for the last user turn.
+
+    models: chat models by the names that the router knows; of a model's pairs the one with the highest accuracy
+    speaks for it. policy: as of `Viaticum`. budget: a `BudgetMiddleware`; a model whose call is likely to cost more than it has left is not
+    chosen, and where none fits the cheapest is tried, which that middleware then refuses. per: `run` (chosen once) or
+    `call`. Raises `InputError` where the router knows none of the models.
+    """
+
+    state_schema = RouterState
+
+    def __init__(
+        self,
+        models: Mapping[str, BaseChatModel],
+        router: QueryRouter,
+        *,
+        policy: str | Policy = "best",
+        budget: BudgetMiddleware | None = None,
+        per: Literal["run", "call"] = "run",
+    ) -> None:
+        super().__init__()
+        if not models:
+            raise InputError("no model to choose from; give at least one by name")
+        if per not in ("run", "call"):
+            raise InputError(f"unknown per {per!r}; use run or call")
+        self.models, self.router, self.budget, self.per = dict(models), router, budget, per
+        self.policy = parse_policy(policy) if isinstance(policy, str) else policy
+
+    def before_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        return {"viaticum_model": self.choose(state["messages"])} if self.per == "run" else None
+
+    async def abefore_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        return self.before_agent(state, runtime)
+
+    def wrap_model_call(self, request: ModelRequest[Any], handler: Sync) -> ModelResponse[Any]:
+        return handler(self._routed(request))
+
+    async def awrap_model_call(self, request: ModelRequest[Any], handler: Async) -> ModelResponse[Any]:
+        return await handler(self._routed(request))
+
+    def choose(self, messages: Sequence[BaseMessage]) -> str:
+        """The name of the model that the router wants for the last user turn, as far as the budget goes."""
+        table = self.router.table(as_query(messages))
+        best: dict[str, Row] = {}
+        for row in table:
+            known = best.get(row.pair.model)
+            if row.pair.model in self.models and (known is None or row.accuracy > known.accuracy):
+                best[row.pair.model] = row
+        if not best:
+            known_names = ", ".join(sorted({row.pair.model for row in table})) or "none"
+            raise InputError(
+                f"the router knows none of the models {', '.join(self.models)}; it knows: {known_names}"
+            )
+        rows = RoutingTable(tuple(best.values()))
+        try:
+            return choose(
+                rows, self.budget.left().left_nanousd if self.budget else None, self.policy
+            ).pair.model
+        except BudgetExceeded:
+            return min(rows, key=lambda row: row.cost_p90).pair.model
+
+    def _routed(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        kept: Any = request.state.get("viaticum_model")
+        name: str | None = kept if self.per == "run" else None
+        return request.override(model=self.models[name or self.choose(request.messages)])
+
+
+def model_name(model: BaseChatModel) -> str:
+    """The name that a chat model goes by: what it is traced under, or its class."""
+    named: str | None = model._get_ls_params().get("ls_model_name")
+    return named or type(model).__name__
+
+
+def _prices(prices: Prices | Catalogue) -> dict[str, Price]:
+    if isinstance(prices, Catalogue):
+        return {name: spec.price for name, spec in prices.items() if spec.price is not None}
+    return {
+        name: each if isinstance(each, Price) else Price.per_million(*each) for name, each in prices.items()
+    }
+
+
+def _schema(tool: Any) -> Any:
+    return tool if isinstance(tool, dict) else convert_to_openai_tool(tool)
+
+
+def _format(response_format: Any) -> Any:
+    """The schema of a structured answer, however the agent will ask for it."""
+    spec = getattr(response_format, "schema", response_format)
+    with suppress(Exception):
+        return convert_to_openai_tool(spec)
+    return str(spec)

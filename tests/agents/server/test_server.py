@@ -1,0 +1,336 @@
+"""The server over HTTP: shapes, headers, money and refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server_here import LONG, WORD, Here, asked, serving
+
+from viaticum import FakeRouter
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    with serving(tmp_path_factory.mktemp("home")) as here:
+        yield here
+
+
+@pytest.fixture(autouse=True)
+def _settled(here: Here) -> Iterator[None]:
+    yield
+    here.settled()
+
+
+def events_of(response: Any) -> list[Any]:
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+# --- answers --------------------------------------------------------------------------------------------------
+
+
+def test_a_chat_is_answered_in_openais_shape_and_paid_for(here: Here) -> None:
+    spent = here.standing()[0]
+    response = here.ask()
+    assert response.status_code == 200
+    told = response.json()
+    assert set(told) == {
+        "id", "object", "created", "model", "system_fingerprint", "choices", "usage", "viaticum"
+    }  # fmt: skip
+    assert told["object"] == "chat.completion"
+    assert told["choices"] == [
+        {
+            "index": 0,
+            "message": {
+                "role": "assistant",
+                "content": "Seven times six is forty-two. The answer is 42.",
+                "refusal": None,
+            },
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert told["usage"]["prompt_tokens"] == 5
+    assert told["usage"]["total_tokens"] == 14
+    assert here.standing() == (spent + 14 * WORD, 0)
+    assert response.headers["x-viaticum-route"] == "fast"
+    assert response.headers["x-viaticum-cost"] == str(14 * WORD)
+    assert response.headers["x-viaticum-cost-usd"] == "0.000014000"
+    assert int(response.headers["x-viaticum-left"]) == 10**9 - spent - 14 * WORD
+
+
+def test_a_pair_goes_through_its_strategy(here: Here) -> None:
+    told = here.ask("fast+cot").json()
+    assert told["viaticum"]["answer"] == "42"
+    assert told["viaticum"]["routes"] == ["fast+cot"]
+    assert told["usage"]["prompt_tokens"] > 100, "its worked examples"
+    assert here.ask("mute+pot").json()["viaticum"]["answer"] is None
+
+
+def test_auto_is_the_routed_workflow(here: Here) -> None:
+    response = here.ask("auto")
+    assert response.headers["x-viaticum-route"] == "fast+cot"
+    assert response.json()["viaticum"]["answer"] == "42"
+
+
+def test_a_stream_has_the_same_words_and_its_cost_in_the_last_chunk(here: Here) -> None:
+    for model in ("fast", "fast+cot", "auto"):
+        whole = here.ask(model).json()
+        response = here.ask(model, stream=True, stream_options={"include_usage": True})
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-viaticum-route"] == whole["viaticum"]["route"]
+        first, *middle, last, usage = events_of(response)
+        assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        assert all(set(event["choices"][0]["delta"]) == {"content"} for event in middle)
+        text = "".join(event["choices"][0]["delta"]["content"] for event in middle)
+        assert text == whole["choices"][0]["message"]["content"]
+        assert last["choices"][0]["finish_reason"] == "stop"
+        assert last["viaticum"]["cost_nanousd"] == whole["viaticum"]["cost_nanousd"]
+        assert (usage["choices"], usage["usage"]) == ([], whole["usage"])
+        assert len({event["id"] for event in (first, *middle, last, usage)}) == 1
+
+
+def test_a_program_s_output_ends_the_text(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(here.client.model("fast"), "script", "```python\nprint(6 * 7)\n```")
+    told = here.ask("fast+pot").json()
+    assert told["choices"][0]["message"]["content"].endswith("```\n\n42")
+    streamed = events_of(here.ask("fast+pot", stream=True))
+    text = "".join(event["choices"][0]["delta"].get("content", "") for event in streamed)
+    assert text == told["choices"][0]["message"]["content"]
+
+
+def test_a_stream_shows_a_second_try_after_an_empty_line(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(here.client, "router", FakeRouter("mute+pot", "fast+cot"))
+    streamed = events_of(here.ask("auto", stream=True))
+    text = "".join(event["choices"][0]["delta"].get("content", "") for event in streamed)
+    assert text == "I cannot tell\n\nSeven times six is forty-two. The answer is 42."
+    assert streamed[-1]["viaticum"]["routes"] == ["mute+pot", "fast+cot"]
+    assert here.ask("auto").json()["choices"][0]["message"]["content"].startswith("Seven")
+
+
+def test_several_choices_are_several_calls(here: Here) -> None:
+    told = here.ask(n=3).json()
+    assert [choice["index"] for choice in told["choices"]] == [0, 1, 2]
+    assert told["viaticum"]["cost_nanousd"] == 3 * 14 * WORD
+    assert told["usage"]["completion_tokens"] == 27
+    ends = [
+        event["choices"][0]["index"]
+        for event in events_of(here.ask(n=2, stream=True))
+        if event["choices"][0]["finish_reason"]
+    ]
+    assert ends == [0, 1]
+
+
+def test_what_is_asked_reaches_the_model(here: Here) -> None:
+    told = here.ask("slow", max_tokens=3).json()
+    assert told["choices"][0]["finish_reason"] == "length"
+    assert told["usage"]["completion_tokens"] == 3
+    assert here.ask("slow", stop=["w2 ", "w9"]).json()["choices"][0]["message"]["content"] == "w0 w1 "
+    assert (
+        here.ask("fast+cot", stop="forty").json()["choices"][0]["message"]["content"] == "Seven times six is "
+    )
+    here.ask(seed=7, temperature=0.5, top_p=0.9, max_completion_tokens=11, n=2)
+    model: Any = here.client.model("fast")
+    one, two = (generation for _, generation in model.calls[-2:])
+    assert (one.seed, two.seed, one.temperature, one.top_p, one.max_new_tokens) == (7, 8, 0.5, 0.9, 11)
+    refused = here.ask(tools=[{"type": "function", "function": {"name": "f"}}])
+    assert (refused.status_code, "tools" in refused.json()["error"]["message"]) == (400, True)
+
+
+def test_messages_in_parts_and_of_developers(here: Here) -> None:
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "6 times 7?"}]
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
+    here.ask(messages=messages)
+    model: Any = here.client.model("fast")
+    assert model.calls[-1][0] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 6 times 7?"},
+    ]
+    assert here.ask("fast+cot", messages=messages).status_code == 200
+
+
+# --- money ----------------------------------------------------------------------------------------------------
+
+
+def test_a_request_s_own_budget_is_never_passed(here: Here) -> None:
+    refused = here.ask(budget="0.000001")
+    assert refused.status_code == 402
+    assert refused.json()["error"]["type"] == "insufficient_quota"
+    assert refused.json()["error"]["code"] == "budget_exceeded"
+    for model in ("fast+cot", "auto"):
+        assert here.ask(model, budget="0.000001", stream=True).status_code == 402
+    told = here.ask(budget=0.000019, max_tokens=14)
+    assert told.status_code == 200
+    assert told.headers["x-viaticum-left"] == str(5 * WORD)
+    assert here.ask(budget=0.000019, max_tokens=14, n=2).status_code == 402
+
+
+def test_over_the_server_s_budget(tmp_path: Path) -> None:
+    with serving(tmp_path, budget="0.00002") as here:
+        assert here.ask(max_tokens=9).status_code == 200
+        refused = here.ask(max_tokens=9)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (402, "budget_exceeded")
+        here.client.ledger.pause("serve")
+        assert here.ask(max_tokens=1).json()["error"]["code"] == "budget_closed"
+        here.settled()
+
+
+# --- refusals -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "EOF"),
+        (b"{", "EOF"),
+        (b"[]", "object"),
+        (b"\xff\xfe", "Invalid JSON"),
+        (b'{"model": "fast"}', "messages"),
+        (b'{"model": "fast", "messages": []}', "messages"),
+        (b'{"model": "fast", "messages": "hi"}', "messages"),
+        (b'{"model": 1, "messages": [{"role": "user", "content": "hi"}]}', "model"),
+        (b'{"model": "fast", "messages": [{"role": "user", "content": "\\ud800"}]}', "Invalid JSON"),
+        (b"[" * 100_000, "recursion"),
+        (
+            b'{"model": "fast", "temperature": NaN, "messages": [{"role": "user", "content": "hi"}]}',
+            "temperature",
+        ),
+        (b'{"model": "fast", "budget": NaN, "messages": [{"role": "user", "content": "hi"}]}', "budget"),
+        (b'{"model": "fast", "budget": 1e999, "messages": [{"role": "user", "content": "hi"}]}', ""),
+    ],
+)
+def test_a_body_that_is_none(here: Here, body: bytes, told: str) -> None:
+    response = here.http.post(
+        "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 400
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert told in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        ({"temperature": 3}, 400, "temperature"),
+        ({"temperature": "1"}, 400, "temperature"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"n": 0}, 400, "n"),
+        ({"n": 1000}, 400, "n"),
+        ({"seed": 2**70}, 400, "seed"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"max_tokens": 9000}, 400, "context"),
+        ({"stop": ""}, 400, "stop"),
+        ({"logprobs": True}, 400, "logprobs"),
+        ({"frequency_penalty": 0.5}, 400, "frequency_penalty"),
+        ({"logit_bias": {"1": 5}}, 400, "logit_bias"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream: true"),
+        ({"bugdet": 1}, 400, "did you mean 'budget'?"),
+        ({"budget": -1}, 400, "budget"),
+        ({"budget": "many"}, 400, "dollars"),
+        ({"budget": "1e99"}, 400, "range"),
+        ({"model": "auto", "policy": "dearest"}, 400, "policy"),
+        ({"model": "nobody"}, 404, "unknown model 'nobody'"),
+        ({"model": "fast+magic"}, 404, "unknown strategy 'magic'"),
+        ({"model": "nobody+cot"}, 404, "nobody"),
+        ({"model": "auto", "tools": [{"type": "function"}]}, 400, "tools"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages"),
+        ({"messages": [{"role": "king", "content": "hi"}]}, 400, "role"),
+        ({"messages": [{"role": "user"}]}, 400, "no content"),
+        ({"model": "auto", "messages": [{"role": "user", "content": " "}]}, 400, "empty"),
+        ({"model": "auto", "messages": [{"role": "assistant", "content": "hi"}]}, 400, "user's question"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_says_why(
+    here: Here, body: dict[str, Any], status: int, told: str
+) -> None:
+    spent = here.standing()
+    for stream in ({}, {"stream": True}):
+        if stream and "stream_options" in body:
+            continue
+        response = here.ask(**{"model": "fast", **body, **stream})
+        assert response.status_code == status, response.text
+        assert told in response.json()["error"]["message"]
+    assert here.standing() == spent
+
+
+def test_only_json_is_read_so_that_no_web_page_can_ask(here: Here) -> None:
+    body = json.dumps(asked())
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        response = here.http.post("/v1/chat/completions", content=body, headers={"content-type": kind})
+        assert response.status_code == 400
+        assert "content-type" in response.json()["error"]["message"]
+    stranger = here.http.post("/v1/chat/completions", json=asked(), headers={"host": "evil.example"})
+    assert stranger.status_code == 401
+
+
+def test_a_model_that_breaks_is_charged_for_what_it_wrote(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from viaticum.errors import ModelError
+
+    model: Any = here.client.model("fast")
+    plain = model.stream
+
+    def breaks(messages: Any, generation: Any) -> Iterator[Any]:
+        for place, piece in enumerate(plain(messages, generation)):
+            if place == after:
+                raise ModelError("it broke")
+            yield piece
+
+    monkeypatch.setattr(model, "stream", breaks)
+    spent, after = here.standing()[0], 0
+    assert here.ask().status_code == 502
+    assert here.ask(stream=True).status_code == 502
+    assert here.standing()[0] == spent
+    after = 3
+    for model_name in ("fast", "fast+cot"):
+        told = events_of(here.ask(model_name, stream=True))
+        assert told[-1]["error"]["message"] == "it broke"
+        assert here.ask(model_name).status_code == 502
+    here.settled()
+    assert here.standing()[0] > spent
+
+
+def test_a_mistake_of_ours_is_an_error_object_without_details(
+    here: Here, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(here.client.model("fast"), "stream", lambda *_: 1 / 0)
+    response = here.ask()
+    assert response.status_code == 500
+    assert "division" not in response.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+# --- the other doors ------------------------------------------------------------------------------------------
+
+
+def test_models_health_metrics(here: Here) -> None:
+    names = [model["id"] for model in here.http.get("/v1/models").json()["data"]]
+    assert names[0] == "auto"
+    assert {"fast", "fast+cot", "slow+cod"} <= set(names)
+    assert here.http.get("/v1/models/fast+cot").json()["id"] == "fast+cot"
+    assert here.http.get("/v1/models/nobody").status_code == 404
+    assert here.http.get("/health").json() == {"status": "ok", "in_flight": 0, "queued": 0}
+    here.ask("made-up-name")
+    page = here.http.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain")
+    assert 'viaticum_requests_total{model="unknown",status="404"}' in page.text
+    assert "made-up-name" not in page.text
+    posted = here.standing()[0]
+    assert f'viaticum_spent_dollars{{budget="serve"}} {posted / 1e9}' in page.text
+    for name in ("viaticum_tokens_total", "viaticum_request_seconds_bucket", 'viaticum_holds{state="dispatched"} 0.0', "viaticum_in_flight 0.0"):  # fmt: skip
+        assert name in page.text
+    for response in (here.http.get("/nowhere"), here.http.put("/health")):
+        assert response.status_code in (404, 405)
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_long_text_is_longer_than_a_channel_has_room() -> None:
+    from viaticum.agents.server.channel import ROOM
+
+    assert len(LONG.split()) > 4 * ROOM

@@ -1,0 +1,421 @@
+"""Static calls against the dynamic path and against no cache at all, on tiny random models.
+
+Without a GPU the static step is run eagerly: what is checked is the function that CUDA captures, not the capture.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import (
+    CONFIGS,
+    NEAR,
+    VOCABULARY,
+    Letters,
+    a_prompt,
+    build,
+    plain_logits,
+    plain_stitch,
+    requests_of,
+    tokens_of,
+)
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from viaticum.decoders import MixedDecoder, Request, Runner, Sampling, graphs
+from viaticum.decoders.fused_layers import LeanAttention, lean
+from viaticum.decoders.graphs import GraphRunner, Shape, StaticCache, bucket_of_keys
+from viaticum.errors import ModelError
+from viaticum.routers.token import Divergence, Entropy, Replay, Step, entropy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def short_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key lengths of 8, 12, 16, 24, ... so that tiny texts cross many of them."""
+    monkeypatch.setattr(graphs, "FIRST_KEYS", 8)
+
+
+def a_graph_runner(kind: str = "qwen2", seed: int = 0, slots: int = 1, context: int = 200) -> GraphRunner:
+    return GraphRunner(build(kind, seed), slots=slots, context=context)
+
+
+# --- one call -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_static_calls_equal_dynamic_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ragged rows, some in few slots and some far apart, that come and go; prompts are read dynamically."""
+    dice = random.Random(kind)
+    static, dynamic = a_graph_runner(kind, slots=7), Runner(build(kind), slots=7)
+    shapes = seen_shapes(static, monkeypatch)
+    for _ in range(60):
+        slots = dice.sample(range(7), dice.choice([1, 2, 2, 3, 5, 7]))
+        for slot in slots:
+            if dice.random() < 0.1 or len(dynamic.held[slot]) > 150:
+                for each in (static, dynamic):
+                    each.reset(slot)
+            elif dice.random() < 0.1:
+                for each in (static, dynamic):
+                    each.truncate(slot, len(each.held[slot]) // 2)
+        new = [a_prompt(dice, dice.choice([1, 1, 3, 7, 40])) for _ in slots]
+        keep = [dice.choice([1, len(each)]) for each in new]
+        got, expected = (each.read(slots, new, keep, hidden=True) for each in (static, dynamic))
+        assert static.held == dynamic.held
+        torch.testing.assert_close(got.logits, expected.logits, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(got.hidden, expected.hidden, atol=2e-3, rtol=1e-3)
+        assert got.finite.tolist() == expected.finite.tolist()
+        if got.tokens is not None:
+            assert got.tokens.tolist() == expected.logits.argmax(-1).tolist()
+            torch.testing.assert_close(got.entropy, entropy(expected.logits), atol=1e-4, rtol=1e-3)
+    assert 30 < static.static_calls < static.calls, "both ways of a call are needed"
+    assert {shape.by_slot for shape in shapes} == {True, False}
+    assert len({shape.keys for shape in shapes}) >= 5
+    assert len({(shape.rows, shape.tokens) for shape in shapes}) >= 8
+
+
+def seen_shapes(runner: GraphRunner, monkeypatch: pytest.MonkeyPatch) -> set[Shape]:
+    shapes: set[Shape] = set()
+    replay = runner._replay
+
+    def watched(shape: Shape) -> None:
+        shapes.add(shape)
+        replay(shape)
+
+    monkeypatch.setattr(runner, "_replay", watched)
+    return shapes
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_one_sequence_equals_a_forward_without_cache(kind: str) -> None:
+    under_test = a_graph_runner(kind)
+    text = [dice.randrange(VOCABULARY) for dice in [random.Random(3)] for _ in range(30)]
+    under_test.extend([0], [text[:5]])
+    for end in range(6, 30):
+        got = under_test.extend([0], [text[end - 1 : end]])
+        torch.testing.assert_close(got[0], plain_logits(text[:end], kind), atol=2e-4, rtol=1e-3)
+    assert under_test.static_calls == under_test.calls == 25
+
+
+def test_results_outlive_the_next_call() -> None:
+    under_test = a_graph_runner(slots=2)
+    heads = under_test.read([0], [[1, 2]], [2], hidden=True)
+    assert heads.tokens is not None
+    parts = (heads.logits, heads.finite, heads.tokens, heads.entropy, heads.hidden)
+    before = [part.clone() for part in parts if part is not None]
+    under_test.read([0, 1], [[5, 7], [8]], [2, 1], hidden=True)
+    assert all(torch.equal(part, was) for part, was in zip(parts, before, strict=True) if part is not None)
+
+
+def test_memory_is_taken_once_and_never_moves() -> None:
+    under_test = a_graph_runner(slots=3, context=100)
+    assert under_test.capacity == 128
+    where = [layer.data_ptr() for layer in (*under_test._cache.keys, *under_test._cache.values)]
+    assert len(where) == 4
+    under_test.extend([1], [[4] * 60])
+    for _ in range(40):
+        under_test.extend([1, 2], [[5], [6]])
+    under_test.start(0, [4] * 30)
+    under_test.discard(1)
+    under_test.extend([1], [[4] * 100])
+    assert where == [layer.data_ptr() for layer in (*under_test._cache.keys, *under_test._cache.values)]
+    assert under_test.capacity == 128
+
+
+def test_padding_writes_where_nothing_is_read() -> None:
+    """Rows between those that are read, and what fills a row, leave every slot as it was."""
+    under_test = a_graph_runner(slots=4)
+    under_test.extend([0, 1, 2, 3], [[1, 2, 3], [4, 5], [6], [7, 8, 9, 10]])
+    before = [layer[:, :, :-1].clone() for layer in under_test._cache.keys]
+    under_test.extend([0, 3], [[1], [2, 3, 4, 5, 6]])  # a bucket of four rows by six tokens
+    for layer, was in zip(under_test._cache.keys, before, strict=True):
+        changed = (layer[:, :, :-1] != was).any(1).any(-1)
+        assert changed.nonzero().tolist() == [[0, 3], [3, 4], [3, 5], [3, 6], [3, 7], [3, 8]]
+
+
+def test_nan_stays_in_its_row() -> None:
+    """Token 0 is what padding reads: its damage reaches neither other rows nor later sequences."""
+    model = build()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = float("nan")
+    under_test = GraphRunner(model, slots=3, context=64)
+    under_test.extend([0, 2], [[4, 5, 6], [7]])
+    with pytest.raises(ModelError, match=r"\[1\]"):
+        under_test.extend([1, 2], [[0], [8]])
+    got = under_test.extend([0, 1, 2], [[9], [1] * 5, [3]])
+    for row, tokens in enumerate([[4, 5, 6, 9], [1] * 5, [7, 8, 3]]):
+        torch.testing.assert_close(got[row], plain_logits(tokens), atol=2e-4, rtol=1e-3)
+
+
+def test_key_lengths_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert [bucket_of_keys(n) for n in (1, 128, 129, 193, 257, 385, 4096, 4097)] == [
+        128, 128, 192, 256, 384, 512, 4096, 6144,
+    ]  # fmt: skip
+
+
+class NothingReadByTheHost(TorchDispatchMode):
+    """Fails where an operation has to wait for numbers: a scalar read, or a shape that depends on them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"), name
+        flags = (
+            [each for each in args[1] or () if each is not None]
+            if name.startswith("index") and isinstance(args[1], (list, tuple))
+            else []
+        )
+        assert not any(each.dtype == torch.bool for each in flags), (
+            "an index of flags has the length of their sum"
+        )
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_a_static_step_can_be_captured(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_test = a_graph_runner(kind, slots=3)
+    replay = under_test._replay
+
+    def watched(shape: Shape) -> None:
+        with NothingReadByTheHost():
+            replay(shape)
+
+    monkeypatch.setattr(under_test, "_replay", watched)
+    for slots, new in (([0], [[1, 2, 3]]), ([0, 2], [[4], [5, 6]]), ([2], [[7]]), ([0, 1, 2], [[8]] * 3)):
+        under_test.extend(slots, new)
+    assert under_test.static_calls == 4
+
+
+def test_a_greedy_step_is_one_upload_and_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    static, _ = both(3, Entropy(1.0))  # the small model writes all
+    engine = static.engine()
+    for request in requests_of(1, 3):
+        engine.add(request)
+    engine.step()  # prompts
+    counts = {"tolist": 0, "upload": 0}
+
+    def counted(name: str, original: Any) -> Any:
+        def call(*given: Any, **options: Any) -> Any:
+            assert options.get("device") is None, "an upload of its own"
+            counts[name] = counts.get(name, 0) + 1
+            return original(*given, **options)
+
+        return call
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted("tolist", torch.Tensor.tolist))
+    monkeypatch.setattr(torch, "tensor", counted("tensor", torch.tensor))
+    small: Any = static.runners[0]
+    monkeypatch.setattr(small, "_upload", counted("upload", small._upload))
+    with NothingReadByTheHost():
+        for _ in range(4):
+            engine.step()
+    assert counts == {"tolist": 4, "upload": 4, "tensor": 4}
+
+
+# --- where a static call is not possible --------------------------------------------------------------------
+
+
+def test_no_memory_for_a_graph_leaves_its_bucket_to_the_dynamic_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    under_test = a_graph_runner()
+    tried = []
+
+    def short(shape: Shape) -> None:
+        tried.append(shape)
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(under_test, "_replay", short)
+    for end in range(3, 6):
+        got = under_test.extend([0], [[1, 2, 3] if end == 3 else [end]])
+        torch.testing.assert_close(got[0], plain_logits([1, 2, 3, 4, 5][:end]), atol=2e-4, rtol=1e-3)
+    assert under_test.static_calls == 0
+    assert len(tried) == len(set(tried)) == 2, "a bucket that was refused is not tried again"
+
+
+def test_no_memory_for_the_cache_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(cache: StaticCache, like: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(StaticCache, "_empty", short)
+    with pytest.raises(ModelError, match="whole context at once"):
+        a_graph_runner()
+
+
+def test_rotation_that_depends_on_the_length_is_dynamic() -> None:
+    config: Any = copy.deepcopy(CONFIGS["qwen2"])
+    config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model = AutoModelForCausalLM.from_config(config)
+    under_test = GraphRunner(model, slots=1, context=64)
+    under_test.extend([0], [[1, 2]])
+    assert (under_test.calls, under_test.static_calls) == (1, 0)
+
+
+def test_a_folder_is_loaded_with_graphs_where_they_are_asked_for(tmp_path: Path) -> None:
+    build().save_pretrained(tmp_path)
+    loaded = Runner.load(tmp_path, slots=2, context=40, dtype=torch.float32, graphs=True)
+    assert isinstance(loaded, GraphRunner)
+    torch.testing.assert_close(loaded.extend([1], [[5, 6]])[0], plain_logits([5, 6]), atol=2e-4, rtol=1e-3)
+    assert type(Runner.load(tmp_path, dtype=torch.float32)) is Runner, "by default on CUDA alone"
+    assert type(Runner.load(tmp_path, dtype=torch.float32, graphs=False)) is Runner
+
+
+# --- leaner layers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_leaner_layers_compute_the_same(kind: str) -> None:
+    plain, changed = Runner(build(kind), slots=2), build(kind)
+    weights = sum(parameter.numel() for parameter in changed.parameters())
+    assert lean(changed) == (kind != "gemma2")
+    assert any(isinstance(each, LeanAttention) for each in changed.modules()) == (kind != "gemma2")
+    assert sum(parameter.numel() for parameter in changed.parameters()) == weights
+    under_test = Runner(changed, slots=2)
+    for new in ([list(range(9)), [4, 5]], [[7], [8, 9, 10]]):
+        got, expected = (each.extend([0, 1], new) for each in (under_test, plain))
+        torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-3)
+
+
+def test_joined_layers_give_up_their_weights() -> None:
+    """Whoever still holds a replaced layer holds no memory: else a large model would be there twice."""
+    model = build()
+    replaced = [each for each in model.base_model.layers.modules() if isinstance(each, nn.Linear)]
+    assert lean(model)
+    kept = {id(each) for each in model.modules()}
+    assert len(kept & set(map(id, replaced))) == 4, "o_proj and down_proj of two layers"
+    assert not [list(each.parameters()) for each in replaced if id(each) not in kept and [*each.parameters()]]
+
+
+def test_layers_that_cannot_be_joined_stay() -> None:
+    model = build()
+    model.base_model.layers[1].mlp.gate_proj = nn.Sequential(model.base_model.layers[1].mlp.gate_proj)
+    assert not lean(model)
+    assert not any(isinstance(each, LeanAttention) for each in model.modules())
+
+
+def test_biases_of_some_joined_layers_alone() -> None:
+    config = Qwen2Config(**{**CONFIGS["qwen2"].to_dict(), "hidden_size": 16})
+    model, same = (AutoModelForCausalLM.from_config(config).eval() for _ in range(2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.2 * torch.randn_like(parameter))
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.bias = None
+    same.load_state_dict(model.state_dict(), strict=False)
+    for layer in same.model.layers:
+        layer.self_attn.k_proj.bias = None
+    assert lean(model)
+    got, expected = (Runner(each, slots=1).extend([0], [[1, 2, 3, 4]]) for each in (model, same))
+    torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-3)
+
+
+# --- the engine on top --------------------------------------------------------------------------------------
+
+
+def both(slots: int, router: Any, kind: str = "qwen2", **values: Any) -> tuple[MixedDecoder, MixedDecoder]:
+    """A decoder with static calls and one without."""
+    static = [a_graph_runner(kind, seed, slots, context=120) for seed in (1, NEAR + 1)]
+    dynamic = [Runner(build(kind, seed), slots=slots, context=120) for seed in (1, NEAR + 1)]
+    return tuple(  # type: ignore[return-value]
+        MixedDecoder(*pair, tokenizer=Letters(), router=router, **values) for pair in (static, dynamic)
+    )
+
+
+@pytest.mark.parametrize("draft", [0, 3, None])
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_mixed_texts_are_the_same_with_graphs(kind: str, draft: int | None) -> None:
+    dice = random.Random(f"{kind}{draft}")
+    traces = [[dice.random() < 0.5 for _ in range(20)] for _ in range(8)]
+    static, dynamic = both(5, Replay(traces), kind, draft=draft)
+    requests = requests_of(5, 8, max_new_tokens=20)
+    got, expected = static.write_all(requests), dynamic.write_all(requests)
+    assert tokens_of(got) == tokens_of(expected)
+    assert [each.trace.made_by for each in got] == [each.trace.made_by for each in expected]
+    for one, other in zip(got, expected, strict=True):
+        assert one.trace.entropies == pytest.approx(other.trace.entropies, abs=1e-4)
+        assert one.trace.accepted == other.trace.accepted
+    for runner in static.runners.values():
+        assert isinstance(runner, GraphRunner)
+        assert runner.static_calls > 10
+
+
+def test_a_stitched_text_equals_decoding_without_cache() -> None:
+    runners = [GraphRunner(build(seed=seed), slots=3, context=100) for seed in (1, 0)]
+    decoder = MixedDecoder(*runners, tokenizer=Letters(), router=Entropy(0.45))
+    for request, got in zip(requests_of(2, 6), decoder.write_all(requests_of(2, 6)), strict=True):
+        tokens, made_by = plain_stitch(request.prompt, 12, 0.45)
+        assert (list(got.trace.tokens), list(got.trace.made_by)) == (tokens, made_by)
+
+
+class Sum(Divergence):
+    """Diverges by the hidden state alone."""
+
+    def score(self, step: Step) -> Tensor:
+        assert step.hidden is not None
+        return torch.sigmoid(step.hidden.float().sum(-1))
+
+
+@pytest.mark.parametrize("draft", [0, 2])
+def test_sampled_texts_and_routers_that_read_hidden_states(draft: int) -> None:
+    static, dynamic = both(4, Sum(0.5), draft=draft)
+    dice = random.Random(7)
+    requests = [
+        Request(a_prompt(dice), max_new_tokens=15, sampling=Sampling(0.8 * (n % 3 > 0), 0.9, 0, n))
+        for n in range(8)
+    ]
+    got, expected = static.write_all(requests), dynamic.write_all(requests)
+    assert tokens_of(got) == tokens_of(expected)
+    for one, other in zip(got, expected, strict=True):
+        assert one.trace.scores == pytest.approx(other.trace.scores, abs=2e-3, nan_ok=True)
+        assert one.trace.made_by == other.trace.made_by
+
+
+def test_greedy_tokens_come_from_the_static_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a greedy step is computed again from its logits."""
+
+    def never(*args: Any) -> Any:
+        raise AssertionError("computed twice")
+
+    from viaticum.decoders import engine
+
+    static, _ = both(2, Entropy(0.4))
+    monkeypatch.setattr(engine, "draw", never)
+    monkeypatch.setattr(engine, "entropy", never)
+    results: Sequence[Any] = static.write_all(
+        [Request([1, 2, 3], max_new_tokens=8), Request([4], max_new_tokens=8)]
+    )
+    assert [each.finish_reason for each in results] == ["length", "length"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "calls", "static"),
+    [
+        ([1] * 8, 1, 1),
+        ([1] * 31 + [18], 2, 2),
+        ([1] * 30 + [8, 100], 2, 1),
+        ([1] * 30 + [12, 100], 3, 2),
+        ([30, 40], 1, 0),
+    ],
+)
+def test_rows_that_no_one_shape_holds_are_read_in_several(
+    lengths: list[int], calls: int, static: int
+) -> None:
+    """One long draft does not send all rows to the path that starts every kernel by itself."""
+    dice = random.Random(len(lengths))
+    under_test, plain = (kind(build(), slots=32, context=256) for kind in (GraphRunner, Runner))
+    slots = dice.sample(range(32), len(lengths))
+    new = [[dice.randrange(97) for _ in range(length)] for length in lengths]
+    keep = [min(length, 2) for length in lengths]
+    heads, wanted = (each.read(slots, new, keep, hidden=True) for each in (under_test, plain))
+    assert (under_test.calls, under_test.static_calls) == (calls, static)
+    torch.testing.assert_close(heads.logits, wanted.logits, atol=2e-4, rtol=1e-3)
+    assert heads.hidden is not None
+    assert wanted.hidden is not None
+    torch.testing.assert_close(heads.hidden, wanted.hidden, atol=2e-4, rtol=1e-3)
+    assert under_test.held == plain.held

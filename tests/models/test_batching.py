@@ -1,0 +1,270 @@
+"""Many callers of local models at once: the texts are those written alone, and nothing is left behind."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import empty, requests_of, single
+
+from viaticum.catalogue import Catalogue
+from viaticum.decoders import Request
+from viaticum.errors import InputError, ModelError
+from viaticum.models.base import Generation
+from viaticum.models.batching import Desk
+from viaticum.models.local import LocalModels
+from viaticum.types import Completion, Message
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+def chat(number: int) -> list[Message]:
+    return [{"role": "user", "content": f"How many are {number} and {number * 7}?"}]
+
+
+def free(pool: LocalModels) -> bool:
+    return all(sorted(each.free) == list(range(pool.slots)) for each in pool._runners.values())
+
+
+@pytest.fixture
+def pool(tiny_catalogue: Catalogue) -> Iterator[LocalModels]:
+    pool = LocalModels(tiny_catalogue, slots=3)
+    yield pool
+    pool.desk.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_fifty_callers_get_what_each_would_get_alone(
+    tiny_catalogue: Catalogue, pool: LocalModels, temperature: float
+) -> None:
+    names = ["tiny-small", "tiny-large", "tiny-pair"]
+
+    def ask(pool: LocalModels, number: int) -> str:
+        generation = Generation(max_new_tokens=4 + number % 9, temperature=temperature, seed=number)
+        return pool.model(names[number % 3]).generate(chat(number), generation).text
+
+    alone = LocalModels(tiny_catalogue)
+    expected = [ask(alone, number) for number in range(50)]
+    assert len(set(expected)) > 25, "else nothing can be told apart"
+    with ThreadPoolExecutor(50) as callers:
+        assert list(callers.map(lambda number: ask(pool, number), range(50))) == expected
+    until(lambda: free(pool))
+
+
+def test_callers_share_the_calls_of_the_model(tiny_catalogue: Catalogue) -> None:
+    """Four texts at once take about the steps of one."""
+    pool = LocalModels(tiny_catalogue, slots=4)
+    model = pool.model("tiny-small")
+    generation = Generation(max_new_tokens=150)
+    lengths = [model.generate(chat(number), generation).usage.output_tokens for number in range(4)]
+    (decoder,) = model._decoders.values()
+    before = decoder.stats.large.steps
+    streams = [model.stream(chat(number), generation) for number in range(4)]
+    started = threading.Barrier(4)
+
+    def read(stream: Iterator[str | Completion]) -> None:
+        started.wait()
+        list(stream)
+
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(read, streams))
+    assert max(lengths) <= decoder.stats.large.steps - before < 0.75 * sum(lengths)
+    until(lambda: free(pool))
+
+
+def test_who_goes_away_in_mid_text_frees_the_slot_and_the_others_go_on(pool: LocalModels) -> None:
+    model = pool.model("tiny-pair")
+    generation = Generation(max_new_tokens=400)
+    expected = model.generate(chat(1), generation).text
+    leaving = [model.stream(chat(number), generation) for number in (5, 6)]
+    for stream in leaving:
+        assert next(stream) is not None
+    staying = model.stream(chat(1), generation)
+    first = next(staying)
+    for stream in leaving:
+        stream.close()  # type: ignore[attr-defined]
+    until(lambda: all(len(runner.free) == pool.slots - 1 for runner in pool._runners.values()))
+    *pieces, completion = staying
+    assert isinstance(completion, Completion)
+    assert str(first) + "".join(map(str, pieces)) == completion.text == expected
+    until(lambda: free(pool))
+
+
+def test_callers_that_come_and_go_at_random_leave_no_slot_taken(pool: LocalModels) -> None:
+    names = ["tiny-small", "tiny-large", "tiny-pair"]
+    expected = {
+        name: pool.model(name).generate(chat(0), Generation(max_new_tokens=30)).text for name in names
+    }
+
+    def visit(number: int) -> None:
+        dice = random.Random(number)
+        name = dice.choice(names)
+        stays, text = dice.randrange(1, 40), ""
+        stream = pool.model(name).stream(chat(0), Generation(max_new_tokens=30))
+        for piece in stream:
+            stays -= 1
+            if isinstance(piece, Completion):
+                assert piece.text == expected[name]
+                return
+            text += piece
+            assert expected[name].startswith(text)
+            if stays == 0:
+                break
+        stream.close()  # type: ignore[attr-defined]
+
+    with ThreadPoolExecutor(12) as callers:
+        list(callers.map(visit, range(60)))
+    until(lambda: free(pool))
+
+
+def test_one_text_that_fails_ends_no_other(pool: LocalModels) -> None:
+    model = pool.model("tiny-large")
+    odd = next(
+        iter(set(model.prompt([{"role": "user", "content": "\N{BULLET}"}])) - set(model.prompt(chat(1))))
+    )
+    with torch.no_grad():
+        pool.runner("tiny-large").model.get_input_embeddings().weight[odd] = float("nan")
+    generation = Generation(max_new_tokens=20)
+    expected = model.generate(chat(1), generation).text
+
+    def ask(number: int) -> str:
+        try:
+            content = "\N{BULLET}" if number % 3 == 0 else chat(1)[0]["content"]
+            return model.generate([{"role": "user", "content": content}], generation).text
+        except ModelError as error:
+            return type(error).__name__
+
+    with ThreadPoolExecutor(9) as callers:
+        got = list(callers.map(ask, range(9)))
+    assert got == ["ModelError" if number % 3 == 0 else expected for number in range(9)]
+    until(lambda: free(pool))
+
+
+def test_an_engine_that_breaks_tells_its_callers_and_the_next_one_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder, desk = single(1, slots=2), Desk()
+    (request,) = requests_of(0, 1)
+    with monkeypatch.context() as broken:
+        broken.setattr(decoder.runners[1], "read", lambda *_, **__: 1 / 0)
+        with pytest.raises(ModelError, match="ZeroDivisionError"):
+            list(desk.write(decoder, [request]))
+    assert empty(decoder)
+    told = list(desk.write(decoder, [request]))
+    assert told[-1][1] is not None
+    assert told[-1][1].result is not None
+    desk.close()
+
+
+def test_what_cannot_be_written_is_refused_at_once() -> None:
+    decoder, desk = single(1), Desk()
+    with pytest.raises(InputError, match="token 97"):
+        next(desk.write(decoder, [Request([97], 4)]))
+    assert desk._thread is None
+
+
+def test_closing_tells_those_who_wait_and_a_later_text_is_written() -> None:
+    decoder, desk = single(1, slots=1), Desk()
+    requests = requests_of(0, 3, max_new_tokens=2000)
+    texts = [desk.write(decoder, [request]) for request in requests]
+    for text in texts[:1]:
+        next(text)
+    with ThreadPoolExecutor(2) as callers:
+        waits = [callers.submit(list, text) for text in texts[1:]]
+        until(lambda: len(desk._waiting) == 2)
+        desk.close()
+        for wait in waits:
+            with pytest.raises(ModelError, match="closed"):
+                wait.result(30)
+    assert empty(decoder)
+    assert len(list(desk.write(decoder, requests_of(0, 1)))) >= 12
+    desk.close()
+    assert empty(decoder)
+
+
+def test_the_thread_ends_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("viaticum.models.batching.IDLE_SECONDS", 0.01)
+    decoder, desk = single(1), Desk()
+    list(desk.write(decoder, requests_of(0, 2)))
+    until(lambda: desk._thread is None)
+    assert len([event for _, event in desk.write(decoder, requests_of(0, 1)) if event]) == 12
+
+
+def test_a_text_that_nobody_wants_any_more_is_not_written_to_its_end() -> None:
+    decoder, desk = single(1), Desk()
+    decoder.loop_guard = None
+    text = desk.write(decoder, requests_of(0, 1, max_new_tokens=3000))
+    assert next(text)[1] is not None
+    text.close()  # type: ignore[attr-defined]
+    until(lambda: empty(decoder) and not desk._benches)
+    assert decoder.stats.large.rows < 1000
+
+
+def test_a_pair_is_not_passed_by_while_its_two_slots_are_never_free_together(
+    tiny_catalogue: Catalogue,
+) -> None:
+    """Callers of either model keep coming; the pair's text is written all the same."""
+    pool, stop = LocalModels(tiny_catalogue, slots=1), threading.Event()
+
+    def keep_asking(number: int) -> None:
+        name = ("tiny-small", "tiny-large")[number % 2]
+        while not stop.is_set():
+            pool.model(name).generate(chat(number), Generation(max_new_tokens=5 + number))
+
+    with ThreadPoolExecutor(9) as callers:
+        busy = [callers.submit(keep_asking, number) for number in range(8)]
+        pair = callers.submit(lambda: pool.model("tiny-pair").generate(chat(1), Generation(10)).text)
+        try:
+            assert pair.result(30)
+        finally:
+            stop.set()
+        for each in busy:
+            each.result(60)
+
+
+FIRST_USE = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from viaticum.models.local import LocalModels
+from viaticum.models.base import Generation
+from viaticum.catalogue import Catalogue
+
+pool, start = LocalModels(Catalogue.load(sys.argv[1]), slots=4), threading.Barrier(12)
+
+def ask(number):
+    start.wait()
+    if number % 3 == 0:
+        import sentence_transformers  # as a router's encoder does
+    names = ["tiny-small", "tiny-large", "tiny-pair"]
+    chat = [{"role": "user", "content": "hi"}]
+    model = pool.model(names[number % 3])
+    return model.worst_case(chat, 3), model.generate(chat, Generation(max_new_tokens=3)).text
+
+with ThreadPoolExecutor(12) as callers:
+    print(len(list(callers.map(ask, range(12)))))
+pool.desk.close()
+"""
+
+
+def test_the_first_use_by_many_threads_at_once(tiny_catalogue_file: Path) -> None:
+    """Libraries that import their parts late are met half imported, unless one thread at a time imports them."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_USE, str(tiny_catalogue_file)],
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "12"), done.stderr[-2000:]

@@ -1,0 +1,298 @@
+"""Local models, profiling and the SDK over tiny random models on disk: everything real but the wits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from viaticum import InputError, Pair, Viaticum
+from viaticum.agents.batch.profile import profile
+from viaticum.catalogue import Catalogue
+from viaticum.cli import app
+from viaticum.decoders.cost import CallTimes, CostModel, conditions
+from viaticum.errors import DataError, PromptTooLong, UnknownPrice
+from viaticum.models.base import Generation
+from viaticum.models.decoding_modes import costs_path, known_costs
+from viaticum.models.local import LocalModels
+from viaticum.outcomes import read_outcomes
+from viaticum.questions import Question, read_questions
+from viaticum.routers.query import StaticRouter
+from viaticum.strategies import get as get_strategy
+from viaticum.types import Completion, Message, Outcome, Query, RoutingTable, Row
+
+CHAT: list[Message] = [{"role": "user", "content": "How many?"}]
+PAIRS = [Pair("tiny-small", "direct"), Pair("tiny-pair", "direct")]
+
+
+def questions(count: int) -> list[Question]:
+    return [Question(f"q{n}", Query(f"What is {n} + {n}?", "number"), str(2 * n)) for n in range(count)]
+
+
+# --- models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny-small", "tiny-large", "tiny-pair"])
+def test_pieces_make_the_text_and_usage_is_within_the_worst_case(
+    tiny_catalogue: Catalogue, name: str
+) -> None:
+    model = LocalModels(tiny_catalogue).model(name)
+    *pieces, completion = model.stream(CHAT, Generation(max_new_tokens=40))
+    assert isinstance(completion, Completion)
+    assert "".join(str(piece) for piece in pieces) == completion.text
+    assert completion.trace is not None
+    assert completion.usage.output_tokens == len(completion.trace.tokens) <= 40
+    worst = model.worst_case(CHAT, 40)
+    assert set(completion.usage.models) <= set(worst)
+    prices = tiny_catalogue.prices(worst)
+    most = sum(prices[name].cost(count.input_tokens, count.output_tokens) for name, count in worst.items())
+    real = sum(
+        prices[name].cost(count.input_tokens, count.output_tokens)
+        for name, count in completion.usage.models.items()
+    )
+    assert 0 < real <= most
+    if name == "tiny-pair":
+        assert set(completion.trace.made_by) == {0, 1}, "else the threshold of the fixture tests nothing"
+
+
+def test_a_prompt_longer_than_the_context_is_refused(tiny_catalogue: Catalogue) -> None:
+    model = LocalModels(tiny_catalogue).model("tiny-small")
+    with pytest.raises(PromptTooLong, match="8192"):
+        model.worst_case([{"role": "user", "content": "x" * 9000}], 10)
+
+
+def test_all_at_once_says_what_one_at_a_time_does(tiny_catalogue: Catalogue) -> None:
+    chats: list[list[Message]] = [[{"role": "user", "content": f"How many {n}?"}] for n in range(7)]
+    generation = Generation(max_new_tokens=12)
+    together = dict(LocalModels(tiny_catalogue, slots=3).model("tiny-pair").generate_all(chats, generation))
+    alone = LocalModels(tiny_catalogue).model("tiny-pair")
+    assert len(together) == 7
+    for n, chat in enumerate(chats):
+        assert together[n].text == alone.generate(chat, generation).text
+
+
+def test_a_pair_in_auto_mode_decodes_the_way_that_was_measured_as_fastest(
+    tiny_catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path))
+    auto = tiny_catalogue.with_models(tiny_catalogue["tiny-pair"].model_copy(update={"mode": "auto"}))
+    wrote = {
+        name: LocalModels(tiny_catalogue).model(name).generate(CHAT, Generation(40))
+        for name in ("tiny-large", "tiny-pair")
+    }
+    assert wrote["tiny-large"].text != wrote["tiny-pair"].text, "else nothing can be told apart"
+
+    def writes() -> Completion:
+        return LocalModels(auto).model("tiny-pair").generate(CHAT, Generation(40))
+
+    def keep(small: float, large: float) -> None:
+        """Times of calls of the two models, whatever they read."""
+        path.parent.mkdir(exist_ok=True)
+        times = [CallTimes((1,), (1,), ((each,),)) for each in (small, large)]
+        CostModel(*times, conditions()).save(path)
+
+    path = costs_path(auto["tiny-pair"])
+    assert writes().text == wrote["tiny-pair"].text, "nothing was measured"
+    keep(small=5.0, large=0.1)
+    alone = writes()
+    assert alone.text == wrote["tiny-large"].text
+    assert set(alone.usage.models) == {"tiny-large"}, "nothing is paid for a model that was not asked"
+    keep(small=0.01, large=5.0)
+    assert set(writes().usage.models) == {"tiny-small", "tiny-large"}
+    keep(small=5.0, large=0.1)
+    path.write_text(path.read_text().replace(torch.__version__, "1.0"))
+    assert writes().text == wrote["tiny-pair"].text, "measured with another torch"
+    routed = LocalModels(tiny_catalogue).model("tiny-pair").generate(CHAT, Generation(40))
+    assert routed.text == wrote["tiny-pair"].text
+
+
+def test_calls_of_a_pair_are_measured_and_kept(
+    tiny_catalogue_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path))
+    asked = ["models", "measure", "tiny-pair", "--streams", "4", "--catalogue", str(tiny_catalogue_file)]
+    shown = CliRunner().invoke(app, [*asked, "--json"])
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(shown.stdout)
+    assert set(told["tokens_per_second"]) == {"1", "4"}
+    assert all(speed > 0 for speeds in told["tokens_per_second"].values() for speed in speeds.values())
+    spec = Catalogue.load(tiny_catalogue_file)["tiny-pair"]
+    assert told["path"] == str(costs_path(spec))
+    assert known_costs(spec) is not None
+    assert "speculative:3" in CliRunner().invoke(app, asked).stdout
+    refused = CliRunner().invoke(app, [*asked[:2], "tiny-small", *asked[3:]])
+    assert isinstance(refused.exception, InputError)
+    assert "only a pair" in str(refused.exception)
+
+
+def test_the_workflow_on_local_models(tiny_catalogue: Catalogue, tmp_path: Path) -> None:
+    rows = tuple(Row(pair, 0.5, 10, 20, 1000, 2000) for pair in PAIRS)
+    with Viaticum(
+        catalogue=tiny_catalogue, router=StaticRouter(RoutingTable(rows)), folder=tmp_path
+    ) as viaticum:
+        answer = viaticum.solve("What is 2 + 3?", kind="number")
+        assert answer.routes
+        assert 0 < answer.cost <= answer.held
+        assert viaticum.budget().posted_nanousd == answer.cost
+        assert viaticum.ledger.check() == []
+
+
+# --- profiling ------------------------------------------------------------------------------------------------
+
+
+def without_time(rows: list[Outcome]) -> list[Outcome]:
+    return [replace(row, seconds=None) for row in rows]
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.jsonl"])
+def test_profile_writes_every_outcome(tiny_catalogue: Catalogue, tmp_path: Path, name: str) -> None:
+    asked = questions(5)
+    seen: list[tuple[int, int]] = []
+    made = profile(
+        asked, PAIRS, tmp_path / name, catalogue=tiny_catalogue, dataset="sums", slots=3,
+        progress=lambda pair, of_pair, done, total, accuracy: seen.append((done, total)),
+    )  # fmt: skip
+    assert read_outcomes(tmp_path / name) == made
+    assert [(row.model, row.strategy, row.question_id) for row in made] == [
+        (pair.model, pair.strategy, question.id) for pair in PAIRS for question in asked
+    ]
+    assert seen == [(n, 10) for n in range(1, 11)]
+    assert all(row.cost_nanousd and row.output_tokens and row.question for row in made)
+    assert [path.name for path in tmp_path.iterdir()] == [name], "no journal is left"
+
+
+def test_profile_counts_every_sample(tiny_catalogue: Catalogue, tmp_path: Path) -> None:
+    pair = Pair("tiny-small", "self-consistency:direct:3")
+    made = profile(questions(4), [pair], tmp_path / "o.jsonl", catalogue=tiny_catalogue, dataset="d", slots=2)
+    once = profile(
+        questions(4), PAIRS[:1], tmp_path / "p.jsonl", catalogue=tiny_catalogue, dataset="d", slots=2
+    )
+    assert [row.question_id for row in sorted(made, key=lambda row: row.question_id)] == [
+        "q0",
+        "q1",
+        "q2",
+        "q3",
+    ]
+    for several, one in zip(made, once, strict=True):
+        assert several.strategy == "self-consistency:direct:3"
+        assert several.input_tokens in (2 * (one.input_tokens or 0), 3 * (one.input_tokens or 0))
+
+
+def test_profile_keeps_what_the_models_wrote(tiny_catalogue: Catalogue, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    pairs = [Pair("tiny-small", "direct"), Pair("tiny-small", "self-consistency:direct:3")]
+    made = profile(
+        questions(2), pairs, tmp_path / "o.jsonl", catalogue=tiny_catalogue, dataset="d", slots=2,
+        completions=texts,
+    )  # fmt: skip
+    kept = [json.loads(line) for line in texts.read_text().splitlines()]
+    assert [(row["strategy"], row["question_id"]) for row in kept] == [
+        (row.strategy, row.question_id) for row in made
+    ]
+    direct = get_strategy("direct")
+    chat = direct.messages(questions(2)[0].query)
+    wrote = LocalModels(tiny_catalogue).model("tiny-small").generate(chat, Generation(direct.max_new_tokens))
+    assert kept[0]["texts"] == [wrote.text]
+    assert all(len(row["texts"]) in (2, 3) and len(set(row["texts"])) > 1 for row in kept[2:])
+
+
+def test_profile_without_texts_keeps_the_ids(tiny_catalogue: Catalogue, tmp_path: Path) -> None:
+    made = profile(
+        questions(2), PAIRS[:1], tmp_path / "o.jsonl", catalogue=tiny_catalogue, dataset="d", with_text=False
+    )
+    assert [(row.question_id, row.question) for row in made] == [("q0", ""), ("q1", "")]
+
+
+def test_profile_refuses_before_it_computes(tiny_catalogue: Catalogue, tmp_path: Path) -> None:
+    unknown = [replace(question, gold=None) for question in questions(1)]
+    with pytest.raises(DataError, match="no answer"):
+        profile(unknown, PAIRS, tmp_path / "o.jsonl", catalogue=tiny_catalogue, dataset="d")
+    free = tiny_catalogue["tiny-small"].model_copy(update={"input_price": None, "output_price": None})
+    with pytest.raises(UnknownPrice, match="tiny-small"):
+        profile(
+            questions(1), PAIRS, tmp_path / "o.jsonl", catalogue=tiny_catalogue.with_models(free), dataset="d"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
+    tiny_catalogue_file: Path, tiny_catalogue: Catalogue, tmp_path: Path
+) -> None:
+    """Killed in the middle, twice; the last row cut in half; the table is that of a run that nobody killed."""
+    file = tmp_path / "questions.jsonl"
+    rows = [{"question": q.query.text, "answer": q.gold, "kind": "number"} for q in questions(30)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, journal = tmp_path / "out.jsonl", tmp_path / "out.jsonl.journal"
+    command = [
+        sys.executable, "-c", "from viaticum.cli import main; main()", "profile", str(file), "--out", str(out),
+        "--catalogue", str(tiny_catalogue_file), "--model", "tiny-small", "--strategy", "direct",
+        "--strategy", "cod", "--slots", "2", "--json",
+    ]  # fmt: skip
+    done = 0
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (
+            not journal.exists() or journal.read_bytes().count(b"\n") < done + 5
+        ):
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        done = journal.read_bytes().count(b"\n")
+        with journal.open("ab") as half:
+            half.write(b'{"dataset": "ques')
+    assert 0 < done < 60
+    pairs = [Pair("tiny-small", "direct"), Pair("tiny-small", "cod")]
+    with pytest.raises(InputError, match="other questions"):
+        profile(questions(3), pairs, out, catalogue=tiny_catalogue, dataset="questions")
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    told = json.loads(finished.stdout)
+    assert told["outcomes"] == 60
+    assert [row["pair"] for row in told["rows"]] == ["tiny-small+cod", "tiny-small+direct"]
+    for row in told["rows"]:
+        low, high = row["accuracy_95"]
+        assert 0 <= low <= row["accuracy"] <= high <= 1
+        assert low < high
+        assert 0 <= row["without_answer"] <= 30
+    assert "/60 tiny-small+" in finished.stderr
+    assert "Loading weights" not in finished.stderr  # transformers' own bar, among ours
+    assert not journal.exists()
+    fresh = profile(
+        read_questions(file), pairs, tmp_path / "fresh.jsonl", catalogue=tiny_catalogue, dataset="questions"
+    )
+    assert without_time(read_outcomes(out)) == without_time(fresh)
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"question": "1+1?", "answer": "2"}\n{"question": \n')
+    done = subprocess.run(
+        [sys.executable, "-c", "from viaticum.cli import main; main()", "profile", str(file), "--out", str(tmp_path / "o")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {file}, line 2: not valid JSON")
+    assert done.stderr.count("\n") == 1
+
+
+def test_questions_with_a_marked_gold_answer_ask_for_a_number(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    rows = [
+        {"question": "1+1?", "answer": "One and one.\n#### 2"},
+        {"question": "Who?", "answer": "Ada", "id": "w"},
+        {"question": "Is it?", "kind": "boolean"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(q.id, q.query.kind, q.gold) for q in read_questions(file)] == [
+        ("1", "number", "2"),
+        ("w", "auto", "Ada"),
+        ("3", "boolean", None),
+    ]

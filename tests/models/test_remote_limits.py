@@ -1,0 +1,129 @@
+"""What providers say about how fast they may be asked, and that all callers of a model heed it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from openai_server import OpenAIServer, spec_for
+
+from viaticum.agents.batch.run import run_batch
+from viaticum.catalogue import Catalogue
+from viaticum.jobs import read_rows
+from viaticum.models.base import Generation
+from viaticum.models.remote.model import RemoteModel
+from viaticum.models.remote.rate_limits import Turns, seconds_of
+from viaticum.models.scripted import FakeRouter
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now, self.slept = 100.0, list[float]()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(round(seconds, 6))
+        self.now += seconds
+
+
+def asks(turns: Turns, clock: Clock, times: int = 1) -> None:
+    for _ in range(times):
+        with turns.take(clock.sleep):
+            pass
+
+
+def test_without_a_word_of_the_provider_nobody_waits() -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    asks(turns, clock, 100)
+    turns.heard({"x-ratelimit-remaining-requests": "?", "x-ratelimit-reset-requests": "1s"})
+    turns.heard({"x-ratelimit-remaining-requests": "0"})
+    asks(turns, clock, 100)
+    assert clock.slept == []
+
+
+@pytest.mark.parametrize("prefix", ["", "llm_provider-"])
+def test_requests_that_are_left_are_counted_down_until_the_reset(prefix: str) -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    with turns.take(clock.sleep), turns.take(clock.sleep):
+        told = {"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "1m0s"}
+        turns.heard({prefix + name: value for name, value in told.items()})
+    asks(turns, clock, 2)  # one of three may be the other that was under way
+    assert clock.slept == []
+    clock.now += 10
+    asks(turns, clock)
+    assert clock.slept == [50.0]
+    asks(turns, clock, 5)
+    assert clock.slept == [50.0], "past the reset nothing is known"
+
+
+def test_a_refusal_holds_all_and_no_longer_than_a_minute() -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    turns.refused(3.0)
+    asks(turns, clock, 3)
+    turns.heard({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "500ms"})
+    asks(turns, clock)
+    turns.refused(3600)
+    asks(turns, clock)
+    assert clock.slept == [3.0, 0.5, 60.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1s", 1.0),
+        ("6m0s", 360.0),
+        ("20ms", 0.02),
+        ("1h2m3.5s", 3723.5),
+        ("2", 2.0),
+        ("soon", None),
+        ("", None),
+    ],
+)
+def test_spans_of_time(text: str, seconds: float | None) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_model_hears_what_comes_with_its_answers(server: OpenAIServer, streams: bool) -> None:
+    waits: list[float] = []
+    model = RemoteModel(spec_for(server, streams=streams), sleep=waits.append)
+    server.headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "7s"}
+    for _ in range(2):
+        model.generate([{"role": "user", "content": "hello"}], Generation(5))
+    assert len(waits) == 1
+    assert 6 < waits[0] <= 7
+
+
+def test_one_refusal_makes_the_others_wait(server: OpenAIServer) -> None:
+    waits: list[float] = []
+    model = RemoteModel(spec_for(server), sleep=waits.append)
+    server.script = [(429, {"retry-after": "5"}, "slow down")]
+    model.generate([{"role": "user", "content": "hello"}], Generation(5))
+    assert waits == [5]
+    model.generate([{"role": "user", "content": "hello"}], Generation(5))
+    assert len(waits) == 2, "another caller, before the five seconds are over"
+    assert 4 < waits[1] <= 5
+
+
+def test_a_batch_of_a_remote_model_gets_through_a_rate_limit(server: OpenAIServer, tmp_path: Path) -> None:
+    server.text = "The answer is 4."
+    server.script = [
+        "ok",
+        (429, {"retry-after": "0.05"}, "slow down"),
+        "ok",
+        (503, {"retry-after": "0.01"}, "later"),
+    ]
+    lines = [json.dumps({"question": f"What is {n} + 2?", "kind": "number"}) for n in range(12)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    ended = run_batch(
+        tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget="1", router=FakeRouter("far+cot"),
+        catalogue=Catalogue.load().with_models(spec_for(server)), ledger=tmp_path / "ledger.db", concurrency=4,
+    )  # fmt: skip
+    assert {(row.state, row.answer) for row in read_rows(ended.folder)} == {("answered", "4")}
+    assert len(server.requests) == 14

@@ -1,0 +1,155 @@
+"""Outcome tables as matrices: what is refused, what counts once, and which questions are near-duplicates."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from question_grids import PAIRS, outcomes
+
+from viaticum.errors import DataError, InputError
+from viaticum.routers.query.outcome_matrix import (
+    Grid,
+    canonical,
+    folds_of,
+    held_out,
+    near_duplicates,
+    read_prices,
+)
+
+
+def test_a_table_is_laid_out_by_question_and_pair() -> None:
+    rows = outcomes(40)
+    grid = Grid.of(reversed(rows))
+    assert grid.pairs == PAIRS
+    assert len(grid) == 40
+    assert grid.complete.all()
+    for row in rows:
+        place = grid.ids.index((row.dataset, row.question_id)), grid.pairs.index(row.pair)
+        assert grid.correct[place] == row.correct
+        assert grid.tokens[place] == row.output_tokens
+        assert grid.cost[place] == pytest.approx(row.cost_nanousd / 1e9)
+    first = [row for row in rows if row.question_id == rows[0].question_id]
+    numbers = grid.answers[grid.ids.index((rows[0].dataset, rows[0].question_id))]
+    for one in first:
+        for other in first:
+            same = numbers[PAIRS.index(one.pair)] == numbers[PAIRS.index(other.pair)]
+            assert same == (one.answer == other.answer)
+
+
+def test_no_answer_agrees_with_nothing() -> None:
+    rows = [replace(row, answer=None) for row in outcomes(30)]
+    answers = Grid.of(rows).answers
+    assert all(len(set(line)) == len(PAIRS) for line in answers.tolist())
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [("8.0", "8", True), ("$1,000", "1000", True), ("Yes", "yes.", True), ("12%", "12", True), ("7", "8", False),
+     ("", None, True), ("[invalid]", None, True), ("Unknown", None, True), ("none of them", None, False), ("a b", "ab", False), ("1e3", "1000", True)],
+)  # fmt: skip
+def test_spellings(one: str | None, other: str | None, same: bool) -> None:
+    assert (canonical(one) == canonical(other)) == same
+
+
+def test_rows_that_are_there_twice_count_once_and_contradictions_are_refused() -> None:
+    rows = outcomes(30)
+    assert np.array_equal(Grid.of([*rows, *rows]).correct, Grid.of(rows).correct)
+    with pytest.raises(DataError, match=r"sums 0-0, tiny\+direct: one row says right, another wrong"):
+        Grid.of([*rows, replace(rows[0], correct=not rows[0].correct)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output_tokens": float("nan")}, "output_tokens is nan; it must be a number"),
+        ({"output_tokens": -3}, "output_tokens is -3"),
+        ({"cost_nanousd": None}, "cost_nanousd is missing, so its cost is unknown"),
+        ({"cost_nanousd": float("inf")}, "cost_nanousd is inf"),
+    ],
+)
+def test_numbers_that_are_none_are_named(change: dict[str, Any], message: str) -> None:
+    rows = outcomes(30)
+    with pytest.raises(DataError, match=message):
+        Grid.of([*rows[:-1], replace(rows[-1], **change)])
+
+
+def test_an_empty_table_and_other_pairs() -> None:
+    with pytest.raises(DataError, match="empty"):
+        Grid.of([])
+    with pytest.raises(DataError, match="no row is about a pair"):
+        Grid.of(outcomes(3), pairs=[replace(PAIRS[0], model="other")])
+
+
+def test_too_little_to_learn_from_is_said() -> None:
+    rows = outcomes(31)
+    Grid.of(rows).check()
+    with pytest.raises(DataError, match="1 question; a router needs 30"):
+        Grid.of(rows[:4]).check()
+    with pytest.raises(DataError, match="every answer in the table is right"):
+        Grid.of([replace(row, correct=True) for row in rows]).check()
+    with pytest.raises(DataError, match="leaves out the questions' texts"):
+        Grid.of([replace(row, question="") for row in rows]).check()
+    with pytest.raises(DataError, match=r"no outcome of big\+cot"):
+        Grid.of([row for row in rows if row.model != "big"], pairs=PAIRS).check()
+
+
+def test_prices_make_costs(tmp_path: Path) -> None:
+    path = tmp_path / "prices.json"
+    path.write_text(
+        json.dumps({"tiny": {"output": 2}, "mid": {"input": 1, "output": 4}, "big": {"output": 9}})
+    )
+    grid = Grid.of(outcomes(30), read_prices(path))
+    mid = PAIRS.index(next(pair for pair in PAIRS if pair.model == "mid"))
+    assert grid.cost[:, mid] == pytest.approx((20 * 1 + grid.tokens[:, mid] * 4) / 1e6)
+    path.write_text(json.dumps({"tiny": {"output": 2}}))
+    with pytest.raises(InputError, match="no price for big, mid"):
+        Grid.of(outcomes(30), read_prices(path))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"a": 3}', '{"a": {"output": "x"}}', "nonsense", '{"a": {"output": -1}}']
+)
+def test_what_is_no_list_of_prices(text: str, tmp_path: Path) -> None:
+    (tmp_path / "prices.json").write_text(text)
+    with pytest.raises(DataError):
+        read_prices(tmp_path / "prices.json")
+    with pytest.raises(InputError, match="cannot read the prices"):
+        read_prices(tmp_path / "none.json")
+
+
+def test_near_duplicates_are_found_through_numbers_and_chains() -> None:
+    texts = [
+        "Baker made 121 cakes and sold 105 of them. How many cakes are left?",
+        "Baker made 9 cakes and sold 4 of them. How many cakes are left?",
+        "Baker made 9 cakes and sold 4 of them today. How many cakes are still left?",
+        "The uncle of her mother is who to her?",
+    ]
+    groups = near_duplicates(texts)
+    assert groups[0] == groups[1] == groups[2] != groups[3]
+    assert near_duplicates(["alone"]).tolist() == [0]
+
+
+def test_folds_and_held_out_questions_never_part_duplicates() -> None:
+    dice = np.random.default_rng(0)
+    groups = dice.integers(0, 60, 500)
+    folds = folds_of(groups, 5, seed=3)
+    assert all(len(set(folds[groups == group])) == 1 for group in set(groups))
+    sizes = np.bincount(folds)
+    assert sizes.max() - sizes.min() < 20
+    out = held_out(groups, 0.3, seed=1)
+    assert not set(groups[out]) & set(groups[~out])
+    assert 0.2 < out.mean() <= 0.3
+    assert np.array_equal(out, held_out(groups, 0.3, seed=1))
+    assert not np.array_equal(out, held_out(groups, 0.3, seed=2))
+
+
+def test_live_outcomes_may_lack_costs_and_the_last_word_counts() -> None:
+    rows = [replace(row, cost_nanousd=None) for row in outcomes(30)]
+    grid = Grid.of([*rows, replace(rows[0], correct=not rows[0].correct)], live=True)
+    assert np.isnan(grid.cost).all()
+    assert grid.correct[0, PAIRS.index(rows[0].pair)] == (not rows[0].correct)

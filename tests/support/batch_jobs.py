@@ -1,0 +1,166 @@
+"""What the tests of batches share: scripted models, routers over them, and a job that a process of its own can run.
+
+    python batch_jobs.py FOLDER ROWS BUDGET LEDGER [PAUSE]
+
+runs, or goes on with, the job of FOLDER/in.jsonl; each call that a model ends is a line of FOLDER/calls.txt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from viaticum.agents.batch.run import job_folder
+from viaticum.budgets import Entry, Ledger
+from viaticum.catalogue import ModelSpec
+from viaticum.jobs import Job, JobRow, read_rows
+from viaticum.models.base import Generation
+from viaticum.models.scripted import ScriptedModel
+from viaticum.routers.query import Plan, PlanRow, QueryRouter
+from viaticum.types import Message, Pair, Query, RoutingTable, Row
+
+CHEAP, DEAR, SHY = Pair("cheap", "cot"), Pair("dear", "cot"), Pair("shy", "cot")
+
+
+def spec(name: str, price: float, context: int = 8192) -> ModelSpec:
+    return ModelSpec(
+        name=name, description=f"says what {name} says", kind="scripted", context_length=context,
+        input_price=price, output_price=price,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def number_of(messages: Sequence[Message]) -> int:
+    """n of "What is n + 2?"."""
+    return int(messages[-1]["content"].split()[2])
+
+
+def says_right(messages: Sequence[Message], generation: Generation) -> str:
+    return f"The answer is {number_of(messages) + 2}."
+
+
+def says_odd(messages: Sequence[Message], generation: Generation) -> str:
+    """Right for odd numbers."""
+    number = number_of(messages)
+    return f"The answer is {number + 2 if number % 2 else 0}."
+
+
+def says_nothing(messages: Sequence[Message], generation: Generation) -> str:
+    return "Who knows"
+
+
+def models(**changed: Any) -> dict[str, ScriptedModel]:
+    return {
+        "cheap": ScriptedModel(changed.get("cheap", says_odd), spec=spec("cheap", 0.1)),
+        "dear": ScriptedModel(changed.get("dear", says_right), spec=spec("dear", 1.0)),
+        "shy": ScriptedModel(changed.get("shy", says_nothing), spec=spec("shy", 0.05)),
+    }
+
+
+class Ways(QueryRouter):
+    """Wants these plans, each with its accuracy and what it costs (p90 one part in ten more)."""
+
+    def __init__(self, ways: dict[Plan | Pair, tuple[float, int]]) -> None:
+        self.ways = {way if isinstance(way, Plan) else Plan((way,)): told for way, told in ways.items()}
+        self._table = RoutingTable(
+            tuple(
+                Row(plan.pairs[0], accuracy, 4, 5, cost, cost * 11 // 10)
+                for plan, (accuracy, cost) in self.ways.items()
+                if len(plan.pairs) == 1
+            )
+        )
+
+    def table(self, query: Query) -> RoutingTable:
+        return self._table
+
+    def plans_for(self, query: Query) -> list[PlanRow]:
+        return [
+            PlanRow(plan, accuracy, cost, cost * 11 // 10) for plan, (accuracy, cost) in self.ways.items()
+        ]
+
+
+def two_ways() -> Ways:
+    return Ways({CHEAP: (0.5, 39_000), DEAR: (0.9, 390_000)})
+
+
+def all_ways() -> Ways:
+    """A plan of two pairs among them, and a pair that never answers, which looks best at its price."""
+    return Ways(
+        {
+            CHEAP: (0.5, 39_000),
+            DEAR: (0.8, 390_000),
+            SHY: (0.4, 20_000),
+            Plan((CHEAP, SHY, DEAR), 2): (0.95, 450_000),
+        }
+    )
+
+
+def write_questions(path: Path, count: int, *, first: int = 0, gold: bool = True) -> Path:
+    rows: Iterable[dict[str, Any]] = (
+        {"id": f"q{number}", "question": f"What is {number} + 2?", "kind": "number"}
+        | ({"answer": str(number + 2)} if gold else {})
+        for number in range(first, first + count)
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Told:
+    """A script that writes down every call that it ends, so that it is known whatever happens next."""
+
+    def __init__(self, name: str, script: Any, file: int, pause: float) -> None:
+        self.name, self.script, self.file, self.pause = name, script, file, pause
+
+    def __call__(self, messages: Sequence[Message], generation: Generation) -> str:
+        text: str = self.script(messages, generation)
+        time.sleep(self.pause)
+        os.write(self.file, f"{self.name} {number_of(messages)} {generation.seed}\n".encode())
+        return text
+
+
+def check_books(folder: Path, ledger: str, count: int) -> tuple[list[JobRow], list[Entry]]:
+    """Every one of so many rows is done once, and every call of it is charged once; the rows, and what was charged."""
+    job = Job.load(job_folder(folder / "out.jsonl"))
+    rows = list(read_rows(job_folder(folder / "out.jsonl")))
+    assert sorted(row.number for row in rows) == list(range(count)), "a row was lost or written twice"
+    with Ledger(ledger) as books:
+        assert books.check() == []
+        budget = books.budget(job.budget)
+        posts = [entry for entry in books.entries(job.budget) if entry.kind == "post"]
+        holds = {hold.key: hold for hold in books.holds(job.budget)}
+    assert budget.held_nanousd == 0
+    assert budget.posted_nanousd <= (budget.limit_nanousd or 0)
+    assert Counter(entry.key for entry in posts).most_common(1)[0][1] == 1, "charged twice"
+    asked = Counter((str(entry.key).split("/")[1], holds[str(entry.key)].parameters) for entry in posts)
+    assert asked.most_common(1)[0][1] == 1, "a call was paid for twice"  # of a row, the same call
+    assert sum(row.cost_nanousd for row in rows) == budget.posted_nanousd, "every charge is some row's"
+    assert {call.key for row in rows for call in row.calls} == {entry.key for entry in posts}
+    return rows, posts
+
+
+def main(folder: Path, budget: str, ledger: str, pause: float) -> None:
+    from viaticum.agents.batch.run import run_batch
+
+    file = os.open(folder / "calls.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    scripts = {"cheap": says_odd, "dear": says_right, "shy": says_nothing}
+    told = {name: Told(name, script, file, pause) for name, script in scripts.items()}
+    stop = threading.Event()
+    ended = run_batch(
+        folder / "in.jsonl", folder / "out.jsonl", budget=budget, resume=True, ledger=ledger,
+        models=models(**told), router=all_ways(), concurrency=8, stop=stop,
+    )  # fmt: skip
+    sys.stdout.write(json.dumps({"ending": ended.job.ending, **ended.figures}) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]))

@@ -1,0 +1,25 @@
+"""A client over one scripted model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from viaticum import (
+    FakeRouter,
+    ScriptedModel,
+    Viaticum,
+)
+from viaticum.models.base import Generation
+
+
+def double(messages: Any, generation: Generation) -> str:
+    return f"The answer is {2 * int(messages[-1]['content'].rstrip('?').split()[-1])}."
+
+
+def client(folder: Path, script: Any = double, pause: float = 0.0, **settings: Any) -> Viaticum:
+    settings = {"budget": "0.1", "router": FakeRouter("scripted+direct"), **settings}
+    return Viaticum(folder=folder, models={"scripted": ScriptedModel(script, pause=pause)}, **settings)
+
+
+LONG = " ".join(["word"] * 100)
