@@ -18,7 +18,7 @@ from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.types import Checkpointer
 
 from viaticum import strategies
-from viaticum.agents.workflow.graph import TRIES, Graph, Tools, Workflow
+from viaticum.agents.workflow.graph import TRIES, Graph, Workflow, WorkflowResources
 from viaticum.agents.workflow.nodes import Threads
 from viaticum.agents.workflow.state import Allowance
 from viaticum.budgets import Ledger, default_path
@@ -124,7 +124,7 @@ def open_tools(
     tries: int,
     concurrency: int,
     slots: int = SLOTS,
-) -> Tools:
+) -> WorkflowResources:
     """What the nodes work with. Raises `InputError` for a budget that is not above zero, and for wrong settings."""
     if tries < 1:
         raise InputError(f"a call is tried at least once, got tries={tries}")
@@ -135,7 +135,7 @@ def open_tools(
     loaded = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
     pool = _Models(loaded, dict(models or {}), slots)
     scope = budget_name or f"run-{uuid.uuid4().hex[:12]}"
-    tools = Tools(
+    tools = WorkflowResources(
         catalogue=pool.catalogue,
         router=_open_router(router, pool.catalogue),
         policy=parse_policy(policy) if isinstance(policy, str) else policy,

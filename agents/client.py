@@ -24,7 +24,7 @@ from langgraph.errors import GraphDrained
 from langgraph.types import Command
 
 from viaticum.agents.build import CONCURRENCY, SLOTS, Dollars, home_folder, ledger_address, open_tools
-from viaticum.agents.draining import Gate, drain_on
+from viaticum.agents.draining import DrainGate, drain_on
 from viaticum.agents.workflow.approval import decided, decision_needed
 from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints
 from viaticum.agents.workflow.events import Event, event_from_json
@@ -102,7 +102,7 @@ class Viaticum:
             saver = opened.enter_context(open_checkpoints(where, concurrency))
             opened.callback(tools.threads.close)
             self._opened = opened.pop_all()
-        self._threads, self._gate = tools.threads, Gate()
+        self._threads, self._gate = tools.threads, DrainGate()
         self.catalogue, self.router, self.policy = tools.catalogue, tools.router, tools.policy
         self.budget_name = tools.budget
         if isinstance(saver, FileSaver):

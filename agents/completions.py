@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from langgraph.checkpoint.memory import InMemorySaver
 
 from viaticum import strategies
-from viaticum.agents.server.channel import Gone, Guard
-from viaticum.agents.workflow.calls import Calls, Paid
+from viaticum.agents.cancellation import CallerGone, CancellationToken
+from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.errors import InputError, ModelError, UnknownName, ViaticumError
@@ -43,7 +43,7 @@ NEW_TOKENS = 1024  # of a plain chat that does not say how many
 
 
 @dataclass(frozen=True)
-class Ask:
+class CompletionRequest:
     """One question or chat under a name. scope: the budget that pays; key: what its holds are called.
 
     limit: new tokens at most (of each call), None for the strategy's own or `NEW_TOKENS`. generation: how a plain
@@ -60,14 +60,14 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class CompletionStarted:
     """Who writes what follows: a model, or model+strategy. Comes once its worst case is held."""
 
     route: str
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class CompletionFinished:
     """The end. text: all of it; answer: what was read from it, where a strategy did; cost in nano-dollars."""
 
     text: str
@@ -100,12 +100,14 @@ def check_name(client: Viaticum, name: str) -> None:
         strategies.get(strategy)
 
 
-def ask(client: Viaticum, asked: Ask, guard: Guard) -> Iterator[Chosen | str | Written]:
+def ask(
+    client: Viaticum, asked: CompletionRequest, guard: CancellationToken
+) -> Iterator[CompletionStarted | str | CompletionFinished]:
     """Who writes, pieces of text as they come (empty ones too), then the end.
 
     Closing the iterator, and closing the guard, ends the call at hand and charges what was read and written. Raises
     `UnknownName`, `InputError`, `BudgetExceeded`, `BudgetClosed`, `UnknownPrice`, `PromptTooLong`, `WeightsError`,
-    `ModelError`, and `Gone` where the guard said so.
+    `ModelError`, and `CallerGone` where the guard said so.
     """
     check_name(client, asked.name)
     if asked.name in client.catalogue:
@@ -116,7 +118,9 @@ def ask(client: Viaticum, asked: Ask, guard: Guard) -> Iterator[Chosen | str | W
         yield from _solve(client, asked, guard)
 
 
-def _chat(client: Viaticum, asked: Ask) -> Iterator[Chosen | str | Written]:
+def _chat(
+    client: Viaticum, asked: CompletionRequest
+) -> Iterator[CompletionStarted | str | CompletionFinished]:
     """One paid call of one model."""
     model = client.model(asked.name)
     limit = asked.limit or _room(model, client.catalogue[asked.name].context_length, asked.messages)
@@ -131,11 +135,11 @@ def _chat(client: Viaticum, asked: Ask) -> Iterator[Chosen | str | Written]:
         tags={"strategy": "chat"},
     ):
         if not told:
-            yield Chosen(asked.name)
+            yield CompletionStarted(asked.name)
             told = True
-        if isinstance(event, Paid):
+        if isinstance(event, SettledCall):
             done = event.completion
-            yield Written(
+            yield CompletionFinished(
                 done.text, done.finish_reason, done.usage, event.entry.nanousd, (asked.name,),
                 tool_calls=done.tool_calls, logprobs=done.logprobs,
             )  # fmt: skip
@@ -149,7 +153,9 @@ def _room(model: Model, context: int, messages: Sequence[Message]) -> int:
     return max(1, min(NEW_TOKENS, context - prompt))
 
 
-def _solve(client: Viaticum, asked: Ask, guard: Guard) -> Iterator[Chosen | str | Written]:
+def _solve(
+    client: Viaticum, asked: CompletionRequest, guard: CancellationToken
+) -> Iterator[CompletionStarted | str | CompletionFinished]:
     """The workflow. Here, and nowhere else, the events of `Viaticum.stream` are read.
 
     A stream cannot take back what it showed: the text of a further call follows after an empty line. Where the
@@ -168,7 +174,7 @@ def _solve(client: Viaticum, asked: Ask, guard: Guard) -> Iterator[Chosen | str 
                 chosen = str(event.route.pair)
             elif isinstance(event, TextPiece):
                 if not told:
-                    yield Chosen(chosen)
+                    yield CompletionStarted(chosen)
                     told = True
                 yield f"\n\n{event.text}" if written == "settled" else event.text
                 written = "open"
@@ -176,13 +182,13 @@ def _solve(client: Viaticum, asked: Ask, guard: Guard) -> Iterator[Chosen | str 
                 written = "settled" if written else ""
     except GeneratorExit:
         guard.close()
-        with suppress(Gone, ViaticumError):
+        with suppress(CallerGone, ViaticumError):
             events.close()  # type: ignore[attr-defined]  # the call at hand is settled, and no other is made
         raise
 
 
-def _written(answer: Answer, text: str) -> Written:
-    return Written(
+def _written(answer: Answer, text: str) -> CompletionFinished:
+    return CompletionFinished(
         text,
         answer.finish_reason,
         answer.usage,
@@ -208,7 +214,7 @@ def query_of(messages: Sequence[Message]) -> Query:
     return Query(last["content"], messages=tuple(before))
 
 
-def _under(client: Viaticum, asked: Ask, guard: Guard) -> Viaticum:
+def _under(client: Viaticum, asked: CompletionRequest, guard: CancellationToken) -> Viaticum:
     """The client with another budget, policy and models that listen to the guard; what is loaded is shared.
 
     Its checkpoints are kept in memory: nobody can come back to a request that is over.
@@ -219,15 +225,17 @@ def _under(client: Viaticum, asked: Ask, guard: Guard) -> Viaticum:
         client._tools,
         budget=asked.scope,
         policy=asked.policy or client.policy,
-        router=client.router if asked.name == AUTO else OnePair(client.router, Pair.parse(asked.name)),
+        router=client.router
+        if asked.name == AUTO
+        else SinglePairRouter(client.router, Pair.parse(asked.name)),
         sync=lambda: None,
-        model=lambda name: Watched(client.model(name), guard, asked),
+        model=lambda name: CancellableModel(client.model(name), guard, asked),
     )
     other.graph = Workflow(tools).build(InMemorySaver())
     return other
 
 
-class OnePair(QueryRouter):
+class SinglePairRouter(QueryRouter):
     """Wants one pair. What it expects of it is what another router does, or nothing where that one has no row."""
 
     def __init__(self, other: QueryRouter, pair: Pair) -> None:
@@ -238,10 +246,10 @@ class OnePair(QueryRouter):
         return RoutingTable(tuple(rows or [Row(self.pair, 0.0, 0, 0, 0, 0)]))
 
 
-class Watched(Model):
+class CancellableModel(Model):
     """A model of the workflow that asks before each piece whether anyone still wants it."""
 
-    def __init__(self, model: Model, guard: Guard, asked: Ask) -> None:
+    def __init__(self, model: Model, guard: CancellationToken, asked: CompletionRequest) -> None:
         self.model, self.guard, self.asked = model, guard, asked
         self.name, self.members = model.name, model.members
 
@@ -257,7 +265,7 @@ class Watched(Model):
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
         try:
             self.guard.wait()
-        except Gone:  # as an error: nothing was read, so nothing is to be paid
+        except CallerGone:  # as an error: nothing was read, so nothing is to be paid
             raise ModelError("whoever asked went away before the model began") from None
         for piece in self.model.stream(messages, self._wanted(generation)):
             yield piece

@@ -16,7 +16,7 @@ from viaticum.agents.workflow.nodes import Stoppable
 from viaticum.errors import Draining
 
 
-class Gate:
+class DrainGate:
     """Open until it drains; `enter` counts those inside."""
 
     def __init__(self) -> None:

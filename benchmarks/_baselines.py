@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from viaticum.routers.query.evaluate import BUDGETS, MARGIN, mixture
-from viaticum.routers.query.outcome_matrix import Array, Grid
-from viaticum.routers.query.plans import Steps, play
+from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix
+from viaticum.routers.query.plans import Steps, simulate
 
 WORTHS = np.geomspace(0.1, 1e5, 120).tolist()  # accuracy that a dollar is worth
 NEIGHBOURS = (5, 10, 25, 50, 100, 200, 400, 800)
@@ -32,8 +32,8 @@ class Split:
     """train, test: with embeddings x and asked; inner: which training questions knobs are set on [bool]; numbers: of
     the test questions in the whole table, so that seeds can be told to share one."""
 
-    train: Grid
-    test: Grid
+    train: OutcomeMatrix
+    test: OutcomeMatrix
     x: Array
     asked: Array
     inner: Array
@@ -51,13 +51,13 @@ def pick(chances: Array, charge: Array, worth: float) -> Array:
     return np.asarray((chances - worth * charge).argmax(1))
 
 
-def take(grid: Grid, chosen: Array) -> Played:
+def take(grid: OutcomeMatrix, chosen: Array) -> Played:
     rows = np.arange(len(grid))
     return grid.correct[rows, chosen], grid.cost[rows, chosen]
 
 
 def operating_points(
-    chances: Array, charge: Array, grid: Grid, worths: Sequence[float]
+    chances: Array, charge: Array, grid: OutcomeMatrix, worths: Sequence[float]
 ) -> list[tuple[Array, float] | None]:
     """For each budget shares of the worths [W], at most two above 0, whose mixture is right most often on these
     questions at a real mean cost within it; and how often that is."""
@@ -78,7 +78,7 @@ def curve(
 
 
 def tuned(
-    make: Callable[[Array, Grid, float], Predict], knobs: Sequence[float], split: Split
+    make: Callable[[Array, OutcomeMatrix, float], Predict], knobs: Sequence[float], split: Split
 ) -> tuple[Curve, float]:
     """Set the knob and the worths of a dollar on the inner questions, fit again on all training questions."""
     inner = split.inner
@@ -91,7 +91,7 @@ def tuned(
     return curve(make(split.x, split.train, knob), split, tried[knob][1], WORTHS), knob
 
 
-def neighbours(x: Array, grid: Grid, k: float) -> Predict:
+def neighbours(x: Array, grid: OutcomeMatrix, k: float) -> Predict:
     """Plain means of the k nearest training questions."""
     known = torch.from_numpy(x)
     right, cost = torch.from_numpy(grid.correct), torch.from_numpy(grid.cost)
@@ -103,7 +103,7 @@ def neighbours(x: Array, grid: Grid, k: float) -> Predict:
     return predict
 
 
-def logistic(x: Array, grid: Grid, penalty: float) -> Predict:
+def logistic(x: Array, grid: OutcomeMatrix, penalty: float) -> Predict:
     """One logistic regression a pair for its chance, one ridge regression a pair for its dollars."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -166,8 +166,8 @@ def oracle(split: Split) -> Curve:
 def cascade(split: Split, steps: Steps) -> tuple[Played, float]:
     """A fixed plan on the test questions, and what it cost on the training questions."""
     test, train = split.test, split.train
-    right, cost, _ = play(steps, test.correct, test.cost, test.answers)
-    return (right, cost), float(play(steps, train.correct, train.cost, train.answers)[1].mean())
+    right, cost, _ = simulate(steps, test.correct, test.cost, test.answers)
+    return (right, cost), float(simulate(steps, train.correct, train.cost, train.answers)[1].mean())
 
 
 def fixed(played: Played, expected: float) -> Curve:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from viaticum.routers.query.choose import Weighted, choose
 from viaticum.routers.query.encoder import Encoder
-from viaticum.routers.query.outcome_matrix import Grid
+from viaticum.routers.query.outcome_matrix import OutcomeMatrix
 from viaticum.routers.query.rtr import RTRRouter
 from viaticum.types import Query
 
@@ -51,7 +51,7 @@ def rows_a_second(router: RTRRouter, embeddings: Tensor, columns: int) -> float:
     return round(statistics.median(speeds))
 
 
-def speed(router: RTRRouter, grid: Grid) -> dict[str, Any]:
+def speed(router: RTRRouter, grid: OutcomeMatrix) -> dict[str, Any]:
     """Milliseconds are medians over questions; rows are questions times pairs."""
     embeddings = router.encoder(grid.texts).float()
     bare = RTRRouter(router.learned, Known(grid.texts, embeddings))  # type: ignore[arg-type]

@@ -36,16 +36,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from viaticum.catalogue import Catalogue
 from viaticum.decoders import MixedDecoder, Request, Runner, Stats
-from viaticum.decoders.cost import LARGE_ALONE, CostModel, Habits, Way, measure_pair
+from viaticum.decoders.cost import LARGE_ALONE, CostModel, DecodingMode, HandoffStats, measure_pair
 from viaticum.questions import read_questions
-from viaticum.routers.token import AlwaysLarge, Entropy
+from viaticum.routers.token import AlwaysLarge, EntropyRouter
 from viaticum.strategies import get as get_strategy
 from viaticum.weights import locate
 
 SMALL, LARGE = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"
 QUESTIONS, OTHERS, NEW = 12, 12, 64
 SLOTS = 16
-WAYS = (LARGE_ALONE, Way(False, 3), Way(True), Way(True, 1))
+WAYS = (LARGE_ALONE, DecodingMode(False, 3), DecodingMode(True), DecodingMode(True, 1))
 Prompt = list[int]
 
 
@@ -58,7 +58,7 @@ class Pair:
     tokenizer: Any
     tau: float
     in_calls: float = 0.0
-    decoders: dict[Way, MixedDecoder] = field(default_factory=dict)
+    decoders: dict[DecodingMode, MixedDecoder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for runner in (self.small, self.large):
@@ -76,13 +76,13 @@ class Pair:
 
         runner._call = timed  # type: ignore[method-assign]
 
-    def decoder(self, way: Way) -> MixedDecoder:
+    def decoder(self, way: DecodingMode) -> MixedDecoder:
         if way not in self.decoders:
             self.decoders[way] = MixedDecoder(
                 self.large,
                 self.small if way.routed or way.draft else None,
                 tokenizer=self.tokenizer,
-                router=Entropy(self.tau) if way.routed else AlwaysLarge(),
+                router=EntropyRouter(self.tau) if way.routed else AlwaysLarge(),
                 draft=way.draft,
                 loop_guard=None,
             )
@@ -95,7 +95,7 @@ class Pair:
                 runner.start(slot, prompt)
                 runner.extend([slot], [prompt[len(runner.held[slot]) :]])
 
-    def write(self, way: Way, prompts: Sequence[Prompt]) -> tuple[float, float, float]:
+    def write(self, way: DecodingMode, prompts: Sequence[Prompt]) -> tuple[float, float, float]:
         """Write after all prompts at once: tokens a second, wall time over that of the calls, share of the large model."""
         decoder = self.decoder(way)
         decoder.stats = Stats()
@@ -105,10 +105,10 @@ class Pair:
         made_by = [maker for result in results for maker in result.trace.made_by]
         return len(made_by) / wall, wall / self.in_calls, sum(made_by) / len(made_by)
 
-    def habits(self, way: Way, prompts: Sequence[Prompt]) -> Habits:
+    def habits(self, way: DecodingMode, prompts: Sequence[Prompt]) -> HandoffStats:
         """How the models hand over on these prompts, all at once."""
         self.write(way, prompts)
-        return Habits.seen(self.decoder(way).stats)
+        return HandoffStats.seen(self.decoder(way).stats)
 
 
 def prompts_of(tokenizer: Any, path: Path) -> list[Prompt]:
@@ -216,7 +216,9 @@ def compare(path: Path, tau: float, with_others: bool, counts: Sequence[int], ro
 
 
 def summary(
-    measured: dict[int, dict[str, dict[str, float]]], costs: CostModel, habits: dict[Way, Habits]
+    measured: dict[int, dict[str, dict[str, float]]],
+    costs: CostModel,
+    habits: dict[DecodingMode, HandoffStats],
 ) -> dict[str, Any]:
     predicted = {
         streams: {str(way): costs.predict(way, habits[way], streams) for way in WAYS} for streams in measured

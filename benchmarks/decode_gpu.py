@@ -38,7 +38,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from viaticum.decoders import MixedDecoder, Request, Runner, Stats
-from viaticum.decoders.cost import LARGE_ALONE, CostModel, Habits, Way, measure
+from viaticum.decoders.cost import LARGE_ALONE, CostModel, DecodingMode, HandoffStats, measure
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.routers.token import Step, TokenRouter
 
@@ -66,7 +66,7 @@ class Numbers:
 
 
 class Trace(TokenRouter):
-    """`Replay` with its answers uploaded from pinned memory, and R-Stitch's comparison made beside them."""
+    """`ReplayRouter` with its answers uploaded from pinned memory, and R-Stitch's comparison made beside them."""
 
     looks_at_tokens = False
 
@@ -227,7 +227,7 @@ class Bench:
             "small_call_ms": 1e3 * stats.small.seconds / max(1, stats.small.calls),
             "large_call_ms": 1e3 * stats.large.seconds / max(1, stats.large.calls),
             "beside_calls_s": seconds - stats.small.seconds - stats.large.seconds,
-            "habits": Habits.seen(stats) if mixed else None,
+            "habits": HandoffStats.seen(stats) if mixed else None,
         }
 
 
@@ -239,12 +239,17 @@ def streams_of(bench: Bench, costs: CostModel, streams: int, acceptance: float) 
     mixed = both[best]
     alone.pop("habits")
     habits = {n: each.pop("habits") for n, each in both.items()}
-    guesses = {k: costs.predict(Way(False, k), Habits(1.0, 0.0, acceptance), streams) for k in DRAFTS}
+    guesses = {
+        k: costs.predict(DecodingMode(False, k), HandoffStats(1.0, 0.0, acceptance), streams) for k in DRAFTS
+    }
     draft = max(guesses, key=lambda k: guesses[k])
     return {
-        "llm": alone | {"predicted_tok_s": costs.predict(LARGE_ALONE, Habits(1.0, 0.0), streams)},
+        "llm": alone | {"predicted_tok_s": costs.predict(LARGE_ALONE, HandoffStats(1.0, 0.0), streams)},
         "mixed": mixed
-        | {"llm_batch": best, "predicted_tok_s": costs.predict(Way(True), habits[best], streams, batch=best)},
+        | {
+            "llm_batch": best,
+            "predicted_tok_s": costs.predict(DecodingMode(True), habits[best], streams, batch=best),
+        },
         "mixed_tok_s_by_llm_batch": {n: each["tok_s"] for n, each in both.items()},
         "speculative_predicted": {"draft": draft, "acceptance": acceptance, "tok_s": guesses[draft]},
         "mixed_over_llm": mixed["tok_s"] / alone["tok_s"],

@@ -35,13 +35,13 @@ from transformers import AutoTokenizer
 
 from viaticum.catalogue import Catalogue
 from viaticum.decoders import MixedDecoder, Request, Result, Runner, Stats
-from viaticum.decoders.cost import CostModel, Habits, Way
+from viaticum.decoders.cost import CostModel, DecodingMode, HandoffStats
 from viaticum.errors import DataError, ModelError
 from viaticum.models.decoding_modes import known_costs
 from viaticum.models.local import stop_ids
 from viaticum.outcomes import accuracy_interval
 from viaticum.questions import Question, read_questions
-from viaticum.routers.token import AlwaysLarge, Chance, Entropy, TokenRouter
+from viaticum.routers.token import AlwaysLarge, EntropyRouter, RandomRouter, TokenRouter
 from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
 from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy
 from viaticum.strategies import equivalent
@@ -64,15 +64,19 @@ class Arm:
     """
 
     name: str
-    way: Way | None
+    way: DecodingMode | None
     router: Callable[[Runner], TokenRouter] | None = None
 
 
 def arms_of(r2r: Path | None, policy: Path | None, chance: bool) -> list[Arm]:
     """All ways, each family from few tokens of the large model to many."""
-    routed = Way(True)
-    arms = [Arm("large", Way(False)), Arm("small", None), Arm("speculative", Way(False, DRAFT))]
-    arms += [Arm(f"r-stitch {tau:g}", routed, lambda _, tau=tau: Entropy(tau)) for tau in TAUS]  # type: ignore[misc]
+    routed = DecodingMode(True)
+    arms = [
+        Arm("large", DecodingMode(False)),
+        Arm("small", None),
+        Arm("speculative", DecodingMode(False, DRAFT)),
+    ]
+    arms += [Arm(f"r-stitch {tau:g}", routed, lambda _, tau=tau: EntropyRouter(tau)) for tau in TAUS]  # type: ignore[misc]
     if r2r is not None:
         trained = TrainedRouter.load(r2r)
         arms += [Arm(f"r2r {share:g}", routed, _r2r(trained, share)) for share in SHARES]
@@ -80,7 +84,9 @@ def arms_of(r2r: Path | None, policy: Path | None, chance: bool) -> list[Arm]:
         learned = TrainedPolicy.load(policy)
         arms += [Arm(f"r-stitch+ {tau:g}", routed, _r_stitch_plus(learned, tau)) for tau in TAUS]
     if chance:
-        arms += [Arm(f"chance {share:g}", routed, lambda _, share=share: Chance(share)) for share in SHARES]  # type: ignore[misc]
+        arms += [
+            Arm(f"chance {share:g}", routed, lambda _, share=share: RandomRouter(share)) for share in SHARES
+        ]  # type: ignore[misc]
     return arms
 
 
@@ -196,7 +202,7 @@ def run(
     return done
 
 
-def habits(rows: Sequence[Done]) -> Habits:
+def habits(rows: Sequence[Done]) -> HandoffStats:
     """How the models handed over, from the sums of all batches."""
     batches = {each.batch: each.counts for each in rows}.values()
     total = {name: sum(counts[name] for counts in batches) for name in next(iter(batches))}
@@ -204,7 +210,7 @@ def habits(rows: Sequence[Done]) -> Habits:
     stats.proposed, stats.dropped = total["proposed"], total["dropped"]
     stats.drafted, stats.accepted = total["drafted"], total["accepted"]
     stats.large_tokens, stats.large.rows = total["large_tokens"], total["large_rows"]
-    return Habits.seen(stats)
+    return HandoffStats.seen(stats)
 
 
 def against(rows: Sequence[Done], others: Sequence[Done]) -> tuple[float, float, float]:

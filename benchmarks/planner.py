@@ -43,8 +43,8 @@ from viaticum.budgets.quantiles import moments
 from viaticum.outcomes import read_outcomes
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import fit
-from viaticum.routers.query.outcome_matrix import Array, Grid, held_out, near_duplicates, read_prices
-from viaticum.routers.query.rtr import RTRRouter, Settings
+from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix, held_out, near_duplicates, read_prices
+from viaticum.routers.query.rtr import RTRRouter, RTRSettings
 
 SHARE = 0.3  # of the questions is held out
 LONGEST = 1024.0  # tokens of an answer, where it is cut
@@ -63,7 +63,7 @@ def say(text: str) -> None:
 # --- what is expected, and what is ------------------------------------------------------------------------------------
 
 
-def told_by_router(grid: Grid, router: RTRRouter, worst: Array, real: Array) -> Told:
+def told_by_router(grid: OutcomeMatrix, router: RTRRouter, worst: Array, real: Array) -> Told:
     """The table of every held-out question, as the router tells it."""
     predicted = router.predict_texts(grid.texts)
     pairs = len(grid.pairs)
@@ -79,7 +79,7 @@ def told_by_router(grid: Grid, router: RTRRouter, worst: Array, real: Array) -> 
     )
 
 
-def told_by_means(grid: Grid, train: Grid, rate: Array, worst: Array, real: Array) -> Told:
+def told_by_means(grid: OutcomeMatrix, train: OutcomeMatrix, rate: Array, worst: Array, real: Array) -> Told:
     """Each pair's mean over the training questions, the same for every row."""
     tokens = np.minimum(train.tokens, LONGEST)
     lines = train.correct.mean(0), tokens.mean(0) * rate, tokens.std(0) * rate
@@ -87,9 +87,9 @@ def told_by_means(grid: Grid, train: Grid, rate: Array, worst: Array, real: Arra
     return Told(worth, cost, spread, worst, grid.correct, real)
 
 
-def read(arguments: argparse.Namespace) -> tuple[Grid, dict[str, Told]]:
+def read(arguments: argparse.Namespace) -> tuple[OutcomeMatrix, dict[str, Told]]:
     prices = read_prices(arguments.prices)
-    grid = Grid.of(read_outcomes(arguments.outcomes), prices)
+    grid = OutcomeMatrix.of(read_outcomes(arguments.outcomes), prices)
     grid = grid.part(grid.complete)
     test = held_out(near_duplicates(grid.texts), SHARE, 0)
     folder, encoder = Path(arguments.router), Encoder(cache=arguments.embeddings or "")
@@ -97,7 +97,7 @@ def read(arguments: argparse.Namespace) -> tuple[Grid, dict[str, Told]]:
         fit(
             grid.part(~test),
             encoder,
-            settings=Settings(seed=0),
+            settings=RTRSettings(seed=0),
             report=lambda stage, done, of: say(f"router: {stage} {done}/{of}"),
         ).save(folder)
     asked = grid.part(test)

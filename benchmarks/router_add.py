@@ -24,13 +24,13 @@ from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.heads import log_loss, log_odds
 from viaticum.routers.query.learn import add
-from viaticum.routers.query.outcome_matrix import Grid, held_out, near_duplicates, read_prices
-from viaticum.routers.query.rtr import RTRRouter, Settings
+from viaticum.routers.query.outcome_matrix import OutcomeMatrix, held_out, near_duplicates, read_prices
+from viaticum.routers.query.rtr import RTRRouter, RTRSettings
 
 COUNTS = (0, 20, 50, 100)
 
 
-def columns_of(router: RTRRouter, test: Grid, model: str) -> float:
+def columns_of(router: RTRRouter, test: OutcomeMatrix, model: str) -> float:
     """Negative log-likelihood of the model's pairs on held-out questions."""
     told = router.predict_texts(test.texts).accuracy
     losses = []
@@ -41,23 +41,23 @@ def columns_of(router: RTRRouter, test: Grid, model: str) -> float:
     return statistics.mean(losses)
 
 
-def without(grid: Grid, model: str) -> Grid:
+def without(grid: OutcomeMatrix, model: str) -> OutcomeMatrix:
     """The grid less a model's pairs."""
     kept = [n for n, pair in enumerate(grid.pairs) if pair.model != model]
     arrays = ("correct", "tokens", "cost", "cut", "answers")
-    return Grid(
+    return OutcomeMatrix(
         tuple(grid.pairs[n] for n in kept), grid.ids, grid.texts, *(getattr(grid, name)[:, kept] for name in arrays)
     )  # fmt: skip
 
 
-def measure(grid: Grid, models: list[str], encoder: Encoder) -> dict[str, dict[str, float]]:
+def measure(grid: OutcomeMatrix, models: list[str], encoder: Encoder) -> dict[str, dict[str, float]]:
     out = held_out(near_duplicates(grid.texts), 0.3, seed=0)
     train, test = grid.part(~out), grid.part(out)
-    whole = fit(train, encoder, settings=Settings(plans=False))
+    whole = fit(train, encoder, settings=RTRSettings(plans=False))
     found: dict[str, dict[str, float]] = {}
     for model in models:
         sys.stderr.write(f"{model}\n")
-        base = fit(without(train, model), encoder, settings=Settings(plans=False))
+        base = fit(without(train, model), encoder, settings=RTRSettings(plans=False))
         told = found.setdefault(model, {"fitted with it": columns_of(whole, test, model)})
         chosen = np.random.default_rng(0).permutation(len(train))
         for count in COUNTS:
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     prices = read_prices(arguments.prices) if arguments.prices else None
-    grid = Grid.of(read_outcomes(arguments.outcomes), prices)
+    grid = OutcomeMatrix.of(read_outcomes(arguments.outcomes), prices)
     models = sorted({pair.model for pair in grid.pairs})[-arguments.models :]
     found = measure(grid, models, Encoder())
     mean = {

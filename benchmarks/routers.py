@@ -64,14 +64,14 @@ from viaticum.routers.query.evaluate import BUDGETS, MARGIN, evaluate
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.outcome_matrix import (
     Array,
-    Grid,
+    OutcomeMatrix,
     folds_of,
     held_out,
     near_duplicates,
     read_prices,
 )
 from viaticum.routers.query.plans import Steps
-from viaticum.routers.query.rtr import RTRRouter, Settings
+from viaticum.routers.query.rtr import RTRRouter, RTRSettings
 from viaticum.types import Pair
 
 SHARE = 0.3  # of the questions is held out
@@ -93,7 +93,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
 class Table:
     """The outcome table, and what is known of its questions: embeddings [Q, D], groups of near-duplicates [Q]."""
 
-    grid: Grid
+    grid: OutcomeMatrix
     x: Array
     groups: Array
     encoder: Encoder
@@ -125,7 +125,7 @@ def tell(name: str, line: Sequence[dict[str, Any]]) -> None:
     sys.stderr.write(f"\r{name}: {', '.join(told)}\n")
 
 
-def fitted(split: Split, table: Table, settings: Settings, name: str) -> RTRRouter:
+def fitted(split: Split, table: Table, settings: RTRSettings, name: str) -> RTRRouter:
     return fit(
         split.train,
         table.encoder,
@@ -182,7 +182,7 @@ def in_distribution(
     for seed in range(seeds):
         test = held_out(table.groups, SHARE, seed)
         split = table.split(test, ~test, seed)
-        router = fitted(split, table, Settings(seed=seed), f"seed {seed}")
+        router = fitted(split, table, RTRSettings(seed=seed), f"seed {seed}")
         splits.append(split)
         routers.append(router)
         own.append(Ours.on(router, split))
@@ -230,7 +230,7 @@ def ablation(table: Table, splits: Sequence[Split], routers: Sequence[RTRRouter]
                 other = without(router, **changes)
             else:
                 other = fitted(
-                    split, table, Settings(seed=split.seed, **changes), f"{name}, seed {split.seed}"
+                    split, table, RTRSettings(seed=split.seed, **changes), f"{name}, seed {split.seed}"
                 )
             curves.append(Ours.on(other, split).curve())
             facts.append(evaluate(other, split.test))
@@ -243,7 +243,7 @@ def unseen_dataset(table: Table, name: str) -> dict[str, Any]:
     test = table.grid.datasets == name
     kin = np.isin(table.groups, table.groups[test]) & ~test
     split = table.split(test, ~test & ~kin, 0)
-    router = fitted(split, table, Settings(), f"without {name}")
+    router = fitted(split, table, RTRSettings(), f"without {name}")
     own, blind = Ours.on(router, split), Ours.on(without(router, trust=False), split)
     facts = evaluate(router, split.test)
     near = tuned(neighbours, NEIGHBOURS, split)[0]
@@ -272,7 +272,7 @@ def unseen_dataset(table: Table, name: str) -> dict[str, Any]:
     }
 
 
-def cascade_steps(grid: Grid, names: Sequence[str]) -> Steps | None:
+def cascade_steps(grid: OutcomeMatrix, names: Sequence[str]) -> Steps | None:
     """The cascade by numbers of pairs; None where the table leaves out one of its default pairs."""
     numbers = {pair: number for number, pair in enumerate(grid.pairs)}
     pairs = [Pair.parse(name) for name in names]
@@ -331,7 +331,7 @@ def main() -> None:
     if arguments.no_baselines and arguments.llmrouter:
         parser.error("--llmrouter adds to the first table, which --no-baselines leaves out")
 
-    grid = Grid.of(read_outcomes(arguments.outcomes), read_prices(arguments.prices))
+    grid = OutcomeMatrix.of(read_outcomes(arguments.outcomes), read_prices(arguments.prices))
     grid = grid.part(grid.complete)
     encoder = Encoder(cache=arguments.embeddings or "")
     x = encoder(grid.texts, lambda done, of: say(f"questions embedded {done}/{of}")).numpy()
@@ -368,7 +368,7 @@ def fit_seeds(table: Table, seeds: int) -> tuple[list[Split], list[RTRRouter]]:
     for seed in range(seeds):
         test = held_out(table.groups, SHARE, seed)
         splits.append(table.split(test, ~test, seed))
-        routers.append(fitted(splits[-1], table, Settings(seed=seed), f"seed {seed}"))
+        routers.append(fitted(splits[-1], table, RTRSettings(seed=seed), f"seed {seed}"))
     return splits, routers
 
 

@@ -4,7 +4,7 @@ Knows no model catalogue and no prompt.
 """
 
 from viaticum.budgets.ledger import Ledger, default_path
-from viaticum.budgets.planner import Forecast, Option, Plan, forecast, plan
+from viaticum.budgets.planner import Forecast, Option, PlanDecision, forecast, plan
 from viaticum.budgets.records import Budget, Entry, EntryKind, Hold, HoldState
 from viaticum.budgets.windows import Window
 from viaticum.budgets.write_buffer import Claim, Settlement
@@ -19,7 +19,7 @@ __all__ = [
     "HoldState",
     "Ledger",
     "Option",
-    "Plan",
+    "PlanDecision",
     "Settlement",
     "Window",
     "default_path",

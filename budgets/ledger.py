@@ -50,7 +50,7 @@ from viaticum.budgets.replay import audit
 from viaticum.budgets.store import Rows, Scope
 from viaticum.budgets.stores import open_store
 from viaticum.budgets.windows import Window
-from viaticum.budgets.write_buffer import Claim, Gathered, Settlement
+from viaticum.budgets.write_buffer import Claim, Settlement, WriteBuffer
 from viaticum.errors import BudgetClosed, BudgetExceeded, HoldError, LedgerError, ViaticumError
 from viaticum.money import Price
 from viaticum.types import TokenCount
@@ -261,7 +261,7 @@ class Ledger:
         wanted = [_or_error(partial(_wanted, budget, claim, (), lease)) for claim in claims]
 
         def action(rows: Rows) -> list[Hold | ViaticumError]:
-            gathered = Gathered(rows, [budget], [claim.key for claim in claims])
+            gathered = WriteBuffer(rows, [budget], [claim.key for claim in claims])
             rules.known_lineage(gathered, budget)
             found = [
                 each if isinstance(each, ViaticumError)
@@ -340,7 +340,7 @@ class Ledger:
 
         def action(rows: Rows) -> list[Entry | ViaticumError]:
             holds = rows.find(keys)
-            gathered = Gathered(rows, {hold.budget for hold in holds.values()}, keys, holds)
+            gathered = WriteBuffer(rows, {hold.budget for hold in holds.values()}, keys, holds)
             found = [
                 each if isinstance(each, ViaticumError)
                 else _or_error(partial(self._settle, each, None, gathered))
@@ -402,21 +402,21 @@ class Ledger:
 
         return self._store.write(action)
 
-    def lapse(self, at: datetime | None = None) -> list[Entry]:
+    def expire_leases(self, at: datetime | None = None) -> list[Entry]:
         """End the leases that have run out: what was not dispatched has expired, what was is unknown.
 
         at: as if it were then, such as after a crash of everyone who uses this ledger.
         """
         moment = postings.time_text(at or self._clock())
         due = self._store.read(lambda rows: rows.lapsed(None, moment, ("reserved", "dispatched")))
-        ended = [self._store.write(partial(self._lapse_one, hold.key, moment)) for hold in due]
+        ended = [self._store.write(partial(self._expire_lease, hold.key, moment)) for hold in due]
         return [entry for entry in ended if entry is not None]
 
-    def _lapse_one(self, key: str, moment: str, rows: Rows) -> Entry | None:
+    def _expire_lease(self, key: str, moment: str, rows: Rows) -> Entry | None:
         hold, lineage = postings.locked(rows, key)
         if hold.state not in ("reserved", "dispatched") or hold.until >= moment:
             return None
-        return postings.lapse(rows, self._chain(rows, lineage), lineage, hold)
+        return postings.expire_leases(rows, self._chain(rows, lineage), lineage, hold)
 
     def hold(self, key: str) -> Hold | None:
         return self._store.read(lambda rows: rows.hold(checked_name("hold key", key)))
@@ -471,7 +471,7 @@ class Ledger:
 
         return self._store.read(action)
 
-    def heads(self) -> dict[str, tuple[int, str]]:
+    def chain_heads(self) -> dict[str, tuple[int, str]]:
         """The end of each chain: how many entries a root has and the hash of its last one."""
         return self._store.read(
             lambda rows: {s.name: (s.entries, s.head) for s in rows.scopes() if s.parent is None}
@@ -491,7 +491,7 @@ class Ledger:
         return postings.time_text(self._clock())
 
     def _chain(self, rows: Rows, lineage: list[Scope]) -> Chain:
-        if isinstance(rows, Gathered):
+        if isinstance(rows, WriteBuffer):
             return rows.end_of(lineage[0], self._now)
         return Chain(rows, lineage[0], self._now())
 

@@ -33,7 +33,7 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlanDecision:
     """The option to take, whether it is another than the one wanted, and why, in words."""
 
     option: Option
@@ -57,7 +57,9 @@ class Forecast:
     calls_p90: int | None
 
 
-def plan(lineage: Sequence[Budget], options: Iterable[Option], when_short: WhenShort = "cheaper") -> Plan:
+def plan(
+    lineage: Sequence[Budget], options: Iterable[Option], when_short: WhenShort = "cheaper"
+) -> PlanDecision:
     """The option worth most, or what the policy says where its p90 does not fit every scope of `lineage`.
 
     Raises `BudgetExceeded` where nothing fits or the policy is `stop`, `DecisionNeeded` where it is `ask`.
@@ -70,10 +72,10 @@ def plan(lineage: Sequence[Budget], options: Iterable[Option], when_short: WhenS
     wanted = ranked[0]
     short = _shortage(lineage, wanted)
     if short is None:
-        return Plan(wanted, False, f"fits: {_costs(wanted)}")
+        return PlanDecision(wanted, False, f"fits: {_costs(wanted)}")
     fitting = [option for option in ranked[1:] if _shortage(lineage, option) is None]
     if when_short == "cheaper" and fitting:
-        return Plan(fitting[0], True, f"{short}; {fitting[0].name} fits: {_costs(fitting[0])}")
+        return PlanDecision(fitting[0], True, f"{short}; {fitting[0].name} fits: {_costs(fitting[0])}")
     raise _refusal(short, wanted, fitting, when_short, lineage)
 
 

@@ -84,7 +84,7 @@ def free(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold, kind: Entry
     return chain.append(hold.budget, kind, hold.key, held, usage=hold.usage, prices=hold.prices, note=note)
 
 
-def lapse(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold) -> Entry:
+def expire_leases(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold) -> Entry:
     """A call that was sent, or has a result, may have to be paid for; any other may not."""
     if hold.state == "reserved" and hold.result is None:
         return free(rows, chain, lineage, hold, "expire")

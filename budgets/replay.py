@@ -2,7 +2,7 @@
 
 Each entry's hash is computed anew, each amount is priced anew, each limit is looked at after each hold, and in
 the end every column of every scope, hold and bucket has to be what the entries make it. It reads, and mends
-nothing. Leaves out rows altered together with every hash after them: keep a copy of `Ledger.heads()` for that.
+nothing. Leaves out rows altered together with every hash after them: keep a copy of `Ledger.chain_heads()` for that.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Settlement:
     result: str | None = None
 
 
-class Gathered(Rows):
+class WriteBuffer(Rows):
     """Rows over other rows, inside one of their write transactions; `flush` writes what was gathered.
 
     budgets: scopes that are locked at once, in one order, before the holds of `keys` are read, so that what is known of

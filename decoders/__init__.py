@@ -9,19 +9,19 @@ from viaticum.decoders.loop import LoopGuard
 from viaticum.decoders.memory import free_bytes, plan_slots
 from viaticum.decoders.mixed import MixedDecoder
 from viaticum.decoders.request import Event, Request, Result, Sampling
-from viaticum.decoders.runner import Heads, Runner
+from viaticum.decoders.runner import Runner, RunnerOutput
 from viaticum.decoders.stats import CallStats, Stats
 
 __all__ = [
     "CallStats",
     "Engine",
     "Event",
-    "Heads",
     "LoopGuard",
     "MixedDecoder",
     "Request",
     "Result",
     "Runner",
+    "RunnerOutput",
     "Sampling",
     "Stats",
     "free_bytes",

@@ -1,7 +1,7 @@
 """What decoding costs on this machine, and which way of decoding is fastest: a cost model of `Engine`.
 
 The times of model calls are measured, by rows and new tokens (`measure`). A way of decoding is then played
-through with those times and with how often models hand over (`Habits`), step by step as the engine does it, but
+through with those times and with how often models hand over (`HandoffStats`), step by step as the engine does it, but
 without a model: that gives the tokens a second to expect (`CostModel.predict`). Knows nothing of quality: the
 caller says which ways are allowed.
 """
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from viaticum.decoders.runner import Runner
-from viaticum.decoders.speculate import Patience
+from viaticum.decoders.speculate import BatchWaitPolicy
 from viaticum.decoders.stats import Stats
 from viaticum.errors import DataError, InputError
 from viaticum.routers.token import entropy
@@ -68,7 +68,7 @@ class CallTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class Habits:
+class HandoffStats:
     """How a pair of models and a router go about it, as chances.
 
     drop: the router drops a token of the small model; back: the large one hands back after a token;
@@ -95,7 +95,7 @@ class Habits:
         return large / (large + small)
 
     @classmethod
-    def seen(cls, stats: Stats) -> Habits:
+    def seen(cls, stats: Stats) -> HandoffStats:
         """Counted from what a decoder did.
 
         Every stretch of the large model begins with a dropped token; where the next token after it is dropped at
@@ -113,7 +113,7 @@ class Habits:
         return replace(habits, accept=_chance(stats.accepted, stats.drafted, stats.large.rows))
 
 
-TYPICAL = Habits(
+TYPICAL = HandoffStats(
     drop=0.2, back=0.4, accept=0.7
 )  # about those of R-Stitch with tau 0.03 on a 0.5B and a 1.5B model
 
@@ -133,7 +133,7 @@ def _chance(accepted: int, drafted: int, passes: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class DecodingMode:
     """One way to decode. routed: a router hands tokens to and fro, else the large model writes all of them;
     draft: tokens that the small model drafts before each pass of the large one."""
 
@@ -145,9 +145,12 @@ class Way:
         return f"{name}:{self.draft}" if self.draft else name
 
 
-LARGE_ALONE = Way(routed=False)
-LOSSLESS = (LARGE_ALONE, *(Way(False, draft) for draft in DRAFTS))  # what the large model would write
-ROUTED = (Way(True), *(Way(True, draft) for draft in DRAFTS[:4]))
+LARGE_ALONE = DecodingMode(routed=False)
+LOSSLESS = (
+    LARGE_ALONE,
+    *(DecodingMode(False, draft) for draft in DRAFTS),
+)  # what the large model would write
+ROUTED = (DecodingMode(True), *(DecodingMode(True, draft) for draft in DRAFTS[:4]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,7 @@ class CostModel:
     conditions: dict[str, Any]
     cached: tuple[float, float] = (0.0, 0.0)
 
-    def predict(self, way: Way, habits: Habits, streams: int, *, batch: int = 1) -> float:
+    def predict(self, way: DecodingMode, habits: HandoffStats, streams: int, *, batch: int = 1) -> float:
         """Tokens a second, all streams together, while as many texts are being written.
 
         batch: rows that the large model waits for (`MixedDecoder(llm_batch=...)`).
@@ -231,7 +234,9 @@ class CostModel:
                 seconds += calls.tokens * likely * max(0.0, mean + rows * slope * (held - context))
         return seconds
 
-    def fastest(self, ways: Sequence[Way], habits: Habits, streams: int) -> tuple[Way, dict[Way, float]]:
+    def fastest(
+        self, ways: Sequence[DecodingMode], habits: HandoffStats, streams: int
+    ) -> tuple[DecodingMode, dict[DecodingMode, float]]:
         """The way with the most tokens a second, and what each is expected to give. Of equals the first.
 
         Put `LARGE_ALONE` among the ways, and routing is never slower than not routing, as far as this model tells.
@@ -284,9 +289,11 @@ class _Row:
 class _Play:
     """The engine's steps with a clock and dice in place of models."""
 
-    def __init__(self, costs: CostModel, way: Way, habits: Habits, streams: int, batch: int) -> None:
+    def __init__(
+        self, costs: CostModel, way: DecodingMode, habits: HandoffStats, streams: int, batch: int
+    ) -> None:
         self.costs, self.way, self.habits = costs, way, habits
-        self.patience = Patience(batch, way.draft)
+        self.patience = BatchWaitPolicy(batch, way.draft)
         self.padded = str(costs.conditions.get("device", "cpu")).startswith("cuda")
         self.dice = random.Random(f"{way}{streams}")
         self.rows = [_Row(not way.routed) for _ in range(streams)]

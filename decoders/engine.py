@@ -22,11 +22,11 @@ from torch import Tensor
 
 from viaticum.decoders.reading import read_unseen
 from viaticum.decoders.request import Event, Request
-from viaticum.decoders.runner import Heads
+from viaticum.decoders.runner import RunnerOutput
 from viaticum.decoders.sampling import ACCEPT, FIRST, INSTEAD, SECOND, draw
-from viaticum.decoders.sequence_state import LARGE, SMALL, Writing
-from viaticum.decoders.slots import Seats
-from viaticum.decoders.speculate import DraftLength, Patience, verify
+from viaticum.decoders.sequence_state import LARGE, SMALL, SequenceState
+from viaticum.decoders.slots import SlotAllocator
+from viaticum.decoders.speculate import BatchWaitPolicy, DraftLength, verify
 from viaticum.decoders.stats import CallStats
 from viaticum.errors import ModelError
 from viaticum.routers.token import Step, entropy
@@ -45,15 +45,15 @@ class Engine:
 
     def __init__(self, decoder: MixedDecoder) -> None:
         self.decoder = decoder
-        self._seats = Seats(decoder.runners.values())
+        self._seats = SlotAllocator(decoder.runners.values())
         self._news = threading.Condition()
         self._numbers = itertools.count()
         self._arrived: deque[tuple[int, Request]] = deque()
         self._unwanted: set[int] = set()
         self._waiting: deque[tuple[int, Request]] = deque()
-        self._active: list[Writing] = []
+        self._active: list[SequenceState] = []
         self._events: list[Event] = []
-        self._patience = Patience(decoder.llm_batch, decoder.draft)
+        self._patience = BatchWaitPolicy(decoder.llm_batch, decoder.draft)
 
     def add(self, request: Request) -> int:
         """Let a text be written as soon as there is a slot; returns the number that its events carry, from 0.
@@ -155,10 +155,10 @@ class Engine:
         if self._waiting and not self._active:
             raise ModelError("every slot is in use by other texts; end them, or give the runner more")
 
-    def _writing(self, number: int, request: Request) -> Writing:
+    def _writing(self, number: int, request: Request) -> SequenceState:
         decoder = self.decoder
         length = DraftLength(decoder.draft, decoder.draft_cost)
-        return Writing(number, request, decoder.tokenizer, decoder.loop_guard, length)
+        return SequenceState(number, request, decoder.tokenizer, decoder.loop_guard, length)
 
     @property
     def _pair(self) -> bool:
@@ -206,7 +206,7 @@ class Engine:
                 self.decoder.runners[SMALL].discard(text.slot)
                 text.drafts, text.wanted = False, len(text.draft)
 
-    def _lose_pen(self, text: Writing, token: int, guess: Tensor | None) -> None:
+    def _lose_pen(self, text: SequenceState, token: int, guess: Tensor | None) -> None:
         """The router dropped the small model's token. It still is a draft, if it is a fair draw."""
         self.decoder.stats.dropped += 1
         text.pen, text.proposed = LARGE, True
@@ -215,7 +215,7 @@ class Engine:
             text.guess(token, guess)
         self._plan(text)
 
-    def _plan(self, text: Writing) -> None:
+    def _plan(self, text: SequenceState) -> None:
         """Say how many tokens should be drafted before the large model is called for a text that it writes."""
         fair = bool(text.draft) or not text.proposed  # else the next place has had its draw
         if text.pen == SMALL or not self._pair or self.decoder.draft == 0 or not text.drafts or not fair:
@@ -271,7 +271,7 @@ class Engine:
             mine, rows = rows[: len(text.draft) + 1], rows[len(text.draft) + 1 :]
             self._write_large(text, mine)
 
-    def _write_large(self, text: Writing, places: list[tuple[float, ...]]) -> None:
+    def _write_large(self, text: SequenceState, places: list[tuple[float, ...]]) -> None:
         """Keep a text's tokens up to the first that is no draft, ends it, or gives the pen back."""
         drafted, written, accepted = len(text.draft), 0, 0
         base = len(text.tokens)
@@ -302,7 +302,7 @@ class Engine:
         if not text.ended:
             self._plan(text)
 
-    def _write_damaged(self, text: Writing) -> None:
+    def _write_damaged(self, text: SequenceState) -> None:
         """A draft may be what damaged the logits, those before it too (0 * NaN is NaN): read once more without."""
         if not text.draft:
             self._damaged(LARGE, text)
@@ -314,8 +314,8 @@ class Engine:
     # --- both -----------------------------------------------------------------------------------------------
 
     def _read(
-        self, model: int, texts: list[Writing], *, hidden: bool = False
-    ) -> tuple[list[Writing], Heads | None]:
+        self, model: int, texts: list[SequenceState], *, hidden: bool = False
+    ) -> tuple[list[SequenceState], RunnerOutput | None]:
         """One call of one model for these texts; those that memory is too short for end here."""
         heads, texts, failed = (
             read_unseen(self.decoder.runners[model], model, texts, self._calls(model), hidden=hidden)
@@ -328,7 +328,9 @@ class Engine:
             )
         return texts, heads
 
-    def _keep(self, text: Writing, token: int, model: int, chance: float, accepted: bool = False) -> None:
+    def _keep(
+        self, text: SequenceState, token: int, model: int, chance: float, accepted: bool = False
+    ) -> None:
         """Append a token to its text, tell of it, and end the text where it ends there."""
         ends = token in self.decoder.stop_ids
         shown, reason = text.keep(token, model, chance, accepted, ends)
@@ -339,7 +341,7 @@ class Engine:
 
     def _end(
         self,
-        text: Writing,
+        text: SequenceState,
         reason: FinishReason,
         token: int | None = None,
         model: int | None = None,
@@ -353,7 +355,7 @@ class Engine:
         name = "" if model is None else self.decoder.names[model]
         self._events.append(Event(text.index, token, name, shown + rest, result))
 
-    def _damaged(self, model: int, text: Writing) -> None:
+    def _damaged(self, model: int, text: SequenceState) -> None:
         """Give up a text whose logits are not finite, and what its slot holds with it."""
         self.decoder.runners[model].discard(text.slot)
         name = self.decoder.names[model]
@@ -373,7 +375,7 @@ class Engine:
         calls.seconds += time.perf_counter() - began
 
 
-def _draw(heads: Heads, texts: list[Writing]) -> tuple[Tensor, dict[int, Tensor]]:
+def _draw(heads: RunnerOutput, texts: list[SequenceState]) -> tuple[Tensor, dict[int, Tensor]]:
     """The next token of each text, as `draw` does it; greedy ones may be there already."""
     if heads.tokens is not None and all(text.request.sampling.temperature == 0 for text in texts):
         return heads.tokens, {}
@@ -384,7 +386,7 @@ def _draw(heads: Heads, texts: list[Writing]) -> tuple[Tensor, dict[int, Tensor]
     )
 
 
-def _step(heads: Heads, tokens: Tensor, texts: list[Writing], rows: list[int]) -> Step:
+def _step(heads: RunnerOutput, tokens: Tensor, texts: list[SequenceState], rows: list[int]) -> Step:
     """What the router is shown of the rows that the small model has the pen of."""
     logits, hidden, chances = heads.logits, heads.hidden, heads.entropy
     if len(rows) < len(texts):
@@ -416,7 +418,7 @@ def _to_host(columns: Sequence[Tensor]) -> list[list[float]]:
     return table
 
 
-def _numbers(text: Writing, ahead: int) -> tuple[float, float]:
+def _numbers(text: SequenceState, ahead: int) -> tuple[float, float]:
     """To accept a draft with, and to draw the token with where there is none or it is not accepted."""
     if ahead < len(text.draft):
         return text.number(ACCEPT, ahead), text.number(INSTEAD, ahead)

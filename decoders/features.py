@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from viaticum.decoders.runner import Heads, Runner
+from viaticum.decoders.runner import Runner, RunnerOutput
 from viaticum.errors import InputError, ModelError
 from viaticum.routers.token.base import TOP, entropy, largest, likeliest, second_choice
 
@@ -69,7 +69,7 @@ def read_features(
 
 
 def _read(runner: Runner, slot: int, new: Sequence[int], keep: int, count: int) -> Features:
-    heads: Heads = runner.read([slot], [list(new)], [keep], hidden=True)
+    heads: RunnerOutput = runner.read([slot], [list(new)], [keep], hidden=True)
     assert heads.hidden is not None
     if not bool(heads.finite.all() & torch.isfinite(heads.hidden).all()):
         runner.discard(slot)

@@ -106,7 +106,7 @@ class LeanMLP(nn.Module):
         return out
 
 
-def lean(model: Any) -> bool:
+def fused_layers(model: Any) -> bool:
     """Replace the layers of a causal LM in place; False where the family does not allow it."""
     base = model.base_model
     found = {

@@ -26,9 +26,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from viaticum.decoders.attention import attending
-from viaticum.decoders.fused_layers import lean
+from viaticum.decoders.fused_layers import fused_layers
 from viaticum.decoders.memory import out_of_memory
-from viaticum.decoders.runner import Heads, Runner, SlotCache, in_order, joined
+from viaticum.decoders.runner import Runner, RunnerOutput, SlotCache, in_order, joined
 from viaticum.errors import ModelError
 from viaticum.routers.token import entropy
 from viaticum.routers.token.base import likeliest
@@ -162,7 +162,7 @@ class GraphRunner(Runner):
 
     def __init__(self, model: PreTrainedModel, *, slots: int = 1, context: int | None = None) -> None:
         super().__init__(model, slots=slots, context=context)
-        lean(model)
+        fused_layers(model)
         self.static_calls = 0
         self._graphs: dict[Shape, Any] = {}
         self._pool: Any = None
@@ -198,13 +198,13 @@ class GraphRunner(Runner):
 
     def _read(
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
-    ) -> Heads:
+    ) -> RunnerOutput:
         """In one static shape where there is one; else rows of about one length apart from the others, in one each."""
         shape = self._shape(slots, tokens, max(keep))
         if shape is not None and self._step(shape, slots, tokens, keep):
             # Copies: the buffers are the next call's.
             out, count = self._buffers, sum(keep)
-            return Heads(
+            return RunnerOutput(
                 out.logits[:count].clone(),
                 out.finite[:count].clone(),
                 out.hidden[:count].clone() if hidden else None,

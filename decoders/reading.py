@@ -6,8 +6,8 @@ Knows nothing of sampling, routing or who writes.
 
 from __future__ import annotations
 
-from viaticum.decoders.runner import Heads, Runner, shared_length
-from viaticum.decoders.sequence_state import LARGE, Writing
+from viaticum.decoders.runner import Runner, RunnerOutput, shared_length
+from viaticum.decoders.sequence_state import LARGE, SequenceState
 from viaticum.decoders.stats import CallStats
 from viaticum.errors import ModelError
 
@@ -15,15 +15,15 @@ SHARED_PREFIX = 16  # prompts that share fewer tokens than this are read apart
 
 
 def read_unseen(
-    runner: Runner, model: int, texts: list[Writing], calls: CallStats, *, hidden: bool = False
-) -> tuple[Heads | None, list[Writing], list[tuple[Writing, ModelError]]]:
+    runner: Runner, model: int, texts: list[SequenceState], calls: CallStats, *, hidden: bool = False
+) -> tuple[RunnerOutput | None, list[SequenceState], list[tuple[SequenceState, ModelError]]]:
     """Let a model read what it has not seen of these texts.
 
     The large model tells what follows the kept text and each token of its draft, the small one what follows
     the draft's last. Returns that, the texts that it is about, and those given up for want of memory: of many
     rows the one that asks for most, as often as it takes.
     """
-    failed: list[tuple[Writing, ModelError]] = []
+    failed: list[tuple[SequenceState, ModelError]] = []
     while texts:
         before = runner.calls
         try:
@@ -43,7 +43,7 @@ def read_unseen(
     return None, [], failed
 
 
-def _start(runner: Runner, model: int, texts: list[Writing]) -> int:
+def _start(runner: Runner, model: int, texts: list[SequenceState]) -> int:
     """Start texts at a model, from what its slots still hold; returns how many tokens of their prefix it read."""
     prefix = _shared_prefix([text.tokens for text in texts])
     read = 0
@@ -58,13 +58,13 @@ def _start(runner: Runner, model: int, texts: list[Writing]) -> int:
     return read
 
 
-def _unread(runner: Runner, text: Writing, seen: int) -> list[int]:
+def _unread(runner: Runner, text: SequenceState, seen: int) -> list[int]:
     """The tokens to read in order to tell what follows the first `seen` ones, and each after them."""
     runner.truncate(text.slot, seen - 1)  # the last of them is read again where it was read in vain
     return text.sequence[len(runner.held[text.slot]) :]
 
 
-def _greediest(runner: Runner, texts: list[Writing]) -> Writing:
+def _greediest(runner: Runner, texts: list[SequenceState]) -> SequenceState:
     """Whom to give up for want of memory: the longest text if the cache has to grow, else the one that reads most."""
     longest = max(texts, key=lambda text: len(text.sequence))
     if len(longest.sequence) > runner.capacity:

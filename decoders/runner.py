@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from viaticum.decoders.attention import NAME as ATTENTION
 from viaticum.decoders.attention import attending, spans
-from viaticum.decoders.fused_layers import lean
+from viaticum.decoders.fused_layers import fused_layers
 from viaticum.decoders.linear import Weights, pack, weight_bytes
 from viaticum.decoders.memory import free_bytes, out_of_memory, plan_slots
 from viaticum.errors import InputError, ModelError, PromptTooLong
@@ -113,7 +113,7 @@ class SlotCache(Cache):
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class RunnerOutput:
     """What a model says after the positions asked for: rows in their order, each row's positions in theirs.
 
     logits: float32 [N, vocabulary]; finite: bool [N], whether all logits of a position are; hidden: the last
@@ -190,7 +190,7 @@ class Runner:
         )
         model = model.to(torch.device(device))  # type: ignore[arg-type]
         if pack(model, Path(path), weights):
-            lean(model)
+            fused_layers(model)
         if slots == "auto":
             slots = plan_slots(
                 model.config,
@@ -239,7 +239,7 @@ class Runner:
         keep: Sequence[int] | None = None,
         *,
         hidden: bool = False,
-    ) -> Heads:
+    ) -> RunnerOutput:
         """Append `tokens[i]` to `slots[i]` and return what the model says after the last `keep[i]` of them.
 
         slots: B different slots; tokens: B non-empty lists of token ids; keep: 1 for every row where it is
@@ -271,10 +271,10 @@ class Runner:
 
     def _read(
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
-    ) -> Heads:
+    ) -> RunnerOutput:
         order = sorted(range(len(slots)), key=lambda row: (len(tokens[row]), slots[row]))  # neighbours join
         together = self._together(order, slots, tokens)
-        parts: list[Heads] = []
+        parts: list[RunnerOutput] = []
         for rows in together:
             for chunk in _chunks([len(tokens[row]) for row in rows], [keep[row] for row in rows]):
                 part = self._call(
@@ -341,7 +341,7 @@ class Runner:
 
     def _call(
         self, slots: list[int], tokens: list[list[int]], keep: list[int], *, hidden: bool
-    ) -> Heads | None:
+    ) -> RunnerOutput | None:
         """One model call, the new tokens of all rows in one line: nothing is padded.
 
         Tells what follows the last keep[i] tokens of each row (none of some); None where nothing is wanted of any row.
@@ -394,7 +394,7 @@ class Runner:
             return None
         logits = out.logits[0].float()
         finite = torch.isfinite(logits.sum(-1))  # a sum is finite only if every term is
-        return Heads(logits, finite, states[0][0] if hidden else None)
+        return RunnerOutput(logits, finite, states[0][0] if hidden else None)
 
 
 def _chunks(lengths: list[int], keep: list[int]) -> Iterator[list[tuple[int, int, int, int]]]:
@@ -436,7 +436,7 @@ def in_order(rows: Sequence[int], keep: Sequence[int]) -> list[int] | None:
     return None if back == list(range(len(owners))) else back
 
 
-def joined(parts: list[Heads], order: list[int] | None) -> Heads:
+def joined(parts: list[RunnerOutput], order: list[int] | None) -> RunnerOutput:
     """What several calls say as one, in another order of all their vectors."""
     if len(parts) == 1 and order is None:
         return parts[0]
@@ -451,7 +451,7 @@ def joined(parts: list[Heads], order: list[int] | None) -> Heads:
     logits, finite = every("logits"), every("finite")
     assert logits is not None
     assert finite is not None
-    return Heads(logits, finite, every("hidden"), every("tokens"), every("entropy"))
+    return RunnerOutput(logits, finite, every("hidden"), every("tokens"), every("entropy"))
 
 
 def rotation_varies_beyond(config: Any) -> int | None:

@@ -21,7 +21,7 @@ SMALL, LARGE = 0, 1
 UNKNOWN = float("nan")
 
 
-class Writing:
+class SequenceState:
     """`tokens` is prompt and output; `pen` is the model that writes next; `draft` are tokens that the small
     model guesses to follow, until the large one has looked at `wanted` of them."""
 

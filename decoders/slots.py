@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from viaticum.decoders.runner import Runner
 
 
-class Seats:
+class SlotAllocator:
     """Slots that are free at every runner; a runner may serve other decoders at the same time."""
 
     def __init__(self, runners: Collection[Runner]) -> None:

@@ -71,7 +71,7 @@ def worth(most: int, acceptance: float, in_hand: int, cost: float) -> list[float
     return worths
 
 
-class Patience:
+class BatchWaitPolicy:
     """When the large model is called: it costs little more for many rows than for one, so that those which are
     ready may wait for others. batch: ready rows that are worth a call; draft: the length of drafts, None: any."""
 

@@ -27,16 +27,16 @@ IDLE_SECONDS = (
 )
 BEAT_SECONDS = 0.25  # how long a caller may be left without a word, and so without a chance to go away
 
-Letter = tuple[int, "Event | ModelError"]
+WorkerMessage = tuple[int, "Event | ModelError"]
 
 
-class Ticket:
+class PendingRequest:
     """One text that was asked for. place: which of its caller's texts; number: the engine's, once it has a slot."""
 
     __slots__ = ("decoder", "ended", "letters", "number", "place", "request")
 
     def __init__(
-        self, decoder: MixedDecoder, place: int, request: Request, letters: SimpleQueue[Letter]
+        self, decoder: MixedDecoder, place: int, request: Request, letters: SimpleQueue[WorkerMessage]
     ) -> None:
         self.decoder, self.place, self.request, self.letters = decoder, place, request, letters
         self.number = -1
@@ -46,15 +46,15 @@ class Ticket:
         self.letters.put((self.place, word))
 
 
-class Bench:
+class EngineQueue:
     """An engine and the tickets of the texts that it is writing."""
 
     def __init__(self, decoder: MixedDecoder) -> None:
         self.engine: Engine = decoder.engine()
-        self.tickets: dict[int, Ticket] = {}
+        self.tickets: dict[int, PendingRequest] = {}
         self.runners: frozenset[Runner] = frozenset(decoder.runners.values())
 
-    def seat(self, ticket: Ticket) -> None:
+    def seat(self, ticket: PendingRequest) -> None:
         ticket.number = self.engine.add(ticket.request)
         self.tickets[ticket.number] = ticket
 
@@ -75,18 +75,18 @@ class Bench:
         self.tickets.clear()
 
 
-class Desk:
+class BatchScheduler:
     """Takes texts from any thread. Engines that share a runner belong to the same desk."""
 
     def __init__(self) -> None:
         self._news = threading.Condition()  # reentrant: a caller's generator may be collected in any thread
-        self._arrived: list[Ticket] = []
-        self._unwanted: list[Ticket] = []
+        self._arrived: list[PendingRequest] = []
+        self._unwanted: list[PendingRequest] = []
         self._thread: threading.Thread | None = None
         self._closing = False
         # The thread's own:
-        self._waiting: deque[Ticket] = deque()
-        self._benches: dict[MixedDecoder, Bench] = {}
+        self._waiting: deque[PendingRequest] = deque()
+        self._benches: dict[MixedDecoder, EngineQueue] = {}
         _desks.add(self)
 
     def write(self, decoder: MixedDecoder, requests: Sequence[Request]) -> Iterator[tuple[int, Event | None]]:
@@ -98,8 +98,8 @@ class Desk:
         """
         for request in requests:
             decoder.check(request)
-        letters: SimpleQueue[Letter] = SimpleQueue()
-        tickets = [Ticket(decoder, place, request, letters) for place, request in enumerate(requests)]
+        letters: SimpleQueue[WorkerMessage] = SimpleQueue()
+        tickets = [PendingRequest(decoder, place, request, letters) for place, request in enumerate(requests)]
         left = len(tickets)
         self._submit(tickets)
         try:
@@ -126,7 +126,7 @@ class Desk:
 
     # --- callers' threads -----------------------------------------------------------------------------------
 
-    def _submit(self, tickets: Sequence[Ticket]) -> None:
+    def _submit(self, tickets: Sequence[PendingRequest]) -> None:
         with self._news:
             self._arrived.extend(tickets)
             if self._thread is None:
@@ -135,7 +135,7 @@ class Desk:
                 self._thread.start()
             self._news.notify_all()
 
-    def _withdraw(self, tickets: Sequence[Ticket]) -> None:
+    def _withdraw(self, tickets: Sequence[PendingRequest]) -> None:
         unwanted = [ticket for ticket in tickets if not ticket.ended]
         if unwanted:
             with self._news:
@@ -177,7 +177,7 @@ class Desk:
         taken: dict[Runner, int] = {}
         blocked: set[Runner] = set()
         for ticket in list(self._waiting):
-            bench = self._benches.get(ticket.decoder) or Bench(ticket.decoder)
+            bench = self._benches.get(ticket.decoder) or EngineQueue(ticket.decoder)
             room = bench.engine.free_slots - max(taken.get(runner, 0) for runner in bench.runners)
             if room <= 0 or blocked & bench.runners:
                 blocked |= bench.runners
@@ -212,7 +212,7 @@ class Desk:
             self._thread = None
 
 
-_desks: weakref.WeakSet[Desk] = weakref.WeakSet()
+_desks: weakref.WeakSet[BatchScheduler] = weakref.WeakSet()
 
 
 @atexit.register

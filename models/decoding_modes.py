@@ -16,7 +16,7 @@ from viaticum.weights import cache_dir
 
 if TYPE_CHECKING:
     from viaticum.decoders import Stats
-    from viaticum.decoders.cost import CostModel, Habits, Way
+    from viaticum.decoders.cost import CostModel, DecodingMode, HandoffStats
 
 ENOUGH = 200  # tokens after which a pair's own habits are known well enough
 STEPS = 20  # habits are rounded to so many parts of 1
@@ -66,30 +66,30 @@ def measure_costs(
     }
 
 
-def habits_of(seen: Iterable[Stats]) -> Habits:
+def habits_of(seen: Iterable[Stats]) -> HandoffStats:
     """How a pair hands over and takes drafts, from what its decoders did; typical values until they did enough.
 
     Rounded, so that the way that is fastest with them has to be looked for only now and then.
     """
-    from viaticum.decoders.cost import TYPICAL, Habits
+    from viaticum.decoders.cost import TYPICAL, HandoffStats
 
     drop, back, accept = TYPICAL.drop, TYPICAL.back, TYPICAL.accept
     for stats in seen:
         if stats.proposed >= ENOUGH:
-            own = Habits.seen(stats)
+            own = HandoffStats.seen(stats)
             drop, back = own.drop, own.back
         if stats.drafted >= ENOUGH:
-            accept = Habits.seen(stats).accept
-    return Habits(*(round(chance * STEPS) / STEPS for chance in (drop, back, accept)))
+            accept = HandoffStats.seen(stats).accept
+    return HandoffStats(*(round(chance * STEPS) / STEPS for chance in (drop, back, accept)))
 
 
-def choose_way(spec: ModelSpec, costs: CostModel | None, habits: Habits, streams: int) -> Way:
+def choose_way(spec: ModelSpec, costs: CostModel | None, habits: HandoffStats, streams: int) -> DecodingMode:
     """The way a pair decodes so many texts at once: routed, unless its mode is "auto" and its calls were measured.
 
     "auto" chooses among all ways that write what the large model alone would write, and the routed ones.
     """
-    from viaticum.decoders.cost import LOSSLESS, ROUTED, Way
+    from viaticum.decoders.cost import LOSSLESS, ROUTED, DecodingMode
 
     if spec.mode != "auto" or costs is None:
-        return Way(routed=True)
+        return DecodingMode(routed=True)
     return costs.fastest([*LOSSLESS, *ROUTED], habits, streams)[0]

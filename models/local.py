@@ -17,7 +17,7 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
 from viaticum.heavy import LOADING
 from viaticum.models.base import Generation, Model
-from viaticum.models.batching import Desk
+from viaticum.models.batching import BatchScheduler
 from viaticum.models.decoding_modes import choose_way, habits_of, known_costs
 from viaticum.types import Completion, Message, TokenCount, Usage
 from viaticum.vocabulary import check_same_vocabulary
@@ -25,7 +25,7 @@ from viaticum.weights import fingerprint, locate
 
 if TYPE_CHECKING:
     from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner
-    from viaticum.decoders.cost import CostModel, Habits, Way
+    from viaticum.decoders.cost import CostModel, DecodingMode, HandoffStats
     from viaticum.routers.token import TokenRouter
     from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
     from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy
@@ -40,7 +40,7 @@ class LocalModels:
         self._runners: dict[str, Runner] = {}
         self._tokenizers: dict[str, Any] = {}
         self.lock = threading.RLock()
-        self.desk = Desk()
+        self.desk = BatchScheduler()
 
     def model(self, name: str) -> LocalModel:
         """A model of kind local or pair. Checks that weights are here and fit; loads them only when asked to write.
@@ -91,8 +91,10 @@ class LocalModel(Model):
         self.pool, self.spec = pool, spec
         self.name, self.members = spec.name, spec.members
         self._folder = folder
-        self._decoders: dict[Way, MixedDecoder] = {}
-        self._ways: dict[tuple[Habits, int], Way] = {}  # what was chosen: choosing takes tenths of a second
+        self._decoders: dict[DecodingMode, MixedDecoder] = {}
+        self._ways: dict[
+            tuple[HandoffStats, int], DecodingMode
+        ] = {}  # what was chosen: choosing takes tenths of a second
         self._texts = 0  # asked for and not ended
 
     @cached_property
@@ -209,7 +211,7 @@ class LocalModel(Model):
             )
         return self._decoders[way]
 
-    def _way(self, streams: int) -> Way:
+    def _way(self, streams: int) -> DecodingMode:
         habits = habits_of(decoder.stats for decoder in self._decoders.values())
         if (habits, streams) not in self._ways:
             self._ways[habits, streams] = choose_way(self.spec, self._costs, habits, streams)
@@ -221,7 +223,7 @@ def token_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> TokenR
 
     Raises `InputError` for an unknown one, and for a learned one that was made for other weights.
     """
-    from viaticum.routers.token import Entropy
+    from viaticum.routers.token import EntropyRouter
 
     if spec.router == "r2r":
         return learned_router(spec, catalogue, small)
@@ -232,7 +234,7 @@ def token_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> TokenR
             f"{spec.name}: unknown token router {spec.router!r}; known: r-stitch, r-stitch+, r2r"
         )
     assert spec.tau is not None, "the catalogue checks that a pair has a tau"
-    return Entropy(spec.tau)
+    return EntropyRouter(spec.tau)
 
 
 def learned_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> LearnedDivergence:

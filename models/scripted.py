@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import InputError, PromptTooLong
 from viaticum.models.base import Generation, Model
-from viaticum.money import nanousd
-from viaticum.routers.query import QueryRouter
 from viaticum.types import (
     Completion,
     FinishReason,
     Message,
-    Pair,
-    Query,
-    RoutingTable,
-    Row,
     TokenCount,
     Usage,
 )
@@ -32,7 +26,6 @@ Script = str | BaseException | Sequence[str | BaseException] | Callable[[Sequenc
 
 PRICE = Decimal(1)  # dollars a million tokens, read and made alike
 CONTEXT = 32_768
-TYPICAL = (100, 20)  # tokens read and made, that a `FakeRouter` expects of every call
 
 
 class ScriptedModel(Model):
@@ -124,32 +117,6 @@ class ScriptedModel(Model):
         if len(text.split()) > generation.max_new_tokens:
             return " ".join(words[: generation.max_new_tokens]), "length"
         return text, "stop"
-
-
-class FakeRouter(QueryRouter):
-    """Wants the pairs in the order given, or by the accuracies given.
-
-    pairs: `model+strategy` texts, or a mapping of them to accuracies (0 to 1). cost: nano-dollars it expects of a call.
-    Raises `InputError` for no pair, or an accuracy out of range.
-    """
-
-    def __init__(self, *pairs: str | Mapping[str, float], cost: int | None = None) -> None:
-        wanted: dict[str, float] = {}
-        for place, each in enumerate(pairs):
-            wanted |= each if isinstance(each, Mapping) else {each: 0.9 - 0.9 * place / len(pairs)}
-        if not wanted or not all(0 <= accuracy <= 1 for accuracy in wanted.values()):
-            raise InputError(f"a router wants pairs with accuracies from 0 to 1, got {wanted or 'none'}")
-        price = nanousd(PRICE) // 1_000_000
-        expected = sum(TYPICAL) * price if cost is None else cost
-        self._table = RoutingTable(
-            tuple(
-                Row(Pair.parse(pair), accuracy, TYPICAL[1], 2 * TYPICAL[1], expected, 2 * expected)
-                for pair, accuracy in wanted.items()
-            )
-        )
-
-    def table(self, query: Query) -> RoutingTable:
-        return self._table
 
 
 def _words(messages: Sequence[Message]) -> int:

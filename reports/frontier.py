@@ -18,7 +18,7 @@ from viaticum.errors import DataError
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.reports.intervals import Estimate, Share, estimate, grouped, mean, resamples, share
 from viaticum.reports.runs import Columns, Run, text_number
-from viaticum.routers.query.outcome_matrix import Grid
+from viaticum.routers.query.outcome_matrix import OutcomeMatrix
 from viaticum.types import Outcome, Pair
 
 Array = np.ndarray[Any, Any]
@@ -90,7 +90,7 @@ class Known:
 
 def best_pair(outcomes: Iterable[Outcome]) -> Pair:
     """The pair that is right most often, of equals the cheapest, on the questions that most pairs were given."""
-    known = _whole(Grid.of(outcomes))
+    known = _whole(OutcomeMatrix.of(outcomes))
     accuracy, cost = known.correct.mean(0), known.cost.mean(0)
     return known.pairs[_best(accuracy, cost)]
 
@@ -101,7 +101,7 @@ def known_outcomes(rows: Columns, outcomes: Sequence[Outcome]) -> tuple[Known, b
     A row is found by its question's text; by its id only where either side has no text. Raises `DataError` for a table
     that contradicts itself or does not say what its answers cost.
     """
-    grid = Grid.of(outcomes)
+    grid = OutcomeMatrix.of(outcomes)
     by_text = {text_number(text): n for n, text in enumerate(grid.texts) if text}
     by_id: dict[str, int | None] = {}
     for n, (dataset, question) in enumerate(grid.ids):
@@ -122,7 +122,7 @@ def known_outcomes(rows: Columns, outcomes: Sequence[Outcome]) -> tuple[Known, b
     return _whole(grid.part(np.array(list(found))), np.array(list(found.values()))), True
 
 
-def _whole(grid: Grid, places: Array | None = None) -> Known:
+def _whole(grid: OutcomeMatrix, places: Array | None = None) -> Known:
     """The pairs that most questions were given to, and the questions that all of those were given."""
     given = ~np.isnan(grid.correct) & ~np.isnan(grid.cost)
     enough = given.mean(0) >= ENOUGH * given.mean(0).max()

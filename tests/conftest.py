@@ -10,36 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ledger_calls import Clock
+from tiny_catalogue import write_tiny_model
 
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 
 if TYPE_CHECKING:
     from openai_server import OpenAIServer
-
-TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
-
-
-def write_tiny_model(folder: Path, seed: int) -> None:
-    """A two-layer Qwen2 over bytes, with random weights."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=TEMPLATE)
-    fast.save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = Qwen2Config(
-            vocab_size=len(fast), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192,
-            initializer_range=0.3, eos_token_id=fast.eos_token_id, bos_token_id=None,
-        )  # fmt: skip
-        Qwen2ForCausalLM(config).save_pretrained(folder)
 
 
 @pytest.fixture(autouse=True)

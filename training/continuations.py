@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from viaticum.decoders import Event, MixedDecoder, Request
 from viaticum.decoders.runner import shared_length
-from viaticum.training.label_journal import SENTENCE, Branch
+from viaticum.training.label_journal import SENTENCE, Continuation
 from viaticum.training.sentences import has_ended
 
 
@@ -110,9 +110,9 @@ def write(
         work.unshared += sum(map(len, sequences))
 
 
-def branch_of(ended: Ended) -> Branch:
+def branch_of(ended: Ended) -> Continuation:
     start, tokens, finish = ended
-    return Branch(start.id, start.place, start.token, tokens, finish)
+    return Continuation(start.id, start.place, start.token, tokens, finish)
 
 
 def distinct_tokens(sequences: Sequence[Sequence[int]]) -> int:

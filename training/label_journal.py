@@ -35,7 +35,7 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class Continuation:
     """The large model's text from the small model's `token` at a place on, that token left out."""
 
     id: str
@@ -60,7 +60,7 @@ class Journal:
 
     path: Path
     responses: dict[str, Response] = field(default_factory=dict)
-    branches: dict[Place, Branch] = field(default_factory=dict)
+    branches: dict[Place, Continuation] = field(default_factory=dict)
     verdicts: dict[str, dict[Place, bool | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class Journal:
         except OSError as error:
             raise InputError(f"cannot read {self.path}: {error.strerror or error}") from None
 
-    def add(self, record: Response | Branch) -> None:
+    def add(self, record: Response | Continuation) -> None:
         self._write({type(record).__name__.lower(): asdict(record)})
         self._hold(record)
 
@@ -83,7 +83,7 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    def _hold(self, record: Response | Branch) -> None:
+    def _hold(self, record: Response | Continuation) -> None:
         if isinstance(record, Response):
             self.responses[record.id] = record
         else:
@@ -118,4 +118,4 @@ class Journal:
             return
         ((kind, values),) = line.items()
         values["tokens"] = tuple(values["tokens"])
-        self._hold({"response": Response, "branch": Branch}[kind](**values))
+        self._hold({"response": Response, "branch": Continuation}[kind](**values))

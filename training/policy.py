@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from viaticum.decoders.cost import CostModel
     from viaticum.decoders.rollouts import Rollout, RolloutWriter
     from viaticum.routers.token.policy import Choices, Policy, PolicyShape, TrainedPolicy
-    from viaticum.routers.token.policy_train import Learner
-    from viaticum.routers.token.policy_train import Settings as Learning
+    from viaticum.routers.token.policy_train import Learner, LearnerSettings
 
 Report = Callable[[str, int, int], None]
 TAU = 0.03  # where neither the caller nor the pair's entry names one
@@ -45,12 +44,12 @@ MEASURES = ("reward", "correct", "large_share", "latency")
 
 
 @dataclass(frozen=True)
-class Settings:
+class PolicySettings:
     """What a policy depends on, beside models and questions.
 
     latency_weight: lambda, what a second costs of a right answer; streams: texts at once whose latency is estimated. group: texts a
     question; questions: those a step wants to learn from; most: those that it asks at most to find them. temperature: of the models'
-    tokens. rank, width, start: see `PolicyShape`; the rest as `policy_train.Settings`. held_out: questions to evaluate on.
+    tokens. rank, width, start: see `PolicyShape`; the rest as `policy_train.LearnerSettings`. held_out: questions to evaluate on.
     """
 
     tau: float
@@ -90,10 +89,10 @@ class Settings:
 
         return PolicyShape(hidden, self.rank, self.width, self.start)
 
-    def learning(self) -> Learning:
-        from viaticum.routers.token.policy_train import Settings as Learning
+    def learning(self) -> LearnerSettings:
+        from viaticum.routers.token.policy_train import LearnerSettings
 
-        return Learning(self.rate, epochs=self.epochs, minibatches=self.minibatches, scale=self.scale)
+        return LearnerSettings(self.rate, epochs=self.epochs, minibatches=self.minibatches, scale=self.scale)
 
 
 def learn(
@@ -102,7 +101,7 @@ def learn(
     out: str | Path,
     *,
     catalogue: Catalogue,
-    settings: Settings,
+    settings: PolicySettings,
     steps: int = 50,
     minutes: float | None = None,
     slots: int = 16,
@@ -124,7 +123,7 @@ def learn(
         raise InputError(f"steps must be 0 or more, got {steps}")
     began = time.monotonic()
     held, rest = split(questions, settings.held_out, settings.seed)
-    bench = Bench(catalogue, pair, settings.strategy, settings.streams, slots, device, costs)
+    bench = PolicyEnvironment(catalogue, pair, settings.strategy, settings.streams, slots, device, costs)
     with PolicyRun(Path(out), _identity(bench, held, rest, settings)) as run:
         training = _Training(run, bench, settings, held, rest, report)
         training.evaluate_before()
@@ -161,7 +160,7 @@ def evaluate(
     if missing:
         raise DataError(f"the policy in {folder} does not say its {', '.join(missing)}; learn it again")
     settings = trained.facts["settings"]
-    bench = Bench(
+    bench = PolicyEnvironment(
         catalogue, pair or trained.facts["pair"], settings["strategy"], settings["streams"], slots, device,
         costs or CostModel.of(trained.facts["costs"]),
     )  # fmt: skip
@@ -200,7 +199,7 @@ def _require_gold(questions: Sequence[Question]) -> None:
         )
 
 
-class Bench:
+class PolicyEnvironment:
     """A pair that writes answers, and the rewards that they earn. Loads the models when the first text is to be written."""
 
     def __init__(
@@ -304,8 +303,8 @@ class _Training:
     def __init__(
         self,
         run: PolicyRun,
-        bench: Bench,
-        settings: Settings,
+        bench: PolicyEnvironment,
+        settings: PolicySettings,
         held: Sequence[Question],
         rest: Sequence[Question],
         report: Report,
@@ -518,7 +517,7 @@ def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
 
 
 def _identity(
-    bench: Bench, held: Sequence[Question], rest: Sequence[Question], settings: Settings
+    bench: PolicyEnvironment, held: Sequence[Question], rest: Sequence[Question], settings: PolicySettings
 ) -> dict[str, Any]:
     prompt = json.dumps([bench.strategy.messages(Query("?")), bench.strategy.max_new_tokens], sort_keys=True)
     asked = [[each.id, each.query.text, each.query.kind, each.gold] for each in (*held, *rest)]

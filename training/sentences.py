@@ -62,7 +62,7 @@ def has_ended(text: str, at: int, sentences: int = 2) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
+class DivergenceSpan:
     """Two texts around the place where they part: what both say before, then what each says, to a sentence's end."""
 
     context: str
@@ -70,7 +70,7 @@ class Parting:
     other: str
 
 
-def part(original: str, other: str, at: int, lengths: tuple[int, int]) -> Parting:
+def part(original: str, other: str, at: int, lengths: tuple[int, int]) -> DivergenceSpan:
     """The sentences that hold a difference; both texts are the same before the character `at`.
 
     lengths: the characters of the token in which each differs. Where either one's sentence ends within that token, the
@@ -80,7 +80,7 @@ def part(original: str, other: str, at: int, lengths: tuple[int, int]) -> Partin
     ends = [_ends_after(text, begin, at) for text in (original, other)]
     on_end = any(found[0] <= at + length for found, length in zip(ends, lengths, strict=True))
     cut = [found[min(int(on_end), len(found) - 1)] for found in ends]
-    return Parting(original[:begin], original[begin : cut[0]], other[begin : cut[1]])
+    return DivergenceSpan(original[:begin], original[begin : cut[0]], other[begin : cut[1]])
 
 
 def _begin(text: str, at: int) -> int:

@@ -26,9 +26,9 @@ from viaticum.errors import DataError, InputError
 from viaticum.models.local import LocalModels, check_fits, stop_ids
 from viaticum.questions import Question, digest_of
 from viaticum.strategies import get as get_strategy
-from viaticum.training.label_journal import Branch, Journal, Place, Response
+from viaticum.training.label_journal import Continuation, Journal, Place, Response
 from viaticum.training.sentences import part
-from viaticum.training.verifiers import Bench, Difference, Verifier, check_names, make
+from viaticum.training.verifiers import Difference, Verifier, VerifierContext, check_names, make
 from viaticum.types import FinishReason, Query
 from viaticum.weights import fingerprint
 
@@ -44,7 +44,7 @@ JUDGED = 64  # differences that a verifier is given at once
 
 
 @dataclass(frozen=True)
-class Settings:
+class LabelSettings:
     """What labels depend on, beside the models and the questions.
 
     sentence_cap: the most tokens of a continuation that no verifier wants whole. step_tokens: see
@@ -68,7 +68,7 @@ def label(
     *,
     catalogue: Catalogue,
     verifiers: Sequence[str] = ("outcome",),
-    settings: Settings = Settings(),
+    settings: LabelSettings = LabelSettings(),
     slots: int = 16,
     models: Callable[[str], Model] | None = None,
     report: Report = lambda stage, done, of: None,
@@ -120,7 +120,7 @@ def verify(
     check_names(verifiers)
     folder = Path(folder)
     manifest = read_manifest(folder)
-    settings = Settings(**manifest["settings"])
+    settings = LabelSettings(**manifest["settings"])
     run = _Labelling([], catalogue, manifest["pair"], folder, settings, slots, models, report)
     with run:
         short = sum(not branch.ended for branch in run.journal.branches.values())
@@ -142,7 +142,7 @@ class _Labelling:
         catalogue: Catalogue,
         pair: str,
         out: Path,
-        settings: Settings,
+        settings: LabelSettings,
         slots: int,
         models: Callable[[str], Model] | None,
         report: Report,
@@ -338,7 +338,7 @@ class _Labelling:
         starts = []
         for place in places:
             start = self._start(place, whole)
-            if isinstance(start, Branch):
+            if isinstance(start, Continuation):
                 self.journal.add(start)
             elif start is not None:
                 starts.append(start)
@@ -356,7 +356,7 @@ class _Labelling:
             self.report("continuations", done, len(places))
         self._tally("continuations", work)
 
-    def _start(self, place: Place, whole: bool) -> Start | Branch | None:
+    def _start(self, place: Place, whole: bool) -> Start | Continuation | None:
         """Where a continuation begins; a branch if nothing is left to write; None if it is written already."""
         from viaticum.training.continuations import Start
 
@@ -368,9 +368,9 @@ class _Labelling:
         before = () if known is None else known.tokens
         most = self.strategy.max_new_tokens - at - 1 - len(before)
         if token in self.manifest["stop_ids"]:
-            return Branch(question, at, token, (), "stop")
+            return Continuation(question, at, token, (), "stop")
         if most < 1:
-            return Branch(question, at, token, before, "length")
+            return Continuation(question, at, token, before, "length")
         response = self.journal.responses[question].tokens
         return Start(question, self._prompt(question), most, at, token, before, response, whole)
 
@@ -411,9 +411,9 @@ class _Labelling:
         return place in known and (known[place] is not None or not verifier.needs_ending)
 
     @cached_property
-    def _bench(self) -> Bench:
+    def _bench(self) -> VerifierContext:
         models = self._models or self._pool.model
-        return Bench(self.strategy, _Embedding(self.catalogue), models, self.large.name)
+        return VerifierContext(self.strategy, _Embedding(self.catalogue), models, self.large.name)
 
     def _texts(self, place: Place) -> tuple[str, str, int, tuple[int, int]]:
         """Both texts, where they part, and the lengths of the tokens that differ, in characters."""

@@ -18,7 +18,7 @@ from viaticum.errors import UnknownName
 from viaticum.models.base import Generation, Model
 from viaticum.strategies import Strategy, equivalent
 from viaticum.strategies.answers import find_number
-from viaticum.training.sentences import Parting
+from viaticum.training.sentences import DivergenceSpan
 from viaticum.types import Completion, FinishReason, Message, Query, Usage
 
 Verdict = tuple[int, bool | None]  # place in the list; True: divergent, False: neutral, None: not told
@@ -35,7 +35,7 @@ class Difference:
     """
 
     query: Query
-    parting: Parting
+    parting: DivergenceSpan
     original: str
     other: str | None
     other_finish: FinishReason = "stop"
@@ -53,7 +53,7 @@ class Verifier(ABC):
 
 
 @dataclass(frozen=True)
-class Bench:
+class VerifierContext:
     """What verifiers are made from: the strategy of the texts, sentence embeddings, models by name, the pair's LLM."""
 
     strategy: Strategy
@@ -177,7 +177,7 @@ def numbers_in(text: str) -> list[Any]:
     return [find_number(each.rstrip(",")) for each in found]
 
 
-Maker = Callable[[Bench, str], Verifier]  # the second: what follows the colon in NAME:REST
+Maker = Callable[[VerifierContext, str], Verifier]  # the second: what follows the colon in NAME:REST
 _makers: dict[str, Maker] = {}
 
 
@@ -197,7 +197,7 @@ def check_names(wanted: Sequence[str]) -> None:
             raise UnknownName("verifier", name, names())
 
 
-def make(name: str, bench: Bench) -> Verifier:
+def make(name: str, bench: VerifierContext) -> Verifier:
     """The verifier of that name, or of `name:rest`. Raises `UnknownName`."""
     check_names([name])
     kind, _, rest = name.partition(":")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from viaticum.agents.integrations.chat_model import ChatViaticum
     from viaticum.agents.workflow.state import Allowance
     from viaticum.errors import BudgetExceeded, DecisionNeeded, Draining, InputError, ViaticumError
-    from viaticum.models.scripted import FakeRouter, ScriptedModel
+    from viaticum.models.scripted import ScriptedModel
+    from viaticum.routers.query.fake import FakeRouter
     from viaticum.types import Answer, Completion, Outcome, Pair, Query, Route, RoutingTable, Usage
 
 __version__ = "0.1.0"
@@ -25,7 +26,7 @@ _HOME = {
     "Allowance": "viaticum.agents.workflow.state",
     "as_tool": "viaticum.agents.build",
     "build_graph": "viaticum.agents.build",
-    "FakeRouter": "viaticum.models.scripted",
+    "FakeRouter": "viaticum.routers.query.fake",
     "ScriptedModel": "viaticum.models.scripted",
     "BudgetExceeded": "viaticum.errors",
     "DecisionNeeded": "viaticum.errors",

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from viaticum.agents.workflow.calls import Asked, completion_from_json, completion_to_json
+from viaticum.agents.workflow.calls import ModelCall, completion_from_json, completion_to_json
 from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError
@@ -75,7 +75,7 @@ class Cache:
             self._broken = True
             self._db.close()
 
-    def key(self, asked: Asked, parameters: str) -> str | None:
+    def key(self, asked: ModelCall, parameters: str) -> str | None:
         """Of a call; None where the same call may give another text. parameters: the digest of what is asked."""
         name = asked.model.name
         if name not in self._specs:
@@ -148,7 +148,7 @@ class CachedModel(Model):
             yield piece
 
     def _look(self, messages: Sequence[Message], generation: Generation) -> tuple[str | None, Known | None]:
-        asked = Asked(self.model, list(messages), generation)
+        asked = ModelCall(self.model, list(messages), generation)
         key = self.cache.key(asked, digest(asked.parameters))
         return key, self.cache.find([key]).get(key) if key is not None else None
 

@@ -21,9 +21,17 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from viaticum.agents.batch.cache import Known, as_cached
-from viaticum.agents.batch.planning import NO_OTHER, Planned
-from viaticum.agents.batch.results import Pieces, calls_of, row_of
-from viaticum.agents.batch.steps import CONCURRENCY, DRAIN_SECONDS, Cancelled, RowTools, Steps, Task, asked_of
+from viaticum.agents.batch.planning import NO_OTHER, PlannedRow
+from viaticum.agents.batch.results import CallResult, calls_of, row_of
+from viaticum.agents.batch.steps import (
+    CONCURRENCY,
+    DRAIN_SECONDS,
+    Cancelled,
+    RowSteps,
+    RowTools,
+    Task,
+    asked_of,
+)
 from viaticum.agents.workflow.calls import completion_from_json, completion_to_json, made, next_try
 from viaticum.agents.workflow.graph import plan_of
 from viaticum.budgets import Claim, Entry, Hold, Settlement
@@ -69,7 +77,9 @@ FATAL = (
 PASSING = (ModelUnavailable, RateLimited, ProviderUnavailable)
 
 
-def process_rows(planned: Iterable[Planned | None], tools: RowTools) -> Iterator[tuple[Planned, JobRow]]:
+def process_rows(
+    planned: Iterable[PlannedRow | None], tools: RowTools
+) -> Iterator[tuple[PlannedRow, JobRow]]:
     """Each row as it ends, beside its plan. Rows are taken from the iterable when there is room for them; a None among
     them says that it is wiser to end some before further ones are taken.
 
@@ -88,7 +98,7 @@ class _Work:
 
     def __init__(self, tools: RowTools) -> None:
         self.tools, self.ledger = tools, tools.tools.ledger
-        self.steps = Steps(tools)
+        self.steps = RowSteps(tools)
         self._inside = 0
         self._room = tools.concurrency
         self._seconds = 1.0  # of a call, as lately seen
@@ -104,7 +114,7 @@ class _Work:
 
     # --- the caller's thread --------------------------------------------------------------------------------
 
-    def rows(self, planned: Iterable[Planned | None]) -> Iterator[tuple[Planned, JobRow]]:
+    def rows(self, planned: Iterable[PlannedRow | None]) -> Iterator[tuple[PlannedRow, JobRow]]:
         source, more = iter(planned), True
         while True:
             while more and not self._stopping() and not self._short and self._inside < self._room:
@@ -157,7 +167,7 @@ class _Work:
         self._again = [(when, task) for when, task in self._again if when > now]
         return due
 
-    def _begin(self, tasks: list[Task]) -> Iterator[tuple[Planned, JobRow]]:
+    def _begin(self, tasks: list[Task]) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Find out what is known of each, reserve for the rest in one transaction, and give them to the threads."""
         if not tasks:
             return
@@ -211,7 +221,7 @@ class _Work:
             task.cached = self.tools.cache.key(task.asked, task.parameters)
         return hold
 
-    def _reserve(self, tasks: list[Task]) -> Iterator[tuple[Planned, JobRow]]:
+    def _reserve(self, tasks: list[Task]) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Answer from the cache, and reserve for the others."""
         keys = [task.cached for task in tasks if task.cached is not None]
         known = self.tools.cache.find(keys) if self.tools.cache is not None and keys else {}
@@ -253,7 +263,7 @@ class _Work:
             self._prices[names] = self.tools.tools.catalogue.prices(worst)
         return Claim(task.key, worst, self._prices[names], task.parameters, tags)
 
-    def _collect(self) -> Iterator[tuple[Planned, JobRow]]:
+    def _collect(self) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Take what has ended by now, at least one; settle it together; let those go on that waited for money."""
         try:
             ended = self._done.get(timeout=0.05 if self._again or self._stopping() else 0.5)
@@ -278,7 +288,7 @@ class _Work:
             waiting, self._short = list(self._short), deque()
             yield from self._begin(waiting)
 
-    def _settle(self, written: list[tuple[Task, Completion]]) -> Iterator[tuple[Planned, JobRow]]:
+    def _settle(self, written: list[tuple[Task, Completion]]) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Post what calls cost and keep their texts, in one transaction; then read the answers."""
         if not written:
             return
@@ -301,18 +311,18 @@ class _Work:
             if not isinstance(entry, Entry):
                 yield from self._broken(task, entry)
                 continue
-            task.pieces = Pieces(completion, entry.nanousd)
+            task.pieces = CallResult(completion, entry.nanousd)
             for other in self._asking.pop(task.cached or "", ()):
                 yield from self._answer_from_cache(other, Known(completion, task.key))
             yield from self._read_soon(task)
 
-    def _answer_from_cache(self, task: Task, known: Known) -> Iterator[tuple[Planned, JobRow]]:
+    def _answer_from_cache(self, task: Task, known: Known) -> Iterator[tuple[PlannedRow, JobRow]]:
         assert task.asked is not None
         task.key = known.key or task.key
-        task.pieces = Pieces(as_cached(known.completion, task.asked.model), 0)
+        task.pieces = CallResult(as_cached(known.completion, task.asked.model), 0)
         yield from self._read_soon(task)
 
-    def _read_soon(self, task: Task) -> Iterator[tuple[Planned, JobRow]]:
+    def _read_soon(self, task: Task) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Read the answer here, or, where that takes a sandbox, on a thread."""
         assert task.planned.plan is not None
         if get_strategy(task.planned.plan.pairs[0].strategy).needs:
@@ -324,7 +334,7 @@ class _Work:
         else:
             yield self._end(task, row)
 
-    def _broken(self, task: Task, error: BaseException) -> Iterator[tuple[Planned, JobRow]]:
+    def _broken(self, task: Task, error: BaseException) -> Iterator[tuple[PlannedRow, JobRow]]:
         """What an error means for a row: wait for money, try again, failed, or the end of the job."""
         for other in self._asking.pop(task.cached or "", ()):
             self._inside -= 1
@@ -355,7 +365,7 @@ class _Work:
     def _is_passing(error: Exception) -> bool:
         return isinstance(error, PASSING) and not isinstance(error, ProviderTimeout)
 
-    def _last_resort(self, task: Task) -> Iterator[tuple[Planned, JobRow]]:
+    def _last_resort(self, task: Task) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Nothing else runs, and still its worst case does not fit: something cheaper, or nothing."""
         planned = task.planned
         answerless = task.pieces is not None  # its call is made, and gave no answer
@@ -375,7 +385,7 @@ class _Work:
         state: RowState = "failed" if cost else "skipped"
         yield self._end(task, row_of(planned, state, why, calls=calls, cost=cost))
 
-    def _end(self, task: Task, row: JobRow) -> tuple[Planned, JobRow]:
+    def _end(self, task: Task, row: JobRow) -> tuple[PlannedRow, JobRow]:
         self._inside -= 1
         return task.planned, row
 

@@ -33,7 +33,7 @@ MOST_BAD = 1000  # rows with an id of an earlier one, which have to be remembere
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RequestOverrides:
     """What a row of OpenAI's format wants besides an answer. model: "auto", a model, or model+strategy; limit: new tokens."""
 
     model: str
@@ -50,7 +50,7 @@ class BatchRow:
     id: str
     query: Query | None
     gold: str | None = None
-    wish: Wish | None = None
+    wish: RequestOverrides | None = None
     problem: str = ""
 
     @property
@@ -214,7 +214,7 @@ def _plain_row(values: dict[str, Any], number: int, count: int, place: str) -> B
 
 
 def _openai_row(values: dict[str, Any], number: int, count: int, place: str) -> BatchRow:
-    from viaticum.agents.openai_api.requests import Refusal, read_request
+    from viaticum.agents.openai_api.requests import APIError, read_request
 
     if "custom_id" not in values and "question" in values:
         raise DataError(
@@ -232,7 +232,7 @@ def _openai_row(values: dict[str, Any], number: int, count: int, place: str) -> 
     try:
         asked = read_request(json.dumps(body).encode())
         messages = asked.chat()
-    except (Refusal, InputError) as error:
+    except (APIError, InputError) as error:
         raise DataError(f"{place}: {error}") from None
     for field_name, wrong in (
         ("stream", bool(asked.stream)),
@@ -248,7 +248,7 @@ def _openai_row(values: dict[str, Any], number: int, count: int, place: str) -> 
         raise DataError(
             f"{place}: the last message is the {messages[-1]['role']}'s; end with the user's question"
         )
-    wish = Wish(asked.model, asked.limit, asked.generation(), tuple(messages))
+    wish = RequestOverrides(asked.model, asked.limit, asked.generation(), tuple(messages))
     plain = all(set(each) == {"role", "content"} for each in messages)
     before = tuple(messages[:-1]) if plain else ()
     return BatchRow(number, name, Query(messages[-1]["content"], messages=before), wish=wish)

@@ -12,9 +12,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from viaticum.agents.batch.input import BatchRow, Input
-from viaticum.agents.batch.planning import NO_OTHER, Planned
+from viaticum.agents.batch.planning import NO_OTHER, PlannedRow
 from viaticum.agents.build import Dollars
-from viaticum.agents.workflow.graph import Tools
+from viaticum.agents.workflow.graph import WorkflowResources
 from viaticum.budgets.records import digest
 from viaticum.errors import InputError
 from viaticum.jobs import JOB, Job
@@ -64,7 +64,7 @@ def empty(folder: Path) -> None:
         raise InputError(f"cannot start over in {folder}: {error}") from None
 
 
-def alone(folder: Path) -> Any:
+def acquire_job_lock(folder: Path) -> Any:
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         return lock.acquire()
@@ -88,7 +88,7 @@ def amount_of(budget: Dollars) -> int:
 
 
 def fingerprint(
-    given: Input, tools: Tools, router: QueryRouter | str | Path | None, policy: str
+    given: Input, tools: WorkflowResources, router: QueryRouter | str | Path | None, policy: str
 ) -> dict[str, str]:
     """What a run that goes on must share, by name."""
     rows = f"skip {given.skip}, limit {given.limit}"
@@ -124,8 +124,8 @@ def _brief(value: str) -> str:
     return value[:12] if len(value) == 64 else repr(value)
 
 
-def bare(row: BatchRow) -> Planned:
-    return Planned(row, None, NO_OTHER)
+def bare(row: BatchRow) -> PlannedRow:
+    return PlannedRow(row, None, NO_OTHER)
 
 
 def now() -> str:

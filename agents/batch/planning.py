@@ -36,7 +36,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedRow:
     """A row and how it is answered. plan: None where nothing is, `why` then says why.
 
     accuracy, costs (nano-dollars) and output tokens: what is expected of it, None where nothing is known. policy: of what
@@ -64,15 +64,15 @@ class Planned:
         return self.row.query
 
 
-class Expectations:
+class RouteEstimates:
     """What a router expects of the ways that can be gone here. usable: whether a pair's model is."""
 
     def __init__(self, router: QueryRouter, usable: Callable[[Pair], bool]) -> None:
         self._router, self._usable = router, usable
         self._last: tuple[Any, list[PlanRow], dict[Pair, Row]] | None = None
 
-    def foresee(self, rows: Sequence[BatchRow]) -> None:
-        self._router.foresee([row.query for row in rows if row.query is not None])
+    def prefetch(self, rows: Sequence[BatchRow]) -> None:
+        self._router.prefetch([row.query for row in rows if row.query is not None])
 
     def of(self, query: Query) -> tuple[list[PlanRow], dict[Pair, Row]]:
         """The plans of usable pairs, and the table. A router with one table for all is asked once."""
@@ -95,13 +95,13 @@ class Expectations:
         expected: float = 0.0,
         spread: float = 0.0,
         seconds: float = 0.0,
-    ) -> Planned:
+    ) -> PlannedRow:
         """A row with a plan, and what is expected of that: tokens where it is one call of one pair."""
         assert row.query is not None
         plans, table = self.of(row.query)
         found = next((each for each in plans if each.plan == plan), None)
         alone = table.get(plan.pairs[0]) if len(plan.pairs) == 1 else None
-        return Planned(
+        return PlannedRow(
             row, plan, policy, why,
             None if found is None else found.accuracy,
             None if found is None else found.cost_p50,
@@ -111,7 +111,7 @@ class Expectations:
             way, expected, spread, seconds,
         )  # fmt: skip
 
-    def instead(self, planned: Planned, plan: Plan, why: str) -> Planned:
+    def instead(self, planned: PlannedRow, plan: Plan, why: str) -> PlannedRow:
         """The same row by another plan, with what the pacer was told of the one that it chose."""
         told = (planned.way, planned.expected, planned.spread, planned.seconds)
         return self.planned(planned.row, plan, planned.policy, why, *told)
@@ -123,7 +123,7 @@ class Expectations:
         return sorted(found, key=lambda each: (-each.accuracy, each.cost_p50))
 
 
-class Aside:
+class ReservedForNamedModels:
     """Money that rows which name their model are expected to cost, and which is not there for others.
 
     ahead: nano-dollars of all that are not settled, before what is learned; one: of a row.
@@ -161,12 +161,12 @@ class RowPlanner:
 
     def __init__(
         self,
-        expectations: Expectations,
+        expectations: RouteEstimates,
         policy: str,
         *,
         left: Callable[[], int],
         elapsed: Callable[[], float],
-        worst: Callable[[Planned], int] | None = None,
+        worst: Callable[[PlannedRow], int] | None = None,
         deadline: float | None = None,
         concurrency: int = 1,
     ) -> None:
@@ -178,9 +178,9 @@ class RowPlanner:
         self._numbers: dict[Plan, int] = {}
         self._pacer: Pacer | None = None
         self._unsettled = 0
-        self._ended: list[tuple[Planned, JobRow]] = []
+        self._ended: list[tuple[PlannedRow, JobRow]] = []
         self._arrays: tuple[Any, list[Array]] | None = None
-        self._began_at, self._budget, self._aside = 0.0, 0, Aside()
+        self._began_at, self._budget, self._aside = 0.0, 0, ReservedForNamedModels()
 
     def begin(self, sample: Sequence[tuple[int, BatchRow]], rows: int) -> None:
         """Look at the sample of this pass. rows: how many there are to plan."""
@@ -215,11 +215,11 @@ class RowPlanner:
         self._learn()
         return self._aside.with_it(self._pacer.forecast(), self._budget) if self._pacer is not None else None
 
-    def plan(self, rows: Iterable[BatchRow]) -> Iterator[Planned | None]:
+    def plan(self, rows: Iterable[BatchRow]) -> Iterator[PlannedRow | None]:
         """Rows with their plans, as they are asked for; None where it is wiser to see first what those before it cost."""
         source = iter(rows)
         while block := list(itertools.islice(source, self._stride())):
-            self.expectations.foresee(block)
+            self.expectations.prefetch(block)
             for planned in self._block(block):
                 yield planned
                 self._unsettled += 1
@@ -227,7 +227,7 @@ class RowPlanner:
                     while self._unsettled > self._most_unsettled() // 2:
                         yield None
 
-    def settled(self, planned: Planned, row: JobRow) -> None:
+    def settled(self, planned: PlannedRow, row: JobRow) -> None:
         """What a planned row has cost."""
         self._unsettled -= 1
         self._ended.append((planned, row))
@@ -262,14 +262,14 @@ class RowPlanner:
 
     # --- inside ---------------------------------------------------------------------------------------------
 
-    def _went_as_chosen(self, planned: Planned, row: JobRow) -> bool:
+    def _went_as_chosen(self, planned: PlannedRow, row: JobRow) -> bool:
         chosen = None if planned.way == SKIPPED else self._ways[planned.way]
         return planned.plan == chosen and str(planned.plan) == row.route
 
-    def _set_aside(self, sample: Sequence[BatchRow], rows: int) -> Aside:
+    def _set_aside(self, sample: Sequence[BatchRow], rows: int) -> ReservedForNamedModels:
         named = [self._named_cost(row) for row in sample if row.names_model]
         scale = rows / max(1, len(sample))
-        return Aside(scale * sum(named), sum(named) / max(1, len(named)))
+        return ReservedForNamedModels(scale * sum(named), sum(named) / max(1, len(named)))
 
     def _named_cost(self, row: BatchRow) -> float:
         """What a row that names its model should cost: by the router's table, else what is held for it."""
@@ -295,7 +295,7 @@ class RowPlanner:
         for row in routed[:: max(1, len(routed) // HELD_OF)]:
             for pair in most:
                 try:
-                    most[pair] = max(most[pair], self._worst(Planned(row, Plan((pair,)), NO_OTHER)))
+                    most[pair] = max(most[pair], self._worst(PlannedRow(row, Plan((pair,)), NO_OTHER)))
                 except InputError:  # e.g. a question too long for the model: the row will say so
                     continue
         return np.array([float(most[plan.pairs[0]]) for plan in self._ways])
@@ -313,7 +313,7 @@ class RowPlanner:
         routed = [row for row in rows if not row.names_model]
         if not routed or self.fixed is not None:
             return None
-        self.expectations.foresee(rows)
+        self.expectations.prefetch(rows)
         plans, _ = self.expectations.of(_query(routed[0]))
         if not plans:
             raise InputError("no pair can be asked here; pull weights, or give another router or catalogue")
@@ -348,7 +348,7 @@ class RowPlanner:
             self._arrays = (plans, line)
         return line
 
-    def _block(self, rows: list[BatchRow]) -> Iterator[Planned]:
+    def _block(self, rows: list[BatchRow]) -> Iterator[PlannedRow]:
         if self._pacer is None:
             yield from map(self._alone, rows)
             return
@@ -365,14 +365,14 @@ class RowPlanner:
                 yield replace(self._named(row), expected=self._named_cost(row))
                 continue
             if way == SKIPPED:
-                yield Planned(row, None, policy, "no way is worth what it costs at this budget")
+                yield PlannedRow(row, None, policy, "no way is worth what it costs at this budget")
                 continue
             yield self.expectations.planned(
                 row, self._ways[way], policy, "", way, float(cost[place, way]), float(spread[place, way]),
                 float(seconds[place, way]) if timed else 0.0,
             )  # fmt: skip
 
-    def _alone(self, row: BatchRow) -> Planned:
+    def _alone(self, row: BatchRow) -> PlannedRow:
         """By a policy, of what is left."""
         if row.names_model:
             return self._named(row)
@@ -382,10 +382,10 @@ class RowPlanner:
         try:
             route = choose_plan(plans, self._left(), self.fixed)
         except BudgetExceeded as error:
-            return Planned(row, None, self.fixed, str(error))
+            return PlannedRow(row, None, self.fixed, str(error))
         return self.expectations.planned(row, route.plan, self.fixed, route.why)
 
-    def _named(self, row: BatchRow) -> Planned:
+    def _named(self, row: BatchRow) -> PlannedRow:
         return self.expectations.planned(row, self.named(row), NO_OTHER, "the row names it")
 
     @staticmethod

@@ -12,7 +12,7 @@ from viaticum.budgets import Ledger
 from viaticum.jobs import Preview
 from viaticum.money import NANOUSD_PER_USD
 
-Tell = Callable[[dict[str, Any]], None]
+EventSink = Callable[[dict[str, Any]], None]
 EVERY_SECONDS = 0.5
 FORECAST_SECONDS = 5.0  # it looks at the whole sample
 
@@ -21,7 +21,7 @@ FORECAST_SECONDS = 5.0  # it looks at the whole sample
 class Progress:
     """Tells how a job stands, at most so often. total: rows of the job; budget: the scope that pays."""
 
-    tell: Tell
+    tell: EventSink
     ledger: Ledger
     budget: str
     total: int

@@ -25,7 +25,7 @@ from ray.data.block import BlockMetadata
 from ray.util.queue import Queue
 
 from viaticum.agents.batch.steps import RowTools
-from viaticum.agents.batch.workers import AHEAD, Cluster, Plans, Recipe, Rows, Worker, process_elsewhere
+from viaticum.agents.batch.workers import AHEAD, Cluster, Plans, Rows, Worker, WorkerConfig, process_elsewhere
 
 PATIENCE = 0.2  # seconds after which who waits for rows looks whether the job is to end
 Done = SimpleQueue[bytes | Exception]
@@ -57,7 +57,7 @@ class Actor(Worker):
         return {"chunk": [self.answer(chunk) for chunk in batch["chunk"]]}
 
 
-def process_rows(recipe: Recipe, cluster: Cluster, planned: Plans, tools: RowTools) -> Rows:
+def process_rows(recipe: WorkerConfig, cluster: Cluster, planned: Plans, tools: RowTools) -> Rows:
     """Over the cluster that this process is connected to, or else connects to or begins."""
     _connect(cluster)
     queue, done = Queue(actor_options={"num_cpus": 0}), Done()
@@ -82,7 +82,7 @@ def _connect(cluster: Cluster) -> None:
         ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
 
 
-def _collect(queue: Queue, recipe: Recipe, cluster: Cluster, found: Done) -> None:
+def _collect(queue: Queue, recipe: WorkerConfig, cluster: Cluster, found: Done) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # byte: every chunk goes on by itself, at once

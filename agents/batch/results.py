@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from viaticum.agents.batch.cache import is_cached
-from viaticum.agents.batch.planning import Planned
-from viaticum.agents.workflow.calls import Asked, made
+from viaticum.agents.batch.planning import PlannedRow
+from viaticum.agents.workflow.calls import ModelCall, made
 from viaticum.budgets import Ledger
 from viaticum.jobs import Call, JobRow, RowState
 from viaticum.strategies import equivalent
@@ -22,13 +22,13 @@ from viaticum.types import Completion, Pair
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
+class CallResult:
     """A call that is paid for: what was written, and what was posted."""
 
     completion: Completion
     cost: int
 
-    def by_model(self, asked: Asked | None) -> list[list[str]] | None:
+    def by_model(self, asked: ModelCall | None) -> list[list[str]] | None:
         """[model, text] in the order of the text, where several models wrote it."""
         trace = self.completion.trace
         tokenizer = getattr(asked.model, "tokenizer", None) if asked is not None else None
@@ -41,13 +41,13 @@ class Pieces:
         ]
 
 
-def read_row(planned: Planned, pair: Pair, completion: Completion) -> tuple[str | None, str]:
+def read_row(planned: PlannedRow, pair: Pair, completion: Completion) -> tuple[str | None, str]:
     """The answer in a text, and why there is none."""
     reading = get_strategy(pair.strategy).read(completion, planned.query)
     return reading.value, reading.reason
 
 
-def cached_call(planned: Planned, key: str, paid: Pieces, answer: str | None) -> Call:
+def cached_call(planned: PlannedRow, key: str, paid: CallResult, answer: str | None) -> Call:
     """The one call of a row."""
     done = paid.completion
     assert planned.plan is not None
@@ -93,7 +93,7 @@ def calls_of(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) -> t
 
 
 def row_of(
-    planned: Planned,
+    planned: PlannedRow,
     state: RowState,
     reason: str = "",
     *,
@@ -147,7 +147,7 @@ def readable(text: str | None) -> str | None:
 
 
 def row_of_flow(
-    planned: Planned, values: Mapping[str, Any], calls: tuple[Call, ...], cost: int, with_text: bool
+    planned: PlannedRow, values: Mapping[str, Any], calls: tuple[Call, ...], cost: int, with_text: bool
 ) -> JobRow:
     """The row that a finished state of the workflow holds."""
     value = values.get("value")

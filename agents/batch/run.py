@@ -25,7 +25,7 @@ from typing import Any
 from viaticum.agents.batch.cache import Cache
 from viaticum.agents.batch.input import BatchRow, Input, Survey, survey, without_repeated
 from viaticum.agents.batch.job_folder import (
-    alone,
+    acquire_job_lock,
     amount_of,
     bare,
     empty,
@@ -39,13 +39,13 @@ from viaticum.agents.batch.job_folder import (
     without_password,
 )
 from viaticum.agents.batch.output import Journal, format_for, write_results
-from viaticum.agents.batch.planning import PACED, Expectations, Planned, RowPlanner
-from viaticum.agents.batch.progress import Progress, Tell
+from viaticum.agents.batch.planning import PACED, PlannedRow, RouteEstimates, RowPlanner
+from viaticum.agents.batch.progress import EventSink, Progress
 from viaticum.agents.batch.results import row_of
 from viaticum.agents.batch.steps import CONCURRENCY, DRAIN_SECONDS, RowTools, worst_of
-from viaticum.agents.batch.workers import Cluster, Engine, Process, Recipe, process_by, tools_for
+from viaticum.agents.batch.workers import Cluster, Engine, Process, WorkerConfig, process_by, tools_for
 from viaticum.agents.build import Dollars, ledger_address, open_tools
-from viaticum.agents.workflow.graph import TRIES, Tools
+from viaticum.agents.workflow.graph import TRIES, WorkflowResources
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetError, DataError, InputError, UnknownName
@@ -98,7 +98,7 @@ def run_batch(
     keep_texts: bool = False,
     drain_seconds: float = DRAIN_SECONDS,
     stop: threading.Event | None = None,
-    tell: Tell = lambda event: None,
+    tell: EventSink = lambda event: None,
 ) -> BatchEnd:
     """Answer the questions of a file within a budget, and write the results.
 
@@ -123,7 +123,7 @@ def run_batch(
     engine_of = process_by(engine, cluster, str(address))
     with ExitStack() as opened:
         folder = folder_for(out, resume=resume, force=force)  # with all that an older job left there
-        opened.enter_context(alone(folder))
+        opened.enter_context(acquire_job_lock(folder))
         books = opened.enter_context(Ledger(address))
         before = Job.load(folder) if resume and (folder / JOB).exists() else None
         scope = before.budget if before is not None else f"batch-{uuid.uuid4().hex[:12]}"
@@ -145,7 +145,7 @@ def run_batch(
             tools, scope, concurrency=concurrency * (1 if cluster is None else cluster.workers),
             keep_texts=keep_texts, drain_seconds=drain_seconds, stop=stop or threading.Event(),
         )  # fmt: skip
-        process = engine_of(Recipe(str(address), scope, settings, concurrency, keep_texts))
+        process = engine_of(WorkerConfig(str(address), scope, settings, concurrency, keep_texts))
         run = _Run(given, out, folder, job, rows, process, skip_bad, tell, new=before is None)
         return run.run(opened, budget, cache)
 
@@ -162,7 +162,7 @@ class _Run:
         rows: RowTools,
         process: Process,
         skip_bad: bool,
-        tell: Tell,
+        tell: EventSink,
         *,
         new: bool,
     ) -> None:
@@ -217,7 +217,7 @@ class _Run:
     def _planner(self) -> RowPlanner:
         tools = self.rows.tools
         return RowPlanner(
-            Expectations(tools.router, tools.usable), self.job.policy, left=self._unspent, elapsed=self._elapsed,
+            RouteEstimates(tools.router, tools.usable), self.job.policy, left=self._unspent, elapsed=self._elapsed,
             worst=partial(worst_of, tools), deadline=self.job.deadline_seconds, concurrency=self.rows.concurrency,
         )  # fmt: skip
 
@@ -304,7 +304,7 @@ class _Run:
             if not row.problem and not journal.is_done(row.number):
                 yield row
 
-    def _in_time(self, planned: Iterator[Planned | None]) -> Iterator[Planned | None]:
+    def _in_time(self, planned: Iterator[PlannedRow | None]) -> Iterator[PlannedRow | None]:
         """Until the deadline: rows are planned in blocks, long before there is room for the last of one."""
         for each in planned:
             if self.job.deadline_seconds is not None and self._elapsed() > self.job.deadline_seconds:
@@ -401,7 +401,7 @@ def preview_batch(
             models=models, ledger=books, timeout=None, tries=1, concurrency=1,
         )  # fmt: skip
         planner = RowPlanner(
-            Expectations(tools.router, tools.usable), policy, left=lambda: amount, elapsed=lambda: 0.0,
+            RouteEstimates(tools.router, tools.usable), policy, left=lambda: amount, elapsed=lambda: 0.0,
             worst=partial(worst_of, tools), deadline=deadline, concurrency=concurrency,
         )  # fmt: skip
         found = survey(given.rows(), lambda number: False, SAMPLE)
@@ -410,7 +410,9 @@ def preview_batch(
         return DryRun(found.rows, found.bad, tuple(found.problems), tuple(previews))
 
 
-def _tools(budget: Dollars | None, before: Job | None, scope: str, books: Ledger, **settings: Any) -> Tools:
+def _tools(
+    budget: Dollars | None, before: Job | None, scope: str, books: Ledger, **settings: Any
+) -> WorkflowResources:
     """The workflow's tools, over the job's budget, which is made only once all else is right."""
     limit_of(budget, before)
     tools = tools_for(scope, books, **settings)

@@ -13,10 +13,10 @@ from typing import Any
 from langgraph.errors import GraphDrained
 
 from viaticum.agents.batch.cache import Cache, CachedModel
-from viaticum.agents.batch.planning import Expectations, Planned
-from viaticum.agents.batch.results import Pieces, cached_call, calls_of, read_row, row_of, row_of_flow
-from viaticum.agents.workflow.calls import Asked, paying
-from viaticum.agents.workflow.graph import Tools, Workflow
+from viaticum.agents.batch.planning import PlannedRow, RouteEstimates
+from viaticum.agents.batch.results import CallResult, cached_call, calls_of, read_row, row_of, row_of_flow
+from viaticum.agents.workflow.calls import ModelCall, paying
+from viaticum.agents.workflow.graph import Workflow, WorkflowResources
 from viaticum.agents.workflow.nodes import Stoppable
 from viaticum.agents.workflow.state import RowAllowance, State
 from viaticum.budgets.records import worst_costs
@@ -39,7 +39,7 @@ class RowTools:
     models wrote.
     """
 
-    tools: Tools
+    tools: WorkflowResources
     job: str
     cache: Cache | None = None
     concurrency: int = CONCURRENCY
@@ -55,8 +55,8 @@ class Task:
     begun: whether this run has looked at what an earlier one left of it.
     """
 
-    planned: Planned
-    asked: Asked | None = None
+    planned: PlannedRow
+    asked: ModelCall | None = None
     parameters: str = ""
     key: str = ""
     cached: str | None = None
@@ -64,19 +64,19 @@ class Task:
     tried: int = 0
     begun: bool = False
     last: bool = False
-    pieces: Pieces | None = None
+    pieces: CallResult | None = None
 
 
 class Cancelled(ModelError):
     """The job ends: what was written is charged, and the row comes again."""
 
 
-class Steps:
+class RowSteps:
     """What is done on threads. cancelled: set to cut what runs."""
 
     def __init__(self, tools: RowTools) -> None:
         self.tools, self.ledger = tools, tools.tools.ledger
-        self.expectations = Expectations(tools.tools.router, tools.tools.usable)
+        self.expectations = RouteEstimates(tools.tools.router, tools.tools.usable)
         self.cancelled = threading.Event()
         self._runs: set[Stoppable] = set()
         self._runs_lock = threading.Lock()
@@ -184,11 +184,11 @@ class Steps:
         return row_of_flow(planned, values, calls, cost, self._keeps_text(task))
 
 
-def asked_of(tools: Tools, planned: Planned) -> Asked:
+def asked_of(tools: WorkflowResources, planned: PlannedRow) -> ModelCall:
     """The call of a row whose plan is one call, as its wish has it."""
     assert planned.plan is not None
     pair, wish = planned.plan.pairs[0], planned.row.wish
-    asked = Asked.of(tools.model(pair.model), pair, planned.query)
+    asked = ModelCall.of(tools.model(pair.model), pair, planned.query)
     if wish is None:
         return asked
     own = asked.generation
@@ -202,7 +202,7 @@ def asked_of(tools: Tools, planned: Planned) -> Asked:
     return replace(asked, generation=replace(own, max_new_tokens=limit, stop=stop, seed=seed))
 
 
-def worst_of(tools: Tools, planned: Planned) -> int:
+def worst_of(tools: WorkflowResources, planned: PlannedRow) -> int:
     """Nano-dollars that the first call of a row may cost at most."""
     asked = asked_of(tools, planned)
     usage = asked.model.worst_case_of(asked.messages, asked.generation)

@@ -19,17 +19,17 @@ from typing import Any, Literal, get_args
 
 from viaticum.agents.batch.cache import Cache
 from viaticum.agents.batch.executor import process_rows
-from viaticum.agents.batch.planning import Planned
+from viaticum.agents.batch.planning import PlannedRow
 from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.build import open_tools
-from viaticum.agents.workflow.graph import Tools
+from viaticum.agents.workflow.graph import WorkflowResources
 from viaticum.budgets import Ledger
 from viaticum.errors import InputError, MissingExtra, ProviderUnavailable, UnknownName, ViaticumError
 from viaticum.jobs import JobRow
 
 Engine = Literal["local", "ray"]
-Rows = Iterator[tuple[Planned, JobRow]]
-Plans = Iterable[Planned | None]
+Rows = Iterator[tuple[PlannedRow, JobRow]]
+Plans = Iterable[PlannedRow | None]
 Process = Callable[[Plans, RowTools], Rows]
 AHEAD = 2  # chunks a worker: one at hand, and one that waits for it
 
@@ -55,7 +55,7 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class WorkerConfig:
     """What a worker makes its tools of. settings: as of `open_tools`; other fields as of `RowTools`."""
 
     ledger: str
@@ -68,7 +68,7 @@ class Recipe:
 class Worker:
     """Answers chunks: has models and a ledger of its own, and knows again the calls that it made itself."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: WorkerConfig) -> None:
         tools = tools_for(recipe.budget, Ledger(recipe.ledger), **recipe.settings)
         self._rows = RowTools(
             tools,
@@ -80,7 +80,7 @@ class Worker:
 
     def answer(self, chunk: bytes) -> bytes:
         """The rows of a chunk in their order, and the error that ended it, if one did."""
-        done: list[tuple[Planned, JobRow]] = []
+        done: list[tuple[PlannedRow, JobRow]] = []
         failed = None
         try:
             done.extend(process_rows(pickle.loads(chunk), self._rows))
@@ -130,7 +130,7 @@ def process_elsewhere(
             raise _error(*failed)
 
 
-def process_by(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[Recipe], Process]:
+def process_by(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[WorkerConfig], Process]:
     """What answers the rows, once it knows its tools. Raises `InputError` for settings that do not go together,
     `MissingExtra` without Ray."""
     if engine not in get_args(Engine):
@@ -149,7 +149,7 @@ def process_by(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[R
     except ImportError as error:
         raise MissingExtra(error.name or "ray", "ray") from None
 
-    def made(recipe: Recipe) -> Process:
+    def made(recipe: WorkerConfig) -> Process:
         try:
             distributed.cloudpickle.dumps(recipe)
         except Exception as error:
@@ -162,7 +162,7 @@ def process_by(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[R
     return made
 
 
-def tools_for(budget: str, books: Ledger, **settings: Any) -> Tools:
+def tools_for(budget: str, books: Ledger, **settings: Any) -> WorkflowResources:
     """The workflow's tools, over a budget of these books, which need not have it yet."""
     with Ledger("memory:") as scratch:
         tools = open_tools(

@@ -34,15 +34,15 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
 from viaticum.agents.client import Viaticum
 from viaticum.agents.integrations.langchain_messages import as_query, finished, from_langchain
-from viaticum.agents.workflow.calls import Calls, Paid
+from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.budgets import Budget
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
 from viaticum.models.base import Generation, Model
 from viaticum.models.remote.model import RemoteModel
-from viaticum.models.scripted import FakeRouter
 from viaticum.money import NANOUSD_PER_USD, format_usd
 from viaticum.routers.query import Policy, QueryRouter
+from viaticum.routers.query.fake import FakeRouter
 from viaticum.types import Answer, Message, Pair, Query, split_model
 
 Event = TypeVar("Event")
@@ -185,7 +185,7 @@ class ChatViaticum(BaseChatModel):
         events = calls.stream(client.budget_name, key, name, messages, generation, tags={"door": "langchain"})
         try:
             for event in events:
-                if isinstance(event, Paid):
+                if isinstance(event, SettledCall):
                     done, cost = event.completion, event.entry.nanousd
                     metadata = _metadata(name, name, done.finish_reason, cost, client.budget())
                     if done.logprobs:

@@ -24,7 +24,7 @@ from langgraph.channels.untracked_value import UntrackedValue
 from langgraph.runtime import Runtime
 
 from viaticum.agents.integrations.langchain_messages import as_query, from_langchain
-from viaticum.agents.workflow.calls import went_away
+from viaticum.agents.workflow.calls import is_caller_cancelled
 from viaticum.budgets import Budget, Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerError, MissingExtra
@@ -177,7 +177,11 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     def _give_up(self, key: str, error: BaseException) -> None:
         """A call that failed is free; one that was given up may have to be paid for, as it was held."""
         with suppress(LedgerError):
-            if went_away(error) or isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+            if (
+                is_caller_cancelled(error)
+                or isinstance(error, TimeoutError)
+                or "Timeout" in type(error).__name__
+            ):
                 self.ledger.settle(key, None)
             else:
                 self.ledger.void(key)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from viaticum.agents.completions import Written
+from viaticum.agents.completions import CompletionFinished
 from viaticum.errors import (
     BudgetClosed,
     BudgetExceeded,
@@ -167,7 +167,7 @@ def _message(place: int, message: ChatMessage) -> Message:
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """Raises `Refusal` with status 400, naming the first field that is wrong."""
+    """Raises `APIError` with status 400, naming the first field that is wrong."""
     try:
         asked = ChatRequest.model_validate_json(body)
     except ValidationError as error:
@@ -176,18 +176,18 @@ def read_request(body: bytes) -> ChatRequest:
         message = f"{where}: {first['msg']}" if where else first["msg"]
         if first["type"] == "extra_forbidden":
             message = str(UnknownName("field", where, ChatRequest.model_fields))
-        raise Refusal(400, message, param=where or None) from None
+        raise APIError(400, message, param=where or None) from None
     if asked.top_logprobs and not asked.logprobs:
-        raise Refusal(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
+        raise APIError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
     if asked.stream_options is not None and not asked.stream:
-        raise Refusal(400, "stream_options goes with stream: true", param="stream_options")
+        raise APIError(400, "stream_options goes with stream: true", param="stream_options")
     return asked
 
 
 # --- refusals -------------------------------------------------------------------------------------------------
 
 
-class Refusal(Exception):
+class APIError(Exception):
     """A status and OpenAI's error object. retry_after: seconds, where trying again may help."""
 
     def __init__(
@@ -214,36 +214,36 @@ class Refusal(Exception):
         return told | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
-def refusal_of(error: BaseException) -> Refusal | None:
+def refusal_of(error: BaseException) -> APIError | None:
     """What a client is told of an error that was raised on purpose; None for one that was not."""
     match error:
-        case Refusal():
+        case APIError():
             return error
         case BudgetExceeded():
-            return Refusal(402, str(error), type="insufficient_quota", code="budget_exceeded")
+            return APIError(402, str(error), type="insufficient_quota", code="budget_exceeded")
         case BudgetClosed():
-            return Refusal(402, str(error), type="insufficient_quota", code="budget_closed")
+            return APIError(402, str(error), type="insufficient_quota", code="budget_closed")
         case UnknownName() if error.kind in ("model", "strategy"):
             return unknown_model(str(error))
         case WeightsError() | MissingExtra():
             return unknown_model(str(error))
         case PromptTooLong():
-            return Refusal(400, str(error), code="context_length_exceeded", param="messages")
+            return APIError(400, str(error), code="context_length_exceeded", param="messages")
         case UnknownPrice():
-            return Refusal(400, str(error), code="unknown_price", param="model")
+            return APIError(400, str(error), code="unknown_price", param="model")
         case InputError():
-            return Refusal(400, str(error))
+            return APIError(400, str(error))
         case ModelError():
-            return Refusal(502, str(error), type="server_error", code="model_failed")
+            return APIError(502, str(error), type="server_error", code="model_failed")
         case LedgerError():
-            return Refusal(503, str(error), type="server_error", code="ledger_unavailable", retry_after=1)
+            return APIError(503, str(error), type="server_error", code="ledger_unavailable", retry_after=1)
         case ViaticumError():
-            return Refusal(500, str(error), type="server_error")
+            return APIError(500, str(error), type="server_error")
     return None
 
 
-def unknown_model(message: str) -> Refusal:
-    return Refusal(404, message, code="model_not_found", param="model")
+def unknown_model(message: str) -> APIError:
+    return APIError(404, message, code="model_not_found", param="model")
 
 
 # --- what is said back ----------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class Reply:
     def __init__(self, id: str, model: str) -> None:
         self.id, self.model, self.created = id, model, int(time.time())
 
-    def whole(self, done: Sequence[Written], told: Mapping[str, Any]) -> dict[str, Any]:
+    def whole(self, done: Sequence[CompletionFinished], told: Mapping[str, Any]) -> dict[str, Any]:
         return {
             **self._head("chat.completion"),
             "choices": [
@@ -277,13 +277,13 @@ class Reply:
     def piece(self, index: int, text: str) -> bytes:
         return self._chunk(index, {"content": text})
 
-    def closing(self, index: int, done: Written, told: Mapping[str, Any] | None) -> bytes:
+    def closing(self, index: int, done: CompletionFinished, told: Mapping[str, Any] | None) -> bytes:
         """The end of a choice, after the functions it wants called. told: on the last one, for `viaticum`."""
         calls = [{"index": place, **call} for place, call in enumerate(done.tool_calls)]
         before = self._chunk(index, {"tool_calls": calls}) if calls else b""
         return before + self._chunk(index, {}, _finish_reason(done), told, _logprobs(done))
 
-    def usage(self, done: Sequence[Written], told: Mapping[str, Any]) -> bytes:
+    def usage(self, done: Sequence[CompletionFinished], told: Mapping[str, Any]) -> bytes:
         return event(
             {**self._head("chat.completion.chunk"), "choices": [], "usage": usage_of(done), "viaticum": told}
         )
@@ -318,7 +318,7 @@ def event(data: Mapping[str, Any]) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-def usage_of(done: Sequence[Written]) -> dict[str, Any]:
+def usage_of(done: Sequence[CompletionFinished]) -> dict[str, Any]:
     total = sum((each.usage for each in done), Usage())
     counts = total.models.values()
     return {
@@ -335,19 +335,19 @@ def usd(amount: int) -> float:
     return float(Decimal(amount) / NANOUSD_PER_USD)
 
 
-def _said(done: Written) -> dict[str, Any]:
+def _said(done: CompletionFinished) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": done.text, "refusal": None}
     if done.tool_calls:
         message |= {"content": done.text or None, "tool_calls": [dict(call) for call in done.tool_calls]}
     return message
 
 
-def _logprobs(done: Written) -> dict[str, Any] | None:
+def _logprobs(done: CompletionFinished) -> dict[str, Any] | None:
     """Where the model gave them; of a stream, all with its end."""
     return {"content": [dict(token) for token in done.logprobs], "refusal": None} if done.logprobs else None
 
 
-def _finish_reason(done: Written) -> str:
+def _finish_reason(done: CompletionFinished) -> str:
     return (
         done.finish_reason
         if done.finish_reason in ("length", "tool_calls")

@@ -1,6 +1,6 @@
 """How much a server takes on: places for calls that run, a queue before them, and a rate for each key.
 
-All of it belongs to one event loop. Knows nothing of HTTP: what does not fit is a `Full` or a `TooFast`, with the
+All of it belongs to one event loop. Knows nothing of HTTP: what does not fit is a `QueueFull` or a `RateLimitExceeded`, with the
 seconds after which trying again may help.
 """
 
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
-class Full(Exception):
+class QueueFull(Exception):
     """Every place is taken, and so is the queue."""
 
     retry_after = 1
 
 
-class TooFast(Exception):
+class RateLimitExceeded(Exception):
     """More requests than a key's rate allows."""
 
     def __init__(self, retry_after: int) -> None:
@@ -28,7 +28,7 @@ class TooFast(Exception):
         self.retry_after = retry_after
 
 
-class Places:
+class ConcurrencyLimiter:
     """So many calls at once, and so many that wait for a place, in the order they came."""
 
     def __init__(self, count: int, queue: int) -> None:
@@ -41,12 +41,12 @@ class Places:
         return len(self._waiting)
 
     async def take(self) -> None:
-        """Return with a place. Raises `Full`."""
+        """Return with a place. Raises `QueueFull`."""
         if self.taken < self.count and not self._waiting:
             self.taken += 1
             return
         if len(self._waiting) >= self.queue:
-            raise Full
+            raise QueueFull
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -74,7 +74,7 @@ class _Bucket:
     at: float
 
 
-class Rates:
+class TokenBuckets:
     """Requests a minute for each name: as many at once as a whole minute allows, then as fast as the rate."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -82,7 +82,7 @@ class Rates:
         self._buckets: dict[str, _Bucket] = {}
 
     def spend(self, name: str, per_minute: int | None) -> None:
-        """Count one request. Raises `TooFast`."""
+        """Count one request. Raises `RateLimitExceeded`."""
         if per_minute is None:
             return
         now = self._clock()
@@ -90,5 +90,5 @@ class Rates:
         bucket.left = min(per_minute, bucket.left + (now - bucket.at) * per_minute / 60)
         bucket.at = now
         if bucket.left < 1:
-            raise TooFast(math.ceil((1 - bucket.left) * 60 / per_minute))
+            raise RateLimitExceeded(math.ceil((1 - bucket.left) * 60 / per_minute))
         bucket.left -= 1

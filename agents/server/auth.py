@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.requests import HTTPConnection
 
-from viaticum.agents.openai_api.requests import Refusal
+from viaticum.agents.openai_api.requests import APIError
 from viaticum.agents.server.api_keys import Keys
 from viaticum.budgets import Ledger
 from viaticum.errors import ViaticumError
@@ -33,7 +33,7 @@ class Caller:
         return not self.models or model in self.models
 
 
-class Doorman:
+class Authenticator:
     """within: only keys of this scope and those below it are let in; None: all. As soon as there is a key, one is
     needed; until then a server on the loopback is open, under the address of this machine alone, so that no web page
     gets in by a name of its own for it (DNS rebinding)."""
@@ -52,7 +52,7 @@ class Doorman:
         self._inside: dict[str, bool] = {}
 
     async def admit(self, request: HTTPConnection, in_thread: InThread) -> Caller:
-        """Raises `Refusal` with status 401."""
+        """Raises `APIError` with status 401."""
         known = self._keys.all() if self._keys is not None else []
         unseen = {key.scope for key in known if key.scope is not None} - self._inside.keys()
         if unseen:  # a scope's place never changes
@@ -96,8 +96,8 @@ def _host(request: HTTPConnection) -> str:
     return name.lower()
 
 
-def _unknown() -> Refusal:
-    return Refusal(
+def _unknown() -> APIError:
+    return APIError(
         401,
         "no valid API key; send Authorization: Bearer KEY, made by `viaticum keys create`",
         code="invalid_api_key",

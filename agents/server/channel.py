@@ -13,31 +13,14 @@ from collections import deque
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from viaticum.agents.cancellation import CallerGone, CancellationToken
+
 T = TypeVar("T")
 
 ROOM = 32  # items
 
 
-class Gone(BaseException):
-    """Whoever asked went away, or reads too slowly. No `Exception`: what was read and written has to be paid for."""
-
-
-class Guard:
-    """Says between two pieces of text whether anyone still wants the next one. This one: until it is closed."""
-
-    def __init__(self) -> None:
-        self._closed = threading.Event()
-
-    def wait(self) -> None:
-        """Return when the next piece is wanted. Raises `Gone` where none is any more."""
-        if self._closed.is_set():
-            raise Gone
-
-    def close(self) -> None:
-        self._closed.set()
-
-
-class Channel(Guard, Generic[T]):
+class Channel(CancellationToken, Generic[T]):
     """One writer, a thread; one reader, a coroutine of `loop`. patience: seconds that the writer waits for room."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, room: int = ROOM, patience: float = 60.0) -> None:
@@ -52,14 +35,14 @@ class Channel(Guard, Generic[T]):
     # --- the writer's thread --------------------------------------------------------------------------------
 
     def put(self, item: T) -> None:
-        """Raises `Gone` where the reader went away, or took nothing for too long."""
+        """Raises `CallerGone` where the reader went away, or took nothing for too long."""
         self.wait()
         with self._change:
             self._items.append(item)
         self._wake()
 
     def wait(self) -> None:
-        """Return when there is room. Raises `Gone`, as `put` does."""
+        """Return when there is room. Raises `CallerGone`, as `put` does."""
         with self._change:
             end = time.monotonic() + self._patience
             while len(self._items) >= self._room and not self._closed.is_set():
@@ -67,7 +50,7 @@ class Channel(Guard, Generic[T]):
                     break
         if self._closed.is_set() or time.monotonic() >= end:
             self.close()
-            raise Gone
+            raise CallerGone
 
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more comes; the reader is told why, where it is an error."""
@@ -84,7 +67,7 @@ class Channel(Guard, Generic[T]):
             with self._change:
                 self._news.clear()
                 if self._closed.is_set():
-                    raise self._error or Gone
+                    raise self._error or CallerGone
                 if self._items:
                     items = list(self._items)
                     self._items.clear()
@@ -99,7 +82,7 @@ class Channel(Guard, Generic[T]):
     # --- anyone ---------------------------------------------------------------------------------------------
 
     def close(self, error: Exception | None = None) -> None:
-        """Nobody wants the rest: the writer's next step raises `Gone`, and the reader is told `error`."""
+        """Nobody wants the rest: the writer's next step raises `CallerGone`, and the reader is told `error`."""
         with self._change:
             if not self._ended:
                 self._error = self._error or error

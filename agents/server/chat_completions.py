@@ -16,12 +16,22 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from viaticum.agents.completions import Chosen, Written
-from viaticum.agents.openai_api.requests import DONE, ChatRequest, Refusal, Reply, event, read_request, usd
-from viaticum.agents.server.admission import Full, TooFast
+from viaticum.agents.cancellation import CallerGone
+from viaticum.agents.completions import CompletionFinished, CompletionStarted
+from viaticum.agents.openai_api.requests import DONE, APIError, ChatRequest, Reply, event, read_request, usd
+from viaticum.agents.server.admission import QueueFull, RateLimitExceeded
 from viaticum.agents.server.auth import Caller
-from viaticum.agents.server.channel import Channel, Gone
-from viaticum.agents.server.run import Bill, Item, Limits, Run, answer_of, refusal, shutting_down, too_late
+from viaticum.agents.server.channel import Channel
+from viaticum.agents.server.run import (
+    CostSummary,
+    Item,
+    Limits,
+    Run,
+    answer_of,
+    refusal,
+    shutting_down,
+    too_late,
+)
 
 if TYPE_CHECKING:
     from viaticum.agents.server.service import Service
@@ -53,8 +63,8 @@ class Chat:
                 found = refusal(error)
                 status = found.status
                 await answer_of(found)(scope, receive, send)
-        except (Gone, ClientDisconnect, OSError):
-            self.service.metrics.vanished.inc()
+        except (CallerGone, ClientDisconnect, OSError):
+            self.service.metrics.disconnected.inc()
             status = 499
         finally:
             if gone is not None:
@@ -69,8 +79,8 @@ class Chat:
             raise shutting_down()
         try:
             service.rates.spend(caller.name, caller.per_minute or service.limits.per_minute)
-        except TooFast as error:
-            raise Refusal(
+        except RateLimitExceeded as error:
+            raise APIError(
                 429, "too many requests; slow down", type="rate_limit_exceeded", code="rate_limit_exceeded",
                 retry_after=error.retry_after,
             ) from None  # fmt: skip
@@ -93,17 +103,17 @@ class Chat:
             raise
         if not turn.done():
             turn.cancel()
-            raise Gone if gone.done() else too_late(service.limits.timeout)
+            raise CallerGone if gone.done() else too_late(service.limits.timeout)
         try:
             turn.result()
-        except Full as error:
-            raise Refusal(
+        except QueueFull as error:
+            raise APIError(
                 503, "the server is busy; try again", type="server_error", code="overloaded",
                 retry_after=error.retry_after,
             ) from None  # fmt: skip
         if gone.done() or service.draining:
             service.places.give()
-            raise Gone if gone.done() else shutting_down()
+            raise CallerGone if gone.done() else shutting_down()
         channel: Channel[Item] = Channel(loop, patience=service.limits.patience)
         run = Run(f"chatcmpl-{uuid.uuid4().hex}", asked, caller, channel, deadline, began)
         service.start(run)
@@ -116,21 +126,21 @@ class Chat:
         except TimeoutError:
             raise too_late(self.service.limits.timeout) from None
         for item in items:
-            if isinstance(item, tuple) and isinstance(item[1], Chosen):
+            if isinstance(item, tuple) and isinstance(item[1], CompletionStarted):
                 if not run.route:
                     first = time.perf_counter() - run.began
                     self.service.metrics.first_seconds.labels(label).observe(first)
                 run.route = run.route or item[1].route
-            elif isinstance(item, tuple) and isinstance(item[1], Written):
+            elif isinstance(item, tuple) and isinstance(item[1], CompletionFinished):
                 run.done.append(item[1])
         return items
 
     # --- the whole answer at once ---------------------------------------------------------------------------
 
     async def _whole(self, run: Run, send: Send, label: str) -> int:
-        bill = Bill(0, None)
+        bill = CostSummary(0, None)
         while items := await self._take(run, label):
-            bill = next((item for item in items if isinstance(item, Bill)), bill)
+            bill = next((item for item in items if isinstance(item, CostSummary)), bill)
         told = _told(run, bill)
         headers = {
             "x-viaticum-route": run.done[-1].routes[-1] if run.done[-1].routes else run.route,
@@ -168,7 +178,7 @@ class Chat:
     def _events(self, run: Run, reply: Reply, opened: set[int], items: list[Item]) -> Iterator[bytes]:
         options = run.asked.stream_options
         for item in items:
-            if isinstance(item, Bill):
+            if isinstance(item, CostSummary):
                 told = _told(run, item)
                 yield reply.closing(len(run.done) - 1, run.done[-1], told)
                 if options is not None and options.include_usage:
@@ -180,16 +190,16 @@ class Chat:
                 yield reply.opening(index)
             if isinstance(what, str):
                 yield reply.piece(index, what)
-            elif isinstance(what, Written) and index < (run.asked.n or 1) - 1:
+            elif isinstance(what, CompletionFinished) and index < (run.asked.n or 1) - 1:
                 yield reply.closing(index, what, None)  # the last one is closed with the bill
 
     async def _push(self, send: Send, body: bytes, *, more: bool = True) -> None:
-        """Raises `Gone` where the client reads nothing for too long."""
+        """Raises `CallerGone` where the client reads nothing for too long."""
         try:
             async with asyncio.timeout(self.service.limits.patience):
                 await send({"type": "http.response.body", "body": body, "more_body": more})
         except TimeoutError:
-            raise Gone from None
+            raise CallerGone from None
 
     async def _send(self, response: Response, send: Send) -> None:
         await send(
@@ -199,12 +209,12 @@ class Chat:
 
 
 async def _body(request: Request, limits: Limits) -> bytes:
-    """The body, as JSON announces itself. Raises `Refusal`."""
+    """The body, as JSON announces itself. Raises `APIError`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # Also what keeps web pages out: a browser asks before it sends JSON elsewhere, and is not answered.
-        raise Refusal(400, f"send JSON with content-type application/json, not {kind or 'without one'!r}")
-    too_large = Refusal(413, f"the body is larger than {limits.body_bytes} bytes", code="body_too_large")
+        raise APIError(400, f"send JSON with content-type application/json, not {kind or 'without one'!r}")
+    too_large = APIError(413, f"the body is larger than {limits.body_bytes} bytes", code="body_too_large")
     told = request.headers.get("content-length", "")
     if told.isdecimal() and int(told) > limits.body_bytes:
         raise too_large
@@ -216,7 +226,7 @@ async def _body(request: Request, limits: Limits) -> bytes:
                 if len(body) > limits.body_bytes:
                     raise too_large
     except TimeoutError:
-        raise Refusal(408, f"the body did not arrive within {limits.patience:g} seconds") from None
+        raise APIError(408, f"the body did not arrive within {limits.patience:g} seconds") from None
     return bytes(body)
 
 
@@ -225,7 +235,7 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-def _told(run: Run, bill: Bill) -> dict[str, Any]:
+def _told(run: Run, bill: CostSummary) -> dict[str, Any]:
     """The `viaticum` object of an answer."""
     last = run.done[-1]
     return {

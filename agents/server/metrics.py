@@ -11,7 +11,7 @@ from collections.abc import Collection
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from viaticum.agents.server.admission import Places
+from viaticum.agents.server.admission import ConcurrencyLimiter
 from viaticum.budgets import Ledger
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.types import Usage
@@ -24,7 +24,7 @@ OPEN_STATES = ("reserved", "dispatched", "unknown")
 class Metrics:
     """One registry a server, so that several in one process do not mix."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: ConcurrencyLimiter) -> None:
         own = self.registry = CollectorRegistry()
         self.requests = Counter(
             "viaticum_requests", "Requests that ended, by what was asked for and HTTP status.",
@@ -33,8 +33,8 @@ class Metrics:
         self.tokens = Counter(
             "viaticum_tokens", "Tokens of calls that ended by themselves.", ["model", "kind"], registry=own
         )
-        self.vanished = Counter(
-            "viaticum_vanished_clients", "Clients that went away before the end.", registry=own
+        self.disconnected = Counter(
+            "viaticum_disconnected_clients", "Clients that went away before the end.", registry=own
         )
         self.seconds = Histogram(
             "viaticum_request_seconds", "From the request to the end of its answer.", ["model"],

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from starlette.responses import JSONResponse, Response
 
-from viaticum.agents.completions import Chosen, Written
-from viaticum.agents.openai_api.requests import ChatRequest, Refusal, refusal_of
+from viaticum.agents.completions import CompletionFinished, CompletionStarted
+from viaticum.agents.openai_api.requests import APIError, ChatRequest, refusal_of
 from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.channel import Channel
 from viaticum.errors import InputError
@@ -43,14 +43,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
+class CostSummary:
     """The end of a request: what all its calls cost, and what is left; None where dollars are not limited."""
 
     cost: int
     left: int | None
 
 
-Item = tuple[int, Chosen | str | Written] | Bill
+Item = tuple[int, CompletionStarted | str | CompletionFinished] | CostSummary
 
 
 @dataclass(eq=False)
@@ -63,12 +63,12 @@ class Run:
     channel: Channel[Item]
     deadline: float
     began: float
-    done: list[Written] = field(default_factory=list)
+    done: list[CompletionFinished] = field(default_factory=list)
     route: str = ""
 
 
-def shutting_down() -> Refusal:
-    return Refusal(
+def shutting_down() -> APIError:
+    return APIError(
         503,
         "the server is shutting down; try again",
         type="server_error",
@@ -77,19 +77,19 @@ def shutting_down() -> Refusal:
     )
 
 
-def too_late(seconds: float) -> Refusal:
-    return Refusal(
+def too_late(seconds: float) -> APIError:
+    return APIError(
         504, f"no answer within {seconds:g} seconds; ask for less", type="server_error", code="timeout"
     )
 
 
-def refusal(error: Exception) -> Refusal:
+def refusal(error: Exception) -> APIError:
     found = refusal_of(error)
     if found is None:
         log.error("a request broke", exc_info=error)
-        return Refusal(500, "the server made a mistake; its log says which", type="server_error")
+        return APIError(500, "the server made a mistake; its log says which", type="server_error")
     return found
 
 
-def answer_of(refusal: Refusal) -> Response:
+def answer_of(refusal: APIError) -> Response:
     return JSONResponse(refusal.body, refusal.status, headers=refusal.headers)

@@ -1,6 +1,6 @@
 """The OpenAI-compatible server, as an ASGI application: `Service(client).app`.
 
-A request is let in (`Doorman`), read, given a place (`Places`), and run in a thread of the server's own pool, where
+A request is let in (`Authenticator`), read, given a place (`ConcurrencyLimiter`), and run in a thread of the server's own pool, where
 the ledger and the models are used; the event loop only carries what comes out. A client that goes away closes its
 channel: the call ends at the next piece, pays for what was read and written, and gives its place back then, not before.
 Leaves out how the process listens, and ends (`serving`), and what the document says (`openapi`).
@@ -22,17 +22,24 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from viaticum.agents.cancellation import CallerGone
 from viaticum.agents.client import Viaticum
-from viaticum.agents.completions import AUTO, Ask, Written, ask, check_name, known_names
+from viaticum.agents.completions import (
+    AUTO,
+    CompletionFinished,
+    CompletionRequest,
+    ask,
+    check_name,
+    known_names,
+)
 from viaticum.agents.openai_api.openapi import document
-from viaticum.agents.openai_api.requests import Refusal, unknown_model
-from viaticum.agents.server.admission import Places, Rates
+from viaticum.agents.openai_api.requests import APIError, unknown_model
+from viaticum.agents.server.admission import ConcurrencyLimiter, TokenBuckets
 from viaticum.agents.server.api_keys import Keys
-from viaticum.agents.server.auth import Caller, Doorman
-from viaticum.agents.server.channel import Gone
+from viaticum.agents.server.auth import Authenticator, Caller
 from viaticum.agents.server.chat_completions import Chat
 from viaticum.agents.server.metrics import CONTENT_TYPE, Metrics
-from viaticum.agents.server.run import Bill, Item, Limits, Run, answer_of, refusal, shutting_down
+from viaticum.agents.server.run import CostSummary, Item, Limits, Run, answer_of, refusal, shutting_down
 from viaticum.errors import UnknownName
 from viaticum.routers.query import parse_policy
 from viaticum.types import split_model
@@ -40,7 +47,7 @@ from viaticum.types import split_model
 
 class Service:
     """What the requests share. keys: None serves everyone. public: whether other machines can reach it; without keys a
-    request must then not name this machine as its own (see `Doorman`)."""
+    request must then not name this machine as its own (see `Authenticator`)."""
 
     def __init__(
         self,
@@ -52,9 +59,9 @@ class Service:
         within: str | None = None,
     ) -> None:
         self.client, self.limits = client, limits or Limits()
-        self.doorman = Doorman(client.ledger, client.budget_name, keys, public=public, within=within)
-        self.places = Places(self.limits.concurrency, self.limits.queue)
-        self.rates = Rates()
+        self.doorman = Authenticator(client.ledger, client.budget_name, keys, public=public, within=within)
+        self.places = ConcurrencyLimiter(self.limits.concurrency, self.limits.queue)
+        self.rates = TokenBuckets()
         self.metrics = Metrics(self.places)
         self.threads = ThreadPoolExecutor(self.limits.concurrency, "viaticum-call")
         self.desk = ThreadPoolExecutor(2, "viaticum-desk")  # short reads of the ledger: never behind a call
@@ -72,7 +79,7 @@ class Service:
                 Route("/metrics", self._metrics, methods=["GET"]),
                 Route("/openapi.json", self._openapi, methods=["GET"]),
             ],
-            exception_handlers={HTTPException: _no_such_door, Refusal: _refused, Exception: _broken},
+            exception_handlers={HTTPException: _not_found, APIError: _refused, Exception: _broken},
         )
 
     # --- draining -------------------------------------------------------------------------------------------
@@ -166,7 +173,7 @@ class Service:
             for item in self._items(run):
                 run.channel.put(item)
             run.channel.end()
-        except Gone:
+        except CallerGone:
             run.channel.end()
         except BaseException as error:
             run.channel.end(error)
@@ -178,7 +185,7 @@ class Service:
             scope = f"{scope}/{run.id}"
             self.client.ledger.create(scope, limit_nanousd=limit, parent=run.caller.scope)
         generation = asked.generation()
-        wanted = Ask(
+        wanted = CompletionRequest(
             asked.model, asked.chat(), scope, run.id, asked.limit, generation,
             parse_policy(asked.policy) if asked.policy else None,
         )  # fmt: skip
@@ -191,14 +198,14 @@ class Service:
             )
             with closing(ask(self.client, each, run.channel)) as events:  # type: ignore[type-var]
                 for event in events:
-                    if isinstance(event, Written):
+                    if isinstance(event, CompletionFinished):
                         cost += event.cost
                         self.metrics.count_tokens(event.usage)
                     if event == "":
                         run.channel.wait()  # nothing to say, but a chance to go away
                     else:
                         yield index, event
-        yield Bill(cost, self._left(scope))
+        yield CostSummary(cost, self._left(scope))
 
     def _left(self, scope: str) -> int | None:
         left = [each.left_nanousd for each in self.client.ledger.lineage(scope)]
@@ -217,9 +224,9 @@ async def _broken(request: Request, error: Exception) -> Response:
     return answer_of(refusal(error))
 
 
-async def _no_such_door(request: Request, error: Exception) -> Response:
+async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     told = "no such address" if error.status_code == 404 else f"{request.method} is not for this address"
-    answer = answer_of(Refusal(error.status_code, f"{told}: {request.url.path}"))
+    answer = answer_of(APIError(error.status_code, f"{told}: {request.url.path}"))
     answer.headers.update(error.headers or {})
     return answer

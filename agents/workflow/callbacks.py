@@ -1,7 +1,7 @@
 """What a run says while it goes on: to LangGraph's `custom` stream, and the text to its `messages` stream.
 
 The `messages` stream shows what chat models report through LangChain's callbacks. No LangChain model writes here, so a
-`Telling` reports to the same callbacks in its place: start, each piece, and the end with its usage.
+`StreamReporter` reports to the same callbacks in its place: start, each piece, and the end with its usage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from langgraph.runtime import Runtime
 from viaticum.types import Completion, Message
 
 
-class Telling:
+class StreamReporter:
     """One call of a model, told as it goes on. id: of the message that it writes."""
 
     def __init__(self, runtime: Runtime[Any], id: str, model: str, messages: Sequence[Message]) -> None:

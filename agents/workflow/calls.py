@@ -27,7 +27,7 @@ _COUNTS = [each.name for each in fields(TokenCount)]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ModelCall:
     """One call: who is asked, what, how long the answer may be, and all of it as the ledger knows it."""
 
     model: Model
@@ -35,7 +35,7 @@ class Asked:
     generation: Generation
 
     @classmethod
-    def of(cls, model: Model, pair: Pair, query: Query, sample: int = 0) -> Asked:
+    def of(cls, model: Model, pair: Pair, query: Query, sample: int = 0) -> ModelCall:
         """What the strategy of a pair asks its model; sample: which of the texts that the strategy wants."""
         strategy = get_strategy(pair.strategy)
         generation = Generation(
@@ -89,7 +89,7 @@ def is_good(hold: Hold) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Paid:
+class SettledCall:
     """A finished call, and the entry that posted its cost."""
 
     completion: Completion
@@ -113,7 +113,7 @@ class Calls:
         generation: Generation,
         *,
         tags: Mapping[str, str] | None = None,
-    ) -> Iterator[str | Paid]:
+    ) -> Iterator[str | SettledCall]:
         """Pieces of text as they come, then what was paid. The worst case is held when the first piece is asked for.
 
         The same key and call again gives the stored text and charges nothing. Closing the iterator early posts what
@@ -140,7 +140,7 @@ class Calls:
         else:
             completion = completion_from_json(json.loads(hold.result))
             yield completion.text
-        yield Paid(completion, self.ledger.settle(key, completion.usage.models))
+        yield SettledCall(completion, self.ledger.settle(key, completion.usage.models))
 
     def _write(
         self, model: Model, key: str, messages: Sequence[Message], generation: Generation
@@ -156,7 +156,7 @@ class Calls:
         raise AssertionError("a stream ends with its completion")
 
 
-class Writing(Iterator[str | Completion]):
+class CallStream(Iterator[str | Completion]):
     """What a model writes for one call, from the first time it is asked for. written: all of it so far."""
 
     def __init__(self, model: Model, messages: Sequence[Message], generation: Generation) -> None:
@@ -186,14 +186,14 @@ class Writing(Iterator[str | Completion]):
 @contextmanager
 def paying(
     ledger: Ledger, key: str, model: Model, messages: Sequence[Message], generation: Generation
-) -> Iterator[Writing]:
+) -> Iterator[CallStream]:
     """Let the model write under a hold that is dispatched. An error inside ends the hold: see `give_up`."""
-    writing = Writing(model, messages, generation)
+    writing = CallStream(model, messages, generation)
     try:
         yield writing
     except BaseException as error:
         with suppress(LedgerError):  # what stopped the model is the error to tell
-            give_up(ledger, key, model, writing.written, closed=went_away(error))
+            give_up(ledger, key, model, writing.written, closed=is_caller_cancelled(error))
         raise
     finally:
         writing.close()
@@ -218,7 +218,7 @@ def give_up(ledger: Ledger, key: str, model: Model, text: str, *, closed: bool) 
         ledger.void(key)
 
 
-def went_away(error: BaseException) -> bool:
+def is_caller_cancelled(error: BaseException) -> bool:
     """Whether it was the caller who ended the call, not the model: an interrupt, a closed stream, lost patience."""
     return not isinstance(error, Exception) or isinstance(error, ProviderTimeout)
 

@@ -38,8 +38,14 @@ from viaticum.agents.workflow.approval import (
     shortage,
     tightest,
 )
-from viaticum.agents.workflow.callbacks import Telling
-from viaticum.agents.workflow.calls import Asked, completion_from_json, completion_to_json, next_try, paying
+from viaticum.agents.workflow.callbacks import StreamReporter
+from viaticum.agents.workflow.calls import (
+    ModelCall,
+    completion_from_json,
+    completion_to_json,
+    next_try,
+    paying,
+)
 from viaticum.agents.workflow.nodes import Node, Threads, is_stopped
 from viaticum.agents.workflow.state import (
     Allowance,
@@ -67,13 +73,13 @@ from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Pair, Reading, Route, Row, TokenCount
 
 Graph = CompiledStateGraph[State, Allowance, QuestionInput, AnswerOutput]
-Next = Literal["route", "call", "read", "ask", "__end__"]
+Next = Literal["route", "call", "parse", "approval", "__end__"]
 TRIES = 3
 BACKOFF = 0.5  # seconds before the second try, doubled before each further one
 
 
 @dataclass(frozen=True)
-class Tools:
+class WorkflowResources:
     """What the nodes work with. budget: the scope that pays; model: a model by its name; usable: whether a pair's model
     is here. sync: makes the checkpoints so far survive a power cut, where the checkpointer does not wait for the disk
     itself; done before each hold. policy, on_short and timeout as in `Allowance`, which has the last word. tries: of one call, where the model
@@ -97,7 +103,7 @@ class Tools:
 class Workflow:
     """The nodes, as methods over one set of tools; `build` compiles them into a graph."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: WorkflowResources) -> None:
         self.tools = tools
 
     def build(
@@ -110,14 +116,17 @@ class Workflow:
             max_attempts=self.tools.tries,
             retry_on=ModelUnavailable,
         )
-        graph.add_node("begin", self._node(self.begin), destinations=("call", "ask", END))
-        graph.add_node("route", self._node(self.route), destinations=("call", "ask", END))
+        graph.add_node("start", self._node(self.start), destinations=("call", "approval", END))
+        graph.add_node("route", self._node(self.route), destinations=("call", "approval", END))
         graph.add_node(
-            "call", self._node(self.call), retry_policy=retry, destinations=("read", "route", "ask", END)
+            "call",
+            self._node(self.call),
+            retry_policy=retry,
+            destinations=("parse", "route", "approval", END),
         )
-        graph.add_node("read", self._node(self.read), destinations=("call", "route", END))
-        graph.add_node("ask", self._node(self.ask), destinations=("route", "call", END))
-        graph.add_edge(START, "begin")
+        graph.add_node("parse", self._node(self.parse), destinations=("call", "route", END))
+        graph.add_node("approval", self._node(self.approval), destinations=("route", "call", END))
+        graph.add_edge(START, "start")
         return graph.compile(checkpointer=checkpointer, name=name)
 
     def _node(self, function: Callable[[State, Runtime[Allowance]], Any]) -> Node:
@@ -125,7 +134,7 @@ class Workflow:
 
     # Nodes
 
-    def begin(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
+    def start(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
         """Take the question in, and choose who is asked first: one step, so that one checkpoint holds both.
 
         Raises `InputError` where there is no question.
@@ -199,9 +208,9 @@ class Workflow:
             entry = self.tools.ledger.settle(key, completion.usage.models)
         left = left_of(self.tools.ledger.lineage(run.budget))
         runtime.stream_writer({"cost": entry.nanousd, "left": left, "key": key})
-        return Command(update=_settled(state, completion, hold, entry, wasted), goto="read")
+        return Command(update=_settled(state, completion, hold, entry, wasted), goto="parse")
 
-    def read(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
+    def parse(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
         """Read the answer out of the text; of several samples, take the vote.
 
         An answer: end. A vote that is not settled: ask again. No answer: escalate to the next pair.
@@ -219,7 +228,7 @@ class Workflow:
             return self._end(state, update)
         return Command(update=update, goto="call" if update["samples"] else "route")
 
-    def ask(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
+    def approval(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
         """Let a person decide. Resumed with what they said: see `shortage.decided`. Nonsense is asked again."""
         short, problem = state["short"], ""
         assert short is not None
@@ -281,11 +290,11 @@ class Workflow:
         }
         return Command(update=update, goto="call")
 
-    def _try(self, state: State, asked: Asked) -> tuple[str, Hold | None, int]:
+    def _try(self, state: State, asked: ModelCall) -> tuple[str, Hold | None, int]:
         return next_try(self.tools.ledger, f"{state['run']}/{state['call']}", digest(asked.parameters))
 
     def _reserve(
-        self, state: State, runtime: Runtime[Allowance], budget: str, key: str, asked: Asked
+        self, state: State, runtime: Runtime[Allowance], budget: str, key: str, asked: ModelCall
     ) -> Hold:
         worst = asked.model.worst_case_of(asked.messages, asked.generation)
         self.tools.sync()
@@ -330,13 +339,13 @@ class Workflow:
     ) -> Command[Next]:
         if runtime.execution_info is None or runtime.execution_info.thread_id is None:
             raise decision_needed(short)  # without a checkpointer there is nothing to come back to
-        return Command(update={**(update or {}), "short": short}, goto="ask")
+        return Command(update={**(update or {}), "short": short}, goto="approval")
 
     def _write(
-        self, key: str, asked: Asked, runtime: Runtime[Allowance], timeout: float | None
+        self, key: str, asked: ModelCall, runtime: Runtime[Allowance], timeout: float | None
     ) -> Completion:
         began, ledger = time.monotonic(), self.tools.ledger
-        telling = Telling(runtime, f"answer-{key}", asked.model.name, asked.messages)
+        telling = StreamReporter(runtime, f"answer-{key}", asked.model.name, asked.messages)
         with paying(ledger, key, asked.model, asked.messages, asked.generation) as pieces:
             try:
                 for piece in pieces:
@@ -365,9 +374,9 @@ class Workflow:
             and all(map(self.tools.usable, row.plan.pairs))
         ]
 
-    def _asked(self, state: State) -> Asked:
+    def _asked(self, state: State) -> ModelCall:
         pair = _pair(state)
-        return Asked.of(self.tools.model(pair.model), pair, query_of(state), len(state["samples"]))
+        return ModelCall.of(self.tools.model(pair.model), pair, query_of(state), len(state["samples"]))
 
     def _end(self, state: State, update: State | None = None) -> Command[Next]:
         last: State = {**(update or {}), "done": True, "messages": []}

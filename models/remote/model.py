@@ -25,7 +25,7 @@ from viaticum.errors import AuthenticationFailed, InputError, MissingExtra, Prom
 from viaticum.models.base import Generation, Model
 from viaticum.models.remote.errors import retry_after, translated, wait_before_retry
 from viaticum.models.remote.prices import difference
-from viaticum.models.remote.rate_limits import Turns, headers_of
+from viaticum.models.remote.rate_limits import ProviderRateLimiter, headers_of
 from viaticum.models.remote.response import Written, reported_cost
 from viaticum.types import Completion, Message, TokenCount, Usage
 
@@ -80,7 +80,7 @@ class RemoteModel(Model):
         self.spec, self.name, self.members = spec, spec.name, (spec.name,)
         self._key, self._sleep = key, sleep
         self._tokenizer_known: bool | None = None
-        self._turns = Turns()
+        self._turns = ProviderRateLimiter()
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
         return self.worst_case_of(messages, Generation(max_new_tokens))

@@ -1,4 +1,4 @@
-"""How fast a provider lets itself be asked: one `Turns` for all threads that ask one model.
+"""How fast a provider lets itself be asked: one `ProviderRateLimiter` for all threads that ask one model.
 
 Read from what it says with its answers (x-ratelimit-remaining-*, x-ratelimit-reset-*) and with its refusals (Retry-After):
 where no request is left, or one was refused, all wait until the moment it named, instead of each finding out alone.
@@ -20,7 +20,7 @@ PREFIX = "llm_provider-"  # which LiteLLM puts before the names of a provider's 
 _SPAN = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 
 
-class Turns:
+class ProviderRateLimiter:
     """left: requests that may still be sent before `reset`, None where the provider does not say."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

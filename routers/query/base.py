@@ -16,7 +16,7 @@ class QueryRouter(ABC):
     def table(self, query: Query) -> RoutingTable:
         """A row for every pair; costs in nano-dollars, prompt included."""
 
-    def foresee(self, queries: Sequence[Query]) -> None:
+    def prefetch(self, queries: Sequence[Query]) -> None:
         """Tables and plans of all these will be asked for: a router that predicts many at once faster does so now."""
         return
 

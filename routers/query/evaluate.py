@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from viaticum.routers.query.fit import calibration_error
-from viaticum.routers.query.outcome_matrix import Array, Grid
-from viaticum.routers.query.plans import Steps, play
+from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix
+from viaticum.routers.query.plans import Steps, simulate
 from viaticum.routers.query.rtr import Prediction, RTRRouter
 
 BUDGETS = (0.0001, 0.0003, 0.001, 0.002, 0.004, 0.006, 0.012)  # mean dollars a question
@@ -25,7 +25,7 @@ DRAWS = 1_000
 
 
 def evaluate(
-    router: RTRRouter, grid: Grid, *, budgets: Sequence[float] = BUDGETS, seed: int = 0
+    router: RTRRouter, grid: OutcomeMatrix, *, budgets: Sequence[float] = BUDGETS, seed: int = 0
 ) -> dict[str, Any]:
     """One object with what `viaticum router evaluate --json` prints; every question must have been given to every pair.
 
@@ -74,14 +74,14 @@ def evaluate(
     }
 
 
-def outcomes(router: RTRRouter, grid: Grid) -> tuple[Array, Array, Array]:
+def outcomes(router: RTRRouter, grid: OutcomeMatrix) -> tuple[Array, Array, Array]:
     """What each column of the router did on these questions: right or not, dollars, calls, each [Q, M]."""
-    played = [play(steps, grid.correct, grid.cost, grid.answers) for steps in steps_of(router, grid)]
+    played = [simulate(steps, grid.correct, grid.cost, grid.answers) for steps in steps_of(router, grid)]
     right, cost, calls = (np.stack(each, 1) for each in zip(*played, strict=True))
     return right, cost, calls
 
 
-def steps_of(router: RTRRouter, grid: Grid) -> list[Steps]:
+def steps_of(router: RTRRouter, grid: OutcomeMatrix) -> list[Steps]:
     numbers = {pair: number for number, pair in enumerate(grid.pairs)}
     return [(tuple(numbers[pair] for pair in plan.pairs), plan.need) for plan in router.plans]
 
@@ -125,7 +125,7 @@ def _paired(difference: Array, seed: int) -> dict[str, float]:
     return {"difference": float(difference.mean()), "low": float(low), "high": float(high)}
 
 
-def _largest_share(router: RTRRouter, grid: Grid, chosen: Array, calls: Array) -> float:
+def _largest_share(router: RTRRouter, grid: OutcomeMatrix, chosen: Array, calls: Array) -> float:
     """The share of calls that goes to the pair that gets most of them."""
     asked = np.zeros(len(grid.pairs))
     plans = steps_of(router, grid)

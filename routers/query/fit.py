@@ -22,17 +22,17 @@ from viaticum.routers.query.heads import (
     NEIGHBOURS,
     Columns,
     Dual,
-    Lesson,
     Logistic,
     Mixture,
     Neighbours,
+    TrainingData,
     fit_dual,
     log_loss,
     log_odds,
 )
-from viaticum.routers.query.outcome_matrix import FEWEST, Array, Grid, folds_of, near_duplicates
-from viaticum.routers.query.plans import WEIGHTS, Plan, Steps, play, search
-from viaticum.routers.query.rtr import NEAREST, Learned, RTRRouter, Settings
+from viaticum.routers.query.outcome_matrix import FEWEST, Array, OutcomeMatrix, folds_of, near_duplicates
+from viaticum.routers.query.plans import WEIGHTS, Plan, Steps, search, simulate
+from viaticum.routers.query.rtr import NEAREST, Learned, RTRRouter, RTRSettings
 from viaticum.types import Pair
 
 FOLDS = 5
@@ -44,16 +44,16 @@ Report = Callable[[str, int, int], None]  # stage, done, of
 
 
 def fit(
-    grid: Grid,
+    grid: OutcomeMatrix,
     encoder: Encoder,
     descriptions: Mapping[str, str] | None = None,
     *,
-    settings: Settings = Settings(),  # noqa: B008 (it is frozen)
+    settings: RTRSettings = RTRSettings(),  # noqa: B008 (it is frozen)
     report: Report = lambda stage, done, of: None,
 ) -> RTRRouter:
     """descriptions: of models and strategies by name; one without is known by its name. report: told of progress.
 
-    Raises `DataError` for a table that has too little in it (`Grid.check`).
+    Raises `DataError` for a table that has too little in it (`OutcomeMatrix.check`).
     """
     grid.check()
     began = time.perf_counter()
@@ -65,7 +65,7 @@ def fit(
     report("looking for plans", 0, 1)
     steps = _plans(grid, embeddings, settings)
     right, cost = _outcomes(grid, steps)
-    lesson = Lesson(
+    lesson = TrainingData(
         embeddings,
         right,
         cost,
@@ -119,7 +119,7 @@ def fit(
     return RTRRouter(learned, encoder)
 
 
-def fingerprint(grid: Grid) -> str:
+def fingerprint(grid: OutcomeMatrix) -> str:
     """A hash of what was learned from: questions, pairs and outcomes."""
     told = hashlib.sha256()
     for text in (
@@ -140,7 +140,7 @@ def calibration_error(chances: Tensor, right: Tensor, bins: int = 15) -> float:
     return float(sums.abs().sum() / max(1, len(chance)))
 
 
-def _plans(grid: Grid, embeddings: Tensor, settings: Settings) -> list[Steps]:
+def _plans(grid: OutcomeMatrix, embeddings: Tensor, settings: RTRSettings) -> list[Steps]:
     """The columns: every pair, then the plans worth having, where enough questions were given to every pair."""
     singles: list[Steps] = [((pair,), 2) for pair in range(len(grid.pairs))]
     whole = grid.complete
@@ -157,14 +157,14 @@ def _plans(grid: Grid, embeddings: Tensor, settings: Settings) -> list[Steps]:
     return [*singles, *(steps for steps in found if len(steps[0]) > 1)]
 
 
-def _outcomes(grid: Grid, steps: list[Steps]) -> tuple[Tensor, Tensor]:
+def _outcomes(grid: OutcomeMatrix, steps: list[Steps]) -> tuple[Tensor, Tensor]:
     """right and dollars [Q, M]; NaN for pairs not asked, and for plans where any pair was not."""
     whole = grid.complete
     right, cost = (np.full((len(grid), len(steps)), np.nan) for _ in range(2))
     count = len(grid.pairs)
     right[:, :count], cost[:, :count] = grid.correct, grid.cost
     for column, plan in enumerate(steps[count:], count):
-        right[whole, column], cost[whole, column], _ = play(
+        right[whole, column], cost[whole, column], _ = simulate(
             plan, grid.correct[whole], grid.cost[whole], grid.answers[whole]
         )
     return torch.from_numpy(right).float(), torch.from_numpy(cost).float()
@@ -185,12 +185,12 @@ def _columns(
     return Columns(told[0], told[1], torch.tensor(of_pair), members)
 
 
-def _dual(columns: Columns, lesson: Lesson, epochs: int, settings: Settings) -> Dual:
+def _dual(columns: Columns, lesson: TrainingData, epochs: int, settings: RTRSettings) -> Dual:
     return fit_dual(columns, lesson, epochs=epochs, seed=settings.seed, decision=settings.decision)[0]
 
 
 def _unseen(
-    columns: Columns, lesson: Lesson, folds: Tensor, settings: Settings, report: Report
+    columns: Columns, lesson: TrainingData, folds: Tensor, settings: RTRSettings, report: Report
 ) -> tuple[dict[str, Tensor], int]:
     """What each head says of questions in the fold that it was not fitted on, and for how many epochs to train.
 
@@ -229,7 +229,7 @@ def _over_datasets(values: Tensor, datasets: Array) -> Tensor:
     return means.nan_to_num(float(values.nanmean()))
 
 
-def _stretch(found: Tensor, lesson: Lesson) -> Tensor:
+def _stretch(found: Tensor, lesson: TrainingData) -> Tensor:
     """What to add to predicted log tokens [P, 2] so that half, and nine tenths, of unseen answers are no longer.
 
     Split conformal prediction (Vovk et al. 2005), a pair at a time. Of an answer that was cut only that it is at least
@@ -271,7 +271,7 @@ def censored_quantile(values: Tensor, cut: Tensor, level: float) -> float:
     return last + normal.inv_cdf(level) - normal.inv_cdf(max(seen, 0.01))
 
 
-def _rates(grid: Grid) -> Tensor:
+def _rates(grid: OutcomeMatrix) -> Tensor:
     """Dollars of a prompt and of an output token for each pair [P, 2], by least squares; of a pair of models the mix
     that their tokens really had."""
     rates = np.zeros((len(grid.pairs), 2))

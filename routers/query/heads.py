@@ -177,7 +177,7 @@ class Dual(nn.Module):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingData:
     """What a head learns from. embeddings [Q, D]; right and cost [Q, M]; log_tokens [Q, P]; cut [Q, P]; weights:
     what a dollar may be worth in accuracy."""
 
@@ -188,7 +188,7 @@ class Lesson:
     cut: Tensor
     weights: tuple[float, ...]
 
-    def part(self, rows: Tensor) -> Lesson:
+    def part(self, rows: Tensor) -> TrainingData:
         names = ("embeddings", "right", "cost", "log_tokens", "cut")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
@@ -205,7 +205,7 @@ def pinball(found: Tensor, log_tokens: Tensor, cut: Tensor) -> Tensor:
     return (loss * counted).sum() / (~log_tokens.isnan()).sum().clamp_min(1)
 
 
-def regret(log_odds_: Tensor, lesson: Lesson, dice: torch.Generator) -> Tensor:
+def regret(log_odds_: Tensor, lesson: TrainingData, dice: torch.Generator) -> Tensor:
     """What choosing softly by these predictions gives up, at a worth of a dollar drawn for each question.
 
     The decision itself is trained, not only the label (2602.03478: routers collapse where predictions are close).
@@ -225,12 +225,12 @@ def regret(log_odds_: Tensor, lesson: Lesson, dice: torch.Generator) -> Tensor:
 
 def fit_dual(
     columns: Columns,
-    lesson: Lesson,
+    lesson: TrainingData,
     *,
     epochs: int,
     seed: int,
     decision: float = 0.5,
-    watch: Lesson | None = None,
+    watch: TrainingData | None = None,
 ) -> tuple[Dual, int]:
     """Train the dual head; with `watch` (other questions) stop where it does best there, at most after `epochs`.
 

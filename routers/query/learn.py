@@ -18,7 +18,7 @@ from viaticum.errors import DataError, InputError
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import Report, fit
 from viaticum.routers.query.heads import log_loss, log_odds
-from viaticum.routers.query.outcome_matrix import FEWEST, Grid, folds_of, near_duplicates
+from viaticum.routers.query.outcome_matrix import FEWEST, OutcomeMatrix, folds_of, near_duplicates
 from viaticum.routers.query.rtr import Added, RTRRouter
 from viaticum.types import Pair
 
@@ -34,7 +34,7 @@ def add(
     pair: Pair,
     descriptions: Mapping[str, str],
     price: tuple[float, float],
-    outcomes: Grid | None = None,
+    outcomes: OutcomeMatrix | None = None,
 ) -> RTRRouter:
     """The router with one more pair, nothing else changed. price: dollars a million input and output tokens.
 
@@ -121,8 +121,8 @@ class Refit:
 
 def refit(
     router: RTRRouter,
-    known: Grid,
-    live: Grid,
+    known: OutcomeMatrix,
+    live: OutcomeMatrix,
     encoder: Encoder,
     descriptions: Mapping[str, str] | None = None,
     *,
@@ -151,7 +151,7 @@ def refit(
     return Refit(before, after, count, final)
 
 
-def _of_pairs(router: RTRRouter, grid: Grid) -> Tensor:
+def _of_pairs(router: RTRRouter, grid: OutcomeMatrix) -> Tensor:
     """Chances [N, P] of the grid's pairs; those that the router does not know are as likely as the mean of all."""
     told = router.predict_texts(grid.texts)
     columns = dict(zip(router.pairs, router.pair_columns, strict=True))

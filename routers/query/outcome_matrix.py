@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Grid:
+class OutcomeMatrix:
     """Q questions and P pairs; NaN where a pair was not asked.
 
     correct: 0 or 1 [Q, P]; tokens: output tokens [Q, P]; cost: dollars [Q, P]; cut: True where an answer was cut at
@@ -54,10 +54,10 @@ class Grid:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def part(self, rows: Array) -> Grid:
+    def part(self, rows: Array) -> OutcomeMatrix:
         """The grid of some questions, by a bool mask or numbers."""
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
-        return Grid(
+        return OutcomeMatrix(
             self.pairs,
             tuple(self.ids[i] for i in index),
             tuple(self.texts[i] for i in index),
@@ -68,10 +68,10 @@ class Grid:
             self.answers[index],
         )
 
-    def join(self, other: Grid) -> Grid:
+    def join(self, other: OutcomeMatrix) -> OutcomeMatrix:
         """Both one below the other; they have the same pairs. A question in both has two rows."""
         arrays = ("correct", "tokens", "cost", "cut", "answers")
-        return Grid(
+        return OutcomeMatrix(
             self.pairs,
             self.ids + other.ids,
             self.texts + other.texts,
@@ -86,7 +86,7 @@ class Grid:
         pairs: Sequence[Pair] | None = None,
         *,
         live: bool = False,
-    ) -> Grid:
+    ) -> OutcomeMatrix:
         """Lay out an outcome table. prices: dollars a million input and output tokens of each model; without, what
         the table says each answer cost. pairs: the columns wanted, all by default; other pairs are left out.
 

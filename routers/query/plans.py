@@ -3,7 +3,7 @@
 A plan asks its pairs in order and stops as soon as one answer was given `need` times; where none ever is, the answer
 given most often stands, of equals the one asked last. A single pair is the plan of length one. Since the outcome table
 holds every pair's answer to every question, what a plan would have done is read from it, not estimated
-(`play`), and a library of plans worth having is searched for among all of them (`search`).
+(`simulate`), and a library of plans worth having is searched for among all of them (`search`).
 None of the routing papers has plans; cascades with a judge, as FrugalGPT (arXiv 2305.05176) has them, come closest.
 """
 
@@ -67,7 +67,7 @@ class PlanRoute:
 Steps = tuple[tuple[int, ...], int]  # a plan by the numbers of its pairs
 
 
-def play(steps: Steps, correct: Array, cost: Array, answers: Array) -> tuple[Array, Array, Array]:
+def simulate(steps: Steps, correct: Array, cost: Array, answers: Array) -> tuple[Array, Array, Array]:
     """What a plan does on every question of a grid whose pairs were all asked: right or not [Q], dollars [Q], calls [Q]."""
     order, need = steps
     questions = len(correct)
@@ -99,7 +99,7 @@ def search(correct: Array, cost: Array, answers: Array, kinds: Array, *, top: in
     def results(plans: Sequence[Steps]) -> tuple[Array, Array]:
         for plan in plans:
             if plan not in played:
-                played[plan] = play(plan, correct, cost, answers)[:2]
+                played[plan] = simulate(plan, correct, cost, answers)[:2]
         return np.stack([played[plan][0] for plan in plans], 1), np.stack(
             [played[plan][1] for plan in plans], 1
         )

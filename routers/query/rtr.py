@@ -51,7 +51,7 @@ class Prediction(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Settings:
+class RTRSettings:
     """What fitting can leave out, for ablations. heads: among logistic, neighbours, dual; decision: the weight of the
     loss that looks at the decision; seed: of every draw."""
 
@@ -118,7 +118,7 @@ class Learned:
     rate: Tensor
     worth: Tensor
     spend: Tensor
-    settings: Settings
+    settings: RTRSettings
     facts: dict[str, Any]
     added: Added | None = None
 
@@ -180,7 +180,7 @@ class RTRRouter(QueryRouter):
     def predict_texts(self, texts: Sequence[str]) -> Prediction:
         return self.predict(self.encoder(texts))
 
-    def foresee(self, queries: Sequence[Query]) -> None:
+    def prefetch(self, queries: Sequence[Query]) -> None:
         """Predict many at once, and keep what was predicted until they are asked about."""
         with self._recent_lock:
             self._most = max(RECENT, 2 * len(queries))
@@ -361,7 +361,7 @@ class RTRRouter(QueryRouter):
 
 
 def _learned(document: dict[str, Any], tensors: dict[str, Tensor]) -> Learned:
-    settings = Settings(**(document["settings"] | {"heads": tuple(document["settings"]["heads"])}))
+    settings = RTRSettings(**(document["settings"] | {"heads": tuple(document["settings"]["heads"])}))
     columns = Columns(**{name: tensors[f"columns.{name}"] for name in COLUMNS})
     right, pairs = _wide(tensors["right"]), tuple(map(Pair.parse, document["pairs"]))
     dual = Dual(columns, right, torch.zeros(1, len(pairs)), tensors["embeddings"].shape[1])

@@ -1,6 +1,6 @@
 """Routers that look at nothing: one model for all tokens, a recorded trace, or chance.
 
-The first two are the ends of every accuracy/cost curve, `Chance` is the control that lies between them; `Replay` repeats
+The first two are the ends of every accuracy/cost curve, `RandomRouter` is the control that lies between them; `ReplayRouter` repeats
 who wrote what, to measure or to compare decoders on equal decisions.
 """
 
@@ -41,7 +41,7 @@ class AlwaysLarge(TokenRouter):
         return torch.zeros_like(step.entropy, dtype=torch.bool)
 
 
-class Replay(TokenRouter):
+class ReplayRouter(TokenRouter):
     """`large[r][i]` says whether the LLM writes token i of request r; past its end, the SLM writes."""
 
     looks_at_tokens = False
@@ -64,7 +64,7 @@ class Replay(TokenRouter):
         return torch.tensor(small, device=step.entropy.device)
 
 
-class Chance(TokenRouter):
+class RandomRouter(TokenRouter):
     """The LLM writes this share of the tokens, wherever it falls: one token, then it hands back, as in R2R.
 
     A place of a request is always decided alike for the same seed. Raises `InputError` for what is no share.

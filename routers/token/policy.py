@@ -21,7 +21,7 @@ from viaticum.errors import InputError, ModelError
 from viaticum.routers.token.artefact import Artefact
 from viaticum.routers.token.base import Step, TokenRouter
 from viaticum.routers.token.neural import SMALLEST, Projection
-from viaticum.routers.token.rstitch import Entropy
+from viaticum.routers.token.rstitch import EntropyRouter
 
 ARTEFACT = Artefact(
     "policy",
@@ -140,7 +140,7 @@ class RStitchPlus(TokenRouter):
     def __init__(
         self, policy: Policy, tau: float, threshold: float = 0.5, recorder: Recorder | None = None
     ) -> None:
-        self._back = Entropy(tau)
+        self._back = EntropyRouter(tau)
         if not 0 <= threshold <= 1:
             raise InputError(f"the threshold is a probability between 0 and 1, got {threshold}")
         self.policy, self.tau, self.threshold, self.recorder = policy, tau, threshold, recorder

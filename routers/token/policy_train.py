@@ -24,7 +24,7 @@ SAME = 1e-6  # rewards that are nearer than this are equal
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class LearnerSettings:
     """low, high: how far a probability ratio may fall and rise. epochs: passes over a batch, each in so many minibatches.
 
     scale: see `group_advantages`.
@@ -119,7 +119,7 @@ def dapo_loss(
 class Learner:
     """A policy and its Adam. `state` and `restore` let a run go on elsewhere as if it had never stopped."""
 
-    def __init__(self, policy: Policy, settings: Settings) -> None:
+    def __init__(self, policy: Policy, settings: LearnerSettings) -> None:
         self.policy, self.settings = policy.train().requires_grad_(True), settings
         self._optimiser = torch.optim.Adam(policy.parameters(), lr=settings.rate)
 

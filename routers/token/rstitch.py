@@ -8,7 +8,7 @@ from viaticum.errors import InputError
 from viaticum.routers.token.base import Step, TokenRouter
 
 
-class Entropy(TokenRouter):
+class EntropyRouter(TokenRouter):
     """SLM with H > tau: its token is dropped and the LLM writes that position; LLM with H <= tau: back.
 
     tau is a normalised entropy in [0, 1]; the paper uses 0.001, 0.02 and 0.03.

@@ -33,7 +33,7 @@ FEWEST = 5  # questions
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TrainSettings:
     """neutral: how much a neutral token counts beside an identical one, for only it resembles a divergent one; None: 1, and
     where shapes are chosen each of NEUTRALS is tried.
 
@@ -95,7 +95,7 @@ def split_questions(
     return Split(tuple(ordered[:kept]), tuple(tuple(rest[fold::count]) for fold in range(count)))
 
 
-def candidates(shape: Shape, settings: Settings) -> list[tuple[Shape, Settings]]:
+def candidates(shape: Shape, settings: TrainSettings) -> list[tuple[Shape, TrainSettings]]:
     """Shapes and weights to choose from: logistic regression, and small and somewhat larger networks.
 
     Each with the rank given and with a quarter of it: a few thousand tokens say little about 64 directions. A weight of
@@ -120,7 +120,7 @@ def train(
     tokens: LabelledTokens,
     shape: Shape,
     *,
-    settings: Settings = Settings(),
+    settings: TrainSettings = TrainSettings(),
     choose: bool = True,
     most: int | None = None,
     report: Report = lambda stage, done, of: None,
@@ -161,7 +161,7 @@ def _with_facts(
     unseen: Tensor,
     learned: LabelledTokens,
     split: Split,
-    settings: Settings,
+    settings: TrainSettings,
     tried: list[dict[str, Any]],
 ) -> TrainedRouter:
     test = tokens.of(split.test)
@@ -238,7 +238,7 @@ def _inputs(shape: Shape, tokens: LabelledTokens) -> Inputs:
 
 
 def _fit(
-    tokens: LabelledTokens, split: Split, shape: Shape, settings: Settings
+    tokens: LabelledTokens, split: Split, shape: Shape, settings: TrainSettings
 ) -> tuple[DivergenceNetwork, Tensor]:
     """A network, and the logits [N] of the members that did not learn from a token's question, NaN for none."""
     with torch.random.fork_rng(devices=[]):
@@ -274,7 +274,7 @@ def _learn(
     positive: Tensor,
     weights: Tensor,
     held: Tensor,
-    settings: Settings,
+    settings: TrainSettings,
 ) -> None:
     """Train all members together, each on what it does not hold out; each keeps its best weights."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.decay)
@@ -323,7 +323,7 @@ def _aucs(tokens: LabelledTokens, scores: Tensor) -> dict[str, float | None]:
     return {"all": auc(scores, positive), "differing": auc(scores[differing], positive[differing])}
 
 
-def _facts_of(shape: Shape, settings: Settings) -> dict[str, Any]:
+def _facts_of(shape: Shape, settings: TrainSettings) -> dict[str, Any]:
     return {
         "depth": shape.depth,
         "width": shape.width,

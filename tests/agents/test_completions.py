@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 
 from viaticum import FakeRouter, InputError, ScriptedModel, Viaticum
-from viaticum.agents.completions import AUTO, Ask, Chosen, Written, ask, check_name, known_names, query_of
-from viaticum.agents.server.channel import Gone, Guard
+from viaticum.agents.cancellation import CallerGone, CancellationToken
+from viaticum.agents.completions import (
+    AUTO,
+    CompletionFinished,
+    CompletionRequest,
+    CompletionStarted,
+    ask,
+    check_name,
+    known_names,
+    query_of,
+)
 from viaticum.errors import UnknownName
 from viaticum.types import Message, Query
 
@@ -27,15 +36,15 @@ def client(tmp_path: Path) -> Iterator[Viaticum]:
         yield client
 
 
-def asked(name: str) -> Ask:
-    return Ask(name, CHAT, "b", "key")
+def asked(name: str) -> CompletionRequest:
+    return CompletionRequest(name, CHAT, "b", "key")
 
 
 @pytest.mark.parametrize("name", [AUTO, "scripted", "scripted+cot"])
 def test_every_door_has_the_same_events(client: Viaticum, name: str) -> None:
-    first, *pieces, done = ask(client, asked(name), Guard())
-    assert first == Chosen("scripted" if name == "scripted" else "scripted+cot")
-    assert isinstance(done, Written)
+    first, *pieces, done = ask(client, asked(name), CancellationToken())
+    assert first == CompletionStarted("scripted" if name == "scripted" else "scripted+cot")
+    assert isinstance(done, CompletionFinished)
     assert "".join(map(str, pieces)) == done.text == TEXT
     assert done.cost == client.budget().posted_nanousd > 0
     assert done.answer == (None if name == "scripted" else "42")
@@ -45,7 +54,7 @@ def test_every_door_has_the_same_events(client: Viaticum, name: str) -> None:
 @pytest.mark.parametrize("words", [1, 3, len(TEXT.split())])
 def test_who_leaves_at_any_word_leaves_no_hold(client: Viaticum, name: str, words: int) -> None:
     """Also after the last one, when the text is there and not yet settled."""
-    events = ask(client, asked(name), Guard())
+    events = ask(client, asked(name), CancellationToken())
     seen = 0
     for event in events:
         seen += isinstance(event, str)
@@ -60,12 +69,12 @@ def test_who_leaves_at_any_word_leaves_no_hold(client: Viaticum, name: str, word
 
 
 def test_a_closed_guard_stops_the_workflow_before_it_asks_and_nothing_is_paid(client: Viaticum) -> None:
-    guard = Guard()
+    guard = CancellationToken()
     guard.close()
     with pytest.raises(Exception, match="went away"):
         list(ask(client, asked("scripted+cot"), guard))
     assert (client.budget().posted_nanousd, client.budget().held_nanousd) == (0, 0)
-    with pytest.raises(Gone):
+    with pytest.raises(CallerGone):
         guard.wait()
 
 

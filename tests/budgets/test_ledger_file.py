@@ -110,7 +110,7 @@ def test_a_file_of_version_1_keeps_all_it_held(tmp_path: Path) -> None:
             "attached": ("reserved", '"paid"'),
             "both": ("posted", None),
         }
-        assert ledger.lapse() == []  # such a hold has no lease
+        assert ledger.expire_leases() == []  # such a hold has no lease
         (both,) = [entry for entry in ledger.entries("demo", "both") if entry.kind == "post"]
         assert both.note["costs"] == {"small": 8, "large": 320}
         ledger.settle("held", {"small": TokenCount(10, 5)})

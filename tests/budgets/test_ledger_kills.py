@@ -34,7 +34,7 @@ def code(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 def scopes(ledger, root):
-    if root not in ledger.heads():  # a second life may find a limit that was changed
+    if root not in ledger.chain_heads():  # a second life may find a limit that was changed
         ledger.create(root, limit_nanousd=10**6)
     ledger.create(f"{root} run", parent=root, limit_tokens=10**6)
     return f"{root} run"

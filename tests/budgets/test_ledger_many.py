@@ -11,7 +11,7 @@ from ledger_calls import CALL, PRICES, USED, Clock
 
 from viaticum.budgets import Claim, Entry, Hold, Ledger, Settlement, Window, sqlite
 from viaticum.budgets.sql import SqlRows
-from viaticum.budgets.write_buffer import Gathered
+from viaticum.budgets.write_buffer import WriteBuffer
 from viaticum.errors import (
     BudgetClosed,
     BudgetExceeded,
@@ -74,7 +74,7 @@ SETTLEMENTS = [
 
 def gathered() -> set[int]:
     """By type alone: `isinstance` would wake lazy objects of other libraries."""
-    return {id(each) for each in gc.get_objects() if type(each) is Gathered}
+    return {id(each) for each in gc.get_objects() if type(each) is WriteBuffer}
 
 
 def test_a_chunk_leaves_nothing_to_the_collector_of_cycles(ledger: Ledger) -> None:
@@ -147,7 +147,7 @@ def test_the_chain_is_the_same_to_the_last_hash(ledger: Ledger) -> None:
         entries = ledger.settle_many([Settlement(each.key, each.usage, '"x"') for each in claims])
         for each in claims:
             single.settle(each.key, each.usage, '"x"')
-        assert ledger.heads() == single.heads()
+        assert ledger.chain_heads() == single.chain_heads()
         assert ledger.entries() == single.entries(), "ids too"
         assert entries == [each for each in single.entries() if each.kind == "post"]
 

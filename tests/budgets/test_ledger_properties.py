@@ -147,7 +147,7 @@ class Calls(RuleBasedStateMachine):
     def a_day_later_leases_are_over(self) -> None:
         self.clock.moment += timedelta(days=1)
         self.model.day += 1
-        self.ledger.lapse()
+        self.ledger.expire_leases()
         after = {"reserved": "expired", "dispatched": "unknown"}
         for call in self.model.calls.values():
             call[1] = after.get(call[1], call[1])
@@ -199,4 +199,4 @@ def test_any_sequence_keeps_the_promise(store_address: str) -> None:
                 suppress_health_check=list(HealthCheck),
             ),
         )  # fmt: skip
-        assert len(ledger.heads()) >= EXAMPLES
+        assert len(ledger.chain_heads()) >= EXAMPLES

@@ -246,7 +246,7 @@ def test_a_call_that_is_sent_at_once_is_reserved_and_dispatched_in_one_write(
         ledger.reserve("demo", "b", CALL, PRICES, dispatch=True)
     assert ledger.hold("b") is None
     clock.wait(seconds=10**6)
-    ledger.lapse()
+    ledger.expire_leases()
     assert [held.state for held in ledger.holds()] == ["unknown"], "it may have been sent"
     ledger.void("a")
     kept = ledger.reserve("demo", "c", CALL, PRICES)
@@ -259,10 +259,12 @@ def test_a_crash_before_dispatch_frees_the_hold(ledger: Ledger, clock: Clock) ->
     ledger.create("org", limit_nanousd=100)
     ledger.reserve("org", "a", CALL, PRICES, lease=60)
     clock.wait(seconds=59)
-    assert ledger.lapse() == []
+    assert ledger.expire_leases() == []
     clock.wait(seconds=2)
-    assert [(entry.kind, entry.key, entry.nanousd) for entry in ledger.lapse()] == [("expire", "a", 70)]
-    assert ledger.lapse() == []
+    assert [(entry.kind, entry.key, entry.nanousd) for entry in ledger.expire_leases()] == [
+        ("expire", "a", 70)
+    ]
+    assert ledger.expire_leases() == []
     assert ledger.budget("org").left_nanousd == 100
     for call in (lambda: ledger.dispatch("a"), lambda: ledger.settle("a", USED), lambda: ledger.void("a")):
         with pytest.raises(HoldError, match="expired before it was dispatched"):
@@ -297,7 +299,7 @@ def test_a_crash_after_dispatch_stays_charged_as_unknown_until_reconciled(
         clock.wait(seconds=50)
         ledger.dispatch(key)  # the lease begins anew
     clock.wait(seconds=61)
-    assert [entry.kind for entry in ledger.lapse()] == ["unknown"] * 3
+    assert [entry.kind for entry in ledger.expire_leases()] == ["unknown"] * 3
     assert [hold.key for hold in ledger.holds(state="unknown")] == ["paid", "free", "lost"]
     assert ledger.budget("org").held_nanousd == 210
     with pytest.raises(HoldError, match="further try reserves under a new key"):
@@ -317,7 +319,7 @@ def test_a_result_without_a_dispatch_is_a_call_that_was_made(ledger: Ledger, clo
     clock.wait(seconds=61)
     with pytest.raises(BudgetExceeded):
         ledger.reserve("org", "b", CALL, PRICES)
-    assert [entry.kind for entry in ledger.lapse()] == ["unknown"]
+    assert [entry.kind for entry in ledger.expire_leases()] == ["unknown"]
 
 
 @pytest.mark.parametrize("lease", [0, -1, 1.5, True, 10**12])
@@ -447,7 +449,7 @@ def test_every_tree_has_a_chain_of_its_own(ledger: Ledger) -> None:
     ledger.create("other", limit_tokens=100)
     ledger.reserve("thread", "a", CALL, PRICES)
     ledger.reserve("other", "b", CALL, PRICES)
-    heads = ledger.heads()
+    heads = ledger.chain_heads()
     assert {root: count for root, (count, _) in heads.items()} == {"org": 5, "other": 2}
     last = {entry.root: entry.hash for entry in ledger.entries()}
     assert last == {root: head for root, (_, head) in heads.items()}
@@ -458,7 +460,7 @@ def test_every_tree_has_a_chain_of_its_own(ledger: Ledger) -> None:
 def test_a_failed_operation_leaves_no_trace(ledger: Ledger) -> None:
     tree(ledger, org=100)
     ledger.reserve("thread", "a", CALL, PRICES)
-    before = (ledger.entries(), ledger.budgets(), ledger.holds(), ledger.heads())
+    before = (ledger.entries(), ledger.budgets(), ledger.holds(), ledger.chain_heads())
     failures: list[Callable[[], object]] = [
         lambda: ledger.reserve("thread", "b", CALL, PRICES),
         lambda: ledger.reserve("thread", "a", USED, PRICES),
@@ -469,7 +471,7 @@ def test_a_failed_operation_leaves_no_trace(ledger: Ledger) -> None:
     for failure in failures:
         with pytest.raises((BudgetError, InputError)):
             failure()
-    assert (ledger.entries(), ledger.budgets(), ledger.holds(), ledger.heads()) == before
+    assert (ledger.entries(), ledger.budgets(), ledger.holds(), ledger.chain_heads()) == before
 
 
 def test_a_write_that_breaks_halfway_is_taken_back(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,7 +481,7 @@ def test_a_write_that_breaks_halfway_is_taken_back(ledger: Ledger, monkeypatch: 
     tree(ledger, org=1000)
     ledger.set_limit("org", window=Window("day"))
     ledger.reserve("thread", "a", CALL, PRICES)
-    before = (ledger.entries(), ledger.budgets(), ledger.holds(), ledger.heads())
+    before = (ledger.entries(), ledger.budgets(), ledger.holds(), ledger.chain_heads())
 
     def breaks(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("power cut")
@@ -489,7 +491,7 @@ def test_a_write_that_breaks_halfway_is_taken_back(ledger: Ledger, monkeypatch: 
             patched.setattr(owner, name, breaks)
             with pytest.raises(RuntimeError):
                 ledger.settle("a", USED, "1")
-        assert (ledger.entries(), ledger.budgets(), ledger.holds(), ledger.heads()) == before
+        assert (ledger.entries(), ledger.budgets(), ledger.holds(), ledger.chain_heads()) == before
     ledger.settle("a", USED, "1")
 
 

@@ -31,7 +31,7 @@ def fill(address: str) -> None:
             if key in ("dispatched", "unknown"):
                 ledger.dispatch(key)
         clock.wait(seconds=61)
-        ledger.lapse()
+        ledger.expire_leases()
         ledger.settle("posted", USED, '"72"')
         ledger.void("void")
         ledger.attach("dispatched", '"73"')

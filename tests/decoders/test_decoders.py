@@ -25,9 +25,9 @@ from tiny_models import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from viaticum.decoders import Heads, MixedDecoder, Request, Result, Runner, Sampling, runner
+from viaticum.decoders import MixedDecoder, Request, Result, Runner, RunnerOutput, Sampling, runner
 from viaticum.errors import InputError, ModelError, PromptTooLong
-from viaticum.routers.token import AlwaysLarge, AlwaysSmall, Entropy, Replay, Step, TokenRouter
+from viaticum.routers.token import AlwaysLarge, AlwaysSmall, EntropyRouter, ReplayRouter, Step, TokenRouter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -127,7 +127,7 @@ def test_replayed_traces_equal_decoding_without_cache(block: int) -> None:
         traces.append([dice.random() < share for _ in range(length)])
         requests.append(Request(a_prompt(dice), max_new_tokens=length))
     expected = [tuple(plain_text(r.prompt, t)) for r, t in zip(requests, traces, strict=True)]
-    several = a_decoder(Replay(traces), slots=dice.randrange(2, 7))
+    several = a_decoder(ReplayRouter(traces), slots=dice.randrange(2, 7))
     for got, tokens, large, request in zip(
         several.write_all(requests), expected, traces, requests, strict=True
     ):
@@ -140,7 +140,7 @@ def test_replayed_traces_equal_decoding_without_cache(block: int) -> None:
     assert empty(several)
     alone = a_decoder(None)
     for request, large, tokens in zip(requests, traces, expected, strict=True):
-        alone.router = Replay([large])
+        alone.router = ReplayRouter([large])
         got = alone.write(request)
         assert got.trace.tokens == tokens
         assert list(got.trace.made_by) == [int(each) for each in large]
@@ -149,7 +149,7 @@ def test_replayed_traces_equal_decoding_without_cache(block: int) -> None:
 
 def test_events_tell_the_same_as_the_results() -> None:
     requests = requests_of(3, 7)
-    decoder = a_decoder(Entropy(0.75), slots=3)
+    decoder = a_decoder(EntropyRouter(0.75), slots=3)
     tokens: dict[int, list[int]] = {}
     names: dict[int, list[str]] = {}
     texts: dict[int, str] = {}
@@ -238,8 +238,8 @@ def test_a_dropped_stop_id_does_not_end_the_text() -> None:
 def test_sampled_text_depends_on_the_seed_alone() -> None:
     dice = random.Random(8)
     requests = [Request(a_prompt(dice), 12, Sampling(1.0, 0.95, 40, seed)) for seed in range(6)]
-    first = tokens_of(a_decoder(Entropy(0.75), slots=3).write_all(requests))
-    decoder = a_decoder(Entropy(0.75))
+    first = tokens_of(a_decoder(EntropyRouter(0.75), slots=3).write_all(requests))
+    decoder = a_decoder(EntropyRouter(0.75))
     assert tokens_of(decoder.write_all(requests)) == first
     assert tokens_of([decoder.write(request) for request in requests]) == first
     other = [Request(r.prompt, 12, Sampling(1.0, 0.95, 40, 99)) for r in requests]
@@ -328,7 +328,7 @@ def test_requests_out_of_range(values: dict[str, list[int]]) -> None:
 
 
 def test_too_long_a_prompt_is_refused_before_anything_is_computed() -> None:
-    decoder = a_decoder(Entropy(), context=20)
+    decoder = a_decoder(EntropyRouter(), context=20)
     with pytest.raises(PromptTooLong):
         decoder.write_all([Request([1], 5), Request([1] * 16, 5)])
     assert [each.calls for each in decoder.runners.values()] == [0, 0]
@@ -337,7 +337,7 @@ def test_too_long_a_prompt_is_refused_before_anything_is_computed() -> None:
 
 def test_a_pair_needs_two_models_of_one_vocabulary() -> None:
     with pytest.raises(InputError, match="small"):
-        MixedDecoder(Runner(build()), tokenizer=Letters(), router=Entropy())
+        MixedDecoder(Runner(build()), tokenizer=Letters(), router=EntropyRouter())
     other = Runner(build())
     other.vocabulary += 1
     with pytest.raises(InputError, match="vocabular"):
@@ -366,8 +366,8 @@ def test_nan_ends_one_text_and_no_other() -> None:
 
 def test_closing_a_stream_frees_every_slot() -> None:
     requests = requests_of(4, 6, max_new_tokens=20)
-    fresh = tokens_of(a_decoder(Entropy(0.75), slots=3).write_all(requests))
-    decoder = a_decoder(Entropy(0.75), slots=3)
+    fresh = tokens_of(a_decoder(EntropyRouter(0.75), slots=3).write_all(requests))
+    decoder = a_decoder(EntropyRouter(0.75), slots=3)
     for events in (1, 2, 7, 50):
         stream = decoder.stream(requests_of(events, 5, max_new_tokens=20))
         for _ in range(events):
@@ -385,7 +385,7 @@ def test_a_shared_prefix_changes_nothing(slots: int) -> None:
     prompts = [prefix, *(prefix + a_prompt(dice) for _ in range(6))]
     requests = [Request(prompt, 8) for prompt in prompts]
     traces = [[dice.random() < 0.5 for _ in range(8)] for _ in prompts]
-    decoder = a_decoder(Replay(traces), slots)
+    decoder = a_decoder(ReplayRouter(traces), slots)
     expected = [tuple(plain_text(prompt, large)) for prompt, large in zip(prompts, traces, strict=True)]
     assert tokens_of(decoder.write_all(requests)) == expected
     assert empty(decoder)
@@ -394,27 +394,34 @@ def test_a_shared_prefix_changes_nothing(slots: int) -> None:
 def test_what_a_slot_still_holds_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     examples = [dice % VOCABULARY for dice in range(40)]
     requests = [Request([*examples, 50 + n, 3], max_new_tokens=6) for n in range(6)]
-    decoder = a_decoder(Entropy(0.75), slots=2)
+    decoder = a_decoder(EntropyRouter(0.75), slots=2)
     read: list[int] = []
     large = decoder.runners[1]
     read_as_ever = large.read
 
-    def counted(slots: Sequence[int], tokens: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> Heads:
+    def counted(
+        slots: Sequence[int], tokens: Sequence[Sequence[int]], *args: Any, **kwargs: Any
+    ) -> RunnerOutput:
         read.append(sum(map(len, tokens)))
         return read_as_ever(slots, tokens, *args, **kwargs)
 
     monkeypatch.setattr(large, "read", counted)
     for request in requests:
-        assert decoder.write(request).trace.tokens == a_decoder(Entropy(0.75)).write(request).trace.tokens
+        assert (
+            decoder.write(request).trace.tokens == a_decoder(EntropyRouter(0.75)).write(request).trace.tokens
+        )
     assert sum(read) < 2 * len(examples) + 6 * 8
 
 
 def test_decoders_that_share_a_runner_keep_out_of_each_others_slots() -> None:
     small, large = Runner(build(seed=0), slots=2), Runner(build(seed=1), slots=2)
-    pair = MixedDecoder(large, small, tokenizer=Letters(), router=Entropy(0.75))
+    pair = MixedDecoder(large, small, tokenizer=Letters(), router=EntropyRouter(0.75))
     alone = MixedDecoder(large, tokenizer=Letters())
     first, second = requests_of(11, 2)
-    expected = [a_decoder(Entropy(0.75)).write(first).trace.tokens, single(1).write(second).trace.tokens]
+    expected = [
+        a_decoder(EntropyRouter(0.75)).write(first).trace.tokens,
+        single(1).write(second).trace.tokens,
+    ]
     begun = pair.stream([first])
     tokens = [next(begun).token]
     assert alone.write(second).trace.tokens == expected[1]

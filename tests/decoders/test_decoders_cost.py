@@ -19,8 +19,8 @@ from viaticum.decoders.cost import (
     ROUTED,
     CallTimes,
     CostModel,
-    Habits,
-    Way,
+    DecodingMode,
+    HandoffStats,
     measure_pair,
 )
 from viaticum.errors import DataError, InputError
@@ -79,9 +79,11 @@ class Clocked:
 
 @pytest.mark.parametrize("streams", [1, 3, 8])
 @pytest.mark.parametrize(
-    "way", [LARGE_ALONE, Way(False, 3), Way(True), Way(True, 2)], ids=lambda way: str(way)
+    "way",
+    [LARGE_ALONE, DecodingMode(False, 3), DecodingMode(True), DecodingMode(True, 2)],
+    ids=lambda way: str(way),
 )
-def test_a_prediction_is_what_the_engine_then_takes(way: Way, streams: int) -> None:
+def test_a_prediction_is_what_the_engine_then_takes(way: DecodingMode, streams: int) -> None:
     models = [Runner(build(seed=seed), slots=streams) for seed in (NEAR + 1, 1)]
     decoder = MixedDecoder(
         models[1], models[0] if way.routed or way.draft else None, tokenizer=Letters(),
@@ -90,7 +92,7 @@ def test_a_prediction_is_what_the_engine_then_takes(way: Way, streams: int) -> N
     clock = Clocked(decoder)
     # Texts of one length, so that all streams are busy to the end; prompts of one token cost next to nothing.
     results = decoder.write_all([Request([n + 1], max_new_tokens=400) for n in range(streams)])
-    habits = Habits.seen(decoder.stats)
+    habits = HandoffStats.seen(decoder.stats)
     assert decoder.stats.large_tokens == sum(sum(result.trace.made_by) for result in results)
     tokens = sum(len(result.trace.tokens) for result in results)
     assert COSTS.predict(way, habits, streams) == pytest.approx(tokens / clock.seconds, rel=0.08)
@@ -100,49 +102,51 @@ def test_a_prediction_is_what_the_engine_then_takes(way: Way, streams: int) -> N
 
 
 def test_simple_cases_by_hand() -> None:
-    never = Habits(drop=0.0, back=1.0, accept=1.0)
+    never = HandoffStats(drop=0.0, back=1.0, accept=1.0)
     assert COSTS.predict(LARGE_ALONE, never, 1) == pytest.approx(1 / LARGE(1, 1))
     assert COSTS.predict(LARGE_ALONE, never, 4) == pytest.approx(4 / LARGE(4, 1))
-    assert COSTS.predict(Way(True), never, 2) == pytest.approx(2 / SMALL(2, 1))
+    assert COSTS.predict(DecodingMode(True), never, 2) == pytest.approx(2 / SMALL(2, 1))
     # Four drafts are taken: five tokens a pass; the small model reads two tokens first, its last guess and the one after.
     a_pass = SMALL(1, 2) + 3 * SMALL(1, 1) + LARGE(1, 5)
-    assert COSTS.predict(Way(False, 4), never, 1) == pytest.approx(5 / a_pass, rel=0.01)
-    none = Habits(drop=0.0, back=1.0, accept=0.0)
-    assert COSTS.predict(Way(False, 4), none, 1) < COSTS.predict(LARGE_ALONE, none, 1)
+    assert COSTS.predict(DecodingMode(False, 4), never, 1) == pytest.approx(5 / a_pass, rel=0.01)
+    none = HandoffStats(drop=0.0, back=1.0, accept=0.0)
+    assert COSTS.predict(DecodingMode(False, 4), none, 1) < COSTS.predict(LARGE_ALONE, none, 1)
 
 
 def test_the_fastest_allowed_way_is_taken_and_routing_is_never_slower_than_not_routing() -> None:
-    habits = Habits(drop=0.1, back=0.5, accept=0.8)
+    habits = HandoffStats(drop=0.1, back=0.5, accept=0.8)
     best, expected = COSTS.fastest([*LOSSLESS, *ROUTED], habits, 1)
     assert best.routed
     assert expected[best] == max(expected.values()) > 2 * expected[LARGE_ALONE]
     assert COSTS.fastest(LOSSLESS, habits, 1)[0].draft > 0
     # Models of one size, and rows that cost nothing: handing over only adds calls.
     close = CostModel(times(9.9, 0, 0), times(10, 0, 0), {})
-    assert close.fastest([LARGE_ALONE, Way(True)], habits, 16)[0] == LARGE_ALONE
+    assert close.fastest([LARGE_ALONE, DecodingMode(True)], habits, 16)[0] == LARGE_ALONE
     with pytest.raises(InputError, match="at least one way"):
         COSTS.fastest([], habits, 1)
 
 
 def test_waiting_for_a_batch_pays_where_a_call_costs_much_and_a_row_little() -> None:
-    habits = Habits(drop=0.2, back=1.0)
+    habits = HandoffStats(drop=0.2, back=1.0)
     dear = CostModel(times(1, 0, 0), times(50, 0, 0), {})
-    assert dear.predict(Way(True), habits, 8, batch=4) > 1.2 * dear.predict(Way(True), habits, 8)
+    assert dear.predict(DecodingMode(True), habits, 8, batch=4) > 1.2 * dear.predict(
+        DecodingMode(True), habits, 8
+    )
 
 
 def test_habits_are_counted_from_what_was_done() -> None:
     stats = Stats(proposed=40, dropped=10, drafted=30, accepted=12, large_tokens=25)
     stats.large.rows = 10  # three drafts a pass, of which 1.2 are taken
-    habits = Habits.seen(stats)
+    habits = HandoffStats.seen(stats)
     assert (habits.drop, habits.back) == (0.25, 0.4)
     assert sum(habits.accept**place for place in (1, 2, 3)) == pytest.approx(1.2)
     assert habits.large_share == pytest.approx(25 / (25 + 30))
-    assert Habits.seen(Stats(proposed=5)).large_share == 0.0
-    assert Habits.seen(Stats(large_tokens=5)).large_share == 1.0
+    assert HandoffStats.seen(Stats(proposed=5)).large_share == 0.0
+    assert HandoffStats.seen(Stats(large_tokens=5)).large_share == 1.0
     with pytest.raises(DataError, match="written nothing"):
-        Habits.seen(Stats())
+        HandoffStats.seen(Stats())
     with pytest.raises(InputError, match="drop"):
-        Habits(1.5, 0.5)
+        HandoffStats(1.5, 0.5)
 
 
 def test_times_are_read_between_the_points_and_beyond_them() -> None:

@@ -32,7 +32,7 @@ from viaticum.decoders import MixedDecoder, Request, Runner, Sampling
 from viaticum.decoders.sampling import distributions, draw, uniform
 from viaticum.decoders.speculate import MOST, DraftLength, verify, worth
 from viaticum.errors import InputError
-from viaticum.routers.token import AlwaysLarge, Divergence, Entropy, Replay, Step, entropy
+from viaticum.routers.token import AlwaysLarge, Divergence, EntropyRouter, ReplayRouter, Step, entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,7 +70,7 @@ def test_drafts_change_no_greedy_text(kind: str, block: int) -> None:
     assert 0 < alone.stats.accepted < alone.stats.drafted, "else the models are too near or too far"
 
     tau = dice.choice([0.7, 0.74, 0.77])
-    stitch = pair(kind, router=Entropy(tau), **settings(dice))
+    stitch = pair(kind, router=EntropyRouter(tau), **settings(dice))
     got = stitch.write_all(requests)
     for request, result in zip(requests, got, strict=True):
         tokens, made_by = plain_stitch(request.prompt, length, tau, kind, SMALL)
@@ -79,7 +79,7 @@ def test_drafts_change_no_greedy_text(kind: str, block: int) -> None:
     assert stitch.stats.drafted > 0
 
     traces = [[dice.random() < 0.6 for _ in range(length)] for _ in range(9)]
-    replayed = pair(kind, router=Replay(traces), **settings(dice))
+    replayed = pair(kind, router=ReplayRouter(traces), **settings(dice))
     requests = [Request(a_prompt(dice), length) for _ in traces]
     for request, trace, result in zip(requests, traces, replayed.write_all(requests), strict=True):
         assert result.trace.tokens == tuple(plain_text(request.prompt, trace, kind, SMALL))
@@ -92,10 +92,10 @@ def test_drafts_change_no_greedy_text(kind: str, block: int) -> None:
 @pytest.mark.parametrize("tau", [0.0, 0.7, 0.75, 1.0])
 def test_r_stitch_with_drafts_tells_what_it_tells_without(tau: float) -> None:
     requests = requests_of(21, 12, max_new_tokens=30)
-    without = pair(slots=4, router=Entropy(tau))
+    without = pair(slots=4, router=EntropyRouter(tau))
     expected = without.write_all(requests)
     for draft in (1, 4, None):
-        got = pair(slots=4, router=Entropy(tau), draft=draft).write_all(requests)
+        got = pair(slots=4, router=EntropyRouter(tau), draft=draft).write_all(requests)
         for ours, theirs in zip(got, expected, strict=True):
             assert ours.trace.tokens == theirs.trace.tokens
             assert ours.trace.made_by == theirs.trace.made_by
@@ -154,8 +154,8 @@ def test_a_model_that_drafts_for_itself_is_always_right() -> None:
 def test_the_token_that_the_router_drops_is_the_first_draft() -> None:
     """Nothing is drafted beside it where the length is 1, so the small model is called no more than without."""
     requests = requests_of(22, 6, max_new_tokens=30)
-    without = pair(router=Entropy(0.75))
-    with_it = pair(router=Entropy(0.75), draft=1)
+    without = pair(router=EntropyRouter(0.75))
+    with_it = pair(router=EntropyRouter(0.75), draft=1)
     assert tokens_of(without.write_all(requests)) == tokens_of(with_it.write_all(requests))
     assert 0 < with_it.stats.accepted < with_it.stats.drafted
     assert with_it.stats.large.steps < without.stats.large.steps
@@ -367,7 +367,7 @@ def test_sampled_texts_have_their_exact_probability(tau: float, draft: int | Non
         Runner(tiny(1), slots=40, context=8),
         Runner(tiny(0), slots=40, context=8),
         tokenizer=Letters(),
-        router=AlwaysLarge() if tau < 0 else Entropy(tau),
+        router=AlwaysLarge() if tau < 0 else EntropyRouter(tau),
         draft=draft,
         draft_cost=0.1,
         loop_guard=None,
@@ -390,8 +390,8 @@ def test_sampled_texts_have_their_exact_probability(tau: float, draft: int | Non
 
 
 @pytest.mark.parametrize("draft", [0, 3, None])
-@pytest.mark.parametrize("router", [AlwaysLarge(), Entropy(0.75)])
-def test_a_seed_gives_one_text_in_any_company(draft: int | None, router: Entropy) -> None:
+@pytest.mark.parametrize("router", [AlwaysLarge(), EntropyRouter(0.75)])
+def test_a_seed_gives_one_text_in_any_company(draft: int | None, router: EntropyRouter) -> None:
     dice = random.Random(8)
     requests = [Request(a_prompt(dice), 16, Sampling(1.0, 0.95, 40, seed)) for seed in range(8)]
     expected = tokens_of([pair(draft=draft, router=router).write(request) for request in requests])

@@ -33,7 +33,7 @@ from viaticum.decoders.runner import FIRST_CAPACITY, SlotCache
 from viaticum.errors import InputError, ModelError, PromptTooLong
 from viaticum.models.base import Generation
 from viaticum.models.local import LocalModels
-from viaticum.routers.token import AlwaysSmall, Entropy, Replay
+from viaticum.routers.token import AlwaysSmall, EntropyRouter, ReplayRouter
 from viaticum.types import Completion, Message
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,8 +57,8 @@ def run(engine: Engine) -> list[Event]:
 
 def test_texts_that_join_later_are_written_as_if_alone() -> None:
     requests = requests_of(31, 9)
-    expected = tokens_of([a_decoder(Entropy(0.75)).write(request) for request in requests])
-    decoder = a_decoder(Entropy(0.75), slots=3)
+    expected = tokens_of([a_decoder(EntropyRouter(0.75)).write(request) for request in requests])
+    decoder = a_decoder(EntropyRouter(0.75), slots=3)
     engine = decoder.engine()
     assert not engine.busy
     assert engine.step() == []
@@ -103,7 +103,7 @@ def test_an_aborted_text_ends_with_what_it_has_and_the_others_go_on() -> None:
 
 
 def test_closing_an_engine_forgets_everything() -> None:
-    decoder = a_decoder(Entropy(0.75), slots=2)
+    decoder = a_decoder(EntropyRouter(0.75), slots=2)
     engine = decoder.engine()
     for request in requests_of(33, 5):
         engine.add(request)
@@ -161,7 +161,7 @@ def test_soak() -> None:
     decoder = MixedDecoder(
         *runners,
         tokenizer=Letters(),
-        router=Entropy(0.75),
+        router=EntropyRouter(0.75),
         draft=None,
         draft_cost=0.2,
         llm_batch=2,
@@ -209,7 +209,7 @@ def test_the_large_model_waits_for_rows(draft: int) -> None:
     for llm_batch in (1, 4, 8):
         runners = [Runner(build(seed=seed), slots=8) for seed in (1, 0)]
         decoder = MixedDecoder(
-            *runners, tokenizer=Letters(), router=Replay(traces), draft=draft, llm_batch=llm_batch
+            *runners, tokenizer=Letters(), router=ReplayRouter(traces), draft=draft, llm_batch=llm_batch
         )
         assert tokens_of(decoder.write_all(requests)) == expected
         assert decoder.stats.large.rows >= decoder.stats.large.steps
@@ -219,9 +219,9 @@ def test_the_large_model_waits_for_rows(draft: int) -> None:
 
 def test_one_text_does_not_wait_for_others_that_never_come() -> None:
     runners = [Runner(build(seed=seed), slots=8) for seed in (1, 0)]
-    decoder = MixedDecoder(*runners, tokenizer=Letters(), router=Entropy(0.75), llm_batch=8)
+    decoder = MixedDecoder(*runners, tokenizer=Letters(), router=EntropyRouter(0.75), llm_batch=8)
     request = requests_of(34, 1)[0]
-    assert decoder.write(request).trace.tokens == a_decoder(Entropy(0.75)).write(request).trace.tokens
+    assert decoder.write(request).trace.tokens == a_decoder(EntropyRouter(0.75)).write(request).trace.tokens
     assert decoder.stats.large.steps > 0
 
 
@@ -272,8 +272,8 @@ def test_a_text_that_memory_is_too_short_for_ends_and_the_others_go_on(
     slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = requests_of(35, 3, max_new_tokens=20)
-    expected = tokens_of(a_decoder(Entropy(0.75)).write_all(good))
-    decoder = a_decoder(Entropy(0.75), slots=slots)
+    expected = tokens_of(a_decoder(EntropyRouter(0.75)).write_all(good))
+    decoder = a_decoder(EntropyRouter(0.75), slots=slots)
     room = NoRoom(monkeypatch, FIRST_CAPACITY)
     long = Request([1, 2] * 300, 5)
     for _ in range(2):
@@ -345,7 +345,7 @@ def test_damaged_weights_of_either_model_end_the_texts_that_need_it(model: int) 
         damaged.get_output_embeddings().weight[7] = float("nan")
     runners = [Runner(damaged if seed == model else build(seed=seed), slots=2) for seed in (1, 0)]
     decoder = MixedDecoder(
-        *runners, tokenizer=Letters(), router=Replay([[False] * 6, [True] * 6]), names=("fast", "slow")
+        *runners, tokenizer=Letters(), router=ReplayRouter([[False] * 6, [True] * 6]), names=("fast", "slow")
     )
     results = decoder.write_all([Request([1, 2], 6), Request([3, 4], 6)])
     assert results[model].finish_reason == "error"

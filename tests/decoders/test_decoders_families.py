@@ -25,9 +25,9 @@ from transformers import (
 from viaticum.decoders import MixedDecoder, Request, Runner
 from viaticum.decoders.cost import measure
 from viaticum.decoders.graphs import GraphRunner
-from viaticum.decoders.runner import Heads
+from viaticum.decoders.runner import RunnerOutput
 from viaticum.errors import ModelError
-from viaticum.routers.token import Entropy
+from viaticum.routers.token import EntropyRouter
 
 LIMIT = 16  # positions from which the rotations below depend on the longest text of a call
 LONG = [1.0, 1.5, 2.0, 3.0]  # factors of half a head
@@ -167,7 +167,7 @@ def test_keys_of_a_draft_beyond_the_limit_are_not_taken_over() -> None:
 
 def test_calls_are_timed_after_so_many_tokens_in_every_slot() -> None:
     class Watched(Runner):
-        def read(self, slots: Any, tokens: Any, *args: Any, **kwargs: Any) -> Heads:
+        def read(self, slots: Any, tokens: Any, *args: Any, **kwargs: Any) -> RunnerOutput:
             before.append([len(self.held[slot]) for slot in slots])
             return super().read(slots, tokens, *args, **kwargs)
 
@@ -191,7 +191,7 @@ def test_texts_that_begin_alike_are_written_as_each_is_alone(draft: int, tau: fl
 
     def decoder(slots: int) -> MixedDecoder:
         large, small = (Runner(copy.deepcopy(model), slots=slots) for model in models)
-        return MixedDecoder(large, small, tokenizer=Letters(), router=Entropy(tau), draft=draft)
+        return MixedDecoder(large, small, tokenizer=Letters(), router=EntropyRouter(tau), draft=draft)
 
     alone = [decoder(1).write(request) for request in requests]
     together = decoder(len(requests)).write_all(requests)

@@ -30,10 +30,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from viaticum.decoders import MixedDecoder, Request, Runner, Sampling, graphs
-from viaticum.decoders.fused_layers import LeanAttention, lean
+from viaticum.decoders.fused_layers import LeanAttention, fused_layers
 from viaticum.decoders.graphs import GraphRunner, Shape, StaticCache, bucket_of_keys
 from viaticum.errors import ModelError
-from viaticum.routers.token import Divergence, Entropy, Replay, Step, entropy
+from viaticum.routers.token import Divergence, EntropyRouter, ReplayRouter, Step, entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -195,7 +195,7 @@ def test_a_static_step_can_be_captured(kind: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_greedy_step_is_one_upload_and_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
-    static, _ = both(3, Entropy(1.0))  # the small model writes all
+    static, _ = both(3, EntropyRouter(1.0))  # the small model writes all
     engine = static.engine()
     for request in requests_of(1, 3):
         engine.add(request)
@@ -273,7 +273,7 @@ def test_a_folder_is_loaded_with_graphs_where_they_are_asked_for(tmp_path: Path)
 def test_leaner_layers_compute_the_same(kind: str) -> None:
     plain, changed = Runner(build(kind), slots=2), build(kind)
     weights = sum(parameter.numel() for parameter in changed.parameters())
-    assert lean(changed) == (kind != "gemma2")
+    assert fused_layers(changed) == (kind != "gemma2")
     assert any(isinstance(each, LeanAttention) for each in changed.modules()) == (kind != "gemma2")
     assert sum(parameter.numel() for parameter in changed.parameters()) == weights
     under_test = Runner(changed, slots=2)
@@ -286,7 +286,7 @@ def test_joined_layers_give_up_their_weights() -> None:
     """Whoever still holds a replaced layer holds no memory: else a large model would be there twice."""
     model = build()
     replaced = [each for each in model.base_model.layers.modules() if isinstance(each, nn.Linear)]
-    assert lean(model)
+    assert fused_layers(model)
     kept = {id(each) for each in model.modules()}
     assert len(kept & set(map(id, replaced))) == 4, "o_proj and down_proj of two layers"
     assert not [list(each.parameters()) for each in replaced if id(each) not in kept and [*each.parameters()]]
@@ -295,7 +295,7 @@ def test_joined_layers_give_up_their_weights() -> None:
 def test_layers_that_cannot_be_joined_stay() -> None:
     model = build()
     model.base_model.layers[1].mlp.gate_proj = nn.Sequential(model.base_model.layers[1].mlp.gate_proj)
-    assert not lean(model)
+    assert not fused_layers(model)
     assert not any(isinstance(each, LeanAttention) for each in model.modules())
 
 
@@ -310,7 +310,7 @@ def test_biases_of_some_joined_layers_alone() -> None:
     same.load_state_dict(model.state_dict(), strict=False)
     for layer in same.model.layers:
         layer.self_attn.k_proj.bias = None
-    assert lean(model)
+    assert fused_layers(model)
     got, expected = (Runner(each, slots=1).extend([0], [[1, 2, 3, 4]]) for each in (model, same))
     torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-3)
 
@@ -332,7 +332,7 @@ def both(slots: int, router: Any, kind: str = "qwen2", **values: Any) -> tuple[M
 def test_mixed_texts_are_the_same_with_graphs(kind: str, draft: int | None) -> None:
     dice = random.Random(f"{kind}{draft}")
     traces = [[dice.random() < 0.5 for _ in range(20)] for _ in range(8)]
-    static, dynamic = both(5, Replay(traces), kind, draft=draft)
+    static, dynamic = both(5, ReplayRouter(traces), kind, draft=draft)
     requests = requests_of(5, 8, max_new_tokens=20)
     got, expected = static.write_all(requests), dynamic.write_all(requests)
     assert tokens_of(got) == tokens_of(expected)
@@ -347,7 +347,7 @@ def test_mixed_texts_are_the_same_with_graphs(kind: str, draft: int | None) -> N
 
 def test_a_stitched_text_equals_decoding_without_cache() -> None:
     runners = [GraphRunner(build(seed=seed), slots=3, context=100) for seed in (1, 0)]
-    decoder = MixedDecoder(*runners, tokenizer=Letters(), router=Entropy(0.45))
+    decoder = MixedDecoder(*runners, tokenizer=Letters(), router=EntropyRouter(0.45))
     for request, got in zip(requests_of(2, 6), decoder.write_all(requests_of(2, 6)), strict=True):
         tokens, made_by = plain_stitch(request.prompt, 12, 0.45)
         assert (list(got.trace.tokens), list(got.trace.made_by)) == (tokens, made_by)
@@ -384,7 +384,7 @@ def test_greedy_tokens_come_from_the_static_call(monkeypatch: pytest.MonkeyPatch
 
     from viaticum.decoders import engine
 
-    static, _ = both(2, Entropy(0.4))
+    static, _ = both(2, EntropyRouter(0.4))
     monkeypatch.setattr(engine, "draw", never)
     monkeypatch.setattr(engine, "entropy", never)
     results: Sequence[Any] = static.write_all(

@@ -19,7 +19,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.decoders import Request
 from viaticum.errors import InputError, ModelError
 from viaticum.models.base import Generation
-from viaticum.models.batching import Desk
+from viaticum.models.batching import BatchScheduler
 from viaticum.models.local import LocalModels
 from viaticum.types import Completion, Message
 
@@ -158,7 +158,7 @@ def test_one_text_that_fails_ends_no_other(pool: LocalModels) -> None:
 def test_an_engine_that_breaks_tells_its_callers_and_the_next_one_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    decoder, desk = single(1, slots=2), Desk()
+    decoder, desk = single(1, slots=2), BatchScheduler()
     (request,) = requests_of(0, 1)
     with monkeypatch.context() as broken:
         broken.setattr(decoder.runners[1], "read", lambda *_, **__: 1 / 0)
@@ -172,14 +172,14 @@ def test_an_engine_that_breaks_tells_its_callers_and_the_next_one_works(
 
 
 def test_what_cannot_be_written_is_refused_at_once() -> None:
-    decoder, desk = single(1), Desk()
+    decoder, desk = single(1), BatchScheduler()
     with pytest.raises(InputError, match="token 97"):
         next(desk.write(decoder, [Request([97], 4)]))
     assert desk._thread is None
 
 
 def test_closing_tells_those_who_wait_and_a_later_text_is_written() -> None:
-    decoder, desk = single(1, slots=1), Desk()
+    decoder, desk = single(1, slots=1), BatchScheduler()
     requests = requests_of(0, 3, max_new_tokens=2000)
     texts = [desk.write(decoder, [request]) for request in requests]
     for text in texts[:1]:
@@ -199,14 +199,14 @@ def test_closing_tells_those_who_wait_and_a_later_text_is_written() -> None:
 
 def test_the_thread_ends_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("viaticum.models.batching.IDLE_SECONDS", 0.01)
-    decoder, desk = single(1), Desk()
+    decoder, desk = single(1), BatchScheduler()
     list(desk.write(decoder, requests_of(0, 2)))
     until(lambda: desk._thread is None)
     assert len([event for _, event in desk.write(decoder, requests_of(0, 1)) if event]) == 12
 
 
 def test_a_text_that_nobody_wants_any_more_is_not_written_to_its_end() -> None:
-    decoder, desk = single(1), Desk()
+    decoder, desk = single(1), BatchScheduler()
     decoder.loop_guard = None
     text = desk.write(decoder, requests_of(0, 1, max_new_tokens=3000))
     assert next(text)[1] is not None

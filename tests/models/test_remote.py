@@ -16,7 +16,7 @@ import pytest
 from openai_server import KEY, OpenAIServer, spec_for
 
 from viaticum import Viaticum
-from viaticum.agents.workflow.calls import Calls, Paid
+from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import (
@@ -385,7 +385,7 @@ def test_failed_tries_are_charged_once_together(server: OpenAIServer, ledger: Le
     model, _ = model_for(server)
     server.script = [(500, {}, "oops"), "break at once"]
     *_, paid = calls_of(ledger, model).stream("b", "k", "far", CHAT, Generation(50))
-    assert isinstance(paid, Paid)
+    assert isinstance(paid, SettledCall)
     assert paid.entry.nanousd == 13_000
     assert ledger.budget("b").posted_nanousd == 13_000
 
@@ -439,8 +439,8 @@ def test_tools_come_back_from_the_ledger_as_they_were(server: OpenAIServer, ledg
     calls = calls_of(ledger, model_for(server)[0])
     generation = Generation(50, extra={"tools": [TOOL]})
     first, again = (list(calls.stream("b", "k", "far", CHAT, generation))[-1] for _ in range(2))
-    assert isinstance(first, Paid)
-    assert isinstance(again, Paid)
+    assert isinstance(first, SettledCall)
+    assert isinstance(again, SettledCall)
     assert again.completion == first.completion
     assert len(server.requests) == 1
     with pytest.raises(HoldError):

@@ -13,7 +13,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.jobs import read_rows
 from viaticum.models.base import Generation
 from viaticum.models.remote.model import RemoteModel
-from viaticum.models.remote.rate_limits import Turns, seconds_of
+from viaticum.models.remote.rate_limits import ProviderRateLimiter, seconds_of
 from viaticum.models.scripted import FakeRouter
 
 
@@ -29,7 +29,7 @@ class Clock:
         self.now += seconds
 
 
-def asks(turns: Turns, clock: Clock, times: int = 1) -> None:
+def asks(turns: ProviderRateLimiter, clock: Clock, times: int = 1) -> None:
     for _ in range(times):
         with turns.take(clock.sleep):
             pass
@@ -37,7 +37,7 @@ def asks(turns: Turns, clock: Clock, times: int = 1) -> None:
 
 def test_without_a_word_of_the_provider_nobody_waits() -> None:
     clock = Clock()
-    turns = Turns(clock)
+    turns = ProviderRateLimiter(clock)
     asks(turns, clock, 100)
     turns.heard({"x-ratelimit-remaining-requests": "?", "x-ratelimit-reset-requests": "1s"})
     turns.heard({"x-ratelimit-remaining-requests": "0"})
@@ -48,7 +48,7 @@ def test_without_a_word_of_the_provider_nobody_waits() -> None:
 @pytest.mark.parametrize("prefix", ["", "llm_provider-"])
 def test_requests_that_are_left_are_counted_down_until_the_reset(prefix: str) -> None:
     clock = Clock()
-    turns = Turns(clock)
+    turns = ProviderRateLimiter(clock)
     with turns.take(clock.sleep), turns.take(clock.sleep):
         told = {"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "1m0s"}
         turns.heard({prefix + name: value for name, value in told.items()})
@@ -63,7 +63,7 @@ def test_requests_that_are_left_are_counted_down_until_the_reset(prefix: str) ->
 
 def test_a_refusal_holds_all_and_no_longer_than_a_minute() -> None:
     clock = Clock()
-    turns = Turns(clock)
+    turns = ProviderRateLimiter(clock)
     turns.refused(3.0)
     asks(turns, clock, 3)
     turns.heard({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "500ms"})

@@ -248,4 +248,4 @@ class _Clerk:
         self.book.reserve("night", "night/late/0", {"large": TokenCount(80, 400)}, PRICES, dispatch=True)
         self.clock.passes(5)
         self.book.settle("night/late/0", {"large": TokenCount(80, 90)})
-        self.book.lapse()
+        self.book.expire_leases()

@@ -42,7 +42,7 @@ FOLDER, STORE, HOW, WHAT = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv
 ADDRESS = None if STORE == "-" else STORE
 QUESTION = "What is 2 + 3?"
 CATALOGUE = Catalogue.load()
-NODES = ("begin", "route", "call", "read")  # begin calls route
+NODES = ("start", "route", "call", "parse")  # start calls route
 WRITES = ("reserve", "dispatch", "settle")
 FUSES = 1000
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import write_tiny_model
+from tiny_catalogue import write_tiny_model
 
 WORDS = ("eggs", "hens", "boxes", "days", "cups", "cars")
 

@@ -52,8 +52,8 @@ from viaticum.routers.token.labels import (
 from viaticum.strategies import get as get_strategy
 from viaticum.training.continuations import distinct_tokens
 from viaticum.training.label_journal import Journal, Response
-from viaticum.training.sentences import Parting
-from viaticum.training.token_labels import Settings, label, verify
+from viaticum.training.sentences import DivergenceSpan
+from viaticum.training.token_labels import LabelSettings, label, verify
 from viaticum.training.verifiers import (
     Difference,
     ModelVerifier,
@@ -65,7 +65,7 @@ from viaticum.training.verifiers import (
 from viaticum.types import Query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-DIRECT = Settings("direct")
+DIRECT = LabelSettings("direct")
 COUNT = 8
 
 
@@ -337,7 +337,7 @@ def test_a_killed_run_goes_on_where_it_was(pair_file: Path, labelled: Path, tmp_
 
 
 def a_difference(ours: str, theirs: str | None, said: tuple[str, str] = ("a.", "b.")) -> Difference:
-    return Difference(Query("How many?", "number"), Parting("So.", *said), ours, theirs)
+    return Difference(Query("How many?", "number"), DivergenceSpan("So.", *said), ours, theirs)
 
 
 def test_outcome_compares_the_branches_with_each_other() -> None:
@@ -433,7 +433,7 @@ def test_without_outcome_continuations_end_with_a_sentence(catalogue: Catalogue,
     asked = read_questions(write_questions(tmp_path / "q.jsonl", COUNT))
     out, judge = tmp_path / "labels", ScriptedModel("0")
     short = label(
-        asked, "near", out, catalogue=catalogue, verifiers=["llm"], settings=Settings("direct", sentence_cap=2),
+        asked, "near", out, catalogue=catalogue, verifiers=["llm"], settings=LabelSettings("direct", sentence_cap=2),
         slots=3, models=lambda name: judge,
     )  # fmt: skip
     rows = list(read_rows(out))
@@ -441,7 +441,7 @@ def test_without_outcome_continuations_end_with_a_sentence(catalogue: Catalogue,
     with pytest.raises(InputError, match="end with a sentence"):
         verify(out, ["outcome"], catalogue=catalogue)
     whole = label(
-        asked, "near", out, catalogue=catalogue, settings=Settings("direct", sentence_cap=2), slots=3
+        asked, "near", out, catalogue=catalogue, settings=LabelSettings("direct", sentence_cap=2), slots=3
     )
     assert whole["verifiers"] == ["llm", "outcome"]
     assert short["work"]["continuations"]["made"] < whole["work"]["continuations"]["made"]
@@ -453,7 +453,7 @@ def test_outcome_judges_no_text_before_its_end_and_loses_no_verdict(
 ) -> None:
     """Also where a run has judged texts that ended with a sentence, and kept that it could not tell."""
     asked = read_questions(write_questions(tmp_path / "q.jsonl", COUNT))
-    out, settings = tmp_path / "labels", Settings("direct", sentence_cap=2)
+    out, settings = tmp_path / "labels", LabelSettings("direct", sentence_cap=2)
     half, judge = COUNT // 2, ScriptedModel("0")
     for some, verifier in ((asked[:half], "llm"), (asked[half:], "outcome")):
         label(
@@ -477,7 +477,7 @@ def test_continued_branches_are_those_that_were_written_at_once(
     for verifiers in (["llm"], ["outcome"]):
         label(
             asked, "near", tmp_path / "labels", catalogue=catalogue, verifiers=verifiers,
-            settings=Settings("direct", sentence_cap=2), slots=3, models=lambda name: ScriptedModel("0"),
+            settings=LabelSettings("direct", sentence_cap=2), slots=3, models=lambda name: ScriptedModel("0"),
         )  # fmt: skip
 
     def texts(folder: Path) -> dict[tuple[str, int], str]:

@@ -26,7 +26,7 @@ from viaticum.models.base import Generation
 from viaticum.models.local import LocalModels, completion_of
 from viaticum.questions import Question, read_questions
 from viaticum.routers.token.policy import Policy, PolicyShape, TrainedPolicy
-from viaticum.training.policy import Bench, Settings, compare, evaluate, learn, split
+from viaticum.training.policy import PolicyEnvironment, PolicySettings, compare, evaluate, learn, split
 from viaticum.types import Query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,7 +36,7 @@ COSTS = CostModel(
     CallTimes((1, 4), (1, 9), ((0.05, 0.09), (0.08, 0.25))),
     {"device": "cpu", "context": 0},
 )
-QUICK = Settings(
+QUICK = PolicySettings(
     TAU, "direct", latency_weight=0.1, group=3, questions=2, most=4, held_out=2, rank=4, width=8, start=1.0,
     epochs=2, minibatches=2,
 )  # fmt: skip
@@ -49,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     file = write_pair(folder)
     asked = read_questions(write_questions(folder / "blank.jsonl", 10))
-    bench = Bench(Catalogue.load(file), "near", "direct", 1, 6, "cpu", COSTS)
+    bench = PolicyEnvironment(Catalogue.load(file), "near", "direct", 1, 6, "cpu", COSTS)
     served = bench.writer.serve(Policy(PolicyShape(32)), TAU, [bench.request(each) for each in asked])
     answers = [
         bench.strategy.read(completion_of(each.result), question.query).value
@@ -76,7 +76,7 @@ def questions_of(home: Path) -> list[Question]:
 
 
 def run_learn(
-    home: Path, out: Path, settings: Settings = QUICK, steps: int = 2, **values: Any
+    home: Path, out: Path, settings: PolicySettings = QUICK, steps: int = 2, **values: Any
 ) -> TrainedPolicy:
     return learn(
         questions_of(home), "near", out, catalogue=Catalogue.load(home / "catalogue.toml"),

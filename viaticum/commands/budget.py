@@ -240,7 +240,7 @@ def reconcile(
 ) -> None:
     """End leases that ran out, then list the calls whose outcome is unknown, or settle one or many of them."""
     with _ledger(where) as ledger:
-        lapsed = ledger.lapse(datetime(9998, 1, 1, tzinfo=UTC) if crashed else None)
+        lapsed = ledger.expire_leases(datetime(9998, 1, 1, tzinfo=UTC) if crashed else None)
         settled: list[Entry] = []
         if key is not None:
             settled = [_settle_one(ledger, key, used or [], void, worst)]
@@ -279,7 +279,7 @@ def verify(
     """Play all entries again and compare every row; exit code 1 where one was altered or a limit was exceeded."""
     with _ledger(where, read_only) as ledger:
         findings = ledger.check(name)
-        heads = {} if findings else ledger.heads()
+        heads = {} if findings else ledger.chain_heads()
     if as_json:
         ends = {root: {"entries": count, "head": head} for root, (count, head) in heads.items()}
         _print_json({"ok": not findings, "findings": findings, "heads": ends})

@@ -23,9 +23,9 @@ from viaticum.money import format_usd
 from viaticum.types import Message
 
 if TYPE_CHECKING:
+    from viaticum.agents.cancellation import CancellationToken
     from viaticum.agents.client import Viaticum
-    from viaticum.agents.completions import Written
-    from viaticum.agents.server.channel import Guard
+    from viaticum.agents.completions import CompletionFinished
 
 HELP = "/budget what is left   /route who wrote the last answer   /new forget what was said   /quit"
 
@@ -92,7 +92,7 @@ class _Conversation:
         return True
 
     def _turn(self, question: str) -> bool:
-        from viaticum.agents.server.channel import Gone
+        from viaticum.agents.cancellation import CallerGone
 
         asked: list[Message] = [*self._messages, {"role": "user", "content": question}]
         try:
@@ -100,7 +100,7 @@ class _Conversation:
         except ViaticumError as error:
             self._say(f"error: {error}")
             return False
-        except Gone:
+        except CallerGone:
             self._say("\nstopped; what was written is paid for")
             return True
         self._messages = [*asked, {"role": "assistant", "content": done.text}]
@@ -118,16 +118,18 @@ class _Conversation:
             self._say(f"{' -> '.join(done.routes)}: {format_usd(done.cost)}, {_left(self._client)}")
         return True
 
-    def _answer(self, messages: list[Message]) -> Written:
-        from viaticum.agents.completions import Ask, Written, ask
-        from viaticum.agents.server.channel import Guard
+    def _answer(self, messages: list[Message]) -> CompletionFinished:
+        from viaticum.agents.cancellation import CancellationToken
+        from viaticum.agents.completions import CompletionFinished, CompletionRequest, ask
 
-        guard = Guard()
-        asked = Ask(self._model, messages, self._client.budget_name, f"chat-{uuid.uuid4().hex}", self._limit)
+        guard = CancellationToken()
+        asked = CompletionRequest(
+            self._model, messages, self._client.budget_name, f"chat-{uuid.uuid4().hex}", self._limit
+        )
         with _interrupts(guard), closing(ask(self._client, asked, guard)) as events:  # type: ignore[type-var]
             for event in events:
                 guard.wait()
-                if isinstance(event, Written):
+                if isinstance(event, CompletionFinished):
                     return event
                 if isinstance(event, str) and not self._as_json:
                     sys.stdout.write(event)
@@ -140,7 +142,7 @@ class _Conversation:
 
 
 @contextmanager
-def _interrupts(guard: Guard) -> Iterator[None]:
+def _interrupts(guard: CancellationToken) -> Iterator[None]:
     """Ctrl-C closes the guard: the call at hand ends at its next piece and is settled, the conversation goes on."""
 
     def stop(*_: Any) -> None:

@@ -21,7 +21,7 @@ from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.money import NANOUSD_PER_USD, format_usd
 
 if TYPE_CHECKING:
-    from viaticum.routers.query.outcome_matrix import Grid
+    from viaticum.routers.query.outcome_matrix import OutcomeMatrix
     from viaticum.types import Pair
 
 app = typer.Typer(no_args_is_help=True, help="Fit, evaluate and ask the learned query router.")
@@ -51,7 +51,7 @@ def fit(
     """Learn from outcome tables which pair or plan answers which question, and what it costs."""
     from viaticum.routers.query.encoder import Encoder
     from viaticum.routers.query.fit import fit as run
-    from viaticum.routers.query.rtr import Settings
+    from viaticum.routers.query.rtr import RTRSettings
 
     grid = _grid(outcomes, prices)
     with _Bar() as bar:
@@ -59,7 +59,7 @@ def fit(
             grid,
             Encoder(encoder),
             _descriptions(catalogue),
-            settings=Settings(seed=seed),
+            settings=RTRSettings(seed=seed),
             report=bar.report,
         )
     router.save(out)
@@ -187,7 +187,7 @@ def add(
     from viaticum.catalogue import Catalogue
     from viaticum.outcomes import read_outcomes
     from viaticum.routers.query.learn import add as run
-    from viaticum.routers.query.outcome_matrix import Grid
+    from viaticum.routers.query.outcome_matrix import OutcomeMatrix
     from viaticum.routers.query.rtr import RTRRouter
     from viaticum.types import Pair
 
@@ -199,7 +199,7 @@ def add(
     router = RTRRouter.load(folder)
     pairs = [Pair(model, each) for each in strategy or sorted({pair.strategy for pair in router.pairs})]
     rows = [row for path in outcomes or [] for row in read_outcomes(path) if row.pair in pairs]
-    seen = Grid.of(rows) if rows else None
+    seen = OutcomeMatrix.of(rows) if rows else None
     for pair in pairs:
         known = seen if seen is not None and pair in seen.pairs else None
         router = run(router, pair, _descriptions(catalogue), (dollars[0], dollars[1]), known)
@@ -265,12 +265,12 @@ def _frontier(rows: Iterable[Any]) -> list[Any]:
 
 def _grid(
     paths: list[Path], prices: Path | None, pairs: tuple[Pair, ...] | None = None, *, live: bool = False
-) -> Grid:
+) -> OutcomeMatrix:
     from viaticum.outcomes import read_outcomes
-    from viaticum.routers.query.outcome_matrix import Grid, read_prices
+    from viaticum.routers.query.outcome_matrix import OutcomeMatrix, read_prices
 
     rows = [row for path in paths for row in read_outcomes(path)]
-    return Grid.of(rows, read_prices(prices) if prices is not None else None, pairs, live=live)
+    return OutcomeMatrix.of(rows, read_prices(prices) if prices is not None else None, pairs, live=live)
 
 
 def _descriptions(catalogue: Path | None) -> dict[str, str]:

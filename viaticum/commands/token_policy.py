@@ -78,10 +78,10 @@ def policy(
     """Learn R-Stitch+'s policy: when an unsure small model calls the large one. Goes on after a kill."""
     from viaticum.catalogue import Catalogue
     from viaticum.questions import read_questions
-    from viaticum.training.policy import Settings, default_tau, learn
+    from viaticum.training.policy import PolicySettings, default_tau, learn
 
     models = Catalogue.load(catalogue)
-    settings = Settings(
+    settings = PolicySettings(
         default_tau(models[pair]) if tau is None else tau,
         strategy, latency_weight, streams, group, questions_per_step,
         3 * questions_per_step if most_per_step is None else most_per_step,

@@ -61,7 +61,7 @@ def label(
     """Find the tokens at which the small model would leave the large one's path; goes on after a kill."""
     from viaticum.catalogue import Catalogue
     from viaticum.questions import read_questions
-    from viaticum.training.token_labels import Settings
+    from viaticum.training.token_labels import LabelSettings
     from viaticum.training.token_labels import label as run
 
     asked = read_questions(questions, limit=None if limit is None else limit + skip)[skip:]
@@ -69,7 +69,7 @@ def label(
         run(
             asked, pair, out,
             catalogue=Catalogue.load(catalogue), verifiers=_names(verifier, also), slots=slots,
-            settings=Settings(strategy, seed, sentence_cap, step_tokens), report=bar.report,
+            settings=LabelSettings(strategy, seed, sentence_cap, step_tokens), report=bar.report,
         )  # fmt: skip
     _tell(out, as_json)
 
@@ -148,7 +148,7 @@ def train(
     """Learn which of the small model's tokens diverge. Without --width and --depth the best of a few shapes is taken."""
     from viaticum.routers.token.labels import LabelledTokens
     from viaticum.routers.token.neural import Shape, inputs_of
-    from viaticum.routers.token.train import Settings
+    from viaticum.routers.token.train import TrainSettings
     from viaticum.routers.token.train import train as run
 
     tokens = LabelledTokens.load(labels, verifier)
@@ -157,7 +157,7 @@ def train(
         width=64 if width is None else width, depth=2 if depth is None else depth, members=members,
         dropout=dropout,
     )  # fmt: skip
-    settings = Settings(seed=seed, rate=rate, decay=decay, neutral=neutral, recall=recall)
+    settings = TrainSettings(seed=seed, rate=rate, decay=decay, neutral=neutral, recall=recall)
     with _Bar() as bar:
         router = run(
             tokens, shape, settings=settings, choose=width is None and depth is None, most=questions,

@@ -39,7 +39,7 @@ from typer.testing import CliRunner
 from viaticum.agents.batch import job_folder as batch_job
 from viaticum.agents.batch.input import BatchRow
 from viaticum.agents.batch.output import Counts
-from viaticum.agents.batch.planning import NO_OTHER, Expectations, Planned, RowPlanner
+from viaticum.agents.batch.planning import NO_OTHER, PlannedRow, RouteEstimates, RowPlanner
 from viaticum.agents.batch.progress import Progress
 from viaticum.agents.batch.results import row_of
 from viaticum.agents.batch.run import BatchEnd, job_folder, preview_batch, run_batch
@@ -363,7 +363,7 @@ def test_a_job_that_goes_on_must_be_the_same(tmp_path: Path, monkeypatch: pytest
 def test_two_processes_do_not_work_on_one_job(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 3)
     run(tmp_path)
-    with batch_job.alone(job_folder(tmp_path / "out.jsonl")):
+    with batch_job.acquire_job_lock(job_folder(tmp_path / "out.jsonl")):
         script = "import sys; from scripted_batch import *; run(Path(sys.argv[1]), resume=True)"
         done = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False,
@@ -772,7 +772,7 @@ def test_what_is_no_span_of_time(text: str) -> None:
 
 def test_a_planned_row_can_be_sent_elsewhere() -> None:
     """Another engine pickles plans, and compares the policy that they carry."""
-    planned = Planned(BatchRow(1, "a", Query("?")), Plan((CHEAP,)), NO_OTHER)
+    planned = PlannedRow(BatchRow(1, "a", Query("?")), Plan((CHEAP,)), NO_OTHER)
     again = pickle.loads(pickle.dumps(planned))
     assert again == planned
     assert again.policy == NO_OTHER
@@ -784,13 +784,13 @@ def test_a_way_whose_worst_case_does_not_fit_is_not_planned(held: int | None, pl
     """A call of the dear pair costs 390,000 on average, and 600,000 may be held for it."""
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(1, 5)]
 
-    def worst(row: Planned) -> int:
+    def worst(row: PlannedRow) -> int:
         assert held is not None
         assert row.plan is not None
         return held if row.plan.pairs[0] == DEAR else 60_000
 
     planner = RowPlanner(
-        Expectations(two_ways(), lambda pair: True), "paced", left=lambda: 550_000, elapsed=lambda: 0.0,
+        RouteEstimates(two_ways(), lambda pair: True), "paced", left=lambda: 550_000, elapsed=lambda: 0.0,
         worst=worst if held else None, concurrency=8,
     )  # fmt: skip
     planner.begin(list(enumerate(rows)), len(rows))
@@ -800,7 +800,7 @@ def test_a_way_whose_worst_case_does_not_fit_is_not_planned(held: int | None, pl
 
 def test_what_a_cheaper_plan_costs_says_nothing_of_the_one_that_was_chosen() -> None:
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(1, 65)]
-    expectations = Expectations(two_ways(), lambda pair: True)
+    expectations = RouteEstimates(two_ways(), lambda pair: True)
 
     def forecast(instead: Plan | None) -> float:
         planner = RowPlanner(

@@ -27,7 +27,7 @@ from scripted_batch import rows_of, run
 
 from viaticum.agents.batch import run as batch
 from viaticum.agents.batch.input import BatchRow
-from viaticum.agents.batch.planning import Expectations, RowPlanner
+from viaticum.agents.batch.planning import RouteEstimates, RowPlanner
 from viaticum.agents.batch.results import row_of
 from viaticum.agents.batch.run import job_folder, run_batch
 from viaticum.budgets import Ledger
@@ -221,7 +221,7 @@ def test_no_row_begins_after_the_deadline(tmp_path: Path) -> None:
 def test_a_later_pass_has_the_time_that_is_left(began: float) -> None:
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(40)]
     planner = RowPlanner(
-        Expectations(two_ways(), lambda pair: True), "paced", left=lambda: 10**12, elapsed=lambda: began,
+        RouteEstimates(two_ways(), lambda pair: True), "paced", left=lambda: 10**12, elapsed=lambda: began,
         deadline=7200.0, concurrency=1,
     )  # fmt: skip
     planner.begin(list(enumerate(rows)), len(rows))
@@ -235,7 +235,7 @@ def test_a_later_pass_has_the_time_that_is_left(began: float) -> None:
 
 def test_a_row_that_goes_on_as_it_was_decided_is_closed_for_the_pacer() -> None:
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(64)]
-    expectations = Expectations(two_ways(), lambda pair: True)
+    expectations = RouteEstimates(two_ways(), lambda pair: True)
 
     def forecast(took: Plan | None) -> int:
         planner = RowPlanner(

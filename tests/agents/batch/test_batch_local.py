@@ -12,7 +12,7 @@ from viaticum.agents.batch.run import run_batch
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.jobs import read_rows
-from viaticum.models.batching import Desk
+from viaticum.models.batching import BatchScheduler
 
 
 def line(name: str, model: str, question: str) -> str:
@@ -24,14 +24,14 @@ def test_rows_of_local_models_are_written_together(
     tmp_path: Path, tiny_catalogue: Catalogue, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = 0
-    step = Desk._step_all
+    step = BatchScheduler._step_all
 
-    def counted(desk: Desk) -> None:
+    def counted(desk: BatchScheduler) -> None:
         nonlocal together
         together = max(together, sum(len(bench.tickets) for bench in desk._benches.values()))
         step(desk)
 
-    monkeypatch.setattr(Desk, "_step_all", counted)
+    monkeypatch.setattr(BatchScheduler, "_step_all", counted)
     rows = [line(f"s{n}", "tiny-small", f"Say {n}.") for n in range(8)]
     rows += [line(f"p{n}", "tiny-pair", f"Say {n}.") for n in range(8)]
     rows.append(line("again", "tiny-small", "Say 3."))

@@ -20,7 +20,15 @@ from batch_jobs import all_ways, check_books, models, read_lines, two_ways, writ
 from viaticum.agents.batch import run as batch
 from viaticum.agents.batch.run import run_batch
 from viaticum.agents.batch.steps import RowTools
-from viaticum.agents.batch.workers import Cluster, Plans, Process, Recipe, Rows, Worker, process_elsewhere
+from viaticum.agents.batch.workers import (
+    Cluster,
+    Plans,
+    Process,
+    Rows,
+    Worker,
+    WorkerConfig,
+    process_elsewhere,
+)
 from viaticum.errors import AuthenticationFailed, InputError, ProviderUnavailable
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -100,7 +108,7 @@ def test_the_whole_job_is_killed_and_goes_on_with_less_money_than_it_wants(
 class Away:
     """Workers that are threads of this process: what they are sent and give back are bytes all the same."""
 
-    def __init__(self, recipe: Recipe, workers: int = 2) -> None:
+    def __init__(self, recipe: WorkerConfig, workers: int = 2) -> None:
         self.given: SimpleQueue[bytes] = SimpleQueue()
         self.done: SimpleQueue[bytes | Exception] = SimpleQueue()
         self.sent = 0
@@ -124,7 +132,7 @@ def away(monkeypatch: pytest.MonkeyPatch) -> list[Away]:
     made: list[Away] = []
 
     def by(engine: str, cluster: Cluster | None, ledger: str) -> Any:
-        def process(recipe: Recipe) -> Process:
+        def process(recipe: WorkerConfig) -> Process:
             made.append(Away(recipe))
             return made[-1].process
 
@@ -152,10 +160,10 @@ def test_a_chunk_that_two_workers_answer_is_paid_for_once(
 ) -> None:
     """As where a worker dies after its last call and before what it gives back is known."""
     away(monkeypatch)
-    answer, recipes = Worker.answer, list[Recipe]()
+    answer, recipes = Worker.answer, list[WorkerConfig]()
     made = Worker.__init__
 
-    def begin(self: Worker, recipe: Recipe) -> None:
+    def begin(self: Worker, recipe: WorkerConfig) -> None:
         recipes.append(recipe)
         made(self, recipe)
 

@@ -296,7 +296,7 @@ async def test_router_and_budget_together(ledger: Ledger, way: str) -> None:
 
 
 async def test_a_run_keeps_its_model_and_the_next_run_chooses_anew() -> None:
-    class Turns(FakeRouter):
+    class ProviderRateLimiter(FakeRouter):
         def __init__(self) -> None:
             super().__init__("small+direct", "large+direct")
             self.asked: list[str] = []
@@ -307,7 +307,7 @@ async def test_a_run_keeps_its_model_and_the_next_run_chooses_anew() -> None:
                 **({"small": 0.9, "large": 0.1} if "easy" in query.text else {"small": 0.1, "large": 0.9})
             ).table(query)
 
-    router = Turns()
+    router = ProviderRateLimiter()
     models = {
         "small": fake(says("", call(1, a=1, b=2)), says("small"), model="small"),
         "large": fake(says("large"), model="large"),

@@ -20,7 +20,7 @@ import httpx
 import pytest
 from server_here import WORD, Here, asked, serving, until, write_catalogue
 
-from viaticum.agents.server.admission import Full, Places, Rates, TooFast
+from viaticum.agents.server.admission import ConcurrencyLimiter, QueueFull, RateLimitExceeded, TokenBuckets
 from viaticum.agents.server.run import Limits
 from viaticum.budgets import Ledger
 from viaticum.errors import InputError
@@ -65,7 +65,7 @@ def test_a_client_that_does_not_wait_for_a_whole_answer(here: Here, model: str) 
     here.settled()
     (post,) = [entry for entry in here.client.ledger.entries() if entry.kind == "post"]
     assert post.usage["slow"].output_tokens < 200
-    assert "vanished_clients_total 1.0" in here.http.get("/metrics").text
+    assert "disconnected_clients_total 1.0" in here.http.get("/metrics").text
 
 
 def test_a_client_that_leaves_the_queue_leaves_no_trace(here: Here) -> None:
@@ -174,7 +174,7 @@ def test_limits_that_make_no_sense() -> None:
 
 
 async def test_places_are_given_in_the_order_of_asking() -> None:
-    places = Places(1, 3)
+    places = ConcurrencyLimiter(1, 3)
     await places.take()
     order: list[int] = []
 
@@ -186,7 +186,7 @@ async def test_places_are_given_in_the_order_of_asking() -> None:
 
     visits = [asyncio.create_task(visit(number)) for number in range(3)]
     await asyncio.sleep(0)
-    with pytest.raises(Full):
+    with pytest.raises(QueueFull):
         await places.take()
     visits[1].cancel()
     await asyncio.sleep(0)
@@ -196,7 +196,7 @@ async def test_places_are_given_in_the_order_of_asking() -> None:
 
 
 async def test_a_place_given_to_one_who_just_left_is_passed_on() -> None:
-    places = Places(1, 2)
+    places = ConcurrencyLimiter(1, 2)
     await places.take()
     visit = asyncio.create_task(places.take())
     await asyncio.sleep(0)
@@ -209,17 +209,17 @@ async def test_a_place_given_to_one_who_just_left_is_passed_on() -> None:
 
 def test_a_rate_fills_up_again() -> None:
     now = 0.0
-    rates = Rates(lambda: now)
+    rates = TokenBuckets(lambda: now)
     for _ in range(60):
         rates.spend("k", 60)
-    with pytest.raises(TooFast) as refused:
+    with pytest.raises(RateLimitExceeded) as refused:
         rates.spend("k", 60)
     assert refused.value.retry_after == 1
     rates.spend("other", 60)
     now = 2.5
     rates.spend("k", 60)
     rates.spend("k", 60)
-    with pytest.raises(TooFast):
+    with pytest.raises(RateLimitExceeded):
         rates.spend("k", 60)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from viaticum.agents.workflow.calls import Calls, Paid
+from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetExceeded, HoldError, ModelError
@@ -44,7 +44,7 @@ def test_holds_the_worst_case_then_posts_the_truth(ledger: Ledger) -> None:
     assert standing(ledger) == (0, 13 * WORD)
     *pieces, paid = events
     assert pieces == [" five"]
-    assert isinstance(paid, Paid)
+    assert isinstance(paid, SettledCall)
     assert (paid.completion.text, paid.entry.nanousd) == ("four five", 5 * WORD)
     assert standing(ledger) == (5 * WORD, 0)
 
@@ -53,8 +53,8 @@ def test_the_same_call_again_is_free_and_another_under_its_key_is_refused(ledger
     model = ScriptedModel("four five")
     calls = calls_of(ledger, model)
     first, again = (list(calls.stream("b", "k", "scripted", CHAT, SHORT)) for _ in range(2))
-    assert isinstance(first[-1], Paid)
-    assert isinstance(again[-1], Paid)
+    assert isinstance(first[-1], SettledCall)
+    assert isinstance(again[-1], SettledCall)
     assert again[:-1] == ["four five"]
     assert again[-1].entry.number == first[-1].entry.number
     assert len(model.calls) == 1

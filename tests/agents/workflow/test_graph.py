@@ -79,9 +79,9 @@ def test_a_replay_from_any_checkpoint_of_a_run_charges_nothing(ledger: Ledger) -
     graph, model = doubling(ledger, checkpointer=InMemorySaver())
     graph.invoke({"question": "twice 4?"}, config(), durability="sync")
     history = list(graph.get_state_history(config()))
-    assert [each.next for each in history] == [(), ("read",), ("call",), ("begin",), ("__start__",)]
+    assert [each.next for each in history] == [(), ("parse",), ("call",), ("start",), ("__start__",)]
     for snapshot in history:
-        if snapshot.next in (("read",), ("call",)):
+        if snapshot.next in (("parse",), ("call",)):
             graph.invoke(None, snapshot.config, durability="sync")
             assert graph.get_state(config()).values["value"] == "8"
     assert (len(posts(ledger)), len(model.calls)) == (1, 1)
@@ -523,7 +523,7 @@ def test_a_raise_that_is_carried_out_twice_raises_once(ledger: Ledger) -> None:
     graph = short(ledger, "ask", InMemorySaver())
     asked(graph)
     graph.invoke(Command(resume="raise"), config(), durability="sync")
-    before = next(each for each in graph.get_state_history(config()) if each.next == ("ask",))
+    before = next(each for each in graph.get_state_history(config()) if each.next == ("approval",))
     graph.invoke(Command(resume="raise"), before.config, durability="sync")
     assert ledger.budget("b").limit_nanousd == 400_000
 

@@ -198,7 +198,7 @@ assert code(child("t", killed_while_writing)) == -signal.SIGKILL
     with Ledger(tmp_path / "ledger.db") as ledger:
         (hold,) = ledger.holds()
         assert (hold.tags, hold.state) == ({"model": LARGE, "strategy": "cot", "thread": "t"}, "dispatched")
-        ledger.lapse(datetime(9000, 1, 1, tzinfo=UTC))
+        ledger.expire_leases(datetime(9000, 1, 1, tzinfo=UTC))
     settings = {"budget": "0.02", "budget_name": "b"}
     with client(tmp_path, "The answer is 5.", "The answer is 5.", **settings) as viaticum:  # type: ignore[arg-type]
         assert viaticum.solve("What is 2 + 3?", thread_id="t", kind="number").value == "5"

@@ -19,7 +19,7 @@ NAMES = ("one", "two", "three")
 PAIRS = tuple(Pair(name, "cot") for name in NAMES)
 
 
-class Planned(QueryRouter):
+class PlannedRow(QueryRouter):
     """One plan for every question, and its pairs alone as cheaper and worse ways."""
 
     def __init__(self, need: int, pairs: tuple[Pair, ...] = PAIRS, cost: int = 30_000) -> None:
@@ -66,7 +66,7 @@ def ask(
 def test_pairs_are_asked_until_enough_agree(
     tmp_path: Path, said: tuple[str, ...], need: int, value: str | None, calls: int
 ) -> None:
-    client, models = ask(tmp_path, said, Planned(need))
+    client, models = ask(tmp_path, said, PlannedRow(need))
     with client:
         answer = client.solve("How many are left?", kind="number")
         assert (None if answer.value is None else f"{float(answer.value):g}") == value
@@ -77,7 +77,7 @@ def test_pairs_are_asked_until_enough_agree(
 
 
 def test_the_reasons_tell_the_plan(tmp_path: Path) -> None:
-    client, _ = ask(tmp_path, ("The answer is 5.", "The answer is 6.", "The answer is 6."), Planned(2))
+    client, _ = ask(tmp_path, ("The answer is 5.", "The answer is 6.", "The answer is 6."), PlannedRow(2))
     with client:
         why = [route.why for route in client.solve("How many?", kind="number").routes]
     assert why[0].endswith("90%, of the 4 ways that fit: one+cot, two+cot, three+cot until two agree")
@@ -87,7 +87,7 @@ def test_the_reasons_tell_the_plan(tmp_path: Path) -> None:
 def test_what_was_answered_stands_where_the_rest_of_the_plan_cannot_be_paid_for(tmp_path: Path) -> None:
     """Worst cases are held: with 50,000 nano-dollars one call fits at a time, and only two in all."""
     client, models = ask(
-        tmp_path, ("The answer is 5.", "The answer is 6.", "The answer is 7."), Planned(2), "0.00006"
+        tmp_path, ("The answer is 5.", "The answer is 6.", "The answer is 7."), PlannedRow(2), "0.00006"
     )
     with client:
         answer = client.solve("How many?", kind="number")
@@ -100,7 +100,7 @@ def test_what_was_answered_stands_where_the_rest_of_the_plan_cannot_be_paid_for(
 
 
 def test_a_plan_whose_models_are_not_here_is_left_out(tmp_path: Path) -> None:
-    far = Planned(2, (PAIRS[0], Pair("elsewhere", "cot")))
+    far = PlannedRow(2, (PAIRS[0], Pair("elsewhere", "cot")))
     client, models = ask(tmp_path, ("The answer is 5.",) * 3, far)
     with client:
         answer = client.solve("How many?", kind="number")
@@ -109,7 +109,7 @@ def test_a_plan_whose_models_are_not_here_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:
-    dear = Planned(2, cost=10**9)
+    dear = PlannedRow(2, cost=10**9)
     client, models = ask(tmp_path, ("The answer is 5.",) * 3, dear, "0.0001")
     with client:
         assert len(client.solve("How many?", kind="number").routes) == 1
@@ -120,12 +120,12 @@ def test_a_plan_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:
 
 
 def test_feedback_becomes_an_outcome(tmp_path: Path) -> None:
-    client, _ = ask(tmp_path, ("The answer is 5.", "The answer is 6.", "The answer is 6."), Planned(2))
+    client, _ = ask(tmp_path, ("The answer is 5.", "The answer is 6.", "The answer is 6."), PlannedRow(2))
     with client:
         answer = client.solve("How many are left?", kind="number")
         path = client.feedback("How many are left?", answer, True)
         client.feedback("How many are left?", answer, True)
-        single, _ = ask(tmp_path, ("The answer is 5.",) * 3, Planned(2, PAIRS[:1]))
+        single, _ = ask(tmp_path, ("The answer is 5.",) * 3, PlannedRow(2, PAIRS[:1]))
         with single:
             alone = single.solve("And now?", kind="number")
             single.feedback("And now?", alone, False)

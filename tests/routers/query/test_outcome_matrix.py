@@ -13,7 +13,7 @@ from question_grids import PAIRS, outcomes
 
 from viaticum.errors import DataError, InputError
 from viaticum.routers.query.outcome_matrix import (
-    Grid,
+    OutcomeMatrix,
     canonical,
     folds_of,
     held_out,
@@ -24,7 +24,7 @@ from viaticum.routers.query.outcome_matrix import (
 
 def test_a_table_is_laid_out_by_question_and_pair() -> None:
     rows = outcomes(40)
-    grid = Grid.of(reversed(rows))
+    grid = OutcomeMatrix.of(reversed(rows))
     assert grid.pairs == PAIRS
     assert len(grid) == 40
     assert grid.complete.all()
@@ -43,7 +43,7 @@ def test_a_table_is_laid_out_by_question_and_pair() -> None:
 
 def test_no_answer_agrees_with_nothing() -> None:
     rows = [replace(row, answer=None) for row in outcomes(30)]
-    answers = Grid.of(rows).answers
+    answers = OutcomeMatrix.of(rows).answers
     assert all(len(set(line)) == len(PAIRS) for line in answers.tolist())
 
 
@@ -58,9 +58,9 @@ def test_spellings(one: str | None, other: str | None, same: bool) -> None:
 
 def test_rows_that_are_there_twice_count_once_and_contradictions_are_refused() -> None:
     rows = outcomes(30)
-    assert np.array_equal(Grid.of([*rows, *rows]).correct, Grid.of(rows).correct)
+    assert np.array_equal(OutcomeMatrix.of([*rows, *rows]).correct, OutcomeMatrix.of(rows).correct)
     with pytest.raises(DataError, match=r"sums 0-0, tiny\+direct: one row says right, another wrong"):
-        Grid.of([*rows, replace(rows[0], correct=not rows[0].correct)])
+        OutcomeMatrix.of([*rows, replace(rows[0], correct=not rows[0].correct)])
 
 
 @pytest.mark.parametrize(
@@ -75,27 +75,27 @@ def test_rows_that_are_there_twice_count_once_and_contradictions_are_refused() -
 def test_numbers_that_are_none_are_named(change: dict[str, Any], message: str) -> None:
     rows = outcomes(30)
     with pytest.raises(DataError, match=message):
-        Grid.of([*rows[:-1], replace(rows[-1], **change)])
+        OutcomeMatrix.of([*rows[:-1], replace(rows[-1], **change)])
 
 
 def test_an_empty_table_and_other_pairs() -> None:
     with pytest.raises(DataError, match="empty"):
-        Grid.of([])
+        OutcomeMatrix.of([])
     with pytest.raises(DataError, match="no row is about a pair"):
-        Grid.of(outcomes(3), pairs=[replace(PAIRS[0], model="other")])
+        OutcomeMatrix.of(outcomes(3), pairs=[replace(PAIRS[0], model="other")])
 
 
 def test_too_little_to_learn_from_is_said() -> None:
     rows = outcomes(31)
-    Grid.of(rows).check()
+    OutcomeMatrix.of(rows).check()
     with pytest.raises(DataError, match="1 question; a router needs 30"):
-        Grid.of(rows[:4]).check()
+        OutcomeMatrix.of(rows[:4]).check()
     with pytest.raises(DataError, match="every answer in the table is right"):
-        Grid.of([replace(row, correct=True) for row in rows]).check()
+        OutcomeMatrix.of([replace(row, correct=True) for row in rows]).check()
     with pytest.raises(DataError, match="leaves out the questions' texts"):
-        Grid.of([replace(row, question="") for row in rows]).check()
+        OutcomeMatrix.of([replace(row, question="") for row in rows]).check()
     with pytest.raises(DataError, match=r"no outcome of big\+cot"):
-        Grid.of([row for row in rows if row.model != "big"], pairs=PAIRS).check()
+        OutcomeMatrix.of([row for row in rows if row.model != "big"], pairs=PAIRS).check()
 
 
 def test_prices_make_costs(tmp_path: Path) -> None:
@@ -103,12 +103,12 @@ def test_prices_make_costs(tmp_path: Path) -> None:
     path.write_text(
         json.dumps({"tiny": {"output": 2}, "mid": {"input": 1, "output": 4}, "big": {"output": 9}})
     )
-    grid = Grid.of(outcomes(30), read_prices(path))
+    grid = OutcomeMatrix.of(outcomes(30), read_prices(path))
     mid = PAIRS.index(next(pair for pair in PAIRS if pair.model == "mid"))
     assert grid.cost[:, mid] == pytest.approx((20 * 1 + grid.tokens[:, mid] * 4) / 1e6)
     path.write_text(json.dumps({"tiny": {"output": 2}}))
     with pytest.raises(InputError, match="no price for big, mid"):
-        Grid.of(outcomes(30), read_prices(path))
+        OutcomeMatrix.of(outcomes(30), read_prices(path))
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,6 @@ def test_folds_and_held_out_questions_never_part_duplicates() -> None:
 
 def test_live_outcomes_may_lack_costs_and_the_last_word_counts() -> None:
     rows = [replace(row, cost_nanousd=None) for row in outcomes(30)]
-    grid = Grid.of([*rows, replace(rows[0], correct=not rows[0].correct)], live=True)
+    grid = OutcomeMatrix.of([*rows, replace(rows[0], correct=not rows[0].correct)], live=True)
     assert np.isnan(grid.cost).all()
     assert grid.correct[0, PAIRS.index(rows[0].pair)] == (not rows[0].correct)

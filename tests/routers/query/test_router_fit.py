@@ -17,8 +17,8 @@ from viaticum.routers.query.evaluate import BUDGETS, evaluate, mixture
 from viaticum.routers.query.fit import calibration_error, censored_quantile, fit
 from viaticum.routers.query.heads import Mixture, Neighbours, pinball
 from viaticum.routers.query.learn import add, refit
-from viaticum.routers.query.outcome_matrix import Grid
-from viaticum.routers.query.rtr import RTRRouter, Settings
+from viaticum.routers.query.outcome_matrix import OutcomeMatrix
+from viaticum.routers.query.rtr import RTRRouter, RTRSettings
 from viaticum.types import Pair, Query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,7 +28,7 @@ BUDGETS_HERE = (0.00001, 0.00005, 0.0002, 0.001, 0.003)
 
 @pytest.fixture(scope="module")
 def router() -> RTRRouter:
-    return fit(Grid.of(outcomes(400)), Words())  # type: ignore[arg-type]
+    return fit(OutcomeMatrix.of(outcomes(400)), Words())  # type: ignore[arg-type]
 
 
 def a_query(kind: str, seed: int = 77) -> Query:
@@ -59,7 +59,7 @@ def test_the_table_has_a_row_for_every_pair(router: RTRRouter) -> None:
 
 
 def test_held_out_questions_are_answered_better_than_by_any_mixture_of_pairs(router: RTRRouter) -> None:
-    told = evaluate(router, Grid.of(outcomes(300, seed=9)), budgets=BUDGETS_HERE)
+    told = evaluate(router, OutcomeMatrix.of(outcomes(300, seed=9)), budgets=BUDGETS_HERE)
     assert told["questions"] == 300
     assert told["best_single"]["pair"] == "big+cot"
     for point in told["curve"][1:]:
@@ -77,7 +77,7 @@ def test_held_out_questions_are_answered_better_than_by_any_mixture_of_pairs(rou
 
 def test_the_operating_point_is_chosen_without_looking_at_the_outcomes(router: RTRRouter) -> None:
     """With all answers turned wrong and all costs tripled the same plans are chosen."""
-    grid = Grid.of(outcomes(60, seed=4))
+    grid = OutcomeMatrix.of(outcomes(60, seed=4))
     told = router.predict_texts(grid.texts)
     chosen = router.choose_within(told, 0.0002)
     other = replace(grid, correct=1 - grid.correct, cost=3 * grid.cost)
@@ -110,15 +110,15 @@ def test_far_from_every_known_question_a_mixture_uses_up_the_budget(router: RTRR
 
 
 def test_without_trust_distance_changes_nothing() -> None:
-    router = fit(Grid.of(outcomes(200)), Words(), settings=Settings(trust=False))  # type: ignore[arg-type]
+    router = fit(OutcomeMatrix.of(outcomes(200)), Words(), settings=RTRSettings(trust=False))  # type: ignore[arg-type]
     told = router.predict(FAR)
     assert not torch.allclose(told.accuracy[0], router.learned.static[0], atol=1e-3)
 
 
 def test_the_same_seed_gives_the_same_router() -> None:
-    grid, text = Grid.of(outcomes(120)), a_query("sums").text
+    grid, text = OutcomeMatrix.of(outcomes(120)), a_query("sums").text
     one, two, other = (
-        fit(grid, Words(), settings=Settings(seed=seed)).predict_texts([text])  # type: ignore[arg-type]
+        fit(grid, Words(), settings=RTRSettings(seed=seed)).predict_texts([text])  # type: ignore[arg-type]
         for seed in (3, 3, 4)
     )
     assert torch.equal(one.accuracy, two.accuracy)
@@ -201,7 +201,7 @@ def test_answers_that_were_cut_lengthen_what_is_expected() -> None:
     ]  # fmt: skip
     whole = [replace(row, finish_reason="stop") for row in cut]
     high = [
-        {row.pair: row.tokens_p90 for row in fit(Grid.of(each), Words()).table(a_query("sums"))}[big]  # type: ignore[arg-type]
+        {row.pair: row.tokens_p90 for row in fit(OutcomeMatrix.of(each), Words()).table(a_query("sums"))}[big]  # type: ignore[arg-type]
         for each in (cut, whole)
     ]
     assert high[0] > 90 > high[1]
@@ -293,7 +293,7 @@ def test_a_new_pair_begins_as_those_that_are_described_alike_and_learns(
         for row in outcomes(180, seed=21) if row.pair == Pair("mid", "cot")
         for dataset_right in [row.dataset == "kin" or (row.dataset == "sums" and row.correct)]
     ]  # fmt: skip
-    learned = add(router, pair, told, (0.0, 5.0), Grid.of(rows))
+    learned = add(router, pair, told, (0.0, 5.0), OutcomeMatrix.of(rows))
     after = [float(learned.predict_texts(texts).accuracy[:, -1].mean()) for texts in (kin, games)]
     assert after[0] > 0.6 > float(before[0][:, -1].mean())
     assert after[1] < 0.4 < float(before[1][:, -1].mean())
@@ -309,16 +309,16 @@ def test_a_new_pair_begins_as_those_that_are_described_alike_and_learns(
     with pytest.raises(InputError, match=r"knows fresh\+cot"):
         add(learned, pair, told, (0.0, 5.0))
     with pytest.raises(DataError, match=r"nothing about fresh\+direct"):
-        add(router, Pair("fresh", "direct"), told, (0.0, 5.0), Grid.of(rows))
+        add(router, Pair("fresh", "direct"), told, (0.0, 5.0), OutcomeMatrix.of(rows))
 
 
 def test_a_refit_takes_what_changed_and_refuses_what_is_worse(router: RTRRouter) -> None:
-    known = Grid.of(outcomes(400))
+    known = OutcomeMatrix.of(outcomes(400))
     turned = [
         replace(row, question_id=f"live-{n}", correct=not row.correct if row.dataset == "kin" else row.correct)
         for n, row in enumerate(outcomes(300, seed=31)) if n % 4 == n // 4 % 4
     ]  # fmt: skip
-    found = refit(router, known, Grid.of(turned, pairs=PAIRS), Words())  # type: ignore[arg-type]
+    found = refit(router, known, OutcomeMatrix.of(turned, pairs=PAIRS), Words())  # type: ignore[arg-type]
     assert found.after < found.before
     assert found.router is not None
     column = PAIRS.index(Pair("tiny", "cot"))
@@ -330,12 +330,14 @@ def test_a_refit_takes_what_changed_and_refuses_what_is_worse(router: RTRRouter)
     # What was known is turned upside down, so that learning from it makes live answers harder to foretell.
     live = [replace(row, question_id=f"live-{n}") for n, row in enumerate(outcomes(40, seed=41))]
     worse = refit(
-        fit(Grid.of(outcomes(400)), Words()),  # type: ignore[arg-type]
-        Grid.of([replace(row, correct=not row.correct) for row in outcomes(400, seed=8)], pairs=PAIRS),
-        Grid.of(live, pairs=PAIRS),
+        fit(OutcomeMatrix.of(outcomes(400)), Words()),  # type: ignore[arg-type]
+        OutcomeMatrix.of(
+            [replace(row, correct=not row.correct) for row in outcomes(400, seed=8)], pairs=PAIRS
+        ),
+        OutcomeMatrix.of(live, pairs=PAIRS),
         Words(),  # type: ignore[arg-type]
     )
     assert worse.router is None
     assert worse.after > worse.before
     with pytest.raises(DataError, match="4 live outcomes; 30 or more"):
-        refit(router, known, Grid.of(live[:4], pairs=PAIRS), Words())  # type: ignore[arg-type]
+        refit(router, known, OutcomeMatrix.of(live[:4], pairs=PAIRS), Words())  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ import pytest
 from question_grids import outcomes
 
 from viaticum.errors import InputError
-from viaticum.routers.query.outcome_matrix import Array, Grid
-from viaticum.routers.query.plans import WEIGHTS, Plan, Steps, play, search
+from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix
+from viaticum.routers.query.plans import WEIGHTS, Plan, Steps, search, simulate
 from viaticum.types import Pair
 
 
@@ -36,16 +36,16 @@ def test_playing_a_plan_follows_its_rule() -> None:
         cost = numbers.random((25, pairs))
         order = tuple(dice.sample(range(pairs), dice.randint(1, pairs)))
         steps = (order, dice.choice([2, 3]))
-        right, spent, calls = play(steps, correct, cost, answers)
+        right, spent, calls = simulate(steps, correct, cost, answers)
         for row in range(25):
             wanted = slowly(steps, correct[row], cost[row], answers[row])
             assert (right[row], pytest.approx(spent[row]), calls[row]) == wanted
 
 
 def test_answers_that_agree_are_the_same_answer_so_either_is_right() -> None:
-    """`play` takes the last of those that agree; a table in which equal answers are judged alike makes no difference."""
-    grid = Grid.of(outcomes(90))
-    one, two = play(((0, 1), 2), grid.correct, grid.cost, grid.answers)[:2]
+    """`simulate` takes the last of those that agree; a table in which equal answers are judged alike makes no difference."""
+    grid = OutcomeMatrix.of(outcomes(90))
+    one, two = simulate(((0, 1), 2), grid.correct, grid.cost, grid.answers)[:2]
     agree = grid.answers[:, 0] == grid.answers[:, 1]
     assert np.array_equal(one[agree], grid.correct[agree, 0])
     assert np.array_equal(two, grid.cost[:, 0] + grid.cost[:, 1])
@@ -55,7 +55,7 @@ def test_a_search_finds_what_trying_everything_finds() -> None:
     """With few pairs every plan of the same lengths can be tried: for each worth of a dollar the best is found."""
     from itertools import permutations
 
-    grid = Grid.of(outcomes(200))
+    grid = OutcomeMatrix.of(outcomes(200))
     table = grid.correct, grid.cost, grid.answers
     kinds = np.zeros(len(grid), dtype=np.int64)
     found = search(*table, kinds)
@@ -66,7 +66,8 @@ def test_a_search_finds_what_trying_everything_finds() -> None:
 
     def best(plans: list[Steps], worth: float) -> float:
         return max(
-            float((right - worth * cost).mean()) for right, cost, _ in (play(plan, *table) for plan in plans)
+            float((right - worth * cost).mean())
+            for right, cost, _ in (simulate(plan, *table) for plan in plans)
         )
 
     for worth in WEIGHTS:
@@ -75,7 +76,7 @@ def test_a_search_finds_what_trying_everything_finds() -> None:
 
 def test_a_search_looks_at_each_kind_of_question() -> None:
     rows = outcomes(300)
-    grid = Grid.of(rows)
+    grid = OutcomeMatrix.of(rows)
     kinds = np.array([["sums", "kin", "games"].index(dataset) for dataset, _ in grid.ids])
     found = search(grid.correct, grid.cost, grid.answers, kinds)
     lines = [Plan(tuple(grid.pairs[n] for n in order), need) for order, need in found]

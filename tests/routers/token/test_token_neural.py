@@ -39,16 +39,15 @@ from viaticum.routers.token.neural import (
     inputs_of,
     round_weights,
 )
-from viaticum.routers.token.train import Settings, candidates, evaluate, score, split_questions, train
+from viaticum.routers.token.train import TrainSettings, candidates, evaluate, score, split_questions, train
 from viaticum.training.calibration import calibrate, calibrate_recall
-from viaticum.training.token_labels import Settings as LabelSettings
-from viaticum.training.token_labels import label
+from viaticum.training.token_labels import LabelSettings, label
 from viaticum.types import Message, Query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE, TOP = 12, 20
 SMALL = Shape(SIZE, TOP, width=16, depth=1, rank=0, members=3)
-QUICK = Settings(epochs=6, batch=256, rate=1e-2)
+QUICK = TrainSettings(epochs=6, batch=256, rate=1e-2)
 MANIFEST = {
     "pair": "p",
     "small": {"name": "s", "sha256": "a" * 64},
@@ -274,15 +273,15 @@ def test_labels_of_test_questions_decide_nothing() -> None:
 
 
 def test_a_weight_of_neutral_tokens_that_is_given_is_the_one_that_is_tried() -> None:
-    def tried(settings: Settings) -> set[float]:
+    def tried(settings: TrainSettings) -> set[float]:
         return {with_.neutral_weight for _, with_ in candidates(SMALL, settings)}
 
-    assert tried(Settings()) == {1.0, 5.0}
-    assert tried(Settings(neutral=3.0)) == {3.0}
-    assert tried(Settings(neutral=1.0)) == {1.0}
-    assert Settings().neutral_weight == 1.0
+    assert tried(TrainSettings()) == {1.0, 5.0}
+    assert tried(TrainSettings(neutral=3.0)) == {3.0}
+    assert tried(TrainSettings(neutral=1.0)) == {1.0}
+    assert TrainSettings().neutral_weight == 1.0
     with pytest.raises(InputError, match="neutral and rate above 0"):
-        Settings(neutral=0.0)
+        TrainSettings(neutral=0.0)
 
 
 def test_the_first_threshold_keeps_the_recall(tokens: LabelledTokens, trained: TrainedRouter) -> None:

@@ -21,7 +21,7 @@ from viaticum.decoders.cost import Calls, CallTimes, CostModel
 from viaticum.decoders.features import read_features
 from viaticum.decoders.rollouts import Rollout, RolloutWriter
 from viaticum.errors import DataError, InputError, ModelError
-from viaticum.routers.token import Entropy, Step, entropy
+from viaticum.routers.token import EntropyRouter, Step, entropy
 from viaticum.routers.token.policy import (
     Policy,
     PolicyShape,
@@ -33,7 +33,7 @@ from viaticum.routers.token.policy import (
 from viaticum.routers.token.policy_train import (
     Batch,
     Learner,
-    Settings,
+    LearnerSettings,
     check_weight,
     dapo_loss,
     group_advantages,
@@ -88,7 +88,7 @@ def test_before_it_learns_it_writes_what_r_stitch_writes(rank: int, slots: int) 
     policy = Policy(PolicyShape(32, rank=rank))
     requests = requests_of(7, 3, max_new_tokens=20)
     requests += [replace(each, sampling=Sampling(0.8, seed=5)) for each in requests[:2]]
-    theirs = a_decoder(Entropy(TAU), slots).write_all(requests)
+    theirs = a_decoder(EntropyRouter(TAU), slots).write_all(requests)
     ours = a_decoder(RStitchPlus(policy, TAU), slots).write_all(requests)
     assert tokens_of(ours) == tokens_of(theirs)
     assert [each.trace.made_by for each in ours] == [each.trace.made_by for each in theirs]
@@ -463,7 +463,7 @@ def test_minibatches_weigh_answers_as_the_whole_batch_does() -> None:
     """One epoch of plain steps: the sum of the minibatches' gradients is that of the batch, times their number."""
     seen = []
     for parts in (1, 3):
-        learner = Learner(a_policy(), Settings(epochs=1, minibatches=parts, longest_gradient=1e9))
+        learner = Learner(a_policy(), LearnerSettings(epochs=1, minibatches=parts, longest_gradient=1e9))
         gradients = torch.zeros(1)
         batch = Batch(torch.randn(10, 11, generator=torch.Generator().manual_seed(0)), torch.arange(10) < 4, torch.full((10,), -0.7), torch.linspace(-1, 1, 10))  # fmt: skip
         learner._optimiser = torch.optim.SGD(learner.policy.parameters(), lr=0.0)  # type: ignore[assignment]
@@ -511,7 +511,7 @@ def play(
 def test_it_learns_where_the_large_model_is_of_no_use(seed: int, scale: str) -> None:
     policy = Policy(PolicyShape(6, rank=0, width=16), seed)
     dice = torch.Generator().manual_seed(seed)
-    learner = Learner(policy, Settings(epochs=2, minibatches=2))
+    learner = Learner(policy, LearnerSettings(epochs=2, minibatches=2))
     means = []
     for step in range(40):
         rewards, batch = play(policy, 8, 8, dice, scale)
@@ -526,13 +526,13 @@ def test_a_learner_goes_on_as_if_it_had_never_stopped() -> None:
         learner.update(play(learner.policy, 4, 4, torch.Generator().manual_seed(number))[1], number)
 
     shape = PolicyShape(6, rank=0, width=16)
-    whole = Learner(Policy(shape), Settings())
+    whole = Learner(Policy(shape), LearnerSettings())
     for number in range(4):
         one_more(whole, number)
-    half = Learner(Policy(shape), Settings())
+    half = Learner(Policy(shape), LearnerSettings())
     for number in range(2):
         one_more(half, number)
-    other = Learner(Policy(shape, 9), Settings())
+    other = Learner(Policy(shape, 9), LearnerSettings())
     other.restore(half.state())
     for number in (2, 3):
         one_more(other, number)
@@ -546,7 +546,7 @@ def test_a_learner_goes_on_as_if_it_had_never_stopped() -> None:
 )
 def test_settings_that_cannot_be(values: dict[str, Any]) -> None:
     with pytest.raises(InputError):
-        Settings(**values)
+        LearnerSettings(**values)
 
 
 # --- on disk ------------------------------------------------------------------------------------------------

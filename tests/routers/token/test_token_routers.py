@@ -12,10 +12,10 @@ from viaticum.errors import InputError
 from viaticum.routers.token import (
     AlwaysLarge,
     AlwaysSmall,
-    Chance,
     Divergence,
-    Entropy,
-    Replay,
+    EntropyRouter,
+    RandomRouter,
+    ReplayRouter,
     Step,
     entropy,
 )  # fmt: skip
@@ -62,7 +62,7 @@ def test_entropy_is_between_0_and_1(scale: float) -> None:
 
 
 def test_the_threshold_works_both_ways_and_includes_tau() -> None:
-    router = Entropy(0.25)
+    router = EntropyRouter(0.25)
     step = a_step([0.0, 0.25, 0.26, 1.0])
     assert router.starts_small
     assert router.keep_small(step).tolist() == [True, True, False, False]
@@ -72,7 +72,7 @@ def test_the_threshold_works_both_ways_and_includes_tau() -> None:
 @pytest.mark.parametrize("tau", [-0.01, 1.01, float("nan"), float("inf")])
 def test_tau_out_of_range(tau: float) -> None:
     with pytest.raises(InputError, match="tau"):
-        Entropy(tau)
+        EntropyRouter(tau)
 
 
 def test_fixed_routers() -> None:
@@ -86,7 +86,7 @@ def test_fixed_routers() -> None:
 
 
 def test_replay_looks_at_this_token_or_the_next() -> None:
-    router = Replay([[True, False, True], [False]])
+    router = ReplayRouter([[True, False, True], [False]])
     step = a_step([0.0] * 4, requests=[0, 0, 1, 1], positions=[0, 1, 0, 7])
     assert router.keep_small(step).tolist() == [False, True, True, True]
     assert router.hand_back(step).tolist() == [True, False, True, True]
@@ -97,13 +97,13 @@ def test_chance_takes_its_share_and_decides_a_place_once() -> None:
     step = a_step(
         [0.5] * places, requests=[place % 8 for place in range(places)], positions=list(range(places))
     )
-    kept = Chance(0.3).keep_small(step)
+    kept = RandomRouter(0.3).keep_small(step)
     assert 1 - kept.float().mean().item() == pytest.approx(0.3, abs=0.03)
-    assert Chance(0.3).keep_small(step).equal(kept)
-    assert not Chance(0.3, seed=1).keep_small(step).equal(kept)
-    assert bool(Chance(0.3).hand_back(step).all())
+    assert RandomRouter(0.3).keep_small(step).equal(kept)
+    assert not RandomRouter(0.3, seed=1).keep_small(step).equal(kept)
+    assert bool(RandomRouter(0.3).hand_back(step).all())
     with pytest.raises(InputError, match=r"1\.1"):
-        Chance(1.1)
+        RandomRouter(1.1)
 
 
 class Sevens(Divergence):
@@ -124,7 +124,7 @@ def test_divergence_drops_what_scores_above_the_threshold_and_always_hands_back(
     ], "what was scored is not scored again; what is no number is not trusted"
     assert router.hand_back(step).tolist() == [True] * 3
     assert (router.needs_hidden, router.large_stretches, router.looks_at_tokens) == (True, False, True)
-    assert Entropy().score(step) is None
+    assert EntropyRouter().score(step) is None
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
