@@ -140,9 +140,14 @@ def _chat(
         if isinstance(event, SettledCall):
             done = event.completion
             yield CompletionFinished(
-                done.text, done.finish_reason, done.usage, event.entry.nanousd, (asked.name,),
-                tool_calls=done.tool_calls, logprobs=done.logprobs,
-            )  # fmt: skip
+                done.text,
+                done.finish_reason,
+                done.usage,
+                event.entry.nanousd,
+                (asked.name,),
+                tool_calls=done.tool_calls,
+                logprobs=done.logprobs,
+            )
         else:
             yield event
 

@@ -35,8 +35,18 @@ def install(folder: Path, report: Callable[[str], None]) -> Path:
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     _run(
-        [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(CONSTRAINTS), PACKAGE]
-    )  # fmt: skip
+        [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "-c",
+            str(CONSTRAINTS),
+            PACKAGE,
+        ]
+    )
     return python
 
 

@@ -213,11 +213,18 @@ def summary(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
             **{
                 name: float(np.mean([job[name] for job in jobs]))
                 for name in (
-                    "accuracy", "expected", "plan_expected", "plan_accuracy", "plan_spent", "clairvoyant",
-                    "forecast_accuracy", "forecast_p50", "forecast_p90",
+                    "accuracy",
+                    "expected",
+                    "plan_expected",
+                    "plan_accuracy",
+                    "plan_spent",
+                    "clairvoyant",
+                    "forecast_accuracy",
+                    "forecast_p50",
+                    "forecast_p90",
                 )
             },
-        }  # fmt: skip
+        }
 
     budgets = sorted({job["budget"] for job in done})
     return {

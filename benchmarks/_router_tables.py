@@ -64,10 +64,23 @@ def _unseen(console: Console, found: Mapping[str, Any]) -> None:
     table = _table(
         title,
         [
-            "budget", "hull", "ours", "cost", "- hull at budget", "- hull at cost", "no trust", "cost", "- hull at cost",
-            "static", "cost", "- hull at cost", "neighbours", "cost", "- hull at cost",
+            "budget",
+            "hull",
+            "ours",
+            "cost",
+            "- hull at budget",
+            "- hull at cost",
+            "no trust",
+            "cost",
+            "- hull at cost",
+            "static",
+            "cost",
+            "- hull at cost",
+            "neighbours",
+            "cost",
+            "- hull at cost",
         ],
-    )  # fmt: skip
+    )
     for point in found["points"]:
         cells = [
             f"{point['budget']:g}",

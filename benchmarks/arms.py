@@ -115,11 +115,15 @@ def show(results: dict[str, list[Asked]]) -> None:
         right = sum(row.right for row in rows)
         low, high = accuracy_interval(right, len(rows))
         table.add_row(
-            arm, f"{right}/{len(rows)} {right / len(rows):.0%}", f"{low:.0%} to {high:.0%}",
-            str(sum(row.made.get(SMALL, 0) for row in rows)), str(sum(row.made.get(LARGE, 0) for row in rows)),
+            arm,
+            f"{right}/{len(rows)} {right / len(rows):.0%}",
+            f"{low:.0%} to {high:.0%}",
+            str(sum(row.made.get(SMALL, 0) for row in rows)),
+            str(sum(row.made.get(LARGE, 0) for row in rows)),
             format_usd(sum(row.cost for row in rows)),
-            f"{statistics.median(row.seconds for row in rows):.1f}", f"{sum(row.seconds for row in rows):.0f}",
-        )  # fmt: skip
+            f"{statistics.median(row.seconds for row in rows):.1f}",
+            f"{sum(row.seconds for row in rows):.0f}",
+        )
     Console(width=120).print(table)
     for arm, rows in results.items():
         pairs = [pair for row in rows for pair in row.pairs]

@@ -38,8 +38,13 @@ MEAN_NANOUSD = 200_000  # of a row: between the two ways
 
 def model(name: str, price: float, text: str) -> ScriptedModel:
     spec = ModelSpec(
-        name=name, description=name, kind="scripted", context_length=8192, input_price=price, output_price=price
-    )  # type: ignore[arg-type]  # fmt: skip
+        name=name,
+        description=name,
+        kind="scripted",
+        context_length=8192,
+        input_price=price,
+        output_price=price,
+    )  # type: ignore[arg-type]
     return Forgetful(lambda messages, generation: text, spec=spec)
 
 
@@ -81,10 +86,17 @@ def measure(rows: int, folder: Path, check: bool) -> dict[str, Any]:
 
     began, cpu = time.perf_counter(), time.process_time()
     ended = run_batch(
-        folder / "in.jsonl", folder / "out.jsonl", budget=f"{rows * MEAN_NANOUSD / 1e9:.9f}",
-        models={"cheap": model("cheap", 0.1, "The answer is 5."), "dear": model("dear", 1.0, "The answer is 7.")},
-        router=StaticRouter(RoutingTable(WAYS)), ledger=folder / "ledger.db", tell=tell,
-    )  # fmt: skip
+        folder / "in.jsonl",
+        folder / "out.jsonl",
+        budget=f"{rows * MEAN_NANOUSD / 1e9:.9f}",
+        models={
+            "cheap": model("cheap", 0.1, "The answer is 5."),
+            "dear": model("dear", 1.0, "The answer is 7."),
+        },
+        router=StaticRouter(RoutingTable(WAYS)),
+        ledger=folder / "ledger.db",
+        tell=tell,
+    )
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     sys.stderr.write("\n")
     sizes["whole"] = round(resident_mb(), 1)

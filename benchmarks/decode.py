@@ -128,9 +128,14 @@ def assisted(small: Path, large: Path) -> Callable[[Prompt], float]:
     def seconds(ids: torch.Tensor, tokens: int) -> float:
         began = time.perf_counter()
         models[0].generate(
-            ids, attention_mask=torch.ones_like(ids), assistant_model=models[1], do_sample=False,
-            max_new_tokens=tokens, min_new_tokens=tokens, repetition_penalty=1.0,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            assistant_model=models[1],
+            do_sample=False,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            repetition_penalty=1.0,
+        )
         return time.perf_counter() - began
 
     def work(prompt: Prompt) -> float:
@@ -262,10 +267,13 @@ def show(told: dict[str, Any]) -> None:
         for name, values in each.items():
             expected = told["predicted"][streams].get(name)
             table.add_row(
-                name, str(streams), f"{values['tok_s']:.1f}", "" if expected is None else f"{expected:.1f}",
+                name,
+                str(streams),
+                f"{values['tok_s']:.1f}",
+                "" if expected is None else f"{expected:.1f}",
                 f"{values['overhead']:.3f}" if "overhead" in values else "",
                 f"{values['share']:.0%}" if "share" in values else "",
-            )  # fmt: skip
+            )
     Console(width=110).print(table)
     for name, value in told.items():
         if name not in ("measured", "predicted"):

@@ -49,13 +49,37 @@ RUNS = {1: 0.60, 2: 0.25, 3: 0.10, 4: 0.03, 5: 0.02}  # lengths of the large mod
 DRAFTS = (1, 2, 3, 4, 6, 8)
 VOCABULARY = 152_064
 SHAPES: dict[str, dict[str, Any]] = {
-    "small": {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "intermediate_size": 8960},
-    "large": {"hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 8, "intermediate_size": 27648},
-}  # fmt: skip
+    "small": {
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+    },
+    "large": {
+        "hidden_size": 5120,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "intermediate_size": 27648,
+    },
+}
 TINY: dict[str, dict[str, Any]] = {
-    "small": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64},
-    "large": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128},
-}  # fmt: skip
+    "small": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+    },
+    "large": {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+    },
+}
 
 
 class Numbers:
@@ -110,9 +134,15 @@ def build(
     shape: dict[str, Any], vocabulary: int, context: int, device: torch.device, dtype: torch.dtype
 ) -> Any:
     config = Qwen2Config(
-        **shape, vocab_size=vocabulary, max_position_embeddings=context, tie_word_embeddings=False,
-        rms_norm_eps=1e-6, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        **shape,
+        vocab_size=vocabulary,
+        max_position_embeddings=context,
+        tie_word_embeddings=False,
+        rms_norm_eps=1e-6,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     with device:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
@@ -323,14 +353,18 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"{rows} rows": [round(1e3 * each, 3) for each in line]
                 for rows, line in zip(times.rows, times.seconds, strict=True)
             }
-            for name, times in (("small (1 to 4 tokens)", costs.small), ("large (1, 2, 3, 4, 6, 9)", costs.large))
+            for name, times in (
+                ("small (1 to 4 tokens)", costs.small),
+                ("large (1, 2, 3, 4, 6, 9)", costs.large),
+            )
         },
         "graphs": {
-            "small": len(getattr(small, "_graphs", ())), "large": len(getattr(large, "_graphs", ())),
+            "small": len(getattr(small, "_graphs", ())),
+            "large": len(getattr(large, "_graphs", ())),
             "memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         },
         "streams": found,
-    }  # fmt: skip
+    }
 
 
 def rounded(value: Any) -> Any:

@@ -132,8 +132,10 @@ def compare(bare: str, where: str, bare_where: str, seconds: float) -> dict[str,
             )
             for turn in range(3)
         ]
-        ours, theirs = ({key: statistics.median(each[side][key] for each in rounds) for key in rounds[0][0]}
-                        for side in (0, 1))  # fmt: skip
+        ours, theirs = (
+            {key: statistics.median(each[side][key] for each in rounds) for key in rounds[0][0]}
+            for side in (0, 1)
+        )
         ratio = statistics.median(one["pairs_per_second"] / two["pairs_per_second"] for one, two in rounds)
         result |= {
             f"pairs_per_second_{processes}": ours["pairs_per_second"],

@@ -153,9 +153,13 @@ def answer(pair: Pair, arm: Arm, asked: Sequence[Question], batch: int) -> list[
     results = pair.write(decoder, asked)
     seconds, stats = time.perf_counter() - began, decoder.stats
     counts = {
-        "proposed": stats.proposed, "dropped": stats.dropped, "drafted": stats.drafted, "accepted": stats.accepted,
-        "large_tokens": stats.large_tokens, "large_rows": stats.large.rows,
-    }  # fmt: skip
+        "proposed": stats.proposed,
+        "dropped": stats.dropped,
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
+        "large_tokens": stats.large_tokens,
+        "large_rows": stats.large.rows,
+    }
     done = []
     for question, result in zip(asked, results, strict=True):
         if result.error is not None:
@@ -165,10 +169,17 @@ def answer(pair: Pair, arm: Arm, asked: Sequence[Question], batch: int) -> list[
         )
         done.append(
             Done(
-                arm.name, question.id, equivalent(read.value, question.gold, "number"), len(result.trace.made_by),
-                sum(result.trace.made_by), result.finish_reason, seconds, counts, batch,
+                arm.name,
+                question.id,
+                equivalent(read.value, question.gold, "number"),
+                len(result.trace.made_by),
+                sum(result.trace.made_by),
+                result.finish_reason,
+                seconds,
+                counts,
+                batch,
             )
-        )  # fmt: skip
+        )
     return done
 
 

@@ -211,7 +211,17 @@ def speed(rows: int, pairs: int) -> dict[str, Any]:
     found = {}
     for how in ("at once", "paced"):
         say(f"speed, {how}")
-        command = [sys.executable, __file__, "-", "--speed-only", how, "--speed-rows", str(rows), "--speed-pairs", str(pairs)]  # fmt: skip
+        command = [
+            sys.executable,
+            __file__,
+            "-",
+            "--speed-only",
+            how,
+            "--speed-rows",
+            str(rows),
+            "--speed-pairs",
+            str(pairs),
+        ]
         found[how] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
 
@@ -244,7 +254,16 @@ def show(results: dict[str, Any]) -> None:
     console = Console(width=170, highlight=False)
     print(", ".join(f"{name} {value}" for name, value in results["conditions"].items()))
     for name, lines in results.get("optimum", {}).items():
-        table = Table("budget", "optimum", "at once short, %", "paced short, %", "paced spent", "LP s", "ours s", title=f"Optimum, {name}")  # fmt: skip
+        table = Table(
+            "budget",
+            "optimum",
+            "at once short, %",
+            "paced short, %",
+            "paced spent",
+            "LP s",
+            "ours s",
+            title=f"Optimum, {name}",
+        )
         for line in lines:
             table.add_row(
                 f"{line['budget']:g}",

@@ -46,8 +46,11 @@ def without(grid: OutcomeMatrix, model: str) -> OutcomeMatrix:
     kept = [n for n, pair in enumerate(grid.pairs) if pair.model != model]
     arrays = ("correct", "tokens", "cost", "cut", "answers")
     return OutcomeMatrix(
-        tuple(grid.pairs[n] for n in kept), grid.ids, grid.texts, *(getattr(grid, name)[:, kept] for name in arrays)
-    )  # fmt: skip
+        tuple(grid.pairs[n] for n in kept),
+        grid.ids,
+        grid.texts,
+        *(getattr(grid, name)[:, kept] for name in arrays),
+    )
 
 
 def measure(grid: OutcomeMatrix, models: list[str], encoder: Encoder) -> dict[str, dict[str, float]]:

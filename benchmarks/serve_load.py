@@ -115,10 +115,26 @@ def start(folder: Path, concurrency: int, queue: int) -> tuple[subprocess.Popen[
         f'output_price = 1\npause = {PAUSE}\ntext = "{text}"\n'
     )
     command = [
-        sys.executable, "-c", "from viaticum.cli import main; main()", "serve", "--port", "0", "--json",
-        "--folder", str(folder), "--catalogue", str(catalogue), "--budget", "100",
-        "--concurrency", str(concurrency), "--queue", str(queue), "--grace", "2",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        "from viaticum.cli import main; main()",
+        "serve",
+        "--port",
+        "0",
+        "--json",
+        "--folder",
+        str(folder),
+        "--catalogue",
+        str(catalogue),
+        "--budget",
+        "100",
+        "--concurrency",
+        str(concurrency),
+        "--queue",
+        str(queue),
+        "--grace",
+        "2",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, json.loads(process.stdout.readline())["url"]

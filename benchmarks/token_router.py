@@ -41,8 +41,11 @@ class Recorder(Divergence):
         top = step.top_logits()
         for row, key in enumerate(zip(step.requests, step.positions, strict=True)):
             self.seen[key] = (
-                int(step.tokens[row]), top[row].clone(), step.hidden[row].float().clone(), float(step.entropy[row]),
-            )  # fmt: skip
+                int(step.tokens[row]),
+                top[row].clone(),
+                step.hidden[row].float().clone(),
+                float(step.entropy[row]),
+            )
         return torch.zeros(len(step.tokens))
 
 

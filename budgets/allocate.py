@@ -244,11 +244,15 @@ def _highest_price(worth: Array, cost: Array) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         most = max(
             (
-                float(np.where(cost[at : at + CHUNK] > 0, worth[at : at + CHUNK] / cost[at : at + CHUNK], 0).max(initial=0.0))
+                float(
+                    np.where(
+                        cost[at : at + CHUNK] > 0, worth[at : at + CHUNK] / cost[at : at + CHUNK], 0
+                    ).max(initial=0.0)
+                )
                 for at in range(0, len(worth), CHUNK)
             ),
             default=0.0,
-        )  # fmt: skip
+        )
     return 2.0 * most + 1e-30
 
 

@@ -21,9 +21,19 @@ from viaticum.types import TokenCount
 def entry_hash(before: str, entry: Entry, usage: str, prices: str, note: str) -> str:
     """SHA-256 over the hash before and every column but the id, which is the store's own."""
     columns = (
-        entry.root, entry.number, entry.budget, entry.key, entry.kind, entry.nanousd, entry.tokens,
-        entry.overrun, entry.at, usage, prices, note,
-    )  # fmt: skip
+        entry.root,
+        entry.number,
+        entry.budget,
+        entry.key,
+        entry.kind,
+        entry.nanousd,
+        entry.tokens,
+        entry.overrun,
+        entry.at,
+        usage,
+        prices,
+        note,
+    )
     return columns_hash(before, columns)
 
 
@@ -60,13 +70,22 @@ class Chain:
         usage, prices, note = usage or {}, prices or {}, note or {}
         texts = usage_text(usage), prices_text(prices), json_text(note)
         self._number += 1
-        columns = (
-            self._root, self._number, budget, key, kind, *amounts, overrun, self.at, *texts,
-        )  # fmt: skip
+        columns = (self._root, self._number, budget, key, kind, *amounts, overrun, self.at, *texts)
         self._head = columns_hash(self._head, columns)
         place = self._rows.append(columns, self._head)
         self._rows.set_head(self._root, self._number, self._head, self.at)
         return Entry(
-            place, budget, key, kind, *amounts, overrun, self.at, usage, prices, note,
-            self._root, self._number, self._head,
-        )  # fmt: skip
+            place,
+            budget,
+            key,
+            kind,
+            *amounts,
+            overrun,
+            self.at,
+            usage,
+            prices,
+            note,
+            self._root,
+            self._number,
+            self._head,
+        )

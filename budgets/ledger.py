@@ -264,10 +264,11 @@ class Ledger:
             gathered = WriteBuffer(rows, [budget], [claim.key for claim in claims])
             rules.known_lineage(gathered, budget)
             found = [
-                each if isinstance(each, ViaticumError)
+                each
+                if isinstance(each, ViaticumError)
                 else _or_error(partial(self._reserve, each, dispatch, gathered))
                 for each in wanted
-            ]  # fmt: skip
+            ]
             gathered.flush()
             return found
 
@@ -342,10 +343,11 @@ class Ledger:
             holds = rows.find(keys)
             gathered = WriteBuffer(rows, {hold.budget for hold in holds.values()}, keys, holds)
             found = [
-                each if isinstance(each, ViaticumError)
+                each
+                if isinstance(each, ViaticumError)
                 else _or_error(partial(self._settle, each, None, gathered))
                 for each in wanted
-            ]  # fmt: skip
+            ]
             new = [isinstance(each, Entry) and gathered.gathered(each) for each in found]
             ids = gathered.flush()
             return [
@@ -505,9 +507,17 @@ def _wanted(budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) ->
     prices = snapshot(claim.prices, usage, unpriced)
     needed = amounts(usage, worst_costs(usage, prices))
     return Hold(
-        checked_name("hold key", claim.key), budget, "reserved", *needed, usage, prices, "",
-        parameters=claim.parameters, tags=checked_tags(claim.tags), lease=checked_lease(lease),
-    )  # fmt: skip
+        checked_name("hold key", claim.key),
+        budget,
+        "reserved",
+        *needed,
+        usage,
+        prices,
+        "",
+        parameters=claim.parameters,
+        tags=checked_tags(claim.tags),
+        lease=checked_lease(lease),
+    )
 
 
 def _checked(settlement: Settlement) -> Settlement:

@@ -49,10 +49,17 @@ def preview(
     """What each of some budgets would buy: arrays [S, W] of a sample, as for `Pacer`, scaled to all `rows`."""
     return [
         Pacer(
-            worth, cost, rows=rows, budget=budget, spread=spread, risk=risk, seconds=seconds, deadline=deadline
+            worth,
+            cost,
+            rows=rows,
+            budget=budget,
+            spread=spread,
+            risk=risk,
+            seconds=seconds,
+            deadline=deadline,
         ).forecast()
         for budget in budgets
-    ]  # fmt: skip
+    ]
 
 
 class Pacer:

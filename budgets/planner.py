@@ -95,9 +95,12 @@ def forecast(
     cost, tokens = _quantiles([post.nanousd for post in posts]), _quantiles([post.tokens for post in posts])
     lineage = ledger.lineage(budget)
     return Forecast(
-        len(posts), *cost, *tokens,
-        _calls_left(lineage, cost[0], tokens[0]), _calls_left(lineage, cost[1], tokens[1]),
-    )  # fmt: skip
+        len(posts),
+        *cost,
+        *tokens,
+        _calls_left(lineage, cost[0], tokens[0]),
+        _calls_left(lineage, cost[1], tokens[1]),
+    )
 
 
 def _quantiles(values: list[int]) -> tuple[int, int]:

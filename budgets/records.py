@@ -20,9 +20,8 @@ from viaticum.types import TokenCount
 BudgetState = Literal["open", "paused", "closed"]
 HoldState = Literal["reserved", "dispatched", "posted", "void", "expired", "unknown"]
 EntryKind = Literal[
-    "limit", "pause", "resume", "close",
-    "reserve", "dispatch", "result", "post", "void", "expire", "unknown",
-]  # fmt: skip
+    "limit", "pause", "resume", "close", "reserve", "dispatch", "result", "post", "void", "expire", "unknown"
+]
 ENTRY_KINDS: tuple[EntryKind, ...] = get_args(EntryKind)
 HOLD_STATES: tuple[HoldState, ...] = get_args(HoldState)
 # A hold in one of these still counts against its limits.
@@ -96,22 +95,55 @@ class Hold:
     def turned(self, state: HoldState, until: str) -> Hold:
         """The same in another state; what `dataclasses.replace` does, in a third of its time."""
         return Hold(
-            self.key, self.budget, state, self.held_nanousd, self.held_tokens, self.usage, self.prices,
-            self.created, self.result, self.parameters, self.tags, self.lease, until,
-        )  # fmt: skip
+            self.key,
+            self.budget,
+            state,
+            self.held_nanousd,
+            self.held_tokens,
+            self.usage,
+            self.prices,
+            self.created,
+            self.result,
+            self.parameters,
+            self.tags,
+            self.lease,
+            until,
+        )
 
     def keeping(self, result: str | None) -> Hold:
         return Hold(
-            self.key, self.budget, self.state, self.held_nanousd, self.held_tokens, self.usage, self.prices,
-            self.created, result, self.parameters, self.tags, self.lease, self.until,
-        )  # fmt: skip
+            self.key,
+            self.budget,
+            self.state,
+            self.held_nanousd,
+            self.held_tokens,
+            self.usage,
+            self.prices,
+            self.created,
+            result,
+            self.parameters,
+            self.tags,
+            self.lease,
+            self.until,
+        )
 
     def made(self, created: str, until: str) -> Hold:
         """The same, as it is kept."""
         return Hold(
-            self.key, self.budget, self.state, self.held_nanousd, self.held_tokens, self.usage, self.prices,
-            created, self.result, self.parameters, self.tags, self.lease, until,
-        )  # fmt: skip
+            self.key,
+            self.budget,
+            self.state,
+            self.held_nanousd,
+            self.held_tokens,
+            self.usage,
+            self.prices,
+            created,
+            self.result,
+            self.parameters,
+            self.tags,
+            self.lease,
+            until,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +175,21 @@ class Entry:
 
     def placed(self, id: int) -> Entry:
         return Entry(
-            id, self.budget, self.key, self.kind, self.nanousd, self.tokens, self.overrun, self.at,
-            self.usage, self.prices, self.note, self.root, self.number, self.hash,
-        )  # fmt: skip
+            id,
+            self.budget,
+            self.key,
+            self.kind,
+            self.nanousd,
+            self.tokens,
+            self.overrun,
+            self.at,
+            self.usage,
+            self.prices,
+            self.note,
+            self.root,
+            self.number,
+            self.hash,
+        )
 
 
 def checked_name(kind: str, name: str) -> str:

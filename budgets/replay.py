@@ -154,9 +154,12 @@ class _Replay:
         if window != old.window:
             self._refill(play, entry)
         for unit, used, limit, before in zip(
-            ("nano-dollars", "tokens"), play.used(entry.at), limits,
-            (old.limit_nanousd, old.limit_tokens), strict=True,
-        ):  # fmt: skip
+            ("nano-dollars", "tokens"),
+            play.used(entry.at),
+            limits,
+            (old.limit_nanousd, old.limit_tokens),
+            strict=True,
+        ):
             if limit is not None and limit != before and used > limit:
                 yield (
                     f"a limit is exceeded: entry {entry.id} sets {limit} {unit} for {entry.budget!r}, {used} are used"
@@ -189,10 +192,20 @@ class _Replay:
         self.reserved += 1
         note = entry.note
         self.open[entry.key] = Hold(
-            entry.key, entry.budget, "reserved", entry.nanousd, entry.tokens, entry.usage, entry.prices,
-            entry.at, None, note.get("parameters", ""), note.get("tags", {}),
-            note.get("lease", 0), note.get("until", "9999"),
-        )  # fmt: skip
+            entry.key,
+            entry.budget,
+            "reserved",
+            entry.nanousd,
+            entry.tokens,
+            entry.usage,
+            entry.prices,
+            entry.at,
+            None,
+            note.get("parameters", ""),
+            note.get("tags", {}),
+            note.get("lease", 0),
+            note.get("until", "9999"),
+        )
         if "result" in note:  # of a version 1 file, which had no entry of its own for it
             self._note_result(entry.key, note["result"])
         yield from _repriced(entry, amounts(entry.usage, worst_costs(entry.usage, entry.prices)))

@@ -44,11 +44,19 @@ def standing(rows: Rows, scope: Scope, moment: datetime) -> Budget:
     if scope.window is not None:
         posted = rows.since(scope.name, scope.window.since(moment))
     return Budget(
-        scope.name, scope.limit_nanousd, scope.limit_tokens,
-        posted[0], scope.held_nanousd, posted[1], scope.held_tokens,
-        scope.parent, scope.window, scope.state,
-        scope.posted_nanousd - posted[0], scope.posted_tokens - posted[1],
-    )  # fmt: skip
+        scope.name,
+        scope.limit_nanousd,
+        scope.limit_tokens,
+        posted[0],
+        scope.held_nanousd,
+        posted[1],
+        scope.held_tokens,
+        scope.parent,
+        scope.window,
+        scope.state,
+        scope.posted_nanousd - posted[0],
+        scope.posted_tokens - posted[1],
+    )
 
 
 def checked_limits(

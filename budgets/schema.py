@@ -55,19 +55,37 @@ def _chain_up_entries(db: Database) -> None:
         if row["kind"] == "reserve" and row["result"] is not None:
             note["result"] = result_hash(row["result"])
         entry = Entry(
-            row["id"], row["budget"], row["key"], row["kind"], row["nanousd"], row["tokens"], row["overrun"],
-            row["at"], root=row["budget"], number=number + 1,
-        )  # fmt: skip
+            row["id"],
+            row["budget"],
+            row["key"],
+            row["kind"],
+            row["nanousd"],
+            row["tokens"],
+            row["overrun"],
+            row["at"],
+            root=row["budget"],
+            number=number + 1,
+        )
         texts = usage_text(usage), prices, json_text(note)
         entry = replace(entry, hash=entry_hash(head, entry, *texts))
         db.execute(
             "INSERT INTO entries (id, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note,"
             " root, number, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                entry.id, entry.budget, entry.key, entry.kind, entry.nanousd, entry.tokens, entry.overrun,
-                entry.at, *texts, entry.root, entry.number, entry.hash,
+                entry.id,
+                entry.budget,
+                entry.key,
+                entry.kind,
+                entry.nanousd,
+                entry.tokens,
+                entry.overrun,
+                entry.at,
+                *texts,
+                entry.root,
+                entry.number,
+                entry.hash,
             ],
-        )  # fmt: skip
+        )
         ends[row["budget"]] = (entry.number, entry.hash)
         db.execute(
             "UPDATE budgets SET entries = ?, head = ?, last_at = ? WHERE name = ?",

@@ -103,10 +103,16 @@ class SqlRows(Rows):
             "INSERT INTO budgets (name, parent, root, depth, limit_nanousd, limit_tokens, time_window, state)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                scope.name, scope.parent, scope.root, scope.depth,
-                scope.limit_nanousd, scope.limit_tokens, _window_text(scope), scope.state,
+                scope.name,
+                scope.parent,
+                scope.root,
+                scope.depth,
+                scope.limit_nanousd,
+                scope.limit_tokens,
+                _window_text(scope),
+                scope.state,
             ],
-        )  # fmt: skip
+        )
 
     def update_scope(self, scope: Scope) -> None:
         self.execute(
@@ -260,10 +266,20 @@ def _scope(row: Row) -> Scope:
 
 def _hold_values(hold: Hold) -> list[Any]:
     return [
-        hold.key, hold.budget, hold.state, hold.held_nanousd, hold.held_tokens,
-        usage_text(hold.usage), prices_text(hold.prices), hold.created, hold.result,
-        hold.parameters, json_text(hold.tags), hold.lease, hold.until,
-    ]  # fmt: skip
+        hold.key,
+        hold.budget,
+        hold.state,
+        hold.held_nanousd,
+        hold.held_tokens,
+        usage_text(hold.usage),
+        prices_text(hold.prices),
+        hold.created,
+        hold.result,
+        hold.parameters,
+        json_text(hold.tags),
+        hold.lease,
+        hold.until,
+    ]
 
 
 @lru_cache(maxsize=64)  # those of a model and a strategy come again and again

@@ -83,9 +83,14 @@ class LeanAttention(nn.Module):
             turned[:, self.queries :], heads[:, :, self.turned :].transpose(1, 2), self.layer_idx
         )
         out, _ = slot_attention(
-            self, turned[:, : self.queries], keys, values, attention_mask,
-            scaling=self.scaling, sliding_window=self.window,
-        )  # fmt: skip
+            self,
+            turned[:, : self.queries],
+            keys,
+            values,
+            attention_mask,
+            scaling=self.scaling,
+            sliding_window=self.window,
+        )
         return self.o_proj(out.reshape(batch, steps, -1)), None
 
 

@@ -109,9 +109,20 @@ class IntegerForm:
         rows = len(x)
         digits, scales = _two_digits(x)
         sums: Tensor = torch.ops.onednn.qlinear_pointwise(
-            digits, 1.0, HALF, self.weight, self.scales, self.zeros,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
+            digits,
+            1.0,
+            HALF,
+            self.weight,
+            self.scales,
+            self.zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
         out = torch.add(sums[:rows], sums[rows : 2 * rows], alpha=256).mul_(scales)
         if self.bias is not None:
             out.add_(self.bias)

@@ -106,9 +106,14 @@ class RolloutWriter:
             _forget(runner)
             _read_once(runner, repeated)
         decoder = MixedDecoder(
-            self.large, self.small, tokenizer=self.tokenizer, router=router, stop_ids=self.stop_ids,
-            names=self.names, loop_guard=self.loop_guard,
-        )  # fmt: skip
+            self.large,
+            self.small,
+            tokenizer=self.tokenizer,
+            router=router,
+            stop_ids=self.stop_ids,
+            names=self.names,
+            loop_guard=self.loop_guard,
+        )
         for request, result in zip(requests, decoder.write_all(requests), strict=True):
             if result.error is not None:
                 raise result.error

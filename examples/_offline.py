@@ -76,12 +76,16 @@ MODELS = {
     name: ScriptedModel(
         script,
         spec=ModelSpec(
-            name=name, description=f"The {name} one.", kind="scripted", context_length=4096,
-            input_price=price, output_price=price,
+            name=name,
+            description=f"The {name} one.",
+            kind="scripted",
+            context_length=4096,
+            input_price=price,
+            output_price=price,
         ),
     )
     for name, price in PRICES.items()
-}  # fmt: skip
+}
 
 
 class Reasons(QueryRouter):

@@ -16,12 +16,21 @@ from viaticum.strategies import equivalent
 
 BUDGET_USD = "0.002"
 _OWN = [
-    ("A tram has 36 seats. At the first stop 14 people get on, at the second 9 more and 5 get off. How many seats are free?", "18"),
-    ("Lea reads 12 pages on Monday and twice as many on each of the next 3 days. How many pages has she read?", "84"),
-    ("Eggs cost $3 a dozen. A bakery needs 90 eggs and buys whole dozens only. How many dollars does it pay?", "24"),
+    (
+        "A tram has 36 seats. At the first stop 14 people get on, at the second 9 more and 5 get off. How many seats are free?",
+        "18",
+    ),
+    (
+        "Lea reads 12 pages on Monday and twice as many on each of the next 3 days. How many pages has she read?",
+        "84",
+    ),
+    (
+        "Eggs cost $3 a dozen. A bakery needs 90 eggs and buys whole dozens only. How many dollars does it pay?",
+        "24",
+    ),
     ("A 240 km trip takes 4 hours. How many km would 7 hours at the same speed make?", "420"),
     ("Of 80 bulbs 15% are broken and a quarter of the rest are sold. How many good bulbs are left?", "51"),
-]  # fmt: skip
+]
 OWN_QUESTIONS = [Question(str(n), Query(text, "number"), gold) for n, (text, gold) in enumerate(_OWN, 1)]
 
 

@@ -69,9 +69,15 @@ def _calibration(told: Calibration, width: int) -> Any:
     alt = library("altair")
     size = min(width, 430)
     rows = [
-        {"predicted": each.predicted, "right": each.right.value, "low": each.right.low, "high": each.right.high, "n": f"{each.right.of}"}
+        {
+            "predicted": each.predicted,
+            "right": each.right.value,
+            "low": each.right.low,
+            "high": each.right.high,
+            "n": f"{each.right.of}",
+        }
         for each in told.bins
-    ]  # fmt: skip
+    ]
     data = data_of(rows)
     scale = alt.Scale(domain=[0, 1], nice=False)
     x = alt.X(
@@ -80,9 +86,11 @@ def _calibration(told: Calibration, width: int) -> Any:
         axis=alt.Axis(title="predicted to be right", format="%", tickCount=5, grid=False),
     )
     y = alt.Y("right:Q", scale=scale, axis=alt.Axis(title="right", format="%", tickCount=5))
-    even = alt.Chart(data_of([{"predicted": 0, "right": 0}, {"predicted": 1, "right": 1}])).mark_line(
-        color=var("hull"), strokeDash=[4, 4], strokeWidth=1.5
-    ).encode(x=x, y=y)  # fmt: skip
+    even = (
+        alt.Chart(data_of([{"predicted": 0, "right": 0}, {"predicted": 1, "right": 1}]))
+        .mark_line(color=var("hull"), strokeDash=[4, 4], strokeWidth=1.5)
+        .encode(x=x, y=y)
+    )
     base = alt.Chart(data)
     bars = base.mark_rule(color=var("run-1"), strokeWidth=1.5, opacity=0.55).encode(
         x=x, y=alt.Y("low:Q", scale=scale, axis=alt.Axis(title="right", format="%", tickCount=5)), y2="high:Q"
@@ -154,9 +162,13 @@ def _burn(trail: Trail, width: int) -> Any:
     axis = alt.Axis(title="left of the budget" if trail.limit else "spent", format="$.3~r", tickCount=5)
     base = alt.Chart(data_of(rows))
     layers = [
-        base.mark_area(color=var("held"), opacity=0.6, interpolate="step-after").encode(x=x, y=alt.Y("free:Q", axis=axis), y2="posted:Q"),
-        base.mark_line(color=var("run-1"), strokeWidth=2, interpolate="step-after").encode(x=x, y=alt.Y("posted:Q", axis=axis)),
-    ]  # fmt: skip
+        base.mark_area(color=var("held"), opacity=0.6, interpolate="step-after").encode(
+            x=x, y=alt.Y("free:Q", axis=axis), y2="posted:Q"
+        ),
+        base.mark_line(color=var("run-1"), strokeWidth=2, interpolate="step-after").encode(
+            x=x, y=alt.Y("posted:Q", axis=axis)
+        ),
+    ]
     for marks, color, shape in ((trail.overruns, "bad", "triangle-up"), (trail.unknowns, "mix", "diamond")):
         seen = [
             {"t": mark.seconds / per, "y": _dollars(mark.left)}
@@ -185,22 +197,42 @@ def _writers(texts: Texts, large: str, width: int) -> Any:
     for part in range(PARTS):
         total = sum(texts.parts[name][part] for name in models) or 1.0
         rows += [
-            {"from": part / PARTS, "to": (part + 1) / PARTS, "share": texts.parts[name][part] / total, "model": name, "order": n}
+            {
+                "from": part / PARTS,
+                "to": (part + 1) / PARTS,
+                "share": texts.parts[name][part] / total,
+                "model": name,
+                "order": n,
+            }
             for n, name in enumerate(models[::-1])
-        ]  # fmt: skip
+        ]
     colors = (
         [var(color) for color in ("held", "run-1")]
         if len(models) == 2
         else [var(SERIES[n % 4]) for n in range(len(models))]
     )
     legend = alt.Legend(title=None, orient="bottom", symbolOpacity=1, labelLimit=width // 2)
-    chart = alt.Chart(data_of(rows)).mark_bar(stroke=var("paper"), strokeWidth=1).encode(
-        x=alt.X("from:Q", bin="binned", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="place in the text", format="%", tickCount=5, grid=False)),
-        x2="to:Q",
-        y=alt.Y("share:Q", stack="zero", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(title="written by", format="%", tickCount=4)),
-        color=alt.Color("model:N", scale=alt.Scale(domain=models, range=colors), legend=legend),
-        order="order:Q",
-    )  # fmt: skip
+    chart = (
+        alt.Chart(data_of(rows))
+        .mark_bar(stroke=var("paper"), strokeWidth=1)
+        .encode(
+            x=alt.X(
+                "from:Q",
+                bin="binned",
+                scale=alt.Scale(domain=[0, 1]),
+                axis=alt.Axis(title="place in the text", format="%", tickCount=5, grid=False),
+            ),
+            x2="to:Q",
+            y=alt.Y(
+                "share:Q",
+                stack="zero",
+                scale=alt.Scale(domain=[0, 1]),
+                axis=alt.Axis(title="written by", format="%", tickCount=4),
+            ),
+            color=alt.Color("model:N", scale=alt.Scale(domain=models, range=colors), legend=legend),
+            order="order:Q",
+        )
+    )
     return styled(alt, chart, width, 220)
 
 

@@ -56,18 +56,30 @@ def _routes(told: RunNumbers) -> Section:
     columns += [("regret", True)] if with_regret else []
     shown = [*told.routes, told.all] if len(told.routes) > 1 else list(told.routes)
     rows = [
-        (each.route, f"{each.of.count:,}", percent(each.of.value), of_share(each.accuracy), per_1000(each.cost), times(each),
-         percent(each.escalated.value) if each.escalated else NONE,
-         *([percent(each.regret.value) if each.regret else NONE] if with_regret else []))
+        (
+            each.route,
+            f"{each.of.count:,}",
+            percent(each.of.value),
+            of_share(each.accuracy),
+            per_1000(each.cost),
+            times(each),
+            percent(each.escalated.value) if each.escalated else NONE,
+            *([percent(each.regret.value) if each.regret else NONE] if with_regret else []),
+        )
         for each in shown
-    ]  # fmt: skip
+    ]
     notes = [
         "Escalated: rows that took more than one call. Cost is per 1,000 rows of the route; time is of a row's calls."
     ]
     notes += (
         ["Regret: rows not right though some single pair of the outcome table is right on that question."]
-        if with_regret else ["Regret is not known: " + (told.missing.get("plane") or "the outcome table is about other questions") + "."]
-    )  # fmt: skip
+        if with_regret
+        else [
+            "Regret is not known: "
+            + (told.missing.get("plane") or "the outcome table is about other questions")
+            + "."
+        ]
+    )
     if told.all.overpaid is not None:
         notes.append(
             f"Right rows cost {per_1000(told.all.overpaid)} per 1,000 above the cheapest pair that is right."
@@ -113,9 +125,16 @@ def _forecasts(told: RunNumbers) -> Section:
             "forecasts", title, ROWS, empty=sentence(told.missing.get("tokens", "nothing was predicted"))
         )
     rows = [
-        (name, _expected(each), of_share(each.within_p50), of_share(each.within_p90), f"{each.ratio:.2f}" if each.ratio else NONE)
-        for name, each in (("output tokens", told.tokens), ("cost", told.costs)) if each is not None
-    ]  # fmt: skip
+        (
+            name,
+            _expected(each),
+            of_share(each.within_p50),
+            of_share(each.within_p90),
+            f"{each.ratio:.2f}" if each.ratio else NONE,
+        )
+        for name, each in (("output tokens", told.tokens), ("cost", told.costs))
+        if each is not None
+    ]
     columns = (
         ("measure", False),
         ("rows", True),
@@ -164,18 +183,28 @@ def _writers(told: RunNumbers) -> Section:
         lead.append(sentence(told.missing["texts"]))
     else:
         wrote = {name: sum(parts) for name, parts in texts.parts.items()}
-        share = f"{made.large}, the larger model, wrote {percent(wrote[made.large] / sum(wrote.values()))}" if made.large else "; ".join(
-            f"{name} wrote {percent(amount / sum(wrote.values()))}" for name, amount in wrote.items()
-        )  # fmt: skip
+        share = (
+            f"{made.large}, the larger model, wrote {percent(wrote[made.large] / sum(wrote.values()))}"
+            if made.large
+            else "; ".join(
+                f"{name} wrote {percent(amount / sum(wrote.values()))}" for name, amount in wrote.items()
+            )
+        )
         lead.append(
             f"Of {count(texts.count, 'text')} that several models wrote together, {share}, counted in characters."
         )
     chart = charts.writers_chart(texts, made.large)
     return Section(
-        "writers", title, source if not texts.count else f"{source}; {ROWS}", tuple(lead), (chart,) if chart else (),
-        (Table("Tokens by model", tuple(columns), rows),), data=(_parts_table(told),) if chart else (),
-        written=tuple(texts.shown), large=made.large,
-    )  # fmt: skip
+        "writers",
+        title,
+        source if not texts.count else f"{source}; {ROWS}",
+        tuple(lead),
+        (chart,) if chart else (),
+        (Table("Tokens by model", tuple(columns), rows),),
+        data=(_parts_table(told),) if chart else (),
+        written=tuple(texts.shown),
+        large=made.large,
+    )
 
 
 def _parts_table(told: RunNumbers) -> Table:
@@ -237,10 +266,12 @@ def _budget(told: RunNumbers) -> Section:
             Table("Largest overruns", (("call", False), ("after", True), ("above its hold", True)), marks)
         )
     note = (
-        "The ledger was played again from its first entry and agrees with itself." if trail.checked and not trail.wrong
-        else "The ledger is long and was not played again here: viaticum budget verify does." if not trail.checked
+        "The ledger was played again from its first entry and agrees with itself."
+        if trail.checked and not trail.wrong
+        else "The ledger is long and was not played again here: viaticum budget verify does."
+        if not trail.checked
         else f"The ledger does not agree with itself: {'; '.join(trail.wrong)}."
-    )  # fmt: skip
+    )
     return Section(
         "budget",
         title,

@@ -20,10 +20,21 @@ FONT = "Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
 LETTER = 6.4  # width of one at 12 pixels, on the safe side
 # For PNG, and the light colours of the page.
 LIGHT = {
-    "ink": "#1c2430", "muted": "#566072", "line": "#dfe3ea", "paper": "#ffffff", "hull": "#7b8494", "single": "#7b8494",
-    "run-1": "#1d5fd1", "run-2": "#b3357d", "run-3": "#0a7a5c", "run-4": "#8a5a00", "oracle": "#0a7a5c", "mix": "#8a5a00",
-    "held": "#9db8ea", "bad": "#c0322b",
-}  # fmt: skip
+    "ink": "#1c2430",
+    "muted": "#566072",
+    "line": "#dfe3ea",
+    "paper": "#ffffff",
+    "hull": "#7b8494",
+    "single": "#7b8494",
+    "run-1": "#1d5fd1",
+    "run-2": "#b3357d",
+    "run-3": "#0a7a5c",
+    "run-4": "#8a5a00",
+    "oracle": "#0a7a5c",
+    "mix": "#8a5a00",
+    "held": "#9db8ea",
+    "bad": "#c0322b",
+}
 SERIES = ("run-1", "run-2", "run-3", "run-4")
 
 
@@ -76,15 +87,29 @@ def var(name: str) -> str:
 def styled(alt: Any, chart: Any, width: int, height: int) -> Any:
     ink, muted, line = var("ink"), var("muted"), var("line")
     return (
-        chart.properties(width=width, height=height, background="transparent", autosize=alt.AutoSizeParams(type="fit", contains="padding"), padding=2)
+        chart.properties(
+            width=width,
+            height=height,
+            background="transparent",
+            autosize=alt.AutoSizeParams(type="fit", contains="padding"),
+            padding=2,
+        )
         .configure(font=FONT, aria=False)
         .configure_view(stroke=None)
         .configure_axis(
-            labelColor=muted, titleColor=ink, gridColor=line, domainColor=muted, tickColor=muted, labelFontSize=12,
-            titleFontSize=12, titleFontWeight="normal", labelFont=FONT, titleFont=FONT,
+            labelColor=muted,
+            titleColor=ink,
+            gridColor=line,
+            domainColor=muted,
+            tickColor=muted,
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            labelFont=FONT,
+            titleFont=FONT,
         )
         .configure_legend(labelColor=ink, labelFontSize=12, labelFont=FONT, padding=4)
-    )  # fmt: skip
+    )
 
 
 def library(name: str) -> Any:

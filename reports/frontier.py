@@ -247,9 +247,11 @@ def _saved(right: Array, mine: Array, known: Known, best: int) -> Saved | None:
     parts = grouped(right), grouped(mine), grouped(known.correct), grouped(known.cost)
     for weights in resamples(len(parts[0])):
         rights, costs, accuracies, prices = (weights @ part for part in parts)
-        paids = prices[:, best] if enough else np.array(
-            [reference(*each) for each in zip(rights, accuracies, prices, strict=True)]
-        )  # fmt: skip
+        paids = (
+            prices[:, best]
+            if enough
+            else np.array([reference(*each) for each in zip(rights, accuracies, prices, strict=True)])
+        )
         drawn.append(1 - costs / np.maximum(paids, 1e-9))
     kind: Literal["best single pair", "mixture"] = "best single pair" if enough else "mixture"
     return Saved(

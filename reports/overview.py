@@ -65,12 +65,18 @@ def facts(told: RunNumbers) -> tuple[tuple[str, str], ...]:
     if job is None:
         return (("outcome table", run.path),)
     found = [
-        ("job", run.path), ("input", job.input), ("policy", job.policy), ("engine", job.engine), ("budget", job.budget),
+        ("job", run.path),
+        ("input", job.input),
+        ("policy", job.policy),
+        ("engine", job.engine),
+        ("budget", job.budget),
         ("ledger", told.trail.where if told.trail else f"{job.ledger} (not read)"),
-        ("began", job.began), ("ended", job.ended or "not yet"), ("ending", job.ending.replace("_", " ")),
+        ("began", job.began),
+        ("ended", job.ended or "not yet"),
+        ("ending", job.ending.replace("_", " ")),
         *((f"fingerprint of {name}", value) for name, value in job.fingerprint.items()),
         ("made by", f"viaticum {job.version}" if job.version else ""),
-    ]  # fmt: skip
+    ]
     if told.plane is not None:
         found.append(("outcome table", told.plane.table))
     return tuple((name, value) for name, value in found if value)
@@ -91,9 +97,14 @@ def plane_section(numbers: Numbers) -> Section:
         lead = (sentence(runs[0].missing.get("plane", "")), *_forecast(runs))
         return Section("plane", "Cost and accuracy", source, lead, (chart,), data=(_runs_table(runs),))
     return Section(
-        "plane", "Cost and accuracy", source, _plane_lead(known, runs), (chart,), data=(_plane_table(known),),
+        "plane",
+        "Cost and accuracy",
+        source,
+        _plane_lead(known, runs),
+        (chart,),
+        data=(_plane_table(known),),
         notes=_plane_notes(known, runs),
-    )  # fmt: skip
+    )
 
 
 def _plane_lead(known: Plane, runs: Sequence[RunNumbers]) -> tuple[str, ...]:
@@ -185,12 +196,18 @@ def comparison_section(numbers: Numbers) -> Section:
     side = [
         ("right (95%)", [of_share(each.accuracy) for each in runs]),
         ("right of those answered", [of_share(each.accuracy_answered) for each in runs]),
-        ("answered / skipped / failed", [f"{t.answered:,} / {t.skipped:,} / {t.failed:,}" for t in (each.tally for each in runs)]),
+        (
+            "answered / skipped / failed",
+            [f"{t.answered:,} / {t.skipped:,} / {t.failed:,}" for t in (each.tally for each in runs)],
+        ),
         ("spent", [usd(each.spent) for each in runs]),
         ("per 1,000 questions", [per_1000(each.cost) for each in runs]),
         ("seconds a row, p50 / p95", [times(each.all) for each in runs]),
-        ("calibration error", [percent(each.calibration.error) if each.calibration else NONE for each in runs]),
-    ]  # fmt: skip
+        (
+            "calibration error",
+            [percent(each.calibration.error) if each.calibration else NONE for each in runs],
+        ),
+    ]
     columns = (("measure", False), *((each.run.name, True) for each in runs))
     tables = [Table("Runs side by side", columns, tuple((name, *values) for name, values in side))]
     paired, notes = [], []
@@ -205,11 +222,18 @@ def comparison_section(numbers: Numbers) -> Section:
         if each.why:
             notes.append(f"{each.run}: {each.why}.")
         cost = each.cost
-        paired.append((
-            each.run, f"{each.of:,}", points(each.accuracy), f"{each.won:,} / {each.lost:,}",
-            f"{signed_usd(cost.value * 1000)} ({signed_usd(cost.low * 1000)} to {signed_usd(cost.high * 1000)})" if cost else NONE,
-            f"{each.seconds.value:+.1f} s".replace("-", "−") if each.seconds else NONE,
-        ))  # fmt: skip
+        paired.append(
+            (
+                each.run,
+                f"{each.of:,}",
+                points(each.accuracy),
+                f"{each.won:,} / {each.lost:,}",
+                f"{signed_usd(cost.value * 1000)} ({signed_usd(cost.low * 1000)} to {signed_usd(cost.high * 1000)})"
+                if cost
+                else NONE,
+                f"{each.seconds.value:+.1f} s".replace("-", "−") if each.seconds else NONE,
+            )
+        )
     if paired:
         headings = (
             ("run", False),
@@ -222,6 +246,13 @@ def comparison_section(numbers: Numbers) -> Section:
         tables.append(
             Table(f"Differences to {first}, paired over the questions they share", headings, tuple(paired))
         )
-        notes.append(f"Differences are paired; intervals are 95%, by a bootstrap over questions (seed {numbers.seed}). Won: right here alone; lost: right in {first} alone.")  # fmt: skip
-    source = "; ".join(sorted({each.spent_source if each.spent_source != "rows" else ROWS for each in runs} | {ROWS if any(e.run.job for e in runs) else TABLE}))  # fmt: skip
+        notes.append(
+            f"Differences are paired; intervals are 95%, by a bootstrap over questions (seed {numbers.seed}). Won: right here alone; lost: right in {first} alone."
+        )
+    source = "; ".join(
+        sorted(
+            {each.spent_source if each.spent_source != "rows" else ROWS for each in runs}
+            | {ROWS if any(e.run.job for e in runs) else TABLE}
+        )
+    )
     return Section("comparison", "Comparison", source, tables=tuple(tables), notes=tuple(notes))

@@ -22,10 +22,21 @@ from viaticum.reports.numbers import Numbers, RunNumbers
 from viaticum.reports.parts import Section, Table
 
 DARK = {
-    "ink": "#e8ebf1", "muted": "#a6afbf", "line": "#2d3440", "paper": "#181d25", "hull": "#8d97a8", "single": "#98a2b3",
-    "run-1": "#7eb0ff", "run-2": "#f28cc4", "run-3": "#5fd0ac", "run-4": "#e3b35b", "oracle": "#5fd0ac", "mix": "#e3b35b",
-    "held": "#33518a", "bad": "#ff8f85",
-}  # fmt: skip
+    "ink": "#e8ebf1",
+    "muted": "#a6afbf",
+    "line": "#2d3440",
+    "paper": "#181d25",
+    "hull": "#8d97a8",
+    "single": "#98a2b3",
+    "run-1": "#7eb0ff",
+    "run-2": "#f28cc4",
+    "run-3": "#5fd0ac",
+    "run-4": "#e3b35b",
+    "oracle": "#5fd0ac",
+    "mix": "#e3b35b",
+    "held": "#33518a",
+    "bad": "#ff8f85",
+}
 GROUNDS = {"ground": ("#f5f6f8", "#10141a"), "edge": ("#8a93a3", "#6d7789"), "wash": ("#e8effc", "#22304a")}
 
 
@@ -38,8 +49,12 @@ def write_page(numbers: Numbers, title: str) -> str:
     shown = overview.parts(numbers)
     script = _resource("page.js")
     environment = Environment(
-        loader=PackageLoader("viaticum.reports", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
+        loader=PackageLoader("viaticum.reports", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return environment.get_template("page.html.jinja").render(
         title=title,
         version=__version__,

@@ -103,12 +103,15 @@ def _plane(runs: Sequence[Point], known: Plane | None, forecasts: Sequence[Point
         layers.append(_line(alt, lines[-1], "run-1", axes, [4, 4]))
     bars = [
         {"x": _per_1000(p.cost), "low": p.low, "high": p.high, "color": var(color)}
-        for _, color, _, points in kinds for p in points if p.low is not None and p.high is not None
-    ]  # fmt: skip
+        for _, color, _, points in kinds
+        for p in points
+        if p.low is not None and p.high is not None
+    ]
     layers.append(
-        alt.Chart(data_of(bars)).mark_rule(strokeWidth=1.5, strokeOpacity=0.55)
+        alt.Chart(data_of(bars))
+        .mark_rule(strokeWidth=1.5, strokeOpacity=0.55)
         .encode(x=axes.x(alt), y=axes.y(alt, "low:Q"), y2="high:Q", color=alt.Color("color:N", scale=None))
-    )  # fmt: skip
+    )
     dots = [
         {"x": _per_1000(p.cost), "y": p.accuracy, "kind": kind}
         for kind, _, _, points in kinds
@@ -124,13 +127,23 @@ def _plane(runs: Sequence[Point], known: Plane | None, forecasts: Sequence[Point
         labelLimit=width // 2 - 30,
     )
     layers.append(
-        alt.Chart(data_of(dots)).mark_point(filled=True, size=90, opacity=1, stroke=var("paper"), strokeWidth=1)
+        alt.Chart(data_of(dots))
+        .mark_point(filled=True, size=90, opacity=1, stroke=var("paper"), strokeWidth=1)
         .encode(
-            x=axes.x(alt), y=axes.y(alt),
-            color=alt.Color("kind:N", scale=alt.Scale(domain=names, range=[var(color) for _, color, *_ in kinds]), legend=legend),
-            shape=alt.Shape("kind:N", scale=alt.Scale(domain=names, range=[shape for _, _, shape, _ in kinds]), legend=legend),
+            x=axes.x(alt),
+            y=axes.y(alt),
+            color=alt.Color(
+                "kind:N",
+                scale=alt.Scale(domain=names, range=[var(color) for _, color, *_ in kinds]),
+                legend=legend,
+            ),
+            shape=alt.Shape(
+                "kind:N",
+                scale=alt.Scale(domain=names, range=[shape for _, _, shape, _ in kinds]),
+                legend=legend,
+            ),
         )
-    )  # fmt: skip
+    )
     layers.append(_names(alt, kinds, known, axes, everything, bars, lines))
     return styled(alt, alt.layer(*layers), width, height)
 
@@ -149,8 +162,10 @@ def _names(
     order = {"single pair": 3, "random pair": 9, "oracle": 9, "same shares by lot": 9}
     wanted = [
         (order.get(kind, 0) - (point.name in corners), point, color)
-        for kind, color, _, points in kinds for point in points if order.get(kind, 0) < 9
-    ]  # fmt: skip
+        for kind, color, _, points in kinds
+        for point in points
+        if order.get(kind, 0) < 9
+    ]
     wanted += [(5, replace(line.anchor, name=line.name), "muted") for line in lines]
     wanted.sort(key=lambda item: item[0])
     taken = [Box.around(*axes.pixels(point), 12, 12) for point in everything]
@@ -163,12 +178,20 @@ def _names(
         [(point.name, *axes.pixels(point)) for _, point, _ in wanted], taken, axes.width, axes.height, LETTER
     )
     texts = [
-        {"x": axes.value_x(place.x), "y": axes.value_y(place.y), "text": place.text, "color": var("ink" if rank < 2 else "muted")}
-        for (rank, _, _), place in zip(wanted, places, strict=True) if place is not None
-    ]  # fmt: skip
-    return alt.Chart(data_of(texts)).mark_text(align="left", baseline="middle", fontSize=12).encode(
-        x=axes.x(alt), y=axes.y(alt), text="text:N", color=alt.Color("color:N", scale=None)
-    )  # fmt: skip
+        {
+            "x": axes.value_x(place.x),
+            "y": axes.value_y(place.y),
+            "text": place.text,
+            "color": var("ink" if rank < 2 else "muted"),
+        }
+        for (rank, _, _), place in zip(wanted, places, strict=True)
+        if place is not None
+    ]
+    return (
+        alt.Chart(data_of(texts))
+        .mark_text(align="left", baseline="middle", fontSize=12)
+        .encode(x=axes.x(alt), y=axes.y(alt), text="text:N", color=alt.Color("color:N", scale=None))
+    )
 
 
 @dataclass(frozen=True)
@@ -246,9 +269,11 @@ def _per_1000(cost: float) -> float:
 
 def _line(alt: Any, line: _Line, color: str, axes: _Axes, dash: list[int]) -> Any:
     rows = [{"x": _per_1000(point.cost), "y": point.accuracy} for point in line.corners]
-    return alt.Chart(data_of(rows)).mark_line(color=var(color), strokeWidth=1.5, strokeDash=dash).encode(
-        x=axes.x(alt), y=axes.y(alt), order="x:Q"
-    )  # fmt: skip
+    return (
+        alt.Chart(data_of(rows))
+        .mark_line(color=var(color), strokeWidth=1.5, strokeDash=dash)
+        .encode(x=axes.x(alt), y=axes.y(alt), order="x:Q")
+    )
 
 
 def _middle(corners: Sequence[Point], axes: _Axes) -> Point:

@@ -310,9 +310,23 @@ class _Lines:
         text, state, route, graded, right, accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90, *rest = made
         cost, tokens, seconds, calls, cached = rest
         return Columns(
-            tuple(ids), text, state, route, graded.astype(bool), right.astype(bool), accuracy, cost, cost_p50, cost_p90,
-            tokens, tokens_p50, tokens_p90, seconds, calls, cached.astype(bool),
-        )  # fmt: skip
+            tuple(ids),
+            text,
+            state,
+            route,
+            graded.astype(bool),
+            right.astype(bool),
+            accuracy,
+            cost,
+            cost_p50,
+            cost_p90,
+            tokens,
+            tokens_p50,
+            tokens_p90,
+            seconds,
+            calls,
+            cached.astype(bool),
+        )
 
 
 def _read_job(folder: Path) -> Run:
@@ -394,6 +408,14 @@ def _as_job_row(row: Outcome, name: str) -> JobRow:
     usage = {row.model: [row.input_tokens or 0, row.output_tokens or 0]}
     call = Call(str(row.pair), "", cost, usage, row.seconds or 0.0, row.finish_reason or "")
     return JobRow(
-        id=name, question=row.question or "", state="answered", answer=row.answer, correct=bool(row.correct),
-        route=str(row.pair), pair=str(row.pair), cost_nanousd=cost, seconds=row.seconds or 0.0, calls=(call,),
-    )  # fmt: skip
+        id=name,
+        question=row.question or "",
+        state="answered",
+        answer=row.answer,
+        correct=bool(row.correct),
+        route=str(row.pair),
+        pair=str(row.pair),
+        cost_nanousd=cost,
+        seconds=row.seconds or 0.0,
+        calls=(call,),
+    )

@@ -35,11 +35,28 @@ _WORKER = Path(__file__).with_name("expression_worker.py")
 _WRAPPER = re.compile(r"\\[()\[\]]|\$|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;:!]")
 _SYMBOLS = str.maketrans(
     {
-        "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "θ": r"\theta ",
-        "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
-        "\u00a0": " ", "\u202f": " ", "\n": " ", "\t": " ", "\r": " ",
+        "−": "-",
+        "–": "-",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "÷": "/",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "θ": r"\theta ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "±": r"\pm ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∈": r"\in ",
+        "\u00a0": " ",
+        "\u202f": " ",
+        "\n": " ",
+        "\t": " ",
+        "\r": " ",
     }
-)  # fmt: skip
+)
 _ROOT = re.compile(r"√\s?(\d{1,50}|[A-Za-z])?")
 _RAISED = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,50}")
 SUPERSCRIPTS = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
@@ -167,9 +184,12 @@ class _Comparer:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", str(_WORKER)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                bufsize=0, env={**os.environ, "PYTHONPATH": paths},
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                env={**os.environ, "PYTHONPATH": paths},
+            )
         except (OSError, ValueError):
             self._failed_starts += 1
             return None

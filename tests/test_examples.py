@@ -26,9 +26,15 @@ def changes() -> list[str]:
 
 def printed(*arguments: str, cwd: Path, home: Path) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-W", "error", *arguments], capture_output=True, text=True, timeout=120, cwd=cwd, check=False,
-        env=os.environ | {"XDG_DATA_HOME": str(home), "PYTHONPATH": os.pathsep.join([str(ROOT), str(EXAMPLES)])},
-    )  # fmt: skip
+        [sys.executable, "-W", "error", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        check=False,
+        env=os.environ
+        | {"XDG_DATA_HOME": str(home), "PYTHONPATH": os.pathsep.join([str(ROOT), str(EXAMPLES)])},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

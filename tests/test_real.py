@@ -60,9 +60,17 @@ def greedy(model: PreTrainedModel, prompts: list[list[int]], stop: list[int]) ->
     model.set_attn_implementation("sdpa")
     # repetition_penalty: the model's own generation config has one, which is not greedy decoding.
     out = model.generate(  # type: ignore[operator]
-        input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, temperature=None,
-        top_p=None, top_k=None, repetition_penalty=1.0, pad_token_id=pad, eos_token_id=stop,
-    )  # fmt: skip
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        repetition_penalty=1.0,
+        pad_token_id=pad,
+        eos_token_id=stop,
+    )
     texts = []
     for row in out[:, width:].tolist():
         end = next((n + 1 for n, token in enumerate(row) if token in stop), len(row))
@@ -138,8 +146,12 @@ def test_solve_on_the_command_line(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", "from viaticum.cli import main; main()", "solve", question, "--json"],
-        capture_output=True, text=True, env=os.environ | {"XDG_DATA_HOME": str(tmp_path)}, timeout=600, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XDG_DATA_HOME": str(tmp_path)},
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["answer"] == "72"

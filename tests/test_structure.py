@@ -63,8 +63,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 # decoders/ and routers/token run on a bare CUDA image. viaticum.gguf reads headers and blocks with numpy alone.
 BARE_PACKAGES = {"torch", "transformers", "safetensors", "numpy"}
 BARE_MODULES = (
-    "viaticum.types", "viaticum.errors", "viaticum.gguf", "viaticum.routers.token", "viaticum.decoders"
-)  # fmt: skip
+    "viaticum.types",
+    "viaticum.errors",
+    "viaticum.gguf",
+    "viaticum.routers.token",
+    "viaticum.decoders",
+)
 
 PUBLIC = [
     "Allowance",

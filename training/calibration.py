@@ -118,9 +118,12 @@ def calibrate_recall(folder: str | Path, labels: str | Path, recall: float) -> T
         "threshold": max(0.0, threshold - 1e-7),  # the last token that counts has to lie above it
         "quantiles": quantiles_of(scores),
         "calibration": {
-            "by": "recall on labels", "recall": recall, "share": share, "questions": len(set(unseen.owner.tolist())),
+            "by": "recall on labels",
+            "recall": recall,
+            "share": share,
+            "questions": len(set(unseen.owner.tolist())),
         },
-    }  # fmt: skip
+    }
     found = replace(router, facts=facts)
     found.save(folder)
     return found

@@ -161,9 +161,14 @@ def evaluate(
         raise DataError(f"the policy in {folder} does not say its {', '.join(missing)}; learn it again")
     settings = trained.facts["settings"]
     bench = PolicyEnvironment(
-        catalogue, pair or trained.facts["pair"], settings["strategy"], settings["streams"], slots, device,
+        catalogue,
+        pair or trained.facts["pair"],
+        settings["strategy"],
+        settings["streams"],
+        slots,
+        device,
         costs or CostModel.of(trained.facts["costs"]),
-    )  # fmt: skip
+    )
     check_members(trained, bench.spec, catalogue)
     bench.cached = int(trained.facts["cached"])
     asked = {each.id: digest_of(each.query.text) for each in questions}
@@ -171,8 +176,9 @@ def evaluate(
     weight, rows = settings["latency_weight"], []
     first = Policy(trained.policy.shape).eval().requires_grad_(False)
     for policy, threshold, stage in (
-        (first, 0.5, "R-Stitch"), (trained.policy, trained.threshold, "R-Stitch+"),
-    ):  # fmt: skip
+        (first, 0.5, "R-Stitch"),
+        (trained.policy, trained.threshold, "R-Stitch+"),
+    ):
         report(stage, 0, len(questions))
         rows.append(bench.serve(policy.to(device), trained.tau, questions, threshold, weight))
         report(stage, len(questions), len(questions))
@@ -234,17 +240,23 @@ class PolicyEnvironment:
 
             small, large = (
                 Runner.load(
-                    locate(self.catalogue[name]), slots=self.slots,
-                    context=self.catalogue[name].context_length, device=self.device,
+                    locate(self.catalogue[name]),
+                    slots=self.slots,
+                    context=self.catalogue[name].context_length,
+                    device=self.device,
                 )
                 for name in self.spec.members
-            )  # fmt: skip
+            )
             self._writer = RolloutWriter(
-                small, large, self.model.tokenizer, self.costs,
+                small,
+                large,
+                self.model.tokenizer,
+                self.costs,
                 stop_ids=stop_ids(large, self.model.tokenizer),
                 names=(self.spec.members[0], self.spec.members[1]),
-                streams=self.streams, cached=self.cached,
-            )  # fmt: skip
+                streams=self.streams,
+                cached=self.cached,
+            )
         return self._writer
 
     @property

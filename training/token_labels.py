@@ -148,8 +148,12 @@ class _Labelling:
         report: Report,
     ) -> None:
         self.catalogue, self.out, self.settings, self.slots, self.report = (
-            catalogue, out, settings, slots, report,
-        )  # fmt: skip
+            catalogue,
+            out,
+            settings,
+            slots,
+            report,
+        )
         self.spec = catalogue[pair]
         if self.spec.kind != "pair":
             raise InputError(
@@ -241,9 +245,8 @@ class _Labelling:
         done = len(self.asked) - len(todo)
         self.report("responses", done, len(self.asked))
         for start, tokens, finish in write(
-            self._decoder, starts, stop=self.strategy.stop,
-            sentence_cap=self.settings.sentence_cap, work=work,
-        ):  # fmt: skip
+            self._decoder, starts, stop=self.strategy.stop, sentence_cap=self.settings.sentence_cap, work=work
+        ):
             query = self.asked[start.id].query
             self.journal.add(Response(start.id, query.text, query.kind, tokens, finish))
             done += 1
@@ -348,9 +351,8 @@ class _Labelling:
         self.report("continuations", done, len(places))
         work = Work()
         for ended in write(
-            self._decoder, starts, stop=self.strategy.stop,
-            sentence_cap=self.settings.sentence_cap, work=work,
-        ):  # fmt: skip
+            self._decoder, starts, stop=self.strategy.stop, sentence_cap=self.settings.sentence_cap, work=work
+        ):
             self.journal.add(branch_of(ended))
             done += 1
             self.report("continuations", done, len(places))

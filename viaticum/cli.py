@@ -116,10 +116,16 @@ def profile(
     asked = read_questions(questions, limit=limit)
     with _ProfileBar() as bar:
         outcomes = run(
-            asked, pairs, out,
-            catalogue=loaded, dataset=dataset or questions.stem, slots=slots, with_text=text,
-            completions=completions, progress=bar.report,
-        )  # fmt: skip
+            asked,
+            pairs,
+            out,
+            catalogue=loaded,
+            dataset=dataset or questions.stem,
+            slots=slots,
+            with_text=text,
+            completions=completions,
+            progress=bar.report,
+        )
     rows = []
     for row in StaticRouter.fit(outcomes).rows:
         own = [each for each in outcomes if each.pair == row.pair]
@@ -137,9 +143,13 @@ def profile(
     for told in rows:
         low, high = told["accuracy_95"]
         table.add_row(
-            told["pair"], f"{told['accuracy']:.1%}", f"{low:.0%} to {high:.0%}", str(told["without_answer"]),
-            f"{told['tokens_p50']}/{told['tokens_p90']}", format_usd(told["cost_p50"]),
-        )  # fmt: skip
+            told["pair"],
+            f"{told['accuracy']:.1%}",
+            f"{low:.0%} to {high:.0%}",
+            str(told["without_answer"]),
+            f"{told['tokens_p50']}/{told['tokens_p90']}",
+            format_usd(told["cost_p50"]),
+        )
     Console(width=max(100, Console().width)).print(table)
     typer.echo(f"{len(outcomes)} outcomes in {out}")
 

@@ -176,8 +176,10 @@ def format_for(out: Path, given: Format) -> Format:
 def write_results(path: Path, format: Format, rows: Iterator[JobRow], job: str) -> None:
     """Write all rows; the file appears whole or not at all. Raises `InputError` where it cannot be written."""
     write: Callable[[Path, Iterator[JobRow]], None] = {
-        "csv": _write_csv, "parquet": _write_parquet, "openai": lambda to, each: _write_openai(to, each, job)
-    }.get(format, _write_jsonl)  # fmt: skip
+        "csv": _write_csv,
+        "parquet": _write_parquet,
+        "openai": lambda to, each: _write_openai(to, each, job),
+    }.get(format, _write_jsonl)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with _in_plain_words(path):
         try:
@@ -265,9 +267,11 @@ def _openai_body(row: JobRow, name: str) -> dict[str, Any]:
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": ended}],
         "usage": {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made},
         "viaticum": {
-            "answer": row.answer, "cost_nanousd": row.cost_nanousd, "routes": [call.pair for call in row.calls]
+            "answer": row.answer,
+            "cost_nanousd": row.cost_nanousd,
+            "routes": [call.pair for call in row.calls],
         },
-    }  # fmt: skip
+    }
 
 
 def _sync(file: Any) -> None:

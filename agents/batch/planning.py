@@ -102,14 +102,20 @@ class RouteEstimates:
         found = next((each for each in plans if each.plan == plan), None)
         alone = table.get(plan.pairs[0]) if len(plan.pairs) == 1 else None
         return PlannedRow(
-            row, plan, policy, why,
+            row,
+            plan,
+            policy,
+            why,
             None if found is None else found.accuracy,
             None if found is None else found.cost_p50,
             None if found is None else found.cost_p90,
             None if alone is None else alone.tokens_p50,
             None if alone is None else alone.tokens_p90,
-            way, expected, spread, seconds,
-        )  # fmt: skip
+            way,
+            expected,
+            spread,
+            seconds,
+        )
 
     def instead(self, planned: PlannedRow, plan: Plan, why: str) -> PlannedRow:
         """The same row by another plan, with what the pacer was told of the one that it chose."""
@@ -194,9 +200,15 @@ class RowPlanner:
         at = np.array([place for place, _ in sample])
         self._aside = self._set_aside([row for _, row in sample], rows)
         self._pacer = Pacer(
-            worth, cost, rows=rows, budget=max(1.0, self._budget - self._aside.nanousd), spread=spread, at=at,
-            worst=self._holds([row for _, row in sample]), **self._terms(seconds),
-        )  # fmt: skip
+            worth,
+            cost,
+            rows=rows,
+            budget=max(1.0, self._budget - self._aside.nanousd),
+            spread=spread,
+            at=at,
+            worst=self._holds([row for _, row in sample]),
+            **self._terms(seconds),
+        )
 
     def previews(
         self, sample: Sequence[tuple[int, BatchRow]], rows: int, budgets: Sequence[int]
@@ -368,9 +380,15 @@ class RowPlanner:
                 yield PlannedRow(row, None, policy, "no way is worth what it costs at this budget")
                 continue
             yield self.expectations.planned(
-                row, self._ways[way], policy, "", way, float(cost[place, way]), float(spread[place, way]),
+                row,
+                self._ways[way],
+                policy,
+                "",
+                way,
+                float(cost[place, way]),
+                float(spread[place, way]),
                 float(seconds[place, way]) if timed else 0.0,
-            )  # fmt: skip
+            )
 
     def _alone(self, row: BatchRow) -> PlannedRow:
         """By a policy, of what is left."""

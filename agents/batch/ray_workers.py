@@ -90,9 +90,13 @@ def _collect(queue: Queue, recipe: WorkerConfig, cluster: Cluster, found: Done) 
     try:
         chunks = ray.data.read_datasource(Source(queue), num_cpus=0, override_num_blocks=1)
         done = chunks.map_batches(
-            Actor, fn_constructor_args=(recipe,), batch_size=None, compute=ray.data.ActorPoolStrategy(**size),
-            num_cpus=cluster.cpus, num_gpus=cluster.gpus,
-        )  # fmt: skip
+            Actor,
+            fn_constructor_args=(recipe,),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(**size),
+            num_cpus=cluster.cpus,
+            num_gpus=cluster.gpus,
+        )
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
             found.put(batch["chunk"][0])
     except Exception as error:

@@ -84,11 +84,17 @@ def calls_of(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) -> t
             pair = f"{found.tags.get('model', '')}+{found.tags.get('strategy', '')}"
             calls.append(
                 Call(
-                    pair, found.key, sum(paid), {name: each[:2] for name, each in told.get("usage", {}).items()},
-                    round(told.get("seconds", 0.0), 6), told.get("finish_reason", "aborted"), answers.get(pair),
-                    is_cached(told), told.get("reported_nanousd"),
+                    pair,
+                    found.key,
+                    sum(paid),
+                    {name: each[:2] for name, each in told.get("usage", {}).items()},
+                    round(told.get("seconds", 0.0), 6),
+                    told.get("finish_reason", "aborted"),
+                    answers.get(pair),
+                    is_cached(told),
+                    told.get("reported_nanousd"),
                 )
-            )  # fmt: skip
+            )
     raise AssertionError("numbers do not end")
 
 

@@ -128,23 +128,40 @@ def run_batch(
         before = Job.load(folder) if resume and (folder / JOB).exists() else None
         scope = before.budget if before is not None else f"batch-{uuid.uuid4().hex[:12]}"
         settings: dict[str, Any] = {
-            "catalogue": catalogue, "router": router, "models": models, "timeout": timeout, "tries": tries,
-            "concurrency": concurrency, "slots": slots or concurrency,
-        }  # fmt: skip
+            "catalogue": catalogue,
+            "router": router,
+            "models": models,
+            "timeout": timeout,
+            "tries": tries,
+            "concurrency": concurrency,
+            "slots": slots or concurrency,
+        }
         tools = _tools(budget, before, scope, books, **settings)
         opened.callback(tools.threads.close)
         job = Job(
-            input=str(given.path), results=str(out), rows=0, budget=scope,
-            limit_nanousd=limit_of(budget, before), ledger=without_password(str(address)), policy=policy,
-            engine=engine, deadline_seconds=deadline, began=before.began if before else now(),
-            fingerprint=fingerprint(given, tools, router, policy), version=version(),
-        )  # fmt: skip
+            input=str(given.path),
+            results=str(out),
+            rows=0,
+            budget=scope,
+            limit_nanousd=limit_of(budget, before),
+            ledger=without_password(str(address)),
+            policy=policy,
+            engine=engine,
+            deadline_seconds=deadline,
+            began=before.began if before else now(),
+            fingerprint=fingerprint(given, tools, router, policy),
+            version=version(),
+        )
         if before is not None:
             refuse_other(before, job, folder)
         rows = RowTools(
-            tools, scope, concurrency=concurrency * (1 if cluster is None else cluster.workers),
-            keep_texts=keep_texts, drain_seconds=drain_seconds, stop=stop or threading.Event(),
-        )  # fmt: skip
+            tools,
+            scope,
+            concurrency=concurrency * (1 if cluster is None else cluster.workers),
+            keep_texts=keep_texts,
+            drain_seconds=drain_seconds,
+            stop=stop or threading.Event(),
+        )
         process = engine_of(WorkerConfig(str(address), scope, settings, concurrency, keep_texts))
         run = _Run(given, out, folder, job, rows, process, skip_bad, tell, new=before is None)
         return run.run(opened, budget, cache)
@@ -217,9 +234,14 @@ class _Run:
     def _planner(self) -> RowPlanner:
         tools = self.rows.tools
         return RowPlanner(
-            RouteEstimates(tools.router, tools.usable), self.job.policy, left=self._unspent, elapsed=self._elapsed,
-            worst=partial(worst_of, tools), deadline=self.job.deadline_seconds, concurrency=self.rows.concurrency,
-        )  # fmt: skip
+            RouteEstimates(tools.router, tools.usable),
+            self.job.policy,
+            left=self._unspent,
+            elapsed=self._elapsed,
+            worst=partial(worst_of, tools),
+            deadline=self.job.deadline_seconds,
+            concurrency=self.rows.concurrency,
+        )
 
     def _open_budget(self, budget: Dollars | None, found: Survey, planner: RowPlanner) -> None:
         """Make the budget of a new job, or give one that goes on its new limit."""
@@ -397,13 +419,27 @@ def preview_batch(
     amount = amount_of(budget)
     with Ledger("memory:") as books:
         tools = open_tools(
-            "1", budget_name=None, catalogue=catalogue, router=router, policy="best", on_short="cheaper",
-            models=models, ledger=books, timeout=None, tries=1, concurrency=1,
-        )  # fmt: skip
+            "1",
+            budget_name=None,
+            catalogue=catalogue,
+            router=router,
+            policy="best",
+            on_short="cheaper",
+            models=models,
+            ledger=books,
+            timeout=None,
+            tries=1,
+            concurrency=1,
+        )
         planner = RowPlanner(
-            RouteEstimates(tools.router, tools.usable), policy, left=lambda: amount, elapsed=lambda: 0.0,
-            worst=partial(worst_of, tools), deadline=deadline, concurrency=concurrency,
-        )  # fmt: skip
+            RouteEstimates(tools.router, tools.usable),
+            policy,
+            left=lambda: amount,
+            elapsed=lambda: 0.0,
+            worst=partial(worst_of, tools),
+            deadline=deadline,
+            concurrency=concurrency,
+        )
         found = survey(given.rows(), lambda number: False, SAMPLE)
         budgets = [max(1, round(amount * share)) for share in SHARES]
         previews = planner.previews(found.sample, found.pending, budgets) if found.pending else []

@@ -138,10 +138,16 @@ class RowSteps:
         before = calls_of(self.ledger, self.run_of(task))[0] if task.wasted else ()
         calls = (*(each for each in before if each.key != call.key), call)
         return row_of(
-            task.planned, "failed" if value is None else "answered", reason, answer=value, pair=str(pair),
-            calls=calls, cost=cost, text=task.pieces.completion.text if self._keeps_text(task) else None,
+            task.planned,
+            "failed" if value is None else "answered",
+            reason,
+            answer=value,
+            pair=str(pair),
+            calls=calls,
+            cost=cost,
+            text=task.pieces.completion.text if self._keeps_text(task) else None,
             pieces=task.pieces.by_model(task.asked) if self.tools.keep_texts else None,
-        )  # fmt: skip
+        )
 
     def _keeps_text(self, task: Task) -> bool:
         return self.tools.keep_texts or task.planned.row.wish is not None

@@ -172,12 +172,17 @@ class Keys:
                     (
                         row["hash"],
                         Key(
-                            row["name"], row["shown"], row["created"], row["scope"],
-                            tuple(json.loads(row["models"])), row["per_minute"], row["revoked"],
+                            row["name"],
+                            row["shown"],
+                            row["created"],
+                            row["scope"],
+                            tuple(json.loads(row["models"])),
+                            row["per_minute"],
+                            row["revoked"],
                         ),
                     )
                     for row in self._db.query("SELECT * FROM keys ORDER BY created, rowid")
-                ]  # fmt: skip
+                ]
                 self._seen = version
         return self._known
 

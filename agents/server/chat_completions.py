@@ -81,9 +81,12 @@ class Chat:
             service.rates.spend(caller.name, caller.per_minute or service.limits.per_minute)
         except RateLimitExceeded as error:
             raise APIError(
-                429, "too many requests; slow down", type="rate_limit_exceeded", code="rate_limit_exceeded",
+                429,
+                "too many requests; slow down",
+                type="rate_limit_exceeded",
+                code="rate_limit_exceeded",
                 retry_after=error.retry_after,
-            ) from None  # fmt: skip
+            ) from None
         asked = read_request(await _body(request, service.limits))
         service.check_model(caller, asked.model)
         return caller, asked
@@ -108,9 +111,12 @@ class Chat:
             turn.result()
         except QueueFull as error:
             raise APIError(
-                503, "the server is busy; try again", type="server_error", code="overloaded",
+                503,
+                "the server is busy; try again",
+                type="server_error",
+                code="overloaded",
                 retry_after=error.retry_after,
-            ) from None  # fmt: skip
+            ) from None
         if gone.done() or service.draining:
             service.places.give()
             raise CallerGone if gone.done() else shutting_down()

@@ -27,9 +27,11 @@ class Metrics:
     def __init__(self, places: ConcurrencyLimiter) -> None:
         own = self.registry = CollectorRegistry()
         self.requests = Counter(
-            "viaticum_requests", "Requests that ended, by what was asked for and HTTP status.",
-            ["model", "status"], registry=own,
-        )  # fmt: skip
+            "viaticum_requests",
+            "Requests that ended, by what was asked for and HTTP status.",
+            ["model", "status"],
+            registry=own,
+        )
         self.tokens = Counter(
             "viaticum_tokens", "Tokens of calls that ended by themselves.", ["model", "kind"], registry=own
         )
@@ -37,13 +39,19 @@ class Metrics:
             "viaticum_disconnected_clients", "Clients that went away before the end.", registry=own
         )
         self.seconds = Histogram(
-            "viaticum_request_seconds", "From the request to the end of its answer.", ["model"],
-            buckets=SECONDS, registry=own,
-        )  # fmt: skip
+            "viaticum_request_seconds",
+            "From the request to the end of its answer.",
+            ["model"],
+            buckets=SECONDS,
+            registry=own,
+        )
         self.first_seconds = Histogram(
-            "viaticum_first_piece_seconds", "From the request to the first piece of its answer.", ["model"],
-            buckets=SECONDS, registry=own,
-        )  # fmt: skip
+            "viaticum_first_piece_seconds",
+            "From the request to the first piece of its answer.",
+            ["model"],
+            buckets=SECONDS,
+            registry=own,
+        )
         Gauge("viaticum_in_flight", "Calls that run now.", registry=own).set_function(lambda: places.taken)
         Gauge("viaticum_queued", "Requests that wait for a place.", registry=own).set_function(
             lambda: places.waiting
@@ -53,9 +61,11 @@ class Metrics:
             "viaticum_held_dollars", "Held by a budget's open calls.", ["budget"], registry=own
         )
         self._left = Gauge(
-            "viaticum_left_dollars", "Neither spent nor held, where dollars are limited.", ["budget"],
+            "viaticum_left_dollars",
+            "Neither spent nor held, where dollars are limited.",
+            ["budget"],
             registry=own,
-        )  # fmt: skip
+        )
         self._holds = Gauge(
             "viaticum_holds", "Open holds, by state; of all budgets of the ledger.", ["state"], registry=own
         )

@@ -85,9 +85,15 @@ class Server(uvicorn.Server):
         self, service: Service, *, grace: float = 30.0, ready: Callable[[], None] = lambda: None
     ) -> None:
         config = uvicorn.Config(
-            service.app, log_level="warning", access_log=False, lifespan="off", ws="none",
-            timeout_graceful_shutdown=5, backlog=BACKLOG, server_header=False,
-        )  # fmt: skip
+            service.app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=5,
+            backlog=BACKLOG,
+            server_header=False,
+        )
         super().__init__(config)
         self._service, self._grace, self._ready = service, grace, ready
         self._drain: asyncio.Task[None] | None = None

@@ -186,9 +186,14 @@ class Service:
             self.client.ledger.create(scope, limit_nanousd=limit, parent=run.caller.scope)
         generation = asked.generation()
         wanted = CompletionRequest(
-            asked.model, asked.chat(), scope, run.id, asked.limit, generation,
+            asked.model,
+            asked.chat(),
+            scope,
+            run.id,
+            asked.limit,
+            generation,
             parse_policy(asked.policy) if asked.policy else None,
-        )  # fmt: skip
+        )
         cost = 0
         for index in range(asked.n or 1):
             each = replace(

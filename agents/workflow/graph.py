@@ -306,9 +306,14 @@ class Workflow:
         if _row_allowance(runtime) and state["plan"]:
             tags |= plan_tags(state["plan"]["pairs"], state["plan"]["need"])
         return self.tools.ledger.reserve(
-            budget, key, worst, self.tools.catalogue.prices(worst), parameters=asked.parameters, tags=tags,
+            budget,
+            key,
+            worst,
+            self.tools.catalogue.prices(worst),
+            parameters=asked.parameters,
+            tags=tags,
             dispatch=True,
-        )  # fmt: skip
+        )
 
     def _unaffordable(
         self, state: State, runtime: Runtime[Allowance], error: BudgetExceeded, wasted: int

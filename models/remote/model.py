@@ -38,9 +38,18 @@ MARGIN = 20
 PIECE = 4_000  # characters; LiteLLM extrapolates the tokens of long texts, which may be too few
 TOKENIZERS = {"cl100k_base", "o200k_base"}  # those that LiteLLM's package holds
 EXTRA = {
-    "tools", "tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs",
-    "presence_penalty", "frequency_penalty", "logit_bias", "reasoning_effort", "user",
-}  # fmt: skip
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "logprobs",
+    "top_logprobs",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "reasoning_effort",
+    "user",
+}
 _log = logging.getLogger("viaticum")
 
 
@@ -241,10 +250,16 @@ class RemoteStream(Iterator[str | Completion]):
             )
         known_to_litellm = spec.litellm_model if spec.api_base is None else None
         reported = reported_cost(response, load_litellm(), known_to_litellm)
-        ours = None if spec.price is None else spec.price.cost(
-            count.input_tokens, count.output_tokens,
-            cached_input_tokens=count.cached_input_tokens, reasoning_tokens=count.reasoning_tokens,
-        )  # fmt: skip
+        ours = (
+            None
+            if spec.price is None
+            else spec.price.cost(
+                count.input_tokens,
+                count.output_tokens,
+                cached_input_tokens=count.cached_input_tokens,
+                reasoning_tokens=count.reasoning_tokens,
+            )
+        )
         if told := difference(reported, ours):
             warnings.append(told)
         for warning in warnings:

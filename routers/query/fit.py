@@ -104,17 +104,22 @@ def fit(
         "questions": len(grid),
         "groups": int(groups.max()) + 1,
         "fingerprint": fingerprint(grid),
-        "datasets": {str(name): int(count) for name, count in zip(*np.unique(grid.datasets, return_counts=True), strict=True)},
+        "datasets": {
+            str(name): int(count)
+            for name, count in zip(*np.unique(grid.datasets, return_counts=True), strict=True)
+        },
         "epochs": epochs,
         "unseen": {
             "log_loss": round(log_loss(log_odds(chances[:, pairs]), right[:, pairs]), 4),
             "ece": round(calibration_error(chances[:, pairs], right[:, pairs]), 4),
         },
-        "shares": {name: round(float(share), 3) for name, share in zip(settings.heads, mixture.shares, strict=True)},
+        "shares": {
+            name: round(float(share), 3) for name, share in zip(settings.heads, mixture.shares, strict=True)
+        },
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_with_embeddings": round(time.perf_counter() - began, 1),
-    }  # fmt: skip
+    }
     report("done", 1, 1)
     return RTRRouter(learned, encoder)
 
@@ -126,7 +131,7 @@ def fingerprint(grid: OutcomeMatrix) -> str:
         *map(str, grid.pairs),
         *(f"{d}\0{q}\0{t}" for (d, q), t in zip(grid.ids, grid.texts, strict=True)),
     ):
-        told.update(text.encode() + b"\n")  # fmt: skip
+        told.update(text.encode() + b"\n")
     told.update(np.nan_to_num(grid.correct, nan=-1).astype(np.int8).tobytes())
     return told.hexdigest()
 

@@ -150,7 +150,7 @@ class OutcomeMatrix:
                 for pair, column in zip(self.pairs, self.correct.T, strict=True)
                 if np.isnan(column).all()
             ]
-            raise DataError(f"no outcome of {', '.join(empty)}")  # fmt: skip
+            raise DataError(f"no outcome of {', '.join(empty)}")
 
 
 def read_prices(path: str | Path) -> dict[str, tuple[float, float]]:
@@ -203,8 +203,10 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.6) -> Array:
     if len(texts) == 1:
         return np.zeros(1, dtype=np.int64)
     vectors = TfidfVectorizer(
-        ngram_range=(1, 2), token_pattern=r"(?u)\w+", preprocessor=lambda text: re.sub(r"\d+", "0", text.lower())
-    ).fit_transform(texts)  # fmt: skip
+        ngram_range=(1, 2),
+        token_pattern=r"(?u)\w+",
+        preprocessor=lambda text: re.sub(r"\d+", "0", text.lower()),
+    ).fit_transform(texts)
     alike = vectors @ vectors.T
     alike.data[alike.data < threshold] = 0
     alike.eliminate_zeros()

@@ -299,14 +299,21 @@ class RTRRouter(QueryRouter):
                 shutil.copy2(folder / name, folder / "previous" / name)
         learned = self.learned
         tensors = {
-            "embeddings": learned.embeddings.half(), "right": _small(learned.right), "cost": learned.cost,
-            "logistic": learned.logistic.weights, "mixture.shares": learned.mixture.shares,
-            "mixture.slope": learned.mixture.slope, "mixture.offset": learned.mixture.offset,
-            **{name: getattr(learned, name) for name in ("static", "limits", "stretch", "rate", "worth", "spend")},
+            "embeddings": learned.embeddings.half(),
+            "right": _small(learned.right),
+            "cost": learned.cost,
+            "logistic": learned.logistic.weights,
+            "mixture.shares": learned.mixture.shares,
+            "mixture.slope": learned.mixture.slope,
+            "mixture.offset": learned.mixture.offset,
+            **{
+                name: getattr(learned, name)
+                for name in ("static", "limits", "stretch", "rate", "worth", "spend")
+            },
             **{f"columns.{name}": getattr(learned.columns, name) for name in COLUMNS},
             **{f"dual.{name}": each for name, each in learned.dual.state_dict().items()},
             **({f"added.{name}": getattr(learned.added, name) for name in ADDED} if learned.added else {}),
-        }  # fmt: skip
+        }
         scratch = folder / ".router.safetensors"
         save_file({name: each.contiguous().clone() for name, each in tensors.items()}, scratch)
         scratch.replace(folder / "router.safetensors")
@@ -314,11 +321,13 @@ class RTRRouter(QueryRouter):
             "router": "rtr",
             "format": FORMAT,
             "pairs": [str(pair) for pair in learned.pairs],
-            "plans": [{"pairs": [str(pair) for pair in plan.pairs], "need": plan.need} for plan in learned.plans],
+            "plans": [
+                {"pairs": [str(pair) for pair in plan.pairs], "need": plan.need} for plan in learned.plans
+            ],
             "added": [str(pair) for pair in learned.added.pairs] if learned.added else [],
             "settings": asdict(learned.settings),
             "facts": learned.facts,
-        }  # fmt: skip
+        }
         scratch = folder / ".router.json"
         scratch.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         scratch.replace(folder / "router.json")

@@ -19,4 +19,4 @@ __all__ = [
     "Step",
     "TokenRouter",
     "entropy",
-]  # fmt: skip
+]

@@ -137,9 +137,13 @@ class Learner:
             for rows in torch.randperm(count, generator=dice).to(device).tensor_split(parts):
                 logps = log_probability(self.policy(batch.features[rows]), batch.called[rows])
                 loss = dapo_loss(
-                    logps, batch.logps[rows], batch.advantages[rows],
-                    low=settings.low, high=settings.high, of=count / parts,
-                )  # fmt: skip
+                    logps,
+                    batch.logps[rows],
+                    batch.advantages[rows],
+                    low=settings.low,
+                    high=settings.high,
+                    of=count / parts,
+                )
                 self._optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.longest_gradient)

@@ -38,11 +38,36 @@ from viaticum.strategies.sandbox.base import (
 # Modules that Monty has in part. Only these are asked what CPython's have: importing others may have effects.
 PARTLY_THERE = frozenset(
     {
-        "asyncio", "base64", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "functools",
-        "gc", "hashlib", "itertools", "json", "math", "operator", "os", "os.path", "pathlib", "random", "re",
-        "sys", "textwrap", "time", "tomllib", "typing", "urllib", "urllib.parse", "uuid",
+        "asyncio",
+        "base64",
+        "bisect",
+        "collections",
+        "copy",
+        "dataclasses",
+        "datetime",
+        "decimal",
+        "functools",
+        "gc",
+        "hashlib",
+        "itertools",
+        "json",
+        "math",
+        "operator",
+        "os",
+        "os.path",
+        "pathlib",
+        "random",
+        "re",
+        "sys",
+        "textwrap",
+        "time",
+        "tomllib",
+        "typing",
+        "urllib",
+        "urllib.parse",
+        "uuid",
     }
-)  # fmt: skip
+)
 _CLASSES: dict[str, type] = {
     "function": types.FunctionType,
     "module": types.ModuleType,

@@ -44,9 +44,25 @@ USER = 1000
 
 # Loaded once a worker, so that no program waits for them.
 ORDINARY = (
-    "collections", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "operator", "random",
-    "re", "statistics", "string", "typing", "dataclasses", "enum", "threading", "traceback", "encodings.idna",
-)  # fmt: skip
+    "collections",
+    "datetime",
+    "decimal",
+    "fractions",
+    "functools",
+    "heapq",
+    "itertools",
+    "operator",
+    "random",
+    "re",
+    "statistics",
+    "string",
+    "typing",
+    "dataclasses",
+    "enum",
+    "threading",
+    "traceback",
+    "encodings.idna",
+)
 # What a package does late, on first use, done once a worker as well.
 FIRST_USES = {"sympy": "x = package.Symbol('x'); package.solve(x**2 - 2, x); package.integrate(x, x)"}
 

@@ -107,8 +107,16 @@ def test_the_same_as_one_after_the_other(ledger: Ledger, dispatch: bool) -> None
         ]
         kinds = [type(each) for each in many]
         assert kinds == [
-            Hold, Hold, HoldError, Hold, BudgetExceeded, Hold, UnknownPrice, InputError, InputError
-        ]  # fmt: skip
+            Hold,
+            Hold,
+            HoldError,
+            Hold,
+            BudgetExceeded,
+            Hold,
+            UnknownPrice,
+            InputError,
+            InputError,
+        ]
         # The hash of the parameters is given in one form and made in the other.
         assert [_plain(told(each)) for each in many] == [_plain(each) for each in one]
         ended = ledger.settle_many(SETTLEMENTS)
@@ -117,8 +125,16 @@ def test_the_same_as_one_after_the_other(ledger: Ledger, dispatch: bool) -> None
             for each in SETTLEMENTS
         ]  # type: ignore[misc]
         assert [type(each) for each in ended] == [
-            Entry, Entry, HoldError, Entry, UnknownPrice, InputError, Entry, HoldError, HoldError
-        ]  # fmt: skip
+            Entry,
+            Entry,
+            HoldError,
+            Entry,
+            UnknownPrice,
+            InputError,
+            Entry,
+            HoldError,
+            HoldError,
+        ]
         assert [_plain(told(each)) for each in ended] == [_plain(each) for each in ones]
         assert ledger.budgets() == single.budgets()
         assert [each.kind for each in ledger.entries()] == [each.kind for each in single.entries()]

@@ -30,9 +30,13 @@ from viaticum.types import TokenCount
 EXAMPLES = 10_000 if os.environ.get("VIATICUM_PROVE") else 12
 
 ABOVE = {
-    "org": ["org"], "a": ["org", "a"], "b": ["org", "b"],
-    "a1": ["org", "a", "a1"], "a2": ["org", "a", "a2"], "b1": ["org", "b", "b1"],
-}  # fmt: skip
+    "org": ["org"],
+    "a": ["org", "a"],
+    "b": ["org", "b"],
+    "a1": ["org", "a", "a1"],
+    "a2": ["org", "a", "a2"],
+    "b1": ["org", "b", "b1"],
+}
 PRICES = {"m": Price(0, 3_000_000)}  # three nano-dollars a token made
 HELD = ("reserved", "dispatched", "unknown")
 
@@ -195,8 +199,12 @@ def test_any_sequence_keeps_the_promise(store_address: str) -> None:
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             machine,
             settings=settings(
-                max_examples=EXAMPLES, stateful_step_count=50, deadline=None, derandomize=True, database=None,
+                max_examples=EXAMPLES,
+                stateful_step_count=50,
+                deadline=None,
+                derandomize=True,
+                database=None,
                 suppress_health_check=list(HealthCheck),
             ),
-        )  # fmt: skip
+        )
         assert len(ledger.chain_heads()) >= EXAMPLES

@@ -394,9 +394,14 @@ def test_a_retry_reserves_anew(ledger: Ledger) -> None:
 
 def test_every_kind_of_token_and_second_has_its_price(ledger: Ledger) -> None:
     price = Price(
-        2_000_000, 10_000_000, 500_000, 20_000_000, nanousd_per_second=1000,
-        tiers=(Tier(100, 4_000_000, 15_000_000),), version="2026-11-01",
-    )  # fmt: skip
+        2_000_000,
+        10_000_000,
+        500_000,
+        20_000_000,
+        nanousd_per_second=1000,
+        tiers=(Tier(100, 4_000_000, 15_000_000),),
+        version="2026-11-01",
+    )
     ledger.create("org", limit_nanousd=10**6)
     worst = TokenCount(150, 50, milliseconds=2000)
     hold = ledger.reserve("org", "a", {"m": worst}, {"m": price})

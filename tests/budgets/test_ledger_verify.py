@@ -91,14 +91,55 @@ def columns(execute: Execute, table: str) -> list[str]:
     row = execute(f"SELECT * FROM {table} LIMIT 0", ())
     assert row == []
     return {
-        "budgets": ["name", "parent", "root", "depth", "limit_nanousd", "limit_tokens", "time_window", "state",
-                    "posted_nanousd", "held_nanousd", "posted_tokens", "held_tokens", "entries", "head", "last_at"],
+        "budgets": [
+            "name",
+            "parent",
+            "root",
+            "depth",
+            "limit_nanousd",
+            "limit_tokens",
+            "time_window",
+            "state",
+            "posted_nanousd",
+            "held_nanousd",
+            "posted_tokens",
+            "held_tokens",
+            "entries",
+            "head",
+            "last_at",
+        ],
         "buckets": ["budget", "bucket", "nanousd", "tokens"],
-        "holds": ["key", "budget", "state", "held_nanousd", "held_tokens", "usage", "prices", "created", "result",
-                  "parameters", "tags", "lease", "until"],
-        "entries": ["budget", "key", "kind", "nanousd", "tokens", "overrun", "at", "usage", "prices", "note", "root",
-                    "number", "hash"],
-    }[table]  # fmt: skip
+        "holds": [
+            "key",
+            "budget",
+            "state",
+            "held_nanousd",
+            "held_tokens",
+            "usage",
+            "prices",
+            "created",
+            "result",
+            "parameters",
+            "tags",
+            "lease",
+            "until",
+        ],
+        "entries": [
+            "budget",
+            "key",
+            "kind",
+            "nanousd",
+            "tokens",
+            "overrun",
+            "at",
+            "usage",
+            "prices",
+            "note",
+            "root",
+            "number",
+            "hash",
+        ],
+    }[table]
 
 
 @pytest.mark.parametrize("table", TABLES)

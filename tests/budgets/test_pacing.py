@@ -67,7 +67,10 @@ class Job:
         while len(self.ways) < end:
             first = len(self.ways)
             block = slice(first, min(end, first + self.pacer.stride(64)))
-            named = {name: None if (values := getattr(self, name)) is None else values[block] for name in ("spread", "seconds")}  # fmt: skip
+            named = {
+                name: None if (values := getattr(self, name)) is None else values[block]
+                for name in ("spread", "seconds")
+            }
             for row, way in enumerate(
                 self.pacer.choose(self.worth[block], self.cost[block], **named).tolist(), first
             ):
@@ -202,7 +205,15 @@ def test_a_deadline_holds_beside_the_budget() -> None:
     budget = 0.4 * float(cost.max(1).sum())
     alone = allocate(worth, cost, budget)
     took = float(seconds[np.arange(800), np.maximum(alone.chosen, 0)].sum())
-    pacer = Pacer(worth[::4], cost[::4], rows=800, budget=budget, seconds=seconds[::4], deadline=took / 2, at=np.arange(0, 800, 4))  # fmt: skip
+    pacer = Pacer(
+        worth[::4],
+        cost[::4],
+        rows=800,
+        budget=budget,
+        seconds=seconds[::4],
+        deadline=took / 2,
+        at=np.arange(0, 800, 4),
+    )
     done = Job(worth, cost, cost, budget, pacer, seconds=seconds).run()
     ways = np.array(done.ways)
     spent = float(np.where(ways == SKIPPED, 0, seconds[np.arange(800), ways]).sum())

@@ -86,9 +86,13 @@ class Clocked:
 def test_a_prediction_is_what_the_engine_then_takes(way: DecodingMode, streams: int) -> None:
     models = [Runner(build(seed=seed), slots=streams) for seed in (NEAR + 1, 1)]
     decoder = MixedDecoder(
-        models[1], models[0] if way.routed or way.draft else None, tokenizer=Letters(),
-        router=Coins(0.25, 0.4) if way.routed else AlwaysLarge(), draft=way.draft, loop_guard=None,
-    )  # fmt: skip
+        models[1],
+        models[0] if way.routed or way.draft else None,
+        tokenizer=Letters(),
+        router=Coins(0.25, 0.4) if way.routed else AlwaysLarge(),
+        draft=way.draft,
+        loop_guard=None,
+    )
     clock = Clocked(decoder)
     # Texts of one length, so that all streams are busy to the end; prompts of one token cost next to nothing.
     results = decoder.write_all([Request([n + 1], max_new_tokens=400) for n in range(streams)])

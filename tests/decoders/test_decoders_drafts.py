@@ -327,9 +327,17 @@ def tiny(seed: int) -> Qwen2ForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = Qwen2Config(
-            vocab_size=WORDS, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=1, initializer_range=0.4, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-        )  # fmt: skip
+            vocab_size=WORDS,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            initializer_range=0.4,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
         return Qwen2ForCausalLM(config).eval()
 
 

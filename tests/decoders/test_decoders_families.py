@@ -78,16 +78,20 @@ def test_a_family_with_sinks_is_refused() -> None:
 
 
 DYNAMIC = LlamaConfig(
-    **SIZES | {"max_position_embeddings": LIMIT}, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
-)  # fmt: skip
+    **SIZES | {"max_position_embeddings": LIMIT},
+    rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+)
 LONGROPE = Phi3Config(
     **SIZES | {"max_position_embeddings": 8 * LIMIT, "pad_token_id": 0},
     original_max_position_embeddings=LIMIT,
     rope_parameters={
-        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": LONG,
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": LONG,
         "original_max_position_embeddings": LIMIT,
     },
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("long_first", [False, True], ids=["short first", "long first"])

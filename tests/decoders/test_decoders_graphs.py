@@ -158,8 +158,15 @@ def test_nan_stays_in_its_row() -> None:
 def test_key_lengths_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert [bucket_of_keys(n) for n in (1, 128, 129, 193, 257, 385, 4096, 4097)] == [
-        128, 128, 192, 256, 384, 512, 4096, 6144,
-    ]  # fmt: skip
+        128,
+        128,
+        192,
+        256,
+        384,
+        512,
+        4096,
+        6144,
+    ]
 
 
 class NothingReadByTheHost(TorchDispatchMode):

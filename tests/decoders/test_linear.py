@@ -234,10 +234,14 @@ def write_gguf(path: Path, architecture: str) -> None:
     writer.add_tensor("output_norm.weight", np.ones(hidden, dtype=np.float32))
     for layer in range(2):
         for name, rows, columns in (
-            ("attn_q", hidden, hidden), ("attn_k", hidden // 2, hidden), ("attn_v", hidden // 2, hidden),
-            ("attn_output", hidden, hidden), ("ffn_gate", inner, hidden), ("ffn_up", inner, hidden),
+            ("attn_q", hidden, hidden),
+            ("attn_k", hidden // 2, hidden),
+            ("attn_v", hidden // 2, hidden),
+            ("attn_output", hidden, hidden),
+            ("ffn_gate", inner, hidden),
+            ("ffn_up", inner, hidden),
             ("ffn_down", hidden, inner),
-        ):  # fmt: skip
+        ):
             kind = kinds.Q5_0 if (layer, name) in ((1, "attn_v"), (1, "ffn_down")) else kinds.Q4_K
             matrix(f"blk.{layer}.{name}.weight", rows, columns, kind)
         for name in ("attn_norm", "ffn_norm"):

@@ -265,6 +265,9 @@ def test_the_first_use_by_many_threads_at_once(tiny_catalogue_file: Path) -> Non
     """Libraries that import their parts late are met half imported, unless one thread at a time imports them."""
     done = subprocess.run(
         [sys.executable, "-c", FIRST_USE, str(tiny_catalogue_file)],
-        capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "12"), done.stderr[-2000:]

@@ -158,9 +158,14 @@ def test_profile_writes_every_outcome(tiny_catalogue: Catalogue, tmp_path: Path,
     asked = questions(5)
     seen: list[tuple[int, int]] = []
     made = profile(
-        asked, PAIRS, tmp_path / name, catalogue=tiny_catalogue, dataset="sums", slots=3,
+        asked,
+        PAIRS,
+        tmp_path / name,
+        catalogue=tiny_catalogue,
+        dataset="sums",
+        slots=3,
         progress=lambda pair, of_pair, done, total, accuracy: seen.append((done, total)),
-    )  # fmt: skip
+    )
     assert read_outcomes(tmp_path / name) == made
     assert [(row.model, row.strategy, row.question_id) for row in made] == [
         (pair.model, pair.strategy, question.id) for pair in PAIRS for question in asked
@@ -191,9 +196,14 @@ def test_profile_keeps_what_the_models_wrote(tiny_catalogue: Catalogue, tmp_path
     texts = tmp_path / "texts.jsonl"
     pairs = [Pair("tiny-small", "direct"), Pair("tiny-small", "self-consistency:direct:3")]
     made = profile(
-        questions(2), pairs, tmp_path / "o.jsonl", catalogue=tiny_catalogue, dataset="d", slots=2,
+        questions(2),
+        pairs,
+        tmp_path / "o.jsonl",
+        catalogue=tiny_catalogue,
+        dataset="d",
+        slots=2,
         completions=texts,
-    )  # fmt: skip
+    )
     kept = [json.loads(line) for line in texts.read_text().splitlines()]
     assert [(row["strategy"], row["question_id"]) for row in kept] == [
         (row.strategy, row.question_id) for row in made
@@ -233,10 +243,25 @@ def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out, journal = tmp_path / "out.jsonl", tmp_path / "out.jsonl.journal"
     command = [
-        sys.executable, "-c", "from viaticum.cli import main; main()", "profile", str(file), "--out", str(out),
-        "--catalogue", str(tiny_catalogue_file), "--model", "tiny-small", "--strategy", "direct",
-        "--strategy", "cod", "--slots", "2", "--json",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        "from viaticum.cli import main; main()",
+        "profile",
+        str(file),
+        "--out",
+        str(out),
+        "--catalogue",
+        str(tiny_catalogue_file),
+        "--model",
+        "tiny-small",
+        "--strategy",
+        "direct",
+        "--strategy",
+        "cod",
+        "--slots",
+        "2",
+        "--json",
+    ]
     done = 0
     for _ in range(2):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -275,9 +300,20 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text('{"question": "1+1?", "answer": "2"}\n{"question": \n')
     done = subprocess.run(
-        [sys.executable, "-c", "from viaticum.cli import main; main()", "profile", str(file), "--out", str(tmp_path / "o")],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from viaticum.cli import main; main()",
+            "profile",
+            str(file),
+            "--out",
+            str(tmp_path / "o"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {file}, line 2: not valid JSON")
     assert done.stderr.count("\n") == 1

@@ -127,9 +127,12 @@ def test_reported_zeros_stay_and_details_are_read(server: OpenAIServer, streams:
     server.usage = {"completion_tokens": 0, "total_tokens": 3}
     assert ask(model)[1].usage.models == {"far": TokenCount(3, 0)}
     server.usage = {
-        "prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140,
-        "prompt_tokens_details": {"cached_tokens": 60}, "completion_tokens_details": {"reasoning_tokens": 30},
-    }  # fmt: skip
+        "prompt_tokens": 100,
+        "completion_tokens": 40,
+        "total_tokens": 140,
+        "prompt_tokens_details": {"cached_tokens": 60},
+        "completion_tokens_details": {"reasoning_tokens": 30},
+    }
     assert ask(model)[1].usage.models == {"far": TokenCount(100, 40, 60, 30)}
     server.usage["total_tokens"] = 170  # thoughts beside the answer
     assert ask(model)[1].usage.models == {"far": TokenCount(100, 70, 60, 30)}
@@ -305,9 +308,15 @@ def test_many_threads_share_one_model(server: OpenAIServer) -> None:
 def test_a_worst_case_is_never_too_few(name: str, text: str) -> None:
     import litellm
 
-    spec = ModelSpec.model_validate({
-        "name": "far", "description": "x", "kind": "remote", "context_length": 200_000, "litellm_model": name,
-    })  # fmt: skip
+    spec = ModelSpec.model_validate(
+        {
+            "name": "far",
+            "description": "x",
+            "kind": "remote",
+            "context_length": 200_000,
+            "litellm_model": name,
+        }
+    )
     chat: list[Message] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]
     counted = RemoteModel(spec).worst_case(chat, 10)["far"].input_tokens
     exact = sum(len(litellm.encode(model="gpt-4o", text=message["content"])) + 4 for message in chat)
@@ -317,9 +326,15 @@ def test_a_worst_case_is_never_too_few(name: str, text: str) -> None:
 
 
 def test_a_prompt_past_a_known_context_is_refused_before_it_is_sent() -> None:
-    spec = ModelSpec.model_validate({
-        "name": "far", "description": "x", "kind": "remote", "context_length": 1_000, "litellm_model": "gpt-4o",
-    })  # fmt: skip
+    spec = ModelSpec.model_validate(
+        {
+            "name": "far",
+            "description": "x",
+            "kind": "remote",
+            "context_length": 1_000,
+            "litellm_model": "gpt-4o",
+        }
+    )
     with pytest.raises(PromptTooLong, match="do not fit the context of far"):
         RemoteModel(spec).worst_case([{"role": "user", "content": "word " * 1_000}], 100)
 
@@ -467,9 +482,15 @@ def test_wrong_settings_are_refused(server: OpenAIServer, fields: dict[str, Any]
 
 def test_settings_of_remote_models_are_for_remote_models() -> None:
     with pytest.raises(ValueError, match="a scripted entry takes no api_base"):
-        ModelSpec.model_validate({
-            "name": "s", "description": "x", "kind": "scripted", "context_length": 10, "api_base": "http://x",
-        })  # fmt: skip
+        ModelSpec.model_validate(
+            {
+                "name": "s",
+                "description": "x",
+                "kind": "scripted",
+                "context_length": 10,
+                "api_base": "http://x",
+            }
+        )
 
 
 def test_the_client_asks_a_remote_model(server: OpenAIServer, tmp_path: Any) -> None:

@@ -122,8 +122,13 @@ def test_a_batch_of_a_remote_model_gets_through_a_rate_limit(server: OpenAIServe
     lines = [json.dumps({"question": f"What is {n} + 2?", "kind": "number"}) for n in range(12)]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     ended = run_batch(
-        tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget="1", router=FakeRouter("far+cot"),
-        catalogue=Catalogue.load().with_models(spec_for(server)), ledger=tmp_path / "ledger.db", concurrency=4,
-    )  # fmt: skip
+        tmp_path / "in.jsonl",
+        tmp_path / "out.jsonl",
+        budget="1",
+        router=FakeRouter("far+cot"),
+        catalogue=Catalogue.load().with_models(spec_for(server)),
+        ledger=tmp_path / "ledger.db",
+        concurrency=4,
+    )
     assert {(row.state, row.answer) for row in read_rows(ended.folder)} == {("answered", "4")}
     assert len(server.requests) == 14

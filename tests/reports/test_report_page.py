@@ -267,9 +267,16 @@ def test_a_page_names_its_sources_and_why_a_part_is_empty(opened: Any) -> None:
     page, _ = opened("table", "light")
     assert "an outcome table has no ledger" in page.inner_text("#r1-budget").lower()
     titles = [
-        "Cost and accuracy", "Routes", "Calibration", "Predicted and real tokens", "Who wrote", "Budget",
-        "Ledger against provider", "Failures", "Where this is from",
-    ]  # fmt: skip
+        "Cost and accuracy",
+        "Routes",
+        "Calibration",
+        "Predicted and real tokens",
+        "Who wrote",
+        "Budget",
+        "Ledger against provider",
+        "Failures",
+        "Where this is from",
+    ]
     assert (
         page.evaluate("[...document.querySelectorAll('section h2')].map(each => each.textContent)") == titles
     )
@@ -282,8 +289,19 @@ def test_colours_of_text_have_contrast_in_both_themes() -> None:
     """Also what axe cannot see: text in charts, on the cards' ground (WCAG 2.2, 1.4.3 and 1.4.11)."""
     for theme, colors in ((0, LIGHT), (1, DARK)):
         grounds = [colors["paper"], GROUNDS["ground"][theme]]
-        for name, least in (("ink", 7.0), ("muted", 4.5), ("run-1", 3.0), ("run-2", 3.0), ("run-3", 3.0), ("run-4", 3.0),
-                            ("single", 3.0), ("hull", 3.0), ("oracle", 3.0), ("mix", 3.0), ("bad", 3.0)):  # fmt: skip
+        for name, least in (
+            ("ink", 7.0),
+            ("muted", 4.5),
+            ("run-1", 3.0),
+            ("run-2", 3.0),
+            ("run-3", 3.0),
+            ("run-4", 3.0),
+            ("single", 3.0),
+            ("hull", 3.0),
+            ("oracle", 3.0),
+            ("mix", 3.0),
+            ("bad", 3.0),
+        ):
             assert min(_contrast(colors[name], ground) for ground in grounds) >= least, (name, theme)
 
 

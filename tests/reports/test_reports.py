@@ -269,8 +269,19 @@ def test_saved_is_against_the_best_pair_where_the_run_is_as_good(tmp_path: Path)
     for question in asked:  # always the best pair, at a tenth of what it costs
         told = next(each for pair, each in question.outcomes.items() if str(pair) == best.name)
         call = Call(best.name, question.id, 1, {"remote-xl": [1, 1]}, 1.0, "stop")
-        rows.append(JobRow(question.id, question.text, "answered", answer=told.answer, gold=question.gold,
-                           correct=told.correct, route=best.name, calls=(call,), cost_nanousd=(told.cost_nanousd or 0) // 10))  # fmt: skip
+        rows.append(
+            JobRow(
+                question.id,
+                question.text,
+                "answered",
+                answer=told.answer,
+                gold=question.gold,
+                correct=told.correct,
+                route=best.name,
+                calls=(call,),
+                cost_nanousd=(told.cost_nanousd or 0) // 10,
+            )
+        )
     run = read_numbers([_job(tmp_path, rows)], outcomes=table).runs[0]
     assert run.plane is not None
     assert run.plane.saved is not None
@@ -637,10 +648,33 @@ def test_json_has_every_number_and_is_strict(report_runs: Path, tmp_path: Path, 
     read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     run = read["runs"][0]
     assert set(run) == {
-        "name", "path", "kind", "single", "job", "warnings", "tally", "accuracy", "accuracy_answered", "spent",
-        "spent_source", "cost", "plane", "forecast", "routes", "calibration", "tokens", "costs", "writers", "against_rows",
-        "provider", "missing", "in_all", "texts", "ledger", "failures",
-    }  # fmt: skip
+        "name",
+        "path",
+        "kind",
+        "single",
+        "job",
+        "warnings",
+        "tally",
+        "accuracy",
+        "accuracy_answered",
+        "spent",
+        "spent_source",
+        "cost",
+        "plane",
+        "forecast",
+        "routes",
+        "calibration",
+        "tokens",
+        "costs",
+        "writers",
+        "against_rows",
+        "provider",
+        "missing",
+        "in_all",
+        "texts",
+        "ledger",
+        "failures",
+    }
     assert run["spent"] == told.spent
     assert isinstance(run["spent"], int)
     assert run["plane"]["saved"]["share"]["value"] == told.plane.saved.share.value  # type: ignore[union-attr]
@@ -692,8 +726,12 @@ def test_a_run_without_gold_says_that_accuracy_is_unknown(tmp_path: Path) -> Non
 
 def test_savings_read_as_people_say_them() -> None:
     assert [less_or_more(each) for each in (0.5, 0.0, -0.13, -1.0, -17.2)] == [
-        "50% less", "0% less", "13% more", "2.0 times as much", "18.2 times as much",
-    ]  # fmt: skip
+        "50% less",
+        "0% less",
+        "13% more",
+        "2.0 times as much",
+        "18.2 times as much",
+    ]
 
 
 def test_names_stand_free_of_points_and_of_each_other() -> None:

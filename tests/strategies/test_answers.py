@@ -212,10 +212,23 @@ def test_a_number_reads_back_as_itself(number: object) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["#" * 10**6, "\\boxed{" * 10**5, "1," * 10**6, "answer is " * 10**5, "{" * 10**6, "-" * 10**6, "a " * 10**6,
-     "\\text{" * 10**5, "1 1/" * 10**5, "9" * 10**6, "(A" * 10**5, "$-" * 10**5, "1e1" * 10**5],
+    [
+        "#" * 10**6,
+        "\\boxed{" * 10**5,
+        "1," * 10**6,
+        "answer is " * 10**5,
+        "{" * 10**6,
+        "-" * 10**6,
+        "a " * 10**6,
+        "\\text{" * 10**5,
+        "1 1/" * 10**5,
+        "9" * 10**6,
+        "(A" * 10**5,
+        "$-" * 10**5,
+        "1e1" * 10**5,
+    ],
     ids=lambda text: text[:8],
-)  # fmt: skip
+)
 def test_long_text_takes_no_time(text: str) -> None:
     started = time.process_time()
     for kind in ANSWER_KINDS:

@@ -129,8 +129,10 @@ ATTACKS: dict[str, str] = {
     "replace itself": "import os\nos.execv('/usr/bin/env', ['env'])",
     "a pool of processes": "from multiprocessing import Pool\nprint('REACHED', Pool(4).map(abs, [1]))",
     "vfork by C": SYSCALL + "pid = libc.fork()\nif pid >= 0: print('REACHED')",
-    "clone by C": SYSCALL + "import platform\nreach('clone', libc.syscall(56 if platform.machine() == 'x86_64' else 220, 17, 0, 0, 0, 0))",
-    "clone3 by C": SYSCALL + "b = ctypes.create_string_buffer(88)\nb[32] = 17\nreach('clone3', libc.syscall(435, b, 88))",
+    "clone by C": SYSCALL
+    + "import platform\nreach('clone', libc.syscall(56 if platform.machine() == 'x86_64' else 220, 17, 0, 0, 0, 0))",
+    "clone3 by C": SYSCALL
+    + "b = ctypes.create_string_buffer(88)\nb[32] = 17\nreach('clone3', libc.syscall(435, b, 88))",
     "thread bomb": "import threading, time\nfor _ in range(100000):\n    try:\n        threading.Thread(target=time.sleep, args=(60,)).start()\n    except RuntimeError:\n        pass",
     "small thread bomb": "import threading, time\nthreading.stack_size(32768)\nn = 0\ntry:\n    while True:\n        threading.Thread(target=time.sleep, args=(60,), daemon=True).start(); n += 1\nexcept BaseException:\n    pass\nif n > 40: print('REACHED', n)",
     "threads that spin": "import threading\ndef spin():\n    while True: pass\nfor _ in range(8): threading.Thread(target=spin).start()",
@@ -200,7 +202,8 @@ ATTACKS: dict[str, str] = {
     "kill process 1": "import os\nfor pid in range(1, 50):\n    try:\n        os.kill(pid, 9)\n    except OSError:\n        pass",
     "kill this test": "import os\nos.kill(@PID@, 9)",
     "kill the group": "import os\nos.killpg(0, 9)",
-    "kill by C": SYSCALL + "import platform\nfor pid in range(2, 40): libc.syscall(234 if platform.machine() == 'x86_64' else 131, pid, pid, 9)",
+    "kill by C": SYSCALL
+    + "import platform\nfor pid in range(2, 40): libc.syscall(234 if platform.machine() == 'x86_64' else 131, pid, pid, 9)",
     # dunder and frame walks
     "the first subclass to os": "().__class__.__bases__[0].__subclasses__()[0].__init__.__globals__['os'].system('touch @TARGET@')",
     "subclasses to os": ESCAPED + "['system']('touch @TARGET@')",
@@ -212,31 +215,40 @@ ATTACKS: dict[str, str] = {
     "importlib": "import importlib\nimportlib.import_module('subprocess').run(['touch', '@TARGET@'])",
     "a loader": "import importlib.machinery\nm = importlib.machinery.SourceFileLoader('m', '@SECRET@').get_data('@SECRET@')\nprint(m)",
     "eval of an import": "eval(\"__import__('os').system('touch @TARGET@')\")",
-    "patch the worker's modules": "import json, os, sys\njson.dumps = lambda *a, **k: '{\"stdout\": \"forged\", \"error\": \"\"}'\nos.write = lambda *a: 0\nsys.modules.clear()",
+    "patch the worker's modules": 'import json, os, sys\njson.dumps = lambda *a, **k: \'{"stdout": "forged", "error": ""}\'\nos.write = lambda *a: 0\nsys.modules.clear()',
     "a module named as another": "open('/tmp/json.py', 'w').write('print(\"REACHED\")')\nimport sys\nsys.path.insert(0, '/tmp')",
     # pickle and ctypes
     "pickle": "import pickle\npickle.loads(b\"cos\\nsystem\\n(S'touch @TARGET@'\\ntR.\")",
     "a value that is a pickle": "class A:\n    def __reduce__(self): return (print, ('REACHED',))\nA()",
     "system by C": "import ctypes\nctypes.CDLL(None).system(b'touch @TARGET@')",
     "ptrace the parent": SYSCALL + "import os\nreach('ptrace', libc.ptrace(16, os.getppid(), 0, 0))",
-    "read the parent's memory": SYSCALL + "import os\nb = ctypes.create_string_buffer(8)\nv = (ctypes.c_void_p * 2)(ctypes.addressof(b), 8)\nreach('process_vm_readv', libc.process_vm_readv(1, v, 1, v, 1, 0))",
+    "read the parent's memory": SYSCALL
+    + "import os\nb = ctypes.create_string_buffer(8)\nv = (ctypes.c_void_p * 2)(ctypes.addressof(b), 8)\nreach('process_vm_readv', libc.process_vm_readv(1, v, 1, v, 1, 0))",
     # privileges and the kernel
     "become root": "import os\nfor act in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setresuid(0, 0, 0), lambda: os.setgroups([0])):\n    try:\n        act(); print('REACHED')\n    except OSError:\n        pass\nif 0 in os.getresuid() + os.getresgid(): print('REACHED')",
-    "a namespace of its own": SYSCALL + "for f in (0x10000000, 0x20000, 0x20000000, 0x40000000): reach('unshare', libc.unshare(f))",
-    "mount the disk": SYSCALL + "reach('mount', libc.mount(b'/', b'/tmp', None, 4096, None)); reach('umount', libc.umount2(b'/tmp', 2)); reach('pivot', libc.syscall(155, b'/tmp', b'/tmp'))",
+    "a namespace of its own": SYSCALL
+    + "for f in (0x10000000, 0x20000, 0x20000000, 0x40000000): reach('unshare', libc.unshare(f))",
+    "mount the disk": SYSCALL
+    + "reach('mount', libc.mount(b'/', b'/tmp', None, 4096, None)); reach('umount', libc.umount2(b'/tmp', 2)); reach('pivot', libc.syscall(155, b'/tmp', b'/tmp'))",
     "mount it writable": SYSCALL + "reach('remount', libc.mount(None, b'/usr', None, 32 | 4096, None))",
-    "take a capability": SYSCALL + "h = (ctypes.c_uint32 * 2)(0x20080522, 0)\nd = (ctypes.c_uint32 * 6)(*[0xffffffff] * 6)\nreach('capset', libc.capset(h, d))",
-    "undo the filter": SYSCALL + "reach('seccomp', libc.prctl(22, 0, 0, 0, 0)); reach('dumpable', libc.prctl(4, 1, 0, 0, 0))",
-    "keys of the kernel": SYSCALL + "reach('keyctl', libc.syscall(250, 0, -3, 1)); reach('add_key', libc.syscall(248, b'user', b'x', b'y', 1, -3))",
-    "rings, bpf and faults": SYSCALL + "reach('io_uring', libc.syscall(425, 8, ctypes.create_string_buffer(120))); reach('bpf', libc.syscall(321, 0, ctypes.create_string_buffer(72), 72)); reach('userfaultfd', libc.syscall(323, 1)); reach('perf', libc.syscall(298, ctypes.create_string_buffer(120), 0, -1, -1, 0))",
-    "messages and shared segments": SYSCALL + "reach('shmget', libc.shmget(0, 4096, 0o1600)); reach('msgget', libc.msgget(0, 0o1600)); reach('mq', libc.syscall(240, b'x', 66, 384, 0))",
+    "take a capability": SYSCALL
+    + "h = (ctypes.c_uint32 * 2)(0x20080522, 0)\nd = (ctypes.c_uint32 * 6)(*[0xffffffff] * 6)\nreach('capset', libc.capset(h, d))",
+    "undo the filter": SYSCALL
+    + "reach('seccomp', libc.prctl(22, 0, 0, 0, 0)); reach('dumpable', libc.prctl(4, 1, 0, 0, 0))",
+    "keys of the kernel": SYSCALL
+    + "reach('keyctl', libc.syscall(250, 0, -3, 1)); reach('add_key', libc.syscall(248, b'user', b'x', b'y', 1, -3))",
+    "rings, bpf and faults": SYSCALL
+    + "reach('io_uring', libc.syscall(425, 8, ctypes.create_string_buffer(120))); reach('bpf', libc.syscall(321, 0, ctypes.create_string_buffer(72), 72)); reach('userfaultfd', libc.syscall(323, 1)); reach('perf', libc.syscall(298, ctypes.create_string_buffer(120), 0, -1, -1, 0))",
+    "messages and shared segments": SYSCALL
+    + "reach('shmget', libc.shmget(0, 4096, 0o1600)); reach('msgget', libc.msgget(0, 0o1600)); reach('mq', libc.syscall(240, b'x', 66, 384, 0))",
     "calls of 32 bits": "import ctypes, mmap, platform\nif platform.machine() == 'x86_64':\n    m = mmap.mmap(-1, 4096, prot=7)\n    m.write(bytes.fromhex('b814000000cd80c3'))\n    f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\n    if f() > 0: print('REACHED')",
-    "calls of x32": SYSCALL + "import platform\nif platform.machine() == 'x86_64': reach('x32', libc.syscall(0x40000000 + 39))",
+    "calls of x32": SYSCALL
+    + "import platform\nif platform.machine() == 'x86_64': reach('x32', libc.syscall(0x40000000 + 39))",
     "rename the machine": "import socket\nsocket.sethostname('taken')\nprint('REACHED')",
     "set the clock": "import time\ntime.clock_settime(time.CLOCK_REALTIME, 0)\nprint('REACHED')",
     "priority": "import os\nos.nice(-10)\nprint('REACHED')",
     "the scheduler": "import os\nos.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))\nprint('REACHED')",
-}  # fmt: skip
+}
 
 
 def test_there_are_enough_of_them() -> None:
@@ -356,13 +368,16 @@ def test_the_harm_is_not_done(sandbox: Sandbox, outside: Outside, name: str) -> 
         ("import math\nmath.pi = 'LEFT'", "import math\nprint(math.pi)"),
         ("import os\nos.environ['NOTE'] = 'LEFT'", "import os\nprint(os.environ.get('NOTE'))"),
         ("import sys\nsys.modules['note'] = 'LEFT'", "import note\nprint(note)"),
-        ("import json\njson.dumps = lambda *a, **k: '{\"value\": \"LEFT\"}'", "1"),
+        ('import json\njson.dumps = lambda *a, **k: \'{"value": "LEFT"}\'', "1"),
         ("import numpy\nnumpy.pi = 'LEFT'", "import numpy\nprint(numpy.pi)"),
-        ("import os\nos.umask(0o777); os.chdir('/')", "import os\nprint('LEFT' if os.getcwd() == '/usr' else 1)"),
+        (
+            "import os\nos.umask(0o777); os.chdir('/')",
+            "import os\nprint('LEFT' if os.getcwd() == '/usr' else 1)",
+        ),
         ("LEFT = 'LEFT'\nglobal_name = 'LEFT'", "print(global_name)"),
         ("import os\nos.symlink('/usr', '/tmp/LEFT')", "import os\nprint(os.listdir('/tmp'))"),
     ],
-)  # fmt: skip
+)
 def test_a_program_finds_nothing_of_the_one_before(sandbox: Sandbox, leaves: str, looks: str) -> None:
     for _ in range(4):  # each worker gets some
         sandbox.run(leaves, Limits(seconds=30.0))

@@ -215,8 +215,14 @@ def test_a_forked_child_is_told_to_spawn(name: str) -> None:
         ("open('/tmp/x', 'w').write('kept')\nopen('/tmp/x').read()", "kept\n"),
         ("import tempfile\nwith tempfile.TemporaryFile() as f: print(f.write(b'abc'))", "3\n"),
         ("import threading\nt = threading.Thread(target=print, args=(5,)); t.start()", "5\n"),
-        ("import asyncio\nasync def f():\n    await asyncio.sleep(0.01)\n    print('slept')\nasyncio.run(f())", "slept\n"),
-        ("from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(2) as p: print(list(p.map(abs, [-1])))", "[1]\n"),
+        (
+            "import asyncio\nasync def f():\n    await asyncio.sleep(0.01)\n    print('slept')\nasyncio.run(f())",
+            "slept\n",
+        ),
+        (
+            "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(2) as p: print(list(p.map(abs, [-1])))",
+            "[1]\n",
+        ),
         ("import sys\nsys.exit(0)", ""),
         ("exit()", ""),
         ("import os\nos.getuid() == 1000, os.getcwd()", "(True, '/tmp')\n"),
@@ -224,7 +230,7 @@ def test_a_forked_child_is_told_to_spawn(name: str) -> None:
         ("from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 1\nA()", "A(x=1)\n"),
         ("import warnings\nwarnings.warn('x')\n1", "1\n"),
     ],
-)  # fmt: skip
+)
 def test_cpython_runs_under_bubblewrap(bwrap: BubblewrapSandbox, program: str, stdout: str) -> None:
     result = bwrap.run(program, Limits(seconds=60.0))
     assert (result.ok, result.stdout, result.error, result.backend) == (True, stdout, "", "bwrap")
@@ -567,9 +573,13 @@ def test_the_attacks_work_where_there_is_no_sandbox(
 
 @pytest.mark.parametrize(
     ("arguments", "backend"),
-    [([], "monty"), (["--backend", "monty"], "monty"), (["--backend", "bwrap"], "bwrap"),
-     (["--backend", "subprocess", "--unsafe"], "subprocess (unsafe)")],
-)  # fmt: skip
+    [
+        ([], "monty"),
+        (["--backend", "monty"], "monty"),
+        (["--backend", "bwrap"], "bwrap"),
+        (["--backend", "subprocess", "--unsafe"], "subprocess (unsafe)"),
+    ],
+)
 def test_the_command_runs_a_program(tmp_path: Path, arguments: list[str], backend: str) -> None:
     file = tmp_path / "program.py"
     file.write_text("print(6 * 7)")

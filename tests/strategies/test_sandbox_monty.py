@@ -141,9 +141,13 @@ def test_the_error_names_what_to_install() -> None:
         "try:\n    default_sandbox()\nexcept Exception as error:\n    print(type(error).__name__, error)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True,
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
         env={"PATH": "/nowhere"},
-    )  # fmt: skip
+    )
     assert done.stdout.startswith("SandboxError")
     assert "pip install 'pydantic-monty" in done.stdout
     assert "pip install 'viaticum[sandbox]'" in done.stdout

@@ -242,11 +242,14 @@ def test_a_conversation_joins_the_messages_of_a_strategy_as_one_chat() -> None:
     own: list[Message] = [{"role": "system", "content": "A"}, {"role": "user", "content": "Q"}]
     assert with_history((), own) == own
     before: list[Message] = [
-        {"role": "user", "content": "1"}, {"role": "system", "content": "B"}, {"role": "user", "content": "2"}
-    ]  # fmt: skip
+        {"role": "user", "content": "1"},
+        {"role": "system", "content": "B"},
+        {"role": "user", "content": "2"},
+    ]
     assert with_history(before, own) == [
-        {"role": "system", "content": "A\n\nB"}, {"role": "user", "content": "1\n\n2\n\nQ"}
-    ]  # fmt: skip
+        {"role": "system", "content": "A\n\nB"},
+        {"role": "user", "content": "1\n\n2\n\nQ"},
+    ]
     answered: list[Message] = [*before, {"role": "assistant", "content": "3"}]
     assert [each["role"] for each in with_history(answered, own[1:])] == [
         "system",

@@ -31,9 +31,13 @@ CHEAP, DEAR, SHY = Pair("cheap", "cot"), Pair("dear", "cot"), Pair("shy", "cot")
 
 def spec(name: str, price: float, context: int = 8192) -> ModelSpec:
     return ModelSpec(
-        name=name, description=f"says what {name} says", kind="scripted", context_length=context,
-        input_price=price, output_price=price,
-    )  # type: ignore[arg-type]  # fmt: skip
+        name=name,
+        description=f"says what {name} says",
+        kind="scripted",
+        context_length=context,
+        input_price=price,
+        output_price=price,
+    )  # type: ignore[arg-type]
 
 
 def number_of(messages: Sequence[Message]) -> int:
@@ -156,9 +160,16 @@ def main(folder: Path, budget: str, ledger: str, pause: float) -> None:
     told = {name: Told(name, script, file, pause) for name, script in scripts.items()}
     stop = threading.Event()
     ended = run_batch(
-        folder / "in.jsonl", folder / "out.jsonl", budget=budget, resume=True, ledger=ledger,
-        models=models(**told), router=all_ways(), concurrency=8, stop=stop,
-    )  # fmt: skip
+        folder / "in.jsonl",
+        folder / "out.jsonl",
+        budget=budget,
+        resume=True,
+        ledger=ledger,
+        models=models(**told),
+        router=all_ways(),
+        concurrency=8,
+        stop=stop,
+    )
     sys.stdout.write(json.dumps({"ending": ended.job.ending, **ended.figures}) + "\n")
 
 

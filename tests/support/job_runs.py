@@ -84,8 +84,20 @@ def _question(name: str, text: str, gold: str, hard: float, dice: np.random.Gene
         if not right and dice.random() < 0.08:
             answer, made = None, 400  # type: ignore[assignment]
         cost = PRICES[pair.model].cost(read, made)
-        outcomes[pair] = Outcome("sums", name, text, pair.model, pair.strategy, answer, right, read, made, cost,
-                                 round(made / speed, 3), "length" if made >= 400 else "stop")  # fmt: skip
+        outcomes[pair] = Outcome(
+            "sums",
+            name,
+            text,
+            pair.model,
+            pair.strategy,
+            answer,
+            right,
+            read,
+            made,
+            cost,
+            round(made / speed, 3),
+            "length" if made >= 400 else "stop",
+        )
     return Question(name, text, gold, hard, outcomes)
 
 
@@ -137,13 +149,23 @@ def make_job(
         clerk.lost_call()
     (folder / ROWS).write_text("".join(map(row_line, rows)), encoding="utf-8")
     Job(
-        input="questions.jsonl", results=str(where / f"{name}.jsonl"), rows=len(asked), budget="night",
-        limit_nanousd=limit, ledger=ledger, policy="best", fingerprint={"input": "9f2c", "router": "static"},
-        previews=tuple(Preview(limit * k // 4, 0.40 + 0.28 * (1 - math.exp(-k / 2.5)), limit * k // 5, limit * k // 4)
-                       for k in (1, 2, 4, 8)),
-        began=BEGAN.isoformat(), ended=None if running else clock.now.isoformat(),
-        ending="running" if running else "completed", version="0.1.0",
-    ).save(folder)  # fmt: skip
+        input="questions.jsonl",
+        results=str(where / f"{name}.jsonl"),
+        rows=len(asked),
+        budget="night",
+        limit_nanousd=limit,
+        ledger=ledger,
+        policy="best",
+        fingerprint={"input": "9f2c", "router": "static"},
+        previews=tuple(
+            Preview(limit * k // 4, 0.40 + 0.28 * (1 - math.exp(-k / 2.5)), limit * k // 5, limit * k // 4)
+            for k in (1, 2, 4, 8)
+        ),
+        began=BEGAN.isoformat(),
+        ended=None if running else clock.now.isoformat(),
+        ending="running" if running else "completed",
+        version="0.1.0",
+    ).save(folder)
     return folder
 
 
@@ -169,10 +191,15 @@ class _Clerk:
         skill, length, _ = SKILLS[pair]
         chance = 1 / (1 + math.exp(-1.1 * (skill - question.hard + float(self.dice.normal(0, 0.5)))))
         row = JobRow(
-            question.id, question.text, "answered", gold=question.gold, route=route,
-            accuracy=round(min(0.99, chance + 0.04), 4), tokens_p50=length * len(plan),
+            question.id,
+            question.text,
+            "answered",
+            gold=question.gold,
+            route=route,
+            accuracy=round(min(0.99, chance + 0.04), 4),
+            tokens_p50=length * len(plan),
             tokens_p90=int(length * 1.75 * len(plan)),
-        )  # fmt: skip
+        )
         expected = sum(PRICES[each.model].cost(75, SKILLS[each][1]) for each in plan)
         row = replace(row, cost_p50=expected, cost_p90=int(expected * 1.6))
         left = self.book.budget("night").left_nanousd or 0
@@ -191,9 +218,14 @@ class _Clerk:
             calls.append(self._call(question, number, place, each))
             answer = calls[-1].answer
         row = replace(
-            row, pair=str(plan[-1]), answer=answer, correct=answer == question.gold, calls=tuple(calls),
-            cost_nanousd=sum(call.cost_nanousd for call in calls), seconds=sum(call.seconds for call in calls),
-        )  # fmt: skip
+            row,
+            pair=str(plan[-1]),
+            answer=answer,
+            correct=answer == question.gold,
+            calls=tuple(calls),
+            cost_nanousd=sum(call.cost_nanousd for call in calls),
+            seconds=sum(call.seconds for call in calls),
+        )
         if pair == MIDDLE and number % 5 == 1:
             row = replace(row, pieces=self._pieces(question))
         return row
@@ -211,8 +243,16 @@ class _Clerk:
         said = None
         if pair.model == "remote-xl":
             said = entry.nanousd + (entry.nanousd // 20 if number % 50 == 7 else 0)
-        return Call(str(pair), key, entry.nanousd, {pair.model: [used.input_tokens, used.output_tokens]},
-                    told.seconds or 0.0, told.finish_reason or "stop", told.answer, provider_nanousd=said)  # fmt: skip
+        return Call(
+            str(pair),
+            key,
+            entry.nanousd,
+            {pair.model: [used.input_tokens, used.output_tokens]},
+            told.seconds or 0.0,
+            told.finish_reason or "stop",
+            told.answer,
+            provider_nanousd=said,
+        )
 
     def _failed(self, row: JobRow, number: int, pair: Pair) -> JobRow:
         key = f"night/{row.id}/0"

@@ -55,9 +55,15 @@ def settings() -> dict[str, Any]:
         LARGE: ScriptedModel(LARGE, "Who knows", pause),
     }
     return {
-        "budget": "0.02", "budget_name": "b", "folder": FOLDER, "store": ADDRESS, "models": models,
-        "router": StaticRouter(TABLE), "catalogue": CATALOGUE, "concurrency": 2,
-    }  # fmt: skip
+        "budget": "0.02",
+        "budget_name": "b",
+        "folder": FOLDER,
+        "store": ADDRESS,
+        "models": models,
+        "router": StaticRouter(TABLE),
+        "catalogue": CATALOGUE,
+        "concurrency": 2,
+    }
 
 
 def run(threads: Sequence[str]) -> list[str | None]:

@@ -85,9 +85,14 @@ class OpenAIServer:
             pieces = self.pieces(body, message, finish, usage, behaviour)
             return StreamingResponse(pieces, media_type="text/event-stream", headers=self.headers)
         whole = {
-            "id": "c1", "object": "chat.completion", "created": 1, "model": body["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs(body, message)}],
-        }  # fmt: skip
+            "id": "c1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [
+                {"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs(body, message)}
+            ],
+        }
         return JSONResponse(whole | ({"usage": usage} if usage else {}), headers=self.headers)
 
     async def pieces(
@@ -154,9 +159,10 @@ class OpenAIServer:
             tool = next(t for t in tools if wanted in (None, t["function"]["name"]))["function"]
             arguments = made_up(tool.get("parameters", {}), asked)
             call = {
-                "id": f"call_{len(self.requests)}", "type": "function",
+                "id": f"call_{len(self.requests)}",
+                "type": "function",
                 "function": {"name": tool["name"], "arguments": json.dumps(arguments, ensure_ascii=False)},
-            }  # fmt: skip
+            }
             return {"role": "assistant", "content": None, "tool_calls": [call]}, "tool_calls"
         form = body.get("response_format") or {}
         if form.get("type") == "json_schema":
@@ -234,7 +240,13 @@ def running_server() -> Iterator[OpenAIServer]:
 def spec_for(server: OpenAIServer, **fields: object) -> ModelSpec:
     """The server as a remote model of the catalogue, through LiteLLM."""
     settings = {
-        "name": "far", "description": "Far away.", "kind": "remote", "context_length": 10_000,
-        "input_price": "1", "output_price": "2", "litellm_model": "openai/fake", "api_base": server.url,
-    }  # fmt: skip
+        "name": "far",
+        "description": "Far away.",
+        "kind": "remote",
+        "context_length": 10_000,
+        "input_price": "1",
+        "output_price": "2",
+        "litellm_model": "openai/fake",
+        "api_base": server.url,
+    }
     return ModelSpec.model_validate(settings | fields)

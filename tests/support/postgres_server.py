@@ -37,8 +37,21 @@ def running_server(*, fsync: bool = False) -> Iterator[str]:
             os.chown(folder, NOBODY, NOBODY)
         user = NOBODY if as_root else None
         binaries = _usable_binaries(folder, user)
-        _run([binaries / "bin" / "initdb", "-D", folder / "data", "-U", USER, "--auth=trust", "--encoding=UTF8",
-              "--locale=C", "--no-sync"], user, folder)  # fmt: skip
+        _run(
+            [
+                binaries / "bin" / "initdb",
+                "-D",
+                folder / "data",
+                "-U",
+                USER,
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
+            user,
+            folder,
+        )
         server, port = _start(binaries, folder, user, fsync)
         try:
             yield f"postgresql://{USER}@127.0.0.1:{port}/postgres"
@@ -70,8 +83,13 @@ def _start(
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        options = ["listen_addresses=127.0.0.1", "unix_socket_directories=", f"fsync={'on' if fsync else 'off'}",
-                   "max_connections=200", "shared_buffers=64MB"]  # fmt: skip
+        options = [
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+            f"fsync={'on' if fsync else 'off'}",
+            "max_connections=200",
+            "shared_buffers=64MB",
+        ]
         command = [binaries / "bin" / "postgres", "-D", folder / "data", "-p", str(port)]
         command += [word for option in options for word in ("-c", option)]
         with (folder / "log").open("ab") as log:
@@ -100,9 +118,15 @@ def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
 
 def _run(command: Sequence[str | Path], user: int | None, folder: Path) -> None:
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, user=user, group=user, cwd=folder,
-        timeout=120, check=False,
-    )  # fmt: skip
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        user=user,
+        group=user,
+        cwd=folder,
+        timeout=120,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed: {done.stderr}")
 

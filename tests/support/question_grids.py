@@ -68,10 +68,18 @@ def outcomes(count: int = 300, seed: int = 0, kinds: Sequence[str] = tuple(WORDS
             made = max(1, round(tokens * float(np.exp(0.4 * dice.standard_normal()))))
             rows.append(
                 Outcome(
-                    dataset=kind, question_id=f"{seed}-{number}", question=text, model=pair.model,
-                    strategy=pair.strategy, answer="right" if right else f"wrong {dice.integers(12)}",
-                    correct=right, input_tokens=20, output_tokens=made,
-                    cost_nanousd=round(1e9 * price * made), seconds=None, finish_reason="stop",
+                    dataset=kind,
+                    question_id=f"{seed}-{number}",
+                    question=text,
+                    model=pair.model,
+                    strategy=pair.strategy,
+                    answer="right" if right else f"wrong {dice.integers(12)}",
+                    correct=right,
+                    input_tokens=20,
+                    output_tokens=made,
+                    cost_nanousd=round(1e9 * price * made),
+                    seconds=None,
+                    finish_reason="stop",
                 )
-            )  # fmt: skip
+            )
     return rows

@@ -44,10 +44,17 @@ def main(folder: Path, budget: str, ledger: str, pause: float, engine: Any) -> N
     scripts = {"cheap": says_odd, "dear": says_right, "shy": says_nothing}
     told = {name: ToldAt(name, script, folder / "calls.txt", pause) for name, script in scripts.items()}
     ended = run_batch(
-        folder / "in.jsonl", folder / "out.jsonl", budget=budget, resume=True, ledger=ledger, engine=engine,
+        folder / "in.jsonl",
+        folder / "out.jsonl",
+        budget=budget,
+        resume=True,
+        ledger=ledger,
+        engine=engine,
         cluster=Cluster(workers=WORKERS) if engine == "ray" else None,
-        models=models(**told), router=all_ways(), concurrency=4,
-    )  # fmt: skip
+        models=models(**told),
+        router=all_ways(),
+        concurrency=4,
+    )
     sys.stdout.write(json.dumps({"ending": ended.job.ending, **ended.figures}) + "\n")
 
 

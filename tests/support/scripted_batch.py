@@ -20,8 +20,12 @@ def run(folder: Path, **settings: Any) -> BatchEnd:
     source = settings.pop("source", folder / "in.jsonl")
     out = settings.pop("out", folder / "out.jsonl")
     wanted: dict[str, Any] = {
-        "budget": "0.1", "models": models(), "router": two_ways(), "ledger": folder / "ledger.db", "concurrency": 4,
-    }  # fmt: skip
+        "budget": "0.1",
+        "models": models(),
+        "router": two_ways(),
+        "ledger": folder / "ledger.db",
+        "concurrency": 4,
+    }
     return run_batch(source, out, **{**wanted, **settings})
 
 

@@ -96,12 +96,15 @@ def serving(
     with (
         Keys(folder / "keys.db") as keys,
         Viaticum(
-            budget, budget_name="serve", catalogue=catalogue or write_catalogue(folder), folder=folder,
+            budget,
+            budget_name="serve",
+            catalogue=catalogue or write_catalogue(folder),
+            folder=folder,
             router=FakeRouter("fast+cot"),
             slots=limits.get("concurrency", 8),
         ) as client,
         Address(port=0).listen() as listener,
-    ):  # fmt: skip
+    ):
         service, ready = Service(client, keys=keys, limits=Limits(**limits), within=within), threading.Event()
         server = Server(service, grace=grace, ready=ready.set)
         thread = threading.Thread(target=server.run, args=([listener],))

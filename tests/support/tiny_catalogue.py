@@ -22,8 +22,15 @@ def write_tiny_model(folder: Path, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = Qwen2Config(
-            vocab_size=len(fast), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192,
-            initializer_range=0.3, eos_token_id=fast.eos_token_id, bos_token_id=None,
-        )  # fmt: skip
+            vocab_size=len(fast),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=8192,
+            initializer_range=0.3,
+            eos_token_id=fast.eos_token_id,
+            bos_token_id=None,
+        )
         Qwen2ForCausalLM(config).save_pretrained(folder)

@@ -307,10 +307,24 @@ def test_a_killed_run_goes_on_where_it_was(pair_file: Path, labelled: Path, tmp_
     """Killed in the middle, the last line cut in half: no text is written twice, and the labels are the same."""
     out, journal = tmp_path / "labels", tmp_path / "labels" / "journal.jsonl"
     command = [
-        sys.executable, "-c", "import torch; torch.set_num_threads(1); from viaticum.cli import main; main()",
-        "tokens", "label", str(write_questions(tmp_path / "q.jsonl", COUNT)), "--pair", "near", "--out", str(out),
-        "--strategy", "direct", "--slots", "2", "--catalogue", str(pair_file), "--json",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        "import torch; torch.set_num_threads(1); from viaticum.cli import main; main()",
+        "tokens",
+        "label",
+        str(write_questions(tmp_path / "q.jsonl", COUNT)),
+        "--pair",
+        "near",
+        "--out",
+        str(out),
+        "--strategy",
+        "direct",
+        "--slots",
+        "2",
+        "--catalogue",
+        str(pair_file),
+        "--json",
+    ]
     whole = (labelled / "journal.jsonl").read_text().splitlines()
     enough = COUNT + 3  # all responses and some continuations
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -376,8 +390,18 @@ def test_semantic_wants_equal_numbers_and_near_sentences() -> None:
 
 @pytest.mark.parametrize(
     ("text", "verdict"),
-    [("1", True), ("0", False), (" 1.", True), ("Answer: 0", False), ("", None), ("0 or 1", None), ("10", None), ("maybe", None), ("0.1", None)],
-)  # fmt: skip
+    [
+        ("1", True),
+        ("0", False),
+        (" 1.", True),
+        ("Answer: 0", False),
+        ("", None),
+        ("0 or 1", None),
+        ("10", None),
+        ("maybe", None),
+        ("0.1", None),
+    ],
+)
 def test_a_models_verdict_is_read(text: str, verdict: bool | None) -> None:
     assert read_verdict(text) is verdict
 
@@ -433,9 +457,15 @@ def test_without_outcome_continuations_end_with_a_sentence(catalogue: Catalogue,
     asked = read_questions(write_questions(tmp_path / "q.jsonl", COUNT))
     out, judge = tmp_path / "labels", ScriptedModel("0")
     short = label(
-        asked, "near", out, catalogue=catalogue, verifiers=["llm"], settings=LabelSettings("direct", sentence_cap=2),
-        slots=3, models=lambda name: judge,
-    )  # fmt: skip
+        asked,
+        "near",
+        out,
+        catalogue=catalogue,
+        verifiers=["llm"],
+        settings=LabelSettings("direct", sentence_cap=2),
+        slots=3,
+        models=lambda name: judge,
+    )
     rows = list(read_rows(out))
     assert any(row["other_finish"] == "sentence" and row["other_text"] is None for row in rows)
     with pytest.raises(InputError, match="end with a sentence"):
@@ -457,9 +487,15 @@ def test_outcome_judges_no_text_before_its_end_and_loses_no_verdict(
     half, judge = COUNT // 2, ScriptedModel("0")
     for some, verifier in ((asked[:half], "llm"), (asked[half:], "outcome")):
         label(
-            some, "near", out, catalogue=catalogue, verifiers=[verifier], settings=settings, slots=3,
+            some,
+            "near",
+            out,
+            catalogue=catalogue,
+            verifiers=[verifier],
+            settings=settings,
+            slots=3,
             models=lambda name: judge,
-        )  # fmt: skip
+        )
     short = [row for row in read_rows(out) if row["other_finish"] == "sentence"]
     assert short
     assert not any("outcome" in row["verdicts"] for row in short)
@@ -476,9 +512,15 @@ def test_continued_branches_are_those_that_were_written_at_once(
     asked = read_questions(write_questions(tmp_path / "q.jsonl", COUNT))
     for verifiers in (["llm"], ["outcome"]):
         label(
-            asked, "near", tmp_path / "labels", catalogue=catalogue, verifiers=verifiers,
-            settings=LabelSettings("direct", sentence_cap=2), slots=3, models=lambda name: ScriptedModel("0"),
-        )  # fmt: skip
+            asked,
+            "near",
+            tmp_path / "labels",
+            catalogue=catalogue,
+            verifiers=verifiers,
+            settings=LabelSettings("direct", sentence_cap=2),
+            slots=3,
+            models=lambda name: ScriptedModel("0"),
+        )
 
     def texts(folder: Path) -> dict[tuple[str, int], str]:
         return {(row["question"], row["place"]): row["other_text"] for row in read_rows(folder)}

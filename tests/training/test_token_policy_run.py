@@ -37,9 +37,19 @@ COSTS = CostModel(
     {"device": "cpu", "context": 0},
 )
 QUICK = PolicySettings(
-    TAU, "direct", latency_weight=0.1, group=3, questions=2, most=4, held_out=2, rank=4, width=8, start=1.0,
-    epochs=2, minibatches=2,
-)  # fmt: skip
+    TAU,
+    "direct",
+    latency_weight=0.1,
+    group=3,
+    questions=2,
+    most=4,
+    held_out=2,
+    rank=4,
+    width=8,
+    start=1.0,
+    epochs=2,
+    minibatches=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +89,16 @@ def run_learn(
     home: Path, out: Path, settings: PolicySettings = QUICK, steps: int = 2, **values: Any
 ) -> TrainedPolicy:
     return learn(
-        questions_of(home), "near", out, catalogue=Catalogue.load(home / "catalogue.toml"),
-        settings=settings, steps=steps, slots=6, costs=COSTS, **values,
-    )  # fmt: skip
+        questions_of(home),
+        "near",
+        out,
+        catalogue=Catalogue.load(home / "catalogue.toml"),
+        settings=settings,
+        steps=steps,
+        slots=6,
+        costs=COSTS,
+        **values,
+    )
 
 
 def curve_of(out: Path) -> list[dict[str, Any]]:
@@ -142,16 +159,51 @@ def test_a_killed_run_goes_on(home: Path, tmp_path: Path) -> None:
     """Killed hard, somewhere in its second step."""
     out = tmp_path / "r"
     arguments = [
-        "tokens", "policy", str(home / "q.jsonl"), "--pair", "near", "--out", str(out), "--tau", str(TAU),
-        "--strategy", "direct", "--lambda", "0.1", "--group", "3", "--questions-per-step", "2",
-        "--most-per-step", "4", "--held-out", "2", "--rank", "4", "--width", "8", "--start", "1", "--epochs", "2",
-        "--minibatches", "2", "--slots", "6", "--costs", str(home / "costs.json"),
-        "--catalogue", str(home / "catalogue.toml"), "--json",
-    ]  # fmt: skip
+        "tokens",
+        "policy",
+        str(home / "q.jsonl"),
+        "--pair",
+        "near",
+        "--out",
+        str(out),
+        "--tau",
+        str(TAU),
+        "--strategy",
+        "direct",
+        "--lambda",
+        "0.1",
+        "--group",
+        "3",
+        "--questions-per-step",
+        "2",
+        "--most-per-step",
+        "4",
+        "--held-out",
+        "2",
+        "--rank",
+        "4",
+        "--width",
+        "8",
+        "--start",
+        "1",
+        "--epochs",
+        "2",
+        "--minibatches",
+        "2",
+        "--slots",
+        "6",
+        "--costs",
+        str(home / "costs.json"),
+        "--catalogue",
+        str(home / "catalogue.toml"),
+        "--json",
+    ]
     program = "import torch; torch.set_num_threads(1); from viaticum.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments, "--steps", "50"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )  # fmt: skip
+        [sys.executable, "-c", program, *arguments, "--steps", "50"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + 200
         while not (out / "curve.jsonl").exists():  # written after the checkpoint
@@ -177,7 +229,13 @@ def test_no_minutes_are_no_steps_and_the_policy_is_r_stitch(home: Path, tmp_path
     found = run_learn(home, tmp_path / "r", minutes=0.0)
     assert found.facts["steps"] == 0
     assert found.facts["evaluation"] is None
-    told = evaluate(tmp_path / "r", questions_of(home)[:3], catalogue=Catalogue.load(home / "catalogue.toml"), slots=3, costs=COSTS)  # fmt: skip
+    told = evaluate(
+        tmp_path / "r",
+        questions_of(home)[:3],
+        catalogue=Catalogue.load(home / "catalogue.toml"),
+        slots=3,
+        costs=COSTS,
+    )
     assert told["learned_from"] == 0
     assert told["rows"]["before"] == told["rows"]["after"]
 
@@ -187,9 +245,10 @@ def test_what_was_learned_from_is_known_by_its_text(home: Path, tmp_path: Path) 
     trained = TrainedPolicy.load(home / "p")
     first, second = [each for each in questions_of(home) if each.id in trained.facts["split"]["learned"]][:2]
     asked = [
-        replace(first, id="new"), replace(second, id="newer"),
+        replace(first, id="new"),
+        replace(second, id="newer"),
         replace(first, query=Query("Another question?")),
-    ]  # fmt: skip
+    ]
     values: dict[str, Any] = {
         "catalogue": Catalogue.load(home / "catalogue.toml"),
         "slots": 3,
@@ -260,7 +319,9 @@ def test_a_policy_of_other_weights_is_refused(home: Path) -> None:
     with pytest.raises(
         InputError, match=r"no router is packaged for it; train one with `viaticum tokens policy`"
     ):
-        LocalModels(catalogue.with_models(packaged)).model("near-plus").generate([{"role": "user", "content": "?"}], Generation(4))  # fmt: skip
+        LocalModels(catalogue.with_models(packaged)).model("near-plus").generate(
+            [{"role": "user", "content": "?"}], Generation(4)
+        )
 
 
 @pytest.mark.parametrize(
@@ -326,7 +387,15 @@ def test_texts_without_differences_are_told_and_what_to_try(home: Path, tmp_path
         DataError,
         match=r"no question of 4 has texts with different rewards \(0 of 12 right.*give other questions",
     ):
-        learn(hopeless, "near", tmp_path / "b", catalogue=Catalogue.load(home / "catalogue.toml"), settings=QUICK, slots=6, costs=COSTS)  # fmt: skip
+        learn(
+            hopeless,
+            "near",
+            tmp_path / "b",
+            catalogue=Catalogue.load(home / "catalogue.toml"),
+            settings=QUICK,
+            slots=6,
+            costs=COSTS,
+        )
     assert not (tmp_path / "b" / "checkpoint.safetensors").exists()
 
 
@@ -337,7 +406,16 @@ def test_dynamic_sampling_asks_others_and_counts(home: Path, tmp_path: Path) -> 
         for number, each in enumerate(questions_of(home))
     ]
     settings = replace(QUICK, questions=2, most=10, held_out=0)
-    learn(asked, "near", tmp_path / "r", catalogue=Catalogue.load(home / "catalogue.toml"), settings=settings, steps=1, slots=6, costs=COSTS)  # fmt: skip
+    learn(
+        asked,
+        "near",
+        tmp_path / "r",
+        catalogue=Catalogue.load(home / "catalogue.toml"),
+        settings=settings,
+        steps=1,
+        slots=6,
+        costs=COSTS,
+    )
     row = curve_of(tmp_path / "r")[0]
     assert row["dropped"] > 0
     assert row["questions"] == row["dropped"] + 2
@@ -388,7 +466,15 @@ def test_a_pair_with_other_vocabularies_is_refused(home: Path, tmp_path: Path) -
 
 def test_commands_refuse_what_cannot_be(home: Path, tmp_path: Path) -> None:
     def failure(*arguments: object) -> Exception:
-        shared = [home / "q.jsonl", "--out", tmp_path / "r", "--catalogue", home / "catalogue.toml", "--costs", home / "costs.json"]  # fmt: skip
+        shared = [
+            home / "q.jsonl",
+            "--out",
+            tmp_path / "r",
+            "--catalogue",
+            home / "catalogue.toml",
+            "--costs",
+            home / "costs.json",
+        ]
         shown = CliRunner().invoke(app, ["tokens", "policy", *map(str, [*shared, *arguments])])
         assert isinstance(shown.exception, InputError), shown.output
         return shown.exception
@@ -409,11 +495,26 @@ def test_commands_refuse_what_cannot_be(home: Path, tmp_path: Path) -> None:
 def test_costs_have_to_be_measured(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("viaticum.models.decoding_modes.cache_dir", lambda: tmp_path)
     with pytest.raises(InputError, match="viaticum models measure near"):
-        learn(questions_of(home), "near", tmp_path / "r", catalogue=Catalogue.load(home / "catalogue.toml"), settings=QUICK)  # fmt: skip
+        learn(
+            questions_of(home),
+            "near",
+            tmp_path / "r",
+            catalogue=Catalogue.load(home / "catalogue.toml"),
+            settings=QUICK,
+        )
 
 
 def test_a_policy_is_evaluated_by_a_command(home: Path) -> None:
-    arguments = ["tokens", "policy-evaluate", home / "p", home / "q.jsonl", "--limit", 3, "--catalogue", home / "catalogue.toml"]  # fmt: skip
+    arguments = [
+        "tokens",
+        "policy-evaluate",
+        home / "p",
+        home / "q.jsonl",
+        "--limit",
+        3,
+        "--catalogue",
+        home / "catalogue.toml",
+    ]
     shown = CliRunner().invoke(app, [*map(str, arguments), "--json"])
     assert shown.exit_code == 0, shown.output
     told = json.loads(shown.stdout)

@@ -24,10 +24,21 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def program(where: str) -> Run:
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", "from viaticum.cli import main; main()", "budget", *arguments],
-            capture_output=True, text=True, timeout=60, check=False,
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-c",
+                "from viaticum.cli import main; main()",
+                "budget",
+                *arguments,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
             env=os.environ | {"VIATICUM_LEDGER": where, "COLUMNS": "200"},
-        )  # fmt: skip
+        )
         assert done.returncode == code, done.stderr
         return done
 
@@ -202,14 +213,17 @@ def test_views_give_spend_by_scope_model_strategy_and_day(
             ledger.settle(key, USED | {"large": USED["small"]})
         today = ledger.entries()[-1].at[:10]
     assert view(kind, where, "name, posted_usd, held_usd FROM spend_by_scope") == [
-        ("org", 825e-9, 0), ("run", 825e-9, 0),
-    ]  # fmt: skip
+        ("org", 825e-9, 0),
+        ("run", 825e-9, 0),
+    ]
     assert view(kind, where, "model, calls, usd, output_tokens FROM spend_by_model") == [
-        ("large", 3, 750e-9, 15), ("small", 3, 75e-9, 15),
-    ]  # fmt: skip
+        ("large", 3, 750e-9, 15),
+        ("small", 3, 75e-9, 15),
+    ]
     assert view(kind, where, "strategy, calls, usd, tokens FROM spend_by_strategy") == [
-        ("cot", 2, 550e-9, 60), ("pot", 1, 275e-9, 30),
-    ]  # fmt: skip
+        ("cot", 2, 550e-9, 60),
+        ("pot", 1, 275e-9, 30),
+    ]
     assert view(kind, where, "day, calls, usd FROM spend_by_day") == [(today, 3, 825e-9)]
 
 

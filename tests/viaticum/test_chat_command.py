@@ -19,10 +19,25 @@ COMMAND = [sys.executable, "-c", "from viaticum.cli import main; main()"]
 
 def chat(folder: Path, lines: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, "chat", "--folder", str(folder), "--catalogue", str(write_catalogue(folder)),
-         "--budget", "0.01", "--budget-name", "talk", *options],
-        input=lines, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [
+            *COMMAND,
+            "chat",
+            "--folder",
+            str(folder),
+            "--catalogue",
+            str(write_catalogue(folder)),
+            "--budget",
+            "0.01",
+            "--budget-name",
+            "talk",
+            *options,
+        ],
+        input=lines,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_a_conversation_from_a_pipe_is_metered_by_the_turn(tmp_path: Path) -> None:
@@ -59,10 +74,25 @@ def test_a_turn_that_fails_says_why_and_the_exit_code_too(tmp_path: Path) -> Non
 @pytest.mark.parametrize("model", ["slow", "slow+cot"])
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(tmp_path: Path, model: str) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "chat", "--folder", str(tmp_path), "--catalogue", str(write_catalogue(tmp_path)),
-         "--budget", "0.01", "--budget-name", "talk", "--model", model],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            *COMMAND,
+            "chat",
+            "--folder",
+            str(tmp_path),
+            "--catalogue",
+            str(write_catalogue(tmp_path)),
+            "--budget",
+            "0.01",
+            "--budget-name",
+            "talk",
+            "--model",
+            model,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write("count\n")

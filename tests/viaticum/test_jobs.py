@@ -11,8 +11,15 @@ from viaticum.jobs import JOB, ROWS, Call, Job, JobRow, Preview, read_rows, row_
 
 
 def make_job(**changes: object) -> Job:
-    facts = {"input": "in.jsonl", "results": "out.jsonl", "rows": 2, "budget": "night", "limit_nanousd": 5,
-             "ledger": "ledger.db", "policy": "best"}  # fmt: skip
+    facts = {
+        "input": "in.jsonl",
+        "results": "out.jsonl",
+        "rows": 2,
+        "budget": "night",
+        "limit_nanousd": 5,
+        "ledger": "ledger.db",
+        "policy": "best",
+    }
     return Job(**{**facts, **changes})  # type: ignore[arg-type]
 
 

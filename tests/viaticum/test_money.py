@@ -94,11 +94,12 @@ def test_no_call_costs_more_than_the_worst_case(price: Price, data: st.DataObjec
     most_read, most_made, most_time = data.draw(COUNTS), data.draw(COUNTS), data.draw(COUNTS)
     read, made = data.draw(st.integers(0, most_read)), data.draw(st.integers(0, most_made))
     cost = price.cost(
-        read, made,
+        read,
+        made,
         cached_input_tokens=data.draw(st.integers(0, read)),
         reasoning_tokens=data.draw(st.integers(0, made)),
         milliseconds=data.draw(st.integers(0, most_time)),
-    )  # fmt: skip
+    )
     assert 0 <= cost <= price.worst_cost(most_read, most_made, most_time)
 
 
@@ -133,10 +134,17 @@ def test_tiers_rise(steps: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("amount", "text"),
     [
-        (0, "$0"), (5, "$0.000000005"), (96_123, "$0.0000961"), (-96_123.4, "-$0.0000961"), (20_000_000, "$0.02"),
-        (300_000_000, "$0.30"), (214_321_000, "$0.214"), (999_999_999, "$1.00"), (12_345_678_901, "$12.35"),
+        (0, "$0"),
+        (5, "$0.000000005"),
+        (96_123, "$0.0000961"),
+        (-96_123.4, "-$0.0000961"),
+        (20_000_000, "$0.02"),
+        (300_000_000, "$0.30"),
+        (214_321_000, "$0.214"),
+        (999_999_999, "$1.00"),
+        (12_345_678_901, "$12.35"),
         (-1_234_567_890_123, "-$1,234.57"),
     ],
-)  # fmt: skip
+)
 def test_amounts_for_people_are_short(amount: float, text: str) -> None:
     assert short_usd(amount) == text

@@ -65,8 +65,17 @@ def test_fit_evaluate_show(fitted: Path, tmp_path: Path, encoder: str) -> None:
     write_outcomes(tmp_path / "new.parquet", outcomes(90, seed=5))
     found = told("evaluate", fitted, tmp_path / "new.parquet")
     assert found["questions"] == 90
-    keys = {"best_single", "curve", "hull", "cost_at_best_single_accuracy", "ece", "token_coverage_p90",
-            "largest_share", "oracle", "curve_minus_hull"}  # fmt: skip
+    keys = {
+        "best_single",
+        "curve",
+        "hull",
+        "cost_at_best_single_accuracy",
+        "ece",
+        "token_coverage_p90",
+        "largest_share",
+        "oracle",
+        "curve_minus_hull",
+    }
     assert keys <= set(found)
     assert set(found["best_single"]) == {"pair", "accuracy", "cost"}
     assert [set(point) for point in found["curve"]] == [{"budget", "accuracy", "cost"}] * 7
@@ -102,9 +111,17 @@ def test_add_and_refit(fitted: Path, tmp_path: Path) -> None:
     rows = [replace(row, model="fresh") for row in outcomes(60, seed=6) if row.pair == PAIRS[1]]
     write_outcomes(tmp_path / "fresh.jsonl", rows)
     found = told(
-        "add", fitted, "--model", "fresh", "--strategy", "cot", "--outcomes", tmp_path / "fresh.jsonl",
-        "--catalogue", catalogue,
-    )  # fmt: skip
+        "add",
+        fitted,
+        "--model",
+        "fresh",
+        "--strategy",
+        "cot",
+        "--outcomes",
+        tmp_path / "fresh.jsonl",
+        "--catalogue",
+        catalogue,
+    )
     assert found["added"] == ["fresh+cot"]
     assert found["outcomes"] == 60
     assert "fresh+cot" in {row["pair"] for row in told("show", fitted, "sum total")["table"]}

@@ -26,33 +26,68 @@ _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
 def batch(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL, OpenAI's batch format, CSV or Parquet.")],
-    dollars: Annotated[str | None, typer.Option("--budget", help="Dollars that all of it may cost at most.")] = None,
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="JSONL, OpenAI's batch format, CSV or Parquet.")
+    ],
+    dollars: Annotated[
+        str | None, typer.Option("--budget", help="Dollars that all of it may cost at most.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The results: .jsonl, .csv or .parquet.")] = None,
-    policy: Annotated[str, typer.Option(help="paced (most right answers for the money), best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "paced",
-    deadline: Annotated[str | None, typer.Option(help="When no further row is begun, such as 2h or 90m.")] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="paced (most right answers for the money), best, cheapest:ACCURACY or weighted:PER_DOLLAR"
+        ),
+    ] = "paced",
+    deadline: Annotated[
+        str | None, typer.Option(help="When no further row is begun, such as 2h or 90m.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for several machines.")] = "local",
-    cluster: Annotated[str | None, typer.Option(help="With --engine ray: the address of a cluster, or auto. [default: begin one on this machine]")] = None,
-    workers: Annotated[int, typer.Option(help="With --engine ray: workers, each with its own models.", min=1)] = 2,
-    gpus: Annotated[float, typer.Option(help="With --engine ray: GPUs of each worker, such as 0.5.", min=0)] = 0.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a job that was interrupted or has more money.")] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="With --engine ray: the address of a cluster, or auto. [default: begin one on this machine]"
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="With --engine ray: workers, each with its own models.", min=1)
+    ] = 2,
+    gpus: Annotated[
+        float, typer.Option(help="With --engine ray: GPUs of each worker, such as 0.5.", min=0)
+    ] = 0.0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a job that was interrupted or has more money.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what several budgets would buy; ask nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what several budgets would buy; ask nothing.")
+    ] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used.")] = False,
     skip: Annotated[int, typer.Option(help="Leave out the first so many rows.", min=0)] = 0,
     limit: Annotated[int | None, typer.Option(help="Take at most so many rows.", min=1)] = None,
-    form: Annotated[str | None, typer.Option("--format", help="jsonl, openai, csv or parquet, where the suffix does not say.")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="jsonl, openai, csv or parquet, where the suffix does not say."),
+    ] = None,
     router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Answers to share between jobs. [default: the job's own]", metavar="FILE")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Answers to share between jobs. [default: the job's own]", metavar="FILE"),
+    ] = None,
     keep_texts: Annotated[bool, typer.Option("--keep-texts", help="Keep what the models wrote.")] = False,
     concurrency: Annotated[int, typer.Option(help="Calls at once.", min=1)] = 32,
-    slots: Annotated[int | None, typer.Option(help="Texts that a local model writes at once. [default: as many as calls]", min=1)] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(help="Texts that a local model writes at once. [default: as many as calls]", min=1),
+    ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds that one call may take.")] = None,
-    grace: Annotated[float, typer.Option(help="Seconds that running calls have to end after SIGTERM or Ctrl-C.", min=0)] = 30.0,
+    grace: Annotated[
+        float, typer.Option(help="Seconds that running calls have to end after SIGTERM or Ctrl-C.", min=0)
+    ] = 30.0,
     where: Where = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines on stdout.")] = False,
     catalogue: CatalogueFile = None,
-) -> None:  # fmt: skip
+) -> None:
     """Answer a file of questions: as many right as the budget buys, and never more spent.
 
     Killed or interrupted, the same command with --resume goes on and pays for nothing twice. Exit code 3: it was told
@@ -60,10 +95,21 @@ def batch(
     """
     seconds = None if deadline is None else seconds_of(deadline)
     if dry_run:
-        _dry_run(source, dollars, as_json, {
-            "policy": policy, "deadline": seconds, "skip": skip, "limit": limit, "format": form,
-            "catalogue": catalogue, "router": router, "concurrency": concurrency,
-        })  # fmt: skip
+        _dry_run(
+            source,
+            dollars,
+            as_json,
+            {
+                "policy": policy,
+                "deadline": seconds,
+                "skip": skip,
+                "limit": limit,
+                "format": form,
+                "catalogue": catalogue,
+                "router": router,
+                "concurrency": concurrency,
+            },
+        )
         return
     if out is None:
         raise InputError("say where the results go: --out RESULTS.jsonl")
@@ -77,12 +123,31 @@ def batch(
     stop = threading.Event()
     with _Listening(stop), _Teller(as_json) as teller:
         ended = run_batch(
-            source, out, budget=dollars, policy=policy, deadline=seconds, engine=engine,  # type: ignore[arg-type]
+            source,
+            out,
+            budget=dollars,
+            policy=policy,
+            deadline=seconds,
+            engine=engine,  # type: ignore[arg-type]
             cluster=Cluster(cluster, workers, gpus=gpus) if engine == "ray" else None,
-            resume=resume, force=force, skip_bad=skip_bad, skip=skip, limit=limit, format=form, catalogue=catalogue,
-            router=router, ledger=where, cache=cache, concurrency=concurrency, slots=slots, timeout=timeout,
-            keep_texts=keep_texts, drain_seconds=grace, stop=stop, tell=teller.tell,
-        )  # fmt: skip
+            resume=resume,
+            force=force,
+            skip_bad=skip_bad,
+            skip=skip,
+            limit=limit,
+            format=form,
+            catalogue=catalogue,
+            router=router,
+            ledger=where,
+            cache=cache,
+            concurrency=concurrency,
+            slots=slots,
+            timeout=timeout,
+            keep_texts=keep_texts,
+            drain_seconds=grace,
+            stop=stop,
+            tell=teller.tell,
+        )
     if ended.job.ending == "drained":
         raise typer.Exit(DRAINED)
 
@@ -182,10 +247,14 @@ def _dry_run(source: Path, dollars: str | None, as_json: bool, settings: dict[st
     found = preview_batch(source, budget=dollars, **settings)
     if as_json:
         told = [
-            {"budget_nanousd": each.budget_nanousd, "accuracy": each.accuracy, "cost_p50": each.cost_p50,
-             "cost_p90": each.cost_p90}
+            {
+                "budget_nanousd": each.budget_nanousd,
+                "accuracy": each.accuracy,
+                "cost_p50": each.cost_p50,
+                "cost_p90": each.cost_p90,
+            }
             for each in found.previews
-        ]  # fmt: skip
+        ]
         typer.echo(
             json.dumps({"rows": found.rows, "bad": found.bad, "problems": found.problems, "previews": told})
         )
@@ -193,8 +262,11 @@ def _dry_run(source: Path, dollars: str | None, as_json: bool, settings: dict[st
     table = Table("budget", "right", "$ p50", "$ p90", box=None, pad_edge=False)
     for each in found.previews:
         table.add_row(
-            format_usd(each.budget_nanousd), f"{each.accuracy:.1%}", format_usd(each.cost_p50), format_usd(each.cost_p90)
-        )  # fmt: skip
+            format_usd(each.budget_nanousd),
+            f"{each.accuracy:.1%}",
+            format_usd(each.cost_p50),
+            format_usd(each.cost_p90),
+        )
     Console(width=max(80, Console().width)).print(table)
     typer.echo(f"{found.rows} rows" + (f", {found.bad} of them cannot be used" if found.bad else ""))
     for problem in found.problems:

@@ -61,9 +61,22 @@ Zone = Annotated[str, typer.Option("--zone", help="The calendar's time zone, suc
 _NO_LIMIT = 10_000  # columns
 
 ENTRY_FIELDS = (
-    "id", "at", "budget", "key", "kind", "nanousd", "tokens", "overrun",
-    "models", "strategy", "prices", "note", "root", "number", "hash",
-)  # fmt: skip
+    "id",
+    "at",
+    "budget",
+    "key",
+    "kind",
+    "nanousd",
+    "tokens",
+    "overrun",
+    "models",
+    "strategy",
+    "prices",
+    "note",
+    "root",
+    "number",
+    "hash",
+)
 
 
 @app.command()
@@ -436,9 +449,14 @@ def _print_holds(holds: list[Hold]) -> None:
     table = _table("call", "budget", "state", "held", "tokens", "since", "lease until")
     for hold in holds:
         table.add_row(
-            hold.key, hold.budget, hold.state, format_usd(hold.held_nanousd), str(hold.held_tokens),
-            hold.created[:19], hold.until[:19],
-        )  # fmt: skip
+            hold.key,
+            hold.budget,
+            hold.state,
+            format_usd(hold.held_nanousd),
+            str(hold.held_tokens),
+            hold.created[:19],
+            hold.until[:19],
+        )
     _print(table)
 
 
@@ -446,9 +464,15 @@ def _print_entries(entries: Iterable[Entry]) -> None:
     table = _table("id", "at", "budget", "call", "kind", "amount", "tokens", "overrun")
     for entry in entries:
         table.add_row(
-            str(entry.id), entry.at[:19], entry.budget, entry.key or "-", entry.kind,
-            format_usd(entry.nanousd), str(entry.tokens), format_usd(entry.overrun) if entry.overrun else "",
-        )  # fmt: skip
+            str(entry.id),
+            entry.at[:19],
+            entry.budget,
+            entry.key or "-",
+            entry.kind,
+            format_usd(entry.nanousd),
+            str(entry.tokens),
+            format_usd(entry.overrun) if entry.overrun else "",
+        )
     _print(table)
 
 

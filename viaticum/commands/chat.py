@@ -107,9 +107,12 @@ class _Conversation:
         self._routes = done.routes
         if self._as_json:
             told = {
-                "text": done.text, "answer": done.answer, "routes": done.routes, "cost_nanousd": done.cost,
+                "text": done.text,
+                "answer": done.answer,
+                "routes": done.routes,
+                "cost_nanousd": done.cost,
                 "left_nanousd": self._client.budget().left_nanousd,
-            }  # fmt: skip
+            }
             sys.stdout.write(json.dumps(told) + "\n")
             sys.stdout.flush()
         else:

@@ -68,9 +68,14 @@ def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
     table = Table("name", "key", "budget", "models", "a minute", "made", "revoked", box=None, pad_edge=False)
     for key in found:
         table.add_row(
-            key.name, key.shown, key.scope or "the server's", ", ".join(key.models) or "all",
-            "-" if key.per_minute is None else str(key.per_minute), key.created, key.revoked or "-",
-        )  # fmt: skip
+            key.name,
+            key.shown,
+            key.scope or "the server's",
+            ", ".join(key.models) or "all",
+            "-" if key.per_minute is None else str(key.per_minute),
+            key.created,
+            key.revoked or "-",
+        )
     Console().print(table)
 
 

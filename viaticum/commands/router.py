@@ -105,11 +105,14 @@ def evaluate(
     table = Table("$ a question", "router", "spent", "hull", "router - hull, 95%", box=None, pad_edge=False)
     for ours, hull, gap in zip(told["curve"], told["hull"], told["curve_minus_hull"], strict=True):
         table.add_row(
-            f"{ours['budget']:g}", f"{ours['accuracy']:.1%}", f"{ours['cost']:.6f}",
+            f"{ours['budget']:g}",
+            f"{ours['accuracy']:.1%}",
+            f"{ours['cost']:.6f}",
             "-" if hull["accuracy"] is None else f"{hull['accuracy']:.1%}",
-            "-" if gap["difference"] is None
+            "-"
+            if gap["difference"] is None
             else f"{100 * gap['difference']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})",
-        )  # fmt: skip
+        )
     Console(width=max(90, Console().width)).print(table)
     best = told["best_single"]
     typer.echo(
@@ -141,23 +144,38 @@ def show(
     trust = float(router.predict_texts([question]).trust[0])
     if as_json:
         told = [
-            {"pair": str(row.pair), "accuracy": row.accuracy, "tokens_p50": row.tokens_p50,
-             "tokens_p90": row.tokens_p90, "cost_p50": row.cost_p50, "cost_p90": row.cost_p90}
+            {
+                "pair": str(row.pair),
+                "accuracy": row.accuracy,
+                "tokens_p50": row.tokens_p50,
+                "tokens_p90": row.tokens_p90,
+                "cost_p50": row.cost_p50,
+                "cost_p90": row.cost_p90,
+            }
             for row in rows
-        ]  # fmt: skip
+        ]
         ways = [
-            {"plan": str(row.plan), "pairs": [str(pair) for pair in row.plan.pairs], "need": row.plan.need,
-             "accuracy": row.accuracy, "cost": row.cost_p50, "cost_p90": row.cost_p90}
+            {
+                "plan": str(row.plan),
+                "pairs": [str(pair) for pair in row.plan.pairs],
+                "need": row.plan.need,
+                "accuracy": row.accuracy,
+                "cost": row.cost_p50,
+                "cost_p90": row.cost_p90,
+            }
             for row in plans
-        ]  # fmt: skip
+        ]
         typer.echo(json.dumps({"trust": trust, "table": told, "plans": ways}))
         return
     table = Table("pair", "right", "tokens p50/p90", "$ p50", "$ p90", box=None, pad_edge=False)
     for row in sorted(rows, key=lambda row: -row.accuracy):
         table.add_row(
-            str(row.pair), f"{row.accuracy:.0%}", f"{row.tokens_p50}/{row.tokens_p90}",
-            format_usd(row.cost_p50), format_usd(row.cost_p90),
-        )  # fmt: skip
+            str(row.pair),
+            f"{row.accuracy:.0%}",
+            f"{row.tokens_p50}/{row.tokens_p90}",
+            format_usd(row.cost_p50),
+            format_usd(row.cost_p90),
+        )
     ways_table = Table("plan", "right", "$ expected", "$ p90", box=None, pad_edge=False)
     for way in plans:
         ways_table.add_row(
@@ -232,9 +250,13 @@ def refit(
     known = _grid(outcomes, prices)
     with _Bar() as bar:
         found = run(
-            router, known, _grid(live, prices, known.pairs, live=True), router.encoder, _descriptions(catalogue),
+            router,
+            known,
+            _grid(live, prices, known.pairs, live=True),
+            router.encoder,
+            _descriptions(catalogue),
             report=bar.report,
-        )  # fmt: skip
+        )
     if found.router is None:
         raise DataError(
             f"the refit foretells live answers worse (log loss {found.after:.4f}, before {found.before:.4f}); "
@@ -291,9 +313,13 @@ class _Bar:
     def __init__(self) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=console, disable=not console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self._task = self._progress.add_task("reading", total=None)
 
     def __enter__(self) -> Self:

@@ -83,16 +83,38 @@ def policy(
     models = Catalogue.load(catalogue)
     settings = PolicySettings(
         default_tau(models[pair]) if tau is None else tau,
-        strategy, latency_weight, streams, group, questions_per_step,
+        strategy,
+        latency_weight,
+        streams,
+        group,
+        questions_per_step,
         3 * questions_per_step if most_per_step is None else most_per_step,
-        temperature, seed, held_out, rank, width, start, rate, epochs, minibatches, scale,
-    )  # fmt: skip
+        temperature,
+        seed,
+        held_out,
+        rank,
+        width,
+        start,
+        rate,
+        epochs,
+        minibatches,
+        scale,
+    )
     asked = read_questions(questions, limit=None if limit is None else limit + skip)[skip:]
     with _Bar() as bar:
         found = learn(
-            asked, pair, out, catalogue=models, settings=settings, steps=steps, minutes=minutes,
-            slots=slots, device=device, costs=_costs(costs), report=bar.report,
-        )  # fmt: skip
+            asked,
+            pair,
+            out,
+            catalogue=models,
+            settings=settings,
+            steps=steps,
+            minutes=minutes,
+            slots=slots,
+            device=device,
+            costs=_costs(costs),
+            report=bar.report,
+        )
     kept = ("pair", "tau", "threshold", "steps", "learned", "last", "evaluation")
     if as_json:
         facts = {name: found.facts[name] for name in kept}
@@ -127,9 +149,15 @@ def policy_evaluate(
     asked = read_questions(questions, limit=None if limit is None else limit + skip)[skip:]
     with _Bar() as bar:
         told = evaluate(
-            folder, asked, catalogue=Catalogue.load(catalogue), pair=pair, slots=slots, device=device,
-            costs=_costs(costs), report=bar.report,
-        )  # fmt: skip
+            folder,
+            asked,
+            catalogue=Catalogue.load(catalogue),
+            pair=pair,
+            slots=slots,
+            device=device,
+            costs=_costs(costs),
+            report=bar.report,
+        )
     if as_json:
         typer.echo(json.dumps(told))
         return
@@ -158,8 +186,11 @@ def _print(told: Mapping[str, Any]) -> None:
     for name, change in told["difference"].items():
         low, high = change["95%"]
         table.add_row(
-            name.replace("_", " "), f"{told['before'][name]:.3f}", f"{told['after'][name]:.3f}",
-            f"{change['mean']:+.3f}", f"{low:+.3f} to {high:+.3f}",
-        )  # fmt: skip
+            name.replace("_", " "),
+            f"{told['before'][name]:.3f}",
+            f"{told['after'][name]:.3f}",
+            f"{change['mean']:+.3f}",
+            f"{low:+.3f} to {high:+.3f}",
+        )
     Console(width=max(90, Console().width)).print(table)
     typer.echo(f"{told['questions']} questions")

@@ -67,10 +67,15 @@ def label(
     asked = read_questions(questions, limit=None if limit is None else limit + skip)[skip:]
     with _Bar() as bar:
         run(
-            asked, pair, out,
-            catalogue=Catalogue.load(catalogue), verifiers=_names(verifier, also), slots=slots,
-            settings=LabelSettings(strategy, seed, sentence_cap, step_tokens), report=bar.report,
-        )  # fmt: skip
+            asked,
+            pair,
+            out,
+            catalogue=Catalogue.load(catalogue),
+            verifiers=_names(verifier, also),
+            slots=slots,
+            settings=LabelSettings(strategy, seed, sentence_cap, step_tokens),
+            report=bar.report,
+        )
     _tell(out, as_json)
 
 
@@ -91,9 +96,13 @@ def verify(
 
     with _Bar() as bar:
         run(
-            labels, _names(verifier), catalogue=Catalogue.load(catalogue), limit=limit, slots=slots,
+            labels,
+            _names(verifier),
+            catalogue=Catalogue.load(catalogue),
+            limit=limit,
+            slots=slots,
             report=bar.report,
-        )  # fmt: skip
+        )
     _tell(labels, as_json)
 
 
@@ -153,16 +162,25 @@ def train(
 
     tokens = LabelledTokens.load(labels, verifier)
     shape = Shape(
-        hidden=tokens.hidden.shape[1], top=tokens.top.shape[1], inputs=inputs_of(inputs), rank=rank,
-        width=64 if width is None else width, depth=2 if depth is None else depth, members=members,
+        hidden=tokens.hidden.shape[1],
+        top=tokens.top.shape[1],
+        inputs=inputs_of(inputs),
+        rank=rank,
+        width=64 if width is None else width,
+        depth=2 if depth is None else depth,
+        members=members,
         dropout=dropout,
-    )  # fmt: skip
+    )
     settings = TrainSettings(seed=seed, rate=rate, decay=decay, neutral=neutral, recall=recall)
     with _Bar() as bar:
         router = run(
-            tokens, shape, settings=settings, choose=width is None and depth is None, most=questions,
+            tokens,
+            shape,
+            settings=settings,
+            choose=width is None and depth is None,
+            most=questions,
             report=bar.report,
-        )  # fmt: skip
+        )
     router.save(out)
     kept = ("threshold", "calibration", "settings", "tokens", "metrics")
     if as_json:
@@ -239,10 +257,16 @@ def calibrate(
     else:
         with _Bar() as bar:
             router = run(
-                folder, read_questions(prompts, limit=limit),
-                catalogue=Catalogue.load(catalogue), share=share, tokens_per_second=tokens_per_second,
-                pair=pair, strategy=strategy, slots=slots, report=bar.report,
-            )  # fmt: skip
+                folder,
+                read_questions(prompts, limit=limit),
+                catalogue=Catalogue.load(catalogue),
+                share=share,
+                tokens_per_second=tokens_per_second,
+                pair=pair,
+                strategy=strategy,
+                slots=slots,
+                report=bar.report,
+            )
     if as_json:
         told = {
             "path": str(folder),
@@ -267,9 +291,15 @@ def _print_threshold(facts: Mapping[str, Any], folder: Path) -> None:
 def _print_metrics(metrics: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
     shares = ("0.05", "0.1", "0.2")
     table = Table(
-        "score", "AUC, all", "95%", "AUC, differing", "95%", *(f"recall at {float(each):.0%}" for each in shares),
-        box=None, pad_edge=False,
-    )  # fmt: skip
+        "score",
+        "AUC, all",
+        "95%",
+        "AUC, differing",
+        "95%",
+        *(f"recall at {float(each):.0%}" for each in shares),
+        box=None,
+        pad_edge=False,
+    )
     for name, told in metrics:
         cells = [name]
         for part in ("all", "differing"):
@@ -297,9 +327,13 @@ def _tell(labels: Path, as_json: bool) -> None:
         for kind in KINDS:
             facts = of[kind]
             table.add_row(
-                verifier, kind, str(facts["tokens"]), f"{facts['share']:.1%}",
-                _number(facts["entropy"], 4), _number(facts["nats"], 2),
-            )  # fmt: skip
+                verifier,
+                kind,
+                str(facts["tokens"]),
+                f"{facts['share']:.1%}",
+                _number(facts["entropy"], 4),
+                _number(facts["nats"], 2),
+            )
     Console(width=max(90, Console().width)).print(table)
     for each in told["agreement"]:
         a, b = each["verifiers"]
@@ -320,9 +354,14 @@ class _Bar:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
         self._task = self._progress.add_task("loading", total=None)
         self._stage, self._first, self._began, self._said = "", 0, 0.0, 0.0
 

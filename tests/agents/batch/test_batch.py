@@ -84,9 +84,14 @@ def test_every_row_is_answered_graded_and_paid(tmp_path: Path) -> None:
     assert row.calls[0].key == f"{ended.job.budget}/q3/0"
     assert row.text is None
     assert read_lines(tmp_path / "out.jsonl")[3] == {
-        "id": "q3", "state": "answered", "answer": "5", "correct": True, "reason": "", "pair": "dear+cot",
+        "id": "q3",
+        "state": "answered",
+        "answer": "5",
+        "correct": True,
+        "reason": "",
+        "pair": "dear+cot",
         "cost_nanousd": row.cost_nanousd,
-    }  # fmt: skip
+    }
     assert [event["event"] for event in told][:2] == ["reading", "started"]
     assert told[-1]["event"] == "ended"
     assert (told[-1]["done"], told[-1]["right"], told[-1]["graded"]) == (50, 50, 50)
@@ -185,9 +190,12 @@ def test_identical_calls_are_paid_for_once(tmp_path: Path) -> None:
     assert len(known["dear"].calls) == 3
     plan = Plan((CHEAP, DEAR), 2)
     third = run(
-        tmp_path, models=known, cache=tmp_path / "cache.db", out=tmp_path / "three.jsonl",
+        tmp_path,
+        models=known,
+        cache=tmp_path / "cache.db",
+        out=tmp_path / "three.jsonl",
         router=Ways({plan: (0.9, 400_000)}),
-    )  # fmt: skip
+    )
     assert len(known["dear"].calls) == 3, "the workflow looks, too"
     assert len(known["cheap"].calls) <= 30
     assert all(row.calls[-1].cached for row in rows_of(third))
@@ -366,9 +374,13 @@ def test_two_processes_do_not_work_on_one_job(tmp_path: Path) -> None:
     with batch_job.acquire_job_lock(job_folder(tmp_path / "out.jsonl")):
         script = "import sys; from scripted_batch import *; run(Path(sys.argv[1]), resume=True)"
         done = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False,
-            cwd=SUPPORT, timeout=120,
-        )  # fmt: skip
+            [sys.executable, "-c", script, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=SUPPORT,
+            timeout=120,
+        )
     assert "another process works on the job" in done.stderr
 
 
@@ -689,9 +701,15 @@ def cli_folder(folder: Path, rows: int = 5, questions: int = 1) -> list[str]:
             line = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
             file.write(json.dumps(line) + "\n")
     return [
-        "batch", str(folder / "in.jsonl"), "--out", str(folder / "out.jsonl"), "--catalogue",
-        str(folder / "catalogue.toml"), "--ledger", str(folder / "ledger.db"),
-    ]  # fmt: skip
+        "batch",
+        str(folder / "in.jsonl"),
+        "--out",
+        str(folder / "out.jsonl"),
+        "--catalogue",
+        str(folder / "catalogue.toml"),
+        "--ledger",
+        str(folder / "ledger.db"),
+    ]
 
 
 def test_the_command_says_how_a_job_that_an_error_stopped_goes_on(tmp_path: Path) -> None:
@@ -790,9 +808,13 @@ def test_a_way_whose_worst_case_does_not_fit_is_not_planned(held: int | None, pl
         return held if row.plan.pairs[0] == DEAR else 60_000
 
     planner = RowPlanner(
-        RouteEstimates(two_ways(), lambda pair: True), "paced", left=lambda: 550_000, elapsed=lambda: 0.0,
-        worst=worst if held else None, concurrency=8,
-    )  # fmt: skip
+        RouteEstimates(two_ways(), lambda pair: True),
+        "paced",
+        left=lambda: 550_000,
+        elapsed=lambda: 0.0,
+        worst=worst if held else None,
+        concurrency=8,
+    )
     planner.begin(list(enumerate(rows)), len(rows))
     found = [each for each in planner.plan(rows) if each is not None]
     assert {each.plan.pairs[0] for each in found if each.plan is not None} == planned
@@ -846,9 +868,15 @@ def test_a_plan_whose_next_call_does_not_fit_ends_with_what_it_has(tmp_path: Pat
     plans = Ways({Plan((CHEAP, DEAR), 2): (0.9, 40_000), CHEAP: (0.5, 39_000), DEAR: (0.5, 45_000)})
     write_questions(tmp_path / "in.jsonl", rows)
     done = run_batch(
-        tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget="0.0004", ledger=tmp_path / "ledger.db",
-        models=models(), router=plans, policy="best", concurrency=4,
-    )  # fmt: skip
+        tmp_path / "in.jsonl",
+        tmp_path / "out.jsonl",
+        budget="0.0004",
+        ledger=tmp_path / "ledger.db",
+        models=models(),
+        router=plans,
+        policy="best",
+        concurrency=4,
+    )
     assert done.job.ending == "completed"
     assert done.figures["answered"] == rows
     assert done.figures["spent_nanousd"] <= 400_000
@@ -859,10 +887,13 @@ def test_a_plan_whose_next_call_does_not_fit_ends_with_what_it_has(tmp_path: Pat
 def test_a_paid_call_without_an_answer_is_not_taken_up_for_ever(tmp_path: Path, rows: int) -> None:
     """What comes next does not fit, and a cheaper pair is there: the row's own call is paid for and decides its way."""
     ended = run_batch(
-        write_questions(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", budget="0.0000832",
-        models=models(cheap=says_nothing), router=Ways({CHEAP: (0.5, 39_000), SHY: (0.1, 20_000), DEAR: (0.9, 390_000)}),
+        write_questions(tmp_path / "in.jsonl", rows),
+        tmp_path / "out.jsonl",
+        budget="0.0000832",
+        models=models(cheap=says_nothing),
+        router=Ways({CHEAP: (0.5, 39_000), SHY: (0.1, 20_000), DEAR: (0.9, 390_000)}),
         ledger=tmp_path / "l.sqlite",
-    )  # fmt: skip
+    )
     assert ended.figures["done"] == rows
     assert ended.figures["answered"] == 0
     assert ended.figures["spent_nanousd"] <= 83_200

@@ -78,9 +78,13 @@ def test_a_row_whose_try_failed_and_does_not_fit_again_takes_what_fits(tmp_path:
     write_questions(tmp_path / "in.jsonl", 3)
     held = worst_case(DEAR)
     ended = run(
-        tmp_path, models=models(dear=Once(long_and_right)), policy="best", concurrency=1,
-        router=Ways({CHEAP: (0.5, 39_000), DEAR: (0.9, 200_000)}), budget=usd(held + 100_000),
-    )  # fmt: skip
+        tmp_path,
+        models=models(dear=Once(long_and_right)),
+        policy="best",
+        concurrency=1,
+        router=Ways({CHEAP: (0.5, 39_000), DEAR: (0.9, 200_000)}),
+        budget=usd(held + 100_000),
+    )
     rows = rows_of(ended)
     assert {row.state for row in rows} == {"answered"}
     assert str(CHEAP) in {row.route for row in rows}
@@ -171,9 +175,12 @@ def test_rows_that_name_a_model_find_their_money(tmp_path: Path) -> None:
     ends = {}
     for budget in ("0.0185", "1"):
         ended = run(
-            tmp_path, source=source, out=tmp_path / f"{budget}.jsonl", budget=budget,
+            tmp_path,
+            source=source,
+            out=tmp_path / f"{budget}.jsonl",
+            budget=budget,
             router=Ways({CHEAP: (0.8, 39_000), DEAR: (0.9, 390_000)}),
-        )  # fmt: skip
+        )
         ends[budget] = rows_of(ended)
     named, free = ends["0.0185"][40:], ends["0.0185"][:40]
     assert {row.state for row in named} == {"answered"}
@@ -221,9 +228,13 @@ def test_no_row_begins_after_the_deadline(tmp_path: Path) -> None:
 def test_a_later_pass_has_the_time_that_is_left(began: float) -> None:
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(40)]
     planner = RowPlanner(
-        RouteEstimates(two_ways(), lambda pair: True), "paced", left=lambda: 10**12, elapsed=lambda: began,
-        deadline=7200.0, concurrency=1,
-    )  # fmt: skip
+        RouteEstimates(two_ways(), lambda pair: True),
+        "paced",
+        left=lambda: 10**12,
+        elapsed=lambda: began,
+        deadline=7200.0,
+        concurrency=1,
+    )
     planner.begin(list(enumerate(rows)), len(rows))
     planned = []
     for each in planner.plan(rows):
@@ -341,7 +352,11 @@ def test_an_unknown_strategy_fails_its_row_alone(tmp_path: Path) -> None:
 def test_results_without_a_suffix_are_as_the_input(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("id,question\na,What is 1 + 2?\n")
     run_batch(
-        tmp_path / "in.csv", tmp_path / "results", budget="0.1", models=models(), router=two_ways(),
+        tmp_path / "in.csv",
+        tmp_path / "results",
+        budget="0.1",
+        models=models(),
+        router=two_ways(),
         ledger=tmp_path / "ledger.db",
-    )  # fmt: skip
+    )
     assert (tmp_path / "results").read_text().splitlines()[0].startswith("id,")

@@ -37,9 +37,14 @@ def test_rows_of_local_models_are_written_together(
     rows.append(line("again", "tiny-small", "Say 3."))
     (tmp_path / "in.jsonl").write_text("\n".join(rows))
     ended = run_batch(
-        tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget="0.01", catalogue=tiny_catalogue,
-        ledger=tmp_path / "ledger.db", concurrency=4, keep_texts=True,
-    )  # fmt: skip
+        tmp_path / "in.jsonl",
+        tmp_path / "out.jsonl",
+        budget="0.01",
+        catalogue=tiny_catalogue,
+        ledger=tmp_path / "ledger.db",
+        concurrency=4,
+        keep_texts=True,
+    )
     assert together > 1
     done: dict[str, Any] = {row.id: row for row in read_rows(ended.folder)}
     assert len(done) == 17

@@ -45,8 +45,12 @@ def started(folder: Path, budget: str, ledger: str, pause: float, engine: str) -
     path = os.pathsep.join([str(ROOT), str(DRIVER.parent)])
     command = [sys.executable, str(DRIVER), str(folder), budget, ledger, str(pause), engine]
     return subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+        command,
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -147,9 +151,15 @@ def test_chunks_that_are_answered_elsewhere(tmp_path: Path, monkeypatch: pytest.
     write_questions(tmp_path / "in.jsonl", ROWS)
     ledger = str(tmp_path / "ledger.db")
     done = run_batch(
-        tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget=1, ledger=ledger, models=models(), router=all_ways(),
-        cluster=Cluster(), concurrency=4,
-    )  # fmt: skip
+        tmp_path / "in.jsonl",
+        tmp_path / "out.jsonl",
+        budget=1,
+        ledger=ledger,
+        models=models(),
+        router=all_ways(),
+        cluster=Cluster(),
+        concurrency=4,
+    )
     assert done.job.ending == "completed"
     assert made[0].sent >= ROWS / 4
     check_books(tmp_path, ledger, ROWS)
@@ -178,9 +188,14 @@ def test_a_chunk_that_two_workers_answer_is_paid_for_once(
     write_questions(tmp_path / "in.jsonl", ROWS)
     ledger = str(tmp_path / "ledger.db")
     done = run_batch(
-        tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget=1, ledger=ledger, models=models(), router=all_ways(),
+        tmp_path / "in.jsonl",
+        tmp_path / "out.jsonl",
+        budget=1,
+        ledger=ledger,
+        models=models(),
+        router=all_ways(),
         concurrency=20,
-    )  # fmt: skip
+    )
     assert done.job.ending == "completed"
     assert done.figures["right"] == ROWS
     check_books(tmp_path, ledger, ROWS)
@@ -194,9 +209,15 @@ def test_what_concerns_all_rows_ends_the_job_with_the_error_that_a_worker_met(
     refused = models(cheap=AuthenticationFailed("the key is not known"))
     with pytest.raises(AuthenticationFailed, match="the key is not known"):
         run_batch(
-            tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget=1, ledger=tmp_path / "ledger.db", models=refused,
-            router=two_ways(), policy="cheapest:0.1", concurrency=4,
-        )  # fmt: skip
+            tmp_path / "in.jsonl",
+            tmp_path / "out.jsonl",
+            budget=1,
+            ledger=tmp_path / "ledger.db",
+            models=refused,
+            router=two_ways(),
+            policy="cheapest:0.1",
+            concurrency=4,
+        )
 
 
 def test_workers_that_cannot_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +228,14 @@ def test_workers_that_cannot_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_questions(tmp_path / "in.jsonl", ROWS)
     with pytest.raises(ProviderUnavailable, match="no node is left"):
         run_batch(
-            tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget=1, ledger=tmp_path / "ledger.db", models=models(),
-            router=two_ways(), concurrency=4,
-        )  # fmt: skip
+            tmp_path / "in.jsonl",
+            tmp_path / "out.jsonl",
+            budget=1,
+            ledger=tmp_path / "ledger.db",
+            models=models(),
+            router=two_ways(),
+            concurrency=4,
+        )
 
 
 def test_a_job_that_is_to_end_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,9 +245,16 @@ def test_a_job_that_is_to_end_does_not_wait_for_ever(tmp_path: Path, monkeypatch
     stop, began = threading.Event(), time.monotonic()
     threading.Timer(0.5, stop.set).start()
     done = run_batch(
-        tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget=1, ledger=tmp_path / "ledger.db", models=models(),
-        router=two_ways(), concurrency=4, stop=stop, drain_seconds=0.5,
-    )  # fmt: skip
+        tmp_path / "in.jsonl",
+        tmp_path / "out.jsonl",
+        budget=1,
+        ledger=tmp_path / "ledger.db",
+        models=models(),
+        router=two_ways(),
+        concurrency=4,
+        stop=stop,
+        drain_seconds=0.5,
+    )
     assert done.job.ending == "drained"
     assert time.monotonic() - began < 30
 

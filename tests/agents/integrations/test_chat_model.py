@@ -32,9 +32,13 @@ def scripted() -> ScriptedModel:
 @pytest.fixture
 def chat(scripted: ScriptedModel, tmp_path: Path) -> Iterator[ChatViaticum]:
     with ChatViaticum(
-        model="scripted", budget="0.0001", models={"scripted": scripted}, folder=tmp_path, max_tokens=10,
+        model="scripted",
+        budget="0.0001",
+        models={"scripted": scripted},
+        folder=tmp_path,
+        max_tokens=10,
         router=FakeRouter("scripted+direct"),
-    ) as chat:  # fmt: skip
+    ) as chat:
         yield chat
         assert chat._client().ledger.check() == []
         assert chat.left().held_nanousd == 0
@@ -49,13 +53,19 @@ def test_a_plain_chat_gives_everything_to_the_model_and_is_charged_what_it_used(
     assert message.content == "four five six"
     ((messages, generation),) = scripted.calls
     assert [(each["role"], each["content"]) for each in messages] == [
-        ("system", "be brief"), ("user", "one"), ("assistant", "two"), ("user", "three"),
-    ]  # fmt: skip
+        ("system", "be brief"),
+        ("user", "one"),
+        ("assistant", "two"),
+        ("user", "three"),
+    ]
     assert generation.max_new_tokens == 10
     assert message.usage_metadata == {
-        "input_tokens": 5, "output_tokens": 3, "total_tokens": 8,
-        "input_token_details": {"cache_read": 0}, "output_token_details": {"reasoning": 0},
-    }  # fmt: skip
+        "input_tokens": 5,
+        "output_tokens": 3,
+        "total_tokens": 8,
+        "input_token_details": {"cache_read": 0},
+        "output_token_details": {"reasoning": 0},
+    }
     told = message.response_metadata
     assert (told["cost_nanousd"], told["cost_usd"]) == (8 * WORD, "0.000008")
     assert (told["left_nanousd"], told["left_usd"]) == (92 * WORD, "0.000092")
@@ -298,9 +308,15 @@ class Joke(BaseModel):
 def test_a_remote_model_through_the_door(server: OpenAIServer, tmp_path: Path) -> None:
     server.reset()
     spec = ModelSpec(
-        name="far", description="Far away.", kind="remote", context_length=10_000, input_price=Decimal(1),
-        output_price=Decimal(2), litellm_model="openai/far", api_base=server.url,
-    )  # fmt: skip
+        name="far",
+        description="Far away.",
+        kind="remote",
+        context_length=10_000,
+        input_price=Decimal(1),
+        output_price=Decimal(2),
+        litellm_model="openai/far",
+        api_base=server.url,
+    )
     with ChatViaticum(
         model="far", catalogue=Catalogue([spec]), folder=tmp_path, api_key=KEY, max_retries=0
     ) as chat:  # type: ignore[arg-type]

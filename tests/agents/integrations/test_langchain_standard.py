@@ -28,11 +28,17 @@ def client(server: OpenAIServer, tmp_path_factory: pytest.TempPathFactory) -> It
     """A budget, two scripted models and two remote ones."""
     remote = [
         ModelSpec(
-            name=name, description="Far away.", kind="remote", context_length=100_000, input_price=Decimal(1),
-            output_price=Decimal(2), litellm_model=f"openai/{name}", api_base=server.url,
+            name=name,
+            description="Far away.",
+            kind="remote",
+            context_length=100_000,
+            input_price=Decimal(1),
+            output_price=Decimal(2),
+            litellm_model=f"openai/{name}",
+            api_base=server.url,
         )
         for name in ("far", "farther")
-    ]  # fmt: skip
+    ]
     models = {name: ScriptedModel("Hello to you too.", name=name) for name in ("near", "nearer")}
     folder = tmp_path_factory.mktemp("langchain")
     with Viaticum("1", catalogue=Catalogue(remote), models=models, folder=folder) as client:  # type: ignore[arg-type]

@@ -96,9 +96,15 @@ async def test_a_budget_that_is_used_up_is_litellms_error(ours: Any, model: Scri
         ({"model": "viaticum/nobody"}, litellm.NotFoundError),
         ({"model": "viaticum/m", "max_tokens": 100_000}, litellm.ContextWindowExceededError),
         ({"model": "viaticum/auto", "tools": [TOOL], "_skip_mcp_handler": True}, litellm.BadRequestError),
-        ({"model": "viaticum/m", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, litellm.BadRequestError),
+        (
+            {
+                "model": "viaticum/m",
+                "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            },
+            litellm.BadRequestError,
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_litellms_error(ours: Any, given: dict[str, Any], kind: type[Exception]) -> None:
     with pytest.raises(kind) as caught:
         litellm.completion(**{"messages": ASKED, **given})
@@ -149,9 +155,15 @@ def test_a_chat_or_settings_not_both(ours: Any) -> None:
 def test_a_remote_models_tool_calls_pass_through(tmp_path: Path) -> None:
     with running_server() as server:
         spec = ModelSpec(
-            name="far", description="Far away.", kind="remote", context_length=10_000, input_price=Decimal(1),
-            output_price=Decimal(2), litellm_model="openai/far", api_base=server.url,
-        )  # fmt: skip
+            name="far",
+            description="Far away.",
+            kind="remote",
+            context_length=10_000,
+            input_price=Decimal(1),
+            output_price=Decimal(2),
+            litellm_model="openai/far",
+            api_base=server.url,
+        )
         made = register(budget="0.01", catalogue=Catalogue([spec]), folder=tmp_path)
         asked: Any = {"model": "viaticum/far", "messages": ASKED, "tools": [TOOL], "_skip_mcp_handler": True}
         whole = litellm.completion(**asked).choices[0]

@@ -280,10 +280,12 @@ async def test_router_and_budget_together(ledger: Ledger, way: str) -> None:
     from viaticum.routers.query import StaticRouter
     from viaticum.types import Pair, RoutingTable, Row
 
-    table = RoutingTable((
-        Row(Pair("large", "direct"), 0.9, 50, 50, 4_000_000, 4_000_000),
-        Row(Pair("small", "direct"), 0.5, 50, 50, 100_000, 100_000),
-    ))  # fmt: skip
+    table = RoutingTable(
+        (
+            Row(Pair("large", "direct"), 0.9, 50, 50, 4_000_000, 4_000_000),
+            Row(Pair("small", "direct"), 0.5, 50, 50, 100_000, 100_000),
+        )
+    )
     prices = {"large": (20, 40), "small": (1, 2)}
     budget = BudgetMiddleware("0.01", prices=prices, ledger=ledger, max_tokens=60)
     routed = RouterMiddleware(two(), StaticRouter(table), budget=budget, per="call")

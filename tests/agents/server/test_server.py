@@ -40,8 +40,15 @@ def test_a_chat_is_answered_in_openais_shape_and_paid_for(here: Here) -> None:
     assert response.status_code == 200
     told = response.json()
     assert set(told) == {
-        "id", "object", "created", "model", "system_fingerprint", "choices", "usage", "viaticum"
-    }  # fmt: skip
+        "id",
+        "object",
+        "created",
+        "model",
+        "system_fingerprint",
+        "choices",
+        "usage",
+        "viaticum",
+    }
     assert told["object"] == "chat.completion"
     assert told["choices"] == [
         {
@@ -323,7 +330,12 @@ def test_models_health_metrics(here: Here) -> None:
     assert "made-up-name" not in page.text
     posted = here.standing()[0]
     assert f'viaticum_spent_dollars{{budget="serve"}} {posted / 1e9}' in page.text
-    for name in ("viaticum_tokens_total", "viaticum_request_seconds_bucket", 'viaticum_holds{state="dispatched"} 0.0', "viaticum_in_flight 0.0"):  # fmt: skip
+    for name in (
+        "viaticum_tokens_total",
+        "viaticum_request_seconds_bucket",
+        'viaticum_holds{state="dispatched"} 0.0',
+        "viaticum_in_flight 0.0",
+    ):
         assert name in page.text
     for response in (here.http.get("/nowhere"), here.http.put("/health")):
         assert response.status_code in (404, 405)

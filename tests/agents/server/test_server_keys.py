@@ -74,9 +74,10 @@ def test_every_token_is_compared_with_every_key_to_the_end(
     keys.find("")  # the rows are read
     work: list[tuple[str, int, int]] = []
     monkeypatch.setattr(
-        keys_module.hmac, "compare_digest",
+        keys_module.hmac,
+        "compare_digest",
         lambda a, b: work.append(("compare", len(a), len(b))) or compare(a, b),  # type: ignore[func-returns-value]
-    )  # fmt: skip
+    )
     done = []
     for token in (tokens[0], tokens[5], tokens[2], tokens[1], "", "vk-" + "x" * 43, "x" * 10_000, "\udcff"):
         work.clear()

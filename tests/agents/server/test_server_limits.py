@@ -258,10 +258,25 @@ def test_what_runs_longer_than_the_grace_period_is_cut_and_settled(tmp_path: Pat
 def start(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     write_catalogue(folder)
     process = subprocess.Popen(
-        [sys.executable, "-c", "from viaticum.cli import main; main()", "serve", "--port", "0", "--json", "--folder", str(folder),
-         "--catalogue", str(folder / "catalogue.toml"), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from viaticum.cli import main; main()",
+            "serve",
+            "--port",
+            "0",
+            "--json",
+            "--folder",
+            str(folder),
+            "--catalogue",
+            str(folder / "catalogue.toml"),
+            *options,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, process.communicate()[1]

@@ -40,9 +40,15 @@ def test_many_clients_of_local_models_get_what_each_would_get_alone(
             told = list(clients.map(ask, range(15)))
         assert [each["choices"][0]["message"]["content"] for each in told] == expected
         with here.http.stream(
-            "POST", "/v1/chat/completions",
-            json={"model": "tiny-pair", "stream": True, "max_tokens": 3000, "messages": [{"role": "user", "content": "?"}]},
-        ) as response:  # fmt: skip
+            "POST",
+            "/v1/chat/completions",
+            json={
+                "model": "tiny-pair",
+                "stream": True,
+                "max_tokens": 3000,
+                "messages": [{"role": "user", "content": "?"}],
+            },
+        ) as response:
             next(response.iter_lines())
         here.settled()
         model: Any = here.client.model("tiny-pair")

@@ -64,9 +64,13 @@ def tame(body: dict[str, object]) -> None:
 @schema.parametrize()
 @seed(20_261_121)
 @settings(
-    max_examples=25, deadline=None, derandomize=False, database=None, phases=[Phase.explicit, Phase.generate],
+    max_examples=25,
+    deadline=None,
+    derandomize=False,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+)
 def test_what_is_made_from_the_document_is_answered_as_it_says(here: Here, case: schemathesis.Case) -> None:
     if case.path.endswith("completions") and isinstance(case.body, dict):
         tame(case.body)

@@ -66,9 +66,10 @@ def test_both_sides_post_the_same_call(tmp_path: Path, provider: Here, name: str
 
 
 def test_the_provider_s_budget_is_no_budget_of_ours(tmp_path: Path) -> None:
-    with serving(tmp_path, budget="0.000001") as provider, asking(
-        tmp_path / "here", remote("fast", f"{provider.url}/v1")
-    ) as client:  # fmt: skip
+    with (
+        serving(tmp_path, budget="0.000001") as provider,
+        asking(tmp_path / "here", remote("fast", f"{provider.url}/v1")) as client,
+    ):
         with pytest.raises(ModelError):
             client.solve("What is 6 times 7?")
         budget = client.budget()

@@ -56,8 +56,18 @@ def test_question_in_answer_out(ledger: Ledger) -> None:
     assert answer["pair"] == answer["routes"][0]["pair"] == "scripted+direct"
     assert answer["cost"] == ledger.budget("b").posted_nanousd > 0
     assert set(answer) == {
-        "value", "text", "reason", "pair", "routes", "cost", "held", "usage", "seconds", "finish_reason", "messages"
-    }  # fmt: skip
+        "value",
+        "text",
+        "reason",
+        "pair",
+        "routes",
+        "cost",
+        "held",
+        "usage",
+        "seconds",
+        "finish_reason",
+        "messages",
+    }
     assert answer["usage"] == {"scripted": [len(model.calls[0][0][0]["content"].split()) + 2, 4, 0, 0, 0]}
     assert "question" in graph.get_input_jsonschema()["properties"]
     assert "call" not in graph.get_input_jsonschema()["properties"]
@@ -334,10 +344,17 @@ def flaky(ledger: Ledger, *script: str | BaseException, **settings: Any) -> tupl
 
     model = ScriptedModel(list(script))
     tools = open_tools(
-        "0.1", budget_name="b", catalogue=None, router=FakeRouter("scripted+direct"), policy="best",
-        on_short="cheaper", models={"scripted": model}, ledger=ledger, concurrency=2,
+        "0.1",
+        budget_name="b",
+        catalogue=None,
+        router=FakeRouter("scripted+direct"),
+        policy="best",
+        on_short="cheaper",
+        models={"scripted": model},
+        ledger=ledger,
+        concurrency=2,
         **{"timeout": None, "tries": 3, **settings},
-    )  # fmt: skip
+    )
     return Workflow(replace(tools, backoff=0.001)).build(InMemorySaver()), model
 
 
@@ -404,9 +421,14 @@ class TwoPrices(FakeRouter):
 def short(ledger: Ledger, on_short: Any, checkpointer: Any = None, budget: str = "0.0003") -> Graph:
     models = {name: ScriptedModel(f"The answer is {name}.", name=name) for name in ("dear", "cheap")}
     return build_graph(
-        budget, budget_name="b", models=models, router=TwoPrices(), ledger=ledger, on_short=on_short,
+        budget,
+        budget_name="b",
+        models=models,
+        router=TwoPrices(),
+        ledger=ledger,
+        on_short=on_short,
         checkpointer=checkpointer,
-    )  # fmt: skip
+    )
 
 
 def test_short_cheaper_takes_what_fits(ledger: Ledger) -> None:
@@ -493,9 +515,14 @@ def test_short_ask_where_only_the_worst_case_does_not_fit(ledger: Ledger) -> Non
     model = ScriptedModel("The answer is 5.")
     router = FakeRouter("scripted+cot", cost=10)
     graph = build_graph(
-        "0.0001", budget_name="b", models={"scripted": model}, router=router, ledger=ledger, on_short="ask",
+        "0.0001",
+        budget_name="b",
+        models={"scripted": model},
+        router=router,
+        ledger=ledger,
+        on_short="ask",
         checkpointer=InMemorySaver(),
-    )  # fmt: skip
+    )
     told = asked(graph)
     assert told["needed"] > told["left"] == 100_000
     assert [option["do"] for option in told["options"]] == ["raise", "stop"]

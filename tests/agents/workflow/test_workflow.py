@@ -272,14 +272,22 @@ def test_cli_names_errors_in_one_line(tmp_path: Path) -> None:
     ]:
         done = subprocess.run(
             [sys.executable, "-c", "from viaticum.cli import main; main()", *arguments],
-            capture_output=True, text=True, env=environment, timeout=60, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=60,
+            check=False,
+        )
         assert done.returncode == 1, done.stderr
         assert done.stderr.startswith("error: ")
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
     shown = subprocess.run(
         [sys.executable, "-c", "from viaticum.cli import main; main()", "budget", "show", "--json"],
-        capture_output=True, text=True, env=environment, timeout=60, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=True,
+    )
     assert all(each["posted_nanousd"] == 0 for each in json.loads(shown.stdout))

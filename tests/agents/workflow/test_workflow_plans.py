@@ -35,11 +35,16 @@ class PlannedRow(QueryRouter):
 def a_catalogue() -> Catalogue:
     return Catalogue(
         ModelSpec(
-            name=name, description="scripted", kind="remote", litellm_model=f"openai/{name}", context_length=4096,
-            input_price=Decimal("0.1"), output_price=Decimal("0.1"),
+            name=name,
+            description="scripted",
+            kind="remote",
+            litellm_model=f"openai/{name}",
+            context_length=4096,
+            input_price=Decimal("0.1"),
+            output_price=Decimal("0.1"),
         )
         for name in NAMES
-    )  # fmt: skip
+    )
 
 
 def ask(
@@ -131,7 +136,9 @@ def test_feedback_becomes_an_outcome(tmp_path: Path) -> None:
             single.feedback("And now?", alone, False)
     rows = read_outcomes(path)
     assert [(row.pair, row.correct, row.answer) for row in rows] == [
-        (PAIRS[2], True, "6"), (PAIRS[2], True, "6"), (PAIRS[0], False, "5")
-    ]  # fmt: skip
+        (PAIRS[2], True, "6"),
+        (PAIRS[2], True, "6"),
+        (PAIRS[0], False, "5"),
+    ]
     assert rows[0].cost_nanousd is None, "other pairs had a part in it"
     assert (rows[2].cost_nanousd, rows[2].output_tokens) == (12_000, 20)

@@ -49,9 +49,20 @@ def test_no_answer_agrees_with_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("one", "other", "same"),
-    [("8.0", "8", True), ("$1,000", "1000", True), ("Yes", "yes.", True), ("12%", "12", True), ("7", "8", False),
-     ("", None, True), ("[invalid]", None, True), ("Unknown", None, True), ("none of them", None, False), ("a b", "ab", False), ("1e3", "1000", True)],
-)  # fmt: skip
+    [
+        ("8.0", "8", True),
+        ("$1,000", "1000", True),
+        ("Yes", "yes.", True),
+        ("12%", "12", True),
+        ("7", "8", False),
+        ("", None, True),
+        ("[invalid]", None, True),
+        ("Unknown", None, True),
+        ("none of them", None, False),
+        ("a b", "ab", False),
+        ("1e3", "1000", True),
+    ],
+)
 def test_spellings(one: str | None, other: str | None, same: bool) -> None:
     assert (canonical(one) == canonical(other)) == same
 

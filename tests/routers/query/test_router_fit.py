@@ -196,9 +196,10 @@ def test_answers_that_were_cut_lengthen_what_is_expected() -> None:
     big = Pair("big", "cot")
     cut = [
         replace(row, output_tokens=60, finish_reason="length")
-        if row.pair == big and row.output_tokens and row.output_tokens > 60 else row
+        if row.pair == big and row.output_tokens and row.output_tokens > 60
+        else row
         for row in rows
-    ]  # fmt: skip
+    ]
     whole = [replace(row, finish_reason="stop") for row in cut]
     high = [
         {row.pair: row.tokens_p90 for row in fit(OutcomeMatrix.of(each), Words()).table(a_query("sums"))}[big]  # type: ignore[arg-type]
@@ -290,9 +291,10 @@ def test_a_new_pair_begins_as_those_that_are_described_alike_and_learns(
         )
     rows = [
         replace(row, model="fresh", correct=dataset_right, cost_nanousd=5 * (row.output_tokens or 0))
-        for row in outcomes(180, seed=21) if row.pair == Pair("mid", "cot")
+        for row in outcomes(180, seed=21)
+        if row.pair == Pair("mid", "cot")
         for dataset_right in [row.dataset == "kin" or (row.dataset == "sums" and row.correct)]
-    ]  # fmt: skip
+    ]
     learned = add(router, pair, told, (0.0, 5.0), OutcomeMatrix.of(rows))
     after = [float(learned.predict_texts(texts).accuracy[:, -1].mean()) for texts in (kin, games)]
     assert after[0] > 0.6 > float(before[0][:, -1].mean())
@@ -315,9 +317,12 @@ def test_a_new_pair_begins_as_those_that_are_described_alike_and_learns(
 def test_a_refit_takes_what_changed_and_refuses_what_is_worse(router: RTRRouter) -> None:
     known = OutcomeMatrix.of(outcomes(400))
     turned = [
-        replace(row, question_id=f"live-{n}", correct=not row.correct if row.dataset == "kin" else row.correct)
-        for n, row in enumerate(outcomes(300, seed=31)) if n % 4 == n // 4 % 4
-    ]  # fmt: skip
+        replace(
+            row, question_id=f"live-{n}", correct=not row.correct if row.dataset == "kin" else row.correct
+        )
+        for n, row in enumerate(outcomes(300, seed=31))
+        if n % 4 == n // 4 % 4
+    ]
     found = refit(router, known, OutcomeMatrix.of(turned, pairs=PAIRS), Words())  # type: ignore[arg-type]
     assert found.after < found.before
     assert found.router is not None

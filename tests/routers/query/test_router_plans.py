@@ -60,9 +60,12 @@ def test_a_search_finds_what_trying_everything_finds() -> None:
     kinds = np.zeros(len(grid), dtype=np.int64)
     found = search(*table, kinds)
     every = [
-        (order, need) for need in (2, 3) for length in range(1, 5) for order in permutations(range(4), length)
+        (order, need)
+        for need in (2, 3)
+        for length in range(1, 5)
+        for order in permutations(range(4), length)
         if length == 1 or length >= need
-    ]  # fmt: skip
+    ]
 
     def best(plans: list[Steps], worth: float) -> float:
         return max(

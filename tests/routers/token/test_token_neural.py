@@ -167,7 +167,13 @@ def test_a_row_is_judged_by_itself() -> None:
     step = Step(logits, entropy(logits), list(range(5)), [0] * 5, logits.argmax(-1), hidden)
     together = router.score(step)
     for row in range(5):
-        one = Step(*(each[row : row + 1] for each in (logits, step.entropy)), [row], [0], step.tokens[row : row + 1], hidden[row : row + 1])  # fmt: skip
+        one = Step(
+            *(each[row : row + 1] for each in (logits, step.entropy)),
+            [row],
+            [0],
+            step.tokens[row : row + 1],
+            hidden[row : row + 1],
+        )
         torch.testing.assert_close(router.score(one), together[row : row + 1], atol=1e-5, rtol=1e-4)
 
 
@@ -454,7 +460,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     file = write_pair(folder)
     asked = read_questions(write_questions(folder / "q.jsonl", 16))
-    label(asked, "near", folder / "labels", catalogue=Catalogue.load(file), settings=LabelSettings("direct"), slots=6)  # fmt: skip
+    label(
+        asked,
+        "near",
+        folder / "labels",
+        catalogue=Catalogue.load(file),
+        settings=LabelSettings("direct"),
+        slots=6,
+    )
     with file.open("a") as catalogue:
         for name, small in (("near-r2r", "near-small"), ("far-r2r", "near-other")):
             catalogue.write(

@@ -145,7 +145,13 @@ def test_a_row_is_judged_by_itself_and_no_number_is_not_trusted() -> None:
     router = RStitchPlus(policy, 0.1)
     together = router.score(step)
     for row in range(6):
-        one = Step(*(each[row : row + 1] for each in (logits, step.entropy)), [row], [step.positions[row]], step.tokens[row : row + 1], hidden[row : row + 1])  # fmt: skip
+        one = Step(
+            *(each[row : row + 1] for each in (logits, step.entropy)),
+            [row],
+            [step.positions[row]],
+            step.tokens[row : row + 1],
+            hidden[row : row + 1],
+        )
         torch.testing.assert_close(router.score(one), together[row : row + 1], atol=1e-5, rtol=1e-4)
         assert router.keep_small(one).tolist() == router.keep_small(step)[row : row + 1].tolist()
     damaged = replace(step, entropy=torch.full((6,), math.nan))
@@ -443,8 +449,12 @@ def test_the_loss_by_hand() -> None:
 def test_the_clip_is_higher_above() -> None:
     """A ratio of 1.25 still learns upwards (above PPO's 0.2, below 0.28), one of 1.3 and one of 0.75 no more."""
     for ratio, advantage, learns in (
-        (1.25, 1.0, True), (1.3, 1.0, False), (0.85, -1.0, True), (0.75, -1.0, False), (1.3, -1.0, True),
-    ):  # fmt: skip
+        (1.25, 1.0, True),
+        (1.3, 1.0, False),
+        (0.85, -1.0, True),
+        (0.75, -1.0, False),
+        (1.3, -1.0, True),
+    ):
         logp = torch.tensor([math.log(0.4 * ratio)], requires_grad=True)
         dapo_loss(logp, torch.tensor([0.4]).log(), torch.tensor([advantage])).backward()
         assert logp.grad is not None
@@ -465,7 +475,12 @@ def test_minibatches_weigh_answers_as_the_whole_batch_does() -> None:
     for parts in (1, 3):
         learner = Learner(a_policy(), LearnerSettings(epochs=1, minibatches=parts, longest_gradient=1e9))
         gradients = torch.zeros(1)
-        batch = Batch(torch.randn(10, 11, generator=torch.Generator().manual_seed(0)), torch.arange(10) < 4, torch.full((10,), -0.7), torch.linspace(-1, 1, 10))  # fmt: skip
+        batch = Batch(
+            torch.randn(10, 11, generator=torch.Generator().manual_seed(0)),
+            torch.arange(10) < 4,
+            torch.full((10,), -0.7),
+            torch.linspace(-1, 1, 10),
+        )
         learner._optimiser = torch.optim.SGD(learner.policy.parameters(), lr=0.0)  # type: ignore[assignment]
 
         def gather(optimiser: Any, *_: Any, total: torch.Tensor = gradients, of: Learner = learner) -> None:
@@ -569,7 +584,13 @@ def test_tau_and_threshold_out_of_range(tau: float, threshold: float) -> None:
 
 
 def a_trained_policy() -> TrainedPolicy:
-    facts = {"pair": "p", "tau": TAU, "threshold": 0.5, "small": {"name": "s", "sha256": "a" * 64}, "large": {"name": "l", "sha256": "b" * 64}}  # fmt: skip
+    facts = {
+        "pair": "p",
+        "tau": TAU,
+        "threshold": 0.5,
+        "small": {"name": "s", "sha256": "a" * 64},
+        "large": {"name": "l", "sha256": "b" * 64},
+    }
     return TrainedPolicy(a_policy(), facts)
 
 
@@ -607,9 +628,12 @@ def test_damaged_policies_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not fit"):
         TrainedPolicy.load(tmp_path)
     for broken in (
-        "{", json.dumps({"format": 9}), json.dumps(told | {"shape": {}}), json.dumps(told | {"tau": 7}),
+        "{",
+        json.dumps({"format": 9}),
+        json.dumps(told | {"shape": {}}),
+        json.dumps(told | {"tau": 7}),
         json.dumps({name: value for name, value in told.items() if name != "small"}),
-    ):  # fmt: skip
+    ):
         facts.write_text(broken)
         with pytest.raises(DataError):
             TrainedPolicy.load(tmp_path)

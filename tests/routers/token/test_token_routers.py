@@ -18,7 +18,7 @@ from viaticum.routers.token import (
     ReplayRouter,
     Step,
     entropy,
-)  # fmt: skip
+)
 
 
 def a_step(
