@@ -24,7 +24,7 @@ from langgraph.errors import GraphDrained
 from langgraph.types import Command
 
 from viaticum.agents.build import CONCURRENCY, SLOTS, Dollars, home_folder, ledger_address, open_tools
-from viaticum.agents.draining import DrainGate, drain_on
+from viaticum.agents.draining import DrainGate
 from viaticum.agents.workflow.approval import decided, decision_needed
 from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints
 from viaticum.agents.workflow.events import Event, event_from_json
@@ -39,6 +39,7 @@ from viaticum.models.base import Model
 from viaticum.outcomes import append_outcome
 from viaticum.questions import digest_of
 from viaticum.routers.query import Policy, QueryRouter
+from viaticum.signals import drain_on
 from viaticum.types import Answer, AnswerKind, Message, Outcome, Query
 
 DRAIN_SECONDS = 30.0

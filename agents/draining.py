@@ -5,12 +5,9 @@ Knows nothing of what is done inside; a `Stoppable` is LangGraph's control of on
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from viaticum.agents.workflow.nodes import Stoppable
 from viaticum.errors import Draining
@@ -55,23 +52,3 @@ class DrainGate:
             for run in self._inside:
                 run.request_drain()
             return self._changed.wait_for(lambda: not self._inside, timeout / 2)
-
-
-def drain_on(signals: tuple[signal.Signals, ...], drain: Callable[[], Any]) -> None:
-    """On one of these signals drain, on a thread of its own, then do what the signal did before.
-
-    The signal a second time does that at once. Raises `ValueError` outside the main thread, as `signal.signal` does.
-    """
-    before = {each: signal.getsignal(each) for each in signals}
-
-    def handle(number: int, frame: object) -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        threading.Thread(target=finish, args=(number,), name="viaticum-drain").start()
-
-    def finish(number: int) -> None:
-        drain()
-        os.kill(os.getpid(), number)
-
-    for each in signals:
-        signal.signal(each, handle)

@@ -9,24 +9,18 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from viaticum.commands import budget, keys, models, router, sandbox, tokens
 from viaticum.commands.batch import batch
 from viaticum.commands.chat import chat
+from viaticum.commands.progress import ProgressBar
 from viaticum.commands.report import report
 from viaticum.commands.serve import serve
 from viaticum.commands.token_policy import policy, policy_evaluate
@@ -114,7 +108,7 @@ def profile(
     asks = dict.fromkeys(strategy or graded)
     pairs = [Pair(loaded[name].name, strategies.get(each).name) for name in names for each in asks]
     asked = read_questions(questions, limit=limit)
-    with _ProfileBar() as bar:
+    with ProgressBar(lines=False) as bar:
         outcomes = run(
             asked,
             pairs,
@@ -124,7 +118,7 @@ def profile(
             slots=slots,
             with_text=text,
             completions=completions,
-            progress=bar.report,
+            progress=partial(_report_profile, bar),
         )
     rows = []
     for row in StaticRouter.fit(outcomes).rows:
@@ -154,34 +148,14 @@ def profile(
     typer.echo(f"{len(outcomes)} outcomes in {out}")
 
 
-class _ProfileBar:
-    """One bar over all rows on stderr; where that is no terminal, a line for every twentieth row of a pair."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._progress.add_task("loading", total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def report(self, pair: Pair, of_pair: int, done: int, total: int, accuracy: float) -> None:
-        text = f"{pair} {accuracy:.0%} right"
-        self._progress.update(self._task, description=text, completed=done, total=total)
-        if not self._console.is_terminal and of_pair % 20 == 0:
-            sys.stderr.write(f"{done}/{total} {text} of {of_pair}\n")
+def _report_profile(
+    bar: ProgressBar, pair: Pair, of_pair: int, done: int, total: int, accuracy: float
+) -> None:
+    """One bar over all rows; where stderr is no terminal, a line for every twentieth row of a pair."""
+    text = f"{pair} {accuracy:.0%} right"
+    bar.update(text, done, total)
+    if of_pair % 20 == 0:
+        bar.line(f"{done}/{total} {text} of {of_pair}")
 
 
 def _answer_json(answer: Any) -> dict[str, Any]:

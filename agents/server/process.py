@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 import uvicorn
 
 from viaticum.agents.server.api_keys import Keys
 from viaticum.agents.server.service import Service
 from viaticum.errors import InputError
+from viaticum.signals import SignalHandler
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BACKLOG = 2048
 
 
@@ -106,19 +103,8 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """uvicorn would end the process by the signal itself; here it is a wish that is granted."""
-        if threading.current_thread() is not threading.main_thread():
+        with SignalHandler(lambda number: self.stop()):
             yield
-            return
-
-        def caught(number: int, frame: FrameType | None) -> None:
-            self.stop()
-
-        before = {number: signal.signal(number, caught) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def stop(self) -> None:
         """End in order; a second time: now. From any thread, once requests are taken."""

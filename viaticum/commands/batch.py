@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import sys
 import threading
 import time
@@ -17,11 +16,12 @@ from rich.table import Table
 
 from viaticum.commands.budget import Where
 from viaticum.commands.models import CatalogueFile
+from viaticum.commands.progress import LINE_SECONDS, StatusLine
 from viaticum.errors import InputError, ViaticumError
 from viaticum.money import format_usd
+from viaticum.signals import SignalHandler
 
 DRAINED = 3  # exit code of a job that was told to end: --resume goes on
-PLAIN_SECONDS = 10.0  # between lines where stderr is no terminal
 _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
@@ -121,7 +121,12 @@ def batch(
             "--cluster, --workers and --gpus are for --engine ray; give that too, or leave them out"
         )
     stop = threading.Event()
-    with _Listening(stop), _Teller(as_json) as teller:
+
+    def drain(number: int) -> None:
+        stop.set()
+        sys.stderr.write("\nending: running calls are finished and settled; once more ends at once\n")
+
+    with SignalHandler(drain, once=True), _Teller(as_json) as teller:
         ended = run_batch(
             source,
             out,
@@ -162,40 +167,18 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-class _Listening:
-    """SIGTERM and SIGINT end the job in order; the second time they do what they did before."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop, self._before = stop, dict[signal.Signals, Any]()
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for each in (signal.SIGTERM, signal.SIGINT):
-                self._before[each] = signal.signal(each, self._hear)
-
-    def __exit__(self, *error: object) -> None:
-        for each, handler in self._before.items():
-            signal.signal(each, handler)
-
-    def _hear(self, number: int, frame: object) -> None:
-        self.__exit__()
-        self._stop.set()
-        sys.stderr.write("\nending: running calls are finished and settled; once more ends at once\n")
-
-
 class _Teller:
     """One line that is written again and again on a terminal, lines now and then elsewhere, or JSON."""
 
     def __init__(self, as_json: bool) -> None:
-        self._json, self._terminal = as_json, sys.stderr.isatty() and not as_json
-        self._last, self._width, self._begun = 0.0, 0, False
+        self._json, self._line = as_json, StatusLine()
+        self._last, self._begun = 0.0, False
 
     def __enter__(self) -> _Teller:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._width:
-            sys.stderr.write("\n")
+        self._line.close()
         if self._begun and isinstance(error[1], ViaticumError) and "--resume" not in str(error[1]):
             sys.stderr.write("stopped by an error; what was done is kept: go on with --resume\n")
 
@@ -207,29 +190,19 @@ class _Teller:
             return
         kind = event["event"]
         if kind == "reading":
-            self._line(f"reading {event['input']}", last=True)
+            self._line.write(f"reading {event['input']}", last=True)
         elif kind == "ended":
             self._end(event)
-        elif self._terminal or kind == "started" or time.monotonic() - self._last >= PLAIN_SECONDS:
+        elif self._line.terminal or kind == "started" or time.monotonic() - self._last >= LINE_SECONDS:
             from viaticum.agents.batch.progress import line_of
 
             self._last = time.monotonic()
-            self._line(line_of(event), last=not self._terminal)
-
-    def _line(self, text: str, *, last: bool) -> None:
-        if self._terminal:
-            text = text[: max(20, Console(stderr=True).width - 1)]
-            sys.stderr.write("\r" + text.ljust(self._width))
-            self._width = 0 if last else len(text)
-        else:
-            sys.stderr.write(text)
-        sys.stderr.write("\n" if last else "")
-        sys.stderr.flush()
+            self._line.write(line_of(event), last=not self._line.terminal)
 
     def _end(self, event: dict[str, Any]) -> None:
         from viaticum.agents.batch.progress import line_of
 
-        self._line(line_of(event), last=True)
+        self._line.write(line_of(event), last=True)
         ending = event["ending"].replace("_", " ")
         more = (
             " (go on with --resume)" if event["ending"] == "drained" else f"; results in {event['results']}"

@@ -10,9 +10,9 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,10 +20,10 @@ from viaticum.commands.models import CatalogueFile
 from viaticum.commands.serve import Folder
 from viaticum.errors import ViaticumError
 from viaticum.money import format_usd
+from viaticum.signals import SignalHandler
 from viaticum.types import Message
 
 if TYPE_CHECKING:
-    from viaticum.agents.cancellation import CancellationToken
     from viaticum.agents.client import Viaticum
     from viaticum.agents.completions import CompletionFinished
 
@@ -129,7 +129,9 @@ class _Conversation:
         asked = CompletionRequest(
             self._model, messages, self._client.budget_name, f"chat-{uuid.uuid4().hex}", self._limit
         )
-        with _interrupts(guard), closing(ask(self._client, asked, guard)) as events:  # type: ignore[type-var]
+        # Ctrl-C ends the call at hand at its next piece; it is settled, and the conversation goes on.
+        interrupts = SignalHandler(lambda number: guard.close(), (signal.SIGINT,))
+        with interrupts, closing(ask(self._client, asked, guard)) as events:  # type: ignore[type-var]
             for event in events:
                 guard.wait()
                 if isinstance(event, CompletionFinished):
@@ -142,20 +144,6 @@ class _Conversation:
     def _say(self, text: str) -> None:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
-
-
-@contextmanager
-def _interrupts(guard: CancellationToken) -> Iterator[None]:
-    """Ctrl-C closes the guard: the call at hand ends at its next piece and is settled, the conversation goes on."""
-
-    def stop(*_: Any) -> None:
-        guard.close()
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _lines() -> Iterator[str]:

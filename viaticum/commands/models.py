@@ -7,15 +7,17 @@ Results go to stdout, progress to stderr. Leaves out errors and exit codes: `via
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.commands.progress import ProgressBar
 from viaticum.errors import InputError, WeightsError
 from viaticum.money import format_usd
 from viaticum.weights import Pulled, check, locate, pull_all
@@ -74,8 +76,8 @@ def pull(
     """Fetch weights, check them against their hash, and keep them for good. A pair fetches both models."""
     loaded = Catalogue.load(catalogue)
     specs = _with_weights(loaded, names or [])
-    with _Bars() as bars:
-        pulled = pull_all(specs, bars.report, full_check=full_check)
+    with ProgressBar("", unit="bytes") as bar:
+        pulled = pull_all(specs, _reporter(bar), full_check=full_check)
     _print_pulled(pulled, as_json)
 
 
@@ -84,8 +86,8 @@ def check_weights(name: Name, as_json: JsonFlag = False, catalogue: CatalogueFil
     """Hash every file of a model's weights against what was written when they were fetched."""
     loaded = Catalogue.load(catalogue)
     specs = _with_weights(loaded, [name])
-    with _Bars() as bars:
-        checked = [check(spec, bars.reporter(spec.name)) for spec in specs]
+    with ProgressBar("", unit="bytes") as bar:
+        checked = [check(spec, partial(_reporter(bar), spec.name)) for spec in specs]
     _print_pulled(checked, as_json)
 
 
@@ -118,35 +120,9 @@ def measure(
     typer.echo(f"tokens a second to expect; kept in {path}")
 
 
-class _Bars:
-    """A progress bar a model on stderr; a stage that follows another starts it anew."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def report(self, name: str, stage: str, done: int, total: int) -> None:
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=None)
-        self._progress.update(
-            self._tasks[name], description=f"{name}: {stage}", completed=done, total=total or None
-        )
-
-    def reporter(self, name: str) -> Any:
-        return lambda stage, done, total: self.report(name, stage, done, total)
+def _reporter(bar: ProgressBar) -> Callable[[str, str, int, int], None]:
+    """Show stages of several models, a bar a model."""
+    return lambda name, stage, done, total: bar.update(f"{name}: {stage}", done, total, task=name)
 
 
 def _with_weights(catalogue: Catalogue, names: list[str]) -> tuple[ModelSpec, ...]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from viaticum.commands.models import CatalogueFile, JsonFlag
+from viaticum.commands.progress import ProgressBar
 from viaticum.money import NANOUSD_PER_USD, format_usd
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def fit(
     from viaticum.routers.query.rtr import RTRSettings
 
     grid = _grid(outcomes, prices)
-    with _Bar() as bar:
+    with ProgressBar("reading", lines=False) as bar:
         router = run(
             grid,
             Encoder(encoder),
@@ -248,7 +247,7 @@ def refit(
 
     router = RTRRouter.load(folder)
     known = _grid(outcomes, prices)
-    with _Bar() as bar:
+    with ProgressBar("reading", lines=False) as bar:
         found = run(
             router,
             known,
@@ -305,31 +304,3 @@ def _descriptions(catalogue: Path | None) -> dict[str, str]:
 
 def _times(share: float | None) -> str:
     return "no" if share is None else f"{share:.2f} times"
-
-
-class _Bar:
-    """The stage at hand on stderr."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task("reading", total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def report(self, stage: str, done: int, of: int) -> None:
-        self._progress.update(self._task, description=stage, completed=done, total=of)

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from viaticum.commands.models import CatalogueFile, JsonFlag
-from viaticum.commands.tokens import Slots, _Bar
+from viaticum.commands.progress import ProgressBar
+from viaticum.commands.tokens import Slots
 
 Answered = Annotated[Path, typer.Argument(help="JSONL with question and answer.", metavar="QUESTIONS")]
 Costs = Annotated[
@@ -101,7 +102,7 @@ def policy(
         scale,
     )
     asked = read_questions(questions, limit=None if limit is None else limit + skip)[skip:]
-    with _Bar() as bar:
+    with ProgressBar() as bar:
         found = learn(
             asked,
             pair,
@@ -147,7 +148,7 @@ def policy_evaluate(
     from viaticum.training.policy import evaluate
 
     asked = read_questions(questions, limit=None if limit is None else limit + skip)[skip:]
-    with _Bar() as bar:
+    with ProgressBar() as bar:
         told = evaluate(
             folder,
             asked,

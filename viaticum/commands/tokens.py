@@ -7,26 +7,16 @@ one line and exit code 1.
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from viaticum.commands.models import CatalogueFile, JsonFlag
+from viaticum.commands.progress import ProgressBar
 
 app = typer.Typer(no_args_is_help=True, help="Learn which tokens a small model may write (R2R).")
 
@@ -65,7 +55,7 @@ def label(
     from viaticum.training.token_labels import label as run
 
     asked = read_questions(questions, limit=None if limit is None else limit + skip)[skip:]
-    with _Bar() as bar:
+    with ProgressBar() as bar:
         run(
             asked,
             pair,
@@ -94,7 +84,7 @@ def verify(
     from viaticum.catalogue import Catalogue
     from viaticum.training.token_labels import verify as run
 
-    with _Bar() as bar:
+    with ProgressBar() as bar:
         run(
             labels,
             _names(verifier),
@@ -172,7 +162,7 @@ def train(
         dropout=dropout,
     )
     settings = TrainSettings(seed=seed, rate=rate, decay=decay, neutral=neutral, recall=recall)
-    with _Bar() as bar:
+    with ProgressBar() as bar:
         router = run(
             tokens,
             shape,
@@ -255,7 +245,7 @@ def calibrate(
             )
         router = calibrate_recall(folder, prompts, recall)
     else:
-        with _Bar() as bar:
+        with ProgressBar() as bar:
             router = run(
                 folder,
                 read_questions(prompts, limit=limit),
@@ -346,42 +336,3 @@ def _tell(labels: Path, as_json: bool) -> None:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-class _Bar:
-    """The stage at hand on stderr; where that is no terminal, a line now and then with the time that is left."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._progress.add_task("loading", total=None)
-        self._stage, self._first, self._began, self._said = "", 0, 0.0, 0.0
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def report(self, stage: str, done: int, of: int) -> None:
-        now = time.monotonic()
-        if stage != self._stage:
-            self._progress.reset(self._task, total=of, description=stage)
-            self._stage, self._first, self._began, self._said = stage, done, now, 0.0
-        self._progress.update(self._task, completed=done, total=of)
-        if not self._console.is_terminal and (now - self._said > 10 or done == of):
-            left = (now - self._began) / (done - self._first) * (of - done) if done > self._first else None
-            estimate = "" if left is None else f", {left:.0f} s left"
-            sys.stderr.write(f"{stage}: {done}/{of}, {now - self._began:.0f} s{estimate}\n")
-            self._said = now
