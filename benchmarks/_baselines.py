@@ -82,7 +82,7 @@ def tuned(
 ) -> tuple[Curve, float]:
     """Set the knob and the worths of a dollar on the inner questions, fit again on all training questions."""
     inner = split.inner
-    fitted, asked = split.train.part(~inner), split.train.part(inner)
+    fitted, asked = split.train.select(~inner), split.train.select(inner)
     tried = {}
     for knob in knobs:
         points = operating_points(*make(split.x[~inner], fitted, knob)(split.x[inner]), asked, WORTHS)

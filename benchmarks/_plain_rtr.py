@@ -140,7 +140,7 @@ def plain_rtr(
         return chances, length * price
 
     def chosen(predict: Predict, worths: Array) -> Curve:
-        points = operating_points(*predict(split.x[inner]), train.part(inner), worths.tolist())
+        points = operating_points(*predict(split.x[inner]), train.select(inner), worths.tolist())
         return curve(predict, split, points, worths.tolist())
 
     return chosen(by_tokens, LAMBDAS), chosen(by_price, DOLLARS), epochs

@@ -89,24 +89,24 @@ def told_by_means(grid: OutcomeMatrix, train: OutcomeMatrix, rate: Array, worst:
 
 def read(arguments: argparse.Namespace) -> tuple[OutcomeMatrix, dict[str, Told]]:
     prices = read_prices(arguments.prices)
-    grid = OutcomeMatrix.of(read_outcomes(arguments.outcomes), prices)
-    grid = grid.part(grid.complete)
+    grid = OutcomeMatrix.from_outcomes(read_outcomes(arguments.outcomes), prices)
+    grid = grid.select(grid.complete)
     test = held_out(near_duplicates(grid.texts), SHARE, 0)
     folder, encoder = Path(arguments.router), Encoder(cache=arguments.embeddings or "")
     if not (folder / "router.json").exists():
         fit(
-            grid.part(~test),
+            grid.select(~test),
             encoder,
             settings=RTRSettings(seed=0),
             report=lambda stage, done, of: say(f"router: {stage} {done}/{of}"),
         ).save(folder)
-    asked = grid.part(test)
+    asked = grid.select(test)
     rate = np.array([prices[pair.model][1] for pair in grid.pairs]) * 1e3  # nano-dollars a token
     worst, real = rate * LONGEST, np.minimum(asked.tokens, LONGEST) * rate
     router = RTRRouter.load(folder, encoder)
     return grid, {
         "router": told_by_router(asked, router, worst, real),
-        "means": told_by_means(asked, grid.part(~test), rate, worst, real),
+        "means": told_by_means(asked, grid.select(~test), rate, worst, real),
     }
 
 

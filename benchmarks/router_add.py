@@ -55,7 +55,7 @@ def without(grid: OutcomeMatrix, model: str) -> OutcomeMatrix:
 
 def measure(grid: OutcomeMatrix, models: list[str], encoder: Encoder) -> dict[str, dict[str, float]]:
     out = held_out(near_duplicates(grid.texts), 0.3, seed=0)
-    train, test = grid.part(~out), grid.part(out)
+    train, test = grid.select(~out), grid.select(out)
     whole = fit(train, encoder, settings=RTRSettings(plans=False))
     found: dict[str, dict[str, float]] = {}
     for model in models:
@@ -64,7 +64,7 @@ def measure(grid: OutcomeMatrix, models: list[str], encoder: Encoder) -> dict[st
         told = found.setdefault(model, {"fitted with it": columns_of(whole, test, model)})
         chosen = np.random.default_rng(0).permutation(len(train))
         for count in COUNTS:
-            some, router = train.part(chosen[: max(count, 1)]), base
+            some, router = train.select(chosen[: max(count, 1)]), base
             losses = []
             for column, pair in enumerate(grid.pairs):
                 if pair.model == model:
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     prices = read_prices(arguments.prices) if arguments.prices else None
-    grid = OutcomeMatrix.of(read_outcomes(arguments.outcomes), prices)
+    grid = OutcomeMatrix.from_outcomes(read_outcomes(arguments.outcomes), prices)
     models = sorted({pair.model for pair in grid.pairs})[-arguments.models :]
     found = measure(grid, models, Encoder())
     mean = {

@@ -65,7 +65,7 @@ from viaticum.routers.query.fit import fit
 from viaticum.routers.query.outcome_matrix import (
     Array,
     OutcomeMatrix,
-    folds_of,
+    assign_folds,
     held_out,
     near_duplicates,
     read_prices,
@@ -99,10 +99,10 @@ class Table:
     encoder: Encoder
 
     def split(self, test: Array, train: Array, seed: int) -> Split:
-        inner = folds_of(self.groups[train], 5, seed) == 0
+        inner = assign_folds(self.groups[train], 5, seed) == 0
         return Split(
-            self.grid.part(train),
-            self.grid.part(test),
+            self.grid.select(train),
+            self.grid.select(test),
             self.x[train],
             self.x[test],
             inner,
@@ -331,8 +331,8 @@ def main() -> None:
     if arguments.no_baselines and arguments.llmrouter:
         parser.error("--llmrouter adds to the first table, which --no-baselines leaves out")
 
-    grid = OutcomeMatrix.of(read_outcomes(arguments.outcomes), read_prices(arguments.prices))
-    grid = grid.part(grid.complete)
+    grid = OutcomeMatrix.from_outcomes(read_outcomes(arguments.outcomes), read_prices(arguments.prices))
+    grid = grid.select(grid.complete)
     encoder = Encoder(cache=arguments.embeddings or "")
     x = encoder(grid.texts, lambda done, of: say(f"questions embedded {done}/{of}")).numpy()
     table = Table(grid, x, near_duplicates(grid.texts), encoder)

@@ -90,7 +90,7 @@ class Known:
 
 def best_pair(outcomes: Iterable[Outcome]) -> Pair:
     """The pair that is right most often, of equals the cheapest, on the questions that most pairs were given."""
-    known = _whole(OutcomeMatrix.of(outcomes))
+    known = _whole(OutcomeMatrix.from_outcomes(outcomes))
     accuracy, cost = known.correct.mean(0), known.cost.mean(0)
     return known.pairs[_best(accuracy, cost)]
 
@@ -101,7 +101,7 @@ def known_outcomes(rows: Columns, outcomes: Sequence[Outcome]) -> tuple[Known, b
     A row is found by its question's text; by its id only where either side has no text. Raises `DataError` for a table
     that contradicts itself or does not say what its answers cost.
     """
-    grid = OutcomeMatrix.of(outcomes)
+    grid = OutcomeMatrix.from_outcomes(outcomes)
     by_text = {text_number(text): n for n, text in enumerate(grid.texts) if text}
     by_id: dict[str, int | None] = {}
     for n, (dataset, question) in enumerate(grid.ids):
@@ -119,7 +119,7 @@ def known_outcomes(rows: Columns, outcomes: Sequence[Outcome]) -> tuple[Known, b
     if len(found) < FEWEST:
         whole = _whole(grid)
         return whole, False
-    return _whole(grid.part(np.array(list(found))), np.array(list(found.values()))), True
+    return _whole(grid.select(np.array(list(found))), np.array(list(found.values()))), True
 
 
 def _whole(grid: OutcomeMatrix, places: Array | None = None) -> Known:

@@ -35,8 +35,8 @@ def read_outcomes(path: str | Path) -> list[Outcome]:
             f"no outcome table at {path}; make one with: viaticum profile QUESTIONS.jsonl --out {path}"
         )
     if path.suffix == ".parquet":
-        return [outcome(row, f"{path}, row {n}") for n, row in enumerate(_read_parquet(path), 1)]
-    return [outcome(row, f"{path}, line {n}") for n, row in read_jsonl(path)]
+        return [parse_outcome(row, f"{path}, row {n}") for n, row in enumerate(_read_parquet(path), 1)]
+    return [parse_outcome(row, f"{path}, line {n}") for n, row in read_jsonl(path)]
 
 
 def write_outcomes(path: str | Path, outcomes: Iterable[Outcome]) -> None:
@@ -112,7 +112,7 @@ def accuracy_interval(right: int, of: int) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
-def outcome(row: Mapping[str, Any], place: str) -> Outcome:
+def parse_outcome(row: Mapping[str, Any], place: str) -> Outcome:
     """One row as an `Outcome`; raises `DataError` for missing columns, naming the place."""
     missing = [name for name in REQUIRED if name not in row]
     if missing:

@@ -18,7 +18,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.models.base import Generation
 from viaticum.models.local import LocalModels
-from viaticum.outcomes import outcome, write_jsonl, write_outcomes
+from viaticum.outcomes import parse_outcome, write_jsonl, write_outcomes
 from viaticum.questions import Question
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import equivalent
@@ -194,7 +194,7 @@ class Journal:
             )
         for number, line in enumerate(lines[1:], 2):
             record = json.loads(line)
-            self._hold(outcome(record, f"{self.path}, line {number}"), record["texts"])
+            self._hold(parse_outcome(record, f"{self.path}, line {number}"), record["texts"])
 
     def _hold(self, row: Outcome, texts: list[str]) -> None:
         self.rows.setdefault(row.pair, {})[row.question_id] = row

@@ -156,7 +156,9 @@ class RowSteps:
         if task.planned.row.wish is not None:
             return False
         plans, _ = self.expectations.of(task.planned.query)
-        return bool(task.planned.policy.worth_asking([each for each in plans if pair not in each.plan.pairs]))
+        return bool(
+            task.planned.policy.filter_fallbacks([each for each in plans if pair not in each.plan.pairs])
+        )
 
     def flow(self, task: Task) -> JobRow:
         """The row by the workflow, which finds the calls that were paid for by their keys."""

@@ -67,7 +67,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetExceeded, InputError, ModelError, ModelUnavailable
 from viaticum.models.base import Model
 from viaticum.routers.query import Plan, PlanRoute, PlanRow, Policy, QueryRouter, choose_plan, parse_policy
-from viaticum.routers.query.outcome_matrix import canonical
+from viaticum.routers.query.outcome_matrix import canonical_answer
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Pair, Reading, Route, Row, TokenCount
@@ -159,7 +159,7 @@ class Workflow:
             return self._end(state)  # what the plan's other pairs would have said cannot be paid for
         run, decided_before = self._allowance(state, runtime), self._plan_kept(state, runtime)
         rows = self._untried(state)
-        rows = run.policy.worth_asking(rows) if tried else rows
+        rows = run.policy.filter_fallbacks(rows) if tried else rows
         if tried and not rows and decided_before is None:
             return self._end(state)
         if not tried:
@@ -476,7 +476,7 @@ def _verdict(state: State, verdict: Reading) -> State:
     if plan is None or len(plan["pairs"]) == 1:
         return {"value": verdict.value, "reason": verdict.reason, "done": verdict.answered}
     votes = list(state["votes"])
-    if canonical(verdict.value) is not None:
+    if canonical_answer(verdict.value) is not None:
         assert verdict.value is not None
         votes.append([str(_pair(state)), verdict.value])
     asked_all = set(plan["pairs"]) <= set(state["tried"])

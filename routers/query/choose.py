@@ -38,7 +38,7 @@ class Policy(ABC):
     def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
         """The row wanted among `rows` (never empty), and why, in words."""
 
-    def worth_asking(self, rows: list[RowT]) -> list[RowT]:
+    def filter_fallbacks(self, rows: list[RowT]) -> list[RowT]:
         """Those that are worth their cost once others gave no answer: by default all."""
         return rows
 
@@ -97,7 +97,7 @@ class AtPrice(Weighted):
         if not self.per_dollar >= 0:
             raise InputError(f"the worth of a dollar is 0 or more, got {self.per_dollar}")
 
-    def worth_asking(self, rows: list[RowT]) -> list[RowT]:
+    def filter_fallbacks(self, rows: list[RowT]) -> list[RowT]:
         return [row for row in rows if self._score(row) > 0]
 
 

@@ -31,7 +31,7 @@ def evaluate(
 
     Costs are mean dollars a question. curve_minus_hull has 95% intervals of a paired bootstrap over questions.
     """
-    grid = grid.part(grid.complete)
+    grid = grid.select(grid.complete)
     told = router.predict_texts(grid.texts)
     right, cost, calls = outcomes(router, grid)
     best = int(grid.correct.mean(0).argmax())

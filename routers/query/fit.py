@@ -20,17 +20,17 @@ from torch import Tensor
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.heads import (
     NEIGHBOURS,
+    CalibratedMixture,
     Columns,
-    Dual,
-    Logistic,
-    Mixture,
-    Neighbours,
+    DualHead,
+    LogisticHead,
+    NeighboursHead,
     TrainingData,
-    fit_dual,
+    fit_dual_head,
     log_loss,
     log_odds,
 )
-from viaticum.routers.query.outcome_matrix import FEWEST, Array, OutcomeMatrix, folds_of, near_duplicates
+from viaticum.routers.query.outcome_matrix import FEWEST, Array, OutcomeMatrix, assign_folds, near_duplicates
 from viaticum.routers.query.plans import WEIGHTS, Plan, Steps, search, simulate
 from viaticum.routers.query.rtr import NEAREST, Learned, RTRRouter, RTRSettings
 from viaticum.types import Pair
@@ -60,7 +60,7 @@ def fit(
     embeddings = encoder(grid.texts, lambda done, of: report("questions embedded", done, of))
     embeddings = embeddings.half().float()  # as they are kept
     groups = near_duplicates(grid.texts)
-    folds = torch.from_numpy(folds_of(groups, FOLDS, settings.seed))
+    folds = torch.from_numpy(assign_folds(groups, FOLDS, settings.seed))
     started = time.perf_counter()
     report("looking for plans", 0, 1)
     steps = _plans(grid, embeddings, settings)
@@ -75,7 +75,9 @@ def fit(
     )
     columns = _columns(grid.pairs, steps, descriptions or {}, encoder)
     unseen, epochs = _unseen(columns, lesson, folds, settings, report)
-    mixture = Mixture.fit([unseen[name] for name in settings.heads], right, calibrate=settings.calibrate)
+    mixture = CalibratedMixture.fit(
+        [unseen[name] for name in settings.heads], right, calibrate=settings.calibrate
+    )
     report("fitting on all questions", 0, 1)
     learned = Learned(
         pairs=grid.pairs,
@@ -84,7 +86,7 @@ def fit(
         right=right,
         cost=cost,
         columns=columns,
-        logistic=Logistic.fit(embeddings, right),
+        logistic=LogisticHead.fit(embeddings, right),
         dual=_dual(columns, lesson, epochs, settings),
         mixture=mixture,
         static=torch.stack([_over_datasets(each, grid.datasets) for each in (right, cost)]),
@@ -153,8 +155,8 @@ def _plans(grid: OutcomeMatrix, embeddings: Tensor, settings: RTRSettings) -> li
         return singles
     from sklearn.cluster import KMeans
 
-    part = grid.part(whole)
-    near = Neighbours(embeddings[torch.from_numpy(whole)], torch.from_numpy(part.correct).float())
+    part = grid.select(whole)
+    near = NeighboursHead(embeddings[torch.from_numpy(whole)], torch.from_numpy(part.correct).float())
     odds = log_odds(near.mean(*near.nearest(near.embeddings, NEIGHBOURS // 2))).numpy()
     count = min(KINDS, max(1, len(part) // 50))
     kinds = KMeans(count, n_init=3, random_state=settings.seed).fit_predict(odds)
@@ -190,8 +192,8 @@ def _columns(
     return Columns(told[0], told[1], torch.tensor(of_pair), members)
 
 
-def _dual(columns: Columns, lesson: TrainingData, epochs: int, settings: RTRSettings) -> Dual:
-    return fit_dual(columns, lesson, epochs=epochs, seed=settings.seed, decision=settings.decision)[0]
+def _dual(columns: Columns, lesson: TrainingData, epochs: int, settings: RTRSettings) -> DualHead:
+    return fit_dual_head(columns, lesson, epochs=epochs, seed=settings.seed, decision=settings.decision)[0]
 
 
 def _unseen(
@@ -204,24 +206,24 @@ def _unseen(
     questions, count = lesson.right.shape
     found = {name: torch.zeros(questions, count) for name in ("logistic", "neighbours", "dual", "cost")}
     found |= {"tokens": torch.zeros(*lesson.log_tokens.shape, 2), "near": torch.zeros(questions)}
-    epochs = fit_dual(
+    epochs = fit_dual_head(
         columns,
-        lesson.part(folds > 1),
+        lesson.select(folds > 1),
         epochs=EPOCHS,
         seed=settings.seed,
         decision=settings.decision,
-        watch=lesson.part(folds == 1),
+        watch=lesson.select(folds == 1),
     )[1]
     for fold in range(FOLDS):
         report("learning from the other folds", fold, FOLDS)
         out = folds == fold
-        known, asked = lesson.part(~out), lesson.embeddings[out]
-        near = Neighbours(known.embeddings, known.right)
+        known, asked = lesson.select(~out), lesson.embeddings[out]
+        near = NeighboursHead(known.embeddings, known.right)
         places = near.nearest(asked, NEIGHBOURS)
         found["neighbours"][out] = log_odds(near.mean(*places))
-        found["cost"][out] = Neighbours(known.embeddings, known.cost).mean(*places)
+        found["cost"][out] = NeighboursHead(known.embeddings, known.cost).mean(*places)
         found["near"][out] = places[0][:, :NEAREST].mean(1)
-        found["logistic"][out] = Logistic.fit(known.embeddings, known.right)(asked)
+        found["logistic"][out] = LogisticHead.fit(known.embeddings, known.right)(asked)
         dual = _dual(columns, known, epochs, settings)
         found["dual"][out], found["tokens"][out] = dual.predict(asked)
     return found, epochs

@@ -2,7 +2,7 @@
 
 Three of them, as unlike as possible: logistic regression, nearest neighbours, and RTR's dual representation (arXiv
 2505.19435, section 3.2). Their log-odds are averaged with weights, and each column is calibrated, both on questions
-that the heads had not seen (`Mixture`). Knows nothing of money, plans or files; unknown outcomes are NaN.
+that the heads had not seen (`CalibratedMixture`). Knows nothing of money, plans or files; unknown outcomes are NaN.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def mean_known(values: Tensor) -> Tensor:
     return values.nanmean(0).nan_to_num(float(values.nanmean()))
 
 
-class Logistic:
+class LogisticHead:
     """One ridge logistic regression a column, fitted together. weights [D + 1, M]."""
 
     def __init__(self, weights: Tensor) -> None:
         self.weights = weights
 
     @classmethod
-    def fit(cls, embeddings: Tensor, right: Tensor, ridge: float = RIDGE) -> Logistic:
+    def fit(cls, embeddings: Tensor, right: Tensor, ridge: float = RIDGE) -> LogisticHead:
         x, known = _with_one(embeddings), ~right.isnan()
         target, count = right.nan_to_num(0.0), known.sum(0).clamp_min(1)
         weights = torch.zeros(x.shape[1], right.shape[1])
@@ -67,7 +67,7 @@ class Logistic:
         return _with_one(embeddings) @ self.weights
 
 
-class Neighbours:
+class NeighboursHead:
     """The weighted mean over the nearest known questions. embeddings [Q, D] of length 1; values [Q, M], NaN unknown."""
 
     def __init__(self, embeddings: Tensor, values: Tensor) -> None:
@@ -113,7 +113,7 @@ class Columns:
     members: Tensor
 
 
-class Dual(nn.Module):
+class DualHead(nn.Module):
     """RTR's dual representation: a description's embedding, projected, plus a learned one, for models and strategies.
 
     A pair is the sum of its two, a plan the mean of its pairs plus one of its own. Accuracy is the product of the
@@ -168,7 +168,7 @@ class Dual(nn.Module):
         return right, tokens
 
     @torch.no_grad()
-    def freeze(self) -> Dual:
+    def freeze(self) -> DualHead:
         """Learn no more: the vectors of the columns are computed once."""
         self.eval().requires_grad_(False)
         pairs = self.pairs()
@@ -188,7 +188,7 @@ class TrainingData:
     cut: Tensor
     weights: tuple[float, ...]
 
-    def part(self, rows: Tensor) -> TrainingData:
+    def select(self, rows: Tensor) -> TrainingData:
         names = ("embeddings", "right", "cost", "log_tokens", "cut")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
@@ -223,7 +223,7 @@ def regret(log_odds_: Tensor, lesson: TrainingData, dice: torch.Generator) -> Te
     return (best.nan_to_num(neginf=0.0) - got).clamp_max(5.0).mean()
 
 
-def fit_dual(
+def fit_dual_head(
     columns: Columns,
     lesson: TrainingData,
     *,
@@ -231,7 +231,7 @@ def fit_dual(
     seed: int,
     decision: float = 0.5,
     watch: TrainingData | None = None,
-) -> tuple[Dual, int]:
+) -> tuple[DualHead, int]:
     """Train the dual head; with `watch` (other questions) stop where it does best there, at most after `epochs`.
 
     Returns it and the number of epochs it was trained for.
@@ -239,14 +239,14 @@ def fit_dual(
     dice = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        dual = Dual(columns, lesson.right, lesson.log_tokens, lesson.embeddings.shape[1])
+        dual = DualHead(columns, lesson.right, lesson.log_tokens, lesson.embeddings.shape[1])
         optimiser = torch.optim.AdamW(dual.parameters(), lr=2e-3, weight_decay=0.1)
         known = ~lesson.right.isnan()
         best, best_epoch, kept = float("inf"), epochs, None
         for epoch in range(epochs):
             dual.train()
             for rows in torch.split(torch.randperm(len(known)), BATCH):
-                part = lesson.part(rows)
+                part = lesson.select(rows)
                 right, tokens = dual(part.embeddings)
                 each = F.binary_cross_entropy_with_logits(right, part.right.nan_to_num(0.0), reduction="none")
                 loss = (each * known[rows]).sum() / known[rows].sum().clamp_min(1)
@@ -275,7 +275,7 @@ def log_loss(found: Tensor, right: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class CalibratedMixture:
     """Weights of the heads [H], and a line for each column's log-odds: slope [M] and offset [M]."""
 
     shares: Tensor
@@ -290,7 +290,7 @@ class Mixture:
     @classmethod
     def fit(
         cls, heads: Sequence[Tensor], right: Tensor, *, calibrate: bool = True, ridge: float = 20.0
-    ) -> Mixture:
+    ) -> CalibratedMixture:
         """On predictions for questions that the heads had not seen. ridge: questions that a slope of 1 and an offset of
         0 are worth."""
         known, target = ~right.isnan(), right.nan_to_num(0.0)

@@ -18,7 +18,7 @@ from viaticum.errors import DataError, InputError
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import Report, fit
 from viaticum.routers.query.heads import log_loss, log_odds
-from viaticum.routers.query.outcome_matrix import FEWEST, OutcomeMatrix, folds_of, near_duplicates
+from viaticum.routers.query.outcome_matrix import FEWEST, OutcomeMatrix, assign_folds, near_duplicates
 from viaticum.routers.query.rtr import Added, RTRRouter
 from viaticum.types import Pair
 
@@ -52,7 +52,7 @@ def add(
         if pair not in outcomes.pairs:
             raise DataError(f"the outcomes say nothing about {pair}")
         column = outcomes.pairs.index(pair)
-        known = outcomes.part(~np.isnan(outcomes.correct[:, column]))
+        known = outcomes.select(~np.isnan(outcomes.correct[:, column]))
         told = router.predict_texts(known.texts)
         count = len(learned.pairs)
         weights, offset = _corrected(
@@ -139,12 +139,12 @@ def refit(
     if count < FEWEST:
         raise DataError(f"{count} live outcomes; {FEWEST} or more can tell whether a refit is better")
     groups = near_duplicates([*live.texts])
-    out = folds_of(groups, 2, router.learned.settings.seed) == 0
+    out = assign_folds(groups, 2, router.learned.settings.seed) == 0
     trial = fit(
-        known.join(live.part(~out)), encoder, descriptions, settings=router.learned.settings, report=report
+        known.join(live.select(~out)), encoder, descriptions, settings=router.learned.settings, report=report
     )
     right = torch.from_numpy(live.correct[out]).float()
-    before, after = (log_loss(log_odds(_of_pairs(each, live.part(out))), right) for each in (router, trial))
+    before, after = (log_loss(log_odds(_of_pairs(each, live.select(out))), right) for each in (router, trial))
     if after > before:
         return Refit(before, after, count, None)
     final = fit(known.join(live), encoder, descriptions, settings=router.learned.settings, report=report)

@@ -54,7 +54,7 @@ class OutcomeMatrix:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def part(self, rows: Array) -> OutcomeMatrix:
+    def select(self, rows: Array) -> OutcomeMatrix:
         """The grid of some questions, by a bool mask or numbers."""
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
         return OutcomeMatrix(
@@ -79,7 +79,7 @@ class OutcomeMatrix:
         )
 
     @classmethod
-    def of(
+    def from_outcomes(
         cls,
         outcomes: Iterable[Outcome],
         prices: Mapping[str, tuple[float, float]] | None = None,
@@ -126,7 +126,7 @@ class OutcomeMatrix:
             tokens[place] = _number(row, "output_tokens")
             cost[place] = _cost(row, prices, needed=not live)
             cut[place] = row.finish_reason == "length"
-            if (name := canonical(row.answer)) is not None:
+            if (name := canonical_answer(row.answer)) is not None:
                 answers[place] = names[place[0]].setdefault(name, len(names[place[0]]))
         return cls(tuple(columns), tuple(rows), tuple(texts), correct, tokens, cost, cut, answers)
 
@@ -177,7 +177,7 @@ def read_prices(path: str | Path) -> dict[str, tuple[float, float]]:
     return prices
 
 
-def canonical(answer: str | None) -> str | None:
+def canonical_answer(answer: str | None) -> str | None:
     """One spelling for answers that say the same: "8.0", "$8" and "8"; None for no answer (`NO_ANSWER`).
 
     Rougher than the comparison of the strategies, which knows the kind of answer: only equality is asked here.
@@ -213,7 +213,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.6) -> Array:
     return np.asarray(connected_components(alike, directed=False)[1])
 
 
-def folds_of(groups: Array, count: int, seed: int) -> Array:
+def assign_folds(groups: Array, count: int, seed: int) -> Array:
     """A fold for each question [Q], 0 to count - 1; near-duplicates share theirs. Folds are nearly equal in size."""
     dice = np.random.default_rng(seed)
     numbers = dice.permutation(np.unique(groups))

@@ -25,7 +25,15 @@ from viaticum.errors import DataError, InputError
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.routers.query.base import QueryRouter
 from viaticum.routers.query.encoder import Encoder
-from viaticum.routers.query.heads import NEIGHBOURS, Columns, Dual, Logistic, Mixture, Neighbours, log_odds
+from viaticum.routers.query.heads import (
+    NEIGHBOURS,
+    CalibratedMixture,
+    Columns,
+    DualHead,
+    LogisticHead,
+    NeighboursHead,
+    log_odds,
+)
 from viaticum.routers.query.plans import Plan, PlanRow
 from viaticum.types import Pair, Query, RoutingTable, Row
 
@@ -109,9 +117,9 @@ class Learned:
     right: Tensor
     cost: Tensor
     columns: Columns
-    logistic: Logistic
-    dual: Dual
-    mixture: Mixture
+    logistic: LogisticHead
+    dual: DualHead
+    mixture: CalibratedMixture
     static: Tensor
     limits: Tensor
     stretch: Tensor
@@ -137,8 +145,8 @@ class RTRRouter(QueryRouter):
             *range(len(learned.pairs)),
             *range(len(learned.plans), len(learned.plans) + len(later)),
         ]
-        self._right = Neighbours(learned.embeddings, learned.right)
-        self._cost = Neighbours(learned.embeddings, learned.cost)
+        self._right = NeighboursHead(learned.embeddings, learned.right)
+        self._cost = NeighboursHead(learned.embeddings, learned.cost)
         # A question is asked about several times while it is routed: for its table, its plans, and the pair that is taken.
         self._recent: OrderedDict[str, Prediction] = OrderedDict()
         self._most = RECENT
@@ -373,7 +381,7 @@ def _learned(document: dict[str, Any], tensors: dict[str, Tensor]) -> Learned:
     settings = RTRSettings(**(document["settings"] | {"heads": tuple(document["settings"]["heads"])}))
     columns = Columns(**{name: tensors[f"columns.{name}"] for name in COLUMNS})
     right, pairs = _wide(tensors["right"]), tuple(map(Pair.parse, document["pairs"]))
-    dual = Dual(columns, right, torch.zeros(1, len(pairs)), tensors["embeddings"].shape[1])
+    dual = DualHead(columns, right, torch.zeros(1, len(pairs)), tensors["embeddings"].shape[1])
     later = tuple(map(Pair.parse, document["added"]))
     dual.load_state_dict(
         {name.removeprefix("dual."): each for name, each in tensors.items() if name.startswith("dual.")}
@@ -385,9 +393,9 @@ def _learned(document: dict[str, Any], tensors: dict[str, Tensor]) -> Learned:
         right=right,
         cost=tensors["cost"],
         columns=columns,
-        logistic=Logistic(tensors["logistic"]),
+        logistic=LogisticHead(tensors["logistic"]),
         dual=dual.freeze(),
-        mixture=Mixture(*(tensors[f"mixture.{name}"] for name in ("shares", "slope", "offset"))),
+        mixture=CalibratedMixture(*(tensors[f"mixture.{name}"] for name in ("shares", "slope", "offset"))),
         static=tensors["static"],
         limits=tensors["limits"],
         stretch=tensors["stretch"],

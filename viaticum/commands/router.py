@@ -216,7 +216,7 @@ def add(
     router = RTRRouter.load(folder)
     pairs = [Pair(model, each) for each in strategy or sorted({pair.strategy for pair in router.pairs})]
     rows = [row for path in outcomes or [] for row in read_outcomes(path) if row.pair in pairs]
-    seen = OutcomeMatrix.of(rows) if rows else None
+    seen = OutcomeMatrix.from_outcomes(rows) if rows else None
     for pair in pairs:
         known = seen if seen is not None and pair in seen.pairs else None
         router = run(router, pair, _descriptions(catalogue), (dollars[0], dollars[1]), known)
@@ -291,7 +291,9 @@ def _grid(
     from viaticum.routers.query.outcome_matrix import OutcomeMatrix, read_prices
 
     rows = [row for path in paths for row in read_outcomes(path)]
-    return OutcomeMatrix.of(rows, read_prices(prices) if prices is not None else None, pairs, live=live)
+    return OutcomeMatrix.from_outcomes(
+        rows, read_prices(prices) if prices is not None else None, pairs, live=live
+    )
 
 
 def _descriptions(catalogue: Path | None) -> dict[str, str]:

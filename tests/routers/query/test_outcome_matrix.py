@@ -14,8 +14,8 @@ from question_grids import PAIRS, outcomes
 from viaticum.errors import DataError, InputError
 from viaticum.routers.query.outcome_matrix import (
     OutcomeMatrix,
-    canonical,
-    folds_of,
+    assign_folds,
+    canonical_answer,
     held_out,
     near_duplicates,
     read_prices,
@@ -24,7 +24,7 @@ from viaticum.routers.query.outcome_matrix import (
 
 def test_a_table_is_laid_out_by_question_and_pair() -> None:
     rows = outcomes(40)
-    grid = OutcomeMatrix.of(reversed(rows))
+    grid = OutcomeMatrix.from_outcomes(reversed(rows))
     assert grid.pairs == PAIRS
     assert len(grid) == 40
     assert grid.complete.all()
@@ -43,7 +43,7 @@ def test_a_table_is_laid_out_by_question_and_pair() -> None:
 
 def test_no_answer_agrees_with_nothing() -> None:
     rows = [replace(row, answer=None) for row in outcomes(30)]
-    answers = OutcomeMatrix.of(rows).answers
+    answers = OutcomeMatrix.from_outcomes(rows).answers
     assert all(len(set(line)) == len(PAIRS) for line in answers.tolist())
 
 
@@ -64,14 +64,16 @@ def test_no_answer_agrees_with_nothing() -> None:
     ],
 )
 def test_spellings(one: str | None, other: str | None, same: bool) -> None:
-    assert (canonical(one) == canonical(other)) == same
+    assert (canonical_answer(one) == canonical_answer(other)) == same
 
 
 def test_rows_that_are_there_twice_count_once_and_contradictions_are_refused() -> None:
     rows = outcomes(30)
-    assert np.array_equal(OutcomeMatrix.of([*rows, *rows]).correct, OutcomeMatrix.of(rows).correct)
+    assert np.array_equal(
+        OutcomeMatrix.from_outcomes([*rows, *rows]).correct, OutcomeMatrix.from_outcomes(rows).correct
+    )
     with pytest.raises(DataError, match=r"sums 0-0, tiny\+direct: one row says right, another wrong"):
-        OutcomeMatrix.of([*rows, replace(rows[0], correct=not rows[0].correct)])
+        OutcomeMatrix.from_outcomes([*rows, replace(rows[0], correct=not rows[0].correct)])
 
 
 @pytest.mark.parametrize(
@@ -86,27 +88,27 @@ def test_rows_that_are_there_twice_count_once_and_contradictions_are_refused() -
 def test_numbers_that_are_none_are_named(change: dict[str, Any], message: str) -> None:
     rows = outcomes(30)
     with pytest.raises(DataError, match=message):
-        OutcomeMatrix.of([*rows[:-1], replace(rows[-1], **change)])
+        OutcomeMatrix.from_outcomes([*rows[:-1], replace(rows[-1], **change)])
 
 
 def test_an_empty_table_and_other_pairs() -> None:
     with pytest.raises(DataError, match="empty"):
-        OutcomeMatrix.of([])
+        OutcomeMatrix.from_outcomes([])
     with pytest.raises(DataError, match="no row is about a pair"):
-        OutcomeMatrix.of(outcomes(3), pairs=[replace(PAIRS[0], model="other")])
+        OutcomeMatrix.from_outcomes(outcomes(3), pairs=[replace(PAIRS[0], model="other")])
 
 
 def test_too_little_to_learn_from_is_said() -> None:
     rows = outcomes(31)
-    OutcomeMatrix.of(rows).check()
+    OutcomeMatrix.from_outcomes(rows).check()
     with pytest.raises(DataError, match="1 question; a router needs 30"):
-        OutcomeMatrix.of(rows[:4]).check()
+        OutcomeMatrix.from_outcomes(rows[:4]).check()
     with pytest.raises(DataError, match="every answer in the table is right"):
-        OutcomeMatrix.of([replace(row, correct=True) for row in rows]).check()
+        OutcomeMatrix.from_outcomes([replace(row, correct=True) for row in rows]).check()
     with pytest.raises(DataError, match="leaves out the questions' texts"):
-        OutcomeMatrix.of([replace(row, question="") for row in rows]).check()
+        OutcomeMatrix.from_outcomes([replace(row, question="") for row in rows]).check()
     with pytest.raises(DataError, match=r"no outcome of big\+cot"):
-        OutcomeMatrix.of([row for row in rows if row.model != "big"], pairs=PAIRS).check()
+        OutcomeMatrix.from_outcomes([row for row in rows if row.model != "big"], pairs=PAIRS).check()
 
 
 def test_prices_make_costs(tmp_path: Path) -> None:
@@ -114,12 +116,12 @@ def test_prices_make_costs(tmp_path: Path) -> None:
     path.write_text(
         json.dumps({"tiny": {"output": 2}, "mid": {"input": 1, "output": 4}, "big": {"output": 9}})
     )
-    grid = OutcomeMatrix.of(outcomes(30), read_prices(path))
+    grid = OutcomeMatrix.from_outcomes(outcomes(30), read_prices(path))
     mid = PAIRS.index(next(pair for pair in PAIRS if pair.model == "mid"))
     assert grid.cost[:, mid] == pytest.approx((20 * 1 + grid.tokens[:, mid] * 4) / 1e6)
     path.write_text(json.dumps({"tiny": {"output": 2}}))
     with pytest.raises(InputError, match="no price for big, mid"):
-        OutcomeMatrix.of(outcomes(30), read_prices(path))
+        OutcomeMatrix.from_outcomes(outcomes(30), read_prices(path))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_near_duplicates_are_found_through_numbers_and_chains() -> None:
 def test_folds_and_held_out_questions_never_part_duplicates() -> None:
     dice = np.random.default_rng(0)
     groups = dice.integers(0, 60, 500)
-    folds = folds_of(groups, 5, seed=3)
+    folds = assign_folds(groups, 5, seed=3)
     assert all(len(set(folds[groups == group])) == 1 for group in set(groups))
     sizes = np.bincount(folds)
     assert sizes.max() - sizes.min() < 20
@@ -161,6 +163,6 @@ def test_folds_and_held_out_questions_never_part_duplicates() -> None:
 
 def test_live_outcomes_may_lack_costs_and_the_last_word_counts() -> None:
     rows = [replace(row, cost_nanousd=None) for row in outcomes(30)]
-    grid = OutcomeMatrix.of([*rows, replace(rows[0], correct=not rows[0].correct)], live=True)
+    grid = OutcomeMatrix.from_outcomes([*rows, replace(rows[0], correct=not rows[0].correct)], live=True)
     assert np.isnan(grid.cost).all()
     assert grid.correct[0, PAIRS.index(rows[0].pair)] == (not rows[0].correct)

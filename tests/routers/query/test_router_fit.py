@@ -15,7 +15,7 @@ from viaticum.errors import BudgetExceeded, DataError, InputError
 from viaticum.routers.query import Best, Cheapest, Weighted, choose_plan
 from viaticum.routers.query.evaluate import BUDGETS, evaluate, mixture
 from viaticum.routers.query.fit import calibration_error, censored_quantile, fit
-from viaticum.routers.query.heads import Mixture, Neighbours, pinball
+from viaticum.routers.query.heads import CalibratedMixture, NeighboursHead, pinball
 from viaticum.routers.query.learn import add, refit
 from viaticum.routers.query.outcome_matrix import OutcomeMatrix
 from viaticum.routers.query.rtr import RTRRouter, RTRSettings
@@ -28,7 +28,7 @@ BUDGETS_HERE = (0.00001, 0.00005, 0.0002, 0.001, 0.003)
 
 @pytest.fixture(scope="module")
 def router() -> RTRRouter:
-    return fit(OutcomeMatrix.of(outcomes(400)), Words())  # type: ignore[arg-type]
+    return fit(OutcomeMatrix.from_outcomes(outcomes(400)), Words())  # type: ignore[arg-type]
 
 
 def a_query(kind: str, seed: int = 77) -> Query:
@@ -59,7 +59,7 @@ def test_the_table_has_a_row_for_every_pair(router: RTRRouter) -> None:
 
 
 def test_held_out_questions_are_answered_better_than_by_any_mixture_of_pairs(router: RTRRouter) -> None:
-    told = evaluate(router, OutcomeMatrix.of(outcomes(300, seed=9)), budgets=BUDGETS_HERE)
+    told = evaluate(router, OutcomeMatrix.from_outcomes(outcomes(300, seed=9)), budgets=BUDGETS_HERE)
     assert told["questions"] == 300
     assert told["best_single"]["pair"] == "big+cot"
     for point in told["curve"][1:]:
@@ -77,7 +77,7 @@ def test_held_out_questions_are_answered_better_than_by_any_mixture_of_pairs(rou
 
 def test_the_operating_point_is_chosen_without_looking_at_the_outcomes(router: RTRRouter) -> None:
     """With all answers turned wrong and all costs tripled the same plans are chosen."""
-    grid = OutcomeMatrix.of(outcomes(60, seed=4))
+    grid = OutcomeMatrix.from_outcomes(outcomes(60, seed=4))
     told = router.predict_texts(grid.texts)
     chosen = router.choose_within(told, 0.0002)
     other = replace(grid, correct=1 - grid.correct, cost=3 * grid.cost)
@@ -110,13 +110,13 @@ def test_far_from_every_known_question_a_mixture_uses_up_the_budget(router: RTRR
 
 
 def test_without_trust_distance_changes_nothing() -> None:
-    router = fit(OutcomeMatrix.of(outcomes(200)), Words(), settings=RTRSettings(trust=False))  # type: ignore[arg-type]
+    router = fit(OutcomeMatrix.from_outcomes(outcomes(200)), Words(), settings=RTRSettings(trust=False))  # type: ignore[arg-type]
     told = router.predict(FAR)
     assert not torch.allclose(told.accuracy[0], router.learned.static[0], atol=1e-3)
 
 
 def test_the_same_seed_gives_the_same_router() -> None:
-    grid, text = OutcomeMatrix.of(outcomes(120)), a_query("sums").text
+    grid, text = OutcomeMatrix.from_outcomes(outcomes(120)), a_query("sums").text
     one, two, other = (
         fit(grid, Words(), settings=RTRSettings(seed=seed)).predict_texts([text])  # type: ignore[arg-type]
         for seed in (3, 3, 4)
@@ -202,7 +202,10 @@ def test_answers_that_were_cut_lengthen_what_is_expected() -> None:
     ]
     whole = [replace(row, finish_reason="stop") for row in cut]
     high = [
-        {row.pair: row.tokens_p90 for row in fit(OutcomeMatrix.of(each), Words()).table(a_query("sums"))}[big]  # type: ignore[arg-type]
+        {
+            row.pair: row.tokens_p90
+            for row in fit(OutcomeMatrix.from_outcomes(each), Words()).table(a_query("sums"))
+        }[big]  # type: ignore[arg-type]
         for each in (cut, whole)
     ]
     assert high[0] > 90 > high[1]
@@ -231,7 +234,7 @@ def test_quantiles_of_values_that_were_cut() -> None:
 def test_neighbours_with_unknown_outcomes() -> None:
     embeddings = torch.eye(3)
     values = torch.tensor([[1.0, float("nan")], [0.0, 1.0], [0.0, 1.0]])
-    near = Neighbours(embeddings, values)
+    near = NeighboursHead(embeddings, values)
     found = near.mean(*near.nearest(embeddings[:1], 3), prior=0.0)
     assert float(found[0, 0]) > 0.99
     assert float(found[0, 1]) == pytest.approx(1.0)
@@ -241,9 +244,9 @@ def test_a_mixture_leaves_out_a_head_that_knows_nothing() -> None:
     torch.manual_seed(0)
     truth = torch.randn(2000, 3)
     right = (torch.rand(2000, 3) < torch.sigmoid(truth)).float()
-    mixture_ = Mixture.fit([truth, 2 * torch.randn(2000, 3)], right)
+    mixture_ = CalibratedMixture.fit([truth, 2 * torch.randn(2000, 3)], right)
     assert float(mixture_.shares[0]) > 0.9
-    sharp = Mixture.fit([3 * truth + 1], right)
+    sharp = CalibratedMixture.fit([3 * truth + 1], right)
     assert sharp.slope == pytest.approx(torch.full((3,), 1 / 3), abs=0.06)
     assert (
         calibration_error(sharp([3 * truth + 1]), right)
@@ -295,7 +298,7 @@ def test_a_new_pair_begins_as_those_that_are_described_alike_and_learns(
         if row.pair == Pair("mid", "cot")
         for dataset_right in [row.dataset == "kin" or (row.dataset == "sums" and row.correct)]
     ]
-    learned = add(router, pair, told, (0.0, 5.0), OutcomeMatrix.of(rows))
+    learned = add(router, pair, told, (0.0, 5.0), OutcomeMatrix.from_outcomes(rows))
     after = [float(learned.predict_texts(texts).accuracy[:, -1].mean()) for texts in (kin, games)]
     assert after[0] > 0.6 > float(before[0][:, -1].mean())
     assert after[1] < 0.4 < float(before[1][:, -1].mean())
@@ -311,11 +314,11 @@ def test_a_new_pair_begins_as_those_that_are_described_alike_and_learns(
     with pytest.raises(InputError, match=r"knows fresh\+cot"):
         add(learned, pair, told, (0.0, 5.0))
     with pytest.raises(DataError, match=r"nothing about fresh\+direct"):
-        add(router, Pair("fresh", "direct"), told, (0.0, 5.0), OutcomeMatrix.of(rows))
+        add(router, Pair("fresh", "direct"), told, (0.0, 5.0), OutcomeMatrix.from_outcomes(rows))
 
 
 def test_a_refit_takes_what_changed_and_refuses_what_is_worse(router: RTRRouter) -> None:
-    known = OutcomeMatrix.of(outcomes(400))
+    known = OutcomeMatrix.from_outcomes(outcomes(400))
     turned = [
         replace(
             row, question_id=f"live-{n}", correct=not row.correct if row.dataset == "kin" else row.correct
@@ -323,7 +326,7 @@ def test_a_refit_takes_what_changed_and_refuses_what_is_worse(router: RTRRouter)
         for n, row in enumerate(outcomes(300, seed=31))
         if n % 4 == n // 4 % 4
     ]
-    found = refit(router, known, OutcomeMatrix.of(turned, pairs=PAIRS), Words())  # type: ignore[arg-type]
+    found = refit(router, known, OutcomeMatrix.from_outcomes(turned, pairs=PAIRS), Words())  # type: ignore[arg-type]
     assert found.after < found.before
     assert found.router is not None
     column = PAIRS.index(Pair("tiny", "cot"))
@@ -335,14 +338,14 @@ def test_a_refit_takes_what_changed_and_refuses_what_is_worse(router: RTRRouter)
     # What was known is turned upside down, so that learning from it makes live answers harder to foretell.
     live = [replace(row, question_id=f"live-{n}") for n, row in enumerate(outcomes(40, seed=41))]
     worse = refit(
-        fit(OutcomeMatrix.of(outcomes(400)), Words()),  # type: ignore[arg-type]
-        OutcomeMatrix.of(
+        fit(OutcomeMatrix.from_outcomes(outcomes(400)), Words()),  # type: ignore[arg-type]
+        OutcomeMatrix.from_outcomes(
             [replace(row, correct=not row.correct) for row in outcomes(400, seed=8)], pairs=PAIRS
         ),
-        OutcomeMatrix.of(live, pairs=PAIRS),
+        OutcomeMatrix.from_outcomes(live, pairs=PAIRS),
         Words(),  # type: ignore[arg-type]
     )
     assert worse.router is None
     assert worse.after > worse.before
     with pytest.raises(DataError, match="4 live outcomes; 30 or more"):
-        refit(router, known, OutcomeMatrix.of(live[:4], pairs=PAIRS), Words())  # type: ignore[arg-type]
+        refit(router, known, OutcomeMatrix.from_outcomes(live[:4], pairs=PAIRS), Words())  # type: ignore[arg-type]

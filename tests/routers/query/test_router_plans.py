@@ -44,7 +44,7 @@ def test_playing_a_plan_follows_its_rule() -> None:
 
 def test_answers_that_agree_are_the_same_answer_so_either_is_right() -> None:
     """`simulate` takes the last of those that agree; a table in which equal answers are judged alike makes no difference."""
-    grid = OutcomeMatrix.of(outcomes(90))
+    grid = OutcomeMatrix.from_outcomes(outcomes(90))
     one, two = simulate(((0, 1), 2), grid.correct, grid.cost, grid.answers)[:2]
     agree = grid.answers[:, 0] == grid.answers[:, 1]
     assert np.array_equal(one[agree], grid.correct[agree, 0])
@@ -55,7 +55,7 @@ def test_a_search_finds_what_trying_everything_finds() -> None:
     """With few pairs every plan of the same lengths can be tried: for each worth of a dollar the best is found."""
     from itertools import permutations
 
-    grid = OutcomeMatrix.of(outcomes(200))
+    grid = OutcomeMatrix.from_outcomes(outcomes(200))
     table = grid.correct, grid.cost, grid.answers
     kinds = np.zeros(len(grid), dtype=np.int64)
     found = search(*table, kinds)
@@ -79,7 +79,7 @@ def test_a_search_finds_what_trying_everything_finds() -> None:
 
 def test_a_search_looks_at_each_kind_of_question() -> None:
     rows = outcomes(300)
-    grid = OutcomeMatrix.of(rows)
+    grid = OutcomeMatrix.from_outcomes(rows)
     kinds = np.array([["sums", "kin", "games"].index(dataset) for dataset, _ in grid.ids])
     found = search(grid.correct, grid.cost, grid.answers, kinds)
     lines = [Plan(tuple(grid.pairs[n] for n in order), need) for order, need in found]
