@@ -1,1 +1,1 @@
-"""Models that write completions: local ones, small/large pairs, scripted ones, and models behind an API."""
+"""Models that write completions: local models, small/large pairs, scripted models and remote APIs."""

@@ -1,7 +1,7 @@
-"""What answers a chat: one contract for local models, small/large pairs and remote models.
+"""The `Model` contract: one interface for local models, small/large pairs and remote models.
 
-Leaves out how a local model decodes (`models.local`), prices and budgets. Token counts here are what a
-ledger reserves and settles, so a worst case is never an estimate.
+Leaves out how a local model decodes (`models.local`), prices and budgets. A ledger reserves and settles the
+token counts that come from here, so a worst case is an upper bound, never an estimate.
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ from viaticum.types import Completion, Message, TokenCount
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """How long and how to write: at most `max_new_tokens`, ended early by any of `stop`.
+    """Sampling settings and limits of one completion.
 
-    temperature 0 is greedy; seed makes sampling repeatable. extra: what a remote model's API takes besides, by the
-    names of OpenAI's (tools, tool_choice, response_format); a model that cannot do it raises `InputError`.
+    Args:
+        max_new_tokens: most tokens of the completion.
+        temperature: 0 is greedy decoding.
+        top_p, top_k: limits on the sampled tokens; 1 and 0 set none.
+        seed: makes sampling repeatable.
+        stop: strings that end the completion.
+        extra: further parameters of a remote API, by OpenAI's names (tools, tool_choice, response_format); a
+            model that does not support one raises `InputError`.
     """
 
     max_new_tokens: int = 400
@@ -33,33 +39,37 @@ class Generation:
 
 
 class Model(ABC):
-    """Something that answers a chat. `name` is its catalogue name; `members` are the models that bill."""
+    """Answers chats. name: its catalogue name; members: names of the models whose tokens are billed."""
 
     name: str
     members: tuple[str, ...]
 
     @abstractmethod
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
-        """The most tokens each member can read and make. Raises `PromptTooLong` past the context."""
+        """Return the most tokens that each member can read and write.
+
+        Raises:
+            PromptTooLong: prompt and new tokens exceed the context.
+        """
 
     @abstractmethod
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
-        """Pieces of text as they come, then the completion. Closing the iterator ends the call."""
+        """Yield pieces of text as they come, then the completion. Closing the iterator ends the call."""
 
     def count(self, text: str) -> int:
-        """Tokens of a text. By default its bytes, of which a token has at least one: never too few."""
+        """Return an upper bound of a text's tokens. By default its bytes: a token has at least one."""
         return len(text.encode())
 
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
-        """The worst case of a whole call, with what `extra` adds to the prompt."""
+        """Return the worst case of a whole call, including what `generation.extra` adds to the prompt."""
         return self.worst_case(messages, generation.max_new_tokens)
 
     def catalogue_entry(self) -> ModelSpec | None:
-        """The entry, with its price, of a model that no catalogue knows; None for one that comes from a catalogue."""
+        """Return the model's own entry with its price; None for a model that comes from a catalogue."""
         return None
 
     def generate(self, messages: Sequence[Message], generation: Generation) -> Completion:
-        """The whole completion at once."""
+        """Return the whole completion at once."""
         for piece in self.stream(messages, generation):
             if isinstance(piece, Completion):
                 return piece

@@ -1,9 +1,10 @@
-"""One desk where many callers have texts written at once: who asks while others are served joins them.
+"""Continuous batching of many callers on a pool of local models: a new request joins those that are running.
 
-A thread of its own steps the engines (`viaticum.decoders.Engine`) of a pool of local models, as engines that share a
-runner must be stepped by one thread. It lives while there are texts, and a moment longer. Callers wait for their own
-events; one that goes away has its text aborted and its slot freed. Slots bound the memory: what finds none waits, in
-the order of arrival. Knows nothing of chats, prices or which way a pair decodes.
+One thread steps the engines (`viaticum.decoders.Engine`) of a pool, because engines that share a runner must
+be stepped by one thread. It runs while there are requests, and `IDLE_SECONDS` longer. Each caller waits on a
+queue of its own; a caller that closes its iterator has its requests aborted and their slots freed. Slots
+bound the memory: requests that find none wait in the order of arrival. Leaves out chats, prices and the
+decoding mode of a pair.
 """
 
 from __future__ import annotations
@@ -22,201 +23,218 @@ if TYPE_CHECKING:
     from viaticum.decoders import Event, MixedDecoder, Request, Runner
     from viaticum.decoders.engine import Engine
 
-IDLE_SECONDS = (
-    1.0  # the thread outlives its last text: starting one costs its first step a fresh team of OpenMP threads
-)
-BEAT_SECONDS = 0.25  # how long a caller may be left without a word, and so without a chance to go away
+# How long the thread outlives its last request. The first step of a new thread pays for a new team of OpenMP
+# threads.
+IDLE_SECONDS = 1.0
+HEARTBEAT_SECONDS = 0.25  # a caller gets an empty event this often, so that it can close the iterator
 
 WorkerMessage = tuple[int, "Event | ModelError"]
 
 
 class PendingRequest:
-    """One text that was asked for. place: which of its caller's texts; number: the engine's, once it has a slot."""
+    """One submitted request.
 
-    __slots__ = ("decoder", "ended", "letters", "number", "place", "request")
+    index: its position in its caller's list; request_id: the engine's number, -1 until it has a slot.
+    """
+
+    __slots__ = ("decoder", "finished", "index", "messages", "request", "request_id")
 
     def __init__(
-        self, decoder: MixedDecoder, place: int, request: Request, letters: SimpleQueue[WorkerMessage]
+        self, decoder: MixedDecoder, index: int, request: Request, messages: SimpleQueue[WorkerMessage]
     ) -> None:
-        self.decoder, self.place, self.request, self.letters = decoder, place, request, letters
-        self.number = -1
-        self.ended = False
+        self.decoder, self.index, self.request, self.messages = decoder, index, request, messages
+        self.request_id = -1
+        self.finished = False
 
-    def tell(self, word: Event | ModelError) -> None:
-        self.letters.put((self.place, word))
+    def send(self, message: Event | ModelError) -> None:
+        self.messages.put((self.index, message))
+
+    def fail(self, error: ModelError) -> None:
+        self.finished = True
+        self.send(error)
 
 
 class EngineQueue:
-    """An engine and the tickets of the texts that it is writing."""
+    """An engine and the requests that run on it."""
 
     def __init__(self, decoder: MixedDecoder) -> None:
         self.engine: Engine = decoder.engine()
-        self.tickets: dict[int, PendingRequest] = {}
+        self.running: dict[int, PendingRequest] = {}
         self.runners: frozenset[Runner] = frozenset(decoder.runners.values())
 
-    def seat(self, ticket: PendingRequest) -> None:
-        ticket.number = self.engine.add(ticket.request)
-        self.tickets[ticket.number] = ticket
+    def add(self, pending: PendingRequest) -> None:
+        pending.request_id = self.engine.add(pending.request)
+        self.running[pending.request_id] = pending
 
     def step(self) -> None:
         for event in self.engine.step():
-            ticket = self.tickets[event.index]
+            pending = self.running[event.index]
             if event.result is not None:
-                ticket.ended = True
-                del self.tickets[event.index]
-            ticket.tell(event)
+                pending.finished = True
+                del self.running[event.index]
+            pending.send(event)
 
     def fail(self, error: ModelError) -> None:
-        """End every text of the engine and free its slots."""
+        """End every request of the engine with this error and free its slots."""
         self.engine.close()
-        for ticket in self.tickets.values():
-            ticket.ended = True
-            ticket.tell(error)
-        self.tickets.clear()
+        for pending in self.running.values():
+            pending.fail(error)
+        self.running.clear()
 
 
 class BatchScheduler:
-    """Takes texts from any thread. Engines that share a runner belong to the same desk."""
+    """Accepts requests from any thread. Engines that share a runner must use the same scheduler."""
 
     def __init__(self) -> None:
-        self._news = threading.Condition()  # reentrant: a caller's generator may be collected in any thread
-        self._arrived: list[PendingRequest] = []
-        self._unwanted: list[PendingRequest] = []
+        # Reentrant: a caller's generator may be collected in any thread.
+        self._changed = threading.Condition()
+        self._submitted: list[PendingRequest] = []
+        self._withdrawn: list[PendingRequest] = []
         self._thread: threading.Thread | None = None
         self._closing = False
-        # The thread's own:
+        # Used by the scheduler's thread alone:
         self._waiting: deque[PendingRequest] = deque()
-        self._benches: dict[MixedDecoder, EngineQueue] = {}
-        _desks.add(self)
+        self._engines: dict[MixedDecoder, EngineQueue] = {}
+        _schedulers.add(self)
 
-    def write(self, decoder: MixedDecoder, requests: Sequence[Request]) -> Iterator[tuple[int, Event | None]]:
-        """(place in `requests`, event) as they come, until every text has ended.
+    def generate(
+        self, decoder: MixedDecoder, requests: Sequence[Request]
+    ) -> Iterator[tuple[int, Event | None]]:
+        """Yield (index in `requests`, event) as events come, until every request has ended.
 
-        (-1, None) comes now and then while there is nothing to tell, so that a caller may go away. Closing the
-        iterator aborts what has not ended. Raises `InputError` and `PromptTooLong` before anything is computed, and
-        `ModelError` where an engine broke; a text that failed alone has its error in its result.
+        (-1, None) is yielded every `HEARTBEAT_SECONDS` without an event, so that the caller can close the
+        iterator, which aborts the requests that have not ended. The result of a request that failed alone
+        holds its error.
+
+        Raises:
+            InputError, PromptTooLong: a request cannot be computed; raised before any is.
+            ModelError: an engine failed.
         """
         for request in requests:
             decoder.check(request)
-        letters: SimpleQueue[WorkerMessage] = SimpleQueue()
-        tickets = [PendingRequest(decoder, place, request, letters) for place, request in enumerate(requests)]
-        left = len(tickets)
-        self._submit(tickets)
+        messages: SimpleQueue[WorkerMessage] = SimpleQueue()
+        submitted = [PendingRequest(decoder, index, each, messages) for index, each in enumerate(requests)]
+        unfinished = len(submitted)
+        self._submit(submitted)
         try:
-            while left:
+            while unfinished:
                 try:
-                    place, word = letters.get(timeout=BEAT_SECONDS)
+                    index, message = messages.get(timeout=HEARTBEAT_SECONDS)
                 except Empty:
                     yield -1, None
                     continue
-                if isinstance(word, ModelError):
-                    raise word
-                left -= word.result is not None
-                yield place, word
+                if isinstance(message, ModelError):
+                    raise message
+                unfinished -= message.result is not None
+                yield index, message
         finally:
-            self._withdraw(tickets)
+            self._withdraw(submitted)
 
     def close(self) -> None:
-        """Abort every text, tell their callers, and let the thread end. A text that comes later starts it anew."""
-        with self._news:
+        """Abort every request with an error and end the thread. A later request starts a new one."""
+        with self._changed:
             thread, self._closing = self._thread, True
-            self._news.notify_all()
+            self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    # --- callers' threads -----------------------------------------------------------------------------------
+    # --- called from callers' threads -----------------------------------------------------------------------
 
-    def _submit(self, tickets: Sequence[PendingRequest]) -> None:
-        with self._news:
-            self._arrived.extend(tickets)
+    def _submit(self, submitted: Sequence[PendingRequest]) -> None:
+        with self._changed:
+            self._submitted.extend(submitted)
             if self._thread is None:
                 self._closing = False
-                self._thread = threading.Thread(target=self._serve, name="viaticum-desk", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, name="viaticum-batch-scheduler", daemon=True
+                )
                 self._thread.start()
-            self._news.notify_all()
+            self._changed.notify_all()
 
-    def _withdraw(self, tickets: Sequence[PendingRequest]) -> None:
-        unwanted = [ticket for ticket in tickets if not ticket.ended]
-        if unwanted:
-            with self._news:
-                self._unwanted.extend(unwanted)
-                self._news.notify_all()
+    def _withdraw(self, submitted: Sequence[PendingRequest]) -> None:
+        withdrawn = [pending for pending in submitted if not pending.finished]
+        if withdrawn:
+            with self._changed:
+                self._withdrawn.extend(withdrawn)
+                self._changed.notify_all()
 
-    # --- the desk's thread ----------------------------------------------------------------------------------
+    # --- the scheduler's thread -----------------------------------------------------------------------------
 
-    def _serve(self) -> None:
+    def _run(self) -> None:
         try:
-            while self._take_news():
-                self._seat_those_who_wait()
+            while self._receive():
+                self._admit_waiting()
                 self._step_all()
         except BaseException as error:
             self._fail_all(ModelError(f"the thread that writes local texts broke: {error!r}"))
             raise
 
-    def _take_news(self) -> bool:
-        """Take in what callers asked for; with nothing to do wait for it. False: the thread is to end."""
-        with self._news:
-            if not (self._benches or self._waiting):
-                self._news.wait_for(lambda: self._arrived or self._closing, IDLE_SECONDS)
-            if self._closing or not (self._benches or self._waiting or self._arrived):
+    def _receive(self) -> bool:
+        """Take over submitted and withdrawn requests; wait when idle. False: the thread is to end."""
+        with self._changed:
+            if not (self._engines or self._waiting):
+                self._changed.wait_for(lambda: self._submitted or self._closing, IDLE_SECONDS)
+            if self._closing or not (self._engines or self._waiting or self._submitted):
                 self._fail_all(ModelError("local models were closed while the text was being written"))
                 return False
-            self._waiting.extend(self._arrived)
-            self._arrived = []
-            unwanted, self._unwanted = self._unwanted, []
-        for ticket in unwanted:
-            if ticket.number >= 0 and not ticket.ended:
-                self._benches[ticket.decoder].engine.abort(ticket.number)
-            elif ticket in self._waiting:
-                self._waiting.remove(ticket)
+            self._waiting.extend(self._submitted)
+            self._submitted = []
+            withdrawn, self._withdrawn = self._withdrawn, []
+        for pending in withdrawn:
+            if pending.request_id >= 0 and not pending.finished:
+                self._engines[pending.decoder].engine.abort(pending.request_id)
+            elif pending in self._waiting:
+                self._waiting.remove(pending)
         return True
 
-    def _seat_those_who_wait(self) -> None:
-        """Give free slots in the order of arrival. Where one finds none, those after it leave its runners alone:
-        a pair needs a slot that is free at both models, and would wait for ever while others take one of them."""
+    def _admit_waiting(self) -> None:
+        """Give free slots in the order of arrival.
+
+        A request that finds none blocks its runners for all behind it: a pair needs a slot that is free at
+        both of its models, and would starve if others kept taking one of the two.
+        """
         taken: dict[Runner, int] = {}
         blocked: set[Runner] = set()
-        for ticket in list(self._waiting):
-            bench = self._benches.get(ticket.decoder) or EngineQueue(ticket.decoder)
-            room = bench.engine.free_slots - max(taken.get(runner, 0) for runner in bench.runners)
-            if room <= 0 or blocked & bench.runners:
-                blocked |= bench.runners
+        for pending in list(self._waiting):
+            queue = self._engines.get(pending.decoder) or EngineQueue(pending.decoder)
+            free = queue.engine.free_slots - max(taken.get(runner, 0) for runner in queue.runners)
+            if free <= 0 or blocked & queue.runners:
+                blocked |= queue.runners
                 continue
-            self._benches[ticket.decoder] = bench
-            self._waiting.remove(ticket)
-            bench.seat(ticket)
-            for runner in bench.runners:
+            self._engines[pending.decoder] = queue
+            self._waiting.remove(pending)
+            queue.add(pending)
+            for runner in queue.runners:
                 taken[runner] = taken.get(runner, 0) + 1
 
     def _step_all(self) -> None:
-        for decoder, bench in list(self._benches.items()):
+        for decoder, queue in list(self._engines.items()):
             try:
-                bench.step()
+                queue.step()
+            except ModelError as error:
+                queue.fail(error)
             except Exception as error:
-                bench.fail(
-                    error if isinstance(error, ModelError) else ModelError(f"a model broke: {error!r}")
-                )
-            if not bench.engine.busy:
-                del self._benches[decoder]
+                queue.fail(ModelError(f"a model broke: {error!r}"))
+            if not queue.engine.busy:
+                del self._engines[decoder]
 
     def _fail_all(self, error: ModelError) -> None:
-        with self._news:
-            for bench in self._benches.values():
-                bench.fail(error)
-            for ticket in (*self._waiting, *self._arrived):
-                ticket.ended = True
-                ticket.tell(error)
-            self._benches = {}
+        with self._changed:
+            for queue in self._engines.values():
+                queue.fail(error)
+            for pending in (*self._waiting, *self._submitted):
+                pending.fail(error)
+            self._engines = {}
             self._waiting.clear()
-            self._arrived, self._unwanted = [], []
+            self._submitted, self._withdrawn = [], []
             self._thread = None
 
 
-_desks: weakref.WeakSet[BatchScheduler] = weakref.WeakSet()
+_schedulers: weakref.WeakSet[BatchScheduler] = weakref.WeakSet()
 
 
 @atexit.register
-def _close_desks() -> None:
-    """A thread that is inside torch while Python shuts down may crash it."""
-    for desk in list(_desks):
-        desk.close()
+def _close_schedulers() -> None:
+    """A thread that is inside torch while Python shuts down may crash the process."""
+    for scheduler in list(_schedulers):
+        scheduler.close()

@@ -1,7 +1,7 @@
-"""Local models and pairs behind the `Model` contract; every set of weights is loaded once and shared.
+"""Local models and pairs behind the `Model` contract. Every set of weights is loaded once and shared.
 
-Needs the `local` extra. Knows no strategy and no price. Calls of many threads are written together, as slots allow:
-see `viaticum.models.batching`.
+Calls of many threads are batched, as slots allow (`viaticum.models.batching`). Needs the `local` extra.
+Leaves out strategies and prices.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +17,15 @@ from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
 from viaticum.heavy import LOADING
 from viaticum.models.base import Generation, Model
 from viaticum.models.batching import BatchScheduler
-from viaticum.models.decoding_modes import choose_way, habits_of, known_costs
+from viaticum.models.decoding_modes import choose_mode, handoff_stats, known_costs
+from viaticum.models.token_routers import token_router
 from viaticum.types import Completion, Message, TokenCount, Usage
 from viaticum.vocabulary import check_same_vocabulary
-from viaticum.weights import fingerprint, locate
+from viaticum.weights import locate
 
 if TYPE_CHECKING:
     from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner
     from viaticum.decoders.cost import CostModel, DecodingMode, HandoffStats
-    from viaticum.routers.token import TokenRouter
-    from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
-    from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy
 
 
 class LocalModels:
@@ -40,12 +37,15 @@ class LocalModels:
         self._runners: dict[str, Runner] = {}
         self._tokenizers: dict[str, Any] = {}
         self.lock = threading.RLock()
-        self.desk = BatchScheduler()
+        self.scheduler = BatchScheduler()
 
     def model(self, name: str) -> LocalModel:
-        """A model of kind local or pair. Checks that weights are here and fit; loads them only when asked to write.
+        """Return a model of kind local or pair. Its weights are checked now and loaded at its first call.
 
-        Raises `WeightsError` for missing weights and `VocabularyMismatch` for a pair that cannot work.
+        Raises:
+            InputError: the model is of another kind.
+            WeightsError: weights are missing.
+            VocabularyMismatch: the two models of a pair have different vocabularies.
         """
         spec = self.catalogue[name]
         if spec.kind not in ("local", "pair"):
@@ -56,12 +56,13 @@ class LocalModels:
         return LocalModel(self, spec, folders[-1])
 
     def tokenizer(self, folder: Path) -> Any:
-        found = self._tokenizers.get(str(folder))
-        if found is None:
+        """Return the tokenizer in a folder of weights."""
+        tokenizer = self._tokenizers.get(str(folder))
+        if tokenizer is None:
             with LOADING:
-                found = self._tokenizers.get(str(folder)) or self._load_tokenizer(folder)
-                self._tokenizers[str(folder)] = found
-        return found
+                tokenizer = self._tokenizers.get(str(folder)) or self._load_tokenizer(folder)
+                self._tokenizers[str(folder)] = tokenizer
+        return tokenizer
 
     @staticmethod
     def _load_tokenizer(folder: Path) -> Any:
@@ -72,6 +73,12 @@ class LocalModels:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def runner(self, name: str) -> Runner:
+        """Return the loaded weights of a model of kind local.
+
+        Raises:
+            MissingExtra: torch is not installed.
+            WeightsError: weights are missing.
+        """
         with LOADING:
             try:
                 from viaticum.decoders import Runner
@@ -85,17 +92,16 @@ class LocalModels:
 
 
 class LocalModel(Model):
-    """One local model, or a small/large pair in which a token router chooses."""
+    """One local model, or a small/large pair in which a token router chooses the model of each token."""
 
     def __init__(self, pool: LocalModels, spec: ModelSpec, folder: Path) -> None:
         self.pool, self.spec = pool, spec
         self.name, self.members = spec.name, spec.members
         self._folder = folder
         self._decoders: dict[DecodingMode, MixedDecoder] = {}
-        self._ways: dict[
-            tuple[HandoffStats, int], DecodingMode
-        ] = {}  # what was chosen: choosing takes tenths of a second
-        self._texts = 0  # asked for and not ended
+        # Modes chosen so far, by handoff rates and texts at once: a choice takes tenths of a second.
+        self._modes: dict[tuple[HandoffStats, int], DecodingMode] = {}
+        self._running = 0  # texts that were asked for and have not ended
 
     @cached_property
     def _costs(self) -> CostModel | None:
@@ -106,9 +112,10 @@ class LocalModel(Model):
         return self.pool.tokenizer(self._folder)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a chat, by the model's own template, ready for the answer.
+        """Return a chat's token ids by the model's chat template, up to where the answer begins.
 
-        Raises `InputError` for messages that the template refuses.
+        Raises:
+            InputError: the template refuses the messages.
         """
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(
@@ -127,8 +134,8 @@ class LocalModel(Model):
                 f"a prompt of {prompt} tokens and {max_new_tokens} new ones do not fit the context of "
                 f"{self.name} ({self.spec.context_length}); shorten the question or lower max_new_tokens"
             )
-        # Each model of a pair reads the prompt; which of them makes a token is not known beforehand, so
-        # the large one, never the cheaper, is taken to make them all.
+        # Both models of a pair read the prompt. Which of them makes a token is not known beforehand: the
+        # large one, never the cheaper, is assumed to make them all.
         worst = dict.fromkeys(self.members, TokenCount(prompt, 0))
         worst[self.members[-1]] = TokenCount(prompt, max_new_tokens)
         return worst
@@ -137,8 +144,8 @@ class LocalModel(Model):
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
-        """As `Model.stream`. While it waits an empty piece comes now and then: a caller may close between pieces."""
-        for _, event in self._write([self._request(messages, generation)]):
+        """As `Model.stream`. Yields empty pieces while it waits, so that a caller can close between them."""
+        for _, event in self._generate([self._request(messages, generation)]):
             if event is None:
                 yield ""
                 continue
@@ -150,31 +157,32 @@ class LocalModel(Model):
     def generate_all(
         self, chats: Sequence[Sequence[Message]], generation: Generation
     ) -> Iterator[tuple[int, Completion]]:
-        """Many chats at once, as slots allow: (place in the list, completion) as each ends.
+        """Answer many chats at once, as slots allow; yield (index in `chats`, completion) as each ends.
 
-        Where some fail the others are given first; then the first failure is raised (`ModelError`).
+        Raises:
+            ModelError: the first failure of a chat, after all other completions were yielded.
         """
         failure: ModelError | None = None
-        for place, event in self._write([self._request(messages, generation) for messages in chats]):
+        for index, event in self._generate([self._request(messages, generation) for messages in chats]):
             if event is None or event.result is None:
                 continue
             if event.result.error is not None:
                 failure = failure or event.result.error
             else:
-                yield place, completion_of(event.result)
+                yield index, completion_of(event.result)
         if failure is not None:
             raise failure
 
-    def _write(self, requests: list[Request]) -> Iterator[tuple[int, Event | None]]:
+    def _generate(self, requests: list[Request]) -> Iterator[tuple[int, Event | None]]:
         with self.pool.lock:
-            self._texts += len(requests)
+            self._running += len(requests)
         try:
             with self.pool.lock:
-                decoder = self._mixed(self._texts)
-            yield from self.pool.desk.write(decoder, requests)
+                decoder = self._decoder(self._running)
+            yield from self.pool.scheduler.generate(decoder, requests)
         finally:
             with self.pool.lock:
-                self._texts -= len(requests)
+                self._running -= len(requests)
 
     def _request(self, messages: Sequence[Message], generation: Generation) -> Request:
         with LOADING:
@@ -189,126 +197,58 @@ class LocalModel(Model):
             stop=generation.stop,
         )
 
-    def _mixed(self, texts: int) -> MixedDecoder:
-        """The decoder for so many texts at once; a pair may have one for every way that pays."""
+    def _decoder(self, streams: int) -> MixedDecoder:
+        """The decoder for so many texts at once; a pair has one for every decoding mode that was chosen."""
         from viaticum.decoders import MixedDecoder
         from viaticum.decoders.cost import LARGE_ALONE
         from viaticum.routers.token import AlwaysLarge
 
         runners = [self.pool.runner(member) for member in self.members]
-        way = LARGE_ALONE if len(runners) == 1 else self._way(min(texts, self.pool.slots))
-        if way not in self._decoders:
-            self._decoders[way] = MixedDecoder(
+        mode = LARGE_ALONE if len(runners) == 1 else self._mode(min(streams, self.pool.slots))
+        if mode not in self._decoders:
+            router = (
+                token_router(self.spec, self.pool.catalogue, runners[0]) if mode.routed else AlwaysLarge()
+            )
+            self._decoders[mode] = MixedDecoder(
                 runners[-1],
-                runners[0] if way != LARGE_ALONE else None,
+                runners[0] if mode != LARGE_ALONE else None,
                 tokenizer=self.tokenizer,
-                router=token_router(self.spec, self.pool.catalogue, runners[0])
-                if way.routed
-                else AlwaysLarge(),
+                router=router,
                 stop_ids=stop_ids(runners[-1], self.tokenizer),
                 names=(self.members[0], self.members[-1]),
-                draft=way.draft,
+                draft=mode.draft,
             )
-        return self._decoders[way]
+        return self._decoders[mode]
 
-    def _way(self, streams: int) -> DecodingMode:
-        habits = habits_of(decoder.stats for decoder in self._decoders.values())
-        if (habits, streams) not in self._ways:
-            self._ways[habits, streams] = choose_way(self.spec, self._costs, habits, streams)
-        return self._ways[habits, streams]
-
-
-def token_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> TokenRouter:
-    """The token router that a pair's entry names; small: the runner of its small model.
-
-    Raises `InputError` for an unknown one, and for a learned one that was made for other weights.
-    """
-    from viaticum.routers.token import EntropyRouter
-
-    if spec.router == "r2r":
-        return learned_router(spec, catalogue, small)
-    if spec.router == "r-stitch+":
-        return learned_policy(spec, catalogue, small)
-    if spec.router != "r-stitch":
-        raise InputError(
-            f"{spec.name}: unknown token router {spec.router!r}; known: r-stitch, r-stitch+, r2r"
-        )
-    assert spec.tau is not None, "the catalogue checks that a pair has a tau"
-    return EntropyRouter(spec.tau)
+    def _mode(self, streams: int) -> DecodingMode:
+        handoffs = handoff_stats(decoder.stats for decoder in self._decoders.values())
+        if (handoffs, streams) not in self._modes:
+            self._modes[handoffs, streams] = choose_mode(self.spec, self._costs, handoffs, streams)
+        return self._modes[handoffs, streams]
 
 
-def learned_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> LearnedDivergence:
-    """R2R's router of a pair, with the threshold that the entry names or the router was calibrated to."""
-    from viaticum.routers.token.drift import ShareController
-    from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
-
-    trained = TrainedRouter.load(router_folder(spec))
-    check_members(trained, spec, catalogue)
-    threshold = trained.threshold if spec.share is None else trained.threshold_for(spec.share)
-    drift = None
-    if spec.drift:
-        target = trained.facts["calibration"].get("share") if spec.share is None else spec.share
-        drift = ShareController(target)
-    return LearnedDivergence(
-        trained.network,
-        small.embeddings,
-        threshold if spec.threshold is None else spec.threshold,
-        drift,
-    )
-
-
-def learned_policy(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> RStitchPlus:
-    """R-Stitch+'s router of a pair, with tau and threshold that the entry names or the policy was learned with."""
-    from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy
-
-    trained = TrainedPolicy.load(router_folder(spec))
-    check_members(trained, spec, catalogue)
-    return RStitchPlus(
-        trained.policy.to(small.device),
-        trained.tau if spec.tau is None else spec.tau,
-        trained.threshold if spec.threshold is None else spec.threshold,
-    )
-
-
-def check_members(trained: TrainedRouter | TrainedPolicy, spec: ModelSpec, catalogue: Catalogue) -> None:
-    """Raise `InputError` unless it was made for the weights of this pair's members on this machine."""
-    for role, name in zip(("small", "large"), spec.members, strict=True):
-        trained.check_weights(role, name, fingerprint(catalogue[name]))
-
-
-def check_fits(question: str, prompt: Sequence[int], new: int, members: Iterable[ModelSpec]) -> None:
-    """Raise `PromptTooLong`, with the question's id, unless each of these models can read a prompt and `new` tokens after it."""
+def check_context(
+    question: str, prompt: Sequence[int], max_new_tokens: int, members: Iterable[ModelSpec]
+) -> None:
+    """Raise `PromptTooLong` with a question's id unless prompt and new tokens fit every member."""
     for spec in members:
-        if len(prompt) + new > spec.context_length:
+        if len(prompt) + max_new_tokens > spec.context_length:
             raise PromptTooLong(
-                f"question {question!r}: a prompt of {len(prompt)} tokens and {new} new ones do not fit the context of "
-                f"{spec.name} ({spec.context_length}); shorten the question or leave it out"
+                f"question {question!r}: a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do "
+                f"not fit the context of {spec.name} ({spec.context_length}); shorten the question or leave "
+                "it out"
             )
-
-
-def router_folder(spec: ModelSpec) -> Path:
-    """Where a pair's learned router is: the folder its entry names, else that which is packaged for its name."""
-    if spec.router_path is not None:
-        return Path(spec.router_path).expanduser()
-    packaged = Path(str(resources.files("viaticum") / "token_routers" / spec.name))
-    if not packaged.is_dir():
-        command = "policy" if spec.router == "r-stitch+" else "train"
-        raise InputError(
-            f"{spec.name}: no router is packaged for it; train one with `viaticum tokens {command}` and give its folder "
-            "as router_path"
-        )
-    return packaged
 
 
 def stop_ids(runner: Runner, tokenizer: Any) -> list[int]:
-    """Token ids that end a text: the tokenizer's and those of the model's generation config."""
+    """Return the sorted token ids that end a text, by the tokenizer and the model's generation config."""
     configured = getattr(runner.model.generation_config, "eos_token_id", None)
     many = configured if isinstance(configured, list) else [configured]
     return sorted({int(token) for token in (*many, tokenizer.eos_token_id) if token is not None})
 
 
 def completion_of(result: Result) -> Completion:
-    """Raises the error of a text that failed."""
+    """Return a decoder's result as a completion; raise the error of a text that failed."""
     if result.error is not None:
         raise result.error  # a failed call is no completion: nothing is charged for it
     return Completion(result.text, Usage(result.usage, result.seconds), result.finish_reason, result.trace)

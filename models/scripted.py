@@ -1,6 +1,6 @@
-"""Models and routers that do as they are told, so that users test their apps offline, without weights or keys.
+"""A model with scripted answers, for tests of an app offline, without weights or keys.
 
-A `ScriptedModel` runs through the same workflow, ledger and doors as any other model. One token is one word.
+A `ScriptedModel` runs through the same workflow, ledger and APIs as any other model. One token is one word.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import Any
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import InputError, PromptTooLong
 from viaticum.models.base import Generation, Model
-from viaticum.types import (
-    Completion,
-    FinishReason,
-    Message,
-    TokenCount,
-    Usage,
-)
+from viaticum.types import Completion, FinishReason, Message, TokenCount, Usage
 
 Script = str | BaseException | Sequence[str | BaseException] | Callable[[Sequence[Message], Generation], str]
 
-PRICE = Decimal(1)  # dollars a million tokens, read and made alike
-CONTEXT = 32_768
+PRICE = Decimal(1)  # dollars per million tokens, of input and output
+CONTEXT = 32_768  # tokens
 
 
 class ScriptedModel(Model):
-    """Answers what its script says.
+    """Answers with the texts of its script; `calls` records every call as (messages, generation).
 
-    script: a text; a list of texts, one a call, the last one ever after; an exception, to be raised in place of a
-    text; or a function of messages and `Generation`. pause: seconds before each word. spec: its catalogue entry, by
-    default one with a price of a dollar a million tokens. `calls` keeps what it was asked, as (messages, generation).
+    Args:
+        script: a text; a list of texts, one for each call, of which the last is repeated; an exception,
+            raised in place of a text; or a function of messages and `Generation`.
+        name: catalogue name.
+        pause: seconds before each word.
+        spec: catalogue entry; by default one with a price of one dollar per million tokens.
+
+    Raises:
+        InputError: the script is an empty list.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ScriptedModel(Model):
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For workers in other processes, whose copies keep calls of their own."""
+        """For workers in other processes: each copy records its own calls."""
         return {name: value for name, value in self.__dict__.items() if name not in ("calls", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ class ScriptedModel(Model):
         return self.spec
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
-        prompt = _words(messages)
+        prompt = _count_words(messages)
         if prompt + max_new_tokens > self.spec.context_length:
             raise PromptTooLong(
                 f"a prompt of {prompt} tokens and {max_new_tokens} new ones do not fit the context of "
@@ -82,18 +82,18 @@ class ScriptedModel(Model):
         return len(text.split())
 
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
-        began = time.perf_counter()
+        started = time.perf_counter()
         if generation.extra:
             raise InputError(
                 f"{self.name} says what its script says and cannot do: {', '.join(generation.extra)}"
             )
         text, finish_reason = self._cut(self._text(messages, generation), generation)
-        for place, word in enumerate(text.split(" ")):
+        for position, word in enumerate(text.split(" ")):
             if self.pause:
                 time.sleep(self.pause)
-            yield word if place == 0 else f" {word}"
-        usage = {self.name: TokenCount(_words(messages), len(text.split()))}
-        yield Completion(text, Usage(usage, time.perf_counter() - began), finish_reason)
+            yield word if position == 0 else f" {word}"
+        usage = {self.name: TokenCount(_count_words(messages), len(text.split()))}
+        yield Completion(text, Usage(usage, time.perf_counter() - started), finish_reason)
 
     def _text(self, messages: Sequence[Message], generation: Generation) -> str:
         with self._lock:
@@ -110,14 +110,14 @@ class ScriptedModel(Model):
 
     @staticmethod
     def _cut(text: str, generation: Generation) -> tuple[str, FinishReason]:
-        """The text up to the first stop and at most so many words."""
-        ends = [place for stop in generation.stop if (place := text.find(stop)) >= 0]
-        text = text[: min(ends, default=len(text))]
+        """The text up to the first stop string and `max_new_tokens` words, and its finish reason."""
+        stops = [index for stop in generation.stop if (index := text.find(stop)) >= 0]
+        text = text[: min(stops, default=len(text))]
         words = text.split(" ")
         if len(text.split()) > generation.max_new_tokens:
             return " ".join(words[: generation.max_new_tokens]), "length"
         return text, "stop"
 
 
-def _words(messages: Sequence[Message]) -> int:
+def _count_words(messages: Sequence[Message]) -> int:
     return sum(len(message["content"].split()) for message in messages)

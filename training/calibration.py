@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError, ModelError
-from viaticum.models.local import LocalModels, check_fits, check_members, stop_ids
+from viaticum.models.local import LocalModels, check_context, stop_ids
+from viaticum.models.token_routers import check_members
 from viaticum.questions import Question
 from viaticum.strategies import get as get_strategy
 
@@ -162,7 +163,7 @@ class _Writer:
         ]
         members = [catalogue[name] for name in self.spec.members]
         for name, request in zip(self.names, self.requests, strict=True):
-            check_fits(name, request.prompt, request.max_new_tokens, members)
+            check_context(name, request.prompt, request.max_new_tokens, members)
 
     def __call__(self, threshold: float) -> _Round:
         from viaticum.decoders import MixedDecoder

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import DataError, InputError
 from viaticum.models.decoding_modes import costs_path, known_costs
-from viaticum.models.local import LocalModels, check_members, completion_of, stop_ids
+from viaticum.models.local import LocalModels, completion_of, stop_ids
+from viaticum.models.token_routers import check_members
 from viaticum.questions import Question, digest_of
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy

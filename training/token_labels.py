@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
-from viaticum.models.local import LocalModels, check_fits, stop_ids
+from viaticum.models.local import LocalModels, check_context, stop_ids
 from viaticum.questions import Question, digest_of
 from viaticum.strategies import get as get_strategy
 from viaticum.training.label_journal import Continuation, Journal, Place, Response
@@ -240,7 +240,7 @@ class _Labelling:
             return
         starts = [Start(each.id, self._prompt(each.id), self.strategy.max_new_tokens) for each in todo]
         for start in starts:
-            check_fits(start.id, start.prompt, start.most, (self.small, self.large))
+            check_context(start.id, start.prompt, start.most, (self.small, self.large))
         work = Work()
         done = len(self.asked) - len(todo)
         self.report("responses", done, len(self.asked))
@@ -281,7 +281,7 @@ class _Labelling:
         if not todo:
             return
         for each in todo:
-            check_fits(each.id, self._prompt(each.id), len(each.tokens) - 1, [self.small])
+            check_context(each.id, self._prompt(each.id), len(each.tokens) - 1, [self.small])
         self._forget_large()
         pool = LocalModels(self.catalogue, slots=1)
         runner, done, of = pool.runner(self.small.name), len(known), len(known) + len(todo)

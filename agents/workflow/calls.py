@@ -174,7 +174,9 @@ class CallStream(Iterator[str | Completion]):
 
     @property
     def written(self) -> str:
-        return self._text + getattr(self._pieces, "unseen", "")  # what a remote model wrote that is no text
+        return self._text + getattr(
+            self._pieces, "hidden_text", ""
+        )  # what a remote model wrote that is no text
 
     def close(self) -> None:
         """A local model frees its slot, a remote one its connection; plain iterators have nothing to close."""

@@ -1,7 +1,7 @@
-"""What went wrong at a provider, in our words: which error it is, whether to try again, and when.
+"""Translation of a provider's errors: which `ViaticumError` one is, whether to retry, and after how long.
 
-LiteLLM's errors are told apart by the HTTP status that they carry, which all of them do. Leaves out waiting and
-trying (`models.remote.model`).
+LiteLLM's errors are classified by the HTTP status that all of them carry. Leaves out the waiting and retrying
+itself (`models.remote.model`).
 """
 
 from __future__ import annotations
@@ -27,70 +27,73 @@ from viaticum.errors import (
     ViaticumError,
 )
 
-LONGEST_WAIT = 60.0  # seconds; a provider that wants longer is left to the caller
-FIRST_WAIT = 0.5
-_CONTEXT = re.compile(
+MAX_WAIT = 60.0  # seconds; a longer retry-after is left to the caller
+FIRST_WAIT = 0.5  # seconds
+_CONTEXT_PATTERN = re.compile(
     r"context.{0,20}(window|length)|maximum context|too many tokens|prompt is too long", re.I
 )
-_WRAPPING = re.compile(r"^(litellm\.)?(\w+(Error|Exception)( -|:)\s*|litellm\.\w+:\s*)+")
-_REFUSED = re.compile(r"content.{0,3}(policy|filter|management)|safety (system|filter)", re.I)
+_ERROR_PREFIX = re.compile(r"^(litellm\.)?(\w+(Error|Exception)( -|:)\s*|litellm\.\w+:\s*)+")
+_REFUSAL_PATTERN = re.compile(r"content.{0,3}(policy|filter|management)|safety (system|filter)", re.I)
 
 
-def translated(error: Exception, spec: ModelSpec, key: str | None = None) -> ViaticumError:
-    """Our error for what LiteLLM, or the connection, raised. `key` is left out of its message."""
-    name, said = spec.name, _one_line(error, key)
+def translate_error(error: Exception, spec: ModelSpec, key: str | None = None) -> ViaticumError:
+    """Return our error for one of LiteLLM or the connection. key: API key, removed from the message."""
+    name, message = spec.name, _one_line(error, key)
     status = getattr(error, "status_code", None)
     kind = type(error).__name__
     if isinstance(error, ViaticumError):
         return error
-    if _was_sent_and_silent(error):
+    if _timed_out_after_send(error):
         return ProviderTimeout(
-            f"{name} said nothing for {spec.timeout_seconds or 60:g} s; raise timeout_seconds: {said}"
+            f"{name} said nothing for {spec.timeout_seconds or 60:g} s; raise timeout_seconds: {message}"
         )
-    if kind == "ContextWindowExceededError" or (status in (400, 413) and _CONTEXT.search(said)):
+    if kind == "ContextWindowExceededError" or (status in (400, 413) and _CONTEXT_PATTERN.search(message)):
         return PromptTooLong(
-            f"the provider of {name} finds the prompt too long; shorten it or lower max_new_tokens: {said}"
+            f"the provider of {name} finds the prompt too long; shorten it or lower max_new_tokens: {message}"
         )
-    if kind == "ContentPolicyViolationError" or (status == 400 and _REFUSED.search(said)):
-        return ContentRefused(f"the provider of {name} refuses to answer this; ask otherwise: {said}")
+    if kind == "ContentPolicyViolationError" or (status == 400 and _REFUSAL_PATTERN.search(message)):
+        return ContentRefused(f"the provider of {name} refuses to answer this; ask otherwise: {message}")
     if status in (401, 403):
         where = f"the key in {spec.api_key_env}" if spec.api_key_env else "the key"
-        return AuthenticationFailed(f"the provider of {name} does not take {where}; check it: {said}")
+        return AuthenticationFailed(f"the provider of {name} does not take {where}; check it: {message}")
     if status == 429:
         return RateLimited(
-            f"the provider of {name} takes no more calls for now; try later: {said}", retry_after(error)
+            f"the provider of {name} takes no more calls for now; try later: {message}", retry_after(error)
         )
     if status in (400, 404, 405, 409, 413, 415, 422):
         return InputError(
-            f"the provider of {name} does not take the request; check litellm_model, api_base and omit of its "
-            f"catalogue entry, and what was asked for: {said}"
+            f"the provider of {name} does not take the request; check litellm_model, api_base and omit of "
+            f"its catalogue entry, and what was asked for: {message}"
         )
     if isinstance(status, int) or _is_connection(error):
-        return ProviderUnavailable(f"the provider of {name} cannot be reached or failed; try later: {said}")
-    return ModelError(f"{name} failed: {said}")
+        return ProviderUnavailable(
+            f"the provider of {name} cannot be reached or failed; try later: {message}"
+        )
+    return ModelError(f"{name} failed: {message}")
 
 
 def wait_before_retry(error: Exception, tries: int) -> float | None:
-    """Seconds to wait before the next try of a call that wrote nothing yet; None where another try is of no use.
+    """Return the seconds to wait before the next try of a call that wrote nothing yet; None: do not retry.
 
-    Rate limits, failures of the server and lost connections are tried again, after what the provider asked for or
-    else after 0.5 s, 1 s, 2 s ..., shortened at random by up to a half, so that many callers do not come back at once. Silence after the
-    call was sent is not: the provider may have worked, and charge, for each try.
+    Rate limits, server errors and lost connections are retried, after the provider's retry-after or else with
+    exponential backoff: 0.5 s, 1 s, 2 s ..., shortened at random by up to a half, so that many callers do not
+    return at once. A timeout after the call was sent is not retried: the provider may have worked, and may
+    charge for each try.
     """
     status = getattr(error, "status_code", None)
-    if _was_sent_and_silent(error):
+    if _timed_out_after_send(error):
         return None
     if status != 429 and not (isinstance(status, int) and status >= 500) and not _is_connection(error):
         return None
-    asked = retry_after(error)
-    if asked is not None:
-        return asked if asked <= LONGEST_WAIT else None
-    backoff: float = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1))
+    requested = retry_after(error)
+    if requested is not None:
+        return requested if requested <= MAX_WAIT else None
+    backoff: float = min(MAX_WAIT, FIRST_WAIT * 2 ** (tries - 1))
     return backoff * random.uniform(0.5, 1.0)
 
 
 def retry_after(error: Exception) -> float | None:
-    """Seconds that the provider wants to be left alone for, from its headers."""
+    """Return the seconds to wait before a retry, from the provider's headers; None where it gave none."""
     for headers in _headers(error):
         if milliseconds := _number(headers.get("retry-after-ms")):
             return milliseconds / 1000
@@ -107,11 +110,11 @@ def retry_after(error: Exception) -> float | None:
 
 
 def _headers(error: Exception) -> Iterator[httpx.Headers]:
-    for each in _chain(error):
-        response = getattr(each, "response", None)
+    for cause in _chain(error):
+        response = getattr(cause, "response", None)
         if isinstance(response, httpx.Response):
             yield response.headers
-        headers = getattr(each, "litellm_response_headers", None)
+        headers = getattr(cause, "litellm_response_headers", None)
         if headers:
             yield httpx.Headers(headers)
 
@@ -124,27 +127,29 @@ def _number(text: str | None) -> float | None:
     return number if 0 <= number < float("inf") else None
 
 
-def _was_sent_and_silent(error: BaseException) -> bool:
+def _timed_out_after_send(error: BaseException) -> bool:
     chain = list(_chain(error))
-    if any(isinstance(each, httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ConnectError) for each in chain):
+    if any(
+        isinstance(cause, httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ConnectError) for cause in chain
+    ):
         return False
     return any(
-        isinstance(each, httpx.TimeoutException | TimeoutError)
-        or type(each).__name__ in ("Timeout", "APITimeoutError")
-        for each in chain
+        isinstance(cause, httpx.TimeoutException | TimeoutError)
+        or type(cause).__name__ in ("Timeout", "APITimeoutError")
+        for cause in chain
     )
 
 
 def _is_connection(error: BaseException) -> bool:
     return any(
-        isinstance(each, httpx.TransportError | ConnectionError)
-        or type(each).__name__ == "APIConnectionError"
-        for each in _chain(error)
+        isinstance(cause, httpx.TransportError | ConnectionError)
+        or type(cause).__name__ == "APIConnectionError"
+        for cause in _chain(error)
     )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what caused it."""
+    """The error and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -154,7 +159,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _one_line(error: Exception, key: str | None) -> str:
     text = " ".join(str(getattr(error, "message", None) or error).split()) or type(error).__name__
-    text = _WRAPPING.sub("", text) or text
+    text = _ERROR_PREFIX.sub("", text) or text
     if key:
         text = text.replace(key, "[key]")
     return text if len(text) <= 300 else f"{text[:300]}..."

@@ -1,10 +1,11 @@
 """Remote models behind the `Model` contract, through LiteLLM.
 
-A call is tried again only while nothing of it was written, and only where that can help; what is sent as max_tokens is
-what was reserved. LiteLLM's own retries are off, so that every request is one that is seen here. Needs the extra
-`remote`; LiteLLM is imported at the first call, with its price list from its package instead of the network.
+A call is retried only while none of its text has come, and only for errors where a retry can help. The
+max_tokens that is sent is the number that was reserved. LiteLLM's own retries are off, so that every request
+is made here. Needs the extra `remote`; LiteLLM is imported at the first call, with its price list from its
+package instead of the network.
 
-Leaves out prices (`models.remote.prices`), what errors mean (`models.remote.errors`) and budgets.
+Leaves out prices (`models.remote.prices`), the meaning of errors (`models.remote.errors`) and budgets.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ from typing import Any
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import AuthenticationFailed, InputError, MissingExtra, PromptTooLong
 from viaticum.models.base import Generation, Model
-from viaticum.models.remote.errors import retry_after, translated, wait_before_retry
-from viaticum.models.remote.prices import difference
+from viaticum.models.remote.errors import retry_after, translate_error, wait_before_retry
+from viaticum.models.remote.prices import cost_mismatch
 from viaticum.models.remote.rate_limits import ProviderRateLimiter, headers_of
-from viaticum.models.remote.response import Written, reported_cost
+from viaticum.models.remote.response import PartialResponse, reported_cost
 from viaticum.types import Completion, Message, TokenCount, Usage
 
-TIMEOUT, RETRIES = 60.0, 2
-# What a chat costs beside its text: the marks of a request, of each message, and the instructions that providers
-# put before tools and schemas.
+TIMEOUT, RETRIES = 60.0, 2  # seconds; tries after the first
+# Tokens of a prompt beside its text: the markup of a request and of each message, and the instructions that
+# providers put before tools and schemas.
 REQUEST_TOKENS, MESSAGE_TOKENS, TOOLS_TOKENS = 64, 16, 512
-# A known tokenizer's count grows by a twentieth: the provider may use a newer one, or write a chat in other words.
+# 1 / MARGIN is added to a known tokenizer's count: the provider may use a newer one, or another chat
+# template.
 MARGIN = 20
-PIECE = 4_000  # characters; LiteLLM extrapolates the tokens of long texts, which may be too few
-TOKENIZERS = {"cl100k_base", "o200k_base"}  # those that LiteLLM's package holds
+CHUNK_CHARACTERS = 4_000  # LiteLLM extrapolates the tokens of longer texts, which may give too few
+TOKENIZERS = {"cl100k_base", "o200k_base"}  # those in LiteLLM's package
 EXTRA = {
     "tools",
     "tool_choice",
@@ -54,7 +56,11 @@ _log = logging.getLogger("viaticum")
 
 
 def load_litellm() -> Any:
-    """The package. Raises `MissingExtra`. Sets what keeps it off the network and out of the terminal."""
+    """Import LiteLLM, and on its first import switch off its network access and its output.
+
+    Raises:
+        MissingExtra: LiteLLM is not installed.
+    """
     first = "litellm" not in sys.modules
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
@@ -69,16 +75,23 @@ def load_litellm() -> Any:
 
 
 def check_usable(spec: ModelSpec) -> None:
-    """Raises `MissingExtra` without LiteLLM, `AuthenticationFailed` where the key's variable is not set."""
+    """Check that a remote model can be called.
+
+    Raises:
+        MissingExtra: LiteLLM is not installed.
+        AuthenticationFailed: the environment variable of the API key is not set.
+    """
     if find_spec("litellm") is None:
         raise MissingExtra("litellm", "remote")
     _key(spec)
 
 
 class RemoteModel(Model):
-    """A catalogue entry of kind `remote`. One object serves many threads.
+    """A catalogue entry of kind `remote`. Threads may share one object.
 
-    key: in place of the one that the entry names. sleep: for tests.
+    Args:
+        key: API key; by default the one in the environment variable that the entry names.
+        sleep: replaced in tests.
     """
 
     def __init__(
@@ -89,41 +102,41 @@ class RemoteModel(Model):
         self.spec, self.name, self.members = spec, spec.name, (spec.name,)
         self._key, self._sleep = key, sleep
         self._tokenizer_known: bool | None = None
-        self._turns = ProviderRateLimiter()
+        self._rate_limiter = ProviderRateLimiter()
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
         return self.worst_case_of(messages, Generation(max_new_tokens))
 
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
-        """See `count` for how the prompt is counted; tools and schemas are counted by their bytes.
+        """As `Model.worst_case_of`. Text is counted by `count`, tools and schemas by their bytes.
 
-        The context is checked by the provider where the tokenizer is unknown: bytes are far more than tokens.
+        Where the tokenizer is unknown the provider checks the context: bytes are far more than tokens.
         """
         prompt = REQUEST_TOKENS + sum(
-            MESSAGE_TOKENS + self.count(message["content"]) + _bytes(_beside_content(message))
+            MESSAGE_TOKENS + self.count(message["content"]) + _bytes(_fields_beside_content(message))
             for message in messages
         )
-        described = {name: generation.extra.get(name) for name in ("tools", "response_format", "tool_choice")}
-        if any(described.values()):
-            prompt += TOOLS_TOKENS + _bytes(described)
+        schemas = {name: generation.extra.get(name) for name in ("tools", "response_format", "tool_choice")}
+        if any(schemas.values()):
+            prompt += TOOLS_TOKENS + _bytes(schemas)
         limit = self.spec.context_length
         if generation.max_new_tokens > limit or (
             self._has_known_tokenizer and prompt + generation.max_new_tokens > limit * (1 + 1 / MARGIN)
         ):
             raise PromptTooLong(
-                f"a prompt of up to {prompt} tokens and {generation.max_new_tokens} new ones do not fit the context "
-                f"of {self.name} ({limit}); shorten the question or lower max_new_tokens"
+                f"a prompt of up to {prompt} tokens and {generation.max_new_tokens} new ones do not fit the "
+                f"context of {self.name} ({limit}); shorten the question or lower max_new_tokens"
             )
         return {self.name: TokenCount(prompt, generation.max_new_tokens)}
 
     def count(self, text: str) -> int:
-        """Never too few: by OpenAI's tokenizers for its models, and a twentieth more; else bytes."""
+        """Return an upper bound: OpenAI's tokenizer plus a twentieth for its own models, else bytes."""
         if not self._has_known_tokenizer:
             return len(text.encode())
         litellm = load_litellm()
-        pieces = (text[start : start + PIECE] for start in range(0, len(text), PIECE))
+        chunks = (text[start : start + CHUNK_CHARACTERS] for start in range(0, len(text), CHUNK_CHARACTERS))
         counted: int = sum(
-            litellm.token_counter(model=self.spec.litellm_model, text=piece) for piece in pieces
+            litellm.token_counter(model=self.spec.litellm_model, text=chunk) for chunk in chunks
         )
         if counted == 0:  # LiteLLM's counter can be switched off
             return len(text.encode())
@@ -141,13 +154,17 @@ class RemoteModel(Model):
         return RemoteStream(self, messages, generation)
 
     def request(self, messages: Sequence[Message], generation: Generation) -> dict[str, Any]:
-        """What LiteLLM is asked. Raises `InputError` for an extra that is not passed on."""
+        """Return the arguments of `litellm.completion`.
+
+        Raises:
+            InputError: `generation.extra` has a parameter that is not passed on.
+        """
         if unknown := sorted(set(generation.extra) - EXTRA):
             raise InputError(
                 f"{self.name} is not asked for {', '.join(unknown)}; known: {', '.join(sorted(EXTRA))}"
             )
         spec = self.spec
-        asked: dict[str, Any] = {
+        request: dict[str, Any] = {
             "model": spec.litellm_model,
             "messages": [dict(message) for message in messages],
             "max_tokens": generation.max_new_tokens,
@@ -159,47 +176,46 @@ class RemoteModel(Model):
             **generation.extra,
         }
         if generation.stop:
-            asked["stop"] = list(generation.stop)
+            request["stop"] = list(generation.stop)
         if generation.extra.get("tools"):
-            asked["_skip_mcp_handler"] = (
-                True  # else LiteLLM imports its gateway, which needs packages of its own
-            )
+            # Else LiteLLM imports its gateway, which needs packages of its own.
+            request["_skip_mcp_handler"] = True
         if spec.streams is not False:
-            asked |= {"stream": True, "stream_options": {"include_usage": True}}
+            request |= {"stream": True, "stream_options": {"include_usage": True}}
         if spec.api_base is not None:
-            # Without a key of its own the server gets none: the user's key for OpenAI is not for it.
-            asked |= {"api_base": spec.api_base, "api_key": self._key or _key(spec) or "none"}
+            # A server without a key of its own gets none: the user's key for OpenAI is not meant for it.
+            request |= {"api_base": spec.api_base, "api_key": self._key or _key(spec) or "none"}
         elif (key := self._key or _key(spec)) is not None:
-            asked["api_key"] = key
-        return asked
+            request["api_key"] = key
+        return request
 
     def _sampling(self, generation: Generation) -> dict[str, Any]:
-        """How to choose tokens, as far as this provider can be told."""
-        wanted: dict[str, Any] = {
+        """The sampling parameters that this provider supports."""
+        parameters: dict[str, Any] = {
             "temperature": generation.temperature,
             "top_p": generation.top_p if generation.top_p < 1 else None,
             "top_k": generation.top_k or None,
             "seed": generation.seed,
         }
-        taken = load_litellm().get_supported_openai_params(self.spec.litellm_model) or []
+        supported = load_litellm().get_supported_openai_params(self.spec.litellm_model) or []
         return {
             name: value
-            for name, value in wanted.items()
-            if value is not None and name not in self.spec.omit and (name in taken or name == "top_k")
+            for name, value in parameters.items()
+            if value is not None and name not in self.spec.omit and (name in supported or name == "top_k")
         }
 
 
 class RemoteStream(Iterator[str | Completion]):
-    """One call as it is written. unseen: what the model wrote that is no text: its thoughts and tool calls."""
+    """The stream of one call. hidden_text: output beside the answer's text: reasoning, tool calls."""
 
     def __init__(self, model: RemoteModel, messages: Sequence[Message], generation: Generation) -> None:
         self.model, self.messages, self.generation = model, messages, generation
-        self._written = Written()
+        self._response = PartialResponse()
         self._events = self._run()
 
     @property
-    def unseen(self) -> str:
-        return self._written.unseen
+    def hidden_text(self) -> str:
+        return self._response.hidden_text
 
     def __next__(self) -> str | Completion:
         return next(self._events)
@@ -212,45 +228,45 @@ class RemoteStream(Iterator[str | Completion]):
         began, spec = time.perf_counter(), self.model.spec
         request = self.model.request(self.messages, self.generation)
         for tries in itertools.count(1):
-            self._written = Written()
+            self._response = PartialResponse()
             response: Any = None
             try:
-                # A further try has waited by itself, for as long as it was told.
-                with self.model._turns.take(self.model._sleep if tries == 1 else _no_wait):
+                # A retry has waited already.
+                with self.model._rate_limiter.acquire(self.model._sleep if tries == 1 else _no_wait):
                     response = load_litellm().completion(**request)
-                    self.model._turns.heard(headers_of(response))
+                    self.model._rate_limiter.update(headers_of(response))
                     for chunk in response if request.get("stream") else [response]:
-                        if piece := self._written.take(chunk):
+                        if piece := self._response.add(chunk):
                             yield piece
-                self._written.check_ended(response, spec.name)
+                self._response.check_ended(response, spec.name)
                 break
             except Exception as error:
                 retries = RETRIES if spec.max_retries is None else spec.max_retries
                 wait = wait_before_retry(error, tries)
-                if (asked := retry_after(error)) is not None:
-                    self.model._turns.refused(asked)
-                if self._written.anything or wait is None or tries > retries:
-                    raise translated(error, spec, request.get("api_key")) from error
+                if (requested := retry_after(error)) is not None:
+                    self.model._rate_limiter.block(requested)
+                if self._response.has_output or wait is None or tries > retries:
+                    raise translate_error(error, spec, request.get("api_key")) from error
             finally:
                 _close(response)
-            _log.info("%s: try %d failed; the next one in %.1f s", spec.name, tries, wait)
+            _log.info("%s: try %d failed; next try in %.1f s", spec.name, tries, wait)
             self.model._sleep(wait)
         yield self._completion(response, time.perf_counter() - began)
 
     def _completion(self, response: Any, seconds: float) -> Completion:
-        written, spec = self._written, self.model.spec
+        partial, spec = self._response, self.model.spec
         warnings = []
-        count = written.usage(response)
+        count = partial.usage(response)
         if count is None:
             worst = self.model.worst_case_of(self.messages, self.generation)[spec.name]
-            made = self.model.count(written.text + written.unseen)
-            count = TokenCount(worst.input_tokens, min(made, worst.output_tokens))
+            output = self.model.count(partial.text + partial.hidden_text)
+            count = TokenCount(worst.input_tokens, min(output, worst.output_tokens))
             warnings.append(
                 "the provider gave no usage; the tokens were counted, rather too many than too few"
             )
         known_to_litellm = spec.litellm_model if spec.api_base is None else None
         reported = reported_cost(response, load_litellm(), known_to_litellm)
-        ours = (
+        computed = (
             None
             if spec.price is None
             else spec.price.cost(
@@ -260,16 +276,16 @@ class RemoteStream(Iterator[str | Completion]):
                 reasoning_tokens=count.reasoning_tokens,
             )
         )
-        if told := difference(reported, ours):
-            warnings.append(told)
+        if warning := cost_mismatch(reported, computed):
+            warnings.append(warning)
         for warning in warnings:
             _log.warning("%s: %s", spec.name, warning)
         return Completion(
-            written.text,
+            partial.text,
             Usage({spec.name: count}, seconds),
-            written.finish_reason,
-            tool_calls=written.tool_calls,
-            logprobs=tuple(written.logprobs),
+            partial.finish_reason,
+            tool_calls=partial.tool_calls,
+            logprobs=tuple(partial.logprobs),
             reported_nanousd=reported,
             warnings=tuple(warnings),
         )
@@ -289,18 +305,18 @@ def _key(spec: ModelSpec) -> str | None:
 
 
 def _knows_tokenizer(litellm_model: str) -> bool:
-    """Whether OpenAI itself says which tokenizer the model has, and LiteLLM's package holds it."""
+    """Whether the model is OpenAI's own and its tokenizer is in LiteLLM's package."""
     litellm = load_litellm()
     try:
         import tiktoken
 
         name, provider, _, _ = litellm.get_llm_provider(litellm_model)
         return provider == "openai" and tiktoken.encoding_name_for_model(name) in TOKENIZERS
-    except Exception:  # no such provider or no such model, each with an error of its own
+    except Exception:  # unknown providers and models raise different errors
         return False
 
 
-def _beside_content(message: Message) -> dict[str, Any]:
+def _fields_beside_content(message: Message) -> dict[str, Any]:
     return {name: value for name, value in message.items() if name not in ("role", "content")}
 
 
@@ -309,13 +325,13 @@ def _bytes(value: Any) -> int:
 
 
 def _close(response: Any) -> None:
-    """Close the HTTP response under a stream; without it the provider goes on writing, and charging."""
+    """Close the HTTP response under a stream; else the provider goes on writing, and charging."""
     stream = getattr(response, "completion_stream", None)
-    for each in (
+    for closable in (
         stream,
         getattr(stream, "response_iterator", None),
         getattr(stream, "streaming_response", None),
     ):
-        close = getattr(each, "close", None)
+        close = getattr(closable, "close", None)
         if callable(close):
             close()

@@ -1,7 +1,7 @@
-"""Prices of remote models: LiteLLM's list where an entry asks for it, and the check of what a call was said to cost.
+"""Prices of remote models: LiteLLM's price list where an entry asks for it, and the check of reported costs.
 
-LiteLLM's list is the file that its package ships: it is read without importing LiteLLM, which takes seconds, and never
-fetched. Leaves out how prices become costs (`viaticum.money`).
+The list is the file that LiteLLM's package ships. It is read without importing LiteLLM, which takes seconds,
+and is never fetched. Leaves out how prices become costs (`viaticum.money`).
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from viaticum.catalogue import LITELLM_PRICES, Catalogue, ModelSpec, PriceTier
 from viaticum.errors import MissingExtra, UnknownPrice
 from viaticum.money import format_usd
 
-TOLERANCE = 100  # a hundredth: what a reported cost may differ from ours before it is told
+TOLERANCE = 100  # a reported cost may differ from ours by 1 / TOLERANCE before a warning
 _FILE = "model_prices_and_context_window_backup.json"
 _TIER = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
 
 
 def with_litellm_prices(catalogue: Catalogue) -> Catalogue:
-    """The catalogue, its entries without a price but with `price_version = "litellm"` priced from LiteLLM's list.
+    """Return the catalogue with LiteLLM's prices for unpriced entries with `price_version = "litellm"`.
 
-    Raises `UnknownPrice` where the list has no price for tokens of that model, or says that they are free.
+    Raises:
+        UnknownPrice: the list has no price for the tokens of a model, or lists them as free.
     """
-    asking = [
+    unpriced = [
         spec for spec in catalogue.values() if spec.price is None and spec.price_version == LITELLM_PRICES
     ]
-    return catalogue.with_models(*map(priced, asking)) if asking else catalogue
+    return catalogue.with_models(*map(with_litellm_price, unpriced)) if unpriced else catalogue
 
 
-def priced(spec: ModelSpec) -> ModelSpec:
-    """The entry with LiteLLM's prices: cached and reasoning tokens and long prompts among them."""
-    listed = _listed(spec.litellm_model or "")
+def with_litellm_price(spec: ModelSpec) -> ModelSpec:
+    """Return the entry with LiteLLM's prices, also of cached and reasoning tokens and of long prompts."""
+    listed = _list_entry(spec.litellm_model or "")
     if not listed.get("input_cost_per_token") and not listed.get("output_cost_per_token"):
         raise UnknownPrice(
             f"{spec.name}: litellm's list has no price for {spec.litellm_model!r}; give input_price and "
@@ -53,27 +54,27 @@ def priced(spec: ModelSpec) -> ModelSpec:
 
 
 def _rates(listed: Mapping[str, Decimal], suffix: str) -> dict[str, Decimal]:
-    """Dollars for a million tokens, under our names; a tier's that are not listed are those of short prompts."""
+    """Dollars per million tokens, by our names. A tier's missing rates are those of short prompts."""
     names = {
         "input_price": "input_cost_per_token",
         "output_price": "output_cost_per_token",
         "cached_input_price": "cache_read_input_token_cost",
         "reasoning_price": "output_cost_per_reasoning_token",
     }
-    found = {ours: listed.get(theirs + suffix, listed.get(theirs)) for ours, theirs in names.items()}
-    found["output_price"] = found["output_price"] or Decimal(0)
-    found["input_price"] = found["input_price"] or Decimal(0)
-    return {name: rate * 1_000_000 for name, rate in found.items() if rate is not None}
+    rates = {ours: listed.get(theirs + suffix, listed.get(theirs)) for ours, theirs in names.items()}
+    rates["output_price"] = rates["output_price"] or Decimal(0)
+    rates["input_price"] = rates["input_price"] or Decimal(0)
+    return {name: rate * 1_000_000 for name, rate in rates.items() if rate is not None}
 
 
-def _listed(litellm_model: str) -> dict[str, Any]:
-    prices = _list()
-    found: dict[str, Any] = prices.get(litellm_model) or prices.get(litellm_model.partition("/")[2]) or {}
-    return found
+def _list_entry(litellm_model: str) -> dict[str, Any]:
+    prices = _price_list()
+    entry: dict[str, Any] = prices.get(litellm_model) or prices.get(litellm_model.partition("/")[2]) or {}
+    return entry
 
 
 @cache
-def _list() -> dict[str, Any]:
+def _price_list() -> dict[str, Any]:
     package = find_spec("litellm")
     if package is None or package.origin is None:
         raise MissingExtra("litellm", "remote")
@@ -82,11 +83,15 @@ def _list() -> dict[str, Any]:
     return prices
 
 
-def difference(reported: int | None, ours: int | None) -> str | None:
-    """What to tell where the provider's cost of a call and ours differ by more than 1%; amounts in nano-dollars."""
-    if reported is None or ours is None or abs(reported - ours) * TOLERANCE <= max(reported, ours):
+def cost_mismatch(reported: int | None, computed: int | None) -> str | None:
+    """Return a warning where two costs of a call, in nano-dollars, differ by more than 1%."""
+    if (
+        reported is None
+        or computed is None
+        or abs(reported - computed) * TOLERANCE <= max(reported, computed)
+    ):
         return None
     return (
         f"the provider says that this call cost {format_usd(reported)}, the catalogue's prices say "
-        f"{format_usd(ours)}; check the prices in the catalogue"
+        f"{format_usd(computed)}; check the prices in the catalogue"
     )

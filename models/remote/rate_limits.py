@@ -1,8 +1,9 @@
-"""How fast a provider lets itself be asked: one `ProviderRateLimiter` for all threads that ask one model.
+"""Client-side rate limiting by a provider's own limits, shared by all threads that call a model.
 
-Read from what it says with its answers (x-ratelimit-remaining-*, x-ratelimit-reset-*) and with its refusals (Retry-After):
-where no request is left, or one was refused, all wait until the moment it named, instead of each finding out alone.
-Leaves out trying again (`models.remote.model`) and how many ask at once, which is their caller's.
+Reads the headers of responses (x-ratelimit-remaining-*, x-ratelimit-reset-*) and of rejections (Retry-After).
+Where no request is left, or one was rejected, all threads wait until the named time, instead of each being
+rejected once. Leaves out retries (`models.remote.model`) and the number of concurrent calls, which the caller
+sets.
 """
 
 from __future__ import annotations
@@ -14,26 +15,29 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from viaticum.models.remote.errors import LONGEST_WAIT
+from viaticum.models.remote.errors import MAX_WAIT
 
-PREFIX = "llm_provider-"  # which LiteLLM puts before the names of a provider's headers
-_SPAN = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+PREFIX = "llm_provider-"  # LiteLLM puts it before the names of a provider's headers
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 
 
 class ProviderRateLimiter:
-    """left: requests that may still be sent before `reset`, None where the provider does not say."""
+    """Delays requests that the provider would reject.
+
+    clock: monotonic time in seconds.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
-        self._until = self._reset = 0.0
-        self._left: int | None = None
-        self._inside = 0
+        self._blocked_until = self._reset_at = 0.0
+        self._remaining: int | None = None  # requests left before `_reset_at`; None: unknown
+        self._in_flight = 0
 
     @contextmanager
-    def take(self, sleep: Callable[[float], None]) -> Iterator[None]:
-        """One request, after the wait that the provider wants."""
+    def acquire(self, sleep: Callable[[float], None]) -> Iterator[None]:
+        """Hold one request open, after waiting for the provider's limit with `sleep` (takes seconds)."""
         with self._lock:
-            self._inside += 1
+            self._in_flight += 1
             pause = self._pause()
         try:
             if pause > 0:
@@ -41,50 +45,50 @@ class ProviderRateLimiter:
             yield
         finally:
             with self._lock:
-                self._inside -= 1
+                self._in_flight -= 1
 
-    def refused(self, seconds: float) -> None:
-        """Nobody asks for so long."""
+    def block(self, seconds: float) -> None:
+        """Delay all requests of the next `seconds`, at most `MAX_WAIT`."""
         with self._lock:
-            self._until = max(self._until, self._clock() + min(seconds, LONGEST_WAIT))
+            self._blocked_until = max(self._blocked_until, self._clock() + min(seconds, MAX_WAIT))
 
-    def heard(self, headers: Mapping[str, Any]) -> None:
-        """What came with an answer."""
-        told = {name.lower().removeprefix(PREFIX): str(value) for name, value in headers.items()}
+    def update(self, headers: Mapping[str, Any]) -> None:
+        """Take over the limits in a response's headers."""
+        limits = {name.lower().removeprefix(PREFIX): str(value) for name, value in headers.items()}
         with self._lock:
             now = self._clock()
-            for what in ("requests", "tokens"):
-                left = told.get(f"x-ratelimit-remaining-{what}", "")
-                reset = seconds_of(told.get(f"x-ratelimit-reset-{what}", ""))
-                if not left.isdecimal() or reset is None:
+            for unit in ("requests", "tokens"):
+                remaining = limits.get(f"x-ratelimit-remaining-{unit}", "")
+                reset = parse_duration(limits.get(f"x-ratelimit-reset-{unit}", ""))
+                if not remaining.isdecimal() or reset is None:
                     continue
-                if what == "tokens":
-                    if int(left) == 0:
-                        self._until = max(self._until, now + min(reset, LONGEST_WAIT))
+                if unit == "tokens":
+                    if int(remaining) == 0:
+                        self._blocked_until = max(self._blocked_until, now + min(reset, MAX_WAIT))
                     continue
-                # Those that were sent since, or wait for their answer, may not be counted in it.
-                self._left = max(0, int(left) - (self._inside - 1))
-                self._reset = now + min(reset, LONGEST_WAIT)
+                # The count may not include the requests that are still in flight.
+                self._remaining = max(0, int(remaining) - (self._in_flight - 1))
+                self._reset_at = now + min(reset, MAX_WAIT)
 
     def _pause(self) -> float:
-        """Seconds to wait before the next request, which is counted."""
+        """Count the next request and return the seconds to wait before it."""
         now = self._clock()
-        if self._left is not None and now >= self._reset:
-            self._left = None
-        pause = max(0.0, self._until - now)
-        if self._left is not None:
-            if self._left <= 0:
-                return max(pause, self._reset - now)
-            self._left -= 1
+        if self._remaining is not None and now >= self._reset_at:
+            self._remaining = None
+        pause = max(0.0, self._blocked_until - now)
+        if self._remaining is not None:
+            if self._remaining <= 0:
+                return max(pause, self._reset_at - now)
+            self._remaining -= 1
         return pause
 
 
-def seconds_of(text: str) -> float | None:
-    """1s, 6m0s, 20ms or 1.5, as providers write spans of time; None for anything else."""
+def parse_duration(text: str) -> float | None:
+    """Return the seconds of a provider's duration (1s, 6m0s, 20ms, 1.5); None for anything else."""
     try:
         return max(0.0, float(text))
     except ValueError:
-        found = _SPAN.fullmatch(text.strip()) if text.strip() else None
+        found = _DURATION.fullmatch(text.strip()) if text.strip() else None
     if found is None:
         return None
     return sum(
@@ -93,7 +97,7 @@ def seconds_of(text: str) -> float | None:
 
 
 def headers_of(response: Any) -> Mapping[str, Any]:
-    """The provider's headers of one of LiteLLM's responses."""
+    """Return the provider's headers of one of LiteLLM's responses."""
     hidden = getattr(response, "_hidden_params", None)
     headers = hidden.get("additional_headers") if isinstance(hidden, Mapping) else None
     return headers if isinstance(headers, Mapping) else {}

@@ -45,7 +45,7 @@ def free(pool: LocalModels) -> bool:
 def pool(tiny_catalogue: Catalogue) -> Iterator[LocalModels]:
     pool = LocalModels(tiny_catalogue, slots=3)
     yield pool
-    pool.desk.close()
+    pool.scheduler.close()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -158,60 +158,60 @@ def test_one_text_that_fails_ends_no_other(pool: LocalModels) -> None:
 def test_an_engine_that_breaks_tells_its_callers_and_the_next_one_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    decoder, desk = single(1, slots=2), BatchScheduler()
+    decoder, scheduler = single(1, slots=2), BatchScheduler()
     (request,) = requests_of(0, 1)
     with monkeypatch.context() as broken:
         broken.setattr(decoder.runners[1], "read", lambda *_, **__: 1 / 0)
         with pytest.raises(ModelError, match="ZeroDivisionError"):
-            list(desk.write(decoder, [request]))
+            list(scheduler.generate(decoder, [request]))
     assert empty(decoder)
-    told = list(desk.write(decoder, [request]))
+    told = list(scheduler.generate(decoder, [request]))
     assert told[-1][1] is not None
     assert told[-1][1].result is not None
-    desk.close()
+    scheduler.close()
 
 
 def test_what_cannot_be_written_is_refused_at_once() -> None:
-    decoder, desk = single(1), BatchScheduler()
+    decoder, scheduler = single(1), BatchScheduler()
     with pytest.raises(InputError, match="token 97"):
-        next(desk.write(decoder, [Request([97], 4)]))
-    assert desk._thread is None
+        next(scheduler.generate(decoder, [Request([97], 4)]))
+    assert scheduler._thread is None
 
 
 def test_closing_tells_those_who_wait_and_a_later_text_is_written() -> None:
-    decoder, desk = single(1, slots=1), BatchScheduler()
+    decoder, scheduler = single(1, slots=1), BatchScheduler()
     requests = requests_of(0, 3, max_new_tokens=2000)
-    texts = [desk.write(decoder, [request]) for request in requests]
+    texts = [scheduler.generate(decoder, [request]) for request in requests]
     for text in texts[:1]:
         next(text)
     with ThreadPoolExecutor(2) as callers:
         waits = [callers.submit(list, text) for text in texts[1:]]
-        until(lambda: len(desk._waiting) == 2)
-        desk.close()
+        until(lambda: len(scheduler._waiting) == 2)
+        scheduler.close()
         for wait in waits:
             with pytest.raises(ModelError, match="closed"):
                 wait.result(30)
     assert empty(decoder)
-    assert len(list(desk.write(decoder, requests_of(0, 1)))) >= 12
-    desk.close()
+    assert len(list(scheduler.generate(decoder, requests_of(0, 1)))) >= 12
+    scheduler.close()
     assert empty(decoder)
 
 
 def test_the_thread_ends_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("viaticum.models.batching.IDLE_SECONDS", 0.01)
-    decoder, desk = single(1), BatchScheduler()
-    list(desk.write(decoder, requests_of(0, 2)))
-    until(lambda: desk._thread is None)
-    assert len([event for _, event in desk.write(decoder, requests_of(0, 1)) if event]) == 12
+    decoder, scheduler = single(1), BatchScheduler()
+    list(scheduler.generate(decoder, requests_of(0, 2)))
+    until(lambda: scheduler._thread is None)
+    assert len([event for _, event in scheduler.generate(decoder, requests_of(0, 1)) if event]) == 12
 
 
 def test_a_text_that_nobody_wants_any_more_is_not_written_to_its_end() -> None:
-    decoder, desk = single(1), BatchScheduler()
+    decoder, scheduler = single(1), BatchScheduler()
     decoder.loop_guard = None
-    text = desk.write(decoder, requests_of(0, 1, max_new_tokens=3000))
+    text = scheduler.generate(decoder, requests_of(0, 1, max_new_tokens=3000))
     assert next(text)[1] is not None
     text.close()  # type: ignore[attr-defined]
-    until(lambda: empty(decoder) and not desk._benches)
+    until(lambda: empty(decoder) and not scheduler._engines)
     assert decoder.stats.large.rows < 1000
 
 
@@ -257,7 +257,7 @@ def ask(number):
 
 with ThreadPoolExecutor(12) as callers:
     print(len(list(callers.map(ask, range(12)))))
-pool.desk.close()
+pool.scheduler.close()
 """
 
 

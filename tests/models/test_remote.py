@@ -34,8 +34,8 @@ from viaticum.errors import (
 )
 from viaticum.models.base import Generation
 from viaticum.models.remote.model import RemoteModel
-from viaticum.models.remote.prices import priced, with_litellm_prices
-from viaticum.models.scripted import FakeRouter
+from viaticum.models.remote.prices import with_litellm_price, with_litellm_prices
+from viaticum.routers.query.fake import FakeRouter
 from viaticum.types import Completion, Message, TokenCount
 
 CHAT: list[Message] = [{"role": "user", "content": "hello big world"}]
@@ -358,7 +358,9 @@ def test_litellms_prices_are_taken_only_where_they_are_asked_for(server: OpenAIS
     (tier,) = price.tiers
     assert (tier.above_tokens, tier.input_nanousd_per_million) == (200_000, 2_500_000_000)
     with pytest.raises(UnknownPrice, match="no price for 'openai/unheard-of'"):
-        priced(spec_for(server, **{**fields, "litellm_model": "openai/unheard-of"}, price_version="litellm"))
+        with_litellm_price(
+            spec_for(server, **{**fields, "litellm_model": "openai/unheard-of"}, price_version="litellm")
+        )
 
 
 def test_a_cost_that_differs_by_more_than_a_hundredth_is_told(
@@ -524,9 +526,11 @@ def test_litellm_is_loaded_late_and_off_the_network() -> None:
         "import sys, socket\n"
         "def refuse(*args, **kwargs): raise AssertionError('network')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
-        "from viaticum.agents import client, remote\n"
+        "from viaticum.agents import client\n"
+        "from viaticum.models import remote\n"
+        "import viaticum.models.remote.model\n"
         "assert 'litellm' not in sys.modules\n"
-        "litellm = remote.load_litellm()\n"
+        "litellm = remote.model.load_litellm()\n"
         "import os; assert os.environ['LITELLM_LOCAL_MODEL_COST_MAP'] == 'True'\n"
         "assert litellm.model_cost['gpt-4o-mini']\n"
     )

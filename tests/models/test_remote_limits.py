@@ -13,8 +13,8 @@ from viaticum.catalogue import Catalogue
 from viaticum.jobs import read_rows
 from viaticum.models.base import Generation
 from viaticum.models.remote.model import RemoteModel
-from viaticum.models.remote.rate_limits import ProviderRateLimiter, seconds_of
-from viaticum.models.scripted import FakeRouter
+from viaticum.models.remote.rate_limits import ProviderRateLimiter, parse_duration
+from viaticum.routers.query.fake import FakeRouter
 
 
 class Clock:
@@ -29,47 +29,47 @@ class Clock:
         self.now += seconds
 
 
-def asks(turns: ProviderRateLimiter, clock: Clock, times: int = 1) -> None:
+def asks(limiter: ProviderRateLimiter, clock: Clock, times: int = 1) -> None:
     for _ in range(times):
-        with turns.take(clock.sleep):
+        with limiter.acquire(clock.sleep):
             pass
 
 
 def test_without_a_word_of_the_provider_nobody_waits() -> None:
     clock = Clock()
-    turns = ProviderRateLimiter(clock)
-    asks(turns, clock, 100)
-    turns.heard({"x-ratelimit-remaining-requests": "?", "x-ratelimit-reset-requests": "1s"})
-    turns.heard({"x-ratelimit-remaining-requests": "0"})
-    asks(turns, clock, 100)
+    limiter = ProviderRateLimiter(clock)
+    asks(limiter, clock, 100)
+    limiter.update({"x-ratelimit-remaining-requests": "?", "x-ratelimit-reset-requests": "1s"})
+    limiter.update({"x-ratelimit-remaining-requests": "0"})
+    asks(limiter, clock, 100)
     assert clock.slept == []
 
 
 @pytest.mark.parametrize("prefix", ["", "llm_provider-"])
 def test_requests_that_are_left_are_counted_down_until_the_reset(prefix: str) -> None:
     clock = Clock()
-    turns = ProviderRateLimiter(clock)
-    with turns.take(clock.sleep), turns.take(clock.sleep):
-        told = {"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "1m0s"}
-        turns.heard({prefix + name: value for name, value in told.items()})
-    asks(turns, clock, 2)  # one of three may be the other that was under way
+    limiter = ProviderRateLimiter(clock)
+    with limiter.acquire(clock.sleep), limiter.acquire(clock.sleep):
+        limits = {"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "1m0s"}
+        limiter.update({prefix + name: value for name, value in limits.items()})
+    asks(limiter, clock, 2)  # one of three may be the other that was under way
     assert clock.slept == []
     clock.now += 10
-    asks(turns, clock)
+    asks(limiter, clock)
     assert clock.slept == [50.0]
-    asks(turns, clock, 5)
+    asks(limiter, clock, 5)
     assert clock.slept == [50.0], "past the reset nothing is known"
 
 
 def test_a_refusal_holds_all_and_no_longer_than_a_minute() -> None:
     clock = Clock()
-    turns = ProviderRateLimiter(clock)
-    turns.refused(3.0)
-    asks(turns, clock, 3)
-    turns.heard({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "500ms"})
-    asks(turns, clock)
-    turns.refused(3600)
-    asks(turns, clock)
+    limiter = ProviderRateLimiter(clock)
+    limiter.block(3.0)
+    asks(limiter, clock, 3)
+    limiter.update({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "500ms"})
+    asks(limiter, clock)
+    limiter.block(3600)
+    asks(limiter, clock)
     assert clock.slept == [3.0, 0.5, 60.0]
 
 
@@ -86,7 +86,7 @@ def test_a_refusal_holds_all_and_no_longer_than_a_minute() -> None:
     ],
 )
 def test_spans_of_time(text: str, seconds: float | None) -> None:
-    assert seconds_of(text) == seconds
+    assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("streams", [True, False])

@@ -102,7 +102,8 @@ def measure(
 
     Takes a minute or two; run it while nothing else does.
     """
-    from viaticum.models.decoding_modes import costs_path, measure_costs
+    from viaticum.models.decoding_modes import costs_path
+    from viaticum.models.measure import measure_costs
 
     loaded = Catalogue.load(catalogue)
     spec = loaded[name]

@@ -26,10 +26,10 @@ def test_rows_of_local_models_are_written_together(
     together = 0
     step = BatchScheduler._step_all
 
-    def counted(desk: BatchScheduler) -> None:
+    def counted(scheduler: BatchScheduler) -> None:
         nonlocal together
-        together = max(together, sum(len(bench.tickets) for bench in desk._benches.values()))
-        step(desk)
+        together = max(together, sum(len(queue.running) for queue in scheduler._engines.values()))
+        step(scheduler)
 
     monkeypatch.setattr(BatchScheduler, "_step_all", counted)
     rows = [line(f"s{n}", "tiny-small", f"Say {n}.") for n in range(8)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from viaticum.catalogue import Catalogue, ModelSpec
-from viaticum.models.local import router_folder
+from viaticum.models.token_routers import router_folder
 from viaticum.routers.token.neural import TrainedRouter
 from viaticum.routers.token.policy import TrainedPolicy
 
