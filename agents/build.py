@@ -10,80 +10,55 @@ import threading
 import uuid
 import weakref
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.types import Checkpointer
 
 from viaticum import strategies
-from viaticum.agents.workflow.graph import TRIES, Graph, Workflow, WorkflowResources
+from viaticum.agents.workflow.graph import Graph, Workflow, WorkflowResources
 from viaticum.agents.workflow.nodes import Threads
+from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, WorkflowSettings, as_policy
 from viaticum.agents.workflow.state import Allowance
-from viaticum.budgets import Ledger, default_path
-from viaticum.budgets.planner import WhenShort
+from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
-from viaticum.errors import InputError, MissingExtra, UnknownName
+from viaticum.errors import MissingExtra, UnknownName
 from viaticum.models.base import Model
 from viaticum.models.local import LocalModels
 from viaticum.models.remote.model import RemoteModel, check_usable
 from viaticum.models.remote.prices import with_litellm_prices
 from viaticum.models.scripted import ScriptedModel
-from viaticum.money import nanousd
-from viaticum.routers.query import Policy, QueryRouter, StaticRouter, parse_policy
+from viaticum.routers.query import QueryRouter, StaticRouter
 from viaticum.types import Pair
 from viaticum.weights import locate
-
-DEFAULT_BUDGET_USD = "0.01"
-CONCURRENCY = 16
-SLOTS = 4  # prompts that stay read: one a strategy of the shipped table, so that its examples are read once
-
-Dollars = str | int | float | Decimal
 
 
 def build_graph(
     budget: Dollars | None = None,
     *,
-    budget_name: str | None = None,
-    catalogue: Catalogue | str | Path | None = None,
-    router: QueryRouter | str | Path | None = None,
-    policy: str | Policy = "best",
-    on_short: WhenShort = "cheaper",
-    models: Mapping[str, Model] | None = None,
-    folder: str | Path | None = None,
-    store: str | None = None,
     ledger: Ledger | None = None,
     checkpointer: Checkpointer = None,
-    timeout: float | None = None,
-    tries: int = TRIES,
-    concurrency: int = CONCURRENCY,
-    slots: int = SLOTS,
     name: str = "viaticum",
+    **settings: Unpack[SettingsKeywords],
 ) -> Graph:
-    """A compiled LangGraph graph: {"question": ...} in, {"value": ..., "text": ..., "cost": ...} out.
+    """Compile a LangGraph graph: {"question": ...} in, {"value": ..., "text": ..., "cost": ...} out.
 
-    Without a checkpointer it inherits that of the graph it is a part of. Settings as of `Viaticum`; ledger: an open
-    one, which stays the caller's. `context=Allowance(...)` changes budget, policy, on_short and timeout for one run. Run
-    it with durability="sync": what was paid for is then never paid for again.
+    Run it with durability="sync": a call that was paid for is then never paid for again. `context=Allowance(...)`
+    changes budget, policy, on_short and timeout for one run.
+
+    Args:
+        budget: dollars for all questions together.
+        ledger: an open ledger, which the caller closes; None to open the one that the settings name.
+        checkpointer: None to inherit that of the enclosing graph.
+        name: of the graph.
+        settings: keywords of `WorkflowSettings`.
     """
-    tools = open_tools(
-        budget,
-        budget_name=budget_name,
-        catalogue=catalogue,
-        router=router,
-        policy=policy,
-        on_short=on_short,
-        models=models,
-        ledger=ledger if ledger is not None else Ledger(ledger_address(folder, store)),
-        timeout=timeout,
-        tries=tries,
-        concurrency=concurrency,
-        slots=slots,
-    )
-    workflow = Workflow(tools)
+    checked = WorkflowSettings.from_keywords(budget, settings)
+    opened = ledger if ledger is not None else Ledger(checked.ledger_address)
+    workflow = Workflow(open_workflow(checked, opened))
     if ledger is None:  # the nodes hold the workflow: it ends when the last copy of the graph does
-        weakref.finalize(workflow, tools.ledger.close)
+        weakref.finalize(workflow, opened.close)
     return workflow.build(checkpointer, name)
 
 
@@ -110,58 +85,37 @@ def _told(answer: Mapping[str, Any]) -> str:
     return str(value) if value is not None else f"no answer: {answer.get('reason', '')}"
 
 
-def open_tools(
-    budget: Dollars | None,
-    *,
-    budget_name: str | None,
-    catalogue: Catalogue | str | Path | None,
-    router: QueryRouter | str | Path | None,
-    policy: str | Policy,
-    on_short: WhenShort,
-    models: Mapping[str, Model] | None,
-    ledger: Ledger,
-    timeout: float | None,
-    tries: int,
-    concurrency: int,
-    slots: int = SLOTS,
-) -> WorkflowResources:
-    """What the nodes work with. Raises `InputError` for a budget that is not above zero, and for wrong settings."""
-    if tries < 1:
-        raise InputError(f"a call is tried at least once, got tries={tries}")
-    Allowance(on_short=on_short, timeout=timeout)  # checks both
-    limit = nanousd(DEFAULT_BUDGET_USD if budget is None else budget)
-    if limit <= 0:
-        raise InputError(f"a budget is above zero dollars, got {budget}")
+def open_workflow(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResources:
+    """Open what the nodes use, and create the budget in the ledger if it does not exist."""
+    resources = open_resources(settings, ledger)
+    if settings.budget is not None or not _is_known(ledger, resources.budget):
+        ledger.create(resources.budget, limit_nanousd=settings.limit_nanousd)
+    return resources
+
+
+def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResources:
+    """Open what the nodes use, without creating the budget.
+
+    Raises:
+        InputError: the catalogue or the router cannot be used.
+    """
+    catalogue = settings.catalogue
     loaded = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
-    pool = _Models(loaded, dict(models or {}), slots)
-    scope = budget_name or f"run-{uuid.uuid4().hex[:12]}"
-    tools = WorkflowResources(
+    slots = settings.slots if settings.slots is not None else settings.concurrency
+    pool = _Models(loaded, dict(settings.models or {}), slots)
+    return WorkflowResources(
         catalogue=pool.catalogue,
-        router=_open_router(router, pool.catalogue),
-        policy=parse_policy(policy) if isinstance(policy, str) else policy,
+        router=_open_router(settings.router, pool.catalogue),
+        policy=as_policy(settings.policy),
         ledger=ledger,
-        budget=scope,
+        budget=settings.budget_name or f"run-{uuid.uuid4().hex[:12]}",
         model=pool.model,
         usable=pool.is_usable,
-        on_short=on_short,
-        timeout=timeout,
-        tries=tries,
-        threads=Threads(concurrency),
+        on_short=settings.on_short,
+        timeout=settings.timeout,
+        tries=settings.tries,
+        threads=Threads(settings.concurrency),
     )
-    if budget is not None or not _is_known(ledger, scope):
-        ledger.create(scope, limit_nanousd=limit)
-    return tools
-
-
-def ledger_address(folder: str | Path | None, store: str | None) -> str | Path:
-    """Where the ledger lies: at a `postgresql://` address, or in a folder, by default that of this user."""
-    if store is not None:
-        return store
-    return home_folder(folder) / "ledger.db"
-
-
-def home_folder(folder: str | Path | None) -> Path:
-    return Path(folder) if folder is not None else default_path().parent
 
 
 def _is_known(ledger: Ledger, budget: str) -> bool:

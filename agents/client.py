@@ -18,27 +18,25 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from langgraph.errors import GraphDrained
 from langgraph.types import Command
 
-from viaticum.agents.build import CONCURRENCY, SLOTS, Dollars, home_folder, ledger_address, open_tools
+from viaticum.agents.build import open_workflow
 from viaticum.agents.draining import DrainGate
 from viaticum.agents.workflow.approval import decided, decision_needed
 from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints
 from viaticum.agents.workflow.events import Event, event_from_json
-from viaticum.agents.workflow.graph import TRIES, Workflow
+from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.nodes import Stoppable
+from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, WorkflowSettings
 from viaticum.agents.workflow.state import Allowance, State, answer_of
 from viaticum.budgets import Budget, Ledger
-from viaticum.budgets.planner import WhenShort
-from viaticum.catalogue import Catalogue
 from viaticum.errors import Draining, InputError, ViaticumError
 from viaticum.models.base import Model
 from viaticum.outcomes import append_outcome
 from viaticum.questions import digest_of
-from viaticum.routers.query import Policy, QueryRouter
 from viaticum.signals import drain_on
 from viaticum.types import Answer, AnswerKind, Message, Outcome, Query
 
@@ -53,54 +51,22 @@ Result = TypeVar("Result")
 class Viaticum:
     """Answers questions within a budget.
 
-    budget: dollars for all questions of this object; budget_name: an existing or new budget of the ledger
-    (a new name each time by default; one that exists keeps its limit where no budget is given). catalogue: a
-    `Catalogue` or a path laid over the packaged one. router: a `QueryRouter`, or the folder of a fitted one; the table
-    that ships by default. policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`. on_short: what to
-    do where the way that the policy wants does not fit: take the best that does ("cheaper"), raise `DecisionNeeded`
-    ("ask") or `BudgetExceeded` ("stop"). folder: where the ledger and the checkpoints lie; store: a `postgresql://`
-    address where they lie instead. timeout: seconds that one call may take; tries: of a call whose model is
-    unavailable. concurrency: questions that async and batch forms work on at once; slots: texts that a local model writes
-    at once. Raises `InputError` for a budget that is not above zero.
+    Args:
+        budget: dollars for all questions of this object; 0.01 by default.
+        settings: keywords of `WorkflowSettings`, such as policy, models, router, folder and timeout.
+
+    Raises:
+        InputError: the budget is not above zero, or another setting is out of range.
     """
 
-    def __init__(
-        self,
-        budget: Dollars | None = None,
-        *,
-        budget_name: str | None = None,
-        catalogue: Catalogue | str | Path | None = None,
-        router: QueryRouter | str | Path | None = None,
-        policy: str | Policy = "best",
-        on_short: WhenShort = "cheaper",
-        folder: str | Path | None = None,
-        store: str | None = None,
-        models: Mapping[str, Model] | None = None,
-        timeout: float | None = None,
-        tries: int = TRIES,
-        concurrency: int = CONCURRENCY,
-        slots: int = SLOTS,
-    ) -> None:
-        self._home = home_folder(folder)
+    def __init__(self, budget: Dollars | None = None, **settings: Unpack[SettingsKeywords]) -> None:
+        self._settings = WorkflowSettings.from_keywords(budget, settings)
         with ExitStack() as opened:
-            self.ledger = Ledger(ledger_address(folder, store))
-            opened.callback(self.ledger.close)
-            tools = open_tools(
-                budget,
-                budget_name=budget_name,
-                catalogue=catalogue,
-                router=router,
-                policy=policy,
-                on_short=on_short,
-                models=models,
-                ledger=self.ledger,
-                timeout=timeout,
-                tries=tries,
-                concurrency=concurrency,
-                slots=slots,
+            self.ledger = opened.enter_context(Ledger(self._settings.ledger_address))
+            tools = open_workflow(self._settings, self.ledger)
+            saver = opened.enter_context(
+                open_checkpoints(self._settings.checkpoints_address, self._settings.concurrency)
             )
-            where = store if store is not None else self._home / "checkpoints.db"
-            saver = opened.enter_context(open_checkpoints(where, concurrency))
             opened.callback(tools.threads.close)
             self._opened = opened.pop_all()
         self._threads, self._gate = tools.threads, DrainGate()
@@ -325,8 +291,8 @@ class Viaticum:
             seconds=answer.usage.seconds if alone else None,
             finish_reason=answer.finish_reason,
         )
-        append_outcome(self._home / "outcomes.jsonl", row)
-        return self._home / "outcomes.jsonl"
+        append_outcome(self._settings.home / "outcomes.jsonl", row)
+        return self._settings.home / "outcomes.jsonl"
 
     # Inside
 

@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 
 from viaticum.agents.batch.input import BatchRow, Input
 from viaticum.agents.batch.planning import NO_OTHER, PlannedRow
-from viaticum.agents.build import Dollars
 from viaticum.agents.workflow.graph import WorkflowResources
+from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets.records import digest
 from viaticum.errors import InputError
 from viaticum.jobs import JOB, Job

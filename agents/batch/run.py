@@ -43,10 +43,11 @@ from viaticum.agents.batch.planning import PACED, PlannedRow, RouteEstimates, Ro
 from viaticum.agents.batch.progress import EventSink, Progress
 from viaticum.agents.batch.results import row_of
 from viaticum.agents.batch.steps import CONCURRENCY, DRAIN_SECONDS, RowTools, worst_of
-from viaticum.agents.batch.workers import Cluster, Engine, Process, WorkerConfig, process_by, tools_for
-from viaticum.agents.build import Dollars, ledger_address, open_tools
-from viaticum.agents.workflow.graph import TRIES, WorkflowResources
-from viaticum.budgets import Ledger
+from viaticum.agents.batch.workers import Cluster, Engine, Process, WorkerConfig, process_by
+from viaticum.agents.build import open_resources
+from viaticum.agents.workflow.graph import WorkflowResources
+from viaticum.agents.workflow.settings import TRIES, Dollars, WorkflowSettings
+from viaticum.budgets import Ledger, default_path
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetError, DataError, InputError, UnknownName
 from viaticum.jobs import JOB, Job, JobEnd, Preview
@@ -117,7 +118,7 @@ def run_batch(
         raise InputError(f"concurrency is at least 1, got {concurrency}")
     if deadline is not None and not deadline > 0:
         raise InputError(f"a deadline is above zero seconds, got {deadline}")
-    address = ledger_address(None, None) if ledger is None else ledger
+    address = default_path() if ledger is None else ledger
     if engine == "ray" and cluster is None:
         cluster = Cluster()
     engine_of = process_by(engine, cluster, str(address))
@@ -127,16 +128,17 @@ def run_batch(
         books = opened.enter_context(Ledger(address))
         before = Job.load(folder) if resume and (folder / JOB).exists() else None
         scope = before.budget if before is not None else f"batch-{uuid.uuid4().hex[:12]}"
-        settings: dict[str, Any] = {
-            "catalogue": catalogue,
-            "router": router,
-            "models": models,
-            "timeout": timeout,
-            "tries": tries,
-            "concurrency": concurrency,
-            "slots": slots or concurrency,
-        }
-        tools = _tools(budget, before, scope, books, **settings)
+        settings = WorkflowSettings(
+            budget_name=scope,
+            catalogue=catalogue,
+            router=router,
+            models=models,
+            timeout=timeout,
+            tries=tries,
+            concurrency=concurrency,
+            slots=slots,
+        )
+        tools = _tools(budget, before, settings, books)
         opened.callback(tools.threads.close)
         job = Job(
             input=str(given.path),
@@ -418,19 +420,8 @@ def preview_batch(
     given = Input.open(source, format=format, skip=skip, limit=limit)
     amount = amount_of(budget)
     with Ledger("memory:") as books:
-        tools = open_tools(
-            "1",
-            budget_name=None,
-            catalogue=catalogue,
-            router=router,
-            policy="best",
-            on_short="cheaper",
-            models=models,
-            ledger=books,
-            timeout=None,
-            tries=1,
-            concurrency=1,
-        )
+        settings = WorkflowSettings(catalogue=catalogue, router=router, models=models, concurrency=1)
+        tools = open_resources(settings, books)
         planner = RowPlanner(
             RouteEstimates(tools.router, tools.usable),
             policy,
@@ -447,16 +438,16 @@ def preview_batch(
 
 
 def _tools(
-    budget: Dollars | None, before: Job | None, scope: str, books: Ledger, **settings: Any
+    budget: Dollars | None, before: Job | None, settings: WorkflowSettings, books: Ledger
 ) -> WorkflowResources:
     """The workflow's tools, over the job's budget, which is made only once all else is right."""
     limit_of(budget, before)
-    tools = tools_for(scope, books, **settings)
+    tools = open_resources(settings, books)
     if before is not None:
         try:
-            books.budget(scope)
+            books.budget(before.budget)
         except UnknownName:
             raise InputError(
-                f"this ledger has no budget {scope!r}; give the ledger that the job began with ({before.ledger})"
+                f"this ledger has no budget {before.budget!r}; give the ledger that the job began with ({before.ledger})"
             ) from None
     return tools

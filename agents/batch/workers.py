@@ -8,21 +8,21 @@ Leaves out how chunks travel (`agents.batch.ray_workers`).
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from itertools import islice
 from queue import Empty
 from time import monotonic
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from viaticum.agents.batch.cache import Cache
 from viaticum.agents.batch.executor import process_rows
 from viaticum.agents.batch.planning import PlannedRow
 from viaticum.agents.batch.steps import RowTools
-from viaticum.agents.build import open_tools
-from viaticum.agents.workflow.graph import WorkflowResources
+from viaticum.agents.build import open_resources
+from viaticum.agents.workflow.settings import WorkflowSettings
 from viaticum.budgets import Ledger
 from viaticum.errors import InputError, MissingExtra, ProviderUnavailable, UnknownName, ViaticumError
 from viaticum.jobs import JobRow
@@ -56,11 +56,11 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What a worker makes its tools of. settings: as of `open_tools`; other fields as of `RowTools`."""
+    """What a worker makes its tools of. settings: of its workflow; other fields as of `RowTools`."""
 
     ledger: str
     budget: str
-    settings: Mapping[str, Any]
+    settings: WorkflowSettings
     concurrency: int
     keep_texts: bool
 
@@ -69,7 +69,7 @@ class Worker:
     """Answers chunks: has models and a ledger of its own, and knows again the calls that it made itself."""
 
     def __init__(self, recipe: WorkerConfig) -> None:
-        tools = tools_for(recipe.budget, Ledger(recipe.ledger), **recipe.settings)
+        tools = open_resources(recipe.settings, Ledger(recipe.ledger))
         self._rows = RowTools(
             tools,
             recipe.budget,
@@ -160,15 +160,6 @@ def process_by(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[W
         return partial(distributed.process_rows, recipe, cluster or Cluster())
 
     return made
-
-
-def tools_for(budget: str, books: Ledger, **settings: Any) -> WorkflowResources:
-    """The workflow's tools, over a budget of these books, which need not have it yet."""
-    with Ledger("memory:") as scratch:
-        tools = open_tools(
-            "1", budget_name=budget, policy="best", on_short="cheaper", ledger=scratch, **settings
-        )
-    return replace(tools, ledger=books)
 
 
 def _error(kind: type[ViaticumError], message: str) -> ViaticumError:

@@ -338,7 +338,7 @@ class ChatViaticum(BaseChatModel):
                     budget_name=client.budget_name,
                     catalogue=client.catalogue,
                     router=FakeRouter(str(pair), cost=0),
-                    folder=client._home,
+                    folder=client._settings.home,
                     models={pair.model: client.model(pair.model)},
                 )
             return self._pairs[str(pair)]

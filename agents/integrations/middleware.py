@@ -13,7 +13,6 @@ import json
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -25,12 +24,13 @@ from langgraph.runtime import Runtime
 
 from viaticum.agents.integrations.langchain_messages import as_query, from_langchain
 from viaticum.agents.workflow.calls import is_caller_cancelled
+from viaticum.agents.workflow.settings import Dollars, as_policy
 from viaticum.budgets import Budget, Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerError, MissingExtra
 from viaticum.models.remote.model import MESSAGE_TOKENS, REQUEST_TOKENS, TOOLS_TOKENS
 from viaticum.money import Price, format_usd, nanousd
-from viaticum.routers.query import Policy, QueryRouter, choose, parse_policy
+from viaticum.routers.query import Policy, QueryRouter, choose
 from viaticum.types import RoutingTable, Row, TokenCount
 
 try:
@@ -41,7 +41,6 @@ except ImportError:
 
 MAX_TOKENS = 1024
 ExitBehavior = Literal["end", "error"]
-Dollars = str | int | float | Decimal
 Prices = Mapping[str, Price | tuple[Dollars, Dollars]]
 Sync = Callable[[ModelRequest[Any]], ModelResponse[Any]]
 Async = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
@@ -236,7 +235,7 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         if per not in ("run", "call"):
             raise InputError(f"unknown per {per!r}; use run or call")
         self.models, self.router, self.budget, self.per = dict(models), router, budget, per
-        self.policy = parse_policy(policy) if isinstance(policy, str) else policy
+        self.policy = as_policy(policy)
 
     def before_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
         return {"viaticum_model": self.choose(state["messages"])} if self.per == "run" else None

@@ -47,6 +47,7 @@ from viaticum.agents.workflow.calls import (
     paying,
 )
 from viaticum.agents.workflow.nodes import Node, Threads, is_stopped
+from viaticum.agents.workflow.settings import TRIES, as_policy
 from viaticum.agents.workflow.state import (
     Allowance,
     AnswerOutput,
@@ -66,7 +67,7 @@ from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetExceeded, InputError, ModelError, ModelUnavailable
 from viaticum.models.base import Model
-from viaticum.routers.query import Plan, PlanRoute, PlanRow, Policy, QueryRouter, choose_plan, parse_policy
+from viaticum.routers.query import Plan, PlanRoute, PlanRow, Policy, QueryRouter, choose_plan
 from viaticum.routers.query.outcome_matrix import canonical_answer
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
@@ -74,7 +75,6 @@ from viaticum.types import Completion, Pair, Reading, Route, Row, TokenCount
 
 Graph = CompiledStateGraph[State, Allowance, QuestionInput, AnswerOutput]
 Next = Literal["route", "call", "parse", "approval", "__end__"]
-TRIES = 3
 BACKOFF = 0.5  # seconds before the second try, doubled before each further one
 
 
@@ -251,10 +251,9 @@ class Workflow:
     def _allowance(self, state: State, runtime: Runtime[Allowance]) -> _Run:
         """What this run may do: as the tools say, where its context does not say otherwise."""
         given = _context(runtime.context)
-        policy = given.policy if given.policy is not None else self.tools.policy
         return _Run(
             budget=given.budget or self.tools.budget,
-            policy=parse_policy(policy) if isinstance(policy, str) else policy,
+            policy=as_policy(given.policy if given.policy is not None else self.tools.policy),
             on_short=state.get("on_short") or given.on_short or self.tools.on_short,
             timeout=given.timeout if given.timeout is not None else self.tools.timeout,
         )

@@ -339,23 +339,21 @@ def test_callbacks_are_told_of_the_model_and_its_usage(ledger: Ledger) -> None:
 def flaky(ledger: Ledger, *script: str | BaseException, **settings: Any) -> tuple[Graph, ScriptedModel]:
     from dataclasses import replace
 
-    from viaticum.agents.build import open_tools
+    from viaticum.agents.build import open_workflow
     from viaticum.agents.workflow.graph import Workflow
+    from viaticum.agents.workflow.settings import WorkflowSettings
 
     model = ScriptedModel(list(script))
-    tools = open_tools(
-        "0.1",
+    checked = WorkflowSettings(
+        budget="0.1",
         budget_name="b",
-        catalogue=None,
         router=FakeRouter("scripted+direct"),
-        policy="best",
-        on_short="cheaper",
         models={"scripted": model},
-        ledger=ledger,
         concurrency=2,
-        **{"timeout": None, "tries": 3, **settings},
+        **settings,
     )
-    return Workflow(replace(tools, backoff=0.001)).build(InMemorySaver()), model
+    resources = open_workflow(checked, ledger)
+    return Workflow(replace(resources, backoff=0.001)).build(InMemorySaver()), model
 
 
 def test_an_unavailable_model_is_tried_again_under_keys_of_their_own(ledger: Ledger) -> None:

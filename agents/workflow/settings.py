@@ -1,0 +1,137 @@
+"""The settings of a workflow: `WorkflowSettings`, and the keywords by which callers give them.
+
+`Viaticum`, `build_graph` and the batch all take these keywords. A function that takes them declares
+`**settings: Unpack[SettingsKeywords]` and passes them to `WorkflowSettings.from_keywords`, so that a keyword is named
+here alone. Leaves out opening what the settings name (`viaticum.agents.build`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from decimal import Decimal
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Self, TypedDict
+
+from viaticum.agents.workflow.state import Allowance
+from viaticum.budgets import default_path
+from viaticum.budgets.planner import WhenShort
+from viaticum.catalogue import Catalogue
+from viaticum.errors import InputError
+from viaticum.models.base import Model
+from viaticum.money import nanousd
+from viaticum.routers.query import Policy, QueryRouter, parse_policy
+
+DEFAULT_BUDGET_USD = "0.01"
+TRIES = 3
+CONCURRENCY = 16
+SLOTS = (
+    4  # prompts kept in the cache: one a strategy of the packaged table, so that its examples are read once
+)
+
+Dollars = str | int | float | Decimal
+
+
+class ModelKeywords(TypedDict, total=False):
+    """Keywords for everything that asks models. Meanings and defaults: `WorkflowSettings`."""
+
+    catalogue: Catalogue | str | Path | None
+    router: QueryRouter | str | Path | None
+    models: Mapping[str, Model] | None
+    timeout: float | None
+    tries: int
+    concurrency: int
+    slots: int | None
+
+
+class SettingsKeywords(ModelKeywords, total=False):
+    """All fields of `WorkflowSettings` but `budget`, which callers take as their first argument."""
+
+    budget_name: str | None
+    policy: str | Policy
+    on_short: WhenShort
+    folder: str | Path | None
+    store: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkflowSettings:
+    """What a workflow is opened with; validated here, once.
+
+    Args:
+        budget: dollars for all questions together; None for 0.01, or for the limit that `budget_name` has already.
+        budget_name: a budget of the ledger, created if it does not exist; None for a new name.
+        catalogue: a `Catalogue`, or the path of a TOML file laid over the packaged one.
+        router: a `QueryRouter`, or the folder of a fitted one; None for the packaged table.
+        policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`.
+        on_short: what to do when the plan that the policy prefers does not fit in the budget: take the best plan that
+            fits ("cheaper"), raise `DecisionNeeded` ("ask") or raise `BudgetExceeded` ("stop").
+        models: models by name, in addition to those of the catalogue and in place of those with the same name.
+        folder: folder of the ledger and the checkpoints; None for the user's data folder.
+        store: a `postgresql://` address that holds both instead.
+        timeout: seconds that one call of a model may take; None for no limit.
+        tries: attempts of a call whose model is unavailable, at least 1.
+        concurrency: questions that the async and batch methods answer at the same time, at least 1.
+        slots: sequences that a local model decodes at the same time; None for as many as `concurrency`.
+
+    Raises:
+        InputError: a value is out of range, or a policy is unknown.
+    """
+
+    budget: Dollars | None = None
+    budget_name: str | None = None
+    catalogue: Catalogue | str | Path | None = None
+    router: QueryRouter | str | Path | None = None
+    policy: str | Policy = "best"
+    on_short: WhenShort = "cheaper"
+    models: Mapping[str, Model] | None = None
+    folder: str | Path | None = None
+    store: str | None = None
+    timeout: float | None = None
+    tries: int = TRIES
+    concurrency: int = CONCURRENCY
+    slots: int | None = SLOTS
+
+    def __post_init__(self) -> None:
+        if self.tries < 1:
+            raise InputError(f"a call is tried at least once, got tries={self.tries}")
+        Allowance(on_short=self.on_short, timeout=self.timeout)  # validates both
+        if self.limit_nanousd <= 0:
+            raise InputError(f"a budget is above zero dollars, got {self.budget}")
+        if self.concurrency < 1:
+            raise InputError(f"concurrency is at least 1, got {self.concurrency}")
+        as_policy(self.policy)
+
+    @classmethod
+    def from_keywords(cls, budget: Dollars | None, keywords: Mapping[str, Any]) -> Self:
+        """Settings from a budget and `SettingsKeywords`. Raises `TypeError` for an unknown keyword."""
+        known = [field.name for field in fields(cls)]
+        for name in keywords:
+            if name not in known:
+                close = get_close_matches(name, known, 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+                raise TypeError(f"unexpected keyword {name!r}; {hint}")
+        return cls(budget=budget, **keywords)
+
+    @property
+    def limit_nanousd(self) -> int:
+        return nanousd(DEFAULT_BUDGET_USD if self.budget is None else self.budget)
+
+    @property
+    def home(self) -> Path:
+        """The folder of the ledger, the checkpoints and the recorded outcomes."""
+        return Path(self.folder) if self.folder is not None else default_path().parent
+
+    @property
+    def ledger_address(self) -> str | Path:
+        return self.store if self.store is not None else self.home / "ledger.db"
+
+    @property
+    def checkpoints_address(self) -> str | Path:
+        return self.store if self.store is not None else self.home / "checkpoints.db"
+
+
+def as_policy(policy: str | Policy) -> Policy:
+    """A policy from its text, or itself. Raises `InputError` for another text."""
+    return parse_policy(policy) if isinstance(policy, str) else policy
