@@ -22,7 +22,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from viaticum.outcomes import read_jsonl
+from viaticum.files import read_jsonl
 from viaticum.strategies.pot import end_in_answer, find_program
 from viaticum.strategies.sandbox import Limits, open_sandbox
 

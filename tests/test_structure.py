@@ -60,11 +60,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"agents.build", "agents.workflow", "agents.cancellation"},
 }
 
-# decoders/ and routers/token run on a bare CUDA image. viaticum.gguf reads headers and blocks with numpy alone.
+# decoders/ and routers/token run on a bare CUDA image. viaticum.gguf reads headers and blocks with numpy alone;
+# viaticum.files imports filelock only where a run is locked.
 BARE_PACKAGES = {"torch", "transformers", "safetensors", "numpy"}
 BARE_MODULES = (
     "viaticum.types",
     "viaticum.errors",
+    "viaticum.files",
     "viaticum.gguf",
     "viaticum.routers.token",
     "viaticum.decoders",

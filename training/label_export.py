@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from viaticum.outcomes import appearing, pyarrow_parquet
+from viaticum.files import atomic_file
+from viaticum.outcomes import pyarrow_parquet
 from viaticum.routers.token.label_stats import KINDS
 from viaticum.routers.token.labels import LabelledTokens
 
@@ -36,6 +37,6 @@ def write_table(labels: str | Path, path: str | Path) -> int:
     for name in verifiers:
         judged = tokens if name == verifiers[0] else LabelledTokens.load(labels, name)
         columns[name] = [kinds[label] for label in judged.labels.tolist()]
-    with appearing(Path(path)) as scratch:
+    with atomic_file(path) as scratch:
         parquet.write_table(pa.table(columns), scratch, compression="zstd", row_group_size=ROWS_A_GROUP)
     return len(tokens)

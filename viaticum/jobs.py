@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from viaticum.errors import DataError, InputError
-from viaticum.outcomes import read_jsonl, write_jsonl
+from viaticum.files import encode_json, read_jsonl, write_jsonl
 
 JOB, ROWS = "job.json", "rows.jsonl"
 FORMAT = 1
@@ -137,7 +137,6 @@ class Job:
         return _made(cls, {**rows[0], "previews": previews}, str(path))
 
 
-encode = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes one anew each time
 _CALL_FIELDS = [each.name for each in fields(Call)]
 _ROW_FIELDS = [each.name for each in fields(JobRow)]
 
@@ -146,7 +145,7 @@ def row_line(row: JobRow) -> str:
     """A row as a line of `rows.jsonl`, with its end."""
     values = {name: getattr(row, name) for name in _ROW_FIELDS}  # `asdict` copies everything, deep
     values["calls"] = [{name: getattr(call, name) for name in _CALL_FIELDS} for call in row.calls]
-    return encode(values) + "\n"
+    return encode_json(values) + "\n"
 
 
 def read_rows(folder: str | Path, damaged: Callable[[DataError], object] | None = None) -> Iterator[JobRow]:

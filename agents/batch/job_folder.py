@@ -5,11 +5,9 @@ Leaves out running it (`agents.batch.run`) and what the folder holds (`viaticum.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
 
 from viaticum.agents.batch.input import BatchRow, Input
 from viaticum.agents.batch.planning import NO_OTHER, PlannedRow
@@ -17,6 +15,7 @@ from viaticum.agents.workflow.graph import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets.records import digest
 from viaticum.errors import InputError
+from viaticum.files import run_lock
 from viaticum.jobs import JOB, Job
 from viaticum.money import nanousd
 from viaticum.routers.query import QueryRouter, StaticRouter
@@ -64,12 +63,11 @@ def empty(folder: Path) -> None:
         raise InputError(f"cannot start over in {folder}: {error}") from None
 
 
-def acquire_job_lock(folder: Path) -> Any:
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        return lock.acquire()
-    except Timeout:
-        raise InputError(f"another process works on the job in {folder}; wait for it, or end it") from None
+def acquire_job_lock(folder: Path) -> AbstractContextManager[None]:
+    """One process works on a job at a time. Entering it raises `InputError` where another one does."""
+    return run_lock(
+        folder / LOCK, busy=f"another process works on the job in {folder}; wait for it, or end it"
+    )
 
 
 def limit_of(budget: Dollars | None, before: Job | None) -> int:

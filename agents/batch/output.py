@@ -8,23 +8,23 @@ format or that of their own suffix.
 from __future__ import annotations
 
 import csv
-import os
 import re
 import time
 import uuid
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
 from viaticum.agents.batch.input import Format
-from viaticum.errors import DataError, InputError, MissingExtra
-from viaticum.jobs import ROWS, JobRow, encode, row_from, row_line
+from viaticum.errors import DataError, MissingExtra
+from viaticum.files import JournalFile, atomic_file, encode_json
+from viaticum.jobs import ROWS, JobRow, row_from, row_line
 
 FLUSH_SECONDS = 0.5
 SYNC_SECONDS = 5.0
+ADVICE = "; what was paid for is in the ledger: make room and go on with --resume"
 COLUMNS = ("id", "state", "answer", "correct", "reason", "pair", "cost_nanousd", "text")
 _NUMBER = re.compile(rb'"number": (\d+)}\n$')
 AT_ONCE = 4096  # rows of Parquet in a group
@@ -59,37 +59,27 @@ class Journal:
         self.path = folder / ROWS
         self.counts = Counts()
         self._done = bytearray(rows)
-        self._flushed = self._synced = time.monotonic()
-        self._file = self._open(rows)
+        self._file = JournalFile(
+            self.path, flush_seconds=FLUSH_SECONDS, sync_seconds=SYNC_SECONDS, advice=ADVICE
+        )
+        if self.path.exists():
+            self._take_up(rows)
+        self._file.sync()  # the file is there from the beginning, for readers of the job
 
     def is_done(self, number: int) -> bool:
         return bool(self._done[number])
 
     def write(self, row: JobRow) -> None:
         """Raises `InputError` where the disk is full; the ledger then has what was paid for."""
-        with _in_plain_words(self.path):
-            self._file.write(row_line(row).encode())
-            self._done[row.number] = 1
-            self.counts.add(row)
-            now = time.monotonic()
-            if now - self._flushed > FLUSH_SECONDS:
-                self._flushed = now
-                self._file.flush()
-            if now - self._synced > SYNC_SECONDS:
-                self._synced = now
-                os.fsync(self._file.fileno())
+        self._file.append_line(row_line(row))
+        self._done[row.number] = 1
+        self.counts.add(row)
 
     def sync(self) -> None:
-        with _in_plain_words(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        self._file.sync()
 
     def close(self) -> None:
-        """What cannot be written any more is left out."""
-        try:
-            self._file.close()
-        except OSError:
-            return
+        self._file.close()
 
     def in_order(self) -> Iterator[JobRow]:
         """The rows that are done, in the order of the input. Needs 8 bytes a row."""
@@ -105,59 +95,29 @@ class Journal:
                     file.seek(start - 1)
                     yield row_from(file.readline(), f"{self.path}, row {number + 1}")
 
-    def _open(self, rows: int) -> BufferedWriter:
-        with _in_plain_words(self.path):
-            if self.path.exists():
-                self._take_up(rows)
-            return self.path.open("ab")
-
     def _take_up(self, rows: int) -> None:
-        """Read what is done; where something is to be forgotten, write the rest anew."""
-        scratch = self.path.with_name(f".{ROWS}")
-        forget = False
-        with self.path.open("rb") as file, scratch.open("wb") as kept:
-            for number, line in enumerate(file, 1):
+        """Read the rows that are done, and write them anew without those that are to be answered again."""
+        for scratch in self.path.parent.glob(f".{ROWS}*"):  # of a process that was killed here
+            scratch.unlink()
+        with atomic_file(self.path, advice=ADVICE) as scratch, scratch.open("wb") as kept:
+            for number, line in self._file.lines():
                 place = f"{self.path}, line {number}"
-                if not line.endswith(b"\n"):
-                    forget = True
-                    continue
                 row = row_from(line, place)
                 if not 0 <= row.number < rows:
                     raise DataError(
                         f"{place}: row {row.number + 1} of {rows}; the file belongs to another job"
                     )
                 if row.state == "skipped" or self._done[row.number]:
-                    forget = True
                     continue
                 self._done[row.number] = 1
                 self.counts.add(row)
                 kept.write(line)
-            kept.flush()
-            os.fsync(kept.fileno())
-        if forget:
-            os.replace(scratch, self.path)
-        else:
-            scratch.unlink()
 
 
 def _number_in(line: bytes, path: Path) -> int:
     """The row's number, which is the last thing of its line."""
     found = _NUMBER.search(line)
     return int(found[1]) if found else row_from(line, str(path)).number
-
-
-class _in_plain_words:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise InputError(
-                f"cannot write {self.path}: {error.strerror or error}; what was paid for is in the ledger: "
-                "make room and go on with --resume"
-            ) from None
 
 
 # --- results --------------------------------------------------------------------------------------------------
@@ -180,13 +140,8 @@ def write_results(path: Path, format: Format, rows: Iterator[JobRow], job: str) 
         "parquet": _write_parquet,
         "openai": lambda to, each: _write_openai(to, each, job),
     }.get(format, _write_jsonl)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with _in_plain_words(path):
-        try:
-            write(scratch, rows)
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+    with atomic_file(path, advice=ADVICE) as scratch:
+        write(scratch, rows)
 
 
 def _values(row: JobRow) -> dict[str, Any]:
@@ -201,8 +156,7 @@ def _values(row: JobRow) -> dict[str, Any]:
 def _write_jsonl(path: Path, rows: Iterator[JobRow]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(encode(_values(row)) + "\n")
-        _sync(file)
+            file.write(encode_json(_values(row)) + "\n")
 
 
 def _write_csv(path: Path, rows: Iterator[JobRow]) -> None:
@@ -211,7 +165,6 @@ def _write_csv(path: Path, rows: Iterator[JobRow]) -> None:
         lines.writeheader()
         for row in rows:
             lines.writerow({name: getattr(row, name) for name in COLUMNS})
-        _sync(file)
 
 
 def _write_parquet(path: Path, rows: Iterator[JobRow]) -> None:
@@ -235,8 +188,7 @@ def _write_parquet(path: Path, rows: Iterator[JobRow]) -> None:
 def _write_openai(path: Path, rows: Iterator[JobRow], job: str) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(encode(_openai_line(row, job)) + "\n")
-        _sync(file)
+            file.write(encode_json(_openai_line(row, job)) + "\n")
 
 
 def _openai_line(row: JobRow, job: str) -> dict[str, Any]:
@@ -272,8 +224,3 @@ def _openai_body(row: JobRow, name: str) -> dict[str, Any]:
             "routes": [call.pair for call in row.calls],
         },
     }
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
+from viaticum.files import JournalFile, write_jsonl
 from viaticum.models.base import Generation
 from viaticum.models.local import LocalModels
-from viaticum.outcomes import parse_outcome, write_jsonl, write_outcomes
+from viaticum.outcomes import parse_outcome, write_outcomes
 from viaticum.questions import Question
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import equivalent
@@ -152,16 +152,11 @@ class Journal:
         self.path = path
         self.rows: dict[Pair, dict[str, Outcome]] = {}
         self._texts: dict[tuple[Pair, str], list[str]] = {}
-        try:
-            self._read(fingerprint)
-            self._file = path.open("a", encoding="utf-8")
-            if self._file.tell() == 0:
-                self._write({"fingerprint": fingerprint})
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        self._file = JournalFile(path)
+        self._read(fingerprint)
 
     def add(self, row: Outcome, texts: list[str]) -> None:
-        self._write(asdict(row) | {"texts": texts})
+        self._file.append(asdict(row) | {"texts": texts})
         self._hold(row, texts)
 
     def completion(self, row: Outcome) -> dict[str, Any]:
@@ -173,28 +168,19 @@ class Journal:
     def close(self) -> None:
         self._file.close()
 
-    def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
     def _read(self, fingerprint: str) -> None:
-        if not self.path.exists():
-            return
-        whole = self.path.read_bytes()
-        end = whole.rfind(b"\n") + 1  # a kill in the middle of a write leaves half a line
-        if end < len(whole):
-            os.truncate(self.path, end)
-        lines = whole[:end].splitlines()
-        if not lines:
-            return
-        if json.loads(lines[0]).get("fingerprint") != fingerprint:
-            raise InputError(
-                f"{self.path} belongs to other questions, models, prompts or pairs; remove it to start anew"
-            )
-        for number, line in enumerate(lines[1:], 2):
+        empty = True
+        for number, line in self._file.lines():
             record = json.loads(line)
-            self._hold(parse_outcome(record, f"{self.path}, line {number}"), record["texts"])
+            if not empty:
+                self._hold(parse_outcome(record, f"{self.path}, line {number}"), record["texts"])
+            elif record.get("fingerprint") != fingerprint:
+                raise InputError(
+                    f"{self.path} belongs to other questions, models, prompts or pairs; remove it to start anew"
+                )
+            empty = False
+        if empty:
+            self._file.append({"fingerprint": fingerprint})
 
     def _hold(self, row: Outcome, texts: list[str]) -> None:
         self.rows.setdefault(row.pair, {})[row.question_id] = row
