@@ -73,7 +73,7 @@ class Chain:
         columns = (self._root, self._number, budget, key, kind, *amounts, overrun, self.at, *texts)
         self._head = columns_hash(self._head, columns)
         place = self._rows.append(columns, self._head)
-        self._rows.set_head(self._root, self._number, self._head, self.at)
+        self._rows.set_chain_head(self._root, self._number, self._head, self.at)
         return Entry(
             place,
             budget,

@@ -42,7 +42,7 @@ from viaticum.budgets.records import (
     checked_tags,
     checked_usage,
     digest,
-    larger,
+    elementwise_max,
     snapshot,
     worst_costs,
 )
@@ -57,7 +57,7 @@ from viaticum.types import TokenCount
 
 LEASE_SECONDS = 3600  # longer than any one call
 T = TypeVar("T")
-_KEEP = Window("hour")  # stands for "not given"; compared by identity
+_UNCHANGED = Window("hour")  # stands for "not given"; compared by identity
 
 
 def default_path() -> Path:
@@ -117,14 +117,14 @@ class Ledger:
         def action(rows: Rows) -> Budget:
             found = rows.lineage(name)
             if found:
-                return rules.same_budget(rules.standing(rows, found[-1], self._clock()), wanted)
-            above = rules.known_lineage(rows, parent) if parent is not None else []
-            _refuse_below_closed(above)
+                return rules.require_same_terms(rules.budget_at(rows, found[-1], self._clock()), wanted)
+            above = rules.get_lineage(rows, parent) if parent is not None else []
+            _refuse_closed_parent(above)
             root = above[0].name if above else name
             scope = Scope(name, parent, root, len(above), *limits, window)
             rows.insert_scope(scope)
             chain = Chain(rows, above[0] if above else scope, self._now())
-            chain.append(name, "limit", None, _as_amounts(limits), note=_terms(scope))
+            chain.append(name, "limit", None, _limits_as_amounts(limits), note=_terms_note(scope))
             return wanted
 
         return self._store.write(action)
@@ -135,36 +135,36 @@ class Ledger:
         *,
         limit_nanousd: int | None = None,
         limit_tokens: int | None = None,
-        window: Window | None = _KEEP,
+        window: Window | None = _UNCHANGED,
     ) -> Budget:
         """Change or add a limit, or the window; what is left out stays as it is.
 
         A new window is filled from the entries. Raises `BudgetError` where more than the new limit is
         already spent or held.
         """
-        limits = rules.checked_limits(limit_nanousd, limit_tokens, needed=window is _KEEP)
+        limits = rules.checked_limits(limit_nanousd, limit_tokens, needed=window is _UNCHANGED)
 
         def action(rows: Rows) -> Budget:
-            lineage = rules.known_lineage(rows, name)
+            lineage = rules.get_lineage(rows, name)
             chain = self._chain(rows, lineage)
             old = lineage[-1]
             new = replace(
                 old,
                 limit_nanousd=old.limit_nanousd if limits[0] is None else limits[0],
                 limit_tokens=old.limit_tokens if limits[1] is None else limits[1],
-                window=old.window if window is _KEEP else window,
+                window=old.window if window is _UNCHANGED else window,
             )
             moment = chain.moment
-            before = rules.standing(rows, old, moment)
+            before = rules.budget_at(rows, old, moment)
             if new == old:
                 return before
             if new.window != old.window:
-                postings.fill_buckets(rows, new, moment)
-            after = rules.standing(rows, new, moment)
+                postings.rebuild_buckets(rows, new, moment)
+            after = rules.budget_at(rows, new, moment)
             rules.refuse_limit_below_use(before, after)
             rows.update_scope(new)
-            new_limits = _as_amounts((new.limit_nanousd, new.limit_tokens))
-            chain.append(name, "limit", None, new_limits, note=_terms(new))
+            new_limits = _limits_as_amounts((new.limit_nanousd, new.limit_tokens))
+            chain.append(name, "limit", None, new_limits, note=_terms_note(new))
             return after
 
         return self._store.write(action)
@@ -185,7 +185,7 @@ class Ledger:
         state = _STATE_AFTER[kind]
 
         def action(rows: Rows) -> Budget:
-            lineage = rules.known_lineage(rows, name)
+            lineage = rules.get_lineage(rows, name)
             chain = self._chain(rows, lineage)
             scope = lineage[-1]
             if scope.state != state:
@@ -194,28 +194,28 @@ class Ledger:
                 scope = replace(scope, state=state)
                 rows.update_scope(scope)
                 chain.append(name, kind, note={"reason": reason} if reason else {})
-            return rules.standing(rows, scope, chain.moment)
+            return rules.budget_at(rows, scope, chain.moment)
 
         return self._store.write(action)
 
     def budget(self, name: str) -> Budget:
         """Raises `UnknownName`, which names the nearest budget."""
         return self._store.read(
-            lambda rows: rules.standing(rows, rules.known_lineage(rows, name)[-1], self._clock())
+            lambda rows: rules.budget_at(rows, rules.get_lineage(rows, name)[-1], self._clock())
         )
 
     def lineage(self, name: str) -> list[Budget]:
         """The scope and all above it, whose limits hold for its calls as well: the root first."""
         return self._store.read(
             lambda rows: [
-                rules.standing(rows, scope, self._clock()) for scope in rules.known_lineage(rows, name)
+                rules.budget_at(rows, scope, self._clock()) for scope in rules.get_lineage(rows, name)
             ]
         )
 
     def budgets(self) -> list[Budget]:
         """All budgets, by name."""
         return self._store.read(
-            lambda rows: [rules.standing(rows, scope, self._clock()) for scope in rows.scopes()]
+            lambda rows: [rules.budget_at(rows, scope, self._clock()) for scope in rows.scopes()]
         )
 
     # Holds
@@ -244,7 +244,7 @@ class Ledger:
         """
         asked = "" if parameters is None else digest(parameters)
         claim = Claim(key, usage, prices, asked, tags or {})
-        wanted = _wanted(budget, claim, tuple(unpriced), lease)
+        wanted = _hold_from_claim(budget, claim, tuple(unpriced), lease)
         outcome = self._store.write(partial(self._reserve, wanted, dispatch))
         if isinstance(outcome, BudgetExceeded):
             raise outcome
@@ -258,38 +258,38 @@ class Ledger:
         Each fits beside those before it or holds nothing. Raises for what concerns them all: `UnknownName` for the
         budget and `LedgerError`; then none holds.
         """
-        wanted = [_or_error(partial(_wanted, budget, claim, (), lease)) for claim in claims]
+        wanted = [_result_or_error(partial(_hold_from_claim, budget, claim, (), lease)) for claim in claims]
 
         def action(rows: Rows) -> list[Hold | ViaticumError]:
-            gathered = WriteBuffer(rows, [budget], [claim.key for claim in claims])
-            rules.known_lineage(gathered, budget)
+            buffer = WriteBuffer(rows, [budget], [claim.key for claim in claims])
+            rules.get_lineage(buffer, budget)
             found = [
                 each
                 if isinstance(each, ViaticumError)
-                else _or_error(partial(self._reserve, each, dispatch, gathered))
+                else _result_or_error(partial(self._reserve, each, dispatch, buffer))
                 for each in wanted
             ]
-            gathered.flush()
+            buffer.flush()
             return found
 
         return self._store.write(action) if claims else []
 
     def _reserve(self, wanted: Hold, dispatch: bool, rows: Rows) -> Hold | BudgetExceeded:
-        lineage = rules.known_lineage(rows, wanted.budget)
+        lineage = rules.get_lineage(rows, wanted.budget)
         found = rows.hold(wanted.key)
         if found is not None:
-            return rules.same_call(found, wanted)
+            return rules.require_same_call(found, wanted)
         rules.refuse_closed(lineage)
         chain = self._chain(rows, lineage)
         needed = (wanted.held_nanousd, wanted.held_tokens)
         refusal = rules.shortfall(rows, lineage, chain.moment, needed)
-        if refusal is not None and postings.expire_lapsed(rows, chain, lineage[0].name):
+        if refusal is not None and postings.expire_undispatched(rows, chain, lineage[0].name):
             lineage = rows.lineage(wanted.budget)
             refusal = rules.shortfall(rows, lineage, chain.moment, needed)
         # Returned, not raised: what has expired stays expired.
         if refusal is not None:
             return refusal
-        hold = postings.hold_for(rows, chain, lineage, wanted)
+        hold = postings.insert_hold(rows, chain, lineage, wanted)
         return postings.dispatch(rows, chain, hold) if dispatch else hold
 
     def dispatch(self, key: str) -> Hold:
@@ -299,7 +299,7 @@ class Ledger:
         """
 
         def action(rows: Rows) -> Hold:
-            hold, lineage = postings.locked(rows, key)
+            hold, lineage = postings.lock_hold(rows, key)
             rules.refuse_ended(hold, "dispatched")
             if hold.state in ("posted", "unknown"):
                 raise HoldError(f"the hold {key!r} is {hold.state}; a further try reserves under a new key")
@@ -327,7 +327,7 @@ class Ledger:
         usage, another result, an unknown key or a hold that is void or expired; `UnknownPrice` for a model
         the hold does not name. More used than held: the truth is posted and `overrun` says by how much.
         """
-        settlement = _checked(Settlement(key, usage, result))
+        settlement = _checked_settlement(Settlement(key, usage, result))
         seen = None if counted is None else checked_usage(counted)
         return self._store.write(partial(self._settle, settlement, seen))
 
@@ -336,22 +336,22 @@ class Ledger:
 
         Raises `LedgerError` for what concerns them all; then none is settled.
         """
-        wanted = [_or_error(partial(_checked, each)) for each in settlements]
+        wanted = [_result_or_error(partial(_checked_settlement, each)) for each in settlements]
         keys = [each.key for each in settlements]
 
         def action(rows: Rows) -> list[Entry | ViaticumError]:
             holds = rows.find(keys)
-            gathered = WriteBuffer(rows, {hold.budget for hold in holds.values()}, keys, holds)
+            buffer = WriteBuffer(rows, {hold.budget for hold in holds.values()}, keys, holds)
             found = [
                 each
                 if isinstance(each, ViaticumError)
-                else _or_error(partial(self._settle, each, None, gathered))
+                else _result_or_error(partial(self._settle, each, None, buffer))
                 for each in wanted
             ]
-            new = [isinstance(each, Entry) and gathered.gathered(each) for each in found]
-            ids = gathered.flush()
+            new = [isinstance(each, Entry) and buffer.buffer(each) for each in found]
+            ids = buffer.flush()
             return [
-                each.placed(ids[each.id]) if is_new and isinstance(each, Entry) else each
+                each.with_id(ids[each.id]) if is_new and isinstance(each, Entry) else each
                 for each, is_new in zip(found, new, strict=True)
             ]
 
@@ -359,14 +359,14 @@ class Ledger:
 
     def _settle(self, settlement: Settlement, seen: Mapping[str, TokenCount] | None, rows: Rows) -> Entry:
         key, given, result = settlement.key, settlement.usage, settlement.result
-        hold, lineage = postings.locked(rows, key)
+        hold, lineage = postings.lock_hold(rows, key)
         rules.refuse_ended(hold, "settled")
         used = dict(hold.usage) if given is None else given
-        used = larger(used, seen) if seen is not None else used
+        used = elementwise_max(used, seen) if seen is not None else used
         chain = self._chain(rows, lineage)
         if hold.state == "posted":
-            entry = rules.same_usage(rows.ending(key), key, used)
-            postings.keep_result(rows, chain, hold, result)
+            entry = rules.require_same_usage(rows.ending_entry(key), key, used)
+            postings.store_result(rows, chain, hold, result)
             return entry
         source = "missing" if given is None else "larger" if seen is not None else "reported"
         return postings.post(rows, chain, lineage, hold, used, source, result)
@@ -378,14 +378,14 @@ class Ledger:
         """
 
         def action(rows: Rows) -> Entry:
-            hold, lineage = postings.locked(rows, key)
+            hold, lineage = postings.lock_hold(rows, key)
             if hold.state == "posted":
                 raise HoldError(f"the hold {key!r} is posted and cannot be voided; the call was paid for")
-            ended = rows.ending(key)
+            ended = rows.ending_entry(key)
             if hold.state == "void" and ended is not None:
                 return ended
             rules.refuse_ended(hold, "voided")
-            return postings.free(rows, self._chain(rows, lineage), lineage, hold, "void")
+            return postings.release(rows, self._chain(rows, lineage), lineage, hold, "void")
 
         return self._store.write(action)
 
@@ -397,10 +397,10 @@ class Ledger:
         checked = checked_result(result)
 
         def action(rows: Rows) -> Hold:
-            hold, lineage = postings.locked(rows, key)
+            hold, lineage = postings.lock_hold(rows, key)
             rules.refuse_ended(hold, "given a result")
-            postings.keep_result(rows, self._chain(rows, lineage), hold, checked)
-            return hold.keeping(checked)
+            postings.store_result(rows, self._chain(rows, lineage), hold, checked)
+            return hold.with_result(checked)
 
         return self._store.write(action)
 
@@ -409,16 +409,16 @@ class Ledger:
 
         at: as if it were then, such as after a crash of everyone who uses this ledger.
         """
-        moment = postings.time_text(at or self._clock())
-        due = self._store.read(lambda rows: rows.lapsed(None, moment, ("reserved", "dispatched")))
+        moment = postings.format_time(at or self._clock())
+        due = self._store.read(lambda rows: rows.expired_holds(None, moment, ("reserved", "dispatched")))
         ended = [self._store.write(partial(self._expire_lease, hold.key, moment)) for hold in due]
         return [entry for entry in ended if entry is not None]
 
     def _expire_lease(self, key: str, moment: str, rows: Rows) -> Entry | None:
-        hold, lineage = postings.locked(rows, key)
+        hold, lineage = postings.lock_hold(rows, key)
         if hold.state not in ("reserved", "dispatched") or hold.until >= moment:
             return None
-        return postings.expire_leases(rows, self._chain(rows, lineage), lineage, hold)
+        return postings.expire_lease(rows, self._chain(rows, lineage), lineage, hold)
 
     def hold(self, key: str) -> Hold | None:
         return self._store.read(lambda rows: rows.hold(checked_name("hold key", key)))
@@ -432,7 +432,7 @@ class Ledger:
 
         def action(rows: Rows) -> list[Hold]:
             if budget is not None:
-                rules.known_lineage(rows, budget)
+                rules.get_lineage(rows, budget)
             return list(rows.holds(budget, state))
 
         return self._store.read(action)
@@ -452,7 +452,7 @@ class Ledger:
 
         def action(rows: Rows) -> None:
             if budget is not None:
-                rules.known_lineage(rows, budget)
+                rules.get_lineage(rows, budget)
             for entry in rows.entries(budget, key):
                 take(entry)
 
@@ -465,7 +465,7 @@ class Ledger:
         wanted = dict(tags or {}).items()
 
         def action(rows: Rows) -> list[Entry]:
-            rules.known_lineage(rows, budget)
+            rules.get_lineage(rows, budget)
             posts = rows.posts_below(budget, "")
             return list(
                 deque((post for post in posts if wanted <= post.note.get("tags", {}).items()), maxlen=last)
@@ -490,18 +490,18 @@ class Ledger:
     # Inside
 
     def _now(self) -> str:
-        return postings.time_text(self._clock())
+        return postings.format_time(self._clock())
 
     def _chain(self, rows: Rows, lineage: list[Scope]) -> Chain:
         if isinstance(rows, WriteBuffer):
-            return rows.end_of(lineage[0], self._now)
+            return rows.chain_of(lineage[0], self._now)
         return Chain(rows, lineage[0], self._now())
 
 
 _STATE_AFTER: dict[str, Any] = {"pause": "paused", "resume": "open", "close": "closed"}
 
 
-def _wanted(budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) -> Hold:
+def _hold_from_claim(budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) -> Hold:
     """The hold that a claim asks for, checked."""
     usage = checked_usage(claim.usage)
     prices = snapshot(claim.prices, usage, unpriced)
@@ -520,12 +520,12 @@ def _wanted(budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) ->
     )
 
 
-def _checked(settlement: Settlement) -> Settlement:
+def _checked_settlement(settlement: Settlement) -> Settlement:
     usage = None if settlement.usage is None else checked_usage(settlement.usage)
     return Settlement(settlement.key, usage, checked_result(settlement.result))
 
 
-def _or_error(step: Callable[[], T]) -> T | ViaticumError:
+def _result_or_error(step: Callable[[], T]) -> T | ViaticumError:
     """What the step returns, or the error that concerns this one call; a broken store concerns all."""
     try:
         return step()
@@ -535,13 +535,13 @@ def _or_error(step: Callable[[], T]) -> T | ViaticumError:
         return error
 
 
-def _refuse_below_closed(above: list[Scope]) -> None:
+def _refuse_closed_parent(above: list[Scope]) -> None:
     for scope in above:
         if scope.state == "closed":
             raise BudgetClosed(f"budget {scope.name!r} is closed; nothing can be made below it")
 
 
-def _terms(scope: Scope) -> dict[str, str]:
+def _terms_note(scope: Scope) -> dict[str, str]:
     """What an entry of kind `limit` notes beside the limits."""
     return {
         **({"parent": scope.parent} if scope.parent is not None else {}),
@@ -549,5 +549,5 @@ def _terms(scope: Scope) -> dict[str, str]:
     }
 
 
-def _as_amounts(limits: tuple[int | None, int | None]) -> tuple[int, int]:
+def _limits_as_amounts(limits: tuple[int | None, int | None]) -> tuple[int, int]:
     return limits[0] or 0, limits[1] or 0

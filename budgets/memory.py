@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from viaticum.budgets.records import ENDINGS, Entry, Hold, HoldState
-from viaticum.budgets.store import EntryColumns, Rows, Scope, Store, T, entry_of
+from viaticum.budgets.records import TERMINAL_KINDS, Entry, Hold, HoldState
+from viaticum.budgets.store import EntryColumns, Rows, Scope, Store, T, entry_from_columns
 from viaticum.errors import LedgerError
 
 K = TypeVar("K")
@@ -71,11 +71,11 @@ class MemoryRows(Rows):
         )
         self._put(self._scopes, scope.name, row)
 
-    def move(self, names: Sequence[str], held: tuple[int, int], posted: tuple[int, int]) -> None:
+    def add_to_totals(self, names: Sequence[str], held: tuple[int, int], posted: tuple[int, int]) -> None:
         for name in names:
-            self._put(self._scopes, name, self._scopes[name].moved(held, posted))
+            self._put(self._scopes, name, self._scopes[name].with_amounts(held, posted))
 
-    def set_head(self, root: str, entries: int, head: str, last_at: str) -> None:
+    def set_chain_head(self, root: str, entries: int, head: str, last_at: str) -> None:
         row = replace(self._scopes[root], entries=entries, head=head, last_at=last_at)
         self._put(self._scopes, root, row)
 
@@ -89,7 +89,7 @@ class MemoryRows(Rows):
         for bucket in list(table):
             self._take(table, bucket)
 
-    def since(self, name: str, bucket: int) -> tuple[int, int]:
+    def posted_since(self, name: str, bucket: int) -> tuple[int, int]:
         counted = [posted for start, posted in self.buckets(name).items() if start >= bucket]
         return sum(posted[0] for posted in counted), sum(posted[1] for posted in counted)
 
@@ -130,7 +130,7 @@ class MemoryRows(Rows):
     def count_holds(self, root: str) -> int:
         return self._reserved.get(root, 0)
 
-    def lapsed(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
+    def expired_holds(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
         found = [
             hold
             for hold in self._held.values()
@@ -140,15 +140,15 @@ class MemoryRows(Rows):
 
     def append(self, columns: EntryColumns, hash: str) -> int:
         place = len(self._entries) + 1
-        entry = entry_of(place, columns, hash)
+        entry = entry_from_columns(place, columns, hash)
         for table in (self._entries, self._chains.setdefault(entry.root, [])):
             table.append((entry, *columns[-3:]))
             self.undo.append(table.pop)
-        if entry.kind in ENDINGS and entry.key is not None:
+        if entry.kind in TERMINAL_KINDS and entry.key is not None:
             self._put(self._ends, entry.key, entry)
         return place
 
-    def ending(self, key: str) -> Entry | None:
+    def ending_entry(self, key: str) -> Entry | None:
         return self._ends.get(key)
 
     def entries(self, budget: str | None, key: str | None) -> Iterator[Entry]:
@@ -165,7 +165,7 @@ class MemoryRows(Rows):
             if is_late and any(scope.name == name for scope in self.lineage(entry.budget)):
                 yield entry
 
-    def damage(self) -> list[str]:
+    def integrity_errors(self) -> list[str]:
         return []
 
 

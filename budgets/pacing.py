@@ -296,7 +296,7 @@ class Pacer:
             shares = shares_within(told, (money - reserve) / scale, limit)
             if told.spread is None or not room:
                 return shares, 0.0
-            return shares, self._room(self._open_variance + scale * told.sums(shares)[2])
+            return shares, self._amounts_left(self._open_variance + scale * told.sums(shares)[2])
 
         return with_room(find, money)[0]
 
@@ -338,7 +338,7 @@ class Pacer:
         weight = self._settled / (self._settled + PRIOR_ROWS)
         return float(np.clip(1 + weight * (self._elapsed / self._known_seconds - 1), *PACES))
 
-    def _room(self, variance: float) -> float:
+    def _amounts_left(self, variance: float) -> float:
         return NormalDist().inv_cdf(1 - self.risk) * math.sqrt(variance)
 
     def _corrected(self, told: Expected) -> Expected:

@@ -23,8 +23,8 @@ from viaticum.errors import LedgerError, MissingExtra
 if TYPE_CHECKING:
     import psycopg
 
-TRIES = 10
-_MIGRATING = 0x56494154  # the advisory lock of those who migrate
+MAX_ATTEMPTS = 10
+_MIGRATION_LOCK = 0x56494154  # the advisory lock of those who migrate
 _STREAM_ROWS = 1000
 
 
@@ -41,14 +41,14 @@ class PostgresRows(SqlRows):
         self.lock_clause = " FOR NO KEY UPDATE" if write else ""
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
-        self._connection.execute(_marked(sql), parameters)
+        self._connection.execute(_to_psycopg_parameters(sql), parameters)
 
     def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         if rows:
-            self._connection.cursor().executemany(_marked(sql), rows)
+            self._connection.cursor().executemany(_to_psycopg_parameters(sql), rows)
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        return self._connection.execute(_marked(sql), parameters).fetchall()
+        return self._connection.execute(_to_psycopg_parameters(sql), parameters).fetchall()
 
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
         if self._write:  # a pipeline has no server-side cursors; what a write reads is a window at most
@@ -56,7 +56,7 @@ class PostgresRows(SqlRows):
             return
         with self._connection.cursor(name=f"stream_{next(self._cursors)}") as cursor:
             cursor.itersize = _STREAM_ROWS
-            cursor.execute(_marked(sql), parameters)
+            cursor.execute(_to_psycopg_parameters(sql), parameters)
             yield from cursor
 
     def append(self, columns: EntryColumns, hash: str) -> int:
@@ -69,13 +69,13 @@ class PostgresRows(SqlRows):
         ids: list[int] = []
         cursor = self._connection.cursor()
         values = [(*columns, head) for columns, head in entries]
-        cursor.executemany(_marked(f"{ENTRY_INSERT} RETURNING id"), values, returning=True)
+        cursor.executemany(_to_psycopg_parameters(f"{ENTRY_INSERT} RETURNING id"), values, returning=True)
         while True:  # a result for each entry
             ids += [int(row["id"]) for row in cursor.fetchall()]
             if not cursor.nextset():
                 return ids
 
-    def damage(self) -> list[str]:
+    def integrity_errors(self) -> list[str]:
         return []  # Postgres looks after its files: a page whose checksum is wrong is an error when it is read
 
 
@@ -90,7 +90,7 @@ class PostgresStore(Store):
         self._connection: psycopg.Connection[Row] | None = None
         self._closed = self._busy = False
         self._lineages: dict[str, tuple[str, ...]] = {}
-        with self._lock, self._in_plain_words():
+        with self._lock, self._translate_errors():
             self._connection = self._open()
 
     def write(self, action: Callable[[Rows], T]) -> T:
@@ -107,28 +107,28 @@ class PostgresStore(Store):
             self._disconnect()
 
     def _transact(self, action: Callable[[Rows], T], *, write: bool) -> T:
-        with self._lock, self._in_plain_words():
+        with self._lock, self._translate_errors():
             if self._busy:
                 raise LedgerError(
                     f"the ledger {self._name} is in use by this very thread; let that call end first"
                 )
             self._busy = True
             try:
-                return self._repeatedly(action, write=write)
+                return self._run_with_retries(action, write=write)
             finally:
                 self._busy = False
 
-    def _repeatedly(self, action: Callable[[Rows], T], *, write: bool) -> T:
+    def _run_with_retries(self, action: Callable[[Rows], T], *, write: bool) -> T:
         for attempt in itertools.count(1):
             try:
-                return self._once(action, write=write)
+                return self._run_once(action, write=write)
             except BaseException as error:
-                if not _may_be_repeated(error) or attempt == TRIES:
+                if not _is_retryable(error) or attempt == MAX_ATTEMPTS:
                     raise
                 time.sleep(0.01 * 2**attempt if self._connection is None else 0.0)
         raise AssertionError("the loop returns or raises")
 
-    def _once(self, action: Callable[[Rows], T], *, write: bool) -> T:
+    def _run_once(self, action: Callable[[Rows], T], *, write: bool) -> T:
         connection = self._connected()
         begin: LiteralString = "BEGIN" if write else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
         try:
@@ -178,7 +178,7 @@ class PostgresStore(Store):
         if self._read_only:
             raise LedgerError(f"the ledger {self._name} is not there or older; open it for writing once")
         with connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATING])
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATION_LOCK])
             found = self._version(connection)  # another may have been here while we waited
             if found == 0:
                 connection.execute("CREATE SCHEMA IF NOT EXISTS viaticum")
@@ -206,7 +206,7 @@ class PostgresStore(Store):
         return found
 
     @contextmanager
-    def _in_plain_words(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         psycopg = _psycopg()
         try:
             yield
@@ -238,7 +238,7 @@ def _psycopg() -> Any:
     return psycopg
 
 
-def _may_be_repeated(error: BaseException) -> bool:
+def _is_retryable(error: BaseException) -> bool:
     """A lost race or a lost connection; a commit whose answer was lost is found again by its key."""
     psycopg = _psycopg()
     races = (
@@ -258,7 +258,7 @@ def _may_be_repeated(error: BaseException) -> bool:
     return isinstance(error, psycopg.OperationalError) and error.sqlstate is None
 
 
-def _marked(sql: str) -> str:
+def _to_psycopg_parameters(sql: str) -> str:
     """Our marks for parameters, in psycopg's way. No statement here has a question or percent mark of its own."""
     return sql.replace("?", "%s")
 

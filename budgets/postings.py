@@ -18,18 +18,18 @@ from viaticum.budgets.store import Rows, Scope
 from viaticum.types import TokenCount
 
 
-def locked(rows: Rows, key: str) -> tuple[Hold, list[Scope]]:
+def lock_hold(rows: Rows, key: str) -> tuple[Hold, list[Scope]]:
     """A hold and the scopes it counts in. Read again once they are locked: another may have ended it meanwhile."""
-    hold = rules.known_hold(rows, key)
+    hold = rules.get_hold(rows, key)
     lineage = rows.lineage(hold.budget)
-    return hold if rows.is_exclusive else rules.known_hold(rows, key), lineage
+    return hold if rows.is_exclusive else rules.get_hold(rows, key), lineage
 
 
-def hold_for(rows: Rows, chain: Chain, lineage: list[Scope], wanted: Hold) -> Hold:
-    hold = wanted.made(chain.at, until(chain.moment, wanted.lease))
+def insert_hold(rows: Rows, chain: Chain, lineage: list[Scope], wanted: Hold) -> Hold:
+    hold = wanted.with_times(chain.at, lease_end(chain.moment, wanted.lease))
     held = (hold.held_nanousd, hold.held_tokens)
     rows.insert_hold(hold)
-    rows.move([scope.name for scope in lineage], held, (0, 0))
+    rows.add_to_totals([scope.name for scope in lineage], held, (0, 0))
     note: dict[str, Any] = {"lease": hold.lease, "until": hold.until}
     note |= {"parameters": hold.parameters} if hold.parameters else {}
     note |= {"tags": dict(hold.tags)} if hold.tags else {}
@@ -38,10 +38,10 @@ def hold_for(rows: Rows, chain: Chain, lineage: list[Scope], wanted: Hold) -> Ho
 
 
 def dispatch(rows: Rows, chain: Chain, hold: Hold) -> Hold:
-    again = until(chain.moment, hold.lease) if hold.lease else hold.until
+    again = lease_end(chain.moment, hold.lease) if hold.lease else hold.until
     rows.update_hold(hold.key, "dispatched", again)
     chain.append(hold.budget, "dispatch", hold.key, note={"until": again})
-    return hold.turned("dispatched", again)
+    return hold.with_state("dispatched", again)
 
 
 def post(
@@ -66,7 +66,7 @@ def post(
     elif result is not None:
         rules.refuse_other_result(hold, result)
     rows.update_hold(hold.key, "posted", hold.until)
-    rows.move([scope.name for scope in lineage], (-hold.held_nanousd, -hold.held_tokens), posted)
+    rows.add_to_totals([scope.name for scope in lineage], (-hold.held_nanousd, -hold.held_tokens), posted)
     for scope in lineage:
         if scope.window is not None:
             rows.add_to_bucket(scope.name, scope.window.bucket(chain.moment), posted)
@@ -76,32 +76,32 @@ def post(
     )
 
 
-def free(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold, kind: EntryKind) -> Entry:
+def release(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold, kind: EntryKind) -> Entry:
     held = (hold.held_nanousd, hold.held_tokens)
     rows.update_hold(hold.key, "void" if kind == "void" else "expired", hold.until)
-    rows.move([scope.name for scope in lineage], (-held[0], -held[1]), (0, 0))
+    rows.add_to_totals([scope.name for scope in lineage], (-held[0], -held[1]), (0, 0))
     note = {"was": hold.state} if hold.state != "reserved" else {}
     return chain.append(hold.budget, kind, hold.key, held, usage=hold.usage, prices=hold.prices, note=note)
 
 
-def expire_leases(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold) -> Entry:
+def expire_lease(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold) -> Entry:
     """A call that was sent, or has a result, may have to be paid for; any other may not."""
     if hold.state == "reserved" and hold.result is None:
-        return free(rows, chain, lineage, hold, "expire")
+        return release(rows, chain, lineage, hold, "expire")
     rows.update_hold(hold.key, "unknown", hold.until)
     held = (hold.held_nanousd, hold.held_tokens)
     return chain.append(hold.budget, "unknown", hold.key, held, usage=hold.usage, prices=hold.prices)
 
 
-def expire_lapsed(rows: Rows, chain: Chain, root: str) -> bool:
+def expire_undispatched(rows: Rows, chain: Chain, root: str) -> bool:
     """Free what a crashed caller reserved in this tree and never sent. True where there was any."""
-    lapsed = [hold for hold in rows.lapsed(root, chain.at, ("reserved",)) if hold.result is None]
+    lapsed = [hold for hold in rows.expired_holds(root, chain.at, ("reserved",)) if hold.result is None]
     for hold in lapsed:
-        free(rows, chain, rows.lineage(hold.budget), hold, "expire")
+        release(rows, chain, rows.lineage(hold.budget), hold, "expire")
     return bool(lapsed)
 
 
-def keep_result(rows: Rows, chain: Chain, hold: Hold, result: str | None) -> None:
+def store_result(rows: Rows, chain: Chain, hold: Hold, result: str | None) -> None:
     if result is None:
         return
     rules.refuse_other_result(hold, result)
@@ -110,12 +110,12 @@ def keep_result(rows: Rows, chain: Chain, hold: Hold, result: str | None) -> Non
         chain.append(hold.budget, "result", hold.key, note={"result": result_hash(result)})
 
 
-def fill_buckets(rows: Rows, scope: Scope, moment: datetime) -> None:
+def rebuild_buckets(rows: Rows, scope: Scope, moment: datetime) -> None:
     """Sum the window that is running from the entries."""
     rows.clear_buckets(scope.name)
     if scope.window is None:
         return
-    since = time_text(datetime.fromtimestamp(scope.window.since(moment), UTC))
+    since = format_time(datetime.fromtimestamp(scope.window.since(moment), UTC))
     sums: dict[int, tuple[int, int]] = {}
     for entry in rows.posts_below(scope.name, since):
         bucket = scope.window.bucket(datetime.fromisoformat(entry.at))
@@ -126,10 +126,10 @@ def fill_buckets(rows: Rows, scope: Scope, moment: datetime) -> None:
 
 
 @lru_cache(maxsize=64)  # calls that are reserved together have one moment, and as a rule one lease
-def until(moment: datetime, lease: int) -> str:
-    return time_text(moment + timedelta(seconds=lease))
+def lease_end(moment: datetime, lease: int) -> str:
+    return format_time(moment + timedelta(seconds=lease))
 
 
-def time_text(moment: datetime) -> str:
+def format_time(moment: datetime) -> str:
     """UTC in ISO 8601, always as wide, so that text sorts by time."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")

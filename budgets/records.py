@@ -27,7 +27,7 @@ HOLD_STATES: tuple[HoldState, ...] = get_args(HoldState)
 # A hold in one of these still counts against its limits.
 HELD_STATES: tuple[HoldState, ...] = ("reserved", "dispatched", "unknown")
 MAX_LEASE = 366 * 86_400
-ENDINGS: tuple[EntryKind, ...] = ("post", "void", "expire")
+TERMINAL_KINDS: tuple[EntryKind, ...] = ("post", "void", "expire")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Hold:
     lease: int = 0
     until: str = ""
 
-    def turned(self, state: HoldState, until: str) -> Hold:
+    def with_state(self, state: HoldState, until: str) -> Hold:
         """The same in another state; what `dataclasses.replace` does, in a third of its time."""
         return Hold(
             self.key,
@@ -110,7 +110,7 @@ class Hold:
             until,
         )
 
-    def keeping(self, result: str | None) -> Hold:
+    def with_result(self, result: str | None) -> Hold:
         return Hold(
             self.key,
             self.budget,
@@ -127,7 +127,7 @@ class Hold:
             self.until,
         )
 
-    def made(self, created: str, until: str) -> Hold:
+    def with_times(self, created: str, until: str) -> Hold:
         """The same, as it is kept."""
         return Hold(
             self.key,
@@ -173,7 +173,7 @@ class Entry:
     number: int = 0
     hash: str = ""
 
-    def placed(self, id: int) -> Entry:
+    def with_id(self, id: int) -> Entry:
         return Entry(
             id,
             self.budget,
@@ -303,7 +303,7 @@ def amounts(usage: Mapping[str, TokenCount], by_model: Mapping[str, int]) -> tup
     return nanousd, tokens
 
 
-def larger(one: Mapping[str, TokenCount], other: Mapping[str, TokenCount]) -> dict[str, TokenCount]:
+def elementwise_max(one: Mapping[str, TokenCount], other: Mapping[str, TokenCount]) -> dict[str, TokenCount]:
     """Model by model and count by count, the larger of the two."""
     both = {}
     for model in sorted({*one, *other}):
@@ -333,7 +333,7 @@ def usage_text(usage: Mapping[str, TokenCount]) -> str:
 
 @lru_cache(maxsize=4096)  # the usage of a call is written with its hold and with two of its entries
 def _usage_text(usage: tuple[tuple[str, TokenCount], ...]) -> str:
-    return json_text({model: _given(count, 2) for model, count in usage})
+    return json_text({model: _stored_fields(count, 2) for model, count in usage})
 
 
 def usage_from(text: str) -> dict[str, TokenCount]:
@@ -351,9 +351,9 @@ def _prices_text(prices: tuple[tuple[str, Price], ...]) -> str:
 
 def price_json(price: Price) -> dict[str, Any]:
     """A price as JSON values; what is at its default is left out."""
-    values = _given(price, 2)
+    values = _stored_fields(price, 2)
     if price.tiers:
-        values["tiers"] = [_given(tier, 3) for tier in price.tiers]
+        values["tiers"] = [_stored_fields(tier, 3) for tier in price.tiers]
     return values
 
 
@@ -370,7 +370,7 @@ def _price_from(values: dict[str, Any]) -> Price:
     return Price(**{**values, "tiers": tuple(Tier(**tier) for tier in values.get("tiers", ()))})
 
 
-def _given(record: TokenCount | Price | Tier, always: int) -> dict[str, Any]:
+def _stored_fields(record: TokenCount | Price | Tier, always: int) -> dict[str, Any]:
     """The first `always` fields, and those of the others that differ from their default."""
     values = [(name, getattr(record, name), default) for name, default in _DEFAULTS[type(record)]]
     return {

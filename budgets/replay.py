@@ -23,8 +23,8 @@ from viaticum.budgets.records import (
     usage_from,
     worst_costs,
 )
-from viaticum.budgets.rules import known_lineage
-from viaticum.budgets.store import NO_ENTRY, Rows, Scope
+from viaticum.budgets.rules import get_lineage
+from viaticum.budgets.store import GENESIS_HASH, Rows, Scope
 from viaticum.budgets.windows import Window
 from viaticum.errors import UnknownName, ViaticumError
 
@@ -33,18 +33,18 @@ _UNREADABLE = (ViaticumError, ValueError, TypeError, AttributeError, KeyError)
 
 def audit(rows: Rows, budget: str | None = None) -> list[str]:
     """What is wrong, one line each. Call it inside a read transaction, so that it sees one moment."""
-    damage = rows.damage() if budget is None else []  # the whole file is looked at
-    if damage:
-        return [f"the store is damaged: {line}" for line in damage]
+    integrity_errors = rows.integrity_errors() if budget is None else []  # the whole file is looked at
+    if integrity_errors:
+        return [f"the store is damaged: {line}" for line in integrity_errors]
     try:
-        root = known_lineage(rows, budget)[0].name if budget is not None else None
+        root = get_lineage(rows, budget)[0].name if budget is not None else None
         scopes = {scope.name: scope for scope in rows.scopes(root)}
     except UnknownName:
         raise
     except _UNREADABLE as error:
         return [f"a budget cannot be read: {error}"]
     roots = [root] if root is not None else _roots(scopes)
-    return [finding for root in roots for finding in _Replay(rows, root, scopes).findings()]
+    return [finding for root in roots for finding in _Audit(rows, root, scopes).findings()]
 
 
 def _roots(scopes: dict[str, Scope]) -> list[str]:
@@ -52,7 +52,7 @@ def _roots(scopes: dict[str, Scope]) -> list[str]:
 
 
 @dataclass
-class _Play:
+class _ReplayedScope:
     """A scope as the entries so far make it."""
 
     scope: Scope
@@ -68,7 +68,7 @@ class _Play:
             posted = (sum(amount[0] for amount in counted), sum(amount[1] for amount in counted))
         return posted[0] + scope.held_nanousd, posted[1] + scope.held_tokens
 
-    def move(self, held: tuple[int, int], posted: tuple[int, int] = (0, 0), at: str = "") -> None:
+    def add(self, held: tuple[int, int], posted: tuple[int, int] = (0, 0), at: str = "") -> None:
         scope = self.scope
         self.scope = replace(
             scope,
@@ -87,27 +87,27 @@ class _Play:
         self.buckets[bucket] = (before[0] + posted[0], before[1] + posted[1])
 
 
-class _Replay:
+class _Audit:
     """One tree of scopes, its chain played from the first entry to the last."""
 
     def __init__(self, rows: Rows, root: str, scopes: dict[str, Scope]) -> None:
         self.rows, self.root = rows, root
-        self.there = {name: scope for name, scope in scopes.items() if scope.root == root}
-        self.plays: dict[str, _Play] = {}
+        self.stored = {name: scope for name, scope in scopes.items() if scope.root == root}
+        self.replayed: dict[str, _ReplayedScope] = {}
         self.open: dict[str, Hold] = {}
         self.results: dict[str, str] = {}  # of open holds: hashes by key
-        self.late: dict[str, str] = {}  # of ended holds: results that no entry has told of yet
+        self.unmatched_results: dict[str, str] = {}  # of ended holds: results that no entry has told of yet
         self.reserved = 0
 
     def findings(self) -> Iterator[str]:
-        number, head, last = 0, NO_ENTRY, ""
+        number, head, last = 0, GENESIS_HASH, ""
         for entry, *texts in self.rows.chain(self.root):
             if entry.number != number + 1:
                 yield f"entries are missing or doubled before entry {entry.id}: number {entry.number} follows {number}"
             if entry_hash(head, entry, *texts) != entry.hash:
                 yield f"entry {entry.id} was altered, or the one before it: its hash is not that of its columns"
             number, head, last = entry.number, entry.hash, entry.at
-            yield from self._readable(entry, *texts)
+            yield from self._check_texts(entry, *texts)
             try:
                 yield from self._apply(entry)
             except _UNREADABLE as error:
@@ -115,7 +115,7 @@ class _Replay:
         yield from self._compare_scopes(number, head, last)
         yield from self._compare_open_holds()
 
-    def _readable(self, entry: Entry, usage: str, prices: str, note: str) -> Iterator[str]:
+    def _check_texts(self, entry: Entry, usage: str, prices: str, note: str) -> Iterator[str]:
         try:
             usage_from(usage), prices_from(prices), json.loads(note)
         except _UNREADABLE as error:
@@ -124,7 +124,7 @@ class _Replay:
     def _apply(self, entry: Entry) -> Iterator[str]:
         if entry.kind == "limit":
             yield from self._limit(entry)
-        elif entry.budget not in self.plays:
+        elif entry.budget not in self.replayed:
             yield f"entry {entry.id} names a budget {entry.budget!r} that no entry made"
         elif entry.key is None:
             state = {"pause": "paused", "resume": "open", "close": "closed"}[entry.kind]
@@ -132,30 +132,30 @@ class _Replay:
         elif entry.kind == "reserve":
             yield from self._reserve(entry)
         else:
-            yield from self._later(entry)
+            yield from self._apply_hold_entry(entry)
 
     def _change(self, budget: str, **changes: object) -> None:
-        self.plays[budget].scope = replace(self.plays[budget].scope, **changes)  # type: ignore[arg-type]
+        self.replayed[budget].scope = replace(self.replayed[budget].scope, **changes)  # type: ignore[arg-type]
 
     # Scopes
 
     def _limit(self, entry: Entry) -> Iterator[str]:
         limits = (entry.nanousd or None, entry.tokens or None)
         window = Window.parse(entry.note["window"]) if "window" in entry.note else None
-        if entry.budget not in self.plays:
+        if entry.budget not in self.replayed:
             parent = entry.note.get("parent")
-            depth = self.plays[parent].scope.depth + 1 if parent is not None else 0
+            depth = self.replayed[parent].scope.depth + 1 if parent is not None else 0
             scope = Scope(entry.budget, parent, self.root, depth, *limits, window)
-            self.plays[entry.budget] = _Play(scope)
+            self.replayed[entry.budget] = _ReplayedScope(scope)
             return
-        play = self.plays[entry.budget]
-        old = play.scope
+        replayed = self.replayed[entry.budget]
+        old = replayed.scope
         self._change(entry.budget, limit_nanousd=limits[0], limit_tokens=limits[1], window=window)
         if window != old.window:
-            self._refill(play, entry)
+            self._refill(replayed, entry)
         for unit, used, limit, before in zip(
             ("nano-dollars", "tokens"),
-            play.used(entry.at),
+            replayed.used(entry.at),
             limits,
             (old.limit_nanousd, old.limit_tokens),
             strict=True,
@@ -165,22 +165,22 @@ class _Replay:
                     f"a limit is exceeded: entry {entry.id} sets {limit} {unit} for {entry.budget!r}, {used} are used"
                 )
 
-    def _refill(self, play: _Play, entry: Entry) -> None:
+    def _refill(self, replayed: _ReplayedScope, entry: Entry) -> None:
         """The window that is running at this entry, from the posts before it."""
-        play.buckets = {}
-        if play.scope.window is None:
+        replayed.buckets = {}
+        if replayed.scope.window is None:
             return
-        since = play.scope.window.since(datetime.fromisoformat(entry.at))
+        since = replayed.scope.window.since(datetime.fromisoformat(entry.at))
         text = datetime.fromtimestamp(since, UTC).isoformat(timespec="microseconds")
         for post in self.rows.posts_below(entry.budget, text):
             if post.number < entry.number:
-                play.fill((post.nanousd, post.tokens), post.at)
+                replayed.fill((post.nanousd, post.tokens), post.at)
 
-    def _lineage(self, budget: str) -> Iterator[_Play]:
+    def _lineage(self, budget: str) -> Iterator[_ReplayedScope]:
         name: str | None = budget
         while name is not None:
-            yield self.plays[name]
-            name = self.plays[name].scope.parent
+            yield self.replayed[name]
+            name = self.replayed[name].scope.parent
 
     # Holds
 
@@ -208,10 +208,10 @@ class _Replay:
         )
         if "result" in note:  # of a version 1 file, which had no entry of its own for it
             self._note_result(entry.key, note["result"])
-        yield from _repriced(entry, amounts(entry.usage, worst_costs(entry.usage, entry.prices)))
-        for play in self._lineage(entry.budget):
-            play.move((entry.nanousd, entry.tokens))
-            scope, used = play.scope, play.used(entry.at)
+        yield from _check_amounts(entry, amounts(entry.usage, worst_costs(entry.usage, entry.prices)))
+        for replayed in self._lineage(entry.budget):
+            replayed.add((entry.nanousd, entry.tokens))
+            scope, used = replayed.scope, replayed.used(entry.at)
             if scope.state != "open":
                 yield f"entry {entry.id} reserves in {scope.name!r}, which is {scope.state}"
             limits = (("nano-dollars", scope.limit_nanousd), ("tokens", scope.limit_tokens))
@@ -221,7 +221,7 @@ class _Replay:
                         f"a limit is exceeded: after entry {entry.id} {scope.name!r} has {amount} of {limit} {unit}"
                     )
 
-    def _later(self, entry: Entry) -> Iterator[str]:
+    def _apply_hold_entry(self, entry: Entry) -> Iterator[str]:
         assert entry.key is not None
         hold = self.open.get(entry.key)
         if entry.kind == "result":
@@ -244,7 +244,7 @@ class _Replay:
         held, posted = (hold.held_nanousd, hold.held_tokens), (0, 0)
         if entry.kind == "post":
             by_model = costs(entry.usage, hold.prices)
-            yield from _repriced(entry, amounts(entry.usage, by_model))
+            yield from _check_amounts(entry, amounts(entry.usage, by_model))
             if entry.note.get("costs") != by_model:
                 yield f"entry {entry.id} tells costs by model that its usage does not make"
             posted = (entry.nanousd, entry.tokens)
@@ -254,8 +254,8 @@ class _Replay:
                 self._note_result(hold.key, entry.note["result"])
         elif (entry.nanousd, entry.tokens) != held:
             yield f"a hold differs from its entries: entry {entry.id} frees other amounts than {hold.key!r} held"
-        for play in self._lineage(entry.budget):
-            play.move((-held[0], -held[1]), posted, entry.at if entry.kind == "post" else "")
+        for replayed in self._lineage(entry.budget):
+            replayed.add((-held[0], -held[1]), posted, entry.at if entry.kind == "post" else "")
         del self.open[hold.key]
         states: dict[str, HoldState] = {"post": "posted", "void": "void", "expire": "expired"}
         yield from self._compare_hold(replace(hold, state=states[entry.kind]), ended=True)
@@ -263,10 +263,10 @@ class _Replay:
     def _note_result(self, key: str, told: str) -> None:
         if key in self.open:
             self.results[key] = told
-        elif self.late.get(key) == told:
-            del self.late[key]
+        elif self.unmatched_results.get(key) == told:
+            del self.unmatched_results[key]
         else:
-            self.late[key] = f"not {told}"
+            self.unmatched_results[key] = f"not {told}"
 
     # The rows that are there
 
@@ -287,33 +287,33 @@ class _Replay:
                 yield f"a hold differs from its entries: {key!r} has {name} {is_there}, the entries make it {made}"
         has = None if found.result is None else result_hash(found.result)
         if ended and told is None and has is not None:
-            self.late[key] = has
+            self.unmatched_results[key] = has
         elif has != told:
             yield f"the result of {key!r} is not the one its entry tells of"
 
     def _compare_open_holds(self) -> Iterator[str]:
         for expected in list(self.open.values()):
             yield from self._compare_hold(expected, ended=False)
-        for key in self.late:
+        for key in self.unmatched_results:
             yield f"the result of {key!r} is not the one its entry tells of"
-        there = self.rows.count_holds(self.root)
-        if there != self.reserved:
-            yield f"{self.root!r} has {there} holds, its entries reserve {self.reserved}: one was put in or taken out"
+        stored = self.rows.count_holds(self.root)
+        if stored != self.reserved:
+            yield f"{self.root!r} has {stored} holds, its entries reserve {self.reserved}: one was put in or taken out"
 
     def _compare_scopes(self, number: int, head: str, last: str) -> Iterator[str]:
-        if self.root in self.plays:
+        if self.root in self.replayed:
             self._change(self.root, entries=number, head=head, last_at=last)
-        for name in {**self.plays, **self.there}:
-            found, play = self.there.get(name), self.plays.get(name)
-            if found is None or play is None:
-                yield f"budget {name!r} is {'not there' if found is None else 'there, and no entry made it'}"
+        for name in {**self.replayed, **self.stored}:
+            found, replayed = self.stored.get(name), self.replayed.get(name)
+            if found is None or replayed is None:
+                yield f"budget {name!r} is {'not stored' if found is None else 'there, and no entry made it'}"
                 continue
-            yield from _differences(found, play.scope)
-            if self.rows.buckets(name) != play.buckets:
+            yield from _differences(found, replayed.scope)
+            if self.rows.buckets(name) != replayed.buckets:
                 yield f"totals differ from the entries: the window of {name!r}"
 
 
-def _repriced(entry: Entry, expected: tuple[int, int]) -> Iterator[str]:
+def _check_amounts(entry: Entry, expected: tuple[int, int]) -> Iterator[str]:
     if expected != (entry.nanousd, entry.tokens):
         yield (
             f"entry {entry.id} says {entry.nanousd} nano-dollars and {entry.tokens} tokens, "

@@ -23,7 +23,7 @@ from viaticum.money import MAX_NANOUSD, format_usd
 from viaticum.types import TokenCount
 
 
-def known_lineage(rows: Rows, name: str) -> list[Scope]:
+def get_lineage(rows: Rows, name: str) -> list[Scope]:
     """Root first, the scope itself last; `UnknownName` names the nearest."""
     found = rows.lineage(checked_name("budget name", name))
     if not found:
@@ -31,18 +31,18 @@ def known_lineage(rows: Rows, name: str) -> list[Scope]:
     return found
 
 
-def known_hold(rows: Rows, key: str) -> Hold:
+def get_hold(rows: Rows, key: str) -> Hold:
     found = rows.hold(checked_name("hold key", key))
     if found is None:
         raise HoldError(f"no hold with key {key!r}; reserve it first")
     return found
 
 
-def standing(rows: Rows, scope: Scope, moment: datetime) -> Budget:
+def budget_at(rows: Rows, scope: Scope, moment: datetime) -> Budget:
     """The scope as a caller sees it at a moment: with a window, what that window holds."""
     posted = (scope.posted_nanousd, scope.posted_tokens)
     if scope.window is not None:
-        posted = rows.since(scope.name, scope.window.since(moment))
+        posted = rows.posted_since(scope.name, scope.window.since(moment))
     return Budget(
         scope.name,
         scope.limit_nanousd,
@@ -67,7 +67,7 @@ def checked_limits(
     return checked_limit("nanousd", nanousd), checked_limit("tokens", tokens)
 
 
-def same_budget(found: Budget, wanted: Budget) -> Budget:
+def require_same_terms(found: Budget, wanted: Budget) -> Budget:
     """The one that is there, where it was made with the same terms."""
     if (found.limit_nanousd, found.limit_tokens) != (wanted.limit_nanousd, wanted.limit_tokens):
         raise BudgetError(
@@ -114,7 +114,7 @@ def shortfall(
 ) -> BudgetExceeded | None:
     """Why a call does not fit, from the scope nearest to it that is short; None where it fits all of them."""
     for scope in reversed(lineage):
-        nanousd, tokens = _room(rows, scope, moment)
+        nanousd, tokens = _amounts_left(rows, scope, moment)
         if needed[0] > nanousd:
             short = f"{format_usd(nanousd)} left{_per(scope)}, the call may cost {format_usd(needed[0])}"
             return _exceeded(short, scope, needed[0], nanousd, "nanousd")
@@ -124,13 +124,13 @@ def shortfall(
     return None
 
 
-def _room(rows: Rows, scope: Scope, moment: datetime) -> tuple[int, int]:
+def _amounts_left(rows: Rows, scope: Scope, moment: datetime) -> tuple[int, int]:
     """What is left in both units. 64 bits bound all that is ever spent, also where nothing else does."""
     posted = (scope.posted_nanousd, scope.posted_tokens)
     nanousd = MAX_NANOUSD - posted[0] - scope.held_nanousd
     tokens = MAX_NANOUSD - posted[1] - scope.held_tokens
     if scope.window is not None:
-        posted = rows.since(scope.name, scope.window.since(moment))
+        posted = rows.posted_since(scope.name, scope.window.since(moment))
     if scope.limit_nanousd is not None:
         nanousd = min(nanousd, scope.limit_nanousd - posted[0] - scope.held_nanousd)
     if scope.limit_tokens is not None:
@@ -138,7 +138,7 @@ def _room(rows: Rows, scope: Scope, moment: datetime) -> tuple[int, int]:
     return nanousd, tokens
 
 
-def same_call(found: Hold, wanted: Hold) -> Hold:
+def require_same_call(found: Hold, wanted: Hold) -> Hold:
     """The hold that is there, where its key stands for the same call with the same parameters."""
     for what, held, asked in (
         ("budget", found.budget, wanted.budget),
@@ -153,7 +153,7 @@ def same_call(found: Hold, wanted: Hold) -> Hold:
     return found
 
 
-def same_usage(entry: Entry | None, key: str, usage: Mapping[str, TokenCount]) -> Entry:
+def require_same_usage(entry: Entry | None, key: str, usage: Mapping[str, TokenCount]) -> Entry:
     """The entry that posted a call, where it was posted with this usage."""
     if entry is None:
         raise HoldError(f"the hold {key!r} has ended without an entry: the ledger was altered; run check()")

@@ -14,7 +14,7 @@ from sqlite_utils import Database
 
 from viaticum.budgets.chain import entry_hash, result_hash
 from viaticum.budgets.records import Entry, costs, json_text, prices_from, usage_from, usage_text
-from viaticum.budgets.store import NO_ENTRY
+from viaticum.budgets.store import GENESIS_HASH
 
 APPLICATION_ID = 0x56494154  # "VIAT": marks the file as ours, also for file(1)
 
@@ -47,7 +47,7 @@ def _chain_up_entries(db: Database) -> None:
         "SELECT e.*, h.prices, h.result FROM entries_1 e LEFT JOIN holds_1 h ON h.key = e.key ORDER BY e.id"
     )
     for row in db.query(query):
-        number, head = ends.get(row["budget"], (0, NO_ENTRY))
+        number, head = ends.get(row["budget"], (0, GENESIS_HASH))
         usage, prices = usage_from(row["usage"]), row["prices"] or "{}"
         note: dict[str, Any] = {}
         if row["kind"] == "post":
@@ -215,7 +215,7 @@ CREATE TABLE budgets (
   posted_tokens INTEGER NOT NULL DEFAULT 0 CHECK (posted_tokens >= 0),
   held_tokens INTEGER NOT NULL DEFAULT 0 CHECK (held_tokens >= 0),
   entries INTEGER NOT NULL DEFAULT 0,
-  head TEXT NOT NULL DEFAULT '{NO_ENTRY}',
+  head TEXT NOT NULL DEFAULT '{GENESIS_HASH}',
   last_at TEXT NOT NULL DEFAULT '',
   CHECK (limit_nanousd IS NOT NULL OR limit_tokens IS NOT NULL OR parent IS NOT NULL)
 ) STRICT

@@ -7,7 +7,7 @@ file. Leaves out connections and transactions: see `postgres`.
 
 from __future__ import annotations
 
-from viaticum.budgets.store import NO_ENTRY
+from viaticum.budgets.store import GENESIS_HASH
 
 _TABLES = f"""
 CREATE TABLE budgets (
@@ -24,7 +24,7 @@ CREATE TABLE budgets (
   posted_tokens BIGINT NOT NULL DEFAULT 0 CHECK (posted_tokens >= 0),
   held_tokens BIGINT NOT NULL DEFAULT 0 CHECK (held_tokens >= 0),
   entries BIGINT NOT NULL DEFAULT 0,
-  head TEXT NOT NULL DEFAULT '{NO_ENTRY}',
+  head TEXT NOT NULL DEFAULT '{GENESIS_HASH}',
   last_at TEXT NOT NULL DEFAULT '',
   CHECK (limit_nanousd IS NOT NULL OR limit_tokens IS NOT NULL OR parent IS NOT NULL)
 ) WITH (fillfactor = 50);

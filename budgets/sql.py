@@ -35,7 +35,7 @@ _ENTRY_COLUMNS = (
 )
 # What the index of open holds is about, said again so that it is used.
 _IS_OPEN = " AND state IN ('reserved', 'dispatched', 'unknown')"
-_MARKS = 500  # parameters of one statement
+_MAX_PARAMETERS = 500  # parameters of one statement
 _HOLD_INSERT = (
     f"INSERT INTO holds ({_HOLD_COLUMNS}) VALUES ({', '.join('?' * len(_HOLD_COLUMNS.split(',')))})"
 )
@@ -120,7 +120,7 @@ class SqlRows(Rows):
             [scope.limit_nanousd, scope.limit_tokens, _window_text(scope), scope.state, scope.name],
         )
 
-    def move(self, names: Sequence[str], held: tuple[int, int], posted: tuple[int, int]) -> None:
+    def add_to_totals(self, names: Sequence[str], held: tuple[int, int], posted: tuple[int, int]) -> None:
         marks = ", ".join("?" * len(names))
         self.execute(
             "UPDATE budgets SET held_nanousd = held_nanousd + ?, held_tokens = held_tokens + ?,"
@@ -129,7 +129,7 @@ class SqlRows(Rows):
             [*held, *posted, *names],
         )
 
-    def set_head(self, root: str, entries: int, head: str, last_at: str) -> None:
+    def set_chain_head(self, root: str, entries: int, head: str, last_at: str) -> None:
         self.execute(
             "UPDATE budgets SET entries = ?, head = ?, last_at = ? WHERE name = ?",
             [entries, head, last_at, root],
@@ -146,7 +146,7 @@ class SqlRows(Rows):
     def clear_buckets(self, name: str) -> None:
         self.execute("DELETE FROM buckets WHERE budget = ?", [name])
 
-    def since(self, name: str, bucket: int) -> tuple[int, int]:
+    def posted_since(self, name: str, bucket: int) -> tuple[int, int]:
         sql = (
             "SELECT coalesce(sum(nanousd), 0) AS nanousd, coalesce(sum(tokens), 0) AS tokens"
             " FROM buckets WHERE budget = ? AND bucket >= ?"
@@ -164,8 +164,8 @@ class SqlRows(Rows):
 
     def find(self, keys: Sequence[str]) -> dict[str, Hold]:
         found: dict[str, Hold] = {}
-        for start in range(0, len(keys), _MARKS):
-            part = keys[start : start + _MARKS]
+        for start in range(0, len(keys), _MAX_PARAMETERS):
+            part = keys[start : start + _MAX_PARAMETERS]
             marks = ", ".join("?" * len(part))
             for row in self.query(f"SELECT {_HOLD_COLUMNS} FROM holds WHERE key IN ({marks})", part):
                 found[row["key"]] = _hold(row)
@@ -200,7 +200,7 @@ class SqlRows(Rows):
         sql = "SELECT count(*) AS n FROM holds h JOIN budgets b ON b.name = h.budget WHERE b.root = ?"
         return int(self.query(sql, [root])[0]["n"])
 
-    def lapsed(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
+    def expired_holds(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
         marks = ", ".join("?" * len(states))
         sql = f"SELECT {_HOLD_COLUMNS} FROM holds WHERE state IN ({marks}) AND until < ?{_IS_OPEN}"
         values: list[Any] = [*states, at]
@@ -209,7 +209,7 @@ class SqlRows(Rows):
             values.append(root)
         return [_hold(row) for row in self.query(f"{sql} ORDER BY created, key", values)]
 
-    def ending(self, key: str) -> Entry | None:
+    def ending_entry(self, key: str) -> Entry | None:
         sql = f"SELECT {_ENTRY_COLUMNS} FROM entries WHERE key = ? AND kind IN ('post', 'void', 'expire')"
         rows = self.query(sql, [key])
         return _entry(rows[0]) if rows else None

@@ -33,12 +33,12 @@ _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
 # BUSY and LOCKED; PROTOCOL is what SQLite calls losing many races for the WAL in a row.
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
-_jitter = random.Random()  # its own, so that a caller's seeded numbers stay what they were
+_rng = random.Random()  # its own, so that a caller's seeded numbers stay what they were
 
 # Files that this process has open. POSIX drops every lock of a process on a file when it closes any descriptor
 # of it, so the header of a file that is open here is not looked at again: SQLite would lose its locks.
-_opened: Counter[str] = Counter()
-_opened_lock = threading.Lock()
+_open_counts: Counter[str] = Counter()
+_open_counts_lock = threading.Lock()
 
 
 class SqliteRows(SqlRows):
@@ -73,7 +73,7 @@ class SqliteRows(SqlRows):
         last: int = self._connection.execute("SELECT last_insert_rowid()").fetchone()[0]
         return list(range(last - len(entries) + 1, last + 1))
 
-    def damage(self) -> list[str]:
+    def integrity_errors(self) -> list[str]:
         found = [row["quick_check"] for row in self.query("PRAGMA quick_check")]
         return [] if found == ["ok"] else [one_line(line) for line in found]
 
@@ -92,7 +92,7 @@ class SqliteStore(Store):
         self._database: Database | None = None
         self._closed = False
         self._lineages: dict[str, tuple[str, ...]] = {}
-        with self._lock, self._in_plain_words():
+        with self._lock, self._translate_errors():
             self._database = self._open(create=not read_only)
 
     def write(self, action: Callable[[Rows], T]) -> T:
@@ -109,14 +109,14 @@ class SqliteStore(Store):
             self._disconnect()
 
     def _transact(self, action: Callable[[Rows], T], *, write: bool) -> T:
-        with self._lock, self._in_plain_words():
+        with self._lock, self._translate_errors():
             db = self._connected()
             if db.conn.in_transaction:
                 raise LedgerError(
                     f"the ledger {self.path} is in use by this very thread; let that call end first"
                 )
             try:
-                _patiently(lambda: _begin(db, write))
+                _retry_while_busy(lambda: _begin(db, write))
                 result = action(SqliteRows(db, self._lineages))
                 db.execute("COMMIT")
                 return result
@@ -137,13 +137,13 @@ class SqliteStore(Store):
             with suppress(sqlite3.Error):
                 self._database.close()
             self._database = None
-            _forget(self.path)
+            _mark_closed(self.path)
 
     def _open(self, *, create: bool) -> Database:
         try:
             if create:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            _look_once(self.path)
+            _check_header_once(self.path)
         except OSError as error:
             reason = error.strerror or error
             raise LedgerError(f"cannot use {self.path} as a ledger: {reason}; give another path") from error
@@ -151,12 +151,12 @@ class SqliteStore(Store):
             connection = self._connect(create)
             try:
                 db = Database(connection, execute_plugins=False)
-                _patiently(lambda: _prepare(db, self.path, self._read_only))
+                _retry_while_busy(lambda: _prepare(db, self.path, self._read_only))
             except BaseException:
-                _close_untouched(connection)
+                _close_without_checkpoint(connection)
                 raise
         except BaseException:
-            _forget(self.path)
+            _mark_closed(self.path)
             raise
         return db
 
@@ -180,26 +180,26 @@ class SqliteStore(Store):
             return connect("mode=ro&immutable=1")
 
     @contextmanager
-    def _in_plain_words(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise LedgerError(_plain_words(error, self.path)) from error
+            raise LedgerError(_error_message(error, self.path)) from error
 
 
-def _look_once(path: Path) -> None:
-    with _opened_lock:
-        if not _opened[os.path.realpath(path)]:
-            _refuse_foreign(path)
-        _opened[os.path.realpath(path)] += 1
+def _check_header_once(path: Path) -> None:
+    with _open_counts_lock:
+        if not _open_counts[os.path.realpath(path)]:
+            _refuse_foreign_file(path)
+        _open_counts[os.path.realpath(path)] += 1
 
 
-def _forget(path: Path) -> None:
-    with _opened_lock:
-        _opened[os.path.realpath(path)] -= 1
+def _mark_closed(path: Path) -> None:
+    with _open_counts_lock:
+        _open_counts[os.path.realpath(path)] -= 1
 
 
-def _refuse_foreign(path: Path) -> None:
+def _refuse_foreign_file(path: Path) -> None:
     """Look at the first bytes only. A missing or an empty file may become a ledger."""
     if not path.exists():
         return
@@ -300,7 +300,7 @@ def _roll_back(db: Database) -> None:
             db.execute("ROLLBACK")
 
 
-def _patiently(action: Callable[[], None]) -> None:
+def _retry_while_busy(action: Callable[[], None]) -> None:
     """Repeat while the file is busy.
 
     SQLite's own waiting sleeps up to a tenth of a second, so that one process runs away with the file while
@@ -311,26 +311,26 @@ def _patiently(action: Callable[[], None]) -> None:
         try:
             return action()
         except sqlite3.OperationalError as error:
-            if _code(error) not in _BUSY_CODES or time.monotonic() > deadline:
+            if _primary_code(error) not in _BUSY_CODES or time.monotonic() > deadline:
                 raise
-            time.sleep(_jitter.uniform(*_POLL_SECONDS))
+            time.sleep(_rng.uniform(*_POLL_SECONDS))
 
 
-def _close_untouched(connection: sqlite3.Connection) -> None:
+def _close_without_checkpoint(connection: sqlite3.Connection) -> None:
     """Close without the checkpoint that would write a leftover log into a file we refuse (Python 3.12)."""
     if hasattr(connection, "setconfig"):
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)  # type: ignore[attr-defined,unused-ignore]
     connection.close()
 
 
-def _code(error: sqlite3.Error) -> int | None:
+def _primary_code(error: sqlite3.Error) -> int | None:
     """The primary result code; extended codes keep it in their low byte."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
 
-def _plain_words(error: sqlite3.Error, path: Path) -> str:
-    code = _code(error)
+def _error_message(error: sqlite3.Error, path: Path) -> str:
+    code = _primary_code(error)
     if code in _BUSY_CODES:
         return f"the ledger {path} was kept locked for {BUSY_SECONDS:.0f} s by another process; stop it or try again"
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):

@@ -24,7 +24,7 @@ from viaticum.budgets.windows import Window
 T = TypeVar("T")
 # root, number, budget, key, kind, nanousd, tokens, overrun, at, and usage, prices and note as JSON texts.
 EntryColumns = tuple[str, int, str, str | None, str, int, int, int, str, str, str, str]
-NO_ENTRY = "0" * 64  # what the first entry of a chain follows
+GENESIS_HASH = "0" * 64  # what the first entry of a chain follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class Scope:
     posted_tokens: int = 0
     held_tokens: int = 0
     entries: int = 0
-    head: str = NO_ENTRY
+    head: str = GENESIS_HASH
     last_at: str = ""
 
-    def moved(self, held: tuple[int, int], posted: tuple[int, int]) -> Scope:
+    def with_amounts(self, held: tuple[int, int], posted: tuple[int, int]) -> Scope:
         """With these amounts added; what `dataclasses.replace` does, in a third of its time."""
         return Scope(
             self.name,
@@ -72,7 +72,7 @@ class Scope:
         )
 
 
-def entry_of(place: int, columns: EntryColumns, hash: str) -> Entry:
+def entry_from_columns(place: int, columns: EntryColumns, hash: str) -> Entry:
     """The entry that these columns are. place: its id."""
     root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note = columns
     return Entry(
@@ -117,11 +117,11 @@ class Rows(ABC):
         """Write its limits, window and state."""
 
     @abstractmethod
-    def move(self, names: Sequence[str], held: tuple[int, int], posted: tuple[int, int]) -> None:
+    def add_to_totals(self, names: Sequence[str], held: tuple[int, int], posted: tuple[int, int]) -> None:
         """Add to the totals of all these scopes."""
 
     @abstractmethod
-    def set_head(self, root: str, entries: int, head: str, last_at: str) -> None: ...
+    def set_chain_head(self, root: str, entries: int, head: str, last_at: str) -> None: ...
 
     @abstractmethod
     def add_to_bucket(self, name: str, bucket: int, posted: tuple[int, int]) -> None: ...
@@ -130,7 +130,7 @@ class Rows(ABC):
     def clear_buckets(self, name: str) -> None: ...
 
     @abstractmethod
-    def since(self, name: str, bucket: int) -> tuple[int, int]:
+    def posted_since(self, name: str, bucket: int) -> tuple[int, int]:
         """What was posted in this bucket and all later ones."""
 
     @abstractmethod
@@ -157,7 +157,7 @@ class Rows(ABC):
         """How many holds there are in a tree of scopes, ended ones among them."""
 
     @abstractmethod
-    def lapsed(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
+    def expired_holds(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
         """Holds in these states whose lease ran out before `at`, oldest first."""
 
     @abstractmethod
@@ -165,7 +165,7 @@ class Rows(ABC):
         """Keep an entry, just as it was hashed; its id."""
 
     @abstractmethod
-    def ending(self, key: str) -> Entry | None:
+    def ending_entry(self, key: str) -> Entry | None:
         """The entry that ended a hold."""
 
     @abstractmethod
@@ -184,7 +184,7 @@ class Rows(ABC):
         """The `post` entries of a scope and of all below it, from a time on."""
 
     @abstractmethod
-    def damage(self) -> list[str]:
+    def integrity_errors(self) -> list[str]:
         """What the store itself finds wrong with its files."""
 
     # Many at once; a database does these in fewer steps.

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from viaticum.budgets.chain import Chain
-from viaticum.budgets.records import ENDINGS, Entry, Hold, HoldState
-from viaticum.budgets.store import EntryColumns, Rows, Scope, entry_of
+from viaticum.budgets.records import TERMINAL_KINDS, Entry, Hold, HoldState
+from viaticum.budgets.store import EntryColumns, Rows, Scope, entry_from_columns
 from viaticum.money import Price
 from viaticum.types import TokenCount
 
-Pairs = tuple[int, int]
+Amounts = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +56,36 @@ class WriteBuffer(Rows):
         self._lineages: dict[str, list[str]] = {}
         for name in sorted(set(budgets)):
             self.lineage(name)
-        self._looked = set(keys)
+        self._fetched_keys = set(keys)
         # What was read before the scopes were locked holds only where nobody else writes.
         self._holds = holds if holds is not None and inner.is_exclusive else inner.find(keys)
-        self._new: dict[str, None] = {}
+        self._inserted: dict[str, None] = {}
         self._changed: dict[str, None] = {}
         self._results: dict[str, str] = {}
         self._entries: list[tuple[EntryColumns, str]] = []
         self._ends: dict[str, int] = {}
-        self._moves: dict[str, tuple[Pairs, Pairs]] = {}
-        self._buckets: dict[tuple[str, int], Pairs] = {}
+        self._totals: dict[str, tuple[Amounts, Amounts]] = {}
+        self._buckets: dict[tuple[str, int], Amounts] = {}
         self._heads: dict[str, tuple[int, str, str]] = {}
         self._chains: dict[str, Chain] = {}
 
     def flush(self) -> list[int]:
         """Write everything; the ids of the entries, in the order in which they were appended."""
         inner = self._inner
-        inner.insert_holds([self._holds[key] for key in self._new])
+        inner.insert_holds([self._holds[key] for key in self._inserted])
         inner.set_results(list(self._results.items()))
         inner.update_holds([self._holds[key] for key in self._changed])
         ids = inner.append_all(self._entries)
-        for name, (held, posted) in self._moves.items():
-            inner.move([name], held, posted)
+        for name, (held, posted) in self._totals.items():
+            inner.add_to_totals([name], held, posted)
         for (name, bucket), posted in self._buckets.items():
             inner.add_to_bucket(name, bucket, posted)
         for root, head in self._heads.items():
-            inner.set_head(root, *head)
+            inner.set_chain_head(root, *head)
         self._chains.clear()  # they know these rows: all holds would wait for the collector of cycles
         return ids
 
-    def end_of(self, root: Scope, now: Callable[[], str]) -> Chain:
+    def chain_of(self, root: Scope, now: Callable[[], str]) -> Chain:
         """The end of a tree's chain: one for all that is gathered, at one moment."""
         if root.name not in self._chains:
             self._chains[root.name] = Chain(self, root, now())
@@ -101,70 +101,70 @@ class WriteBuffer(Rows):
             self._lineages[name] = [scope.name for scope in found]
         return [self._scopes[each] for each in self._lineages[name]]
 
-    def move(self, names: Sequence[str], held: Pairs, posted: Pairs) -> None:
+    def add_to_totals(self, names: Sequence[str], held: Amounts, posted: Amounts) -> None:
         for name in names:
-            self._scopes[name] = self._scopes[name].moved(held, posted)
-            before = self._moves.get(name, ((0, 0), (0, 0)))
-            self._moves[name] = (_sum(before[0], held), _sum(before[1], posted))
+            self._scopes[name] = self._scopes[name].with_amounts(held, posted)
+            before = self._totals.get(name, ((0, 0), (0, 0)))
+            self._totals[name] = (_add(before[0], held), _add(before[1], posted))
 
-    def set_head(self, root: str, entries: int, head: str, last_at: str) -> None:
+    def set_chain_head(self, root: str, entries: int, head: str, last_at: str) -> None:
         self._heads[root] = (entries, head, last_at)
 
-    def add_to_bucket(self, name: str, bucket: int, posted: Pairs) -> None:
-        self._buckets[name, bucket] = _sum(self._buckets.get((name, bucket), (0, 0)), posted)
+    def add_to_bucket(self, name: str, bucket: int, posted: Amounts) -> None:
+        self._buckets[name, bucket] = _add(self._buckets.get((name, bucket), (0, 0)), posted)
 
-    def since(self, name: str, bucket: int) -> Pairs:
-        found = self._inner.since(name, bucket)
+    def posted_since(self, name: str, bucket: int) -> Amounts:
+        found = self._inner.posted_since(name, bucket)
         for (scope, start), posted in self._buckets.items():
             if scope == name and start >= bucket:
-                found = _sum(found, posted)
+                found = _add(found, posted)
         return found
 
     def hold(self, key: str) -> Hold | None:
-        if key not in self._looked:
-            self._looked.add(key)
+        if key not in self._fetched_keys:
+            self._fetched_keys.add(key)
             self._holds |= self._inner.find([key])
         return self._holds.get(key)
 
     def insert_hold(self, hold: Hold) -> None:
-        self._looked.add(hold.key)
+        self._fetched_keys.add(hold.key)
         self._holds[hold.key] = hold
-        self._new[hold.key] = None
+        self._inserted[hold.key] = None
 
     def update_hold(self, key: str, state: HoldState, until: str) -> None:
-        self._holds[key] = self._known(key).turned(state, until)
-        if key not in self._new:
+        self._holds[key] = self._existing_hold(key).with_state(state, until)
+        if key not in self._inserted:
             self._changed[key] = None
 
     def set_result(self, key: str, result: str) -> None:
-        self._holds[key] = self._known(key).keeping(result)
-        if key not in self._new:
+        self._holds[key] = self._existing_hold(key).with_result(result)
+        if key not in self._inserted:
             self._results[key] = result
 
-    def lapsed(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
+    def expired_holds(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
         """Those that nothing was done to here: what is made here has a lease that runs."""
-        found = self._inner.lapsed(root, at, states)
+        found = self._inner.expired_holds(root, at, states)
         return [hold for hold in found if hold.key not in self._changed]
 
     def append(self, columns: EntryColumns, hash: str) -> int:
         """The place in what `flush` returns."""
         self._entries.append((columns, hash))
         place, key = len(self._entries) - 1, columns[3]
-        if key is not None and columns[4] in ENDINGS:
+        if key is not None and columns[4] in TERMINAL_KINDS:
             self._ends[key] = place
         return place
 
-    def ending(self, key: str) -> Entry | None:
+    def ending_entry(self, key: str) -> Entry | None:
         if key in self._ends:
             place = self._ends[key]
-            return entry_of(place, *self._entries[place])
-        return self._inner.ending(key)
+            return entry_from_columns(place, *self._entries[place])
+        return self._inner.ending_entry(key)
 
-    def gathered(self, entry: Entry) -> bool:
+    def buffer(self, entry: Entry) -> bool:
         """Whether an entry is one of those that `flush` writes."""
         return entry.id < len(self._entries) and self._entries[entry.id][1] == entry.hash
 
-    def _known(self, key: str) -> Hold:
+    def _existing_hold(self, key: str) -> Hold:
         found = self.hold(key)
         assert found is not None, "a hold is read before it is written"
         return found
@@ -183,7 +183,7 @@ class WriteBuffer(Rows):
     def clear_buckets(self, name: str) -> None:
         self._inner.clear_buckets(name)
 
-    def buckets(self, name: str) -> dict[int, Pairs]:
+    def buckets(self, name: str) -> dict[int, Amounts]:
         return self._inner.buckets(name)
 
     def holds(self, budget: str | None, state: HoldState | None) -> Iterator[Hold]:
@@ -201,9 +201,9 @@ class WriteBuffer(Rows):
     def posts_below(self, name: str, since: str) -> Iterator[Entry]:
         return self._inner.posts_below(name, since)
 
-    def damage(self) -> list[str]:
-        return self._inner.damage()
+    def integrity_errors(self) -> list[str]:
+        return self._inner.integrity_errors()
 
 
-def _sum(one: Pairs, other: Pairs) -> Pairs:
+def _add(one: Amounts, other: Amounts) -> Amounts:
     return one[0] + other[0], one[1] + other[1]

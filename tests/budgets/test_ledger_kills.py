@@ -101,7 +101,7 @@ for life in range(count):
         for hold in holds.values():
             seen[hold.state] = seen.get(hold.state, 0) + 1
         open_before = {key for key, hold in holds.items() if hold.state == "dispatched"}
-        lapsed = {entry.key: entry.kind for entry in ledger.lapse(LATER)}
+        lapsed = {entry.key: entry.kind for entry in ledger.expire_leases(LATER)}
         assert {key for key, kind in lapsed.items() if kind == "unknown"} == open_before
         unknown = ledger.holds(f"{root} run", "unknown")
         assert {hold.key for hold in unknown} == open_before

@@ -72,7 +72,7 @@ SETTLEMENTS = [
 ]
 
 
-def gathered() -> set[int]:
+def buffer() -> set[int]:
     """By type alone: `isinstance` would wake lazy objects of other libraries."""
     return {id(each) for each in gc.get_objects() if type(each) is WriteBuffer}
 
@@ -81,10 +81,10 @@ def test_a_chunk_leaves_nothing_to_the_collector_of_cycles(ledger: Ledger) -> No
     scopes(ledger)
     gc.disable()
     try:
-        before = gathered()  # what other tests have left
+        before = buffer()  # what other tests have left
         ledger.reserve_many("a", [claim("1"), claim("2")])
         ledger.settle_many([Settlement("1", USED), Settlement("2", USED)])
-        assert gathered() == before
+        assert buffer() == before
     finally:
         gc.enable()
 
