@@ -1,6 +1,6 @@
-"""Allowances that hold: a ledger that sets the worst case aside before a call and posts its true cost after.
+"""Budgets whose limits hold: a ledger that reserves the worst case before a call and posts the cost after it.
 
-Knows no model catalogue and no prompt.
+Knows no model catalogue and no prompts.
 """
 
 from viaticum.budgets.ledger import Ledger, default_path

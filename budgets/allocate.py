@@ -1,12 +1,12 @@
 """Which way to answer each of many questions, so that most are right and the budget holds: a multiple-choice knapsack.
 
-Lagrangian relaxation (Sinha and Zoltners, 1979): at a price of a dollar each question takes the way with the greatest
-worth less cost at that price, and the price is raised until the sum fits. What is left over at that price goes to the
-questions that gain most a dollar, so that the result is exact but for one question; `bound`, the relaxation's own
-value, says how far from the best it can be at most.
+Lagrangian relaxation (Sinha and Zoltners, 1979): at a price of a dollar each question takes the way with the
+greatest worth less cost at that price, and the price is raised until the sum fits. What is left over at that
+price goes to the questions that gain most a dollar, so that the result is exact but for one question;
+`bound`, the relaxation's own value, says how far from the best it can be at most.
 
-Works on arrays [questions, ways] of expected worth and cost. Leaves out where these come from (`routers.query`), and
-the ledger: an expectation is not a hold.
+Works on arrays [questions, ways] of expected worth and cost. Leaves out where these come from
+(`routers.query`), and the ledger: an expectation is not a hold.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ NEAR = 2e-3  # of the budget, by which the room may be more than is needed
 class Allocation:
     """chosen: the way of each question, `SKIPPED` for none [Q]; worth, cost, seconds: sums of what is expected.
 
-    price: worth that a further unit of budget would bring; bound: no allocation within the budget has more worth.
+    price: worth that a further unit of budget would bring; bound: no allocation within the budget has more
+    worth.
     reserve: what of the budget is left for chance.
     """
 
@@ -63,11 +64,11 @@ def allocate(
 ) -> Allocation:
     """Choose a way for every question. A way that a question does not have is NaN in worth or cost.
 
-    worth [Q, W]: of an answer, 0 or more, such as the chance that it is right; cost [Q, W]: expected, 0 or more, in the
-    budget's unit. spread [Q, W]: standard deviations of the costs; with them the chance that all comes to more than
-    the budget is at most `risk`, errors being independent; pending: the variance of what else is still to be paid from it.
-    seconds [Q, W] and deadline: a second budget, in expectation.
-    Raises `InputError` for shapes that differ, negative numbers, or a budget or a deadline that is not above zero.
+    worth [Q, W]: of an answer, 0 or more, such as the chance that it is right; cost [Q, W]: expected, 0 or
+    more, in the budget's unit. spread [Q, W]: standard deviations of the costs; with them the chance that all
+    comes to more than the budget is at most `risk`, errors being independent; pending: the variance of what
+    else is still to be paid from it. seconds [Q, W] and deadline: a second budget, in expectation. Raises
+    `InputError` for shapes that differ, negative numbers, or a budget or a deadline that is not above zero.
     """
     worth, cost = checked("worth", worth), checked("cost", cost, worth)
     spread = None if spread is None else checked("spread", spread, worth)
@@ -101,8 +102,10 @@ def allocate(
 def with_room(find: Callable[[float], tuple[Found, float]], budget: float) -> tuple[Found, float]:
     """What is found with as small a reserve as is enough for chance, and that reserve.
 
-    find: what is chosen where so much is reserved, and what chance may add to its cost. The less there is to choose
-    with, the less chance adds as a rule: what was needed for the best choice may be far more than is needed in the end.
+    find: what is chosen where so much is reserved, and what chance may add to its cost. The less there is to
+    choose
+    with, the less chance adds as a rule: what was needed for the best choice may be far more than is needed
+    in the end.
     """
     found, chance = find(0.0)
     if chance <= 0:
@@ -110,7 +113,8 @@ def with_room(find: Callable[[float], tuple[Found, float]], budget: float) -> tu
     low, high, enough = 0.0, 0.999 * budget, None
     near = NEAR * budget
     for round_ in range(ROUNDS):
-        # Where chance follows the reserve, a step past it is enough; where it leaps, halves come near the leap.
+        # Where chance follows the reserve, a step past it is enough; where it leaps, halves come near the
+        # leap.
         reserve = chance + near / 2
         if not low < reserve < high or round_ > ROUNDS // 2:
             reserve = 0.5 * (low + high)
@@ -149,8 +153,8 @@ def bracket(worth: Array, cost: Array, budget: float, *, until: int = 0) -> Brac
     """Where the sum of what is chosen passes the budget. worth may be below zero, such as what is left after a toll.
     until: near enough where no more questions than these differ.
 
-    Only questions whose way differs between the two ends of the interval of prices are looked at again: between them
-    no other's can differ, for the ways that are ever chosen lie on a convex curve.
+    Only questions whose way differs between the two ends of the interval of prices are looked at again:
+    between them no other's can differ, for the ways that are ever chosen lie on a convex curve.
     """
     low, high = 0.0, _highest_price(worth, cost)
     dear = choose_at(worth, cost, low)

@@ -1,8 +1,8 @@
 """The chain: each entry's hash covers all of its columns and the hash of the entry before it.
 
-So no entry can be changed, put in or taken out without every later hash, and the end of the chain that the root
-scope keeps, being made anew. Every tree of scopes has one chain. Someone who may write to the store can do
-all that; a copy of a root's last hash, kept elsewhere, tells. Leaves out what is written: see `ledger`.
+So no entry can be changed, put in or taken out without every later hash, and the end of the chain that the
+root scope keeps, being made anew. Every tree of scopes has one chain. Someone who may write to the store can
+do all that; a copy of a root's last hash, kept elsewhere, tells. Leaves out what is written: see `ledger`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What settled rows teach about the costs that are still expected: real over expected, and how far it scatters, by way.
 
-A ratio is weighed by how well it is known against how far off predictions tend to be; so it is held near 1, and near
-that of all ways, while few rows are known. Keeps sums alone.
+A ratio is weighed by how well it is known against how far off predictions tend to be; so it is held near 1,
+and near that of all ways, while few rows are known. Keeps sums alone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Corrections:
             sums = np.zeros(0)
         if sums.shape != self._sums.shape or not np.isfinite(sums).all():
             raise InputError(
-                f"what was learned has the shape {sums.shape}, not {self._sums.shape}; it belongs to another job"
+                f"what was learned has the shape {sums.shape}, not {self._sums.shape}; it belongs to another "
+                f"job"
             )
         self._sums = sums
         self._update()

@@ -235,12 +235,13 @@ class Ledger:
     ) -> Hold:
         """Hold the worst case of a call: `usage` is the most each model may read and make.
 
-        Idempotent: the same key with the same parameters (JSON values; their hash is kept) gives the same hold,
-        whatever its state. tags are kept with the entries, `strategy` among them. unpriced names models that
-        may go without a price; their tokens still count. lease: seconds until a hold whose caller is never heard of again is
-        expired, or unknown once it was dispatched. dispatch: a new hold is dispatched in the same transaction, for callers
-        that send at once. Raises `BudgetExceeded` (and holds nothing), `UnknownPrice`,
-        `UnknownName` for the budget, `BudgetClosed`, `HoldError` where the key stands for another call.
+        Idempotent: the same key with the same parameters (JSON values; their hash is kept) gives the same
+        hold, whatever its state. tags are kept with the entries, `strategy` among them. unpriced names models
+        that may go without a price; their tokens still count. lease: seconds until a hold whose caller is
+        never heard of again is expired, or unknown once it was dispatched. dispatch: a new hold is dispatched
+        in the same transaction, for callers that send at once. Raises `BudgetExceeded` (and holds nothing),
+        `UnknownPrice`, `UnknownName` for the budget, `BudgetClosed`, `HoldError` where the key stands for
+        another call.
         """
         asked = "" if parameters is None else digest(parameters)
         claim = Claim(key, usage, prices, asked, tags or {})
@@ -255,8 +256,8 @@ class Ledger:
     ) -> list[Hold | ViaticumError]:
         """As `reserve` for each, in one transaction: what each would have returned or raised, in the same order.
 
-        Each fits beside those before it or holds nothing. Raises for what concerns them all: `UnknownName` for the
-        budget and `LedgerError`; then none holds.
+        Each fits beside those before it or holds nothing. Raises for what concerns them all: `UnknownName`
+        for the budget and `LedgerError`; then none holds.
         """
         wanted = [_result_or_error(partial(_hold_from_claim, budget, claim, (), lease)) for claim in claims]
 
@@ -321,11 +322,12 @@ class Ledger:
         """Post what the call used, at the price it was held at, and free the rest of the hold.
 
         usage is what the provider reported. counted is what the caller saw itself, for a stream that ended
-        early: the larger of the two is posted. A usage of None is one that is missing: the whole hold is posted, or what was counted
-        where that is more. `result` (JSON text) is kept in the same transaction. Idempotent for the same
-        usage; a result, once kept, stays. An unknown hold is reconciled by this. Raises `HoldError` for other
-        usage, another result, an unknown key or a hold that is void or expired; `UnknownPrice` for a model
-        the hold does not name. More used than held: the truth is posted and `overrun` says by how much.
+        early: the larger of the two is posted. A usage of None is one that is missing: the whole hold is
+        posted, or what was counted where that is more. `result` (JSON text) is kept in the same transaction.
+        Idempotent for the same usage; a result, once kept, stays. An unknown hold is reconciled by this.
+        Raises `HoldError` for other usage, another result, an unknown key or a hold that is void or expired;
+        `UnknownPrice` for a model the hold does not name. More used than held: the truth is posted and
+        `overrun` says by how much.
         """
         settlement = _checked_settlement(Settlement(key, usage, result))
         seen = None if counted is None else checked_usage(counted)
@@ -482,8 +484,8 @@ class Ledger:
     def check(self, budget: str | None = None) -> list[str]:
         """What is wrong with the ledger, one line each; empty where nothing was altered and every limit held.
 
-        Only the tree of scopes that `budget` belongs to, where one is given; the pages of the file as such are then
-        not looked at.
+        Only the tree of scopes that `budget` belongs to, where one is given; the pages of the file as such
+        are then not looked at.
         """
         return self._store.read(lambda rows: audit(rows, budget))
 

@@ -1,13 +1,14 @@
 """A budget spread over the questions of a running job, as they come: prices that follow what is really spent.
 
 A job knows a sample of its questions beforehand and the rest a block at a time. At every block the price of a
-nano-dollar (and of a second, where there is a deadline) is set anew, so that the questions that are left are expected
-to cost what is left: the relaxation of `budgets.allocate` on the sample, at most one row short of it. The last block
-is allocated exactly. Memory does not depend on the number of rows.
+nano-dollar (and of a second, where there is a deadline) is set anew, so that the questions that are left are
+expected to cost what is left: the relaxation of `budgets.allocate` on the sample, at most one row short of
+it. The last block is allocated exactly. Memory does not depend on the number of rows.
 
-Real costs come in by `settle`. They correct what is expected of every way, by a ratio that is held near 1 while few
-are known; and they take the place of what was set aside, so that room for chance is left for the rows alone whose cost
-is still unknown. Amounts are nano-dollars. Leaves out the ledger, which has the last word: a plan is not a hold.
+Real costs come in by `settle`. They correct what is expected of every way, by a ratio that is held near 1
+while few are known; and they take the place of what was set aside, so that room for chance is left for the
+rows alone whose cost is still unknown. Amounts are nano-dollars. Leaves out the ledger, which has the last
+word: a plan is not a hold.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class Pacer:
         left out; without it the sample stands for all rows, wherever they are. A sample of all rows makes an exact plan.
         worst [W]: what is held for a row beforehand; towards the end, a way for which no room is left is not planned.
 
-        Raises `InputError` for what is no number, an empty sample, or a budget or a deadline that is not above zero.
+        Raises `InputError` for what is no number, an empty sample, or a budget or a deadline that is not
+        above zero.
         """
         check_terms(budget, seconds, deadline, risk)
         told = Expected.of(worth, cost, spread, seconds)
@@ -150,9 +152,10 @@ class Pacer:
     ) -> Array:
         """The way of each of the next B rows, `SKIPPED` for none [B]; arrays [B, W] of these rows.
 
-        elapsed: seconds since the job began, where there is a deadline (else the sum of what `settle` was told);
-        left: what the ledger says has not been posted yet, where it knows better. Raises `InputError` for more rows
-        than the job has, or arrays that are not those of the sample's ways.
+        elapsed: seconds since the job began, where there is a deadline (else the sum of what `settle` was
+        told);
+        left: what the ledger says has not been posted yet, where it knows better. Raises `InputError` for
+        more rows than the job has, or arrays that are not those of the sample's ways.
         """
         told = Expected.of(worth, cost, spread, seconds)
         if told.worth.shape[1] != len(self._open):
@@ -265,7 +268,8 @@ class Pacer:
             raise InputError(f"no state of a pacer ({error!r}); start the job's plan anew") from None
         if state.get("rows") != self.rows or not 0 <= settled <= self.rows:
             raise InputError(
-                f"{settled} of {state.get('rows')} rows are settled, and this job has {self.rows}; it is another job"
+                f"{settled} of {state.get('rows')} rows are settled, and this job has {self.rows}; it is "
+                f"another job"
             )
         self._learned.resume(learned)
         self._settled = self._planned = settled

@@ -2,7 +2,8 @@
 
 A forecast has two numbers: p50, what half of such calls stay under, and p90, what nine of ten do. Policies:
 `cheaper` takes the best option that still fits, `ask` raises `DecisionNeeded` with those that do, `stop`
-raises `BudgetExceeded`. Knows no model and no prompt: an option is a name, what it is worth and what it costs.
+raises `BudgetExceeded`. Knows no model and no prompt: an option is a name, what it is worth and what it
+costs.
 
 Leaves out reserving: the worst case is held by `Ledger.reserve`, which has the last word.
 """
@@ -129,7 +130,10 @@ def _shortage(lineage: Sequence[Budget], option: Option) -> str | None:
                 f"{format_usd(budget.left_nanousd)} left"
             )
         if budget.left_tokens is not None and option.tokens_p90 > budget.left_tokens:
-            return f"{option.name} may use {option.tokens_p90} tokens and {budget.name!r} has {budget.left_tokens} left"
+            return (
+                f"{option.name} may use {option.tokens_p90} tokens and {budget.name!r} has "
+                f"{budget.left_tokens} left"
+            )
     return None
 
 

@@ -200,7 +200,8 @@ class PostgresStore(Store):
         found = int(row["number"]) if row else 0
         if found > schema.VERSION:
             raise LedgerError(
-                f"the ledger {self._name} has version {found}, newer than {schema.VERSION}, which this viaticum "
+                f"the ledger {self._name} has version {found}, newer than {schema.VERSION}, which this "
+                f"viaticum "
                 "knows; upgrade viaticum"
             )
         return found
@@ -224,7 +225,8 @@ class PostgresStore(Store):
             ) from error
         except psycopg.OperationalError as error:
             raise LedgerError(
-                f"the ledger {self._name} cannot be reached: {one_line(error)}; check address, rights and server"
+                f"the ledger {self._name} cannot be reached: {one_line(error)}; check address, rights and "
+                f"server"
             ) from error
         except psycopg.Error as error:
             raise LedgerError(f"the ledger {self._name} failed: {one_line(error)}") from error

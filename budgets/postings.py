@@ -1,7 +1,7 @@
 """What each step of a call writes: the hold, the totals of all its scopes, their windows, and the entry.
 
-Each function carries out one step inside the caller's write transaction. Leaves out whether the step is allowed
-(`rules`), transactions (`ledger`) and how rows are kept (`store`).
+Each function carries out one step inside the caller's write transaction. Leaves out whether the step is
+allowed (`rules`), transactions (`ledger`) and how rows are kept (`store`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Prices at which questions are expected to cost what there is: of a nano-dollar, and of a second.
 
-At a price every question takes the way with the greatest worth less cost, alone, so that a price found on a sample
-holds for all the questions that it stands for. Where two prices lie on both sides of the budget (many questions with
-the same table), each is for a share of the questions. The relaxation of `budgets.allocate`, without its last question.
+At a price every question takes the way with the greatest worth less cost, alone, so that a price found on a
+sample holds for all the questions that it stands for. Where two prices lie on both sides of the budget (many
+questions with the same table), each is for a share of the questions. The relaxation of `budgets.allocate`,
+without its last question.
 """
 
 from __future__ import annotations

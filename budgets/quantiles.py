@@ -1,7 +1,7 @@
 """Mean and standard deviation of an amount of which two quantiles are known, such as the cost of an answer.
 
-Lengths of answers are skewed, much like a log-normal distribution, and cut at the longest that a call may write. Pure
-arithmetic on arrays.
+Lengths of answers are skewed, much like a log-normal distribution, and cut at the longest that a call may
+write. Pure arithmetic on arrays.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ NORMAL_P90 = 1.2816  # standard deviations of a normal distribution below which 
 def moments(p50: Array, p90: Array, most: Array | float | None = None) -> tuple[Array, Array]:
     """Mean and standard deviation of log-normal amounts with these quantiles, cut at `most`; arrays of one shape.
 
-    What would be more than `most` is `most`: E[min(X, c)^k] = exp(k m + k^2 s^2 / 2) N(z - k s) + c^k (1 - N(z)), with
-    z = (ln c - m) / s, and m and s the mean and the standard deviation of ln X. An amount whose p50 is 0 is 0.
+    What would be more than `most` is `most`: E[min(X, c)^k] = exp(k m + k^2 s^2 / 2) N(z - k s) + c^k (1 -
+    N(z)), with z = (ln c - m) / s, and m and s the mean and the standard deviation of ln X. An amount whose
+    p50 is 0 is 0.
     """
     p50, p90 = np.asarray(p50, dtype=np.float64), np.asarray(p90, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,6 +1,6 @@
-"""What a ledger hands out: Budget, Hold and Entry, and how usage and prices are written as JSON text.
+"""The records of a ledger (Budget, Hold, Entry), their validation, and usage and prices as JSON text.
 
-Plain frozen data. Leaves out where it is stored (`store`, `schema`) and what may happen to it (`rules`).
+Frozen data without behaviour. Leaves out storage (`store`, `schema`) and the rules for changes (`rules`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EntryKind = Literal[
 ]
 ENTRY_KINDS: tuple[EntryKind, ...] = get_args(EntryKind)
 HOLD_STATES: tuple[HoldState, ...] = get_args(HoldState)
-# A hold in one of these still counts against its limits.
+# Holds in these states count against the limits.
 HELD_STATES: tuple[HoldState, ...] = ("reserved", "dispatched", "unknown")
 MAX_LEASE = 366 * 86_400
 TERMINAL_KINDS: tuple[EntryKind, ...] = ("post", "void", "expire")
@@ -32,11 +32,14 @@ TERMINAL_KINDS: tuple[EntryKind, ...] = ("post", "void", "expire")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """An allowance and where it stands: one scope. A limit of None sets no bound in that unit.
+    """The limits of one scope and its current totals. A limit of None means no bound in that unit.
 
-    parent is the scope above, whose limits hold as well. With a window, posted is what was spent in the
-    window that is running and earlier what was spent before; without one, posted is all. What is left falls
-    below zero only after an overrun: a call that used more than it held.
+    Only an overrun (a call that used more than its hold) takes `left_*` below zero.
+
+    Attributes:
+        parent: name of the scope above, whose limits apply as well; None for a root.
+        window: time window of the limits. With one, `posted_*` is the spending in the current window and
+            `earlier_*` the spending before it; without one, `posted_*` is all spending.
     """
 
     name: str
@@ -54,14 +57,14 @@ class Budget:
 
     @property
     def left_nanousd(self) -> int | None:
-        """Nano-dollars that are neither spent nor held; None where dollars are not limited."""
+        """Nano-dollars neither spent nor held; None without a dollar limit."""
         if self.limit_nanousd is None:
             return None
         return self.limit_nanousd - self.posted_nanousd - self.held_nanousd
 
     @property
     def left_tokens(self) -> int | None:
-        """Tokens that are neither spent nor held; None where tokens are not limited."""
+        """Tokens neither spent nor held; None without a token limit."""
         if self.limit_tokens is None:
             return None
         return self.limit_tokens - self.posted_tokens - self.held_tokens
@@ -69,13 +72,19 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """The worst case of one call, set aside under the key of that call.
+    """The reserved worst case of one call, identified by the idempotency key of that call.
 
-    State: reserved -> dispatched -> posted | void | expired | unknown; unknown, a call that was sent and never
-    heard of again, stays charged until it is posted or voided. held, usage (tokens per model) and prices stay
-    what they were at `reserve`. parameters is the hash of what the caller asked for, tags are its labels.
-    lease is how many seconds it may stay as it is, until (UTC) when that runs out. result is the JSON text
-    kept with the call, so that an interrupted caller need not pay twice.
+    States: reserved -> dispatched -> posted | void | expired | unknown. An unknown hold (sent, outcome never
+    reported) stays charged until it is posted or voided. The held amounts, usage and prices never change.
+
+    Attributes:
+        usage: reserved tokens per model.
+        prices: price per model at the time of `reserve`.
+        parameters: SHA-256 of the caller's parameters, "" without any.
+        tags: labels of the call.
+        lease: seconds that the hold may stay in its current state.
+        until: end of the lease, UTC in ISO 8601.
+        result: JSON text stored with the call, so that an interrupted caller need not pay twice.
     """
 
     key: str
@@ -93,7 +102,7 @@ class Hold:
     until: str = ""
 
     def with_state(self, state: HoldState, until: str) -> Hold:
-        """The same in another state; what `dataclasses.replace` does, in a third of its time."""
+        """Copy with another state and lease end; takes a third of the time of `dataclasses.replace`."""
         return Hold(
             self.key,
             self.budget,
@@ -128,7 +137,7 @@ class Hold:
         )
 
     def with_times(self, created: str, until: str) -> Hold:
-        """The same, as it is kept."""
+        """Copy with its creation time and lease end."""
         return Hold(
             self.key,
             self.budget,
@@ -148,14 +157,19 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the ledger, never altered. at is UTC in ISO 8601.
+    """One immutable line of the ledger.
 
-    nanousd and tokens by kind: `reserve` what was held, `post` what was spent, `void` and `expire` what was
-    freed, `unknown` what stays charged, `limit` the limits from then on (0 for none); 0 for the others.
-    key is None where the entry is about the scope. overrun is the nano-dollars posted above what was held.
-    usage and prices are what the amounts were computed from. note holds the rest: costs by model, tags,
-    hashes of parameters and result, window, parent, reason. number and hash place the entry in the chain of
-    its root scope.
+    Attributes:
+        id: row id, assigned by the store.
+        key: key of the hold; None for entries about the scope itself.
+        nanousd, tokens: by kind, `reserve` the amount held, `post` the amount spent, `void` and `expire` the
+            amount released, `unknown` the amount that stays charged, `limit` the limits from then on (0 for
+            none); else 0.
+        overrun: nano-dollars posted above the amount held.
+        at: UTC in ISO 8601.
+        usage, prices: what the amounts were computed from.
+        note: further details: costs by model, tags, hashes of parameters and result, window, parent, reason.
+        root, number, hash: position in the hash chain of the root scope.
     """
 
     id: int
@@ -193,14 +207,14 @@ class Entry:
 
 
 def checked_name(kind: str, name: str) -> str:
-    """The name itself; `InputError` where it is blank or holds characters that cannot be printed."""
+    """Return the name; raises `InputError` if it is blank or not printable."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise InputError(f"not a {kind}: {name!r}; use printable characters, at least one")
     return name
 
 
 def checked_limit(unit: str, limit: int | None) -> int | None:
-    """The limit itself; `InputError` where it is not a positive integer of 64 bits."""
+    """Return the limit; raises `InputError` if it is not a positive 64-bit integer."""
     if limit is None:
         return None
     if not _is_count(limit) or limit == 0:
@@ -210,10 +224,11 @@ def checked_limit(unit: str, limit: int | None) -> int | None:
 
 
 def checked_usage(usage: Mapping[str, TokenCount]) -> dict[str, TokenCount]:
-    """A copy in order of model name.
+    """Return a copy sorted by model name.
 
-    Raises `InputError` where no model is named (usage that is missing is not usage of zero), or a
-    count is negative or no integer.
+    Raises:
+        InputError: no model is named (missing usage is not zero usage), or a count is negative or not an
+        integer.
     """
     if not usage:
         raise InputError("no usage: name at least one model, with its token counts")
@@ -230,7 +245,7 @@ def checked_usage(usage: Mapping[str, TokenCount]) -> dict[str, TokenCount]:
 
 
 def checked_result(result: str | None) -> str | None:
-    """The text itself; `InputError` where it is not JSON."""
+    """Return the text; raises `InputError` if it is not JSON."""
     if result is None:
         return None
     try:
@@ -248,7 +263,7 @@ def checked_lease(seconds: int) -> int:
 
 
 def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """A copy in order of name; `InputError` where one is not printable text."""
+    """Return a copy sorted by name; raises `InputError` if a name or value is not printable."""
     for name, value in tags.items():
         checked_name("tag", name)
         checked_name(f"value of tag {name!r}", value)
@@ -261,7 +276,11 @@ UNPRICED = Price(0, 0, version="unpriced")
 def snapshot(
     prices: Mapping[str, Price], usage: Mapping[str, TokenCount], unpriced: tuple[str, ...] = ()
 ) -> dict[str, Price]:
-    """The prices that `usage` needs; `UnknownPrice` names a model that has none and is not in `unpriced`."""
+    """Return the prices of all models in `usage`.
+
+    Raises:
+        UnknownPrice: a model has no price and is not in `unpriced`.
+    """
     for model in usage:
         if model not in prices and model not in unpriced:
             raise UnknownPrice(
@@ -272,7 +291,7 @@ def snapshot(
 
 
 def costs(usage: Mapping[str, TokenCount], prices: Mapping[str, Price]) -> dict[str, int]:
-    """Nano-dollars by model of what was used."""
+    """Return the cost of `usage` in nano-dollars, by model."""
     prices = snapshot(prices, usage)
     return {
         name: prices[name].cost(
@@ -287,7 +306,7 @@ def costs(usage: Mapping[str, TokenCount], prices: Mapping[str, Price]) -> dict[
 
 
 def worst_costs(usage: Mapping[str, TokenCount], prices: Mapping[str, Price]) -> dict[str, int]:
-    """Nano-dollars by model of what a call may use at most, whatever is cached or thought, in any tier."""
+    """Return the upper bound of the cost in nano-dollars, by model: any caching, reasoning and price tier."""
     prices = snapshot(prices, usage)
     return {
         name: prices[name].worst_cost(count.input_tokens, count.output_tokens, count.milliseconds)
@@ -296,7 +315,7 @@ def worst_costs(usage: Mapping[str, TokenCount], prices: Mapping[str, Price]) ->
 
 
 def amounts(usage: Mapping[str, TokenCount], by_model: Mapping[str, int]) -> tuple[int, int]:
-    """Nano-dollars and tokens, summed over the models. Raises `InputError` past 64 bits."""
+    """Return nano-dollars and tokens summed over the models; raises `InputError` if they exceed 64 bits."""
     nanousd, tokens = sum(by_model.values()), sum(count.total for count in usage.values())
     if max(nanousd, tokens) > MAX_NANOUSD:
         raise InputError(f"usage out of range: {nanousd} nano-dollars, {tokens} tokens do not fit 64 bits")
@@ -304,7 +323,7 @@ def amounts(usage: Mapping[str, TokenCount], by_model: Mapping[str, int]) -> tup
 
 
 def elementwise_max(one: Mapping[str, TokenCount], other: Mapping[str, TokenCount]) -> dict[str, TokenCount]:
-    """Model by model and count by count, the larger of the two."""
+    """Return the maximum of each token count, model by model."""
     both = {}
     for model in sorted({*one, *other}):
         pair = asdict(one.get(model, TokenCount())), asdict(other.get(model, TokenCount()))
@@ -313,7 +332,7 @@ def elementwise_max(one: Mapping[str, TokenCount], other: Mapping[str, TokenCoun
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a value as JSON, whatever the order of its keys. Raises `InputError` for what JSON cannot hold."""
+    """Return the SHA-256 of a value as JSON with sorted keys; raises `InputError` if it is not JSON-serialisable."""
     try:
         return hashlib.sha256(json_text(value).encode()).hexdigest()
     except (TypeError, ValueError, RecursionError) as error:
@@ -331,7 +350,7 @@ def usage_text(usage: Mapping[str, TokenCount]) -> str:
     return _usage_text(tuple(usage.items()))
 
 
-@lru_cache(maxsize=4096)  # the usage of a call is written with its hold and with two of its entries
+@lru_cache(maxsize=4096)  # a call's usage is written with its hold and with two of its entries
 def _usage_text(usage: tuple[tuple[str, TokenCount], ...]) -> str:
     return json_text({model: _stored_fields(count, 2) for model, count in usage})
 
@@ -344,13 +363,13 @@ def prices_text(prices: Mapping[str, Price]) -> str:
     return _prices_text(tuple(prices.items()))
 
 
-@lru_cache(maxsize=64)  # one price list is written again with every call
+@lru_cache(maxsize=64)  # every call writes the same few price lists
 def _prices_text(prices: tuple[tuple[str, Price], ...]) -> str:
     return json_text({model: price_json(price) for model, price in prices})
 
 
 def price_json(price: Price) -> dict[str, Any]:
-    """A price as JSON values; what is at its default is left out."""
+    """Return the price as JSON values, without fields at their default."""
     values = _stored_fields(price, 2)
     if price.tiers:
         values["tiers"] = [_stored_fields(tier, 3) for tier in price.tiers]
@@ -361,7 +380,7 @@ def prices_from(text: str) -> dict[str, Price]:
     return dict(_prices_from(text))
 
 
-@lru_cache(maxsize=64)  # one price list is read again with every call
+@lru_cache(maxsize=64)  # every call reads the same few price lists
 def _prices_from(text: str) -> tuple[tuple[str, Price], ...]:
     return tuple((model, _price_from(price)) for model, price in json.loads(text).items())
 
@@ -371,7 +390,7 @@ def _price_from(values: dict[str, Any]) -> Price:
 
 
 def _stored_fields(record: TokenCount | Price | Tier, always: int) -> dict[str, Any]:
-    """The first `always` fields, and those of the others that differ from their default."""
+    """The first `always` fields, and those others that differ from their default."""
     values = [(name, getattr(record, name), default) for name, default in _DEFAULTS[type(record)]]
     return {
         name: value

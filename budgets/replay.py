@@ -1,8 +1,9 @@
 """The audit behind `Ledger.check`: what the entries say, played again from the first, against all other rows.
 
-Each entry's hash is computed anew, each amount is priced anew, each limit is looked at after each hold, and in
-the end every column of every scope, hold and bucket has to be what the entries make it. It reads, and mends
-nothing. Leaves out rows altered together with every hash after them: keep a copy of `Ledger.chain_heads()` for that.
+Each entry's hash is computed anew, each amount is priced anew, each limit is looked at after each hold, and
+in the end every column of every scope, hold and bucket has to be what the entries make it. It reads, and
+mends nothing. Leaves out rows altered together with every hash after them: keep a copy of
+`Ledger.chain_heads()` for that.
 """
 
 from __future__ import annotations
@@ -103,9 +104,14 @@ class _Audit:
         number, head, last = 0, GENESIS_HASH, ""
         for entry, *texts in self.rows.chain(self.root):
             if entry.number != number + 1:
-                yield f"entries are missing or doubled before entry {entry.id}: number {entry.number} follows {number}"
+                yield (
+                    f"entries are missing or doubled before entry {entry.id}: number {entry.number} follows "
+                    f"{number}"
+                )
             if entry_hash(head, entry, *texts) != entry.hash:
-                yield f"entry {entry.id} was altered, or the one before it: its hash is not that of its columns"
+                yield (
+                    f"entry {entry.id} was altered, or the one before it: its hash is not that of its columns"
+                )
             number, head, last = entry.number, entry.hash, entry.at
             yield from self._check_texts(entry, *texts)
             try:
@@ -162,7 +168,8 @@ class _Audit:
         ):
             if limit is not None and limit != before and used > limit:
                 yield (
-                    f"a limit is exceeded: entry {entry.id} sets {limit} {unit} for {entry.budget!r}, {used} are used"
+                    f"a limit is exceeded: entry {entry.id} sets {limit} {unit} for {entry.budget!r}, {used} "
+                    f"are used"
                 )
 
     def _refill(self, replayed: _ReplayedScope, entry: Entry) -> None:
@@ -218,7 +225,8 @@ class _Audit:
             for amount, (unit, limit) in zip(used, limits, strict=True):
                 if limit is not None and amount > limit:
                     yield (
-                        f"a limit is exceeded: after entry {entry.id} {scope.name!r} has {amount} of {limit} {unit}"
+                        f"a limit is exceeded: after entry {entry.id} {scope.name!r} has {amount} of {limit} "
+                        f"{unit}"
                     )
 
     def _apply_hold_entry(self, entry: Entry) -> Iterator[str]:
@@ -253,7 +261,10 @@ class _Audit:
             if "result" in entry.note:
                 self._note_result(hold.key, entry.note["result"])
         elif (entry.nanousd, entry.tokens) != held:
-            yield f"a hold differs from its entries: entry {entry.id} frees other amounts than {hold.key!r} held"
+            yield (
+                f"a hold differs from its entries: entry {entry.id} frees other amounts than {hold.key!r} "
+                f"held"
+            )
         for replayed in self._lineage(entry.budget):
             replayed.add((-held[0], -held[1]), posted, entry.at if entry.kind == "post" else "")
         del self.open[hold.key]
@@ -284,7 +295,10 @@ class _Audit:
         for name in Hold.__dataclass_fields__:
             is_there, made = getattr(found, name), getattr(expected, name)
             if name != "result" and is_there != made:
-                yield f"a hold differs from its entries: {key!r} has {name} {is_there}, the entries make it {made}"
+                yield (
+                    f"a hold differs from its entries: {key!r} has {name} {is_there}, the entries make it "
+                    f"{made}"
+                )
         has = None if found.result is None else result_hash(found.result)
         if ended and told is None and has is not None:
             self.unmatched_results[key] = has
@@ -298,7 +312,10 @@ class _Audit:
             yield f"the result of {key!r} is not the one its entry tells of"
         stored = self.rows.count_holds(self.root)
         if stored != self.reserved:
-            yield f"{self.root!r} has {stored} holds, its entries reserve {self.reserved}: one was put in or taken out"
+            yield (
+                f"{self.root!r} has {stored} holds, its entries reserve {self.reserved}: one was put in or "
+                f"taken out"
+            )
 
     def _compare_scopes(self, number: int, head: str, last: str) -> Iterator[str]:
         if self.root in self.replayed:

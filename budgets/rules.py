@@ -81,7 +81,8 @@ def require_same_terms(found: Budget, wanted: Budget) -> Budget:
         )
     if found.window != wanted.window:
         raise BudgetError(
-            f"budget {found.name!r} exists with the window {found.window or 'none'}, not {wanted.window or 'none'}; "
+            f"budget {found.name!r} exists with the window {found.window or 'none'}, not "
+            f"{wanted.window or 'none'}; "
             "change it with set_limit() or take another name"
         )
     return found
@@ -97,7 +98,8 @@ def refuse_limit_below_use(old: Budget, new: Budget) -> None:
     if short_of_dollars or short_of_tokens:
         raise BudgetError(
             f"budget {old.name!r} has {format_usd(new.posted_nanousd + new.held_nanousd)} and "
-            f"{new.posted_tokens + new.held_tokens} tokens spent or held, above the new limit of {_limits(new)}; "
+            f"{new.posted_tokens + new.held_tokens} tokens spent or held, above the new limit of "
+            f"{_limits(new)}; "
             "give a limit at or above that"
         )
 
@@ -170,7 +172,8 @@ def refuse_ended(hold: Hold, doing: str) -> None:
         raise HoldError(f"the hold {hold.key!r} is void and cannot be {doing}; reserve under a new key")
     if hold.state == "expired":
         raise HoldError(
-            f"the hold {hold.key!r} expired before it was dispatched and cannot be {doing}; reserve under a new key"
+            f"the hold {hold.key!r} expired before it was dispatched and cannot be {doing}; reserve under a "
+            f"new key"
         )
 
 

@@ -1,7 +1,7 @@
-"""The tables of the ledger file, as numbered migrations.
+"""Tables of the SQLite ledger file, as numbered migrations.
 
-`MIGRATIONS[n]` takes a file from version n to n + 1; the version is SQLite's user_version. A migration
-that has shipped is never edited: add another. Leaves out opening files and transactions: see `store`.
+`MIGRATIONS[n]` takes a file from version n to n + 1; the version is SQLite's user_version. A released
+migration is never edited: add another. Leaves out opening files and transactions: see `sqlite`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from viaticum.budgets.chain import entry_hash, result_hash
 from viaticum.budgets.records import Entry, costs, json_text, prices_from, usage_from, usage_text
 from viaticum.budgets.store import GENESIS_HASH
 
-APPLICATION_ID = 0x56494154  # "VIAT": marks the file as ours, also for file(1)
+APPLICATION_ID = 0x56494154  # "VIAT": identifies the file format, also to file(1)
 
 
 def budgets_holds_entries(db: Database) -> None:
-    """Version 1: what was allowed, what is set aside, and what happened."""
+    """Version 1: budgets, holds and entries."""
     for statement in (_BUDGETS, _HOLDS, _ENTRIES, *_INDEXES, *_GUARDS):
         db.execute(statement)
 
 
 def scopes_states_chain(db: Database) -> None:
-    """Version 2: scopes within scopes, windows, all states of a hold, entries in a chain of hashes, views."""
+    """Version 2: nested scopes, windows, all states of a hold, hash-chained entries, views."""
     for table in ("entries", "holds", "budgets"):
         db.execute(f"ALTER TABLE {table} RENAME TO {table}_1")
     for statement in (_BUDGETS_2, _BUCKETS_2, _HOLDS_2, _ENTRIES_2):
@@ -41,7 +41,7 @@ def scopes_states_chain(db: Database) -> None:
 
 
 def _chain_up_entries(db: Database) -> None:
-    """Version 1 knew no chain, no prices beside an entry and no costs by model: they are worked out here."""
+    """Compute what version 1 did not store: the hash chain, the prices of an entry, and costs by model."""
     ends: dict[str, tuple[int, str]] = {}
     query = (
         "SELECT e.*, h.prices, h.result FROM entries_1 e LEFT JOIN holds_1 h ON h.key = e.key ORDER BY e.id"
@@ -103,14 +103,15 @@ def version(db: Database) -> int:
 
 
 def migrate(db: Database) -> None:
-    """Bring the tables to `VERSION`. Call it inside a write transaction: all steps hold or none does."""
+    """Bring the tables to `VERSION`. Call it inside a write transaction, so that all migrations apply or none."""
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     for step in MIGRATIONS[version(db) :]:
         step(db)
     db.execute(f"PRAGMA user_version = {VERSION}")
 
 
-# Version 1. The totals repeat what entries say, so that a reservation reads one row; `Ledger.check` compares them.
+# Version 1. The totals are derivable from the entries; with them a reservation reads one row, and
+# `Ledger.check` compares both.
 _BUDGETS = """
 CREATE TABLE budgets (
   name TEXT PRIMARY KEY,
@@ -160,8 +161,8 @@ _INDEXES = (
     "CREATE UNIQUE INDEX one_end_a_key ON entries (key) WHERE kind IN ('post', 'void')",
 )
 
-# REPLACE deletes without firing delete triggers on connections that leave recursive_triggers off,
-# hence the guard on INSERT.
+# REPLACE deletes rows without firing delete triggers on connections with recursive_triggers off,
+# hence the trigger on INSERT.
 _GUARDS = (
     """
     CREATE TRIGGER entries_are_not_replaced BEFORE INSERT ON entries
@@ -198,8 +199,8 @@ _GUARDS = (
     """,
 )
 
-# Version 2. `lease` is in seconds, `until` is when it runs out; a version 1 hold has no lease and never lapses.
-# `created` is the time of the hold's first entry, which version 1 read from the clock a moment later.
+# Version 2. `lease` is in seconds, `until` is its end; a version 1 hold has no lease and never expires.
+# `created` is the time of the hold's first entry; version 1 read it from the clock a moment later.
 _BUDGETS_2 = f"""
 CREATE TABLE budgets (
   name TEXT PRIMARY KEY,
@@ -221,7 +222,7 @@ CREATE TABLE budgets (
 ) STRICT
 """
 
-# What was posted to a scope and below, by the bucket of its window.
+# Amounts posted to a scope and its descendants, by the bucket of its window.
 _BUCKETS_2 = """
 CREATE TABLE buckets (
   budget TEXT NOT NULL REFERENCES budgets (name),
@@ -287,7 +288,7 @@ SELECT key, budget, state, held_nanousd, held_tokens, usage, prices,
   '', '{}', 0, '9999' FROM holds_1 h ORDER BY rowid
 """
 
-# Each index is one page more to write with every call: ended holds and the entries of one scope are found
+# Each index costs one more page write per call, so ended holds and the entries of one scope are found
 # through their tree instead.
 _INDEXES_2 = (
     "CREATE INDEX budgets_by_parent ON budgets (parent)",
@@ -338,7 +339,7 @@ _GUARDS_2 = (
     """,
 )
 
-# For datasette and other readers. Dollars are shown as numbers with a point: to read, not to add up.
+# For datasette and other readers. Dollars are floating-point numbers here: for display, not for sums.
 VIEWS_2 = (
     """
     CREATE VIEW spend_by_scope AS

@@ -1,8 +1,8 @@
-"""The tables of the ledger in Postgres, as numbered migrations, in a schema of their own named `viaticum`.
+"""Tables of the Postgres ledger, as numbered migrations, in a Postgres schema of their own named `viaticum`.
 
-`MIGRATIONS[n]` takes the schema from version n to n + 1; the version is a row of viaticum.version. A migration
-that has shipped is never edited: add another. Postgres has its own numbers, apart from those of the SQLite
-file. Leaves out connections and transactions: see `postgres`.
+`MIGRATIONS[n]` takes the schema from version n to n + 1; the version is a row of viaticum.version. A released
+migration is never edited: add another. Version numbers are independent of those of the SQLite file. Leaves
+out connections and transactions: see `postgres`.
 """
 
 from __future__ import annotations

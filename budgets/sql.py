@@ -29,7 +29,10 @@ from viaticum.errors import ViaticumError
 
 Row = dict[str, Any]
 
-_HOLD_COLUMNS = "key, budget, state, held_nanousd, held_tokens, usage, prices, created, result, parameters, tags, lease, until"
+_HOLD_COLUMNS = (
+    "key, budget, state, held_nanousd, held_tokens, usage, prices, created, result, parameters, tags, lease, "
+    "until"
+)
 _ENTRY_COLUMNS = (
     "id, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note, root, number, hash"
 )
@@ -116,7 +119,8 @@ class SqlRows(Rows):
 
     def update_scope(self, scope: Scope) -> None:
         self.execute(
-            "UPDATE budgets SET limit_nanousd = ?, limit_tokens = ?, time_window = ?, state = ? WHERE name = ?",
+            "UPDATE budgets SET limit_nanousd = ?, limit_tokens = ?, time_window = ?, state = ? WHERE name "
+            "= ?",
             [scope.limit_nanousd, scope.limit_tokens, _window_text(scope), scope.state, scope.name],
         )
 
@@ -243,7 +247,8 @@ class SqlRows(Rows):
 
 # In the order of `EntryColumns`, then the hash.
 ENTRY_INSERT = (
-    "INSERT INTO entries (root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note, hash)"
+    "INSERT INTO entries (root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, "
+    "note, hash)"
     f" VALUES ({', '.join('?' * 13)})"
 )
 

@@ -35,8 +35,9 @@ _MAGIC = b"SQLite format 3\0"
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 _rng = random.Random()  # its own, so that a caller's seeded numbers stay what they were
 
-# Files that this process has open. POSIX drops every lock of a process on a file when it closes any descriptor
-# of it, so the header of a file that is open here is not looked at again: SQLite would lose its locks.
+# Files that this process has open. POSIX drops every lock of a process on a file when it closes any
+# descriptor of it, so the header of a file that is open here is not looked at again: SQLite would lose its
+# locks.
 _open_counts: Counter[str] = Counter()
 _open_counts_lock = threading.Lock()
 
@@ -332,7 +333,10 @@ def _primary_code(error: sqlite3.Error) -> int | None:
 def _error_message(error: sqlite3.Error, path: Path) -> str:
     code = _primary_code(error)
     if code in _BUSY_CODES:
-        return f"the ledger {path} was kept locked for {BUSY_SECONDS:.0f} s by another process; stop it or try again"
+        return (
+            f"the ledger {path} was kept locked for {BUSY_SECONDS:.0f} s by another process; stop it or try "
+            f"again"
+        )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return f"the ledger {path} is damaged: {one_line(error)}; restore it from a copy"
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):

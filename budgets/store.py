@@ -1,10 +1,10 @@
-"""The contract of a store: what every place that keeps a ledger can do, inside transactions.
+"""The storage contract: `Store` runs transactions, `Rows` reads and writes ledger rows inside one.
 
-A `Store` runs an action in a transaction and hands it `Rows`; each method of `Rows` reads or writes one thing
-and decides nothing. Implementations: `memory`, `sqlite`, `postgres`; all of them run one conformance suite
-(tests/test_ledger_stores.py). To add one, implement both classes and add a line to `stores.open_store`.
+Each method of `Rows` reads or writes one thing and makes no decisions. Implementations: `memory`, `sqlite`
+and `postgres`; all pass one conformance suite (tests/budgets/test_ledger_stores.py). To add one, implement
+both classes and add a line to `stores.open_store`.
 
-Leaves out what may happen to budgets, holds and entries: see `ledger` and `rules`.
+Leaves out the rules for budgets, holds and entries: see `ledger` and `rules`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from viaticum.budgets.windows import Window
 T = TypeVar("T")
 # root, number, budget, key, kind, nanousd, tokens, overrun, at, and usage, prices and note as JSON texts.
 EntryColumns = tuple[str, int, str, str | None, str, int, int, int, str, str, str, str]
-GENESIS_HASH = "0" * 64  # what the first entry of a chain follows
+GENESIS_HASH = "0" * 64  # predecessor of the first entry of a chain
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The row of a budget. posted is all that was ever spent here and below.
+    """The row of a budget. `posted_*` is all spending of the scope and its descendants, over all time.
 
-    The root of a tree of scopes keeps where its chain of entries ends: how many there are, the hash and the
-    time of the last one.
+    The root of a tree also stores the end of its hash chain: the number of entries, and hash and time of the
+    last.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Scope:
     last_at: str = ""
 
     def with_amounts(self, held: tuple[int, int], posted: tuple[int, int]) -> Scope:
-        """With these amounts added; what `dataclasses.replace` does, in a third of its time."""
+        """Copy with these amounts added; takes a third of the time of `dataclasses.replace`."""
         return Scope(
             self.name,
             self.parent,
@@ -72,11 +72,11 @@ class Scope:
         )
 
 
-def entry_from_columns(place: int, columns: EntryColumns, hash: str) -> Entry:
-    """The entry that these columns are. place: its id."""
+def entry_from_columns(id: int, columns: EntryColumns, hash: str) -> Entry:
+    """Build the entry with this id from its columns."""
     root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note = columns
     return Entry(
-        place,
+        id,
         budget,
         key,
         cast(EntryKind, kind),
@@ -94,27 +94,27 @@ def entry_from_columns(place: int, columns: EntryColumns, hash: str) -> Entry:
 
 
 class Rows(ABC):
-    """The rows of a ledger, inside one transaction. Amounts are pairs: nano-dollars and tokens.
+    """Row access inside one transaction. Amounts are pairs of nano-dollars and tokens.
 
-    is_exclusive: no other write goes on, so that what was read before a lock was taken still holds.
+    is_exclusive: no other writer can run, so rows that were read before taking a lock are still valid.
     """
 
     is_exclusive = True
 
     @abstractmethod
     def scopes(self, root: str | None = None) -> list[Scope]:
-        """All of them, or those of one tree, by name."""
+        """All scopes, or those of one tree, sorted by name."""
 
     @abstractmethod
     def lineage(self, name: str) -> list[Scope]:
-        """The scope and all above it, the root first; none where it is unknown. Locked until the end of a write."""
+        """The scope and its ancestors, root first; empty if unknown. A write locks the rows until its end."""
 
     @abstractmethod
     def insert_scope(self, scope: Scope) -> None: ...
 
     @abstractmethod
     def update_scope(self, scope: Scope) -> None:
-        """Write its limits, window and state."""
+        """Write the limits, window and state of a scope."""
 
     @abstractmethod
     def add_to_totals(self, names: Sequence[str], held: tuple[int, int], posted: tuple[int, int]) -> None:
@@ -131,7 +131,7 @@ class Rows(ABC):
 
     @abstractmethod
     def posted_since(self, name: str, bucket: int) -> tuple[int, int]:
-        """What was posted in this bucket and all later ones."""
+        """Amounts posted in this bucket and all later ones."""
 
     @abstractmethod
     def buckets(self, name: str) -> dict[int, tuple[int, int]]: ...
@@ -150,19 +150,19 @@ class Rows(ABC):
 
     @abstractmethod
     def holds(self, budget: str | None, state: HoldState | None) -> Iterator[Hold]:
-        """Oldest first; of one scope (not of those below), or of all."""
+        """Holds of one scope (without its descendants) or of all, oldest first."""
 
     @abstractmethod
     def count_holds(self, root: str) -> int:
-        """How many holds there are in a tree of scopes, ended ones among them."""
+        """Number of holds in a tree of scopes, ended ones included."""
 
     @abstractmethod
     def expired_holds(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
-        """Holds in these states whose lease ran out before `at`, oldest first."""
+        """Holds in these states whose lease ended before `at`, oldest first."""
 
     @abstractmethod
     def append(self, columns: EntryColumns, hash: str) -> int:
-        """Keep an entry, just as it was hashed; its id."""
+        """Store an entry with exactly the columns that were hashed; returns its id."""
 
     @abstractmethod
     def ending_entry(self, key: str) -> Entry | None:
@@ -170,27 +170,27 @@ class Rows(ABC):
 
     @abstractmethod
     def entries(self, budget: str | None, key: str | None) -> Iterator[Entry]:
-        """Oldest first; of one scope (not of those below), or of all."""
+        """Entries of one scope (without its descendants) or of all, oldest first."""
 
     @abstractmethod
     def chain(self, root: str) -> Iterator[tuple[Entry, str, str, str]]:
-        """The entries of a tree by number, each with the texts of usage, prices and note as they are kept.
+        """The entries of a tree by number, each with the stored texts of usage, prices and note.
 
-        An entry whose texts cannot be read comes with empty values beside them.
+        Entries with unreadable texts come with empty values for them.
         """
 
     @abstractmethod
     def posts_below(self, name: str, since: str) -> Iterator[Entry]:
-        """The `post` entries of a scope and of all below it, from a time on."""
+        """The `post` entries of a scope and its descendants from a time on."""
 
     @abstractmethod
     def integrity_errors(self) -> list[str]:
-        """What the store itself finds wrong with its files."""
+        """Damage that the store itself detects in its files."""
 
-    # Many at once; a database does these in fewer steps.
+    # Batch operations. Databases override them with fewer statements.
 
     def find(self, keys: Sequence[str]) -> dict[str, Hold]:
-        """The holds of those keys that have one."""
+        """The holds that exist for these keys."""
         return {key: found for key in keys if (found := self.hold(key)) is not None}
 
     def insert_holds(self, holds: Sequence[Hold]) -> None:
@@ -210,7 +210,7 @@ class Rows(ABC):
 
 
 class Store(ABC):
-    """Transactions over `Rows`. Threads may share one; a fork gives parent and child their own connection."""
+    """Transactions over `Rows`. Threads may share a store; a forked child opens a connection of its own."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -219,29 +219,29 @@ class Store(ABC):
 
     @abstractmethod
     def write(self, action: Callable[[Rows], T]) -> T:
-        """Run the action so that all it does holds, on disk when this returns, or, where it raises, nothing.
+        """Run the action atomically: durable when this returns, without effect if the action raises.
 
-        The action may be run again where the store lost a race, so it keeps nothing between runs.
+        The action must keep no state between runs: the store runs it again after a lost race.
         """
 
     @abstractmethod
     def read(self, action: Callable[[Rows], T]) -> T:
-        """Run the action on one moment of the ledger."""
+        """Run the action on a consistent snapshot."""
 
     @abstractmethod
     def close(self) -> None: ...
 
     @abstractmethod
     def _disconnect(self) -> None:
-        """Give up the connection before a fork; the next use makes a new one."""
+        """Close the connection before a fork; the next use opens a new one."""
 
 
 def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-# No database allows carrying an open connection across a fork. So every store is locked and disconnected
-# just before one; holding the locks through the fork also leaves them free in the child.
+# No database allows an open connection to be used across a fork. So every store is locked and disconnected
+# just before a fork; the forking thread holds the locks, so both processes can release them afterwards.
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 _stores_lock = threading.Lock()
 _locked_for_fork: list[Store] = []

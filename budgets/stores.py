@@ -1,4 +1,4 @@
-"""The stores there are, and which one an address means. Leaves out what a store does: see `store`."""
+"""Select the store for an address. Leaves out what a store does: see `store`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from viaticum.budgets.store import Store
 
 
 def open_store(where: str | os.PathLike[str], *, read_only: bool = False) -> Store:
-    """A path of an SQLite file, a `postgresql://` address, or `memory:`."""
+    """Open an SQLite file by path, a `postgresql://` address, or `memory:`."""
     text = os.fspath(where)
     if text.startswith(("postgresql://", "postgres://")):
-        from viaticum.budgets.postgres import PostgresStore  # needs an extra
+        from viaticum.budgets.postgres import PostgresStore  # psycopg is an optional dependency
 
         return PostgresStore(text, read_only=read_only)
     if text == "memory:":

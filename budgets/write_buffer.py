@@ -1,8 +1,8 @@
 """Many steps in one transaction: what they write is kept here and written once at the end, in as few statements as it takes.
 
-The steps themselves (`postings`, `rules`) are those of single calls: they see rows as if each write before them had been
-made. So a chunk of calls is checked hold by hold, and leaves the same rows, entries and hashes as one call after the other.
-Leaves out transactions (`ledger`) and how rows are kept (`store`).
+The steps themselves (`postings`, `rules`) are those of single calls: they see rows as if each write before
+them had been made. So a chunk of calls is checked hold by hold, and leaves the same rows, entries and hashes
+as one call after the other. Leaves out transactions (`ledger`) and how rows are kept (`store`).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Settlement:
 class WriteBuffer(Rows):
     """Rows over other rows, inside one of their write transactions; `flush` writes what was gathered.
 
-    budgets: scopes that are locked at once, in one order, before the holds of `keys` are read, so that what is known of
-    them still holds. holds: those of the keys, as they were read just before.
+    budgets: scopes that are locked at once, in one order, before the holds of `keys` are read, so that what
+    is known of them still holds. holds: those of the keys, as they were read just before.
     """
 
     is_exclusive = True
