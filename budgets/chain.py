@@ -1,8 +1,9 @@
-"""The chain: each entry's hash covers all of its columns and the hash of the entry before it.
+"""The hash chain: the hash of an entry covers all its columns and the hash of the entry before it.
 
-So no entry can be changed, put in or taken out without every later hash, and the end of the chain that the
-root scope keeps, being made anew. Every tree of scopes has one chain. Someone who may write to the store can
-do all that; a copy of a root's last hash, kept elsewhere, tells. Leaves out what is written: see `ledger`.
+Changing, inserting or removing an entry therefore means recomputing every later hash and the chain head
+stored with the root scope. Each tree of scopes has one chain. Whoever can write to the store can recompute
+all of it; a copy of a root's last hash, kept elsewhere, detects that. Leaves out the content of entries: see
+`ledger`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from viaticum.types import TokenCount
 
 
 def entry_hash(before: str, entry: Entry, usage: str, prices: str, note: str) -> str:
-    """SHA-256 over the hash before and every column but the id, which is the store's own."""
+    """SHA-256 over the previous hash and every column but the id, which the store assigns."""
     columns = (
         entry.root,
         entry.number,
@@ -51,7 +52,7 @@ class Chain:
     def __init__(self, rows: Rows, root: Scope, now: str) -> None:
         self._rows, self._root = rows, root.name
         self._number, self._head = root.entries, root.head
-        # A clock that was set back neither reopens a window nor unsorts the entries.
+        # Never earlier than the last entry: a clock set back must not reopen a window or unsort the entries.
         self.at = max(now, root.last_at)
         self.moment = datetime.fromisoformat(self.at)
 
@@ -72,10 +73,10 @@ class Chain:
         self._number += 1
         columns = (self._root, self._number, budget, key, kind, *amounts, overrun, self.at, *texts)
         self._head = columns_hash(self._head, columns)
-        place = self._rows.append(columns, self._head)
+        entry_id = self._rows.append(columns, self._head)
         self._rows.set_chain_head(self._root, self._number, self._head, self.at)
         return Entry(
-            place,
+            entry_id,
             budget,
             key,
             kind,

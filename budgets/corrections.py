@@ -1,7 +1,7 @@
-"""What settled rows teach about the costs that are still expected: real over expected, and how far it scatters, by way.
+"""Correct expected costs by what settled rows really cost: their ratio and scatter, by option.
 
-A ratio is weighed by how well it is known against how far off predictions tend to be; so it is held near 1,
-and near that of all ways, while few rows are known. Keeps sums alone.
+Each ratio (real over expected cost) is shrunk by its own uncertainty against the usual error of predictions,
+so that with few rows it stays near 1 and near the ratio of all options. Stores only sums.
 """
 
 from __future__ import annotations
@@ -13,39 +13,45 @@ import numpy as np
 from viaticum.budgets.allocate import Array
 from viaticum.errors import InputError
 
-PRIOR = 0.2  # standard deviation of real over expected cost, before anything is known
-PRIOR_ROWS = 4  # that cost any amount, beside those that are known: nothing is sure after the first
-SCATTER_ROWS = 30  # that scatter as expected, beside those that are known
-RATIOS = (0.1, 10.0)  # beyond which no ratio is believed
-SCATTERS = (0.5, 10.0)
+PRIOR = 0.2  # standard deviation of real over expected cost before any observation
+PRIOR_ROWS = 4  # pseudo-observations of arbitrary cost, so that one row does not make the ratio certain
+SCATTER_ROWS = 30  # pseudo-observations that scatter as expected
+RATIO_BOUNDS = (0.1, 10.0)
+SCATTER_BOUNDS = (0.5, 10.0)
 COUNT, EXPECTED, ACTUAL, EXPECTED_2, PRODUCT, ACTUAL_2, SPREAD_2 = range(7)
 
 
 class Corrections:
-    """Of a number of ways. ratios [W]: real over expected cost; scatters [W]: real over expected standard deviation."""
+    """Corrections of K options.
 
-    def __init__(self, ways: int) -> None:
-        self._sums = np.zeros((7, ways))
-        self.ratios, self.scatters = np.ones(ways), np.ones(ways)
-        self.doubt = PRIOR  # standard deviation of the ratio of all
+    Attributes:
+        ratios: real over expected cost [K].
+        scatters: real over expected standard deviation [K].
+        ratio_deviation: standard deviation of the ratio of all options.
+    """
 
-    def learn(self, ways: Array, expected: Array, actual: Array, spread: Array | None = None) -> None:
-        """Rows [R] that went these ways, with what was expected of them and what they cost."""
-        if not len(ways):
+    def __init__(self, options: int) -> None:
+        self._sums = np.zeros((7, options))
+        self.ratios, self.scatters = np.ones(options), np.ones(options)
+        self.ratio_deviation = PRIOR
+
+    def update(self, options: Array, expected: Array, actual: Array, spread: Array | None = None) -> None:
+        """Add R rows: their options, expected and actual costs, and expected standard deviations [R]."""
+        if not len(options):
             return
-        squares = np.zeros(len(ways)) if spread is None else spread**2
-        lines = (np.ones(len(ways)), expected, actual, expected**2, expected * actual, actual**2, squares)
+        squares = np.zeros(len(options)) if spread is None else spread**2
+        lines = (np.ones(len(options)), expected, actual, expected**2, expected * actual, actual**2, squares)
         for line, amounts in enumerate(lines):
-            self._sums[line] += np.bincount(ways, amounts, self._sums.shape[1])
-        self._update()
+            self._sums[line] += np.bincount(options, amounts, self._sums.shape[1])
+        self._recompute()
 
     def state(self) -> list[list[float]]:
-        """For JSON."""
+        """The sums, for JSON."""
         found: list[list[float]] = self._sums.tolist()
         return found
 
     def resume(self, state: object) -> None:
-        """Raises `InputError` for a state that is not one of as many ways."""
+        """Restore the sums; raises `InputError` for a state of another number of options."""
         try:
             sums = np.array(state, dtype=np.float64)
         except (TypeError, ValueError):
@@ -56,22 +62,22 @@ class Corrections:
                 f"job"
             )
         self._sums = sums
-        self._update()
+        self._recompute()
 
-    def _update(self) -> None:
+    def _recompute(self) -> None:
         whole = self._sums.sum(1)
-        of_all, self.doubt = _ratio(whole, 1.0)
+        of_all, self.ratio_deviation = _ratio(whole, 1.0)
         scatter = _scatter(whole, of_all, 1.0)
         self.ratios[:], self.scatters[:] = of_all, scatter
-        for way in np.flatnonzero(self._sums[EXPECTED] > 0):
-            self.ratios[way] = _ratio(self._sums[:, way], of_all)[0]
-            self.scatters[way] = _scatter(self._sums[:, way], self.ratios[way], scatter)
-        np.clip(self.ratios, *RATIOS, out=self.ratios)
-        np.clip(self.scatters, *SCATTERS, out=self.scatters)
+        for option in np.flatnonzero(self._sums[EXPECTED] > 0):
+            self.ratios[option] = _ratio(self._sums[:, option], of_all)[0]
+            self.scatters[option] = _scatter(self._sums[:, option], self.ratios[option], scatter)
+        np.clip(self.ratios, *RATIO_BOUNDS, out=self.ratios)
+        np.clip(self.scatters, *SCATTER_BOUNDS, out=self.scatters)
 
 
 def _ratio(sums: Array, toward: float) -> tuple[float, float]:
-    """The ratio of some rows, and its standard deviation."""
+    """The shrunk ratio of some rows, and its standard deviation."""
     if sums[EXPECTED] <= 0:
         return toward, PRIOR
     seen = sums[ACTUAL] / sums[EXPECTED]
@@ -84,7 +90,7 @@ def _ratio(sums: Array, toward: float) -> tuple[float, float]:
 
 
 def _scatter(sums: Array, ratio: float, toward: float) -> float:
-    """How far costs lie from what the ratio says, over how far they were expected to."""
+    """Deviation of the costs from the ratio, over the expected deviation."""
     if sums[SPREAD_2] <= 0:
         return toward
     seen = sums[COUNT] * _residual(sums, ratio) / (ratio**2 * sums[SPREAD_2])

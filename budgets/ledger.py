@@ -1,16 +1,17 @@
-"""The ledger: scopes, holds and entries, and the promise that limits hold.
+"""The ledger: scopes, holds and entries, and the guarantee that limits hold.
 
-At every moment, for every scope, posted + held <= limit in dollars and in tokens. A call is charged to one
-scope and counts in all above it, all or nothing. It reserves its worst case before a token is made, is
-dispatched when it is sent, and settles what it truly cost; each hold ends once. The one way past a limit is
-a call that used more than it held: the truth is posted and the overrun marked. A crash before dispatch
-frees the hold when its lease runs out; after dispatch it stays charged, as unknown, until someone finds out.
+At all times and in every scope, posted + held <= limit, in dollars and in tokens. A call is charged to one
+scope and counts in all its ancestors, atomically. It reserves its worst case before any token is generated,
+is dispatched when it is sent, and settles its real cost; each hold ends once. Only a call that used more than
+it held can exceed a limit: the real cost is posted and the overrun recorded. After a crash before dispatch,
+the hold is released at the end of its lease; after dispatch it stays charged, as unknown, until someone
+reconciles it.
 
-Amounts are integers (nano-dollars and tokens). Each operation is one transaction, on disk when it returns;
-none is open while a model works. One `Ledger` may be shared by threads; processes each open their own.
+Amounts are integers (nano-dollars and tokens). Each operation is one transaction, durable when it returns; no
+transaction is open while a model runs. Threads may share one `Ledger`; each process opens its own.
 
-Leaves out models and prompts (callers bring tokens and prices), where rows are kept (`store`), what may
-happen to them (`rules`), and what to do when money runs short (`planner`).
+Leaves out models and prompts (callers pass tokens and prices), storage (`store`), the rules (`rules`), and
+what to do when the budget runs short (`planner`).
 """
 
 from __future__ import annotations
@@ -55,22 +56,26 @@ from viaticum.errors import BudgetClosed, BudgetExceeded, HoldError, LedgerError
 from viaticum.money import Price
 from viaticum.types import TokenCount
 
-LEASE_SECONDS = 3600  # longer than any one call
+LEASE_SECONDS = 3600  # longer than any single call
 T = TypeVar("T")
-_UNCHANGED = Window("hour")  # stands for "not given"; compared by identity
+_UNCHANGED = Window("hour")  # default of arguments that were not given; compared by identity
 
 
 def default_path() -> Path:
-    """The ledger of this user, where the system keeps application data."""
+    """The ledger file of this user, in the system's folder for application data."""
     return user_data_path("viaticum") / "ledger.db"
 
 
 class Ledger:
-    """Scopes in the SQLite file at `where`, which is created where it is missing, folders too.
+    """A ledger in an SQLite file, a Postgres database or memory.
 
-    `where` may also be a `postgresql://` address (extra `postgres`) or `memory:`. read_only: for files that
-    may not be written, or are damaged. clock: for tests. Every method raises `LedgerError` where the store
-    cannot be used; what was committed stays.
+    Every method raises `LedgerError` if the store fails; committed data stays.
+
+    Args:
+        where: path of an SQLite file (created with its folders if missing), a `postgresql://` address (extra
+            `postgres`), or `memory:`; default `default_path()`.
+        read_only: for files that must not be written, or are damaged.
+        clock: returns the current time; replaced in tests.
     """
 
     def __init__(
@@ -105,11 +110,19 @@ class Ledger:
         parent: str | None = None,
         window: Window | None = None,
     ) -> Budget:
-        """A scope with a limit in dollars, tokens or both, for each `window` where one is given.
+        """Create a scope, or return the existing one of that name with the same terms.
 
-        With a parent it lies below that scope, and may do without a limit of its own. The one that exists is
-        returned where its terms agree. Raises `InputError` for a limit that is missing or not above zero,
-        `BudgetError` where the name is taken with other terms, `BudgetClosed` below a closed parent.
+        Args:
+            name: its name.
+            limit_nanousd: most that may be spent and held, in nano-dollars.
+            limit_tokens: the same in tokens. A scope without a parent needs at least one limit.
+            parent: scope above it, whose limits apply as well.
+            window: time window in which the limits hold; None for all time.
+
+        Raises:
+            InputError: a limit is missing or not above zero.
+            BudgetError: the name exists with other terms.
+            BudgetClosed: the parent is closed.
         """
         limits = rules.checked_limits(limit_nanousd, limit_tokens, needed=parent is None)
         wanted = Budget(checked_name("budget name", name), *limits, parent=parent, window=window)
@@ -118,12 +131,12 @@ class Ledger:
             found = rows.lineage(name)
             if found:
                 return rules.require_same_terms(rules.budget_at(rows, found[-1], self._clock()), wanted)
-            above = rules.get_lineage(rows, parent) if parent is not None else []
-            _refuse_closed_parent(above)
-            root = above[0].name if above else name
-            scope = Scope(name, parent, root, len(above), *limits, window)
+            ancestors = rules.get_lineage(rows, parent) if parent is not None else []
+            _refuse_closed_parent(ancestors)
+            root = ancestors[0].name if ancestors else name
+            scope = Scope(name, parent, root, len(ancestors), *limits, window)
             rows.insert_scope(scope)
-            chain = Chain(rows, above[0] if above else scope, self._now())
+            chain = Chain(rows, ancestors[0] if ancestors else scope, self._now())
             chain.append(name, "limit", None, _limits_as_amounts(limits), note=_terms_note(scope))
             return wanted
 
@@ -137,10 +150,12 @@ class Ledger:
         limit_tokens: int | None = None,
         window: Window | None = _UNCHANGED,
     ) -> Budget:
-        """Change or add a limit, or the window; what is left out stays as it is.
+        """Change or add a limit or the window; arguments left out stay as they are.
 
-        A new window is filled from the entries. Raises `BudgetError` where more than the new limit is
-        already spent or held.
+        A new window is filled from the entries.
+
+        Raises:
+            BudgetError: more than the new limit is already spent or held.
         """
         limits = rules.checked_limits(limit_nanousd, limit_tokens, needed=window is _UNCHANGED)
 
@@ -170,15 +185,15 @@ class Ledger:
         return self._store.write(action)
 
     def pause(self, name: str, reason: str = "") -> Budget:
-        """Take no new calls here and below until `resume`; those that hold may be settled."""
+        """Refuse new calls here and below until `resume`; existing holds can still be settled."""
         return self._set_state(name, "pause", reason)
 
     def resume(self, name: str, reason: str = "") -> Budget:
-        """Raises `BudgetClosed` where the scope is closed: that is for good."""
+        """Accept calls again. Raises `BudgetClosed` if the scope is closed, which is final."""
         return self._set_state(name, "resume", reason)
 
     def close_budget(self, name: str, reason: str = "") -> Budget:
-        """Take no new calls here and below, for good; those that hold may be settled."""
+        """Refuse new calls here and below for good; existing holds can still be settled."""
         return self._set_state(name, "close", reason)
 
     def _set_state(self, name: str, kind: EntryKind, reason: str) -> Budget:
@@ -199,13 +214,13 @@ class Ledger:
         return self._store.write(action)
 
     def budget(self, name: str) -> Budget:
-        """Raises `UnknownName`, which names the nearest budget."""
+        """Return one budget; raises `UnknownName` with the nearest name."""
         return self._store.read(
             lambda rows: rules.budget_at(rows, rules.get_lineage(rows, name)[-1], self._clock())
         )
 
     def lineage(self, name: str) -> list[Budget]:
-        """The scope and all above it, whose limits hold for its calls as well: the root first."""
+        """The scope and its ancestors, whose limits apply to its calls as well; root first."""
         return self._store.read(
             lambda rows: [
                 rules.budget_at(rows, scope, self._clock()) for scope in rules.get_lineage(rows, name)
@@ -213,7 +228,7 @@ class Ledger:
         )
 
     def budgets(self) -> list[Budget]:
-        """All budgets, by name."""
+        """All budgets, sorted by name."""
         return self._store.read(
             lambda rows: [rules.budget_at(rows, scope, self._clock()) for scope in rows.scopes()]
         )
@@ -233,18 +248,29 @@ class Ledger:
         lease: int = LEASE_SECONDS,
         dispatch: bool = False,
     ) -> Hold:
-        """Hold the worst case of a call: `usage` is the most each model may read and make.
+        """Reserve the worst case of a call in every scope of its lineage.
 
-        Idempotent: the same key with the same parameters (JSON values; their hash is kept) gives the same
-        hold, whatever its state. tags are kept with the entries, `strategy` among them. unpriced names models
-        that may go without a price; their tokens still count. lease: seconds until a hold whose caller is
-        never heard of again is expired, or unknown once it was dispatched. dispatch: a new hold is dispatched
-        in the same transaction, for callers that send at once. Raises `BudgetExceeded` (and holds nothing),
-        `UnknownPrice`, `UnknownName` for the budget, `BudgetClosed`, `HoldError` where the key stands for
-        another call.
+        Args:
+            budget: scope to charge.
+            key: idempotency key: the same key with the same parameters returns the same hold, whatever its
+            state.
+            usage: upper bound of the tokens that each model reads and generates.
+            prices: price per model.
+            parameters: JSON values that identify the call; their hash is stored.
+            tags: labels stored with the entries, such as `strategy`.
+            unpriced: models that may go without a price; their tokens still count.
+            lease: seconds after which a hold without news is expired, or unknown if it was dispatched.
+            dispatch: dispatch a new hold in the same transaction, for callers that send at once.
+
+        Raises:
+            BudgetExceeded: a scope has less left; nothing is held.
+            BudgetClosed: a scope is paused or closed.
+            UnknownName: no such budget.
+            UnknownPrice: a model has no price.
+            HoldError: the key belongs to another call.
         """
-        asked = "" if parameters is None else digest(parameters)
-        claim = Claim(key, usage, prices, asked, tags or {})
+        parameters_hash = "" if parameters is None else digest(parameters)
+        claim = Claim(key, usage, prices, parameters_hash, tags or {})
         wanted = _hold_from_claim(budget, claim, tuple(unpriced), lease)
         outcome = self._store.write(partial(self._reserve, wanted, dispatch))
         if isinstance(outcome, BudgetExceeded):
@@ -254,10 +280,13 @@ class Ledger:
     def reserve_many(
         self, budget: str, claims: Sequence[Claim], *, lease: int = LEASE_SECONDS, dispatch: bool = False
     ) -> list[Hold | ViaticumError]:
-        """As `reserve` for each, in one transaction: what each would have returned or raised, in the same order.
+        """Reserve many calls in one transaction, in order: each fits beside those before it or holds nothing.
 
-        Each fits beside those before it or holds nothing. Raises for what concerns them all: `UnknownName`
-        for the budget and `LedgerError`; then none holds.
+        Returns, per claim, the hold or the error that `reserve` would raise.
+
+        Raises:
+            UnknownName: no such budget; nothing is held.
+            LedgerError: the store failed; nothing is held.
         """
         wanted = [_result_or_error(partial(_hold_from_claim, budget, claim, (), lease)) for claim in claims]
 
@@ -287,16 +316,19 @@ class Ledger:
         if refusal is not None and postings.expire_undispatched(rows, chain, lineage[0].name):
             lineage = rows.lineage(wanted.budget)
             refusal = rules.shortfall(rows, lineage, chain.moment, needed)
-        # Returned, not raised: what has expired stays expired.
+        # Returned, not raised, so that the expired leases are committed.
         if refusal is not None:
             return refusal
         hold = postings.insert_hold(rows, chain, lineage, wanted)
         return postings.dispatch(rows, chain, hold) if dispatch else hold
 
     def dispatch(self, key: str) -> Hold:
-        """Note that the call is being sent: from here on it may have to be paid for, whatever happens.
+        """Record that the call is being sent: from here on it may cost money, whatever happens. Idempotent.
 
-        Idempotent; the lease begins anew. Raises `HoldError` for a hold that has ended or is unknown.
+        The lease starts again.
+
+        Raises:
+            HoldError: the hold has ended or is unknown.
         """
 
         def action(rows: Rows) -> Hold:
@@ -319,24 +351,35 @@ class Ledger:
         *,
         counted: Mapping[str, TokenCount] | None = None,
     ) -> Entry:
-        """Post what the call used, at the price it was held at, and free the rest of the hold.
+        """Post what a call used, at the price of its hold, and release the rest of the hold. Idempotent.
 
-        usage is what the provider reported. counted is what the caller saw itself, for a stream that ended
-        early: the larger of the two is posted. A usage of None is one that is missing: the whole hold is
-        posted, or what was counted where that is more. `result` (JSON text) is kept in the same transaction.
-        Idempotent for the same usage; a result, once kept, stays. An unknown hold is reconciled by this.
-        Raises `HoldError` for other usage, another result, an unknown key or a hold that is void or expired;
-        `UnknownPrice` for a model the hold does not name. More used than held: the truth is posted and
+        Settling an unknown hold reconciles it. If more was used than held, the real cost is posted and
         `overrun` says by how much.
+
+        Args:
+            key: key of the hold.
+            usage: tokens per model as the provider reported them; None if the report is missing, which posts
+                the whole hold, or `counted` where that is larger.
+            result: JSON text to store in the same transaction; a stored result cannot be replaced.
+            counted: tokens per model that the caller saw itself, for a stream that ended early; the larger of
+                `usage` and `counted` is posted.
+
+        Raises:
+            HoldError: the key is unknown, the hold is void or expired, or was settled with other usage or
+            result.
+            UnknownPrice: the hold does not name a model.
         """
         settlement = _checked_settlement(Settlement(key, usage, result))
         seen = None if counted is None else checked_usage(counted)
         return self._store.write(partial(self._settle, settlement, seen))
 
     def settle_many(self, settlements: Sequence[Settlement]) -> list[Entry | ViaticumError]:
-        """As `settle` for each, in one transaction: what each would have returned or raised, in the same order.
+        """Settle many calls in one transaction.
 
-        Raises `LedgerError` for what concerns them all; then none is settled.
+        Returns, per settlement, the entry or the error that `settle` would raise.
+
+        Raises:
+            LedgerError: the store failed; nothing is settled.
         """
         wanted = [_result_or_error(partial(_checked_settlement, each)) for each in settlements]
         keys = [each.key for each in settlements]
@@ -350,7 +393,7 @@ class Ledger:
                 else _result_or_error(partial(self._settle, each, None, buffer))
                 for each in wanted
             ]
-            new = [isinstance(each, Entry) and buffer.buffer(each) for each in found]
+            new = [isinstance(each, Entry) and buffer.is_buffered(each) for each in found]
             ids = buffer.flush()
             return [
                 each.with_id(ids[each.id]) if is_new and isinstance(each, Entry) else each
@@ -374,9 +417,10 @@ class Ledger:
         return postings.post(rows, chain, lineage, hold, used, source, result)
 
     def void(self, key: str) -> Entry:
-        """Free the whole hold: the call was never made, or nobody is charged for it. Idempotent.
+        """Release the whole hold: the call was never made, or nobody is charged for it. Idempotent.
 
-        Raises `HoldError` for an unknown key or a hold that was posted or has expired.
+        Raises:
+            HoldError: the key is unknown, or the hold was posted or has expired.
         """
 
         def action(rows: Rows) -> Entry:
@@ -392,9 +436,10 @@ class Ledger:
         return self._store.write(action)
 
     def attach(self, key: str, result: str) -> Hold:
-        """Keep the result (JSON text) of a call that is not settled yet. The first one stays.
+        """Store the result (JSON text) of a call that is not settled yet. The first result stays.
 
-        Raises `HoldError` for an unknown key, a hold that is void or expired, or another result.
+        Raises:
+            HoldError: the key is unknown, the hold is void or expired, or has another result.
         """
         checked = checked_result(result)
 
@@ -407,9 +452,9 @@ class Ledger:
         return self._store.write(action)
 
     def expire_leases(self, at: datetime | None = None) -> list[Entry]:
-        """End the leases that have run out: what was not dispatched has expired, what was is unknown.
+        """End the leases that have run out: undispatched holds expire, dispatched ones become unknown.
 
-        at: as if it were then, such as after a crash of everyone who uses this ledger.
+        at: treat it as the current time, for example after a crash of every process that uses this ledger.
         """
         moment = postings.format_time(at or self._clock())
         due = self._store.read(lambda rows: rows.expired_holds(None, moment, ("reserved", "dispatched")))
@@ -426,11 +471,11 @@ class Ledger:
         return self._store.read(lambda rows: rows.hold(checked_name("hold key", key)))
 
     def find(self, keys: Sequence[str]) -> dict[str, Hold]:
-        """The holds of those keys that have one."""
+        """The holds that exist for these keys."""
         return self._store.read(lambda rows: rows.find(keys)) if keys else {}
 
     def holds(self, budget: str | None = None, state: HoldState | None = None) -> list[Hold]:
-        """The holds of a budget, or of all, oldest first; only those in `state` where one is given."""
+        """The holds of a budget or of all, oldest first, optionally only those in `state`."""
 
         def action(rows: Rows) -> list[Hold]:
             if budget is not None:
@@ -442,7 +487,7 @@ class Ledger:
     # Entries
 
     def entries(self, budget: str | None = None, key: str | None = None) -> list[Entry]:
-        """The entries of a budget, or of all, oldest first; only those of one hold where `key` is given."""
+        """The entries of a budget or of all, oldest first, optionally only those of the hold `key`."""
         found: list[Entry] = []
         self.each_entry(found.append, budget, key)
         return found
@@ -450,7 +495,10 @@ class Ledger:
     def each_entry(
         self, take: Callable[[Entry], object], budget: str | None = None, key: str | None = None
     ) -> None:
-        """As `entries`, one at a time: for more than fit into memory. `take` must not use this ledger."""
+        """Call `take` with each entry, as `entries` returns them, for more than fit in memory.
+
+        `take` must not use this ledger.
+        """
 
         def action(rows: Rows) -> None:
             if budget is not None:
@@ -463,7 +511,7 @@ class Ledger:
     def posts(
         self, budget: str, *, tags: Mapping[str, str] | None = None, last: int | None = None
     ) -> list[Entry]:
-        """What was posted to a scope and to all below it, oldest first: with all these tags, the `last` so many."""
+        """Posts of a scope and its descendants with all these tags, oldest first; only the `last` newest."""
         wanted = dict(tags or {}).items()
 
         def action(rows: Rows) -> list[Entry]:
@@ -476,20 +524,17 @@ class Ledger:
         return self._store.read(action)
 
     def chain_heads(self) -> dict[str, tuple[int, str]]:
-        """The end of each chain: how many entries a root has and the hash of its last one."""
+        """The end of each chain: number of entries and hash of the last one, by root."""
         return self._store.read(
             lambda rows: {s.name: (s.entries, s.head) for s in rows.scopes() if s.parent is None}
         )
 
     def check(self, budget: str | None = None) -> list[str]:
-        """What is wrong with the ledger, one line each; empty where nothing was altered and every limit held.
+        """Audit the ledger: one line per finding; none if nothing was altered and every limit held.
 
-        Only the tree of scopes that `budget` belongs to, where one is given; the pages of the file as such
-        are then not looked at.
+        With `budget`, only its tree of scopes is checked, and the pages of the file are not.
         """
         return self._store.read(lambda rows: audit(rows, budget))
-
-    # Inside
 
     def _now(self) -> str:
         return postings.format_time(self._clock())
@@ -504,7 +549,7 @@ _STATE_AFTER: dict[str, Any] = {"pause": "paused", "resume": "open", "close": "c
 
 
 def _hold_from_claim(budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) -> Hold:
-    """The hold that a claim asks for, checked."""
+    """Validate a claim and compute its hold."""
     usage = checked_usage(claim.usage)
     prices = snapshot(claim.prices, usage, unpriced)
     needed = amounts(usage, worst_costs(usage, prices))
@@ -528,7 +573,7 @@ def _checked_settlement(settlement: Settlement) -> Settlement:
 
 
 def _result_or_error(step: Callable[[], T]) -> T | ViaticumError:
-    """What the step returns, or the error that concerns this one call; a broken store concerns all."""
+    """The result of a step, or its error if that concerns this call only; a store failure is raised."""
     try:
         return step()
     except LedgerError:
@@ -537,14 +582,14 @@ def _result_or_error(step: Callable[[], T]) -> T | ViaticumError:
         return error
 
 
-def _refuse_closed_parent(above: list[Scope]) -> None:
-    for scope in above:
+def _refuse_closed_parent(ancestors: list[Scope]) -> None:
+    for scope in ancestors:
         if scope.state == "closed":
             raise BudgetClosed(f"budget {scope.name!r} is closed; nothing can be made below it")
 
 
 def _terms_note(scope: Scope) -> dict[str, str]:
-    """What an entry of kind `limit` notes beside the limits."""
+    """The note of an entry of kind `limit`."""
     return {
         **({"parent": scope.parent} if scope.parent is not None else {}),
         **({"window": str(scope.window)} if scope.window is not None else {}),

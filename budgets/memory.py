@@ -1,7 +1,7 @@
-"""A ledger in memory: for tests, dry runs and programs that keep nothing. Gone when the process is.
+"""The ledger in memory: for tests, dry runs and programs that keep nothing. It ends with the process.
 
-Dictionaries and lists behind a lock; a write that raises is taken back step by step. A fork gives the child
-a copy of its own. Leaves out what the rows mean: see `ledger`.
+Dictionaries and lists behind a lock; a write that raises is undone step by step. A forked child has a copy of
+its own. Leaves out the meaning of the rows: see `ledger`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ V = TypeVar("V")
 
 
 class MemoryRows(Rows):
-    """All rows. `undo` holds what takes back the steps of the write that is running, last step last."""
+    """All rows. `undo` holds the inverse of each step of the current write, in order."""
 
     def __init__(self) -> None:
         self._scopes: dict[str, Scope] = {}
         self._holds: dict[str, Hold] = {}
-        self._held: dict[str, Hold] = {}  # those that are reserved or dispatched
+        self._held: dict[str, Hold] = {}  # reserved or dispatched
         self._ends: dict[str, Entry] = {}
         self._entries: list[tuple[Entry, str, str, str]] = []
-        self._chains: dict[str, list[tuple[Entry, str, str, str]]] = {}  # the same, by root
-        self._reserved: dict[str, int] = {}  # how many holds, by root
+        self._chains: dict[str, list[tuple[Entry, str, str, str]]] = {}  # the entries by root
+        self._reserved: dict[str, int] = {}  # number of holds by root
         self._buckets: dict[str, dict[int, tuple[int, int]]] = {}
         self.undo: list[Callable[[], Any]] = []
 
@@ -139,14 +139,13 @@ class MemoryRows(Rows):
         return sorted(found, key=lambda hold: (hold.created, hold.key))
 
     def append(self, columns: EntryColumns, hash: str) -> int:
-        place = len(self._entries) + 1
-        entry = entry_from_columns(place, columns, hash)
+        entry = entry_from_columns(len(self._entries) + 1, columns, hash)
         for table in (self._entries, self._chains.setdefault(entry.root, [])):
             table.append((entry, *columns[-3:]))
             self.undo.append(table.pop)
         if entry.kind in TERMINAL_KINDS and entry.key is not None:
             self._put(self._ends, entry.key, entry)
-        return place
+        return entry.id
 
     def ending_entry(self, key: str) -> Entry | None:
         return self._ends.get(key)
@@ -206,4 +205,4 @@ class MemoryStore(Store):
             self._rows = None
 
     def _disconnect(self) -> None:
-        """Nothing to give up: memory is copied by a fork."""
+        """Nothing to close: a fork copies memory."""

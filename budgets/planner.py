@@ -1,11 +1,11 @@
-"""What to do before a call: what it is expected to cost, what still fits, and what happens when money runs short.
+"""Decide before a call: forecast its cost, check what still fits, and what to do if the budget is short.
 
-A forecast has two numbers: p50, what half of such calls stay under, and p90, what nine of ten do. Policies:
-`cheaper` takes the best option that still fits, `ask` raises `DecisionNeeded` with those that do, `stop`
-raises `BudgetExceeded`. Knows no model and no prompt: an option is a name, what it is worth and what it
-costs.
+A forecast has two numbers: p50, the median of such calls, and p90, their 90th percentile. Policies: `cheaper`
+takes the best option that still fits, `ask` raises `DecisionNeeded` with those that do, `stop` raises
+`BudgetExceeded`. Knows no
+models and no prompts: an option is a name, its worth and its costs.
 
-Leaves out reserving: the worst case is held by `Ledger.reserve`, which has the last word.
+Leaves out reserving: `Ledger.reserve` holds the worst case and has the last word.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WhenShort = Literal["cheaper", "ask", "stop"]
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to make a call. worth orders them, the highest first; costs are nano-dollars, tokens at p90."""
+    """One way to make a call. `worth` ranks options, highest first; costs in nano-dollars, tokens at p90."""
 
     name: str
     worth: float
@@ -35,7 +35,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class PlanDecision:
-    """The option to take, whether it is another than the one wanted, and why, in words."""
+    """The option to take, whether it differs from the wanted one, and the reason in words."""
 
     option: Option
     is_cheaper: bool
@@ -44,9 +44,9 @@ class PlanDecision:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What calls cost so far, and how many more of them are left. Amounts are nano-dollars and tokens a call.
+    """Cost of past calls, and how many more of them are possible; nano-dollars and tokens per call.
 
-    calls_p50 and calls_p90: how many further calls fit all limits at that cost; None where no limit is set.
+    calls_p50, calls_p90: further calls that fit all limits at that cost; None without limits.
     """
 
     past_calls: int
@@ -61,9 +61,11 @@ class Forecast:
 def plan(
     lineage: Sequence[Budget], options: Iterable[Option], when_short: WhenShort = "cheaper"
 ) -> PlanDecision:
-    """The option worth most, or what the policy says where its p90 does not fit every scope of `lineage`.
+    """Choose the option with the most worth, or apply the policy if its p90 does not fit every scope.
 
-    Raises `BudgetExceeded` where nothing fits or the policy is `stop`, `DecisionNeeded` where it is `ask`.
+    Raises:
+        BudgetExceeded: nothing fits, or the policy is `stop`.
+        DecisionNeeded: the policy is `ask`.
     """
     if when_short not in get_args(WhenShort):
         raise InputError(f"unknown policy {when_short!r} for when money runs short; use cheaper, ask or stop")
@@ -83,9 +85,10 @@ def plan(
 def forecast(
     ledger: Ledger, budget: str, tags: Mapping[str, str] | None = None, last: int = 1000
 ) -> Forecast:
-    """From the calls posted to a scope and below it, those with all these tags, the newest `last` of them.
+    """Forecast from the newest `last` calls posted to a scope or its descendants with all these tags.
 
-    Raises `InputError` where there is none yet to learn from.
+    Raises:
+        InputError: there are no such calls yet.
     """
     posts = ledger.posts(budget, tags=tags, last=last)
     if not posts:
@@ -105,7 +108,7 @@ def forecast(
 
 
 def _quantiles(values: list[int]) -> tuple[int, int]:
-    """p50 and p90, each the smallest value that so many reach: never between two, never too low."""
+    """p50 and p90, each the smallest value that so many reach: no interpolation, never too low."""
     values = sorted(values)
     count = len(values)
     return values[(count * 5 + 9) // 10 - 1], values[(count * 9 + 9) // 10 - 1]

@@ -1,10 +1,10 @@
-"""A ledger in Postgres, for many hosts: one connection, whose transactions lock scopes from the root down.
+"""The ledger in Postgres, for many hosts: one connection per process, rows locked from the root scope down.
 
-Read committed, with row locks taken in one order, so that no two writers wait for each other in a ring; what
-reads was read after the locks. A transaction that loses a race for a key, or its connection before the
-commit, is run again: every operation of the ledger is safe to repeat. Needs the extra `postgres` (psycopg).
+Isolation is read committed. Row locks are taken in one order, which rules out deadlocks between writers, and
+rows are read after they are locked. A transaction that loses a race for a key, or its connection before the
+commit, runs again: every ledger operation is idempotent. Needs the extra `postgres` (psycopg).
 
-Leaves out what the rows mean: see `ledger`; and the tables: see `schema_postgres`.
+Leaves out the meaning of the rows: see `ledger`; and the tables: see `schema_postgres`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import psycopg
 
 MAX_ATTEMPTS = 10
-_MIGRATION_LOCK = 0x56494154  # the advisory lock of those who migrate
+_MIGRATION_LOCK = 0x56494154  # advisory lock held while migrating
 _STREAM_ROWS = 1000
 
 
@@ -51,7 +51,7 @@ class PostgresRows(SqlRows):
         return self._connection.execute(_to_psycopg_parameters(sql), parameters).fetchall()
 
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
-        if self._write:  # a pipeline has no server-side cursors; what a write reads is a window at most
+        if self._write:  # no server-side cursors in a pipeline; a write reads one window at most
             yield from self.query(sql, parameters)
             return
         with self._connection.cursor(name=f"stream_{next(self._cursors)}") as cursor:
@@ -70,17 +70,17 @@ class PostgresRows(SqlRows):
         cursor = self._connection.cursor()
         values = [(*columns, head) for columns, head in entries]
         cursor.executemany(_to_psycopg_parameters(f"{ENTRY_INSERT} RETURNING id"), values, returning=True)
-        while True:  # a result for each entry
+        while True:  # one result set per entry
             ids += [int(row["id"]) for row in cursor.fetchall()]
             if not cursor.nextset():
                 return ids
 
     def integrity_errors(self) -> list[str]:
-        return []  # Postgres looks after its files: a page whose checksum is wrong is an error when it is read
+        return []  # Postgres checks its own files: reading a page with a wrong checksum is an error
 
 
 class PostgresStore(Store):
-    """The schema `viaticum` of one database. Threads take turns on its connection, other processes in Postgres."""
+    """The schema `viaticum` of one database. Threads queue for the connection, processes for row locks."""
 
     def __init__(self, address: str, *, read_only: bool = False) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class PostgresStore(Store):
         connection = self._connected()
         begin: LiteralString = "BEGIN" if write else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
         try:
-            # In a pipeline, statements wait for each other's answers only where one is read.
+            # A pipeline sends statements without waiting for replies until a result is read.
             with connection.pipeline() if write else nullcontext():
                 connection.execute(begin)
                 result = action(PostgresRows(connection, self._lineages, write=write))
@@ -179,7 +179,7 @@ class PostgresStore(Store):
             raise LedgerError(f"the ledger {self._name} is not there or older; open it for writing once")
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATION_LOCK])
-            found = self._version(connection)  # another may have been here while we waited
+            found = self._version(connection)  # another process may have migrated during the wait
             if found == 0:
                 connection.execute("CREATE SCHEMA IF NOT EXISTS viaticum")
                 connection.execute("CREATE TABLE IF NOT EXISTS version (number INTEGER NOT NULL)")
@@ -191,10 +191,10 @@ class PostgresStore(Store):
             connection.execute("UPDATE version SET number = %s", [schema.VERSION])
 
     def _version(self, connection: psycopg.Connection[Row]) -> int:
-        """0 where there is no ledger yet. Raises `LedgerError` for a newer one."""
-        # Not to_regclass(): it may remember, from before a wait for a lock, that there was no such table.
-        there = "SELECT 1 AS there FROM pg_tables WHERE schemaname = 'viaticum' AND tablename = 'version'"
-        if connection.execute(there).fetchone() is None:
+        """The schema version, 0 for no ledger. Raises `LedgerError` for a newer version."""
+        # Not to_regclass(): after a wait for a lock, it may answer from a cache that predates the table.
+        query = "SELECT 1 AS found FROM pg_tables WHERE schemaname = 'viaticum' AND tablename = 'version'"
+        if connection.execute(query).fetchone() is None:
             return 0
         row = connection.execute("SELECT number FROM viaticum.version").fetchone()
         found = int(row["number"]) if row else 0
@@ -241,7 +241,7 @@ def _psycopg() -> Any:
 
 
 def _is_retryable(error: BaseException) -> bool:
-    """A lost race or a lost connection; a commit whose answer was lost is found again by its key."""
+    """Whether a race or the connection was lost; after a commit without a reply, the retry finds its key."""
     psycopg = _psycopg()
     races = (
         psycopg.errors.UniqueViolation,
@@ -261,7 +261,7 @@ def _is_retryable(error: BaseException) -> bool:
 
 
 def _to_psycopg_parameters(sql: str) -> str:
-    """Our marks for parameters, in psycopg's way. No statement here has a question or percent mark of its own."""
+    """Replace `?` by psycopg's `%s`. No statement of the ledger contains either character otherwise."""
     return sql.replace("?", "%s")
 
 
@@ -269,7 +269,7 @@ def _without_password(address: str) -> str:
     psycopg = _psycopg()
     try:
         parts = psycopg.conninfo.conninfo_to_dict(address)
-    except psycopg.ProgrammingError:  # its message repeats the address, password and all
+    except psycopg.ProgrammingError:  # its message repeats the address with the password
         raise LedgerError(
             "not an address of a Postgres database; write postgresql://user@host:port/database"
         ) from None

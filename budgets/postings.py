@@ -1,7 +1,7 @@
-"""What each step of a call writes: the hold, the totals of all its scopes, their windows, and the entry.
+"""The writes of each step of a call: the hold, the totals of its scopes, their windows, and the entry.
 
-Each function carries out one step inside the caller's write transaction. Leaves out whether the step is
-allowed (`rules`), transactions (`ledger`) and how rows are kept (`store`).
+Each function performs one step inside the caller's write transaction. Leaves out whether the step is allowed
+(`rules`), transactions (`ledger`) and storage (`store`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from viaticum.types import TokenCount
 
 
 def lock_hold(rows: Rows, key: str) -> tuple[Hold, list[Scope]]:
-    """A hold and the scopes it counts in. Read again once they are locked: another may have ended it meanwhile."""
+    """Lock a hold and its lineage. Reads the hold again after locking: it may have ended meanwhile."""
     hold = rules.get_hold(rows, key)
     lineage = rows.lineage(hold.budget)
     return hold if rows.is_exclusive else rules.get_hold(rows, key), lineage
@@ -38,10 +38,10 @@ def insert_hold(rows: Rows, chain: Chain, lineage: list[Scope], wanted: Hold) ->
 
 
 def dispatch(rows: Rows, chain: Chain, hold: Hold) -> Hold:
-    again = lease_end(chain.moment, hold.lease) if hold.lease else hold.until
-    rows.update_hold(hold.key, "dispatched", again)
-    chain.append(hold.budget, "dispatch", hold.key, note={"until": again})
-    return hold.with_state("dispatched", again)
+    until = lease_end(chain.moment, hold.lease) if hold.lease else hold.until
+    rows.update_hold(hold.key, "dispatched", until)
+    chain.append(hold.budget, "dispatch", hold.key, note={"until": until})
+    return hold.with_state("dispatched", until)
 
 
 def post(
@@ -85,7 +85,7 @@ def release(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold, kind: En
 
 
 def expire_lease(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold) -> Entry:
-    """A call that was sent, or has a result, may have to be paid for; any other may not."""
+    """End the lease of a hold: a call that was sent or has a result may cost money, any other does not."""
     if hold.state == "reserved" and hold.result is None:
         return release(rows, chain, lineage, hold, "expire")
     rows.update_hold(hold.key, "unknown", hold.until)
@@ -94,11 +94,11 @@ def expire_lease(rows: Rows, chain: Chain, lineage: list[Scope], hold: Hold) -> 
 
 
 def expire_undispatched(rows: Rows, chain: Chain, root: str) -> bool:
-    """Free what a crashed caller reserved in this tree and never sent. True where there was any."""
-    lapsed = [hold for hold in rows.expired_holds(root, chain.at, ("reserved",)) if hold.result is None]
-    for hold in lapsed:
+    """Release holds of this tree that a crashed caller reserved and never sent; returns whether any were."""
+    expired = [hold for hold in rows.expired_holds(root, chain.at, ("reserved",)) if hold.result is None]
+    for hold in expired:
         release(rows, chain, rows.lineage(hold.budget), hold, "expire")
-    return bool(lapsed)
+    return bool(expired)
 
 
 def store_result(rows: Rows, chain: Chain, hold: Hold, result: str | None) -> None:
@@ -111,7 +111,7 @@ def store_result(rows: Rows, chain: Chain, hold: Hold, result: str | None) -> No
 
 
 def rebuild_buckets(rows: Rows, scope: Scope, moment: datetime) -> None:
-    """Sum the window that is running from the entries."""
+    """Sum the current window from the entries."""
     rows.clear_buckets(scope.name)
     if scope.window is None:
         return
@@ -125,11 +125,11 @@ def rebuild_buckets(rows: Rows, scope: Scope, moment: datetime) -> None:
         rows.add_to_bucket(scope.name, bucket, posted)
 
 
-@lru_cache(maxsize=64)  # calls that are reserved together have one moment, and as a rule one lease
+@lru_cache(maxsize=64)  # calls reserved together share the time and usually the lease
 def lease_end(moment: datetime, lease: int) -> str:
     return format_time(moment + timedelta(seconds=lease))
 
 
 def format_time(moment: datetime) -> str:
-    """UTC in ISO 8601, always as wide, so that text sorts by time."""
+    """UTC in ISO 8601 with a fixed width, so that text sorts by time."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -1,7 +1,7 @@
-"""Mean and standard deviation of an amount of which two quantiles are known, such as the cost of an answer.
+"""Mean and standard deviation of an amount known by two quantiles, such as the cost of an answer.
 
-Lengths of answers are skewed, much like a log-normal distribution, and cut at the longest that a call may
-write. Pure arithmetic on arrays.
+Answer lengths are skewed, approximately log-normal, and cut at the most tokens that a call may write. Array
+arithmetic only.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ NORMAL_P90 = 1.2816  # standard deviations of a normal distribution below which 
 
 
 def moments(p50: Array, p90: Array, most: Array | float | None = None) -> tuple[Array, Array]:
-    """Mean and standard deviation of log-normal amounts with these quantiles, cut at `most`; arrays of one shape.
+    """Mean and standard deviation of log-normal amounts with these quantiles, clipped at `most`.
 
-    What would be more than `most` is `most`: E[min(X, c)^k] = exp(k m + k^2 s^2 / 2) N(z - k s) + c^k (1 -
-    N(z)), with z = (ln c - m) / s, and m and s the mean and the standard deviation of ln X. An amount whose
-    p50 is 0 is 0.
+    With m and s the mean and standard deviation of ln X, and z = (ln c - m) / s:
+    E[min(X, c)^k] = exp(k m + k^2 s^2 / 2) N(z - k s) + c^k (1 - N(z)).
+
+    Args:
+        p50, p90: quantiles, arrays of one shape; an amount with p50 = 0 is 0.
+        most: upper bound c; None for none.
     """
     p50, p90 = np.asarray(p50, dtype=np.float64), np.asarray(p90, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -40,7 +43,7 @@ def moments(p50: Array, p90: Array, most: Array | float | None = None) -> tuple[
 
 
 def below(z: Array) -> Array:
-    """The normal distribution function, to 1e-7 (Abramowitz and Stegun, 26.2.17): numpy has none."""
+    """The normal distribution function, to 1e-7 (Abramowitz and Stegun, 26.2.17), which numpy lacks."""
     t = 1 / (1 + 0.2316419 * np.abs(z))
     tail = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     tail *= t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))

@@ -332,7 +332,7 @@ def elementwise_max(one: Mapping[str, TokenCount], other: Mapping[str, TokenCoun
 
 
 def digest(value: Any) -> str:
-    """Return the SHA-256 of a value as JSON with sorted keys; raises `InputError` if it is not JSON-serialisable."""
+    """SHA-256 of a value as JSON with sorted keys; raises `InputError` if it is not JSON-serialisable."""
     try:
         return hashlib.sha256(json_text(value).encode()).hexdigest()
     except (TypeError, ValueError, RecursionError) as error:

@@ -1,9 +1,8 @@
-"""The audit behind `Ledger.check`: what the entries say, played again from the first, against all other rows.
+"""The audit behind `Ledger.check`: replay all entries and compare the result with all other rows.
 
-Each entry's hash is computed anew, each amount is priced anew, each limit is looked at after each hold, and
-in the end every column of every scope, hold and bucket has to be what the entries make it. It reads, and
-mends nothing. Leaves out rows altered together with every hash after them: keep a copy of
-`Ledger.chain_heads()` for that.
+It recomputes the hash and the amounts of each entry, checks each limit after each hold, and finally compares
+every column of every scope, hold and bucket. It reads only and repairs nothing. Leaves out rows altered
+together with every later hash: keep a copy of `Ledger.chain_heads()` to detect that.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ _UNREADABLE = (ViaticumError, ValueError, TypeError, AttributeError, KeyError)
 
 
 def audit(rows: Rows, budget: str | None = None) -> list[str]:
-    """What is wrong, one line each. Call it inside a read transaction, so that it sees one moment."""
-    integrity_errors = rows.integrity_errors() if budget is None else []  # the whole file is looked at
-    if integrity_errors:
-        return [f"the store is damaged: {line}" for line in integrity_errors]
+    """Return the findings, one line each. Call it inside a read transaction, for a consistent snapshot."""
+    errors = rows.integrity_errors() if budget is None else []  # checks the whole file
+    if errors:
+        return [f"the store is damaged: {line}" for line in errors]
     try:
         root = get_lineage(rows, budget)[0].name if budget is not None else None
         scopes = {scope.name: scope for scope in rows.scopes(root)}
@@ -54,13 +53,13 @@ def _roots(scopes: dict[str, Scope]) -> list[str]:
 
 @dataclass
 class _ReplayedScope:
-    """A scope as the entries so far make it."""
+    """The state of a scope after the entries replayed so far."""
 
     scope: Scope
     buckets: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def used(self, at: str) -> tuple[int, int]:
-        """Posted, within the window if there is one, and held."""
+        """Posted (within the window, if any) plus held."""
         scope = self.scope
         posted = (scope.posted_nanousd, scope.posted_tokens)
         if scope.window is not None:
@@ -89,15 +88,15 @@ class _ReplayedScope:
 
 
 class _Audit:
-    """One tree of scopes, its chain played from the first entry to the last."""
+    """The audit of one tree of scopes."""
 
     def __init__(self, rows: Rows, root: str, scopes: dict[str, Scope]) -> None:
         self.rows, self.root = rows, root
         self.stored = {name: scope for name, scope in scopes.items() if scope.root == root}
         self.replayed: dict[str, _ReplayedScope] = {}
         self.open: dict[str, Hold] = {}
-        self.results: dict[str, str] = {}  # of open holds: hashes by key
-        self.unmatched_results: dict[str, str] = {}  # of ended holds: results that no entry has told of yet
+        self.results: dict[str, str] = {}  # result hashes of open holds, by key
+        self.unmatched_results: dict[str, str] = {}  # of ended holds: results without their entry so far
         self.reserved = 0
 
     def findings(self) -> Iterator[str]:
@@ -141,7 +140,8 @@ class _Audit:
             yield from self._apply_hold_entry(entry)
 
     def _change(self, budget: str, **changes: object) -> None:
-        self.replayed[budget].scope = replace(self.replayed[budget].scope, **changes)  # type: ignore[arg-type]
+        replayed = self.replayed[budget]
+        replayed.scope = replace(replayed.scope, **changes)  # type: ignore[arg-type]
 
     # Scopes
 
@@ -173,7 +173,7 @@ class _Audit:
                 )
 
     def _refill(self, replayed: _ReplayedScope, entry: Entry) -> None:
-        """The window that is running at this entry, from the posts before it."""
+        """Rebuild the window that is current at this entry from the posts before it."""
         replayed.buckets = {}
         if replayed.scope.window is None:
             return
@@ -213,7 +213,7 @@ class _Audit:
             note.get("lease", 0),
             note.get("until", "9999"),
         )
-        if "result" in note:  # of a version 1 file, which had no entry of its own for it
+        if "result" in note:  # version 1 files had no separate entry for it
             self._note_result(entry.key, note["result"])
         yield from _check_amounts(entry, amounts(entry.usage, worst_costs(entry.usage, entry.prices)))
         for replayed in self._lineage(entry.budget):
@@ -271,19 +271,19 @@ class _Audit:
         states: dict[str, HoldState] = {"post": "posted", "void": "void", "expire": "expired"}
         yield from self._compare_hold(replace(hold, state=states[entry.kind]), ended=True)
 
-    def _note_result(self, key: str, told: str) -> None:
+    def _note_result(self, key: str, recorded: str) -> None:
         if key in self.open:
-            self.results[key] = told
-        elif self.unmatched_results.get(key) == told:
+            self.results[key] = recorded
+        elif self.unmatched_results.get(key) == recorded:
             del self.unmatched_results[key]
         else:
-            self.unmatched_results[key] = f"not {told}"
+            self.unmatched_results[key] = f"not {recorded}"
 
-    # The rows that are there
+    # Comparison with the stored rows
 
     def _compare_hold(self, expected: Hold, *, ended: bool) -> Iterator[str]:
         key = expected.key
-        told = self.results.pop(key, None)
+        recorded = self.results.pop(key, None)
         try:
             found = self.rows.hold(key)
         except _UNREADABLE as error:
@@ -299,10 +299,10 @@ class _Audit:
                     f"a hold differs from its entries: {key!r} has {name} {is_there}, the entries make it "
                     f"{made}"
                 )
-        has = None if found.result is None else result_hash(found.result)
-        if ended and told is None and has is not None:
-            self.unmatched_results[key] = has
-        elif has != told:
+        actual = None if found.result is None else result_hash(found.result)
+        if ended and recorded is None and actual is not None:
+            self.unmatched_results[key] = actual
+        elif actual != recorded:
             yield f"the result of {key!r} is not the one its entry tells of"
 
     def _compare_open_holds(self) -> Iterator[str]:
@@ -310,10 +310,10 @@ class _Audit:
             yield from self._compare_hold(expected, ended=False)
         for key in self.unmatched_results:
             yield f"the result of {key!r} is not the one its entry tells of"
-        stored = self.rows.count_holds(self.root)
-        if stored != self.reserved:
+        count = self.rows.count_holds(self.root)
+        if count != self.reserved:
             yield (
-                f"{self.root!r} has {stored} holds, its entries reserve {self.reserved}: one was put in or "
+                f"{self.root!r} has {count} holds, its entries reserve {self.reserved}: one was put in or "
                 f"taken out"
             )
 

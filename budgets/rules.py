@@ -1,6 +1,6 @@
-"""What may happen: each function allows, or raises (or returns) the error that says why not.
+"""The rules: each function allows a step, or raises (or returns) the error that explains the refusal.
 
-Reads rows and writes none. Leaves out carrying it out: see `ledger`.
+Reads rows and writes none. Leaves out performing the step: see `postings`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from viaticum.types import TokenCount
 
 
 def get_lineage(rows: Rows, name: str) -> list[Scope]:
-    """Root first, the scope itself last; `UnknownName` names the nearest."""
+    """The scope and its ancestors, root first; raises `UnknownName` with the nearest name."""
     found = rows.lineage(checked_name("budget name", name))
     if not found:
         raise UnknownName("budget", name, [scope.name for scope in rows.scopes()])
@@ -39,7 +39,7 @@ def get_hold(rows: Rows, key: str) -> Hold:
 
 
 def budget_at(rows: Rows, scope: Scope, moment: datetime) -> Budget:
-    """The scope as a caller sees it at a moment: with a window, what that window holds."""
+    """The scope as a caller sees it at a time: with a window, the spending in that window."""
     posted = (scope.posted_nanousd, scope.posted_tokens)
     if scope.window is not None:
         posted = rows.posted_since(scope.name, scope.window.since(moment))
@@ -68,7 +68,7 @@ def checked_limits(
 
 
 def require_same_terms(found: Budget, wanted: Budget) -> Budget:
-    """The one that is there, where it was made with the same terms."""
+    """Return the existing budget if it has the wanted terms; raises `BudgetError` otherwise."""
     if (found.limit_nanousd, found.limit_tokens) != (wanted.limit_nanousd, wanted.limit_tokens):
         raise BudgetError(
             f"budget {found.name!r} exists with a limit of {_limits(found)}, not {_limits(wanted)}; "
@@ -89,7 +89,7 @@ def require_same_terms(found: Budget, wanted: Budget) -> Budget:
 
 
 def refuse_limit_below_use(old: Budget, new: Budget) -> None:
-    """Only a limit that changes is looked at: an overrun in dollars must not block a limit in tokens."""
+    """Check only limits that change: an overrun in dollars must not block a new limit in tokens."""
     other_window = old.window != new.window
     short_of_dollars = (other_window or new.limit_nanousd != old.limit_nanousd) and (
         new.left_nanousd or 0
@@ -114,7 +114,7 @@ def refuse_closed(lineage: Sequence[Scope]) -> None:
 def shortfall(
     rows: Rows, lineage: Sequence[Scope], moment: datetime, needed: tuple[int, int]
 ) -> BudgetExceeded | None:
-    """Why a call does not fit, from the scope nearest to it that is short; None where it fits all of them."""
+    """Why a call does not fit, from the scope nearest to it that is short; None if it fits all scopes."""
     for scope in reversed(lineage):
         nanousd, tokens = _amounts_left(rows, scope, moment)
         if needed[0] > nanousd:
@@ -127,7 +127,7 @@ def shortfall(
 
 
 def _amounts_left(rows: Rows, scope: Scope, moment: datetime) -> tuple[int, int]:
-    """What is left in both units. 64 bits bound all that is ever spent, also where nothing else does."""
+    """Amounts left in both units. All-time spending is bounded by 64 bits, with or without limits."""
     posted = (scope.posted_nanousd, scope.posted_tokens)
     nanousd = MAX_NANOUSD - posted[0] - scope.held_nanousd
     tokens = MAX_NANOUSD - posted[1] - scope.held_tokens
@@ -141,7 +141,7 @@ def _amounts_left(rows: Rows, scope: Scope, moment: datetime) -> tuple[int, int]
 
 
 def require_same_call(found: Hold, wanted: Hold) -> Hold:
-    """The hold that is there, where its key stands for the same call with the same parameters."""
+    """Return the existing hold if it was reserved for the same call; raises `HoldError` otherwise."""
     for what, held, asked in (
         ("budget", found.budget, wanted.budget),
         ("usage", usage_text(found.usage), usage_text(wanted.usage)),
@@ -156,7 +156,7 @@ def require_same_call(found: Hold, wanted: Hold) -> Hold:
 
 
 def require_same_usage(entry: Entry | None, key: str, usage: Mapping[str, TokenCount]) -> Entry:
-    """The entry that posted a call, where it was posted with this usage."""
+    """Return the entry that posted a call if it has this usage; raises `HoldError` otherwise."""
     if entry is None:
         raise HoldError(f"the hold {key!r} has ended without an entry: the ledger was altered; run check()")
     if entry.usage != usage:

@@ -103,7 +103,7 @@ def version(db: Database) -> int:
 
 
 def migrate(db: Database) -> None:
-    """Bring the tables to `VERSION`. Call it inside a write transaction, so that all migrations apply or none."""
+    """Bring the tables to `VERSION`. Needs a write transaction, so that all migrations apply or none."""
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     for step in MIGRATIONS[version(db) :]:
         step(db)

@@ -1,6 +1,6 @@
-"""Rows in SQL, in the part of the language that SQLite and Postgres share: one statement a method.
+"""Ledger rows in the SQL that SQLite and Postgres share: one statement per method.
 
-Parameters are written `?`. Leaves out connections, transactions and what differs between the two databases:
+Parameters are written `?`. Leaves out connections, transactions and the differences between the databases:
 see `sqlite` and `postgres`; and the tables: see `schema` and `schema_postgres`.
 """
 
@@ -36,9 +36,9 @@ _HOLD_COLUMNS = (
 _ENTRY_COLUMNS = (
     "id, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note, root, number, hash"
 )
-# What the index of open holds is about, said again so that it is used.
+# Repeats the condition of the partial index `open_holds`, so that the database uses that index.
 _IS_OPEN = " AND state IN ('reserved', 'dispatched', 'unknown')"
-_MAX_PARAMETERS = 500  # parameters of one statement
+_MAX_PARAMETERS = 500  # of one statement
 _HOLD_INSERT = (
     f"INSERT INTO holds ({_HOLD_COLUMNS}) VALUES ({', '.join('?' * len(_HOLD_COLUMNS.split(',')))})"
 )
@@ -60,9 +60,9 @@ SELECT name FROM above ORDER BY depth
 
 
 class SqlRows(Rows):
-    """What is left to a database: how a statement is run, rows are locked, and files are checked.
+    """Rows in SQL. A subclass adds how to run a statement, lock rows and check the files.
 
-    lineages is the store's: names from root to leaf. They never change once a scope is there.
+    lineages: cache owned by the store, names from root to leaf; a scope's lineage never changes.
     """
 
     lock_clause = ""
@@ -78,7 +78,7 @@ class SqlRows(Rows):
 
     @abstractmethod
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
-        """As `query`, row by row, for more rows than fit into memory."""
+        """As `query`, but row by row, for results larger than memory."""
 
     @abstractmethod
     def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None: ...
@@ -245,7 +245,7 @@ class SqlRows(Rows):
         return (_entry(row) for row in self.stream(sql, [name, name, since]))
 
 
-# In the order of `EntryColumns`, then the hash.
+# Columns in the order of `EntryColumns`, then the hash.
 ENTRY_INSERT = (
     "INSERT INTO entries (root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, "
     "note, hash)"
@@ -287,7 +287,7 @@ def _hold_values(hold: Hold) -> list[Any]:
     ]
 
 
-@lru_cache(maxsize=64)  # those of a model and a strategy come again and again
+@lru_cache(maxsize=64)  # calls with the same model and strategy have the same tags
 def _tags_from(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(json.loads(text).items())
 

@@ -1,9 +1,9 @@
-"""A ledger in one SQLite file: opened or refused, locked, forked and read through one connection.
+"""The ledger in one SQLite file: open or refuse it, lock it, survive forks, all on one connection.
 
-Write-ahead log, BEGIN IMMEDIATE, synchronous=FULL: what was committed survives a power cut. Every SQLite and
-file-system failure leaves here as a `LedgerError` of one line. A file that is not ours is refused before
-SQLite sees it, so that nothing is written to it. Leaves out what the rows mean: see `ledger`; and the
-tables: see `schema`.
+Write-ahead log, BEGIN IMMEDIATE, synchronous=FULL: committed data survives a power cut. Every SQLite and
+file-system failure is raised as a one-line `LedgerError`. A file of another program is refused before SQLite
+opens it, so that nothing is written to it. Leaves out the meaning of the rows: see `ledger`; and the tables:
+see `schema`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,16 @@ from viaticum.budgets.store import EntryColumns, Rows, Store, T, one_line
 from viaticum.errors import LedgerError
 
 BUSY_SECONDS = 60.0
-WHOLE_CHECK_BYTES = 1 << 20  # a file up to this size is checked page by page when it is opened (a few ms)
+WHOLE_CHECK_BYTES = 1 << 20  # files up to this size are checked page by page on opening (a few ms)
 _POLL_SECONDS = (0.001, 0.008)
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
-# BUSY and LOCKED; PROTOCOL is what SQLite calls losing many races for the WAL in a row.
+# SQLite reports PROTOCOL after losing many races for the WAL in a row.
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
-_rng = random.Random()  # its own, so that a caller's seeded numbers stay what they were
+_rng = random.Random()  # separate, so that a caller's seeded random numbers are not affected
 
-# Files that this process has open. POSIX drops every lock of a process on a file when it closes any
-# descriptor of it, so the header of a file that is open here is not looked at again: SQLite would lose its
-# locks.
+# Open ledgers of this process, by real path. POSIX drops all locks of a process on a file when it closes any
+# descriptor of that file, so the header of an open file must not be read again: SQLite would lose its locks.
 _open_counts: Counter[str] = Counter()
 _open_counts_lock = threading.Lock()
 
@@ -45,7 +44,7 @@ _open_counts_lock = threading.Lock()
 class SqliteRows(SqlRows):
     def __init__(self, db: Database, lineages: dict[str, tuple[str, ...]]) -> None:
         super().__init__(lineages)
-        # The connection itself: sqlite-utils wraps each statement in work that counts here, and takes a
+        # The bare connection: the wrapper of sqlite-utils costs measurable time per statement and takes a
         # savepoint around each query.
         self._connection = db.conn
 
@@ -70,7 +69,7 @@ class SqliteRows(SqlRows):
 
     def append_all(self, entries: Sequence[tuple[EntryColumns, str]]) -> list[int]:
         self.execute_many(ENTRY_INSERT, [(*columns, head) for columns, head in entries])
-        # Each takes the id after the greatest, and nobody else writes.
+        # Ids are consecutive: each is the greatest id plus one, and no other writer runs.
         last: int = self._connection.execute("SELECT last_insert_rowid()").fetchone()[0]
         return list(range(last - len(entries) + 1, last + 1))
 
@@ -80,10 +79,10 @@ class SqliteRows(SqlRows):
 
 
 class SqliteStore(Store):
-    """One SQLite file behind one connection and one lock: threads take turns here, processes in SQLite.
+    """One SQLite file behind one connection and one lock: threads queue here, processes queue in SQLite.
 
-    With `read_only` nothing is written, migrated or checked: what can still be read of a damaged file, or of
-    one that may not be written, is read.
+    With `read_only` nothing is written, migrated or checked, so that a damaged or write-protected file can be
+    read as far as possible.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -129,7 +128,7 @@ class SqliteStore(Store):
         if self._closed:
             raise LedgerError(f"the ledger {self.path} is closed; open it again")
         if self._database is None:
-            # After a fork. Never create: a file that went missing must not turn into an empty ledger.
+            # Reopen after a fork, without creating: a deleted file must not turn into an empty ledger.
             self._database = self._open(create=False)
         return self._database
 
@@ -173,8 +172,8 @@ class SqliteStore(Store):
             schema.version(Database(connection, execute_plugins=False))
             return connection
         except sqlite3.OperationalError:
-            # A log that was merged has left no shared memory, and this folder lets none be made: then nobody
-            # writes here either, and the file can be read as it is.
+            # The log was merged, so there is no shared-memory file, and this folder does not allow a new one.
+            # Then nobody writes here either, and the file can be opened as immutable.
             connection.close()
             if self.path.with_name(self.path.name + "-wal").exists():
                 raise
@@ -201,7 +200,7 @@ def _mark_closed(path: Path) -> None:
 
 
 def _refuse_foreign_file(path: Path) -> None:
-    """Look at the first bytes only. A missing or an empty file may become a ledger."""
+    """Read only the header bytes. A missing or empty file may become a ledger."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -220,7 +219,7 @@ def _refuse_foreign_file(path: Path) -> None:
 
 
 def _refuse_lone_wal(path: Path) -> None:
-    """SQLite would delete the log beside an empty file; it may be all that is left of a ledger."""
+    """SQLite would delete the log beside an empty file, although it may be all that is left of a ledger."""
     wal = path.with_name(path.name + "-wal")
     if wal.exists() and wal.stat().st_size:
         raise LedgerError(
@@ -237,7 +236,7 @@ def _refuse_newer(path: Path, found: int) -> None:
 
 
 def _prepare(db: Database, path: Path, read_only: bool) -> None:
-    """Settings of the connection, then the tables. Safe to repeat, and with others doing the same."""
+    """Set up the connection, then the tables. Idempotent, and safe with other processes doing the same."""
     if read_only:
         return _prepare_to_read(db, path)
     db.execute("PRAGMA synchronous = FULL")
@@ -277,7 +276,7 @@ def _refuse_damaged(db: Database, path: Path) -> None:
 def _migrate(db: Database, path: Path) -> None:
     try:
         db.execute("BEGIN IMMEDIATE")
-        _refuse_newer(path, schema.version(db))  # another process may have been here while we waited
+        _refuse_newer(path, schema.version(db))  # another process may have migrated during the wait
         schema.migrate(db)
         db.execute("COMMIT")
     except BaseException:
@@ -289,7 +288,7 @@ def _begin(db: Database, write: bool) -> None:
     try:
         db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
         if not write:
-            db.execute("PRAGMA user_version").fetchone()  # takes the snapshot now, where waiting is possible
+            db.execute("PRAGMA user_version").fetchone()  # takes the snapshot now, where retrying is possible
     except BaseException:
         _roll_back(db)
         raise
@@ -302,10 +301,10 @@ def _roll_back(db: Database) -> None:
 
 
 def _retry_while_busy(action: Callable[[], None]) -> None:
-    """Repeat while the file is busy.
+    """Repeat the action while the file is busy.
 
-    SQLite's own waiting sleeps up to a tenth of a second, so that one process runs away with the file while
-    fifteen sleep, and does not cover every state of a WAL file.
+    SQLite's own busy handler sleeps up to a tenth of a second, so that one process keeps the file while
+    fifteen others sleep, and it does not cover every state of a WAL file.
     """
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
@@ -318,14 +317,15 @@ def _retry_while_busy(action: Callable[[], None]) -> None:
 
 
 def _close_without_checkpoint(connection: sqlite3.Connection) -> None:
-    """Close without the checkpoint that would write a leftover log into a file we refuse (Python 3.12)."""
+    """Close without the checkpoint that would write a leftover log into a refused file (from Python 3.12)."""
     if hasattr(connection, "setconfig"):
-        connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)  # type: ignore[attr-defined,unused-ignore]
+        option = sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE  # type: ignore[attr-defined,unused-ignore]
+        connection.setconfig(option)  # type: ignore[attr-defined,unused-ignore]
     connection.close()
 
 
 def _primary_code(error: sqlite3.Error) -> int | None:
-    """The primary result code; extended codes keep it in their low byte."""
+    """The primary result code, which extended codes keep in their low byte."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 

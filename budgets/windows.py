@@ -1,10 +1,10 @@
-"""Windows of time in which a limit holds: per hour, day or month, by the calendar of a time zone or rolling.
+"""Time windows of limits: per hour, day or month, by the calendar of a time zone or rolling.
 
-A window never has to be reset: what counts is the sum of the entries that fall into it. To read few rows,
-spending is summed by bucket. A calendar window is one bucket; a rolling one is made of sixty, and a bucket
-counts until all of it lies outside, so that a rolling limit errs on the safe side by a sixtieth at most.
+Windows are never reset: the spending of a window is the sum of its entries. To read few rows, spending is
+summed by bucket. A calendar window is one bucket. A rolling window has sixty, and a bucket counts until all
+of it lies outside, so that a rolling limit overestimates spending by at most a sixtieth of the window.
 
-Leaves out where the sums are kept (`store`) and what they mean for a call (`rules`).
+Leaves out where the sums are stored (`store`) and how they limit a call (`rules`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 from viaticum.errors import InputError
 
 Every = Literal["hour", "day", "month"]
-# A rolling month is thirty days.
+# Seconds; a rolling month is thirty days.
 _SPANS: dict[str, int] = {"hour": 3600, "day": 86_400, "month": 30 * 86_400}
 _BUCKETS = 60
 
@@ -37,7 +37,7 @@ class Window:
 
     @classmethod
     def parse(cls, text: str) -> Window:
-        """The reverse of `str()`: `day`, `rolling hour`, `month Europe/Berlin`."""
+        """The inverse of `str()`: `day`, `rolling hour`, `month Europe/Berlin`."""
         words = text.split()
         rolling = words[:1] == ["rolling"]
         words = words[rolling:]
@@ -52,14 +52,14 @@ class Window:
         return f"{'rolling ' if self.rolling else ''}{self.every}{zone}"
 
     def bucket(self, moment: datetime) -> int:
-        """The second (Unix time) at which the bucket that holds `moment` begins."""
+        """Start of the bucket that contains `moment`, in seconds of Unix time."""
         if self.rolling:
             length = _SPANS[self.every] // _BUCKETS
             return int(moment.timestamp()) // length * length
         return int(self._calendar_begin(moment).timestamp())
 
     def since(self, moment: datetime) -> int:
-        """The first bucket that counts at `moment`."""
+        """The earliest bucket that counts at `moment`."""
         if self.rolling:
             return self.bucket(moment - timedelta(seconds=_SPANS[self.every]))
         return self.bucket(moment)
@@ -67,7 +67,7 @@ class Window:
     def _calendar_begin(self, moment: datetime) -> datetime:
         local = moment.astimezone(_zone(self.zone))
         if self.every == "hour":
-            # Counted back from the moment, so that the hour that clocks repeat in autumn is two hours.
+            # Subtracted in UTC, so that the hour repeated at the end of summer time counts as two hours.
             return moment - timedelta(
                 minutes=local.minute, seconds=local.second, microseconds=local.microsecond
             )
@@ -76,7 +76,7 @@ class Window:
 
 
 def _zone(name: str) -> tzinfo:
-    if name == "UTC":  # needs no data of the system
+    if name == "UTC":  # needs no time zone data
         return UTC
     try:
         return ZoneInfo(name)

@@ -1,8 +1,8 @@
-"""Many steps in one transaction: what they write is kept here and written once at the end, in as few statements as it takes.
+"""Many ledger steps in one transaction: buffer their writes and flush them in as few statements as possible.
 
-The steps themselves (`postings`, `rules`) are those of single calls: they see rows as if each write before
-them had been made. So a chunk of calls is checked hold by hold, and leaves the same rows, entries and hashes
-as one call after the other. Leaves out transactions (`ledger`) and how rows are kept (`store`).
+The steps (`postings`, `rules`) are those of single calls and see the rows with all earlier buffered writes
+applied. So a batch of calls is checked hold by hold and leaves the same rows, entries and hashes as the calls
+one by one. Leaves out transactions (`ledger`) and storage (`store`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ Amounts = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A call to reserve for, with the meaning that `Ledger.reserve` gives these. parameters: their `digest`, "" for none."""
+    """One call of `Ledger.reserve_many`; fields as in `Ledger.reserve`.
+
+    parameters: their `digest`, "" for none.
+    """
 
     key: str
     usage: Mapping[str, TokenCount]
@@ -32,7 +35,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """A call to settle, with the meaning that `Ledger.settle` gives these."""
+    """One call of `Ledger.settle_many`; fields as in `Ledger.settle`."""
 
     key: str
     usage: Mapping[str, TokenCount] | None
@@ -40,10 +43,14 @@ class Settlement:
 
 
 class WriteBuffer(Rows):
-    """Rows over other rows, inside one of their write transactions; `flush` writes what was gathered.
+    """Rows over other rows, inside one of their write transactions; `flush` writes what was buffered.
 
-    budgets: scopes that are locked at once, in one order, before the holds of `keys` are read, so that what
-    is known of them still holds. holds: those of the keys, as they were read just before.
+    Args:
+        inner: the rows of the transaction.
+        budgets: scopes to lock at once, in sorted order, before the holds of `keys` are read, so that these
+        stay valid.
+        keys: keys of all holds that the steps use.
+        holds: the holds of `keys`, if they were read just before.
     """
 
     is_exclusive = True
@@ -57,7 +64,7 @@ class WriteBuffer(Rows):
         for name in sorted(set(budgets)):
             self.lineage(name)
         self._fetched_keys = set(keys)
-        # What was read before the scopes were locked holds only where nobody else writes.
+        # Holds read before the scopes were locked are valid only if no other writer can run.
         self._holds = holds if holds is not None and inner.is_exclusive else inner.find(keys)
         self._inserted: dict[str, None] = {}
         self._changed: dict[str, None] = {}
@@ -70,7 +77,7 @@ class WriteBuffer(Rows):
         self._chains: dict[str, Chain] = {}
 
     def flush(self) -> list[int]:
-        """Write everything; the ids of the entries, in the order in which they were appended."""
+        """Write everything; returns the ids of the entries in order of appending."""
         inner = self._inner
         inner.insert_holds([self._holds[key] for key in self._inserted])
         inner.set_results(list(self._results.items()))
@@ -82,16 +89,16 @@ class WriteBuffer(Rows):
             inner.add_to_bucket(name, bucket, posted)
         for root, head in self._heads.items():
             inner.set_chain_head(root, *head)
-        self._chains.clear()  # they know these rows: all holds would wait for the collector of cycles
+        self._chains.clear()  # breaks a reference cycle, which would keep all holds until garbage collection
         return ids
 
     def chain_of(self, root: Scope, now: Callable[[], str]) -> Chain:
-        """The end of a tree's chain: one for all that is gathered, at one moment."""
+        """The chain of a tree: one for all buffered entries, at one time."""
         if root.name not in self._chains:
             self._chains[root.name] = Chain(self, root, now())
         return self._chains[root.name]
 
-    # What the steps of a call read and write
+    # Buffered rows
 
     def lineage(self, name: str) -> list[Scope]:
         if name not in self._lineages:
@@ -142,26 +149,26 @@ class WriteBuffer(Rows):
             self._results[key] = result
 
     def expired_holds(self, root: str | None, at: str, states: Sequence[HoldState]) -> list[Hold]:
-        """Those that nothing was done to here: what is made here has a lease that runs."""
+        """Those that were not changed here: a hold made here has a running lease."""
         found = self._inner.expired_holds(root, at, states)
         return [hold for hold in found if hold.key not in self._changed]
 
     def append(self, columns: EntryColumns, hash: str) -> int:
-        """The place in what `flush` returns."""
+        """Buffer an entry; returns its index in the result of `flush`."""
         self._entries.append((columns, hash))
-        place, key = len(self._entries) - 1, columns[3]
+        index, key = len(self._entries) - 1, columns[3]
         if key is not None and columns[4] in TERMINAL_KINDS:
-            self._ends[key] = place
-        return place
+            self._ends[key] = index
+        return index
 
     def ending_entry(self, key: str) -> Entry | None:
         if key in self._ends:
-            place = self._ends[key]
-            return entry_from_columns(place, *self._entries[place])
+            index = self._ends[key]
+            return entry_from_columns(index, *self._entries[index])
         return self._inner.ending_entry(key)
 
-    def buffer(self, entry: Entry) -> bool:
-        """Whether an entry is one of those that `flush` writes."""
+    def is_buffered(self, entry: Entry) -> bool:
+        """Whether `flush` will write this entry."""
         return entry.id < len(self._entries) and self._entries[entry.id][1] == entry.hash
 
     def _existing_hold(self, key: str) -> Hold:
@@ -169,7 +176,7 @@ class WriteBuffer(Rows):
         assert found is not None, "a hold is read before it is written"
         return found
 
-    # What they do not touch
+    # Passed through
 
     def scopes(self, root: str | None = None) -> list[Scope]:
         return self._inner.scopes(root)

@@ -1,8 +1,8 @@
-"""Money as integers: nano-dollars, and the price of a token.
+"""Money as integer nano-dollars, and token prices.
 
-Leaves out budgets, ledgers and currencies: see `viaticum.budgets`. It sits on the ground floor because
-the catalogue's prices need it too. A float never holds money: amounts enter as text, `Decimal` or a
-number read through its shortest decimal form, and leave as integers or text.
+Leaves out budgets, ledgers and currencies: see `viaticum.budgets`. It is part of the core because the
+catalogue's prices need it too. A float never holds money: amounts enter as text, `Decimal` or a number read
+through its shortest decimal form, and leave as integers or text.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from viaticum.errors import InputError
 
 NANOUSD_PER_USD = 1_000_000_000
 TOKENS_PER_MILLION = 1_000_000
-MAX_NANOUSD = 2**63 - 1  # what an SQLite or Postgres integer column holds: 9.2 billion dollars
+MAX_NANOUSD = 2**63 - 1  # the largest integer of an SQLite or Postgres column: 9.2 billion dollars
 _ONE_NANOUSD = Decimal("1e-9")
-_EXACT = Context(prec=40)  # digits enough for any amount in range, whatever the caller's context says
+_EXACT = Context(prec=40)  # enough digits for any amount in range, independent of the caller's context
 
 
 def nanousd(dollars: str | int | float | Decimal) -> int:
-    """Dollars as integer nano-dollars, rounded half to even: `nanousd("0.002") == 2_000_000`.
+    """Convert dollars to integer nano-dollars, rounded half to even: `nanousd("0.002") == 2_000_000`.
 
-    Raises `InputError` where `dollars` is not a finite number or does not fit 64 bits.
+    Raises:
+        InputError: `dollars` is not a finite number or does not fit 64 bits.
     """
     try:
         amount = Decimal(str(dollars).strip().removeprefix("$"))
@@ -30,7 +31,7 @@ def nanousd(dollars: str | int | float | Decimal) -> int:
             raise InvalidOperation
     except InvalidOperation:
         raise InputError(f"not an amount of dollars: {dollars!r}; write a number such as 0.002") from None
-    # Compared before it is scaled: an exponent such as 1e999999 would overflow or fill the memory.
+    # Compared before scaling: an exponent such as 1e999999 would overflow or exhaust memory.
     if amount.copy_abs() > MAX_NANOUSD // NANOUSD_PER_USD:
         raise InputError(
             f"amount out of range: {dollars!r}; at most {MAX_NANOUSD // NANOUSD_PER_USD} dollars"
@@ -39,16 +40,16 @@ def nanousd(dollars: str | int | float | Decimal) -> int:
 
 
 def format_usd(amount: int) -> str:
-    """Nano-dollars as text, exact: `format_usd(2_000_000) == "$0.002"`."""
+    """Format nano-dollars exactly: `format_usd(2_000_000) == "$0.002"`."""
     whole, rest = divmod(abs(amount), NANOUSD_PER_USD)
     text = f"{whole}.{rest:09d}".rstrip("0").rstrip(".")
     return f"{'-' if amount < 0 else ''}${text}"
 
 
 def short_usd(amount: float) -> str:
-    """Nano-dollars as text for people: cents, and below a dollar three digits that count.
+    """Format nano-dollars for display: in cents, below a dollar with three significant digits.
 
-    `short_usd(12_345_678_901) == "$12.35"`, `short_usd(96_123) == "$0.0000961"`. For reading, not for adding up.
+    `short_usd(12_345_678_901) == "$12.35"`, `short_usd(96_123) == "$0.0000961"`. Not for sums.
     """
     whole = round(amount)
     short = round(whole, 3 - len(str(abs(whole))))
@@ -60,7 +61,7 @@ def short_usd(amount: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Prices from a length of prompt on: they hold for the whole of a call that reads more than `above_tokens`."""
+    """Prices of a whole call whose prompt is longer than `above_tokens`."""
 
     above_tokens: int
     input_nanousd_per_million: int
@@ -74,11 +75,13 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What one model costs: integer nano-dollars for a million tokens, and for a second where time is billed.
+    """Price of one model in integer nano-dollars per million tokens, and per second where time is billed.
 
-    cached: input tokens that the provider had kept; reasoning: output tokens that were thought and not
-    shown. None: as any other input or output token. tiers: in order of `above_tokens`. version: which price
-    list this is from, as its owner names it; it is kept with every entry.
+    Attributes:
+        cached_nanousd_per_million: for input tokens from the provider's cache; None: as other input tokens.
+        reasoning_nanousd_per_million: for hidden reasoning tokens; None: as other output tokens.
+        tiers: prices of longer prompts, sorted by `above_tokens`.
+        version: name of the price list, stored with every entry.
     """
 
     input_nanousd_per_million: int
@@ -99,7 +102,7 @@ class Price:
     def per_million(
         cls, input_usd: str | int | float | Decimal, output_usd: str | int | float | Decimal
     ) -> Price:
-        """A price quoted the way vendors do, in dollars for a million tokens."""
+        """A price as vendors quote it, in dollars per million tokens."""
         return cls(nanousd(input_usd), nanousd(output_usd))
 
     def cost(
@@ -111,35 +114,35 @@ class Price:
         reasoning_tokens: int = 0,
         milliseconds: int = 0,
     ) -> int:
-        """Nano-dollars for one call, rounded up, so that a sum of parts never falls below the whole.
+        """Cost of one call in nano-dollars, rounded up, so that a sum of parts is never less than the whole.
 
-        Cached tokens are among the input tokens, reasoning tokens among the output tokens.
+        `input_tokens` include the cached ones, `output_tokens` the reasoning ones.
         """
         rates = self._rates(input_tokens)
-        read, made = rates.input_nanousd_per_million, rates.output_nanousd_per_million
-        cached, thought = rates.cached_nanousd_per_million, rates.reasoning_nanousd_per_million
+        input_rate, output_rate = rates.input_nanousd_per_million, rates.output_nanousd_per_million
+        cached_rate, reasoning_rate = rates.cached_nanousd_per_million, rates.reasoning_nanousd_per_million
         total = (
-            (input_tokens - cached_input_tokens) * read
-            + cached_input_tokens * (read if cached is None else cached)
-            + (output_tokens - reasoning_tokens) * made
-            + reasoning_tokens * (made if thought is None else thought)
+            (input_tokens - cached_input_tokens) * input_rate
+            + cached_input_tokens * (input_rate if cached_rate is None else cached_rate)
+            + (output_tokens - reasoning_tokens) * output_rate
+            + reasoning_tokens * (output_rate if reasoning_rate is None else reasoning_rate)
         )
         return self._rounded_up(total, milliseconds)
 
     def worst_cost(self, input_tokens: int, output_tokens: int, milliseconds: int = 0) -> int:
-        """The most that a call of at most so many tokens can cost, whatever is cached or thought, in any tier."""
+        """Upper bound of the cost of a call of at most so many tokens: any caching, reasoning and tier."""
         reachable: list[Price | Tier] = [
             self,
             *(tier for tier in self.tiers if tier.above_tokens < input_tokens),
         ]
-        read = max(
+        input_rate = max(
             max(each.input_nanousd_per_million, each.cached_nanousd_per_million or 0) for each in reachable
         )
-        made = max(
+        output_rate = max(
             max(each.output_nanousd_per_million, each.reasoning_nanousd_per_million or 0)
             for each in reachable
         )
-        return self._rounded_up(input_tokens * read + output_tokens * made, milliseconds)
+        return self._rounded_up(input_tokens * input_rate + output_tokens * output_rate, milliseconds)
 
     def _rates(self, input_tokens: int) -> Price | Tier:
         reached = [tier for tier in self.tiers if input_tokens > tier.above_tokens]

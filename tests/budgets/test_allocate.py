@@ -10,24 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from viaticum.budgets.allocate import SKIPPED, Allocation, allocate, choose_at, with_room
+from viaticum.budgets.allocate import SKIPPED, Allocation, allocate, choose_at, with_reserve
 from viaticum.errors import InputError
 
 
-def table(questions: int, ways: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def table(questions: int, options: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Worth that tends to rise with cost, as accuracy does."""
-    dice = np.random.default_rng(seed)
-    cost = dice.lognormal(0, 1, (questions, ways)) * np.geomspace(1, 100, ways)
+    rng = np.random.default_rng(seed)
+    cost = rng.lognormal(0, 1, (questions, options)) * np.geomspace(1, 100, options)
     worth = np.clip(
-        dice.beta(2, 2, (questions, 1)) + 0.1 * np.log(cost) * dice.random((questions, ways)), 0, 1
+        rng.beta(2, 2, (questions, 1)) + 0.1 * np.log(cost) * rng.random((questions, options)), 0, 1
     )
     return worth, cost
 
 
 def relaxed(worth: np.ndarray, cost: np.ndarray, budget: float, others: list | None = None) -> float:
     """The optimum of the linear programme: shares of ways, at most one way a question in all."""
-    questions, ways = worth.shape
-    one_each = np.kron(np.eye(questions), np.ones(ways))
+    questions, options = worth.shape
+    one_each = np.kron(np.eye(questions), np.ones(options))
     above = np.vstack([one_each, cost.ravel()[None], *[row.ravel()[None] for row, _ in others or []]])
     limits = np.concatenate([np.ones(questions), [budget], [most for _, most in others or []]])
     found = linprog(-worth.ravel(), A_ub=above, b_ub=limits, bounds=(0, 1))
@@ -49,20 +49,20 @@ def test_all_but_one_question_of_the_linear_programme(share: float) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_never_over_budget_and_one_question_from_the_best(data: st.DataObject) -> None:
-    questions, ways = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
-    numbers = st.lists(st.integers(0, 9), min_size=questions * ways, max_size=questions * ways)
-    worth, cost = (np.array(data.draw(numbers), dtype=float).reshape(questions, ways) for _ in range(2))
+    questions, options = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    numbers = st.lists(st.integers(0, 9), min_size=questions * options, max_size=questions * options)
+    worth, cost = (np.array(data.draw(numbers), dtype=float).reshape(questions, options) for _ in range(2))
     budget = data.draw(st.integers(1, 30))
     found = allocate(worth, cost, budget)
     best = 0.0
-    for chosen in itertools.product(range(-1, ways), repeat=questions):
-        spent = sum(cost[row, way] for row, way in enumerate(chosen) if way >= 0)
+    for chosen in itertools.product(range(-1, options), repeat=questions):
+        spent = sum(cost[row, option] for row, option in enumerate(chosen) if option >= 0)
         if spent <= budget:
-            best = max(best, sum(worth[row, way] for row, way in enumerate(chosen) if way >= 0))
+            best = max(best, sum(worth[row, option] for row, option in enumerate(chosen) if option >= 0))
     assert found.cost <= budget
     assert found.worth <= best + 1e-9 <= found.bound + 1e-6
     assert found.worth >= best - worth.max() - 1e-9
-    spent = sum(cost[row, way] for row, way in enumerate(found.chosen) if way != SKIPPED)
+    spent = sum(cost[row, option] for row, option in enumerate(found.chosen) if option != SKIPPED)
     assert found.cost == pytest.approx(spent)
 
 
@@ -91,10 +91,10 @@ def test_chance_seldom_breaks_the_budget() -> None:
     assert found.cost <= budget - found.reserve
 
     def breaks(chosen: Allocation) -> float:
-        dice = np.random.default_rng(6)
+        rng = np.random.default_rng(6)
         rows = np.arange(400)
         mean, deviation = cost[rows, chosen.chosen], spread[rows, chosen.chosen]
-        drawn = mean + deviation * dice.standard_normal((4000, 400))
+        drawn = mean + deviation * rng.standard_normal((4000, 400))
         return float((drawn.sum(1) > budget).mean())
 
     assert breaks(found) <= 0.06
@@ -120,16 +120,16 @@ def test_room_is_found_where_less_money_means_more_chance(grows: float) -> None:
         tried.append(reserve)
         return reserve, min(100 + grows * reserve, 400)
 
-    found, reserve = with_room(find, 1000)
+    found, reserve = with_reserve(find, 1000)
     least = 400 if grows > 0.75 else 100 / (1 - grows)
     assert least <= found == reserve <= least + 60
     assert len(tried) <= 11
 
 
 def test_few_and_many_questions_are_chosen_alike() -> None:
-    dice = np.random.default_rng(9)
-    worth, cost = (dice.integers(0, 6, (20_000, 5)).astype(float) for _ in range(2))
-    worth[dice.random(worth.shape) < 0.1] = -np.inf
+    rng = np.random.default_rng(9)
+    worth, cost = (rng.integers(0, 6, (20_000, 5)).astype(float) for _ in range(2))
+    worth[rng.random(worth.shape) < 0.1] = -np.inf
     for price in (0.0, 0.5, 1.0, 2.0, 1e30):
         many = choose_at(worth, cost, price)
         few = np.concatenate(

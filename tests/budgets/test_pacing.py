@@ -18,11 +18,11 @@ from viaticum.errors import InputError
 CV = 0.6  # of real costs around what is expected
 
 
-def table(rows: int, ways: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def table(rows: int, options: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Worth that tends to rise with cost, as accuracy does; costs in nano-dollars."""
-    dice = np.random.default_rng(seed)
-    cost = dice.lognormal(0, 0.5, (rows, ways)) * np.geomspace(1e5, 1e7, ways)
-    worth = np.clip(dice.beta(2, 2, (rows, 1)) + 0.08 * np.log(cost / 1e5) * dice.random((rows, ways)), 0, 1)
+    rng = np.random.default_rng(seed)
+    cost = rng.lognormal(0, 0.5, (rows, options)) * np.geomspace(1e5, 1e7, options)
+    worth = np.clip(rng.beta(2, 2, (rows, 1)) + 0.08 * np.log(cost / 1e5) * rng.random((rows, options)), 0, 1)
     return worth, cost
 
 
@@ -30,9 +30,12 @@ def relaxed(worth: np.ndarray, cost: np.ndarray, budget: float) -> float:
     """The optimum of the linear programme: shares of ways, at most one way a question in all."""
     from scipy.sparse import coo_array, csr_array, vstack
 
-    questions, ways = worth.shape
+    questions, options = worth.shape
     one_each = coo_array(
-        (np.ones(questions * ways), (np.repeat(np.arange(questions), ways), np.arange(questions * ways)))
+        (
+            np.ones(questions * options),
+            (np.repeat(np.arange(questions), options), np.arange(questions * options)),
+        )
     )
     above = vstack([csr_array(one_each), csr_array(cost.ravel()[None] / budget)])
     limits = np.append(np.ones(questions), 1.0)
@@ -57,60 +60,60 @@ class Job:
     seconds: np.ndarray | None = None
     in_flight: int = 16
     worst: np.ndarray | None = None
-    ways: list[int] = field(default_factory=list)
+    options: list[int] = field(default_factory=list)
     spent: float = 0.0
     refused: int = 0
 
     def run(self, rows: int | None = None) -> Job:
-        end = len(self.worth) if rows is None else len(self.ways) + rows
+        end = len(self.worth) if rows is None else len(self.options) + rows
         flight: list[tuple[int, int, int]] = []  # row, way planned, way taken
-        while len(self.ways) < end:
-            first = len(self.ways)
+        while len(self.options) < end:
+            first = len(self.options)
             block = slice(first, min(end, first + self.pacer.stride(64)))
             named = {
                 name: None if (values := getattr(self, name)) is None else values[block]
                 for name in ("spread", "seconds")
             }
-            for row, way in enumerate(
+            for row, option in enumerate(
                 self.pacer.choose(self.worth[block], self.cost[block], **named).tolist(), first
             ):
                 if len(flight) >= self.in_flight:
                     self.settle([flight.pop(0)])
-                while (took := self.held(way, flight)) == SKIPPED and flight and way != SKIPPED:
+                while (took := self.held(option, flight)) == SKIPPED and flight and option != SKIPPED:
                     self.settle([flight.pop(0)])
-                self.refused += took == SKIPPED and way != SKIPPED
-                flight.append((row, way, took))
-                self.ways.append(took)
+                self.refused += took == SKIPPED and option != SKIPPED
+                flight.append((row, option, took))
+                self.options.append(took)
         for each in flight:
             self.settle([each])
         return self
 
-    def held(self, way: int, flight: list[tuple[int, int, int]]) -> int:
+    def held(self, option: int, flight: list[tuple[int, int, int]]) -> int:
         """The way, or none where its worst case does not fit beside those in flight."""
-        if self.worst is None or way == SKIPPED:
-            return way
+        if self.worst is None or option == SKIPPED:
+            return option
         holds = sum(self.worst[took] for _, _, took in flight if took != SKIPPED)
-        return way if self.spent + holds + self.worst[way] <= self.budget else SKIPPED
+        return option if self.spent + holds + self.worst[option] <= self.budget else SKIPPED
 
     def settle(self, done: list[tuple[int, int, int]]) -> None:
-        rows, ways, took = (np.array(each) for each in zip(*done, strict=True))
+        rows, options, took = (np.array(each) for each in zip(*done, strict=True))
         expected, actual = (
             np.where(which == SKIPPED, 0.0, values[rows, which])
-            for values, which in ((self.cost, ways), (self.real, took))
+            for values, which in ((self.cost, options), (self.real, took))
         )
-        told: dict[str, Any] = {"learn": ways == took}
+        told: dict[str, Any] = {"learn": options == took}
         if self.spread is not None:
-            told["spread"] = np.where(ways == SKIPPED, 0.0, self.spread[rows, ways])
+            told["spread"] = np.where(options == SKIPPED, 0.0, self.spread[rows, options])
         if self.seconds is not None:
             each = np.where(took == SKIPPED, 0.0, self.seconds[rows, took])
             told |= {"expected_seconds": each, "seconds": each}
-        self.pacer.settle(ways, expected, actual, **told)
+        self.pacer.settle(options, expected, actual, **told)
         self.spent += float(actual.sum())
 
     @property
     def right(self) -> float:
-        ways = np.array(self.ways)
-        return float(np.where(ways == SKIPPED, 0.0, self.worth[np.arange(len(ways)), ways]).sum())
+        options = np.array(self.options)
+        return float(np.where(options == SKIPPED, 0.0, self.worth[np.arange(len(options)), options]).sum())
 
 
 def job(
@@ -124,11 +127,11 @@ def job(
 ) -> Job:
     """Costs are expected right but for `bias`: real ones are that many times as high on average."""
     worth, cost = table(rows, seed=seed)
-    dice = np.random.default_rng(seed + 1000)
+    rng = np.random.default_rng(seed + 1000)
     deviation = np.sqrt(np.log(1 + CV**2))
-    real = cost * bias * dice.lognormal(-(deviation**2) / 2, deviation, cost.shape)
+    real = cost * bias * rng.lognormal(-(deviation**2) / 2, deviation, cost.shape)
     budget = share * float((cost * bias).max(1).sum())
-    at = np.sort(dice.choice(rows, sample, replace=False))
+    at = np.sort(rng.choice(rows, sample, replace=False))
     pacer = Pacer(worth[at], cost[at], rows=rows, budget=budget, spread=CV * cost[at], at=at)
     return Job(worth, cost, real, budget, pacer, spread=CV * cost, **more)
 
@@ -163,7 +166,7 @@ def test_costs_that_scatter_more_than_was_expected_are_given_more_room() -> None
     told = job(seed=11, rows=2000)
     told.spread = told.spread / 3
     done = told.run(1500)
-    scatters = done.pacer._learned.scatters
+    scatters = done.pacer._corrections.scatters
     assert 2 < scatters.min() < scatters.max() < 4
 
 
@@ -185,7 +188,7 @@ def test_money_is_kept_for_rows_to_come_that_make_more_of_it() -> None:
     pacer = Pacer(worth[at], cost[at], rows=600, budget=budget, at=at)
     done = Job(worth, cost, cost, budget, pacer).run()
     assert done.spent <= budget
-    assert sum(way == 1 for way in done.ways[300:]) >= 295
+    assert sum(option == 1 for option in done.options[300:]) >= 295
     assert done.right >= 0.99 * relaxed(worth, cost, budget)
 
 
@@ -194,8 +197,8 @@ def test_rows_with_one_and_the_same_table_are_given_two_ways_in_the_right_shares
     pacer = Pacer(worth[:50], cost[:50], rows=1000, budget=4e9)
     done = Job(worth, cost, cost, 4e9, pacer).run()
     assert 0.99 * 4e9 <= done.spent <= 4e9
-    ways = np.array(done.ways)
-    halves = [int((part == 1).sum()) for part in (ways[:500], ways[500:])]
+    options = np.array(done.options)
+    halves = [int((part == 1).sum()) for part in (options[:500], options[500:])]
     assert abs(halves[0] - halves[1]) < 20, "spread over the job, not taken by those who come first"
 
 
@@ -215,8 +218,8 @@ def test_a_deadline_holds_beside_the_budget() -> None:
         at=np.arange(0, 800, 4),
     )
     done = Job(worth, cost, cost, budget, pacer, seconds=seconds).run()
-    ways = np.array(done.ways)
-    spent = float(np.where(ways == SKIPPED, 0, seconds[np.arange(800), ways]).sum())
+    options = np.array(done.options)
+    spent = float(np.where(options == SKIPPED, 0, seconds[np.arange(800), options]).sum())
     assert 0.97 * took / 2 <= spent <= 1.001 * took / 2
     assert done.spent <= budget
     best = allocate(worth, cost, budget, seconds=seconds, deadline=took / 2)
@@ -227,23 +230,23 @@ def test_a_clock_that_runs_faster_than_expected_makes_rows_quicker() -> None:
     worth, seconds = np.tile([0.5, 0.9], (1000, 1)), np.tile([0.1, 1.0], (1000, 1))
     cost = np.tile([1.0, 2.0], (1000, 1))
     pacer = Pacer(worth[:10], cost[:10], rows=1000, budget=1e9, seconds=seconds[:10], deadline=800.0)
-    clock, ways = 0.0, []
+    clock, options = 0.0, []
     for first in range(0, 1000, 10):
         part = slice(first, first + 10)
         chosen = pacer.choose(worth[part], cost[part], seconds=seconds[part], elapsed=clock)
         expected = np.where(chosen == SKIPPED, 0.0, seconds[part][np.arange(10), chosen])
         clock += 2 * float(expected.sum())
         pacer.settle(chosen, cost[part][np.arange(10), chosen], np.ones(10), expected_seconds=expected)
-        ways += chosen.tolist()
+        options += chosen.tolist()
     assert 0.95 * 800 <= clock <= 1.02 * 800
-    assert ways.count(SKIPPED) == 0
+    assert options.count(SKIPPED) == 0
 
 
 def test_a_job_that_was_killed_goes_on_with_what_it_knew() -> None:
     first = job(bias=1.5, seed=8).run(700)
     kept = json.loads(json.dumps(first.pacer.state()))
     again = job(bias=1.5, seed=8)
-    again.ways, again.spent = list(first.ways), first.spent
+    again.options, again.spent = list(first.options), first.spent
     again.pacer.resume(kept)
     assert again.pacer.ratios == pytest.approx(first.pacer.ratios)
     assert again.pacer.spent == pytest.approx(first.spent)

@@ -1,7 +1,7 @@
-"""`viaticum sandbox`: run one program where it can do no harm, and say which sandboxes work on this machine.
+"""`viaticum sandbox`: run one program in a sandbox, and check which sandboxes work on this machine.
 
-Results go to stdout. Leaves out errors and exit codes: `viaticum.cli` turns a `ViaticumError` into one line and
-exit code 1. A program that fails is a result like any other: exit code 0.
+Results go to stdout. Leaves out errors and exit codes: `viaticum.cli` turns a `ViaticumError` into one line
+and exit code 1.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import typer
 
 from viaticum.errors import InputError, SandboxError
 
-app = typer.Typer(no_args_is_help=True, help="Run programs in a sandbox; see which sandboxes work here.")
+app = typer.Typer(no_args_is_help=True, help="Run programs in a sandbox; check which sandboxes work here.")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(help="A Python program; - reads it from stdin.")],
+    file: Annotated[Path, typer.Argument(help="A Python program; - reads from stdin.")],
     backend: Annotated[str, typer.Option(help="auto, monty, bwrap, or subprocess (no sandbox).")] = "auto",
-    seconds: Annotated[float, typer.Option(help="When it is stopped.", min=0.01, max=3600.0)] = 2.0,
-    memory: Annotated[int, typer.Option(help="MiB that it may use.", min=1, max=2**20)] = 64,
+    seconds: Annotated[float, typer.Option(help="Time limit.", min=0.01, max=3600.0)] = 2.0,
+    memory: Annotated[int, typer.Option(help="Memory limit in MiB.", min=1, max=2**20)] = 64,
     unsafe: Annotated[bool, typer.Option("--unsafe", help="Allow subprocess, which is no sandbox.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run one program; its output, or why it has none. Exit code 1 where it failed; with --json the object tells."""
+    """Run one program and print its output, or the error. Exit code 1 if it failed, except with --json."""
     from viaticum.strategies.sandbox import Limits, open_sandbox
 
     program = _read(file)
@@ -47,7 +47,7 @@ def run(
 
 @app.command("check")
 def check_backends(as_json: JsonFlag = False) -> None:
-    """Start and test each sandbox: whether it works here, how strong it is, and what to install where not."""
+    """Start and test each sandbox: whether it works here, how strong it is, and what to install if not."""
     from viaticum.strategies.sandbox import open_sandbox
 
     found: list[dict[str, Any]] = []

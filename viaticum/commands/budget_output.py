@@ -1,0 +1,199 @@
+"""How `viaticum budget` prints budgets, holds and entries: tables, JSON and CSV.
+
+Leaves out the commands: see `budget`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from viaticum.errors import ViaticumError
+from viaticum.money import format_usd
+
+if TYPE_CHECKING:
+    from viaticum.budgets import Budget, Entry, Hold
+
+_UNLIMITED_COLUMNS = 10_000  # columns
+
+ENTRY_FIELDS = (
+    "id",
+    "at",
+    "budget",
+    "key",
+    "kind",
+    "nanousd",
+    "tokens",
+    "overrun",
+    "models",
+    "strategy",
+    "prices",
+    "note",
+    "root",
+    "number",
+    "hash",
+)
+
+
+def budget_json(budget: Budget) -> dict[str, Any]:
+    return asdict(budget) | {
+        "window": None if budget.window is None else str(budget.window),
+        "left_nanousd": budget.left_nanousd,
+        "left_tokens": budget.left_tokens,
+    }
+
+
+def hold_json(hold: Hold) -> dict[str, Any]:
+    from viaticum.budgets.records import price_json
+
+    return asdict(hold) | {"prices": {model: price_json(price) for model, price in hold.prices.items()}}
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    from viaticum.budgets.records import price_json
+
+    row = asdict(entry)
+    row["prices"] = {model: price_json(price) for model, price in entry.prices.items()}
+    row["models"] = row.pop("usage")
+    row["strategy"] = entry.note.get("tags", {}).get("strategy")
+    return {name: row[name] for name in ENTRY_FIELDS}
+
+
+def print_budgets(budgets: list[Budget], as_json: bool, *, one: bool = False) -> None:
+    if as_json:
+        rows = [budget_json(each) for each in budgets]
+        print_json(rows[0] if one else rows)
+        return
+    table = new_table("budget", "limit", "spent", "held", "left", "per", "state")
+    for each, depth in _as_tree(budgets):
+        table.add_row(
+            "  " * depth + each.name,
+            _format_amounts(each.limit_nanousd, each.limit_tokens),
+            _format_used(each, each.posted_nanousd, each.posted_tokens),
+            _format_used(each, each.held_nanousd, each.held_tokens),
+            _format_amounts(each.left_nanousd, each.left_tokens),
+            str(each.window or "-"),
+            each.state,
+        )
+    print_table(table)
+
+
+def _as_tree(budgets: list[Budget]) -> Iterator[tuple[Budget, int]]:
+    """Each budget after its parent, with its depth; a budget whose parent is not shown has depth 0."""
+    names = {each.name for each in budgets}
+    below: dict[str | None, list[Budget]] = {}
+    for each in budgets:
+        below.setdefault(each.parent if each.parent in names else None, []).append(each)
+
+    def walk(parent: str | None, depth: int) -> Iterator[tuple[Budget, int]]:
+        for each in below.get(parent, ()):
+            yield each, depth
+            yield from walk(each.name, depth + 1)
+
+    yield from walk(None, 0)
+
+
+def print_holds(holds: list[Hold]) -> None:
+    table = new_table("call", "budget", "state", "held", "tokens", "since", "lease until")
+    for hold in holds:
+        table.add_row(
+            hold.key,
+            hold.budget,
+            hold.state,
+            format_usd(hold.held_nanousd),
+            str(hold.held_tokens),
+            hold.created[:19],
+            hold.until[:19],
+        )
+    print_table(table)
+
+
+def print_entries(entries: Iterable[Entry]) -> None:
+    table = new_table("id", "at", "budget", "call", "kind", "amount", "tokens", "overrun")
+    for entry in entries:
+        table.add_row(
+            str(entry.id),
+            entry.at[:19],
+            entry.budget,
+            entry.key or "-",
+            entry.kind,
+            format_usd(entry.nanousd),
+            str(entry.tokens),
+            format_usd(entry.overrun) if entry.overrun else "",
+        )
+    print_table(table)
+
+
+def _format_amounts(nanousd: int | None, tokens: int | None) -> str:
+    dollars = None if nanousd is None else format_usd(nanousd)
+    return (
+        ", ".join(part for part in (dollars, None if tokens is None else f"{tokens} tokens") if part) or "-"
+    )
+
+
+def _format_used(budget: Budget, nanousd: int, tokens: int) -> str:
+    return _format_amounts(nanousd, tokens if budget.limit_tokens is not None else None)
+
+
+def format_count(number: int | None) -> str:
+    return "no limit" if number is None else str(number)
+
+
+def new_table(*columns: str) -> Table:
+    table = Table(*columns, box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "fold"
+    return table
+
+
+def print_table(table: Table) -> None:
+    """At full width if stdout is not a terminal, so that no line is cut."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_UNLIMITED_COLUMNS)
+    console.print(table, markup=False)
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value))
+
+
+def write_csv(file: TextIO, fields: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:
+    writer = csv_writer(file, fields)
+    for row in rows:
+        writer.writerow(csv_cells(row))
+
+
+def csv_writer(file: TextIO, fields: Iterable[str]) -> csv.DictWriter[str]:
+    writer = csv.DictWriter(file, list(fields), lineterminator="\n")
+    writer.writeheader()
+    return writer
+
+
+def csv_cells(row: dict[str, Any]) -> dict[str, Any]:
+    """Nested values as JSON."""
+    return {
+        name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in row.items()
+    }
+
+
+@contextmanager
+def open_output(out: Path | None) -> Iterator[TextIO]:
+    if out is None:
+        yield sys.stdout
+        return
+    try:
+        with out.open("w", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise ViaticumError(f"cannot write {out}: {error.strerror}; give another path") from error
