@@ -6,15 +6,14 @@ migration is never edited: add another. Leaves out opening files and transaction
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 from sqlite_utils import Database
 
-from viaticum.budgets.chain import entry_hash, result_hash
-from viaticum.budgets.records import Entry, costs, json_text, prices_from, usage_from, usage_text
-from viaticum.budgets.store import GENESIS_HASH
+from viaticum.budgets.chain import columns_hash, result_hash
+from viaticum.budgets.records import costs, json_text, prices_from, usage_from, usage_text
+from viaticum.budgets.store import ENTRY_COLUMNS, GENESIS_HASH, EntryColumns
 
 APPLICATION_ID = 0x56494154  # "VIAT": identifies the file format, also to file(1)
 
@@ -28,69 +27,44 @@ def budgets_holds_entries(db: Database) -> None:
 def scopes_states_chain(db: Database) -> None:
     """Version 2: nested scopes, windows, all states of a hold, hash-chained entries, views."""
     for table in ("entries", "holds", "budgets"):
-        db.execute(f"ALTER TABLE {table} RENAME TO {table}_1")
+        db.rename_table(table, f"{table}_1")
     for statement in (_BUDGETS_2, _BUCKETS_2, _HOLDS_2, _ENTRIES_2):
         db.execute(statement)
     db.execute(_COPY_BUDGETS)
     db.execute(_COPY_HOLDS)
-    _chain_up_entries(db)
+    heads: dict[str, dict[str, Any]] = {}
+    db.table("entries").insert_all(_chained_entries(db, heads))
+    for root, head in heads.items():
+        db.table("budgets").update(root, head)
     for table in ("entries", "holds", "budgets"):
-        db.execute(f"DROP TABLE {table}_1")
+        db.table(f"{table}_1").drop()
     for statement in (*_INDEXES_2, *_GUARDS_2, *VIEWS_2):
         db.execute(statement)
 
 
-def _chain_up_entries(db: Database) -> None:
-    """Compute what version 1 did not store: the hash chain, the prices of an entry, and costs by model."""
-    ends: dict[str, tuple[int, str]] = {}
+def _chained_entries(db: Database, heads: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Version 1 entries with what that version did not store: hash chain, prices and costs by model.
+
+    Leaves the end of each chain, as columns of its budget, in `heads`.
+    """
     query = (
         "SELECT e.*, h.prices, h.result FROM entries_1 e LEFT JOIN holds_1 h ON h.key = e.key ORDER BY e.id"
     )
     for row in db.query(query):
-        number, head = ends.get(row["budget"], (0, GENESIS_HASH))
+        result = row.pop("result")
+        head = heads.get(row["budget"], {"entries": 0, "head": GENESIS_HASH})
         usage, prices = usage_from(row["usage"]), row["prices"] or "{}"
         note: dict[str, Any] = {}
         if row["kind"] == "post":
             note["costs"] = costs(usage, prices_from(prices))
-        if row["kind"] == "reserve" and row["result"] is not None:
-            note["result"] = result_hash(row["result"])
-        entry = Entry(
-            row["id"],
-            row["budget"],
-            row["key"],
-            row["kind"],
-            row["nanousd"],
-            row["tokens"],
-            row["overrun"],
-            row["at"],
-            root=row["budget"],
-            number=number + 1,
-        )
-        texts = usage_text(usage), prices, json_text(note)
-        entry = replace(entry, hash=entry_hash(head, entry, *texts))
-        db.execute(
-            "INSERT INTO entries (id, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note,"
-            " root, number, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                entry.id,
-                entry.budget,
-                entry.key,
-                entry.kind,
-                entry.nanousd,
-                entry.tokens,
-                entry.overrun,
-                entry.at,
-                *texts,
-                entry.root,
-                entry.number,
-                entry.hash,
-            ],
-        )
-        ends[row["budget"]] = (entry.number, entry.hash)
-        db.execute(
-            "UPDATE budgets SET entries = ?, head = ?, last_at = ? WHERE name = ?",
-            [entry.number, entry.hash, entry.at, entry.root],
-        )
+        if row["kind"] == "reserve" and result is not None:
+            note["result"] = result_hash(result)
+        row |= {"usage": usage_text(usage), "prices": prices, "note": json_text(note)}
+        row |= {"root": row["budget"], "number": head["entries"] + 1}
+        columns = cast(EntryColumns, tuple(row[name] for name in ENTRY_COLUMNS))
+        row["hash"] = columns_hash(head["head"], columns)
+        heads[row["root"]] = {"entries": row["number"], "head": row["hash"], "last_at": row["at"]}
+        yield row
 
 
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (budgets_holds_entries, scopes_states_chain)

@@ -23,7 +23,7 @@ from viaticum.budgets.records import (
     usage_from,
     usage_text,
 )
-from viaticum.budgets.store import EntryColumns, Rows, Scope
+from viaticum.budgets.store import ENTRY_COLUMNS, EntryColumns, Rows, Scope
 from viaticum.budgets.windows import Window
 from viaticum.errors import ViaticumError
 
@@ -247,9 +247,8 @@ class SqlRows(Rows):
 
 # Columns in the order of `EntryColumns`, then the hash.
 ENTRY_INSERT = (
-    "INSERT INTO entries (root, number, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, "
-    "note, hash)"
-    f" VALUES ({', '.join('?' * 13)})"
+    f"INSERT INTO entries ({', '.join(ENTRY_COLUMNS)}, hash)"
+    f" VALUES ({', '.join('?' * (len(ENTRY_COLUMNS) + 1))})"
 )
 
 

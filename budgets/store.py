@@ -22,7 +22,21 @@ from viaticum.budgets.records import BudgetState, Entry, EntryKind, Hold, HoldSt
 from viaticum.budgets.windows import Window
 
 T = TypeVar("T")
-# root, number, budget, key, kind, nanousd, tokens, overrun, at, and usage, prices and note as JSON texts.
+# The columns that the hash of an entry covers, in its order; usage, prices and note are JSON texts.
+ENTRY_COLUMNS = (
+    "root",
+    "number",
+    "budget",
+    "key",
+    "kind",
+    "nanousd",
+    "tokens",
+    "overrun",
+    "at",
+    "usage",
+    "prices",
+    "note",
+)
 EntryColumns = tuple[str, int, str, str | None, str, int, int, int, str, str, str, str]
 GENESIS_HASH = "0" * 64  # predecessor of the first entry of a chain
 
