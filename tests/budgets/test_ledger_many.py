@@ -230,7 +230,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Any, monkeypatch: pytest.Mo
             raise sqlite.sqlite3.OperationalError("disk I/O error")
 
         with monkeypatch.context() as patched:
-            patched.setattr(SqlRows, "move", breaks)
+            patched.setattr(SqlRows, "add_to_totals", breaks)
             with pytest.raises(LedgerError):
                 ledger.reserve_many("b", [claim("2")])
             with pytest.raises(LedgerError):
