@@ -9,18 +9,15 @@ from __future__ import annotations
 import threading
 import uuid
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
-from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.types import Checkpointer
 
 from viaticum import strategies
 from viaticum.agents.workflow.graph import Graph, Workflow, WorkflowResources
-from viaticum.agents.workflow.nodes import Threads
+from viaticum.agents.workflow.nodes import ThreadPool
 from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, WorkflowSettings, as_policy
-from viaticum.agents.workflow.state import Allowance
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import MissingExtra, UnknownName
@@ -62,29 +59,6 @@ def build_graph(
     return workflow.build(checkpointer, name)
 
 
-def as_tool(
-    graph: Graph,
-    *,
-    name: str = "solve",
-    description: str = "Answers a question that needs careful reasoning or calculation. Ask one whole question.",
-    context: Allowance | None = None,
-) -> BaseTool:
-    """The graph as a LangChain tool: takes `question`, returns the answer, or the reason why there is none."""
-
-    def solve(question: str) -> str:
-        return _told(graph.invoke({"question": question}, context=context))
-
-    async def asolve(question: str) -> str:
-        return _told(await graph.ainvoke({"question": question}, context=context))
-
-    return StructuredTool.from_function(solve, coroutine=asolve, name=name, description=description)
-
-
-def _told(answer: Mapping[str, Any]) -> str:
-    value = answer.get("value")
-    return str(value) if value is not None else f"no answer: {answer.get('reason', '')}"
-
-
 def open_workflow(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResources:
     """Open what the nodes use, and create the budget in the ledger if it does not exist."""
     resources = open_resources(settings, ledger)
@@ -110,11 +84,11 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
         ledger=ledger,
         budget=settings.budget_name or f"run-{uuid.uuid4().hex[:12]}",
         model=pool.model,
-        usable=pool.is_usable,
+        is_usable=pool.is_usable,
         on_short=settings.on_short,
         timeout=settings.timeout,
         tries=settings.tries,
-        threads=Threads(settings.concurrency),
+        threads=ThreadPool(settings.concurrency),
     )
 
 

@@ -29,7 +29,7 @@ from viaticum.agents.workflow.approval import decided, decision_needed
 from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints
 from viaticum.agents.workflow.events import Event, event_from_json
 from viaticum.agents.workflow.graph import Workflow
-from viaticum.agents.workflow.nodes import Stoppable
+from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, WorkflowSettings
 from viaticum.agents.workflow.state import Allowance, State, answer_of
 from viaticum.budgets import Budget, Ledger
@@ -63,19 +63,19 @@ class Viaticum:
         self._settings = WorkflowSettings.from_keywords(budget, settings)
         with ExitStack() as opened:
             self.ledger = opened.enter_context(Ledger(self._settings.ledger_address))
-            tools = open_workflow(self._settings, self.ledger)
+            resources = open_workflow(self._settings, self.ledger)
             saver = opened.enter_context(
                 open_checkpoints(self._settings.checkpoints_address, self._settings.concurrency)
             )
-            opened.callback(tools.threads.close)
+            opened.callback(resources.threads.close)
             self._opened = opened.pop_all()
-        self._threads, self._gate = tools.threads, DrainGate()
-        self.catalogue, self.router, self.policy = tools.catalogue, tools.router, tools.policy
-        self.budget_name = tools.budget
+        self._threads, self._gate = resources.threads, DrainGate()
+        self.catalogue, self.router, self.policy = resources.catalogue, resources.router, resources.policy
+        self.budget_name = resources.budget
         if isinstance(saver, FileSaver):
-            tools = replace(tools, sync=saver.sync)
-        self._tools = tools
-        self.graph = Workflow(tools).build(saver)
+            resources = replace(resources, sync=saver.sync)
+        self._resources = resources
+        self.graph = Workflow(resources).build(saver)
 
     # One question
 
@@ -261,7 +261,7 @@ class Viaticum:
 
     def model(self, name: str) -> Model:
         """A model by its name, opened when it is first asked for. Raises `UnknownName`, `WeightsError`, `MissingExtra`."""
-        return self._tools.model(name)
+        return self._resources.model(name)
 
     def budget(self) -> Budget:
         """Where the allowance stands."""
@@ -322,7 +322,7 @@ class Viaticum:
         self,
         start: Any,
         config: Any,
-        run: Stoppable,
+        run: StoppableRun,
         allowance: Allowance | None,
         began: float,
         *,

@@ -81,7 +81,7 @@ class CompletionFinished:
     logprobs: tuple[Mapping[str, Any], ...] = ()
 
 
-def known_names(client: Viaticum) -> list[str]:
+def available_names(client: Viaticum) -> list[str]:
     """Every name that can be asked for here: models whose weights are on this machine, each alone and with each
     strategy."""
     here = [spec.name for spec in client.catalogue.models() if _is_here(client, spec.name)]
@@ -100,7 +100,7 @@ def check_name(client: Viaticum, name: str) -> None:
         strategies.get(strategy)
 
 
-def ask(
+def complete(
     client: Viaticum, asked: CompletionRequest, guard: CancellationToken
 ) -> Iterator[CompletionStarted | str | CompletionFinished]:
     """Who writes, pieces of text as they come (empty ones too), then the end.
@@ -167,7 +167,7 @@ def _solve(
     answer is not in the text (a program's output), it comes last.
     """
     chosen, told, written = "", False, ""
-    events = _under(client, asked, guard).stream(query_of(asked.messages), thread_id=asked.key)
+    events = _under(client, asked, guard).stream(query_from_messages(asked.messages), thread_id=asked.key)
     try:
         for event in events:
             if isinstance(event, Answer):
@@ -211,7 +211,7 @@ def ending(answer: Answer) -> str:
     return f"\n\n{answer.value}" if answer.text else answer.value
 
 
-def query_of(messages: Sequence[Message]) -> Query:
+def query_from_messages(messages: Sequence[Message]) -> Query:
     """A conversation as a question: its last turn, after what went before. Raises `InputError` where that is not the user's."""
     *before, last = messages
     if last["role"] != "user":
@@ -227,7 +227,7 @@ def _under(client: Viaticum, asked: CompletionRequest, guard: CancellationToken)
     other = copy.copy(client)
     other.budget_name = asked.scope
     tools = replace(
-        client._tools,
+        client._resources,
         budget=asked.scope,
         policy=asked.policy or client.policy,
         router=client.router
@@ -292,6 +292,6 @@ class CancellableModel(Model):
 
 def _is_here(client: Viaticum, name: str) -> bool:
     try:
-        return client._tools.usable(Pair(name, "direct"))
+        return client._resources.is_usable(Pair(name, "direct"))
     except ViaticumError:
         return False

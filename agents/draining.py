@@ -1,6 +1,6 @@
 """Who is inside, and whether anyone may still come in: what lets a process end without leaving a call half done.
 
-Knows nothing of what is done inside; a `Stoppable` is LangGraph's control of one run.
+Knows nothing of what is done inside; a `StoppableRun` is LangGraph's control of one run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from viaticum.agents.workflow.nodes import Stoppable
+from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.errors import Draining
 
 
@@ -17,14 +17,14 @@ class DrainGate:
     """Open until it drains; `enter` counts those inside."""
 
     def __init__(self) -> None:
-        self._inside: set[Stoppable] = set()
+        self._inside: set[StoppableRun] = set()
         self._changed = threading.Condition()
         self.draining = False
 
     @contextmanager
-    def enter(self) -> Iterator[Stoppable]:
+    def enter(self) -> Iterator[StoppableRun]:
         """Raises `Draining` where nothing new may begin."""
-        run = Stoppable()
+        run = StoppableRun()
         with self._changed:
             self.check()
             self._inside.add(run)

@@ -256,7 +256,7 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
         ("langchain", ("viaticum.agents.integrations.middleware",)),
         (
             "langchain_core",
-            ("viaticum.agents.build", "viaticum.agents.integrations", "viaticum.agents.workflow"),
+            ("viaticum.agents.integrations", "viaticum.agents.workflow"),
         ),
         ("psycopg", ("viaticum.budgets.postgres", "viaticum.agents.workflow.checkpoints")),
         ("psycopg_pool", ("viaticum.agents.workflow.checkpoints",)),

@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from viaticum.agents.build import as_tool, build_graph
+    from viaticum.agents.build import build_graph
     from viaticum.agents.client import Viaticum
     from viaticum.agents.integrations.chat_model import ChatViaticum
+    from viaticum.agents.integrations.tool import as_tool
     from viaticum.agents.workflow.state import Allowance
     from viaticum.errors import BudgetExceeded, DecisionNeeded, Draining, InputError, ViaticumError
     from viaticum.models.scripted import ScriptedModel
@@ -24,7 +25,7 @@ _HOME = {
     "ChatViaticum": "viaticum.agents.integrations.chat_model",
     "Viaticum": "viaticum.agents.client",
     "Allowance": "viaticum.agents.workflow.state",
-    "as_tool": "viaticum.agents.build",
+    "as_tool": "viaticum.agents.integrations.tool",
     "build_graph": "viaticum.agents.build",
     "FakeRouter": "viaticum.routers.query.fake",
     "ScriptedModel": "viaticum.models.scripted",

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from viaticum.agents.workflow.calls import ModelCall, completion_from_json, completion_to_json
+from viaticum.agents.workflow.calls import ModelCall
+from viaticum.agents.workflow.serialization import completion_from_json, completion_to_json
 from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError

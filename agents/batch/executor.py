@@ -32,8 +32,8 @@ from viaticum.agents.batch.steps import (
     Task,
     asked_of,
 )
-from viaticum.agents.workflow.calls import completion_from_json, completion_to_json, made, next_try
-from viaticum.agents.workflow.graph import plan_of
+from viaticum.agents.workflow.calls import existing_tries, next_try
+from viaticum.agents.workflow.serialization import completion_from_json, completion_to_json, plan_from_hold
 from viaticum.budgets import Claim, Entry, Hold, Settlement
 from viaticum.budgets.records import digest
 from viaticum.errors import (
@@ -204,8 +204,8 @@ class _Work:
 
     def _take_up(self, task: Task, hold: Hold) -> None:
         """A run that was killed had decided how this row is answered, and may have thought again after a try of it."""
-        *_, last = made(self.ledger, hold.key)
-        plan = plan_of(last)
+        *_, last = existing_tries(self.ledger, hold.key)
+        plan = plan_from_hold(last)
         if plan is not None and plan != task.planned.plan:
             why = "decided before the job was interrupted"
             task.planned = self.steps.expectations.instead(task.planned, plan, why)

@@ -13,7 +13,7 @@ from typing import Any, overload
 
 from viaticum.agents.batch.cache import is_cached
 from viaticum.agents.batch.planning import PlannedRow
-from viaticum.agents.workflow.calls import ModelCall, made
+from viaticum.agents.workflow.calls import ModelCall, existing_tries
 from viaticum.budgets import Ledger
 from viaticum.jobs import Call, JobRow, RowState
 from viaticum.strategies import equivalent
@@ -72,7 +72,7 @@ def calls_of(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) -> t
     calls: list[Call] = []
     cost, answers = 0, {pair: readable(value) for pair, value in votes}
     for number in itertools.count():
-        holds = list(made(ledger, f"{run}/{number}"))
+        holds = list(existing_tries(ledger, f"{run}/{number}"))
         if not holds:
             return tuple(calls), cost
         for found in holds:

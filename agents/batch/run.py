@@ -236,7 +236,7 @@ class _Run:
     def _planner(self) -> RowPlanner:
         tools = self.rows.tools
         return RowPlanner(
-            RouteEstimates(tools.router, tools.usable),
+            RouteEstimates(tools.router, tools.is_usable),
             self.job.policy,
             left=self._unspent,
             elapsed=self._elapsed,
@@ -423,7 +423,7 @@ def preview_batch(
         settings = WorkflowSettings(catalogue=catalogue, router=router, models=models, concurrency=1)
         tools = open_resources(settings, books)
         planner = RowPlanner(
-            RouteEstimates(tools.router, tools.usable),
+            RouteEstimates(tools.router, tools.is_usable),
             policy,
             left=lambda: amount,
             elapsed=lambda: 0.0,

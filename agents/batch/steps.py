@@ -15,9 +15,9 @@ from langgraph.errors import GraphDrained
 from viaticum.agents.batch.cache import Cache, CachedModel
 from viaticum.agents.batch.planning import PlannedRow, RouteEstimates
 from viaticum.agents.batch.results import CallResult, cached_call, calls_of, read_row, row_of, row_of_flow
-from viaticum.agents.workflow.calls import ModelCall, paying
+from viaticum.agents.workflow.calls import ModelCall, settle_on_failure
 from viaticum.agents.workflow.graph import Workflow, WorkflowResources
-from viaticum.agents.workflow.nodes import Stoppable
+from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.state import RowAllowance, State
 from viaticum.budgets.records import worst_costs
 from viaticum.errors import ModelError, ModelUnavailable
@@ -76,9 +76,9 @@ class RowSteps:
 
     def __init__(self, tools: RowTools) -> None:
         self.tools, self.ledger = tools, tools.tools.ledger
-        self.expectations = RouteEstimates(tools.tools.router, tools.tools.usable)
+        self.expectations = RouteEstimates(tools.tools.router, tools.tools.is_usable)
         self.cancelled = threading.Event()
-        self._runs: set[Stoppable] = set()
+        self._runs: set[StoppableRun] = set()
         self._runs_lock = threading.Lock()
         flow = tools.tools
         if tools.cache is not None:
@@ -111,7 +111,9 @@ class RowSteps:
         asked, limit = task.asked, self.tools.tools.timeout
         assert asked is not None
         began = time.monotonic()
-        with paying(self.ledger, task.key, asked.model, asked.messages, asked.generation) as pieces:
+        with settle_on_failure(
+            self.ledger, task.key, asked.model, asked.messages, asked.generation
+        ) as pieces:
             if self.cancelled.is_set():
                 raise Cancelled("the job ends before this call was made")
             for piece in pieces:
@@ -162,7 +164,7 @@ class RowSteps:
 
     def flow(self, task: Task) -> JobRow:
         """The row by the workflow, which finds the calls that were paid for by their keys."""
-        planned, run = task.planned, Stoppable()
+        planned, run = task.planned, StoppableRun()
         allowance = RowAllowance(
             policy=planned.policy,
             on_short="cheaper" if task.last else "stop",

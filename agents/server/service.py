@@ -28,9 +28,9 @@ from viaticum.agents.completions import (
     AUTO,
     CompletionFinished,
     CompletionRequest,
-    ask,
+    available_names,
     check_name,
-    known_names,
+    complete,
 )
 from viaticum.agents.openai_api.openapi import document
 from viaticum.agents.openai_api.requests import APIError, unknown_model
@@ -113,7 +113,7 @@ class Service:
 
     async def _list_models(self, request: Request) -> Response:
         caller = await self.doorman.admit(request, self.in_thread)
-        names = await self.in_thread(known_names, self.client)
+        names = await self.in_thread(available_names, self.client)
         allowed = [name for name in names if caller.allows(name)]
         return JSONResponse({"object": "list", "data": [_model(name) for name in allowed]})
 
@@ -201,7 +201,7 @@ class Service:
                 key=f"{run.id}-{index}",
                 generation=replace(generation, seed=generation.seed + index),
             )
-            with closing(ask(self.client, each, run.channel)) as events:  # type: ignore[type-var]
+            with closing(complete(self.client, each, run.channel)) as events:  # type: ignore[type-var]
                 for event in events:
                     if isinstance(event, CompletionFinished):
                         cost += event.cost

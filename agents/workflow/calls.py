@@ -14,16 +14,16 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from viaticum.agents.workflow.serialization import completion_from_json, completion_to_json
 from viaticum.budgets import Entry, Hold, Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import HoldError, LedgerError, ProviderTimeout
 from viaticum.models.base import Generation, Model
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies import with_history
-from viaticum.types import Completion, Message, Pair, Query, TokenCount, Usage
+from viaticum.types import Completion, Message, Pair, Query
 
 _GENERATION = [each.name for each in fields(Generation)]
-_COUNTS = [each.name for each in fields(TokenCount)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def tries(ledger: Ledger, first: str) -> Iterator[tuple[str, Hold | None]]:
         yield key, ledger.hold(key)
 
 
-def made(ledger: Ledger, first: str) -> Iterator[Hold]:
+def existing_tries(ledger: Ledger, first: str) -> Iterator[Hold]:
     """The tries of a call that there are."""
     for _, hold in tries(ledger, first):
         if hold is None:
@@ -147,7 +147,7 @@ class Calls:
     ) -> Generator[str, None, Completion]:
         """Pieces; returns the completion, kept with the hold."""
         self.ledger.dispatch(key)
-        with paying(self.ledger, key, model, messages, generation) as pieces:
+        with settle_on_failure(self.ledger, key, model, messages, generation) as pieces:
             for piece in pieces:
                 if isinstance(piece, Completion):
                     self.ledger.attach(key, json.dumps(completion_to_json(piece)))
@@ -186,7 +186,7 @@ class CallStream(Iterator[str | Completion]):
 
 
 @contextmanager
-def paying(
+def settle_on_failure(
     ledger: Ledger, key: str, model: Model, messages: Sequence[Message], generation: Generation
 ) -> Iterator[CallStream]:
     """Let the model write under a hold that is dispatched. An error inside ends the hold: see `give_up`."""
@@ -223,33 +223,3 @@ def give_up(ledger: Ledger, key: str, model: Model, text: str, *, closed: bool) 
 def is_caller_cancelled(error: BaseException) -> bool:
     """Whether it was the caller who ended the call, not the model: an interrupt, a closed stream, lost patience."""
     return not isinstance(error, Exception) or isinstance(error, ProviderTimeout)
-
-
-def completion_to_json(completion: Completion) -> dict[str, Any]:
-    """Plain values, as checkpoints and the ledger keep them; the trace is left out."""
-    return {
-        "text": completion.text,
-        "usage": {
-            name: [getattr(count, each) for each in _COUNTS]
-            for name, count in completion.usage.models.items()
-        },
-        "seconds": completion.usage.seconds,
-        "finish_reason": completion.finish_reason,
-        "tool_calls": [dict(call) for call in completion.tool_calls],
-        "logprobs": [dict(token) for token in completion.logprobs],
-        "reported_nanousd": completion.reported_nanousd,
-        "warnings": list(completion.warnings),
-    }
-
-
-def completion_from_json(data: Mapping[str, Any]) -> Completion:
-    usage = {name: TokenCount(*counts) for name, counts in data["usage"].items()}
-    return Completion(
-        data["text"],
-        Usage(usage, data["seconds"]),
-        data["finish_reason"],
-        tool_calls=tuple(data.get("tool_calls", ())),
-        logprobs=tuple(data.get("logprobs", ())),
-        reported_nanousd=data.get("reported_nanousd"),
-        warnings=tuple(data.get("warnings", ())),
-    )

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from viaticum.agents.workflow.state import route_from_json, row_from_json
+from viaticum.agents.workflow.serialization import route_from_json, row_from_json
 from viaticum.types import Route, RoutingTable
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, field
 from typing import Any, Literal, cast
 
@@ -41,12 +41,18 @@ from viaticum.agents.workflow.approval import (
 from viaticum.agents.workflow.callbacks import StreamReporter
 from viaticum.agents.workflow.calls import (
     ModelCall,
+    next_try,
+    settle_on_failure,
+)
+from viaticum.agents.workflow.nodes import Node, ThreadPool, is_stopped
+from viaticum.agents.workflow.serialization import (
     completion_from_json,
     completion_to_json,
-    next_try,
-    paying,
+    plan_from_hold,
+    plan_to_tags,
+    route_to_json,
+    row_to_json,
 )
-from viaticum.agents.workflow.nodes import Node, Threads, is_stopped
 from viaticum.agents.workflow.settings import TRIES, as_policy
 from viaticum.agents.workflow.state import (
     Allowance,
@@ -57,9 +63,8 @@ from viaticum.agents.workflow.state import (
     new_question,
     query_given,
     query_of,
-    route_to_json,
-    row_to_json,
 )
+from viaticum.agents.workflow.voting import pair_of, vote_of_samples
 from viaticum.budgets import Budget, Entry, Hold, Ledger
 from viaticum.budgets.planner import Option, WhenShort
 from viaticum.budgets.planner import plan as plan_within
@@ -68,10 +73,8 @@ from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetExceeded, InputError, ModelError, ModelUnavailable
 from viaticum.models.base import Model
 from viaticum.routers.query import Plan, PlanRoute, PlanRow, Policy, QueryRouter, choose_plan
-from viaticum.routers.query.outcome_matrix import canonical_answer
-from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
-from viaticum.types import Completion, Pair, Reading, Route, Row, TokenCount
+from viaticum.types import Completion, Pair, Route, Row, TokenCount
 
 Graph = CompiledStateGraph[State, Allowance, QuestionInput, AnswerOutput]
 Next = Literal["route", "call", "parse", "approval", "__end__"]
@@ -91,20 +94,20 @@ class WorkflowResources:
     ledger: Ledger
     budget: str
     model: Callable[[str], Model]
-    usable: Callable[[Pair], bool]
+    is_usable: Callable[[Pair], bool]
     sync: Callable[[], None] = lambda: None
     on_short: WhenShort = "cheaper"
     timeout: float | None = None
     tries: int = TRIES
     backoff: float = BACKOFF
-    threads: Threads = field(default_factory=lambda: Threads(16))
+    threads: ThreadPool = field(default_factory=lambda: ThreadPool(16))
 
 
 class Workflow:
     """The nodes, as methods over one set of tools; `build` compiles them into a graph."""
 
-    def __init__(self, tools: WorkflowResources) -> None:
-        self.tools = tools
+    def __init__(self, resources: WorkflowResources) -> None:
+        self.resources = resources
 
     def build(
         self, checkpointer: Checkpointer | BaseCheckpointSaver[Any] = None, name: str = "viaticum"
@@ -112,8 +115,8 @@ class Workflow:
         """checkpointer: None inherits that of the graph which this one is a part of."""
         graph = StateGraph(State, Allowance, input_schema=QuestionInput, output_schema=AnswerOutput)
         retry = RetryPolicy(
-            initial_interval=self.tools.backoff,
-            max_attempts=self.tools.tries,
+            initial_interval=self.resources.backoff,
+            max_attempts=self.resources.tries,
             retry_on=ModelUnavailable,
         )
         graph.add_node("start", self._node(self.start), destinations=("call", "approval", END))
@@ -130,7 +133,7 @@ class Workflow:
         return graph.compile(checkpointer=checkpointer, name=name)
 
     def _node(self, function: Callable[[State, Runtime[Allowance]], Any]) -> Node:
-        return Node(function, self.tools.threads)
+        return Node(function, self.resources.threads)
 
     # Nodes
 
@@ -163,11 +166,11 @@ class Workflow:
         if tried and not rows and decided_before is None:
             return self._end(state)
         if not tried:
-            table = [row_to_json(row) for row in self.tools.router.table(query_of(state))]
+            table = [row_to_json(row) for row in self.resources.router.table(query_of(state))]
             runtime.stream_writer({"table": table})
         if decided_before is not None:
             return self._begin_plan(state, runtime, decided_before, "planned")
-        lineage = self.tools.ledger.lineage(run.budget)
+        lineage = self.resources.ledger.lineage(run.budget)
         try:
             route = _choose(rows, lineage, run)
         except BudgetExceeded as error:
@@ -175,7 +178,7 @@ class Workflow:
                 wanted = choose_plan(rows, None, run.policy).row
                 error.budget = tightest(lineage)
                 return self._ask(
-                    runtime, shortage(error, self.tools.ledger, wanted, rows, run.policy, "route")
+                    runtime, shortage(error, self.resources.ledger, wanted, rows, run.policy, "route")
                 )
             if run.on_short == "stop" or not state["routes"]:
                 raise
@@ -202,11 +205,11 @@ class Workflow:
         if hold.result is None:
             completion = self._write(key, asked, runtime, run.timeout)
             kept = json.dumps(completion_to_json(completion))
-            entry = self.tools.ledger.settle(key, completion.usage.models, kept)
+            entry = self.resources.ledger.settle(key, completion.usage.models, kept)
         else:
             completion = completion_from_json(json.loads(hold.result))
-            entry = self.tools.ledger.settle(key, completion.usage.models)
-        left = left_of(self.tools.ledger.lineage(run.budget))
+            entry = self.resources.ledger.settle(key, completion.usage.models)
+        left = left_of(self.resources.ledger.lineage(run.budget))
         runtime.stream_writer({"cost": entry.nanousd, "left": left, "key": key})
         return Command(update=_settled(state, completion, hold, entry, wasted), goto="parse")
 
@@ -217,12 +220,12 @@ class Workflow:
         """
         assert state["completion"] is not None
         completion = completion_from_json(state["completion"])
-        reading = get_strategy(_pair(state).strategy).read(completion, query_of(state))
+        reading = get_strategy(pair_of(state).strategy).read(completion, query_of(state))
         samples = [*state["samples"], [reading.value, reading.reason]]
         update: State = {
             "completion": None,
             "call": state["call"] + 1,
-            **_vote({**state, "samples": samples}),
+            **vote_of_samples({**state, "samples": samples}),
         }
         if update["done"]:
             return self._end(state, update)
@@ -242,7 +245,7 @@ class Workflow:
         if decision.do == "stop":
             return self._end(state, {"short": None, "reason": f"stopped: {short['why']}"})
         if decision.do == "raise":
-            raise_limit(self.tools.ledger, decision, short)
+            raise_limit(self.resources.ledger, decision, short)
             return Command(update={"short": None}, goto=short["then"])
         return Command(update={"short": None, "on_short": "cheaper"}, goto="route")
 
@@ -252,10 +255,10 @@ class Workflow:
         """What this run may do: as the tools say, where its context does not say otherwise."""
         given = _context(runtime.context)
         return _Run(
-            budget=given.budget or self.tools.budget,
-            policy=as_policy(given.policy if given.policy is not None else self.tools.policy),
-            on_short=state.get("on_short") or given.on_short or self.tools.on_short,
-            timeout=given.timeout if given.timeout is not None else self.tools.timeout,
+            budget=given.budget or self.resources.budget,
+            policy=as_policy(given.policy if given.policy is not None else self.resources.policy),
+            on_short=state.get("on_short") or given.on_short or self.resources.on_short,
+            timeout=given.timeout if given.timeout is not None else self.resources.timeout,
         )
 
     def _plan_kept(self, state: State, runtime: Runtime[Allowance]) -> Plan | None:
@@ -265,8 +268,8 @@ class Workflow:
             return None
         if not state["tried"] and row.plan is not None:
             return row.plan
-        hold = self.tools.ledger.hold(f"{state['run']}/{state['call']}")
-        return None if hold is None else plan_of(hold)
+        hold = self.resources.ledger.hold(f"{state['run']}/{state['call']}")
+        return None if hold is None else plan_from_hold(hold)
 
     def _begin_plan(self, state: State, runtime: Runtime[Allowance], plan: Plan, why: str) -> Command[Next]:
         pairs = [str(pair) for pair in plan.pairs]
@@ -276,7 +279,7 @@ class Workflow:
     def _take(
         self, state: State, runtime: Runtime[Allowance], pair: Pair, why: str, plan: dict[str, Any]
     ) -> Command[Next]:
-        table = self.tools.router.table(query_of(state))
+        table = self.resources.router.table(query_of(state))
         row = next((row for row in table if row.pair == pair), Row(pair, 0.0, 0, 0, 0, 0))
         route = route_to_json(Route(pair, row, why))
         runtime.stream_writer({"route": route})
@@ -290,25 +293,25 @@ class Workflow:
         return Command(update=update, goto="call")
 
     def _try(self, state: State, asked: ModelCall) -> tuple[str, Hold | None, int]:
-        return next_try(self.tools.ledger, f"{state['run']}/{state['call']}", digest(asked.parameters))
+        return next_try(self.resources.ledger, f"{state['run']}/{state['call']}", digest(asked.parameters))
 
     def _reserve(
         self, state: State, runtime: Runtime[Allowance], budget: str, key: str, asked: ModelCall
     ) -> Hold:
         worst = asked.model.worst_case_of(asked.messages, asked.generation)
-        self.tools.sync()
+        self.resources.sync()
         info = runtime.execution_info
         thread = info.thread_id if info is not None else None
-        tags = {"model": asked.model.name, "strategy": _pair(state).strategy}
+        tags = {"model": asked.model.name, "strategy": pair_of(state).strategy}
         if thread and thread.isprintable() and thread.strip():
             tags["thread"] = thread
         if _row_allowance(runtime) and state["plan"]:
-            tags |= plan_tags(state["plan"]["pairs"], state["plan"]["need"])
-        return self.tools.ledger.reserve(
+            tags |= plan_to_tags(state["plan"]["pairs"], state["plan"]["need"])
+        return self.resources.ledger.reserve(
             budget,
             key,
             worst,
-            self.tools.catalogue.prices(worst),
+            self.resources.catalogue.prices(worst),
             parameters=asked.parameters,
             tags=tags,
             dispatch=True,
@@ -326,13 +329,13 @@ class Workflow:
         if run.on_short == "ask":
             assert state["route"] is not None
             row = state["route"]["row"]
-            wanted = PlanRow(Plan((_pair(state),)), row["accuracy"], row["cost_p50"], row["cost_p90"])
-            asked = shortage(error, self.tools.ledger, wanted, rows, run.policy, "call")
+            wanted = PlanRow(Plan((pair_of(state),)), row["accuracy"], row["cost_p50"], row["cost_p90"])
+            asked = shortage(error, self.resources.ledger, wanted, rows, run.policy, "call")
             return self._ask(runtime, asked, paid)
         if run.on_short == "stop":
             raise error
         if state["samples"]:  # no further sample can be paid for: those that were made decide
-            update: State = {**paid, **_vote(state, last=True)}
+            update: State = {**paid, **vote_of_samples(state, last=True)}
             return self._end(state, update) if update["done"] else Command(update=update, goto="route")
         if not state["routes"] and not rows:
             raise error
@@ -348,9 +351,9 @@ class Workflow:
     def _write(
         self, key: str, asked: ModelCall, runtime: Runtime[Allowance], timeout: float | None
     ) -> Completion:
-        began, ledger = time.monotonic(), self.tools.ledger
+        began, ledger = time.monotonic(), self.resources.ledger
         telling = StreamReporter(runtime, f"answer-{key}", asked.model.name, asked.messages)
-        with paying(ledger, key, asked.model, asked.messages, asked.generation) as pieces:
+        with settle_on_failure(ledger, key, asked.model, asked.messages, asked.generation) as pieces:
             try:
                 for piece in pieces:
                     if isinstance(piece, Completion):
@@ -373,14 +376,14 @@ class Workflow:
         tried = set(state["tried"])
         return [
             row
-            for row in self.tools.router.plans_for(query_of(state))
+            for row in self.resources.router.plans_for(query_of(state))
             if not tried & {str(pair) for pair in row.plan.pairs}
-            and all(map(self.tools.usable, row.plan.pairs))
+            and all(map(self.resources.is_usable, row.plan.pairs))
         ]
 
     def _asked(self, state: State) -> ModelCall:
-        pair = _pair(state)
-        return ModelCall.of(self.tools.model(pair.model), pair, query_of(state), len(state["samples"]))
+        pair = pair_of(state)
+        return ModelCall.of(self.resources.model(pair.model), pair, query_of(state), len(state["samples"]))
 
     def _end(self, state: State, update: State | None = None) -> Command[Next]:
         last: State = {**(update or {}), "done": True, "messages": []}
@@ -411,21 +414,6 @@ def _context(context: object) -> Allowance:
 
 def _row_allowance(runtime: Runtime[Allowance]) -> RowAllowance | None:
     return runtime.context if isinstance(runtime.context, RowAllowance) else None
-
-
-def plan_tags(pairs: Sequence[str], need: int) -> dict[str, str]:
-    """How a hold tells the plan that its call is a part of; a pair alone is told by its model and its strategy."""
-    return {"plan": json.dumps([need, *pairs])} if len(pairs) > 1 else {}
-
-
-def plan_of(hold: Hold) -> Plan | None:
-    """The plan that a call of a job's row was a part of, as `plan_tags` told it."""
-    if "plan" in hold.tags:
-        need, *pairs = json.loads(hold.tags["plan"])
-        return Plan(tuple(map(Pair.parse, pairs)), need)
-    if {"model", "strategy"} <= set(hold.tags):
-        return Plan((Pair(hold.tags["model"], hold.tags["strategy"]),))
-    return None
 
 
 def _choose(rows: list[PlanRow], lineage: list[Budget], run: _Run) -> PlanRoute:
@@ -459,38 +447,3 @@ def _settled(state: State, completion: Completion, hold: Hold, entry: Entry, was
         "text": completion.text,
         "finish_reason": completion.finish_reason,
     }
-
-
-def _vote(state: State, *, last: bool = False) -> State:
-    readings = [Reading(value, reason or "") for value, reason in state["samples"]]
-    verdict = get_strategy(_pair(state).strategy).vote(readings, query_of(state), last=last)
-    if verdict is None:
-        return {"samples": state["samples"], "done": False}
-    return {"samples": [], **_verdict(state, verdict)}
-
-
-def _verdict(state: State, verdict: Reading) -> State:
-    """Whether the plan's answers so far settle the question, and what they say: see `Plan`."""
-    plan = state["plan"]
-    if plan is None or len(plan["pairs"]) == 1:
-        return {"value": verdict.value, "reason": verdict.reason, "done": verdict.answered}
-    votes = list(state["votes"])
-    if canonical_answer(verdict.value) is not None:
-        assert verdict.value is not None
-        votes.append([str(_pair(state)), verdict.value])
-    asked_all = set(plan["pairs"]) <= set(state["tried"])
-    if not votes:
-        return {"value": None, "reason": verdict.reason, "done": False}
-    kind = query_of(state).kind
-    counts = [sum(equivalent(one, other, kind) for _, other in votes) for _, one in votes]
-    most = max(counts)
-    value = next(
-        value for (_, value), agreeing in zip(votes[::-1], counts[::-1], strict=True) if agreeing == most
-    )
-    done = most >= plan["need"] or asked_all
-    return {"votes": votes, "value": value, "reason": "", "done": done}
-
-
-def _pair(state: State) -> Pair:
-    assert state["route"] is not None
-    return Pair.parse(state["route"]["pair"])

@@ -23,7 +23,7 @@ from viaticum.errors import InputError
 _stopped: ContextVar[threading.Event | None] = ContextVar("viaticum_stopped", default=None)
 
 
-class Stoppable(RunControl):
+class StoppableRun(RunControl):
     """LangGraph's control of one run, which can also say that nobody waits for it any more."""
 
     __slots__ = ("stopped",)
@@ -39,7 +39,7 @@ def is_stopped(runtime: Runtime[Any]) -> bool:
     return (step is not None and step.is_set()) or bool(getattr(runtime.control, "stopped", False))
 
 
-class Threads:
+class ThreadPool:
     """At most so many threads, which are started when they are first needed."""
 
     def __init__(self, count: int) -> None:
@@ -59,7 +59,7 @@ class Threads:
 class Node(Runnable[Any, Any]):
     """`function` takes the state and the runtime, and returns an update of the state or a `Command`."""
 
-    def __init__(self, function: Callable[[Any, Runtime[Allowance]], Any], threads: Threads) -> None:
+    def __init__(self, function: Callable[[Any, Runtime[Allowance]], Any], threads: ThreadPool) -> None:
         self.name = function.__name__
         self._function, self._threads = function, threads
 

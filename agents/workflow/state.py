@@ -14,10 +14,11 @@ from langchain_core.messages import convert_to_messages, convert_to_openai_messa
 from langgraph.channels.ephemeral_value import EphemeralValue
 from typing_extensions import TypedDict  # which pydantic can make schemas of
 
+from viaticum.agents.workflow.serialization import route_from_json
 from viaticum.budgets.planner import WhenShort
 from viaticum.errors import InputError
 from viaticum.routers.query import Plan, Policy
-from viaticum.types import ROLES, Answer, Message, Pair, Query, Route, Row, TokenCount, Usage
+from viaticum.types import ROLES, Answer, Message, Query, TokenCount, Usage
 
 
 @dataclass(frozen=True)
@@ -186,26 +187,3 @@ def answer_of(values: Mapping[str, Any], seconds: float) -> Answer:
         seconds=seconds,
         reason=values.get("reason", ""),
     )
-
-
-def row_to_json(row: Row) -> dict[str, Any]:
-    return {
-        "pair": str(row.pair),
-        "accuracy": row.accuracy,
-        "tokens_p50": row.tokens_p50,
-        "tokens_p90": row.tokens_p90,
-        "cost_p50": row.cost_p50,
-        "cost_p90": row.cost_p90,
-    }
-
-
-def row_from_json(data: Mapping[str, Any]) -> Row:
-    return Row(**(dict(data) | {"pair": Pair.parse(data["pair"])}))
-
-
-def route_to_json(route: Route) -> dict[str, Any]:
-    return {"pair": str(route.pair), "why": route.why, "row": row_to_json(route.row)}
-
-
-def route_from_json(data: Mapping[str, Any]) -> Route:
-    return Route(Pair.parse(data["pair"]), row_from_json(data["row"]), data["why"])

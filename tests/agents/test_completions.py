@@ -15,10 +15,10 @@ from viaticum.agents.completions import (
     CompletionFinished,
     CompletionRequest,
     CompletionStarted,
-    ask,
+    available_names,
     check_name,
-    known_names,
-    query_of,
+    complete,
+    query_from_messages,
 )
 from viaticum.errors import UnknownName
 from viaticum.types import Message, Query
@@ -42,7 +42,7 @@ def asked(name: str) -> CompletionRequest:
 
 @pytest.mark.parametrize("name", [AUTO, "scripted", "scripted+cot"])
 def test_every_door_has_the_same_events(client: Viaticum, name: str) -> None:
-    first, *pieces, done = ask(client, asked(name), CancellationToken())
+    first, *pieces, done = complete(client, asked(name), CancellationToken())
     assert first == CompletionStarted("scripted" if name == "scripted" else "scripted+cot")
     assert isinstance(done, CompletionFinished)
     assert "".join(map(str, pieces)) == done.text == TEXT
@@ -54,7 +54,7 @@ def test_every_door_has_the_same_events(client: Viaticum, name: str) -> None:
 @pytest.mark.parametrize("words", [1, 3, len(TEXT.split())])
 def test_who_leaves_at_any_word_leaves_no_hold(client: Viaticum, name: str, words: int) -> None:
     """Also after the last one, when the text is there and not yet settled."""
-    events = ask(client, asked(name), CancellationToken())
+    events = complete(client, asked(name), CancellationToken())
     seen = 0
     for event in events:
         seen += isinstance(event, str)
@@ -72,14 +72,14 @@ def test_a_closed_guard_stops_the_workflow_before_it_asks_and_nothing_is_paid(cl
     guard = CancellationToken()
     guard.close()
     with pytest.raises(Exception, match="went away"):
-        list(ask(client, asked("scripted+cot"), guard))
+        list(complete(client, asked("scripted+cot"), guard))
     assert (client.budget().posted_nanousd, client.budget().held_nanousd) == (0, 0)
     with pytest.raises(CallerGone):
         guard.wait()
 
 
 def test_names(client: Viaticum) -> None:
-    names = known_names(client)
+    names = available_names(client)
     assert names[0] == AUTO
     assert {"scripted", "scripted+pot"} <= set(names)
     for name in ("nobody", "nobody+cot", "scripted+magic", "", "+", "scripted+"):
@@ -91,7 +91,7 @@ def test_a_conversation_as_a_question() -> None:
     system: Message = {"role": "system", "content": "Be brief."}
     said: Message = {"role": "assistant", "content": "42"}
     last: Message = {"role": "user", "content": "And 8?"}
-    assert query_of(CHAT) == Query("What is 6 times 7?")
-    assert query_of([system, *CHAT, said, last]) == Query("And 8?", messages=(system, *CHAT, said))
+    assert query_from_messages(CHAT) == Query("What is 6 times 7?")
+    assert query_from_messages([system, *CHAT, said, last]) == Query("And 8?", messages=(system, *CHAT, said))
     with pytest.raises(InputError, match="assistant's"):
-        query_of([said])
+        query_from_messages([said])

@@ -123,7 +123,7 @@ class _Conversation:
 
     def _answer(self, messages: list[Message]) -> CompletionFinished:
         from viaticum.agents.cancellation import CancellationToken
-        from viaticum.agents.completions import CompletionFinished, CompletionRequest, ask
+        from viaticum.agents.completions import CompletionFinished, CompletionRequest, complete
 
         guard = CancellationToken()
         asked = CompletionRequest(
@@ -131,7 +131,7 @@ class _Conversation:
         )
         # Ctrl-C ends the call at hand at its next piece; it is settled, and the conversation goes on.
         interrupts = SignalHandler(lambda number: guard.close(), (signal.SIGINT,))
-        with interrupts, closing(ask(self._client, asked, guard)) as events:  # type: ignore[type-var]
+        with interrupts, closing(complete(self._client, asked, guard)) as events:  # type: ignore[type-var]
             for event in events:
                 guard.wait()
                 if isinstance(event, CompletionFinished):

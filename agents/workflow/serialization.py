@@ -1,0 +1,86 @@
+"""Completions, rows and routes as plain JSON values, as checkpoints, events and the ledger store them, and back.
+
+Plain values stay readable across versions and need no pickle. The plan that a call belongs to is stored in the tags
+of its hold. Leaves out where the values are stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from viaticum.budgets import Hold
+from viaticum.routers.query import Plan
+from viaticum.types import Completion, Pair, Route, Row, TokenCount, Usage
+
+_COUNTS = [each.name for each in fields(TokenCount)]
+
+
+def completion_to_json(completion: Completion) -> dict[str, Any]:
+    """A completion without its trace; token counts as lists in the order of the fields of `TokenCount`."""
+    return {
+        "text": completion.text,
+        "usage": {
+            name: [getattr(count, each) for each in _COUNTS]
+            for name, count in completion.usage.models.items()
+        },
+        "seconds": completion.usage.seconds,
+        "finish_reason": completion.finish_reason,
+        "tool_calls": [dict(call) for call in completion.tool_calls],
+        "logprobs": [dict(token) for token in completion.logprobs],
+        "reported_nanousd": completion.reported_nanousd,
+        "warnings": list(completion.warnings),
+    }
+
+
+def completion_from_json(data: Mapping[str, Any]) -> Completion:
+    usage = {name: TokenCount(*counts) for name, counts in data["usage"].items()}
+    return Completion(
+        data["text"],
+        Usage(usage, data["seconds"]),
+        data["finish_reason"],
+        tool_calls=tuple(data.get("tool_calls", ())),
+        logprobs=tuple(data.get("logprobs", ())),
+        reported_nanousd=data.get("reported_nanousd"),
+        warnings=tuple(data.get("warnings", ())),
+    )
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    return {
+        "pair": str(row.pair),
+        "accuracy": row.accuracy,
+        "tokens_p50": row.tokens_p50,
+        "tokens_p90": row.tokens_p90,
+        "cost_p50": row.cost_p50,
+        "cost_p90": row.cost_p90,
+    }
+
+
+def row_from_json(data: Mapping[str, Any]) -> Row:
+    return Row(**(dict(data) | {"pair": Pair.parse(data["pair"])}))
+
+
+def route_to_json(route: Route) -> dict[str, Any]:
+    return {"pair": str(route.pair), "why": route.why, "row": row_to_json(route.row)}
+
+
+def route_from_json(data: Mapping[str, Any]) -> Route:
+    return Route(Pair.parse(data["pair"]), row_from_json(data["row"]), data["why"])
+
+
+def plan_to_tags(pairs: Sequence[str], need: int) -> dict[str, str]:
+    """The tag that names the plan of a call; empty for a single pair, which the tags model and strategy name."""
+    return {"plan": json.dumps([need, *pairs])} if len(pairs) > 1 else {}
+
+
+def plan_from_hold(hold: Hold) -> Plan | None:
+    """The plan that the call of a hold belongs to, read from its tags; None if they name none."""
+    if "plan" in hold.tags:
+        need, *pairs = json.loads(hold.tags["plan"])
+        return Plan(tuple(map(Pair.parse, pairs)), need)
+    if {"model", "strategy"} <= set(hold.tags):
+        return Plan((Pair(hold.tags["model"], hold.tags["strategy"]),))
+    return None
