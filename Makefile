@@ -13,12 +13,12 @@ LOCAL := $(VENV)/.viaticum-local
 DEV := $(VENV)/.viaticum-dev
 BROWSER := $(VENV)/.viaticum-browser
 
-.PHONY: help demo test prove lint format bench docs clean
+.PHONY: help demo test coverage prove lint format bench docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
-	@echo "also: prove, lint, format, bench, docs, clean"
+	@echo "also: coverage, prove, lint, format, bench, docs, clean"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -49,6 +49,11 @@ test: $(DEV) $(BROWSER)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not real"
 	$(BIN)/pytest -q -m real || test $$? -eq 5
 
+# Lines that no test reaches, without the real models; the page is build/coverage/index.html.
+coverage: $(DEV) $(BROWSER)
+	$(BIN)/viaticum models pull
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not real" --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
+
 # The ledger's races, kills and random sequences in full: 200,000 attempts, 1,000 kills, 10,000 examples a store. Hours.
 prove: $(DEV)
 	VIATICUM_PROVE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -s -n 0 tests/budgets/test_ledger_races.py tests/budgets/test_ledger_kills.py \
@@ -71,9 +76,9 @@ bench: $(LOCAL)
 	    $(if $(QUESTIONS),"benchmarks/decode.py $(QUESTIONS)" "benchmarks/pareto.py $(QUESTIONS)"); do \
 	  echo "== $$file"; $(BIN)/python $$file; done
 
-# docs/cli.md is made from the code; the site in build/site fails on a broken link.
+# docs/reference/cli.md is made from the code; the site in build/site fails on a broken link.
 docs: $(DEV)
-	$(BIN)/typer viaticum.cli utils docs --name viaticum --output docs/cli.md
+	$(BIN)/typer viaticum.cli utils docs --name viaticum --output docs/reference/cli.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -f docs/site/mkdocs.yml
 
 # Only what make made here: a VENV given from outside stays.

@@ -1,4 +1,4 @@
-"""Local decoding with torch: a runner for one model, a mixed decoder for a small and a large one ([docs/decoding.md]).
+"""Local decoding with torch: a runner for one model, a mixed decoder for a small and a large one ([docs/explanation/decoding.md]).
 
 Needs torch, transformers, safetensors and numpy and nothing else, so that it runs on a bare CUDA image.
 Knows no budget, no strategy and no catalogue: it is handed folders, token ids and a `TokenRouter`.

@@ -14,7 +14,7 @@ from viaticum.questions import read_questions
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-DOCS = (ROOT / "docs" / "workflow.md").read_text(encoding="utf-8")
+DOCS = (ROOT / "docs" / "reference" / "workflow.md").read_text(encoding="utf-8")
 
 
 def changes() -> list[str]:

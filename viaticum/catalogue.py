@@ -139,11 +139,11 @@ class ModelSpec(_Frozen):
     of work, price_version the name of the price list. context_length is in tokens, prompt and answer together. sources are tried in order. default: routed to, and fetched, unless names are given.
     tau, of a pair whose router is r-stitch: its threshold. Of one whose router is r2r: router_path, the folder of a trained
     router (without one, that which is packaged for the pair); threshold or share, instead of the threshold it was
-    calibrated to; drift, whether the share is kept while prompts change (see docs/token-routing.md). Of one whose router is
+    calibrated to; drift, whether the share is kept while prompts change (see docs/how-to/token-routing.md). Of one whose router is
     r-stitch+: router_path, the folder of a learned policy (or that which is packaged); tau or threshold, instead of those it was
     learned with.
     mode, of a pair: "routed" (the router decides, always) or "auto" (the fastest way that was measured here, the
-    large model alone among them; see docs/decoding.md). text: what a scripted model answers; pause:
+    large model alone among them; see docs/explanation/decoding.md). text: what a scripted model answers; pause:
     seconds before each of its words.
 
     Of remote models: litellm_model, its name for LiteLLM; api_base, the address of a server other than the

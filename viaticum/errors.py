@@ -88,7 +88,7 @@ class DecisionNeeded(BudgetExceeded):
     """Money runs short and the policy is to ask. `options` names what still fits, best first.
 
     From the SDK also: thread_id, to be given to `Viaticum.resume` with a decision, and `question`, all that is known
-    about the shortage (see docs/workflow.md).
+    about the shortage (see docs/reference/workflow.md).
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, FinishReason, M
 
 QUESTION = Query("Tom has 3 bags of 4 apples. How many apples does he have?")
 ALL = ("direct", "cot", "cod", "pot", "least-to-most", "faithful-cot")
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "strategies.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "strategies.md"
 
 
 def reading(name: str, text: str, kind: AnswerKind = "auto", finish: FinishReason = "stop") -> Reading:

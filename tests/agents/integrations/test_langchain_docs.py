@@ -1,4 +1,4 @@
-"""The examples of docs/remote.md and docs/langchain.md run as they stand, each by itself."""
+"""The examples of docs/reference/remote.md and docs/how-to/langchain.md run as they stand, each by itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
-@pytest.mark.parametrize("page", ["remote.md", "langchain.md"])
+@pytest.mark.parametrize("page", ["reference/remote.md", "how-to/langchain.md"])
 def test_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)
@@ -23,7 +23,7 @@ def test_the_catalogue_of_the_page_is_one(tmp_path: Path) -> None:
     from viaticum.catalogue import Catalogue
 
     (text,) = re.findall(
-        r"^```toml\n(.*?)^```", (DOCS / "remote.md").read_text(encoding="utf-8"), re.M | re.S
+        r"^```toml\n(.*?)^```", (DOCS / "reference" / "remote.md").read_text(encoding="utf-8"), re.M | re.S
     )
     (tmp_path / "catalogue.toml").write_text(text)
     catalogue = Catalogue.load(tmp_path / "catalogue.toml")
