@@ -78,7 +78,9 @@ def test_the_table_that_ships_is_whole() -> None:
 
 def test_the_router_in_the_docs_works() -> None:
     """The example of docs/explanation/routing.md, as it stands there."""
-    text = (Path(__file__).resolve().parents[3] / "docs" / "explanation" / "routing.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[3] / "docs" / "explanation" / "routing.md").read_text(
+        encoding="utf-8"
+    )
     example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
     names: dict[str, Any] = {}
     exec(example, names)
