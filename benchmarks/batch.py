@@ -31,7 +31,7 @@ from viaticum.types import Pair, RoutingTable, Row
 
 WAYS = (
     Row(Pair("cheap", "cot"), 0.5, 4, 5, 38_500, 39_000),
-    Row(Pair("dear", "cot"), 0.8, 4, 5, 385_000, 390_000),
+    Row(Pair("expensive", "cot"), 0.8, 4, 5, 385_000, 390_000),
 )
 MEAN_NANOUSD = 200_000  # of a row: between the two ways
 
@@ -91,7 +91,7 @@ def measure(rows: int, folder: Path, check: bool) -> dict[str, Any]:
         budget=f"{rows * MEAN_NANOUSD / 1e9:.9f}",
         models={
             "cheap": model("cheap", 0.1, "The answer is 5."),
-            "dear": model("dear", 1.0, "The answer is 7."),
+            "expensive": model("expensive", 1.0, "The answer is 7."),
         },
         router=StaticRouter(RoutingTable(WAYS)),
         ledger=folder / "ledger.db",

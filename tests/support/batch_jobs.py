@@ -26,7 +26,7 @@ from viaticum.models.scripted import ScriptedModel
 from viaticum.routers.query import Plan, PlanRow, QueryRouter
 from viaticum.types import Message, Pair, Query, RoutingTable, Row
 
-CHEAP, DEAR, SHY = Pair("cheap", "cot"), Pair("dear", "cot"), Pair("shy", "cot")
+CHEAP, EXPENSIVE, SILENT = Pair("cheap", "cot"), Pair("expensive", "cot"), Pair("silent", "cot")
 
 
 def spec(name: str, price: float, context: int = 8192) -> ModelSpec:
@@ -62,12 +62,12 @@ def says_nothing(messages: Sequence[Message], generation: Generation) -> str:
 def models(**changed: Any) -> dict[str, ScriptedModel]:
     return {
         "cheap": ScriptedModel(changed.get("cheap", says_odd), spec=spec("cheap", 0.1)),
-        "dear": ScriptedModel(changed.get("dear", says_right), spec=spec("dear", 1.0)),
-        "shy": ScriptedModel(changed.get("shy", says_nothing), spec=spec("shy", 0.05)),
+        "expensive": ScriptedModel(changed.get("expensive", says_right), spec=spec("expensive", 1.0)),
+        "silent": ScriptedModel(changed.get("silent", says_nothing), spec=spec("silent", 0.05)),
     }
 
 
-class Ways(QueryRouter):
+class FixedPlansRouter(QueryRouter):
     """Wants these plans, each with its accuracy and what it costs (p90 one part in ten more)."""
 
     def __init__(self, ways: dict[Plan | Pair, tuple[float, int]]) -> None:
@@ -89,18 +89,18 @@ class Ways(QueryRouter):
         ]
 
 
-def two_ways() -> Ways:
-    return Ways({CHEAP: (0.5, 39_000), DEAR: (0.9, 390_000)})
+def two_plans_router() -> FixedPlansRouter:
+    return FixedPlansRouter({CHEAP: (0.5, 39_000), EXPENSIVE: (0.9, 390_000)})
 
 
-def all_ways() -> Ways:
+def all_plans_router() -> FixedPlansRouter:
     """A plan of two pairs among them, and a pair that never answers, which looks best at its price."""
-    return Ways(
+    return FixedPlansRouter(
         {
             CHEAP: (0.5, 39_000),
-            DEAR: (0.8, 390_000),
-            SHY: (0.4, 20_000),
-            Plan((CHEAP, SHY, DEAR), 2): (0.95, 450_000),
+            EXPENSIVE: (0.8, 390_000),
+            SILENT: (0.4, 20_000),
+            Plan((CHEAP, SILENT, EXPENSIVE), 2): (0.95, 450_000),
         }
     )
 
@@ -119,7 +119,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-class Told:
+class RecordingScript:
     """A script that writes down every call that it ends, so that it is known whatever happens next."""
 
     def __init__(self, name: str, script: Any, file: int, pause: float) -> None:
@@ -132,7 +132,7 @@ class Told:
         return text
 
 
-def check_books(folder: Path, ledger: str, count: int) -> tuple[list[JobRow], list[Entry]]:
+def check_ledger(folder: Path, ledger: str, count: int) -> tuple[list[JobRow], list[Entry]]:
     """Every one of so many rows is done once, and every call of it is charged once; the rows, and what was charged."""
     job = Job.load(job_folder(folder / "out.jsonl"))
     rows = list(read_rows(job_folder(folder / "out.jsonl")))
@@ -156,8 +156,8 @@ def main(folder: Path, budget: str, ledger: str, pause: float) -> None:
     from viaticum.agents.batch.run import run_batch
 
     file = os.open(folder / "calls.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    scripts = {"cheap": says_odd, "dear": says_right, "shy": says_nothing}
-    told = {name: Told(name, script, file, pause) for name, script in scripts.items()}
+    scripts = {"cheap": says_odd, "expensive": says_right, "silent": says_nothing}
+    told = {name: RecordingScript(name, script, file, pause) for name, script in scripts.items()}
     stop = threading.Event()
     ended = run_batch(
         folder / "in.jsonl",
@@ -166,7 +166,7 @@ def main(folder: Path, budget: str, ledger: str, pause: float) -> None:
         resume=True,
         ledger=ledger,
         models=models(**told),
-        router=all_ways(),
+        router=all_plans_router(),
         concurrency=8,
         stop=stop,
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from batch_jobs import all_ways, models, number_of, says_nothing, says_odd, says_right
+from batch_jobs import all_plans_router, models, number_of, says_nothing, says_odd, says_right
 
 from viaticum.models.base import Generation
 from viaticum.types import Message
@@ -23,7 +23,7 @@ from viaticum.types import Message
 WORKERS = 2
 
 
-class ToldAt:
+class RecordingScript:
     """A script that writes down every call that it ends, whichever process runs it."""
 
     def __init__(self, name: str, script: Any, path: Path, pause: float) -> None:
@@ -41,8 +41,10 @@ def main(folder: Path, budget: str, ledger: str, pause: float, engine: Any) -> N
     from viaticum.agents.batch.run import run_batch
     from viaticum.agents.batch.workers import Cluster
 
-    scripts = {"cheap": says_odd, "dear": says_right, "shy": says_nothing}
-    told = {name: ToldAt(name, script, folder / "calls.txt", pause) for name, script in scripts.items()}
+    scripts = {"cheap": says_odd, "expensive": says_right, "silent": says_nothing}
+    told = {
+        name: RecordingScript(name, script, folder / "calls.txt", pause) for name, script in scripts.items()
+    }
     ended = run_batch(
         folder / "in.jsonl",
         folder / "out.jsonl",
@@ -52,7 +54,7 @@ def main(folder: Path, budget: str, ledger: str, pause: float, engine: Any) -> N
         engine=engine,
         cluster=Cluster(workers=WORKERS) if engine == "ray" else None,
         models=models(**told),
-        router=all_ways(),
+        router=all_plans_router(),
         concurrency=4,
     )
     sys.stdout.write(json.dumps({"ending": ended.job.ending, **ended.figures}) + "\n")

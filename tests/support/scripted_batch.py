@@ -7,7 +7,7 @@ from typing import Any
 
 from batch_jobs import (
     models,
-    two_ways,
+    two_plans_router,
 )
 
 from viaticum.agents.batch.run import BatchEnd, run_batch
@@ -22,7 +22,7 @@ def run(folder: Path, **settings: Any) -> BatchEnd:
     wanted: dict[str, Any] = {
         "budget": "0.1",
         "models": models(),
-        "router": two_ways(),
+        "router": two_plans_router(),
         "ledger": folder / "ledger.db",
         "concurrency": 4,
     }

@@ -20,17 +20,17 @@ from typing import Any
 import pytest
 from batch_jobs import (
     CHEAP,
-    DEAR,
-    SHY,
-    Ways,
-    all_ways,
+    EXPENSIVE,
+    SILENT,
+    FixedPlansRouter,
+    all_plans_router,
     models,
     number_of,
     read_lines,
     says_nothing,
     says_right,
     spec,
-    two_ways,
+    two_plans_router,
     write_questions,
 )
 from scripted_batch import rows_of, run
@@ -76,7 +76,7 @@ def test_every_row_is_answered_graded_and_paid(tmp_path: Path) -> None:
     assert ended.job.ending == "completed"
     assert [row.id for row in rows] == [f"q{n}" for n in range(50)]
     assert {row.state for row in rows} == {"answered"}
-    assert {row.route for row in rows} == {str(DEAR)}, "there is enough for the best of them"
+    assert {row.route for row in rows} == {str(EXPENSIVE)}, "there is enough for the best of them"
     assert all(row.correct and row.answer == str(row.number + 2) for row in rows)
     row = rows[3]
     assert (row.accuracy, row.cost_p50, row.cost_p90) == (0.9, 390_000, 429_000)
@@ -89,7 +89,7 @@ def test_every_row_is_answered_graded_and_paid(tmp_path: Path) -> None:
         "answer": "5",
         "correct": True,
         "reason": "",
-        "pair": "dear+cot",
+        "pair": "expensive+cot",
         "cost_nanousd": row.cost_nanousd,
     }
     assert [event["event"] for event in told][:2] == ["reading", "started"]
@@ -111,7 +111,7 @@ def test_a_short_budget_is_spread_for_the_most_right_answers(tmp_path: Path) -> 
     assert 0.97 * 10**8 < spent <= 10**8
     routes = [row.route for row in rows if row.state == "answered"]
     assert len(routes) > 490
-    assert 180 < routes.count(str(DEAR)) < 260, "the rest is cheap"
+    assert 180 < routes.count(str(EXPENSIVE)) < 260, "the rest is cheap"
     assert ended.figures["right"] > 300
 
 
@@ -129,28 +129,30 @@ def test_a_budget_that_ends_skips_what_it_cannot_pay(tmp_path: Path) -> None:
 
 def test_plans_and_pairs_without_an_answer_go_through_the_workflow(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 40)
-    plan = Plan((CHEAP, SHY, DEAR), 2)
-    ended = run(tmp_path, router=Ways({plan: (0.95, 450_000), DEAR: (0.5, 390_000)}))
+    plan = Plan((CHEAP, SILENT, EXPENSIVE), 2)
+    ended = run(tmp_path, router=FixedPlansRouter({plan: (0.95, 450_000), EXPENSIVE: (0.5, 390_000)}))
     rows = rows_of(ended)
     assert {row.route for row in rows} == {str(plan)}
     odd, even = rows[1], rows[2]
-    assert [call.pair for call in odd.calls] == ["cheap+cot", "shy+cot", "dear+cot"]
+    assert [call.pair for call in odd.calls] == ["cheap+cot", "silent+cot", "expensive+cot"]
     assert [call.answer for call in odd.calls] == ["3", None, "3"]
-    assert (odd.answer, odd.pair) == ("3", "dear+cot")
-    assert (even.answer, even.pair, even.correct) == ("4", "dear+cot", True)
+    assert (odd.answer, odd.pair) == ("3", "expensive+cot")
+    assert (even.answer, even.pair, even.correct) == ("4", "expensive+cot", True)
     assert [call.key for call in odd.calls] == [f"{ended.job.budget}/q1/{n}" for n in range(3)]
     escalated = run(
-        tmp_path, router=Ways({SHY: (0.9, 20_000), DEAR: (0.5, 390_000)}), out=tmp_path / "two.jsonl"
+        tmp_path,
+        router=FixedPlansRouter({SILENT: (0.9, 20_000), EXPENSIVE: (0.5, 390_000)}),
+        out=tmp_path / "two.jsonl",
     )
     rows = rows_of(escalated)
     assert {(row.route, row.pair, row.state, len(row.calls)) for row in rows} == {
-        ("shy+cot", "dear+cot", "answered", 2)
+        ("silent+cot", "expensive+cot", "answered", 2)
     }
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 5)
-    rows = rows_of(run(tmp_path, models=models(cheap=says_nothing, dear=says_nothing)))
+    rows = rows_of(run(tmp_path, models=models(cheap=says_nothing, expensive=says_nothing)))
     assert {row.state for row in rows} == {"failed"}
     assert all(row.reason and row.correct is False and len(row.calls) == 2 for row in rows)
 
@@ -166,7 +168,7 @@ def test_a_fixed_policy_chooses_for_each_row_alone(tmp_path: Path) -> None:
 def test_samples_of_one_question_go_through_the_workflow(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 3)
     three = Pair("cheap", "self-consistency:cot:3")
-    rows = rows_of(run(tmp_path, router=Ways({three: (0.9, 100_000)})))
+    rows = rows_of(run(tmp_path, router=FixedPlansRouter({three: (0.9, 100_000)})))
     assert [len(row.calls) for row in rows] == [2, 2, 2], "two that agree settle it"
     assert [call.key.split("/")[2] for call in rows[0].calls] == ["0", "1"]
 
@@ -177,7 +179,7 @@ def test_identical_calls_are_paid_for_once(tmp_path: Path) -> None:
     known = models()
     ended = run(tmp_path, models=known, cache=tmp_path / "cache.db")
     rows = rows_of(ended)
-    assert len(known["dear"].calls) == 3
+    assert len(known["expensive"].calls) == 3
     assert sum(call.cached for row in rows for call in row.calls) == 27
     assert [row.answer for row in rows] == [str(n % 3 + 2) for n in range(30)]
     assert ended.figures["cached"] == 27
@@ -187,16 +189,16 @@ def test_identical_calls_are_paid_for_once(tmp_path: Path) -> None:
     )
     again = run(tmp_path, models=known, cache=tmp_path / "cache.db", out=tmp_path / "two.jsonl")
     assert again.figures["spent_nanousd"] == 0
-    assert len(known["dear"].calls) == 3
-    plan = Plan((CHEAP, DEAR), 2)
+    assert len(known["expensive"].calls) == 3
+    plan = Plan((CHEAP, EXPENSIVE), 2)
     third = run(
         tmp_path,
         models=known,
         cache=tmp_path / "cache.db",
         out=tmp_path / "three.jsonl",
-        router=Ways({plan: (0.9, 400_000)}),
+        router=FixedPlansRouter({plan: (0.9, 400_000)}),
     )
-    assert len(known["dear"].calls) == 3, "the workflow looks, too"
+    assert len(known["expensive"].calls) == 3, "the workflow looks, too"
     assert len(known["cheap"].calls) <= 30
     assert all(row.calls[-1].cached for row in rows_of(third))
 
@@ -211,10 +213,10 @@ def test_old_objects_are_left_to_the_collector_again(tmp_path: Path) -> None:
             raise AuthenticationFailed("no key")
         return says_right(messages, generation)
 
-    run(tmp_path, models=models(dear=says))
+    run(tmp_path, models=models(expensive=says))
     assert all(frozen)
     with pytest.raises(AuthenticationFailed):
-        run(tmp_path, models=models(dear=says), force=True)
+        run(tmp_path, models=models(expensive=says), force=True)
     assert gc.get_freeze_count() == 0
     gc.freeze()
     try:
@@ -254,7 +256,7 @@ def test_openai_s_batch_format_in_and_out(tmp_path: Path) -> None:
     lines = [
         line("auto"),
         line("alone", model="cheap", max_tokens=3),
-        line("pair", model="shy+cot"),
+        line("pair", model="silent+cot"),
         line("no", model="none"),
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
@@ -264,7 +266,7 @@ def test_openai_s_batch_format_in_and_out(tmp_path: Path) -> None:
     assert list(auto) == ["id", "custom_id", "response", "error"]
     body = auto["response"]["body"]
     assert auto["response"]["status_code"] == 200
-    assert (auto["custom_id"], body["object"], body["model"]) == ("auto", "chat.completion", "dear+cot")
+    assert (auto["custom_id"], body["object"], body["model"]) == ("auto", "chat.completion", "expensive+cot")
     assert body["choices"][0]["message"] == {
         "role": "assistant",
         "content": "The answer is 5.",
@@ -306,7 +308,7 @@ def test_bad_rows_are_told_before_anything_is_spent(tmp_path: Path) -> None:
         run(tmp_path, models=known)
     for why in ("id 'q1' is that of row 2 too", "line 5: no question", "line 6: not UTF-8", "--skip-bad"):
         assert why in str(refused.value)
-    assert not known["dear"].calls
+    assert not known["expensive"].calls
     ended = run(tmp_path, models=known, skip_bad=True, force=True)
     rows = rows_of(ended)
     assert [row.state for row in rows] == ["answered"] * 3 + ["skipped"] * 3
@@ -354,7 +356,7 @@ def test_a_job_that_goes_on_must_be_the_same(tmp_path: Path, monkeypatch: pytest
     run(tmp_path)
     for changed, name in (
         ({"policy": "best"}, "policy: 'paced' then, 'best' now"),
-        ({"router": all_ways()}, "router: "),
+        ({"router": all_plans_router()}, "router: "),
         ({"skip": 1}, "rows: 'skip 0, limit None' then, 'skip 1, limit None' now"),
         ({"models": {**models(), "cheap": ScriptedModel(spec=spec("cheap", 0.2))}}, "catalogue: "),
     ):
@@ -405,8 +407,10 @@ def test_a_job_with_more_money_goes_on_with_what_was_skipped(tmp_path: Path) -> 
         run(tmp_path, budget="0.0001", models=known, resume=True)
 
 
-@pytest.mark.parametrize("ways", [two_ways, all_ways], ids=["one call", "plans"])
-def test_rows_that_a_kill_cut_or_lost_come_from_the_ledger(tmp_path: Path, ways: Callable[[], Ways]) -> None:
+@pytest.mark.parametrize("ways", [two_plans_router, all_plans_router], ids=["one call", "plans"])
+def test_rows_that_a_kill_cut_or_lost_come_from_the_ledger(
+    tmp_path: Path, ways: Callable[[], FixedPlansRouter]
+) -> None:
     write_questions(tmp_path / "in.jsonl", 30)
     known = models()
     ended = run(tmp_path, models=known, router=ways())
@@ -471,13 +475,17 @@ def stopped(folder: Path, slow: Slow, **settings: Any) -> BatchEnd:
 
     threading.Thread(target=end).start()
     return run(
-        folder, models={**models(), "dear": slow}, router=Ways({DEAR: (0.9, 390_000)}), stop=stop, **settings
+        folder,
+        models={**models(), "expensive": slow},
+        router=FixedPlansRouter({EXPENSIVE: (0.9, 390_000)}),
+        stop=stop,
+        **settings,
     )
 
 
 def test_a_job_that_is_told_to_end_finishes_what_runs(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 40)
-    slow = Slow("dear", 1.0, 0.05)
+    slow = Slow("expensive", 1.0, 0.05)
     ended = stopped(tmp_path, slow)
     rows = rows_of(ended)
     assert ended.job.ending == "drained"
@@ -485,7 +493,12 @@ def test_a_job_that_is_told_to_end_finishes_what_runs(tmp_path: Path) -> None:
     assert {row.state for row in rows} == {"answered"}
     assert not (tmp_path / "out.jsonl").exists(), "results appear when all is done"
     slow.pause = 0.0
-    again = run(tmp_path, models={**models(), "dear": slow}, router=Ways({DEAR: (0.9, 390_000)}), resume=True)
+    again = run(
+        tmp_path,
+        models={**models(), "expensive": slow},
+        router=FixedPlansRouter({EXPENSIVE: (0.9, 390_000)}),
+        resume=True,
+    )
     assert again.job.ending == "completed"
     assert len(rows_of(again)) == 40
     assert len(slow.calls) == 40
@@ -493,7 +506,7 @@ def test_a_job_that_is_told_to_end_finishes_what_runs(tmp_path: Path) -> None:
 
 def test_what_does_not_end_in_time_is_cut_charged_and_made_again(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 6)
-    slow = Slow("dear", 1.0, 0.4)
+    slow = Slow("expensive", 1.0, 0.4)
     began = time.monotonic()
     ended = stopped(tmp_path, slow, drain_seconds=0.5)
     assert time.monotonic() - began < 8
@@ -504,7 +517,12 @@ def test_what_does_not_end_in_time_is_cut_charged_and_made_again(tmp_path: Path)
     assert budget.held_nanousd == 0
     assert budget.posted_nanousd > 0, "words were written"
     slow.pause = 0.0
-    again = run(tmp_path, models={**models(), "dear": slow}, router=Ways({DEAR: (0.9, 390_000)}), resume=True)
+    again = run(
+        tmp_path,
+        models={**models(), "expensive": slow},
+        router=FixedPlansRouter({EXPENSIVE: (0.9, 390_000)}),
+        resume=True,
+    )
     rows = rows_of(again)
     assert {row.state for row in rows} == {"answered"}
     assert max(row.cost_nanousd for row in rows) > min(row.cost_nanousd for row in rows), (
@@ -514,9 +532,12 @@ def test_what_does_not_end_in_time_is_cut_charged_and_made_again(tmp_path: Path)
 
 def test_a_deadline_ends_a_job(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 400)
-    slow = Slow("dear", 1.0, 0.05)
+    slow = Slow("expensive", 1.0, 0.05)
     ended = run(
-        tmp_path, models={**models(), "dear": slow}, router=Ways({DEAR: (0.9, 390_000)}), deadline=4.0
+        tmp_path,
+        models={**models(), "expensive": slow},
+        router=FixedPlansRouter({EXPENSIVE: (0.9, 390_000)}),
+        deadline=4.0,
     )
     rows = rows_of(ended)
     assert ended.job.ending == "deadline"
@@ -538,11 +559,11 @@ def test_errors_of_one_row_and_of_all(tmp_path: Path) -> None:
             raise ValueError("a bug")
         return says_right(messages, generation)
 
-    rows = rows_of(run(tmp_path, models=models(dear=says)))
+    rows = rows_of(run(tmp_path, models=models(expensive=says)))
     assert [row.state for row in rows] == ["answered"] * 3 + ["failed"] * 2 + ["answered"]
     assert (rows[3].reason, rows[4].reason) == ("it broke", "ValueError: a bug")
     with pytest.raises(AuthenticationFailed, match="no key"):
-        run(tmp_path, models=models(dear=AuthenticationFailed("no key")), out=tmp_path / "two.jsonl")
+        run(tmp_path, models=models(expensive=AuthenticationFailed("no key")), out=tmp_path / "two.jsonl")
     again = run(tmp_path, out=tmp_path / "two.jsonl", resume=True)
     assert {row.state for row in rows_of(again)} == {"answered"}
 
@@ -559,10 +580,10 @@ def test_a_call_that_may_succeed_later_is_tried_again(tmp_path: Path, error: Mod
             raise error
         return says_right(messages, generation)
 
-    rows = rows_of(run(tmp_path, models=models(dear=says)))
+    rows = rows_of(run(tmp_path, models=models(expensive=says)))
     assert {row.state for row in rows} == {"answered"}
     assert {row.calls[0].key.split("/")[2] for row in rows} == {"0.2"}
-    rows = rows_of(run(tmp_path, models=models(dear=error), out=tmp_path / "two.jsonl"))
+    rows = rows_of(run(tmp_path, models=models(expensive=error), out=tmp_path / "two.jsonl"))
     assert {(row.state, row.reason) for row in rows} == {("failed", str(error))}
 
 
@@ -580,7 +601,7 @@ def test_rows_that_wait_for_another_try_do_not_hold_up_the_job(tmp_path: Path) -
             raise RateLimited("too fast", 0.2)
         return says_right(messages, generation)
 
-    rows = rows_of(run(tmp_path, models=models(dear=says, cheap=says), concurrency=2))
+    rows = rows_of(run(tmp_path, models=models(expensive=says, cheap=says), concurrency=2))
     assert {row.state for row in rows} == {"answered"}
 
 
@@ -652,7 +673,7 @@ def test_a_full_disk_under_the_ledger_itself_loses_nothing(tmp_path: Path, size:
 def test_a_preview_asks_nothing(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 100)
     known = models()
-    found = preview_batch(tmp_path / "in.jsonl", budget="0.02", router=two_ways(), models=known)
+    found = preview_batch(tmp_path / "in.jsonl", budget="0.02", router=two_plans_router(), models=known)
     assert found.rows == 100
     assert [each.budget_nanousd for each in found.previews] == [
         5_000_000,
@@ -666,7 +687,7 @@ def test_a_preview_asks_nothing(tmp_path: Path) -> None:
     assert accuracies[0] == pytest.approx(0.5, abs=0.05)
     assert accuracies[-1] == pytest.approx(0.9)
     assert all(each.cost_p50 <= each.cost_p90 <= each.budget_nanousd for each in found.previews)
-    assert not known["dear"].calls
+    assert not known["expensive"].calls
 
 
 CATALOGUE = """
@@ -797,18 +818,18 @@ def test_a_planned_row_can_be_sent_elsewhere() -> None:
     assert replace(again, why="x") != planned
 
 
-@pytest.mark.parametrize(("held", "planned"), [(None, {CHEAP, DEAR}), (600_000, {CHEAP})])
+@pytest.mark.parametrize(("held", "planned"), [(None, {CHEAP, EXPENSIVE}), (600_000, {CHEAP})])
 def test_a_way_whose_worst_case_does_not_fit_is_not_planned(held: int | None, planned: set[Pair]) -> None:
-    """A call of the dear pair costs 390,000 on average, and 600,000 may be held for it."""
+    """A call of the expensive pair costs 390,000 on average, and 600,000 may be held for it."""
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(1, 5)]
 
     def worst(row: PlannedRow) -> int:
         assert held is not None
         assert row.plan is not None
-        return held if row.plan.pairs[0] == DEAR else 60_000
+        return held if row.plan.pairs[0] == EXPENSIVE else 60_000
 
     planner = RowPlanner(
-        RouteEstimates(two_ways(), lambda pair: True),
+        RouteEstimates(two_plans_router(), lambda pair: True),
         "paced",
         left=lambda: 550_000,
         elapsed=lambda: 0.0,
@@ -822,7 +843,7 @@ def test_a_way_whose_worst_case_does_not_fit_is_not_planned(held: int | None, pl
 
 def test_what_a_cheaper_plan_costs_says_nothing_of_the_one_that_was_chosen() -> None:
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(1, 65)]
-    expectations = RouteEstimates(two_ways(), lambda pair: True)
+    expectations = RouteEstimates(two_plans_router(), lambda pair: True)
 
     def forecast(instead: Plan | None) -> float:
         planner = RowPlanner(
@@ -831,7 +852,7 @@ def test_what_a_cheaper_plan_costs_says_nothing_of_the_one_that_was_chosen() -> 
         planner.begin(list(enumerate(rows)), len(rows))
         for planned in list(itertools.islice(planner.plan(rows), 16)):
             assert planned is not None
-            assert planned.plan == Plan((DEAR,))
+            assert planned.plan == Plan((EXPENSIVE,))
             if instead is not None:
                 planned = replace(planned, plan=instead)
             planner.settled(planned, row_of(planned, "answered", cost=39_000))
@@ -864,8 +885,10 @@ def test_what_a_job_comes_to_counts_what_was_spent_before_this_pass(passes: int)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_plan_whose_next_call_does_not_fit_ends_with_what_it_has(tmp_path: Path, rows: int) -> None:
-    """The second voice is dear: its worst case is more than the budget, whatever else ends."""
-    plans = Ways({Plan((CHEAP, DEAR), 2): (0.9, 40_000), CHEAP: (0.5, 39_000), DEAR: (0.5, 45_000)})
+    """The second voice is expensive: its worst case is more than the budget, whatever else ends."""
+    plans = FixedPlansRouter(
+        {Plan((CHEAP, EXPENSIVE), 2): (0.9, 40_000), CHEAP: (0.5, 39_000), EXPENSIVE: (0.5, 45_000)}
+    )
     write_questions(tmp_path / "in.jsonl", rows)
     done = run_batch(
         tmp_path / "in.jsonl",
@@ -891,7 +914,7 @@ def test_a_paid_call_without_an_answer_is_not_taken_up_for_ever(tmp_path: Path, 
         tmp_path / "out.jsonl",
         budget="0.0000832",
         models=models(cheap=says_nothing),
-        router=Ways({CHEAP: (0.5, 39_000), SHY: (0.1, 20_000), DEAR: (0.9, 390_000)}),
+        router=FixedPlansRouter({CHEAP: (0.5, 39_000), SILENT: (0.1, 20_000), EXPENSIVE: (0.9, 390_000)}),
         ledger=tmp_path / "l.sqlite",
     )
     assert ended.figures["done"] == rows

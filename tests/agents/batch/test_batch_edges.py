@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from batch_jobs import (
     CHEAP,
-    DEAR,
-    Ways,
+    EXPENSIVE,
+    FixedPlansRouter,
     models,
     number_of,
     read_lines,
     says_right,
     spec,
-    two_ways,
+    two_plans_router,
     write_questions,
 )
 from scripted_batch import rows_of, run
@@ -74,15 +74,15 @@ class Once:
 
 @pytest.mark.timeout(60)
 def test_a_row_whose_try_failed_and_does_not_fit_again_takes_what_fits(tmp_path: Path) -> None:
-    """The dear pair's first try is for nothing; until its next one the others have spent what it would need."""
+    """The expensive pair's first try is for nothing; until its next one the others have spent what it would need."""
     write_questions(tmp_path / "in.jsonl", 3)
-    held = worst_case(DEAR)
+    held = worst_case(EXPENSIVE)
     ended = run(
         tmp_path,
-        models=models(dear=Once(long_and_right)),
+        models=models(expensive=Once(long_and_right)),
         policy="best",
         concurrency=1,
-        router=Ways({CHEAP: (0.5, 39_000), DEAR: (0.9, 200_000)}),
+        router=FixedPlansRouter({CHEAP: (0.5, 39_000), EXPENSIVE: (0.9, 200_000)}),
         budget=usd(held + 100_000),
     )
     rows = rows_of(ended)
@@ -94,8 +94,8 @@ def test_a_row_whose_try_failed_and_does_not_fit_again_takes_what_fits(tmp_path:
 def test_a_job_that_goes_on_keeps_what_a_row_last_took(tmp_path: Path) -> None:
     """Its first try was of another pair than the one that was paid for."""
     source = write_questions(tmp_path / "in.jsonl", 1)
-    stop, known = threading.Event(), models(dear=Once())
-    router = Ways({CHEAP: (0.5, 39_000), DEAR: (0.9, 390_000)})
+    stop, known = threading.Event(), models(expensive=Once())
+    router = FixedPlansRouter({CHEAP: (0.5, 39_000), EXPENSIVE: (0.9, 390_000)})
     with Ledger(tmp_path / "ledger.db") as books:
         first = run(tmp_path, source=source, models=known, router=router, tries=1, policy="best", stop=stop)
         job = first.job.budget
@@ -159,8 +159,8 @@ def test_what_a_failed_try_cost_is_among_the_calls_of_its_row(tmp_path: Path) ->
                     raise ModelUnavailable("too slow")
 
     write_questions(tmp_path / "in.jsonl", 2)
-    known = models() | {"dear": Slow(long_and_right, spec=spec("dear", 1.0))}
-    ended = run(tmp_path, models=known, router=Ways({DEAR: (0.9, 390_000)}), concurrency=1)
+    known = models() | {"expensive": Slow(long_and_right, spec=spec("expensive", 1.0))}
+    ended = run(tmp_path, models=known, router=FixedPlansRouter({EXPENSIVE: (0.9, 390_000)}), concurrency=1)
     rows = rows_of(ended)
     assert [len(row.calls) for row in rows] == [2, 1]
     for row in rows:
@@ -170,8 +170,8 @@ def test_what_a_failed_try_cost_is_among_the_calls_of_its_row(tmp_path: Path) ->
 
 
 def test_rows_that_name_a_model_find_their_money(tmp_path: Path) -> None:
-    """Forty rows may be answered as is best, forty behind them name the dear model; both fit if the first are frugal."""
-    source = wishes(tmp_path / "in.jsonl", *["auto"] * 40, *["dear+cot"] * 40)
+    """Forty rows may be answered as is best, forty behind them name the expensive model; both fit if the first are frugal."""
+    source = wishes(tmp_path / "in.jsonl", *["auto"] * 40, *["expensive+cot"] * 40)
     ends = {}
     for budget in ("0.0185", "1"):
         ended = run(
@@ -179,14 +179,16 @@ def test_rows_that_name_a_model_find_their_money(tmp_path: Path) -> None:
             source=source,
             out=tmp_path / f"{budget}.jsonl",
             budget=budget,
-            router=Ways({CHEAP: (0.8, 39_000), DEAR: (0.9, 390_000)}),
+            router=FixedPlansRouter({CHEAP: (0.8, 39_000), EXPENSIVE: (0.9, 390_000)}),
         )
         ends[budget] = rows_of(ended)
     named, free = ends["0.0185"][40:], ends["0.0185"][:40]
     assert {row.state for row in named} == {"answered"}
     assert Counter(row.route for row in free)[str(CHEAP)] > 20
-    assert {row.route for row in ends["1"]} == {str(DEAR)}
-    previews = batch.preview_batch(source, budget="0.0185", router=two_ways(), models=models()).previews
+    assert {row.route for row in ends["1"]} == {str(EXPENSIVE)}
+    previews = batch.preview_batch(
+        source, budget="0.0185", router=two_plans_router(), models=models()
+    ).previews
     assert all(each.cost_p50 <= each.cost_p90 <= each.budget_nanousd for each in previews)
     assert previews[-1].cost_p50 > 80 * 380_000, "of all rows"
 
@@ -201,7 +203,7 @@ def test_a_few_rows_without_a_model_among_many_with_one(
     wishes(tmp_path / "in.jsonl", *wanted)
     rows = rows_of(run(tmp_path))
     assert {row.state for row in rows} == {"answered"}
-    assert rows[20].route == str(DEAR)
+    assert rows[20].route == str(EXPENSIVE)
 
 
 # Time
@@ -216,7 +218,7 @@ def test_no_row_begins_after_the_deadline(tmp_path: Path) -> None:
         return says_right(messages, generation)
 
     write_questions(tmp_path / "in.jsonl", 40)
-    ended = run(tmp_path, models=models(dear=slowly), policy="best", deadline=1.0, concurrency=1)
+    ended = run(tmp_path, models=models(expensive=slowly), policy="best", deadline=1.0, concurrency=1)
     assert ended.job.ending == "deadline"
     assert 0 < len(begun) < 15
     skipped = [row for row in rows_of(ended) if row.state == "skipped"]
@@ -228,7 +230,7 @@ def test_no_row_begins_after_the_deadline(tmp_path: Path) -> None:
 def test_a_later_pass_has_the_time_that_is_left(began: float) -> None:
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(40)]
     planner = RowPlanner(
-        RouteEstimates(two_ways(), lambda pair: True),
+        RouteEstimates(two_plans_router(), lambda pair: True),
         "paced",
         left=lambda: 10**12,
         elapsed=lambda: began,
@@ -241,12 +243,12 @@ def test_a_later_pass_has_the_time_that_is_left(began: float) -> None:
         assert each is not None
         planned.append(each.plan)
         planner.settled(each, row_of(each, "answered", answer="1"))
-    assert planned == [Plan((DEAR,))] * 40
+    assert planned == [Plan((EXPENSIVE,))] * 40
 
 
 def test_a_row_that_goes_on_as_it_was_decided_is_closed_for_the_pacer() -> None:
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(64)]
-    expectations = RouteEstimates(two_ways(), lambda pair: True)
+    expectations = RouteEstimates(two_plans_router(), lambda pair: True)
 
     def forecast(took: Plan | None) -> int:
         planner = RowPlanner(
@@ -281,7 +283,7 @@ def test_force_waits_for_nobody_and_removes_nothing_before_its_time(tmp_path: Pa
         return says_right(messages, generation)
 
     ends: list[Any] = []
-    running = threading.Thread(target=lambda: ends.append(run(tmp_path, models=models(dear=waits))))
+    running = threading.Thread(target=lambda: ends.append(run(tmp_path, models=models(expensive=waits))))
     running.start()
     assert begun.wait(30)
     before = sorted(path.name for path in job_folder(tmp_path / "out.jsonl").iterdir())
@@ -291,7 +293,11 @@ def test_force_waits_for_nobody_and_removes_nothing_before_its_time(tmp_path: Pa
     go_on.set()
     running.join(60)
     assert ends[0].job.ending == "completed"
-    for wrong in ({"budget": None}, {"budget": "0.0000001"}, {"router": two_ways(), "policy": "nonsense"}):
+    for wrong in (
+        {"budget": None},
+        {"budget": "0.0000001"},
+        {"router": two_plans_router(), "policy": "nonsense"},
+    ):
         with pytest.raises(Exception, match=r"budget|polic"):
             run(tmp_path, force=True, **wrong)
         assert len([*read_rows(ends[0].folder)]) == 20, "what is there stays until the new job may begin"
@@ -320,7 +326,7 @@ def test_what_no_file_in_utf8_can_hold(tmp_path: Path) -> None:
         Exception, match=r"2 of 4 rows cannot be used: .*line 2: half of a character \('\\ud800'\)"
     ):
         run(tmp_path)
-    known = models(dear=lambda messages, generation: f"The answer is {number_of(messages)} \ud83d.")
+    known = models(expensive=lambda messages, generation: f"The answer is {number_of(messages)} \ud83d.")
     for number, out in enumerate(("a.jsonl", "b.csv", "c.parquet")):
         ended = run(
             tmp_path,
@@ -328,7 +334,7 @@ def test_what_no_file_in_utf8_can_hold(tmp_path: Path) -> None:
             models=known,
             skip_bad=True,
             keep_texts=True,
-            router=Ways({DEAR: (0.9, 1)}),
+            router=FixedPlansRouter({EXPENSIVE: (0.9, 1)}),
         )
         rows = rows_of(ended)
         assert [row.state for row in rows] == ["answered", "skipped", "skipped", "answered"], number
@@ -356,7 +362,7 @@ def test_results_without_a_suffix_are_as_the_input(tmp_path: Path) -> None:
         tmp_path / "results",
         budget="0.1",
         models=models(),
-        router=two_ways(),
+        router=two_plans_router(),
         ledger=tmp_path / "ledger.db",
     )
     assert (tmp_path / "results").read_text().splitlines()[0].startswith("id,")

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from batch_jobs import check_books, read_lines, write_questions
+from batch_jobs import check_ledger, read_lines, write_questions
 
 from viaticum.agents.batch.run import job_folder
 from viaticum.jobs import Job
@@ -57,7 +57,7 @@ def test_killed_twenty_times(tmp_path: Path, where: str, request: pytest.Fixture
     job = Job.load(job_folder(tmp_path / "out.jsonl"))
     assert job.ending == told["ending"] != "drained"
 
-    rows, posts = check_books(tmp_path, ledger_at, ROWS)
+    rows, posts = check_ledger(tmp_path, ledger_at, ROWS)
     assert [each["id"] for each in read_lines(tmp_path / "out.jsonl")] == [f"q{n}" for n in range(ROWS)]
     # A call that was cut before its text was kept is made again, under the same hold: at most those that ran.
     made = Counter((tmp_path / "calls.txt").read_text().splitlines())

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from batch_jobs import all_ways, check_books, models, read_lines, two_ways, write_questions
+from batch_jobs import all_plans_router, check_ledger, models, read_lines, two_plans_router, write_questions
 
 from viaticum.agents.batch import run as batch
 from viaticum.agents.batch.run import run_batch
@@ -86,7 +86,7 @@ def test_a_worker_is_killed_in_the_middle(tmp_path: Path, postgres: str) -> None
     assert told["ending"] == "completed"
     made = calls_of(tmp_path / "ray")
     assert len({each[0] for each in made}) >= 2 + len(killed), "others took their place"
-    check_books(tmp_path / "ray", postgres, ROWS)
+    check_ledger(tmp_path / "ray", postgres, ROWS)
     again = len(made) - len({tuple(each[1:]) for each in made})
     assert again <= 4 * 2 * len(killed), "a call whose text was not kept is made again under its hold"
 
@@ -106,7 +106,7 @@ def test_the_whole_job_is_killed_and_goes_on_with_less_money_than_it_wants(
     process.communicate(timeout=SECONDS)
     told = ended(started(tmp_path / "job", "0.015", postgres, 0.0, "ray"))
     assert told["ending"] in ("completed", "budget_exhausted")
-    check_books(tmp_path / "job", postgres, ROWS)
+    check_ledger(tmp_path / "job", postgres, ROWS)
 
 
 class Away:
@@ -156,13 +156,13 @@ def test_chunks_that_are_answered_elsewhere(tmp_path: Path, monkeypatch: pytest.
         budget=1,
         ledger=ledger,
         models=models(),
-        router=all_ways(),
+        router=all_plans_router(),
         cluster=Cluster(),
         concurrency=4,
     )
     assert done.job.ending == "completed"
     assert made[0].sent >= ROWS / 4
-    check_books(tmp_path, ledger, ROWS)
+    check_ledger(tmp_path, ledger, ROWS)
 
 
 def test_a_chunk_that_two_workers_answer_is_paid_for_once(
@@ -193,12 +193,12 @@ def test_a_chunk_that_two_workers_answer_is_paid_for_once(
         budget=1,
         ledger=ledger,
         models=models(),
-        router=all_ways(),
+        router=all_plans_router(),
         concurrency=20,
     )
     assert done.job.ending == "completed"
     assert done.figures["right"] == ROWS
-    check_books(tmp_path, ledger, ROWS)
+    check_ledger(tmp_path, ledger, ROWS)
 
 
 def test_what_concerns_all_rows_ends_the_job_with_the_error_that_a_worker_met(
@@ -214,7 +214,7 @@ def test_what_concerns_all_rows_ends_the_job_with_the_error_that_a_worker_met(
             budget=1,
             ledger=tmp_path / "ledger.db",
             models=refused,
-            router=two_ways(),
+            router=two_plans_router(),
             policy="cheapest:0.1",
             concurrency=4,
         )
@@ -233,7 +233,7 @@ def test_workers_that_cannot_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             budget=1,
             ledger=tmp_path / "ledger.db",
             models=models(),
-            router=two_ways(),
+            router=two_plans_router(),
             concurrency=4,
         )
 
@@ -250,7 +250,7 @@ def test_a_job_that_is_to_end_does_not_wait_for_ever(tmp_path: Path, monkeypatch
         budget=1,
         ledger=tmp_path / "ledger.db",
         models=models(),
-        router=two_ways(),
+        router=two_plans_router(),
         concurrency=4,
         stop=stop,
         drain_seconds=0.5,
