@@ -63,9 +63,9 @@ def render(numbers: Numbers, format: Format = "html", *, title: str | None = Non
 
         return write_markdown(numbers, named).encode()
     if format == "png":
-        from viaticum.reports.plane import plane_chart
+        from viaticum.reports.cost_accuracy_chart import cost_accuracy_chart
 
-        chart = plane_chart(numbers.runs)
+        chart = cost_accuracy_chart(numbers.runs)
         if chart is None:
             raise InputError(
                 "no run has an accuracy yet, so there is no plane to draw; ask for html, md or json"

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import re
+
 from viaticum.money import short_usd
-from viaticum.reports.figures import RouteFigures
 from viaticum.reports.intervals import Estimate, Share
 from viaticum.reports.numbers import RunNumbers
+from viaticum.reports.run_metrics import RouteMetrics
 
 NONE = "–"
+_INTERVAL = re.compile(r"\([^()]*\)$")
 
 
 def percent(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else f"{value:.{digits}%}"
 
 
-def of_share(told: Share | None, digits: int = 0) -> str:
+def share_text(share: Share | None, digits: int = 0) -> str:
     """A share with its interval, such as `61.2% (57% to 65%)`."""
-    if told is None:
+    if share is None:
         return NONE
-    return f"{percent(told.value)} ({told.low:.{digits}%} to {told.high:.{digits}%})"
+    return f"{percent(share.value)} ({share.low:.{digits}%} to {share.high:.{digits}%})"
 
 
-def points(told: Estimate | None) -> str:
+def points(estimate: Estimate | None) -> str:
     """A difference of shares in percentage points, signed."""
-    if told is None:
+    if estimate is None:
         return NONE
-    return f"{signed(100 * told.value)} points ({signed(100 * told.low)} to {signed(100 * told.high)})"
+    return f"{signed(100 * estimate.value)} points ({signed(100 * estimate.low)} to {signed(100 * estimate.high)})"
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -68,24 +71,30 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def verdict(told: RunNumbers) -> str:
+def verdict(numbers: RunNumbers) -> str:
     """Accuracy, spend, and what was saved at equal accuracy, in one sentence."""
-    if told.run.single and told.plane is not None:
-        return _verdict_of_table(told)
-    if "rows" in told.missing:
-        return f"Nothing to judge yet: {told.missing['rows']}."
-    spent = usd(told.spent)
-    limit = told.trail.limit if told.trail else told.run.job.limit_nanousd if told.run.job else None
+    if numbers.run.single and numbers.plane is not None:
+        return _verdict_of_table(numbers)
+    if "rows" in numbers.missing:
+        return f"Nothing to judge yet: {numbers.missing['rows']}."
+    spent = usd(numbers.spent)
+    limit = (
+        numbers.history.limit
+        if numbers.history
+        else numbers.run.job.limit_nanousd
+        if numbers.run.job
+        else None
+    )
     money = f"{spent} of {usd(limit)}" if limit else spent
-    if told.accuracy is None:
-        return f"{count(told.tally.answered, 'question')} answered for {money}; how many are right is not known, because {told.missing['accuracy'].partition(';')[0]}."
-    right = f"{percent(told.accuracy.value)} right ({percent(told.accuracy.low)} to {percent(told.accuracy.high)}) for {money}"
-    return f"{right}{_saved(told)}."
+    if numbers.accuracy is None:
+        return f"{count(numbers.tally.answered, 'question')} answered for {money}; how many are right is not known, because {numbers.missing['accuracy'].partition(';')[0]}."
+    right = f"{percent(numbers.accuracy.value)} right ({percent(numbers.accuracy.low)} to {percent(numbers.accuracy.high)}) for {money}"
+    return f"{right}{_saved(numbers)}."
 
 
-def saved_short(told: RunNumbers) -> tuple[str, str]:
+def saved_short(numbers: RunNumbers) -> tuple[str, str]:
     """What was saved and against what, for a tile; dashes where it is not known."""
-    plane = told.plane
+    plane = numbers.plane
     if plane is None or plane.saved is None:
         return (
             NONE,
@@ -112,8 +121,8 @@ def less_or_more(saved: float) -> str:
     )
 
 
-def _saved(told: RunNumbers) -> str:
-    plane = told.plane
+def _saved(numbers: RunNumbers) -> str:
+    plane = numbers.plane
     if plane is None:
         return ""
     if plane.saved is None or plane.more_right is None:
@@ -142,8 +151,8 @@ def _range(saved: Estimate) -> str:
     return f"{low} to {high}"
 
 
-def _verdict_of_table(told: RunNumbers) -> str:
-    plane = told.plane
+def _verdict_of_table(numbers: RunNumbers) -> str:
+    plane = numbers.plane
     assert plane is not None
     best, low, high = plane.best, plane.best.low or 0.0, plane.best.high or 1.0
     return (
@@ -153,16 +162,22 @@ def _verdict_of_table(told: RunNumbers) -> str:
     )
 
 
-def times(told: RouteFigures | None) -> str:
+def times(metrics: RouteMetrics | None) -> str:
     """Seconds of a row, half of them and 95 of 100 stay under."""
-    if told is None or told.seconds_p50 is None or told.seconds_p95 is None:
+    if metrics is None or metrics.seconds_p50 is None or metrics.seconds_p95 is None:
         return NONE
-    if 0.1 <= told.seconds_p95 < 100:
-        return f"{told.seconds_p50:.1f} / {told.seconds_p95:.1f} s"
-    return f"{seconds(told.seconds_p50)} / {seconds(told.seconds_p95)}"
+    if 0.1 <= metrics.seconds_p95 < 100:
+        return f"{metrics.seconds_p50:.1f} / {metrics.seconds_p95:.1f} s"
+    return f"{seconds(metrics.seconds_p50)} / {seconds(metrics.seconds_p95)}"
 
 
 def sentence(text: str) -> str:
     """A reason as a sentence of its own."""
     text = text.strip()
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!")) or not text else ".")
+
+
+def unbroken(cell: str) -> str:
+    """A number that breaks before its interval alone: not within it, nor after a minus."""
+    kept = _INTERVAL.sub(lambda interval: interval[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
+    return kept.replace("−", "−\N{WORD JOINER}")

@@ -8,21 +8,19 @@ chosen in hindsight, on the same questions, which favours them over the run. Cos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from viaticum.errors import DataError
-from viaticum.money import NANOUSD_PER_USD
 from viaticum.reports.intervals import Estimate, Share, estimate, grouped, mean, resamples, share
+from viaticum.reports.outcome_table import SharedOutcomes, best_index, cheapest_right, complete_outcomes
 from viaticum.reports.runs import Columns, Run, text_number
 from viaticum.routers.query.outcome_matrix import OutcomeMatrix
-from viaticum.types import Outcome, Pair
+from viaticum.types import Outcome
 
 Array = np.ndarray[Any, Any]
-ENOUGH = 0.9  # of the questions a pair must have answered to be drawn
 FEWEST = 10  # questions in common, below which other questions are no worse
 
 
@@ -52,7 +50,7 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
-class Plane:
+class CostAccuracyPlane:
     """Everything in the plane of cost and accuracy, on `of` questions.
 
     same_questions: they are the run's own, `of` of its `asked` graded ones; else the table's, and nothing is paired.
@@ -77,34 +75,16 @@ class Plane:
     left_out: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Known:
-    """The outcomes of the questions that a run and a table share. Rows of `correct` and `cost` go with `places`."""
-
-    places: Array
-    pairs: tuple[Pair, ...]
-    correct: Array
-    cost: Array
-    left_out: tuple[str, ...]
-
-
-def best_pair(outcomes: Iterable[Outcome]) -> Pair:
-    """The pair that is right most often, of equals the cheapest, on the questions that most pairs were given."""
-    known = _whole(OutcomeMatrix.from_outcomes(outcomes))
-    accuracy, cost = known.correct.mean(0), known.cost.mean(0)
-    return known.pairs[_best(accuracy, cost)]
-
-
-def known_outcomes(rows: Columns, outcomes: Sequence[Outcome]) -> tuple[Known, bool]:
+def match_outcomes(rows: Columns, outcomes: Sequence[Outcome]) -> tuple[SharedOutcomes, bool]:
     """What a table says of the graded questions of a run, and whether it is about them at all.
 
     A row is found by its question's text; by its id only where either side has no text. Raises `DataError` for a table
     that contradicts itself or does not say what its answers cost.
     """
-    grid = OutcomeMatrix.from_outcomes(outcomes)
-    by_text = {text_number(text): n for n, text in enumerate(grid.texts) if text}
+    matrix = OutcomeMatrix.from_outcomes(outcomes)
+    by_text = {text_number(text): n for n, text in enumerate(matrix.texts) if text}
     by_id: dict[str, int | None] = {}
-    for n, (dataset, question) in enumerate(grid.ids):
+    for n, (dataset, question) in enumerate(matrix.ids):
         by_id[question] = None if question in by_id else n
         by_id[f"{dataset}/{question}"] = n
     found: dict[int, int] = {}
@@ -112,52 +92,39 @@ def known_outcomes(rows: Columns, outcomes: Sequence[Outcome]) -> tuple[Known, b
         if not rows.graded[place]:
             continue
         at = by_text.get(int(text)) if text else None
-        if at is None and (candidate := by_id.get(name)) is not None and not (text and grid.texts[candidate]):
+        if (
+            at is None
+            and (candidate := by_id.get(name)) is not None
+            and not (text and matrix.texts[candidate])
+        ):
             at = candidate
         if at is not None:
             found.setdefault(at, place)
     if len(found) < FEWEST:
-        whole = _whole(grid)
+        whole = complete_outcomes(matrix)
         return whole, False
-    return _whole(grid.select(np.array(list(found))), np.array(list(found.values()))), True
+    return complete_outcomes(matrix.select(np.array(list(found))), np.array(list(found.values()))), True
 
 
-def _whole(grid: OutcomeMatrix, places: Array | None = None) -> Known:
-    """The pairs that most questions were given to, and the questions that all of those were given."""
-    given = ~np.isnan(grid.correct) & ~np.isnan(grid.cost)
-    enough = given.mean(0) >= ENOUGH * given.mean(0).max()
-    whole = given[:, enough].all(1)
-    if not whole.any():
-        raise DataError("no question of the outcome table was given to all of its pairs; profile them alike")
-    kept = np.flatnonzero(enough)
-    left_out = tuple(str(pair) for pair, keep in zip(grid.pairs, enough, strict=True) if not keep)
-    places = np.arange(len(grid)) if places is None else places
-    return Known(
-        places[whole],
-        tuple(grid.pairs[n] for n in kept),
-        grid.correct[whole][:, kept],
-        grid.cost[whole][:, kept] * NANOUSD_PER_USD,
-        left_out,
-    )
-
-
-def plane(run: Run, costs: Array, outcomes: Sequence[Outcome], table: str) -> tuple[Plane, Known | None]:
+def plane(
+    run: Run, costs: Array, outcomes: Sequence[Outcome], table: str
+) -> tuple[CostAccuracyPlane, SharedOutcomes | None]:
     """Where a run lies among what could have been had. costs: nano-dollars of each row.
 
     Also returns what is known of the run's own questions, for regrets; None where the table is about others.
     """
-    known, same = known_outcomes(run.rows, outcomes)
+    known, same = match_outcomes(run.rows, outcomes)
     accuracy, cost = known.correct.mean(0), known.cost.mean(0)
     count, names = len(known.correct), [str(pair) for pair in known.pairs]
     singles = [
         _point(name, cost[n], share(int(known.correct[:, n].sum()), count)) for n, name in enumerate(names)
     ]
-    best = _best(accuracy, cost)
+    best = best_index(accuracy, cost)
     corners = hull(accuracy, cost)
     here = right = mine = None
     more = less = saved = shuffled = None
     if same:
-        right, mine = run.rows.right[known.places].astype(float), costs[known.places].astype(float)
+        right, mine = run.rows.right[known.rows].astype(float), costs[known.rows].astype(float)
         here = _point(run.name, mine.mean(), share(int(right.sum()), count))
         more, less = mean(right - known.correct[:, best]), mean(mine - known.cost[:, best])
         saved = _saved(right, mine, known, best)
@@ -168,7 +135,7 @@ def plane(run: Run, costs: Array, outcomes: Sequence[Outcome], table: str) -> tu
             run.name, costs[graded].mean(), share(int(run.rows.right[graded].sum()), int(graded.sum()))
         )
     any_right = known.correct.max(1)
-    return Plane(
+    return CostAccuracyPlane(
         table=table,
         of=count,
         asked=int(run.rows.graded.sum()),
@@ -185,12 +152,6 @@ def plane(run: Run, costs: Array, outcomes: Sequence[Outcome], table: str) -> tu
         saved=saved,
         left_out=known.left_out,
     ), (known if same else None)
-
-
-def cheapest_right(known: Known) -> Array:
-    """What an oracle pays for each question: the cheapest pair that gets it right, else the cheapest of all."""
-    right = np.where(known.correct > 0, known.cost, np.inf).min(1)
-    return np.asarray(np.where(np.isfinite(right), right, known.cost.min(1)))
 
 
 def hull(accuracy: Array, cost: Array) -> list[int]:
@@ -221,22 +182,18 @@ def cost_at(wanted: float, accuracy: Array, cost: Array) -> float | None:
     return float(np.interp(wanted, accuracy[corners], cost[corners]))
 
 
-def _best(accuracy: Array, cost: Array) -> int:
-    return int(np.lexsort((cost, -accuracy))[0])
-
-
-def _point(name: str, cost: float, told: Share | None) -> Point:
-    if told is None:
+def _point(name: str, cost: float, share: Share | None) -> Point:
+    if share is None:
         return Point(name, float(cost), float("nan"))
-    return Point(name, float(cost), told.value, told.low, told.high)
+    return Point(name, float(cost), share.value, share.low, share.high)
 
 
-def _saved(right: Array, mine: Array, known: Known, best: int) -> Saved | None:
+def _saved(right: Array, mine: Array, known: SharedOutcomes, best: int) -> Saved | None:
     """The interval draws questions anew and finds the reference again in each draw."""
 
     def reference(wanted: float, accuracy: Array, cost: Array) -> float:
         found = cost_at(wanted, accuracy, cost)
-        return float(cost[_best(accuracy, cost)]) if found is None else found
+        return float(cost[best_index(accuracy, cost)]) if found is None else found
 
     accuracy, cost = known.correct.mean(0), known.cost.mean(0)
     enough = right.mean() >= accuracy[best]
@@ -262,10 +219,10 @@ def _saved(right: Array, mine: Array, known: Known, best: int) -> Saved | None:
     )
 
 
-def _shuffled(run: Run, known: Known) -> Point | None:
+def _shuffled(run: Run, known: SharedOutcomes) -> Point | None:
     """The run's pairs in the run's shares, dealt by lot; None where a row was answered otherwise than by one pair."""
     columns = {str(pair): n for n, pair in enumerate(known.pairs)}
-    routes = [columns.get(run.routes[route]) for route in run.rows.route[known.places]]
+    routes = [columns.get(run.routes[route]) for route in run.rows.route[known.rows]]
     if any(column is None for column in routes) or len(set(routes)) < 2:
         return None
     shares = np.bincount(np.array(routes, dtype=np.int64), minlength=len(columns)) / len(routes)

@@ -73,11 +73,11 @@ def estimate(value: float, drawn: Array, of: int) -> Estimate:
 
 def resamples(of: int, seed: int = SEED) -> Iterator[Array]:
     """Weights of the questions in each draw, each summing to 1: chunks of [draws, of]."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     left = DRAWS
     while left:
         draws = min(left, max(1, _CHUNK // of))
-        picked = dice.integers(0, of, (draws, of))
+        picked = rng.integers(0, of, (draws, of))
         picked += np.arange(draws)[:, None] * of
         counts = np.bincount(picked.ravel(), minlength=draws * of)
         yield counts.reshape(draws, of) / of

@@ -56,7 +56,7 @@ class Spend:
 
 
 @dataclass(slots=True)
-class Trail:
+class LedgerHistory:
     """The entries of a job's scope, and of those below it, since the job began. Amounts are nano-dollars.
 
     before: spent in the scope before that. named: of what was posted, what the rows of the job name; unnamed, with
@@ -94,21 +94,21 @@ class Trail:
     wrong: list[str] = field(default_factory=list)
 
 
-def read_trail(
+def read_ledger_history(
     job: Job,
     keys: Collection[str],
     folder: str | Path,
     ledger: str | None = None,
     cached: Collection[str] = (),
-) -> Trail:
+) -> LedgerHistory:
     """Read the ledger of a job. keys: of the calls its rows name; cached: of those answered from an earlier one. ledger: where it is, in place of what the job says.
 
     Raises `InputError` where the ledger is gone or cannot be read, and says why.
     """
     where = ledger or _found(job.ledger, Path(folder))
     try:
-        with Ledger(where, read_only=True) as book:
-            budgets = book.budgets()
+        with Ledger(where, read_only=True) as opened:
+            budgets = opened.budgets()
             if job.budget not in {each.name for each in budgets}:
                 raise InputError(
                     f"the ledger at {where} has no budget {job.budget!r}; it is another job's ledger"
@@ -117,14 +117,14 @@ def read_trail(
             for _ in budgets:  # a scope may be listed before the one above it
                 below |= {each.name for each in budgets if each.parent in below}
             own = next(each for each in budgets if each.name == job.budget)
-            trail = Trail(str(where), job.budget, window=str(own.window or ""))
-            reader = _Reader(trail, job, keys, cached, below)
-            book.each_entry(reader.take, job.budget if len(below) == 1 else None)
-            trail = reader.done()
-            trail.limit = own.limit_nanousd
+            history = LedgerHistory(str(where), job.budget, window=str(own.window or ""))
+            reader = _Reader(history, job, keys, cached, below)
+            opened.each_entry(reader.take, job.budget if len(below) == 1 else None)
+            history = reader.done()
+            history.limit = own.limit_nanousd
             if reader.entries <= MOST_CHECKED:
-                trail.checked, trail.wrong = True, book.check(job.budget)[:SHOWN]
-            return trail
+                history.checked, history.wrong = True, opened.check(job.budget)[:SHOWN]
+            return history
     except (BudgetError, MissingExtra, OSError, sqlite3.Error) as error:
         raise InputError(f"the ledger at {where} cannot be read: {error}") from None
 
@@ -135,18 +135,29 @@ def _found(where: str, folder: Path) -> str:
         return where
     if where == "memory:":
         raise InputError("the ledger was kept in memory and is gone with the process that wrote it")
-    places = [Path(where), folder / where, folder.parent / where, folder.parent / Path(where).name]
-    for place in places:
-        if place.is_file():
-            return str(place)
+    paths = [Path(where), folder / where, folder.parent / where, folder.parent / Path(where).name]
+    for path in paths:
+        if path.is_file():
+            return str(path)
     raise InputError(f"the ledger at {where} is gone; say where it is with --ledger")
 
 
 class _Reader:
     def __init__(
-        self, trail: Trail, job: Job, keys: Collection[str], cached: Collection[str], scopes: set[str]
+        self,
+        history: LedgerHistory,
+        job: Job,
+        keys: Collection[str],
+        cached: Collection[str],
+        scopes: set[str],
     ) -> None:
-        self.trail, self.keys, self.cached, self.scopes, self.scope = trail, keys, cached, scopes, job.budget
+        self.history, self.keys, self.cached, self.scopes, self.scope = (
+            history,
+            keys,
+            cached,
+            scopes,
+            job.budget,
+        )
         self.began = _moment(job.began)
         self.holds: dict[str, int] = {}
         self.unknown: dict[str, Mark] = {}
@@ -159,19 +170,19 @@ class _Reader:
         if entry.budget not in self.scopes:
             return
         self.entries += 1
-        trail, at = self.trail, _moment(entry.at)
+        history, at = self.history, _moment(entry.at)
         if self.began is None:
             self.began = at
         seconds = (at - self.began).total_seconds() if at and self.began else 0.0
         if entry.kind == "limit" and entry.budget == self.scope:
-            trail.limit = entry.nanousd or None
+            history.limit = entry.nanousd or None
         elif entry.key is not None:
             self._move(entry, seconds)
         if seconds >= 0 and entry.kind in ("reserve", "post", "void", "expire", "limit"):
             self._point(seconds)
 
     def _move(self, entry: Entry, seconds: float) -> None:
-        key, trail = entry.key or "", self.trail
+        key, history = entry.key or "", self.history
         if entry.kind == "reserve":
             self.holds[key] = entry.nanousd
             self.held += entry.nanousd
@@ -181,35 +192,35 @@ class _Reader:
             if entry.kind == "post":
                 self._post(entry, seconds)
             elif seconds >= 0:
-                trail.voided += entry.kind == "void"
-                trail.expired += entry.kind == "expire"
+                history.voided += entry.kind == "void"
+                history.expired += entry.kind == "expire"
         elif entry.kind == "unknown":
             self.unknown[key] = Mark(seconds, key, entry.nanousd, self._left())
 
     def _post(self, entry: Entry, seconds: float) -> None:
-        trail, key = self.trail, entry.key or ""
+        history, key = self.history, entry.key or ""
         self.total += entry.nanousd
         named = key in self.keys or key in self.cached
         if named:
-            trail.named += entry.nanousd
-            trail.posted_for[key] = entry.nanousd
+            history.named += entry.nanousd
+            history.posted_for[key] = entry.nanousd
         if seconds < 0 and not named:
-            trail.before += entry.nanousd
+            history.before += entry.nanousd
             return
-        trail.posted += entry.nanousd
-        trail.calls += 1
+        history.posted += entry.nanousd
+        history.calls += 1
         if not named:
-            trail.unnamed += entry.nanousd
-            trail.unnamed_calls += 1
+            history.unnamed += entry.nanousd
+            history.unnamed_calls += 1
         if entry.overrun:
-            trail.overrun += entry.overrun
-            trail.overrun_calls += 1
-            trail.overruns.append(Mark(seconds, key, entry.overrun, self._left()))
-            trail.overruns.sort(key=lambda mark: -mark.nanousd)
-            del trail.overruns[MARKS:]
+            history.overrun += entry.overrun
+            history.overrun_calls += 1
+            history.overruns.append(Mark(seconds, key, entry.overrun, self._left()))
+            history.overruns.sort(key=lambda mark: -mark.nanousd)
+            del history.overruns[MARKS:]
         by_model = entry.note.get("costs", {})
         for model, count in entry.usage.items():
-            spend = trail.models.setdefault(model, Spend())
+            spend = history.models.setdefault(model, Spend())
             spend.nanousd += by_model.get(model, 0)
             spend.input_tokens += count.input_tokens
             spend.output_tokens += count.output_tokens
@@ -217,32 +228,32 @@ class _Reader:
             spend.output_rate = max(spend.output_rate, price.output_nanousd_per_million if price else 0)
 
     def _left(self) -> int | None:
-        return None if self.trail.limit is None else self.trail.limit - self.total
+        return None if self.history.limit is None else self.history.limit - self.total
 
     def _point(self, seconds: float) -> None:
         """One point for every `stride` entries; the stride doubles when there are too many."""
-        trail, committed = self.trail, self.total + self.held
-        trail.highest = max(trail.highest, committed)
-        here = Moment(seconds, self.total, committed, trail.limit)
-        if self.fresh % self.stride and trail.moments:
-            trail.moments[-1] = _merged(trail.moments[-1], here)
+        history, committed = self.history, self.total + self.held
+        history.highest = max(history.highest, committed)
+        here = Moment(seconds, self.total, committed, history.limit)
+        if self.fresh % self.stride and history.moments:
+            history.moments[-1] = _merged(history.moments[-1], here)
         else:
-            trail.moments.append(here)
+            history.moments.append(here)
         self.fresh += 1
-        if len(trail.moments) > 2 * POINTS:
-            pairs = zip(trail.moments[::2], trail.moments[1::2], strict=False)
-            trail.moments[:] = [_merged(*pair) for pair in pairs] + trail.moments[2 * POINTS :]
+        if len(history.moments) > 2 * POINTS:
+            pairs = zip(history.moments[::2], history.moments[1::2], strict=False)
+            history.moments[:] = [_merged(*pair) for pair in pairs] + history.moments[2 * POINTS :]
             self.stride, self.fresh = 2 * self.stride, 1
 
-    def done(self) -> Trail:
-        trail = self.trail
-        trail.held, trail.held_calls = self.held, len(self.holds)
-        trail.unknowns = list(self.unknown.values())
-        trail.unknown = sum(mark.nanousd for mark in trail.unknowns)
-        trail.unknown_calls = len(trail.unknowns)
-        trail.missing = sum(key not in trail.posted_for for key in self.keys)
-        trail.began = self.began.isoformat() if self.began else ""
-        return trail
+    def done(self) -> LedgerHistory:
+        history = self.history
+        history.held, history.held_calls = self.held, len(self.holds)
+        history.unknowns = list(self.unknown.values())
+        history.unknown = sum(mark.nanousd for mark in history.unknowns)
+        history.unknown_calls = len(history.unknowns)
+        history.missing = sum(key not in history.posted_for for key in self.keys)
+        history.began = self.began.isoformat() if self.began else ""
+        return history
 
 
 def _merged(one: Moment, two: Moment) -> Moment:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import re
+
 from viaticum import __version__
 from viaticum.reports import overview
 from viaticum.reports.formatting import verdict
 from viaticum.reports.numbers import Numbers
-from viaticum.reports.parts import Section
-from viaticum.reports.tables import markdown_text, to_markdown
+from viaticum.reports.sections import Section, Table
 
 
 def write_markdown(numbers: Numbers, title: str) -> str:
@@ -41,5 +43,20 @@ def _section(section: Section, level: int) -> list[str]:
         return [*lines, markdown_text(section.empty), ""]
     lines += [text for line in section.lead for text in (markdown_text(line), "")]
     for table in [*section.tables, *(section.data if section.name == "plane" else ())]:
-        lines += [to_markdown(table), ""]
+        lines += [_table(table), ""]
     return lines + [text for line in section.notes for text in (markdown_text(line), "")]
+
+
+def _table(table: Table) -> str:
+    lines = [
+        [markdown_text(label) for label, _ in table.columns],
+        ["---:" if number else "---" for _, number in table.columns],
+        *([markdown_text(cell) for cell in row] for row in table.rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is: no mark-up, no HTML, no end of a table's cell."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)

@@ -16,12 +16,13 @@ import numpy as np
 from viaticum import __version__
 from viaticum.errors import DataError, InputError
 from viaticum.outcomes import read_outcomes
-from viaticum.reports import figures
-from viaticum.reports.figures import Calibration, Coverage, RouteFigures, Tally, Writers
-from viaticum.reports.frontier import Plane, plane
+from viaticum.reports import run_metrics
+from viaticum.reports.frontier import CostAccuracyPlane, plane
 from viaticum.reports.intervals import SEED, Estimate, Share, mean
-from viaticum.reports.ledger_history import Trail, read_trail
-from viaticum.reports.runs import Group, Run, Texts, read_run
+from viaticum.reports.ledger_history import LedgerHistory, read_ledger_history
+from viaticum.reports.run_metrics import Calibration, Coverage, RouteMetrics, Tally, Writers
+from viaticum.reports.run_reader import read_run
+from viaticum.reports.runs import Group, Run, Texts
 from viaticum.types import Outcome
 
 Array = np.ndarray[Any, Any]
@@ -60,7 +61,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class RunNumbers:
-    """Everything about one run. `missing` says by part why it is not there; `trail` is what the ledger tells."""
+    """Everything about one run. `missing` says by part why it is not there; `history` is what the ledger tells."""
 
     run: Run
     tally: Tally
@@ -69,16 +70,16 @@ class RunNumbers:
     spent: int
     spent_source: str
     cost: float | None
-    all: RouteFigures | None
-    plane: Plane | None
+    all: RouteMetrics | None
+    plane: CostAccuracyPlane | None
     forecast: Forecast | None
-    routes: tuple[RouteFigures, ...]
+    routes: tuple[RouteMetrics, ...]
     calibration: Calibration | None
     tokens: Coverage | None
     costs: Coverage | None
     writers: Writers | None
     texts: Texts
-    trail: Trail | None
+    history: LedgerHistory | None
     against_rows: RowsAgainstLedger | None
     provider: Provider | None
     groups: tuple[Group, ...]
@@ -87,7 +88,7 @@ class RunNumbers:
 
 
 @dataclass(frozen=True, slots=True)
-class Against:
+class RunComparison:
     """A run against the first one, on the questions both have: differences of this one less the first.
 
     won and lost: questions that this run alone, or the first alone, got right. accuracy, cost (nano-dollars a
@@ -113,7 +114,7 @@ class Numbers:
     """A report before it is written."""
 
     runs: tuple[RunNumbers, ...]
-    against: tuple[Against, ...]
+    against: tuple[RunComparison, ...]
     seed: int = SEED
 
     def to_json(self) -> dict[str, Any]:
@@ -156,34 +157,34 @@ def _named(runs: list[Run]) -> list[Run]:
 
 def _numbers(run: Run, table: Sequence[Outcome], where: str, ledger: str | None) -> RunNumbers:
     missing: dict[str, str] = {}
-    trail = _trail(run, ledger, missing)
-    costs, from_ledger = figures.row_costs(run, trail)
+    history = _history(run, ledger, missing)
+    costs, from_ledger = run_metrics.row_costs(run, history)
     if not len(run.rows):
         missing["rows"] = "no row is finished yet"
-    place, known = None, None
+    position, known = None, None
     outcomes, where = (table, where) if table else (run.outcomes, run.path)
     if outcomes:
-        place, known = plane(run, costs, outcomes, where)
+        position, known = plane(run, costs, outcomes, where)
     else:
         missing["plane"] = NO_TABLE
-    accuracy = figures.accuracy(run.rows)
+    accuracy = run_metrics.accuracy(run.rows)
     if accuracy is None and "rows" not in missing:
         missing["accuracy"] = "no row has a known right answer; give the input a column `answer` or `gold`"
-    count = figures.tally(run)
-    spent = trail.posted if trail else int(costs.sum())
+    count = run_metrics.tally(run)
+    spent = history.posted if history else int(costs.sum())
     rows = run.rows
-    calibration = figures.calibration(rows)
+    calibration = run_metrics.calibration(rows)
     if calibration is None:
         missing["calibration"] = _why_no_prediction(run, "accuracy was predicted")
-    tokens = figures.coverage(rows.tokens, rows.tokens_p50, rows.tokens_p90, rows)
+    tokens = run_metrics.coverage(rows.tokens, rows.tokens_p50, rows.tokens_p90, rows)
     if tokens is None:
         missing["tokens"] = _why_no_prediction(run, "output tokens were predicted")
-    writers = figures.writers(run, trail)
+    writers = run_metrics.writers(run, history)
     if writers is None:
         missing["writers"] = "no call was made yet"
     if not run.texts.count:
         missing["texts"] = "no text of this run was written by several models, or the job keeps no texts"
-    provider = _provider(run, trail)
+    provider = _provider(run, history)
     if provider is None and "ledger" not in missing:
         missing["provider"] = (
             "no call of this run came with a cost of its provider's: local models have none, and not every provider says"
@@ -192,21 +193,21 @@ def _numbers(run: Run, table: Sequence[Outcome], where: str, ledger: str | None)
         run=run,
         tally=count,
         accuracy=accuracy,
-        accuracy_answered=figures.accuracy(rows, answered_only=True),
+        accuracy_answered=run_metrics.accuracy(rows, answered_only=True),
         spent=spent,
-        spent_source="ledger" if trail else "outcome table" if run.kind == "outcome table" else "rows",
+        spent_source="ledger" if history else "outcome table" if run.kind == "outcome table" else "rows",
         cost=float(costs.mean()) if len(rows) else None,
-        all=figures.in_all(run, costs, known),
-        plane=place,
+        all=run_metrics.in_all(run, costs, known),
+        plane=position,
         forecast=_forecast(run),
-        routes=tuple(figures.by_route(run, costs, known)),
+        routes=tuple(run_metrics.by_route(run, costs, known)),
         calibration=calibration,
         tokens=tokens,
-        costs=figures.coverage(costs.astype(float), rows.cost_p50, rows.cost_p90, rows),
+        costs=run_metrics.coverage(costs.astype(float), rows.cost_p50, rows.cost_p90, rows),
         writers=writers,
         texts=run.texts,
-        trail=trail,
-        against_rows=_against_rows(run, trail) if from_ledger else None,
+        history=history,
+        against_rows=_against_rows(run, history) if from_ledger else None,
         provider=provider,
         groups=run.groups,
         missing=missing,
@@ -214,12 +215,12 @@ def _numbers(run: Run, table: Sequence[Outcome], where: str, ledger: str | None)
     )
 
 
-def _trail(run: Run, ledger: str | None, missing: dict[str, str]) -> Trail | None:
+def _history(run: Run, ledger: str | None, missing: dict[str, str]) -> LedgerHistory | None:
     if run.job is None:
         missing["ledger"] = "an outcome table has no ledger"
         return None
     try:
-        return read_trail(run.job, run.calls.keys(), run.path, ledger, run.cached)
+        return read_ledger_history(run.job, run.calls.keys(), run.path, ledger, run.cached)
     except InputError as error:
         missing["ledger"] = str(error)
         return None
@@ -240,13 +241,13 @@ def _forecast(run: Run) -> Forecast | None:
     return Forecast(own[0].accuracy, own[0].cost_p50, own[0].cost_p90) if own else None
 
 
-def _provider(run: Run, trail: Trail | None) -> Provider | None:
-    if trail is None:
+def _provider(run: Run, history: LedgerHistory | None) -> Provider | None:
+    if history is None:
         return None
     both = [
-        (reported, trail.posted_for[key])
+        (reported, history.posted_for[key])
         for key, (_, _, reported) in run.calls.items()
-        if reported is not None and key in trail.posted_for
+        if reported is not None and key in history.posted_for
     ]
     if not both:
         return None
@@ -254,27 +255,29 @@ def _provider(run: Run, trail: Trail | None) -> Provider | None:
     return Provider(len(both), sum(one for one, _ in both), sum(other for _, other in both), differ)
 
 
-def _against_rows(run: Run, trail: Trail | None) -> RowsAgainstLedger | None:
-    if trail is None:
+def _against_rows(run: Run, history: LedgerHistory | None) -> RowsAgainstLedger | None:
+    if history is None:
         return None
     both = [
-        (cost, trail.posted_for[key]) for key, (_, cost, _) in run.calls.items() if key in trail.posted_for
+        (cost, history.posted_for[key])
+        for key, (_, cost, _) in run.calls.items()
+        if key in history.posted_for
     ]
     differ = sum(one != other for one, other in both)
     return RowsAgainstLedger(len(both), sum(one for one, _ in both), sum(other for _, other in both), differ)
 
 
-def compare(base: RunNumbers, other: RunNumbers) -> Against:
+def compare(base: RunNumbers, other: RunNumbers) -> RunComparison:
     """Pairs rows by id; where ids do not meet at all, by the text of the question."""
     one, two = base.run.rows, other.run.rows
     mine, theirs, unlike = _shared(base.run, other.run)
     names = (other.run.name, base.run.name)
     if not len(mine):
         why = "they share no question" if not unlike else "the ids they share stand for other questions"
-        return Against(*names, 0, 0, unlike, 0, 0, None, None, None, 0.0, why)
+        return RunComparison(*names, 0, 0, unlike, 0, 0, None, None, None, 0.0, why)
     graded = one.graded[mine] & two.graded[theirs]
     left, right = one.right[mine][graded], two.right[theirs][graded]
-    return Against(
+    return RunComparison(
         *names,
         of=len(mine),
         graded=int(graded.sum()),
@@ -310,13 +313,13 @@ def _shared(one: Run, two: Run) -> tuple[Array, Array, int]:
 
 
 def _run_json(each: RunNumbers) -> dict[str, Any]:
-    run, trail = each.run, each.trail
-    told = {
+    run, history = each.run, each.history
+    numbers = {
         field.name: _plain(getattr(each, field.name))
         for field in fields(each)
-        if field.name not in ("run", "trail", "texts", "groups", "row_costs", "all")
+        if field.name not in ("run", "history", "texts", "groups", "row_costs", "all")
     }
-    ledger = _plain(trail)
+    ledger = _plain(history)
     if ledger is not None:
         del ledger["posted_for"]
     return {
@@ -326,7 +329,7 @@ def _run_json(each: RunNumbers) -> dict[str, Any]:
         "single": run.single or None,
         "job": _plain(run.job),
         "warnings": list(run.warnings),
-        **told,
+        **numbers,
         "in_all": _plain(each.all),
         "texts": {"count": each.texts.count, "parts": _plain(each.texts.parts)},
         "ledger": ledger,

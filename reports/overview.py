@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from viaticum.reports.details import sections_of
+from viaticum.reports.cost_accuracy_chart import cost_accuracy_chart
 from viaticum.reports.formatting import (
     NONE,
     count,
-    of_share,
     per_1000,
     percent,
     points,
     sentence,
+    share_text,
     signed_usd,
     times,
     usd,
 )
-from viaticum.reports.frontier import Plane, Point
+from viaticum.reports.frontier import CostAccuracyPlane, Point
 from viaticum.reports.numbers import Numbers, RunNumbers
-from viaticum.reports.parts import LEDGER, LEDGER_ROWS, ROWS, TABLE, Part, Section, Table
-from viaticum.reports.plane import plane_chart
+from viaticum.reports.run_sections import sections_of
+from viaticum.reports.sections import LEDGER, LEDGER_ROWS, ROWS, TABLE, RunSections, Section, Table
 
 _ENDINGS = {
     "budget_exhausted": "The budget ran out before the questions did",
@@ -29,9 +29,9 @@ _ENDINGS = {
 }
 
 
-def notices(told: RunNumbers) -> tuple[str, ...]:
+def notices(numbers: RunNumbers) -> tuple[str, ...]:
     found = []
-    job, tally = told.run.job, told.tally
+    job, tally = numbers.run.job, numbers.tally
     if job is not None and job.ending == "running":
         found.append(
             f"This job has not ended: {tally.asked - tally.missing:,} of {count(tally.asked, 'row')} are done. It still runs, or was "
@@ -41,27 +41,28 @@ def notices(told: RunNumbers) -> tuple[str, ...]:
         found.append(
             f"{count(tally.missing, 'row')} of the input {'has' if tally.missing == 1 else 'have'} no line in the job's rows."
         )
-    if job is not None and "ledger" in told.missing:
-        found.append(f"No numbers of the ledger: {told.missing['ledger']}. Costs are what the rows say.")
+    if job is not None and "ledger" in numbers.missing:
+        found.append(f"No numbers of the ledger: {numbers.missing['ledger']}. Costs are what the rows say.")
     if (why := _ENDINGS.get(job.ending if job is not None else "")) and tally.skipped:
         found.append(
             f"{why}: {count(tally.skipped, 'row')} of {tally.asked:,} {'was' if tally.skipped == 1 else 'were'} skipped."
         )
-    found += [f"{warning[:1].upper()}{warning[1:]}." for warning in told.run.warnings]
-    if told.trail is not None and told.trail.wrong:
-        found.append(f"The ledger does not agree with itself: {told.trail.wrong[0]}.")
+    found += [f"{warning[:1].upper()}{warning[1:]}." for warning in numbers.run.warnings]
+    if numbers.history is not None and numbers.history.wrong:
+        found.append(f"The ledger does not agree with itself: {numbers.history.wrong[0]}.")
     return tuple(found)
 
 
-def parts(numbers: Numbers) -> list[Part]:
+def parts(numbers: Numbers) -> list[RunSections]:
     return [
-        Part(each.run.name, notices(each), tuple(sections_of(each)), facts(each)) for each in numbers.runs
+        RunSections(each.run.name, notices(each), tuple(sections_of(each)), facts(each))
+        for each in numbers.runs
     ]
 
 
-def facts(told: RunNumbers) -> tuple[tuple[str, str], ...]:
+def facts(numbers: RunNumbers) -> tuple[tuple[str, str], ...]:
     """Where the numbers are from."""
-    run, job = told.run, told.run.job
+    run, job = numbers.run, numbers.run.job
     if job is None:
         return (("outcome table", run.path),)
     found = [
@@ -70,15 +71,15 @@ def facts(told: RunNumbers) -> tuple[tuple[str, str], ...]:
         ("policy", job.policy),
         ("engine", job.engine),
         ("budget", job.budget),
-        ("ledger", told.trail.where if told.trail else f"{job.ledger} (not read)"),
+        ("ledger", numbers.history.where if numbers.history else f"{job.ledger} (not read)"),
         ("began", job.began),
         ("ended", job.ended or "not yet"),
         ("ending", job.ending.replace("_", " ")),
         *((f"fingerprint of {name}", value) for name, value in job.fingerprint.items()),
         ("made by", f"viaticum {job.version}" if job.version else ""),
     ]
-    if told.plane is not None:
-        found.append(("outcome table", told.plane.table))
+    if numbers.plane is not None:
+        found.append(("outcome table", numbers.plane.table))
     return tuple((name, value) for name, value in found if value)
 
 
@@ -86,12 +87,14 @@ def plane_section(numbers: Numbers) -> Section:
     """Of all runs: the plane is one."""
     runs = numbers.runs
     known = next((each.plane for each in runs if each.plane is not None), None)
-    chart = plane_chart(runs)
+    chart = cost_accuracy_chart(runs)
     if chart is None:
         reason = runs[0].missing.get("rows") or runs[0].missing.get("accuracy") or "no run has an accuracy"
         return Section("plane", "Cost and accuracy", ROWS, empty=sentence(reason))
     source = (
-        f"{LEDGER if runs[0].trail else ROWS}; {TABLE}" if known else (LEDGER_ROWS if runs[0].trail else ROWS)
+        f"{LEDGER if runs[0].history else ROWS}; {TABLE}"
+        if known
+        else (LEDGER_ROWS if runs[0].history else ROWS)
     )
     if known is None:
         lead = (sentence(runs[0].missing.get("plane", "")), *_forecast(runs))
@@ -107,31 +110,31 @@ def plane_section(numbers: Numbers) -> Section:
     )
 
 
-def _plane_lead(known: Plane, runs: Sequence[RunNumbers]) -> tuple[str, ...]:
-    told = []
+def _plane_lead(known: CostAccuracyPlane, runs: Sequence[RunNumbers]) -> tuple[str, ...]:
+    lines = []
     if known.more_right is not None and known.less_cost is not None and not runs[0].run.single:
-        told.append(
+        lines.append(
             f"Against always asking {known.best.name}: {points(known.more_right)} right and {_times(known)} its cost, paired over "
             f"{count(known.of, 'question')}."
         )
-    told.append(
+    lines.append(
         f"The oracle, which always asks the cheapest pair that is right, gets {percent(known.oracle.accuracy)} at "
         f"{per_1000(known.oracle.cost)} per 1,000 questions; a random pair {percent(known.random.accuracy)} at {per_1000(known.random.cost)}."
     )
-    return (*told, *_forecast(runs))
+    return (*lines, *_forecast(runs))
 
 
 def _forecast(runs: Sequence[RunNumbers]) -> tuple[str, ...]:
-    told = runs[0].forecast
-    if len(runs) > 1 or told is None:
+    forecast = runs[0].forecast
+    if len(runs) > 1 or forecast is None:
         return ()
     return (
-        f"Before anything was spent, the planner forecast for this budget: {percent(told.accuracy)} of all rows right, at "
-        f"{usd(told.cost_p50)} (p90 {usd(told.cost_p90)}).",
+        f"Before anything was spent, the planner forecast for this budget: {percent(forecast.accuracy)} of all rows right, at "
+        f"{usd(forecast.cost_p50)} (p90 {usd(forecast.cost_p90)}).",
     )
 
 
-def _times(known: Plane) -> str:
+def _times(known: CostAccuracyPlane) -> str:
     return (
         f"{known.run.cost / known.best.cost:.2f} times"
         if known.run and known.best.cost
@@ -139,52 +142,56 @@ def _times(known: Plane) -> str:
     )
 
 
-def _plane_notes(known: Plane, runs: Sequence[RunNumbers]) -> tuple[str, ...]:
-    told = []
+def _plane_notes(known: CostAccuracyPlane, runs: Sequence[RunNumbers]) -> tuple[str, ...]:
+    notes = []
     if known.same_questions:
-        told.append(
+        notes.append(
             f"On the {count(known.of, 'question')} of the run that the table knows, of {known.asked:,} whose right answer is known. "
             "Pairs and mixtures are the best in hindsight on these very questions, which favours them."
         )
     else:
-        told.append(
+        notes.append(
             "The table is about other questions: its pairs were not asked what this run was asked, so nothing here is paired and "
             "what was saved is left out."
         )
     if len(runs) > 1:
-        told.append(
+        notes.append(
             f"Pairs and mixtures are those on the questions of {runs[0].run.name}; every other run stands where it is on its own."
         )
     if known.left_out:
-        told.append(
+        notes.append(
             f"Left out, because the table holds too few of the questions for them: {', '.join(known.left_out)}."
         )
-    return tuple(told)
+    return tuple(notes)
 
 
-def _plane_table(known: Plane) -> Table:
+def _plane_table(known: CostAccuracyPlane) -> Table:
     corners = {point.name for point in known.hull}
-    rows = [(known.run.name, *_place(known.run), "run")] if known.run else []
+    rows = [(known.run.name, *_position_cells(known.run), "run")] if known.run else []
     rows += [
-        (point.name, *_place(point), "single pair, on the hull" if point.name in corners else "single pair")
+        (
+            point.name,
+            *_position_cells(point),
+            "single pair, on the hull" if point.name in corners else "single pair",
+        )
         for point in sorted(known.singles, key=lambda point: -point.accuracy)
     ]
     extra = [(known.oracle, "the cheapest pair that is right"), (known.random, "each pair equally often")]
     extra += [(known.shuffled, "the run's pairs, dealt by lot")] if known.shuffled else []
-    rows += [(point.name, *_place(point), what) for point, what in extra]
+    rows += [(point.name, *_position_cells(point), what) for point, what in extra]
     columns = (("point", False), ("right (95%)", True), ("per 1,000 questions", True), ("what it is", False))
     return Table("Cost and accuracy of the run, of every single pair, and of mixtures", columns, tuple(rows))
 
 
-def _place(point: Point) -> tuple[str, str]:
-    told = percent(point.accuracy)
+def _position_cells(point: Point) -> tuple[str, str]:
+    accuracy = percent(point.accuracy)
     if point.low is not None and point.high is not None:
-        told += f" ({point.low:.0%} to {point.high:.0%})"
-    return told, per_1000(point.cost)
+        accuracy += f" ({point.low:.0%} to {point.high:.0%})"
+    return accuracy, per_1000(point.cost)
 
 
 def _runs_table(runs: Sequence[RunNumbers]) -> Table:
-    rows = tuple((each.run.name, of_share(each.accuracy), per_1000(each.cost)) for each in runs)
+    rows = tuple((each.run.name, share_text(each.accuracy), per_1000(each.cost)) for each in runs)
     return Table(
         "Cost and accuracy", (("run", False), ("right (95%)", True), ("per 1,000 questions", True)), rows
     )
@@ -194,8 +201,8 @@ def comparison_section(numbers: Numbers) -> Section:
     """Side by side, then what differs on the questions they share."""
     runs, first = numbers.runs, numbers.runs[0].run.name
     side = [
-        ("right (95%)", [of_share(each.accuracy) for each in runs]),
-        ("right of those answered", [of_share(each.accuracy_answered) for each in runs]),
+        ("right (95%)", [share_text(each.accuracy) for each in runs]),
+        ("right of those answered", [share_text(each.accuracy_answered) for each in runs]),
         (
             "answered / skipped / failed",
             [f"{t.answered:,} / {t.skipped:,} / {t.failed:,}" for t in (each.tally for each in runs)],

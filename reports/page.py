@@ -1,25 +1,24 @@
 """The report as one HTML file that needs nothing else: no network, no fonts, no other file.
 
-A policy in the page itself lets nothing be fetched and no script run but the one for the theme, whose hash it names; so
-that even a text that were not escaped could do nothing.
+A content security policy in the page allows no request and no script but the one for the theme, by its hash, so that
+even a text that was not escaped could do nothing.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
-from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from viaticum import __version__
 from viaticum.errors import MissingExtra
-from viaticum.reports import overview, tables
-from viaticum.reports.drawing import LIGHT, NARROW, WIDE, Chart
-from viaticum.reports.formatting import NONE, count, percent, saved_short, usd, verdict
+from viaticum.reports import overview
+from viaticum.reports.chart_rendering import LIGHT, NARROW, WIDE, Chart
+from viaticum.reports.formatting import NONE, count, percent, saved_short, unbroken, usd, verdict
 from viaticum.reports.numbers import Numbers, RunNumbers
-from viaticum.reports.parts import Section, Table
+from viaticum.reports.sections import Section, Table
+from viaticum.reports.svg import accessible_svg
 
 DARK = {
     "ink": "#e8ebf1",
@@ -41,57 +40,82 @@ GROUNDS = {"ground": ("#f5f6f8", "#10141a"), "edge": ("#8a93a3", "#6d7789"), "wa
 
 
 def write_page(numbers: Numbers, title: str) -> str:
-    """The whole file. Raises `MissingExtra` where the extra `reports` is not installed."""
+    """The report as the text of one HTML file.
+
+    Raises:
+        MissingExtra: the extra `reports` is not installed.
+    """
+    environment = _environment()
+    script = _resource("page.js")
+    several = len(numbers.runs) > 1
+    return str(
+        environment.get_template("page.html.jinja").render(
+            title=title,
+            version=__version__,
+            seed=numbers.seed,
+            style=environment.get_template("page.css.jinja").render(light=_variables(0), dark=_variables(1)),
+            script=script,
+            script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            verdicts=[_verdict(each, several) for each in numbers.runs],
+            comparison=overview.comparison_section(numbers) if several else None,
+            plane=overview.plane_section(numbers),
+            parts=overview.parts(numbers),
+        )
+    )
+
+
+def table_html(table: Table) -> str:
+    """A `<table>` of the page, its cells escaped. Raises `MissingExtra` as `write_page` does."""
+    return str(_environment().get_template("macros.html.jinja").module.table(table))
+
+
+def _environment() -> Any:
+    """The templates, and what they call."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:
         raise MissingExtra("jinja2", "reports") from None
-    shown = overview.parts(numbers)
-    script = _resource("page.js")
     environment = Environment(
         loader=PackageLoader("viaticum.reports", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return environment.get_template("page.html.jinja").render(
-        title=title,
-        version=__version__,
-        seed=numbers.seed,
-        style=_style(),
-        script=script,
-        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        verdicts=[_verdict(each, len(numbers.runs) > 1) for each in numbers.runs],
-        comparison=overview.comparison_section(numbers) if len(numbers.runs) > 1 else None,
-        plane=overview.plane_section(numbers),
-        parts=shown,
-        loop_index=lambda part: shown.index(part) + 1,
-        draw_table=tables.to_html,
-        is_wide=_is_wide,
-        draw_chart=_chart,
-        writer_names=_writer_names,
-        wide=WIDE,
-        narrow=NARROW,
-    )
+    environment.globals |= {
+        "draw_chart": _chart,
+        "is_wide": _is_wide,
+        "unbroken": unbroken,
+        "writer_names": _writer_names,
+        "WIDE": WIDE,
+        "NARROW": NARROW,
+    }
+    return environment
 
 
-def _verdict(told: RunNumbers, several: bool) -> dict[str, Any]:
+def _verdict(numbers: RunNumbers, several: bool) -> dict[str, Any]:
     return {
-        "name": told.run.name,
-        "sentence": verdict(told),
-        "notices": overview.notices(told),
-        "tiles": [] if several else _tiles(told),
+        "name": numbers.run.name,
+        "sentence": verdict(numbers),
+        "notices": overview.notices(numbers),
+        "tiles": [] if several else _tiles(numbers),
     }
 
 
-def _tiles(told: RunNumbers) -> list[dict[str, str]]:
-    if told.run.single or not len(told.run.rows):
+def _tiles(numbers: RunNumbers) -> list[dict[str, str]]:
+    if numbers.run.single or not len(numbers.run.rows):
         return []
-    right, tally = told.accuracy, told.tally
-    saved, than = saved_short(told)
-    limit = told.trail.limit if told.trail else told.run.job.limit_nanousd if told.run.job else None
-    held = f", {usd(told.trail.held)} still held" if told.trail and told.trail.held else ""
+    right, tally = numbers.accuracy, numbers.tally
+    saved, than = saved_short(numbers)
+    limit = (
+        numbers.history.limit
+        if numbers.history
+        else numbers.run.job.limit_nanousd
+        if numbers.run.job
+        else None
+    )
+    held = f", {usd(numbers.history.held)} still held" if numbers.history and numbers.history.held else ""
     of = f"of {usd(limit)}{held}" if limit else f"{held.removeprefix(', ')}"
     range95 = (
         f"{percent(right.low)} to {percent(right.high)} of {count(right.of, 'question')}"
@@ -100,7 +124,7 @@ def _tiles(told: RunNumbers) -> list[dict[str, str]]:
     )
     return [
         _tile("Right", percent(right.value) if right else NONE, range95),
-        _tile("Spent", usd(told.spent), f"{of} (from: {told.spent_source})".strip()),
+        _tile("Spent", usd(numbers.spent), f"{of} (from: {numbers.spent_source})".strip()),
         _tile("At equal accuracy", saved, than),
         _tile(
             "Answered",
@@ -115,7 +139,7 @@ def _tile(label: str, value: str, small: str) -> dict[str, str]:
 
 
 def _is_wide(table: Table) -> bool:
-    """Whether its cells have to break to fit a desk's page."""
+    """Whether its cells have to break to fit a page of 860 pixels."""
     lengths = (
         [
             max(map(len, (label, *column)))
@@ -127,13 +151,12 @@ def _is_wide(table: Table) -> bool:
     return sum(lengths[1:]) + 2 * len(lengths) > 88 - min(18, *lengths[:1], 18)
 
 
-def _chart(chart: Chart, prefix: str, width: int) -> str:
-    """The drawing with what those hear who do not see it."""
+def _chart(chart: Chart, prefix: str, width: int) -> Any:
+    """The drawing as markup of the page; its texts were escaped when it was drawn."""
+    from markupsafe import Markup
+
     name = f"{prefix}{chart.name}-{width}"
-    text = chart.svg(width, name)
-    told = f'<title id="{name}-title">{html.escape(chart.title)}</title><desc id="{name}-desc">{html.escape(chart.description)}</desc>'
-    start, rest = text.split(">", 1)
-    return f'{start} role="img" aria-labelledby="{name}-title {name}-desc">{told}{rest}'
+    return Markup(accessible_svg(chart.svg(width), name, chart.title, chart.description))
 
 
 def _writer_names(section: Section) -> list[str]:
@@ -142,12 +165,10 @@ def _writer_names(section: Section) -> list[str]:
     return sorted(names, key=lambda name: (name == section.large, name))
 
 
-@cache
-def _style() -> str:
-    light = LIGHT | {name: pair[0] for name, pair in GROUNDS.items()}
-    dark = DARK | {name: pair[1] for name, pair in GROUNDS.items()}
-    told = [";".join(f"--{name}:{value}" for name, value in colors.items()) for colors in (light, dark)]
-    return f":root{{color-scheme:light dark;{told[0]}}}\n{_resource('page.css').replace('DARK', told[1])}"
+def _variables(theme: int) -> str:
+    """The colours of a theme (0 light, 1 dark) as CSS variables."""
+    colors = (LIGHT, DARK)[theme] | {name: pair[theme] for name, pair in GROUNDS.items()}
+    return ";".join(f"--{name}:{value}" for name, value in colors.items())
 
 
 def _resource(name: str) -> str:

@@ -263,9 +263,8 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
         ("starlette", ("viaticum.agents.server",)),
         ("uvicorn", ("viaticum.agents.server.process",)),
         ("prometheus_client", ("viaticum.agents.server.metrics",)),
-        ("altair", ("viaticum.reports.drawing",)),
-        ("vl_convert", ("viaticum.reports.drawing",)),
-        ("great_tables", ("viaticum.reports.tables",)),
+        ("altair", ("viaticum.reports.chart_rendering",)),
+        ("vl_convert", ("viaticum.reports.chart_rendering",)),
         ("jinja2", ("viaticum.reports.page",)),
         ("ray", ("viaticum.agents.batch.ray_workers",)),
         # models.local reads the tokenizer; viaticum.gguf writes the folder that transformers reads.
@@ -293,7 +292,6 @@ def test_what_an_extra_brings_is_imported_late_outside_routers_and_decoders() ->
         "sklearn",
         "altair",
         "vl_convert",
-        "great_tables",
         "jinja2",
         "pyarrow",
     }

@@ -16,11 +16,10 @@ from job_runs import SCRIPT, make_job, questions
 
 from viaticum.jobs import ROWS, Job, JobRow, read_rows, row_line
 from viaticum.reports import build, read_numbers
-from viaticum.reports.drawing import LIGHT, NARROW, WIDE
-from viaticum.reports.page import DARK, GROUNDS
-from viaticum.reports.parts import Table
-from viaticum.reports.plane import plane_chart
-from viaticum.reports.tables import to_html
+from viaticum.reports.chart_rendering import LIGHT, NARROW, WIDE
+from viaticum.reports.cost_accuracy_chart import cost_accuracy_chart
+from viaticum.reports.page import DARK, GROUNDS, table_html
+from viaticum.reports.sections import Table
 
 NASTY = (
     '"><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}{% raw %} ${1} </style></title>&amp;'
@@ -306,7 +305,7 @@ def test_colours_of_text_have_contrast_in_both_themes() -> None:
 
 
 def test_a_table_keeps_its_text_and_its_headings() -> None:
-    text = to_html(Table(NASTY, ((NASTY, False), ("{{x}}", True)), ((NASTY, "**1**"), ("|", NASTY))), "t")
+    text = table_html(Table(NASTY, ((NASTY, False), ("{{x}}", True)), ((NASTY, "**1**"), ("|", NASTY))))
     assert "<script" not in text
     assert "<img" not in text
     assert "{{x}}" in text
@@ -323,9 +322,9 @@ def test_the_picture_is_a_png_in_the_light_colours(report_runs: Path, tmp_path: 
     content = made.path.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     assert int.from_bytes(content[16:20], "big") == 2 * WIDE
-    chart = plane_chart(made.numbers.runs)
+    chart = cost_accuracy_chart(made.numbers.runs)
     assert chart is not None
-    assert "var(--" in chart.svg(NARROW, "x")
+    assert "var(--" in chart.svg(NARROW)
 
 
 def test_a_run_of_one_row_and_of_free_models_is_drawn(tmp_path: Path) -> None:

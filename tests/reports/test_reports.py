@@ -24,7 +24,7 @@ from viaticum.reports import build, read_numbers
 from viaticum.reports.formatting import less_or_more, verdict
 from viaticum.reports.frontier import cost_at, hull
 from viaticum.reports.intervals import GROUPS, grouped, mean, share
-from viaticum.reports.labels import Box, place_labels
+from viaticum.reports.label_placement import Box, place_labels
 from viaticum.reports.numbers import RunNumbers
 from viaticum.reports.overview import notices, parts
 from viaticum.reports.runs import PARTS
@@ -67,19 +67,21 @@ def test_spend_is_what_the_ledger_posted(told: RunNumbers, report_runs: Path, ro
     with Ledger(report_runs / "results.db", read_only=True) as ledger:
         posts = ledger.posts("night")
         held, overruns = ledger.budget("night").held_nanousd, [post for post in posts if post.overrun]
-    trail = told.trail
-    assert trail is not None
+    history = told.history
+    assert history is not None
     assert told.against_rows is not None
     assert told.provider is not None
-    assert told.spent == trail.posted == sum(post.nanousd for post in posts) == trail.named + trail.unnamed
-    assert trail.unnamed_calls == 1
-    assert trail.unnamed > 0
-    assert trail.missing == 0
-    assert (trail.held, trail.held_calls, trail.unknown, trail.unknown_calls) == (held, 1, held, 1)
-    assert trail.overrun_calls == len(overruns) > 0
-    assert trail.overrun == sum(post.overrun for post in overruns)
-    assert trail.checked
-    assert not trail.wrong
+    assert (
+        told.spent == history.posted == sum(post.nanousd for post in posts) == history.named + history.unnamed
+    )
+    assert history.unnamed_calls == 1
+    assert history.unnamed > 0
+    assert history.missing == 0
+    assert (history.held, history.held_calls, history.unknown, history.unknown_calls) == (held, 1, held, 1)
+    assert history.overrun_calls == len(overruns) > 0
+    assert history.overrun == sum(post.overrun for post in overruns)
+    assert history.checked
+    assert not history.wrong
     calls = [call for row in rows for call in row.calls]
     assert (told.against_rows.calls, told.against_rows.differ) == (len(calls), 0)
     assert told.provider.reported == sum(call.provider_nanousd or 0 for call in calls)
@@ -89,13 +91,13 @@ def test_spend_is_what_the_ledger_posted(told: RunNumbers, report_runs: Path, ro
 
 
 def test_the_curve_ends_where_the_ledger_does(told: RunNumbers) -> None:
-    trail = told.trail
-    assert trail is not None
-    assert trail.limit is not None
-    assert trail.moments[0].seconds == 0
-    assert [each.seconds for each in trail.moments] == sorted(each.seconds for each in trail.moments)
-    assert trail.moments[-1].posted == trail.posted
-    assert max(each.committed for each in trail.moments) == trail.highest >= trail.posted
+    history = told.history
+    assert history is not None
+    assert history.limit is not None
+    assert history.moments[0].seconds == 0
+    assert [each.seconds for each in history.moments] == sorted(each.seconds for each in history.moments)
+    assert history.moments[-1].posted == history.posted
+    assert max(each.committed for each in history.moments) == history.highest >= history.posted
 
 
 def test_a_long_curve_is_thinned_evenly_and_keeps_its_peak(
@@ -105,11 +107,11 @@ def test_a_long_curve_is_thinned_evenly_and_keeps_its_peak(
 
     monkeypatch.setattr(module, "POINTS", 10)
     job = Job.load(report_runs / JOB)
-    thin = module.read_trail(job, told.run.calls.keys(), report_runs / JOB)
-    assert told.trail is not None
+    thin = module.read_ledger_history(job, told.run.calls.keys(), report_runs / JOB)
+    assert told.history is not None
     assert 10 <= len(thin.moments) <= 21
-    assert thin.highest == told.trail.highest == max(each.committed for each in thin.moments)
-    assert thin.moments[-1].posted == told.trail.posted
+    assert thin.highest == told.history.highest == max(each.committed for each in thin.moments)
+    assert thin.moments[-1].posted == told.history.posted
     steps = np.diff([each.seconds for each in thin.moments])
     assert steps.max() < 8 * np.median(steps)
 
@@ -192,7 +194,7 @@ def test_who_wrote_adds_up(told: RunNumbers, rows: list[JobRow]) -> None:
     assert told.writers is not None
     assert told.writers.large == "large"
     used = Counter[str]()
-    with Ledger(told.trail.where, read_only=True) as ledger:  # type: ignore[union-attr]
+    with Ledger(told.history.where, read_only=True) as ledger:  # type: ignore[union-attr]
         for post in ledger.posts("night"):
             used.update({model: count.output_tokens for model, count in post.usage.items()})
     assert {each.model: each.output_tokens for each in told.writers.models} == dict(used)
@@ -511,14 +513,14 @@ def test_a_ledger_that_is_gone_is_said_and_its_numbers_are_missing(tmp_path: Pat
     folder = copied(report_runs, tmp_path)
     (tmp_path / "results.db").unlink()
     run = read_numbers([folder]).runs[0]
-    assert run.trail is None
+    assert run.history is None
     assert run.spent_source == "rows"
     assert any("is gone" in each and "--ledger" in each for each in notices(run))
     budget = next(each for each in parts(read_numbers([folder]))[0].sections if each.name == "budget")
     assert "is gone" in budget.empty
     assert not (tmp_path / "results.db").exists()
     again = read_numbers([folder], ledger=str(report_runs / "results.db")).runs[0]
-    assert again.trail is not None
+    assert again.history is not None
     assert again.spent_source == "ledger"
 
 
@@ -526,7 +528,7 @@ def test_a_ledger_that_moved_with_its_job_is_found(tmp_path: Path, report_runs: 
     (tmp_path / "a").mkdir()
     copied(report_runs, tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
-    assert read_numbers([tmp_path / "b" / JOB]).runs[0].trail is not None
+    assert read_numbers([tmp_path / "b" / JOB]).runs[0].history is not None
 
 
 @pytest.mark.parametrize("how", ["no ledger", "another"])
@@ -547,7 +549,7 @@ def test_a_ledger_in_postgres_is_read_alike(tmp_path: Path, postgres: str) -> No
         make_job(tmp_path / kind, questions(12), address=where)
         for kind, where in (("a", ""), ("b", postgres))
     ]
-    one, two = (read_numbers([folder]).runs[0].trail for folder in folders)
+    one, two = (read_numbers([folder]).runs[0].history for folder in folders)
     assert one is not None
     assert two is not None
     assert replace(two, where=one.where) == one
@@ -581,10 +583,10 @@ def test_rows_that_say_another_cost_than_the_ledger_are_counted(tmp_path: Path, 
     (folder / ROWS).write_text("".join(map(row_line, rows)), encoding="utf-8")
     run = read_numbers([folder]).runs[0]
     assert run.against_rows is not None
-    assert run.trail is not None
+    assert run.history is not None
     assert run.against_rows.differ == 1
     assert run.against_rows.rows - run.against_rows.posted == 7
-    assert run.trail.missing == 1
+    assert run.history.missing == 1
 
 
 @pytest.mark.parametrize(

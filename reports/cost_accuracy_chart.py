@@ -9,9 +9,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from viaticum.reports.drawing import LETTER, SERIES, Chart, data_of, library, log_ticks, styled, var
-from viaticum.reports.frontier import Plane, Point
-from viaticum.reports.labels import Box, along, place_labels
+from viaticum.reports.chart_rendering import LETTER, SERIES, Chart, data_of, library, log_ticks, styled, var
+from viaticum.reports.frontier import CostAccuracyPlane, Point
+from viaticum.reports.label_placement import Box, along, place_labels
 from viaticum.reports.numbers import RunNumbers
 
 
@@ -24,16 +24,16 @@ class _Line:
     anchor: Point
 
 
-def plane_chart(runs: Sequence[RunNumbers]) -> Chart | None:
+def cost_accuracy_chart(runs: Sequence[RunNumbers]) -> Chart | None:
     """Cost and accuracy: every single pair, their hull, a random pair, the oracle, the forecast, and the runs."""
     known = next((each.plane for each in runs if each.plane is not None), None)
     points = _runs_in(runs)
     if not points:
         return None
     named = [f"{point.name} {point.accuracy:.0%}" for point in points]
-    told = f"Accuracy against cost per 1,000 questions. {', '.join(named)}."
+    description = f"Accuracy against cost per 1,000 questions. {', '.join(named)}."
     if known is not None:
-        told += f" The best single pair, {known.best.name}, gets {known.best.accuracy:.0%}; the oracle {known.oracle.accuracy:.0%}."
+        description += f" The best single pair, {known.best.name}, gets {known.best.accuracy:.0%}; the oracle {known.oracle.accuracy:.0%}."
     forecasts = _previews(runs[0]) if len(runs) == 1 else []
     caption = [
         *(
@@ -47,7 +47,11 @@ def plane_chart(runs: Sequence[RunNumbers]) -> Chart | None:
         "Bars are 95% intervals; dearer is to the right" + (", on a logarithmic scale." if known else "."),
     ]
     return Chart(
-        "plane", "Cost and accuracy", told, partial(_plane, points, known, forecasts), " ".join(caption)
+        "plane",
+        "Cost and accuracy",
+        description,
+        partial(_plane, points, known, forecasts),
+        " ".join(caption),
     )
 
 
@@ -77,7 +81,9 @@ def _previews(each: RunNumbers) -> list[Point]:
     ]
 
 
-def _plane(runs: Sequence[Point], known: Plane | None, forecasts: Sequence[Point], width: int) -> Any:
+def _plane(
+    runs: Sequence[Point], known: CostAccuracyPlane | None, forecasts: Sequence[Point], width: int
+) -> Any:
     alt = library("altair")
     height = min(420, int(width * 0.62) if width > 500 else int(width * 1.05))
     kinds: list[tuple[str, str, str, list[Point]]] = []
@@ -151,7 +157,7 @@ def _plane(runs: Sequence[Point], known: Plane | None, forecasts: Sequence[Point
 def _names(
     alt: Any,
     kinds: Any,
-    known: Plane | None,
+    known: CostAccuracyPlane | None,
     axes: _Axes,
     everything: Sequence[Point],
     bars: Any,

@@ -1,7 +1,7 @@
 """The numbers of one run: what became of its rows, route by route; calibration; forecasts; who wrote; failures.
 
 Each function turns columns into one frozen record, so that the page, the Markdown and the JSON show the same numbers.
-Leaves out reading (`runs`, `trail`), the plane (`frontier`) and words.
+Leaves out reading (`runs`, `history`), the plane (`frontier`) and words.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from viaticum.reports.frontier import Known, cheapest_right
 from viaticum.reports.intervals import Estimate, Share, mean, share
-from viaticum.reports.ledger_history import Trail
+from viaticum.reports.ledger_history import LedgerHistory
+from viaticum.reports.outcome_table import SharedOutcomes, cheapest_right
 from viaticum.reports.runs import STATES, Columns, Run
 
 Array = np.ndarray[Any, Any]
@@ -35,7 +35,7 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteFigures:
+class RouteMetrics:
     """One route. cost: mean nano-dollars a row; seconds of the rows that were tried; escalated: more than one call.
 
     regret: rows that were not right though some single pair is; overpaid: mean nano-dollars that right rows cost above
@@ -93,7 +93,7 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFigures:
+class ModelUsage:
     """What one model read and wrote. nanousd is None where no ledger tells it."""
 
     model: str
@@ -107,7 +107,7 @@ class ModelFigures:
 class Writers:
     """Who wrote. large: the model with the dearest output among those that wrote texts together, where prices are known."""
 
-    models: tuple[ModelFigures, ...]
+    models: tuple[ModelUsage, ...]
     large: str
 
 
@@ -118,13 +118,13 @@ def tally(run: Run) -> Tally:
     return Tally(asked, answered, skipped, failed, max(0, asked - len(run.rows)))
 
 
-def row_costs(run: Run, trail: Trail | None) -> tuple[Array, bool]:
+def row_costs(run: Run, history: LedgerHistory | None) -> tuple[Array, bool]:
     """Nano-dollars of each row, and whether they are the ledger's: what was posted for the calls that it names."""
-    if trail is None:
+    if history is None:
         return run.rows.cost, False
     costs = np.zeros(len(run.rows), dtype=np.int64)
-    for key, (place, _, _) in run.calls.items():
-        costs[place] += trail.posted_for.get(key, 0)
+    for key, (row, _, _) in run.calls.items():
+        costs[row] += history.posted_for.get(key, 0)
     return costs, True
 
 
@@ -134,7 +134,7 @@ def accuracy(rows: Columns, answered_only: bool = False) -> Share | None:
     return share(int((rows.right & of).sum()), int(of.sum()))
 
 
-def by_route(run: Run, costs: Array, known: Known | None) -> list[RouteFigures]:
+def by_route(run: Run, costs: Array, known: SharedOutcomes | None) -> list[RouteMetrics]:
     """The routes by how many rows they got; those past `MOST_ROUTES` together."""
     counts = np.bincount(run.rows.route, minlength=len(run.routes))
     order = [int(n) for n in np.argsort(-counts, kind="stable")]
@@ -143,28 +143,30 @@ def by_route(run: Run, costs: Array, known: Known | None) -> list[RouteFigures]:
     if many:
         rest = np.isin(run.rows.route, order[MOST_ROUTES:])
         groups.append((f"{len(order) - MOST_ROUTES} other routes", rest))
-    return [_route(name, mine, run.rows, costs, known) for name, mine in groups]
+    return [_route(name, in_route, run.rows, costs, known) for name, in_route in groups]
 
 
-def in_all(run: Run, costs: Array, known: Known | None) -> RouteFigures | None:
+def in_all(run: Run, costs: Array, known: SharedOutcomes | None) -> RouteMetrics | None:
     """As one route."""
     if not len(run.rows):
         return None
     return _route("all", np.ones(len(run.rows), dtype=bool), run.rows, costs, known)
 
 
-def _route(name: str, mine: Array, rows: Columns, costs: Array, known: Known | None) -> RouteFigures:
-    tried = mine & (rows.calls > 0)
+def _route(
+    name: str, in_route: Array, rows: Columns, costs: Array, known: SharedOutcomes | None
+) -> RouteMetrics:
+    tried = in_route & (rows.calls > 0)
     seconds = rows.seconds[tried]
-    of = share(int(mine.sum()), len(rows))
+    of = share(int(in_route.sum()), len(rows))
     assert of is not None
-    regret, overpaid = _regret(mine, rows, costs, known) if known else (None, None)
-    graded = mine & rows.graded
-    return RouteFigures(
+    regret, overpaid = _regret(in_route, rows, costs, known) if known else (None, None)
+    graded = in_route & rows.graded
+    return RouteMetrics(
         name,
         of,
         share(int((rows.right & graded).sum()), int(graded.sum())),
-        float(costs[mine].mean()),
+        float(costs[in_route].mean()),
         float(np.quantile(seconds, 0.5)) if len(seconds) else None,
         float(np.quantile(seconds, 0.95)) if len(seconds) else None,
         share(int((rows.calls[tried] > 1).sum()), int(tried.sum())),
@@ -173,31 +175,33 @@ def _route(name: str, mine: Array, rows: Columns, costs: Array, known: Known | N
     )
 
 
-def _regret(mine: Array, rows: Columns, costs: Array, known: Known) -> tuple[Share | None, float | None]:
-    ours = mine[known.places]
-    right = rows.right[known.places] & ours
+def _regret(
+    in_route: Array, rows: Columns, costs: Array, known: SharedOutcomes
+) -> tuple[Share | None, float | None]:
+    compared = in_route[known.rows]
+    right = rows.right[known.rows] & compared
     possible = known.correct.max(1) > 0
-    regret = share(int((possible & ours & ~right).sum()), int(ours.sum()))
-    over = (costs[known.places] - cheapest_right(known))[right & possible]
+    regret = share(int((possible & compared & ~right).sum()), int(compared.sum()))
+    over = (costs[known.rows] - cheapest_right(known))[right & possible]
     return regret, float(over.mean()) if len(over) else None
 
 
 def calibration(rows: Columns) -> Calibration | None:
     """Of the rows that were tried, whose right answer is known and of which an accuracy was predicted."""
-    mine = rows.graded & (rows.calls > 0) & ~np.isnan(rows.accuracy)
-    if not mine.any():
+    counted = rows.graded & (rows.calls > 0) & ~np.isnan(rows.accuracy)
+    if not counted.any():
         return None
-    chance, right = rows.accuracy[mine], rows.right[mine].astype(float)
-    place = np.minimum((chance * BINS).astype(int), BINS - 1)
+    chance, right = rows.accuracy[counted], rows.right[counted].astype(float)
+    bin_of = np.minimum((chance * BINS).astype(int), BINS - 1)
     bins, error = [], 0.0
     for number in range(BINS):
-        here = place == number
-        told = share(int(right[here].sum()), int(here.sum()))
-        if told is None:
+        in_bin = bin_of == number
+        in_bin_right = share(int(right[in_bin].sum()), int(in_bin.sum()))
+        if in_bin_right is None:
             continue
-        predicted = float(chance[here].mean())
-        error += told.of / len(right) * abs(told.value - predicted)
-        bins.append(Bin(number / BINS, (number + 1) / BINS, predicted, told))
+        predicted = float(chance[in_bin].mean())
+        error += in_bin_right.of / len(right) * abs(in_bin_right.value - predicted)
+        bins.append(Bin(number / BINS, (number + 1) / BINS, predicted, in_bin_right))
     return Calibration(
         tuple(bins),
         len(right),
@@ -211,43 +215,47 @@ def calibration(rows: Columns) -> Calibration | None:
 
 def coverage(real: Array, p50: Array, p90: Array, rows: Columns) -> Coverage | None:
     """Of the rows that were tried, none of their calls answered from an earlier one, of which both are known."""
-    mine = (rows.calls > 0) & ~rows.cached & ~np.isnan(real) & ~(np.isnan(p50) & np.isnan(p90))
-    if not mine.any():
+    counted = (rows.calls > 0) & ~rows.cached & ~np.isnan(real) & ~(np.isnan(p50) & np.isnan(p90))
+    if not counted.any():
         return None
-    real, p50, p90 = real[mine], p50[mine], p90[mine]
-    told, upper = ~np.isnan(p50), ~np.isnan(p90)
-    expected = float(p50[told].sum())
-    picked = np.flatnonzero(told)
+    real, p50, p90 = real[counted], p50[counted], p90[counted]
+    lower, upper = ~np.isnan(p50), ~np.isnan(p90)
+    expected = float(p50[lower].sum())
+    picked = np.flatnonzero(lower)
     picked = (
         picked[np.linspace(0, len(picked) - 1, min(MOST_DOTS, len(picked))).astype(int)]
         if len(picked)
         else picked
     )
     return Coverage(
-        share(int((real <= p50)[told].sum()), int(told.sum())),
+        share(int((real <= p50)[lower].sum()), int(lower.sum())),
         share(int((real <= p90)[upper].sum()), int(upper.sum())),
-        float(real[told].sum()) / expected if expected else None,
+        float(real[lower].sum()) / expected if expected else None,
         tuple((float(p50[n]), float(real[n])) for n in picked),
     )
 
 
-def writers(run: Run, trail: Trail | None) -> Writers | None:
+def writers(run: Run, history: LedgerHistory | None) -> Writers | None:
     """Tokens by model: as the ledger posted them, where there is one, else as the rows tell them."""
-    if trail is not None:
-        used = {
-            name: (each.input_tokens, each.output_tokens, each.nanousd) for name, each in trail.models.items()
+    if history is not None:
+        posted = {
+            name: (each.input_tokens, each.output_tokens, each.nanousd)
+            for name, each in history.models.items()
         }
-        told: dict[str, tuple[int, int, int | None]] = dict(used)
-        rates = {name: each.output_rate for name, each in trail.models.items()}
+        usage: dict[str, tuple[int, int, int | None]] = dict(posted)
+        rates = {name: each.output_rate for name, each in history.models.items()}
     else:
-        told = {name: (read, made, None) for name, (read, made) in run.usage.items()}
+        usage = {
+            name: (input_tokens, output_tokens, None)
+            for name, (input_tokens, output_tokens) in run.usage.items()
+        }
         rates = {}
-    if not told:
+    if not usage:
         return None
-    total = sum(made for _, made, _ in told.values())
+    total = sum(output_tokens for _, output_tokens, _ in usage.values())
     models = [
-        ModelFigures(name, read, made, made / total if total else 0.0, cost)
-        for name, (read, made, cost) in sorted(told.items(), key=lambda item: -item[1][1])
+        ModelUsage(name, input_tokens, output_tokens, output_tokens / total if total else 0.0, cost)
+        for name, (input_tokens, output_tokens, cost) in sorted(usage.items(), key=lambda item: -item[1][1])
     ]
     mixed = [name for name in run.texts.parts if rates.get(name)]
     large = max(mixed, key=lambda name: rates[name]) if len({rates[name] for name in mixed}) > 1 else ""

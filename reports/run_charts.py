@@ -5,56 +5,58 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from viaticum.reports.drawing import SERIES, Chart, data_of, library, log_ticks, styled, var
-from viaticum.reports.figures import Calibration, Coverage
-from viaticum.reports.ledger_history import Trail
+from viaticum.reports.chart_rendering import SERIES, Chart, data_of, library, log_ticks, styled, var
+from viaticum.reports.ledger_history import LedgerHistory
+from viaticum.reports.run_metrics import Calibration, Coverage
 from viaticum.reports.runs import PARTS, Texts
 
 
-def calibration_chart(told: Calibration) -> Chart:
+def calibration_chart(calibration: Calibration) -> Chart:
     words = "; ".join(
         f"predicted {each.predicted:.0%}, right {each.right.value:.0%} of {each.right.of}"
-        for each in told.bins
+        for each in calibration.bins
     )
     return Chart(
         "calibration",
         "Reliability diagram",
         f"Accuracy by predicted accuracy: {words}.",
-        partial(_calibration, told),
+        partial(_calibration, calibration),
         "The numbers at the top count the rows of each point, the bars are 95% intervals; ten bins of equal width. On the dashed line "
         "predictions are right.",
     )
 
 
-def tokens_chart(told: Coverage) -> Chart:
-    words = f"Real output tokens against the median that was predicted, for {len(told.dots)} rows, with the line on which they are equal."
+def tokens_chart(coverage: Coverage) -> Chart:
+    words = f"Real output tokens against the median that was predicted, for {len(coverage.dots)} rows, with the line on which they are equal."
     return Chart(
         "tokens",
         "Predicted and real output tokens",
         words,
-        partial(_tokens, told),
+        partial(_tokens, coverage),
         "A dot is a row; below the dashed line it took less than was predicted.",
     )
 
 
-def burn_chart(trail: Trail) -> Chart | None:
-    if len(trail.moments) < 2:
+def burn_chart(history: LedgerHistory) -> Chart | None:
+    if len(history.moments) < 2:
         return None
     words = (
         "What is left of the budget over time, less what is held. "
-        if trail.limit
+        if history.limit
         else "What was spent over time, and held beside it. "
     )
     caption = "The line is what is left after what was spent, the shade below it what was held at the time."
-    if not trail.limit:
+    if not history.limit:
         caption = "The line is what was spent, the shade above it what was held at the time."
     marks = [
-        *(["triangles are calls that went past their hold"] if trail.overruns else []),
-        *(["diamonds are calls nobody heard of again"] if trail.unknowns else []),
+        *(["triangles are calls that went past their hold"] if history.overruns else []),
+        *(["diamonds are calls nobody heard of again"] if history.unknowns else []),
     ]
-    told = ", ".join(marks)
-    caption += f" {told[:1].upper()}{told[1:]}." if told else ""
-    return Chart("burn", "Budget over time", f"{words}{_marks_told(trail)}", partial(_burn, trail), caption)
+    meaning = ", ".join(marks)
+    caption += f" {meaning[:1].upper()}{meaning[1:]}." if meaning else ""
+    return Chart(
+        "burn", "Budget over time", f"{words}{_marks_text(history)}", partial(_burn, history), caption
+    )
 
 
 def writers_chart(texts: Texts, large: str) -> Chart | None:
@@ -65,7 +67,7 @@ def writers_chart(texts: Texts, large: str) -> Chart | None:
     return Chart("writers", "Who wrote which part of a text", words, partial(_writers, texts, large))
 
 
-def _calibration(told: Calibration, width: int) -> Any:
+def _calibration(calibration: Calibration, width: int) -> Any:
     alt = library("altair")
     size = min(width, 430)
     rows = [
@@ -76,7 +78,7 @@ def _calibration(told: Calibration, width: int) -> Any:
             "high": each.right.high,
             "n": f"{each.right.of}",
         }
-        for each in told.bins
+        for each in calibration.bins
     ]
     data = data_of(rows)
     scale = alt.Scale(domain=[0, 1], nice=False)
@@ -102,13 +104,13 @@ def _calibration(told: Calibration, width: int) -> Any:
     return styled(alt, alt.layer(even, bars, dots, counts), size, size)
 
 
-def _tokens(told: Coverage, width: int) -> Any:
+def _tokens(coverage: Coverage, width: int) -> Any:
     alt = library("altair")
     size = min(width, 430)
-    values = [value for pair in told.dots for value in pair if value > 0] or [1.0]
+    values = [value for pair in coverage.dots for value in pair if value > 0] or [1.0]
     ends = [min(values) / 1.3, max(values) * 1.3]
     scale, ticks = alt.Scale(type="log", domain=ends, nice=False), log_ticks(*ends)
-    kept = [{"p50": p50, "real": real} for p50, real in told.dots if p50 > 0 and real > 0]
+    kept = [{"p50": p50, "real": real} for p50, real in coverage.dots if p50 > 0 and real > 0]
     x = alt.X(
         "p50:Q",
         scale=scale,
@@ -138,28 +140,28 @@ def _tokens(told: Coverage, width: int) -> Any:
     return styled(alt, alt.layer(even, dots), size, size)
 
 
-def _burn(trail: Trail, width: int) -> Any:
+def _burn(history: LedgerHistory, width: int) -> Any:
     alt = library("altair")
     height = 300 if width > 500 else 260
-    per, unit = _time_unit(trail.moments[-1].seconds)
+    per, unit = _time_unit(history.moments[-1].seconds)
     rows = [
         {
             "t": each.seconds / per,
             "posted": _dollars(
-                each.posted if trail.limit is None else (each.limit or trail.limit) - each.posted
+                each.posted if history.limit is None else (each.limit or history.limit) - each.posted
             ),
             "free": _dollars(
-                each.committed if trail.limit is None else (each.limit or trail.limit) - each.committed
+                each.committed if history.limit is None else (each.limit or history.limit) - each.committed
             ),
         }
-        for each in trail.moments
+        for each in history.moments
     ]
     x = alt.X(
         "t:Q",
         axis=alt.Axis(title=f"{unit} since the job began", grid=False, tickCount=6),
         scale=alt.Scale(nice=False),
     )
-    axis = alt.Axis(title="left of the budget" if trail.limit else "spent", format="$.3~r", tickCount=5)
+    axis = alt.Axis(title="left of the budget" if history.limit else "spent", format="$.3~r", tickCount=5)
     base = alt.Chart(data_of(rows))
     layers = [
         base.mark_area(color=var("held"), opacity=0.6, interpolate="step-after").encode(
@@ -169,7 +171,10 @@ def _burn(trail: Trail, width: int) -> Any:
             x=x, y=alt.Y("posted:Q", axis=axis)
         ),
     ]
-    for marks, color, shape in ((trail.overruns, "bad", "triangle-up"), (trail.unknowns, "mix", "diamond")):
+    for marks, color, shape in (
+        (history.overruns, "bad", "triangle-up"),
+        (history.unknowns, "mix", "diamond"),
+    ):
         seen = [
             {"t": mark.seconds / per, "y": _dollars(mark.left)}
             for mark in marks
@@ -184,10 +189,10 @@ def _burn(trail: Trail, width: int) -> Any:
     return styled(alt, alt.layer(*layers), width, height)
 
 
-def _marks_told(trail: Trail) -> str:
-    told = [f"{trail.overrun_calls} calls went past their hold"] if trail.overrun_calls else []
-    told += [f"{trail.unknown_calls} calls are unknown"] if trail.unknown_calls else []
-    return f"{'; '.join(told)}." if told else "No call went past its hold."
+def _marks_text(history: LedgerHistory) -> str:
+    parts = [f"{history.overrun_calls} calls went past their hold"] if history.overrun_calls else []
+    parts += [f"{history.unknown_calls} calls are unknown"] if history.unknown_calls else []
+    return f"{'; '.join(parts)}." if parts else "No call went past its hold."
 
 
 def _writers(texts: Texts, large: str, width: int) -> Any:

@@ -51,21 +51,15 @@ class Chart:
     draw: Callable[[int], Any]
     caption: str = ""
 
-    def svg(self, width: int, name: str) -> str:
-        """For the page, without roles of its own. name: unlike any other chart's there, for its ids."""
-        text: str = library("vl_convert").vegalite_to_svg(self.draw(width).to_dict())
-        ids = dict.fromkeys(re.findall(r'\bid="([^"]+)"', text))
-        for each in ids:
-            text = text.replace(f'id="{each}"', f'id="{name}-{each}"').replace(
-                f"#{each})", f"#{name}-{each})"
-            )
-        return re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", text)
+    def svg(self, width: int) -> str:
+        """The drawing as an SVG document, with CSS variables for colours."""
+        return str(library("vl_convert").vegalite_to_svg(self.draw(width).to_dict()))
 
     def png(self, width: int = WIDE, scale: float = 2.0) -> bytes:
+        """The drawing in the light colours. scale: pixels of the file a pixel of the drawing."""
         spec = json.dumps(self.draw(width).properties(background=LIGHT["paper"]).to_dict())
         spec = re.sub(r"var\(--([a-z0-9-]+)\)", lambda found: LIGHT[found[1]], spec)
-        made: bytes = library("vl_convert").vegalite_to_png(spec, scale=scale)
-        return made
+        return bytes(library("vl_convert").vegalite_to_png(spec, scale=scale))
 
 
 def log_ticks(low: float, high: float) -> list[float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from viaticum.reports.drawing import Chart
+from viaticum.reports.chart_rendering import Chart
 from viaticum.reports.runs import Group, Written
 
 LEDGER, ROWS, TABLE, LEDGER_ROWS = "ledger", "rows of the job", "outcome table", "ledger and rows of the job"
@@ -45,7 +45,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Part:
+class RunSections:
     """A run's sections; `notices` come first: the job still runs, the ledger is gone."""
 
     name: str

@@ -1,0 +1,392 @@
+"""What a report says of one run, section by section: routes, calibration, forecasts, writers, budget, accounts, failures."""
+
+from __future__ import annotations
+
+from viaticum.reports import run_charts
+from viaticum.reports.formatting import (
+    NONE,
+    count,
+    per_1000,
+    percent,
+    points,
+    sentence,
+    share_text,
+    signed_usd,
+    span,
+    times,
+    usd,
+)
+from viaticum.reports.numbers import RunNumbers
+from viaticum.reports.run_metrics import Coverage
+from viaticum.reports.sections import LEDGER, LEDGER_ROWS, ROWS, TABLE, Section, Table
+
+
+def sections_of(numbers: RunNumbers) -> list[Section]:
+    sections = [
+        _routes(numbers),
+        _calibration(numbers),
+        _forecasts(numbers),
+        _writers(numbers),
+        _budget(numbers),
+        _accounts(numbers),
+        _failures(numbers),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def _routes(numbers: RunNumbers) -> Section:
+    title = "Routes"
+    source = (LEDGER_ROWS if numbers.history else TABLE if numbers.run.job is None else ROWS) + (
+        f"; {TABLE}" if numbers.plane and numbers.run.job else ""
+    )
+    if not numbers.routes or numbers.all is None:
+        return Section(
+            "routes", title, source, empty=sentence(numbers.missing.get("rows", "no route was taken"))
+        )
+    with_regret = any(each.regret is not None for each in numbers.routes)
+    columns = [
+        ("route", False),
+        ("rows", True),
+        ("share", True),
+        ("right (95%)", True),
+        ("per 1,000", True),
+        ("p50 / p95", True),
+        ("escalated", True),
+    ]
+    columns += [("regret", True)] if with_regret else []
+    shown = [*numbers.routes, numbers.all] if len(numbers.routes) > 1 else list(numbers.routes)
+    rows = [
+        (
+            each.route,
+            f"{each.of.count:,}",
+            percent(each.of.value),
+            share_text(each.accuracy),
+            per_1000(each.cost),
+            times(each),
+            percent(each.escalated.value) if each.escalated else NONE,
+            *([percent(each.regret.value) if each.regret else NONE] if with_regret else []),
+        )
+        for each in shown
+    ]
+    notes = [
+        "Escalated: rows that took more than one call. Cost is per 1,000 rows of the route; time is of a row's calls."
+    ]
+    notes += (
+        ["Regret: rows not right though some single pair of the outcome table is right on that question."]
+        if with_regret
+        else [
+            "Regret is not known: "
+            + (numbers.missing.get("plane") or "the outcome table is about other questions")
+            + "."
+        ]
+    )
+    if numbers.all.overpaid is not None:
+        notes.append(
+            f"Right rows cost {per_1000(numbers.all.overpaid)} per 1,000 above the cheapest pair that is right."
+        )
+    return Section(
+        "routes",
+        title,
+        source,
+        tables=(Table("What each route got, cost and took", tuple(columns), tuple(rows)),),
+        notes=tuple(notes),
+    )
+
+
+def _calibration(numbers: RunNumbers) -> Section:
+    title, calibration = "Calibration", numbers.calibration
+    if calibration is None:
+        return Section("calibration", title, ROWS, empty=sentence(numbers.missing["calibration"]))
+    lead = (
+        f"Expected calibration error {percent(calibration.error)} over {count(calibration.of, 'row')}; Brier score {calibration.brier:.3f}. On average "
+        f"{percent(calibration.predicted)} were predicted to be right and {percent(calibration.right)} were: {points(calibration.surplus)}.",
+    )
+    rows = tuple(
+        (
+            f"{each.begin:.0%} to {each.end:.0%}",
+            f"{each.right.of:,}",
+            percent(each.predicted),
+            share_text(each.right),
+        )
+        for each in calibration.bins
+    )
+    columns = (("predicted", False), ("rows", True), ("mean predicted", True), ("right (95%)", True))
+    data = Table("Right answers by predicted accuracy", columns, rows)
+    notes = ("Of the rows that were tried and whose right answer is known.",)
+    return Section(
+        "calibration",
+        title,
+        ROWS,
+        lead,
+        (run_charts.calibration_chart(calibration),),
+        data=(data,),
+        notes=notes,
+    )
+
+
+def _forecasts(numbers: RunNumbers) -> Section:
+    title = "Predicted and real tokens"
+    if numbers.tokens is None and numbers.costs is None:
+        return Section(
+            "forecasts", title, ROWS, empty=sentence(numbers.missing.get("tokens", "nothing was predicted"))
+        )
+    rows = [
+        (
+            name,
+            _expected(each),
+            share_text(each.within_p50),
+            share_text(each.within_p90),
+            f"{each.ratio:.2f}" if each.ratio else NONE,
+        )
+        for name, each in (("output tokens", numbers.tokens), ("cost", numbers.costs))
+        if each is not None
+    ]
+    columns = (
+        ("measure", False),
+        ("rows", True),
+        ("within p50 (wanted: 50%)", True),
+        ("within p90 (wanted: 90%)", True),
+        ("real / predicted", True),
+    )
+    table = Table("How often what a row took stayed within what was predicted", columns, tuple(rows))
+    charts = (run_charts.tokens_chart(numbers.tokens),) if numbers.tokens and numbers.tokens.dots else ()
+    notes = (
+        "Of the rows that were tried, without those answered from an earlier identical call. Real by predicted: sums, against the median.",
+    )
+    lead = (sentence(numbers.missing["tokens"]),) if numbers.tokens is None else ()
+    return Section(
+        "forecasts", title, LEDGER_ROWS if numbers.history else ROWS, lead, charts, (table,), notes=notes
+    )
+
+
+def _expected(each: Coverage) -> str:
+    known = each.within_p50 or each.within_p90
+    return f"{known.of:,}" if known else NONE
+
+
+def _writers(numbers: RunNumbers) -> Section:
+    title, writers = "Who wrote", numbers.writers
+    source = LEDGER if numbers.history else TABLE if numbers.run.job is None else ROWS
+    if writers is None:
+        return Section("writers", title, source, empty=sentence(numbers.missing["writers"]))
+    columns: list[tuple[str, bool]] = [
+        ("model", False),
+        ("tokens read", True),
+        ("tokens written", True),
+        ("share written", True),
+    ]
+    columns += [("cost", True)] if numbers.history else []
+    rows = tuple(
+        (
+            each.model,
+            f"{each.input_tokens:,}",
+            f"{each.output_tokens:,}",
+            percent(each.share),
+            *([usd(each.nanousd)] if numbers.history else []),
+        )
+        for each in writers.models
+    )
+    lead, texts = [], numbers.texts
+    if not texts.count:
+        lead.append(sentence(numbers.missing["texts"]))
+    else:
+        wrote = {name: sum(parts) for name, parts in texts.parts.items()}
+        share = (
+            f"{writers.large}, the larger model, wrote {percent(wrote[writers.large] / sum(wrote.values()))}"
+            if writers.large
+            else "; ".join(
+                f"{name} wrote {percent(amount / sum(wrote.values()))}" for name, amount in wrote.items()
+            )
+        )
+        lead.append(
+            f"Of {count(texts.count, 'text')} that several models wrote together, {share}, counted in characters."
+        )
+    chart = run_charts.writers_chart(texts, writers.large)
+    return Section(
+        "writers",
+        title,
+        source if not texts.count else f"{source}; {ROWS}",
+        tuple(lead),
+        (chart,) if chart else (),
+        (Table("Tokens by model", tuple(columns), rows),),
+        data=(_parts_table(numbers),) if chart else (),
+        written=tuple(texts.shown),
+        large=writers.large,
+    )
+
+
+def _parts_table(numbers: RunNumbers) -> Table:
+    parts = numbers.texts.parts
+    names = list(parts)
+    step = 100 // len(next(iter(parts.values())))
+    rows = []
+    for part in range(100 // step):
+        total = sum(parts[name][part] for name in names) or 1.0
+        rows.append(
+            (
+                f"{part * step}% to {part * step + step}%",
+                *(percent(parts[name][part] / total) for name in names),
+            )
+        )
+    return Table(
+        "Share of the text by place",
+        (("place in the text", False), *((name, True) for name in names)),
+        tuple(rows),
+    )
+
+
+def _budget(numbers: RunNumbers) -> Section:
+    title, history = "Budget", numbers.history
+    if history is None:
+        return Section("budget", title, LEDGER, empty=sentence(numbers.missing["ledger"]))
+    chart = run_charts.burn_chart(history)
+    lead = [
+        f"{usd(history.posted)} was spent in {count(history.calls, 'call')}"
+        + (
+            f", {usd(history.limit - history.before - history.posted - history.held)} of {usd(history.limit)} is left"
+            if history.limit
+            else ""
+        )
+        + f"; at most {usd(history.highest)} was spent and held at once."
+    ]
+    if history.window:
+        lead.append(
+            f"The limit holds for each {history.window}; the line shows spending since the job began."
+        )
+    rows = [
+        ("spent", f"{history.calls:,}", usd(history.posted)),
+        ("of it by calls that no row names", f"{history.unnamed_calls:,}", usd(history.unnamed)),
+        ("spent in this budget before the job", NONE, usd(history.before)),
+        ("still held", f"{history.held_calls:,}", usd(history.held)),
+        ("of it unknown: sent, and never heard of again", f"{history.unknown_calls:,}", usd(history.unknown)),
+        ("overruns: above what was held", f"{history.overrun_calls:,}", usd(history.overrun)),
+        ("freed: the call was not made, or cost nothing", f"{history.voided:,}", NONE),
+        ("expired: held and never sent", f"{history.expired:,}", NONE),
+    ]
+    table = Table(
+        "What became of the budget", (("entries", False), ("calls", True), ("amount", True)), tuple(rows)
+    )
+    data = [_moments_table(numbers)] if chart else []
+    tables = [table]
+    if history.overruns:
+        marks = tuple(
+            (mark.key, span(max(0.0, mark.seconds)), usd(mark.nanousd)) for mark in history.overruns[:5]
+        )
+        tables.append(
+            Table("Largest overruns", (("call", False), ("after", True), ("above its hold", True)), marks)
+        )
+    note = (
+        "The ledger was played again from its first entry and agrees with itself."
+        if history.checked and not history.wrong
+        else "The ledger is long and was not played again here: viaticum budget verify does."
+        if not history.checked
+        else f"The ledger does not agree with itself: {'; '.join(history.wrong)}."
+    )
+    return Section(
+        "budget",
+        title,
+        LEDGER,
+        tuple(lead),
+        (chart,) if chart else (),
+        tuple(tables),
+        tuple(data),
+        notes=(note,),
+    )
+
+
+def _moments_table(numbers: RunNumbers) -> Table:
+    assert numbers.history is not None
+    moments = numbers.history.moments
+    step = max(1, len(moments) // 20)
+    shown = [*moments[::step], *([moments[-1]] if (len(moments) - 1) % step else [])]
+    rows = tuple(
+        (span(max(0.0, each.seconds)), usd(each.posted), usd(each.committed - each.posted)) for each in shown
+    )
+    return Table(
+        "Spent and held over time", (("after", False), ("spent", True), ("held at most", True)), rows
+    )
+
+
+def _accounts(numbers: RunNumbers) -> Section:
+    title, history = "Ledger against provider", numbers.history
+    source = f"{LEDGER}; {ROWS}"
+    if history is None:
+        return Section("accounts", title, source, empty=sentence(numbers.missing["ledger"]))
+    rows, lead = [], []
+    if (from_rows := numbers.against_rows) is not None:
+        rows.append(
+            (
+                "what the rows say",
+                f"{from_rows.calls:,}",
+                usd(from_rows.rows),
+                usd(from_rows.posted),
+                signed_usd(from_rows.rows - from_rows.posted),
+                f"{from_rows.differ:,}",
+            )
+        )
+    if (provider := numbers.provider) is not None:
+        rows.append(
+            (
+                "what providers say",
+                f"{provider.calls:,}",
+                usd(provider.reported),
+                usd(provider.posted),
+                signed_usd(provider.reported - provider.posted),
+                f"{provider.differ:,}",
+            )
+        )
+        share = (provider.reported - provider.posted) / provider.posted if provider.posted else 0.0
+        lead.append(
+            f"Providers reported {usd(provider.reported)} for calls that the ledger posted at {usd(provider.posted)}: {100 * share:+.2f}%.".replace(
+                "-", "−"
+            )
+        )
+    else:
+        lead.append(sentence(numbers.missing["provider"]))
+    columns = (
+        ("account", False),
+        ("calls", True),
+        ("they say", True),
+        ("ledger", True),
+        ("difference", True),
+        ("calls that differ", True),
+    )
+    notes = ["A provider's cost differs where it is more than 1% off."] if provider else []
+    if history.missing:
+        notes.append(
+            f"{count(history.missing, 'call')} that the rows name {'has' if history.missing == 1 else 'have'} no posted entry in the ledger."
+        )
+    return Section(
+        "accounts",
+        title,
+        source,
+        tuple(lead),
+        tables=(Table("Accounts", columns, tuple(rows)),),
+        notes=tuple(notes),
+    )
+
+
+def _failures(numbers: RunNumbers) -> Section:
+    title = "Failures"
+    source = TABLE if numbers.run.job is None else ROWS
+    if not numbers.groups:
+        return Section(
+            "failures",
+            title,
+            source,
+            empty=sentence(numbers.missing.get("rows", "no row failed, was skipped or is known to be wrong")),
+        )
+    order = {"failed": 0, "skipped": 1, "no answer": 2, "wrong": 3}
+    groups = sorted(numbers.groups, key=lambda group: (order[group.state], -group.count))
+    of = len(numbers.run.rows)
+    rows = tuple(
+        (f"{group.state}: {group.reason}", f"{group.count:,}", percent(group.count / of))
+        for group in groups[:20]
+    )
+    notes = [f"{len(groups) - 20} rarer reasons are in the JSON."] if len(groups) > 20 else []
+    table = Table(
+        "What came to nothing, and why", (("what and why", False), ("rows", True), ("share", True)), rows
+    )
+    return Section(
+        "failures", title, source, tables=(table,), failures=tuple(groups[:20]), of=of, notes=tuple(notes)
+    )
