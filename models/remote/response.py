@@ -77,7 +77,7 @@ class PartialResponse:
         self.hidden_text += name + arguments
 
     def check_ended(self, response: Any, name: str) -> None:
-        """Raise `ProviderUnavailable` for a stream that ended without a finish reason (no error in LiteLLM)."""
+        """Raise `ProviderUnavailable` for a stream without a finish reason (no error in LiteLLM)."""
         if hasattr(response, "received_finish_reason") and not (
             response.received_finish_reason or getattr(response, "intermittent_finish_reason", None)
         ):
