@@ -1,14 +1,14 @@
-"""Set a token router's threshold on prompts of one's own: to a share of the large model, to a speed, or to a recall.
+"""Calibration of a token router's threshold to a share of the large model, a speed, or a recall.
 
-A share is that of texts which the pair writes with the router, not of texts that are there already: what the small model
-writes changes what it is asked next. So the pair writes, the threshold is moved to where the share of its scores is the wanted one,
-and it writes again. Leaves out training; a recall can only be counted on labels.
+A share is that of texts which the pair writes with the router, not of existing texts: each token of the small
+model changes what follows. So the pair writes, the threshold moves to where its scores have the wanted share,
+and the pair writes again. A recall is counted on labels. Leaves out training.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,19 +19,19 @@ from viaticum.models.local import LocalModels, check_context, stop_ids
 from viaticum.models.token_routers import check_members
 from viaticum.questions import Question
 from viaticum.strategies import get as get_strategy
+from viaticum.training.progress import Report, no_report
 
 if TYPE_CHECKING:
     from viaticum.decoders import Request
     from viaticum.routers.token.neural import TrainedRouter
 
-ROUNDS = 4
-CLOSE = 0.01  # of a share: nearer than this it is met
-Report = Callable[[str, int, int], None]
+MAX_ROUNDS = 4
+SHARE_TOLERANCE = 0.01  # a share that is nearer than this is met
 
 
 @dataclass(frozen=True)
 class _Round:
-    """What the pair did at a threshold. small, large: seconds a token of each."""
+    """Measurements at one threshold. small, large: seconds per token of each model."""
 
     threshold: float
     share: float
@@ -52,13 +52,26 @@ def calibrate(
     pair: str = "",
     strategy: str = "",
     slots: int = 16,
-    report: Report = lambda stage, done, of: None,
+    report: Report = no_report,
 ) -> TrainedRouter:
-    """Let the pair write the answers, and keep the threshold that comes nearest to the share, or the speed.
+    """Let the pair write answers, and store the threshold that comes nearest to a share or a speed.
 
-    The speed is that of all `slots` together, on this machine as it is now. The router in the folder is replaced. Raises
-    `InputError` for a share or speed that cannot be, or a router of other weights, `PromptTooLong` for a question that does
-    not fit both models, and `ModelError` where a text fails.
+    Args:
+        folder: folder of the router, which is replaced.
+        questions: questions that the pair answers.
+        catalogue: the models.
+        share: wanted share of the tokens that the large model writes; this or tokens_per_second.
+        tokens_per_second: wanted speed of all `slots` together, on this machine as it is now.
+        pair: by default the pair that the router was trained for.
+        strategy: by default that of the labels.
+        slots: texts that are written at once.
+        report: called with stage, done and total.
+
+    Raises:
+        InputError: the share or speed is impossible, or the router was trained on other weights.
+        DataError: there are no questions.
+        PromptTooLong: a question does not fit both models.
+        ModelError: a text failed.
     """
     from viaticum.routers.token.neural import TrainedRouter
 
@@ -69,31 +82,40 @@ def calibrate(
     if not questions:
         raise DataError("no questions to calibrate on; write one object with a question a line")
     router = TrainedRouter.load(folder)
-    writes = _Writer(router, questions, catalogue, pair, strategy, slots)
+    measure = _ThresholdRun(router, questions, catalogue, pair, strategy, slots)
     threshold = router.threshold if share is None else router.threshold_for(share)
     rounds: list[_Round] = []
-    for number in range(ROUNDS):
-        report("writing", number, ROUNDS)
-        rounds.append(writes(threshold))
+    for number in range(MAX_ROUNDS):
+        report("writing", number, MAX_ROUNDS)
+        rounds.append(measure(threshold))
         if tokens_per_second is not None:
             share = _share_for(tokens_per_second, rounds[-1])
         assert share is not None, "one of the two is given"
-        if abs(rounds[-1].share - share) <= CLOSE:
+        if abs(rounds[-1].share - share) <= SHARE_TOLERANCE:
             break
         threshold = _quantile(rounds[-1].scores, 1 - share)
         if any(each.threshold == threshold for each in rounds):
-            break  # no score lies between
-    report("writing", ROUNDS, ROUNDS)
+            break  # no score lies in between
+    report("writing", MAX_ROUNDS, MAX_ROUNDS)
     assert share is not None, "one of the two is given"
     best = min(rounds, key=lambda each: abs(each.share - share))
-    return _keep(folder, router, best, share, tokens_per_second, len(questions))
+    return _save(folder, router, best, share, tokens_per_second, len(questions))
 
 
 def calibrate_recall(folder: str | Path, labels: str | Path, recall: float) -> TrainedRouter:
-    """Keep the highest threshold that finds so much of the divergent tokens of the questions it did not learn from.
+    """Store the highest threshold that finds a share of the divergent tokens in questions not learned from.
 
-    Which tokens diverge is told by the verifier that it learned from, or the folder's first where it has none by that one.
-    Raises `InputError` for a recall out of range or labels of other weights, `DataError` where nothing diverges.
+    Tokens are divergent by the verifier that the router learned from, or by the folder's first where that one
+    has no labels.
+
+    Args:
+        folder: folder of the router, which is replaced.
+        labels: folder of labels.
+        recall: wanted share of the divergent tokens, above 0 and at most 1.
+
+    Raises:
+        InputError: the recall is out of range, or the labels are of other weights.
+        DataError: nothing diverges.
     """
     from viaticum.routers.token.labels import DIVERGENT, UNKNOWN, LabelledTokens
     from viaticum.routers.token.metrics import share_for_recall
@@ -112,11 +134,13 @@ def calibrate_recall(folder: str | Path, labels: str | Path, recall: float) -> T
             f"no token of {labels} diverges in a question that the router did not learn from; label others"
         )
     scores = score(router.network, unseen)
-    threshold = float(scores[positive].sort(descending=True).values[_needed(recall, int(positive.sum())) - 1])
+    threshold = float(
+        scores[positive].sort(descending=True).values[_min_found(recall, int(positive.sum())) - 1]
+    )
     share = share_for_recall(scores, positive, recall)
     facts = {
         **router.facts,
-        "threshold": max(0.0, threshold - 1e-7),  # the last token that counts has to lie above it
+        "threshold": max(0.0, threshold - 1e-7),  # below the score of the last token that counts
         "quantiles": quantiles_of(scores),
         "calibration": {
             "by": "recall on labels",
@@ -125,17 +149,18 @@ def calibrate_recall(folder: str | Path, labels: str | Path, recall: float) -> T
             "questions": len(set(unseen.owner.tolist())),
         },
     }
-    found = replace(router, facts=facts)
-    found.save(folder)
-    return found
+    calibrated = replace(router, facts=facts)
+    calibrated.save(folder)
+    return calibrated
 
 
-def _needed(recall: float, of: int) -> int:
+def _min_found(recall: float, of: int) -> int:
+    """Tokens to find for a recall of `of` tokens, rounded up."""
     return max(1, -int(-(recall * of - 1e-9) // 1))
 
 
-class _Writer:
-    """Lets the pair answer the questions at a threshold."""
+class _ThresholdRun:
+    """Lets the pair answer the questions at a threshold, and measures share and speed."""
 
     def __init__(
         self,
@@ -155,10 +180,14 @@ class _Writer:
         check_members(router, self.spec, catalogue)
         self.pool = LocalModels(catalogue, slots=slots)
         self.model = self.pool.model(self.spec.name)
-        asks = get_strategy(strategy or router.facts["strategy"])
+        prompting = get_strategy(strategy or router.facts["strategy"])
         self.names = [each.id for each in questions]
         self.requests: list[Request] = [
-            Request(self.model.prompt(asks.messages(each.query)), asks.max_new_tokens, stop=asks.stop)
+            Request(
+                self.model.prompt(prompting.messages(each.query)),
+                prompting.max_new_tokens,
+                stop=prompting.stop,
+            )
             for each in questions
         ]
         members = [catalogue[name] for name in self.spec.members]
@@ -178,18 +207,18 @@ class _Writer:
             stop_ids=stop_ids(large, self.model.tokenizer),
             names=(self.spec.members[0], self.spec.members[1]),
         )
-        began = time.perf_counter()
+        started = time.perf_counter()
         results = decoder.write_all(self.requests)
-        seconds, stats = time.perf_counter() - began, decoder.stats
+        seconds, stats = time.perf_counter() - started, decoder.stats
         for name, result in zip(self.names, results, strict=True):
             if result.error is not None:
                 raise ModelError(f"question {name!r}: {result.error}")
         traces = [result.trace for result in results]
-        made = [each for trace in traces for each in trace.made_by]
+        made_by = [model for trace in traces for model in trace.made_by]  # 0: small, 1: large
         return _Round(
             threshold,
-            share=sum(made) / len(made),
-            tokens=len(made),
+            share=sum(made_by) / len(made_by),
+            tokens=len(made_by),
             seconds=seconds,
             small=stats.small.seconds / max(1, stats.proposed),
             large=stats.large.seconds / max(1, stats.large_tokens),
@@ -197,29 +226,31 @@ class _Writer:
         )
 
 
-def _share_for(tokens_per_second: float, seen: _Round) -> float:
-    """The share at which so many tokens a second are to be expected: seconds a token = small + share * large.
+def _share_for(tokens_per_second: float, measured: _Round) -> float:
+    """The share with this expected speed: seconds per token = small + share * large.
 
-    Where no token of the large model was seen its time is that of the small one: too little, until the next round.
+    Without a token of the large model its time is taken to be the small one's: too little, until the next
+    round.
     """
     if not tokens_per_second > 0:
         raise InputError(f"tokens_per_second must be above 0, got {tokens_per_second}")
-    fastest = 1 / seen.small
+    fastest = 1 / measured.small
     if tokens_per_second >= fastest:
         raise InputError(
-            f"{tokens_per_second:g} tokens a second cannot be reached: the small model alone makes {fastest:.1f}"
+            f"{tokens_per_second:g} tokens a second cannot be reached: the small model alone makes "
+            f"{fastest:.1f}"
         )
-    share = (1 / tokens_per_second - seen.small) / (seen.large or seen.small)
+    share = (1 / tokens_per_second - measured.small) / (measured.large or measured.small)
     return min(share, 0.99)
 
 
 def _quantile(scores: list[float], level: float) -> float:
-    """The score that this share of the scores is at most: what lies above it goes to the large model."""
+    """The score that a share `level` of the scores does not exceed."""
     ordered = sorted(scores)
     return ordered[min(len(ordered) - 1, max(0, round(level * len(ordered)) - 1))]
 
 
-def _keep(
+def _save(
     folder: str | Path,
     router: TrainedRouter,
     best: _Round,
@@ -229,7 +260,7 @@ def _keep(
 ) -> TrainedRouter:
     from viaticum.routers.token.train import quantiles_of
 
-    told: dict[str, Any] = {
+    calibration: dict[str, Any] = {
         "by": "share of served texts" if tokens_per_second is None else "tokens per second",
         "wanted": share if tokens_per_second is None else tokens_per_second,
         "share": best.share,
@@ -241,8 +272,8 @@ def _keep(
         **router.facts,
         "threshold": best.threshold,
         "quantiles": quantiles_of(best.scores),
-        "calibration": told,
+        "calibration": calibration,
     }
-    found = replace(router, facts=facts)
-    found.save(folder)
-    return found
+    calibrated = replace(router, facts=facts)
+    calibrated.save(folder)
+    return calibrated

@@ -1,7 +1,7 @@
-"""The large model's texts for labels: its responses, and how it would go on from another token.
+"""The large model's texts for labels: its responses, and how it continues from another token.
 
-Continuations are written question by question, the longest prefix first: then some slot always holds what the next
-one begins with, and reading it again is not needed (`Runner.start`). Knows no verifier and no file.
+Continuations are generated question by question, the longest prefix first: some slot then holds what the next
+one begins with, so that it need not be read again (`Runner.start`). Leaves out verifiers and files.
 """
 
 from __future__ import annotations
@@ -19,32 +19,49 @@ from viaticum.training.sentences import has_ended
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """Where a text is to be written from: a question's id, the tokens before it, and how many more at most.
+class GenerationTask:
+    """A text to generate: a response, or a continuation of one from a replaced token.
 
-    place, token: of a continuation, the token of the response that `token` takes the place of. before: what was
-    written of it already. context: the response up to the place, as text.
+    Args:
+        id: of the question.
+        prompt: token ids before the response.
+        max_new_tokens: most tokens to generate.
+        position: index of the replaced token in the response; -1 for a response.
+        token: the token that replaces it.
+        written: tokens of the continuation that an earlier run generated.
+        response: tokens of the whole response.
+        complete: generate to the end of the text, not only to the end of a sentence.
     """
 
     id: str
     prompt: Sequence[int]
-    most: int
-    place: int = -1
+    max_new_tokens: int
+    position: int = -1
     token: int = -1
-    before: tuple[int, ...] = ()
+    written: tuple[int, ...] = ()
     response: tuple[int, ...] = ()
-    whole: bool = True  # to the end of the text, not to a sentence's end alone
+    complete: bool = True
 
     @property
-    def sequence(self) -> list[int]:
-        if self.place < 0:
+    def prefix(self) -> list[int]:
+        """All token ids before the first one to generate."""
+        if self.position < 0:
             return list(self.prompt)
-        return [*self.prompt, *self.response[: self.place], self.token, *self.before]
+        return [*self.prompt, *self.response[: self.position], self.token, *self.written]
 
 
 @dataclass(slots=True)
-class Work:
-    """What a stage took. needed: tokens that differ from all others' beginnings; unshared: were nothing kept."""
+class StageStats:
+    """What a stage computed. The names are those in the manifest.
+
+    Args:
+        texts: texts generated or judged.
+        read: prompt tokens read.
+        needed: prompt tokens to read where every common prefix is read once.
+        unshared: prompt tokens to read where no prefix is shared.
+        made: tokens generated.
+        seconds: wall time.
+    """
 
     texts: int = 0
     read: int = 0
@@ -53,115 +70,118 @@ class Work:
     made: int = 0
     seconds: float = 0.0
 
-    def __add__(self, other: Work) -> Work:
-        return Work(*(getattr(self, name) + getattr(other, name) for name in Work.__slots__))
+    def __add__(self, other: StageStats) -> StageStats:
+        return StageStats(*(getattr(self, name) + getattr(other, name) for name in StageStats.__slots__))
 
 
-Ended = tuple[Start, tuple[int, ...], str]  # where it began, its tokens, how it ended
+FinishedText = tuple[GenerationTask, tuple[int, ...], str]  # task, tokens (those written before too), finish
 
 
-def write(
+def generate(
     decoder: MixedDecoder,
-    starts: Iterable[Start],
+    tasks: Iterable[GenerationTask],
     *,
     stop: tuple[str, ...] = (),
     sentence_cap: int,
-    work: Work,
-) -> Iterator[Ended]:
-    """Texts from these places on, as each ends; adds up what they took.
+    stats: StageStats,
+) -> Iterator[FinishedText]:
+    """Generate texts, yield each as it ends, and add to `stats`.
 
-    Those that are not wanted whole end at the second sentence end after their place, or after `sentence_cap` tokens.
-    Raises what made a text fail, once it is met; those before it were given.
+    Texts that need not be complete end at the second sentence end after their position, or after
+    `sentence_cap` tokens.
+
+    Raises:
+        ViaticumError: the error of a failed text; texts that ended before it were yielded.
     """
     engine = decoder.engine()
-    pending, active = deque(_ordered(starts)), dict[int, Start]()
-    watches: dict[int, _Watch] = {}
-    began, read = time.perf_counter(), decoder.stats.large.tokens
+    pending, active = deque(_in_reuse_order(tasks)), dict[int, GenerationTask]()
+    limits: dict[int, _SentenceLimit] = {}
+    started, read_before = time.perf_counter(), decoder.stats.large.tokens
     sequences: list[list[int]] = []
     try:
         while pending or active:
-            for start in _admitted(pending, decoder.slots - len(active), set(map(_of, active.values()))):
-                most = start.most if start.whole else min(start.most, sentence_cap)
-                number = engine.add(Request(start.sequence, max_new_tokens=most, stop=stop))
-                active[number] = start
-                if not start.whole:
-                    watches[number] = _Watch(decoder.tokenizer.decode, start)
+            active_ids = {task.id for task in active.values()}
+            for task in _next_tasks(pending, decoder.slots - len(active), active_ids):
+                most = task.max_new_tokens if task.complete else min(task.max_new_tokens, sentence_cap)
+                number = engine.add(Request(task.prefix, max_new_tokens=most, stop=stop))
+                active[number] = task
+                if not task.complete:
+                    limits[number] = _SentenceLimit(decoder.tokenizer.decode, task)
             for event in engine.step():
-                if _is_over(event, watches):
+                if _reaches_limit(event, limits):
                     engine.abort(event.index)
                 if event.result is None:
                     continue
                 if event.result.error is not None:
                     raise event.result.error
-                start, tokens = active.pop(event.index), event.result.trace.tokens
-                watched = watches.pop(event.index, None)
+                task, tokens = active.pop(event.index), event.result.trace.tokens
+                limited = limits.pop(event.index, None) is not None
                 finish: str = event.result.finish_reason
-                if watched is not None and finish in ("aborted", "length"):
+                if limited and finish in ("aborted", "length"):
                     finish = SENTENCE
-                sequences.append([*start.sequence, *tokens[:-1]])
-                work.texts += 1
-                work.made += len(tokens)
-                yield start, start.before + tokens, finish
+                sequences.append([*task.prefix, *tokens[:-1]])
+                stats.texts += 1
+                stats.made += len(tokens)
+                yield task, task.written + tokens, finish
     finally:
         engine.close()
-        work.seconds += time.perf_counter() - began
-        work.read += decoder.stats.large.tokens - read
-        work.needed += distinct_tokens(sequences)
-        work.unshared += sum(map(len, sequences))
+        stats.seconds += time.perf_counter() - started
+        stats.read += decoder.stats.large.tokens - read_before
+        stats.needed += distinct_tokens(sequences)
+        stats.unshared += sum(map(len, sequences))
 
 
-def branch_of(ended: Ended) -> Continuation:
-    start, tokens, finish = ended
-    return Continuation(start.id, start.place, start.token, tokens, finish)
+def to_continuation(finished: FinishedText) -> Continuation:
+    task, tokens, finish = finished
+    return Continuation(task.id, task.position, task.token, tokens, finish)
 
 
 def distinct_tokens(sequences: Sequence[Sequence[int]]) -> int:
-    """Tokens that have to be read where every common beginning is read once."""
+    """Return the tokens to read where every common prefix is read once."""
     ordered = sorted(sequences, key=list)
     shared = (shared_length(a, b) for a, b in pairwise(ordered))
     return sum(map(len, ordered)) - sum(shared)
 
 
-def _ordered(starts: Iterable[Start]) -> list[Start]:
-    """Questions as they come, of each the longest prefix first."""
-    places: dict[str, int] = {}
-    starts = list(starts)
-    for start in starts:
-        places.setdefault(start.id, len(places))
-    return sorted(starts, key=lambda start: (places[start.id], -len(start.sequence)))
+def _in_reuse_order(tasks: Iterable[GenerationTask]) -> list[GenerationTask]:
+    """Questions in the given order; of each question the longest prefix first."""
+    order: dict[str, int] = {}
+    tasks = list(tasks)
+    for task in tasks:
+        order.setdefault(task.id, len(order))
+    return sorted(tasks, key=lambda task: (order[task.id], -len(task.prefix)))
 
 
-def _admitted(pending: deque[Start], free: int, active: set[str]) -> Iterator[Start]:
-    """The next texts. After the first of a question none follows in this step: the others begin with what it reads."""
-    while pending and free > 0:
-        start = pending.popleft()
-        yield start
-        free -= 1
-        if start.place >= 0 and start.id not in active:
+def _next_tasks(
+    pending: deque[GenerationTask], free_slots: int, active_ids: set[str]
+) -> Iterator[GenerationTask]:
+    """The next tasks. The first continuation of a question goes alone: the others reuse what it reads."""
+    while pending and free_slots > 0:
+        task = pending.popleft()
+        yield task
+        free_slots -= 1
+        if task.position >= 0 and task.id not in active_ids:
             return
 
 
-def _of(start: Start) -> str:
-    return start.id
+class _SentenceLimit:
+    """Ends a continuation at the second sentence end after its position."""
 
-
-class _Watch:
-    """Whether a continuation has reached the second sentence end after its place."""
-
-    def __init__(self, decode: Callable[[list[int]], str], start: Start) -> None:
-        self._decode, self._tokens = decode, [*start.response[: start.place], start.token, *start.before]
-        self._at = len(decode(list(start.response[: start.place])).rstrip("\ufffd"))
-        self.over = False
+    def __init__(self, decode: Callable[[list[int]], str], task: GenerationTask) -> None:
+        self._decode = decode
+        self._tokens = [*task.response[: task.position], task.token, *task.written]
+        self._start = len(decode(list(task.response[: task.position])).rstrip("\ufffd"))  # in characters
+        self.reached = False
 
     def push(self, token: int) -> bool:
-        """Whether it has been reached now, with one more token."""
+        """Add a token; return whether the limit is reached with it."""
         self._tokens.append(token)
-        self.over = has_ended(self._decode(self._tokens), self._at)
-        return self.over
+        self.reached = has_ended(self._decode(self._tokens), self._start)
+        return self.reached
 
 
-def _is_over(event: Event, watches: dict[int, _Watch]) -> bool:
-    watch = watches.get(event.index)
-    if watch is None or watch.over or event.token is None or event.result is not None:
+def _reaches_limit(event: Event, limits: dict[int, _SentenceLimit]) -> bool:
+    limit = limits.get(event.index)
+    if limit is None or limit.reached or event.token is None or event.result is not None:
         return False
-    return watch.push(event.token)
+    return limit.push(event.token)

@@ -1,4 +1,4 @@
-"""Labelled tokens as one Parquet table, for analysis elsewhere: a row a token. Training reads the folder itself."""
+"""Export of labelled tokens as one Parquet table, a row a token. Training reads the folder itself."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from viaticum.outcomes import pyarrow_parquet
 from viaticum.routers.token.label_stats import KINDS
 from viaticum.routers.token.labels import LabelledTokens
 
-ROWS_A_GROUP = 65_536
+ROWS_PER_GROUP = 65_536
 
 
 def write_table(labels: str | Path, path: str | Path) -> int:
     """Write the table, whole or not at all, and return its number of rows.
 
-    Columns: question, place (of the token in the large model's text), token (what the small model would write), entropy
-    (normalised), nats, and a column a verifier with identical, neutral, divergent or unknown. Raises `InputError` and `DataError`
-    as `LabelledTokens.load` does, `MissingExtra` without pyarrow.
+    Columns: question, place (index of the token in the large model's text), token (the id that the small
+    model would write), entropy (normalised), nats, and one for each verifier with identical, neutral,
+    divergent or unknown.
+
+    Args:
+        labels: a folder of labels.
+        path: the file to write.
+
+    Raises:
+        InputError, DataError: as `LabelledTokens.load`.
+        MissingExtra: pyarrow is not installed.
     """
     parquet = pyarrow_parquet()
     import pyarrow as pa
@@ -38,5 +46,5 @@ def write_table(labels: str | Path, path: str | Path) -> int:
         judged = tokens if name == verifiers[0] else LabelledTokens.load(labels, name)
         columns[name] = [kinds[label] for label in judged.labels.tolist()]
     with atomic_file(path) as scratch:
-        parquet.write_table(pa.table(columns), scratch, compression="zstd", row_group_size=ROWS_A_GROUP)
+        parquet.write_table(pa.table(columns), scratch, compression="zstd", row_group_size=ROWS_PER_GROUP)
     return len(tokens)

@@ -1,27 +1,36 @@
-"""What a run of labelling has written so far: texts, continuations and verdicts, a line each, on the disk before the next.
+"""Append-only journal of a labelling run: responses, continuations and verdicts, one JSON line each.
 
-A run that was killed goes on from here; only the texts at hand are written again. Knows no model.
+Every line is on the disk before the next text is written, so a run that was killed resumes from here and
+writes only the texts that were in progress again. Leaves out models and verifiers.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from viaticum.errors import DataError, InputError
+from viaticum.errors import DataError
+from viaticum.files import JournalFile
 from viaticum.types import AnswerKind, Query
 
-SENTENCE = "sentence"  # the finish of a continuation that was ended at a sentence's end
-Place = tuple[str, int]  # question id, token of the response
+SENTENCE = "sentence"  # the finish of a continuation that was cut at the end of a sentence
+DifferenceKey = tuple[str, int]  # question id, position of the differing token in the response
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the large model wrote to a question. tokens: with the stop token where it ended by one."""
+    """The large model's answer to a question.
+
+    Args:
+        id: of the question.
+        question: its text.
+        kind: of its answer.
+        tokens: token ids, the stop token included where the text ended with one.
+        finish: finish reason.
+    """
 
     id: str
     question: str
@@ -36,86 +45,92 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """The large model's text from the small model's `token` at a place on, that token left out."""
+    """The large model's text after a token of the small model took the place of its own.
+
+    Args:
+        id: of the question.
+        position: index of the replaced token in the response.
+        token: the small model's token.
+        tokens: token ids after `token`.
+        finish: finish reason, or `SENTENCE`.
+    """
 
     id: str
-    place: int
+    position: int
     token: int
     tokens: tuple[int, ...]
     finish: str
 
     @property
-    def at(self) -> Place:
-        return self.id, self.place
+    def key(self) -> DifferenceKey:
+        return self.id, self.position
 
     @property
-    def ended(self) -> bool:
-        """Whether it was written as far as a text is, and not to a sentence's end alone."""
+    def complete(self) -> bool:
+        """Whether it was written to the end of the text, not only to the end of a sentence."""
         return self.finish != SENTENCE
 
 
 @dataclass
 class Journal:
-    """The file and what it holds."""
+    """The journal file and its content in memory."""
 
     path: Path
     responses: dict[str, Response] = field(default_factory=dict)
-    branches: dict[Place, Continuation] = field(default_factory=dict)
-    verdicts: dict[str, dict[Place, bool | None]] = field(default_factory=dict)
+    continuations: dict[DifferenceKey, Continuation] = field(default_factory=dict)
+    verdicts: dict[str, dict[DifferenceKey, bool | None]] = field(default_factory=dict)  # by verifier
 
     def __post_init__(self) -> None:
-        self._file: IO[str] | None = None  # opened when the first line is written
-        try:
-            self._read()
-        except OSError as error:
-            raise InputError(f"cannot read {self.path}: {error.strerror or error}") from None
-
-    def add(self, record: Response | Continuation) -> None:
-        self._write({type(record).__name__.lower(): asdict(record)})
-        self._hold(record)
-
-    def judge(self, verifier: str, verdicts: Mapping[Place, bool | None]) -> None:
-        rows = [[*place, verdict] for place, verdict in verdicts.items()]
-        self._write({"verdicts": rows, "by": verifier})
-        self.verdicts.setdefault(verifier, {}).update(verdicts)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def _hold(self, record: Response | Continuation) -> None:
-        if isinstance(record, Response):
-            self.responses[record.id] = record
-        else:
-            self.branches[record.at] = record
-
-    def _write(self, record: Mapping[str, Any]) -> None:
-        try:
-            self._file = self._file or self.path.open("a", encoding="utf-8")
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from None
-
-    def _read(self) -> None:
-        if not self.path.exists():
-            return
-        whole = self.path.read_bytes()
-        end = whole.rfind(b"\n") + 1  # a kill in the middle of a write leaves half a line
-        if end < len(whole):
-            os.truncate(self.path, end)
-        for number, line in enumerate(whole[:end].splitlines(), 1):
+        self._file = JournalFile(self.path)
+        for number, line in self._file.lines():
             try:
-                self._take(json.loads(line))
+                self._load(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{self.path}, line {number}: not a line of a journal ({error})") from None
 
-    def _take(self, line: dict[str, Any]) -> None:
+    def add(self, record: Response | Continuation) -> None:
+        self._file.append(_to_json(record))
+        self._store(record)
+
+    def add_verdicts(self, verifier: str, verdicts: Mapping[DifferenceKey, bool | None]) -> None:
+        rows = [[*key, verdict] for key, verdict in verdicts.items()]
+        self._file.append({"verdicts": rows, "by": verifier})
+        self.verdicts.setdefault(verifier, {}).update(verdicts)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _store(self, record: Response | Continuation) -> None:
+        if isinstance(record, Response):
+            self.responses[record.id] = record
+        else:
+            self.continuations[record.key] = record
+
+    def _load(self, line: dict[str, Any]) -> None:
         if "verdicts" in line:
-            known = self.verdicts.setdefault(line["by"], {})
-            known.update({(question, place): verdict for question, place, verdict in line["verdicts"]})
+            verdicts = self.verdicts.setdefault(line["by"], {})
+            verdicts.update(
+                {(question, position): verdict for question, position, verdict in line["verdicts"]}
+            )
             return
         ((kind, values),) = line.items()
-        values["tokens"] = tuple(values["tokens"])
-        self._hold({"response": Response, "branch": Continuation}[kind](**values))
+        self._store(_from_json(kind, values))
+
+
+# The journal calls a continuation "branch" and its position "place".
+
+
+def _to_json(record: Response | Continuation) -> dict[str, Any]:
+    if isinstance(record, Response):
+        return {"response": asdict(record)}
+    values = asdict(record)
+    return {"branch": {"place" if name == "position" else name: value for name, value in values.items()}}
+
+
+def _from_json(kind: str, values: dict[str, Any]) -> Response | Continuation:
+    values["tokens"] = tuple(values["tokens"])
+    if kind == "response":
+        return Response(**values)
+    if kind != "branch":
+        raise KeyError(kind)
+    return Continuation(position=values.pop("place"), **values)

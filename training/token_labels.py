@@ -1,54 +1,52 @@
-"""Labels for a token router: at which tokens would the small model leave the large one's path (R2R, arXiv 2505.21600)?
+"""Labels of tokens at which the small model leaves the large one's path (R2R, arXiv 2505.21600).
 
-The large model answers questions; the small one reads the answers, and where it would write another token the large one
-goes on from that token; verifiers say whether the difference matters. Every text and verdict goes to a journal at
-once, so that a killed run goes on where it was. More questions may be added to a folder later. Leaves out training.
+The large model answers questions and the small one reads the answers. Where the small one would write another
+token, the large one continues from that token, and verifiers judge whether the difference matters. Every text
+and verdict goes to a journal at once, so that a killed run resumes where it was. More questions may be added
+to a folder later. Leaves out training, and the folder itself (`training.label_folder`).
 """
 
 from __future__ import annotations
 
 import gc
 import hashlib
-import json
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.models.local import LocalModels, check_context, stop_ids
 from viaticum.questions import Question, digest_of
 from viaticum.strategies import get as get_strategy
-from viaticum.training.label_journal import Continuation, Journal, Place, Response
-from viaticum.training.sentences import part
-from viaticum.training.verifiers import Difference, Verifier, VerifierContext, check_names, make
-from viaticum.types import FinishReason, Query
-from viaticum.weights import fingerprint
+from viaticum.training.label_folder import LabelFolder
+from viaticum.training.label_journal import Continuation, DifferenceKey, Response
+from viaticum.training.label_texts import LabelTexts
+from viaticum.training.progress import Report, no_report
+from viaticum.training.provenance import member_facts, prompt_text, versions
+from viaticum.training.verifiers import CatalogueEmbedding, Verifier, VerifierContext, check_names, make
 
 if TYPE_CHECKING:
-    from viaticum.decoders import MixedDecoder
+    from viaticum.decoders import MixedDecoder, Runner
     from viaticum.models.base import Model
-    from viaticum.routers.token.labels import Shard
-    from viaticum.training.continuations import Start, Work
+    from viaticum.training.continuations import FinishedText, GenerationTask, StageStats
 
-Report = Callable[[str, int, int], None]  # stage, texts done, texts in all
-SHARD = 16  # responses whose features share a file
-JUDGED = 64  # differences that a verifier is given at once
+RESPONSES_PER_SHARD = 16
+VERDICTS_PER_BATCH = 64  # differences that a verifier is given at once
 
 
 @dataclass(frozen=True)
 class LabelSettings:
     """What labels depend on, beside the models and the questions.
 
-    sentence_cap: the most tokens of a continuation that no verifier wants whole. step_tokens: see
-    `decoders.features`. seed: of strategies that sample.
+    Args:
+        strategy: how the questions are asked.
+        seed: of strategies that sample.
+        sentence_cap: most tokens of a continuation that no verifier needs complete.
+        step_tokens: tokens that a call of the small model reads, see `decoders.features`.
     """
 
     strategy: str = "cot"
@@ -71,15 +69,30 @@ def label(
     settings: LabelSettings = LabelSettings(),
     slots: int = 16,
     models: Callable[[str], Model] | None = None,
-    report: Report = lambda stage, done, of: None,
+    report: Report = no_report,
 ) -> dict[str, Any]:
-    """Label the tokens of a pair on these questions into the folder `out`; returns its manifest.
+    """Label the tokens of a pair on these questions into the folder `out`, and return its manifest.
 
-    A folder that was labelled so far goes on, with the questions that it does not have yet; right answers are not
-    needed. models: what a verifier may ask, by name; by default those of the catalogue.
+    A folder with labels is continued with the questions that it does not have yet. Right answers are not
+    needed.
 
-    Raises `DataError` for no questions, `UnknownName` for a verifier, `VocabularyMismatch`, `WeightsError`, `PromptTooLong`
-    before anything is written for a question that does not fit both models, and `InputError` where the folder was made from other weights, prompts or settings.
+    Args:
+        questions: questions that the large model answers.
+        pair: name of a pair of the catalogue.
+        out: the folder of labels, made where it does not exist.
+        catalogue: the models.
+        verifiers: names of verifiers that judge the differences.
+        settings: what labels depend on besides.
+        slots: texts that are written at once.
+        models: the models that a verifier may ask, by name; by default those of the catalogue.
+        report: called with stage, done and total.
+
+    Raises:
+        DataError: there are no questions, or none of the texts ended by itself.
+        UnknownName: no such verifier or model.
+        VocabularyMismatch, WeightsError: the pair cannot run.
+        PromptTooLong: a question does not fit both models; raised before anything is written.
+        InputError: the folder was made from other weights, prompts or settings.
     """
     if not questions:
         raise DataError("no questions to label; write one object with a question a line")
@@ -89,11 +102,11 @@ def label(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from None
-    run = _Labelling(questions, catalogue, pair, out, settings, slots, models, report)
-    with run:
+    run = _LabelRun(questions, catalogue, pair, out, settings, slots, models, report)
+    with run.folder:
         run.write_responses()
         run.read_features()
-        run.write_branches(whole=run.wants_endings(verifiers))
+        run.write_continuations(complete=run.needs_complete(verifiers))
         run.judge(verifiers)
         return run.finish(verifiers)
 
@@ -106,14 +119,23 @@ def verify(
     limit: int | None = None,
     slots: int = 16,
     models: Callable[[str], Model] | None = None,
-    report: Report = lambda stage, done, of: None,
+    report: Report = no_report,
 ) -> dict[str, Any]:
-    """Let more verifiers look at a folder that was labelled. Returns its manifest.
+    """Let more verifiers judge a labelled folder, and return its manifest.
 
-    limit: how many of the differences each has to have judged at least, the same ones whatever was judged before; all by
-    default. The others are unknown to it: enough to see how far it agrees with another, at a part of the cost.
+    Args:
+        folder: the folder of labels.
+        verifiers: their names.
+        catalogue: the models.
+        limit: how many of the differences each has judged at least at the end, the same ones whatever was
+            judged before; by default all. The others are unknown to it: enough to see how far it agrees with
+            another verifier, at a part of the cost.
+        slots: texts that are written at once.
+        models: the models that a verifier may ask, by name; by default those of the catalogue.
+        report: called with stage, done and total.
 
-    Raises `InputError` where one of them wants texts that were not written to their ends.
+    Raises:
+        InputError: a verifier needs complete texts, and some were cut at the end of a sentence.
     """
     from viaticum.routers.token.labels import read_manifest
 
@@ -121,20 +143,20 @@ def verify(
     folder = Path(folder)
     manifest = read_manifest(folder)
     settings = LabelSettings(**manifest["settings"])
-    run = _Labelling([], catalogue, manifest["pair"], folder, settings, slots, models, report)
-    with run:
-        short = sum(not branch.ended for branch in run.journal.branches.values())
-        if short and run.wants_endings(verifiers):
+    run = _LabelRun([], catalogue, manifest["pair"], folder, settings, slots, models, report)
+    with run.folder:
+        cut = sum(not each.complete for each in run.journal.continuations.values())
+        if cut and run.needs_complete(verifiers):
             raise InputError(
-                f"{short} continuations in {folder} end with a sentence, and {', '.join(verifiers)} needs whole ones; "
-                "run `viaticum tokens label` with that verifier on the same folder"
+                f"{cut} continuations in {folder} end with a sentence, and {', '.join(verifiers)} needs "
+                "whole ones; run `viaticum tokens label` with that verifier on the same folder"
             )
-        run.judge(verifiers, most=limit)
+        run.judge(verifiers, limit=limit)
         return run.finish(verifiers)
 
 
-class _Labelling:
-    """One run over one folder. questions: none for a run that only verifies."""
+class _LabelRun:
+    """One run over one folder. questions: empty for a run that only verifies."""
 
     def __init__(
         self,
@@ -147,13 +169,7 @@ class _Labelling:
         models: Callable[[str], Model] | None,
         report: Report,
     ) -> None:
-        self.catalogue, self.out, self.settings, self.slots, self.report = (
-            catalogue,
-            out,
-            settings,
-            slots,
-            report,
-        )
+        self.catalogue, self.settings, self.slots, self.report = catalogue, settings, slots, report
         self.spec = catalogue[pair]
         if self.spec.kind != "pair":
             raise InputError(
@@ -162,363 +178,244 @@ class _Labelling:
         self.small, self.large = (catalogue[name] for name in self.spec.members)
         self.strategy = get_strategy(settings.strategy)
         self._pool = LocalModels(catalogue, slots=slots)
-        # Checks weights and vocabularies, and knows the prompts; what is loaded is in the other pool.
+        # Checks weights and vocabularies and makes the prompts. It has a pool of its own: what is loaded is
+        # in the other one, which `_unload_large` replaces.
         self.model = LocalModels(catalogue).model(pair)
         self._models = models
-        self.manifest = self._identity()
-        self._check_manifest()
-        self._lock = FileLock(out / ".lock")  # the system frees that of a killed process
-        self.journal = Journal(out / "journal.jsonl")
-        self.asked = {each.id: each for each in questions} or {
+        self.folder = LabelFolder(out, self._identity())
+        self.journal = self.folder.journal
+        self.questions = {each.id: each for each in questions} or {
             each.id: Question(each.id, each.query, None) for each in self.journal.responses.values()
         }
-        self._check_questions()
-
-    def __enter__(self) -> _Labelling:
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(
-                f"another run is labelling into {self.out}; wait for it, or use another folder"
-            ) from None
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.journal.close()
-        self._lock.release()
-
-    # --- what the folder belongs to -----------------------------------------------------------------------
+        self.folder.check_questions(self.questions.values())
 
     def _identity(self) -> dict[str, Any]:
         from viaticum.routers.token.labels import FORMAT
 
-        prompt = json.dumps(
-            [self.strategy.messages(Query("?")), self.strategy.max_new_tokens], sort_keys=True
-        )
         return {
             "format": FORMAT,
             "pair": self.spec.name,
-            "small": {"name": self.small.name, "sha256": fingerprint(self.small)},
-            "large": {"name": self.large.name, "sha256": fingerprint(self.large)},
+            **member_facts(self.spec, self.catalogue),
             "settings": asdict(self.settings),
-            "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
+            "prompt_sha256": hashlib.sha256(prompt_text(self.strategy).encode()).hexdigest(),
         }
-
-    def _check_manifest(self) -> None:
-        """What is in the folder already was made from the same; else nobody knows what its labels mean."""
-        from viaticum.routers.token.labels import MANIFEST, read_manifest, write_whole
-
-        path = self.out / MANIFEST
-        if not path.exists():
-            write_whole(path, _json({**self.manifest, "verifiers": [], "versions": _versions()}))
-            return
-        kept = read_manifest(self.out)
-        for name, value in self.manifest.items():
-            if kept.get(name) != value:
-                raise InputError(
-                    f"{self.out} was labelled with another {name}: {_short(kept.get(name))}, now {_short(value)}; "
-                    "label into a new folder"
-                )
-        self.manifest = kept
-
-    def _check_questions(self) -> None:
-        for name, question in self.asked.items():
-            known = self.journal.responses.get(name)
-            if known is not None and known.question != question.query.text:
-                raise InputError(
-                    f"{self.out} has another question with the id {name!r}; give ids, or label into a new folder"
-                )
 
     # --- the large model's responses ------------------------------------------------------------------------
 
     def write_responses(self) -> None:
         """Answer the questions that have no response yet."""
-        from viaticum.training.continuations import Start, Work, write
+        from viaticum.training.continuations import GenerationTask
 
-        todo = [each for each in self.asked.values() if each.id not in self.journal.responses]
+        todo = [name for name in self.questions if name not in self.journal.responses]
         if not todo:
             return
-        starts = [Start(each.id, self._prompt(each.id), self.strategy.max_new_tokens) for each in todo]
-        for start in starts:
-            check_context(start.id, start.prompt, start.most, (self.small, self.large))
-        work = Work()
-        done = len(self.asked) - len(todo)
-        self.report("responses", done, len(self.asked))
-        for start, tokens, finish in write(
-            self._decoder, starts, stop=self.strategy.stop, sentence_cap=self.settings.sentence_cap, work=work
+        tasks = [GenerationTask(name, self._prompt(name), self.strategy.max_new_tokens) for name in todo]
+        for task in tasks:
+            check_context(task.id, task.prompt, task.max_new_tokens, (self.small, self.large))
+
+        def keep(finished: FinishedText) -> None:
+            task, tokens, finish = finished
+            query = self.questions[task.id].query
+            self.journal.add(Response(task.id, query.text, query.kind, tokens, finish))
+
+        self._generate("responses", tasks, len(self.questions), keep)
+
+    def _generate(
+        self, stage: str, tasks: Sequence[GenerationTask], total: int, keep: Callable[[FinishedText], None]
+    ) -> None:
+        """Generate the texts that are left of `total`, and keep each as it ends."""
+        from viaticum.training.continuations import StageStats, generate
+
+        done, stats = total - len(tasks), StageStats()
+        self.report(stage, done, total)
+        for finished in generate(
+            self._decoder,
+            tasks,
+            stop=self.strategy.stop,
+            sentence_cap=self.settings.sentence_cap,
+            stats=stats,
         ):
-            query = self.asked[start.id].query
-            self.journal.add(Response(start.id, query.text, query.kind, tokens, finish))
+            keep(finished)
             done += 1
-            self.report("responses", done, len(self.asked))
-        self._tally("responses", work)
+            self.report(stage, done, total)
+        self.folder.add_stats(stage, stats)
 
-    def _finished(self) -> list[Response]:
-        """The responses that are learned from, in the order of the questions."""
-        found = (self.journal.responses.get(name) for name in self.asked)
-        return [each for each in found if each is not None and each.finish == "stop"]
+    def _finished_responses(self) -> list[Response]:
+        """The responses to learn from, in the order of the questions."""
+        responses = (self.journal.responses.get(name) for name in self.questions)
+        return [each for each in responses if each is not None and each.finish == "stop"]
 
-    def _prompt(self, name: str) -> list[int]:
-        return self.model.prompt(self.strategy.messages(self.asked[name].query))
+    def _prompt(self, question: str) -> list[int]:
+        return self.model.prompt(self.strategy.messages(self.questions[question].query))
 
     # --- the small model's features -------------------------------------------------------------------------
 
-    def _forget_large(self) -> None:
-        """Give up the large model's weights and cache: both models at once may be more than there is memory for."""
+    def _unload_large(self) -> None:
+        """Free the large model's weights and cache: both models at once may exceed the memory."""
         self.__dict__.pop("_decoder", None)
-        self.__dict__.pop("_bench", None)
+        self.__dict__.pop("_verifier_context", None)
         self._pool = LocalModels(self.catalogue, slots=self.slots)
         gc.collect()
 
     def read_features(self) -> None:
-        """One pass of the small model over each finished response that has none yet."""
-        from viaticum.decoders.features import read_features
-        from viaticum.routers.token.labels import Shard
-        from viaticum.training.continuations import Work
+        """Run the small model once over each finished response that has no features yet."""
+        from viaticum.training.continuations import StageStats
 
-        known = {name for shard in self._shards() for name in shard.questions}
-        todo = [each for each in self._finished() if each.id not in known]
+        known = {name for shard in self.folder.shards() for name in shard.questions}
+        todo = [each for each in self._finished_responses() if each.id not in known]
         if not todo:
             return
         for each in todo:
             check_context(each.id, self._prompt(each.id), len(each.tokens) - 1, [self.small])
-        self._forget_large()
+        self._unload_large()
         pool = LocalModels(self.catalogue, slots=1)
-        runner, done, of = pool.runner(self.small.name), len(known), len(known) + len(todo)
-        self._know(vocabulary=runner.vocabulary)
-        self.report("features", done, of)
-        began, work = time.perf_counter(), Work(texts=len(todo))
-        for first in range(0, len(todo), SHARD):
-            features = []
-            for each in todo[first : first + SHARD]:
-                prompt = self._prompt(each.id)
-                held = min(runner.shared(0, prompt), len(prompt) - 1)
-                work.read += len(prompt) - held + len(each.tokens) - 1
-                seen = read_features(runner, prompt, each.tokens, step_tokens=self.settings.step_tokens)
-                features.append((each.id, each.tokens, seen))
-                done += 1
-                self.report("features", done, of)
-            shard = Shard.of(features, self.manifest["stop_ids"], runner.embeddings)
-            shard.save(self._next_shard())
-        work.seconds = time.perf_counter() - began
-        self._tally("features", work)
+        runner, done, total = pool.runner(self.small.name), len(known), len(known) + len(todo)
+        self.folder.update_manifest(vocabulary=runner.vocabulary)
+        self.report("features", done, total)
+        started, stats = time.perf_counter(), StageStats(texts=len(todo))
+        for first in range(0, len(todo), RESPONSES_PER_SHARD):
+            self._write_shard(runner, todo[first : first + RESPONSES_PER_SHARD], done + first, total, stats)
+        stats.seconds = time.perf_counter() - started
+        self.folder.add_stats("features", stats)
 
-    def _shards(self) -> Iterator[Shard]:
-        from viaticum.routers.token.labels import Shard, shard_paths
+    def _write_shard(
+        self, runner: Runner, responses: Sequence[Response], done: int, total: int, stats: StageStats
+    ) -> None:
+        """Write one file of features, and add the tokens that were read to `stats`."""
+        from viaticum.decoders.features import read_features
+        from viaticum.routers.token.labels import Shard
 
-        for path in shard_paths(self.out):
-            yield Shard.load(path)
+        features = []
+        for number, each in enumerate(responses, 1):
+            prompt = self._prompt(each.id)
+            cached = min(runner.shared(0, prompt), len(prompt) - 1)
+            stats.read += len(prompt) - cached + len(each.tokens) - 1
+            read = read_features(runner, prompt, each.tokens, step_tokens=self.settings.step_tokens)
+            features.append((each.id, each.tokens, read))
+            self.report("features", done + number, total)
+        shard = Shard.of(features, self.folder.manifest["stop_ids"], runner.embeddings)
+        shard.save(self.folder.next_shard_path())
 
-    def _next_shard(self) -> Path:
-        from viaticum.routers.token.labels import shard_paths
+    # --- continuations of the large model -------------------------------------------------------------------
 
-        last = shard_paths(self.out)[-1:]
-        number = int(last[0].stem.rpartition("-")[2]) + 1 if last else 0
-        return self.out / f"features-{number:05d}.safetensors"
+    def needs_complete(self, verifiers: Sequence[str]) -> bool:
+        return any(make(name, self._verifier_context).needs_ending for name in verifiers)
 
-    @cached_property
-    def _differences(self) -> dict[Place, tuple[int, float]]:
-        """Where the two models' tokens differ: the small one's, and its normalised entropy."""
-        found: dict[Place, tuple[int, float]] = {}
-        for shard in self._shards():
-            rows = shard.differs.nonzero().flatten()
-            columns = (shard.owner, shard.place, shard.known[shard.token], shard.entropy)
-            for owner, place, token, chance in zip(*(each[rows].tolist() for each in columns), strict=True):
-                if shard.questions[owner] in self.journal.responses:
-                    found[shard.questions[owner], place] = (token, chance)
-        return found
+    def write_continuations(self, *, complete: bool) -> None:
+        """Continue from every token that differs and has no continuation yet, or one that is too short."""
+        from viaticum.training.continuations import to_continuation
 
-    # --- how the large model would go on ----------------------------------------------------------------------
+        keys = [key for key in self.folder.differences if key[0] in self.questions]
+        tasks = []
+        for key in keys:
+            task = self._task(key, complete)
+            if isinstance(task, Continuation):
+                self.journal.add(task)
+            elif task is not None:
+                tasks.append(task)
+        if tasks:
+            self._generate(
+                "continuations",
+                tasks,
+                len(keys),
+                lambda finished: self.journal.add(to_continuation(finished)),
+            )
 
-    def wants_endings(self, verifiers: Sequence[str]) -> bool:
-        return any(make(name, self._bench).needs_ending for name in verifiers)
+    def _task(self, key: DifferenceKey, complete: bool) -> GenerationTask | Continuation | None:
+        """What to generate; the continuation itself where nothing is left to; None where it is written."""
+        from viaticum.training.continuations import GenerationTask
 
-    def write_branches(self, *, whole: bool) -> None:
-        """Go on from every token that differs and has no continuation yet, or too short a one."""
-        from viaticum.training.continuations import Work, branch_of, write
-
-        places = [place for place in self._differences if place[0] in self.asked]
-        starts = []
-        for place in places:
-            start = self._start(place, whole)
-            if isinstance(start, Continuation):
-                self.journal.add(start)
-            elif start is not None:
-                starts.append(start)
-        done = len(places) - len(starts)
-        if not starts:
-            return
-        self.report("continuations", done, len(places))
-        work = Work()
-        for ended in write(
-            self._decoder, starts, stop=self.strategy.stop, sentence_cap=self.settings.sentence_cap, work=work
-        ):
-            self.journal.add(branch_of(ended))
-            done += 1
-            self.report("continuations", done, len(places))
-        self._tally("continuations", work)
-
-    def _start(self, place: Place, whole: bool) -> Start | Continuation | None:
-        """Where a continuation begins; a branch if nothing is left to write; None if it is written already."""
-        from viaticum.training.continuations import Start
-
-        known = self.journal.branches.get(place)
-        if known is not None and (known.ended or not whole):
+        known = self.journal.continuations.get(key)
+        if known is not None and (known.complete or not complete):
             return None
-        question, at = place
-        token = self._differences[place][0]
-        before = () if known is None else known.tokens
-        most = self.strategy.max_new_tokens - at - 1 - len(before)
-        if token in self.manifest["stop_ids"]:
-            return Continuation(question, at, token, (), "stop")
+        question, position = key
+        token, _ = self.folder.differences[key]
+        written = () if known is None else known.tokens
+        most = self.strategy.max_new_tokens - position - 1 - len(written)
+        if token in self.folder.manifest["stop_ids"]:
+            return Continuation(question, position, token, (), "stop")
         if most < 1:
-            return Continuation(question, at, token, before, "length")
+            return Continuation(question, position, token, written, "length")
         response = self.journal.responses[question].tokens
-        return Start(question, self._prompt(question), most, at, token, before, response, whole)
-
-    # --- verdicts ------------------------------------------------------------------------------------------------
-
-    def judge(self, verifiers: Sequence[str], *, most: int | None = None) -> None:
-        """Let each verifier look at the differences that it has no verdict on yet, at `most` of all of them."""
-        from viaticum.training.continuations import Work
-
-        began = time.perf_counter()
-        for name in verifiers:
-            verifier = make(name, self._bench)
-            places = [place for place in self._differences if self._can_judge(verifier, place)]
-            if most is not None:
-                places = sorted(places, key=_mixed)[:most]
-            todo = [place for place in places if not self._has_judged(verifier, place)]
-            if not todo:
-                continue
-            done = len(places) - len(todo)
-            self.report(f"verdicts by {name}", done, len(places))
-            for first in range(0, len(todo), JUDGED):
-                batch = todo[first : first + JUDGED]
-                for index, verdict in verifier.judge([self._difference(place) for place in batch]):
-                    self.journal.judge(name, {batch[index]: verdict})
-                    done += 1
-                    self.report(f"verdicts by {name}", done, len(places))
-            self._tally("verdicts", Work(texts=len(todo)))
-        self._tally("verdicts", Work(seconds=time.perf_counter() - began))
-
-    def _can_judge(self, verifier: Verifier, place: Place) -> bool:
-        """Whether there is a continuation, and one that ended where the verifier needs its end."""
-        branch = self.journal.branches.get(place)
-        return branch is not None and (branch.ended or not verifier.needs_ending)
-
-    def _has_judged(self, verifier: Verifier, place: Place) -> bool:
-        """Whether it has a verdict. That it could not tell is none where it may not have seen the text's end."""
-        known = self.journal.verdicts.get(verifier.name, {})
-        return place in known and (known[place] is not None or not verifier.needs_ending)
-
-    @cached_property
-    def _bench(self) -> VerifierContext:
-        models = self._models or self._pool.model
-        return VerifierContext(self.strategy, _Embedding(self.catalogue), models, self.large.name)
-
-    def _texts(self, place: Place) -> tuple[str, str, int, tuple[int, int]]:
-        """Both texts, where they part, and the lengths of the tokens that differ, in characters."""
-        response, branch = self.journal.responses[place[0]], self.journal.branches[place]
-        ours, theirs = response.tokens, (*response.tokens[: place[1]], branch.token, *branch.tokens)
-        original, other = self._decode(ours), self._decode(theirs)
-        before = self._decode(ours[: place[1]]).rstrip("\ufffd")
-        lengths = [len(self._decode(tokens[: place[1] + 1])) - len(before) for tokens in (ours, theirs)]
-        return original, other, len(before), (max(0, lengths[0]), max(0, lengths[1]))
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        ends = self.manifest["stop_ids"]
-        return str(self.model.tokenizer.decode([token for token in tokens if token not in ends]))
-
-    def _difference(self, place: Place) -> Difference:
-        branch = self.journal.branches[place]
-        original, other, at, lengths = self._texts(place)
-        return Difference(
-            self.journal.responses[place[0]].query,
-            part(original, other, at, lengths),
-            original,
-            other if branch.ended else None,
-            cast(FinishReason, branch.finish if branch.ended else "stop"),
+        return GenerationTask(
+            question, self._prompt(question), most, position, token, written, response, complete
         )
 
-    # --- the folder ----------------------------------------------------------------------------------------------
+    # --- verdicts -------------------------------------------------------------------------------------------
+
+    def judge(self, verifiers: Sequence[str], *, limit: int | None = None) -> None:
+        """Let each verifier judge the differences that it has not judged, up to `limit` of all of them."""
+        from viaticum.training.continuations import StageStats
+
+        started = time.perf_counter()
+        for name in verifiers:
+            verifier = make(name, self._verifier_context)
+            keys = [key for key in self.folder.differences if self._can_judge(verifier, key)]
+            if limit is not None:
+                keys = sorted(keys, key=_random_order)[:limit]
+            todo = [key for key in keys if not self._has_judged(verifier, key)]
+            if not todo:
+                continue
+            done = len(keys) - len(todo)
+            self.report(f"verdicts by {name}", done, len(keys))
+            for first in range(0, len(todo), VERDICTS_PER_BATCH):
+                batch = todo[first : first + VERDICTS_PER_BATCH]
+                for index, verdict in verifier.judge([self.texts.difference(key) for key in batch]):
+                    self.journal.add_verdicts(name, {batch[index]: verdict})
+                    done += 1
+                    self.report(f"verdicts by {name}", done, len(keys))
+            self.folder.add_stats("verdicts", StageStats(texts=len(todo)))
+        self.folder.add_stats("verdicts", StageStats(seconds=time.perf_counter() - started))
+
+    def _can_judge(self, verifier: Verifier, key: DifferenceKey) -> bool:
+        """Whether there is a continuation, and a complete one where the verifier needs its end."""
+        continuation = self.journal.continuations.get(key)
+        return continuation is not None and (continuation.complete or not verifier.needs_ending)
+
+    def _has_judged(self, verifier: Verifier, key: DifferenceKey) -> bool:
+        """Whether it has a verdict. "Unknown" is none where the verifier may not have seen the text's end."""
+        verdicts = self.journal.verdicts.get(verifier.name, {})
+        return key in verdicts and (verdicts[key] is not None or not verifier.needs_ending)
+
+    @cached_property
+    def texts(self) -> LabelTexts:
+        return LabelTexts(self.folder, self.model.tokenizer)
+
+    @cached_property
+    def _verifier_context(self) -> VerifierContext:
+        models = self._models or self._pool.model
+        return VerifierContext(self.strategy, CatalogueEmbedding(self.catalogue), models, self.large.name)
+
+    # --- the result -----------------------------------------------------------------------------------------
 
     def finish(self, verifiers: Sequence[str]) -> dict[str, Any]:
-        """Write the rows and the manifest: what there is now, whole or not at all."""
-        from viaticum.routers.token.labels import MANIFEST, ROWS, write_whole
-
+        """Write the rows, then the manifest, and return it."""
         responses = self.journal.responses.values()
         if not any(each.finish == "stop" for each in responses):
             raise DataError(
-                f"none of {len(responses)} texts of {self.large.name} ended by itself, so there is nothing to label; "
-                f"is {self.strategy.name} right for these questions?"
+                f"none of {len(responses)} texts of {self.large.name} ended by itself, so there is nothing "
+                f"to label; is {self.strategy.name} right for these questions?"
             )
-        names = list(dict.fromkeys([*self.manifest.get("verifiers", []), *verifiers]))
-        rows = [json.dumps(self._row(place, names), ensure_ascii=False) for place in self._differences]
-        write_whole(self.out / ROWS, "".join(f"{row}\n" for row in rows))
-        self.manifest = {
-            **self.manifest,
-            "verifiers": names,
-            "versions": _versions(),
-            "questions": len(responses),
-            "finished": sum(each.finish == "stop" for each in responses),
-            "differences": len(self._differences),
-            "digests": {each.id: digest_of(each.question) for each in responses},
-        }
-        write_whole(self.out / MANIFEST, _json(self.manifest))
-        return self.manifest
-
-    def _row(self, place: Place, verifiers: Sequence[str]) -> dict[str, Any]:
-        token, chance = self._differences[place]
-        target = self.journal.responses[place[0]].tokens[place[1]]
-        row: dict[str, Any] = {
-            "question": place[0],
-            "place": place[1],
-            "target": target,
-            "token": token,
-            "target_text": self._decode([target]),
-            "token_text": self._decode([token]),
-            "entropy": round(chance, 6),
-            "nats": round(nats(chance, self.manifest["vocabulary"]), 4),
-        }
-        if place in self.journal.branches:
-            difference = self._difference(place)
-            row |= {
-                **asdict(difference.parting),
-                "other_text": difference.other,
-                "other_finish": self.journal.branches[place].finish,
-            }
-        row["verdicts"] = {
-            name: self.journal.verdicts[name][place]
-            for name in verifiers
-            if place in self.journal.verdicts.get(name, {})
-        }
-        return row
-
-    def _tally(self, stage: str, work: Work) -> None:
-        """Add what a stage took to the manifest. A stage that is killed is not counted."""
-        from viaticum.training.continuations import Work
-
-        known: dict[str, Any] = self.manifest.get("work", {})
-        self._know(work={**known, stage: asdict(Work(**known.get(stage, {})) + work)})
-
-    def _know(self, **facts: Any) -> None:
-        """Put a fact into the manifest, as soon as it is known."""
-        from viaticum.routers.token.labels import MANIFEST, write_whole
-
-        if any(self.manifest.get(name) != value for name, value in facts.items()):
-            kept = {"verifiers": [], **self.manifest, **facts, "versions": _versions()}
-            self.manifest = kept
-            write_whole(self.out / MANIFEST, _json(kept))
+        names = list(dict.fromkeys([*self.folder.manifest.get("verifiers", []), *verifiers]))
+        self.folder.write_rows([self.texts.row(key, names) for key in self.folder.differences])
+        self.folder.update_manifest(
+            verifiers=names,
+            versions=versions(),
+            questions=len(responses),
+            finished=sum(each.finish == "stop" for each in responses),
+            differences=len(self.folder.differences),
+            digests={each.id: digest_of(each.question) for each in responses},
+        )
+        return self.folder.manifest
 
     @cached_property
     def _decoder(self) -> MixedDecoder:
-        """The large model alone; loaded when the first text is to be written."""
+        """The large model alone; loaded when the first text is written."""
         from viaticum.decoders import MixedDecoder
 
         runner = self._pool.runner(self.large.name)
         ends = stop_ids(runner, self.model.tokenizer)
-        self._know(stop_ids=ends)
+        self.folder.update_manifest(stop_ids=ends)
         return MixedDecoder(
             runner,
             tokenizer=self.model.tokenizer,
@@ -527,40 +424,6 @@ class _Labelling:
         )
 
 
-class _Embedding:
-    """Sentence embeddings by the catalogue's encoder, loaded when they are asked for."""
-
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._catalogue = catalogue
-        self._encoder: Any = None
-
-    def __call__(self, texts: Sequence[str]) -> Any:
-        from viaticum.routers.query.encoder import Encoder
-
-        self._encoder = self._encoder or Encoder(catalogue=self._catalogue)
-        return self._encoder(texts)
-
-
-def _mixed(place: Place) -> str:
-    """An order of places that has nothing to do with where they are."""
-    return hashlib.sha256(f"{place[0]}:{place[1]}".encode()).hexdigest()
-
-
-def nats(chance: float, vocabulary: int) -> float:
-    """A normalised entropy in nats."""
-    return chance * math.log(vocabulary)
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("viaticum", "torch", "transformers")}
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-
-
-def _short(value: Any) -> str:
-    """A value of the manifest as a message shows it: hashes by their beginning."""
-    if isinstance(value, dict) and "sha256" in value:
-        return f"{value['name']} with sha256 {value['sha256'][:12]}"
-    return repr(value)[:120]
+def _random_order(key: DifferenceKey) -> str:
+    """A sort key that is independent of question and position."""
+    return hashlib.sha256(f"{key[0]}:{key[1]}".encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from viaticum.training.sentences import has_ended, part, sentence_ends
+from viaticum.training.sentences import divergence_span, has_ended, sentence_ends
 
 
 def sentences(text: str, *, complete: bool = True) -> list[str]:
@@ -54,7 +54,7 @@ def test_two_ends_after_the_place_end_a_continuation() -> None:
 def test_the_sentence_that_holds_a_difference_is_shown() -> None:
     original = "She has 9. She eats 3 of them. The rest is 6."
     other = "She has 9. She eats 4 of them. The rest is 5."
-    found = part(original, other, original.index("3"), (1, 1))
+    found = divergence_span(original, other, original.index("3"), (1, 1))
     assert (found.context, found.original, found.other) == (
         "She has 9.",
         " She eats 3 of them.",
@@ -65,8 +65,8 @@ def test_the_sentence_that_holds_a_difference_is_shown() -> None:
 def test_a_difference_on_the_end_itself_shows_the_next_sentence_too() -> None:
     original = "She has 9. She eats 3."
     other = "She has 9 eggs. She eats 3."
-    found = part(original, other, len("She has 9"), (1, 5))
+    found = divergence_span(original, other, len("She has 9"), (1, 5))
     assert found.original == "She has 9. She eats 3."
     assert found.other == "She has 9 eggs. She eats 3."
-    unfinished = part("It is 9", "It is so", 6, (1, 2))
+    unfinished = divergence_span("It is 9", "It is so", 6, (1, 2))
     assert (unfinished.original, unfinished.other) == ("It is 9", "It is so")

@@ -26,7 +26,9 @@ from viaticum.models.base import Generation
 from viaticum.models.local import LocalModels, completion_of
 from viaticum.questions import Question, read_questions
 from viaticum.routers.token.policy import Policy, PolicyShape, TrainedPolicy
-from viaticum.training.policy import PolicyEnvironment, PolicySettings, compare, evaluate, learn, split
+from viaticum.training.policy import PolicySettings, learn, split
+from viaticum.training.policy_environment import PolicyEnvironment
+from viaticum.training.policy_evaluation import compare, evaluate
 from viaticum.types import Query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,10 +61,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     file = write_pair(folder)
     asked = read_questions(write_questions(folder / "blank.jsonl", 10))
-    bench = PolicyEnvironment(Catalogue.load(file), "near", "direct", 1, 6, "cpu", COSTS)
-    served = bench.writer.serve(Policy(PolicyShape(32)), TAU, [bench.request(each) for each in asked])
+    environment = PolicyEnvironment(Catalogue.load(file), "near", "direct", 1, 6, "cpu", COSTS)
+    served = environment.writer.serve(
+        Policy(PolicyShape(32)), TAU, [environment.request(each) for each in asked]
+    )
     answers = [
-        bench.strategy.read(completion_of(each.result), question.query).value
+        environment.strategy.read(completion_of(each.result), question.query).value
         for each, question in zip(served, asked, strict=True)
     ]
     rows = [

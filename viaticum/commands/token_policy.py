@@ -145,7 +145,7 @@ def policy_evaluate(
     """A policy beside R-Stitch with the same tau: reward, accuracy, share of the large model, latency."""
     from viaticum.catalogue import Catalogue
     from viaticum.questions import read_questions
-    from viaticum.training.policy import evaluate
+    from viaticum.training.policy_evaluation import evaluate
 
     asked = read_questions(questions, limit=None if limit is None else limit + skip)[skip:]
     with ProgressBar() as bar:
