@@ -85,7 +85,7 @@ def evaluate(
     return {"learned_from": len(learned), **compare(*rows)}
 
 
-def _learned_among(facts: Mapping[str, Any], questions: Sequence[Question]) -> Sequence[str]:
+def _learned_among(facts: Mapping[str, Any], questions: Sequence[Question]) -> set[str]:
     from viaticum.routers.token.artefact import learned_among
 
     digests = {each.id: digest_of(each.query.text) for each in questions}
