@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from server_here import WORD, write_catalogue
+from viaticum_server import WORD, write_catalogue
 
 from viaticum.budgets import Ledger
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_here import LONG, WORD, Here, asked, serving
+from viaticum_server import LONG, WORD, Here, asked, serving
 
 from viaticum import FakeRouter
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from server_here import Here, serving
+from viaticum_server import Here, serving
 
 WORDS = "Seven times six is forty-two. The answer is 42."
 CHAT: Any = [{"role": "user", "content": "What is 6 times 7?"}]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_here import WORD, Here, serving
 from sqlite_utils import Database
 from typer.testing import CliRunner
+from viaticum_server import WORD, Here, serving
 
 from viaticum.agents.server import api_keys as keys_module
 from viaticum.agents.server.api_keys import MIGRATIONS, VERSION, Keys

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_here import WORD, Here, asked, serving, until, write_catalogue
+from viaticum_server import WORD, Here, asked, serving, until, write_catalogue
 
 from viaticum.agents.server.admission import ConcurrencyLimiter, QueueFull, RateLimitExceeded, TokenBuckets
 from viaticum.agents.server.run import Limits

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_here import serving, until
 from typer.testing import CliRunner
+from viaticum_server import serving, until
 
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app

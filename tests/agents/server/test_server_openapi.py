@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from server_here import Here, serving
+from viaticum_server import Here, serving
 
 from viaticum.agents.openai_api.openapi import document
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from openai_server import KEY, running_server
-from server_here import Here, serving
+from viaticum_server import Here, serving
 
 from viaticum import FakeRouter, Viaticum
 from viaticum.agents.workflow.events import TextPiece
