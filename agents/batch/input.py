@@ -214,7 +214,8 @@ def _plain_row(values: dict[str, Any], number: int, count: int, place: str) -> B
 
 
 def _openai_row(values: dict[str, Any], number: int, count: int, place: str) -> BatchRow:
-    from viaticum.agents.openai_api.requests import APIError, read_request
+    from viaticum.agents.openai_api.errors import APIError
+    from viaticum.agents.openai_api.requests import parse_request
 
     if "custom_id" not in values and "question" in values:
         raise DataError(
@@ -230,8 +231,8 @@ def _openai_row(values: dict[str, Any], number: int, count: int, place: str) -> 
             f"{place}: {values.get('method')} {values.get('url')} cannot be asked; only POST {ROUTE}"
         )
     try:
-        asked = read_request(json.dumps(body).encode())
-        messages = asked.chat()
+        asked = parse_request(json.dumps(body).encode())
+        messages = asked.to_messages()
     except (APIError, InputError) as error:
         raise DataError(f"{place}: {error}") from None
     for field_name, wrong in (
@@ -248,7 +249,7 @@ def _openai_row(values: dict[str, Any], number: int, count: int, place: str) -> 
         raise DataError(
             f"{place}: the last message is the {messages[-1]['role']}'s; end with the user's question"
         )
-    wish = RequestOverrides(asked.model, asked.limit, asked.generation(), tuple(messages))
+    wish = RequestOverrides(asked.model, asked.max_new_tokens, asked.to_generation(), tuple(messages))
     plain = all(set(each) == {"role", "content"} for each in messages)
     before = tuple(messages[:-1]) if plain else ()
     return BatchRow(number, name, Query(messages[-1]["content"], messages=before), wish=wish)

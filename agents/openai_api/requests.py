@@ -1,47 +1,31 @@
-"""OpenAI's chat completions on the wire: what may be asked, and the shapes of what is said back.
+"""Requests of OpenAI's chat completions API: the pydantic models that parse and validate a body.
 
-Pure data: no server, no model. What would change the answer and cannot be done is refused, never ignored; what does
-not touch the answer (`user`, `metadata` ...) is taken and left alone.
+Pure data: no server, no model. A field that would change the answer and is not supported is an error; fields that do
+not affect the answer (`user`, `metadata` ...) are accepted and ignored.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from viaticum.agents.completions import CompletionFinished
-from viaticum.errors import (
-    BudgetClosed,
-    BudgetExceeded,
-    InputError,
-    LedgerError,
-    MissingExtra,
-    ModelError,
-    PromptTooLong,
-    UnknownName,
-    UnknownPrice,
-    ViaticumError,
-    WeightsError,
-)
+from viaticum.agents.openai_api.errors import APIError
+from viaticum.errors import InputError, UnknownName
 from viaticum.models.base import Generation
-from viaticum.money import NANOUSD_PER_USD, nanousd
-from viaticum.types import Message, Usage
+from viaticum.money import nanousd
+from viaticum.types import Message
 
-MOST_CHOICES = 16
+MAX_CHOICES = 16
 DEFAULT_TOP_P = 1.0
 
 
-class _Body(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Part(BaseModel):
-    """A part of a message: text. Images and sound are refused."""
+class TextPart(BaseModel):
+    """A part of a message. Only text: images and audio are not supported."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     type: Literal["text"]
@@ -49,23 +33,23 @@ class Part(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """One turn. `content` may be missing only where the assistant called tools."""
+    """One message. `content` may be missing only where `tool_calls` are given."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[Part], Field(min_length=1)] | None = None
+    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
 
 
-class StreamOptions(_Body):
+class StreamOptions(_StrictModel):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class ChatRequest(_Body):
-    """The body of POST /v1/chat/completions: OpenAI's, and `budget` and `policy`."""
+class ChatRequest(_StrictModel):
+    """The body of POST /v1/chat/completions: OpenAI's fields, and `budget` and `policy`."""
 
     model: str = Field(
         min_length=1, max_length=200, description="auto, a model of the catalogue, or model+strategy."
@@ -75,7 +59,7 @@ class ChatRequest(_Body):
     max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: (
         Annotated[str, Field(min_length=1)]
@@ -96,12 +80,12 @@ class ChatRequest(_Body):
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     budget: Annotated[float, Field(gt=0)] | str | None = Field(
-        None, description="Dollars that this request may cost at most; all of its calls together."
+        None, description="Upper limit of the cost of this request in dollars, all its calls together."
     )
     policy: str | None = Field(
         None, max_length=100, description="best, cheapest:ACCURACY or weighted:PER_DOLLAR."
     )
-    # Taken and left alone.
+    # Accepted and ignored.
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -112,16 +96,16 @@ class ChatRequest(_Body):
     verbosity: str | None = None
 
     @property
-    def limit(self) -> int | None:
+    def max_new_tokens(self) -> int | None:
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
-    def stops(self) -> tuple[str, ...]:
+    def stop_sequences(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def limit_nanousd(self) -> int | None:
-        """The request's own limit. Raises `InputError` for what is no amount above zero."""
+        """The request's own budget in nano-dollars. Raises `InputError` for an amount that is not above zero."""
         if self.budget is None:
             return None
         limit = nanousd(self.budget)
@@ -129,7 +113,7 @@ class ChatRequest(_Body):
             raise InputError(f"a budget is above zero dollars, got {self.budget}")
         return limit
 
-    def generation(self) -> Generation:
+    def to_generation(self) -> Generation:
         extra = {
             name: value
             for name in ("tools", "tool_choice", "parallel_tool_calls", "response_format")
@@ -138,221 +122,51 @@ class ChatRequest(_Body):
         if self.logprobs:
             extra |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         if extra.get("response_format") == {"type": "text"}:
-            del extra["response_format"]  # says nothing
+            del extra["response_format"]  # the default
         return Generation(
             temperature=0.0 if self.temperature is None else self.temperature,
             top_p=DEFAULT_TOP_P if self.top_p is None else self.top_p,
             seed=self.seed or 0,
-            stop=self.stops,
+            stop=self.stop_sequences,
             extra=extra,
         )
 
-    def chat(self) -> list[Message]:
-        """The messages as models take them. Raises `InputError` for a turn without words."""
-        return [_message(place, each) for place, each in enumerate(self.messages)]
+    def to_messages(self) -> list[Message]:
+        """The messages as models take them. Raises `InputError` for a message without content."""
+        return [_to_message(index, message) for index, message in enumerate(self.messages)]
 
 
-def _message(place: int, message: ChatMessage) -> Message:
+def parse_request(body: bytes) -> ChatRequest:
+    """Parse a JSON body. Raises `APIError` with status 400, naming the first field that is wrong."""
+    try:
+        request = ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _invalid_request(error) from None
+    if request.top_logprobs and not request.logprobs:
+        raise APIError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
+    if request.stream_options is not None and not request.stream:
+        raise APIError(400, "stream_options goes with stream: true", param="stream_options")
+    return request
+
+
+def _invalid_request(error: ValidationError) -> APIError:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    message = f"{field}: {first['msg']}" if field else first["msg"]
+    if first["type"] == "extra_forbidden":
+        message = str(UnknownName("field", field, ChatRequest.model_fields))
+    return APIError(400, message, param=field or None)
+
+
+def _to_message(index: int, message: ChatMessage) -> Message:
     text = message.content
     if isinstance(text, list):
         text = "".join(part.text for part in text)
     if text is None and not message.tool_calls:
-        raise InputError(f"messages.{place}: no content; write what the {message.role} says")
+        raise InputError(f"messages.{index}: no content; write what the {message.role} says")
     role = "system" if message.role == "developer" else message.role
-    told: dict[str, Any] = {"role": role, "content": text or ""}
+    fields: dict[str, Any] = {"role": role, "content": text or ""}
     for name in ("name", "tool_calls", "tool_call_id"):
         if (value := getattr(message, name)) is not None:
-            told[name] = value
-    return told  # type: ignore[return-value]
-
-
-def read_request(body: bytes) -> ChatRequest:
-    """Raises `APIError` with status 400, naming the first field that is wrong."""
-    try:
-        asked = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = f"{where}: {first['msg']}" if where else first["msg"]
-        if first["type"] == "extra_forbidden":
-            message = str(UnknownName("field", where, ChatRequest.model_fields))
-        raise APIError(400, message, param=where or None) from None
-    if asked.top_logprobs and not asked.logprobs:
-        raise APIError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
-    if asked.stream_options is not None and not asked.stream:
-        raise APIError(400, "stream_options goes with stream: true", param="stream_options")
-    return asked
-
-
-# --- refusals -------------------------------------------------------------------------------------------------
-
-
-class APIError(Exception):
-    """A status and OpenAI's error object. retry_after: seconds, where trying again may help."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        type: str = "invalid_request_error",
-        code: str | None = None,
-        param: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.retry_after = status, retry_after
-        self.error = {"message": message, "type": type, "param": param, "code": code}
-
-    @property
-    def body(self) -> dict[str, Any]:
-        return {"error": self.error}
-
-    @property
-    def headers(self) -> dict[str, str]:
-        told = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
-        return told | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
-
-
-def refusal_of(error: BaseException) -> APIError | None:
-    """What a client is told of an error that was raised on purpose; None for one that was not."""
-    match error:
-        case APIError():
-            return error
-        case BudgetExceeded():
-            return APIError(402, str(error), type="insufficient_quota", code="budget_exceeded")
-        case BudgetClosed():
-            return APIError(402, str(error), type="insufficient_quota", code="budget_closed")
-        case UnknownName() if error.kind in ("model", "strategy"):
-            return unknown_model(str(error))
-        case WeightsError() | MissingExtra():
-            return unknown_model(str(error))
-        case PromptTooLong():
-            return APIError(400, str(error), code="context_length_exceeded", param="messages")
-        case UnknownPrice():
-            return APIError(400, str(error), code="unknown_price", param="model")
-        case InputError():
-            return APIError(400, str(error))
-        case ModelError():
-            return APIError(502, str(error), type="server_error", code="model_failed")
-        case LedgerError():
-            return APIError(503, str(error), type="server_error", code="ledger_unavailable", retry_after=1)
-        case ViaticumError():
-            return APIError(500, str(error), type="server_error")
-    return None
-
-
-def unknown_model(message: str) -> APIError:
-    return APIError(404, message, code="model_not_found", param="model")
-
-
-# --- what is said back ----------------------------------------------------------------------------------------
-
-
-class Reply:
-    """The parts of one answer, as objects or as events of a stream; they share id, time and model."""
-
-    def __init__(self, id: str, model: str) -> None:
-        self.id, self.model, self.created = id, model, int(time.time())
-
-    def whole(self, done: Sequence[CompletionFinished], told: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            **self._head("chat.completion"),
-            "choices": [
-                {
-                    "index": index,
-                    "message": _said(each),
-                    "logprobs": _logprobs(each),
-                    "finish_reason": _finish_reason(each),
-                }
-                for index, each in enumerate(done)
-            ],
-            "usage": usage_of(done),
-            "viaticum": told,
-        }
-
-    def opening(self, index: int) -> bytes:
-        return self._chunk(index, {"role": "assistant", "content": ""})
-
-    def piece(self, index: int, text: str) -> bytes:
-        return self._chunk(index, {"content": text})
-
-    def closing(self, index: int, done: CompletionFinished, told: Mapping[str, Any] | None) -> bytes:
-        """The end of a choice, after the functions it wants called. told: on the last one, for `viaticum`."""
-        calls = [{"index": place, **call} for place, call in enumerate(done.tool_calls)]
-        before = self._chunk(index, {"tool_calls": calls}) if calls else b""
-        return before + self._chunk(index, {}, _finish_reason(done), told, _logprobs(done))
-
-    def usage(self, done: Sequence[CompletionFinished], told: Mapping[str, Any]) -> bytes:
-        return event(
-            {**self._head("chat.completion.chunk"), "choices": [], "usage": usage_of(done), "viaticum": told}
-        )
-
-    def _chunk(
-        self,
-        index: int,
-        delta: Mapping[str, Any],
-        finish_reason: str | None = None,
-        told: Mapping[str, Any] | None = None,
-        logprobs: Mapping[str, Any] | None = None,
-    ) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        whole = {**self._head("chat.completion.chunk"), "choices": [choice]}
-        return event(whole if told is None else {**whole, "viaticum": told})
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": None,
-        }
-
-
-def event(data: Mapping[str, Any]) -> bytes:
-    """One server-sent event."""
-    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
-
-
-DONE = b"data: [DONE]\n\n"
-
-
-def usage_of(done: Sequence[CompletionFinished]) -> dict[str, Any]:
-    total = sum((each.usage for each in done), Usage())
-    counts = total.models.values()
-    return {
-        "prompt_tokens": total.input_tokens,
-        "completion_tokens": total.output_tokens,
-        "total_tokens": total.input_tokens + total.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(count.cached_input_tokens for count in counts)},
-        "completion_tokens_details": {"reasoning_tokens": sum(count.reasoning_tokens for count in counts)},
-    }
-
-
-def usd(amount: int) -> float:
-    """Nano-dollars as dollars, to read; the integers are what counts."""
-    return float(Decimal(amount) / NANOUSD_PER_USD)
-
-
-def _said(done: CompletionFinished) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": done.text, "refusal": None}
-    if done.tool_calls:
-        message |= {"content": done.text or None, "tool_calls": [dict(call) for call in done.tool_calls]}
-    return message
-
-
-def _logprobs(done: CompletionFinished) -> dict[str, Any] | None:
-    """Where the model gave them; of a stream, all with its end."""
-    return {"content": [dict(token) for token in done.logprobs], "refusal": None} if done.logprobs else None
-
-
-def _finish_reason(done: CompletionFinished) -> str:
-    return (
-        done.finish_reason
-        if done.finish_reason in ("length", "tool_calls")
-        else _REASONS.get(done.finish_reason, "stop")
-    )
-
-
-_REASONS = {"loop": "length", "refused": "content_filter"}  # a loop was cut before its writer ended it
+            fields[name] = value
+    return fields  # type: ignore[return-value]

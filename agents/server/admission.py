@@ -1,7 +1,7 @@
-"""How much a server takes on: places for calls that run, a queue before them, and a rate for each key.
+"""Admission control of the server: a limit of concurrent calls with a bounded queue, and a request rate for each key.
 
-All of it belongs to one event loop. Knows nothing of HTTP: what does not fit is a `QueueFull` or a `RateLimitExceeded`, with the
-seconds after which trying again may help.
+All of it belongs to one event loop. Leaves out HTTP: a request over a limit raises `QueueFull` or `RateLimitExceeded`,
+with the seconds after which a retry may succeed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 
 class QueueFull(Exception):
-    """Every place is taken, and so is the queue."""
+    """All slots are in use, and the queue is full."""
 
     retry_after = 1
 
 
 class RateLimitExceeded(Exception):
-    """More requests than a key's rate allows."""
+    """More requests than a key's rate allows. retry_after: seconds until the next one is allowed."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(retry_after)
@@ -29,66 +29,71 @@ class RateLimitExceeded(Exception):
 
 
 class ConcurrencyLimiter:
-    """So many calls at once, and so many that wait for a place, in the order they came."""
+    """A semaphore with a bounded queue: waiters get a free slot in the order they came.
 
-    def __init__(self, count: int, queue: int) -> None:
-        self.count, self.queue = count, queue
-        self.taken = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+    Args:
+        max_running: slots.
+        max_queued: waiters; further ones raise `QueueFull`.
+    """
+
+    def __init__(self, max_running: int, max_queued: int) -> None:
+        self.max_running, self.max_queued = max_running, max_queued
+        self.running = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
 
     @property
-    def waiting(self) -> int:
-        return len(self._waiting)
+    def queued(self) -> int:
+        return len(self._waiters)
 
-    async def take(self) -> None:
-        """Return with a place. Raises `QueueFull`."""
-        if self.taken < self.count and not self._waiting:
-            self.taken += 1
+    async def acquire(self) -> None:
+        """Wait for a slot. Raises `QueueFull`."""
+        if self.running < self.max_running and not self._waiters:
+            self.running += 1
             return
-        if len(self._waiting) >= self.queue:
+        if len(self._waiters) >= self.max_queued:
             raise QueueFull
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.give()  # the place had just been given to one who went away
+            if waiter.done() and not waiter.cancelled():
+                self.release()  # the slot was handed over just before the cancellation
             else:
-                self._waiting.remove(turn)
+                self._waiters.remove(waiter)
             raise
 
-    def give(self) -> None:
-        """Give a place back, or on to the one who waits longest."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+    def release(self) -> None:
+        """Hand a slot over to the first waiter, or free it."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
                 return
-        self.taken -= 1
+        self.running -= 1
 
 
 @dataclass(slots=True)
 class _Bucket:
-    left: float
-    at: float
+    tokens: float
+    updated_at: float
 
 
 class TokenBuckets:
-    """Requests a minute for each name: as many at once as a whole minute allows, then as fast as the rate."""
+    """A token bucket for each name: a burst of one minute's requests, then refilled at the rate."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: dict[str, _Bucket] = {}
 
-    def spend(self, name: str, per_minute: int | None) -> None:
-        """Count one request. Raises `RateLimitExceeded`."""
+    def consume(self, name: str, per_minute: int | None) -> None:
+        """Count one request of `name`. Raises `RateLimitExceeded`."""
         if per_minute is None:
             return
         now = self._clock()
         bucket = self._buckets.setdefault(name, _Bucket(per_minute, now))
-        bucket.left = min(per_minute, bucket.left + (now - bucket.at) * per_minute / 60)
-        bucket.at = now
-        if bucket.left < 1:
-            raise RateLimitExceeded(math.ceil((1 - bucket.left) * 60 / per_minute))
-        bucket.left -= 1
+        bucket.tokens = min(per_minute, bucket.tokens + (now - bucket.updated_at) * per_minute / 60)
+        bucket.updated_at = now
+        if bucket.tokens < 1:
+            raise RateLimitExceeded(math.ceil((1 - bucket.tokens) * 60 / per_minute))
+        bucket.tokens -= 1

@@ -1,7 +1,6 @@
-"""From a thread that writes to a coroutine that sends: a few items at a time, and either side may go away.
+"""A bounded buffer from a thread that writes to a coroutine that reads; either side may cancel.
 
-The thread waits while the reader has not taken what is there, so a slow client does not fill the memory. Knows
-nothing of HTTP or models.
+The writer waits while the buffer is full, so that a slow client does not fill the memory. Leaves out HTTP and models.
 """
 
 from __future__ import annotations
@@ -17,35 +16,43 @@ from viaticum.agents.cancellation import CallerGone, CancellationToken
 
 T = TypeVar("T")
 
-ROOM = 32  # items
+CAPACITY = 32  # items
 
 
 class Channel(CancellationToken, Generic[T]):
-    """One writer, a thread; one reader, a coroutine of `loop`. patience: seconds that the writer waits for room."""
+    """A buffer with one writer, a thread, and one reader, a coroutine.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, room: int = ROOM, patience: float = 60.0) -> None:
+    Args:
+        loop: the reader's event loop.
+        capacity: items in the buffer.
+        stall_timeout: seconds that the writer waits for the reader before it gives up.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, capacity: int = CAPACITY, stall_timeout: float = 60.0
+    ) -> None:
         super().__init__()
-        self._loop, self._room, self._patience = loop, room, patience
+        self._loop, self._capacity, self._stall_timeout = loop, capacity, stall_timeout
         self._items: deque[T] = deque()
         self._change = threading.Condition()
-        self._news = asyncio.Event()
+        self._readable = asyncio.Event()
         self._ended = False
         self._error: BaseException | None = None
 
     # --- the writer's thread --------------------------------------------------------------------------------
 
     def put(self, item: T) -> None:
-        """Raises `CallerGone` where the reader went away, or took nothing for too long."""
+        """Append an item. Raises `CallerGone` where the reader cancelled or stalled."""
         self.wait()
         with self._change:
             self._items.append(item)
         self._wake()
 
     def wait(self) -> None:
-        """Return when there is room. Raises `CallerGone`, as `put` does."""
+        """Wait until the buffer has room. Raises `CallerGone`, as `put` does."""
         with self._change:
-            end = time.monotonic() + self._patience
-            while len(self._items) >= self._room and not self._closed.is_set():
+            end = time.monotonic() + self._stall_timeout
+            while len(self._items) >= self._capacity and not self._closed.is_set():
                 if not self._change.wait(end - time.monotonic()) and time.monotonic() >= end:
                     break
         if self._closed.is_set() or time.monotonic() >= end:
@@ -53,19 +60,23 @@ class Channel(CancellationToken, Generic[T]):
             raise CallerGone
 
     def end(self, error: BaseException | None = None) -> None:
-        """Nothing more comes; the reader is told why, where it is an error."""
+        """End the items; the reader gets the error, if any, after the last one."""
         with self._change:
             self._ended, self._error = True, self._error or error
         self._wake()
 
     # --- the reader -----------------------------------------------------------------------------------------
 
-    async def take(self) -> list[T]:
-        """All that is there, at least one item; nothing where no more comes. Raises the writer's error, after the
-        last item, and that of `close` at once."""
+    async def get(self) -> list[T]:
+        """Wait for items and return all that are buffered; an empty list after the end.
+
+        Raises:
+            BaseException: the error of `end`, after the last item; that of `close` at once.
+            CallerGone: the channel was closed without an error.
+        """
         while True:
             with self._change:
-                self._news.clear()
+                self._readable.clear()
                 if self._closed.is_set():
                     raise self._error or CallerGone
                 if self._items:
@@ -77,12 +88,12 @@ class Channel(CancellationToken, Generic[T]):
                     if self._error is not None:
                         raise self._error
                     return []
-            await self._news.wait()
+            await self._readable.wait()
 
-    # --- anyone ---------------------------------------------------------------------------------------------
+    # --- any thread -----------------------------------------------------------------------------------------
 
     def close(self, error: Exception | None = None) -> None:
-        """Nobody wants the rest: the writer's next step raises `CallerGone`, and the reader is told `error`."""
+        """Discard the rest: the writer's next step raises `CallerGone`, the reader's raises `error`."""
         with self._change:
             if not self._ended:
                 self._error = self._error or error
@@ -91,5 +102,5 @@ class Channel(CancellationToken, Generic[T]):
         self._wake()
 
     def _wake(self) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and its readers with it
-            self._loop.call_soon_threadsafe(self._news.set)
+        with suppress(RuntimeError):  # the event loop has been closed
+            self._loop.call_soon_threadsafe(self._readable.set)

@@ -1,6 +1,6 @@
-"""POST /v1/chat/completions: from a request that has come in to the last event that goes out.
+"""POST /v1/chat/completions: reads the request, waits for a slot, and sends what its thread writes, whole or streamed.
 
-Runs on the event loop and carries what a thread of the `Service` writes. Leaves out models, ledger and the other doors.
+Runs on the event loop. Leaves out models and ledger (`service`) and the other routes (`app`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -18,242 +17,239 @@ from starlette.types import Receive, Scope, Send
 
 from viaticum.agents.cancellation import CallerGone
 from viaticum.agents.completions import CompletionFinished, CompletionStarted
-from viaticum.agents.openai_api.requests import DONE, APIError, ChatRequest, Reply, event, read_request, usd
+from viaticum.agents.openai_api.errors import (
+    APIError,
+    overloaded,
+    rate_limit_exceeded,
+    request_timeout,
+    shutting_down,
+)
+from viaticum.agents.openai_api.requests import ChatRequest, parse_request
+from viaticum.agents.openai_api.responses import (
+    DONE,
+    ResponseBuilder,
+    ViaticumExtension,
+    server_sent_event,
+    to_usd,
+    viaticum_extension,
+)
 from viaticum.agents.server.admission import QueueFull, RateLimitExceeded
 from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.channel import Channel
-from viaticum.agents.server.run import (
-    CostSummary,
-    Item,
-    Limits,
-    Run,
-    answer_of,
-    refusal,
-    shutting_down,
-    too_late,
-)
+from viaticum.agents.server.run import CostSummary, Limits, Run, RunItem, api_error, error_response
+from viaticum.agents.server.service import Service
 
-if TYPE_CHECKING:
-    from viaticum.agents.server.service import Service
+CLIENT_CLOSED_REQUEST = 499  # nginx's status, in metrics only: no response reaches the client
 
 
-class Chat:
-    """POST /v1/chat/completions, as an ASGI application of its own: it has to see that a client went away."""
+class ChatCompletions:
+    """The route as an ASGI application of its own, so that it sees when the client disconnects."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = time.perf_counter()
+        started = time.perf_counter()
         label, status = "unknown", 500
-        gone: asyncio.Task[None] | None = None
+        disconnect: asyncio.Task[None] | None = None
         try:
             try:
-                request = Request(scope, receive)
-                caller, asked = await self._read(request)
-                label = self.service.label(asked.model)
-                gone = asyncio.create_task(_until_gone(receive))
-                run = await self._place(asked, caller, began, gone)
-                gone.add_done_callback(lambda _: run.channel.close())
+                caller, request = await self._read(Request(scope, receive))
+                label = self.service.model_label(request.model)
+                disconnect = asyncio.create_task(_wait_for_disconnect(receive))
+                run = await self._start(request, caller, started, disconnect)
+                disconnect.add_done_callback(lambda _: run.channel.close())
                 try:
-                    status = await (self._stream if asked.stream else self._whole)(run, send, label)
+                    status = await (self._stream if request.stream else self._respond)(run, send)
                 finally:
-                    run.channel.close()  # after the end this does nothing
+                    run.channel.close()  # without effect after the end
             except Exception as error:
-                found = refusal(error)
-                status = found.status
-                await answer_of(found)(scope, receive, send)
+                refused = api_error(error)
+                status = refused.status
+                await error_response(refused)(scope, receive, send)
         except (CallerGone, ClientDisconnect, OSError):
             self.service.metrics.disconnected.inc()
-            status = 499
+            status = CLIENT_CLOSED_REQUEST
         finally:
-            if gone is not None:
-                gone.cancel()
+            if disconnect is not None:
+                disconnect.cancel()
             self.service.metrics.requests.labels(label, str(status)).inc()
-            self.service.metrics.seconds.labels(label).observe(time.perf_counter() - began)
+            self.service.metrics.seconds.labels(label).observe(time.perf_counter() - started)
 
-    async def _read(self, request: Request) -> tuple[Caller, ChatRequest]:
+    # --- before the run -------------------------------------------------------------------------------------
+
+    async def _read(self, http_request: Request) -> tuple[Caller, ChatRequest]:
+        """Authenticate, apply the rate limit, and parse the body. Raises `APIError`."""
         service = self.service
-        caller = await service.doorman.admit(request, service.in_thread)
+        caller = await service.authenticator.authenticate(http_request, service.run_in_thread)
         if service.draining:
             raise shutting_down()
         try:
-            service.rates.spend(caller.name, caller.per_minute or service.limits.per_minute)
+            service.rate_limits.consume(caller.name, caller.per_minute or service.limits.per_minute)
         except RateLimitExceeded as error:
-            raise APIError(
-                429,
-                "too many requests; slow down",
-                type="rate_limit_exceeded",
-                code="rate_limit_exceeded",
-                retry_after=error.retry_after,
-            ) from None
-        asked = read_request(await _body(request, service.limits))
-        service.check_model(caller, asked.model)
-        return caller, asked
+            raise rate_limit_exceeded(error.retry_after) from None
+        request = parse_request(await _read_body(http_request, service.limits))
+        service.check_model(caller, request.model)
+        return caller, request
 
-    async def _place(self, asked: ChatRequest, caller: Caller, began: float, gone: asyncio.Task[None]) -> Run:
-        """Wait for a place, unless the client goes away or its time is up, and start."""
+    async def _start(
+        self, request: ChatRequest, caller: Caller, started: float, disconnect: asyncio.Task[None]
+    ) -> Run:
+        """Wait for a slot and start the run in a thread. Raises `APIError` or `CallerGone`."""
         service, loop = self.service, asyncio.get_running_loop()
         deadline = loop.time() + service.limits.timeout
-        turn = asyncio.create_task(service.places.take())
-        try:
-            await asyncio.wait(
-                {turn, gone}, timeout=service.limits.timeout, return_when=asyncio.FIRST_COMPLETED
-            )
-        except asyncio.CancelledError:
-            if not turn.cancel() and not turn.cancelled() and turn.exception() is None:
-                service.places.give()
-            raise
-        if not turn.done():
-            turn.cancel()
-            raise CallerGone if gone.done() else too_late(service.limits.timeout)
-        try:
-            turn.result()
-        except QueueFull as error:
-            raise APIError(
-                503,
-                "the server is busy; try again",
-                type="server_error",
-                code="overloaded",
-                retry_after=error.retry_after,
-            ) from None
-        if gone.done() or service.draining:
-            service.places.give()
-            raise CallerGone if gone.done() else shutting_down()
-        channel: Channel[Item] = Channel(loop, patience=service.limits.patience)
-        run = Run(f"chatcmpl-{uuid.uuid4().hex}", asked, caller, channel, deadline, began)
+        await self._acquire_slot(disconnect)
+        if disconnect.done() or service.draining:
+            service.limiter.release()
+            raise CallerGone if disconnect.done() else shutting_down()
+        channel: Channel[RunItem] = Channel(loop, stall_timeout=service.limits.stall_timeout)
+        run = Run(f"chatcmpl-{uuid.uuid4().hex}", request, caller, channel, deadline, started)
         service.start(run)
         return run
 
-    async def _take(self, run: Run, label: str) -> list[Item]:
+    async def _acquire_slot(self, disconnect: asyncio.Task[None]) -> None:
+        """Wait for a slot until the client disconnects or the request times out."""
+        limiter, timeout = self.service.limiter, self.service.limits.timeout
+        acquire = asyncio.create_task(limiter.acquire())
         try:
-            async with asyncio.timeout_at(run.deadline):
-                items = await run.channel.take()
-        except TimeoutError:
-            raise too_late(self.service.limits.timeout) from None
-        for item in items:
-            if isinstance(item, tuple) and isinstance(item[1], CompletionStarted):
-                if not run.route:
-                    first = time.perf_counter() - run.began
-                    self.service.metrics.first_seconds.labels(label).observe(first)
-                run.route = run.route or item[1].route
-            elif isinstance(item, tuple) and isinstance(item[1], CompletionFinished):
-                run.done.append(item[1])
-        return items
+            await asyncio.wait({acquire, disconnect}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if not acquire.cancel() and not acquire.cancelled() and acquire.exception() is None:
+                limiter.release()
+            raise
+        if not acquire.done():
+            acquire.cancel()
+            raise CallerGone if disconnect.done() else request_timeout(timeout)
+        try:
+            acquire.result()
+        except QueueFull as error:
+            raise overloaded(error.retry_after) from None
 
-    # --- the whole answer at once ---------------------------------------------------------------------------
+    # --- the whole completion at once -----------------------------------------------------------------------
 
-    async def _whole(self, run: Run, send: Send, label: str) -> int:
-        bill = CostSummary(0, None)
-        while items := await self._take(run, label):
-            bill = next((item for item in items if isinstance(item, CostSummary)), bill)
-        told = _told(run, bill)
+    async def _respond(self, run: Run, send: Send) -> int:
+        """Send the completion. Returns the HTTP status."""
+        summary = CostSummary(0, None)
+        while items := await self._receive(run):
+            summary = next((item for item in items if isinstance(item, CostSummary)), summary)
+        extension = _extension(run, summary)
         headers = {
-            "x-viaticum-route": run.done[-1].routes[-1] if run.done[-1].routes else run.route,
-            "x-viaticum-cost": str(bill.cost),
-            "x-viaticum-cost-usd": f"{usd(bill.cost):.9f}",
+            "x-viaticum-route": extension["route"],
+            "x-viaticum-cost": str(summary.cost),
+            "x-viaticum-cost-usd": f"{to_usd(summary.cost):.9f}",
         }
-        if bill.left is not None:
-            headers["x-viaticum-left"] = str(bill.left)
-        body = Reply(run.id, run.asked.model).whole(run.done, told)
-        await self._send(JSONResponse(body, headers=headers), send)
+        if summary.left is not None:
+            headers["x-viaticum-left"] = str(summary.left)
+        completion = ResponseBuilder(run.id, run.request.model).completion(run.finished, extension)
+        response = JSONResponse(completion, headers=headers)
+        await send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
+        await self._send_body(send, bytes(response.body), more=False)
         return 200
 
-    # --- the answer as it comes -----------------------------------------------------------------------------
+    # --- the completion as a stream -------------------------------------------------------------------------
 
-    async def _stream(self, run: Run, send: Send, label: str) -> int:
-        """Errors before the first piece are errors of HTTP; later ones are an event, and end the stream."""
-        items = await self._take(run, label)
+    async def _stream(self, run: Run, send: Send) -> int:
+        """Send server-sent events. Returns the HTTP status, or that of the error which ended the stream.
+
+        An error before the first event is an HTTP error; a later one is an event, and ends the stream.
+        """
+        items = await self._receive(run)
         headers = {"x-viaticum-route": run.route, "cache-control": "no-store", "x-accel-buffering": "no"}
         start = Response(media_type="text/event-stream", headers=headers)
-        raw = [(name, value) for name, value in start.raw_headers if name != b"content-length"]
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
-        reply, opened = Reply(run.id, run.asked.model), set[int]()
+        raw_headers = [(name, value) for name, value in start.raw_headers if name != b"content-length"]
+        await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
+        builder, opened = ResponseBuilder(run.id, run.request.model), set[int]()
         try:
             while items:
-                await self._push(send, b"".join(self._events(run, reply, opened, items)))
-                items = await self._take(run, label)
-            await self._push(send, DONE, more=False)
+                await self._send_body(send, b"".join(self._events(run, builder, opened, items)))
+                items = await self._receive(run)
+            await self._send_body(send, DONE, more=False)
         except Exception as error:
-            found = refusal(error)
+            failure = api_error(error)
             with suppress(OSError, TimeoutError):
-                await self._push(send, event(found.body) + DONE, more=False)
-            return found.status
+                await self._send_body(send, server_sent_event(failure.body) + DONE, more=False)
+            return failure.status
         return 200
 
-    def _events(self, run: Run, reply: Reply, opened: set[int], items: list[Item]) -> Iterator[bytes]:
-        options = run.asked.stream_options
+    def _events(
+        self, run: Run, builder: ResponseBuilder, opened: set[int], items: list[RunItem]
+    ) -> Iterator[bytes]:
+        """The events of these items. opened: choices whose first event was sent; updated."""
+        options = run.request.stream_options
         for item in items:
             if isinstance(item, CostSummary):
-                told = _told(run, item)
-                yield reply.closing(len(run.done) - 1, run.done[-1], told)
+                extension = _extension(run, item)
+                yield builder.final_events(len(run.finished) - 1, run.finished[-1], extension)
                 if options is not None and options.include_usage:
-                    yield reply.usage(run.done, told)
+                    yield builder.usage_event(run.finished, extension)
                 continue
-            index, what = item
+            index, event = item
             if index not in opened:
                 opened.add(index)
-                yield reply.opening(index)
-            if isinstance(what, str):
-                yield reply.piece(index, what)
-            elif isinstance(what, CompletionFinished) and index < (run.asked.n or 1) - 1:
-                yield reply.closing(index, what, None)  # the last one is closed with the bill
+                yield builder.first_event(index)
+            if isinstance(event, str):
+                yield builder.text_event(index, event)
+            elif isinstance(event, CompletionFinished) and index < (run.request.n or 1) - 1:
+                yield builder.final_events(index, event)  # the last choice ends with the cost summary
 
-    async def _push(self, send: Send, body: bytes, *, more: bool = True) -> None:
-        """Raises `CallerGone` where the client reads nothing for too long."""
+    # --- both -----------------------------------------------------------------------------------------------
+
+    async def _receive(self, run: Run) -> list[RunItem]:
+        """The next items of a run, recorded in it; empty at the end. Raises `APIError` at the run's deadline."""
         try:
-            async with asyncio.timeout(self.service.limits.patience):
+            async with asyncio.timeout_at(run.deadline):
+                items = await run.channel.get()
+        except TimeoutError:
+            raise request_timeout(self.service.limits.timeout) from None
+        for item in items:
+            if isinstance(item, CostSummary):
+                continue
+            _, event = item
+            if isinstance(event, CompletionStarted):
+                if not run.route:
+                    label = self.service.model_label(run.request.model)
+                    seconds = time.perf_counter() - run.started
+                    self.service.metrics.first_seconds.labels(label).observe(seconds)
+                run.route = run.route or event.route
+            elif isinstance(event, CompletionFinished):
+                run.finished.append(event)
+        return items
+
+    async def _send_body(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        """Raises `CallerGone` where the client reads nothing for `stall_timeout` seconds."""
+        try:
+            async with asyncio.timeout(self.service.limits.stall_timeout):
                 await send({"type": "http.response.body", "body": body, "more_body": more})
         except TimeoutError:
             raise CallerGone from None
 
-    async def _send(self, response: Response, send: Send) -> None:
-        await send(
-            {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-        )
-        await self._push(send, bytes(response.body), more=False)
 
-
-async def _body(request: Request, limits: Limits) -> bytes:
-    """The body, as JSON announces itself. Raises `APIError`."""
+async def _read_body(request: Request, limits: Limits) -> bytes:
+    """The body of a JSON request. Raises `APIError`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        # Also what keeps web pages out: a browser asks before it sends JSON elsewhere, and is not answered.
+        # Also keeps web pages out: a browser sends JSON to another origin only after a preflight, which is refused.
         raise APIError(400, f"send JSON with content-type application/json, not {kind or 'without one'!r}")
     too_large = APIError(413, f"the body is larger than {limits.body_bytes} bytes", code="body_too_large")
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told) > limits.body_bytes:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limits.body_bytes:
         raise too_large
     body = bytearray()
     try:
-        async with asyncio.timeout(limits.patience):
+        async with asyncio.timeout(limits.stall_timeout):
             async for part in request.stream():
                 body += part
                 if len(body) > limits.body_bytes:
                     raise too_large
     except TimeoutError:
-        raise APIError(408, f"the body did not arrive within {limits.patience:g} seconds") from None
+        raise APIError(408, f"the body did not arrive within {limits.stall_timeout:g} seconds") from None
     return bytes(body)
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _told(run: Run, bill: CostSummary) -> dict[str, Any]:
-    """The `viaticum` object of an answer."""
-    last = run.done[-1]
-    return {
-        "route": last.routes[-1] if last.routes else run.route,
-        "routes": list(last.routes),
-        "answer": last.answer,
-        "reason": last.reason,
-        "cost_nanousd": bill.cost,
-        "cost_usd": usd(bill.cost),
-        "left_nanousd": bill.left,
-        "usage": {
-            name: {"input_tokens": count.input_tokens, "output_tokens": count.output_tokens}
-            for name, count in last.usage.models.items()
-        },
-    }
+def _extension(run: Run, summary: CostSummary) -> ViaticumExtension:
+    return viaticum_extension(run.finished[-1], route=run.route, cost=summary.cost, left=summary.left)

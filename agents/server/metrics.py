@@ -1,5 +1,5 @@
-"""What a server counts, for Prometheus. Money and holds are read from the ledger when someone asks, so that they are
-those of the ledger, calls that were broken off among them.
+"""Prometheus metrics of a server. Money and holds are read from the ledger at each scrape, so that they equal the
+ledger's, cancelled calls included.
 
 Needs the `server` extra.
 """
@@ -17,57 +17,61 @@ from viaticum.money import NANOUSD_PER_USD
 from viaticum.types import Usage
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # seconds
 OPEN_STATES = ("reserved", "dispatched", "unknown")
 
 
 class Metrics:
-    """One registry a server, so that several in one process do not mix."""
+    """The metrics of one server, in a registry of its own, so that servers in one process do not mix."""
 
-    def __init__(self, places: ConcurrencyLimiter) -> None:
-        own = self.registry = CollectorRegistry()
+    def __init__(self, limiter: ConcurrencyLimiter) -> None:
+        registry = self.registry = CollectorRegistry()
         self.requests = Counter(
             "viaticum_requests",
-            "Requests that ended, by what was asked for and HTTP status.",
+            "Requests that ended, by requested model and HTTP status.",
             ["model", "status"],
-            registry=own,
+            registry=registry,
         )
         self.tokens = Counter(
-            "viaticum_tokens", "Tokens of calls that ended by themselves.", ["model", "kind"], registry=own
+            "viaticum_tokens", "Tokens of calls that were not cancelled.", ["model", "kind"], registry=registry
         )
         self.disconnected = Counter(
-            "viaticum_disconnected_clients", "Clients that went away before the end.", registry=own
+            "viaticum_disconnected_clients",
+            "Clients that disconnected before the end of their response.",
+            registry=registry,
         )
         self.seconds = Histogram(
             "viaticum_request_seconds",
-            "From the request to the end of its answer.",
+            "Seconds from the request to the end of its response.",
             ["model"],
-            buckets=SECONDS,
-            registry=own,
+            buckets=BUCKETS,
+            registry=registry,
         )
         self.first_seconds = Histogram(
             "viaticum_first_piece_seconds",
-            "From the request to the first piece of its answer.",
+            "Seconds from the request to the first piece of its response.",
             ["model"],
-            buckets=SECONDS,
-            registry=own,
+            buckets=BUCKETS,
+            registry=registry,
         )
-        Gauge("viaticum_in_flight", "Calls that run now.", registry=own).set_function(lambda: places.taken)
-        Gauge("viaticum_queued", "Requests that wait for a place.", registry=own).set_function(
-            lambda: places.waiting
+        running = Gauge("viaticum_in_flight", "Calls that run.", registry=registry)
+        running.set_function(lambda: limiter.running)
+        queued = Gauge("viaticum_queued", "Requests that wait for a free slot.", registry=registry)
+        queued.set_function(lambda: limiter.queued)
+        self._spent = Gauge(
+            "viaticum_spent_dollars", "Dollars posted to a budget.", ["budget"], registry=registry
         )
-        self._spent = Gauge("viaticum_spent_dollars", "Posted to a budget.", ["budget"], registry=own)
         self._held = Gauge(
-            "viaticum_held_dollars", "Held by a budget's open calls.", ["budget"], registry=own
+            "viaticum_held_dollars", "Dollars held by open calls of a budget.", ["budget"], registry=registry
         )
         self._left = Gauge(
             "viaticum_left_dollars",
-            "Neither spent nor held, where dollars are limited.",
+            "Dollars of a budget that are neither posted nor held, where they are limited.",
             ["budget"],
-            registry=own,
+            registry=registry,
         )
         self._holds = Gauge(
-            "viaticum_holds", "Open holds, by state; of all budgets of the ledger.", ["state"], registry=own
+            "viaticum_holds", "Open holds of all budgets of the ledger.", ["state"], registry=registry
         )
 
     def count_tokens(self, usage: Usage) -> None:
@@ -75,8 +79,12 @@ class Metrics:
             self.tokens.labels(model, "input").inc(count.input_tokens)
             self.tokens.labels(model, "output").inc(count.output_tokens)
 
-    def page(self, ledger: Ledger, budgets: Collection[str]) -> bytes:
-        """The text that Prometheus reads. Reads the ledger: not for the event loop's thread."""
+    def render(self, ledger: Ledger, budgets: Collection[str]) -> bytes:
+        """The metrics in Prometheus' text format. Reads the ledger: not for the event loop's thread.
+
+        Args:
+            budgets: names of the budgets whose dollars are reported.
+        """
         for name in budgets:
             budget = ledger.budget(name)
             self._spent.labels(name).set(budget.posted_nanousd / NANOUSD_PER_USD)

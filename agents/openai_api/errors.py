@@ -1,0 +1,153 @@
+"""Errors of OpenAI's API: an HTTP status with OpenAI's error object, and the mapping of Viaticum's errors onto them.
+
+Leaves out how a server sends them.
+"""
+
+from __future__ import annotations
+
+from typing_extensions import TypedDict  # which pydantic can make schemas of
+
+from viaticum.errors import (
+    BudgetClosed,
+    BudgetExceeded,
+    InputError,
+    LedgerError,
+    MissingExtra,
+    ModelError,
+    PromptTooLong,
+    UnknownName,
+    UnknownPrice,
+    ViaticumError,
+    WeightsError,
+)
+
+
+class ErrorObject(TypedDict):
+    """What went wrong. `param` names the field of the request, where it is one."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(TypedDict):
+    """The body of every response with a status of 400 or above, and the last event of a stream that failed."""
+
+    error: ErrorObject
+
+
+class APIError(Exception):
+    """An error response.
+
+    Args:
+        status: HTTP status.
+        message: what was wrong and what to do.
+        type: OpenAI's class of the error.
+        code: machine-readable reason.
+        param: the field of the request that is wrong.
+        retry_after: seconds after which a retry may succeed.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.retry_after = status, retry_after
+        self.error: ErrorObject = {"message": message, "type": type, "param": param, "code": code}
+
+    @property
+    def body(self) -> ErrorResponse:
+        return {"error": self.error}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def to_api_error(error: BaseException) -> APIError | None:
+    """The response to an error of Viaticum; None for any other exception, which is a bug of the server."""
+    match error:
+        case APIError():
+            return error
+        case BudgetExceeded():
+            return APIError(402, str(error), type="insufficient_quota", code="budget_exceeded")
+        case BudgetClosed():
+            return APIError(402, str(error), type="insufficient_quota", code="budget_closed")
+        case UnknownName() if error.kind in ("model", "strategy"):
+            return model_not_found(str(error))
+        case WeightsError() | MissingExtra():
+            return model_not_found(str(error))
+        case PromptTooLong():
+            return APIError(400, str(error), code="context_length_exceeded", param="messages")
+        case UnknownPrice():
+            return APIError(400, str(error), code="unknown_price", param="model")
+        case InputError():
+            return APIError(400, str(error))
+        case ModelError():
+            return APIError(502, str(error), type="server_error", code="model_failed")
+        case LedgerError():
+            return APIError(503, str(error), type="server_error", code="ledger_unavailable", retry_after=1)
+        case ViaticumError():
+            return APIError(500, str(error), type="server_error")
+    return None
+
+
+def model_not_found(message: str) -> APIError:
+    return APIError(404, message, code="model_not_found", param="model")
+
+
+def invalid_api_key() -> APIError:
+    return APIError(
+        401,
+        "no valid API key; send Authorization: Bearer KEY, made by `viaticum keys create`",
+        code="invalid_api_key",
+    )
+
+
+def rate_limit_exceeded(retry_after: int) -> APIError:
+    return APIError(
+        429,
+        "too many requests; slow down",
+        type="rate_limit_exceeded",
+        code="rate_limit_exceeded",
+        retry_after=retry_after,
+    )
+
+
+def overloaded(retry_after: int) -> APIError:
+    return APIError(
+        503,
+        "the server is busy; try again",
+        type="server_error",
+        code="overloaded",
+        retry_after=retry_after,
+    )
+
+
+def shutting_down() -> APIError:
+    return APIError(
+        503,
+        "the server is shutting down; try again",
+        type="server_error",
+        code="shutting_down",
+        retry_after=5,
+    )
+
+
+def request_timeout(seconds: float) -> APIError:
+    return APIError(
+        504, f"no answer within {seconds:g} seconds; ask for less", type="server_error", code="timeout"
+    )
+
+
+def internal_error() -> APIError:
+    return APIError(500, "the server made a mistake; its log says which", type="server_error")
