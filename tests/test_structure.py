@@ -311,6 +311,7 @@ def test_what_an_extra_brings_is_imported_late_outside_routers_and_decoders() ->
 def test_what_the_server_and_ray_need_is_imported_by_them_alone() -> None:
     """`viaticum serve` and `--engine ray` name the extra where it is missing; nothing else asks for it."""
     homes = {
+        "viaticum.agents.server.app",
         "viaticum.agents.server.service",
         "viaticum.agents.server.process",
         "viaticum.agents.server.chat_completions",

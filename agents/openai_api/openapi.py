@@ -108,7 +108,10 @@ def _api_paths() -> Json:
                     "200": {
                         "description": _STREAM,
                         "headers": _COMPLETION_HEADERS,
-                        "content": {**_json_content(ChatCompletion), "text/event-stream": {"schema": _STRING}},
+                        "content": {
+                            **_json_content(ChatCompletion),
+                            "text/event-stream": {"schema": _STRING},
+                        },
                     },
                     **_error_responses(*_ERRORS),
                 },

@@ -10,10 +10,15 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,  # which pydantic can make schemas of
+)
 
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict  # which pydantic can make schemas of
+from typing_extensions import TypedDict
 
 from viaticum.agents.completions import CompletionFinished
 from viaticum.money import NANOUSD_PER_USD

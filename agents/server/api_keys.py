@@ -1,8 +1,8 @@
-"""The keys that open the server's door, in `keys.db` beside the ledger. Each belongs to one budget scope.
+"""API keys of the server, in `keys.db` beside the ledger. Each belongs to one budget scope.
 
-Only a key's SHA-256 is kept. A key is 256 random bits: nobody can try them all, so a slow hash and a salt, which protect
-what people think up themselves, would only slow down each request. Whoever reads the file gets no key out of it.
-Knows nothing of HTTP, and of the ledger only the names of scopes.
+Only a key's SHA-256 is stored. A key is 256 random bits, too many to try, so a slow hash and a salt, which protect
+passwords that people choose, would only slow down each request. Nobody who reads the file learns a key.
+Leaves out HTTP, and the ledger but for the names of scopes.
 """
 
 from __future__ import annotations
@@ -26,16 +26,21 @@ from sqlite_utils import Database
 from viaticum.errors import InputError, LedgerError, UnknownName
 
 APPLICATION_ID = 0x5649414B  # "VIAK"
-PREFIX = "vk-"  # so that scanners for leaked secrets, and people, know one when they see it
-SHOWN = 4  # characters of a key's random part that stay readable in lists
+PREFIX = "vk-"  # recognised by people and by scanners for leaked secrets
+SHOWN = 4  # characters of a key's random part that lists show
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """A key as it is kept: never the key itself.
+class ApiKey:
+    """What is stored of a key, besides its hash.
 
-    scope: the budget that pays, None for the server's own. models: the names that may be asked for, all where empty.
-    per_minute: requests, None for the server's rate.
+    Args:
+        shown: the start of the key, for lists.
+        created: time in UTC, ISO 8601.
+        scope: the budget that pays; None for the server's own.
+        models: names that may be requested; all where empty.
+        per_minute: requests; None for the server's rate.
+        revoked: time in UTC, ISO 8601; None while it is valid.
     """
 
     name: str
@@ -46,11 +51,8 @@ class Key:
     per_minute: int | None = None
     revoked: str | None = None
 
-    def allows(self, model: str) -> bool:
-        return not self.models or model in self.models
 
-
-def keys_by_name(db: Database) -> None:
+def create_keys_table(db: Database) -> None:
     """Version 1. hash: hex SHA-256 of the key; models: a JSON list."""
     db.execute(
         """
@@ -68,22 +70,23 @@ def keys_by_name(db: Database) -> None:
     )
 
 
-MIGRATIONS: tuple[Callable[[Database], None], ...] = (keys_by_name,)
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (create_keys_table,)
 VERSION = len(MIGRATIONS)
 
 
-class Keys:
-    """The keys in one SQLite file, made where it is missing. May be shared by threads.
+class ApiKeyStore:
+    """The keys in one SQLite file, created if missing. Thread-safe.
 
-    Raises `LedgerError` where the file cannot be used.
+    Raises:
+        LedgerError: the file cannot be used.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
-        self._seen = -1
-        self._known: list[tuple[str, Key]] = []
-        with self._in_plain_words():
+        self._data_version = -1
+        self._cached_rows: list[tuple[str, ApiKey]] = []
+        with self._as_ledger_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = Database(sqlite3.connect(self.path, check_same_thread=False, isolation_level=None))
             self._db.execute("PRAGMA busy_timeout = 60000")
@@ -109,8 +112,15 @@ class Keys:
         scope: str | None = None,
         models: Iterable[str] = (),
         per_minute: int | None = None,
-    ) -> tuple[str, Key]:
-        """A new key: what its holder is given, once, and what is kept. Raises `InputError` for a name that is taken."""
+    ) -> tuple[str, ApiKey]:
+        """Create a key.
+
+        Returns:
+            The key itself, which is not stored, and what is.
+
+        Raises:
+            InputError: the name is taken or not printable, or the rate is below 1.
+        """
         if not name.strip() or not name.isprintable():
             raise InputError(f"not a name of a key: {name!r}; use printable characters, at least one")
         if per_minute is not None and per_minute < 1:
@@ -118,8 +128,8 @@ class Keys:
         random = secrets.token_urlsafe(32)
         token = PREFIX + random
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        key = Key(name, f"{PREFIX}{random[:SHOWN]}...", now, scope, tuple(models), per_minute)
-        with self._lock, self._in_plain_words():
+        key = ApiKey(name, f"{PREFIX}{random[:SHOWN]}...", now, scope, tuple(models), per_minute)
+        with self._lock, self._as_ledger_error():
             try:
                 self._db.execute(
                     "INSERT INTO keys (name, hash, shown, scope, models, per_minute, created)"
@@ -128,50 +138,50 @@ class Keys:
                 )
             except sqlite3.IntegrityError:
                 raise InputError(f"there is a key {name!r} already; take another name") from None
-            self._seen = -1
+            self._data_version = -1
         return token, key
 
-    def revoke(self, name: str) -> Key:
-        """End a key, at once and for good. Raises `UnknownName`."""
+    def revoke(self, name: str) -> ApiKey:
+        """Revoke a key, at once and for good. Raises `UnknownName`."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with self._lock, self._in_plain_words():
+        with self._lock, self._as_ledger_error():
             self._db.execute("UPDATE keys SET revoked = coalesce(revoked, ?) WHERE name = ?", [now, name])
-            self._seen = -1
+            self._data_version = -1
         keys = {key.name: key for key in self.all()}
         if name not in keys:
             raise UnknownName("key", name, keys)
         return keys[name]
 
-    def all(self) -> list[Key]:
-        """Every key, revoked ones too, oldest first."""
+    def all(self) -> list[ApiKey]:
+        """All keys, revoked ones too, oldest first."""
         with self._lock:
             return [key for _, key in self._rows()]
 
-    def find(self, token: str, *, scopes: Collection[str] | None = None) -> Key | None:
-        """The key that this is, unless it was revoked, or belongs to none of these scopes.
+    def find(self, token: str, *, scopes: Collection[str] | None = None) -> ApiKey | None:
+        """The key with this token; None where it was revoked or belongs to a scope that is not in `scopes`.
 
-        The same work whatever the token is: it is hashed, and compared with every key, each time to the end.
+        The work is the same whatever the token is: it is hashed and compared with every key, each time to the end.
         """
-        wanted = _hash(token)
+        digest = _hash(token)
         found = None
         with self._lock:
             rows = self._rows()
-        for digest, key in rows:
-            same = hmac.compare_digest(digest, wanted)
+        for stored, key in rows:
+            same = hmac.compare_digest(stored, digest)
             usable = key.revoked is None and (scopes is None or key.scope is None or key.scope in scopes)
             if same & usable:
                 found = key
         return found
 
-    def _rows(self) -> list[tuple[str, Key]]:
-        """Hash and key of every row; read again only where another connection has written."""
-        with self._in_plain_words():
+    def _rows(self) -> list[tuple[str, ApiKey]]:
+        """Hash and key of every row; read again only after another connection has written."""
+        with self._as_ledger_error():
             version = self._db.execute("PRAGMA data_version").fetchone()[0]
-            if version != self._seen:
-                self._known = [
+            if version != self._data_version:
+                self._cached_rows = [
                     (
                         row["hash"],
-                        Key(
+                        ApiKey(
                             row["name"],
                             row["shown"],
                             row["created"],
@@ -183,8 +193,8 @@ class Keys:
                     )
                     for row in self._db.query("SELECT * FROM keys ORDER BY created, rowid")
                 ]
-                self._seen = version
-        return self._known
+                self._data_version = version
+        return self._cached_rows
 
     def _migrate(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -206,7 +216,7 @@ class Keys:
             raise
 
     @contextmanager
-    def _in_plain_words(self) -> Iterator[None]:
+    def _as_ledger_error(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:

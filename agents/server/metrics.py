@@ -33,7 +33,10 @@ class Metrics:
             registry=registry,
         )
         self.tokens = Counter(
-            "viaticum_tokens", "Tokens of calls that were not cancelled.", ["model", "kind"], registry=registry
+            "viaticum_tokens",
+            "Tokens of calls that were not cancelled.",
+            ["model", "kind"],
+            registry=registry,
         )
         self.disconnected = Counter(
             "viaticum_disconnected_clients",

@@ -1,7 +1,7 @@
-"""A process that serves: it listens, and on SIGTERM or SIGINT it ends in order.
+"""The server process: it listens, and drains on SIGTERM or SIGINT.
 
-New requests are refused (503) while those that run end by themselves, or are cut after a grace period; every one of them is
-settled before the process ends, with exit code 0. A second signal cuts at once. Needs the `server` extra.
+While it drains, new requests get status 503; running ones end or are cancelled after a grace period, and all are settled
+before the process exits with code 0. A second signal cancels at once. Needs the `server` extra.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from viaticum.agents.server.api_keys import Keys
+from viaticum.agents.server.api_keys import ApiKeyStore
+from viaticum.agents.server.app import build_app
 from viaticum.agents.server.service import Service
 from viaticum.errors import InputError
 from viaticum.signals import SignalHandler
@@ -26,7 +27,7 @@ BACKLOG = 2048
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen. port 0 is any free one."""
+    """Where to listen. Port 0 takes a free one."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -41,7 +42,7 @@ class Address:
             return False
 
     def listen(self) -> socket.socket:
-        """Raises `InputError` where that is not possible."""
+        """A listening socket. Raises `InputError` for an address that cannot be used."""
         if not 0 <= self.port <= 65535:
             raise InputError(f"a port is 0 to 65535, got {self.port}")
         try:
@@ -54,8 +55,8 @@ class Address:
             ) from None
 
 
-def refuse_open_door(address: Address, keys: Keys, *, insecure: bool) -> None:
-    """Raises `InputError` for a server that other machines reach and that asks for no key."""
+def require_key_for_public_address(address: Address, keys: ApiKeyStore, *, insecure: bool) -> None:
+    """Raise `InputError` for a server that other machines can reach without a key, unless `insecure`."""
     if not address.is_loopback and not insecure and not any(key.revoked is None for key in keys.all()):
         raise InputError(
             f"{address.host} can be reached from other machines, and there is no key: make one with "
@@ -68,21 +69,27 @@ def serve(
     listener: socket.socket,
     *,
     grace: float = 30.0,
-    ready: Callable[[], None] = lambda: None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until a signal comes, and end in order. ready is called once requests are taken."""
-    Server(service, grace=grace, ready=ready).run([listener])
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Args:
+        listener: a listening socket.
+        grace: seconds that running calls have to end.
+        on_ready: called once requests are accepted.
+    """
+    Server(service, grace=grace, on_ready=on_ready).run([listener])
     service.close()
 
 
 class Server(uvicorn.Server):
-    """Runs a service until `stop`, or a signal where this is the main thread."""
+    """Runs a service until `stop`, or until a signal where this is the main thread."""
 
     def __init__(
-        self, service: Service, *, grace: float = 30.0, ready: Callable[[], None] = lambda: None
+        self, service: Service, *, grace: float = 30.0, on_ready: Callable[[], None] = lambda: None
     ) -> None:
         config = uvicorn.Config(
-            service.app,
+            build_app(service),
             log_level="warning",
             access_log=False,
             lifespan="off",
@@ -92,35 +99,35 @@ class Server(uvicorn.Server):
             server_header=False,
         )
         super().__init__(config)
-        self._service, self._grace, self._ready = service, grace, ready
-        self._drain: asyncio.Task[None] | None = None
+        self._service, self._grace, self._on_ready = service, grace, on_ready
+        self._drain_task: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        self._ready()
+        self._on_ready()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn would end the process by the signal itself; here it is a wish that is granted."""
+        """Drain on a signal and exit with code 0; uvicorn would re-raise the signal afterwards."""
         with SignalHandler(lambda number: self.stop()):
             yield
 
     def stop(self) -> None:
-        """End in order; a second time: now. From any thread, once requests are taken."""
-        self._loop.call_soon_threadsafe(self._end)
+        """Drain; called again, cancel at once. From any thread, once requests are accepted."""
+        self._loop.call_soon_threadsafe(self._stop)
 
-    def _end(self) -> None:
-        if self._drain is None:
-            self._drain = asyncio.create_task(self._drained())
+    def _stop(self) -> None:
+        if self._drain_task is None:
+            self._drain_task = asyncio.create_task(self._drain())
         else:
-            self._cut = asyncio.create_task(self._service.cut())
+            self._cancel_task = asyncio.create_task(self._service.cancel_runs())
 
-    async def _drained(self) -> None:
+    async def _drain(self) -> None:
         running = len(self._service.runs)
         if running:
             sys.stderr.write(f"ending: {running} calls run, and have {self._grace:g} s to end\n")
-        cut = await self._service.drain(self._grace)
-        if cut:
-            sys.stderr.write(f"{cut} calls were cut, and charged for what they wrote\n")
+        cancelled = await self._service.drain(self._grace)
+        if cancelled:
+            sys.stderr.write(f"{cancelled} calls were cut, and charged for what they wrote\n")
         self.should_exit = True

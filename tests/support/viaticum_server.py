@@ -1,4 +1,4 @@
-"""A real server on a free port of the loopback, in a thread, over scripted models of a TOML catalogue."""
+"""A real server of Viaticum on a free loopback port, in a thread, over scripted models of a TOML catalogue."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 import httpx
 
 from viaticum import FakeRouter, Viaticum
-from viaticum.agents.server.api_keys import Keys
+from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.agents.server.process import Address, Server
 from viaticum.agents.server.run import Limits
 from viaticum.agents.server.service import Service
 from viaticum.catalogue import Catalogue
 
 WORD = 1_000  # nano-dollars
-LONG = " ".join(f"w{number}" for number in range(400))
+LONG_TEXT = " ".join(f"w{number}" for number in range(400))
 CATALOGUE = """
 [models.fast]
 text = "Seven times six is forty-two. The answer is 42."
@@ -35,7 +35,7 @@ FIELDS = '\ndescription = "d"\nkind = "scripted"\ncontext_length = 8192\ninput_p
 
 def write_catalogue(folder: Path) -> Path:
     file = folder / "catalogue.toml"
-    text = CATALOGUE.replace("{long}", LONG)
+    text = CATALOGUE.replace("{long}", LONG_TEXT)
     file.write_text(
         "".join(f"{line}{FIELDS if line.startswith('[') else chr(10)}" for line in text.splitlines())
     )
@@ -43,40 +43,40 @@ def write_catalogue(folder: Path) -> Path:
 
 
 @dataclass
-class Here:
+class RunningServer:
     """A running server. http: a client at its root."""
 
     url: str
     http: httpx.Client
     client: Viaticum
     service: Service
-    server: Server
-    keys: Keys
-    thread: threading.Thread
+    uvicorn: Server
+    keys: ApiKeyStore
 
     def ask(
         self, model: str = "fast", *, headers: dict[str, str] | None = None, **body: Any
     ) -> httpx.Response:
-        return self.http.post("/v1/chat/completions", json=asked(model, **body), headers=headers)
+        return self.http.post("/v1/chat/completions", json=chat_body(model, **body), headers=headers)
 
-    def standing(self) -> tuple[int, int]:
+    def spent_and_held(self) -> tuple[int, int]:
+        """Of the server's budget, in nano-dollars."""
         budget = self.client.budget()
         return budget.posted_nanousd, budget.held_nanousd
 
-    def settled(self) -> None:
-        """Wait until nothing runs; then no place is taken and no hold is open."""
-        until(lambda: not self.service.runs)
-        assert self.service.places.taken == 0
+    def assert_settled(self) -> None:
+        """Wait until nothing runs; then no slot is in use and no hold is open."""
+        wait_until(lambda: not self.service.runs)
+        assert self.service.limiter.running == 0
         assert [hold for hold in self.client.ledger.holds() if hold.state in ("reserved", "dispatched")] == []
         assert self.client.budget().held_nanousd == 0
         assert self.client.ledger.check() == []
 
 
-def asked(model: str = "fast", **body: Any) -> dict[str, Any]:
+def chat_body(model: str = "fast", **body: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": "What is 6 times 7?"}], **body}
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -89,12 +89,13 @@ def serving(
     *,
     budget: str = "1",
     grace: float = 20.0,
-    within: str | None = None,
+    root_scope: str | None = None,
     catalogue: Catalogue | None = None,
     **limits: Any,
-) -> Iterator[Here]:
+) -> Iterator[RunningServer]:
+    """A server until the end of the block. limits: fields of `Limits`."""
     with (
-        Keys(folder / "keys.db") as keys,
+        ApiKeyStore(folder / "keys.db") as keys,
         Viaticum(
             budget,
             budget_name="serve",
@@ -105,15 +106,18 @@ def serving(
         ) as client,
         Address(port=0).listen() as listener,
     ):
-        service, ready = Service(client, keys=keys, limits=Limits(**limits), within=within), threading.Event()
-        server = Server(service, grace=grace, ready=ready.set)
+        service, ready = (
+            Service(client, keys=keys, limits=Limits(**limits), root_scope=root_scope),
+            threading.Event(),
+        )
+        server = Server(service, grace=grace, on_ready=ready.set)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         assert ready.wait(30)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with httpx.Client(base_url=url, timeout=60) as http:
             try:
-                yield Here(url, http, client, service, server, keys, thread)
+                yield RunningServer(url, http, client, service, server, keys)
             finally:
                 server.stop()
                 thread.join(60)

@@ -129,13 +129,13 @@ def test_a_first_run_with_nothing_set_up_says_what_to_do(tmp_path: Path) -> None
 
 
 def test_the_shell_completes_commands() -> None:
-    asked = {"_VIATICUM_COMPLETE": "complete_bash", "COMP_WORDS": "viaticum ser", "COMP_CWORD": "1"}
+    chat_body = {"_VIATICUM_COMPLETE": "complete_bash", "COMP_WORDS": "viaticum ser", "COMP_CWORD": "1"}
     program = "import sys; sys.argv[0] = 'viaticum'; from viaticum.cli import app; app(prog_name='viaticum')"
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        env=os.environ | asked,
+        env=os.environ | chat_body,
         timeout=60,
         check=False,
     )

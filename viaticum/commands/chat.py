@@ -1,6 +1,6 @@
-"""`viaticum chat`: a conversation on the terminal, or from a pipe, each turn within the budget.
+"""`viaticum chat`: a conversation on the terminal or from a pipe, each turn within the budget.
 
-What the model writes goes to stdout as it comes; prompts, costs and errors go to stderr.
+The model's text is streamed to stdout; prompts, costs and errors go to stderr.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from viaticum.agents.client import Viaticum
     from viaticum.agents.completions import CompletionFinished
 
-HELP = "/budget what is left   /route who wrote the last answer   /new forget what was said   /quit"
+HELP = "/budget what is left   /route who wrote the last answer   /new forget the conversation   /quit"
 
 
 def chat(
     model: Annotated[str, typer.Option(help="auto, a model of the catalogue, or MODEL+STRATEGY.")] = "auto",
-    system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     dollars: Annotated[
-        str | None, typer.Option("--budget", help="Dollars the whole conversation may cost at most.")
+        str | None, typer.Option("--budget", help="Dollars that the whole conversation may cost at most.")
     ] = None,
     budget_name: Annotated[
         str | None, typer.Option("--budget-name", help="The budget that pays; a new one by default.")
@@ -54,100 +54,100 @@ def chat(
         dollars, budget_name=budget_name, policy=policy, router=router, catalogue=catalogue, folder=folder
     ) as client:
         check_name(client, model)
-        talk = _Conversation(client, model, system, max_tokens, as_json)
+        conversation = _Conversation(client, model, system, max_tokens, as_json)
         if sys.stdin.isatty():
             sys.stderr.write(f"{model}, {_left(client)}. {HELP}\n")
         failed = False
         for line in _lines():
             if line == "/quit":
                 break
-            failed |= not talk.take(line)
+            failed |= not conversation.handle(line)
     if failed and not sys.stdin.isatty():
         raise typer.Exit(1)
 
 
 class _Conversation:
-    """What was said so far. A turn that failed, or was stopped, is forgotten."""
+    """The messages so far. A turn that failed or was stopped is dropped."""
 
     def __init__(
         self, client: Viaticum, model: str, system: str | None, max_tokens: int | None, as_json: bool
     ) -> None:
-        self._client, self._model, self._limit, self._as_json = client, model, max_tokens, as_json
-        self._start: list[Message] = [{"role": "system", "content": system}] if system else []
-        self._messages = list(self._start)
+        self._client, self._model, self._max_tokens, self._as_json = client, model, max_tokens, as_json
+        self._first_messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        self._messages = list(self._first_messages)
         self._routes: tuple[str, ...] = ()
 
-    def take(self, line: str) -> bool:
-        """A command or a turn; False where it failed."""
+    def handle(self, line: str) -> bool:
+        """Run a command or a turn. Returns whether it succeeded."""
         if not line.startswith("/"):
             return self._turn(line)
         if line == "/budget":
-            self._say(_left(self._client))
+            self._print(_left(self._client))
         elif line == "/route":
-            self._say(" -> ".join(self._routes) or "nobody was asked yet")
+            self._print(" -> ".join(self._routes) or "no answer yet")
         elif line == "/new":
-            self._messages = list(self._start)
+            self._messages = list(self._first_messages)
         else:
-            self._say(HELP)
+            self._print(HELP)
         return True
 
     def _turn(self, question: str) -> bool:
         from viaticum.agents.cancellation import CallerGone
 
-        asked: list[Message] = [*self._messages, {"role": "user", "content": question}]
+        messages: list[Message] = [*self._messages, {"role": "user", "content": question}]
         try:
-            done = self._answer(asked)
+            finished = self._answer(messages)
         except ViaticumError as error:
-            self._say(f"error: {error}")
+            self._print(f"error: {error}")
             return False
         except CallerGone:
-            self._say("\nstopped; what was written is paid for")
+            self._print("\nstopped; what was written is paid for")
             return True
-        self._messages = [*asked, {"role": "assistant", "content": done.text}]
-        self._routes = done.routes
+        self._messages = [*messages, {"role": "assistant", "content": finished.text}]
+        self._routes = finished.routes
         if self._as_json:
-            told = {
-                "text": done.text,
-                "answer": done.answer,
-                "routes": done.routes,
-                "cost_nanousd": done.cost,
+            payload = {
+                "text": finished.text,
+                "answer": finished.answer,
+                "routes": finished.routes,
+                "cost_nanousd": finished.cost,
                 "left_nanousd": self._client.budget().left_nanousd,
             }
-            sys.stdout.write(json.dumps(told) + "\n")
+            sys.stdout.write(json.dumps(payload) + "\n")
             sys.stdout.flush()
         else:
             sys.stdout.write("\n")
             sys.stdout.flush()
-            self._say(f"{' -> '.join(done.routes)}: {format_usd(done.cost)}, {_left(self._client)}")
+            self._print(f"{' -> '.join(finished.routes)}: {format_usd(finished.cost)}, {_left(self._client)}")
         return True
 
     def _answer(self, messages: list[Message]) -> CompletionFinished:
         from viaticum.agents.cancellation import CancellationToken
         from viaticum.agents.completions import CompletionFinished, CompletionRequest, complete
 
-        guard = CancellationToken()
-        asked = CompletionRequest(
-            self._model, messages, self._client.budget_name, f"chat-{uuid.uuid4().hex}", self._limit
+        token = CancellationToken()
+        request = CompletionRequest(
+            self._model, messages, self._client.budget_name, f"chat-{uuid.uuid4().hex}", self._max_tokens
         )
-        # Ctrl-C ends the call at hand at its next piece; it is settled, and the conversation goes on.
-        interrupts = SignalHandler(lambda number: guard.close(), (signal.SIGINT,))
-        with interrupts, closing(complete(self._client, asked, guard)) as events:  # type: ignore[type-var]
+        # Ctrl-C cancels the call at its next piece of text; it is settled, and the conversation continues.
+        interrupts = SignalHandler(lambda number: token.close(), (signal.SIGINT,))
+        with interrupts, closing(complete(self._client, request, token)) as events:  # type: ignore[type-var]
             for event in events:
-                guard.wait()
+                token.wait()
                 if isinstance(event, CompletionFinished):
                     return event
                 if isinstance(event, str) and not self._as_json:
                     sys.stdout.write(event)
                     sys.stdout.flush()
-        raise AssertionError("an answer ends with what was written")
+        raise AssertionError("a stream ends with CompletionFinished")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, line by line, without what is empty; with a prompt on a terminal."""
+    """The non-empty lines of stdin, with a prompt on a terminal."""
     while True:
         if sys.stdin.isatty():
             sys.stderr.write("> ")

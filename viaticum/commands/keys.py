@@ -1,9 +1,10 @@
-"""`viaticum keys`: make, list and revoke the keys of `viaticum serve`."""
+"""`viaticum keys`: create, list and revoke the API keys of `viaticum serve`."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,12 +15,12 @@ from viaticum.commands.serve import Folder
 from viaticum.money import nanousd
 
 if TYPE_CHECKING:
-    from viaticum.agents.server.api_keys import Key, Keys
+    from viaticum.agents.server.api_keys import ApiKey, ApiKeyStore
 
-app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the keys of `viaticum serve`.")
+app = typer.Typer(no_args_is_help=True, help="Create, list and revoke the API keys of `viaticum serve`.")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Name = Annotated[str, typer.Argument(help="What you call the key.")]
+Name = Annotated[str, typer.Argument(help="The name of the key.")]
 
 
 @app.command()
@@ -29,17 +30,17 @@ def create(
         str | None, typer.Option(help="The budget that pays; the server's own by default.", metavar="BUDGET")
     ] = None,
     limit: Annotated[
-        str | None, typer.Option(help="Make that budget, with so many dollars.", metavar="USD")
+        str | None, typer.Option(help="Create that budget with this limit in dollars.", metavar="USD")
     ] = None,
-    parent: Annotated[
-        str | None, typer.Option(help="The budget that a new one lies below.", metavar="BUDGET")
+    parent: Annotated[str | None, typer.Option(help="The parent of a new budget.", metavar="BUDGET")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model that it may request; all by default.")
     ] = None,
-    model: Annotated[list[str] | None, typer.Option(help="A model it may ask for; all by default.")] = None,
     rate: Annotated[int | None, typer.Option(help="Requests a minute.", min=1)] = None,
     folder: Folder = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a key. It is shown this once; only its hash is kept."""
+    """Create a key. It is shown only once: its hash is stored."""
     from viaticum.budgets import Ledger
 
     home = _home(folder)
@@ -49,10 +50,10 @@ def create(
             ledger.create(scope, limit_nanousd=nanousd(limit), parent=parent)
         elif scope is not None:
             ledger.budget(scope)
-    with _keys(folder) as keys:
+    with _open_keys(folder) as keys:
         token, key = keys.create(name, scope=scope, models=model or (), per_minute=rate)
     if as_json:
-        typer.echo(json.dumps({"key": token, **_facts(key)}))
+        typer.echo(json.dumps({"key": token, **_to_json(key)}))
     else:
         typer.echo(token)
 
@@ -60,13 +61,13 @@ def create(
 @app.command("list")
 def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
     """List the keys, revoked ones too."""
-    with _keys(folder) as keys:
-        found = keys.all()
+    with _open_keys(folder) as keys:
+        rows = keys.all()
     if as_json:
-        typer.echo(json.dumps([_facts(key) for key in found]))
+        typer.echo(json.dumps([_to_json(key) for key in rows]))
         return
     table = Table("name", "key", "budget", "models", "a minute", "made", "revoked", box=None, pad_edge=False)
-    for key in found:
+    for key in rows:
         table.add_row(
             key.name,
             key.shown,
@@ -81,23 +82,23 @@ def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
 
 @app.command()
 def revoke(name: Name, folder: Folder = None, as_json: JsonFlag = False) -> None:
-    """End a key, at once and for good."""
-    with _keys(folder) as keys:
+    """Revoke a key, at once and for good."""
+    with _open_keys(folder) as keys:
         key = keys.revoke(name)
-    typer.echo(json.dumps(_facts(key)) if as_json else f"revoked {key.name}")
+    typer.echo(json.dumps(_to_json(key)) if as_json else f"revoked {key.name}")
 
 
-def _facts(key: Key) -> dict[str, Any]:
+def _to_json(key: ApiKey) -> dict[str, Any]:
     return asdict(key) | {"models": list(key.models)}
 
 
-def _home(folder: Any) -> Any:
+def _home(folder: Path | None) -> Path:
     from viaticum.budgets import default_path
 
     return folder or default_path().parent
 
 
-def _keys(folder: Any) -> Keys:
-    from viaticum.agents.server.api_keys import Keys
+def _open_keys(folder: Path | None) -> ApiKeyStore:
+    from viaticum.agents.server.api_keys import ApiKeyStore
 
-    return Keys(_home(folder) / "keys.db")
+    return ApiKeyStore(_home(folder) / "keys.db")

@@ -16,133 +16,147 @@ from viaticum.money import format_usd
 
 if TYPE_CHECKING:
     from viaticum.agents.client import Viaticum
-    from viaticum.agents.server.api_keys import Keys
+    from viaticum.agents.server.api_keys import ApiKeyStore
+    from viaticum.agents.server.process import Address
+    from viaticum.agents.server.run import Limits
 
-SCOPE = "serve"
+BUDGET_NAME = "serve"
 BUDGET_USD = "1"
 
 Folder = Annotated[
     Path | None,
     typer.Option(
-        "--folder", help="Where ledger and keys lie; yours by default.", metavar="DIR", envvar="VIATICUM_HOME"
+        "--folder", help="Folder of ledger and keys; yours by default.", metavar="DIR", envvar="VIATICUM_HOME"
     ),
+]
+Host = Annotated[str, typer.Option(help="Address to listen on; other than this machine's own needs a key.")]
+Port = Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)]
+Dollars = Annotated[
+    str | None,
+    typer.Option("--budget", help="Dollars for all requests together. [default: 1, of a new budget]"),
+]
+BudgetName = Annotated[
+    str | None,
+    typer.Option(
+        "--budget-name",
+        help="The budget that pays; only keys of it and of budgets below it are accepted. "
+        f"[default: {BUDGET_NAME}, all keys]",
+    ),
+]
+Router = Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")]
+Policy = Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")]
+Concurrency = Annotated[
+    int, typer.Option(help="Calls at once; a local model decodes them as one batch.", min=1)
+]
+Queue = Annotated[int, typer.Option(help="Requests that wait for a free slot; more are rejected.", min=0)]
+Rate = Annotated[int | None, typer.Option(help="Requests a minute of each key.", min=1)]
+Timeout = Annotated[float, typer.Option(help="Seconds for a whole request.")]
+Patience = Annotated[float, typer.Option(help="Seconds that a client may read nothing.")]
+Grace = Annotated[float, typer.Option(help="Seconds that running calls have to end after SIGTERM.", min=0)]
+BodyLimit = Annotated[int, typer.Option("--body-limit", help="Bytes of a request at most.", min=1)]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Accept other machines without a key.")]
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print address, process and budget as JSON on stdout.")
 ]
 
 
 def serve(
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; other than this machine's own needs a key.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8000,
-    dollars: Annotated[
-        str | None,
-        typer.Option("--budget", help="Dollars for everything that is served. [default: 1, of a new budget]"),
-    ] = None,
-    budget_name: Annotated[
-        str | None,
-        typer.Option(
-            "--budget-name",
-            help=f"The budget that pays; only keys of it and those below are let in. [default: {SCOPE}, all keys]",
-        ),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    dollars: Dollars = None,
+    budget_name: BudgetName = None,
     catalogue: CatalogueFile = None,
-    router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
-    policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
-    concurrency: Annotated[
-        int, typer.Option(help="Calls at once; a local model writes so many texts together.", min=1)
-    ] = 8,
-    queue: Annotated[
-        int, typer.Option(help="Requests that wait for their turn; more are refused.", min=0)
-    ] = 64,
-    rate: Annotated[int | None, typer.Option(help="Requests a minute of each key.", min=1)] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for a whole request.")] = 600.0,
-    patience: Annotated[float, typer.Option(help="Seconds that a client may read nothing.")] = 30.0,
-    grace: Annotated[
-        float, typer.Option(help="Seconds that running calls have to end after SIGTERM.", min=0)
-    ] = 30.0,
-    body_limit: Annotated[int, typer.Option("--body-limit", help="Bytes of a request at most.", min=1)] = 1
-    << 20,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let other machines in without a key.")
-    ] = False,
+    router: Router = None,
+    policy: Policy = "best",
+    concurrency: Concurrency = 8,
+    queue: Queue = 64,
+    rate: Rate = None,
+    timeout: Timeout = 600.0,
+    patience: Patience = 30.0,
+    grace: Grace = 30.0,
+    body_limit: BodyLimit = 1 << 20,
+    insecure: Insecure = False,
     folder: Folder = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print address, process and budget as JSON on stdout.")
-    ] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Serve OpenAI's chat completions, each request within a budget.
 
     Models: auto (routed), any name of `viaticum models list`, and NAME+STRATEGY. Point a client at
-    http://127.0.0.1:8000/v1. SIGTERM ends in order: running calls end or are cut, and are settled.
+    http://127.0.0.1:8000/v1. SIGTERM drains: running calls end or are cancelled, and are settled.
     """
-    try:
-        from viaticum.agents.server.process import Address, refuse_open_door
-        from viaticum.agents.server.process import serve as run
-        from viaticum.agents.server.run import Limits
-        from viaticum.agents.server.service import Service
-    except ImportError as error:
-        raise MissingExtra(error.name or "starlette", "server") from None
+    _require_extra()
     from viaticum.agents.client import Viaticum
-    from viaticum.agents.server.api_keys import Keys
+    from viaticum.agents.server.api_keys import ApiKeyStore
+    from viaticum.agents.server.process import Address, require_key_for_public_address
+    from viaticum.agents.server.run import Limits
     from viaticum.budgets import default_path
 
     address = Address(host, port)
-    limits = Limits(
-        concurrency=concurrency,
-        queue=queue,
-        per_minute=rate,
-        timeout=timeout,
-        patience=patience,
-        body_bytes=body_limit,
-    )
+    limits = Limits(concurrency, queue, rate, timeout, patience, body_limit)
     home = folder or default_path().parent
-    with Keys(home / "keys.db") as keys:
-        refuse_open_door(address, keys, insecure=insecure)
-        scope = budget_name or SCOPE
-        with (
-            Viaticum(
-                dollars or _limit_for(home, scope),
-                budget_name=scope,
-                catalogue=catalogue,
-                router=router,
-                policy=policy,
-                folder=home,
-                slots=concurrency,
-            ) as client,
-            address.listen() as listener,
-        ):
-            service = Service(
-                client, keys=keys, limits=limits, public=not address.is_loopback, within=budget_name
-            )
-            name = f"[{host}]" if ":" in host else host
-            url = f"http://{name}:{listener.getsockname()[1]}/v1"
-
-            def ready() -> None:
-                _announce(url, client, keys, as_json)
-
-            run(service, listener, grace=grace, ready=ready)
+    with ApiKeyStore(home / "keys.db") as keys:
+        require_key_for_public_address(address, keys, insecure=insecure)
+        name = budget_name or BUDGET_NAME
+        with Viaticum(
+            dollars or _limit_of_new_budget(home, name),
+            budget_name=name,
+            catalogue=catalogue,
+            router=router,
+            policy=policy,
+            folder=home,
+            slots=concurrency,
+        ) as client:
+            _run(client, keys, limits, address, root_scope=budget_name, grace=grace, as_json=as_json)
 
 
-def _limit_for(home: Path, scope: str) -> str | None:
-    """Dollars for a budget that has to be made; None for one that is there, and keeps its terms."""
+def _require_extra() -> None:
+    try:
+        import viaticum.agents.server.process  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(error.name or "starlette", "server") from None
+
+
+def _limit_of_new_budget(home: Path, name: str) -> str | None:
+    """Dollars for a budget that has to be created; None for one that exists, which keeps its terms."""
     from viaticum.budgets import Ledger
 
     with Ledger(home / "ledger.db") as ledger:
-        return None if scope in {each.name for each in ledger.budgets()} else BUDGET_USD
+        return None if name in {budget.name for budget in ledger.budgets()} else BUDGET_USD
 
 
-def _announce(url: str, client: Viaticum, keys: Keys, as_json: bool) -> None:
+def _run(
+    client: Viaticum,
+    keys: ApiKeyStore,
+    limits: Limits,
+    address: Address,
+    *,
+    root_scope: str | None,
+    grace: float,
+    as_json: bool,
+) -> None:
+    """Listen and serve until a signal comes."""
+    from viaticum.agents.server.process import serve
+    from viaticum.agents.server.service import Service
+
+    with address.listen() as listener:
+        public = not address.is_loopback
+        service = Service(client, keys=keys, limits=limits, public=public, root_scope=root_scope)
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        url = f"http://{host}:{listener.getsockname()[1]}/v1"
+        serve(service, listener, grace=grace, on_ready=lambda: _announce(url, client, keys, as_json))
+
+
+def _announce(url: str, client: Viaticum, keys: ApiKeyStore, as_json: bool) -> None:
     budget = client.budget()
-    count = sum(key.revoked is None for key in keys.all())
     if as_json:
-        told = {
+        payload = {
             "url": url,
             "pid": os.getpid(),
             "budget": budget.name,
             "left_nanousd": budget.left_nanousd,
-            "keys": count,
+            "keys": sum(key.revoked is None for key in keys.all()),
         }
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(payload))
     left = "" if budget.left_nanousd is None else f", {format_usd(budget.left_nanousd)} left"
     sys.stderr.write(f"serving {url}, budget {budget.name}{left}\n")
     if not keys.all():

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from viaticum_server import LONG, WORD, Here, asked, serving
+from viaticum_server import LONG_TEXT, WORD, RunningServer, chat_body, serving
 
 from viaticum import FakeRouter
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
-    with serving(tmp_path_factory.mktemp("home")) as here:
-        yield here
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with serving(tmp_path_factory.mktemp("home")) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
-def _settled(here: Here) -> Iterator[None]:
+def _settled(server: RunningServer) -> Iterator[None]:
     yield
-    here.settled()
+    server.assert_settled()
 
 
 def events_of(response: Any) -> list[Any]:
@@ -34,9 +34,9 @@ def events_of(response: Any) -> list[Any]:
 # --- answers --------------------------------------------------------------------------------------------------
 
 
-def test_a_chat_is_answered_in_openais_shape_and_paid_for(here: Here) -> None:
-    spent = here.standing()[0]
-    response = here.ask()
+def test_a_chat_is_answered_in_openais_shape_and_paid_for(server: RunningServer) -> None:
+    spent = server.spent_and_held()[0]
+    response = server.ask()
     assert response.status_code == 200
     told = response.json()
     assert set(told) == {
@@ -64,31 +64,31 @@ def test_a_chat_is_answered_in_openais_shape_and_paid_for(here: Here) -> None:
     ]
     assert told["usage"]["prompt_tokens"] == 5
     assert told["usage"]["total_tokens"] == 14
-    assert here.standing() == (spent + 14 * WORD, 0)
+    assert server.spent_and_held() == (spent + 14 * WORD, 0)
     assert response.headers["x-viaticum-route"] == "fast"
     assert response.headers["x-viaticum-cost"] == str(14 * WORD)
     assert response.headers["x-viaticum-cost-usd"] == "0.000014000"
     assert int(response.headers["x-viaticum-left"]) == 10**9 - spent - 14 * WORD
 
 
-def test_a_pair_goes_through_its_strategy(here: Here) -> None:
-    told = here.ask("fast+cot").json()
+def test_a_pair_goes_through_its_strategy(server: RunningServer) -> None:
+    told = server.ask("fast+cot").json()
     assert told["viaticum"]["answer"] == "42"
     assert told["viaticum"]["routes"] == ["fast+cot"]
     assert told["usage"]["prompt_tokens"] > 100, "its worked examples"
-    assert here.ask("mute+pot").json()["viaticum"]["answer"] is None
+    assert server.ask("mute+pot").json()["viaticum"]["answer"] is None
 
 
-def test_auto_is_the_routed_workflow(here: Here) -> None:
-    response = here.ask("auto")
+def test_auto_is_the_routed_workflow(server: RunningServer) -> None:
+    response = server.ask("auto")
     assert response.headers["x-viaticum-route"] == "fast+cot"
     assert response.json()["viaticum"]["answer"] == "42"
 
 
-def test_a_stream_has_the_same_words_and_its_cost_in_the_last_chunk(here: Here) -> None:
+def test_a_stream_has_the_same_words_and_its_cost_in_the_last_chunk(server: RunningServer) -> None:
     for model in ("fast", "fast+cot", "auto"):
-        whole = here.ask(model).json()
-        response = here.ask(model, stream=True, stream_options={"include_usage": True})
+        whole = server.ask(model).json()
+        response = server.ask(model, stream=True, stream_options={"include_usage": True})
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["x-viaticum-route"] == whole["viaticum"]["route"]
         first, *middle, last, usage = events_of(response)
@@ -102,89 +102,92 @@ def test_a_stream_has_the_same_words_and_its_cost_in_the_last_chunk(here: Here) 
         assert len({event["id"] for event in (first, *middle, last, usage)}) == 1
 
 
-def test_a_program_s_output_ends_the_text(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(here.client.model("fast"), "script", "```python\nprint(6 * 7)\n```")
-    told = here.ask("fast+pot").json()
+def test_a_program_s_output_ends_the_text(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.client.model("fast"), "script", "```python\nprint(6 * 7)\n```")
+    told = server.ask("fast+pot").json()
     assert told["choices"][0]["message"]["content"].endswith("```\n\n42")
-    streamed = events_of(here.ask("fast+pot", stream=True))
+    streamed = events_of(server.ask("fast+pot", stream=True))
     text = "".join(event["choices"][0]["delta"].get("content", "") for event in streamed)
     assert text == told["choices"][0]["message"]["content"]
 
 
-def test_a_stream_shows_a_second_try_after_an_empty_line(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(here.client, "router", FakeRouter("mute+pot", "fast+cot"))
-    streamed = events_of(here.ask("auto", stream=True))
+def test_a_stream_shows_a_second_try_after_an_empty_line(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.client, "router", FakeRouter("mute+pot", "fast+cot"))
+    streamed = events_of(server.ask("auto", stream=True))
     text = "".join(event["choices"][0]["delta"].get("content", "") for event in streamed)
     assert text == "I cannot tell\n\nSeven times six is forty-two. The answer is 42."
     assert streamed[-1]["viaticum"]["routes"] == ["mute+pot", "fast+cot"]
-    assert here.ask("auto").json()["choices"][0]["message"]["content"].startswith("Seven")
+    assert server.ask("auto").json()["choices"][0]["message"]["content"].startswith("Seven")
 
 
-def test_several_choices_are_several_calls(here: Here) -> None:
-    told = here.ask(n=3).json()
+def test_several_choices_are_several_calls(server: RunningServer) -> None:
+    told = server.ask(n=3).json()
     assert [choice["index"] for choice in told["choices"]] == [0, 1, 2]
     assert told["viaticum"]["cost_nanousd"] == 3 * 14 * WORD
     assert told["usage"]["completion_tokens"] == 27
     ends = [
         event["choices"][0]["index"]
-        for event in events_of(here.ask(n=2, stream=True))
+        for event in events_of(server.ask(n=2, stream=True))
         if event["choices"][0]["finish_reason"]
     ]
     assert ends == [0, 1]
 
 
-def test_what_is_asked_reaches_the_model(here: Here) -> None:
-    told = here.ask("slow", max_tokens=3).json()
+def test_what_is_asked_reaches_the_model(server: RunningServer) -> None:
+    told = server.ask("slow", max_tokens=3).json()
     assert told["choices"][0]["finish_reason"] == "length"
     assert told["usage"]["completion_tokens"] == 3
-    assert here.ask("slow", stop=["w2 ", "w9"]).json()["choices"][0]["message"]["content"] == "w0 w1 "
+    assert server.ask("slow", stop=["w2 ", "w9"]).json()["choices"][0]["message"]["content"] == "w0 w1 "
     assert (
-        here.ask("fast+cot", stop="forty").json()["choices"][0]["message"]["content"] == "Seven times six is "
+        server.ask("fast+cot", stop="forty").json()["choices"][0]["message"]["content"]
+        == "Seven times six is "
     )
-    here.ask(seed=7, temperature=0.5, top_p=0.9, max_completion_tokens=11, n=2)
-    model: Any = here.client.model("fast")
+    server.ask(seed=7, temperature=0.5, top_p=0.9, max_completion_tokens=11, n=2)
+    model: Any = server.client.model("fast")
     one, two = (generation for _, generation in model.calls[-2:])
     assert (one.seed, two.seed, one.temperature, one.top_p, one.max_new_tokens) == (7, 8, 0.5, 0.9, 11)
-    refused = here.ask(tools=[{"type": "function", "function": {"name": "f"}}])
+    refused = server.ask(tools=[{"type": "function", "function": {"name": "f"}}])
     assert (refused.status_code, "tools" in refused.json()["error"]["message"]) == (400, True)
 
 
-def test_messages_in_parts_and_of_developers(here: Here) -> None:
+def test_messages_in_parts_and_of_developers(server: RunningServer) -> None:
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "6 times 7?"}]
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
-    here.ask(messages=messages)
-    model: Any = here.client.model("fast")
+    server.ask(messages=messages)
+    model: Any = server.client.model("fast")
     assert model.calls[-1][0] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What is 6 times 7?"},
     ]
-    assert here.ask("fast+cot", messages=messages).status_code == 200
+    assert server.ask("fast+cot", messages=messages).status_code == 200
 
 
 # --- money ----------------------------------------------------------------------------------------------------
 
 
-def test_a_request_s_own_budget_is_never_passed(here: Here) -> None:
-    refused = here.ask(budget="0.000001")
+def test_a_request_s_own_budget_is_never_passed(server: RunningServer) -> None:
+    refused = server.ask(budget="0.000001")
     assert refused.status_code == 402
     assert refused.json()["error"]["type"] == "insufficient_quota"
     assert refused.json()["error"]["code"] == "budget_exceeded"
     for model in ("fast+cot", "auto"):
-        assert here.ask(model, budget="0.000001", stream=True).status_code == 402
-    told = here.ask(budget=0.000019, max_tokens=14)
+        assert server.ask(model, budget="0.000001", stream=True).status_code == 402
+    told = server.ask(budget=0.000019, max_tokens=14)
     assert told.status_code == 200
     assert told.headers["x-viaticum-left"] == str(5 * WORD)
-    assert here.ask(budget=0.000019, max_tokens=14, n=2).status_code == 402
+    assert server.ask(budget=0.000019, max_tokens=14, n=2).status_code == 402
 
 
 def test_over_the_server_s_budget(tmp_path: Path) -> None:
-    with serving(tmp_path, budget="0.00002") as here:
-        assert here.ask(max_tokens=9).status_code == 200
-        refused = here.ask(max_tokens=9)
+    with serving(tmp_path, budget="0.00002") as server:
+        assert server.ask(max_tokens=9).status_code == 200
+        refused = server.ask(max_tokens=9)
         assert (refused.status_code, refused.json()["error"]["code"]) == (402, "budget_exceeded")
-        here.client.ledger.pause("serve")
-        assert here.ask(max_tokens=1).json()["error"]["code"] == "budget_closed"
-        here.settled()
+        server.client.ledger.pause("serve")
+        assert server.ask(max_tokens=1).json()["error"]["code"] == "budget_closed"
+        server.assert_settled()
 
 
 # --- refusals -------------------------------------------------------------------------------------------------
@@ -211,8 +214,8 @@ def test_over_the_server_s_budget(tmp_path: Path) -> None:
         (b'{"model": "fast", "budget": 1e999, "messages": [{"role": "user", "content": "hi"}]}', ""),
     ],
 )
-def test_a_body_that_is_none(here: Here, body: bytes, told: str) -> None:
-    response = here.http.post(
+def test_a_body_that_is_none(server: RunningServer, body: bytes, told: str) -> None:
+    response = server.http.post(
         "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
     )
     assert response.status_code == 400
@@ -253,34 +256,34 @@ def test_a_body_that_is_none(here: Here, body: bytes, told: str) -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_and_says_why(
-    here: Here, body: dict[str, Any], status: int, told: str
+    server: RunningServer, body: dict[str, Any], status: int, told: str
 ) -> None:
-    spent = here.standing()
+    spent = server.spent_and_held()
     for stream in ({}, {"stream": True}):
         if stream and "stream_options" in body:
             continue
-        response = here.ask(**{"model": "fast", **body, **stream})
+        response = server.ask(**{"model": "fast", **body, **stream})
         assert response.status_code == status, response.text
         assert told in response.json()["error"]["message"]
-    assert here.standing() == spent
+    assert server.spent_and_held() == spent
 
 
-def test_only_json_is_read_so_that_no_web_page_can_ask(here: Here) -> None:
-    body = json.dumps(asked())
+def test_only_json_is_read_so_that_no_web_page_can_ask(server: RunningServer) -> None:
+    body = json.dumps(chat_body())
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
-        response = here.http.post("/v1/chat/completions", content=body, headers={"content-type": kind})
+        response = server.http.post("/v1/chat/completions", content=body, headers={"content-type": kind})
         assert response.status_code == 400
         assert "content-type" in response.json()["error"]["message"]
-    stranger = here.http.post("/v1/chat/completions", json=asked(), headers={"host": "evil.example"})
+    stranger = server.http.post("/v1/chat/completions", json=chat_body(), headers={"host": "evil.example"})
     assert stranger.status_code == 401
 
 
 def test_a_model_that_breaks_is_charged_for_what_it_wrote(
-    here: Here, monkeypatch: pytest.MonkeyPatch
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from viaticum.errors import ModelError
 
-    model: Any = here.client.model("fast")
+    model: Any = server.client.model("fast")
     plain = model.stream
 
     def breaks(messages: Any, generation: Any) -> Iterator[Any]:
@@ -290,24 +293,24 @@ def test_a_model_that_breaks_is_charged_for_what_it_wrote(
             yield piece
 
     monkeypatch.setattr(model, "stream", breaks)
-    spent, after = here.standing()[0], 0
-    assert here.ask().status_code == 502
-    assert here.ask(stream=True).status_code == 502
-    assert here.standing()[0] == spent
+    spent, after = server.spent_and_held()[0], 0
+    assert server.ask().status_code == 502
+    assert server.ask(stream=True).status_code == 502
+    assert server.spent_and_held()[0] == spent
     after = 3
     for model_name in ("fast", "fast+cot"):
-        told = events_of(here.ask(model_name, stream=True))
+        told = events_of(server.ask(model_name, stream=True))
         assert told[-1]["error"]["message"] == "it broke"
-        assert here.ask(model_name).status_code == 502
-    here.settled()
-    assert here.standing()[0] > spent
+        assert server.ask(model_name).status_code == 502
+    server.assert_settled()
+    assert server.spent_and_held()[0] > spent
 
 
 def test_a_mistake_of_ours_is_an_error_object_without_details(
-    here: Here, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(here.client.model("fast"), "stream", lambda *_: 1 / 0)
-    response = here.ask()
+    monkeypatch.setattr(server.client.model("fast"), "stream", lambda *_: 1 / 0)
+    response = server.ask()
     assert response.status_code == 500
     assert "division" not in response.text
     assert "ZeroDivisionError" in caplog.text
@@ -316,19 +319,19 @@ def test_a_mistake_of_ours_is_an_error_object_without_details(
 # --- the other doors ------------------------------------------------------------------------------------------
 
 
-def test_models_health_metrics(here: Here) -> None:
-    names = [model["id"] for model in here.http.get("/v1/models").json()["data"]]
+def test_models_health_metrics(server: RunningServer) -> None:
+    names = [model["id"] for model in server.http.get("/v1/models").json()["data"]]
     assert names[0] == "auto"
     assert {"fast", "fast+cot", "slow+cod"} <= set(names)
-    assert here.http.get("/v1/models/fast+cot").json()["id"] == "fast+cot"
-    assert here.http.get("/v1/models/nobody").status_code == 404
-    assert here.http.get("/health").json() == {"status": "ok", "in_flight": 0, "queued": 0}
-    here.ask("made-up-name")
-    page = here.http.get("/metrics")
+    assert server.http.get("/v1/models/fast+cot").json()["id"] == "fast+cot"
+    assert server.http.get("/v1/models/nobody").status_code == 404
+    assert server.http.get("/health").json() == {"status": "ok", "in_flight": 0, "queued": 0}
+    server.ask("made-up-name")
+    page = server.http.get("/metrics")
     assert page.headers["content-type"].startswith("text/plain")
     assert 'viaticum_requests_total{model="unknown",status="404"}' in page.text
     assert "made-up-name" not in page.text
-    posted = here.standing()[0]
+    posted = server.spent_and_held()[0]
     assert f'viaticum_spent_dollars{{budget="serve"}} {posted / 1e9}' in page.text
     for name in (
         "viaticum_tokens_total",
@@ -337,12 +340,12 @@ def test_models_health_metrics(here: Here) -> None:
         "viaticum_in_flight 0.0",
     ):
         assert name in page.text
-    for response in (here.http.get("/nowhere"), here.http.put("/health")):
+    for response in (server.http.get("/nowhere"), server.http.put("/health")):
         assert response.status_code in (404, 405)
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_the_long_text_is_longer_than_a_channel_has_room() -> None:
-    from viaticum.agents.server.channel import ROOM
+def test_the_long_text_is_longer_than_the_capacity_of_a_channel() -> None:
+    from viaticum.agents.server.channel import CAPACITY
 
-    assert len(LONG.split()) > 4 * ROOM
+    assert len(LONG_TEXT.split()) > 4 * CAPACITY

@@ -9,22 +9,22 @@ from typing import Any
 
 import openai
 import pytest
-from viaticum_server import Here, serving
+from viaticum_server import RunningServer, serving
 
 WORDS = "Seven times six is forty-two. The answer is 42."
 CHAT: Any = [{"role": "user", "content": "What is 6 times 7?"}]
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
-    with serving(tmp_path_factory.mktemp("home")) as here:
-        yield here
-        here.settled()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with serving(tmp_path_factory.mktemp("home")) as server:
+        yield server
+        server.assert_settled()
 
 
 @pytest.fixture
-def client(here: Here) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{here.url}/v1", api_key="any", max_retries=0) as client:
+def client(server: RunningServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
         yield client
 
 
@@ -47,7 +47,7 @@ def test_openai(client: openai.OpenAI) -> None:
     assert client.models.retrieve("fast+cot").id == "fast+cot"
 
 
-def test_openai_options_headers_and_errors(here: Here, client: openai.OpenAI) -> None:
+def test_openai_options_headers_and_errors(server: RunningServer, client: openai.OpenAI) -> None:
     raw = client.with_options(timeout=30).chat.completions.with_raw_response.create(
         model="auto", messages=CHAT, extra_body={"budget": "0.01", "policy": "cheapest:0.5"}
     )
@@ -67,11 +67,11 @@ def test_openai_options_headers_and_errors(here: Here, client: openai.OpenAI) ->
         client.with_options(timeout=0.2).chat.completions.create(model="slow", messages=CHAT)
     with client.chat.completions.create(model="slow", messages=CHAT, stream=True) as stream:
         next(iter(stream))
-    here.settled()
+    server.assert_settled()
 
 
-async def test_openai_async(here: Here) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{here.url}/v1", api_key="any", max_retries=0) as client:
+async def test_openai_async(server: RunningServer) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
         told = await client.chat.completions.create(model="auto", messages=CHAT)
         assert told.choices[0].message.content == WORDS
         pieces = await client.chat.completions.create(model="fast", messages=CHAT, stream=True)
@@ -81,11 +81,11 @@ async def test_openai_async(here: Here) -> None:
         assert final.choices[0].message.content == WORDS
 
 
-def test_langchain(here: Here) -> None:
+def test_langchain(server: RunningServer) -> None:
     from langchain_openai import ChatOpenAI
 
     chat = ChatOpenAI(
-        model="auto", base_url=f"{here.url}/v1", api_key="any", stream_usage=True, max_retries=0
+        model="auto", base_url=f"{server.url}/v1", api_key="any", stream_usage=True, max_retries=0
     )  # type: ignore[arg-type]
     told = chat.invoke("What is 6 times 7?")
     assert told.content == WORDS
@@ -96,21 +96,21 @@ def test_langchain(here: Here) -> None:
     assert [each.content for each in chat.batch(["one?", "two?"])] == [WORDS, WORDS]
 
 
-def test_litellm(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_litellm(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "LITELLM_LOCAL_MODEL_COST_MAP", "True")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import litellm
 
-        asked: dict[str, Any] = {
-            "api_base": f"{here.url}/v1",
+        chat_body: dict[str, Any] = {
+            "api_base": f"{server.url}/v1",
             "api_key": "any",
             "messages": CHAT,
             "max_retries": 0,
         }
-        told: Any = litellm.completion(model="openai/auto", **asked)
+        told: Any = litellm.completion(model="openai/auto", **chat_body)
         assert told.choices[0].message.content == WORDS
-        pieces: Any = litellm.completion(model="openai/fast+cot", stream=True, **asked)
+        pieces: Any = litellm.completion(model="openai/fast+cot", stream=True, **chat_body)
         assert "".join(each.choices[0].delta.content or "" for each in pieces) == WORDS
         with pytest.raises(litellm.NotFoundError):
-            litellm.completion(model="openai/nobody", **asked)
+            litellm.completion(model="openai/nobody", **chat_body)

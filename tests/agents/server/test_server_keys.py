@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from sqlite_utils import Database
 from typer.testing import CliRunner
-from viaticum_server import WORD, Here, serving
+from viaticum_server import WORD, RunningServer, serving
 
 from viaticum.agents.server import api_keys as keys_module
-from viaticum.agents.server.api_keys import MIGRATIONS, VERSION, Keys
-from viaticum.agents.server.process import Address, refuse_open_door
+from viaticum.agents.server.api_keys import MIGRATIONS, VERSION, ApiKeyStore
+from viaticum.agents.server.process import Address, require_key_for_public_address
 from viaticum.budgets import Ledger
 from viaticum.cli import app
 from viaticum.errors import InputError, LedgerError, UnknownName
@@ -27,15 +27,15 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> Iterator[Keys]:
-    with Keys(tmp_path / "keys.db") as keys:
+def keys(tmp_path: Path) -> Iterator[ApiKeyStore]:
+    with ApiKeyStore(tmp_path / "keys.db") as keys:
         yield keys
 
 
 # --- what is kept ---------------------------------------------------------------------------------------------
 
 
-def test_a_key_is_shown_once_and_kept_as_a_hash(keys: Keys) -> None:
+def test_a_key_is_shown_once_and_kept_as_a_hash(keys: ApiKeyStore) -> None:
     token, key = keys.create("alice", scope="team", models=["fast"], per_minute=5)
     assert token.startswith("vk-")
     assert len(token) == 46, "256 bits"
@@ -52,9 +52,9 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(keys: Keys) -> None:
             keys.create(name)
 
 
-def test_revoked_is_at_once_and_for_good_also_for_those_who_have_the_file_open(keys: Keys) -> None:
+def test_revoked_is_at_once_and_for_good_also_for_those_who_have_the_file_open(keys: ApiKeyStore) -> None:
     token, _ = keys.create("alice")
-    with Keys(keys.path) as other:
+    with ApiKeyStore(keys.path) as other:
         assert other.find(token) is not None
         first = keys.revoke("alice").revoked
         assert other.find(token) is None
@@ -66,7 +66,7 @@ def test_revoked_is_at_once_and_for_good_also_for_those_who_have_the_file_open(k
 
 
 def test_every_token_is_compared_with_every_key_to_the_end(
-    keys: Keys, monkeypatch: pytest.MonkeyPatch
+    keys: ApiKeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No clock: the work itself is counted, and is the same whatever is wrong with the token, or right."""
     tokens = [keys.create(f"key {number}", scope=f"s{number % 2}")[0] for number in range(6)]
@@ -95,55 +95,55 @@ compare = hmac.compare_digest
 def test_migrations_are_numbered_and_a_newer_or_foreign_file_is_refused(tmp_path: Path) -> None:
     assert len(MIGRATIONS) == VERSION
     path = tmp_path / "keys.db"
-    Keys(path).close()
+    ApiKeyStore(path).close()
     assert Database(path).execute("PRAGMA user_version").fetchone() == (VERSION,)
-    Keys(path).close()
+    ApiKeyStore(path).close()
     db = sqlite3.connect(path)
     db.execute(f"PRAGMA user_version = {VERSION + 1}")
     db.close()
     with pytest.raises(LedgerError, match="newer"):
-        Keys(path)
+        ApiKeyStore(path)
     other = tmp_path / "other.db"
     db = sqlite3.connect(other)
     db.execute("CREATE TABLE t (x)")
     db.commit()
     db.close()
     with pytest.raises(LedgerError, match="no keys"):
-        Keys(other)
+        ApiKeyStore(other)
     (tmp_path / "junk.db").write_text("junk" * 100)
     with pytest.raises(LedgerError, match="cannot use"):
-        Keys(tmp_path / "junk.db")
+        ApiKeyStore(tmp_path / "junk.db")
 
 
 # --- the door -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[Here]:
-    with serving(tmp_path, within="serve") as here:
-        here.client.ledger.create("team", parent="serve", limit_nanousd=20 * WORD)
-        here.client.ledger.create("elsewhere", limit_nanousd=10**9)
-        yield here
-        here.settled()
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    with serving(tmp_path, root_scope="serve") as server:
+        server.client.ledger.create("team", parent="serve", limit_nanousd=20 * WORD)
+        server.client.ledger.create("elsewhere", limit_nanousd=10**9)
+        yield server
+        server.assert_settled()
 
 
-def test_as_soon_as_there_is_a_key_one_is_needed(here: Here) -> None:
-    assert here.ask().status_code == 200
-    token, _ = here.keys.create("alice", scope="team")
-    assert here.ask().status_code == 401
-    told = here.ask(headers=bearer(token), max_tokens=9)
+def test_as_soon_as_there_is_a_key_one_is_needed(server: RunningServer) -> None:
+    assert server.ask().status_code == 200
+    token, _ = server.keys.create("alice", scope="team")
+    assert server.ask().status_code == 401
+    told = server.ask(headers=bearer(token), max_tokens=9)
     assert told.status_code == 200
     assert told.headers["x-viaticum-left"] == str(6 * WORD)
-    assert here.client.ledger.budget("team").posted_nanousd == 14 * WORD
-    refused = here.ask(headers=bearer(token))
+    assert server.client.ledger.budget("team").posted_nanousd == 14 * WORD
+    refused = server.ask(headers=bearer(token))
     assert (refused.status_code, refused.json()["error"]["type"]) == (402, "insufficient_quota")
 
 
-def test_all_that_do_not_open_are_told_the_same(here: Here) -> None:
-    tokens = {name: here.keys.create(name, scope="team")[0] for name in ("good", "revoked")}
-    elsewhere, _ = here.keys.create("elsewhere", scope="elsewhere")
-    lost, _ = here.keys.create("lost", scope="no such budget")
-    here.keys.revoke("revoked")
+def test_all_that_do_not_open_are_told_the_same(server: RunningServer) -> None:
+    tokens = {name: server.keys.create(name, scope="team")[0] for name in ("good", "revoked")}
+    elsewhere, _ = server.keys.create("elsewhere", scope="elsewhere")
+    lost, _ = server.keys.create("lost", scope="no such budget")
+    server.keys.revoke("revoked")
     wrong: list[dict[str, str]] = [
         {},
         {"authorization": ""},
@@ -157,49 +157,49 @@ def test_all_that_do_not_open_are_told_the_same(here: Here) -> None:
         bearer(lost),
     ]
     for path in ("/v1/models", "/v1/models/fast", "/metrics"):
-        assert {here.http.get(path, headers=each).status_code for each in wrong} == {401}
-        assert here.http.get(path, headers=bearer(tokens["good"])).status_code == 200
-    answers = [here.ask(headers=each) for each in wrong]
+        assert {server.http.get(path, headers=each).status_code for each in wrong} == {401}
+        assert server.http.get(path, headers=bearer(tokens["good"])).status_code == 200
+    answers = [server.ask(headers=each) for each in wrong]
     assert {each.status_code for each in answers} == {401}
     assert len({each.text for each in answers}) == 1
     assert all(each.headers["www-authenticate"] == "Bearer" for each in answers)
     assert len({tuple(sorted(set(each.headers) - {"date"})) for each in answers}) == 1
     for path in ("/health", "/openapi.json"):
-        assert here.http.get(path).status_code == 200
-    assert here.client.ledger.holds() == []
+        assert server.http.get(path).status_code == 200
+    assert server.client.ledger.holds() == []
 
 
-def test_a_key_for_some_models_does_not_see_the_others(here: Here) -> None:
-    token, _ = here.keys.create("alice", models=["fast", "auto"])
-    assert [each["id"] for each in here.http.get("/v1/models", headers=bearer(token)).json()["data"]] == [
+def test_a_key_for_some_models_does_not_see_the_others(server: RunningServer) -> None:
+    token, _ = server.keys.create("alice", models=["fast", "auto"])
+    assert [each["id"] for each in server.http.get("/v1/models", headers=bearer(token)).json()["data"]] == [
         "auto",
         "fast",
     ]
-    assert here.ask("fast", headers=bearer(token)).status_code == 200
-    hidden, unknown = (here.ask(name, headers=bearer(token)) for name in ("slow", "nobody"))
+    assert server.ask("fast", headers=bearer(token)).status_code == 200
+    hidden, unknown = (server.ask(name, headers=bearer(token)) for name in ("slow", "nobody"))
     assert hidden.status_code == unknown.status_code == 404
     assert hidden.text.replace("slow", "nobody") == unknown.text
-    assert here.http.get("/v1/models/slow", headers=bearer(token)).status_code == 404
+    assert server.http.get("/v1/models/slow", headers=bearer(token)).status_code == 404
 
 
-def test_each_key_has_a_rate_of_its_own(here: Here) -> None:
-    one, two = (here.keys.create(name, per_minute=rate)[0] for name, rate in (("one", 1), ("two", 2)))
-    assert [here.ask(headers=bearer(one)).status_code for _ in range(2)] == [200, 429]
-    assert [here.ask(headers=bearer(two)).status_code for _ in range(3)] == [200, 200, 429]
+def test_each_key_has_a_rate_of_its_own(server: RunningServer) -> None:
+    one, two = (server.keys.create(name, per_minute=rate)[0] for name, rate in (("one", 1), ("two", 2)))
+    assert [server.ask(headers=bearer(one)).status_code for _ in range(2)] == [200, 429]
+    assert [server.ask(headers=bearer(two)).status_code for _ in range(3)] == [200, 200, 429]
 
 
-def test_a_door_to_other_machines_needs_a_key(keys: Keys) -> None:
+def test_a_door_to_other_machines_needs_a_key(keys: ApiKeyStore) -> None:
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
-        refuse_open_door(Address(host), keys, insecure=False)
+        require_key_for_public_address(Address(host), keys, insecure=False)
     for host in ("0.0.0.0", "::", "192.168.1.2", "example.com"):
         with pytest.raises(InputError, match="--insecure"):
-            refuse_open_door(Address(host), keys, insecure=False)
-        refuse_open_door(Address(host), keys, insecure=True)
+            require_key_for_public_address(Address(host), keys, insecure=False)
+        require_key_for_public_address(Address(host), keys, insecure=True)
     keys.create("alice")
-    refuse_open_door(Address("0.0.0.0"), keys, insecure=False)
+    require_key_for_public_address(Address("0.0.0.0"), keys, insecure=False)
     keys.revoke("alice")
     with pytest.raises(InputError):
-        refuse_open_door(Address("0.0.0.0"), keys, insecure=False)
+        require_key_for_public_address(Address("0.0.0.0"), keys, insecure=False)
 
 
 def test_an_address_that_is_taken_or_none() -> None:
@@ -224,7 +224,7 @@ def test_keys_on_the_command_line(tmp_path: Path) -> None:
     assert (made["models"], made["per_minute"]) == (["fast"], 9)
     with Ledger(tmp_path / "ledger.db") as ledger:
         assert ledger.budget("alice").limit_nanousd == 5 * 10**9
-    with Keys(tmp_path / "keys.db") as keys:
+    with ApiKeyStore(tmp_path / "keys.db") as keys:
         found = keys.find(made["key"])
         assert found is not None
         assert found.name == "alice"

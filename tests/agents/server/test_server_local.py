@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from typer.testing import CliRunner
-from viaticum_server import serving, until
+from viaticum_server import serving, wait_until
 
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
@@ -30,16 +30,16 @@ def test_many_clients_of_local_models_get_what_each_would_get_alone(
         .text
         for n in range(15)
     ]
-    with serving(tmp_path, concurrency=4, catalogue=tiny_catalogue) as here:
+    with serving(tmp_path, concurrency=4, catalogue=tiny_catalogue) as server:
 
         def ask(number: int) -> Any:
             messages = [{"role": "user", "content": f"How many {number}?"}]
-            return here.ask(names[number % 3], messages=messages, max_tokens=20).json()
+            return server.ask(names[number % 3], messages=messages, max_tokens=20).json()
 
         with ThreadPoolExecutor(15) as clients:
             told = list(clients.map(ask, range(15)))
         assert [each["choices"][0]["message"]["content"] for each in told] == expected
-        with here.http.stream(
+        with server.http.stream(
             "POST",
             "/v1/chat/completions",
             json={
@@ -50,13 +50,13 @@ def test_many_clients_of_local_models_get_what_each_would_get_alone(
             },
         ) as response:
             next(response.iter_lines())
-        here.settled()
-        model: Any = here.client.model("tiny-pair")
-        until(lambda: all(len(runner.free) == 4 for runner in model.pool._runners.values()))
-        refused = here.ask("tiny-pair", tools=[{"type": "function"}])
+        server.assert_settled()
+        model: Any = server.client.model("tiny-pair")
+        wait_until(lambda: all(len(runner.free) == 4 for runner in model.pool._runners.values()))
+        refused = server.ask("tiny-pair", tools=[{"type": "function"}])
         assert refused.status_code == 400
         assert "tools" in refused.json()["error"]["message"]
-        here.settled()
+        server.assert_settled()
 
 
 def test_messages_that_a_model_s_template_refuses_are_bad_input(tiny_catalogue: Catalogue) -> None:
@@ -70,11 +70,11 @@ def test_weights_that_are_not_here_are_no_mistake_of_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path / "empty"))
-    with serving(tmp_path) as here:
-        told = here.ask("qwen2.5-coder-0.5b")
+    with serving(tmp_path) as server:
+        told = server.ask("qwen2.5-coder-0.5b")
         assert (told.status_code, told.json()["error"]["code"]) == (404, "model_not_found")
         assert "viaticum models pull" in told.json()["error"]["message"]
-        names = [each["id"] for each in here.http.get("/v1/models").json()["data"]]
+        names = [each["id"] for each in server.http.get("/v1/models").json()["data"]]
         assert "fast" in names
         assert "qwen2.5-coder-0.5b" not in names
 

@@ -17,9 +17,9 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from viaticum_server import Here, serving
+from viaticum_server import RunningServer, serving
 
-from viaticum.agents.openai_api.openapi import document
+from viaticum.agents.openai_api.openapi import openapi_document
 
 CHECKS = [
     not_a_server_error,
@@ -28,13 +28,13 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-schema = schemathesis.openapi.from_dict(document())
+schema = schemathesis.openapi.from_dict(openapi_document())
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
-    with serving(tmp_path_factory.mktemp("home"), budget="1000") as here:
-        yield here
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with serving(tmp_path_factory.mktemp("home"), budget="1000") as server:
+        yield server
 
 
 def tame(body: dict[str, object]) -> None:
@@ -71,19 +71,21 @@ def tame(body: dict[str, object]) -> None:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_what_is_made_from_the_document_is_answered_as_it_says(here: Here, case: schemathesis.Case) -> None:
+def test_what_is_made_from_the_document_is_answered_as_it_says(
+    server: RunningServer, case: schemathesis.Case
+) -> None:
     if case.path.endswith("completions") and isinstance(case.body, dict):
         tame(case.body)
-    case.call_and_validate(base_url=here.url, checks=CHECKS)
+    case.call_and_validate(base_url=server.url, checks=CHECKS)
 
 
-def test_settled_after_all_of_it(here: Here) -> None:
-    here.settled()
+def test_settled_after_all_of_it(server: RunningServer) -> None:
+    server.assert_settled()
 
 
-def test_the_document_is_what_the_server_gives_and_is_well_formed(here: Here) -> None:
-    told = here.http.get("/openapi.json").json()
-    assert told == json.loads(json.dumps(document()))
+def test_the_document_is_what_the_server_gives_and_is_well_formed(server: RunningServer) -> None:
+    told = server.http.get("/openapi.json").json()
+    assert told == json.loads(json.dumps(openapi_document()))
     assert told["openapi"] == "3.1.0"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

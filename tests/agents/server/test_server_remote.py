@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from openai_server import KEY, running_server
-from viaticum_server import Here, serving
+from viaticum_server import RunningServer, serving
 
 from viaticum import FakeRouter, Viaticum
 from viaticum.agents.workflow.events import TextPiece
@@ -41,10 +41,10 @@ def remote(name: str, url: str, **fields: object) -> ModelSpec:
 
 
 @pytest.fixture
-def provider(tmp_path: Path) -> Iterator[Here]:
+def provider(tmp_path: Path) -> Iterator[RunningServer]:
     (tmp_path / "provider").mkdir()
-    with serving(tmp_path / "provider") as here:
-        yield here
+    with serving(tmp_path / "provider") as server:
+        yield server
 
 
 def asking(folder: Path, spec: ModelSpec, budget: str = "1") -> Viaticum:
@@ -52,7 +52,7 @@ def asking(folder: Path, spec: ModelSpec, budget: str = "1") -> Viaticum:
 
 
 @pytest.mark.parametrize("name", ["fast", "auto"])
-def test_both_sides_post_the_same_call(tmp_path: Path, provider: Here, name: str) -> None:
+def test_both_sides_post_the_same_call(tmp_path: Path, provider: RunningServer, name: str) -> None:
     """`far+cot` here becomes a chat of `fast` there, or goes through a second workflow: `auto`."""
     with asking(tmp_path, remote(name, f"{provider.url}/v1")) as client:
         events = list(client.stream("What is 6 times 7?", kind="number"))
@@ -60,9 +60,9 @@ def test_both_sides_post_the_same_call(tmp_path: Path, provider: Here, name: str
         assert answer.value == "42"  # type: ignore[union-attr]
         assert "".join(each.text for each in events if isinstance(each, TextPiece)) == answer.text  # type: ignore[union-attr]
         assert client.ledger.check() == []
-        provider.settled()
-        here, there = client.budget().posted_nanousd, provider.standing()[0]
-        assert here == there > 0, "prices are the same on both sides"
+        provider.assert_settled()
+        spent, provider_spent = client.budget().posted_nanousd, provider.spent_and_held()[0]
+        assert spent == provider_spent > 0, "prices are the same on both sides"
 
 
 def test_the_provider_s_budget_is_no_budget_of_ours(tmp_path: Path) -> None:
@@ -78,23 +78,23 @@ def test_the_provider_s_budget_is_no_budget_of_ours(tmp_path: Path) -> None:
 
 
 def test_tools_and_logprobs_pass_through_the_server(tmp_path: Path) -> None:
-    with running_server() as far, serving(tmp_path, catalogue=Catalogue([remote("m", far.url)])) as here:
-        told = here.ask("far", tools=[TOOL], tool_choice="required").json()["choices"][0]
+    with running_server() as far, serving(tmp_path, catalogue=Catalogue([remote("m", far.url)])) as server:
+        told = server.ask("far", tools=[TOOL], tool_choice="required").json()["choices"][0]
         (call,) = told["message"]["tool_calls"]
         assert (told["finish_reason"], call["function"]["name"]) == ("tool_calls", "weather")
-        told = here.ask("far", logprobs=True, top_logprobs=2).json()["choices"][0]
+        told = server.ask("far", logprobs=True, top_logprobs=2).json()["choices"][0]
         assert told["logprobs"]["content"][0]["logprob"] <= 0
         assert far.requests[-1]["top_logprobs"] == 2
-        refused = here.ask("far+cot", logprobs=True)
+        refused = server.ask("far+cot", logprobs=True)
         assert (refused.status_code, "logprobs" in refused.json()["error"]["message"]) == (400, True)
-        here.settled()
+        server.assert_settled()
 
 
 def test_a_provider_that_fails_is_told_as_a_bad_gateway(tmp_path: Path) -> None:
-    with running_server() as far, serving(tmp_path, catalogue=Catalogue([remote("m", far.url)])) as here:
+    with running_server() as far, serving(tmp_path, catalogue=Catalogue([remote("m", far.url)])) as server:
         far.script = [(500, {}, "it broke")]
-        told = here.ask("far")
+        told = server.ask("far")
         assert (told.status_code, told.json()["error"]["code"]) == (502, "model_failed")
         assert KEY not in told.text
-        here.settled()
-        assert here.standing() == (0, 0)
+        server.assert_settled()
+        assert server.spent_and_held() == (0, 0)
