@@ -1,7 +1,7 @@
-"""The workflow for other people's graphs: `build_graph` to run, to nest, or to call from a node; `as_tool` for agents.
+"""`build_graph`: the workflow as a LangGraph graph, to run, to nest in another graph, or to call from a node.
 
-Puts together what the nodes work with: catalogue, router, models, ledger. Leaves out threads, questions and answers:
-that is the SDK's (`viaticum.agents.client`).
+Opens what the nodes use: catalogue, router, models and ledger. Leaves out threads, questions and answers,
+which are the SDK's (`viaticum.agents.client`).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def build_graph(
 ) -> Graph:
     """Compile a LangGraph graph: {"question": ...} in, {"value": ..., "text": ..., "cost": ...} out.
 
-    Run it with durability="sync": a call that was paid for is then never paid for again. `context=Allowance(...)`
-    changes budget, policy, on_short and timeout for one run.
+    Run it with durability="sync": a call that was paid for is then never paid for again.
+    `context=Allowance(...)` changes budget, policy, on_short and timeout for one run.
 
     Args:
         budget: dollars for all questions together.
@@ -101,14 +101,14 @@ def _is_known(ledger: Ledger, budget: str) -> bool:
 
 
 class _Models:
-    """Models by name: those that were given, then those of the catalogue, opened when they are first asked for."""
+    """Models by name: the given ones, then those of the catalogue, opened on first use."""
 
     def __init__(self, catalogue: Catalogue, given: dict[str, Model], slots: int) -> None:
         entries = [model.catalogue_entry() for name, model in given.items() if name not in catalogue]
         self.catalogue = with_litellm_prices(catalogue.with_models(*filter(None, entries)))
         self._models, self._lock = given, threading.Lock()
         self._local = LocalModels(self.catalogue, slots=slots)
-        self._here = set(given)  # models that were given, or whose weights were found
+        self._usable = set(given)  # given models, and those whose weights or keys were found
 
     def model(self, name: str) -> Model:
         with self._lock:
@@ -122,11 +122,14 @@ class _Models:
         return RemoteModel(spec) if spec.kind == "remote" else self._local.model(spec.name)
 
     def is_usable(self, pair: Pair) -> bool:
-        """Whether the catalogue has the model. Raises `WeightsError` where its weights are not here.
+        """Whether the model of a pair is given or in the catalogue.
 
-        Of a remote one, `MissingExtra` without LiteLLM and `AuthenticationFailed` where the variable of its key is not set.
+        Raises:
+            WeightsError: the weights of a local model are not on this machine.
+            MissingExtra: LiteLLM, which a remote model needs, is not installed.
+            AuthenticationFailed: the environment variable of its key is not set.
         """
-        if pair.model in self._here:
+        if pair.model in self._usable:
             return True
         if pair.model not in self.catalogue:
             return False
@@ -135,7 +138,7 @@ class _Models:
                 locate(self.catalogue[member])
         if self.catalogue[pair.model].kind == "remote":
             check_usable(self.catalogue[pair.model])
-        self._here.add(pair.model)
+        self._usable.add(pair.model)
         return True
 
 

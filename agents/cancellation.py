@@ -1,4 +1,4 @@
-"""Cancellation between two pieces of text: a token that the caller closes, and what a closed one raises."""
+"""Cancellation between pieces of text: a token that the caller closes, and the exception it then raises."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import threading
 
 
 class CallerGone(BaseException):
-    """Whoever asked went away, or reads too slowly. No `Exception`: what was read and written has to be paid for."""
+    """The client disconnected or reads too slowly. A BaseException, so that partial work is still charged."""
 
 
 class CancellationToken:
-    """Says between two pieces of text whether anyone still wants the next one. This one: until it is closed."""
+    """Checked between two pieces of text; open until `close` is called."""
 
     def __init__(self) -> None:
         self._closed = threading.Event()
 
     def wait(self) -> None:
-        """Return when the next piece is wanted. Raises `CallerGone` where none is any more."""
+        """Return when the next piece is wanted. Raises `CallerGone` if the token is closed."""
         if self._closed.is_set():
             raise CallerGone
 

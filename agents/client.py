@@ -1,13 +1,14 @@
-"""The SDK: `Viaticum(budget=...).solve("...")`, its async, streaming and batch forms, and how it ends.
+"""The SDK: `Viaticum(budget=...).solve("...")`, its async, streaming and batch forms, and draining.
 
-A thin shell around the workflow graph. What it adds: opening and closing the ledger and the checkpoints, threads of its
-own, threads of conversation that stand for one question each, and errors in place of interrupts. One object may be used
-by many threads and event loops at once.
+A thin layer over the workflow graph. It adds: opening and closing the ledger and the checkpoints, a thread
+pool, one conversation thread per question, and errors instead of interrupts. One object may be used by many
+threads and event loops at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import signal
 import threading
 import time
@@ -20,12 +21,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.errors import GraphDrained
 from langgraph.types import Command
 
 from viaticum.agents.build import open_workflow
 from viaticum.agents.draining import DrainGate
-from viaticum.agents.workflow.approval import decided, decision_needed
+from viaticum.agents.workflow.approval import decision_needed, parse_decision
 from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints
 from viaticum.agents.workflow.events import Event, event_from_json
 from viaticum.agents.workflow.graph import Workflow
@@ -38,11 +40,12 @@ from viaticum.models.base import Model
 from viaticum.outcomes import append_outcome
 from viaticum.questions import digest_of
 from viaticum.signals import drain_on
-from viaticum.types import Answer, AnswerKind, Message, Outcome, Query
+from viaticum.types import Answer, AnswerKind, Message, Outcome, Pair, Query
 
 DRAIN_SECONDS = 30.0
 OUTPUT = list(State.__annotations__)
-# Nodes of one run: two a call, up to a hundred calls a pair. Never reached: a run ends when its pairs are used up.
+# Nodes of one run: two a call, up to a hundred calls a pair. Never reached: a run ends when its pairs are
+# used up.
 RECURSION_LIMIT = 100_000
 
 Result = TypeVar("Result")
@@ -88,14 +91,25 @@ class Viaticum:
         thread_id: str | None = None,
         allowance: Allowance | None = None,
     ) -> Answer:
-        """Answer one question. The same thread_id again gives its answer, or goes on where a kill stopped it.
+        """Answer one question.
 
-        messages: the conversation before it. allowance: what differs for this question, such as the scope that pays.
-        Raises `BudgetExceeded`, with on_short="ask" `DecisionNeeded`, `ModelError`, `Draining`, and `InputError` where
-        the thread belongs to another question.
+        Args:
+            question: a text, or a `Query` with kind and messages of its own.
+            kind: of the answer that is expected.
+            messages: the conversation before the question.
+            thread_id: the same id again returns the stored answer, or continues where a kill stopped the
+                question.
+            allowance: terms of this question alone, such as the scope that pays.
+
+        Raises:
+            BudgetExceeded: no call fits in the budget.
+            DecisionNeeded: with on_short="ask", a person has to decide; see `resume`.
+            ModelError: every model failed.
+            Draining: this process is about to end.
+            InputError: the thread belongs to another question.
         """
         query = _query(question, kind, messages)
-        return _last(self._run(query, thread_id, allowance, live=False))
+        return _answer_in(self._run(query, thread_id, allowance, live=False))
 
     def stream(
         self,
@@ -106,9 +120,9 @@ class Viaticum:
         thread_id: str | None = None,
         allowance: Allowance | None = None,
     ) -> Iterator[Event | Answer]:
-        """Events as they come (`viaticum.agents.workflow.events`), then the `Answer`.
+        """Yield events as they occur (`viaticum.agents.workflow.events`), then the `Answer`.
 
-        Closing the iterator early ends the call at hand, which is charged for what was written.
+        Closing the iterator early ends the current call, which is charged for what was generated.
         """
         return self._run(_query(question, kind, messages), thread_id, allowance, live=True)
 
@@ -121,7 +135,7 @@ class Viaticum:
         thread_id: str | None = None,
         allowance: Allowance | None = None,
     ) -> Answer:
-        """As `solve`, without blocking the event loop; cancelled, it ends the call at hand."""
+        """As `solve`, without blocking the event loop; cancelling it ends the current call."""
         query = _query(question, kind, messages)
         async for event in self._pump(lambda: self._run(query, thread_id, allowance, live=True)):
             if isinstance(event, Answer):
@@ -147,18 +161,23 @@ class Viaticum:
     def resume(
         self, thread_id: str, decision: str | Mapping[str, Any], *, allowance: Allowance | None = None
     ) -> Answer:
-        """Go on with a thread that `DecisionNeeded` named: "raise" (by what is missing), "cheaper" or "stop".
+        """Continue a thread that raised `DecisionNeeded`: "raise" (by what is missing), "cheaper" or "stop".
 
-        {"do": "raise", "by": "0.05"} says by how many dollars; by_nanousd and by_tokens do, too. Raises `InputError`
-        for a thread that waits for no decision, or what is none.
+        {"do": "raise", "by": "0.05"} raises by so many dollars; the keys by_nanousd and by_tokens work
+        likewise.
+
+        Raises:
+            InputError: the thread waits for no decision, or this is none.
         """
         began, config = time.perf_counter(), _config(thread_id)
         with self._gate.enter() as run:
-            seen = self.graph.get_state(config)
-            if not seen.interrupts:
+            stored = self.graph.get_state(config)
+            if not stored.interrupts:
                 raise InputError(f"thread {thread_id!r} waits for no decision")
-            decided(decision, seen.interrupts[0].value)
-            return _last(self._go(Command(resume=decision), config, run, allowance, began, live=False))
+            parse_decision(decision, stored.interrupts[0].value)
+            return _answer_in(
+                self._run_graph(Command(resume=decision), config, run, allowance, began, live=False)
+            )
 
     async def aresume(
         self, thread_id: str, decision: str | Mapping[str, Any], *, allowance: Allowance | None = None
@@ -173,25 +192,25 @@ class Viaticum:
     def batch(
         self, questions: Iterable[str | Query], *, concurrency: int | None = None
     ) -> Iterator[tuple[int, Answer | ViaticumError]]:
-        """(place, answer or error) of each question as it ends, at most `concurrency` of them at once.
+        """Yield (index of the question, answer or error) as each ends, at most `concurrency` at a time.
 
-        Questions are taken from the iterable when there is room for them. Closing the iterator early waits for those
-        that were begun.
+        Questions are read from the iterable when there is room for them. Closing the iterator early waits for
+        those in progress.
         """
-        most, begun = self._most(concurrency), dict[Future[Answer], int]()
+        limit, running = self._concurrency(concurrency), dict[Future[Answer], int]()
         waiting = enumerate(questions)
         try:
             while True:
-                while len(begun) < most and (one := next(waiting, None)) is not None:
-                    begun[self._threads.executor.submit(self.solve, one[1])] = one[0]
-                if not begun:
+                while len(running) < limit and (one := next(waiting, None)) is not None:
+                    running[self._threads.executor.submit(self.solve, one[1])] = one[0]
+                if not running:
                     return
-                for future in wait(begun, return_when=FIRST_COMPLETED).done:
-                    yield begun.pop(future), _outcome(future)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), _result_of(future)
         finally:
-            for future in begun:
+            for future in running:
                 future.cancel()
-            wait(begun)
+            wait(running)
 
     async def abatch(
         self,
@@ -200,49 +219,51 @@ class Viaticum:
         concurrency: int | None = None,
     ) -> AsyncIterator[tuple[int, Answer | ViaticumError]]:
         """As `batch`, without blocking the event loop; questions may come from an async iterable."""
-        most, begun = self._most(concurrency), dict[asyncio.Task[Answer], int]()
-        waiting, number, more = aiter(_asynchronous(questions)), 0, True
+        limit, running = self._concurrency(concurrency), dict[asyncio.Task[Answer], int]()
+        waiting, index, more = aiter(_asynchronous(questions)), 0, True
         try:
             while True:
-                while more and len(begun) < most:
+                while more and len(running) < limit:
                     try:
-                        one = await anext(waiting)
+                        question = await anext(waiting)
                     except StopAsyncIteration:
                         more = False
                         break
-                    begun[asyncio.create_task(self.asolve(one))] = number
-                    number += 1
-                if not begun:
+                    running[asyncio.create_task(self.asolve(question))] = index
+                    index += 1
+                if not running:
                     return
-                done, _ = await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    yield begun.pop(task), _outcome(task)
+                    yield running.pop(task), _result_of(task)
         finally:
-            for task in begun:
+            for task in running:
                 task.cancel()
-            await asyncio.gather(*begun, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
 
-    def _most(self, concurrency: int | None) -> int:
+    def _concurrency(self, concurrency: int | None) -> int:
         if concurrency is not None and concurrency < 1:
             raise InputError(f"concurrency is at least 1, got {concurrency}")
         return min(concurrency or self._threads.count, self._threads.count)
 
-    # The end
+    # Draining and closing
 
     def drain(self, timeout: float = DRAIN_SECONDS) -> bool:
-        """Take nothing new (`Draining` is raised), and wait so many seconds for what runs; whether nothing is left.
+        """Refuse new questions with `Draining` and wait for those in progress; returns whether all ended.
 
-        Questions have half of the time to be answered. Then each stops after the call at hand, which is settled, with a
-        `Draining` that names its thread: solved again under that id, here or elsewhere, it goes on.
+        Questions have half of `timeout` (seconds) to be answered. Then each stops after its current call,
+        which is settled, with a `Draining` that names its thread: solved again under that id, here or
+        elsewhere, it continues.
         """
         return self._gate.drain(timeout)
 
     def drain_on(self, *signals: signal.Signals, timeout: float = DRAIN_SECONDS) -> None:
         """`drain` on one of these signals (SIGTERM by default), then do what the signal did before.
 
-        From the main thread only, as `signal.signal`. The signal a second time does that at once. A question has ended when
-        `solve` returns or `stream` is asked for more than its answer: what the caller then does is not waited for, but
-        the thread of an answer that was lost by it gives it again, unpaid.
+        From the main thread only, as `signal.signal`. A second signal does at once what it did before. A
+        question has ended when `solve` returns, or when `stream` is asked for more than its answer: what the
+        caller does after that is not waited for. An answer that is lost thereby can be fetched again from its
+        thread, at no cost.
         """
         drain_on(signals or (signal.SIGTERM,), lambda: self.drain(timeout))
 
@@ -257,26 +278,52 @@ class Viaticum:
     ) -> None:
         self.close()
 
-    # What there is besides
+    # Models, budget, feedback
 
     def model(self, name: str) -> Model:
-        """A model by its name, opened when it is first asked for. Raises `UnknownName`, `WeightsError`, `MissingExtra`."""
+        """A model by its name, opened when it is first asked for.
+
+        Raises `UnknownName`, `WeightsError`, `MissingExtra`.
+        """
         return self._resources.model(name)
 
+    def is_usable(self, model: str) -> bool:
+        """Whether the catalogue has a model.
+
+        Raises `ViaticumError` if its weights, extra or key are missing.
+        """
+        return self._resources.is_usable(Pair(model, "direct"))
+
+    def derive(self, *, checkpointer: BaseCheckpointSaver[Any] | None = None, **resources: Any) -> Viaticum:
+        """A client that shares the ledger, models and threads of this one, and ends with it.
+
+        Args:
+            checkpointer: None for that of this client.
+            resources: fields of `WorkflowResources` that differ.
+        """
+        derived = copy.copy(self)
+        derived._resources = replace(self._resources, **resources)
+        derived.router, derived.policy = derived._resources.router, derived._resources.policy
+        derived.budget_name = derived._resources.budget
+        derived.graph = Workflow(derived._resources).build(checkpointer or self.graph.checkpointer)
+        return derived
+
     def budget(self) -> Budget:
-        """Where the allowance stands."""
+        """The state of the budget."""
         return self.ledger.budget(self.budget_name)
 
     def feedback(self, question: str, answer: Answer, correct: bool) -> Path:
-        """Tell whether an answer was right: a row for the pair that gave it is added to `outcomes.jsonl` in the folder.
+        """Record whether an answer was right in `outcomes.jsonl` of the folder; returns that file.
 
-        `viaticum router refit` learns from that file. An answer of several calls is kept for its last pair, without
-        tokens and cost where other pairs had a part in them. Returns the file. Raises `InputError` for an answer
-        that no pair gave.
+        `viaticum router refit` learns from that file. An answer of several calls is recorded for its last
+        pair, without tokens and cost if other pairs had a part in them.
+
+        Raises:
+            InputError: no pair gave the answer.
         """
         if not answer.routes:
             raise InputError("no pair gave this answer, so there is nothing to learn from it")
-        pair, alone = answer.routes[-1].pair, len(answer.routes) == 1
+        pair, is_only_pair = answer.routes[-1].pair, len(answer.routes) == 1
         row = Outcome(
             dataset="live",
             question_id=digest_of(question),
@@ -285,21 +332,21 @@ class Viaticum:
             strategy=pair.strategy,
             answer=answer.value,
             correct=correct,
-            input_tokens=answer.usage.input_tokens if alone else None,
-            output_tokens=answer.usage.output_tokens if alone else None,
-            cost_nanousd=answer.cost if alone else None,
-            seconds=answer.usage.seconds if alone else None,
+            input_tokens=answer.usage.input_tokens if is_only_pair else None,
+            output_tokens=answer.usage.output_tokens if is_only_pair else None,
+            cost_nanousd=answer.cost if is_only_pair else None,
+            seconds=answer.usage.seconds if is_only_pair else None,
             finish_reason=answer.finish_reason,
         )
         append_outcome(self._settings.home / "outcomes.jsonl", row)
         return self._settings.home / "outcomes.jsonl"
 
-    # Inside
+    # Runs of the graph
 
     def _run(
         self, query: Query, thread_id: str | None, allowance: Allowance | None, *, live: bool
     ) -> Iterator[Event | Answer]:
-        """Events, where it is `live`, then the answer: from the beginning, or from the thread's last checkpoint."""
+        """Yield events if `live`, then the answer: from the start, or from the thread's last checkpoint."""
         began, config = time.perf_counter(), _config(thread_id or uuid.uuid4().hex)
         with self._gate.enter() as run:
             start: State | None = {
@@ -308,17 +355,17 @@ class Viaticum:
                 "messages": list(query.messages),
             }
             if thread_id is not None:  # a new id has no state
-                seen = self.graph.get_state(config)
-                if seen.values:
-                    _check_same(query, seen.values, thread_id)
+                stored = self.graph.get_state(config)
+                if stored.values:
+                    _check_same(query, stored.values, thread_id)
                     start = None
-                    # Not `seen.next`: it leaves out a task that was killed after its writes were kept.
-                    if not seen.tasks:
-                        yield answer_of(seen.values, time.perf_counter() - began)
+                    # Not `stored.next`: it leaves out a task that was killed after its writes were stored.
+                    if not stored.tasks:
+                        yield answer_of(stored.values, time.perf_counter() - began)
                         return
-            yield from self._go(start, config, run, allowance, began, live=live)
+            yield from self._run_graph(start, config, run, allowance, began, live=live)
 
-    def _go(
+    def _run_graph(
         self,
         start: Any,
         config: Any,
@@ -330,7 +377,7 @@ class Viaticum:
     ) -> Iterator[Event | Answer]:
         values: dict[str, Any] = {}
         thread_id = config["configurable"]["thread_id"]
-        # With "custom" LangGraph moves every node to a thread of its own, so that its words come at once.
+        # With "custom" LangGraph runs every node on a thread of its own, so that its text arrives at once.
         chunks = self.graph.stream(
             start,
             config,
@@ -342,10 +389,10 @@ class Viaticum:
         )
         try:
             for mode, chunk in chunks:
-                said: Any = chunk
+                data: Any = chunk
                 if mode == "values":
-                    values = said
-                elif (event := event_from_json(said)) is not None:
+                    values = data
+                elif (event := event_from_json(data)) is not None:
                     yield event
         except GraphDrained:
             raise Draining(
@@ -360,18 +407,21 @@ class Viaticum:
         yield answer_of(values, time.perf_counter() - began)
 
     async def _pump(self, run: Callable[[], Iterator[Result]]) -> AsyncIterator[Result]:
-        """What an iterator gives on a thread of ours, as it comes. Given up, the iterator is closed at its next item."""
+        """What an iterator gives on a thread of ours, as it comes.
+
+        Given up, the iterator is closed at its next item.
+        """
         loop, items = asyncio.get_running_loop(), asyncio.Queue[Any]()
-        gone, end = threading.Event(), object()
+        cancelled, end = threading.Event(), object()
 
         def work() -> None:
-            if gone.is_set():
+            if cancelled.is_set():
                 return
             iterator = run()
             try:
                 for item in iterator:
                     loop.call_soon_threadsafe(items.put_nowait, item)
-                    if gone.is_set():
+                    if cancelled.is_set():
                         break
             finally:
                 iterator.close()  # type: ignore[attr-defined]
@@ -384,7 +434,7 @@ class Viaticum:
                 yield item
             await future
         finally:
-            gone.set()
+            cancelled.set()
             if not future.done():
                 await asyncio.wait([future])
 
@@ -400,19 +450,19 @@ def _query(question: str | Query, kind: AnswerKind, messages: Sequence[Message])
 
 
 def _check_same(query: Query, values: Mapping[str, Any], thread_id: str) -> None:
-    asked = values.get("asked") or values  # before `begin` ran, the input itself
-    if asked.get("question") != query.text or list(asked.get("messages") or []) != list(query.messages):
+    stored = values.get("asked") or values  # the input itself, before the node `start` has run
+    if stored.get("question") != query.text or list(stored.get("messages") or []) != list(query.messages):
         raise InputError(f"thread {thread_id!r} belongs to another question; use a new thread id")
 
 
-def _last(events: Iterator[Event | Answer]) -> Answer:
+def _answer_in(events: Iterator[Event | Answer]) -> Answer:
     for event in events:
         if isinstance(event, Answer):
             return event
     raise AssertionError("a stream ends with its answer")
 
 
-def _outcome(done: Future[Answer] | asyncio.Task[Answer]) -> Answer | ViaticumError:
+def _result_of(done: Future[Answer] | asyncio.Task[Answer]) -> Answer | ViaticumError:
     try:
         return done.result()
     except ViaticumError as error:
@@ -421,8 +471,8 @@ def _outcome(done: Future[Answer] | asyncio.Task[Answer]) -> Answer | ViaticumEr
 
 async def _asynchronous(questions: Iterable[Result] | AsyncIterable[Result]) -> AsyncIterator[Result]:
     if isinstance(questions, AsyncIterable):
-        async for one in questions:
-            yield one
+        async for question in questions:
+            yield question
     else:
-        for one in questions:
-            yield one
+        for question in questions:
+            yield question

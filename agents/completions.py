@@ -1,53 +1,56 @@
-"""What a model's name means to the outside world: `auto`, a model of the catalogue, or `model+strategy`.
+"""Completions under any model name: `auto`, a model of the catalogue, or `model+strategy`.
 
-`auto` is the routed workflow; a model alone is asked as it is, one paid call of a plain chat; a pair goes through its
-strategy and no other is tried. Whatever the name, the same few events come out. Knows nothing of HTTP.
+`auto` is the routed workflow; a model alone is called directly, with one paid call of a plain chat; a pair
+goes through the workflow with its strategy, and no other pair is tried. All three yield the same events.
+Leaves out HTTP.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
 
 from viaticum import strategies
 from viaticum.agents.cancellation import CallerGone, CancellationToken
+from viaticum.agents.client import Viaticum
 from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece
-from viaticum.agents.workflow.graph import Workflow
+from viaticum.agents.workflow.settings import AUTO
 from viaticum.errors import InputError, ModelError, UnknownName, ViaticumError
 from viaticum.models.base import Generation, Model
-from viaticum.routers.query import Policy, QueryRouter
+from viaticum.routers.query import Policy
+from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.types import (
     Answer,
     Completion,
     Message,
     Pair,
     Query,
-    RoutingTable,
-    Row,
     TokenCount,
     Usage,
     split_model,
 )
 
-if TYPE_CHECKING:
-    from viaticum.agents.client import Viaticum
-
-AUTO = "auto"
-NEW_TOKENS = 1024  # of a plain chat that does not say how many
+MAX_TOKENS = 1024  # default limit of new tokens of a plain chat
 
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """One question or chat under a name. scope: the budget that pays; key: what its holds are called.
+    """One question or chat under a name.
 
-    limit: new tokens at most (of each call), None for the strategy's own or `NEW_TOKENS`. generation: how a plain
-    chat is written; a strategy keeps its own temperature, and takes `stop` and `seed` besides its own.
+    Args:
+        name: `auto`, a model, or model+strategy.
+        messages: the conversation; the last message is the user's.
+        scope: the budget that pays.
+        key: ledger key of a plain chat, or thread id of the workflow.
+        limit: maximum of new tokens per call; None for the strategy's own, or `MAX_TOKENS`.
+        generation: how a plain chat is generated. A strategy keeps its own temperature, and takes `stop` and
+            `seed` in addition to its own.
+        policy: None for the client's.
     """
 
     name: str
@@ -61,14 +64,20 @@ class CompletionRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompletionStarted:
-    """Who writes what follows: a model, or model+strategy. Comes once its worst case is held."""
+    """The model, or model+strategy, that generates the text that follows.
+
+    Its worst case is reserved by now.
+    """
 
     route: str
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionFinished:
-    """The end. text: all of it; answer: what was read from it, where a strategy did; cost in nano-dollars."""
+    """The end of a completion.
+
+    text: all of it; answer: what the strategy read from it, if there was a strategy; cost: nano-dollars.
+    """
 
     text: str
     finish_reason: str
@@ -81,15 +90,18 @@ class CompletionFinished:
     logprobs: tuple[Mapping[str, Any], ...] = ()
 
 
+CompletionEvent = CompletionStarted | str | CompletionFinished
+
+
 def available_names(client: Viaticum) -> list[str]:
-    """Every name that can be asked for here: models whose weights are on this machine, each alone and with each
-    strategy."""
-    here = [spec.name for spec in client.catalogue.models() if _is_here(client, spec.name)]
-    return [AUTO, *here, *(str(Pair(name, each)) for name in here for each in strategies.names())]
+    """Every name that can be used here: `auto`, and each usable model alone and with each strategy."""
+    usable = [spec.name for spec in client.catalogue.models() if _is_usable(client, spec.name)]
+    pairs = (str(Pair(name, strategy)) for name in usable for strategy in strategies.names())
+    return [AUTO, *usable, *pairs]
 
 
 def check_name(client: Viaticum, name: str) -> None:
-    """Raises `UnknownName` for a model or strategy that is none."""
+    """Raises `UnknownName` for a model or a strategy that does not exist."""
     models = [spec.name for spec in client.catalogue.models()]
     model, strategy = split_model(name)
     if not strategy and name != AUTO and name not in models:
@@ -101,42 +113,47 @@ def check_name(client: Viaticum, name: str) -> None:
 
 
 def complete(
-    client: Viaticum, asked: CompletionRequest, guard: CancellationToken
-) -> Iterator[CompletionStarted | str | CompletionFinished]:
-    """Who writes, pieces of text as they come (empty ones too), then the end.
+    client: Viaticum, request: CompletionRequest, token: CancellationToken
+) -> Iterator[CompletionEvent]:
+    """Yield the start, pieces of text as they arrive (empty ones too), then the end.
 
-    Closing the iterator, and closing the guard, ends the call at hand and charges what was read and written. Raises
-    `UnknownName`, `InputError`, `BudgetExceeded`, `BudgetClosed`, `UnknownPrice`, `PromptTooLong`, `WeightsError`,
-    `ModelError`, and `CallerGone` where the guard said so.
+    Closing the iterator or the token ends the current call and charges what was read and generated.
+
+    Raises:
+        UnknownName, InputError, WeightsError: the request cannot be answered.
+        BudgetExceeded, BudgetClosed, UnknownPrice, PromptTooLong: the call cannot be reserved.
+        ModelError: a model failed.
+        CallerGone: the token was closed.
     """
-    check_name(client, asked.name)
-    if asked.name in client.catalogue:
-        yield from _chat(client, asked)
-    elif asked.generation.extra:
-        raise InputError(f"{asked.name} answers in words; it cannot do: {', '.join(asked.generation.extra)}")
+    check_name(client, request.name)
+    if request.name in client.catalogue:
+        yield from _chat(client, request)
+    elif request.generation.extra:
+        extra = ", ".join(request.generation.extra)
+        raise InputError(f"{request.name} answers in words; it cannot do: {extra}")
     else:
-        yield from _solve(client, asked, guard)
+        yield from _solve(client, request, token)
 
 
-def _chat(
-    client: Viaticum, asked: CompletionRequest
-) -> Iterator[CompletionStarted | str | CompletionFinished]:
+def _chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEvent]:
     """One paid call of one model."""
-    model = client.model(asked.name)
-    limit = asked.limit or _room(model, client.catalogue[asked.name].context_length, asked.messages)
+    model = client.model(request.name)
+    limit = request.limit or _default_limit(
+        model, client.catalogue[request.name].context_length, request.messages
+    )
     calls = Calls(client.catalogue, client.ledger, client.model)
-    told = False
+    started = False
     for event in calls.stream(
-        asked.scope,
-        asked.key,
-        asked.name,
-        asked.messages,
-        replace(asked.generation, max_new_tokens=limit),
+        request.scope,
+        request.key,
+        request.name,
+        request.messages,
+        replace(request.generation, max_new_tokens=limit),
         tags={"strategy": "chat"},
     ):
-        if not told:
-            yield CompletionStarted(asked.name)
-            told = True
+        if not started:
+            yield CompletionStarted(request.name)
+            started = True
         if isinstance(event, SettledCall):
             done = event.completion
             yield CompletionFinished(
@@ -144,7 +161,7 @@ def _chat(
                 done.finish_reason,
                 done.usage,
                 event.entry.nanousd,
-                (asked.name,),
+                (request.name,),
                 tool_calls=done.tool_calls,
                 logprobs=done.logprobs,
             )
@@ -152,47 +169,49 @@ def _chat(
             yield event
 
 
-def _room(model: Model, context: int, messages: Sequence[Message]) -> int:
-    """New tokens that a chat may have which does not say: `NEW_TOKENS`, or what the context leaves."""
+def _default_limit(model: Model, context: int, messages: Sequence[Message]) -> int:
+    """New tokens of a chat without a limit: `MAX_TOKENS`, or what the context leaves."""
     prompt = max(count.input_tokens for count in model.worst_case(messages, 1).values())
-    return max(1, min(NEW_TOKENS, context - prompt))
+    return max(1, min(MAX_TOKENS, context - prompt))
 
 
 def _solve(
-    client: Viaticum, asked: CompletionRequest, guard: CancellationToken
-) -> Iterator[CompletionStarted | str | CompletionFinished]:
-    """The workflow. Here, and nowhere else, the events of `Viaticum.stream` are read.
+    client: Viaticum, request: CompletionRequest, token: CancellationToken
+) -> Iterator[CompletionEvent]:
+    """Convert the events of `Viaticum.stream`.
 
-    A stream cannot take back what it showed: the text of a further call follows after an empty line. Where the
-    answer is not in the text (a program's output), it comes last.
+    A stream cannot take back text: that of a further call follows after an empty line. If the answer is not
+    in the text (a program's output), it comes last.
     """
-    chosen, told, written = "", False, ""
-    events = _under(client, asked, guard).stream(query_from_messages(asked.messages), thread_id=asked.key)
+    pair, started, settled = "", False, False
+    events = _derive(client, request, token).stream(
+        query_from_messages(request.messages), thread_id=request.key
+    )
     try:
         for event in events:
             if isinstance(event, Answer):
-                tail = ending(event)
+                tail = missing_answer(event)
                 if tail:
                     yield tail
-                yield _written(event, event.text + tail)
+                yield _finished(event, event.text + tail)
             elif isinstance(event, RouteChosen):
-                chosen = str(event.route.pair)
+                pair = str(event.route.pair)
             elif isinstance(event, TextPiece):
-                if not told:
-                    yield CompletionStarted(chosen)
-                    told = True
-                yield f"\n\n{event.text}" if written == "settled" else event.text
-                written = "open"
+                if not started:
+                    yield CompletionStarted(pair)
+                    started = True
+                yield f"\n\n{event.text}" if settled else event.text
+                settled = False
             elif isinstance(event, CallSettled):
-                written = "settled" if written else ""
+                settled = started
     except GeneratorExit:
-        guard.close()
+        token.close()
         with suppress(CallerGone, ViaticumError):
-            events.close()  # type: ignore[attr-defined]  # the call at hand is settled, and no other is made
+            events.close()  # type: ignore[attr-defined]  # settles the current call; no other is made
         raise
 
 
-def _written(answer: Answer, text: str) -> CompletionFinished:
+def _finished(answer: Answer, text: str) -> CompletionFinished:
     return CompletionFinished(
         text,
         answer.finish_reason,
@@ -204,58 +223,48 @@ def _written(answer: Answer, text: str) -> CompletionFinished:
     )
 
 
-def ending(answer: Answer) -> str:
-    """What a text lacks to hold its answer: a program's output, the vote of several samples."""
+def missing_answer(answer: Answer) -> str:
+    """What a text lacks to contain its answer: a program's output, the vote of several samples."""
     if answer.value is None or answer.value in answer.text:
         return ""
     return f"\n\n{answer.value}" if answer.text else answer.value
 
 
 def query_from_messages(messages: Sequence[Message]) -> Query:
-    """A conversation as a question: its last turn, after what went before. Raises `InputError` where that is not the user's."""
+    """A conversation as a question: its last message, after those before it.
+
+    Raises:
+        InputError: the last message is not the user's.
+    """
     *before, last = messages
     if last["role"] != "user":
         raise InputError(f"the last message is the {last['role']}'s; end with the user's question")
     return Query(last["content"], messages=tuple(before))
 
 
-def _under(client: Viaticum, asked: CompletionRequest, guard: CancellationToken) -> Viaticum:
-    """The client with another budget, policy and models that listen to the guard; what is loaded is shared.
+def _derive(client: Viaticum, request: CompletionRequest, token: CancellationToken) -> Viaticum:
+    """The client with the request's budget, policy and pair, and with models that check the token.
 
-    Its checkpoints are kept in memory: nobody can come back to a request that is over.
+    Its checkpoints are in memory: a finished request is never resumed.
     """
-    other = copy.copy(client)
-    other.budget_name = asked.scope
-    tools = replace(
-        client._resources,
-        budget=asked.scope,
-        policy=asked.policy or client.policy,
-        router=client.router
-        if asked.name == AUTO
-        else SinglePairRouter(client.router, Pair.parse(asked.name)),
+    router = client.router
+    if request.name != AUTO:
+        router = SinglePairRouter(Pair.parse(request.name), estimates=client.router)
+    return client.derive(
+        checkpointer=InMemorySaver(),
+        router=router,
+        budget=request.scope,
+        policy=request.policy or client.policy,
         sync=lambda: None,
-        model=lambda name: CancellableModel(client.model(name), guard, asked),
+        model=lambda name: CancellableModel(client.model(name), token, request),
     )
-    other.graph = Workflow(tools).build(InMemorySaver())
-    return other
-
-
-class SinglePairRouter(QueryRouter):
-    """Wants one pair. What it expects of it is what another router does, or nothing where that one has no row."""
-
-    def __init__(self, other: QueryRouter, pair: Pair) -> None:
-        self.other, self.pair = other, pair
-
-    def table(self, query: Query) -> RoutingTable:
-        rows = [row for row in self.other.table(query) if row.pair == self.pair]
-        return RoutingTable(tuple(rows or [Row(self.pair, 0.0, 0, 0, 0, 0)]))
 
 
 class CancellableModel(Model):
-    """A model of the workflow that asks before each piece whether anyone still wants it."""
+    """A model that checks a token before each piece, and applies a request's limit, stops and seed."""
 
-    def __init__(self, model: Model, guard: CancellationToken, asked: CompletionRequest) -> None:
-        self.model, self.guard, self.asked = model, guard, asked
+    def __init__(self, model: Model, token: CancellationToken, request: CompletionRequest) -> None:
+        self.model, self.token, self.request = model, token, request
         self.name, self.members = model.name, model.members
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
@@ -265,20 +274,20 @@ class CancellableModel(Model):
         return self.model.count(text)
 
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
-        return self.model.worst_case_of(messages, self._wanted(generation))
+        return self.model.worst_case_of(messages, self._merged(generation))
 
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
         try:
-            self.guard.wait()
-        except CallerGone:  # as an error: nothing was read, so nothing is to be paid
+            self.token.wait()
+        except CallerGone:  # as an error: nothing was read, so nothing is charged
             raise ModelError("whoever asked went away before the model began") from None
-        for piece in self.model.stream(messages, self._wanted(generation)):
+        for piece in self.model.stream(messages, self._merged(generation)):
             yield piece
             if not isinstance(piece, Completion):
-                self.guard.wait()
+                self.token.wait()
 
-    def _wanted(self, generation: Generation) -> Generation:
-        own = self.asked.generation
+    def _merged(self, generation: Generation) -> Generation:
+        own = self.request.generation
         return replace(
             generation,
             max_new_tokens=self._limit(generation.max_new_tokens),
@@ -287,11 +296,11 @@ class CancellableModel(Model):
         )
 
     def _limit(self, max_new_tokens: int) -> int:
-        return min(max_new_tokens, self.asked.limit or max_new_tokens)
+        return min(max_new_tokens, self.request.limit or max_new_tokens)
 
 
-def _is_here(client: Viaticum, name: str) -> bool:
+def _is_usable(client: Viaticum, name: str) -> bool:
     try:
-        return client._resources.is_usable(Pair(name, "direct"))
+        return client.is_usable(name)
     except ViaticumError:
         return False

@@ -1,6 +1,6 @@
-"""Who is inside, and whether anyone may still come in: what lets a process end without leaving a call half done.
+"""Draining: refuses new runs and waits for those in progress, so that no call is left half done.
 
-Knows nothing of what is done inside; a `StoppableRun` is LangGraph's control of one run.
+Leaves out what the runs do; a `StoppableRun` is LangGraph's control of one run.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from viaticum.errors import Draining
 
 
 class DrainGate:
-    """Open until it drains; `enter` counts those inside."""
+    """Open until `drain` is called; `enter` registers a run for its duration."""
 
     def __init__(self) -> None:
-        self._inside: set[StoppableRun] = set()
+        self._running: set[StoppableRun] = set()
         self._changed = threading.Condition()
         self.draining = False
 
     @contextmanager
     def enter(self) -> Iterator[StoppableRun]:
-        """Raises `Draining` where nothing new may begin."""
+        """Register a run. Raises `Draining` once the gate is draining."""
         run = StoppableRun()
         with self._changed:
             self.check()
-            self._inside.add(run)
+            self._running.add(run)
         try:
             yield run
         finally:
             with self._changed:
-                self._inside.discard(run)
+                self._running.discard(run)
                 self._changed.notify_all()
 
     def check(self) -> None:
@@ -40,15 +40,15 @@ class DrainGate:
             raise Draining("this process is about to end and takes nothing new; ask another one")
 
     def drain(self, timeout: float) -> bool:
-        """Let nobody in, and wait for those inside; returns whether none is left.
+        """Refuse new runs and wait for those in progress; returns whether all have ended.
 
-        They have half of the time to end of themselves. Then they stop at their next step, before another call of a
-        model, and have the rest of the time to settle the one at hand.
+        Runs have half of `timeout` (seconds) to end by themselves. Then they stop at their next step, before
+        another call of a model, and have the rest of the time to settle the current one.
         """
         with self._changed:
             self.draining = True
-            if self._changed.wait_for(lambda: not self._inside, timeout / 2):
+            if self._changed.wait_for(lambda: not self._running, timeout / 2):
                 return True
-            for run in self._inside:
+            for run in self._running:
                 run.request_drain()
-            return self._changed.wait_for(lambda: not self._inside, timeout / 2)
+            return self._changed.wait_for(lambda: not self._running, timeout / 2)

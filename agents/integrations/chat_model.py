@@ -1,10 +1,11 @@
 """`ChatViaticum`: a LangChain chat model within a budget.
 
-`model` is a name of the catalogue, for a plain chat with that model; `auto`, for the workflow, which routes the last
-user turn; or `model+strategy`, for the workflow with that pair alone. Every call reserves its worst case in the ledger
-and settles what it cost, streamed or whole, sync or async.
+`model` is a name of the catalogue, for a plain chat with that model; `auto`, for the workflow, which routes
+the last message of the user; or `model+strategy`, for the workflow with that pair alone. Every call reserves
+its worst case in the ledger and settles its actual cost, streamed or whole, sync or async.
 
-Leaves out how messages are converted (`agents.integrations.langchain_messages`) and how calls are paid (`agents.workflow.calls`, `agents.workflow.graph`).
+Leaves out the conversion of messages (`agents.integrations.langchain_messages`) and how calls are paid
+(`agents.workflow.calls`, `agents.workflow.graph`).
 """
 
 from __future__ import annotations
@@ -33,34 +34,37 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
 from viaticum.agents.client import Viaticum
-from viaticum.agents.integrations.langchain_messages import as_query, finished, from_langchain
+from viaticum.agents.integrations.langchain_messages import final_chunk, from_langchain, query_from_langchain
 from viaticum.agents.workflow.calls import Calls, SettledCall
+from viaticum.agents.workflow.settings import AUTO
 from viaticum.budgets import Budget
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
 from viaticum.models.base import Generation, Model
 from viaticum.models.remote.model import RemoteModel
-from viaticum.money import NANOUSD_PER_USD, format_usd
-from viaticum.routers.query import Policy, QueryRouter
-from viaticum.routers.query.fake import FakeRouter
+from viaticum.money import format_usd
+from viaticum.routers.query import Best, Policy, QueryRouter
+from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.types import Answer, Message, Pair, Query, split_model
 
 Event = TypeVar("Event")
-AUTO = "auto"
-MAX_TOKENS = 1024  # of a plain chat that names no number: some number has to be reserved
+MAX_TOKENS = 1024  # default of a plain chat: some number has to be reserved
 _SETTINGS = ("model", "temperature", "max_tokens", "top_p", "seed")
 Method = Literal["function_calling", "json_schema", "json_mode"]
 
 
 class ChatViaticum(BaseChatModel):
-    """A chat model that never spends more than its budget.
+    """A chat model that never spends more than its budget. Raises as `Calls.stream` and `Viaticum.stream`.
 
-    model: `auto`, a name of the catalogue, or `model+strategy`. budget, budget_name, catalogue, router, policy, folder
-    and models are those of `Viaticum`, of which one is opened at the first call and closed by `close`; or give one
-    that is open as `client`, whose budget is then shared. temperature, max_tokens, top_p, seed and stop are for plain
-    chats, strategies have their own; timeout (seconds), max_retries and api_key for remote models, in place of those of
-    their catalogue entries. Without max_tokens, 1024 are
-    reserved. Raises what `Calls.stream` and `Viaticum.stream` raise.
+    Args:
+        model: `auto`, a name of the catalogue, or `model+strategy`. budget, budget_name, catalogue, router,
+        policy, folder, models: settings of the `Viaticum` that is opened at the first call and closed by
+        `close`.
+        client: an open `Viaticum` instead of those, whose budget is then shared.
+        temperature, max_tokens, top_p, seed, stop: of plain chats; strategies have their own. Without
+            max_tokens, 1024 are reserved.
+        timeout, max_retries, api_key: of remote models, in place of those of their catalogue entries; timeout
+            in seconds.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, extra="forbid")
@@ -145,7 +149,7 @@ class ChatViaticum(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        async for message in in_thread(self._chunks(messages, stop, kwargs)):
+        async for message in iterate_in_thread(self._chunks(messages, stop, kwargs)):
             chunk = ChatGenerationChunk(message=message)
             if run_manager is not None and message.content:
                 await run_manager.on_llm_new_token(str(message.content), chunk=chunk)
@@ -154,23 +158,23 @@ class ChatViaticum(BaseChatModel):
     def _chunks(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
     ) -> Generator[AIMessageChunk, None, None]:
-        asked = dict(kwargs)
-        settings = {name: asked.pop(name) for name in _SETTINGS if asked.get(name) is not None}
+        extra = dict(kwargs)
+        settings = {name: extra.pop(name) for name in _SETTINGS if extra.get(name) is not None}
         name = str(settings.get("model", self.model_name))
         stops = tuple([stop] if isinstance(stop, str) else stop if stop is not None else self._own_stops())
         if is_routed(name):
-            if asked:
+            if extra:
                 raise InputError(
-                    f"{name} routes to strategies, which take no {', '.join(asked)}; name a model instead"
+                    f"{name} routes to strategies, which take no {', '.join(extra)}; name a model instead"
                 )
-            return isolated(self._answer(name, as_query(messages), stops))
+            return in_own_context(self._answer(name, query_from_langchain(messages), stops))
         generation = Generation(
             max_new_tokens=int(settings.get("max_tokens", self.max_tokens or MAX_TOKENS)),
             temperature=float(settings.get("temperature", self.temperature)),
             top_p=float(settings.get("top_p", self.top_p)),
             seed=int(settings.get("seed", self.seed)),
             stop=stops,
-            extra=asked,
+            extra=extra,
         )
         return self._chat(name, from_langchain(messages), generation)
 
@@ -192,7 +196,7 @@ class ChatViaticum(BaseChatModel):
                         metadata["logprobs"] = {"content": list(done.logprobs)}
                     if done.warnings:
                         metadata["warnings"] = list(done.warnings)
-                    yield finished(done.usage, metadata, done.tool_calls)
+                    yield final_chunk(done.usage, metadata, done.tool_calls)
                 elif event:
                     yield AIMessageChunk(content=event)
         finally:
@@ -201,18 +205,21 @@ class ChatViaticum(BaseChatModel):
     def _answer(
         self, name: str, question: Query, stops: tuple[str, ...]
     ) -> Generator[AIMessageChunk, None, None]:
-        """A question through the workflow. The text comes when it is accepted: what a pair wrote that was then found wanting is not the answer."""
+        """Answer a question by the workflow.
+
+        The text is yielded once it is accepted, since a pair may give no answer.
+        """
         client = self._client() if name == AUTO else self._client_of(Pair.parse(name))
         events = client.stream(question)
         try:
             for event in events:
                 if isinstance(event, Answer):
-                    yield AIMessageChunk(content=_cut(_said(event), stops))
+                    yield AIMessageChunk(content=_cut(_text_with_answer(event), stops))
                     pair = str(event.routes[-1].pair) if event.routes else name
                     model = event.routes[-1].pair.model if event.routes else name
                     metadata = _metadata(model, pair, event.finish_reason, event.cost, client.budget())
                     metadata |= {"answer": event.value, "routes": [str(route.pair) for route in event.routes]}
-                    yield finished(event.usage, metadata)
+                    yield final_chunk(event.usage, metadata)
         finally:
             events.close()  # type: ignore[attr-defined]
 
@@ -227,7 +234,7 @@ class ChatViaticum(BaseChatModel):
         parallel_tool_calls: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """A chat that may call tools: of models that can, which are remote ones. Raises `InputError` for others."""
+        """A chat that may call tools. Raises `InputError` for models that cannot: all but remote ones."""
         self._check_can(
             None if is_routed(self.model_name) else self._client(), self.model_name, [], {"tools": tools}
         )
@@ -248,16 +255,22 @@ class ChatViaticum(BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Answers that fit a schema (a pydantic class, a TypedDict or a JSON schema), parsed.
+        """Answers that fit a schema, parsed.
 
-        method: by a call of the schema as a tool, by the provider's own JSON schemas, or by its JSON mode, where the
-        prompt has to ask for JSON.
+        Args:
+            schema: a pydantic class, a TypedDict or a JSON schema.
+            include_raw: also return the message and the parsing error.
+            method: call the schema as a tool, use the provider's JSON schemas, or its JSON mode, for which
+                the prompt has to ask for JSON.
+
+        Raises:
+            InputError: the model cannot do that, or a keyword or the method is unknown.
         """
         if kwargs:
             raise InputError(
                 f"unknown: {', '.join(kwargs)}; structured output takes method, strict and include_raw"
             )
-        told = {
+        tracing = {
             "ls_structured_output_format": {"kwargs": {"method": method, "strict": strict}, "schema": schema}
         }
         is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
@@ -265,7 +278,7 @@ class ChatViaticum(BaseChatModel):
         if method == "function_calling":
             name = convert_to_openai_tool(schema)["function"]["name"]
             model = self.bind_tools(
-                [schema], tool_choice=name, strict=strict, parallel_tool_calls=False, **told
+                [schema], tool_choice=name, strict=strict, parallel_tool_calls=False, **tracing
             )
             parser = (
                 PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
@@ -280,7 +293,7 @@ class ChatViaticum(BaseChatModel):
                 [],
                 {"response_format": form},
             )
-            model = self.bind(response_format=form, **told)
+            model = self.bind(response_format=form, **tracing)
             parser = PydanticOutputParser(pydantic_object=schema) if is_class else JsonOutputParser()  # type: ignore[arg-type]
         else:
             raise InputError(f"unknown method {method!r}; use function_calling, json_schema or json_mode")
@@ -294,16 +307,15 @@ class ChatViaticum(BaseChatModel):
     # The client
 
     def left(self) -> Budget:
-        """Where the allowance stands."""
+        """The state of the budget."""
         return self._client().budget()
 
     def close(self) -> None:
-        """Close the ledger, where it was opened here. The next call opens it again."""
+        """Close the ledger if it was opened here. The next call opens it again."""
         with self._lock:
-            opened = [*self._pairs.values(), *filter(None, [self._own])]
-            self._own, self._pairs = None, {}
-        for client in opened:
-            client.close()
+            opened, self._own, self._pairs = self._own, None, {}
+        if opened is not None:
+            opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -332,29 +344,24 @@ class ChatViaticum(BaseChatModel):
         client = self._client()
         with self._lock:
             if str(pair) not in self._pairs:
-                limit = client.ledger.budget(client.budget_name).limit_nanousd
-                self._pairs[str(pair)] = Viaticum(
-                    None if limit is None else Decimal(limit) / NANOUSD_PER_USD,
-                    budget_name=client.budget_name,
-                    catalogue=client.catalogue,
-                    router=FakeRouter(str(pair), cost=0),
-                    folder=client._settings.home,
-                    models={pair.model: client.model(pair.model)},
+                client.model(pair.model)  # raises if the pair's model does not exist or cannot be opened
+                router = SinglePairRouter(pair)
+                self._pairs[str(pair)] = client.derive(
+                    router=router, on_short="cheaper", policy=Best(), timeout=None
                 )
             return self._pairs[str(pair)]
 
     def _model_of(self, client: Viaticum) -> Callable[[str], Model]:
-        """Models by name, with the timeout, retries and key of this chat where they are remote."""
-        wanted = {"timeout_seconds": self.timeout, "max_retries": self.max_retries}
-        given = {name: value for name, value in wanted.items() if value is not None}
-
+        """A function from name to model; remote models get the timeout, retries and key of this chat."""
+        options = {"timeout_seconds": self.timeout, "max_retries": self.max_retries}
+        given = {name: value for name, value in options.items() if value is not None}
         key = None if self.api_key is None else self.api_key.get_secret_value()
 
         def model(name: str) -> Model:
-            found = client.model(name)
-            if (given or key) and isinstance(found, RemoteModel):
-                return RemoteModel(found.spec.model_copy(update=given), key=key)
-            return found
+            opened = client.model(name)
+            if (given or key) and isinstance(opened, RemoteModel):
+                return RemoteModel(opened.spec.model_copy(update=given), key=key)
+            return opened
 
         return model
 
@@ -382,8 +389,11 @@ def is_routed(name: str) -> bool:
     return name == AUTO or bool(split_model(name)[1])
 
 
-async def in_thread(events: Generator[Event, None, None]) -> AsyncIterator[Event]:
-    """The events of a blocking generator, each awaited in a thread; it is closed when the caller goes away."""
+async def iterate_in_thread(events: Generator[Event, None, None]) -> AsyncIterator[Event]:
+    """The events of a blocking generator, each awaited in a thread.
+
+    It is closed when the caller is cancelled.
+    """
     end = object()
     step: asyncio.Future[Any] | None = None
     try:
@@ -399,8 +409,11 @@ async def in_thread(events: Generator[Event, None, None]) -> AsyncIterator[Event
         await asyncio.to_thread(events.close)
 
 
-def isolated(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-    """The same events, made in a context of their own: a graph that runs inside another one would take over its thread and checkpoints."""
+def in_own_context(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+    """The same events, generated in a context of their own.
+
+    A graph that runs inside another one would otherwise inherit its thread id and checkpoints.
+    """
     context = contextvars.Context()
     end = object()
     try:
@@ -425,20 +438,20 @@ def _metadata(model: str, route: str, finish_reason: str, cost: int, budget: Bud
     }
 
 
-def _said(answer: Answer) -> str:
-    """The text, with the answer below where it was not said in it: a program's output, a vote."""
+def _text_with_answer(answer: Answer) -> str:
+    """The text, followed by the answer if it does not contain it: a program's output, a vote."""
     if answer.value is None or answer.value in answer.text:
         return answer.text
     return f"{answer.text}\n\nAnswer: {answer.value}".lstrip()
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:
-    ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+    ends = [index for stop in stops if stop and (index := text.find(stop)) >= 0]
     return text[: min(ends, default=len(text))]
 
 
 def _choice(choice: str | dict[str, Any] | bool, names: list[str]) -> str | dict[str, Any]:
-    """OpenAI's word for it: LangChain also says `any` and True."""
+    """OpenAI's form of a tool choice; LangChain's `any` and True become `required`."""
     if isinstance(choice, dict) or choice in ("auto", "none", "required"):
         return choice
     if choice is True or choice == "any":

@@ -1,6 +1,7 @@
-"""LangChain's messages as ours, and our completions as LangChain's chunks.
+"""Conversion of LangChain's messages to `Message`, and of completions to LangChain's chunks.
 
-Text only: what an image or a sound costs cannot be known before it is sent, so nothing could be reserved for it.
+Text only: the cost of an image or a sound is not known before it is sent, so nothing could be reserved for
+it.
 """
 
 from __future__ import annotations
@@ -24,34 +25,34 @@ from langchain_core.messages.tool import tool_call_chunk
 from viaticum.errors import InputError
 from viaticum.types import ROLES, Message, Query, Usage
 
-# Blocks of an assistant's turn that are said elsewhere (tool calls), or are not to be sent back (thoughts).
+# Blocks of an assistant's message that are converted elsewhere (tool calls) or not sent back (reasoning).
 _LEFT_OUT = {"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking"}
 
 
 def from_langchain(messages: Sequence[BaseMessage]) -> list[Message]:
-    """Raises `InputError` for a message or a part of one that is no text."""
+    """Convert messages. Raises `InputError` for a message, or a part of one, that is not text."""
     return [_message(message) for message in messages]
 
 
-def as_query(messages: Sequence[BaseMessage]) -> Query:
-    """The last user turn, which a router and its strategies are given, after the conversation before it."""
-    places = [place for place, message in enumerate(messages) if isinstance(message, HumanMessage)]
-    if not places:
+def query_from_langchain(messages: Sequence[BaseMessage]) -> Query:
+    """The last message of the user as a question, after the conversation before it."""
+    indices = [index for index, message in enumerate(messages) if isinstance(message, HumanMessage)]
+    if not indices:
         raise InputError("no user turn among the messages; add a HumanMessage")
-    before = from_langchain(messages[: places[-1]])
+    before = from_langchain(messages[: indices[-1]])
     kept = tuple(each for each in before if each["role"] in ROLES and each["content"])
-    return Query(_text(messages[places[-1]]), messages=kept)
+    return Query(_text(messages[indices[-1]]), messages=kept)
 
 
-def finished(
+def final_chunk(
     usage: Usage, metadata: Mapping[str, Any], tool_calls: Sequence[Mapping[str, Any]] = ()
 ) -> AIMessageChunk:
-    """The chunk that ends a message: its tool calls, usage and metadata, no text."""
+    """The last chunk of a message: its tool calls, usage and metadata, without text."""
     chunks = [
         tool_call_chunk(
-            name=call["function"]["name"], args=call["function"]["arguments"], id=call["id"], index=place
+            name=call["function"]["name"], args=call["function"]["arguments"], id=call["id"], index=index
         )
-        for place, call in enumerate(tool_calls)
+        for index, call in enumerate(tool_calls)
     ]
     return AIMessageChunk(
         content="",
@@ -63,7 +64,7 @@ def finished(
 
 
 def usage_metadata(usage: Usage) -> UsageMetadata:
-    """The tokens of all models of a call."""
+    """The sum of the tokens of all models of a call."""
     counts = usage.models.values()
     return UsageMetadata(
         input_tokens=usage.input_tokens,
@@ -77,35 +78,35 @@ def usage_metadata(usage: Usage) -> UsageMetadata:
 def _message(message: BaseMessage) -> Message:
     content = _text(message)
     if isinstance(message, SystemMessage):
-        ours = Message(role="system", content=content)
+        converted = Message(role="system", content=content)
     elif isinstance(message, HumanMessage):
-        ours = Message(role="user", content=content)
+        converted = Message(role="user", content=content)
     elif isinstance(message, ToolMessage):
-        ours = Message(role="tool", content=content, tool_call_id=message.tool_call_id)
+        converted = Message(role="tool", content=content, tool_call_id=message.tool_call_id)
     elif isinstance(message, AIMessage):
-        ours = Message(role="assistant", content=content)
+        converted = Message(role="assistant", content=content)
         if calls := _tool_calls(message):
-            ours["tool_calls"] = calls
+            converted["tool_calls"] = calls
     elif isinstance(message, ChatMessage) and message.role in ROLES:
-        ours = Message(role=message.role, content=content)  # type: ignore[typeddict-item]
+        converted = Message(role=message.role, content=content)  # type: ignore[typeddict-item]
     else:
         raise InputError(
             f"not a message for a model: {type(message).__name__}; use system, human, AI or tool messages"
         )
     if message.name and not isinstance(message, ToolMessage):
-        ours["name"] = message.name
-    return ours
+        converted["name"] = message.name
+    return converted
 
 
 def _tool_calls(message: AIMessage) -> list[dict[str, Any]]:
-    """As OpenAI's API writes them; those whose arguments were no JSON go back as they came."""
-    written = [
+    """Tool calls in the form of OpenAI's API; arguments that were not valid JSON are passed on unchanged."""
+    calls = [
         (call["id"], call["name"], json.dumps(call["args"], ensure_ascii=False))
         for call in message.tool_calls
     ] + [(call["id"], call["name"] or "", call["args"] or "") for call in message.invalid_tool_calls]
     return [
-        {"id": number or "", "type": "function", "function": {"name": name, "arguments": arguments}}
-        for number, name, arguments in written
+        {"id": id_ or "", "type": "function", "function": {"name": name, "arguments": arguments}}
+        for id_, name, arguments in calls
     ]
 
 

@@ -1,8 +1,8 @@
 """Our router and our models as a provider of LiteLLM: `litellm.completion(model="viaticum/auto", ...)`.
 
 After `register`, every program that speaks through LiteLLM, its proxy among them, can ask `viaticum/auto`,
-`viaticum/NAME` or `viaticum/MODEL+STRATEGY`, within one budget. Usage and the cost that the ledger posted are in the
-response; our errors come out as LiteLLM's. A thin shell around `ChatViaticum`.
+`viaticum/NAME` or `viaticum/MODEL+STRATEGY`, within one budget. Usage and the cost that the ledger posted are
+in the response; our errors come out as LiteLLM's. A thin shell around `ChatViaticum`.
 
 Leaves out the other direction, LiteLLM's models in our catalogue: see `models.remote.model`.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessageChunk, BaseMessage, convert_to_messages
 
-from viaticum.agents.integrations.chat_model import ChatViaticum, in_thread
+from viaticum.agents.integrations.chat_model import ChatViaticum, iterate_in_thread
 from viaticum.errors import (
     AuthenticationFailed,
     BudgetClosed,
@@ -44,8 +44,8 @@ _FINISH = {"refused": "content_filter", "length": "length", "tool_calls": "tool_
 def register(chat: ChatViaticum | None = None, *, provider: str = PROVIDER, **settings: Any) -> Any:
     """Make LiteLLM know us; returns the handler, whose `chat` holds the budget and whose `close` closes the ledger.
 
-    settings are those of `ChatViaticum` (budget, folder, router ...), or give a chat that there is. Registering again
-    replaces what the name stood for. Raises `MissingExtra` without LiteLLM.
+    settings are those of `ChatViaticum` (budget, folder, router ...), or give a chat that there is.
+    Registering again replaces what the name stood for. Raises `MissingExtra` without LiteLLM.
     """
     litellm = load_litellm()
     made = handler(chat, **settings)
@@ -102,7 +102,7 @@ def _handler_class() -> type[Any]:
 
         def astreaming(self, *args: Any, **kwargs: Any) -> AsyncIterator[dict[str, Any]]:
             """LiteLLM calls this in a thread of its own, so that the first piece may be waited for."""
-            return in_thread(self.streaming(*args, **kwargs))
+            return iterate_in_thread(self.streaming(*args, **kwargs))
 
         def _go_on(
             self, model: str, first: AIMessageChunk, chunks: Generator[AIMessageChunk, None, None]
@@ -216,7 +216,8 @@ def _as_litellm(error: ViaticumError, model: str) -> Exception:
     where = {"message": str(error), "model": model, "llm_provider": PROVIDER}
     made: Any
     if isinstance(error, BudgetExceeded):
-        # LiteLLM's own BudgetExceededError is turned into a bad request on its way out; this one stays what it is.
+        # LiteLLM's own BudgetExceededError is turned into a bad request on its way out; this one stays what
+        # it is.
         kinds = litellm.exceptions
         budget = {
             "category": kinds.RateLimitErrorCategory.LITELLM_RATE_LIMIT,

@@ -1,10 +1,10 @@
-"""Middleware for LangChain's agents: a hard budget around any chat model, and our query router to choose among several.
+"""Middleware for LangChain's agents: a hard budget for any chat model, and a query router that chooses among several.
 
-`BudgetMiddleware` reserves the worst case of every model call before it is made and settles what the response says it
-used; `RouterMiddleware` picks the model of a run, or of each call. Both work sync and async, with `create_agent` of the
-extra `langchain`.
+`BudgetMiddleware` reserves the worst case of every model call and settles the usage that the response
+reports; `RouterMiddleware` chooses the model of a run, or of each call. Both work sync and async, with
+`create_agent` of the extra `langchain`.
 
-Leaves out what tools cost, and calls of models that are made inside tools.
+Leaves out the cost of tools, and model calls made inside tools.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.channels.untracked_value import UntrackedValue
 from langgraph.runtime import Runtime
 
-from viaticum.agents.integrations.langchain_messages import as_query, from_langchain
+from viaticum.agents.integrations.langchain_messages import from_langchain, query_from_langchain
 from viaticum.agents.workflow.calls import is_caller_cancelled
 from viaticum.agents.workflow.settings import Dollars, as_policy
 from viaticum.budgets import Budget, Ledger
@@ -49,14 +49,23 @@ Async = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
 class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     """A budget that an agent's model calls cannot exceed.
 
-    budget: dollars; ledger: an open `Ledger` or where it is to lie (in memory by default); budget_name: a budget of
-    it, made where it is missing. prices: by the names that models go by, a `Price` or dollars for a million tokens
-    read and made, or a catalogue. unpriced: names that may go without; others are refused (`UnknownPrice`).
-    max_tokens: the most that a call may write, unless its settings say less; it is sent with the call, under the name
-    `max_tokens_setting`. count: tokens of a text, at least; its bytes by default. exit_behavior: `end` answers in the model's place
-    that the budget is used up, which ends the agent; `error` raises `BudgetExceeded`.
+    Put it last in the list of middleware, next to the model: everything inside it counts as one call.
 
-    Put it last in the list of middleware, next to the model: what is inside of it is one call.
+    Args:
+        budget: dollars; None for a budget that exists in the ledger.
+        prices: by model name, a `Price` or dollars per million input and output tokens; or a catalogue.
+        ledger: an open `Ledger`, or its address; in memory by default.
+        budget_name: a budget of the ledger, created if it does not exist; None for a new name.
+        unpriced: names of models that may go without a price; others are refused with `UnknownPrice`.
+        max_tokens: maximum of new tokens per call, unless the model or the request sets less; sent with the
+            call.
+        max_tokens_setting: the name under which it is sent.
+        count: an upper bound of the tokens of a text; its bytes by default.
+        exit_behavior: `end` answers in place of the model that the budget is used up, which ends the agent;
+            `error` raises `BudgetExceeded`.
+
+    Raises:
+        InputError: a setting is out of range.
     """
 
     def __init__(
@@ -93,7 +102,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self._count = count or (lambda text: len(text.encode()))
 
     def left(self) -> Budget:
-        """Where the allowance stands."""
+        """The state of the budget."""
         return self.ledger.budget(self.budget_name)
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Sync) -> ModelResponse[Any] | AIMessage:
@@ -104,7 +113,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         try:
             response = handler(request)
         except BaseException as error:
-            self._give_up(key, error)
+            self._end_hold(key, error)
             raise
         return self._settle(key, request, response)
 
@@ -118,12 +127,12 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         try:
             response = await handler(request)
         except BaseException as error:
-            self._give_up(key, error)
+            self._end_hold(key, error)
             raise
         return self._settle(key, request, response)
 
     def _reserve(self, request: ModelRequest[Any]) -> tuple[str, ModelRequest[Any]] | AIMessage:
-        """The key of the hold, and the request with the max_tokens that were held; or what to say in its place."""
+        """The key of the hold, and the request with the held max_tokens; or the answer in its place."""
         name, key = model_name(request.model), f"agent-{uuid.uuid4().hex}"
         limit = self._limit(request)
         worst = {name: TokenCount(self._prompt(request), limit)}
@@ -140,28 +149,28 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             if self.exit_behavior == "error":
                 raise
             left = self.left().left_nanousd
-            told = {
+            metadata = {
                 "finish_reason": "budget",
                 "budget": self.budget_name,
                 "left_nanousd": left,
                 "model_name": name,
             }
-            return AIMessage(f"Stopped, the budget is used up: {error}", response_metadata=told)
+            return AIMessage(f"Stopped, the budget is used up: {error}", response_metadata=metadata)
         self.ledger.dispatch(key)
         return key, request.override(model_settings={**request.model_settings, self._setting: limit})
 
     def _settle(
         self, key: str, request: ModelRequest[Any], response: ModelResponse[Any]
     ) -> ModelResponse[Any]:
-        """Post what the response says. One that does not say costs what was held."""
+        """Settle the usage that the response reports; without a report, the held worst case."""
         answer = next((m for m in reversed(response.result) if isinstance(m, AIMessage)), None)
-        said = answer.usage_metadata if answer is not None else None
+        reported = answer.usage_metadata if answer is not None else None
         usage = None
-        if said is not None:
-            read, made = said["input_tokens"], said["output_tokens"]
-            cached = said.get("input_token_details", {}).get("cache_read", 0)
-            thought = said.get("output_token_details", {}).get("reasoning", 0)
-            usage = {model_name(request.model): TokenCount(read, made, min(cached, read), min(thought, made))}
+        if reported is not None:
+            read, generated = reported["input_tokens"], reported["output_tokens"]
+            cached = min(reported.get("input_token_details", {}).get("cache_read", 0), read)
+            reasoning = min(reported.get("output_token_details", {}).get("reasoning", 0), generated)
+            usage = {model_name(request.model): TokenCount(read, generated, cached, reasoning)}
         entry = self.ledger.settle(key, usage)
         if answer is not None:
             left = self.left().left_nanousd
@@ -173,8 +182,8 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             }
         return response
 
-    def _give_up(self, key: str, error: BaseException) -> None:
-        """A call that failed is free; one that was given up may have to be paid for, as it was held."""
+    def _end_hold(self, key: str, error: BaseException) -> None:
+        """Void the hold of a call that failed; settle the worst case of one that was cancelled or timed out."""
         with suppress(LedgerError):
             if (
                 is_caller_cancelled(error)
@@ -186,36 +195,44 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
                 self.ledger.void(key)
 
     def _limit(self, request: ModelRequest[Any]) -> int:
-        """The most that the call may write: the least of what the model, the request and the middleware say."""
-        said = (getattr(request.model, self._setting, None), request.model_settings.get(self._setting))
-        return min([self.max_tokens, *(number for number in said if isinstance(number, int) and number > 0)])
+        """Maximum of new tokens: the least of the model's, the request's and the middleware's."""
+        limits = (getattr(request.model, self._setting, None), request.model_settings.get(self._setting))
+        return min(
+            [self.max_tokens, *(number for number in limits if isinstance(number, int) and number > 0)]
+        )
 
     def _prompt(self, request: ModelRequest[Any]) -> int:
-        """Tokens of all that is sent, rather too many than too few."""
+        """An upper bound of the tokens of the request."""
         messages: list[BaseMessage] = [*filter(None, [request.system_message]), *request.messages]
-        written = [json.dumps(message, ensure_ascii=False) for message in from_langchain(messages)]
-        prompt = REQUEST_TOKENS + sum(MESSAGE_TOKENS + self._count(text) for text in written)
+        texts = [json.dumps(message, ensure_ascii=False) for message in from_langchain(messages)]
+        prompt = REQUEST_TOKENS + sum(MESSAGE_TOKENS + self._count(text) for text in texts)
         schemas: list[Any] = [_schema(tool) for tool in request.tools]
         if request.response_format is not None:
-            schemas.append(_format(request.response_format))
+            schemas.append(_format_schema(request.response_format))
         if schemas:
             prompt += TOOLS_TOKENS + self._count(json.dumps(schemas, ensure_ascii=False, default=str))
         return prompt
 
 
 class RouterState(AgentState[Any]):
-    """An agent's state, and the model that was chosen for the run."""
+    """An agent's state, with the model that was chosen for the run."""
 
     viaticum_model: NotRequired[Annotated[str, UntrackedValue, PrivateStateAttr]]
 
 
 class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
-    """Gives each run, or each call, to the model that our router wants for the last user turn.
+    """Routes each run, or each call, to the model that a query router prefers for the last message of the user.
 
-    models: chat models by the names that the router knows; of a model's pairs the one with the highest accuracy
-    speaks for it. policy: as of `Viaticum`. budget: a `BudgetMiddleware`; a model whose call is likely to cost more than it has left is not
-    chosen, and where none fits the cheapest is tried, which that middleware then refuses. per: `run` (chosen once) or
-    `call`. Raises `InputError` where the router knows none of the models.
+    Args:
+        models: chat models by the names that the router knows; a model is represented by its pair with the
+            highest accuracy.
+        policy: as of `Viaticum`.
+        budget: a `BudgetMiddleware`. A model whose call is likely to cost more than it has left is not
+            chosen; if none fits the cheapest is tried, which that middleware then refuses.
+        per: `run` (chosen once) or `call`.
+
+    Raises:
+        InputError: the router knows none of the models.
     """
 
     state_schema = RouterState
@@ -250,8 +267,8 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         return await handler(self._routed(request))
 
     def choose(self, messages: Sequence[BaseMessage]) -> str:
-        """The name of the model that the router wants for the last user turn, as far as the budget goes."""
-        table = self.router.table(as_query(messages))
+        """The name of the model that the router prefers among those that fit in the budget."""
+        table = self.router.table(query_from_langchain(messages))
         best: dict[str, Row] = {}
         for row in table:
             known = best.get(row.pair.model)
@@ -271,13 +288,13 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
             return min(rows, key=lambda row: row.cost_p90).pair.model
 
     def _routed(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        kept: Any = request.state.get("viaticum_model")
-        name: str | None = kept if self.per == "run" else None
+        stored: Any = request.state.get("viaticum_model")
+        name: str | None = stored if self.per == "run" else None
         return request.override(model=self.models[name or self.choose(request.messages)])
 
 
 def model_name(model: BaseChatModel) -> str:
-    """The name that a chat model goes by: what it is traced under, or its class."""
+    """The name under which a chat model is traced, or the name of its class."""
     named: str | None = model._get_ls_params().get("ls_model_name")
     return named or type(model).__name__
 
@@ -294,8 +311,8 @@ def _schema(tool: Any) -> Any:
     return tool if isinstance(tool, dict) else convert_to_openai_tool(tool)
 
 
-def _format(response_format: Any) -> Any:
-    """The schema of a structured answer, however the agent will ask for it."""
+def _format_schema(response_format: Any) -> Any:
+    """The schema of a structured answer, whatever method the agent uses for it."""
     spec = getattr(response_format, "schema", response_format)
     with suppress(Exception):
         return convert_to_openai_tool(spec)

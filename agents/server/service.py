@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 
 from viaticum.agents.cancellation import CallerGone
 from viaticum.agents.client import Viaticum
-from viaticum.agents.completions import AUTO, CompletionFinished, CompletionRequest, check_name, complete
+from viaticum.agents.completions import CompletionFinished, CompletionRequest, check_name, complete
 from viaticum.agents.openai_api.errors import model_not_found, shutting_down
 from viaticum.agents.server.admission import ConcurrencyLimiter, TokenBuckets
 from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.agents.server.auth import Authenticator, Caller
 from viaticum.agents.server.metrics import Metrics
 from viaticum.agents.server.run import CostSummary, Limits, Run, RunItem
+from viaticum.agents.workflow.settings import AUTO
 from viaticum.errors import UnknownName
 from viaticum.routers.query import parse_policy
 from viaticum.types import split_model

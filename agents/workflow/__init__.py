@@ -1,1 +1,1 @@
-"""The LangGraph workflow: route, reserve, generate, settle, read, check; with checkpoints."""
+"""The LangGraph workflow: route, reserve, generate, settle, parse, approve; with checkpoints."""

@@ -1,8 +1,8 @@
-"""When what the policy wants does not fit: what is asked of a person, and what they may decide.
+"""Approval by a person when the preferred plan does not fit in the budget: the request and the decision.
 
-The question is plain JSON, made once and kept in the checkpoint, so that a decision means the same however often the
-run is taken up again. A raise is an absolute new limit, counted from the limit at the time of asking: a decision that is
-carried out twice, because a kill came between, raises once.
+The request is plain JSON, made once and stored in the checkpoint, so that a decision means the same however
+often the run is resumed. A raise sets an absolute limit, computed from the limit at the time of the request:
+a decision that is carried out twice, because of a kill in between, raises the limit once.
 """
 
 from __future__ import annotations
@@ -22,41 +22,49 @@ FIELDS = {"do", "by", "by_nanousd", "by_tokens"}
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """by: how much more, in the unit that is short (nano-dollars or tokens); 0 unless `do` is "raise"."""
+    """A person's decision.
+
+    by: the increase of the limit in the unit that is short (nano-dollars or tokens); 0 unless `do` is
+    "raise".
+    """
 
     do: Do
     by: int = 0
 
 
-def left_of(lineage: Sequence[Budget]) -> int | None:
-    """Nano-dollars left in all these scopes; None where none limits dollars."""
+def nanousd_left(lineage: Sequence[Budget]) -> int | None:
+    """Nano-dollars that every scope of the lineage has left; None if none limits dollars."""
     return min((each.left_nanousd for each in lineage if each.left_nanousd is not None), default=None)
 
 
-def tightest(lineage: Sequence[Budget]) -> str:
-    """The scope with the fewest dollars left, of equals the one nearest to the call."""
+def tightest_scope(lineage: Sequence[Budget]) -> str:
+    """The name of the scope with the fewest dollars left; of equal ones, the one nearest to the call."""
     limited = [each for each in reversed(lineage) if each.left_nanousd is not None]
     return min(limited, key=lambda each: each.left_nanousd or 0).name if limited else lineage[-1].name
 
 
-def shortage(
+def approval_request(
     error: BudgetExceeded,
     ledger: Ledger,
-    wanted: PlanRow,
+    preferred: PlanRow,
     others: Sequence[PlanRow],
     policy: Policy,
     then: str,
 ) -> dict[str, Any]:
-    """The question to a person: what is wanted, its forecast, what is left, and the options.
+    """The request to a person: the preferred plan, its forecast, what is left, and the options.
 
-    others: ways that were not tried yet. then: the node that goes on once the limit is raised.
+    Args:
+        error: the plan did not fit because of it; names the scope, the unit, what is needed and what is left.
+        preferred: the plan that the policy prefers.
+        others: plans not tried yet.
+        then: the node that continues once the limit is raised.
     """
     scope = ledger.budget(error.budget)
     limit = scope.limit_tokens if error.unit == "tokens" else scope.limit_nanousd
     missing = error.needed - error.left
     options: list[dict[str, Any]] = [{"do": "raise", f"by_{error.unit}": missing}]
-    left = left_of(ledger.lineage(error.budget))
-    fitting = [row for row in others if row.plan != wanted.plan and (left is None or row.cost_p90 <= left)]
+    left = nanousd_left(ledger.lineage(error.budget))
+    fitting = [row for row in others if row.plan != preferred.plan and (left is None or row.cost_p90 <= left)]
     if fitting:
         row = choose_plan(fitting, left, policy).row
         options.append({"do": "cheaper", **_forecast(row)})
@@ -68,7 +76,7 @@ def shortage(
         "limit": limit,
         "needed": error.needed,
         "left": error.left,
-        "wanted": _forecast(wanted),
+        "wanted": _forecast(preferred),
         "options": options,
         "then": then,
     }
@@ -83,53 +91,55 @@ def _forecast(row: PlanRow) -> dict[str, Any]:
     }
 
 
-def decided(decision: object, short: Mapping[str, Any]) -> Decision:
-    """What a person said: "raise" (by what is missing), "cheaper", "stop", or a dict {"do": ...}.
+def parse_decision(decision: object, request: Mapping[str, Any]) -> Decision:
+    """Parse "raise" (by what is missing), "cheaper", "stop", or a dict {"do": ...}.
 
-    A raise may say by how much: {"do": "raise", "by": "0.05"} in dollars, or `by_nanousd`, or `by_tokens`. Raises
-    `InputError` for anything else, or an option that was not given.
+    A raise may name its amount: {"do": "raise", "by": "0.05"} in dollars, or `by_nanousd`, or `by_tokens`.
+
+    Raises:
+        InputError: this is no decision, or an option that the request does not offer.
     """
-    said = {"do": decision} if isinstance(decision, str) else decision
-    if not isinstance(said, Mapping) or said.get("do") not in get_args(Do) or not set(said) <= FIELDS:
+    given = {"do": decision} if isinstance(decision, str) else decision
+    if not isinstance(given, Mapping) or given.get("do") not in get_args(Do) or not set(given) <= FIELDS:
         raise InputError(f'not a decision: {decision!r}; say "raise", "cheaper" or "stop"')
-    offered = {option["do"] for option in short["options"]}
-    if said["do"] not in offered:
-        raise InputError(f"nothing {said['do']} fits; decide: {' or '.join(sorted(offered))}")
-    return Decision(said["do"], _amount(said, short) if said["do"] == "raise" else 0)
+    offered = {option["do"] for option in request["options"]}
+    if given["do"] not in offered:
+        raise InputError(f"nothing {given['do']} fits; decide: {' or '.join(sorted(offered))}")
+    return Decision(given["do"], _amount(given, request) if given["do"] == "raise" else 0)
 
 
-def _amount(said: Mapping[str, Any], short: Mapping[str, Any]) -> int:
-    given = [name for name in ("by", "by_nanousd", "by_tokens") if name in said]
-    if not given:
-        return int(short["needed"] - short["left"])
-    unit = "tokens" if given[0] == "by_tokens" else "nanousd"
-    if len(given) > 1 or unit != short["unit"]:
-        raise InputError(f"{short['unit']} are short; say one of by (dollars), by_nanousd or by_tokens")
-    amount = said[given[0]]
-    by = nanousd(amount) if given[0] == "by" else amount
+def _amount(decision: Mapping[str, Any], request: Mapping[str, Any]) -> int:
+    names = [name for name in ("by", "by_nanousd", "by_tokens") if name in decision]
+    if not names:
+        return int(request["needed"] - request["left"])
+    unit = "tokens" if names[0] == "by_tokens" else "nanousd"
+    if len(names) > 1 or unit != request["unit"]:
+        raise InputError(f"{request['unit']} are short; say one of by (dollars), by_nanousd or by_tokens")
+    amount = decision[names[0]]
+    by = nanousd(amount) if names[0] == "by" else amount
     if not isinstance(by, int) or isinstance(by, bool) or by <= 0:
         raise InputError(f"a limit is raised by an amount above zero, got {amount!r}")
     return by
 
 
-def raise_limit(ledger: Ledger, decision: Decision, short: Mapping[str, Any]) -> None:
-    """The limit at the time of asking and so much more, unless it is above that by now."""
-    scope, wanted = ledger.budget(short["budget"]), short["limit"] + decision.by
-    if short["unit"] == "tokens":
-        ledger.set_limit(scope.name, limit_tokens=max(scope.limit_tokens or 0, wanted))
+def raise_limit(ledger: Ledger, decision: Decision, request: Mapping[str, Any]) -> None:
+    """Set the limit at the time of the request plus the increase, unless it is higher already."""
+    scope, limit = ledger.budget(request["budget"]), request["limit"] + decision.by
+    if request["unit"] == "tokens":
+        ledger.set_limit(scope.name, limit_tokens=max(scope.limit_tokens or 0, limit))
     else:
-        ledger.set_limit(scope.name, limit_nanousd=max(scope.limit_nanousd or 0, wanted))
+        ledger.set_limit(scope.name, limit_nanousd=max(scope.limit_nanousd or 0, limit))
 
 
-def decision_needed(short: Mapping[str, Any], thread_id: str = "") -> DecisionNeeded:
-    """The question as an error, for callers that are no graph."""
+def decision_needed(request: Mapping[str, Any], thread_id: str = "") -> DecisionNeeded:
+    """The request as an error, for callers outside a graph."""
     return DecisionNeeded(
-        f"{short['why']}; decide: {' or '.join(option['do'] for option in short['options'])}",
-        budget=short["budget"],
-        needed=short["needed"],
-        left=short["left"],
-        unit=short["unit"],
-        options=[option["do"] for option in short["options"]],
+        f"{request['why']}; decide: {' or '.join(option['do'] for option in request['options'])}",
+        budget=request["budget"],
+        needed=request["needed"],
+        left=request["left"],
+        unit=request["unit"],
+        options=[option["do"] for option in request["options"]],
         thread_id=thread_id,
-        question=short,
+        question=request,
     )

@@ -1,7 +1,8 @@
-"""What a run says while it goes on: to LangGraph's `custom` stream, and the text to its `messages` stream.
+"""Progress of a model call: to LangGraph's `custom` stream, and its text to the `messages` stream.
 
-The `messages` stream shows what chat models report through LangChain's callbacks. No LangChain model writes here, so a
-`StreamReporter` reports to the same callbacks in its place: start, each piece, and the end with its usage.
+The `messages` stream shows what chat models report through LangChain's callbacks. The workflow uses no
+LangChain model, so `StreamReporter` calls the same callbacks instead: start, each piece of text, and the end
+with the usage.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from viaticum.types import Completion, Message
 
 
 class StreamReporter:
-    """One call of a model, told as it goes on. id: of the message that it writes."""
+    """Reports one call of a model as it progresses. id: of the message that the model generates."""
 
     def __init__(self, runtime: Runtime[Any], id: str, model: str, messages: Sequence[Message]) -> None:
         self._write, self._id = runtime.stream_writer, id
@@ -34,8 +35,12 @@ class StreamReporter:
 
     def end(self, completion: Completion) -> None:
         if self._run is not None:
-            read, made = completion.usage.input_tokens, completion.usage.output_tokens
-            usage: Any = {"input_tokens": read, "output_tokens": made, "total_tokens": read + made}
+            read, generated = completion.usage.input_tokens, completion.usage.output_tokens
+            usage: Any = {
+                "input_tokens": read,
+                "output_tokens": generated,
+                "total_tokens": read + generated,
+            }
             message = AIMessage(content=completion.text, id=self._id, usage_metadata=usage)
             self._run.on_llm_end(LLMResult(generations=[[ChatGeneration(message=message)]]))
 
@@ -45,7 +50,7 @@ class StreamReporter:
 
 
 def _start(model: str, messages: Sequence[Message]) -> CallbackManagerForLLMRun | None:
-    """The run that the callbacks of this node are told about; None where nobody listens."""
+    """Start a run with the callbacks of this node; None if it has no handler."""
     config = get_config()
     manager = CallbackManager.configure(
         inheritable_callbacks=config.get("callbacks"),
@@ -54,8 +59,8 @@ def _start(model: str, messages: Sequence[Message]) -> CallbackManagerForLLMRun 
     )
     if not manager.handlers:
         return None
-    told = convert_to_messages([dict(message) for message in messages])
-    return manager.on_chat_model_start({"name": model}, [told])[0]
+    converted = convert_to_messages([dict(message) for message in messages])
+    return manager.on_chat_model_start({"name": model}, [converted])[0]
 
 
 def _metadata(config: Mapping[str, Any], model: str) -> dict[str, Any]:

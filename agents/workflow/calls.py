@@ -1,7 +1,7 @@
-"""One paid call of one model, streamed: worst case held before, true cost posted after, whatever happens between.
+"""One streamed call of one model: its worst case is reserved before it, its actual cost settled after it.
 
-What every door shares that calls a model without the workflow (the chat model, the server's named models). The workflow's
-nodes do the same in steps, with a checkpoint after each. Knows no strategy and no router.
+`Calls` is for code that calls a model without the workflow (the chat model, the server's named models). The
+nodes of the workflow do the same in steps, with a checkpoint after each. Leaves out strategies and routers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GENERATION = [each.name for each in fields(Generation)]
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """One call: who is asked, what, how long the answer may be, and all of it as the ledger knows it."""
+    """One call: the model, the messages, how to generate, and all of it as the ledger stores it."""
 
     model: Model
     messages: list[Message]
@@ -36,7 +36,10 @@ class ModelCall:
 
     @classmethod
     def of(cls, model: Model, pair: Pair, query: Query, sample: int = 0) -> ModelCall:
-        """What the strategy of a pair asks its model; sample: which of the texts that the strategy wants."""
+        """The call that the strategy of a pair makes.
+
+        sample: index among the samples of the strategy, used as seed.
+        """
         strategy = get_strategy(pair.strategy)
         generation = Generation(
             max_new_tokens=strategy.max_new_tokens,
@@ -48,18 +51,23 @@ class ModelCall:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        written = {name: getattr(self.generation, name) for name in _GENERATION}
-        return {"model": self.model.name, "messages": self.messages, **written}
+        generation = {name: getattr(self.generation, name) for name in _GENERATION}
+        return {"model": self.model.name, "messages": self.messages, **generation}
 
 
 def next_try(ledger: Ledger, first: str, parameters: str) -> tuple[str, Hold | None, int]:
-    """The key of the next try of a call, its hold where it has one that is good, and what earlier tries cost.
+    """The key of the next try of a call, its hold if a valid one exists, and the cost of earlier tries.
 
-    first: the key of the first try; parameters: the digest of what is asked.
+    Args:
+        first: the key of the first try.
+        parameters: the digest of the parameters of the call.
+
+    Returns:
+        key, hold or None, nano-dollars posted for earlier tries.
     """
     wasted = 0
     for key, hold in tries(ledger, first):
-        if hold is None or (hold.parameters == parameters and is_good(hold)):
+        if hold is None or (hold.parameters == parameters and is_valid(hold)):
             return key, hold, wasted
         posts = [entry for entry in ledger.entries(key=key) if entry.kind == "post"]
         wasted += sum(entry.nanousd for entry in posts)
@@ -67,22 +75,22 @@ def next_try(ledger: Ledger, first: str, parameters: str) -> tuple[str, Hold | N
 
 
 def tries(ledger: Ledger, first: str) -> Iterator[tuple[str, Hold | None]]:
-    """The keys of the tries of a call with their holds, without end: there is none from the first new key on."""
+    """The keys of the tries of a call and their holds, without end; None for a key not used yet."""
     for number in count(1):
         key = first + (f".{number}" if number > 1 else "")
         yield key, ledger.hold(key)
 
 
 def existing_tries(ledger: Ledger, first: str) -> Iterator[Hold]:
-    """The tries of a call that there are."""
+    """The holds of the tries that were made of a call."""
     for _, hold in tries(ledger, first):
         if hold is None:
             return
         yield hold
 
 
-def is_good(hold: Hold) -> bool:
-    """Whether a hold still stands for a call that can go on, or has its text."""
+def is_valid(hold: Hold) -> bool:
+    """Whether a hold belongs to a call that can continue, or has its text."""
     if hold.state in ("void", "expired"):
         return False
     return hold.result is not None or hold.state == "dispatched"
@@ -98,7 +106,7 @@ class SettledCall:
 
 @dataclass(frozen=True)
 class Calls:
-    """model: a model by its name."""
+    """Makes paid calls of named models. model: returns a model by its name."""
 
     catalogue: Catalogue
     ledger: Ledger
@@ -114,15 +122,24 @@ class Calls:
         *,
         tags: Mapping[str, str] | None = None,
     ) -> Iterator[str | SettledCall]:
-        """Pieces of text as they come, then what was paid. The worst case is held when the first piece is asked for.
+        """Yield pieces of text as they arrive, then the settled call. Reserves at the first piece.
 
-        The same key and call again gives the stored text and charges nothing. Closing the iterator early posts what
-        was counted until then; a model that fails before its first piece frees the hold. Raises `BudgetExceeded`,
-        `BudgetClosed`, `UnknownPrice`, `PromptTooLong`, `ModelError`, and `HoldError` where the key stands for another
-        call, or one that has ended without a text.
+        The same key and call again yields the stored text and charges nothing. Closing the iterator early
+        posts what was counted until then; a model that fails before its first piece frees the hold.
+
+        Args:
+            budget: the scope that pays.
+            key: idempotency key of the call.
+            model: name of the model.
+            tags: stored with the hold, in addition to the model.
+
+        Raises:
+            BudgetExceeded, BudgetClosed, UnknownPrice, PromptTooLong: the call cannot be reserved.
+            ModelError: the model failed.
+            HoldError: the key belongs to another call, or to one that ended without a text.
         """
-        asked = self.model(model)
-        worst = asked.worst_case_of(messages, generation)
+        opened = self.model(model)
+        worst = opened.worst_case_of(messages, generation)
         hold = self.ledger.reserve(
             budget,
             key,
@@ -136,16 +153,16 @@ class Calls:
                 raise HoldError(
                     f"the call {key!r} is {hold.state}, and no text of it was kept; take another key"
                 )
-            completion = yield from self._write(asked, key, messages, generation)
+            completion = yield from self._generate(opened, key, messages, generation)
         else:
             completion = completion_from_json(json.loads(hold.result))
             yield completion.text
         yield SettledCall(completion, self.ledger.settle(key, completion.usage.models))
 
-    def _write(
+    def _generate(
         self, model: Model, key: str, messages: Sequence[Message], generation: Generation
     ) -> Generator[str, None, Completion]:
-        """Pieces; returns the completion, kept with the hold."""
+        """Yield pieces; return the completion, which is stored with the hold."""
         self.ledger.dispatch(key)
         with settle_on_failure(self.ledger, key, model, messages, generation) as pieces:
             for piece in pieces:
@@ -157,7 +174,7 @@ class Calls:
 
 
 class CallStream(Iterator[str | Completion]):
-    """What a model writes for one call, from the first time it is asked for. written: all of it so far."""
+    """The stream of one call, begun when the first piece is requested. written: the text so far."""
 
     def __init__(self, model: Model, messages: Sequence[Message], generation: Generation) -> None:
         self._begin = partial(model.stream, messages, generation)
@@ -174,12 +191,11 @@ class CallStream(Iterator[str | Completion]):
 
     @property
     def written(self) -> str:
-        return self._text + getattr(
-            self._pieces, "hidden_text", ""
-        )  # what a remote model wrote that is no text
+        # hidden_text: what a remote model generated that is not text, such as tool calls
+        return self._text + getattr(self._pieces, "hidden_text", "")
 
     def close(self) -> None:
-        """A local model frees its slot, a remote one its connection; plain iterators have nothing to close."""
+        """Free the slot of a local model or the connection of a remote one."""
         close = getattr(self._pieces, "close", None)
         if close is not None:
             close()
@@ -189,30 +205,34 @@ class CallStream(Iterator[str | Completion]):
 def settle_on_failure(
     ledger: Ledger, key: str, model: Model, messages: Sequence[Message], generation: Generation
 ) -> Iterator[CallStream]:
-    """Let the model write under a hold that is dispatched. An error inside ends the hold: see `give_up`."""
-    writing = CallStream(model, messages, generation)
+    """Stream a call whose hold is dispatched. An error inside the context ends the hold: see `end_hold`."""
+    stream = CallStream(model, messages, generation)
     try:
-        yield writing
+        yield stream
     except BaseException as error:
-        with suppress(LedgerError):  # what stopped the model is the error to tell
-            give_up(ledger, key, model, writing.written, closed=is_caller_cancelled(error))
+        with suppress(LedgerError):  # the error to raise is the one that stopped the model
+            end_hold(ledger, key, model, stream.written, cancelled=is_caller_cancelled(error))
         raise
     finally:
-        writing.close()
+        stream.close()
 
 
-def give_up(ledger: Ledger, key: str, model: Model, text: str, *, closed: bool) -> None:
-    """End the hold of a call that stopped early: free where nothing came of it, else what was counted is posted.
+def end_hold(ledger: Ledger, key: str, model: Model, text: str, *, cancelled: bool) -> None:
+    """End the hold of a call that stopped early: void it, or settle what was counted.
 
-    closed: its caller went away, so that the prompt at least was read. It is charged as it was held, the text by its
-    tokens and by no more than were held: each model of a pair read the prompt, and the one that was held to write
-    wrote.
+    It is void if nothing was generated and the caller did not end the call.
+    Settled are the held input tokens, since each model of a pair read the prompt, and the tokens of the text,
+    at most the held output tokens of each model.
+
+    Args:
+        text: what was generated so far.
+        cancelled: the caller ended the call, so that at least the prompt was read and is charged.
     """
     hold = ledger.hold(key)
-    if hold is not None and (text or closed):
-        made = model.count(text)
+    if hold is not None and (text or cancelled):
+        generated = model.count(text)
         used = {
-            name: replace(worst, output_tokens=min(made, worst.output_tokens))
+            name: replace(worst, output_tokens=min(generated, worst.output_tokens))
             for name, worst in hold.usage.items()
         }
         ledger.settle(key, used)
@@ -221,5 +241,5 @@ def give_up(ledger: Ledger, key: str, model: Model, text: str, *, closed: bool) 
 
 
 def is_caller_cancelled(error: BaseException) -> bool:
-    """Whether it was the caller who ended the call, not the model: an interrupt, a closed stream, lost patience."""
+    """Whether the caller ended the call, not the model: an interrupt, a closed stream, a timeout."""
     return not isinstance(error, Exception) or isinstance(error, ProviderTimeout)

@@ -1,8 +1,8 @@
-"""Where the workflow's checkpoints lie: an SQLite file, or a Postgres database (extra `postgres`).
+"""The workflow's checkpoints in an SQLite file, or in a Postgres database (extra `postgres`).
 
-In a file every write survives the end of the process, and what a charge depends on a power cut, too: the workflow calls
-`sync` before it holds money. What comes after the last hold can be made again from the ledger, so nothing else waits
-for the disk; see benchmarks/workflow.py for what that saves.
+In a file every write survives the end of the process. Writes that a charge depends on survive a power cut as
+well: the workflow calls `sync` before it reserves. What follows the last hold can be recovered from the
+ledger, so no other write waits for the disk; benchmarks/workflow.py measures what that saves.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 
 from viaticum.errors import LedgerError, MissingExtra
 
-SETUP_LOCK = 0x7661_7469  # of Postgres, while the tables are made
-BUSY_SECONDS = 30.0  # that a process waits for another one's write
+SETUP_LOCK = 0x7661_7469  # key of the Postgres advisory lock held while the tables are created
+BUSY_SECONDS = 30.0  # how long a process waits for the write of another one
 
 
 def is_postgres(where: str | Path) -> bool:
@@ -28,7 +28,7 @@ def is_postgres(where: str | Path) -> bool:
 
 
 class FileSaver(SqliteSaver):
-    """LangGraph's checkpoints in a file, which waits for the disk when it is told to."""
+    """LangGraph's checkpoints in a file, flushed to the disk by `sync` only."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__(connection)
@@ -36,7 +36,7 @@ class FileSaver(SqliteSaver):
         connection.execute("PRAGMA synchronous = NORMAL")
 
     def sync(self) -> None:
-        """Return when all checkpoints so far are on the disk: a write that waits carries those before it along."""
+        """Return when all checkpoints so far are on the disk: a full-sync write flushes earlier ones too."""
         with self.lock:
             self.conn.execute("PRAGMA synchronous = FULL")
             try:
@@ -47,7 +47,10 @@ class FileSaver(SqliteSaver):
 
 @contextmanager
 def open_checkpoints(where: str | Path, concurrency: int) -> Iterator[BaseCheckpointSaver[Any]]:
-    """Checkpoints in the file, or at the `postgresql://` address, for so many runs at a time."""
+    """Open the checkpoints in a file, or at a `postgresql://` address.
+
+    concurrency: runs at the same time; the size of the Postgres connection pool, at least 2.
+    """
     if is_postgres(where):
         with _postgres(str(where), concurrency) as saver:
             yield saver
@@ -68,7 +71,7 @@ def _postgres(address: str, concurrency: int) -> Iterator[BaseCheckpointSaver[An
         from psycopg_pool import ConnectionPool, PoolTimeout
     except ImportError as error:
         raise MissingExtra(error.name or "psycopg", "postgres") from None
-    # What LangGraph asks of its connections: rows as dicts, each statement its own transaction, none prepared.
+    # LangGraph requires of its connections: rows as dicts, autocommit, no prepared statements.
     settings = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
     pool: ConnectionPool[psycopg.Connection[DictRow]] = ConnectionPool(
         address, min_size=1, max_size=max(2, concurrency), kwargs=settings, open=False
@@ -77,8 +80,11 @@ def _postgres(address: str, concurrency: int) -> Iterator[BaseCheckpointSaver[An
         pool.open(wait=True, timeout=BUSY_SECONDS)
         saver = PostgresSaver(pool)
         with pool.connection() as connection:
-            # One process at a time. Not pg_advisory_lock: whoever waits in it stops the one who makes an index.
-            while not _said(connection.execute("SELECT pg_try_advisory_lock(%s) AS said", (SETUP_LOCK,))):
+            # One process at a time. Not pg_advisory_lock: a session that waits in it blocks CREATE INDEX
+            # CONCURRENTLY of the session that holds it.
+            while not _acquired(
+                connection.execute("SELECT pg_try_advisory_lock(%s) AS acquired", (SETUP_LOCK,))
+            ):
                 time.sleep(0.05)
             try:
                 saver.setup()
@@ -93,5 +99,5 @@ def _postgres(address: str, concurrency: int) -> Iterator[BaseCheckpointSaver[An
         pool.close()
 
 
-def _said(cursor: Any) -> bool:
-    return bool(cursor.fetchone()["said"])
+def _acquired(cursor: Any) -> bool:
+    return bool(cursor.fetchone()["acquired"])

@@ -1,7 +1,7 @@
-"""What `Viaticum.stream` yields before the `Answer`: frozen data, one class an event.
+"""The events that `Viaticum.stream` yields before the `Answer`: one frozen dataclass per event.
 
-The workflow itself writes plain dicts to LangGraph's custom stream, each with one of the names below; `event_from_json`
-makes an event of one.
+The workflow writes plain dicts to LangGraph's custom stream, each with one of the keys below;
+`event_from_json` converts them.
 
     {"table": [...]}                     TableMade
     {"route": {...}}                     RouteChosen
@@ -22,35 +22,41 @@ from viaticum.types import Route, RoutingTable
 
 @dataclass(frozen=True, slots=True)
 class TableMade:
-    """What the router expects of each pair."""
+    """The router's estimates for each pair."""
 
     table: RoutingTable
 
 
 @dataclass(frozen=True, slots=True)
 class RouteChosen:
-    """The pair that is asked next, and why."""
+    """The pair that is called next, and why."""
 
     route: Route
 
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """A piece of what the model writes."""
+    """A piece of the text that the model generates."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class TriedAgain:
-    """The model was unavailable and is asked anew, the `attempt`-th time; the text of this call begins again."""
+    """The model was unavailable and is called again; the text of this call starts over.
+
+    attempt: number of this try, 2 for the first repetition.
+    """
 
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class CallSettled:
-    """A call was paid for: its cost and what is left then, in nano-dollars (None: no limit), and its ledger key."""
+    """A call was settled.
+
+    cost: nano-dollars; left: nano-dollars left after it, None for no limit; key: of the call in the ledger.
+    """
 
     cost: int
     left: int | None
@@ -60,16 +66,16 @@ class CallSettled:
 Event = TableMade | RouteChosen | TextPiece | TriedAgain | CallSettled
 
 
-def event_from_json(said: Mapping[str, Any]) -> Event | None:
-    """The event of a dict from the custom stream; None for a dict that is not the workflow's."""
-    if "text" in said:
-        return TextPiece(said["text"])
-    if "table" in said:
-        return TableMade(RoutingTable(tuple(row_from_json(row) for row in said["table"])))
-    if "route" in said:
-        return RouteChosen(route_from_json(said["route"]))
-    if "again" in said:
-        return TriedAgain(said["again"])
-    if "cost" in said:
-        return CallSettled(said["cost"], said["left"], said["key"])
+def event_from_json(data: Mapping[str, Any]) -> Event | None:
+    """The event of a dict from the custom stream; None for a dict of another source."""
+    if "text" in data:
+        return TextPiece(data["text"])
+    if "table" in data:
+        return TableMade(RoutingTable(tuple(row_from_json(row) for row in data["table"])))
+    if "route" in data:
+        return RouteChosen(route_from_json(data["route"]))
+    if "again" in data:
+        return TriedAgain(data["again"])
+    if "cost" in data:
+        return CallSettled(data["cost"], data["left"], data["key"])
     return None

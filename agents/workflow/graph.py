@@ -1,19 +1,20 @@
-"""The workflow: begin -> call -> read -> (another sample: call | no answer: route, call | end), and `ask` beside it.
+"""The workflow graph: start -> call -> parse -> (call | route -> call | end), and approval.
 
-    begin   what is asked, what all ledger keys of this question begin with, and the first route
-    route   the next pair of the plan, or a new plan of pairs not tried yet, that is worth its price
-    call    reserve the worst case and dispatch, let the model write, settle what it cost
-    read    the answer out of the text; a vote of samples, or of the pairs of a plan
-    ask     a person decides, where the budget is short and the policy is to ask
+    start     the question, the prefix of its ledger keys, and the first route
+    route     the next pair of the plan, or a new plan of pairs not tried yet that is worth its price
+    call      reserve the worst case and dispatch, let the model generate, settle the cost
+    parse     the answer from the text; a vote of samples, or of the pairs of a plan
+    approval  a person decides, if the budget is short and on_short is "ask"
 
-A strategy that takes several samples goes round from read to call until its vote is settled; a plan of several
-pairs goes round from read to route until enough of their answers agree.
+A strategy with several samples loops from parse to call until its vote is settled; a plan of several pairs
+loops from parse to route until enough of their answers agree.
 
-A node may run again after a kill, a retry or a replay; the ledger, not the checkpoint, prevents a second charge. The key
-of a call is the task id of `begin`, which is the same whenever this run is taken up again and another for every other
-question of the thread, and the call's number; each further try of the call reserves under a key of its own. A key that
-has a hold keeps it: `reserve` also dispatches, in one transaction, and `settle` posts once and keeps the text.
-Knows nothing of how models decode or strategies ask.
+A node may run again after a kill, a retry or a replay; the ledger, not the checkpoint, prevents a second
+charge. The key of a call is the task id of `start` and the number of the call. The task id is the same
+whenever this run is continued, and differs for every other question of the thread. Each further try of a call
+reserves under a key of its own. A key that has a hold keeps it: `reserve` also dispatches, in one
+transaction, and `settle` posts once and keeps the text. Leaves out how models decode and what strategies
+prompt.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from langgraph.runtime import Runtime
 from langgraph.types import Checkpointer, Command, RetryPolicy, interrupt
 
 from viaticum.agents.workflow.approval import (
-    decided,
+    approval_request,
     decision_needed,
-    left_of,
+    nanousd_left,
+    parse_decision,
     raise_limit,
-    shortage,
-    tightest,
+    tightest_scope,
 )
 from viaticum.agents.workflow.callbacks import StreamReporter
 from viaticum.agents.workflow.calls import (
@@ -61,7 +62,7 @@ from viaticum.agents.workflow.state import (
     RowAllowance,
     State,
     new_question,
-    query_given,
+    query_from_input,
     query_of,
 )
 from viaticum.agents.workflow.voting import pair_of, vote_of_samples
@@ -83,10 +84,18 @@ BACKOFF = 0.5  # seconds before the second try, doubled before each further one
 
 @dataclass(frozen=True)
 class WorkflowResources:
-    """What the nodes work with. budget: the scope that pays; model: a model by its name; usable: whether a pair's model
-    is here. sync: makes the checkpoints so far survive a power cut, where the checkpointer does not wait for the disk
-    itself; done before each hold. policy, on_short and timeout as in `Allowance`, which has the last word. tries: of one call, where the model
-    is unavailable, the second after `backoff` seconds. threads: where nodes run that an event loop calls."""
+    """What the nodes use. policy, on_short and timeout apply unless the run's `Allowance` says otherwise.
+
+    Args:
+        budget: the scope that pays.
+        model: returns a model by its name.
+        is_usable: whether a pair's model can be used here.
+        sync: makes the checkpoints so far survive a power cut, for a checkpointer that does not wait for the
+            disk itself; called before each hold.
+        tries: attempts of one call whose model is unavailable.
+        backoff: seconds before the second try; doubled before each further one.
+        threads: where nodes run that an event loop calls.
+    """
 
     catalogue: Catalogue
     router: QueryRouter
@@ -104,7 +113,7 @@ class WorkflowResources:
 
 
 class Workflow:
-    """The nodes, as methods over one set of tools; `build` compiles them into a graph."""
+    """The nodes, as methods over one set of resources; `build` compiles them into a graph."""
 
     def __init__(self, resources: WorkflowResources) -> None:
         self.resources = resources
@@ -112,7 +121,7 @@ class Workflow:
     def build(
         self, checkpointer: Checkpointer | BaseCheckpointSaver[Any] = None, name: str = "viaticum"
     ) -> Graph:
-        """checkpointer: None inherits that of the graph which this one is a part of."""
+        """Compile the graph. checkpointer: None inherits that of the enclosing graph."""
         graph = StateGraph(State, Allowance, input_schema=QuestionInput, output_schema=AnswerOutput)
         retry = RetryPolicy(
             initial_interval=self.resources.backoff,
@@ -138,85 +147,89 @@ class Workflow:
     # Nodes
 
     def start(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
-        """Take the question in, and choose who is asked first: one step, so that one checkpoint holds both.
+        """Store the question and choose the first pair: one step, so that one checkpoint holds both.
 
-        Raises `InputError` where there is no question.
+        Raises:
+            InputError: there is no question.
         """
         assert runtime.execution_info is not None, "a task has its execution info"
         row = _row_allowance(runtime)
-        new = new_question(row.run if row else runtime.execution_info.task_id, query_given(state))
+        new = new_question(row.run if row else runtime.execution_info.task_id, query_from_input(state))
         first = self.route(new, runtime)
         return Command(update={**new, **cast(State, first.update)}, goto=first.goto)
 
     def route(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
-        """The next pair of the plan; without one, or where it gave no answer, choose one of pairs not tried yet.
+        """Choose the next pair of the plan, or, if it has none or gave no answer, a plan of untried pairs.
 
-        With none left, or none that fits, the last reading stands.
+        With none left, or none that fits, the last reading is the answer.
         """
-        now, tried = state["plan"], state["tried"]
-        left_of_plan = [pair for pair in now["pairs"] if pair not in tried] if now else []
-        if now and left_of_plan:
-            why = f"{len(state['votes'])} answers so far, and no {now['need']} agree"
-            return self._take(state, runtime, Pair.parse(left_of_plan[0]), why, now)
+        plan, tried = state["plan"], state["tried"]
+        pending = [pair for pair in plan["pairs"] if pair not in tried] if plan else []
+        if plan and pending:
+            why = f"{len(state['votes'])} answers so far, and no {plan['need']} agree"
+            return self._select_pair(state, runtime, Pair.parse(pending[0]), why, plan)
         if state["votes"]:
-            return self._end(state)  # what the plan's other pairs would have said cannot be paid for
-        run, decided_before = self._allowance(state, runtime), self._plan_kept(state, runtime)
-        rows = self._untried(state)
-        rows = run.policy.filter_fallbacks(rows) if tried else rows
-        if tried and not rows and decided_before is None:
-            return self._end(state)
+            return self._finish(state)  # the other pairs of the plan could not be paid for
+        allowance, decided_plan = self._allowance(state, runtime), self._decided_plan(state, runtime)
+        rows = self._untried_plans(state)
+        rows = allowance.policy.filter_fallbacks(rows) if tried else rows
+        if tried and not rows and decided_plan is None:
+            return self._finish(state)
         if not tried:
             table = [row_to_json(row) for row in self.resources.router.table(query_of(state))]
             runtime.stream_writer({"table": table})
-        if decided_before is not None:
-            return self._begin_plan(state, runtime, decided_before, "planned")
-        lineage = self.resources.ledger.lineage(run.budget)
+        if decided_plan is not None:
+            return self._start_plan(state, runtime, decided_plan, "planned")
+        lineage = self.resources.ledger.lineage(allowance.budget)
         try:
-            route = _choose(rows, lineage, run)
+            route = _choose_plan(rows, lineage, allowance)
         except BudgetExceeded as error:
-            if run.on_short == "ask" and rows:
-                wanted = choose_plan(rows, None, run.policy).row
-                error.budget = tightest(lineage)
-                return self._ask(
-                    runtime, shortage(error, self.resources.ledger, wanted, rows, run.policy, "route")
+            if allowance.on_short == "ask" and rows:
+                preferred = choose_plan(rows, None, allowance.policy).row
+                error.budget = tightest_scope(lineage)
+                request = approval_request(
+                    error, self.resources.ledger, preferred, rows, allowance.policy, "route"
                 )
-            if run.on_short == "stop" or not state["routes"]:
+                return self._request_approval(runtime, request)
+            if allowance.on_short == "stop" or not state["routes"]:
                 raise
-            return self._end(state, {"reason": f"{state['reason']}; then {error}"})
-        return self._begin_plan(state, runtime, route.plan, route.why)
+            return self._finish(state, {"reason": f"{state['reason']}; then {error}"})
+        return self._start_plan(state, runtime, route.plan, route.why)
 
     def call(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
-        """Hold the worst case, let the model write, post what it cost: once, however often this node runs.
+        """Reserve the worst case, let the model generate, post the cost: once, however often this node runs.
 
-        A pair whose worst case does not fit is left out and another one chosen. A model that fails before its first
-        word frees its hold; one that fails later, or is interrupted, is charged for what it wrote. A further try, in
-        this run or when the thread is taken up again, reserves anew. So does one whose hold's lease ran out: a hold
-        that was never dispatched is free again, one that was stays charged as unknown until it is reconciled.
+        If the worst case of a pair does not fit, another pair is chosen. A model that fails before its first
+        piece of text frees its hold; one that fails later, or is interrupted, is charged for what it
+        generated. A further try, in this run or when the thread is continued, reserves anew. So does a try
+        after its hold's lease ran out: a hold that was never dispatched is free again, a dispatched one stays
+        charged as unknown until it is reconciled.
         """
-        run, asked = self._allowance(state, runtime), self._asked(state)
+        allowance, call = self._allowance(state, runtime), self._model_call(state)
         if runtime.execution_info is not None and runtime.execution_info.node_attempt > 1:
             runtime.stream_writer({"again": runtime.execution_info.node_attempt})
-        key, hold, wasted = self._try(state, asked)
+        ledger = self.resources.ledger
+        key, hold, wasted = next_try(ledger, f"{state['run']}/{state['call']}", digest(call.parameters))
         if hold is None:
             try:
-                hold = self._reserve(state, runtime, run.budget, key, asked)
+                hold = self._reserve(state, runtime, allowance.budget, key, call)
             except BudgetExceeded as error:
-                return self._unaffordable(state, runtime, error, wasted)
+                return self._on_budget_exceeded(state, runtime, error, wasted)
         if hold.result is None:
-            completion = self._write(key, asked, runtime, run.timeout)
-            kept = json.dumps(completion_to_json(completion))
-            entry = self.resources.ledger.settle(key, completion.usage.models, kept)
+            completion = self._generate(key, call, runtime, allowance.timeout)
+            entry = ledger.settle(key, completion.usage.models, json.dumps(completion_to_json(completion)))
         else:
             completion = completion_from_json(json.loads(hold.result))
-            entry = self.resources.ledger.settle(key, completion.usage.models)
-        left = left_of(self.resources.ledger.lineage(run.budget))
+            entry = ledger.settle(key, completion.usage.models)
+        left = nanousd_left(ledger.lineage(allowance.budget))
         runtime.stream_writer({"cost": entry.nanousd, "left": left, "key": key})
         return Command(update=_settled(state, completion, hold, entry, wasted), goto="parse")
 
     def parse(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
-        """Read the answer out of the text; of several samples, take the vote.
+        """Read the answer from the text; of several samples, take the vote.
 
-        An answer: end. A vote that is not settled: ask again. No answer: escalate to the next pair.
+        An answer ends the question, an unsettled vote calls the model again, and no answer routes to the next
+        pair.
         """
         assert state["completion"] is not None
         completion = completion_from_json(state["completion"])
@@ -228,41 +241,43 @@ class Workflow:
             **vote_of_samples({**state, "samples": samples}),
         }
         if update["done"]:
-            return self._end(state, update)
+            return self._finish(state, update)
         return Command(update=update, goto="call" if update["samples"] else "route")
 
     def approval(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
-        """Let a person decide. Resumed with what they said: see `shortage.decided`. Nonsense is asked again."""
-        short, problem = state["short"], ""
-        assert short is not None
+        """Interrupt until a person decides (see `approval.parse_decision`).
+
+        An invalid decision is asked again.
+        """
+        request, problem = state["short"], ""
+        assert request is not None
         while True:
-            answer = interrupt({**short, "problem": problem} if problem else short)
+            answer = interrupt({**request, "problem": problem} if problem else request)
             try:
-                decision = decided(answer, short)
+                decision = parse_decision(answer, request)
                 break
             except InputError as error:
                 problem = str(error)
         if decision.do == "stop":
-            return self._end(state, {"short": None, "reason": f"stopped: {short['why']}"})
+            return self._finish(state, {"short": None, "reason": f"stopped: {request['why']}"})
         if decision.do == "raise":
-            raise_limit(self.resources.ledger, decision, short)
-            return Command(update={"short": None}, goto=short["then"])
+            raise_limit(self.resources.ledger, decision, request)
+            return Command(update={"short": None}, goto=request["then"])
         return Command(update={"short": None, "on_short": "cheaper"}, goto="route")
 
-    # Steps of them
+    # Steps of the nodes
 
-    def _allowance(self, state: State, runtime: Runtime[Allowance]) -> _Run:
-        """What this run may do: as the tools say, where its context does not say otherwise."""
-        given = _context(runtime.context)
-        return _Run(
-            budget=given.budget or self.resources.budget,
-            policy=as_policy(given.policy if given.policy is not None else self.resources.policy),
-            on_short=state.get("on_short") or given.on_short or self.resources.on_short,
-            timeout=given.timeout if given.timeout is not None else self.resources.timeout,
+    def _allowance(self, state: State, runtime: Runtime[Allowance]) -> _ResolvedAllowance:
+        given, resources = _allowance_in(runtime.context), self.resources
+        return _ResolvedAllowance(
+            budget=given.budget or resources.budget,
+            policy=as_policy(given.policy if given.policy is not None else resources.policy),
+            on_short=state.get("on_short") or given.on_short or resources.on_short,
+            timeout=given.timeout if given.timeout is not None else resources.timeout,
         )
 
-    def _plan_kept(self, state: State, runtime: Runtime[Allowance]) -> Plan | None:
-        """Of a row of a job, the plan that was decided before this run: by who planned it, or by a run that was killed."""
+    def _decided_plan(self, state: State, runtime: Runtime[Allowance]) -> Plan | None:
+        """For a row of a job, the plan decided before this run: by the planner, or by a killed run."""
         row = _row_allowance(runtime)
         if row is None:
             return None
@@ -271,12 +286,12 @@ class Workflow:
         hold = self.resources.ledger.hold(f"{state['run']}/{state['call']}")
         return None if hold is None else plan_from_hold(hold)
 
-    def _begin_plan(self, state: State, runtime: Runtime[Allowance], plan: Plan, why: str) -> Command[Next]:
+    def _start_plan(self, state: State, runtime: Runtime[Allowance], plan: Plan, why: str) -> Command[Next]:
         pairs = [str(pair) for pair in plan.pairs]
         why = why if len(pairs) == 1 else f"{why}: {plan}"
-        return self._take(state, runtime, plan.pairs[0], why, {"pairs": pairs, "need": plan.need})
+        return self._select_pair(state, runtime, plan.pairs[0], why, {"pairs": pairs, "need": plan.need})
 
-    def _take(
+    def _select_pair(
         self, state: State, runtime: Runtime[Allowance], pair: Pair, why: str, plan: dict[str, Any]
     ) -> Command[Next]:
         table = self.resources.router.table(query_of(state))
@@ -292,17 +307,14 @@ class Workflow:
         }
         return Command(update=update, goto="call")
 
-    def _try(self, state: State, asked: ModelCall) -> tuple[str, Hold | None, int]:
-        return next_try(self.resources.ledger, f"{state['run']}/{state['call']}", digest(asked.parameters))
-
     def _reserve(
-        self, state: State, runtime: Runtime[Allowance], budget: str, key: str, asked: ModelCall
+        self, state: State, runtime: Runtime[Allowance], budget: str, key: str, call: ModelCall
     ) -> Hold:
-        worst = asked.model.worst_case_of(asked.messages, asked.generation)
+        worst = call.model.worst_case_of(call.messages, call.generation)
         self.resources.sync()
         info = runtime.execution_info
         thread = info.thread_id if info is not None else None
-        tags = {"model": asked.model.name, "strategy": pair_of(state).strategy}
+        tags = {"model": call.model.name, "strategy": pair_of(state).strategy}
         if thread and thread.isprintable() and thread.strip():
             tags["thread"] = thread
         if _row_allowance(runtime) and state["plan"]:
@@ -312,67 +324,72 @@ class Workflow:
             key,
             worst,
             self.resources.catalogue.prices(worst),
-            parameters=asked.parameters,
+            parameters=call.parameters,
             tags=tags,
             dispatch=True,
         )
 
-    def _unaffordable(
+    def _on_budget_exceeded(
         self, state: State, runtime: Runtime[Allowance], error: BudgetExceeded, wasted: int
     ) -> Command[Next]:
-        """The worst case of the call does not fit: what the policy says."""
-        run, rows = self._allowance(state, runtime), self._untried(state)
-        # What its tries cost is counted here; whatever is called next has a number of its own. Of a row of a job, one
-        # that no try was made under stays free: what is found under it is then what was decided.
+        """The worst case of the call does not fit: ask, stop, or go on with what fits, as on_short says."""
+        allowance, rows = self._allowance(state, runtime), self._untried_plans(state)
+        # The cost of its tries is added here, and the next call has a number of its own. For a row of a job,
+        # a number without any try stays free: a hold found under it then names the plan that was decided.
         used = 1 if _row_allowance(runtime) is None or wasted else 0
         paid: State = {"call": state["call"] + used, "cost": state["cost"] + wasted}
-        if run.on_short == "ask":
+        if allowance.on_short == "ask":
             assert state["route"] is not None
             row = state["route"]["row"]
-            wanted = PlanRow(Plan((pair_of(state),)), row["accuracy"], row["cost_p50"], row["cost_p90"])
-            asked = shortage(error, self.resources.ledger, wanted, rows, run.policy, "call")
-            return self._ask(runtime, asked, paid)
-        if run.on_short == "stop":
+            preferred = PlanRow(Plan((pair_of(state),)), row["accuracy"], row["cost_p50"], row["cost_p90"])
+            request = approval_request(
+                error, self.resources.ledger, preferred, rows, allowance.policy, "call"
+            )
+            return self._request_approval(runtime, request, paid)
+        if allowance.on_short == "stop":
             raise error
         if state["samples"]:  # no further sample can be paid for: those that were made decide
             update: State = {**paid, **vote_of_samples(state, last=True)}
-            return self._end(state, update) if update["done"] else Command(update=update, goto="route")
+            if update["done"]:
+                return self._finish(state, update)
+            return Command(update=update, goto="route")
         if not state["routes"] and not rows:
             raise error
         return Command(update=paid, goto="route")
 
-    def _ask(
-        self, runtime: Runtime[Allowance], short: dict[str, Any], update: State | None = None
+    def _request_approval(
+        self, runtime: Runtime[Allowance], request: dict[str, Any], update: State | None = None
     ) -> Command[Next]:
         if runtime.execution_info is None or runtime.execution_info.thread_id is None:
-            raise decision_needed(short)  # without a checkpointer there is nothing to come back to
-        return Command(update={**(update or {}), "short": short}, goto="approval")
+            raise decision_needed(request)  # without a checkpointer no run can be resumed
+        return Command(update={**(update or {}), "short": request}, goto="approval")
 
-    def _write(
-        self, key: str, asked: ModelCall, runtime: Runtime[Allowance], timeout: float | None
+    def _generate(
+        self, key: str, call: ModelCall, runtime: Runtime[Allowance], timeout: float | None
     ) -> Completion:
         began, ledger = time.monotonic(), self.resources.ledger
-        telling = StreamReporter(runtime, f"answer-{key}", asked.model.name, asked.messages)
-        with settle_on_failure(ledger, key, asked.model, asked.messages, asked.generation) as pieces:
+        reporter = StreamReporter(runtime, f"answer-{key}", call.model.name, call.messages)
+        with settle_on_failure(ledger, key, call.model, call.messages, call.generation) as pieces:
             try:
                 for piece in pieces:
                     if isinstance(piece, Completion):
-                        telling.end(piece)
+                        reporter.end(piece)
                         return piece
-                    telling.piece(piece)
+                    reporter.piece(piece)
                     if is_stopped(runtime):
                         raise ModelError("nobody waits for this answer any more; what was written is charged")
                     if timeout is not None and time.monotonic() - began > timeout:
                         raise ModelUnavailable(
-                            f"{asked.model.name} did not end within {timeout:g} seconds; what it wrote is charged"
+                            f"{call.model.name} did not end within {timeout:g} seconds; "
+                            "what it wrote is charged"
                         )
             except BaseException as error:
-                telling.fail(error)
+                reporter.fail(error)
                 raise
         raise AssertionError("a stream ends with its completion")
 
-    def _untried(self, state: State) -> list[PlanRow]:
-        """The plans of usable pairs that this question has not been given to."""
+    def _untried_plans(self, state: State) -> list[PlanRow]:
+        """The plans whose pairs are all usable and not tried yet for this question."""
         tried = set(state["tried"])
         return [
             row
@@ -381,11 +398,11 @@ class Workflow:
             and all(map(self.resources.is_usable, row.plan.pairs))
         ]
 
-    def _asked(self, state: State) -> ModelCall:
+    def _model_call(self, state: State) -> ModelCall:
         pair = pair_of(state)
         return ModelCall.of(self.resources.model(pair.model), pair, query_of(state), len(state["samples"]))
 
-    def _end(self, state: State, update: State | None = None) -> Command[Next]:
+    def _finish(self, state: State, update: State | None = None) -> Command[Next]:
         last: State = {**(update or {}), "done": True, "messages": []}
         if state["text"]:
             last["messages"] = [
@@ -395,8 +412,8 @@ class Workflow:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """An `Allowance` without gaps."""
+class _ResolvedAllowance:
+    """An `Allowance` with every field set."""
 
     budget: str
     policy: Policy
@@ -404,8 +421,11 @@ class _Run:
     timeout: float | None
 
 
-def _context(context: object) -> Allowance:
-    """The allowance of a run. Inside another graph the context is that graph's: it may be one, or have one."""
+def _allowance_in(context: object) -> Allowance:
+    """The allowance of a run.
+
+    Inside another graph the context is that graph's: it may be one, or have one.
+    """
     if context is not None and not isinstance(context, Allowance):
         name = "allowance"
         context = context.get(name) if isinstance(context, Mapping) else getattr(context, name, None)
@@ -416,22 +436,21 @@ def _row_allowance(runtime: Runtime[Allowance]) -> RowAllowance | None:
     return runtime.context if isinstance(runtime.context, RowAllowance) else None
 
 
-def _choose(rows: list[PlanRow], lineage: list[Budget], run: _Run) -> PlanRoute:
-    """The way that the policy wants: of those that fit, or, where money running short is not for us to decide, of all.
+def _choose_plan(rows: list[PlanRow], lineage: list[Budget], allowance: _ResolvedAllowance) -> PlanRoute:
+    """The plan that the policy prefers among those that fit; with on_short "ask" or "stop", among all.
 
-    Raises `BudgetExceeded` where it does not fit.
+    Raises `BudgetExceeded` if it does not fit.
     """
-    left = left_of(lineage)
-    if run.on_short == "cheaper":
-        return choose_plan(rows, left, run.policy)
-    wanted = choose_plan(rows, None, run.policy)
-    options = [Option(str(wanted.plan), 1.0, wanted.row.cost_p50, wanted.row.cost_p90)]
-    plan_within(lineage, options, run.on_short)
-    return wanted
+    if allowance.on_short == "cheaper":
+        return choose_plan(rows, nanousd_left(lineage), allowance.policy)
+    preferred = choose_plan(rows, None, allowance.policy)
+    options = [Option(str(preferred.plan), 1.0, preferred.row.cost_p50, preferred.row.cost_p90)]
+    plan_within(lineage, options, allowance.on_short)
+    return preferred
 
 
 def _settled(state: State, completion: Completion, hold: Hold, entry: Entry, wasted: int) -> State:
-    """What a call adds to the question's accounts."""
+    """The state's update after a call: its text, and the question's totals with its cost and usage."""
     usage = dict(state["usage"])
     for name, tokens in completion.usage.models.items():
         usage[name] = list(astuple(TokenCount(*usage.get(name, ())) + tokens))

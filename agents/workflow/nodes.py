@@ -1,7 +1,8 @@
-"""A step of the workflow as a LangGraph node: one plain function, run where it does not get in the way.
+"""A step of the workflow as a LangGraph node: one plain function, which may be called from an event loop.
 
-Called synchronously it runs at once. Called from an event loop it runs on threads of the workflow's own, not on those of
-the loop's default executor, which others may have filled; where the caller gives up, `is_stopped` tells the function.
+Called synchronously it runs at once. Called from an event loop it runs on the workflow's own threads, not on
+those of the loop's default executor, which other code may occupy. When the caller is cancelled, `is_stopped`
+becomes true.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.runtime import RunControl, Runtime, get_runtime
 
 from viaticum.agents.workflow.state import Allowance
-from viaticum.errors import InputError
 
 _stopped: ContextVar[threading.Event | None] = ContextVar("viaticum_stopped", default=None)
 
 
 class StoppableRun(RunControl):
-    """LangGraph's control of one run, which can also say that nobody waits for it any more."""
+    """LangGraph's control of one run, with a flag that its caller is gone."""
 
     __slots__ = ("stopped",)
 
@@ -34,17 +34,15 @@ class StoppableRun(RunControl):
 
 
 def is_stopped(runtime: Runtime[Any]) -> bool:
-    """Whether the caller of this run, or of this step, has gone away."""
+    """Whether the caller of this run, or of this step, is gone."""
     step = _stopped.get()
     return (step is not None and step.is_set()) or bool(getattr(runtime.control, "stopped", False))
 
 
 class ThreadPool:
-    """At most so many threads, which are started when they are first needed."""
+    """At most `count` threads, started on first use."""
 
     def __init__(self, count: int) -> None:
-        if count < 1:
-            raise InputError(f"concurrency is at least 1, got {count}")
         self.count = count
 
     @cached_property
@@ -57,7 +55,10 @@ class ThreadPool:
 
 
 class Node(Runnable[Any, Any]):
-    """`function` takes the state and the runtime, and returns an update of the state or a `Command`."""
+    """A node of the graph.
+
+    function: takes the state and the runtime, returns an update of the state or a `Command`.
+    """
 
     def __init__(self, function: Callable[[Any, Runtime[Allowance]], Any], threads: ThreadPool) -> None:
         self.name = function.__name__

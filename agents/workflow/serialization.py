@@ -1,7 +1,7 @@
-"""Completions, rows and routes as plain JSON values, as checkpoints, events and the ledger store them, and back.
+"""Completions, rows and routes as plain JSON values and back, for checkpoints, events and the ledger.
 
-Plain values stay readable across versions and need no pickle. The plan that a call belongs to is stored in the tags
-of its hold. Leaves out where the values are stored.
+Plain values stay readable across versions and need no pickle. The plan that a call belongs to is stored in
+the tags of its hold. Leaves out where the values are stored.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def route_from_json(data: Mapping[str, Any]) -> Route:
 
 
 def plan_to_tags(pairs: Sequence[str], need: int) -> dict[str, str]:
-    """The tag that names the plan of a call; empty for a single pair, which the tags model and strategy name."""
+    """The tag that names the plan of a call; none for a single pair, whose other tags name it."""
     return {"plan": json.dumps([need, *pairs])} if len(pairs) > 1 else {}
 
 

@@ -1,8 +1,8 @@
 """The settings of a workflow: `WorkflowSettings`, and the keywords by which callers give them.
 
 `Viaticum`, `build_graph` and the batch all take these keywords. A function that takes them declares
-`**settings: Unpack[SettingsKeywords]` and passes them to `WorkflowSettings.from_keywords`, so that a keyword is named
-here alone. Leaves out opening what the settings name (`viaticum.agents.build`).
+`**settings: Unpack[SettingsKeywords]` and passes them to `WorkflowSettings.from_keywords`, so that a keyword
+is named here alone. Leaves out opening what the settings name (`viaticum.agents.build`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from viaticum.models.base import Model
 from viaticum.money import nanousd
 from viaticum.routers.query import Policy, QueryRouter, parse_policy
 
+AUTO = "auto"  # the model name that stands for the routed workflow
 DEFAULT_BUDGET_USD = "0.01"
 TRIES = 3
 CONCURRENCY = 16
-SLOTS = (
-    4  # prompts kept in the cache: one a strategy of the packaged table, so that its examples are read once
-)
+SLOTS = 4  # cached prompts: one per strategy of the packaged table, so that its examples are read once
 
 Dollars = str | int | float | Decimal
 
@@ -60,14 +59,16 @@ class WorkflowSettings:
     """What a workflow is opened with; validated here, once.
 
     Args:
-        budget: dollars for all questions together; None for 0.01, or for the limit that `budget_name` has already.
+        budget: dollars for all questions together; None for 0.01, or for the limit that `budget_name` has
+            already.
         budget_name: a budget of the ledger, created if it does not exist; None for a new name.
         catalogue: a `Catalogue`, or the path of a TOML file laid over the packaged one.
         router: a `QueryRouter`, or the folder of a fitted one; None for the packaged table.
         policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`.
-        on_short: what to do when the plan that the policy prefers does not fit in the budget: take the best plan that
-            fits ("cheaper"), raise `DecisionNeeded` ("ask") or raise `BudgetExceeded` ("stop").
-        models: models by name, in addition to those of the catalogue and in place of those with the same name.
+        on_short: what to do when the plan that the policy prefers does not fit in the budget: take the best
+            plan that fits ("cheaper"), raise `DecisionNeeded` ("ask") or raise `BudgetExceeded` ("stop").
+        models: models by name, in addition to those of the catalogue and in place of those with the same
+            name.
         folder: folder of the ledger and the checkpoints; None for the user's data folder.
         store: a `postgresql://` address that holds both instead.
         timeout: seconds that one call of a model may take; None for no limit.

@@ -1,7 +1,7 @@
-"""What goes into the workflow, what its checkpoints hold, and what comes out: plain JSON-like values, no objects of ours.
+"""Input, state and output of the workflow: plain JSON values, no objects of this package.
 
-So a checkpoint stays readable across versions and never needs pickle. What holds for one run and is not kept, such as
-the scope that pays, is an `Allowance`.
+A checkpoint thus stays readable across versions and needs no pickle. What applies to one run and is not
+stored, such as the scope that pays, is an `Allowance`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,16 @@ from viaticum.types import ROLES, Answer, Message, Query, TokenCount, Usage
 
 @dataclass(frozen=True)
 class Allowance:
-    """What one run may do, each where it differs from what the graph was built with. The graph's `context`.
+    """The terms of one run where they differ from the graph's settings. Passed as the graph's `context`.
 
-    budget: the scope that pays; policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`; on_short:
-    "cheaper", "ask" or "stop", when what the policy wants does not fit; timeout: seconds that one call may take.
+    Args:
+        budget: the scope that pays.
+        policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`.
+        on_short: "cheaper", "ask" or "stop": what to do when the preferred plan does not fit.
+        timeout: seconds that one call may take.
+
+    Raises:
+        InputError: on_short is unknown, or the timeout is not above zero.
     """
 
     budget: str | None = None
@@ -45,10 +51,10 @@ class Allowance:
 
 @dataclass(frozen=True)
 class RowAllowance(Allowance):
-    """Of a question that is a row of a job, and is found again by its name instead of a checkpoint.
+    """For a question that is a row of a job; its earlier calls are found by ledger keys, not a checkpoint.
 
-    run: what all its ledger keys begin with; a call that these keys have paid for is not made again. plan: who is
-    asked first, whatever the policy; what is decided later is kept with the holds.
+    run: prefix of all its ledger keys; a call that was paid for under them is not made again. plan: the plan
+    to start with, whatever the policy; plans chosen later are stored with the holds.
     """
 
     run: str = ""
@@ -56,8 +62,11 @@ class RowAllowance(Allowance):
 
 
 class QuestionInput(TypedDict, total=False):
-    """A question. messages: the conversation before it, as dicts or LangChain messages; without a question, their
-    last one, of the user, is asked."""
+    """A question.
+
+    messages: the conversation before it, as dicts or LangChain messages; without a question, their last one,
+    which has to be the user's, is the question.
+    """
 
     question: Annotated[str, EphemeralValue]
     kind: Annotated[str, EphemeralValue]
@@ -65,11 +74,12 @@ class QuestionInput(TypedDict, total=False):
 
 
 class AnswerOutput(TypedDict, total=False):
-    """The answer. cost: nano-dollars, wasted tries among them; held: worst cases that were held for it.
+    """The answer.
 
-    value: None where no pair gave an answer, reason then says why. pair: the last one asked, as model+strategy; routes:
-    each pair asked, its row and why. usage: by model, [input, output, cached input, reasoning tokens, milliseconds].
-    messages: the text as a message, for graphs whose state is a conversation.
+    value: None if no pair gave an answer; reason then says why. pair: the last one called, as model+strategy;
+    routes: each pair called, its row and why. cost: nano-dollars, wasted tries included; held: nano-dollars
+    of the worst cases that were held. usage: by model, [input, output, cached input, reasoning tokens,
+    milliseconds]. messages: the text as a message, for graphs whose state is a conversation.
     """
 
     value: str | None
@@ -86,14 +96,15 @@ class AnswerOutput(TypedDict, total=False):
 
 
 class State(QuestionInput, AnswerOutput, total=False):
-    """One question on its way. Input lives for one step, so that a thread may be given another question.
+    """The state of one question. Inputs last one step, so that a thread may be given another question.
 
-    run: what all ledger keys of this question begin with; asked: the question, its kind and the messages before it.
-    Calls are numbered from 0; `call` is the one at hand. tried: pairs already used, as model+strategy; route: the pair
-    chosen and its row; completion: what the call at hand gave; samples: what was read from the calls of this pair so
-    far, as [value, reason], while its strategy wants more; plan: pairs to ask, as model+strategy, and the equal answers
-    that settle it; votes: what they answered, as [pair, value]; short: what does not fit, while it is decided; on_short:
-    what was decided, for the rest of the question; done: an answer was accepted, or no pair is left.
+    run: prefix of all ledger keys of this question. asked: the question, its kind and the messages before it.
+    call: number of the current call, from 0. tried: pairs already used, as model+strategy. plan: pairs to
+    call, as model+strategy, and `need`, the number of equal answers that settles it. votes: their answers so
+    far, as [pair, value]. route: the current pair, its row and why. completion: the result of the current
+    call. samples: the readings of this pair's calls so far, as [value, reason], while its strategy needs
+    more. short: the approval request, while a person decides. on_short: what was decided, for the rest of the
+    question. done: an answer was accepted, or no pair is left.
     """
 
     run: str
@@ -111,7 +122,7 @@ class State(QuestionInput, AnswerOutput, total=False):
 
 
 def new_question(run: str, query: Query) -> State:
-    """The state at the beginning: whatever an earlier question of the thread left is gone."""
+    """The initial state; it replaces all values that an earlier question of the thread left."""
     return {
         "run": run,
         "asked": {
@@ -142,18 +153,18 @@ def new_question(run: str, query: Query) -> State:
     }
 
 
-def query_given(given: Mapping[str, Any]) -> Query:
-    """The query of an input. Raises `InputError` where there is none."""
-    turns = plain_messages(given.get("messages") or ())
+def query_from_input(given: Mapping[str, Any]) -> Query:
+    """The query of an input. Raises `InputError` if it has none."""
+    messages = plain_messages(given.get("messages") or ())
     text: Any = given.get("question")
     kind: Any = given.get("kind") or "auto"
     if text is None:
-        if not turns or turns[-1]["role"] != "user":
+        if not messages or messages[-1]["role"] != "user":
             raise InputError('no question; give {"question": "..."}, or messages that end with the user\'s')
-        text, turns = turns[-1]["content"], turns[:-1]
+        text, messages = messages[-1]["content"], messages[:-1]
     if not isinstance(text, str):
         raise InputError(f"the question is a text, got {text!r}")
-    return Query(text, kind, messages=tuple(turns))
+    return Query(text, kind, messages=tuple(messages))
 
 
 def query_of(state: State) -> Query:
@@ -162,19 +173,19 @@ def query_of(state: State) -> Query:
 
 
 def plain_messages(messages: Sequence[Any]) -> list[Message]:
-    """Dicts or LangChain messages as dicts of role and content. Tool calls and their results are left out."""
+    """Dicts or LangChain messages as dicts of role and content, without tool calls and their results."""
     if all(isinstance(each, dict) and set(each) == {"role", "content"} for each in messages):
         return list(messages)
     try:
-        told = convert_to_openai_messages(convert_to_messages(messages), text_format="string")
+        converted = convert_to_openai_messages(convert_to_messages(messages), text_format="string")
     except (ValueError, TypeError, NotImplementedError) as error:
         raise InputError(f"messages cannot be read: {error}") from None
-    kept = [each for each in told if each["role"] in ROLES and isinstance(each.get("content"), str)]
+    kept = [each for each in converted if each["role"] in ROLES and isinstance(each.get("content"), str)]
     return [{"role": each["role"], "content": each["content"]} for each in kept if each["content"]]
 
 
 def answer_of(values: Mapping[str, Any], seconds: float) -> Answer:
-    """The `Answer` that a finished state holds. seconds: how long the caller waited."""
+    """The `Answer` of a finished state. seconds: how long the caller waited."""
     models = {name: TokenCount(*counts) for name, counts in values.get("usage", {}).items()}
     return Answer(
         value=values.get("value"),

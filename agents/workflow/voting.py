@@ -1,7 +1,8 @@
 """Votes: of the samples of one pair, and of the pairs of one plan.
 
-Both return an update of the state with `done`: whether the question is settled. What a strategy's vote is, the
-strategy says (`viaticum.strategies`); when the answers of a plan agree, see `viaticum.routers.query.Plan`.
+Both return an update of the state with `done`: whether the question is settled. What a strategy's vote is,
+the strategy says (`viaticum.strategies`); when the answers of a plan agree, see
+`viaticum.routers.query.Plan`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def vote_of_samples(state: State, *, last: bool = False) -> State:
 def vote_of_plan(state: State, reading: Reading) -> State:
     """The vote of the plan's pairs so far, with the answer of the pair at hand.
 
-    Settled once `need` answers are equal, or all pairs have been asked; of the answers with the most votes the
-    latest is taken.
+    Settled once `need` answers are equal, or all pairs have been asked; of the answers with the most votes
+    the latest is taken.
     """
     plan = state["plan"]
     if plan is None or len(plan["pairs"]) == 1:

@@ -11,7 +11,6 @@ import pytest
 from viaticum import FakeRouter, InputError, ScriptedModel, Viaticum
 from viaticum.agents.cancellation import CallerGone, CancellationToken
 from viaticum.agents.completions import (
-    AUTO,
     CompletionFinished,
     CompletionRequest,
     CompletionStarted,
@@ -20,6 +19,7 @@ from viaticum.agents.completions import (
     complete,
     query_from_messages,
 )
+from viaticum.agents.workflow.settings import AUTO
 from viaticum.errors import UnknownName
 from viaticum.types import Message, Query
 
