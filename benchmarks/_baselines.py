@@ -1,8 +1,9 @@
-"""Routers to compare with, each on one split of an outcome table: random, static, nearest neighbours, logistic, cascade.
+"""Baseline routers on one split of an outcome table: random, static, nearest neighbours, logistic, cascade.
 
-Each gets what the learned router gets: the training outcomes, the same embeddings and the same margin under a budget.
-Where one has a knob (the worth of a dollar, k, a penalty), the knob is set on a part of the training questions that
-the predictions were not made from, by their outcomes; between two worths a budget is met by a mixture. Held-out outcomes are read only to say what a choice came to.
+Each gets what the learned router gets: the training outcomes, the same embeddings and the same margin under a
+budget. Parameters (cost weight, k, penalty) are tuned on training questions that the predictions were not
+made from, by their outcomes; between two cost weights a budget is met by a mixture. Test outcomes are read
+only to score the choices.
 """
 
 from __future__ import annotations
@@ -11,165 +12,181 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from viaticum.routers.query.evaluate import BUDGETS, MARGIN, mixture
+from viaticum.routers.query.evaluate import BUDGETS, MARGIN, best_mixture
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix
-from viaticum.routers.query.plans import Steps, simulate
+from viaticum.routers.query.plans import IndexedPlan, simulate
 
-WORTHS = np.geomspace(0.1, 1e5, 120).tolist()  # accuracy that a dollar is worth
+COST_WEIGHTS = np.geomspace(0.1, 1e5, 120).tolist()  # values of a dollar in units of accuracy
 NEIGHBOURS = (5, 10, 25, 50, 100, 200, 400, 800)
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # scikit-learn's C
-Played = tuple[Array, Array]  # right or not [Q] (or the chance of it), dollars [Q]
-Curve = list[Played | None]  # for each budget; None: nothing is so cheap
-Predict = Callable[
-    [Array], tuple[Array, Array]
-]  # embeddings [N, D] -> chances [N, P], what a choice is charged [N, P]
+Results = tuple[Array, Array]  # correct or not [Q] (or the probability of it), dollars [Q]
+Curve = list[Results | None]  # for each budget; None: nothing is so cheap
+# embeddings [N, D] -> probabilities [N, P] and predicted costs [N, P]
+Predict = Callable[[Array], tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
 class Split:
-    """train, test: with embeddings x and asked; inner: which training questions knobs are set on [bool]; numbers: of
-    the test questions in the whole table, so that seeds can be told to share one."""
+    """One split of an outcome table.
+
+    Args:
+        train, test: outcomes of the training and the test questions.
+        x_train, x_test: their embeddings [Q, D].
+        inner: mask of the training questions that parameters are tuned on.
+        numbers: of the test questions in the whole table, by which seeds that share a question are matched.
+        seed: seed of the split.
+    """
 
     train: OutcomeMatrix
     test: OutcomeMatrix
-    x: Array
-    asked: Array
+    x_train: Array
+    x_test: Array
     inner: Array
     numbers: Array
     seed: int
 
 
 def planned(budget: float) -> float:
-    """What is planned with under a budget, for every router alike."""
+    """The part of a budget that every router plans with."""
     return budget * (1 - MARGIN)
 
 
-def pick(chances: Array, charge: Array, worth: float) -> Array:
-    """For each question the pair with the greatest chance less `worth` times its charge [N]."""
-    return np.asarray((chances - worth * charge).argmax(1))
+def choose_pairs(probabilities: Array, costs: Array, cost_weight: float) -> Array:
+    """For each question the pair of the highest probability minus weighted cost [N]."""
+    return np.asarray((probabilities - cost_weight * costs).argmax(1))
 
 
-def take(grid: OutcomeMatrix, chosen: Array) -> Played:
-    rows = np.arange(len(grid))
-    return grid.correct[rows, chosen], grid.cost[rows, chosen]
+def results_of(matrix: OutcomeMatrix, chosen: Array) -> Results:
+    rows = np.arange(len(matrix))
+    return matrix.correct[rows, chosen], matrix.cost[rows, chosen]
 
 
 def operating_points(
-    chances: Array, charge: Array, grid: OutcomeMatrix, worths: Sequence[float]
+    probabilities: Array, costs: Array, matrix: OutcomeMatrix, cost_weights: Sequence[float]
 ) -> list[tuple[Array, float] | None]:
-    """For each budget shares of the worths [W], at most two above 0, whose mixture is right most often on these
-    questions at a real mean cost within it; and how often that is."""
-    played = [take(grid, pick(chances, charge, worth)) for worth in worths]
-    right, cost = (np.stack(each, 1) for each in zip(*played, strict=True))
-    shares = [mixture(right, cost, planned(budget)) for budget in BUDGETS]
-    return [None if each is None else (each, float(right.mean(0) @ each)) for each in shares]
+    """For each budget the most accurate mixture of cost weights on these questions, by actual mean cost.
+
+    Returns shares of the cost weights [W], at most two above 0, and the accuracy.
+    """
+    results = [results_of(matrix, choose_pairs(probabilities, costs, weight)) for weight in cost_weights]
+    correct, cost = (np.stack(each, 1) for each in zip(*results, strict=True))
+    shares = [best_mixture(correct, cost, planned(budget)) for budget in BUDGETS]
+    return [None if each is None else (each, float(correct.mean(0) @ each)) for each in shares]
 
 
 def curve(
-    predict: Predict, split: Split, chosen: Sequence[tuple[Array, float] | None], worths: Sequence[float]
+    predict: Predict,
+    split: Split,
+    chosen: Sequence[tuple[Array, float] | None],
+    cost_weights: Sequence[float],
 ) -> Curve:
-    """What those mixtures come to on the test questions."""
-    chances, charge = predict(split.asked)
-    played = [take(split.test, pick(chances, charge, worth)) for worth in worths]
-    right, cost = (np.stack(each, 1) for each in zip(*played, strict=True))
-    return [None if point is None else (right @ point[0], cost @ point[0]) for point in chosen]
+    """Results of these mixtures on the test questions."""
+    probabilities, costs = predict(split.x_test)
+    results = [results_of(split.test, choose_pairs(probabilities, costs, weight)) for weight in cost_weights]
+    correct, cost = (np.stack(each, 1) for each in zip(*results, strict=True))
+    return [None if point is None else (correct @ point[0], cost @ point[0]) for point in chosen]
 
 
 def tuned(
-    make: Callable[[Array, OutcomeMatrix, float], Predict], knobs: Sequence[float], split: Split
+    make: Callable[[Array, OutcomeMatrix, float], Predict], values: Sequence[float], split: Split
 ) -> tuple[Curve, float]:
-    """Set the knob and the worths of a dollar on the inner questions, fit again on all training questions."""
+    """Tune the parameter and the cost weights on the inner questions, then fit on all training questions."""
     inner = split.inner
-    fitted, asked = split.train.select(~inner), split.train.select(inner)
+    train, validation = split.train.select(~inner), split.train.select(inner)
     tried = {}
-    for knob in knobs:
-        points = operating_points(*make(split.x[~inner], fitted, knob)(split.x[inner]), asked, WORTHS)
-        tried[knob] = (np.mean([point[1] if point else 0.0 for point in points]), points)
-    knob = max(knobs, key=lambda knob: tried[knob][0])
-    return curve(make(split.x, split.train, knob), split, tried[knob][1], WORTHS), knob
+    for value in values:
+        predictions = make(split.x_train[~inner], train, value)(split.x_train[inner])
+        points = operating_points(*predictions, validation, COST_WEIGHTS)
+        tried[value] = (np.mean([point[1] if point else 0.0 for point in points]), points)
+    best = max(values, key=lambda value: tried[value][0])
+    return curve(make(split.x_train, split.train, best), split, tried[best][1], COST_WEIGHTS), best
 
 
-def neighbours(x: Array, grid: OutcomeMatrix, k: float) -> Predict:
+def neighbours(x: Array, matrix: OutcomeMatrix, k: float) -> Predict:
     """Plain means of the k nearest training questions."""
-    known = torch.from_numpy(x)
-    right, cost = torch.from_numpy(grid.correct), torch.from_numpy(grid.cost)
+    from sklearn.neighbors import KNeighborsRegressor
+
+    pairs = len(matrix.pairs)
+    model = KNeighborsRegressor(min(int(k), len(x)), algorithm="brute")  # embeddings have length 1
+    model.fit(x, np.hstack((matrix.correct, matrix.cost)))
 
     def predict(asked: Array) -> tuple[Array, Array]:
-        near = (torch.from_numpy(asked) @ known.T).topk(min(int(k), len(known))).indices
-        return right[near].mean(1).numpy(), cost[near].mean(1).numpy()
+        means = model.predict(asked)
+        return means[:, :pairs], means[:, pairs:]
 
     return predict
 
 
-def logistic(x: Array, grid: OutcomeMatrix, penalty: float) -> Predict:
-    """One logistic regression a pair for its chance, one ridge regression a pair for its dollars."""
+def logistic(x: Array, matrix: OutcomeMatrix, penalty: float) -> Predict:
+    """One logistic regression a pair for its probability, one ridge regression a pair for its dollars."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
-    def one(right: Array) -> Callable[[Array], Array]:
-        if right.min() == right.max():
-            return lambda asked: np.full(len(asked), right[0])
-        model = LogisticRegression(C=penalty, max_iter=300).fit(x, right)
+    def fit_pair(correct: Array) -> Callable[[Array], Array]:
+        if correct.min() == correct.max():
+            return lambda asked: np.full(len(asked), correct[0])
+        model = LogisticRegression(C=penalty, max_iter=300).fit(x, correct)
         return lambda asked: np.asarray(model.predict_proba(asked)[:, 1])
 
-    chances = [one(right) for right in grid.correct.T]
-    dollars = Ridge(1.0).fit(x, grid.cost)
-    least = grid.cost.min(0)
+    models = [fit_pair(correct) for correct in matrix.correct.T]
+    dollars = Ridge(1.0).fit(x, matrix.cost)
+    lowest = matrix.cost.min(0)
 
     def predict(asked: Array) -> tuple[Array, Array]:
-        return np.stack([each(asked) for each in chances], 1), np.maximum(dollars.predict(asked), least)
+        return np.stack([each(asked) for each in models], 1), np.maximum(dollars.predict(asked), lowest)
 
     return predict
 
 
 def random_pairs(split: Split) -> Curve:
-    """Any of the cheapest pairs, as many as the budget allows on average by their training cost."""
+    """A random pair among the cheapest, as many as the budget allows on average by their training cost."""
     order = np.argsort(split.train.cost.mean(0), kind="stable")
     means = np.cumsum(split.train.cost.mean(0)[order]) / np.arange(1, len(order) + 1)
-    found: Curve = []
+    result: Curve = []
     for budget in BUDGETS:
         among = order[: int((means <= planned(budget)).sum())]
-        found.append(
+        result.append(
             (split.test.correct[:, among].mean(1), split.test.cost[:, among].mean(1)) if len(among) else None
         )
-    return found
+    return result
 
 
 def static_hull(split: Split) -> Curve:
-    """The mixture of pairs that was best on the training outcomes, asked without looking at the question."""
-    shares = [mixture(split.train.correct, split.train.cost, planned(budget)) for budget in BUDGETS]
+    """The mixture of pairs that was best on the training outcomes, whatever the question."""
+    shares = [best_mixture(split.train.correct, split.train.cost, planned(budget)) for budget in BUDGETS]
     return [None if each is None else (split.test.correct @ each, split.test.cost @ each) for each in shares]
 
 
 def oracle(split: Split) -> Curve:
-    """Knows which pairs are right and what they cost; single pairs, no margin. Nobody can have it."""
+    """Knows which pairs are correct and what they cost; single pairs, no margin. An upper bound."""
     correct, cost = split.test.correct, split.test.cost
-    cheapest, gain = cost.argmin(1), np.where(correct > 0, cost, np.inf)
-    rows = np.arange(len(cost))
-    least = cost[rows, cheapest]
-    extra = gain.min(1) - least  # dollars that being right costs beyond the cheapest answer
+    lowest = cost.min(1)
+    extra = (
+        np.where(correct > 0, cost, np.inf).min(1) - lowest
+    )  # dollars beyond the cheapest pair for a correct one
     order = np.argsort(extra, kind="stable")
-    spent = (least.sum() + np.cumsum(np.where(np.isfinite(extra), extra, 0.0)[order])) / len(cost)
-    found: Curve = []
+    solvable = np.isfinite(extra)
+    extra = np.where(solvable, extra, 0.0)
+    spent = (lowest.sum() + np.cumsum(extra[order])) / len(cost)
+    result: Curve = []
     for budget in BUDGETS:
-        if least.mean() > budget:
-            found.append(None)
+        if lowest.mean() > budget:
+            result.append(None)
             continue
-        right = np.zeros(len(cost))
-        right[order[: int((spent <= budget).sum())]] = 1.0
-        right *= np.isfinite(extra)
-        found.append((right, least + np.where(right > 0, np.where(np.isfinite(extra), extra, 0.0), 0.0)))
-    return found
+        chosen = np.zeros(len(cost))
+        chosen[order[: int((spent <= budget).sum())]] = 1.0
+        chosen *= solvable
+        result.append((chosen, lowest + chosen * extra))
+    return result
 
 
-def cascade(split: Split, steps: Steps) -> tuple[Played, float]:
-    """A fixed plan on the test questions, and what it cost on the training questions."""
+def cascade(split: Split, plan: IndexedPlan) -> tuple[Results, float]:
+    """A fixed plan on the test questions, and its mean cost on the training questions."""
     test, train = split.test, split.train
-    right, cost, _ = simulate(steps, test.correct, test.cost, test.answers)
-    return (right, cost), float(simulate(steps, train.correct, train.cost, train.answers)[1].mean())
+    correct, cost, _ = simulate(plan, test.correct, test.cost, test.answers)
+    return (correct, cost), float(simulate(plan, train.correct, train.cost, train.answers)[1].mean())
 
 
-def fixed(played: Played, expected: float) -> Curve:
-    """A router with one operating point: what it does wherever a budget covers what it is expected to cost."""
-    return [played if expected <= planned(budget) else None for budget in BUDGETS]
+def fixed(results: Results, expected: float) -> Curve:
+    """A router with one operating point: its results at every budget that covers its expected cost."""
+    return [results if expected <= planned(budget) else None for budget in BUDGETS]

@@ -1,10 +1,9 @@
-"""llmrouter-lib beside us: its kNN, SVM, MLP and matrix-factorisation routers, from PyPI, in a virtual environment of
-their own.
+"""The kNN, SVM, MLP and matrix-factorisation routers of llmrouter-lib, in a virtual environment.
 
-They choose a model and nothing else, so each model comes with the strategy that was right most often on the training
-outcomes. They learn which model does best on each question (performance 1 or 0); of equals they take the first in
-the table, which here is the cheapest. Their settings are those of the package's own training configurations, their
-embeddings are ours (they would load Longformer from a hub). They know no budget and have one operating point.
+They choose models only, so each model gets the strategy that was correct most often on the training outcomes.
+They learn which model is best on each question (performance 1 or 0); among equals they take the first in the
+table, here the cheapest. Settings are those of the package's training configurations; embeddings are ours,
+since theirs would load Longformer from a hub. They have no budget and one operating point.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _baselines import Played, Split, take
+from _baselines import Results, Split, results_of
 
 from viaticum.routers.query.outcome_matrix import Array
 
@@ -30,7 +29,7 @@ CONSTRAINTS = HERE.parent / "constraints.txt"
 
 
 def install(folder: Path, report: Callable[[str], None]) -> Path:
-    """A virtual environment with the package and all that it asks for; returns its Python. Raises `RuntimeError`."""
+    """Make a virtual environment with the package; return its Python. `RuntimeError` where pip fails."""
     report(f"installing {PACKAGE} into a virtual environment, minutes")
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
@@ -52,9 +51,11 @@ def install(folder: Path, report: Callable[[str], None]) -> Path:
 
 def routes(
     python: Path, folder: Path, split: Split, report: Callable[[str], None]
-) -> dict[str, tuple[Played, float]]:
-    """What each of its routers came to on the test questions, and what it was expected to cost: the mean training
-    cost of the pairs it chose."""
+) -> dict[str, tuple[Results, float]]:
+    """Results of each of its routers on the test questions, and its expected cost.
+
+    The expected cost is the mean training cost of the pairs that it chose.
+    """
     report("llmrouter-lib: training and routing")
     train, columns = split.train, best_strategies(split)
     folder.mkdir(parents=True)
@@ -62,24 +63,24 @@ def routes(
     with (folder / "routing.jsonl").open("w", encoding="utf-8") as file:
         for row, text in enumerate(train.texts):
             for name, column in names.items():
-                told = {"query": text, "embedding_id": row, "model_name": f"model-{name}"}
-                file.write(json.dumps(told | {"performance": float(train.correct[row, column])}) + "\n")
-    torch.save(torch.from_numpy(split.x), folder / "train.pt")
-    torch.save(torch.from_numpy(split.asked), folder / "test.pt")
+                row_data = {"query": text, "embedding_id": row, "model_name": f"model-{name}"}
+                file.write(json.dumps(row_data | {"performance": float(train.correct[row, column])}) + "\n")
+    torch.save(torch.from_numpy(split.x_train), folder / "train.pt")
+    torch.save(torch.from_numpy(split.x_test), folder / "test.pt")
     _run([str(python), str(WORKER), str(folder), str(split.seed)])
-    told = json.loads((folder / "routes.json").read_text(encoding="utf-8"))
-    found = {}
-    for router, chosen in told.items():
+    routed = json.loads((folder / "routes.json").read_text(encoding="utf-8"))
+    results = {}
+    for router, chosen in routed.items():
         pairs = np.array([names[name.removeprefix("model-")] for name in chosen])
-        found[f"llmrouter-lib {router}"] = (
-            take(split.test, pairs),
+        results[f"llmrouter-lib {router}"] = (
+            results_of(split.test, pairs),
             float(train.cost.mean(0)[pairs].mean()),
         )
-    return found
+    return results
 
 
 def best_strategies(split: Split) -> Array:
-    """For each model the column of its best strategy on the training outcomes, cheapest first."""
+    """For each model the column of its best strategy on the training outcomes, the cheapest first."""
     accuracy, cost = split.train.correct.mean(0), split.train.cost.mean(0)
     best: dict[str, int] = {}
     for column, pair in enumerate(split.train.pairs):

@@ -1,10 +1,10 @@
-"""Runs inside the virtual environment of llmrouter-lib: trains its routers on a folder and writes down their choices.
+"""Runs in the virtual environment of llmrouter-lib: trains its routers on a folder and writes their choices.
 
     python _llmrouter_worker.py FOLDER SEED
 
-FOLDER has routing.jsonl, train.pt and test.pt (see `_llmrouter.py`) and gets routes.json. The package's own classes
-train and route; only the function that would embed a question with Longformer is replaced, by one that looks the
-embedding up.
+FOLDER has routing.jsonl, train.pt and test.pt (see `_llmrouter.py`); routes.json is written to it. The
+package's own classes train and route; only the function that would embed a question with Longformer is
+replaced by a look-up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 
-# Folder, router, trainer and settings, as in the package's configurations for training. Of text_dim: the embeddings'.
+# Module, router, trainer and settings of the package's training configurations.
 ROUTERS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "kNN": ("knnrouter", "KNNRouter", "KNNRouterTrainer", {"n_neighbors": 5}),
     "SVM": (
@@ -52,11 +52,11 @@ ROUTERS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 
 
 def choices(folder: Path, name: str, asked: torch.Tensor) -> list[str]:
-    place, router_name, trainer_name, settings = ROUTERS[name]
-    package = importlib.import_module(f"llmrouter.models.{place}")
-    module = importlib.import_module(f"llmrouter.models.{place}.router")
-    module.get_longformer_embedding = lambda query: asked[int(query)]  # a query is its number here
-    saved = str(folder / place / "model.pkl")
+    module_name, router_name, trainer_name, settings = ROUTERS[name]
+    package = importlib.import_module(f"llmrouter.models.{module_name}")
+    module = importlib.import_module(f"llmrouter.models.{module_name}.router")
+    module.get_longformer_embedding = lambda query: asked[int(query)]  # queries are row numbers
+    saved = str(folder / module_name / "model.pkl")
     config = {
         "data_path": {
             "routing_data_train": str(folder / "routing.jsonl"),
@@ -66,9 +66,9 @@ def choices(folder: Path, name: str, asked: torch.Tensor) -> list[str]:
         "metric": {"weights": {"performance": 1, "cost": 0, "llm_judge": 0}},
         "hparam": settings | ({"text_dim": asked.shape[1]} if name == "MF" else {}),
     }
-    file = folder / f"{place}.yaml"
+    file = folder / f"{module_name}.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    (folder / place).mkdir()
+    (folder / module_name).mkdir()
     router = getattr(package, router_name)(str(file))
     getattr(package, trainer_name)(router, device="cpu").train()
     return [str(router.route_single({"query": str(row)})["model_name"]) for row in range(len(asked))]
@@ -77,13 +77,13 @@ def choices(folder: Path, name: str, asked: torch.Tensor) -> list[str]:
 def main() -> None:
     folder, seed = Path(sys.argv[1]).resolve(), int(sys.argv[2])
     asked = torch.load(folder / "test.pt")
-    found = {}
+    routes = {}
     for name in ROUTERS:
         torch.manual_seed(seed)
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            found[name] = choices(folder, name, asked)
+            routes[name] = choices(folder, name, asked)
         sys.stderr.write(f"{name} done\n")
-    (folder / "routes.json").write_text(json.dumps(found), encoding="utf-8")
+    (folder / "routes.json").write_text(json.dumps(routes), encoding="utf-8")
 
 
 if __name__ == "__main__":

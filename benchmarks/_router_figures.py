@@ -1,4 +1,4 @@
-"""What the routers of a benchmark came to: means over seeds, differences with intervals, gaps to the hull."""
+"""Figures of the routers benchmark: means over seeds, differences with intervals, gaps to the hull."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from _baselines import Curve, Played, Split, planned
+from _baselines import Curve, Results, Split, planned
 
-from viaticum.routers.query.evaluate import BUDGETS, mixture, outcomes
+from viaticum.routers.query.evaluate import BUDGETS, best_mixture, column_outcomes
 from viaticum.routers.query.outcome_matrix import Array
 from viaticum.routers.query.rtr import Prediction, RTRRouter
 
-DRAWS = 1_000
+BOOTSTRAP_SAMPLES = 1_000
 SCALARS = (
     "cost_at_best_single_accuracy",
     "cost_at_99_percent_of_it",
@@ -27,100 +27,106 @@ SCALARS = (
 
 
 @dataclass(frozen=True)
-class Ours:
-    """The learned router on a split's test questions; right and cost of all its columns [Q, M]."""
+class Evaluated:
+    """The learned router on a split's test questions; correct and cost of all its columns [Q, M]."""
 
     router: RTRRouter
-    told: Prediction
-    right: Array
+    prediction: Prediction
+    correct: Array
     cost: Array
 
     @classmethod
-    def on(cls, router: RTRRouter, split: Split) -> Ours:
-        right, cost, _ = outcomes(router, split.test)
-        return cls(router, router.predict(torch.from_numpy(split.asked)), right, cost)
+    def on(cls, router: RTRRouter, split: Split) -> Evaluated:
+        correct, cost, _ = column_outcomes(router, split.test)
+        return cls(router, router.predict(torch.from_numpy(split.x_test)), correct, cost)
 
-    def at(self, dollars: float) -> Played:
-        chosen = self.router.choose_within(self.told, dollars).numpy()
+    def at(self, dollars: float) -> Results:
+        """Results of the columns chosen for an expected mean cost."""
+        chosen = self.router.choose_within(self.prediction, dollars).numpy()
         rows = np.arange(len(chosen))
-        return self.right[rows, chosen], self.cost[rows, chosen]
+        return self.correct[rows, chosen], self.cost[rows, chosen]
 
     def curve(self) -> Curve:
         return [self.at(planned(budget)) for budget in BUDGETS]
 
 
 def paired(differences: Sequence[Array], numbers: Sequence[Array]) -> dict[str, float]:
-    """The mean and its 95% interval: a percentile bootstrap over questions, with all that the seeds say of each."""
+    """The mean and its 95% interval, a percentile bootstrap; all seeds of a question are drawn together.
+
+    differences, numbers: for each seed the differences [Q] and the numbers of the questions in the table [Q].
+    """
     values = np.concatenate(differences)
-    place = np.unique(np.concatenate(numbers), return_inverse=True)[1]
-    sums, counts = np.bincount(place, values), np.bincount(place)
-    drawn = np.random.default_rng(0).integers(0, len(sums), (DRAWS, len(sums)))
+    index = np.unique(np.concatenate(numbers), return_inverse=True)[1]
+    sums, counts = np.bincount(index, values), np.bincount(index)
+    drawn = np.random.default_rng(0).integers(0, len(sums), (BOOTSTRAP_SAMPLES, len(sums)))
     low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975))
     return {"difference": float(values.mean()), "low": float(low), "high": float(high)}
 
 
 def points(
-    curves: Sequence[Curve], ours: Sequence[Curve] | None, splits: Sequence[Split]
+    curves: Sequence[Curve], reference: Sequence[Curve] | None, splits: Sequence[Split]
 ) -> list[dict[str, Any]]:
-    """For each budget the means over seeds, and ours minus it; None where a seed has nothing so cheap."""
-    found: list[dict[str, Any]] = []
-    for place, budget in enumerate(BUDGETS):
-        played = [curve[place] for curve in curves]
+    """For each budget the means over seeds, and the reference minus them; None where nothing is so cheap."""
+    result: list[dict[str, Any]] = []
+    for index, budget in enumerate(BUDGETS):
+        results = [curve[index] for curve in curves]
         point: dict[str, Any] = {"budget": budget, "accuracy": None, "cost": None}
-        theirs = [each for each in played if each is not None]
-        if len(theirs) == len(played):
-            point["accuracy"] = float(np.mean([right.mean() for right, _ in theirs]))
-            point["cost"] = float(np.mean([cost.mean() for _, cost in theirs]))
-            own = [curve[place] for curve in ours or ()]
+        known = [each for each in results if each is not None]
+        if len(known) == len(results):
+            point["accuracy"] = float(np.mean([correct.mean() for correct, _ in known]))
+            point["cost"] = float(np.mean([cost.mean() for _, cost in known]))
+            own = [curve[index] for curve in reference or ()]
             if own and all(each is not None for each in own):
-                gaps = [mine[0] - other[0] for mine, other in zip(own, theirs, strict=True) if mine]
+                gaps = [mine[0] - other[0] for mine, other in zip(own, known, strict=True) if mine]
                 point["ours_minus"] = paired(gaps, [split.numbers for split in splits])
-        found.append(point)
-    return found
+        result.append(point)
+    return result
 
 
 def same_cost(
-    singles: Sequence[tuple[Played, float]], own: Sequence[Ours], splits: Sequence[Split]
+    singles: Sequence[tuple[Results, float]], own: Sequence[Evaluated], splits: Sequence[Split]
 ) -> dict[str, Any]:
-    """A router with one operating point, and ours told to cost what that was expected to."""
+    """A router with one operating point, and the learned router at the cost that was expected of it."""
     ours = [each.at(expected) for each, (_, expected) in zip(own, singles, strict=True)]
     gaps = [mine[0] - theirs[0] for mine, (theirs, _) in zip(ours, singles, strict=True)]
     return {
-        "accuracy": float(np.mean([played[0].mean() for played, _ in singles])),
-        "cost": float(np.mean([played[1].mean() for played, _ in singles])),
-        "ours": float(np.mean([right.mean() for right, _ in ours])),
+        "accuracy": float(np.mean([results[0].mean() for results, _ in singles])),
+        "cost": float(np.mean([results[1].mean() for results, _ in singles])),
+        "ours": float(np.mean([correct.mean() for correct, _ in ours])),
         "our_cost": float(np.mean([cost.mean() for _, cost in ours])),
         "ours_minus": paired(gaps, [split.numbers for split in splits]),
     }
 
 
 def means(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of the figures of `evaluate` over seeds; None where any seed has none."""
-    found: dict[str, Any] = {
+    """Means over seeds of the figures of `evaluate`; None where any seed has none."""
+    result: dict[str, Any] = {
         name: None if any(each[name] is None for each in facts) else float(np.mean([e[name] for e in facts]))
         for name in SCALARS
     }
     best = [each["best_single"] for each in facts]
-    found["best_single"] = {
+    result["best_single"] = {
         "pair": ", ".join(sorted({each["pair"] for each in best})),
         "accuracy": float(np.mean([each["accuracy"] for each in best])),
         "cost": float(np.mean([each["cost"] for each in best])),
     }
-    return found
+    return result
 
 
-def beyond_hull(split: Split, played: Played | None) -> dict[str, Any] | None:
-    """Accuracy, cost, and accuracy less that of the hull of the test questions at that very cost."""
-    if played is None:
+def beyond_hull(split: Split, results: Results | None) -> dict[str, Any] | None:
+    """Accuracy, cost, and accuracy minus that of the hull of the test questions at that cost."""
+    if results is None:
         return None
-    right, cost = played
+    correct, cost = results
     spent = float(cost.mean())
-    shares = mixture(split.test.correct, split.test.cost, spent)
-    gap = None if shares is None else paired([right - split.test.correct @ shares], [split.numbers])
-    return {"accuracy": float(right.mean()), "cost": spent, "minus_hull_at_cost": gap}
+    return {
+        "accuracy": float(correct.mean()),
+        "cost": spent,
+        "minus_hull_at_cost": minus_hull(split, results, spent),
+    }
 
 
-def minus_hull(split: Split, played: Played, budget: float) -> dict[str, float] | None:
-    """Accuracy less that of the hull of the test questions at the budget, whatever was spent."""
-    shares = mixture(split.test.correct, split.test.cost, budget)
-    return None if shares is None else paired([played[0] - split.test.correct @ shares], [split.numbers])
+def minus_hull(split: Split, results: Results, budget: float) -> dict[str, float] | None:
+    """Accuracy minus that of the hull of the test questions at the budget, whatever was spent."""
+    shares = best_mixture(split.test.correct, split.test.cost, budget)
+    return None if shares is None else paired([results[0] - split.test.correct @ shares], [split.numbers])

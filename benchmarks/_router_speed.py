@@ -1,4 +1,4 @@
-"""How long the learned router takes: one choice, with and without the encoder, many rows at once, and fitting."""
+"""Speed of the learned router: one choice, with and without the encoder, many rows at once, and fitting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from viaticum.routers.query.choose import Weighted, choose
+from viaticum.routers.query.choose import Weighted, choose, choose_plan
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.outcome_matrix import OutcomeMatrix
 from viaticum.routers.query.rtr import RTRRouter
@@ -20,8 +20,8 @@ CHOICES, ENCODED, BATCH, ROUNDS = 200, 50, 1_000, 20
 POLICY = Weighted(50.0)
 
 
-class Known:
-    """Embeddings made beforehand, in place of an encoder."""
+class PrecomputedEncoder:
+    """Embeddings that were computed before, in place of an encoder."""
 
     def __init__(self, texts: Sequence[str], embeddings: Tensor) -> None:
         self.embeddings = dict(zip(texts, embeddings, strict=True))
@@ -31,13 +31,13 @@ class Known:
 
 
 def median_ms(work: Callable[[str], Any], texts: Sequence[str]) -> float:
-    """The median over texts, each once, after one that is not counted."""
-    taken = []
+    """The median over texts, each once, after a warm-up."""
+    times = []
     for text in [texts[0], *texts]:
         began = time.perf_counter()
         work(text)
-        taken.append(1000 * (time.perf_counter() - began))
-    return round(statistics.median(taken[1:]), 2)
+        times.append(1000 * (time.perf_counter() - began))
+    return round(statistics.median(times[1:]), 2)
 
 
 def rows_a_second(router: RTRRouter, embeddings: Tensor, columns: int) -> float:
@@ -51,26 +51,30 @@ def rows_a_second(router: RTRRouter, embeddings: Tensor, columns: int) -> float:
     return round(statistics.median(speeds))
 
 
-def speed(router: RTRRouter, grid: OutcomeMatrix) -> dict[str, Any]:
+def speed(router: RTRRouter, matrix: OutcomeMatrix) -> dict[str, Any]:
     """Milliseconds are medians over questions; rows are questions times pairs."""
-    embeddings = router.encoder(grid.texts).float()
-    bare = RTRRouter(router.learned, Known(grid.texts, embeddings))  # type: ignore[arg-type]
-    fresh = Encoder(router.encoder.name, cache=None)
-    whole = RTRRouter(router.learned, fresh)
-    texts = grid.texts[:CHOICES]
+    embeddings = router.encoder(matrix.texts).float()
+    precomputed = RTRRouter(router.parameters, PrecomputedEncoder(matrix.texts, embeddings))  # type: ignore[arg-type]
+    encoder = Encoder(router.encoder.name, cache=None)
+    encoding = RTRRouter(router.parameters, encoder)
+    texts = matrix.texts[:CHOICES]
     return {
-        "table_and_choose_ms": median_ms(lambda text: choose(bare.table(Query(text)), None, POLICY), texts),
-        "plans_and_choose_ms": median_ms(lambda text: bare.choose_plan(Query(text), None, POLICY), texts),
-        "encoder_ms": median_ms(lambda text: fresh([text]), texts[:ENCODED]),
+        "table_and_choose_ms": median_ms(
+            lambda text: choose(precomputed.table(Query(text)), None, POLICY), texts
+        ),
+        "plans_and_choose_ms": median_ms(
+            lambda text: choose_plan(precomputed.plans_for(Query(text)), None, POLICY), texts
+        ),
+        "encoder_ms": median_ms(lambda text: encoder([text]), texts[:ENCODED]),
         "with_encoder_ms": median_ms(
-            lambda text: choose(whole.table(Query(text)), None, POLICY), texts[:ENCODED]
+            lambda text: choose(encoding.table(Query(text)), None, POLICY), texts[:ENCODED]
         ),
         "plans_with_encoder_ms": median_ms(
-            lambda text: whole.choose_plan(Query(text), None, POLICY), texts[:ENCODED]
+            lambda text: choose_plan(encoding.plans_for(Query(text)), None, POLICY), texts[:ENCODED]
         ),
-        "rows_a_second": rows_a_second(bare, embeddings, len(router.pairs)),
+        "rows_a_second": rows_a_second(precomputed, embeddings, len(router.pairs)),
         "columns": len(router.plans),
         "batch": BATCH,
-        "fit_rows": router.learned.facts["questions"] * len(router.pairs),
-        "fit_seconds": router.learned.facts["seconds"],
+        "fit_rows": router.parameters.facts["questions"] * len(router.pairs),
+        "fit_seconds": router.parameters.facts["seconds"],
     }

@@ -1,4 +1,4 @@
-"""The results of routers.py as tables for people. Accuracy in percent, differences in points with 95% intervals."""
+"""The results of routers.py as tables: accuracy in percent, differences in points with 95% intervals."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def show(results: Mapping[str, Any]) -> None:
         _pairs(console, "speed", results["speed"])
 
 
-def _in_distribution(console: Console, found: Mapping[str, Any]) -> None:
-    routers = found["routers"]
+def _in_distribution(console: Console, result: Mapping[str, Any]) -> None:
+    routers = result["routers"]
     budgets = [f"${point['budget']:g}" for point in next(iter(routers.values()))]
-    title = f"Held out by seed: {found['questions']} questions; fitted on {found['rows_fitted']} rows"
+    title = f"Held out by seed: {result['questions']} questions; fitted on {result['rows_fitted']} rows"
     accuracy = _table(f"Accuracy at a mean budget a question. {title}", ["router", *budgets])
-    cost = _table("What it really cost, dollars", ["router", *budgets])
+    cost = _table("Actual cost, dollars", ["router", *budgets])
     gap = _table("Ours minus it, points", ["router", *budgets])
     for name, line in routers.items():
         accuracy.add_row(name, *map(_accuracy, line))
@@ -42,7 +42,7 @@ def _in_distribution(console: Console, found: Mapping[str, Any]) -> None:
         "Routers with one operating point, and ours at the cost expected of them",
         ["router", "accuracy", "cost", "ours", "our cost", "ours minus it"],
     )
-    for name, point in found["same_cost"].items():
+    for name, point in result["same_cost"].items():
         single.add_row(
             name,
             f"{point['accuracy']:.1%}",
@@ -51,16 +51,17 @@ def _in_distribution(console: Console, found: Mapping[str, Any]) -> None:
             f"{point['our_cost']:.5f}",
             _gap(point["ours_minus"]),
         )
-    if found["same_cost"]:
+    if result["same_cost"]:
         console.print(single, "")
-    _pairs(console, "ours, means over seeds", found["summary"])
-    for seed, line in enumerate(found["by_seed"]):
-        _pairs(console, f"seed {seed}", line | {"tuned": found["tuned"][seed]})
+    _pairs(console, "ours, means over seeds", result["summary"])
+    for seed, line in enumerate(result["by_seed"]):
+        _pairs(console, f"seed {seed}", line | {"tuned": result["tuned"][seed]})
 
 
-def _unseen(console: Console, found: Mapping[str, Any]) -> None:
-    title = f"{found['dataset']} unknown to the fit: {found['questions']} questions, fitted on {found['fitted_on']}"
-    title += f" ({found['near_duplicates_left_out']} near-duplicates left out)"
+def _unseen(console: Console, result: Mapping[str, Any]) -> None:
+    title = f"{result['dataset']} unknown to the fit: {result['questions']} questions, "
+    title += f"fitted on {result['fitted_on']}"
+    title += f" ({result['near_duplicates_left_out']} near-duplicates left out)"
     table = _table(
         title,
         [
@@ -81,7 +82,7 @@ def _unseen(console: Console, found: Mapping[str, Any]) -> None:
             "- hull at cost",
         ],
     )
-    for point in found["points"]:
+    for point in result["points"]:
         cells = [
             f"{point['budget']:g}",
             "" if point["hull"] is None else f"{point['hull']:.1%}",
@@ -92,24 +93,23 @@ def _unseen(console: Console, found: Mapping[str, Any]) -> None:
             cells += _spent(point[name], point["budget"])
         table.add_row(*cells)
     console.print(table, "")
-    _pairs(console, found["dataset"], found["summary"])
+    _pairs(console, result["dataset"], result["summary"])
 
 
-def _ablation(console: Console, found: Mapping[str, Any]) -> None:
-    whole = found["all"]["points"]
-    budgets = [f"${point['budget']:g}" for point in whole]
+def _ablation(console: Console, result: Mapping[str, Any]) -> None:
+    budgets = [f"${point['budget']:g}" for point in result["all"]["points"]]
     table = _table(
         "Ablation: accuracy; then all minus it, points",
         ["", *budgets, "cost at best", "at 99%", "ece", "p90", "share"],
     )
     gaps = _table("All minus it, points", ["", *budgets])
-    for name, line in found.items():
-        told = line["summary"]
+    for name, line in result.items():
+        summary = line["summary"]
         names = ("cost_at_best_single_accuracy", "cost_at_99_percent_of_it", "ece", "token_coverage_p90")
         table.add_row(
             name,
             *map(_accuracy, line["points"]),
-            *(_number(told[key]) for key in (*names, "largest_share")),
+            *(_number(summary[key]) for key in (*names, "largest_share")),
         )
         if line["points"][-1].get("ours_minus"):
             gaps.add_row(name, *(_gap(point.get("ours_minus")) for point in line["points"]))
@@ -121,8 +121,8 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, min_width=len(title))
 
 
-def _pairs(console: Console, title: str, told: Mapping[str, Any]) -> None:
-    console.print(f"{title}: " + ", ".join(f"{name} {_number(value)}" for name, value in told.items()))
+def _pairs(console: Console, title: str, values: Mapping[str, Any]) -> None:
+    console.print(f"{title}: " + ", ".join(f"{name} {_number(value)}" for name, value in values.items()))
 
 
 def _number(value: Any) -> str:

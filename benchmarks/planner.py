@@ -44,7 +44,8 @@ from viaticum.outcomes import read_outcomes
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix, held_out, near_duplicates, read_prices
-from viaticum.routers.query.rtr import RTRRouter, RTRSettings
+from viaticum.routers.query.parameters import RTRSettings
+from viaticum.routers.query.rtr import RTRRouter
 
 SHARE = 0.3  # of the questions is held out
 LONGEST = 1024.0  # tokens of an answer, where it is cut
@@ -67,7 +68,7 @@ def told_by_router(grid: OutcomeMatrix, router: RTRRouter, worst: Array, real: A
     """The table of every held-out question, as the router tells it."""
     predicted = router.predict_texts(grid.texts)
     pairs = len(grid.pairs)
-    tokens, rate = predicted.tokens.numpy()[:, :pairs], router.learned.rate.numpy()[:pairs] * NANO
+    tokens, rate = predicted.tokens.numpy()[:, :pairs], router.parameters.prices.numpy()[:pairs] * NANO
     mean, spread = moments(tokens[..., 0], tokens[..., 1], LONGEST)
     return Told(
         predicted.accuracy.numpy()[:, router.pair_columns].astype(np.float64),

@@ -1,22 +1,23 @@
-"""The learned query router beside others, on an outcome table: what accuracy each buys at a mean budget a question.
+"""The learned query router beside others on an outcome table: accuracy at a mean budget a question.
 
-30% of the questions are held out, near-duplicates together, for each of --seeds seeds; everything is fitted on the
-rest. Beside the learned router (`viaticum.routers.query.fit`): random pairs, the static mixture that was best on the
-training outcomes, tuned nearest neighbours, one logistic regression a pair, Route-To-Reason as the paper has it (by
-tokens, and with its tokens priced), a fixed cascade (two cheap pairs; where their answers differ a dear one), and the
-oracle, which nobody can have. Each plans with 96% of a budget, and chooses its operating point from predictions or
-training outcomes alone, so that held-out questions may cost more than the budget: such a point has a star. Intervals,
-95%, are of ours minus theirs by a paired bootstrap over questions, the seeds' results of one question drawn together;
-they say nothing of how another fit would have come out. A router with one operating point is also compared with ours
-at the cost that it was expected to have.
+30% of the questions are held out, near-duplicates together, for each of --seeds seeds; everything is fitted
+on the rest. Beside the learned router (`viaticum.routers.query.fit`): random pairs, the static mixture that
+was best on the training outcomes, tuned nearest neighbours, one logistic regression a pair, Route-To-Reason
+as in the paper (by tokens, and with priced tokens), a fixed cascade (two cheap pairs; where their answers
+differ an expensive one), and the oracle, an upper bound. Each plans with 96% of a budget, and chooses its
+operating point from predictions or training outcomes alone, so that test questions may cost more than the
+budget: such a point has a star. Intervals, 95%, are of ours minus theirs by a paired bootstrap over
+questions, the seeds' results of one question drawn together; they say nothing about another fit. A router
+with one operating point is also compared with ours at the cost that was expected of it.
 
---held-out-datasets: each data set in turn is unknown to the fit, and so are near-duplicates of its questions. Costs may
-then be beside every budget; so the gap to the hull (of single pairs, on the very questions asked) is taken at the cost
-that was really spent, too. --ablation: each addition left out. --llmrouter: llmrouter-lib's routers, installed into a
-virtual environment that is thrown away (minutes). --speed: milliseconds of one choice, rows a second, seconds of fitting.
+--held-out-datasets: each data set in turn is unknown to the fit, and so are near-duplicates of its questions.
+Costs may then miss every budget, so that the gap to the hull (of single pairs, on the very questions) is also
+taken at the actual cost. --ablation: each addition left out. --llmrouter: the routers of llmrouter-lib,
+installed into a temporary virtual environment (minutes). --speed: milliseconds of one choice, rows a second,
+seconds of fitting.
 
     viaticum models pull all-minilm-l6-v2
-    python benchmarks/routers.py OUTCOMES --prices PRICES.json [--seeds 3] [--json] [--ablation] [--llmrouter] ...
+    python benchmarks/routers.py OUTCOMES --prices PRICES.json [--seeds 3] [--json] [--ablation] ...
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from _baselines import (
     NEIGHBOURS,
     PENALTIES,
     Curve,
-    Played,
+    Results,
     Split,
     cascade,
     fixed,
@@ -52,8 +53,8 @@ from _baselines import (
     tuned,
 )
 from _llmrouter import install, routes
-from _plain_rtr import Told, plain_rtr
-from _router_figures import SCALARS, Ours, beyond_hull, means, minus_hull, points, same_cost
+from _plain_rtr import Descriptions, plain_rtr
+from _router_figures import SCALARS, Evaluated, beyond_hull, means, minus_hull, points, same_cost
 from _router_speed import speed
 from _router_tables import show
 
@@ -70,14 +71,15 @@ from viaticum.routers.query.outcome_matrix import (
     near_duplicates,
     read_prices,
 )
-from viaticum.routers.query.plans import Steps
-from viaticum.routers.query.rtr import RTRRouter, RTRSettings
+from viaticum.routers.query.parameters import RTRSettings
+from viaticum.routers.query.plans import IndexedPlan
+from viaticum.routers.query.rtr import RTRRouter
 from viaticum.types import Pair
 
 SHARE = 0.3  # of the questions is held out
 OURS = "viaticum"
 CASCADE = ("gpt-3.5-turbo+cot", "gpt-3.5-turbo+pot", "gpt-4+faithful-cot")
-WITHOUT: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, dict[str, Any]] = {
     "no logistic regression": {"heads": ("neighbours", "dual")},
     "no neighbours": {"heads": ("logistic", "dual")},
     "no dual representation": {"heads": ("logistic", "neighbours")},
@@ -91,74 +93,74 @@ WITHOUT: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Table:
-    """The outcome table, and what is known of its questions: embeddings [Q, D], groups of near-duplicates [Q]."""
+    """The outcome table, embeddings of its questions [Q, D], and their groups of near-duplicates [Q]."""
 
-    grid: OutcomeMatrix
+    matrix: OutcomeMatrix
     x: Array
     groups: Array
     encoder: Encoder
 
     def split(self, test: Array, train: Array, seed: int) -> Split:
-        inner = assign_folds(self.groups[train], 5, seed) == 0
+        """Split by masks; a fifth of the training questions is for tuning."""
         return Split(
-            self.grid.select(train),
-            self.grid.select(test),
-            self.x[train],
-            self.x[test],
-            inner,
-            np.flatnonzero(test),
-            seed,
+            train=self.matrix.select(train),
+            test=self.matrix.select(test),
+            x_train=self.x[train],
+            x_test=self.x[test],
+            inner=assign_folds(self.groups[train], 5, seed) == 0,
+            numbers=np.flatnonzero(test),
+            seed=seed,
         )
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
+    """Replace the progress line on stderr."""
     sys.stderr.write(f"\r{text:<78}")
     sys.stderr.flush()
 
 
-def tell(name: str, line: Sequence[dict[str, Any]]) -> None:
-    """An interim result of a long run, accuracy and dollars by budget."""
-    told = (
+def report_curve(name: str, line: Sequence[dict[str, Any]]) -> None:
+    """Write an interim result to stderr: accuracy and dollars by budget."""
+    texts = (
         "-" if point["accuracy"] is None else f"{point['accuracy']:.1%} {point['cost']:.5f}" for point in line
     )
-    say("")
-    sys.stderr.write(f"\r{name}: {', '.join(told)}\n")
+    report("")
+    sys.stderr.write(f"\r{name}: {', '.join(texts)}\n")
 
 
-def fitted(split: Split, table: Table, settings: RTRSettings, name: str) -> RTRRouter:
+def fit_split(split: Split, table: Table, settings: RTRSettings, name: str) -> RTRRouter:
     return fit(
         split.train,
         table.encoder,
         settings=settings,
-        report=lambda stage, done, of: say(f"{name}: {stage} {done}/{of}"),
+        report=lambda stage, done, total: report(f"{name}: {stage} {done}/{total}"),
     )
 
 
-def without(router: RTRRouter, **changes: Any) -> RTRRouter:
-    """The same router with settings that only predictions and choices look at."""
-    from dataclasses import replace
+def with_settings(router: RTRRouter, **changes: Any) -> RTRRouter:
+    """The same router with other settings that only predictions and choices read."""
+    parameters = router.parameters
+    settings = replace(parameters.settings, **changes)
+    return RTRRouter(replace(parameters, settings=settings), router.encoder)
 
-    learned = router.learned
-    return RTRRouter(replace(learned, settings=replace(learned.settings, **changes)), router.encoder)
 
-
-# --- the parts ----------------------------------------------------------------------------------------------------
+# --- the parts ----------------------------------------------------------------------------------------------
 
 
 def baselines(
-    split: Split, router: RTRRouter, steps: Steps | None
-) -> tuple[dict[str, Curve], dict[str, tuple[Played, float]], dict[str, Any]]:
-    """Curves by name, routers with one operating point by name, and what tuning chose."""
-    say(f"seed {split.seed}: neighbours")
+    split: Split, router: RTRRouter, plan: IndexedPlan | None
+) -> tuple[dict[str, Curve], dict[str, tuple[Results, float]], dict[str, Any]]:
+    """Curves by name, routers with one operating point by name, and the tuned parameters."""
+    report(f"seed {split.seed}: neighbours")
     near, k = tuned(neighbours, NEIGHBOURS, split)
-    say(f"seed {split.seed}: logistic regressions")
+    report(f"seed {split.seed}: logistic regressions")
     linear, penalty = tuned(logistic, PENALTIES, split)
-    columns = router.learned.columns
+    columns = router.parameters.columns
     by_tokens, by_price, epochs = plain_rtr(
         split,
-        Told(columns.models, columns.strategies, columns.of_pair),
-        router.learned.rate[:, 1].numpy(),
-        lambda text: say(f"seed {split.seed}: {text}"),
+        Descriptions(columns.models, columns.strategies, columns.of_pair),
+        router.parameters.prices[:, 1].numpy(),
+        lambda text: report(f"seed {split.seed}: {text}"),
     )
     curves = {
         "random pairs": random_pairs(split),
@@ -169,112 +171,119 @@ def baselines(
         "RTR, tokens priced": by_price,
         "oracle": oracle(split),
     }
-    singles = {} if steps is None else {"cascade": cascade(split, steps)}
+    singles = {} if plan is None else {"cascade": cascade(split, plan)}
     return curves, singles, {"k": k, "C": penalty, "epochs": epochs}
 
 
-def in_distribution(
-    table: Table, seeds: int, steps: Steps | None, python: Path | None, scratch: Path
-) -> tuple[dict[str, Any], list[Split], list[RTRRouter]]:
-    splits, routers, own, facts, chosen = [], [], [], [], []
-    curves: dict[str, list[Curve]] = {}
-    singles: dict[str, list[tuple[Played, float]]] = {}
+def fit_seeds(table: Table, seeds: int) -> tuple[list[Split], list[RTRRouter]]:
+    """The splits of the first table and the routers fitted on them."""
+    splits, routers = [], []
     for seed in range(seeds):
         test = held_out(table.groups, SHARE, seed)
-        split = table.split(test, ~test, seed)
-        router = fitted(split, table, RTRSettings(seed=seed), f"seed {seed}")
-        splits.append(split)
-        routers.append(router)
-        own.append(Ours.on(router, split))
-        facts.append(evaluate(router, split.test, seed=seed))
-        theirs, points_of, knobs = baselines(split, router, steps)
+        splits.append(table.split(test, ~test, seed))
+        routers.append(fit_split(splits[-1], table, RTRSettings(seed=seed), f"seed {seed}"))
+    return splits, routers
+
+
+def in_distribution(
+    splits: Sequence[Split],
+    routers: Sequence[RTRRouter],
+    plan: IndexedPlan | None,
+    python: Path | None,
+    scratch: Path,
+) -> dict[str, Any]:
+    """The first table: the learned router and all baselines on every seed's test questions."""
+    own, facts, parameters = [], [], []
+    curves: dict[str, list[Curve]] = {}
+    singles: dict[str, list[tuple[Results, float]]] = {}
+    for split, router in zip(splits, routers, strict=True):
+        own.append(Evaluated.on(router, split))
+        facts.append(evaluate(router, split.test, seed=split.seed))
+        report_curve(f"seed {split.seed}", points([own[-1].curve()], None, [split]))
+        split_curves, split_singles, tuned_parameters = baselines(split, router, plan)
         if python is not None:
-            points_of |= routes(python, scratch / f"seed{seed}", split, say)
-        chosen.append(knobs)
-        tell(f"seed {seed}", points([own[-1].curve()], None, [split]))
-        for name, curve in theirs.items():
+            split_singles |= routes(python, scratch / f"seed{split.seed}", split, report)
+        parameters.append(tuned_parameters)
+        for name, curve in split_curves.items():
             curves.setdefault(name, []).append(curve)
-        for name, single in points_of.items():
+        for name, single in split_singles.items():
             singles.setdefault(name, []).append(single)
             curves.setdefault(name, []).append(fixed(*single))
-    mine = [each.curve() for each in own]
-    return (
-        {
-            "seeds": seeds,
-            "questions": [len(split.test) for split in splits],
-            "rows_fitted": [int((~np.isnan(split.train.correct)).sum()) for split in splits],
-            "routers": {OURS: points(mine, None, splits)}
-            | {name: points(each, mine, splits) for name, each in curves.items()},
-            "same_cost": {name: same_cost(each, own, splits) for name, each in singles.items()},
-            "summary": means(facts),
-            "by_seed": [{name: each[name] for name in (*SCALARS, "best_single")} for each in facts],
-            "fits": [router.learned.facts for router in routers],
-            "tuned": chosen,
-        },
-        splits,
-        routers,
-    )
+    own_curves = [each.curve() for each in own]
+    return {
+        "seeds": len(splits),
+        "questions": [len(split.test) for split in splits],
+        "rows_fitted": [int((~np.isnan(split.train.correct)).sum()) for split in splits],
+        "routers": {OURS: points(own_curves, None, splits)}
+        | {name: points(each, own_curves, splits) for name, each in curves.items()},
+        "same_cost": {name: same_cost(each, own, splits) for name, each in singles.items()},
+        "summary": means(facts),
+        "by_seed": [{name: each[name] for name in (*SCALARS, "best_single")} for each in facts],
+        "fits": [router.parameters.facts for router in routers],
+        "tuned": parameters,
+    }
 
 
 def ablation(table: Table, splits: Sequence[Split], routers: Sequence[RTRRouter]) -> dict[str, Any]:
-    """Each addition left out: fitted again, but for those that only predictions look at."""
-    whole = [Ours.on(router, split).curve() for router, split in zip(routers, splits, strict=True)]
+    """Each addition left out: fitted again, except for those that only predictions and choices read."""
+    complete = [Evaluated.on(router, split).curve() for router, split in zip(routers, splits, strict=True)]
     facts = [evaluate(router, split.test) for router, split in zip(routers, splits, strict=True)]
-    found: dict[str, dict[str, Any]] = {
-        "all": {"points": points(whole, None, splits), "summary": means(facts)}
+    result: dict[str, dict[str, Any]] = {
+        "all": {"points": points(complete, None, splits), "summary": means(facts)}
     }
-    for name, changes in WITHOUT.items():
+    for name, changes in ABLATIONS.items():
         curves, facts = [], []
         for router, split in zip(routers, splits, strict=True):
             if set(changes) <= {"trust", "spend"}:
-                other = without(router, **changes)
+                other = with_settings(router, **changes)
             else:
-                other = fitted(
-                    split, table, RTRSettings(seed=split.seed, **changes), f"{name}, seed {split.seed}"
-                )
-            curves.append(Ours.on(other, split).curve())
+                settings = RTRSettings(seed=split.seed, **changes)
+                other = fit_split(split, table, settings, f"{name}, seed {split.seed}")
+            curves.append(Evaluated.on(other, split).curve())
             facts.append(evaluate(other, split.test))
-        found[name] = {"points": points(curves, whole, splits), "summary": means(facts)}
-        tell(name, found[name]["points"])
-    return found
+        result[name] = {"points": points(curves, complete, splits), "summary": means(facts)}
+        report_curve(name, result[name]["points"])
+    return result
 
 
 def unseen_dataset(table: Table, name: str) -> dict[str, Any]:
-    test = table.grid.datasets == name
-    kin = np.isin(table.groups, table.groups[test]) & ~test
-    split = table.split(test, ~test & ~kin, 0)
-    router = fitted(split, table, RTRSettings(), f"without {name}")
-    own, blind = Ours.on(router, split), Ours.on(without(router, trust=False), split)
+    """A data set that the fit does not know, nor near-duplicates of its questions."""
+    test = table.matrix.datasets == name
+    duplicates = np.isin(table.groups, table.groups[test]) & ~test
+    split = table.split(test, ~test & ~duplicates, 0)
+    router = fit_split(split, table, RTRSettings(), f"without {name}")
+    own = Evaluated.on(router, split)
+    no_trust = Evaluated.on(with_settings(router, trust=False), split)
     facts = evaluate(router, split.test)
-    near = tuned(neighbours, NEIGHBOURS, split)[0]
+    near, static = tuned(neighbours, NEIGHBOURS, split)[0], static_hull(split)
     lines = []
-    for place, budget in enumerate(BUDGETS):
+    for index, budget in enumerate(BUDGETS):
         ours = own.at(planned(budget))
         lines.append(
             {
                 "budget": budget,
-                "hull": facts["hull"][place]["accuracy"],
+                "hull": facts["hull"][index]["accuracy"],
                 "ours": beyond_hull(split, ours),
                 "ours_minus_hull_at_budget": minus_hull(split, ours, budget),
-                "no_trust": beyond_hull(split, blind.at(planned(budget))),
-                "static": beyond_hull(split, static_hull(split)[place]),
-                "neighbours": beyond_hull(split, near[place]),
+                "no_trust": beyond_hull(split, no_trust.at(planned(budget))),
+                "static": beyond_hull(split, static[index]),
+                "neighbours": beyond_hull(split, near[index]),
             }
         )
-    tell(f"without {name}", points([own.curve()], None, [split]))
+    report_curve(f"without {name}", points([own.curve()], None, [split]))
     return {
         "dataset": name,
         "questions": len(split.test),
         "fitted_on": len(split.train),
-        "near_duplicates_left_out": int(kin.sum()),
+        "near_duplicates_left_out": int(duplicates.sum()),
         "points": lines,
         "summary": means([facts]),
     }
 
 
-def cascade_steps(grid: OutcomeMatrix, names: Sequence[str]) -> Steps | None:
-    """The cascade by numbers of pairs; None where the table leaves out one of its default pairs."""
-    numbers = {pair: number for number, pair in enumerate(grid.pairs)}
+def cascade_plan(matrix: OutcomeMatrix, names: Sequence[str]) -> IndexedPlan | None:
+    """The cascade by indices of pairs; None where the table lacks one of its default pairs."""
+    numbers = {pair: number for number, pair in enumerate(matrix.pairs)}
     pairs = [Pair.parse(name) for name in names]
     if len(pairs) == 3 and all(pair in numbers for pair in pairs):
         return tuple(numbers[pair] for pair in pairs), 2
@@ -285,8 +294,8 @@ def cascade_steps(grid: OutcomeMatrix, names: Sequence[str]) -> Steps | None:
 
 def conditions(table: Table) -> dict[str, Any]:
     return {
-        "questions": len(table.grid),
-        "pairs": len(table.grid.pairs),
+        "questions": len(table.matrix),
+        "pairs": len(table.matrix.pairs),
         "groups": int(table.groups.max()) + 1,
         "planned": f"{1 - MARGIN:.0%} of a budget",
         "encoder": table.encoder.name,
@@ -299,7 +308,7 @@ def conditions(table: Table) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -330,46 +339,52 @@ def main() -> None:
         parser.error("--llmrouter-python goes with --llmrouter")
     if arguments.no_baselines and arguments.llmrouter:
         parser.error("--llmrouter adds to the first table, which --no-baselines leaves out")
+    return arguments
 
-    grid = OutcomeMatrix.from_outcomes(read_outcomes(arguments.outcomes), read_prices(arguments.prices))
-    grid = grid.select(grid.complete)
+
+def read_table(arguments: argparse.Namespace) -> Table:
+    """The questions that every pair was asked, with embeddings."""
+    matrix = OutcomeMatrix.from_outcomes(read_outcomes(arguments.outcomes), read_prices(arguments.prices))
+    matrix = matrix.select(matrix.complete)
     encoder = Encoder(cache=arguments.embeddings or "")
-    x = encoder(grid.texts, lambda done, of: say(f"questions embedded {done}/{of}")).numpy()
-    table = Table(grid, x, near_duplicates(grid.texts), encoder)
+    x = encoder(matrix.texts, lambda done, total: report(f"questions embedded {done}/{total}")).numpy()
+    return Table(matrix, x, near_duplicates(matrix.texts), encoder)
+
+
+def measure(table: Table, arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """All parts that were asked for."""
     results: dict[str, Any] = {"conditions": conditions(table)}
-    with tempfile.TemporaryDirectory() as scratch:
-        if not arguments.no_baselines:
-            python = arguments.llmrouter_python
-            if arguments.llmrouter and python is None:
-                python = install(Path(scratch) / "venv", say)
-            steps = cascade_steps(grid, arguments.cascade)
-            results["in_distribution"], splits, routers = in_distribution(
-                table, arguments.seeds, steps, python, Path(scratch)
-            )
-        elif arguments.ablation or arguments.speed:
-            splits, routers = fit_seeds(table, arguments.seeds)
+    splits: list[Split] = []
+    routers: list[RTRRouter] = []
+    if not arguments.no_baselines or arguments.ablation or arguments.speed:
+        splits, routers = fit_seeds(table, arguments.seeds)
+    if not arguments.no_baselines:
+        plan = cascade_plan(table.matrix, arguments.cascade)
+        python = arguments.llmrouter_python
+        if arguments.llmrouter and python is None:
+            python = install(scratch / "venv", report)
+        results["in_distribution"] = in_distribution(splits, routers, plan, python, scratch)
     if arguments.held_out_datasets:
-        results["held_out_datasets"] = [unseen_dataset(table, str(name)) for name in np.unique(grid.datasets)]
+        datasets = np.unique(table.matrix.datasets)
+        results["held_out_datasets"] = [unseen_dataset(table, str(name)) for name in datasets]
     if arguments.ablation:
         results["ablation"] = ablation(table, splits, routers)
     if arguments.speed:
         results["speed"] = speed(routers[0], splits[0].test)
-    say("")
+    return results
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    table = read_table(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        results = measure(table, arguments, Path(scratch))
+    report("")
     sys.stderr.write("\r")
     if arguments.json:
         print(json.dumps(results))
     else:
         show(results)
-
-
-def fit_seeds(table: Table, seeds: int) -> tuple[list[Split], list[RTRRouter]]:
-    """The splits of the first table and the routers fitted on them, nothing else."""
-    splits, routers = [], []
-    for seed in range(seeds):
-        test = held_out(table.groups, SHARE, seed)
-        splits.append(table.split(test, ~test, seed))
-        routers.append(fitted(splits[-1], table, RTRSettings(seed=seed), f"seed {seed}"))
-    return splits, routers
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Pure decisions: which pair answers a query (`query`), which model writes a token (`token`)."""
+"""Routing decisions without side effects: the pair for a query (`query`), the model for a token (`token`)."""

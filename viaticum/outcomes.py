@@ -1,7 +1,7 @@
 """The outcome table on disk: JSONL or Parquet, one row a question, model and strategy.
 
-Leaves out making outcomes (profiling), fitting routers on them and reporting. Parquet needs pyarrow (the
-`local` extra); JSONL and intervals need nothing.
+Profiling, fitting routers and reports are elsewhere. Parquet needs pyarrow (extra `local`); JSONL and
+intervals need no extra.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ _Z95 = NormalDist().inv_cdf(0.975)
 
 
 def read_outcomes(path: str | Path) -> list[Outcome]:
-    """All rows of an outcome table, by the file's suffix: .parquet, or JSONL for anything else.
+    """Read all rows of an outcome table: Parquet where the suffix is .parquet, else JSONL.
 
-    Raises `DataError` naming the line (JSONL) or the columns that are missing; `MissingExtra` without pyarrow.
+    Raises:
+        InputError: there is no such file.
+        DataError: a row is not an outcome; names the line and the missing columns.
+        MissingExtra: a Parquet file without pyarrow.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,7 +42,7 @@ def read_outcomes(path: str | Path) -> list[Outcome]:
 
 
 def write_outcomes(path: str | Path, outcomes: Iterable[Outcome]) -> None:
-    """Write a table by the path's suffix; the file appears whole or not at all."""
+    """Write a table in the format of the path's suffix; the file appears whole or not at all."""
     path = Path(path)
     if path.suffix == ".parquet":
         with atomic_file(path) as scratch:
@@ -49,7 +52,7 @@ def write_outcomes(path: str | Path, outcomes: Iterable[Outcome]) -> None:
 
 
 def append_outcome(path: str | Path, row: Outcome) -> None:
-    """Add a row to a JSONL table, in one write, so that several processes may add to it."""
+    """Append a row to a JSONL table in one write, so that several processes can append to it."""
     line = json.dumps(asdict(row), ensure_ascii=False) + "\n"
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -59,27 +62,31 @@ def append_outcome(path: str | Path, row: Outcome) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def accuracy_interval(right: int, of: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share of `of` questions (Wilson, JASA 22, 1927, equation for its two roots)."""
-    if not 0 <= right <= of or of == 0:
+def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share (Wilson, JASA 22, 1927, equation for its two roots).
+
+    Raises `InputError` where `correct` of `total` is not a share.
+    """
+    if not 0 <= correct <= total or total == 0:
         raise InputError(
-            f"not a share: {right} of {of}; count at least one question, and no more right than asked"
+            f"not a share: {correct} of {total}; count at least one question, and no more right than asked"
         )
-    share, z2 = right / of, _Z95 * _Z95
-    middle = (share + z2 / (2 * of)) / (1 + z2 / of)
-    half = _Z95 * sqrt(share * (1 - share) / of + z2 / (4 * of * of)) / (1 + z2 / of)
-    low, high = (0.0 if right == 0 else middle - half), (1.0 if right == of else middle + half)
+    share, z2 = correct / total, _Z95 * _Z95
+    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = _Z95 * sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
+    low = 0.0 if correct == 0 else middle - half
+    high = 1.0 if correct == total else middle + half
     return max(0.0, low), min(1.0, high)
 
 
-def parse_outcome(row: Mapping[str, Any], place: str) -> Outcome:
-    """One row as an `Outcome`; raises `DataError` for missing columns, naming the place."""
+def parse_outcome(row: Mapping[str, Any], source: str) -> Outcome:
+    """Return a row as an `Outcome`. Raises `DataError`, which names `source`, for missing columns."""
     missing = [name for name in REQUIRED if name not in row]
     if missing:
-        raise DataError(f"{place}: missing {', '.join(missing)}; an outcome needs {', '.join(REQUIRED)}")
+        raise DataError(f"{source}: missing {', '.join(missing)}; an outcome needs {', '.join(REQUIRED)}")
     values = {name: row.get(name) for name in COLUMNS}
     if values["correct"] not in (0, 1):
-        raise DataError(f"{place}: correct must be true or false, not {values['correct']!r}")
+        raise DataError(f"{source}: correct must be true or false, not {values['correct']!r}")
     return Outcome(**{**values, "correct": bool(values["correct"])})  # type: ignore[arg-type]
 
 
@@ -97,10 +104,10 @@ def _write_parquet(path: Path, outcomes: Iterable[Outcome]) -> None:
     parquet = pyarrow_parquet()
     import pyarrow as pa
 
-    types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    kinds: dict[str, type] = dict.fromkeys(COLUMNS, str) | {"correct": bool, "seconds": float}
-    kinds |= dict.fromkeys(("input_tokens", "output_tokens", "cost_nanousd"), int)
-    schema = pa.schema([(name, types[kinds[name]]) for name in COLUMNS])
+    arrow_types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    column_types: dict[str, type] = dict.fromkeys(COLUMNS, str) | {"correct": bool, "seconds": float}
+    column_types |= dict.fromkeys(("input_tokens", "output_tokens", "cost_nanousd"), int)
+    schema = pa.schema([(name, arrow_types[column_types[name]]) for name in COLUMNS])
     parquet.write_table(
         pa.Table.from_pylist([asdict(row) for row in outcomes], schema=schema), path, compression="zstd"
     )

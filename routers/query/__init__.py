@@ -1,4 +1,4 @@
-"""Which pair answers a query: a router makes the table, `choose` picks from it under a budget and a policy.
+"""Routing of queries to pairs: a router predicts a table, `choose` picks from it under a budget and a policy.
 
 The learned router, which needs the `local` extra, is in `viaticum.routers.query.rtr`.
 """

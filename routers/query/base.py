@@ -1,4 +1,4 @@
-"""The contract of a query router: a query in, a routing table out (RTR, arXiv 2505.19435)."""
+"""The interface of a query router: a query in, a routing table out (RTR, arXiv 2505.19435)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from viaticum.types import Query, RoutingTable
 
 
 class QueryRouter(ABC):
-    """Predicts accuracy, tokens and cost of every pair it knows. Decides nothing: see `choose`."""
+    """Predicts accuracy, tokens and cost of every pair it knows. The choice among them is `choose`'s."""
 
     @abstractmethod
     def table(self, query: Query) -> RoutingTable:
         """A row for every pair; costs in nano-dollars, prompt included."""
 
     def prefetch(self, queries: Sequence[Query]) -> None:
-        """Tables and plans of all these will be asked for: a router that predicts many at once faster does so now."""
+        """Announce queries that will be routed, so that a router can predict them in one batch."""
         return
 
     def plans_for(self, query: Query) -> list[PlanRow]:

@@ -1,7 +1,7 @@
-"""Picking one pair from a routing table: what a policy wants, within what is left of the budget.
+"""Choosing one pair or plan from a routing table by a policy, within the rest of the budget.
 
-Looks at predictions alone, never at outcomes. The policies are the three that RTR-like routers use: best
-within the budget, cheapest that is good enough, and accuracy minus lambda times cost.
+Reads predictions only, never outcomes. The policies are the three that RTR-like routers use: the most
+accurate within the budget, the cheapest that is accurate enough, and accuracy minus lambda times cost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from viaticum.types import Route, RoutingTable
 
 
 class Costed(Protocol):
-    """What a policy looks at: the row of a pair, or of a plan."""
+    """What a policy reads: the row of a pair or of a plan."""
 
     @property
     def accuracy(self) -> float: ...
@@ -32,20 +32,20 @@ RowT = TypeVar("RowT", bound=Costed)
 
 
 class Policy(ABC):
-    """An order on the rows that fit the budget."""
+    """A rule that picks one of the rows that fit the budget."""
 
     @abstractmethod
     def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
-        """The row wanted among `rows` (never empty), and why, in words."""
+        """Return one of `rows` (never empty), and the reason as a text."""
 
     def filter_fallbacks(self, rows: list[RowT]) -> list[RowT]:
-        """Those that are worth their cost once others gave no answer: by default all."""
+        """Rows that are worth their cost after other pairs gave no answer: by default all."""
         return rows
 
 
 @dataclass(frozen=True)
 class Best(Policy):
-    """The highest accuracy; of equals the cheapest."""
+    """The highest accuracy; among equals the cheapest."""
 
     def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
         row = max(rows, key=lambda row: (row.accuracy, -row.cost_p50))
@@ -54,7 +54,7 @@ class Best(Policy):
 
 @dataclass(frozen=True)
 class Cheapest(Policy):
-    """The cheapest that is expected to reach `accuracy`; where none is, the most accurate."""
+    """The cheapest row that is expected to reach `accuracy`; where none is, the most accurate."""
 
     accuracy: float
 
@@ -73,7 +73,7 @@ class Cheapest(Policy):
 
 @dataclass(frozen=True)
 class Weighted(Policy):
-    """The highest accuracy minus `per_dollar` times the expected cost in dollars (RTR's score, in money)."""
+    """The highest accuracy minus `per_dollar` times expected dollars (RTR's score with prices)."""
 
     per_dollar: float
 
@@ -91,7 +91,7 @@ class Weighted(Policy):
 
 @dataclass(frozen=True)
 class AtPrice(Weighted):
-    """As `Weighted`, where a dollar has been found to be worth `per_dollar` elsewhere: what gains less is not asked."""
+    """As `Weighted`, with a pacer's value of a dollar; leaves out fallbacks that gain less than they cost."""
 
     def __post_init__(self) -> None:
         if not self.per_dollar >= 0:
@@ -102,7 +102,7 @@ class AtPrice(Weighted):
 
 
 def parse_policy(text: str) -> Policy:
-    """`best`, `cheapest:ACCURACY` or `weighted:PER_DOLLAR`; raises `InputError` for anything else."""
+    """Parse `best`, `cheapest:ACCURACY` or `weighted:PER_DOLLAR`; raises `InputError` for anything else."""
     name, _, argument = text.partition(":")
     kinds = {"cheapest": Cheapest, "weighted": Weighted}
     if name == "best" and not argument:
@@ -117,16 +117,23 @@ def parse_policy(text: str) -> Policy:
 
 
 def choose(table: RoutingTable, left_nanousd: int | None, policy: Policy) -> Route:
-    """The pair that `policy` wants among those whose p90 cost fits `left_nanousd` (None: no limit).
+    """Choose a pair among those whose p90 cost fits the budget.
 
-    Raises `BudgetExceeded` where none fits.
+    Args:
+        table: a row for every pair.
+        left_nanousd: the rest of the budget in nano-dollars; None: no limit.
+        policy: picks one of the rows that fit.
+
+    Raises:
+        InputError: the table is empty.
+        BudgetExceeded: no row fits.
     """
     row, why = policy.pick(_fitting(table.rows, left_nanousd))
     return Route(row.pair, row, why)
 
 
 def choose_plan(rows: Sequence[PlanRow], left_nanousd: int | None, policy: Policy) -> PlanRoute:
-    """The plan that `policy` wants among those whose p90 cost fits, as `choose`."""
+    """Choose a plan among those whose p90 cost fits the budget, as `choose` does a pair."""
     row, why = policy.pick(_fitting(rows, left_nanousd))
     return PlanRoute(row.plan, row, why)
 
@@ -136,10 +143,11 @@ def _fitting(rows: Sequence[RowT], left_nanousd: int | None) -> list[RowT]:
         raise InputError("no pair is left to choose from; pull weights or profile more pairs")
     fitting = [row for row in rows if left_nanousd is None or row.cost_p90 <= left_nanousd]
     if not fitting:
-        least = min(row.cost_p90 for row in rows)
+        cheapest = min(row.cost_p90 for row in rows)
         raise BudgetExceeded(
-            f"no pair fits: the cheapest may cost {format_usd(least)} and {format_usd(left_nanousd or 0)} is left",
-            needed=least,
+            f"no pair fits: the cheapest may cost {format_usd(cheapest)} and "
+            f"{format_usd(left_nanousd or 0)} is left",
+            needed=cheapest,
             left=left_nanousd or 0,
         )
     return fitting

@@ -1,7 +1,8 @@
-"""Sentence embeddings of questions and descriptions, computed once: a frozen encoder and its cache.
+"""Sentence embeddings of questions and descriptions: a frozen encoder with a cache on disk.
 
-Any sentence-transformers model will do; that of the catalogue is the default. Embeddings have length 1 and are kept in
-an SQLite file, found again by model and text. The model is loaded when the first text is met that is not there.
+Works with any sentence-transformers model; the default is in the catalogue. Embeddings have length 1; the
+cache is an SQLite file with model and text as key. The model is loaded for the first text that is not in the
+cache.
 """
 
 from __future__ import annotations
@@ -21,47 +22,55 @@ from viaticum.errors import InputError, MissingExtra
 from viaticum.heavy import LOADING
 from viaticum.weights import cache_dir, locate
 
-DEFAULT = "all-minilm-l6-v2"
+DEFAULT_MODEL = "all-minilm-l6-v2"
 BATCH = 64
-Progress = Callable[[int, int], None]  # texts done, texts in all
+MAX_VARIABLES = 500  # of one SQL statement
+Progress = Callable[[int, int], None]  # texts done, texts in total
 
 
 class Encoder:
-    """model: a name of the catalogue, a folder, or what sentence-transformers finds on this machine.
+    """Texts to embeddings.
 
-    cache: the SQLite file; None keeps nothing. Raises `WeightsError` for a model of the catalogue that was not
-    pulled, `InputError` for one that cannot be loaded.
+    Args:
+        model: a name of the catalogue, a folder, or what sentence-transformers finds on this machine.
+        cache: the SQLite file; "" is the one in the cache folder, None keeps nothing.
+        catalogue: where `model` is looked up; by default the catalogue of the user.
+
+    Raises:
+        WeightsError: the weights of a catalogue model were not pulled.
+        InputError: the model cannot be loaded.
     """
 
     def __init__(
         self,
-        model: str = DEFAULT,
+        model: str = DEFAULT_MODEL,
         *,
         cache: str | Path | None = "",
         catalogue: Catalogue | None = None,
     ) -> None:
         self.name = str(model)
-        known = catalogue or Catalogue.load()
-        self._folder = str(locate(known[self.name])) if self.name in known else self.name
+        models = catalogue or Catalogue.load()
+        self._folder = str(locate(models[self.name])) if self.name in models else self.name
         self._cache = cache_dir() / "embeddings.db" if cache == "" else Path(cache) if cache else None
         self._model: Any = None
         self._lock = threading.Lock()
 
     def __call__(self, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
-        """Embeddings float32 [N, D] of length 1."""
+        """Return float32 embeddings of length 1 [N, D]."""
         keys = [hashlib.sha256(f"{self.name}\0{text}".encode()).digest() for text in texts]
         with self._lock:
-            found = self._read(set(keys))
-            missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
-            new = sorted(missing.items(), key=lambda item: len(item[1]))  # texts of a length need no padding
-            for at in range(0, len(new), BATCH):
-                part = new[at : at + BATCH]
-                vectors = self._encode([text for _, text in part])
-                self._write([(key, vector.tobytes()) for (key, _), vector in zip(part, vectors, strict=True)])
-                found |= {key: vector for (key, _), vector in zip(part, vectors, strict=True)}
+            embeddings = self._read(set(keys))
+            missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in embeddings}
+            ordered = sorted(missing.items(), key=lambda item: len(item[1]))  # equal lengths need no padding
+            for start in range(0, len(ordered), BATCH):
+                batch = ordered[start : start + BATCH]
+                vectors = self._encode([text for _, text in batch])
+                encoded = {key: vector for (key, _), vector in zip(batch, vectors, strict=True)}
+                self._write([(key, vector.tobytes()) for key, vector in encoded.items()])
+                embeddings |= encoded
                 if progress is not None:
-                    progress(len(texts) - len(new) + at + len(part), len(texts))
-        return torch.from_numpy(np.stack([found[key] for key in keys]))
+                    progress(len(texts) - len(ordered) + start + len(batch), len(texts))
+        return torch.from_numpy(np.stack([embeddings[key] for key in keys]))
 
     def _encode(self, texts: list[str]) -> np.ndarray[Any, Any]:
         if self._model is None:
@@ -85,18 +94,18 @@ class Encoder:
     def _read(self, keys: set[bytes]) -> dict[bytes, np.ndarray[Any, Any]]:
         if self._cache is None or not self._cache.exists():
             return {}
-        found: dict[bytes, np.ndarray[Any, Any]] = {}
+        embeddings: dict[bytes, np.ndarray[Any, Any]] = {}
         wanted = list(keys)
         connection = self._open()
         try:
-            for at in range(0, len(wanted), 500):
-                part = wanted[at : at + 500]
-                marks = ",".join("?" * len(part))
-                rows = connection.execute(f"select key, vector from embeddings where key in ({marks})", part)
-                found |= {key: np.frombuffer(vector, dtype=np.float32) for key, vector in rows}
+            for start in range(0, len(wanted), MAX_VARIABLES):
+                batch = wanted[start : start + MAX_VARIABLES]
+                marks = ",".join("?" * len(batch))
+                rows = connection.execute(f"select key, vector from embeddings where key in ({marks})", batch)
+                embeddings |= {key: np.frombuffer(vector, dtype=np.float32) for key, vector in rows}
         finally:
             connection.close()
-        return found
+        return embeddings
 
     def _write(self, rows: list[tuple[bytes, bytes]]) -> None:
         if self._cache is None:
@@ -109,7 +118,7 @@ class Encoder:
             connection.close()
 
     def _open(self) -> Any:
-        """The cache is no truth of anything: where it cannot be read, remove it."""
+        """Open the cache, and make it where it is missing. It can be removed at any time."""
         import sqlite3
 
         assert self._cache is not None

@@ -1,8 +1,11 @@
-"""Heads: from a question's embedding to the chance that each column (a pair or a plan) answers it rightly.
+"""Heads: from the embedding of a question to the probability that a column (pair or plan) is correct.
 
-Three of them, as unlike as possible: logistic regression, nearest neighbours, and RTR's dual representation (arXiv
-2505.19435, section 3.2). Their log-odds are averaged with weights, and each column is calibrated, both on questions
-that the heads had not seen (`CalibratedMixture`). Knows nothing of money, plans or files; unknown outcomes are NaN.
+Three heads of different kinds: logistic regression, nearest neighbours, and the dual representation of RTR
+(arXiv 2505.19435, section 3.2). `CalibratedMixture` averages their log-odds with learned weights and
+calibrates each column; both are fitted on out-of-fold predictions. Costs, plans and files are handled
+elsewhere. Unknown outcomes are NaN.
+
+Shapes: N questions asked, Q questions of the training data, D embedding size, P pairs, M columns, H heads.
 """
 
 from __future__ import annotations
@@ -17,85 +20,97 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NEIGHBOURS = 60
-SHARPNESS = 10.0  # neighbours weigh exp(SHARPNESS * cosine)
-MANY = 16  # questions from which sums over neighbours are one matrix product
-PRIOR = 2.0  # neighbours that a column's mean is worth
+SIMILARITY_SCALE = 10.0  # a neighbour has the weight exp(SIMILARITY_SCALE * cosine)
+DENSE_FROM = 16  # questions from which sums over neighbours are one matrix product
+PRIOR_NEIGHBOURS = 2.0  # weight of a column's mean, in neighbours
 RIDGE = 2.0
-SCALE = 10.0  # of squared embeddings in the logistic regression, whose ridge is then about the same for any encoder
+FEATURE_SCALE = 10.0  # factor of squared embeddings, so that the same ridge fits any encoder of unit length
 WIDTH, RANK = 128, 64
 BATCH = 128
+PATIENCE = 5  # epochs without improvement before training stops
 QUANTILES = (0.5, 0.9)
 Array = np.ndarray[Any, Any]
 
 
-def log_odds(chances: Tensor) -> Tensor:
-    return torch.logit(chances.clamp(1e-3, 1 - 1e-3))
+def log_odds(probabilities: Tensor) -> Tensor:
+    return torch.logit(probabilities.clamp(1e-3, 1 - 1e-3))
+
+
+def log_loss(logits: Tensor, correct: Tensor) -> float:
+    """Mean negative log-likelihood of the known outcomes, in nats."""
+    known = ~correct.isnan()
+    return float(F.binary_cross_entropy_with_logits(logits[known], correct[known]))
 
 
 def mean_known(values: Tensor) -> Tensor:
-    """The mean of each column [M] over its known rows; the mean of all where it has none."""
+    """The mean of each column [M] over its known rows; the overall mean where a column has none."""
     return values.nanmean(0).nan_to_num(float(values.nanmean()))
 
 
 class LogisticHead:
-    """One ridge logistic regression a column, fitted together. weights [D + 1, M]."""
+    """One ridge logistic regression per column, all fitted in one optimisation. weights: [D + 1, M]."""
 
     def __init__(self, weights: Tensor) -> None:
         self.weights = weights
 
     @classmethod
-    def fit(cls, embeddings: Tensor, right: Tensor, ridge: float = RIDGE) -> LogisticHead:
-        x, known = _with_one(embeddings), ~right.isnan()
-        target, count = right.nan_to_num(0.0), known.sum(0).clamp_min(1)
-        weights = torch.zeros(x.shape[1], right.shape[1])
-        weights[-1] = log_odds(mean_known(right))
+    def fit(cls, embeddings: Tensor, correct: Tensor, ridge: float = RIDGE) -> LogisticHead:
+        features, known = _with_intercept(embeddings), ~correct.isnan()
+        target, count = correct.nan_to_num(0.0), known.sum(0).clamp_min(1)
+        weights = torch.zeros(features.shape[1], correct.shape[1])
+        weights[-1] = log_odds(mean_known(correct))
         weights.requires_grad_()
         optimiser = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
 
-        def loss() -> Tensor:
+        def closure() -> Tensor:
             optimiser.zero_grad()
-            each = F.binary_cross_entropy_with_logits(x @ weights, target, reduction="none") * known
-            value = (each.sum(0) / count).sum() + 0.5 * ridge * (weights[:-1].square().sum(0) / count).sum()
-            value.backward()  # type: ignore[no-untyped-call]
-            return value
+            each = F.binary_cross_entropy_with_logits(features @ weights, target, reduction="none") * known
+            loss = (each.sum(0) / count).sum() + 0.5 * ridge * (weights[:-1].square().sum(0) / count).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
 
-        optimiser.step(loss)  # type: ignore[no-untyped-call]
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
         return cls(weights.detach())
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Log-odds [N, M]."""
-        return _with_one(embeddings) @ self.weights
+        return _with_intercept(embeddings) @ self.weights
 
 
 class NeighboursHead:
-    """The weighted mean over the nearest known questions. embeddings [Q, D] of length 1; values [Q, M], NaN unknown."""
+    """Weighted mean over the nearest known questions.
+
+    Args:
+        embeddings: unit length [Q, D].
+        values: outcomes of the known questions [Q, M]; NaN where unknown.
+    """
 
     def __init__(self, embeddings: Tensor, values: Tensor) -> None:
         self.embeddings, self.values = embeddings, values
         self.means = mean_known(values)
         unknown = values.isnan()
         self._known = (~unknown).float() if bool(unknown.any()) else None
-        self._zeroed = values.nan_to_num(0.0) if self._known is not None else values
+        self._zero_filled = values.nan_to_num(0.0) if self._known is not None else values
 
     def nearest(self, embeddings: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Cosines and numbers [N, count] of the nearest questions."""
-        found = (embeddings @ self.embeddings.T).topk(min(count, len(self.embeddings)))
-        return found.values, found.indices
+        """Cosines and row indices of the nearest known questions, each [N, count]."""
+        nearest = (embeddings @ self.embeddings.T).topk(min(count, len(self.embeddings)))
+        return nearest.values, nearest.indices
 
-    def mean(self, cosines: Tensor, numbers: Tensor, prior: float = PRIOR) -> Tensor:
-        """Their mean values [N, M], a column's own mean being worth `prior` neighbours."""
-        weights = torch.exp(SHARPNESS * (cosines - cosines[:, :1]))
+    def mean(self, cosines: Tensor, indices: Tensor, prior: float = PRIOR_NEIGHBOURS) -> Tensor:
+        """Weighted means of the neighbours' values [N, M]; the column mean counts as `prior` neighbours."""
+        weights = torch.exp(SIMILARITY_SCALE * (cosines - cosines[:, :1]))
         weights = weights / weights.sum(1, keepdim=True) * cosines.shape[1]
-        total = self._sum(weights, numbers, self.values if self._known is None else self._zeroed)
+        total = self._weighted_sum(weights, indices, self._zero_filled)
         if self._known is None:
             return (total + prior * self.means) / (cosines.shape[1] + prior)
-        return (total + prior * self.means) / (self._sum(weights, numbers, self._known) + prior)
+        return (total + prior * self.means) / (self._weighted_sum(weights, indices, self._known) + prior)
 
-    def _sum(self, weights: Tensor, numbers: Tensor, values: Tensor) -> Tensor:
-        """Weighted sums [N, M] of rows of values; of many at once by one product with a matrix that is mostly zero."""
-        if len(numbers) < MANY:
-            return torch.einsum("nk,nkm->nm", weights, values[numbers])
-        return torch.zeros(len(numbers), len(values)).scatter_(1, numbers, weights) @ values
+    def _weighted_sum(self, weights: Tensor, indices: Tensor, values: Tensor) -> Tensor:
+        """Weighted sums of rows of `values` [N, M]; for many questions as one dense matrix product."""
+        if len(indices) < DENSE_FROM:
+            return torch.einsum("nk,nkm->nm", weights, values[indices])
+        return torch.zeros(len(indices), len(values)).scatter_(1, indices, weights) @ values
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Log-odds [N, M]."""
@@ -104,8 +119,13 @@ class NeighboursHead:
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns are. models, strategies: embeddings of their descriptions [A, D], [B, D]; of_pair: numbers of
-    model and strategy of each pair [P, 2]; members: shares of each pair in a column [M, P], the first P being pairs."""
+    """The columns of the router's predictions: first the P pairs, then the plans.
+
+    Args:
+        models, strategies: embeddings of their descriptions [A, D], [B, D].
+        of_pair: indices of the model and the strategy of each pair [P, 2].
+        members: share of each pair in a column [M, P].
+    """
 
     models: Tensor
     strategies: Tensor
@@ -114,14 +134,21 @@ class Columns:
 
 
 class DualHead(nn.Module):
-    """RTR's dual representation: a description's embedding, projected, plus a learned one, for models and strategies.
+    """The dual representation of RTR: a projected description plus a learned embedding.
 
-    A pair is the sum of its two, a plan the mean of its pairs plus one of its own. Accuracy is the product of the
-    column's vector with one MLP of the question (`width` numbers), log tokens (`QUANTILES`, pairs alone) with another. Unlike the
-    paper's, whose MLP reads question and column together, it answers for all columns at once.
+    Models and strategies have such vectors. The vector of a pair is the sum of its two, that of a plan the
+    mean of its pairs plus an embedding of its own. The log-odds of a column are the product of its vector
+    with an MLP of the question; log tokens (`QUANTILES`, pairs only) use a second MLP. In the paper an MLP
+    reads question and column together; here one pass serves all columns.
+
+    Args:
+        columns: descriptions of models, strategies and plans.
+        correct: outcomes [Q, M], from which the biases start.
+        log_tokens: log output tokens [Q, P], from which the token quantiles start.
+        width: size of a question's embedding, D.
     """
 
-    def __init__(self, columns: Columns, right: Tensor, log_tokens: Tensor, width: int) -> None:
+    def __init__(self, columns: Columns, correct: Tensor, log_tokens: Tensor, width: int) -> None:
         super().__init__()
         size, count = columns.models.shape[1], len(columns.members)
         self.columns = columns
@@ -135,182 +162,218 @@ class DualHead(nn.Module):
         self.length = nn.Sequential(
             nn.Linear(width, WIDTH), nn.ReLU(), nn.Dropout(0.1), nn.Linear(WIDTH, RANK)
         )
-        self.bias = nn.Parameter(log_odds(mean_known(right)))
-        middle = mean_known(log_tokens)
-        spread = torch.tensor([0.0, 0.5])
-        self.tokens = nn.Parameter(middle[:, None] + spread)
+        self.bias = nn.Parameter(log_odds(mean_known(correct)))
+        self.tokens = nn.Parameter(mean_known(log_tokens)[:, None] + torch.tensor([0.0, 0.5]))
         self.scale = nn.Parameter(torch.zeros(2))
         self._vectors: tuple[Tensor, Tensor] | None = None
 
     def pairs(self) -> Tensor:
-        """A vector for every pair [P, RANK]."""
+        """The vector of every pair [P, RANK]."""
         columns = self.columns
         models = self.of_model(3 * columns.models) + self.model
         strategies = self.of_strategy(3 * columns.strategies) + self.strategy
-        out: Tensor = models[columns.of_pair[:, 0]] + strategies[columns.of_pair[:, 1]]
-        return out
+        vectors: Tensor = models[columns.of_pair[:, 0]] + strategies[columns.of_pair[:, 1]]
+        return vectors
 
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """embeddings [N, D] -> log-odds [N, M] and quantiles of log tokens [N, P, 2]."""
-        if self._vectors is not None:
-            pairs, vectors = self._vectors
-        else:
-            pairs = self.pairs()
-            vectors = self.columns.members @ pairs + self.own
-        right = self.question(3 * embeddings) @ vectors.T / RANK**0.5 + self.bias
+        pairs, vectors = self._vectors if self._vectors is not None else self._column_vectors()
+        logits = self.question(3 * embeddings) @ vectors.T / RANK**0.5 + self.bias
         length = self.length(3 * embeddings) @ pairs.T / RANK**0.5
-        return right, self.tokens + length[..., None] * torch.exp(self.scale)
+        return logits, self.tokens + length[..., None] * torch.exp(self.scale)
+
+    def _column_vectors(self) -> tuple[Tensor, Tensor]:
+        """Vectors of the pairs [P, RANK] and of all columns [M, RANK]."""
+        pairs = self.pairs()
+        return pairs, self.columns.members @ pairs + self.own
 
     @torch.no_grad()
     def predict(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, without dropout and gradients."""
         self.train(False)
-        right, tokens = self(embeddings)
-        return right, tokens
+        logits, log_tokens = self(embeddings)
+        return logits, log_tokens
 
     @torch.no_grad()
     def freeze(self) -> DualHead:
-        """Learn no more: the vectors of the columns are computed once."""
+        """End training and compute the vectors of the columns once."""
         self.eval().requires_grad_(False)
-        pairs = self.pairs()
-        self._vectors = pairs, self.columns.members @ pairs + self.own
+        self._vectors = self._column_vectors()
         return self
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a head learns from. embeddings [Q, D]; right and cost [Q, M]; log_tokens [Q, P]; cut [Q, P]; weights:
-    what a dollar may be worth in accuracy."""
+    """Tensors that the heads are fitted on.
+
+    Args:
+        embeddings: [Q, D].
+        correct: 0 or 1 [Q, M]; NaN where unknown.
+        cost: dollars [Q, M].
+        log_tokens: log output tokens [Q, P].
+        truncated: answers cut at the token limit [Q, P].
+        cost_weights: values of a dollar in units of accuracy that the decision loss draws from.
+    """
 
     embeddings: Tensor
-    right: Tensor
+    correct: Tensor
     cost: Tensor
     log_tokens: Tensor
-    cut: Tensor
-    weights: tuple[float, ...]
+    truncated: Tensor
+    cost_weights: tuple[float, ...]
 
     def select(self, rows: Tensor) -> TrainingData:
-        names = ("embeddings", "right", "cost", "log_tokens", "cut")
+        names = ("embeddings", "correct", "cost", "log_tokens", "truncated")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
-def pinball(found: Tensor, log_tokens: Tensor, cut: Tensor) -> Tensor:
-    """Quantile loss of log tokens; of an answer that was cut only that it is at least so long is known.
+def pinball(predicted: Tensor, log_tokens: Tensor, truncated: Tensor) -> Tensor:
+    """Quantile loss of log tokens (Koenker and Bassett 1978), censored as in Powell 1986.
 
-    found [N, P, 2]; log_tokens [N, P], NaN unknown. Koenker and Bassett 1978; censored as in Powell 1986.
+    Args:
+        predicted: quantiles [N, P, 2].
+        log_tokens: [N, P], NaN where unknown.
+        truncated: answers of which only a lower bound of the length is known [N, P].
     """
     levels = torch.tensor(QUANTILES)
-    short = log_tokens.nan_to_num(0.0)[..., None] - found
-    loss = torch.maximum(levels * short, (levels - 1) * short)
-    counted = ~log_tokens.isnan()[..., None] & ((short > 0) | ~cut[..., None])
+    residual = log_tokens.nan_to_num(0.0)[..., None] - predicted
+    loss = torch.maximum(levels * residual, (levels - 1) * residual)
+    counted = ~log_tokens.isnan()[..., None] & ((residual > 0) | ~truncated[..., None])
     return (loss * counted).sum() / (~log_tokens.isnan()).sum().clamp_min(1)
 
 
-def regret(log_odds_: Tensor, lesson: TrainingData, dice: torch.Generator) -> Tensor:
-    """What choosing softly by these predictions gives up, at a worth of a dollar drawn for each question.
+def regret(logits: Tensor, data: TrainingData, rng: torch.Generator) -> Tensor:
+    """Mean utility that a soft choice by these predictions loses, at a random cost weight per question.
 
-    The decision itself is trained, not only the label (2602.03478: routers collapse where predictions are close).
+    Training on the decision as well as on the labels counters routers that collapse where predictions are
+    close (arXiv 2602.03478). logits: [N, M], of the questions of `data`.
     """
-    weights = torch.tensor(lesson.weights)
-    worth = weights[torch.randint(len(weights), (len(log_odds_), 1), generator=dice)]
-    gain = lesson.right - worth * lesson.cost
-    utility = torch.sigmoid(log_odds_) - worth * lesson.cost
-    known = ~gain.isnan()
-    chosen = torch.softmax(
-        (utility / 0.05).masked_fill(~known, float("-inf")).nan_to_num(nan=0.0, neginf=-1e9), 1
+    weights = torch.tensor(data.cost_weights)
+    weight = weights[torch.randint(len(weights), (len(logits), 1), generator=rng)]
+    utility = data.correct - weight * data.cost
+    predicted = torch.sigmoid(logits) - weight * data.cost
+    known = ~utility.isnan()
+    shares = torch.softmax(
+        (predicted / 0.05).masked_fill(~known, float("-inf")).nan_to_num(nan=0.0, neginf=-1e9), 1
     )
-    best = gain.masked_fill(~known, float("-inf")).max(1).values
-    got = (chosen * gain.nan_to_num(0.0)).sum(1)
-    return (best.nan_to_num(neginf=0.0) - got).clamp_max(5.0).mean()
+    best = utility.masked_fill(~known, float("-inf")).max(1).values
+    expected = (shares * utility.nan_to_num(0.0)).sum(1)
+    return (best.nan_to_num(neginf=0.0) - expected).clamp_max(5.0).mean()
 
 
 def fit_dual_head(
     columns: Columns,
-    lesson: TrainingData,
+    data: TrainingData,
     *,
     epochs: int,
     seed: int,
     decision: float = 0.5,
-    watch: TrainingData | None = None,
+    validation: TrainingData | None = None,
 ) -> tuple[DualHead, int]:
-    """Train the dual head; with `watch` (other questions) stop where it does best there, at most after `epochs`.
+    """Train the dual head and return it, frozen, with its number of epochs.
 
-    Returns it and the number of epochs it was trained for.
+    Args:
+        columns: descriptions of models, strategies and plans.
+        data: training questions.
+        epochs: epochs to train for; with `validation` the most.
+        seed: seed of initialisation, batches and cost weights.
+        decision: weight of the decision loss (`regret`).
+        validation: other questions; the epoch with their lowest log loss is returned.
     """
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        dual = DualHead(columns, lesson.right, lesson.log_tokens, lesson.embeddings.shape[1])
-        optimiser = torch.optim.AdamW(dual.parameters(), lr=2e-3, weight_decay=0.1)
-        known = ~lesson.right.isnan()
-        best, best_epoch, kept = float("inf"), epochs, None
+        head = DualHead(columns, data.correct, data.log_tokens, data.embeddings.shape[1])
+        optimiser = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.1)
+        best, best_epoch, best_state = float("inf"), epochs, None
         for epoch in range(epochs):
-            dual.train()
-            for rows in torch.split(torch.randperm(len(known)), BATCH):
-                part = lesson.select(rows)
-                right, tokens = dual(part.embeddings)
-                each = F.binary_cross_entropy_with_logits(right, part.right.nan_to_num(0.0), reduction="none")
-                loss = (each * known[rows]).sum() / known[rows].sum().clamp_min(1)
-                loss = loss + 0.3 * pinball(tokens, part.log_tokens, part.cut)
-                if decision:
-                    loss = loss + decision * regret(right, part, dice)
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-            if watch is not None:
-                value = log_loss(dual.predict(watch.embeddings)[0], watch.right)
-                if value < best:
-                    best, best_epoch = value, epoch + 1
-                    kept = {name: each.clone() for name, each in dual.state_dict().items()}
-                if epoch + 1 - best_epoch >= 5:
-                    break
-        if kept is not None:
-            dual.load_state_dict(kept)
-    return dual.freeze(), best_epoch
+            _train_epoch(head, data, optimiser, decision, rng)
+            if validation is None:
+                continue
+            loss = log_loss(head.predict(validation.embeddings)[0], validation.correct)
+            if loss < best:
+                best, best_epoch = loss, epoch + 1
+                best_state = {name: each.clone() for name, each in head.state_dict().items()}
+            if epoch + 1 - best_epoch >= PATIENCE:
+                break
+    if best_state is not None:
+        head.load_state_dict(best_state)
+    return head.freeze(), best_epoch
 
 
-def log_loss(found: Tensor, right: Tensor) -> float:
-    """Mean negative log-likelihood of the known outcomes, in nats."""
-    known = ~right.isnan()
-    return float(F.binary_cross_entropy_with_logits(found[known], right[known]))
+def _train_epoch(
+    head: DualHead,
+    data: TrainingData,
+    optimiser: torch.optim.Optimizer,
+    decision: float,
+    rng: torch.Generator,
+) -> None:
+    """One pass over the questions in random batches."""
+    head.train()
+    for rows in torch.split(torch.randperm(len(data.correct)), BATCH):
+        batch = data.select(rows)
+        known = ~batch.correct.isnan()
+        logits, log_tokens = head(batch.embeddings)
+        each = F.binary_cross_entropy_with_logits(logits, batch.correct.nan_to_num(0.0), reduction="none")
+        loss = (each * known).sum() / known.sum().clamp_min(1)
+        loss = loss + 0.3 * pinball(log_tokens, batch.log_tokens, batch.truncated)
+        if decision:
+            loss = loss + decision * regret(logits, batch, rng)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
 
 
 @dataclass(frozen=True)
 class CalibratedMixture:
-    """Weights of the heads [H], and a line for each column's log-odds: slope [M] and offset [M]."""
+    """Weighted mean of the heads' log-odds, then Platt scaling per column.
+
+    Args:
+        shares: weights of the heads [H], which sum to 1.
+        slope, offset: of each column's log-odds [M].
+    """
 
     shares: Tensor
     slope: Tensor
     offset: Tensor
 
     def __call__(self, heads: Sequence[Tensor]) -> Tensor:
-        """Log-odds of all heads, H times [N, M] -> chances [N, M]."""
+        """Log-odds of each head, H times [N, M] -> probabilities [N, M]."""
         mixed = sum(share * each for share, each in zip(self.shares, heads, strict=True))
         return torch.sigmoid(mixed * self.slope + self.offset)
 
     @classmethod
     def fit(
-        cls, heads: Sequence[Tensor], right: Tensor, *, calibrate: bool = True, ridge: float = 20.0
+        cls, heads: Sequence[Tensor], correct: Tensor, *, calibrate: bool = True, ridge: float = 20.0
     ) -> CalibratedMixture:
-        """On predictions for questions that the heads had not seen. ridge: questions that a slope of 1 and an offset of
-        0 are worth."""
-        known, target = ~right.isnan(), right.nan_to_num(0.0)
+        """Fit weights and calibration together on out-of-fold predictions.
+
+        Args:
+            heads: log-odds of each head, H times [Q, M].
+            correct: outcomes [Q, M].
+            calibrate: without it slopes are 1 and offsets 0.
+            ridge: strength of the prior of slope 1 and offset 0, in questions.
+        """
+        known, target = ~correct.isnan(), correct.nan_to_num(0.0)
         stacked = torch.stack(list(heads))
         raw = torch.zeros(len(heads), requires_grad=True)
-        slope, offset = (torch.zeros(right.shape[1], requires_grad=True) for _ in range(2))
-        learned = [raw, slope, offset] if calibrate else [raw]
-        optimiser = torch.optim.LBFGS(learned, max_iter=80, line_search_fn="strong_wolfe")
+        slope, offset = (torch.zeros(correct.shape[1], requires_grad=True) for _ in range(2))
+        parameters = [raw, slope, offset] if calibrate else [raw]
+        optimiser = torch.optim.LBFGS(parameters, max_iter=80, line_search_fn="strong_wolfe")
 
-        def loss() -> Tensor:
+        def closure() -> Tensor:
             optimiser.zero_grad()
             mixed = torch.einsum("h,hnm->nm", raw.softmax(0), stacked) * slope.exp() + offset
             each = F.binary_cross_entropy_with_logits(mixed, target, reduction="none") * known
-            value = (each.sum() + 0.5 * ridge * (slope.square().sum() + offset.square().sum())) / known.sum()
-            value.backward()  # type: ignore[no-untyped-call]
-            return value
+            penalty = 0.5 * ridge * (slope.square().sum() + offset.square().sum())
+            loss = (each.sum() + penalty) / known.sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
 
-        optimiser.step(loss)  # type: ignore[no-untyped-call]
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
         return cls(raw.detach().softmax(0), slope.detach().exp(), offset.detach())
 
 
-def _with_one(embeddings: Tensor) -> Tensor:
-    return F.pad(embeddings * SCALE**0.5, (0, 1), value=1.0)
+def _with_intercept(embeddings: Tensor) -> Tensor:
+    """Scaled embeddings with a column of ones [N, D + 1]."""
+    return F.pad(embeddings * FEATURE_SCALE**0.5, (0, 1), value=1.0)

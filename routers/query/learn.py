@@ -1,7 +1,7 @@
-"""Learning on: a pair that was never profiled, and outcomes of live runs.
+"""Changes to a fitted router: a pair that was never profiled, and outcomes of live runs.
 
-`add` describes a new pair by those that are described alike, and corrects that by as many outcomes as there are.
-`refit` learns anew from all outcomes, and says no where that would make live answers worse.
+`add` predicts for a new pair from the pairs with similar descriptions, and corrects that by the outcomes that
+exist. `refit` fits again on all outcomes, and refuses a result that predicts live answers worse.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from torch.nn import functional as F
 from viaticum.errors import DataError, InputError
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import Report, fit
-from viaticum.routers.query.heads import log_loss, log_odds
-from viaticum.routers.query.outcome_matrix import FEWEST, OutcomeMatrix, assign_folds, near_duplicates
-from viaticum.routers.query.rtr import Added, RTRRouter
+from viaticum.routers.query.heads import QUANTILES, log_loss, log_odds
+from viaticum.routers.query.outcome_matrix import (
+    MIN_QUESTIONS,
+    OutcomeMatrix,
+    assign_folds,
+    near_duplicates,
+)
+from viaticum.routers.query.parameters import AddedPairs
+from viaticum.routers.query.rtr import RTRRouter
 from viaticum.types import Pair
 
-ALIKE = 10.0  # a known pair counts exp(ALIKE * cosine) times, summed over model and strategy
-STAY = (
-    20.0,
-    1.0,
-)  # questions that the description is worth, for the weights of the known pairs and for the offset
+SIMILARITY_SCALE = 10.0  # a known pair has the weight exp(SIMILARITY_SCALE * sum of the two cosines)
+WEIGHTS_PRIOR, OFFSET_PRIOR = 20.0, 1.0  # strength of the priors on weights and offset, in questions
 
 
 def add(
@@ -36,87 +39,110 @@ def add(
     price: tuple[float, float],
     outcomes: OutcomeMatrix | None = None,
 ) -> RTRRouter:
-    """The router with one more pair, nothing else changed. price: dollars a million input and output tokens.
+    """Return the router with one more pair; the predictions for the others stay the same.
 
-    Its log-odds are a weighted sum of those of the known pairs plus an offset: to begin with the pairs whose
-    descriptions are alike; `outcomes` of the pair (20 to 100 do) move both. Raises `InputError` for a pair that the
-    router knows, `DataError` for outcomes that are not about it.
+    The log-odds of the new pair are a weighted sum of those of the known pairs plus an offset: at first by
+    the similarity of descriptions; outcomes (20 to 100 are enough) correct both.
+
+    Args:
+        router: a fitted router.
+        pair: the new pair.
+        descriptions: of models and strategies by name; the name stands for one that is missing.
+        price: dollars a million input and output tokens.
+        outcomes: outcomes of the pair, if there are any.
+
+    Raises:
+        InputError: the router knows the pair.
+        DataError: the outcomes are not about the pair.
     """
     if pair in router.pairs:
         raise InputError(f"the router knows {pair}; fit it again to change what it knows")
-    learned = router.learned
-    weights = likeness = _alike(router, pair, descriptions)
-    offset, lengths = torch.zeros(1), torch.zeros(2)
-    rate = _rate(router, pair, price, weights)
+    similarity = _description_similarity(router, pair, descriptions)
+    weights, offset, token_offsets = similarity, torch.zeros(1), torch.zeros(2)
     if outcomes is not None:
-        if pair not in outcomes.pairs:
-            raise DataError(f"the outcomes say nothing about {pair}")
-        column = outcomes.pairs.index(pair)
-        known = outcomes.select(~np.isnan(outcomes.correct[:, column]))
-        told = router.predict_texts(known.texts)
-        count = len(learned.pairs)
-        weights, offset = _corrected(
-            log_odds(told.accuracy[:, :count]), torch.from_numpy(known.correct[:, column]).float(), weights
-        )
-        made = torch.from_numpy(np.log(np.maximum(known.tokens[:, column], 1.0))).float()
-        expected = _lengths(told.tokens[:, :count].log(), likeness)
-        beyond = made[:, None] - expected
-        if not bool(beyond.isnan().all()):
-            levels = zip(range(2), (0.5, 0.9), strict=True)
-            lengths = torch.stack([torch.nanquantile(beyond[:, n], level) for n, level in levels])
-    one = Added((pair,), weights[None], offset, likeness[None], lengths[None], rate[None])
-    return RTRRouter(
-        replace(learned, added=one if learned.added is None else learned.added.join(one)), router.encoder
+        weights, offset, token_offsets = _correct_by_outcomes(router, pair, similarity, outcomes)
+    prices = _expected_prices(router, price, similarity)
+    added = AddedPairs((pair,), weights[None], offset, similarity[None], token_offsets[None], prices[None])
+    before = router.parameters.added
+    parameters = replace(router.parameters, added=added if before is None else before.concat(added))
+    return RTRRouter(parameters, router.encoder)
+
+
+def _description_similarity(router: RTRRouter, pair: Pair, descriptions: Mapping[str, str]) -> Tensor:
+    """Weights of the known pairs by the similarity of descriptions, which sum to 1 [P]."""
+    columns = router.parameters.columns
+    embedded = router.encoder([descriptions.get(name, name) for name in (pair.model, pair.strategy)]).float()
+    models, strategies = columns.models @ embedded[0], columns.strategies @ embedded[1]
+    similarity = models[columns.of_pair[:, 0]] + strategies[columns.of_pair[:, 1]]
+    return torch.softmax(SIMILARITY_SCALE * similarity, 0)
+
+
+def _correct_by_outcomes(
+    router: RTRRouter, pair: Pair, similarity: Tensor, outcomes: OutcomeMatrix
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights [P] and offset [1] of the log-odds, and what to add to log tokens [2]."""
+    if pair not in outcomes.pairs:
+        raise DataError(f"the outcomes say nothing about {pair}")
+    column, count = outcomes.pairs.index(pair), len(router.parameters.pairs)
+    known = outcomes.select(~np.isnan(outcomes.correct[:, column]))
+    prediction = router.predict_texts(known.texts)
+    weights, offset = _fit_towards_prior(
+        log_odds(prediction.accuracy[:, :count]),
+        torch.from_numpy(known.correct[:, column]).float(),
+        similarity,
     )
+    log_tokens = torch.from_numpy(np.log(np.maximum(known.tokens[:, column], 1.0))).float()
+    expected = torch.einsum("npk,p->nk", prediction.tokens[:, :count].log(), similarity)
+    residual = log_tokens[:, None] - expected
+    if bool(residual.isnan().all()):
+        return weights, offset, torch.zeros(2)
+    quantiles = [torch.nanquantile(residual[:, n], level) for n, level in enumerate(QUANTILES)]
+    return weights, offset, torch.stack(quantiles)
 
 
-def _alike(router: RTRRouter, pair: Pair, descriptions: Mapping[str, str]) -> Tensor:
-    """Shares of the known pairs [P] by the likeness of descriptions; they sum to 1."""
-    columns = router.learned.columns
-    told = router.encoder([descriptions.get(name, name) for name in (pair.model, pair.strategy)]).float()
-    models, strategies = columns.models @ told[0], columns.strategies @ told[1]
-    alike = models[columns.of_pair[:, 0]] + strategies[columns.of_pair[:, 1]]
-    return torch.softmax(ALIKE * alike, 0)
-
-
-def _corrected(odds: Tensor, right: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [P] and offset [1] of a logistic regression on log-odds [n, P] that stays near the prior."""
+def _fit_towards_prior(logits: Tensor, correct: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [P] and offset [1] of a logistic regression on log-odds [n, P], shrunk to `prior` and 0."""
     weights, offset = prior.clone().requires_grad_(), torch.zeros(1, requires_grad=True)
     optimiser = torch.optim.LBFGS([weights, offset], max_iter=100, line_search_fn="strong_wolfe")
 
-    def loss() -> Tensor:
+    def closure() -> Tensor:
         optimiser.zero_grad()
-        value = F.binary_cross_entropy_with_logits(odds @ weights + offset, right, reduction="sum")
-        value = value + STAY[0] * (weights - prior).square().sum() + 0.5 * STAY[1] * offset.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+        loss = F.binary_cross_entropy_with_logits(logits @ weights + offset, correct, reduction="sum")
+        loss = loss + WEIGHTS_PRIOR * (weights - prior).square().sum()
+        loss = loss + 0.5 * OFFSET_PRIOR * offset.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
     return weights.detach(), offset.detach()
 
 
-def _lengths(log_tokens: Tensor, shares: Tensor) -> Tensor:
-    """Quantiles of log tokens [n, 2] of a mix of pairs."""
-    return torch.einsum("npk,p->nk", log_tokens, shares)
+def _expected_prices(router: RTRRouter, price: tuple[float, float], similarity: Tensor) -> Tensor:
+    """Dollars of a prompt and of an output token [2].
 
-
-def _rate(router: RTRRouter, pair: Pair, price: tuple[float, float], shares: Tensor) -> Tensor:
-    """Dollars of a prompt and of an output token [2]. A prompt costs what one costs known pairs, by the prices' ratio."""
-    known = router.learned.rate
-    each = price[1] / 1e6
-    typical = float(shares @ known[:, 1])
-    prompt = float(shares @ known[:, 0]) * each / typical if typical > 0 else 0.0
-    return torch.tensor([prompt, each])
+    A prompt costs what it costs with the known pairs, scaled by the ratio of the output prices.
+    """
+    known = router.parameters.prices
+    per_token = price[1] / 1e6
+    typical = float(similarity @ known[:, 1])
+    per_prompt = float(similarity @ known[:, 0]) * per_token / typical if typical > 0 else 0.0
+    return torch.tensor([per_prompt, per_token])
 
 
 @dataclass(frozen=True)
-class Refit:
-    """before, after: mean negative log-likelihood of live outcomes that neither router had seen; live: how many."""
+class RefitResult:
+    """Both routers on live outcomes that neither was fitted on.
+
+    Args:
+        before, after: mean negative log-likelihood in nats.
+        live: number of live outcomes.
+        router: the new router; None where it is worse.
+    """
 
     before: float
     after: float
     live: int
-    router: RTRRouter | None  # None: it got worse
+    router: RTRRouter | None
 
 
 def refit(
@@ -126,36 +152,44 @@ def refit(
     encoder: Encoder,
     descriptions: Mapping[str, str] | None = None,
     *,
-    report: Report = lambda stage, done, of: None,
-) -> Refit:
-    """Learn anew from what was known and what came since; see whether live answers are foretold better.
+    report: Report = lambda stage, done, total: None,
+) -> RefitResult:
+    """Fit again on known and live outcomes, and check whether live answers are predicted better.
 
-    Half of the live questions (near-duplicates together) are held out for that. known and live have the same pairs.
-    Raises `DataError` for fewer live outcomes than can tell.
+    Half of the live questions, near-duplicates together, are held out for the check.
+
+    Args:
+        router: the router in use.
+        known: the outcomes that it was fitted on.
+        live: outcomes since, with the same pairs.
+        encoder: embeds questions and descriptions.
+        descriptions: as in `fit`.
+        report: called with the progress.
+
+    Raises:
+        InputError: known and live outcomes have other pairs.
+        DataError: too few live outcomes for the check.
     """
     if known.pairs != live.pairs:
         raise InputError("known and live outcomes must be laid out for the same pairs")
     count = int((~np.isnan(live.correct)).sum())
-    if count < FEWEST:
-        raise DataError(f"{count} live outcomes; {FEWEST} or more can tell whether a refit is better")
-    groups = near_duplicates([*live.texts])
-    out = assign_folds(groups, 2, router.learned.settings.seed) == 0
-    trial = fit(
-        known.join(live.select(~out)), encoder, descriptions, settings=router.learned.settings, report=report
-    )
-    right = torch.from_numpy(live.correct[out]).float()
-    before, after = (log_loss(log_odds(_of_pairs(each, live.select(out))), right) for each in (router, trial))
+    if count < MIN_QUESTIONS:
+        raise DataError(f"{count} live outcomes; {MIN_QUESTIONS} or more can tell whether a refit is better")
+    settings = router.parameters.settings
+    held_out = assign_folds(near_duplicates(live.texts), 2, settings.seed) == 0
+    test = live.select(held_out)
+    trial = fit(known.concat(live.select(~held_out)), encoder, descriptions, settings=settings, report=report)
+    correct = torch.from_numpy(test.correct).float()
+    before, after = (log_loss(log_odds(_pair_probabilities(each, test)), correct) for each in (router, trial))
     if after > before:
-        return Refit(before, after, count, None)
-    final = fit(known.join(live), encoder, descriptions, settings=router.learned.settings, report=report)
-    return Refit(before, after, count, final)
+        return RefitResult(before, after, count, None)
+    final = fit(known.concat(live), encoder, descriptions, settings=settings, report=report)
+    return RefitResult(before, after, count, final)
 
 
-def _of_pairs(router: RTRRouter, grid: OutcomeMatrix) -> Tensor:
-    """Chances [N, P] of the grid's pairs; those that the router does not know are as likely as the mean of all."""
-    told = router.predict_texts(grid.texts)
+def _pair_probabilities(router: RTRRouter, matrix: OutcomeMatrix) -> Tensor:
+    """Probabilities of the matrix's pairs [N, P]; for an unknown pair the mean over the router's columns."""
+    accuracy = router.predict_texts(matrix.texts).accuracy
     columns = dict(zip(router.pairs, router.pair_columns, strict=True))
-    mean = told.accuracy.mean(1)
-    return torch.stack(
-        [told.accuracy[:, columns[pair]] if pair in columns else mean for pair in grid.pairs], 1
-    )
+    mean = accuracy.mean(1)
+    return torch.stack([accuracy[:, columns[pair]] if pair in columns else mean for pair in matrix.pairs], 1)

@@ -1,7 +1,7 @@
-"""The outcome table as matrices, a row a question and a column a pair; and which questions are near-duplicates.
+"""The outcome table as matrices, a row a question and a column a pair; near-duplicates and folds.
 
-Checks what a router would otherwise learn silently: contradicting rows, values that are no numbers, pairs without a
-price. Knows no model and fits nothing.
+Refuses data that a router would otherwise learn from silently: contradicting rows, values that are not
+numbers, pairs without a price. Fitting is in `viaticum.routers.query.fit`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,26 @@ from viaticum.errors import DataError, InputError
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.types import Outcome, Pair
 
-# What is written where there is no answer. Where one of these is an answer after all, it only fails to count as agreeing.
+# Spellings of a missing answer. Where one of them is a real answer, it only fails to count as agreement.
 NO_ANSWER = frozenset(("", "none", "null", "nan", "n/a", "unknown", "invalid", "error"))
-FEWEST = 30  # questions below which nothing can be learned and checked
+MIN_QUESTIONS = 30  # fewer are too few to fit and to check
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class OutcomeMatrix:
-    """Q questions and P pairs; NaN where a pair was not asked.
+    """Outcomes of P pairs on Q questions; NaN where a pair was not asked.
 
-    correct: 0 or 1 [Q, P]; tokens: output tokens [Q, P]; cost: dollars [Q, P]; cut: True where an answer was cut at
-    its longest length [Q, P]; answers: numbers [Q, P], equal within a row where two pairs gave the same answer, and
-    never equal where one gave none.
+    Args:
+        pairs: the columns.
+        ids: data set and question id of each row.
+        texts: the questions.
+        correct: 0 or 1 [Q, P].
+        tokens: output tokens [Q, P].
+        cost: dollars [Q, P].
+        truncated: True where an answer was cut at the token limit [Q, P].
+        answers: integers [Q, P], equal within a row where two pairs gave the same answer, and unlike every
+            other where a pair gave none.
     """
 
     pairs: tuple[Pair, ...]
@@ -39,7 +46,7 @@ class OutcomeMatrix:
     correct: Array
     tokens: Array
     cost: Array
-    cut: Array
+    truncated: Array
     answers: Array
 
     @property
@@ -48,14 +55,14 @@ class OutcomeMatrix:
 
     @property
     def complete(self) -> Array:
-        """Which questions every pair was asked [Q]."""
+        """Mask of the questions that every pair was asked [Q]."""
         return np.asarray(~np.isnan(self.correct).any(1) & ~np.isnan(self.cost).any(1))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def select(self, rows: Array) -> OutcomeMatrix:
-        """The grid of some questions, by a bool mask or numbers."""
+        """The matrix of some questions, by a bool mask or by indices."""
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
         return OutcomeMatrix(
             self.pairs,
@@ -64,13 +71,13 @@ class OutcomeMatrix:
             self.correct[index],
             self.tokens[index],
             self.cost[index],
-            self.cut[index],
+            self.truncated[index],
             self.answers[index],
         )
 
-    def join(self, other: OutcomeMatrix) -> OutcomeMatrix:
-        """Both one below the other; they have the same pairs. A question in both has two rows."""
-        arrays = ("correct", "tokens", "cost", "cut", "answers")
+    def concat(self, other: OutcomeMatrix) -> OutcomeMatrix:
+        """The rows of both, which have the same pairs. A question in both has two rows."""
+        arrays = ("correct", "tokens", "cost", "truncated", "answers")
         return OutcomeMatrix(
             self.pairs,
             self.ids + other.ids,
@@ -87,12 +94,19 @@ class OutcomeMatrix:
         *,
         live: bool = False,
     ) -> OutcomeMatrix:
-        """Lay out an outcome table. prices: dollars a million input and output tokens of each model; without, what
-        the table says each answer cost. pairs: the columns wanted, all by default; other pairs are left out.
+        """Lay out an outcome table; a row that is there twice counts once.
 
-        live: outcomes of live runs, whose cost may be unknown, and of which the last counts where they contradict
-        each other. Else a row that is there twice counts once. Raises `DataError` for an empty table, rows that contradict each other,
-        numbers that are none, and answers whose cost is unknown; `InputError` for models without a price.
+        Args:
+            outcomes: the rows of the table.
+            prices: dollars a million input and output tokens by model; by default the cost in the table
+                counts.
+            pairs: the columns; rows of other pairs are left out. By default all pairs of the table.
+            live: outcomes of live runs: their cost may be unknown, and of contradicting rows the last counts.
+
+        Raises:
+            DataError: an empty table, rows that contradict each other, values that are not numbers, or an
+                answer of unknown cost.
+            InputError: a model without a price.
         """
         outcomes = list(outcomes)
         if not outcomes:
@@ -110,31 +124,33 @@ class OutcomeMatrix:
             raise DataError("no row is about a pair that was asked for; see the pairs that the table holds")
         shape = (len(rows), len(columns))
         correct, tokens, cost = (np.full(shape, np.nan) for _ in range(3))
-        cut, answers = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.int64)
-        answers[:] = -1 - np.arange(len(columns))
-        names: list[dict[str, int]] = [{} for _ in rows]
+        truncated = np.zeros(shape, dtype=bool)
+        answers = np.tile(-1 - np.arange(len(columns)), (len(rows), 1))
+        answer_numbers: list[dict[str, int]] = [{} for _ in rows]
         for row in outcomes:
             if row.pair not in columns:
                 continue
-            place = rows[row.dataset, str(row.question_id)], columns[row.pair]
-            if not live and not np.isnan(correct[place]) and correct[place] != row.correct:
+            cell = rows[row.dataset, str(row.question_id)], columns[row.pair]
+            if not live and not np.isnan(correct[cell]) and correct[cell] != row.correct:
                 raise DataError(
                     f"{row.dataset} {row.question_id}, {row.pair}: one row says right, another wrong; "
                     "remove one of them"
                 )
-            correct[place] = row.correct
-            tokens[place] = _number(row, "output_tokens")
-            cost[place] = _cost(row, prices, needed=not live)
-            cut[place] = row.finish_reason == "length"
-            if (name := canonical_answer(row.answer)) is not None:
-                answers[place] = names[place[0]].setdefault(name, len(names[place[0]]))
-        return cls(tuple(columns), tuple(rows), tuple(texts), correct, tokens, cost, cut, answers)
+            correct[cell] = row.correct
+            tokens[cell] = _number(row, "output_tokens")
+            cost[cell] = _cost(row, prices, needed=not live)
+            truncated[cell] = row.finish_reason == "length"
+            if (answer := canonical_answer(row.answer)) is not None:
+                known = answer_numbers[cell[0]]
+                answers[cell] = known.setdefault(answer, len(known))
+        return cls(tuple(columns), tuple(rows), tuple(texts), correct, tokens, cost, truncated, answers)
 
     def check(self) -> None:
-        """Raise `DataError` where there is too little to learn from."""
-        if len(self) < FEWEST:
+        """Raise `DataError` where there is too little to fit on."""
+        if len(self) < MIN_QUESTIONS:
             raise DataError(
-                f"{len(self)} question{'s' * (len(self) != 1)}; a router needs {FEWEST} or more: profile more, or use the static router"
+                f"{len(self)} question{'s' * (len(self) != 1)}; a router needs {MIN_QUESTIONS} or more: "
+                "profile more, or use the static router"
             )
         if not all(text.strip() for text in self.texts):
             raise DataError(
@@ -154,16 +170,20 @@ class OutcomeMatrix:
 
 
 def read_prices(path: str | Path) -> dict[str, tuple[float, float]]:
-    """Dollars a million tokens by model, from JSON like {"name": {"input": 0.5, "output": 1.5}}.
+    """Dollars a million input and output tokens by model.
 
-    Raises `InputError` where the file cannot be read, `DataError` where it is something else.
+    The file is JSON like {"name": {"input": 0.5, "output": 1.5}}.
+
+    Raises:
+        InputError: the file cannot be read.
+        DataError: it has another form, or a price that is negative or not finite.
     """
     import json
 
     try:
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
         prices = {
-            name: (float(price.get("input", 0.0)), float(price["output"])) for name, price in told.items()
+            name: (float(price.get("input", 0.0)), float(price["output"])) for name, price in document.items()
         }
     except OSError as error:
         raise InputError(f"cannot read the prices {path}: {error.strerror or error}") from None
@@ -178,9 +198,9 @@ def read_prices(path: str | Path) -> dict[str, tuple[float, float]]:
 
 
 def canonical_answer(answer: str | None) -> str | None:
-    """One spelling for answers that say the same: "8.0", "$8" and "8"; None for no answer (`NO_ANSWER`).
+    """The same spelling for equal answers, such as "8.0", "$8" and "8"; None for no answer (`NO_ANSWER`).
 
-    Rougher than the comparison of the strategies, which knows the kind of answer: only equality is asked here.
+    Coarser than the comparison in `viaticum.strategies`, which knows the kind of answer.
     """
     text = str(answer if answer is not None else "").strip().casefold().rstrip(".")
     if text.strip("[]<>() ") in NO_ANSWER:
@@ -193,9 +213,10 @@ def canonical_answer(answer: str | None) -> str | None:
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = 0.6) -> Array:
-    """A group number for each text [Q]; texts whose words and pairs of words (numbers aside) are alike share one.
+    """A group number for each text [Q]; texts with similar words and word pairs (numbers ignored) share one.
 
-    Alike: TF-IDF cosine of at least `threshold`, or joined by a chain of such. Needs scikit-learn (extra `local`).
+    Similar: a TF-IDF cosine of at least `threshold`, directly or through a chain of texts. Needs scikit-learn
+    (extra `local`).
     """
     from scipy.sparse.csgraph import connected_components
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -207,16 +228,19 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.6) -> Array:
         token_pattern=r"(?u)\w+",
         preprocessor=lambda text: re.sub(r"\d+", "0", text.lower()),
     ).fit_transform(texts)
-    alike = vectors @ vectors.T
-    alike.data[alike.data < threshold] = 0
-    alike.eliminate_zeros()
-    return np.asarray(connected_components(alike, directed=False)[1])
+    similarity = vectors @ vectors.T
+    similarity.data[similarity.data < threshold] = 0
+    similarity.eliminate_zeros()
+    return np.asarray(connected_components(similarity, directed=False)[1])
 
 
 def assign_folds(groups: Array, count: int, seed: int) -> Array:
-    """A fold for each question [Q], 0 to count - 1; near-duplicates share theirs. Folds are nearly equal in size."""
-    dice = np.random.default_rng(seed)
-    numbers = dice.permutation(np.unique(groups))
+    """A fold for each question [Q], 0 to count - 1.
+
+    Whole groups, the largest first, each to the smallest fold so far.
+    """
+    rng = np.random.default_rng(seed)
+    numbers = rng.permutation(np.unique(groups))
     sizes = np.bincount(groups, minlength=int(groups.max()) + 1)
     fold_of, filled = np.zeros(len(sizes), dtype=np.int64), np.zeros(count)
     for number in sorted(numbers, key=lambda each: -sizes[each]):
@@ -226,10 +250,10 @@ def assign_folds(groups: Array, count: int, seed: int) -> Array:
 
 
 def held_out(groups: Array, share: float, seed: int) -> Array:
-    """Which questions are held out [Q, bool]: whole groups at random, up to `share` of all questions."""
-    dice = np.random.default_rng(seed)
+    """Mask of the questions that are held out [Q]: whole groups at random, up to `share` of all questions."""
+    rng = np.random.default_rng(seed)
     sizes = np.bincount(groups)
-    order = dice.permutation(np.unique(groups))
+    order = rng.permutation(np.unique(groups))
     taken = order[np.cumsum(sizes[order]) <= share * len(groups)]
     return np.isin(groups, taken)
 
@@ -246,15 +270,13 @@ def _number(row: Outcome, name: str) -> float:
 
 
 def _cost(row: Outcome, prices: Mapping[str, tuple[float, float]] | None, *, needed: bool) -> float:
-    """Dollars of one answer. Prompts that were not counted cost nothing."""
+    """Dollars of one answer; a prompt that was not counted costs nothing."""
     if prices is None:
         cost = _number(row, "cost_nanousd") / NANOUSD_PER_USD
     else:
-        read, made = prices[row.model]
-        tokens = _number(row, "output_tokens")
-        cost = (
-            (_number(row, "input_tokens") if row.input_tokens is not None else 0.0) * read + tokens * made
-        ) / 1e6
+        input_price, output_price = prices[row.model]
+        input_tokens = _number(row, "input_tokens") if row.input_tokens is not None else 0.0
+        cost = (input_tokens * input_price + _number(row, "output_tokens") * output_price) / 1e6
     if needed and np.isnan(cost):
         what = "cost_nanousd" if prices is None else "output_tokens"
         raise DataError(

@@ -1,10 +1,10 @@
-"""Plans: which pairs a question is given to, one after the other, and when their answers settle it.
+"""Plans: the pairs that a question is given to, one after the other, and the agreement that ends it.
 
-A plan asks its pairs in order and stops as soon as one answer was given `need` times; where none ever is, the answer
-given most often stands, of equals the one asked last. A single pair is the plan of length one. Since the outcome table
-holds every pair's answer to every question, what a plan would have done is read from it, not estimated
-(`simulate`), and a library of plans worth having is searched for among all of them (`search`).
-None of the routing papers has plans; cascades with a judge, as FrugalGPT (arXiv 2305.05176) has them, come closest.
+A plan calls its pairs in order and stops as soon as `need` of them gave the same answer; where that never
+happens, the most frequent answer counts, among equals the latest. A single pair is the plan of length one.
+Since the outcome table holds every pair's answer to every question, the result of a plan is read from it, not
+estimated (`simulate`), and a library of useful plans is searched for (`search`). The routing papers have no
+plans; cascades with a judge, as in FrugalGPT (arXiv 2305.05176), are closest.
 """
 
 from __future__ import annotations
@@ -18,16 +18,22 @@ import numpy as np
 from viaticum.errors import InputError
 from viaticum.types import Pair
 
-LONGEST = {2: 4, 3: 5}  # most pairs of a plan, by the votes that settle it
-CHEAP = 12  # pairs among which every two are tried as a beginning
-SHRINK = 20  # questions that the whole table is worth beside the questions of one kind
-WEIGHTS = tuple(np.geomspace(0.7, 4000, 16))  # accuracy that a dollar is worth: from spendthrift to miser
+MAX_LENGTH = {2: 4, 3: 5}  # most pairs of a plan, by the equal answers that it needs
+CHEAP_PAIRS = 12  # pairs among which every two are tried as the first two of a plan
+PRIOR_QUESTIONS = 20  # weight of the whole table beside the questions of one cluster
+COST_WEIGHTS = tuple(np.geomspace(0.7, 4000, 16))  # values of a dollar in units of accuracy
 Array = np.ndarray[Any, Any]
+IndexedPlan = tuple[tuple[int, ...], int]  # indices of the pairs, and `Plan.need`
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Plan:
-    """pairs: who is asked, in order; need: equal answers that settle it."""
+    """One pair, or several that are called until their answers agree.
+
+    Args:
+        pairs: called in this order.
+        need: equal answers that end the plan.
+    """
 
     pairs: tuple[Pair, ...]
     need: int = 2
@@ -47,7 +53,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """What a router expects of one plan on one query; costs are nano-dollars, p90 of the plan as a whole."""
+    """Prediction for one plan on one query; costs of the whole plan in nano-dollars."""
 
     plan: Plan
     accuracy: float
@@ -57,80 +63,98 @@ class PlanRow:
 
 @dataclass(frozen=True, slots=True)
 class PlanRoute:
-    """The plan chosen, its row, and why, in words."""
+    """The chosen plan, its row, and the reason as a text."""
 
     plan: Plan
     row: PlanRow
     why: str
 
 
-Steps = tuple[tuple[int, ...], int]  # a plan by the numbers of its pairs
+def simulate(plan: IndexedPlan, correct: Array, cost: Array, answers: Array) -> tuple[Array, Array, Array]:
+    """The result of a plan on questions that all its pairs were asked: correct [Q], dollars [Q], calls [Q].
 
-
-def simulate(steps: Steps, correct: Array, cost: Array, answers: Array) -> tuple[Array, Array, Array]:
-    """What a plan does on every question of a grid whose pairs were all asked: right or not [Q], dollars [Q], calls [Q]."""
-    order, need = steps
+    correct, cost, answers: as in `OutcomeMatrix` [Q, P].
+    """
+    order, need = plan
     questions = len(correct)
     spent, calls = np.zeros(questions), np.zeros(questions, dtype=np.int64)
     done = np.zeros(questions, dtype=bool)
-    most, lead = np.zeros(questions), np.full(questions, order[0])
-    for place, pair in enumerate(order):
-        asked = ~done
-        spent[asked] += cost[asked, pair]
-        calls[asked] += 1
+    most_votes, leader = np.zeros(questions), np.full(questions, order[0])
+    for index, pair in enumerate(order):
+        called = ~done
+        spent[called] += cost[called, pair]
+        calls[called] += 1
         votes = np.ones(questions)
-        for before in order[:place]:
-            votes += answers[:, before] == answers[:, pair]
-        ahead = asked & (votes >= most)
-        lead[ahead], most[ahead] = pair, votes[ahead]
-        done |= asked & (most >= need)
-    return correct[np.arange(questions), lead], spent, calls
+        for earlier in order[:index]:
+            votes += answers[:, earlier] == answers[:, pair]
+        leads = called & (votes >= most_votes)
+        leader[leads], most_votes[leads] = pair, votes[leads]
+        done |= called & (most_votes >= need)
+    return correct[np.arange(questions), leader], spent, calls
 
 
-def search(correct: Array, cost: Array, answers: Array, kinds: Array, *, top: int = 3) -> list[Steps]:
-    """Plans worth having: for some kind of question and some worth of a dollar among the best, by beam search.
+def search(
+    correct: Array, cost: Array, answers: Array, clusters: Array, *, top: int = 3
+) -> list[IndexedPlan]:
+    """Plans that are among the best for some cluster of questions at some cost weight, by beam search.
 
-    kinds: a number for each question [Q], of questions on which pairs do alike. Every single pair that is best
-    somewhere is among them.
+    Every single pair that is best somewhere is among them.
+
+    Args:
+        correct, cost, answers: as in `OutcomeMatrix` [Q, P], without NaN.
+        clusters: a cluster number for each question [Q].
+        top: plans kept per cluster and cost weight; one more at the end.
     """
     pairs = correct.shape[1]
-    played: dict[Steps, tuple[Array, Array]] = {}
+    candidates = _Candidates(correct, cost, answers, clusters)
+    singles: list[IndexedPlan] = [((pair,), 2) for pair in range(pairs)]
+    cheap = np.argsort(cost.mean(0), kind="stable")[:CHEAP_PAIRS].tolist()
+    found = set(singles)
+    for need, max_length in MAX_LENGTH.items():
+        beam: list[IndexedPlan] = [(order, need) for order, _ in singles]
+        for length in range(2, min(max_length, pairs) + 1):
+            longer = _unique(
+                ((*order, pair), need) for order, _ in beam for pair in range(pairs) if pair not in order
+            )
+            beam = candidates.best(longer, top)
+            if length >= need:
+                found |= set(beam)
+            if length == 2:
+                beam = _unique([*beam, *(((a, b), need) for a in cheap for b in cheap if a != b)])
+    return candidates.best(sorted(found), top + 1)
 
-    def results(plans: Sequence[Steps]) -> tuple[Array, Array]:
-        for plan in plans:
-            if plan not in played:
-                played[plan] = simulate(plan, correct, cost, answers)[:2]
-        return np.stack([played[plan][0] for plan in plans], 1), np.stack(
-            [played[plan][1] for plan in plans], 1
-        )
 
-    def best(plans: Sequence[Steps], count: int) -> list[Steps]:
-        right, spent = results(plans)
+class _Candidates:
+    """Simulated results of plans, each computed once, and the best plans by them."""
+
+    def __init__(self, correct: Array, cost: Array, answers: Array, clusters: Array) -> None:
+        self._table = correct, cost, answers
+        self._masks = [
+            np.ones(len(clusters), dtype=bool),
+            *(clusters == each for each in np.unique(clusters)),
+        ]
+        self._results: dict[IndexedPlan, tuple[Array, Array]] = {}
+
+    def best(self, plans: Sequence[IndexedPlan], count: int) -> list[IndexedPlan]:
+        """The `count` best plans by accuracy minus weighted cost, for every cluster and cost weight."""
+        correct, spent = self._simulate(plans)
         kept: set[int] = set()
-        for part in (np.ones(len(kinds), dtype=bool), *(kinds == kind for kind in np.unique(kinds))):
-            own = part.sum() / (part.sum() + SHRINK)
-            accuracy = own * right[part].mean(0) + (1 - own) * right.mean(0)
-            dollars = own * spent[part].mean(0) + (1 - own) * spent.mean(0)
-            for weight in WEIGHTS:
+        for mask in self._masks:
+            own = mask.sum() / (mask.sum() + PRIOR_QUESTIONS)
+            accuracy = own * correct[mask].mean(0) + (1 - own) * correct.mean(0)
+            dollars = own * spent[mask].mean(0) + (1 - own) * spent.mean(0)
+            for weight in COST_WEIGHTS:
                 kept |= set(np.argsort(weight * dollars - accuracy, kind="stable")[:count].tolist())
         return [plans[number] for number in sorted(kept)]
 
-    singles: list[Steps] = [((pair,), 2) for pair in range(pairs)]
-    cheap = np.argsort(cost.mean(0), kind="stable")[:CHEAP].tolist()
-    found = set(singles)
-    for need, longest in LONGEST.items():
-        front: list[Steps] = [(order, need) for order, _ in singles]
-        for length in range(2, min(longest, pairs) + 1):
-            longer = _unique(
-                ((*order, pair), need) for order, _ in front for pair in range(pairs) if pair not in order
-            )
-            front = best(longer, top)
-            if length >= need:
-                found |= set(front)
-            if length == 2:
-                front = _unique([*front, *(((a, b), need) for a in cheap for b in cheap if a != b)])
-    return best(sorted(found), top + 1)
+    def _simulate(self, plans: Sequence[IndexedPlan]) -> tuple[Array, Array]:
+        """Correct and dollars of each plan on each question [Q, plans]."""
+        for plan in plans:
+            if plan not in self._results:
+                self._results[plan] = simulate(plan, *self._table)[:2]
+        correct, spent = zip(*(self._results[plan] for plan in plans), strict=True)
+        return np.stack(correct, 1), np.stack(spent, 1)
 
 
-def _unique(plans: Iterable[Steps]) -> list[Steps]:
+def _unique(plans: Iterable[IndexedPlan]) -> list[IndexedPlan]:
     return list(dict.fromkeys(plans))

@@ -1,6 +1,6 @@
-"""The router that does not look at the query: each pair's accuracy and quantiles, counted from outcomes.
+"""The router that ignores the query: accuracy and quantiles of each pair, counted from outcomes.
 
-It is the baseline that a learned router has to beat, and what such a router falls back on.
+The baseline that a learned router has to beat.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from viaticum.types import Outcome, Pair, Query, RoutingTable, Row
 
 
 class StaticRouter(QueryRouter):
-    """The same table, `rows`, for every query."""
+    """Returns the same table, `rows`, for every query."""
 
     def __init__(self, table: RoutingTable) -> None:
         self.rows = table
@@ -30,10 +30,12 @@ class StaticRouter(QueryRouter):
 
     @classmethod
     def fit(cls, outcomes: Iterable[Outcome]) -> StaticRouter:
-        """Count accuracy and token and cost quantiles of each pair.
+        """Count accuracy, and quantiles of tokens and cost, of each pair.
 
-        Rows without tokens or cost count for the accuracy only. Raises `DataError` for an empty table or a
-        pair with no row that has both.
+        Rows without tokens or cost count for the accuracy only.
+
+        Raises:
+            DataError: an empty table, or a pair with no row that has both.
         """
         groups: dict[Pair, list[Outcome]] = defaultdict(list)
         for outcome in outcomes:
@@ -44,7 +46,7 @@ class StaticRouter(QueryRouter):
 
     @classmethod
     def default(cls) -> StaticRouter:
-        """The table that ships: local models of the default catalogue on grade-school maths."""
+        """The table in the package: local models of the default catalogue on grade-school maths."""
         return cls._parse(
             (resources.files("viaticum.routers.query") / "static.json").read_bytes(), "static.json"
         )

@@ -1,4 +1,4 @@
-"""Made-up outcome tables whose rules are known, and an encoder for them that needs no weights."""
+"""Synthetic outcome tables with known rules, and an encoder for them that needs no weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS = {
     "games": ["team", "score", "match", "player", "goal", "ball", "stadium", "coach", "season", "league"],
 }
 NAMES = [f"name{n}" for n in range(400)]
-# Chance of a right answer by kind of question; output tokens; dollars a token.
+# Probability of a correct answer by kind of question; output tokens; dollars a token.
 SKILLS = {
     Pair("tiny", "direct"): ({"sums": 0.55, "kin": 0.10, "games": 0.80}, 10, 1e-6),
     Pair("tiny", "cot"): ({"sums": 0.75, "kin": 0.15, "games": 0.85}, 60, 1e-6),
@@ -39,7 +39,7 @@ PAIRS = tuple(sorted(SKILLS))
 
 
 class Words:
-    """Texts as bags of words, hashed to 64 numbers: an encoder like any other, without a model."""
+    """An encoder without a model: texts as bags of words, hashed to 64 numbers."""
 
     name = "words"
 
@@ -52,20 +52,20 @@ class Words:
         return torch.nn.functional.normalize(torch.from_numpy(vectors) + 1e-6, dim=1)
 
 
-def a_question(kind: str, dice: np.random.Generator) -> str:
-    words = [*dice.choice(WORDS[kind], 5, replace=False), *dice.choice(NAMES, 2, replace=False)]
+def a_question(kind: str, rng: np.random.Generator) -> str:
+    words = [*rng.choice(WORDS[kind], 5, replace=False), *rng.choice(NAMES, 2, replace=False)]
     return " ".join(map(str, words))
 
 
 def outcomes(count: int = 300, seed: int = 0, kinds: Sequence[str] = tuple(WORDS)) -> list[Outcome]:
-    """Every pair on `count` questions. Wrong answers are seldom the same."""
-    dice, rows = np.random.default_rng(seed), []
+    """Every pair on `count` questions. Wrong answers rarely agree."""
+    rng, rows = np.random.default_rng(seed), []
     for number in range(count):
         kind = kinds[number % len(kinds)]
-        text = a_question(kind, dice)
+        text = a_question(kind, rng)
         for pair, (skill, tokens, price) in SKILLS.items():
-            right = bool(dice.random() < skill[kind])
-            made = max(1, round(tokens * float(np.exp(0.4 * dice.standard_normal()))))
+            correct = bool(rng.random() < skill[kind])
+            output_tokens = max(1, round(tokens * float(np.exp(0.4 * rng.standard_normal()))))
             rows.append(
                 Outcome(
                     dataset=kind,
@@ -73,11 +73,11 @@ def outcomes(count: int = 300, seed: int = 0, kinds: Sequence[str] = tuple(WORDS
                     question=text,
                     model=pair.model,
                     strategy=pair.strategy,
-                    answer="right" if right else f"wrong {dice.integers(12)}",
-                    correct=right,
+                    answer="right" if correct else f"wrong {rng.integers(12)}",
+                    correct=correct,
                     input_tokens=20,
-                    output_tokens=made,
-                    cost_nanousd=round(1e9 * price * made),
+                    output_tokens=output_tokens,
+                    cost_nanousd=round(1e9 * price * output_tokens),
                     seconds=None,
                     finish_reason="stop",
                 )

@@ -56,15 +56,15 @@ def fitted(tmp_path: Path, encoder: str) -> Path:
     return tmp_path / "router"
 
 
-def told(*arguments: str | Path) -> Any:
+def run_json(*arguments: str | Path) -> Any:
     return json.loads(run(*arguments, "--json"))
 
 
 def test_fit_evaluate_show(fitted: Path, tmp_path: Path, encoder: str) -> None:
     assert sorted(path.name for path in fitted.iterdir()) == ["router.json", "router.safetensors"]
     write_outcomes(tmp_path / "new.parquet", outcomes(90, seed=5))
-    found = told("evaluate", fitted, tmp_path / "new.parquet")
-    assert found["questions"] == 90
+    result = run_json("evaluate", fitted, tmp_path / "new.parquet")
+    assert result["questions"] == 90
     keys = {
         "best_single",
         "curve",
@@ -76,17 +76,17 @@ def test_fit_evaluate_show(fitted: Path, tmp_path: Path, encoder: str) -> None:
         "oracle",
         "curve_minus_hull",
     }
-    assert keys <= set(found)
-    assert set(found["best_single"]) == {"pair", "accuracy", "cost"}
-    assert [set(point) for point in found["curve"]] == [{"budget", "accuracy", "cost"}] * 7
+    assert keys <= set(result)
+    assert set(result["best_single"]) == {"pair", "accuracy", "cost"}
+    assert [set(point) for point in result["curve"]] == [{"budget", "accuracy", "cost"}] * 7
     assert "best single pair: big+cot" in run("evaluate", fitted, tmp_path / "new.parquet")
-    shown = told("show", fitted, "mother sister uncle family")
+    shown = run_json("show", fitted, "mother sister uncle family")
     assert {row["pair"] for row in shown["table"]} == {str(pair) for pair in PAIRS}
     costs = [way["cost"] for way in shown["plans"]]
     assert costs == sorted(costs)
     assert [way["accuracy"] for way in shown["plans"]] == sorted(way["accuracy"] for way in shown["plans"])
     assert "trust in this" in run("show", fitted, "mother sister uncle family")
-    again = told("fit", tmp_path / "known.jsonl", "--out", fitted, "--encoder", encoder, "--seed", "2")
+    again = run_json("fit", tmp_path / "known.jsonl", "--out", fitted, "--encoder", encoder, "--seed", "2")
     assert again["facts"]["questions"] == 240
     assert (fitted / "previous" / "router.json").exists()
 
@@ -95,8 +95,8 @@ def test_prices_replace_what_the_table_says(fitted: Path, tmp_path: Path) -> Non
     prices = tmp_path / "prices.json"
     prices.write_text(json.dumps({"tiny": {"output": 100}, "mid": {"output": 1}, "big": {"output": 1}}))
     write_outcomes(tmp_path / "new.jsonl", outcomes(60, seed=5))
-    found = told("evaluate", fitted, tmp_path / "new.jsonl", "--prices", prices)
-    assert found["best_single"]["cost"] == pytest.approx(1e-4, rel=0.2)
+    result = run_json("evaluate", fitted, tmp_path / "new.jsonl", "--prices", prices)
+    assert result["best_single"]["cost"] == pytest.approx(1e-4, rel=0.2)
     prices.write_text("{}")
     with pytest.raises(InputError, match="no price for big, mid, tiny"):
         run("evaluate", fitted, tmp_path / "new.jsonl", "--prices", prices)
@@ -105,12 +105,12 @@ def test_prices_replace_what_the_table_says(fitted: Path, tmp_path: Path) -> Non
 def test_add_and_refit(fitted: Path, tmp_path: Path) -> None:
     catalogue = tmp_path / "catalogue.toml"
     catalogue.write_text(
-        '[models.fresh]\ndescription = "tiny"\nkind = "remote"\nlitellm_model = "openai/fresh"\ncontext_length = 4096\n'
-        "input_price = 0.1\noutput_price = 2.0\n"
+        '[models.fresh]\ndescription = "tiny"\nkind = "remote"\nlitellm_model = "openai/fresh"\n'
+        "context_length = 4096\ninput_price = 0.1\noutput_price = 2.0\n"
     )
     rows = [replace(row, model="fresh") for row in outcomes(60, seed=6) if row.pair == PAIRS[1]]
     write_outcomes(tmp_path / "fresh.jsonl", rows)
-    found = told(
+    result = run_json(
         "add",
         fitted,
         "--model",
@@ -122,15 +122,15 @@ def test_add_and_refit(fitted: Path, tmp_path: Path) -> None:
         "--catalogue",
         catalogue,
     )
-    assert found["added"] == ["fresh+cot"]
-    assert found["outcomes"] == 60
-    assert "fresh+cot" in {row["pair"] for row in told("show", fitted, "sum total")["table"]}
+    assert result["added"] == ["fresh+cot"]
+    assert result["outcomes"] == 60
+    assert "fresh+cot" in {row["pair"] for row in run_json("show", fitted, "sum total")["table"]}
     live = [
         replace(row, correct=not row.correct, cost_nanousd=None, output_tokens=None)
         for row in outcomes(120, seed=7)
     ]
     write_outcomes(tmp_path / "live.jsonl", live)
-    refitted = told("refit", fitted, tmp_path / "known.jsonl", "--live", tmp_path / "live.jsonl")
+    refitted = run_json("refit", fitted, tmp_path / "known.jsonl", "--live", tmp_path / "live.jsonl")
     assert refitted["after"] < refitted["before"]
     assert refitted["live"] == 480
     before = (fitted / "router.json").read_bytes()
@@ -145,7 +145,7 @@ def test_add_and_refit(fitted: Path, tmp_path: Path) -> None:
     )
     kept = (tmp_path / "good" / "router.json").read_bytes()
     write_outcomes(tmp_path / "more.jsonl", outcomes(40, seed=8))
-    with pytest.raises(DataError, match="foretells live answers worse"):
+    with pytest.raises(DataError, match="predicts live answers worse"):
         run("refit", tmp_path / "good", tmp_path / "wrong.jsonl", "--live", tmp_path / "more.jsonl")
     assert (tmp_path / "good" / "router.json").read_bytes() == kept
 

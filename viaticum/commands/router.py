@@ -1,7 +1,7 @@
-"""`viaticum router`: fit the learned query router, see how good it is, ask it, and let it learn on.
+"""`viaticum router`: fit and evaluate the learned query router, show its predictions, add pairs, fit again.
 
-Results go to stdout, progress to stderr. Leaves out errors and exit codes: `viaticum.cli` turns a `ViaticumError` into
-one line and exit code 1.
+Results go to stdout, progress to stderr. Errors and exit codes are in `viaticum.cli`, which turns a
+`ViaticumError` into one line and exit code 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from viaticum.routers.query.outcome_matrix import OutcomeMatrix
     from viaticum.types import Pair
 
-app = typer.Typer(no_args_is_help=True, help="Fit, evaluate and ask the learned query router.")
+app = typer.Typer(no_args_is_help=True, help="Fit, evaluate and query the learned query router.")
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a router.")]
 Outcomes = Annotated[
@@ -32,7 +32,8 @@ Outcomes = Annotated[
 Prices = Annotated[
     Path | None,
     typer.Option(
-        help='JSON: {"model": {"input": 0.5, "output": 1.5}}, dollars a million tokens; else what the table says.'
+        help='JSON: {"model": {"input": 0.5, "output": 1.5}}, dollars a million tokens; by default the costs '
+        "in the table."
     ),
 ]
 
@@ -40,29 +41,29 @@ Prices = Annotated[
 @app.command()
 def fit(
     outcomes: Outcomes,
-    out: Annotated[Path, typer.Option(help="The folder that the router is written to.")],
+    out: Annotated[Path, typer.Option(help="The folder to write the router to.")],
     prices: Prices = None,
-    seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.", min=0)] = 0,
     encoder: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "all-minilm-l6-v2",
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
-    """Learn from outcome tables which pair or plan answers which question, and what it costs."""
+    """Fit a router that predicts accuracy, tokens and cost of every pair and plan, on outcome tables."""
     from viaticum.routers.query.encoder import Encoder
     from viaticum.routers.query.fit import fit as run
-    from viaticum.routers.query.rtr import RTRSettings
+    from viaticum.routers.query.parameters import RTRSettings
 
-    grid = _grid(outcomes, prices)
+    matrix = _matrix(outcomes, prices)
     with ProgressBar("reading", lines=False) as bar:
         router = run(
-            grid,
+            matrix,
             Encoder(encoder),
             _descriptions(catalogue),
             settings=RTRSettings(seed=seed),
             report=bar.report,
         )
     router.save(out)
-    facts = router.learned.facts
+    facts = router.parameters.facts
     if as_json:
         typer.echo(
             json.dumps(
@@ -72,8 +73,9 @@ def fit(
         return
     unseen = facts["unseen"]
     typer.echo(
-        f"{facts['questions']} questions, {len(router.pairs)} pairs, {len(router.plans) - len(router.pairs)} plans; "
-        f"of questions it had not seen: log loss {unseen['log_loss']}, calibration error {unseen['ece']}"
+        f"{facts['questions']} questions, {len(router.pairs)} pairs, "
+        f"{len(router.plans) - len(router.pairs)} plans; on unseen questions: "
+        f"log loss {unseen['log_loss']}, calibration error {unseen['ece']}"
     )
     typer.echo(f"router in {out}")
 
@@ -88,53 +90,54 @@ def evaluate(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Accuracy by mean cost on questions that were held out, beside every mixture of single pairs.
+    """Accuracy by mean cost on held-out questions, beside the best mixtures of single pairs.
 
-    Budgets are kept by predictions alone: what an answer cost and whether it was right is looked at afterwards.
+    Operating points are chosen from predictions; actual costs and correctness are read afterwards.
     """
-    from viaticum.routers.query.evaluate import BUDGETS, MIDDLE
+    from viaticum.routers.query.evaluate import BUDGETS, MIDDLE_BUDGET
     from viaticum.routers.query.evaluate import evaluate as run
     from viaticum.routers.query.rtr import RTRRouter
 
     router = RTRRouter.load(folder)
-    told = run(router, _grid(outcomes, prices, router.pairs), budgets=budget or BUDGETS)
+    result = run(router, _matrix(outcomes, prices, router.pairs), budgets=budget or BUDGETS)
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(result))
         return
     table = Table("$ a question", "router", "spent", "hull", "router - hull, 95%", box=None, pad_edge=False)
-    for ours, hull, gap in zip(told["curve"], told["hull"], told["curve_minus_hull"], strict=True):
+    for point, hull, gap in zip(result["curve"], result["hull"], result["curve_minus_hull"], strict=True):
         table.add_row(
-            f"{ours['budget']:g}",
-            f"{ours['accuracy']:.1%}",
-            f"{ours['cost']:.6f}",
+            f"{point['budget']:g}",
+            f"{point['accuracy']:.1%}",
+            f"{point['cost']:.6f}",
             "-" if hull["accuracy"] is None else f"{hull['accuracy']:.1%}",
             "-"
             if gap["difference"] is None
             else f"{100 * gap['difference']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})",
         )
     Console(width=max(90, Console().width)).print(table)
-    best = told["best_single"]
+    best = result["best_single"]
     typer.echo(
         f"best single pair: {best['pair']}, {best['accuracy']:.1%} at ${best['cost']:.6f}; reached at "
-        + _times(told["cost_at_best_single_accuracy"])
+        + _times(result["cost_at_best_single_accuracy"])
         + ", 99% of it at "
-        + _times(told["cost_at_99_percent_of_it"])
+        + _times(result["cost_at_99_percent_of_it"])
         + " its cost"
     )
+    middle = sorted(budget)[len(budget) // 2] if budget else MIDDLE_BUDGET
     typer.echo(
-        f"{told['questions']} questions; oracle {told['oracle']:.1%}; calibration error {told['ece']:.3f}; "
-        f"tokens within p90 {told['token_coverage_p90']:.1%}; most used pair has {told['largest_share']:.0%} of the "
-        f"calls at ${sorted(budget)[len(budget) // 2] if budget else MIDDLE:g}"
+        f"{result['questions']} questions; oracle {result['oracle']:.1%}; "
+        f"calibration error {result['ece']:.3f}; tokens within p90 {result['token_coverage_p90']:.1%}; "
+        f"most used pair has {result['largest_share']:.0%} of the calls at ${middle:g}"
     )
 
 
 @app.command()
 def show(
     folder: Folder,
-    question: Annotated[str, typer.Argument(help="What the router is asked about.")],
+    question: Annotated[str, typer.Argument(help="The question.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """The routing table of one question, and the plans it would take, from the cheapest to the best."""
+    """The routing table of one question, and the plans on the frontier of accuracy and cost."""
     from viaticum.routers.query.rtr import RTRRouter
     from viaticum.types import Query
 
@@ -142,7 +145,7 @@ def show(
     rows, plans = list(router.table(query)), _frontier(router.plans_for(query))
     trust = float(router.predict_texts([question]).trust[0])
     if as_json:
-        told = [
+        table_rows = [
             {
                 "pair": str(row.pair),
                 "accuracy": row.accuracy,
@@ -153,7 +156,7 @@ def show(
             }
             for row in rows
         ]
-        ways = [
+        plan_rows = [
             {
                 "plan": str(row.plan),
                 "pairs": [str(pair) for pair in row.plan.pairs],
@@ -164,7 +167,7 @@ def show(
             }
             for row in plans
         ]
-        typer.echo(json.dumps({"trust": trust, "table": told, "plans": ways}))
+        typer.echo(json.dumps({"trust": trust, "table": table_rows, "plans": plan_rows}))
         return
     table = Table("pair", "right", "tokens p50/p90", "$ p50", "$ p90", box=None, pad_edge=False)
     for row in sorted(rows, key=lambda row: -row.accuracy):
@@ -175,32 +178,33 @@ def show(
             format_usd(row.cost_p50),
             format_usd(row.cost_p90),
         )
-    ways_table = Table("plan", "right", "$ expected", "$ p90", box=None, pad_edge=False)
-    for way in plans:
-        ways_table.add_row(
-            str(way.plan), f"{way.accuracy:.0%}", format_usd(way.cost_p50), format_usd(way.cost_p90)
+    plan_table = Table("plan", "right", "$ expected", "$ p90", box=None, pad_edge=False)
+    for row in plans:
+        plan_table.add_row(
+            str(row.plan), f"{row.accuracy:.0%}", format_usd(row.cost_p50), format_usd(row.cost_p90)
         )
     console = Console(width=max(110, Console().width))
     console.print(table)
     typer.echo("")
-    console.print(ways_table)
-    typer.echo(f"\ntrust in this: {trust:.0%}; what is missing is filled by the means of all data sets")
+    console.print(plan_table)
+    typer.echo(f"\ntrust in this: {trust:.0%}; the rest comes from the means over all data sets")
 
 
 @app.command()
 def add(
     folder: Folder,
-    model: Annotated[str, typer.Option(help="A model of the catalogue that the router does not know.")],
+    model: Annotated[str, typer.Option(help="A model of the catalogue that is new to the router.")],
     strategy: Annotated[
-        list[str] | None, typer.Option(help="Strategies; by default those that the router knows.")
+        list[str] | None, typer.Option(help="Strategies; by default those of the router.")
     ] = None,
     outcomes: Annotated[
-        list[Path] | None, typer.Option(help="Outcomes of it, if there are any: 20 to 100 help much.")
+        list[Path] | None,
+        typer.Option(help="Outcomes of the model, if there are any; 20 to 100 improve predictions much."),
     ] = None,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
-    """Let a router know a new model by its description, and by its outcomes so far, without fitting anew."""
+    """Add a new model to a router by its description and its outcomes so far, without fitting again."""
     from viaticum.catalogue import Catalogue
     from viaticum.outcomes import read_outcomes
     from viaticum.routers.query.learn import add as run
@@ -208,18 +212,20 @@ def add(
     from viaticum.routers.query.rtr import RTRRouter
     from viaticum.types import Pair
 
-    spec = Catalogue.load(catalogue)[model]
-    price = Catalogue.load(catalogue).prices([spec.members[-1]])[spec.members[-1]]
-    dollars = tuple(
-        each / NANOUSD_PER_USD for each in (price.input_nanousd_per_million, price.output_nanousd_per_million)
+    models = Catalogue.load(catalogue)
+    priced = models[model].members[-1]
+    price = models.prices([priced])[priced]
+    dollars = (
+        price.input_nanousd_per_million / NANOUSD_PER_USD,
+        price.output_nanousd_per_million / NANOUSD_PER_USD,
     )
     router = RTRRouter.load(folder)
     pairs = [Pair(model, each) for each in strategy or sorted({pair.strategy for pair in router.pairs})]
     rows = [row for path in outcomes or [] for row in read_outcomes(path) if row.pair in pairs]
-    seen = OutcomeMatrix.from_outcomes(rows) if rows else None
+    matrix = OutcomeMatrix.from_outcomes(rows) if rows else None
     for pair in pairs:
-        known = seen if seen is not None and pair in seen.pairs else None
-        router = run(router, pair, _descriptions(catalogue), (dollars[0], dollars[1]), known)
+        known = matrix if matrix is not None and pair in matrix.pairs else None
+        router = run(router, pair, _descriptions(catalogue), dollars, known)
     router.save(folder)
     if as_json:
         typer.echo(
@@ -227,7 +233,8 @@ def add(
         )
         return
     typer.echo(
-        f"added {', '.join(map(str, pairs))}, with {len(rows)} outcomes; the last version is in {folder / 'previous'}"
+        f"added {', '.join(map(str, pairs))}, with {len(rows)} outcomes; "
+        f"the last version is in {folder / 'previous'}"
     )
 
 
@@ -240,51 +247,52 @@ def refit(
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
-    """Fit anew with live outcomes too; keep the old router where the new one foretells live answers worse."""
+    """Fit again with live outcomes; keep the old router where the new one predicts live answers worse."""
     from viaticum.errors import DataError
     from viaticum.routers.query.learn import refit as run
     from viaticum.routers.query.rtr import RTRRouter
 
     router = RTRRouter.load(folder)
-    known = _grid(outcomes, prices)
+    known = _matrix(outcomes, prices)
     with ProgressBar("reading", lines=False) as bar:
-        found = run(
+        result = run(
             router,
             known,
-            _grid(live, prices, known.pairs, live=True),
+            _matrix(live, prices, known.pairs, live=True),
             router.encoder,
             _descriptions(catalogue),
             report=bar.report,
         )
-    if found.router is None:
+    if result.router is None:
         raise DataError(
-            f"the refit foretells live answers worse (log loss {found.after:.4f}, before {found.before:.4f}); "
+            f"the refit predicts live answers worse (log loss {result.after:.4f}, "
+            f"before {result.before:.4f}); "
             f"the router in {folder} stays as it is"
         )
-    found.router.save(folder)
+    result.router.save(folder)
     if as_json:
         typer.echo(
             json.dumps(
-                {"path": str(folder), "before": found.before, "after": found.after, "live": found.live}
+                {"path": str(folder), "before": result.before, "after": result.after, "live": result.live}
             )
         )
         return
     typer.echo(
-        f"log loss of live answers {found.before:.4f} -> {found.after:.4f} ({found.live} outcomes); "
+        f"log loss of live answers {result.before:.4f} -> {result.after:.4f} ({result.live} outcomes); "
         f"the last version is in {folder / 'previous'}"
     )
 
 
 def _frontier(rows: Iterable[Any]) -> list[Any]:
-    """Rows that no cheaper one equals in accuracy, from the cheapest up."""
-    found: list[Any] = []
+    """Rows that are more accurate than every cheaper one, the cheapest first."""
+    frontier: list[Any] = []
     for row in sorted(rows, key=lambda row: (row.cost_p50, -row.accuracy)):
-        if not found or row.accuracy > found[-1].accuracy:
-            found.append(row)
-    return found
+        if not frontier or row.accuracy > frontier[-1].accuracy:
+            frontier.append(row)
+    return frontier
 
 
-def _grid(
+def _matrix(
     paths: list[Path], prices: Path | None, pairs: tuple[Pair, ...] | None = None, *, live: bool = False
 ) -> OutcomeMatrix:
     from viaticum.outcomes import read_outcomes
@@ -300,8 +308,8 @@ def _descriptions(catalogue: Path | None) -> dict[str, str]:
     from viaticum import strategies
     from viaticum.catalogue import Catalogue
 
-    told = {spec.name: spec.description for spec in Catalogue.load(catalogue).values()}
-    return told | {name: strategies.get(name).description for name in strategies.names()}
+    models = {spec.name: spec.description for spec in Catalogue.load(catalogue).values()}
+    return models | {name: strategies.get(name).description for name in strategies.names()}
 
 
 def _times(share: float | None) -> str:

@@ -1,7 +1,8 @@
 """A router folder that was written by the code of commit 0ee2f32 (format 1, with one added pair) still loads.
 
-`tests/data/router_v1` holds the folder and, in `tables.json`, what that code predicted for three questions. It was
-fitted on `question_grids.outcomes(60)` with the encoder `Words`; the pair fresh+cot was added from 40 outcomes.
+`tests/data/router_v1` holds the folder and, in `tables.json`, what that code predicted for three questions.
+It was fitted on `question_grids.outcomes(60)` with the encoder `Words`; the pair fresh+cot was added from 40
+outcomes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def test_an_old_router_predicts_the_same_tables(expected: dict[str, Any]) -> Non
 
 
 def test_an_old_router_keeps_its_facts() -> None:
-    learned = RTRRouter.load(FOLDER, Words()).learned  # type: ignore[arg-type]
-    assert learned.facts["questions"] == 60
-    assert learned.added is not None
-    assert [str(pair) for pair in learned.added.pairs] == ["fresh+cot"]
+    parameters = RTRRouter.load(FOLDER, Words()).parameters  # type: ignore[arg-type]
+    assert parameters.facts["questions"] == 60
+    assert parameters.added is not None
+    assert [str(pair) for pair in parameters.added.pairs] == ["fresh+cot"]

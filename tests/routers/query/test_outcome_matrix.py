@@ -24,17 +24,17 @@ from viaticum.routers.query.outcome_matrix import (
 
 def test_a_table_is_laid_out_by_question_and_pair() -> None:
     rows = outcomes(40)
-    grid = OutcomeMatrix.from_outcomes(reversed(rows))
-    assert grid.pairs == PAIRS
-    assert len(grid) == 40
-    assert grid.complete.all()
+    matrix = OutcomeMatrix.from_outcomes(reversed(rows))
+    assert matrix.pairs == PAIRS
+    assert len(matrix) == 40
+    assert matrix.complete.all()
     for row in rows:
-        place = grid.ids.index((row.dataset, row.question_id)), grid.pairs.index(row.pair)
-        assert grid.correct[place] == row.correct
-        assert grid.tokens[place] == row.output_tokens
-        assert grid.cost[place] == pytest.approx(row.cost_nanousd / 1e9)
+        cell = matrix.ids.index((row.dataset, row.question_id)), matrix.pairs.index(row.pair)
+        assert matrix.correct[cell] == row.correct
+        assert matrix.tokens[cell] == row.output_tokens
+        assert matrix.cost[cell] == pytest.approx(row.cost_nanousd / 1e9)
     first = [row for row in rows if row.question_id == rows[0].question_id]
-    numbers = grid.answers[grid.ids.index((rows[0].dataset, rows[0].question_id))]
+    numbers = matrix.answers[matrix.ids.index((rows[0].dataset, rows[0].question_id))]
     for one in first:
         for other in first:
             same = numbers[PAIRS.index(one.pair)] == numbers[PAIRS.index(other.pair)]
@@ -116,9 +116,9 @@ def test_prices_make_costs(tmp_path: Path) -> None:
     path.write_text(
         json.dumps({"tiny": {"output": 2}, "mid": {"input": 1, "output": 4}, "big": {"output": 9}})
     )
-    grid = OutcomeMatrix.from_outcomes(outcomes(30), read_prices(path))
+    matrix = OutcomeMatrix.from_outcomes(outcomes(30), read_prices(path))
     mid = PAIRS.index(next(pair for pair in PAIRS if pair.model == "mid"))
-    assert grid.cost[:, mid] == pytest.approx((20 * 1 + grid.tokens[:, mid] * 4) / 1e6)
+    assert matrix.cost[:, mid] == pytest.approx((20 * 1 + matrix.tokens[:, mid] * 4) / 1e6)
     path.write_text(json.dumps({"tiny": {"output": 2}}))
     with pytest.raises(InputError, match="no price for big, mid"):
         OutcomeMatrix.from_outcomes(outcomes(30), read_prices(path))
@@ -148,8 +148,8 @@ def test_near_duplicates_are_found_through_numbers_and_chains() -> None:
 
 
 def test_folds_and_held_out_questions_never_part_duplicates() -> None:
-    dice = np.random.default_rng(0)
-    groups = dice.integers(0, 60, 500)
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 60, 500)
     folds = assign_folds(groups, 5, seed=3)
     assert all(len(set(folds[groups == group])) == 1 for group in set(groups))
     sizes = np.bincount(folds)
@@ -163,6 +163,6 @@ def test_folds_and_held_out_questions_never_part_duplicates() -> None:
 
 def test_live_outcomes_may_lack_costs_and_the_last_word_counts() -> None:
     rows = [replace(row, cost_nanousd=None) for row in outcomes(30)]
-    grid = OutcomeMatrix.from_outcomes([*rows, replace(rows[0], correct=not rows[0].correct)], live=True)
-    assert np.isnan(grid.cost).all()
-    assert grid.correct[0, PAIRS.index(rows[0].pair)] == (not rows[0].correct)
+    matrix = OutcomeMatrix.from_outcomes([*rows, replace(rows[0], correct=not rows[0].correct)], live=True)
+    assert np.isnan(matrix.cost).all()
+    assert matrix.correct[0, PAIRS.index(rows[0].pair)] == (not rows[0].correct)

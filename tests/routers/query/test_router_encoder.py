@@ -27,26 +27,26 @@ def model(tmp_path: Path) -> Path:
 def test_embeddings_have_length_one_and_keep_the_order(model: Path, tmp_path: Path) -> None:
     encoder = Encoder(str(model), cache=tmp_path / "cache.db")
     texts = ["how many apples are left", "who is her uncle", "how many", "who is her uncle"]
-    found = encoder(texts)
-    assert found.shape == (4, len(WORDS))
-    assert found.norm(dim=1) == pytest.approx(torch.ones(4))
-    assert torch.equal(found[1], found[3])
-    assert float(found[0] @ found[1]) == 0
-    assert float(found[0] @ found[2]) > 0.5
-    assert torch.allclose(encoder(texts[::-1]), found.flip(0))
+    embeddings = encoder(texts)
+    assert embeddings.shape == (4, len(WORDS))
+    assert embeddings.norm(dim=1) == pytest.approx(torch.ones(4))
+    assert torch.equal(embeddings[1], embeddings[3])
+    assert float(embeddings[0] @ embeddings[1]) == 0
+    assert float(embeddings[0] @ embeddings[2]) > 0.5
+    assert torch.allclose(encoder(texts[::-1]), embeddings.flip(0))
 
 
 def test_what_is_in_the_cache_is_not_computed_again(model: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.db"
     first = Encoder(str(model), cache=cache)(["how many apples", "who is"])
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     second = Encoder(str(model), cache=cache)
-    found = second(["who is", "how many apples"], lambda done, of: told.append((done, of)))
-    assert torch.equal(found, first.flip(0))
+    embeddings = second(["who is", "how many apples"], lambda done, of: reports.append((done, of)))
+    assert torch.equal(embeddings, first.flip(0))
     assert second._model is None, "the model was not needed"
-    assert told == []
-    second(["who is", "her uncle"], lambda done, of: told.append((done, of)))
-    assert told == [(2, 2)]
+    assert reports == []
+    second(["who is", "her uncle"], lambda done, of: reports.append((done, of)))
+    assert reports == [(2, 2)]
     assert sqlite3.connect(cache).execute("select count(*) from embeddings").fetchone() == (3,)
     without = Encoder(str(model), cache=None)
     assert torch.allclose(without(["who is"]), first[1:])

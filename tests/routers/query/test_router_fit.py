@@ -1,4 +1,4 @@
-"""The learned router on made-up questions whose rules are known: what it learns, keeps, and says where it knows nothing."""
+"""The learned router on synthetic questions with known rules."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from question_grids import PAIRS, Words, a_question, outcomes
 
 from viaticum.errors import BudgetExceeded, DataError, InputError
 from viaticum.routers.query import Best, Cheapest, Weighted, choose_plan
-from viaticum.routers.query.evaluate import BUDGETS, evaluate, mixture
-from viaticum.routers.query.fit import calibration_error, censored_quantile, fit
+from viaticum.routers.query.calibration import calibration_error, censored_quantile
+from viaticum.routers.query.evaluate import BUDGETS, best_mixture, evaluate
+from viaticum.routers.query.fit import fit
 from viaticum.routers.query.heads import CalibratedMixture, NeighboursHead, pinball
 from viaticum.routers.query.learn import add, refit
 from viaticum.routers.query.outcome_matrix import OutcomeMatrix
-from viaticum.routers.query.rtr import RTRRouter, RTRSettings
+from viaticum.routers.query.parameters import RTRSettings
+from viaticum.routers.query.rtr import RTRRouter
 from viaticum.types import Pair, Query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,16 +37,16 @@ def a_query(kind: str, seed: int = 77) -> Query:
     return Query(a_question(kind, np.random.default_rng(seed)))
 
 
-def test_it_learns_who_is_good_at_what(router: RTRRouter) -> None:
+def test_it_learns_which_pair_is_good_at_what(router: RTRRouter) -> None:
     """Mean chances over questions of a kind are near the rates that the answers were drawn with."""
-    dice = np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     for kind, skills in (("sums", (0.92, 0.80)), ("kin", (0.85, 0.15)), ("games", (0.92, 0.85))):
-        told = router.predict_texts([a_question(kind, dice) for _ in range(60)])
+        prediction = router.predict_texts([a_question(kind, rng) for _ in range(60)])
         for model, skill in zip(("big", "tiny"), skills, strict=True):
             column = PAIRS.index(Pair(model, "cot"))
             wanted = skill if model == "big" else {"sums": 0.75, "kin": 0.15, "games": 0.85}[kind]
-            assert float(told.accuracy[:, column].mean()) == pytest.approx(wanted, abs=0.12)
-        assert told.trust.mean() > 0.8
+            assert float(prediction.accuracy[:, column].mean()) == pytest.approx(wanted, abs=0.12)
+        assert prediction.trust.mean() > 0.8
 
 
 def test_the_table_has_a_row_for_every_pair(router: RTRRouter) -> None:
@@ -59,29 +61,29 @@ def test_the_table_has_a_row_for_every_pair(router: RTRRouter) -> None:
 
 
 def test_held_out_questions_are_answered_better_than_by_any_mixture_of_pairs(router: RTRRouter) -> None:
-    told = evaluate(router, OutcomeMatrix.from_outcomes(outcomes(300, seed=9)), budgets=BUDGETS_HERE)
-    assert told["questions"] == 300
-    assert told["best_single"]["pair"] == "big+cot"
-    for point in told["curve"][1:]:
+    result = evaluate(router, OutcomeMatrix.from_outcomes(outcomes(300, seed=9)), budgets=BUDGETS_HERE)
+    assert result["questions"] == 300
+    assert result["best_single"]["pair"] == "big+cot"
+    for point in result["curve"][1:]:
         assert point["cost"] <= point["budget"] * 1.1  # the mean of 300 questions strays
-    gaps = [gap for gap in told["curve_minus_hull"] if gap["difference"] is not None]
+    gaps = [gap for gap in result["curve_minus_hull"] if gap["difference"] is not None]
     assert len(gaps) == 4, "no pair is as cheap as the first budget"
     assert sum(gap["difference"] > 0.03 for gap in gaps) >= 3
     assert all(gap["low"] <= gap["difference"] <= gap["high"] for gap in gaps)
-    assert told["cost_at_best_single_accuracy"] < 0.6
-    assert told["ece"] < 0.06
-    assert 0.85 < told["token_coverage_p90"] < 0.95
-    assert 0 < told["largest_share"] < 1
-    assert told["oracle"] > told["best_single"]["accuracy"]
+    assert result["cost_at_best_single_accuracy"] < 0.6
+    assert result["ece"] < 0.06
+    assert 0.85 < result["token_coverage_p90"] < 0.95
+    assert 0 < result["largest_share"] < 1
+    assert result["oracle"] > result["best_single"]["accuracy"]
 
 
 def test_the_operating_point_is_chosen_without_looking_at_the_outcomes(router: RTRRouter) -> None:
     """With all answers turned wrong and all costs tripled the same plans are chosen."""
-    grid = OutcomeMatrix.from_outcomes(outcomes(60, seed=4))
-    told = router.predict_texts(grid.texts)
-    chosen = router.choose_within(told, 0.0002)
-    other = replace(grid, correct=1 - grid.correct, cost=3 * grid.cost)
-    one, two = (evaluate(router, each, budgets=(0.0002,)) for each in (grid, other))
+    matrix = OutcomeMatrix.from_outcomes(outcomes(60, seed=4))
+    prediction = router.predict_texts(matrix.texts)
+    chosen = router.choose_within(prediction, 0.0002)
+    other = replace(matrix, correct=1 - matrix.correct, cost=3 * matrix.cost)
+    one, two = (evaluate(router, each, budgets=(0.0002,)) for each in (matrix, other))
     right = one["curve"][0]["accuracy"]
     assert two["curve"][0]["cost"] == pytest.approx(3 * one["curve"][0]["cost"])
     assert two["curve"][0]["accuracy"] == pytest.approx(1 - right)
@@ -89,36 +91,41 @@ def test_the_operating_point_is_chosen_without_looking_at_the_outcomes(router: R
 
 
 def test_far_from_every_known_question_it_says_what_holds_on_average(router: RTRRouter) -> None:
-    told = router.predict(FAR)
-    assert float(told.trust[0]) == 0
-    assert torch.allclose(told.accuracy[0], router.learned.static[0], atol=1e-6)
+    prediction = router.predict(FAR)
+    assert float(prediction.trust[0]) == 0
+    assert torch.allclose(prediction.accuracy[0], router.parameters.static_means[0], atol=1e-6)
     near = router.predict_texts([a_query("kin").text])
-    assert float((near.accuracy[0] - router.learned.static[0]).abs().max()) > 0.1
+    assert float((near.accuracy[0] - router.parameters.static_means[0]).abs().max()) > 0.1
 
 
 def test_far_from_every_known_question_a_mixture_uses_up_the_budget(router: RTRRouter) -> None:
-    told = router.predict(FAR[:1].expand(400, -1))
-    cheap, dear = (router.expected_cost(told, router.worth_of(told, dollars)) for dollars in (0.0001, 0.001))
-    dollars = cheap + 0.3 * (dear - cheap)
-    below, above = router._worth_about(told, dollars)
-    ends = [router.expected_cost(told, worth) for worth in (below, above)]
+    prediction = router.predict(FAR[:1].expand(400, -1))
+    cheap, expensive = (
+        router.expected_cost(prediction, router.cost_weight_for(prediction, dollars))
+        for dollars in (0.0001, 0.001)
+    )
+    dollars = cheap + 0.3 * (expensive - cheap)
+    below, above = router._bracket_cost_weight(prediction, dollars)
+    ends = [router.expected_cost(prediction, cost_weight) for cost_weight in (below, above)]
     assert ends[0] < dollars < ends[1], "every question has the same table, so that costs jump"
-    chosen = router.choose_within(told, dollars)
-    assert set(chosen.tolist()) == {int(router.choose_columns(told, each)[0]) for each in (below, above)}
-    share = float((chosen == router.choose_columns(told, above)).double().mean())
+    chosen = router.choose_within(prediction, dollars)
+    assert set(chosen.tolist()) == {
+        int(router.choose_columns(prediction, each)[0]) for each in (below, above)
+    }
+    share = float((chosen == router.choose_columns(prediction, above)).double().mean())
     assert share == pytest.approx((dollars - ends[0]) / (ends[1] - ends[0]), abs=0.01)
 
 
 def test_without_trust_distance_changes_nothing() -> None:
     router = fit(OutcomeMatrix.from_outcomes(outcomes(200)), Words(), settings=RTRSettings(trust=False))  # type: ignore[arg-type]
-    told = router.predict(FAR)
-    assert not torch.allclose(told.accuracy[0], router.learned.static[0], atol=1e-3)
+    prediction = router.predict(FAR)
+    assert not torch.allclose(prediction.accuracy[0], router.parameters.static_means[0], atol=1e-3)
 
 
 def test_the_same_seed_gives_the_same_router() -> None:
-    grid, text = OutcomeMatrix.from_outcomes(outcomes(120)), a_query("sums").text
+    matrix, text = OutcomeMatrix.from_outcomes(outcomes(120)), a_query("sums").text
     one, two, other = (
-        fit(grid, Words(), settings=RTRSettings(seed=seed)).predict_texts([text])  # type: ignore[arg-type]
+        fit(matrix, Words(), settings=RTRSettings(seed=seed)).predict_texts([text])  # type: ignore[arg-type]
         for seed in (3, 3, 4)
     )
     assert torch.equal(one.accuracy, two.accuracy)
@@ -141,7 +148,7 @@ def test_a_plan_is_chosen_within_what_is_left(router: RTRRouter) -> None:
         choose_plan(rows, 10, Best())
 
 
-def test_saved_and_loaded_it_says_the_same(router: RTRRouter, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_predicts_the_same(router: RTRRouter, tmp_path: Path) -> None:
     router.save(tmp_path)
     loaded = RTRRouter.load(tmp_path, Words())  # type: ignore[arg-type]
     texts = [a_query(kind).text for kind in ("sums", "kin", "games")]
@@ -149,7 +156,7 @@ def test_saved_and_loaded_it_says_the_same(router: RTRRouter, tmp_path: Path) ->
     assert torch.equal(one.accuracy, two.accuracy)
     assert torch.equal(one.tokens, two.tokens)
     assert loaded.plans == router.plans
-    assert loaded.learned.facts == json.loads((tmp_path / "router.json").read_text())["facts"]
+    assert loaded.parameters.facts == json.loads((tmp_path / "router.json").read_text())["facts"]
     assert not (tmp_path / "previous").exists()
     loaded.save(tmp_path)
     assert RTRRouter.load(tmp_path / "previous", Words()).plans == router.plans  # type: ignore[arg-type]
@@ -169,7 +176,7 @@ def test_damaged_and_foreign_files_are_named(router: RTRRouter, tmp_path: Path) 
         RTRRouter.load(tmp_path)
 
 
-def test_names_that_a_catalogue_does_not_have_are_told(router: RTRRouter) -> None:
+def test_names_that_a_catalogue_does_not_have_are_reported(router: RTRRouter) -> None:
     router.check_fits(["tiny", "mid", "big", "more"], ["cot", "direct"])
     with pytest.raises(InputError, match="the router knows big, direct, which"):
         router.check_fits(["tiny", "mid"], ["cot"])
@@ -191,7 +198,7 @@ def test_censored_lengths_do_not_pull_quantiles_down() -> None:
 
 
 def test_answers_that_were_cut_lengthen_what_is_expected() -> None:
-    """The same table, once with a fifth of the answers cut at 60 tokens and once with them taken for whole."""
+    """The same table, once with a fifth of the answers truncated at 60 tokens and once taken for complete."""
     rows = outcomes(300, kinds=("sums",))
     big = Pair("big", "cot")
     cut = [
@@ -244,8 +251,8 @@ def test_a_mixture_leaves_out_a_head_that_knows_nothing() -> None:
     torch.manual_seed(0)
     truth = torch.randn(2000, 3)
     right = (torch.rand(2000, 3) < torch.sigmoid(truth)).float()
-    mixture_ = CalibratedMixture.fit([truth, 2 * torch.randn(2000, 3)], right)
-    assert float(mixture_.shares[0]) > 0.9
+    mixture = CalibratedMixture.fit([truth, 2 * torch.randn(2000, 3)], right)
+    assert float(mixture.shares[0]) > 0.9
     sharp = CalibratedMixture.fit([3 * truth + 1], right)
     assert sharp.slope == pytest.approx(torch.full((3,), 1 / 3), abs=0.06)
     assert (
@@ -258,11 +265,11 @@ def test_a_mixture_leaves_out_a_head_that_knows_nothing() -> None:
 def test_the_hull_is_the_best_mixture() -> None:
     correct = np.array([[0, 1, 1], [0, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=float)
     cost = np.tile([1.0, 2.0, 4.0], (4, 1))
-    assert mixture(correct, cost, 0.5) is None
-    shares = mixture(correct, cost, 3.0)
+    assert best_mixture(correct, cost, 0.5) is None
+    shares = best_mixture(correct, cost, 3.0)
     assert shares is not None
     assert shares == pytest.approx([0, 0.5, 0.5])
-    shares = mixture(correct, cost, 99.0)
+    shares = best_mixture(correct, cost, 99.0)
     assert shares is not None
     assert shares == pytest.approx([0, 0, 1])
 
@@ -277,16 +284,16 @@ def test_budgets_are_those_that_are_compared() -> None:
 def test_a_new_pair_begins_as_those_that_are_described_alike_and_learns(
     router: RTRRouter, tmp_path: Path
 ) -> None:
-    """The new model is told to be like `tiny`; in truth it is as good as `big` at kin and hopeless at games."""
-    pair, told = Pair("fresh", "cot"), {"fresh": "tiny"}
+    """The new model is described like `tiny`, but is as good as `big` at kin and poor at games."""
+    pair, descriptions = Pair("fresh", "cot"), {"fresh": "tiny"}
     kin, games = (
         [a_question(kind, np.random.default_rng(seed)) for seed in range(40)] for kind in ("kin", "games")
     )
-    zero = add(router, pair, told, (0.0, 5.0))
-    assert zero.pairs == (*PAIRS, pair)
-    assert zero.plans[:-1] == router.plans
+    without = add(router, pair, descriptions, (0.0, 5.0))
+    assert without.pairs == (*PAIRS, pair)
+    assert without.plans[:-1] == router.plans
     tiny = PAIRS.index(Pair("tiny", "cot"))
-    before = [zero.predict_texts(texts).accuracy for texts in (kin, games)]
+    before = [without.predict_texts(texts).accuracy for texts in (kin, games)]
     for each in before:
         assert torch.corrcoef(torch.stack([each[:, -1], each[:, tiny]]))[0, 1] > 0.8
         assert torch.allclose(
@@ -298,7 +305,7 @@ def test_a_new_pair_begins_as_those_that_are_described_alike_and_learns(
         if row.pair == Pair("mid", "cot")
         for dataset_right in [row.dataset == "kin" or (row.dataset == "sums" and row.correct)]
     ]
-    learned = add(router, pair, told, (0.0, 5.0), OutcomeMatrix.from_outcomes(rows))
+    learned = add(router, pair, descriptions, (0.0, 5.0), OutcomeMatrix.from_outcomes(rows))
     after = [float(learned.predict_texts(texts).accuracy[:, -1].mean()) for texts in (kin, games)]
     assert after[0] > 0.6 > float(before[0][:, -1].mean())
     assert after[1] < 0.4 < float(before[1][:, -1].mean())
@@ -312,9 +319,9 @@ def test_a_new_pair_begins_as_those_that_are_described_alike_and_learns(
         learned.plans_for(a_query("kin"))[-1].accuracy, abs=2e-3
     )
     with pytest.raises(InputError, match=r"knows fresh\+cot"):
-        add(learned, pair, told, (0.0, 5.0))
+        add(learned, pair, descriptions, (0.0, 5.0))
     with pytest.raises(DataError, match=r"nothing about fresh\+direct"):
-        add(router, Pair("fresh", "direct"), told, (0.0, 5.0), OutcomeMatrix.from_outcomes(rows))
+        add(router, Pair("fresh", "direct"), descriptions, (0.0, 5.0), OutcomeMatrix.from_outcomes(rows))
 
 
 def test_a_refit_takes_what_changed_and_refuses_what_is_worse(router: RTRRouter) -> None:
@@ -335,7 +342,7 @@ def test_a_refit_takes_what_changed_and_refuses_what_is_worse(router: RTRRouter)
         found.router.predict_texts([text]).accuracy[0, column]
         > router.predict_texts([text]).accuracy[0, column]
     )
-    # What was known is turned upside down, so that learning from it makes live answers harder to foretell.
+    # What was known is turned upside down, so that learning from it makes live answers harder to predict.
     live = [replace(row, question_id=f"live-{n}") for n, row in enumerate(outcomes(40, seed=41))]
     worse = refit(
         fit(OutcomeMatrix.from_outcomes(outcomes(400)), Words()),  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Plans: what they do on known answers, against a slow reading of their rule; and which of them a search finds."""
+"""Plans: simulated results against a slow reference, and the plans that a search finds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from question_grids import outcomes
 
 from viaticum.errors import InputError
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix
-from viaticum.routers.query.plans import WEIGHTS, Plan, Steps, search, simulate
+from viaticum.routers.query.plans import COST_WEIGHTS, IndexedPlan, Plan, search, simulate
 from viaticum.types import Pair
 
 
-def slowly(steps: Steps, correct: Array, cost: Array, answers: Array) -> tuple[float, float, int]:
-    """One question, as the docstring has it."""
-    order, need = steps
+def reference(plan: IndexedPlan, correct: Array, cost: Array, answers: Array) -> tuple[float, float, int]:
+    """The result on one question, read literally from the docstring of `viaticum.routers.query.plans`."""
+    order, need = plan
     given: list[int] = []
     for calls, pair in enumerate(order, 1):
         given.append(pair)
@@ -27,38 +27,38 @@ def slowly(steps: Steps, correct: Array, cost: Array, answers: Array) -> tuple[f
     raise AssertionError
 
 
-def test_playing_a_plan_follows_its_rule() -> None:
-    dice, numbers = random.Random(0), np.random.default_rng(0)
+def test_simulating_a_plan_follows_its_rule() -> None:
+    rng, numpy_rng = random.Random(0), np.random.default_rng(0)
     for _ in range(60):
-        pairs = dice.randint(1, 6)
-        answers = numbers.integers(0, 3, (25, pairs))
+        pairs = rng.randint(1, 6)
+        answers = numpy_rng.integers(0, 3, (25, pairs))
         correct = (answers == 0).astype(float)
-        cost = numbers.random((25, pairs))
-        order = tuple(dice.sample(range(pairs), dice.randint(1, pairs)))
-        steps = (order, dice.choice([2, 3]))
-        right, spent, calls = simulate(steps, correct, cost, answers)
+        cost = numpy_rng.random((25, pairs))
+        order = tuple(rng.sample(range(pairs), rng.randint(1, pairs)))
+        plan = (order, rng.choice([2, 3]))
+        results, spent, calls = simulate(plan, correct, cost, answers)
         for row in range(25):
-            wanted = slowly(steps, correct[row], cost[row], answers[row])
-            assert (right[row], pytest.approx(spent[row]), calls[row]) == wanted
+            wanted = reference(plan, correct[row], cost[row], answers[row])
+            assert (results[row], pytest.approx(spent[row]), calls[row]) == wanted
 
 
 def test_answers_that_agree_are_the_same_answer_so_either_is_right() -> None:
-    """`simulate` takes the last of those that agree; a table in which equal answers are judged alike makes no difference."""
-    grid = OutcomeMatrix.from_outcomes(outcomes(90))
-    one, two = simulate(((0, 1), 2), grid.correct, grid.cost, grid.answers)[:2]
-    agree = grid.answers[:, 0] == grid.answers[:, 1]
-    assert np.array_equal(one[agree], grid.correct[agree, 0])
-    assert np.array_equal(two, grid.cost[:, 0] + grid.cost[:, 1])
+    """`simulate` takes the last of the answers that agree; equal answers are judged alike in the table."""
+    matrix = OutcomeMatrix.from_outcomes(outcomes(90))
+    one, two = simulate(((0, 1), 2), matrix.correct, matrix.cost, matrix.answers)[:2]
+    agree = matrix.answers[:, 0] == matrix.answers[:, 1]
+    assert np.array_equal(one[agree], matrix.correct[agree, 0])
+    assert np.array_equal(two, matrix.cost[:, 0] + matrix.cost[:, 1])
 
 
 def test_a_search_finds_what_trying_everything_finds() -> None:
-    """With few pairs every plan of the same lengths can be tried: for each worth of a dollar the best is found."""
+    """With few pairs every plan of the same lengths can be tried: for each cost weight the best is found."""
     from itertools import permutations
 
-    grid = OutcomeMatrix.from_outcomes(outcomes(200))
-    table = grid.correct, grid.cost, grid.answers
-    kinds = np.zeros(len(grid), dtype=np.int64)
-    found = search(*table, kinds)
+    matrix = OutcomeMatrix.from_outcomes(outcomes(200))
+    table = matrix.correct, matrix.cost, matrix.answers
+    clusters = np.zeros(len(matrix), dtype=np.int64)
+    found = search(*table, clusters)
     every = [
         (order, need)
         for need in (2, 3)
@@ -67,22 +67,22 @@ def test_a_search_finds_what_trying_everything_finds() -> None:
         if length == 1 or length >= need
     ]
 
-    def best(plans: list[Steps], worth: float) -> float:
+    def best(plans: list[IndexedPlan], weight: float) -> float:
         return max(
-            float((right - worth * cost).mean())
-            for right, cost, _ in (simulate(plan, *table) for plan in plans)
+            float((correct - weight * cost).mean())
+            for correct, cost, _ in (simulate(plan, *table) for plan in plans)
         )
 
-    for worth in WEIGHTS:
-        assert best(found, worth) == pytest.approx(best(every, worth), abs=1e-9)
+    for weight in COST_WEIGHTS:
+        assert best(found, weight) == pytest.approx(best(every, weight), abs=1e-9)
 
 
 def test_a_search_looks_at_each_kind_of_question() -> None:
     rows = outcomes(300)
-    grid = OutcomeMatrix.from_outcomes(rows)
-    kinds = np.array([["sums", "kin", "games"].index(dataset) for dataset, _ in grid.ids])
-    found = search(grid.correct, grid.cost, grid.answers, kinds)
-    lines = [Plan(tuple(grid.pairs[n] for n in order), need) for order, need in found]
+    matrix = OutcomeMatrix.from_outcomes(rows)
+    clusters = np.array([["sums", "kin", "games"].index(dataset) for dataset, _ in matrix.ids])
+    found = search(matrix.correct, matrix.cost, matrix.answers, clusters)
+    lines = [Plan(tuple(matrix.pairs[n] for n in order), need) for order, need in found]
     assert len(set(lines)) == len(lines)
     assert any(len(plan.pairs) > 1 and plan.pairs[0].model == "tiny" for plan in lines)
     assert any(plan.pairs[0].model in ("mid", "big") for plan in lines)

@@ -1,0 +1,128 @@
+"""What fitting the learned router finds: settings, tensors, and pairs that were added later.
+
+Only data: `fit` and `learn` make it, `rtr` predicts with it, `storage` writes and reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from viaticum.routers.query.heads import CalibratedMixture, Columns, DualHead, LogisticHead, log_odds
+from viaticum.routers.query.plans import Plan
+from viaticum.types import Pair
+
+NORMAL_P90 = 1.2816  # standard deviations of a normal distribution below which 90% lie
+
+
+@dataclass(frozen=True)
+class RTRSettings:
+    """What fitting can leave out, for ablations.
+
+    Args:
+        heads: names among logistic, neighbours and dual.
+        decision: weight of the loss on the decision in the dual head.
+        calibrate: Platt scaling per column.
+        trust: predictions far from all known questions move to the static means.
+        plans: search for plans of several pairs.
+        spend: correct expected costs by `RouterParameters.cost_ratios`.
+        seed: seed of every draw.
+    """
+
+    heads: tuple[str, ...] = ("logistic", "neighbours", "dual")
+    decision: float = 0.5
+    calibrate: bool = True
+    trust: bool = True
+    plans: bool = True
+    spend: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class AddedPairs:
+    """A pairs that were added after fitting (`viaticum.routers.query.learn.add`).
+
+    Args:
+        pairs: their names.
+        weights: of the log-odds of the P fitted pairs [A, P].
+        offset: added to these log-odds [A].
+        similarity: weights of the fitted pairs' log tokens, which sum to 1 [A, P].
+        token_offsets: added to these log tokens, median and 90% quantile [A, 2].
+        prices: dollars of a prompt and of an output token [A, 2].
+    """
+
+    pairs: tuple[Pair, ...]
+    weights: Tensor
+    offset: Tensor
+    similarity: Tensor
+    token_offsets: Tensor
+    prices: Tensor
+
+    def concat(self, other: AddedPairs) -> AddedPairs:
+        names = [field.name for field in fields(self) if field.name != "pairs"]
+        tensors = {name: torch.cat((getattr(self, name), getattr(other, name))) for name in names}
+        return AddedPairs(self.pairs + other.pairs, **tensors)
+
+    def predict(self, accuracy: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Predictions for the added pairs from those for the fitted ones.
+
+        The expected number of tokens is the mean of the log-normal distribution with the two quantiles.
+
+        Args:
+            accuracy: of the fitted pairs [N, P].
+            tokens: quantiles of the fitted pairs [N, P, 2].
+
+        Returns:
+            accuracy [N, A], expected dollars [N, A] and token quantiles [N, A, 2].
+        """
+        found = torch.sigmoid(log_odds(accuracy) @ self.weights.T + self.offset)
+        log_tokens = torch.einsum("npk,ap->nak", tokens.log(), self.similarity) + self.token_offsets
+        log_tokens[..., 1] = log_tokens.amax(-1)
+        spread = (log_tokens[..., 1] - log_tokens[..., 0]) / NORMAL_P90
+        mean = torch.exp(log_tokens[..., 0] + spread.square() / 2)
+        return found, self.prices[:, 0] + self.prices[:, 1] * mean, log_tokens.exp()
+
+
+@dataclass
+class RouterParameters:
+    """Everything that fitting found, for M columns of which the first P are the pairs.
+
+    Args:
+        pairs: the P pairs.
+        plans: the plan of each column.
+        embeddings: of the known questions [Q, D].
+        correct: known outcomes [Q, M]; NaN where unknown.
+        cost: known dollars [Q, M].
+        columns, logistic, dual, mixture: the fitted heads.
+        static_means: accuracy and dollars of each column where nothing is known of a question [2, M].
+        trust_limits: similarities to known questions at which trust is 0 and 1 [2].
+        token_offsets: added to log tokens, median and 90% quantile [P, 2].
+        prices: dollars of a prompt and of an output token [P, 2].
+        cost_weights: values of a dollar in units of accuracy [W].
+        cost_ratios: actual over expected cost of what is chosen at each of them [W].
+        settings: settings of the fit.
+        facts: what `router.json` says about the fit.
+        added: pairs that were added later.
+    """
+
+    pairs: tuple[Pair, ...]
+    plans: tuple[Plan, ...]
+    embeddings: Tensor
+    correct: Tensor
+    cost: Tensor
+    columns: Columns
+    logistic: LogisticHead
+    dual: DualHead
+    mixture: CalibratedMixture
+    static_means: Tensor
+    trust_limits: Tensor
+    token_offsets: Tensor
+    prices: Tensor
+    cost_weights: Tensor
+    cost_ratios: Tensor
+    settings: RTRSettings
+    facts: dict[str, Any]
+    added: AddedPairs | None = None

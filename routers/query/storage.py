@@ -1,0 +1,158 @@
+"""The folder of a learned router: `router.json` (names, settings, facts) and `router.safetensors` (tensors).
+
+The names in both files are those of format 1 and stay, whatever the fields of the classes are called. The
+embeddings are kept in half precision, outcomes as int8. Writing moves the last version to `previous/`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from viaticum.errors import DataError, InputError
+from viaticum.files import atomic_file, atomic_write
+from viaticum.routers.query.heads import CalibratedMixture, Columns, DualHead, LogisticHead
+from viaticum.routers.query.parameters import AddedPairs, RouterParameters, RTRSettings
+from viaticum.routers.query.plans import Plan
+from viaticum.types import Pair
+
+FORMAT = 1
+# Name in the file: name of the field.
+TENSORS = {
+    "static": "static_means",
+    "limits": "trust_limits",
+    "stretch": "token_offsets",
+    "rate": "prices",
+    "worth": "cost_weights",
+    "spend": "cost_ratios",
+}
+ADDED_TENSORS = {
+    "weights": "weights",
+    "offset": "offset",
+    "alike": "similarity",
+    "lengths": "token_offsets",
+    "rate": "prices",
+}
+COLUMN_TENSORS = tuple(field.name for field in fields(Columns))
+MIXTURE_TENSORS = tuple(field.name for field in fields(CalibratedMixture))
+
+
+def save_parameters(parameters: RouterParameters, folder: Path) -> None:
+    """Write both files; each appears whole or not at all."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "router.json").exists():
+        (folder / "previous").mkdir(exist_ok=True)
+        for name in ("router.json", "router.safetensors"):
+            shutil.copy2(folder / name, folder / "previous" / name)
+    tensors = {name: each.contiguous().clone() for name, each in _tensors(parameters).items()}
+    with atomic_file(folder / "router.safetensors") as scratch:
+        save_file(tensors, scratch)
+    atomic_write(folder / "router.json", json.dumps(_document(parameters), indent=1) + "\n")
+
+
+def load_parameters(folder: Path) -> RouterParameters:
+    """Read both files.
+
+    Raises:
+        InputError: there is no router in the folder.
+        DataError: it is damaged, or of a later format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        document = json.loads((folder / "router.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "router.safetensors")
+    except OSError as error:
+        raise InputError(
+            f"no router in {folder} ({error.strerror or error}); make one with: viaticum router fit"
+        ) from None
+    except (ValueError, SafetensorError) as error:
+        raise DataError(f"the router in {folder} is damaged ({error}); fit it again") from None
+    if document.get("format") != FORMAT:
+        raise DataError(
+            f"the router in {folder} has format {document.get('format')}, this version reads {FORMAT}; "
+            "fit it again"
+        )
+    try:
+        return _parse(document, tensors)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise DataError(f"the router in {folder} is damaged ({error}); fit it again") from None
+
+
+def _tensors(parameters: RouterParameters) -> dict[str, Tensor]:
+    """The content of router.safetensors."""
+    added = parameters.added
+    return {
+        "embeddings": parameters.embeddings.half(),
+        "right": _to_int8(parameters.correct),
+        "cost": parameters.cost,
+        "logistic": parameters.logistic.weights,
+        **{f"mixture.{name}": getattr(parameters.mixture, name) for name in MIXTURE_TENSORS},
+        **{name: getattr(parameters, field) for name, field in TENSORS.items()},
+        **{f"columns.{name}": getattr(parameters.columns, name) for name in COLUMN_TENSORS},
+        **{f"dual.{name}": each for name, each in parameters.dual.state_dict().items()},
+        **(
+            {f"added.{name}": getattr(added, field) for name, field in ADDED_TENSORS.items()} if added else {}
+        ),
+    }
+
+
+def _document(parameters: RouterParameters) -> dict[str, Any]:
+    """The content of router.json."""
+    return {
+        "router": "rtr",
+        "format": FORMAT,
+        "pairs": [str(pair) for pair in parameters.pairs],
+        "plans": [
+            {"pairs": [str(pair) for pair in plan.pairs], "need": plan.need} for plan in parameters.plans
+        ],
+        "added": [str(pair) for pair in parameters.added.pairs] if parameters.added else [],
+        "settings": asdict(parameters.settings),
+        "facts": parameters.facts,
+    }
+
+
+def _parse(document: dict[str, Any], tensors: dict[str, Tensor]) -> RouterParameters:
+    columns = Columns(**{name: tensors[f"columns.{name}"] for name in COLUMN_TENSORS})
+    correct, pairs = _from_int8(tensors["right"]), tuple(map(Pair.parse, document["pairs"]))
+    dual = DualHead(columns, correct, torch.zeros(1, len(pairs)), tensors["embeddings"].shape[1])
+    dual.load_state_dict(
+        {name.removeprefix("dual."): each for name, each in tensors.items() if name.startswith("dual.")}
+    )
+    added = tuple(map(Pair.parse, document["added"]))
+    return RouterParameters(
+        pairs=pairs,
+        plans=tuple(Plan(tuple(map(Pair.parse, plan["pairs"])), plan["need"]) for plan in document["plans"]),
+        embeddings=tensors["embeddings"].float(),
+        correct=correct,
+        cost=tensors["cost"],
+        columns=columns,
+        logistic=LogisticHead(tensors["logistic"]),
+        dual=dual.freeze(),
+        mixture=CalibratedMixture(*(tensors[f"mixture.{name}"] for name in MIXTURE_TENSORS)),
+        **{field: tensors[name] for name, field in TENSORS.items()},
+        settings=RTRSettings(**(document["settings"] | {"heads": tuple(document["settings"]["heads"])})),
+        facts=document["facts"],
+        added=AddedPairs(added, **{field: tensors[f"added.{name}"] for name, field in ADDED_TENSORS.items()})
+        if added
+        else None,
+    )
+
+
+def _to_int8(correct: Tensor) -> Tensor:
+    """0, 1 and NaN as 0, 1 and -1."""
+    return correct.nan_to_num(-1.0).to(torch.int8)
+
+
+def _from_int8(stored: Tensor) -> Tensor:
+    correct = stored.float()
+    return correct.masked_fill(correct < 0, float("nan"))
