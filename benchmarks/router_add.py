@@ -58,12 +58,12 @@ def without(matrix: OutcomeMatrix, model: str) -> OutcomeMatrix:
 def measure(matrix: OutcomeMatrix, models: list[str], encoder: Encoder) -> dict[str, dict[str, float]]:
     mask = held_out(near_duplicates(matrix.texts), 0.3, seed=0)
     train, test = matrix.select(~mask), matrix.select(mask)
-    whole = fit(train, encoder, settings=RTRSettings(plans=False))
+    complete = fit(train, encoder, settings=RTRSettings(plans=False))
     result: dict[str, dict[str, float]] = {}
     for model in models:
         sys.stderr.write(f"{model}\n")
         base = fit(without(train, model), encoder, settings=RTRSettings(plans=False))
-        losses_of = result.setdefault(model, {"fitted with it": pair_log_loss(whole, test, model)})
+        losses_by_case = result.setdefault(model, {"fitted with it": pair_log_loss(complete, test, model)})
         chosen = np.random.default_rng(0).permutation(len(train))
         for count in COUNTS:
             some, router = train.select(chosen[: max(count, 1)]), base
@@ -76,8 +76,8 @@ def measure(matrix: OutcomeMatrix, models: list[str], encoder: Encoder) -> dict[
                     losses.append(
                         log_loss(torch.full_like(correct, float(np.log(rate / (1 - rate)))), correct)
                     )
-            losses_of[f"added, {count} outcomes"] = pair_log_loss(router, test, model)
-            losses_of[f"their mean, {count} outcomes"] = statistics.mean(losses)
+            losses_by_case[f"added, {count} outcomes"] = pair_log_loss(router, test, model)
+            losses_by_case[f"their mean, {count} outcomes"] = statistics.mean(losses)
     return result
 
 

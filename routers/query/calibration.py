@@ -59,24 +59,23 @@ def token_offsets(predicted: Tensor, log_tokens: Tensor, truncated: Tensor) -> T
 
 
 def censored_quantile(values: Tensor, censored: Tensor, level: float) -> float:
-    """The value [n] that a share `level` does not exceed, where censored values are lower bounds.
+    """The Kaplan-Meier quantile of values [n]; censored ones are lower bounds.
 
     Where censoring hides the quantile it is extrapolated from the last visible one, with a normal
     distribution of standard deviation `FALLBACK_SPREAD`. 0 for no values.
     """
     if len(values) == 0:
         return 0.0
-    order = np.lexsort((censored.numpy(), values.numpy()))  # among equals the uncensored come first
-    ordered, event = values.numpy()[order], ~censored.numpy()[order]
-    cdf = 1 - np.cumprod(1 - event / np.arange(len(ordered), 0, -1))
-    reached = np.flatnonzero(cdf >= level - 1e-9)
+    from scipy.stats import CensoredData, ecdf
+
+    array, mask = values.numpy(), censored.numpy()
+    cdf = ecdf(CensoredData.right_censored(array, mask)).cdf
+    reached = np.flatnonzero(cdf.probabilities >= level - 1e-9)
     if len(reached):
-        return float(ordered[reached[0]])
-    visible, last = (
-        (float(cdf[event].max()), float(ordered[event].max())) if event.any() else (0.0, float(ordered[0]))
-    )
+        return float(cdf.quantiles[reached[0]])
+    visible, last = (0.0, array.min()) if mask.all() else (float(cdf.probabilities[-1]), array[~mask].max())
     normal = NormalDist(sigma=FALLBACK_SPREAD)
-    return last + normal.inv_cdf(level) - normal.inv_cdf(max(visible, 0.01))
+    return float(last) + normal.inv_cdf(level) - normal.inv_cdf(max(visible, 0.01))
 
 
 def cost_ratios(probabilities: Tensor, expected: Tensor, cost: Tensor) -> Tensor:

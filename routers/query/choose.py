@@ -95,7 +95,7 @@ class AtPrice(Weighted):
 
     def __post_init__(self) -> None:
         if not self.per_dollar >= 0:
-            raise InputError(f"the worth of a dollar is 0 or more, got {self.per_dollar}")
+            raise InputError(f"the weight of a dollar is 0 or more, got {self.per_dollar}")
 
     def filter_fallbacks(self, rows: list[RowT]) -> list[RowT]:
         return [row for row in rows if self._score(row) > 0]
@@ -104,16 +104,16 @@ class AtPrice(Weighted):
 def parse_policy(text: str) -> Policy:
     """Parse `best`, `cheapest:ACCURACY` or `weighted:PER_DOLLAR`; raises `InputError` for anything else."""
     name, _, argument = text.partition(":")
-    kinds = {"cheapest": Cheapest, "weighted": Weighted}
+    policies = {"cheapest": Cheapest, "weighted": Weighted}
     if name == "best" and not argument:
         return Best()
-    if name not in kinds:
+    if name not in policies:
         raise UnknownName("policy", text, ("best", "cheapest:ACCURACY", "weighted:PER_DOLLAR"))
     try:
         value = float(argument)
     except ValueError:
         raise InputError(f"policy {text!r} wants a number, such as {name}:0.6") from None
-    return kinds[name](value)
+    return policies[name](value)
 
 
 def choose(table: RoutingTable, left_nanousd: int | None, policy: Policy) -> Route:

@@ -24,6 +24,7 @@ SIMILARITY_SCALE = 10.0  # a neighbour has the weight exp(SIMILARITY_SCALE * cos
 DENSE_FROM = 16  # questions from which sums over neighbours are one matrix product
 PRIOR_NEIGHBOURS = 2.0  # weight of a column's mean, in neighbours
 RIDGE = 2.0
+MAX_ITERATIONS = 200  # of a logistic regression
 FEATURE_SCALE = 10.0  # factor of squared embeddings, so that the same ridge fits any encoder of unit length
 WIDTH, RANK = 128, 64
 BATCH = 128
@@ -48,29 +49,26 @@ def mean_known(values: Tensor) -> Tensor:
 
 
 class LogisticHead:
-    """One ridge logistic regression per column, all fitted in one optimisation. weights: [D + 1, M]."""
+    """One ridge logistic regression per column (scikit-learn). weights: [D + 1, M], the intercepts last."""
 
     def __init__(self, weights: Tensor) -> None:
         self.weights = weights
 
     @classmethod
     def fit(cls, embeddings: Tensor, correct: Tensor, ridge: float = RIDGE) -> LogisticHead:
-        features, known = _with_intercept(embeddings), ~correct.isnan()
-        target, count = correct.nan_to_num(0.0), known.sum(0).clamp_min(1)
+        from sklearn.linear_model import LogisticRegression
+
+        features = _with_intercept(embeddings)
         weights = torch.zeros(features.shape[1], correct.shape[1])
         weights[-1] = log_odds(mean_known(correct))
-        weights.requires_grad_()
-        optimiser = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            each = F.binary_cross_entropy_with_logits(features @ weights, target, reduction="none") * known
-            loss = (each.sum(0) / count).sum() + 0.5 * ridge * (weights[:-1].square().sum(0) / count).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss
-
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
-        return cls(weights.detach())
+        for column, outcomes in enumerate(correct.T):
+            known = ~outcomes.isnan()
+            x, y = features[known, :-1].numpy(), outcomes[known].numpy()
+            if len(np.unique(y)) == 2:  # otherwise the intercept alone
+                model = LogisticRegression(C=1 / ridge, max_iter=MAX_ITERATIONS).fit(x, y)
+                weights[:-1, column] = torch.from_numpy(model.coef_[0])
+                weights[-1, column] = float(model.intercept_[0])
+        return cls(weights)
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Log-odds [N, M]."""

@@ -235,18 +235,20 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.6) -> Array:
 
 
 def assign_folds(groups: Array, count: int, seed: int) -> Array:
-    """A fold for each question [Q], 0 to count - 1.
+    """A fold for each question [Q], 0 to count - 1: whole groups, in folds of nearly equal size.
 
-    Whole groups, the largest first, each to the smallest fold so far.
+    scikit-learn's `GroupKFold`; the seed decides among groups of equal size. Fewer groups than folds leave
+    folds empty.
     """
-    rng = np.random.default_rng(seed)
-    numbers = rng.permutation(np.unique(groups))
-    sizes = np.bincount(groups, minlength=int(groups.max()) + 1)
-    fold_of, filled = np.zeros(len(sizes), dtype=np.int64), np.zeros(count)
-    for number in sorted(numbers, key=lambda each: -sizes[each]):
-        fold_of[number] = int(filled.argmin())
-        filled[fold_of[number]] += sizes[number]
-    return fold_of[groups]
+    from sklearn.model_selection import GroupKFold
+
+    numbers, indices = np.unique(groups, return_inverse=True)
+    shuffled = np.random.default_rng(seed).permutation(len(numbers))[indices]
+    folds = np.zeros(len(groups), dtype=np.int64)
+    splits = GroupKFold(min(count, len(numbers))).split(groups, groups=shuffled)
+    for fold, (_, rows) in enumerate(splits):
+        folds[rows] = fold
+    return folds
 
 
 def held_out(groups: Array, share: float, seed: int) -> Array:

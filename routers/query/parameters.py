@@ -78,12 +78,12 @@ class AddedPairs:
         Returns:
             accuracy [N, A], expected dollars [N, A] and token quantiles [N, A, 2].
         """
-        found = torch.sigmoid(log_odds(accuracy) @ self.weights.T + self.offset)
+        added_accuracy = torch.sigmoid(log_odds(accuracy) @ self.weights.T + self.offset)
         log_tokens = torch.einsum("npk,ap->nak", tokens.log(), self.similarity) + self.token_offsets
         log_tokens[..., 1] = log_tokens.amax(-1)
         spread = (log_tokens[..., 1] - log_tokens[..., 0]) / NORMAL_P90
         mean = torch.exp(log_tokens[..., 0] + spread.square() / 2)
-        return found, self.prices[:, 0] + self.prices[:, 1] * mean, log_tokens.exp()
+        return added_accuracy, self.prices[:, 0] + self.prices[:, 1] * mean, log_tokens.exp()
 
 
 @dataclass

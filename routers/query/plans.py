@@ -109,7 +109,7 @@ def search(
     candidates = _Candidates(correct, cost, answers, clusters)
     singles: list[IndexedPlan] = [((pair,), 2) for pair in range(pairs)]
     cheap = np.argsort(cost.mean(0), kind="stable")[:CHEAP_PAIRS].tolist()
-    found = set(singles)
+    kept = set(singles)
     for need, max_length in MAX_LENGTH.items():
         beam: list[IndexedPlan] = [(order, need) for order, _ in singles]
         for length in range(2, min(max_length, pairs) + 1):
@@ -118,10 +118,10 @@ def search(
             )
             beam = candidates.best(longer, top)
             if length >= need:
-                found |= set(beam)
+                kept |= set(beam)
             if length == 2:
                 beam = _unique([*beam, *(((a, b), need) for a in cheap for b in cheap if a != b)])
-    return candidates.best(sorted(found), top + 1)
+    return candidates.best(sorted(kept), top + 1)
 
 
 class _Candidates:

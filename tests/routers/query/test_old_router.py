@@ -30,11 +30,11 @@ def test_an_old_router_predicts_the_same_tables(expected: dict[str, Any]) -> Non
     table, plans = router.table(query), router.plans_for(query)
     assert [str(row.pair) for row in table] == [row["pair"] for row in expected["table"]]
     assert [str(row.plan) for row in plans] == [row["plan"] for row in expected["plans"]]
-    for names, found, wanted in (
+    for names, rows, wanted in (
         (("accuracy", "tokens_p50", "tokens_p90", "cost_p50", "cost_p90"), table, expected["table"]),
         (("accuracy", "cost_p50", "cost_p90"), plans, expected["plans"]),
     ):
-        for row, old in zip(found, wanted, strict=True):
+        for row, old in zip(rows, wanted, strict=True):
             assert [getattr(row, name) for name in names] == pytest.approx(
                 [old[name] for name in names], rel=1e-5
             )

@@ -38,7 +38,7 @@ def a_query(kind: str, seed: int = 77) -> Query:
 
 
 def test_it_learns_which_pair_is_good_at_what(router: RTRRouter) -> None:
-    """Mean chances over questions of a kind are near the rates that the answers were drawn with."""
+    """Mean probabilities over questions of a kind are near the rates that the answers were drawn with."""
     rng = np.random.default_rng(5)
     for kind, skills in (("sums", (0.92, 0.80)), ("kin", (0.85, 0.15)), ("games", (0.92, 0.85))):
         prediction = router.predict_texts([a_question(kind, rng) for _ in range(60)])
@@ -186,14 +186,14 @@ def test_names_that_a_catalogue_does_not_have_are_reported(router: RTRRouter) ->
 
 
 def test_censored_lengths_do_not_pull_quantiles_down() -> None:
-    """Of an answer that was cut only that it is at least so long is known."""
-    found = torch.tensor([[[5.0, 6.0]]])
+    """Of a truncated answer only a lower bound of its length is known."""
+    predicted = torch.tensor([[[5.0, 6.0]]])
     short = torch.tensor([[4.0]])
-    assert float(pinball(found, short, torch.tensor([[False]]))) > 0
-    assert float(pinball(found, short, torch.tensor([[True]]))) == 0
+    assert float(pinball(predicted, short, torch.tensor([[False]]))) > 0
+    assert float(pinball(predicted, short, torch.tensor([[True]]))) == 0
     long = torch.tensor([[7.0]])
-    assert float(pinball(found, long, torch.tensor([[True]]))) == float(
-        pinball(found, long, torch.tensor([[False]]))
+    assert float(pinball(predicted, long, torch.tensor([[True]]))) == float(
+        pinball(predicted, long, torch.tensor([[False]]))
     )
 
 
@@ -207,13 +207,13 @@ def test_answers_that_were_cut_lengthen_what_is_expected() -> None:
         else row
         for row in rows
     ]
-    whole = [replace(row, finish_reason="stop") for row in cut]
+    complete = [replace(row, finish_reason="stop") for row in cut]
     high = [
         {
             row.pair: row.tokens_p90
             for row in fit(OutcomeMatrix.from_outcomes(each), Words()).table(a_query("sums"))
         }[big]  # type: ignore[arg-type]
-        for each in (cut, whole)
+        for each in (cut, complete)
     ]
     assert high[0] > 90 > high[1]
 
@@ -242,9 +242,9 @@ def test_neighbours_with_unknown_outcomes() -> None:
     embeddings = torch.eye(3)
     values = torch.tensor([[1.0, float("nan")], [0.0, 1.0], [0.0, 1.0]])
     near = NeighboursHead(embeddings, values)
-    found = near.mean(*near.nearest(embeddings[:1], 3), prior=0.0)
-    assert float(found[0, 0]) > 0.99
-    assert float(found[0, 1]) == pytest.approx(1.0)
+    means = near.mean(*near.nearest(embeddings[:1], 3), prior=0.0)
+    assert float(means[0, 0]) > 0.99
+    assert float(means[0, 1]) == pytest.approx(1.0)
 
 
 def test_a_mixture_leaves_out_a_head_that_knows_nothing() -> None:
@@ -333,13 +333,13 @@ def test_a_refit_takes_what_changed_and_refuses_what_is_worse(router: RTRRouter)
         for n, row in enumerate(outcomes(300, seed=31))
         if n % 4 == n // 4 % 4
     ]
-    found = refit(router, known, OutcomeMatrix.from_outcomes(turned, pairs=PAIRS), Words())  # type: ignore[arg-type]
-    assert found.after < found.before
-    assert found.router is not None
+    result = refit(router, known, OutcomeMatrix.from_outcomes(turned, pairs=PAIRS), Words())  # type: ignore[arg-type]
+    assert result.after < result.before
+    assert result.router is not None
     column = PAIRS.index(Pair("tiny", "cot"))
     text = a_query("kin").text
     assert (
-        found.router.predict_texts([text]).accuracy[0, column]
+        result.router.predict_texts([text]).accuracy[0, column]
         > router.predict_texts([text]).accuracy[0, column]
     )
     # What was known is turned upside down, so that learning from it makes live answers harder to predict.

@@ -58,7 +58,7 @@ def test_a_search_finds_what_trying_everything_finds() -> None:
     matrix = OutcomeMatrix.from_outcomes(outcomes(200))
     table = matrix.correct, matrix.cost, matrix.answers
     clusters = np.zeros(len(matrix), dtype=np.int64)
-    found = search(*table, clusters)
+    plans = search(*table, clusters)
     every = [
         (order, need)
         for need in (2, 3)
@@ -74,18 +74,18 @@ def test_a_search_finds_what_trying_everything_finds() -> None:
         )
 
     for weight in COST_WEIGHTS:
-        assert best(found, weight) == pytest.approx(best(every, weight), abs=1e-9)
+        assert best(plans, weight) == pytest.approx(best(every, weight), abs=1e-9)
 
 
 def test_a_search_looks_at_each_kind_of_question() -> None:
     rows = outcomes(300)
     matrix = OutcomeMatrix.from_outcomes(rows)
     clusters = np.array([["sums", "kin", "games"].index(dataset) for dataset, _ in matrix.ids])
-    found = search(matrix.correct, matrix.cost, matrix.answers, clusters)
-    lines = [Plan(tuple(matrix.pairs[n] for n in order), need) for order, need in found]
-    assert len(set(lines)) == len(lines)
-    assert any(len(plan.pairs) > 1 and plan.pairs[0].model == "tiny" for plan in lines)
-    assert any(plan.pairs[0].model in ("mid", "big") for plan in lines)
+    plans = search(matrix.correct, matrix.cost, matrix.answers, clusters)
+    named = [Plan(tuple(matrix.pairs[n] for n in order), need) for order, need in plans]
+    assert len(set(named)) == len(named)
+    assert any(len(plan.pairs) > 1 and plan.pairs[0].model == "tiny" for plan in named)
+    assert any(plan.pairs[0].model in ("mid", "big") for plan in named)
 
 
 def test_plans_are_checked_and_read_well() -> None:
