@@ -1,9 +1,10 @@
-"""Fixed pairs against the routed workflow on the same questions: accuracy, tokens, cost and seconds, one stream.
+"""Fixed pairs against the routed workflow on the same questions: accuracy, tokens, cost, seconds, one stream.
 
     python benchmarks/arms.py QUESTIONS.jsonl --limit 30
 
 Every arm is the whole workflow (route, reserve, generate, settle, read); a fixed pair is a routing table of
-one row. Without a file it runs the demo's own questions. Finished answers go to --journal, so that a run that was killed goes on.
+one row. Without a file it runs the demo's own questions. Finished answers go to --journal, so that a run that
+was killed goes on.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ SMALL, LARGE, BOTH = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-
 
 
 def only(model: str, strategy: str) -> QueryRouter:
-    """A router that knows one pair; its numbers are never used to choose."""
+    """A router with one pair, whose estimates are never used."""
     return StaticRouter(RoutingTable((Row(Pair(model, strategy), 0.5, 0, 0, 0, 0),)))
 
 
@@ -52,8 +53,8 @@ ARMS: dict[str, Callable[[], QueryRouter]] = {
 
 
 @dataclass
-class Asked:
-    """One answer: right or not, tokens made by each model, nano-dollars, seconds, and the pairs that were asked."""
+class Result:
+    """One answer: right or not, output tokens by model, nano-dollars, seconds, and the pairs that ran."""
 
     right: bool
     made: dict[str, int]
@@ -62,9 +63,9 @@ class Asked:
     pairs: list[str]
 
 
-def ask(client: Viaticum, question: Question) -> Asked:
+def ask(client: Viaticum, question: Question) -> Result:
     answer = client.solve(question.query.text, kind="number")
-    return Asked(
+    return Result(
         right=equivalent(answer.value, question.gold, "number"),
         made={name: count.output_tokens for name, count in answer.usage.models.items()},
         cost=answer.cost,
@@ -73,12 +74,12 @@ def ask(client: Viaticum, question: Question) -> Asked:
     )
 
 
-def run(questions: list[Question], arms: list[str], journal: Path | None) -> dict[str, list[Asked]]:
-    done: dict[tuple[str, str], Asked] = {}
+def run(questions: list[Question], arms: list[str], journal: Path | None) -> dict[str, list[Result]]:
+    done: dict[tuple[str, str], Result] = {}
     if journal is not None and journal.exists():
         for line in journal.read_text().splitlines():
             row: dict[str, Any] = json.loads(line)
-            done[row.pop("arm"), row.pop("id")] = Asked(**row)
+            done[row.pop("arm"), row.pop("id")] = Result(**row)
     for arm in arms:
         todo = [question for question in questions if (arm, question.id) not in done]
         if not todo:
@@ -89,17 +90,17 @@ def run(questions: list[Question], arms: list[str], journal: Path | None) -> dic
         ):
             client.solve("What is 1 + 1?", kind="number")  # loads the weights and reads the examples
             for question in todo:
-                asked = done[arm, question.id] = ask(client, question)
+                result = done[arm, question.id] = ask(client, question)
                 sys.stderr.write(
-                    f"{arm} {question.id} {'right' if asked.right else 'wrong'} {asked.seconds:.1f} s\n"
+                    f"{arm} {question.id} {'right' if result.right else 'wrong'} {result.seconds:.1f} s\n"
                 )
                 if journal is not None:
                     with journal.open("a") as file:
-                        file.write(json.dumps({"arm": arm, "id": question.id} | vars(asked)) + "\n")
+                        file.write(json.dumps({"arm": arm, "id": question.id} | vars(result)) + "\n")
     return {arm: [done[arm, question.id] for question in questions] for arm in arms}
 
 
-def show(results: dict[str, list[Asked]]) -> None:
+def show(results: dict[str, list[Result]]) -> None:
     table = Table(
         "arm",
         "right",
@@ -141,8 +142,9 @@ def main() -> None:
     options = parser.parse_args()
     questions = read_questions(options.questions, limit=options.limit) if options.questions else OWN_QUESTIONS
     print(
-        f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, bfloat16, {len(questions)} questions, greedy, one stream, weights loaded before"
+        f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, bfloat16, {len(questions)} "
+        "questions, greedy, one stream, weights loaded before"
     )
     show(run(questions, options.arm or list(ARMS), options.journal))
 

@@ -1,12 +1,14 @@
 """What a call of a local model costs by new tokens and by kernel, and one stream beside llama.cpp.
 
-For each model and way of holding weights (`Runner.load(weights=...)`): milliseconds of a call that reads 1 to 32
-new tokens of one sequence (2 to 32 are what verifying drafts and catching up cost), of 16 sequences that decode one
-token each, and of a prompt of 512 tokens; and tokens a second of one greedy stream. llama.cpp runs the same GGUF
-file with as many threads (`pip install xllamacpp`; left out where it is not installed). Streams take turns, so
-that whatever slows the machine slows all of them. `--quality`: how far low-bit logits are from bfloat16 ones.
+For each model and layout of its weights (`Runner.load(weights=...)`): milliseconds of a call that reads 1 to
+32 new tokens of one sequence (2 to 32 are what verifying drafts and catching up cost), of 16 sequences that
+decode one token each, and of a prompt of 512 tokens; and tokens a second of one greedy stream. llama.cpp runs
+the same GGUF file with as many threads (`pip install xllamacpp`; left out where it is not installed). Streams
+take turns, so that whatever slows the machine slows all of them. `--quality`: how far low-bit logits are from
+bfloat16 ones.
 
-    viaticum models pull && python benchmarks/call_costs.py [--json] [--model qwen2.5-coder-0.5b] [--quality text.jsonl]
+    viaticum models pull
+    python benchmarks/call_costs.py [--json] [--model qwen2.5-coder-0.5b] [--quality text.jsonl]
 """
 
 from __future__ import annotations
@@ -44,9 +46,9 @@ Stream = Callable[[], float]
 def median_ms(work: Callable[[], Any], runs: int) -> float:
     taken = []
     for _ in range(runs):
-        began = time.perf_counter()
+        started = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - began)
+        taken.append(time.perf_counter() - started)
     return round(1000 * statistics.median(taken), 1)
 
 
@@ -80,36 +82,36 @@ def our_stream(runner: Runner) -> Stream:
     def work() -> float:
         runner.reset(0)
         token = int(runner.extend([0], [PROMPT]).argmax())
-        began = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(STREAM):
             token = int(runner.extend([0], [[token]]).argmax())
-        return STREAM / (time.perf_counter() - began)
+        return STREAM / (time.perf_counter() - started)
 
     return work
 
 
 def quality(folder: Path, file: Path, tokens: int = 110) -> dict[str, float]:
-    """Low-bit against plain: mean KL of the logits of every position, in nats, and the share of equal first choices.
+    """Low-bit against plain: mean KL of the logits per position, in nats, and the share of equal argmaxes.
 
-    The text is read one token a call, so that the low-bit forms do all the work; greedy answers to eight questions
-    of 64 tokens each say how soon the two part.
+    The text is read one token a call, so that the low-bit forms do all the work; greedy answers to eight
+    questions of 64 tokens each say how soon the two part.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     questions = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     texts = [
         tokenizer(f"{line['question']}\n{line['answer']}").input_ids[:tokens] for line in questions[300:304]
     ]
-    said: dict[str, list[torch.Tensor]] = {}
+    logprobs: dict[str, list[torch.Tensor]] = {}
     greedy: dict[str, list[list[int]]] = {}
-    for way in ("plain", "low-bit"):
-        runner = Runner.load(folder, weights=way)  # type: ignore[arg-type]
+    for layout in ("plain", "low-bit"):
+        runner = Runner.load(folder, weights=layout)  # type: ignore[arg-type]
         rows = []
         for text in texts:
             runner.reset(0)
-            for part in [text] if way == "plain" else [[token] for token in text]:
+            for part in [text] if layout == "plain" else [[token] for token in text]:
                 rows += list(runner.read([0], [part], [len(part)]).logits.log_softmax(-1))
-        said[way] = rows
-        greedy[way] = []
+        logprobs[layout] = rows
+        greedy[layout] = []
         for line in questions[310:318]:
             ids = tokenizer.apply_chat_template(
                 [{"role": "user", "content": line["question"]}], add_generation_prompt=True, return_dict=False
@@ -118,10 +120,10 @@ def quality(folder: Path, file: Path, tokens: int = 110) -> dict[str, float]:
             made = [int(runner.extend([0], [ids]).argmax())]
             while len(made) < 64:
                 made.append(int(runner.extend([0], [made[-1:]]).argmax()))
-            greedy[way].append(made)
+            greedy[layout].append(made)
         del runner
         gc.collect()
-    pairs = list(zip(said["plain"], said["low-bit"], strict=True))
+    pairs = list(zip(logprobs["plain"], logprobs["low-bit"], strict=True))
     ids = [token for text in texts for token in text]
     starts = {sum(map(len, texts[:n])) for n in range(len(texts) + 1)}
     following = [(n, ids[n + 1]) for n in range(len(ids) - 1) if n + 1 not in starts]
@@ -134,28 +136,28 @@ def quality(folder: Path, file: Path, tokens: int = 110) -> dict[str, float]:
         "mean_kl": round(statistics.mean(float((a.exp() * (a - b)).sum()) for a, b in pairs), 5),
         "same_first_choice": round(statistics.mean(float(a.argmax() == b.argmax()) for a, b in pairs), 4),
         "perplexity_plain": round(
-            float(torch.stack([-said["plain"][n][t] for n, t in following]).mean().exp()), 4
+            float(torch.stack([-logprobs["plain"][n][t] for n, t in following]).mean().exp()), 4
         ),
         "perplexity_low_bit": round(
-            float(torch.stack([-said["low-bit"][n][t] for n, t in following]).mean().exp()), 4
+            float(torch.stack([-logprobs["low-bit"][n][t] for n, t in following]).mean().exp()), 4
         ),
         "greedy_tokens_before_first_difference_of_64": round(statistics.mean(same), 1),
         "greedy_texts_equal_of_8": sum(n == 64 for n in same),
     }
 
 
-def measure(name: str, ways: list[str], runs: int, rounds: int) -> dict[str, Any]:
+def measure(name: str, layouts: list[str], runs: int, rounds: int) -> dict[str, Any]:
     folder = locate(Catalogue.load()[name])
     found: dict[str, Any] = {"model": name, "calls": {}, "load_s": {}, "streams": {}}
-    for way in ways:
-        began = time.perf_counter()
-        runner = Runner.load(folder, slots=16, context=1024, weights=way)  # type: ignore[arg-type]
-        found["load_s"][way] = round(time.perf_counter() - began, 1)
-        found["calls"][way] = by_new_tokens(runner, runs)
-        if way != ways[-1]:
+    for layout in layouts:
+        started = time.perf_counter()
+        runner = Runner.load(folder, slots=16, context=1024, weights=layout)  # type: ignore[arg-type]
+        found["load_s"][layout] = round(time.perf_counter() - started, 1)
+        found["calls"][layout] = by_new_tokens(runner, runs)
+        if layout != layouts[-1]:
             del runner
             gc.collect()
-    streams = {f"viaticum {ways[-1]}": our_stream(runner)}
+    streams = {f"viaticum {layouts[-1]}": our_stream(runner)}
     if importlib.util.find_spec("xllamacpp"):
         streams["llama.cpp"] = lambda: llama_speed(folder / "model.gguf", PROMPT, STREAM)
     speeds: dict[str, list[float]] = {name: [] for name in streams}
@@ -178,7 +180,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     arguments = parser.parse_args()
     models = arguments.model or MODELS
-    conditions = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores, torch {torch.__version__}, {platform.machine()}"
+    conditions = (
+        f"{torch.get_num_threads()} threads, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"{platform.machine()}"
+    )
     if arguments.quality:
         found = [
             {"model": name, **quality(locate(Catalogue.load()[name]), arguments.quality)} for name in models
@@ -196,8 +201,10 @@ def main() -> None:
         table = Table(
             f"{result['model']}, ms", *columns, "load s", box=None, pad_edge=False, title_justify="left"
         )
-        for way, calls in result["calls"].items():
-            table.add_row(way, *(f"{calls[column]:g}" for column in columns), f"{result['load_s'][way]:g}")
+        for layout, calls in result["calls"].items():
+            table.add_row(
+                layout, *(f"{calls[column]:g}" for column in columns), f"{result['load_s'][layout]:g}"
+            )
         Console(width=140).print(table)
         print(
             "one stream, tokens/s:", ", ".join(f"{name} {speed}" for name, speed in result["streams"].items())

@@ -1,10 +1,10 @@
-"""What a token router costs beside a step of the small model, and how far its offline features are from what serves.
+"""Time of a token router beside a step of the small model; its offline features against the served ones.
 
-    python benchmarks/token_router.py QUESTIONS.jsonl [--small qwen2.5-coder-0.5b] [--router DIR] [--texts 16] [--tokens 48]
+    python benchmarks/token_router.py QUESTIONS.jsonl [--router DIR] [--texts 16] [--tokens 48]
 
-The small model writes some texts, once one at a time and once all together; everything that a router is shown is kept and compared
-with the offline pass (`decoders.features`) at several numbers of tokens a call. Without --router a network of the default
-shape with random weights is timed: its cost is that of a trained one.
+The small model writes some texts, once one at a time and once all together; everything that a router is given
+is kept and compared with the offline pass (`decoders.features`) at several numbers of tokens a call. Without
+--router a network of the default shape with random weights is timed: its cost is that of a trained one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from viaticum.weights import locate
 
 
 class Recorder(Divergence):
-    """Keeps every token, and what it was shown."""
+    """Keeps every token, and the router's inputs."""
 
     def __init__(self) -> None:
         super().__init__(1.0)
@@ -50,12 +50,12 @@ class Recorder(Divergence):
 
 
 def median_ms(call: Callable[[], Any], times: int = 21) -> float:
-    taken = []
+    seconds = []
     for _ in range(times):
-        began = time.perf_counter()
+        started = time.perf_counter()
         call()
-        taken.append(time.perf_counter() - began)
-    return 1000 * sorted(taken)[times // 2]
+        seconds.append(time.perf_counter() - started)
+    return 1000 * sorted(seconds)[times // 2]
 
 
 def compare(
@@ -71,25 +71,25 @@ def compare(
         stop_ids=stop_ids(runner, tokenizer),
     )
     results = decoder.write_all([Request(prompt, max_new_tokens=tokens) for prompt in prompts])
-    told: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for step_tokens in (1, 4, 16, 64):
-        same, hidden, chance, rows = 0, [], [], 0
+        same, hidden, entropies, rows = 0, [], [], 0
         for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
             found = read_features(reader, prompt, result.trace.tokens, step_tokens=step_tokens)
-            for place in range(len(found)):
-                token, _, served, sure = router.seen[number, place]
-                offline = found.hidden[place].float()
-                same += token == int(found.tokens[place])
+            for index in range(len(found)):
+                token, _, served, served_entropy = router.seen[number, index]
+                offline = found.hidden[index].float()
+                same += token == int(found.tokens[index])
                 hidden.append(float((served - offline).norm() / served.norm()))
-                chance.append(abs(sure - float(found.entropy[place])))
+                entropies.append(abs(served_entropy - float(found.entropy[index])))
                 rows += 1
-        told[str(step_tokens)] = {
+        result[str(step_tokens)] = {
             "equal_tokens": same / rows,
             "hidden_relative_median": sorted(hidden)[rows // 2],
-            "entropy_mean": sum(chance) / rows,
+            "entropy_mean": sum(entropies) / rows,
             "rows": rows,
         }
-    return told
+    return result
 
 
 def cost(runner: Runner, router: LearnedDivergence, prompts: list[list[int]], rows: int) -> dict[str, float]:
@@ -126,9 +126,9 @@ def main() -> None:
     runner, model = pool.runner(arguments.small), pool.model(arguments.small)
     reader = Runner(runner.model, slots=1)
     tokenizer = pool.tokenizer(locate(catalogue[arguments.small]))
-    asks = get_strategy("cot")
-    asked = read_questions(arguments.questions, limit=arguments.texts)
-    prompts = [model.prompt(asks.messages(each.query)) for each in asked]
+    strategy = get_strategy("cot")
+    questions = read_questions(arguments.questions, limit=arguments.texts)
+    prompts = [model.prompt(strategy.messages(each.query)) for each in questions]
     network = (
         TrainedRouter.load(arguments.router).network
         if arguments.router is not None
@@ -142,9 +142,9 @@ def main() -> None:
     show(f"features, {arguments.texts} streams", many)
 
 
-def show(what: str, told: dict[str, Any]) -> None:
+def show(what: str, result: dict[str, Any]) -> None:
     conditions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    print(json.dumps({"what": what, **told, **conditions}), flush=True)
+    print(json.dumps({"what": what, **result, **conditions}), flush=True)
 
 
 def pool_of_one(runner: Runner) -> Runner:

@@ -1,4 +1,4 @@
-"""A catalogue of tiny random models that are real in every other way: weights, tokenizer and chat template on disk."""
+"""Fixtures of all tests: a catalogue of tiny random models, a ledger over each store, servers, reports."""
 
 from __future__ import annotations
 
@@ -18,10 +18,19 @@ from viaticum.catalogue import Catalogue
 if TYPE_CHECKING:
     from openai_server import OpenAIServer
 
+REAL_SECONDS = 1500  # time limit of a test of real models: minutes, and many more on a busy machine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of real models a time limit of their own, unless one names another."""
+    for item in items:
+        if item.get_closest_marker("real") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(REAL_SECONDS))
+
 
 @pytest.fixture(autouse=True)
-def no_event_loop_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """LiteLLM's synchronous calls make a loop for their thread and never close it, which some later test would be told of."""
+def close_event_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Close the loop that LiteLLM's synchronous calls leave open: its warning would fail a later test."""
     yield
     if request.node.get_closest_marker("asyncio") is None and "asyncio" in sys.modules:
         policy = sys.modules["asyncio"].get_event_loop_policy()
@@ -33,7 +42,7 @@ def no_event_loop_is_left_behind(request: pytest.FixtureRequest) -> Iterator[Non
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Models this small lose more than they gain by threads."""
+    """Run torch on one thread: models this small are slower on more."""
     import torch
 
     before = torch.get_num_threads()
@@ -54,8 +63,8 @@ def tiny_catalogue_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f'[[models.{name}.sources]]\ntype = "path"\npath = "{folder / name}"\n'
         )
     lines.append(
-        '[models.tiny-pair]\ndescription = "both"\nkind = "pair"\nsmall = "tiny-small"\nlarge = "tiny-large"\n'
-        'router = "r-stitch"\ntau = 0.75\n'
+        '[models.tiny-pair]\ndescription = "both"\nkind = "pair"\nsmall = "tiny-small"\n'
+        'large = "tiny-large"\nrouter = "r-stitch"\ntau = 0.75\n'
     )
     file = folder / "catalogue.toml"
     file.write_text("\n".join(lines))
@@ -69,7 +78,7 @@ def tiny_catalogue(tiny_catalogue_file: Path) -> Catalogue:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The address of a Postgres of our own, on a free loopback port."""
+    """The address of a private Postgres on a free loopback port."""
     from postgres_server import running_server
 
     with running_server() as address:
@@ -81,7 +90,7 @@ _databases = itertools.count()
 
 @pytest.fixture
 def postgres(postgres_server: str) -> str:
-    """The address of a database of its own for each test."""
+    """The address of a new database for each test."""
     from postgres_server import new_database
 
     return new_database(postgres_server, f"test_{next(_databases)}")
@@ -121,14 +130,14 @@ def openai_process() -> Iterator[OpenAIServer]:
 
 @pytest.fixture
 def server(openai_process: OpenAIServer) -> OpenAIServer:
-    """An OpenAI server that a test scripts, as new."""
+    """A scripted OpenAI server, reset before each test."""
     openai_process.reset()
     return openai_process
 
 
 @pytest.fixture(scope="session")
 def report_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with jobs to report on, and the outcome table of their questions: see job_runs.py. Not to be changed."""
+    """A folder with jobs to report on and the outcome table of their questions (job_runs.py). Read only."""
     from job_runs import make_job, questions, write_table
 
     folder = tmp_path_factory.mktemp("runs")

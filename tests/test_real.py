@@ -23,7 +23,7 @@ from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Query
 from viaticum.weights import locate
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.real
 
 SMALL, LARGE = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"
 NEW_TOKENS = 96

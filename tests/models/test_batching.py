@@ -87,7 +87,7 @@ def test_callers_share_the_calls_of_the_model(tiny_catalogue: Catalogue) -> None
     until(lambda: free(pool))
 
 
-def test_who_goes_away_in_mid_text_frees_the_slot_and_the_others_go_on(pool: LocalModels) -> None:
+def test_a_closed_stream_frees_its_slot_and_the_others_continue(pool: LocalModels) -> None:
     model = pool.model("tiny-pair")
     generation = Generation(max_new_tokens=400)
     expected = model.generate(chat(1), generation).text
@@ -105,16 +105,16 @@ def test_who_goes_away_in_mid_text_frees_the_slot_and_the_others_go_on(pool: Loc
     until(lambda: free(pool))
 
 
-def test_callers_that_come_and_go_at_random_leave_no_slot_taken(pool: LocalModels) -> None:
+def test_no_slot_leaks_when_callers_close_at_random(pool: LocalModels) -> None:
     names = ["tiny-small", "tiny-large", "tiny-pair"]
     expected = {
         name: pool.model(name).generate(chat(0), Generation(max_new_tokens=30)).text for name in names
     }
 
     def visit(number: int) -> None:
-        dice = random.Random(number)
-        name = dice.choice(names)
-        stays, text = dice.randrange(1, 40), ""
+        rng = random.Random(number)
+        name = rng.choice(names)
+        stays, text = rng.randrange(1, 40), ""
         stream = pool.model(name).stream(chat(0), Generation(max_new_tokens=30))
         for piece in stream:
             stays -= 1
@@ -132,7 +132,7 @@ def test_callers_that_come_and_go_at_random_leave_no_slot_taken(pool: LocalModel
     until(lambda: free(pool))
 
 
-def test_one_text_that_fails_ends_no_other(pool: LocalModels) -> None:
+def test_a_failed_text_ends_no_other(pool: LocalModels) -> None:
     model = pool.model("tiny-large")
     odd = next(
         iter(set(model.prompt([{"role": "user", "content": "\N{BULLET}"}])) - set(model.prompt(chat(1))))
@@ -155,7 +155,7 @@ def test_one_text_that_fails_ends_no_other(pool: LocalModels) -> None:
     until(lambda: free(pool))
 
 
-def test_an_engine_that_breaks_tells_its_callers_and_the_next_one_works(
+def test_a_broken_engine_fails_its_callers_and_the_next_one_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     decoder, scheduler = single(1, slots=2), BatchScheduler()
@@ -165,20 +165,20 @@ def test_an_engine_that_breaks_tells_its_callers_and_the_next_one_works(
         with pytest.raises(ModelError, match="ZeroDivisionError"):
             list(scheduler.generate(decoder, [request]))
     assert empty(decoder)
-    told = list(scheduler.generate(decoder, [request]))
-    assert told[-1][1] is not None
-    assert told[-1][1].result is not None
+    events = list(scheduler.generate(decoder, [request]))
+    assert events[-1][1] is not None
+    assert events[-1][1].result is not None
     scheduler.close()
 
 
-def test_what_cannot_be_written_is_refused_at_once() -> None:
+def test_an_impossible_request_is_refused_at_once() -> None:
     decoder, scheduler = single(1), BatchScheduler()
     with pytest.raises(InputError, match="token 97"):
         next(scheduler.generate(decoder, [Request([97], 4)]))
     assert scheduler._thread is None
 
 
-def test_closing_tells_those_who_wait_and_a_later_text_is_written() -> None:
+def test_closing_fails_waiting_requests_and_a_later_one_runs() -> None:
     decoder, scheduler = single(1, slots=1), BatchScheduler()
     requests = requests_of(0, 3, max_new_tokens=2000)
     texts = [scheduler.generate(decoder, [request]) for request in requests]
@@ -197,7 +197,7 @@ def test_closing_tells_those_who_wait_and_a_later_text_is_written() -> None:
     assert empty(decoder)
 
 
-def test_the_thread_ends_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("viaticum.models.batching.IDLE_SECONDS", 0.01)
     decoder, scheduler = single(1), BatchScheduler()
     list(scheduler.generate(decoder, requests_of(0, 2)))
@@ -205,7 +205,7 @@ def test_the_thread_ends_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> No
     assert len([event for _, event in scheduler.generate(decoder, requests_of(0, 1)) if event]) == 12
 
 
-def test_a_text_that_nobody_wants_any_more_is_not_written_to_its_end() -> None:
+def test_an_abandoned_text_is_aborted() -> None:
     decoder, scheduler = single(1), BatchScheduler()
     decoder.loop_guard = None
     text = scheduler.generate(decoder, requests_of(0, 1, max_new_tokens=3000))
@@ -215,7 +215,7 @@ def test_a_text_that_nobody_wants_any_more_is_not_written_to_its_end() -> None:
     assert decoder.stats.large.rows < 1000
 
 
-def test_a_pair_is_not_passed_by_while_its_two_slots_are_never_free_together(
+def test_a_pair_does_not_starve_while_its_two_slots_are_never_free_together(
     tiny_catalogue: Catalogue,
 ) -> None:
     """Callers of either model keep coming; the pair's text is written all the same."""
@@ -262,7 +262,7 @@ pool.scheduler.close()
 
 
 def test_the_first_use_by_many_threads_at_once(tiny_catalogue_file: Path) -> None:
-    """Libraries that import their parts late are met half imported, unless one thread at a time imports them."""
+    """Libraries with late imports are seen half imported, unless one thread at a time imports them."""
     done = subprocess.run(
         [sys.executable, "-c", FIRST_USE, str(tiny_catalogue_file)],
         capture_output=True,

@@ -38,7 +38,8 @@ def questions(count: int) -> list[Question]:
     return [Question(f"q{n}", Query(f"What is {n} + {n}?", "number"), str(2 * n)) for n in range(count)]
 
 
-# --- models ---------------------------------------------------------------------------------------------------
+# --- models
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["tiny-small", "tiny-large", "tiny-pair"])
@@ -70,7 +71,7 @@ def test_a_prompt_longer_than_the_context_is_refused(tiny_catalogue: Catalogue) 
         model.worst_case([{"role": "user", "content": "x" * 9000}], 10)
 
 
-def test_all_at_once_says_what_one_at_a_time_does(tiny_catalogue: Catalogue) -> None:
+def test_many_at_once_equal_one_at_a_time(tiny_catalogue: Catalogue) -> None:
     chats: list[list[Message]] = [[{"role": "user", "content": f"How many {n}?"}] for n in range(7)]
     generation = Generation(max_new_tokens=12)
     together = dict(LocalModels(tiny_catalogue, slots=3).model("tiny-pair").generate_all(chats, generation))
@@ -80,16 +81,16 @@ def test_all_at_once_says_what_one_at_a_time_does(tiny_catalogue: Catalogue) -> 
         assert together[n].text == alone.generate(chat, generation).text
 
 
-def test_a_pair_in_auto_mode_decodes_the_way_that_was_measured_as_fastest(
+def test_a_pair_in_auto_mode_takes_the_mode_that_was_measured_as_fastest(
     tiny_catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path))
     auto = tiny_catalogue.with_models(tiny_catalogue["tiny-pair"].model_copy(update={"mode": "auto"}))
-    wrote = {
+    written = {
         name: LocalModels(tiny_catalogue).model(name).generate(CHAT, Generation(40))
         for name in ("tiny-large", "tiny-pair")
     }
-    assert wrote["tiny-large"].text != wrote["tiny-pair"].text, "else nothing can be told apart"
+    assert written["tiny-large"].text != written["tiny-pair"].text, "else nothing can be told apart"
 
     def writes() -> Completion:
         return LocalModels(auto).model("tiny-pair").generate(CHAT, Generation(40))
@@ -101,18 +102,18 @@ def test_a_pair_in_auto_mode_decodes_the_way_that_was_measured_as_fastest(
         CostModel(*times, conditions()).save(path)
 
     path = costs_path(auto["tiny-pair"])
-    assert writes().text == wrote["tiny-pair"].text, "nothing was measured"
+    assert writes().text == written["tiny-pair"].text, "nothing was measured"
     keep(small=5.0, large=0.1)
     alone = writes()
-    assert alone.text == wrote["tiny-large"].text
+    assert alone.text == written["tiny-large"].text
     assert set(alone.usage.models) == {"tiny-large"}, "nothing is paid for a model that was not asked"
     keep(small=0.01, large=5.0)
     assert set(writes().usage.models) == {"tiny-small", "tiny-large"}
     keep(small=5.0, large=0.1)
     path.write_text(path.read_text().replace(torch.__version__, "1.0"))
-    assert writes().text == wrote["tiny-pair"].text, "measured with another torch"
+    assert writes().text == written["tiny-pair"].text, "measured with another torch"
     routed = LocalModels(tiny_catalogue).model("tiny-pair").generate(CHAT, Generation(40))
-    assert routed.text == wrote["tiny-pair"].text
+    assert routed.text == written["tiny-pair"].text
 
 
 def test_calls_of_a_pair_are_measured_and_kept(
@@ -122,11 +123,11 @@ def test_calls_of_a_pair_are_measured_and_kept(
     asked = ["models", "measure", "tiny-pair", "--streams", "4", "--catalogue", str(tiny_catalogue_file)]
     shown = CliRunner().invoke(app, [*asked, "--json"])
     assert shown.exit_code == 0, shown.output
-    told = json.loads(shown.stdout)
-    assert set(told["tokens_per_second"]) == {"1", "4"}
-    assert all(speed > 0 for speeds in told["tokens_per_second"].values() for speed in speeds.values())
+    payload = json.loads(shown.stdout)
+    assert set(payload["tokens_per_second"]) == {"1", "4"}
+    assert all(speed > 0 for speeds in payload["tokens_per_second"].values() for speed in speeds.values())
     spec = Catalogue.load(tiny_catalogue_file)["tiny-pair"]
-    assert told["path"] == str(costs_path(spec))
+    assert payload["path"] == str(costs_path(spec))
     assert known_costs(spec) is not None
     assert "speculative:3" in CliRunner().invoke(app, asked).stdout
     refused = CliRunner().invoke(app, [*asked[:2], "tiny-small", *asked[3:]])
@@ -146,7 +147,8 @@ def test_the_workflow_on_local_models(tiny_catalogue: Catalogue, tmp_path: Path)
         assert viaticum.ledger.check() == []
 
 
-# --- profiling ------------------------------------------------------------------------------------------------
+# --- profiling
+# ------------------------------------------------------------------------------------------------
 
 
 def without_time(rows: list[Outcome]) -> list[Outcome]:
@@ -210,8 +212,10 @@ def test_profile_keeps_what_the_models_wrote(tiny_catalogue: Catalogue, tmp_path
     ]
     direct = get_strategy("direct")
     chat = direct.messages(questions(2)[0].query)
-    wrote = LocalModels(tiny_catalogue).model("tiny-small").generate(chat, Generation(direct.max_new_tokens))
-    assert kept[0]["texts"] == [wrote.text]
+    written = (
+        LocalModels(tiny_catalogue).model("tiny-small").generate(chat, Generation(direct.max_new_tokens))
+    )
+    assert kept[0]["texts"] == [written.text]
     assert all(len(row["texts"]) in (2, 3) and len(set(row["texts"])) > 1 for row in kept[2:])
 
 
@@ -237,7 +241,7 @@ def test_profile_refuses_before_it_computes(tiny_catalogue: Catalogue, tmp_path:
 def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
     tiny_catalogue_file: Path, tiny_catalogue: Catalogue, tmp_path: Path
 ) -> None:
-    """Killed in the middle, twice; the last row cut in half; the table is that of a run that nobody killed."""
+    """Killed midway, twice, with the last row cut in half: the table is that of an uninterrupted run."""
     file = tmp_path / "questions.jsonl"
     rows = [{"question": q.query.text, "answer": q.gold, "kind": "number"} for q in questions(30)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -279,10 +283,10 @@ def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
     with pytest.raises(InputError, match="other questions"):
         profile(questions(3), pairs, out, catalogue=tiny_catalogue, dataset="questions")
     finished = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-    told = json.loads(finished.stdout)
-    assert told["outcomes"] == 60
-    assert [row["pair"] for row in told["rows"]] == ["tiny-small+cod", "tiny-small+direct"]
-    for row in told["rows"]:
+    payload = json.loads(finished.stdout)
+    assert payload["outcomes"] == 60
+    assert [row["pair"] for row in payload["rows"]] == ["tiny-small+cod", "tiny-small+direct"]
+    for row in payload["rows"]:
         low, high = row["accuracy_95"]
         assert 0 <= low <= row["accuracy"] <= high <= 1
         assert low < high

@@ -98,7 +98,7 @@ def test_stop_and_length_end_it(server: OpenAIServer) -> None:
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_what_the_provider_does_not_take_is_left_out(server: OpenAIServer, streams: bool) -> None:
+def test_unsupported_parameters_are_left_out(server: OpenAIServer, streams: bool) -> None:
     model, _ = model_for(server, omit=("temperature", "seed"), streams=streams)
     ask(model)
     assert not {"temperature", "seed", "top_p", "top_k"} & set(server.requests[0])
@@ -150,7 +150,7 @@ def test_reported_zeros_stay_and_details_are_read(server: OpenAIServer, streams:
         (["break at once"], [(0.25, 0.5)]),
     ],
 )
-def test_what_may_pass_is_tried_again(
+def test_transient_errors_are_retried(
     server: OpenAIServer, script: list[Any], waited: list[tuple[float, float]], litellm_model: str
 ) -> None:
     model, waits = model_for(server, litellm_model=litellm_model)
@@ -163,7 +163,7 @@ def test_what_may_pass_is_tried_again(
     assert all(least <= wait <= most for wait, (least, most) in zip(waits, waited, strict=True))
 
 
-def test_a_server_that_names_a_date_is_waited_for(server: OpenAIServer) -> None:
+def test_a_retry_after_date_is_waited_for(server: OpenAIServer) -> None:
     from email.utils import formatdate
 
     model, waits = model_for(server)
@@ -188,7 +188,7 @@ def test_a_server_that_names_a_date_is_waited_for(server: OpenAIServer) -> None:
         ("end early", ProviderUnavailable, "broke off", 1),
     ],
 )
-def test_errors_are_ours_and_say_what_to_do(
+def test_errors_are_translated_and_say_what_to_do(
     server: OpenAIServer, behaviour: Any, kind: type[ViaticumError], says: str, tries: int
 ) -> None:
     model, _ = model_for(server, timeout_seconds=0.3 if behaviour == "silent" else 60)
@@ -203,7 +203,7 @@ def test_errors_are_ours_and_say_what_to_do(
         assert caught.value.retry_after == 300
 
 
-def test_nobody_listens() -> None:
+def test_an_unreachable_server_is_unavailable() -> None:
     nowhere = OpenAIServer(port=1)
     model, waits = model_for(nowhere, max_retries=1)
     with pytest.raises(ProviderUnavailable, match="far cannot be reached"):
@@ -266,7 +266,7 @@ def test_logprobs_come_back(server: OpenAIServer) -> None:
     assert [token["token"] for token in completion.logprobs] == ["you ", "said: ", "hello ", "big ", "world"]
 
 
-def test_what_is_held_back_is_refused(server: OpenAIServer) -> None:
+def test_filtered_content_is_a_refusal(server: OpenAIServer) -> None:
     model, _ = model_for(server)
     server.script = ["filtered"]
     assert ask(model)[1].finish_reason == "refused"
@@ -280,7 +280,7 @@ def test_an_extra_that_would_change_the_cost_is_refused(server: OpenAIServer, na
 
 
 @PROVIDERS
-def test_closing_the_stream_hangs_up(server: OpenAIServer, litellm_model: str) -> None:
+def test_closing_the_stream_closes_the_connection(server: OpenAIServer, litellm_model: str) -> None:
     model, _ = model_for(server, litellm_model=litellm_model)
     server.pause, server.text = 0.02, " ".join("abcdefghij" * 20)
     stream = model.stream(CHAT, Generation(500))
@@ -305,7 +305,7 @@ def test_many_threads_share_one_model(server: OpenAIServer) -> None:
     "name", ["openai/gpt-4o-mini", "gpt-4.1", "anthropic/claude-sonnet-4-5", "openai/unheard-of"]
 )
 @pytest.mark.parametrize("text", ["", "hello big world", "üñï 漢字 " * 50, "x" * 20_000, "9 " * 9_000])
-def test_a_worst_case_is_never_too_few(name: str, text: str) -> None:
+def test_a_worst_case_is_an_upper_bound(name: str, text: str) -> None:
     import litellm
 
     spec = ModelSpec.model_validate(
@@ -363,7 +363,7 @@ def test_litellms_prices_are_taken_only_where_they_are_asked_for(server: OpenAIS
         )
 
 
-def test_a_cost_that_differs_by_more_than_a_hundredth_is_told(
+def test_a_cost_that_differs_by_more_than_a_hundredth_warns(
     server: OpenAIServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, _ = model_for(server)
@@ -419,7 +419,7 @@ def test_failed_tries_are_charged_once_together(server: OpenAIServer, ledger: Le
 def test_what_a_failure_costs(
     server: OpenAIServer, ledger: Ledger, behaviour: Any, words: int | None
 ) -> None:
-    """Nothing where the provider said that it failed; the prompt where it was only silent; what was written else."""
+    """Nothing where the provider reported a failure, the prompt where it was silent, else the text so far."""
     model, _ = model_for(server, max_retries=0, timeout_seconds=0.3 if behaviour == "silent" else 60)
     server.script = [behaviour]
     with pytest.raises(ModelError):
@@ -442,7 +442,7 @@ def test_an_early_end_never_posts_more_than_was_held(server: OpenAIServer, ledge
     assert posted.overrun == 0
 
 
-def test_thoughts_and_tool_calls_of_an_early_end_are_charged(server: OpenAIServer, ledger: Ledger) -> None:
+def test_reasoning_and_tool_calls_of_an_early_end_are_charged(server: OpenAIServer, ledger: Ledger) -> None:
     model, _ = model_for(server)
     server.script = ["thinks"]
     events = calls_of(ledger, model).stream("b", "k", "far", CHAT, Generation(50))
@@ -510,7 +510,7 @@ def test_the_client_asks_a_remote_model(server: OpenAIServer, tmp_path: Any) -> 
         assert client.budget().posted_nanousd == answer.cost > 0
 
 
-def test_a_key_that_is_not_there_is_told_before_anything_is_held(
+def test_a_missing_key_is_reported_before_anything_is_held(
     server: OpenAIServer, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FAR_KEY", raising=False)

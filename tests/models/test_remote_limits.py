@@ -35,7 +35,7 @@ def asks(limiter: ProviderRateLimiter, clock: Clock, times: int = 1) -> None:
             pass
 
 
-def test_without_a_word_of_the_provider_nobody_waits() -> None:
+def test_without_limits_in_headers_no_request_waits() -> None:
     clock = Clock()
     limiter = ProviderRateLimiter(clock)
     asks(limiter, clock, 100)
@@ -46,7 +46,7 @@ def test_without_a_word_of_the_provider_nobody_waits() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "llm_provider-"])
-def test_requests_that_are_left_are_counted_down_until_the_reset(prefix: str) -> None:
+def test_remaining_requests_are_counted_down_until_the_reset(prefix: str) -> None:
     clock = Clock()
     limiter = ProviderRateLimiter(clock)
     with limiter.acquire(clock.sleep), limiter.acquire(clock.sleep):
@@ -61,7 +61,7 @@ def test_requests_that_are_left_are_counted_down_until_the_reset(prefix: str) ->
     assert clock.slept == [50.0], "past the reset nothing is known"
 
 
-def test_a_refusal_holds_all_and_no_longer_than_a_minute() -> None:
+def test_a_rejection_blocks_all_requests_for_at_most_a_minute() -> None:
     clock = Clock()
     limiter = ProviderRateLimiter(clock)
     limiter.block(3.0)
@@ -85,12 +85,12 @@ def test_a_refusal_holds_all_and_no_longer_than_a_minute() -> None:
         ("", None),
     ],
 )
-def test_spans_of_time(text: str, seconds: float | None) -> None:
+def test_durations_are_parsed(text: str, seconds: float | None) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_a_model_hears_what_comes_with_its_answers(server: OpenAIServer, streams: bool) -> None:
+def test_a_model_heeds_the_limits_in_its_responses(server: OpenAIServer, streams: bool) -> None:
     waits: list[float] = []
     model = RemoteModel(spec_for(server, streams=streams), sleep=waits.append)
     server.headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "7s"}
@@ -100,7 +100,7 @@ def test_a_model_hears_what_comes_with_its_answers(server: OpenAIServer, streams
     assert 6 < waits[0] <= 7
 
 
-def test_one_refusal_makes_the_others_wait(server: OpenAIServer) -> None:
+def test_one_rejection_delays_the_others(server: OpenAIServer) -> None:
     waits: list[float] = []
     model = RemoteModel(spec_for(server), sleep=waits.append)
     server.script = [(429, {"retry-after": "5"}, "slow down")]

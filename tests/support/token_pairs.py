@@ -1,4 +1,4 @@
-"""A tiny pair on disk whose texts end by themselves and whose models differ at some tokens. For tests of token routers."""
+"""A tiny pair on disk whose texts end by themselves and whose models differ at some tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WORDS = ("eggs", "hens", "boxes", "days", "cups", "cars")
 
 
 def write_pair(folder: Path, noise: float = 0.008) -> Path:
-    """A catalogue file with `near-small`, `near-large`, the pair `near` of them, and `far`, with other weights."""
+    """Write a catalogue with `near-small`, `near-large`, their pair `near`, and `far` with other weights."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

@@ -13,7 +13,7 @@ def sentences(text: str, *, complete: bool = True) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("One. Two! Three? Four", ["One.", "Two!", "Three?"]),
         (
@@ -33,8 +33,8 @@ def sentences(text: str, *, complete: bool = True) -> list[str]:
         ("", []),
     ],
 )
-def test_sentences_end_where_a_reader_would_say(text: str, said: list[str]) -> None:
-    assert sentences(text) == said
+def test_sentence_ends(text: str, expected: list[str]) -> None:
+    assert sentences(text) == expected
 
 
 def test_a_growing_text_ends_a_sentence_once_the_next_character_is_there() -> None:

@@ -1,4 +1,4 @@
-"""Labels for token routers over a tiny pair: what is stored is what serves, texts are the large model's, nothing is lost."""
+"""Labels over a tiny pair: features equal the served ones, texts are the large model's, nothing is lost."""
 
 from __future__ import annotations
 
@@ -117,31 +117,31 @@ def served_and_offline(
     for number, (request, result) in enumerate(zip(requests, results, strict=True)):
         features = read_features(reader, request.prompt, result.trace.tokens, step_tokens=step_tokens)
         assert len(features) == len(result.trace.tokens)
-        for place in range(len(features)):
-            found.append((router.seen[number, place], features, place))
+        for index in range(len(features)):
+            found.append((router.seen[number, index], features, index))
     assert len(found) > 100
     return found
 
 
 @pytest.mark.parametrize(("slots", "step_tokens"), [(1, 4), (3, 4), (4, 1), (2, 64)])
 def test_the_offline_pass_sees_what_the_served_decode_was_shown(slots: int, step_tokens: int) -> None:
-    for (token, top, hidden, chance), features, place in served_and_offline(
+    for (token, top, hidden, chance), features, index in served_and_offline(
         torch.float32, slots, step_tokens
     ):
-        assert int(token) == int(features.tokens[place])
-        torch.testing.assert_close(top, features.top[place], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(hidden, features.hidden[place], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(chance, features.entropy[place], atol=1e-5, rtol=1e-4)
+        assert int(token) == int(features.tokens[index])
+        torch.testing.assert_close(top, features.top[index], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(hidden, features.hidden[index], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(chance, features.entropy[index], atol=1e-5, rtol=1e-4)
 
 
 def test_in_bfloat16_only_the_last_digits_differ() -> None:
     """The dtype of the store is the model's own, in which logits and hidden states are exact."""
     apart, scale, same, rows = 0.0, 0.0, 0, served_and_offline(torch.bfloat16, 4, 4)
-    for (token, _, hidden, _), features, place in rows:
+    for (token, _, hidden, _), features, index in rows:
         assert features.hidden.dtype == features.top.dtype == torch.bfloat16
-        apart = max(apart, float((hidden - features.hidden[place]).abs().max()))
+        apart = max(apart, float((hidden - features.hidden[index]).abs().max()))
         scale = max(scale, float(hidden.abs().max()))
-        same += int(token) == int(features.tokens[place])
+        same += int(token) == int(features.tokens[index])
     assert apart < 0.1 * scale
     assert same > 0.9 * len(rows)
 
@@ -185,10 +185,10 @@ def large_text(catalogue: Catalogue, prompt: list[int], tokens: list[int], most:
     return list(decoder.write(Request(prompt + tokens, max_new_tokens=most)).trace.tokens)
 
 
-def test_every_difference_is_followed_up_by_the_large_model(catalogue: Catalogue, labelled: Path) -> None:
+def test_every_difference_has_a_continuation_by_the_large_model(catalogue: Catalogue, labelled: Path) -> None:
     journal = [json.loads(line) for line in (labelled / "journal.jsonl").read_text().splitlines()]
     responses = {row["response"]["id"]: row["response"] for row in journal if "response" in row}
-    branches = {
+    continuations = {
         (row["branch"]["id"], row["branch"]["place"]): row["branch"] for row in journal if "branch" in row
     }
     model = LocalModels(catalogue).model("near")
@@ -196,7 +196,7 @@ def test_every_difference_is_followed_up_by_the_large_model(catalogue: Catalogue
     assert len(responses) == COUNT
     finished = {name: each for name, each in responses.items() if each["finish"] == "stop"}
     assert 0 < len(finished) < COUNT, "else nothing tells that unfinished texts are left out"
-    assert {name for name, _ in branches} <= set(finished)
+    assert {name for name, _ in continuations} <= set(finished)
     pool = LocalModels(catalogue)
     followed = 0
     for name, each in finished.items():
@@ -204,20 +204,20 @@ def test_every_difference_is_followed_up_by_the_large_model(catalogue: Catalogue
         assert each["tokens"] == large_text(catalogue, prompt, [], strategy.max_new_tokens)
         features = read_features(pool.runner("near-small"), prompt, each["tokens"])
         differ = [
-            place
-            for place, (ours, theirs) in enumerate(zip(each["tokens"], features.tokens.tolist(), strict=True))
+            index
+            for index, (ours, theirs) in enumerate(zip(each["tokens"], features.tokens.tolist(), strict=True))
             if ours != theirs and ours != model.tokenizer.eos_token_id
         ]
-        assert sorted(place for key, place in branches if key == name) == differ
-        for place in differ[::3]:
-            branch = branches[name, place]
-            assert branch["token"] == int(features.tokens[place])
-            before = [*each["tokens"][:place], branch["token"]]
-            if branch["token"] == model.tokenizer.eos_token_id:
-                assert branch["tokens"] == []
+        assert sorted(index for key, index in continuations if key == name) == differ
+        for index in differ[::3]:
+            continuation = continuations[name, index]
+            assert continuation["token"] == int(features.tokens[index])
+            before = [*each["tokens"][:index], continuation["token"]]
+            if continuation["token"] == model.tokenizer.eos_token_id:
+                assert continuation["tokens"] == []
                 continue
             most = strategy.max_new_tokens - len(before)
-            assert branch["tokens"] == large_text(catalogue, prompt, before, most)
+            assert continuation["tokens"] == large_text(catalogue, prompt, before, most)
             followed += 1
     assert followed > 3
 
@@ -303,8 +303,8 @@ def test_more_questions_join_a_folder(catalogue: Catalogue, labelled: Path, tmp_
 
 
 @pytest.mark.timeout(900)  # two more processes have to start, on a machine that may be busy
-def test_a_killed_run_goes_on_where_it_was(pair_file: Path, labelled: Path, tmp_path: Path) -> None:
-    """Killed in the middle, the last line cut in half: no text is written twice, and the labels are the same."""
+def test_a_killed_run_resumes_where_it_was(pair_file: Path, labelled: Path, tmp_path: Path) -> None:
+    """Killed midway, the last line cut in half: no text is written twice, and the labels are the same."""
     out, journal = tmp_path / "labels", tmp_path / "labels" / "journal.jsonl"
     command = [
         sys.executable,
@@ -350,11 +350,11 @@ def test_a_killed_run_goes_on_where_it_was(pair_file: Path, labelled: Path, tmp_
 # --- verifiers ----------------------------------------------------------------------------------------------
 
 
-def a_difference(ours: str, theirs: str | None, said: tuple[str, str] = ("a.", "b.")) -> Difference:
-    return Difference(Query("How many?", "number"), DivergenceSpan("So.", *said), ours, theirs)
+def a_difference(ours: str, theirs: str | None, sentences: tuple[str, str] = ("a.", "b.")) -> Difference:
+    return Difference(Query("How many?", "number"), DivergenceSpan("So.", *sentences), ours, theirs)
 
 
-def test_outcome_compares_the_branches_with_each_other() -> None:
+def test_outcome_compares_the_texts_with_each_other() -> None:
     verifier = OutcomeVerifier(get_strategy("cot"))
     found = dict(
         verifier.judge(
@@ -369,16 +369,20 @@ def test_outcome_compares_the_branches_with_each_other() -> None:
     assert found == {0: False, 1: True, 2: True, 3: None}
 
 
-def test_semantic_wants_equal_numbers_and_near_sentences() -> None:
-    places = {"She eats 3.": 0.0, "He eats 3.": 0.1, "She eats 4.": 0.0, "Cars are 3 times as red.": 1.5}
+def test_semantic_needs_equal_numbers_and_similar_sentences() -> None:
+    angles_of = {"She eats 3.": 0.0, "He eats 3.": 0.1, "She eats 4.": 0.0, "Cars are 3 times as red.": 1.5}
 
     def embed(texts: Any) -> torch.Tensor:
-        angles = torch.tensor([places[text] for text in texts])
+        angles = torch.tensor([angles_of[text] for text in texts])
         return torch.stack([angles.cos(), angles.sin()], 1)
 
     verifier = SemanticVerifier(embed)
-    told = [" She eats 3.", "She eats 3."]
-    pairs = [(told[0], "He eats 3."), (told[1], "She eats 4."), (told[0], "Cars are 3 times as red.")]
+    originals = [" She eats 3.", "She eats 3."]
+    pairs = [
+        (originals[0], "He eats 3."),
+        (originals[1], "She eats 4."),
+        (originals[0], "Cars are 3 times as red."),
+    ]
     assert dict(verifier.judge([a_difference("", None, each) for each in pairs])) == {
         0: False,
         1: True,
@@ -414,8 +418,8 @@ def test_a_model_is_shown_the_difference_and_what_cannot_be_read_is_dropped(
     for path in labelled.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     judge = ScriptedModel(["1", "0", "dunno", "0", "0"])
-    told = verify(folder, ["llm"], catalogue=catalogue, models=lambda name: judge)
-    assert told["verifiers"] == ["outcome", "llm"]
+    result = verify(folder, ["llm"], catalogue=catalogue, models=lambda name: judge)
+    assert result["verifiers"] == ["outcome", "llm"]
     shown = judge.calls[0][0][-1]["content"]
     assert "How many" in shown
     assert "<<" in shown
@@ -481,7 +485,7 @@ def test_without_outcome_continuations_end_with_a_sentence(catalogue: Catalogue,
 def test_outcome_judges_no_text_before_its_end_and_loses_no_verdict(
     catalogue: Catalogue, labelled: Path, tmp_path: Path
 ) -> None:
-    """Also where a run has judged texts that ended with a sentence, and kept that it could not tell."""
+    """Also where a run has judged texts that ended with a sentence, and stored "unknown"."""
     asked = read_questions(write_questions(tmp_path / "q.jsonl", COUNT))
     out, settings = tmp_path / "labels", LabelSettings("direct", sentence_cap=2)
     half, judge = COUNT // 2, ScriptedModel("0")
@@ -506,7 +510,7 @@ def test_outcome_judges_no_text_before_its_end_and_loses_no_verdict(
     assert torch.equal(LabelledTokens.load(out, "outcome").labels, LabelledTokens.load(labelled).labels)
 
 
-def test_continued_branches_are_those_that_were_written_at_once(
+def test_resumed_continuations_equal_those_written_at_once(
     catalogue: Catalogue, labelled: Path, tmp_path: Path
 ) -> None:
     asked = read_questions(write_questions(tmp_path / "q.jsonl", COUNT))
@@ -555,10 +559,11 @@ def test_the_table_has_a_row_a_token_with_every_verdict(labelled: Path, tmp_path
 
 
 def test_statistics_are_printed(labelled: Path) -> None:
-    told = json.loads(run("stats", labelled, "--json").stdout)
-    of = told["verifiers"]["outcome"]
+    result = json.loads(run("stats", labelled, "--json").stdout)
+    of = result["verifiers"]["outcome"]
     assert (
-        sum(of[kind]["tokens"] for kind in ("identical", "neutral", "divergent", "unknown")) == told["tokens"]
+        sum(of[kind]["tokens"] for kind in ("identical", "neutral", "divergent", "unknown"))
+        == result["tokens"]
     )
     assert of["identical"]["nats"] == pytest.approx(of["identical"]["entropy"] * 5.549, rel=1e-3)  # ln 257
     tokens = LabelledTokens.load(labelled)
@@ -567,7 +572,7 @@ def test_statistics_are_printed(labelled: Path) -> None:
     )
     shown = run("stats", labelled).stdout
     assert "divergent" in shown
-    assert f"{told['differing']} differ" in shown
+    assert f"{result['differing']} differ" in shown
 
 
 def failure(*arguments: object) -> BaseException:
@@ -576,7 +581,7 @@ def failure(*arguments: object) -> BaseException:
     return shown.exception
 
 
-def test_bad_input_is_told_before_anything_is_computed(
+def test_bad_input_is_reported_before_anything_is_computed(
     pair_file: Path, catalogue: Catalogue, labelled: Path, tmp_path: Path
 ) -> None:
     file = write_questions(tmp_path / "q.jsonl", 2)
@@ -707,11 +712,11 @@ def test_a_text_may_hold_what_unicode_calls_a_line_break(labelled: Path, tmp_pat
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "labels.jsonl").write_text(text, encoding="utf-8")
     assert list(read_rows(folder)) == rows
-    said = Response("q", f"How{mark}many?", "number", (1, 2), "stop")
+    response = Response("q", f"How{mark}many?", "number", (1, 2), "stop")
     journal = Journal(tmp_path / "journal.jsonl")
-    journal.add(said)
+    journal.add(response)
     journal.close()
-    assert Journal(tmp_path / "journal.jsonl").responses == {"q": said}
+    assert Journal(tmp_path / "journal.jsonl").responses == {"q": response}
 
 
 def test_a_folder_that_was_only_begun_is_named(labelled: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Learning R-Stitch+'s policy on a tiny pair: what a run keeps, that a killed one goes on as if it had not been, the catalogue, bad input."""
+"""Learning R-Stitch+'s policy on a tiny pair: results, resumed runs, pairs of the catalogue, bad input."""
 
 from __future__ import annotations
 
@@ -56,8 +56,11 @@ QUICK = PolicySettings(
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny pair `near`, questions whose right answers are what R-Stitch answers, the times of calls, and a
-    policy in `p`, learned in two steps and served by the pair `near-plus`."""
+    """A folder with a tiny pair `near` and a policy of it.
+
+    Right answers of the questions are those of R-Stitch. The policy is in `p`, learned in two steps and
+    served by the pair `near-plus`. The times of calls are in costs.json.
+    """
     folder = tmp_path_factory.mktemp("home")
     file = write_pair(folder)
     asked = read_questions(write_questions(folder / "blank.jsonl", 10))
@@ -131,19 +134,21 @@ def test_a_run_keeps_its_curve_its_policy_and_what_it_is_worth(home: Path) -> No
     assert trained.facts["steps"] == 2
     assert trained.facts["learned"] >= 1
     assert bool(trained.policy.head.weight.any()), "it learned"
-    told = trained.facts["evaluation"]
-    assert told["questions"] == QUICK.held_out
-    assert [row["id"] for row in told["rows"]["before"]] == trained.facts["split"]["held_out"]
+    result = trained.facts["evaluation"]
+    assert result["questions"] == QUICK.held_out
+    assert [row["id"] for row in result["rows"]["before"]] == trained.facts["split"]["held_out"]
     assert not set(trained.facts["split"]["held_out"]) & set(trained.facts["split"]["learned"])
-    assert told["before"]["correct"] == 1.0 or told["before"]["correct"] < 1.0
+    assert result["before"]["correct"] == 1.0 or result["before"]["correct"] < 1.0
     for name in ("reward", "correct", "large_share", "latency", "tokens"):
-        low, high = told["difference"][name]["95%"]
-        assert low <= told["difference"][name]["mean"] + 1e-9
-        assert high >= told["difference"][name]["mean"] - 1e-9
-        assert told["after"][name] - told["before"][name] == pytest.approx(told["difference"][name]["mean"])
+        low, high = result["difference"][name]["95%"]
+        assert low <= result["difference"][name]["mean"] + 1e-9
+        assert high >= result["difference"][name]["mean"] - 1e-9
+        assert result["after"][name] - result["before"][name] == pytest.approx(
+            result["difference"][name]["mean"]
+        )
 
 
-def test_a_run_that_stopped_goes_on_as_if_it_had_not(home: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_same_policy(home: Path, tmp_path: Path) -> None:
     run_learn(home, tmp_path / "r", steps=1)
     resumed = run_learn(home, tmp_path / "r", steps=2)
     assert curve_of(tmp_path / "r") == curve_of(home / "p")
@@ -159,7 +164,7 @@ def assert_same_policy(ours: TrainedPolicy, theirs: TrainedPolicy) -> None:
     assert ours.facts["split"] == theirs.facts["split"]
 
 
-def test_a_killed_run_goes_on(home: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes(home: Path, tmp_path: Path) -> None:
     """Killed hard, somewhere in its second step."""
     out = tmp_path / "r"
     arguments = [
@@ -222,10 +227,10 @@ def test_a_killed_run_goes_on(home: Path, tmp_path: Path) -> None:
     steps = done + 1  # the checkpoint may have as many where it was killed before the curve was written
     shown = CliRunner().invoke(app, [*arguments, "--steps", str(steps)])
     assert shown.exit_code == 0, shown.output
-    told = json.loads(shown.stdout)
-    assert told["steps"] == steps
+    result = json.loads(shown.stdout)
+    assert result["steps"] == steps
     assert curve_of(out)[:2] == curve_of(home / "p")
-    if told["steps"] == 2:
+    if result["steps"] == 2:
         assert_same_policy(TrainedPolicy.load(out), TrainedPolicy.load(home / "p"))
 
 
@@ -233,15 +238,15 @@ def test_no_minutes_are_no_steps_and_the_policy_is_r_stitch(home: Path, tmp_path
     found = run_learn(home, tmp_path / "r", minutes=0.0)
     assert found.facts["steps"] == 0
     assert found.facts["evaluation"] is None
-    told = evaluate(
+    result = evaluate(
         tmp_path / "r",
         questions_of(home)[:3],
         catalogue=Catalogue.load(home / "catalogue.toml"),
         slots=3,
         costs=COSTS,
     )
-    assert told["learned_from"] == 0
-    assert told["rows"]["before"] == told["rows"]["after"]
+    assert result["learned_from"] == 0
+    assert result["rows"]["before"] == result["rows"]["after"]
 
 
 def test_what_was_learned_from_is_known_by_its_text(home: Path, tmp_path: Path) -> None:
@@ -273,14 +278,14 @@ def test_questions_are_split_by_their_ids(home: Path) -> None:
     assert [each.id for each in held] != [each.id for each in split(asked, 3, 1)[0]]
 
 
-def test_intervals_are_those_of_pairs() -> None:
+def test_intervals_are_of_paired_differences() -> None:
     before = [
         {"reward": n, "correct": True, "large_share": 0.5, "latency": 2.0, "tokens": 10} for n in range(8)
     ]
     after = [{**row, "reward": row["reward"] + 0.25} for row in before]
-    told = compare(before, after)["difference"]["reward"]
-    assert told["mean"] == pytest.approx(0.25)
-    assert told["95%"] == pytest.approx([0.25, 0.25]), "the questions differ widely, the differences do not"
+    result = compare(before, after)["difference"]["reward"]
+    assert result["mean"] == pytest.approx(0.25)
+    assert result["95%"] == pytest.approx([0.25, 0.25]), "the questions differ widely, the differences do not"
 
 
 # --- a pair of the catalogue --------------------------------------------------------------------------------
@@ -342,7 +347,8 @@ def test_entries_whose_fields_do_not_fit_the_router(
 ) -> None:
     text = (home / "catalogue.toml").read_text().partition("[models.near-plus]")[0]
     (tmp_path / "c.toml").write_text(
-        f'{text}\n[models.x]\ndescription = "x"\nkind = "pair"\nsmall = "near-small"\nlarge = "near-large"\n{lines}\n'
+        f'{text}\n[models.x]\ndescription = "x"\nkind = "pair"\nsmall = "near-small"\n'
+        f'large = "near-large"\n{lines}\n'
     )
     with pytest.raises(InputError, match=message):
         Catalogue.load(tmp_path / "c.toml")
@@ -383,7 +389,7 @@ def test_a_damaged_checkpoint_is_named(home: Path, tmp_path: Path) -> None:
     assert {name.partition(".")[0] for name in load_file(path)} == {"policy", "adam"}
 
 
-def test_texts_without_differences_are_told_and_what_to_try(home: Path, tmp_path: Path) -> None:
+def test_equal_rewards_are_reported_with_advice(home: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the policy was asked 0 times\); lower tau from 1.0"):
         run_learn(home, tmp_path / "a", replace(QUICK, tau=1.0))
     hopeless = [replace(each, gold="no such thing") for each in questions_of(home)]
@@ -403,8 +409,8 @@ def test_texts_without_differences_are_told_and_what_to_try(home: Path, tmp_path
     assert not (tmp_path / "b" / "checkpoint.safetensors").exists()
 
 
-def test_dynamic_sampling_asks_others_and_counts(home: Path, tmp_path: Path) -> None:
-    """Half of the questions cannot be answered rightly: they are dropped, counted, and replaced up to the bound."""
+def test_dynamic_sampling_asks_other_questions_and_counts(home: Path, tmp_path: Path) -> None:
+    """Half of the questions have no reachable answer: they are dropped, counted and replaced."""
     asked = [
         replace(each, gold="no such thing") if number % 2 else each
         for number, each in enumerate(questions_of(home))
@@ -425,7 +431,7 @@ def test_dynamic_sampling_asks_others_and_counts(home: Path, tmp_path: Path) -> 
     assert row["questions"] == row["dropped"] + 2
 
 
-def test_a_policy_that_does_not_say_how_it_was_learned(home: Path, tmp_path: Path) -> None:
+def test_a_policy_without_its_facts_is_refused(home: Path, tmp_path: Path) -> None:
     trained = TrainedPolicy.load(home / "p")
     facts = {name: value for name, value in trained.facts.items() if name != "costs"}
     TrainedPolicy(trained.policy, facts).save(tmp_path)
@@ -448,11 +454,11 @@ def test_a_pair_with_other_vocabularies_is_refused(home: Path, tmp_path: Path) -
     import shutil
 
     shutil.copytree(home / "small", tmp_path / "small")
-    told = json.loads((tmp_path / "small" / "tokenizer.json").read_text())
-    vocabulary = told["model"]["vocab"]
+    result = json.loads((tmp_path / "small" / "tokenizer.json").read_text())
+    vocabulary = result["model"]["vocab"]
     first, second = list(vocabulary)[:2]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    (tmp_path / "small" / "tokenizer.json").write_text(json.dumps(told))
+    (tmp_path / "small" / "tokenizer.json").write_text(json.dumps(result))
     file = tmp_path / "c.toml"
     file.write_text(
         (home / "catalogue.toml").read_text().replace(str(home / "small"), str(tmp_path / "small"))
@@ -468,7 +474,7 @@ def test_a_pair_with_other_vocabularies_is_refused(home: Path, tmp_path: Path) -
         )
 
 
-def test_commands_refuse_what_cannot_be(home: Path, tmp_path: Path) -> None:
+def test_commands_refuse_impossible_options(home: Path, tmp_path: Path) -> None:
     def failure(*arguments: object) -> Exception:
         shared = [
             home / "q.jsonl",
@@ -521,6 +527,6 @@ def test_a_policy_is_evaluated_by_a_command(home: Path) -> None:
     ]
     shown = CliRunner().invoke(app, [*map(str, arguments), "--json"])
     assert shown.exit_code == 0, shown.output
-    told = json.loads(shown.stdout)
-    assert told["questions"] == 3
+    result = json.loads(shown.stdout)
+    assert result["questions"] == 3
     assert "R-Stitch+" in CliRunner().invoke(app, list(map(str, arguments))).stdout
