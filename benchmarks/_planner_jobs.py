@@ -89,7 +89,9 @@ class Cap:
 def simulate(
     told: Told, *, rows: int, dollars: float, bias: float, in_flight: int, seed: int
 ) -> dict[str, Any]:
-    """One job with a mean budget in dollars a question. Where it has a share, it is of the rows or of the budget."""
+    """One job with a mean budget in dollars a question. Where it has a share, it is of the rows or of the
+    budget.
+    """
     dice = np.random.default_rng(seed)
     told = told.part(dice.choice(len(told), rows, replace=rows > len(told)), bias)
     budget = dollars * rows * NANO
@@ -192,7 +194,9 @@ def _told_of_job(
 
 
 def summary(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Over all jobs, and by budget. dry: a planned row was refused, or took a cheaper way, before the last 2% of rows."""
+    """Over all jobs, and by budget. dry: a planned row was refused, or took a cheaper way, before the last 2%
+    of rows.
+    """
 
     def line(jobs: Sequence[dict[str, Any]]) -> dict[str, float]:
         spent = np.array([job["spent"] for job in jobs])

@@ -2,11 +2,12 @@
 
     python benchmarks/batch.py --rows 100000 --json
 
-One file of ROWS questions, two models, a budget between them, the durable SQLite ledger (synchronous=FULL) on the file
-system of --folder. `rows_a_second` is over the whole command: reading the input twice, planning, reserving, calling,
-settling, reading and grading answers, the journal, and the results. `peak_mb` is the largest resident size of the
-process, `mb_at` its size at a tenth, a half and the whole of the rows: flat, where memory does not grow with the input.
-`cpu_seconds` counts all threads; on a machine with other work rows a second say more about that work.
+One file of ROWS questions, two models, a budget between them, the durable SQLite ledger (synchronous=FULL) on
+the file system of --folder. `rows_a_second` is over the whole command: reading the input twice, planning,
+reserving, calling, settling, reading and grading answers, the journal, and the results. `peak_mb` is the
+largest resident size of the process, `mb_at` its size at a tenth, a half and the whole of the rows: flat,
+where memory does not grow with the input. `cpu_seconds` counts all threads; on a machine with other work rows
+a second say more about that work.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
-"""Tokens a second of the ways to decode with a small and a large local model, beside llama.cpp and assisted generation.
+"""Tokens a second of the ways to decode with a small and a large local model, beside llama.cpp and assisted
+generation.
 
-Everything in one run, on the real pair of the catalogue (1.5B and 0.5B): 12 questions asked as cot asks them, 64
-greedy tokens each, prompts read beforehand. At one stream all ways and the two others take turns, question by question,
-so that whatever slows the machine slows all; the ratios are of medians. At 4 and 16 streams our ways alone are compared,
-with what the cost model expected of each; it was told how often the models hand over from twelve other questions.
+Everything in one run, on the real pair of the catalogue (1.5B and 0.5B): 12 questions asked as cot asks them,
+64 greedy tokens each, prompts read beforehand. At one stream all ways and the two others take turns, question
+by question, so that whatever slows the machine slows all; the ratios are of medians. At 4 and 16 streams our
+ways alone are compared, with what the cost model expected of each; it was told how often the models hand over
+from twelve other questions.
 
     viaticum models pull && pip install xllamacpp
     python benchmarks/decode.py QUESTIONS.jsonl [--json] [--tau 0.06]
 
-llama.cpp runs the same GGUF file of the 1.5B model with as many threads. transformers' assisted generation runs the same
-two models in bfloat16. Keys: overhead_N is the wall time over the sum of the model calls at N streams, of the way that
-adds most; model_error_max the largest distance of measured over predicted tokens a second from 1.
+llama.cpp runs the same GGUF file of the 1.5B model with as many threads. transformers' assisted generation
+runs the same two models in bfloat16. Keys: overhead_N is the wall time over the sum of the model calls at N
+streams, of the way that adds most; model_error_max the largest distance of measured over predicted tokens a
+second from 1.
 """
 
 from __future__ import annotations
@@ -96,7 +99,9 @@ class Pair:
                 runner.extend([slot], [prompt[len(runner.held[slot]) :]])
 
     def write(self, way: DecodingMode, prompts: Sequence[Prompt]) -> tuple[float, float, float]:
-        """Write after all prompts at once: tokens a second, wall time over that of the calls, share of the large model."""
+        """Write after all prompts at once: tokens a second, wall time over that of the calls, share of the
+        large model.
+        """
         decoder = self.decoder(way)
         decoder.stats = Stats()
         self.in_calls, began = 0.0, time.perf_counter()

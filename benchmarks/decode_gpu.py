@@ -1,20 +1,24 @@
 """Decoding at the limit of a GPU's memory: a small and a large model of real shapes, with random weights.
 
-Needs torch and transformers and no install: this file puts its own checkout on the path. The shapes are those of
-DeepSeek-R1-Distill-Qwen 1.5B and 32B with one vocabulary; what is written is noise, so who writes which token is
-replayed from made-up traces: the large model has 13% of the tokens, in runs of mostly 1 to 3, as the papers report.
+Needs torch and transformers and no install: this file puts its own checkout on the path. The shapes are those
+of DeepSeek-R1-Distill-Qwen 1.5B and 32B with one vocabulary; what is written is noise, so who writes which
+token is replayed from made-up traces: the large model has 13% of the tokens, in runs of mostly 1 to 3, as the
+papers report.
 
     python benchmarks/decode_gpu.py > decode_gpu.json            # one GPU of 96 GB or more
     python benchmarks/decode_gpu.py --device cpu --tiny          # seconds: whether it works
 
-One JSON object on stdout. For 1, 4, 8 and 16 streams, prompts read beforehand and every graph captured in a run that is
-not timed: tokens a second of the large model alone and of both together (the best number of rows that the large one
-waits for). floor_s: the bytes that the calls made have to read (weights but the input embedding, keys and values of the
-rows) over the bandwidth that was measured; floor_ratio: that over the seconds taken, 1 at the limit.
+One JSON object on stdout. For 1, 4, 8 and 16 streams, prompts read beforehand and every graph captured in a
+run that is not timed: tokens a second of the large model alone and of both together (the best number of rows
+that the large one waits for). floor_s: the bytes that the calls made have to read (weights but the input
+embedding, keys and values of the rows) over the bandwidth that was measured; floor_ratio: that over the
+seconds taken, 1 at the limit.
 
-Speculative decoding is predicted, not run: random models agree on nothing. `decoders.cost` plays it through with the
-call times that were measured and --acceptance; what it predicts of the two ways that were run stands beside them.
-graph_error: the largest difference of static (on CUDA: captured) calls from dynamic ones, tiny model, float32.
+Speculative decoding is predicted, not run: random models agree on nothing. `decoders.cost` plays it through
+with the call times that were measured and --acceptance; what it predicts of the two ways that were run stands
+beside them.
+graph_error: the largest difference of static (on CUDA: captured) calls from dynamic ones, tiny model,
+float32.
 """
 
 from __future__ import annotations
@@ -90,7 +94,9 @@ class Numbers:
 
 
 class Trace(TokenRouter):
-    """`ReplayRouter` with its answers uploaded from pinned memory, and R-Stitch's comparison made beside them."""
+    """`ReplayRouter` with its answers uploaded from pinned memory, and R-Stitch's comparison made beside
+    them.
+    """
 
     looks_at_tokens = False
 
@@ -172,7 +178,9 @@ def settle(device: torch.device) -> None:
 
 
 def graph_error(device: torch.device) -> float:
-    """The largest difference of logits between static and dynamic calls, ragged rows, on a tiny model in float32."""
+    """The largest difference of logits between static and dynamic calls, ragged rows, on a tiny model in
+    float32.
+    """
     torch.manual_seed(0)
     # Weights large enough that logits differ where keys do.
     model = build(TINY["large"] | {"initializer_range": 0.3}, 97, 512, device, torch.float32).eval()

@@ -1,6 +1,7 @@
 """Fuzz the reading and comparing of answers with many examples; print how many, how fast, and the slowest.
 
-It runs tests/strategies/test_answers_fuzz.py, whose limits hold here too, with more examples than a test may take:
+It runs tests/strategies/test_answers_fuzz.py, whose limits hold here too, with more examples than a test may
+take:
 
     python benchmarks/fuzz_answers.py --examples 100000
 

@@ -1,15 +1,17 @@
 """Accuracy against LLM share and speed of the ways in which a small and a large model write a text together.
 
-The 1.5B and the 0.5B model of the catalogue, cot, greedy, on questions with answers: the large model alone, with drafts of
-the small one (speculative), the small one alone, R-Stitch with thresholds on entropy, and on demand R2R's trained router at
-several shares (--r2r DIR), R-Stitch+'s policy asked above the same thresholds on entropy (--policy DIR), and tokens handed over by chance (--chance),
-the control. Every way writes the same --each-time questions before the next questions are begun, so that all are timed under the same
-conditions and a run that was stopped compares equal sets. Prints for each way its accuracy with a 95% Wilson interval, the difference
-to the large model alone (or to --against WAY) in points with a paired bootstrap interval, the large model's share of the tokens, and tokens a second of all texts
-together; with `--costs` known (`viaticum models measure`) also what one stream would reach, and which ways no other beats in both.
+The 1.5B and the 0.5B model of the catalogue, cot, greedy, on questions with answers: the large model alone,
+with drafts of the small one (speculative), the small one alone, R-Stitch with thresholds on entropy, and on
+demand R2R's trained router at several shares (--r2r DIR), R-Stitch+'s policy asked above the same thresholds
+on entropy (--policy DIR), and tokens handed over by chance (--chance), the control. Every way writes the same
+--each-time questions before the next questions are begun, so that all are timed under the same conditions and
+a run that was stopped compares equal sets. Prints for each way its accuracy with a 95% Wilson interval, the
+difference to the large model alone (or to --against WAY) in points with a paired bootstrap interval, the
+large model's share of the tokens, and tokens a second of all texts together; with `--costs` known (`viaticum
+models measure`) also what one stream would reach, and which ways no other beats in both.
 
-    viaticum models pull && viaticum models measure qwen2.5-coder-r-stitch
-    python benchmarks/pareto.py QUESTIONS.jsonl --limit 100 --journal pareto.jsonl [--r2r DIR] [--policy DIR] [--chance] [--json]
+    viaticum models pull && viaticum models measure qwen2.5-coder-r-stitch python benchmarks/pareto.py
+    QUESTIONS.jsonl --limit 100 --journal pareto.jsonl [--r2r DIR] [--policy DIR] [--chance] [--json]
 
 Finished answers go to --journal, so that a run that was killed goes on where it stopped.
 """
@@ -100,7 +102,9 @@ def _r_stitch_plus(learned: TrainedPolicy, tau: float) -> Callable[[Runner], Tok
 
 @dataclass(frozen=True)
 class Done:
-    """One question answered: whether rightly, and what the pair did for it. seconds and counts: of the whole batch."""
+    """One question answered: whether rightly, and what the pair did for it. seconds and counts: of the whole
+    batch.
+    """
 
     arm: str
     question: str
@@ -207,8 +211,8 @@ def run(
                 done += written
                 rate = sum(each.tokens for each in written) / written[0].seconds
                 sys.stderr.write(
-                    f"{arm.name}: questions {at + 1} to {at + len(asked)}, {sum(each.right for each in written)} right, "
-                    f"{rate:.1f} tokens a second\n"
+                    f"{arm.name}: questions {at + 1} to {at + len(asked)},"
+                    f" {sum(each.right for each in written)} right, {rate:.1f} tokens a second\n"
                 )
     return done
 

@@ -2,13 +2,13 @@
 
 The programs come from what `viaticum profile` kept:
 
-    viaticum profile QUESTIONS.jsonl --limit 300 --strategy pot --out OUTCOMES.parquet --completions TEXTS.jsonl
-    python benchmarks/parity.py TEXTS.jsonl --run-unsandboxed
+    viaticum profile QUESTIONS.jsonl --limit 300 --strategy pot --out OUTCOMES.parquet --completions
+    TEXTS.jsonl python benchmarks/parity.py TEXTS.jsonl --run-unsandboxed
 
-The plain Python is a subprocess with a folder and an environment of its own and nothing else around it: a model's
-program can do there whatever you can. That is why it has to be asked for by name.
-Two programs agree where both print the same, or where both fail. A program that failed in one of the two alone, or
-printed something else, is shown.
+The plain Python is a subprocess with a folder and an environment of its own and nothing else around it: a
+model's program can do there whatever you can. That is why it has to be asked for by name. Two programs agree
+where both print the same, or where both fail. A program that failed in one of the two alone, or printed
+something else, is shown.
 """
 
 from __future__ import annotations

@@ -1,22 +1,24 @@
-"""How good and how fast the planning of a batch job is (`viaticum.budgets.allocate` and `viaticum.budgets.pacing`).
+"""How good and how fast the planning of a batch job is (`viaticum.budgets.allocate` and
+`viaticum.budgets.pacing`).
 
 optimum: plans of all questions of an outcome table beside the optimum of the linear programme (HiGHS, through
-scipy), at ten budgets: all at once, and a block at a time with a sample of 1,000. Twice: worth and cost are what the
-outcomes say, and what a router expects of questions that it has not seen.
+scipy), at ten budgets: all at once, and a block at a time with a sample of 1,000. Twice: worth and cost are
+what the outcomes say, and what a router expects of questions that it has not seen.
 
 speed: synthetic questions and pairs, each in a process of its own, with its largest resident memory.
 
-jobs: simulated jobs. Rows are drawn from the held-out questions of the table; what is expected of them comes from a
-router fitted on the others (or is the mean of each pair on the others, the same for all rows), and what they cost and
-whether they are right are the row's own outcomes. Rows are in flight side by side under a hard cap: a row whose worst
-case (1,024 tokens) does not fit beside those in flight waits for them, and where it does not fit then takes the best
-cheaper way that does, or is refused. A job has --rows rows, and more where its dearest call could cost more than a
-twentieth of its budget (--small: it has not). bias: what is expected is so many times too low.
+jobs: simulated jobs. Rows are drawn from the held-out questions of the table; what is expected of them comes
+from a router fitted on the others (or is the mean of each pair on the others, the same for all rows), and
+what they cost and whether they are right are the row's own outcomes. Rows are in flight side by side under a
+hard cap: a row whose worst case (1,024 tokens) does not fit beside those in flight waits for them, and where
+it does not fit then takes the best cheaper way that does, or is refused. A job has --rows rows, and more
+where its dearest call could cost more than a twentieth of its budget (--small: it has not). bias: what is
+expected is so many times too low.
 
     python benchmarks/planner.py OUTCOMES --prices PRICES.json --router FOLDER [--jobs 200] [--json]
 
---router holds a router fitted on the questions that `held_out(near_duplicates(texts), 0.3, 0)` leaves; without a
-folder there, it is fitted first (minutes) and kept.
+--router holds a router fitted on the questions that `held_out(near_duplicates(texts), 0.3, 0)` leaves;
+without a folder there, it is fitted first (minutes) and kept.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-# --- what is expected, and what is ------------------------------------------------------------------------------------
+# --- what is expected, and what is
+# ------------------------------------------------------------------------------------
 
 
 def told_by_router(grid: OutcomeMatrix, router: RTRRouter, worst: Array, real: Array) -> Told:
@@ -111,7 +114,8 @@ def read(arguments: argparse.Namespace) -> tuple[OutcomeMatrix, dict[str, Told]]
     }
 
 
-# --- the parts --------------------------------------------------------------------------------------------------------
+# --- the parts
+# --------------------------------------------------------------------------------------------------------
 
 
 def optimum(name: str, worth: Array, cost: Array) -> list[dict[str, Any]]:
@@ -248,7 +252,8 @@ def jobs(
     return {"expected_by": name, "bias": bias, **summary(done), "by_job": done}
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command
+# ------------------------------------------------------------------------------------------------------
 
 
 def show(results: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
-"""`viaticum serve` under load: many clients stream at once on the loopback, some vanish in mid-stream, and it is told to end.
+"""`viaticum serve` under load: many clients stream at once on the loopback, some vanish in mid-stream, and it
+is told to end.
 
-The server is a process of its own over a scripted model, so what is measured is the server and the ledger. Afterwards
-nothing may be left over: no place taken, no hold open, and what was spent is the sum of the calls that were settled.
+The server is a process of its own over a scripted model, so what is measured is the server and the ledger.
+Afterwards nothing may be left over: no place taken, no hold open, and what was spent is the sum of the calls
+that were settled.
 
     python benchmarks/serve_load.py --clients 200 --json
 """

@@ -1,9 +1,11 @@
-"""What the workflow adds to a call: routing, ledger and checkpoints around a scripted model that answers at once.
+"""What the workflow adds to a call: routing, ledger and checkpoints around a scripted model that answers at
+once.
 
     python benchmarks/workflow.py [--questions 300] [--postgres ADDRESS] [--json]
 
-Ledger and checkpoints are durable (SQLite files, every write synced, unless an address is given). Tells p50 and p95 of
-one `solve`, how often each of its parts is done and what it takes, and what a sync of this disk takes meanwhile.
+Ledger and checkpoints are durable (SQLite files, every write synced, unless an address is given). Tells p50
+and p95 of one `solve`, how often each of its parts is done and what it takes, and what a sync of this disk
+takes meanwhile.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def main() -> None:
         print(json.dumps(told))
         return
     print(
-        f"one solve: p50 {told['p50_ms']} ms, p95 {told['p95_ms']} ms, {told['cpu_ms']} ms of them on a processor"
+        f"one solve: p50 {told['p50_ms']} ms, p95 {told['p95_ms']} ms, {told['cpu_ms']} ms of them on a"
+        " processor"
     )
     print(f"a sync of the disk: p50 {told['sync_ms']} ms; load {told['load']}")
     for name, part in told["parts"].items():
@@ -49,7 +52,9 @@ def main() -> None:
 
 
 def measure(questions: int, postgres: str | None) -> dict[str, Any]:
-    """Times of so many questions, the parts timed in a second round, so that timing them costs the first one nothing."""
+    """Times of so many questions, the parts timed in a second round, so that timing them costs the first one
+    nothing.
+    """
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         seconds, cpu = _solve(questions, folder, postgres)
         parts = _Parts()

@@ -1,7 +1,7 @@
 """Reports on runs: what a job got for its money, as one HTML file, Markdown, JSON or a picture.
 
-Reads jobs, ledgers and outcome tables; changes none of them. `build` is the whole of it; `read_numbers` gives the
-numbers without a report.
+Reads jobs, ledgers and outcome tables; changes none of them. `build` writes a report; `read_numbers` gives
+its numbers alone.
 """
 
 from viaticum.reports.build import FORMATS, Report, build

@@ -37,12 +37,19 @@ def build(
 ) -> Report:
     """Write a report on runs, the first of which the others are compared with.
 
-    runs: folders of jobs, their RESULTS files, or outcome tables. format: by default what the name of `out` ends in,
-    else HTML. outcomes: a table that holds every single pair's answers to these questions, to compare with. ledger:
-    where the jobs' ledger is, in place of what they say. force: write over a file that is there.
+    Args:
+        runs: folders of jobs, their RESULTS files, or outcome tables.
+        out: the file to write; it appears whole or not at all.
+        format: by default what the name of `out` ends in, else HTML.
+        outcomes: a table that holds every single pair's answers to these questions, to compare with.
+        ledger: where the jobs' ledger is, in place of what they say.
+        title: by default the runs' names.
+        force: write over a file that is there.
 
-    Raises `InputError` for a run that is none or a file that is there or cannot be written, `DataError` for a damaged
-    one, `MissingExtra` without the extra `reports` (JSON and Markdown need none).
+    Raises:
+        InputError: a path is no run, or the file is there or cannot be written.
+        DataError: a run is damaged.
+        MissingExtra: the extra `reports` is not installed; JSON and Markdown need none.
     """
     asked = [runs] if isinstance(runs, str | Path) else list(runs)
     path = Path(out)

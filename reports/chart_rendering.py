@@ -1,7 +1,8 @@
-"""How charts are drawn: Altair specifications that vl-convert renders to SVG and PNG; nothing is fetched, no browser runs.
+"""Rendering of charts: Altair specifications that vl-convert turns into SVG and PNG, without a browser or a
+network.
 
-Colours are names of CSS variables, which the page sets for light and dark; for PNG they are replaced by the light ones.
-Each chart is drawn for a given width, so that a phone gets one whose letters are as large as on a desk.
+Colours are names of CSS variables, which the page sets for light and dark; PNG takes the light ones. Each
+chart is drawn for a given width, so that its letters are as large on a phone as on a wide screen.
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ SERIES = ("run-1", "run-2", "run-3", "run-4")
 
 @dataclass(frozen=True)
 class Chart:
-    """title and description are what those hear who do not see it; draw makes it for a width in pixels.
+    """A chart that can be drawn at any width.
 
-    caption: what its marks mean, below it.
+    Attributes:
+        title, description: for screen readers.
+        draw: returns the Altair chart for a width in pixels.
+        caption: meaning of its marks, shown below it.
     """
 
     name: str
@@ -63,7 +67,7 @@ class Chart:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each power of ten, or fewer where there are many."""
+    """Ticks of a logarithmic axis: 1, 2 and 5 times powers of ten, or fewer where there are many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if high / low < 50 else (1, 3) if high / low < 2_000 else (1,)
     ticks = [step * 10.0**power for power in powers for step in steps]
@@ -107,7 +111,7 @@ def styled(alt: Any, chart: Any, width: int, height: int) -> Any:
 
 
 def library(name: str) -> Any:
-    """Altair or vl-convert; `MissingExtra` where it is not installed."""
+    """Import Altair or vl-convert. Raises `MissingExtra` where it is not installed."""
     from importlib import import_module
 
     try:

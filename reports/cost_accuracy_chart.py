@@ -1,4 +1,4 @@
-"""The plane of cost and accuracy: every single pair, their hull, a random pair, the oracle, the forecast, and the runs."""
+"""The chart of cost and accuracy: runs, single pairs, their hull, a random pair, the oracle, the forecast."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ from viaticum.reports.numbers import RunNumbers
 
 
 @dataclass(frozen=True)
+class _Kind:
+    """Points of one colour and shape; an entry of the legend."""
+
+    name: str
+    color: str
+    shape: str
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True)
 class _Line:
     """A line through points, and where its name stands."""
 
@@ -25,7 +35,7 @@ class _Line:
 
 
 def cost_accuracy_chart(runs: Sequence[RunNumbers]) -> Chart | None:
-    """Cost and accuracy: every single pair, their hull, a random pair, the oracle, the forecast, and the runs."""
+    """Runs and their baselines in the cost-accuracy plane; None where no run has an accuracy."""
     known = next((each.plane for each in runs if each.plane is not None), None)
     points = _runs_in(runs)
     if not points:
@@ -33,12 +43,16 @@ def cost_accuracy_chart(runs: Sequence[RunNumbers]) -> Chart | None:
     named = [f"{point.name} {point.accuracy:.0%}" for point in points]
     description = f"Accuracy against cost per 1,000 questions. {', '.join(named)}."
     if known is not None:
-        description += f" The best single pair, {known.best.name}, gets {known.best.accuracy:.0%}; the oracle {known.oracle.accuracy:.0%}."
+        description += (
+            f" The best single pair, {known.best.name}, gets {known.best.accuracy:.0%};"
+            f" the oracle {known.oracle.accuracy:.0%}."
+        )
     forecasts = _previews(runs[0]) if len(runs) == 1 else []
     caption = [
         *(
             [
-                "The grey line joins the best mixtures of single pairs, dealt by lot; a run above it is worth its router."
+                "The grey line joins the best mixtures of single pairs, dealt by lot; "
+                "a run above it is worth its router."
             ]
             if known
             else []
@@ -56,7 +70,7 @@ def cost_accuracy_chart(runs: Sequence[RunNumbers]) -> Chart | None:
 
 
 def _runs_in(runs: Sequence[RunNumbers]) -> list[Point]:
-    """Runs that stand in the plane; an outcome table of several pairs is its own single pairs."""
+    """Points of the runs; an outcome table of several pairs shows its single pairs instead."""
     found = []
     for each in runs:
         if each.run.single and len(runs) == 1:
@@ -84,20 +98,11 @@ def _previews(each: RunNumbers) -> list[Point]:
 def _plane(
     runs: Sequence[Point], known: CostAccuracyPlane | None, forecasts: Sequence[Point], width: int
 ) -> Any:
+    """The whole chart: lines at the bottom, then intervals, points and names."""
     alt = library("altair")
     height = min(420, int(width * 0.62) if width > 500 else int(width * 1.05))
-    kinds: list[tuple[str, str, str, list[Point]]] = []
-    if known is not None:
-        own = {point.name for point in runs}
-        kinds.append(
-            ("single pair", "single", "circle", [point for point in known.singles if point.name not in own])
-        )
-        kinds.append(("random pair", "mix", "diamond", [known.random]))
-        if known.shuffled is not None:
-            kinds.append(("same shares by lot", "mix", "cross", [known.shuffled]))
-        kinds.append(("oracle", "oracle", "triangle-up", [known.oracle]))
-    kinds += [(point.name, SERIES[n % len(SERIES)], "square", [point]) for n, point in enumerate(runs)]
-    everything = [point for *_, points in kinds for point in points] + list(forecasts)
+    kinds = _kinds(runs, known)
+    everything = [point for kind in kinds for point in kind.points] + list(forecasts)
     axes = _Axes.around(everything, width, height)
     layers, lines = [], list[_Line]()
     if known is not None and len(known.hull) > 1:
@@ -107,23 +112,45 @@ def _plane(
         ordered = sorted(forecasts, key=lambda point: point.cost)
         lines.append(_Line("forecast", ordered, ordered[-1]))
         layers.append(_line(alt, lines[-1], "run-1", axes, [4, 4]))
-    bars = [
-        {"x": _per_1000(p.cost), "low": p.low, "high": p.high, "color": var(color)}
-        for _, color, _, points in kinds
-        for p in points
-        if p.low is not None and p.high is not None
+    intervals = [
+        {"x": _per_1000(point.cost), "low": point.low, "high": point.high, "color": var(kind.color)}
+        for kind in kinds
+        for point in kind.points
+        if point.low is not None and point.high is not None
     ]
     layers.append(
-        alt.Chart(data_of(bars))
+        alt.Chart(data_of(intervals))
         .mark_rule(strokeWidth=1.5, strokeOpacity=0.55)
         .encode(x=axes.x(alt), y=axes.y(alt, "low:Q"), y2="high:Q", color=alt.Color("color:N", scale=None))
     )
-    dots = [
-        {"x": _per_1000(p.cost), "y": p.accuracy, "kind": kind}
-        for kind, _, _, points in kinds
-        for p in points
+    layers.append(_dots(alt, kinds, axes, width))
+    layers.append(_names(alt, kinds, known, axes, everything, intervals, lines))
+    return styled(alt, alt.layer(*layers), width, height)
+
+
+def _kinds(runs: Sequence[Point], known: CostAccuracyPlane | None) -> list[_Kind]:
+    """Everything that is drawn as points, in the order of the legend."""
+    kinds = []
+    if known is not None:
+        names = {point.name for point in runs}
+        singles = [point for point in known.singles if point.name not in names]
+        kinds.append(_Kind("single pair", "single", "circle", singles))
+        kinds.append(_Kind("random pair", "mix", "diamond", [known.random]))
+        if known.shuffled is not None:
+            kinds.append(_Kind("same shares by lot", "mix", "cross", [known.shuffled]))
+        kinds.append(_Kind("oracle", "oracle", "triangle-up", [known.oracle]))
+    return kinds + [
+        _Kind(each.name, SERIES[n % len(SERIES)], "square", [each]) for n, each in enumerate(runs)
     ]
-    names = [kind for kind, *_ in kinds]
+
+
+def _dots(alt: Any, kinds: Sequence[_Kind], axes: _Axes, width: int) -> Any:
+    """The points, with a legend that tells their kinds by colour and shape."""
+    dots = [
+        {"x": _per_1000(point.cost), "y": point.accuracy, "kind": kind.name}
+        for kind in kinds
+        for point in kind.points
+    ]
     legend = alt.Legend(
         title=None,
         orient="bottom",
@@ -132,66 +159,59 @@ def _plane(
         symbolOpacity=1,
         labelLimit=width // 2 - 30,
     )
-    layers.append(
+    names = [kind.name for kind in kinds]
+    colors = alt.Scale(domain=names, range=[var(kind.color) for kind in kinds])
+    shapes = alt.Scale(domain=names, range=[kind.shape for kind in kinds])
+    return (
         alt.Chart(data_of(dots))
         .mark_point(filled=True, size=90, opacity=1, stroke=var("paper"), strokeWidth=1)
         .encode(
             x=axes.x(alt),
             y=axes.y(alt),
-            color=alt.Color(
-                "kind:N",
-                scale=alt.Scale(domain=names, range=[var(color) for _, color, *_ in kinds]),
-                legend=legend,
-            ),
-            shape=alt.Shape(
-                "kind:N",
-                scale=alt.Scale(domain=names, range=[shape for _, _, shape, _ in kinds]),
-                legend=legend,
-            ),
+            color=alt.Color("kind:N", scale=colors, legend=legend),
+            shape=alt.Shape("kind:N", scale=shapes, legend=legend),
         )
     )
-    layers.append(_names(alt, kinds, known, axes, everything, bars, lines))
-    return styled(alt, alt.layer(*layers), width, height)
 
 
 def _names(
     alt: Any,
-    kinds: Any,
+    kinds: Sequence[_Kind],
     known: CostAccuracyPlane | None,
     axes: _Axes,
     everything: Sequence[Point],
-    bars: Any,
+    intervals: Sequence[dict[str, Any]],
     lines: Sequence[_Line],
 ) -> Any:
-    """Names beside points, where there is room: runs first, then the corners of the hull, then the other pairs."""
+    """Names beside points, where there is room: runs, then corners of the hull, then other pairs."""
     corners = {point.name for point in known.hull} if known else set()
     order = {"single pair": 3, "random pair": 9, "oracle": 9, "same shares by lot": 9}
     wanted = [
-        (order.get(kind, 0) - (point.name in corners), point, color)
-        for kind, color, _, points in kinds
-        for point in points
-        if order.get(kind, 0) < 9
+        (order.get(kind.name, 0) - (point.name in corners), point)
+        for kind in kinds
+        for point in kind.points
+        if order.get(kind.name, 0) < 9
     ]
-    wanted += [(5, replace(line.anchor, name=line.name), "muted") for line in lines]
+    wanted += [(5, replace(line.anchor, name=line.name)) for line in lines]
     wanted.sort(key=lambda item: item[0])
     taken = [Box.around(*axes.pixels(point), 12, 12) for point in everything]
-    for bar in bars:
+    for bar in intervals:
         top, low = axes.pixel_y(bar["high"]), axes.pixel_y(bar["low"])
         taken.append(Box(axes.pixel_x(bar["x"]) - 2, top, axes.pixel_x(bar["x"]) + 2, low))
     for line in lines:
         taken += along([axes.pixels(point) for point in line.corners])
-    places = place_labels(
-        [(point.name, *axes.pixels(point)) for _, point, _ in wanted], taken, axes.width, axes.height, LETTER
+    labels = place_labels(
+        [(point.name, *axes.pixels(point)) for _, point in wanted], taken, axes.width, axes.height, LETTER
     )
     texts = [
         {
-            "x": axes.value_x(place.x),
-            "y": axes.value_y(place.y),
-            "text": place.text,
+            "x": axes.value_x(label.x),
+            "y": axes.value_y(label.y),
+            "text": label.text,
             "color": var("ink" if rank < 2 else "muted"),
         }
-        for (rank, _, _), place in zip(wanted, places, strict=True)
-        if place is not None
+        for (rank, _), label in zip(wanted, labels, strict=True)
+        if label is not None
     ]
     return (
         alt.Chart(data_of(texts))
@@ -202,7 +222,7 @@ def _names(
 
 @dataclass(frozen=True)
 class _Axes:
-    """The plane's scales, known beforehand so that names can be placed: dollars per 1,000 questions, and accuracy."""
+    """The scales, known before drawing so that names can be placed: dollars per 1,000 questions, accuracy."""
 
     left: float
     right: float

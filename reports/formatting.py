@@ -1,4 +1,4 @@
-"""Numbers as people read them: percentages with their intervals, money, seconds, and the verdict in one sentence."""
+"""Numbers as people read them: shares with intervals, money, seconds, and the verdict in one sentence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def points(estimate: Estimate | None) -> str:
     """A difference of shares in percentage points, signed."""
     if estimate is None:
         return NONE
-    return f"{signed(100 * estimate.value)} points ({signed(100 * estimate.low)} to {signed(100 * estimate.high)})"
+    return (
+        f"{signed(100 * estimate.value)} points ({signed(100 * estimate.low)} to"
+        f" {signed(100 * estimate.high)})"
+    )
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -87,8 +90,14 @@ def verdict(numbers: RunNumbers) -> str:
     )
     money = f"{spent} of {usd(limit)}" if limit else spent
     if numbers.accuracy is None:
-        return f"{count(numbers.tally.answered, 'question')} answered for {money}; how many are right is not known, because {numbers.missing['accuracy'].partition(';')[0]}."
-    right = f"{percent(numbers.accuracy.value)} right ({percent(numbers.accuracy.low)} to {percent(numbers.accuracy.high)}) for {money}"
+        return (
+            f"{count(numbers.tally.answered, 'question')} answered for {money}; how many are right is not"
+            f" known, because {numbers.missing['accuracy'].partition(';')[0]}."
+        )
+    right = (
+        f"{percent(numbers.accuracy.value)} right ({percent(numbers.accuracy.low)} to"
+        f" {percent(numbers.accuracy.high)}) for {money}"
+    )
     return f"{right}{_saved(numbers)}."
 
 
@@ -98,9 +107,11 @@ def saved_short(numbers: RunNumbers) -> tuple[str, str]:
     if plane is None or plane.saved is None:
         return (
             NONE,
-            "not known: no outcome table of these questions"
-            if plane is None
-            else "not known: the table is about other questions",
+            (
+                "not known: no outcome table of these questions"
+                if plane is None
+                else "not known: the table is about other questions"
+            ),
         )
     what = (
         f"always {plane.saved.name}"
@@ -126,7 +137,10 @@ def _saved(numbers: RunNumbers) -> str:
     if plane is None:
         return ""
     if plane.saved is None or plane.more_right is None:
-        return f"; what was saved is not known, because {plane.table.rpartition('/')[2]} is about other questions"
+        return (
+            f"; what was saved is not known, because {plane.table.rpartition('/')[2]} is about other"
+            " questions"
+        )
     share, best = plane.saved.share, plane.best
     clear = "" if share.low > 0 or share.high < 0 else "no clear saving, "
     joint = "as" if share.value <= -1 else "than"
@@ -139,7 +153,10 @@ def _saved(numbers: RunNumbers) -> str:
         if plane.run is not None and plane.run.cost
         else ""
     )
-    return f"{how} the cheapest equally accurate mix of single pairs; {always}, gets {percent(best.accuracy)}{dearer}"
+    return (
+        f"{how} the cheapest equally accurate mix of single pairs; {always}, gets"
+        f" {percent(best.accuracy)}{dearer}"
+    )
 
 
 def _range(saved: Estimate) -> str:
@@ -156,9 +173,9 @@ def _verdict_of_table(numbers: RunNumbers) -> str:
     assert plane is not None
     best, low, high = plane.best, plane.best.low or 0.0, plane.best.high or 1.0
     return (
-        f"Of {len(plane.singles)} pairs on {plane.of:,} questions the best is {best.name}: {percent(best.accuracy)} right "
-        f"({percent(low)} to {percent(high)}) at {per_1000(best.cost)} per 1,000 questions; an oracle gets "
-        f"{percent(plane.oracle.accuracy)} at {per_1000(plane.oracle.cost)}."
+        f"Of {len(plane.singles)} pairs on {plane.of:,} questions the best is {best.name}:"
+        f" {percent(best.accuracy)} right ({percent(low)} to {percent(high)}) at {per_1000(best.cost)} per"
+        f" 1,000 questions; an oracle gets {percent(plane.oracle.accuracy)} at {per_1000(plane.oracle.cost)}."
     )
 
 

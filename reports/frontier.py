@@ -1,9 +1,10 @@
-"""What could have been had: every single pair, the best mixtures of them, a random one, and an oracle.
+"""A run among its baselines: every single pair, their best mixtures, a random pair, and an oracle.
 
-Read from an outcome table that holds every pair's answer to every question, on the very questions of the run where the
-table has them. The mixtures are the upper hull of the pairs in the plane of cost and accuracy: which pair asks a
-question is drawn by lot (the "zero router" of RouterBench, arXiv 2403.12031). The best single pair and the hull are
-chosen in hindsight, on the same questions, which favours them over the run. Costs are nano-dollars a question.
+Baselines come from an outcome table that holds every pair's answer to every question, on the questions of the
+run where the table has them. Mixtures are the upper hull of the pairs in the cost-accuracy plane: the pair
+for each question is drawn at random (the "zero router" of RouterBench, arXiv 2403.12031). The best single
+pair and the hull are chosen in hindsight, on the same questions, which favours them over the run. Costs are
+nano-dollars a question.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ FEWEST = 10  # questions in common, below which other questions are no worse
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A place in the plane: mean cost a question in nano-dollars, and accuracy."""
+    """A point of the plane: mean nano-dollars a question, accuracy, and the 95% interval of the accuracy."""
 
     name: str
     cost: float
@@ -37,10 +38,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What the run cost less than its reference at equal accuracy, as a fraction of the reference's cost.
+    """Cost below a reference at equal accuracy, as a fraction of the reference's cost.
 
-    reference: "best single pair" where the run gets at least as many right; else "mixture", the cheapest of single
-    pairs that gets as many right as the run. cost: of the reference, nano-dollars a question.
+    Attributes:
+        reference: "best single pair" where the run gets at least as many right; else "mixture", the cheapest
+            mixture of
+            single pairs that gets as many right as the run.
+        cost: of the reference, nano-dollars a question.
     """
 
     share: Estimate
@@ -51,11 +55,17 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class CostAccuracyPlane:
-    """Everything in the plane of cost and accuracy, on `of` questions.
+    """A run and its baselines on `of` questions.
 
-    same_questions: they are the run's own, `of` of its `asked` graded ones; else the table's, and nothing is paired.
-    shuffled: the run's pairs in the run's shares, dealt to questions by lot. more_right: accuracy of the run less that
-    of the best single pair. left_out: pairs that the table does not hold for most of the questions.
+    Attributes:
+        asked: graded questions of the run.
+        same_questions: the `of` questions are the run's own; else they are the table's, and nothing is
+            paired.
+        hull: corners of the best mixtures, from the cheapest to the most accurate.
+        shuffled: the run's pairs in the run's shares, dealt to questions at random.
+        more_right: accuracy of the run less that of the best single pair.
+        less_cost: cost of the run less that of the best single pair.
+        left_out: pairs that the table does not hold for most of the questions.
     """
 
     table: str
@@ -76,10 +86,13 @@ class CostAccuracyPlane:
 
 
 def match_outcomes(rows: Columns, outcomes: Sequence[Outcome]) -> tuple[SharedOutcomes, bool]:
-    """What a table says of the graded questions of a run, and whether it is about them at all.
+    """Outcomes of the graded questions of a run, and whether the table is about these questions at all.
 
-    A row is found by its question's text; by its id only where either side has no text. Raises `DataError` for a table
-    that contradicts itself or does not say what its answers cost.
+    A row is matched by its question's text; by its id only where either side has no text. With fewer than
+    `FEWEST` matches the outcomes of the whole table are returned.
+
+    Raises:
+        DataError: the table contradicts itself or does not say what its answers cost.
     """
     matrix = OutcomeMatrix.from_outcomes(outcomes)
     by_text = {text_number(text): n for n, text in enumerate(matrix.texts) if text}
@@ -109,9 +122,14 @@ def match_outcomes(rows: Columns, outcomes: Sequence[Outcome]) -> tuple[SharedOu
 def plane(
     run: Run, costs: Array, outcomes: Sequence[Outcome], table: str
 ) -> tuple[CostAccuracyPlane, SharedOutcomes | None]:
-    """Where a run lies among what could have been had. costs: nano-dollars of each row.
+    """Place a run among its baselines.
 
-    Also returns what is known of the run's own questions, for regrets; None where the table is about others.
+    Args:
+        costs: nano-dollars [rows].
+        table: name of the outcome table.
+
+    Returns the plane, and the outcomes of the run's own questions, for regrets; None where the table is about
+    others.
     """
     known, same = match_outcomes(run.rows, outcomes)
     accuracy, cost = known.correct.mean(0), known.cost.mean(0)
@@ -155,7 +173,7 @@ def plane(
 
 
 def hull(accuracy: Array, cost: Array) -> list[int]:
-    """Corners of the best mixtures, from the cheapest pair to the most accurate: the upper hull of what no pair beats."""
+    """Corners of the best mixtures, from the cheapest pair to the most accurate: the upper convex hull."""
     corners: list[int] = []
     for n in sorted(range(len(cost)), key=lambda n: (cost[n], -accuracy[n])):
         if corners and accuracy[n] <= accuracy[corners[-1]]:
@@ -175,7 +193,7 @@ def _below(one: int, middle: int, other: int, accuracy: Array, cost: Array) -> b
 
 
 def cost_at(wanted: float, accuracy: Array, cost: Array) -> float | None:
-    """What the cheapest mixture costs that gets a share `wanted` right; None where none does."""
+    """Cost of the cheapest mixture that gets a share `wanted` right; None where none does."""
     corners = hull(accuracy, cost)
     if wanted > accuracy[corners[-1]]:
         return None
@@ -189,7 +207,7 @@ def _point(name: str, cost: float, share: Share | None) -> Point:
 
 
 def _saved(right: Array, mine: Array, known: SharedOutcomes, best: int) -> Saved | None:
-    """The interval draws questions anew and finds the reference again in each draw."""
+    """The interval resamples questions and finds the reference again in each draw."""
 
     def reference(wanted: float, accuracy: Array, cost: Array) -> float:
         found = cost_at(wanted, accuracy, cost)
@@ -220,7 +238,7 @@ def _saved(right: Array, mine: Array, known: SharedOutcomes, best: int) -> Saved
 
 
 def _shuffled(run: Run, known: SharedOutcomes) -> Point | None:
-    """The run's pairs in the run's shares, dealt by lot; None where a row was answered otherwise than by one pair."""
+    """The run's pairs in the run's shares, at random; None where one pair alone did not answer a row."""
     columns = {str(pair): n for n, pair in enumerate(known.pairs)}
     routes = [columns.get(run.routes[route]) for route in run.rows.route[known.rows]]
     if any(column is None for column in routes) or len(set(routes)) < 2:

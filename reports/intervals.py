@@ -1,7 +1,6 @@
-"""Numbers with their uncertainty: shares with Wilson's interval, means and differences with a bootstrap over questions.
+"""Uncertainty of numbers: Wilson's interval for shares, a bootstrap over questions for means and differences.
 
-Every interval is one of 95%. Draws are seeded, so that a report of the same run says the same. Knows no run and draws
-nothing.
+Every interval is one of 95%. Draws are seeded, so that reports of one run agree. Leaves out runs and drawing.
 """
 
 from __future__ import annotations
@@ -48,7 +47,10 @@ def share(count: int, of: int) -> Share | None:
 
 
 def mean(values: Array, seed: int = SEED) -> Estimate | None:
-    """The mean of values [Q], one a question; of paired differences, the paired interval. None for no question."""
+    """Mean of values [Q], one a question, with its interval; of paired differences, the paired interval.
+
+    Returns None for no question.
+    """
     if not len(values):
         return None
     groups = grouped(values, seed)
@@ -57,7 +59,9 @@ def mean(values: Array, seed: int = SEED) -> Estimate | None:
 
 
 def grouped(values: Array, seed: int = SEED) -> Array:
-    """Means of at most `GROUPS` groups of questions, values [Q, ...]: their mean varies as that of the questions does."""
+    """Means of at most `GROUPS` random groups of questions, values [Q, ...], for the bootstrap of their
+    mean.
+    """
     if len(values) <= GROUPS:
         return values
     order = np.random.default_rng(seed).permutation(len(values))

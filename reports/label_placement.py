@@ -1,4 +1,7 @@
-"""Where names stand beside points so that none covers another, a point or an interval. Pixels; y grows downwards."""
+"""Places for names beside points, such that none covers another, a point or an interval.
+
+Pixels; y grows downwards.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ GAP = 9.0
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle that is taken."""
+    """An occupied rectangle."""
 
     left: float
     top: float
@@ -30,7 +33,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A text whose left end is at x and whose middle is at y."""
+    """A text with its left end at x and its middle at y."""
 
     text: str
     x: float
@@ -38,7 +41,7 @@ class Label:
 
 
 def along(corners: Sequence[tuple[float, float]], step: float = 4.0) -> list[Box]:
-    """What a line through these places takes."""
+    """The boxes that a line through these corners occupies."""
     boxes = []
     for (x, y), (to_x, to_y) in pairwise(corners):
         count = max(1, int(max(abs(to_x - x), abs(to_y - y)) / step))
@@ -55,7 +58,17 @@ def place_labels(
     letter: float,
     longest: int = 30,
 ) -> list[Label | None]:
-    """A place for each (text, x, y), the first ones first; None where there is no room near its point."""
+    """Place texts near their points, the first ones first.
+
+    Args:
+        wanted: (text, x, y) of each point.
+        taken: boxes that no text may cover.
+        width, height: of the drawing.
+        letter: width of a letter.
+        longest: letters of a text; a longer one is cut.
+
+    Returns a label for each text; None where there is no room near its point.
+    """
     boxes, found = list(taken), list[Label | None]()
     for text, x, y in wanted:
         text = text if len(text) <= longest else f"{text[: longest - 1]}…"

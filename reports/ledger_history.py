@@ -1,7 +1,7 @@
-"""What a ledger tells about a job: what was spent, by whom, when, what stayed held, and where it went past its hold.
+"""The ledger's account of a job: spending over time and by model, holds, overruns.
 
-Entries are read once, one at a time, and the curve is thinned as it grows, so that the length of a ledger does not
-matter. Reads only; leaves out drawing.
+Entries are read once, one at a time, and the curve is thinned as it grows, so that memory does not grow with
+the ledger. Reads only; leaves out drawing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ MOST_CHECKED = 200_000  # entries; `viaticum budget verify` plays longer ledgers
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A stretch of time that ends `seconds` after the job began.
+    """An interval of time that ends `seconds` after the job began.
 
-    posted: spent by its end, by this job's scope. committed: the most that was spent and held at once within it.
+    Attributes:
+        posted: nano-dollars this job's scope has spent by its end.
+        committed: most nano-dollars spent and held at once within it.
     """
 
     seconds: float
@@ -37,7 +39,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Something to see on the curve: a call that cost more than it held, or one nobody heard of again."""
+    """A call to mark on the curve: it cost more than it held, or its outcome is unknown."""
 
     seconds: float
     key: str
@@ -47,7 +49,11 @@ class Mark:
 
 @dataclass(slots=True)
 class Spend:
-    """What one model cost. output_rate is the dearest price of its output tokens, in nano-dollars a million."""
+    """What one model cost.
+
+    Attributes:
+        output_rate: highest price of its output tokens, in nano-dollars a million.
+    """
 
     nanousd: int = 0
     input_tokens: int = 0
@@ -57,11 +63,17 @@ class Spend:
 
 @dataclass(slots=True)
 class LedgerHistory:
-    """The entries of a job's scope, and of those below it, since the job began. Amounts are nano-dollars.
+    """Sums over the entries of a job's scope, and of the scopes below it, since the job began; in
+    nano-dollars.
 
-    before: spent in the scope before that. named: of what was posted, what the rows of the job name; unnamed, with
-    unnamed_calls: what they do not. posted_for: by key, what was posted for calls that rows name. held: still held,
-    of which `unknown` is for calls nobody heard of again. missing: keys that rows name and the ledger has no post of. checked: it was played again; wrong says what did not agree.
+    Attributes:
+        before: spent in the scope before the job began.
+        named: part of `posted` whose calls the rows of the job name; unnamed and unnamed_calls: the rest.
+        missing: calls that rows name and the ledger has no post of.
+        held: still held; `unknown` of it is for calls whose outcome is unknown.
+        highest: most nano-dollars spent and held at once.
+        posted_for: by key, what was posted for calls that rows name.
+        checked: the ledger was replayed; wrong says what did not agree.
     """
 
     where: str
@@ -101,9 +113,16 @@ def read_ledger_history(
     ledger: str | None = None,
     cached: Collection[str] = (),
 ) -> LedgerHistory:
-    """Read the ledger of a job. keys: of the calls its rows name; cached: of those answered from an earlier one. ledger: where it is, in place of what the job says.
+    """Read the ledger of a job.
 
-    Raises `InputError` where the ledger is gone or cannot be read, and says why.
+    Args:
+        keys: keys of the calls that its rows name.
+        folder: the job's folder; a ledger that moved with it is found beside it.
+        ledger: where the ledger is, in place of what the job says.
+        cached: keys of the calls that were answered from an earlier one.
+
+    Raises:
+        InputError: the ledger is gone or cannot be read; the message says why.
     """
     where = ledger or _found(job.ledger, Path(folder))
     try:
@@ -130,7 +149,9 @@ def read_ledger_history(
 
 
 def _found(where: str, folder: Path) -> str:
-    """The address, or the path as it was given, else beside the job: a job may have been moved with its ledger."""
+    """The address, or the path as it was given, else beside the job: a job may have been moved with its
+    ledger.
+    """
     if "://" in where:
         return where
     if where == "memory:":

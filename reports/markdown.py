@@ -27,7 +27,8 @@ def write_markdown(numbers: Numbers, title: str) -> str:
         for section in part.sections:
             lines += _section(section, 3 if several else 2)
     lines.append(
-        f"<sub>Intervals are 95% (Wilson; bootstrap over questions, seed {numbers.seed}). viaticum {__version__}.</sub>"
+        f"<sub>Intervals are 95% (Wilson; bootstrap over questions, seed {numbers.seed}). viaticum"
+        f" {__version__}.</sub>"
     )
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,7 @@
-"""All numbers of a report, as frozen records and as JSON with stable keys: every format shows these and no others.
+"""All numbers of a report, as frozen records and as JSON with stable keys: every format shows these alone.
 
-Each part names its source, or says why it is missing. Leaves out words for people (`words`, `overview`, `details`) and drawing.
+Each part names its source, or says why it is missing. Leaves out text (`formatting`, `overview`,
+`run_sections`) and drawing.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from viaticum import __version__
 from viaticum.errors import DataError, InputError
 from viaticum.outcomes import read_outcomes
 from viaticum.reports import run_metrics
+from viaticum.reports.comparison import RunComparison, compare
 from viaticum.reports.frontier import CostAccuracyPlane, plane
-from viaticum.reports.intervals import SEED, Estimate, Share, mean
+from viaticum.reports.intervals import SEED, Share
 from viaticum.reports.ledger_history import LedgerHistory, read_ledger_history
 from viaticum.reports.run_metrics import Calibration, Coverage, RouteMetrics, Tally, Writers
 from viaticum.reports.run_reader import read_run
@@ -27,12 +29,15 @@ from viaticum.types import Outcome
 
 Array = np.ndarray[Any, Any]
 FORMAT = 1
-NO_TABLE = "no outcome table was given, so what single pairs do on these questions is not known; give one with --outcomes"
+NO_TABLE = (
+    "no outcome table was given, so what single pairs do on these questions is not known; give one with"
+    " --outcomes"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Calls of which the provider said a cost, and what the ledger posted for the same calls, in nano-dollars."""
+    """Calls whose cost the provider reported, and what the ledger posted for them, in nano-dollars."""
 
     calls: int
     reported: int
@@ -42,7 +47,7 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class RowsAgainstLedger:
-    """What the rows say their calls cost, against what the ledger posted under the same keys."""
+    """What the rows say their calls cost, and what the ledger posted under the same keys."""
 
     calls: int
     rows: int
@@ -52,7 +57,7 @@ class RowsAgainstLedger:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The planner's preview before anything was spent, at the job's own budget; costs are of the whole job."""
+    """The planner's preview before the job spent anything, at its own budget; costs are of the whole job."""
 
     accuracy: float
     cost_p50: int
@@ -61,7 +66,15 @@ class Forecast:
 
 @dataclass(frozen=True)
 class RunNumbers:
-    """Everything about one run. `missing` says by part why it is not there; `history` is what the ledger tells."""
+    """All numbers of one run.
+
+    Attributes:
+        spent: nano-dollars; spent_source says whether the ledger, the rows or a table counted them.
+        cost: mean nano-dollars a row.
+        history: what the ledger says; None where it cannot be read.
+        missing: by part, why it is not there.
+        row_costs: nano-dollars [rows].
+    """
 
     run: Run
     tally: Tally
@@ -87,34 +100,12 @@ class RunNumbers:
     row_costs: Array
 
 
-@dataclass(frozen=True, slots=True)
-class RunComparison:
-    """A run against the first one, on the questions both have: differences of this one less the first.
-
-    won and lost: questions that this run alone, or the first alone, got right. accuracy, cost (nano-dollars a
-    question) and seconds are paired. unlike: ids that stand for another question in the other run, left out.
-    """
-
-    run: str
-    base: str
-    of: int
-    graded: int
-    unlike: int
-    won: int
-    lost: int
-    accuracy: Estimate | None
-    cost: Estimate | None
-    seconds: Estimate | None
-    base_cost: float
-    why: str = ""
-
-
 @dataclass(frozen=True)
 class Numbers:
-    """A report before it is written."""
+    """The numbers of a report: its runs, and each further run compared with the first."""
 
     runs: tuple[RunNumbers, ...]
-    against: tuple[RunComparison, ...]
+    comparisons: tuple[RunComparison, ...]
     seed: int = SEED
 
     def to_json(self) -> dict[str, Any]:
@@ -124,26 +115,37 @@ class Numbers:
             "version": __version__,
             "seed": self.seed,
             "runs": [_run_json(each) for each in self.runs],
-            "comparison": [_plain(each) for each in self.against],
+            "comparison": [_plain(each) for each in self.comparisons],
         }
 
 
 def read_numbers(
     runs: Sequence[str | Path], *, outcomes: str | Path | None = None, ledger: str | None = None
 ) -> Numbers:
-    """Read runs and count. Raises `InputError` for what is no run, `DataError` for what is damaged."""
+    """Read runs and count.
+
+    Args:
+        runs: folders of jobs, their RESULTS files, or outcome tables.
+        outcomes: a table that holds every single pair's answers to these questions.
+        ledger: where the jobs' ledger is, in place of what they say.
+
+    Raises:
+        InputError: a path is no run.
+        DataError: a run or the table is damaged.
+    """
     if not runs:
         raise InputError("no run to report on; name a job's folder or an outcome table")
     table = tuple(read_outcomes(outcomes)) if outcomes is not None else ()
     if outcomes is not None and not table:
         raise DataError(f"the outcome table {outcomes} is empty; profile at least one question")
     read = _named([read_run(path) for path in runs])
-    told = tuple(_numbers(run, table, str(outcomes or ""), ledger) for run in read)
-    return Numbers(told, tuple(compare(told[0], each) for each in told[1:]))
+    first, *others = [_numbers(run, table, str(outcomes or ""), ledger) for run in read]
+    comparisons = tuple(compare(first.run, first.row_costs, each.run, each.row_costs) for each in others)
+    return Numbers((first, *others), comparisons)
 
 
 def _named(runs: list[Run]) -> list[Run]:
-    """Runs of the same name are told apart by their folder, then by number."""
+    """Runs of one name get the name of their folder in front, then a number."""
     from dataclasses import replace
 
     names = [run.name for run in runs]
@@ -187,7 +189,8 @@ def _numbers(run: Run, table: Sequence[Outcome], where: str, ledger: str | None)
     provider = _provider(run, history)
     if provider is None and "ledger" not in missing:
         missing["provider"] = (
-            "no call of this run came with a cost of its provider's: local models have none, and not every provider says"
+            "no call of this run came with a cost of its provider's: local models have none, and not every"
+            " provider says"
         )
     return RunNumbers(
         run=run,
@@ -265,51 +268,6 @@ def _against_rows(run: Run, history: LedgerHistory | None) -> RowsAgainstLedger 
     ]
     differ = sum(one != other for one, other in both)
     return RowsAgainstLedger(len(both), sum(one for one, _ in both), sum(other for _, other in both), differ)
-
-
-def compare(base: RunNumbers, other: RunNumbers) -> RunComparison:
-    """Pairs rows by id; where ids do not meet at all, by the text of the question."""
-    one, two = base.run.rows, other.run.rows
-    mine, theirs, unlike = _shared(base.run, other.run)
-    names = (other.run.name, base.run.name)
-    if not len(mine):
-        why = "they share no question" if not unlike else "the ids they share stand for other questions"
-        return RunComparison(*names, 0, 0, unlike, 0, 0, None, None, None, 0.0, why)
-    graded = one.graded[mine] & two.graded[theirs]
-    left, right = one.right[mine][graded], two.right[theirs][graded]
-    return RunComparison(
-        *names,
-        of=len(mine),
-        graded=int(graded.sum()),
-        unlike=unlike,
-        won=int((right & ~left).sum()),
-        lost=int((left & ~right).sum()),
-        accuracy=mean(right.astype(float) - left.astype(float)),
-        cost=mean((other.row_costs[theirs] - base.row_costs[mine]).astype(float)),
-        seconds=mean(two.seconds[theirs] - one.seconds[mine]),
-        base_cost=float(base.row_costs[mine].mean()),
-        why="" if graded.any() else "no question they share has a known right answer in both",
-    )
-
-
-def _shared(one: Run, two: Run) -> tuple[Array, Array, int]:
-    """Places in both of the questions that they share, and how many ids stand for another question there."""
-    places = {name: n for n, name in enumerate(two.rows.ids)}
-    found, unlike = list[tuple[int, int]](), 0
-    for n, (name, text) in enumerate(zip(one.rows.ids, one.rows.text, strict=True)):
-        at = places.get(name)
-        if at is None:
-            continue
-        if text and two.rows.text[at] and text != two.rows.text[at]:
-            unlike += 1
-            continue
-        found.append((n, at))
-    if not found:
-        texts = {int(text): n for n, text in enumerate(two.rows.text) if text}
-        found = [(n, texts[int(text)]) for n, text in enumerate(one.rows.text) if int(text) in texts]
-        unlike = unlike if not found else 0
-    pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1], unlike
 
 
 def _run_json(each: RunNumbers) -> dict[str, Any]:

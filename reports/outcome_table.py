@@ -1,4 +1,5 @@
-"""An outcome table that holds every pair's answer to every question: the questions all pairs were given, the best pair.
+"""An outcome table that holds every pair's answer to every question: the questions all pairs were given, the
+best pair.
 
 Leaves out runs: `frontier` compares them with it. Costs are nano-dollars a question.
 """
@@ -40,7 +41,7 @@ class SharedOutcomes:
 
 
 def best_pair(outcomes: Iterable[Outcome]) -> Pair:
-    """The pair that is right most often, of equals the cheapest, on questions that all kept pairs were given."""
+    """The pair that is right most often, of equals the cheapest, on questions all kept pairs were given."""
     known = complete_outcomes(OutcomeMatrix.from_outcomes(outcomes))
     accuracy, cost = known.correct.mean(0), known.cost.mean(0)
     return known.pairs[best_index(accuracy, cost)]
@@ -73,7 +74,7 @@ def complete_outcomes(matrix: OutcomeMatrix, rows: Array | None = None) -> Share
 
 
 def cheapest_right(known: SharedOutcomes) -> Array:
-    """What an oracle pays for each question, [questions]: the cheapest right pair, else the cheapest of all."""
+    """What an oracle pays for each question, [questions]: the cheapest right pair, else the cheapest pair."""
     right = np.where(known.correct > 0, known.cost, np.inf).min(1)
     return np.asarray(np.where(np.isfinite(right), right, known.cost.min(1)))
 

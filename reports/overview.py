@@ -1,9 +1,12 @@
-"""What a report says of all its runs: what has to be known first, the plane of cost and accuracy, the comparison."""
+"""What a report says of all its runs: what has to be known first, the plane of cost and accuracy, the
+comparison.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from viaticum.reports.comparison import RunComparison
 from viaticum.reports.cost_accuracy_chart import cost_accuracy_chart
 from viaticum.reports.formatting import (
     NONE,
@@ -13,6 +16,7 @@ from viaticum.reports.formatting import (
     points,
     sentence,
     share_text,
+    signed,
     signed_usd,
     times,
     usd,
@@ -33,19 +37,22 @@ def notices(numbers: RunNumbers) -> tuple[str, ...]:
     found = []
     job, tally = numbers.run.job, numbers.tally
     if job is not None and job.ending == "running":
+        done = f"{tally.asked - tally.missing:,} of {count(tally.asked, 'row')}"
         found.append(
-            f"This job has not ended: {tally.asked - tally.missing:,} of {count(tally.asked, 'row')} are done. It still runs, or was "
-            "killed; the numbers are those of the rows that are done."
+            f"This job has not ended: {done} are done. It still runs, or was killed; "
+            "the numbers are those of the rows that are done."
         )
     elif job is not None and tally.missing:
         found.append(
-            f"{count(tally.missing, 'row')} of the input {'has' if tally.missing == 1 else 'have'} no line in the job's rows."
+            f"{count(tally.missing, 'row')} of the input {'has' if tally.missing == 1 else 'have'} "
+            "no line in the job's rows."
         )
     if job is not None and "ledger" in numbers.missing:
         found.append(f"No numbers of the ledger: {numbers.missing['ledger']}. Costs are what the rows say.")
     if (why := _ENDINGS.get(job.ending if job is not None else "")) and tally.skipped:
         found.append(
-            f"{why}: {count(tally.skipped, 'row')} of {tally.asked:,} {'was' if tally.skipped == 1 else 'were'} skipped."
+            f"{why}: {count(tally.skipped, 'row')} of {tally.asked:,} "
+            f"{'was' if tally.skipped == 1 else 'were'} skipped."
         )
     found += [f"{warning[:1].upper()}{warning[1:]}." for warning in numbers.run.warnings]
     if numbers.history is not None and numbers.history.wrong:
@@ -114,12 +121,13 @@ def _plane_lead(known: CostAccuracyPlane, runs: Sequence[RunNumbers]) -> tuple[s
     lines = []
     if known.more_right is not None and known.less_cost is not None and not runs[0].run.single:
         lines.append(
-            f"Against always asking {known.best.name}: {points(known.more_right)} right and {_times(known)} its cost, paired over "
-            f"{count(known.of, 'question')}."
+            f"Against always asking {known.best.name}: {points(known.more_right)} right and "
+            f"{_times(known)} its cost, paired over {count(known.of, 'question')}."
         )
     lines.append(
-        f"The oracle, which always asks the cheapest pair that is right, gets {percent(known.oracle.accuracy)} at "
-        f"{per_1000(known.oracle.cost)} per 1,000 questions; a random pair {percent(known.random.accuracy)} at {per_1000(known.random.cost)}."
+        "The oracle, which always asks the cheapest pair that is right, gets "
+        f"{percent(known.oracle.accuracy)} at {per_1000(known.oracle.cost)} per 1,000 questions; "
+        f"a random pair {percent(known.random.accuracy)} at {per_1000(known.random.cost)}."
     )
     return (*lines, *_forecast(runs))
 
@@ -129,8 +137,8 @@ def _forecast(runs: Sequence[RunNumbers]) -> tuple[str, ...]:
     if len(runs) > 1 or forecast is None:
         return ()
     return (
-        f"Before anything was spent, the planner forecast for this budget: {percent(forecast.accuracy)} of all rows right, at "
-        f"{usd(forecast.cost_p50)} (p90 {usd(forecast.cost_p90)}).",
+        f"Before anything was spent, the planner forecast for this budget: {percent(forecast.accuracy)} "
+        f"of all rows right, at {usd(forecast.cost_p50)} (p90 {usd(forecast.cost_p90)}).",
     )
 
 
@@ -146,21 +154,24 @@ def _plane_notes(known: CostAccuracyPlane, runs: Sequence[RunNumbers]) -> tuple[
     notes = []
     if known.same_questions:
         notes.append(
-            f"On the {count(known.of, 'question')} of the run that the table knows, of {known.asked:,} whose right answer is known. "
-            "Pairs and mixtures are the best in hindsight on these very questions, which favours them."
+            f"On the {count(known.of, 'question')} of the run that the table knows, of {known.asked:,} "
+            "whose right answer is known. Pairs and mixtures are the best in hindsight on these very "
+            "questions, which favours them."
         )
     else:
         notes.append(
-            "The table is about other questions: its pairs were not asked what this run was asked, so nothing here is paired and "
-            "what was saved is left out."
+            "The table is about other questions: its pairs were not asked what this run was asked, "
+            "so nothing here is paired and what was saved is left out."
         )
     if len(runs) > 1:
         notes.append(
-            f"Pairs and mixtures are those on the questions of {runs[0].run.name}; every other run stands where it is on its own."
+            f"Pairs and mixtures are those on the questions of {runs[0].run.name}; "
+            "every other run stands where it is on its own."
         )
     if known.left_out:
         notes.append(
-            f"Left out, because the table holds too few of the questions for them: {', '.join(known.left_out)}."
+            "Left out, because the table holds too few of the questions for them: "
+            f"{', '.join(known.left_out)}."
         )
     return tuple(notes)
 
@@ -198,51 +209,12 @@ def _runs_table(runs: Sequence[RunNumbers]) -> Table:
 
 
 def comparison_section(numbers: Numbers) -> Section:
-    """Side by side, then what differs on the questions they share."""
+    """Runs side by side, then the differences on the questions they share."""
     runs, first = numbers.runs, numbers.runs[0].run.name
-    side = [
-        ("right (95%)", [share_text(each.accuracy) for each in runs]),
-        ("right of those answered", [share_text(each.accuracy_answered) for each in runs]),
-        (
-            "answered / skipped / failed",
-            [f"{t.answered:,} / {t.skipped:,} / {t.failed:,}" for t in (each.tally for each in runs)],
-        ),
-        ("spent", [usd(each.spent) for each in runs]),
-        ("per 1,000 questions", [per_1000(each.cost) for each in runs]),
-        ("seconds a row, p50 / p95", [times(each.all) for each in runs]),
-        (
-            "calibration error",
-            [percent(each.calibration.error) if each.calibration else NONE for each in runs],
-        ),
-    ]
-    columns = (("measure", False), *((each.run.name, True) for each in runs))
-    tables = [Table("Runs side by side", columns, tuple((name, *values) for name, values in side))]
-    paired, notes = [], []
-    for each in numbers.against:
-        if not each.of:
-            notes.append(f"{each.run} and {first} are not compared: {each.why}.")
-            continue
-        if each.unlike:
-            notes.append(
-                f"{count(each.unlike, 'id')} of {each.run} stand for another question in {first}; they are left out."
-            )
-        if each.why:
-            notes.append(f"{each.run}: {each.why}.")
-        cost = each.cost
-        paired.append(
-            (
-                each.run,
-                f"{each.of:,}",
-                points(each.accuracy),
-                f"{each.won:,} / {each.lost:,}",
-                f"{signed_usd(cost.value * 1000)} ({signed_usd(cost.low * 1000)} to {signed_usd(cost.high * 1000)})"
-                if cost
-                else NONE,
-                f"{each.seconds.value:+.1f} s".replace("-", "−") if each.seconds else NONE,
-            )
-        )
+    tables, notes = [_side_by_side(runs)], _comparison_notes(numbers.comparisons, first)
+    paired = tuple(_difference_row(each) for each in numbers.comparisons if each.of)
     if paired:
-        headings = (
+        columns = (
             ("run", False),
             ("shared", True),
             ("right", True),
@@ -250,16 +222,62 @@ def comparison_section(numbers: Numbers) -> Section:
             ("per 1,000 questions", True),
             ("seconds", True),
         )
-        tables.append(
-            Table(f"Differences to {first}, paired over the questions they share", headings, tuple(paired))
-        )
+        caption = f"Differences to {first}, paired over the questions they share"
+        tables.append(Table(caption, columns, paired))
         notes.append(
-            f"Differences are paired; intervals are 95%, by a bootstrap over questions (seed {numbers.seed}). Won: right here alone; lost: right in {first} alone."
+            "Differences are paired; intervals are 95%, by a bootstrap over questions "
+            f"(seed {numbers.seed}). Won: right here alone; lost: right in {first} alone."
         )
-    source = "; ".join(
-        sorted(
-            {each.spent_source if each.spent_source != "rows" else ROWS for each in runs}
-            | {ROWS if any(e.run.job for e in runs) else TABLE}
-        )
-    )
+    sources = {ROWS if each.spent_source == "rows" else each.spent_source for each in runs}
+    sources.add(ROWS if any(each.run.job for each in runs) else TABLE)
+    source = "; ".join(sorted(sources))
     return Section("comparison", "Comparison", source, tables=tuple(tables), notes=tuple(notes))
+
+
+def _side_by_side(runs: Sequence[RunNumbers]) -> Table:
+    tallies = [each.tally for each in runs]
+    rows = [
+        ("right (95%)", *(share_text(each.accuracy) for each in runs)),
+        ("right of those answered", *(share_text(each.accuracy_answered) for each in runs)),
+        (
+            "answered / skipped / failed",
+            *(f"{tally.answered:,} / {tally.skipped:,} / {tally.failed:,}" for tally in tallies),
+        ),
+        ("spent", *(usd(each.spent) for each in runs)),
+        ("per 1,000 questions", *(per_1000(each.cost) for each in runs)),
+        ("seconds a row, p50 / p95", *(times(each.all) for each in runs)),
+        (
+            "calibration error",
+            *(percent(each.calibration.error) if each.calibration else NONE for each in runs),
+        ),
+    ]
+    columns = (("measure", False), *((each.run.name, True) for each in runs))
+    return Table("Runs side by side", columns, tuple(rows))
+
+
+def _difference_row(each: RunComparison) -> tuple[str, ...]:
+    cost = each.cost
+    return (
+        each.run,
+        f"{each.of:,}",
+        points(each.accuracy),
+        f"{each.won:,} / {each.lost:,}",
+        f"{signed_usd(cost.value * 1000)} ({signed_usd(cost.low * 1000)} to {signed_usd(cost.high * 1000)})"
+        if cost
+        else NONE,
+        f"{signed(each.seconds.value)} s" if each.seconds else NONE,
+    )
+
+
+def _comparison_notes(comparisons: Sequence[RunComparison], first: str) -> list[str]:
+    notes = []
+    for each in comparisons:
+        if not each.of:
+            notes.append(f"{each.run} and {first} are not compared: {each.why}.")
+            continue
+        if each.unlike:
+            ids = count(each.unlike, "id")
+            notes.append(f"{ids} of {each.run} stand for another question in {first}; they are left out.")
+        if each.why:
+            notes.append(f"{each.run}: {each.why}.")
+    return notes

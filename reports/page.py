@@ -1,7 +1,7 @@
 """The report as one HTML file that needs nothing else: no network, no fonts, no other file.
 
-A content security policy in the page allows no request and no script but the one for the theme, by its hash, so that
-even a text that was not escaped could do nothing.
+A content security policy in the page allows no request and no script but the one for the theme, by its hash,
+so that even a text that was not escaped could do nothing.
 """
 
 from __future__ import annotations

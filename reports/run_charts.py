@@ -1,4 +1,4 @@
-"""The other charts of a run: calibration, tokens, the budget over time, and who wrote which part of a text."""
+"""Charts of one run: calibration, tokens, the budget over time, and each model's share of the texts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ def calibration_chart(calibration: Calibration) -> Chart:
         "Reliability diagram",
         f"Accuracy by predicted accuracy: {words}.",
         partial(_calibration, calibration),
-        "The numbers at the top count the rows of each point, the bars are 95% intervals; ten bins of equal width. On the dashed line "
-        "predictions are right.",
+        "The numbers at the top count the rows of each point, the bars are 95% intervals; ten bins of equal"
+        " width. On the dashed line predictions are right.",
     )
 
 
 def tokens_chart(coverage: Coverage) -> Chart:
-    words = f"Real output tokens against the median that was predicted, for {len(coverage.dots)} rows, with the line on which they are equal."
+    words = (
+        f"Real output tokens against the median that was predicted, for {len(coverage.dots)} rows, with the"
+        " line on which they are equal."
+    )
     return Chart(
         "tokens",
         "Predicted and real output tokens",

