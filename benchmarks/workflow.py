@@ -1,11 +1,9 @@
-"""What the workflow adds to a call: routing, ledger and checkpoints around a scripted model that answers at
-once.
+"""Overhead of the workflow per call: routing, ledger and checkpoints around a scripted model without delay.
 
     python benchmarks/workflow.py [--questions 300] [--postgres ADDRESS] [--json]
 
-Ledger and checkpoints are durable (SQLite files, every write synced, unless an address is given). Tells p50
-and p95 of one `solve`, how often each of its parts is done and what it takes, and what a sync of this disk
-takes meanwhile.
+Ledger and checkpoints are durable: SQLite files with every write synced, or Postgres at the given address. Prints p50
+and p95 of one `solve`, how often each of its parts runs and how long it takes, and the time of one sync of this disk.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from viaticum.budgets import Ledger
 
 WARM = 10
 LEDGER = ("reserve", "dispatch", "settle", "hold", "lineage")
-NODES = ("begin", "route", "call", "read")
+NODES = ("start", "route", "call", "parse")
 
 
 def main() -> None:
@@ -38,23 +36,21 @@ def main() -> None:
     parser.add_argument("--postgres", metavar="ADDRESS")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    told = measure(options.questions, options.postgres)
+    results = measure(options.questions, options.postgres)
     if options.json:
-        print(json.dumps(told))
+        print(json.dumps(results))
         return
     print(
-        f"one solve: p50 {told['p50_ms']} ms, p95 {told['p95_ms']} ms, {told['cpu_ms']} ms of them on a"
-        " processor"
+        f"one solve: p50 {results['p50_ms']} ms, p95 {results['p95_ms']} ms, "
+        f"of which {results['cpu_ms']} ms processor time"
     )
-    print(f"a sync of the disk: p50 {told['sync_ms']} ms; load {told['load']}")
-    for name, part in told["parts"].items():
+    print(f"a sync of the disk: p50 {results['sync_ms']} ms; load {results['load']}")
+    for name, part in results["parts"].items():
         print(f"  {name:24} {part['times']:5.1f} times, {part['ms']:7.3f} ms in all")
 
 
 def measure(questions: int, postgres: str | None) -> dict[str, Any]:
-    """Times of so many questions, the parts timed in a second round, so that timing them costs the first one
-    nothing.
-    """
+    """Time the questions, and their parts in a second round, so that the first one has no timing overhead."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         seconds, cpu = _solve(questions, folder, postgres)
         parts = _Parts()
@@ -71,14 +67,14 @@ def measure(questions: int, postgres: str | None) -> dict[str, Any]:
         "cpu_ms": round(1e3 * cpu, 2),
         "sync_ms": round(1e3 * statistics.median(syncs), 3),
         "load": round(os.getloadavg()[0], 1),
-        "parts": parts.told(questions + WARM),
+        "parts": parts.per_question(questions + WARM),
     }
 
 
 def _solve(
     questions: int, folder: str, postgres: str | None, parts: _Parts | None = None
 ) -> tuple[list[float], float]:
-    """Seconds of each question, and of processor time a question. The model answers at once."""
+    """Seconds of each question, and seconds of processor time per question."""
     assert postgres is None or is_postgres(postgres)
     models = {"scripted": ScriptedModel("The answer is 5.")}
     router = FakeRouter("scripted+direct", "scripted+cot")
@@ -96,7 +92,7 @@ def _solve(
 
 
 class _Parts:
-    """How often methods are called and how long they take, those of nodes with what they call."""
+    """Counts calls of methods and their durations; a node's includes the methods that it calls."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = defaultdict(list)
@@ -116,7 +112,7 @@ class _Parts:
         timed.__name__ = method.__name__
         return timed
 
-    def told(self, questions: int) -> dict[str, dict[str, float]]:
+    def per_question(self, questions: int) -> dict[str, dict[str, float]]:
         return {
             name: {"times": len(took) / questions, "ms": round(1e3 * sum(took) / questions, 3)}
             for name, took in sorted(self._seconds.items())
@@ -124,7 +120,7 @@ class _Parts:
 
 
 def _syncs(folder: str) -> list[float]:
-    """Seconds of a write of a page and its sync."""
+    """Seconds of writing one page (4096 bytes) with its sync."""
     seconds = []
     with Path(folder, "sync").open("wb", buffering=0) as file:
         for _ in range(100):

@@ -1,6 +1,6 @@
-"""What examples/agent_plain.py and agent_budget.py share, so that they run offline: models that are scripted, with prices.
+"""Scripted models with prices for examples/agent_plain.py and agent_budget.py, so that they run offline.
 
-The models think in text, as ReAct (arXiv 2210.03629) does: "Action: calculator: 17 * 23", or the answer.
+The models reason in text, as ReAct (arXiv 2210.03629) does: "Action: calculator: 17 * 23", or the answer.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ QUESTIONS = (
     "Why does a budget need a ledger?",
     "What is 64 + 46?",
 )
-PRICES = {"cheap": Decimal("0.15"), "dear": Decimal(3)}  # dollars a million tokens; a token is a word here
+PRICES = {
+    "cheap": Decimal("0.15"),
+    "expensive": Decimal(3),
+}  # dollars per million tokens; a word is one token here
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 SUM = re.compile(r"(\d+) ([-+*]) (\d+)")
 
 
 def say(question: str) -> str:
-    """What every model here says: it asks for the calculator, reads what that gave, or knows the answer."""
+    """The reply of every model here: call the calculator, report its result, or answer directly."""
     if question.startswith("Observation: "):
         return f"The answer is {question.removeprefix('Observation: ')}."
     found = SUM.search(question)
@@ -42,7 +45,7 @@ def say(question: str) -> str:
 
 
 def act(state: MessagesState) -> dict[str, Any]:
-    """Do what the model asked for."""
+    """Run the calculator on the model's request."""
     found = SUM.search(str(state["messages"][-1].content))
     assert found is not None
     return {"messages": [HumanMessage(f"Observation: {SIGNS[found[2]](int(found[1]), int(found[3]))}")]}
@@ -53,7 +56,7 @@ def after_thinking(state: MessagesState) -> str:
 
 
 class OneModel(BaseChatModel):
-    """A LangChain chat model, as the agent had it before. spent: nano-dollars."""
+    """A LangChain chat model without a budget. spent: nano-dollars."""
 
     spent: int = 0
 
@@ -64,7 +67,7 @@ class OneModel(BaseChatModel):
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
         text = say(str(messages[-1].content))
         words = sum(len(str(message.content).split()) for message in messages) + len(text.split())
-        self.spent += words * int(PRICES["dear"] * 1000)
+        self.spent += words * int(PRICES["expensive"] * 1000)
         return ChatResult(generations=[ChatGeneration(message=AIMessage(text))])
 
 
@@ -77,7 +80,7 @@ MODELS = {
         script,
         spec=ModelSpec(
             name=name,
-            description=f"The {name} one.",
+            description=f"The {name} model.",
             kind="scripted",
             context_length=4096,
             input_price=price,
@@ -88,18 +91,18 @@ MODELS = {
 }
 
 
-class Reasons(QueryRouter):
-    """Expects the cheap model to do as well as the dear one, but for questions that ask why."""
+class WhyRouter(QueryRouter):
+    """Expects the cheap model to be as accurate as the expensive one, except for questions that ask why."""
 
     def table(self, query: Query) -> RoutingTable:
         cheap = 0.5 if "why" in query.text.lower() else 0.9
         return RoutingTable(
             (
                 Row(Pair("cheap", "chat"), cheap, 8, 16, 3_000, 6_000),
-                Row(Pair("dear", "chat"), 0.9, 8, 16, 60_000, 120_000),
+                Row(Pair("expensive", "chat"), 0.9, 8, 16, 60_000, 120_000),
             )
         )
 
 
-dear = OneModel()
-router = Reasons()
+expensive = OneModel()
+router = WhyRouter()

@@ -1,4 +1,4 @@
-"""A small ReAct agent in LangGraph, offline: agent_plain.py on one model, agent_budget.py routed and within a budget."""
+"""A small ReAct agent in LangGraph, offline: agent_plain.py on one model, agent_budget.py routed, with a budget."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ builder.add_edge("act", "think")
 agent = builder.compile()
 
 for question in QUESTIONS:
-    said = agent.invoke({"messages": [("user", question)]})["messages"]
-    print(f"{question} {said[-1].content}")
+    messages = agent.invoke({"messages": [("user", question)]})["messages"]
+    print(f"{question} {messages[-1].content}")
 print(f"cost: {format_usd(ledger.budget('agent').posted_nanousd)}")

@@ -1,7 +1,7 @@
 """Five grade-school maths questions within one small allowance, on the local models.
 
-Shows for each: the pair chosen and why, answer and gold, tokens by each model, cost and what is left.
-Questions come from a JSONL file given as the first argument, or from the few of our own below.
+Prints for each: the pair and why it was chosen, answer and gold, tokens per model, cost and what is left.
+The questions come from a JSONL file given as the first argument, or from the list below.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from viaticum.strategies import equivalent
 BUDGET_USD = "0.002"
 _OWN = [
     (
-        "A tram has 36 seats. At the first stop 14 people get on, at the second 9 more and 5 get off. How many seats are free?",
+        "A tram has 36 seats. At the first stop 14 people get on, at the second 9 more and 5 get off. "
+        "How many seats are free?",
         "18",
     ),
     (
-        "Lea reads 12 pages on Monday and twice as many on each of the next 3 days. How many pages has she read?",
+        "Lea reads 12 pages on Monday and twice as many on each of the next 3 days. "
+        "How many pages has she read?",
         "84",
     ),
     (
-        "Eggs cost $3 a dozen. A bakery needs 90 eggs and buys whole dozens only. How many dollars does it pay?",
+        "Eggs cost $3 a dozen. A bakery needs 90 eggs and buys whole dozens only. "
+        "How many dollars does it pay?",
         "24",
     ),
     ("A 240 km trip takes 4 hours. How many km would 7 hours at the same speed make?", "420"),
@@ -42,8 +45,8 @@ def main() -> None:
             right += ask(client, question)
         budget = client.budget()
         print(
-            f"total: {right} of {len(questions)} right, {format_usd(budget.posted_nanousd)} of ${BUDGET_USD} spent, "
-            f"{format_usd(budget.left_nanousd or 0)} left, {time.perf_counter() - began:.0f} s"
+            f"total: {right} of {len(questions)} right, "
+            f"{format_usd(budget.posted_nanousd)} of ${BUDGET_USD} spent, {format_usd(budget.left_nanousd or 0)} left, {time.perf_counter() - began:.0f} s"
         )
 
 

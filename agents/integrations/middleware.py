@@ -1,4 +1,4 @@
-"""Middleware for LangChain's agents: a hard budget for any chat model, and a query router that chooses among several.
+"""Middleware for LangChain's agents: a hard budget for any chat model, and a router to choose among several.
 
 `BudgetMiddleware` reserves the worst case of every model call and settles the usage that the response
 reports; `RouterMiddleware` chooses the model of a run, or of each call. Both work sync and async, with
@@ -183,7 +183,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         return response
 
     def _end_hold(self, key: str, error: BaseException) -> None:
-        """Void the hold of a call that failed; settle the worst case of one that was cancelled or timed out."""
+        """Void the hold of a failed call; settle the worst case of one that was cancelled or timed out."""
         with suppress(LedgerError):
             if (
                 is_caller_cancelled(error)
@@ -221,7 +221,7 @@ class RouterState(AgentState[Any]):
 
 
 class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
-    """Routes each run, or each call, to the model that a query router prefers for the last message of the user.
+    """Routes each run, or each call, to the model that a router prefers for the last user message.
 
     Args:
         models: chat models by the names that the router knows; a model is represented by its pair with the

@@ -15,7 +15,9 @@ def as_tool(
     graph: Graph,
     *,
     name: str = "solve",
-    description: str = "Answers a question that needs careful reasoning or calculation. Ask one whole question.",
+    description: str = (
+        "Answers a question that needs careful reasoning or calculation. Ask one whole question."
+    ),
     context: Allowance | None = None,
 ) -> BaseTool:
     """The graph as a LangChain tool: it takes `question` and returns the answer, or why there is none."""

@@ -92,10 +92,10 @@ async def test_abatch(tmp_path: Path) -> None:
 
     with client(tmp_path) as viaticum:
         listed: list[str | Query] = ["twice 1?", "", "twice 3?"]
-        from_list = {place: got async for place, got in viaticum.abatch(listed)}
-        assert [type(from_list[place]) for place in range(3)] == [Answer, InputError, Answer]
-        streamed = {place: got async for place, got in viaticum.abatch(questions(), concurrency=3)}
-        assert {place: got.value for place, got in streamed.items() if isinstance(got, Answer)} == {
+        from_list = {index: got async for index, got in viaticum.abatch(listed)}
+        assert [type(from_list[index]) for index in range(3)] == [Answer, InputError, Answer]
+        streamed = {index: got async for index, got in viaticum.abatch(questions(), concurrency=3)}
+        assert {index: got.value for index, got in streamed.items() if isinstance(got, Answer)} == {
             number: str(2 * number) for number in range(10)
         }
 
@@ -316,12 +316,12 @@ def test_drain_on_sigterm(tmp_path: Path) -> None:
         while not ledger.holds():
             time.sleep(0.01)
     process.terminate()
-    told = process.communicate(timeout=150)[0].splitlines()
+    lines = process.communicate(timeout=150)[0].splitlines()
     assert process.returncode == -signal.SIGTERM, "what the signal did before"
-    assert told[0].startswith("word"), "the question that ran was answered"
+    assert lines[0].startswith("word"), "the question that ran was answered"
     with client(tmp_path, LONG, budget_name="b", router=FakeRouter("scripted+chat")) as viaticum:
         spent = viaticum.budget().posted_nanousd
-        assert viaticum.solve("x?", kind="text", thread_id="t").value == told[0], (
+        assert viaticum.solve("x?", kind="text", thread_id="t").value == lines[0], (
             "and its thread has it still"
         )
         assert viaticum.budget().posted_nanousd == spent

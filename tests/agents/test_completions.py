@@ -1,4 +1,4 @@
-"""The names that the outside world asks for, without HTTP: what comes out, and what a caller that leaves owes."""
+"""Completions by name, without HTTP: their events, and what a caller that disconnects is charged."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def client(tmp_path: Path) -> Iterator[Viaticum]:
         yield client
 
 
-def asked(name: str) -> CompletionRequest:
+def request(name: str) -> CompletionRequest:
     return CompletionRequest(name, CHAT, "b", "key")
 
 
 @pytest.mark.parametrize("name", [AUTO, "scripted", "scripted+cot"])
-def test_every_door_has_the_same_events(client: Viaticum, name: str) -> None:
-    first, *pieces, done = complete(client, asked(name), CancellationToken())
+def test_every_name_yields_the_same_events(client: Viaticum, name: str) -> None:
+    first, *pieces, done = complete(client, request(name), CancellationToken())
     assert first == CompletionStarted("scripted" if name == "scripted" else "scripted+cot")
     assert isinstance(done, CompletionFinished)
     assert "".join(map(str, pieces)) == done.text == TEXT
@@ -52,9 +52,9 @@ def test_every_door_has_the_same_events(client: Viaticum, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["scripted", "scripted+cot"])
 @pytest.mark.parametrize("words", [1, 3, len(TEXT.split())])
-def test_who_leaves_at_any_word_leaves_no_hold(client: Viaticum, name: str, words: int) -> None:
+def test_closing_at_any_word_leaves_no_hold(client: Viaticum, name: str, words: int) -> None:
     """Also after the last one, when the text is there and not yet settled."""
-    events = complete(client, asked(name), CancellationToken())
+    events = complete(client, request(name), CancellationToken())
     seen = 0
     for event in events:
         seen += isinstance(event, str)
@@ -69,13 +69,13 @@ def test_who_leaves_at_any_word_leaves_no_hold(client: Viaticum, name: str, word
 
 
 def test_a_closed_guard_stops_the_workflow_before_it_asks_and_nothing_is_paid(client: Viaticum) -> None:
-    guard = CancellationToken()
-    guard.close()
+    token = CancellationToken()
+    token.close()
     with pytest.raises(Exception, match="went away"):
-        list(complete(client, asked("scripted+cot"), guard))
+        list(complete(client, request("scripted+cot"), token))
     assert (client.budget().posted_nanousd, client.budget().held_nanousd) == (0, 0)
     with pytest.raises(CallerGone):
-        guard.wait()
+        token.wait()
 
 
 def test_names(client: Viaticum) -> None:
@@ -89,9 +89,11 @@ def test_names(client: Viaticum) -> None:
 
 def test_a_conversation_as_a_question() -> None:
     system: Message = {"role": "system", "content": "Be brief."}
-    said: Message = {"role": "assistant", "content": "42"}
+    reply: Message = {"role": "assistant", "content": "42"}
     last: Message = {"role": "user", "content": "And 8?"}
     assert query_from_messages(CHAT) == Query("What is 6 times 7?")
-    assert query_from_messages([system, *CHAT, said, last]) == Query("And 8?", messages=(system, *CHAT, said))
+    assert query_from_messages([system, *CHAT, reply, last]) == Query(
+        "And 8?", messages=(system, *CHAT, reply)
+    )
     with pytest.raises(InputError, match="assistant's"):
-        query_from_messages([said])
+        query_from_messages([reply])

@@ -212,12 +212,12 @@ def killed_at_random() -> Iterator[str]:
     began = time.monotonic()
     assert code(child(["warm"])) == 0
     whole = time.monotonic() - began
-    dice = random.Random(7)
+    rng = random.Random(7)
     for number in range(25):
         thread = f"t{number}"
         while True:  # until the kill came before the end of the run
             pid = child([thread])
-            time.sleep(dice.random() * whole)
+            time.sleep(rng.random() * whole)
             os.kill(pid, signal.SIGKILL)
             if code(pid) == -signal.SIGKILL:
                 break

@@ -66,10 +66,14 @@ def test_a_plain_chat_gives_everything_to_the_model_and_is_charged_what_it_used(
         "input_token_details": {"cache_read": 0},
         "output_token_details": {"reasoning": 0},
     }
-    told = message.response_metadata
-    assert (told["cost_nanousd"], told["cost_usd"]) == (8 * WORD, "0.000008")
-    assert (told["left_nanousd"], told["left_usd"]) == (92 * WORD, "0.000092")
-    assert (told["route"], told["model_name"], told["finish_reason"]) == ("scripted", "scripted", "stop")
+    metadata = message.response_metadata
+    assert (metadata["cost_nanousd"], metadata["cost_usd"]) == (8 * WORD, "0.000008")
+    assert (metadata["left_nanousd"], metadata["left_usd"]) == (92 * WORD, "0.000092")
+    assert (metadata["route"], metadata["model_name"], metadata["finish_reason"]) == (
+        "scripted",
+        "scripted",
+        "stop",
+    )
 
 
 def test_settings_of_the_call_win_over_those_of_the_model(
@@ -180,10 +184,10 @@ def test_auto_routes_the_last_user_turn_and_shows_the_accepted_answer_alone(clie
     chat = ChatViaticum(client=client)
     message = chat.invoke([HumanMessage("hello"), AIMessage("hello"), HumanMessage("What is 6 * 7?")])
     assert message.content == "The answer is 42."
-    told = message.response_metadata
-    assert (told["answer"], told["route"], told["model_name"]) == ("42", "large+cot", "large")
-    assert told["routes"] == ["small+pot", "large+cot"]
-    assert told["cost_nanousd"] == client.budget().posted_nanousd > 0
+    metadata = message.response_metadata
+    assert (metadata["answer"], metadata["route"], metadata["model_name"]) == ("42", "large+cot", "large")
+    assert metadata["routes"] == ["small+pot", "large+cot"]
+    assert metadata["cost_nanousd"] == client.budget().posted_nanousd > 0
     assert message.usage_metadata is not None
     chunks = list(chat.stream("What is 6 * 7?"))
     assert [chunk.content for chunk in chunks] == ["The answer is 42.", ""]

@@ -47,7 +47,7 @@ def ours(model: ScriptedModel, tmp_path: Path) -> Iterator[Any]:
 
 
 async def ask(way: str, **given: Any) -> tuple[str, dict[str, Any], Any]:
-    """Text, what we told, and usage, however it is asked."""
+    """Text, metadata and usage, sync or async, streamed or whole."""
     given = {"messages": ASKED, **given}
     if way in ("completion", "acompletion"):
         response = litellm.completion(**given) if way == "completion" else await litellm.acompletion(**given)
@@ -61,8 +61,8 @@ async def ask(way: str, **given: Any) -> tuple[str, dict[str, Any], Any]:
         else [c async for c in await litellm.acompletion(**given)]
     )
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-    told = [getattr(c.choices[0].delta, "provider_specific_fields", None) for c in chunks]
-    return text, next(filter(None, told))["viaticum"], chunks[-1].usage
+    fields = [getattr(c.choices[0].delta, "provider_specific_fields", None) for c in chunks]
+    return text, next(filter(None, fields))["viaticum"], chunks[-1].usage
 
 
 WAYS = pytest.mark.parametrize("way", ["completion", "acompletion", "streaming", "astreaming"])
@@ -71,13 +71,13 @@ WAYS = pytest.mark.parametrize("way", ["completion", "acompletion", "streaming",
 @WAYS
 @pytest.mark.parametrize("name", ["auto", "m", "m+cot"])
 async def test_an_answer_its_usage_and_its_cost(ours: Any, model: ScriptedModel, way: str, name: str) -> None:
-    text, told, usage = await ask(
+    text, metadata, usage = await ask(
         way, model=f"viaticum/{name}", **({"max_tokens": 50} if name == "m" else {})
     )
     assert text == "The answer is 42."
-    assert told["cost_nanousd"] == ours.chat.left().posted_nanousd == 1_000 * (usage.prompt_tokens + 4)
+    assert metadata["cost_nanousd"] == ours.chat.left().posted_nanousd == 1_000 * (usage.prompt_tokens + 4)
     assert usage.completion_tokens == 4
-    assert told["left_nanousd"] == 1_000_000 - told["cost_nanousd"]
+    assert metadata["left_nanousd"] == 1_000_000 - metadata["cost_nanousd"]
     if name == "m":
         assert model.calls[0][1].max_new_tokens == 50
 

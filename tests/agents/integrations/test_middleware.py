@@ -58,12 +58,12 @@ class Fake(GenericFakeChatModel):
 
 
 def says(text: str = "done", *calls: dict[str, Any], usage: tuple[int, int] | None = (100, 50)) -> AIMessage:
-    told = (
+    metadata = (
         None
         if usage is None
         else {"input_tokens": usage[0], "output_tokens": usage[1], "total_tokens": sum(usage)}
     )
-    return AIMessage(text, tool_calls=list(calls), usage_metadata=told)  # type: ignore[arg-type]
+    return AIMessage(text, tool_calls=list(calls), usage_metadata=metadata)  # type: ignore[arg-type]
 
 
 def call(number: int, name: str = "add", **args: Any) -> dict[str, Any]:

@@ -79,8 +79,8 @@ class Breaks(ScriptedModel):
         self.after = after
 
     def stream(self, messages, generation):  # type: ignore[no-untyped-def]
-        for place, piece in enumerate(super().stream(messages, generation)):
-            if place == self.after:
+        for index, piece in enumerate(super().stream(messages, generation)):
+            if index == self.after:
                 raise ModelError("it broke")
             yield piece
 

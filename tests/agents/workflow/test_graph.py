@@ -178,8 +178,8 @@ def test_inside_a_graph_whose_state_is_a_conversation(ledger: Ledger) -> None:
     parent.add_edge("answer", END)
     app = parent.compile(checkpointer=InMemorySaver())
     app.invoke({"messages": [("system", "Be brief."), ("user", "twice 3?")]}, config())  # type: ignore[arg-type]
-    said = app.invoke({"messages": [HumanMessage("twice 6?")]}, config())["messages"]
-    assert [(each.type, each.content) for each in said] == [
+    messages = app.invoke({"messages": [HumanMessage("twice 6?")]}, config())["messages"]
+    assert [(each.type, each.content) for each in messages] == [
         ("system", "Be brief."),
         ("human", "twice 3?"),
         ("ai", "The answer is 6."),
@@ -305,7 +305,7 @@ def test_messages_stream_shows_the_text_as_a_chat_model_would(ledger: Ledger) ->
     parts = list(graph.stream({"question": "twice 2?"}, stream_mode="messages"))
     assert "".join(message.content for message, _ in parts) == "The answer is 4."
     assert len({message.id for message, _ in parts}) == 1
-    assert {told["langgraph_node"] for _, told in parts} == {"call"}
+    assert {metadata["langgraph_node"] for _, metadata in parts} == {"call"}
 
 
 async def test_messages_stream_of_a_nested_graph_from_an_event_loop(ledger: Ledger) -> None:
@@ -320,7 +320,7 @@ async def test_messages_stream_of_a_nested_graph_from_an_event_loop(ledger: Ledg
 def test_callbacks_are_told_of_the_model_and_its_usage(ledger: Ledger) -> None:
     from langchain_core.callbacks import UsageMetadataCallbackHandler
 
-    class Told(UsageMetadataCallbackHandler):
+    class UsageRecorder(UsageMetadataCallbackHandler):
         usage: Any = None
 
         def on_llm_end(self, response: Any, **kwargs: Any) -> None:
@@ -328,9 +328,9 @@ def test_callbacks_are_told_of_the_model_and_its_usage(ledger: Ledger) -> None:
             assert isinstance(message, AIMessage)
             self.usage = message.usage_metadata
 
-    told, (graph, _) = Told(), doubling(ledger)
-    answer = graph.invoke({"question": "twice 2?"}, {"callbacks": [told]})
-    assert told.usage["output_tokens"] == TokenCount(*answer["usage"]["scripted"]).output_tokens == 4
+    recorder, (graph, _) = UsageRecorder(), doubling(ledger)
+    answer = graph.invoke({"question": "twice 2?"}, {"callbacks": [recorder]})
+    assert recorder.usage["output_tokens"] == TokenCount(*answer["usage"]["scripted"]).output_tokens == 4
 
 
 # A model that is unavailable
@@ -399,25 +399,25 @@ def test_a_call_that_takes_too_long_is_charged_and_tried_again(ledger: Ledger) -
 # Money runs short
 
 
-DEAR = {"dear+direct": 0.9, "cheap+direct": 0.4}
+PAIRS = {"expensive+direct": 0.9, "cheap+direct": 0.4}
 
 
 class TwoPrices(FakeRouter):
     """The good pair may cost more than the budget; the other one less."""
 
     def __init__(self) -> None:
-        super().__init__(DEAR)
+        super().__init__(PAIRS)
         from dataclasses import replace
 
         from viaticum.types import RoutingTable
 
         rows = {str(row.pair): row for row in self._table}
-        dear = replace(rows["dear+direct"], cost_p50=200_000, cost_p90=400_000)
-        self._table = RoutingTable((dear, rows["cheap+direct"]))
+        expensive = replace(rows["expensive+direct"], cost_p50=200_000, cost_p90=400_000)
+        self._table = RoutingTable((expensive, rows["cheap+direct"]))
 
 
 def short(ledger: Ledger, on_short: Any, checkpointer: Any = None, budget: str = "0.0003") -> Graph:
-    models = {name: ScriptedModel(f"The answer is {name}.", name=name) for name in ("dear", "cheap")}
+    models = {name: ScriptedModel(f"The answer is {name}.", name=name) for name in ("expensive", "cheap")}
     return build_graph(
         budget,
         budget_name="b",
@@ -455,16 +455,21 @@ def asked(graph: Graph) -> dict[str, Any]:
 
 
 def test_short_ask_tells_the_forecast_and_the_options(ledger: Ledger) -> None:
-    told = asked(short(ledger, "ask", InMemorySaver()))
-    assert told["wanted"] == {"way": "dear+direct", "accuracy": 0.9, "cost_p50": 200_000, "cost_p90": 400_000}
-    assert (told["needed"], told["left"], told["limit"], told["unit"]) == (
+    request = asked(short(ledger, "ask", InMemorySaver()))
+    assert request["wanted"] == {
+        "way": "expensive+direct",
+        "accuracy": 0.9,
+        "cost_p50": 200_000,
+        "cost_p90": 400_000,
+    }
+    assert (request["needed"], request["left"], request["limit"], request["unit"]) == (
         400_000,
         300_000,
         300_000,
         "nanousd",
     )
     cost = {"accuracy": 0.4, "cost_p50": 120_000, "cost_p90": 240_000}
-    assert told["options"] == [
+    assert request["options"] == [
         {"do": "raise", "by_nanousd": 100_000},
         {"do": "cheaper", "way": "cheap+direct", **cost},
         {"do": "stop"},
@@ -475,9 +480,9 @@ def test_short_ask_tells_the_forecast_and_the_options(ledger: Ledger) -> None:
 @pytest.mark.parametrize(
     ("decision", "pair", "limit"),
     [
-        ("raise", "dear+direct", 400_000),
-        ({"do": "raise", "by": "0.001"}, "dear+direct", 1_300_000),
-        ({"do": "raise", "by_nanousd": 500_000}, "dear+direct", 800_000),
+        ("raise", "expensive+direct", 400_000),
+        ({"do": "raise", "by": "0.001"}, "expensive+direct", 1_300_000),
+        ({"do": "raise", "by_nanousd": 500_000}, "expensive+direct", 800_000),
         ("cheaper", "cheap+direct", 300_000),
     ],
 )
@@ -495,7 +500,7 @@ def test_short_ask_stopped_is_an_answer_with_a_reason(ledger: Ledger) -> None:
     asked(graph)
     answer = graph.invoke(Command(resume="stop"), config(), durability="sync")
     assert answer["value"] is None
-    assert answer["reason"].startswith("stopped: dear+direct may cost $0.0004")
+    assert answer["reason"].startswith("stopped: expensive+direct may cost $0.0004")
     assert not graph.get_state(config()).tasks
 
 
@@ -521,14 +526,14 @@ def test_short_ask_where_only_the_worst_case_does_not_fit(ledger: Ledger) -> Non
         on_short="ask",
         checkpointer=InMemorySaver(),
     )
-    told = asked(graph)
-    assert told["needed"] > told["left"] == 100_000
-    assert [option["do"] for option in told["options"]] == ["raise", "stop"]
+    request = asked(graph)
+    assert request["needed"] > request["left"] == 100_000
+    assert [option["do"] for option in request["options"]] == ["raise", "stop"]
     (again,) = graph.invoke(Command(resume="cheaper"), config(), durability="sync")["__interrupt__"]
     assert again.value["problem"].startswith("nothing cheaper fits")
     answer = graph.invoke(Command(resume="raise"), config(), durability="sync")
     assert (answer["value"], len(model.calls), len(posts(ledger))) == ("5", 1, 1)
-    assert ledger.budget("b").limit_nanousd == told["needed"]
+    assert ledger.budget("b").limit_nanousd == request["needed"]
 
 
 def test_a_limit_of_tokens_that_is_short_is_asked_for_in_tokens(ledger: Ledger) -> None:

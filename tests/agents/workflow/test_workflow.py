@@ -103,7 +103,7 @@ SAMPLED = "self-consistency:cot:5"
 
 
 @pytest.mark.parametrize(
-    ("said", "answer", "calls"),
+    ("texts", "answer", "calls"),
     [
         (["5", "5", "5", "6", "6"], "5", 3),  # settled: two more cannot change it
         (["6", "5", "7", "5", "6"], "6", 5),  # a tie goes to the first
@@ -112,10 +112,10 @@ SAMPLED = "self-consistency:cot:5"
     ],
 )
 def test_samples_are_asked_for_until_the_vote_is_settled(
-    tmp_path: Path, said: list[str], answer: str | None, calls: int
+    tmp_path: Path, texts: list[str], answer: str | None, calls: int
 ) -> None:
     model = SamplingModel(
-        LARGE, [f"The answer is {each}." if each != "x" else "I cannot tell" for each in said]
+        LARGE, [f"The answer is {each}." if each != "x" else "I cannot tell" for each in texts]
     )
     table = RoutingTable((replace(row(LARGE, 0.7, 20_000), pair=Pair(LARGE, SAMPLED)),))
     with Viaticum(folder=tmp_path, router=StaticRouter(table), models={LARGE: model}) as viaticum:
@@ -264,7 +264,7 @@ def code(pid):
 
 def test_cli_names_errors_in_one_line(tmp_path: Path) -> None:
     environment = os.environ | {"XDG_DATA_HOME": str(tmp_path), "VIATICUM_CACHE": str(tmp_path / "cache")}
-    for arguments, said in [
+    for arguments, message in [
         (["solve", " "], "question is empty"),
         (["solve", "2+2?", "--budget", "-1"], "above zero"),
         (["solve", "2+2?", "--policy", "bset"], "policy"),
@@ -280,7 +280,7 @@ def test_cli_names_errors_in_one_line(tmp_path: Path) -> None:
         )
         assert done.returncode == 1, done.stderr
         assert done.stderr.startswith("error: ")
-        assert said in done.stderr
+        assert message in done.stderr
         assert done.stderr.count("\n") == 1
     shown = subprocess.run(
         [sys.executable, "-c", "from viaticum.cli import main; main()", "budget", "show", "--json"],

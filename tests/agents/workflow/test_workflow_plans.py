@@ -48,15 +48,15 @@ def a_catalogue() -> Catalogue:
 
 
 def ask(
-    folder: Path, said: tuple[str, ...], router: QueryRouter, budget: str = "0.01"
+    folder: Path, texts: tuple[str, ...], router: QueryRouter, budget: str = "0.01"
 ) -> tuple[Viaticum, dict[str, ScriptedModel]]:
-    models = {name: ScriptedModel(name, text) for name, text in zip(NAMES, said, strict=True)}
+    models = {name: ScriptedModel(name, text) for name, text in zip(NAMES, texts, strict=True)}
     client = Viaticum(budget, folder=folder, router=router, models=dict(models), catalogue=a_catalogue())
     return client, models
 
 
 @pytest.mark.parametrize(
-    ("said", "need", "value", "calls"),
+    ("texts", "need", "value", "calls"),
     [
         (("The answer is 5.", "The answer is 5.0.", "The answer is 7."), 2, "5", 2),
         (("The answer is 5.", "The answer is 6.", "The answer is 6."), 2, "6", 3),
@@ -69,9 +69,9 @@ def ask(
     ],
 )
 def test_pairs_are_asked_until_enough_agree(
-    tmp_path: Path, said: tuple[str, ...], need: int, value: str | None, calls: int
+    tmp_path: Path, texts: tuple[str, ...], need: int, value: str | None, calls: int
 ) -> None:
-    client, models = ask(tmp_path, said, PlannedRow(need))
+    client, models = ask(tmp_path, texts, PlannedRow(need))
     with client:
         answer = client.solve("How many are left?", kind="number")
         assert (None if answer.value is None else f"{float(answer.value):g}") == value
@@ -114,11 +114,11 @@ def test_a_plan_whose_models_are_not_here_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:
-    dear = PlannedRow(2, cost=10**9)
-    client, models = ask(tmp_path, ("The answer is 5.",) * 3, dear, "0.0001")
+    expensive = PlannedRow(2, cost=10**9)
+    client, models = ask(tmp_path, ("The answer is 5.",) * 3, expensive, "0.0001")
     with client:
         assert len(client.solve("How many?", kind="number").routes) == 1
-    client, models = ask(tmp_path / "other", ("The answer is 5.",) * 3, dear, "0.00001")
+    client, models = ask(tmp_path / "other", ("The answer is 5.",) * 3, expensive, "0.00001")
     with client, pytest.raises(BudgetExceeded, match="no pair fits"):
         client.solve("How many?", kind="number")
     assert not any(model.calls for model in models.values())
