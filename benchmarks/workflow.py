@@ -2,8 +2,9 @@
 
     python benchmarks/workflow.py [--questions 300] [--postgres ADDRESS] [--json]
 
-Ledger and checkpoints are durable: SQLite files with every write synced, or Postgres at the given address. Prints p50
-and p95 of one `solve`, how often each of its parts runs and how long it takes, and the time of one sync of this disk.
+Ledger and checkpoints are durable: SQLite files with every write synced, or Postgres at the given address.
+Prints p50 and p95 of one `solve`, how often each of its parts runs and how long it takes, and the time of one
+sync of this disk.
 """
 
 from __future__ import annotations

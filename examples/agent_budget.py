@@ -1,4 +1,4 @@
-"""A small ReAct agent in LangGraph, offline: agent_plain.py on one model, agent_budget.py routed, with a budget."""
+"""A small ReAct agent in LangGraph, offline: agent_plain.py on one model, agent_budget.py within a budget."""
 
 from __future__ import annotations
 

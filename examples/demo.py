@@ -46,7 +46,8 @@ def main() -> None:
         budget = client.budget()
         print(
             f"total: {right} of {len(questions)} right, "
-            f"{format_usd(budget.posted_nanousd)} of ${BUDGET_USD} spent, {format_usd(budget.left_nanousd or 0)} left, {time.perf_counter() - began:.0f} s"
+            f"{format_usd(budget.posted_nanousd)} of ${BUDGET_USD} spent, "
+            f"{format_usd(budget.left_nanousd or 0)} left, {time.perf_counter() - began:.0f} s"
         )
 
 

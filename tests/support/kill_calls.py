@@ -1,11 +1,12 @@
-"""Run by the tests of kills: forks a child for each run of the workflow, and ends it with SIGKILL at a chosen moment.
+"""Driver of the kill tests: forks a child for each run of the workflow and kills it at a chosen moment.
 
     python kill_calls.py FOLDER STORE HOW WHAT
 
-STORE is an address or "-" for files in FOLDER; HOW is solve, asolve, ainvoke (the graph itself, with LangGraph's
-asynchronous checkpointer) or nested (three questions in another graph: one as a subgraph, two by `Send`); WHAT is
-`steps` (before and after each node and each write of the ledger), `writes` (each write of a checkpoint and of the
-ledger) or `random`. One more process then takes all threads up again; prints their names where each gave its answer.
+STORE is an address or "-" for files in FOLDER; HOW is solve, asolve, ainvoke (the graph itself, with
+LangGraph's asynchronous checkpointer) or nested (three questions in another graph: one as a subgraph, two by
+`Send`); WHAT is `steps` (before and after each node and each write of the ledger), `writes` (each write of a
+checkpoint and of the ledger) or `random`. One more process then takes all threads up again; prints their
+names where each gave its answer.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ FUSES = 1000
 
 
 def settings() -> dict[str, Any]:
-    """The large model's answer cannot be read, so that the small one is asked, too: two calls a question."""
+    """The large model's answer cannot be parsed, so the small one is called too: two calls per question."""
     pause = 0.005 if WHAT == "random" else 0.0
     models = {
         SMALL: ScriptedModel(SMALL, "The answer is 5.", pause),
@@ -156,10 +157,9 @@ def code(pid: int) -> int:
 
 
 def die_at(moment: int) -> None:
-    """Count what passes, before and after; end everything at that moment."""
-    gate = (
-        threading.RLock()
-    )  # LangGraph writes from several threads; nothing may be written between write and kill
+    """Count the moments before and after each step; kill the process at the given one."""
+    # LangGraph writes from several threads; nothing may be written between a write and the kill.
+    gate = threading.RLock()
 
     def pass_by() -> None:
         nonlocal moment

@@ -1,4 +1,4 @@
-"""A client over two models that always say the same, for the tests of the workflow."""
+"""A client over two models with fixed answers, for the tests of the workflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALL, LARGE = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"
 
 
 class ScriptedModel(Model):
-    """Says the same each time: 100 tokens read, 20 made."""
+    """Generates the same text each time: 100 tokens read, 20 generated."""
 
     def __init__(self, name: str, text: str, pause: float = 0.0) -> None:
         self.name, self.members, self.text, self.pause, self.calls = name, (name,), text, pause, 0

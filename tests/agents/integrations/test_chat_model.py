@@ -1,4 +1,4 @@
-"""`ChatViaticum` beside LangChain's own tests: what it costs, where it routes, what it refuses, how it ends early."""
+"""`ChatViaticum` beyond LangChain's own tests: costs, routes, refusals, and calls that end early."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ def _told(request: pytest.FixtureRequest, client: Viaticum, server: OpenAIServer
 class Scripted:
     """One that says what its script says: no tools and no schemas, which ask for a model that reads them.
 
-    Skipped in both classes, by LangChain's own switches: initialisation from the environment, which there is none of, and
-    cassettes of HTTP calls, which the loopback server stands in for.
+    Skipped in both classes, by LangChain's own switches: initialisation from the environment, which there is
+    none of, and cassettes of HTTP calls, which the loopback server stands in for.
     """
 
     client: Viaticum
@@ -75,7 +75,10 @@ class Scripted:
 
 
 class Remote:
-    """One behind LiteLLM. Images, sound and files are refused: their tokens are not known before they are sent."""
+    """A model behind LiteLLM.
+
+    Images, sound and files are refused: their tokens are unknown before the call.
+    """
 
     client: Viaticum
     server: OpenAIServer

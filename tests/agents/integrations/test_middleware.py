@@ -1,4 +1,4 @@
-"""Agents within a budget, and agents whose model the router chooses: LangChain's own agents, fake models, real ledger."""
+"""LangChain's agents within a budget, or with a routed model: fake models, real ledger."""
 
 from __future__ import annotations
 

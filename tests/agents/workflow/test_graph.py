@@ -1,4 +1,4 @@
-"""The workflow as other people's graphs use it: nested, fanned out, as a node, as a tool, over many questions."""
+"""The workflow in other graphs: nested, fanned out, as a node, as a tool, over many questions."""
 
 from __future__ import annotations
 
@@ -514,7 +514,7 @@ def test_short_ask_asks_again_where_a_decision_makes_no_sense(ledger: Ledger) ->
 
 
 def test_short_ask_where_only_the_worst_case_does_not_fit(ledger: Ledger) -> None:
-    """The forecast fits, and what has to be held does not: the raise is by what the hold needs, the pair stays."""
+    """The forecast fits, the worst case does not: the limit rises by what the hold needs, the pair stays."""
     model = ScriptedModel("The answer is 5.")
     router = FakeRouter("scripted+cot", cost=10)
     graph = build_graph(
@@ -549,7 +549,7 @@ def test_a_limit_of_tokens_that_is_short_is_asked_for_in_tokens(ledger: Ledger) 
 
 
 def test_a_raise_that_is_carried_out_twice_raises_once(ledger: Ledger) -> None:
-    """As after a kill between the ledger's write and the checkpoint: the node runs again from the same checkpoint."""
+    """As after a kill between the ledger's write and the checkpoint: the node runs a second time."""
     graph = short(ledger, "ask", InMemorySaver())
     asked(graph)
     graph.invoke(Command(resume="raise"), config(), durability="sync")

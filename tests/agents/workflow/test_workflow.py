@@ -244,7 +244,8 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from viaticum.budgets import Ledger
 
 def run(thread):
-    with client(Path(sys.argv[1]), "The answer is 5.", "I cannot tell", pause=0.005, budget="0.02", budget_name="b") as viaticum:
+    texts = "The answer is 5.", "I cannot tell"
+    with client(Path(sys.argv[1]), *texts, pause=0.005, budget="0.02", budget_name="b") as viaticum:
         return viaticum.solve("What is 2 + 3?", thread_id=thread, kind="number").value
 
 def child(thread, before=lambda: None):

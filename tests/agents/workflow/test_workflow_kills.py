@@ -11,8 +11,8 @@ import pytest
 from viaticum.budgets import Ledger
 
 DRIVER = Path(__file__).resolve().parents[2] / "support" / "kill_calls.py"
-# A node and a write of the ledger have two moments each: begin and its route, two times call and read, another route; two
-# calls of two writes.
+# A node and a write of the ledger have two moments each: start and its route, two times call and parse,
+# another route; two calls with two writes each.
 STEPS = 2 * (1 + 2 * 3) + 2 * (2 * 2)
 
 
@@ -60,7 +60,7 @@ def test_killed_at_random_and_at_every_write(tmp_path: Path, how: str, what: str
 
 
 def test_killed_at_every_step_inside_another_graph(tmp_path: Path) -> None:
-    """One question as a subgraph, two by `Send`: a call each, of four nodes (route is inside begin) and two writes."""
+    """One question as a subgraph, two by `Send`: one call each, four nodes (start calls route), two writes."""
     killed = killed_threads(tmp_path, "-", "nested", "steps")
     assert len(killed) == 3 * (2 * 4 + 2 * 2)
     check_once(tmp_path / "ledger.db", killed, 3)
