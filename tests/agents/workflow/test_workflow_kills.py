@@ -60,7 +60,7 @@ def test_killed_at_random_and_at_every_write(tmp_path: Path, how: str, what: str
 
 
 def test_killed_at_every_step_inside_another_graph(tmp_path: Path) -> None:
-    """One question as a subgraph, two by `Send`: one call each, four nodes (start calls route), two writes."""
+    """One question as a subgraph, two by `Send`: a call each, four nodes (start calls route), two writes."""
     killed = killed_threads(tmp_path, "-", "nested", "steps")
     assert len(killed) == 3 * (2 * 4 + 2 * 2)
     check_once(tmp_path / "ledger.db", killed, 3)
