@@ -16,8 +16,8 @@ from langgraph.types import Checkpointer
 
 from viaticum import strategies
 from viaticum.agents.workflow.graph import Graph, Workflow, WorkflowResources
-from viaticum.agents.workflow.nodes import ThreadPool
 from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, WorkflowSettings, as_policy
+from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import MissingExtra, UnknownName

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import signal
-import threading
 import time
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from dataclasses import replace
@@ -137,7 +136,7 @@ class Viaticum:
     ) -> Answer:
         """As `solve`, without blocking the event loop; cancelling it ends the current call."""
         query = _query(question, kind, messages)
-        async for event in self._pump(lambda: self._run(query, thread_id, allowance, live=True)):
+        async for event in self._arun(query, thread_id, allowance):
             if isinstance(event, Answer):
                 return event
         raise AssertionError("a stream ends with its answer")
@@ -153,7 +152,7 @@ class Viaticum:
     ) -> AsyncIterator[Event | Answer]:
         """As `stream`, without blocking the event loop."""
         query = _query(question, kind, messages)
-        async for event in self._pump(lambda: self._run(query, thread_id, allowance, live=True)):
+        async for event in self._arun(query, thread_id, allowance):
             yield event
 
     # Decisions
@@ -201,8 +200,9 @@ class Viaticum:
         waiting = enumerate(questions)
         try:
             while True:
-                while len(running) < limit and (one := next(waiting, None)) is not None:
-                    running[self._threads.executor.submit(self.solve, one[1])] = one[0]
+                while len(running) < limit and (item := next(waiting, None)) is not None:
+                    index, question = item
+                    running[self._threads.executor.submit(self.solve, question)] = index
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -261,9 +261,9 @@ class Viaticum:
         """`drain` on one of these signals (SIGTERM by default), then do what the signal did before.
 
         From the main thread only, as `signal.signal`. A second signal does at once what it did before. A
-        question has ended when `solve` returns, or when `stream` is asked for more than its answer: what the
-        caller does after that is not waited for. An answer that is lost thereby can be fetched again from its
-        thread, at no cost.
+        question has ended when `solve` returns, or when the iterator of `stream` is advanced past its answer:
+        what the caller does after that is not waited for. An answer that is lost thereby can be fetched again
+        from its thread, at no cost.
         """
         drain_on(signals or (signal.SIGTERM,), lambda: self.drain(timeout))
 
@@ -281,14 +281,14 @@ class Viaticum:
     # Models, budget, feedback
 
     def model(self, name: str) -> Model:
-        """A model by its name, opened when it is first asked for.
+        """A model by its name, opened on first use.
 
         Raises `UnknownName`, `WeightsError`, `MissingExtra`.
         """
         return self._resources.model(name)
 
     def is_usable(self, model: str) -> bool:
-        """Whether the catalogue has a model.
+        """Whether a model is given or in the catalogue.
 
         Raises `ViaticumError` if its weights, extra or key are missing.
         """
@@ -406,37 +406,11 @@ class Viaticum:
             raise decision_needed(values["__interrupt__"][0].value, thread_id)
         yield answer_of(values, time.perf_counter() - began)
 
-    async def _pump(self, run: Callable[[], Iterator[Result]]) -> AsyncIterator[Result]:
-        """What an iterator gives on a thread of ours, as it comes.
-
-        Given up, the iterator is closed at its next item.
-        """
-        loop, items = asyncio.get_running_loop(), asyncio.Queue[Any]()
-        cancelled, end = threading.Event(), object()
-
-        def work() -> None:
-            if cancelled.is_set():
-                return
-            iterator = run()
-            try:
-                for item in iterator:
-                    loop.call_soon_threadsafe(items.put_nowait, item)
-                    if cancelled.is_set():
-                        break
-            finally:
-                iterator.close()  # type: ignore[attr-defined]
-
+    def _arun(
+        self, query: Query, thread_id: str | None, allowance: Allowance | None
+    ) -> AsyncIterator[Event | Answer]:
         self._gate.check()
-        future = loop.run_in_executor(self._threads.executor, work)
-        future.add_done_callback(lambda _: items.put_nowait(end))
-        try:
-            while (item := await items.get()) is not end:
-                yield item
-            await future
-        finally:
-            cancelled.set()
-            if not future.done():
-                await asyncio.wait([future])
+        return self._threads.iterate(lambda: self._run(query, thread_id, allowance, live=True))
 
 
 def _config(thread_id: str) -> Any:

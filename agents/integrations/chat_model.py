@@ -10,15 +10,13 @@ Leaves out the conversion of messages (`agents.integrations.langchain_messages`)
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from decimal import Decimal
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -37,6 +35,7 @@ from viaticum.agents.client import Viaticum
 from viaticum.agents.integrations.langchain_messages import final_chunk, from_langchain, query_from_langchain
 from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.agents.workflow.settings import AUTO
+from viaticum.agents.workflow.threads import in_own_context, iterate_in_thread
 from viaticum.budgets import Budget
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
@@ -47,7 +46,6 @@ from viaticum.routers.query import Best, Policy, QueryRouter
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.types import Answer, Message, Pair, Query, split_model
 
-Event = TypeVar("Event")
 MAX_TOKENS = 1024  # default of a plain chat: some number has to be reserved
 _SETTINGS = ("model", "temperature", "max_tokens", "top_p", "seed")
 Method = Literal["function_calling", "json_schema", "json_mode"]
@@ -387,40 +385,6 @@ class ChatViaticum(BaseChatModel):
 
 def is_routed(name: str) -> bool:
     return name == AUTO or bool(split_model(name)[1])
-
-
-async def iterate_in_thread(events: Generator[Event, None, None]) -> AsyncIterator[Event]:
-    """The events of a blocking generator, each awaited in a thread.
-
-    It is closed when the caller is cancelled.
-    """
-    end = object()
-    step: asyncio.Future[Any] | None = None
-    try:
-        while True:
-            step = asyncio.ensure_future(asyncio.to_thread(next, events, end))
-            event = await asyncio.shield(step)
-            if event is end:
-                return
-            yield event
-    finally:
-        if step is not None and not step.done():  # cancelled: a generator that runs cannot be closed
-            await asyncio.wait([step])
-        await asyncio.to_thread(events.close)
-
-
-def in_own_context(events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-    """The same events, generated in a context of their own.
-
-    A graph that runs inside another one would otherwise inherit its thread id and checkpoints.
-    """
-    context = contextvars.Context()
-    end = object()
-    try:
-        while (event := context.run(next, events, end)) is not end:
-            yield event  # type: ignore[misc]
-    finally:
-        context.run(events.close)
 
 
 def _metadata(model: str, route: str, finish_reason: str, cost: int, budget: Budget) -> dict[str, Any]:

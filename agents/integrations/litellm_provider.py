@@ -16,7 +16,8 @@ from typing import Any
 
 from langchain_core.messages import AIMessageChunk, BaseMessage, convert_to_messages
 
-from viaticum.agents.integrations.chat_model import ChatViaticum, iterate_in_thread
+from viaticum.agents.integrations.chat_model import ChatViaticum
+from viaticum.agents.workflow.threads import iterate_in_thread
 from viaticum.errors import (
     AuthenticationFailed,
     BudgetClosed,

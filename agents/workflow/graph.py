@@ -45,7 +45,7 @@ from viaticum.agents.workflow.calls import (
     next_try,
     settle_on_failure,
 )
-from viaticum.agents.workflow.nodes import Node, ThreadPool, is_stopped
+from viaticum.agents.workflow.nodes import Node, is_stopped
 from viaticum.agents.workflow.serialization import (
     completion_from_json,
     completion_to_json,
@@ -65,6 +65,7 @@ from viaticum.agents.workflow.state import (
     query_from_input,
     query_of,
 )
+from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.agents.workflow.voting import pair_of, vote_of_samples
 from viaticum.budgets import Budget, Entry, Hold, Ledger
 from viaticum.budgets.planner import Option, WhenShort
@@ -332,7 +333,7 @@ class Workflow:
     def _on_budget_exceeded(
         self, state: State, runtime: Runtime[Allowance], error: BudgetExceeded, wasted: int
     ) -> Command[Next]:
-        """The worst case of the call does not fit: ask, stop, or go on with what fits, as on_short says."""
+        """The worst case of the call does not fit: request approval, stop, or use what fits (on_short)."""
         allowance, rows = self._allowance(state, runtime), self._untried_plans(state)
         # The cost of its tries is added here, and the next call has a number of its own. For a row of a job,
         # a number without any try stays free: a hold found under it then names the plan that was decided.

@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
-from functools import cached_property
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.runtime import RunControl, Runtime, get_runtime
 
 from viaticum.agents.workflow.state import Allowance
+from viaticum.agents.workflow.threads import ThreadPool
 
 _stopped: ContextVar[threading.Event | None] = ContextVar("viaticum_stopped", default=None)
 
@@ -37,21 +36,6 @@ def is_stopped(runtime: Runtime[Any]) -> bool:
     """Whether the caller of this run, or of this step, is gone."""
     step = _stopped.get()
     return (step is not None and step.is_set()) or bool(getattr(runtime.control, "stopped", False))
-
-
-class ThreadPool:
-    """At most `count` threads, started on first use."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    @cached_property
-    def executor(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.count, "viaticum")
-
-    def close(self) -> None:
-        if "executor" in self.__dict__:
-            self.executor.shutdown()
 
 
 class Node(Runnable[Any, Any]):
