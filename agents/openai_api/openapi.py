@@ -110,7 +110,8 @@ def _api_paths() -> Json:
                         "headers": _COMPLETION_HEADERS,
                         "content": {
                             **_json_content(ChatCompletion),
-                            "text/event-stream": {"schema": _STRING},
+                            # No schema of events before OpenAPI 3.2; the description names it.
+                            "text/event-stream": {},
                         },
                     },
                     **_error_responses(*_ERRORS),

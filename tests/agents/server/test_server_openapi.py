@@ -1,25 +1,30 @@
-"""The OpenAPI document is true: what schemathesis makes of it gets answers that the document names, and no mistake of ours."""
+"""The OpenAPI document is true: generated and explicit requests get responses that it describes, and no status 500."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import jsonschema
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, seed, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_headers_conformance,
     response_schema_conformance,
     status_code_conformance,
 )
-from viaticum_server import RunningServer, serving
+from viaticum_server import RunningServer, chat_body, serving
 
+from viaticum.agents.openai_api import responses
 from viaticum.agents.openai_api.openapi import openapi_document
+from viaticum.agents.server import app
+from viaticum.errors import ModelError
 
 CHECKS = [
     not_a_server_error,
@@ -28,6 +33,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
+COMPLETIONS = ("POST", "/v1/chat/completions")
 schema = schemathesis.openapi.from_dict(openapi_document())
 
 
@@ -37,12 +43,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield server
 
 
-def tame(body: dict[str, object]) -> None:
-    """Of what is made up at random nearly all would be refused by one field or another: three in four get names that are
-    there, and lose what is refused together with others."""
-    dice = len(str(body)) % 4
-    if dice and "model" in body:
-        body["model"] = ("fast", "auto", "fast+cot")[dice - 1]
+@pytest.fixture(autouse=True)
+def _settled(server: RunningServer) -> Iterator[None]:
+    yield
+    server.assert_settled()
+
+
+def make_valid(body: dict[str, object]) -> None:
+    """Change three in four generated bodies so that they pass validation: existing names, no fields that conflict."""
+    number = len(str(body)) % 4
+    if number and "model" in body:
+        body["model"] = ("fast", "auto", "fast+cot")[number - 1]
         for name in (
             "logprobs",
             "top_logprobs",
@@ -56,7 +67,7 @@ def tame(body: dict[str, object]) -> None:
         if isinstance(body.get("budget"), str):
             body["budget"] = "0.0000001"
     for message in body["messages"] if isinstance(body.get("messages"), list) else []:
-        if dice and isinstance(message, dict) and message.get("content") is None:
+        if number and isinstance(message, dict) and message.get("content") is None:
             message["content"] = "What is 6 times 7?"
 
 
@@ -71,25 +82,131 @@ def tame(body: dict[str, object]) -> None:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_what_is_made_from_the_document_is_answered_as_it_says(
+def test_generated_requests_get_responses_of_the_document(
     server: RunningServer, case: schemathesis.Case
 ) -> None:
     if case.path.endswith("completions") and isinstance(case.body, dict):
-        tame(case.body)
+        make_valid(case.body)
     case.call_and_validate(base_url=server.url, checks=CHECKS)
 
 
+# Requests that succeed: generated names of models do not exist, and few generated bodies are valid.
+VALID = {
+    "models": ("GET", "/v1/models", {}),
+    "model": ("GET", "/v1/models/{name}", {"path_parameters": {"name": "fast+cot"}}),
+    "health": ("GET", "/health", {}),
+    "metrics": ("GET", "/metrics", {}),
+    "document": ("GET", "/openapi.json", {}),
+    **{
+        name: (*COMPLETIONS, {"body": chat_body(**body), "media_type": "application/json"})
+        for name, body in {
+            "chat": {},
+            "strategy": {"model": "fast+cot"},
+            "auto": {"model": "auto"},
+            "no answer": {"model": "mute+pot"},
+            "choices": {"n": 2},
+            "length": {"max_tokens": 2},
+            "budget": {"budget": 0.01},
+            "stream": {"stream": True},
+        }.items()
+    },
+}
+
+
+def call(server: RunningServer, name: str) -> Any:
+    method, path, request = VALID[name]
+    return schema[path][method].Case(**request).call_and_validate(base_url=server.url, checks=CHECKS)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", VALID)
+def test_valid_requests_get_responses_of_the_document(server: RunningServer, name: str) -> None:
+    assert call(server, name).status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "module", "function", "wrong"),
+    [
+        ("models", app, "model_object", {"id": "fast", "object": "modle", "created": 0}),
+        ("model", app, "model_object", {"id": "fast", "object": "model", "created": "0"}),
+        ("chat", responses, "completion_usage", {"prompt_tokens": -1}),
+        ("choices", responses, "_message", {"role": "assistant", "content": 5, "refusal": None}),
+        ("auto", responses, "_finish_reason", "ended"),
+        ("document", app, "openapi_document", []),
+    ],
+)
+def test_a_response_that_the_document_does_not_describe_is_noticed(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, name: str, module: Any, function: str, wrong: Any
+) -> None:
+    monkeypatch.setattr(module, function, lambda *_: wrong)
+    with pytest.raises(FailureGroup):
+        call(server, name)
+
+
+def validator(name: str) -> jsonschema.Draft202012Validator:
+    document = openapi_document()
+    root = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+    return jsonschema.Draft202012Validator(root)
+
+
+def events_of(text: str) -> list[Any]:
+    lines = [line for line in text.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def test_events_of_a_stream_are_chunks_of_the_document(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for body in ({}, {"model": "auto"}, {"n": 2}):
+        events = events_of(server.ask(**body, stream=True, stream_options={"include_usage": True}).text)
+        assert len(events) > 5
+        for event in events:
+            validator("ChatCompletionChunk").validate(event)
+    model: Any = server.client.model("fast")
+    monkeypatch.setattr(model, "stream", _breaks_off)
+    *chunks, failure = events_of(server.ask(stream=True).text)
+    assert chunks
+    validator("ErrorResponse").validate(failure)
+    with pytest.raises(jsonschema.ValidationError):
+        validator("ChatCompletionChunk").validate(failure)
+
+
+def _breaks_off(*_: Any) -> Iterator[str]:
+    yield "Seven "
+    yield "times "
+    raise ModelError("it broke")
+
+
+def test_the_document_names_every_route(server: RunningServer) -> None:
+    routes = {
+        (route.path, method.lower())
+        for route in app.build_app(server.service).routes
+        for method in route.methods  # type: ignore[attr-defined]
+        if method != "HEAD"
+    }
+    paths = openapi_document()["paths"]
+    assert {(path, method) for path, operations in paths.items() for method in operations} == routes
+
+
 def test_settled_after_all_of_it(server: RunningServer) -> None:
+    spent, _ = server.spent_and_held()
+    for name in VALID:
+        method, path, request = VALID[name]
+        response = server.http.request(method, path.format(name="fast"), json=request.get("body"))
+        assert response.status_code == 200
     server.assert_settled()
+    assert server.spent_and_held()[0] > spent
 
 
 def test_the_document_is_what_the_server_gives_and_is_well_formed(server: RunningServer) -> None:
-    told = server.http.get("/openapi.json").json()
-    assert told == json.loads(json.dumps(openapi_document()))
-    assert told["openapi"] == "3.1.0"
+    document = server.http.get("/openapi.json").json()
+    assert document == json.loads(json.dumps(openapi_document()))
+    assert document["openapi"] == "3.1.0"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, each in told["components"]["schemas"].items():
+        for name, each in document["components"]["schemas"].items():
             jsonschema.Draft202012Validator.check_schema(each), name
-    refs = {part.split('"')[0] for part in json.dumps(told).split("#/components/schemas/")[1:]}
-    assert refs <= set(told["components"]["schemas"])
+    refs = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
+    assert refs <= set(document["components"]["schemas"])
