@@ -1,1 +1,1 @@
-"""OpenAI's chat completions API as data: requests, responses, errors and their OpenAPI schema. No HTTP server."""
+"""OpenAI's chat completions API as data: requests, responses, errors, OpenAPI document. No HTTP server."""

@@ -1,4 +1,4 @@
-"""Errors of OpenAI's API: an HTTP status with OpenAI's error object, and the mapping of Viaticum's errors onto them.
+"""Errors of OpenAI's API: HTTP status and error object, and the mapping of Viaticum's errors onto them.
 
 Leaves out how a server sends them.
 """
@@ -32,7 +32,7 @@ class ErrorObject(TypedDict):
 
 
 class ErrorResponse(TypedDict):
-    """The body of every response with a status of 400 or above, and the last event of a stream that failed."""
+    """The body of a response with status 400 or above, and the last event of a stream that failed."""
 
     error: ErrorObject
 

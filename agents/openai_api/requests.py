@@ -1,7 +1,7 @@
 """Requests of OpenAI's chat completions API: the pydantic models that parse and validate a body.
 
-Pure data: no server, no model. A field that would change the answer and is not supported is an error; fields that do
-not affect the answer (`user`, `metadata` ...) are accepted and ignored.
+Pure data: no server, no model. A field that would change the answer and is not supported is an error; fields
+that do not affect the answer (`user`, `metadata` ...) are accepted and ignored.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class ChatRequest(_StrictModel):
 
     @property
     def limit_nanousd(self) -> int | None:
-        """The request's own budget in nano-dollars. Raises `InputError` for an amount that is not above zero."""
+        """The request's own budget in nano-dollars. Raises `InputError` if it is not above zero."""
         if self.budget is None:
             return None
         limit = nanousd(self.budget)

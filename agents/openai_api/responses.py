@@ -1,7 +1,7 @@
-"""Responses of OpenAI's API: the JSON objects as typed dicts, and the builder of one request's completion or stream.
+"""Responses of OpenAI's API: JSON objects as typed dicts, and the builder of a completion or its stream.
 
-The typed dicts are the source of the OpenAPI schemas (`openapi`). They are plain dicts at run time, so that a chunk of
-a stream costs no validation. Leaves out HTTP and errors (`errors`).
+The typed dicts are the source of the OpenAPI schemas (`openapi`). They are plain dicts at run time, so that a
+chunk of a stream costs no validation. Leaves out HTTP and errors (`errors`).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class ChunkChoice(TypedDict):
 
 
 class ChatCompletionChunk(TypedDict):
-    """One event of a stream. `viaticum` comes with the last choice's end, and with `usage` where that is asked for."""
+    """One event of a stream. `viaticum` comes with the end of the last choice, and with `usage`."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -151,7 +151,7 @@ class Health(TypedDict):
 
 
 class ResponseBuilder:
-    """Builds the completion of one request, or the events of its stream; all share id, creation time and model."""
+    """Builds the completion of a request, or its events; all share id, creation time and model."""
 
     def __init__(self, id: str, model: str) -> None:
         self.id, self.model, self.created = id, model, int(time.time())
@@ -187,7 +187,7 @@ class ResponseBuilder:
     def final_events(
         self, index: int, finished: CompletionFinished, extension: ViaticumExtension | None = None
     ) -> bytes:
-        """The tool calls of a choice, if any, then its finish reason. extension: given with the last choice."""
+        """A choice's tool calls, if any, then its finish reason. extension: given with the last choice."""
         calls: list[dict[str, Any]] = [
             {"index": number, **call} for number, call in enumerate(finished.tool_calls)
         ]

@@ -1,7 +1,7 @@
-"""Admission control of the server: a limit of concurrent calls with a bounded queue, and a request rate for each key.
+"""Admission control: a limit of concurrent calls with a bounded queue, and a request rate for each key.
 
-All of it belongs to one event loop. Leaves out HTTP: a request over a limit raises `QueueFull` or `RateLimitExceeded`,
-with the seconds after which a retry may succeed.
+All of it belongs to one event loop. Leaves out HTTP: a request over a limit raises `QueueFull` or
+`RateLimitExceeded`, with the seconds after which a retry may succeed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """API keys of the server, in `keys.db` beside the ledger. Each belongs to one budget scope.
 
-Only a key's SHA-256 is stored. A key is 256 random bits, too many to try, so a slow hash and a salt, which protect
-passwords that people choose, would only slow down each request. Nobody who reads the file learns a key.
-Leaves out HTTP, and the ledger but for the names of scopes.
+Only a key's SHA-256 is stored. A key is 256 random bits, too many to try, so a slow hash and a salt, which
+protect passwords that people choose, would only slow down each request. Nobody who reads the file learns a
+key. Leaves out HTTP, and the ledger but for the names of scopes.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ class ApiKeyStore:
     def find(self, token: str, *, scopes: Collection[str] | None = None) -> ApiKey | None:
         """The key with this token; None where it was revoked or belongs to a scope that is not in `scopes`.
 
-        The work is the same whatever the token is: it is hashed and compared with every key, each time to the end.
+        The work is the same whatever the token is: it is hashed and compared with every key, each time to the
+        end.
         """
         digest = _hash(token)
         found = None

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible server as an ASGI application: routes, their handlers, and errors as OpenAI's error objects.
+"""The OpenAI-compatible server as an ASGI application: routes, handlers, and error responses.
 
 Leaves out chat completions (`chat_completions`) and the shared state (`service`). Needs the `server` extra.
 """

@@ -1,4 +1,4 @@
-"""Authentication: maps the API key of a request to the budget that pays, or admits local users where there are no keys.
+"""Authentication: the API key of a request names the budget that pays; without keys local users pass.
 
 Every authentication failure returns the same 401 response. Needs the `server` extra.
 """
@@ -43,8 +43,9 @@ class Caller:
 class Authenticator:
     """Authenticates requests by API key.
 
-    Without keys a server on the loopback is open, but only to requests whose Host header names the loopback, so that no
-    web page reaches it through a host name of its own (DNS rebinding). As soon as there is a key, one is required.
+    Without keys a server on the loopback is open, but only to requests whose Host header names the loopback,
+    so that no web page reaches it through a host name of its own (DNS rebinding). As soon as there is a key,
+    one is required.
 
     Args:
         scope: the budget that pays for callers without a key and for keys without a budget.

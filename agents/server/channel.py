@@ -1,6 +1,7 @@
 """A bounded buffer from a thread that writes to a coroutine that reads; either side may cancel.
 
-The writer waits while the buffer is full, so that a slow client does not fill the memory. Leaves out HTTP and models.
+The writer waits while the buffer is full, so that a slow client does not fill the memory. Leaves out HTTP and
+models.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Channel(CancellationToken, Generic[T]):
         self._ended = False
         self._error: BaseException | None = None
 
-    # --- the writer's thread --------------------------------------------------------------------------------
+    # --- the writer's thread ------------------------------------------------------------------------------
 
     def put(self, item: T) -> None:
         """Append an item. Raises `CallerGone` where the reader cancelled or stalled."""
@@ -65,7 +66,7 @@ class Channel(CancellationToken, Generic[T]):
             self._ended, self._error = True, self._error or error
         self._wake()
 
-    # --- the reader -----------------------------------------------------------------------------------------
+    # --- the reader ---------------------------------------------------------------------------------------
 
     async def get(self) -> list[T]:
         """Wait for items and return all that are buffered; an empty list after the end.
@@ -90,7 +91,7 @@ class Channel(CancellationToken, Generic[T]):
                     return []
             await self._readable.wait()
 
-    # --- any thread -----------------------------------------------------------------------------------------
+    # --- any thread ---------------------------------------------------------------------------------------
 
     def close(self, error: Exception | None = None) -> None:
         """Discard the rest: the writer's next step raises `CallerGone`, the reader's raises `error`."""

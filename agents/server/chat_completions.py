@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: reads the request, waits for a slot, and sends what its thread writes, whole or streamed.
+"""POST /v1/chat/completions: reads the request, waits for a slot, and sends the response or its stream.
 
 Runs on the event loop. Leaves out models and ledger (`service`) and the other routes (`app`).
 """
@@ -76,7 +76,7 @@ class ChatCompletions:
             self.service.metrics.requests.labels(label, str(status)).inc()
             self.service.metrics.seconds.labels(label).observe(time.perf_counter() - started)
 
-    # --- before the run -------------------------------------------------------------------------------------
+    # --- before the run -----------------------------------------------------------------------------------
 
     async def _read(self, http_request: Request) -> tuple[Caller, ChatRequest]:
         """Authenticate, apply the rate limit, and parse the body. Raises `APIError`."""
@@ -125,7 +125,7 @@ class ChatCompletions:
         except QueueFull as error:
             raise overloaded(error.retry_after) from None
 
-    # --- the whole completion at once -----------------------------------------------------------------------
+    # --- the whole completion at once ---------------------------------------------------------------------
 
     async def _respond(self, run: Run, send: Send) -> int:
         """Send the completion. Returns the HTTP status."""
@@ -146,7 +146,7 @@ class ChatCompletions:
         await self._send_body(send, bytes(response.body), more=False)
         return 200
 
-    # --- the completion as a stream -------------------------------------------------------------------------
+    # --- the completion as a stream -----------------------------------------------------------------------
 
     async def _stream(self, run: Run, send: Send) -> int:
         """Send server-sent events. Returns the HTTP status, or that of the error which ended the stream.
@@ -192,10 +192,10 @@ class ChatCompletions:
             elif isinstance(event, CompletionFinished) and index < (run.request.n or 1) - 1:
                 yield builder.final_events(index, event)  # the last choice ends with the cost summary
 
-    # --- both -----------------------------------------------------------------------------------------------
+    # --- both ---------------------------------------------------------------------------------------------
 
     async def _receive(self, run: Run) -> list[RunItem]:
-        """The next items of a run, recorded in it; empty at the end. Raises `APIError` at the run's deadline."""
+        """The next items of a run, recorded in it; empty at the end. Raises `APIError` at its deadline."""
         try:
             async with asyncio.timeout_at(run.deadline):
                 items = await run.channel.get()
@@ -228,7 +228,7 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
     """The body of a JSON request. Raises `APIError`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        # Also keeps web pages out: a browser sends JSON to another origin only after a preflight, which is refused.
+        # Also keeps web pages out: a browser sends JSON elsewhere only after a preflight, which is refused.
         raise APIError(400, f"send JSON with content-type application/json, not {kind or 'without one'!r}")
     too_large = APIError(413, f"the body is larger than {limits.body_bytes} bytes", code="body_too_large")
     length = request.headers.get("content-length", "")

@@ -1,7 +1,7 @@
-"""Prometheus metrics of a server. Money and holds are read from the ledger at each scrape, so that they equal the
-ledger's, cancelled calls included.
+"""Prometheus metrics of a server.
 
-Needs the `server` extra.
+Money and holds are read from the ledger at each scrape, so that they equal the ledger's, cancelled calls
+included. Needs the `server` extra.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The server process: it listens, and drains on SIGTERM or SIGINT.
 
-While it drains, new requests get status 503; running ones end or are cancelled after a grace period, and all are settled
-before the process exits with code 0. A second signal cancels at once. Needs the `server` extra.
+While it drains, new requests get status 503; running ones end or are cancelled after a grace period, and all
+are settled before the process exits with code 0. A second signal cancels at once. Needs the `server` extra.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One request of the server while it runs: its limits, its state, the items its thread sends, and its error response.
+"""One request while it runs: limits, state, the items that its thread sends, and error responses.
 
 Leaves out who runs it (`service`) and how it is sent to the client (`chat_completions`).
 """
@@ -93,7 +93,7 @@ class Run:
 
 
 def api_error(error: Exception) -> APIError:
-    """The response to any exception; one that is no error of Viaticum is logged, and returned as status 500."""
+    """The response to any exception; one that is no error of Viaticum is logged and has status 500."""
     found = to_api_error(error)
     if found is None:
         log.error("request failed", exc_info=error)

@@ -1,9 +1,9 @@
 """The state that the requests of a server share, and the threads that run them.
 
-Ledger and models are used in a thread pool of the service; the event loop only forwards what the threads send. A client
-that disconnects closes its channel: the call ends at the next piece of text, is charged for what was read and written,
-and only then frees its slot. Leaves out HTTP (`app`, `chat_completions`), and how the process listens and stops
-(`process`). Needs the `server` extra.
+Ledger and models are used in a thread pool of the service; the event loop only forwards what the threads
+send. A client that disconnects closes its channel: the call ends at the next piece of text, is charged for
+what was read and written, and only then frees its slot. Leaves out HTTP (`app`, `chat_completions`), and how
+the process listens and stops (`process`). Needs the `server` extra.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ class Service:
             raise model_not_found(f"unknown model {name!r}")
 
     def model_label(self, name: str) -> str:
-        """The label of a requested model in metrics; names that do not exist share one, to bound the label's values."""
+        """The model's name in metrics; names that do not exist share one, to bound the label's values."""
         model, _ = split_model(name)
         return name if name == AUTO or name in self._models or model in self._models else "unknown"
 
-    # --- draining -------------------------------------------------------------------------------------------
+    # --- draining -----------------------------------------------------------------------------------------
 
     async def drain(self, grace: float) -> int:
         """Reject new requests, wait until the running ones end, and cancel them after `grace` seconds.
@@ -116,7 +116,7 @@ class Service:
         self._call_threads.shutdown()
         self._ledger_threads.shutdown()
 
-    # --- one request in a thread ----------------------------------------------------------------------------
+    # --- one request in a thread --------------------------------------------------------------------------
 
     def start(self, run: Run) -> None:
         """Execute a run in a thread. Its slot is released once that thread has settled its calls."""

@@ -1,7 +1,8 @@
 """A server on a loopback port that speaks OpenAI's chat API, for tests of whatever talks to one.
 
-It answers by rules: tools that may be called are called, with arguments made up from their schemas; a response format is
-obeyed; else it echoes the last words. A script of behaviours, one a request, makes it fail in the ways that servers do.
+It answers by rules: tools are called, with arguments generated from their schemas; a response format is
+followed; otherwise it echoes the last message. A script of behaviours, one a request, makes it fail in the
+ways of servers.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ KEY = "sk-right"
 
 @dataclass
 class OpenAIServer:
-    """script: behaviours of the next requests, in order; "ok" when it is used up. requests: bodies as they came."""
+    """script: behaviours of the next requests, then "ok". requests: bodies in the order they came."""
 
     port: int = 0
     script: list[Any] = field(default_factory=list)
@@ -115,14 +116,13 @@ class OpenAIServer:
                 raise ConnectionError("the server breaks off before its first word")
             if thoughts := behaviour == "thinks":
                 yield event({"reasoning_content": "let me think"})
-            for place, word in enumerate(re.findall(r"\S+\s*|\s+", message["content"] or "")):
+            for index, word in enumerate(re.findall(r"\S+\s*|\s+", message["content"] or "")):
                 await asyncio.sleep(self.pause)
-                if behaviour == "break" and place == 2:
+                if behaviour == "break" and index == 2:
                     raise ConnectionError("the server breaks off")
-                if behaviour == "end early" and place == 2:
+                if behaviour == "end early" and index == 2:
                     return
-                said = {"message": {"content": word}}
-                yield event({"content": word}, logprobs=logprobs(body, said["message"]))
+                yield event({"content": word}, logprobs=logprobs(body, {"content": word}))
             for index, call in enumerate(message.get("tool_calls") or ()):
                 arguments = call["function"]["arguments"]
                 first = {

@@ -1,4 +1,4 @@
-"""A real server of Viaticum on a free loopback port, in a thread, over scripted models of a TOML catalogue."""
+"""A real server of Viaticum on a loopback port, in a thread, over scripted models of a TOML catalogue."""
 
 from __future__ import annotations
 

@@ -54,11 +54,11 @@ def test_a_conversation_from_a_pipe_is_metered_by_the_turn(tmp_path: Path) -> No
         assert ledger.budget("talk").posted_nanousd == (first + second) * WORD
 
 
-def test_json_a_turn_and_another_door(tmp_path: Path) -> None:
+def test_json_a_turn_with_a_strategy(tmp_path: Path) -> None:
     done = chat(tmp_path, "one?\n", "--model", "fast+cot", "--json", "--system", "Be brief.")
-    told = json.loads(done.stdout)
-    assert (told["answer"], told["routes"]) == ("42", ["fast+cot"])
-    assert told["left_nanousd"] == 10**7 - told["cost_nanousd"]
+    payload = json.loads(done.stdout)
+    assert (payload["answer"], payload["routes"]) == ("42", ["fast+cot"])
+    assert payload["left_nanousd"] == 10**7 - payload["cost_nanousd"]
 
 
 def test_a_turn_that_fails_says_why_and_the_exit_code_too(tmp_path: Path) -> None:

@@ -46,7 +46,10 @@ def chat(
     folder: Folder = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a turn, on stdout.")] = False,
 ) -> None:
-    """Talk with a model within a budget. A line is a turn; /help names the commands; Ctrl-C stops an answer."""
+    """Chat with a model within a budget.
+
+    A line is a turn; /help lists the commands; Ctrl-C stops an answer.
+    """
     from viaticum.agents.client import Viaticum
     from viaticum.agents.completions import check_name
 

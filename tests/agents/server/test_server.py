@@ -1,4 +1,4 @@
-"""The server over HTTP: shapes, headers, money and refusals."""
+"""The server over HTTP: response shapes, headers, costs and errors."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def events_of(response: Any) -> list[Any]:
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
-# --- answers --------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------
 
 
 def test_a_chat_is_answered_in_openais_shape_and_paid_for(server: RunningServer) -> None:
     spent = server.spent_and_held()[0]
     response = server.ask()
     assert response.status_code == 200
-    told = response.json()
-    assert set(told) == {
+    completion = response.json()
+    assert set(completion) == {
         "id",
         "object",
         "created",
@@ -49,8 +49,8 @@ def test_a_chat_is_answered_in_openais_shape_and_paid_for(server: RunningServer)
         "usage",
         "viaticum",
     }
-    assert told["object"] == "chat.completion"
-    assert told["choices"] == [
+    assert completion["object"] == "chat.completion"
+    assert completion["choices"] == [
         {
             "index": 0,
             "message": {
@@ -62,8 +62,8 @@ def test_a_chat_is_answered_in_openais_shape_and_paid_for(server: RunningServer)
             "finish_reason": "stop",
         }
     ]
-    assert told["usage"]["prompt_tokens"] == 5
-    assert told["usage"]["total_tokens"] == 14
+    assert completion["usage"]["prompt_tokens"] == 5
+    assert completion["usage"]["total_tokens"] == 14
     assert server.spent_and_held() == (spent + 14 * WORD, 0)
     assert response.headers["x-viaticum-route"] == "fast"
     assert response.headers["x-viaticum-cost"] == str(14 * WORD)
@@ -72,10 +72,10 @@ def test_a_chat_is_answered_in_openais_shape_and_paid_for(server: RunningServer)
 
 
 def test_a_pair_goes_through_its_strategy(server: RunningServer) -> None:
-    told = server.ask("fast+cot").json()
-    assert told["viaticum"]["answer"] == "42"
-    assert told["viaticum"]["routes"] == ["fast+cot"]
-    assert told["usage"]["prompt_tokens"] > 100, "its worked examples"
+    completion = server.ask("fast+cot").json()
+    assert completion["viaticum"]["answer"] == "42"
+    assert completion["viaticum"]["routes"] == ["fast+cot"]
+    assert completion["usage"]["prompt_tokens"] > 100, "its worked examples"
     assert server.ask("mute+pot").json()["viaticum"]["answer"] is None
 
 
@@ -104,11 +104,11 @@ def test_a_stream_has_the_same_words_and_its_cost_in_the_last_chunk(server: Runn
 
 def test_a_program_s_output_ends_the_text(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.client.model("fast"), "script", "```python\nprint(6 * 7)\n```")
-    told = server.ask("fast+pot").json()
-    assert told["choices"][0]["message"]["content"].endswith("```\n\n42")
+    completion = server.ask("fast+pot").json()
+    assert completion["choices"][0]["message"]["content"].endswith("```\n\n42")
     streamed = events_of(server.ask("fast+pot", stream=True))
     text = "".join(event["choices"][0]["delta"].get("content", "") for event in streamed)
-    assert text == told["choices"][0]["message"]["content"]
+    assert text == completion["choices"][0]["message"]["content"]
 
 
 def test_a_stream_shows_a_second_try_after_an_empty_line(
@@ -123,10 +123,10 @@ def test_a_stream_shows_a_second_try_after_an_empty_line(
 
 
 def test_several_choices_are_several_calls(server: RunningServer) -> None:
-    told = server.ask(n=3).json()
-    assert [choice["index"] for choice in told["choices"]] == [0, 1, 2]
-    assert told["viaticum"]["cost_nanousd"] == 3 * 14 * WORD
-    assert told["usage"]["completion_tokens"] == 27
+    completion = server.ask(n=3).json()
+    assert [choice["index"] for choice in completion["choices"]] == [0, 1, 2]
+    assert completion["viaticum"]["cost_nanousd"] == 3 * 14 * WORD
+    assert completion["usage"]["completion_tokens"] == 27
     ends = [
         event["choices"][0]["index"]
         for event in events_of(server.ask(n=2, stream=True))
@@ -136,9 +136,9 @@ def test_several_choices_are_several_calls(server: RunningServer) -> None:
 
 
 def test_what_is_asked_reaches_the_model(server: RunningServer) -> None:
-    told = server.ask("slow", max_tokens=3).json()
-    assert told["choices"][0]["finish_reason"] == "length"
-    assert told["usage"]["completion_tokens"] == 3
+    completion = server.ask("slow", max_tokens=3).json()
+    assert completion["choices"][0]["finish_reason"] == "length"
+    assert completion["usage"]["completion_tokens"] == 3
     assert server.ask("slow", stop=["w2 ", "w9"]).json()["choices"][0]["message"]["content"] == "w0 w1 "
     assert (
         server.ask("fast+cot", stop="forty").json()["choices"][0]["message"]["content"]
@@ -164,7 +164,7 @@ def test_messages_in_parts_and_of_developers(server: RunningServer) -> None:
     assert server.ask("fast+cot", messages=messages).status_code == 200
 
 
-# --- money ----------------------------------------------------------------------------------------------------
+# --- money ------------------------------------------------------------------------------------------------
 
 
 def test_a_request_s_own_budget_is_never_passed(server: RunningServer) -> None:
@@ -174,9 +174,9 @@ def test_a_request_s_own_budget_is_never_passed(server: RunningServer) -> None:
     assert refused.json()["error"]["code"] == "budget_exceeded"
     for model in ("fast+cot", "auto"):
         assert server.ask(model, budget="0.000001", stream=True).status_code == 402
-    told = server.ask(budget=0.000019, max_tokens=14)
-    assert told.status_code == 200
-    assert told.headers["x-viaticum-left"] == str(5 * WORD)
+    response = server.ask(budget=0.000019, max_tokens=14)
+    assert response.status_code == 200
+    assert response.headers["x-viaticum-left"] == str(5 * WORD)
     assert server.ask(budget=0.000019, max_tokens=14, n=2).status_code == 402
 
 
@@ -190,11 +190,11 @@ def test_over_the_server_s_budget(tmp_path: Path) -> None:
         server.assert_settled()
 
 
-# --- refusals -------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         (b"", "EOF"),
         (b"{", "EOF"),
@@ -214,17 +214,17 @@ def test_over_the_server_s_budget(tmp_path: Path) -> None:
         (b'{"model": "fast", "budget": 1e999, "messages": [{"role": "user", "content": "hi"}]}', ""),
     ],
 )
-def test_a_body_that_is_none(server: RunningServer, body: bytes, told: str) -> None:
+def test_a_body_that_is_none(server: RunningServer, body: bytes, message: str) -> None:
     response = server.http.post(
         "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
     )
     assert response.status_code == 400
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
-    assert told in response.json()["error"]["message"]
+    assert message in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "message"),
     [
         ({"temperature": 3}, 400, "temperature"),
         ({"temperature": "1"}, 400, "temperature"),
@@ -256,7 +256,7 @@ def test_a_body_that_is_none(server: RunningServer, body: bytes, told: str) -> N
     ],
 )
 def test_what_cannot_be_done_is_refused_and_says_why(
-    server: RunningServer, body: dict[str, Any], status: int, told: str
+    server: RunningServer, body: dict[str, Any], status: int, message: str
 ) -> None:
     spent = server.spent_and_held()
     for stream in ({}, {"stream": True}):
@@ -264,7 +264,7 @@ def test_what_cannot_be_done_is_refused_and_says_why(
             continue
         response = server.ask(**{"model": "fast", **body, **stream})
         assert response.status_code == status, response.text
-        assert told in response.json()["error"]["message"]
+        assert message in response.json()["error"]["message"]
     assert server.spent_and_held() == spent
 
 
@@ -287,8 +287,8 @@ def test_a_model_that_breaks_is_charged_for_what_it_wrote(
     plain = model.stream
 
     def breaks(messages: Any, generation: Any) -> Iterator[Any]:
-        for place, piece in enumerate(plain(messages, generation)):
-            if place == after:
+        for index, piece in enumerate(plain(messages, generation)):
+            if index == after:
                 raise ModelError("it broke")
             yield piece
 
@@ -299,8 +299,8 @@ def test_a_model_that_breaks_is_charged_for_what_it_wrote(
     assert server.spent_and_held()[0] == spent
     after = 3
     for model_name in ("fast", "fast+cot"):
-        told = events_of(server.ask(model_name, stream=True))
-        assert told[-1]["error"]["message"] == "it broke"
+        events = events_of(server.ask(model_name, stream=True))
+        assert events[-1]["error"]["message"] == "it broke"
         assert server.ask(model_name).status_code == 502
     server.assert_settled()
     assert server.spent_and_held()[0] > spent
@@ -316,7 +316,7 @@ def test_a_mistake_of_ours_is_an_error_object_without_details(
     assert "ZeroDivisionError" in caplog.text
 
 
-# --- the other doors ------------------------------------------------------------------------------------------
+# --- the other routes --------------------------------------------------------------------------------------
 
 
 def test_models_health_metrics(server: RunningServer) -> None:

@@ -30,19 +30,19 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
 
 def test_openai(client: openai.OpenAI) -> None:
     for model in ("fast", "fast+cot", "auto"):
-        told = client.chat.completions.create(model=model, messages=CHAT, temperature=0, seed=1, n=1)
-        assert told.choices[0].message.content == WORDS
-        assert told.usage is not None
-        assert told.usage.completion_tokens == 9
+        completion = client.chat.completions.create(model=model, messages=CHAT, temperature=0, seed=1, n=1)
+        assert completion.choices[0].message.content == WORDS
+        assert completion.usage is not None
+        assert completion.usage.completion_tokens == 9
         pieces = list(
             client.chat.completions.create(
                 model=model, messages=CHAT, stream=True, stream_options={"include_usage": True}
             )
         )
         assert "".join(each.choices[0].delta.content or "" for each in pieces if each.choices) == WORDS
-        assert pieces[-1].usage == told.usage
+        assert pieces[-1].usage == completion.usage
         cost = (pieces[-1].model_extra or {})["viaticum"]["cost_nanousd"]
-        assert cost == (told.model_extra or {})["viaticum"]["cost_nanousd"] > 0
+        assert cost == (completion.model_extra or {})["viaticum"]["cost_nanousd"] > 0
     assert "fast+cot" in [model.id for model in client.models.list()]
     assert client.models.retrieve("fast+cot").id == "fast+cot"
 
@@ -72,8 +72,8 @@ def test_openai_options_headers_and_errors(server: RunningServer, client: openai
 
 async def test_openai_async(server: RunningServer) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
-        told = await client.chat.completions.create(model="auto", messages=CHAT)
-        assert told.choices[0].message.content == WORDS
+        completion = await client.chat.completions.create(model="auto", messages=CHAT)
+        assert completion.choices[0].message.content == WORDS
         pieces = await client.chat.completions.create(model="fast", messages=CHAT, stream=True)
         assert "".join([each.choices[0].delta.content or "" async for each in pieces]) == WORDS
         async with client.chat.completions.stream(model="fast", messages=CHAT) as stream:
@@ -87,10 +87,10 @@ def test_langchain(server: RunningServer) -> None:
     chat = ChatOpenAI(
         model="auto", base_url=f"{server.url}/v1", api_key="any", stream_usage=True, max_retries=0
     )  # type: ignore[arg-type]
-    told = chat.invoke("What is 6 times 7?")
-    assert told.content == WORDS
-    assert told.usage_metadata is not None
-    assert told.usage_metadata["output_tokens"] == 9
+    message = chat.invoke("What is 6 times 7?")
+    assert message.content == WORDS
+    assert message.usage_metadata is not None
+    assert message.usage_metadata["output_tokens"] == 9
     pieces = list(chat.stream([("system", "Be brief."), ("user", "What is 6 times 7?")]))
     assert "".join(str(piece.content) for piece in pieces) == WORDS
     assert [each.content for each in chat.batch(["one?", "two?"])] == [WORDS, WORDS]
@@ -102,15 +102,15 @@ def test_litellm(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None
         warnings.simplefilter("ignore")
         import litellm
 
-        chat_body: dict[str, Any] = {
+        options: dict[str, Any] = {
             "api_base": f"{server.url}/v1",
             "api_key": "any",
             "messages": CHAT,
             "max_retries": 0,
         }
-        told: Any = litellm.completion(model="openai/auto", **chat_body)
-        assert told.choices[0].message.content == WORDS
-        pieces: Any = litellm.completion(model="openai/fast+cot", stream=True, **chat_body)
+        completion: Any = litellm.completion(model="openai/auto", **options)
+        assert completion.choices[0].message.content == WORDS
+        pieces: Any = litellm.completion(model="openai/fast+cot", stream=True, **options)
         assert "".join(each.choices[0].delta.content or "" for each in pieces) == WORDS
         with pytest.raises(litellm.NotFoundError):
-            litellm.completion(model="openai/nobody", **chat_body)
+            litellm.completion(model="openai/nobody", **options)

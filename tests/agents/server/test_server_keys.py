@@ -1,4 +1,4 @@
-"""Keys: made, kept as hashes, revoked, tied to a budget; and one answer for all that do not open."""
+"""API keys: created, stored as hashes, revoked, tied to a budget; one response to every invalid one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def keys(tmp_path: Path) -> Iterator[ApiKeyStore]:
         yield keys
 
 
-# --- what is kept ---------------------------------------------------------------------------------------------
+# --- storage -----------------------------------------------------------------------------------------
 
 
 def test_a_key_is_shown_once_and_kept_as_a_hash(keys: ApiKeyStore) -> None:
@@ -115,7 +115,7 @@ def test_migrations_are_numbered_and_a_newer_or_foreign_file_is_refused(tmp_path
         ApiKeyStore(tmp_path / "junk.db")
 
 
-# --- the door -------------------------------------------------------------------------------------------------
+# --- authentication ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -131,15 +131,15 @@ def test_as_soon_as_there_is_a_key_one_is_needed(server: RunningServer) -> None:
     assert server.ask().status_code == 200
     token, _ = server.keys.create("alice", scope="team")
     assert server.ask().status_code == 401
-    told = server.ask(headers=bearer(token), max_tokens=9)
-    assert told.status_code == 200
-    assert told.headers["x-viaticum-left"] == str(6 * WORD)
+    response = server.ask(headers=bearer(token), max_tokens=9)
+    assert response.status_code == 200
+    assert response.headers["x-viaticum-left"] == str(6 * WORD)
     assert server.client.ledger.budget("team").posted_nanousd == 14 * WORD
     refused = server.ask(headers=bearer(token))
     assert (refused.status_code, refused.json()["error"]["type"]) == (402, "insufficient_quota")
 
 
-def test_all_that_do_not_open_are_told_the_same(server: RunningServer) -> None:
+def test_every_authentication_failure_has_the_same_response(server: RunningServer) -> None:
     tokens = {name: server.keys.create(name, scope="team")[0] for name in ("good", "revoked")}
     elsewhere, _ = server.keys.create("elsewhere", scope="elsewhere")
     lost, _ = server.keys.create("lost", scope="no such budget")
@@ -188,7 +188,7 @@ def test_each_key_has_a_rate_of_its_own(server: RunningServer) -> None:
     assert [server.ask(headers=bearer(two)).status_code for _ in range(3)] == [200, 200, 429]
 
 
-def test_a_door_to_other_machines_needs_a_key(keys: ApiKeyStore) -> None:
+def test_a_server_for_other_machines_needs_a_key(keys: ApiKeyStore) -> None:
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
         require_key_for_public_address(Address(host), keys, insecure=False)
     for host in ("0.0.0.0", "::", "192.168.1.2", "example.com"):
@@ -209,7 +209,7 @@ def test_an_address_that_is_taken_or_none() -> None:
         Address("not a host").listen()
 
 
-# --- the command ----------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------
 
 
 def run(folder: Path, *words: str) -> Any:

@@ -33,6 +33,17 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
         server.assert_settled()
 
 
+def request_head(length: int) -> bytes:
+    """The head of a POST of JSON, for clients that control what they read and send."""
+    lines = (
+        "POST /v1/chat/completions HTTP/1.1",
+        "host: localhost",
+        "content-type: application/json",
+        f"content-length: {length}",
+    )
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
+
+
 def leave_after(server: RunningServer, pieces: int, model: str, **body: Any) -> int:
     """Read so many events of a stream, then go away. Returns how many were read."""
     seen = 0
@@ -46,7 +57,7 @@ def leave_after(server: RunningServer, pieces: int, model: str, **body: Any) -> 
     return seen
 
 
-# --- clients that go away -------------------------------------------------------------------------------------
+# --- clients that go away ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["slow", "slow+cot"])
@@ -100,15 +111,14 @@ def test_a_client_that_reads_nothing_is_given_up_and_holds_back_the_writer(
         body = json.dumps(chat_body(stream=True)).encode()
         with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-            client.sendall(head.encode() + body)
+            client.sendall(request_head(len(body)) + body)
             wait_until(lambda: server.service.limiter.running == 1)
             wait_until(lambda: server.service.limiter.running == 0, 20)
         assert made < 2000, "20 MB written for nobody"
         server.assert_settled()
 
 
-# --- slots, queue, rate, size, time --------------------------------------------------------------------------
+# --- slots, queue, rate, size, time -----------------------------------------------------------------------
 
 
 def test_more_than_the_queue_takes_is_refused_and_the_rest_is_served(server: RunningServer) -> None:
@@ -138,14 +148,12 @@ def test_a_body_that_is_too_large_or_never_comes(tmp_path: Path) -> None:
         def parts() -> Iterator[bytes]:
             yield from [b"x" * 600] * 3
 
-        told = server.http.post(
+        response = server.http.post(
             "/v1/chat/completions", content=parts(), headers={"content-type": "application/json"}
         )
-        assert told.status_code == 413
+        assert response.status_code == 413
         with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
-            client.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
-            )
+            client.sendall(request_head(9) + b"{")
             client.settimeout(20)
             assert b" 408 " in client.recv(4096)
         server.assert_settled()
@@ -225,7 +233,7 @@ def test_a_rate_fills_up_again() -> None:
         buckets.consume("k", 60)
 
 
-# --- the end --------------------------------------------------------------------------------------------------
+# --- the end ----------------------------------------------------------------------------------------------
 
 
 def test_while_it_ends_it_refuses_and_lets_those_that_run_end(tmp_path: Path) -> None:
@@ -286,7 +294,7 @@ def start(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
 
 
 def test_sigterm_under_load_loses_no_settlement(tmp_path: Path) -> None:
-    """40 clients stream, a third of them go away; the process is told to end in the middle of it."""
+    """40 clients stream, a third of them go away; SIGTERM comes in the middle of it."""
     process, url = start(tmp_path, "--concurrency", "12", "--queue", "64", "--grace", "1")
 
     async def visit(http: httpx.AsyncClient, number: int) -> str:
@@ -309,11 +317,11 @@ def test_sigterm_under_load_loses_no_settlement(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             return await asyncio.gather(*tasks)
 
-    told = asyncio.run(visits())
+    ends = asyncio.run(visits())
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors, errors
-    assert "left" in told
+    assert "left" in ends
     with Ledger(tmp_path / "ledger.db") as ledger:
         holds = ledger.holds()
         assert holds

@@ -37,8 +37,8 @@ def test_many_clients_of_local_models_get_what_each_would_get_alone(
             return server.ask(names[number % 3], messages=messages, max_tokens=20).json()
 
         with ThreadPoolExecutor(15) as clients:
-            told = list(clients.map(ask, range(15)))
-        assert [each["choices"][0]["message"]["content"] for each in told] == expected
+            completions = list(clients.map(ask, range(15)))
+        assert [each["choices"][0]["message"]["content"] for each in completions] == expected
         with server.http.stream(
             "POST",
             "/v1/chat/completions",
@@ -71,15 +71,15 @@ def test_weights_that_are_not_here_are_no_mistake_of_the_server(
 ) -> None:
     monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path / "empty"))
     with serving(tmp_path) as server:
-        told = server.ask("qwen2.5-coder-0.5b")
-        assert (told.status_code, told.json()["error"]["code"]) == (404, "model_not_found")
-        assert "viaticum models pull" in told.json()["error"]["message"]
+        response = server.ask("qwen2.5-coder-0.5b")
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+        assert "viaticum models pull" in response.json()["error"]["message"]
         names = [each["id"] for each in server.http.get("/v1/models").json()["data"]]
         assert "fast" in names
         assert "qwen2.5-coder-0.5b" not in names
 
 
-# --- the command ----------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def run(tmp_path: Path) -> Any:
 
 
 def test_the_command_refuses_before_it_listens(run: Any) -> None:
-    for words, told in (
+    for words, message in (
         (("--host", "0.0.0.0"), "viaticum keys create"),
         (("--timeout", "0"), "timeout"),
         (("--port", "0", "--budget", "-1"), "above zero"),
@@ -96,7 +96,7 @@ def test_the_command_refuses_before_it_listens(run: Any) -> None:
     ):
         error = run(*words).exception
         assert isinstance(error, InputError)
-        assert told in str(error)
+        assert message in str(error)
     for option in ("--concurrency", "--grace", "--insecure", "--body-limit"):
         assert option in run("--help").stdout
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document is true: generated and explicit requests get responses that it describes, and no status 500."""
+"""The OpenAPI document is true: generated and valid requests get responses that it describes, and no 500."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _settled(server: RunningServer) -> Iterator[None]:
 
 
 def make_valid(body: dict[str, object]) -> None:
-    """Change three in four generated bodies so that they pass validation: existing names, no fields that conflict."""
+    """Change three in four generated bodies so that they are valid: existing names, no conflicting fields."""
     number = len(str(body)) % 4
     if number and "model" in body:
         body["model"] = ("fast", "auto", "fast+cot")[number - 1]

@@ -1,4 +1,4 @@
-"""One `viaticum serve` as the remote provider of another: real LiteLLM calls over real connections, both ledgers checked."""
+"""A server as the remote provider of a client: LiteLLM calls over real connections, both ledgers checked."""
 
 from __future__ import annotations
 
@@ -79,22 +79,22 @@ def test_the_provider_s_budget_is_no_budget_of_ours(tmp_path: Path) -> None:
 
 def test_tools_and_logprobs_pass_through_the_server(tmp_path: Path) -> None:
     with running_server() as far, serving(tmp_path, catalogue=Catalogue([remote("m", far.url)])) as server:
-        told = server.ask("far", tools=[TOOL], tool_choice="required").json()["choices"][0]
-        (call,) = told["message"]["tool_calls"]
-        assert (told["finish_reason"], call["function"]["name"]) == ("tool_calls", "weather")
-        told = server.ask("far", logprobs=True, top_logprobs=2).json()["choices"][0]
-        assert told["logprobs"]["content"][0]["logprob"] <= 0
+        choice = server.ask("far", tools=[TOOL], tool_choice="required").json()["choices"][0]
+        (call,) = choice["message"]["tool_calls"]
+        assert (choice["finish_reason"], call["function"]["name"]) == ("tool_calls", "weather")
+        choice = server.ask("far", logprobs=True, top_logprobs=2).json()["choices"][0]
+        assert choice["logprobs"]["content"][0]["logprob"] <= 0
         assert far.requests[-1]["top_logprobs"] == 2
         refused = server.ask("far+cot", logprobs=True)
         assert (refused.status_code, "logprobs" in refused.json()["error"]["message"]) == (400, True)
         server.assert_settled()
 
 
-def test_a_provider_that_fails_is_told_as_a_bad_gateway(tmp_path: Path) -> None:
+def test_a_provider_that_fails_is_a_bad_gateway(tmp_path: Path) -> None:
     with running_server() as far, serving(tmp_path, catalogue=Catalogue([remote("m", far.url)])) as server:
         far.script = [(500, {}, "it broke")]
-        told = server.ask("far")
-        assert (told.status_code, told.json()["error"]["code"]) == (502, "model_failed")
-        assert KEY not in told.text
+        response = server.ask("far")
+        assert (response.status_code, response.json()["error"]["code"]) == (502, "model_failed")
+        assert KEY not in response.text
         server.assert_settled()
         assert server.spent_and_held() == (0, 0)
