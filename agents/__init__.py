@@ -1,4 +1,4 @@
-"""Putting the parts together: models that answer, the workflow, the SDK, profiling.
+"""The workflow graph and what is built on it: the SDK, integrations, the OpenAI API, the server, batches.
 
-Only this package imports langgraph and litellm. Import its modules by name; nothing loads here.
+Only this package imports langgraph. Import its modules by name; nothing loads here.
 """

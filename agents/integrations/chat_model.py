@@ -55,9 +55,9 @@ class ChatViaticum(BaseChatModel):
     """A chat model that never spends more than its budget. Raises as `Calls.stream` and `Viaticum.stream`.
 
     Args:
-        model: `auto`, a name of the catalogue, or `model+strategy`. budget, budget_name, catalogue, router,
-        policy, folder, models: settings of the `Viaticum` that is opened at the first call and closed by
-        `close`.
+        model: `auto`, a name of the catalogue, or `model+strategy`.
+        budget, budget_name, catalogue, router, policy, folder, models: settings of the `Viaticum` that is
+            opened at the first call and closed by `close`.
         client: an open `Viaticum` instead of those, whose budget is then shared.
         temperature, max_tokens, top_p, seed, stop: of plain chats; strategies have their own. Without
             max_tokens, 1024 are reserved.

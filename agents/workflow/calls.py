@@ -220,7 +220,7 @@ def settle_on_failure(
 def end_hold(ledger: Ledger, key: str, model: Model, text: str, *, cancelled: bool) -> None:
     """End the hold of a call that stopped early: void it, or settle what was counted.
 
-    It is void if nothing was generated and the caller did not end the call.
+    It is voided if nothing was generated and the caller did not end the call.
     Settled are the held input tokens, since each model of a pair read the prompt, and the tokens of the text,
     at most the held output tokens of each model.
 
