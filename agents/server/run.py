@@ -47,9 +47,10 @@ class Limits:
         for name, least in (("concurrency", 1), ("queue", 0), ("body_bytes", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {least} or more, got {getattr(self, name)}")
-        for name, shown in (("timeout", "timeout"), ("stall_timeout", "patience")):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{shown} is above 0 seconds, got {getattr(self, name)}")
+        # The command's option for the stall timeout is --patience.
+        for option, seconds in (("timeout", self.timeout), ("patience", self.stall_timeout)):
+            if not seconds > 0:
+                raise InputError(f"{option} is above 0 seconds, got {seconds}")
         if self.per_minute is not None and self.per_minute < 1:
             raise InputError(f"the rate is 1 request a minute or more, got {self.per_minute}")
 

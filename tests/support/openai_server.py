@@ -149,7 +149,9 @@ class OpenAIServer:
     def answer(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """The message, and why it ended."""
         messages, tools = body["messages"], body.get("tools") or []
-        asked = next((m for m in reversed(messages) if m["role"] == "user"), {"content": ""})["content"] or ""
+        question = (
+            next((m for m in reversed(messages) if m["role"] == "user"), {"content": ""})["content"] or ""
+        )
         choice = body.get("tool_choice", "auto")
         wanted = choice["function"]["name"] if isinstance(choice, dict) else None
         may_call = (
@@ -157,7 +159,7 @@ class OpenAIServer:
         )
         if may_call:
             tool = next(t for t in tools if wanted in (None, t["function"]["name"]))["function"]
-            arguments = made_up(tool.get("parameters", {}), asked)
+            arguments = example_value(tool.get("parameters", {}), question)
             call = {
                 "id": f"call_{len(self.requests)}",
                 "type": "function",
@@ -166,11 +168,11 @@ class OpenAIServer:
             return {"role": "assistant", "content": None, "tool_calls": [call]}, "tool_calls"
         form = body.get("response_format") or {}
         if form.get("type") == "json_schema":
-            text = json.dumps(made_up(form["json_schema"]["schema"], asked))
+            text = json.dumps(example_value(form["json_schema"]["schema"], question))
         elif form.get("type") == "json_object":
             text = json.dumps({"setup": "Why do cats purr?", "punchline": "Because they can."})
         else:
-            text = self.text if self.text is not None else f"you said: {asked}"
+            text = self.text if self.text is not None else f"you said: {question}"
         for stop in body.get("stop") or ():
             text = text.split(stop)[0]
         words = re.findall(r"\S+\s*", text)
@@ -180,25 +182,25 @@ class OpenAIServer:
         return {"role": "assistant", "content": text}, "stop"
 
 
-def made_up(schema: dict[str, Any], asked: str, root: dict[str, Any] | None = None) -> Any:
+def example_value(schema: dict[str, Any], question: str, root: dict[str, Any] | None = None) -> Any:
     """A value that fits a JSON schema, numbers and texts taken from the question."""
     root = root or schema
     if "$ref" in schema:
-        return made_up(root["$defs"][schema["$ref"].rpartition("/")[2]], asked, root)
+        return example_value(root["$defs"][schema["$ref"].rpartition("/")[2]], question, root)
     if "enum" in schema:
         return schema["enum"][0]
     if "anyOf" in schema:
-        return made_up(schema["anyOf"][0], asked, root)
+        return example_value(schema["anyOf"][0], question, root)
     kind = schema.get("type", "object")
     if kind == "object":
         properties = schema.get("properties", {})
-        return {name: made_up(each, asked, root) for name, each in properties.items()}
+        return {name: example_value(each, question, root) for name, each in properties.items()}
     if kind == "array":
-        return [made_up(schema.get("items", {"type": "string"}), asked, root)]
+        return [example_value(schema.get("items", {"type": "string"}), question, root)]
     if kind in ("integer", "number"):
-        found = re.search(r"-?\d+", asked)
+        found = re.search(r"-?\d+", question)
         return int(found.group()) if found else 1
-    return True if kind == "boolean" else (asked or "words")
+    return True if kind == "boolean" else (question or "words")
 
 
 def logprobs(body: dict[str, Any], message: dict[str, Any]) -> dict[str, Any] | None:

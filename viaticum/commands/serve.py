@@ -92,7 +92,14 @@ def serve(
     from viaticum.budgets import default_path
 
     address = Address(host, port)
-    limits = Limits(concurrency, queue, rate, timeout, patience, body_limit)
+    limits = Limits(
+        concurrency=concurrency,
+        queue=queue,
+        per_minute=rate,
+        timeout=timeout,
+        stall_timeout=patience,
+        body_bytes=body_limit,
+    )
     home = folder or default_path().parent
     with ApiKeyStore(home / "keys.db") as keys:
         require_key_for_public_address(address, keys, insecure=insecure)
