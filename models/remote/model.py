@@ -225,7 +225,7 @@ class RemoteStream(Iterator[str | Completion]):
         self._events.close()
 
     def _run(self) -> Generator[str | Completion, None, None]:
-        began, spec = time.perf_counter(), self.model.spec
+        started, spec = time.perf_counter(), self.model.spec
         request = self.model.request(self.messages, self.generation)
         for tries in itertools.count(1):
             self._response = PartialResponse()
@@ -251,7 +251,7 @@ class RemoteStream(Iterator[str | Completion]):
                 _close(response)
             _log.info("%s: try %d failed; next try in %.1f s", spec.name, tries, wait)
             self.model._sleep(wait)
-        yield self._completion(response, time.perf_counter() - began)
+        yield self._completion(response, time.perf_counter() - started)
 
     def _completion(self, response: Any, seconds: float) -> Completion:
         partial, spec = self._response, self.model.spec

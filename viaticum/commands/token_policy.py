@@ -121,10 +121,10 @@ def policy(
         tau, strategy, latency_weight, streams, *groups, temperature, seed, held_out, *shape, *update, scale
     )
     run = partial(learn, catalogue=models, settings=settings, steps=steps, minutes=minutes)
-    asked = read_slice(questions, limit, skip)
+    selected = read_slice(questions, limit, skip)
     with ProgressBar() as bar:
         learned = run(
-            asked, pair, out, slots=slots, device=device, costs=_load_costs(costs), report=bar.report
+            selected, pair, out, slots=slots, device=device, costs=_load_costs(costs), report=bar.report
         )
     _print_policy(learned, out, as_json)
 
@@ -147,11 +147,11 @@ def policy_evaluate(
     from viaticum.catalogue import Catalogue
     from viaticum.training.policy_evaluation import evaluate
 
-    asked = read_slice(questions, limit, skip)
+    selected = read_slice(questions, limit, skip)
     with ProgressBar() as bar:
         result = evaluate(
             folder,
-            asked,
+            selected,
             catalogue=Catalogue.load(catalogue),
             pair=pair,
             slots=slots,
