@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from viaticum.strategies.answers import read_answer
 from viaticum.types import AnswerKind, Completion, Message, Query, Reading
 
-FORM_OF: Mapping[AnswerKind, str] = {
+FORMAT_INSTRUCTIONS: Mapping[AnswerKind, str] = {
     "auto": "",
     "number": "",  # what the worked examples show
     "choice": "The answer is the letter of one choice.",
@@ -66,14 +67,36 @@ class Strategy(ABC):
         return readings[-1] if readings else None
 
 
+@dataclass(frozen=True)
+class PromptStrategy(Strategy):
+    """A strategy that is a prompt: a system turn, worked examples and the question; the reply is free text.
+
+    A subclass sets `system` and `examples`, and overrides `read` if the reply is not free text.
+
+    Attributes:
+        system: the instructions.
+        examples: question and reply of each, sent as a user and an assistant turn before the question.
+    """
+
+    system: str
+    examples: tuple[Example, ...]
+
+    def messages(self, query: Query) -> list[Message]:
+        return chat(self.system, self.examples, query)
+
+    def read(self, completion: Completion, query: Query) -> Reading:
+        return read_text(completion, query)
+
+
 def chat(system: str, examples: Sequence[Example], query: Query) -> list[Message]:
     """A system turn, each worked example as a user and an assistant turn, and the question."""
     messages: list[Message] = [{"role": "system", "content": system}]
     for example in examples:
         messages.append({"role": "user", "content": example.question})
         messages.append({"role": "assistant", "content": example.reply})
-    question, form = query.text.strip(), FORM_OF[query.kind]
-    messages.append({"role": "user", "content": f"{question}\n{form}" if form else question})
+    question, instruction = query.text.strip(), FORMAT_INSTRUCTIONS[query.kind]
+    content = f"{question}\n{instruction}" if instruction else question
+    messages.append({"role": "user", "content": content})
     return messages
 
 
@@ -95,7 +118,7 @@ def with_history(history: Sequence[Message], messages: Sequence[Message]) -> lis
     return joined
 
 
-def was_cut(completion: Completion) -> bool:
+def is_truncated(completion: Completion) -> bool:
     """Whether the text ended before its writer did: at the token limit, in a loop, or by a stop from outside."""
     return completion.finish_reason != "stop"
 
@@ -106,10 +129,10 @@ def read_text(completion: Completion, query: Query) -> Reading:
     A text that was cut counts only where it already said "The answer is ..." or the like: its last number is
     some step on the way.
     """
-    value = read_answer(completion.text, query.kind, marked_only=was_cut(completion))
+    value = read_answer(completion.text, query.kind, marked_only=is_truncated(completion))
     if value is not None:
         return Reading(value)
-    if was_cut(completion):
+    if is_truncated(completion):
         return Reading(
             None, f"the text ended before a final answer (finish reason {completion.finish_reason})"
         )

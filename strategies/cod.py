@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from viaticum.strategies.base import Example, Strategy, chat, read_text
-from viaticum.types import Completion, Message, Query, Reading
+from viaticum.strategies.base import Example, PromptStrategy
 
 SYSTEM = (
     "Think step by step, but write only a minimal draft of each step: one line, five words at most, with "
@@ -31,7 +30,7 @@ EXAMPLES = (
 
 
 @dataclass(frozen=True)
-class Cod(Strategy):
+class Cod(PromptStrategy):
     """Reasoning in notes of a few words, then the answer."""
 
     system: str = SYSTEM
@@ -43,9 +42,3 @@ class Cod(Strategy):
         "Takes a fraction of the tokens of full reasoning; good for arithmetic with a few clear steps."
     )
     max_new_tokens = 200
-
-    def messages(self, query: Query) -> list[Message]:
-        return chat(self.system, self.examples, query)
-
-    def read(self, completion: Completion, query: Query) -> Reading:
-        return read_text(completion, query)

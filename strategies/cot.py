@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from viaticum.strategies.base import Example, Strategy, chat, read_text
-from viaticum.types import Completion, Message, Query, Reading
+from viaticum.strategies.base import Example, PromptStrategy
 
 SYSTEM = (
     "You solve problems step by step. Write one short step per line, say what each quantity means, and "
@@ -58,7 +57,7 @@ EXAMPLES = (
 
 
 @dataclass(frozen=True)
-class Cot(Strategy):
+class Cot(PromptStrategy):
     """Reasoning in short sentences, then the answer."""
 
     system: str = SYSTEM
@@ -69,9 +68,3 @@ class Cot(Strategy):
         "Reasons step by step in plain sentences before it states the answer. "
         "Long and dependable; good for word problems, logic and questions that take several steps."
     )
-
-    def messages(self, query: Query) -> list[Message]:
-        return chat(self.system, self.examples, query)
-
-    def read(self, completion: Completion, query: Query) -> Reading:
-        return read_text(completion, query)

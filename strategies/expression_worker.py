@@ -2,7 +2,7 @@
 
 A line in is a JSON list of two LaTeX texts, a line out `1`, `0` or, after the start, `ready`. It is run by its path
 in a process of its own and imports nothing of Viaticum, so that it starts in about half a second, and it ends after
-`QUESTIONS`, so that what sympy keeps does not grow for ever. Time is kept from outside; limits on memory, and a last
+`MAX_COMPARISONS`, so that what sympy keeps does not grow for ever. Time is kept from outside; limits on memory, and a last
 alarm that ends a worker whose parent died in mid-comparison, are set here.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 MEMORY_BYTES = 2**30  # address space: sympy takes 70 MB of it, `2^{10^{10}}` would take more than there is
 ALARM_SECONDS = 30
-QUESTIONS = 5_000
+MAX_COMPARISONS = 5_000
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     _same("x^2+2x", r"x(x+2)\frac{2}{2}")  # loads what sympy loads late, before time is kept
     print("ready", file=answers, flush=True)
-    for _, line in zip(range(QUESTIONS), sys.stdin, strict=False):
+    for _, line in zip(range(MAX_COMPARISONS), sys.stdin, strict=False):
         a, b = json.loads(line)
         _alarm(ALARM_SECONDS)
         verdict = _same(a, b)

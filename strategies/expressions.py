@@ -28,7 +28,7 @@ SECONDS = 2.0  # of a comparison
 START_SECONDS = 30.0  # of a worker's start, which takes about 0.5 s on an idle machine
 CHARACTERS = 300  # of an expression; longer ones are compared as text
 VERDICTS = 10_000  # remembered
-STARTS = 3  # in a row that may fail before no worker is tried any more
+MAX_FAILED_STARTS = 3  # in a row that may fail before no worker is tried any more
 
 _WORKER = Path(__file__).with_name("expression_worker.py")
 
@@ -75,7 +75,7 @@ _SYMBOLIC = re.compile(
 _UNIT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s?\{[^{}]*\}")
 _WORD = re.compile(r"\\(?:begin|end)\s?\{\w{1,20}\*?\}|\\[A-Za-z]+|[A-Za-z]{2,}")
 _KNOWN_WORD = re.compile(rf"\\.*|(?:sqrt|{_FUNCTION})[xyn]?|[xyz]{{2,3}}", re.DOTALL)
-_SAYABLE = re.compile(r"[ -~\s−–×·÷π∞θ≤≥≠±∪∩∈√²³⁰¹⁴-⁹⁻⁺\u00a0\u202f]+")
+_ALLOWED = re.compile(r"[ -~\s−–×·÷π∞θ≤≥≠±∪∩∈√²³⁰¹⁴-⁹⁻⁺\u00a0\u202f]+")
 
 
 def same_expression(a: str, b: str) -> bool:
@@ -95,7 +95,7 @@ def same_expression(a: str, b: str) -> bool:
 def is_symbolic(text: str) -> bool:
     """Whether a text is a formula and not words, a number, a range or a date: it has a variable, a power, a LaTeX
     command or a bracketed list, and no word that is no function."""
-    return _can_ask(text) and _SYMBOLIC.search(text) is not None and not _words(text)
+    return _is_supported(text) and _SYMBOLIC.search(text) is not None and not _unknown_words(text)
 
 
 def require() -> None:
@@ -114,17 +114,17 @@ def to_latex(text: str) -> str:
     return " ".join(_POWER.sub(r"^{\1}", text).split()).rstrip(".,;: ")
 
 
-def _can_ask(text: str) -> bool:
-    return len(text) <= CHARACTERS and _SAYABLE.fullmatch(text) is not None
+def _is_supported(text: str) -> bool:
+    return len(text) <= CHARACTERS and _ALLOWED.fullmatch(text) is not None
 
 
 def _is_formula(text: str) -> bool:
     """Whether a text that should be an expression is one: "Paris" would be read as a product of five variables."""
     text = _UNIT.sub("", text)
-    return _can_ask(text) and bool(text.strip()) and all(len(word) < 4 for word in _words(text))
+    return _is_supported(text) and bool(text.strip()) and all(len(word) < 4 for word in _unknown_words(text))
 
 
-def _words(text: str) -> list[str]:
+def _unknown_words(text: str) -> list[str]:
     """The words of a text that are no functions and no LaTeX."""
     return [word for word in _WORD.findall(text) if not _KNOWN_WORD.fullmatch(word)]
 
@@ -136,7 +136,7 @@ def _installed() -> bool:
         return False
 
 
-class _Comparer:
+class _WorkerClient:
     """One worker process for this process, and the verdicts it gave. Callers take turns."""
 
     def __init__(self) -> None:
@@ -177,7 +177,7 @@ class _Comparer:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.close()
-        if self._failed_starts >= STARTS or not sys.executable or not _installed():
+        if self._failed_starts >= MAX_FAILED_STARTS or not sys.executable or not _installed():
             return None
         # It finds what this process finds, and -P keeps the modules beside it from hiding others.
         paths = os.pathsep.join(path for path in sys.path if path)
@@ -248,7 +248,7 @@ class _Comparer:
                     pipe.close()
 
 
-_shared = _Comparer()
+_shared = _WorkerClient()
 atexit.register(_shared.close)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_shared.forget)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from viaticum.strategies.base import Example, Strategy, chat, read_text
-from viaticum.types import Completion, Message, Query, Reading
+from viaticum.strategies.base import Example, PromptStrategy
 
 SYSTEM = (
     "You solve problems from the simple to the hard. First list the subquestions that lead to the answer, the "
@@ -68,7 +67,7 @@ EXAMPLES = (
 
 
 @dataclass(frozen=True)
-class LeastToMost(Strategy):
+class LeastToMost(PromptStrategy):
     """Subquestions from the easiest up, then their answers in order."""
 
     system: str = SYSTEM
@@ -79,9 +78,3 @@ class LeastToMost(Strategy):
         "Splits the question into simpler subquestions and answers them in order, each with the answers before it. "
         "Longer than plain reasoning; good for compositional problems with many dependent steps."
     )
-
-    def messages(self, query: Query) -> list[Message]:
-        return chat(self.system, self.examples, query)
-
-    def read(self, completion: Completion, query: Query) -> Reading:
-        return read_text(completion, query)

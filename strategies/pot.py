@@ -12,10 +12,10 @@ import re
 from dataclasses import dataclass, field
 
 from viaticum.strategies.answers import read_answer
-from viaticum.strategies.base import Example, Strategy, chat, was_cut
+from viaticum.strategies.base import Example, PromptStrategy, is_truncated
 from viaticum.strategies.sandbox import Limits, Sandbox, default_sandbox
 from viaticum.strategies.sandbox.base import LIMITS, PROGRAM_CHARACTERS, parse
-from viaticum.types import Completion, Message, Query, Reading
+from viaticum.types import Completion, Query, Reading
 
 SYSTEM = (
     "You solve problems by writing a short Python program. First give every fact of the question a variable "
@@ -156,7 +156,7 @@ _PYTHON = ("python", "py", "python3")
 
 
 @dataclass(frozen=True)
-class Pot(Strategy):
+class Pot(PromptStrategy):
     """A program that computes the answer, run in a sandbox.
 
     sandbox: where programs run; None means the one this process shares. limits: what one program may take.
@@ -175,16 +175,13 @@ class Pot(Strategy):
     needs = frozenset({"sandbox"})
     stop = ("\n```\n",)
 
-    def messages(self, query: Query) -> list[Message]:
-        return chat(self.system, self.examples, query)
-
     def read(self, completion: Completion, query: Query) -> Reading:
         """Run the program and read what it prints last.
 
         Raises `SandboxError` where this machine has no sandbox; never for what a model wrote.
         """
         reading = self._run(completion.text, query)
-        if reading.answered or not was_cut(completion):
+        if reading.answered or not is_truncated(completion):
             return reading
         return Reading(None, f"{reading.reason}; the text was cut (finish reason {completion.finish_reason})")
 

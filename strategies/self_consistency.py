@@ -18,7 +18,7 @@ from viaticum.types import Completion, Message, Query, Reading
 
 PREFIX = "self-consistency"
 SAMPLES = 5
-MOST_SAMPLES = 100
+MAX_SAMPLES = 100
 TEMPERATURE = 0.7  # the paper's, for PaLM and GPT-3
 
 
@@ -30,8 +30,8 @@ class SelfConsistency(Strategy):
     """
 
     def __init__(self, of: Strategy, samples: int = SAMPLES, temperature: float = TEMPERATURE) -> None:
-        if not 2 <= samples <= MOST_SAMPLES:
-            raise InputError(f"{samples} samples; a majority takes 2 to {MOST_SAMPLES}")
+        if not 2 <= samples <= MAX_SAMPLES:
+            raise InputError(f"{samples} samples; a majority takes 2 to {MAX_SAMPLES}")
         if not 0 < temperature <= 2:
             raise InputError(
                 f"a temperature of {temperature}; samples differ only above 0, and up to 2 make sense"

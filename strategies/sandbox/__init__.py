@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from viaticum.errors import SandboxError, UnknownName
 from viaticum.strategies.sandbox.auto import AutoSandbox, open_bwrap, open_monty
-from viaticum.strategies.sandbox.base import Limits, ProgramResult, Sandbox, tested
+from viaticum.strategies.sandbox.base import Limits, ProgramResult, Sandbox, run_self_test
 
 __all__ = ["BACKENDS", "Limits", "ProgramResult", "Sandbox", "default_sandbox", "open_sandbox"]
 
@@ -51,7 +51,7 @@ def open_sandbox(backend: str = "auto", *, workers: int | None = None, unsafe: b
 def _open_unsafe(unsafe: bool) -> Sandbox:
     from viaticum.strategies.sandbox.unsafe import UnsafeSubprocess
 
-    return tested(UnsafeSubprocess(unsafe=unsafe))
+    return run_self_test(UnsafeSubprocess(unsafe=unsafe))
 
 
 def default_sandbox() -> Sandbox:

@@ -32,11 +32,11 @@ from viaticum.strategies.sandbox.base import (
     ProgramResult,
     Sandbox,
     parse,
-    tested,
+    run_self_test,
 )
 
 # Modules that Monty has in part. Only these are asked what CPython's have: importing others may have effects.
-PARTLY_THERE = frozenset(
+PARTIAL_MODULES = frozenset(
     {
         "asyncio",
         "base64",
@@ -90,7 +90,7 @@ class AutoSandbox(Sandbox):
         self._lock = threading.Lock()
         self._closed = False
         self._bwrap: Sandbox | None = None
-        self._no_bwrap: SandboxError | None = None
+        self._bwrap_error: SandboxError | None = None
         self._monty: Sandbox | None = None
         try:
             self._monty = open_monty(workers)
@@ -124,13 +124,13 @@ class AutoSandbox(Sandbox):
         with self._lock:
             if self._closed:
                 raise SandboxError(CLOSED)
-            if self._no_bwrap is not None:
-                raise self._no_bwrap
+            if self._bwrap_error is not None:
+                raise self._bwrap_error
             if self._bwrap is None:
                 try:
                     self._bwrap = open_bwrap(self._workers)
                 except SandboxError as error:
-                    self._no_bwrap = error
+                    self._bwrap_error = error
                     raise
             return self._bwrap
 
@@ -148,7 +148,7 @@ def open_monty(workers: int | None = None) -> Sandbox:
         from viaticum.strategies.sandbox.monty import MontySandbox
     except ImportError as error:
         raise SandboxError(f"no monty ({error}); run: pip install 'pydantic-monty>=1.4,<2'") from error
-    return tested(MontySandbox(workers))
+    return run_self_test(MontySandbox(workers))
 
 
 def open_bwrap(workers: int | None = None) -> Sandbox:
@@ -157,7 +157,7 @@ def open_bwrap(workers: int | None = None) -> Sandbox:
         raise SandboxError(f"bubblewrap needs Linux, this is {sys.platform}")
     from viaticum.strategies.sandbox.bubblewrap import BubblewrapSandbox
 
-    return tested(BubblewrapSandbox(workers))
+    return run_self_test(BubblewrapSandbox(workers))
 
 
 def lacks_feature(program: str, error: str) -> bool:
@@ -167,7 +167,7 @@ def lacks_feature(program: str, error: str) -> bool:
         return False
     if error.startswith("the program is not valid Python: "):
         return True  # for CPython it is
-    for pattern, is_lack in _LACKS:
+    for pattern, is_lack in _MISSING_FEATURES:
         found = pattern.match(error)
         if found:
             return is_lack(tree, *found.groups())
@@ -193,25 +193,25 @@ def _defines(tree: ast.Module, *methods: str) -> bool:
     return any(isinstance(node, ast.FunctionDef) and node.name in methods for node in ast.walk(tree))
 
 
-def _is_unbuilt(tree: ast.Module) -> bool:
+def _is_not_implemented(tree: ast.Module) -> bool:
     # A program that raises this itself has to name it.
     return "NotImplementedError" not in _names(tree)
 
 
-def _is_module_elsewhere(tree: ast.Module, module: str) -> bool:
+def _is_cpython_module(tree: ast.Module, module: str) -> bool:
     package = module.partition(".")[0]
     return package in _imports(tree) and (package in PACKAGES or package in sys.stdlib_module_names)
 
 
 def _module_has(tree: ast.Module, module: str, name: str) -> bool:
-    return module in PARTLY_THERE and hasattr(importlib.import_module(module), name)
+    return module in PARTIAL_MODULES and hasattr(importlib.import_module(module), name)
 
 
 def _import_has(tree: ast.Module, name: str, module: str) -> bool:
     return _module_has(tree, module, name)
 
 
-def _builtins_have(tree: ast.Module, name: str) -> bool:
+def _is_builtin(tree: ast.Module, name: str) -> bool:
     return hasattr(builtins, name) or name in ("exit", "quit")
 
 
@@ -225,14 +225,14 @@ def _class_has(tree: ast.Module, class_name: str, name: str) -> bool:
 def _class(name: str) -> type | None:
     """The class that an error message names, where it is one of CPython's own."""
     module, _, last = name.rpartition(".")
-    if module in PARTLY_THERE:
+    if module in PARTIAL_MODULES:
         found = getattr(importlib.import_module(module), last, None)
     else:
         found = _CLASSES.get(name) or getattr(builtins, name, None) or getattr(collections, name, None)
     return found if isinstance(found, type) else None
 
 
-def _is_lazy_elsewhere(tree: ast.Module) -> bool:
+def _needs_iterator(tree: ast.Module) -> bool:
     # Monty makes lists of what CPython makes iterators of.
     return bool(_LAZY & _names(tree)) or any(isinstance(node, ast.GeneratorExp) for node in ast.walk(tree))
 
@@ -256,20 +256,20 @@ def _always(tree: ast.Module) -> bool:
     return True
 
 
-_SAID = r"the program raised "
-_LACKS: tuple[tuple[re.Pattern[str], Callable[..., bool]], ...] = (
-    (re.compile(_SAID + r"NotImplementedError"), _is_unbuilt),
-    (re.compile(_SAID + r"ModuleNotFoundError: No module named '([\w.]+)'"), _is_module_elsewhere),
-    (re.compile(_SAID + r"ImportError: cannot import name '(\w+)' from '([\w.]+)'"), _import_has),
-    (re.compile(_SAID + r"AttributeError: module '([\w.]+)' has no attribute '(\w+)'"), _module_has),
+_RAISED = r"the program raised "
+_MISSING_FEATURES: tuple[tuple[re.Pattern[str], Callable[..., bool]], ...] = (
+    (re.compile(_RAISED + r"NotImplementedError"), _is_not_implemented),
+    (re.compile(_RAISED + r"ModuleNotFoundError: No module named '([\w.]+)'"), _is_cpython_module),
+    (re.compile(_RAISED + r"ImportError: cannot import name '(\w+)' from '([\w.]+)'"), _import_has),
+    (re.compile(_RAISED + r"AttributeError: module '([\w.]+)' has no attribute '(\w+)'"), _module_has),
     (
         re.compile(
-            _SAID + r"AttributeError: (?:type object )?'([\w.]+)'(?: object)? has no attribute '(\w+)'"
+            _RAISED + r"AttributeError: (?:type object )?'([\w.]+)'(?: object)? has no attribute '(\w+)'"
         ),
         _class_has,
     ),
-    (re.compile(_SAID + r"NameError: name '(\w+)' is not defined"), _builtins_have),
-    (re.compile(_SAID + r"TypeError: 'list' object is not an iterator"), _is_lazy_elsewhere),
-    (re.compile(_SAID + r"TypeError: cannot create 'object' instances"), _always),
-    (re.compile(_SAID + r"TypeError: (.*)"), _has_operator),
+    (re.compile(_RAISED + r"NameError: name '(\w+)' is not defined"), _is_builtin),
+    (re.compile(_RAISED + r"TypeError: 'list' object is not an iterator"), _needs_iterator),
+    (re.compile(_RAISED + r"TypeError: cannot create 'object' instances"), _always),
+    (re.compile(_RAISED + r"TypeError: (.*)"), _has_operator),
 )

@@ -115,7 +115,7 @@ class Sandbox(ABC):
         self.close()
 
 
-def tested(sandbox: Sandbox) -> Sandbox:
+def run_self_test(sandbox: Sandbox) -> Sandbox:
     """The sandbox after its self-test; closed where it fails. Raises `SandboxError`."""
     try:
         sandbox.self_test()

@@ -1,8 +1,8 @@
 """The bubblewrap back end: CPython with numpy and sympy, behind the kernel's own walls.
 
-A worker is one `bwrap` with `inside` running in it: new user, mount, pid, ipc, uts, network and cgroup namespaces,
+A worker is one `bwrap` with `worker_main` running in it: new user, mount, pid, ipc, uts, network and cgroup namespaces,
 an empty environment, nothing of this machine but its libraries and its Python, read-only, no /proc, /sys or /etc.
-The worker has a confined process for each program (see `inside`); where it does not answer in time, everything in
+The worker has a confined process for each program (see `worker_main`); where it does not answer in time, everything in
 it is killed from outside and the next program gets a new one. Started by root, programs run as nobody; started by
 anyone else, as that user, without the rights of one. Programs and results cross as JSON over pipes.
 
@@ -64,7 +64,7 @@ class BubblewrapSandbox(Sandbox):
 
     def __init__(self, workers: int | None = None, executable: str | None = None) -> None:
         self._command = worker_command(executable or find_bwrap())
-        self._hello = {"seccomp": assemble(platform.machine()).hex(), "path": ["/packages"]}
+        self._handshake = {"seccomp": assemble(platform.machine()).hex(), "path": ["/packages"]}
         self._process = os.getpid()
         self._free = threading.BoundedSemaphore(workers or os.cpu_count() or 1)
         self._lock = threading.Lock()
@@ -90,14 +90,14 @@ class BubblewrapSandbox(Sandbox):
     def _ask(self, program: str, limits: Limits) -> dict[str, Any]:
         """Let a worker run it; one that died before the program began is replaced, one that is late is killed."""
         for _ in range(ATTEMPTS):
-            worker = self._take()
+            worker = self._acquire()
             try:
                 worker.prepare(program)
             except WorkerLost:
-                self._end(worker)
+                self._discard(worker)
                 continue
             except BaseException:
-                self._end(worker)
+                self._discard(worker)
                 raise
             return self._run_on(worker, program, limits)
         raise SandboxError(f"{ATTEMPTS} workers died one after the other before the program began; {INSTALL}")
@@ -106,22 +106,22 @@ class BubblewrapSandbox(Sandbox):
         try:
             reply = worker.run(program, limits)
         except WorkerLost as lost:
-            self._end(worker)
+            self._discard(worker)
             if self._closed:
                 raise SandboxError("the sandbox was closed while the program ran") from lost
             return {"stdout": "", "error": str(lost)}
         except BaseException:  # interrupted: the reply may still come, and must not be the next program's
-            self._end(worker)
+            self._discard(worker)
             raise
         with self._lock:
             closed = self._closed
             if not closed:
                 self._idle.append(worker)
         if closed:
-            self._end(worker)
+            self._discard(worker)
         return reply
 
-    def _take(self) -> Worker:
+    def _acquire(self) -> Worker:
         while True:
             with self._lock:
                 if self._closed:
@@ -131,15 +131,15 @@ class BubblewrapSandbox(Sandbox):
                 return self._start()
             if worker.answers():
                 return worker
-            self._end(worker)
+            self._discard(worker)
 
     def _start(self) -> Worker:
-        worker = Worker(self._command, self._hello)
+        worker = Worker(self._command, self._handshake)
         with self._lock:
             self._all.add(worker)
         return worker
 
-    def _end(self, worker: Worker) -> None:
+    def _discard(self, worker: Worker) -> None:
         with self._lock:
             self._all.discard(worker)
         worker.kill()

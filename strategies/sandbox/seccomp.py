@@ -6,7 +6,7 @@ program, no socket but a pair, no signal to others, no mount, no namespace, no p
 io_uring, no memory that only a descriptor holds. Assembled here rather than by libseccomp because sixty lines do
 it, and a wheel of libseccomp would have to be trusted with more than that.
 
-Leaves out: installing it (`inside`), and machines other than x86-64 and arm64.
+Leaves out: installing it (`worker_main`), and machines other than x86-64 and arm64.
 """
 
 from __future__ import annotations

@@ -34,23 +34,23 @@ from viaticum.strategies.sandbox.base import (
 
 _STARTER = """
 import json, math, os, resource, sys
-inside_folder, report = sys.argv[1], int(sys.argv[2])
-sys.path.insert(0, inside_folder)
-import inside
-sys.path.remove(inside_folder)
+module_folder, report = sys.argv[1], int(sys.argv[2])
+sys.path.insert(0, module_folder)
+import worker_main
+sys.path.remove(module_folder)
 request = json.loads(sys.stdin.buffer.read())
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-os.dup2(report, inside.REPORT)
+os.dup2(report, worker_main.REPORT)
 import threading
-inside.load(request["load"])
+worker_main.load(request["load"])
 limits = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, math.ceil(request["seconds"]) + 3),
-          (resource.RLIMIT_FSIZE, inside.SCRATCH_BYTES)]
+          (resource.RLIMIT_FSIZE, worker_main.SCRATCH_BYTES)]
 if sys.platform == "linux":
-    limits.append((resource.RLIMIT_AS, inside.mapped_bytes() + request["memory_bytes"]))
+    limits.append((resource.RLIMIT_AS, worker_main.mapped_bytes() + request["memory_bytes"]))
 for limit, value in limits:
     resource.setrlimit(limit, (value, value))
-said = inside.execute(request["program"], request["memory_bytes"], request["output_bytes"])
-os.write(inside.REPORT, json.dumps(said).encode())
+outcome = worker_main.execute(request["program"], request["memory_bytes"], request["output_bytes"])
+os.write(worker_main.REPORT, json.dumps(outcome).encode())
 os._exit(0)
 """
 
@@ -121,14 +121,14 @@ def _run(request: bytes, limits: Limits, folder: str) -> tuple[str, str]:
         process.stdout.close()
         process.wait()
         os.close(report)
-    output, said = read.values()
+    output, outcome = read.values()
     stdout = output[:output_bytes].decode("utf-8", "ignore")
     if late:
         return stdout, f"the program was stopped after {seconds:g} s"
     if len(output) > output_bytes:
         return stdout, f"the program printed more than {output_bytes} bytes"
     try:
-        end: dict[str, Any] = json.loads(said)
+        end: dict[str, Any] = json.loads(outcome)
         if not stdout.strip() and end.get("value"):
             stdout = f"{end['value']}\n"[:output_bytes]
         return stdout, str(end["error"])

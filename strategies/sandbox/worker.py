@@ -1,6 +1,6 @@
 """One bubblewrap worker: a bwrap process, the pipes to the script inside it, and a handle to kill all of it by.
 
-Leaves out: how many there are and which program goes to which (`bubblewrap`), and what happens inside (`inside`).
+Leaves out: how many there are and which program goes to which (`bubblewrap`), and what happens inside (`worker_main`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from viaticum.errors import SandboxError
-from viaticum.strategies.sandbox import worker_main as inside
+from viaticum.strategies.sandbox import worker_main
 from viaticum.strategies.sandbox.base import Limits, mentioned_packages
 from viaticum.strategies.sandbox.bwrap_command import INSTALL
 
@@ -35,22 +35,22 @@ class WorkerLost(Exception):
 class Worker:
     """One bwrap process and the pipes to the worker inside. Used by one thread at a time."""
 
-    def __init__(self, command: list[str], hello: dict[str, Any]) -> None:
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (what bwrap says where it does not start)
+    def __init__(self, command: list[str], handshake: dict[str, Any]) -> None:
+        self._stderr_file = tempfile.TemporaryFile()  # noqa: SIM115  (what bwrap says where it does not start)
         try:
-            self._process, self._inner = _spawn(command, self._said.fileno())
+            self._process, self._inner = _spawn(command, self._stderr_file.fileno())
         except OSError as error:
-            self._said.close()
+            self._stderr_file.close()
             raise SandboxError(f"bwrap does not start: {error}; {INSTALL}") from error
         try:
-            self._send(hello)
+            self._send(handshake)
             self._receive(START_SECONDS, 2**16)
         except WorkerLost as error:
-            self._said.seek(0)
-            said = self._said.read(2000).decode("utf-8", "replace").strip().replace("\n", "; ")
+            self._stderr_file.seek(0)
+            outcome = self._stderr_file.read(2000).decode("utf-8", "replace").strip().replace("\n", "; ")
             self.kill()
             raise SandboxError(
-                f"bubblewrap does not work on this machine: {said or error}; {INSTALL}"
+                f"bubblewrap does not work on this machine: {outcome or error}; {INSTALL}"
             ) from error
 
     def prepare(self, program: str) -> None:
@@ -92,12 +92,12 @@ class Worker:
         if self._inner is not None:
             os.close(self._inner)
             self._inner = None
-        self._said.close()
+        self._stderr_file.close()
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
-            inside.write_message(self._process.stdin.fileno(), message)
+            worker_main.write_message(self._process.stdin.fileno(), message)
         except OSError as error:
             raise WorkerLost(f"the worker ended: {error}") from error
 
@@ -120,7 +120,7 @@ class Worker:
         return cast("dict[str, Any]", json.loads(data[4:]))
 
 
-def _spawn(command: list[str], said: int) -> tuple[subprocess.Popen[bytes], int | None]:
+def _spawn(command: list[str], outcome: int) -> tuple[subprocess.Popen[bytes], int | None]:
     """Start bwrap; also a handle on the first process inside, by which all of it can be killed."""
     info, info_end = os.pipe()
     mapped, mapped_end = os.pipe()
@@ -132,7 +132,7 @@ def _spawn(command: list[str], said: int) -> tuple[subprocess.Popen[bytes], int 
             [command[0], *own, *command[1:]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=outcome,
             bufsize=0,
             env={},
             cwd="/",
@@ -173,7 +173,7 @@ def _first_process(info: int) -> int | None:
 def _map_users(pid: int) -> None:
     """Root inside is root here, for the worker to set the walls up with; programs are nobody."""
     for name in ("uid_map", "gid_map"):
-        Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{inside.USER} {NOBODY} 1\n")
+        Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{worker_main.USER} {NOBODY} 1\n")
 
 
 def _readable(fd: int, seconds: float) -> bool:

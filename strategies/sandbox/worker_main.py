@@ -43,7 +43,7 @@ REPORT_BYTES = 64 * 2**10  # beside the value of the last expression
 USER = 1000
 
 # Loaded once a worker, so that no program waits for them.
-ORDINARY = (
+PRELOADED_MODULES = (
     "collections",
     "datetime",
     "decimal",
@@ -64,7 +64,7 @@ ORDINARY = (
     "encodings.idna",
 )
 # What a package does late, on first use, done once a worker as well.
-FIRST_USES = {"sympy": "x = package.Symbol('x'); package.solve(x**2 - 2, x); package.integrate(x, x)"}
+WARM_UP_CODE = {"sympy": "x = package.Symbol('x'); package.solve(x**2 - 2, x); package.integrate(x, x)"}
 
 CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
@@ -118,25 +118,25 @@ def serve() -> None:
     os.dup2(null, 0)
     os.dup2(2, 1)
     os.close(null)
-    hello = read_message(requests)
-    if hello is None:
+    handshake = read_message(requests)
+    if handshake is None:
         return
-    system_calls = bytes.fromhex(hello["seccomp"])
-    sys.path.extend(hello["path"])
-    for name in ORDINARY:
+    system_calls = bytes.fromhex(handshake["seccomp"])
+    sys.path.extend(handshake["path"])
+    for name in PRELOADED_MODULES:
         importlib.import_module(name)
     write_message(replies, {"ready": True})
-    while (wish := read_message(requests)) is not None:
-        if wish["load"]:
-            load(wish["load"])
-        keeper = os.fork()
-        if keeper == 0:
-            _keep_one_program(requests, replies, system_calls)
-        if os.waitpid(keeper, 0)[1] != 0:
+    while (request := read_message(requests)) is not None:
+        if request["load"]:
+            load(request["load"])
+        supervisor = os.fork()
+        if supervisor == 0:
+            _supervise_one_program(requests, replies, system_calls)
+        if os.waitpid(supervisor, 0)[1] != 0:
             return
 
 
-def _keep_one_program(requests: int, replies: int, system_calls: bytes) -> NoReturn:
+def _supervise_one_program(requests: int, replies: int, system_calls: bytes) -> NoReturn:
     """In a child of the worker: run the next program and reply. Never returns."""
     status = 70
     try:
@@ -155,7 +155,7 @@ def load(names: list[str]) -> None:
         if name not in sys.modules:
             # Where a package is missing or broken, the program that wants it hears of it.
             with contextlib.suppress(Exception):
-                exec(FIRST_USES.get(name, ""), {"package": importlib.import_module(name)})
+                exec(WARM_UP_CODE.get(name, ""), {"package": importlib.import_module(name)})
     gc.collect()
     gc.freeze()
 
@@ -168,7 +168,7 @@ def run_program(request: dict[str, Any], system_calls: bytes, requests: int) -> 
     call("unshare", CLONE_NEWPID)  # for the child: it is the first process of a namespace
     pid = os.fork()
     if pid == 0:
-        _become_program(request, system_calls, address_space, output_end, report_end)
+        _run_confined(request, system_calls, address_space, output_end, report_end)
     os.close(output_end)
     os.close(report_end)
     return supervise(pid, output, report, request, requests)
@@ -279,34 +279,34 @@ def _reply(
 def _read_report(text: bytes) -> dict[str, str]:
     """How a program says it ended. It may say anything, or nothing."""
     try:
-        said = json.loads(text)
+        outcome = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(said, dict):
+    if not isinstance(outcome, dict):
         return {}
-    found = {name: said[name] for name in ("error", "value") if isinstance(said.get(name), str)}
+    found = {name: outcome[name] for name in ("error", "value") if isinstance(outcome.get(name), str)}
     if "error" in found:
         found["error"] = found["error"][: 2 * ERROR_CHARACTERS]
     return found
 
 
-def _become_program(
+def _run_confined(
     request: dict[str, Any], system_calls: bytes, address_space: int, output_end: int, report_end: int
 ) -> NoReturn:
     """In the child: give everything up, then run the program. Never returns."""
     status = 70
     try:
         try:
-            _keep_descriptors(output_end, report_end)
+            _redirect_descriptors(output_end, report_end)
             confine(request, system_calls, address_space)
         except BaseException as error:
             os.write(REPORT, f"{type(error).__name__}: {error}".encode()[:ERROR_CHARACTERS])
             raise
         os.write(REPORT, CONFINED)
-        said = json.dumps(
+        outcome = json.dumps(
             execute(request["program"], request["memory_bytes"], request["output_bytes"])
         ).encode()
-        rest = memoryview(said)
+        rest = memoryview(outcome)
         while rest:
             rest = rest[os.write(REPORT, rest) :]
         status = 0
@@ -314,7 +314,7 @@ def _become_program(
         os._exit(status)
 
 
-def _keep_descriptors(output_end: int, report_end: int) -> None:
+def _redirect_descriptors(output_end: int, report_end: int) -> None:
     """Nothing of the worker stays open: null, the output, null, the report."""
     null = os.open("/dev/null", os.O_RDWR)
     high = [
@@ -401,20 +401,20 @@ def execute(program: str, memory_bytes: int, output_bytes: int) -> dict[str, str
         setattr(sys, f"__{name}__", stream)
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()  # the state that a fork copies would be the same in every program
-    said: dict[str, str] = {"error": ""}
+    outcome: dict[str, str] = {"error": ""}
     try:
         value = _evaluate(program, names)
         if value is not None:
-            said["value"] = str(value)[: output_bytes + 1]
+            outcome["value"] = str(value)[: output_bytes + 1]
         _wait_for_threads()
     except SystemExit as end:
         if end.code not in (None, 0):
-            said["error"] = _in_words(end, memory_bytes)
+            outcome["error"] = _error_text(end, memory_bytes)
     except BaseException as error:
-        said["error"] = _in_words(error, memory_bytes)
+        outcome["error"] = _error_text(error, memory_bytes)
     with contextlib.suppress(BaseException):
         stdout.flush()
-    return said
+    return outcome
 
 
 def _evaluate(program: str, names: dict[str, Any]) -> object:
@@ -435,7 +435,7 @@ def _wait_for_threads() -> None:
             thread.join()
 
 
-def _in_words(error: BaseException, memory_bytes: int) -> str:
+def _error_text(error: BaseException, memory_bytes: int) -> str:
     if isinstance(error, MemoryError):
         return f"the program needed more than {memory_bytes / 2**20:g} MiB of memory"
     try:

@@ -22,15 +22,15 @@ SLACK = 8.0  # for a new worker on a busy machine
 
 
 @pytest.fixture
-def comparer(monkeypatch: pytest.MonkeyPatch) -> Iterator[expressions._Comparer]:
+def comparer(monkeypatch: pytest.MonkeyPatch) -> Iterator[expressions._WorkerClient]:
     """A worker of the test's own, and none of the verdicts that others asked for."""
-    own = expressions._Comparer()
+    own = expressions._WorkerClient()
     monkeypatch.setattr(expressions, "_shared", own)
     yield own
     own.close()
 
 
-def worker_pid(comparer: expressions._Comparer) -> int:
+def worker_pid(comparer: expressions._WorkerClient) -> int:
     assert comparer._process is not None
     return comparer._process.pid
 
@@ -47,7 +47,7 @@ def test_math_verify_is_there() -> None:
 
 
 def test_what_takes_too_long_is_stopped_and_the_next_comparison_works(
-    comparer: expressions._Comparer,
+    comparer: expressions._WorkerClient,
 ) -> None:
     assert same_expression(*SQUARE)
     first = worker_pid(comparer)
@@ -60,12 +60,12 @@ def test_what_takes_too_long_is_stopped_and_the_next_comparison_works(
     assert worker_pid(comparer) != first
 
 
-def test_a_number_too_large_to_write_down_is_different(comparer: expressions._Comparer) -> None:
+def test_a_number_too_large_to_write_down_is_different(comparer: expressions._WorkerClient) -> None:
     assert not same_expression("2^{10^{10}}", "2")
     assert same_expression(*SQUARE)
 
 
-def test_a_worker_that_died_while_idle_costs_nothing(comparer: expressions._Comparer) -> None:
+def test_a_worker_that_died_while_idle_costs_nothing(comparer: expressions._WorkerClient) -> None:
     assert same_expression(*SQUARE)
     process = comparer._process
     assert process is not None
@@ -73,7 +73,7 @@ def test_a_worker_that_died_while_idle_costs_nothing(comparer: expressions._Comp
     assert same_expression("2x+x", "3x")
 
 
-def test_threads_take_turns(comparer: expressions._Comparer) -> None:
+def test_threads_take_turns(comparer: expressions._WorkerClient) -> None:
     pairs = [(f"(x+{n})^2", f"x^2+{2 * n}x+{n * n + wrong}") for n in range(1, 7) for wrong in (0, 1)]
     with ThreadPoolExecutor(6) as threads:
         verdicts = list(threads.map(lambda pair: same_expression(*pair), pairs))
@@ -118,7 +118,7 @@ def test_a_forked_child_asks_a_worker_of_its_own() -> None:
 
 
 def test_without_math_verify_texts_decide(
-    comparer: expressions._Comparer, monkeypatch: pytest.MonkeyPatch
+    comparer: expressions._WorkerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expressions, "_installed", lambda: False)
     assert answers.equivalent(r"$\dfrac{\sqrt{3}}{2}$", r"\frac{\sqrt{3}}{2}", "expression")
@@ -129,19 +129,19 @@ def test_without_math_verify_texts_decide(
 
 
 def test_a_worker_that_cannot_start_is_given_up(
-    comparer: expressions._Comparer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    comparer: expressions._WorkerClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use_worker(monkeypatch, tmp_path, "raise SystemExit(3)")
-    for _ in range(expressions.STARTS + 2):
+    for _ in range(expressions.MAX_FAILED_STARTS + 2):
         assert not same_expression(*SQUARE)
-    assert comparer._failed_starts == expressions.STARTS
+    assert comparer._failed_starts == expressions.MAX_FAILED_STARTS
 
 
 def test_a_worker_that_retires_is_replaced(
-    comparer: expressions._Comparer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    comparer: expressions._WorkerClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     source = expressions._WORKER.read_text(encoding="utf-8")
-    use_worker(monkeypatch, tmp_path, source.replace("QUESTIONS = 5_000", "QUESTIONS = 2"))
+    use_worker(monkeypatch, tmp_path, source.replace("MAX_COMPARISONS = 5_000", "MAX_COMPARISONS = 2"))
     pids = set()
     for n in range(5):
         assert same_expression(f"(x+{n})x", f"x^2 + x*{n}")
@@ -150,7 +150,7 @@ def test_a_worker_that_retires_is_replaced(
 
 
 def test_a_worker_that_answers_nonsense_or_dies_of_a_question_says_no(
-    comparer: expressions._Comparer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    comparer: expressions._WorkerClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for answer in ("print('maybe', flush=True)", "raise SystemExit"):
         use_worker(monkeypatch, tmp_path, f"print('ready', flush=True)\ninput()\n{answer}")

@@ -65,7 +65,7 @@ ATTACKS: dict[str, str] = {
     "make a folder": "import os\nos.makedirs('@TARGET@')",
     "change a mode": "import os\nos.chmod('@SECRET@', 0)",
     "write with numpy": "import numpy\nnumpy.zeros(3).tofile('@TARGET@')",
-    "write over the interpreter": "import os\nfor f in (os.__file__, '/inside.py', '/python/x', '/usr/x', '/x', '/dev/x'):\n    try:\n        open(f, 'a').write('x'); print('REACHED', f)\n    except OSError:\n        pass",
+    "write over the interpreter": "import os\nfor f in (os.__file__, '/worker_main.py', '/python/x', '/usr/x', '/x', '/dev/x'):\n    try:\n        open(f, 'a').write('x'); print('REACHED', f)\n    except OSError:\n        pass",
     "write over numpy": "import numpy\nopen(numpy.__file__, 'a').write('x')\nprint('REACHED')",
     "change a device": "import os\nfor act in (lambda: os.chmod('/dev/null', 0), lambda: os.remove('/dev/null'), lambda: os.chown('/dev/null', 1000, 1000)):\n    try:\n        act(); print('REACHED')\n    except OSError:\n        pass",
     "write to a disk": "import os\nfor name in ('vda', 'sda', 'nvme0n1', 'mem', 'kmsg'):\n    try:\n        os.open('/dev/' + name, os.O_RDWR); print('REACHED', name)\n    except OSError:\n        pass",

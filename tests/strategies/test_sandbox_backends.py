@@ -335,7 +335,7 @@ def test_no_process_outlives_its_owner() -> None:
         assert owner.stdout.readline() == "ready\n"
         assert _program_below(owner.pid)
         below = _below(owner.pid)
-        assert len(below) >= 5  # bwrap, process 1, the worker, the keeper, the program
+        assert len(below) >= 5  # bwrap, process 1, the worker, the supervisor, the program
         owner.kill()
     deadline = time.monotonic() + 30.0
     while any(_runs(pid) for pid in below) and time.monotonic() < deadline:
