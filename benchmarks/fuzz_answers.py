@@ -1,11 +1,10 @@
-"""Fuzz the reading and comparing of answers with many examples; print how many, how fast, and the slowest.
+"""Fuzz the reading and comparing of answers with many examples; print count, speed and the slowest example.
 
-It runs tests/strategies/test_answers_fuzz.py, whose limits hold here too, with more examples than a test may
-take:
+Runs tests/strategies/test_answers_fuzz.py, with the same limits, on more examples than a test can afford:
 
     python benchmarks/fuzz_answers.py --examples 100000
 
-Times include what hypothesis needs to make the examples. The exit status is that of the test.
+Times include the generation of examples by hypothesis. The exit status is that of the test.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ def main() -> int:
     examples = arguments.parse_args().examples
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        told = {"VIATICUM_FUZZ_EXAMPLES": str(examples), "VIATICUM_FUZZ_REPORT": str(report)}
+        settings = {"VIATICUM_FUZZ_EXAMPLES": str(examples), "VIATICUM_FUZZ_REPORT": str(report)}
         started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", str(TEST)],
-            env=os.environ | told,
+            env=os.environ | settings,
             cwd=TEST.parent.parent,
         )
         seconds = time.perf_counter() - started

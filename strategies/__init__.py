@@ -1,7 +1,7 @@
 """Reasoning strategies: how to ask a question and how to read the answer.
 
-`base` says what a strategy is, `registry` knows them by name, `answers` reads and compares answers, and
-`sandbox` runs the programs that models write. No model, router or budget is known here.
+`base` defines a strategy, `registry` finds strategies by name, `answers` reads and compares answers, and
+`sandbox` runs programs written by models. Knows no models, routers or budgets.
 """
 
 from viaticum.strategies.answers import agreement, equivalent, normalise, read_answer

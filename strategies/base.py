@@ -1,8 +1,8 @@
-"""What a strategy is: how it asks, and how it reads what comes back.
+"""The contract of a strategy: how it asks, and how it reads the reply.
 
 A strategy turns a query into chat messages and a completion into a reading. It calls no model and knows no
-prices. Messages are a system turn, then user and assistant turns that alternate and end with the user's,
-which is what every chat template accepts.
+prices. Messages are a system turn, then alternating user and assistant turns that end with the user's, which
+every chat template accepts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from viaticum.types import AnswerKind, Completion, Message, Query, Reading
 
 FORMAT_INSTRUCTIONS: Mapping[AnswerKind, str] = {
     "auto": "",
-    "number": "",  # what the worked examples show
+    "number": "",  # the form shown by the worked examples
     "choice": "The answer is the letter of one choice.",
     "boolean": "The answer is yes or no.",
     "date": "The answer is a date, written YYYY-MM-DD.",
@@ -36,10 +36,14 @@ class Example(NamedTuple):
 class Strategy(ABC):
     """One way to reason. Subclass it, set `name` and `description`, write two methods, and register it.
 
-    description: one or two sentences that a query router embeds. needs: what the machine must offer, e.g.
-    {"sandbox"}. max_new_tokens: the most a completion may take. stop: texts that end a completion. samples: the
-    most completions to ask for, at `temperature` (0 is greedy); `vote` says after each whether they are enough.
-    graded: whether what it reads can be compared with a right answer; profiles leave the others out.
+    Attributes:
+        description: one or two sentences, embedded by query routers.
+        needs: resources required of the machine, such as {"sandbox"}.
+        max_new_tokens: upper bound of the tokens of a completion.
+        stop: texts that end a completion.
+        samples: most completions to ask for; `vote` says after each whether they suffice.
+        temperature: sampling temperature, 0 for greedy.
+        graded: whether its answers can be compared with a right answer; profiles skip other strategies.
     """
 
     name: str
@@ -53,16 +57,16 @@ class Strategy(ABC):
 
     @abstractmethod
     def messages(self, query: Query) -> list[Message]:
-        """The chat that asks `query` in this strategy's way."""
+        """The chat that asks `query`."""
 
     @abstractmethod
     def read(self, completion: Completion, query: Query) -> Reading:
-        """The answer in `completion`, or None and the reason. Never raises for what a model wrote."""
+        """The answer in `completion`, or None with the reason. Never raises because of what a model wrote."""
 
     def vote(self, readings: Sequence[Reading], query: Query, *, last: bool = False) -> Reading | None:
-        """The answer of the completions read so far, or None: ask again, for at most `samples` in all.
+        """The answer of the completions so far, or None to ask again, for at most `samples` in all.
 
-        last: no further completion can be had, e.g. paid for; the answer is then never None.
+        last: no further completion is possible, for example for lack of budget; the answer is then not None.
         """
         return readings[-1] if readings else None
 
@@ -101,9 +105,9 @@ def chat(system: str, examples: Sequence[Example], query: Query) -> list[Message
 
 
 def with_history(history: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
-    """The conversation so far, then a strategy's own messages, as one chat that every template takes.
+    """The conversation so far followed by a strategy's messages, as one chat that every template accepts.
 
-    All system turns come first as one; turns of the same role that meet are joined.
+    All system turns are joined into one at the start; adjacent turns of the same role are joined.
     """
     system = [each["content"] for each in (*messages, *history) if each["role"] == "system"]
     joined: list[Message] = [{"role": "system", "content": "\n\n".join(system)}] if system else []
@@ -119,15 +123,15 @@ def with_history(history: Sequence[Message], messages: Sequence[Message]) -> lis
 
 
 def is_truncated(completion: Completion) -> bool:
-    """Whether the text ended before its writer did: at the token limit, in a loop, or by a stop from outside."""
+    """Whether the text ended early: at the token limit, in a loop, or stopped from outside."""
     return completion.finish_reason != "stop"
 
 
 def read_text(completion: Completion, query: Query) -> Reading:
     """The final answer of free text.
 
-    A text that was cut counts only where it already said "The answer is ..." or the like: its last number is
-    some step on the way.
+    In a truncated text only a marked answer ("The answer is ..." or the like) counts: its last number is an
+    intermediate step.
     """
     value = read_answer(completion.text, query.kind, marked_only=is_truncated(completion))
     if value is not None:

@@ -1,7 +1,7 @@
-"""Chat: free conversation. The question goes to the model as it is, and all that it writes is the answer.
+"""Chat: free conversation. The question goes to the model unchanged, and the whole reply is the answer.
 
-There is no final answer to look for, so such answers are not profiled, and a router picks this strategy only where it
-was given pairs with it.
+There is no final answer to grade, so such answers are not profiled, and a router uses this strategy only if
+pairs with it were given.
 """
 
 from __future__ import annotations

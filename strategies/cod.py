@@ -18,13 +18,15 @@ EXAMPLES = (
         "tulips: 12 * 9 = 108\nroses: 8 * 7 = 56\ntied: 108 + 56 = 164\nall: 164 + 11 = 175\n#### 175",
     ),
     Example(
-        "A coat costs $80. In the sale it is 25% cheaper, and Paul pays with three $20 notes and one $5 note. "
+        "A coat costs $80. In the sale it is 25% cheaper, and Paul pays with three $20 notes and one $5 "
+        "note. "
         "How much change does he get?",
         "discount: 80 * 0.25 = 20\nprice: 80 - 20 = 60\npaid: 3 * 20 + 5 = 65\nchange: 65 - 60 = 5\n#### 5",
     ),
     Example(
         "Rosa is twice as old as her brother. In 6 years their ages will add up to 45. How old is Rosa now?",
-        "sum now: 45 - 2 * 6 = 33\nbrother + 2 * brother = 33\nbrother: 33 / 3 = 11\nRosa: 2 * 11 = 22\n#### 22",
+        "sum now: 45 - 2 * 6 = 33\nbrother + 2 * brother = 33\nbrother: 33 / 3 = 11\nRosa: 2 * 11 = "
+        "22\n#### 22",
     ),
 )
 

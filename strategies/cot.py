@@ -1,7 +1,7 @@
-"""Chain of thought (arXiv 2201.11903): reason in short sentences, one step a line, then state the answer.
+"""Chain of thought (arXiv 2201.11903): reason in short sentences, one step per line, then state the answer.
 
-The worked examples set the length as much as the form: a reply ends within about 150 tokens, so that few
-are cut at the token limit.
+The worked examples set the length as well as the form: a reply takes about 150 tokens, so that few are cut at
+the token limit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Dates in text: find them, and write them as YYYY-MM-DD, YYYY-MM where the day is missing, or --MM-DD without a year.
+"""Find dates in text and write them as YYYY-MM-DD, as YYYY-MM without a day, or as --MM-DD without a year.
 
-Read are ISO dates, dates with the month's English name, and numeric dates: with slashes or hyphens the month comes
-first (7/4/1999 is July 4th) unless it cannot be one, with dots the day does. A lone year is a number and no date here.
-Times of day, other languages and relative dates ("next Monday") are left out.
+Reads ISO dates, dates with English month names, and numeric dates: with slashes or hyphens the month comes
+first (7/4/1999 is July 4th) unless it cannot be a month, with dots the day does. A lone year counts as a
+number, not a date. Leaves out times of day, other languages and relative dates ("next Monday").
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _WEEKDAY = re.compile(
 
 
 def find_dates(text: str) -> Iterator[str]:
-    """The dates of a text in order, in canonical form; those of no calendar (February 30th) are left out."""
+    """The dates of a text in order, in canonical form; impossible dates (February 30th) are skipped."""
     for match in _DATE.finditer(" ".join(text.split())):
         written = _write(match)
         if written is not None:
@@ -54,7 +54,7 @@ def find_dates(text: str) -> Iterator[str]:
 
 
 def whole_date(text: str) -> str | None:
-    """The date that a text is, give or take a weekday and punctuation; None where it says anything else."""
+    """The date that a text consists of, up to a weekday and punctuation; None if it says anything else."""
     text = _WEEKDAY.sub("", " ".join(text.split()).strip(" \"'`.,;:!*$()"))
     match = _DATE.fullmatch(text)
     return None if match is None else _write(match)
@@ -75,11 +75,11 @@ def _write(match: re.Match[str]) -> str | None:
 
 
 def _canonical(year: str | None, month: str, day: str | None) -> str | None:
-    """None where no calendar has that day. Without a year, February has 29 days."""
+    """None for a day that does not exist. Without a year, February has 29 days."""
     try:
-        there = date(int(year or 2000), int(month), int(day or 1))
+        parsed = date(int(year or 2000), int(month), int(day or 1))
     except ValueError:
         return None
     if day is None:
-        return there.isoformat()[:7]
-    return there.isoformat() if year else f"--{there.month:02}-{there.day:02}"
+        return parsed.isoformat()[:7]
+    return parsed.isoformat() if year else f"--{parsed.month:02}-{parsed.day:02}"

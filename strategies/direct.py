@@ -1,4 +1,4 @@
-"""Direct: ask for the final answer and nothing else. The cheapest strategy, for questions that need no steps."""
+"""Direct: ask for the final answer only. The cheapest strategy, for questions that need no steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXAMPLES: tuple[Example, ...] = ()
 
 @dataclass(frozen=True)
 class Direct(PromptStrategy):
-    """The answer at once, without reasoning."""
+    """The answer without reasoning."""
 
     system: str = SYSTEM
     examples: tuple[Example, ...] = EXAMPLES

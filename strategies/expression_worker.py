@@ -1,9 +1,9 @@
-"""The worker behind `expressions`: reads pairs of expressions, says of each whether they are equal.
+"""The worker process behind `expressions`: reads pairs of expressions and answers whether they are equal.
 
-A line in is a JSON list of two LaTeX texts, a line out `1`, `0` or, after the start, `ready`. It is run by its path
-in a process of its own and imports nothing of Viaticum, so that it starts in about half a second, and it ends after
-`MAX_COMPARISONS`, so that what sympy keeps does not grow for ever. Time is kept from outside; limits on memory, and a last
-alarm that ends a worker whose parent died in mid-comparison, are set here.
+Input lines are JSON lists of two LaTeX texts; output lines are `1` or `0`, after one `ready`. It runs as a
+script in a process of its own and imports nothing of Viaticum, so that it starts in about half a second. It
+exits after `MAX_COMPARISONS`, to bound the growth of sympy's caches. The parent enforces the time limit; the
+memory limit, and an alarm that ends a worker whose parent died during a comparison, are set here.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import sys
 import warnings
 from typing import Any
 
-MEMORY_BYTES = 2**30  # address space: sympy takes 70 MB of it, `2^{10^{10}}` would take more than there is
+MEMORY_BYTES = 2**30  # address space; sympy takes 70 MB, and `2^{10^{10}}` would exhaust any memory
 ALARM_SECONDS = 30
 MAX_COMPARISONS = 5_000
 
 
 def main() -> None:
     """Answer until the input ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # prints of libraries are not answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the parent
     _limit_memory()
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    _same("x^2+2x", r"x(x+2)\frac{2}{2}")  # loads what sympy loads late, before time is kept
+    _same("x^2+2x", r"x(x+2)\frac{2}{2}")  # triggers sympy's lazy imports before time is measured
     print("ready", file=answers, flush=True)
     for _, line in zip(range(MAX_COMPARISONS), sys.stdin, strict=False):
         a, b = json.loads(line)
@@ -39,10 +39,10 @@ def main() -> None:
 
 
 def _same(a: str, b: str) -> bool:
-    """Whether the two are equal by math-verify, whose comparison takes sides: either side may be the gold answer."""
+    """Whether math-verify finds them equal; its comparison is asymmetric, so both directions are tried."""
     from math_verify import verify
 
-    # No timeouts of its own: they need the main thread's signals, and do not stop what runs in C.
+    # Without math-verify's own timeouts: they need signals in the main thread and do not interrupt C code.
     with contextlib.suppress(Exception):
         x, y = _parse(a), _parse(b)
         return bool(x and y) and any(
@@ -67,7 +67,7 @@ def _limit_memory() -> None:
 
 
 def _alarm(seconds: int) -> None:
-    if hasattr(signal, "alarm"):  # not on Windows; its default action ends the process, in C code too
+    if hasattr(signal, "alarm"):  # not on Windows; the default action ends the process, also in C code
         signal.alarm(seconds)
 
 

@@ -1,10 +1,10 @@
-"""Whether two mathematical expressions are the same, by math-verify (the extra `math`) in a process that can be killed.
+"""Compare mathematical expressions by math-verify (the extra `math`) in a process that can be killed.
 
-Symbolic comparison may take for ever (`10!!` is a factorial of a factorial), in C code that no signal handler
-interrupts. So it runs in one worker process, started on first use, from any thread, and killed when a comparison has
-taken `SECONDS`; the next one starts another. A verdict is remembered, running out of time included, for both orders
-of the pair. Without math-verify, expressions are compared as text alone; `require` says so, for those who want an
-error instead. Reading expressions out of a text is `answers`' business.
+Symbolic comparison may run forever (`10!!` is a factorial of a factorial), in C code that no signal handler
+interrupts. So it runs in one worker process, started on first use from any thread, and killed when a
+comparison exceeds `SECONDS`; the next comparison starts another. Verdicts are cached, timeouts included, for
+both orders of a pair. Without math-verify, expressions are compared as text; `require` raises an error in
+that case. Leaves out extracting expressions from text: see `answers`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pathlib import Path
 
 from viaticum.errors import MissingExtra
 
-SECONDS = 2.0  # of a comparison
-START_SECONDS = 30.0  # of a worker's start, which takes about 0.5 s on an idle machine
-CHARACTERS = 300  # of an expression; longer ones are compared as text
-VERDICTS = 10_000  # remembered
-MAX_FAILED_STARTS = 3  # in a row that may fail before no worker is tried any more
+SECONDS = 2.0  # time limit of a comparison
+START_SECONDS = 30.0  # time limit of a worker's start, which takes about 0.5 s on an idle machine
+CHARACTERS = 300  # longest expression; longer ones are compared as text
+VERDICTS = 10_000  # size of the cache
+MAX_FAILED_STARTS = 3  # in a row, after which no worker is started any more
 
 _WORKER = Path(__file__).with_name("expression_worker.py")
 
@@ -66,9 +66,9 @@ _FUNCTION = (
 )
 _BARE_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({_FUNCTION})(?![A-Za-z])")
 _LATEX_ROOT_OF = re.compile(r"\\sqrt(?=\s?\()")
-_POWER = re.compile(r"\^(-?\d{2,50}|-\d)")  # `x^10` is x to the 10 where nobody writes braces
+_POWER = re.compile(r"\^(-?\d{2,50}|-\d)")  # in plain notation, `x^10` is x to the 10th
 
-# What only mathematics has: a command, a power, a variable beside an operator or a number, a pair in brackets.
+# Only in formulas: a LaTeX command, a power, a variable next to an operator or number, a pair in brackets.
 _SYMBOLIC = re.compile(
     r"^\s?[\[({][^,]{1,100},|\\[A-Za-z]|[\^√π∞±²³]|[A-Za-z]\s?[-+*/=<>(]|[-+*/=<>)\d]\s?[A-Za-z]"
 )
@@ -79,10 +79,10 @@ _ALLOWED = re.compile(r"[ -~\s−–×·÷π∞θ≤≥≠±∪∩∈√²³⁰�
 
 
 def same_expression(a: str, b: str) -> bool:
-    """Whether two expressions, in LaTeX or plain notation, are mathematically the same. Never raises.
+    """Whether two expressions, in LaTeX or plain notation, are mathematically equal. Never raises.
 
-    False where one of them cannot be read, is longer than `CHARACTERS`, takes longer than `SECONDS`, or where
-    math-verify is not installed.
+    False if one of them cannot be read, is longer than `CHARACTERS` or takes longer than `SECONDS`, or if
+    math-verify is not installed and their texts differ.
     """
     first, second = sorted((to_latex(a), to_latex(b)))
     if first == second:
@@ -93,19 +93,22 @@ def same_expression(a: str, b: str) -> bool:
 
 
 def is_symbolic(text: str) -> bool:
-    """Whether a text is a formula and not words, a number, a range or a date: it has a variable, a power, a LaTeX
-    command or a bracketed list, and no word that is no function."""
+    """Whether a text is a formula, not words, a number, a range or a date.
+
+    A formula has a variable, a power, a LaTeX command or a bracketed list, and no word that is not a
+    function.
+    """
     return _is_supported(text) and _SYMBOLIC.search(text) is not None and not _unknown_words(text)
 
 
 def require() -> None:
-    """Raises `MissingExtra` where expressions would be compared as text alone."""
+    """Raise `MissingExtra` if expressions would be compared as text only."""
     if not _installed():
         raise MissingExtra("math-verify", "math")
 
 
 def to_latex(text: str) -> str:
-    """An expression in the LaTeX that math-verify reads: no math delimiters, plain notation translated."""
+    """Translate an expression to the LaTeX that math-verify reads, without math delimiters."""
     text = _WRAPPER.sub("", text[: CHARACTERS + 1].replace("{,}", ","))
     text = _ROOT.sub(lambda match: rf"\sqrt{{{match[1]}}}" if match[1] else r"\sqrt", text)
     text = _RAISED.sub(lambda match: f"^{{{match[0].translate(SUPERSCRIPTS)}}}", text.translate(_SYMBOLS))
@@ -119,13 +122,13 @@ def _is_supported(text: str) -> bool:
 
 
 def _is_formula(text: str) -> bool:
-    """Whether a text that should be an expression is one: "Paris" would be read as a product of five variables."""
+    """Whether a text is an expression: math-verify would read "Paris" as a product of five variables."""
     text = _UNIT.sub("", text)
     return _is_supported(text) and bool(text.strip()) and all(len(word) < 4 for word in _unknown_words(text))
 
 
 def _unknown_words(text: str) -> list[str]:
-    """The words of a text that are no functions and no LaTeX."""
+    """Words of a text that are neither functions nor LaTeX."""
     return [word for word in _WORD.findall(text) if not _KNOWN_WORD.fullmatch(word)]
 
 
@@ -137,7 +140,7 @@ def _installed() -> bool:
 
 
 class _WorkerClient:
-    """One worker process for this process, and the verdicts it gave. Callers take turns."""
+    """The worker process of this process and the cache of its verdicts. Callers take turns."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
@@ -161,9 +164,9 @@ class _WorkerClient:
             self._turn.release()
 
     def _ask(self, a: str, b: str) -> bool | None:
-        """The worker's verdict, False where it took too long or broke down twice; None where there is no worker."""
+        """The worker's verdict; False if it timed out or died twice; None if there is no worker."""
         question = json.dumps([a, b]).encode() + b"\n"
-        for _ in range(2):  # a worker may have died while it was idle
+        for _ in range(2):  # the worker may have died while idle
             process = self._started()
             if process is None:
                 return None
@@ -179,7 +182,8 @@ class _WorkerClient:
         self.close()
         if self._failed_starts >= MAX_FAILED_STARTS or not sys.executable or not _installed():
             return None
-        # It finds what this process finds, and -P keeps the modules beside it from hiding others.
+        # The worker has the import path of this process; -P keeps modules in its folder from shadowing
+        # others.
         paths = os.pathsep.join(path for path in sys.path if path)
         try:
             self._process = subprocess.Popen(
@@ -198,9 +202,9 @@ class _WorkerClient:
         return self._process if ready else None
 
     def _line(self, process: subprocess.Popen[bytes], seconds: float, question: bytes = b"") -> bytes:
-        """The next line of the worker, empty where it took longer and was killed, or died.
+        """The next line of the worker; empty if it died, or took longer and was killed.
 
-        A timer that kills it ends the read, on every platform and in any thread.
+        A timer kills the process, which ends the read on every platform and in any thread.
         """
         assert process.stdin is not None
         assert process.stdout is not None
@@ -210,15 +214,15 @@ class _WorkerClient:
         line = b""
         try:
             timer.start()
-            while question:  # a signal may cut a write short
+            while question:  # a signal may interrupt a write
                 question = question[process.stdin.write(question) :]
             while not line.endswith(b"\n") and (piece := process.stdout.read(64)):
                 line += piece
             timer.cancel()
             timer.join()
-        except (OSError, RuntimeError):  # it is gone, or no thread is to be had
+        except (OSError, RuntimeError):  # the worker is gone, or no thread can be started
             line = b""
-        finally:  # an interrupt leaves a question unanswered: that worker is of no use
+        finally:  # after an interrupt, a late answer would be taken for that of the next question
             timer.cancel()
             if not line.endswith(b"\n") or time.monotonic() >= ended:
                 self.close()

@@ -1,8 +1,9 @@
-"""Faithful chain of thought (arXiv 2301.13379): the rationale is a program. Each subquestion is a comment that names the
-facts or the earlier subquestions it depends on, followed by the line of Python that answers it.
+"""Faithful chain of thought (arXiv 2301.13379): the reasoning is a program.
 
-What the program prints is the answer, so that the reasoning shown is the reasoning done. How a program is
-found, run and read is `pot`'s; the paper's other languages (Datalog, planning) are left out.
+Each subquestion is a comment that names the facts or earlier subquestions it depends on, followed by the line
+of Python that answers it. The printed result is the answer, so that the shown reasoning is the real one.
+Finding, running and reading the program is done by `pot`; the other languages of the paper (Datalog,
+planning) are left out.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from viaticum.strategies.base import Example
 from viaticum.strategies.pot import Pot
 
 SYSTEM = (
-    "You solve problems by writing a Python program whose comments are the reasoning. Split the question into "
-    "numbered subquestions. Write each as a comment that ends with the facts of the question it is taken from, or "
-    "the numbers of the subquestions it depends on; below it, compute its answer in one line. Store the result in "
+    "You solve problems by writing a Python program whose comments are the reasoning. Split the question "
+    "into "
+    "numbered subquestions. Write each as a comment that ends with the facts of the question it is taken "
+    "from, or "
+    "the numbers of the subquestions it depends on; below it, compute its answer in one line. Store the "
+    "result in "
     "answer and print it. Reply with the program only, in a ```python block."
 )
 
 EXAMPLES = (
     Example(
-        "A cinema has 12 rows of 20 seats. 85% of the seats are taken, and 34 guests leave at the break. How many "
+        "A cinema has 12 rows of 20 seats. 85% of the seats are taken, and 34 guests leave at the break. How "
+        "many "
         "guests see the end?",
         "```python\n"
         "# 1. How many rows are there? (fact: 12 rows)\n"
@@ -52,7 +57,8 @@ EXAMPLES = (
         "```",
     ),
     Example(
-        "A confectioner packs 96 pralines into boxes of 8 and sells each box for $14. The ingredients cost $45. "
+        "A confectioner packs 96 pralines into boxes of 8 and sells each box for $14. The ingredients cost "
+        "$45. "
         "What is the profit?",
         "```python\n"
         "# 1. How many pralines are there? (fact: 96 pralines)\n"
@@ -73,13 +79,14 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class FaithfulCot(Pot):
-    """A program whose comments are the reasoning, run in a sandbox as `Pot`'s is, with the same settings."""
+    """A program whose comments are the reasoning, run in a sandbox; settings as for `Pot`."""
 
     system: str = SYSTEM
     examples: tuple[Example, ...] = EXAMPLES
 
     name = "faithful-cot"
     description = (
-        "Writes its reasoning as numbered subquestions, each followed by the line of Python that answers it, and runs "
+        "Writes its reasoning as numbered subquestions, each followed by the line of Python that answers it, "
+        "and runs "
         "the program. Exact and easy to check; good for word problems of several dependent quantities."
     )

@@ -1,8 +1,7 @@
-"""Least-to-most prompting (arXiv 2205.10625): split the question into simpler ones, then solve them in order, each with
-the answers before it.
+"""Least-to-most prompting (arXiv 2205.10625): split a question into simpler ones and solve these in order.
 
-The paper asks once to decompose and once for each subquestion. Here one reply does both: it lists the
-subquestions first and then solves them, which costs one call and one prompt.
+The paper asks once to decompose and once per subquestion. Here one reply lists the subquestions and then
+solves them, which costs one call and one prompt.
 """
 
 from __future__ import annotations
@@ -12,14 +11,16 @@ from dataclasses import dataclass
 from viaticum.strategies.base import Example, PromptStrategy
 
 SYSTEM = (
-    "You solve problems from the simple to the hard. First list the subquestions that lead to the answer, the "
+    "You solve problems from the simple to the hard. First list the subquestions that lead to the answer, "
+    "the "
     "easiest first, the question itself last. Then answer them in that order, one short line each, using the "
     'answers before it. End with one line: "The answer is X."'
 )
 
 EXAMPLES = (
     Example(
-        "A bakery makes 6 trays of 15 rolls. It sells 70 rolls for $0.80 each and the others in the evening for "
+        "A bakery makes 6 trays of 15 rolls. It sells 70 rolls for $0.80 each and the others in the evening "
+        "for "
         "half that price. How much money does it take?",
         "Subquestions:\n"
         "1. How many rolls are there?\n"
@@ -36,7 +37,8 @@ EXAMPLES = (
         "The answer is 64.",
     ),
     Example(
-        "Lena's book has 150 pages. She reads 24 pages on Monday, a third more on Tuesday, and on Wednesday as "
+        "Lena's book has 150 pages. She reads 24 pages on Monday, a third more on Tuesday, and on Wednesday "
+        "as "
         "many as on both days together. How many pages are left?",
         "Subquestions:\n"
         "1. How many pages does she read on Tuesday?\n"
@@ -49,7 +51,8 @@ EXAMPLES = (
         "The answer is 38.",
     ),
     Example(
-        "Two taps fill a pool of 1,800 litres. The first gives 20 litres a minute, the second twice as much, but it "
+        "Two taps fill a pool of 1,800 litres. The first gives 20 litres a minute, the second twice as much, "
+        "but it "
         "is opened 15 minutes later. How many minutes after the first tap was opened is the pool full?",
         "Subquestions:\n"
         "1. How much does the first tap give before the second is opened?\n"
@@ -68,13 +71,14 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class LeastToMost(PromptStrategy):
-    """Subquestions from the easiest up, then their answers in order."""
+    """Subquestions from the easiest to the hardest, then their answers in order."""
 
     system: str = SYSTEM
     examples: tuple[Example, ...] = EXAMPLES
 
     name = "least-to-most"
     description = (
-        "Splits the question into simpler subquestions and answers them in order, each with the answers before it. "
+        "Splits the question into simpler subquestions and answers them in order, each with the answers "
+        "before it. "
         "Longer than plain reasoning; good for compositional problems with many dependent steps."
     )

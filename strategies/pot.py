@@ -1,8 +1,7 @@
-"""Program of thought (arXiv 2211.12588, in the style of PAL, arXiv 2211.10435): the model writes a program,
-the sandbox runs it, and what it prints is the answer.
+"""Program of thought (arXiv 2211.12588, in the style of PAL, 2211.10435): run a program the model writes.
 
-The worked examples name every quantity and comment every step: programs that only print one expression
-skip the reasoning and are mostly wrong.
+What the program prints in the sandbox is the answer. The worked examples name every quantity and comment
+every step: programs that only print one expression skip the reasoning and are mostly wrong.
 """
 
 from __future__ import annotations
@@ -159,7 +158,9 @@ _PYTHON = ("python", "py", "python3")
 class Pot(PromptStrategy):
     """A program that computes the answer, run in a sandbox.
 
-    sandbox: where programs run; None means the one this process shares. limits: what one program may take.
+    Attributes:
+        sandbox: where programs run; None for the shared sandbox of this process.
+        limits: resource limits of one program.
     """
 
     system: str = SYSTEM
@@ -176,9 +177,10 @@ class Pot(PromptStrategy):
     stop = ("\n```\n",)
 
     def read(self, completion: Completion, query: Query) -> Reading:
-        """Run the program and read what it prints last.
+        """Run the program and read the last line it prints.
 
-        Raises `SandboxError` where this machine has no sandbox; never for what a model wrote.
+        Raises:
+            SandboxError: no sandbox works on this machine. Never because of what a model wrote.
         """
         reading = self._run(completion.text, query)
         if reading.answered or not is_truncated(completion):
@@ -206,7 +208,7 @@ class Pot(PromptStrategy):
 
 
 def find_program(text: str) -> str | None:
-    """The program in a model's reply: the last closed Python fence, an open one, or text that is code itself."""
+    """The program in a reply: the last closed Python fence, an open fence, or text that is itself code."""
     blocks = [(language.lower(), code) for language, code in _CLOSED_FENCE.findall(text) if code.strip()]
     python = [code for language, code in blocks if language in _PYTHON]
     unlabelled = [code for language, code in blocks if not language and _is_code(code)]
@@ -221,18 +223,18 @@ def find_program(text: str) -> str | None:
 
 
 def _is_code(text: str) -> bool:
-    """Whether unfenced text is a program rather than prose: it parses, and it assigns, calls or defines something."""
+    """Whether unfenced text is a program, not prose: it parses and assigns, calls or defines something."""
     tree = parse(text)
     does = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Call, ast.FunctionDef)
     return tree is not None and any(isinstance(node, does) for node in ast.walk(tree))
 
 
 def end_in_answer(program: str) -> str:
-    """The program, made to end in the expression that holds its answer; the sandbox prints it if nothing else was.
+    """Make a program end in the expression of its answer, which the sandbox prints if nothing else was.
 
-    That is a call of PAL's `solution()`, or of a `solve`, `main` or `answer`, where it is defined and never called;
-    else the variable `answer` or `result`, or the last one assigned. A program that ends in an expression already
-    is left alone.
+    The expression is a call of `solution()` (as in PAL), `solve`, `main` or `answer`, if such a function is
+    defined and never called; else the variable `answer` or `result`, or the last variable assigned. A program
+    that already ends in an expression is returned unchanged.
     """
     tree = parse(program)
     if tree is None or not tree.body or isinstance(tree.body[-1], ast.Expr):

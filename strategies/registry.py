@@ -1,7 +1,7 @@
-"""Strategies by name. Those that ship are registered here, one line each; a user's own join with `register`.
+"""Strategies by name. The built-in ones are registered here, one line each; `register` adds others.
 
-`self-consistency:cot:5` names the majority of five samples of `cot`, and so for every registered strategy; these
-names are made when they are asked for, and `names` does not list them.
+`self-consistency:cot:5` is the majority vote of five samples of `cot`, and likewise for every registered
+strategy; these are created on demand, and `names` does not list them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ _strategies: dict[str, Strategy] = {}
 
 
 def register(strategy: Strategy) -> None:
-    """Make `strategy` known under its name; one of the same name is replaced.
+    """Register `strategy` under its name, in place of an earlier one of that name.
 
-    Raises `InputError` where the name or the description is missing: routers embed the description, and
-    `+` joins model and strategy in the name of a pair.
+    Raises:
+        InputError: name or description is missing (routers embed the description), or the name has a `+`,
+            which joins model and strategy in the name of a pair.
     """
     name, description = getattr(strategy, "name", ""), getattr(strategy, "description", "")
     if not name or "+" in name or name != name.strip():
@@ -35,14 +36,19 @@ def register(strategy: Strategy) -> None:
 
 
 def get(name: str) -> Strategy:
-    """The strategy of that name. Raises `UnknownName`, and `InputError` for self-consistency that cannot be."""
+    """Return the strategy of that name.
+
+    Raises:
+        UnknownName: no such strategy.
+        InputError: self-consistency of a strategy or a number of samples that is not possible.
+    """
     if name in _strategies:
         return _strategies[name]
     sampled = parse_name(name)
     if sampled is None:
         raise UnknownName("strategy", name, names())
-    of, samples = sampled
-    return SelfConsistency(get(of), samples)
+    strategy, samples = sampled
+    return SelfConsistency(get(strategy), samples)
 
 
 def names() -> tuple[str, ...]:

@@ -1,10 +1,9 @@
-"""Self-consistency (arXiv 2203.11171): ask another strategy several times with some randomness, and take the answer
-that most samples agree on, by equivalence rather than by spelling.
+"""Self-consistency (arXiv 2203.11171): sample another strategy several times and take the majority answer.
 
-Asking stops as soon as no further sample could change the winner, which the paper leaves out. Who asks, with which
-seeds, and what it costs is the caller's business: a strategy says how many samples it wants at most, at which
-temperature, and, after each, whether the vote is settled. Weighting samples by their probability is left out: the paper
-finds no gain over counting.
+Answers are compared by equivalence, not by spelling. Sampling stops as soon as no further sample could change
+the winner, which is not in the paper. The caller makes the calls, chooses seeds and pays: a strategy only
+gives the largest number of samples and the temperature and says, after each sample, whether the vote is
+settled. Weighting samples by their probability is left out: the paper finds no gain over counting.
 """
 
 from __future__ import annotations
@@ -23,58 +22,67 @@ TEMPERATURE = 0.7  # the paper's, for PaLM and GPT-3
 
 
 class SelfConsistency(Strategy):
-    """The majority of up to `samples` samples of the strategy `of`, made at `temperature`.
+    """The majority of up to `samples` samples of another strategy at `temperature`.
 
-    Named `self-consistency:<strategy>:<samples>`, under which the registry finds it too. Raises `InputError` for
-    fewer than 2 samples or more than 100, a temperature that is not positive, or a strategy that samples already.
+    Its name is `self-consistency:<strategy>:<samples>`, which the registry finds as well.
+
+    Raises:
+        InputError: fewer than 2 or more than 100 samples, a temperature that is not positive, or a strategy
+            that takes several samples itself.
     """
 
-    def __init__(self, of: Strategy, samples: int = SAMPLES, temperature: float = TEMPERATURE) -> None:
+    def __init__(self, strategy: Strategy, samples: int = SAMPLES, temperature: float = TEMPERATURE) -> None:
         if not 2 <= samples <= MAX_SAMPLES:
             raise InputError(f"{samples} samples; a majority takes 2 to {MAX_SAMPLES}")
         if not 0 < temperature <= 2:
             raise InputError(
                 f"a temperature of {temperature}; samples differ only above 0, and up to 2 make sense"
             )
-        if of.samples > 1:
-            raise InputError(f"strategy {of.name!r} takes several samples itself; name the one it samples")
-        self.of = of
+        if strategy.samples > 1:
+            raise InputError(
+                f"strategy {strategy.name!r} takes several samples itself; name the one it samples"
+            )
+        self.strategy = strategy
         self.samples = samples
         self.temperature = temperature
-        self.name = f"{PREFIX}:{of.name}:{samples}"
-        self.description = f"Asks up to {samples} times and takes the answer that most replies agree on; dear but steady. {of.description}"
-        self.needs = of.needs
-        self.max_new_tokens = of.max_new_tokens
-        self.stop = of.stop
+        self.name = f"{PREFIX}:{strategy.name}:{samples}"
+        self.description = (
+            f"Asks up to {samples} times and takes the answer that most replies agree on; dear but steady. "
+            f"{strategy.description}"
+        )
+        self.needs = strategy.needs
+        self.max_new_tokens = strategy.max_new_tokens
+        self.stop = strategy.stop
 
     def messages(self, query: Query) -> list[Message]:
-        return self.of.messages(query)
+        return self.strategy.messages(query)
 
     def read(self, completion: Completion, query: Query) -> Reading:
         """The answer of one sample."""
-        return self.of.read(completion, query)
+        return self.strategy.read(completion, query)
 
     def vote(self, readings: Sequence[Reading], query: Query, *, last: bool = False) -> Reading | None:
-        """The majority's answer, in the spelling that came first; None while further samples could change it.
+        """The majority answer in its first spelling; None while further samples could change it.
 
-        A tie goes to the answer that was given first. Samples without an answer count as asked, and vote for nobody.
+        A tie goes to the answer that was given first. Samples without an answer count as asked but do not
+        vote.
         """
         left = 0 if last else self.samples - len(readings)
         groups = group((reading.value for reading in readings), query.kind)
-        first = max(groups, key=len, default=None)  # of several, the first
-        if first is None:
+        leader = max(groups, key=len, default=None)  # of several, the first
+        if leader is None:
             return None if left > 0 else _no_answer(readings)
-        return Reading(first[0]) if _is_settled(groups, first, left) else None
+        return Reading(leader[0]) if _is_settled(groups, leader, left) else None
 
 
-def _is_settled(groups: Sequence[Sequence[str]], first: Sequence[str], left: int) -> bool:
-    """Whether `first` wins whatever the samples that are left say. At a tie the group that began earlier wins."""
+def _is_settled(groups: Sequence[Sequence[str]], leader: Sequence[str], left: int) -> bool:
+    """Whether `leader` wins whatever the remaining samples say. The earlier group wins a tie."""
     if left <= 0:
         return True
-    place = next(place for place, each in enumerate(groups) if each is first)
-    rivals = [len(each) - (number > place) for number, each in enumerate(groups) if number != place]
-    newcomer = -1  # an answer that nobody gave yet, and that would lose a tie
-    return all(rival + left < len(first) for rival in [*rivals, newcomer])
+    index = next(index for index, each in enumerate(groups) if each is leader)
+    rivals = [len(each) - (number > index) for number, each in enumerate(groups) if number != index]
+    unseen = -1  # an answer that was not given yet and would lose a tie
+    return all(rival + left < len(leader) for rival in [*rivals, unseen])
 
 
 def _no_answer(readings: Sequence[Reading]) -> Reading:
@@ -83,12 +91,11 @@ def _no_answer(readings: Sequence[Reading]) -> Reading:
 
 
 def parse_name(name: str) -> tuple[str, int] | None:
-    """The strategy and the number of samples in `self-consistency:cot:5` or `self-consistency:cot`; None for other
-    names."""
+    """Strategy and samples in `self-consistency:cot:5` or `self-consistency:cot`; None for other names."""
     prefix, colon, rest = name.partition(":")
     if prefix != PREFIX or not colon:
         return None
-    of, colon, samples = rest.rpartition(":")
+    strategy, colon, samples = rest.rpartition(":")
     if colon and samples.isascii() and samples.isdecimal() and len(samples) < 10:
-        return of, int(samples)
+        return strategy, int(samples)
     return rest, SAMPLES

@@ -102,7 +102,11 @@ class MontySandbox(Sandbox):
                 was_dead = not fed or (soon and not output.output)
                 if was_dead and attempt < DEAD_WORKERS:
                     continue
-                error = _timeout_message(limits) if crash.timed_out else f"the program crashed its worker: {crash}"
+                error = (
+                    _timeout_message(limits)
+                    if crash.timed_out
+                    else f"the program crashed its worker: {crash}"
+                )
             except pydantic_monty.MontyError as raised:
                 error = _error_text(raised, limits)
             except RuntimeError as broken:

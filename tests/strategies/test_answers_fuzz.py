@@ -1,7 +1,8 @@
 """Arbitrary text against everything that reads and compares answers: no exception, and each within its time limit.
 
-VIATICUM_FUZZ_EXAMPLES sets how many examples (default 3,000); VIATICUM_FUZZ_REPORT names a JSON file for what was
-measured. `python benchmarks/fuzz_answers.py --examples 100000` sets both.
+VIATICUM_FUZZ_EXAMPLES sets the number of examples (default 3,000); VIATICUM_FUZZ_REPORT names a JSON file for the
+measurements. `python benchmarks/fuzz_answers.py --examples 100000` sets both, and uses the real worker; without a
+report, most endless comparisons are interrupted inside the worker, which saves starting another.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import interruptible_expression_worker
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -191,13 +194,13 @@ class Measured:
     over_time: int = 0
 
     def write(self, path: Path) -> None:
-        told = {
+        report = {
             "examples": self.examples,
             "comparisons_stopped": self.over_time,
             "limits": {"read": READ_SECONDS, "compare": COMPARE_SECONDS},
             **{name: vars(step) for name, step in (("read", self.read), ("compare", self.compare))},
         }
-        path.write_text(json.dumps(told))
+        path.write_text(json.dumps(report))
 
 
 def check(a: str, b: str, kind: AnswerKind, finish: FinishReason, measured: Measured) -> None:
@@ -225,7 +228,19 @@ def check(a: str, b: str, kind: AnswerKind, finish: FinishReason, measured: Meas
         assert agreement([x, y], kind) in ((0.5, 1.0) if x is not None or y is not None else (0.0,))
 
 
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A worker of this test's own."""
+    client = expressions._WorkerClient()
+    monkeypatch.setattr(expressions, "_shared", client)
+    if not REPORT:
+        monkeypatch.setattr(expressions, "_WORKER", Path(interruptible_expression_worker.__file__))
+    yield
+    client.close()
+
+
 @pytest.mark.timeout(0 if REPORT else 300)
+@pytest.mark.usefixtures("worker")
 def test_arbitrary_text_is_read_and_compared_in_time() -> None:
     measured = Measured()
 
