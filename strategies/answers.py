@@ -1,13 +1,13 @@
-"""Read the final answer out of text, and say whether two answers are the same.
+"""Read the final answer out of text, and compare answers.
 
-Answers are strings in a canonical form. Units, currency signs and the percent sign are ignored ("$5",
-"5 dollars" and "5" are one answer, so are "50%" and "50"); thousands separators, trailing zeros, simple
-fractions and powers of ten too ("1,200.00" is "1200", "3/4" is "0.75", "3 x 10^8" is "300000000"). Dates are
-`dates`' business, and whether two expressions are mathematically the same is asked of `expressions`, which
-math-verify answers where the extra `math` is installed; without it they are compared as text.
+Answers are strings in a canonical form. Units, currency signs and the percent sign are ignored ("$5", "5
+dollars" and "5" are equal, as are "50%" and "50"), and so are thousands separators, trailing zeros, simple
+fractions and powers of ten ("1,200.00" is "1200", "3/4" is "0.75", "3 x 10^8" is "300000000"). `dates`
+handles dates; `expressions` compares expressions by math-verify if the extra `math` is installed, otherwise
+as text.
 
-Every pattern runs in linear time, every text is capped before it is looked at, and symbolic comparison has a time
-limit (`expressions.SECONDS`), so that nothing a model writes can raise or hang here.
+Every pattern runs in linear time, every text is truncated before it is searched, and symbolic comparison has
+a time limit (`expressions.SECONDS`), so that nothing a model writes can raise an error or hang here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from viaticum.strategies.dates import find_dates, whole_date
 from viaticum.strategies.expressions import SUPERSCRIPTS, is_symbolic, same_expression, to_latex
 from viaticum.types import AnswerKind
 
-TEXT_CHARACTERS = 20_000  # of a text, the end is read
-VALUE_CHARACTERS = 300  # of an answer, the beginning is compared
+TEXT_CHARACTERS = 20_000  # only the end of a text is read
+VALUE_CHARACTERS = 300  # only the beginning of an answer is compared
 NUMBER_DIGITS = 100
 EXPONENT = 300
-MARKS = 20  # of the marks in a text, the last ones are tried
-TOLERANCE = Fraction(1, 10**6)  # relative: what a program's floats lose
+MARKS = 20  # only the last marks of a text are tried
+TOLERANCE = Fraction(1, 10**6)  # relative, for rounding errors of programs
 
 _MARKER = re.compile(
     r"\\boxed\s?\{|\\fbox\s?\{|####|\banswer(?: to the question)?(?: is| are|:| :| =|\s?\n)(?: equal to)?:?",
@@ -41,7 +41,7 @@ _NUMBER = re.compile(
     r"(?:\s?(?P<scale>thousand|million|billion|trillion)\b)?"
 )
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-# What `_clean` looks for; most answers have none of it.
+# What `_clean` replaces; most answers contain none of it.
 _UNCLEAN = re.compile(r"[^\x00-\x7f]|[\\^*~${]")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _FRACTION = re.compile(r"\\[dt]?frac\s?\{\s?(-?[\d.]{1,50})\s?\}\s?\{\s?([\d.]{1,50})\s?\}")
@@ -73,11 +73,11 @@ _ARTICLE = re.compile(r"^(?:the|an|a)\s(?=\S)")
 
 
 def read_answer(text: str, kind: AnswerKind, *, marked_only: bool = False) -> str | None:
-    """The final answer of a text, in canonical form, or None.
+    r"""The final answer of a text in canonical form, or None.
 
-    It is what follows the last `\\boxed{`, `####`, "the answer is" or "Answer:" that can be read as an answer of
-    that kind. Without such a mark it is the last number, choice or yes/no, or the last line where that is short;
-    `marked_only` leaves these guesses out.
+    It follows the last `\boxed{`, `####`, "the answer is" or "Answer:" after which an answer of that kind
+    can be read. Without such a mark it is the last number, choice or yes/no, or the last line if that is
+    short; `marked_only` excludes these guesses.
     """
     text = text[-TEXT_CHARACTERS:].replace("**", "")
     for candidate in reversed(deque(_marked(text), maxlen=MARKS)):
@@ -88,9 +88,12 @@ def read_answer(text: str, kind: AnswerKind, *, marked_only: bool = False) -> st
 
 
 def normalise(value: str, kind: AnswerKind) -> str:
-    """The canonical form of an answer: numbers without separators, units and trailing zeros, choices as one
-    capital letter, booleans as yes or no, dates as YYYY-MM-DD, expressions in LaTeX without math delimiters, other
-    text in lower case without outer punctuation."""
+    """The canonical form of an answer.
+
+    Numbers without separators, units and trailing zeros, choices as one capital letter, booleans as yes or
+    no, dates as YYYY-MM-DD, expressions in LaTeX without math delimiters, other text in lower case without
+    outer punctuation.
+    """
     value = value[:VALUE_CHARACTERS]
     number = _number_of(value, kind)
     if number is not None:
@@ -109,12 +112,12 @@ def normalise(value: str, kind: AnswerKind) -> str:
 
 
 def equivalent(a: str | None, b: str | None, kind: AnswerKind = "auto") -> bool:
-    """Whether two answers are the same. Reflexive and symmetric; None is the same as None alone.
+    """Whether two answers are equal. Reflexive and symmetric; None equals only None.
 
-    Numbers may differ by one part in a million, which is what floating point loses. "auto" compares as numbers,
-    dates or expressions where both sides are wholly that, numbers with or without a unit. Expressions take at most
-    `expressions.SECONDS` of symbolic comparison, and its worker's start the first time; with the extra `math` missing
-    they are the same where their texts are.
+    Numbers may differ by one part in a million, for floating-point rounding. "auto" compares as numbers,
+    dates or expressions if both sides are entirely that, numbers with or without a unit. Expressions take at
+    most `expressions.SECONDS` of symbolic comparison, plus the start of the worker the first time; without
+    the extra `math` they are equal if their texts are.
     """
     if a is None or b is None or a == b:
         return a == b
@@ -129,16 +132,16 @@ def equivalent(a: str | None, b: str | None, kind: AnswerKind = "auto") -> bool:
 
 
 def agreement(answers: Iterable[str | None], kind: AnswerKind = "auto") -> float:
-    """The fraction of the answers that agree with the most frequent one; 0.0 where there is none.
+    """The fraction of answers that agree with the most frequent one; 0.0 without answers.
 
-    An attempt without an answer (None) counts, and agrees with nobody.
+    An attempt without an answer (None) counts and agrees with no other.
     """
     answers = list(answers)
     return max(map(len, group(answers, kind)), default=0) / len(answers) if answers else 0.0
 
 
 def group(answers: Iterable[str | None], kind: AnswerKind = "auto") -> list[list[str]]:
-    """The answers in groups of equal ones, in the order of their first; None is in no group."""
+    """Group equal answers, in the order of their first; None is in no group."""
     groups: list[list[str]] = []
     for answer in answers:
         if answer is None:
@@ -152,7 +155,7 @@ def group(answers: Iterable[str | None], kind: AnswerKind = "auto") -> list[list
 
 
 def find_number(text: str) -> Fraction | None:
-    """The first number of a text, or, where it holds an equation, the first after the last `=` that has one."""
+    """The first number of a text, or in an equation, the first after the last `=` followed by one."""
     text = _clean(text)
     left, equals, right = text.rpartition("=")
     if equals and (number := next(_numbers(right), None)) is not None:
@@ -161,9 +164,9 @@ def find_number(text: str) -> Fraction | None:
 
 
 def whole_number(text: str, *, units: bool = True) -> Fraction | None:
-    """The number that a text is, give or take a unit and punctuation; None where it says anything else.
+    """The number that a text consists of, up to a unit and punctuation; None if it says anything else.
 
-    Without `units`, only the percent and degree signs are left out of account: in an expression, `12x` is a product.
+    Without `units`, only percent and degree signs are ignored: in an expression, `12x` is a product.
     """
     text = _clean(text).strip().strip("'\"`").rstrip(".,;:! ").lstrip("=≈~ ")
     match = _NUMBER.match(text)
@@ -176,7 +179,7 @@ def whole_number(text: str, *, units: bool = True) -> Fraction | None:
 
 
 def write_number(number: Fraction) -> str:
-    """A number as a decimal, rounded to 12 places, or as a fraction in lowest terms where no decimal ends."""
+    """A number as a decimal, rounded to 12 places, or as a reduced fraction if no decimal is exact."""
     if number.denominator == 1:
         return str(number.numerator)
     nearest = round(number * 10**12)
@@ -187,7 +190,7 @@ def write_number(number: Fraction) -> str:
 
 
 def _number_of(value: str, kind: AnswerKind) -> Fraction | None:
-    """The number that an answer of that kind stands for."""
+    """The number that an answer of that kind represents."""
     if kind == "number":
         return find_number(value)
     return whole_number(value, units=kind == "auto") if kind in ("auto", "expression") else None
@@ -202,7 +205,7 @@ def _is_decimal(number: Fraction) -> bool:
 
 
 def _marked(text: str) -> Iterator[str]:
-    """What stands after each mark: inside the braces of a box, else to the end of the line."""
+    """The text after each mark: inside the braces of a box, else to the end of the line."""
     for match in _MARKER.finditer(text):
         rest = text[match.end() : match.end() + VALUE_CHARACTERS]
         if match[0].endswith("{"):
@@ -213,10 +216,10 @@ def _marked(text: str) -> Iterator[str]:
 
 def _inside_braces(text: str) -> str:
     depth = 1
-    for place, letter in enumerate(text):
+    for index, letter in enumerate(text):
         depth += {"{": 1, "}": -1}.get(letter, 0)
         if not depth:
-            return text[:place]
+            return text[:index]
     return text.partition("\n")[0]
 
 
@@ -241,8 +244,7 @@ def _read_value(candidate: str, kind: AnswerKind) -> str | None:
 
 
 def _read_auto(candidate: str) -> str | None:
-    """A number where the candidate is one, starts with one, ends an equation with one or has one in a sentence;
-    else its first sentence."""
+    """The number that a candidate is, starts with, equates to or states; else its first sentence."""
     number = whole_number(candidate)
     if number is None and (formula := _formula(candidate)):
         return formula
@@ -252,7 +254,7 @@ def _read_auto(candidate: str) -> str | None:
 
 
 def _formula(candidate: str) -> str | None:
-    """The expression that a candidate is; None for words, and for an equation that ends in its variable's value."""
+    """The expression that a candidate is; None for words and for `variable = value`."""
     expression = _read_expression(candidate)
     left, equals, right = expression.rpartition("=")
     one_variable = "," not in left or len(set(_VARIABLE.findall(left))) == 1
@@ -275,14 +277,14 @@ def _inside(formula: re.Match[str]) -> str:
 
 
 def _starts_with_number(candidate: str) -> bool:
-    """Whether a number comes first, and no date, ratio or range."""
+    """Whether a number comes first that is not part of a date, ratio or range."""
     cleaned = _clean(candidate).lstrip(" =≈:")
     match = _NUMBER.match(cleaned)
     return match is not None and re.match(r"\s?[-:/]\s?\d|(?:st|nd|rd|th)\b", cleaned[match.end() :]) is None
 
 
 def _says_one_number(candidate: str) -> bool:
-    """Whether a sentence ("Rosa is 22 years old", "Total: $22") holds a single number, unlike a name ("Apollo 11")."""
+    """Whether a sentence ("Rosa is 22 years old", "Total: $22") has one number, unlike "Apollo 11"."""
     is_sentence = ":" in candidate or len(candidate.split()) > 2
     return is_sentence and len(list(_numbers(_clean(candidate)))) == 1
 
@@ -294,7 +296,7 @@ def _first_sentence(candidate: str) -> str:
 
 
 def _guess(text: str, kind: AnswerKind) -> str | None:
-    """The last thing in an unmarked text that could be its answer."""
+    """The last part of an unmarked text that could be its answer."""
     if kind in ("number", "auto"):
         lines = [line for line in text.splitlines() if line.strip()]
         if kind == "auto" and len(lines) == 1 and len(lines[0]) <= 100:
@@ -343,7 +345,7 @@ def _values(match: re.Match[str]) -> list[Fraction]:
         if not bottom:
             return []
         value /= bottom
-    # A `Fraction` takes its time for each step, and most numbers need none of these.
+    # Fraction arithmetic is slow, and most numbers need none of these steps.
     if match["whole"]:
         value += int(match["whole"])
     if match["scale"]:
@@ -352,7 +354,7 @@ def _values(match: re.Match[str]) -> list[Fraction]:
 
 
 def _clean(text: str) -> str:
-    """Text with LaTeX wrappers, currency signs, powers of ten and typographic signs and spaces made plain."""
+    """Simplify LaTeX wrappers, currency signs, powers of ten, and typographic signs and spaces."""
     if _UNCLEAN.search(text) is None:
         return text
     text = (
@@ -382,7 +384,7 @@ def _spell_fraction(match: re.Match[str]) -> str:
 
 
 def _plain(value: str) -> str:
-    """Text as it is compared: one case, single spaces, no outer punctuation, no leading article."""
+    """Text for comparison: one case, single spaces, no outer punctuation, no leading article."""
     text = unicodedata.normalize("NFKC", _LATEX_TEXT.sub(r"\1", value)).casefold()
     text = " ".join(text.split()).strip(" .,;:!?\"'`()[]{}$*“”‘’")
     return _ARTICLE.sub("", text) or " ".join(value.split())

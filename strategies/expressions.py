@@ -229,7 +229,7 @@ class _WorkerClient:
         return line
 
     def close(self) -> None:
-        """End the worker; the next question starts another."""
+        """End the worker; the next comparison starts another."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -242,11 +242,11 @@ class _WorkerClient:
                     pipe.close()
 
     def forget(self) -> None:
-        """In a forked child: leave the worker to the parent."""
+        """In a forked child, leave the worker to the parent."""
         process, self._process = self._process, None
         self._turn = threading.Lock()
         if process is not None:
-            process.returncode = 0  # it is no child of this process, and must not be waited for
+            process.returncode = 0  # not a child of this process, so it must not be waited for
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     pipe.close()

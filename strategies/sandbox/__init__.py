@@ -1,8 +1,8 @@
-"""Where programs written by models run: the contract, and the sandbox that this process shares.
+"""Sandboxes for programs written by models: the contract, the back ends, and this process's shared sandbox.
 
-Each back end is one file: `monty`, an interpreter that has no files, network or processes to give; `bubblewrap`,
-CPython with numpy and sympy behind the kernel's own walls; `auto`, the first and behind it the second; `unsafe`,
-no sandbox, for who asks for it by that name.
+One file per back end: `monty`, an interpreter without access to files, network or processes; `bubblewrap`,
+CPython with numpy and sympy, isolated by the kernel; `auto`, the first with the second as fallback; `unsafe`,
+a bare subprocess without any sandbox, only on explicit request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from viaticum.strategies.sandbox.base import Limits, ProgramResult, Sandbox, run
 
 __all__ = ["BACKENDS", "Limits", "ProgramResult", "Sandbox", "default_sandbox", "open_sandbox"]
 
-# Each starts and tests what it opens.
+# Each opens, starts and tests a sandbox.
 _OPEN: dict[str, Callable[[int | None], Sandbox]] = {
     "auto": AutoSandbox,
     "monty": open_monty,
@@ -30,11 +30,17 @@ _shared: Sandbox | None = None
 
 
 def open_sandbox(backend: str = "auto", *, workers: int | None = None, unsafe: bool = False) -> Sandbox:
-    """A sandbox of this kind, started and tested. Close it, or use it in a `with`.
+    """Open a sandbox, started and tested. Close it, or use it in a `with` statement.
 
-    backend: one of `BACKENDS`. workers: how many programs at once; None means one a core. unsafe: has to be said
-    for `subprocess`, which is no sandbox, and lets `auto` fall back to it where no sandbox works.
-    Raises `UnknownName`, and `SandboxError`, naming what to install, where it does not work on this machine.
+    Args:
+        backend: one of `BACKENDS`.
+        workers: number of programs at once; None for one per core.
+        unsafe: required for `subprocess`, which is not a sandbox; with `auto`, falls back to it if no sandbox
+        works.
+
+    Raises:
+        UnknownName: no such back end.
+        SandboxError: it does not work on this machine; the message names what to install.
     """
     if backend not in BACKENDS:
         raise UnknownName("sandbox", backend, BACKENDS)
@@ -55,9 +61,10 @@ def _open_unsafe(unsafe: bool) -> Sandbox:
 
 
 def default_sandbox() -> Sandbox:
-    """The sandbox that this process shares: `auto`, started and tested on first use, closed at exit.
+    """Return the shared sandbox of this process: `auto`, started and tested on first use, closed at exit.
 
-    Raises `SandboxError`, naming what to install, where none works on this machine.
+    Raises:
+        SandboxError: no sandbox works on this machine; the message names what to install.
     """
     global _shared
     with _lock:

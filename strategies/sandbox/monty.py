@@ -1,9 +1,9 @@
 """The pydantic-monty back end: a Python interpreter written in Rust, in worker processes of its own.
 
-The interpreter has no files, no network, no environment and no processes to give: nothing of the host is mounted
-and no host function is offered. Time, memory, recursion, sleep and output are limited inside the worker; a
-worker that hangs or crashes all the same is killed from outside and replaced. A program may use the part of
-Python that Monty has (no numpy, no generators); what it lacks shows as an error of the program.
+The interpreter has no access to files, network, environment or processes: nothing of the host is mounted and
+no host function is offered. Time, memory, recursion, sleep and output are limited inside the worker; a worker
+that hangs or crashes nevertheless is killed from outside and replaced. Programs may use Monty's subset of
+Python (no numpy, no generators); a missing feature shows as an error of the program.
 """
 
 from __future__ import annotations
@@ -30,28 +30,30 @@ from viaticum.strategies.sandbox.base import (
 RECURSION = 500
 GRACE_SECONDS = 0.5  # from a worker's own time limit until it is killed
 WAIT_SECONDS = 60.0  # for a free worker
-LONGEST_SECONDS = 60.0  # what a program may ask for
-REPLY_SECONDS = 75.0  # until a worker that says nothing is killed, one that was stopped while idle among them
+LONGEST_SECONDS = 60.0  # upper bound of a program's time limit
+REPLY_SECONDS = 75.0  # until a silent worker is killed, also one that was stopped while idle
 INTERPRETER_BYTES = 512 * 2**20  # address space of a worker beside the program's memory
 _VALUE = "value_of_the_last_expression_"
 
-# pydantic-monty serves its workers from threads of this process, which a forked child does not have: there, every
-# call would wait for ever.
+# The process that started workers. pydantic-monty serves them from threads, which a forked child does not
+# have: every call would wait forever there.
 _process = 0
 
 
-# A crash this soon, with nothing printed, is taken for a worker that was dead before the program began, and
-# the program runs again on another one, at most so often. Programs have no effects, so this changes nothing else.
+# After a crash this early without output, the worker is assumed to have been dead before the program began,
+# and the program is repeated on another worker, at most this often. Programs have no effects, so repeating
+# them is safe.
 DEAD_SECONDS = 0.02
 DEAD_WORKERS = 4
 
 
 class MontySandbox(Sandbox):
-    """Programs in pydantic-monty workers, at most `workers` at once (default: one a core)."""
+    """Programs in pydantic-monty workers, at most `workers` at once (default: one per core)."""
 
     backend = "monty"
     strength = (
-        "A Python interpreter without access to files, network, environment or processes, in a worker process "
+        "A Python interpreter without access to files, network, environment or processes, in a worker "
+        "process "
         "with an empty environment; limits inside it, and a watchdog that kills it from outside."
     )
 
@@ -69,7 +71,8 @@ class MontySandbox(Sandbox):
             ).__enter__()
         except (RuntimeError, OSError, ValueError) as error:
             raise SandboxError(
-                f"pydantic-monty cannot start a worker: {error}; run: pip install --force-reinstall pydantic-monty"
+                f"pydantic-monty cannot start a worker: {error}; run: pip install --force-reinstall "
+                f"pydantic-monty"
             ) from error
 
     def run(self, program: str, limits: Limits = LIMITS) -> ProgramResult:
@@ -87,7 +90,7 @@ class MontySandbox(Sandbox):
             max_suspensions=100,
             max_total_sleep_secs=0.0,
         )
-        for attempt in range(DEAD_WORKERS + 1):  # a worker may have died while it was idle
+        for attempt in range(DEAD_WORKERS + 1):  # a worker may have died while idle
             began, error, fed = time.perf_counter(), "", False
             output = pydantic_monty.CollectString(max_bytes=limits.output_bytes)
             try:
@@ -116,7 +119,7 @@ class MontySandbox(Sandbox):
 
     def close(self) -> None:
         if _process != os.getpid():
-            return  # the workers belong to the process that forked this one, and it may be using them
+            return  # the workers belong to the parent process, which may be using them
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
@@ -129,9 +132,9 @@ def _refuse_after_fork() -> None:
 
 
 def _feed(session: pydantic_monty.MontySession, program: str, output: pydantic_monty.CollectString) -> None:
-    """Run the program, then print its last value where it printed nothing.
+    """Run the program, then print its last value if it printed nothing.
 
-    Nothing but text comes back: a value would be rebuilt in this process, outside the program's limits, so each
+    Only text comes back: a value would be rebuilt in this process, outside the program's limits, so each
     snippet ends in None.
     """
     named = name_last_value(program, _VALUE)
@@ -141,7 +144,7 @@ def _feed(session: pydantic_monty.MontySession, program: str, output: pydantic_m
 
 
 def _limit_address_space(pid: int | None, size: int) -> None:
-    """A second bound on memory, kept by the kernel, for what the interpreter does not count itself."""
+    """A second memory limit, enforced by the kernel, for what the interpreter does not count itself."""
     if sys.platform == "linux" and pid is not None:
         import resource
 
@@ -155,7 +158,7 @@ def _timeout_message(limits: Limits) -> str:
 
 
 def _error_text(error: pydantic_monty.MontyError, limits: Limits) -> str:
-    """What went wrong, as a reader of results wants to see it."""
+    """The error in words, as shown in results."""
     if isinstance(error, pydantic_monty.MontySyntaxError):
         return f"the program is not valid Python: {str(error)[:200]}"
     text = str(error)

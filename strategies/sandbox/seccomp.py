@@ -1,12 +1,13 @@
-"""The list of system calls that a program may make, assembled into a seccomp filter (classic BPF, seccomp(2)).
+"""The allow-list of system calls of a program, assembled into a seccomp filter (classic BPF, seccomp(2)).
 
-An allow-list: memory, time, threads, and files that were opened or lie where the mounts let them. Everything else
-fails with an error number, so that a program sees an exception and not a killed process: no new process or
-program, no socket but a pair, no signal to others, no mount, no namespace, no ptrace, no keyring, no bpf, no
-io_uring, no memory that only a descriptor holds. Assembled here rather than by libseccomp because sixty lines do
-it, and a wheel of libseccomp would have to be trusted with more than that.
+Allowed: memory, time, threads, and files that are open or lie on the mounts. Everything else fails with an
+error number,
+so that a program sees an exception and is not killed: no new process or program, no socket but a pair, no
+signal to others, no mount, no namespace, no ptrace, no keyring, no bpf, no io_uring, no memory that only a
+descriptor holds. Assembled here and not by libseccomp because sixty lines suffice, and a wheel of libseccomp
+would need more trust.
 
-Leaves out: installing it (`worker_main`), and machines other than x86-64 and arm64.
+Leaves out installing the filter (`worker_main`), and machines other than x86-64 and arm64.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import struct
 
 from viaticum.errors import SandboxError
 
-# The numbers of each call on x86-64 and arm64 (asm/unistd.h); None where the machine has no such call.
+# Number of each call on x86-64 and arm64 (asm/unistd.h); None if the machine has no such call.
 CALLS: dict[str, tuple[int | None, int | None]] = {
     # files and descriptors
     "read": (0, 63),
@@ -86,7 +87,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "close_range": (436, 436),
     "faccessat2": (439, 439),
     "fchmodat2": (452, 452),
-    # event loops: asyncio wakes itself through a socket pair
+    # event loops: asyncio uses a socket pair to wake itself
     "socketpair": (53, 199),
     "sendto": (44, 206),
     "recvfrom": (45, 207),
@@ -110,7 +111,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "mincore": (27, 232),
     "madvise": (28, 233),
     "membarrier": (324, 283),
-    # signals and timers of its own
+    # its own signals and timers
     "rt_sigaction": (13, 134),
     "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139),
@@ -138,7 +139,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "clock_getres": (229, 114),
     "clock_nanosleep": (230, 115),
     "times": (100, 153),
-    # who and where it is; its own limits, which it can only lower
+    # its identity, the system; its own limits, which it can only lower
     "getpid": (39, 172),
     "getppid": (110, 173),
     "getpgrp": (111, None),
@@ -163,8 +164,9 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
 }
 
 # Calls with an answer of their own. `clone` makes threads, never processes. Python asks every file it opens
-# whether it is a terminal, with an ioctl, and makes descriptors non-blocking with another. A lease on a file that
-# the machine shares would hold up who writes it outside. A C library that finds no clone3 uses clone, whose flags can be read.
+# whether it is a terminal, with an ioctl, and makes descriptors non-blocking with another. A lease on a file
+# that the machine shares would hold up who writes it outside. A C library that finds no clone3 uses clone,
+# whose flags can be read.
 CLONE = (56, 220)
 IOCTL = (16, 29)
 FIONBIO = 0x5421
@@ -184,9 +186,10 @@ AT_NUMBER, AT_MACHINE, AT_FIRST_ARGUMENT, AT_SECOND_ARGUMENT = 0, 4, 16, 24  # o
 
 
 def assemble(machine: str) -> bytes:
-    """The filter for a machine, named as `platform.machine()` does: struct sock_filter after struct sock_filter.
+    """Return the filter for a machine, named as by `platform.machine()`: consecutive struct sock_filter.
 
-    Raises `SandboxError` for machines whose calls are not listed.
+    Raises:
+        SandboxError: the calls of this machine are not listed.
     """
     if machine not in MACHINES:
         raise SandboxError(

@@ -1,11 +1,11 @@
-"""A bare subprocess: no sandbox at all. Only behind `unsafe=True`, and every result says so.
+"""A bare subprocess: no sandbox at all. Only with `unsafe=True`, and every result says so.
 
-The program runs with the rights of whoever started it: it reads and writes their files and uses their network. It
-gets an empty environment, a folder of its own to start in, limits on memory, processor time and file size, and its
-process group is killed at its time limit; none of that stops one that wants out. For programs that you trust, on
-machines where no sandbox works.
+The program has the rights of the user who started it: it reads and writes their files and uses their network.
+It gets an empty environment, a folder of its own to start in, limits on memory, processor time and file size,
+and its process group is killed at its time limit; none of that stops a program that tries to escape. For
+trusted programs on machines where no sandbox works.
 
-Leaves out: everything that makes a sandbox, and systems other than POSIX.
+Leaves out any isolation, and systems other than POSIX.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ os._exit(0)
 
 
 class UnsafeSubprocess(Sandbox):
-    """Programs as plain subprocesses of this Python. Raises `SandboxError` unless `unsafe=True` is said."""
+    """Programs as plain subprocesses of this Python. Raises `SandboxError` without `unsafe=True`."""
 
     backend = "subprocess (unsafe)"
     strength = "None: a bare subprocess with the rights of the user who runs this."
@@ -64,14 +64,15 @@ class UnsafeSubprocess(Sandbox):
     def __init__(self, *, unsafe: bool = False) -> None:
         if not unsafe:
             raise SandboxError(
-                "a bare subprocess is no sandbox: its programs can do whatever you can; say unsafe=True to use it"
+                "a bare subprocess is no sandbox: its programs can do whatever you can; say unsafe=True to "
+                "use it"
             )
         if os.name != "posix":
             raise SandboxError(f"bare subprocesses need a POSIX system, this is {os.name}")
         self._closed = False
 
     def self_test(self) -> None:
-        """That programs run and end; there are no walls to test."""
+        """Test that programs run and end; there is no isolation to test."""
         works = self.run("print(6 * 7)", Limits(seconds=10.0))
         if works.stdout.strip() != "42":
             raise SandboxError(f"{sys.executable} computes 6 * 7 wrong: {works.error or works.stdout!r}")
@@ -90,7 +91,7 @@ class UnsafeSubprocess(Sandbox):
 
 
 def _run(request: bytes, limits: Limits, folder: str) -> tuple[str, str]:
-    """What it printed, and what went wrong."""
+    """Run the program; returns its output and the error."""
     seconds, output_bytes = limits.seconds, limits.output_bytes
     report, report_end = os.pipe()
     here = os.path.dirname(os.path.realpath(__file__))
@@ -112,18 +113,19 @@ def _run(request: bytes, limits: Limits, folder: str) -> tuple[str, str]:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(request)
         process.stdin.close()
-        most = {process.stdout.fileno(): output_bytes, report: 2**16 + 6 * output_bytes}
-        read, late = _read(most, time.monotonic() + seconds + 1.0)  # a second for Python to start
+        byte_limits = {process.stdout.fileno(): output_bytes, report: 2**16 + 6 * output_bytes}
+        deadline = time.monotonic() + seconds + 1.0  # a second for Python to start
+        received, timed_out = _read(byte_limits, deadline)
     finally:
-        # The group's number is the leader's, which is not waited for yet: it belongs to nobody else.
+        # The group id is that of the leader, which was not waited for yet, so it cannot have been reused.
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
         process.stdout.close()
         process.wait()
         os.close(report)
-    output, outcome = read.values()
+    output, outcome = received.values()
     stdout = output[:output_bytes].decode("utf-8", "ignore")
-    if late:
+    if timed_out:
         return stdout, f"the program was stopped after {seconds:g} s"
     if len(output) > output_bytes:
         return stdout, f"the program printed more than {output_bytes} bytes"
@@ -137,7 +139,7 @@ def _run(request: bytes, limits: Limits, folder: str) -> tuple[str, str]:
 
 
 def _read(limits: dict[int, int], deadline: float) -> tuple[dict[int, bytes], bool]:
-    """Read each descriptor to its end or its limit; whether the deadline came first."""
+    """Read each descriptor to its end or its limit; also returns whether the deadline passed first."""
     read = dict.fromkeys(limits, b"")
     with selectors.DefaultSelector() as selector:
         for fd in limits:

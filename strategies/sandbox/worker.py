@@ -1,6 +1,6 @@
-"""One bubblewrap worker: a bwrap process, the pipes to the script inside it, and a handle to kill all of it by.
+"""One bubblewrap worker: a bwrap process, the pipes to the script inside it, and a handle to kill all of it.
 
-Leaves out: how many there are and which program goes to which (`bubblewrap`), and what happens inside (`worker_main`).
+Leaves out the number of workers and the choice between them (`bubblewrap`), and the script (`worker_main`).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from viaticum.strategies.sandbox.base import Limits, mentioned_packages
 from viaticum.strategies.sandbox.bwrap_command import INSTALL
 
 START_SECONDS = 30.0
-LOAD_SECONDS = 60.0  # numpy and sympy, once a worker, on a slow disk
+LOAD_SECONDS = 60.0  # for numpy and sympy, once per worker, on a slow disk
 GRACE_SECONDS = 2.0  # from a program's time limit until its worker is killed
-NOBODY = 65534  # the user on this machine whose rights programs have where root starts them
+NOBODY = 65534  # the user that programs run as on this machine if root starts them
 
 
 class WorkerLost(Exception):
-    """A worker that died or did not answer; says what that means for its program."""
+    """A worker died or did not answer; the message says what that means for its program."""
 
 
 class Worker:
-    """One bwrap process and the pipes to the worker inside. Used by one thread at a time."""
+    """One bwrap process and the pipes to the worker inside. Not thread-safe."""
 
     def __init__(self, command: list[str], handshake: dict[str, Any]) -> None:
-        self._stderr_file = tempfile.TemporaryFile()  # noqa: SIM115  (what bwrap says where it does not start)
+        self._stderr_file = tempfile.TemporaryFile()  # noqa: SIM115  (bwrap's error messages)
         try:
             self._process, self._inner = _spawn(command, self._stderr_file.fileno())
         except OSError as error:
@@ -54,22 +54,23 @@ class Worker:
             ) from error
 
     def prepare(self, program: str) -> None:
-        """Load what the program mentions; that takes none of its time. Raises `WorkerLost`."""
+        """Load the packages that the program mentions, outside its time limit. Raises `WorkerLost`."""
         self._send({"load": mentioned_packages(program)})
         self._receive(LOAD_SECONDS, 2**16)
 
     def run(self, program: str, limits: Limits) -> dict[str, Any]:
-        """Run one program. Raises `WorkerLost`; the worker is then of no use any more."""
+        """Run one program. Raises `WorkerLost`, after which the worker cannot be used any more."""
         self._send({"program": program, **asdict(limits)})
         late = f"the program was stopped after {limits.seconds:g} s"
         return self._receive(limits.seconds + GRACE_SECONDS, 2**16 + 12 * limits.output_bytes, late)
 
-    def answers(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether it is alive and owes no reply."""
-        return self._process.poll() is None and not _readable(self._process.stdout.fileno(), 0.0)  # type: ignore[union-attr]
+        assert self._process.stdout is not None
+        return self._process.poll() is None and not _readable(self._process.stdout.fileno(), 0.0)
 
     def signal(self) -> None:
-        """Kill every process inside: the first one of its namespace takes all others with it."""
+        """Kill every process inside: killing the first process of the pid namespace ends all others."""
         if self._inner is not None:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._inner, signal.SIGKILL)
@@ -102,7 +103,7 @@ class Worker:
             raise WorkerLost(f"the worker ended: {error}") from error
 
     def _receive(self, seconds: float, limit: int, late: str = "") -> dict[str, Any]:
-        """The next message. Raises `WorkerLost` after `seconds`, at the end of the stream, and past `limit` bytes."""
+        """The next message. Raises `WorkerLost` after `seconds`, past `limit` bytes, and at the stream's end."""
         assert self._process.stdout is not None
         fd, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
         data, size = b"", 4
@@ -121,7 +122,7 @@ class Worker:
 
 
 def _spawn(command: list[str], outcome: int) -> tuple[subprocess.Popen[bytes], int | None]:
-    """Start bwrap; also a handle on the first process inside, by which all of it can be killed."""
+    """Start bwrap; also returns a pidfd of the first process inside, by which all of it can be killed."""
     info, info_end = os.pipe()
     mapped, mapped_end = os.pipe()
     root = os.geteuid() == 0
@@ -158,7 +159,7 @@ def _spawn(command: list[str], outcome: int) -> tuple[subprocess.Popen[bytes], i
 
 
 def _first_process(info: int) -> int | None:
-    """The process id that bwrap tells of, or None where it ends without telling."""
+    """The process id that bwrap reports, or None if it ends without a report."""
     text, deadline = b"", time.monotonic() + START_SECONDS
     while not text.rstrip().endswith(b"}"):
         if not _readable(info, deadline - time.monotonic()):
@@ -171,13 +172,13 @@ def _first_process(info: int) -> int | None:
 
 
 def _map_users(pid: int) -> None:
-    """Root inside is root here, for the worker to set the walls up with; programs are nobody."""
+    """Map root inside to root here, for the worker to set up the isolation, and `USER` to nobody."""
     for name in ("uid_map", "gid_map"):
         Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{worker_main.USER} {NOBODY} 1\n")
 
 
 def _readable(fd: int, seconds: float) -> bool:
-    """Whether something can be read, or the end seen, within that time."""
+    """Whether data or the end of the stream can be read within that time."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(max(0.0, seconds) * 1000))

@@ -1,17 +1,18 @@
-"""The side of the bubblewrap sandbox that runs inside it: a worker that forks two processes for each program.
+"""The script inside the bubblewrap sandbox: a worker that forks two processes for each program.
 
-Started by `bubblewrap`, not imported: a plain script of the standard library, run as `python -I -S`. The worker
-has what it takes to confine a child and never sees a program, so that its memory, which every child copies, holds
-nothing of the ones before. For each request it forks a keeper, which reads the program, forks the program's own
-process, stops that at its limits, replies and ends. Nothing outlives the program: process, mounts, files, memory.
+Started by `bubblewrap`, not imported there: a plain script of the standard library, run as `python -I -S`.
+The worker has the privileges to confine a child and never sees a program, so that its memory, which every
+child copies, holds nothing of earlier programs. For each request it forks a supervisor, which reads the
+program, forks the program's own process, stops that at its limits, replies and exits. Nothing outlives the
+program: process, mounts, files, memory.
 
-A program's process has a process namespace and a mount namespace of its own, an empty tmpfs in /tmp, limits kept
-by the kernel (setrlimit(2)), no capability, a user id that is not root's, and a filter of system calls. It talks
-back through two pipes: what it printed, and how it ended, as JSON.
+The process of a program has its own pid and mount namespaces, an empty tmpfs in /tmp, kernel limits
+(setrlimit(2)), no capabilities, an unprivileged user id, and a system call filter. It answers over two pipes:
+its output, and how it ended, as JSON.
 
 Messages on the worker's stdin and stdout: four bytes of length, big endian, then JSON in UTF-8.
 
-Leaves out: the namespaces of the worker itself and the list of calls (`bubblewrap`, `seccomp`).
+Leaves out the namespaces of the worker itself and the list of calls (`bubblewrap`, `seccomp`).
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from typing import Any, NoReturn, cast
 SCRATCH_BYTES = 16 * 2**20
 SCRATCH_FILES = 1024
 OPEN_FILES = 64
-PROCESSES = 32  # threads count as processes; new processes are refused by the filter
+PROCESSES = 32  # threads count as processes; the filter refuses new processes
 STACK_BYTES = 8 * 2**20
 ERROR_CHARACTERS = 300
-REPORT_BYTES = 64 * 2**10  # beside the value of the last expression
+REPORT_BYTES = 64 * 2**10  # without the value of the last expression
 USER = 1000
 
-# Loaded once a worker, so that no program waits for them.
+# Imported once per worker, so that no program waits for them.
 PRELOADED_MODULES = (
     "collections",
     "datetime",
@@ -63,7 +64,7 @@ PRELOADED_MODULES = (
     "traceback",
     "encodings.idna",
 )
-# What a package does late, on first use, done once a worker as well.
+# Triggers the lazy initialisation of a package once per worker.
 WARM_UP_CODE = {"sympy": "x = package.Symbol('x'); package.solve(x**2 - 2, x); package.integrate(x, x)"}
 
 CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
@@ -73,13 +74,13 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECCOMP_MODE_FILTER = 2
 CAPABILITY_VERSION_3 = 0x20080522
 OUTPUT, REPORT = 1, 3  # descriptors of a program
-CONFINED = b"+"  # the first byte of a report, written before the program runs
+CONFINED = b"+"  # first byte of a report, written before the program runs
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: Any) -> int:
-    """Call the C library. Raises `OSError` where it returns -1."""
+    """Call a function of the C library. Raises `OSError` if it returns -1."""
     value = int(getattr(libc, name)(*arguments))
     if value == -1:
         number = ctypes.get_errno()
@@ -150,10 +151,10 @@ def _supervise_one_program(requests: int, replies: int, system_calls: bytes) -> 
 
 
 def load(names: list[str]) -> None:
-    """Import packages here, once, so that they are there in every program from now on."""
+    """Import packages once, so that all later programs have them."""
     for name in names:
         if name not in sys.modules:
-            # Where a package is missing or broken, the program that wants it hears of it.
+            # A program that imports a missing or broken package gets the error itself.
             with contextlib.suppress(Exception):
                 exec(WARM_UP_CODE.get(name, ""), {"package": importlib.import_module(name)})
     gc.collect()
@@ -165,7 +166,7 @@ def run_program(request: dict[str, Any], system_calls: bytes, requests: int) -> 
     output, output_end = os.pipe()
     report, report_end = os.pipe()
     address_space = mapped_bytes() + request["memory_bytes"]
-    call("unshare", CLONE_NEWPID)  # for the child: it is the first process of a namespace
+    call("unshare", CLONE_NEWPID)  # makes the child the first process of a namespace
     pid = os.fork()
     if pid == 0:
         _run_confined(request, system_calls, address_space, output_end, report_end)
@@ -175,7 +176,7 @@ def run_program(request: dict[str, Any], system_calls: bytes, requests: int) -> 
 
 
 def mapped_bytes() -> int:
-    """The address space of this process, found by asking how low its limit can go. Needs no /proc."""
+    """The address space of this process, found by bisecting its limit, which needs no /proc."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     page = os.sysconf("SC_PAGE_SIZE")
     low, high = 0, 2**42
@@ -199,18 +200,18 @@ def mapped_bytes() -> int:
 
 
 def supervise(pid: int, output: int, report: int, request: dict[str, Any], requests: int) -> dict[str, Any]:
-    """Read what the program prints and reports until it ends; kill it at its limits."""
+    """Read the program's output and report until it ends; kill it at its limits."""
     seconds, output_bytes = request["seconds"], request["output_bytes"]
     limits = {output: output_bytes, report: REPORT_BYTES + 6 * output_bytes}
     deadline = time.monotonic() + seconds
     read: dict[int, bytearray] = {output: bytearray(), report: bytearray()}
-    ended = call("syscall", 434, pid, 0)  # pidfd_open
+    pidfd = call("syscall", 434, pid, 0)  # pidfd_open
     stopped = ""
     poll = select.poll()
-    for fd in (output, report, ended):
+    for fd in (output, report, pidfd):
         os.set_blocking(fd, False)
         poll.register(fd, select.POLLIN)
-    poll.register(requests, 0)  # only for its end: nobody waits for the answer any more
+    poll.register(requests, 0)  # reports only the end of the stream: the caller is gone
     try:
         while True:
             left = deadline - time.monotonic()
@@ -226,12 +227,12 @@ def supervise(pid: int, output: int, report: int, request: dict[str, Any], reque
             if len(read[report]) > limits[report]:
                 stopped = "the program wrote where it must not"
                 break
-            if ended in ready:
+            if pidfd in ready:
                 break
     finally:
-        os.close(ended)
-        # Process 1 of its namespace: the kernel kills everything in it. It is a child of this process and not
-        # waited for, so its number cannot belong to another one.
+        os.close(pidfd)
+        # It is process 1 of its namespace, so the kernel kills everything in it. It is a child that was not
+        # waited for, so its pid cannot have been reused.
         os.kill(pid, signal.SIGKILL)
         _, status, used = os.wait4(pid, 0)
     for fd in read:
@@ -241,7 +242,7 @@ def supervise(pid: int, output: int, report: int, request: dict[str, Any], reque
 
 
 def _read_some(fd: int, into: bytearray, limit: int) -> bool:
-    """Read what is there, at most one byte more than `limit` in all. False at the end, and where nothing is."""
+    """Read what is available, at most `limit` + 1 bytes in all. False at the end, and if there is nothing."""
     try:
         piece = os.read(fd, min(2**16, limit + 1 - len(into)))
     except BlockingIOError:
@@ -277,7 +278,7 @@ def _reply(
 
 
 def _read_report(text: bytes) -> dict[str, str]:
-    """How a program says it ended. It may say anything, or nothing."""
+    """How a program reports its end. It may write anything, or nothing."""
     try:
         outcome = json.loads(text)
     except (ValueError, RecursionError):
@@ -293,7 +294,7 @@ def _read_report(text: bytes) -> dict[str, str]:
 def _run_confined(
     request: dict[str, Any], system_calls: bytes, address_space: int, output_end: int, report_end: int
 ) -> NoReturn:
-    """In the child: give everything up, then run the program. Never returns."""
+    """In the child: drop all privileges, then run the program. Never returns."""
     status = 70
     try:
         try:
@@ -315,18 +316,16 @@ def _run_confined(
 
 
 def _redirect_descriptors(output_end: int, report_end: int) -> None:
-    """Nothing of the worker stays open: null, the output, null, the report."""
+    """Close everything of the worker; what is left: null, the output, null, the report."""
     null = os.open("/dev/null", os.O_RDWR)
-    high = [
-        os.dup(fd) for fd in (null, output_end, null, report_end)
-    ]  # above REPORT: the lower ones are taken
-    for number, fd in enumerate(high):
+    # Duplicates get numbers above REPORT, because the lower ones are in use.
+    for number, fd in enumerate([os.dup(fd) for fd in (null, output_end, null, report_end)]):
         os.dup2(fd, number)
     os.closerange(REPORT + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
 def confine(request: dict[str, Any], system_calls: bytes, address_space: int) -> None:
-    """Take from this process what a program must not have. Raises `OSError` where any of it fails."""
+    """Remove all privileges of this process. Raises `OSError` if any step fails."""
     call("unshare", CLONE_NEWNS)
     options = f"size={SCRATCH_BYTES},nr_inodes={SCRATCH_FILES},mode=0700,uid={USER},gid={USER}".encode()
     call("mount", b"tmpfs", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
@@ -356,10 +355,10 @@ def confine(request: dict[str, Any], system_calls: bytes, address_space: int) ->
 
 
 def _drop_privileges() -> None:
-    """No capability, now or later, and the user id of nobody in particular."""
+    """Drop all capabilities for good, and take an unprivileged user id."""
     call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     for capability in range(64):
-        # Past the last one that this kernel knows: EINVAL.
+        # EINVAL past the last capability that this kernel knows.
         if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == -1:
             break
     if os.getuid() == 0:
@@ -385,11 +384,11 @@ def _filter_system_calls(code: bytes) -> None:
 
 
 def execute(program: str, memory_bytes: int, output_bytes: int) -> dict[str, str]:
-    """Run the program as `__main__`: {value} of its last expression, or {error}, in words."""
+    """Run the program as `__main__`: {value} of its last expression, or {error} in words."""
     main = types.ModuleType("__main__")
     names = main.__dict__
     names["__builtins__"] = builtins
-    for name in ("exit", "quit"):  # which a Python without -S has
+    for name in ("exit", "quit"):  # not defined by Python with -S
         setattr(builtins, name, sys.exit)
     sys.modules["__main__"] = main
     sys.argv = [""]
@@ -400,7 +399,7 @@ def execute(program: str, memory_bytes: int, output_bytes: int) -> dict[str, str
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     if "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()  # the state that a fork copies would be the same in every program
+        sys.modules["numpy.random"].seed()  # the forked state would be the same in every program
     outcome: dict[str, str] = {"error": ""}
     try:
         value = _evaluate(program, names)
@@ -418,7 +417,7 @@ def execute(program: str, memory_bytes: int, output_bytes: int) -> dict[str, str
 
 
 def _evaluate(program: str, names: dict[str, Any]) -> object:
-    """Run the statements; the value of the last one, where it is an expression."""
+    """Run the statements; returns the value of the last one if it is an expression."""
     tree = ast.parse(program, "<program>")
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     body = compile(tree, "<program>", "exec")
@@ -428,7 +427,7 @@ def _evaluate(program: str, names: dict[str, Any]) -> object:
 
 
 def _wait_for_threads() -> None:
-    """As the end of a Python process does; the time limit holds here too."""
+    """Join threads as at the end of a Python process; the time limit applies here too."""
     threading = sys.modules["threading"]
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
