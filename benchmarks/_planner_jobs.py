@@ -1,4 +1,4 @@
-"""A simulated job with real outcomes under a hard cap, and what many of them came to. Used by planner.py."""
+"""Simulate a job with real outcomes under a hard cap, and summarise many jobs. Used by planner.py."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from viaticum.budgets.allocate import SKIPPED, Array, allocate
 from viaticum.budgets.pacing import Pacer
 
 NANO = 1e9
-SAMPLE = 400  # rows of a job that are known beforehand
+SAMPLE = 400  # rows of a job that are known in advance
 
 
 @dataclass(frozen=True)
-class Told:
-    """Of Q questions by W ways: what is expected [Q, W], what a call costs at worst [W], and what was [Q, W].
+class JobData:
+    """Q questions and K options: expectations [Q, K], worst cost of a call [K], real outcomes [Q, K].
 
     Amounts are nano-dollars; right is 0 or 1.
     """
@@ -34,9 +34,9 @@ class Told:
     def __len__(self) -> int:
         return len(self.worth)
 
-    def part(self, rows: Array, bias: float) -> Told:
-        """Some questions, of which so many times too little cost is expected."""
-        return Told(
+    def part(self, rows: Array, bias: float) -> JobData:
+        """Some questions, with expected costs too low by the factor `bias`."""
+        return JobData(
             self.worth[rows],
             self.cost[rows] / bias,
             self.spread[rows] / bias,
@@ -47,10 +47,13 @@ class Told:
 
 
 def optimum_of(worth: Array, cost: Array, budget: float) -> float:
-    """The optimum of the linear programme: shares of ways, at most one way a question in all."""
-    questions, ways = worth.shape
+    """The optimum of the linear programme: shares of options, at most one option per question in all."""
+    questions, options = worth.shape
     one_each = coo_array(
-        (np.ones(questions * ways), (np.repeat(np.arange(questions), ways), np.arange(questions * ways)))
+        (
+            np.ones(questions * options),
+            (np.repeat(np.arange(questions), options), np.arange(questions * options)),
+        )
     )
     above = vstack([csr_array(one_each), csr_array(cost.ravel()[None] / budget)])
     limits = np.append(np.ones(questions), 1.0)
@@ -61,53 +64,51 @@ def optimum_of(worth: Array, cost: Array, budget: float) -> float:
 
 
 class Cap:
-    """A budget with holds: what is posted and held is never more than it."""
+    """A budget with holds: posted + held never exceeds it."""
 
-    def __init__(self, told: Told, budget: float) -> None:
-        self.told, self.budget, self.spent, self.held = told, budget, 0.0, 0.0
+    def __init__(self, data: JobData, budget: float) -> None:
+        self.data, self.budget, self.spent, self.held = data, budget, 0.0, 0.0
 
-    def fits(self, way: int) -> bool:
-        return way == SKIPPED or self.spent + self.held + self.told.worst[way] <= self.budget
+    def fits(self, option: int) -> bool:
+        return option == SKIPPED or self.spent + self.held + self.data.worst[option] <= self.budget
 
     def best_that_fits(self, row: int, than: int) -> int:
-        """The best of the cheaper ways whose worst case fits, or none."""
-        ways = np.flatnonzero(self.told.cost[row] < self.told.cost[row, than])
-        ways = ways[[self.fits(int(way)) for way in ways]] if len(ways) else ways
-        return int(ways[self.told.worth[row, ways].argmax()]) if len(ways) else SKIPPED
+        """The best of the cheaper options whose worst case fits, or none."""
+        options = np.flatnonzero(self.data.cost[row] < self.data.cost[row, than])
+        options = options[[self.fits(int(option)) for option in options]] if len(options) else options
+        return int(options[self.data.worth[row, options].argmax()]) if len(options) else SKIPPED
 
-    def hold(self, way: int) -> None:
-        self.held += 0.0 if way == SKIPPED else float(self.told.worst[way])
+    def hold(self, option: int) -> None:
+        self.held += 0.0 if option == SKIPPED else float(self.data.worst[option])
 
-    def post(self, row: int, way: int) -> float:
-        if way == SKIPPED:
+    def post(self, row: int, option: int) -> float:
+        if option == SKIPPED:
             return 0.0
-        self.held -= float(self.told.worst[way])
-        self.spent += float(self.told.real[row, way])
-        return float(self.told.real[row, way])
+        self.held -= float(self.data.worst[option])
+        self.spent += float(self.data.real[row, option])
+        return float(self.data.real[row, option])
 
 
 def simulate(
-    told: Told, *, rows: int, dollars: float, bias: float, in_flight: int, seed: int
+    data: JobData, *, rows: int, dollars: float, bias: float, in_flight: int, seed: int
 ) -> dict[str, Any]:
-    """One job with a mean budget in dollars a question. Where it has a share, it is of the rows or of the
-    budget.
-    """
-    dice = np.random.default_rng(seed)
-    told = told.part(dice.choice(len(told), rows, replace=rows > len(told)), bias)
+    """Run one job with a mean budget in dollars per question; results are parts of the rows or budget."""
+    rng = np.random.default_rng(seed)
+    data = data.part(rng.choice(len(data), rows, replace=rows > len(data)), bias)
     budget = dollars * rows * NANO
-    at = np.sort(dice.choice(rows, min(SAMPLE, rows), replace=False))
+    at = np.sort(rng.choice(rows, min(SAMPLE, rows), replace=False))
     pacer = Pacer(
-        told.worth[at],
-        told.cost[at],
+        data.worth[at],
+        data.cost[at],
         rows=rows,
         budget=budget,
-        spread=told.spread[at],
+        spread=data.spread[at],
         at=at,
-        worst=told.worst,
+        worst=data.worst,
     )
     forecast = pacer.forecast()
-    cap = Cap(told, budget)
-    ways: list[int] = []
+    cap = Cap(data, budget)
+    options: list[int] = []
     flight: list[tuple[int, int, int]] = []  # row, way planned, way taken
     cheaper: list[int] = []
     refused: list[int] = []
@@ -115,7 +116,7 @@ def simulate(
     def settle_first() -> None:
         row, planned, took = flight.pop(0)
         expected, spread = (
-            0.0 if planned == SKIPPED else values[row, planned] for values in (told.cost, told.spread)
+            0.0 if planned == SKIPPED else values[row, planned] for values in (data.cost, data.spread)
         )
         actual = cap.post(row, took)
         pacer.settle(
@@ -130,7 +131,7 @@ def simulate(
         first = rows - pacer.rows_left
         block = slice(first, first + pacer.stride(64))
         for row, planned in enumerate(
-            pacer.choose(told.worth[block], told.cost[block], told.spread[block]).tolist(), first
+            pacer.choose(data.worth[block], data.cost[block], data.spread[block]).tolist(), first
         ):
             while flight and (len(flight) >= in_flight or not cap.fits(planned)):
                 settle_first()
@@ -142,17 +143,17 @@ def simulate(
             if cap.spent + cap.held > budget:
                 raise AssertionError("the cap did not hold")
             flight.append((row, planned, took))
-            ways.append(took)
+            options.append(took)
     while flight:
         settle_first()
-    return _told_of_job(
-        told, np.array(ways), budget, cap.spent, refused, cheaper, forecast, bias, dollars, pacer
+    return _job_summary(
+        data, np.array(options), budget, cap.spent, refused, cheaper, forecast, bias, dollars, pacer
     )
 
 
-def _told_of_job(
-    told: Told,
-    ways: Array,
+def _job_summary(
+    data: JobData,
+    options: Array,
     budget: float,
     spent: float,
     refused: list[int],
@@ -162,40 +163,41 @@ def _told_of_job(
     dollars: float,
     pacer: Pacer,
 ) -> dict[str, Any]:
-    rows = np.arange(len(ways))
+    rows = np.arange(len(options))
 
     def of(values: Array, chosen: Array) -> float:
         return float(np.where(chosen == SKIPPED, 0.0, values[rows, chosen]).sum())
 
-    best_plan = allocate(told.worth, told.cost * bias, budget)  # nothing to correct and no chance to mind
-    lavish = of(told.real, told.worth.argmax(1))
+    best_plan = allocate(data.worth, data.cost * bias, budget)  # without bias or variance
+    unconstrained = of(data.real, data.worth.argmax(1))
     short = np.array([*refused, *cheaper])
     return {
         "budget": dollars,
         "spent": spent / budget,
         "over": spent > budget,
-        "binds": lavish > budget,
-        "accuracy": of(told.right, ways) / len(ways),
-        "expected": of(told.worth, ways) / len(ways),
-        "plan_expected": best_plan.bound / len(ways),
-        "plan_accuracy": of(told.right, best_plan.chosen) / len(ways),
-        "plan_spent": of(told.real, best_plan.chosen) / budget,
-        "clairvoyant": allocate(told.right, told.real, budget).bound / len(ways),
+        "binds": unconstrained > budget,
+        "accuracy": of(data.right, options) / len(options),
+        "expected": of(data.worth, options) / len(options),
+        "plan_expected": best_plan.bound / len(options),
+        "plan_accuracy": of(data.right, best_plan.chosen) / len(options),
+        "plan_spent": of(data.real, best_plan.chosen) / budget,
+        "clairvoyant": allocate(data.right, data.real, budget).bound / len(options),
         "forecast_accuracy": forecast.accuracy,
         "forecast_p50": forecast.cost_p50 / budget,
         "forecast_p90": forecast.cost_p90 / budget,
         "refused": len(refused),
         "cheaper": len(cheaper),
-        "dearest": float(told.worst.max() / budget),
-        "dry_at": float(short.min() / len(ways)) if len(short) else None,
-        "skipped": int((ways == SKIPPED).sum()) - len(refused),
+        "dearest": float(data.worst.max() / budget),
+        "dry_at": float(short.min() / len(options)) if len(short) else None,
+        "skipped": int((options == SKIPPED).sum()) - len(refused),
         "ratio": float(np.average(pacer.ratios)),
     }
 
 
 def summary(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Over all jobs, and by budget. dry: a planned row was refused, or took a cheaper way, before the last 2%
-    of rows.
+    """Aggregate all jobs, and by budget.
+
+    dry: a planned row was refused, or took a cheaper option, before the last 2% of rows.
     """
 
     def line(jobs: Sequence[dict[str, Any]]) -> dict[str, float]:

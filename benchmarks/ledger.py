@@ -1,15 +1,14 @@
-"""How fast the ledger is: reserve + settle pairs a second by 1 and 16 processes, and spend over 10 million
-entries.
+"""Speed of the ledger: reserve + settle pairs per second, and the spend query over 10 million entries.
 
     python benchmarks/ledger.py --json
 
-A pair is two durable transactions. Beside it stands what the same database does bare: two transactions of one
-insert each, same file system, same synchronous setting, same number of processes; `ratio_to_sqlite` is the
-ledger's pairs a second over those, by one process. The calls lie two scopes deep, one leaf a process. Times
-in ms are medians, with p99 beside them. The 10 million entries are made by the database itself, for speed,
-and have no hashes; reading what a scope spent does not look at them, because it is summed in the transaction
-that posts. Top-level keys are SQLite's; "postgres" holds the same for a Postgres of its own (fsync on), from
-the wheel.
+Pairs are measured with 1 and with 16 processes. A pair is two durable transactions. The baseline is the bare
+database: two transactions of one insert each, on the same file system, with the same synchronous setting and
+number of processes; `ratio_to_sqlite` is the ledger's pairs per second over the baseline's, for one process.
+The calls are two scopes deep, one leaf per process. Times in ms are medians, with p99 beside them. The
+database itself generates the 10 million entries, for speed and without hashes; the spend of a scope is summed
+in the transaction that posts, so reading it does not touch the entries. Top-level keys are those of SQLite;
+"postgres" has the same for a server from the wheel (fsync on).
 """
 
 from __future__ import annotations
@@ -124,9 +123,7 @@ def measure(kind: str, where: str, processes: int, seconds: float, turn: int) ->
 
 
 def compare(bare: str, where: str, bare_where: str, seconds: float) -> dict[str, Any]:
-    """The ledger and the bare database in turns, so that a noisy neighbour meets both; medians of three
-    rounds.
-    """
+    """Alternate ledger and bare database, so that other load affects both; medians of three rounds."""
     result: dict[str, Any] = {}
     for processes in (1, 16):
         rounds = [
@@ -167,8 +164,9 @@ def fill_sqlite(path: Path, entries: int) -> None:
         shell.execute("BEGIN")
         for first in range(0, entries, 100_000):
             shell.execute(
-                "WITH RECURSIVE n (i) AS (SELECT ? UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO"
-                " entries (budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note, root,"
+                "WITH RECURSIVE n (i) AS (SELECT ? UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+                " INSERT INTO entries (budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note, "
+                "root,"
                 f" number, hash) SELECT 'leaf', 'big/' || i, {POSTED} 100 + i, '' FROM n",
                 [first, min(first + 100_000, entries) - 1],
             )
@@ -182,8 +180,8 @@ def fill_postgres(address: str, entries: int) -> None:
         shell.execute("SET search_path TO viaticum")
         shell.execute("SET session_replication_role TO replica")
         shell.execute(
-            "INSERT INTO entries (budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note, root,"
-            " number,"
+            "INSERT INTO entries (budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note, "
+            "root, number,"
             f" hash) SELECT 'leaf', 'big/' || i, {POSTED} 100 + i, '' FROM generate_series(1, {entries}) i"  # type: ignore[call-overload]
         )
 

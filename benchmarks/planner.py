@@ -1,24 +1,23 @@
-"""How good and how fast the planning of a batch job is (`viaticum.budgets.allocate` and
-`viaticum.budgets.pacing`).
+"""Quality and speed of planning a batch job (`viaticum.budgets.allocate` and `viaticum.budgets.pacing`).
 
-optimum: plans of all questions of an outcome table beside the optimum of the linear programme (HiGHS, through
-scipy), at ten budgets: all at once, and a block at a time with a sample of 1,000. Twice: worth and cost are
-what the outcomes say, and what a router expects of questions that it has not seen.
+optimum: plans for all questions of an outcome table against the optimum of the linear programme (HiGHS,
+through scipy), at ten budgets, all at once and block by block with a sample of 1,000. Twice: with the worth
+and cost of the outcomes, and with those that a router expects for unseen questions.
 
-speed: synthetic questions and pairs, each in a process of its own, with its largest resident memory.
+speed: synthetic questions and pairs, each case in its own process, with its peak resident memory.
 
-jobs: simulated jobs. Rows are drawn from the held-out questions of the table; what is expected of them comes
-from a router fitted on the others (or is the mean of each pair on the others, the same for all rows), and
-what they cost and whether they are right are the row's own outcomes. Rows are in flight side by side under a
-hard cap: a row whose worst case (1,024 tokens) does not fit beside those in flight waits for them, and where
-it does not fit then takes the best cheaper way that does, or is refused. A job has --rows rows, and more
-where its dearest call could cost more than a twentieth of its budget (--small: it has not). bias: what is
-expected is so many times too low.
+jobs: simulated jobs. Rows are drawn from the held-out questions of the table; their expectations come from a
+router fitted on the other questions (or are the mean of each pair over these, the same for all rows), and
+their costs and right answers are the row's own outcomes. Rows run concurrently under a hard cap: a row whose
+worst case (1,024 tokens) does not fit beside those in flight waits for them, and if it does not fit then
+either, takes the best cheaper option that does, or is refused. A job has --rows rows, or more if its most
+expensive call could cost more than a twentieth of its budget (not with --small). bias: expected costs are too
+low by this factor.
 
     python benchmarks/planner.py OUTCOMES --prices PRICES.json --router FOLDER [--jobs 200] [--json]
 
---router holds a router fitted on the questions that `held_out(near_duplicates(texts), 0.3, 0)` leaves;
-without a folder there, it is fitted first (minutes) and kept.
+--router is a router fitted on the questions that `held_out(near_duplicates(texts), 0.3, 0)` leaves; if the
+folder does not exist, the router is fitted first (minutes) and saved there.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import scipy
-from _planner_jobs import Told, optimum_of, simulate, summary
+from _planner_jobs import JobData, optimum_of, simulate, summary
 from rich.console import Console
 from rich.table import Table
 
@@ -46,19 +45,18 @@ from viaticum.outcomes import read_outcomes
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix, held_out, near_duplicates, read_prices
-from viaticum.routers.query.parameters import RTRSettings
-from viaticum.routers.query.rtr import RTRRouter
+from viaticum.routers.query.rtr import RTRRouter, RTRSettings
 
-SHARE = 0.3  # of the questions is held out
-LONGEST = 1024.0  # tokens of an answer, where it is cut
+SHARE = 0.3  # of the questions that is held out
+LONGEST = 1024.0  # token limit of an answer
 BUDGETS = tuple(float(each) for each in np.geomspace(0.0001, 0.01, 10).round(6))  # mean dollars a question
 JOB_BUDGETS = tuple(float(each) for each in np.geomspace(0.0003, 0.01, 10).round(6))
 NANO = 1e9
 SAMPLE = 1000
-LARGEST_PART = 20  # of a budget, that the dearest call may cost
+LARGEST_PART = 20  # the most expensive call costs at most 1/20 of a budget
 
 
-def say(text: str) -> None:
+def show_progress(text: str) -> None:
     sys.stderr.write(f"\r{text:<78}")
     sys.stderr.flush()
 
@@ -67,13 +65,13 @@ def say(text: str) -> None:
 # ------------------------------------------------------------------------------------
 
 
-def told_by_router(grid: OutcomeMatrix, router: RTRRouter, worst: Array, real: Array) -> Told:
-    """The table of every held-out question, as the router tells it."""
+def estimates_by_router(grid: OutcomeMatrix, router: RTRRouter, worst: Array, real: Array) -> JobData:
+    """Expectations of the router for every held-out question."""
     predicted = router.predict_texts(grid.texts)
     pairs = len(grid.pairs)
-    tokens, rate = predicted.tokens.numpy()[:, :pairs], router.parameters.prices.numpy()[:pairs] * NANO
+    tokens, rate = predicted.tokens.numpy()[:, :pairs], router.learned.rate.numpy()[:pairs] * NANO
     mean, spread = moments(tokens[..., 0], tokens[..., 1], LONGEST)
-    return Told(
+    return JobData(
         predicted.accuracy.numpy()[:, router.pair_columns].astype(np.float64),
         rate[:, 0] + rate[:, 1] * mean,
         rate[:, 1] * spread,
@@ -83,15 +81,17 @@ def told_by_router(grid: OutcomeMatrix, router: RTRRouter, worst: Array, real: A
     )
 
 
-def told_by_means(grid: OutcomeMatrix, train: OutcomeMatrix, rate: Array, worst: Array, real: Array) -> Told:
-    """Each pair's mean over the training questions, the same for every row."""
+def estimates_by_means(
+    grid: OutcomeMatrix, train: OutcomeMatrix, rate: Array, worst: Array, real: Array
+) -> JobData:
+    """The mean of each pair over the training questions, the same for every row."""
     tokens = np.minimum(train.tokens, LONGEST)
     lines = train.correct.mean(0), tokens.mean(0) * rate, tokens.std(0) * rate
     worth, cost, spread = (np.tile(line, (len(grid), 1)) for line in lines)
-    return Told(worth, cost, spread, worst, grid.correct, real)
+    return JobData(worth, cost, spread, worst, grid.correct, real)
 
 
-def read(arguments: argparse.Namespace) -> tuple[OutcomeMatrix, dict[str, Told]]:
+def read(arguments: argparse.Namespace) -> tuple[OutcomeMatrix, dict[str, JobData]]:
     prices = read_prices(arguments.prices)
     grid = OutcomeMatrix.from_outcomes(read_outcomes(arguments.outcomes), prices)
     grid = grid.select(grid.complete)
@@ -102,15 +102,15 @@ def read(arguments: argparse.Namespace) -> tuple[OutcomeMatrix, dict[str, Told]]
             grid.select(~test),
             encoder,
             settings=RTRSettings(seed=0),
-            report=lambda stage, done, of: say(f"router: {stage} {done}/{of}"),
+            report=lambda stage, done, of: show_progress(f"router: {stage} {done}/{of}"),
         ).save(folder)
-    asked = grid.select(test)
+    held_out_grid = grid.select(test)
     rate = np.array([prices[pair.model][1] for pair in grid.pairs]) * 1e3  # nano-dollars a token
-    worst, real = rate * LONGEST, np.minimum(asked.tokens, LONGEST) * rate
+    worst, real = rate * LONGEST, np.minimum(held_out_grid.tokens, LONGEST) * rate
     router = RTRRouter.load(folder, encoder)
     return grid, {
-        "router": told_by_router(asked, router, worst, real),
-        "means": told_by_means(asked, grid.select(~test), rate, worst, real),
+        "router": estimates_by_router(held_out_grid, router, worst, real),
+        "means": estimates_by_means(held_out_grid, grid.select(~test), rate, worst, real),
     }
 
 
@@ -119,12 +119,12 @@ def read(arguments: argparse.Namespace) -> tuple[OutcomeMatrix, dict[str, Told]]
 
 
 def optimum(name: str, worth: Array, cost: Array) -> list[dict[str, Any]]:
-    """Worth of plans, and what they fall short of the best, in percent, at each budget."""
+    """Worth of plans, and their shortfall against the optimum in percent, at each budget."""
     order = np.random.default_rng(0).permutation(len(worth))
     worth, cost = worth[order], cost[order]
     lines = []
     for budget in BUDGETS:
-        say(f"optimum, {name}: ${budget:g}")
+        show_progress(f"optimum, {name}: ${budget:g}")
         money = budget * len(worth) * NANO
         began = time.perf_counter()
         best = optimum_of(worth, cost, money)
@@ -149,32 +149,32 @@ def optimum(name: str, worth: Array, cost: Array) -> list[dict[str, Any]]:
 
 
 def _paced(worth: Array, cost: Array, money: float) -> tuple[float, float]:
-    """What a plan made as rows come is worth and costs, where every row costs what is expected."""
+    """Worth and cost of a plan made block by block, if every row costs what is expected."""
     at = np.sort(np.random.default_rng(1).choice(len(worth), min(SAMPLE, len(worth)), replace=False))
     pacer = Pacer(worth[at], cost[at], rows=len(worth), budget=money, at=at)
     value = spent = 0.0
     while pacer.rows_left:
         first = len(worth) - pacer.rows_left
         rows = np.arange(first, first + pacer.stride())
-        ways = pacer.choose(worth[rows], cost[rows])
-        took = ways != SKIPPED
-        costs = np.where(took, cost[rows, ways], 0.0)
-        pacer.settle(ways, costs, costs)
-        value += float(worth[rows, ways][took].sum())
+        options = pacer.choose(worth[rows], cost[rows])
+        took = options != SKIPPED
+        costs = np.where(took, cost[rows, options], 0.0)
+        pacer.settle(options, costs, costs)
+        value += float(worth[rows, options][took].sum())
         spent += float(costs.sum())
     return value, spent
 
 
 def speed_of(how: str, rows: int, pairs: int) -> dict[str, float]:
-    """In this process: seconds of planning alone, and the most memory that the process ever had."""
+    """In this process: seconds of planning alone, and peak memory."""
     import resource
 
     cost_of = np.geomspace(1e5, 1e7, pairs, dtype=np.float32)
 
     def block(seed: int, count: int) -> tuple[Array, Array]:
-        dice = np.random.default_rng(seed)
-        cost = np.exp(dice.standard_normal((count, pairs), dtype=np.float32) * np.float32(0.7)) * cost_of
-        return dice.random((count, pairs), dtype=np.float32) * np.float32(0.5) + np.float32(0.1) * np.log10(
+        rng = np.random.default_rng(seed)
+        cost = np.exp(rng.standard_normal((count, pairs), dtype=np.float32) * np.float32(0.7)) * cost_of
+        return rng.random((count, pairs), dtype=np.float32) * np.float32(0.5) + np.float32(0.1) * np.log10(
             cost
         ), cost
 
@@ -194,10 +194,10 @@ def speed_of(how: str, rows: int, pairs: int) -> dict[str, float]:
         while pacer.rows_left:
             worth, cost = block(pacer.rows_left, pacer.stride())
             began = time.perf_counter()
-            ways = pacer.choose(worth, cost)
-            took = ways != SKIPPED
-            costs = np.where(took, cost[np.arange(len(ways)), ways], 0.0).astype(np.float64)
-            pacer.settle(ways, costs, costs)
+            options = pacer.choose(worth, cost)
+            took = options != SKIPPED
+            costs = np.where(took, cost[np.arange(len(options)), options], 0.0).astype(np.float64)
+            pacer.settle(options, costs, costs)
             seconds += time.perf_counter() - began
             value += float(took.sum())
             spent += float(costs.sum())
@@ -215,7 +215,7 @@ def speed_of(how: str, rows: int, pairs: int) -> dict[str, float]:
 def speed(rows: int, pairs: int) -> dict[str, Any]:
     found = {}
     for how in ("at once", "paced"):
-        say(f"speed, {how}")
+        show_progress(f"speed, {how}")
         command = [
             sys.executable,
             __file__,
@@ -232,16 +232,16 @@ def speed(rows: int, pairs: int) -> dict[str, Any]:
 
 
 def jobs(
-    told: Told, name: str, count: int, least: int, small: bool, bias: float, in_flight: int
+    data: JobData, name: str, count: int, least: int, small: bool, bias: float, in_flight: int
 ) -> dict[str, Any]:
     done = []
     for number in range(count):
-        say(f"jobs by {name}, bias {bias:g}: {number}/{count}")
+        show_progress(f"jobs by {name}, bias {bias:g}: {number}/{count}")
         dollars = JOB_BUDGETS[number % len(JOB_BUDGETS)]
-        rows = least if small else max(least, math.ceil(LARGEST_PART * told.worst.max() / NANO / dollars))
+        rows = least if small else max(least, math.ceil(LARGEST_PART * data.worst.max() / NANO / dollars))
         done.append(
             simulate(
-                told,
+                data,
                 rows=rows,
                 dollars=dollars,
                 bias=bias,
@@ -291,7 +291,7 @@ def show(results: dict[str, Any]) -> None:
         console.print(table, "")
 
 
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -308,6 +308,11 @@ def main() -> None:
     parser.add_argument("--speed-pairs", type=int, default=30)
     parser.add_argument("--speed-only", choices=("at once", "paced"), help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def main() -> None:
+    parser = _parser()
     arguments = parser.parse_args()
     if arguments.speed_only:
         print(json.dumps(speed_of(arguments.speed_only, arguments.speed_rows, arguments.speed_pairs)))
@@ -326,16 +331,16 @@ def main() -> None:
     if {"optimum", "jobs"} & set(parts):
         if not arguments.prices or not arguments.router:
             parser.error("--prices and --router are needed for optimum and jobs")
-        grid, told = read(arguments)
+        grid, data = read(arguments)
         results["conditions"] |= {
             "questions": len(grid),
-            "held_out": len(told["router"]),
+            "held_out": len(data["router"]),
             "pairs": len(grid.pairs),
         }
     if "optimum" in parts:
         results["optimum"] = {
             "outcomes": optimum("outcomes", grid.correct, grid.cost * NANO),
-            "router": optimum("router", told["router"].worth, told["router"].cost),
+            "router": optimum("router", data["router"].worth, data["router"].cost),
         }
     if "jobs" in parts:
         few = max(1, arguments.jobs // 5)
@@ -346,10 +351,10 @@ def main() -> None:
             ("router", few, 0.67),
         )
         results["jobs"] = [
-            jobs(told[name], name, count, arguments.rows, arguments.small, bias, arguments.in_flight)
+            jobs(data[name], name, count, arguments.rows, arguments.small, bias, arguments.in_flight)
             for name, count, bias in runs
         ]
-    say("")
+    show_progress("")
     sys.stderr.write("\r")
     if arguments.json:
         print(json.dumps(results))

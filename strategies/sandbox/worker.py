@@ -103,7 +103,7 @@ class Worker:
             raise WorkerLost(f"the worker ended: {error}") from error
 
     def _receive(self, seconds: float, limit: int, late: str = "") -> dict[str, Any]:
-        """The next message. Raises `WorkerLost` after `seconds`, past `limit` bytes, and at the stream's end."""
+        """The next message. Raises `WorkerLost` after `seconds`, past `limit` bytes, and at the end."""
         assert self._process.stdout is not None
         fd, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
         data, size = b"", 4

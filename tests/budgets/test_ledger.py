@@ -372,7 +372,8 @@ def altered(path: Path, *statements: str) -> list[str]:
         (
             [
                 "DROP INDEX one_end_a_key",
-                "INSERT INTO entries SELECT 99, budget, key, kind, nanousd, tokens, overrun, at, usage, prices, note,"
+                "INSERT INTO entries SELECT 99, budget, key, kind, nanousd, tokens, overrun, at, usage, "
+                "prices, note,"
                 " root, number + 99, hash FROM entries WHERE kind = 'post'",
             ],
             "ended more than once",

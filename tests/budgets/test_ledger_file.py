@@ -163,9 +163,11 @@ def test_many_open_a_new_ledger_at_once(tmp_path: Path) -> None:
         "UPDATE entries SET nanousd = 0",
         "DELETE FROM entries",
         "INSERT OR REPLACE INTO entries SELECT * FROM entries",
-        "INSERT OR REPLACE INTO entries SELECT id + 99, budget, key, kind, 0, 0, 0, at, usage, prices, note, root,"
+        "INSERT OR REPLACE INTO entries SELECT id + 99, budget, key, kind, 0, 0, 0, at, usage, prices, note, "
+        "root,"
         " number + 99, hash FROM entries WHERE kind = 'reserve'",
-        "INSERT OR REPLACE INTO entries SELECT id + 99, budget, key, 'dispatch', 0, 0, 0, at, usage, prices, note,"
+        "INSERT OR REPLACE INTO entries SELECT id + 99, budget, key, 'dispatch', 0, 0, 0, at, usage, prices, "
+        "note,"
         " root, number, hash FROM entries WHERE kind = 'reserve'",
         "UPDATE holds SET held_nanousd = 0",
         "UPDATE holds SET usage = '{}'",
@@ -305,7 +307,8 @@ def test_a_write_that_fails_midway_is_an_error_and_holds_nothing(tmp_path: Path)
         with Ledger(sys.argv[1]) as ledger:
             try:
                 while True:
-                    ledger.reserve("demo", f"more {acknowledged}", {"m": TokenCount(1, 1)}, {"m": Price(0, 0)})
+                    usage, prices = {"m": TokenCount(1, 1)}, {"m": Price(0, 0)}
+                    ledger.reserve("demo", f"more {acknowledged}", usage, prices)
                     acknowledged += 1
             except LedgerError as error:
                 assert chr(10) not in str(error)

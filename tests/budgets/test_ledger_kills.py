@@ -1,7 +1,7 @@
 """The ledger under SIGKILL: at random moments, and before and after every statement that it runs.
 
-A child is forked, killed and its ledger opened again: every invariant holds, nothing it was told is lost, nothing
-is posted twice, and calls that were dispatched are listed as unknown once their lease is over.
+A child is forked, killed and its ledger opened again: every invariant holds, nothing it was told is lost,
+nothing is posted twice, and calls that were dispatched are listed as unknown once their lease is over.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A ledger file that an earlier commit wrote opens, adds up, and goes on.
 
-`tests/data/ledger_v2.sql` is the dump of a file that commit 0ee2f32 wrote, with a clock of its own: scopes below
-scopes, calendar and rolling windows, and a hold in every state, one of them dispatched and still open.
+`tests/data/ledger_v2.sql` is the dump of a file that commit 0ee2f32 wrote, with a clock of its own: scopes
+below scopes, calendar and rolling windows, and a hold in every state, one of them dispatched and still open.
 """
 
 from __future__ import annotations

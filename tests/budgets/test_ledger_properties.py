@@ -42,7 +42,7 @@ HELD = ("reserved", "dispatched", "unknown")
 
 
 class Model:
-    """All there is to the promise: what counts in a scope, and what fits. A call is [leaf, state, held, used, day]."""
+    """A model of the ledger: totals of a scope, and what fits. A call is [leaf, state, held, used, day]."""
 
     def __init__(self, limits: dict[str, int]) -> None:
         self.limits, self.calls, self.paused, self.day = limits, {}, set(), 0  # type: ignore[var-annotated]

@@ -45,7 +45,8 @@ def spend(number):
     rng = random.Random(f"{name} {number}")
     try:
         for attempt in range(each):
-            key, most, leaf = f"{name} {number} {attempt}", rng.randint(1, 40), rng.choice(["l1", "l2", "r1", "r2"])
+            key = f"{name} {number} {attempt}"
+            most, leaf = rng.randint(1, 40), rng.choice(["l1", "l2", "r1", "r2"])
             attempts[number] += 1
             began = time.perf_counter()
             try:
@@ -197,7 +198,8 @@ with Ledger(path) as ledger:
     stop = threading.Event()
     counts = []
     threads = [
-        threading.Thread(target=lambda n=n: counts.append(spend(f"thread {n}", stop.is_set))) for n in range(3)
+        threading.Thread(target=lambda n=n: counts.append(spend(f"thread {n}", stop.is_set)))
+        for n in range(3)
     ]
     for thread in threads: thread.start()
     for number in range(10):

@@ -1,4 +1,4 @@
-"""The conformance suite: what every store of the ledger does alike. It runs on memory, SQLite and Postgres."""
+"""The conformance suite of the ledger stores: it runs on memory, SQLite and Postgres."""
 
 from __future__ import annotations
 

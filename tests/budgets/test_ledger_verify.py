@@ -1,4 +1,4 @@
-"""`verify` finds any row that was altered: every column of every row of every table, on SQLite and Postgres."""
+"""`verify` finds every altered row: each column of each row of each table, on SQLite and Postgres."""
 
 from __future__ import annotations
 

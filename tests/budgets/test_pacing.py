@@ -1,4 +1,4 @@
-"""Pacing of a job's budget: simulated jobs, whose real costs are drawn, against what may not happen and what is best."""
+"""Pacing of a job's budget: simulated jobs with random real costs, against hard limits and the optimum."""
 
 from __future__ import annotations
 

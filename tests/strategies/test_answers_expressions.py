@@ -1,4 +1,4 @@
-"""The worker that compares expressions: its time limit, its death, threads, forks, and life without math-verify."""
+"""The worker that compares expressions: time limit, crashes, threads, forks, and without math-verify."""
 
 from __future__ import annotations
 

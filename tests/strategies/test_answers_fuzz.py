@@ -1,8 +1,8 @@
-"""Arbitrary text against everything that reads and compares answers: no exception, and each within its time limit.
+"""Arbitrary text for everything that reads and compares answers: no exception, each step in time.
 
-VIATICUM_FUZZ_EXAMPLES sets the number of examples (default 3,000); VIATICUM_FUZZ_REPORT names a JSON file for the
-measurements. `python benchmarks/fuzz_answers.py --examples 100000` sets both, and uses the real worker; without a
-report, most endless comparisons are interrupted inside the worker, which saves starting another.
+VIATICUM_FUZZ_EXAMPLES sets the number of examples (default 3,000); VIATICUM_FUZZ_REPORT names a JSON file for
+the measurements. `python benchmarks/fuzz_answers.py --examples 100000` sets both, and uses the real worker;
+without a report, most endless comparisons are interrupted inside the worker, which saves starting another.
 """
 
 from __future__ import annotations

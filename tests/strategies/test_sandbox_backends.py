@@ -216,11 +216,13 @@ def test_a_forked_child_is_told_to_spawn(name: str) -> None:
         ("import tempfile\nwith tempfile.TemporaryFile() as f: print(f.write(b'abc'))", "3\n"),
         ("import threading\nt = threading.Thread(target=print, args=(5,)); t.start()", "5\n"),
         (
-            "import asyncio\nasync def f():\n    await asyncio.sleep(0.01)\n    print('slept')\nasyncio.run(f())",
+            "import asyncio\nasync def f():\n    await asyncio.sleep(0.01)\n    print('slept')\n"
+            "asyncio.run(f())",
             "slept\n",
         ),
         (
-            "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(2) as p: print(list(p.map(abs, [-1])))",
+            "from concurrent.futures import ThreadPoolExecutor\n"
+            "with ThreadPoolExecutor(2) as p: print(list(p.map(abs, [-1])))",
             "[1]\n",
         ),
         ("import sys\nsys.exit(0)", ""),
@@ -243,7 +245,7 @@ def test_programs_that_draw_at_random_differ(bwrap: BubblewrapSandbox) -> None:
 
 
 def test_nothing_of_a_program_stays_in_memory() -> None:
-    """Every program's process starts as a copy of the worker: the worker must not have seen the one before."""
+    """A program's process is a copy of the worker, which must not have seen an earlier program."""
     search = """
 import ctypes, os
 libc = ctypes.CDLL(None)
@@ -428,7 +430,8 @@ def test_a_machine_without_a_list_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         "def f():\n    yield 3\nprint(*f())",
         "class A(Exception):\n    pass\ntry:\n    raise A()\nexcept A:\n    print(3)",
         "class A:\n    @property\n    def x(self):\n        return 3\nprint(A().x)",
-        "class A:\n    def __init__(self, x):\n        self.x = x\n    def __lt__(self, other):\n        return self.x < other.x\nprint(min(A(5), A(3)).x)",
+        "class A:\n    def __init__(self, x):\n        self.x = x\n    def __lt__(self, other):\n"
+        "        return self.x < other.x\nprint(min(A(5), A(3)).x)",
         "class A:\n    def __getattr__(self, name):\n        return 3\nprint(A().x)",
         "x = [1, 2]\ndel x[0]\nx.append(3)\nprint(x[1])",
         "print(next(n for n in range(9) if n > 2))",
@@ -545,7 +548,7 @@ def test_a_bare_subprocess_has_to_be_asked_for(opened: dict[str, Sandbox]) -> No
 def test_the_attacks_work_where_there_is_no_sandbox(
     opened: dict[str, Sandbox], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the attack suite shows is the sandbox, not attacks that would fail anywhere. Harmless ones only."""
+    """Some harmless attacks of the suite succeed without a sandbox: what stops them is the sandbox."""
     (tmp_path / "secret").write_text("the secret")
     for number, program in enumerate(
         (
@@ -553,7 +556,8 @@ def test_the_attacks_work_where_there_is_no_sandbox(
             "import subprocess\nsubprocess.run(['touch', '{}'])",
             "import pickle\npickle.loads(b\"cos\\nsystem\\n(S'touch {}'\\ntR.\")",
             "import ctypes\nctypes.CDLL(None).system(b'touch {}')",
-            "[c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close'][0].__init__.__globals__['system']('touch {}')",
+            "[c for c in ().__class__.__base__.__subclasses__() if c.__name__ == "
+            "'_wrap_close'][0].__init__.__globals__['system']('touch {}')",
         )
     ):
         target = tmp_path / str(number)
@@ -651,7 +655,7 @@ def _below(pid: int) -> list[int]:
 
 
 def _program_below(pid: int) -> int:
-    """The process id of the first confined program below a process, once there is one; 0 after half a minute."""
+    """Wait for the first confined program below a process; returns its pid, 0 after half a minute."""
     deadline = time.monotonic() + 30.0
     while time.monotonic() < deadline:
         for each in _below(pid):

@@ -1,4 +1,4 @@
-"""Self-consistency: its votes against brute force, when it stops asking, its names, and the default for all others."""
+"""Self-consistency: votes against brute force, early stopping, names, and the default of other strategies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the ledger share: two models with prices, a call, what it used, and a clock that can be set."""
+"""Shared by the ledger tests: two models with prices, a call, its usage, and a settable clock."""
 
 from __future__ import annotations
 

