@@ -45,7 +45,8 @@ from viaticum.outcomes import read_outcomes
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix, held_out, near_duplicates, read_prices
-from viaticum.routers.query.rtr import RTRRouter, RTRSettings
+from viaticum.routers.query.parameters import RTRSettings
+from viaticum.routers.query.rtr import RTRRouter
 
 SHARE = 0.3  # of the questions that is held out
 LONGEST = 1024.0  # token limit of an answer
@@ -69,7 +70,7 @@ def estimates_by_router(grid: OutcomeMatrix, router: RTRRouter, worst: Array, re
     """Expectations of the router for every held-out question."""
     predicted = router.predict_texts(grid.texts)
     pairs = len(grid.pairs)
-    tokens, rate = predicted.tokens.numpy()[:, :pairs], router.learned.rate.numpy()[:pairs] * NANO
+    tokens, rate = predicted.tokens.numpy()[:, :pairs], router.parameters.prices.numpy()[:pairs] * NANO
     mean, spread = moments(tokens[..., 0], tokens[..., 1], LONGEST)
     return JobData(
         predicted.accuracy.numpy()[:, router.pair_columns].astype(np.float64),

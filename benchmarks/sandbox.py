@@ -5,8 +5,7 @@
 A short program is what a model writes for a word problem: a few names, a few lines of arithmetic, one print.
 Each time is that of one `run`, from the call to the result, with the worker warm. `programs_per_second` is
 what `auto` gives two threads; the back ends are counted alone as well. Leaves out the first program of a
-worker, which waits
-for its start, and the first one that imports numpy: both are under "start".
+worker, which waits for its start, and the first one that imports numpy: both are under "start".
 """
 
 from __future__ import annotations
@@ -117,8 +116,8 @@ def main() -> None:
     table.add_row("auto", "", "", "", f"{found['programs_per_second']}")
     Console().print(table)
     print(
-        f"{found['runs']} programs a figure, two workers, {found['cores']} cores, Python {found['python']}, "
-        f"Linux {found['kernel']}"
+        f"{found['runs']} programs a figure, two workers, {found['cores']} cores, Python {found['python']},"
+        f" Linux {found['kernel']}"
     )
 
 
