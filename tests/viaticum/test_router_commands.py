@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from question_grids import PAIRS, outcomes
+from synthetic_outcomes import PAIRS, outcomes
 from typer.testing import CliRunner
 
 from viaticum.cli import app
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from question_grids import NAMES, WORDS
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import BoW
+    from synthetic_outcomes import NAMES, WORDS
 
     folder = tmp_path_factory.mktemp("encoder") / "words"
     words = [

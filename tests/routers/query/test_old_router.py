@@ -1,7 +1,7 @@
 """A router folder that was written by the code of commit 0ee2f32 (format 1, with one added pair) still loads.
 
 `tests/data/router_v1` holds the folder and, in `tables.json`, what that code predicted for three questions.
-It was fitted on `question_grids.outcomes(60)` with the encoder `Words`; the pair fresh+cot was added from 40
+It was fitted on `synthetic_outcomes.outcomes(60)` with the encoder `Words`; the pair fresh+cot was added from 40
 outcomes.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from question_grids import Words
+from synthetic_outcomes import Words
 
 from viaticum.routers.query.rtr import RTRRouter
 from viaticum.types import Query

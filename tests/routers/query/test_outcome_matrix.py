@@ -1,4 +1,4 @@
-"""Outcome tables as matrices: what is refused, what counts once, and which questions are near-duplicates."""
+"""Outcome matrices: layout, refused tables, prices, near-duplicates and folds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from question_grids import PAIRS, outcomes
+from synthetic_outcomes import PAIRS, outcomes
 
 from viaticum.errors import DataError, InputError
 from viaticum.routers.query.outcome_matrix import (
@@ -67,7 +67,7 @@ def test_spellings(one: str | None, other: str | None, same: bool) -> None:
     assert (canonical_answer(one) == canonical_answer(other)) == same
 
 
-def test_rows_that_are_there_twice_count_once_and_contradictions_are_refused() -> None:
+def test_repeated_rows_count_once_and_contradictions_are_refused() -> None:
     rows = outcomes(30)
     assert np.array_equal(
         OutcomeMatrix.from_outcomes([*rows, *rows]).correct, OutcomeMatrix.from_outcomes(rows).correct
@@ -85,7 +85,7 @@ def test_rows_that_are_there_twice_count_once_and_contradictions_are_refused() -
         ({"cost_nanousd": float("inf")}, "cost_nanousd is inf"),
     ],
 )
-def test_numbers_that_are_none_are_named(change: dict[str, Any], message: str) -> None:
+def test_values_that_are_not_numbers_are_named(change: dict[str, Any], message: str) -> None:
     rows = outcomes(30)
     with pytest.raises(DataError, match=message):
         OutcomeMatrix.from_outcomes([*rows[:-1], replace(rows[-1], **change)])
@@ -98,7 +98,7 @@ def test_an_empty_table_and_other_pairs() -> None:
         OutcomeMatrix.from_outcomes(outcomes(3), pairs=[replace(PAIRS[0], model="other")])
 
 
-def test_too_little_to_learn_from_is_said() -> None:
+def test_tables_with_too_little_in_them_are_refused() -> None:
     rows = outcomes(31)
     OutcomeMatrix.from_outcomes(rows).check()
     with pytest.raises(DataError, match="1 question; a router needs 30"):
@@ -127,7 +127,7 @@ def test_prices_make_costs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["[]", '{"a": 3}', '{"a": {"output": "x"}}', "nonsense", '{"a": {"output": -1}}']
 )
-def test_what_is_no_list_of_prices(text: str, tmp_path: Path) -> None:
+def test_files_that_are_not_prices_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "prices.json").write_text(text)
     with pytest.raises(DataError):
         read_prices(tmp_path / "prices.json")
@@ -147,7 +147,7 @@ def test_near_duplicates_are_found_through_numbers_and_chains() -> None:
     assert near_duplicates(["alone"]).tolist() == [0]
 
 
-def test_folds_and_held_out_questions_never_part_duplicates() -> None:
+def test_folds_and_held_out_questions_never_split_groups() -> None:
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 60, 500)
     folds = assign_folds(groups, 5, seed=3)
@@ -161,7 +161,7 @@ def test_folds_and_held_out_questions_never_part_duplicates() -> None:
     assert not np.array_equal(out, held_out(groups, 0.3, seed=2))
 
 
-def test_live_outcomes_may_lack_costs_and_the_last_word_counts() -> None:
+def test_live_outcomes_may_lack_costs_and_the_last_row_counts() -> None:
     rows = [replace(row, cost_nanousd=None) for row in outcomes(30)]
     matrix = OutcomeMatrix.from_outcomes([*rows, replace(rows[0], correct=not rows[0].correct)], live=True)
     assert np.isnan(matrix.cost).all()

@@ -1,4 +1,4 @@
-"""The static router: counting from outcomes, the file it is kept in, and the table that ships."""
+"""The static router: counting from outcomes, its file, and the table in the package."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
             StaticRouter.load(tmp_path / "bad.json")
 
 
-def test_the_router_that_ships_is_counted_from_the_table_that_ships() -> None:
-    """To make it anew: StaticRouter.fit(read_outcomes("outcomes.parquet")).save("static.json")."""
+def test_the_packaged_router_is_counted_from_the_packaged_table() -> None:
+    """To make it again: StaticRouter.fit(read_outcomes("outcomes.parquet")).save("static.json")."""
     outcomes = read_outcomes(str(SHIPPED))
     assert StaticRouter.default().rows == StaticRouter.fit(outcomes).rows
 
 
-def test_the_table_that_ships_is_whole() -> None:
+def test_the_packaged_table_is_complete() -> None:
     outcomes = read_outcomes(str(SHIPPED))
     catalogue = Catalogue.load()
     asked: dict[Pair, set[str]] = {}
@@ -77,7 +77,7 @@ def test_the_table_that_ships_is_whole() -> None:
 
 
 def test_the_router_in_the_docs_works() -> None:
-    """The example of docs/explanation/routing.md, as it stands there."""
+    """The example of docs/explanation/routing.md."""
     text = (Path(__file__).resolve().parents[3] / "docs" / "explanation" / "routing.md").read_text(
         encoding="utf-8"
     )

@@ -16,7 +16,7 @@ WORDS = ["how", "many", "apples", "are", "left", "who", "is", "her", "uncle"]
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """Counts of nine words."""
+    """An encoder that counts nine words."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import BoW
 
@@ -36,7 +36,7 @@ def test_embeddings_have_length_one_and_keep_the_order(model: Path, tmp_path: Pa
     assert torch.allclose(encoder(texts[::-1]), embeddings.flip(0))
 
 
-def test_what_is_in_the_cache_is_not_computed_again(model: Path, tmp_path: Path) -> None:
+def test_cached_embeddings_are_not_computed_again(model: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.db"
     first = Encoder(str(model), cache=cache)(["how many apples", "who is"])
     reports: list[tuple[int, int]] = []
@@ -60,13 +60,13 @@ def test_two_models_do_not_share_embeddings(model: Path, tmp_path: Path) -> None
         Encoder(str(model), cache=tmp_path / "cache.db")(["who is"])
 
 
-def test_a_cache_that_is_none(model: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_cache_is_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "cache.db").write_bytes(b"not a database at all, but long enough to be looked at" * 30)
     with pytest.raises(InputError, match="no cache of embeddings"):
         Encoder(str(model), cache=tmp_path / "cache.db")(["who is"])
 
 
-def test_weights_that_were_not_pulled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_weights_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path))
     with pytest.raises(WeightsError, match="pull"):
         Encoder()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from question_grids import PAIRS, Words, a_question, outcomes
+from synthetic_outcomes import PAIRS, Words, a_question, outcomes
 
 from viaticum.errors import BudgetExceeded, DataError, InputError
 from viaticum.routers.query import Best, Cheapest, Weighted, choose_plan
@@ -65,7 +65,7 @@ def test_held_out_questions_are_answered_better_than_by_any_mixture_of_pairs(rou
     assert result["questions"] == 300
     assert result["best_single"]["pair"] == "big+cot"
     for point in result["curve"][1:]:
-        assert point["cost"] <= point["budget"] * 1.1  # the mean of 300 questions strays
+        assert point["cost"] <= point["budget"] * 1.1  # the mean of 300 questions varies
     gaps = [gap for gap in result["curve_minus_hull"] if gap["difference"] is not None]
     assert len(gaps) == 4, "no pair is as cheap as the first budget"
     assert sum(gap["difference"] > 0.03 for gap in gaps) >= 3
@@ -90,7 +90,7 @@ def test_the_operating_point_is_chosen_without_looking_at_the_outcomes(router: R
     assert len(set(chosen.tolist())) > 1
 
 
-def test_far_from_every_known_question_it_says_what_holds_on_average(router: RTRRouter) -> None:
+def test_far_from_every_known_question_it_predicts_the_static_means(router: RTRRouter) -> None:
     prediction = router.predict(FAR)
     assert float(prediction.trust[0]) == 0
     assert torch.allclose(prediction.accuracy[0], router.parameters.static_means[0], atol=1e-6)
@@ -133,7 +133,7 @@ def test_the_same_seed_gives_the_same_router() -> None:
     assert one.accuracy.shape != other.accuracy.shape or not torch.equal(one.accuracy, other.accuracy)
 
 
-def test_a_plan_is_chosen_within_what_is_left(router: RTRRouter) -> None:
+def test_a_plan_is_chosen_within_the_rest_of_the_budget(router: RTRRouter) -> None:
     query = a_query("sums")
     rows = router.plans_for(query)
     best = choose_plan(rows, None, Best())
@@ -162,7 +162,7 @@ def test_saved_and_loaded_it_predicts_the_same(router: RTRRouter, tmp_path: Path
     assert RTRRouter.load(tmp_path / "previous", Words()).plans == router.plans  # type: ignore[arg-type]
 
 
-def test_damaged_and_foreign_files_are_named(router: RTRRouter, tmp_path: Path) -> None:
+def test_damaged_and_other_files_are_refused(router: RTRRouter, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no router in"):
         RTRRouter.load(tmp_path)
     router.save(tmp_path)
@@ -197,28 +197,28 @@ def test_censored_lengths_do_not_pull_quantiles_down() -> None:
     )
 
 
-def test_answers_that_were_cut_lengthen_what_is_expected() -> None:
+def test_truncated_answers_raise_the_expected_length() -> None:
     """The same table, once with a fifth of the answers truncated at 60 tokens and once taken for complete."""
     rows = outcomes(300, kinds=("sums",))
     big = Pair("big", "cot")
-    cut = [
+    truncated = [
         replace(row, output_tokens=60, finish_reason="length")
         if row.pair == big and row.output_tokens and row.output_tokens > 60
         else row
         for row in rows
     ]
-    complete = [replace(row, finish_reason="stop") for row in cut]
+    complete = [replace(row, finish_reason="stop") for row in truncated]
     high = [
         {
             row.pair: row.tokens_p90
             for row in fit(OutcomeMatrix.from_outcomes(each), Words()).table(a_query("sums"))
         }[big]  # type: ignore[arg-type]
-        for each in (cut, complete)
+        for each in (truncated, complete)
     ]
     assert high[0] > 90 > high[1]
 
 
-def test_quantiles_of_values_that_were_cut() -> None:
+def test_quantiles_of_censored_values() -> None:
     values = torch.arange(1.0, 101.0)
     none = torch.zeros(100, dtype=torch.bool)
     assert censored_quantile(values, none, 0.9) == 90
@@ -228,14 +228,14 @@ def test_quantiles_of_values_that_were_cut() -> None:
         censored_quantile(torch.tensor([1.0, 2.0, 2.0, 3.0]), torch.tensor([False, True, False, False]), 0.75)
         == 3
     )
-    # Of 1,000 values every one above 1 was cut there: the median is seen, the ninth tenth drawn out.
+    # Of 1,000 values those above 1 are censored there: the median is visible, the 90% quantile extrapolated.
     torch.manual_seed(0)
     drawn = 0.8 + 0.5 * torch.randn(1000)
-    cut = drawn > 1
-    shown = drawn.clamp_max(1)
-    assert censored_quantile(shown, cut, 0.5) == pytest.approx(0.8, abs=0.05)
-    assert censored_quantile(shown, cut, 0.9) == pytest.approx(0.8 + 1.2816 * 0.5, abs=0.1)
-    assert censored_quantile(shown, torch.ones(1000, dtype=torch.bool), 0.9) > 1
+    censored = drawn > 1
+    visible = drawn.clamp_max(1)
+    assert censored_quantile(visible, censored, 0.5) == pytest.approx(0.8, abs=0.05)
+    assert censored_quantile(visible, censored, 0.9) == pytest.approx(0.8 + 1.2816 * 0.5, abs=0.1)
+    assert censored_quantile(visible, torch.ones(1000, dtype=torch.bool), 0.9) > 1
 
 
 def test_neighbours_with_unknown_outcomes() -> None:
@@ -278,12 +278,10 @@ def test_budgets_are_those_that_are_compared() -> None:
     assert BUDGETS == (0.0001, 0.0003, 0.001, 0.002, 0.004, 0.006, 0.012)
 
 
-# --- learning on --------------------------------------------------------------------------------------------
+# --- added pairs and refits -----------------------------------------------------------------------------------
 
 
-def test_a_new_pair_begins_as_those_that_are_described_alike_and_learns(
-    router: RTRRouter, tmp_path: Path
-) -> None:
+def test_a_new_pair_starts_from_similar_descriptions_and_learns(router: RTRRouter, tmp_path: Path) -> None:
     """The new model is described like `tiny`, but is as good as `big` at kin and poor at games."""
     pair, descriptions = Pair("fresh", "cot"), {"fresh": "tiny"}
     kin, games = (
@@ -324,7 +322,7 @@ def test_a_new_pair_begins_as_those_that_are_described_alike_and_learns(
         add(router, Pair("fresh", "direct"), descriptions, (0.0, 5.0), OutcomeMatrix.from_outcomes(rows))
 
 
-def test_a_refit_takes_what_changed_and_refuses_what_is_worse(router: RTRRouter) -> None:
+def test_a_refit_follows_changes_and_refuses_a_worse_router(router: RTRRouter) -> None:
     known = OutcomeMatrix.from_outcomes(outcomes(400))
     turned = [
         replace(
@@ -342,7 +340,7 @@ def test_a_refit_takes_what_changed_and_refuses_what_is_worse(router: RTRRouter)
         result.router.predict_texts([text]).accuracy[0, column]
         > router.predict_texts([text]).accuracy[0, column]
     )
-    # What was known is turned upside down, so that learning from it makes live answers harder to predict.
+    # The known outcomes are inverted, so that fitting on them makes live answers harder to predict.
     live = [replace(row, question_id=f"live-{n}") for n, row in enumerate(outcomes(40, seed=41))]
     worse = refit(
         fit(OutcomeMatrix.from_outcomes(outcomes(400)), Words()),  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from question_grids import outcomes
+from synthetic_outcomes import outcomes
 
 from viaticum.errors import InputError
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix
@@ -42,7 +42,7 @@ def test_simulating_a_plan_follows_its_rule() -> None:
             assert (results[row], pytest.approx(spent[row]), calls[row]) == wanted
 
 
-def test_answers_that_agree_are_the_same_answer_so_either_is_right() -> None:
+def test_answers_that_agree_are_the_same_answer_so_either_counts() -> None:
     """`simulate` takes the last of the answers that agree; equal answers are judged alike in the table."""
     matrix = OutcomeMatrix.from_outcomes(outcomes(90))
     one, two = simulate(((0, 1), 2), matrix.correct, matrix.cost, matrix.answers)[:2]
@@ -51,7 +51,7 @@ def test_answers_that_agree_are_the_same_answer_so_either_is_right() -> None:
     assert np.array_equal(two, matrix.cost[:, 0] + matrix.cost[:, 1])
 
 
-def test_a_search_finds_what_trying_everything_finds() -> None:
+def test_a_search_finds_what_an_exhaustive_search_finds() -> None:
     """With few pairs every plan of the same lengths can be tried: for each cost weight the best is found."""
     from itertools import permutations
 
@@ -77,7 +77,7 @@ def test_a_search_finds_what_trying_everything_finds() -> None:
         assert best(plans, weight) == pytest.approx(best(every, weight), abs=1e-9)
 
 
-def test_a_search_looks_at_each_kind_of_question() -> None:
+def test_a_search_covers_each_cluster_of_questions() -> None:
     rows = outcomes(300)
     matrix = OutcomeMatrix.from_outcomes(rows)
     clusters = np.array([["sums", "kin", "games"].index(dataset) for dataset, _ in matrix.ids])
@@ -88,7 +88,7 @@ def test_a_search_looks_at_each_kind_of_question() -> None:
     assert any(plan.pairs[0].model in ("mid", "big") for plan in named)
 
 
-def test_plans_are_checked_and_read_well() -> None:
+def test_plans_are_validated_and_printed() -> None:
     a, b, c = Pair("a", "x"), Pair("b", "x"), Pair("c", "y")
     assert str(Plan((a,))) == "a+x"
     assert str(Plan((a, b, c))) == "a+x, b+x, c+y until two agree"
