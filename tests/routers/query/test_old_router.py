@@ -1,8 +1,8 @@
 """A router folder that was written by the code of commit 0ee2f32 (format 1, with one added pair) still loads.
 
 `tests/data/router_v1` holds the folder and, in `tables.json`, what that code predicted for three questions.
-It was fitted on `synthetic_outcomes.outcomes(60)` with the encoder `Words`; the pair fresh+cot was added from 40
-outcomes.
+It was fitted on `synthetic_outcomes.outcomes(60)` with the encoder `Words`; the pair fresh+cot was added from
+40 outcomes.
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ def test_budgets_are_those_that_are_compared() -> None:
     assert BUDGETS == (0.0001, 0.0003, 0.001, 0.002, 0.004, 0.006, 0.012)
 
 
-# --- added pairs and refits -----------------------------------------------------------------------------------
+# --- added pairs and refits ---------------------------------------------------------------------------------
 
 
 def test_a_new_pair_starts_from_similar_descriptions_and_learns(router: RTRRouter, tmp_path: Path) -> None:
