@@ -38,8 +38,9 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from viaticum.catalogue import Catalogue
-from viaticum.decoders import MixedDecoder, Request, Runner, Stats
-from viaticum.decoders.cost import LARGE_ALONE, CostModel, DecodingMode, HandoffStats, measure_pair
+from viaticum.decoders import MixedDecoder, Request, Runner, Stats, load_runner
+from viaticum.decoders.cost import CostModel, measure_pair
+from viaticum.decoders.decoding_mode import LARGE_ALONE, DecodingMode, HandoffStats
 from viaticum.questions import read_questions
 from viaticum.routers.token import AlwaysLarge, EntropyRouter
 from viaticum.strategies import get as get_strategy
@@ -95,8 +96,8 @@ class Pair:
         """Let each prompt lie in a slot of its own, at both models."""
         for slot, prompt in enumerate(prompts):
             for runner in (self.small, self.large):
-                runner.start(slot, prompt)
-                runner.extend([slot], [prompt[len(runner.held[slot]) :]])
+                runner.reuse_prefix(slot, prompt)
+                runner.extend([slot], [prompt[len(runner.cached_tokens[slot]) :]])
 
     def write(self, way: DecodingMode, prompts: Sequence[Prompt]) -> tuple[float, float, float]:
         """Write after all prompts at once: tokens a second, wall time over that of the calls, share of the
@@ -105,7 +106,7 @@ class Pair:
         decoder = self.decoder(way)
         decoder.stats = Stats()
         self.in_calls, began = 0.0, time.perf_counter()
-        results = decoder.write_all([Request(prompt, max_new_tokens=NEW) for prompt in prompts])
+        results = decoder.generate_all([Request(prompt, max_new_tokens=NEW) for prompt in prompts])
         wall = time.perf_counter() - began
         made_by = [maker for result in results for maker in result.trace.made_by]
         return len(made_by) / wall, wall / self.in_calls, sum(made_by) / len(made_by)
@@ -113,7 +114,7 @@ class Pair:
     def habits(self, way: DecodingMode, prompts: Sequence[Prompt]) -> HandoffStats:
         """How the models hand over on these prompts, all at once."""
         self.write(way, prompts)
-        return HandoffStats.seen(self.decoder(way).stats)
+        return HandoffStats.from_stats(self.decoder(way).stats)
 
 
 def prompts_of(tokenizer: Any, path: Path) -> list[Prompt]:
@@ -197,7 +198,7 @@ def many_streams(
 def compare(path: Path, tau: float, with_others: bool, counts: Sequence[int], rounds: int) -> dict[str, Any]:
     folders = {name: locate(Catalogue.load()[name]) for name in (SMALL, LARGE)}
     tokenizer = AutoTokenizer.from_pretrained(folders[LARGE], local_files_only=True)
-    small, large = (Runner.load(folders[name], slots=SLOTS, context=1536) for name in (SMALL, LARGE))
+    small, large = (load_runner(folders[name], slots=SLOTS, context=1536) for name in (SMALL, LARGE))
     pair = Pair(small, large, tokenizer, tau)
     sys.stderr.write("measuring calls\n")
     prompts = prompts_of(tokenizer, path)

@@ -42,7 +42,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from viaticum.decoders import MixedDecoder, Request, Runner, Stats
-from viaticum.decoders.cost import LARGE_ALONE, CostModel, DecodingMode, HandoffStats, measure
+from viaticum.decoders.call_times import measure
+from viaticum.decoders.cost import CostModel
+from viaticum.decoders.decoding_mode import LARGE_ALONE, DecodingMode, HandoffStats
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.routers.token import Step, TokenRouter
 
@@ -98,7 +100,7 @@ class Trace(TokenRouter):
     them.
     """
 
-    looks_at_tokens = False
+    depends_on_token = False
 
     def __init__(self, large: Sequence[Sequence[bool]], device: torch.device) -> None:
         self._large, self._device = large, device
@@ -213,9 +215,9 @@ class Bench:
         """Let each prompt lie in a slot of its own, at both models."""
         for slot, prompt in enumerate(self.prompts):
             for runner in (self.small, self.large):
-                runner.start(slot, prompt)
-                if new := prompt[len(runner.held[slot]) :]:
-                    runner.read([slot], [new])
+                runner.reuse_prefix(slot, prompt)
+                if new := prompt[len(runner.cached_tokens[slot]) :]:
+                    runner.forward([slot], [new])
 
     def floor(self, stats: Stats) -> float:
         """Seconds that reading takes for the calls that were made."""
@@ -248,7 +250,7 @@ class Bench:
             settle(self.large.device)
             decoder.stats = Stats()
             began = time.perf_counter()
-            results = decoder.write_all(requests)
+            results = decoder.generate_all(requests)
             seconds = time.perf_counter() - began
         bad = [result.error for result in results if len(result.trace.tokens) != self.new]
         assert not bad, f"a text was cut: {bad}"
@@ -265,7 +267,7 @@ class Bench:
             "small_call_ms": 1e3 * stats.small.seconds / max(1, stats.small.calls),
             "large_call_ms": 1e3 * stats.large.seconds / max(1, stats.large.calls),
             "beside_calls_s": seconds - stats.small.seconds - stats.large.seconds,
-            "habits": HandoffStats.seen(stats) if mixed else None,
+            "habits": HandoffStats.from_stats(stats) if mixed else None,
         }
 
 

@@ -36,15 +36,16 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from viaticum.catalogue import Catalogue
-from viaticum.decoders import MixedDecoder, Request, Result, Runner, Stats
-from viaticum.decoders.cost import CostModel, DecodingMode, HandoffStats
+from viaticum.decoders import MixedDecoder, Request, Result, Runner, Stats, load_runner
+from viaticum.decoders.cost import CostModel
+from viaticum.decoders.decoding_mode import DecodingMode, HandoffStats
 from viaticum.errors import DataError, ModelError
 from viaticum.models.decoding_modes import known_costs
 from viaticum.models.local import stop_ids
 from viaticum.outcomes import accuracy_interval
 from viaticum.questions import Question, read_questions
 from viaticum.routers.token import AlwaysLarge, EntropyRouter, RandomRouter, TokenRouter
-from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
+from viaticum.routers.token.neural import LearnedDivergenceRouter, TrainedRouter
 from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
@@ -93,7 +94,9 @@ def arms_of(r2r: Path | None, policy: Path | None, chance: bool) -> list[Arm]:
 
 
 def _r2r(trained: TrainedRouter, share: float) -> Callable[[Runner], TokenRouter]:
-    return lambda small: LearnedDivergence(trained.network, small.embeddings, trained.threshold_for(share))
+    return lambda small: LearnedDivergenceRouter(
+        trained.network, small.embeddings, trained.threshold_for(share)
+    )
 
 
 def _r_stitch_plus(learned: TrainedPolicy, tau: float) -> Callable[[Runner], TokenRouter]:
@@ -123,7 +126,7 @@ class Pair:
     def __init__(self, slots: int) -> None:
         folders = [locate(Catalogue.load()[name]) for name in (SMALL, LARGE)]
         self.tokenizer = AutoTokenizer.from_pretrained(folders[-1], local_files_only=True)
-        self.small, self.large = (Runner.load(folder, slots=slots, context=1536) for folder in folders)
+        self.small, self.large = (load_runner(folder, slots=slots, context=1536) for folder in folders)
 
     def decoder(self, arm: Arm) -> MixedDecoder:
         large = self.large if arm.way else self.small
@@ -148,7 +151,7 @@ class Pair:
             )
             for question in questions
         ]
-        return decoder.write_all(requests)
+        return decoder.generate_all(requests)
 
 
 def answer(pair: Pair, arm: Arm, asked: Sequence[Question], batch: int) -> list[Done]:
@@ -225,7 +228,7 @@ def habits(rows: Sequence[Done]) -> HandoffStats:
     stats.proposed, stats.dropped = total["proposed"], total["dropped"]
     stats.drafted, stats.accepted = total["drafted"], total["accepted"]
     stats.large_tokens, stats.large.rows = total["large_tokens"], total["large_rows"]
-    return HandoffStats.seen(stats)
+    return HandoffStats.from_stats(stats)
 
 
 def against(rows: Sequence[Done], others: Sequence[Done]) -> tuple[float, float, float]:

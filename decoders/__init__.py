@@ -1,10 +1,12 @@
-"""Local decoding with torch: a runner for one model, a mixed decoder for a small and a large one ([docs/explanation/decoding.md]).
+"""Local decoding with torch: a runner for one model, a mixed decoder for a small and a large one (docs/decoding.md).
 
-Needs torch, transformers, safetensors and numpy and nothing else, so that it runs on a bare CUDA image.
-Knows no budget, no strategy and no catalogue: it is handed folders, token ids and a `TokenRouter`.
+Needs only torch, transformers, safetensors and numpy, so that it runs on a bare CUDA image. Leaves out budgets,
+strategies and the catalogue: it takes folders, token ids and a `TokenRouter`.
 """
 
+from viaticum.decoders.config import DecoderConfig
 from viaticum.decoders.engine import Engine
+from viaticum.decoders.load import load_runner
 from viaticum.decoders.loop import LoopGuard
 from viaticum.decoders.memory import free_bytes, plan_slots
 from viaticum.decoders.mixed import MixedDecoder
@@ -14,6 +16,7 @@ from viaticum.decoders.stats import CallStats, Stats
 
 __all__ = [
     "CallStats",
+    "DecoderConfig",
     "Engine",
     "Event",
     "LoopGuard",
@@ -25,5 +28,6 @@ __all__ = [
     "Sampling",
     "Stats",
     "free_bytes",
+    "load_runner",
     "plan_slots",
 ]

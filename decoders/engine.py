@@ -1,10 +1,10 @@
-"""Many texts written at once, which may come and go while others are being written.
+"""Continuous batching of sequences that a small and a large model decode together, or one model alone.
 
-A step is at most one call of the small model and one of the large. The small one serves the texts that it
-has the pen of and those it drafts for, together; the large one, which costs most, waits until enough rows
-want it. Each model keeps its own KV cache and reads only the tokens it has not seen. A token that the router
-drops was never fed to either model; of a draft that is not accepted both forget the tail.
-Knows nothing of strategies, prices or how a router decides (R-Stitch: arXiv 2507.17307; R2R: 2505.21600).
+A step is at most one call of the small model and one of the large. The small model's call serves the sequences that it
+decodes and those that it drafts for; the large model, which costs most, waits until enough sequences need it. Each
+model has its own KV cache and reads only tokens that it has not seen (catch-up). A token that the router drops was
+never given to either model; after a rejected draft both drop its tail from their caches. Leaves out strategies, prices
+and how a router decides (R-Stitch: arXiv 2507.17307; R2R: 2505.21600).
 """
 
 from __future__ import annotations
@@ -15,101 +15,108 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from viaticum.decoders.reading import read_unseen
+from viaticum.decoders.catch_up import catch_up
+from viaticum.decoders.config import DecoderConfig
 from viaticum.decoders.request import Event, Request
 from viaticum.decoders.runner import RunnerOutput
-from viaticum.decoders.sampling import ACCEPT, FIRST, INSTEAD, SECOND, draw
+from viaticum.decoders.sampling import ACCEPT, PROPOSE, REDRAW, RESAMPLE, sample
 from viaticum.decoders.sequence_state import LARGE, SMALL, SequenceState
 from viaticum.decoders.slots import SlotAllocator
 from viaticum.decoders.speculate import BatchWaitPolicy, DraftLength, verify
-from viaticum.decoders.stats import CallStats
+from viaticum.decoders.stats import CallStats, Stats
 from viaticum.errors import ModelError
 from viaticum.routers.token import Step, entropy
 from viaticum.types import FinishReason
 
-if TYPE_CHECKING:
-    from viaticum.decoders.mixed import MixedDecoder
-
 
 class Engine:
-    """The texts that a `MixedDecoder` is writing now. Make one with `decoder.engine()`.
+    """The sequences that are being decoded with one configuration. Made by `MixedDecoder.engine()`.
 
-    One thread calls `step`, again and again, or iterates; any thread may `add` and `abort` meanwhile. Engines
-    that share a runner share its slots, and one thread steps them all.
+    One thread calls `step` repeatedly, or iterates; any thread may `add` and `abort` meanwhile. Engines that share a
+    runner share its slots and have to be stepped by the same thread.
+
+    Args:
+        config: models, router and settings.
+        stats: counts the model calls.
     """
 
-    def __init__(self, decoder: MixedDecoder) -> None:
-        self.decoder = decoder
-        self._seats = SlotAllocator(decoder.runners.values())
-        self._news = threading.Condition()
-        self._numbers = itertools.count()
-        self._arrived: deque[tuple[int, Request]] = deque()
-        self._unwanted: set[int] = set()
+    def __init__(self, config: DecoderConfig, stats: Stats) -> None:
+        self.config, self.stats = config, stats
+        self._slots = SlotAllocator(config.runners.values())
+        self._changed = threading.Condition()  # guards _added and _aborted
+        self._ids = itertools.count()
+        self._added: deque[tuple[int, Request]] = deque()
+        self._aborted: set[int] = set()
         self._waiting: deque[tuple[int, Request]] = deque()
         self._active: list[SequenceState] = []
         self._events: list[Event] = []
-        self._patience = BatchWaitPolicy(decoder.llm_batch, decoder.draft)
+        self._batch_wait = BatchWaitPolicy(config.llm_batch, config.draft)
 
     def add(self, request: Request) -> int:
-        """Let a text be written as soon as there is a slot; returns the number that its events carry, from 0.
+        """Queue a request until there is a free slot; returns the index that its events carry, from 0.
 
-        Raises `InputError` for a token that is none, and `PromptTooLong` where prompt and longest answer do
-        not fit the context of both models.
+        Raises:
+            InputError: a token of the prompt is not in the vocabulary.
+            PromptTooLong: prompt and longest answer do not fit the context of both models.
         """
-        self.decoder.check(request)
-        with self._news:
-            number = next(self._numbers)
-            self._arrived.append((number, request))
-            self._news.notify_all()
-        return number
+        self.config.check(request)
+        with self._changed:
+            index = next(self._ids)
+            self._added.append((index, request))
+            self._changed.notify_all()
+        return index
 
-    def abort(self, number: int) -> None:
-        """End a text in the next step: its last event has finish reason "aborted" and what was written.
+    def abort(self, index: int) -> None:
+        """End a request in the next step; its last event has finish reason "aborted" and the text so far.
 
-        One that has ended already stays as it ended.
+        Does nothing if the request has ended already.
         """
-        with self._news:
-            self._unwanted.add(number)
-            self._news.notify_all()
+        with self._changed:
+            self._aborted.add(index)
+            self._changed.notify_all()
 
     @property
     def busy(self) -> bool:
-        """Whether any text is being written or waits for its turn."""
-        return bool(self._arrived or self._waiting or self._active)
+        """Whether any request is being decoded or waits for a slot."""
+        return bool(self._added or self._waiting or self._active)
 
     @property
     def free_slots(self) -> int:
-        """Texts that could begin in the next step; other engines that share a runner use the same slots."""
-        return len(self._seats.free())
+        """Requests that could start in the next step; other engines that share a runner use the same slots."""
+        return len(self._slots.free_slots())
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Sleep until there is something to do; False where `timeout` seconds passed without."""
-        with self._news:
-            return self._news.wait_for(lambda: self.busy, timeout)
+        """Block until there is something to do; False after `timeout` seconds without."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.busy, timeout)
 
     def step(self) -> list[Event]:
-        """Let the texts go on by one call of each model at most; returns what became of them.
+        """Advance the sequences by at most one call of each model; returns the events.
 
-        A text whose logits are not finite, or that needs more memory than there is, ends with reason "error",
-        and the others go on. Raises `ModelError` where other engines hold every slot.
+        A sequence whose logits are not finite, or that needs more memory than there is, ends with reason "error";
+        the others continue.
+
+        Raises:
+            ModelError: other engines hold every slot.
         """
         self._events = []
-        self._take_news()
+        self._collect_changes()
         self._admit()
         if self._active:
-            self._active.sort(key=lambda text: text.slot)  # neighbouring slots are read without a copy
+            self._active.sort(
+                key=lambda sequence: sequence.slot
+            )  # neighbouring slots are read without a copy
             with torch.inference_mode():
-                self._call_small()
-                self._call_large()
+                self._run_small()
+                self._run_large()
         return self._events
 
     def __iter__(self) -> Iterator[Event]:
-        """Events until nothing is left to write. Closing the iterator frees every slot."""
+        """Events until no request is left. Closing the iterator frees every slot."""
         try:
             while self.busy:
                 yield from self.step()
@@ -117,295 +124,307 @@ class Engine:
             self.close()
 
     def close(self) -> None:
-        """Drop every text, without events, and free the slots."""
-        with self._news:
-            self._arrived.clear()
-            self._unwanted.clear()
+        """Drop every request, without events, and free the slots."""
+        with self._changed:
+            self._added.clear()
+            self._aborted.clear()
         self._waiting.clear()
-        for text in self._active:
-            self._seats.give(text.slot)
+        for sequence in self._active:
+            self._slots.release(sequence.slot)
         self._active = []
 
-    # --- who is being written -------------------------------------------------------------------------------
+    # --- admission ------------------------------------------------------------------------------------------
 
-    def _take_news(self) -> None:
-        """Take in what other threads have asked for since the last step."""
-        with self._news:
-            self._waiting.extend(self._arrived)
-            self._arrived.clear()
-            unwanted, self._unwanted = self._unwanted, set()
-        if not unwanted:
+    def _collect_changes(self) -> None:
+        """Take over the requests that were added and aborted since the last step."""
+        with self._changed:
+            self._waiting.extend(self._added)
+            self._added.clear()
+            aborted, self._aborted = self._aborted, set()
+        if not aborted:
             return
-        for text in [text for text in self._active if text.index in unwanted]:
-            self._end(text, "aborted")
-        for number, request in [each for each in self._waiting if each[0] in unwanted]:
-            self._waiting.remove((number, request))
-            self._end(self._writing(number, request), "aborted")
+        for sequence in [each for each in self._active if each.index in aborted]:
+            self._finish(sequence, "aborted")
+        for index, request in [each for each in self._waiting if each[0] in aborted]:
+            self._waiting.remove((index, request))
+            self._finish(self._new_sequence(index, request), "aborted")
 
     def _admit(self) -> None:
-        """Give free slots to those who wait longest."""
-        free = self._seats.free() if self._waiting else []
+        """Start waiting requests in free slots, first come first served."""
+        free = self._slots.free_slots() if self._waiting else []
         while self._waiting and free:
-            number, request = self._waiting.popleft()
-            text = self._writing(number, request)
-            text.pen = SMALL if self.decoder.router.starts_small and self._pair else LARGE
-            text.slot = self._seats.take(free, request.prompt)
-            self._active.append(text)
-            self._plan(text)
+            index, request = self._waiting.popleft()
+            sequence = self._new_sequence(index, request)
+            sequence.active_model = SMALL if self.config.router.starts_small and self._has_small else LARGE
+            sequence.slot = self._slots.allocate(free, request.prompt)
+            self._active.append(sequence)
+            self._plan_draft(sequence)
         if self._waiting and not self._active:
             raise ModelError("every slot is in use by other texts; end them, or give the runner more")
 
-    def _writing(self, number: int, request: Request) -> SequenceState:
-        decoder = self.decoder
-        length = DraftLength(decoder.draft, decoder.draft_cost)
-        return SequenceState(number, request, decoder.tokenizer, decoder.loop_guard, length)
+    def _new_sequence(self, index: int, request: Request) -> SequenceState:
+        config = self.config
+        draft_length = DraftLength(config.draft, config.relative_draft_cost)
+        return SequenceState(index, request, config.tokenizer, config.loop_guard, draft_length)
 
     @property
-    def _pair(self) -> bool:
-        return SMALL in self.decoder.runners
+    def _has_small(self) -> bool:
+        return SMALL in self.config.runners
 
     # --- the small model ------------------------------------------------------------------------------------
 
-    def _call_small(self) -> None:
-        """One call for the texts that the small model writes and those it drafts for."""
-        texts = [text for text in self._active if text.pen == SMALL or text.drafting]
-        router, began = self.decoder.router, time.perf_counter()
-        pens = any(text.pen == SMALL for text in texts)
-        texts, heads = self._read(SMALL, texts, hidden=router.needs_hidden and pens)
-        if heads is None:
+    def _run_small(self) -> None:
+        """One call for the sequences that the small model decodes and those that it drafts for."""
+        sequences = [each for each in self._active if each.active_model == SMALL or each.drafting]
+        router, began = self.config.router, time.perf_counter()
+        decodes = any(each.active_model == SMALL for each in sequences)
+        sequences, output = self._forward(SMALL, sequences, hidden=router.needs_hidden and decodes)
+        if output is None:
             return
-        tokens, guesses = _draw(heads, texts)
-        table = [tokens, heads.finite]
-        rows = [row for row, text in enumerate(texts) if text.pen == SMALL]
+        tokens, probabilities = _sample(output, sequences)
+        table = [tokens, output.finite]
+        rows = [row for row, each in enumerate(sequences) if each.active_model == SMALL]
         if rows:
-            step = _step(heads, tokens, texts, rows)
+            step = _router_step(output, tokens, sequences, rows)
             scores = router.score(step)
             keep = router.keep_small(step if scores is None else replace(step, scores=scores))
-            table += [_spread(each, rows, tokens) for each in (step.entropy, keep)]
-            table += [] if scores is None else [_spread(scores, rows, tokens)]
+            table += [_scatter(each, rows, tokens) for each in (step.entropy, keep)]
+            table += [] if scores is None else [_scatter(scores, rows, tokens)]
         columns = _to_host(table)
-        self._count(SMALL, len(texts), began)
-        for row, text in enumerate(texts):
-            token, finite, *judged = (column[row] for column in columns)
-            guess = guesses.get(row)
-            if text.pen == SMALL:
+        self._count(SMALL, len(sequences), began)
+        for row, sequence in enumerate(sequences):
+            token, finite, *decision = (column[row] for column in columns)
+            distribution = probabilities.get(row)
+            if sequence.active_model == SMALL:
                 if not finite:
-                    self._damaged(SMALL, text)
+                    self._fail_not_finite(SMALL, sequence)
                     continue
-                self.decoder.stats.proposed += 1
-                text.score = judged[2] if len(judged) > 2 else text.score
-                if judged[1]:
-                    self._keep(text, int(token), SMALL, judged[0])
+                self.stats.proposed += 1
+                sequence.score = decision[2] if len(decision) > 2 else sequence.score
+                if decision[1]:
+                    self._append(sequence, int(token), SMALL, decision[0])
                 else:
-                    self._lose_pen(text, int(token), guess)
+                    self._hand_to_large(sequence, int(token), distribution)
             elif finite:
-                text.guess(int(token), guess)
-                if self._ends(text.draft):
-                    text.wanted = len(text.draft)  # nothing follows
-            else:  # the large one needs no draft
-                self.decoder.runners[SMALL].discard(text.slot)
-                text.drafts, text.wanted = False, len(text.draft)
+                sequence.add_draft_token(int(token), distribution)
+                if self._ends_with_stop(sequence.draft):
+                    sequence.draft_target = len(sequence.draft)  # nothing follows a stop id
+            else:  # the large model can continue without a draft
+                self.config.runners[SMALL].discard(sequence.slot)
+                sequence.can_draft, sequence.draft_target = False, len(sequence.draft)
 
-    def _lose_pen(self, text: SequenceState, token: int, guess: Tensor | None) -> None:
-        """The router dropped the small model's token. It still is a draft, if it is a fair draw."""
-        self.decoder.stats.dropped += 1
-        text.pen, text.proposed = LARGE, True
-        greedy = text.request.sampling.temperature == 0
-        if self.decoder.draft != 0 and (greedy or not self.decoder.router.looks_at_tokens):
-            text.guess(token, guess)
-        self._plan(text)
+    def _hand_to_large(self, sequence: SequenceState, token: int, probabilities: Tensor | None) -> None:
+        """Make the large model active after the router dropped a token; an unbiased one becomes the first draft."""
+        self.stats.dropped += 1
+        sequence.active_model, sequence.proposal_dropped = LARGE, True
+        greedy = sequence.request.sampling.temperature == 0
+        if self.config.draft != 0 and (greedy or not self.config.router.depends_on_token):
+            sequence.add_draft_token(token, probabilities)
+        self._plan_draft(sequence)
 
-    def _plan(self, text: SequenceState) -> None:
-        """Say how many tokens should be drafted before the large model is called for a text that it writes."""
-        fair = bool(text.draft) or not text.proposed  # else the next place has had its draw
-        if text.pen == SMALL or not self._pair or self.decoder.draft == 0 or not text.drafts or not fair:
+    def _plan_draft(self, sequence: SequenceState) -> None:
+        """Set how many tokens to draft before the large model's next call for a sequence that it decodes."""
+        # Without a draft a dropped proposal has used up the unbiased draw for the next position.
+        unbiased = bool(sequence.draft) or not sequence.proposal_dropped
+        if (
+            sequence.active_model == SMALL
+            or not self._has_small
+            or self.config.draft == 0
+            or not sequence.can_draft
+            or not unbiased
+        ):
             return
-        if text.left < 2:  # the large model writes the last token itself
-            text.drop_draft()
-        elif not self.decoder.router.large_stretches or self._ends(text.draft):
-            text.wanted = len(text.draft)
+        if sequence.remaining < 2:  # the large model decodes the last token itself
+            sequence.clear_draft()
+        elif not self.config.router.multi_token_handoff or self._ends_with_stop(sequence.draft):
+            sequence.draft_target = len(sequence.draft)
         else:
-            text.wanted = text.length.choose(len(text.draft), text.left - 1)
+            sequence.draft_target = sequence.draft_length.choose(len(sequence.draft), sequence.remaining - 1)
 
-    def _ends(self, tokens: list[int]) -> bool:
-        """Whether a text ends with these tokens."""
-        return bool(tokens) and tokens[-1] in self.decoder.stop_ids
+    def _ends_with_stop(self, tokens: list[int]) -> bool:
+        return bool(tokens) and tokens[-1] in self.config.stop_ids
 
     # --- the large model ------------------------------------------------------------------------------------
 
-    def _call_large(self) -> None:
-        """One call for the texts that the large model writes: it verifies their drafts and adds a token."""
-        ready = [text for text in self._active if text.pen == LARGE and not text.drafting]
-        drafting = any(text.drafting for text in self._active)
-        if not self._patience.is_over(len(ready), drafting, any(text.pen == SMALL for text in self._active)):
+    def _run_large(self) -> None:
+        """One call for the sequences that the large model decodes: verify their drafts and add a token."""
+        ready = [each for each in self._active if each.active_model == LARGE and not each.drafting]
+        drafting = any(each.drafting for each in self._active)
+        small_active = any(each.active_model == SMALL for each in self._active)
+        if not self._batch_wait.should_run(len(ready), drafting, small_active):
             return
         began = time.perf_counter()
-        texts, heads = self._read(LARGE, ready)
-        if heads is None:
+        sequences, output = self._forward(LARGE, ready)
+        if output is None:
             return
-        places = [(text, ahead) for text in texts for ahead in range(len(text.draft) + 1)]
+        positions = [(each, ahead) for each in sequences for ahead in range(len(each.draft) + 1)]
         tokens, accepted = verify(
-            heads.logits,
-            [text.request.sampling for text, _ in places],
-            [text.draft[ahead] if ahead < len(text.draft) else None for text, ahead in places],
+            output.logits,
+            [each.request.sampling for each, _ in positions],
+            [each.draft[ahead] if ahead < len(each.draft) else None for each, ahead in positions],
             {
-                row: guess
-                for row, (text, ahead) in enumerate(places)
-                if ahead < len(text.draft) and (guess := text.guesses[ahead]) is not None
+                row: distribution
+                for row, (each, ahead) in enumerate(positions)
+                if ahead < len(each.draft) and (distribution := each.draft_probabilities[ahead]) is not None
             },
-            [_numbers(text, ahead) for text, ahead in places],
+            [_verify_uniforms(each, ahead) for each, ahead in positions],
         )
         step = Step(
-            logits=heads.logits,
-            entropy=entropy(heads.logits) if heads.entropy is None else heads.entropy,
-            requests=[text.index for text, _ in places],
-            positions=[len(text.made_by) + ahead for text, ahead in places],
+            logits=output.logits,
+            entropy=entropy(output.logits) if output.entropy is None else output.entropy,
+            requests=[each.index for each, _ in positions],
+            positions=[len(each.made_by) + ahead for each, ahead in positions],
             tokens=tokens,
         )
-        table = [tokens, heads.finite, step.entropy, accepted]
-        if self._pair:
-            table.append(self.decoder.router.hand_back(step))
+        table = [tokens, output.finite, step.entropy, accepted]
+        if self._has_small:
+            table.append(self.config.router.hand_back(step))
         rows = list(zip(*_to_host(table), strict=True))
-        self._count(LARGE, len(texts), began)
-        for text in texts:
-            mine, rows = rows[: len(text.draft) + 1], rows[len(text.draft) + 1 :]
-            self._write_large(text, mine)
+        self._count(LARGE, len(sequences), began)
+        for sequence in sequences:
+            verified, rows = rows[: len(sequence.draft) + 1], rows[len(sequence.draft) + 1 :]
+            self._append_verified(sequence, verified)
 
-    def _write_large(self, text: SequenceState, places: list[tuple[float, ...]]) -> None:
-        """Keep a text's tokens up to the first that is no draft, ends it, or gives the pen back."""
-        drafted, written, accepted = len(text.draft), 0, 0
-        base = len(text.tokens)
-        if not all(finite for _, finite, *_ in places):
-            self._write_damaged(text)
+    def _append_verified(self, sequence: SequenceState, verified: list[tuple[float, ...]]) -> None:
+        """Append tokens up to the first that was not drafted, ends the sequence or hands back to the small model.
+
+        verified: (token, finite, entropy, accepted, hand back if there is a small model) of each draft position and
+        the one after them.
+        """
+        drafted, made, accepted = len(sequence.draft), 0, 0
+        base = len(sequence.tokens)
+        if not all(finite for _, finite, *_ in verified):
+            self._retry_without_draft(sequence)
             return
-        for token, _, chance, took, *back in places:
-            written += 1
+        for token, _, token_entropy, took, *back in verified:
+            made += 1
             accepted += bool(took)
-            self._keep(text, int(token), LARGE, chance, bool(took))
-            if text.ended:
+            self._append(sequence, int(token), LARGE, token_entropy, bool(took))
+            if sequence.finished:
                 break
             if back and back[0]:
-                text.pen = SMALL
+                sequence.active_model = SMALL
                 break
             if not took:
                 break
-        self.decoder.stats.drafted += drafted
-        self.decoder.stats.accepted += accepted
-        self.decoder.stats.large_tokens += written
+        self.stats.drafted += drafted
+        self.stats.accepted += accepted
+        self.stats.large_tokens += made
         if drafted:
-            text.length.learn(drafted, written)
-        text.drop_draft()
-        for model, runner in self.decoder.runners.items():
-            # The last token is read again: its logits are wanted.
-            if model in text.readers:
-                runner.truncate(text.slot, min(base + accepted, len(text.tokens) - 1))
-        if not text.ended:
-            self._plan(text)
+            sequence.draft_length.update(drafted, made)
+        sequence.clear_draft()
+        for model, runner in self.config.runners.items():
+            # The last token is read again, since its logits are needed.
+            if model in sequence.prefilled:
+                runner.truncate(sequence.slot, min(base + accepted, len(sequence.tokens) - 1))
+        if not sequence.finished:
+            self._plan_draft(sequence)
 
-    def _write_damaged(self, text: SequenceState) -> None:
-        """A draft may be what damaged the logits, those before it too (0 * NaN is NaN): read once more without."""
-        if not text.draft:
-            self._damaged(LARGE, text)
+    def _retry_without_draft(self, sequence: SequenceState) -> None:
+        """Drop a draft that may have damaged the logits, also of positions before it (0 * NaN is NaN)."""
+        if not sequence.draft:
+            self._fail_not_finite(LARGE, sequence)
             return
-        self.decoder.runners[LARGE].discard(text.slot)
-        text.drafts = False
-        text.drop_draft()
+        self.config.runners[LARGE].discard(sequence.slot)
+        sequence.can_draft = False
+        sequence.clear_draft()
 
-    # --- both -----------------------------------------------------------------------------------------------
+    # --- both models ----------------------------------------------------------------------------------------
 
-    def _read(
-        self, model: int, texts: list[SequenceState], *, hidden: bool = False
+    def _forward(
+        self, model: int, sequences: list[SequenceState], *, hidden: bool = False
     ) -> tuple[list[SequenceState], RunnerOutput | None]:
-        """One call of one model for these texts; those that memory is too short for end here."""
-        heads, texts, failed = (
-            read_unseen(self.decoder.runners[model], model, texts, self._calls(model), hidden=hidden)
-            if texts
+        """One call of one model; sequences that the memory is not enough for end here."""
+        output, sequences, failed = (
+            catch_up(self.config.runners[model], model, sequences, self._call_stats(model), hidden=hidden)
+            if sequences
             else (None, [], [])
         )
-        for text, error in failed:
-            self._end(
-                text, "error", error=ModelError(f"request {text.index}: {self.decoder.names[model]}: {error}")
-            )
-        return texts, heads
+        for sequence, error in failed:
+            message = f"request {sequence.index}: {self.config.names[model]}: {error}"
+            self._finish(sequence, "error", error=ModelError(message))
+        return sequences, output
 
-    def _keep(
-        self, text: SequenceState, token: int, model: int, chance: float, accepted: bool = False
+    def _append(
+        self, sequence: SequenceState, token: int, model: int, token_entropy: float, accepted: bool = False
     ) -> None:
-        """Append a token to its text, tell of it, and end the text where it ends there."""
-        ends = token in self.decoder.stop_ids
-        shown, reason = text.keep(token, model, chance, accepted, ends)
+        """Append a token to its sequence, emit its event, and end the sequence if it ends there."""
+        is_stop = token in self.config.stop_ids
+        shown, reason = sequence.append(token, model, token_entropy, accepted, is_stop)
         if reason is None:
-            self._events.append(Event(text.index, token, self.decoder.names[model], shown))
+            self._events.append(Event(sequence.index, token, self.config.names[model], shown))
         else:
-            self._end(text, reason, token, model, shown)
+            self._finish(sequence, reason, token, model, shown)
 
-    def _end(
+    def _finish(
         self,
-        text: SequenceState,
+        sequence: SequenceState,
         reason: FinishReason,
         token: int | None = None,
         model: int | None = None,
         shown: str = "",
         error: ModelError | None = None,
     ) -> None:
-        if text.slot >= 0:  # else it waited for its turn
-            self._active.remove(text)
-            self._seats.give(text.slot)
-        rest, result = text.end(reason, self.decoder.names, error)
-        name = "" if model is None else self.decoder.names[model]
-        self._events.append(Event(text.index, token, name, shown + rest, result))
+        if sequence.slot >= 0:  # else it was still waiting
+            self._active.remove(sequence)
+            self._slots.release(sequence.slot)
+        rest, result = sequence.finish(reason, self.config.names, error)
+        name = "" if model is None else self.config.names[model]
+        self._events.append(Event(sequence.index, token, name, shown + rest, result))
 
-    def _damaged(self, model: int, text: SequenceState) -> None:
-        """Give up a text whose logits are not finite, and what its slot holds with it."""
-        self.decoder.runners[model].discard(text.slot)
-        name = self.decoder.names[model]
+    def _fail_not_finite(self, model: int, sequence: SequenceState) -> None:
+        """Fail a sequence whose logits are not finite, and discard what its slot holds."""
+        self.config.runners[model].discard(sequence.slot)
+        name = self.config.names[model]
         error = ModelError(
-            f"request {text.index}: the logits of {name} are not finite after {len(text.tokens)} tokens; "
-            "its weights or the input are damaged"
+            f"request {sequence.index}: the logits of {name} are not finite after "
+            f"{len(sequence.tokens)} tokens; its weights or the input are damaged"
         )
-        self._end(text, "error", error=error)
+        self._finish(sequence, "error", error=error)
 
-    def _calls(self, model: int) -> CallStats:
-        return self.decoder.stats.large if model == LARGE else self.decoder.stats.small
+    def _call_stats(self, model: int) -> CallStats:
+        return self.stats.large if model == LARGE else self.stats.small
 
     def _count(self, model: int, rows: int, began: float) -> None:
-        calls = self._calls(model)
+        calls = self._call_stats(model)
         calls.steps += 1
         calls.rows += rows
         calls.seconds += time.perf_counter() - began
 
 
-def _draw(heads: RunnerOutput, texts: list[SequenceState]) -> tuple[Tensor, dict[int, Tensor]]:
-    """The next token of each text, as `draw` does it; greedy ones may be there already."""
-    if heads.tokens is not None and all(text.request.sampling.temperature == 0 for text in texts):
-        return heads.tokens, {}
-    return draw(
-        heads.logits,
-        [text.request.sampling for text in texts],
-        [text.number(FIRST, len(text.draft)) for text in texts],
+def _sample(output: RunnerOutput, sequences: list[SequenceState]) -> tuple[Tensor, dict[int, Tensor]]:
+    """The next token of each sequence, as `sample` does it; if all are greedy the call may have computed them."""
+    if output.tokens is not None and all(each.request.sampling.temperature == 0 for each in sequences):
+        return output.tokens, {}
+    return sample(
+        output.logits,
+        [each.request.sampling for each in sequences],
+        [each.uniform(PROPOSE, len(each.draft)) for each in sequences],
     )
 
 
-def _step(heads: RunnerOutput, tokens: Tensor, texts: list[SequenceState], rows: list[int]) -> Step:
-    """What the router is shown of the rows that the small model has the pen of."""
-    logits, hidden, chances = heads.logits, heads.hidden, heads.entropy
-    if len(rows) < len(texts):
+def _router_step(
+    output: RunnerOutput, tokens: Tensor, sequences: list[SequenceState], rows: list[int]
+) -> Step:
+    """What the router sees: the rows that the small model decodes, without those it drafts for."""
+    logits, hidden, entropies = output.logits, output.hidden, output.entropy
+    if len(rows) < len(sequences):
         index = torch.tensor(rows, device=logits.device)
         logits, tokens = logits[index], tokens[index]
         hidden = None if hidden is None else hidden[index]
-        chances = None if chances is None else chances[index]
+        entropies = None if entropies is None else entropies[index]
     return Step(
         logits=logits,
-        entropy=entropy(logits) if chances is None else chances,
-        requests=[texts[row].index for row in rows],
-        positions=[len(texts[row].made_by) for row in rows],
+        entropy=entropy(logits) if entropies is None else entropies,
+        requests=[sequences[row].index for row in rows],
+        positions=[len(sequences[row].made_by) for row in rows],
         tokens=tokens,
         hidden=hidden,
     )
 
 
-def _spread(values: Tensor, rows: list[int], like: Tensor) -> Tensor:
-    """values [len(rows)] at their rows of a column [B], zero elsewhere."""
+def _scatter(values: Tensor, rows: list[int], like: Tensor) -> Tensor:
+    """values [len(rows)] at their rows of a column [B] like `like`, zero elsewhere."""
     if len(rows) == len(like):
         return values
     column = torch.zeros(len(like), device=like.device)
@@ -413,13 +432,14 @@ def _spread(values: Tensor, rows: list[int], like: Tensor) -> Tensor:
 
 
 def _to_host(columns: Sequence[Tensor]) -> list[list[float]]:
-    """All columns [N] in one transfer. Token ids are whole numbers below 2^24, which float32 keeps."""
+    """All columns [N] in one transfer. Token ids are integers below 2^24, which float32 represents exactly."""
     table: list[list[float]] = torch.stack([column.float() for column in columns]).tolist()
     return table
 
 
-def _numbers(text: SequenceState, ahead: int) -> tuple[float, float]:
-    """To accept a draft with, and to draw the token with where there is none or it is not accepted."""
-    if ahead < len(text.draft):
-        return text.number(ACCEPT, ahead), text.number(INSTEAD, ahead)
-    return 0.0, text.number(SECOND if text.proposed and ahead == 0 else FIRST, ahead)
+def _verify_uniforms(sequence: SequenceState, ahead: int) -> tuple[float, float]:
+    """Random numbers for a position: to accept its draft token, and to sample if there is none or it is rejected."""
+    if ahead < len(sequence.draft):
+        return sequence.uniform(ACCEPT, ahead), sequence.uniform(RESAMPLE, ahead)
+    redraw = sequence.proposal_dropped and ahead == 0
+    return 0.0, sequence.uniform(REDRAW if redraw else PROPOSE, ahead)

@@ -1,10 +1,10 @@
-"""What a token router would have been shown at every place of a text that is there already.
+"""Offline features of an existing text: what a token router would have seen at every position.
 
-One pass of the small model over prompt and text, teacher-forced, through the runner that serves: same dtype, same
-cache, same attention. What differs from serving is how many tokens a call reads: a decoding call reads one a row (two
-after the large model wrote), here `step_tokens` of one row. Linear layers pick their kernel by that number (see
-`decoders.linear`), so up to four tokens go through the kernels of up to four streams; sums of products are
-added up in another order, which in bfloat16 moves the last digits. Knows nothing of labels or who wrote the text.
+One teacher-forced pass of the small model over prompt and text through the runner that serves: same dtype, cache and
+attention. What differs from serving is the number of tokens a call: a decode step reads one a row (two after the large
+model was active), here `step_tokens` of one row. Linear layers choose their kernel by that number (`decoders.linear`),
+so that up to four tokens use the kernels of up to four streams; products are summed in another order, which changes the
+last digits in bfloat16. Leaves out labels, and which model made the text.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from viaticum.decoders.runner import Runner, RunnerOutput
+from viaticum.decoders.runner import Runner
 from viaticum.errors import InputError, ModelError
-from viaticum.routers.token.base import TOP, entropy, largest, likeliest, second_choice
+from viaticum.routers.token.base import TOP, argmax_token, entropy, second_choice, top_tokens
 
-STEP_TOKENS = 4  # on a CPU: the most rows that every low-bit kernel takes
+STEP_TOKENS = 4  # on a CPU the maximum rows of every low-bit kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Row i is the place of the text's token i, before that token was read.
+    """Features of N positions on the host; row i is position i of the text, before its token was read.
 
-    tokens: what the model would write there, greedy, and second: the most likely token beside it, int64 [N]; top: its largest logits, sorted downwards
-    [N, count]; hidden: the last hidden states [N, D]; both in the model's dtype, in which they are exact. entropy:
-    normalised, float32 [N]. All on the host.
+    Args:
+        tokens: the model's argmax, int64 [N].
+        second: the most likely token other than that, int64 [N].
+        top: largest logits, descending, [N, count] in the model's dtype, in which they are exact.
+        hidden: last hidden states [N, D] in the model's dtype.
+        entropy: normalised, float32 [N].
     """
 
     tokens: Tensor
@@ -51,17 +54,28 @@ def read_features(
     count: int = TOP,
     slot: int = 0,
 ) -> Features:
-    """Features of every token of `text` after `prompt`; the slot then holds both.
+    """Features of every token of `text` after `prompt`; the slot then holds both but the last token.
 
-    What any slot holds of the prompt is not read again. Raises `InputError` for an empty text and `ModelError` where
-    logits or hidden states are not finite.
+    A cached prefix of the prompt in any slot is reused.
+
+    Args:
+        runner: of the small model.
+        prompt: token ids.
+        text: token ids.
+        step_tokens: tokens of the text a call.
+        count: largest logits to keep.
+        slot: of the runner to use.
+
+    Raises:
+        InputError: an empty prompt or text, or `step_tokens` below 1.
+        ModelError: logits or hidden states are not finite.
     """
     if not text or not prompt:
         raise InputError("features are those of a text after a prompt; one of them is empty")
     if step_tokens < 1:
         raise InputError(f"step_tokens must be 1 or more, got {step_tokens}")
-    runner.start(slot, prompt)
-    parts = [_read(runner, slot, prompt[len(runner.held[slot]) :], 1, count)]
+    runner.reuse_prefix(slot, prompt)
+    parts = [_read(runner, slot, prompt[len(runner.cached_tokens[slot]) :], 1, count)]
     for begin in range(0, len(text) - 1, step_tokens):
         new = text[begin : min(begin + step_tokens, len(text) - 1)]
         parts.append(_read(runner, slot, new, len(new), count))
@@ -69,20 +83,20 @@ def read_features(
 
 
 def _read(runner: Runner, slot: int, new: Sequence[int], keep: int, count: int) -> Features:
-    heads: RunnerOutput = runner.read([slot], [list(new)], [keep], hidden=True)
-    assert heads.hidden is not None
-    if not bool(heads.finite.all() & torch.isfinite(heads.hidden).all()):
+    output = runner.forward([slot], [list(new)], [keep], hidden=True)
+    assert output.hidden is not None
+    if not bool(output.finite.all() & torch.isfinite(output.hidden).all()):
         runner.discard(slot)
         raise ModelError(
             "logits or hidden states are not finite; the model's weights or the text are damaged"
         )
-    dtype = heads.hidden.dtype
-    tokens = likeliest(heads.logits)
-    top, best = largest(heads.logits, max(count, 2))
+    dtype = output.hidden.dtype
+    tokens = argmax_token(output.logits)
+    top, best = top_tokens(output.logits, max(count, 2))
     return Features(
         tokens=tokens.cpu(),
         second=second_choice(best, tokens).cpu(),
         top=top[:, :count].to(dtype).cpu(),
-        hidden=heads.hidden.cpu(),
-        entropy=entropy(heads.logits).cpu(),
+        hidden=output.hidden.cpu(),
+        entropy=entropy(output.logits).cpu(),
     )

@@ -1,10 +1,11 @@
-"""The layers of the common families in fewer and larger operations, with the numbers of transformers' own.
+"""Fused layers of common model families: fewer and larger kernels, the same results as transformers' layers.
 
-A decoding step reads every weight once; what it does beside that is bound by the number of kernels, not by their
-work, on a GPU, and for a small model on a CPU as well. transformers spends some 45 a layer. Here q, k and v are one product, gate and up another, a norm is
-one kernel and the rotation of queries and keys three: about 20. Only for attention without norms of its own and
-with whole heads rotated (Qwen 2, Llama, Mistral); other families stay as they are. `torch.compile` would join the
-elementwise rest as well, but needs a compiler on the machine. Knows nothing of slots or graphs.
+A decode step reads every weight once; everything else is bound by the number of kernels, not by their work, on a GPU
+and for a small model on a CPU as well. transformers launches some 45 kernels a layer. Here q, k and v are one product,
+gate and up another, a norm is one kernel and the rotation of queries and keys three: about 20. Only for attention
+without norms of its own and with fully rotated heads (Qwen 2, Llama, Mistral); other families are left unchanged.
+`torch.compile` would fuse the elementwise rest as well, but needs a compiler on the machine. Leaves out KV slots and
+graphs.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from viaticum.decoders.attention import slot_attention
-from viaticum.decoders.linear import TOGETHER, joined_layer
+from viaticum.decoders.linear import SAME_INPUT, fused_packed_layer
 
 FAMILIES = ("Qwen2", "Llama", "Mistral")
 
 
 class FusedNorm(nn.Module):
-    """RMS norm over the last dimension, one kernel where torch has one."""
+    """RMS norm over the last dimension, as one kernel where torch has one."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -31,10 +32,10 @@ class FusedNorm(nn.Module):
         return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-class LeanRotary(nn.Module):
-    """cos and sin of the model's own rotation [B, T, 1, D], the first half of sin negated.
+class FusedRotary(nn.Module):
+    """cos and sin [B, T, 1, D] of the model's rotary embedding, the first half of sin negated.
 
-    With it rotate_half(x) * sin is roll(x, D / 2) * sin: a copy less, and no negation in every layer.
+    Then rotate_half(x) * sin is roll(x, D / 2) * sin, which saves a copy and a negation in every layer.
     """
 
     sign: Tensor
@@ -51,19 +52,19 @@ class LeanRotary(nn.Module):
         return cos[:, :, None], (sin * self.sign.to(sin.dtype))[:, :, None]
 
 
-class LeanAttention(nn.Module):
-    """Attention with one product for queries, keys and values; takes what `LeanRotary` gives."""
+class FusedAttention(nn.Module):
+    """Attention with one product for queries, keys and values; takes the output of `FusedRotary`."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
         parts = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv, self.o_proj = _joined(parts), attention.o_proj
+        self.qkv, self.o_proj = _fused_linear(parts), attention.o_proj
         self.layer_idx, self.dim, self.scaling = attention.layer_idx, attention.head_dim, attention.scaling
         # Mistral's attention looks it up in the configuration, Llama's has none.
-        of = attention.config if type(attention).__name__ == "MistralAttention" else attention
-        self.window = getattr(of, "sliding_window", None)
-        self.queries = attention.q_proj.out_features // self.dim
-        self.turned = self.queries + attention.k_proj.out_features // self.dim
+        owner = attention.config if type(attention).__name__ == "MistralAttention" else attention
+        self.window = getattr(owner, "sliding_window", None)
+        self.query_heads = attention.q_proj.out_features // self.dim
+        self.rotated_heads = self.query_heads + attention.k_proj.out_features // self.dim
 
     def forward(
         self,
@@ -73,18 +74,20 @@ class LeanAttention(nn.Module):
         past_key_values: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """hidden_states [B, T, hidden] -> the same shape."""
+        """hidden_states [B, T, hidden] -> the same shape; position_embeddings: cos and sin [B, T, 1, D]."""
         batch, steps, _ = hidden_states.shape
         cos, sin = position_embeddings
         heads = self.qkv(hidden_states).view(batch, steps, -1, self.dim)
-        turned = heads[:, :, : self.turned]  # queries and keys
-        turned = torch.addcmul(turned.roll(self.dim // 2, -1) * sin, turned, cos).transpose(1, 2)
+        rotated = heads[:, :, : self.rotated_heads]  # queries and keys
+        rotated = torch.addcmul(rotated.roll(self.dim // 2, -1) * sin, rotated, cos).transpose(1, 2)
         keys, values = past_key_values.update(
-            turned[:, self.queries :], heads[:, :, self.turned :].transpose(1, 2), self.layer_idx
+            rotated[:, self.query_heads :],
+            heads[:, :, self.rotated_heads :].transpose(1, 2),
+            self.layer_idx,
         )
         out, _ = slot_attention(
             self,
-            turned[:, : self.queries],
+            rotated[:, : self.query_heads],
             keys,
             values,
             attention_mask,
@@ -94,16 +97,13 @@ class LeanAttention(nn.Module):
         return self.o_proj(out.reshape(batch, steps, -1)), None
 
 
-class LeanMLP(nn.Module):
+class FusedMLP(nn.Module):
     """A gated MLP with one product for gate and up."""
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
-        self.gate_up, self.down_proj, self.act = (
-            _joined([mlp.gate_proj, mlp.up_proj]),
-            mlp.down_proj,
-            mlp.act_fn,
-        )
+        self.gate_up = _fused_linear([mlp.gate_proj, mlp.up_proj])
+        self.down_proj, self.act = mlp.down_proj, mlp.act_fn
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)
@@ -111,63 +111,64 @@ class LeanMLP(nn.Module):
         return out
 
 
-def fused_layers(model: Any) -> bool:
-    """Replace the layers of a causal LM in place; False where the family does not allow it."""
+def fuse_layers(model: Any) -> bool:
+    """Replace the layers of a causal LM in place; False, with nothing changed, if its family is not supported."""
     base = model.base_model
     found = {
-        name: [m for m in base.modules() if type(m).__name__ in _named(name)] for name in ("Attention", "MLP")
+        part: [m for m in base.modules() if type(m).__name__ in _class_names(part)]
+        for part in ("Attention", "MLP")
     }
-    fits = bool(found["Attention"]) and all(
-        _can_join([getattr(layer, name) for name in names])
-        for kind, names in zip(("Attention", "MLP"), TOGETHER, strict=True)
-        for layer in found[kind]
+    fusable = bool(found["Attention"]) and all(
+        _is_fusable([getattr(layer, name) for name in names])
+        for part, names in zip(("Attention", "MLP"), SAME_INPUT, strict=True)
+        for layer in found[part]
     )
-    if not fits or not hasattr(base, "rotary_emb") or _partly_rotated(model.config):
+    if not fusable or not hasattr(base, "rotary_emb") or _is_partly_rotated(model.config):
         return False
     for parent in list(base.modules()):
         for name, child in list(parent.named_children()):
             kind = type(child).__name__
-            if kind in _named("RMSNorm"):
+            if kind in _class_names("RMSNorm"):
                 setattr(parent, name, FusedNorm(child))
-            elif kind in _named("Attention"):
-                setattr(parent, name, LeanAttention(child))
-            elif kind in _named("MLP"):
-                setattr(parent, name, LeanMLP(child))
+            elif kind in _class_names("Attention"):
+                setattr(parent, name, FusedAttention(child))
+            elif kind in _class_names("MLP"):
+                setattr(parent, name, FusedMLP(child))
     dim = found["Attention"][0].head_dim
-    base.rotary_emb = LeanRotary(base.rotary_emb, dim).to(model.device)
+    base.rotary_emb = FusedRotary(base.rotary_emb, dim).to(model.device)
     return True
 
 
-def _named(part: str) -> tuple[str, ...]:
+def _class_names(part: str) -> tuple[str, ...]:
     return tuple(family + part for family in FAMILIES)
 
 
-def _partly_rotated(config: Any) -> bool:
+def _is_partly_rotated(config: Any) -> bool:
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     return float(parameters.get("partial_rotary_factor", 1.0)) != 1.0
 
 
-def _can_join(layers: list[Any]) -> bool:
-    return joined_layer(layers) is not None or all(type(layer) is nn.Linear for layer in layers)
+def _is_fusable(layers: list[Any]) -> bool:
+    return fused_packed_layer(layers) is not None or all(type(layer) is nn.Linear for layer in layers)
 
 
 @torch.no_grad()
-def _joined(layers: list[Any]) -> nn.Module:
-    """Layers that read the same input as one, their outputs one after the other; packed ones may be that already.
+def _fused_linear(layers: list[Any]) -> nn.Module:
+    """One layer that concatenates the outputs of layers with the same input; packed layers may be fused already.
 
-    They give up their weights: of a model that fills most of a device only one layer may be there twice.
+    The layers give up their weights, so that at most one layer of a model that fills the device exists twice.
     """
-    if (packed := joined_layer(layers)) is not None:
+    if (packed := fused_packed_layer(layers)) is not None:
         return packed
     first = layers[0]
     out = nn.Linear(first.in_features, sum(layer.out_features for layer in layers), bias=False, device="meta")
     out.weight = nn.Parameter(torch.cat(tuple(layer.weight for layer in layers)), requires_grad=False)
     if any(layer.bias is not None for layer in layers):
-        every: list[Tensor] = [
+        biases: list[Tensor] = [
             layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
             for layer in layers
         ]
-        out.bias = nn.Parameter(torch.cat(every), requires_grad=False)
+        out.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
     for layer in layers:
         del layer.weight, layer.bias
     return out

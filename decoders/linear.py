@@ -1,22 +1,21 @@
-"""Linear layers that hold their weights packed, and pick the kernel by the number of rows.
+"""Linear layers with packed weights that choose their kernel by the number of rows.
 
-One row is bound by the bytes of weights that it reads, many rows by arithmetic, so a layer [N, K] holds its
-weights twice: in bfloat16, in oneDNN's own order, for any number of rows (the numbers of
-`torch.nn.functional.linear`, up to twice as fast), and in a low-bit form for a few. Which one depends on how the
-GGUF file holds the matrix, and on its shape:
+One row is bound by the bytes of weights that it reads, many rows by arithmetic. A layer [N, K] therefore stores its
+weights twice: in bfloat16 in oneDNN's own order for any number of rows (the results of `torch.nn.functional.linear`,
+up to twice as fast), and in a low-bit form for few rows. The form depends on the GGUF file and on the shape:
 
-- 4-bit, where the file has Q4_K: its blocks as they are, groups of 32 along K with a scale and a minimum each,
-  these two rounded to bfloat16. 5 bits a weight.
-- 8-bit, where the file has another low-bit type: integers with one scale a row of the matrix, rounded from the
-  bfloat16 weights. As they are (`EightBitForm`), or where N is large beside K (the output head, gate and up)
-  in oneDNN's integer kernel (`IntegerForm`): activations become 16-bit integers with one scale a row, split
-  into two digits that go through the kernel as two rows. Its sums are exact. It reads weights faster, but the
-  digits cost some ten small operations.
+- 4-bit, if the file has Q4_K: its blocks unchanged, groups of 32 along K with a scale and a minimum each, these two
+  rounded to bfloat16. 5 bits a weight.
+- 8-bit, if the file has another low-bit type: integers with one scale a row of the matrix, rounded from the bfloat16
+  weights. Either in ATen's kernel (`EightBitForm`) or, if N is large compared to K (the output head, gate and up), in
+  oneDNN's integer kernel (`IntegerForm`): activations become 16-bit integers with one scale a row, split into two
+  digits that pass through the kernel as two rows. Its sums are exact. It reads weights faster, but the digits cost
+  about ten small operations.
 
-Both forms take 2.6 to 3 bytes a weight where bfloat16 alone takes 2 (1.5B model: 4.6 GB, 0.5B: 1.7 GB, with the
-embedding); `weights="bfloat16"` keeps to that one. Knows nothing of decoding. Kernels:
-`_weight_int4pack_mm_for_cpu` and `_weight_int8pack_mm` of ATen, `qlinear_pointwise` and `_linear_pointwise` of
-oneDNN, all in torch's own CPU wheel.
+The two forms of a layer take 2.6 to 3 bytes a weight together, bfloat16 alone takes 2 (1.5B model: 4.6 GB, 0.5B: 1.7
+GB, with the embedding); `weights="bfloat16"` uses only that one. Kernels: `_weight_int4pack_mm_for_cpu` and
+`_weight_int8pack_mm` of ATen, `qlinear_pointwise` and `_linear_pointwise` of oneDNN, all in torch's own CPU wheel.
+Leaves out decoding.
 """
 
 from __future__ import annotations
@@ -43,23 +42,23 @@ from viaticum.gguf import (
 
 Weights = Literal["auto", "plain", "bfloat16", "low-bit"]
 
-# The most rows that a form takes: beyond them bfloat16 is faster. Measured on two Zen 4 cores with the layers of a
-# 0.5B and a 1.5B model (benchmarks/call_costs.py). ATen's kernels go through the weights again every four rows.
+# Maximum rows of a form; beyond them bfloat16 is faster. Measured on two Zen 4 cores with the layers of a 0.5B and a
+# 1.5B model (benchmarks/call_costs.py). ATen's kernels read the weights again for every four rows.
 FOUR_BIT_ROWS = 4
 EIGHT_BIT_ROWS = 4
 INTEGER_ROWS = 20
 KERNEL_ROWS = 4  # oneDNN's integer kernel takes 10 to 20% longer for 2 rows than for 4
-WIDE = 4  # N / K from which `IntegerForm` is faster than `EightBitForm` in spite of its digits
+MIN_ASPECT = 4  # N / K from which `IntegerForm` is faster than `EightBitForm` in spite of its digits
 
 GROUP = 32  # weights along K that share a scale and a minimum
-HALF = 128  # a digit is stored as an unsigned byte, this much above its value
-LARGEST = 127 * 256  # of a 16-bit activation: its upper digit stays within -127 to 127
+ZERO_POINT = 128  # a digit is stored as an unsigned byte, this much above its value
+MAX_ACTIVATION = 127 * 256  # of a 16-bit activation: its upper digit stays within -127 to 127
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input
 
 
 class _Form(Protocol):
-    """One packed form of a matrix [N, K] with its bias [N]."""
+    """One packed form of a matrix [N, K] with its bias [N]; bytes: size of the weights."""
 
     bytes: int
 
@@ -69,7 +68,7 @@ class _Form(Protocol):
 
 
 class BFloat16Form:
-    """The weights in oneDNN's own order; the same numbers as `torch.nn.functional.linear`."""
+    """The weights in oneDNN's own order; the same results as `torch.nn.functional.linear`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -111,7 +110,7 @@ class IntegerForm:
         sums: Tensor = torch.ops.onednn.qlinear_pointwise(
             digits,
             1.0,
-            HALF,
+            ZERO_POINT,
             self.weight,
             self.scales,
             self.zeros,
@@ -134,10 +133,10 @@ class FourBitForm:
 
     def __init__(self, blocks: FourBit, bias: Tensor | None) -> None:
         numbers = torch.from_numpy(blocks.numbers).int()
-        # `clone`, because the packed tensor is a view of the int32 storage's size in some versions of torch.
+        # `clone`, because in some versions of torch the packed tensor is a view with the size of the int32 storage.
         self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1).clone()
         scales = torch.from_numpy(blocks.scales).to(torch.bfloat16)
-        # The middle of the group (number 8) is kept exact up to bfloat16, as the file has it.
+        # The value of number 8, the middle of the range, is exact up to bfloat16.
         zeros = (8 * torch.from_numpy(blocks.scales) - torch.from_numpy(blocks.minima)).to(torch.bfloat16)
         self.scales = torch.stack((scales.t(), zeros.t()), dim=-1).contiguous()  # [K / 32, N, 2]
         self.bias = bias
@@ -149,9 +148,9 @@ class FourBitForm:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer from K to N features that uses the form which is fastest for the rows it is given.
+    """A linear layer from K to N features that uses the fastest form for the number of rows.
 
-    forms: (most rows, form), rising; the last one takes any number.
+    forms: (maximum rows, form), rising; the last one takes any number of rows.
     """
 
     def __init__(self, forms: list[tuple[float, _Form]], in_features: int, out_features: int) -> None:
@@ -161,65 +160,73 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        form = next(form for most, form in self.forms if len(rows) <= most)
+        form = next(form for limit, form in self.forms if len(rows) <= limit)
         return form(rows).view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        forms = ", ".join(f"{type(form).__name__} up to {most} rows" for most, form in self.forms)
+        forms = ", ".join(f"{type(form).__name__} up to {limit} rows" for limit, form in self.forms)
         return f"in_features={self.in_features}, out_features={self.out_features}, {forms}"
 
 
-class _Together(nn.Module):
-    """One of several layers that read the same input: the first one called computes for all."""
+class FusedPart(nn.Module):
+    """One of several layers that read the same input: the first one called computes all of them."""
 
-    joined: _Joined
+    fused: FusedProjection
 
-    def __init__(self, joined: _Joined, index: int) -> None:
+    def __init__(self, fused: FusedProjection, index: int) -> None:
         super().__init__()
-        self.joined, self.index = joined, index
-        self.out_features = joined.sizes[index]
+        self.fused, self.index = fused, index
+        self.out_features = fused.sizes[index]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.joined.part(x, self.index)
+        return self.fused.part(x, self.index)
 
 
-class _Joined:
-    """Layers whose weights lie below each other in one matrix; remembers the last input it has seen."""
+class FusedProjection:
+    """Layers with the same input, their weights stacked in one matrix; keeps its outputs until all are taken."""
 
     def __init__(self, layer: PackedLinear, sizes: list[int]) -> None:
         self.layer, self.sizes = layer, sizes
-        self._seen: Tensor | None = None
-        self._parts: tuple[Tensor, ...] = ()
+        self._input: Tensor | None = None
+        self._outputs: tuple[Tensor, ...] = ()
 
     def part(self, x: Tensor, index: int) -> Tensor:
-        if x is not self._seen:
-            self._parts = self.layer(x).split(self.sizes, dim=-1)
-            self._seen = x
-        found = self._parts[index]
+        """Output `index` for x [..., K]: [..., sizes[index]]."""
+        if x is not self._input:
+            self._outputs = self.layer(x).split(self.sizes, dim=-1)
+            self._input = x
+        output = self._outputs[index]
         if index == len(self.sizes) - 1:
-            self._seen, self._parts = None, ()
-        return found
+            self._input, self._outputs = None, ()
+        return output
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
-    """What the GGUF file that the weights came in says of them. quantised: names of its low-bit matrices."""
+class _GgufWeights:
+    """The quantised matrices of the GGUF file that the weights came from; quantised: names of all low-bit ones."""
 
     quantised: frozenset[str]
     four_bit: Mapping[str, Callable[[], FourBit]]
 
 
 def pack(model: nn.Module, folder: Path, weights: Weights) -> bool:
-    """Replace the linear layers of a causal LM in place, as `weights` says (see `Runner.load`); whether it did.
+    """Replace the linear layers of a causal LM in place; False if `weights` comes out as "plain".
 
-    Layers that read the same input (q, k and v; gate and up) become one matrix. Raises `InputError` for
-    "low-bit" or "bfloat16" where the machine, the dtype or the folder does not allow it.
+    Layers that read the same input (q, k and v; gate and up) become one matrix.
+
+    Args:
+        model: a transformers causal LM.
+        folder: that it was loaded from.
+        weights: see `load_runner`.
+
+    Raises:
+        InputError: "low-bit" or "bfloat16" is not possible with this machine, dtype or folder.
     """
-    wanted = _wanted(model, folder, weights)
-    if wanted == "plain":
+    resolved = _resolve(model, folder, weights)
+    if resolved == "plain":
         return False
-    file = _read_file(folder) if wanted == "low-bit" else _File(frozenset(), {})
-    # Two at a time: reading the file's blocks is numpy's work, packing is torch's.
+    file = _read_file(folder) if resolved == "low-bit" else _GgufWeights(frozenset(), {})
+    # Two at a time: reading the file's blocks is done by numpy, packing by torch.
     for (parent, _, names), layer in ordered_map(
         lambda job: (job, _packed(*job, file)), _jobs(model), ahead=2
     ):
@@ -227,9 +234,9 @@ def pack(model: nn.Module, folder: Path, weights: Weights) -> bool:
             setattr(parent, names[0], layer)
             continue
         members: list[Any] = [parent.get_submodule(name) for name in names]
-        joined = _Joined(layer, [member.out_features for member in members])
+        fused = FusedProjection(layer, [member.out_features for member in members])
         for index, name in enumerate(names):
-            setattr(parent, name, _Together(joined, index))
+            setattr(parent, name, FusedPart(fused, index))
     return True
 
 
@@ -238,7 +245,7 @@ def _jobs(model: nn.Module) -> list[tuple[nn.Module, str, tuple[str, ...]]]:
     jobs: list[tuple[nn.Module, str, tuple[str, ...]]] = []
     for prefix, parent in model.named_modules():
         left = [name for name, layer in parent.named_children() if type(layer) is nn.Linear]
-        for names in TOGETHER:
+        for names in SAME_INPUT:
             if set(names) <= set(left) and len({_inputs(parent.get_submodule(name)) for name in names}) == 1:
                 jobs.append((parent, prefix, names))
                 left = [name for name in left if name not in names]
@@ -246,50 +253,50 @@ def _jobs(model: nn.Module) -> list[tuple[nn.Module, str, tuple[str, ...]]]:
     return jobs
 
 
-def joined_layer(layers: Sequence[nn.Module]) -> PackedLinear | None:
-    """The one layer that computes what all of these do, and nothing else; None where they were not packed so."""
-    found = {layer.joined for layer in layers if isinstance(layer, _Together)}
-    if len(found) != 1 or not all(isinstance(layer, _Together) for layer in layers):
+def fused_packed_layer(layers: Sequence[nn.Module]) -> PackedLinear | None:
+    """The packed layer that computes exactly these layers; None if they were not packed together."""
+    found = {layer.fused for layer in layers if isinstance(layer, FusedPart)}
+    if len(found) != 1 or not all(isinstance(layer, FusedPart) for layer in layers):
         return None
-    joined = found.pop()
-    return joined.layer if len(joined.sizes) == len(layers) else None
+    fused = found.pop()
+    return fused.layer if len(fused.sizes) == len(layers) else None
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of weights that a call of one row goes by, the embedding counted whole: a measure of its cost."""
+    """Bytes of weights that a call of one row reads, the whole embedding included: a measure of its cost."""
     tensors = {id(one): one.numel() * one.element_size() for one in (*model.parameters(), *model.buffers())}
     packed: dict[int, int] = {}
     for module in model.modules():
-        layer = module.joined.layer if isinstance(module, _Together) else module
+        layer = module.fused.layer if isinstance(module, FusedPart) else module
         if isinstance(layer, PackedLinear):
             packed[id(layer)] = layer.forms[0][1].bytes
     return sum(tensors.values()) + sum(packed.values())
 
 
-def _wanted(model: nn.Module, folder: Path, weights: Weights) -> Weights:
-    """`weights` with "auto" decided: low-bit forms only of weights that came in low-bit blocks."""
+def _resolve(model: nn.Module, folder: Path, weights: Weights) -> Weights:
+    """`weights` with "auto" resolved: low-bit forms only of weights that came in low-bit blocks."""
     if weights not in ("auto", "plain", "bfloat16", "low-bit"):
         raise InputError(f"weights must be auto, plain, bfloat16 or low-bit, got {weights!r}")
     if weights == "plain":
         return weights
     tensor = next(model.parameters())
-    fits = tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16
-    able = fits and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    low_able = able and torch.cpu._is_vnni_supported()
-    has_file = (folder / "model.gguf").is_file()
+    on_cpu = tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16
+    bfloat16 = on_cpu and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    low_bit = bfloat16 and torch.cpu._is_vnni_supported() and (folder / "model.gguf").is_file()
     if weights == "auto":
-        return "low-bit" if low_able and has_file else "bfloat16" if able else "plain"
-    if weights == "low-bit" and not (low_able and has_file):
+        return "low-bit" if low_bit else "bfloat16" if bfloat16 else "plain"
+    if weights == "low-bit" and not low_bit:
         raise InputError(
-            f"weights='low-bit' needs {folder / 'model.gguf'}, dtype bfloat16 and a CPU with AVX-512 VNNI; use 'auto'"
+            f"weights='low-bit' needs {folder / 'model.gguf'}, dtype bfloat16 and a CPU with "
+            "AVX-512 VNNI; use 'auto'"
         )
-    if not able:
+    if not bfloat16:
         raise InputError("weights='bfloat16' needs dtype bfloat16 and a CPU with AVX-512; use 'auto'")
     return weights
 
 
-def _read_file(folder: Path) -> _File:
-    """A file that cannot be read, or of an unknown architecture, has no low-bit matrices."""
+def _read_file(folder: Path) -> _GgufWeights:
+    """The quantised matrices of model.gguf; none if it cannot be read or has an unknown architecture."""
     try:
         header = read_header(folder / "model.gguf")
         quantised = set(quantised_tensors(header))
@@ -297,11 +304,11 @@ def _read_file(folder: Path) -> _File:
             name: partial(read_four_bit, header, tensor) for name, tensor in four_bit_tensors(header).items()
         }
     except WeightsError:
-        return _File(frozenset(), {})
+        return _GgufWeights(frozenset(), {})
     if all(tensor.name != "output.weight" for tensor in header.tensors):  # the output head is the embedding
         quantised |= {HEAD} if EMBEDDING in quantised else set()
         four_bit |= {HEAD: four_bit[EMBEDDING]} if EMBEDDING in four_bit else {}
-    return _File(frozenset(quantised), four_bit)
+    return _GgufWeights(frozenset(quantised), four_bit)
 
 
 def _inputs(layer: Any) -> tuple[int, bool]:
@@ -309,8 +316,8 @@ def _inputs(layer: Any) -> tuple[int, bool]:
 
 
 @torch.inference_mode()
-def _packed(parent: nn.Module, prefix: str, members: tuple[str, ...], file: _File) -> PackedLinear:
-    """Linear layers of a module, one below the other, in every form that their weights allow."""
+def _packed(parent: nn.Module, prefix: str, members: tuple[str, ...], file: _GgufWeights) -> PackedLinear:
+    """Linear layers of a module, stacked, in every form that their weights allow."""
     layers: list[Any] = [parent.get_submodule(name) for name in members]
     names = [f"{prefix}.{name}.weight".lstrip(".") for name in members]
     weight = layers[0].weight.data if len(layers) == 1 else torch.cat([layer.weight.data for layer in layers])
@@ -320,26 +327,26 @@ def _packed(parent: nn.Module, prefix: str, members: tuple[str, ...], file: _Fil
     forms: list[tuple[float, _Form]] = []
     if file.quantised.issuperset(names):
         blocks = _blocks(layers, names, file)
-        even = rows % 16 == 0 and columns % GROUP == 0  # ATen's kernels take no other shapes, and do not ask
-        if blocks is not None and even:
+        aligned = rows % 16 == 0 and columns % GROUP == 0  # ATen's kernels need this, and do not check it
+        if blocks is not None and aligned:
             forms.append((FOUR_BIT_ROWS, FourBitForm(blocks, bias)))
-        elif rows >= WIDE * columns:
+        elif rows >= MIN_ASPECT * columns:
             forms.append((INTEGER_ROWS, IntegerForm(weight, bias)))
-        elif even:
+        elif aligned:
             forms.append((EIGHT_BIT_ROWS, EightBitForm(weight, bias)))
     forms.append((float("inf"), BFloat16Form(weight, bias)))
     return PackedLinear(forms, columns, rows)
 
 
-def _blocks(layers: list[nn.Linear], names: list[str], file: _File) -> FourBit | None:
-    """The file's 4-bit blocks of all these layers; None where one has none or now holds other weights."""
+def _blocks(layers: list[nn.Linear], names: list[str], file: _GgufWeights) -> FourBit | None:
+    """The file's 4-bit blocks of all these layers; None if one has none or its weights have changed."""
     if not all(name in file.four_bit for name in names):
         return None
     try:
         found = [file.four_bit[name]() for name in names]
     except WeightsError:  # the file is cut short; the weights beside it are not
         return None
-    if not all(_same(layer.weight, blocks) for layer, blocks in zip(layers, found, strict=True)):
+    if not all(_match(layer.weight, blocks) for layer, blocks in zip(layers, found, strict=True)):
         return None
     return FourBit(
         np.concatenate([one.numbers for one in found]),
@@ -348,23 +355,23 @@ def _blocks(layers: list[nn.Linear], names: list[str], file: _File) -> FourBit |
     )
 
 
-def _same(weight: Tensor, blocks: FourBit, rows: int = 16) -> bool:
-    """Whether the model's weights are those of the blocks, by the first few rows: someone may have tuned them."""
+def _match(weight: Tensor, blocks: FourBit, rows: int = 16) -> bool:
+    """Whether the first rows of a weight are those of the blocks; they differ if the model was fine-tuned."""
     if tuple(weight.shape) != blocks.numbers.shape:
         return False
     return bool(torch.equal(dequantise(blocks, rows).to(weight.dtype), weight[:rows]))
 
 
 def dequantise(blocks: FourBit, rows: int | None = None) -> Tensor:
-    """The weights of the blocks' first rows, float32 [rows, K]."""
+    """Unpack 4-bit blocks: the weights of the first `rows` rows (None: all), float32 [rows, K]."""
     numbers = torch.from_numpy(blocks.numbers[:rows]).float().reshape(-1, blocks.scales.shape[1], GROUP)
     scales, minima = torch.from_numpy(blocks.scales[:rows]), torch.from_numpy(blocks.minima[:rows])
-    found: Tensor = (numbers * scales[..., None] - minima[..., None]).flatten(1)
-    return found
+    weights: Tensor = (numbers * scales[..., None] - minima[..., None]).flatten(1)
+    return weights
 
 
 def _eight_bit(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight bfloat16 [N, K] -> int8 [N, K] and float32 scales [N]. A few rows at a time stay in a core's cache."""
+    """weight bfloat16 [N, K] -> int8 [N, K] and float32 scales [N]; in parts that fit a core's cache."""
     scales = torch.empty(len(weight))
     numbers = torch.empty(weight.shape, dtype=torch.int8)
     for first in range(0, len(weight), 256):
@@ -378,13 +385,13 @@ def _eight_bit(weight: Tensor) -> tuple[Tensor, Tensor]:
 def _two_digits(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [R, K] as (low + 256 high) * scale: uint8 [2R or more, K], low digits first, and float32 scales [R, 1].
 
-    The digits of value v, -LARGEST to LARGEST, are the two bytes of v + 128 * 257, less 128 each. A NaN
+    The digits of value v, -MAX_ACTIVATION to MAX_ACTIVATION, are the two bytes of v + 128 * 257, less 128 each. A NaN
     anywhere in a row makes its scale, and so its result, NaN.
     """
     values = x.float()
-    scales = values.abs().amax(1, keepdim=True).clamp_min_(1e-30).div_(LARGEST)
-    shifted = values.div_(scales).add_(HALF * 257 + 0.5).to(torch.int32)  # positive: truncation rounds
-    pairs = shifted.view(torch.uint8).view(*x.shape, 4)[..., :2].movedim(-1, 0).reshape(2 * len(x), -1)
-    if len(pairs) < KERNEL_ROWS:
-        pairs = torch.cat((pairs, pairs))  # the kernel does not look at what is in the rows
-    return pairs, scales
+    scales = values.abs().amax(1, keepdim=True).clamp_min_(1e-30).div_(MAX_ACTIVATION)
+    shifted = values.div_(scales).add_(ZERO_POINT * 257 + 0.5).to(torch.int32)  # positive: truncation rounds
+    digits = shifted.view(torch.uint8).view(*x.shape, 4)[..., :2].movedim(-1, 0).reshape(2 * len(x), -1)
+    if len(digits) < KERNEL_ROWS:
+        digits = torch.cat((digits, digits))  # padding: the values of the additional rows are not used
+    return digits, scales

@@ -1,7 +1,7 @@
-"""How many sequences fit the memory that is free, and what an allocator's failure means.
+"""Plan the number of KV slots from free memory, and recognise failed allocations.
 
-Knows the shape of a key/value cache and rough sizes of activations; measures nothing on a model. Standard
-library and torch alone.
+Estimates from the shape of the KV cache and rough sizes of activations; measures nothing on a model. Needs the standard
+library and torch only.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 
 from viaticum.errors import InputError, ModelError
 
-MOST_SLOTS = 64  # beyond this a step on any machine we know is bound by arithmetic, and rows only wait
-SPARE = 0.1  # of the free memory: allocators round up, and other programs live here too
-LOGITS_COPIES = 6  # of a row's logits at once: as the model gives them, float32, softmax, sorted, drafted
+MAX_SLOTS = 64  # beyond this a step is bound by arithmetic on any machine we know, and more rows only wait
+RESERVE = 0.1  # of the free memory, for rounding by allocators and for other programs
+LOGITS_COPIES = 6  # of a row's logits at once: of the model, float32, softmax, sorted, drafted
 
 
 def plan_slots(
@@ -27,13 +27,22 @@ def plan_slots(
     dtype: torch.dtype = torch.bfloat16,
     prefill_tokens: int = 1024,
     first_capacity: int = 512,
-    at_most: int = MOST_SLOTS,
+    at_most: int = MAX_SLOTS,
 ) -> int:
-    """Sequences of `context` positions that fit `free_bytes` beside a model whose weights are loaded already.
+    """Number of sequences that fit the free memory beside a model whose weights are loaded.
 
-    config: the model's; dtype: of keys and values; prefill_tokens and first_capacity: the runner's, which
-    reads so many tokens at once and doubles its cache from there. Raises `ModelError`, with the bytes
-    needed and the bytes free, where not even one fits.
+    Args:
+        config: of the transformers model.
+        context: positions of each sequence.
+        free_bytes: free memory of the device.
+        dtype: of keys and values.
+        prefill_tokens: maximum new tokens of a model call.
+        first_capacity: positions allocated at first; the runner doubles them as needed.
+        at_most: upper limit of the result.
+
+    Raises:
+        InputError: `context` is below 1.
+        ModelError: not even one sequence fits; with the bytes needed and free.
     """
     if context < 1:
         raise InputError(f"a context has at least one position, got {context}")
@@ -42,20 +51,20 @@ def plan_slots(
     capacity = first_capacity
     while capacity < context:
         capacity *= 2
-    layer = 2 * capacity * _heads(text) * _head_dim(text) * size
-    a_slot = layer * int(text.num_hidden_layers) + LOGITS_COPIES * 4 * int(text.vocab_size)
-    # Growing copies a layer at a time, old and new side by side. An MLP holds three tensors of its width.
-    a_growth = layer // 2
+    layer_bytes = 2 * capacity * _kv_heads(text) * _head_dim(text) * size
+    slot_bytes = layer_bytes * int(text.num_hidden_layers) + LOGITS_COPIES * 4 * int(text.vocab_size)
+    # Growing copies one layer at a time, old and new side by side. An MLP holds three tensors of its width.
+    growth_bytes = layer_bytes // 2
     activations = prefill_tokens * (8 * width + 3 * int(getattr(text, "intermediate_size", 4 * width))) * size
-    # Who sees what, for each query head that shares a key/value head; one more where layers see a window alone.
+    # A mask for each query head that shares a key/value head; a second one if some layers have a sliding window.
     masks = 1 + (getattr(text, "sliding_window", None) is not None)
     activations += (
-        prefill_tokens * context * (3 + masks * int(text.num_attention_heads) // _heads(text) * size)
+        prefill_tokens * context * (3 + masks * int(text.num_attention_heads) // _kv_heads(text) * size)
     )
-    usable = int(free_bytes * (1 - SPARE))
-    slots = min(at_most, (usable - activations) // (a_slot + a_growth))
+    usable = int(free_bytes * (1 - RESERVE))
+    slots = min(at_most, (usable - activations) // (slot_bytes + growth_bytes))
     if slots < 1:
-        needed = int((a_slot + a_growth + activations) / (1 - SPARE))
+        needed = int((slot_bytes + growth_bytes + activations) / (1 - RESERVE))
         raise ModelError(
             f"one request of {context} tokens needs {needed:,} bytes and {free_bytes:,} are free; "
             "give a smaller context, or a smaller model"
@@ -64,7 +73,7 @@ def plan_slots(
 
 
 def free_bytes(device: str | torch.device = "cpu") -> int:
-    """Memory that can still be taken on a device; on a CPU within the limits of the control group, if any."""
+    """Free memory of a device in bytes; on a CPU within the limit of the control group, if any."""
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -80,18 +89,20 @@ def free_bytes(device: str | torch.device = "cpu") -> int:
 
 
 def out_of_memory(error: BaseException) -> str:
-    """What to tell of an allocation that failed; raises `error` again where it is another failure."""
-    told = str(error)
+    """The message of an `error` that is a failed allocation; re-raises any other error."""
+    message = str(error)
     signs = ("not enough memory", "can't allocate memory", "out of memory")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in told.lower() for sign in signs):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        sign in message.lower() for sign in signs
+    ):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        first = told.splitlines()[0] if told else type(error).__name__
+        first = message.splitlines()[0] if message else type(error).__name__
         return f"not enough memory ({first}); shorten the request, or give the runner fewer slots"
     raise error
 
 
-def _heads(text: Any) -> int:
+def _kv_heads(text: Any) -> int:
     return int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
 
 

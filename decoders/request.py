@@ -1,7 +1,4 @@
-"""What a caller asks of a decoder and what comes back. Plain data; no torch.
-
-Knows nothing of models: a prompt is token ids.
-"""
+"""Requests to a decoder and their results. Plain data without torch; a prompt is token ids."""
 
 from __future__ import annotations
 
@@ -15,10 +12,16 @@ from viaticum.types import FinishReason, TokenCount, Trace
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn. temperature 0 is greedy; top_k 0 and top_p 1 cut nothing.
+    """How the next token is sampled, by either model of a pair.
 
-    seed: any integer; the same seed gives the same text, whatever else is written beside it. The same values
-    apply to both models of a pair. Raises `InputError` for values out of range.
+    Args:
+        temperature: 0 is greedy.
+        top_p: probability of the nucleus; 1 keeps every token.
+        top_k: tokens that are kept; 0 keeps every token.
+        seed: any integer; the same seed gives the same text, whatever else is in the batch.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     temperature: float = 0.0
@@ -37,10 +40,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One text to write: prompt token ids, how long, how sampled, and what ends it.
+    """One sequence to decode.
 
-    stop: strings that end the text and are cut from it. Raises `InputError` for an empty prompt, a
-    length below 1 or an empty stop string.
+    Args:
+        prompt: token ids, at least one.
+        max_new_tokens: maximum output tokens.
+        sampling: how tokens are sampled.
+        stop: strings that end the text and are cut from it.
+
+    Raises:
+        InputError: an empty prompt, a length below 1 or an empty stop string.
     """
 
     prompt: Sequence[int]
@@ -59,13 +68,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A text that ended.
+    """A finished sequence; text and trace hold what was decoded until then, whatever the finish reason.
 
-    finish_reason: "stop" (a stop id or string), "length", "loop" (see `LoopGuard`), "aborted", or "error",
-    with `error` saying why; what was written until then is there in every case.
-    usage: for each model that was called the tokens of the prompt, and the tokens of the text that it made. A draft that
-    the large model accepts is made by the large one; what a model drafted in vain, or read twice, is in the
-    decoder's stats and on nobody's bill. seconds: from admission to the end.
+    Args:
+        text: without stop ids and stop strings.
+        finish_reason: "stop" (a stop id or string), "length", "loop" (see `LoopGuard`), "aborted", or "error".
+        trace: output tokens, and which model made each.
+        usage: by model that was called: prompt tokens, and output tokens that it made. An accepted draft token counts
+            for the large model. Rejected draft tokens and repeated reads are in the decoder's stats, not here.
+        seconds: from admission to the end.
+        error: why, if the finish reason is "error".
     """
 
     text: str
@@ -78,11 +90,14 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One kept token of one request, or its end, or both.
+    """One token of one request, or its end, or both.
 
-    index: the request's place in the list, or the number that `Engine.add` gave; token: None, and model "",
-    where a text ends without one (aborted, error); text: new text that is safe to show (may be empty while a
-    character or a stop string is incomplete); result: set on the last event of a request.
+    Args:
+        index: of the request in the list, or the one that `Engine.add` returned.
+        token: its id; None if the request ends without one (aborted, error).
+        model: name of the model that made it; "" without a token.
+        text: new text that is safe to show; may be empty while a character or a stop string is incomplete.
+        result: set on the last event of a request.
     """
 
     index: int

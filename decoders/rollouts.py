@@ -1,9 +1,9 @@
-"""Texts to learn a token policy from: groups of texts to the same prompts, with the policy's answers drawn.
+"""Rollouts to train a token policy: groups of texts for the same prompts, with sampled decisions of the policy.
 
-They are written through the batched decoder that serves. How long each would take is worked out from its calls by the cost model of
-the decoder (`decoders.cost`), never from a clock, so that the same policy and seed give the same rollouts. To that end the runners
-forget what they hold before a batch begins: what a slot happens to hold decides how calls are made up, and so the last digits.
-Knows nothing of right answers or rewards.
+They are decoded by the batched decoder that serves. The latency of each is computed from its calls by the cost model
+(`decoders.cost`), never from a clock, so that the same policy and seed give the same rollouts. For the same reason the
+runners' slots are emptied before a batch: cached prefixes change how calls are batched, and so the last digits. Leaves
+out correctness and rewards (`routers.token.policy_train`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ from viaticum.decoders.runner import Runner
 from viaticum.decoders.sequence_state import LARGE
 from viaticum.decoders.text import Tokenizer
 from viaticum.errors import InputError
-from viaticum.routers.token.policy import Choices, Policy, Recorder, RStitchPlus
+from viaticum.routers.token.policy import Policy, PolicyDecisions, Recorder, RStitchPlus
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One text. made: tokens of each model (small, large); asked: places at which the policy was asked, dropped: those of them
-    where the large model was called. calls, latency: see `decoders.cost`; seconds, estimated. choices: what was drawn; None where the
-    policy's likelier answer was taken.
+    """One text.
+
+    Args:
+        result: of the decoder.
+        made: output tokens of each model (small, large).
+        asked: positions at which the policy decided.
+        dropped: those of them at which the large model was called.
+        calls: model calls, see `decoders.cost`.
+        latency: estimated seconds.
+        choices: sampled decisions; None if the more likely ones were taken.
     """
 
     result: Result
@@ -37,7 +44,7 @@ class Rollout:
     dropped: int
     calls: Calls
     latency: float
-    choices: Choices | None = None
+    choices: PolicyDecisions | None = None
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -49,11 +56,21 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutWriter:
-    """Writes texts with a pair whose runners serve nobody else.
+class RolloutGenerator:
+    """Decodes rollouts with a pair whose runners serve nothing else.
 
-    streams: texts at once whose latency is estimated; cached: tokens at the beginning of every prompt that are taken to be in the cache
-    already, as a strategy's examples are. Raises `InputError` for numbers out of range.
+    Args:
+        small, large: runners of the pair.
+        tokenizer: turns token ids into text.
+        costs: estimates the latency.
+        stop_ids: token ids that end a text.
+        names: of the small and the large model in usage and traces.
+        streams: texts decoded at once, for the latency estimate.
+        cached: tokens at the beginning of every prompt taken as cached, as the examples of a strategy are.
+        loop_guard: ends texts that loop.
+
+    Raises:
+        InputError: a number out of range.
     """
 
     small: Runner
@@ -72,39 +89,65 @@ class RolloutWriter:
                 f"streams must be 1 or more, cached 0 or more; got {self.streams} and {self.cached}"
             )
 
-    def draw(
+    def sample(
         self, policy: Policy, tau: float, requests: Sequence[Request], group: int, seeds: Sequence[int]
     ) -> list[list[Rollout]]:
-        """A group of texts for each request, the policy's answers drawn. seeds: one for each request.
+        """A group of texts for each request, with sampled decisions of the policy.
 
-        Raises `ModelError` where a text fails or features are not finite.
+        Args:
+            policy: on the small model's device.
+            tau: entropy threshold above which it decides.
+            requests: Q requests.
+            group: texts a request, 2 or more.
+            seeds: Q seeds.
+
+        Returns:
+            Q groups.
+
+        Raises:
+            InputError: `group` is below 2, or slots are in use.
+            ModelError: a text failed, or features are not finite.
         """
         if group < 2:
             raise InputError(f"a group has two texts or more, to be compared with each other; got {group}")
-        # The first text of every group comes first, and so into the slot that holds its prompt (`_read_once`).
-        dice = [derived(seed, member) for member in range(group) for seed in seeds]
-        many = [
+        # The first text of every group comes first, and so gets the slot that holds its prompt (`_prefill_once`).
+        text_seeds = [derive_seed(seed, member) for member in range(group) for seed in seeds]
+        seeded = [
             replace(request, sampling=replace(request.sampling, seed=seed))
-            for request, seed in zip([*requests] * group, dice, strict=True)
+            for request, seed in zip([*requests] * group, text_seeds, strict=True)
         ]
-        recorder = Recorder(dice, max(request.max_new_tokens for request in requests))
-        found = list(self._write(RStitchPlus(policy, tau, recorder=recorder), many))
-        found = [replace(each, choices=seen) for each, seen in zip(found, recorder.read(), strict=True)]
-        return [found[first :: len(requests)] for first in range(len(requests))]
+        recorder = Recorder(text_seeds, max(request.max_new_tokens for request in requests))
+        rollouts = list(self._decode(RStitchPlus(policy, tau, recorder=recorder), seeded))
+        rollouts = [
+            replace(rollout, choices=choices)
+            for rollout, choices in zip(rollouts, recorder.read(), strict=True)
+        ]
+        return [rollouts[first :: len(requests)] for first in range(len(requests))]
 
-    def serve(
+    def generate(
         self, policy: Policy, tau: float, requests: Sequence[Request], threshold: float = 0.5
     ) -> list[Rollout]:
-        """A text for each request, as it is served. Raises `ModelError` where one fails."""
-        return list(self._write(RStitchPlus(policy, tau, threshold), requests))
+        """A text for each request, decoded as in serving.
 
-    def _write(self, router: RStitchPlus, requests: Sequence[Request]) -> Iterator[Rollout]:
+        Args:
+            policy: on the small model's device.
+            tau: entropy threshold above which it decides.
+            requests: to decode.
+            threshold: probability above which the large model is called.
+
+        Raises:
+            InputError: slots are in use.
+            ModelError: a text failed.
+        """
+        return list(self._decode(RStitchPlus(policy, tau, threshold), requests))
+
+    def _decode(self, router: RStitchPlus, requests: Sequence[Request]) -> Iterator[Rollout]:
         repeated = [
             prompt for prompt, times in Counter(tuple(each.prompt) for each in requests).items() if times > 1
         ]
         for runner in (self.small, self.large):
-            _forget(runner)
-            _read_once(runner, repeated)
+            _clear_slots(runner)
+            _prefill_once(runner, repeated)
         decoder = MixedDecoder(
             self.large,
             self.small,
@@ -114,7 +157,7 @@ class RolloutWriter:
             names=self.names,
             loop_guard=self.loop_guard,
         )
-        for request, result in zip(requests, decoder.write_all(requests), strict=True):
+        for request, result in zip(requests, decoder.generate_all(requests), strict=True):
             if result.error is not None:
                 raise result.error
             yield self._rollout(request, result)
@@ -122,9 +165,9 @@ class RolloutWriter:
     def _rollout(self, request: Request, result: Result) -> Rollout:
         trace = result.trace
         scores = trace.scores or (float("nan"),) * len(trace.tokens)
-        asked = [score == score for score in scores]  # the policy is asked where it is no NaN
-        dropped = [was and maker == LARGE for was, maker in zip(asked, trace.made_by, strict=True)]
-        calls = Calls.of(
+        asked = [score == score for score in scores]  # the policy decides where its score is not NaN
+        dropped = [is_asked and maker == LARGE for is_asked, maker in zip(asked, trace.made_by, strict=True)]
+        calls = Calls.from_trace(
             trace.made_by, dropped, len(request.prompt), min(self.cached, len(request.prompt) - 1)
         )
         return Rollout(
@@ -137,22 +180,22 @@ class RolloutWriter:
         )
 
 
-def derived(*parts: object) -> int:
-    """A seed made of several things, below 2^48."""
+def derive_seed(*parts: object) -> int:
+    """A seed below 2^48 from several values."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
 
 
-def _read_once(runner: Runner, prompts: Sequence[Sequence[int]]) -> None:
-    """Let slots hold prompts that many texts begin with, which would each read them otherwise."""
+def _prefill_once(runner: Runner, prompts: Sequence[Sequence[int]]) -> None:
+    """Prefill prompts that several texts share, which would each compute them otherwise."""
     for slot, prompt in enumerate(prompts[: runner.slots]):
-        runner.start(slot, prompt)
-        if new := list(prompt[len(runner.held[slot]) : -1]):
-            runner.read([slot], [new])
+        runner.reuse_prefix(slot, prompt)
+        if new := list(prompt[len(runner.cached_tokens[slot]) : -1]):
+            runner.forward([slot], [new])
 
 
-def _forget(runner: Runner) -> None:
-    if len(runner.free) < runner.slots:
+def _clear_slots(runner: Runner) -> None:
+    if len(runner.free_slots) < runner.slots:
         raise InputError("some slots are in use; rollouts need runners that serve nobody else")
     for slot in range(runner.slots):
         runner.reset(slot)
-    runner.free.sort()
+    runner.free_slots.sort()

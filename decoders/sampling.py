@@ -1,10 +1,10 @@
-"""Drawing tokens from logits: greedy, or temperature, top-k and top-p, each request with its seed.
+"""Sample tokens from logits: greedy, or temperature, top-k and top-p, with a seed per request.
 
-All rows of a step at once, on the device of the logits. A row's randomness is a hash of its seed, its place in
-the text and what it is for, so it depends neither on its neighbours nor on what was drawn before.
-Knows nothing of models or requests beyond their `Sampling`. Truncation follows Holtzman et al. (arXiv
-1904.09751): the smallest set of most likely tokens whose probability reaches top_p; equals of the least of
-them stay too, as they do with top-k, so that no order among equals has to be made up.
+All rows of a step at once, on the device of the logits. A row's random number is a hash of its seed, its position in
+the sequence and its purpose, so that it depends neither on the other rows nor on earlier draws. Nucleus sampling
+follows Holtzman et al. (arXiv 1904.09751): the smallest set of most likely tokens whose probability reaches top_p.
+Tokens that tie with the least likely one of the set stay too, as with top-k, so that no order among ties is needed.
+Leaves out models, and requests beyond their `Sampling`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from viaticum.decoders.request import Sampling
-from viaticum.routers.token.base import likeliest
+from viaticum.routers.token.base import argmax_token
 
-FIRST, SECOND, ACCEPT, INSTEAD = range(
-    4
-)  # what a number is for: two draws at a place, a draft's test, its substitute
-NUCLEUS = 512  # most likely tokens looked at first for top_p; more where they are not enough
+# Purposes of a random number: the first sample at a position, a second one after a dropped proposal, the acceptance
+# test of a draft token, and the sample that replaces a rejected one.
+PROPOSE, REDRAW, ACCEPT, RESAMPLE = range(4)
+NUCLEUS = 512  # most likely tokens searched first for top_p; more if they are not enough
 _MASK = (1 << 64) - 1
 
 
-def uniform(seed: int, position: int, use: int) -> float:
-    """A number in [0, 1) that looks random and depends on its arguments alone (SplitMix64's mixing, 24 bits)."""
+def uniform(seed: int, position: int, purpose: int) -> float:
+    """A pseudo-random number in [0, 1), a hash of its arguments (the mixing of SplitMix64, 24 bits)."""
     state = 0
-    for part in (seed, position, use):
+    for part in (seed, position, purpose):
         state = (state + part + 0x9E3779B97F4A7C15) & _MASK
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -36,35 +36,34 @@ def uniform(seed: int, position: int, use: int) -> float:
 
 
 def distributions(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """logits [B, V] -> the probabilities [B, V] that each row is drawn from; one-hot where it is greedy."""
+    """The probabilities [B, V] that each row of logits [B, V] is sampled from, float32; one-hot if greedy."""
     size = logits.shape[-1]
-    heat = [sampling.temperature or 1.0 for sampling in samplings]
-    kept = [1 if s.temperature == 0 else s.top_k or size for s in samplings]
-    scaled = logits.float() / torch.tensor(heat, device=logits.device)[:, None]
-    cut = [min(k, size) for k in kept]
-    if (most := max((k for k in cut if k < size), default=0)) > 0:
-        index = torch.tensor([min(k, most) for k in cut], device=logits.device)[:, None] - 1
-        floor = scaled.topk(most).values.gather(-1, index)  # [B, 1]: the least logit that stays
-        whole = torch.tensor([k == size for k in cut], device=logits.device)[:, None]
-        scaled = scaled.masked_fill((scaled < floor) & ~whole, float("-inf"))
+    temperatures = [sampling.temperature or 1.0 for sampling in samplings]
+    top_k = [min(1 if s.temperature == 0 else s.top_k or size, size) for s in samplings]
+    scaled = logits.float() / torch.tensor(temperatures, device=logits.device)[:, None]
+    if (largest_k := max((k for k in top_k if k < size), default=0)) > 0:
+        index = torch.tensor([min(k, largest_k) for k in top_k], device=logits.device)[:, None] - 1
+        floor = scaled.topk(largest_k).values.gather(-1, index)  # [B, 1]: the smallest logit that is kept
+        uncut = torch.tensor([k == size for k in top_k], device=logits.device)[:, None]
+        scaled = scaled.masked_fill((scaled < floor) & ~uncut, float("-inf"))
     probabilities = torch.softmax(scaled, -1)
     if any(sampling.top_p < 1 for sampling in samplings):
         probabilities = _nucleus(probabilities, [sampling.top_p for sampling in samplings])
     if any(sampling.temperature == 0 for sampling in samplings):
         greedy = torch.tensor([s.temperature == 0 for s in samplings], device=logits.device)[:, None]
-        one_hot = torch.nn.functional.one_hot(likeliest(logits), size).to(probabilities.dtype)
+        one_hot = torch.nn.functional.one_hot(argmax_token(logits), size).to(probabilities.dtype)
         probabilities = torch.where(greedy, one_hot, probabilities)
     return probabilities
 
 
 def _nucleus(probabilities: Tensor, top_p: list[float]) -> Tensor:
-    """Zero what lies beyond each row's nucleus and let the rest sum to 1; rows with top_p 1 stay as they are."""
+    """Zero what lies beyond each row's nucleus and renormalise; rows with top_p 1 are unchanged."""
     size = probabilities.shape[-1]
     share = torch.tensor(top_p, device=probabilities.device)[:, None]
     count = min(NUCLEUS, size)
     while True:
         ordered = probabilities.topk(count).values
-        before = ordered.cumsum(-1) - ordered  # what the more likely tokens cover
+        before = ordered.cumsum(-1) - ordered  # probability of all more likely tokens
         if count == size or bool(((before[:, -1:] >= share) | (share >= 1)).all()):
             break
         count = min(8 * count, size)
@@ -74,28 +73,37 @@ def _nucleus(probabilities: Tensor, top_p: list[float]) -> Tensor:
     return torch.where(share < 1, nucleus / nucleus.sum(-1, keepdim=True), probabilities)
 
 
-def pick(weights: Tensor, numbers: Sequence[float]) -> Tensor:
-    """One index a row, with the probability of its weight [B, V] (any sum): the inverse of the cumulated weights."""
+def sample_index(weights: Tensor, uniforms: Sequence[float]) -> Tensor:
+    """Sample one index a row, int64 [B], in proportion to its weights [B, V], by inverting their cumulative sum.
+
+    uniforms: B random numbers in [0, 1). The weights of a row need not sum to 1.
+    """
     sums = weights.cumsum(-1)
-    aim = torch.tensor(numbers, device=weights.device, dtype=sums.dtype)[:, None] * sums[:, -1:]
-    index = torch.searchsorted(sums, aim, right=True).squeeze(-1)
-    # The product may round up to the very sum: then no index is beyond it.
+    target = torch.tensor(uniforms, device=weights.device, dtype=sums.dtype)[:, None] * sums[:, -1:]
+    index = torch.searchsorted(sums, target, right=True).squeeze(-1)
+    # The product may round up to the whole sum: then no index is beyond it.
     return torch.where(index < weights.shape[-1], index, weights.argmax(-1))
 
 
-def draw(
-    logits: Tensor, samplings: Sequence[Sampling], numbers: Sequence[float]
+def sample(
+    logits: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """logits [B, V] -> token ids int64 [B], and of the rows that are sampled the probabilities [V] drawn from.
+    """Sample one token a row; a greedy row takes the first of equal maxima.
 
-    numbers: one in [0, 1) for each row. A greedy row takes the first of equal maxima.
+    Args:
+        logits: [B, V].
+        samplings: settings of each row.
+        uniforms: B random numbers in [0, 1).
+
+    Returns:
+        Token ids, int64 [B], and by row the probabilities [V] that each non-greedy token was sampled from.
     """
-    tokens = likeliest(logits)
+    tokens = argmax_token(logits)
     rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     if not rows:
         return tokens, {}
-    chosen = logits if len(rows) == len(samplings) else logits[torch.tensor(rows, device=logits.device)]
-    probabilities = distributions(chosen, [samplings[row] for row in rows])
-    drawn = pick(probabilities, [numbers[row] for row in rows])
-    tokens = tokens.index_copy(0, torch.tensor(rows, device=tokens.device), drawn)
+    selected = logits if len(rows) == len(samplings) else logits[torch.tensor(rows, device=logits.device)]
+    probabilities = distributions(selected, [samplings[row] for row in rows])
+    sampled = sample_index(probabilities, [uniforms[row] for row in rows])
+    tokens = tokens.index_copy(0, torch.tensor(rows, device=tokens.device), sampled)
     return tokens, dict(zip(rows, probabilities, strict=True))

@@ -1,6 +1,6 @@
-"""One text being written: what is kept, who has the pen, what is drafted, and how it ends.
+"""State of one sequence while it is decoded: its tokens, active model and draft, and how it ended.
 
-Plain bookkeeping on the host: no tensor is computed here, and no model known.
+Bookkeeping on the host: computes no tensors and knows no model.
 """
 
 from __future__ import annotations
@@ -18,91 +18,111 @@ from viaticum.errors import ModelError
 from viaticum.types import FinishReason, TokenCount, Trace
 
 SMALL, LARGE = 0, 1
-UNKNOWN = float("nan")
+NO_SCORE = float("nan")
 
 
 class SequenceState:
-    """`tokens` is prompt and output; `pen` is the model that writes next; `draft` are tokens that the small
-    model guesses to follow, until the large one has looked at `wanted` of them."""
+    """A sequence of prompt and output tokens.
+
+    `active_model` (SMALL or LARGE) decodes the next token. `draft` are tokens that the small model proposes to follow;
+    the large one verifies them once there are `draft_target` of them.
+    """
 
     def __init__(
-        self, index: int, request: Request, tokenizer: Tokenizer, guard: LoopGuard | None, length: DraftLength
+        self,
+        index: int,
+        request: Request,
+        tokenizer: Tokenizer,
+        guard: LoopGuard | None,
+        draft_length: DraftLength,
     ) -> None:
         self.index, self.request = index, request
-        self.slot = -1
-        self.pen = LARGE
+        self.slot = -1  # none yet
+        self.active_model = LARGE
         self.tokens = list(request.prompt)
-        self.readers: set[int] = set()  # models that have read the prompt
+        self.prefilled: set[int] = set()  # models that have read the prompt
         self.made_by: list[int] = []
         self.entropies: list[float] = []
         self.accepted: list[bool] = []
         self.scores: list[float] = []
-        self.score = UNKNOWN  # the router's, of the proposal for the next place
-        self.proposed = False  # whether a token was drawn for the next place and dropped
+        self.score = NO_SCORE  # of the router, for the proposed next token
+        self.proposal_dropped = False  # whether a proposal for the next position was dropped by the router
         self.draft: list[int] = []
-        self.guesses: list[Tensor | None] = []  # the probabilities [V] that a sampled draft was drawn from
-        self.wanted = 0
-        self.drafts = True  # False once the small model failed to draft
-        self.length = length
-        self.ended = False
+        self.draft_probabilities: list[Tensor | None] = []  # [V] that each draft token was sampled from
+        self.draft_target = 0
+        self.can_draft = True  # False once the small model failed to draft
+        self.draft_length = draft_length
+        self.finished = False
         self._stream = TextStream(tokenizer, request.stop)
-        self._loop = guard.watch() if guard else None
-        self.began = time.perf_counter()
+        self._loop = guard.detector() if guard else None
+        self.started_at = time.perf_counter()
 
     @property
-    def left(self) -> int:
-        """Tokens that may still be written."""
+    def remaining(self) -> int:
+        """Tokens that may still be decoded."""
         return self.request.max_new_tokens - len(self.made_by)
 
     @property
     def drafting(self) -> bool:
-        return self.pen == LARGE and len(self.draft) < self.wanted
+        return self.active_model == LARGE and len(self.draft) < self.draft_target
 
     @property
-    def sequence(self) -> list[int]:
+    def tokens_with_draft(self) -> list[int]:
         return self.tokens + self.draft
 
-    def number(self, use: int, ahead: int = 0) -> float:
-        """Randomness for the place `ahead` tokens from the next one."""
+    def uniform(self, purpose: int, ahead: int = 0) -> float:
+        """The random number in [0, 1) for the position `ahead` tokens after the next one; 0 if greedy."""
         if self.request.sampling.temperature == 0:
             return 0.0  # not used
-        return uniform(self.request.sampling.seed, len(self.made_by) + ahead, use)
+        return uniform(self.request.sampling.seed, len(self.made_by) + ahead, purpose)
 
-    def guess(self, token: int, probabilities: Tensor | None) -> None:
+    def add_draft_token(self, token: int, probabilities: Tensor | None) -> None:
+        """Append a draft token; probabilities: [V] that it was sampled from, None if greedy."""
         self.draft.append(token)
-        self.guesses.append(probabilities)
+        self.draft_probabilities.append(probabilities)
 
-    def drop_draft(self) -> None:
-        self.draft, self.guesses, self.wanted = [], [], 0
+    def clear_draft(self) -> None:
+        self.draft, self.draft_probabilities, self.draft_target = [], [], 0
 
-    def keep(
-        self, token: int, model: int, entropy: float, accepted: bool, ends: bool
+    def append(
+        self, token: int, model: int, entropy: float, accepted: bool, is_stop: bool
     ) -> tuple[str, FinishReason | None]:
-        """Append a token that `model` made; `ends`: it is one that ends a text. Returns what may be shown, and the reason if this was the last."""
+        """Append an output token that `model` made.
+
+        Args:
+            token: its id.
+            model: SMALL or LARGE.
+            entropy: normalised, of the distribution that it came from.
+            accepted: whether it was a draft token.
+            is_stop: whether it is a stop id.
+
+        Returns:
+            New text that may be shown, and the finish reason if this was the last token.
+        """
         self.tokens.append(token)
         self.made_by.append(model)
         self.entropies.append(entropy)
         self.accepted.append(accepted)
         self.scores.append(self.score)
-        self.score, self.proposed = UNKNOWN, False
-        shown = "" if ends else self._stream.push(token)
-        if ends or self._stream.stopped:
+        self.score, self.proposal_dropped = NO_SCORE, False
+        shown = "" if is_stop else self._stream.push(token)
+        if is_stop or self._stream.stopped:
             return shown, "stop"
-        if self.left <= 0:
+        if self.remaining <= 0:
             return shown, "length"
         if self._loop is not None and self._loop.push(token):
             return shown, "loop"
         return shown, None
 
-    def end(
+    def finish(
         self, reason: FinishReason, names: tuple[str, str], error: ModelError | None
     ) -> tuple[str, Result]:
-        """The rest of the text, now that no more comes, and the result."""
-        self.ended = True
+        """End the sequence; returns the text that was held back so far, and the result."""
+        self.finished = True
         rest = self._stream.finish()
         result = Result(
             text=self._stream.text,
-            # A stop string may end in the last bytes.
+            # A stop string may be completed by the last bytes.
             finish_reason="stop" if self._stream.stopped else reason,
             trace=Trace(
                 names,
@@ -114,9 +134,9 @@ class SequenceState:
             ),
             usage={
                 names[model]: TokenCount(len(self.request.prompt), self.made_by.count(model))
-                for model in sorted(self.readers)
+                for model in sorted(self.prefilled)
             },
-            seconds=time.perf_counter() - self.began,
+            seconds=time.perf_counter() - self.started_at,
             error=error,
         )
         return rest, result

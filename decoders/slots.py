@@ -1,4 +1,4 @@
-"""The slots of several runners as one: a text sits in the same slot of each. Knows nothing of what is written."""
+"""KV slot allocation over several runners: a sequence has the same slot in each. Leaves out what is decoded."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from viaticum.decoders.runner import Runner
 
 
 class SlotAllocator:
-    """Slots that are free at every runner; a runner may serve other decoders at the same time."""
+    """Allocates slots that are free in every runner; a runner may serve other decoders at the same time."""
 
     def __init__(self, runners: Collection[Runner]) -> None:
         self._runners = runners
 
-    def free(self) -> list[int]:
+    def free_slots(self) -> list[int]:
+        """Slots that are free in every runner, the longest free first."""
         first, *others = self._runners
-        return [slot for slot in first.free if all(slot in each.free for each in others)]
+        return [slot for slot in first.free_slots if all(slot in each.free_slots for each in others)]
 
-    def take(self, free: list[int], prompt: Sequence[int]) -> int:
-        """Of the free slots the one that has read most of the prompt; of equals the one free for longest."""
-        slot = max(free, key=lambda slot: sum(each.shared(slot, prompt) for each in self._runners))
+    def allocate(self, free: list[int], prompt: Sequence[int]) -> int:
+        """Take from `free` the slot with the longest cached prefix of `prompt`; of equals the longest free one."""
+        slot = max(
+            free, key=lambda slot: sum(each.cached_prefix_length(slot, prompt) for each in self._runners)
+        )
         free.remove(slot)
         for runner in self._runners:
-            runner.free.remove(slot)
+            runner.free_slots.remove(slot)
         return slot
 
-    def give(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
+        """Return a slot to every runner; what it holds stays reusable."""
         for runner in self._runners:
-            runner.free.append(slot)
+            runner.free_slots.append(slot)

@@ -1,4 +1,4 @@
-"""What a decoder's model calls took: counts and seconds, for cost models and benchmarks. Plain data."""
+"""Counters of a decoder's model calls, for cost models and benchmarks. Plain data."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class CallStats:
-    """Calls of one model: steps that needed it, model calls (a step may take several, a prefill does), rows
-    over all steps, new tokens read, and seconds until the results were on the host."""
+    """Calls of one model.
+
+    steps: engine steps that needed the model. calls: model calls (a step may take several, as a prefill does).
+    rows: sequences, summed over steps. tokens: new tokens read. seconds: until the results were on the host.
+    """
 
     steps: int = 0
     calls: int = 0
@@ -19,9 +22,12 @@ class CallStats:
 
 @dataclass(slots=True)
 class Stats:
-    """small, large: the calls of each model. proposed and dropped: tokens that the small model wrote with the pen,
-    and those of them that the router dropped. drafted and accepted: draft tokens that the large model
-    was shown, and those of them that were kept. large_tokens: tokens that the large model wrote."""
+    """Counters of a decoder.
+
+    small, large: calls of each model. proposed: tokens that the small model decoded while active. dropped: those that
+    the router dropped. drafted: draft tokens that the large model verified. accepted: those that were kept.
+    large_tokens: tokens that the large model made, accepted draft tokens included.
+    """
 
     small: CallStats = field(default_factory=CallStats)
     large: CallStats = field(default_factory=CallStats)

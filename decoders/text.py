@@ -1,13 +1,13 @@
-"""From token ids to text, as they come: whole characters only, and nothing past a stop string.
+"""Incremental detokenization: whole characters only, and nothing past a stop string.
 
-Knows nothing of models. A tokenizer is anything with `decode(list of ids) -> str`.
+Leaves out models. A tokenizer is anything with `decode(list of ids) -> str`.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-INCOMPLETE = "\ufffd"  # what decoding shows for bytes that do not form a character yet
+INCOMPLETE = "\ufffd"  # what decoding gives for bytes that do not form a character yet
 
 
 class Tokenizer(Protocol):
@@ -17,22 +17,22 @@ class Tokenizer(Protocol):
 class TextStream:
     """Text of a growing list of tokens; `push` returns what became safe to show.
 
-    Only the tokens since the last settled character are decoded again, so a long text costs no more a
-    token than a short one. Text that could be the beginning of a stop string is held back.
+    Only the tokens since the last complete character are decoded again, so that a long text costs no more a token than
+    a short one. Text that could be the beginning of a stop string is held back.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
         self._held_back = max((len(stop) for stop in stops), default=1) - 1
-        self._window: list[int] = []  # settled tokens kept as left context, then the unsettled ones
+        self._window: list[int] = []  # settled tokens as left context, then the unsettled ones
         self._settled = 0
         self._shown = 0
         self.text = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Add a token. Sets `stopped` where a stop string appeared; it and what follows are cut."""
+        """Add a token; returns new text. Sets `stopped` if a stop string appeared, which is cut with what follows."""
         self._window.append(token)
         before = self._tokenizer.decode(self._window[: self._settled])
         whole = self._tokenizer.decode(self._window)
@@ -43,7 +43,7 @@ class TextStream:
         return self._add(whole[len(before) :])
 
     def finish(self) -> str:
-        """The rest: incomplete bytes and what was held back for a stop string."""
+        """The remaining text: incomplete bytes and what was held back for a stop string."""
         begin = self._shown
         if not self.stopped and len(self._window) > self._settled:
             before = self._tokenizer.decode(self._window[: self._settled])
@@ -53,12 +53,12 @@ class TextStream:
         return rest
 
     def _add(self, new: str) -> str:
-        look_from = max(0, len(self.text) - self._held_back)
+        search_from = max(0, len(self.text) - self._held_back)
         self.text += new
-        ends = [at for stop in self._stops if (at := self.text.find(stop, look_from)) >= 0]
-        if ends:
+        found = [index for stop in self._stops if (index := self.text.find(stop, search_from)) >= 0]
+        if found:
             self.stopped = True
-            self.text = self.text[: min(ends)]
+            self.text = self.text[: min(found)]
             return self.finish()
         safe = len(self.text) - self._held_back if self._stops else len(self.text)
         shown = self.text[self._shown : max(safe, self._shown)]

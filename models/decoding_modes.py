@@ -17,7 +17,8 @@ from viaticum.weights import cache_dir
 
 if TYPE_CHECKING:
     from viaticum.decoders import Stats
-    from viaticum.decoders.cost import CostModel, DecodingMode, HandoffStats
+    from viaticum.decoders.cost import CostModel
+    from viaticum.decoders.decoding_mode import DecodingMode, HandoffStats
 
 MIN_TOKENS = 200  # tokens after which a pair's own handoff rates replace the typical ones
 RATE_STEPS = 20  # handoff rates are rounded to multiples of 1 / RATE_STEPS
@@ -46,15 +47,15 @@ def handoff_stats(decoders: Iterable[Stats]) -> HandoffStats:
     Typical rates stand in until `MIN_TOKENS` were counted. Rates are rounded, so that the fastest mode is
     searched for again only when they change by a step.
     """
-    from viaticum.decoders.cost import TYPICAL, HandoffStats
+    from viaticum.decoders.decoding_mode import TYPICAL, HandoffStats
 
     drop, back, accept = TYPICAL.drop, TYPICAL.back, TYPICAL.accept
     for stats in decoders:
         if stats.proposed >= MIN_TOKENS:
-            measured = HandoffStats.seen(stats)
+            measured = HandoffStats.from_stats(stats)
             drop, back = measured.drop, measured.back
         if stats.drafted >= MIN_TOKENS:
-            accept = HandoffStats.seen(stats).accept
+            accept = HandoffStats.from_stats(stats).accept
     return HandoffStats(*(round(rate * RATE_STEPS) / RATE_STEPS for rate in (drop, back, accept)))
 
 
@@ -66,7 +67,7 @@ def choose_mode(
     Routed, unless the entry's mode is "auto" and the pair was measured. "auto" takes the fastest of the
     routed modes and of those that write what the large model alone would write.
     """
-    from viaticum.decoders.cost import LOSSLESS, ROUTED, DecodingMode
+    from viaticum.decoders.decoding_mode import LOSSLESS, ROUTED, DecodingMode
 
     if spec.mode != "auto" or costs is None:
         return DecodingMode(routed=True)

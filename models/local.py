@@ -25,7 +25,8 @@ from viaticum.weights import locate
 
 if TYPE_CHECKING:
     from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner
-    from viaticum.decoders.cost import CostModel, DecodingMode, HandoffStats
+    from viaticum.decoders.cost import CostModel
+    from viaticum.decoders.decoding_mode import DecodingMode, HandoffStats
 
 
 class LocalModels:
@@ -81,13 +82,13 @@ class LocalModels:
         """
         with LOADING:
             try:
-                from viaticum.decoders import Runner
+                from viaticum.decoders import load_runner
             except ImportError as error:
                 raise MissingExtra(error.name or "torch", "local") from None
         spec = self.catalogue[name]
         with self.lock, LOADING:
             if name not in self._runners:
-                self._runners[name] = Runner.load(locate(spec), slots=self.slots, context=spec.context_length)
+                self._runners[name] = load_runner(locate(spec), slots=self.slots, context=spec.context_length)
             return self._runners[name]
 
 
@@ -200,7 +201,7 @@ class LocalModel(Model):
     def _decoder(self, streams: int) -> MixedDecoder:
         """The decoder for so many texts at once; a pair has one for every decoding mode that was chosen."""
         from viaticum.decoders import MixedDecoder
-        from viaticum.decoders.cost import LARGE_ALONE
+        from viaticum.decoders.decoding_mode import LARGE_ALONE
         from viaticum.routers.token import AlwaysLarge
 
         runners = [self.pool.runner(member) for member in self.members]

@@ -33,7 +33,8 @@ def measure_costs(
         WeightsError: weights are missing.
         MissingExtra: torch is not installed.
     """
-    from viaticum.decoders.cost import LOSSLESS, ROUTED, TYPICAL, measure_pair
+    from viaticum.decoders.cost import measure_pair
+    from viaticum.decoders.decoding_mode import LOSSLESS, ROUTED, TYPICAL
 
     pool = LocalModels(catalogue, slots=streams)
     pool.model(spec.name)  # checks weights and vocabularies

@@ -17,7 +17,7 @@ from viaticum.weights import fingerprint
 if TYPE_CHECKING:
     from viaticum.decoders import Runner
     from viaticum.routers.token import TokenRouter
-    from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
+    from viaticum.routers.token.neural import LearnedDivergenceRouter, TrainedRouter
     from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy
 
 
@@ -41,19 +41,19 @@ def token_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> TokenR
     return EntropyRouter(spec.tau)
 
 
-def learned_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> LearnedDivergence:
+def learned_router(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> LearnedDivergenceRouter:
     """Return R2R's router of a pair, with the entry's threshold or else the calibrated one."""
     from viaticum.routers.token.drift import ShareController
-    from viaticum.routers.token.neural import LearnedDivergence, TrainedRouter
+    from viaticum.routers.token.neural import LearnedDivergenceRouter, TrainedRouter
 
     trained = TrainedRouter.load(router_folder(spec))
     check_members(trained, spec, catalogue)
     threshold = trained.threshold if spec.share is None else trained.threshold_for(spec.share)
     drift = None
     if spec.drift:
-        target = trained.facts["calibration"].get("share") if spec.share is None else spec.share
+        target = trained.metadata["calibration"].get("share") if spec.share is None else spec.share
         drift = ShareController(target)
-    return LearnedDivergence(
+    return LearnedDivergenceRouter(
         trained.network,
         small.embeddings,
         threshold if spec.threshold is None else spec.threshold,

@@ -1,18 +1,18 @@
 """Which model writes the next token. Needs torch and numpy alone.
 
-A router is one class with two methods; `EntropyRouter` is R-Stitch's rule (arXiv 2507.17307), `Divergence` is
+A router is one class with two methods; `EntropyRouter` is R-Stitch's rule (arXiv 2507.17307), `DivergenceRouter` is
 R2R's (2505.21600) for whatever tells that a token diverges, the others are the limits and the tools to measure with.
 """
 
 from viaticum.routers.token.base import Step, TokenRouter, entropy
-from viaticum.routers.token.divergence import Divergence
+from viaticum.routers.token.divergence import DivergenceRouter
 from viaticum.routers.token.fixed import AlwaysLarge, AlwaysSmall, RandomRouter, ReplayRouter
 from viaticum.routers.token.rstitch import EntropyRouter
 
 __all__ = [
     "AlwaysLarge",
     "AlwaysSmall",
-    "Divergence",
+    "DivergenceRouter",
     "EntropyRouter",
     "RandomRouter",
     "ReplayRouter",

@@ -109,7 +109,7 @@ class Artefact:
         return made
 
 
-def learned_among(
+def seen_in_training(
     facts: Mapping[str, Any], ids: Iterable[str], questions: Mapping[str, str | None]
 ) -> set[str]:
     """Which of these questions, by id, an artefact learned from. ids: those that it learned from.

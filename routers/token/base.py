@@ -34,7 +34,7 @@ def entropy(logits: Tensor) -> Tensor:
     return (whole.log() - weights.mul_(below).sum(-1) / whole) / math.log(logits.shape[-1])
 
 
-def likeliest(logits: Tensor) -> Tensor:
+def argmax_token(logits: Tensor) -> Tensor:
     """The token with the largest logit, the first of equals: int64 [B], of logits [B, V].
 
     As `argmax`, which on a CPU takes six times as long as the largest value itself: so by blocks there.
@@ -47,7 +47,7 @@ def likeliest(logits: Tensor) -> Tensor:
     return block * BLOCK + body[torch.arange(rows), block].argmax(-1)
 
 
-def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def top_tokens(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest logits of each row, sorted downwards, and their tokens: both [B, count] of [B, V], or all where V is less.
 
     The blocks with the largest maxima hold them all, so that only a few have to be sorted: on a CPU a third of the
@@ -95,7 +95,7 @@ class Step:
 
     def top_logits(self, count: int = TOP) -> Tensor:
         """The largest logits, sorted downwards: [B, count] (R2R's router reads 100)."""
-        return largest(self.logits, count)[0]
+        return top_tokens(self.logits, count)[0]
 
 
 class TokenRouter(ABC):
@@ -109,8 +109,8 @@ class TokenRouter(ABC):
 
     starts_small: bool = True
     needs_hidden: bool = False
-    large_stretches: bool = True
-    looks_at_tokens: bool = True
+    multi_token_handoff: bool = True
+    depends_on_token: bool = True
 
     @abstractmethod
     def keep_small(self, step: Step) -> Tensor:

@@ -14,7 +14,7 @@ from viaticum.errors import InputError
 from viaticum.routers.token.base import Step, TokenRouter
 
 
-class Divergence(TokenRouter):
+class DivergenceRouter(TokenRouter):
     """The SLM's token is dropped where `score` is above the threshold; the LLM writes that place and hands back.
 
     A subclass writes `score`, e.g. the probability that the token changes where the text leads; it may read
@@ -22,7 +22,7 @@ class Divergence(TokenRouter):
     """
 
     needs_hidden = True
-    large_stretches = False
+    multi_token_handoff = False
 
     def __init__(self, threshold: float = 0.5) -> None:
         if not 0 <= threshold <= 1:

@@ -19,7 +19,7 @@ from viaticum.routers.token.base import Step, TokenRouter
 class AlwaysSmall(TokenRouter):
     """The SLM writes everything; the LLM is never called."""
 
-    looks_at_tokens = False
+    depends_on_token = False
 
     def keep_small(self, step: Step) -> Tensor:
         return torch.ones_like(step.entropy, dtype=torch.bool)
@@ -32,7 +32,7 @@ class AlwaysLarge(TokenRouter):
     """The LLM writes everything; the SLM is called for drafts alone, where the decoder is told to draft."""
 
     starts_small = False
-    looks_at_tokens = False
+    depends_on_token = False
 
     def keep_small(self, step: Step) -> Tensor:
         return torch.zeros_like(step.entropy, dtype=torch.bool)
@@ -44,7 +44,7 @@ class AlwaysLarge(TokenRouter):
 class ReplayRouter(TokenRouter):
     """`large[r][i]` says whether the LLM writes token i of request r; past its end, the SLM writes."""
 
-    looks_at_tokens = False
+    depends_on_token = False
 
     def __init__(self, large: Sequence[Sequence[bool]]) -> None:
         self._large = large
@@ -70,8 +70,8 @@ class RandomRouter(TokenRouter):
     A place of a request is always decided alike for the same seed. Raises `InputError` for what is no share.
     """
 
-    large_stretches = False
-    looks_at_tokens = False
+    multi_token_handoff = False
+    depends_on_token = False
 
     def __init__(self, share: float, seed: int = 0) -> None:
         if not 0 <= share <= 1:

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from viaticum.errors import InputError
 from viaticum.routers.token.artefact import Artefact
-from viaticum.routers.token.base import TOP, Step, largest, second_choice
-from viaticum.routers.token.divergence import Divergence
+from viaticum.routers.token.base import TOP, Step, second_choice, top_tokens
+from viaticum.routers.token.divergence import DivergenceRouter
 from viaticum.routers.token.drift import ShareController
 
 INPUTS = ("entropy", "logits", "hidden", "embedding", "second")
@@ -100,7 +100,7 @@ class Shape:
         return sum(sizes[name] for name in self.inputs)
 
 
-def inputs_of(text: str) -> tuple[str, ...]:
+def parse_inputs(text: str) -> tuple[str, ...]:
     """all, r2r (the paper's: logits, hidden, embedding), or names joined by + or commas. Raises `InputError`."""
     if text in SUBSETS:
         return SUBSETS[text]
@@ -238,7 +238,7 @@ def _vector(inputs: Inputs, name: str) -> Tensor:
     return values
 
 
-class LearnedDivergence(Divergence):
+class LearnedDivergenceRouter(DivergenceRouter):
     """Serves a trained network: its score is the probability that the small model's token diverges.
 
     embeddings: the small model's input embeddings [vocabulary, D] (`Runner.embeddings`), on its device, as the network
@@ -267,7 +267,7 @@ class LearnedDivergence(Divergence):
         used = self.network.shape.inputs
         top = best = step.logits
         if "logits" in used or "second" in used:
-            top, best = largest(step.logits, max(self.network.shape.top, 2))
+            top, best = top_tokens(step.logits, max(self.network.shape.top, 2))
         inputs = Inputs(
             step.entropy,
             top,
@@ -293,22 +293,22 @@ class TrainedRouter:
     """
 
     network: DivergenceNetwork
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     @property
     def threshold(self) -> float:
-        return float(self.facts["threshold"])
+        return float(self.metadata["threshold"])
 
     @property
     def verifier(self) -> str:
         """Whose labels it learned from; empty where it does not say."""
-        return str(self.facts.get("verifier", ""))
+        return str(self.metadata.get("verifier", ""))
 
     def threshold_for(self, share: float) -> float:
         """The threshold above which that share of the tokens scored when the router was last calibrated."""
         if not 0 <= share <= 1:
             raise InputError(f"a share is between 0 and 1, got {share}")
-        quantiles: Sequence[float] = self.facts["quantiles"]
+        quantiles: Sequence[float] = self.metadata["quantiles"]
         place = (1 - share) * (len(quantiles) - 1)
         low = int(place)
         high = min(low + 1, len(quantiles) - 1)
@@ -316,11 +316,11 @@ class TrainedRouter:
 
     def check_weights(self, role: str, name: str, sha256: str) -> None:
         """Raise `InputError` unless the router was made for these weights; role: small or large."""
-        ARTEFACT.check_weights(self.facts, role, name, sha256)
+        ARTEFACT.check_weights(self.metadata, role, name, sha256)
 
     def save(self, folder: str | Path) -> None:
         """Write `router.safetensors` and `router.json`, each whole or not at all."""
-        ARTEFACT.save(folder, compact(self.network.state_dict()), asdict(self.network.shape), self.facts)
+        ARTEFACT.save(folder, compact(self.network.state_dict()), asdict(self.network.shape), self.metadata)
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainedRouter:

@@ -116,9 +116,9 @@ class Policy(nn.Module):
         self.mean.copy_(raw.mean(0))
         self.scale.copy_(1 / raw.std(0).clamp_min(1e-3))
 
-    def fit_choices(self, choices: Sequence[Choices]) -> None:
+    def fit_choices(self, choices: Sequence[PolicyDecisions]) -> None:
         """`fit` on the places at which it was asked."""
-        if seen := Choices.joined(choices):
+        if seen := PolicyDecisions.joined(choices):
             self.fit(*(each.to(self.mean.device) for each in (seen.hidden, seen.entropy, seen.positions)))
 
 
@@ -135,7 +135,7 @@ class RStitchPlus(TokenRouter):
     """
 
     needs_hidden = True
-    looks_at_tokens = False
+    depends_on_token = False
 
     def __init__(
         self, policy: Policy, tau: float, threshold: float = 0.5, recorder: Recorder | None = None
@@ -173,7 +173,7 @@ class RStitchPlus(TokenRouter):
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
+class PolicyDecisions:
     """The places of a text at which the policy was asked, in their order, and what it drew; on the host.
 
     positions: tokens before each place, int64 [N]; hidden [N, D] in the model's dtype; entropy: normalised [N]; called: whether
@@ -190,7 +190,7 @@ class Choices:
         return len(self.positions)
 
     @classmethod
-    def joined(cls, choices: Sequence[Choices]) -> Choices:
+    def joined(cls, choices: Sequence[PolicyDecisions]) -> PolicyDecisions:
         """Those of several texts one after the other."""
         asked = [each for each in choices if len(each)]
         if not asked:
@@ -229,7 +229,7 @@ class Recorder:
             self._compact()
         return called
 
-    def read(self) -> list[Choices]:
+    def read(self) -> list[PolicyDecisions]:
         """What was drawn for each text. Raises `ModelError` for features that are not finite."""
         texts = len(self._dice)
         if not self._parts:
@@ -246,7 +246,7 @@ class Recorder:
         counts = torch.bincount(owner, minlength=texts).tolist()
         columns = (positions, hidden, entropy, called, logps)
         split = [torch.split(each[order], counts) for each in columns]
-        return [Choices(*each) for each in zip(*split, strict=True)]
+        return [PolicyDecisions(*each) for each in zip(*split, strict=True)]
 
     def _compact(self) -> None:
         joined = [torch.cat(each) for each in zip(*self._parts, strict=True)]
@@ -260,9 +260,9 @@ def log_probability(odds: Tensor, called: Tensor) -> Tensor:
     return F.logsigmoid(torch.where(called, odds, -odds))
 
 
-def _no_choices() -> Choices:
+def _no_choices() -> PolicyDecisions:
     none = torch.empty(0)
-    return Choices(none.long(), torch.empty(0, 0), none, none.bool(), none)
+    return PolicyDecisions(none.long(), torch.empty(0, 0), none, none.bool(), none)
 
 
 def _to_device(values: Sequence[int], device: torch.device) -> Tensor:
@@ -279,24 +279,24 @@ class TrainedPolicy:
     """
 
     policy: Policy
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     @property
     def tau(self) -> float:
-        return float(self.facts["tau"])
+        return float(self.metadata["tau"])
 
     @property
     def threshold(self) -> float:
-        return float(self.facts["threshold"])
+        return float(self.metadata["threshold"])
 
     def check_weights(self, role: str, name: str, sha256: str) -> None:
         """Raise `InputError` unless the policy was learned with these weights; role: small or large."""
-        ARTEFACT.check_weights(self.facts, role, name, sha256)
+        ARTEFACT.check_weights(self.metadata, role, name, sha256)
 
     def save(self, folder: str | Path) -> None:
         """Write `policy.safetensors` and `policy.json`, each whole or not at all."""
         state = {name: each.cpu().contiguous() for name, each in self.policy.state_dict().items()}
-        ARTEFACT.save(folder, state, asdict(self.policy.shape), self.facts)
+        ARTEFACT.save(folder, state, asdict(self.policy.shape), self.metadata)
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainedPolicy:

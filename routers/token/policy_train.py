@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from viaticum.errors import InputError
-from viaticum.routers.token.policy import Choices, Policy, log_probability
+from viaticum.routers.token.policy import Policy, PolicyDecisions, log_probability
 
 LATENCY_WEIGHT = 0.01
-SAME = 1e-6  # rewards that are nearer than this are equal
+EQUAL_REWARDS = 1e-6  # rewards that are nearer than this are equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ class Batch:
         cls,
         policy: Policy,
         rewards: Sequence[Sequence[float]],
-        choices: Sequence[Sequence[Choices]],
+        choices: Sequence[Sequence[PolicyDecisions]],
         scale: str = "group",
     ) -> Batch:
         """All answers of the texts of groups: rewards and choices of each text of each group. Every answer has its text's advantage."""
         gained, _ = group_advantages(torch.tensor(rewards, dtype=torch.float64), scale)
         texts = [each for group in choices for each in group]
-        seen, device = Choices.joined(texts), policy.mean.device
+        seen, device = PolicyDecisions.joined(texts), policy.mean.device
         lengths = torch.tensor([len(each) for each in texts])
         with torch.no_grad():
             features = policy.features(
@@ -87,7 +87,7 @@ def reward(correct: bool, latency: float, weight: float = LATENCY_WEIGHT) -> flo
     return float(correct) - weight * float(correct) * latency
 
 
-def check_weight(weight: float) -> None:
+def check_latency_weight(weight: float) -> None:
     if not 0 <= weight < math.inf:
         raise InputError(f"lambda, what a second of latency costs, must be 0 or more, got {weight}")
 
@@ -99,7 +99,7 @@ def group_advantages(rewards: Tensor, scale: str = "group") -> tuple[Tensor, Ten
     much as right and wrong do elsewhere, whatever lambda is. "batch" divides by the deviation of all groups that differ, so
     that lambda keeps its meaning.
     """
-    differ = rewards.amax(1) - rewards.amin(1) > SAME
+    differ = rewards.amax(1) - rewards.amin(1) > EQUAL_REWARDS
     centred = rewards - rewards.mean(1, keepdim=True)
     squares = (centred**2).mean(1, keepdim=True)
     if scale == "batch":

@@ -14,7 +14,7 @@ class EntropyRouter(TokenRouter):
     tau is a normalised entropy in [0, 1]; the paper uses 0.001, 0.02 and 0.03.
     """
 
-    looks_at_tokens = False
+    depends_on_token = False
 
     def __init__(self, tau: float = 0.03) -> None:
         if not 0 <= tau <= 1:

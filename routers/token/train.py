@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from viaticum.errors import DataError, InputError
-from viaticum.routers.token.artefact import learned_among
+from viaticum.routers.token.artefact import seen_in_training
 from viaticum.routers.token.labels import DIVERGENT, IDENTICAL, NEUTRAL, UNKNOWN, LabelledTokens
 from viaticum.routers.token.metrics import auc, measure, recall_at, share_for_recall
 from viaticum.routers.token.neural import DivergenceNetwork, Inputs, Shape, TrainedRouter, round_weights
@@ -168,7 +168,7 @@ def _with_facts(
     scores = score(network, test)
     rows = ~unseen.isnan()
     share = share_for_recall(unseen[rows], (learned.labels == DIVERGENT)[rows], settings.recall)
-    quantiles = quantiles_of(scores)
+    quantiles = score_quantiles(scores)
     manifest = tokens.manifest
     facts: dict[str, Any] = {
         "pair": manifest["pair"],
@@ -191,7 +191,7 @@ def _with_facts(
         "versions": {**manifest.get("versions", {}), "torch": torch.__version__},
     }
     router = TrainedRouter(network, facts)
-    return replace(router, facts={**facts, "threshold": router.threshold_for(share)})
+    return replace(router, metadata={**facts, "threshold": router.threshold_for(share)})
 
 
 def _digests(tokens: LabelledTokens, questions: Sequence[str]) -> list[str]:
@@ -200,13 +200,13 @@ def _digests(tokens: LabelledTokens, questions: Sequence[str]) -> list[str]:
     return [known[name] for name in questions] if all(name in known for name in questions) else []
 
 
-def unseen_by(router: TrainedRouter, tokens: LabelledTokens) -> LabelledTokens:
+def unseen_tokens(router: TrainedRouter, tokens: LabelledTokens) -> LabelledTokens:
     """The tokens of the questions that a router did not learn from. Raises `InputError` where it was made for other weights."""
     for role in ("small", "large"):
         of = tokens.manifest[role]
         router.check_weights(role, of["name"], of["sha256"])
     asked = {name: tokens.digests.get(name) for name in tokens.questions}
-    learned = learned_among(router.facts, router.facts["split"]["train"], asked)
+    learned = seen_in_training(router.metadata, router.metadata["split"]["train"], asked)
     return tokens.of([name for name in tokens.questions if name not in learned])
 
 
@@ -220,7 +220,7 @@ def score(network: DivergenceNetwork, tokens: LabelledTokens, *, batch: int = 40
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
-def quantiles_of(scores: Tensor | Sequence[float]) -> list[float]:
+def score_quantiles(scores: Tensor | Sequence[float]) -> list[float]:
     """QUANTILES + 1 scores that cut all of them into parts of one size."""
     ordered = torch.as_tensor(scores, dtype=torch.float64).sort().values
     places = torch.linspace(0, max(0, len(ordered) - 1), QUANTILES + 1).round().long()
@@ -349,7 +349,7 @@ def evaluate(routers: Mapping[str, TrainedRouter], tokens: LabelledTokens) -> di
     """
     unseen = tokens
     for router in routers.values():
-        unseen = unseen_by(router, unseen)
+        unseen = unseen_tokens(router, unseen)
     if not len(unseen):
         raise DataError("the router learned from every question of these labels; label others to evaluate it")
     positive = unseen.labels == DIVERGENT

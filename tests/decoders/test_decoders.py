@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from tiny_models import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from viaticum.decoders import MixedDecoder, Request, Result, Runner, RunnerOutput, Sampling, runner
+from viaticum.decoders import MixedDecoder, Request, Result, Runner, RunnerOutput, Sampling, cache, runner
 from viaticum.errors import InputError, ModelError, PromptTooLong
 from viaticum.routers.token import AlwaysLarge, AlwaysSmall, EntropyRouter, ReplayRouter, Step, TokenRouter
 
@@ -40,7 +41,7 @@ def test_ragged_calls_equal_a_forward_without_cache(
     kind: str, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "PREFILL_TOKENS", width)
-    monkeypatch.setattr(runner, "FIRST_CAPACITY", 8)  # so that it grows many times
+    monkeypatch.setattr(cache, "FIRST_CAPACITY", 8)  # so that it grows many times
     dice = random.Random(f"{kind}{width}")
     under_test = Runner(build(kind), slots=5)
     held: list[list[int]] = [[] for _ in range(5)]
@@ -57,7 +58,7 @@ def test_ragged_calls_equal_a_forward_without_cache(
         for row, slot in enumerate(slots):
             held[slot] += new[row]
             torch.testing.assert_close(got[row], plain_logits(held[slot], kind), atol=2e-4, rtol=1e-3)
-        assert under_test.held == held
+        assert under_test.cached_tokens == held
 
 
 def test_a_sequence_starts_from_what_any_slot_holds() -> None:
@@ -65,16 +66,16 @@ def test_a_sequence_starts_from_what_any_slot_holds() -> None:
     prompt = list(range(30))
     under_test.extend([0], [prompt])
     under_test.extend([1], [prompt[:5]])
-    under_test.start(2, [*prompt[:20], 5, 6])
-    assert under_test.held == [prompt, prompt[:5], prompt[:20]]
+    under_test.reuse_prefix(2, [*prompt[:20], 5, 6])
+    assert under_test.cached_tokens == [prompt, prompt[:5], prompt[:20]]
     got = under_test.extend([2], [[5, 6]])
     torch.testing.assert_close(got[0], plain_logits([*prompt[:20], 5, 6]), atol=2e-4, rtol=1e-3)
-    under_test.start(1, prompt)
-    assert under_test.held[1] == prompt[:-1], "the last token is read again: its logits are wanted"
+    under_test.reuse_prefix(1, prompt)
+    assert under_test.cached_tokens[1] == prompt[:-1], "the last token is read again: its logits are wanted"
     got = under_test.extend([1], [prompt[-1:]])
     torch.testing.assert_close(got[0], plain_logits(prompt), atol=2e-4, rtol=1e-3)
-    under_test.start(1, [90, 91])
-    assert under_test.held == [prompt, [], [*prompt[:20], 5, 6]]
+    under_test.reuse_prefix(1, [90, 91])
+    assert under_test.cached_tokens == [prompt, [], [*prompt[:20], 5, 6]]
 
 
 def test_runner_refuses_what_does_not_fit_and_changes_nothing() -> None:
@@ -86,7 +87,7 @@ def test_runner_refuses_what_does_not_fit_and_changes_nothing() -> None:
         under_test.extend([0], [[]])
     with pytest.raises(InputError):
         Runner(build(), slots=0)
-    assert under_test.held == [[1] * 8, []]
+    assert under_test.cached_tokens == [[1] * 8, []]
     assert under_test.calls == 1
 
 
@@ -105,7 +106,7 @@ def test_nan_leaves_other_rows_and_later_sequences_alone() -> None:
     under_test.extend([2], [[4, 5]])
     with pytest.raises(ModelError, match=r"\[1\]"):
         under_test.extend([0, 1], [[1, 2, 3], [1] * 6 + [96] * 6])
-    assert [len(tokens) for tokens in under_test.held] == [3, 0, 2]
+    assert [len(tokens) for tokens in under_test.cached_tokens] == [3, 0, 2]
     got = under_test.extend(
         [0, 1, 2], [[7], [8], [9] * 30]
     )  # slot 1 is read with 32 keys, most of them stale
@@ -129,7 +130,7 @@ def test_replayed_traces_equal_decoding_without_cache(block: int) -> None:
     expected = [tuple(plain_text(r.prompt, t)) for r, t in zip(requests, traces, strict=True)]
     several = a_decoder(ReplayRouter(traces), slots=dice.randrange(2, 7))
     for got, tokens, large, request in zip(
-        several.write_all(requests), expected, traces, requests, strict=True
+        several.generate_all(requests), expected, traces, requests, strict=True
     ):
         assert got.trace.tokens == tokens
         assert list(got.trace.made_by) == [int(each) for each in large]
@@ -141,7 +142,7 @@ def test_replayed_traces_equal_decoding_without_cache(block: int) -> None:
     alone = a_decoder(None)
     for request, large, tokens in zip(requests, traces, expected, strict=True):
         alone.router = ReplayRouter([large])
-        got = alone.write(request)
+        got = alone.generate(request)
         assert got.trace.tokens == tokens
         assert list(got.trace.made_by) == [int(each) for each in large]
     assert empty(alone)
@@ -180,8 +181,8 @@ def test_one_model_alone(router: TokenRouter, seed: int, idle: int, slots: int, 
         for index, request in enumerate(requests_of(5, 5))
     ]
     pair = a_decoder(router, slots)
-    got = pair.write_all(requests)
-    assert tokens_of(got) == tokens_of(single(seed).write_all(requests))
+    got = pair.generate_all(requests)
+    assert tokens_of(got) == tokens_of(single(seed).generate_all(requests))
     assert pair.runners[idle].calls == 0
     assert all(set(result.usage) == {pair.names[seed]} for result in got) or temperature
     if not temperature:
@@ -215,7 +216,7 @@ def test_a_dropped_token_leaves_no_mark(at: int) -> None:
         made.append(event.token)
         if len(made) == at + 1 and event.result is None:
             # The dropped token was read by nobody: both hold the prompt and what was kept before it.
-            assert small.held == large.held == [prompt + made[:-1]]
+            assert small.cached_tokens == large.cached_tokens == [prompt + made[:-1]]
     expected = plain_text(prompt, [position == at for position in range(9)])
     assert made == expected
     assert len(router.dropped) == 1
@@ -227,7 +228,7 @@ def test_a_dropped_stop_id_does_not_end_the_text() -> None:
     proposed = plain_text(prompt, [False])[0]
     written = plain_text(prompt, [True])[0]
     assert proposed != written
-    result = a_decoder(DropOnce(0), stop_ids=[proposed]).write(Request(prompt, max_new_tokens=1))
+    result = a_decoder(DropOnce(0), stop_ids=[proposed]).generate(Request(prompt, max_new_tokens=1))
     assert result.trace.tokens == (written,)
     assert result.finish_reason == "length"
 
@@ -238,12 +239,12 @@ def test_a_dropped_stop_id_does_not_end_the_text() -> None:
 def test_sampled_text_depends_on_the_seed_alone() -> None:
     dice = random.Random(8)
     requests = [Request(a_prompt(dice), 12, Sampling(1.0, 0.95, 40, seed)) for seed in range(6)]
-    first = tokens_of(a_decoder(EntropyRouter(0.75), slots=3).write_all(requests))
+    first = tokens_of(a_decoder(EntropyRouter(0.75), slots=3).generate_all(requests))
     decoder = a_decoder(EntropyRouter(0.75))
-    assert tokens_of(decoder.write_all(requests)) == first
-    assert tokens_of([decoder.write(request) for request in requests]) == first
+    assert tokens_of(decoder.generate_all(requests)) == first
+    assert tokens_of([decoder.generate(request) for request in requests]) == first
     other = [Request(r.prompt, 12, Sampling(1.0, 0.95, 40, 99)) for r in requests]
-    assert tokens_of(decoder.write_all(other)) != first
+    assert tokens_of(decoder.generate_all(other)) != first
 
 
 @pytest.mark.parametrize("at", [0, 5])
@@ -253,10 +254,10 @@ def test_a_dropped_draw_leaves_no_mark_on_later_ones(at: int) -> None:
     with torch.no_grad():
         uniform.get_output_embeddings().weight.zero_()
     request = Request([7, 8], 20, Sampling(1.0, seed=3))
-    alone = MixedDecoder(Runner(uniform), tokenizer=Letters()).write(request).trace.tokens
+    alone = MixedDecoder(Runner(uniform), tokenizer=Letters()).generate(request).trace.tokens
     router = DropOnce(at)
     pair = MixedDecoder(Runner(uniform), Runner(uniform), tokenizer=Letters(), router=router)
-    tokens = pair.write(request).trace.tokens
+    tokens = pair.generate(request).trace.tokens
     assert router.dropped == [alone[at]]
     assert tokens[at] != alone[at]  # the second draw is a new one
     assert tokens[:at] + tokens[at + 1 :] == alone[:at] + alone[at + 1 :]
@@ -271,16 +272,16 @@ def test_ends_by_length_stop_id_and_stop_string() -> None:
     tokens = plain_text(prompt, [True] * 12)
     text = Letters().decode(tokens)
     decoder = single(1)
-    full = decoder.write(Request(prompt, 12))
+    full = decoder.generate(Request(prompt, 12))
     assert (full.text, full.finish_reason) == (text, "length")
     at = max(i for i in range(12) if tokens.index(tokens[i]) == i)  # the last token seen for the first time
     assert at > 1
-    decoder.stop_ids = frozenset([tokens[at]])
-    by_id = decoder.write(Request(prompt, 12))
+    decoder.config = replace(decoder.config, stop_ids=frozenset([tokens[at]]))
+    by_id = decoder.generate(Request(prompt, 12))
     assert (by_id.text, by_id.finish_reason) == (text[:at], "stop")
     assert by_id.trace.tokens == tuple(tokens[: at + 1])
     assert by_id.usage["large"].output_tokens == at + 1
-    decoder.stop_ids = frozenset()
+    decoder.config = replace(decoder.config, stop_ids=frozenset())
     stop = text[at - 1 : at + 1]  # over a token border
     events = list(decoder.stream([Request(prompt, 12, stop=("never", stop))]))
     by_text = events[-1].result
@@ -288,7 +289,7 @@ def test_ends_by_length_stop_id_and_stop_string() -> None:
     assert (by_text.text, by_text.finish_reason) == (text[: text.index(stop)], "stop")
     assert "".join(event.text for event in events) == by_text.text
     assert by_text.trace.tokens == tuple(tokens[: at + 1])
-    one = decoder.write(Request(prompt, 1))
+    one = decoder.generate(Request(prompt, 1))
     assert (one.text, one.finish_reason) == (text[:1], "length")
 
 
@@ -301,7 +302,7 @@ class Broken:
 
 def test_text_is_streamed_to_its_last_byte() -> None:
     decoder = single(1)
-    decoder.tokenizer = Broken()
+    decoder.config = replace(decoder.config, tokenizer=Broken())
     events = list(decoder.stream([Request([2, 7, 1, 8], 3)]))
     assert events[-1].result is not None
     assert "".join(event.text for event in events) == events[-1].result.text
@@ -311,8 +312,8 @@ def test_text_is_streamed_to_its_last_byte() -> None:
 def test_a_stop_string_in_the_last_bytes_is_a_stop() -> None:
     decoder = single(1)
     first = Letters().decode(plain_text([2, 7, 1, 8], [True]))
-    decoder.tokenizer = Broken()
-    result = decoder.write(Request([2, 7, 1, 8], 1, stop=(first,)))
+    decoder.config = replace(decoder.config, tokenizer=Broken())
+    result = decoder.generate(Request([2, 7, 1, 8], 1, stop=(first,)))
     assert (result.text, result.finish_reason) == ("", "stop")
 
 
@@ -330,9 +331,9 @@ def test_requests_out_of_range(values: dict[str, list[int]]) -> None:
 def test_too_long_a_prompt_is_refused_before_anything_is_computed() -> None:
     decoder = a_decoder(EntropyRouter(), context=20)
     with pytest.raises(PromptTooLong):
-        decoder.write_all([Request([1], 5), Request([1] * 16, 5)])
+        decoder.generate_all([Request([1], 5), Request([1] * 16, 5)])
     assert [each.calls for each in decoder.runners.values()] == [0, 0]
-    assert len(decoder.write(Request([1] * 15, 5)).trace.tokens) == 5
+    assert len(decoder.generate(Request([1] * 15, 5)).trace.tokens) == 5
 
 
 def test_a_pair_needs_two_models_of_one_vocabulary() -> None:
@@ -346,11 +347,11 @@ def test_a_pair_needs_two_models_of_one_vocabulary() -> None:
 
 def test_nan_ends_one_text_and_no_other() -> None:
     good = [Request([1, 2, 3], 4), Request([4], 4), Request([9] * 30, 4)]
-    expected = tokens_of(single(1, 3).write_all(good))
+    expected = tokens_of(single(1, 3).generate_all(good))
     bad = next(i for i in range(10, VOCABULARY) if not any(i in tokens for tokens in expected))
     decoder = MixedDecoder(Runner(damaged(1, bad), slots=3), tokenizer=Letters())
     for _ in range(2):
-        results = decoder.write_all([good[0], Request([bad] * 20, 4), Request([bad] * 9, 4), good[2]])
+        results = decoder.generate_all([good[0], Request([bad] * 20, 4), Request([bad] * 9, 4), good[2]])
         assert [result.finish_reason for result in results] == ["length", "error", "error", "length"]
         assert tokens_of(results) == [expected[0], (), (), expected[2]]
         assert results[1].usage["large"].output_tokens == 0
@@ -359,14 +360,14 @@ def test_nan_ends_one_text_and_no_other() -> None:
         )
         assert empty(decoder)
         with pytest.raises(ModelError, match="not finite"):
-            decoder.write(Request([bad], 4))
+            decoder.generate(Request([bad], 4))
         assert empty(decoder)
-        assert tokens_of(decoder.write_all(good)) == expected
+        assert tokens_of(decoder.generate_all(good)) == expected
 
 
 def test_closing_a_stream_frees_every_slot() -> None:
     requests = requests_of(4, 6, max_new_tokens=20)
-    fresh = tokens_of(a_decoder(EntropyRouter(0.75), slots=3).write_all(requests))
+    fresh = tokens_of(a_decoder(EntropyRouter(0.75), slots=3).generate_all(requests))
     decoder = a_decoder(EntropyRouter(0.75), slots=3)
     for events in (1, 2, 7, 50):
         stream = decoder.stream(requests_of(events, 5, max_new_tokens=20))
@@ -375,7 +376,7 @@ def test_closing_a_stream_frees_every_slot() -> None:
         assert not empty(decoder)
         stream.close()  # type: ignore[attr-defined]
         assert empty(decoder)
-        assert tokens_of(decoder.write_all(requests)) == fresh
+        assert tokens_of(decoder.generate_all(requests)) == fresh
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -387,7 +388,7 @@ def test_a_shared_prefix_changes_nothing(slots: int) -> None:
     traces = [[dice.random() < 0.5 for _ in range(8)] for _ in prompts]
     decoder = a_decoder(ReplayRouter(traces), slots)
     expected = [tuple(plain_text(prompt, large)) for prompt, large in zip(prompts, traces, strict=True)]
-    assert tokens_of(decoder.write_all(requests)) == expected
+    assert tokens_of(decoder.generate_all(requests)) == expected
     assert empty(decoder)
 
 
@@ -397,18 +398,19 @@ def test_what_a_slot_still_holds_is_not_read_again(monkeypatch: pytest.MonkeyPat
     decoder = a_decoder(EntropyRouter(0.75), slots=2)
     read: list[int] = []
     large = decoder.runners[1]
-    read_as_ever = large.read
+    original = large.forward
 
     def counted(
         slots: Sequence[int], tokens: Sequence[Sequence[int]], *args: Any, **kwargs: Any
     ) -> RunnerOutput:
         read.append(sum(map(len, tokens)))
-        return read_as_ever(slots, tokens, *args, **kwargs)
+        return original(slots, tokens, *args, **kwargs)
 
-    monkeypatch.setattr(large, "read", counted)
+    monkeypatch.setattr(large, "forward", counted)
     for request in requests:
         assert (
-            decoder.write(request).trace.tokens == a_decoder(EntropyRouter(0.75)).write(request).trace.tokens
+            decoder.generate(request).trace.tokens
+            == a_decoder(EntropyRouter(0.75)).generate(request).trace.tokens
         )
     assert sum(read) < 2 * len(examples) + 6 * 8
 
@@ -419,16 +421,16 @@ def test_decoders_that_share_a_runner_keep_out_of_each_others_slots() -> None:
     alone = MixedDecoder(large, tokenizer=Letters())
     first, second = requests_of(11, 2)
     expected = [
-        a_decoder(EntropyRouter(0.75)).write(first).trace.tokens,
-        single(1).write(second).trace.tokens,
+        a_decoder(EntropyRouter(0.75)).generate(first).trace.tokens,
+        single(1).generate(second).trace.tokens,
     ]
     begun = pair.stream([first])
     tokens = [next(begun).token]
-    assert alone.write(second).trace.tokens == expected[1]
+    assert alone.generate(second).trace.tokens == expected[1]
     begun_too = alone.stream([second])
     next(begun_too)
     with pytest.raises(ModelError, match="in use"):
-        alone.write(second)
+        alone.generate(second)
     begun_too.close()
     tokens += [event.token for event in begun]
     assert tuple(tokens) == expected[0]

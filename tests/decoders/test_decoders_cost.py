@@ -13,16 +13,9 @@ from tiny_models import NEAR, Letters, build
 from torch import Tensor
 
 from viaticum.decoders import MixedDecoder, Request, Runner, Stats
-from viaticum.decoders.cost import (
-    LARGE_ALONE,
-    LOSSLESS,
-    ROUTED,
-    CallTimes,
-    CostModel,
-    DecodingMode,
-    HandoffStats,
-    measure_pair,
-)
+from viaticum.decoders.call_times import CallTimes
+from viaticum.decoders.cost import CostModel, measure_pair
+from viaticum.decoders.decoding_mode import LARGE_ALONE, LOSSLESS, ROUTED, DecodingMode, HandoffStats
 from viaticum.errors import DataError, InputError
 from viaticum.routers.token import AlwaysLarge, Step, TokenRouter
 
@@ -41,7 +34,7 @@ COSTS = CostModel(SMALL, LARGE, {})
 class Coins(TokenRouter):
     """Hands over by coins that depend on the request and the position alone."""
 
-    looks_at_tokens = False
+    depends_on_token = False
 
     def __init__(self, drop: float, back: float) -> None:
         self.drop, self.back = drop, back
@@ -95,8 +88,8 @@ def test_a_prediction_is_what_the_engine_then_takes(way: DecodingMode, streams: 
     )
     clock = Clocked(decoder)
     # Texts of one length, so that all streams are busy to the end; prompts of one token cost next to nothing.
-    results = decoder.write_all([Request([n + 1], max_new_tokens=400) for n in range(streams)])
-    habits = HandoffStats.seen(decoder.stats)
+    results = decoder.generate_all([Request([n + 1], max_new_tokens=400) for n in range(streams)])
+    habits = HandoffStats.from_stats(decoder.stats)
     assert decoder.stats.large_tokens == sum(sum(result.trace.made_by) for result in results)
     tokens = sum(len(result.trace.tokens) for result in results)
     assert COSTS.predict(way, habits, streams) == pytest.approx(tokens / clock.seconds, rel=0.08)
@@ -141,14 +134,14 @@ def test_waiting_for_a_batch_pays_where_a_call_costs_much_and_a_row_little() -> 
 def test_habits_are_counted_from_what_was_done() -> None:
     stats = Stats(proposed=40, dropped=10, drafted=30, accepted=12, large_tokens=25)
     stats.large.rows = 10  # three drafts a pass, of which 1.2 are taken
-    habits = HandoffStats.seen(stats)
+    habits = HandoffStats.from_stats(stats)
     assert (habits.drop, habits.back) == (0.25, 0.4)
     assert sum(habits.accept**place for place in (1, 2, 3)) == pytest.approx(1.2)
     assert habits.large_share == pytest.approx(25 / (25 + 30))
-    assert HandoffStats.seen(Stats(proposed=5)).large_share == 0.0
-    assert HandoffStats.seen(Stats(large_tokens=5)).large_share == 1.0
+    assert HandoffStats.from_stats(Stats(proposed=5)).large_share == 0.0
+    assert HandoffStats.from_stats(Stats(large_tokens=5)).large_share == 1.0
     with pytest.raises(DataError, match="written nothing"):
-        HandoffStats.seen(Stats())
+        HandoffStats.from_stats(Stats())
     with pytest.raises(InputError, match="drop"):
         HandoffStats(1.5, 0.5)
 
@@ -169,18 +162,20 @@ def test_measured_times_are_kept_in_a_file(tmp_path: Path) -> None:
     costs = measure_pair(small, large, context=16, repeats=1)
     assert costs.small.rows == (1, 2, 4)
     assert all(value > 0 for line in costs.large.seconds for value in line)
-    assert small.held == large.held == [[]] * 4, "the runners are as they were"
+    assert small.cached_tokens == large.cached_tokens == [[]] * 4, "the runners are as they were"
     costs.save(tmp_path / "costs.json")
     assert CostModel.load(tmp_path / "costs.json") == costs
     assert all(slope >= 0 for slope in costs.cached)
     older = json.loads((tmp_path / "costs.json").read_text())
     del older["cached"]
-    assert CostModel.of(older) == replace(costs, cached=(0.0, 0.0)), "a file of before that was measured"
+    assert CostModel.from_dict(older) == replace(costs, cached=(0.0, 0.0)), (
+        "a file of before that was measured"
+    )
     (tmp_path / "costs.json").write_text("{}")
     with pytest.raises(DataError, match="not a cost model"):
         CostModel.load(tmp_path / "costs.json")
     with pytest.raises(InputError, match="cannot read"):
         CostModel.load(tmp_path / "missing.json")
-    small.free.remove(2)
+    small.free_slots.remove(2)
     with pytest.raises(InputError, match="in use"):
         measure_pair(small, large)

@@ -29,10 +29,10 @@ from tiny_models import (
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from viaticum.decoders import MixedDecoder, Request, Runner, Sampling
-from viaticum.decoders.sampling import distributions, draw, uniform
-from viaticum.decoders.speculate import MOST, DraftLength, verify, worth
+from viaticum.decoders.sampling import distributions, sample, uniform
+from viaticum.decoders.speculate import MAX_DRAFT, DraftLength, draft_speedups, verify
 from viaticum.errors import InputError
-from viaticum.routers.token import AlwaysLarge, Divergence, EntropyRouter, ReplayRouter, Step, entropy
+from viaticum.routers.token import AlwaysLarge, DivergenceRouter, EntropyRouter, ReplayRouter, Step, entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,14 +64,14 @@ def test_drafts_change_no_greedy_text(kind: str, block: int) -> None:
     requests = [Request(a_prompt(dice), length) for _ in range(8)]
 
     alone = pair(kind, **settings(dice))
-    got = alone.write_all(requests)
+    got = alone.generate_all(requests)
     assert tokens_of(got) == [tuple(plain_text(r.prompt, [True] * length, kind)) for r in requests]
     assert all(result.trace.made_by == (1,) * length for result in got)
     assert 0 < alone.stats.accepted < alone.stats.drafted, "else the models are too near or too far"
 
     tau = dice.choice([0.7, 0.74, 0.77])
     stitch = pair(kind, router=EntropyRouter(tau), **settings(dice))
-    got = stitch.write_all(requests)
+    got = stitch.generate_all(requests)
     for request, result in zip(requests, got, strict=True):
         tokens, made_by = plain_stitch(request.prompt, length, tau, kind, SMALL)
         assert (list(result.trace.tokens), list(result.trace.made_by)) == (tokens, made_by)
@@ -81,7 +81,7 @@ def test_drafts_change_no_greedy_text(kind: str, block: int) -> None:
     traces = [[dice.random() < 0.6 for _ in range(length)] for _ in range(9)]
     replayed = pair(kind, router=ReplayRouter(traces), **settings(dice))
     requests = [Request(a_prompt(dice), length) for _ in traces]
-    for request, trace, result in zip(requests, traces, replayed.write_all(requests), strict=True):
+    for request, trace, result in zip(requests, traces, replayed.generate_all(requests), strict=True):
         assert result.trace.tokens == tuple(plain_text(request.prompt, trace, kind, SMALL))
         assert list(result.trace.made_by) == [int(large) for large in trace]
     assert empty(alone)
@@ -93,9 +93,9 @@ def test_drafts_change_no_greedy_text(kind: str, block: int) -> None:
 def test_r_stitch_with_drafts_tells_what_it_tells_without(tau: float) -> None:
     requests = requests_of(21, 12, max_new_tokens=30)
     without = pair(slots=4, router=EntropyRouter(tau))
-    expected = without.write_all(requests)
+    expected = without.generate_all(requests)
     for draft in (1, 4, None):
-        got = pair(slots=4, router=EntropyRouter(tau), draft=draft).write_all(requests)
+        got = pair(slots=4, router=EntropyRouter(tau), draft=draft).generate_all(requests)
         for ours, theirs in zip(got, expected, strict=True):
             assert ours.trace.tokens == theirs.trace.tokens
             assert ours.trace.made_by == theirs.trace.made_by
@@ -116,12 +116,12 @@ def test_a_text_ends_inside_a_draft(draft: int | None) -> None:
     for at in range(2, 20):
         if tokens.index(tokens[at]) == at:
             decoder = pair(draft=draft, stop_ids=[tokens[at]])
-            result = decoder.write(Request(prompt, 20))
+            result = decoder.generate(Request(prompt, 20))
             assert (result.trace.tokens, result.finish_reason) == (tuple(tokens[: at + 1]), "stop")
             stop = text[at - 1 : at + 1]
-            result = pair(draft=draft).write(Request(prompt, 20, stop=(stop,)))
+            result = pair(draft=draft).generate(Request(prompt, 20, stop=(stop,)))
             assert (result.text, result.finish_reason) == (text[: text.index(stop)], "stop")
-        result = pair(draft=draft).write(Request(prompt, at))
+        result = pair(draft=draft).generate(Request(prompt, at))
         assert (result.trace.tokens, result.finish_reason) == (tuple(tokens[:at]), "length")
 
 
@@ -132,8 +132,8 @@ def test_a_model_that_drafts_for_itself_is_always_right() -> None:
     runners = Runner(build(seed=1), slots=2), Runner(build(seed=1), slots=2)
     decoder = MixedDecoder(*runners, tokenizer=Letters(), draft=4)
     requests = [Request([1, 2, 3], 20), Request([4, 5], 20)]
-    results = decoder.write_all(requests)
-    assert tokens_of(results) == tokens_of(single(1).write_all(requests))
+    results = decoder.generate_all(requests)
+    assert tokens_of(results) == tokens_of(single(1).generate_all(requests))
     stats = decoder.stats
     assert stats.large.steps == 4  # five tokens a pass
     assert (stats.drafted, stats.accepted) == (32, 32)
@@ -156,7 +156,7 @@ def test_the_token_that_the_router_drops_is_the_first_draft() -> None:
     requests = requests_of(22, 6, max_new_tokens=30)
     without = pair(router=EntropyRouter(0.75))
     with_it = pair(router=EntropyRouter(0.75), draft=1)
-    assert tokens_of(without.write_all(requests)) == tokens_of(with_it.write_all(requests))
+    assert tokens_of(without.generate_all(requests)) == tokens_of(with_it.generate_all(requests))
     assert 0 < with_it.stats.accepted < with_it.stats.drafted
     assert with_it.stats.large.steps < without.stats.large.steps
 
@@ -166,11 +166,11 @@ def test_the_small_model_forgets_what_was_not_accepted() -> None:
     decoder = pair(draft=4)
     small, large = decoder.runners[0], decoder.runners[1]
     request = Request(list(range(30)), 40)
-    text = [*request.prompt, *single(1).write(request).trace.tokens]
+    text = [*request.prompt, *single(1).generate(request).trace.tokens]
     for event in decoder.stream([request]):
         if event.result is None:
-            assert small.held[0] == text[: len(small.held[0])]
-            assert large.held[0] == text[: len(large.held[0])]
+            assert small.cached_tokens[0] == text[: len(small.cached_tokens[0])]
+            assert large.cached_tokens[0] == text[: len(large.cached_tokens[0])]
     stats = decoder.stats
     assert stats.small.tokens <= 30 + stats.small.rows + stats.large.rows
     assert stats.large.tokens <= 30 + stats.large.rows + stats.drafted
@@ -181,11 +181,11 @@ def test_how_much_is_drafted_follows_the_acceptance() -> None:
     length = DraftLength(None, cost=0.1)
     first = length.choose(0, 50)
     for _ in range(40):
-        length.learn(drafted=4, written=5)
+        length.update(drafted=4, made=5)
     assert length.acceptance > 0.95
-    assert first < length.choose(0, 50) <= MOST
+    assert first < length.choose(0, 50) <= MAX_DRAFT
     for _ in range(40):
-        length.learn(drafted=4, written=1)
+        length.update(drafted=4, made=1)
     assert length.acceptance < 0.1
     assert length.choose(0, 50) == 0
     assert length.choose(1, 50) == 1, "a token in hand costs nothing"
@@ -193,13 +193,13 @@ def test_how_much_is_drafted_follows_the_acceptance() -> None:
     assert DraftLength(3, 0.1).choose(0, 50) == 3
     assert DraftLength(3, 0.1).choose(1, 2) == 2
     # Leviathan et al., theorem 3.8, but for the cost of verifying: (1 - a^(k+1)) / ((1 - a)(ck + 1)).
-    assert worth(3, 0.5, 0, 0.2)[3] == pytest.approx((1 - 0.5**4) / 0.5 / (1 + 3 * 0.2 + 3 * 0.02))
+    assert draft_speedups(3, 0.5, 0, 0.2)[3] == pytest.approx((1 - 0.5**4) / 0.5 / (1 + 3 * 0.2 + 3 * 0.02))
 
 
 def test_a_router_that_always_hands_back_drafts_nothing_more() -> None:
     decoder = pair(router=EveryThird(), draft=5)
     requests = requests_of(23, 5)
-    got = decoder.write_all(requests)
+    got = decoder.generate_all(requests)
     for request, result in zip(requests, got, strict=True):
         tokens = list(request.prompt)
         for token, model, score in zip(
@@ -214,7 +214,7 @@ def test_a_router_that_always_hands_back_drafts_nothing_more() -> None:
     assert decoder.stats.small.rows == decoder.stats.proposed
 
 
-class EveryThird(Divergence):
+class EveryThird(DivergenceRouter):
     """Tokens that 3 divides diverge. Looks at what a learned router would look at."""
 
     def score(self, step: Step) -> torch.Tensor:
@@ -227,7 +227,7 @@ class EveryThird(Divergence):
 
 def test_a_token_that_was_judged_is_no_draft_of_sampled_text() -> None:
     decoder = pair(router=EveryThird(), draft=5)
-    decoder.write_all([Request([3, 4], 20, Sampling(1.0, seed=seed)) for seed in range(4)])
+    decoder.generate_all([Request([3, 4], 20, Sampling(1.0, seed=seed)) for seed in range(4)])
     assert decoder.stats.dropped > 0
     assert decoder.stats.drafted == 0
 
@@ -257,7 +257,7 @@ def test_a_draft_that_damages_the_large_model_leaves_no_mark() -> None:
     prompts = [p for p in ([n, n + 1] for n in range(1, 40)) if 0 not in plain_text(p, [True] * 12)][:5]
     assert len(prompts) == 5
     decoder = MixedDecoder(Runner(large, slots=2), Runner(small, slots=2), tokenizer=Letters(), draft=2)
-    results = decoder.write_all([Request(prompt, 12) for prompt in prompts])
+    results = decoder.generate_all([Request(prompt, 12) for prompt in prompts])
     assert tokens_of(results) == [tuple(plain_text(prompt, [True] * 12)) for prompt in prompts]
     assert decoder.stats.small.rows == 10  # one draft a text
     assert decoder.stats.drafted == 0
@@ -268,7 +268,7 @@ def test_a_small_model_that_cannot_draft_is_not_asked_again() -> None:
     with torch.no_grad():
         small.get_output_embeddings().weight[5] = float("nan")
     decoder = MixedDecoder(Runner(build(seed=1)), Runner(small), tokenizer=Letters(), draft=3)
-    result = decoder.write(Request([1, 2, 3], 12))
+    result = decoder.generate(Request([1, 2, 3], 12))
     assert result.trace.tokens == tuple(plain_text([1, 2, 3], [True] * 12))
     assert decoder.stats.small.steps == 1
 
@@ -308,7 +308,7 @@ def test_verified_tokens_follow_the_large_model(sampling: Sampling) -> None:
     dice = torch.Generator().manual_seed(6)
     small, large = torch.randn(2, 11, generator=dice).mul(1.2)
     samplings = [sampling] * draws
-    drafts, guesses = draw(small.expand(draws, 11), samplings, [uniform(1, n, 0) for n in range(draws)])
+    drafts, guesses = sample(small.expand(draws, 11), samplings, [uniform(1, n, 0) for n in range(draws)])
     numbers = [(uniform(1, n, 2), uniform(1, n, 3)) for n in range(draws)]
     tokens, accepted = verify(large.expand(draws, 11), samplings, drafts.tolist(), guesses, numbers)
     p = distributions(large[None], [sampling])[0]
@@ -381,7 +381,7 @@ def test_sampled_texts_have_their_exact_probability(tau: float, draft: int | Non
         loop_guard=None,
     )
     requests = [Request(prompt, 3, Sampling(1.1, 0.95, 5, seed)) for seed in range(draws)]
-    counts = Counter(tokens_of(decoder.write_all(requests)))
+    counts = Counter(tokens_of(decoder.generate_all(requests)))
     expected = exact(prompt, 3, sampling, tau)
     statistic, limit = chi_square(counts, expected, draws)
     assert statistic < limit
@@ -402,14 +402,14 @@ def test_sampled_texts_have_their_exact_probability(tau: float, draft: int | Non
 def test_a_seed_gives_one_text_in_any_company(draft: int | None, router: EntropyRouter) -> None:
     dice = random.Random(8)
     requests = [Request(a_prompt(dice), 16, Sampling(1.0, 0.95, 40, seed)) for seed in range(8)]
-    expected = tokens_of([pair(draft=draft, router=router).write(request) for request in requests])
+    expected = tokens_of([pair(draft=draft, router=router).generate(request) for request in requests])
     assert len(set(expected)) == 8
     for slots, llm_batch in ((3, 1), (8, 3), (5, 8)):
         decoder = pair(draft=draft, router=router, slots=slots, llm_batch=llm_batch)
-        assert tokens_of(decoder.write_all(requests)) == expected
+        assert tokens_of(decoder.generate_all(requests)) == expected
     greedy = [Request(a_prompt(dice), 30) for _ in range(4)]
     mixed = [request for both in zip(requests[:4], greedy, strict=True) for request in both]
-    assert tokens_of(pair(draft=draft, router=router, slots=8).write_all(mixed))[::2] == expected[:4]
+    assert tokens_of(pair(draft=draft, router=router, slots=8).generate_all(mixed))[::2] == expected[:4]
 
 
 def test_the_vocabulary_of_the_tests_is_one_that_text_can_show() -> None:

@@ -7,6 +7,7 @@ import random
 import threading
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from transformers import PreTrainedModel
 
 from viaticum.catalogue import Catalogue
 from viaticum.decoders import Engine, Event, MixedDecoder, Request, Result, Runner, Sampling
-from viaticum.decoders.runner import FIRST_CAPACITY, SlotCache
+from viaticum.decoders.cache import FIRST_CAPACITY, SlotCache
 from viaticum.errors import InputError, ModelError, PromptTooLong
 from viaticum.models.base import Generation
 from viaticum.models.local import LocalModels
@@ -57,7 +58,7 @@ def run(engine: Engine) -> list[Event]:
 
 def test_texts_that_join_later_are_written_as_if_alone() -> None:
     requests = requests_of(31, 9)
-    expected = tokens_of([a_decoder(EntropyRouter(0.75)).write(request) for request in requests])
+    expected = tokens_of([a_decoder(EntropyRouter(0.75)).generate(request) for request in requests])
     decoder = a_decoder(EntropyRouter(0.75), slots=3)
     engine = decoder.engine()
     assert not engine.busy
@@ -79,7 +80,7 @@ def test_texts_that_join_later_are_written_as_if_alone() -> None:
 
 def test_an_aborted_text_ends_with_what_it_has_and_the_others_go_on() -> None:
     requests = requests_of(32, 4, max_new_tokens=20)
-    expected = tokens_of(single(1, 2).write_all(requests))
+    expected = tokens_of(single(1, 2).generate_all(requests))
     decoder = single(1, 2)
     engine = decoder.engine()
     for request in requests:
@@ -118,7 +119,7 @@ def test_other_threads_add_and_abort_while_one_steps() -> None:
     """Four threads, 40 texts each; every text ends once, aborted or as it would have ended alone."""
     requests = [requests_of(40 + thread, 40, max_new_tokens=10) for thread in range(4)]
     decoder = single(1, 6)
-    expected = [tokens_of(single(1, 6).write_all(mine)) for mine in requests]
+    expected = [tokens_of(single(1, 6).generate_all(mine)) for mine in requests]
     engine = decoder.engine()
     numbers: list[dict[int, int]] = [{} for _ in requests]
     aborted: set[int] = set()
@@ -182,7 +183,7 @@ def test_soak() -> None:
             results |= {n: Result("", r.finish_reason, r.trace, {}, 0.0) for n, r in ended.items()}
             if dice.random() < 0.1:
                 engine.abort(100 * block + dice.randrange(100))
-            held = 8 - len(decoder.runners[1].free)
+            held = 8 - len(decoder.runners[1].free_slots)
             assert held == len(engine._active) <= 8
         assert empty(decoder)
         gc.collect()
@@ -211,7 +212,7 @@ def test_the_large_model_waits_for_rows(draft: int) -> None:
         decoder = MixedDecoder(
             *runners, tokenizer=Letters(), router=ReplayRouter(traces), draft=draft, llm_batch=llm_batch
         )
-        assert tokens_of(decoder.write_all(requests)) == expected
+        assert tokens_of(decoder.generate_all(requests)) == expected
         assert decoder.stats.large.rows >= decoder.stats.large.steps
         steps.append(decoder.stats.large.steps)
     assert steps[0] > steps[1] > steps[2]
@@ -221,7 +222,10 @@ def test_one_text_does_not_wait_for_others_that_never_come() -> None:
     runners = [Runner(build(seed=seed), slots=8) for seed in (1, 0)]
     decoder = MixedDecoder(*runners, tokenizer=Letters(), router=EntropyRouter(0.75), llm_batch=8)
     request = requests_of(34, 1)[0]
-    assert decoder.write(request).trace.tokens == a_decoder(EntropyRouter(0.75)).write(request).trace.tokens
+    assert (
+        decoder.generate(request).trace.tokens
+        == a_decoder(EntropyRouter(0.75)).generate(request).trace.tokens
+    )
     assert decoder.stats.large.steps > 0
 
 
@@ -240,11 +244,11 @@ def repeating() -> PreTrainedModel:
 def test_a_loop_ends_a_text(draft: int) -> None:
     pair = Runner(repeating()), Runner(repeating()) if draft else None
     decoder = MixedDecoder(*pair, tokenizer=Letters(), draft=draft)
-    result = decoder.write(Request([1, 2], 400))
+    result = decoder.generate(Request([1, 2], 400))
     assert (result.finish_reason, len(result.trace.tokens)) == ("loop", 256)
     assert result.text == "A" * 256
-    decoder.loop_guard = None
-    result = decoder.write(Request([1, 2], 400))
+    decoder.config = replace(decoder.config, loop_guard=None)
+    result = decoder.generate(Request([1, 2], 400))
     assert (result.finish_reason, len(result.trace.tokens)) == ("length", 400)
     assert empty(decoder)
 
@@ -272,12 +276,12 @@ def test_a_text_that_memory_is_too_short_for_ends_and_the_others_go_on(
     slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = requests_of(35, 3, max_new_tokens=20)
-    expected = tokens_of(a_decoder(EntropyRouter(0.75)).write_all(good))
+    expected = tokens_of(a_decoder(EntropyRouter(0.75)).generate_all(good))
     decoder = a_decoder(EntropyRouter(0.75), slots=slots)
     room = NoRoom(monkeypatch, FIRST_CAPACITY)
     long = Request([1, 2] * 300, 5)
     for _ in range(2):
-        results = decoder.write_all([good[0], long, good[1], long, good[2]])
+        results = decoder.generate_all([good[0], long, good[1], long, good[2]])
         assert [result.finish_reason for result in results] == [
             "length",
             "error",
@@ -290,22 +294,22 @@ def test_a_text_that_memory_is_too_short_for_ends_and_the_others_go_on(
         assert "shorten the request" in str(results[1].error)
         assert empty(decoder)
         with pytest.raises(ModelError, match="not enough memory"):
-            decoder.write(long)
+            decoder.generate(long)
     # One that grows beyond what there is while it is written is given up there, not its neighbours.
     edge = Request([1, 2] * 254, 20)
-    results = decoder.write_all([edge, *good])
+    results = decoder.generate_all([edge, *good])
     assert [result.finish_reason for result in results] == ["error", "length", "length", "length"]
     assert 0 < len(results[0].trace.tokens) < 20
     assert tokens_of(results[1:]) == expected
     room.most = 1 << 20
-    assert decoder.write(long).finish_reason == "length"
+    assert decoder.generate(long).finish_reason == "length"
     assert empty(decoder)
 
 
 def test_a_failed_allocation_in_the_middle_of_a_model_costs_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """The activations of a long prompt do not fit; what its neighbours have is whole."""
     good = requests_of(36, 3, max_new_tokens=10)
-    expected = tokens_of(single(1).write_all(good))
+    expected = tokens_of(single(1).generate_all(good))
     decoder = single(1, 3)
     layer = decoder.runners[1].model.model.layers[1]
     forward = layer.forward
@@ -316,7 +320,7 @@ def test_a_failed_allocation_in_the_middle_of_a_model_costs_one_text(monkeypatch
         return forward(hidden, *args, **kwargs)
 
     monkeypatch.setattr(layer, "forward", short_of_memory)
-    results = decoder.write_all([good[0], Request([3] * 300, 5), *good[1:]])
+    results = decoder.generate_all([good[0], Request([3] * 300, 5), *good[1:]])
     assert [result.finish_reason for result in results] == ["length", "error", "length", "length"]
     assert tokens_of([results[0], *results[2:]]) == expected
     assert "CUDA out of memory" in str(results[1].error)
@@ -332,10 +336,10 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(decoder.runners[1].model.model.layers[0], "forward", broken)
     with pytest.raises(RuntimeError, match="mat1"):
-        decoder.write(Request([1, 2], 5))
+        decoder.generate(Request([1, 2], 5))
     monkeypatch.undo()
     assert empty(decoder)
-    assert decoder.write(Request([1, 2], 5)).finish_reason == "length"
+    assert decoder.generate(Request([1, 2], 5)).finish_reason == "length"
 
 
 @pytest.mark.parametrize("model", [0, 1])
@@ -347,10 +351,10 @@ def test_damaged_weights_of_either_model_end_the_texts_that_need_it(model: int) 
     decoder = MixedDecoder(
         *runners, tokenizer=Letters(), router=ReplayRouter([[False] * 6, [True] * 6]), names=("fast", "slow")
     )
-    results = decoder.write_all([Request([1, 2], 6), Request([3, 4], 6)])
+    results = decoder.generate_all([Request([1, 2], 6), Request([3, 4], 6)])
     assert results[model].finish_reason == "error"
     assert results[1 - model].finish_reason == ("error" if model == 0 else "length")
-    assert f"logits of {decoder.names[model]} are not finite" in str(results[model].error)
+    assert f"logits of {decoder.config.names[model]} are not finite" in str(results[model].error)
     assert empty(decoder)
 
 

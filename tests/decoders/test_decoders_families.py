@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from viaticum.decoders import MixedDecoder, Request, Runner
-from viaticum.decoders.cost import measure
+from viaticum.decoders.call_times import measure
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.runner import RunnerOutput
 from viaticum.errors import ModelError
@@ -60,7 +60,9 @@ def test_a_family_that_hands_no_arguments_on_to_its_attention(config: PreTrained
         slots = dice.sample(range(3), dice.randrange(1, 4))
         logits = runner.extend(slots, [words(dice, dice.choice([1, 2, 9])) for _ in slots])
         for row, slot in enumerate(slots):
-            torch.testing.assert_close(logits[row], plain(model, runner.held[slot]), atol=2e-4, rtol=1e-3)
+            torch.testing.assert_close(
+                logits[row], plain(model, runner.cached_tokens[slot]), atol=2e-4, rtol=1e-3
+            )
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -124,8 +126,8 @@ def test_a_rotation_that_depends_on_the_length_is_that_of_the_text_alone(
 @torch.inference_mode()
 def started(runner: Runner, slot: int, text: list[int]) -> Tensor:
     """Logits after a text that may begin with what some slot holds, and after one more token."""
-    runner.start(slot, text)
-    first = runner.extend([slot], [text[len(runner.held[slot]) :]])[0]
+    runner.reuse_prefix(slot, text)
+    first = runner.extend([slot], [text[len(runner.cached_tokens[slot]) :]])[0]
     return torch.stack([first, runner.extend([slot], [[5]])[0]])
 
 
@@ -152,8 +154,8 @@ def test_keys_are_not_taken_over_by_a_text_that_would_rotate_them_otherwise(
     alone = started(kind(model_of(LONGROPE), context=4 * LIMIT), 0, text)
     runner = kind(model_of(LONGROPE), slots=2, context=4 * LIMIT)
     runner.extend([0], [other])
-    runner.start(slot, text)
-    assert len(runner.held[slot]) == taken
+    runner.reuse_prefix(slot, text)
+    assert len(runner.cached_tokens[slot]) == taken
     torch.testing.assert_close(started(runner, slot, text), alone, atol=2e-4, rtol=1e-3)
 
 
@@ -171,9 +173,9 @@ def test_keys_of_a_draft_beyond_the_limit_are_not_taken_over() -> None:
 
 def test_calls_are_timed_after_so_many_tokens_in_every_slot() -> None:
     class Watched(Runner):
-        def read(self, slots: Any, tokens: Any, *args: Any, **kwargs: Any) -> RunnerOutput:
-            before.append([len(self.held[slot]) for slot in slots])
-            return super().read(slots, tokens, *args, **kwargs)
+        def forward(self, slots: Any, tokens: Any, *args: Any, **kwargs: Any) -> RunnerOutput:
+            before.append([len(self.cached_tokens[slot]) for slot in slots])
+            return super().forward(slots, tokens, *args, **kwargs)
 
     before: list[list[int]] = []
     measure(Watched(model_of(LONGROPE), slots=2), rows=[1, 2], tokens=[1], context=2 * LIMIT, repeats=1)
@@ -197,8 +199,8 @@ def test_texts_that_begin_alike_are_written_as_each_is_alone(draft: int, tau: fl
         large, small = (Runner(copy.deepcopy(model), slots=slots) for model in models)
         return MixedDecoder(large, small, tokenizer=Letters(), router=EntropyRouter(tau), draft=draft)
 
-    alone = [decoder(1).write(request) for request in requests]
-    together = decoder(len(requests)).write_all(requests)
+    alone = [decoder(1).generate(request) for request in requests]
+    together = decoder(len(requests)).generate_all(requests)
     for one, other in zip(together, alone, strict=True):
         assert (one.trace.tokens, one.trace.made_by) == (other.trace.tokens, other.trace.made_by)
         assert one.trace.entropies == pytest.approx(other.trace.entropies, abs=1e-4)

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from viaticum.decoders import MixedDecoder, Request, Runner, Sampling, graphs
-from viaticum.decoders.fused_layers import LeanAttention, fused_layers
-from viaticum.decoders.graphs import GraphRunner, Shape, StaticCache, bucket_of_keys
+from viaticum.decoders import MixedDecoder, Request, Runner, Sampling, graphs, load_runner
+from viaticum.decoders.fused_layers import FusedAttention, fuse_layers
+from viaticum.decoders.graphs import GraphRunner, GraphShape, StaticCache, key_bucket
 from viaticum.errors import ModelError
-from viaticum.routers.token import Divergence, EntropyRouter, ReplayRouter, Step, entropy
+from viaticum.routers.token import DivergenceRouter, EntropyRouter, ReplayRouter, Step, entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,16 +60,16 @@ def test_static_calls_equal_dynamic_ones(kind: str, monkeypatch: pytest.MonkeyPa
     for _ in range(60):
         slots = dice.sample(range(7), dice.choice([1, 2, 2, 3, 5, 7]))
         for slot in slots:
-            if dice.random() < 0.1 or len(dynamic.held[slot]) > 150:
+            if dice.random() < 0.1 or len(dynamic.cached_tokens[slot]) > 150:
                 for each in (static, dynamic):
                     each.reset(slot)
             elif dice.random() < 0.1:
                 for each in (static, dynamic):
-                    each.truncate(slot, len(each.held[slot]) // 2)
+                    each.truncate(slot, len(each.cached_tokens[slot]) // 2)
         new = [a_prompt(dice, dice.choice([1, 1, 3, 7, 40])) for _ in slots]
         keep = [dice.choice([1, len(each)]) for each in new]
-        got, expected = (each.read(slots, new, keep, hidden=True) for each in (static, dynamic))
-        assert static.held == dynamic.held
+        got, expected = (each.forward(slots, new, keep, hidden=True) for each in (static, dynamic))
+        assert static.cached_tokens == dynamic.cached_tokens
         torch.testing.assert_close(got.logits, expected.logits, atol=2e-4, rtol=1e-3)
         torch.testing.assert_close(got.hidden, expected.hidden, atol=2e-3, rtol=1e-3)
         assert got.finite.tolist() == expected.finite.tolist()
@@ -82,11 +82,11 @@ def test_static_calls_equal_dynamic_ones(kind: str, monkeypatch: pytest.MonkeyPa
     assert len({(shape.rows, shape.tokens) for shape in shapes}) >= 8
 
 
-def seen_shapes(runner: GraphRunner, monkeypatch: pytest.MonkeyPatch) -> set[Shape]:
-    shapes: set[Shape] = set()
+def seen_shapes(runner: GraphRunner, monkeypatch: pytest.MonkeyPatch) -> set[GraphShape]:
+    shapes: set[GraphShape] = set()
     replay = runner._replay
 
-    def watched(shape: Shape) -> None:
+    def watched(shape: GraphShape) -> None:
         shapes.add(shape)
         replay(shape)
 
@@ -107,11 +107,11 @@ def test_one_sequence_equals_a_forward_without_cache(kind: str) -> None:
 
 def test_results_outlive_the_next_call() -> None:
     under_test = a_graph_runner(slots=2)
-    heads = under_test.read([0], [[1, 2]], [2], hidden=True)
+    heads = under_test.forward([0], [[1, 2]], [2], hidden=True)
     assert heads.tokens is not None
     parts = (heads.logits, heads.finite, heads.tokens, heads.entropy, heads.hidden)
     before = [part.clone() for part in parts if part is not None]
-    under_test.read([0, 1], [[5, 7], [8]], [2, 1], hidden=True)
+    under_test.forward([0, 1], [[5, 7], [8]], [2, 1], hidden=True)
     assert all(torch.equal(part, was) for part, was in zip(parts, before, strict=True) if part is not None)
 
 
@@ -123,7 +123,7 @@ def test_memory_is_taken_once_and_never_moves() -> None:
     under_test.extend([1], [[4] * 60])
     for _ in range(40):
         under_test.extend([1, 2], [[5], [6]])
-    under_test.start(0, [4] * 30)
+    under_test.reuse_prefix(0, [4] * 30)
     under_test.discard(1)
     under_test.extend([1], [[4] * 100])
     assert where == [layer.data_ptr() for layer in (*under_test._cache.keys, *under_test._cache.values)]
@@ -157,7 +157,7 @@ def test_nan_stays_in_its_row() -> None:
 
 def test_key_lengths_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert [bucket_of_keys(n) for n in (1, 128, 129, 193, 257, 385, 4096, 4097)] == [
+    assert [key_bucket(n) for n in (1, 128, 129, 193, 257, 385, 4096, 4097)] == [
         128,
         128,
         192,
@@ -191,7 +191,7 @@ def test_a_static_step_can_be_captured(kind: str, monkeypatch: pytest.MonkeyPatc
     under_test = a_graph_runner(kind, slots=3)
     replay = under_test._replay
 
-    def watched(shape: Shape) -> None:
+    def watched(shape: GraphShape) -> None:
         with NothingReadByTheHost():
             replay(shape)
 
@@ -234,7 +234,7 @@ def test_no_memory_for_a_graph_leaves_its_bucket_to_the_dynamic_path(monkeypatch
     under_test = a_graph_runner()
     tried = []
 
-    def short(shape: Shape) -> None:
+    def short(shape: GraphShape) -> None:
         tried.append(shape)
         raise torch.OutOfMemoryError("out of memory")
 
@@ -266,11 +266,11 @@ def test_rotation_that_depends_on_the_length_is_dynamic() -> None:
 
 def test_a_folder_is_loaded_with_graphs_where_they_are_asked_for(tmp_path: Path) -> None:
     build().save_pretrained(tmp_path)
-    loaded = Runner.load(tmp_path, slots=2, context=40, dtype=torch.float32, graphs=True)
+    loaded = load_runner(tmp_path, slots=2, context=40, dtype=torch.float32, graphs=True)
     assert isinstance(loaded, GraphRunner)
     torch.testing.assert_close(loaded.extend([1], [[5, 6]])[0], plain_logits([5, 6]), atol=2e-4, rtol=1e-3)
-    assert type(Runner.load(tmp_path, dtype=torch.float32)) is Runner, "by default on CUDA alone"
-    assert type(Runner.load(tmp_path, dtype=torch.float32, graphs=False)) is Runner
+    assert type(load_runner(tmp_path, dtype=torch.float32)) is Runner, "by default on CUDA alone"
+    assert type(load_runner(tmp_path, dtype=torch.float32, graphs=False)) is Runner
 
 
 # --- leaner layers ------------------------------------------------------------------------------------------
@@ -280,8 +280,8 @@ def test_a_folder_is_loaded_with_graphs_where_they_are_asked_for(tmp_path: Path)
 def test_leaner_layers_compute_the_same(kind: str) -> None:
     plain, changed = Runner(build(kind), slots=2), build(kind)
     weights = sum(parameter.numel() for parameter in changed.parameters())
-    assert fused_layers(changed) == (kind != "gemma2")
-    assert any(isinstance(each, LeanAttention) for each in changed.modules()) == (kind != "gemma2")
+    assert fuse_layers(changed) == (kind != "gemma2")
+    assert any(isinstance(each, FusedAttention) for each in changed.modules()) == (kind != "gemma2")
     assert sum(parameter.numel() for parameter in changed.parameters()) == weights
     under_test = Runner(changed, slots=2)
     for new in ([list(range(9)), [4, 5]], [[7], [8, 9, 10]]):
@@ -293,7 +293,7 @@ def test_joined_layers_give_up_their_weights() -> None:
     """Whoever still holds a replaced layer holds no memory: else a large model would be there twice."""
     model = build()
     replaced = [each for each in model.base_model.layers.modules() if isinstance(each, nn.Linear)]
-    assert fused_layers(model)
+    assert fuse_layers(model)
     kept = {id(each) for each in model.modules()}
     assert len(kept & set(map(id, replaced))) == 4, "o_proj and down_proj of two layers"
     assert not [list(each.parameters()) for each in replaced if id(each) not in kept and [*each.parameters()]]
@@ -302,8 +302,8 @@ def test_joined_layers_give_up_their_weights() -> None:
 def test_layers_that_cannot_be_joined_stay() -> None:
     model = build()
     model.base_model.layers[1].mlp.gate_proj = nn.Sequential(model.base_model.layers[1].mlp.gate_proj)
-    assert not fused_layers(model)
-    assert not any(isinstance(each, LeanAttention) for each in model.modules())
+    assert not fuse_layers(model)
+    assert not any(isinstance(each, FusedAttention) for each in model.modules())
 
 
 def test_biases_of_some_joined_layers_alone() -> None:
@@ -317,7 +317,7 @@ def test_biases_of_some_joined_layers_alone() -> None:
     same.load_state_dict(model.state_dict(), strict=False)
     for layer in same.model.layers:
         layer.self_attn.k_proj.bias = None
-    assert fused_layers(model)
+    assert fuse_layers(model)
     got, expected = (Runner(each, slots=1).extend([0], [[1, 2, 3, 4]]) for each in (model, same))
     torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-3)
 
@@ -341,7 +341,7 @@ def test_mixed_texts_are_the_same_with_graphs(kind: str, draft: int | None) -> N
     traces = [[dice.random() < 0.5 for _ in range(20)] for _ in range(8)]
     static, dynamic = both(5, ReplayRouter(traces), kind, draft=draft)
     requests = requests_of(5, 8, max_new_tokens=20)
-    got, expected = static.write_all(requests), dynamic.write_all(requests)
+    got, expected = static.generate_all(requests), dynamic.generate_all(requests)
     assert tokens_of(got) == tokens_of(expected)
     assert [each.trace.made_by for each in got] == [each.trace.made_by for each in expected]
     for one, other in zip(got, expected, strict=True):
@@ -355,12 +355,12 @@ def test_mixed_texts_are_the_same_with_graphs(kind: str, draft: int | None) -> N
 def test_a_stitched_text_equals_decoding_without_cache() -> None:
     runners = [GraphRunner(build(seed=seed), slots=3, context=100) for seed in (1, 0)]
     decoder = MixedDecoder(*runners, tokenizer=Letters(), router=EntropyRouter(0.45))
-    for request, got in zip(requests_of(2, 6), decoder.write_all(requests_of(2, 6)), strict=True):
+    for request, got in zip(requests_of(2, 6), decoder.generate_all(requests_of(2, 6)), strict=True):
         tokens, made_by = plain_stitch(request.prompt, 12, 0.45)
         assert (list(got.trace.tokens), list(got.trace.made_by)) == (tokens, made_by)
 
 
-class Sum(Divergence):
+class Sum(DivergenceRouter):
     """Diverges by the hidden state alone."""
 
     def score(self, step: Step) -> Tensor:
@@ -376,7 +376,7 @@ def test_sampled_texts_and_routers_that_read_hidden_states(draft: int) -> None:
         Request(a_prompt(dice), max_new_tokens=15, sampling=Sampling(0.8 * (n % 3 > 0), 0.9, 0, n))
         for n in range(8)
     ]
-    got, expected = static.write_all(requests), dynamic.write_all(requests)
+    got, expected = static.generate_all(requests), dynamic.generate_all(requests)
     assert tokens_of(got) == tokens_of(expected)
     for one, other in zip(got, expected, strict=True):
         assert one.trace.scores == pytest.approx(other.trace.scores, abs=2e-3, nan_ok=True)
@@ -392,9 +392,9 @@ def test_greedy_tokens_come_from_the_static_call(monkeypatch: pytest.MonkeyPatch
     from viaticum.decoders import engine
 
     static, _ = both(2, EntropyRouter(0.4))
-    monkeypatch.setattr(engine, "draw", never)
+    monkeypatch.setattr(engine, "sample", never)
     monkeypatch.setattr(engine, "entropy", never)
-    results: Sequence[Any] = static.write_all(
+    results: Sequence[Any] = static.generate_all(
         [Request([1, 2, 3], max_new_tokens=8), Request([4], max_new_tokens=8)]
     )
     assert [each.finish_reason for each in results] == ["length", "length"]
@@ -419,10 +419,10 @@ def test_rows_that_no_one_shape_holds_are_read_in_several(
     slots = dice.sample(range(32), len(lengths))
     new = [[dice.randrange(97) for _ in range(length)] for length in lengths]
     keep = [min(length, 2) for length in lengths]
-    heads, wanted = (each.read(slots, new, keep, hidden=True) for each in (under_test, plain))
+    heads, wanted = (each.forward(slots, new, keep, hidden=True) for each in (under_test, plain))
     assert (under_test.calls, under_test.static_calls) == (calls, static)
     torch.testing.assert_close(heads.logits, wanted.logits, atol=2e-4, rtol=1e-3)
     assert heads.hidden is not None
     assert wanted.hidden is not None
     torch.testing.assert_close(heads.hidden, wanted.hidden, atol=2e-4, rtol=1e-3)
-    assert under_test.held == plain.held
+    assert under_test.cached_tokens == plain.cached_tokens

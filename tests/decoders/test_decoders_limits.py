@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import CONFIGS, build, plain_logits, reference
 
-from viaticum.decoders import LoopGuard, Runner, free_bytes, memory, plan_slots, runner
+from viaticum.decoders import LoopGuard, Runner, free_bytes, load, load_runner, memory, plan_slots, runner
 from viaticum.decoders.attention import spans
 from viaticum.decoders.memory import out_of_memory
 from viaticum.decoders.runner import _chunks as chunks_of
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def loops_at(tokens: list[int], guard: LoopGuard | None = None) -> int | None:
     """After how many tokens the guard speaks."""
-    watch = (guard or LoopGuard()).watch()
+    watch = (guard or LoopGuard()).detector()
     return next((n for n, token in enumerate(tokens, 1) if watch.push(token)), None)
 
 
@@ -100,7 +100,7 @@ def test_the_plan_fits_and_is_not_far_from_what_is_taken(kind: str, context: int
     free = 200_000_000
     slots = plan_slots(CONFIGS[kind], context, free, dtype=torch.float32, at_most=1000)
     assert slots > 1
-    assert slots == plan_slots(CONFIGS[kind], context, free, dtype=torch.float32) or slots > memory.MOST_SLOTS
+    assert slots == plan_slots(CONFIGS[kind], context, free, dtype=torch.float32) or slots > memory.MAX_SLOTS
     under_test = Runner(build(kind), slots=slots, context=context)
     under_test.extend(list(range(2)), [[1] * context, [2]])
     cache = under_test._cache
@@ -127,14 +127,14 @@ def test_the_bytes_that_are_needed_are_enough() -> None:
 def test_a_runner_plans_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build("llama").save_pretrained(tmp_path)
     assert free_bytes() > 0
-    assert Runner.load(tmp_path, slots="auto", context=64).slots == memory.MOST_SLOTS
+    assert load_runner(tmp_path, slots="auto", context=64).slots == memory.MAX_SLOTS
     for free in (2_000_000, 6_000_000):
-        monkeypatch.setattr(runner, "free_bytes", lambda device, free=free: free)
-        planned = Runner.load(tmp_path, slots="auto", context=64)
+        monkeypatch.setattr(load, "free_bytes", lambda device, free=free: free)
+        planned = load_runner(tmp_path, slots="auto", context=64)
         assert planned.slots == plan_slots(CONFIGS["llama"], 64, free)
-    monkeypatch.setattr(runner, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(load, "free_bytes", lambda device: 1000)
     with pytest.raises(ModelError, match="1,000 are free"):
-        Runner.load(tmp_path, slots="auto", context=64)
+        load_runner(tmp_path, slots="auto", context=64)
 
 
 def test_a_real_allocator_is_understood() -> None:
@@ -160,8 +160,8 @@ def test_the_last_positions_of_ragged_rows(kind: str, width: int, monkeypatch: p
         slots = dice.sample(range(4), dice.randrange(1, 5))
         new = [[dice.randrange(97) for _ in range(dice.choice([1, 2, 5, 20]))] for _ in slots]
         keep = [dice.randrange(1, min(len(tokens), 6) + 1) for tokens in new]
-        before = [list(under_test.held[slot]) for slot in slots]
-        heads = under_test.read(slots, new, keep, hidden=True)
+        before = [list(under_test.cached_tokens[slot]) for slot in slots]
+        heads = under_test.forward(slots, new, keep, hidden=True)
         assert heads.hidden is not None
         assert heads.logits.dtype == torch.float32
         assert len(heads.logits) == len(heads.finite) == len(heads.hidden) == sum(keep)
@@ -175,14 +175,14 @@ def test_the_last_positions_of_ragged_rows(kind: str, width: int, monkeypatch: p
                 torch.testing.assert_close(heads.hidden[at], hidden[0, -1], atol=2e-4, rtol=1e-3)
                 at += 1
         for slot in slots:
-            under_test.truncate(slot, dice.randrange(len(under_test.held[slot]) + 1))
+            under_test.truncate(slot, dice.randrange(len(under_test.cached_tokens[slot]) + 1))
     with pytest.raises(InputError):
-        under_test.read([0], [[1, 2]], [3])
-    assert under_test.read([0], [[1]]).hidden is None
+        under_test.forward([0], [[1, 2]], [3])
+    assert under_test.forward([0], [[1]]).hidden is None
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_token_is_read_once_in_calls_of_bounded_size(
+def test_every_token_is_prefill_once_in_calls_of_bounded_size(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "PREFILL_TOKENS", 16)
@@ -200,7 +200,7 @@ def test_every_token_is_read_once_in_calls_of_bounded_size(
     ]
 
 
-def test_neighbours_of_one_length_are_attended_to_together() -> None:
+def test_neighbours_of_one_length_are_attended_to_batches() -> None:
     def rows(slots: list[int], starts: list[int], lengths: list[int], gather: bool) -> list[int]:
         found = spans(slots, starts, lengths, torch.device("cpu"), gather=gather)
         assert [span.tokens.stop for span in found[:-1]] == [span.tokens.start for span in found[1:]]
@@ -229,5 +229,5 @@ def test_rows_that_are_taken_together_say_what_they_say_alone(
         logits = under_test.extend(slots, new)
         for row, slot in enumerate(slots):
             torch.testing.assert_close(
-                logits[row], plain_logits(under_test.held[slot], kind), atol=2e-4, rtol=1e-3
+                logits[row], plain_logits(under_test.cached_tokens[slot], kind), atol=2e-4, rtol=1e-3
             )

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from viaticum.decoders import linear
-from viaticum.decoders.fused_layers import LeanAttention
+from viaticum.decoders import linear, load_runner
+from viaticum.decoders.fused_layers import FusedAttention
 from viaticum.decoders.linear import (
     BFloat16Form,
     EightBitForm,
@@ -93,7 +93,7 @@ def test_shapes_that_a_kernel_does_not_take_fall_back_to_bfloat16(
 ) -> None:
     model = nn.ModuleDict({"odd": nn.Linear(100, 30), "even": nn.Linear(96, 48), "wide": nn.Linear(10, 90)})
     names = frozenset(f"{name}.weight" for name in model)
-    monkeypatch.setattr(linear, "_read_file", lambda folder: linear._File(names, {}))
+    monkeypatch.setattr(linear, "_read_file", lambda folder: linear._GgufWeights(names, {}))
     (tmp_path / "model.gguf").touch()
     pack(model.to(torch.bfloat16), tmp_path, "low-bit")
     forms = {name: [type(form) for _, form in layer.forms] for name, layer in model.items()}
@@ -268,9 +268,8 @@ def test_four_bit_blocks_are_the_files_own(folder: Path) -> None:
 
 @torch.inference_mode()
 def test_a_model_with_packed_weights_says_what_the_plain_one_says(folder: Path) -> None:
-    from viaticum.decoders import Runner
 
-    plain, packed = Runner.load(folder, weights="plain"), Runner.load(folder)
+    plain, packed = load_runner(folder, weights="plain"), load_runner(folder)
     kinds = {
         type(form).__name__
         for module in packed.model.modules()
@@ -280,7 +279,7 @@ def test_a_model_with_packed_weights_says_what_the_plain_one_says(folder: Path) 
     assert kinds == {"FourBitForm", "EightBitForm", "BFloat16Form"}
     head = packed.model.lm_head.forms  # tied to the embedding, which the file has in Q8_0
     assert [type(form) for _, form in head] == [EightBitForm, BFloat16Form]
-    assert isinstance(packed.model.model.layers[0].self_attn, LeanAttention)
+    assert isinstance(packed.model.model.layers[0].self_attn, FusedAttention)
     joined = packed.model.model.layers[0].self_attn.qkv
     assert [type(form) for _, form in joined.forms] == [FourBitForm, BFloat16Form]
     assert packed.weight_bytes < plain.weight_bytes
@@ -319,5 +318,5 @@ def test_a_file_that_is_cut_short_gives_no_blocks(folder: Path) -> None:
         read_four_bit(header, tensor)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     pack(model, folder, "low-bit")
-    kinds = [type(layer.mlp.gate_proj.joined.layer.forms[0][1]) for layer in model.model.layers]
+    kinds = [type(layer.mlp.gate_proj.fused.layer.forms[0][1]) for layer in model.model.layers]
     assert kinds == [FourBitForm, IntegerForm]

@@ -9,7 +9,7 @@ import torch
 
 from viaticum.decoders import Sampling
 from viaticum.decoders import sampling as module
-from viaticum.decoders.sampling import FIRST, SECOND, distributions, draw, pick, uniform
+from viaticum.decoders.sampling import PROPOSE, REDRAW, distributions, sample, sample_index, uniform
 from viaticum.errors import InputError
 
 LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
@@ -22,7 +22,7 @@ def probabilities(**values: float) -> list[float]:
 
 def test_greedy_is_one_hot_and_takes_the_first_of_equals() -> None:
     assert probabilities() == [1, 0, 0, 0]
-    tokens, drawn_from = draw(torch.tensor([[1.0, 3.0, 3.0]]), [Sampling()], [0.9])
+    tokens, drawn_from = sample(torch.tensor([[1.0, 3.0, 3.0]]), [Sampling()], [0.9])
     assert (tokens.tolist(), drawn_from) == ([1], {})
 
 
@@ -86,14 +86,14 @@ def test_rows_of_many_kinds_equal_each_row_alone(nucleus: int, monkeypatch: pyte
 
 def test_draw_follows_the_distribution_and_the_number_alone() -> None:
     sampling = Sampling(temperature=1, top_k=3)
-    numbers = [uniform(1, position, FIRST) for position in range(2000)]
-    tokens, drawn_from = draw(LOGITS.expand(2000, 4), [sampling] * 2000, numbers)
+    numbers = [uniform(1, position, PROPOSE) for position in range(2000)]
+    tokens, drawn_from = sample(LOGITS.expand(2000, 4), [sampling] * 2000, numbers)
     shares = [tokens.tolist().count(token) / 2000 for token in range(4)]
     assert shares == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0], abs=0.04)
     assert shares[3] == 0
     assert len(drawn_from) == 2000
     mixed = [Sampling(), sampling, Sampling(), sampling]
-    tokens_of_four, drawn_from = draw(LOGITS.expand(4, 4), mixed, [0.99, numbers[1], 0.99, numbers[3]])
+    tokens_of_four, drawn_from = sample(LOGITS.expand(4, 4), mixed, [0.99, numbers[1], 0.99, numbers[3]])
     assert tokens_of_four.tolist() == [0, tokens[1], 0, tokens[3]]
     assert sorted(drawn_from) == [1, 3]
 
@@ -101,13 +101,13 @@ def test_draw_follows_the_distribution_and_the_number_alone() -> None:
 def test_pick_never_takes_what_has_no_weight() -> None:
     weights = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]]) * 1.7  # any sum
     numbers = [0.0, 0.2999, 0.3001, 1 - 2**-24]
-    assert pick(weights.expand(4, 5), numbers).tolist() == [1, 1, 3, 3]
-    assert pick(torch.tensor([[0.1] * 3 + [0.0]]), [1.0]).item() < 3, "rounded up to the sum"
+    assert sample_index(weights.expand(4, 5), numbers).tolist() == [1, 1, 3, 3]
+    assert sample_index(torch.tensor([[0.1] * 3 + [0.0]]), [1.0]).item() < 3, "rounded up to the sum"
 
 
 def test_numbers_differ_by_seed_place_and_use_and_are_even() -> None:
     numbers = [
-        uniform(seed, place, use) for seed in range(20) for place in range(100) for use in (FIRST, SECOND)
+        uniform(seed, place, use) for seed in range(20) for place in range(100) for use in (PROPOSE, REDRAW)
     ]
     assert len(set(numbers)) > len(numbers) - 5  # of 2^24: once in two such lists two are equal
     assert all(0 <= number < 1 for number in numbers)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def chat(number: int) -> list[Message]:
 
 
 def free(pool: LocalModels) -> bool:
-    return all(sorted(each.free) == list(range(pool.slots)) for each in pool._runners.values())
+    return all(sorted(each.free_slots) == list(range(pool.slots)) for each in pool._runners.values())
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_a_closed_stream_frees_its_slot_and_the_others_continue(pool: LocalModel
     first = next(staying)
     for stream in leaving:
         stream.close()  # type: ignore[attr-defined]
-    until(lambda: all(len(runner.free) == pool.slots - 1 for runner in pool._runners.values()))
+    until(lambda: all(len(runner.free_slots) == pool.slots - 1 for runner in pool._runners.values()))
     *pieces, completion = staying
     assert isinstance(completion, Completion)
     assert str(first) + "".join(map(str, pieces)) == completion.text == expected
@@ -161,7 +162,7 @@ def test_a_broken_engine_fails_its_callers_and_the_next_one_works(
     decoder, scheduler = single(1, slots=2), BatchScheduler()
     (request,) = requests_of(0, 1)
     with monkeypatch.context() as broken:
-        broken.setattr(decoder.runners[1], "read", lambda *_, **__: 1 / 0)
+        broken.setattr(decoder.runners[1], "forward", lambda *_, **__: 1 / 0)
         with pytest.raises(ModelError, match="ZeroDivisionError"):
             list(scheduler.generate(decoder, [request]))
     assert empty(decoder)
@@ -207,7 +208,7 @@ def test_the_thread_ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_abandoned_text_is_aborted() -> None:
     decoder, scheduler = single(1), BatchScheduler()
-    decoder.loop_guard = None
+    decoder.config = replace(decoder.config, loop_guard=None)
     text = scheduler.generate(decoder, requests_of(0, 1, max_new_tokens=3000))
     assert next(text)[1] is not None
     text.close()  # type: ignore[attr-defined]

@@ -19,7 +19,8 @@ from viaticum import InputError, Pair, Viaticum
 from viaticum.agents.batch.profile import profile
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
-from viaticum.decoders.cost import CallTimes, CostModel, conditions
+from viaticum.decoders.call_times import CallTimes
+from viaticum.decoders.cost import CostModel, conditions
 from viaticum.errors import DataError, PromptTooLong, UnknownPrice
 from viaticum.models.base import Generation
 from viaticum.models.decoding_modes import costs_path, known_costs

@@ -141,4 +141,4 @@ def tokens_of(results: Sequence[Result]) -> list[tuple[int, ...]]:
 
 def empty(decoder: MixedDecoder) -> bool:
     """Whether every slot is free again."""
-    return all(sorted(each.free) == list(range(each.slots)) for each in decoder.runners.values())
+    return all(sorted(each.free_slots) == list(range(each.slots)) for each in decoder.runners.values())

@@ -37,7 +37,7 @@ from viaticum.errors import (
 from viaticum.models.local import LocalModels, stop_ids
 from viaticum.models.scripted import ScriptedModel
 from viaticum.questions import digest_of, read_questions
-from viaticum.routers.token import Divergence, Step, entropy
+from viaticum.routers.token import DivergenceRouter, Step, entropy
 from viaticum.routers.token.label_stats import statistics
 from viaticum.routers.token.labels import (
     DIVERGENT,
@@ -90,7 +90,7 @@ def labelled(catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> 
 # --- features -----------------------------------------------------------------------------------------------
 
 
-class Recorder(Divergence):
+class Recorder(DivergenceRouter):
     """Keeps what it is shown, and lets the large model write every third token."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ def served_and_offline(
     small, large = (Runner(build(seed=seed).to(dtype), slots=slots) for seed in (0, 100))
     router = Recorder()
     requests = requests_of(4, 6, max_new_tokens=23)
-    results = MixedDecoder(large, small, tokenizer=Letters(), router=router).write_all(requests)
+    results = MixedDecoder(large, small, tokenizer=Letters(), router=router).generate_all(requests)
     reader = Runner(small.model, slots=1)
     found = []
     for number, (request, result) in enumerate(zip(requests, results, strict=True)):
@@ -182,7 +182,7 @@ def large_text(catalogue: Catalogue, prompt: list[int], tokens: list[int], most:
     decoder = MixedDecoder(runner, tokenizer=model.tokenizer, stop_ids=stop_ids(runner, model.tokenizer))
     from viaticum.decoders import Request
 
-    return list(decoder.write(Request(prompt + tokens, max_new_tokens=most)).trace.tokens)
+    return list(decoder.generate(Request(prompt + tokens, max_new_tokens=most)).trace.tokens)
 
 
 def test_every_difference_has_a_continuation_by_the_large_model(catalogue: Catalogue, labelled: Path) -> None:

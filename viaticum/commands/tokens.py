@@ -157,7 +157,7 @@ def train(
     Without --width and --depth the best of a few shapes is taken.
     """
     from viaticum.routers.token.labels import LabelledTokens
-    from viaticum.routers.token.neural import Shape, inputs_of
+    from viaticum.routers.token.neural import Shape, parse_inputs
     from viaticum.routers.token.train import TrainSettings
     from viaticum.routers.token.train import train as run
 
@@ -165,7 +165,7 @@ def train(
     shape = Shape(
         hidden=tokens.hidden.shape[1],
         top=tokens.top.shape[1],
-        inputs=inputs_of(inputs),
+        inputs=parse_inputs(inputs),
         rank=rank,
         width=64 if width is None else width,
         depth=2 if depth is None else depth,
@@ -186,11 +186,11 @@ def train(
     kept = ("threshold", "calibration", "settings", "tokens", "metrics")
     if as_json:
         size = sum(path.stat().st_size for path in out.iterdir())
-        facts = {name: router.facts[name] for name in kept}
+        facts = {name: router.metadata[name] for name in kept}
         typer.echo(json.dumps({"path": str(out), "bytes": size, **facts}))
         return
-    _print_metrics(router.facts["metrics"].items())
-    _print_threshold(router.facts, out)
+    _print_metrics(router.metadata["metrics"].items())
+    _print_threshold(router.metadata, out)
 
 
 @app.command()
@@ -274,11 +274,11 @@ def calibrate(
         result = {
             "path": str(folder),
             "threshold": router.threshold,
-            "calibration": router.facts["calibration"],
+            "calibration": router.metadata["calibration"],
         }
         typer.echo(json.dumps(result))
         return
-    _print_threshold(router.facts, folder)
+    _print_threshold(router.metadata, folder)
 
 
 def read_slice(path: Path, limit: int | None, skip: int) -> list[Question]:

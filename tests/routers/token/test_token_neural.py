@@ -26,17 +26,17 @@ from viaticum.models.base import Generation
 from viaticum.models.local import LocalModels
 from viaticum.questions import Question, read_questions
 from viaticum.routers.token import Step, entropy
-from viaticum.routers.token.base import largest, likeliest, second_choice
+from viaticum.routers.token.base import argmax_token, second_choice, top_tokens
 from viaticum.routers.token.drift import ShareController
 from viaticum.routers.token.labels import DIVERGENT, IDENTICAL, NEUTRAL, UNKNOWN, LabelledTokens
 from viaticum.routers.token.metrics import auc, measure, recall_at, share_for_recall
 from viaticum.routers.token.neural import (
     DivergenceNetwork,
     Inputs,
-    LearnedDivergence,
+    LearnedDivergenceRouter,
     Shape,
     TrainedRouter,
-    inputs_of,
+    parse_inputs,
     round_weights,
 )
 from viaticum.routers.token.train import TrainSettings, candidates, evaluate, score, split_questions, train
@@ -104,7 +104,7 @@ def inputs_at(small: Runner, seen: Features) -> Inputs:
 
 def a_router(
     small: Runner, inputs: tuple[str, ...], drift: ShareController | None = None
-) -> LearnedDivergence:
+) -> LearnedDivergenceRouter:
     """A random network, standardised on what the model says of random texts; its threshold is its median."""
     dice = random.Random(1)
     with torch.random.fork_rng():
@@ -118,7 +118,7 @@ def a_router(
     network.eval()
     with torch.inference_mode():
         middle = float(torch.sigmoid(network.logits(args)).median())
-    return LearnedDivergence(network, small.embeddings, middle, drift)
+    return LearnedDivergenceRouter(network, small.embeddings, middle, drift)
 
 
 @pytest.mark.parametrize("inputs", ["all", "r2r", "entropy", "logits", "hidden", "embedding", "second"])
@@ -126,10 +126,10 @@ def a_router(
 def test_the_served_decision_is_the_routers(inputs: str, slots: int) -> None:
     """Position by position: an offline pass over the text finds the score that was served, and who wrote."""
     small, large = (Runner(build(seed=seed), slots=slots) for seed in (0, 100))
-    router = a_router(small, inputs_of(inputs))
-    assert router.needs_hidden == ("hidden" in inputs_of(inputs))
+    router = a_router(small, parse_inputs(inputs))
+    assert router.needs_hidden == ("hidden" in parse_inputs(inputs))
     requests = requests_of(5, 5, max_new_tokens=20)
-    results = MixedDecoder(large, small, tokenizer=Letters(), router=router).write_all(requests)
+    results = MixedDecoder(large, small, tokenizer=Letters(), router=router).generate_all(requests)
     reader, made = Runner(small.model), []
     for request, result in zip(requests, results, strict=True):
         trace = result.trace
@@ -150,10 +150,10 @@ def test_with_drift_the_served_share_comes_to_its_target() -> None:
     shares = []
     for target in (None, 0.2):
         controller = None if target is None else ShareController(target, gain=0.1)
-        router = a_router(small, inputs_of("r2r"), controller)
-        results = MixedDecoder(large, small, tokenizer=Letters(), router=router, loop_guard=None).write_all(
-            requests_of(5, 4, max_new_tokens=90)
-        )
+        router = a_router(small, parse_inputs("r2r"), controller)
+        results = MixedDecoder(
+            large, small, tokenizer=Letters(), router=router, loop_guard=None
+        ).generate_all(requests_of(5, 4, max_new_tokens=90))
         made = [by for result in results for by in result.trace.made_by[40:]]
         shares.append(sum(made) / len(made))
     assert shares[0] > 0.3
@@ -162,7 +162,7 @@ def test_with_drift_the_served_share_comes_to_its_target() -> None:
 
 def test_a_row_is_judged_by_itself() -> None:
     small = Runner(build(seed=0))
-    router = a_router(small, inputs_of("all"))
+    router = a_router(small, parse_inputs("all"))
     logits, hidden = torch.randn(5, 97), torch.randn(5, 32)
     step = Step(logits, entropy(logits), list(range(5)), [0] * 5, logits.argmax(-1), hidden)
     together = router.score(step)
@@ -185,7 +185,7 @@ def test_the_largest_logits_of_a_large_vocabulary(size: int, count: int) -> None
     logits[1, 256:384] += 20  # many in one block
     logits[2] = 0
     logits[3, -3:] += 20  # where a block may not be whole
-    values, tokens = largest(logits, count)
+    values, tokens = top_tokens(logits, count)
     assert torch.equal(values, logits.topk(min(count, size)).values)
     assert torch.equal(logits.gather(1, tokens), values)
     assert all(len(set(row)) == len(row) for row in tokens.tolist()), "no token twice"
@@ -198,27 +198,27 @@ def test_the_likeliest_token_is_the_first_of_the_largest(size: int) -> None:
     logits[2] = float("-inf")
     logits[2, 5] = logits[2, -1] = -3
     logits[3, 40] = float("nan")
-    assert torch.equal(likeliest(logits), logits.argmax(-1))
-    assert likeliest(logits[:, 1:]).tolist() == logits[:, 1:].argmax(-1).tolist(), (
+    assert torch.equal(argmax_token(logits), logits.argmax(-1))
+    assert argmax_token(logits[:, 1:]).tolist() == logits[:, 1:].argmax(-1).tolist(), (
         "rows that are not next to each other"
     )
 
 
 def test_the_second_choice_is_the_most_likely_token_beside_the_one_at_hand() -> None:
-    best = largest(torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.0], [2.0, 2.0, 0.0]]), 2)[1]
+    best = top_tokens(torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.0], [2.0, 2.0, 0.0]]), 2)[1]
     assert second_choice(best, torch.tensor([1, 0, 0])).tolist() == [2, 1, 1]
 
 
 def test_an_embedding_of_another_size_is_refused() -> None:
     with pytest.raises(InputError, match="embeddings of 12 numbers, and the model has 32"):
-        LearnedDivergence(DivergenceNetwork(SMALL), Runner(build(seed=0)).embeddings)
+        LearnedDivergenceRouter(DivergenceNetwork(SMALL), Runner(build(seed=0)).embeddings)
 
 
 # --- what is learned ----------------------------------------------------------------------------------------
 
 
 def test_it_learns_what_entropy_cannot_tell(tokens: LabelledTokens, trained: TrainedRouter) -> None:
-    metrics = trained.facts["metrics"]
+    metrics = trained.metadata["metrics"]
     assert metrics["router"]["differing"]["auc"] > 0.72
     assert 0.4 < metrics["entropy"]["differing"]["auc"] < 0.6
     ours, theirs = (metrics[name]["all"]["recall_at_share"]["0.1"] for name in ("router", "entropy"))
@@ -229,7 +229,7 @@ def test_it_learns_what_entropy_cannot_tell(tokens: LabelledTokens, trained: Tra
 
 def test_inputs_that_know_nothing_learn_nothing(tokens: LabelledTokens) -> None:
     found = train(tokens, replace(SMALL, inputs=("logits",)), settings=QUICK, choose=False)
-    assert found.facts["metrics"]["router"]["differing"]["auc"] < 0.65
+    assert found.metadata["metrics"]["router"]["differing"]["auc"] < 0.65
 
 
 def test_a_seed_gives_the_same_router(tokens: LabelledTokens, trained: TrainedRouter) -> None:
@@ -244,8 +244,8 @@ def test_a_seed_gives_the_same_router(tokens: LabelledTokens, trained: TrainedRo
     ]
     assert all(same[0])
     assert not all(same[1])
-    assert again.facts == trained.facts
-    assert other.facts["split"]["test"] != trained.facts["split"]["test"]
+    assert again.metadata == trained.metadata
+    assert other.metadata["split"]["test"] != trained.metadata["split"]["test"]
 
 
 def test_questions_are_split_and_the_test_ones_are_kept_out() -> None:
@@ -274,8 +274,8 @@ def test_labels_of_test_questions_decide_nothing() -> None:
         torch.equal(a, b) for a, b in zip(ours.network.parameters(), theirs.network.parameters(), strict=True)
     )
     assert ours.threshold == theirs.threshold
-    assert ours.facts["metrics"] != theirs.facts["metrics"]
-    assert len(ours.facts["tried"]) == 6
+    assert ours.metadata["metrics"] != theirs.metadata["metrics"]
+    assert len(ours.metadata["tried"]) == 6
 
 
 def test_a_weight_of_neutral_tokens_that_is_given_is_the_one_that_is_tried() -> None:
@@ -291,15 +291,15 @@ def test_a_weight_of_neutral_tokens_that_is_given_is_the_one_that_is_tried() -> 
 
 
 def test_the_first_threshold_keeps_the_recall(tokens: LabelledTokens, trained: TrainedRouter) -> None:
-    unseen = tokens.of(trained.facts["split"]["test"])
+    unseen = tokens.of(trained.metadata["split"]["test"])
     over = score(trained.network, unseen) > trained.threshold
     found = float(over[unseen.labels == DIVERGENT].float().mean())
     assert found > 0.85, "0.95 was asked for, on other questions"
-    assert float(over.float().mean()) == pytest.approx(trained.facts["calibration"]["share"], abs=0.02)
+    assert float(over.float().mean()) == pytest.approx(trained.metadata["calibration"]["share"], abs=0.02)
 
 
 def test_a_share_becomes_a_threshold(tokens: LabelledTokens, trained: TrainedRouter) -> None:
-    scores = score(trained.network, tokens.of(trained.facts["split"]["test"]))
+    scores = score(trained.network, tokens.of(trained.metadata["split"]["test"]))
     for share in (0.05, 0.3, 0.8):
         assert float((scores > trained.threshold_for(share)).float().mean()) == pytest.approx(share, abs=0.01)
     with pytest.raises(InputError, match="share"):
@@ -310,8 +310,8 @@ def test_unknown_labels_are_left_out_and_one_kind_alone_is_refused(tokens: Label
     some = torch.arange(len(tokens)) % 3 == 0
     partly = replace(tokens, labels=torch.where(some & tokens.differing, UNKNOWN, tokens.labels))
     found = train(partly, SMALL, settings=QUICK, choose=False)
-    split = found.facts["split"]["train"]
-    assert found.facts["tokens"]["train"] == int((partly.of(split).labels != UNKNOWN).sum())
+    split = found.metadata["split"]["train"]
+    assert found.metadata["tokens"]["train"] == int((partly.of(split).labels != UNKNOWN).sum())
     neutral = replace(tokens, labels=tokens.labels.clamp_max(NEUTRAL))
     with pytest.raises(DataError, match=r"0 of .* labelled tokens diverge"):
         train(neutral, SMALL, settings=QUICK)
@@ -321,11 +321,11 @@ def test_evaluation_takes_questions_that_were_not_learned_from(
     tokens: LabelledTokens, trained: TrainedRouter
 ) -> None:
     told = evaluate({"full": trained, "entropy": trained}, tokens)  # a folder may have any name
-    assert told["questions"] == len(trained.facts["split"]["test"])
-    assert told["routers"] == dict.fromkeys(("full", "entropy"), trained.facts["metrics"]["router"])
-    assert told["entropy"] == trained.facts["metrics"]["entropy"]
+    assert told["questions"] == len(trained.metadata["split"]["test"])
+    assert told["routers"] == dict.fromkeys(("full", "entropy"), trained.metadata["metrics"]["router"])
+    assert told["entropy"] == trained.metadata["metrics"]["entropy"]
     with pytest.raises(DataError, match="learned from every question"):
-        evaluate({"full": trained}, tokens.of(trained.facts["split"]["train"]))
+        evaluate({"full": trained}, tokens.of(trained.metadata["split"]["train"]))
     other = replace(tokens, manifest={**MANIFEST, "small": {"name": "t", "sha256": "c" * 64}})
     with pytest.raises(InputError, match="made for s with sha256 aaaaaaaaaaaa, and t has cccccccccccc"):
         evaluate({"full": trained}, other)
@@ -333,7 +333,7 @@ def test_evaluation_takes_questions_that_were_not_learned_from(
 
 def test_a_router_keeps_whose_labels_it_learned_from(tokens: LabelledTokens) -> None:
     judged = replace(tokens, verifier="semantic")
-    assert train(judged, SMALL, settings=QUICK, choose=False).facts["verifier"] == "semantic"
+    assert train(judged, SMALL, settings=QUICK, choose=False).metadata["verifier"] == "semantic"
 
 
 def test_a_question_is_known_by_its_text(tokens: LabelledTokens, trained: TrainedRouter) -> None:
@@ -346,7 +346,7 @@ def test_a_question_is_known_by_its_text(tokens: LabelledTokens, trained: Traine
     names = tokens.questions
     texts = [f"text of {name}" for name in names]
     router = train(with_texts(names, texts), SMALL, settings=QUICK, choose=False)
-    test = len(router.facts["split"]["test"])
+    test = len(router.metadata["split"]["test"])
 
     def unseen(labels: LabelledTokens, by: TrainedRouter = router) -> int:
         return int(evaluate({"r": by}, labels)["questions"])
@@ -392,7 +392,7 @@ def test_a_router_comes_back_as_it_was(
     back = TrainedRouter.load(tmp_path / "r")
     assert torch.equal(score(back.network, tokens), score(trained.network, tokens))
     assert back.threshold == trained.threshold
-    assert back.facts["split"] == trained.facts["split"]
+    assert back.metadata["split"] == trained.metadata["split"]
 
 
 def test_the_default_router_is_small_and_the_papers_is_the_papers(tmp_path: Path) -> None:
@@ -443,10 +443,10 @@ def test_shapes_that_cannot_be(values: dict[str, Any]) -> None:
 
 
 def test_inputs_by_name() -> None:
-    assert inputs_of("hidden+entropy") == ("entropy", "hidden")
-    assert inputs_of("r2r") == ("logits", "hidden", "embedding")
+    assert parse_inputs("hidden+entropy") == ("entropy", "hidden")
+    assert parse_inputs("r2r") == ("logits", "hidden", "embedding")
     with pytest.raises(InputError, match="unknown input 'hiden'"):
-        inputs_of("hiden")
+        parse_inputs("hiden")
 
 
 # --- a pair of the catalogue --------------------------------------------------------------------------------
@@ -500,7 +500,7 @@ def share_of(home: Path, **changes: object) -> float:
 
 def test_a_pair_of_the_catalogue_is_served_by_its_router(home: Path) -> None:
     router = TrainedRouter.load(home / "r")
-    assert router.facts["pair"] == "near"
+    assert router.metadata["pair"] == "near"
     completion = (
         LocalModels(Catalogue.load(home / "catalogue.toml")).model("near-r2r").generate(CHAT, Generation(24))
     )
@@ -573,7 +573,7 @@ def test_commands_evaluate_and_calibrate(home: Path, tmp_path: Path) -> None:
     assert faster["calibration"]["wanted"] == pytest.approx(speed / 2)
     recall = json.loads(run("calibrate", home / "r", home / "labels", "--recall", 0.9, "--json").stdout)
     router, labels = TrainedRouter.load(home / "r"), LabelledTokens.load(home / "labels")
-    unseen = labels.of(router.facts["split"]["test"])
+    unseen = labels.of(router.metadata["split"]["test"])
     over = score(router.network, unseen) > recall["threshold"]
     assert float(over[unseen.labels == DIVERGENT].float().mean()) >= 0.9
     assert float(over.float().mean()) == pytest.approx(recall["calibration"]["share"], abs=0.02)
@@ -615,7 +615,7 @@ def test_recall_is_counted_on_the_labels_that_were_learned_from(home: Path, tmp_
     shutil.copytree(home / "r", router)
     manifest = json.loads((labels / "manifest.json").read_text())
     (labels / "manifest.json").write_text(json.dumps(manifest | {"verifiers": ["semantic", "outcome"]}))
-    assert TrainedRouter.load(router).facts["verifier"] == "outcome"
+    assert TrainedRouter.load(router).metadata["verifier"] == "outcome"
     found = calibrate_recall(router, labels, 0.9)
     assert found.threshold == calibrate_recall(home / "r", home / "labels", 0.9).threshold
     told = json.loads(run("evaluate", router, labels, "--json").stdout)
@@ -629,11 +629,11 @@ def test_recall_is_counted_on_texts_that_were_not_learned_from(home: Path, tmp_p
     labels, router = tmp_path / "labels", tmp_path / "r"
     shutil.copytree(home / "labels", labels)
     shutil.copytree(home / "r", router)
-    before = calibrate_recall(router, labels, 0.9).facts["calibration"]["questions"]
+    before = calibrate_recall(router, labels, 0.9).metadata["calibration"]["questions"]
     manifest = json.loads((labels / "manifest.json").read_text())
     others = {name: digest[::-1] for name, digest in manifest["digests"].items()}
     (labels / "manifest.json").write_text(json.dumps(manifest | {"digests": others}))
-    assert calibrate_recall(router, labels, 0.9).facts["calibration"]["questions"] > before
+    assert calibrate_recall(router, labels, 0.9).metadata["calibration"]["questions"] > before
 
 
 def failure(*arguments: object) -> str:

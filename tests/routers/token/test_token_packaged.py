@@ -28,6 +28,6 @@ def test_the_catalogue_offers_learned_routers_of_both_kinds() -> None:
 
 def test_what_it_says_of_itself_names_no_question() -> None:
     """The split keeps ids, which are lines of a file; no text of a data set is shipped."""
-    facts = TrainedRouter.load(router_folder(Catalogue.load()["r2r"])).facts
+    facts = TrainedRouter.load(router_folder(Catalogue.load()["r2r"])).metadata
     assert all(name.isdecimal() for part in facts["split"].values() for name in part)
     assert facts["metrics"]["router"]["all"]["auc"] > 0.85

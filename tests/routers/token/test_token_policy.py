@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from tiny_models import Letters, a_decoder, build, empty, requests_of, tokens_of
 
 from viaticum.decoders import MixedDecoder, Request, Runner, Sampling
-from viaticum.decoders.cost import Calls, CallTimes, CostModel
+from viaticum.decoders.call_times import CallTimes
+from viaticum.decoders.cost import Calls, CostModel
 from viaticum.decoders.features import read_features
-from viaticum.decoders.rollouts import Rollout, RolloutWriter
+from viaticum.decoders.rollouts import Rollout, RolloutGenerator
 from viaticum.errors import DataError, InputError, ModelError
 from viaticum.routers.token import EntropyRouter, Step, entropy
 from viaticum.routers.token.policy import (
@@ -34,7 +35,7 @@ from viaticum.routers.token.policy_train import (
     Batch,
     Learner,
     LearnerSettings,
-    check_weight,
+    check_latency_weight,
     dapo_loss,
     group_advantages,
     reward,
@@ -67,9 +68,9 @@ def a_policy(seed: int = 3, shape: PolicyShape = SHAPE, spread: float = 1.0) -> 
     return policy
 
 
-def a_writer(slots: int = 4, **values: Any) -> RolloutWriter:
+def a_writer(slots: int = 4, **values: Any) -> RolloutGenerator:
     small, large = (Runner(build(seed=seed), slots=slots) for seed in (0, 100))
-    return RolloutWriter(small, large, Letters(), COSTS, **values)
+    return RolloutGenerator(small, large, Letters(), COSTS, **values)
 
 
 def odds_of(policy: Policy, rollout: Rollout, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,8 +89,8 @@ def test_before_it_learns_it_writes_what_r_stitch_writes(rank: int, slots: int) 
     policy = Policy(PolicyShape(32, rank=rank))
     requests = requests_of(7, 3, max_new_tokens=20)
     requests += [replace(each, sampling=Sampling(0.8, seed=5)) for each in requests[:2]]
-    theirs = a_decoder(EntropyRouter(TAU), slots).write_all(requests)
-    ours = a_decoder(RStitchPlus(policy, TAU), slots).write_all(requests)
+    theirs = a_decoder(EntropyRouter(TAU), slots).generate_all(requests)
+    ours = a_decoder(RStitchPlus(policy, TAU), slots).generate_all(requests)
     assert tokens_of(ours) == tokens_of(theirs)
     assert [each.trace.made_by for each in ours] == [each.trace.made_by for each in theirs]
     made = [by for each in ours for by in each.trace.made_by]
@@ -104,7 +105,7 @@ def test_drafting_changes_no_greedy_text(draft: int | None) -> None:
         small, large = (Runner(build(seed=seed), slots=2) for seed in (0, 100))
         router = RStitchPlus(policy, TAU)
         decoder = MixedDecoder(large, small, tokenizer=Letters(), router=router, draft=length)
-        texts.append(tokens_of(decoder.write_all(requests)))
+        texts.append(tokens_of(decoder.generate_all(requests)))
     assert texts[0] == texts[1]
 
 
@@ -118,7 +119,7 @@ def test_the_served_decision_is_the_policys(slots: int, rank: int) -> None:
     policy = a_policy(shape=replace(SHAPE, rank=rank))
     writer, requests = a_writer(slots), requests_of(5, 6, max_new_tokens=25)
     asked = dropped = 0
-    for request, rollout in zip(requests, writer.serve(policy, TAU, requests), strict=True):
+    for request, rollout in zip(requests, writer.generate(policy, TAU, requests), strict=True):
         trace = rollout.result.trace
         odds, chances = odds_of(policy, rollout, request)
         for place, told in enumerate(trace.scores or [math.nan] * len(trace.tokens)):
@@ -212,7 +213,7 @@ def test_a_seed_gives_the_same_rollouts_whatever_was_written_before() -> None:
     writer, policy = a_writer(4), a_policy()
     seeds = [1, 2, 3]
     for _ in range(2):
-        again = writer.draw(policy, TAU, requests, 4, seeds)
+        again = writer.sample(policy, TAU, requests, 4, seeds)
         for ours, theirs in zip(again, groups, strict=True):
             for a, b in zip(ours, theirs, strict=True):
                 assert a.tokens == b.tokens
@@ -220,8 +221,8 @@ def test_a_seed_gives_the_same_rollouts_whatever_was_written_before() -> None:
                 assert a.choices is not None
                 assert b.choices is not None
                 assert torch.equal(a.choices.logps, b.choices.logps)
-    assert sorted(writer.small.free) == sorted(writer.large.free) == list(range(4))
-    other = writer.draw(policy, TAU, requests, 4, [4, 5, 6])
+    assert sorted(writer.small.free_slots) == sorted(writer.large.free_slots) == list(range(4))
+    other = writer.sample(policy, TAU, requests, 4, [4, 5, 6])
     assert [each.tokens for group in other for each in group] != [
         each.tokens for group in groups for each in group
     ]
@@ -239,11 +240,11 @@ def test_a_group_reads_its_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read, texts = [], []
     for once in (True, False):
         if not once:
-            monkeypatch.setattr("viaticum.decoders.rollouts._read_once", lambda *_: None)
+            monkeypatch.setattr("viaticum.decoders.rollouts._prefill_once", lambda *_: None)
         writer = a_writer(4)
         seen: list[int] = []
         for runner in (writer.small, writer.large):
-            call = runner.read
+            call = runner.forward
 
             def counted(
                 slots: Any, tokens: Any, *rest: Any, call: Any = call, seen: list[int] = seen, **more: Any
@@ -251,8 +252,8 @@ def test_a_group_reads_its_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
                 seen.append(sum(map(len, tokens)))
                 return call(slots, tokens, *rest, **more)
 
-            monkeypatch.setattr(runner, "read", counted)
-        groups = writer.draw(a_policy(), TAU, requests, 2, [1, 2])
+            monkeypatch.setattr(runner, "forward", counted)
+        groups = writer.sample(a_policy(), TAU, requests, 2, [1, 2])
         texts.append([each.tokens for group in groups for each in group])
         read.append(sum(seen))
     assert texts[0] == texts[1]
@@ -304,7 +305,7 @@ def test_a_model_that_fails_ends_the_rollouts() -> None:
     with torch.no_grad():
         writer.large.model.model.layers[1].mlp.down_proj.weight[3] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
-        writer.draw(a_policy(), TAU, requests_of(5, 2), 2, [1, 2])
+        writer.sample(a_policy(), TAU, requests_of(5, 2), 2, [1, 2])
 
 
 def test_rollouts_refuse_what_cannot_be() -> None:
@@ -312,13 +313,13 @@ def test_rollouts_refuse_what_cannot_be() -> None:
         a_writer(streams=0)
     writer = a_writer(2)
     with pytest.raises(InputError, match="two texts or more"):
-        writer.draw(a_policy(), TAU, requests_of(5, 1), 1, [1])
+        writer.sample(a_policy(), TAU, requests_of(5, 1), 1, [1])
     other = Policy(PolicyShape(12))
     with pytest.raises(InputError, match="hidden states of 12 numbers, and the model has 32"):
-        writer.serve(other, TAU, requests_of(5, 1, max_new_tokens=20))
-    writer.small.free.remove(0)
+        writer.generate(other, TAU, requests_of(5, 1, max_new_tokens=20))
+    writer.small.free_slots.remove(0)
     with pytest.raises(InputError, match="in use"):
-        writer.serve(a_policy(), TAU, requests_of(5, 1))
+        writer.generate(a_policy(), TAU, requests_of(5, 1))
 
 
 # --- latency ------------------------------------------------------------------------------------------------
@@ -330,8 +331,8 @@ def test_the_calls_of_a_text_are_those_that_were_made(seed: int) -> None:
     decoder = MixedDecoder(
         writer.large, writer.small, tokenizer=Letters(), router=RStitchPlus(a_policy(), TAU)
     )
-    decoder.write(request)
-    rollout = writer.serve(a_policy(), TAU, [request])[0]
+    decoder.generate(request)
+    rollout = writer.generate(a_policy(), TAU, [request])[0]
     for calls, stats in (
         (rollout.calls.small, decoder.stats.small),
         (rollout.calls.large, decoder.stats.large),
@@ -344,7 +345,7 @@ def test_the_calls_of_a_text_are_those_that_were_made(seed: int) -> None:
 
 def test_calls_and_latency_by_hand() -> None:
     # small, small (dropped) large, large keeps the pen, small again
-    calls = Calls.of([0, 1, 1, 0], [False, True, False, False], prompt=10, cached=6)
+    calls = Calls.from_trace([0, 1, 1, 0], [False, True, False, False], prompt=10, cached=6)
     assert calls.small == ((4, 6), (1, 10), (3, 11)) or calls.small == ((4, 6), (1, 10), (2, 11))
     assert calls.large == ((5, 6), (1, 11))
     assert calls.tokens == 4
@@ -357,14 +358,14 @@ def test_calls_and_latency_by_hand() -> None:
         costs.latency(calls) + 0.5 * sum(held for _, held in calls.small)
     )
     with pytest.raises(InputError, match="cached"):
-        Calls.of([0], [False], prompt=3, cached=3)
+        Calls.from_trace([0], [False], prompt=3, cached=3)
     with pytest.raises(InputError, match="streams"):
         costs.latency(calls, 0)
 
 
 def test_more_streams_share_calls_and_wait_for_each_other() -> None:
     flat = CostModel(CallTimes((1,), (1,), ((1.0,),)), CallTimes((1,), (1,), ((10.0,),)), {"context": 0})
-    half = Calls.of([0, 1] * 50, [False, True] * 50, prompt=1)
+    half = Calls.from_trace([0, 1] * 50, [False, True] * 50, prompt=1)
     one, two, many = (flat.latency(half, streams) for streams in (1, 2, 64))
     assert one == pytest.approx(100 * 1 + 50 * 10)
     # Of two texts at least one wants the large model in three steps of four; each reads the other's prompt as well.
@@ -379,7 +380,7 @@ def test_calling_the_large_model_costs_latency() -> None:
     with torch.no_grad():
         never.head.weight.zero_()
         never.head.bias.fill_(-9)
-    cheap, dear = (writer.serve(policy, TAU, requests) for policy in (never, always))
+    cheap, dear = (writer.generate(policy, TAU, requests) for policy in (never, always))
     assert all(each.made[1] == 0 and each.dropped == 0 for each in cheap)
     assert sum(each.latency for each in cheap) < sum(each.latency for each in dear)
 
@@ -393,7 +394,7 @@ def test_reward() -> None:
     assert reward(True, 20.0, 0.0) == 1
     for weight in (-0.1, math.nan, math.inf):
         with pytest.raises(InputError, match="lambda"):
-            check_weight(weight)
+            check_latency_weight(weight)
 
 
 def test_advantages_are_relative_to_the_group() -> None:
@@ -641,5 +642,5 @@ def test_damaged_policies_are_named(tmp_path: Path) -> None:
 
 def test_every_slot_is_free_after_rollouts() -> None:
     decoder = a_decoder(RStitchPlus(a_policy(), TAU), 2)
-    decoder.write_all(requests_of(2, 3))
+    decoder.generate_all(requests_of(2, 3))
     assert empty(decoder)

@@ -12,7 +12,7 @@ from viaticum.errors import InputError
 from viaticum.routers.token import (
     AlwaysLarge,
     AlwaysSmall,
-    Divergence,
+    DivergenceRouter,
     EntropyRouter,
     RandomRouter,
     ReplayRouter,
@@ -106,7 +106,7 @@ def test_chance_takes_its_share_and_decides_a_place_once() -> None:
         RandomRouter(1.1)
 
 
-class Sevens(Divergence):
+class Sevens(DivergenceRouter):
     """Score: the token's sevenths."""
 
     def score(self, step: Step) -> torch.Tensor:
@@ -123,7 +123,7 @@ def test_divergence_drops_what_scores_above_the_threshold_and_always_hands_back(
         False,
     ], "what was scored is not scored again; what is no number is not trusted"
     assert router.hand_back(step).tolist() == [True] * 3
-    assert (router.needs_hidden, router.large_stretches, router.looks_at_tokens) == (True, False, True)
+    assert (router.needs_hidden, router.multi_token_handoff, router.depends_on_token) == (True, False, True)
     assert EntropyRouter().score(step) is None
 
 
