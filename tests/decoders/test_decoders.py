@@ -141,7 +141,7 @@ def test_replayed_traces_equal_decoding_without_cache(block: int) -> None:
     assert empty(several)
     alone = a_decoder(None)
     for request, large, tokens in zip(requests, traces, expected, strict=True):
-        alone.router = ReplayRouter([large])
+        alone.config = replace(alone.config, router=ReplayRouter([large]))
         got = alone.generate(request)
         assert got.trace.tokens == tokens
         assert list(got.trace.made_by) == [int(each) for each in large]
@@ -184,7 +184,7 @@ def test_one_model_alone(router: TokenRouter, seed: int, idle: int, slots: int, 
     got = pair.generate_all(requests)
     assert tokens_of(got) == tokens_of(single(seed).generate_all(requests))
     assert pair.runners[idle].calls == 0
-    assert all(set(result.usage) == {pair.names[seed]} for result in got) or temperature
+    assert all(set(result.usage) == {pair.config.names[seed]} for result in got) or temperature
     if not temperature:
         assert tokens_of(got) == [tuple(plain_text(r.prompt, [bool(seed)] * 12)) for r in requests]
 
