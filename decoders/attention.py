@@ -1,17 +1,18 @@
 """Grouped-query attention over KV slots, for any transformers model that takes a named attention function.
 
-Query heads that share a key/value head are laid out as extra query rows, so that keys and values are never repeated in
-memory: with 16 rows of 600 tokens that copy would cost more than the attention itself. Leaves out writing keys and
-values (`decoders.cache`).
+Query heads that share a key/value head are laid out as extra query rows, so that keys and values are never
+repeated in memory: with 16 rows of 600 tokens that copy would cost more than the attention itself. Leaves out
+writing keys and values (`decoders.cache`).
 
-There are two paths. The dynamic path has all new tokens of a call in one sequence and a list of spans that assigns them
-to rows (`attending`). Each span is torch's fused attention over its slots, read in place, masked only where a row reads
-several tokens. The static path (`decoders.graphs`) gives an additive mask: two matrix products with the mask and a
-softmax between them, scores rounded to the model's dtype as in transformers' eager attention. With a mask, the fused
-CUDA kernels assign each key/value head of a row to one multiprocessor, which then processes all keys alone; a matrix
-product spreads the keys over the device. A decoding kernel that splits the keys and skips masked ones would be faster
-still (FlashInfer, FlashAttention's `flash_attn_with_kvcache`, FlexAttention with a block mask); all of them need more
-than torch's wheel, or a compiler.
+There are two paths. The dynamic path has all new tokens of a call in one sequence and a list of spans that
+assigns them to rows (`attending`). Each span is torch's fused attention over its slots, read in place, masked
+only where a row reads several tokens. The static path (`decoders.graphs`) gives an additive mask: two matrix
+products with the mask and a softmax between them, scores rounded to the model's dtype as in transformers'
+eager attention. With a mask, the fused CUDA kernels assign each key/value head of a row to one
+multiprocessor, which then processes all keys alone; a matrix product spreads the keys over the device. A
+decoding kernel that splits the keys and skips masked ones would be faster still (FlashInfer, FlashAttention's
+`flash_attn_with_kvcache`, FlexAttention with a block mask); all of them need more than torch's wheel, or a
+compiler.
 """
 
 from __future__ import annotations
@@ -79,16 +80,16 @@ def spans(
 ) -> list[Span]:
     """Group the rows of a call into spans.
 
-    Adjacent rows with equally many new tokens form one span if their slots are neighbours, whose keys are then read in
-    place, and their lengths differ little.
+    Adjacent rows with equally many new tokens form one span if their slots are neighbours, whose keys are
+    then read in place, and their lengths differ little.
 
     Args:
         slots: of each row.
         starts: tokens that each slot holds already.
         lengths: new tokens of each row.
         device: of the tensors.
-        gather: join rows whatever their slots and lengths, for devices where launching a kernel costs more than a copy
-            of the keys.
+        gather: join rows whatever their slots and lengths, for devices where launching a kernel costs more
+            than a copy of the keys.
     """
     groups: list[list[int]] = []
     for row, (slot, new) in enumerate(zip(slots, lengths, strict=True)):
@@ -139,8 +140,8 @@ def attending(spans: Sequence[Span], model: Any) -> Iterator[None]:
     A context variable, since not every model family passes keyword arguments on to its attention.
 
     Raises:
-        ModelError: no layer used the spans. The model then has an attention of its own, which ignores the slots and
-            would mix sequences up.
+        ModelError: no layer used the spans. The model then has an attention of its own, which ignores the
+            slots and would mix sequences up.
     """
     context = AttentionContext(spans)
     token = _CONTEXT.set(context)
@@ -171,8 +172,9 @@ def slot_attention(
     """Attention over KV slots, called by the layers of a model within `attending`.
 
     With spans: query [1, Hq, N, D], key and value of all slots [S, Hkv, L, D] -> [1, N, Hq, D].
-    Without: query [B, Hq, T, D], key and value [B, Hkv, L, D], mask [B, 1, T, L] of 0 or -inf -> [B, T, Hq, D].
-    scaling: of the scores, by default D ** -0.5; sliding_window: visible keys; softcap: c of c * tanh(score / c).
+    Without: query [B, Hq, T, D], key and value [B, Hkv, L, D], mask [B, 1, T, L] of 0 or -inf -> [B, T, Hq,
+    D]. scaling: of the scores, by default D ** -0.5; sliding_window: visible keys; softcap: c of c *
+    tanh(score / c).
 
     Raises:
         ModelError: the model has attention sinks (`s_aux`), which are not computed here.

@@ -1,7 +1,7 @@
 """The KV cache of a runner: one slot a sequence, all slots of a layer in one tensor.
 
-Replaces the layers of transformers' `Cache`; the attention function (`decoders.attention`) reads the slots in place.
-Leaves out which slot belongs to which sequence (`decoders.runner`, `decoders.slots`).
+Replaces the layers of transformers' `Cache`; the attention function (`decoders.attention`) reads the slots in
+place. Leaves out which slot belongs to which sequence (`decoders.runner`, `decoders.slots`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class BatchLayout:
 class SlotCache(Cache):
     """Keys and values of every layer, each [slots, kv_heads, capacity, head_dim]; zero where nothing was written.
 
-    transformers calls `update` once per layer. It writes the new tokens of the current batch and returns the keys and
-    values of all slots; the attention function selects its rows. Unwritten positions have to be zero, because a
-    masked position still enters the product as 0 * v.
+    transformers calls `update` once per layer. It writes the new tokens of the current batch and returns the
+    keys and values of all slots; the attention function selects its rows. Unwritten positions have to be
+    zero, because a masked position still enters the product as 0 * v.
     """
 
     def __init__(self, slots: int) -> None:

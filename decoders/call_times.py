@@ -110,7 +110,8 @@ def measure(
         torch.stack([entropy(output.logits), argmax_token(output.logits).float()]).tolist()
         return time.perf_counter() - began
 
-    # All cells in turn, repeatedly: a disturbance of seconds then spoils one time of many cells, and no median.
+    # All cells in turn, repeatedly: a disturbance of seconds then spoils one time of many cells, and no
+    # median.
     samples: dict[tuple[int, int], list[float]] = {(count, new): [] for count in sizes for new in tokens}
     for turn in range(repeats + 1):
         for cell, times in samples.items():

@@ -1,8 +1,8 @@
 """Prefill and catch-up: one model call that reads the tokens a model has not seen of several sequences.
 
-A new sequence reuses the longest cached prefix of any slot, and a prefix that several new sequences share is computed
-once. If the memory is not enough, sequences are failed one by one until the call fits. Leaves out sampling, routing
-and which model is active.
+A new sequence reuses the longest cached prefix of any slot, and a prefix that several new sequences share is
+computed once. If the memory is not enough, sequences are failed one by one until the call fits. Leaves out
+sampling, routing and which model is active.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def catch_up(
 ) -> tuple[RunnerOutput | None, list[SequenceState], list[tuple[SequenceState, ModelError]]]:
     """Let a model read what it has not seen of these sequences, in one call.
 
-    The large model returns the logits after the last kept token and after each draft token, the small one those after
-    the last draft token.
+    The large model returns the logits after the last kept token and after each draft token, the small one
+    those after the last draft token.
 
     Args:
         runner: of the model.
@@ -36,8 +36,8 @@ def catch_up(
         hidden: also return the last hidden states.
 
     Returns:
-        The output, the sequences it is about, and those that failed for lack of memory: the largest consumer each
-        time, as often as necessary.
+        The output, the sequences it is about, and those that failed for lack of memory: the largest consumer
+        each time, as often as necessary.
     """
     failed: list[tuple[SequenceState, ModelError]] = []
     while sequences:

@@ -28,11 +28,11 @@ class DecoderConfig:
         router: chooses between the two models token by token.
         stop_ids: token ids that end a sequence; they are counted, not shown.
         names: of the small and the large model in usage and traces.
-        draft: tokens that the small model drafts before each pass of the large one, which verifies them in that pass.
-            0: none; None: as many as pay off. The output distribution is the same with any draft, and the same text
-            if greedy.
-        draft_cost: cost of a decode step of the small model in steps of the large one, for `draft=None`; None: the
-            ratio of their weight bytes.
+        draft: tokens that the small model drafts before each pass of the large one, which verifies them in
+            that pass. 0: none; None: as many as pay off. The output distribution is the same with any draft,
+            and the same text if greedy.
+        draft_cost: cost of a decode step of the small model in steps of the large one, for `draft=None`;
+            None: the ratio of their weight bytes.
         llm_batch: call the large model when this many sequences wait for it, or none can continue without it.
         loop_guard: what counts as a loop and ends a sequence; None: nothing does.
 

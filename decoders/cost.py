@@ -1,8 +1,8 @@
 """The cost model of a small/large pair on one machine: throughput of each decoding mode, latency of a sequence.
 
-Built from measured call times (`decoders.call_times`). Throughput comes from a simulation of the engine's steps with
-these times and the pair's hand-off statistics (`decoders.simulation`). Leaves out quality: the caller says which modes
-are allowed.
+Built from measured call times (`decoders.call_times`). Throughput comes from a simulation of the engine's
+steps with these times and the pair's hand-off statistics (`decoders.simulation`). Leaves out quality: the
+caller says which modes are allowed.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ class CostModel:
     def latency(self, calls: Calls, streams: int = 1) -> float:
         """Expected seconds of a sequence from start to end, while `streams` sequences like it are decoded at once.
 
-        One stream: the sum of its calls. More: a step serves each row of either model once; the rows of a call are
-        binomially distributed, as if every stream needed each model independently as often as this one; and every
-        sequence waits for the step, and for the prefill of the others.
+        One stream: the sum of its calls. More: a step serves each row of either model once; the rows of a
+        call are binomially distributed, as if every stream needed each model independently as often as this
+        one; and every sequence waits for the step, and for the prefill of the others.
 
         Raises:
             InputError: `streams` is below 1.

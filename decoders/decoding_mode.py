@@ -49,8 +49,9 @@ class HandoffStats:
     def from_stats(cls, stats: Stats) -> HandoffStats:
         """Estimate from the counters of a decoder.
 
-        Every run of the large model begins with a dropped token. If the token after a run is dropped at once, a trace
-        shows one run instead of two; therefore traces alone are not enough. Without drafts `accept` keeps its default.
+        Every run of the large model begins with a dropped token. If the token after a run is dropped at once,
+        a trace shows one run instead of two; therefore traces alone are not enough. Without drafts `accept`
+        keeps its default.
 
         Raises:
             DataError: nothing was decoded.

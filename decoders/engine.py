@@ -1,10 +1,11 @@
 """Continuous batching of sequences that a small and a large model decode together, or one model alone.
 
-A step is at most one call of the small model and one of the large. The small model's call serves the sequences that it
-decodes and those that it drafts for; the large model, which costs most, waits until enough sequences need it. Each
-model has its own KV cache and reads only tokens that it has not seen (catch-up). A token that the router drops was
-never given to either model; after a rejected draft both drop its tail from their caches. Leaves out strategies, prices
-and how a router decides (R-Stitch: arXiv 2507.17307; R2R: 2505.21600).
+A step is at most one call of the small model and one of the large. The small model's call serves the
+sequences that it decodes and those that it drafts for; the large model, which costs most, waits until enough
+sequences need it. Each model has its own KV cache and reads only tokens that it has not seen (catch-up). A
+token that the router drops was never given to either model; after a rejected draft both drop its tail from
+their caches. Leaves out strategies, prices and how a router decides (R-Stitch: arXiv 2507.17307; R2R:
+2505.21600).
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from viaticum.types import FinishReason
 class Engine:
     """The sequences that are being decoded with one configuration. Made by `MixedDecoder.engine()`.
 
-    One thread calls `step` repeatedly, or iterates; any thread may `add` and `abort` meanwhile. Engines that share a
-    runner share its slots and have to be stepped by the same thread.
+    One thread calls `step` repeatedly, or iterates; any thread may `add` and `abort` meanwhile. Engines that
+    share a runner share its slots and have to be stepped by the same thread.
 
     Args:
         config: models, router and settings.
@@ -97,8 +98,8 @@ class Engine:
     def step(self) -> list[Event]:
         """Advance the sequences by at most one call of each model; returns the events.
 
-        A sequence whose logits are not finite, or that needs more memory than there is, ends with reason "error";
-        the others continue.
+        A sequence whose logits are not finite, or that needs more memory than there is, ends with reason
+        "error"; the others continue.
 
         Raises:
             ModelError: other engines hold every slot.
@@ -288,8 +289,8 @@ class Engine:
     def _append_verified(self, sequence: SequenceState, verified: list[tuple[float, ...]]) -> None:
         """Append tokens up to the first that was not drafted, ends the sequence or hands back to the small model.
 
-        verified: (token, finite, entropy, accepted, hand back if there is a small model) of each draft position and
-        the one after them.
+        verified: (token, finite, entropy, accepted, hand back if there is a small model) of each draft
+        position and the one after them.
         """
         drafted, made, accepted = len(sequence.draft), 0, 0
         base = len(sequence.tokens)

@@ -1,10 +1,11 @@
 """Offline features of an existing text: what a token router would have seen at every position.
 
-One teacher-forced pass of the small model over prompt and text through the runner that serves: same dtype, cache and
-attention. What differs from serving is the number of tokens a call: a decode step reads one a row (two after the large
-model was active), here `step_tokens` of one row. Linear layers choose their kernel by that number (`decoders.linear`),
-so that up to four tokens use the kernels of up to four streams; products are summed in another order, which changes the
-last digits in bfloat16. Leaves out labels, and which model made the text.
+One teacher-forced pass of the small model over prompt and text through the runner that serves: same dtype,
+cache and attention. What differs from serving is the number of tokens a call: a decode step reads one a row
+(two after the large model was active), here `step_tokens` of one row. Linear layers choose their kernel by
+that number (`decoders.linear`), so that up to four tokens use the kernels of up to four streams; products are
+summed in another order, which changes the last digits in bfloat16. Leaves out labels, and which model made
+the text.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Fused layers of common model families: fewer and larger kernels, the same results as transformers' layers.
 
-A decode step reads every weight once; everything else is bound by the number of kernels, not by their work, on a GPU
-and for a small model on a CPU as well. transformers launches some 45 kernels a layer. Here q, k and v are one product,
-gate and up another, a norm is one kernel and the rotation of queries and keys three: about 20. Only for attention
-without norms of its own and with fully rotated heads (Qwen 2, Llama, Mistral); other families are left unchanged.
-`torch.compile` would fuse the elementwise rest as well, but needs a compiler on the machine. Leaves out KV slots and
-graphs.
+A decode step reads every weight once; everything else is bound by the number of kernels, not by their work,
+on a GPU and for a small model on a CPU as well. transformers launches some 45 kernels a layer. Here q, k and
+v are one product, gate and up another, a norm is one kernel and the rotation of queries and keys three: about
+20. Only for attention without norms of its own and with fully rotated heads (Qwen 2, Llama, Mistral); other
+families are left unchanged. `torch.compile` would fuse the elementwise rest as well, but needs a compiler on
+the machine. Leaves out KV slots and graphs.
 """
 
 from __future__ import annotations

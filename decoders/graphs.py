@@ -1,17 +1,18 @@
 """A runner whose calls of few tokens have static shapes, so that CUDA replays them as graphs.
 
-A decode step of a small model launches about a thousand kernels of a few microseconds; launching them one by one from
-Python takes several times as long as they run. `static_step` is one model call as a plain function over preallocated
-buffers; its shape is a bucket of rows, new tokens and keys. CUDA captures it once per bucket (CUDA graphs, one memory
-pool) and replays it; a CPU runs the same function eagerly. The call also computes what a decoder needs of the logits:
-the argmax, the normalised entropy and whether they are finite, so that the rule of a router is one more comparison.
+A decode step of a small model launches about a thousand kernels of a few microseconds; launching them one by
+one from Python takes several times as long as they run. `static_step` is one model call as a plain function
+over preallocated buffers; its shape is a bucket of rows, new tokens and keys. CUDA captures it once per
+bucket (CUDA graphs, one memory pool) and replays it; a CPU runs the same function eagerly. The call also
+computes what a decoder needs of the logits: the argmax, the normalised entropy and whether they are finite,
+so that the rule of a router is one more comparison.
 
-The input is one upload per call from pinned memory, and nothing waits for the device; the caller reads the results in
-one transfer (`Engine`). Padding tokens are written to a cache position behind the last one of their slot, which no key
-bucket reaches, and their logits are ignored.
+The input is one upload per call from pinned memory, and nothing waits for the device; the caller reads the
+results in one transfer (`Engine`). Padding tokens are written to a cache position behind the last one of
+their slot, which no key bucket reaches, and their logits are ignored.
 
-Left to the dynamic path of `Runner`: prefill, calls beyond the largest bucket, and rotations that depend on the length
-of the sequence ("dynamic" and "longrope" RoPE). Leaves out sampling, routers and requests.
+Left to the dynamic path of `Runner`: prefill, calls beyond the largest bucket, and rotations that depend on
+the length of the sequence ("dynamic" and "longrope" RoPE). Leaves out sampling, routers and requests.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class GraphShape:
         rows: R, sequences of the call.
         tokens: T, new tokens a row.
         keys: L, cached positions that attention reads.
-        by_slot: row i is slot i, so that keys and values are read in place; else they are gathered for each row.
+        by_slot: row i is slot i, so that keys and values are read in place; else they are gathered for each
+            row.
         keep: last positions of a row whose logits are computed.
     """
 
@@ -135,7 +137,8 @@ class StaticCache(SlotCache):
 def static_step(model: Any, cache: StaticCache, buffers: Buffers, shape: GraphShape) -> None:
     """Run one model call of a given shape from `buffers.inputs` to the other buffers; reads nothing on the host.
 
-    New tokens are right-aligned in each row. Output n belongs to position wanted[n] of the R * keep last ones.
+    New tokens are right-aligned in each row. Output n belongs to position wanted[n] of the R * keep last
+    ones.
     """
     rows, steps, last = shape.rows, shape.tokens, shape.rows * shape.keep
     sizes = [rows, *[rows * steps] * 3, last]
@@ -167,10 +170,11 @@ def static_step(model: Any, cache: StaticCache, buffers: Buffers, shape: GraphSh
 class GraphRunner(Runner):
     """A `Runner` that makes its calls of few tokens with `static_step`, on CUDA as graphs.
 
-    The cache is allocated at the start for the whole context of every slot, rounded up to a bucket of keys. A graph is
-    captured at the first call of its bucket, which takes about as long as three calls; if the memory is not enough for
-    that, the bucket is left to the dynamic path. The model's layers are replaced by fused ones where possible
-    (`decoders.fused_layers`). `static_calls` counts the calls in static shapes, `calls` all of them.
+    The cache is allocated at the start for the whole context of every slot, rounded up to a bucket of keys. A
+    graph is captured at the first call of its bucket, which takes about as long as three calls; if the memory
+    is not enough for that, the bucket is left to the dynamic path. The model's layers are replaced by fused
+    ones where possible (`decoders.fused_layers`). `static_calls` counts the calls in static shapes, `calls`
+    all of them.
 
     Raises:
         ModelError: the memory is not enough for cache and buffers.

@@ -1,21 +1,22 @@
 """Linear layers with packed weights that choose their kernel by the number of rows.
 
-One row is bound by the bytes of weights that it reads, many rows by arithmetic. A layer [N, K] therefore stores its
-weights twice: in bfloat16 in oneDNN's own order for any number of rows (the results of `torch.nn.functional.linear`,
-up to twice as fast), and in a low-bit form for few rows. The form depends on the GGUF file and on the shape:
+One row is bound by the bytes of weights that it reads, many rows by arithmetic. A layer [N, K] therefore
+stores its weights twice: in bfloat16 in oneDNN's own order for any number of rows (the results of
+`torch.nn.functional.linear`, up to twice as fast), and in a low-bit form for few rows. The form depends on
+the GGUF file and on the shape:
 
-- 4-bit, if the file has Q4_K: its blocks unchanged, groups of 32 along K with a scale and a minimum each, these two
-  rounded to bfloat16. 5 bits a weight.
-- 8-bit, if the file has another low-bit type: integers with one scale a row of the matrix, rounded from the bfloat16
-  weights. Either in ATen's kernel (`EightBitForm`) or, if N is large compared to K (the output head, gate and up), in
-  oneDNN's integer kernel (`IntegerForm`): activations become 16-bit integers with one scale a row, split into two
-  digits that pass through the kernel as two rows. Its sums are exact. It reads weights faster, but the digits cost
-  about ten small operations.
+- 4-bit, if the file has Q4_K: its blocks unchanged, groups of 32 along K with a scale and a minimum each,
+  these two rounded to bfloat16. 5 bits a weight.
+- 8-bit, if the file has another low-bit type: integers with one scale a row of the matrix, rounded from the
+  bfloat16 weights. Either in ATen's kernel (`EightBitForm`) or, if N is large compared to K (the output head,
+  gate and up), in oneDNN's integer kernel (`IntegerForm`): activations become 16-bit integers with one scale
+  a row, split into two digits that pass through the kernel as two rows. Its sums are exact. It reads weights
+  faster, but the digits cost about ten small operations.
 
-The two forms of a layer take 2.6 to 3 bytes a weight together, bfloat16 alone takes 2 (1.5B model: 4.6 GB, 0.5B: 1.7
-GB, with the embedding); `weights="bfloat16"` uses only that one. Kernels: `_weight_int4pack_mm_for_cpu` and
-`_weight_int8pack_mm` of ATen, `qlinear_pointwise` and `_linear_pointwise` of oneDNN, all in torch's own CPU wheel.
-Leaves out decoding.
+The two forms of a layer take 2.6 to 3 bytes a weight together, bfloat16 alone takes 2 (1.5B model: 4.6 GB,
+0.5B: 1.7 GB, with the embedding); `weights="bfloat16"` uses only that one. Kernels:
+`_weight_int4pack_mm_for_cpu` and `_weight_int8pack_mm` of ATen, `qlinear_pointwise` and `_linear_pointwise`
+of oneDNN, all in torch's own CPU wheel. Leaves out decoding.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from viaticum.gguf import (
 
 Weights = Literal["auto", "plain", "bfloat16", "low-bit"]
 
-# Maximum rows of a form; beyond them bfloat16 is faster. Measured on two Zen 4 cores with the layers of a 0.5B and a
-# 1.5B model (benchmarks/call_costs.py). ATen's kernels read the weights again for every four rows.
+# Maximum rows of a form; beyond them bfloat16 is faster. Measured on two Zen 4 cores with the layers of a
+# 0.5B and a 1.5B model (benchmarks/call_costs.py). ATen's kernels read the weights again for every four rows.
 FOUR_BIT_ROWS = 4
 EIGHT_BIT_ROWS = 4
 INTEGER_ROWS = 20
@@ -133,7 +134,8 @@ class FourBitForm:
 
     def __init__(self, blocks: FourBit, bias: Tensor | None) -> None:
         numbers = torch.from_numpy(blocks.numbers).int()
-        # `clone`, because in some versions of torch the packed tensor is a view with the size of the int32 storage.
+        # `clone`, because in some versions of torch the packed tensor is a view with the size of the int32
+        # storage.
         self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1).clone()
         scales = torch.from_numpy(blocks.scales).to(torch.bfloat16)
         # The value of number 8, the middle of the range, is exact up to bfloat16.
@@ -385,8 +387,8 @@ def _eight_bit(weight: Tensor) -> tuple[Tensor, Tensor]:
 def _two_digits(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [R, K] as (low + 256 high) * scale: uint8 [2R or more, K], low digits first, and float32 scales [R, 1].
 
-    The digits of value v, -MAX_ACTIVATION to MAX_ACTIVATION, are the two bytes of v + 128 * 257, less 128 each. A NaN
-    anywhere in a row makes its scale, and so its result, NaN.
+    The digits of value v, -MAX_ACTIVATION to MAX_ACTIVATION, are the two bytes of v + 128 * 257, less 128
+    each. A NaN anywhere in a row makes its scale, and so its result, NaN.
     """
     values = x.float()
     scales = values.abs().amax(1, keepdim=True).clamp_min_(1e-30).div_(MAX_ACTIVATION)

@@ -35,17 +35,18 @@ def load_runner(
 
     Args:
         path: the model folder.
-        slots: sequences in the KV cache at once. "auto" takes as many as fit the memory that is free once the weights
-            are loaded (see `plan_slots`); of two models, load the other one first.
+        slots: sequences in the KV cache at once. "auto" takes as many as fit the memory that is free once the
+            weights are loaded (see `plan_slots`); of two models, load the other one first.
         context: maximum positions of one sequence; None: what the model supports.
         dtype: of activations, keys and values.
         device: a torch device.
-        weights: how linear layers store their weights (see `decoders.linear`). "plain": as transformers does, in
-            `dtype`. "bfloat16": the same values in the kernel's own order, about twice as fast. "low-bit": also in 4
-            and 8 bits, for calls of few rows; 2.6 to 3 bytes a weight in all. "auto": the last of these that the
-            machine, the dtype and the folder allow; low-bit only if a quantised model.gguf lies beside the weights.
-        graphs: run calls of few tokens in static shapes, as CUDA graphs (`GraphRunner`). The cache then allocates its
-            whole context at once. None: on CUDA only.
+        weights: how linear layers store their weights (see `decoders.linear`). "plain": as transformers does,
+            in `dtype`. "bfloat16": the same values in the kernel's own order, about twice as fast. "low-bit":
+            also in 4 and 8 bits, for calls of few rows; 2.6 to 3 bytes a weight in all. "auto": the last of
+            these that the machine, the dtype and the folder allow; low-bit only if a quantised model.gguf
+            lies beside the weights.
+        graphs: run calls of few tokens in static shapes, as CUDA graphs (`GraphRunner`). The cache then
+            allocates its whole context at once. None: on CUDA only.
 
     Raises:
         InputError: `weights` is not possible on this machine or with this folder.

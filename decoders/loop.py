@@ -1,8 +1,8 @@
 """Detect a sequence that repeats itself: its tail is one short cycle of tokens again and again.
 
-Greedy small models fall into such loops and would fill the rest of their token limit with them. The default limits are
-wide on purpose: a hundred zeros, a ruled table or a list of equal rows is text, and cutting it would cost more than the
-tokens saved. Looks at token ids only.
+Greedy small models fall into such loops and would fill the rest of their token limit with them. The default
+limits are wide on purpose: a hundred zeros, a ruled table or a list of equal rows is text, and cutting it
+would cost more than the tokens saved. Looks at token ids only.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _ROOM = 4096  # tokens written before the window is moved back
 class LoopGuard:
     """When a sequence counts as a loop.
 
-    Its tail repeats a cycle of at most `period` tokens exactly, at least `repeats` times and over at least `tokens`
-    tokens.
+    Its tail repeats a cycle of at most `period` tokens exactly, at least `repeats` times and over at least
+    `tokens` tokens.
 
     Raises:
         InputError: a number out of range.

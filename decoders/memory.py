@@ -1,7 +1,7 @@
 """Plan the number of KV slots from free memory, and recognise failed allocations.
 
-Estimates from the shape of the KV cache and rough sizes of activations; measures nothing on a model. Needs the standard
-library and torch only.
+Estimates from the shape of the KV cache and rough sizes of activations; measures nothing on a model. Needs
+the standard library and torch only.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def plan_slots(
     # Growing copies one layer at a time, old and new side by side. An MLP holds three tensors of its width.
     growth_bytes = layer_bytes // 2
     activations = prefill_tokens * (8 * width + 3 * int(getattr(text, "intermediate_size", 4 * width))) * size
-    # A mask for each query head that shares a key/value head; a second one if some layers have a sliding window.
+    # A mask for each query head that shares a key/value head; a second one if some layers have a sliding
+    # window.
     masks = 1 + (getattr(text, "sliding_window", None) is not None)
     activations += (
         prefill_tokens * context * (3 + masks * int(text.num_attention_heads) // _kv_heads(text) * size)

@@ -1,7 +1,7 @@
 """Decode with a small and a large model that take turns token by token, or with one model alone.
 
-The public entry point of token-level decoding: `MixedDecoder` holds the settings, `Engine` does the work. Leaves out
-strategies, prices and how a router decides (R-Stitch: arXiv 2507.17307; R2R: 2505.21600).
+The public entry point of token-level decoding: `MixedDecoder` holds the settings, `Engine` does the work.
+Leaves out strategies, prices and how a router decides (R-Stitch: arXiv 2507.17307; R2R: 2505.21600).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from viaticum.routers.token import AlwaysLarge, TokenRouter
 class MixedDecoder:
     """Decodes with a small and a large `Runner` between which a `TokenRouter` chooses.
 
-    Without `small` the large model decodes everything. The other arguments: see `DecoderConfig`. `stats` counts the
-    model calls of all engines that the decoder has made since it was set.
+    Without `small` the large model decodes everything. The other arguments: see `DecoderConfig`. `stats`
+    counts the model calls of all engines that the decoder has made since it was set.
     """
 
     def __init__(

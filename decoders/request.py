@@ -72,10 +72,12 @@ class Result:
 
     Args:
         text: without stop ids and stop strings.
-        finish_reason: "stop" (a stop id or string), "length", "loop" (see `LoopGuard`), "aborted", or "error".
+        finish_reason: "stop" (a stop id or string), "length", "loop" (see `LoopGuard`), "aborted", or
+            "error".
         trace: output tokens, and which model made each.
-        usage: by model that was called: prompt tokens, and output tokens that it made. An accepted draft token counts
-            for the large model. Rejected draft tokens and repeated reads are in the decoder's stats, not here.
+        usage: by model that was called: prompt tokens, and output tokens that it made. An accepted draft
+            token counts for the large model. Rejected draft tokens and repeated reads are in the decoder's
+            stats, not here.
         seconds: from admission to the end.
         error: why, if the finish reason is "error".
     """

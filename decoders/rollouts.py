@@ -1,9 +1,9 @@
 """Rollouts to train a token policy: groups of texts for the same prompts, with sampled decisions of the policy.
 
-They are decoded by the batched decoder that serves. The latency of each is computed from its calls by the cost model
-(`decoders.cost`), never from a clock, so that the same policy and seed give the same rollouts. For the same reason the
-runners' slots are emptied before a batch: cached prefixes change how calls are batched, and so the last digits. Leaves
-out correctness and rewards (`routers.token.policy_train`).
+They are decoded by the batched decoder that serves. The latency of each is computed from its calls by the
+cost model (`decoders.cost`), never from a clock, so that the same policy and seed give the same rollouts. For
+the same reason the runners' slots are emptied before a batch: cached prefixes change how calls are batched,
+and so the last digits. Leaves out correctness and rewards (`routers.token.policy_train`).
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class RolloutGenerator:
         """
         if group < 2:
             raise InputError(f"a group has two texts or more, to be compared with each other; got {group}")
-        # The first text of every group comes first, and so gets the slot that holds its prompt (`_prefill_once`).
+        # The first text of every group comes first, and so gets the slot that holds its prompt
+        # (`_prefill_once`).
         text_seeds = [derive_seed(seed, member) for member in range(group) for seed in seeds]
         seeded = [
             replace(request, sampling=replace(request.sampling, seed=seed))

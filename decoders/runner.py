@@ -1,9 +1,9 @@
 """One causal language model with its KV cache in fixed slots.
 
-`forward` appends ragged new tokens to some slots and returns the logits after the last ones: one new token is a decode
-step, a few are a catch-up with the other model or a draft to verify, many are a prefill (in chunks). Any decoder-only
-family of transformers works, since only the cache and the attention function are replaced. Leaves out loading
-(`decoders.load`), sampling, routing, text and requests.
+`forward` appends ragged new tokens to some slots and returns the logits after the last ones: one new token is
+a decode step, a few are a catch-up with the other model or a draft to verify, many are a prefill (in chunks).
+Any decoder-only family of transformers works, since only the cache and the attention function are replaced.
+Leaves out loading (`decoders.load`), sampling, routing, text and requests.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ class RunnerOutput:
 class Runner:
     """A causal LM and the KV slots of its sequences.
 
-    `cached_tokens[slot]` are the tokens whose keys and values the slot holds; cache positions beyond them are never
-    read. A finished sequence stays in its slot until another one takes the slot, so that a common prompt prefix (the
-    examples of a strategy, a chat) is computed once.
+    `cached_tokens[slot]` are the tokens whose keys and values the slot holds; cache positions beyond them are
+    never read. A finished sequence stays in its slot until another one takes the slot, so that a common
+    prompt prefix (the examples of a strategy, a chat) is computed once.
 
     Args:
-        model: a transformers causal LM whose attention can be replaced; its attention becomes `slot_attention`.
+        model: a transformers causal LM whose attention can be replaced; its attention becomes
+            `slot_attention`.
         slots: sequences in the cache at once.
         context: maximum positions of one sequence; None: what the model supports.
 
@@ -134,7 +135,8 @@ class Runner:
         Raises:
             InputError: `keep[i]` is below 1 or above the number of tokens.
             PromptTooLong: a row would exceed the context; nothing is changed then.
-            ModelError: the memory is not enough; `cached_tokens` then tells which tokens were processed before.
+            ModelError: the memory is not enough; `cached_tokens` then tells which tokens were processed
+                before.
         """
         keep = [1] * len(slots) if keep is None else keep
         for slot, new, last in zip(slots, tokens, keep, strict=True):
@@ -157,7 +159,8 @@ class Runner:
         except (MemoryError, RuntimeError) as error:
             failure = out_of_memory(error)
         self._cache.shrink(capacity, complete=self.calls > 0)
-        # Raised outside of the handler: an error that carries the failed frames would keep their tensors alive.
+        # Raised outside of the handler: an error that carries the failed frames would keep their tensors
+        # alive.
         raise ModelError(failure)
 
     def _forward(
@@ -211,7 +214,8 @@ class Runner:
     def cached_prefix_length(self, slot: int, tokens: Sequence[int]) -> int:
         """Length of the common prefix of `tokens` and what `slot` holds, with the same keys.
 
-        0 if one of them has exceeded the length from which the rotation depends on the longest sequence of a call.
+        0 if one of them has exceeded the length from which the rotation depends on the longest sequence of a
+        call.
         """
         if not self.has_stable_keys(max(self._longest[slot], len(tokens))):
             return 0

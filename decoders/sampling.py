@@ -1,10 +1,10 @@
 """Sample tokens from logits: greedy, or temperature, top-k and top-p, with a seed per request.
 
-All rows of a step at once, on the device of the logits. A row's random number is a hash of its seed, its position in
-the sequence and its purpose, so that it depends neither on the other rows nor on earlier draws. Nucleus sampling
-follows Holtzman et al. (arXiv 1904.09751): the smallest set of most likely tokens whose probability reaches top_p.
-Tokens that tie with the least likely one of the set stay too, as with top-k, so that no order among ties is needed.
-Leaves out models, and requests beyond their `Sampling`.
+All rows of a step at once, on the device of the logits. A row's random number is a hash of its seed, its
+position in the sequence and its purpose, so that it depends neither on the other rows nor on earlier draws.
+Nucleus sampling follows Holtzman et al. (arXiv 1904.09751): the smallest set of most likely tokens whose
+probability reaches top_p. Tokens that tie with the least likely one of the set stay too, as with top-k, so
+that no order among ties is needed. Leaves out models, and requests beyond their `Sampling`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from viaticum.decoders.request import Sampling
 from viaticum.routers.token.base import argmax_token
 
-# Purposes of a random number: the first sample at a position, a second one after a dropped proposal, the acceptance
-# test of a draft token, and the sample that replaces a rejected one.
+# Purposes of a random number: the first sample at a position, a second one after a dropped proposal, the
+# acceptance test of a draft token, and the sample that replaces a rejected one.
 PROPOSE, REDRAW, ACCEPT, RESAMPLE = range(4)
 NUCLEUS = 512  # most likely tokens searched first for top_p; more if they are not enough
 _MASK = (1 << 64) - 1

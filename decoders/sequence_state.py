@@ -24,8 +24,8 @@ NO_SCORE = float("nan")
 class SequenceState:
     """A sequence of prompt and output tokens.
 
-    `active_model` (SMALL or LARGE) decodes the next token. `draft` are tokens that the small model proposes to follow;
-    the large one verifies them once there are `draft_target` of them.
+    `active_model` (SMALL or LARGE) decodes the next token. `draft` are tokens that the small model proposes
+    to follow; the large one verifies them once there are `draft_target` of them.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 """Speculative decoding: verification of draft tokens, draft length, and when to call the large model.
 
-Verification follows Leviathan et al. (arXiv 2211.17192) and Chen et al. (arXiv 2302.01318). A greedy sequence accepts
-a draft token that is the large model's argmax. A sampled one accepts draft token d with probability
-min(1, p(d) / q(d)) and otherwise samples from max(p - q, 0) / sum(max(p - q, 0)), so that the output follows p whatever
-q was; p and q are the distributions of the large and the small model after temperature, top-k and top-p. Leaves out
-models, caches and text.
+Verification follows Leviathan et al. (arXiv 2211.17192) and Chen et al. (arXiv 2302.01318). A greedy sequence
+accepts a draft token that is the large model's argmax. A sampled one accepts draft token d with probability
+min(1, p(d) / q(d)) and otherwise samples from max(p - q, 0) / sum(max(p - q, 0)), so that the output follows
+p whatever q was; p and q are the distributions of the large and the small model after temperature, top-k and
+top-p. Leaves out models, caches and text.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def verify(
 def draft_speedups(longest: int, acceptance: float, drafted: int, cost: float) -> list[float]:
     """Expected tokens of a pass over the cost of a plain pass, for drafts of 0, 1, ... `longest` tokens.
 
-    (1 + a + ... + a^k) / (1 + max(0, k - drafted) * cost + k * VERIFY_COST), see Leviathan et al., section 3.3.
+    (1 + a + ... + a^k) / (1 + max(0, k - drafted) * cost + k * VERIFY_COST), see Leviathan et al., section
+    3.3.
 
     Args:
         longest: maximum draft length.
@@ -119,12 +120,12 @@ class BatchWaitPolicy:
 class DraftLength:
     """Number of tokens to draft for the next pass of one sequence.
 
-    Depends on its own sequence and on constants only, never on a clock or on other sequences, so that a seed gives the
-    same text in any batch.
+    Depends on its own sequence and on constants only, never on a clock or on other sequences, so that a seed
+    gives the same text in any batch.
 
     Args:
-        fixed: always this many; None: the number that maximises `draft_speedups`, given the acceptance rate of this
-            sequence so far.
+        fixed: always this many; None: the number that maximises `draft_speedups`, given the acceptance rate
+            of this sequence so far.
         cost: of a decode step of the small model, in passes of the large one.
     """
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 class CallStats:
     """Calls of one model.
 
-    steps: engine steps that needed the model. calls: model calls (a step may take several, as a prefill does).
-    rows: sequences, summed over steps. tokens: new tokens read. seconds: until the results were on the host.
+    steps: engine steps that needed the model. calls: model calls (a step may take several, as a prefill
+    does). rows: sequences, summed over steps. tokens: new tokens read. seconds: until the results were on the
+    host.
     """
 
     steps: int = 0
@@ -24,9 +25,9 @@ class CallStats:
 class Stats:
     """Counters of a decoder.
 
-    small, large: calls of each model. proposed: tokens that the small model decoded while active. dropped: those that
-    the router dropped. drafted: draft tokens that the large model verified. accepted: those that were kept.
-    large_tokens: tokens that the large model made, accepted draft tokens included.
+    small, large: calls of each model. proposed: tokens that the small model decoded while active. dropped:
+    those that the router dropped. drafted: draft tokens that the large model verified. accepted: those that
+    were kept. large_tokens: tokens that the large model made, accepted draft tokens included.
     """
 
     small: CallStats = field(default_factory=CallStats)

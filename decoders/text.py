@@ -17,8 +17,8 @@ class Tokenizer(Protocol):
 class TextStream:
     """Text of a growing list of tokens; `push` returns what became safe to show.
 
-    Only the tokens since the last complete character are decoded again, so that a long text costs no more a token than
-    a short one. Text that could be the beginning of a stop string is held back.
+    Only the tokens since the last complete character are decoded again, so that a long text costs no more a
+    token than a short one. Text that could be the beginning of a stop string is held back.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:

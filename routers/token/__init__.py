@@ -1,7 +1,8 @@
-"""Which model writes the next token. Needs torch and numpy alone.
+"""Token routers: which model of a small/large pair decodes the next token. Needs torch, safetensors and numpy only.
 
-A router is one class with two methods; `EntropyRouter` is R-Stitch's rule (arXiv 2507.17307), `DivergenceRouter` is
-R2R's (2505.21600) for whatever tells that a token diverges, the others are the limits and the tools to measure with.
+A router is one class with two methods. `EntropyRouter` is R-Stitch's rule (arXiv 2507.17307),
+`DivergenceRouter` is R2R's (arXiv 2505.21600) for any estimate of divergence; the others are end points,
+baselines and tools to measure with.
 """
 
 from viaticum.routers.token.base import Step, TokenRouter, entropy

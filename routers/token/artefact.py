@@ -1,7 +1,8 @@
-"""A learned token router on disk: NOUN.safetensors and NOUN.json, which name each other, and the weights of the pair it is for.
+"""A trained token router on disk: NAME.safetensors and NAME.json, with the checksums of both and of the pair's weights.
 
-Both are written whole or not at all; a file that is damaged, of another version or for other weights is an error that says
-what to do. Leaves out what the facts mean: `routers.token.neural`, `routers.token.policy`.
+Each file is written atomically; a file that is damaged, of another format or for other weights raises an
+error that says what to do. Leaves out what the metadata means (`routers.token.neural`,
+`routers.token.policy`).
 """
 
 from __future__ import annotations
@@ -21,35 +22,52 @@ from torch import Tensor, nn
 from viaticum.errors import DataError, InputError
 from viaticum.routers.token.labels import write_bytes, write_whole
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """One kind of them. noun: its files' name, and in messages; missing: where a folder has none; again: what to do about
-    one that is damaged; other: about other weights of the pair."""
+    """One kind of artefact.
 
-    noun: str
+    Args:
+        name: of its files, and in messages.
+        format: version number in the JSON file.
+        missing: message if a folder has none; may contain {folder}.
+        repair: what to do about a damaged one, in messages.
+        mismatch: what to do if the pair has other weights, in messages.
+    """
+
+    name: str
     format: int
     missing: str
-    again: str
-    other: str
+    repair: str
+    mismatch: str
 
     @property
-    def weights(self) -> str:
-        return f"{self.noun}.safetensors"
+    def weights_file(self) -> str:
+        return f"{self.name}.safetensors"
 
     @property
-    def facts(self) -> str:
-        return f"{self.noun}.json"
+    def metadata_file(self) -> str:
+        return f"{self.name}.json"
 
-    def check_weights(self, facts: Mapping[str, Any], role: str, name: str, sha256: str) -> None:
-        """Raise `InputError` unless it was made for these weights; role: small or large."""
-        made = facts[role]
-        if made["sha256"] != sha256:
+    def check_weights(self, metadata: Mapping[str, Any], role: str, name: str, sha256: str) -> None:
+        """Check that an artefact was made for these weights.
+
+        Args:
+            metadata: of the artefact.
+            role: small or large.
+            name: of the model.
+            sha256: of its weights.
+
+        Raises:
+            InputError: it was made for other weights.
+        """
+        expected = metadata[role]
+        if expected["sha256"] != sha256:
             raise InputError(
-                f"the {self.noun} was made for {made['name']} with sha256 {made['sha256'][:12]}, and {name} has "
-                f"{sha256[:12]}; {self.other}"
+                f"the {self.name} was made for {expected['name']} with sha256 {expected['sha256'][:12]}, "
+                f"and {name} has {sha256[:12]}; {self.mismatch}"
             )
 
     def save(
@@ -57,69 +75,100 @@ class Artefact:
         folder: str | Path,
         state: Mapping[str, Tensor],
         shape: Mapping[str, Any],
-        facts: Mapping[str, Any],
+        metadata: Mapping[str, Any],
     ) -> None:
-        """Raises `InputError` where the folder cannot be written."""
+        """Write both files.
+
+        Args:
+            folder: made if necessary.
+            state: weights by name.
+            shape: hyperparameters of the network.
+            metadata: plain JSON; the checksum of the weights and the format are added.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
         weights = save(dict(state))
-        told = {**facts, "sha256": hashlib.sha256(weights).hexdigest(), "format": self.format}
-        write_bytes(folder / self.weights, weights)
-        write_whole(folder / self.facts, json.dumps({"shape": shape, **told}, indent=1) + "\n")
+        document = {
+            "shape": shape,
+            **metadata,
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            "format": self.format,
+        }
+        write_bytes(folder / self.weights_file, weights)
+        write_whole(folder / self.metadata_file, json.dumps(document, indent=1) + "\n")
 
     def load(
         self,
         folder: str | Path,
-        make: Callable[[dict[str, Any], dict[str, Any]], Made],
-        network: Callable[[Made], nn.Module],
-    ) -> Made:
-        """What `make` gives for (shape, facts), with its network's weights. Raises `InputError` and `DataError`."""
+        make: Callable[[dict[str, Any], dict[str, Any]], T],
+        network: Callable[[T], nn.Module],
+    ) -> T:
+        """Read both files.
+
+        Args:
+            folder: that `save` wrote.
+            make: builds the object from (shape, metadata).
+            network: of the object, whose weights are loaded.
+
+        Raises:
+            InputError: there is no artefact.
+            DataError: it is damaged, of another format, or has weights that are not finite.
+        """
         folder = Path(folder)
         try:
-            facts = json.loads((folder / self.facts).read_text(encoding="utf-8"))
-            if facts["format"] != self.format:
+            metadata = json.loads((folder / self.metadata_file).read_text(encoding="utf-8"))
+            if metadata["format"] != self.format:
                 raise DataError(
-                    f"{folder} has a {self.noun} of format {facts['format']}; this version reads {self.format}"
+                    f"{folder} has a {self.name} of format {metadata['format']}; "
+                    f"this version reads {self.format}"
                 )
-            made = make(facts.pop("shape"), facts)
-            weights = (folder / self.weights).read_bytes()
+            artefact = make(metadata.pop("shape"), metadata)
+            weights = (folder / self.weights_file).read_bytes()
         except FileNotFoundError:
             raise InputError(self.missing.format(folder=folder)) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"{folder / self.facts} is damaged ({error}); {self.again}") from None
-        if hashlib.sha256(weights).hexdigest() != facts["sha256"]:
+            raise DataError(f"{folder / self.metadata_file} is damaged ({error}); {self.repair}") from None
+        weights_path = folder / self.weights_file
+        if hashlib.sha256(weights).hexdigest() != metadata["sha256"]:
             raise DataError(
-                f"{folder / self.weights} is cut short or not the one that {self.facts} belongs to; {self.again}"
+                f"{weights_path} is cut short or not the one that {self.metadata_file} belongs to; {self.repair}"
             )
-        state = network(made)
+        module = network(artefact)
         try:
-            state.load_state_dict(load(weights))
+            module.load_state_dict(load(weights))
         except (SafetensorError, RuntimeError) as error:
             raise DataError(
-                f"{folder / self.weights} does not fit {self.facts} ({str(error).splitlines()[0]}); {self.again}"
+                f"{weights_path} does not fit {self.metadata_file} ({str(error).splitlines()[0]}); {self.repair}"
             ) from None
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in state.state_dict().values()):
-            raise DataError(f"{folder / self.weights} has weights that are not finite; {self.again}")
-        state.eval()
-        return made
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values()):
+            raise DataError(f"{weights_path} has weights that are not finite; {self.repair}")
+        module.eval()
+        return artefact
 
 
 def seen_in_training(
-    facts: Mapping[str, Any], ids: Iterable[str], questions: Mapping[str, str | None]
+    metadata: Mapping[str, Any], ids: Iterable[str], questions: Mapping[str, str | None]
 ) -> set[str]:
-    """Which of these questions, by id, an artefact learned from. ids: those that it learned from.
+    """Ids of those questions that an artefact was trained on.
 
-    questions: of each the digest of its text, or None. Digests are compared where both sides have them, for an id may be no
-    more than the number of a line; else ids.
+    Digests are compared where both sides have them, since an id may be only a line number; else ids.
+
+    Args:
+        metadata: of the artefact; its "digests" are those of the training questions' texts.
+        ids: of the training questions.
+        questions: by id, the digest of the text, or None.
     """
-    digests, names = set(facts.get("digests", ())), set(ids)
+    digests, trained_ids = set(metadata.get("digests", ())), set(ids)
     return {
         name
         for name, digest in questions.items()
-        if (digest in digests if digests and digest is not None else name in names)
+        if (digest in digests if digests and digest is not None else name in trained_ids)
     }

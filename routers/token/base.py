@@ -1,7 +1,7 @@
-"""The contract of a token router, and the entropy that most of them look at.
+"""The interface of a token router, and the entropy that most routers use.
 
-A router decides and does nothing else: no sampling, no cache, no model call. It is asked once a model call
-for the whole batch, on the device: it should give tensors back and never read one on the host.
+A router only decides: it does no sampling, owns no cache and calls no model. It is asked once a model call
+for the whole batch, on the device: it should return tensors and never read one on the host.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ import torch
 from torch import Tensor
 
 TOP = 100  # logits that R2R's router reads
-BLOCK = 128  # neighbouring logits that are looked at together
-NOTHING = -200.0  # e to this power is 0 in float32, and 0 times it is no NaN as 0 times -inf is
-IN_CACHE = 2  # rows of logits whose passes stay in a core's cache: 3 times as fast as 64 rows of 152k at once
+BLOCK = 128  # adjacent logits that are reduced together
+MIN_LOGIT = -200.0  # exp of it is 0 in float32, and 0 times it is 0, while 0 * -inf is NaN
+ROWS_IN_CACHE = 2  # rows of logits that fit a core's cache: 3 times as fast as 64 rows of 152k at once
 
 
 def entropy(logits: Tensor) -> Tensor:
     """Normalised entropy H = -sum(p ln p) / ln|V| of logits [B, V], in [0, 1]; float32 [B].
 
-    R-Stitch, arXiv 2507.17307, equation 1. H is 1 where all tokens are equally likely.
+    R-Stitch, arXiv 2507.17307, equation 1. H is 1 if all tokens are equally likely.
     """
-    if logits.device.type == "cpu" and len(logits) > IN_CACHE:
-        return torch.cat([entropy(part) for part in torch.split(logits, IN_CACHE)])
-    # With x the logits below the largest: -sum(p ln p) = ln(sum(e^x)) - sum(x e^x) / sum(e^x), in fewer passes than ln p.
-    below = (logits.float() - logits.amax(-1, keepdim=True)).clamp_min_(NOTHING)
-    weights = below.exp()
-    whole = weights.sum(-1)
-    return (whole.log() - weights.mul_(below).sum(-1) / whole) / math.log(logits.shape[-1])
+    if logits.device.type == "cpu" and len(logits) > ROWS_IN_CACHE:
+        return torch.cat([entropy(part) for part in torch.split(logits, ROWS_IN_CACHE)])
+    # With x = logits - max(logits): -sum(p ln p) = ln(sum(e^x)) - sum(x e^x) / sum(e^x), in fewer passes than
+    # ln p.
+    shifted = (logits.float() - logits.amax(-1, keepdim=True)).clamp_min_(MIN_LOGIT)
+    weights = shifted.exp()
+    total = weights.sum(-1)
+    return (total.log() - weights.mul_(shifted).sum(-1) / total) / math.log(logits.shape[-1])
 
 
 def argmax_token(logits: Tensor) -> Tensor:
-    """The token with the largest logit, the first of equals: int64 [B], of logits [B, V].
+    """The token with the largest logit, the first of equals: int64 [B] of logits [B, V].
 
-    As `argmax`, which on a CPU takes six times as long as the largest value itself: so by blocks there.
+    As `argmax`, which on a CPU takes six times as long as `amax`; hence by blocks there.
     """
     rows, size = logits.shape
     if logits.device.type != "cpu" or size % BLOCK:
@@ -48,41 +49,46 @@ def argmax_token(logits: Tensor) -> Tensor:
 
 
 def top_tokens(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest logits of each row, sorted downwards, and their tokens: both [B, count] of [B, V], or all where V is less.
+    """The largest logits of each row, descending, and their tokens: both [B, min(count, V)] of logits [B, V].
 
-    The blocks with the largest maxima hold them all, so that only a few have to be sorted: on a CPU a third of the
-    time of `topk` over 152k logits.
+    The blocks with the largest maxima contain them all, so that only a few logits have to be sorted: on a CPU
+    a third of the time of `topk` over 152k logits.
     """
     rows, size = logits.shape
     count, blocks = min(count, size), size // BLOCK
     if blocks <= 2 * count:
-        values, places = logits.topk(count)
-        return values, places
-    body, first = logits[:, : blocks * BLOCK].view(rows, blocks, BLOCK), blocks * BLOCK
+        values, tokens = logits.topk(count)
+        return values, tokens
+    body, tail = logits[:, : blocks * BLOCK].view(rows, blocks, BLOCK), blocks * BLOCK
     best = body.amax(-1).topk(count, sorted=False).indices
     found = body.gather(1, best[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
-    values, places = torch.cat((found, logits[:, first:]), 1).topk(count)
-    # A place among the blocks that were found, or behind them in what no block holds.
-    of_block = best.gather(1, (places // BLOCK).clamp_max(count - 1)) * BLOCK + places % BLOCK
-    return values, torch.where(places < count * BLOCK, of_block, places - count * BLOCK + first)
+    values, indices = torch.cat((found, logits[:, tail:]), 1).topk(count)
+    # An index among the selected blocks, or after them among the logits that are in no block.
+    in_block = best.gather(1, (indices // BLOCK).clamp_max(count - 1)) * BLOCK + indices % BLOCK
+    return values, torch.where(indices < count * BLOCK, in_block, indices - count * BLOCK + tail)
 
 
 def second_choice(best: Tensor, tokens: Tensor) -> Tensor:
-    """The most likely token beside the one at hand: int64 [B], of the most likely ones [B, 2 or more] and tokens [B]."""
+    """The most likely token other than `tokens` [B], given the most likely ones [B, 2 or more]: int64 [B]."""
     return torch.where(best[:, 0] == tokens, best[:, 1], best[:, 0])
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a router sees of one model call: row i is a place in the text of request `requests[i]`.
+    """What a router sees of one model call: row i is a position in the sequence of request `requests[i]`.
 
-    logits: float32 [B, V] of the model that has the pen; entropy: its normalised entropy [B];
-    positions: how many output tokens each text has before that place; tokens: int64 [B], what each row would
-    take; hidden: the last hidden states [B, D] that the logits come from, for `keep_small` of a router that
-    `needs_hidden`; scores: what the router's own `score` gave for this step [B], or None.
+    When the large model verifies a draft a request has several rows, one a position; the answers for rows
+    after a rejected draft token are not used, so an answer must depend on its own row only.
 
-    Where the LLM verifies a draft a request has several rows, one a place; the rows after a token that differs
-    from the draft are asked in vain, so an answer must depend on its own row alone.
+    Args:
+        logits: of the active model, float32 [B, V].
+        entropy: their normalised entropy, float32 [B].
+        requests: index of each row's request.
+        positions: output tokens of each sequence before the position.
+        tokens: the token that each row would append, int64 [B].
+        hidden: last hidden states [B, D] that the logits come from; for `keep_small` of a router with
+            `needs_hidden`.
+        scores: what the router's own `score` returned for this step [B], or None.
     """
 
     logits: Tensor
@@ -94,17 +100,20 @@ class Step:
     scores: Tensor | None = None
 
     def top_logits(self, count: int = TOP) -> Tensor:
-        """The largest logits, sorted downwards: [B, count] (R2R's router reads 100)."""
+        """The largest logits, descending: [B, count] (R2R's router reads 100)."""
         return top_tokens(self.logits, count)[0]
 
 
 class TokenRouter(ABC):
-    """Decides token by token between a small model (SLM) and a large one (LLM).
+    """Chooses token by token between a small model (SLM) and a large one (LLM).
 
-    starts_small: who has the pen first. needs_hidden: whether `keep_small` reads `step.hidden`.
-    large_stretches: False where `hand_back` is always True, so that drafting for the LLM is of no use.
-    looks_at_tokens: whether `keep_small` depends on the token drawn, and not on its distribution alone; where
-    it does, a dropped token is no fair draw any more and is not reused as a draft of sampled text.
+    Class attributes:
+        starts_small: whether the small model is active first.
+        needs_hidden: whether `keep_small` reads `step.hidden`.
+        multi_token_handoff: False if `hand_back` is always True, so that drafts for the large model are of no
+            use.
+        depends_on_token: whether `keep_small` depends on the sampled token, and not on its distribution only.
+            A dropped token is then no unbiased sample any more and is not reused as a draft of sampled text.
     """
 
     starts_small: bool = True
@@ -114,12 +123,12 @@ class TokenRouter(ABC):
 
     @abstractmethod
     def keep_small(self, step: Step) -> Tensor:
-        """The SLM proposes `step.tokens`: bool [B], True keeps the token, False gives the LLM the pen."""
+        """Decide on tokens of the small model: bool [B]; True keeps `step.tokens`, False activates the large model."""
 
     @abstractmethod
     def hand_back(self, step: Step) -> Tensor:
-        """The LLM wrote `step.tokens`, which are kept: bool [B], True returns the pen to the SLM."""
+        """Decide after kept tokens of the large model: bool [B]; True activates the small model."""
 
     def score(self, step: Step) -> Tensor | None:
-        """Numbers [B] behind `keep_small`, asked before it and kept in the trace; None where there are none."""
+        """Scores [B] that `keep_small` is based on, called before it and kept in the trace; None if there are none."""
         return None

@@ -1,6 +1,6 @@
-"""R2R's rule (arXiv 2505.21600): the LLM writes the one token at which the SLM would diverge, then it is the SLM's turn.
+"""R2R's rule (arXiv 2505.21600): the LLM decodes one token where the SLM's would diverge, then the SLM continues.
 
-A base class: what tells that a token diverges (a trained network, a rule) is its `score`.
+A base class; a subclass estimates in `score` whether a token diverges (a trained network, a rule).
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ from viaticum.routers.token.base import Step, TokenRouter
 
 
 class DivergenceRouter(TokenRouter):
-    """The SLM's token is dropped where `score` is above the threshold; the LLM writes that place and hands back.
+    """Drops the SLM's token where `score` is above the threshold; the LLM decodes that position and hands back.
 
-    A subclass writes `score`, e.g. the probability that the token changes where the text leads; it may read
-    `step.hidden` [B, D], `step.top_logits()` [B, 100] and `step.tokens` [B], all on the model's device.
+    A subclass implements `score`, e.g. the probability that the token changes where the text leads; it may
+    read `step.hidden` [B, D], `step.top_logits()` [B, 100] and `step.tokens` [B], all on the model's device.
+
+    Args:
+        threshold: of the score, a probability.
+
+    Raises:
+        InputError: a threshold outside [0, 1].
     """
 
     needs_hidden = True
@@ -31,7 +37,7 @@ class DivergenceRouter(TokenRouter):
 
     @abstractmethod
     def score(self, step: Step) -> Tensor:
-        """How likely each row's token diverges: float [B] in [0, 1]."""
+        """Probability that each row's token diverges: float [B] in [0, 1]."""
 
     def keep_small(self, step: Step) -> Tensor:
         return (self.score(step) if step.scores is None else step.scores) <= self.threshold

@@ -1,10 +1,10 @@
-"""Keeps the large model's share of the tokens at its target when prompts change (off unless asked for).
+"""Keep the large model's share of the tokens at a target when prompts change; optional.
 
-A threshold that was calibrated on some prompts sends more or fewer tokens to the large model on others. Integral control
-on the threshold's log-odds corrects that: every token that goes to the large model raises it a little, every other lowers it, such
-that it rests where the share is the target's. All on the scores' device: nothing is read on the host.
-The offset runs on from text to text, so a text then depends on what the router saw before it; the same stream of
-steps gives the same decisions.
+A threshold calibrated on some prompts sends more or fewer tokens to the large model on others. Integral
+control of the threshold's log-odds corrects that: every token that goes to the large model raises it a
+little, every other token lowers it, so that it is stationary at the target share. Computed on the device of
+the scores; nothing is read on the host. The offset persists across texts, so that a text depends on what the
+router saw before it; the same stream of steps gives the same decisions.
 """
 
 from __future__ import annotations
@@ -17,12 +17,21 @@ from torch import Tensor
 from viaticum.errors import InputError
 
 GAIN = 0.02  # log-odds a token
-BOUND = 4.0  # log-odds either way: a share may lie out of reach, and the threshold must come back from there
-NEAR = 1e-7  # scores keep this distance from 0 and 1, where log-odds are infinite
+BOUND = 4.0  # log-odds either way: a share may be unreachable, and the threshold must recover from it
+EPSILON = 1e-7  # scores are kept this far from 0 and 1, where log-odds are infinite
 
 
 class ShareController:
-    """target: the share of the small model's tokens that are dropped. Raises `InputError` for values out of range."""
+    """Adjusts a threshold so that the share of dropped tokens approaches a target.
+
+    Args:
+        target: share of the small model's tokens that are dropped.
+        gain: change of the log-odds a token.
+        bound: maximum change of the log-odds in total.
+
+    Raises:
+        InputError: a value out of range.
+    """
 
     def __init__(self, target: float, *, gain: float = GAIN, bound: float = BOUND) -> None:
         if not 0 < target < 1:
@@ -34,20 +43,20 @@ class ShareController:
 
     @property
     def offset(self) -> float:
-        """How far the threshold's log-odds are from where they began. Reads the device."""
+        """Change of the threshold's log-odds so far. Reads the device."""
         return 0.0 if self._offset is None else float(self._offset)
 
     def reset(self) -> None:
         self._offset = None
 
     def keep(self, scores: Tensor, threshold: float) -> Tensor:
-        """Which of the small model's tokens are kept, bool [B]; learns from what it says. A NaN is not kept."""
+        """Which of the small model's tokens to keep, bool [B] of scores [B]; updates the offset. Drops NaN scores."""
         if self._offset is None:
             self._offset = torch.zeros((), device=scores.device)
-        base = math.log(max(threshold, NEAR) / max(1 - threshold, NEAR))
-        odds = torch.logit(scores.float(), eps=NEAR)
-        keep = odds <= base + self._offset
+        base = math.log(max(threshold, EPSILON) / max(1 - threshold, EPSILON))
+        log_odds = torch.logit(scores.float(), eps=EPSILON)
+        keep = log_odds <= base + self._offset
         dropped = len(scores) - keep.sum()
-        moved = self._offset + self.gain * (dropped - self.target * len(scores))
-        self._offset = moved.clamp(-self.bound, self.bound)
+        offset = self._offset + self.gain * (dropped - self.target * len(scores))
+        self._offset = offset.clamp(-self.bound, self.bound)
         return keep

@@ -1,7 +1,8 @@
-"""Routers that look at nothing: one model for all tokens, a recorded trace, or chance.
+"""Routers without features: one model for all tokens, a recorded trace, or random choice.
 
-The first two are the ends of every accuracy/cost curve, `RandomRouter` is the control that lies between them; `ReplayRouter` repeats
-who wrote what, to measure or to compare decoders on equal decisions.
+`AlwaysSmall` and `AlwaysLarge` are the end points of every accuracy/cost curve, `RandomRouter` is the
+baseline between them; `ReplayRouter` repeats the decisions of a trace, to measure or to compare decoders with
+equal decisions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from viaticum.routers.token.base import Step, TokenRouter
 
 
 class AlwaysSmall(TokenRouter):
-    """The SLM writes everything; the LLM is never called."""
+    """The SLM decodes everything; the LLM is never called."""
 
     depends_on_token = False
 
@@ -29,7 +30,7 @@ class AlwaysSmall(TokenRouter):
 
 
 class AlwaysLarge(TokenRouter):
-    """The LLM writes everything; the SLM is called for drafts alone, where the decoder is told to draft."""
+    """The LLM decodes everything; the SLM is called for drafts only, if the decoder drafts."""
 
     starts_small = False
     depends_on_token = False
@@ -42,7 +43,7 @@ class AlwaysLarge(TokenRouter):
 
 
 class ReplayRouter(TokenRouter):
-    """`large[r][i]` says whether the LLM writes token i of request r; past its end, the SLM writes."""
+    """Repeats recorded decisions: `large[r][i]` is True if the LLM decodes token i of request r; after the end, the SLM."""
 
     depends_on_token = False
 
@@ -56,18 +57,25 @@ class ReplayRouter(TokenRouter):
         return self._mask(step, ahead=1)
 
     def _mask(self, step: Step, ahead: int) -> Tensor:
-        """True where the SLM writes the token `ahead` of the one at hand."""
+        """True where the SLM decodes the token `ahead` of the current one, bool [B]."""
         small = [
-            not (at + ahead < len(self._large[request]) and self._large[request][at + ahead])
-            for request, at in zip(step.requests, step.positions, strict=True)
+            not (i + ahead < len(self._large[request]) and self._large[request][i + ahead])
+            for request, i in zip(step.requests, step.positions, strict=True)
         ]
         return torch.tensor(small, device=step.entropy.device)
 
 
 class RandomRouter(TokenRouter):
-    """The LLM writes this share of the tokens, wherever it falls: one token, then it hands back, as in R2R.
+    """The LLM decodes a random share of the tokens: one token at a time, then it hands back, as in R2R.
 
-    A place of a request is always decided alike for the same seed. Raises `InputError` for what is no share.
+    The decision for a position of a request depends on the seed only.
+
+    Args:
+        share: of the tokens that the LLM decodes.
+        seed: any integer.
+
+    Raises:
+        InputError: a share outside [0, 1].
     """
 
     multi_token_handoff = False
@@ -79,11 +87,11 @@ class RandomRouter(TokenRouter):
         self.share, self.seed = share, seed
 
     def keep_small(self, step: Step) -> Tensor:
-        drawn = [
-            random.Random(f"{self.seed}:{request}:{at}").random()
-            for request, at in zip(step.requests, step.positions, strict=True)
+        uniforms = [
+            random.Random(f"{self.seed}:{request}:{position}").random()
+            for request, position in zip(step.requests, step.positions, strict=True)
         ]
-        return torch.tensor([each >= self.share for each in drawn], device=step.entropy.device)
+        return torch.tensor([uniform >= self.share for uniform in uniforms], device=step.entropy.device)
 
     def hand_back(self, step: Step) -> Tensor:
         return torch.ones_like(step.entropy, dtype=torch.bool)

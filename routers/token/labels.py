@@ -1,9 +1,9 @@
-"""Labelled tokens on disk: what the small model saw at every place of the large model's texts, and which differences matter.
+"""Labelled tokens on disk: the small model's features at every position of the large model's texts, and the labels.
 
-A folder holds `manifest.json` (weights, prompts, versions), `features-NNNNN.safetensors` (a row for every token of some
-questions), `labels.jsonl` (a line for every place where the small model would write another token, both texts, and
-each verifier's verdict), and `journal.jsonl`, which a run that was killed goes on from. Leaves out making them
-(`training.token_labels`).
+A folder contains `manifest.json` (weights, prompts, versions), `features-NNNNN.safetensors` (a row for every
+token of some questions), `labels.jsonl` (a line for every position at which the small model's token differs,
+both texts, and each verifier's verdict), and `journal.jsonl`, from which a killed run resumes. Leaves out
+making them (`training.token_labels`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,8 @@ from viaticum.errors import DataError, InputError
 
 MANIFEST, ROWS, JOURNAL = "manifest.json", "labels.jsonl", "journal.jsonl"
 FORMAT = 1
-UNKNOWN, IDENTICAL, NEUTRAL, DIVERGENT = (
-    -1,
-    0,
-    1,
-    2,
-)  # of a token; unknown: it differs, and no verdict was given
+# Labels of a token; UNKNOWN: it differs, and there is no verdict.
+UNKNOWN, IDENTICAL, NEUTRAL, DIVERGENT = -1, 0, 1, 2
 _COLUMNS = (
     "place",
     "target",
@@ -45,8 +41,8 @@ _COLUMNS = (
 )
 
 
-class Seen(Protocol):
-    """Features of a text, as `decoders.features` gives them."""
+class TokenFeatures(Protocol):
+    """Features of a text, see `decoders.features.Features`."""
 
     @property
     def tokens(self) -> Tensor: ...
@@ -62,12 +58,18 @@ class Seen(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """All tokens of some texts, one row each, N in all.
+    """All N tokens of some texts, one row each; the field names are the columns of the file.
 
-    questions: ids; owner: the row's question, an index into them, int64 [N]; place: of the token in the text;
-    target: the large model's token; token: the small one's, and second: its next best, indices into known; differs: whether these two do, and
-    the large one's does not end the text, bool [N]; entropy, top, hidden: see `decoders.features`. known
-    [U]: the different ones of these, sorted, and embeddings [U, D] its input embeddings of them.
+    Args:
+        questions: ids.
+        owner: index of the row's question, int64 [N].
+        place: position of the token in the text, int64 [N].
+        target: the large model's token, int64 [N].
+        token, second: the small model's token and its second choice, indices into `known`, int64 [N].
+        differs: whether the models' tokens differ and the large model's does not end the text, bool [N].
+        entropy, top, hidden: see `decoders.features.Features`.
+        known: the distinct token ids that `token` and `second` refer to, sorted, int64 [U].
+        embeddings: the small model's input embeddings of them [U, D].
     """
 
     questions: tuple[str, ...]
@@ -85,16 +87,22 @@ class Shard:
 
     @classmethod
     def of(
-        cls, texts: Sequence[tuple[str, Sequence[int], Seen]], ends: Sequence[int], embeddings: Tensor
+        cls,
+        texts: Sequence[tuple[str, Sequence[int], TokenFeatures]],
+        ends: Sequence[int],
+        embeddings: Tensor,
     ) -> Shard:
-        """From (question, the large model's tokens, features) of each text; ends: tokens that end one.
+        """Build a shard.
 
-        embeddings: the small model's input embeddings of all tokens, [vocabulary, D].
+        Args:
+            texts: (question id, the large model's tokens, features) of each text.
+            ends: stop ids.
+            embeddings: the small model's input embeddings [vocabulary, D].
         """
-        predicted = torch.cat([seen.tokens for _, _, seen in texts])
-        known, places = torch.unique(
-            torch.stack((predicted, torch.cat([seen.second for _, _, seen in texts]))), return_inverse=True
-        )
+        features = [each for _, _, each in texts]
+        predicted = torch.cat([each.tokens for each in features])
+        second = torch.cat([each.second for each in features])
+        known, indices = torch.unique(torch.stack((predicted, second)), return_inverse=True)
         target = torch.tensor([each for _, tokens, _ in texts for each in tokens])
         lengths = torch.tensor([len(tokens) for _, tokens, _ in texts])
         return cls(
@@ -102,37 +110,43 @@ class Shard:
             owner=torch.arange(len(texts)).repeat_interleave(lengths),
             place=torch.cat([torch.arange(int(length)) for length in lengths]),
             target=target,
-            token=places[0],
-            second=places[1],
+            token=indices[0],
+            second=indices[1],
             differs=(predicted != target) & ~torch.isin(target, torch.tensor(ends)),
-            entropy=torch.cat([seen.entropy for _, _, seen in texts]),
-            top=torch.cat([seen.top for _, _, seen in texts]),
-            hidden=torch.cat([seen.hidden for _, _, seen in texts]),
+            entropy=torch.cat([each.entropy for each in features]),
+            top=torch.cat([each.top for each in features]),
+            hidden=torch.cat([each.hidden for each in features]),
             known=known,
             embeddings=embeddings[known.to(embeddings.device)].cpu().clone(),
         )
 
     @classmethod
     def load(cls, path: Path) -> Shard:
-        """Raises `DataError` for a file that is cut short or no shard, or holds numbers that are not finite."""
+        """Read a shard.
+
+        Raises:
+            DataError: the file is truncated, not a shard, or has values that are not finite.
+        """
         try:
             with safe_open(path, "pt") as file:
                 questions = tuple(json.loads(file.metadata()["questions"]))
                 values = {name: file.get_tensor(name) for name in _COLUMNS}
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{path} is damaged ({str(error).splitlines()[0]}); remove it and run `viaticum tokens label` again"
+                f"{path} is damaged ({str(error).splitlines()[0]}); "
+                "remove it and run `viaticum tokens label` again"
             ) from None
         shard = cls(questions, **values)
         for name in ("entropy", "top", "hidden", "embeddings"):
             if not bool(torch.isfinite(values[name]).all()):
                 raise DataError(
-                    f"{path}: {name} has values that are not finite; remove the file and run `viaticum tokens label` again"
+                    f"{path}: {name} has values that are not finite; "
+                    "remove the file and run `viaticum tokens label` again"
                 )
         return shard
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         tensors = {name: getattr(self, name).contiguous() for name in _COLUMNS}
         write_bytes(path, save(tensors, {"questions": json.dumps(self.questions)}))
 
@@ -143,10 +157,19 @@ def shard_paths(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class LabelledTokens:
-    """The tokens of all questions of a folder, with one verifier's labels.
+    """The N tokens of all questions of a folder, with the labels of one verifier.
 
-    labels: int64 [N], IDENTICAL, NEUTRAL, DIVERGENT or UNKNOWN; owner: an index into questions; token and second:
-    indices into embeddings [U, D] and token_ids [U]; verifier: whose labels. The other columns as in `Shard`.
+    Args:
+        manifest: of the folder.
+        questions: ids.
+        owner: index of the row's question, int64 [N].
+        place: position of the token in its text, int64 [N].
+        labels: IDENTICAL, NEUTRAL, DIVERGENT or UNKNOWN, int64 [N].
+        entropy, top, hidden: see `decoders.features.Features`.
+        token, second: indices into `token_ids` and `embeddings`, int64 [N].
+        token_ids: distinct token ids, sorted, int64 [U].
+        embeddings: the small model's input embeddings of them [U, D].
+        verifier: of the labels.
     """
 
     manifest: Mapping[str, Any]
@@ -168,9 +191,9 @@ class LabelledTokens:
 
     @property
     def digests(self) -> Mapping[str, str]:
-        """Of each question's text, by id; older folders have none."""
-        found: Mapping[str, str] = self.manifest.get("digests", {})
-        return found
+        """Digest of each question's text, by id; older folders have none."""
+        digests: Mapping[str, str] = self.manifest.get("digests", {})
+        return digests
 
     @property
     def differing(self) -> Tensor:
@@ -178,22 +201,29 @@ class LabelledTokens:
         return self.labels != IDENTICAL
 
     def of(self, questions: Sequence[str]) -> LabelledTokens:
-        """The tokens of some questions alone."""
-        wanted = set(questions)
-        rows = torch.tensor([question in wanted for question in self.questions])[self.owner]
+        """The tokens of some questions."""
+        selected = set(questions)
+        rows = torch.tensor([question in selected for question in self.questions])[self.owner]
         return self.where(rows)
 
     def where(self, rows: Tensor) -> LabelledTokens:
-        """Some rows, by a bool mask [N] or indices."""
+        """Select rows by a mask, bool [N], or by indices."""
         names = ("owner", "place", "labels", "entropy", "top", "hidden", "token", "second")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     @classmethod
     def load(cls, folder: str | Path, verifier: str = "", *, prefer: str = "") -> LabelledTokens:
-        """Read a folder; verifier: whose labels, by default those by `prefer` if it has them, else by its first one.
+        """Read a folder.
 
-        Raises `InputError` for no such folder or a verifier that has not looked at it, `DataError` for damage or a
-        folder that was only begun.
+        Args:
+            folder: of labels.
+            verifier: of the labels; by default `prefer` if the folder has its labels, else the folder's first
+                one.
+            prefer: see `verifier`.
+
+        Raises:
+            InputError: there is no such folder, or it has no labels by this verifier.
+            DataError: it is damaged or incomplete.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -257,7 +287,12 @@ def _embeddings(ids: Tensor, shards: Sequence[Shard]) -> Tensor:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises `InputError` where there is no folder of labels, `DataError` for one that cannot be read."""
+    """Read the manifest of a folder of labels.
+
+    Raises:
+        InputError: there is none.
+        DataError: it cannot be read.
+    """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
@@ -266,7 +301,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             )
     except FileNotFoundError:
         raise InputError(
-            f"no labels in {folder}; make them with: viaticum tokens label --pair PAIR QUESTIONS.jsonl --out {folder}"
+            f"no labels in {folder}; make them with: "
+            f"viaticum tokens label --pair PAIR QUESTIONS.jsonl --out {folder}"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
@@ -276,10 +312,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of `labels.jsonl`; raises `DataError` naming a broken one."""
+    """The rows of `labels.jsonl`.
+
+    Raises:
+        DataError: a line is not a row of labels.
+    """
     path = folder / ROWS
     try:
-        # Bytes, for a str would also be split at U+2028, which a row may hold as it is.
+        # Bytes, since a str would also be split at U+2028, which a row may contain unescaped.
         lines = path.read_bytes().splitlines()
     except OSError:
         raise _unfinished(folder) from None
@@ -299,12 +339,12 @@ def _unfinished(folder: Path) -> DataError:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A text file that appears whole or not at all."""
+    """Write a text file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """A file that appears whole or not at all."""
+    """Write a file atomically; raises `InputError` if the system refuses."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with scratch.open("wb") as file:

@@ -1,6 +1,7 @@
-"""How well scores find divergent tokens: over all tokens, and among those alone at which the two models differ.
+"""Metrics of divergence scores: over all tokens, and over only those at which the two models differ.
 
-The first says what serves; the second what a score knows beyond "the models will differ", which entropy tells well already.
+The first measures what serving sees; the second what a score knows beyond "the models will differ", which
+entropy predicts well already.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from viaticum.routers.token.labels import DIVERGENT, IDENTICAL, UNKNOWN, LabelledTokens
 
-SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # of all tokens that go to the large model
-DIFFERING_SHARES = (0.25, 0.5, 0.75)  # of those that differ
-DRAWS = 200  # of questions, for intervals
+SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # of all tokens, that go to the large model
+DIFFERING_SHARES = (0.25, 0.5, 0.75)  # of the tokens that differ
+DRAWS = 200  # bootstrap samples of questions
 
 
 def auc(scores: Tensor, positive: Tensor) -> float | None:
-    """The chance that a positive scores above a negative, ties counted half; None without one of each."""
+    """Area under the ROC curve of scores [N], ties counted half; None without both classes. positive: bool [N]."""
     wins, pairs = _wins(scores, positive)
     return wins / pairs if pairs else None
 
@@ -33,26 +34,32 @@ def _wins(scores: Tensor, positive: Tensor) -> tuple[float, int]:
 
 
 def recall_at(scores: Tensor, positive: Tensor, share: float) -> float | None:
-    """The share of the positives among the `share` of tokens that score highest; ties share what is left evenly."""
+    """Recall of the `share` of tokens with the highest scores [N]; ties divide the remaining room evenly.
+
+    positive: bool [N]. None without positives.
+    """
     if not bool(positive.any()):
         return None
     wanted = share * len(scores)
     values, inverse, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-    above = len(scores) - counts.cumsum(0)  # tokens that score higher than each value
-    part = ((wanted - above).clamp_min(0) / counts).clamp_max(1)  # of the tokens of each value
+    above = len(scores) - counts.cumsum(0)  # number of tokens that score higher than each value
+    part = ((wanted - above).clamp_min(0) / counts).clamp_max(1)  # share selected of the tokens of each value
     assert len(values) == len(part)
     return float(part[inverse][positive].sum() / positive.sum())
 
 
 def share_for_recall(scores: Tensor, positive: Tensor, recall: float) -> float:
-    """The least share of tokens, those that score highest, that holds so much of the positives."""
+    """The smallest share of tokens with the highest scores [N] that reaches a recall. positive: bool [N]."""
     ordered = positive[scores.argsort(descending=True, stable=True)].cumsum(0)
     needed = recall * int(positive.sum())
     return (int((ordered < needed - 1e-9).sum()) + 1) / len(scores)
 
 
 def measure(tokens: LabelledTokens, scores: Tensor, *, draws: int = DRAWS) -> dict[str, Any]:
-    """AUC and recall of scores [N] on labelled tokens, with intervals over questions; unknown labels are left out."""
+    """AUC and recall of scores [N] on labelled tokens; unknown labels are left out.
+
+    draws: bootstrap samples of questions for the 95% intervals of the AUC.
+    """
     known = tokens.labels != UNKNOWN
     tokens, scores = tokens.where(known), scores[known]
     positive, differing = tokens.labels == DIVERGENT, tokens.labels != IDENTICAL
@@ -74,20 +81,21 @@ def measure(tokens: LabelledTokens, scores: Tensor, *, draws: int = DRAWS) -> di
 
 
 def _interval(scores: Tensor, positive: Tensor, owner: Tensor, draws: int) -> Sequence[float] | None:
-    """The middle 95% of AUCs when whole questions are drawn anew: tokens of a text are not independent."""
+    """95% bootstrap interval of the AUC over whole questions: tokens of a text are not independent."""
     owners = owner.unique().tolist()  # type: ignore[no-untyped-call]
     if len(owners) < 2 or draws < 2 or auc(scores, positive) is None:
         return None
     rows = [(owner == each).nonzero().flatten() for each in owners]
-    dice = torch.Generator().manual_seed(0)
-    found = []
+    rng = torch.Generator().manual_seed(0)
+    values = []
     for _ in range(draws):
-        drawn = torch.cat([rows[i] for i in torch.randint(len(rows), (len(rows),), generator=dice).tolist()])
-        value = auc(scores[drawn], positive[drawn])
-        found += [] if value is None else [value]
-    if not found:
+        chosen = torch.randint(len(rows), (len(rows),), generator=rng).tolist()
+        sampled = torch.cat([rows[i] for i in chosen])
+        value = auc(scores[sampled], positive[sampled])
+        values += [] if value is None else [value]
+    if not values:
         return None
-    ends = torch.tensor(found, dtype=torch.float64).quantile(
+    ends = torch.tensor(values, dtype=torch.float64).quantile(
         torch.tensor([0.025, 0.975], dtype=torch.float64)
     )
     return [float(each) for each in ends]

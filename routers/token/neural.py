@@ -1,10 +1,11 @@
-"""R2R's router (arXiv 2505.21600, section 3.2): from what the small model knows at a place to one logit, divergent or not.
+"""R2R's router (arXiv 2505.21600, section 3.2): a network from features of the small model to the logit of divergence.
 
-Inputs: the last hidden state, the largest logits sorted, the small model's input embedding of the token it would
-write, and, which R2R leaves out, its entropy and the embedding of its second choice: " the" against " a" matters less than
-"7" against "8". Hidden state and embeddings are projected, everything is joined and goes through residual pre-norm MLP blocks. Several small networks, trained on different questions, are averaged: with some ten thousand
-tokens that generalises better than one large network. All of them are computed together. Needs torch, safetensors and
-numpy alone; leaves out training (`routers.token.train`).
+Inputs: the last hidden state, the largest logits, sorted, the small model's input embedding of its next
+token, and, not in R2R, its entropy and the embedding of its second choice: " the" against " a" matters less
+than "7" against "8". Hidden state and embeddings are projected; all inputs are concatenated and pass through
+residual pre-norm MLP blocks. Several small networks, trained on different questions, are averaged: with some
+ten thousand tokens that generalises better than one large network. All members are computed together. Needs
+torch, safetensors and numpy only; leaves out training (`routers.token.train`).
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ ARTEFACT = Artefact(
     "router",
     format=1,
     missing="no token router in {folder}; make one with: viaticum tokens train LABELS --out {folder}",
-    again="train the router again",
-    other="label and train with these weights",
+    repair="train the router again",
+    mismatch="label and train with these weights",
 )
 EXPANSION = 4  # of an MLP block
-LIKELIEST = 10  # tokens whose probabilities are inputs beside their logits
-FARTHEST = 10.0  # standard deviations; what lies beyond was not seen in training and is cut
-SMALLEST = 1e-4  # of entropies, whose logarithm is an input
+PROBABILITIES = 10  # most likely tokens whose probabilities are inputs besides their logits
+MAX_DEVIATION = 10.0  # standard deviations; features beyond were not seen in training and are clamped
+MIN_ENTROPY = 1e-4  # lower bound of entropies, whose logarithm is an input
 
 
 class Inputs(NamedTuple):
-    """What a network sees; those that it does not use may be None.
+    """Inputs of a network for B positions; those that it does not use may be None.
 
-    entropy: normalised [B]; top: the largest logits, sorted downwards [B, top]; hidden: last hidden states [B, D]; embedding and
-    second: the small model's input embeddings of the token at hand and of the most likely one beside it [B, D].
+    entropy: normalised [B]. top: largest logits, descending [B, top]. hidden: last hidden states [B, D].
+    embedding, second: the small model's input embeddings of its token and of its second choice [B, D].
     """
 
     entropy: Tensor
@@ -60,11 +61,20 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """hidden: the small model's hidden size, and its embeddings'; top: logits. rank: dimensions that hidden states
-    and embeddings are projected to, by their principal components; 0: none, the first layer projects. depth 0 is
-    logistic regression. members: networks that are averaged. The paper's: width 1024, depth 6, rank 0, members 1.
+    """Hyperparameters of a network. The paper's: width 1024, depth 6, rank 0, members 1.
 
-    Raises `InputError` for what cannot be.
+    Args:
+        hidden: D, hidden size of the small model and of its embeddings.
+        top: number of logits.
+        inputs: some of INPUTS.
+        width: of the MLP blocks.
+        depth: number of MLP blocks; 0 is logistic regression.
+        rank: principal components that hidden states and embeddings are projected to; 0: no projection.
+        members: networks that are averaged.
+        dropout: in training.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     hidden: int
@@ -91,17 +101,21 @@ class Shape:
 
     @property
     def features(self) -> int:
-        """Numbers that all inputs come to."""
+        """F, the length of the concatenated inputs."""
         sizes = {
             "entropy": 2,
-            "logits": self.top + min(LIKELIEST, self.top),
+            "logits": self.top + min(PROBABILITIES, self.top),
             **dict.fromkeys(VECTORS, self.projected),
         }
         return sum(sizes[name] for name in self.inputs)
 
 
 def parse_inputs(text: str) -> tuple[str, ...]:
-    """all, r2r (the paper's: logits, hidden, embedding), or names joined by + or commas. Raises `InputError`."""
+    """Parse "all", "r2r" (logits, hidden, embedding) or names joined by + or commas.
+
+    Raises:
+        InputError: an unknown name.
+    """
     if text in SUBSETS:
         return SUBSETS[text]
     names = [name.strip() for name in text.replace("+", ",").split(",")]
@@ -112,7 +126,7 @@ def parse_inputs(text: str) -> tuple[str, ...]:
 
 
 class _Linear(nn.Module):
-    """The same layer of every member: x [K, B, in] -> [K, B, out]."""
+    """A linear layer of each of K members: x [K, B, in] -> [K, B, out]."""
 
     def __init__(self, members: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -125,7 +139,7 @@ class _Linear(nn.Module):
 
 
 class _Block(nn.Module):
-    """x + MLP(norm(x)); the norm's own weights would be those of the layer after it."""
+    """x + MLP(norm(x)); the norm has no weights, which the layer after it would absorb."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -139,7 +153,7 @@ class _Block(nn.Module):
 
 
 class Projection(nn.Module):
-    """Vectors [B, D] to their standardised principal components [B, rank]; without a rank standardised alone."""
+    """Vectors [B, D] to their whitened principal components [B, rank]; rank 0 only standardises them, [B, D]."""
 
     mean: Tensor
     matrix: Tensor
@@ -154,7 +168,7 @@ class Projection(nn.Module):
         return centred @ self.matrix if self.matrix.dim() == 2 else centred * self.matrix
 
     def fit(self, x: Tensor) -> None:
-        """From vectors as they come [N, D]. Dimensions are standardised first: a few are far larger than all others."""
+        """Fit to vectors [N, D]. Dimensions are standardised first: a few are far larger than all others."""
         x = x.float()
         self.mean.copy_(x.mean(0))
         scale = 1 / x.std(0).clamp_min(1e-6)
@@ -171,7 +185,7 @@ class Projection(nn.Module):
 
 
 class DivergenceNetwork(nn.Module):
-    """Tells how likely the small model's token diverges; see `Shape`."""
+    """Estimates the logit that the small model's token diverges; see `Shape`."""
 
     mean: Tensor
     scale: Tensor
@@ -189,11 +203,11 @@ class DivergenceNetwork(nn.Module):
         self.head = _Linear(shape.members, shape.width if shape.depth else shape.features, 1)
 
     def features(self, inputs: Inputs) -> Tensor:
-        """All inputs as one standardised vector [B, features]."""
-        return ((self._raw(inputs) - self.mean) * self.scale).clamp(-FARTHEST, FARTHEST)
+        """All inputs concatenated and standardised, float32 [B, F]."""
+        return ((self._raw(inputs) - self.mean) * self.scale).clamp(-MAX_DEVIATION, MAX_DEVIATION)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The logits of all members, [K, B], for features [B, F] or, each member its own, [K, B, F]."""
+        """The logits of all members, [K, B], for shared features [B, F] or features of each member [K, B, F]."""
         members = self.shape.members
         x = features.expand(members, *features.shape) if features.dim() == 2 else features
         x = F.dropout(x, self.shape.dropout if self.shape.depth else 0.0, self.training)
@@ -207,12 +221,12 @@ class DivergenceNetwork(nn.Module):
 
     def logits(self, inputs: Inputs) -> Tensor:
         """The mean logit of the members, float32 [B]."""
-        told: Tensor = self(self.features(inputs))
-        return told.mean(0)
+        members: Tensor = self(self.features(inputs))
+        return members.mean(0)
 
     @torch.no_grad()
     def fit_features(self, inputs: Inputs) -> None:
-        """Set projections and standardisation from inputs as they come."""
+        """Fit projections and standardisation to inputs of the training data."""
         for name, projection in self.projections.items():
             assert isinstance(projection, Projection), "only projections are kept there"
             projection.fit(_vector(inputs, name))
@@ -223,11 +237,11 @@ class DivergenceNetwork(nn.Module):
     def _raw(self, inputs: Inputs) -> Tensor:
         parts: list[Tensor] = []
         if "entropy" in self.shape.inputs:
-            chance = inputs.entropy.float()[:, None]
-            parts += [chance, chance.clamp_min(SMALLEST).log()]
+            entropy = inputs.entropy.float()[:, None]
+            parts += [entropy, entropy.clamp_min(MIN_ENTROPY).log()]
         if "logits" in self.shape.inputs:
             top = inputs.top[:, : self.shape.top].float()
-            parts += [top[:, :1], top[:, 1:] - top[:, :1], torch.softmax(top, -1)[:, :LIKELIEST]]
+            parts += [top[:, :1], top[:, 1:] - top[:, :1], torch.softmax(top, -1)[:, :PROBABILITIES]]
         parts += [projection(_vector(inputs, name)) for name, projection in self.projections.items()]
         return torch.cat(parts, 1)
 
@@ -239,10 +253,16 @@ def _vector(inputs: Inputs, name: str) -> Tensor:
 
 
 class LearnedDivergenceRouter(DivergenceRouter):
-    """Serves a trained network: its score is the probability that the small model's token diverges.
+    """Routes with a trained network: its score is the probability that the small model's token diverges.
 
-    embeddings: the small model's input embeddings [vocabulary, D] (`Runner.embeddings`), on its device, as the network
-    should be. drift: keeps the large model's share at a target; the threshold alone decides where there is none.
+    Args:
+        network: moved to the device of the embeddings.
+        embeddings: input embeddings of the small model [vocabulary, D] (`Runner.embeddings`), on its device.
+        threshold: of the probability above which a token is dropped.
+        drift: keeps the large model's share at a target; None: the threshold is constant.
+
+    Raises:
+        InputError: the network was made for embeddings of another size.
     """
 
     def __init__(
@@ -286,10 +306,10 @@ class LearnedDivergenceRouter(DivergenceRouter):
 
 @dataclass(frozen=True)
 class TrainedRouter:
-    """A network and what is known of it: the weights it is for, its threshold, how good it is.
+    """A trained network and its metadata.
 
-    facts: pair, small and large (name and sha256 of the weights), verifier (whose labels it learned from), threshold,
-    calibration, quantiles, metrics, split, digests (of the questions it learned from), versions; plain JSON.
+    metadata: pair, small and large (name and sha256 of the weights), verifier (of its labels), threshold,
+    calibration, quantiles, metrics, split, digests (of the training questions), versions; plain JSON.
     """
 
     network: DivergenceNetwork
@@ -301,39 +321,48 @@ class TrainedRouter:
 
     @property
     def verifier(self) -> str:
-        """Whose labels it learned from; empty where it does not say."""
+        """The verifier of its labels; empty if unknown."""
         return str(self.metadata.get("verifier", ""))
 
     def threshold_for(self, share: float) -> float:
-        """The threshold above which that share of the tokens scored when the router was last calibrated."""
+        """The threshold above which `share` of the tokens scored in the last calibration.
+
+        Raises:
+            InputError: a share outside [0, 1].
+        """
         if not 0 <= share <= 1:
             raise InputError(f"a share is between 0 and 1, got {share}")
         quantiles: Sequence[float] = self.metadata["quantiles"]
-        place = (1 - share) * (len(quantiles) - 1)
-        low = int(place)
+        position = (1 - share) * (len(quantiles) - 1)
+        low = int(position)
         high = min(low + 1, len(quantiles) - 1)
-        return quantiles[low] + (place - low) * (quantiles[high] - quantiles[low])
+        return quantiles[low] + (position - low) * (quantiles[high] - quantiles[low])
 
     def check_weights(self, role: str, name: str, sha256: str) -> None:
         """Raise `InputError` unless the router was made for these weights; role: small or large."""
         ARTEFACT.check_weights(self.metadata, role, name, sha256)
 
     def save(self, folder: str | Path) -> None:
-        """Write `router.safetensors` and `router.json`, each whole or not at all."""
+        """Write `router.safetensors` and `router.json`, each atomically."""
         ARTEFACT.save(folder, compact(self.network.state_dict()), asdict(self.network.shape), self.metadata)
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainedRouter:
-        """Raises `InputError` where there is none, `DataError` for one that is damaged or of another version."""
+        """Read a saved router.
 
-        def make(shape: dict[str, Any], facts: dict[str, Any]) -> TrainedRouter:
-            return cls(DivergenceNetwork(Shape(**{**shape, "inputs": tuple(shape["inputs"])})), facts)
+        Raises:
+            InputError: there is none.
+            DataError: it is damaged or of another format.
+        """
+
+        def make(shape: dict[str, Any], metadata: dict[str, Any]) -> TrainedRouter:
+            return cls(DivergenceNetwork(Shape(**{**shape, "inputs": tuple(shape["inputs"])})), metadata)
 
         return ARTEFACT.load(folder, make, lambda made: made.network)
 
 
 def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as they are stored: in float16, and means and scales in float32."""
+    """Weights in the stored precision: float16, but means and scales in float32."""
     exact = ("mean", "scale", "matrix")
     return {
         name: (tensor if name.rpartition(".")[2] in exact else tensor.half()).contiguous()
@@ -342,5 +371,5 @@ def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def round_weights(network: DivergenceNetwork) -> None:
-    """Make the network the one that will be loaded, so that what is measured of it is what serves."""
+    """Round the weights to the stored precision, so that metrics are those of the network that will be loaded."""
     network.load_state_dict({name: tensor.float() for name, tensor in compact(network.state_dict()).items()})

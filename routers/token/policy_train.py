@@ -1,9 +1,9 @@
-"""How R-Stitch+'s policy learns from texts it took part in: DAPO (arXiv 2503.14476), on its answers alone.
+"""Training of R-Stitch+'s policy by DAPO (arXiv 2503.14476), on the policy's decisions only.
 
-Several texts a question, each with answers drawn by the policy. A text's advantage is its reward against those of its group, in
-standard deviations; groups whose rewards are equal teach nothing and are left out. The ratio of new to old probability is clipped,
-higher above than below, and the loss is the mean over all answers of the batch, so that a long text counts for more.
-Pure torch: knows neither models nor questions.
+Several texts a question, each with sampled decisions. The advantage of a text is its reward relative to its
+group, in standard deviations; groups with equal rewards carry no signal and are left out. The ratio of new to
+old probability is clipped, higher above than below, and the loss is the mean over all decisions of the batch,
+so that a long text counts for more. Pure torch; leaves out models and questions.
 """
 
 from __future__ import annotations
@@ -20,14 +20,23 @@ from viaticum.errors import InputError
 from viaticum.routers.token.policy import Policy, PolicyDecisions, log_probability
 
 LATENCY_WEIGHT = 0.01
-EQUAL_REWARDS = 1e-6  # rewards that are nearer than this are equal
+EQUAL_REWARDS = 1e-6  # rewards that differ by less are equal
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
-    """low, high: how far a probability ratio may fall and rise. epochs: passes over a batch, each in so many minibatches.
+    """Hyperparameters of the policy update.
 
-    scale: see `group_advantages`.
+    Args:
+        rate: learning rate of Adam.
+        low, high: clip range of the probability ratio, 1 - low to 1 + high.
+        epochs: passes over a batch.
+        minibatches: of each pass.
+        longest_gradient: norm to which gradients are clipped.
+        scale: of the advantages, see `group_advantages`.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     rate: float = 3e-3
@@ -51,7 +60,11 @@ class LearnerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Answers of the policy, N in all: features [N, F], called bool [N], logps when they were drawn [N], advantages [N]."""
+    """N decisions of the policy.
+
+    features: [N, F]. called: whether the large model was called, bool [N]. logps: log probability when
+    sampled [N]. advantages: [N].
+    """
 
     features: Tensor
     called: Tensor
@@ -66,23 +79,34 @@ class Batch:
         choices: Sequence[Sequence[PolicyDecisions]],
         scale: str = "group",
     ) -> Batch:
-        """All answers of the texts of groups: rewards and choices of each text of each group. Every answer has its text's advantage."""
-        gained, _ = group_advantages(torch.tensor(rewards, dtype=torch.float64), scale)
+        """All decisions of groups of texts; each decision has the advantage of its text.
+
+        Args:
+            policy: computes the features.
+            rewards: of each text of each group.
+            choices: decisions of each text of each group.
+            scale: see `group_advantages`.
+        """
+        advantages, _ = group_advantages(torch.tensor(rewards, dtype=torch.float64), scale)
         texts = [each for group in choices for each in group]
-        seen, device = PolicyDecisions.joined(texts), policy.mean.device
+        decisions, device = PolicyDecisions.concatenate(texts), policy.mean.device
         lengths = torch.tensor([len(each) for each in texts])
+        inputs = (decisions.hidden, decisions.entropy, decisions.positions)
         with torch.no_grad():
-            features = policy.features(
-                *(each.to(device) for each in (seen.hidden, seen.entropy, seen.positions))
-            )
-        return cls(features, seen.called, seen.logps, gained.float().flatten().repeat_interleave(lengths))
+            features = policy.features(*(each.to(device) for each in inputs))
+        return cls(
+            features,
+            decisions.called,
+            decisions.logps,
+            advantages.float().flatten().repeat_interleave(lengths),
+        )
 
 
 def reward(correct: bool, latency: float, weight: float = LATENCY_WEIGHT) -> float:
-    """correct - weight * correct * latency (R-Stitch, section 3.3); a wrong text is worth 0 however fast it was.
+    """Reward of a text: correct - weight * correct * latency (R-Stitch, section 3.3); 0 for a wrong text.
 
-    latency in seconds. The paper's weight of 5e-6 is for a unit of its own; 0.01 says that an answer ten seconds later is worth a
-    tenth less, which for the default pair on two cores is what the whole of a usual text takes.
+    latency in seconds. The paper's weight of 5e-6 is for a unit of its own; with 0.01 an answer ten seconds
+    later is worth a tenth less, which for the default pair on two cores is the duration of a usual text.
     """
     return float(correct) - weight * float(correct) * latency
 
@@ -93,48 +117,54 @@ def check_latency_weight(weight: float) -> None:
 
 
 def group_advantages(rewards: Tensor, scale: str = "group") -> tuple[Tensor, Tensor]:
-    """Rewards [Q, G] -> advantages [Q, G], and which groups have rewards that differ, bool [Q]; others have advantage 0.
+    """Advantages [Q, G] of rewards [Q, G], and which groups have differing rewards, bool [Q]; the others get 0.
 
-    scale: "group", DAPO's (reward - mean) / std of the group. Where all texts of a group are right only latency differs, and weighs as
-    much as right and wrong do elsewhere, whatever lambda is. "batch" divides by the deviation of all groups that differ, so
-    that lambda keeps its meaning.
+    scale: "group" is DAPO's (reward - mean) / std of the group. If all texts of a group are right, only
+    latency differs, and then weighs as much as right and wrong do elsewhere, whatever lambda is. "batch"
+    divides by the standard deviation over all groups that differ, so that lambda keeps its meaning.
     """
     differ = rewards.amax(1) - rewards.amin(1) > EQUAL_REWARDS
     centred = rewards - rewards.mean(1, keepdim=True)
-    squares = (centred**2).mean(1, keepdim=True)
+    variance = (centred**2).mean(1, keepdim=True)
     if scale == "batch":
-        squares = squares[differ].mean().expand_as(squares)
-    return torch.where(differ[:, None], centred / squares.sqrt(), 0.0), differ
+        variance = variance[differ].mean().expand_as(variance)
+    return torch.where(differ[:, None], centred / variance.sqrt(), 0.0), differ
 
 
 def dapo_loss(
     logps: Tensor, old: Tensor, advantages: Tensor, *, low: float = 0.2, high: float = 0.28, of: float = 0
 ) -> Tensor:
-    """-sum(min(r A, clip(r, 1 - low, 1 + high) A)) / of, with r = exp(logps - old); of: by default their number [N]."""
+    """-sum(min(r A, clip(r, 1 - low, 1 + high) A)) / of, with r = exp(logps - old), the negated DAPO objective.
+
+    logps, old, advantages: [N]; of: the divisor, by default N.
+    """
     ratio = (logps - old).exp()
-    gained = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
-    return -gained.sum() / (of or len(logps))
+    objective = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    return -objective.sum() / (of or len(logps))
 
 
 class Learner:
-    """A policy and its Adam. `state` and `restore` let a run go on elsewhere as if it had never stopped."""
+    """A policy and its Adam optimiser; `state` and `restore` allow an exact resume."""
 
     def __init__(self, policy: Policy, settings: LearnerSettings) -> None:
         self.policy, self.settings = policy.train().requires_grad_(True), settings
         self._optimiser = torch.optim.Adam(policy.parameters(), lr=settings.rate)
 
     def update(self, batch: Batch, seed: int) -> dict[str, float]:
-        """Several epochs over a batch, the minibatches drawn by the seed. Returns what happened, as means over the passes."""
+        """Train for several epochs on a batch, its minibatches sampled by the seed.
+
+        Returns the loss and the share of clipped decisions, as means over the epochs.
+        """
         settings, device = self.settings, self.policy.mean.device
         batch = Batch(*(getattr(batch, name).to(device) for name in Batch.__slots__))
         count = len(batch.logps)
         if not count:
             return {"loss": 0.0, "clipped": 0.0}
         parts = min(settings.minibatches, count)
-        dice = torch.Generator().manual_seed(seed)
-        told = torch.zeros(2, device=device)  # loss, answers beyond the clip
+        rng = torch.Generator().manual_seed(seed)
+        totals = torch.zeros(2, device=device)  # loss, share of clipped decisions
         for _ in range(settings.epochs):
-            for rows in torch.randperm(count, generator=dice).to(device).tensor_split(parts):
+            for rows in torch.randperm(count, generator=rng).to(device).tensor_split(parts):
                 logps = log_probability(self.policy(batch.features[rows]), batch.called[rows])
                 loss = dapo_loss(
                     logps,
@@ -150,20 +180,24 @@ class Learner:
                 self._optimiser.step()
                 with torch.no_grad():
                     ratio = (logps - batch.logps[rows]).exp()
-                    beyond = (ratio < 1 - settings.low) | (ratio > 1 + settings.high)
-                    told += torch.stack((loss / parts, beyond.sum() / count))
-        loss_, clipped = (told / settings.epochs).tolist()
-        return {"loss": loss_, "clipped": clipped}
+                    is_clipped = (ratio < 1 - settings.low) | (ratio > 1 + settings.high)
+                    totals += torch.stack((loss / parts, is_clipped.sum() / count))
+        mean_loss, clipped = (totals / settings.epochs).tolist()
+        return {"loss": mean_loss, "clipped": clipped}
 
     def state(self) -> dict[str, Tensor]:
-        """Weights and Adam's state, on the host, by name."""
+        """Weights and the state of Adam on the host, by name."""
         found = {f"policy.{name}": each for name, each in self.policy.state_dict().items()}
         for number, values in self._optimiser.state_dict()["state"].items():
             found |= {f"adam.{number}.{name}": torch.as_tensor(each) for name, each in values.items()}
         return {name: each.detach().cpu().clone().contiguous() for name, each in found.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Raises `RuntimeError` or `KeyError` where the state is that of another policy."""
+        """Load what `state` returned.
+
+        Raises:
+            RuntimeError, KeyError: the state is of another policy.
+        """
         self.policy.load_state_dict(
             {name.removeprefix("policy."): each for name, each in state.items() if name.startswith("policy.")}
         )

@@ -1,4 +1,4 @@
-"""R-Stitch's rule (arXiv 2507.17307, section 3.2): one entropy threshold, used both ways. Training-free."""
+"""R-Stitch's rule (arXiv 2507.17307, section 3.2): one entropy threshold in both directions. Training-free."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from viaticum.routers.token.base import Step, TokenRouter
 
 
 class EntropyRouter(TokenRouter):
-    """SLM with H > tau: its token is dropped and the LLM writes that position; LLM with H <= tau: back.
+    """Switches at an entropy threshold.
 
-    tau is a normalised entropy in [0, 1]; the paper uses 0.001, 0.02 and 0.03.
+    SLM with H > tau: its token is dropped and the LLM decodes that position. LLM with H <= tau: its token is
+    kept and the SLM continues.
+
+    Args:
+        tau: normalised entropy in [0, 1]; the paper uses 0.001, 0.02 and 0.03.
+
+    Raises:
+        InputError: tau outside [0, 1].
     """
 
     depends_on_token = False

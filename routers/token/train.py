@@ -1,9 +1,9 @@
-"""Learn from labelled tokens which of the small model's tokens diverge.
+"""Train R2R's router on labelled tokens (arXiv 2505.21600, section 3.2).
 
-Questions are split, never tokens: a fifth is kept for the test, and decides nothing. The others form as many folds as the
-router has members; each member learns from all folds but one and stops when it gets worse on that one. What the members
-say of the questions they did not see chooses the shape and sets the threshold. Binary cross-entropy, the classes weighted
-(R2R, arXiv 2505.21600, section 3.2). The same seed gives the same router. Needs torch alone.
+Questions are split, never tokens: a fifth is the test set, which decides nothing. The others form as many
+folds as the router has members; each member is trained on all folds but one and stops early on that one. The
+members' out-of-fold predictions select the hyperparameters and set the threshold. The loss is binary
+cross-entropy with weighted classes. The same seed gives the same router. Needs torch only.
 """
 
 from __future__ import annotations
@@ -24,20 +24,31 @@ from viaticum.routers.token.metrics import auc, measure, recall_at, share_for_re
 from viaticum.routers.token.neural import DivergenceNetwork, Inputs, Shape, TrainedRouter, round_weights
 
 Report = Callable[[str, int, int], None]
-QUANTILES = 400  # of scores, by which a share becomes a threshold
-CHOSEN_BY = tuple(
-    share / 100 for share in range(2, 32, 2)
-)  # shares whose mean recall on held-out folds chooses
-NEUTRALS = (1.0, 5.0)  # weights of a neutral token that are tried where none is given
-FEWEST = 5  # questions
+QUANTILES = 400  # of scores, which map a share to a threshold
+# The candidate with the highest mean recall at these shares on held-out folds is selected.
+SELECTION_SHARES = tuple(share / 100 for share in range(2, 32, 2))
+NEUTRAL_WEIGHTS = (1.0, 5.0)  # weights of a neutral token that are tried if none is given
+MIN_QUESTIONS = 20  # to label, in the message for too few
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """neutral: how much a neutral token counts beside an identical one, for only it resembles a divergent one; None: 1, and
-    where shapes are chosen each of NEUTRALS is tried.
+    """Hyperparameters of training.
 
-    test: share of the questions kept for the test. recall: of divergent tokens, that the first threshold is set for.
+    Args:
+        seed: of the split, the weights and the batches.
+        rate: learning rate of AdamW.
+        decay: its weight decay.
+        batch: tokens a step.
+        epochs: maximum.
+        patience: epochs without improvement on the held-out fold after which a member stops.
+        neutral: weight of a neutral token relative to an identical one, since only it resembles a divergent
+            one; None: 1, and each of NEUTRAL_WEIGHTS is tried if hyperparameters are searched.
+        test: share of the questions in the test set.
+        recall: of divergent tokens, for which the first threshold is set.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     seed: int = 0
@@ -63,7 +74,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Question ids: those kept for the test, and the folds of the others."""
+    """Question ids: the test set, and the folds of the training set."""
 
     test: tuple[str, ...]
     folds: tuple[tuple[str, ...], ...]
@@ -76,30 +87,41 @@ class Split:
 def split_questions(
     questions: Sequence[str], folds: int, *, seed: int = 0, test: float = 0.2, most: int | None = None
 ) -> Split:
-    """Split by a hash of the ids, so that the order of a file does not matter. most: questions to learn from at most.
+    """Split questions by a hash of their ids, so that the order of a file does not matter.
 
-    The test questions are the same for every `most`. Raises `DataError` for too few questions.
+    Args:
+        questions: ids.
+        folds: of the training set, at least 2 are made.
+        seed: of the hash.
+        test: share of the questions in the test set.
+        most: maximum questions in the training set; the test set is the same for every value.
+
+    Raises:
+        DataError: too few questions.
     """
 
-    def place(name: str) -> str:
+    def hash_of(name: str) -> str:
         return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
-    ordered = sorted(questions, key=place)
-    kept = max(1, round(test * len(ordered)))
-    rest = ordered[kept:] if most is None else ordered[kept : kept + most]
-    if len(rest) < max(2, folds):
+    ordered = sorted(questions, key=hash_of)
+    test_count = max(1, round(test * len(ordered)))
+    rest = ordered[test_count:] if most is None else ordered[test_count : test_count + most]
+    fold_count = max(2, folds)
+    if len(rest) < fold_count:
         raise DataError(
-            f"{len(ordered)} questions are too few to learn from with {folds} members; label {FEWEST * 4} or more"
+            f"{len(ordered)} questions are too few to learn from with {folds} members; "
+            f"label {MIN_QUESTIONS} or more"
         )
-    count = max(2, folds)
-    return Split(tuple(ordered[:kept]), tuple(tuple(rest[fold::count]) for fold in range(count)))
+    return Split(
+        tuple(ordered[:test_count]), tuple(tuple(rest[fold::fold_count]) for fold in range(fold_count))
+    )
 
 
 def candidates(shape: Shape, settings: TrainSettings) -> list[tuple[Shape, TrainSettings]]:
-    """Shapes and weights to choose from: logistic regression, and small and somewhat larger networks.
+    """Hyperparameters to search: logistic regression, a small and a somewhat larger network.
 
-    Each with the rank given and with a quarter of it: a few thousand tokens say little about 64 directions. A weight of
-    neutral tokens that is given is the only one.
+    Each with the given rank and with a quarter of it: a few thousand tokens say little about 64 directions. A
+    given weight of neutral tokens is the only one that is tried.
     """
     shapes = [
         replace(shape, depth=0),
@@ -107,7 +129,7 @@ def candidates(shape: Shape, settings: TrainSettings) -> list[tuple[Shape, Train
         replace(shape, depth=2, width=64),
     ]
     ranks = sorted({shape.rank, max(1, shape.rank // 4)} if shape.rank else {0}, reverse=True)
-    neutrals = NEUTRALS if settings.neutral is None else (settings.neutral,)
+    neutrals = NEUTRAL_WEIGHTS if settings.neutral is None else (settings.neutral,)
     return [
         (replace(each, rank=rank), replace(settings, neutral=neutral))
         for each in shapes
@@ -125,52 +147,62 @@ def train(
     most: int | None = None,
     report: Report = lambda stage, done, of: None,
 ) -> TrainedRouter:
-    """A router with its threshold and what it is worth on the test questions.
+    """Train a router, set its threshold, and measure it on the test questions.
 
-    choose: try the `candidates` and take the best on held-out folds; else the shape and weight given. Raises
-    `DataError` where no token diverges, or all do, or there are too few questions.
+    Args:
+        tokens: labelled tokens.
+        shape: of the network.
+        settings: of training.
+        choose: try the `candidates` and take the best on held-out folds; else the given shape and weight.
+        most: maximum questions to train on.
+        report: called with (stage, done, total).
+
+    Raises:
+        DataError: no token diverges, or all do, or there are too few questions.
     """
     split = split_questions(
         tokens.questions, shape.members, seed=settings.seed, test=settings.test, most=most
     )
-    known = tokens.where(tokens.labels != UNKNOWN)
-    learned = known.of(split.train)
-    _require_both(learned)
+    labelled = tokens.where(tokens.labels != UNKNOWN)
+    training = labelled.of(split.train)
+    _require_both_classes(training)
     tried = candidates(shape, settings) if choose else [(shape, settings)]
     best: tuple[float, int, DivergenceNetwork, Tensor] | None = None
-    told = []
-    for number, (each, with_) in enumerate(tried):
-        report("trying shapes" if choose else "training", number, len(tried))
-        network, unseen = _fit(learned, split, each, with_)
-        seen = ~unseen.isnan()
-        value = _value(learned.where(seen), unseen[seen])
-        told.append(
-            _facts_of(each, with_) | {"recall": value, "auc": _aucs(learned.where(seen), unseen[seen])}
+    results = []
+    stage = "trying shapes" if choose else "training"
+    for index, (candidate, candidate_settings) in enumerate(tried):
+        report(stage, index, len(tried))
+        network, held_out = _fit(training, split, candidate, candidate_settings)
+        rows = ~held_out.isnan()
+        recall = _mean_recall(training.where(rows), held_out[rows])
+        results.append(
+            _hyperparameters(candidate, candidate_settings)
+            | {"recall": recall, "auc": _aucs(training.where(rows), held_out[rows])}
         )
-        if best is None or value > best[0]:
-            best = (value, number, network, unseen)
-    report("trying shapes" if choose else "training", len(tried), len(tried))
+        if best is None or recall > best[0]:
+            best = (recall, index, network, held_out)
+    report(stage, len(tried), len(tried))
     assert best is not None, "at least one shape is tried"
-    _, number, network, unseen = best
-    return _with_facts(tokens, network, unseen, learned, split, tried[number][1], told)
+    _, index, network, held_out = best
+    return _trained_router(tokens, network, held_out, training, split, tried[index][1], results)
 
 
-def _with_facts(
+def _trained_router(
     tokens: LabelledTokens,
     network: DivergenceNetwork,
-    unseen: Tensor,
-    learned: LabelledTokens,
+    held_out: Tensor,
+    training: LabelledTokens,
     split: Split,
     settings: TrainSettings,
     tried: list[dict[str, Any]],
 ) -> TrainedRouter:
     test = tokens.of(split.test)
     scores = score(network, test)
-    rows = ~unseen.isnan()
-    share = share_for_recall(unseen[rows], (learned.labels == DIVERGENT)[rows], settings.recall)
+    rows = ~held_out.isnan()
+    share = share_for_recall(held_out[rows], (training.labels == DIVERGENT)[rows], settings.recall)
     quantiles = score_quantiles(scores)
     manifest = tokens.manifest
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "pair": manifest["pair"],
         "small": manifest["small"],
         "large": manifest["large"],
@@ -179,40 +211,44 @@ def _with_facts(
         "threshold": 0.5,
         "quantiles": quantiles,
         "calibration": {"by": "recall on held-out questions", "recall": settings.recall, "share": share},
-        "settings": _facts_of(network.shape, settings) | {"seed": settings.seed},
+        "settings": _hyperparameters(network.shape, settings) | {"seed": settings.seed},
         "tried": tried,
         "split": {"test": list(split.test), "train": list(split.train)},
         "digests": _digests(tokens, split.train),
-        "tokens": {"train": len(learned), "test": len(test)},
+        "tokens": {"train": len(training), "test": len(test)},
         "metrics": {
             "router": measure(test, scores),
             "entropy": measure(test, test.entropy),
         },
         "versions": {**manifest.get("versions", {}), "torch": torch.__version__},
     }
-    router = TrainedRouter(network, facts)
-    return replace(router, metadata={**facts, "threshold": router.threshold_for(share)})
+    router = TrainedRouter(network, metadata)
+    return replace(router, metadata={**metadata, "threshold": router.threshold_for(share)})
 
 
 def _digests(tokens: LabelledTokens, questions: Sequence[str]) -> list[str]:
-    """Of the questions' texts; none unless all of them are known."""
+    """Digests of the questions' texts; none unless all are known."""
     known = tokens.digests
     return [known[name] for name in questions] if all(name in known for name in questions) else []
 
 
 def unseen_tokens(router: TrainedRouter, tokens: LabelledTokens) -> LabelledTokens:
-    """The tokens of the questions that a router did not learn from. Raises `InputError` where it was made for other weights."""
+    """The tokens of the questions that a router was not trained on.
+
+    Raises:
+        InputError: the router was made for other weights.
+    """
     for role in ("small", "large"):
-        of = tokens.manifest[role]
-        router.check_weights(role, of["name"], of["sha256"])
-    asked = {name: tokens.digests.get(name) for name in tokens.questions}
-    learned = seen_in_training(router.metadata, router.metadata["split"]["train"], asked)
-    return tokens.of([name for name in tokens.questions if name not in learned])
+        model = tokens.manifest[role]
+        router.check_weights(role, model["name"], model["sha256"])
+    digests = {name: tokens.digests.get(name) for name in tokens.questions}
+    trained = seen_in_training(router.metadata, router.metadata["split"]["train"], digests)
+    return tokens.of([name for name in tokens.questions if name not in trained])
 
 
 @torch.inference_mode()
 def score(network: DivergenceNetwork, tokens: LabelledTokens, *, batch: int = 4096) -> Tensor:
-    """What a router says of labelled tokens: probabilities [N], as it serves."""
+    """Probabilities of divergence [N] of labelled tokens, as in serving. batch: tokens computed at once."""
     network.eval()
     parts = []
     for rows in torch.split(torch.arange(len(tokens)), batch):
@@ -221,10 +257,10 @@ def score(network: DivergenceNetwork, tokens: LabelledTokens, *, batch: int = 40
 
 
 def score_quantiles(scores: Tensor | Sequence[float]) -> list[float]:
-    """QUANTILES + 1 scores that cut all of them into parts of one size."""
+    """QUANTILES + 1 quantiles of scores [N], from the lowest to the highest."""
     ordered = torch.as_tensor(scores, dtype=torch.float64).sort().values
-    places = torch.linspace(0, max(0, len(ordered) - 1), QUANTILES + 1).round().long()
-    return [float(each) for each in ordered[places]]
+    indices = torch.linspace(0, max(0, len(ordered) - 1), QUANTILES + 1).round().long()
+    return [float(each) for each in ordered[indices]]
 
 
 def _inputs(shape: Shape, tokens: LabelledTokens) -> Inputs:
@@ -240,7 +276,7 @@ def _inputs(shape: Shape, tokens: LabelledTokens) -> Inputs:
 def _fit(
     tokens: LabelledTokens, split: Split, shape: Shape, settings: TrainSettings
 ) -> tuple[DivergenceNetwork, Tensor]:
-    """A network, and the logits [N] of the members that did not learn from a token's question, NaN for none."""
+    """A trained network, and out-of-fold logits [N], NaN where every member was trained on a token's question."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = DivergenceNetwork(shape)
@@ -254,21 +290,22 @@ def _fit(
         weights = torch.where(tokens.labels == NEUTRAL, settings.neutral_weight, 1.0)
         negatives = float((weights * (1 - positive)).sum())
         weights = torch.where(positive > 0, negatives / float(positive.sum()), weights)
-        _learn(network, inputs, positive, weights / weights.mean(), held, settings)
+        _optimise(network, inputs, positive, weights / weights.mean(), held, settings)
     round_weights(network)
     network.eval()
     with torch.inference_mode():
         logits: Tensor = network(inputs)
-    unseen = (logits * held).sum(0) / held.sum(0)  # NaN where no member left the token's question out
-    return network, unseen.clone()
+    held_out = (logits * held).sum(0) / held.sum(0)  # 0 / 0 is NaN
+    return network, held_out.clone()
 
 
 def _folds(tokens: LabelledTokens, split: Split) -> Tensor:
-    of = {name: number for number, fold in enumerate(split.folds) for name in fold}
-    return torch.tensor([of.get(name, -1) for name in tokens.questions])[tokens.owner]
+    """The fold of each token's question, int64 [N]; -1: none."""
+    fold_of = {name: index for index, fold in enumerate(split.folds) for name in fold}
+    return torch.tensor([fold_of.get(name, -1) for name in tokens.questions])[tokens.owner]
 
 
-def _learn(
+def _optimise(
     network: DivergenceNetwork,
     inputs: Tensor,
     positive: Tensor,
@@ -276,45 +313,48 @@ def _learn(
     held: Tensor,
     settings: TrainSettings,
 ) -> None:
-    """Train all members together, each on what it does not hold out; each keeps its best weights."""
+    """Train all K members together, each on the tokens that it does not hold out; each keeps its best weights.
+
+    inputs: [N, F]; positive, weights: [N]; held: tokens that each member holds out, bool [K, N].
+    """
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.decay)
     members = network.shape.members
     best = torch.full((members,), math.inf)
-    kept = [parameter.detach().clone() for parameter in network.parameters()]
-    since, learns = torch.zeros(members), (~held).float() * weights  # [K, N]
+    best_weights = [parameter.detach().clone() for parameter in network.parameters()]
+    stale, train_weights = torch.zeros(members), (~held).float() * weights  # [K], [K, N]
     for _ in range(settings.epochs):
         network.train()
         for rows in torch.split(torch.randperm(len(inputs)), settings.batch):
             optimiser.zero_grad()
-            loss = _loss(network(inputs[rows]), positive[rows], learns[:, rows]).sum()
+            loss = _loss(network(inputs[rows]), positive[rows], train_weights[:, rows]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
         network.eval()
         with torch.no_grad():
-            now = _loss(network(inputs), positive, held * weights)
-        better = now < best
-        best, since = torch.where(better, now, best), torch.where(better, 0, since + 1)
+            held_out_loss = _loss(network(inputs), positive, held * weights)
+        improved = held_out_loss < best
+        best, stale = torch.where(improved, held_out_loss, best), torch.where(improved, 0, stale + 1)
         with torch.no_grad():
-            for copy, parameter in zip(kept, network.parameters(), strict=True):
-                copy[better] = parameter[better]
-        if bool((since >= settings.patience).all()):
+            for copy, parameter in zip(best_weights, network.parameters(), strict=True):
+                copy[improved] = parameter[improved]
+        if bool((stale >= settings.patience).all()):
             break
     with torch.no_grad():
-        for copy, parameter in zip(kept, network.parameters(), strict=True):
+        for copy, parameter in zip(best_weights, network.parameters(), strict=True):
             parameter.copy_(copy)
 
 
 def _loss(logits: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
-    """The weighted mean cross-entropy of each member: logits and weights [K, B], positive [B] -> [K]."""
+    """Weighted mean cross-entropy of each member: logits and weights [K, B], positive [B] -> [K]."""
     each = torch.nn.functional.binary_cross_entropy_with_logits(
         logits, positive.expand_as(logits), reduction="none"
     )
     return (each * weights).sum(1) / weights.sum(1).clamp_min(1e-9)
 
 
-def _value(tokens: LabelledTokens, scores: Tensor) -> float:
+def _mean_recall(tokens: LabelledTokens, scores: Tensor) -> float:
     positive = tokens.labels == DIVERGENT
-    recalls = [recall_at(scores, positive, share) or 0.0 for share in CHOSEN_BY]
+    recalls = [recall_at(scores, positive, share) or 0.0 for share in SELECTION_SHARES]
     return sum(recalls) / len(recalls)
 
 
@@ -323,7 +363,7 @@ def _aucs(tokens: LabelledTokens, scores: Tensor) -> dict[str, float | None]:
     return {"all": auc(scores, positive), "differing": auc(scores[differing], positive[differing])}
 
 
-def _facts_of(shape: Shape, settings: TrainSettings) -> dict[str, Any]:
+def _hyperparameters(shape: Shape, settings: TrainSettings) -> dict[str, Any]:
     return {
         "depth": shape.depth,
         "width": shape.width,
@@ -332,7 +372,7 @@ def _facts_of(shape: Shape, settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def _require_both(tokens: LabelledTokens) -> None:
+def _require_both_classes(tokens: LabelledTokens) -> None:
     divergent = int((tokens.labels == DIVERGENT).sum())
     if divergent == 0 or divergent == len(tokens):
         raise DataError(
@@ -342,10 +382,15 @@ def _require_both(tokens: LabelledTokens) -> None:
 
 
 def evaluate(routers: Mapping[str, TrainedRouter], tokens: LabelledTokens) -> dict[str, Any]:
-    """AUC and recall of routers, and of entropy alone, on the questions that none of them learned from.
+    """AUC and recall of routers, and of entropy alone, on the questions that none of them was trained on.
 
-    Those of routers are under "routers", by their names. Raises `InputError` where a router was made for other weights than
-    the labels, `DataError` where no question is left.
+    Args:
+        routers: by name.
+        tokens: labelled tokens.
+
+    Raises:
+        InputError: a router was made for other weights than the labels.
+        DataError: no question is left.
     """
     unseen = tokens
     for router in routers.values():

@@ -281,7 +281,7 @@ def test_answers_are_drawn_as_likely_as_the_policy_says() -> None:
         step = Step(
             logits, entropy(logits), range(texts), [place] * texts, logits.argmax(-1), torch.zeros(texts, 2)
         )
-        recorder.draw(step, odds, torch.full((texts,), place % 5 > 0))
+        recorder.sample(step, odds, torch.full((texts,), place % 5 > 0))
     seen = recorder.read()
     assert [len(each) for each in seen] == [20] * texts
     shares = [torch.cat([each.called for each in seen[first::2]]).float().mean() for first in (0, 1)]
@@ -295,7 +295,7 @@ def test_features_that_are_no_numbers_are_refused() -> None:
     logits = torch.zeros(2, 9)
     hidden = torch.tensor([[1.0, 2.0], [math.nan, 0.0]])
     step = Step(logits, entropy(logits), [0, 1], [0, 0], logits.argmax(-1), hidden)
-    recorder.draw(step, torch.zeros(2), torch.tensor([True, True]))
+    recorder.sample(step, torch.zeros(2), torch.tensor([True, True]))
     with pytest.raises(ModelError, match="not finite at 1 of 2 places"):
         recorder.read()
 
