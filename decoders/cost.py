@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from viaticum.decoders.decoding_mode import DecodingMode, HandoffStats
 from viaticum.decoders.runner import Runner
 from viaticum.decoders.simulation import Simulation
 from viaticum.errors import DataError, InputError
+from viaticum.files import atomic_write
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +148,8 @@ class CostModel:
         return max(expected, key=lambda mode: expected[mode]), expected
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON, replacing the file atomically."""
-        scratch = Path(f"{path}.{os.getpid()}")
-        scratch.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        scratch.replace(path)
+        """Write it as JSON, atomically; raises `InputError` if the system refuses."""
+        atomic_write(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CostModel:

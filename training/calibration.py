@@ -120,13 +120,13 @@ def calibrate_recall(folder: str | Path, labels: str | Path, recall: float) -> T
     from viaticum.routers.token.labels import DIVERGENT, UNKNOWN, LabelledTokens
     from viaticum.routers.token.metrics import share_for_recall
     from viaticum.routers.token.neural import TrainedRouter
-    from viaticum.routers.token.train import quantiles_of, score, unseen_by
+    from viaticum.routers.token.train import score, score_quantiles, unseen_tokens
 
     if not 0 < recall <= 1:
         raise InputError(f"a recall is above 0 and at most 1, got {recall}")
     router = TrainedRouter.load(folder)
     tokens = LabelledTokens.load(labels, prefer=router.verifier)
-    unseen = unseen_by(router, tokens)
+    unseen = unseen_tokens(router, tokens)
     unseen = unseen.where(unseen.labels != UNKNOWN)
     positive = unseen.labels == DIVERGENT
     if not bool(positive.any()):
@@ -139,9 +139,9 @@ def calibrate_recall(folder: str | Path, labels: str | Path, recall: float) -> T
     )
     share = share_for_recall(scores, positive, recall)
     facts = {
-        **router.facts,
+        **router.metadata,
         "threshold": max(0.0, threshold - 1e-7),  # below the score of the last token that counts
-        "quantiles": quantiles_of(scores),
+        "quantiles": score_quantiles(scores),
         "calibration": {
             "by": "recall on labels",
             "recall": recall,
@@ -149,7 +149,7 @@ def calibrate_recall(folder: str | Path, labels: str | Path, recall: float) -> T
             "questions": len(set(unseen.owner.tolist())),
         },
     }
-    calibrated = replace(router, facts=facts)
+    calibrated = replace(router, metadata=facts)
     calibrated.save(folder)
     return calibrated
 
@@ -174,13 +174,13 @@ class _ThresholdRun:
         from viaticum.decoders import Request
 
         self.router = router
-        self.spec = catalogue[pair or router.facts["pair"]]
+        self.spec = catalogue[pair or router.metadata["pair"]]
         if self.spec.kind != "pair":
             raise InputError(f"{self.spec.name} is a {self.spec.kind} model; a token router is for a pair")
         check_members(router, self.spec, catalogue)
         self.pool = LocalModels(catalogue, slots=slots)
         self.model = self.pool.model(self.spec.name)
-        prompting = get_strategy(strategy or router.facts["strategy"])
+        prompting = get_strategy(strategy or router.metadata["strategy"])
         self.names = [each.id for each in questions]
         self.requests: list[Request] = [
             Request(
@@ -196,19 +196,19 @@ class _ThresholdRun:
 
     def __call__(self, threshold: float) -> _Round:
         from viaticum.decoders import MixedDecoder
-        from viaticum.routers.token.neural import LearnedDivergence
+        from viaticum.routers.token.neural import LearnedDivergenceRouter
 
         small, large = (self.pool.runner(name) for name in self.spec.members)
         decoder = MixedDecoder(
             large,
             small,
             tokenizer=self.model.tokenizer,
-            router=LearnedDivergence(self.router.network, small.embeddings, threshold),
+            router=LearnedDivergenceRouter(self.router.network, small.embeddings, threshold),
             stop_ids=stop_ids(large, self.model.tokenizer),
             names=(self.spec.members[0], self.spec.members[1]),
         )
         started = time.perf_counter()
-        results = decoder.write_all(self.requests)
+        results = decoder.generate_all(self.requests)
         seconds, stats = time.perf_counter() - started, decoder.stats
         for name, result in zip(self.names, results, strict=True):
             if result.error is not None:
@@ -258,7 +258,7 @@ def _save(
     tokens_per_second: float | None,
     questions: int,
 ) -> TrainedRouter:
-    from viaticum.routers.token.train import quantiles_of
+    from viaticum.routers.token.train import score_quantiles
 
     calibration: dict[str, Any] = {
         "by": "share of served texts" if tokens_per_second is None else "tokens per second",
@@ -269,11 +269,11 @@ def _save(
         "tokens": best.tokens,
     }
     facts = {
-        **router.facts,
+        **router.metadata,
         "threshold": best.threshold,
-        "quantiles": quantiles_of(best.scores),
+        "quantiles": score_quantiles(best.scores),
         "calibration": calibration,
     }
-    calibrated = replace(router, facts=facts)
+    calibrated = replace(router, metadata=facts)
     calibrated.save(folder)
     return calibrated

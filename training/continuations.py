@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from viaticum.decoders import Event, MixedDecoder, Request
-from viaticum.decoders.runner import shared_length
+from viaticum.decoders.runner import common_prefix_length
 from viaticum.training.label_journal import SENTENCE, Continuation
 from viaticum.training.sentences import has_ended
 
@@ -106,7 +106,7 @@ def generate(
                 number = engine.add(Request(task.prefix, max_new_tokens=most, stop=stop))
                 active[number] = task
                 if not task.complete:
-                    limits[number] = _SentenceLimit(decoder.tokenizer.decode, task)
+                    limits[number] = _SentenceLimit(decoder.config.tokenizer.decode, task)
             for event in engine.step():
                 if _reaches_limit(event, limits):
                     engine.abort(event.index)
@@ -139,7 +139,7 @@ def to_continuation(finished: FinishedText) -> Continuation:
 def distinct_tokens(sequences: Sequence[Sequence[int]]) -> int:
     """Return the tokens to read where every common prefix is read once."""
     ordered = sorted(sequences, key=list)
-    shared = (shared_length(a, b) for a, b in pairwise(ordered))
+    shared = (common_prefix_length(a, b) for a, b in pairwise(ordered))
     return sum(map(len, ordered)) - sum(shared)
 
 

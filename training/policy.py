@@ -31,7 +31,7 @@ from viaticum.training.provenance import member_facts, prompt_text, versions
 if TYPE_CHECKING:
     from viaticum.decoders.cost import CostModel
     from viaticum.decoders.rollouts import Rollout
-    from viaticum.routers.token.policy import Choices, PolicyShape, TrainedPolicy
+    from viaticum.routers.token.policy import PolicyDecisions, PolicyShape, TrainedPolicy
     from viaticum.routers.token.policy_train import Learner, LearnerSettings
 
 TAU = 0.03  # R-Stitch's own; where neither the caller nor the pair's entry gives one
@@ -134,9 +134,9 @@ def learn(
         VocabularyMismatch, WeightsError: the pair cannot run.
         ModelError: a text failed.
     """
-    from viaticum.routers.token.policy_train import check_weight
+    from viaticum.routers.token.policy_train import check_latency_weight
 
-    check_weight(settings.latency_weight)
+    check_latency_weight(settings.latency_weight)
     settings.shape(1), settings.learner_settings()  # raise before anything is loaded
     if steps < 0:
         raise InputError(f"steps must be 0 or more, got {steps}")
@@ -212,7 +212,7 @@ class _PolicyTrainer:
 
     def step(self, total: int) -> None:
         """Make one of `total` steps and write its checkpoint."""
-        from viaticum.decoders.rollouts import derived
+        from viaticum.decoders.rollouts import derive_seed
         from viaticum.routers.token.policy_train import Batch
 
         number, started = self.progress.steps, time.monotonic()
@@ -231,7 +231,7 @@ class _PolicyTrainer:
                 [each.choices for each in useful],
                 self.settings.scale,
             )
-            losses = self.learner.update(batch, derived(self.settings.seed, number))
+            losses = self.learner.update(batch, derive_seed(self.settings.seed, number))
             self.progress.learned += 1
         self.progress.curve.append(self._row(number, groups, losses, time.monotonic() - started))
         self.run.save(self.progress, self.learner.state())
@@ -267,16 +267,16 @@ class _PolicyTrainer:
 
     def _draw(self, step: int, count: int) -> list[_Group]:
         """Groups of texts for the next so many questions."""
-        from viaticum.decoders.rollouts import derived
-        from viaticum.routers.token.policy_train import SAME, reward
+        from viaticum.decoders.rollouts import derive_seed
+        from viaticum.routers.token.policy_train import EQUAL_REWARDS, reward
 
         settings, environment = self.settings, self.environment
         numbers = range(self.progress.asked, self.progress.asked + count)
         questions = [self._question(number) for number in numbers]
-        seeds = [derived(settings.seed, step, number) for number in numbers]
+        seeds = [derive_seed(settings.seed, step, number) for number in numbers]
         self.progress.asked += count
         requests = [environment.request(each, settings.temperature) for each in questions]
-        drawn = environment.writer.draw(self.policy, settings.tau, requests, settings.group, seeds)
+        drawn = environment.writer.sample(self.policy, settings.tau, requests, settings.group, seeds)
         groups = []
         for question, texts in zip(questions, drawn, strict=True):
             correct = tuple(environment.correct(each, question) for each in texts)
@@ -285,7 +285,7 @@ class _PolicyTrainer:
                 for was_correct, each in zip(correct, texts, strict=True)
             )
             asked = sum(each.asked for each in texts)
-            differs = asked > 0 and max(rewards) - min(rewards) > SAME
+            differs = asked > 0 and max(rewards) - min(rewards) > EQUAL_REWARDS
             groups.append(_Group(tuple(texts), correct, rewards, differs))
         return groups
 
@@ -376,7 +376,7 @@ class _Group:
     differs: bool
 
     @property
-    def choices(self) -> list[Choices]:
+    def choices(self) -> list[PolicyDecisions]:
         return [each.choices for each in self.texts if each.choices is not None]
 
 

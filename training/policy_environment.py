@@ -21,7 +21,7 @@ from viaticum.weights import locate
 if TYPE_CHECKING:
     from viaticum.decoders import Request
     from viaticum.decoders.cost import CostModel
-    from viaticum.decoders.rollouts import Rollout, RolloutWriter
+    from viaticum.decoders.rollouts import Rollout, RolloutGenerator
     from viaticum.routers.token.policy import Policy
 
 
@@ -75,17 +75,17 @@ class PolicyEnvironment:
         self.model = LocalModels(catalogue).model(pair)  # checks weights and vocabularies
         self.costs = costs or _measured_costs(self.spec)
         self.cached = 0  # tokens of the prefix that all prompts share
-        self._writer: RolloutWriter | None = None
+        self._writer: RolloutGenerator | None = None
 
     @property
-    def writer(self) -> RolloutWriter:
+    def writer(self) -> RolloutGenerator:
         """Decodes rollouts; loads both models at its first use."""
         if self._writer is None:
-            from viaticum.decoders import Runner
-            from viaticum.decoders.rollouts import RolloutWriter
+            from viaticum.decoders import load_runner
+            from viaticum.decoders.rollouts import RolloutGenerator
 
             small, large = (
-                Runner.load(
+                load_runner(
                     locate(self.catalogue[name]),
                     slots=self.slots,
                     context=self.catalogue[name].context_length,
@@ -93,7 +93,7 @@ class PolicyEnvironment:
                 )
                 for name in self.spec.members
             )
-            self._writer = RolloutWriter(
+            self._writer = RolloutGenerator(
                 small,
                 large,
                 self.model.tokenizer,
@@ -150,7 +150,7 @@ class PolicyEnvironment:
         """
         from viaticum.routers.token.policy_train import reward
 
-        rollouts = self.writer.serve(policy, tau, [self.request(each) for each in questions], threshold)
+        rollouts = self.writer.generate(policy, tau, [self.request(each) for each in questions], threshold)
         rows = []
         for question, rollout in zip(questions, rollouts, strict=True):
             correct = self.correct(rollout, question)

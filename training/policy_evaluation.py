@@ -59,20 +59,20 @@ def evaluate(
 
     require_answers(questions)
     trained = TrainedPolicy.load(folder)
-    _require_facts(trained.facts, folder)
-    settings = trained.facts["settings"]
+    _require_facts(trained.metadata, folder)
+    settings = trained.metadata["settings"]
     environment = PolicyEnvironment(
         catalogue,
-        pair or trained.facts["pair"],
+        pair or trained.metadata["pair"],
         settings["strategy"],
         settings["streams"],
         slots,
         device,
-        costs or CostModel.of(trained.facts["costs"]),
+        costs or CostModel.from_dict(trained.metadata["costs"]),
     )
     check_members(trained, environment.spec, catalogue)
-    environment.cached = int(trained.facts["cached"])
-    learned = _learned_among(trained.facts, questions)
+    environment.cached = int(trained.metadata["cached"])
+    learned = _learned_among(trained.metadata, questions)
     untrained = Policy(trained.policy.shape).eval().requires_grad_(False)  # decides as R-Stitch
     weight, rows = settings["latency_weight"], []
     for policy, threshold, stage in (
@@ -86,10 +86,10 @@ def evaluate(
 
 
 def _learned_among(facts: Mapping[str, Any], questions: Sequence[Question]) -> set[str]:
-    from viaticum.routers.token.artefact import learned_among
+    from viaticum.routers.token.artefact import seen_in_training
 
     digests = {each.id: digest_of(each.query.text) for each in questions}
-    return learned_among(facts, facts["split"]["learned"], digests)
+    return seen_in_training(facts, facts["split"]["learned"], digests)
 
 
 def _require_facts(facts: Mapping[str, Any], folder: str | Path) -> None:

@@ -288,7 +288,7 @@ class _LabelRun:
         features = []
         for number, each in enumerate(responses, 1):
             prompt = self._prompt(each.id)
-            cached = min(runner.shared(0, prompt), len(prompt) - 1)
+            cached = min(runner.cached_prefix_length(0, prompt), len(prompt) - 1)
             stats.read += len(prompt) - cached + len(each.tokens) - 1
             read = read_features(runner, prompt, each.tokens, step_tokens=self.settings.step_tokens)
             features.append((each.id, each.tokens, read))

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from viaticum.errors import DataError, InputError
-from viaticum.routers.token.labels import write_bytes, write_whole
+from viaticum.files import atomic_write
 
 T = TypeVar("T")
 
@@ -100,8 +100,8 @@ class Artefact:
             "sha256": hashlib.sha256(weights).hexdigest(),
             "format": self.format,
         }
-        write_bytes(folder / self.weights_file, weights)
-        write_whole(folder / self.metadata_file, json.dumps(document, indent=1) + "\n")
+        atomic_write(folder / self.weights_file, weights)
+        atomic_write(folder / self.metadata_file, json.dumps(document, indent=1) + "\n")
 
     def load(
         self,

@@ -9,7 +9,6 @@ making them (`training.token_labels`).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from viaticum.errors import DataError, InputError
+from viaticum.files import atomic_write
 
 MANIFEST, ROWS, JOURNAL = "manifest.json", "labels.jsonl", "journal.jsonl"
 FORMAT = 1
@@ -148,7 +148,7 @@ class Shard:
     def save(self, path: Path) -> None:
         """Write the file atomically."""
         tensors = {name: getattr(self, name).contiguous() for name in _COLUMNS}
-        write_bytes(path, save(tensors, {"questions": json.dumps(self.questions)}))
+        atomic_write(path, save(tensors, {"questions": json.dumps(self.questions)}))
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -336,23 +336,3 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _unfinished(folder: Path) -> DataError:
     return DataError(f"{folder} is not labelled to the end; run `viaticum tokens label` again")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically; raises `InputError` if the system refuses."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -176,10 +176,10 @@ def _load_costs(path: Path | None) -> CostModel | None:
 
 
 def _print_policy(learned: TrainedPolicy, out: Path, as_json: bool) -> None:
-    evaluation = learned.facts["evaluation"]
+    evaluation = learned.metadata["evaluation"]
     if as_json:
         kept = ("pair", "tau", "threshold", "steps", "learned", "last", "evaluation")
-        facts = {name: learned.facts[name] for name in kept}
+        facts = {name: learned.metadata[name] for name in kept}
         if evaluation:
             facts["evaluation"] = {name: value for name, value in evaluation.items() if name != "rows"}
         typer.echo(json.dumps({"path": str(out), **facts}))
@@ -187,7 +187,7 @@ def _print_policy(learned: TrainedPolicy, out: Path, as_json: bool) -> None:
     if evaluation:
         _print_comparison(evaluation)
     typer.echo(
-        f"{learned.facts['steps']} steps, {learned.facts['learned']} that taught something; policy in {out}"
+        f"{learned.metadata['steps']} steps, {learned.metadata['learned']} that taught something; policy in {out}"
     )
 
 
