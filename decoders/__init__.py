@@ -1,7 +1,8 @@
 """Local decoding with torch: a runner for one model, a mixed decoder for a small and a large one.
 
-Explained in docs/explanation/decoding.md. Needs only torch, transformers, safetensors and numpy, so that it runs on a bare CUDA image. Leaves out
-budgets, strategies and the catalogue: it takes folders, token ids and a `TokenRouter`.
+See docs/explanation/decoding.md. Needs only torch, transformers, safetensors and numpy, so that it runs on a
+bare CUDA image. Leaves out budgets, strategies and the catalogue: it takes folders, token ids and a
+`TokenRouter`.
 """
 
 from viaticum.decoders.config import DecoderConfig

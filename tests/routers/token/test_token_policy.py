@@ -176,7 +176,7 @@ def recorded(
     requests = [
         replace(each, sampling=Sampling(temperature)) for each in requests_of(5, 3, max_new_tokens=25)
     ]
-    return policy, requests, a_writer(slots).draw(policy, TAU, requests, 4, [seed, seed + 1, seed + 2])
+    return policy, requests, a_writer(slots).sample(policy, TAU, requests, 4, [seed, seed + 1, seed + 2])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
