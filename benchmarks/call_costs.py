@@ -1,6 +1,6 @@
 """What a call of a local model costs by new tokens and by kernel, and one stream beside llama.cpp.
 
-For each model and layout of its weights (`Runner.load(weights=...)`): milliseconds of a call that reads 1 to
+For each model and layout of its weights (`load_runner(weights=...)`): milliseconds of a call that reads 1 to
 32 new tokens of one sequence (2 to 32 are what verifying drafts and catching up cost), of 16 sequences that
 decode one token each, and of a prompt of 512 tokens; and tokens a second of one greedy stream. llama.cpp runs
 the same GGUF file with as many threads (`pip install xllamacpp`; left out where it is not installed). Streams
@@ -32,7 +32,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from viaticum.catalogue import Catalogue
-from viaticum.decoders import Runner
+from viaticum.decoders import Runner, load_runner
 from viaticum.weights import locate
 
 MODELS = ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
@@ -57,7 +57,7 @@ def by_new_tokens(runner: Runner, runs: int) -> dict[str, float]:
 
     def read(tokens: int) -> Callable[[], Any]:
         def work() -> None:
-            runner.held[0] = PROMPT[:]  # each call comes after the same 200 tokens
+            runner.cached_tokens[0] = PROMPT[:]  # each call comes after the same 200 tokens
             runner.extend([0], [[7] * tokens])
 
         return work
@@ -66,8 +66,8 @@ def by_new_tokens(runner: Runner, runs: int) -> dict[str, float]:
     found = {str(tokens): median_ms(read(tokens), runs) for tokens in NEW_TOKENS}
     rows = list(range(runner.slots))
     for row in rows[1:]:
-        runner.start(row, PROMPT)
-    runner.extend(rows, [PROMPT[len(runner.held[row]) :] or [7] for row in rows])
+        runner.reuse_prefix(row, PROMPT)
+    runner.extend(rows, [PROMPT[len(runner.cached_tokens[row]) :] or [7] for row in rows])
     found[f"{len(rows)} rows"] = median_ms(lambda: runner.extend(rows, [[7]] * len(rows)), max(3, runs // 2))
     for row in rows:
         runner.reset(row)
@@ -104,12 +104,12 @@ def quality(folder: Path, file: Path, tokens: int = 110) -> dict[str, float]:
     logprobs: dict[str, list[torch.Tensor]] = {}
     greedy: dict[str, list[list[int]]] = {}
     for layout in ("plain", "low-bit"):
-        runner = Runner.load(folder, weights=layout)  # type: ignore[arg-type]
+        runner = load_runner(folder, weights=layout)  # type: ignore[arg-type]
         rows = []
         for text in texts:
             runner.reset(0)
             for part in [text] if layout == "plain" else [[token] for token in text]:
-                rows += list(runner.read([0], [part], [len(part)]).logits.log_softmax(-1))
+                rows += list(runner.forward([0], [part], [len(part)]).logits.log_softmax(-1))
         logprobs[layout] = rows
         greedy[layout] = []
         for line in questions[310:318]:
@@ -151,7 +151,7 @@ def measure(name: str, layouts: list[str], runs: int, rounds: int) -> dict[str, 
     found: dict[str, Any] = {"model": name, "calls": {}, "load_s": {}, "streams": {}}
     for layout in layouts:
         started = time.perf_counter()
-        runner = Runner.load(folder, slots=16, context=1024, weights=layout)  # type: ignore[arg-type]
+        runner = load_runner(folder, slots=16, context=1024, weights=layout)  # type: ignore[arg-type]
         found["load_s"][layout] = round(time.perf_counter() - started, 1)
         found["calls"][layout] = by_new_tokens(runner, runs)
         if layout != layouts[-1]:

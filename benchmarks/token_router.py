@@ -23,13 +23,13 @@ from viaticum.decoders import MixedDecoder, Request, Runner
 from viaticum.decoders.features import read_features
 from viaticum.models.local import LocalModels, stop_ids
 from viaticum.questions import read_questions
-from viaticum.routers.token import Divergence, Step, entropy
-from viaticum.routers.token.neural import DivergenceNetwork, LearnedDivergence, Shape, TrainedRouter
+from viaticum.routers.token import DivergenceRouter, Step, entropy
+from viaticum.routers.token.neural import DivergenceNetwork, LearnedDivergenceRouter, Shape, TrainedRouter
 from viaticum.strategies import get as get_strategy
 from viaticum.weights import locate
 
 
-class Recorder(Divergence):
+class Recorder(DivergenceRouter):
     """Keeps every token, and the router's inputs."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ def compare(
         router=router,
         stop_ids=stop_ids(runner, tokenizer),
     )
-    results = decoder.write_all([Request(prompt, max_new_tokens=tokens) for prompt in prompts])
+    results = decoder.generate_all([Request(prompt, max_new_tokens=tokens) for prompt in prompts])
     result: dict[str, Any] = {}
     for step_tokens in (1, 4, 16, 64):
         same, hidden, entropies, rows = 0, [], [], 0
@@ -92,18 +92,20 @@ def compare(
     return result
 
 
-def cost(runner: Runner, router: LearnedDivergence, prompts: list[list[int]], rows: int) -> dict[str, float]:
+def cost(
+    runner: Runner, router: LearnedDivergenceRouter, prompts: list[list[int]], rows: int
+) -> dict[str, float]:
     """Milliseconds of a step of the small model and of the router, at so many rows."""
     slots = list(range(rows))
     for slot in slots:
         runner.reset(slot)
-        runner.start(slot, prompts[slot % len(prompts)])
-        runner.read([slot], [prompts[slot % len(prompts)][len(runner.held[slot]) :]])
-    heads = runner.read(slots, [[7]] * rows, hidden=True)
+        runner.reuse_prefix(slot, prompts[slot % len(prompts)])
+        runner.forward([slot], [prompts[slot % len(prompts)][len(runner.cached_tokens[slot]) :]])
+    heads = runner.forward(slots, [[7]] * rows, hidden=True)
     step = Step(heads.logits, entropy(heads.logits), slots, [0] * rows, heads.logits.argmax(-1), heads.hidden)
 
     def decode() -> None:
-        logits = runner.read(slots, [[7]] * rows).logits
+        logits = runner.forward(slots, [[7]] * rows).logits
         entropy(logits)
 
     with torch.inference_mode():
@@ -134,7 +136,7 @@ def main() -> None:
         if arguments.router is not None
         else DivergenceNetwork(Shape(runner.embeddings.shape[1]))
     )
-    router = LearnedDivergence(network, runner.embeddings)
+    router = LearnedDivergenceRouter(network, runner.embeddings)
     for rows in sorted({1, arguments.texts}):
         show(f"cost, {rows} rows", cost(runner, router, prompts, rows))
     show("features, 1 stream", compare(pool_of_one(runner), reader, tokenizer, prompts[:2], arguments.tokens))

@@ -135,19 +135,11 @@ def test_a_run_keeps_its_curve_its_policy_and_what_it_is_worth(home: Path) -> No
     assert trained.metadata["steps"] == 2
     assert trained.metadata["learned"] >= 1
     assert bool(trained.policy.head.weight.any()), "it learned"
-<<<<<<< HEAD
-    result = trained.facts["evaluation"]
+    result = trained.metadata["evaluation"]
     assert result["questions"] == QUICK.held_out
-    assert [row["id"] for row in result["rows"]["before"]] == trained.facts["split"]["held_out"]
-    assert not set(trained.facts["split"]["held_out"]) & set(trained.facts["split"]["learned"])
-    assert result["before"]["correct"] == 1.0 or result["before"]["correct"] < 1.0
-=======
-    told = trained.metadata["evaluation"]
-    assert told["questions"] == QUICK.held_out
-    assert [row["id"] for row in told["rows"]["before"]] == trained.metadata["split"]["held_out"]
+    assert [row["id"] for row in result["rows"]["before"]] == trained.metadata["split"]["held_out"]
     assert not set(trained.metadata["split"]["held_out"]) & set(trained.metadata["split"]["learned"])
-    assert told["before"]["correct"] == 1.0 or told["before"]["correct"] < 1.0
->>>>>>> 868a022 (One atomic write for artefacts, labels and cost models; training follows the decoders' names)
+    assert result["before"]["correct"] == 1.0 or result["before"]["correct"] < 1.0
     for name in ("reward", "correct", "large_share", "latency", "tokens"):
         low, high = result["difference"][name]["95%"]
         assert low <= result["difference"][name]["mean"] + 1e-9
@@ -245,15 +237,9 @@ def test_a_killed_run_resumes(home: Path, tmp_path: Path) -> None:
 
 def test_no_minutes_are_no_steps_and_the_policy_is_r_stitch(home: Path, tmp_path: Path) -> None:
     found = run_learn(home, tmp_path / "r", minutes=0.0)
-<<<<<<< HEAD
-    assert found.facts["steps"] == 0
-    assert found.facts["evaluation"] is None
-    result = evaluate(
-=======
     assert found.metadata["steps"] == 0
     assert found.metadata["evaluation"] is None
-    told = evaluate(
->>>>>>> 868a022 (One atomic write for artefacts, labels and cost models; training follows the decoders' names)
+    result = evaluate(
         tmp_path / "r",
         questions_of(home)[:3],
         catalogue=Catalogue.load(home / "catalogue.toml"),
