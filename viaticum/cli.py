@@ -1,6 +1,7 @@
-"""The command line: `viaticum solve | batch | chat | serve | keys | budget | profile | report | router | tokens | models | sandbox`.
+"""The command line: wires the commands together, and turns errors into messages and exit codes.
 
-Results go to stdout, progress to stderr. Whatever Viaticum raises on purpose ends as one line and exit code 1.
+Results go to stdout, progress to stderr. An error that Viaticum raises on purpose ends as one line and exit
+code 1.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -23,6 +24,7 @@ from viaticum.commands.chat import chat
 from viaticum.commands.progress import ProgressBar
 from viaticum.commands.report import report
 from viaticum.commands.serve import serve
+from viaticum.commands.solve import solve
 from viaticum.commands.token_policy import policy, policy_evaluate
 from viaticum.errors import ViaticumError, WeightsError
 from viaticum.money import format_usd
@@ -43,41 +45,9 @@ app.command()(serve)
 tokens.app.command()(policy)
 tokens.app.command()(policy_evaluate)
 app.command()(report)
+app.command()(solve)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-
-
-@app.command()
-def solve(
-    question: Annotated[str, typer.Argument(help="What you want answered.")],
-    dollars: Annotated[str | None, typer.Option("--budget", help="Dollars this may cost at most.")] = None,
-    policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
-    router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
-    as_json: JsonFlag = False,
-    catalogue: models.CatalogueFile = None,
-) -> None:
-    """Answer one question within a budget."""
-    from viaticum.agents.client import Viaticum
-    from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, TriedAgain
-    from viaticum.types import Answer
-
-    with Viaticum(budget=dollars, policy=policy, catalogue=catalogue, router=router) as client:
-        for event in client.stream(question):
-            if isinstance(event, Answer):
-                if as_json:
-                    typer.echo(json.dumps(_answer_json(event)))
-                else:
-                    typer.echo(f"{event.value if event.value is not None else 'no answer: ' + event.reason}")
-                    sys.stderr.write(f"{format_usd(event.cost)} of {format_usd(event.held)} held\n")
-            elif isinstance(event, RouteChosen):
-                row = event.route.row
-                costs = f"{format_usd(row.cost_p50)} expected, {format_usd(row.cost_p90)} at p90"
-                sys.stderr.write(f"{event.route.pair}: {event.route.why}; {costs}\n")
-            elif isinstance(event, TextPiece):
-                sys.stderr.write(event.text)
-                sys.stderr.flush()
-            elif isinstance(event, CallSettled | TriedAgain):
-                sys.stderr.write("\n")
 
 
 @app.command()
@@ -158,22 +128,6 @@ def _report_profile(
         bar.line(f"{done}/{total} {text} of {of_pair}")
 
 
-def _answer_json(answer: Any) -> dict[str, Any]:
-    last = answer.routes[-1]
-    return {
-        "answer": answer.value,
-        "model": last.pair.model,
-        "strategy": last.pair.strategy,
-        "route": asdict(last.row) | {"pair": str(last.pair), "why": last.why},
-        "usage": {name: asdict(count) for name, count in answer.usage.models.items()},
-        "cost_nanousd": answer.cost,
-        "held_nanousd": answer.held,
-        "finish_reason": answer.finish_reason,
-        "seconds": round(answer.seconds, 3),
-        "reason": answer.reason,
-    }
-
-
 def _first_steps(error: ViaticumError) -> str:
     """What to do on a machine where nothing is set up yet."""
     if isinstance(error, WeightsError) and "not on this machine" in str(error):
@@ -182,7 +136,10 @@ def _first_steps(error: ViaticumError) -> str:
 
 
 def main() -> None:
-    """The `viaticum` command. Exit codes: 0 done, 1 an error that was named, 2 wrong usage, 130 interrupted."""
+    """Run the `viaticum` command.
+
+    Exit codes: 0 done, 1 an error with its message, 2 wrong usage, 130 interrupted.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars would break our lines
     try:
         app()

@@ -1,27 +1,27 @@
 """Every error that Viaticum raises on purpose. Standard library only.
 
     ViaticumError
-    ├── InputError                  what the caller passed cannot be used (also a ValueError)
+    ├── InputError                  an argument or input cannot be used (also a ValueError)
     │   ├── UnknownName             no model, strategy or policy of that name
     │   ├── PromptTooLong           prompt plus answer do not fit the model's context
-    │   ├── DataError               a broken line or column in a file, with its place
-    │   └── VocabularyMismatch      two models of a pair do not share their tokens
+    │   ├── DataError               a broken line or column in a file, with its position
+    │   └── VocabularyMismatch      the models of a pair have different vocabularies
     ├── BudgetError
     │   ├── BudgetExceeded          the worst case does not fit what is left
-    │   │   └── DecisionNeeded      it does not, and the policy is to ask: raise the limit, go cheaper, or stop
+    │   │   └── DecisionNeeded      the same, and the policy asks: raise the limit, go cheaper, or stop
     │   ├── BudgetClosed            the scope, or one above it, is paused or closed
     │   ├── UnknownPrice            a call without a price is refused
     │   ├── HoldError               a hold that does not exist, is resolved, or differs from its key
     │   └── LedgerError             the file is no ledger, is damaged, or is newer than this version
     ├── WeightsError                weights missing, corrupt, or impossible to fetch or write
     ├── ModelError                  a model failed while it was answering (NaN logits, out of memory)
-    │   ├── ModelUnavailable        it cannot answer just now: busy, too slow; the workflow tries again
-    │   ├── RateLimited             a provider takes no more calls for now; further tries did not help
-    │   ├── ProviderUnavailable     a provider cannot be reached, or failed; further tries did not help
-    │   │   └── ProviderTimeout     a provider was silent for too long: it may charge for the call
-    │   ├── AuthenticationFailed    a provider does not take the key, or there is none
-    │   └── ContentRefused          a provider will not answer this
-    ├── Draining                    this process is about to end and takes nothing new
+    │   ├── ModelUnavailable        it cannot answer now: busy or too slow; the workflow retries
+    │   ├── RateLimited             a provider takes no more calls for now; retries did not help
+    │   ├── ProviderUnavailable     a provider cannot be reached, or failed; retries did not help
+    │   │   └── ProviderTimeout     a provider did not answer in time: it may charge for the call
+    │   ├── AuthenticationFailed    a provider rejects the key, or there is none
+    │   └── ContentRefused          a provider refuses the content
+    ├── Draining                    this process is about to end and takes no new work
     ├── SandboxError                no sandbox can run programs on this machine
     └── MissingExtra                an optional dependency is not installed
 
@@ -35,15 +35,15 @@ from difflib import get_close_matches
 
 
 class ViaticumError(Exception):
-    """The root: catch it to catch everything raised on purpose."""
+    """The root of all errors that are raised on purpose."""
 
 
 class InputError(ViaticumError, ValueError):
-    """What the caller passed cannot be used."""
+    """An argument or input cannot be used."""
 
 
 class UnknownName(InputError):
-    """No model, strategy or policy of that name; names the nearest one."""
+    """No model, strategy or policy has that name; the message names the nearest one."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
@@ -64,17 +64,20 @@ class DataError(InputError):
 
 
 class VocabularyMismatch(InputError):
-    """Two models of a pair do not share their tokens; the message names the first difference."""
+    """The models of a pair have different vocabularies; the message names the first difference."""
 
 
 class BudgetError(ViaticumError):
-    """A budget said no, or its ledger cannot be used."""
+    """A budget refused a call, or its ledger cannot be used."""
 
 
 class BudgetExceeded(BudgetError):
     """The worst case of a call does not fit what is left. Nothing was held or charged.
 
-    `needed` and `left` are in `unit`: "nanousd" or "tokens".
+    Attributes:
+        budget: name of the scope.
+        needed, left: in `unit`.
+        unit: "nanousd" or "tokens".
     """
 
     def __init__(
@@ -85,10 +88,12 @@ class BudgetExceeded(BudgetError):
 
 
 class DecisionNeeded(BudgetExceeded):
-    """Money runs short and the policy is to ask. `options` names what still fits, best first.
+    """The worst case does not fit what is left, and the policy is to ask.
 
-    From the SDK also: thread_id, to be given to `Viaticum.resume` with a decision, and `question`, all that is known
-    about the shortage (see docs/reference/workflow.md).
+    Attributes:
+        options: what still fits, best first.
+        thread_id: from the SDK, to be given to `Viaticum.resume` with a decision.
+        question: from the SDK, all that is known about the shortage (see docs/reference/workflow.md).
     """
 
     def __init__(
@@ -112,11 +117,11 @@ class BudgetClosed(BudgetError):
 
 
 class UnknownPrice(BudgetError):
-    """A call whose price nobody knows is refused, not let through for nothing."""
+    """A call whose price is not known is refused, not made for free."""
 
 
 class HoldError(BudgetError):
-    """A hold that does not exist, is already resolved another way, or differs from what its key stands for."""
+    """A hold does not exist, is already resolved in another way, or differs from what its key stands for."""
 
 
 class LedgerError(BudgetError):
@@ -132,14 +137,16 @@ class ModelError(ViaticumError):
 
 
 class ModelUnavailable(ModelError):
-    """It cannot answer just now: a rate limit, an overload, a lost connection, no answer in time. Tried again."""
+    """A rate limit, an overload, a lost connection or no answer in time; the workflow retries."""
 
 
 class Draining(ViaticumError):
-    """This process is about to end and takes nothing new.
+    """This process is about to end and takes no new work.
 
-    thread_id: of a run that was stopped between two calls, all of them settled; solve it again under this id,
-    here or elsewhere, and it goes on.
+    Attributes:
+        thread_id: of a run that was stopped between two calls, all of them settled; `solve` with this id,
+            here or
+            elsewhere, continues it.
     """
 
     def __init__(self, message: str, *, thread_id: str = "") -> None:
@@ -148,7 +155,11 @@ class Draining(ViaticumError):
 
 
 class RateLimited(ModelError):
-    """A provider takes no more calls for now. `retry_after` is in seconds, None where it did not say."""
+    """A provider takes no more calls for now.
+
+    Attributes:
+        retry_after: seconds; None where the provider does not say.
+    """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         self.retry_after = retry_after
@@ -160,15 +171,15 @@ class ProviderUnavailable(ModelError):
 
 
 class ProviderTimeout(ProviderUnavailable):
-    """A provider was sent the call and was silent for too long. It may charge for what it read."""
+    """A provider did not answer a call in time. It may charge for what it read."""
 
 
 class AuthenticationFailed(ModelError):
-    """A provider does not take the key, or there is none."""
+    """A provider rejects the key, or there is none."""
 
 
 class ContentRefused(ModelError):
-    """A provider refused the call for what it asks."""
+    """A provider refused the call for its content."""
 
 
 class SandboxError(ViaticumError):

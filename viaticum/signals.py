@@ -19,8 +19,9 @@ class SignalHandler:
 
     Args:
         handle: called in the main thread with the number of the signal.
-        signals: the signals it replaces the handlers of.
-        once: restore the former handlers before the first call, so that a second signal does what it did before.
+        signals: the signals whose handlers it replaces.
+        once: restore the former handlers before the first call, so that a second signal has its former
+            effect.
     """
 
     def __init__(

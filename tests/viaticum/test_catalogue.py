@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from viaticum.catalogue import Catalogue, Hub, ModelSpec, Wheels
+from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, UnknownName
 from viaticum.money import Price, Tier
 from viaticum.types import Pair, split_model
+from viaticum.weight_sources import Hub, Wheels
 
 SMALL, LARGE, PAIR = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-r-stitch"
 

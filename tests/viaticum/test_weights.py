@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from viaticum.catalogue import Hub, LocalPath, ModelSpec, Source, Wheels
+from viaticum.catalogue import ModelSpec
 from viaticum.errors import InputError, WeightsError
+from viaticum.weight_sources import Hub, LocalPath, Source, Wheels
 from viaticum.weights import Pulled, check, locate, pull, pull_all
 
 PARTS = (b"first part, " * 9000, b"second part, " * 7000, b"the end")

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from viaticum.catalogue import Catalogue, LocalPath, ModelSpec
+from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import MissingExtra, WeightsError
 from viaticum.gguf import convert, ordered_map, read_header
+from viaticum.weight_sources import LocalPath
 from viaticum.weights import locate, pull
 
 gguf = pytest.importorskip("gguf")

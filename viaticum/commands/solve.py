@@ -1,0 +1,62 @@
+"""`viaticum solve`: one question within a budget. Leaves out errors and exit codes: see `viaticum.cli`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from viaticum.commands.models import CatalogueFile, JsonFlag
+from viaticum.money import format_usd
+from viaticum.types import Answer
+
+
+def solve(
+    question: Annotated[str, typer.Argument(help="What you want answered.")],
+    dollars: Annotated[str | None, typer.Option("--budget", help="Dollars this may cost at most.")] = None,
+    policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
+    router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
+    as_json: JsonFlag = False,
+    catalogue: CatalogueFile = None,
+) -> None:
+    """Answer one question within a budget."""
+    from viaticum.agents.client import Viaticum
+    from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, TriedAgain
+
+    with Viaticum(budget=dollars, policy=policy, catalogue=catalogue, router=router) as client:
+        for event in client.stream(question):
+            if isinstance(event, Answer):
+                if as_json:
+                    typer.echo(json.dumps(_answer_json(event)))
+                else:
+                    typer.echo(f"{event.value if event.value is not None else 'no answer: ' + event.reason}")
+                    sys.stderr.write(f"{format_usd(event.cost)} of {format_usd(event.held)} held\n")
+            elif isinstance(event, RouteChosen):
+                row = event.route.row
+                costs = f"{format_usd(row.cost_p50)} expected, {format_usd(row.cost_p90)} at p90"
+                sys.stderr.write(f"{event.route.pair}: {event.route.why}; {costs}\n")
+            elif isinstance(event, TextPiece):
+                sys.stderr.write(event.text)
+                sys.stderr.flush()
+            elif isinstance(event, CallSettled | TriedAgain):
+                sys.stderr.write("\n")
+
+
+def _answer_json(answer: Answer) -> dict[str, Any]:
+    last = answer.routes[-1]
+    return {
+        "answer": answer.value,
+        "model": last.pair.model,
+        "strategy": last.pair.strategy,
+        "route": asdict(last.row) | {"pair": str(last.pair), "why": last.why},
+        "usage": {name: asdict(count) for name, count in answer.usage.models.items()},
+        "cost_nanousd": answer.cost,
+        "held_nanousd": answer.held,
+        "finish_reason": answer.finish_reason,
+        "seconds": round(answer.seconds, 3),
+        "reason": answer.reason,
+    }
