@@ -1,8 +1,10 @@
-"""What the tests of batches share: scripted models, routers over them, and a job that a process of its own can run.
+"""Shared by the tests of batches: scripted models, routers over them, and a server that runs jobs to be killed.
 
-    python batch_jobs.py FOLDER ROWS BUDGET LEDGER [PAUSE]
+    python batch_jobs.py
 
-runs, or goes on with, the job of FOLDER/in.jsonl; each call that a model ends is a line of FOLDER/calls.txt.
+reads one job a line from stdin, as a JSON list of the arguments of `main`, and runs each in a fork of its own, which
+starts at once because everything is imported already. It prints the fork's pid, then what the job prints, then the
+fork's exit code.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -68,14 +71,16 @@ def models(**changed: Any) -> dict[str, ScriptedModel]:
 
 
 class FixedPlansRouter(QueryRouter):
-    """Wants these plans, each with its accuracy and what it costs (p90 one part in ten more)."""
+    """Offers the same plans for every question, with their (accuracy, median cost); p90 is a tenth above that."""
 
-    def __init__(self, ways: dict[Plan | Pair, tuple[float, int]]) -> None:
-        self.ways = {way if isinstance(way, Plan) else Plan((way,)): told for way, told in ways.items()}
+    def __init__(self, plans: dict[Plan | Pair, tuple[float, int]]) -> None:
+        self.plans = {
+            each if isinstance(each, Plan) else Plan((each,)): estimate for each, estimate in plans.items()
+        }
         self._table = RoutingTable(
             tuple(
                 Row(plan.pairs[0], accuracy, 4, 5, cost, cost * 11 // 10)
-                for plan, (accuracy, cost) in self.ways.items()
+                for plan, (accuracy, cost) in self.plans.items()
                 if len(plan.pairs) == 1
             )
         )
@@ -85,7 +90,7 @@ class FixedPlansRouter(QueryRouter):
 
     def plans_for(self, query: Query) -> list[PlanRow]:
         return [
-            PlanRow(plan, accuracy, cost, cost * 11 // 10) for plan, (accuracy, cost) in self.ways.items()
+            PlanRow(plan, accuracy, cost, cost * 11 // 10) for plan, (accuracy, cost) in self.plans.items()
         ]
 
 
@@ -120,7 +125,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class RecordingScript:
-    """A script that writes down every call that it ends, so that it is known whatever happens next."""
+    """Wraps a script and writes down every call that it ends, so that a kill does not lose it."""
 
     def __init__(self, name: str, script: Any, file: int, pause: float) -> None:
         self.name, self.script, self.file, self.pause = name, script, file, pause
@@ -133,31 +138,32 @@ class RecordingScript:
 
 
 def check_ledger(folder: Path, ledger: str, count: int) -> tuple[list[JobRow], list[Entry]]:
-    """Every one of so many rows is done once, and every call of it is charged once; the rows, and what was charged."""
+    """Check that each of `count` rows is done once and each call charged once; return the rows and the posts."""
     job = Job.load(job_folder(folder / "out.jsonl"))
     rows = list(read_rows(job_folder(folder / "out.jsonl")))
     assert sorted(row.number for row in rows) == list(range(count)), "a row was lost or written twice"
-    with Ledger(ledger) as books:
-        assert books.check() == []
-        budget = books.budget(job.budget)
-        posts = [entry for entry in books.entries(job.budget) if entry.kind == "post"]
-        holds = {hold.key: hold for hold in books.holds(job.budget)}
+    with Ledger(ledger) as opened:
+        assert opened.check() == []
+        budget = opened.budget(job.budget)
+        posts = [entry for entry in opened.entries(job.budget) if entry.kind == "post"]
+        holds = {hold.key: hold for hold in opened.holds(job.budget)}
     assert budget.held_nanousd == 0
     assert budget.posted_nanousd <= (budget.limit_nanousd or 0)
     assert Counter(entry.key for entry in posts).most_common(1)[0][1] == 1, "charged twice"
-    asked = Counter((str(entry.key).split("/")[1], holds[str(entry.key)].parameters) for entry in posts)
-    assert asked.most_common(1)[0][1] == 1, "a call was paid for twice"  # of a row, the same call
+    calls = Counter((str(entry.key).split("/")[1], holds[str(entry.key)].parameters) for entry in posts)
+    assert calls.most_common(1)[0][1] == 1, "a call was paid for twice"  # of a row, the same call
     assert sum(row.cost_nanousd for row in rows) == budget.posted_nanousd, "every charge is some row's"
     assert {call.key for row in rows for call in row.calls} == {entry.key for entry in posts}
     return rows, posts
 
 
 def main(folder: Path, budget: str, ledger: str, pause: float) -> None:
+    """Run, or go on with, the job of FOLDER/in.jsonl; each call that a model ends is a line of FOLDER/calls.txt."""
     from viaticum.agents.batch.run import run_batch
 
     file = os.open(folder / "calls.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     scripts = {"cheap": says_odd, "expensive": says_right, "silent": says_nothing}
-    told = {name: RecordingScript(name, script, file, pause) for name, script in scripts.items()}
+    recorded = {name: RecordingScript(name, script, file, pause) for name, script in scripts.items()}
     stop = threading.Event()
     ended = run_batch(
         folder / "in.jsonl",
@@ -165,7 +171,7 @@ def main(folder: Path, budget: str, ledger: str, pause: float) -> None:
         budget=budget,
         resume=True,
         ledger=ledger,
-        models=models(**told),
+        models=models(**recorded),
         router=all_plans_router(),
         concurrency=8,
         stop=stop,
@@ -173,5 +179,29 @@ def main(folder: Path, budget: str, ledger: str, pause: float) -> None:
     sys.stdout.write(json.dumps({"ending": ended.job.ending, **ended.figures}) + "\n")
 
 
+def serve() -> None:
+    """Run one job a line of stdin, each in a fork."""
+    import viaticum.agents.batch.run  # noqa: F401  the forks have it
+
+    for line in sys.stdin:
+        folder, *others = json.loads(line)
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                sys.stdout.write(f"{os.getpid()}\n")
+                sys.stdout.flush()
+                main(Path(folder), *others)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]))
+    serve()

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a batch, and again, and again: nothing is paid for twice and no row is lost."""
+"""SIGKILL at random moments of a batch, again and again: nothing is paid for twice and no row is lost."""
 
 from __future__ import annotations
 
@@ -10,36 +10,77 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 from batch_jobs import check_ledger, read_lines, write_questions
 
-from viaticum.agents.batch.run import job_folder
+from viaticum.agents.batch.job_folder import job_folder
 from viaticum.jobs import Job
 
-DRIVER = Path(__file__).resolve().parents[2] / "support" / "batch_jobs.py"
+SERVER = Path(__file__).resolve().parents[2] / "support" / "batch_jobs.py"
 ROWS, KILLS = 400, 20
 
 
-def command(folder: Path, ledger: str, pause: float) -> list[str]:
-    return [sys.executable, str(DRIVER), str(folder), "0.06", ledger, str(pause)]
+class JobServer:
+    """Runs the job of a folder in processes that can be killed."""
+
+    def __init__(self, stdin: IO[str], stdout: IO[str], folder: Path, ledger: str) -> None:
+        self._stdin, self._stdout = stdin, stdout
+        self._folder, self._ledger = folder, ledger
+
+    def start(self, pause: float) -> int:
+        """Begin, or go on with, the job; the process that runs it."""
+        self._stdin.write(json.dumps([str(self._folder), "0.06", self._ledger, pause]) + "\n")
+        self._stdin.flush()
+        return int(self._stdout.readline())
+
+    def ended(self) -> tuple[int, str]:
+        """The exit code of the process, and what it printed. Its code is the last line."""
+        printed = ""
+        while line := self._stdout.readline():
+            if line.lstrip("-").strip().isdigit():
+                return int(line), printed
+            printed += line
+        raise AssertionError("the server of jobs ended")
 
 
-def killed(folder: Path, ledger: str, kills: int, pause: float = 0.05) -> int:
-    """Run the job and kill it so many times while it works; how many kills came before its end."""
-    dice, done = random.Random(3), 0
-    for _ in range(kills):
-        process = subprocess.Popen(command(folder, ledger, pause), stdout=subprocess.PIPE)
-        calls = folder / "calls.txt"
-        before = calls.stat().st_size if calls.exists() else 0
-        while process.poll() is None and (not calls.exists() or calls.stat().st_size == before):
-            time.sleep(0.005)  # until it asks
-        time.sleep(dice.random() * 0.4)
-        process.send_signal(signal.SIGKILL)
-        done += process.wait() == -signal.SIGKILL
+@contextmanager
+def job_server(folder: Path, ledger: str) -> Iterator[JobServer]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, str(SERVER)], text=True, **pipes) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
-        process.stdout.close()
+        yield JobServer(process.stdin, process.stdout, folder, ledger)
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended yet, a zombie being one that has."""
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def killed(jobs: JobServer, folder: Path, kills: int, pause: float = 0.05) -> int:
+    """Run the job and kill it so many times while it works; how many kills came before its end."""
+    rng, done = random.Random(3), 0
+    calls = folder / "calls.txt"
+    for _ in range(kills):
+        before = calls.stat().st_size if calls.exists() else 0
+        process = jobs.start(pause)
+        while is_running(process) and (not calls.exists() or calls.stat().st_size == before):
+            time.sleep(0.005)  # until it asks
+        time.sleep(rng.random() * 0.4)
+        if is_running(process):
+            os.kill(process, signal.SIGKILL)
+        code, _ = jobs.ended()
+        done += code == -signal.SIGKILL
     return done
 
 
@@ -48,14 +89,14 @@ def test_killed_twenty_times(tmp_path: Path, where: str, request: pytest.Fixture
     ledger_at = str(tmp_path / "ledger.db") if where == "sqlite" else request.getfixturevalue("postgres")
     kills = KILLS if where == "sqlite" else 5
     write_questions(tmp_path / "in.jsonl", ROWS)
-    assert killed(tmp_path, ledger_at, kills) >= kills - 3
-    done = subprocess.run(
-        command(tmp_path, ledger_at, 0.0), capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    with job_server(tmp_path, ledger_at) as jobs:
+        assert killed(jobs, tmp_path, kills) >= kills - 3
+        jobs.start(0.0)
+        code, printed = jobs.ended()
+    assert code == 0
+    figures = json.loads(printed)
     job = Job.load(job_folder(tmp_path / "out.jsonl"))
-    assert job.ending == told["ending"] != "drained"
+    assert job.ending == figures["ending"] != "drained"
 
     rows, posts = check_ledger(tmp_path, ledger_at, ROWS)
     assert [each["id"] for each in read_lines(tmp_path / "out.jsonl")] == [f"q{n}" for n in range(ROWS)]
