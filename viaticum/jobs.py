@@ -21,7 +21,7 @@ JOB, ROWS = "job.json", "rows.jsonl"
 FORMAT = 1
 RowState = Literal["answered", "skipped", "failed"]
 STATES: tuple[RowState, ...] = get_args(RowState)
-Made = TypeVar("Made")
+T = TypeVar("T")
 JobEnd = Literal["running", "completed", "budget_exhausted", "deadline", "drained"]
 
 
@@ -133,8 +133,8 @@ class Job:
             raise DataError(
                 f"{path} is no job of format {FORMAT}; it was made by another version, or damaged"
             )
-        previews = tuple(_made(Preview, each, str(path)) for each in rows[0].get("previews", ()))
-        return _made(cls, {**rows[0], "previews": previews}, str(path))
+        previews = tuple(_build(Preview, each, str(path)) for each in rows[0].get("previews", ()))
+        return _build(cls, {**rows[0], "previews": previews}, str(path))
 
 
 _CALL_FIELDS = [each.name for each in fields(Call)]
@@ -161,7 +161,7 @@ def read_rows(folder: str | Path, damaged: Callable[[DataError], object] | None 
                 if not line.strip():
                     continue
                 try:
-                    yield row_from(line, f"{path}, line {number}")
+                    yield parse_row(line, f"{path}, line {number}")
                 except DataError as error:
                     if damaged is None:
                         raise
@@ -170,29 +170,29 @@ def read_rows(folder: str | Path, damaged: Callable[[DataError], object] | None 
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def row_from(line: bytes, place: str) -> JobRow:
+def parse_row(line: bytes, location: str) -> JobRow:
     """A line of `rows.jsonl` as a row. Raises `DataError` that names the place where it is none."""
     try:
         row = json.loads(line)
-        calls = tuple(_made(Call, each, place) for each in row.get("calls", ()))
-        return _made(JobRow, {**row, "calls": calls}, place)
+        calls = tuple(_build(Call, each, location) for each in row.get("calls", ()))
+        return _build(JobRow, {**row, "calls": calls}, location)
     except DataError:
         raise
     except (ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"{place}: not a row of a job ({error}); the file is damaged") from None
+        raise DataError(f"{location}: not a row of a job ({error}); the file is damaged") from None
 
 
-def _made(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
+def _build(kind: type[T], values: Mapping[str, Any], location: str) -> T:
     try:
         return kind(**values)
     except TypeError:  # fields that this version does not know, as a rule
-        known = _names(cast(Any, kind))
+        known = _field_names(cast(Any, kind))
     try:
         return kind(**{name: value for name, value in values.items() if name in known})
     except TypeError as error:
-        raise DataError(f"{place}: not a {kind.__name__} ({error}); the file is damaged") from None
+        raise DataError(f"{location}: not a {kind.__name__} ({error}); the file is damaged") from None
 
 
 @cache
-def _names(kind: type[Any]) -> frozenset[str]:
+def _field_names(kind: type[Any]) -> frozenset[str]:
     return frozenset(each.name for each in fields(kind))

@@ -38,7 +38,7 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> list[Questi
     for number, row in read_jsonl(path):
         if limit is not None and len(questions) >= limit:
             break
-        question = question_of(row, number, f"{path}, line {number}")
+        question = parse_question(row, number, f"{path}, line {number}")
         if question.id in lines:
             raise DataError(
                 f"{path}, line {number}: id {question.id!r} is that of line {lines[question.id]} too"
@@ -50,16 +50,16 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> list[Questi
     return questions
 
 
-def question_of(row: Mapping[str, Any], number: int, place: str) -> Question:
+def parse_question(row: Mapping[str, Any], number: int, location: str) -> Question:
     """A question as an object gives it. Raises `DataError` that begins with the place."""
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f'{place}: no question; write {{"question": "...", "answer": "..."}}')
+        raise DataError(f'{location}: no question; write {{"question": "...", "answer": "..."}}')
     gold = row.get("answer")
     gold = None if gold is None else str(gold)
     kind = row.get("kind", "number" if gold and GOLD_MARK in gold else "auto")
     if kind not in ANSWER_KINDS:
-        raise DataError(f"{place}: unknown answer kind {kind!r}; known: {', '.join(ANSWER_KINDS)}")
+        raise DataError(f"{location}: unknown answer kind {kind!r}; known: {', '.join(ANSWER_KINDS)}")
     if gold is not None:
         gold = gold.rpartition(GOLD_MARK)[2].strip()
     return Question(str(row.get("id", number)), Query(text, kind), gold)

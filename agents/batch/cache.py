@@ -26,13 +26,13 @@ from viaticum.models.base import Generation, Model
 from viaticum.types import Completion, Message, TokenCount, Usage
 
 CACHED = "answered from the cache"  # among the warnings of such a completion
-SEEDED = ("local", "pair", "scripted")  # models that give the same sample for the same seed
+REPRODUCIBLE_KINDS = ("local", "pair", "scripted")  # models that give the same sample for the same seed
 BUSY_SECONDS = 30.0
 _log = logging.getLogger("viaticum")
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CachedAnswer:
     """What was written before, and the ledger's key of the call that paid for it."""
 
     completion: Completion
@@ -44,7 +44,7 @@ class Cache:
 
     def __init__(self, path: str | Path, catalogue: Catalogue) -> None:
         self.path, self._catalogue = Path(path), catalogue
-        self._lock, self._broken = threading.Lock(), False
+        self._lock, self._disabled = threading.Lock(), False
         self._specs: dict[str, str | None] = {}
         try:
             self._db = sqlite3.connect(
@@ -73,24 +73,26 @@ class Cache:
 
     def close(self) -> None:
         with self._lock:
-            self._broken = True
+            self._disabled = True
             self._db.close()
 
-    def key(self, asked: ModelCall, parameters: str) -> str | None:
+    def key(self, call: ModelCall, parameters: str) -> str | None:
         """Of a call; None where the same call may give another text. parameters: the digest of what is asked."""
-        name = asked.model.name
+        name = call.model.name
         if name not in self._specs:
             spec = self._catalogue.get(name)
-            self._specs[name] = None if spec is None else _fixed(spec)
-        fixed = self._specs[name]
-        if fixed is None or (asked.generation.temperature > 0 and not fixed.startswith(SEEDED)):
+            self._specs[name] = None if spec is None else _model_key(spec)
+        model_key = self._specs[name]
+        if model_key is None or (
+            call.generation.temperature > 0 and not model_key.startswith(REPRODUCIBLE_KINDS)
+        ):
             return None
-        return f"{fixed}/{parameters}"
+        return f"{model_key}/{parameters}"
 
-    def find(self, keys: Sequence[str]) -> dict[str, Known]:
-        found: dict[str, Known] = {}
+    def find(self, keys: Sequence[str]) -> dict[str, CachedAnswer]:
+        found: dict[str, CachedAnswer] = {}
         with self._lock:
-            if self._broken:
+            if self._disabled:
                 return found
             try:
                 for start in range(0, len(keys), 500):
@@ -98,26 +100,26 @@ class Cache:
                     marks = ", ".join("?" * len(part))
                     query = f"SELECT key, completion, paid FROM answers WHERE key IN ({marks})"
                     for key, text, paid in self._db.execute(query, part):
-                        found[key] = Known(completion_from_json(json.loads(text)), paid)
+                        found[key] = CachedAnswer(completion_from_json(json.loads(text)), paid)
             except sqlite3.Error as error:
-                self._give_up(error)
+                self._disable(error)
         return found
 
-    def keep(self, answers: Sequence[tuple[str, str, str]]) -> None:
+    def put(self, answers: Sequence[tuple[str, str, str]]) -> None:
         """(key, completion as JSON text, the ledger's key of its call) of each; the first of a key stays."""
         with self._lock:
-            if self._broken or not answers:
+            if self._disabled or not answers:
                 return
             try:
                 self._db.execute("BEGIN")
                 self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", answers)
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
-                self._give_up(error)
+                self._disable(error)
 
-    def _give_up(self, error: sqlite3.Error) -> None:
+    def _disable(self, error: sqlite3.Error) -> None:
         _log.warning("the cache %s is left out from here on: %s", self.path, error)
-        self._broken = True
+        self._disabled = True
 
 
 class CachedModel(Model):
@@ -131,45 +133,47 @@ class CachedModel(Model):
         return self.model.worst_case(messages, max_new_tokens)
 
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
-        _, known = self._look(messages, generation)
-        return nothing(self.model) if known else self.model.worst_case_of(messages, generation)
+        _, known = self._find(messages, generation)
+        return zero_usage(self.model) if known else self.model.worst_case_of(messages, generation)
 
     def count(self, text: str) -> int:
         return self.model.count(text)
 
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
-        key, known = self._look(messages, generation)
+        key, known = self._find(messages, generation)
         if known is not None:
             yield known.completion.text
             yield as_cached(known.completion, self.model)
             return
         for piece in self.model.stream(messages, generation):
             if isinstance(piece, Completion) and key is not None:
-                self.cache.keep([(key, json.dumps(completion_to_json(piece)), "")])
+                self.cache.put([(key, json.dumps(completion_to_json(piece)), "")])
             yield piece
 
-    def _look(self, messages: Sequence[Message], generation: Generation) -> tuple[str | None, Known | None]:
-        asked = ModelCall(self.model, list(messages), generation)
-        key = self.cache.key(asked, digest(asked.parameters))
+    def _find(
+        self, messages: Sequence[Message], generation: Generation
+    ) -> tuple[str | None, CachedAnswer | None]:
+        call = ModelCall(self.model, list(messages), generation)
+        key = self.cache.key(call, digest(call.parameters))
         return key, self.cache.find([key]).get(key) if key is not None else None
 
 
 def as_cached(completion: Completion, model: Model) -> Completion:
     """What was written before, as an answer that costs nothing."""
     return replace(
-        completion, usage=Usage(nothing(model), 0.0), reported_nanousd=None, warnings=(CACHED,), trace=None
+        completion, usage=Usage(zero_usage(model), 0.0), reported_nanousd=None, warnings=(CACHED,), trace=None
     )
 
 
-def nothing(model: Model) -> dict[str, TokenCount]:
+def zero_usage(model: Model) -> dict[str, TokenCount]:
     return dict.fromkeys(model.members, TokenCount())
 
 
-def is_cached(told: Mapping[str, object]) -> bool:
+def is_cached(payload: Mapping[str, object]) -> bool:
     """Whether a completion, as JSON, came from the cache."""
-    warnings = told.get("warnings")
+    warnings = payload.get("warnings")
     return isinstance(warnings, list) and CACHED in warnings
 
 
-def _fixed(spec: ModelSpec) -> str:
+def _model_key(spec: ModelSpec) -> str:
     return f"{spec.kind}-{digest(spec.model_dump(mode='json'))[:32]}"

@@ -20,9 +20,9 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from viaticum.agents.batch.cache import Known, as_cached
-from viaticum.agents.batch.planning import NO_OTHER, PlannedRow
-from viaticum.agents.batch.results import CallResult, calls_of, row_of
+from viaticum.agents.batch.cache import CachedAnswer, as_cached
+from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
+from viaticum.agents.batch.results import CallResult, build_row, paid_calls
 from viaticum.agents.batch.steps import (
     CONCURRENCY,
     DRAIN_SECONDS,
@@ -30,7 +30,7 @@ from viaticum.agents.batch.steps import (
     RowSteps,
     RowTools,
     Task,
-    asked_of,
+    call_for,
 )
 from viaticum.agents.workflow.calls import existing_tries, next_try
 from viaticum.agents.workflow.serialization import completion_from_json, completion_to_json, plan_from_hold
@@ -61,9 +61,9 @@ from viaticum.types import Completion
 __all__ = ["CONCURRENCY", "DRAIN_SECONDS", "FATAL", "RowTools", "process_rows"]
 
 AHEAD_SECONDS = 0.1  # of work that is reserved before there is a thread for it, where calls are quick
-MOST_AHEAD = 2048
-TOGETHER_SECONDS = 0.01  # of quick calls that one thread makes in a row
-AT_ONCE = 512  # rows that are reserved for, or settled, in one transaction
+MAX_AHEAD = 2048
+GROUP_SECONDS = 0.01  # of quick calls that one thread makes in a row
+BATCH_ROWS = 512  # rows that are reserved for, or settled, in one transaction
 # What concerns all rows, not the one it was met at.
 FATAL = (
     LedgerError,
@@ -74,7 +74,7 @@ FATAL = (
     UnknownPrice,
     SandboxError,
 )
-PASSING = (ModelUnavailable, RateLimited, ProviderUnavailable)
+TRANSIENT = (ModelUnavailable, RateLimited, ProviderUnavailable)
 
 
 def process_rows(
@@ -86,27 +86,27 @@ def process_rows(
     A row is answered, skipped or failed. Those that `stop` left over are not given at all: the same rows again go on
     where they were. Raises what concerns all rows (`FATAL`), after those that ran have ended.
     """
-    work = _Work(tools)
+    work = _Executor(tools)
     try:
         yield from work.rows(planned)
     finally:
         work.close()
 
 
-class _Work:
+class _Executor:
     """One run of `process_rows`. All but `_write`, `_read` and `_flow` is done by the caller's thread."""
 
     def __init__(self, tools: RowTools) -> None:
         self.tools, self.ledger = tools, tools.tools.ledger
         self.steps = RowSteps(tools)
-        self._inside = 0
-        self._room = tools.concurrency
+        self._running = 0
+        self._capacity = tools.concurrency
         self._seconds = 1.0  # of a call, as lately seen
-        self._short: deque[Task] = deque()
-        self._again: list[tuple[float, Task]] = []
-        self._asking: dict[str, list[Task]] = {}  # those that wait for the same call, made for another row
-        self._todo: SimpleQueue[tuple[Callable[[Task], Any], list[Task]] | None] = SimpleQueue()
-        self._done: SimpleQueue[list[tuple[Task, Any]]] = SimpleQueue()
+        self._waiting_for_budget: deque[Task] = deque()
+        self._retries: list[tuple[float, Task]] = []
+        self._in_flight: dict[str, list[Task]] = {}  # those that wait for the same call, made for another row
+        self._submitted: SimpleQueue[tuple[Callable[[Task], Any], list[Task]] | None] = SimpleQueue()
+        self._ended: SimpleQueue[list[tuple[Task, Any]]] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._prices: dict[tuple[str, ...], Mapping[str, Price]] = {}
         self._fatal: BaseException | None = None
@@ -117,21 +117,26 @@ class _Work:
     def rows(self, planned: Iterable[PlannedRow | None]) -> Iterator[tuple[PlannedRow, JobRow]]:
         source, more = iter(planned), True
         while True:
-            while more and not self._stopping() and not self._short and self._inside < self._room:
-                block = list(itertools.islice(source, min(AT_ONCE, self._room - self._inside)))
+            while (
+                more
+                and not self._stopping()
+                and not self._waiting_for_budget
+                and self._running < self._capacity
+            ):
+                block = list(itertools.islice(source, min(BATCH_ROWS, self._capacity - self._running)))
                 more = bool(block)
-                yield from self._begin([Task(each) for each in block if each is not None])
+                yield from self._start([Task(each) for each in block if each is not None])
                 if None in block:
                     break
-            yield from self._begin(self._due())
-            if self._inside:
+            yield from self._start(self._due_tasks())
+            if self._running:
                 yield from self._collect()
             elif self._stopping():
                 break
-            elif self._short:
-                yield from self._last_resort(self._short.popleft())
-            elif self._again:
-                time.sleep(min(0.1, max(0.0, min(when for when, _ in self._again) - time.monotonic())))
+            elif self._waiting_for_budget:
+                yield from self._try_cheaper(self._waiting_for_budget.popleft())
+            elif self._retries:
+                time.sleep(min(0.1, max(0.0, min(when for when, _ in self._retries) - time.monotonic())))
             elif not more:
                 break
         if self._fatal is not None:
@@ -140,7 +145,7 @@ class _Work:
     def close(self) -> None:
         self.steps.cancelled.set()
         for _ in self._threads:
-            self._todo.put(None)
+            self._submitted.put(None)
 
     def _stopping(self) -> bool:
         """Whether nothing new is begun. What runs is told so after half of the time to drain, and cut at its end."""
@@ -153,72 +158,72 @@ class _Work:
         if gone > self.tools.drain_seconds / 2:
             self.steps.drain(now=gone > self.tools.drain_seconds)
         if gone > self.tools.drain_seconds + 10:
-            self._inside = (
+            self._running = (
                 0  # a model that gives no piece cannot be told; its hold stays, and the call is made again
             )
         return True
 
-    def _due(self) -> list[Task]:
+    def _due_tasks(self) -> list[Task]:
         """Those that wait for a try that is due now, or for money, since some came free."""
         if self._stopping():
             return []
         now = time.monotonic()
-        due = [task for when, task in self._again if when <= now]
-        self._again = [(when, task) for when, task in self._again if when > now]
+        due = [task for when, task in self._retries if when <= now]
+        self._retries = [(when, task) for when, task in self._retries if when > now]
         return due
 
-    def _begin(self, tasks: list[Task]) -> Iterator[tuple[PlannedRow, JobRow]]:
+    def _start(self, tasks: list[Task]) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Find out what is known of each, reserve for the rest in one transaction, and give them to the threads."""
         if not tasks:
             return
-        self._inside += len(tasks)
+        self._running += len(tasks)
         found = self.ledger.find([self.steps.key_of(task) for task in tasks])
-        quick: list[Task] = []
+        single_calls: list[Task] = []
         ready: list[tuple[Task, Completion]] = []
         for task in tasks:
             hold = found.get(self.steps.key_of(task))
             if (
-                hold is not None and not task.begun
+                hold is not None and not task.started
             ):  # what was begun is ended, though nothing would be planned for it now
-                self._take_up(task, hold)
-            task.begun = True
+                self._restore_plan(task, hold)
+            task.started = True
             if task.planned.plan is None:
-                yield self._end(task, row_of(task.planned, "skipped", task.planned.why))
+                yield self._finish(task, build_row(task.planned, "skipped", task.planned.why))
                 continue
             try:
                 if not self.steps.is_one_call(task):
-                    self._give(self.steps.flow, [task])
+                    self._submit(self.steps.flow, [task])
                     continue
                 known = self._prepare(task, hold)
             except Exception as error:
-                yield from self._broken(task, error)
+                yield from self._handle_error(task, error)
                 continue
             if known is None:
-                quick.append(task)
+                single_calls.append(task)
             elif known.result is not None:
                 ready.append((task, completion_from_json(json.loads(known.result))))
             else:
-                self._give(self.steps.write, [task])
+                self._submit(self.steps.write, [task])
         yield from self._settle(ready)
-        yield from self._reserve(quick)
+        yield from self._reserve(single_calls)
 
-    def _take_up(self, task: Task, hold: Hold) -> None:
+    def _restore_plan(self, task: Task, hold: Hold) -> None:
         """A run that was killed had decided how this row is answered, and may have thought again after a try of it."""
         *_, last = existing_tries(self.ledger, hold.key)
         plan = plan_from_hold(last)
         if plan is not None and plan != task.planned.plan:
             why = "decided before the job was interrupted"
-            task.planned = self.steps.expectations.instead(task.planned, plan, why)
+            task.planned = self.steps.estimates.replan(task.planned, plan, why)
 
     def _prepare(self, task: Task, first: Hold | None) -> Hold | None:
         """Make the call of a row ready; returns its hold, where it has one."""
-        task.asked = asked_of(self.tools.tools, task.planned)
-        task.parameters = digest(task.asked.parameters)
+        task.call = call_for(self.tools.tools, task.planned)
+        task.parameters = digest(task.call.parameters)
         task.key, hold = self.steps.key_of(task), None
         if first is not None:
-            task.key, hold, task.wasted = next_try(self.ledger, task.key, task.parameters)
+            task.key, hold, task.failed_cost = next_try(self.ledger, task.key, task.parameters)
         if hold is None and self.tools.cache is not None:
-            task.cached = self.tools.cache.key(task.asked, task.parameters)
+            task.cached = self.tools.cache.key(task.call, task.parameters)
         return hold
 
     def _reserve(self, tasks: list[Task]) -> Iterator[tuple[PlannedRow, JobRow]]:
@@ -229,33 +234,33 @@ class _Work:
         for task in tasks:
             if task.cached in known:
                 yield from self._answer_from_cache(task, known[task.cached])
-            elif task.cached is not None and task.cached in self._asking:
-                self._asking[task.cached].append(task)
+            elif task.cached is not None and task.cached in self._in_flight:
+                self._in_flight[task.cached].append(task)
             else:
                 try:
                     wanted.append((task, self._claim(task)))
                 except Exception as error:
-                    yield from self._broken(task, error)
+                    yield from self._handle_error(task, error)
                     continue
                 if task.cached is not None:
-                    self._asking[task.cached] = []
+                    self._in_flight[task.cached] = []
         holds = self.ledger.reserve_many(
             self.tools.tools.budget, [claim for _, claim in wanted], dispatch=True
         )
-        begun = []
+        started = []
         for (task, _), hold in zip(wanted, holds, strict=True):
             if isinstance(hold, Hold):
-                begun.append(task)
+                started.append(task)
             else:
-                yield from self._broken(task, hold)
-        together = max(1, min(AT_ONCE, int(TOGETHER_SECONDS / max(self._seconds, 1e-5))))
-        for start in range(0, len(begun), together):
-            self._give(self.steps.write, begun[start : start + together])
+                yield from self._handle_error(task, hold)
+        group_size = max(1, min(BATCH_ROWS, int(GROUP_SECONDS / max(self._seconds, 1e-5))))
+        for start in range(0, len(started), group_size):
+            self._submit(self.steps.write, started[start : start + group_size])
 
     def _claim(self, task: Task) -> Claim:
-        assert task.asked is not None
+        assert task.call is not None
         assert task.planned.plan is not None
-        worst = task.asked.model.worst_case_of(task.asked.messages, task.asked.generation)
+        worst = task.call.model.worst_case_of(task.call.messages, task.call.generation)
         pair = task.planned.plan.pairs[0]
         tags = {"model": pair.model, "strategy": pair.strategy}
         names = tuple(worst)
@@ -266,27 +271,27 @@ class _Work:
     def _collect(self) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Take what has ended by now, at least one; settle it together; let those go on that waited for money."""
         try:
-            ended = self._done.get(timeout=0.05 if self._again or self._stopping() else 0.5)
+            ended = self._ended.get(timeout=0.05 if self._retries or self._stopping() else 0.5)
         except Empty:
             return
         with suppress(Empty):
-            while len(ended) < AT_ONCE:
-                ended += self._done.get_nowait()
+            while len(ended) < BATCH_ROWS:
+                ended += self._ended.get_nowait()
         written: list[tuple[Task, Completion]] = []
         for task, outcome in ended:
             if isinstance(outcome, Completion):
                 written.append((task, outcome))
             elif isinstance(outcome, JobRow):
-                yield self._end(task, outcome)
+                yield self._finish(task, outcome)
             elif outcome is None:
-                self._give(self.steps.flow, [task])
+                self._submit(self.steps.flow, [task])
             else:
-                yield from self._broken(task, outcome)
+                yield from self._handle_error(task, outcome)
         yield from self._settle(written)
         # What ended for want of money itself has given none back.
         if not self._stopping() and not all(isinstance(outcome, BudgetExceeded) for _, outcome in ended):
-            waiting, self._short = list(self._short), deque()
-            yield from self._begin(waiting)
+            waiting, self._waiting_for_budget = list(self._waiting_for_budget), deque()
+            yield from self._start(waiting)
 
     def _settle(self, written: list[tuple[Task, Completion]]) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Post what calls cost and keep their texts, in one transaction; then read the answers."""
@@ -300,7 +305,7 @@ class _Work:
             ]
         )
         if self.tools.cache is not None:
-            self.tools.cache.keep(
+            self.tools.cache.put(
                 [
                     (task.cached, text, task.key)
                     for (task, _), text in zip(written, texts, strict=True)
@@ -309,99 +314,99 @@ class _Work:
             )
         for (task, completion), entry in zip(written, entries, strict=True):
             if not isinstance(entry, Entry):
-                yield from self._broken(task, entry)
+                yield from self._handle_error(task, entry)
                 continue
             task.pieces = CallResult(completion, entry.nanousd)
-            for other in self._asking.pop(task.cached or "", ()):
-                yield from self._answer_from_cache(other, Known(completion, task.key))
-            yield from self._read_soon(task)
+            for other in self._in_flight.pop(task.cached or "", ()):
+                yield from self._answer_from_cache(other, CachedAnswer(completion, task.key))
+            yield from self._read_answer(task)
 
-    def _answer_from_cache(self, task: Task, known: Known) -> Iterator[tuple[PlannedRow, JobRow]]:
-        assert task.asked is not None
+    def _answer_from_cache(self, task: Task, known: CachedAnswer) -> Iterator[tuple[PlannedRow, JobRow]]:
+        assert task.call is not None
         task.key = known.key or task.key
-        task.pieces = CallResult(as_cached(known.completion, task.asked.model), 0)
-        yield from self._read_soon(task)
+        task.pieces = CallResult(as_cached(known.completion, task.call.model), 0)
+        yield from self._read_answer(task)
 
-    def _read_soon(self, task: Task) -> Iterator[tuple[PlannedRow, JobRow]]:
+    def _read_answer(self, task: Task) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Read the answer here, or, where that takes a sandbox, on a thread."""
         assert task.planned.plan is not None
         if get_strategy(task.planned.plan.pairs[0].strategy).needs:
-            self._give(self.steps.read, [task])
+            self._submit(self.steps.read, [task])
             return
         row = self.steps.read(task)
         if row is None:
-            self._give(self.steps.flow, [task])
+            self._submit(self.steps.flow, [task])
         else:
-            yield self._end(task, row)
+            yield self._finish(task, row)
 
-    def _broken(self, task: Task, error: BaseException) -> Iterator[tuple[PlannedRow, JobRow]]:
+    def _handle_error(self, task: Task, error: BaseException) -> Iterator[tuple[PlannedRow, JobRow]]:
         """What an error means for a row: wait for money, try again, failed, or the end of the job."""
-        for other in self._asking.pop(task.cached or "", ()):
-            self._inside -= 1
-            self._again.append((time.monotonic(), other))
+        for other in self._in_flight.pop(task.cached or "", ()):
+            self._running -= 1
+            self._retries.append((time.monotonic(), other))
         if isinstance(error, Draining | Cancelled) or (
             self.steps.cancelled.is_set() and isinstance(error, ModelError)
         ):
-            self._inside -= 1
+            self._running -= 1
         elif isinstance(error, BudgetExceeded):
-            self._inside -= 1
-            self._room = self.tools.concurrency
-            self._short.append(task)
+            self._running -= 1
+            self._capacity = self.tools.concurrency
+            self._waiting_for_budget.append(task)
         elif isinstance(error, FATAL) or not isinstance(error, Exception):
-            self._inside -= 1
+            self._running -= 1
             self._fatal = self._fatal or error
-        elif self._is_passing(error) and task.tried + 1 < self.tools.tools.tries:
-            self._inside -= 1
-            task.tried += 1
+        elif self._is_transient(error) and task.retries + 1 < self.tools.tools.tries:
+            self._running -= 1
+            task.retries += 1
             wait = getattr(error, "retry_after", None)
-            backoff = self.tools.tools.backoff * 2 ** (task.tried - 1)
-            self._again.append((time.monotonic() + (backoff if wait is None else wait), task))
+            backoff = self.tools.tools.backoff * 2 ** (task.retries - 1)
+            self._retries.append((time.monotonic() + (backoff if wait is None else wait), task))
         else:
             reason = str(error) if isinstance(error, ViaticumError) else f"{type(error).__name__}: {error}"
-            calls, cost = calls_of(self.ledger, self.steps.run_of(task))
-            yield self._end(task, row_of(task.planned, "failed", reason, calls=calls, cost=cost))
+            calls, cost = paid_calls(self.ledger, self.steps.run_of(task))
+            yield self._finish(task, build_row(task.planned, "failed", reason, calls=calls, cost=cost))
 
     @staticmethod
-    def _is_passing(error: Exception) -> bool:
-        return isinstance(error, PASSING) and not isinstance(error, ProviderTimeout)
+    def _is_transient(error: Exception) -> bool:
+        return isinstance(error, TRANSIENT) and not isinstance(error, ProviderTimeout)
 
-    def _last_resort(self, task: Task) -> Iterator[tuple[PlannedRow, JobRow]]:
+    def _try_cheaper(self, task: Task) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Nothing else runs, and still its worst case does not fit: something cheaper, or nothing."""
         planned = task.planned
         answerless = task.pieces is not None  # its call is made, and gave no answer
         if answerless or not self.steps.is_one_call(task):
             if not task.last:
                 task.last = True  # the workflow may take what fits, and ends with what it has
-                yield from self._begin([task])
+                yield from self._start([task])
                 return
-        elif planned.policy != NO_OTHER:
-            for each in self.steps.expectations.cheaper(planned.query, planned.cost_p90 or 0):
-                task.planned = self.steps.expectations.instead(planned, each.plan, "what still fits")
-                yield from self._begin([task])
+        elif planned.policy != NO_FALLBACK:
+            for each in self.steps.estimates.cheaper_pairs(planned.query, planned.cost_p90 or 0):
+                task.planned = self.steps.estimates.replan(planned, each.plan, "what still fits")
+                yield from self._start([task])
                 return
-        self._inside += 1
+        self._running += 1
         why = "the budget has no room left for the worst case of its call"
-        calls, cost = calls_of(self.ledger, self.steps.run_of(task))
+        calls, cost = paid_calls(self.ledger, self.steps.run_of(task))
         state: RowState = "failed" if cost else "skipped"
-        yield self._end(task, row_of(planned, state, why, calls=calls, cost=cost))
+        yield self._finish(task, build_row(planned, state, why, calls=calls, cost=cost))
 
-    def _end(self, task: Task, row: JobRow) -> tuple[PlannedRow, JobRow]:
-        self._inside -= 1
+    def _finish(self, task: Task, row: JobRow) -> tuple[PlannedRow, JobRow]:
+        self._running -= 1
         return task.planned, row
 
-    def _give(self, step: Callable[[Task], Any], tasks: list[Task]) -> None:
-        if len(self._threads) < min(self.tools.concurrency, self._inside):
-            thread = threading.Thread(target=self._serve, name="viaticum-batch", daemon=True)
+    def _submit(self, step: Callable[[Task], Any], tasks: list[Task]) -> None:
+        if len(self._threads) < min(self.tools.concurrency, self._running):
+            thread = threading.Thread(target=self._run_thread, name="viaticum-batch", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self._todo.put((step, tasks))
+        self._submitted.put((step, tasks))
 
     # --- what a row asks ------------------------------------------------------------------------------------
 
     # --- threads --------------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        while (item := self._todo.get()) is not None:
+    def _run_thread(self) -> None:
+        while (item := self._submitted.get()) is not None:
             step, tasks = item
             ended: list[tuple[Task, Any]] = []
             began = time.perf_counter()
@@ -410,12 +415,12 @@ class _Work:
                     ended.append((task, step(task)))
                 except BaseException as error:
                     ended.append((task, error))
-            self._note((time.perf_counter() - began) / len(tasks))
-            self._done.put(ended)
+            self._update_call_seconds((time.perf_counter() - began) / len(tasks))
+            self._ended.put(ended)
 
-    def _note(self, seconds: float) -> None:
+    def _update_call_seconds(self, seconds: float) -> None:
         self._seconds += (
             0.1 * (seconds - self._seconds) if seconds > self._seconds else 0.5 * (seconds - self._seconds)
         )
         ahead = int(AHEAD_SECONDS * self.tools.concurrency / max(self._seconds, 1e-5))
-        self._room = self.tools.concurrency + (0 if self._short else min(MOST_AHEAD, ahead))
+        self._capacity = self.tools.concurrency + (0 if self._waiting_for_budget else min(MAX_AHEAD, ahead))

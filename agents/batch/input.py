@@ -21,15 +21,15 @@ from typing import IO, Any, Literal, get_args
 
 from viaticum.errors import DataError, InputError, MissingExtra, ViaticumError
 from viaticum.models.base import Generation
-from viaticum.questions import question_of
+from viaticum.questions import parse_question
 from viaticum.types import Message, Query
 
 Format = Literal["jsonl", "openai", "csv", "parquet"]
-LONGEST = 8 << 20  # bytes of a line
-AT_ONCE = 1024  # ids that are compared, and rows of Parquet that are read, at once
+MAX_LINE_BYTES = 8 << 20  # bytes of a line
+BLOCK_ROWS = 1024  # ids that are compared, and rows of Parquet that are read, at once
 AUTO = "auto"
 ROUTE = "/v1/chat/completions"
-MOST_BAD = 1000  # rows with an id of an earlier one, which have to be remembered
+MAX_DUPLICATES = 1000  # rows with an id of an earlier one, which have to be remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class BatchRow:
     id: str
     query: Query | None
     gold: str | None = None
-    wish: RequestOverrides | None = None
+    overrides: RequestOverrides | None = None
     problem: str = ""
 
     @property
     def names_model(self) -> bool:
         """Whether it names a model or a pair; how others are answered is for a router to say."""
-        return self.wish is not None and self.wish.model != AUTO
+        return self.overrides is not None and self.overrides.model != AUTO
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,12 @@ def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, 
 
     Raises `DataError` where more than `MOST_BAD` rows have an id that an earlier one has.
     """
-    found, dice = Survey(), random.Random(seed)
+    found, rng = Survey(), random.Random(seed)
     first_routed: tuple[int, BatchRow] | None = None
     with closing(sqlite3.connect("")) as ids:  # a file of SQLite's own, gone when it is closed
         ids.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, number INTEGER) WITHOUT ROWID")
-        while block := list(itertools.islice(rows, AT_ONCE)):
-            again = _repeated(ids, block)
+        while block := list(itertools.islice(rows, BLOCK_ROWS)):
+            again = _find_duplicates(ids, block)
             for row in block:
                 found.rows += 1
                 found.graded += row.gold is not None
@@ -153,11 +153,11 @@ def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, 
                     first_routed = (place, row)
                 if len(found.sample) < most:
                     found.sample.append((place, row))
-                elif (chosen := dice.randrange(found.pending)) < most:
+                elif (chosen := rng.randrange(found.pending)) < most:
                     found.sample[chosen] = (place, row)
-            if len(found.again) > MOST_BAD:
+            if len(found.again) > MAX_DUPLICATES:
                 raise DataError(
-                    f"more than {MOST_BAD} rows have an id that an earlier row has; the first: "
+                    f"more than {MAX_DUPLICATES} rows have an id that an earlier row has; the first: "
                     f"{next(iter(found.again.values()))}; give every row an id of its own"
                 )
     # Prices are made for rows that have a choice: one of them at least is looked at.
@@ -166,7 +166,7 @@ def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, 
     return found
 
 
-def _repeated(ids: sqlite3.Connection, block: Sequence[BatchRow]) -> dict[int, str]:
+def _find_duplicates(ids: sqlite3.Connection, block: Sequence[BatchRow]) -> dict[int, str]:
     """Of a block, the rows whose id came before, with what is wrong in words; the others are remembered."""
     before = ids.total_changes
     new = [(row.id, row.number) for row in block if not row.problem]
@@ -209,7 +209,7 @@ def _plain_row(values: dict[str, Any], number: int, count: int, place: str) -> B
         raise DataError(
             f"{place}: a row of OpenAI's batch format among plain ones; put them into a file of their own"
         )
-    question = question_of(values, count, place)
+    question = parse_question(values, count, place)
     return BatchRow(number, question.id, question.query, question.gold)
 
 
@@ -249,10 +249,10 @@ def _openai_row(values: dict[str, Any], number: int, count: int, place: str) -> 
         raise DataError(
             f"{place}: the last message is the {messages[-1]['role']}'s; end with the user's question"
         )
-    wish = RequestOverrides(asked.model, asked.max_new_tokens, asked.to_generation(), tuple(messages))
+    overrides = RequestOverrides(asked.model, asked.max_new_tokens, asked.to_generation(), tuple(messages))
     plain = all(set(each) == {"role", "content"} for each in messages)
     before = tuple(messages[:-1]) if plain else ()
-    return BatchRow(number, name, Query(messages[-1]["content"], messages=before), wish=wish)
+    return BatchRow(number, name, Query(messages[-1]["content"], messages=before), overrides=overrides)
 
 
 def _check_id(id: str, place: str) -> None:
@@ -285,13 +285,13 @@ def _format_of(path: Path) -> Format:
 def _json_rows(path: Path) -> Iterator[Record]:
     with path.open("rb") as file:
         for number in itertools.count(1):
-            line = file.readline(LONGEST + 1)
+            line = file.readline(MAX_LINE_BYTES + 1)
             if not line:
                 return
             place = f"{path}, line {number}"
-            if len(line) > LONGEST:
+            if len(line) > MAX_LINE_BYTES:
                 _skip_line(file, line)
-                yield place, f"longer than {LONGEST >> 20} MiB; no model reads that much"
+                yield place, f"longer than {MAX_LINE_BYTES >> 20} MiB; no model reads that much"
                 continue
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
@@ -322,7 +322,7 @@ def _skip_line(file: IO[bytes], line: bytes) -> None:
 def _csv_rows(path: Path) -> Iterator[Record]:
     # What is no UTF-8 becomes lone surrogates, so that one broken line does not end the file.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        csv.field_size_limit(LONGEST)
+        csv.field_size_limit(MAX_LINE_BYTES)
         lines = csv.DictReader(file)
         if "question" not in (lines.fieldnames or ()):
             raise DataError(f"{path}: no column named question; the first line names the columns")
@@ -362,7 +362,7 @@ def _parquet_rows(path: Path) -> Iterator[Record]:
             raise DataError(f"{path}: no column named question, only {', '.join(names)}")
         known = [name for name in ("id", "question", "answer", "kind") if name in names]
         number = 0
-        for batch in file.iter_batches(batch_size=AT_ONCE, columns=known):
+        for batch in file.iter_batches(batch_size=BLOCK_ROWS, columns=known):
             for values in batch.to_pylist():
                 number += 1
                 yield (
@@ -371,7 +371,7 @@ def _parquet_rows(path: Path) -> Iterator[Record]:
                 )
 
 
-def without_repeated(rows: Iterator[BatchRow], again: dict[int, str]) -> Iterator[BatchRow]:
+def mark_duplicates(rows: Iterator[BatchRow], again: dict[int, str]) -> Iterator[BatchRow]:
     """The rows, those whose id came before marked as such."""
     for row in rows:
         yield replace(row, problem=again[row.number], query=None) if row.number in again else row

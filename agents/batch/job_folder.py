@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from viaticum.agents.batch.input import BatchRow, Input
-from viaticum.agents.batch.planning import NO_OTHER, PlannedRow
+from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
 from viaticum.agents.workflow.graph import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets.records import digest
@@ -28,7 +28,7 @@ def job_folder(out: str | Path) -> Path:
     return Path(f"{out}.job")
 
 
-def folder_for(out: Path, *, resume: bool, force: bool) -> Path:
+def prepare_folder(out: Path, *, resume: bool, force: bool) -> Path:
     """The job's folder, made where it is missing. Raises `InputError` where results or a job are in the way.
 
     With force what it holds stays until the new job may begin (`empty`).
@@ -53,7 +53,7 @@ def folder_for(out: Path, *, resume: bool, force: bool) -> Path:
     return folder
 
 
-def empty(folder: Path) -> None:
+def clear_folder(folder: Path) -> None:
     """Remove what another job left, and not the lock that this one holds. Raises `InputError` where it cannot."""
     try:
         for path in folder.iterdir():
@@ -70,15 +70,15 @@ def acquire_job_lock(folder: Path) -> AbstractContextManager[None]:
     )
 
 
-def limit_of(budget: Dollars | None, before: Job | None) -> int:
+def resolve_limit(budget: Dollars | None, before: Job | None) -> int:
     if budget is not None:
-        return amount_of(budget)
+        return parse_budget(budget)
     if before is None or before.limit_nanousd is None:
         raise InputError("a new job needs a budget: give the dollars that it may cost at most (--budget 20)")
     return before.limit_nanousd
 
 
-def amount_of(budget: Dollars) -> int:
+def parse_budget(budget: Dollars) -> int:
     amount = nanousd(budget)
     if amount <= 0:
         raise InputError(f"a budget is above zero dollars, got {budget}")
@@ -108,7 +108,7 @@ def _router_digest(router: QueryRouter, given: QueryRouter | str | Path | None) 
     return digest([type(router).__name__, [str(row) for row in table]])
 
 
-def refuse_other(before: Job, now: Job, folder: Path) -> None:
+def check_fingerprint(before: Job, now: Job, folder: Path) -> None:
     for name, value in now.fingerprint.items():
         old = before.fingerprint.get(name, "unknown")
         if old != value:
@@ -122,8 +122,8 @@ def _brief(value: str) -> str:
     return value[:12] if len(value) == 64 else repr(value)
 
 
-def bare(row: BatchRow) -> PlannedRow:
-    return PlannedRow(row, None, NO_OTHER)
+def without_plan(row: BatchRow) -> PlannedRow:
+    return PlannedRow(row, None, NO_FALLBACK)
 
 
 def now() -> str:

@@ -20,14 +20,14 @@ from typing import Any
 from viaticum.agents.batch.input import Format
 from viaticum.errors import DataError, MissingExtra
 from viaticum.files import JournalFile, atomic_file, encode_json
-from viaticum.jobs import ROWS, JobRow, row_from, row_line
+from viaticum.jobs import ROWS, JobRow, parse_row, row_line
 
 FLUSH_SECONDS = 0.5
 SYNC_SECONDS = 5.0
 ADVICE = "; what was paid for is in the ledger: make room and go on with --resume"
 COLUMNS = ("id", "state", "answer", "correct", "reason", "pair", "cost_nanousd", "text")
 _NUMBER = re.compile(rb'"number": (\d+)}\n$')
-AT_ONCE = 4096  # rows of Parquet in a group
+ROW_GROUP = 4096  # rows of Parquet in a group
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Counts:
         self.cached += any(call.cached for call in row.calls)
 
 
-class Journal:
+class RowJournal:
     """The rows of a job that are done. Opened again, it forgets rows that were skipped, and a last line that was cut."""
 
     def __init__(self, folder: Path, rows: int) -> None:
@@ -63,7 +63,7 @@ class Journal:
             self.path, flush_seconds=FLUSH_SECONDS, sync_seconds=SYNC_SECONDS, advice=ADVICE
         )
         if self.path.exists():
-            self._take_up(rows)
+            self._restore(rows)
         self._file.sync()  # the file is there from the beginning, for readers of the job
 
     def is_done(self, number: int) -> bool:
@@ -84,25 +84,25 @@ class Journal:
     def in_order(self) -> Iterator[JobRow]:
         """The rows that are done, in the order of the input. Needs 8 bytes a row."""
         self.sync()
-        places = array("q", bytes(8 * len(self._done)))
+        offsets = array("q", bytes(8 * len(self._done)))
         with self.path.open("rb") as file:
             place = 0
             for line in file:
-                places[_number_in(line, self.path)] = place + 1
+                offsets[_number_in(line, self.path)] = place + 1
                 place += len(line)
-            for number, start in enumerate(places):
+            for number, start in enumerate(offsets):
                 if start:
                     file.seek(start - 1)
-                    yield row_from(file.readline(), f"{self.path}, row {number + 1}")
+                    yield parse_row(file.readline(), f"{self.path}, row {number + 1}")
 
-    def _take_up(self, rows: int) -> None:
+    def _restore(self, rows: int) -> None:
         """Read the rows that are done, and write them anew without those that are to be answered again."""
         for scratch in self.path.parent.glob(f".{ROWS}*"):  # of a process that was killed here
             scratch.unlink()
         with atomic_file(self.path, advice=ADVICE) as scratch, scratch.open("wb") as kept:
             for number, line in self._file.lines():
                 place = f"{self.path}, line {number}"
-                row = row_from(line, place)
+                row = parse_row(line, place)
                 if not 0 <= row.number < rows:
                     raise DataError(
                         f"{place}: row {row.number + 1} of {rows}; the file belongs to another job"
@@ -117,7 +117,7 @@ class Journal:
 def _number_in(line: bytes, path: Path) -> int:
     """The row's number, which is the last thing of its line."""
     found = _NUMBER.search(line)
-    return int(found[1]) if found else row_from(line, str(path)).number
+    return int(found[1]) if found else parse_row(line, str(path)).number
 
 
 # --- results --------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def _write_parquet(path: Path, rows: Iterator[JobRow]) -> None:
         block: list[dict[str, Any]] = []
         for row in rows:
             block.append({name: getattr(row, name) for name in COLUMNS})
-            if len(block) == AT_ONCE:
+            if len(block) == ROW_GROUP:
                 file.write_table(pa.Table.from_pylist(block, schema=schema))
                 block = []
         file.write_table(pa.Table.from_pylist(block, schema=schema))

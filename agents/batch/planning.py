@@ -26,12 +26,14 @@ from viaticum.routers.query import AtPrice, Plan, PlanRow, Policy, QueryRouter, 
 from viaticum.types import Pair, Query, Row, split_model
 
 PACED = "paced"
-AT_ONCE = 256  # rows that are planned at once, at most
-AHEAD = 16  # part of the rows that are left which may be under way: prices follow what rows really cost
-HELD_OF = 8  # rows, about, whose worst cases tell what is held for each way
+BLOCK_ROWS = 256  # rows that are planned at once, at most
+UNSETTLED_SHARE = (
+    16  # part of the rows that are left which may be under way: prices follow what rows really cost
+)
+HOLD_ROWS = 8  # rows, about, whose worst cases tell what is held for each way
 PRIOR_ROWS = 4  # rows after which what they cost counts as much as what was expected of them
 TOKENS_A_SECOND = 30.0  # of one text, until real times are known
-NO_OTHER = AtPrice(math.inf)  # nothing is worth asking once what was named gave no answer
+NO_FALLBACK = AtPrice(math.inf)  # nothing is worth asking once what was named gave no answer
 Array = np.ndarray[Any, Any]
 
 
@@ -117,12 +119,12 @@ class RouteEstimates:
             seconds,
         )
 
-    def instead(self, planned: PlannedRow, plan: Plan, why: str) -> PlannedRow:
+    def replan(self, planned: PlannedRow, plan: Plan, why: str) -> PlannedRow:
         """The same row by another plan, with what the pacer was told of the one that it chose."""
         told = (planned.way, planned.expected, planned.spread, planned.seconds)
         return self.planned(planned.row, plan, planned.policy, why, *told)
 
-    def cheaper(self, query: Query, than: int) -> list[PlanRow]:
+    def cheaper_pairs(self, query: Query, than: int) -> list[PlanRow]:
         """Single pairs that are expected to cost less, the most accurate first."""
         plans, _ = self.of(query)
         found = [each for each in plans if len(each.plan.pairs) == 1 and each.cost_p90 < than]
@@ -150,7 +152,7 @@ class ReservedForNamedModels:
         self._expected += sum(expected)
         self._cost += sum(costs)
 
-    def with_it(self, told: Preview, budget: int) -> Preview:
+    def add_to(self, told: Preview, budget: int) -> Preview:
         """A forecast of the other rows, of what was left of a budget beside this money, as one of all rows."""
         more = round(self._first)
         p50, p90 = (min(max(budget, told.cost_p50), cost + more) for cost in (told.cost_p50, told.cost_p90))
@@ -167,7 +169,7 @@ class RowPlanner:
 
     def __init__(
         self,
-        expectations: RouteEstimates,
+        estimates: RouteEstimates,
         policy: str,
         *,
         left: Callable[[], int],
@@ -176,74 +178,76 @@ class RowPlanner:
         deadline: float | None = None,
         concurrency: int = 1,
     ) -> None:
-        self.expectations = expectations
-        self.fixed = None if policy == PACED else parse_policy(policy)
+        self.estimates = estimates
+        self.policy = None if policy == PACED else parse_policy(policy)
         self._left, self._elapsed, self._deadline = left, elapsed, deadline
         self._concurrency, self._worst = concurrency, worst
-        self._ways: list[Plan] = []
-        self._numbers: dict[Plan, int] = {}
+        self._plans: list[Plan] = []
+        self._plan_index: dict[Plan, int] = {}
         self._pacer: Pacer | None = None
         self._unsettled = 0
         self._ended: list[tuple[PlannedRow, JobRow]] = []
         self._arrays: tuple[Any, list[Array]] | None = None
-        self._began_at, self._budget, self._aside = 0.0, 0, ReservedForNamedModels()
+        self._began_at, self._budget, self._reserved = 0.0, 0, ReservedForNamedModels()
 
     def begin(self, sample: Sequence[tuple[int, BatchRow]], rows: int) -> None:
         """Look at the sample of this pass. rows: how many there are to plan."""
         self._unsettled, self._ended, self._began_at = 0, [], self._elapsed()
-        told = self._look(sample)
+        told = self._sample_arrays(sample)
         if told is None:
             self._pacer = None
             return
         worth, cost, spread, seconds = told
         self._budget = self._left()
         at = np.array([place for place, _ in sample])
-        self._aside = self._set_aside([row for _, row in sample], rows)
+        self._reserved = self._reserve_for_named([row for _, row in sample], rows)
         self._pacer = Pacer(
             worth,
             cost,
             rows=rows,
-            budget=max(1.0, self._budget - self._aside.nanousd),
+            budget=max(1.0, self._budget - self._reserved.nanousd),
             spread=spread,
             at=at,
-            worst=self._holds([row for _, row in sample]),
-            **self._terms(seconds),
+            worst=self._worst_holds([row for _, row in sample]),
+            **self._deadline_terms(seconds),
         )
 
     def previews(
         self, sample: Sequence[tuple[int, BatchRow]], rows: int, budgets: Sequence[int]
     ) -> list[Preview]:
         """What each of some budgets would buy; none where the rows name their models, or a policy chooses."""
-        told = self._look(sample)
+        told = self._sample_arrays(sample)
         if told is None:
             return []
         worth, cost, spread, seconds = told
-        aside = self._set_aside([row for _, row in sample], rows)
-        routed = [max(1, round(budget - aside.nanousd)) for budget in budgets]
-        found = preview(worth, cost, routed, rows=rows, spread=spread, **self._terms(seconds))
-        return [aside.with_it(each, budget) for each, budget in zip(found, budgets, strict=True)]
+        reserved = self._reserve_for_named([row for _, row in sample], rows)
+        routed = [max(1, round(budget - reserved.nanousd)) for budget in budgets]
+        found = preview(worth, cost, routed, rows=rows, spread=spread, **self._deadline_terms(seconds))
+        return [reserved.add_to(each, budget) for each, budget in zip(found, budgets, strict=True)]
 
     def forecast(self) -> Preview | None:
         self._learn()
-        return self._aside.with_it(self._pacer.forecast(), self._budget) if self._pacer is not None else None
+        return (
+            self._reserved.add_to(self._pacer.forecast(), self._budget) if self._pacer is not None else None
+        )
 
     def plan(self, rows: Iterable[BatchRow]) -> Iterator[PlannedRow | None]:
         """Rows with their plans, as they are asked for; None where it is wiser to see first what those before it cost."""
         source = iter(rows)
         while block := list(itertools.islice(source, self._stride())):
-            self.expectations.prefetch(block)
-            for planned in self._block(block):
+            self.estimates.prefetch(block)
+            for planned in self._plan_block(block):
                 yield planned
                 self._unsettled += 1
-                if self._unsettled > self._most_unsettled():
-                    while self._unsettled > self._most_unsettled() // 2:
+                if self._unsettled > self._max_unsettled():
+                    while self._unsettled > self._max_unsettled() // 2:
                         yield None
 
     def settled(self, planned: PlannedRow, row: JobRow) -> None:
         """What a planned row has cost."""
         self._unsettled -= 1
         self._ended.append((planned, row))
-        if len(self._ended) >= AT_ONCE:
+        if len(self._ended) >= BLOCK_ROWS:
             self._learn()
 
     def _learn(self) -> None:
@@ -251,21 +255,21 @@ class RowPlanner:
         ended, self._ended = self._ended, []
         if self._pacer is None or not ended:
             return
-        named = np.array([planned.row.names_model for planned, _ in ended])
+        named_plan = np.array([planned.row.names_model for planned, _ in ended])
         costs = np.array([float(row.cost_nanousd) for _, row in ended])
         expected = np.array([planned.expected for planned, _ in ended])
-        self._aside.settle(expected[named].tolist(), costs[named].tolist())
+        self._reserved.settle(expected[named_plan].tolist(), costs[named_plan].tolist())
         timed: dict[str, Any] = {}
         if self._deadline is not None:
             timed = {"expected_seconds": np.array([planned.seconds for planned, _ in ended])}
         self._pacer.settle(
             np.array([planned.way for planned, _ in ended]),
             expected,
-            np.where(named, 0.0, costs),  # which is not the pacer's money
+            np.where(named_plan, 0.0, costs),  # which is not the pacer's money
             spread=np.array([planned.spread for planned, _ in ended]),
             learn=np.array(
                 [
-                    self._went_as_chosen(planned, row) and not any(call.cached for call in row.calls)
+                    self._followed_choice(planned, row) and not any(call.cached for call in row.calls)
                     for planned, row in ended
                 ]
             ),
@@ -274,18 +278,18 @@ class RowPlanner:
 
     # --- inside ---------------------------------------------------------------------------------------------
 
-    def _went_as_chosen(self, planned: PlannedRow, row: JobRow) -> bool:
-        chosen = None if planned.way == SKIPPED else self._ways[planned.way]
+    def _followed_choice(self, planned: PlannedRow, row: JobRow) -> bool:
+        chosen = None if planned.way == SKIPPED else self._plans[planned.way]
         return planned.plan == chosen and str(planned.plan) == row.route
 
-    def _set_aside(self, sample: Sequence[BatchRow], rows: int) -> ReservedForNamedModels:
-        named = [self._named_cost(row) for row in sample if row.names_model]
+    def _reserve_for_named(self, sample: Sequence[BatchRow], rows: int) -> ReservedForNamedModels:
+        named_plan = [self._named_cost(row) for row in sample if row.names_model]
         scale = rows / max(1, len(sample))
-        return ReservedForNamedModels(scale * sum(named), sum(named) / max(1, len(named)))
+        return ReservedForNamedModels(scale * sum(named_plan), sum(named_plan) / max(1, len(named_plan)))
 
     def _named_cost(self, row: BatchRow) -> float:
         """What a row that names its model should cost: by the router's table, else what is held for it."""
-        planned = self._named(row)
+        planned = self._plan_named(row)
         if planned.cost_p50 is not None and planned.cost_p90 is not None:
             return float(moments(np.array(planned.cost_p50), np.array(planned.cost_p90))[0])
         try:
@@ -293,61 +297,61 @@ class RowPlanner:
         except ViaticumError:  # the row will say so
             return 0.0
 
-    def _terms(self, seconds: Array) -> dict[str, Any]:
+    def _deadline_terms(self, seconds: Array) -> dict[str, Any]:
         if self._deadline is None:
             return {}
         return {"seconds": seconds, "deadline": max(1e-3, self._deadline - self._elapsed())}
 
-    def _holds(self, rows: Sequence[BatchRow]) -> Array | None:
+    def _worst_holds(self, rows: Sequence[BatchRow]) -> Array | None:
         """What is held for a row that goes each way, of a few rows the most [W]; 0 where that cannot be told."""
         if self._worst is None:
             return None
         routed = [row for row in rows if not row.names_model]
-        most = dict.fromkeys((plan.pairs[0] for plan in self._ways), 0)  # plans share their first calls
-        for row in routed[:: max(1, len(routed) // HELD_OF)]:
+        most = dict.fromkeys((plan.pairs[0] for plan in self._plans), 0)  # plans share their first calls
+        for row in routed[:: max(1, len(routed) // HOLD_ROWS)]:
             for pair in most:
                 try:
-                    most[pair] = max(most[pair], self._worst(PlannedRow(row, Plan((pair,)), NO_OTHER)))
+                    most[pair] = max(most[pair], self._worst(PlannedRow(row, Plan((pair,)), NO_FALLBACK)))
                 except InputError:  # e.g. a question too long for the model: the row will say so
                     continue
-        return np.array([float(most[plan.pairs[0]]) for plan in self._ways])
+        return np.array([float(most[plan.pairs[0]]) for plan in self._plans])
 
-    def _most_unsettled(self) -> int:
+    def _max_unsettled(self) -> int:
         left = self._pacer.rows_left if self._pacer is not None else 1 << 30
-        return max(2 * self._concurrency, left // AHEAD)
+        return max(2 * self._concurrency, left // UNSETTLED_SHARE)
 
     def _stride(self) -> int:
-        return self._pacer.stride(AT_ONCE) if self._pacer is not None else AT_ONCE
+        return self._pacer.stride(BLOCK_ROWS) if self._pacer is not None else BLOCK_ROWS
 
-    def _look(self, sample: Sequence[tuple[int, BatchRow]]) -> list[Array] | None:
+    def _sample_arrays(self, sample: Sequence[tuple[int, BatchRow]]) -> list[Array] | None:
         """The sample's arrays; None where no pacer is needed. Raises `InputError` where no pair can be asked."""
         rows = [row for _, row in sample]
         routed = [row for row in rows if not row.names_model]
-        if not routed or self.fixed is not None:
+        if not routed or self.policy is not None:
             return None
-        self.expectations.prefetch(rows)
-        plans, _ = self.expectations.of(_query(routed[0]))
+        self.estimates.prefetch(rows)
+        plans, _ = self.estimates.of(_query(routed[0]))
         if not plans:
             raise InputError("no pair can be asked here; pull weights, or give another router or catalogue")
-        self._ways = [each.plan for each in plans]
-        self._numbers = {plan: number for number, plan in enumerate(self._ways)}
-        return self._tables(rows)
+        self._plans = [each.plan for each in plans]
+        self._plan_index = {plan: number for number, plan in enumerate(self._plans)}
+        return self._arrays_of(rows)
 
-    def _tables(self, rows: Sequence[BatchRow]) -> list[Array]:
+    def _arrays_of(self, rows: Sequence[BatchRow]) -> list[Array]:
         """Worth, mean cost, its standard deviation and seconds of each way of each row, NaN for none [R, W]."""
-        lines = [self._line(row) for row in rows]
+        lines = [self._row_arrays(row) for row in rows]
         return [np.stack([line[part] for line in lines]) for part in range(4)]
 
-    def _line(self, row: BatchRow) -> list[Array]:
+    def _row_arrays(self, row: BatchRow) -> list[Array]:
         if row.names_model:
-            return [np.full(len(self._ways), math.nan)] * 4
-        plans, table = self.expectations.of(_query(row))
+            return [np.full(len(self._plans), math.nan)] * 4
+        plans, table = self.estimates.of(_query(row))
         if self._arrays is not None and self._arrays[0] is plans:
             return self._arrays[1]
-        told = np.full((4, len(self._ways)), math.nan)
-        single = row.wish is not None
+        told = np.full((4, len(self._plans)), math.nan)
+        single = row.overrides is not None
         for each in plans:
-            number = self._numbers.get(each.plan)
+            number = self._plan_index.get(each.plan)
             if number is None or (single and len(each.plan.pairs) > 1):
                 continue
             asked = each.plan.pairs[: each.plan.need if len(each.plan.pairs) > 1 else 1]
@@ -360,28 +364,28 @@ class RowPlanner:
             self._arrays = (plans, line)
         return line
 
-    def _block(self, rows: list[BatchRow]) -> Iterator[PlannedRow]:
+    def _plan_block(self, rows: list[BatchRow]) -> Iterator[PlannedRow]:
         if self._pacer is None:
-            yield from map(self._alone, rows)
+            yield from map(self._plan_by_policy, rows)
             return
         self._learn()
-        worth, cost, spread, seconds = self._tables(rows)
+        worth, cost, spread, seconds = self._arrays_of(rows)
         timed: dict[str, Any] = {}
         if self._deadline is not None:
             timed = {"seconds": seconds, "elapsed": self._elapsed() - self._began_at}
-        left = max(0.0, self._left() - self._aside.nanousd)
+        left = max(0.0, self._left() - self._reserved.nanousd)
         chosen = self._pacer.choose(worth, cost, spread, left=left, **timed)
         policy = AtPrice(self._pacer.price * NANOUSD_PER_USD)
         for place, (row, way) in enumerate(zip(rows, chosen.tolist(), strict=True)):
             if row.names_model:
-                yield replace(self._named(row), expected=self._named_cost(row))
+                yield replace(self._plan_named(row), expected=self._named_cost(row))
                 continue
             if way == SKIPPED:
                 yield PlannedRow(row, None, policy, "no way is worth what it costs at this budget")
                 continue
-            yield self.expectations.planned(
+            yield self.estimates.planned(
                 row,
-                self._ways[way],
+                self._plans[way],
                 policy,
                 "",
                 way,
@@ -390,27 +394,27 @@ class RowPlanner:
                 float(seconds[place, way]) if timed else 0.0,
             )
 
-    def _alone(self, row: BatchRow) -> PlannedRow:
+    def _plan_by_policy(self, row: BatchRow) -> PlannedRow:
         """By a policy, of what is left."""
         if row.names_model:
-            return self._named(row)
-        assert self.fixed is not None
-        plans, _ = self.expectations.of(_query(row))
-        plans = [each for each in plans if row.wish is None or len(each.plan.pairs) == 1]
+            return self._plan_named(row)
+        assert self.policy is not None
+        plans, _ = self.estimates.of(_query(row))
+        plans = [each for each in plans if row.overrides is None or len(each.plan.pairs) == 1]
         try:
-            route = choose_plan(plans, self._left(), self.fixed)
+            route = choose_plan(plans, self._left(), self.policy)
         except BudgetExceeded as error:
-            return PlannedRow(row, None, self.fixed, str(error))
-        return self.expectations.planned(row, route.plan, self.fixed, route.why)
+            return PlannedRow(row, None, self.policy, str(error))
+        return self.estimates.planned(row, route.plan, self.policy, route.why)
 
-    def _named(self, row: BatchRow) -> PlannedRow:
-        return self.expectations.planned(row, self.named(row), NO_OTHER, "the row names it")
+    def _plan_named(self, row: BatchRow) -> PlannedRow:
+        return self.estimates.planned(row, self.named_plan(row), NO_FALLBACK, "the row names it")
 
     @staticmethod
-    def named(row: BatchRow) -> Plan:
+    def named_plan(row: BatchRow) -> Plan:
         """What a row names: a pair, or a model, which is asked as it is."""
-        assert row.wish is not None
-        model, strategy = split_model(row.wish.model)
+        assert row.overrides is not None
+        model, strategy = split_model(row.overrides.model)
         return Plan((Pair(model, strategy or "chat"),))
 
 

@@ -55,7 +55,7 @@ def profile(
     for pair in pairs:
         catalogue.prices(catalogue[pair.model].members)
     out = Path(out)
-    journal = Journal(
+    journal = ProfileJournal(
         out.with_name(out.name + ".journal"), _fingerprint(questions, catalogue, pairs, dataset)
     )
     pool = LocalModels(catalogue, slots=slots)
@@ -145,7 +145,7 @@ def cost_of(completion: Completion, catalogue: Catalogue) -> int:
     return sum(prices[name].cost(count.input_tokens, count.output_tokens) for name, count in models.items())
 
 
-class Journal:
+class ProfileJournal:
     """Finished rows, one JSON line each, after a first line that says what they belong to."""
 
     def __init__(self, path: Path, fingerprint: str) -> None:
@@ -157,7 +157,7 @@ class Journal:
 
     def add(self, row: Outcome, texts: list[str]) -> None:
         self._file.append(asdict(row) | {"texts": texts})
-        self._hold(row, texts)
+        self._remember(row, texts)
 
     def completion(self, row: Outcome) -> dict[str, Any]:
         """What the models wrote for a row, beside what was read from it."""
@@ -173,7 +173,7 @@ class Journal:
         for number, line in self._file.lines():
             record = json.loads(line)
             if not empty:
-                self._hold(parse_outcome(record, f"{self.path}, line {number}"), record["texts"])
+                self._remember(parse_outcome(record, f"{self.path}, line {number}"), record["texts"])
             elif record.get("fingerprint") != fingerprint:
                 raise InputError(
                     f"{self.path} belongs to other questions, models, prompts or pairs; remove it to start anew"
@@ -182,7 +182,7 @@ class Journal:
         if empty:
             self._file.append({"fingerprint": fingerprint})
 
-    def _hold(self, row: Outcome, texts: list[str]) -> None:
+    def _remember(self, row: Outcome, texts: list[str]) -> None:
         self.rows.setdefault(row.pair, {})[row.question_id] = row
         self._texts[row.pair, row.question_id] = texts
 

@@ -31,10 +31,10 @@ class Progress:
     def __post_init__(self) -> None:
         self._began = self._last = time.monotonic()
         self._before = self.counts.done
-        self._foretold: Preview | None = None
-        self._foretold_at = 0.0
+        self._latest_forecast: Preview | None = None
+        self._forecast_at = 0.0
 
-    def maybe(self) -> None:
+    def report_if_due(self) -> None:
         if time.monotonic() - self._last >= EVERY_SECONDS:
             self.now()
 
@@ -47,8 +47,8 @@ class Progress:
         done = self.counts.done
         rate = (done - self._before) / seconds if seconds > 0 else 0.0
         now = time.monotonic()
-        if self._foretold is None or now - self._foretold_at > FORECAST_SECONDS or done == self.total:
-            self._foretold, self._foretold_at = self.forecast(), now
+        if self._latest_forecast is None or now - self._forecast_at > FORECAST_SECONDS or done == self.total:
+            self._latest_forecast, self._forecast_at = self.forecast(), now
         return {
             "rows": self.total,
             "done": done,
@@ -56,34 +56,34 @@ class Progress:
             "spent_nanousd": budget.posted_nanousd,
             "held_nanousd": budget.held_nanousd,
             "left_nanousd": budget.left_nanousd,
-            "projected_nanousd": _in_the_end(budget.limit_nanousd, self._foretold),
+            "projected_nanousd": _projected_cost(budget.limit_nanousd, self._latest_forecast),
             "rate": round(rate, 3),
             "seconds": round(seconds, 1),
             "seconds_left": round((self.total - done) / rate, 1) if rate else None,
         }
 
 
-def _in_the_end(limit: int | None, expected: Preview | None) -> int | None:
+def _projected_cost(limit: int | None, expected: Preview | None) -> int | None:
     """What the job comes to. A forecast is of this pass alone, whose budget is what was unspent when it began."""
     if expected is None:
         return None
     return expected.cost_p50 + (0 if limit is None else max(0, limit - expected.budget_nanousd))
 
 
-def line_of(told: dict[str, Any]) -> str:
+def progress_line(event: dict[str, Any]) -> str:
     """Figures as one line."""
-    parts = [f"{told['done']}/{told['rows']} done"]
-    parts += [f"{told[name]} {name}" for name in ("failed", "skipped", "cached") if told[name]]
-    if told["graded"]:
-        parts.append(f"{told['right']} of {told['graded']} right ({told['right'] / told['graded']:.1%})")
-    money = f"{_usd(told['spent_nanousd'])} spent, {_usd(told['held_nanousd'])} held"
-    if told["left_nanousd"] is not None:
-        money += f", {_usd(told['left_nanousd'])} left"
-    if told["projected_nanousd"] is not None:
-        money += f", {_usd(told['projected_nanousd'])} in the end"
-    parts += [money, f"{told['rate']:.3g} rows/s"]
-    if told["seconds_left"] is not None and told["done"] < told["rows"]:
-        parts.append(f"{_time(told['seconds_left'])} to go")
+    parts = [f"{event['done']}/{event['rows']} done"]
+    parts += [f"{event[name]} {name}" for name in ("failed", "skipped", "cached") if event[name]]
+    if event["graded"]:
+        parts.append(f"{event['right']} of {event['graded']} right ({event['right'] / event['graded']:.1%})")
+    money = f"{_usd(event['spent_nanousd'])} spent, {_usd(event['held_nanousd'])} held"
+    if event["left_nanousd"] is not None:
+        money += f", {_usd(event['left_nanousd'])} left"
+    if event["projected_nanousd"] is not None:
+        money += f", {_usd(event['projected_nanousd'])} in the end"
+    parts += [money, f"{event['rate']:.3g} rows/s"]
+    if event["seconds_left"] is not None and event["done"] < event["rows"]:
+        parts.append(f"{_time(event['seconds_left'])} to go")
     return " · ".join(parts)
 
 

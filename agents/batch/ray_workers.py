@@ -25,7 +25,15 @@ from ray.data.block import BlockMetadata
 from ray.util.queue import Queue
 
 from viaticum.agents.batch.steps import RowTools
-from viaticum.agents.batch.workers import AHEAD, Cluster, Plans, Rows, Worker, WorkerConfig, process_elsewhere
+from viaticum.agents.batch.workers import (
+    CHUNKS_AHEAD,
+    Cluster,
+    Plans,
+    Rows,
+    Worker,
+    WorkerConfig,
+    process_remotely,
+)
 
 PATIENCE = 0.2  # seconds after which who waits for rows looks whether the job is to end
 Done = SimpleQueue[bytes | Exception]
@@ -57,15 +65,15 @@ class Actor(Worker):
         return {"chunk": [self.answer(chunk) for chunk in batch["chunk"]]}
 
 
-def process_rows(recipe: WorkerConfig, cluster: Cluster, planned: Plans, tools: RowTools) -> Rows:
+def process_rows(config: WorkerConfig, cluster: Cluster, planned: Plans, tools: RowTools) -> Rows:
     """Over the cluster that this process is connected to, or else connects to or begins."""
     _connect(cluster)
     queue, done = Queue(actor_options={"num_cpus": 0}), Done()
-    reader = threading.Thread(target=_collect, args=(queue, recipe, cluster, done), daemon=True)
+    reader = threading.Thread(target=_collect, args=(queue, config, cluster, done), daemon=True)
     reader.start()
     receive = partial(done.get, timeout=PATIENCE)
     try:
-        yield from process_elsewhere(planned, tools, recipe.concurrency, queue.put, receive)
+        yield from process_remotely(planned, tools, config.concurrency, queue.put, receive)
         queue.put(None)
         reader.join(ENDING)
     finally:
@@ -82,16 +90,16 @@ def _connect(cluster: Cluster) -> None:
         ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
 
 
-def _collect(queue: Queue, recipe: WorkerConfig, cluster: Cluster, found: Done) -> None:
+def _collect(queue: Queue, config: WorkerConfig, cluster: Cluster, found: Done) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # byte: every chunk goes on by itself, at once
-    size = {"min_size": 1, "max_size": cluster.workers, "max_tasks_in_flight_per_actor": AHEAD}
+    size = {"min_size": 1, "max_size": cluster.workers, "max_tasks_in_flight_per_actor": CHUNKS_AHEAD}
     try:
         chunks = ray.data.read_datasource(Source(queue), num_cpus=0, override_num_blocks=1)
         done = chunks.map_batches(
             Actor,
-            fn_constructor_args=(recipe,),
+            fn_constructor_args=(config,),
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(**size),
             num_cpus=cluster.cpus,

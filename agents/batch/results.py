@@ -28,10 +28,10 @@ class CallResult:
     completion: Completion
     cost: int
 
-    def by_model(self, asked: ModelCall | None) -> list[list[str]] | None:
+    def by_model(self, call: ModelCall | None) -> list[list[str]] | None:
         """[model, text] in the order of the text, where several models wrote it."""
         trace = self.completion.trace
-        tokenizer = getattr(asked.model, "tokenizer", None) if asked is not None else None
+        tokenizer = getattr(call.model, "tokenizer", None) if call is not None else None
         if trace is None or tokenizer is None or len(set(trace.made_by)) < 2:
             return None
         tokens = zip(trace.made_by, trace.tokens, strict=True)
@@ -47,7 +47,7 @@ def read_row(planned: PlannedRow, pair: Pair, completion: Completion) -> tuple[s
     return reading.value, reading.reason
 
 
-def cached_call(planned: PlannedRow, key: str, paid: CallResult, answer: str | None) -> Call:
+def call_record(planned: PlannedRow, key: str, paid: CallResult, answer: str | None) -> Call:
     """The one call of a row."""
     done = paid.completion
     assert planned.plan is not None
@@ -64,7 +64,7 @@ def cached_call(planned: PlannedRow, key: str, paid: CallResult, answer: str | N
     )
 
 
-def calls_of(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) -> tuple[tuple[Call, ...], int]:
+def paid_calls(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) -> tuple[tuple[Call, ...], int]:
     """The calls that were paid for under the keys of a row, in order, and what all its tries cost.
 
     votes: what pairs answered, as [pair, value].
@@ -98,7 +98,7 @@ def calls_of(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) -> t
     raise AssertionError("numbers do not end")
 
 
-def row_of(
+def build_row(
     planned: PlannedRow,
     state: RowState,
     reason: str = "",
@@ -152,14 +152,14 @@ def readable(text: str | None) -> str | None:
     return text if text is None or text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def row_of_flow(
+def row_from_workflow(
     planned: PlannedRow, values: Mapping[str, Any], calls: tuple[Call, ...], cost: int, with_text: bool
 ) -> JobRow:
     """The row that a finished state of the workflow holds."""
     value = values.get("value")
     kind = planned.query.kind
     voted = [pair for pair, said in values.get("votes", ()) if equivalent(said, value, kind)]
-    return row_of(
+    return build_row(
         planned,
         "failed" if value is None else "answered",
         values.get("reason", ""),

@@ -23,27 +23,27 @@ from pathlib import Path
 from typing import Any
 
 from viaticum.agents.batch.cache import Cache
-from viaticum.agents.batch.input import BatchRow, Input, Survey, survey, without_repeated
+from viaticum.agents.batch.input import BatchRow, Input, Survey, mark_duplicates, survey
 from viaticum.agents.batch.job_folder import (
     acquire_job_lock,
-    amount_of,
-    bare,
-    empty,
+    check_fingerprint,
+    clear_folder,
     fingerprint,
-    folder_for,
     job_folder,
-    limit_of,
     now,
-    refuse_other,
+    parse_budget,
+    prepare_folder,
+    resolve_limit,
     version,
     without_password,
+    without_plan,
 )
-from viaticum.agents.batch.output import Journal, format_for, write_results
+from viaticum.agents.batch.output import RowJournal, format_for, write_results
 from viaticum.agents.batch.planning import PACED, PlannedRow, RouteEstimates, RowPlanner
 from viaticum.agents.batch.progress import EventSink, Progress
-from viaticum.agents.batch.results import row_of
+from viaticum.agents.batch.results import build_row
 from viaticum.agents.batch.steps import CONCURRENCY, DRAIN_SECONDS, RowTools, worst_of
-from viaticum.agents.batch.workers import Cluster, Engine, Process, WorkerConfig, process_by
+from viaticum.agents.batch.workers import Cluster, Engine, Process, WorkerConfig, engine_for
 from viaticum.agents.build import open_resources
 from viaticum.agents.workflow.graph import WorkflowResources
 from viaticum.agents.workflow.settings import TRIES, Dollars, WorkflowSettings
@@ -58,8 +58,8 @@ from viaticum.routers.query import Plan, QueryRouter
 __all__ = ["BatchEnd", "DryRun", "job_folder", "preview_batch", "run_batch"]
 
 SAMPLE = 2000  # rows that prices are made from
-LOOKED_AT = 16  # of them, for what the cheapest call may cost
-SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the budget, in the preview
+FIRST_ROWS = 16  # of them, for what the cheapest call may cost
+BUDGET_SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the budget, in the preview
 PASSES = 3
 
 
@@ -121,11 +121,11 @@ def run_batch(
     address = default_path() if ledger is None else ledger
     if engine == "ray" and cluster is None:
         cluster = Cluster()
-    engine_of = process_by(engine, cluster, str(address))
-    with ExitStack() as opened:
-        folder = folder_for(out, resume=resume, force=force)  # with all that an older job left there
-        opened.enter_context(acquire_job_lock(folder))
-        books = opened.enter_context(Ledger(address))
+    engine_of = engine_for(engine, cluster, str(address))
+    with ExitStack() as stack:
+        folder = prepare_folder(out, resume=resume, force=force)  # with all that an older job left there
+        stack.enter_context(acquire_job_lock(folder))
+        books = stack.enter_context(Ledger(address))
         before = Job.load(folder) if resume and (folder / JOB).exists() else None
         scope = before.budget if before is not None else f"batch-{uuid.uuid4().hex[:12]}"
         settings = WorkflowSettings(
@@ -139,13 +139,13 @@ def run_batch(
             slots=slots,
         )
         tools = _tools(budget, before, settings, books)
-        opened.callback(tools.threads.close)
+        stack.callback(tools.threads.close)
         job = Job(
             input=str(given.path),
             results=str(out),
             rows=0,
             budget=scope,
-            limit_nanousd=limit_of(budget, before),
+            limit_nanousd=resolve_limit(budget, before),
             ledger=without_password(str(address)),
             policy=policy,
             engine=engine,
@@ -155,7 +155,7 @@ def run_batch(
             version=version(),
         )
         if before is not None:
-            refuse_other(before, job, folder)
+            check_fingerprint(before, job, folder)
         rows = RowTools(
             tools,
             scope,
@@ -166,7 +166,7 @@ def run_batch(
         )
         process = engine_of(WorkerConfig(str(address), scope, settings, concurrency, keep_texts))
         run = _Run(given, out, folder, job, rows, process, skip_bad, tell, new=before is None)
-        return run.run(opened, budget, cache)
+        return run.run(stack, budget, cache)
 
 
 class _Run:
@@ -189,26 +189,26 @@ class _Run:
         self.process, self.skip_bad, self.tell, self.new = process, skip_bad, tell, new
         self.ledger = rows.tools.ledger
         self._began = time.monotonic()
-        self._late = False
-        self._again: dict[int, str] = {}
+        self._past_deadline = False
+        self._duplicates: dict[int, str] = {}
 
-    def run(self, opened: ExitStack, budget: Dollars | None, cache: str | Path | None) -> BatchEnd:
+    def run(self, stack: ExitStack, budget: Dollars | None, cache: str | Path | None) -> BatchEnd:
         self.tell({"event": "reading", "input": self.job.input})
         found = survey(self.given.rows(), lambda number: False, SAMPLE)
         self._check(found)
-        self._again = found.again
+        self._duplicates = found.again
         self.job = replace(self.job, rows=found.rows)
         planner = self._planner()
-        shared = opened.enter_context(Cache(cache, self.rows.tools.catalogue)) if cache is not None else None
+        shared = stack.enter_context(Cache(cache, self.rows.tools.catalogue)) if cache is not None else None
         self._open_budget(budget, found, planner)
         previews = planner.previews([*found.sample], found.pending, self._budgets()) if found.pending else []
         self.job = replace(self.job, previews=tuple(previews))
         if self.new:
-            empty(self.folder)
+            clear_folder(self.folder)
         self._save()
-        journal = Journal(self.folder, found.rows)
-        opened.callback(journal.close)
-        own = shared or opened.enter_context(Cache(self.folder / "cache.db", self.rows.tools.catalogue))
+        journal = RowJournal(self.folder, found.rows)
+        stack.callback(journal.close)
+        own = shared or stack.enter_context(Cache(self.folder / "cache.db", self.rows.tools.catalogue))
         self.rows = replace(self.rows, cache=own)
         self.progress = Progress(
             self.tell, self.ledger, self.job.budget, found.rows, journal.counts, planner.forecast
@@ -254,24 +254,24 @@ class _Run:
         if not self.new:
             self.ledger.set_limit(self.job.budget, limit_nanousd=limit)
             return
-        self._refuse_too_little(limit, found, planner)
+        self._check_budget_suffices(limit, found, planner)
         self.ledger.create(self.job.budget, limit_nanousd=limit)
 
-    def _refuse_too_little(self, limit: int, found: Survey, planner: RowPlanner) -> None:
+    def _check_budget_suffices(self, limit: int, found: Survey, planner: RowPlanner) -> None:
         """Raises `BudgetError` where not one call of the first rows fits."""
 
         least: tuple[int, str] | None = None
-        for _, row in found.sample[:LOOKED_AT]:
+        for _, row in found.sample[:FIRST_ROWS]:
             assert row.query is not None
-            if row.wish is not None and row.wish.model != "auto":
-                pairs = list(planner.named(row).pairs)
+            if row.overrides is not None and row.overrides.model != "auto":
+                pairs = list(planner.named_plan(row).pairs)
             else:
                 pairs = list(
-                    {pair for each in planner.expectations.of(row.query)[0] for pair in each.plan.pairs}
+                    {pair for each in planner.estimates.of(row.query)[0] for pair in each.plan.pairs}
                 )
             for pair in pairs:
                 try:
-                    cost = worst_of(self.rows.tools, replace(bare(row), plan=Plan((pair,))))
+                    cost = worst_of(self.rows.tools, replace(without_plan(row), plan=Plan((pair,))))
                 except InputError:
                     continue
                 if least is None or cost < least[0]:
@@ -286,13 +286,13 @@ class _Run:
 
     def _budgets(self) -> list[int]:
         assert self.job.limit_nanousd is not None
-        return [max(1, round(self.job.limit_nanousd * share)) for share in SHARES]
+        return [max(1, round(self.job.limit_nanousd * share)) for share in BUDGET_SHARES]
 
     # --- passes over the input ------------------------------------------------------------------------------
 
-    def _work(self, journal: Journal, found: Survey, planner: RowPlanner) -> JobEnd:
+    def _work(self, journal: RowJournal, found: Survey, planner: RowPlanner) -> JobEnd:
         """Pass over the rows that are not done, while it brings any further; then say why the others are left out."""
-        self._leave_out_bad(journal, found)
+        self._skip_bad_rows(journal, found)
         why: dict[str, int] = {}
         for number in range(PASSES):
             if journal.counts.done or number:
@@ -303,62 +303,62 @@ class _Run:
             before, why = journal.counts.done, self._pass(journal, planner)
             if self.rows.stop.is_set():
                 return "drained"
-            if self._late or not why or journal.counts.done == before or self._unspent() <= 0:
+            if self._past_deadline or not why or journal.counts.done == before or self._unspent() <= 0:
                 break
-        return self._leave_out_rest(journal, why)
+        return self._skip_remaining(journal, why)
 
-    def _pass(self, journal: Journal, planner: RowPlanner) -> dict[str, int]:
+    def _pass(self, journal: RowJournal, planner: RowPlanner) -> dict[str, int]:
         """One pass; returns why rows were left out, with how many."""
         why: dict[str, int] = {}
         planned = planner.plan(self._pending(journal))
-        for plan, row in self.process(self._in_time(planned), self.rows):
+        for plan, row in self.process(self._until_deadline(planned), self.rows):
             planner.settled(plan, row)
             if row.state == "skipped":
                 why[row.reason] = why.get(row.reason, 0) + 1
             else:
                 journal.write(row)
-            self.progress.maybe()
+            self.progress.report_if_due()
         return why
 
     def _usable_rows(self) -> Iterator[BatchRow]:
-        return (row for row in without_repeated(self.given.rows(), self._again))
+        return (row for row in mark_duplicates(self.given.rows(), self._duplicates))
 
-    def _pending(self, journal: Journal) -> Iterator[BatchRow]:
+    def _pending(self, journal: RowJournal) -> Iterator[BatchRow]:
         for row in self._usable_rows():
             if not row.problem and not journal.is_done(row.number):
                 yield row
 
-    def _in_time(self, planned: Iterator[PlannedRow | None]) -> Iterator[PlannedRow | None]:
+    def _until_deadline(self, planned: Iterator[PlannedRow | None]) -> Iterator[PlannedRow | None]:
         """Until the deadline: rows are planned in blocks, long before there is room for the last of one."""
         for each in planned:
             if self.job.deadline_seconds is not None and self._elapsed() > self.job.deadline_seconds:
-                self._late = True
+                self._past_deadline = True
                 return
             yield each
 
-    def _leave_out_bad(self, journal: Journal, found: Survey) -> None:
+    def _skip_bad_rows(self, journal: RowJournal, found: Survey) -> None:
         if not found.bad:
             return
         for row in self._usable_rows():
             if row.problem and not journal.is_done(row.number):
-                journal.write(row_of(bare(row), "skipped", row.problem))
+                journal.write(build_row(without_plan(row), "skipped", row.problem))
 
-    def _leave_out_rest(self, journal: Journal, why: Mapping[str, int]) -> JobEnd:
+    def _skip_remaining(self, journal: RowJournal, why: Mapping[str, int]) -> JobEnd:
         """Write down the rows that are not done, with the reason of most."""
         if journal.counts.done == self.job.rows:
             return "completed"
         reason = max(why, key=lambda each: why[each]) if why else "nothing was left to pay for it"
-        if self._late:
+        if self._past_deadline:
             reason = f"the deadline of {self.job.deadline_seconds:g} seconds passed"
         for row in self._usable_rows():
             if not journal.is_done(row.number):
-                journal.write(row_of(bare(row), "skipped", reason))
-                self.progress.maybe()
-        return "deadline" if self._late else "budget_exhausted"
+                journal.write(build_row(without_plan(row), "skipped", reason))
+                self.progress.report_if_due()
+        return "deadline" if self._past_deadline else "budget_exhausted"
 
     # --- the end --------------------------------------------------------------------------------------------
 
-    def _finish(self, journal: Journal, ending: JobEnd) -> None:
+    def _finish(self, journal: RowJournal, ending: JobEnd) -> None:
         journal.sync()
         if ending != "drained":
             kind = format_for(self.out, self.given.format)
@@ -418,7 +418,7 @@ def preview_batch(
 ) -> DryRun:
     """What the budget, and others around it, would buy. Asks no model and touches no ledger. Raises as `run_batch`."""
     given = Input.open(source, format=format, skip=skip, limit=limit)
-    amount = amount_of(budget)
+    amount = parse_budget(budget)
     with Ledger("memory:") as books:
         settings = WorkflowSettings(catalogue=catalogue, router=router, models=models, concurrency=1)
         tools = open_resources(settings, books)
@@ -432,7 +432,7 @@ def preview_batch(
             concurrency=concurrency,
         )
         found = survey(given.rows(), lambda number: False, SAMPLE)
-        budgets = [max(1, round(amount * share)) for share in SHARES]
+        budgets = [max(1, round(amount * share)) for share in BUDGET_SHARES]
         previews = planner.previews(found.sample, found.pending, budgets) if found.pending else []
         return DryRun(found.rows, found.bad, tuple(found.problems), tuple(previews))
 
@@ -441,7 +441,7 @@ def _tools(
     budget: Dollars | None, before: Job | None, settings: WorkflowSettings, books: Ledger
 ) -> WorkflowResources:
     """The workflow's tools, over the job's budget, which is made only once all else is right."""
-    limit_of(budget, before)
+    resolve_limit(budget, before)
     tools = open_resources(settings, books)
     if before is not None:
         try:

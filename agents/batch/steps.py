@@ -14,7 +14,14 @@ from langgraph.errors import GraphDrained
 
 from viaticum.agents.batch.cache import Cache, CachedModel
 from viaticum.agents.batch.planning import PlannedRow, RouteEstimates
-from viaticum.agents.batch.results import CallResult, cached_call, calls_of, read_row, row_of, row_of_flow
+from viaticum.agents.batch.results import (
+    CallResult,
+    build_row,
+    call_record,
+    paid_calls,
+    read_row,
+    row_from_workflow,
+)
 from viaticum.agents.workflow.calls import ModelCall, settle_on_failure
 from viaticum.agents.workflow.graph import Workflow, WorkflowResources
 from viaticum.agents.workflow.nodes import StoppableRun
@@ -56,13 +63,13 @@ class Task:
     """
 
     planned: PlannedRow
-    asked: ModelCall | None = None
+    call: ModelCall | None = None
     parameters: str = ""
     key: str = ""
     cached: str | None = None
-    wasted: int = 0
-    tried: int = 0
-    begun: bool = False
+    failed_cost: int = 0
+    retries: int = 0
+    started: bool = False
     last: bool = False
     pieces: CallResult | None = None
 
@@ -76,7 +83,7 @@ class RowSteps:
 
     def __init__(self, tools: RowTools) -> None:
         self.tools, self.ledger = tools, tools.tools.ledger
-        self.expectations = RouteEstimates(tools.tools.router, tools.tools.is_usable)
+        self.estimates = RouteEstimates(tools.tools.router, tools.tools.is_usable)
         self.cancelled = threading.Event()
         self._runs: set[StoppableRun] = set()
         self._runs_lock = threading.Lock()
@@ -108,12 +115,10 @@ class RowSteps:
 
     def write(self, task: Task) -> Completion:
         """One paid call, whose hold is dispatched."""
-        asked, limit = task.asked, self.tools.tools.timeout
-        assert asked is not None
+        call, limit = task.call, self.tools.tools.timeout
+        assert call is not None
         began = time.monotonic()
-        with settle_on_failure(
-            self.ledger, task.key, asked.model, asked.messages, asked.generation
-        ) as pieces:
+        with settle_on_failure(self.ledger, task.key, call.model, call.messages, call.generation) as pieces:
             if self.cancelled.is_set():
                 raise Cancelled("the job ends before this call was made")
             for piece in pieces:
@@ -123,7 +128,7 @@ class RowSteps:
                     raise Cancelled("the job ends; what was written is charged")
                 if limit is not None and time.monotonic() - began > limit:
                     raise ModelUnavailable(
-                        f"{asked.model.name} did not end within {limit:g} seconds; what it wrote is charged"
+                        f"{call.model.name} did not end within {limit:g} seconds; what it wrote is charged"
                     )
         raise AssertionError("a stream ends with its completion")
 
@@ -135,11 +140,11 @@ class RowSteps:
         value, reason = read_row(task.planned, pair, task.pieces.completion)
         if value is None and self._may_ask_others(task, pair):
             return None
-        call = cached_call(task.planned, task.key, task.pieces, value)
-        cost = task.pieces.cost + task.wasted
-        before = calls_of(self.ledger, self.run_of(task))[0] if task.wasted else ()
+        call = call_record(task.planned, task.key, task.pieces, value)
+        cost = task.pieces.cost + task.failed_cost
+        before = paid_calls(self.ledger, self.run_of(task))[0] if task.failed_cost else ()
         calls = (*(each for each in before if each.key != call.key), call)
-        return row_of(
+        return build_row(
             task.planned,
             "failed" if value is None else "answered",
             reason,
@@ -148,16 +153,16 @@ class RowSteps:
             calls=calls,
             cost=cost,
             text=task.pieces.completion.text if self._keeps_text(task) else None,
-            pieces=task.pieces.by_model(task.asked) if self.tools.keep_texts else None,
+            pieces=task.pieces.by_model(task.call) if self.tools.keep_texts else None,
         )
 
     def _keeps_text(self, task: Task) -> bool:
-        return self.tools.keep_texts or task.planned.row.wish is not None
+        return self.tools.keep_texts or task.planned.row.overrides is not None
 
     def _may_ask_others(self, task: Task, pair: Pair) -> bool:
-        if task.planned.row.wish is not None:
+        if task.planned.row.overrides is not None:
             return False
-        plans, _ = self.expectations.of(task.planned.query)
+        plans, _ = self.estimates.of(task.planned.query)
         return bool(
             task.planned.policy.filter_fallbacks([each for each in plans if pair not in each.plan.pairs])
         )
@@ -190,30 +195,30 @@ class RowSteps:
         finally:
             with self._runs_lock:
                 self._runs.discard(run)
-        calls, cost = calls_of(self.ledger, self.run_of(task), values.get("votes", ()))
-        return row_of_flow(planned, values, calls, cost, self._keeps_text(task))
+        calls, cost = paid_calls(self.ledger, self.run_of(task), values.get("votes", ()))
+        return row_from_workflow(planned, values, calls, cost, self._keeps_text(task))
 
 
-def asked_of(tools: WorkflowResources, planned: PlannedRow) -> ModelCall:
+def call_for(tools: WorkflowResources, planned: PlannedRow) -> ModelCall:
     """The call of a row whose plan is one call, as its wish has it."""
     assert planned.plan is not None
-    pair, wish = planned.plan.pairs[0], planned.row.wish
-    asked = ModelCall.of(tools.model(pair.model), pair, planned.query)
-    if wish is None:
-        return asked
-    own = asked.generation
-    if pair.strategy == "chat" and not split_model(wish.model)[1]:
-        limit = wish.limit or own.max_new_tokens
-        generation = replace(wish.generation, max_new_tokens=limit)
-        return replace(asked, messages=list(wish.messages), generation=generation)
-    limit = min(own.max_new_tokens, wish.limit or own.max_new_tokens)
-    stop = tuple(dict.fromkeys((*own.stop, *wish.generation.stop)))
-    seed = own.seed or wish.generation.seed
-    return replace(asked, generation=replace(own, max_new_tokens=limit, stop=stop, seed=seed))
+    pair, overrides = planned.plan.pairs[0], planned.row.overrides
+    call = ModelCall.of(tools.model(pair.model), pair, planned.query)
+    if overrides is None:
+        return call
+    own = call.generation
+    if pair.strategy == "chat" and not split_model(overrides.model)[1]:
+        limit = overrides.limit or own.max_new_tokens
+        generation = replace(overrides.generation, max_new_tokens=limit)
+        return replace(call, messages=list(overrides.messages), generation=generation)
+    limit = min(own.max_new_tokens, overrides.limit or own.max_new_tokens)
+    stop = tuple(dict.fromkeys((*own.stop, *overrides.generation.stop)))
+    seed = own.seed or overrides.generation.seed
+    return replace(call, generation=replace(own, max_new_tokens=limit, stop=stop, seed=seed))
 
 
 def worst_of(tools: WorkflowResources, planned: PlannedRow) -> int:
     """Nano-dollars that the first call of a row may cost at most."""
-    asked = asked_of(tools, planned)
-    usage = asked.model.worst_case_of(asked.messages, asked.generation)
+    call = call_for(tools, planned)
+    usage = call.model.worst_case_of(call.messages, call.generation)
     return sum(worst_costs(usage, tools.catalogue.prices(usage)).values())

@@ -31,7 +31,7 @@ Engine = Literal["local", "ray"]
 Rows = Iterator[tuple[PlannedRow, JobRow]]
 Plans = Iterable[PlannedRow | None]
 Process = Callable[[Plans, RowTools], Rows]
-AHEAD = 2  # chunks a worker: one at hand, and one that waits for it
+CHUNKS_AHEAD = 2  # chunks a worker: one at hand, and one that waits for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +68,14 @@ class WorkerConfig:
 class Worker:
     """Answers chunks: has models and a ledger of its own, and knows again the calls that it made itself."""
 
-    def __init__(self, recipe: WorkerConfig) -> None:
-        tools = open_resources(recipe.settings, Ledger(recipe.ledger))
+    def __init__(self, config: WorkerConfig) -> None:
+        tools = open_resources(config.settings, Ledger(config.ledger))
         self._rows = RowTools(
             tools,
-            recipe.budget,
+            config.budget,
             cache=Cache(":memory:", tools.catalogue),
-            concurrency=recipe.concurrency,
-            keep_texts=recipe.keep_texts,
+            concurrency=config.concurrency,
+            keep_texts=config.keep_texts,
         )
 
     def answer(self, chunk: bytes) -> bytes:
@@ -90,7 +90,7 @@ class Worker:
         return pickle.dumps((done, failed))
 
 
-def process_elsewhere(
+def process_remotely(
     planned: Plans,
     tools: RowTools,
     chunk: int,
@@ -104,7 +104,7 @@ def process_elsewhere(
     """
     source, more, inside, stopped = iter(planned), True, 0, 0.0
     while inside or (more and not tools.stop.is_set()):
-        while more and not tools.stop.is_set() and (room := AHEAD * tools.concurrency - inside) > 0:
+        while more and not tools.stop.is_set() and (room := CHUNKS_AHEAD * tools.concurrency - inside) > 0:
             block = list(islice(source, min(chunk, room)))
             more, rows = bool(block), [each for each in block if each is not None]
             if rows:
@@ -130,7 +130,7 @@ def process_elsewhere(
             raise _error(*failed)
 
 
-def process_by(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[WorkerConfig], Process]:
+def engine_for(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[WorkerConfig], Process]:
     """What answers the rows, once it knows its tools. Raises `InputError` for settings that do not go together,
     `MissingExtra` without Ray."""
     if engine not in get_args(Engine):
@@ -138,7 +138,7 @@ def process_by(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[W
     if engine == "local":
         if cluster is not None:
             raise InputError("a cluster is for the engine ray; give that too, or leave the cluster out")
-        return lambda recipe: process_rows
+        return lambda config: process_rows
     if not ledger.startswith(("postgresql://", "postgres://")):
         raise InputError(
             f"workers on other machines do not reach the ledger {ledger}; give one in Postgres "
@@ -149,15 +149,15 @@ def process_by(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[W
     except ImportError as error:
         raise MissingExtra(error.name or "ray", "ray") from None
 
-    def made(recipe: WorkerConfig) -> Process:
+    def made(config: WorkerConfig) -> Process:
         try:
-            distributed.cloudpickle.dumps(recipe)
+            distributed.cloudpickle.dumps(config)
         except Exception as error:
             raise InputError(
                 f"a model or a router cannot be sent to other machines ({error}); name models in the catalogue, and "
                 "give the folder of a router"
             ) from None
-        return partial(distributed.process_rows, recipe, cluster or Cluster())
+        return partial(distributed.process_rows, config, cluster or Cluster())
 
     return made
 

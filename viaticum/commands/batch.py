@@ -21,7 +21,7 @@ from viaticum.errors import InputError, ViaticumError
 from viaticum.money import format_usd
 from viaticum.signals import SignalHandler
 
-DRAINED = 3  # exit code of a job that was told to end: --resume goes on
+EXIT_DRAINED = 3  # exit code of a job that was told to end: --resume goes on
 _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
@@ -126,7 +126,7 @@ def batch(
         stop.set()
         sys.stderr.write("\nending: running calls are finished and settled; once more ends at once\n")
 
-    with SignalHandler(drain, once=True), _Teller(as_json) as teller:
+    with SignalHandler(drain, once=True), _EventPrinter(as_json) as printer:
         ended = run_batch(
             source,
             out,
@@ -151,10 +151,10 @@ def batch(
             keep_texts=keep_texts,
             drain_seconds=grace,
             stop=stop,
-            tell=teller.tell,
+            tell=printer.tell,
         )
     if ended.job.ending == "drained":
-        raise typer.Exit(DRAINED)
+        raise typer.Exit(EXIT_DRAINED)
 
 
 def seconds_of(text: str) -> float:
@@ -167,14 +167,14 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-class _Teller:
+class _EventPrinter:
     """One line that is written again and again on a terminal, lines now and then elsewhere, or JSON."""
 
     def __init__(self, as_json: bool) -> None:
         self._json, self._line = as_json, StatusLine()
         self._last, self._begun = 0.0, False
 
-    def __enter__(self) -> _Teller:
+    def __enter__(self) -> _EventPrinter:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -194,15 +194,15 @@ class _Teller:
         elif kind == "ended":
             self._end(event)
         elif self._line.terminal or kind == "started" or time.monotonic() - self._last >= LINE_SECONDS:
-            from viaticum.agents.batch.progress import line_of
+            from viaticum.agents.batch.progress import progress_line
 
             self._last = time.monotonic()
-            self._line.write(line_of(event), last=not self._line.terminal)
+            self._line.write(progress_line(event), last=not self._line.terminal)
 
     def _end(self, event: dict[str, Any]) -> None:
-        from viaticum.agents.batch.progress import line_of
+        from viaticum.agents.batch.progress import progress_line
 
-        self._line.write(line_of(event), last=True)
+        self._line.write(progress_line(event), last=True)
         ending = event["ending"].replace("_", " ")
         more = (
             " (go on with --resume)" if event["ending"] == "drained" else f"; results in {event['results']}"

@@ -39,7 +39,7 @@ from typer.testing import CliRunner
 from viaticum.agents.batch import job_folder as batch_job
 from viaticum.agents.batch.input import BatchRow
 from viaticum.agents.batch.output import Counts
-from viaticum.agents.batch.planning import NO_OTHER, PlannedRow, RouteEstimates, RowPlanner
+from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow, RouteEstimates, RowPlanner
 from viaticum.agents.batch.progress import Progress
 from viaticum.agents.batch.results import row_of
 from viaticum.agents.batch.run import BatchEnd, job_folder, preview_batch, run_batch
@@ -811,10 +811,10 @@ def test_what_is_no_span_of_time(text: str) -> None:
 
 def test_a_planned_row_can_be_sent_elsewhere() -> None:
     """Another engine pickles plans, and compares the policy that they carry."""
-    planned = PlannedRow(BatchRow(1, "a", Query("?")), Plan((CHEAP,)), NO_OTHER)
+    planned = PlannedRow(BatchRow(1, "a", Query("?")), Plan((CHEAP,)), NO_FALLBACK)
     again = pickle.loads(pickle.dumps(planned))
     assert again == planned
-    assert again.policy == NO_OTHER
+    assert again.policy == NO_FALLBACK
     assert replace(again, why="x") != planned
 
 
@@ -843,11 +843,11 @@ def test_a_way_whose_worst_case_does_not_fit_is_not_planned(held: int | None, pl
 
 def test_what_a_cheaper_plan_costs_says_nothing_of_the_one_that_was_chosen() -> None:
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(1, 65)]
-    expectations = RouteEstimates(two_plans_router(), lambda pair: True)
+    estimates = RouteEstimates(two_plans_router(), lambda pair: True)
 
     def forecast(instead: Plan | None) -> float:
         planner = RowPlanner(
-            expectations, "paced", left=lambda: 64 * 400_000, elapsed=lambda: 0.0, concurrency=64
+            estimates, "paced", left=lambda: 64 * 400_000, elapsed=lambda: 0.0, concurrency=64
         )
         planner.begin(list(enumerate(rows)), len(rows))
         for planned in list(itertools.islice(planner.plan(rows), 16)):

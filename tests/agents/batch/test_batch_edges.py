@@ -248,11 +248,11 @@ def test_a_later_pass_has_the_time_that_is_left(began: float) -> None:
 
 def test_a_row_that_goes_on_as_it_was_decided_is_closed_for_the_pacer() -> None:
     rows = [BatchRow(number, str(number), Query(f"What is {number} + 2?")) for number in range(64)]
-    expectations = RouteEstimates(two_plans_router(), lambda pair: True)
+    estimates = RouteEstimates(two_plans_router(), lambda pair: True)
 
     def forecast(took: Plan | None) -> int:
         planner = RowPlanner(
-            expectations, "paced", left=lambda: 64 * 400_000, elapsed=lambda: 0.0, concurrency=64
+            estimates, "paced", left=lambda: 64 * 400_000, elapsed=lambda: 0.0, concurrency=64
         )
         planner.begin(list(enumerate(rows)), len(rows))
         source = planner.plan(rows)
@@ -261,7 +261,7 @@ def test_a_row_that_goes_on_as_it_was_decided_is_closed_for_the_pacer() -> None:
             assert planned is not None
             if took is not None:
                 old = (planned.way, planned.expected, planned.spread, planned.seconds)
-                planned = expectations.planned(planned.row, took, planned.policy, "decided before", *old)
+                planned = estimates.planned(planned.row, took, planned.policy, "decided before", *old)
             planner.settled(planned, row_of(planned, "answered", cost=390_000))
         told = planner.forecast()
         assert told is not None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from viaticum.agents.batch import input as batch_input
-from viaticum.agents.batch.input import BatchRow, Input, survey, without_repeated
+from viaticum.agents.batch.input import BatchRow, Input, mark_duplicates, survey
 from viaticum.errors import DataError, InputError
 
 BODY = {"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 2?"}]}
@@ -52,9 +52,13 @@ def test_openai_rows_say_which_model_and_how_it_writes(tmp_path: Path) -> None:
         + "\n"
         + openai("b", messages=[{"role": "system", "content": "Be short."}, *BODY["messages"]]),  # type: ignore[misc]
     )
-    assert row.wish is not None
-    assert (row.wish.model, row.wish.limit, row.wish.generation.temperature) == ("cheap", 9, 0.5)
-    assert (row.wish.generation.seed, row.wish.generation.stop) == (3, ("x",))
+    assert row.overrides is not None
+    assert (row.overrides.model, row.overrides.limit, row.overrides.generation.temperature) == (
+        "cheap",
+        9,
+        0.5,
+    )
+    assert (row.overrides.generation.seed, row.overrides.generation.stop) == (3, ("x",))
     assert other.query is not None
     assert other.query.messages == ({"role": "system", "content": "Be short."},)
 
@@ -139,7 +143,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_survey_counts_samples_and_finds_ids_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_input, "AT_ONCE", 7)
+    monkeypatch.setattr(batch_input, "BLOCK_ROWS", 7)
     lines = [f'{{"id": "q{n % 90}", "question": "{n}?", "answer": {n}}}' for n in range(100)]
     (tmp_path / "q.jsonl").write_text("\n".join([*lines, "{}"]))
     given = Input.open(tmp_path / "q.jsonl")
@@ -150,8 +154,8 @@ def test_a_survey_counts_samples_and_finds_ids_again(tmp_path: Path, monkeypatch
     assert len(found.sample) == 10
     assert all(row.number == place + 50 for place, row in found.sample)
     assert len({place for place, _ in found.sample}) == 10
-    marked = [row for row in without_repeated(given.rows(), found.again) if row.problem]
+    marked = [row for row in mark_duplicates(given.rows(), found.again) if row.problem]
     assert [row.number for row in marked] == [*range(90, 101)]
-    monkeypatch.setattr(batch_input, "MOST_BAD", 5)
+    monkeypatch.setattr(batch_input, "MAX_DUPLICATES", 5)
     with pytest.raises(DataError, match="more than 5 rows"):
         survey(given.rows(), lambda number: False, 10)

@@ -27,7 +27,7 @@ from viaticum.agents.batch.workers import (
     Rows,
     Worker,
     WorkerConfig,
-    process_elsewhere,
+    process_remotely,
 )
 from viaticum.errors import AuthenticationFailed, InputError, ProviderUnavailable
 
@@ -112,19 +112,19 @@ def test_the_whole_job_is_killed_and_goes_on_with_less_money_than_it_wants(
 class Away:
     """Workers that are threads of this process: what they are sent and give back are bytes all the same."""
 
-    def __init__(self, recipe: WorkerConfig, workers: int = 2) -> None:
+    def __init__(self, config: WorkerConfig, workers: int = 2) -> None:
         self.given: SimpleQueue[bytes] = SimpleQueue()
         self.done: SimpleQueue[bytes | Exception] = SimpleQueue()
         self.sent = 0
         for _ in range(workers):
-            threading.Thread(target=self._work, args=(Worker(recipe),), daemon=True).start()
+            threading.Thread(target=self._work, args=(Worker(config),), daemon=True).start()
 
     def _work(self, worker: Worker) -> None:
         while chunk := self.given.get():
             self.done.put(worker.answer(chunk))
 
     def process(self, planned: Plans, tools: RowTools) -> Rows:
-        yield from process_elsewhere(planned, tools, 4, self._send, lambda: self.done.get(timeout=0.05))
+        yield from process_remotely(planned, tools, 4, self._send, lambda: self.done.get(timeout=0.05))
 
     def _send(self, chunk: bytes) -> None:
         self.sent += 1
@@ -136,13 +136,13 @@ def away(monkeypatch: pytest.MonkeyPatch) -> list[Away]:
     made: list[Away] = []
 
     def by(engine: str, cluster: Cluster | None, ledger: str) -> Any:
-        def process(recipe: WorkerConfig) -> Process:
-            made.append(Away(recipe))
+        def process(config: WorkerConfig) -> Process:
+            made.append(Away(config))
             return made[-1].process
 
         return process
 
-    monkeypatch.setattr(batch, "process_by", by)
+    monkeypatch.setattr(batch, "engine_for", by)
     return made
 
 
@@ -170,17 +170,17 @@ def test_a_chunk_that_two_workers_answer_is_paid_for_once(
 ) -> None:
     """As where a worker dies after its last call and before what it gives back is known."""
     away(monkeypatch)
-    answer, recipes = Worker.answer, list[WorkerConfig]()
+    answer, configs = Worker.answer, list[WorkerConfig]()
     made = Worker.__init__
 
-    def begin(self: Worker, recipe: WorkerConfig) -> None:
-        recipes.append(recipe)
-        made(self, recipe)
+    def begin(self: Worker, config: WorkerConfig) -> None:
+        configs.append(config)
+        made(self, config)
 
     def twice(self: Worker, chunk: bytes) -> bytes:
         answer(self, chunk)
         other = Worker.__new__(Worker)
-        made(other, recipes[0])
+        made(other, configs[0])
         return answer(other, chunk)
 
     monkeypatch.setattr(Worker, "__init__", begin)
