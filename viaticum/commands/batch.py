@@ -7,8 +7,9 @@ import re
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,71 +22,92 @@ from viaticum.errors import InputError, ViaticumError
 from viaticum.money import format_usd
 from viaticum.signals import SignalHandler
 
-EXIT_DRAINED = 3  # exit code of a job that was told to end: --resume goes on
+if TYPE_CHECKING:
+    from viaticum.agents.batch.workers import Cluster
+
+EXIT_DRAINED = 3  # exit code of a job that was ended by a signal: --resume goes on
 _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
+Source = Annotated[
+    Path, typer.Argument(metavar="INPUT", help="JSONL, OpenAI's batch format, CSV or Parquet.")
+]
+Dollars = Annotated[str | None, typer.Option("--budget", help="Dollars that all of it may cost at most.")]
+Out = Annotated[Path | None, typer.Option(help="The results: .jsonl, .csv or .parquet.")]
+Policy = Annotated[
+    str,
+    typer.Option(
+        help="paced (most right answers for the money), best, cheapest:ACCURACY or weighted:PER_DOLLAR"
+    ),
+]
+Deadline = Annotated[str | None, typer.Option(help="When no further row is begun, such as 2h or 90m.")]
+Engine = Annotated[str, typer.Option(help="local, or ray for several machines.")]
+ClusterAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="With --engine ray: the address of a cluster, or auto. [default: begin one on this machine]"
+    ),
+]
+Workers = Annotated[int, typer.Option(help="With --engine ray: workers, each with its own models.", min=1)]
+Gpus = Annotated[float, typer.Option(help="With --engine ray: GPUs of each worker, such as 0.5.", min=0)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with a job that was interrupted or has more money.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Show what several budgets would buy; ask nothing.")
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used.")]
+Skip = Annotated[int, typer.Option(help="Leave out the first so many rows.", min=0)]
+Limit = Annotated[int | None, typer.Option(help="Take at most so many rows.", min=1)]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", help="jsonl, openai, csv or parquet, where the suffix does not say."),
+]
+Router = Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")]
+CacheFile = Annotated[
+    Path | None,
+    typer.Option(help="Answers to share between jobs. [default: the job's own]", metavar="FILE"),
+]
+KeepTexts = Annotated[bool, typer.Option("--keep-texts", help="Keep what the models wrote.")]
+Concurrency = Annotated[int, typer.Option(help="Calls at once.", min=1)]
+Slots = Annotated[
+    int | None,
+    typer.Option(help="Texts that a local model writes at once. [default: as many as calls]", min=1),
+]
+Timeout = Annotated[float | None, typer.Option(help="Seconds that one call may take.")]
+Grace = Annotated[
+    float, typer.Option(help="Seconds that running calls have to end after SIGTERM or Ctrl-C.", min=0)
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print events as JSON lines on stdout.")]
+
+
 def batch(
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="JSONL, OpenAI's batch format, CSV or Parquet.")
-    ],
-    dollars: Annotated[
-        str | None, typer.Option("--budget", help="Dollars that all of it may cost at most.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The results: .jsonl, .csv or .parquet.")] = None,
-    policy: Annotated[
-        str,
-        typer.Option(
-            help="paced (most right answers for the money), best, cheapest:ACCURACY or weighted:PER_DOLLAR"
-        ),
-    ] = "paced",
-    deadline: Annotated[
-        str | None, typer.Option(help="When no further row is begun, such as 2h or 90m.")
-    ] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray for several machines.")] = "local",
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            help="With --engine ray: the address of a cluster, or auto. [default: begin one on this machine]"
-        ),
-    ] = None,
-    workers: Annotated[
-        int, typer.Option(help="With --engine ray: workers, each with its own models.", min=1)
-    ] = 2,
-    gpus: Annotated[
-        float, typer.Option(help="With --engine ray: GPUs of each worker, such as 0.5.", min=0)
-    ] = 0.0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a job that was interrupted or has more money.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what several budgets would buy; ask nothing.")
-    ] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used.")] = False,
-    skip: Annotated[int, typer.Option(help="Leave out the first so many rows.", min=0)] = 0,
-    limit: Annotated[int | None, typer.Option(help="Take at most so many rows.", min=1)] = None,
-    form: Annotated[
-        str | None,
-        typer.Option("--format", help="jsonl, openai, csv or parquet, where the suffix does not say."),
-    ] = None,
-    router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Answers to share between jobs. [default: the job's own]", metavar="FILE"),
-    ] = None,
-    keep_texts: Annotated[bool, typer.Option("--keep-texts", help="Keep what the models wrote.")] = False,
-    concurrency: Annotated[int, typer.Option(help="Calls at once.", min=1)] = 32,
-    slots: Annotated[
-        int | None,
-        typer.Option(help="Texts that a local model writes at once. [default: as many as calls]", min=1),
-    ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds that one call may take.")] = None,
-    grace: Annotated[
-        float, typer.Option(help="Seconds that running calls have to end after SIGTERM or Ctrl-C.", min=0)
-    ] = 30.0,
+    source: Source,
+    dollars: Dollars = None,
+    out: Out = None,
+    policy: Policy = "paced",
+    deadline: Deadline = None,
+    engine: Engine = "local",
+    cluster: ClusterAddress = None,
+    workers: Workers = 2,
+    gpus: Gpus = 0.0,
+    resume: Resume = False,
+    force: Force = False,
+    dry_run: DryRunFlag = False,
+    skip_bad: SkipBad = False,
+    skip: Skip = 0,
+    limit: Limit = None,
+    form: Format = None,
+    router: Router = None,
+    cache: CacheFile = None,
+    keep_texts: KeepTexts = False,
+    concurrency: Concurrency = 32,
+    slots: Slots = None,
+    timeout: Timeout = None,
+    grace: Grace = 30.0,
     where: Where = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines on stdout.")] = False,
+    as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
     """Answer a file of questions: as many right as the budget buys, and never more spent.
@@ -93,33 +115,54 @@ def batch(
     Killed or interrupted, the same command with --resume goes on and pays for nothing twice. Exit code 3: it was told
     to end before it was through.
     """
-    seconds = None if deadline is None else seconds_of(deadline)
+    common = {
+        "budget": dollars,
+        "policy": policy,
+        "deadline": None if deadline is None else seconds_of(deadline),
+        "skip": skip,
+        "limit": limit,
+        "format": form,
+        "catalogue": catalogue,
+        "router": router,
+        "concurrency": concurrency,
+    }
     if dry_run:
-        _dry_run(
-            source,
-            dollars,
-            as_json,
-            {
-                "policy": policy,
-                "deadline": seconds,
-                "skip": skip,
-                "limit": limit,
-                "format": form,
-                "catalogue": catalogue,
-                "router": router,
-                "concurrency": concurrency,
-            },
-        )
+        _dry_run(source, as_json, common)
         return
-    if out is None:
-        raise InputError("say where the results go: --out RESULTS.jsonl")
-    from viaticum.agents.batch.run import run_batch
+    job = {
+        "engine": engine,
+        "cluster": _cluster(engine, cluster, workers, gpus),
+        "resume": resume,
+        "force": force,
+        "skip_bad": skip_bad,
+        "ledger": where,
+        "cache": cache,
+        "slots": slots,
+        "timeout": timeout,
+        "keep_texts": keep_texts,
+        "drain_seconds": grace,
+    }
+    _run(source, out, as_json, common | job)
+
+
+def _cluster(engine: str, address: str | None, workers: int, gpus: float) -> Cluster | None:
     from viaticum.agents.batch.workers import Cluster
 
-    if engine != "ray" and (cluster, workers, gpus) != (None, 2, 0.0):
+    if engine == "ray":
+        return Cluster(address, workers, gpus=gpus)
+    if (address, workers, gpus) != (None, 2, 0.0):
         raise InputError(
             "--cluster, --workers and --gpus are for --engine ray; give that too, or leave them out"
         )
+    return None
+
+
+def _run(source: Path, out: Path | None, as_json: bool, settings: dict[str, Any]) -> None:
+    """Run the job; on a signal let running calls end. Exits with `EXIT_DRAINED` after that."""
+    from viaticum.agents.batch.run import run_batch
+
+    if out is None:
+        raise InputError("say where the results go: --out RESULTS.jsonl")
     stop = threading.Event()
 
     def drain(number: int) -> None:
@@ -127,38 +170,13 @@ def batch(
         sys.stderr.write("\nending: running calls are finished and settled; once more ends at once\n")
 
     with SignalHandler(drain, once=True), _EventPrinter(as_json) as printer:
-        ended = run_batch(
-            source,
-            out,
-            budget=dollars,
-            policy=policy,
-            deadline=seconds,
-            engine=engine,  # type: ignore[arg-type]
-            cluster=Cluster(cluster, workers, gpus=gpus) if engine == "ray" else None,
-            resume=resume,
-            force=force,
-            skip_bad=skip_bad,
-            skip=skip,
-            limit=limit,
-            format=form,
-            catalogue=catalogue,
-            router=router,
-            ledger=where,
-            cache=cache,
-            concurrency=concurrency,
-            slots=slots,
-            timeout=timeout,
-            keep_texts=keep_texts,
-            drain_seconds=grace,
-            stop=stop,
-            tell=printer.tell,
-        )
+        ended = run_batch(source, out, stop=stop, tell=printer.print, **settings)
     if ended.job.ending == "drained":
         raise typer.Exit(EXIT_DRAINED)
 
 
 def seconds_of(text: str) -> float:
-    """2h, 90m, 1h30m, 45s or 45 as seconds. Raises `InputError` for anything else."""
+    """Parse a span of time as seconds: 2h, 90m, 1h30m, 45s or 45. Raises `InputError` for anything else."""
     found = _SPAN.fullmatch(text.strip().lower())
     parts = [float(part or 0) for part in found.groups()] if found else []
     seconds = sum(part * unit for part, unit in zip(parts, (86_400, 3_600, 60, 1), strict=False))
@@ -168,22 +186,22 @@ def seconds_of(text: str) -> float:
 
 
 class _EventPrinter:
-    """One line that is written again and again on a terminal, lines now and then elsewhere, or JSON."""
+    """Prints the events of a job: one line that is overwritten on a terminal, lines elsewhere, or JSON."""
 
     def __init__(self, as_json: bool) -> None:
         self._json, self._line = as_json, StatusLine()
-        self._last, self._begun = 0.0, False
+        self._last, self._started = 0.0, False
 
     def __enter__(self) -> _EventPrinter:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._line.close()
-        if self._begun and isinstance(error[1], ViaticumError) and "--resume" not in str(error[1]):
+        if self._started and isinstance(error[1], ViaticumError) and "--resume" not in str(error[1]):
             sys.stderr.write("stopped by an error; what was done is kept: go on with --resume\n")
 
-    def tell(self, event: dict[str, Any]) -> None:
-        self._begun |= event["event"] == "started"
+    def print(self, event: dict[str, Any]) -> None:
+        self._started |= event["event"] == "started"
         if self._json:
             sys.stdout.write(json.dumps(event) + "\n")
             sys.stdout.flush()
@@ -212,24 +230,18 @@ class _EventPrinter:
         )
 
 
-def _dry_run(source: Path, dollars: str | None, as_json: bool, settings: dict[str, Any]) -> None:
+def _dry_run(source: Path, as_json: bool, settings: dict[str, Any]) -> None:
     from viaticum.agents.batch.run import preview_batch
 
-    if dollars is None:
+    if settings["budget"] is None:
         raise InputError("say which budget to look around: --budget 20")
-    found = preview_batch(source, budget=dollars, **settings)
+    found = preview_batch(source, **settings)
     if as_json:
-        told = [
-            {
-                "budget_nanousd": each.budget_nanousd,
-                "accuracy": each.accuracy,
-                "cost_p50": each.cost_p50,
-                "cost_p90": each.cost_p90,
-            }
-            for each in found.previews
-        ]
+        previews = [asdict(each) for each in found.previews]
         typer.echo(
-            json.dumps({"rows": found.rows, "bad": found.bad, "problems": found.problems, "previews": told})
+            json.dumps(
+                {"rows": found.rows, "bad": found.bad, "problems": found.problems, "previews": previews}
+            )
         )
         return
     table = Table("budget", "right", "$ p50", "$ p90", box=None, pad_edge=False)

@@ -41,7 +41,7 @@ from viaticum.agents.batch.input import BatchRow
 from viaticum.agents.batch.output import Counts
 from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow, RouteEstimates, RowPlanner
 from viaticum.agents.batch.progress import Progress
-from viaticum.agents.batch.results import row_of
+from viaticum.agents.batch.results import build_row
 from viaticum.agents.batch.run import BatchEnd, job_folder, preview_batch, run_batch
 from viaticum.budgets import Ledger
 from viaticum.cli import app
@@ -855,7 +855,7 @@ def test_what_a_cheaper_plan_costs_says_nothing_of_the_one_that_was_chosen() -> 
             assert planned.plan == Plan((EXPENSIVE,))
             if instead is not None:
                 planned = replace(planned, plan=instead)
-            planner.settled(planned, row_of(planned, "answered", cost=39_000))
+            planner.settled(planned, build_row(planned, "answered", cost=39_000))
         told = planner.forecast()
         assert told is not None
         return told.cost_p50

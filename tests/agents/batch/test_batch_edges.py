@@ -28,7 +28,7 @@ from scripted_batch import rows_of, run
 from viaticum.agents.batch import run as batch
 from viaticum.agents.batch.input import BatchRow
 from viaticum.agents.batch.planning import RouteEstimates, RowPlanner
-from viaticum.agents.batch.results import row_of
+from viaticum.agents.batch.results import build_row
 from viaticum.agents.batch.run import job_folder, run_batch
 from viaticum.budgets import Ledger
 from viaticum.errors import InputError, ModelUnavailable
@@ -242,7 +242,7 @@ def test_a_later_pass_has_the_time_that_is_left(began: float) -> None:
     for each in planner.plan(rows):
         assert each is not None
         planned.append(each.plan)
-        planner.settled(each, row_of(each, "answered", answer="1"))
+        planner.settled(each, build_row(each, "answered", answer="1"))
     assert planned == [Plan((EXPENSIVE,))] * 40
 
 
@@ -262,7 +262,7 @@ def test_a_row_that_goes_on_as_it_was_decided_is_closed_for_the_pacer() -> None:
             if took is not None:
                 old = (planned.way, planned.expected, planned.spread, planned.seconds)
                 planned = estimates.planned(planned.row, took, planned.policy, "decided before", *old)
-            planner.settled(planned, row_of(planned, "answered", cost=390_000))
+            planner.settled(planned, build_row(planned, "answered", cost=390_000))
         told = planner.forecast()
         assert told is not None
         return told.cost_p50

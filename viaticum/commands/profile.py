@@ -1,0 +1,117 @@
+"""`viaticum profile`: the outcome table of local models. Leaves out the work: see `viaticum.agents.batch.profile`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from viaticum.commands.models import CatalogueFile
+from viaticum.commands.progress import ProgressBar
+from viaticum.money import format_usd
+from viaticum.types import Outcome, Pair
+
+if TYPE_CHECKING:
+    from viaticum.catalogue import Catalogue
+
+
+def profile(
+    questions: Annotated[Path, typer.Argument(help="JSONL with question and answer.")],
+    out: Annotated[Path, typer.Option(help="The outcome table: .parquet or .jsonl")],
+    model: Annotated[list[str] | None, typer.Option(help="Models; all local ones by default.")] = None,
+    strategy: Annotated[list[str] | None, typer.Option(help="Strategies; all by default.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)] = None,
+    dataset: Annotated[str | None, typer.Option(help="What the table calls them; else the file.")] = None,
+    slots: Annotated[int, typer.Option(help="Texts written at once.", min=1)] = 32,
+    text: Annotated[bool, typer.Option(help="Keep the questions' texts in the table.")] = True,
+    completions: Annotated[Path | None, typer.Option(help="JSONL for what the models wrote.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    catalogue: CatalogueFile = None,
+) -> None:
+    """Run local models with every strategy on questions with known answers; goes on after a kill."""
+    from viaticum.agents.batch.profile import profile as run
+    from viaticum.catalogue import Catalogue
+    from viaticum.questions import read_questions
+
+    loaded = Catalogue.load(catalogue)
+    with ProgressBar(lines=False) as bar:
+        outcomes = run(
+            read_questions(questions, limit=limit),
+            _pairs(loaded, model, strategy),
+            out,
+            catalogue=loaded,
+            dataset=dataset or questions.stem,
+            slots=slots,
+            with_text=text,
+            completions=completions,
+            progress=partial(_report_profile, bar),
+        )
+    rows = _summary(outcomes)
+    if as_json:
+        typer.echo(json.dumps({"path": str(out), "outcomes": len(outcomes), "rows": rows}))
+        return
+    _print_table(rows)
+    typer.echo(f"{len(outcomes)} outcomes in {out}")
+
+
+def _pairs(catalogue: Catalogue, models: list[str] | None, named: list[str] | None) -> list[Pair]:
+    from viaticum import strategies
+
+    models = models or [spec.name for spec in catalogue.local() if spec.default]
+    named = named or [name for name in strategies.names() if strategies.get(name).graded]
+    return [
+        Pair(catalogue[model].name, strategies.get(strategy).name)
+        for model in dict.fromkeys(models)
+        for strategy in dict.fromkeys(named)
+    ]
+
+
+def _summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """A row of the routing table for each pair, with its interval and how many texts had no answer."""
+    from viaticum.outcomes import accuracy_interval
+    from viaticum.routers.query import StaticRouter
+
+    rows = []
+    for row in StaticRouter.fit(outcomes).rows:
+        own = [each for each in outcomes if each.pair == row.pair]
+        interval = accuracy_interval(sum(each.correct for each in own), len(own))
+        without_answer = sum(each.answer is None for each in own)
+        rows.append(
+            asdict(row)
+            | {"pair": str(row.pair), "accuracy_95": list(interval), "without_answer": without_answer}
+        )
+    return rows
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table("pair", "right", "95%", "no answer", "tokens p50/p90", "cost p50", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "fold"
+    for row in rows:
+        low, high = row["accuracy_95"]
+        table.add_row(
+            row["pair"],
+            f"{row['accuracy']:.1%}",
+            f"{low:.0%} to {high:.0%}",
+            str(row["without_answer"]),
+            f"{row['tokens_p50']}/{row['tokens_p90']}",
+            format_usd(row["cost_p50"]),
+        )
+    Console(width=max(100, Console().width)).print(table)
+
+
+def _report_profile(
+    bar: ProgressBar, pair: Pair, of_pair: int, done: int, total: int, accuracy: float
+) -> None:
+    """One bar over all rows; where stderr is no terminal, a line for every twentieth row of a pair."""
+    text = f"{pair} {accuracy:.0%} right"
+    bar.update(text, done, total)
+    if of_pair % 20 == 0:
+        bar.line(f"{done}/{total} {text} of {of_pair}")
