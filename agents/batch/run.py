@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from viaticum.agents.batch.cache import Cache
+from viaticum.agents.batch.engines import Engine, Process, engine_for
 from viaticum.agents.batch.input import BatchRow, Input, Survey, mark_duplicates, survey
 from viaticum.agents.batch.job_folder import (
     acquire_job_lock,
@@ -43,7 +44,7 @@ from viaticum.agents.batch.planning import PACED, PlannedRow, RouteEstimates, Ro
 from viaticum.agents.batch.progress import EventSink, Progress
 from viaticum.agents.batch.results import build_row
 from viaticum.agents.batch.steps import CONCURRENCY, DRAIN_SECONDS, RowTools, worst_of
-from viaticum.agents.batch.workers import Cluster, Engine, Process, WorkerConfig, engine_for
+from viaticum.agents.batch.workers import Cluster, WorkerConfig
 from viaticum.agents.build import open_resources
 from viaticum.agents.workflow.graph import WorkflowResources
 from viaticum.agents.workflow.settings import TRIES, Dollars, WorkflowSettings

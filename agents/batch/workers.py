@@ -1,8 +1,8 @@
-"""Where the rows of a batch are answered: in this process, or by workers on other machines, which are sent chunks of them.
+"""Workers that answer chunks of rows in other processes or on other machines, and the job's side of the exchange.
 
-Both take the same `process_rows`. A worker makes its own tools, of what is described here; what these need is installed on
-its machine. A chunk may be answered twice, where a worker dies: what was paid for is found by its key in the ledger.
-Leaves out how chunks travel (`agents.batch.ray_workers`).
+A worker opens its own models and ledger from a `WorkerConfig`; what these need is installed on its machine. A chunk may
+be answered twice, where a worker dies: calls that were paid for are found by their keys in the ledger. Leaves out how
+chunks travel (`agents.batch.ray_workers`) and which engine a job takes (`agents.batch.engines`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
 from itertools import islice
 from queue import Empty
 from time import monotonic
-from typing import Literal, get_args
 
 from viaticum.agents.batch.cache import Cache
 from viaticum.agents.batch.executor import process_rows
@@ -24,21 +21,26 @@ from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.build import open_resources
 from viaticum.agents.workflow.settings import WorkflowSettings
 from viaticum.budgets import Ledger
-from viaticum.errors import InputError, MissingExtra, ProviderUnavailable, UnknownName, ViaticumError
+from viaticum.errors import InputError, ProviderUnavailable, ViaticumError
 from viaticum.jobs import JobRow
 
-Engine = Literal["local", "ray"]
 Rows = Iterator[tuple[PlannedRow, JobRow]]
 Plans = Iterable[PlannedRow | None]
-Process = Callable[[Plans, RowTools], Rows]
-CHUNKS_AHEAD = 2  # chunks a worker: one at hand, and one that waits for it
+CHUNKS_AHEAD = 2  # chunks of each worker: one that it answers and one that waits
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Workers of a Ray cluster. address: of one that runs ("auto": found here); None begins one on this machine alone.
+    """Workers of a Ray cluster.
 
-    workers: at most, each with models of its own; cpus, gpus: that each is given. With gpus=0.5 two share a GPU.
+    Args:
+        address: of a running cluster, or "auto" to find one; None starts one on this machine alone.
+        workers: how many at most, each with its own models.
+        cpus: CPUs reserved for each worker.
+        gpus: GPUs reserved for each worker; with 0.5, two workers share one.
+
+    Raises:
+        InputError: a number is out of range.
     """
 
     address: str | None = None
@@ -56,7 +58,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What a worker makes its tools of. settings: of its workflow; other fields as of `RowTools`."""
+    """What a worker opens its resources from. settings: of its workflow; other fields as in `RowTools`."""
 
     ledger: str
     budget: str
@@ -66,7 +68,7 @@ class WorkerConfig:
 
 
 class Worker:
-    """Answers chunks: has models and a ledger of its own, and knows again the calls that it made itself."""
+    """Answers chunks of rows, with models and a ledger of its own and a cache of its own calls."""
 
     def __init__(self, config: WorkerConfig) -> None:
         tools = open_resources(config.settings, Ledger(config.ledger))
@@ -79,7 +81,7 @@ class Worker:
         )
 
     def answer(self, chunk: bytes) -> bytes:
-        """The rows of a chunk in their order, and the error that ended it, if one did."""
+        """Answer a pickled list of `PlannedRow`s: pickled (rows in their order, error that ended the chunk or None)."""
         done: list[tuple[PlannedRow, JobRow]] = []
         failed = None
         try:
@@ -97,10 +99,21 @@ def process_remotely(
     send: Callable[[bytes], None],
     receive: Callable[[], bytes | Exception],
 ) -> Rows:
-    """`process_rows` by workers. tools: of all workers together; chunk: rows that are sent at once.
+    """Answer rows as `process_rows` does, by workers.
 
-    receive: what a worker gave back, or why no more will come; raises `queue.Empty` now and then while there is none.
-    Where the job is to end, rows that were sent may end too, for as long as `drain_seconds`.
+    When the job is stopped, rows that were sent may end within `drain_seconds`.
+
+    Args:
+        planned: as of `process_rows`.
+        tools: of all workers together.
+        chunk: rows that are sent together.
+        send: gives a chunk to a worker.
+        receive: the answer of a worker, or the error that ended all of them; raises `queue.Empty` now and then while
+            there is none.
+
+    Raises:
+        ProviderUnavailable: the workers ended.
+        ViaticumError: an error that concerns all rows, as a worker raised it.
     """
     source, more, inside, stopped = iter(planned), True, 0, 0.0
     while inside or (more and not tools.stop.is_set()):
@@ -130,40 +143,8 @@ def process_remotely(
             raise _error(*failed)
 
 
-def engine_for(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[WorkerConfig], Process]:
-    """What answers the rows, once it knows its tools. Raises `InputError` for settings that do not go together,
-    `MissingExtra` without Ray."""
-    if engine not in get_args(Engine):
-        raise UnknownName("engine", engine, get_args(Engine))
-    if engine == "local":
-        if cluster is not None:
-            raise InputError("a cluster is for the engine ray; give that too, or leave the cluster out")
-        return lambda config: process_rows
-    if not ledger.startswith(("postgresql://", "postgres://")):
-        raise InputError(
-            f"workers on other machines do not reach the ledger {ledger}; give one in Postgres "
-            "(--ledger postgresql://user@host/name)"
-        )
-    try:
-        distributed = import_module("viaticum.agents.batch.ray_workers")
-    except ImportError as error:
-        raise MissingExtra(error.name or "ray", "ray") from None
-
-    def made(config: WorkerConfig) -> Process:
-        try:
-            distributed.cloudpickle.dumps(config)
-        except Exception as error:
-            raise InputError(
-                f"a model or a router cannot be sent to other machines ({error}); name models in the catalogue, and "
-                "give the folder of a router"
-            ) from None
-        return partial(distributed.process_rows, config, cluster or Cluster())
-
-    return made
-
-
 def _error(kind: type[ViaticumError], message: str) -> ViaticumError:
-    """As a worker raised it: errors are made of different things, and all of them print a message."""
+    """The error of a worker. Made without its constructor, whose arguments differ by class."""
     error = kind.__new__(kind)
     error.args = (message,)
     return error
