@@ -116,7 +116,7 @@ class Survey:
     pending: int = 0
     graded: int = 0
     problems: list[str] = field(default_factory=list)
-    again: dict[int, str] = field(default_factory=dict)
+    duplicates: dict[int, str] = field(default_factory=dict)
     sample: list[tuple[int, BatchRow]] = field(default_factory=list)
 
     def note(self, problem: str) -> None:
@@ -135,15 +135,15 @@ def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, 
     with closing(sqlite3.connect("")) as ids:  # a file of SQLite's own, gone when it is closed
         ids.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, number INTEGER) WITHOUT ROWID")
         while block := list(itertools.islice(rows, BLOCK_ROWS)):
-            again = _find_duplicates(ids, block)
+            duplicates = _find_duplicates(ids, block)
             for row in block:
                 found.rows += 1
                 found.graded += row.gold is not None
-                problem = row.problem or again.get(row.number, "")
+                problem = row.problem or duplicates.get(row.number, "")
                 if problem:
                     found.note(problem)
                     if not row.problem:
-                        found.again[row.number] = problem
+                        found.duplicates[row.number] = problem
                     continue
                 if done(row.number):
                     continue
@@ -155,10 +155,10 @@ def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, 
                     found.sample.append((place, row))
                 elif (chosen := rng.randrange(found.pending)) < most:
                     found.sample[chosen] = (place, row)
-            if len(found.again) > MAX_DUPLICATES:
+            if len(found.duplicates) > MAX_DUPLICATES:
                 raise DataError(
                     f"more than {MAX_DUPLICATES} rows have an id that an earlier row has; the first: "
-                    f"{next(iter(found.again.values()))}; give every row an id of its own"
+                    f"{next(iter(found.duplicates.values()))}; give every row an id of its own"
                 )
     # Prices are made for rows that have a choice: one of them at least is looked at.
     if first_routed is not None and all(row.names_model for _, row in found.sample):
@@ -371,7 +371,7 @@ def _parquet_rows(path: Path) -> Iterator[Record]:
                 )
 
 
-def mark_duplicates(rows: Iterator[BatchRow], again: dict[int, str]) -> Iterator[BatchRow]:
+def mark_duplicates(rows: Iterator[BatchRow], duplicates: dict[int, str]) -> Iterator[BatchRow]:
     """The rows, those whose id came before marked as such."""
     for row in rows:
-        yield replace(row, problem=again[row.number], query=None) if row.number in again else row
+        yield replace(row, problem=duplicates[row.number], query=None) if row.number in duplicates else row

@@ -1,12 +1,13 @@
-"""A batch: a file of questions and an amount of money; as many right answers as it buys, never more spent, all of it shown.
+"""Run a batch job: answer a file of questions within a budget, as many right as it buys, and never spend more.
 
     run_batch("questions.jsonl", "answers.jsonl", budget="20")
 
-A job has a folder beside its results (see `viaticum.jobs`) and a budget of its own in the ledger, whose name begins all
-its keys. Killed at any moment and run again with `resume=True` it goes on: what was paid for is found by its key, and the
-journal says which rows are done. Rows that the plan leaves out are looked at again where money is left at the end.
+A job has a folder beside its results (see `viaticum.jobs`) and a budget of its own in the ledger, whose name is the
+prefix of all its keys. A job that was killed goes on with `resume=True`: calls that were paid for are found by their
+keys, and the journal says which rows are done. Rows that the plan left out are planned again where money is left.
 
-Leaves out formats (`batch_input`, `batch_output`), planning (`batch_plan`) and asking (`batch_rows`).
+Leaves out formats (`agents.batch.input`, `agents.batch.output`), planning (`agents.batch.planning`) and calls
+(`agents.batch.executor`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from viaticum.agents.batch.cache import Cache
-from viaticum.agents.batch.engines import Engine, Process, engine_for
+from viaticum.agents.batch.engines import Process, engine_for
 from viaticum.agents.batch.input import BatchRow, Input, Survey, mark_duplicates, survey
 from viaticum.agents.batch.job_folder import (
     acquire_job_lock,
@@ -41,14 +42,15 @@ from viaticum.agents.batch.job_folder import (
 )
 from viaticum.agents.batch.output import RowJournal, format_for, write_results
 from viaticum.agents.batch.planning import PACED, PlannedRow, RouteEstimates, RowPlanner
-from viaticum.agents.batch.progress import EventSink, Progress
+from viaticum.agents.batch.progress import Progress
 from viaticum.agents.batch.results import build_row
-from viaticum.agents.batch.steps import CONCURRENCY, DRAIN_SECONDS, RowTools, worst_of
-from viaticum.agents.batch.workers import Cluster, WorkerConfig
+from viaticum.agents.batch.settings import BatchKeywords, BatchSettings
+from viaticum.agents.batch.steps import CONCURRENCY, RowTools, worst_of
+from viaticum.agents.batch.workers import WorkerConfig
 from viaticum.agents.build import open_resources
 from viaticum.agents.workflow.graph import WorkflowResources
-from viaticum.agents.workflow.settings import TRIES, Dollars, WorkflowSettings
-from viaticum.budgets import Ledger, default_path
+from viaticum.agents.workflow.settings import Dollars, WorkflowSettings
+from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetError, DataError, InputError, UnknownName
 from viaticum.jobs import JOB, Job, JobEnd, Preview
@@ -58,10 +60,10 @@ from viaticum.routers.query import Plan, QueryRouter
 
 __all__ = ["BatchEnd", "DryRun", "job_folder", "preview_batch", "run_batch"]
 
-SAMPLE = 2000  # rows that prices are made from
-FIRST_ROWS = 16  # of them, for what the cheapest call may cost
+SAMPLE = 2000  # rows from which the price of accuracy is computed
+FIRST_ROWS = 16  # of the sample, from which the cheapest call is found
 BUDGET_SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the budget, in the preview
-PASSES = 3
+PASSES = 3  # over the input at most
 
 
 @dataclass(frozen=True)
@@ -73,101 +75,75 @@ class BatchEnd:
     figures: dict[str, Any]
 
 
-def run_batch(
-    source: str | Path,
-    out: str | Path,
-    *,
-    budget: Dollars | None = None,
-    policy: str = PACED,
-    deadline: float | None = None,
-    engine: Engine = "local",
-    cluster: Cluster | None = None,
-    resume: bool = False,
-    force: bool = False,
-    skip_bad: bool = False,
-    skip: int = 0,
-    limit: int | None = None,
-    format: str | None = None,
-    catalogue: Catalogue | str | Path | None = None,
-    router: QueryRouter | str | Path | None = None,
-    models: Mapping[str, Model] | None = None,
-    ledger: str | Path | None = None,
-    cache: str | Path | None = None,
-    concurrency: int = CONCURRENCY,
-    slots: int | None = None,
-    timeout: float | None = None,
-    tries: int = TRIES,
-    keep_texts: bool = False,
-    drain_seconds: float = DRAIN_SECONDS,
-    stop: threading.Event | None = None,
-    tell: EventSink = lambda event: None,
-) -> BatchEnd:
+def run_batch(source: str | Path, out: str | Path, **keywords: Unpack[BatchKeywords]) -> BatchEnd:
     """Answer the questions of a file within a budget, and write the results.
 
-    source: plain JSONL, OpenAI's batch format, CSV or Parquet; skip, limit: of its rows. budget: dollars for all of it,
-    needed but to go on. policy: "paced", or as of `Viaticum`. deadline: seconds, after which no row is begun. resume: go
-    on with a job that was interrupted, or that has more money now; force: start over. skip_bad: leave out rows that cannot be used
-    instead of refusing the file. ledger: a path or a `postgresql://` address; cache: a file of answers to share between
-    jobs. concurrency: calls at once, of each worker with engine="ray"; cluster: of that. slots: texts that a local model
-    writes at once, as many by default. stop: set to end in order, within `drain_seconds`. tell: is given an event now and then.
+    Args:
+        source: plain JSONL, OpenAI's batch format, CSV or Parquet.
+        out: the results, in the format of its suffix; the job's folder is `out` + ".job".
+        keywords: fields of `BatchSettings`.
 
-    Raises `InputError` for files, settings and fingerprints that do not fit, `DataError` for rows, `BudgetError` where the
-    money or the ledger is not there, and what concerns every row, such as `AuthenticationFailed`; what is done then stays.
+    Raises:
+        InputError: files, settings or the fingerprint of an earlier run do not fit.
+        DataError: rows cannot be used.
+        BudgetError: the money or the ledger is not there.
+        ViaticumError: what concerns every row, such as `AuthenticationFailed`. What is done by then stays.
     """
-    given, out = Input.open(source, format=format, skip=skip, limit=limit), Path(out)
-    if concurrency < 1:
-        raise InputError(f"concurrency is at least 1, got {concurrency}")
-    if deadline is not None and not deadline > 0:
-        raise InputError(f"a deadline is above zero seconds, got {deadline}")
-    address = default_path() if ledger is None else ledger
-    if engine == "ray" and cluster is None:
-        cluster = Cluster()
-    engine_of = engine_for(engine, cluster, str(address))
+    input_file = Input.open(
+        source, format=keywords.get("format"), skip=keywords.get("skip", 0), limit=keywords.get("limit")
+    )
+    settings = BatchSettings(**keywords)
+    configure = engine_for(settings.engine, settings.cluster, settings.ledger_address)
     with ExitStack() as stack:
-        folder = prepare_folder(out, resume=resume, force=force)  # with all that an older job left there
+        folder = prepare_folder(Path(out), resume=settings.resume, force=settings.force)
         stack.enter_context(acquire_job_lock(folder))
-        books = stack.enter_context(Ledger(address))
-        before = Job.load(folder) if resume and (folder / JOB).exists() else None
+        ledger = stack.enter_context(Ledger(settings.ledger_address))
+        before = Job.load(folder) if settings.resume and (folder / JOB).exists() else None
         scope = before.budget if before is not None else f"batch-{uuid.uuid4().hex[:12]}"
-        settings = WorkflowSettings(
-            budget_name=scope,
-            catalogue=catalogue,
-            router=router,
-            models=models,
-            timeout=timeout,
-            tries=tries,
-            concurrency=concurrency,
-            slots=slots,
-        )
-        tools = _tools(budget, before, settings, books)
-        stack.callback(tools.threads.close)
-        job = Job(
-            input=str(given.path),
-            results=str(out),
-            rows=0,
-            budget=scope,
-            limit_nanousd=resolve_limit(budget, before),
-            ledger=without_password(str(address)),
-            policy=policy,
-            engine=engine,
-            deadline_seconds=deadline,
-            began=before.began if before else now(),
-            fingerprint=fingerprint(given, tools, router, policy),
-            version=version(),
-        )
+        workflow = settings.workflow(scope)
+        resources = _open_resources(settings.budget, before, workflow, ledger)
+        stack.callback(resources.threads.close)
+        job = _describe(input_file, Path(out), settings, scope, before, resources)
         if before is not None:
             check_fingerprint(before, job, folder)
         rows = RowTools(
-            tools,
+            resources,
             scope,
-            concurrency=concurrency * (1 if cluster is None else cluster.workers),
-            keep_texts=keep_texts,
-            drain_seconds=drain_seconds,
-            stop=stop or threading.Event(),
+            concurrency=settings.concurrency * settings.workers,
+            keep_texts=settings.keep_texts,
+            drain_seconds=settings.drain_seconds,
+            stop=settings.stop or threading.Event(),
         )
-        process = engine_of(WorkerConfig(str(address), scope, settings, concurrency, keep_texts))
-        run = _Run(given, out, folder, job, rows, process, skip_bad, tell, new=before is None)
-        return run.run(stack, budget, cache)
+        config = WorkerConfig(
+            settings.ledger_address, scope, workflow, settings.concurrency, settings.keep_texts
+        )
+        run = _Run(input_file, folder, job, rows, configure(config), settings, new=before is None)
+        return run.run(stack)
+
+
+def _describe(
+    input_file: Input,
+    out: Path,
+    settings: BatchSettings,
+    scope: str,
+    before: Job | None,
+    resources: WorkflowResources,
+) -> Job:
+    """What `job.json` says of the job when it starts. before: what an earlier run of it wrote there."""
+    return Job(
+        input=str(input_file.path),
+        results=str(out),
+        rows=0,
+        budget=scope,
+        limit_nanousd=resolve_limit(settings.budget, before),
+        ledger=without_password(settings.ledger_address),
+        policy=settings.policy,
+        engine=settings.engine,
+        deadline_seconds=settings.deadline,
+        began=before.began if before else now(),
+        fingerprint=fingerprint(input_file, resources, settings.router, settings.policy),
+        version=version(),
+    )
 
 
 class _Run:
@@ -175,33 +151,34 @@ class _Run:
 
     def __init__(
         self,
-        given: Input,
-        out: Path,
+        input_file: Input,
         folder: Path,
         job: Job,
         rows: RowTools,
         process: Process,
-        skip_bad: bool,
-        tell: EventSink,
+        settings: BatchSettings,
         *,
         new: bool,
     ) -> None:
-        self.given, self.out, self.folder, self.job, self.rows = given, out, folder, job, rows
-        self.process, self.skip_bad, self.tell, self.new = process, skip_bad, tell, new
+        self.input_file, self.folder, self.job, self.rows = input_file, folder, job, rows
+        self.process, self.settings, self.new = process, settings, new
+        self.out = Path(job.results)
         self.ledger = rows.tools.ledger
         self._began = time.monotonic()
         self._past_deadline = False
         self._duplicates: dict[int, str] = {}
 
-    def run(self, stack: ExitStack, budget: Dollars | None, cache: str | Path | None) -> BatchEnd:
-        self.tell({"event": "reading", "input": self.job.input})
-        found = survey(self.given.rows(), lambda number: False, SAMPLE)
+    def run(self, stack: ExitStack) -> BatchEnd:
+        """Run the job to its end. stack: closes what is opened here."""
+        tell = self.settings.tell
+        tell({"event": "reading", "input": self.job.input})
+        found = survey(self.input_file.rows(), lambda number: False, SAMPLE)
         self._check(found)
-        self._duplicates = found.again
+        self._duplicates = found.duplicates
         self.job = replace(self.job, rows=found.rows)
         planner = self._planner()
-        shared = stack.enter_context(Cache(cache, self.rows.tools.catalogue)) if cache is not None else None
-        self._open_budget(budget, found, planner)
+        shared = self._open_cache(stack, self.settings.cache) if self.settings.cache is not None else None
+        self._open_budget(found, planner)
         previews = planner.previews([*found.sample], found.pending, self._budgets()) if found.pending else []
         self.job = replace(self.job, previews=tuple(previews))
         if self.new:
@@ -209,25 +186,27 @@ class _Run:
         self._save()
         journal = RowJournal(self.folder, found.rows)
         stack.callback(journal.close)
-        own = shared or stack.enter_context(Cache(self.folder / "cache.db", self.rows.tools.catalogue))
-        self.rows = replace(self.rows, cache=own)
+        self.rows = replace(self.rows, cache=shared or self._open_cache(stack, self.folder / "cache.db"))
         self.progress = Progress(
-            self.tell, self.ledger, self.job.budget, found.rows, journal.counts, planner.forecast
+            tell, self.ledger, self.job.budget, found.rows, journal.counts, planner.forecast
         )
         self.progress.now("started")
         with _without_old_objects():
             ending = self._work(journal, found, planner)
             self._finish(journal, ending)
         figures = self.progress.figures()
-        self.tell({"event": "ended", "ending": ending, "results": self.job.results, **figures})
+        tell({"event": "ended", "ending": ending, "results": self.job.results, **figures})
         return BatchEnd(self.job, self.folder, figures)
+
+    def _open_cache(self, stack: ExitStack, path: str | Path) -> Cache:
+        return stack.enter_context(Cache(path, self.rows.tools.catalogue))
 
     # --- before ---------------------------------------------------------------------------------------------
 
     def _check(self, found: Survey) -> None:
         if not found.rows:
-            raise DataError(f"{self.given.path}: no rows; write one object with a question a line")
-        if found.bad and not self.skip_bad:
+            raise DataError(f"{self.input_file.path}: no rows; write one object with a question a line")
+        if found.bad and not self.settings.skip_bad:
             more = f"; and {found.bad - len(found.problems)} more" if found.bad > len(found.problems) else ""
             raise DataError(
                 f"{found.bad} of {found.rows} rows cannot be used: {'; '.join(found.problems)}{more}. Correct them, "
@@ -246,11 +225,11 @@ class _Run:
             concurrency=self.rows.concurrency,
         )
 
-    def _open_budget(self, budget: Dollars | None, found: Survey, planner: RowPlanner) -> None:
+    def _open_budget(self, found: Survey, planner: RowPlanner) -> None:
         """Make the budget of a new job, or give one that goes on its new limit."""
         limit = self.job.limit_nanousd
         assert limit is not None
-        if budget is None:
+        if self.settings.budget is None:
             return
         if not self.new:
             self.ledger.set_limit(self.job.budget, limit_nanousd=limit)
@@ -260,7 +239,6 @@ class _Run:
 
     def _check_budget_suffices(self, limit: int, found: Survey, planner: RowPlanner) -> None:
         """Raises `BudgetError` where not one call of the first rows fits."""
-
         least: tuple[int, str] | None = None
         for _, row in found.sample[:FIRST_ROWS]:
             assert row.query is not None
@@ -292,7 +270,7 @@ class _Run:
     # --- passes over the input ------------------------------------------------------------------------------
 
     def _work(self, journal: RowJournal, found: Survey, planner: RowPlanner) -> JobEnd:
-        """Pass over the rows that are not done, while it brings any further; then say why the others are left out."""
+        """Pass over the rows that are not done until a pass finishes none; then skip the rest, with a reason."""
         self._skip_bad_rows(journal, found)
         why: dict[str, int] = {}
         for number in range(PASSES):
@@ -309,7 +287,7 @@ class _Run:
         return self._skip_remaining(journal, why)
 
     def _pass(self, journal: RowJournal, planner: RowPlanner) -> dict[str, int]:
-        """One pass; returns why rows were left out, with how many."""
+        """One pass over the input; returns the reasons of skipped rows, with how many rows each has."""
         why: dict[str, int] = {}
         planned = planner.plan(self._pending(journal))
         for plan, row in self.process(self._until_deadline(planned), self.rows):
@@ -322,7 +300,7 @@ class _Run:
         return why
 
     def _usable_rows(self) -> Iterator[BatchRow]:
-        return (row for row in mark_duplicates(self.given.rows(), self._duplicates))
+        return (row for row in mark_duplicates(self.input_file.rows(), self._duplicates))
 
     def _pending(self, journal: RowJournal) -> Iterator[BatchRow]:
         for row in self._usable_rows():
@@ -330,7 +308,7 @@ class _Run:
                 yield row
 
     def _until_deadline(self, planned: Iterator[PlannedRow | None]) -> Iterator[PlannedRow | None]:
-        """Until the deadline: rows are planned in blocks, long before there is room for the last of one."""
+        """Planned rows until the deadline: a block is planned long before its last row is started."""
         for each in planned:
             if self.job.deadline_seconds is not None and self._elapsed() > self.job.deadline_seconds:
                 self._past_deadline = True
@@ -345,7 +323,7 @@ class _Run:
                 journal.write(build_row(without_plan(row), "skipped", row.problem))
 
     def _skip_remaining(self, journal: RowJournal, why: Mapping[str, int]) -> JobEnd:
-        """Write down the rows that are not done, with the reason of most."""
+        """Write the rows that are not done as skipped, with the most frequent reason."""
         if journal.counts.done == self.job.rows:
             return "completed"
         reason = max(why, key=lambda each: why[each]) if why else "nothing was left to pay for it"
@@ -362,7 +340,7 @@ class _Run:
     def _finish(self, journal: RowJournal, ending: JobEnd) -> None:
         journal.sync()
         if ending != "drained":
-            kind = format_for(self.out, self.given.format)
+            kind = format_for(self.out, self.input_file.format)
             write_results(self.out, kind, journal.in_order(), self.job.budget)
         self.job = replace(self.job, ending=ending, ended=now())
         self._save()
@@ -374,15 +352,17 @@ class _Run:
         return time.monotonic() - self._began
 
     def _unspent(self) -> int:
-        """What of the limit is not posted yet."""
+        """Nano-dollars of the limit that are not posted."""
         budget = self.ledger.budget(self.job.budget)
         return max(0, (budget.left_nanousd or 0) + budget.held_nanousd)
 
 
 @contextmanager
 def _without_old_objects() -> Iterator[None]:
-    """Python's collector leaves alone what is there by now, which stays: to walk over all modules time and again takes
-    an eighth of a quick job's time. Nothing is changed where somebody else has frozen objects, whose end is not ours."""
+    """Exempt the objects that exist now from garbage collection: walking all modules takes an eighth of a quick job.
+
+    Does nothing where the caller has frozen objects already, because unfreezing would release those too.
+    """
     if gc.get_freeze_count():
         yield
         return
@@ -395,7 +375,7 @@ def _without_old_objects() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a job would come to. rows, bad: of the input; previews: at several budgets."""
+    """Forecast of a job. rows: of the input; bad: of them, not usable; previews: at several budgets."""
 
     rows: int
     bad: int
@@ -417,12 +397,15 @@ def preview_batch(
     models: Mapping[str, Model] | None = None,
     concurrency: int = CONCURRENCY,
 ) -> DryRun:
-    """What the budget, and others around it, would buy. Asks no model and touches no ledger. Raises as `run_batch`."""
-    given = Input.open(source, format=format, skip=skip, limit=limit)
+    """Forecast what the budget, and others around it, would buy. Calls no model, touches no ledger.
+
+    Parameters and errors are those of `run_batch`.
+    """
+    input_file = Input.open(source, format=format, skip=skip, limit=limit)
     amount = parse_budget(budget)
-    with Ledger("memory:") as books:
+    with Ledger("memory:") as ledger:
         settings = WorkflowSettings(catalogue=catalogue, router=router, models=models, concurrency=1)
-        tools = open_resources(settings, books)
+        tools = open_resources(settings, ledger)
         planner = RowPlanner(
             RouteEstimates(tools.router, tools.is_usable),
             policy,
@@ -432,23 +415,23 @@ def preview_batch(
             deadline=deadline,
             concurrency=concurrency,
         )
-        found = survey(given.rows(), lambda number: False, SAMPLE)
+        found = survey(input_file.rows(), lambda number: False, SAMPLE)
         budgets = [max(1, round(amount * share)) for share in BUDGET_SHARES]
         previews = planner.previews(found.sample, found.pending, budgets) if found.pending else []
         return DryRun(found.rows, found.bad, tuple(found.problems), tuple(previews))
 
 
-def _tools(
-    budget: Dollars | None, before: Job | None, settings: WorkflowSettings, books: Ledger
+def _open_resources(
+    budget: Dollars | None, before: Job | None, settings: WorkflowSettings, ledger: Ledger
 ) -> WorkflowResources:
-    """The workflow's tools, over the job's budget, which is made only once all else is right."""
+    """Open the workflow over the job's budget, which is created only once all else is right."""
     resolve_limit(budget, before)
-    tools = open_resources(settings, books)
+    resources = open_resources(settings, ledger)
     if before is not None:
         try:
-            books.budget(before.budget)
+            ledger.budget(before.budget)
         except UnknownName:
             raise InputError(
                 f"this ledger has no budget {before.budget!r}; give the ledger that the job began with ({before.ledger})"
             ) from None
-    return tools
+    return resources

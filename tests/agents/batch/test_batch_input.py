@@ -154,7 +154,7 @@ def test_a_survey_counts_samples_and_finds_ids_again(tmp_path: Path, monkeypatch
     assert len(found.sample) == 10
     assert all(row.number == place + 50 for place, row in found.sample)
     assert len({place for place, _ in found.sample}) == 10
-    marked = [row for row in mark_duplicates(given.rows(), found.again) if row.problem]
+    marked = [row for row in mark_duplicates(given.rows(), found.duplicates) if row.problem]
     assert [row.number for row in marked] == [*range(90, 101)]
     monkeypatch.setattr(batch_input, "MAX_DUPLICATES", 5)
     with pytest.raises(DataError, match="more than 5 rows"):
