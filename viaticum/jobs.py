@@ -1,8 +1,8 @@
-"""What a batch job leaves beside its results, and what reports read: the folder of a job.
+"""The folder of a batch job, which stands beside its results and which reports read.
 
-`job.json` says what was asked of the job and how it ended; `rows.jsonl` has a line for every row of the input that is
-done, written once. Amounts are nano-dollars. What was charged is in the ledger: a row names its entries' keys.
-Standard library alone; leaves out running jobs (`agents.batch.run`) and drawing them (`reports`).
+`job.json` holds the settings of the job and how it ended; `rows.jsonl` has a line for every row of the input that is
+done. Amounts are nano-dollars. Charges are in the ledger; a row holds the keys of its entries. Standard library alone.
+Leaves out running jobs (`agents.batch.run`) and reports (`reports`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ JobEnd = Literal["running", "completed", "budget_exhausted", "deadline", "draine
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call that was paid for. key: of its hold; usage: by model [input, output] tokens.
+    """One settled call.
 
-    provider_nanousd: what the provider says it cost, where it says so. cached: answered from an earlier identical call.
+    key: of its hold. usage: [input, output] tokens by model. provider_nanousd: its cost as the provider reports it, if it
+    does. cached: answered from an earlier identical call.
     """
 
     pair: str
@@ -45,13 +46,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """One row of the input and what became of it.
+    """One row of the input and its result.
 
-    reason: why it was skipped or failed, or a word of why the answer is what it is. gold and correct are None where
-    the right answer is unknown. route: the plan that was chosen; accuracy, cost_p50, cost_p90, tokens_p50 and
-    tokens_p90: what was expected of it before the first call. pair: whose answer it is; calls: those made, in order.
-    pieces: [model, text] in the order of the text, where several models wrote it and the job keeps texts. number: the
-    row's place in the input, from 0.
+    reason: why it was skipped or failed, or a note on the answer. gold, correct: None where the right answer is unknown.
+    route: the plan that was chosen. accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90: estimates for it before the first
+    call. pair: whose answer it is. calls: those made, in order. pieces: [model, text] in the order of the text, where
+    several models wrote it and the job keeps texts. number: index of the row in the input, from 0.
     """
 
     id: str
@@ -82,7 +82,7 @@ class JobRow:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What is expected at a budget: answers that are right (a share of all rows), and what it costs."""
+    """Forecast at a budget. accuracy: right answers as a share of all rows; costs: of the whole job."""
 
     budget_nanousd: int
     accuracy: float
@@ -92,11 +92,11 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What was asked, and how it ended.
+    """The settings of a job, and how it ended.
 
-    ledger: its path or address without a password; budget: the scope that pays. fingerprint: hashes by name (input,
-    catalogue, router, policy) of what a run that goes on must share. previews: at several budgets, the job's own
-    among them. began and ended: ISO 8601 with zone; ended is None while it runs or after a kill.
+    ledger: its path, or its address without a password. budget: the scope that pays. fingerprint: hashes by name (input,
+    catalogue, router, policy) that a run which goes on must share. previews: forecasts at several budgets, the job's own
+    among them. began, ended: ISO 8601 with zone; ended is None while it runs and after a kill.
     """
 
     input: str
@@ -117,12 +117,17 @@ class Job:
     format: int = FORMAT
 
     def save(self, folder: str | Path) -> None:
-        """Write `job.json`, whole or not at all."""
+        """Write `job.json` in one atomic write."""
         write_jsonl(Path(folder) / JOB, [asdict(self)])
 
     @classmethod
     def load(cls, folder: str | Path) -> Job:
-        """Raises `InputError` where there is none, `DataError` for one that is damaged or of another format."""
+        """Read `job.json`.
+
+        Raises:
+            InputError: there is none.
+            DataError: it is damaged, or of another format.
+        """
         path = Path(folder) / JOB
         if not path.is_file():
             raise InputError(
@@ -142,17 +147,22 @@ _ROW_FIELDS = [each.name for each in fields(JobRow)]
 
 
 def row_line(row: JobRow) -> str:
-    """A row as a line of `rows.jsonl`, with its end."""
-    values = {name: getattr(row, name) for name in _ROW_FIELDS}  # `asdict` copies everything, deep
+    """Encode a row as a line of `rows.jsonl`, with its newline."""
+    values = {name: getattr(row, name) for name in _ROW_FIELDS}  # `asdict` makes a deep copy
     values["calls"] = [{name: getattr(call, name) for name in _CALL_FIELDS} for call in row.calls]
     return encode_json(values) + "\n"
 
 
 def read_rows(folder: str | Path, damaged: Callable[[DataError], object] | None = None) -> Iterator[JobRow]:
-    """The rows that are done, in the order they ended.
+    """Read the rows that are done, in the order in which they ended.
 
-    damaged: told of each line that is no row, which is then left out; without it the first one is raised, as a
-    `DataError` that names the line.
+    Args:
+        folder: of the job.
+        damaged: called with the error of each line that is no row, which is left out; None raises the first one.
+
+    Raises:
+        InputError: the file cannot be read.
+        DataError: a line is no row; names the line.
     """
     path = Path(folder) / ROWS
     try:
@@ -171,7 +181,7 @@ def read_rows(folder: str | Path, damaged: Callable[[DataError], object] | None 
 
 
 def parse_row(line: bytes, location: str) -> JobRow:
-    """A line of `rows.jsonl` as a row. Raises `DataError` that names the place where it is none."""
+    """Parse a line of `rows.jsonl`. Raises `DataError`, which starts with the location."""
     try:
         row = json.loads(line)
         calls = tuple(_build(Call, each, location) for each in row.get("calls", ()))
@@ -185,7 +195,7 @@ def parse_row(line: bytes, location: str) -> JobRow:
 def _build(kind: type[T], values: Mapping[str, Any], location: str) -> T:
     try:
         return kind(**values)
-    except TypeError:  # fields that this version does not know, as a rule
+    except TypeError:  # usually fields of a newer version
         known = _field_names(cast(Any, kind))
     try:
         return kind(**{name: value for name, value in values.items() if name in known})

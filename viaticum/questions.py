@@ -1,6 +1,7 @@
-"""Reading question files: JSONL with a question and, where it is known, the right answer.
+"""Reads question files: JSONL with a question and, where it is known, the right answer.
 
-GSM8K's form is understood as it is: the gold answer follows `####` in `answer`, and is a number.
+GSM8K's format is read unchanged: the gold answer follows `####` in `answer`, and is a number. Leaves out the larger and
+other files of a batch (`agents.batch.input`).
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ class Question:
 
 
 def read_questions(path: str | Path, *, limit: int | None = None) -> list[Question]:
-    """Questions of a JSONL file: `question`, and optionally `id`, `answer` (gold), `kind`.
+    """Read the questions of a JSONL file: `question`, and optionally `id`, `answer` (gold), `kind`.
 
-    A missing id is the line number. Raises `DataError` naming the line: not an object, no question, an
-    unknown kind, or an id that an earlier line has.
+    Args:
+        path: the file; the id of a question without one is its line number.
+        limit: how many questions at most.
+
+    Raises:
+        DataError: a line is no object, has no question, an unknown kind, or the id of an earlier line; names the line.
     """
     questions: list[Question] = []
     lines: dict[str, int] = {}
@@ -51,7 +56,7 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> list[Questi
 
 
 def parse_question(row: Mapping[str, Any], number: int, location: str) -> Question:
-    """A question as an object gives it. Raises `DataError` that begins with the place."""
+    """Parse a question from its JSON object. Raises `DataError`, which starts with the location."""
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
         raise DataError(f'{location}: no question; write {{"question": "...", "answer": "..."}}')
@@ -66,5 +71,5 @@ def parse_question(row: Mapping[str, Any], number: int, location: str) -> Questi
 
 
 def digest_of(text: str) -> str:
-    """By which a question is known again, whatever its id: the first 16 digits of its text's sha256."""
+    """Identity of a question, whatever its id: the first 16 hexadecimal digits of its text's SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""Answers to calls that were made before: the same call again costs nothing, where it would give the same text.
+"""Cache of completions: a call that was made before costs nothing, if the model would return the same text.
 
-The key of a call is the model as the catalogue describes it, the messages, and how tokens are chosen, the number of the
-sample among it. Kept in an SQLite file, which may be lost at no harm: what was paid for is in the ledger. Leaves out
-when to look (`agents.batch.executor`).
+The key of a call is a digest of the model's catalogue entry, the messages and the sampling parameters, with the number of
+the sample. The cache is an SQLite file. Losing it does no harm: calls that were paid for are in the ledger. Leaves out
+when it is read (`agents.batch.executor`).
 """
 
 from __future__ import annotations
@@ -25,22 +25,30 @@ from viaticum.errors import InputError
 from viaticum.models.base import Generation, Model
 from viaticum.types import Completion, Message, TokenCount, Usage
 
-CACHED = "answered from the cache"  # among the warnings of such a completion
-REPRODUCIBLE_KINDS = ("local", "pair", "scripted")  # models that give the same sample for the same seed
+CACHED = "answered from the cache"  # warning of a completion from the cache
+REPRODUCIBLE_KINDS = ("local", "pair", "scripted")  # of models whose samples depend on the seed alone
 BUSY_SECONDS = 30.0
 _log = logging.getLogger("viaticum")
 
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """What was written before, and the ledger's key of the call that paid for it."""
+    """A completion, and the ledger key of the call that paid for it."""
 
     completion: Completion
     key: str
 
 
 class Cache:
-    """One file, for threads and processes. Where it cannot be written any more, it is left out."""
+    """One file, shared by threads and processes. After an error of the file it is no longer used.
+
+    Args:
+        path: the SQLite file, or ":memory:".
+        catalogue: of the models whose calls it holds.
+
+    Raises:
+        InputError: the file cannot be opened, or is no cache.
+    """
 
     def __init__(self, path: str | Path, catalogue: Catalogue) -> None:
         self.path, self._catalogue = Path(path), catalogue
@@ -77,7 +85,7 @@ class Cache:
             self._db.close()
 
     def key(self, call: ModelCall, parameters: str) -> str | None:
-        """Of a call; None where the same call may give another text. parameters: the digest of what is asked."""
+        """Key of a call; None where the same call may return another text. parameters: digest of the call's."""
         name = call.model.name
         if name not in self._specs:
             spec = self._catalogue.get(name)
@@ -90,6 +98,7 @@ class Cache:
         return f"{model_key}/{parameters}"
 
     def find(self, keys: Sequence[str]) -> dict[str, CachedAnswer]:
+        """The answers that are there, by key."""
         found: dict[str, CachedAnswer] = {}
         with self._lock:
             if self._disabled:
@@ -106,7 +115,7 @@ class Cache:
         return found
 
     def put(self, answers: Sequence[tuple[str, str, str]]) -> None:
-        """(key, completion as JSON text, the ledger's key of its call) of each; the first of a key stays."""
+        """Insert rows of (key, completion as JSON, ledger key of its call); the first row of a key stays."""
         with self._lock:
             if self._disabled or not answers:
                 return
@@ -118,12 +127,12 @@ class Cache:
                 self._disable(error)
 
     def _disable(self, error: sqlite3.Error) -> None:
-        _log.warning("the cache %s is left out from here on: %s", self.path, error)
+        _log.warning("the cache %s is not used any more: %s", self.path, error)
         self._disabled = True
 
 
 class CachedModel(Model):
-    """A model of the workflow whose answers are looked for in a cache first: then nothing is held and nothing charged."""
+    """A model that answers from a cache where it can; then nothing is reserved and nothing charged."""
 
     def __init__(self, model: Model, cache: Cache) -> None:
         self.model, self.cache = model, cache
@@ -159,7 +168,7 @@ class CachedModel(Model):
 
 
 def as_cached(completion: Completion, model: Model) -> Completion:
-    """What was written before, as an answer that costs nothing."""
+    """A cached completion as the answer of a call that costs nothing."""
     return replace(
         completion, usage=Usage(zero_usage(model), 0.0), reported_nanousd=None, warnings=(CACHED,), trace=None
     )
@@ -170,7 +179,7 @@ def zero_usage(model: Model) -> dict[str, TokenCount]:
 
 
 def is_cached(payload: Mapping[str, object]) -> bool:
-    """Whether a completion, as JSON, came from the cache."""
+    """Whether a completion, decoded from JSON, came from the cache."""
     warnings = payload.get("warnings")
     return isinstance(warnings, list) and CACHED in warnings
 

@@ -1,11 +1,11 @@
-"""Planned rows in, answered rows out: what a job does with a chunk of its input, on this machine or on any other.
+"""Answers planned rows: reserves, calls models on threads, settles and parses, in this process or in a worker's.
 
-A row whose plan is one call of one pair goes a short way: its worst case is reserved, and its cost posted, together with
-those of the rows beside it, as many as there are at that moment. All others, and those whose one call gave no answer,
-go through the workflow. Both know a call by the same key, job + row + number of the call, so that whatever happens in
-between, what is paid for is found again and not paid for twice.
+A row whose plan is one call of one pair is reserved for, and settled, in one transaction with the rows that are ready at
+the same time. All other rows, and those whose one call gave no answer, go through the workflow. Both paths use the same
+key for a call, job + row + number of the call, so that after a kill a call that was paid for is found and not paid twice.
 
-Leaves out planning (`agents.batch.planning`), files (`agents.batch.input`, `agents.batch.output`) and where it runs.
+Leaves out planning (`agents.batch.planning`), files (`agents.batch.input`, `agents.batch.output`) and where it runs
+(`agents.batch.engines`).
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ from viaticum.types import Completion
 
 __all__ = ["CONCURRENCY", "DRAIN_SECONDS", "FATAL", "RowTools", "process_rows"]
 
-AHEAD_SECONDS = 0.1  # of work that is reserved before there is a thread for it, where calls are quick
-MAX_AHEAD = 2048
-GROUP_SECONDS = 0.01  # of quick calls that one thread makes in a row
-BATCH_ROWS = 512  # rows that are reserved for, or settled, in one transaction
-# What concerns all rows, not the one it was met at.
+AHEAD_SECONDS = 0.1  # of work that is reserved before a thread is free for it
+MAX_AHEAD = 2048  # rows
+GROUP_SECONDS = 0.01  # of quick calls that one thread makes one after the other
+BATCH_ROWS = 512  # rows that are reserved for, or settled, in one transaction, at most
+# Errors that concern all rows; they end the job.
 FATAL = (
     LedgerError,
     BudgetClosed,
@@ -80,11 +80,17 @@ TRANSIENT = (ModelUnavailable, RateLimited, ProviderUnavailable)
 def process_rows(
     planned: Iterable[PlannedRow | None], tools: RowTools
 ) -> Iterator[tuple[PlannedRow, JobRow]]:
-    """Each row as it ends, beside its plan. Rows are taken from the iterable when there is room for them; a None among
-    them says that it is wiser to end some before further ones are taken.
+    """Answer rows; yields each with its plan as it ends: answered, skipped or failed.
 
-    A row is answered, skipped or failed. Those that `stop` left over are not given at all: the same rows again go on
-    where they were. Raises what concerns all rows (`FATAL`), after those that ran have ended.
+    Rows that `stop` left over are not yielded; given again, they go on where they were.
+
+    Args:
+        planned: rows, taken when there is capacity for them; a None asks to finish some rows before further ones are
+            taken.
+        tools: resources and settings of the job.
+
+    Raises:
+        ViaticumError: one of `FATAL`, after the rows that ran have ended.
     """
     work = _Executor(tools)
     try:
@@ -94,17 +100,17 @@ def process_rows(
 
 
 class _Executor:
-    """One run of `process_rows`. All but `_write`, `_read` and `_flow` is done by the caller's thread."""
+    """One run of `process_rows`. The caller's thread does everything but the steps of `RowSteps`, which threads do."""
 
     def __init__(self, tools: RowTools) -> None:
-        self.tools, self.ledger = tools, tools.tools.ledger
+        self.tools, self.ledger = tools, tools.resources.ledger
         self.steps = RowSteps(tools)
         self._running = 0
         self._capacity = tools.concurrency
-        self._seconds = 1.0  # of a call, as lately seen
+        self._seconds = 1.0  # of a call, moving average
         self._waiting_for_budget: deque[Task] = deque()
         self._retries: list[tuple[float, Task]] = []
-        self._in_flight: dict[str, list[Task]] = {}  # those that wait for the same call, made for another row
+        self._in_flight: dict[str, list[Task]] = {}  # tasks that wait for the same call of another row
         self._submitted: SimpleQueue[tuple[Callable[[Task], Any], list[Task]] | None] = SimpleQueue()
         self._ended: SimpleQueue[list[tuple[Task, Any]]] = SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -148,7 +154,7 @@ class _Executor:
             self._submitted.put(None)
 
     def _stopping(self) -> bool:
-        """Whether nothing new is begun. What runs is told so after half of the time to drain, and cut at its end."""
+        """Whether no row is started any more. Running calls are drained after half of `drain_seconds`, cut at its end."""
         if self._fatal is None and not self.tools.stop.is_set():
             return False
         now = time.monotonic()
@@ -158,13 +164,12 @@ class _Executor:
         if gone > self.tools.drain_seconds / 2:
             self.steps.drain(now=gone > self.tools.drain_seconds)
         if gone > self.tools.drain_seconds + 10:
-            self._running = (
-                0  # a model that gives no piece cannot be told; its hold stays, and the call is made again
-            )
+            # A model that yields no piece cannot be cut: its hold stays, and the call is made again by the next run.
+            self._running = 0
         return True
 
     def _due_tasks(self) -> list[Task]:
-        """Those that wait for a try that is due now, or for money, since some came free."""
+        """Tasks whose next try is due."""
         if self._stopping():
             return []
         now = time.monotonic()
@@ -173,7 +178,7 @@ class _Executor:
         return due
 
     def _start(self, tasks: list[Task]) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """Find out what is known of each, reserve for the rest in one transaction, and give them to the threads."""
+        """Look the tasks up in the ledger and the cache, reserve for the rest in one transaction, start their calls."""
         if not tasks:
             return
         self._running += len(tasks)
@@ -182,9 +187,8 @@ class _Executor:
         ready: list[tuple[Task, Completion]] = []
         for task in tasks:
             hold = found.get(self.steps.key_of(task))
-            if (
-                hold is not None and not task.started
-            ):  # what was begun is ended, though nothing would be planned for it now
+            # A row that was started is finished, even if the plan would skip it now.
+            if hold is not None and not task.started:
                 self._restore_plan(task, hold)
             task.started = True
             if task.planned.plan is None:
@@ -208,7 +212,7 @@ class _Executor:
         yield from self._reserve(single_calls)
 
     def _restore_plan(self, task: Task, hold: Hold) -> None:
-        """A run that was killed had decided how this row is answered, and may have thought again after a try of it."""
+        """Take the plan that a killed run had chosen for this row; its last try has the latest."""
         *_, last = existing_tries(self.ledger, hold.key)
         plan = plan_from_hold(last)
         if plan is not None and plan != task.planned.plan:
@@ -216,8 +220,8 @@ class _Executor:
             task.planned = self.steps.estimates.replan(task.planned, plan, why)
 
     def _prepare(self, task: Task, first: Hold | None) -> Hold | None:
-        """Make the call of a row ready; returns its hold, where it has one."""
-        task.call = call_for(self.tools.tools, task.planned)
+        """Prepare the call of a row; returns its hold, where an earlier run has made one."""
+        task.call = call_for(self.tools.resources, task.planned)
         task.parameters = digest(task.call.parameters)
         task.key, hold = self.steps.key_of(task), None
         if first is not None:
@@ -227,7 +231,7 @@ class _Executor:
         return hold
 
     def _reserve(self, tasks: list[Task]) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """Answer from the cache, and reserve for the others."""
+        """Answer from the cache; reserve for the others, and start their calls."""
         keys = [task.cached for task in tasks if task.cached is not None]
         known = self.tools.cache.find(keys) if self.tools.cache is not None and keys else {}
         wanted: list[tuple[Task, Claim]] = []
@@ -245,7 +249,7 @@ class _Executor:
                 if task.cached is not None:
                     self._in_flight[task.cached] = []
         holds = self.ledger.reserve_many(
-            self.tools.tools.budget, [claim for _, claim in wanted], dispatch=True
+            self.tools.resources.budget, [claim for _, claim in wanted], dispatch=True
         )
         started = []
         for (task, _), hold in zip(wanted, holds, strict=True):
@@ -264,12 +268,12 @@ class _Executor:
         pair = task.planned.plan.pairs[0]
         tags = {"model": pair.model, "strategy": pair.strategy}
         names = tuple(worst)
-        if names not in self._prices:  # made of the catalogue's decimals, which takes its time
-            self._prices[names] = self.tools.tools.catalogue.prices(worst)
+        if names not in self._prices:  # converting the catalogue's decimals is slow
+            self._prices[names] = self.tools.resources.catalogue.prices(worst)
         return Claim(task.key, worst, self._prices[names], task.parameters, tags)
 
     def _collect(self) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """Take what has ended by now, at least one; settle it together; let those go on that waited for money."""
+        """Take the steps that have ended, at least one; settle them together; then retry tasks that wait for budget."""
         try:
             ended = self._ended.get(timeout=0.05 if self._retries or self._stopping() else 0.5)
         except Empty:
@@ -288,13 +292,13 @@ class _Executor:
             else:
                 yield from self._handle_error(task, outcome)
         yield from self._settle(written)
-        # What ended for want of money itself has given none back.
+        # Tasks that ended for want of budget have freed none.
         if not self._stopping() and not all(isinstance(outcome, BudgetExceeded) for _, outcome in ended):
             waiting, self._waiting_for_budget = list(self._waiting_for_budget), deque()
             yield from self._start(waiting)
 
     def _settle(self, written: list[tuple[Task, Completion]]) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """Post what calls cost and keep their texts, in one transaction; then read the answers."""
+        """Post the costs of calls with their texts, in one transaction; then parse the answers."""
         if not written:
             return
         texts = [json.dumps(completion_to_json(each)) for _, each in written]
@@ -316,7 +320,7 @@ class _Executor:
             if not isinstance(entry, Entry):
                 yield from self._handle_error(task, entry)
                 continue
-            task.pieces = CallResult(completion, entry.nanousd)
+            task.result = CallResult(completion, entry.nanousd)
             for other in self._in_flight.pop(task.cached or "", ()):
                 yield from self._answer_from_cache(other, CachedAnswer(completion, task.key))
             yield from self._read_answer(task)
@@ -324,11 +328,11 @@ class _Executor:
     def _answer_from_cache(self, task: Task, known: CachedAnswer) -> Iterator[tuple[PlannedRow, JobRow]]:
         assert task.call is not None
         task.key = known.key or task.key
-        task.pieces = CallResult(as_cached(known.completion, task.call.model), 0)
+        task.result = CallResult(as_cached(known.completion, task.call.model), 0)
         yield from self._read_answer(task)
 
     def _read_answer(self, task: Task) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """Read the answer here, or, where that takes a sandbox, on a thread."""
+        """Parse the answer here, or on a thread where that takes a sandbox."""
         assert task.planned.plan is not None
         if get_strategy(task.planned.plan.pairs[0].strategy).needs:
             self._submit(self.steps.read, [task])
@@ -340,7 +344,7 @@ class _Executor:
             yield self._finish(task, row)
 
     def _handle_error(self, task: Task, error: BaseException) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """What an error means for a row: wait for money, try again, failed, or the end of the job."""
+        """Decide what an error means for a row: wait for budget, retry, fail, or end the job."""
         for other in self._in_flight.pop(task.cached or "", ()):
             self._running -= 1
             self._retries.append((time.monotonic(), other))
@@ -355,11 +359,11 @@ class _Executor:
         elif isinstance(error, FATAL) or not isinstance(error, Exception):
             self._running -= 1
             self._fatal = self._fatal or error
-        elif self._is_transient(error) and task.retries + 1 < self.tools.tools.tries:
+        elif self._is_transient(error) and task.retries + 1 < self.tools.resources.tries:
             self._running -= 1
             task.retries += 1
             wait = getattr(error, "retry_after", None)
-            backoff = self.tools.tools.backoff * 2 ** (task.retries - 1)
+            backoff = self.tools.resources.backoff * 2 ** (task.retries - 1)
             self._retries.append((time.monotonic() + (backoff if wait is None else wait), task))
         else:
             reason = str(error) if isinstance(error, ViaticumError) else f"{type(error).__name__}: {error}"
@@ -371,12 +375,12 @@ class _Executor:
         return isinstance(error, TRANSIENT) and not isinstance(error, ProviderTimeout)
 
     def _try_cheaper(self, task: Task) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """Nothing else runs, and still its worst case does not fit: something cheaper, or nothing."""
+        """Nothing else runs and the worst case does not fit: take a cheaper pair, or end the row."""
         planned = task.planned
-        answerless = task.pieces is not None  # its call is made, and gave no answer
+        answerless = task.result is not None  # its call was made, and gave no answer
         if answerless or not self.steps.is_one_call(task):
-            if not task.last:
-                task.last = True  # the workflow may take what fits, and ends with what it has
+            if not task.final:
+                task.final = True  # the workflow may take what fits, and ends with what it has
                 yield from self._start([task])
                 return
         elif planned.policy != NO_FALLBACK:
@@ -400,8 +404,6 @@ class _Executor:
             self._threads.append(thread)
             thread.start()
         self._submitted.put((step, tasks))
-
-    # --- what a row asks ------------------------------------------------------------------------------------
 
     # --- threads --------------------------------------------------------------------------------------------
 

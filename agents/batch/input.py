@@ -1,7 +1,7 @@
-"""The rows of a batch: plain JSONL, OpenAI's batch format, CSV or Parquet, read one at a time, and looked over once.
+"""Reads the rows of a batch one at a time: plain JSONL, OpenAI's batch format, CSV or Parquet; and surveys all of them.
 
-Whatever the size of the file, the memory stays the same: a line longer than `LONGEST` is refused, ids are compared in a
-temporary database. What is wrong with a row is kept beside it, with its place. Leaves out answering (`agents.batch.executor`).
+Memory does not grow with the file: a line longer than `MAX_LINE_BYTES` is refused, and ids are compared in a temporary
+database. What is wrong with a row is kept beside it, with its line. Leaves out answering (`agents.batch.executor`).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from viaticum.questions import parse_question
 from viaticum.types import Message, Query
 
 Format = Literal["jsonl", "openai", "csv", "parquet"]
-MAX_LINE_BYTES = 8 << 20  # bytes of a line
-BLOCK_ROWS = 1024  # ids that are compared, and rows of Parquet that are read, at once
+MAX_LINE_BYTES = 8 << 20
+BLOCK_ROWS = 1024  # ids compared, and rows of Parquet read, at a time
 AUTO = "auto"
 ROUTE = "/v1/chat/completions"
-MAX_DUPLICATES = 1000  # rows with an id of an earlier one, which have to be remembered
+MAX_DUPLICATES = 1000  # rows with the id of an earlier row, which are kept in memory
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOverrides:
-    """What a row of OpenAI's format wants besides an answer. model: "auto", a model, or model+strategy; limit: new tokens."""
+    """Settings of a row in OpenAI's format. model: "auto", a model, or model+strategy; limit: of new tokens."""
 
     model: str
     limit: int | None
@@ -44,7 +44,7 @@ class RequestOverrides:
 
 @dataclass(frozen=True, slots=True)
 class BatchRow:
-    """A row of the input. number: its place, from 0; problem: why it cannot be used, with the line; its query is then empty."""
+    """A row of the input. number: its index, from 0; problem: why it cannot be used, with its line; query is then None."""
 
     number: int
     id: str
@@ -55,13 +55,13 @@ class BatchRow:
 
     @property
     def names_model(self) -> bool:
-        """Whether it names a model or a pair; how others are answered is for a router to say."""
+        """Whether the row names a model or a pair; other rows are routed."""
         return self.overrides is not None and self.overrides.model != AUTO
 
 
 @dataclass(frozen=True)
 class Input:
-    """A file of rows. skip, limit: leave out the first so many, and take at most so many."""
+    """A file of rows. skip: leave out so many first rows; limit: take at most so many."""
 
     path: Path
     format: Format
@@ -72,7 +72,11 @@ class Input:
     def open(
         cls, path: str | Path, *, format: str | None = None, skip: int = 0, limit: int | None = None
     ) -> Input:
-        """By the suffix, and for JSONL by the first row. Raises `InputError` where there is no such file or format."""
+        """Open a file; its format is that of its suffix, for JSONL that of its first row.
+
+        Raises:
+            InputError: there is no such file or format, or a number is out of range.
+        """
         path = Path(path)
         if format is not None and format not in get_args(Format):
             raise InputError(f"unknown format {format!r}; known: {', '.join(get_args(Format))}")
@@ -83,7 +87,12 @@ class Input:
         return cls(path, _format_of(path) if format is None else format, skip, limit)  # type: ignore[arg-type]
 
     def rows(self) -> Iterator[BatchRow]:
-        """In the order of the file. Raises `InputError` where it cannot be read, `DataError` where nothing of it can."""
+        """Read the rows in the order of the file.
+
+        Raises:
+            InputError: the file cannot be read.
+            DataError: none of its rows can be read.
+        """
         reader = {"csv": _csv_rows, "parquet": _parquet_rows}.get(self.format, _json_rows)
         make = _openai_row if self.format == "openai" else _plain_row
         stop = None if self.limit is None else self.skip + self.limit
@@ -105,10 +114,11 @@ class Input:
 
 @dataclass
 class Survey:
-    """What a first look at all rows found. sample: some of those that are not done, each with its place among these.
+    """Counts and a sample of all rows.
 
-    problems: the first of them, in words; bad: how many rows cannot be used; again: those whose id an earlier row has,
-    by number. pending: rows that are not done and can be used; graded: how many of the rows have a right answer.
+    rows: of the input. bad: rows that cannot be used. pending: usable rows that are not done. graded: rows with a known
+    answer. problems: messages of the first bad rows. duplicates: messages of rows with the id of an earlier row, by number
+    of the row. sample: (index among the pending rows, row).
     """
 
     rows: int = 0
@@ -132,7 +142,7 @@ def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, 
     """
     found, rng = Survey(), random.Random(seed)
     first_routed: tuple[int, BatchRow] | None = None
-    with closing(sqlite3.connect("")) as ids:  # a file of SQLite's own, gone when it is closed
+    with closing(sqlite3.connect("")) as ids:  # a temporary file, removed when it is closed
         ids.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, number INTEGER) WITHOUT ROWID")
         while block := list(itertools.islice(rows, BLOCK_ROWS)):
             duplicates = _find_duplicates(ids, block)
@@ -160,14 +170,14 @@ def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, 
                     f"more than {MAX_DUPLICATES} rows have an id that an earlier row has; the first: "
                     f"{next(iter(found.duplicates.values()))}; give every row an id of its own"
                 )
-    # Prices are made for rows that have a choice: one of them at least is looked at.
+    # Prices are computed from rows that are routed: the sample holds at least one.
     if first_routed is not None and all(row.names_model for _, row in found.sample):
         found.sample[-1] = first_routed
     return found
 
 
 def _find_duplicates(ids: sqlite3.Connection, block: Sequence[BatchRow]) -> dict[int, str]:
-    """Of a block, the rows whose id came before, with what is wrong in words; the others are remembered."""
+    """Messages of the rows of a block whose id came before, by number; the other ids are stored."""
     before = ids.total_changes
     new = [(row.id, row.number) for row in block if not row.problem]
     ids.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?)", new)
@@ -183,7 +193,7 @@ def _find_duplicates(ids: sqlite3.Connection, block: Sequence[BatchRow]) -> dict
 
 # --- rows -----------------------------------------------------------------------------------------------------
 
-Record = tuple[str, "dict[str, Any] | str"]  # the place in words, and the values, or what is wrong with them
+Record = tuple[str, "dict[str, Any] | str"]  # location, and the values or what is wrong with them
 
 
 def _row(
@@ -193,7 +203,7 @@ def _row(
     place: str,
     record: dict[str, Any] | str,
 ) -> BatchRow:
-    """count: of the row in the whole file, from 1; its name where it has none."""
+    """count: number of the row in the whole file, from 1; names a row without an id."""
     if isinstance(record, str):
         return BatchRow(number, f"row-{count}", None, problem=f"{place}: {record}")
     try:
@@ -320,7 +330,7 @@ def _skip_line(file: IO[bytes], line: bytes) -> None:
 
 
 def _csv_rows(path: Path) -> Iterator[Record]:
-    # What is no UTF-8 becomes lone surrogates, so that one broken line does not end the file.
+    # Bytes that are not UTF-8 become lone surrogates, so that one broken line does not end the reading.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         csv.field_size_limit(MAX_LINE_BYTES)
         lines = csv.DictReader(file)
@@ -372,6 +382,6 @@ def _parquet_rows(path: Path) -> Iterator[Record]:
 
 
 def mark_duplicates(rows: Iterator[BatchRow], duplicates: dict[int, str]) -> Iterator[BatchRow]:
-    """The rows, those whose id came before marked as such."""
+    """The rows; those whose id came before have that as their problem."""
     for row in rows:
         yield replace(row, problem=duplicates[row.number], query=None) if row.number in duplicates else row

@@ -1,6 +1,6 @@
-"""A job before it runs: its folder, whether it may begin or go on there, and what it must share with the run before.
+"""Prepares the folder of a job: whether a job may start or go on there, its lock, and the fingerprint of its inputs.
 
-Leaves out running it (`agents.batch.run`) and what the folder holds (`viaticum.jobs`).
+Leaves out running the job (`agents.batch.run`) and what the folder holds (`viaticum.jobs`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def prepare_folder(out: Path, *, resume: bool, force: bool) -> Path:
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove what another job left, and not the lock that this one holds. Raises `InputError` where it cannot."""
+    """Remove the files of a former job, except the lock. Raises `InputError` where the system refuses."""
     try:
         for path in folder.iterdir():
             if path.name != LOCK:
@@ -64,7 +64,7 @@ def clear_folder(folder: Path) -> None:
 
 
 def acquire_job_lock(folder: Path) -> AbstractContextManager[None]:
-    """One process works on a job at a time. Entering it raises `InputError` where another one does."""
+    """Lock of a job, for one process at a time. Entering it raises `InputError` where another process holds it."""
     return run_lock(
         folder / LOCK, busy=f"another process works on the job in {folder}; wait for it, or end it"
     )
@@ -88,7 +88,7 @@ def parse_budget(budget: Dollars) -> int:
 def fingerprint(
     given: Input, tools: WorkflowResources, router: QueryRouter | str | Path | None, policy: str
 ) -> dict[str, str]:
-    """What a run that goes on must share, by name."""
+    """Hashes, by name, that a run which goes on must share with the job's first run."""
     rows = f"skip {given.skip}, limit {given.limit}"
     specs = {spec.name: spec.model_dump(mode="json") for spec in tools.catalogue.values()}
     return {

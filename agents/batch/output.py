@@ -1,8 +1,8 @@
-"""Where a batch writes: a journal with a line for every row as it ends, and the results, made of it, whole or not at all.
+"""Writes the journal of a job, a line for every row as it ends, and the results, made from it in one atomic write.
 
-The journal (`rows.jsonl` in the job's folder) only grows. A kill may cut its last line and lose those that were not
-flushed: they are made again from the ledger, which has their texts. The results have the order of the input, in its
-format or that of their own suffix.
+The journal (`rows.jsonl` in the job's folder) is append-only. A kill may cut its last line and lose lines that were not
+flushed: these rows are rebuilt from the ledger, which has their texts. The results have the order of the input, in its
+format or that of their own suffix. Leaves out the rows themselves (`viaticum.jobs`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ SYNC_SECONDS = 5.0
 ADVICE = "; what was paid for is in the ledger: make room and go on with --resume"
 COLUMNS = ("id", "state", "answer", "correct", "reason", "pair", "cost_nanousd", "text")
 _NUMBER = re.compile(rb'"number": (\d+)}\n$')
-ROW_GROUP = 4096  # rows of Parquet in a group
+ROW_GROUP = 4096  # rows of a Parquet row group
 
 
 @dataclass
 class Counts:
-    """What the rows of a job come to so far. right: of those graded."""
+    """Counts of the rows that are done. graded: rows with a known answer; right: of those."""
 
     answered: int = 0
     failed: int = 0
@@ -53,7 +53,16 @@ class Counts:
 
 
 class RowJournal:
-    """The rows of a job that are done. Opened again, it forgets rows that were skipped, and a last line that was cut."""
+    """Journal of the rows that are done. Opening it drops rows that were skipped, and a last line that was cut.
+
+    Args:
+        folder: of the job.
+        rows: how many rows the job has.
+
+    Raises:
+        InputError: the file cannot be read or written.
+        DataError: a line is damaged, or belongs to another job.
+    """
 
     def __init__(self, folder: Path, rows: int) -> None:
         self.path = folder / ROWS
@@ -70,7 +79,7 @@ class RowJournal:
         return bool(self._done[number])
 
     def write(self, row: JobRow) -> None:
-        """Raises `InputError` where the disk is full; the ledger then has what was paid for."""
+        """Append a row. Raises `InputError` where the disk is full; the ledger then has what was paid for."""
         self._file.append_line(row_line(row))
         self._done[row.number] = 1
         self.counts.add(row)
@@ -82,14 +91,14 @@ class RowJournal:
         self._file.close()
 
     def in_order(self) -> Iterator[JobRow]:
-        """The rows that are done, in the order of the input. Needs 8 bytes a row."""
+        """Read the rows that are done in the order of the input. Takes 8 bytes of memory a row."""
         self.sync()
         offsets = array("q", bytes(8 * len(self._done)))
         with self.path.open("rb") as file:
-            place = 0
+            offset = 0
             for line in file:
-                offsets[_number_in(line, self.path)] = place + 1
-                place += len(line)
+                offsets[_number_in(line, self.path)] = offset + 1  # 0: not done
+                offset += len(line)
             for number, start in enumerate(offsets):
                 if start:
                     file.seek(start - 1)
@@ -115,7 +124,7 @@ class RowJournal:
 
 
 def _number_in(line: bytes, path: Path) -> int:
-    """The row's number, which is the last thing of its line."""
+    """The row's number, which ends its line."""
     found = _NUMBER.search(line)
     return int(found[1]) if found else parse_row(line, str(path)).number
 
@@ -124,7 +133,7 @@ def _number_in(line: bytes, path: Path) -> int:
 
 
 def format_for(out: Path, given: Format) -> Format:
-    """Of the results: what their suffix says, or as the input where they have none; JSONL is of OpenAI's form where that is."""
+    """Format of the results: that of their suffix, else the input's; JSONL has OpenAI's form where the input has it."""
     suffix = out.suffix.lower()
     if suffix == ".csv":
         return "csv"
@@ -134,7 +143,7 @@ def format_for(out: Path, given: Format) -> Format:
 
 
 def write_results(path: Path, format: Format, rows: Iterator[JobRow], job: str) -> None:
-    """Write all rows; the file appears whole or not at all. Raises `InputError` where it cannot be written."""
+    """Write all rows in one atomic write. Raises `InputError` where the file cannot be written."""
     write: Callable[[Path, Iterator[JobRow]], None] = {
         "csv": _write_csv,
         "parquet": _write_parquet,
@@ -145,12 +154,12 @@ def write_results(path: Path, format: Format, rows: Iterator[JobRow], job: str) 
 
 
 def _values(row: JobRow) -> dict[str, Any]:
-    told: dict[str, Any] = {name: getattr(row, name) for name in COLUMNS}
+    values: dict[str, Any] = {name: getattr(row, name) for name in COLUMNS}
     if row.text is None:
-        del told["text"]
+        del values["text"]
     if row.gold is None:
-        del told["correct"]
-    return told
+        del values["correct"]
+    return values
 
 
 def _write_jsonl(path: Path, rows: Iterator[JobRow]) -> None:
@@ -192,7 +201,7 @@ def _write_openai(path: Path, rows: Iterator[JobRow], job: str) -> None:
 
 
 def _openai_line(row: JobRow, job: str) -> dict[str, Any]:
-    """OpenAI's batch output: a response, or, where there is none, an error."""
+    """A line of OpenAI's batch output: a response or an error."""
     name = uuid.uuid5(uuid.NAMESPACE_URL, f"viaticum:{job}/{row.id}").hex
     line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": row.id, "response": None, "error": None}
     if row.state == "answered":
@@ -203,7 +212,7 @@ def _openai_line(row: JobRow, job: str) -> dict[str, Any]:
 
 def _openai_body(row: JobRow, name: str) -> dict[str, Any]:
     read, made = (
-        sum(counts[place] for call in row.calls for counts in call.usage.values()) for place in (0, 1)
+        sum(counts[index] for call in row.calls for counts in call.usage.values()) for index in (0, 1)
     )
     text = row.text or ""
     if row.answer and row.answer not in text:

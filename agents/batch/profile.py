@@ -1,7 +1,7 @@
-"""Profiling: run every local (model, strategy) pair on questions with known answers; write the outcome table.
+"""Profiling: run every local (model, strategy) pair on questions with known answers, and write the outcome table.
 
-Finished rows go to a journal beside the output at once, so that a run that was killed goes on where it
-stopped. Leaves out fitting anything on the table.
+Finished rows go to a journal beside the output at once, so that a killed run goes on where it stopped. Leaves out
+fitting a router on the table (`viaticum.routers.query`).
 """
 
 from __future__ import annotations
@@ -40,14 +40,28 @@ def profile(
     completions: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """Outcomes of every pair on every question, written to `out` (.parquet or .jsonl) when all are there.
+    """Measure every pair on every question; written to `out` (.parquet or .jsonl) when all outcomes are there.
 
-    with_text: whether the table holds the questions' texts; without, their ids alone, for a table that is
-    published where the questions may not be.
-    completions: a JSONL file for what the models wrote, a line for every row of the table: question_id, model,
-    strategy, answer, correct, finish_reason and texts, one a sample.
-    Resumes from `out`.journal where that was made from the same questions, and refuses it otherwise. With a
-    batch, a row's seconds run from its first step to its last, waiting for its neighbours included.
+    Resumes from `out`.journal where that was made from the same questions. A row's seconds run from its first decoding
+    step to its last, with the time that it waits for other rows of its batch.
+
+    Args:
+        questions: all with a known answer.
+        pairs: (model, strategy), of local models.
+        out: the outcome table.
+        catalogue: of the models, with their prices.
+        dataset: name of the questions in the table.
+        slots: sequences that a model decodes at the same time.
+        with_text: whether the table holds the questions' texts; False for a table that is published where the
+            questions may not be.
+        completions: a JSONL file with what the models wrote, a line for every row of the table: question_id, model,
+            strategy, answer, correct, finish_reason and texts, one a sample.
+        progress: called after every row.
+
+    Raises:
+        DataError: a question has no known answer.
+        InputError: the journal belongs to another run, or a file cannot be written.
+        UnknownPrice: a model has no price.
     """
     for question in questions:
         if question.gold is None:
@@ -84,9 +98,9 @@ def profile(
 def _run(
     pair: Pair, questions: list[Question], pool: LocalModels, dataset: str
 ) -> Iterator[tuple[Outcome, list[str]]]:
-    """Outcomes of one pair and the texts that they were read from, in the order in which they are settled.
+    """Outcomes of one pair with the texts of its samples, in the order in which they end.
 
-    A strategy that takes several samples is given one of every question that is still open, then the next.
+    A strategy with several samples draws one for every question that is open, then the next.
     """
     if not questions:
         return
@@ -100,8 +114,8 @@ def _run(
         )
         still = list(readings)
         chats = [strategy.messages(questions[index].query) for index in still]
-        for place, completion in model.generate_all(chats, generation):
-            index = still[place]
+        for number, completion in model.generate_all(chats, generation):
+            index = still[number]
             question = questions[index]
             usage[index] += completion.usage
             texts[index].append(completion.text)
@@ -139,14 +153,14 @@ def _outcome(
 
 
 def cost_of(completion: Completion, catalogue: Catalogue) -> int:
-    """Nano-dollars of a completion at the catalogue's prices. Raises `UnknownPrice`."""
+    """Cost of a completion in nano-dollars, at the catalogue's prices. Raises `UnknownPrice`."""
     models = completion.usage.models
     prices = catalogue.prices(models)
     return sum(prices[name].cost(count.input_tokens, count.output_tokens) for name, count in models.items())
 
 
 class ProfileJournal:
-    """Finished rows, one JSON line each, after a first line that says what they belong to."""
+    """Journal of finished rows, one JSON line each; the first line holds the fingerprint of the run."""
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
@@ -160,10 +174,10 @@ class ProfileJournal:
         self._remember(row, texts)
 
     def completion(self, row: Outcome) -> dict[str, Any]:
-        """What the models wrote for a row, beside what was read from it."""
+        """What the models wrote for a row, with the answer that was parsed from it."""
         kept = ("question_id", "model", "strategy", "answer", "correct", "finish_reason")
-        told = {name: getattr(row, name) for name in kept}
-        return told | {"texts": self._texts[row.pair, row.question_id]}
+        values = {name: getattr(row, name) for name in kept}
+        return values | {"texts": self._texts[row.pair, row.question_id]}
 
     def close(self) -> None:
         self._file.close()
@@ -190,9 +204,9 @@ class ProfileJournal:
 def _fingerprint(
     questions: Sequence[Question], catalogue: Catalogue, pairs: Sequence[Pair], dataset: str
 ) -> str:
-    """A hash of all that the outcomes depend on: questions, gold, models, and the prompts themselves."""
-    told = {
-        "journal": 2,  # what its lines hold: 2 has the texts
+    """Hash of what the outcomes depend on: questions, gold answers, models, and the prompts themselves."""
+    inputs = {
+        "journal": 2,  # format of its lines: 2 has the texts
         "dataset": dataset,
         "pairs": [str(pair) for pair in pairs],
         "models": {pair.model: catalogue[pair.model].model_dump_json() for pair in pairs},
@@ -201,4 +215,4 @@ def _fingerprint(
         },
         "questions": [(question.id, question.query.text, question.gold) for question in questions],
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

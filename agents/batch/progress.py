@@ -1,4 +1,4 @@
-"""How a batch stands, as events: plain dicts for machines, and one line of them for people."""
+"""Progress of a batch as events: plain dicts, and one line of text made from one. Leaves out printing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from viaticum.money import NANOUSD_PER_USD
 
 EventSink = Callable[[dict[str, Any]], None]
 EVERY_SECONDS = 0.5
-FORECAST_SECONDS = 5.0  # it looks at the whole sample
+FORECAST_SECONDS = 5.0  # between forecasts, which read the whole sample
 
 
 @dataclass
 class Progress:
-    """Tells how a job stands, at most so often. total: rows of the job; budget: the scope that pays."""
+    """Sends the figures of a job at most every 0.5 s. total: rows of the job; budget: the scope that pays."""
 
     tell: EventSink
     ledger: Ledger
@@ -64,14 +64,14 @@ class Progress:
 
 
 def _projected_cost(limit: int | None, expected: Preview | None) -> int | None:
-    """What the job comes to. A forecast is of this pass alone, whose budget is what was unspent when it began."""
+    """Expected cost of the whole job. The forecast covers this pass; its budget is what was unspent when it started."""
     if expected is None:
         return None
     return expected.cost_p50 + (0 if limit is None else max(0, limit - expected.budget_nanousd))
 
 
 def progress_line(event: dict[str, Any]) -> str:
-    """Figures as one line."""
+    """The figures of an event as one line."""
     parts = [f"{event['done']}/{event['rows']} done"]
     parts += [f"{event[name]} {name}" for name in ("failed", "skipped", "cached") if event[name]]
     if event["graded"]:

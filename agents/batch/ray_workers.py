@@ -1,7 +1,8 @@
-"""Workers on the machines of a Ray cluster: chunks of rows flow through Ray Data to actors that hold the models.
+"""Workers on a Ray cluster: chunks of rows flow through Ray Data to actors that hold the models.
 
-Rows are planned as room for them comes free, and wait in a queue, which a reading task of the data set empties. Ray
-begins an actor that died again and gives its chunk to another. Which rows are done is kept by the job, as ever.
+Rows are planned when there is capacity for them, and wait in a queue that the read task of a data set empties. Ray
+restarts an actor that died and gives its chunk to another one. The job keeps which rows are done. Leaves out answering
+(`agents.batch.workers`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from queue import SimpleQueue
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # its messages go to stdout, where a job's events go
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_SKIP_REGEX", "."
+)  # it writes messages to stdout, where a job's events go
 
 import pyarrow as pa
 import ray.data
@@ -35,13 +38,13 @@ from viaticum.agents.batch.workers import (
     process_remotely,
 )
 
-PATIENCE = 0.2  # seconds after which who waits for rows looks whether the job is to end
+POLL_SECONDS = 0.2  # after which a wait for rows checks whether the job is stopped
 Done = SimpleQueue[bytes | Exception]
-ENDING = 10.0  # seconds that actors have to end by themselves
+SHUTDOWN_SECONDS = 10.0  # in which actors may end by themselves
 
 
 class Source(ray.data.Datasource):
-    """What is put into a queue, a block each, until a None."""
+    """Ray data source: the items of a queue, a block each, until a None."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -59,29 +62,29 @@ def _read(queue: Queue) -> Iterator[pa.Table]:
 
 
 class Actor(Worker):
-    """Gives the same rows in the same order for the same chunk: Ray may ask for it again."""
+    """Returns the same rows in the same order for the same chunk, because Ray may repeat it."""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         return {"chunk": [self.answer(chunk) for chunk in batch["chunk"]]}
 
 
 def process_rows(config: WorkerConfig, cluster: Cluster, planned: Plans, tools: RowTools) -> Rows:
-    """Over the cluster that this process is connected to, or else connects to or begins."""
+    """Answer rows on the cluster that this process is connected to; else connect to one, or start one."""
     _connect(cluster)
     queue, done = Queue(actor_options={"num_cpus": 0}), Done()
     reader = threading.Thread(target=_collect, args=(queue, config, cluster, done), daemon=True)
     reader.start()
-    receive = partial(done.get, timeout=PATIENCE)
+    receive = partial(done.get, timeout=POLL_SECONDS)
     try:
         yield from process_remotely(planned, tools, config.concurrency, queue.put, receive)
         queue.put(None)
-        reader.join(ENDING)
+        reader.join(SHUTDOWN_SECONDS)
     finally:
         queue.shutdown(force=True)
 
 
 def _connect(cluster: Cluster) -> None:
-    """To a cluster that runs; or to one that begins here, is reached from this machine alone, and ends with the process."""
+    """Connect to a running cluster, or start one that only this machine reaches and that ends with the process."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if cluster.address or "RAY_ADDRESS" in os.environ or ray.is_initialized():
         ray.init(cluster.address, ignore_reinit_error=True, log_to_driver=False)
@@ -93,7 +96,7 @@ def _connect(cluster: Cluster) -> None:
 def _collect(queue: Queue, config: WorkerConfig, cluster: Cluster, found: Done) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.target_max_block_size = 1  # byte: every chunk goes on by itself, at once
+    context.target_max_block_size = 1  # byte: every chunk is passed on at once
     size = {"min_size": 1, "max_size": cluster.workers, "max_tasks_in_flight_per_actor": CHUNKS_AHEAD}
     try:
         chunks = ray.data.read_datasource(Source(queue), num_cpus=0, override_num_blocks=1)

@@ -1,4 +1,4 @@
-"""What became of a row: its answer read and compared, its calls as the ledger has them, all as a `JobRow`.
+"""Builds the `JobRow` of a row: its answer, parsed and graded, and its calls as the ledger has them.
 
 Leaves out making calls (`agents.batch.executor`) and writing rows (`agents.batch.output`).
 """
@@ -23,13 +23,13 @@ from viaticum.types import Completion, Pair
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """A call that is paid for: what was written, and what was posted."""
+    """A settled call: its completion, and its cost in nano-dollars."""
 
     completion: Completion
     cost: int
 
     def by_model(self, call: ModelCall | None) -> list[list[str]] | None:
-        """[model, text] in the order of the text, where several models wrote it."""
+        """[model, text] in the order of the text; None where one model wrote all of it."""
         trace = self.completion.trace
         tokenizer = getattr(call.model, "tokenizer", None) if call is not None else None
         if trace is None or tokenizer is None or len(set(trace.made_by)) < 2:
@@ -42,13 +42,13 @@ class CallResult:
 
 
 def read_row(planned: PlannedRow, pair: Pair, completion: Completion) -> tuple[str | None, str]:
-    """The answer in a text, and why there is none."""
+    """The answer in a text, or None, and the reason."""
     reading = get_strategy(pair.strategy).read(completion, planned.query)
     return reading.value, reading.reason
 
 
 def call_record(planned: PlannedRow, key: str, paid: CallResult, answer: str | None) -> Call:
-    """The one call of a row."""
+    """The record of a row's one call."""
     done = paid.completion
     assert planned.plan is not None
     return Call(
@@ -65,9 +65,9 @@ def call_record(planned: PlannedRow, key: str, paid: CallResult, answer: str | N
 
 
 def paid_calls(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) -> tuple[tuple[Call, ...], int]:
-    """The calls that were paid for under the keys of a row, in order, and what all its tries cost.
+    """The paid calls under the keys of a row, in order, and the cost of all their tries in nano-dollars.
 
-    votes: what pairs answered, as [pair, value].
+    run: prefix of the keys. votes: [pair, answer].
     """
     calls: list[Call] = []
     cost, answers = 0, {pair: readable(value) for pair, value in votes}
@@ -80,19 +80,19 @@ def paid_calls(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) ->
             cost += sum(paid)
             if not paid:
                 continue
-            told = json.loads(found.result) if found.result is not None else {}
+            payload = json.loads(found.result) if found.result is not None else {}
             pair = f"{found.tags.get('model', '')}+{found.tags.get('strategy', '')}"
             calls.append(
                 Call(
                     pair,
                     found.key,
                     sum(paid),
-                    {name: each[:2] for name, each in told.get("usage", {}).items()},
-                    round(told.get("seconds", 0.0), 6),
-                    told.get("finish_reason", "aborted"),
+                    {name: each[:2] for name, each in payload.get("usage", {}).items()},
+                    round(payload.get("seconds", 0.0), 6),
+                    payload.get("finish_reason", "aborted"),
                     answers.get(pair),
-                    is_cached(told),
-                    told.get("reported_nanousd"),
+                    is_cached(payload),
+                    payload.get("reported_nanousd"),
                 )
             )
     raise AssertionError("numbers do not end")
@@ -148,17 +148,17 @@ def readable(text: str | None) -> str | None: ...
 
 
 def readable(text: str | None) -> str | None:
-    """Without halves of characters (lone surrogates), which models can write in JSON and no file in UTF-8 can hold."""
+    """Replace lone surrogates, which models can write in JSON and UTF-8 cannot encode."""
     return text if text is None or text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def row_from_workflow(
     planned: PlannedRow, values: Mapping[str, Any], calls: tuple[Call, ...], cost: int, with_text: bool
 ) -> JobRow:
-    """The row that a finished state of the workflow holds."""
+    """The row of a finished workflow. values: its last state."""
     value = values.get("value")
     kind = planned.query.kind
-    voted = [pair for pair, said in values.get("votes", ()) if equivalent(said, value, kind)]
+    voted = [pair for pair, answer in values.get("votes", ()) if equivalent(answer, value, kind)]
     return build_row(
         planned,
         "failed" if value is None else "answered",

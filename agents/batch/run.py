@@ -163,7 +163,7 @@ class _Run:
         self.input_file, self.folder, self.job, self.rows = input_file, folder, job, rows
         self.process, self.settings, self.new = process, settings, new
         self.out = Path(job.results)
-        self.ledger = rows.tools.ledger
+        self.ledger = rows.resources.ledger
         self._began = time.monotonic()
         self._past_deadline = False
         self._duplicates: dict[int, str] = {}
@@ -199,7 +199,7 @@ class _Run:
         return BatchEnd(self.job, self.folder, figures)
 
     def _open_cache(self, stack: ExitStack, path: str | Path) -> Cache:
-        return stack.enter_context(Cache(path, self.rows.tools.catalogue))
+        return stack.enter_context(Cache(path, self.rows.resources.catalogue))
 
     # --- before ---------------------------------------------------------------------------------------------
 
@@ -214,7 +214,7 @@ class _Run:
             )
 
     def _planner(self) -> RowPlanner:
-        tools = self.rows.tools
+        tools = self.rows.resources
         return RowPlanner(
             RouteEstimates(tools.router, tools.is_usable),
             self.job.policy,
@@ -250,7 +250,7 @@ class _Run:
                 )
             for pair in pairs:
                 try:
-                    cost = worst_of(self.rows.tools, replace(without_plan(row), plan=Plan((pair,))))
+                    cost = worst_of(self.rows.resources, replace(without_plan(row), plan=Plan((pair,))))
                 except InputError:
                     continue
                 if least is None or cost < least[0]:

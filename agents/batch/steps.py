@@ -1,6 +1,6 @@
-"""What the threads of a batch do for a row: one paid call, the reading of its answer, or the whole workflow.
+"""Steps that the threads of a batch do for one row: make a call, parse its answer, or run the whole workflow.
 
-Leaves out what is done for many rows together: reserving, settling and looking into the cache (`agents.batch.executor`).
+Leaves out what is done for many rows together: reserving, settling and reading the cache (`agents.batch.executor`).
 """
 
 from __future__ import annotations
@@ -40,13 +40,19 @@ RECURSION_LIMIT = 100_000
 
 @dataclass(frozen=True)
 class RowTools:
-    """What rows are answered with. tools: the workflow's, whose budget pays; job: what all ledger keys begin with.
+    """What rows are answered with.
 
-    stop: set to take no further row; those that run then have `drain_seconds` to end. keep_texts: rows keep what the
-    models wrote.
+    Args:
+        resources: of the workflow; its budget pays.
+        job: prefix of all ledger keys.
+        cache: answers of earlier calls; None for none.
+        concurrency: calls at the same time.
+        keep_texts: rows keep what the models wrote.
+        drain_seconds: how long running rows may take to end after `stop`.
+        stop: set to start no further row.
     """
 
-    tools: WorkflowResources
+    resources: WorkflowResources
     job: str
     cache: Cache | None = None
     concurrency: int = CONCURRENCY
@@ -57,9 +63,11 @@ class RowTools:
 
 @dataclass(eq=False, slots=True)
 class Task:
-    """A row on its way. key: of the call at hand; wasted: what earlier tries of it cost; tried: how often it was unavailable.
+    """A row that is being answered.
 
-    begun: whether this run has looked at what an earlier one left of it.
+    call, parameters, key: the current call, the digest of its parameters, its ledger key. cached: its key in the cache.
+    failed_cost: nano-dollars of earlier tries. retries: how often the model was unavailable. started: whether this run
+    has looked up what an earlier run left of it. final: whether the workflow takes what still fits. result: of its call.
     """
 
     planned: PlannedRow
@@ -70,31 +78,31 @@ class Task:
     failed_cost: int = 0
     retries: int = 0
     started: bool = False
-    last: bool = False
-    pieces: CallResult | None = None
+    final: bool = False
+    result: CallResult | None = None
 
 
 class Cancelled(ModelError):
-    """The job ends: what was written is charged, and the row comes again."""
+    """The job is stopped: what was written is charged, and the row is answered by the next run."""
 
 
 class RowSteps:
-    """What is done on threads. cancelled: set to cut what runs."""
+    """The steps, for all threads of a job. cancelled: set to cut running calls."""
 
     def __init__(self, tools: RowTools) -> None:
-        self.tools, self.ledger = tools, tools.tools.ledger
-        self.estimates = RouteEstimates(tools.tools.router, tools.tools.is_usable)
+        self.tools, self.ledger = tools, tools.resources.ledger
+        self.estimates = RouteEstimates(tools.resources.router, tools.resources.is_usable)
         self.cancelled = threading.Event()
         self._runs: set[StoppableRun] = set()
         self._runs_lock = threading.Lock()
-        flow = tools.tools
+        flow = tools.resources
         if tools.cache is not None:
             cache = tools.cache
-            flow = replace(flow, model=lambda name: CachedModel(tools.tools.model(name), cache))
+            flow = replace(flow, model=lambda name: CachedModel(tools.resources.model(name), cache))
         self._graph = Workflow(flow).build()
 
     def drain(self, *, now: bool) -> None:
-        """Let workflows end before their next call; now: cut the call at hand."""
+        """Let workflows end before their next call; with `now`, cut the current call too."""
         with self._runs_lock:
             for run in self._runs:
                 run.request_drain()
@@ -114,8 +122,8 @@ class RowSteps:
         return len(plan.pairs) == 1 and get_strategy(plan.pairs[0].strategy).samples == 1
 
     def write(self, task: Task) -> Completion:
-        """One paid call, whose hold is dispatched."""
-        call, limit = task.call, self.tools.tools.timeout
+        """Make one call, whose hold is dispatched already."""
+        call, limit = task.call, self.tools.resources.timeout
         assert call is not None
         began = time.monotonic()
         with settle_on_failure(self.ledger, task.key, call.model, call.messages, call.generation) as pieces:
@@ -133,15 +141,15 @@ class RowSteps:
         raise AssertionError("a stream ends with its completion")
 
     def read(self, task: Task) -> JobRow | None:
-        """The row of a call that was paid; None where there is no answer in its text and others may be asked."""
-        assert task.pieces is not None
+        """The row of a settled call; None where its text holds no answer and other pairs may be tried."""
+        assert task.result is not None
         assert task.planned.plan is not None
         pair = task.planned.plan.pairs[0]
-        value, reason = read_row(task.planned, pair, task.pieces.completion)
+        value, reason = read_row(task.planned, pair, task.result.completion)
         if value is None and self._may_ask_others(task, pair):
             return None
-        call = call_record(task.planned, task.key, task.pieces, value)
-        cost = task.pieces.cost + task.failed_cost
+        call = call_record(task.planned, task.key, task.result, value)
+        cost = task.result.cost + task.failed_cost
         before = paid_calls(self.ledger, self.run_of(task))[0] if task.failed_cost else ()
         calls = (*(each for each in before if each.key != call.key), call)
         return build_row(
@@ -152,8 +160,8 @@ class RowSteps:
             pair=str(pair),
             calls=calls,
             cost=cost,
-            text=task.pieces.completion.text if self._keeps_text(task) else None,
-            pieces=task.pieces.by_model(task.call) if self.tools.keep_texts else None,
+            text=task.result.completion.text if self._keeps_text(task) else None,
+            pieces=task.result.by_model(task.call) if self.tools.keep_texts else None,
         )
 
     def _keeps_text(self, task: Task) -> bool:
@@ -168,11 +176,11 @@ class RowSteps:
         )
 
     def flow(self, task: Task) -> JobRow:
-        """The row by the workflow, which finds the calls that were paid for by their keys."""
+        """Run the workflow for the row; it finds calls that were paid for by their keys."""
         planned, run = task.planned, StoppableRun()
         allowance = RowAllowance(
             policy=planned.policy,
-            on_short="cheaper" if task.last else "stop",
+            on_short="cheaper" if task.final else "stop",
             run=self.run_of(task),
             plan=planned.plan,
         )
@@ -200,7 +208,7 @@ class RowSteps:
 
 
 def call_for(tools: WorkflowResources, planned: PlannedRow) -> ModelCall:
-    """The call of a row whose plan is one call, as its wish has it."""
+    """The call of a row whose plan is one call, with the overrides of its request."""
     assert planned.plan is not None
     pair, overrides = planned.plan.pairs[0], planned.row.overrides
     call = ModelCall.of(tools.model(pair.model), pair, planned.query)
@@ -218,7 +226,7 @@ def call_for(tools: WorkflowResources, planned: PlannedRow) -> ModelCall:
 
 
 def worst_of(tools: WorkflowResources, planned: PlannedRow) -> int:
-    """Nano-dollars that the first call of a row may cost at most."""
+    """Upper bound of the cost of a row's first call, in nano-dollars."""
     call = call_for(tools, planned)
     usage = call.model.worst_case_of(call.messages, call.generation)
     return sum(worst_costs(usage, tools.catalogue.prices(usage)).values())
