@@ -1,8 +1,9 @@
 """Files that survive a killed process: atomic writes, append-only journals, run locks, JSON lines.
 
-Every writer of the package goes through this module, so that a reader of a file sees the old content or the new one,
-never half of it, and that a journal loses at most the line at hand. Errors of the system become `InputError`s that
-name the file. Standard library alone, except `run_lock`, which needs filelock. Leaves out what the files mean.
+Every writer of the package goes through this module, so that a reader of a file sees the old content or the
+new one, never half of it, and that a journal loses at most the line at hand. Errors of the system become
+`InputError`s that name the file. Standard library alone, except `run_lock`, which needs filelock. Leaves out
+what the files mean.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from viaticum.errors import DataError, InputError
 encode_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder at every call
 
 
-# --- atomic writes --------------------------------------------------------------------------------------------
+# --- atomic writes --------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-# --- JSON lines -----------------------------------------------------------------------------------------------
+# --- JSON lines -----------------------------------------------------------------------------------
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -98,18 +99,19 @@ def _json_object(line: bytes, place: str) -> dict[str, Any]:
     return row
 
 
-# --- journals -------------------------------------------------------------------------------------------------
+# --- journals -------------------------------------------------------------------------------------
 
 
 class JournalFile:
     """An append-only file of JSON lines, taken up again after a kill.
 
-    A kill in the middle of a write leaves a line without its newline: `lines` cuts it off. The file is made when the
-    first line is written.
+    A kill in the middle of a write leaves a line without its newline: `lines` cuts it off. The file is made
+    when the first line is written.
 
     Args:
         path: the file; its folder exists.
-        flush_seconds: longest time that a line stays in this process before it is handed to the system; 0 for none.
+        flush_seconds: longest time that a line stays in this process before it is handed to the system; 0 for
+            none.
         sync_seconds: longest time before it is on the disk (fsync); 0 syncs every line.
         advice: what to do about an error of writing; ends its message.
     """
@@ -194,7 +196,7 @@ class JournalFile:
             os.truncate(self.path, whole)
 
 
-# --- run locks ------------------------------------------------------------------------------------------------
+# --- run locks ------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The folder of a batch job, which stands beside its results and which reports read.
 
-`job.json` holds the settings of the job and how it ended; `rows.jsonl` has a line for every row of the input that is
-done. Amounts are nano-dollars. Charges are in the ledger; a row holds the keys of its entries. Standard library alone.
-Leaves out running jobs (`agents.batch.run`) and reports (`reports`).
+`job.json` holds the settings of the job and how it ended; `rows.jsonl` has a line for every row of the input
+that is done. Amounts are nano-dollars. Charges are in the ledger; a row holds the keys of its entries.
+Standard library alone. Leaves out running jobs (`agents.batch.run`) and reports (`reports`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ JobEnd = Literal["running", "completed", "budget_exhausted", "deadline", "draine
 class Call:
     """One settled call.
 
-    key: of its hold. usage: [input, output] tokens by model. provider_nanousd: its cost as the provider reports it, if it
-    does. cached: answered from an earlier identical call.
+    key: of its hold. usage: [input, output] tokens by model. provider_nanousd: its cost as the provider
+    reports it, if it does. cached: answered from an earlier identical call.
     """
 
     pair: str
@@ -48,10 +48,11 @@ class Call:
 class JobRow:
     """One row of the input and its result.
 
-    reason: why it was skipped or failed, or a note on the answer. gold, correct: None where the right answer is unknown.
-    route: the plan that was chosen. accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90: estimates for it before the first
-    call. pair: whose answer it is. calls: those made, in order. pieces: [model, text] in the order of the text, where
-    several models wrote it and the job keeps texts. number: index of the row in the input, from 0.
+    reason: why it was skipped or failed, or a note on the answer. gold, correct: None where the right answer
+    is unknown. route: the plan that was chosen. accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90:
+    estimates for it before the first call. pair: whose answer it is. calls: those made, in order. pieces:
+    [model, text] in the order of the text, where several models wrote it and the job keeps texts. number:
+    index of the row in the input, from 0.
     """
 
     id: str
@@ -94,9 +95,10 @@ class Preview:
 class Job:
     """The settings of a job, and how it ended.
 
-    ledger: its path, or its address without a password. budget: the scope that pays. fingerprint: hashes by name (input,
-    catalogue, router, policy) that a run which goes on must share. previews: forecasts at several budgets, the job's own
-    among them. began, ended: ISO 8601 with zone; ended is None while it runs and after a kill.
+    ledger: its path, or its address without a password. budget: the scope that pays. fingerprint: hashes by
+    name (input, catalogue, router, policy) that a run which goes on must share. previews: forecasts at
+    several budgets, the job's own among them. began, ended: ISO 8601 with zone; ended is None while it runs
+    and after a kill.
     """
 
     input: str
@@ -158,7 +160,8 @@ def read_rows(folder: str | Path, damaged: Callable[[DataError], object] | None 
 
     Args:
         folder: of the job.
-        damaged: called with the error of each line that is no row, which is left out; None raises the first one.
+        damaged: called with the error of each line that is no row, which is left out; None raises the first
+            one.
 
     Raises:
         InputError: the file cannot be read.

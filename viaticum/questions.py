@@ -1,7 +1,7 @@
 """Reads question files: JSONL with a question and, where it is known, the right answer.
 
-GSM8K's format is read unchanged: the gold answer follows `####` in `answer`, and is a number. Leaves out the larger and
-other files of a batch (`agents.batch.input`).
+GSM8K's format is read unchanged: the gold answer follows `####` in `answer`, and is a number. Leaves out the
+larger and other files of a batch (`agents.batch.input`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> list[Questi
         limit: how many questions at most.
 
     Raises:
-        DataError: a line is no object, has no question, an unknown kind, or the id of an earlier line; names the line.
+        DataError: a line is no object, has no question, an unknown kind, or the id of an earlier line; names
+            the line.
     """
     questions: list[Question] = []
     lines: dict[str, int] = {}

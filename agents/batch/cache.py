@@ -1,8 +1,8 @@
 """Cache of completions: a call that was made before costs nothing, if the model would return the same text.
 
-The key of a call is a digest of the model's catalogue entry, the messages and the sampling parameters, with the number of
-the sample. The cache is an SQLite file. Losing it does no harm: calls that were paid for are in the ledger. Leaves out
-when it is read (`agents.batch.executor`).
+The key of a call is a digest of the model's catalogue entry, the messages and the sampling parameters, with
+the number of the sample. The cache is an SQLite file. Losing it does no harm: calls that were paid for are in
+the ledger. Leaves out when it is read (`agents.batch.executor`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Cache:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = OFF")
             self._db.execute(
-                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, completion TEXT NOT NULL, paid TEXT NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, completion TEXT NOT NULL, "
+                "paid TEXT NOT NULL)"
                 " WITHOUT ROWID"
             )
         except sqlite3.Error as error:
@@ -85,7 +86,10 @@ class Cache:
             self._db.close()
 
     def key(self, call: ModelCall, parameters: str) -> str | None:
-        """Key of a call; None where the same call may return another text. parameters: digest of the call's."""
+        """Key of a call;
+
+        None where the same call may return another text. parameters: digest of the call's.
+        """
         name = call.model.name
         if name not in self._specs:
             spec = self._catalogue.get(name)

@@ -1,6 +1,8 @@
-"""The engines of a batch: the local one, which answers rows in this process, and Ray, whose workers are elsewhere.
+"""The engines of a batch: the local one, which answers rows in this process, and Ray, whose workers are
+elsewhere.
 
-Leaves out answering rows (`agents.batch.executor`) and the workers (`agents.batch.workers`, `agents.batch.ray_workers`).
+Leaves out answering rows (`agents.batch.executor`) and the workers (`agents.batch.workers`,
+`agents.batch.ray_workers`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ Process = Callable[[Plans, RowTools], Rows]
 
 
 def engine_for(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[WorkerConfig], Process]:
-    """Find an engine; it is given the configuration of its workers, and returns the function that answers rows.
+    """Find an engine; it is given the configuration of its workers, and returns the function that answers
+    rows.
 
     Args:
         engine: "local" or "ray".
@@ -56,7 +59,8 @@ def _ray_engine(cluster: Cluster) -> Callable[[WorkerConfig], Process]:
             distributed.cloudpickle.dumps(config)
         except Exception as error:
             raise InputError(
-                f"a model or a router cannot be sent to other machines ({error}); name models in the catalogue, and "
+                f"a model or a router cannot be sent to other machines ({error}); "
+                f"name models in the catalogue, and "
                 "give the folder of a router"
             ) from None
         return partial(distributed.process_rows, config, cluster)

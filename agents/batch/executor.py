@@ -1,11 +1,13 @@
-"""Answers planned rows: reserves, calls models on threads, settles and parses, in this process or in a worker's.
+"""Answers planned rows: reserves, calls models on threads, settles and parses, in this process or in a
+worker's.
 
-A row whose plan is one call of one pair is reserved for, and settled, in one transaction with the rows that are ready at
-the same time. All other rows, and those whose one call gave no answer, go through the workflow. Both paths use the same
-key for a call, job + row + number of the call, so that after a kill a call that was paid for is found and not paid twice.
+A row whose plan is one call of one pair is reserved for, and settled, in one transaction with the rows that
+are ready at the same time. All other rows, and those whose one call gave no answer, go through the workflow.
+Both paths use the same key for a call, job + row + number of the call, so that after a kill a call that was
+paid for is found and not paid twice.
 
-Leaves out planning (`agents.batch.planning`), files (`agents.batch.input`, `agents.batch.output`) and where it runs
-(`agents.batch.engines`).
+Leaves out planning (`agents.batch.planning`), files (`agents.batch.input`, `agents.batch.output`) and where
+it runs (`agents.batch.engines`).
 """
 
 from __future__ import annotations
@@ -85,8 +87,8 @@ def process_rows(
     Rows that `stop` left over are not yielded; given again, they go on where they were.
 
     Args:
-        planned: rows, taken when there is capacity for them; a None asks to finish some rows before further ones are
-            taken.
+        planned: rows, taken when there is capacity for them; a None asks to finish some rows before further
+            ones are taken.
         tools: resources and settings of the job.
 
     Raises:
@@ -100,7 +102,10 @@ def process_rows(
 
 
 class _Executor:
-    """One run of `process_rows`. The caller's thread does everything but the steps of `RowSteps`, which threads do."""
+    """One run of `process_rows`.
+
+    The caller's thread does everything but the steps of `RowSteps`, which threads do.
+    """
 
     def __init__(self, tools: RowTools) -> None:
         self.tools, self.ledger = tools, tools.resources.ledger
@@ -118,7 +123,7 @@ class _Executor:
         self._fatal: BaseException | None = None
         self._stopped_at: float | None = None
 
-    # --- the caller's thread --------------------------------------------------------------------------------
+    # --- the caller's thread ----------------------------------------------------------------------
 
     def rows(self, planned: Iterable[PlannedRow | None]) -> Iterator[tuple[PlannedRow, JobRow]]:
         source, more = iter(planned), True
@@ -154,7 +159,10 @@ class _Executor:
             self._submitted.put(None)
 
     def _stopping(self) -> bool:
-        """Whether no row is started any more. Running calls are drained after half of `drain_seconds`, cut at its end."""
+        """Whether no row is started any more.
+
+        Running calls are drained after half of `drain_seconds`, cut at its end.
+        """
         if self._fatal is None and not self.tools.stop.is_set():
             return False
         now = time.monotonic()
@@ -164,7 +172,8 @@ class _Executor:
         if gone > self.tools.drain_seconds / 2:
             self.steps.drain(now=gone > self.tools.drain_seconds)
         if gone > self.tools.drain_seconds + 10:
-            # A model that yields no piece cannot be cut: its hold stays, and the call is made again by the next run.
+            # A model that yields no piece cannot be cut: its hold stays, and the call is made again by the
+            # next run.
             self._running = 0
         return True
 
@@ -178,7 +187,9 @@ class _Executor:
         return due
 
     def _start(self, tasks: list[Task]) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """Look the tasks up in the ledger and the cache, reserve for the rest in one transaction, start their calls."""
+        """Look the tasks up in the ledger and the cache, reserve for the rest in one transaction, start their
+        calls.
+        """
         if not tasks:
             return
         self._running += len(tasks)
@@ -273,7 +284,9 @@ class _Executor:
         return Claim(task.key, worst, self._prices[names], task.parameters, tags)
 
     def _collect(self) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """Take the steps that have ended, at least one; settle them together; then retry tasks that wait for budget."""
+        """Take the steps that have ended, at least one; settle them together; then retry tasks that wait for
+        budget.
+        """
         try:
             ended = self._ended.get(timeout=0.05 if self._retries or self._stopping() else 0.5)
         except Empty:
@@ -405,7 +418,7 @@ class _Executor:
             thread.start()
         self._submitted.put((step, tasks))
 
-    # --- threads --------------------------------------------------------------------------------------------
+    # --- threads ----------------------------------------------------------------------------------
 
     def _run_thread(self) -> None:
         while (item := self._submitted.get()) is not None:

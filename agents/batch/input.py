@@ -1,7 +1,9 @@
-"""Reads the rows of a batch one at a time: plain JSONL, OpenAI's batch format, CSV or Parquet; and surveys all of them.
+"""Reads the rows of a batch one at a time: plain JSONL, OpenAI's batch format, CSV or Parquet; and surveys
+all of them.
 
-Memory does not grow with the file: a line longer than `MAX_LINE_BYTES` is refused, and ids are compared in a temporary
-database. What is wrong with a row is kept beside it, with its line. Leaves out answering (`agents.batch.executor`).
+Memory does not grow with the file: a line longer than `MAX_LINE_BYTES` is refused, and ids are compared in a
+temporary database. What is wrong with a row is kept beside it, with its line. Leaves out answering
+(`agents.batch.executor`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ MAX_DUPLICATES = 1000  # rows with the id of an earlier row, which are kept in m
 
 @dataclass(frozen=True, slots=True)
 class RequestOverrides:
-    """Settings of a row in OpenAI's format. model: "auto", a model, or model+strategy; limit: of new tokens."""
+    """Settings of a row in OpenAI's format. model: "auto", a model, or model+strategy; limit: new tokens."""
 
     model: str
     limit: int | None
@@ -44,7 +46,9 @@ class RequestOverrides:
 
 @dataclass(frozen=True, slots=True)
 class BatchRow:
-    """A row of the input. number: its index, from 0; problem: why it cannot be used, with its line; query is then None."""
+    """A row of the input. number: its index, from 0; problem: why it cannot be used, with its line; query is
+    then None.
+    """
 
     number: int
     id: str
@@ -116,9 +120,9 @@ class Input:
 class Survey:
     """Counts and a sample of all rows.
 
-    rows: of the input. bad: rows that cannot be used. pending: usable rows that are not done. graded: rows with a known
-    answer. problems: messages of the first bad rows. duplicates: messages of rows with the id of an earlier row, by number
-    of the row. sample: (index among the pending rows, row).
+    rows: of the input. bad: rows that cannot be used. pending: usable rows that are not done. graded: rows
+    with a known answer. problems: messages of the first bad rows. duplicates: messages of rows with the id of
+    an earlier row, by number of the row. sample: (index among the pending rows, row).
     """
 
     rows: int = 0
@@ -191,7 +195,7 @@ def _find_duplicates(ids: sqlite3.Connection, block: Sequence[BatchRow]) -> dict
     return found
 
 
-# --- rows -----------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 Record = tuple[str, "dict[str, Any] | str"]  # location, and the values or what is wrong with them
 
@@ -279,7 +283,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:60] + "..."
 
 
-# --- files ----------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def _format_of(path: Path) -> Format:

@@ -1,4 +1,5 @@
-"""Prepares the folder of a job: whether a job may start or go on there, its lock, and the fingerprint of its inputs.
+"""Prepares the folder of a job: whether a job may start or go on there, its lock, and the fingerprint of its
+inputs.
 
 Leaves out running the job (`agents.batch.run`) and what the folder holds (`viaticum.jobs`).
 """
@@ -64,7 +65,10 @@ def clear_folder(folder: Path) -> None:
 
 
 def acquire_job_lock(folder: Path) -> AbstractContextManager[None]:
-    """Lock of a job, for one process at a time. Entering it raises `InputError` where another process holds it."""
+    """Lock of a job, for one process at a time.
+
+    Entering it raises `InputError` where another process holds it.
+    """
     return run_lock(
         folder / LOCK, busy=f"another process works on the job in {folder}; wait for it, or end it"
     )
@@ -113,7 +117,8 @@ def check_fingerprint(before: Job, now: Job, folder: Path) -> None:
         old = before.fingerprint.get(name, "unknown")
         if old != value:
             raise InputError(
-                f"the job in {folder} began with another {name}: {_brief(old)} then, {_brief(value)} now; give what it "
+                f"the job in {folder} began with another {name}: {_brief(old)} then, {_brief(value)} now; "
+                f"give what it "
                 "began with, or start over with --force"
             )
 

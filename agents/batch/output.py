@@ -1,8 +1,10 @@
-"""Writes the journal of a job, a line for every row as it ends, and the results, made from it in one atomic write.
+"""Writes the journal of a job, a line for every row as it ends, and the results, made from it in one atomic
+write.
 
-The journal (`rows.jsonl` in the job's folder) is append-only. A kill may cut its last line and lose lines that were not
-flushed: these rows are rebuilt from the ledger, which has their texts. The results have the order of the input, in its
-format or that of their own suffix. Leaves out the rows themselves (`viaticum.jobs`).
+The journal (`rows.jsonl` in the job's folder) is append-only. A kill may cut its last line and lose lines
+that were not flushed: these rows are rebuilt from the ledger, which has their texts. The results have the
+order of the input, in its format or that of their own suffix. Leaves out the rows themselves
+(`viaticum.jobs`).
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class Counts:
 
 
 class RowJournal:
-    """Journal of the rows that are done. Opening it drops rows that were skipped, and a last line that was cut.
+    """Journal of the rows that are done. Opening it drops rows that were skipped, and a last line that was
+    cut.
 
     Args:
         folder: of the job.
@@ -129,11 +132,14 @@ def _number_in(line: bytes, path: Path) -> int:
     return int(found[1]) if found else parse_row(line, str(path)).number
 
 
-# --- results --------------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 def format_for(out: Path, given: Format) -> Format:
-    """Format of the results: that of their suffix, else the input's; JSONL has OpenAI's form where the input has it."""
+    """Format of the results: that of their suffix, else the input's;
+
+    JSONL has OpenAI's form where the input has it.
+    """
     suffix = out.suffix.lower()
     if suffix == ".csv":
         return "csv"

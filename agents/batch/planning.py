@@ -1,8 +1,9 @@
-"""Which way each row of a batch is answered: what a router expects of a row, and what the pacer, or a policy, takes of it.
+"""Plans the rows of a batch: estimates of a router for each row, and the plan that the pacer, or a policy,
+takes.
 
-`paced` is the policy of a batch: as many right answers as the budget (and the time) buys, see `viaticum.budgets.pacing`.
-Any other policy chooses for every row alone, of what is left. Rows that name a model or a pair get what they name.
-Leaves out asking (`agents.batch.executor`).
+`paced` is the policy of a batch: the most right answers that the budget (and the time) buys, see
+`viaticum.budgets.pacing`. Any other policy chooses for every row alone, from what is left. Rows that name a
+model or a pair get what they name. Leaves out calling models (`agents.batch.executor`).
 """
 
 from __future__ import annotations
@@ -26,24 +27,23 @@ from viaticum.routers.query import AtPrice, Plan, PlanRow, Policy, QueryRouter, 
 from viaticum.types import Pair, Query, Row, split_model
 
 PACED = "paced"
-BLOCK_ROWS = 256  # rows that are planned at once, at most
-UNSETTLED_SHARE = (
-    16  # part of the rows that are left which may be under way: prices follow what rows really cost
-)
-HOLD_ROWS = 8  # rows, about, whose worst cases tell what is held for each way
-PRIOR_ROWS = 4  # rows after which what they cost counts as much as what was expected of them
-TOKENS_A_SECOND = 30.0  # of one text, until real times are known
-NO_FALLBACK = AtPrice(math.inf)  # nothing is worth asking once what was named gave no answer
+BLOCK_ROWS = 256  # rows that are planned together, at most
+UNSETTLED_SHARE = 16  # at most a 16th of the remaining rows is unsettled: prices follow real costs
+HOLD_ROWS = 8  # about so many rows give the worst case of each plan
+PRIOR_ROWS = 4  # rows after which real costs weigh as much as expected ones
+TOKENS_A_SECOND = 30.0  # of one sequence, until real times are known
+NO_FALLBACK = AtPrice(math.inf)  # no other pair is tried after the named one gave no answer
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRow:
-    """A row and how it is answered. plan: None where nothing is, `why` then says why.
+    """A row and its plan.
 
-    accuracy, costs (nano-dollars) and output tokens: what is expected of it, None where nothing is known. policy: of what
-    comes after that gave no answer. way, expected, spread, seconds: what the pacer chose, and what it was told of it, though
-    the plan has become another since.
+    plan: None where the row is skipped; `why` says why. accuracy, cost_p50, cost_p90 (nano-dollars),
+    tokens_p50, tokens_p90 (of output): estimates for the plan, None where there are none. policy: for the
+    pairs that are tried after the plan gave no answer. choice, expected, spread, seconds: the pacer's
+    original choice and estimates, kept when the plan later changes.
     """
 
     row: BatchRow
@@ -55,7 +55,7 @@ class PlannedRow:
     cost_p90: int | None = None
     tokens_p50: int | None = None
     tokens_p90: int | None = None
-    way: int = SKIPPED
+    choice: int = SKIPPED
     expected: float = 0.0
     spread: float = 0.0
     seconds: float = 0.0
@@ -67,7 +67,7 @@ class PlannedRow:
 
 
 class RouteEstimates:
-    """What a router expects of the ways that can be gone here. usable: whether a pair's model is."""
+    """Estimates of a router for the plans that can be run here. usable: whether the model of a pair is."""
 
     def __init__(self, router: QueryRouter, usable: Callable[[Pair], bool]) -> None:
         self._router, self._usable = router, usable
@@ -77,7 +77,10 @@ class RouteEstimates:
         self._router.prefetch([row.query for row in rows if row.query is not None])
 
     def of(self, query: Query) -> tuple[list[PlanRow], dict[Pair, Row]]:
-        """The plans of usable pairs, and the table. A router with one table for all is asked once."""
+        """The plans of usable pairs, and the table by pair.
+
+        A router with one table for all rows is asked once.
+        """
         table = self._router.table(query)
         alone = type(self._router).plans_for is QueryRouter.plans_for
         if alone and self._last is not None and self._last[0] is table:
@@ -93,12 +96,12 @@ class RouteEstimates:
         plan: Plan,
         policy: Policy,
         why: str = "",
-        way: int = SKIPPED,
+        choice: int = SKIPPED,
         expected: float = 0.0,
         spread: float = 0.0,
         seconds: float = 0.0,
     ) -> PlannedRow:
-        """A row with a plan, and what is expected of that: tokens where it is one call of one pair."""
+        """A row with a plan and its estimates: tokens where the plan is one call of one pair."""
         assert row.query is not None
         plans, table = self.of(row.query)
         found = next((each for each in plans if each.plan == plan), None)
@@ -113,28 +116,29 @@ class RouteEstimates:
             None if found is None else found.cost_p90,
             None if alone is None else alone.tokens_p50,
             None if alone is None else alone.tokens_p90,
-            way,
+            choice,
             expected,
             spread,
             seconds,
         )
 
     def replan(self, planned: PlannedRow, plan: Plan, why: str) -> PlannedRow:
-        """The same row by another plan, with what the pacer was told of the one that it chose."""
-        told = (planned.way, planned.expected, planned.spread, planned.seconds)
-        return self.planned(planned.row, plan, planned.policy, why, *told)
+        """The same row with another plan; keeps the pacer's choice and estimates."""
+        kept = (planned.choice, planned.expected, planned.spread, planned.seconds)
+        return self.planned(planned.row, plan, planned.policy, why, *kept)
 
     def cheaper_pairs(self, query: Query, than: int) -> list[PlanRow]:
-        """Single pairs that are expected to cost less, the most accurate first."""
+        """Single pairs with an expected cost below `than` nano-dollars, the most accurate first."""
         plans, _ = self.of(query)
         found = [each for each in plans if len(each.plan.pairs) == 1 and each.cost_p90 < than]
         return sorted(found, key=lambda each: (-each.accuracy, each.cost_p50))
 
 
 class ReservedForNamedModels:
-    """Money that rows which name their model are expected to cost, and which is not there for others.
+    """Money for rows that name their model, which the pacer may not spend on others.
 
-    ahead: nano-dollars of all that are not settled, before what is learned; one: of a row.
+    ahead: nano-dollars that the rows which are not settled should cost; scaled by the ratio of real to
+    expected cost. one: expected cost of one row.
     """
 
     def __init__(self, ahead: float = 0.0, one: float = 0.0) -> None:
@@ -152,19 +156,33 @@ class ReservedForNamedModels:
         self._expected += sum(expected)
         self._cost += sum(costs)
 
-    def add_to(self, told: Preview, budget: int) -> Preview:
-        """A forecast of the other rows, of what was left of a budget beside this money, as one of all rows."""
+    def add_to(self, forecast: Preview, budget: int) -> Preview:
+        """Turn a forecast of the routed rows at the rest of a budget into one of all rows at the whole
+        budget.
+        """
         more = round(self._first)
-        p50, p90 = (min(max(budget, told.cost_p50), cost + more) for cost in (told.cost_p50, told.cost_p90))
-        return replace(told, budget_nanousd=budget, cost_p50=p50, cost_p90=p90)
+        p50, p90 = (
+            min(max(budget, forecast.cost_p50), cost + more)
+            for cost in (forecast.cost_p50, forecast.cost_p90)
+        )
+        return replace(forecast, budget_nanousd=budget, cost_p50=p50, cost_p90=p90)
 
 
 class RowPlanner:
-    """Plans the rows of one pass over the input, block by block, and learns from what they cost.
+    """Plans the rows of one pass over the input, block by block, and learns from their costs.
 
-    policy: `paced`, or as of `Viaticum`. left: nano-dollars that are not posted, as the ledger says. elapsed: seconds
-    since the job began. worst: nano-dollars that are held for a planned row before its first call; None: not known, nothing is
-    held back for it. Raises `InputError` for a policy that is none.
+    Args:
+        estimates: of the router.
+        policy: "paced", or a policy of `Viaticum`.
+        left: returns the nano-dollars that are not posted, by the ledger.
+        elapsed: returns the seconds since the job started.
+        worst: returns the nano-dollars that are held for a planned row before its first call; None holds
+            nothing back.
+        deadline: seconds after which no row is started; None for none.
+        concurrency: calls at the same time.
+
+    Raises:
+        InputError: the policy is unknown.
     """
 
     def __init__(
@@ -191,15 +209,15 @@ class RowPlanner:
         self._began_at, self._budget, self._reserved = 0.0, 0, ReservedForNamedModels()
 
     def begin(self, sample: Sequence[tuple[int, BatchRow]], rows: int) -> None:
-        """Look at the sample of this pass. rows: how many there are to plan."""
+        """Start a pass. sample: (index among its rows, row); rows: how many rows the pass has."""
         self._unsettled, self._ended, self._began_at = 0, [], self._elapsed()
-        told = self._sample_arrays(sample)
-        if told is None:
+        arrays = self._sample_arrays(sample)
+        if arrays is None:
             self._pacer = None
             return
-        worth, cost, spread, seconds = told
+        worth, cost, spread, seconds = arrays
         self._budget = self._left()
-        at = np.array([place for place, _ in sample])
+        at = np.array([index for index, _ in sample])
         self._reserved = self._reserve_for_named([row for _, row in sample], rows)
         self._pacer = Pacer(
             worth,
@@ -215,11 +233,11 @@ class RowPlanner:
     def previews(
         self, sample: Sequence[tuple[int, BatchRow]], rows: int, budgets: Sequence[int]
     ) -> list[Preview]:
-        """What each of some budgets would buy; none where the rows name their models, or a policy chooses."""
-        told = self._sample_arrays(sample)
-        if told is None:
+        """Forecast what each of some budgets buys; none where rows name their models, or a policy chooses."""
+        arrays = self._sample_arrays(sample)
+        if arrays is None:
             return []
-        worth, cost, spread, seconds = told
+        worth, cost, spread, seconds = arrays
         reserved = self._reserve_for_named([row for _, row in sample], rows)
         routed = [max(1, round(budget - reserved.nanousd)) for budget in budgets]
         found = preview(worth, cost, routed, rows=rows, spread=spread, **self._deadline_terms(seconds))
@@ -232,7 +250,7 @@ class RowPlanner:
         )
 
     def plan(self, rows: Iterable[BatchRow]) -> Iterator[PlannedRow | None]:
-        """Rows with their plans, as they are asked for; None where it is wiser to see first what those before it cost."""
+        """Plan rows as they are taken; yields None to ask the caller to settle some rows first."""
         source = iter(rows)
         while block := list(itertools.islice(source, self._stride())):
             self.estimates.prefetch(block)
@@ -244,14 +262,14 @@ class RowPlanner:
                         yield None
 
     def settled(self, planned: PlannedRow, row: JobRow) -> None:
-        """What a planned row has cost."""
+        """Take the result of a planned row."""
         self._unsettled -= 1
         self._ended.append((planned, row))
         if len(self._ended) >= BLOCK_ROWS:
             self._learn()
 
     def _learn(self) -> None:
-        """Tell the pacer what ended since it was last told."""
+        """Pass the rows that ended to the pacer."""
         ended, self._ended = self._ended, []
         if self._pacer is None or not ended:
             return
@@ -263,9 +281,9 @@ class RowPlanner:
         if self._deadline is not None:
             timed = {"expected_seconds": np.array([planned.seconds for planned, _ in ended])}
         self._pacer.settle(
-            np.array([planned.way for planned, _ in ended]),
+            np.array([planned.choice for planned, _ in ended]),
             expected,
-            np.where(named_plan, 0.0, costs),  # which is not the pacer's money
+            np.where(named_plan, 0.0, costs),  # not the pacer's money
             spread=np.array([planned.spread for planned, _ in ended]),
             learn=np.array(
                 [
@@ -276,10 +294,10 @@ class RowPlanner:
             **timed,
         )
 
-    # --- inside ---------------------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------------
 
     def _followed_choice(self, planned: PlannedRow, row: JobRow) -> bool:
-        chosen = None if planned.way == SKIPPED else self._plans[planned.way]
+        chosen = None if planned.choice == SKIPPED else self._plans[planned.choice]
         return planned.plan == chosen and str(planned.plan) == row.route
 
     def _reserve_for_named(self, sample: Sequence[BatchRow], rows: int) -> ReservedForNamedModels:
@@ -288,13 +306,13 @@ class RowPlanner:
         return ReservedForNamedModels(scale * sum(named_plan), sum(named_plan) / max(1, len(named_plan)))
 
     def _named_cost(self, row: BatchRow) -> float:
-        """What a row that names its model should cost: by the router's table, else what is held for it."""
+        """Expected cost of a row that names its model: the table's, else its worst case."""
         planned = self._plan_named(row)
         if planned.cost_p50 is not None and planned.cost_p90 is not None:
             return float(moments(np.array(planned.cost_p50), np.array(planned.cost_p90))[0])
         try:
             return float(self._worst(planned)) if self._worst is not None else 0.0
-        except ViaticumError:  # the row will say so
+        except ViaticumError:  # the row fails with this error
             return 0.0
 
     def _deadline_terms(self, seconds: Array) -> dict[str, Any]:
@@ -303,11 +321,11 @@ class RowPlanner:
         return {"seconds": seconds, "deadline": max(1e-3, self._deadline - self._elapsed())}
 
     def _worst_holds(self, rows: Sequence[BatchRow]) -> Array | None:
-        """What is held for a row that goes each way, of a few rows the most [W]; 0 where that cannot be told."""
+        """Largest hold of each plan over a few rows [W], in nano-dollars; 0 where it is unknown."""
         if self._worst is None:
             return None
         routed = [row for row in rows if not row.names_model]
-        most = dict.fromkeys((plan.pairs[0] for plan in self._plans), 0)  # plans share their first calls
+        most = dict.fromkeys((plan.pairs[0] for plan in self._plans), 0)  # plans share first calls
         for row in routed[:: max(1, len(routed) // HOLD_ROWS)]:
             for pair in most:
                 try:
@@ -324,7 +342,10 @@ class RowPlanner:
         return self._pacer.stride(BLOCK_ROWS) if self._pacer is not None else BLOCK_ROWS
 
     def _sample_arrays(self, sample: Sequence[tuple[int, BatchRow]]) -> list[Array] | None:
-        """The sample's arrays; None where no pacer is needed. Raises `InputError` where no pair can be asked."""
+        """The arrays of the sample;
+
+        None where no pacer is needed. Raises `InputError` where no pair is usable.
+        """
         rows = [row for _, row in sample]
         routed = [row for row in rows if not row.names_model]
         if not routed or self.policy is not None:
@@ -338,7 +359,9 @@ class RowPlanner:
         return self._arrays_of(rows)
 
     def _arrays_of(self, rows: Sequence[BatchRow]) -> list[Array]:
-        """Worth, mean cost, its standard deviation and seconds of each way of each row, NaN for none [R, W]."""
+        """Accuracy, mean cost, its standard deviation and seconds of each plan of each row, NaN for none [R,
+        W].
+        """
         lines = [self._row_arrays(row) for row in rows]
         return [np.stack([line[part] for line in lines]) for part in range(4)]
 
@@ -348,7 +371,7 @@ class RowPlanner:
         plans, table = self.estimates.of(_query(row))
         if self._arrays is not None and self._arrays[0] is plans:
             return self._arrays[1]
-        told = np.full((4, len(self._plans)), math.nan)
+        estimates = np.full((4, len(self._plans)), math.nan)
         single = row.overrides is not None
         for each in plans:
             number = self._plan_index.get(each.plan)
@@ -356,10 +379,10 @@ class RowPlanner:
                 continue
             asked = each.plan.pairs[: each.plan.need if len(each.plan.pairs) > 1 else 1]
             tokens = sum(table[pair].tokens_p50 for pair in asked if pair in table)
-            told[:, number] = each.accuracy, each.cost_p50, each.cost_p90, tokens
-        mean, spread = moments(told[1], told[2])
+            estimates[:, number] = each.accuracy, each.cost_p50, each.cost_p90, tokens
+        mean, spread = moments(estimates[1], estimates[2])
         spread = np.where(np.isnan(mean), math.nan, spread)
-        line = [told[0], mean, spread, told[3] / TOKENS_A_SECOND / self._concurrency]
+        line = [estimates[0], mean, spread, estimates[3] / TOKENS_A_SECOND / self._concurrency]
         if not single:
             self._arrays = (plans, line)
         return line
@@ -376,26 +399,26 @@ class RowPlanner:
         left = max(0.0, self._left() - self._reserved.nanousd)
         chosen = self._pacer.choose(worth, cost, spread, left=left, **timed)
         policy = AtPrice(self._pacer.price * NANOUSD_PER_USD)
-        for place, (row, way) in enumerate(zip(rows, chosen.tolist(), strict=True)):
+        for index, (row, choice) in enumerate(zip(rows, chosen.tolist(), strict=True)):
             if row.names_model:
                 yield replace(self._plan_named(row), expected=self._named_cost(row))
                 continue
-            if way == SKIPPED:
+            if choice == SKIPPED:
                 yield PlannedRow(row, None, policy, "no way is worth what it costs at this budget")
                 continue
             yield self.estimates.planned(
                 row,
-                self._plans[way],
+                self._plans[choice],
                 policy,
                 "",
-                way,
-                float(cost[place, way]),
-                float(spread[place, way]),
-                float(seconds[place, way]) if timed else 0.0,
+                choice,
+                float(cost[index, choice]),
+                float(spread[index, choice]),
+                float(seconds[index, choice]) if timed else 0.0,
             )
 
     def _plan_by_policy(self, row: BatchRow) -> PlannedRow:
-        """By a policy, of what is left."""
+        """Plan a row by the fixed policy, from what is left."""
         if row.names_model:
             return self._plan_named(row)
         assert self.policy is not None
@@ -412,7 +435,7 @@ class RowPlanner:
 
     @staticmethod
     def named_plan(row: BatchRow) -> Plan:
-        """What a row names: a pair, or a model, which is asked as it is."""
+        """The plan that a row names: a pair, or a model with the strategy "chat"."""
         assert row.overrides is not None
         model, strategy = split_model(row.overrides.model)
         return Plan((Pair(model, strategy or "chat"),))

@@ -1,7 +1,8 @@
-"""Profiling: run every local (model, strategy) pair on questions with known answers, and write the outcome table.
+"""Profiling: run every local (model, strategy) pair on questions with known answers, and write the outcome
+table.
 
-Finished rows go to a journal beside the output at once, so that a killed run goes on where it stopped. Leaves out
-fitting a router on the table (`viaticum.routers.query`).
+Finished rows go to a journal beside the output at once, so that a killed run goes on where it stopped. Leaves
+out fitting a router on the table (`viaticum.routers.query`).
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ def profile(
     completions: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """Measure every pair on every question; written to `out` (.parquet or .jsonl) when all outcomes are there.
+    """Measure every pair on every question; written to `out` (.parquet or .jsonl) when all outcomes are
+    there.
 
-    Resumes from `out`.journal where that was made from the same questions. A row's seconds run from its first decoding
-    step to its last, with the time that it waits for other rows of its batch.
+    Resumes from `out`.journal where that was made from the same questions. A row's seconds run from its first
+    decoding step to its last, with the time that it waits for other rows of its batch.
 
     Args:
         questions: all with a known answer.
@@ -54,8 +56,8 @@ def profile(
         slots: sequences that a model decodes at the same time.
         with_text: whether the table holds the questions' texts; False for a table that is published where the
             questions may not be.
-        completions: a JSONL file with what the models wrote, a line for every row of the table: question_id, model,
-            strategy, answer, correct, finish_reason and texts, one a sample.
+        completions: a JSONL file with what the models wrote, a line for every row of the table: question_id,
+            model, strategy, answer, correct, finish_reason and texts, one a sample.
         progress: called after every row.
 
     Raises:
@@ -190,7 +192,8 @@ class ProfileJournal:
                 self._remember(parse_outcome(record, f"{self.path}, line {number}"), record["texts"])
             elif record.get("fingerprint") != fingerprint:
                 raise InputError(
-                    f"{self.path} belongs to other questions, models, prompts or pairs; remove it to start anew"
+                    f"{self.path} belongs to other questions, models, prompts or pairs; "
+                    f"remove it to start anew"
                 )
             empty = False
         if empty:

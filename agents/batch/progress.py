@@ -64,7 +64,10 @@ class Progress:
 
 
 def _projected_cost(limit: int | None, expected: Preview | None) -> int | None:
-    """Expected cost of the whole job. The forecast covers this pass; its budget is what was unspent when it started."""
+    """Expected cost of the whole job.
+
+    The forecast covers this pass; its budget is what was unspent when it started.
+    """
     if expected is None:
         return None
     return expected.cost_p50 + (0 if limit is None else max(0, limit - expected.budget_nanousd))

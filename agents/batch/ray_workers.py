@@ -1,8 +1,8 @@
 """Workers on a Ray cluster: chunks of rows flow through Ray Data to actors that hold the models.
 
-Rows are planned when there is capacity for them, and wait in a queue that the read task of a data set empties. Ray
-restarts an actor that died and gives its chunk to another one. The job keeps which rows are done. Leaves out answering
-(`agents.batch.workers`).
+Rows are planned when there is capacity for them, and wait in a queue that the read task of a data set
+empties. Ray restarts an actor that died and gives its chunk to another one. The job keeps which rows are
+done. Leaves out answering (`agents.batch.workers`).
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def process_rows(config: WorkerConfig, cluster: Cluster, planned: Plans, tools: 
 
 
 def _connect(cluster: Cluster) -> None:
-    """Connect to a running cluster, or start one that only this machine reaches and that ends with the process."""
+    """Connect to a running cluster, or start one that only this machine reaches and that ends with the
+    process.
+    """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if cluster.address or "RAY_ADDRESS" in os.environ or ray.is_initialized():
         ray.init(cluster.address, ignore_reinit_error=True, log_to_driver=False)

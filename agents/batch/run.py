@@ -1,10 +1,12 @@
-"""Run a batch job: answer a file of questions within a budget, as many right as it buys, and never spend more.
+"""Run a batch job: answer a file of questions within a budget, as many right as it buys, and never spend
+more.
 
     run_batch("questions.jsonl", "answers.jsonl", budget="20")
 
-A job has a folder beside its results (see `viaticum.jobs`) and a budget of its own in the ledger, whose name is the
-prefix of all its keys. A job that was killed goes on with `resume=True`: calls that were paid for are found by their
-keys, and the journal says which rows are done. Rows that the plan left out are planned again where money is left.
+A job has a folder beside its results (see `viaticum.jobs`) and a budget of its own in the ledger, whose name
+is the prefix of all its keys. A job that was killed goes on with `resume=True`: calls that were paid for are
+found by their keys, and the journal says which rows are done. Rows that the plan left out are planned again
+where money is left.
 
 Leaves out formats (`agents.batch.input`, `agents.batch.output`), planning (`agents.batch.planning`) and calls
 (`agents.batch.executor`).
@@ -201,7 +203,7 @@ class _Run:
     def _open_cache(self, stack: ExitStack, path: str | Path) -> Cache:
         return stack.enter_context(Cache(path, self.rows.resources.catalogue))
 
-    # --- before ---------------------------------------------------------------------------------------------
+    # --- before -----------------------------------------------------------------------------------
 
     def _check(self, found: Survey) -> None:
         if not found.rows:
@@ -209,7 +211,8 @@ class _Run:
         if found.bad and not self.settings.skip_bad:
             more = f"; and {found.bad - len(found.problems)} more" if found.bad > len(found.problems) else ""
             raise DataError(
-                f"{found.bad} of {found.rows} rows cannot be used: {'; '.join(found.problems)}{more}. Correct them, "
+                f"{found.bad} of {found.rows} rows cannot be used: {'; '.join(found.problems)}{more}. "
+                f"Correct them, "
                 "or leave them out with --skip-bad"
             )
 
@@ -259,7 +262,8 @@ class _Run:
                     return
         if least is not None:
             raise BudgetError(
-                f"a budget of {format_usd(limit)} does not pay for one row: the cheapest call ({least[1]}) may cost "
+                f"a budget of {format_usd(limit)} does not pay for one row: the cheapest call ({least[1]}) "
+                f"may cost "
                 f"{format_usd(least[0])}; give more"
             )
 
@@ -267,10 +271,10 @@ class _Run:
         assert self.job.limit_nanousd is not None
         return [max(1, round(self.job.limit_nanousd * share)) for share in BUDGET_SHARES]
 
-    # --- passes over the input ------------------------------------------------------------------------------
+    # --- passes over the input --------------------------------------------------------------------
 
     def _work(self, journal: RowJournal, found: Survey, planner: RowPlanner) -> JobEnd:
-        """Pass over the rows that are not done until a pass finishes none; then skip the rest, with a reason."""
+        """Pass over the rows that are not done until a pass finishes none; skip the rest, with a reason."""
         self._skip_bad_rows(journal, found)
         why: dict[str, int] = {}
         for number in range(PASSES):
@@ -335,7 +339,7 @@ class _Run:
                 self.progress.report_if_due()
         return "deadline" if self._past_deadline else "budget_exhausted"
 
-    # --- the end --------------------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------
 
     def _finish(self, journal: RowJournal, ending: JobEnd) -> None:
         journal.sync()
@@ -359,7 +363,8 @@ class _Run:
 
 @contextmanager
 def _without_old_objects() -> Iterator[None]:
-    """Exempt the objects that exist now from garbage collection: walking all modules takes an eighth of a quick job.
+    """Exempt the objects that exist now from garbage collection: walking all modules takes an eighth of a
+    quick job.
 
     Does nothing where the caller has frozen objects already, because unfreezing would release those too.
     """
@@ -432,6 +437,7 @@ def _open_resources(
             ledger.budget(before.budget)
         except UnknownName:
             raise InputError(
-                f"this ledger has no budget {before.budget!r}; give the ledger that the job began with ({before.ledger})"
+                f"this ledger has no budget {before.budget!r}; give the ledger that "
+                f"the job began with ({before.ledger})"
             ) from None
     return resources

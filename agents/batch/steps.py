@@ -1,6 +1,7 @@
 """Steps that the threads of a batch do for one row: make a call, parse its answer, or run the whole workflow.
 
-Leaves out what is done for many rows together: reserving, settling and reading the cache (`agents.batch.executor`).
+Leaves out what is done for many rows together: reserving, settling and reading the cache
+(`agents.batch.executor`).
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ class RowTools:
 class Task:
     """A row that is being answered.
 
-    call, parameters, key: the current call, the digest of its parameters, its ledger key. cached: its key in the cache.
-    failed_cost: nano-dollars of earlier tries. retries: how often the model was unavailable. started: whether this run
-    has looked up what an earlier run left of it. final: whether the workflow takes what still fits. result: of its call.
+    call, parameters, key: the current call, the digest of its parameters, its ledger key. cached: its key in
+    the cache. failed_cost: nano-dollars of earlier tries. retries: how often the model was unavailable.
+    started: whether this run has looked up what an earlier run left of it. final: whether the workflow takes
+    what still fits. result: of its call.
     """
 
     planned: PlannedRow

@@ -1,8 +1,10 @@
-"""Workers that answer chunks of rows in other processes or on other machines, and the job's side of the exchange.
+"""Workers that answer chunks of rows in other processes or on other machines, and the job's side of the
+exchange.
 
-A worker opens its own models and ledger from a `WorkerConfig`; what these need is installed on its machine. A chunk may
-be answered twice, where a worker dies: calls that were paid for are found by their keys in the ledger. Leaves out how
-chunks travel (`agents.batch.ray_workers`) and which engine a job takes (`agents.batch.engines`).
+A worker opens its own models and ledger from a `WorkerConfig`; what these need is installed on its machine. A
+chunk may be answered twice, where a worker dies: calls that were paid for are found by their keys in the
+ledger. Leaves out how chunks travel (`agents.batch.ray_workers`) and which engine a job takes
+(`agents.batch.engines`).
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.workers < 1 or not self.cpus >= 0 or not self.gpus >= 0:
             raise InputError(
-                f"a cluster has 1 worker or more, with 0 or more CPUs and GPUs each, got {self.workers}, {self.cpus:g} "
+                f"a cluster has 1 worker or more, with 0 or more CPUs and GPUs each, got "
+                f"{self.workers}, {self.cpus:g} "
                 f"and {self.gpus:g}"
             )
 
@@ -81,7 +84,9 @@ class Worker:
         )
 
     def answer(self, chunk: bytes) -> bytes:
-        """Answer a pickled list of `PlannedRow`s: pickled (rows in their order, error that ended the chunk or None)."""
+        """Answer a pickled list of `PlannedRow`s: pickled (rows in their order, error that ended the chunk or
+        None).
+        """
         done: list[tuple[PlannedRow, JobRow]] = []
         failed = None
         try:
@@ -108,8 +113,8 @@ def process_remotely(
         tools: of all workers together.
         chunk: rows that are sent together.
         send: gives a chunk to a worker.
-        receive: the answer of a worker, or the error that ended all of them; raises `queue.Empty` now and then while
-            there is none.
+        receive: the answer of a worker, or the error that ended all of them; raises `queue.Empty` now and
+            then while there is none.
 
     Raises:
         ProviderUnavailable: the workers ended.

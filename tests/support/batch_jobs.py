@@ -1,10 +1,11 @@
-"""Shared by the tests of batches: scripted models, routers over them, and a server that runs jobs to be killed.
+"""Shared by the tests of batches: scripted models, routers over them, and a server that runs jobs to be
+killed.
 
     python batch_jobs.py
 
-reads one job a line from stdin, as a JSON list of the arguments of `main`, and runs each in a fork of its own, which
-starts at once because everything is imported already. It prints the fork's pid, then what the job prints, then the
-fork's exit code.
+reads one job a line from stdin, as a JSON list of the arguments of `main`, and runs each in a fork of its
+own, which starts at once because everything is imported already. It prints the fork's pid, then what the job
+prints, then the fork's exit code.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def models(**changed: Any) -> dict[str, ScriptedModel]:
 
 
 class FixedPlansRouter(QueryRouter):
-    """Offers the same plans for every question, with their (accuracy, median cost); p90 is a tenth above that."""
+    """Offers the same plans for every question, with their (accuracy, median cost); p90 is a tenth above
+    that.
+    """
 
     def __init__(self, plans: dict[Plan | Pair, tuple[float, int]]) -> None:
         self.plans = {
@@ -138,7 +141,7 @@ class RecordingScript:
 
 
 def check_ledger(folder: Path, ledger: str, count: int) -> tuple[list[JobRow], list[Entry]]:
-    """Check that each of `count` rows is done once and each call charged once; return the rows and the posts."""
+    """Check that each of `count` rows is done once and each call charged once; return rows and posts."""
     job = Job.load(job_folder(folder / "out.jsonl"))
     rows = list(read_rows(job_folder(folder / "out.jsonl")))
     assert sorted(row.number for row in rows) == list(range(count)), "a row was lost or written twice"
@@ -158,7 +161,9 @@ def check_ledger(folder: Path, ledger: str, count: int) -> tuple[list[JobRow], l
 
 
 def main(folder: Path, budget: str, ledger: str, pause: float) -> None:
-    """Run, or go on with, the job of FOLDER/in.jsonl; each call that a model ends is a line of FOLDER/calls.txt."""
+    """Run, or go on with, the job of FOLDER/in.jsonl; each call that a model ends is a line of
+    FOLDER/calls.txt.
+    """
     from viaticum.agents.batch.run import run_batch
 
     file = os.open(folder / "calls.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)

@@ -1,4 +1,7 @@
-"""`viaticum batch`: a file of questions within a budget. Leaves out errors and exit codes: see `viaticum.cli`."""
+"""`viaticum batch`: a file of questions within a budget.
+
+Leaves out errors and exit codes: see `viaticum.cli`.
+"""
 
 from __future__ import annotations
 
@@ -112,8 +115,8 @@ def batch(
 ) -> None:
     """Answer a file of questions: as many right as the budget buys, and never more spent.
 
-    Killed or interrupted, the same command with --resume goes on and pays for nothing twice. Exit code 3: it was told
-    to end before it was through.
+    Killed or interrupted, the same command with --resume goes on and pays for nothing twice. Exit code 3: it
+    was told to end before it was through.
     """
     common = {
         "budget": dollars,
@@ -226,7 +229,8 @@ class _EventPrinter:
             " (go on with --resume)" if event["ending"] == "drained" else f"; results in {event['results']}"
         )
         typer.echo(
-            f"{ending}: {event['answered']} answered, {event['failed']} failed, {event['skipped']} skipped{more}"
+            f"{ending}: {event['answered']} answered, {event['failed']} failed, "
+            f"{event['skipped']} skipped{more}"
         )
 
 

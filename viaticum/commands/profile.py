@@ -1,4 +1,7 @@
-"""`viaticum profile`: the outcome table of local models. Leaves out the work: see `viaticum.agents.batch.profile`."""
+"""`viaticum profile`: the outcome table of local models.
+
+Leaves out the work: see `viaticum.agents.batch.profile`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Batches on scripted models: planned within a budget, written in the format of their input, resumed, drained, refused."""
+"""Batches on scripted models: planned within a budget, written in the format of their input, resumed,
+drained, refused.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,10 @@ def test_every_row_is_answered_graded_and_paid(tmp_path: Path) -> None:
 
 
 def test_a_short_budget_is_spread_for_the_most_right_answers(tmp_path: Path) -> None:
-    """500 rows at 0.1 dollar: 200k each, between the two ways. What is unspent is less than what one call may hold."""
+    """500 rows at 0.1 dollar: 200k each, between the two ways.
+
+    What is unspent is less than what one call may hold.
+    """
     write_questions(tmp_path / "in.jsonl", 500)
     ended = run(tmp_path)
     rows = rows_of(ended)
@@ -647,7 +652,9 @@ def test_a_full_disk_in_the_middle_loses_nothing(tmp_path: Path, size: int, post
 
 @pytest.mark.parametrize("size", [1_000_000, 3_000_000])
 def test_a_full_disk_under_the_ledger_itself_loses_nothing(tmp_path: Path, size: int) -> None:
-    """The ledger in SQLite grows fastest: it is the file that gets no room, between two writes of a transaction."""
+    """The ledger in SQLite grows fastest: it is the file that gets no room, between two writes of a
+    transaction.
+    """
     write_questions(tmp_path / "in.jsonl", 2000)
     script = [sys.executable, "-c", DISK_FULL, str(tmp_path), str(size), str(tmp_path / "ledger.db")]
     full = subprocess.run(script, capture_output=True, text=True, check=False, cwd=SUPPORT, timeout=240)
@@ -908,7 +915,9 @@ def test_a_plan_whose_next_call_does_not_fit_ends_with_what_it_has(tmp_path: Pat
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_paid_call_without_an_answer_is_not_taken_up_for_ever(tmp_path: Path, rows: int) -> None:
-    """What comes next does not fit, and a cheaper pair is there: the row's own call is paid for and decides its way."""
+    """What comes next does not fit, and a cheaper pair is there: the row's own call is paid for and decides
+    its way.
+    """
     ended = run_batch(
         write_questions(tmp_path / "in.jsonl", rows),
         tmp_path / "out.jsonl",

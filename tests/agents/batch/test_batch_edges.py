@@ -1,4 +1,6 @@
-"""Batches at their edges: tries that fail where money runs short, starting over, deadlines, rows that name their model."""
+"""Batches at their edges: tries that fail where money runs short, starting over, deadlines, rows that name
+their model.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ class Once:
 
 @pytest.mark.timeout(60)
 def test_a_row_whose_try_failed_and_does_not_fit_again_takes_what_fits(tmp_path: Path) -> None:
-    """The expensive pair's first try is for nothing; until its next one the others have spent what it would need."""
+    """The expensive pair's first try is for nothing; until its next one the others have spent what it would
+    need.
+    """
     write_questions(tmp_path / "in.jsonl", 3)
     held = worst_case(EXPENSIVE)
     ended = run(
@@ -170,7 +174,9 @@ def test_what_a_failed_try_cost_is_among_the_calls_of_its_row(tmp_path: Path) ->
 
 
 def test_rows_that_name_a_model_find_their_money(tmp_path: Path) -> None:
-    """Forty rows may be answered as is best, forty behind them name the expensive model; both fit if the first are frugal."""
+    """Forty rows may be answered as is best, forty behind them name the expensive model; both fit if the
+    first are frugal.
+    """
     source = wishes(tmp_path / "in.jsonl", *["auto"] * 40, *["expensive+cot"] * 40)
     ends = {}
     for budget in ("0.0185", "1"):
@@ -260,7 +266,7 @@ def test_a_row_that_goes_on_as_it_was_decided_is_closed_for_the_pacer() -> None:
             planned = next(source)
             assert planned is not None
             if took is not None:
-                old = (planned.way, planned.expected, planned.spread, planned.seconds)
+                old = (planned.choice, planned.expected, planned.spread, planned.seconds)
                 planned = estimates.planned(planned.row, took, planned.policy, "decided before", *old)
             planner.settled(planned, build_row(planned, "answered", cost=390_000))
         told = planner.forecast()
@@ -320,7 +326,8 @@ def test_what_no_file_in_utf8_can_hold(tmp_path: Path) -> None:
     """Half of a character: refused in the input, replaced in what a model wrote."""
     (tmp_path / "in.jsonl").write_text(
         '{"id": "a", "question": "What is 1 + 2?", "kind": "text"}\n{"id": "b", "question": "\\ud800?"}\n'
-        '{"id": "c", "question": "ok?", "answer": "\\ud83d"}\n{"id": "d", "question": "What is 3 \\u002b 2?", "kind": "text"}\n'
+        '{"id": "c", "question": "ok?", "answer": "\\ud83d"}\n'
+        '{"id": "d", "question": "What is 3 \\u002b 2?", "kind": "text"}\n'
     )
     with pytest.raises(
         Exception, match=r"2 of 4 rows cannot be used: .*line 2: half of a character \('\\ud800'\)"

@@ -1,4 +1,6 @@
-"""A batch on local models, tiny ones: texts of many rows are written together, by one model or a pair of them."""
+"""A batch on local models, tiny ones: texts of many rows are written together, by one model or a pair of
+them.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A batch job that commit 0ee2f32 ran, and that SIGKILL ended in the middle, goes on with today's code.
 
-`tests/data/batch_job_v1` holds the job's folder, its ledger and cache as SQL dumps, and the calls that its scripted
-models ended, one a line: model, row, seed. Paths inside read @FOLDER@. It was made by `tests/support/batch_jobs.py`
-with the imports of that commit: 20 rows, 0.02 dollars, 8 calls at once. Its fingerprint holds the names of the scripted
-models and of the router's class.
+`tests/data/batch_job_v1` holds the job's folder, its ledger and cache as SQL dumps, and the calls that its
+scripted models ended, one a line: model, row, seed. Paths inside read @FOLDER@. It was made by
+`tests/support/batch_jobs.py` with the imports of that commit: 20 rows, 0.02 dollars, 8 calls at once. Its
+fingerprint holds the names of the scripted models and of the router's class.
 """
 
 from __future__ import annotations
