@@ -169,8 +169,8 @@ def test_what_a_failed_try_cost_is_among_the_calls_of_its_row(tmp_path: Path) ->
     assert [len(row.calls) for row in rows] == [2, 1]
     for row in rows:
         assert sum(call.cost_nanousd for call in row.calls) == row.cost_nanousd
-    told = read_numbers([ended.folder]).runs[0]
-    assert told.trail.unnamed_calls == 0
+    numbers = read_numbers([ended.folder]).runs[0]
+    assert numbers.history.unnamed_calls == 0
 
 
 def test_rows_that_name_a_model_find_their_money(tmp_path: Path) -> None:
