@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
 
 import typer
 
@@ -38,10 +37,6 @@ tokens.app.command()(policy)
 tokens.app.command()(policy_evaluate)
 app.command()(report)
 app.command()(solve)
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-
-
 app.command()(profile)
 
 
