@@ -101,8 +101,8 @@ def match_outcomes(rows: Columns, outcomes: Sequence[Outcome]) -> tuple[SharedOu
         by_id[question] = None if question in by_id else n
         by_id[f"{dataset}/{question}"] = n
     found: dict[int, int] = {}
-    for place, (name, text) in enumerate(zip(rows.ids, rows.text, strict=True)):
-        if not rows.graded[place]:
+    for index, (name, text) in enumerate(zip(rows.ids, rows.text, strict=True)):
+        if not rows.graded[index]:
             continue
         at = by_text.get(int(text)) if text else None
         if (
@@ -112,7 +112,7 @@ def match_outcomes(rows: Columns, outcomes: Sequence[Outcome]) -> tuple[SharedOu
         ):
             at = candidate
         if at is not None:
-            found.setdefault(at, place)
+            found.setdefault(at, index)
     if len(found) < FEWEST:
         whole = complete_outcomes(matrix)
         return whole, False

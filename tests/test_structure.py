@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -221,6 +221,40 @@ def test_the_reader_of_imports_sees_what_python_would_load() -> None:
 def test_imports_run_one_way(floor: str) -> None:
     ours = [one for one in all_imports() if layer(one.importer) == floor and one.package == "viaticum"]
     assert not [str(one) for one in ours if layer(one.module) not in MAY_IMPORT[floor] | {floor}]
+
+
+def circles(edges: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or by way of others (strongly connected components)."""
+    imported: dict[str, set[str]] = {}
+    for importer, module in edges:
+        imported.setdefault(importer, set()).add(module)
+    reached = {start: reachable(start, imported) for start in imported}
+    groups = {tuple(sorted({a} | {b for b in reached[a] if a in reached.get(b, ())})) for a in imported}
+    return [list(group) for group in sorted(groups) if len(group) > 1 or group[0] in reached[group[0]]]
+
+
+def reachable(start: str, imported: Mapping[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    waiting = [*imported.get(start, ())]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting += imported.get(module, ())
+    return found
+
+
+def test_circles_are_found() -> None:
+    assert circles([("a", "b"), ("b", "c"), ("c", "a"), ("c", "d"), ("e", "e")]) == [["a", "b", "c"], ["e"]]
+    assert circles([("a", "b"), ("a", "c"), ("b", "c")]) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    """Late imports and those under TYPE_CHECKING count too."""
+    ours = our_modules() - {"viaticum"}  # public names are loaded late, from their homes
+    assert not circles(
+        (one.importer, one.module) for one in all_imports() if {one.importer, one.module} <= ours
+    )
 
 
 def test_every_module_has_a_room() -> None:

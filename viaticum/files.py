@@ -89,13 +89,13 @@ def read_jsonl(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:
         raise _cannot("read", path, error) from None
 
 
-def _json_object(line: bytes, place: str) -> dict[str, Any]:
+def _json_object(line: bytes, location: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{place}: not valid JSON ({error}); correct or remove the line") from None
+        raise DataError(f"{location}: not valid JSON ({error}); correct or remove the line") from None
     if not isinstance(row, dict):
-        raise DataError(f"{place}: not a JSON object; write one object a line")
+        raise DataError(f"{location}: not a JSON object; write one object a line")
     return row
 
 

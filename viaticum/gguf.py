@@ -73,7 +73,7 @@ Number = TypeVar("Number", bound=np.generic)
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of the file: its GGUF name, its shape in torch's order, its block type and place in bytes."""
+    """One tensor of the file: its GGUF name, its shape in torch's order, its block type and byte range."""
 
     name: str
     shape: tuple[int, ...]
@@ -217,22 +217,22 @@ def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], ahead: in
 
 
 class _Cursor:
-    """A place in the mapped file; each method reads one thing and moves past it."""
+    """Reads values from the mapped file, one after another; `offset` is the position in bytes."""
 
     def __init__(self, view: mmap.mmap) -> None:
-        self.view, self.place = view, 0
+        self.view, self.offset = view, 0
 
     def numbers(self, layout: str) -> tuple[Any, ...]:
-        values = struct.unpack_from("<" + layout, self.view, self.place)
-        self.place += struct.calcsize("<" + layout)
+        values = struct.unpack_from("<" + layout, self.view, self.offset)
+        self.offset += struct.calcsize("<" + layout)
         return values
 
     def string(self) -> str:
         (length,) = self.numbers("Q")
-        if self.place + length > len(self.view):
+        if self.offset + length > len(self.view):
             raise ValueError("it is cut short")
-        self.place += length
-        return self.view[self.place - length : self.place].decode()
+        self.offset += length
+        return self.view[self.offset - length : self.offset].decode()
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -242,9 +242,9 @@ class _Cursor:
         item_kind, count = self.numbers("IQ")
         if item_kind == _STRING:
             for _ in range(count):
-                self.place += 8 + struct.unpack_from("<Q", self.view, self.place)[0]
+                self.offset += 8 + struct.unpack_from("<Q", self.view, self.offset)[0]
         else:
-            self.place += count * struct.calcsize("<" + _SCALARS[item_kind])
+            self.offset += count * struct.calcsize("<" + _SCALARS[item_kind])
         return count
 
     def tensor(self) -> Tensor:
@@ -257,7 +257,7 @@ class _Cursor:
     def header(self, path: Path) -> Header:
         if self.view[:4] != b"GGUF":
             raise ValueError("it does not begin with GGUF")
-        self.place = 4
+        self.offset = 4
         version, tensor_count, value_count = self.numbers("IQQ")
         if version not in (2, 3):
             raise ValueError(f"it has version {version}, known are 2 and 3")
@@ -267,7 +267,7 @@ class _Cursor:
             metadata[key] = self.value(self.numbers("I")[0])
         tensors = [self.tensor() for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", 32)
-        data = -(-self.place // alignment) * alignment
+        data = -(-self.offset // alignment) * alignment
         return Header(
             path,
             metadata,

@@ -102,8 +102,8 @@ class Input:
         stop = None if self.limit is None else self.skip + self.limit
         try:
             records = itertools.islice(reader(self.path), self.skip, stop)
-            for number, (place, record) in enumerate(records):
-                yield _row(make, number, self.skip + number + 1, place, record)
+            for number, (location, record) in enumerate(records):
+                yield _row(make, number, self.skip + number + 1, location, record)
         except OSError as error:
             raise InputError(f"cannot read {self.path}: {error.strerror or error}") from None
 
@@ -161,14 +161,14 @@ def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, 
                     continue
                 if done(row.number):
                     continue
-                place = found.pending
+                position = found.pending
                 found.pending += 1
                 if first_routed is None and not row.names_model:
-                    first_routed = (place, row)
+                    first_routed = (position, row)
                 if len(found.sample) < most:
-                    found.sample.append((place, row))
+                    found.sample.append((position, row))
                 elif (chosen := rng.randrange(found.pending)) < most:
-                    found.sample[chosen] = (place, row)
+                    found.sample[chosen] = (position, row)
             if len(found.duplicates) > MAX_DUPLICATES:
                 raise DataError(
                     f"more than {MAX_DUPLICATES} rows have an id that an earlier row has; the first: "
@@ -204,51 +204,51 @@ def _row(
     make: Callable[[dict[str, Any], int, int, str], BatchRow],
     number: int,
     count: int,
-    place: str,
+    location: str,
     record: dict[str, Any] | str,
 ) -> BatchRow:
     """count: number of the row in the whole file, from 1; names a row without an id."""
     if isinstance(record, str):
-        return BatchRow(number, f"row-{count}", None, problem=f"{place}: {record}")
+        return BatchRow(number, f"row-{count}", None, problem=f"{location}: {record}")
     try:
-        row = make(record, number, count, place)
-        _check_id(row.id, place)
+        row = make(record, number, count, location)
+        _check_id(row.id, location)
         return row
     except ViaticumError as error:
         return BatchRow(number, _id_of(record, count), None, problem=str(error))
 
 
-def _plain_row(values: dict[str, Any], number: int, count: int, place: str) -> BatchRow:
+def _plain_row(values: dict[str, Any], number: int, count: int, location: str) -> BatchRow:
     if "custom_id" in values and "question" not in values:
         raise DataError(
-            f"{place}: a row of OpenAI's batch format among plain ones; put them into a file of their own"
+            f"{location}: a row of OpenAI's batch format among plain ones; put them into a file of their own"
         )
-    question = parse_question(values, count, place)
+    question = parse_question(values, count, location)
     return BatchRow(number, question.id, question.query, question.gold)
 
 
-def _openai_row(values: dict[str, Any], number: int, count: int, place: str) -> BatchRow:
+def _openai_row(values: dict[str, Any], number: int, count: int, location: str) -> BatchRow:
     from viaticum.agents.openai_api.errors import APIError
     from viaticum.agents.openai_api.requests import parse_request
 
     if "custom_id" not in values and "question" in values:
         raise DataError(
-            f"{place}: a plain row among those of OpenAI's batch format; put it into a file of its own"
+            f"{location}: a plain row among those of OpenAI's batch format; put it into a file of its own"
         )
     name, body = values.get("custom_id"), values.get("body")
     if not isinstance(name, str) or not isinstance(body, dict):
         raise DataError(
-            f'{place}: write {{"custom_id": "...", "method": "POST", "url": "{ROUTE}", "body": {{...}}}}'
+            f'{location}: write {{"custom_id": "...", "method": "POST", "url": "{ROUTE}", "body": {{...}}}}'
         )
     if values.get("method") != "POST" or values.get("url") != ROUTE:
         raise DataError(
-            f"{place}: {values.get('method')} {values.get('url')} cannot be asked; only POST {ROUTE}"
+            f"{location}: {values.get('method')} {values.get('url')} cannot be asked; only POST {ROUTE}"
         )
     try:
         asked = parse_request(json.dumps(body).encode())
         messages = asked.to_messages()
     except (APIError, InputError) as error:
-        raise DataError(f"{place}: {error}") from None
+        raise DataError(f"{location}: {error}") from None
     for field_name, wrong in (
         ("stream", bool(asked.stream)),
         ("n", (asked.n or 1) > 1),
@@ -258,10 +258,10 @@ def _openai_row(values: dict[str, Any], number: int, count: int, place: str) -> 
         ("logprobs", bool(asked.logprobs)),
     ):
         if wrong:
-            raise DataError(f"{place}: a row of a batch cannot have {field_name!r}; leave it out")
+            raise DataError(f"{location}: a row of a batch cannot have {field_name!r}; leave it out")
     if messages[-1]["role"] != "user":
         raise DataError(
-            f"{place}: the last message is the {messages[-1]['role']}'s; end with the user's question"
+            f"{location}: the last message is the {messages[-1]['role']}'s; end with the user's question"
         )
     overrides = RequestOverrides(asked.model, asked.max_new_tokens, asked.to_generation(), tuple(messages))
     plain = all(set(each) == {"role", "content"} for each in messages)
@@ -269,9 +269,9 @@ def _openai_row(values: dict[str, Any], number: int, count: int, place: str) -> 
     return BatchRow(number, name, Query(messages[-1]["content"], messages=before), overrides=overrides)
 
 
-def _check_id(id: str, place: str) -> None:
+def _check_id(id: str, location: str) -> None:
     if not id.strip() or not id.isprintable() or len(id) > 200:
-        raise DataError(f"{place}: an id is 1 to 200 printable characters, got {_short(id)!r}")
+        raise DataError(f"{location}: an id is 1 to 200 printable characters, got {_short(id)!r}")
 
 
 def _id_of(values: dict[str, Any], count: int) -> str:
@@ -302,15 +302,15 @@ def _json_rows(path: Path) -> Iterator[Record]:
             line = file.readline(MAX_LINE_BYTES + 1)
             if not line:
                 return
-            place = f"{path}, line {number}"
+            location = f"{path}, line {number}"
             if len(line) > MAX_LINE_BYTES:
                 _skip_line(file, line)
-                yield place, f"longer than {MAX_LINE_BYTES >> 20} MiB; no model reads that much"
+                yield location, f"longer than {MAX_LINE_BYTES >> 20} MiB; no model reads that much"
                 continue
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
-                yield place, _values(line)
+                yield location, _values(line)
 
 
 def _values(line: bytes) -> dict[str, Any] | str:

@@ -113,11 +113,11 @@ class RowJournal:
             scratch.unlink()
         with atomic_file(self.path, advice=ADVICE) as scratch, scratch.open("wb") as kept:
             for number, line in self._file.lines():
-                place = f"{self.path}, line {number}"
-                row = parse_row(line, place)
+                location = f"{self.path}, line {number}"
+                row = parse_row(line, location)
                 if not 0 <= row.number < rows:
                     raise DataError(
-                        f"{place}: row {row.number + 1} of {rows}; the file belongs to another job"
+                        f"{location}: row {row.number + 1} of {rows}; the file belongs to another job"
                     )
                 if row.state == "skipped" or self._done[row.number]:
                     continue

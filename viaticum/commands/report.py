@@ -41,16 +41,16 @@ def report(
 
     out = out or Path(f"report.{format or 'html'}")
     made = build(runs, out, format=format, outcomes=outcomes, ledger=ledger, title=title, force=force)  # type: ignore[arg-type]
-    told = [
+    summaries = [
         {"name": each.run.name, "verdict": verdict(each), "notices": list(notices(each))}
         for each in made.numbers.runs
     ]
     if as_json:
         typer.echo(
-            json.dumps({"path": str(made.path), "format": made.format, "runs": told}, ensure_ascii=False)
+            json.dumps({"path": str(made.path), "format": made.format, "runs": summaries}, ensure_ascii=False)
         )
         return
-    for each in told:
+    for each in summaries:
         typer.echo(f"{each['name']}: {each['verdict']}")
         for line in each["notices"]:
             typer.echo(line, err=True)
