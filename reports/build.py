@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from viaticum.errors import InputError
+from viaticum.files import atomic_write
 from viaticum.reports.numbers import Numbers, read_numbers
 
 Format = Literal["html", "md", "json", "png"]
@@ -56,7 +56,7 @@ def build(
     kind = _format(path, format)
     _refuse(path, force)
     numbers = read_numbers(asked, outcomes=outcomes, ledger=ledger)
-    _write(path, render(numbers, kind, title=title))
+    atomic_write(path, render(numbers, kind, title=title))
     return Report(path, kind, numbers)
 
 
@@ -105,14 +105,3 @@ def _refuse(path: Path, force: bool) -> None:
         raise InputError(f"{path} is there already; name another file, or write over it with --force")
     if not path.parent.is_dir():
         raise InputError(f"no folder {path.parent} to write {path.name} to; make it first")
-
-
-def _write(path: Path, content: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        scratch.unlink(missing_ok=True)
