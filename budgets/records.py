@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from viaticum.budgets.windows import Window
 from viaticum.errors import InputError, UnknownPrice
@@ -22,8 +22,6 @@ HoldState = Literal["reserved", "dispatched", "posted", "void", "expired", "unkn
 EntryKind = Literal[
     "limit", "pause", "resume", "close", "reserve", "dispatch", "result", "post", "void", "expire", "unknown"
 ]
-ENTRY_KINDS: tuple[EntryKind, ...] = get_args(EntryKind)
-HOLD_STATES: tuple[HoldState, ...] = get_args(HoldState)
 # Holds in these states count against the limits.
 HELD_STATES: tuple[HoldState, ...] = ("reserved", "dispatched", "unknown")
 MAX_LEASE = 366 * 86_400

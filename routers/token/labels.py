@@ -22,7 +22,7 @@ from torch import Tensor
 from viaticum.errors import DataError, InputError
 from viaticum.files import atomic_write
 
-MANIFEST, ROWS, JOURNAL = "manifest.json", "labels.jsonl", "journal.jsonl"
+MANIFEST, ROWS = "manifest.json", "labels.jsonl"
 FORMAT = 1
 # Labels of a token; UNKNOWN: it differs, and there is no verdict.
 UNKNOWN, IDENTICAL, NEUTRAL, DIVERGENT = -1, 0, 1, 2
