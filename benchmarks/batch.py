@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from viaticum.agents.batch.run import run_batch
+from viaticum.agents.batch import run_batch
 from viaticum.budgets import Ledger
 from viaticum.catalogue import ModelSpec
 from viaticum.models.scripted import ScriptedModel

@@ -232,7 +232,7 @@ def habits(rows: Sequence[Done]) -> HandoffStats:
 
 
 def against(rows: Sequence[Done], others: Sequence[Done]) -> tuple[float, float, float]:
-    """Accuracy above another way's, on the questions both answered: the mean and its 95% bootstrap interval."""
+    """Accuracy above another's, on the questions both answered: the mean and its 95% bootstrap interval."""
     of = {each.question: each.right for each in others}
     pairs = np.array([each.right - of[each.question] for each in rows if each.question in of], dtype=float)
     if not len(pairs):

@@ -1,6 +1,6 @@
-"""The pages that say so keep their word: every python block runs, one after the other, in a folder of its own.
+"""Every python block of the pages that opt in runs, one after the other, in a folder of its own.
 
-A page opts in with the comment in `MARK`. Blocks of one page share their names. Anything they print is thrown away.
+A page opts in with the comment in `MARK`. Blocks of one page share their names. What they print is discarded.
 """
 
 from __future__ import annotations

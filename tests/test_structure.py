@@ -24,7 +24,7 @@ FOLDERS = ("agents", "budgets", "decoders", "models", "reports", "routers", "str
 # In viaticum/, the files that may import everything; the others are the ground floor.
 FRONT_DOOR = ("__init__", "__main__", "cli", "commands")
 
-# Rooms of the agents' floor, each with what it may import besides itself. `agents.x` is a package or a module.
+# Rooms, each with what it may import besides itself. `agents.x` is a package or a module of agents/.
 CORE = {"ground", "budgets", "strategies", "routers"}
 LOCAL = {"ground", "strategies", "routers", "decoders", "models"}
 WORKFLOW = CORE | {"models", "agents.workflow"}
@@ -60,8 +60,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"agents.build", "agents.workflow", "agents.cancellation"},
 }
 
-# decoders/ and routers/token run on a bare CUDA image. viaticum.gguf reads headers and blocks with numpy alone;
-# viaticum.files imports filelock only where a run is locked.
+# decoders/ and routers/token run on a bare CUDA image. viaticum.gguf reads headers and blocks with numpy
+# alone; viaticum.files imports filelock only where a run is locked.
 BARE_PACKAGES = {"torch", "transformers", "safetensors", "numpy"}
 BARE_MODULES = (
     "viaticum.types",
@@ -98,7 +98,7 @@ PUBLIC = [
 
 
 class Import(NamedTuple):
-    """One imported module: where (`file:line`, importable name of the file), what, and whether it waits for a call."""
+    """An import: where (`file:line`, name of the importer), which module, and whether it waits for a call."""
 
     where: str
     importer: str
@@ -133,7 +133,7 @@ def is_within(module: str, *packages: str) -> bool:
 
 
 def layer(module: str) -> str:
-    """The room of a module of viaticum: a root folder, a room of agents/, the ground floor or the front door."""
+    """The room of a module: a root folder, a room of agents/, the ground floor or the front door."""
     parts = module.split(".")[1:]
     if not parts or parts[0] in FRONT_DOOR:
         return "front door"

@@ -74,17 +74,8 @@ def profile(
     journal = ProfileJournal(
         out.with_name(out.name + ".journal"), _fingerprint(questions, catalogue, pairs, dataset)
     )
-    pool = LocalModels(catalogue, slots=slots)
     try:
-        total = len(pairs) * len(questions)
-        for pair in sorted(pairs):  # one model's pairs follow each other, so that its weights stay warm
-            done = journal.rows.setdefault(pair, {})
-            todo = [question for question in questions if question.id not in done]
-            for row, texts in _run(pair, todo, pool, dataset):
-                journal.add(row, texts)
-                if progress is not None:
-                    right = sum(each.correct for each in done.values()) / len(done)
-                    progress(pair, len(done), sum(map(len, journal.rows.values())), total, right)
+        _run_pairs(questions, pairs, LocalModels(catalogue, slots=slots), dataset, journal, progress)
     finally:
         journal.close()
     outcomes = [journal.rows[pair][question.id] for pair in pairs for question in questions]
@@ -95,6 +86,26 @@ def profile(
     write_outcomes(out, outcomes)
     journal.path.unlink()
     return outcomes
+
+
+def _run_pairs(
+    questions: Sequence[Question],
+    pairs: Sequence[Pair],
+    pool: LocalModels,
+    dataset: str,
+    journal: ProfileJournal,
+    progress: Progress | None,
+) -> None:
+    """Add the rows that the journal lacks. Pairs of one model run in turn, so that its weights stay warm."""
+    total = len(pairs) * len(questions)
+    for pair in sorted(pairs):
+        done = journal.rows.setdefault(pair, {})
+        todo = [question for question in questions if question.id not in done]
+        for row, texts in _run(pair, todo, pool, dataset):
+            journal.add(row, texts)
+            if progress is not None:
+                right = sum(each.correct for each in done.values()) / len(done)
+                progress(pair, len(done), sum(map(len, journal.rows.values())), total, right)
 
 
 def _run(

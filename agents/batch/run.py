@@ -27,13 +27,11 @@ from typing import Any, Unpack
 
 from viaticum.agents.batch.cache import Cache
 from viaticum.agents.batch.engines import Process, engine_for
-from viaticum.agents.batch.input import BatchRow, Input, Survey, mark_duplicates, survey
-from viaticum.agents.batch.job_folder import (
+from viaticum.agents.batch.folder import (
     acquire_job_lock,
     check_fingerprint,
     clear_folder,
     fingerprint,
-    job_folder,
     now,
     parse_budget,
     prepare_folder,
@@ -42,6 +40,7 @@ from viaticum.agents.batch.job_folder import (
     without_password,
     without_plan,
 )
+from viaticum.agents.batch.input import BatchRow, Input, Survey, mark_duplicates, survey
 from viaticum.agents.batch.output import RowJournal, format_for, write_results
 from viaticum.agents.batch.planning import PACED, PlannedRow, RouteEstimates, RowPlanner
 from viaticum.agents.batch.progress import Progress
@@ -60,7 +59,7 @@ from viaticum.models.base import Model
 from viaticum.money import format_usd
 from viaticum.routers.query import Plan, QueryRouter
 
-__all__ = ["BatchEnd", "DryRun", "job_folder", "preview_batch", "run_batch"]
+__all__ = ["BatchEnd", "DryRun", "preview_batch", "run_batch"]
 
 SAMPLE = 2000  # rows from which the price of accuracy is computed
 FIRST_ROWS = 16  # of the sample, from which the cheapest call is found

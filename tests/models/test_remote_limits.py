@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from openai_server import OpenAIServer, spec_for
 
-from viaticum.agents.batch.run import run_batch
+from viaticum.agents.batch import run_batch
 from viaticum.catalogue import Catalogue
 from viaticum.jobs import read_rows
 from viaticum.models.base import Generation

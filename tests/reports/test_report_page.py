@@ -1,4 +1,4 @@
-"""The page in a real browser: it fetches nothing, logs nothing, runs no script of a row, and passes axe-core."""
+"""The page in a real browser: no fetch, nothing logged, no script of a row runs, and axe-core passes."""
 
 from __future__ import annotations
 

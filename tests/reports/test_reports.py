@@ -1,4 +1,4 @@
-"""The numbers of a report against those counted by hand from the same rows and entries; messages on bad input."""
+"""The numbers of a report against counts by hand from the same rows and entries; messages on bad input."""
 
 from __future__ import annotations
 

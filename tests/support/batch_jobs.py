@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from viaticum.agents.batch.run import job_folder
+from viaticum.agents.batch import job_folder
 from viaticum.budgets import Entry, Ledger
 from viaticum.catalogue import ModelSpec
 from viaticum.jobs import Job, JobRow, read_rows
@@ -164,7 +164,7 @@ def main(folder: Path, budget: str, ledger: str, pause: float) -> None:
     """Run, or go on with, the job of FOLDER/in.jsonl; each call that a model ends is a line of
     FOLDER/calls.txt.
     """
-    from viaticum.agents.batch.run import run_batch
+    from viaticum.agents.batch import run_batch
 
     file = os.open(folder / "calls.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     scripts = {"cheap": says_odd, "expensive": says_right, "silent": says_nothing}

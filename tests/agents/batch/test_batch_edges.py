@@ -27,11 +27,11 @@ from batch_jobs import (
 )
 from scripted_batch import rows_of, run
 
+from viaticum.agents.batch import job_folder, run_batch
 from viaticum.agents.batch import run as batch
 from viaticum.agents.batch.input import BatchRow
 from viaticum.agents.batch.planning import RouteEstimates, RowPlanner
 from viaticum.agents.batch.results import build_row
-from viaticum.agents.batch.run import job_folder, run_batch
 from viaticum.budgets import Ledger
 from viaticum.errors import InputError, ModelUnavailable
 from viaticum.jobs import read_rows

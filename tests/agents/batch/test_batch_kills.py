@@ -18,7 +18,7 @@ from typing import IO
 import pytest
 from batch_jobs import check_ledger, read_lines, write_questions
 
-from viaticum.agents.batch.job_folder import job_folder
+from viaticum.agents.batch import job_folder
 from viaticum.jobs import Job
 
 SERVER = Path(__file__).resolve().parents[2] / "support" / "batch_jobs.py"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from viaticum.agents.batch.run import run_batch
+from viaticum.agents.batch import run_batch
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.jobs import read_rows

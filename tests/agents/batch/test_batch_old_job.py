@@ -15,7 +15,7 @@ from pathlib import Path
 
 from batch_jobs import check_ledger, main, read_lines
 
-from viaticum.agents.batch.job_folder import job_folder
+from viaticum.agents.batch import job_folder
 from viaticum.budgets import Ledger
 from viaticum.jobs import JOB, ROWS, Job, read_rows
 

@@ -18,8 +18,8 @@ import pytest
 from batch_jobs import all_plans_router, check_ledger, models, read_lines, two_plans_router, write_questions
 
 from viaticum.agents.batch import run as batch
+from viaticum.agents.batch import run_batch
 from viaticum.agents.batch.engines import Process
-from viaticum.agents.batch.run import run_batch
 from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.batch.workers import (
     Cluster,
