@@ -10,10 +10,10 @@ import torch
 
 
 def llama_speed(file: Path, prompt: Sequence[int], tokens: int) -> float:
-    """Tokens a second of one greedy stream of a GGUF file after its prompt, with as many threads as torch
-    has.
+    """Tokens a second of one greedy stream of a GGUF file after its prompt.
 
-    A new server each time: the threads of an idle one would keep the cores busy.
+    It has as many threads as torch. A new server each time: the threads of an idle one would keep the
+    cores busy.
     """
     import xllamacpp
 

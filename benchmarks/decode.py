@@ -1,5 +1,4 @@
-"""Tokens a second of the ways to decode with a small and a large local model, beside llama.cpp and assisted
-generation.
+"""Tokens a second of the decoding modes of a local pair, beside llama.cpp and assisted generation.
 
 Everything in one run, on the real pair of the catalogue (1.5B and 0.5B): 12 questions asked as cot asks them,
 64 greedy tokens each, prompts read beforehand. At one stream all ways and the two others take turns, question
@@ -100,9 +99,7 @@ class Pair:
                 runner.extend([slot], [prompt[len(runner.cached_tokens[slot]) :]])
 
     def write(self, way: DecodingMode, prompts: Sequence[Prompt]) -> tuple[float, float, float]:
-        """Write after all prompts at once: tokens a second, wall time over that of the calls, share of the
-        large model.
-        """
+        """Decode all prompts at once: tokens a second, wall time over call time, share of the large model."""
         decoder = self.decoder(way)
         decoder.stats = Stats()
         self.in_calls, began = 0.0, time.perf_counter()

@@ -1,23 +1,22 @@
 """Decoding at the limit of a GPU's memory: a small and a large model of real shapes, with random weights.
 
 Needs torch and transformers and no install: this file puts its own checkout on the path. The shapes are those
-of DeepSeek-R1-Distill-Qwen 1.5B and 32B with one vocabulary; what is written is noise, so who writes which
-token is replayed from made-up traces: the large model has 13% of the tokens, in runs of mostly 1 to 3, as the
-papers report.
+of DeepSeek-R1-Distill-Qwen 1.5B and 32B with one vocabulary. The decoded tokens are noise, so which model
+decodes which token is replayed from generated traces: the large model has 13% of the tokens, in runs of
+mostly 1 to 3, as the papers report.
 
     python benchmarks/decode_gpu.py > decode_gpu.json            # one GPU of 96 GB or more
     python benchmarks/decode_gpu.py --device cpu --tiny          # seconds: whether it works
 
-One JSON object on stdout. For 1, 4, 8 and 16 streams, prompts read beforehand and every graph captured in a
-run that is not timed: tokens a second of the large model alone and of both together (the best number of rows
-that the large one waits for). floor_s: the bytes that the calls made have to read (weights but the input
-embedding, keys and values of the rows) over the bandwidth that was measured; floor_ratio: that over the
-seconds taken, 1 at the limit.
+One JSON object on stdout. For 1, 4, 8 and 16 streams, after an untimed run that prefills the prompts and
+captures every graph: tokens a second of the large model alone and of both together (with the best number of
+rows that the large one waits for). floor_s: the bytes that the calls have to read (weights but the input
+embedding, keys and values of the rows) over the measured bandwidth; floor_ratio: that over the seconds taken,
+1 at the limit.
 
-Speculative decoding is predicted, not run: random models agree on nothing. `decoders.cost` plays it through
-with the call times that were measured and --acceptance; what it predicts of the two ways that were run stands
-beside them.
-graph_error: the largest difference of static (on CUDA: captured) calls from dynamic ones, tiny model,
+Speculative decoding is predicted, not run: random models agree on nothing. `decoders.cost` simulates it with
+the measured call times and --acceptance; its predictions of the two modes that were run stand beside them.
+graph_error: the largest logit difference of static (on CUDA: captured) calls from dynamic ones, tiny model,
 float32.
 """
 
@@ -42,7 +41,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from viaticum.decoders import MixedDecoder, Request, Runner, Stats
-from viaticum.decoders.call_times import measure
+from viaticum.decoders.call_times import CallTimes, measure
 from viaticum.decoders.cost import CostModel
 from viaticum.decoders.decoding_mode import LARGE_ALONE, DecodingMode, HandoffStats
 from viaticum.decoders.graphs import GraphRunner
@@ -96,9 +95,7 @@ class Numbers:
 
 
 class Trace(TokenRouter):
-    """`ReplayRouter` with its answers uploaded from pinned memory, and R-Stitch's comparison made beside
-    them.
-    """
+    """`ReplayRouter` with decisions uploaded from pinned memory, and R-Stitch's comparison beside them."""
 
     depends_on_token = False
 
@@ -123,7 +120,7 @@ class Trace(TokenRouter):
         return staged.to(self._device, non_blocking=True) & (step.entropy <= 2)
 
 
-def a_trace(length: int, dice: random.Random) -> list[bool]:
+def a_trace(length: int, rng: random.Random) -> list[bool]:
     """Who writes: True for the large model, whose share is exact. The small one's runs are geometric."""
     lengths, chances = list(RUNS), list(RUNS.values())
     mean = sum(run * chance for run, chance in RUNS.items())
@@ -132,8 +129,8 @@ def a_trace(length: int, dice: random.Random) -> list[bool]:
         trace: list[bool] = []
         while len(trace) < length:
             trace.append(False)
-            if dice.random() < ends:
-                trace += [True] * dice.choices(lengths, chances)[0]
+            if rng.random() < ends:
+                trace += [True] * rng.choices(lengths, chances)[0]
         if sum(trace[:length]) == round(SHARE * length):
             return trace[:length]
 
@@ -180,9 +177,7 @@ def settle(device: torch.device) -> None:
 
 
 def graph_error(device: torch.device) -> float:
-    """The largest difference of logits between static and dynamic calls, ragged rows, on a tiny model in
-    float32.
-    """
+    """The largest logit difference of static and dynamic calls with ragged rows, on a tiny float32 model."""
     torch.manual_seed(0)
     # Weights large enough that logits differ where keys do.
     model = build(TINY["large"] | {"initializer_range": 0.3}, 97, 512, device, torch.float32).eval()
@@ -190,10 +185,10 @@ def graph_error(device: torch.device) -> float:
         GraphRunner(copy.deepcopy(model), slots=5, context=400),
         Runner(model, slots=5, context=400),
     )
-    dice, worst = random.Random(0), 0.0
+    rng, worst = random.Random(0), 0.0
     for _ in range(40):
-        slots = dice.sample(range(5), dice.choice([1, 2, 5]))
-        new = [[dice.randrange(97) for _ in range(dice.choice([1, 1, 2, 5, 12]))] for _ in slots]
+        slots = rng.sample(range(5), rng.choice([1, 2, 5]))
+        new = [[rng.randrange(97) for _ in range(rng.choice([1, 1, 2, 5, 12]))] for _ in slots]
         got, expected = static.extend(slots, new), dynamic.extend(slots, new)
         worst = max(worst, float((got - expected).abs().max()))
     assert static.static_calls == 40
@@ -208,8 +203,8 @@ class Bench:
     ):
         self.small, self.large, self.prompts, self.new = small, large, prompts, new
         self.bytes_a_second = bytes_a_second
-        dice = random.Random(1)
-        self.traces = [a_trace(new, dice) for _ in prompts]
+        rng = random.Random(1)
+        self.traces = [a_trace(new, rng) for _ in prompts]
 
     def read(self) -> None:
         """Let each prompt lie in a slot of its own, at both models."""
@@ -307,24 +302,57 @@ def say(text: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
-def work(arguments: argparse.Namespace) -> dict[str, Any]:
-    device = torch.device(arguments.device)
-    tiny = arguments.tiny
-    prompt, new = (24, 40) if tiny else (arguments.prompt, arguments.new)
-    vocabulary = 512 if tiny else VOCABULARY
+def build_runners(arguments: argparse.Namespace, vocabulary: int, device: torch.device) -> list[Runner]:
+    """The runners of the small and the large model, with random weights."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     kind = Runner if arguments.dynamic else GraphRunner
-    slots = max(arguments.streams)
-    say("static against dynamic calls")
-    error = graph_error(device)
-    speeds = bandwidth(device, 0.06 if tiny else 4.0)
     runners = []
-    for name, shape in (TINY if tiny else SHAPES).items():
+    for name, shape in (TINY if arguments.tiny else SHAPES).items():
         say(f"building the {name} model")
         torch.manual_seed(0)
         model = build(shape, vocabulary, 4096, device, dtype)
-        runners.append(kind(model, slots=slots, context=prompt + new + 32))
-    small, large = runners
+        slots, context = max(arguments.streams), arguments.prompt + arguments.new + 32
+        runners.append(kind(model, slots=slots, context=context))
+    return runners
+
+
+def conditions(arguments: argparse.Namespace, bench: Bench) -> dict[str, Any]:
+    """What the measurements depend on: the machine, the libraries, the models and the prompts."""
+    device = bench.large.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "shapes": "tiny" if arguments.tiny else "R1-Distill-Qwen 1.5B and 32B",
+        "dtype": str(bench.large.model.dtype),
+        "runner": type(bench.large).__name__,
+        "prompt": arguments.prompt,
+        "new": arguments.new,
+        "trace_llm_share": sum(map(sum, bench.traces)) / (arguments.new * len(bench.prompts)),
+        "speculative": "predicted by decoders.cost from the measured call times, not run",
+    }
+
+
+def milliseconds(times: CallTimes) -> dict[str, list[float]]:
+    """Milliseconds of a call by its rows, one number for each measured number of tokens."""
+    return {
+        f"{rows} rows": [round(1e3 * each, 3) for each in line]
+        for rows, line in zip(times.rows, times.seconds, strict=True)
+    }
+
+
+def work(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything; returns the JSON object that is printed."""
+    device = torch.device(arguments.device)
+    tiny = arguments.tiny
+    if tiny:
+        arguments.prompt, arguments.new = 24, 40
+    prompt, new = arguments.prompt, arguments.new
+    vocabulary, slots = 512 if tiny else VOCABULARY, max(arguments.streams)
+    say("static against dynamic calls")
+    error = graph_error(device)
+    speeds = bandwidth(device, 0.06 if tiny else 4.0)
+    small, large = build_runners(arguments, vocabulary, device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of what was measured above, and of layers that were joined
     say("timing calls")
@@ -334,39 +362,22 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
         measure(large, **sizes, tokens=(1, 2, 3, 4, 6, 9), verifies=True),
         {},
     )
-    dice = random.Random(0)
-    prompts = [[dice.randrange(vocabulary) for _ in range(prompt)] for _ in range(slots)]
+    rng = random.Random(0)
+    prompts = [[rng.randrange(vocabulary) for _ in range(prompt)] for _ in range(slots)]
     bench = Bench(small, large, prompts, new, max(speeds.values()))
     found = {}
     for streams in arguments.streams:
         say(f"{streams} streams")
         found[streams] = streams_of(bench, costs, streams, arguments.acceptance)
     return {
-        "conditions": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "shapes": "tiny" if tiny else "R1-Distill-Qwen 1.5B and 32B",
-            "dtype": str(dtype),
-            "runner": kind.__name__,
-            "prompt": prompt,
-            "new": new,
-            "trace_llm_share": sum(map(sum, bench.traces)) / (new * slots),
-            "speculative": "predicted by decoders.cost from the measured call times, not run",
-        },
+        "conditions": conditions(arguments, bench),
         "graph_error": error,
         "bandwidth_bytes_s": speeds,
         "small_weight_bytes": small.weight_bytes,
         "large_weight_bytes": large.weight_bytes,
         "call_ms": {
-            name: {
-                f"{rows} rows": [round(1e3 * each, 3) for each in line]
-                for rows, line in zip(times.rows, times.seconds, strict=True)
-            }
-            for name, times in (
-                ("small (1 to 4 tokens)", costs.small),
-                ("large (1, 2, 3, 4, 6, 9)", costs.large),
-            )
+            "small (1 to 4 tokens)": milliseconds(costs.small),
+            "large (1, 2, 3, 4, 6, 9)": milliseconds(costs.large),
         },
         "graphs": {
             "small": len(getattr(small, "_graphs", ())),

@@ -151,8 +151,9 @@ def attending(spans: Sequence[Span], model: Any) -> Iterator[None]:
         _CONTEXT.reset(token)
     if not context.layers:
         raise ModelError(
-            f"{type(model).__name__} has an attention of its own, which cannot read from the slots of several texts; "
-            "take a model whose attention transformers lets others replace (AttentionInterface)"
+            f"{type(model).__name__} has an attention of its own, which cannot read from the slots of "
+            "several texts; take a model whose attention transformers lets others replace "
+            "(AttentionInterface)"
         )
 
 
@@ -215,7 +216,7 @@ def slot_attention(
 
 
 def _within_window(mask: Tensor, window: int) -> Tensor:
-    """True where the key is one of the last `window` visible ones; mask [B, 1, T, L] is causal without gaps."""
+    """True where the key is one of the last `window` visible ones of a causal mask [B, 1, T, L]."""
     last_key = mask.sum(-1, keepdim=True) - 1
     keys = torch.arange(mask.shape[-1], device=mask.device)
     return keys > last_key - window
@@ -224,7 +225,7 @@ def _within_window(mask: Tensor, window: int) -> Tensor:
 def _products(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, cap: float | None
 ) -> Tensor:
-    """Attention in four kernels: query [B, Hkv, G * T, D], bias [B, 1, T, L] broadcast over groups, not copied."""
+    """Attention in four kernels: query [B, Hkv, G * T, D]; bias [B, 1, T, L], broadcast over the groups."""
     batch, heads, _, _ = query.shape
     steps, keys = bias.shape[-2:]
     scores = torch.matmul(query, key.transpose(2, 3)).view(batch, heads, -1, steps, keys)

@@ -31,7 +31,7 @@ class BatchLayout:
 
 
 class SlotCache(Cache):
-    """Keys and values of every layer, each [slots, kv_heads, capacity, head_dim]; zero where nothing was written.
+    """Keys and values of every layer, [slots, kv_heads, capacity, head_dim]; zero where nothing was written.
 
     transformers calls `update` once per layer. It writes the new tokens of the current batch and returns the
     keys and values of all slots; the attention function selects its rows. Unwritten positions have to be

@@ -25,7 +25,9 @@ CONTEXT = 512  # cached positions of each row while it is timed: a few-shot prom
 
 @dataclass(frozen=True, slots=True)
 class CallTimes:
-    """Seconds of one call of a model; calling it interpolates bilinearly and extrapolates from the last two points.
+    """Seconds of one call of a model by its size, from measured points.
+
+    Calling it interpolates bilinearly and extrapolates from the last two points.
 
     Args:
         rows: measured numbers of rows, rising from 1.
@@ -60,7 +62,7 @@ class CallTimes:
 
 
 def _interpolate(points: tuple[int, ...], value: float) -> tuple[int, float]:
-    """Index of the measured point at or below `value`, and the fraction towards the next (above 1 beyond the last)."""
+    """Index of the measured point at or below `value`, and the fraction to the next, over 1 at the end."""
     index = min(max(bisect_right(points, value) - 1, 0), max(len(points) - 2, 0))
     if len(points) == 1:
         return 0, 0.0
@@ -77,7 +79,7 @@ def measure(
     repeats: int = 3,
     verifies: bool = False,
 ) -> CallTimes:
-    """Measure the median seconds of calls, with what a decoder does with the logits (entropy, argmax, transfer).
+    """Measure the median seconds of calls, including entropy, argmax and transfer as a decoder does them.
 
     Args:
         runner: none of its slots may be in use.

@@ -67,7 +67,7 @@ def catch_up(
 
 
 def _prefill(runner: Runner, model: int, sequences: list[SequenceState]) -> int:
-    """Start sequences at a model, reusing cached prefixes; returns how many tokens of their shared prefix it read."""
+    """Start sequences at a model, reusing cached prefixes; returns the shared prefix tokens that it read."""
     prefix = _shared_prefix([each.tokens for each in sequences])
     read = 0
     for sequence in sequences:
@@ -88,7 +88,7 @@ def _unread(runner: Runner, sequence: SequenceState, length: int) -> list[int]:
 
 
 def _largest_consumer(runner: Runner, sequences: list[SequenceState]) -> SequenceState:
-    """The sequence to fail for lack of memory: the longest if the cache has to grow, else the one that reads most."""
+    """The sequence to fail out of memory: the longest if the cache has to grow, else what reads most."""
     longest = max(sequences, key=lambda each: len(each.tokens_with_draft))
     if len(longest.tokens_with_draft) > runner.capacity:
         return longest

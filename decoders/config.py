@@ -102,9 +102,8 @@ class DecoderConfig:
         vocabulary = self.large.vocabulary
         lowest, highest = min(request.prompt), max(request.prompt)
         if lowest < 0 or highest >= vocabulary:
-            raise InputError(
-                f"the prompt has a token {lowest if lowest < 0 else highest}; tokens are 0 to {vocabulary - 1}"
-            )
+            token = lowest if lowest < 0 else highest
+            raise InputError(f"the prompt has a token {token}; tokens are 0 to {vocabulary - 1}")
         if len(request.prompt) + request.max_new_tokens > self.context:
             raise PromptTooLong(
                 f"a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new ones do not fit "

@@ -1,4 +1,4 @@
-"""The cost model of a small/large pair on one machine: throughput of each decoding mode, latency of a sequence.
+"""Cost model of a small/large pair on one machine: throughput of decoding modes, latency of a sequence.
 
 Built from measured call times (`decoders.call_times`). Throughput comes from a simulation of the engine's
 steps with these times and the pair's hand-off statistics (`decoders.simulation`). Leaves out quality: the
@@ -99,7 +99,7 @@ class CostModel:
         return Simulation(self.small, self.large, padded, mode, handoff, streams, batch).tokens_per_second()
 
     def latency(self, calls: Calls, streams: int = 1) -> float:
-        """Expected seconds of a sequence from start to end, while `streams` sequences like it are decoded at once.
+        """Expected seconds of a sequence from start to end, of `streams` such sequences decoded at once.
 
         One stream: the sum of its calls. More: a step serves each row of either model once; the rows of a
         call are binomially distributed, as if every stream needed each model independently as often as this
@@ -193,7 +193,7 @@ def conditions() -> dict[str, Any]:
 
 
 def measure_pair(small: Runner, large: Runner, *, context: int = CONTEXT, repeats: int = 3) -> CostModel:
-    """Measure the cost model of a pair on this machine, in seconds to minutes; the machine should be idle otherwise.
+    """Measure the cost model of a pair on this machine, which should be idle; takes seconds to minutes.
 
     Args:
         small, large: runners none of whose slots are in use.
@@ -215,7 +215,7 @@ def measure_pair(small: Runner, large: Runner, *, context: int = CONTEXT, repeat
 
 
 def _slope(runner: Runner, times: CallTimes, context: int, repeats: int) -> float:
-    """Additional seconds of a 1-row, 1-token call per cached position; 0 if the runner's context is too short."""
+    """Additional seconds of a 1-row, 1-token call per cached position; 0 if the context is too short."""
     longer = min(4 * context, runner.context - 1)
     if longer <= context:
         return 0.0

@@ -87,7 +87,7 @@ class Engine:
 
     @property
     def free_slots(self) -> int:
-        """Requests that could start in the next step; other engines that share a runner use the same slots."""
+        """Requests that could start in the next step; engines that share a runner share its slots."""
         return len(self._slots.free_slots())
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -215,7 +215,7 @@ class Engine:
                 sequence.can_draft, sequence.draft_target = False, len(sequence.draft)
 
     def _hand_to_large(self, sequence: SequenceState, token: int, probabilities: Tensor | None) -> None:
-        """Make the large model active after the router dropped a token; an unbiased one becomes the first draft."""
+        """Activate the large model after the router dropped a token, which if unbiased is the first draft."""
         self.stats.dropped += 1
         sequence.active_model, sequence.proposal_dropped = LARGE, True
         greedy = sequence.request.sampling.temperature == 0
@@ -287,7 +287,7 @@ class Engine:
             self._append_verified(sequence, verified)
 
     def _append_verified(self, sequence: SequenceState, verified: list[tuple[float, ...]]) -> None:
-        """Append tokens up to the first that was not drafted, ends the sequence or hands back to the small model.
+        """Append tokens up to the first that was not drafted, ends the sequence or hands back to the SLM.
 
         verified: (token, finite, entropy, accepted, hand back if there is a small model) of each draft
         position and the one after them.
@@ -394,7 +394,7 @@ class Engine:
 
 
 def _sample(output: RunnerOutput, sequences: list[SequenceState]) -> tuple[Tensor, dict[int, Tensor]]:
-    """The next token of each sequence, as `sample` does it; if all are greedy the call may have computed them."""
+    """The next token of each sequence: from the call if all are greedy and it has them, else sampled."""
     if output.tokens is not None and all(each.request.sampling.temperature == 0 for each in sequences):
         return output.tokens, {}
     return sample(
@@ -433,13 +433,13 @@ def _scatter(values: Tensor, rows: list[int], like: Tensor) -> Tensor:
 
 
 def _to_host(columns: Sequence[Tensor]) -> list[list[float]]:
-    """All columns [N] in one transfer. Token ids are integers below 2^24, which float32 represents exactly."""
+    """All columns [N] in one transfer, as float32, which is exact for token ids (integers below 2^24)."""
     table: list[list[float]] = torch.stack([column.float() for column in columns]).tolist()
     return table
 
 
 def _verify_uniforms(sequence: SequenceState, ahead: int) -> tuple[float, float]:
-    """Random numbers for a position: to accept its draft token, and to sample if there is none or it is rejected."""
+    """Uniform numbers for a position: to accept its draft token, and to sample without an accepted one."""
     if ahead < len(sequence.draft):
         return sequence.uniform(ACCEPT, ahead), sequence.uniform(RESAMPLE, ahead)
     redraw = sequence.proposal_dropped and ahead == 0

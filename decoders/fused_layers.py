@@ -112,7 +112,7 @@ class FusedMLP(nn.Module):
 
 
 def fuse_layers(model: Any) -> bool:
-    """Replace the layers of a causal LM in place; False, with nothing changed, if its family is not supported."""
+    """Replace the layers of a causal LM in place; False, changing nothing, if its family is not supported."""
     base = model.base_model
     found = {
         part: [m for m in base.modules() if type(m).__name__ in _class_names(part)]
@@ -154,9 +154,10 @@ def _is_fusable(layers: list[Any]) -> bool:
 
 @torch.no_grad()
 def _fused_linear(layers: list[Any]) -> nn.Module:
-    """One layer that concatenates the outputs of layers with the same input; packed layers may be fused already.
+    """One layer that concatenates the outputs of layers with the same input.
 
-    The layers give up their weights, so that at most one layer of a model that fills the device exists twice.
+    Packed layers may be fused already. The layers give up their weights, so that at most one layer of a
+    model that fills the device exists twice.
     """
     if (packed := fused_packed_layer(layers)) is not None:
         return packed

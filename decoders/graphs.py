@@ -65,7 +65,7 @@ class GraphShape:
 
     @property
     def input_size(self) -> int:
-        """Integers uploaded per call: slots [R]; token ids, positions, cache positions [R, T]; wanted [R * keep]."""
+        """Integers uploaded a call: slots [R]; ids, positions, cache positions [R, T]; wanted [R * keep]."""
         return self.rows * (1 + 3 * self.tokens + self.keep)
 
 
@@ -85,10 +85,17 @@ class StaticLayout:
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Inputs and outputs of static calls on the device, M positions at most; a call uses the beginning of each.
+    """Inputs and outputs of static calls on the device, M positions at most.
 
-    inputs: int64, see `GraphShape.input_size`. logits: float32 [M, V]. hidden: [M, D] in the model's dtype.
-    tokens: int64 [M]. finite: bool [M]. entropy: float32 [M].
+    A call uses the beginning of each.
+
+    Args:
+        inputs: int64, see `GraphShape.input_size`.
+        logits: float32 [M, V].
+        hidden: [M, D] in the model's dtype.
+        tokens: int64 [M].
+        finite: bool [M].
+        entropy: float32 [M].
     """
 
     inputs: Tensor
@@ -135,10 +142,10 @@ class StaticCache(SlotCache):
 
 
 def static_step(model: Any, cache: StaticCache, buffers: Buffers, shape: GraphShape) -> None:
-    """Run one model call of a given shape from `buffers.inputs` to the other buffers; reads nothing on the host.
+    """Run one model call of a given shape from `buffers.inputs` to the other buffers.
 
-    New tokens are right-aligned in each row. Output n belongs to position wanted[n] of the R * keep last
-    ones.
+    Reads nothing on the host. New tokens are right-aligned in each row. Output n belongs to position
+    wanted[n] of the R * keep last ones.
     """
     rows, steps, last = shape.rows, shape.tokens, shape.rows * shape.keep
     sizes = [rows, *[rows * steps] * 3, last]
@@ -219,7 +226,7 @@ class GraphRunner(Runner):
     def _forward(
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
     ) -> RunnerOutput:
-        """One static call if a shape fits; else the longest rows apart from the others, each in a static call."""
+        """One static call if a shape fits; else one for the longest rows and one for the others."""
         shape = self._shape(slots, tokens, max(keep))
         if shape is not None and self._step(shape, slots, tokens, keep):
             # Copies, for the next call overwrites the buffers.
@@ -274,7 +281,7 @@ class GraphRunner(Runner):
         tokens: Sequence[Sequence[int]],
         keep: Sequence[int],
     ) -> bool:
-        """Make a call in its bucket; False, with nothing cached, if the memory is not enough for its graph."""
+        """Make a call in its bucket; False, with nothing cached, if its graph does not fit into memory."""
         self._upload(self._inputs(shape, slots, tokens, keep))
         try:
             self._replay(shape)

@@ -185,7 +185,7 @@ class FusedPart(nn.Module):
 
 
 class FusedProjection:
-    """Layers with the same input, their weights stacked in one matrix; keeps its outputs until all are taken."""
+    """Layers with the same input, their weights stacked in one matrix; keeps outputs until all are taken."""
 
     def __init__(self, layer: PackedLinear, sizes: list[int]) -> None:
         self.layer, self.sizes = layer, sizes
@@ -205,7 +205,7 @@ class FusedProjection:
 
 @dataclass(frozen=True, slots=True)
 class _GgufWeights:
-    """The quantised matrices of the GGUF file that the weights came from; quantised: names of all low-bit ones."""
+    """The quantised matrices of the GGUF file of the weights; quantised: names of all low-bit ones."""
 
     quantised: frozenset[str]
     four_bit: Mapping[str, Callable[[], FourBit]]
@@ -385,7 +385,7 @@ def _eight_bit(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _two_digits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [R, K] as (low + 256 high) * scale: uint8 [2R or more, K], low digits first, and float32 scales [R, 1].
+    """x [R, K] as (low + 256 high) * scale: uint8 [>= 2R, K], low digits first, and float32 scales [R, 1].
 
     The digits of value v, -MAX_ACTIVATION to MAX_ACTIVATION, are the two bytes of v + 128 * 257, less 128
     each. A NaN anywhere in a row makes its scale, and so its result, NaN.

@@ -104,5 +104,5 @@ class MixedDecoder:
         yield from engine
 
     def check(self, request: Request) -> None:
-        """Raise `InputError` or `PromptTooLong` if the request cannot be decoded, see `DecoderConfig.check`."""
+        """Raise `InputError` or `PromptTooLong` if the request cannot be decoded."""
         self.config.check(request)

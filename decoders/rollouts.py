@@ -1,4 +1,4 @@
-"""Rollouts to train a token policy: groups of texts for the same prompts, with sampled decisions of the policy.
+"""Rollouts to train a token policy: groups of texts for the same prompts, with sampled decisions.
 
 They are decoded by the batched decoder that serves. The latency of each is computed from its calls by the
 cost model (`decoders.cost`), never from a clock, so that the same policy and seed give the same rollouts. For

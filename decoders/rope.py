@@ -1,4 +1,4 @@
-"""Rotary embeddings whose frequencies depend on the longest sequence of a call ("dynamic" and "longrope" RoPE).
+"""RoPE whose frequencies depend on the longest sequence of a call ("dynamic" and "longrope").
 
 Keys computed for one call length are then not valid for another, which limits batching and prefix reuse in
 `decoders.runner`. Leaves out the rotation itself, which transformers computes.
@@ -13,7 +13,7 @@ import torch
 
 
 def rope_varies_beyond(config: Any) -> int | None:
-    """Sequence length beyond which the rotation depends on the longest sequence of a call; None if it never does.
+    """Sequence length beyond which the rotation depends on a call's longest sequence; None if it never does.
 
     config: of a transformers model.
     """
@@ -31,7 +31,7 @@ def rope_varies_beyond(config: Any) -> int | None:
 
 
 def reset_rope_lengths(model: torch.nn.Module) -> None:
-    """Make the next call rotate by its own length; transformers otherwise keeps the longest length it has seen."""
+    """Make the next call rotate by its own length; transformers otherwise keeps the longest it has seen."""
     for module in model.modules():
         for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
             setattr(module, name, 0)

@@ -30,7 +30,7 @@ PREFILL_TOKENS = 1024  # new tokens in one model call, over all rows: bounds the
 
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    """What a model returns for N positions: in the order of the rows, and within a row in the order of its positions.
+    """What a model returns for N positions, ordered by row and within a row by position.
 
     N is the sum of `keep`. All tensors are on the model's device.
 
@@ -185,7 +185,7 @@ class Runner:
     def _batches(
         self, order: list[int], slots: Sequence[int], tokens: Sequence[Sequence[int]]
     ) -> list[list[int]]:
-        """Rows that may share a call: with a length-dependent RoPE, a row beyond its limit is computed alone."""
+        """Rows that may share a call; beyond the limit of a length-dependent RoPE a row is computed alone."""
         if self._rope_limit is None:
             return [order]
         within = [
@@ -227,7 +227,7 @@ class Runner:
 
     @torch.inference_mode()
     def reuse_prefix(self, slot: int, tokens: Sequence[int]) -> None:
-        """Start a sequence in `slot` with the longest prefix of `tokens` that any slot holds, without computing it.
+        """Start a sequence in `slot` with the longest prefix of `tokens` that any slot holds, uncomputed.
 
         The last token is never reused: computing it gives the logits of the next one.
         """
@@ -295,7 +295,7 @@ class Runner:
 
 
 def _chunks(lengths: list[int], keep: list[int]) -> Iterator[list[tuple[int, int, int, int]]]:
-    """Split new tokens into calls of at most `PREFILL_TOKENS`: (row, begin, end, positions wanted at its end)."""
+    """Split new tokens into calls of at most `PREFILL_TOKENS`: (row, begin, end, positions wanted)."""
     chunk: list[tuple[int, int, int, int]] = []
     room = PREFILL_TOKENS
     for row, (length, last) in enumerate(zip(lengths, keep, strict=True)):

@@ -74,7 +74,7 @@ def _nucleus(probabilities: Tensor, top_p: list[float]) -> Tensor:
 
 
 def sample_index(weights: Tensor, uniforms: Sequence[float]) -> Tensor:
-    """Sample one index a row, int64 [B], in proportion to its weights [B, V], by inverting their cumulative sum.
+    """Sample one index a row, int64 [B], by inverting the cumulative sum of its weights [B, V].
 
     uniforms: B random numbers in [0, 1). The weights of a row need not sum to 1.
     """

@@ -1,4 +1,4 @@
-"""KV slot allocation over several runners: a sequence has the same slot in each. Leaves out what is decoded."""
+"""KV slot allocation over several runners, the same slot in each. Leaves out what is decoded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SlotAllocator:
         return [slot for slot in first.free_slots if all(slot in each.free_slots for each in others)]
 
     def allocate(self, free: list[int], prompt: Sequence[int]) -> int:
-        """Take from `free` the slot with the longest cached prefix of `prompt`; of equals the longest free one."""
+        """Take from `free` the slot with the longest cached prefix of `prompt`, then the longest free."""
         slot = max(
             free, key=lambda slot: sum(each.cached_prefix_length(slot, prompt) for each in self._runners)
         )

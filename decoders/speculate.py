@@ -32,7 +32,7 @@ def verify(
     draft_probabilities: Mapping[int, Tensor],
     uniforms: Sequence[tuple[float, float]],
 ) -> tuple[Tensor, Tensor]:
-    """The token of every position, given that the draft tokens before it are accepted, and whether it is the draft's.
+    """The token of every position if the drafts before it are accepted, and whether it is the draft's.
 
     Args:
         logits: of the large model [N, V].

@@ -32,7 +32,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Add a token; returns new text. Sets `stopped` if a stop string appeared, which is cut with what follows."""
+        """Add a token; returns new text. A stop string sets `stopped` and is cut with what follows."""
         self._window.append(token)
         before = self._tokenizer.decode(self._window[: self._settled])
         whole = self._tokenizer.decode(self._window)

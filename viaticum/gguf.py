@@ -107,7 +107,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The metadata and tensor table of a GGUF file. Raises `WeightsError` where it is none or is cut short."""
+    """The metadata and tensor table of a GGUF file; `WeightsError` if it is none or is cut short."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return _Cursor(view).header(path)
@@ -118,8 +118,15 @@ def read_header(path: Path) -> Header:
 def convert(path: Path, folder: Path, report: Callable[[int, int], None] | None = None) -> None:
     """Write config, tokenizer and model.safetensors (bfloat16) of a GGUF file into `folder`.
 
-    report is called with the bytes written so far and in all. Raises `WeightsError` for an architecture or tensor it does not know, `MissingExtra` without the
-    `local` extra, `OSError` where the disk says no.
+    Args:
+        path: the GGUF file.
+        folder: where the files are written.
+        report: called with the bytes written so far and in all.
+
+    Raises:
+        WeightsError: an architecture or a tensor is not supported.
+        MissingExtra: the `local` extra is not installed.
+        OSError: a file cannot be read or written.
     """
     header = read_header(path)
     if header.architecture not in _CLASSES:
@@ -153,7 +160,7 @@ def four_bit_tensors(header: Header) -> dict[str, Tensor]:
 
 
 def quantised_tensors(header: Header) -> list[str]:
-    """The matrices that the file holds in low-bit blocks of any kind, by the names transformers gives them."""
+    """Transformers' names of the matrices that the file holds in low-bit blocks of any kind."""
     return [
         _transformers_name(header, tensor)
         for tensor in header.tensors
@@ -192,8 +199,11 @@ def read_four_bit(header: Header, tensor: Tensor) -> FourBit:
 
 
 def _six_bit(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """12 bytes a block -> [count, 2, 8]. The first four scales and minima lie whole in bytes 0-3 and 4-7; of
-    the others the lower four bits are in bytes 8-11 and the upper two on top of the first four."""
+    """12 bytes a block -> [count, 2, 8].
+
+    The first four scales and minima lie whole in bytes 0-3 and 4-7; of the others the lower
+    four bits are in bytes 8-11 and the upper two on top of the first four.
+    """
     first, second, third = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
     scales = np.concatenate((first & 63, (third & 15) | ((first >> 6) << 4)), axis=1)
     minima = np.concatenate((second & 63, (third >> 4) | ((second >> 6) << 4)), axis=1)
@@ -399,6 +409,6 @@ def _rotary_heads(header: Header, tensor: Tensor) -> int | None:
 
 
 def _undo_rotary_order(weights: npt.NDArray[Number], heads: int) -> npt.NDArray[Number]:
-    """llama.cpp stores the two halves of each rotary head interleaved: (heads, half, 2, ...) to (heads, 2, half, ...)."""
+    """From llama.cpp's interleaved rotary heads, (heads, half, 2, ...), to halves, (heads, 2, half, ...)."""
     pairs = weights.reshape(heads, weights.shape[0] // heads // 2, 2, *weights.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weights.shape)

@@ -1,4 +1,6 @@
-"""Token routers: which model of a small/large pair decodes the next token. Needs torch, safetensors and numpy only.
+"""Token routers: which model of a small/large pair decodes the next token.
+
+Needs torch, safetensors and numpy only.
 
 A router is one class with two methods. `EntropyRouter` is R-Stitch's rule (arXiv 2507.17307),
 `DivergenceRouter` is R2R's (arXiv 2505.21600) for any estimate of divergence; the others are end points,

@@ -1,4 +1,6 @@
-"""A trained token router on disk: NAME.safetensors and NAME.json, with the checksums of both and of the pair's weights.
+"""A trained token router on disk: NAME.safetensors and NAME.json.
+
+The JSON holds the checksums of both and of the pair's weights.
 
 Each file is written atomically; a file that is damaged, of another format or for other weights raises an
 error that says what to do. Leaves out what the metadata means (`routers.token.neural`,
@@ -139,14 +141,16 @@ class Artefact:
         weights_path = folder / self.weights_file
         if hashlib.sha256(weights).hexdigest() != metadata["sha256"]:
             raise DataError(
-                f"{weights_path} is cut short or not the one that {self.metadata_file} belongs to; {self.repair}"
+                f"{weights_path} is cut short or not the one that {self.metadata_file} belongs to; "
+                f"{self.repair}"
             )
         module = network(artefact)
         try:
             module.load_state_dict(load(weights))
         except (SafetensorError, RuntimeError) as error:
             raise DataError(
-                f"{weights_path} does not fit {self.metadata_file} ({str(error).splitlines()[0]}); {self.repair}"
+                f"{weights_path} does not fit {self.metadata_file} ({str(error).splitlines()[0]}); "
+                f"{self.repair}"
             ) from None
         if not all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values()):
             raise DataError(f"{weights_path} has weights that are not finite; {self.repair}")

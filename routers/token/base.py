@@ -123,12 +123,12 @@ class TokenRouter(ABC):
 
     @abstractmethod
     def keep_small(self, step: Step) -> Tensor:
-        """Decide on tokens of the small model: bool [B]; True keeps `step.tokens`, False activates the large model."""
+        """Decide on the small model's tokens, bool [B]: True keeps the token, False calls the large model."""
 
     @abstractmethod
     def hand_back(self, step: Step) -> Tensor:
         """Decide after kept tokens of the large model: bool [B]; True activates the small model."""
 
     def score(self, step: Step) -> Tensor | None:
-        """Scores [B] that `keep_small` is based on, called before it and kept in the trace; None if there are none."""
+        """Scores [B] that `keep_small` is based on, or None; called before it and kept in the trace."""
         return None

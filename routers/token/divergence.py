@@ -1,4 +1,4 @@
-"""R2R's rule (arXiv 2505.21600): the LLM decodes one token where the SLM's would diverge, then the SLM continues.
+"""R2R's rule (arXiv 2505.21600): the LLM decodes single tokens where the SLM's would diverge.
 
 A base class; a subclass estimates in `score` whether a token diverges (a trained network, a rule).
 """
@@ -15,7 +15,7 @@ from viaticum.routers.token.base import Step, TokenRouter
 
 
 class DivergenceRouter(TokenRouter):
-    """Drops the SLM's token where `score` is above the threshold; the LLM decodes that position and hands back.
+    """Drops the SLM's token where `score` is above the threshold; the LLM decodes it and hands back.
 
     A subclass implements `score`, e.g. the probability that the token changes where the text leads; it may
     read `step.hidden` [B, D], `step.top_logits()` [B, 100] and `step.tokens` [B], all on the model's device.

@@ -50,7 +50,7 @@ class ShareController:
         self._offset = None
 
     def keep(self, scores: Tensor, threshold: float) -> Tensor:
-        """Which of the small model's tokens to keep, bool [B] of scores [B]; updates the offset. Drops NaN scores."""
+        """Which small tokens to keep, bool [B] of scores [B]; updates the offset. Drops NaN scores."""
         if self._offset is None:
             self._offset = torch.zeros((), device=scores.device)
         base = math.log(max(threshold, EPSILON) / max(1 - threshold, EPSILON))

@@ -43,7 +43,7 @@ class AlwaysLarge(TokenRouter):
 
 
 class ReplayRouter(TokenRouter):
-    """Repeats recorded decisions: `large[r][i]` is True if the LLM decodes token i of request r; after the end, the SLM."""
+    """Repeats recorded decisions: the LLM decodes token i of request r if `large[r][i]`; then the SLM."""
 
     depends_on_token = False
 

@@ -1,4 +1,4 @@
-"""Labelled tokens on disk: the small model's features at every position of the large model's texts, and the labels.
+"""Labelled tokens on disk: the SLM's features at every position of the LLM's texts, and the labels.
 
 A folder contains `manifest.json` (weights, prompts, versions), `features-NNNNN.safetensors` (a row for every
 token of some questions), `labels.jsonl` (a line for every position at which the small model's token differs,

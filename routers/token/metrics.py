@@ -20,7 +20,7 @@ DRAWS = 200  # bootstrap samples of questions
 
 
 def auc(scores: Tensor, positive: Tensor) -> float | None:
-    """Area under the ROC curve of scores [N], ties counted half; None without both classes. positive: bool [N]."""
+    """ROC AUC of scores [N], ties counted half; None without both classes. positive: bool [N]."""
     wins, pairs = _wins(scores, positive)
     return wins / pairs if pairs else None
 

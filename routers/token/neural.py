@@ -1,4 +1,4 @@
-"""R2R's router (arXiv 2505.21600, section 3.2): a network from features of the small model to the logit of divergence.
+"""R2R's router (arXiv 2505.21600, section 3.2): a network from the SLM's features to a divergence logit.
 
 Inputs: the last hidden state, the largest logits, sorted, the small model's input embedding of its next
 token, and, not in R2R, its entropy and the embedding of its second choice: " the" against " a" matters less
@@ -153,7 +153,7 @@ class _Block(nn.Module):
 
 
 class Projection(nn.Module):
-    """Vectors [B, D] to their whitened principal components [B, rank]; rank 0 only standardises them, [B, D]."""
+    """Vectors [B, D] to whitened principal components [B, rank]; rank 0 only standardises them, [B, D]."""
 
     mean: Tensor
     matrix: Tensor
@@ -207,7 +207,7 @@ class DivergenceNetwork(nn.Module):
         return ((self._raw(inputs) - self.mean) * self.scale).clamp(-MAX_DEVIATION, MAX_DEVIATION)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The logits of all members, [K, B], for shared features [B, F] or features of each member [K, B, F]."""
+        """Logits of all members, [K, B], for shared features [B, F] or each member's own [K, B, F]."""
         members = self.shape.members
         x = features.expand(members, *features.shape) if features.dim() == 2 else features
         x = F.dropout(x, self.shape.dropout if self.shape.depth else 0.0, self.training)
@@ -371,5 +371,5 @@ def compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def round_weights(network: DivergenceNetwork) -> None:
-    """Round the weights to the stored precision, so that metrics are those of the network that will be loaded."""
+    """Round the weights to the stored precision, so that metrics hold for the network once loaded."""
     network.load_state_dict({name: tensor.float() for name, tensor in compact(network.state_dict()).items()})

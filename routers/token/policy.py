@@ -1,4 +1,4 @@
-"""R-Stitch+ (arXiv 2507.17307, section 3.3): a learned policy decides whether an uncertain small model calls the large.
+"""R-Stitch+ (arXiv 2507.17307, section 3.3): a policy decides if an uncertain small model calls the large.
 
 It decides only where the small model's normalised entropy is above tau; handing back keeps R-Stitch's
 threshold. Inputs: the last hidden state (whitened principal components, or layer-normed), the entropy, and
@@ -185,8 +185,8 @@ class RStitchPlus(TokenRouter):
         assert hidden is not None, "the decoder gives hidden states to a router that needs them"
         if hidden.shape[1] != self.policy.shape.hidden:
             raise InputError(
-                f"the policy was made for hidden states of {self.policy.shape.hidden} numbers, and the model has "
-                f"{hidden.shape[1]}; learn one for this pair"
+                f"the policy was made for hidden states of {self.policy.shape.hidden} numbers, and the model "
+                f"has {hidden.shape[1]}; learn one for this pair"
             )
         positions = _to_device(step.positions, hidden.device)
         logits: Tensor = self.policy(self.policy.features(hidden, step.entropy, positions))

@@ -117,7 +117,7 @@ def check_latency_weight(weight: float) -> None:
 
 
 def group_advantages(rewards: Tensor, scale: str = "group") -> tuple[Tensor, Tensor]:
-    """Advantages [Q, G] of rewards [Q, G], and which groups have differing rewards, bool [Q]; the others get 0.
+    """Advantages [Q, G] of rewards [Q, G]; bool [Q]: whose rewards differ, the others' advantages are 0.
 
     scale: "group" is DAPO's (reward - mean) / std of the group. If all texts of a group are right, only
     latency differs, and then weighs as much as right and wrong do elsewhere, whatever lambda is. "batch"
@@ -134,7 +134,7 @@ def group_advantages(rewards: Tensor, scale: str = "group") -> tuple[Tensor, Ten
 def dapo_loss(
     logps: Tensor, old: Tensor, advantages: Tensor, *, low: float = 0.2, high: float = 0.28, of: float = 0
 ) -> Tensor:
-    """-sum(min(r A, clip(r, 1 - low, 1 + high) A)) / of, with r = exp(logps - old), the negated DAPO objective.
+    """-sum(min(r A, clip(r, 1 - low, 1 + high) A)) / of, r = exp(logps - old): the negated DAPO objective.
 
     logps, old, advantages: [N]; of: the divisor, by default N.
     """

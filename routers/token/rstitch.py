@@ -1,4 +1,4 @@
-"""R-Stitch's rule (arXiv 2507.17307, section 3.2): one entropy threshold in both directions. Training-free."""
+"""R-Stitch's rule (arXiv 2507.17307, section 3.2): one entropy threshold both ways. Training-free."""
 
 from __future__ import annotations
 

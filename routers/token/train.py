@@ -276,7 +276,7 @@ def _inputs(shape: Shape, tokens: LabelledTokens) -> Inputs:
 def _fit(
     tokens: LabelledTokens, split: Split, shape: Shape, settings: TrainSettings
 ) -> tuple[DivergenceNetwork, Tensor]:
-    """A trained network, and out-of-fold logits [N], NaN where every member was trained on a token's question."""
+    """A trained network, and out-of-fold logits [N], NaN where every member saw a token's question."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = DivergenceNetwork(shape)
@@ -313,7 +313,7 @@ def _optimise(
     held: Tensor,
     settings: TrainSettings,
 ) -> None:
-    """Train all K members together, each on the tokens that it does not hold out; each keeps its best weights.
+    """Train all K members together, each without its held-out tokens; each keeps its best weights.
 
     inputs: [N, F]; positive, weights: [N]; held: tokens that each member holds out, bool [K, N].
     """
@@ -376,8 +376,8 @@ def _require_both_classes(tokens: LabelledTokens) -> None:
     divergent = int((tokens.labels == DIVERGENT).sum())
     if divergent == 0 or divergent == len(tokens):
         raise DataError(
-            f"{divergent} of {len(tokens)} labelled tokens diverge; a router learns from both kinds: label more "
-            "questions, or with another verifier"
+            f"{divergent} of {len(tokens)} labelled tokens diverge; a router learns from both kinds: label "
+            "more questions, or with another verifier"
         )
 
 

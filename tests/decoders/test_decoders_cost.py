@@ -1,4 +1,4 @@
-"""The cost model plays decoding through without models; here the engine does it with them, and the two are compared."""
+"""The cost model's simulation of decoding against the engine with real models."""
 
 from __future__ import annotations
 
@@ -103,7 +103,8 @@ def test_simple_cases_by_hand() -> None:
     assert COSTS.predict(LARGE_ALONE, never, 1) == pytest.approx(1 / LARGE(1, 1))
     assert COSTS.predict(LARGE_ALONE, never, 4) == pytest.approx(4 / LARGE(4, 1))
     assert COSTS.predict(DecodingMode(True), never, 2) == pytest.approx(2 / SMALL(2, 1))
-    # Four drafts are taken: five tokens a pass; the small model reads two tokens first, its last guess and the one after.
+    # Four drafts are accepted: five tokens a pass; the small model first reads two, its last draft and the
+    # one after it.
     a_pass = SMALL(1, 2) + 3 * SMALL(1, 1) + LARGE(1, 5)
     assert COSTS.predict(DecodingMode(False, 4), never, 1) == pytest.approx(5 / a_pass, rel=0.01)
     none = HandoffStats(drop=0.0, back=1.0, accept=0.0)

@@ -1,4 +1,4 @@
-"""Drafts that the large model verifies: the same text as without, the same distribution, and what it takes."""
+"""Drafts that the large model verifies: the same text and distribution as without, and their cost."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pair(kind: str = "qwen2", slots: int = 1, **values: Any) -> MixedDecoder:
     return MixedDecoder(large, small, **{"tokenizer": Letters(), "draft_cost": 0.1, **values})
 
 
-# --- greedy: the same tokens, made by the same models ---------------------------------------------------------
+# --- greedy: the same tokens, made by the same models -------------------------------------------------------
 
 
 def settings(dice: random.Random) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def settings(dice: random.Random) -> dict[str, Any]:
 @pytest.mark.parametrize("block", range(4))
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma2"])
 def test_drafts_change_no_greedy_text(kind: str, block: int) -> None:
-    """25 texts a block, 300 in all: speculation, R-Stitch and recorded traces against decoding without a cache."""
+    """25 texts a block, 300 in all: speculation, R-Stitch and recorded traces against uncached decoding."""
     dice = random.Random(f"{kind}{block}")
     length = dice.randrange(8, 14)
     requests = [Request(a_prompt(dice), length) for _ in range(8)]
@@ -125,7 +125,7 @@ def test_a_text_ends_inside_a_draft(draft: int | None) -> None:
         assert (result.trace.tokens, result.finish_reason) == (tuple(tokens[:at]), "length")
 
 
-# --- what it takes --------------------------------------------------------------------------------------------
+# --- what it takes ------------------------------------------------------------------------------------------
 
 
 def test_a_model_that_drafts_for_itself_is_always_right() -> None:
@@ -152,7 +152,7 @@ def test_a_model_that_drafts_for_itself_is_always_right() -> None:
 
 
 def test_the_token_that_the_router_drops_is_the_first_draft() -> None:
-    """Nothing is drafted beside it where the length is 1, so the small model is called no more than without."""
+    """With draft length 1 nothing else is drafted, so the small model is called no more than without."""
     requests = requests_of(22, 6, max_new_tokens=30)
     without = pair(router=EntropyRouter(0.75))
     with_it = pair(router=EntropyRouter(0.75), draft=1)
@@ -245,11 +245,11 @@ def test_a_draft_needs_a_small_model() -> None:
         MixedDecoder(Runner(build()), tokenizer=Letters(), draft=None)
 
 
-# --- damaged models -------------------------------------------------------------------------------------------
+# --- damaged models -----------------------------------------------------------------------------------------
 
 
 def test_a_draft_that_damages_the_large_model_leaves_no_mark() -> None:
-    """The small model always drafts token 0, at which the large one's logits are NaN, and which it would not take."""
+    """The small model always drafts token 0, where the large one has NaN logits; it would not accept it."""
     large, small = build(seed=1), build(seed=0)
     with torch.no_grad():
         large.get_input_embeddings().weight[0] = float("nan")
@@ -273,11 +273,11 @@ def test_a_small_model_that_cannot_draft_is_not_asked_again() -> None:
     assert decoder.stats.small.steps == 1
 
 
-# --- sampled: the same distribution ---------------------------------------------------------------------------
+# --- sampled: the same distribution -------------------------------------------------------------------------
 
 
 def chi_square(counts: Counter[Any], expected: dict[Any, float], draws: int) -> tuple[float, float]:
-    """The statistic and the value that it exceeds once in 10,000 (Wilson and Hilferty); rare cells are pooled."""
+    """The statistic and its 99.99% quantile (Wilson and Hilferty); rare cells are pooled."""
     assert sum(expected.values()) == pytest.approx(1, abs=1e-4)
     assert set(counts) <= {cell for cell, p in expected.items() if p > 0}, "what has no probability was drawn"
     often = {cell: p * draws for cell, p in expected.items() if p * draws >= 10}
@@ -342,7 +342,7 @@ def tiny(seed: int) -> Qwen2ForCausalLM:
 
 
 def exact(prompt: list[int], length: int, sampling: Sampling, tau: float) -> dict[tuple[int, ...], float]:
-    """The probability of every text, from R-Stitch's definition and forwards without a cache; tau below 0: LLM alone."""
+    """Every text's probability by R-Stitch's definition, from uncached forwards; tau below 0: LLM alone."""
     models = tiny(0), tiny(1)
 
     @cache
@@ -367,8 +367,7 @@ def exact(prompt: list[int], length: int, sampling: Sampling, tau: float) -> dic
 
 @pytest.mark.parametrize(("tau", "draft"), [(-1.0, 2), (0.75, None)])
 def test_sampled_texts_have_their_exact_probability(tau: float, draft: int | None) -> None:
-    """20,000 tokens and more, in texts of three, by speculation and by R-Stitch with drafts, against all 216
-    probabilities."""
+    """Over 20,000 tokens, in texts of three, with and without R-Stitch, against all 216 probabilities."""
     draws, prompt = 7_000, [3, 1]
     sampling = Sampling(1.1, top_p=0.95, top_k=5)
     decoder = MixedDecoder(

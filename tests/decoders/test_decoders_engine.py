@@ -1,4 +1,4 @@
-"""Texts that come and go while others are written: threads, aborts, failures, memory, and waiting for the large model."""
+"""Requests that start and end during decoding: threads, aborts, failures, memory, the batch wait policy."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(engine: Engine) -> list[Event]:
     return events
 
 
-# --- coming and going -----------------------------------------------------------------------------------------
+# --- coming and going ---------------------------------------------------------------------------------------
 
 
 def test_texts_that_join_later_are_written_as_if_alone() -> None:
@@ -197,7 +197,7 @@ def test_soak() -> None:
     assert decoder.stats.accepted > 0
 
 
-# --- waiting for the large model ------------------------------------------------------------------------------
+# --- waiting for the large model ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("draft", [0, 2])
@@ -229,7 +229,7 @@ def test_one_text_does_not_wait_for_others_that_never_come() -> None:
     assert decoder.stats.large.steps > 0
 
 
-# --- loops ----------------------------------------------------------------------------------------------------
+# --- loops --------------------------------------------------------------------------------------------------
 
 
 def repeating() -> PreTrainedModel:
@@ -253,7 +253,7 @@ def test_a_loop_ends_a_text(draft: int) -> None:
     assert empty(decoder)
 
 
-# --- failures -------------------------------------------------------------------------------------------------
+# --- failures -----------------------------------------------------------------------------------------------
 
 
 class NoRoom:
@@ -385,7 +385,7 @@ def test_a_failed_call_of_a_local_model_raises_and_its_neighbours_are_given_firs
     assert given[0].text == given[2].text == model.generate(chats[0], generation).text
 
 
-# --- what cannot be asked -------------------------------------------------------------------------------------
+# --- what cannot be asked -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

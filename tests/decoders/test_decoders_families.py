@@ -1,4 +1,4 @@
-"""What transformers' families do differently, as a runner sees it: attention that is their own, rotations that depend on the call."""
+"""Differences between transformers' families: attention of their own, RoPE that depends on the call."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Static calls against the dynamic path and against no cache at all, on tiny random models.
 
-Without a GPU the static step is run eagerly: what is checked is the function that CUDA captures, not the capture.
+Without a GPU the static step runs eagerly: the tests check the function that CUDA captures, not the
+capture.
 """
 
 from __future__ import annotations

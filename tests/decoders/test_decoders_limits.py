@@ -17,7 +17,7 @@ from viaticum.errors import InputError, ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# --- loops ----------------------------------------------------------------------------------------------------
+# --- loops --------------------------------------------------------------------------------------------------
 
 
 def loops_at(tokens: list[int], guard: LoopGuard | None = None) -> int | None:
@@ -91,7 +91,7 @@ def test_a_guard_that_makes_no_sense(values: dict[str, int]) -> None:
         LoopGuard(**values)
 
 
-# --- memory ---------------------------------------------------------------------------------------------------
+# --- memory -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
@@ -147,7 +147,7 @@ def test_a_real_allocator_is_understood() -> None:
         out_of_memory(KeyError("x"))
 
 
-# --- what the runner reads ------------------------------------------------------------------------------------
+# --- what the runner reads ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [5, 16, 1024])

@@ -1,4 +1,4 @@
-"""Packed linear layers against the plain products that they stand for, and models that are packed against plain ones."""
+"""Packed linear layers against plain matrix products, and packed models against plain ones."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_what_does_not_fit_stays_as_it_is(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["qwen2", "llama"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A model of each architecture as `pull` leaves it: model.gguf with several block types, model.safetensors."""
+    """A model as `pull` leaves it: model.gguf with several block types, model.safetensors."""
     write_gguf(tmp_path / "model.gguf", request.param)
     convert(tmp_path / "model.gguf", tmp_path)
     return tmp_path

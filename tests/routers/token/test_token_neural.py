@@ -456,7 +456,7 @@ CHAT: list[Message] = [{"role": "user", "content": "How many eggs?"}]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a pair, questions, labels, and a router in `r`, whose pair `near-r2r` is in the catalogue."""
+    """A folder with a pair, questions, labels, and a router in `r` for the catalogue's pair `near-r2r`."""
     folder = tmp_path_factory.mktemp("home")
     file = write_pair(folder)
     asked = read_questions(write_questions(folder / "q.jsonl", 16))
@@ -546,7 +546,8 @@ def test_entries_whose_fields_do_not_fit_the_router(
 ) -> None:
     text = (home / "catalogue.toml").read_text().partition("[models.near-r2r]")[0]
     (tmp_path / "c.toml").write_text(
-        f'{text}\n[models.x]\ndescription = "x"\nkind = "pair"\nsmall = "near-small"\nlarge = "near-large"\n{lines}\n'
+        f'{text}\n[models.x]\ndescription = "x"\nkind = "pair"\n'
+        f'small = "near-small"\nlarge = "near-large"\n{lines}\n'
     )
     with pytest.raises(InputError, match=message):
         Catalogue.load(tmp_path / "c.toml")

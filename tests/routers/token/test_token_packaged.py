@@ -1,4 +1,4 @@
-"""The token routers that ship: made for the weights that the catalogue names, small, and read without anything installed."""
+"""The packaged token routers: small, made for the catalogue's weights, readable without extras."""
 
 from __future__ import annotations
 

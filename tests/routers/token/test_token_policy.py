@@ -52,7 +52,7 @@ COSTS = CostModel(
 
 
 def a_policy(seed: int = 3, shape: PolicyShape = SHAPE, spread: float = 1.0) -> Policy:
-    """A policy that says now this, now that: its last layer is random, its features are fitted to random texts."""
+    """A policy with varying decisions: a random last layer, features fitted to random texts."""
     policy = Policy(shape, seed).requires_grad_(False).eval()
     dice = random.Random(1)
     text = [dice.randrange(97) for _ in range(200)]
@@ -368,7 +368,8 @@ def test_more_streams_share_calls_and_wait_for_each_other() -> None:
     half = Calls.from_trace([0, 1] * 50, [False, True] * 50, prompt=1)
     one, two, many = (flat.latency(half, streams) for streams in (1, 2, 64))
     assert one == pytest.approx(100 * 1 + 50 * 10)
-    # Of two texts at least one wants the large model in three steps of four; each reads the other's prompt as well.
+    # Of two texts at least one needs the large model in three steps of four; each reads the other's prompt
+    # as well.
     small, large = 2 * 1 + 100 * 0.99**0 * (1 - (1 - 0.99) ** 2), 2 * 10 + 100 * 10 * (1 - (1 - 0.49) ** 2)
     assert two == pytest.approx(small + large)
     assert many == pytest.approx(64 * 11 + 100 + 1000, rel=0.02)
@@ -438,7 +439,7 @@ def test_probabilities_of_answers() -> None:
 
 
 def test_the_loss_by_hand() -> None:
-    """Ratios 1.1, 1.5 (clipped to 1.28), 0.5 (clipped to 0.8), and 1.5 and 0.5 the other way, where nothing is clipped."""
+    """Ratios 1.1, 1.5 (clipped to 1.28), 0.5 (clipped to 0.8); of the other sign 1.5 and 0.5, unclipped."""
     old = torch.log(torch.tensor([0.5, 0.4, 0.8, 0.4, 0.8]))
     new = torch.log(torch.tensor([0.55, 0.6, 0.4, 0.6, 0.4]))
     advantages = torch.tensor([2.0, 1.0, -1.0, -3.0, 0.5])
@@ -448,7 +449,7 @@ def test_the_loss_by_hand() -> None:
 
 
 def test_the_clip_is_higher_above() -> None:
-    """A ratio of 1.25 still learns upwards (above PPO's 0.2, below 0.28), one of 1.3 and one of 0.75 no more."""
+    """A ratio of 1.25 has a gradient upwards (over PPO's 0.2, under 0.28); 1.3 and 0.75 have none."""
     for ratio, advantage, learns in (
         (1.25, 1.0, True),
         (1.3, 1.0, False),
@@ -471,7 +472,7 @@ def test_every_answer_counts_the_same_however_long_its_text() -> None:
 
 
 def test_minibatches_weigh_answers_as_the_whole_batch_does() -> None:
-    """One epoch of plain steps: the sum of the minibatches' gradients is that of the batch, times their number."""
+    """The sum of the minibatches' gradients is the batch's gradient times their number."""
     seen = []
     for parts in (1, 3):
         learner = Learner(a_policy(), LearnerSettings(epochs=1, minibatches=parts, longest_gradient=1e9))
@@ -500,8 +501,11 @@ def test_minibatches_weigh_answers_as_the_whole_batch_does() -> None:
 def play(
     policy: Policy, count: int, group: int, dice: torch.Generator, scale: str = "group"
 ) -> tuple[torch.Tensor, Batch]:
-    """Texts of 8 places. At a quarter of them the small model's token would be wrong, and the third number of the hidden state
-    tells which; elsewhere calling the large model only takes time. Rewards [count, group]."""
+    """Sampled texts of 8 positions and their rewards [count, group].
+
+    At a quarter of the positions the small model's token would be wrong, which the third number of the
+    hidden state tells; elsewhere calling the large model only takes time.
+    """
     hidden = torch.randn(count, 1, 8, 6, generator=dice)
     needed = torch.rand(count, 1, 8, generator=dice) < 0.25
     hidden[..., 2] = torch.where(needed, 1.5, -1.5)
