@@ -5,9 +5,12 @@ A page opts in with the comment in `MARK`. Blocks of one page share their names.
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,31 @@ def test_blocks_keep_their_lines() -> None:
         "y",
     ]
     assert PAGES
+
+
+def imported(block: str) -> list[tuple[str, str]]:
+    """(module, name) of what a block imports from this package."""
+    return [
+        (node.module or "", alias.name)
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("viaticum")
+        for alias in node.names
+    ]
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("**/*.md")), ids=lambda page: page.name)
+def test_every_python_block_imports_what_exists(page: Path) -> None:
+    """Of the pages too whose blocks are not run, because they need weights, keys or a GPU."""
+    blocks = re.findall(
+        r"^```python.*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    missing = [
+        f"{module}.{name}"
+        for block in blocks
+        for module, name in imported(block)
+        if not hasattr(import_module(module), name) and find_spec(f"{module}.{name}") is None
+    ]
+    assert not missing
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
