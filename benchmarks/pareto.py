@@ -105,9 +105,7 @@ def _r_stitch_plus(learned: TrainedPolicy, tau: float) -> Callable[[Runner], Tok
 
 @dataclass(frozen=True)
 class Done:
-    """One question answered: whether rightly, and what the pair did for it. seconds and counts: of the whole
-    batch.
-    """
+    """One answered question. `seconds` and counts are those of the whole batch."""
 
     arm: str
     question: str

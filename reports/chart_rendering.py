@@ -1,5 +1,4 @@
-"""Rendering of charts: Altair specifications that vl-convert turns into SVG and PNG, without a browser or a
-network.
+"""Renders Altair charts to SVG and PNG through vl-convert, without a browser or a network.
 
 Colours are names of CSS variables, which the page sets for light and dark; PNG takes the light ones. Each
 chart is drawn for a given width, so that its letters are as large on a phone as on a wide screen.

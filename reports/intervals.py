@@ -59,9 +59,7 @@ def mean(values: Array, seed: int = SEED) -> Estimate | None:
 
 
 def grouped(values: Array, seed: int = SEED) -> Array:
-    """Means of at most `GROUPS` random groups of questions, values [Q, ...], for the bootstrap of their
-    mean.
-    """
+    """Means of `GROUPS` random groups of questions, values [Q, ...], to bootstrap their mean."""
     if len(values) <= GROUPS:
         return values
     order = np.random.default_rng(seed).permutation(len(values))

@@ -63,8 +63,7 @@ class Spend:
 
 @dataclass(slots=True)
 class LedgerHistory:
-    """Sums over the entries of a job's scope, and of the scopes below it, since the job began; in
-    nano-dollars.
+    """Nano-dollar sums of the entries of a job's scope and of those below it since its start.
 
     Attributes:
         before: spent in the scope before the job began.
@@ -149,9 +148,7 @@ def read_ledger_history(
 
 
 def _found(where: str, folder: Path) -> str:
-    """The address, or the path as it was given, else beside the job: a job may have been moved with its
-    ledger.
-    """
+    """The ledger's address or path as given, else a file beside the job, which may have moved."""
     if "://" in where:
         return where
     if where == "memory:":

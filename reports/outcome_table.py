@@ -1,5 +1,4 @@
-"""An outcome table that holds every pair's answer to every question: the questions all pairs were given, the
-best pair.
+"""Outcome tables that hold every pair's answer to every question: questions and best pair.
 
 Leaves out runs: `frontier` compares them with it. Costs are nano-dollars a question.
 """

@@ -1,6 +1,4 @@
-"""What a report says of all its runs: what has to be known first, the plane of cost and accuracy, the
-comparison.
-"""
+"""The overview of a report: notes, the chart of cost and accuracy, the comparison."""
 
 from __future__ import annotations
 

@@ -191,8 +191,10 @@ def _spread(parts: list[float], begin: float, end: float, amount: float) -> None
 
 
 class _GrowingColumns:
-    """Arrays that grow by a value a row: text, state, route, graded, right, accuracy, cost_p50, cost_p90,
-    tokens_p50, tokens_p90, cost, tokens, seconds, calls, cached.
+    """Columns that grow by a value a row.
+
+    text, state, route, graded, right, accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90, cost, tokens, seconds,
+    calls, cached.
     """
 
     KINDS = "Qbibbdddddqddib"  # of the standard library's arrays, in that order

@@ -194,8 +194,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Which model wrote which token. The tuples have one item per output token; none where nothing was
-    recorded.
+    """Which model wrote which token; tuples of one item per output token, empty if not recorded.
 
     Attributes:
         models: names that `made_by` indexes.

@@ -227,9 +227,7 @@ def _lock(spec: ModelSpec, report: Report) -> AbstractContextManager[None]:
 
 
 def _fetch(spec: ModelSpec, report: Report) -> Pulled:
-    """Try the sources in order. Holds the lock, so a temporary folder of this model is left over from a
-    killed pull.
-    """
+    """Try the sources in order. Needs the lock: temporary folders are then those of killed pulls."""
     own = cache_dir() / "tmp" / spec.name
     shutil.rmtree(own, ignore_errors=True)
     reasons = []

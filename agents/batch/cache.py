@@ -86,9 +86,10 @@ class Cache:
             self._db.close()
 
     def key(self, call: ModelCall, parameters: str) -> str | None:
-        """Key of a call;
+        """Key of a call; None if the same call may return another text.
 
-        None where the same call may return another text. parameters: digest of the call's.
+        Args:
+            parameters: digest of the call's parameters.
         """
         name = call.model.name
         if name not in self._specs:

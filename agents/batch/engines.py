@@ -1,5 +1,4 @@
-"""The engines of a batch: the local one, which answers rows in this process, and Ray, whose workers are
-elsewhere.
+"""Engines of a batch: the local one answers rows in this process, Ray on other workers.
 
 Leaves out answering rows (`agents.batch.executor`) and the workers (`agents.batch.workers`,
 `agents.batch.ray_workers`).
@@ -22,8 +21,7 @@ Process = Callable[[Plans, RowTools], Rows]
 
 
 def engine_for(engine: str, cluster: Cluster | None, ledger: str) -> Callable[[WorkerConfig], Process]:
-    """Find an engine; it is given the configuration of its workers, and returns the function that answers
-    rows.
+    """Return the engine: a function from the workers' configuration to one that answers rows.
 
     Args:
         engine: "local" or "ray".

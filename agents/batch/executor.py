@@ -1,5 +1,4 @@
-"""Answers planned rows: reserves, calls models on threads, settles and parses, in this process or in a
-worker's.
+"""Answers planned rows: reserves, calls models on threads, settles and parses.
 
 A row whose plan is one call of one pair is reserved for, and settled, in one transaction with the rows that
 are ready at the same time. All other rows, and those whose one call gave no answer, go through the workflow.
@@ -187,9 +186,7 @@ class _Executor:
         return due
 
     def _start(self, tasks: list[Task]) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """Look the tasks up in the ledger and the cache, reserve for the rest in one transaction, start their
-        calls.
-        """
+        """Look tasks up in ledger and cache, reserve the rest in one transaction, start their calls."""
         if not tasks:
             return
         self._running += len(tasks)
@@ -284,9 +281,7 @@ class _Executor:
         return Claim(task.key, worst, self._prices[names], task.parameters, tags)
 
     def _collect(self) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """Take the steps that have ended, at least one; settle them together; then retry tasks that wait for
-        budget.
-        """
+        """Settle the steps that have ended, at least one, together; retry tasks that wait for budget."""
         try:
             ended = self._ended.get(timeout=0.05 if self._retries or self._stopping() else 0.5)
         except Empty:

@@ -1,5 +1,4 @@
-"""Prepares the folder of a job: whether a job may start or go on there, its lock, and the fingerprint of its
-inputs.
+"""Prepares the folder of a job: its lock, the fingerprint of its inputs, start and resume.
 
 Leaves out running the job (`agents.batch.run`) and what the folder holds (`viaticum.jobs`).
 """

@@ -1,5 +1,4 @@
-"""Reads the rows of a batch one at a time: plain JSONL, OpenAI's batch format, CSV or Parquet; and surveys
-all of them.
+"""Reads and surveys the rows of a batch: plain JSONL, OpenAI's batch format, CSV, Parquet.
 
 Memory does not grow with the file: a line longer than `MAX_LINE_BYTES` is refused, and ids are compared in a
 temporary database. What is wrong with a row is kept beside it, with its line. Leaves out answering
@@ -46,8 +45,12 @@ class RequestOverrides:
 
 @dataclass(frozen=True, slots=True)
 class BatchRow:
-    """A row of the input. number: its index, from 0; problem: why it cannot be used, with its line; query is
-    then None.
+    """A row of the input.
+
+    Args:
+        number: its index, from 0.
+        query: None for a row that cannot be used.
+        problem: why it cannot be used, with its line.
     """
 
     number: int

@@ -1,5 +1,4 @@
-"""Writes the journal of a job, a line for every row as it ends, and the results, made from it in one atomic
-write.
+"""Writes the journal of a job, a line for every finished row, and the results, atomically.
 
 The journal (`rows.jsonl` in the job's folder) is append-only. A kill may cut its last line and lose lines
 that were not flushed: these rows are rebuilt from the ledger, which has their texts. The results have the
@@ -55,8 +54,7 @@ class Counts:
 
 
 class RowJournal:
-    """Journal of the rows that are done. Opening it drops rows that were skipped, and a last line that was
-    cut.
+    """Journal of the finished rows. Opening it drops skipped rows and a torn last line.
 
     Args:
         folder: of the job.
@@ -136,10 +134,7 @@ def _number_in(line: bytes, path: Path) -> int:
 
 
 def format_for(out: Path, given: Format) -> Format:
-    """Format of the results: that of their suffix, else the input's;
-
-    JSONL has OpenAI's form where the input has it.
-    """
+    """Format of the results: by their suffix, else the input's. OpenAI's input gives OpenAI's form."""
     suffix = out.suffix.lower()
     if suffix == ".csv":
         return "csv"

@@ -1,5 +1,4 @@
-"""Plans the rows of a batch: estimates of a router for each row, and the plan that the pacer, or a policy,
-takes.
+"""Plans the rows of a batch: estimates for each row, and the choice of the pacer or policy.
 
 `paced` is the policy of a batch: the most right answers that the budget (and the time) buys, see
 `viaticum.budgets.pacing`. Any other policy chooses for every row alone, from what is left. Rows that name a
@@ -157,9 +156,7 @@ class ReservedForNamedModels:
         self._cost += sum(costs)
 
     def add_to(self, forecast: Preview, budget: int) -> Preview:
-        """Turn a forecast of the routed rows at the rest of a budget into one of all rows at the whole
-        budget.
-        """
+        """Extend a forecast of the routed rows at the remaining budget to all rows at the whole budget."""
         more = round(self._first)
         p50, p90 = (
             min(max(budget, forecast.cost_p50), cost + more)
@@ -342,10 +339,7 @@ class RowPlanner:
         return self._pacer.stride(BLOCK_ROWS) if self._pacer is not None else BLOCK_ROWS
 
     def _sample_arrays(self, sample: Sequence[tuple[int, BatchRow]]) -> list[Array] | None:
-        """The arrays of the sample;
-
-        None where no pacer is needed. Raises `InputError` where no pair is usable.
-        """
+        """Estimates of the sample; None if no pacer is needed. Raises `InputError` if no pair is usable."""
         rows = [row for _, row in sample]
         routed = [row for row in rows if not row.names_model]
         if not routed or self.policy is not None:
@@ -359,9 +353,7 @@ class RowPlanner:
         return self._arrays_of(rows)
 
     def _arrays_of(self, rows: Sequence[BatchRow]) -> list[Array]:
-        """Accuracy, mean cost, its standard deviation and seconds of each plan of each row, NaN for none [R,
-        W].
-        """
+        """Accuracy, mean cost, cost deviation and seconds, each [rows, plans]; NaN if there is no estimate."""
         lines = [self._row_arrays(row) for row in rows]
         return [np.stack([line[part] for line in lines]) for part in range(4)]
 

@@ -1,5 +1,4 @@
-"""Profiling: run every local (model, strategy) pair on questions with known answers, and write the outcome
-table.
+"""Profiling: every local (model, strategy) pair on questions with known answers.
 
 Finished rows go to a journal beside the output at once, so that a killed run goes on where it stopped. Leaves
 out fitting a router on the table (`viaticum.routers.query`).
@@ -41,8 +40,7 @@ def profile(
     completions: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """Measure every pair on every question; written to `out` (.parquet or .jsonl) when all outcomes are
-    there.
+    """Measure every pair on every question; `out` (.parquet or .jsonl) is written at the end.
 
     Resumes from `out`.journal where that was made from the same questions. A row's seconds run from its first
     decoding step to its last, with the time that it waits for other rows of its batch.

@@ -84,9 +84,7 @@ def process_rows(config: WorkerConfig, cluster: Cluster, planned: Plans, tools: 
 
 
 def _connect(cluster: Cluster) -> None:
-    """Connect to a running cluster, or start one that only this machine reaches and that ends with the
-    process.
-    """
+    """Connect to a running cluster, or start one for this process on this machine alone."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if cluster.address or "RAY_ADDRESS" in os.environ or ray.is_initialized():
         ray.init(cluster.address, ignore_reinit_error=True, log_to_driver=False)

@@ -1,5 +1,4 @@
-"""Run a batch job: answer a file of questions within a budget, as many right as it buys, and never spend
-more.
+"""Run a batch job: answer a file of questions within a budget.
 
     run_batch("questions.jsonl", "answers.jsonl", budget="20")
 
@@ -362,8 +361,7 @@ class _Run:
 
 @contextmanager
 def _without_old_objects() -> Iterator[None]:
-    """Exempt the objects that exist now from garbage collection: walking all modules takes an eighth of a
-    quick job.
+    """Exempt existing objects from garbage collection, which takes an eighth of a quick job.
 
     Does nothing where the caller has frozen objects already, because unfreezing would release those too.
     """

@@ -1,5 +1,4 @@
-"""Workers that answer chunks of rows in other processes or on other machines, and the job's side of the
-exchange.
+"""Workers that answer chunks of rows elsewhere, and the job's side of the exchange.
 
 A worker opens its own models and ledger from a `WorkerConfig`; what these need is installed on its machine. A
 chunk may be answered twice, where a worker dies: calls that were paid for are found by their keys in the
@@ -84,9 +83,7 @@ class Worker:
         )
 
     def answer(self, chunk: bytes) -> bytes:
-        """Answer a pickled list of `PlannedRow`s: pickled (rows in their order, error that ended the chunk or
-        None).
-        """
+        """Answer a pickled list of `PlannedRow`s; returns pickled (rows in order, error or None)."""
         done: list[tuple[PlannedRow, JobRow]] = []
         failed = None
         try:
