@@ -10,8 +10,9 @@ difference to the large model alone (or to --against WAY) in points with a paire
 large model's share of the tokens, and tokens a second of all texts together; with `--costs` known (`viaticum
 models measure`) also what one stream would reach, and which ways no other beats in both.
 
-    viaticum models pull && viaticum models measure qwen2.5-coder-r-stitch python benchmarks/pareto.py
-    QUESTIONS.jsonl --limit 100 --journal pareto.jsonl [--r2r DIR] [--policy DIR] [--chance] [--json]
+    viaticum models pull && viaticum models measure qwen2.5-coder-r-stitch
+    python benchmarks/pareto.py QUESTIONS.jsonl --limit 100 --journal pareto.jsonl \\
+      [--r2r DIR] [--policy DIR] [--chance] [--json]
 
 Finished answers go to --journal, so that a run that was killed goes on where it stopped.
 """

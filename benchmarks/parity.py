@@ -2,8 +2,8 @@
 
 The programs come from what `viaticum profile` kept:
 
-    viaticum profile QUESTIONS.jsonl --limit 300 --strategy pot --out OUTCOMES.parquet --completions
-    TEXTS.jsonl python benchmarks/parity.py TEXTS.jsonl --run-unsandboxed
+    viaticum profile QUESTIONS.jsonl --limit 300 --strategy pot --out OUTCOMES.parquet --completions TEXTS.jsonl
+    python benchmarks/parity.py TEXTS.jsonl --run-unsandboxed
 
 The plain Python is a subprocess with a folder and an environment of its own and nothing else around it: a
 model's program can do there whatever you can. That is why it has to be asked for by name. Two programs agree

@@ -253,7 +253,7 @@ class Ledger:
         Args:
             budget: scope to charge.
             key: idempotency key: the same key with the same parameters returns the same hold, whatever its
-            state.
+                state.
             usage: upper bound of the tokens that each model reads and generates.
             prices: price per model.
             parameters: JSON values that identify the call; their hash is stored.
@@ -366,7 +366,7 @@ class Ledger:
 
         Raises:
             HoldError: the key is unknown, the hold is void or expired, or was settled with other usage or
-            result.
+                result.
             UnknownPrice: the hold does not name a model.
         """
         settlement = _checked_settlement(Settlement(key, usage, result))

@@ -94,12 +94,12 @@ class Pacer:
             budget: upper bound of the total cost, in nano-dollars.
             risk: probability that the total may exceed the budget.
             seconds: what each row adds to the duration of the job: its own time divided by the concurrency
-            [S, K].
+                [S, K].
             deadline: seconds for the whole job.
             at: position of each sampled row in the job, from 0, so that rows that have passed are left out;
                 without it, the sample represents all rows regardless of position [S].
             worst: amount held for a row by option; near the end, options that no longer fit are not planned
-            [K].
+                [K].
 
         Raises:
             InputError: an array is not finite or of another shape, the sample is empty, or budget or deadline

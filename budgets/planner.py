@@ -2,8 +2,7 @@
 
 A forecast has two numbers: p50, the median of such calls, and p90, their 90th percentile. Policies: `cheaper`
 takes the best option that still fits, `ask` raises `DecisionNeeded` with those that do, `stop` raises
-`BudgetExceeded`. Knows no
-models and no prompts: an option is a name, its worth and its costs.
+`BudgetExceeded`. Knows no models and no prompts: an option is a name, its worth and its costs.
 
 Leaves out reserving: `Ledger.reserve` holds the worst case and has the last word.
 """

@@ -226,7 +226,7 @@ def checked_usage(usage: Mapping[str, TokenCount]) -> dict[str, TokenCount]:
 
     Raises:
         InputError: no model is named (missing usage is not zero usage), or a count is negative or not an
-        integer.
+            integer.
     """
     if not usage:
         raise InputError("no usage: name at least one model, with its token counts")

@@ -48,7 +48,7 @@ class WriteBuffer(Rows):
     Args:
         inner: the rows of the transaction.
         budgets: scopes to lock at once, in sorted order, before the holds of `keys` are read, so that these
-        stay valid.
+            stay valid.
         keys: keys of all holds that the steps use.
         holds: the holds of `keys`, if they were read just before.
     """

@@ -42,8 +42,7 @@ class Saved:
 
     Attributes:
         reference: "best single pair" where the run gets at least as many right; else "mixture", the cheapest
-            mixture of
-            single pairs that gets as many right as the run.
+            mixture of single pairs that gets as many right as the run.
         cost: of the reference, nano-dollars a question.
     """
 

@@ -36,7 +36,7 @@ GONE: dict[str, str] = {
     "agents/*": "Ask Chosen Watched Guard Asked Paid Writing Tools Gate Written",
     "agents/workflow/graph.py": "begin ask",
     "agents/batch/*": "Planned Pieces Steps Tell",
-    "agents/batch/job_folder.py": "alone",
+    "agents/batch/folder.py": "alone",
     "models/*": "Bench Ticket Letter Way",
     "training/*": "Bench Branch Settings",
     "decoders/*": "pen Writing Heads lean Patience Way",

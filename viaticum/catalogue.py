@@ -90,8 +90,7 @@ class ModelSpec(FrozenModel):
         share: of r2r, the large model's share of tokens, in place of the calibrated threshold.
         drift: of r2r, the share is kept while prompts change (see docs/how-to/token-routing.md).
         mode: "routed" (the router always decides) or "auto" (the mode that was fastest when measured on this
-            machine,
-            the large model alone among them; see docs/explanation/decoding.md).
+            machine, the large model alone among them; see docs/explanation/decoding.md).
 
         Of scripted models:
         text: the answer.
@@ -247,8 +246,7 @@ class Catalogue(Mapping[str, ModelSpec]):
 
         Args:
             path: the user's file; by default what VIATICUM_CATALOGUE names, else catalogue.toml in the user's
-                configuration
-                folder if there is one.
+                configuration folder if there is one.
 
         Raises:
             InputError: the file cannot be read or is invalid; the message names the file and the entry.

@@ -145,8 +145,7 @@ class Draining(ViaticumError):
 
     Attributes:
         thread_id: of a run that was stopped between two calls, all of them settled; `solve` with this id,
-            here or
-            elsewhere, continues it.
+            here or elsewhere, continues it.
     """
 
     def __init__(self, message: str, *, thread_id: str = "") -> None:

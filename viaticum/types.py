@@ -202,8 +202,7 @@ class Trace:
             computed.
         accepted: the large model wrote the token by accepting the small one's draft.
         scores: a learned token router's score of the small model's proposal at that position, whether it was
-            kept or
-            not; NaN where there was none.
+            kept or not; NaN where there was none.
     """
 
     models: tuple[str, ...]

@@ -59,8 +59,7 @@ def locate(spec: ModelSpec) -> Path:
 
     Raises:
         WeightsError: the weights are not on this machine, are from another source than the catalogue names,
-        or a file
-            is missing or differs in size from the manifest.
+            or a file is missing or differs in size from the manifest.
     """
     own = _own_folder(spec)
     if own is not None:
@@ -114,7 +113,7 @@ def pull(spec: ModelSpec, report: Report | None = None, *, full_check: bool = Fa
 
     Raises:
         WeightsError: no source can be reached, the bytes are not those the catalogue names, or the disk is
-        full.
+            full.
         MissingExtra: the weights need unpacking and the extra `local` is not installed.
     """
     report = report or (lambda stage, done, total: None)

@@ -117,7 +117,7 @@ def check_fingerprint(before: Job, now: Job, folder: Path) -> None:
         if old != value:
             raise InputError(
                 f"the job in {folder} began with another {name}: {_brief(old)} then, {_brief(value)} now; "
-                f"give what it "
+                "give what it "
                 "began with, or start over with --force"
             )
 

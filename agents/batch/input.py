@@ -145,7 +145,7 @@ class Survey:
 def survey(rows: Iterator[BatchRow], done: Callable[[int], bool], most: int, *, seed: int = 0) -> Survey:
     """Look at every row: count, compare ids, and draw a sample of at most `most` rows that are not done.
 
-    Raises `DataError` where more than `MOST_BAD` rows have an id that an earlier one has.
+    Raises `DataError` where more than `MAX_DUPLICATES` rows have an id that an earlier one has.
     """
     found, rng = Survey(), random.Random(seed)
     first_routed: tuple[int, BatchRow] | None = None

@@ -210,8 +210,7 @@ class _Run:
             more = f"; and {found.bad - len(found.problems)} more" if found.bad > len(found.problems) else ""
             raise DataError(
                 f"{found.bad} of {found.rows} rows cannot be used: {'; '.join(found.problems)}{more}. "
-                f"Correct them, "
-                "or leave them out with --skip-bad"
+                "Correct them, or leave them out with --skip-bad"
             )
 
     def _planner(self) -> RowPlanner:
@@ -261,8 +260,7 @@ class _Run:
         if least is not None:
             raise BudgetError(
                 f"a budget of {format_usd(limit)} does not pay for one row: the cheapest call ({least[1]}) "
-                f"may cost "
-                f"{format_usd(least[0])}; give more"
+                f"may cost {format_usd(least[0])}; give more"
             )
 
     def _budgets(self) -> list[int]:

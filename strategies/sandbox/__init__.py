@@ -36,7 +36,7 @@ def open_sandbox(backend: str = "auto", *, workers: int | None = None, unsafe: b
         backend: one of `BACKENDS`.
         workers: number of programs at once; None for one per core.
         unsafe: required for `subprocess`, which is not a sandbox; with `auto`, falls back to it if no sandbox
-        works.
+            works.
 
     Raises:
         UnknownName: no such back end.

@@ -1,11 +1,10 @@
 """The allow-list of system calls of a program, assembled into a seccomp filter (classic BPF, seccomp(2)).
 
 Allowed: memory, time, threads, and files that are open or lie on the mounts. Everything else fails with an
-error number,
-so that a program sees an exception and is not killed: no new process or program, no socket but a pair, no
-signal to others, no mount, no namespace, no ptrace, no keyring, no bpf, no io_uring, no memory that only a
-descriptor holds. Assembled here and not by libseccomp because sixty lines suffice, and a wheel of libseccomp
-would need more trust.
+error number, so that a program sees an exception and is not killed: no new process or program, no socket but
+a pair, no signal to others, no mount, no namespace, no ptrace, no keyring, no bpf, no io_uring, no memory
+that only a descriptor holds. Assembled here and not by libseccomp because sixty lines suffice, and a wheel of
+libseccomp would need more trust.
 
 Leaves out installing the filter (`worker_main`), and machines other than x86-64 and arm64.
 """
