@@ -2,7 +2,7 @@
 
 The programs come from what `viaticum profile` kept:
 
-    viaticum profile QUESTIONS.jsonl --limit 300 --strategy pot --out OUTCOMES.parquet --completions TEXTS.jsonl
+    viaticum profile QUESTIONS.jsonl --limit 300 --strategy pot --out O.parquet --completions TEXTS.jsonl
     python benchmarks/parity.py TEXTS.jsonl --run-unsandboxed
 
 The plain Python is a subprocess with a folder and an environment of its own and nothing else around it: a

@@ -193,8 +193,8 @@ def _spread(parts: list[float], begin: float, end: float, amount: float) -> None
 class _GrowingColumns:
     """Columns that grow by a value a row.
 
-    text, state, route, graded, right, accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90, cost, tokens, seconds,
-    calls, cached.
+    text, state, route, graded, right, accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90, cost, tokens,
+    seconds, calls, cached.
     """
 
     KINDS = "Qbibbdddddqddib"  # of the standard library's arrays, in that order

@@ -1,7 +1,7 @@
 """Names that were given up for standard ones do not come back where they stood.
 
-Read from the syntax trees: definitions, variables, parameters, attributes, keywords and imports. Many of these words
-are good names elsewhere, so each has a scope.
+Read from the syntax trees: definitions, variables, parameters, attributes, keywords and imports. Many of
+these words are good names elsewhere, so each has a scope.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ EVERYWHERE = "*"
 
 # Scope (a pattern over the paths from the root) -> names that do not stand there any more.
 GONE: dict[str, str] = {
-    EVERYWHERE: "Doorman TooFast Refusal OnePair Gone Telling went_away Desk Habits Turns Wish Aside Expectations Recipe "
-    "Parting Seats Lesson foresee Gathered told dice",
+    EVERYWHERE: "Doorman TooFast Refusal OnePair Gone Telling went_away Desk Habits Turns Wish Aside "
+    "Expectations Recipe Parting Seats Lesson foresee Gathered told dice",
     "*/server/*": "Places Full Rates Bill _no_such_door admit vanished",
     "agents/*": "Ask Chosen Watched Guard Asked Paid Writing Tools Gate Written",
     "agents/workflow/graph.py": "begin ask",
@@ -84,7 +84,8 @@ def names_in(source: str) -> Iterator[tuple[int, str]]:
 
 
 def test_every_kind_of_name_is_seen() -> None:
-    source = "import a.b as c\nfrom d import e\nclass F:\n    def g(self, h): ...\nasync def i(): ...\nj = k(l=m.n)\n"
+    source = "import a.b as c\nfrom d import e\nclass F:\n    def g(self, h): ...\n"
+        "async def i(): ...\nj = k(l=m.n)\n"
     assert {name for _, name in names_in(source)} == {*"bceFghijklmn", "self"}
     assert len(files()) > 150
 

@@ -224,7 +224,7 @@ def test_imports_run_one_way(floor: str) -> None:
 
 
 def circles(edges: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Groups of modules that import each other, directly or by way of others (strongly connected components)."""
+    """Groups of modules that import each other, directly or indirectly: strongly connected components."""
     imported: dict[str, set[str]] = {}
     for importer, module in edges:
         imported.setdefault(importer, set()).add(module)

@@ -1,8 +1,8 @@
 """The folder of a run that learns R-Stitch+'s policy: its identity, its checkpoint and its learning curve.
 
 A checkpoint is one file, written atomically after every step, and holds all that the next step depends on; a
-run that was killed loses the step in progress. There is no random state to store: every draw is derive_seed from
-the seed and the step. Leaves out models.
+run that was killed loses the step in progress. There is no random state to store: every draw is
+seeded by the seed and the step. Leaves out models.
 """
 
 from __future__ import annotations

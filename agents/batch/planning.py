@@ -353,7 +353,7 @@ class RowPlanner:
         return self._arrays_of(rows)
 
     def _arrays_of(self, rows: Sequence[BatchRow]) -> list[Array]:
-        """Accuracy, mean cost, cost deviation and seconds, each [rows, plans]; NaN if there is no estimate."""
+        """Accuracy, mean cost, cost deviation and seconds, each [rows, plans]; NaN if unknown."""
         lines = [self._row_arrays(row) for row in rows]
         return [np.stack([line[part] for line in lines]) for part in range(4)]
 

@@ -187,7 +187,8 @@ def _print_policy(learned: TrainedPolicy, out: Path, as_json: bool) -> None:
     if evaluation:
         _print_comparison(evaluation)
     typer.echo(
-        f"{learned.metadata['steps']} steps, {learned.metadata['learned']} that taught something; policy in {out}"
+        f"{learned.metadata['steps']} steps, {learned.metadata['learned']} that taught something; "
+        f"policy in {out}"
     )
 
 
