@@ -84,8 +84,10 @@ def names_in(source: str) -> Iterator[tuple[int, str]]:
 
 
 def test_every_kind_of_name_is_seen() -> None:
-    source = "import a.b as c\nfrom d import e\nclass F:\n    def g(self, h): ...\n"
+    source = (
+        "import a.b as c\nfrom d import e\nclass F:\n    def g(self, h): ...\n"
         "async def i(): ...\nj = k(l=m.n)\n"
+    )
     assert {name for _, name in names_in(source)} == {*"bceFghijklmn", "self"}
     assert len(files()) > 150
 
