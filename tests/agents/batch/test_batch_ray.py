@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -35,29 +37,88 @@ ROOT = Path(__file__).resolve().parents[3]
 DRIVER = ROOT / "tests" / "support" / "ray_jobs.py"
 ROWS = 100
 SECONDS = 280
+RAY_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # nodes on the loopback address, as on Windows and macOS
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # of the clusters of this module alone
+}
 pytestmark = pytest.mark.timeout(600)
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="pip install 'viaticum[ray]'")
 
 
-def started(folder: Path, budget: str, ledger: str, pause: float, engine: str) -> subprocess.Popen[str]:
-    folder.mkdir(exist_ok=True)
-    write_questions(folder / "in.jsonl", ROWS)
-    path = os.pathsep.join([str(ROOT), str(DRIVER.parent)])
-    command = [sys.executable, str(DRIVER), str(folder), budget, ledger, str(pause), engine]
-    return subprocess.Popen(
-        command,
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class Jobs:
+    """Runs jobs in forks of a process that has Ray and Viaticum loaded (`ray_jobs.py`)."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join([str(ROOT), str(DRIVER.parent)])
+        self._server = subprocess.Popen(
+            [sys.executable, str(DRIVER)],
+            env=os.environ | RAY_ENVIRONMENT | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.cluster: str = self.ask("cluster")
+
+    def ask(self, *request: Any) -> Any:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+    def start(
+        self, folder: Path, budget: str, ledger: str, pause: float, engine: str, cluster: str | None = None
+    ) -> RunningJob:
+        """Start a job. cluster: the address of a Ray cluster; None starts one of its own."""
+        folder.mkdir(exist_ok=True)
+        write_questions(folder / "in.jsonl", ROWS)
+        pid = self.ask("run", str(folder), budget, ledger, pause, engine, cluster)
+        return RunningJob(self, folder, pid)
+
+    def close(self) -> None:
+        self._server.communicate(timeout=60)
 
 
-def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, errors
-    told: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return told
+class RunningJob:
+    def __init__(self, jobs: Jobs, folder: Path, pid: int) -> None:
+        self._jobs, self._folder, self._pid = jobs, folder, pid
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the job runs."""
+        if self._code is None:
+            self._code = self._jobs.ask("poll", self._pid)
+        return self._code
+
+    def errors(self) -> str:
+        return (self._folder / "stderr.txt").read_text()
+
+    def kill(self) -> None:
+        assert self.poll() is None, self.errors()
+        os.kill(self._pid, signal.SIGKILL)
+        assert self._wait() == -signal.SIGKILL
+
+    def figures(self) -> dict[str, Any]:
+        """How the job ended, once it has."""
+        assert self._wait() == 0, self.errors()
+        figures: dict[str, Any] = json.loads((self._folder / "stdout.txt").read_text().splitlines()[-1])
+        return figures
+
+    def _wait(self) -> int:
+        began = time.monotonic()
+        while (code := self.poll()) is None:
+            assert time.monotonic() - began < SECONDS, self.errors()
+            time.sleep(0.02)
+        return code
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[Jobs]:
+    """One server of jobs with one Ray cluster for this module: starting either takes longer than a job."""
+    jobs = Jobs()
+    yield jobs
+    jobs.close()
 
 
 def calls_of(folder: Path) -> list[list[str]]:
@@ -65,13 +126,13 @@ def calls_of(folder: Path) -> list[list[str]]:
     return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def kill_workers(folder: Path, process: subprocess.Popen[str], after: tuple[int, ...]) -> set[int]:
+def kill_workers(folder: Path, job: RunningJob, after: tuple[int, ...]) -> set[int]:
     """Kill who made the last call, each time that so many calls are made."""
     killed: set[int] = set()
     for count in after:
-        while process.poll() is None and len(calls_of(folder)) < count:
+        while job.poll() is None and len(calls_of(folder)) < count:
             time.sleep(0.01)
-        assert process.poll() is None, process.communicate()[1]
+        assert job.poll() is None, job.errors()
         alive = [int(each[0]) for each in calls_of(folder) if int(each[0]) not in killed]
         os.kill(alive[-1], signal.SIGKILL)
         killed.add(alive[-1])
@@ -79,33 +140,33 @@ def kill_workers(folder: Path, process: subprocess.Popen[str], after: tuple[int,
 
 
 @needs_ray
-def test_a_worker_is_killed_in_the_middle(tmp_path: Path, postgres: str) -> None:
-    process = started(tmp_path / "ray", "1", postgres, 0.05, "ray")
-    killed = kill_workers(tmp_path / "ray", process, (60, 160))
-    told = ended(process)
-    assert told["ending"] == "completed"
+def test_a_worker_is_killed_in_the_middle(tmp_path: Path, postgres: str, jobs: Jobs) -> None:
+    job = jobs.start(tmp_path / "ray", "1", postgres, 0.05, "ray", jobs.cluster)
+    here = jobs.start(tmp_path / "here", "1", postgres, 0.0, "local")
+    killed = kill_workers(tmp_path / "ray", job, (60, 160))
+    assert job.figures()["ending"] == "completed"
     made = calls_of(tmp_path / "ray")
     assert len({each[0] for each in made}) >= 2 + len(killed), "others took their place"
     check_ledger(tmp_path / "ray", postgres, ROWS)
     again = len(made) - len({tuple(each[1:]) for each in made})
     assert again <= 4 * 2 * len(killed), "a call whose text was not kept is made again under its hold"
 
-    ended(started(tmp_path / "here", "1", postgres, 0.0, "local"))
+    here.figures()
     rows = {each["id"]: each["answer"] for each in read_lines(tmp_path / "here" / "out.jsonl")}
     assert {each["id"]: each["answer"] for each in read_lines(tmp_path / "ray" / "out.jsonl")} == rows
 
 
 @needs_ray
 def test_the_whole_job_is_killed_and_goes_on_with_less_money_than_it_wants(
-    tmp_path: Path, postgres: str
+    tmp_path: Path, postgres: str, jobs: Jobs
 ) -> None:
-    process = started(tmp_path / "job", "0.015", postgres, 0.05, "ray")
-    while process.poll() is None and len(calls_of(tmp_path / "job")) < 60:
+    """The killed job has started its own cluster, which ends with it."""
+    job = jobs.start(tmp_path / "job", "0.015", postgres, 0.05, "ray")
+    while job.poll() is None and len(calls_of(tmp_path / "job")) < 60:
         time.sleep(0.01)
-    process.kill()
-    process.communicate(timeout=SECONDS)
-    told = ended(started(tmp_path / "job", "0.015", postgres, 0.0, "ray"))
-    assert told["ending"] in ("completed", "budget_exhausted")
+    job.kill()
+    figures = jobs.start(tmp_path / "job", "0.015", postgres, 0.0, "ray", jobs.cluster).figures()
+    assert figures["ending"] in ("completed", "budget_exhausted")
     check_ledger(tmp_path / "job", postgres, ROWS)
 
 
