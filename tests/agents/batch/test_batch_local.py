@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from viaticum import FakeRouter
 from viaticum.agents.batch import run_batch
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
@@ -43,6 +44,7 @@ def test_rows_of_local_models_are_written_together(
         tmp_path / "out.jsonl",
         budget="0.01",
         catalogue=tiny_catalogue,
+        router=FakeRouter("tiny-small+chat"),  # every row names its model; the packaged router wants weights
         ledger=tmp_path / "ledger.db",
         concurrency=4,
         keep_texts=True,
