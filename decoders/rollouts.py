@@ -30,21 +30,21 @@ class Rollout:
 
     Args:
         result: of the decoder.
-        made: output tokens of each model (small, large).
-        asked: positions at which the policy decided.
+        tokens_by_model: output tokens of the small and of the large model.
+        decision_count: positions at which the policy decided.
         dropped: those of them at which the large model was called.
         calls: model calls, see `decoders.cost`.
         latency: estimated seconds.
-        choices: sampled decisions; None if the more likely ones were taken.
+        decisions: sampled decisions; None if the more likely ones were taken.
     """
 
     result: Result
-    made: tuple[int, int]
-    asked: int
+    tokens_by_model: tuple[int, int]
+    decision_count: int
     dropped: int
     calls: Calls
     latency: float
-    choices: PolicyDecisions | None = None
+    decisions: PolicyDecisions | None = None
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ class Rollout:
 
     @property
     def large_share(self) -> float:
-        return self.made[1] / max(1, sum(self.made))
+        return self.tokens_by_model[1] / max(1, sum(self.tokens_by_model))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,8 @@ class RolloutGenerator:
         recorder = Recorder(text_seeds, max(request.max_new_tokens for request in requests))
         rollouts = list(self._decode(RStitchPlus(policy, tau, recorder=recorder), seeded))
         rollouts = [
-            replace(rollout, choices=choices)
-            for rollout, choices in zip(rollouts, recorder.read(), strict=True)
+            replace(rollout, decisions=decisions)
+            for rollout, decisions in zip(rollouts, recorder.read(), strict=True)
         ]
         return [rollouts[first :: len(requests)] for first in range(len(requests))]
 
@@ -166,15 +166,15 @@ class RolloutGenerator:
     def _rollout(self, request: Request, result: Result) -> Rollout:
         trace = result.trace
         scores = trace.scores or (float("nan"),) * len(trace.tokens)
-        asked = [score == score for score in scores]  # the policy decides where its score is not NaN
-        dropped = [is_asked and maker == LARGE for is_asked, maker in zip(asked, trace.made_by, strict=True)]
+        decides = [score == score for score in scores]  # the policy decides where its score is not NaN
+        dropped = [decided and maker == LARGE for decided, maker in zip(decides, trace.made_by, strict=True)]
         calls = Calls.from_trace(
             trace.made_by, dropped, len(request.prompt), min(self.cached, len(request.prompt) - 1)
         )
         return Rollout(
             result,
             (len(trace.made_by) - sum(trace.made_by), sum(trace.made_by)),
-            sum(asked),
+            sum(decides),
             sum(dropped),
             calls,
             self.costs.latency(calls, self.streams),

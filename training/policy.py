@@ -223,12 +223,12 @@ class _PolicyTrainer:
             raise DataError(self._why_nothing(groups))
         losses = {"loss": 0.0, "clipped": 0.0}
         if not self.progress.learned:
-            self.policy.fit_choices([each for group in groups for each in group.choices])
+            self.policy.fit_decisions([each for group in groups for each in group.decisions])
         if useful:
             batch = Batch.of(
                 self.policy,
                 [each.rewards for each in useful],
-                [each.choices for each in useful],
+                [each.decisions for each in useful],
                 self.settings.scale,
             )
             losses = self.learner.update(batch, derive_seed(self.settings.seed, number))
@@ -284,8 +284,8 @@ class _PolicyTrainer:
                 reward(was_correct, each.latency, settings.latency_weight)
                 for was_correct, each in zip(correct, texts, strict=True)
             )
-            asked = sum(each.asked for each in texts)
-            differs = asked > 0 and max(rewards) - min(rewards) > EQUAL_REWARDS
+            decisions = sum(each.decision_count for each in texts)
+            differs = decisions > 0 and max(rewards) - min(rewards) > EQUAL_REWARDS
             groups.append(_Group(tuple(texts), correct, rewards, differs))
         return groups
 
@@ -304,14 +304,15 @@ class _PolicyTrainer:
     ) -> dict[str, Any]:
         """A row of the learning curve: means over all texts of the step, also those without a gradient."""
         texts = [text for group in groups for text in group.texts]
-        tokens, asked = sum(len(each.tokens) for each in texts), sum(each.asked for each in texts)
+        tokens = sum(len(each.tokens) for each in texts)
+        decisions = sum(each.decision_count for each in texts)
         return {
             "step": number + 1,
             "reward": sum(sum(each.rewards) for each in groups) / len(texts),
             "accuracy": sum(sum(each.correct) for each in groups) / len(texts),
-            "large_share": sum(each.made[1] for each in texts) / max(1, tokens),
-            "asked_share": asked / max(1, tokens),
-            "called_share": sum(each.dropped for each in texts) / max(1, asked),
+            "large_share": sum(each.tokens_by_model[1] for each in texts) / max(1, tokens),
+            "asked_share": decisions / max(1, tokens),
+            "called_share": sum(each.dropped for each in texts) / max(1, decisions),
             "latency": sum(each.latency for each in texts) / len(texts),
             "questions": len(groups),
             "dropped": sum(not each.differs for each in groups),
@@ -324,13 +325,13 @@ class _PolicyTrainer:
 
     def _why_nothing(self, groups: Sequence[_Group]) -> str:
         texts = sum(len(each.texts) for each in groups)
-        asked = sum(text.asked for each in groups for text in each.texts)
+        decisions = sum(text.decision_count for each in groups for text in each.texts)
         correct = sum(sum(each.correct) for each in groups)
         finding = (
             f"no question of {len(groups)} has texts with different rewards ({correct} of {texts} right, the "
-            f"policy was asked {asked} times)"
+            f"policy was asked {decisions} times)"
         )
-        if not asked:
+        if not decisions:
             return f"{finding}; lower tau from {self.settings.tau} to ask it more often"
         return (
             f"{finding}; give other questions, which the pair answers now right, now wrong, a lambda above "
@@ -376,8 +377,8 @@ class _Group:
     differs: bool
 
     @property
-    def choices(self) -> list[PolicyDecisions]:
-        return [each.choices for each in self.texts if each.choices is not None]
+    def decisions(self) -> list[PolicyDecisions]:
+        return [each.decisions for each in self.texts if each.decisions is not None]
 
 
 def _identity(

@@ -162,7 +162,7 @@ class PolicyEnvironment:
                     "large_share": rollout.large_share,
                     "latency": rollout.latency,
                     "tokens": len(rollout.tokens),
-                    "asked": rollout.asked,
+                    "asked": rollout.decision_count,
                     "dropped": rollout.dropped,
                 }
             )

@@ -129,9 +129,9 @@ class Policy(nn.Module):
         self.mean.copy_(raw.mean(0))
         self.scale.copy_(1 / raw.std(0).clamp_min(1e-3))
 
-    def fit_choices(self, choices: Sequence[PolicyDecisions]) -> None:
+    def fit_decisions(self, texts: Sequence[PolicyDecisions]) -> None:
         """`fit` to the positions at which it decided."""
-        if decisions := PolicyDecisions.concatenate(choices):
+        if decisions := PolicyDecisions.concatenate(texts):
             inputs = (decisions.hidden, decisions.entropy, decisions.positions)
             self.fit(*(each.to(self.mean.device) for each in inputs))
 
@@ -212,9 +212,9 @@ class PolicyDecisions:
         return len(self.positions)
 
     @classmethod
-    def concatenate(cls, choices: Sequence[PolicyDecisions]) -> PolicyDecisions:
+    def concatenate(cls, texts: Sequence[PolicyDecisions]) -> PolicyDecisions:
         """The decisions of several texts, one text after the other."""
-        parts = [each for each in choices if len(each)]
+        parts = [each for each in texts if len(each)]
         if not parts:
             return _no_decisions()
         return cls(*(torch.cat([getattr(each, name) for each in parts]) for name in cls.__slots__))
@@ -235,14 +235,14 @@ class Recorder:
         self._uniforms = torch.stack(
             [torch.rand(longest, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         )  # [texts, longest]
-        # Of each step: request, position, asked, called, logp, entropy, hidden.
+        # Of each step: request, position, decides, called, logp, entropy, hidden.
         self._parts: list[tuple[Tensor, ...]] = []
         self._bytes = 0
 
-    def sample(self, step: Step, logits: Tensor, asked: Tensor) -> Tensor:
+    def sample(self, step: Step, logits: Tensor, decides: Tensor) -> Tensor:
         """Whether to call the large model, bool [B], for the policy's logits [B].
 
-        The decision is kept where `asked`, bool [B]. Does not wait for the device.
+        The decision is kept where `decides`, bool [B]. Does not wait for the device.
         """
         assert step.hidden is not None, "the decoder gives hidden states to a router that needs them"
         self._uniforms = self._uniforms.to(logits.device)
@@ -250,7 +250,7 @@ class Recorder:
         called = self._uniforms[requests, positions] < torch.sigmoid(logits)
         logps = log_probability(logits, called)
         # Hidden states may be in a buffer that the next call of the model overwrites (`decoders.graphs`).
-        part = (requests, positions, asked, called, logps, step.entropy.clone(), step.hidden.clone())
+        part = (requests, positions, decides, called, logps, step.entropy.clone(), step.hidden.clone())
         self._parts.append(part)
         self._bytes += part[-1].nbytes
         if self._bytes > COMPACT_BYTES:
@@ -283,8 +283,8 @@ class Recorder:
 
     def _compact(self) -> None:
         columns = [torch.cat(each) for each in zip(*self._parts, strict=True)]
-        asked = columns[2]
-        self._parts = [tuple(each[asked] for each in columns)]
+        decides = columns[2]
+        self._parts = [tuple(each[decides] for each in columns)]
         self._bytes = 0
 
 

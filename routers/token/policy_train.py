@@ -76,7 +76,7 @@ class Batch:
         cls,
         policy: Policy,
         rewards: Sequence[Sequence[float]],
-        choices: Sequence[Sequence[PolicyDecisions]],
+        decisions: Sequence[Sequence[PolicyDecisions]],
         scale: str = "group",
     ) -> Batch:
         """All decisions of groups of texts; each decision has the advantage of its text.
@@ -84,20 +84,20 @@ class Batch:
         Args:
             policy: computes the features.
             rewards: of each text of each group.
-            choices: decisions of each text of each group.
+            decisions: of each text of each group.
             scale: see `group_advantages`.
         """
         advantages, _ = group_advantages(torch.tensor(rewards, dtype=torch.float64), scale)
-        texts = [each for group in choices for each in group]
-        decisions, device = PolicyDecisions.concatenate(texts), policy.mean.device
+        texts = [each for group in decisions for each in group]
+        joined, device = PolicyDecisions.concatenate(texts), policy.mean.device
         lengths = torch.tensor([len(each) for each in texts])
-        inputs = (decisions.hidden, decisions.entropy, decisions.positions)
+        inputs = (joined.hidden, joined.entropy, joined.positions)
         with torch.no_grad():
             features = policy.features(*(each.to(device) for each in inputs))
         return cls(
             features,
-            decisions.called,
-            decisions.logps,
+            joined.called,
+            joined.logps,
             advantages.float().flatten().repeat_interleave(lengths),
         )
 

@@ -42,16 +42,16 @@ def test_ragged_calls_equal_a_forward_without_cache(
 ) -> None:
     monkeypatch.setattr(runner, "PREFILL_TOKENS", width)
     monkeypatch.setattr(cache, "FIRST_CAPACITY", 8)  # so that it grows many times
-    dice = random.Random(f"{kind}{width}")
+    rng = random.Random(f"{kind}{width}")
     under_test = Runner(build(kind), slots=5)
     held: list[list[int]] = [[] for _ in range(5)]
     for _ in range(40):
-        slots = dice.sample(range(5), dice.randrange(1, 6))
+        slots = rng.sample(range(5), rng.randrange(1, 6))
         for slot in slots:
-            if dice.random() < 0.15:
+            if rng.random() < 0.15:
                 under_test.reset(slot)
                 held[slot] = []
-        new = [a_prompt(dice, dice.choice([1, 1, 3, 45])) for _ in slots]
+        new = [a_prompt(rng, rng.choice([1, 1, 3, 45])) for _ in slots]
         got = under_test.extend(slots, new)
         assert got.dtype == torch.float32
         assert got.shape == (len(slots), VOCABULARY)
@@ -120,15 +120,15 @@ def test_nan_leaves_other_rows_and_later_sequences_alone() -> None:
 @pytest.mark.parametrize("block", range(10))
 def test_replayed_traces_equal_decoding_without_cache(block: int) -> None:
     """20 traces a block, 200 in all: each alone and all in few slots."""
-    dice = random.Random(block)
+    rng = random.Random(block)
     requests, traces = [], []
     for _ in range(20):
-        length = dice.randrange(1, 15)
-        share = dice.choice([0.1, 0.5, 0.9])
-        traces.append([dice.random() < share for _ in range(length)])
-        requests.append(Request(a_prompt(dice), max_new_tokens=length))
+        length = rng.randrange(1, 15)
+        share = rng.choice([0.1, 0.5, 0.9])
+        traces.append([rng.random() < share for _ in range(length)])
+        requests.append(Request(a_prompt(rng), max_new_tokens=length))
     expected = [tuple(plain_text(r.prompt, t)) for r, t in zip(requests, traces, strict=True)]
-    several = a_decoder(ReplayRouter(traces), slots=dice.randrange(2, 7))
+    several = a_decoder(ReplayRouter(traces), slots=rng.randrange(2, 7))
     for got, tokens, large, request in zip(
         several.generate_all(requests), expected, traces, requests, strict=True
     ):
@@ -237,8 +237,8 @@ def test_a_dropped_stop_id_does_not_end_the_text() -> None:
 
 
 def test_sampled_text_depends_on_the_seed_alone() -> None:
-    dice = random.Random(8)
-    requests = [Request(a_prompt(dice), 12, Sampling(1.0, 0.95, 40, seed)) for seed in range(6)]
+    rng = random.Random(8)
+    requests = [Request(a_prompt(rng), 12, Sampling(1.0, 0.95, 40, seed)) for seed in range(6)]
     first = tokens_of(a_decoder(EntropyRouter(0.75), slots=3).generate_all(requests))
     decoder = a_decoder(EntropyRouter(0.75))
     assert tokens_of(decoder.generate_all(requests)) == first
@@ -381,11 +381,11 @@ def test_closing_a_stream_frees_every_slot() -> None:
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_shared_prefix_changes_nothing(slots: int) -> None:
-    dice = random.Random(11)
-    prefix = [dice.randrange(VOCABULARY) for _ in range(24)]
-    prompts = [prefix, *(prefix + a_prompt(dice) for _ in range(6))]
+    rng = random.Random(11)
+    prefix = [rng.randrange(VOCABULARY) for _ in range(24)]
+    prompts = [prefix, *(prefix + a_prompt(rng) for _ in range(6))]
     requests = [Request(prompt, 8) for prompt in prompts]
-    traces = [[dice.random() < 0.5 for _ in range(8)] for _ in prompts]
+    traces = [[rng.random() < 0.5 for _ in range(8)] for _ in prompts]
     decoder = a_decoder(ReplayRouter(traces), slots)
     expected = [tuple(plain_text(prompt, large)) for prompt, large in zip(prompts, traces, strict=True)]
     assert tokens_of(decoder.generate_all(requests)) == expected
@@ -393,7 +393,7 @@ def test_a_shared_prefix_changes_nothing(slots: int) -> None:
 
 
 def test_what_a_slot_still_holds_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = [dice % VOCABULARY for dice in range(40)]
+    examples = [number % VOCABULARY for number in range(40)]
     requests = [Request([*examples, 50 + n, 3], max_new_tokens=6) for n in range(6)]
     decoder = a_decoder(EntropyRouter(0.75), slots=2)
     read: list[int] = []

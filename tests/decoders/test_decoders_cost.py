@@ -47,8 +47,8 @@ class Coins(TokenRouter):
 
     @staticmethod
     def _coins(step: Step, what: str, chance: float) -> Tensor:
-        places = zip(step.requests, step.positions, strict=True)
-        return torch.tensor([random.Random(f"{what}{place}").random() < chance for place in places])
+        positions = zip(step.requests, step.positions, strict=True)
+        return torch.tensor([random.Random(f"{what}{position}").random() < chance for position in positions])
 
 
 class Clocked:
@@ -137,7 +137,7 @@ def test_habits_are_counted_from_what_was_done() -> None:
     stats.large.rows = 10  # three drafts a pass, of which 1.2 are taken
     habits = HandoffStats.from_stats(stats)
     assert (habits.drop, habits.back) == (0.25, 0.4)
-    assert sum(habits.accept**place for place in (1, 2, 3)) == pytest.approx(1.2)
+    assert sum(habits.accept**length for length in (1, 2, 3)) == pytest.approx(1.2)
     assert habits.large_share == pytest.approx(25 / (25 + 30))
     assert HandoffStats.from_stats(Stats(proposed=5)).large_share == 0.0
     assert HandoffStats.from_stats(Stats(large_tokens=5)).large_share == 1.0

@@ -47,11 +47,11 @@ def pair(kind: str = "qwen2", slots: int = 1, **values: Any) -> MixedDecoder:
 # --- greedy: the same tokens, made by the same models -------------------------------------------------------
 
 
-def settings(dice: random.Random) -> dict[str, Any]:
+def settings(rng: random.Random) -> dict[str, Any]:
     return {
-        "slots": dice.randrange(1, 7),
-        "draft": dice.choice([1, 2, 3, 5, 20, None]),
-        "llm_batch": dice.choice([1, 1, 2, 4]),
+        "slots": rng.randrange(1, 7),
+        "draft": rng.choice([1, 2, 3, 5, 20, None]),
+        "llm_batch": rng.choice([1, 1, 2, 4]),
     }
 
 
@@ -59,18 +59,18 @@ def settings(dice: random.Random) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma2"])
 def test_drafts_change_no_greedy_text(kind: str, block: int) -> None:
     """25 texts a block, 300 in all: speculation, R-Stitch and recorded traces against uncached decoding."""
-    dice = random.Random(f"{kind}{block}")
-    length = dice.randrange(8, 14)
-    requests = [Request(a_prompt(dice), length) for _ in range(8)]
+    rng = random.Random(f"{kind}{block}")
+    length = rng.randrange(8, 14)
+    requests = [Request(a_prompt(rng), length) for _ in range(8)]
 
-    alone = pair(kind, **settings(dice))
+    alone = pair(kind, **settings(rng))
     got = alone.generate_all(requests)
     assert tokens_of(got) == [tuple(plain_text(r.prompt, [True] * length, kind)) for r in requests]
     assert all(result.trace.made_by == (1,) * length for result in got)
     assert 0 < alone.stats.accepted < alone.stats.drafted, "else the models are too near or too far"
 
-    tau = dice.choice([0.7, 0.74, 0.77])
-    stitch = pair(kind, router=EntropyRouter(tau), **settings(dice))
+    tau = rng.choice([0.7, 0.74, 0.77])
+    stitch = pair(kind, router=EntropyRouter(tau), **settings(rng))
     got = stitch.generate_all(requests)
     for request, result in zip(requests, got, strict=True):
         tokens, made_by = plain_stitch(request.prompt, length, tau, kind, SMALL)
@@ -78,9 +78,9 @@ def test_drafts_change_no_greedy_text(kind: str, block: int) -> None:
     assert {model for result in got for model in result.trace.made_by} == {0, 1}
     assert stitch.stats.drafted > 0
 
-    traces = [[dice.random() < 0.6 for _ in range(length)] for _ in range(9)]
-    replayed = pair(kind, router=ReplayRouter(traces), **settings(dice))
-    requests = [Request(a_prompt(dice), length) for _ in traces]
+    traces = [[rng.random() < 0.6 for _ in range(length)] for _ in range(9)]
+    replayed = pair(kind, router=ReplayRouter(traces), **settings(rng))
+    requests = [Request(a_prompt(rng), length) for _ in traces]
     for request, trace, result in zip(requests, traces, replayed.generate_all(requests), strict=True):
         assert result.trace.tokens == tuple(plain_text(request.prompt, trace, kind, SMALL))
         assert list(result.trace.made_by) == [int(large) for large in trace]
@@ -210,7 +210,7 @@ def test_a_router_that_always_hands_back_drafts_nothing_more() -> None:
             assert score == (1.0 if model else 0.25)
             assert token == (int(plain_logits(tokens, seed=1).argmax()) if model else proposed)
             tokens.append(token)
-    assert 0 < decoder.stats.drafted <= decoder.stats.dropped  # the last place needs no draft
+    assert 0 < decoder.stats.drafted <= decoder.stats.dropped  # the last position needs no draft
     assert decoder.stats.small.rows == decoder.stats.proposed
 
 
@@ -305,8 +305,8 @@ def chi_square(counts: Counter[Any], expected: dict[Any, float], draws: int) -> 
 def test_verified_tokens_follow_the_large_model(sampling: Sampling) -> None:
     """20,000 draws over 11 tokens: drafted from one distribution, verified against another."""
     draws = 20_000
-    dice = torch.Generator().manual_seed(6)
-    small, large = torch.randn(2, 11, generator=dice).mul(1.2)
+    generator = torch.Generator().manual_seed(6)
+    small, large = torch.randn(2, 11, generator=generator).mul(1.2)
     samplings = [sampling] * draws
     drafts, guesses = sample(small.expand(draws, 11), samplings, [uniform(1, n, 0) for n in range(draws)])
     numbers = [(uniform(1, n, 2), uniform(1, n, 3)) for n in range(draws)]
@@ -355,12 +355,12 @@ def exact(prompt: list[int], length: int, sampling: Sampling, tau: float) -> dic
 
     texts: dict[tuple[int, ...], float] = {}
     for text in itertools.product(range(WORDS), repeat=length):
-        probability, pen = 1.0, 0
+        probability, active_model = 1.0, 0
         for at, token in enumerate(text):
-            pen = pen if pen == 0 and after(0, text[:at])[1] else 1
-            shares, sure = after(pen, text[:at])
+            active_model = active_model if active_model == 0 and after(0, text[:at])[1] else 1
+            shares, sure = after(active_model, text[:at])
             probability *= shares[token]
-            pen = 0 if sure else 1
+            active_model = 0 if sure else 1
         texts[text] = probability
     return texts
 
@@ -399,14 +399,14 @@ def test_sampled_texts_have_their_exact_probability(tau: float, draft: int | Non
 @pytest.mark.parametrize("draft", [0, 3, None])
 @pytest.mark.parametrize("router", [AlwaysLarge(), EntropyRouter(0.75)])
 def test_a_seed_gives_one_text_in_any_company(draft: int | None, router: EntropyRouter) -> None:
-    dice = random.Random(8)
-    requests = [Request(a_prompt(dice), 16, Sampling(1.0, 0.95, 40, seed)) for seed in range(8)]
+    rng = random.Random(8)
+    requests = [Request(a_prompt(rng), 16, Sampling(1.0, 0.95, 40, seed)) for seed in range(8)]
     expected = tokens_of([pair(draft=draft, router=router).generate(request) for request in requests])
     assert len(set(expected)) == 8
     for slots, llm_batch in ((3, 1), (8, 3), (5, 8)):
         decoder = pair(draft=draft, router=router, slots=slots, llm_batch=llm_batch)
         assert tokens_of(decoder.generate_all(requests)) == expected
-    greedy = [Request(a_prompt(dice), 30) for _ in range(4)]
+    greedy = [Request(a_prompt(rng), 30) for _ in range(4)]
     mixed = [request for both in zip(requests[:4], greedy, strict=True) for request in both]
     assert tokens_of(pair(draft=draft, router=router, slots=8).generate_all(mixed))[::2] == expected[:4]
 

@@ -125,11 +125,11 @@ def test_other_threads_add_and_abort_while_one_steps() -> None:
     aborted: set[int] = set()
 
     def serve(thread: int) -> None:
-        dice = random.Random(thread)
-        for place, request in enumerate(requests[thread]):
+        rng = random.Random(thread)
+        for index, request in enumerate(requests[thread]):
             number = engine.add(request)
-            numbers[thread][number] = place
-            if dice.random() < 0.3:
+            numbers[thread][number] = index
+            if rng.random() < 0.3:
                 aborted.add(number)
                 engine.abort(number)
 
@@ -143,13 +143,13 @@ def test_other_threads_add_and_abort_while_one_steps() -> None:
     results = results_of(events)
     assert sorted(results) == list(range(160))
     for mine, texts in zip(numbers, expected, strict=True):
-        for number, place in mine.items():
+        for number, index in mine.items():
             tokens = results[number].trace.tokens
             if results[number].finish_reason == "aborted":
                 assert number in aborted
-                assert tokens == texts[place][: len(tokens)]
+                assert tokens == texts[index][: len(tokens)]
             else:
-                assert tokens == texts[place]
+                assert tokens == texts[index]
     assert {result.finish_reason for result in results.values()} == {"aborted", "length"}
     assert empty(decoder)
     assert not engine.wait(0.01)
@@ -157,7 +157,7 @@ def test_other_threads_add_and_abort_while_one_steps() -> None:
 
 def test_soak() -> None:
     """500 texts at 8 streams with drafts, stop strings and aborts: no slot is lost and nothing piles up."""
-    dice = random.Random(9)
+    rng = random.Random(9)
     runners = [Runner(build(seed=seed), slots=8, context=128) for seed in (1, NEAR + 1)]
     decoder = MixedDecoder(
         *runners,
@@ -174,15 +174,15 @@ def test_soak() -> None:
     tracemalloc.start(1)
     for block in range(5):
         for _ in range(100):
-            stop = tuple(chr(0x41 + dice.randrange(VOCABULARY)) for _ in range(dice.randrange(3)))
-            sampling = Sampling(dice.choice([0, 1.0]), 0.95, 40, dice.randrange(1000))
-            engine.add(Request(a_prompt(dice), dice.randrange(1, 16), sampling, stop))
+            stop = tuple(chr(0x41 + rng.randrange(VOCABULARY)) for _ in range(rng.randrange(3)))
+            sampling = Sampling(rng.choice([0, 1.0]), 0.95, 40, rng.randrange(1000))
+            engine.add(Request(a_prompt(rng), rng.randrange(1, 16), sampling, stop))
         while engine.busy:
             ended = results_of(engine.step())
             assert not set(ended) & set(results)
             results |= {n: Result("", r.finish_reason, r.trace, {}, 0.0) for n, r in ended.items()}
-            if dice.random() < 0.1:
-                engine.abort(100 * block + dice.randrange(100))
+            if rng.random() < 0.1:
+                engine.abort(100 * block + rng.randrange(100))
             held = 8 - len(decoder.runners[1].free_slots)
             assert held == len(engine._active) <= 8
         assert empty(decoder)
@@ -202,9 +202,9 @@ def test_soak() -> None:
 
 @pytest.mark.parametrize("draft", [0, 2])
 def test_the_large_model_waits_for_rows(draft: int) -> None:
-    dice = random.Random(5)
-    traces = [[dice.random() < 0.3 for _ in range(20)] for _ in range(8)]
-    requests = [Request(a_prompt(dice), 20) for _ in traces]
+    rng = random.Random(5)
+    traces = [[rng.random() < 0.3 for _ in range(20)] for _ in range(8)]
+    requests = [Request(a_prompt(rng), 20) for _ in traces]
     expected = [tuple(plain_text(r.prompt, t)) for r, t in zip(requests, traces, strict=True)]
     steps = []
     for llm_batch in (1, 4, 8):
@@ -376,8 +376,8 @@ def test_a_failed_call_of_a_local_model_raises_and_its_neighbours_are_given_firs
     given: dict[int, Completion] = {}
 
     def take_all() -> None:
-        for place, completion in model.generate_all(chats, generation):
-            given[place] = completion
+        for index, completion in model.generate_all(chats, generation):
+            given[index] = completion
 
     with pytest.raises(ModelError, match="request 1"):
         take_all()
@@ -389,7 +389,7 @@ def test_a_failed_call_of_a_local_model_raises_and_its_neighbours_are_given_firs
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"prompt": []}, "empty"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
@@ -400,8 +400,8 @@ def test_a_failed_call_of_a_local_model_raises_and_its_neighbours_are_given_firs
         ({"stop": None}, "stop"),
     ],
 )
-def test_a_request_that_makes_no_sense(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_a_request_that_makes_no_sense(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         Request(**{"prompt": [1, 2], **values})
 
 

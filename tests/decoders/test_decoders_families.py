@@ -46,19 +46,19 @@ def plain(model: PreTrainedModel, tokens: list[int]) -> Tensor:
     return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
 
 
-def words(dice: random.Random, count: int) -> list[int]:
-    return [dice.randrange(VOCABULARY) for _ in range(count)]
+def words(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(VOCABULARY) for _ in range(count)]
 
 
 @pytest.mark.parametrize(
     "config", [StableLmConfig(**SIZES), NemotronConfig(**SIZES)], ids=["stablelm", "nemotron"]
 )
 def test_a_family_that_hands_no_arguments_on_to_its_attention(config: PreTrainedConfig) -> None:
-    dice, model = random.Random(0), model_of(config)
+    rng, model = random.Random(0), model_of(config)
     runner = Runner(model_of(config), slots=3)
     for _ in range(5):
-        slots = dice.sample(range(3), dice.randrange(1, 4))
-        logits = runner.extend(slots, [words(dice, dice.choice([1, 2, 9])) for _ in slots])
+        slots = rng.sample(range(3), rng.randrange(1, 4))
+        logits = runner.extend(slots, [words(rng, rng.choice([1, 2, 9])) for _ in slots])
         for row, slot in enumerate(slots):
             torch.testing.assert_close(
                 logits[row], plain(model, runner.cached_tokens[slot]), atol=2e-4, rtol=1e-3
@@ -103,8 +103,8 @@ def test_a_rotation_that_depends_on_the_length_is_that_of_the_text_alone(
     config: PreTrainedConfig, kind: type[Runner], long_first: bool
 ) -> None:
     """Whoever is read beside it, whatever was read before, and whichever slot it sits in."""
-    dice = random.Random(1)
-    texts = [words(dice, length) for length in (3, LIMIT - 1, LIMIT, LIMIT + 5, 3 * LIMIT)]
+    rng = random.Random(1)
+    texts = [words(rng, length) for length in (3, LIMIT - 1, LIMIT, LIMIT + 5, 3 * LIMIT)]
     longest = kind(model_of(config), slots=1, context=4 * LIMIT).context
     texts = [text for text in texts if len(text) < longest]
     if long_first:
@@ -148,9 +148,9 @@ def started(runner: Runner, slot: int, text: list[int]) -> Tensor:
 def test_keys_are_not_taken_over_by_a_text_that_would_rotate_them_otherwise(
     kind: type[Runner], slot: int, held: int, length: int, taken: int
 ) -> None:
-    dice = random.Random(2)
-    prompt = words(dice, 8)
-    other, text = ([*prompt, *words(dice, count - 8)] for count in (held, length))
+    rng = random.Random(2)
+    prompt = words(rng, 8)
+    other, text = ([*prompt, *words(rng, count - 8)] for count in (held, length))
     alone = started(kind(model_of(LONGROPE), context=4 * LIMIT), 0, text)
     runner = kind(model_of(LONGROPE), slots=2, context=4 * LIMIT)
     runner.extend([0], [other])
@@ -161,12 +161,12 @@ def test_keys_are_not_taken_over_by_a_text_that_would_rotate_them_otherwise(
 
 def test_keys_of_a_draft_beyond_the_limit_are_not_taken_over() -> None:
     """What is left of it lies within, but was rotated as the longer text was."""
-    dice = random.Random(3)
-    text = words(dice, 12)
+    rng = random.Random(3)
+    text = words(rng, 12)
     alone = started(Runner(model_of(LONGROPE)), 0, text)
     runner = Runner(model_of(LONGROPE), slots=2)
     runner.extend([0], [text[:8]])
-    runner.extend([0], [[*text[8:], *words(dice, LIMIT)]])
+    runner.extend([0], [[*text[8:], *words(rng, LIMIT)]])
     runner.truncate(0, 11)
     torch.testing.assert_close(started(runner, 1, text), alone, atol=2e-4, rtol=1e-3)
 
@@ -186,10 +186,10 @@ def test_calls_are_timed_after_so_many_tokens_in_every_slot() -> None:
 @pytest.mark.parametrize("draft", [0, 3])
 def test_texts_that_begin_alike_are_written_as_each_is_alone(draft: int, tau: float) -> None:
     """Around the limit too, where some pass it while they are written or drafted."""
-    dice = random.Random(4)
-    prompt = words(dice, LIMIT)
+    rng = random.Random(4)
+    prompt = words(rng, LIMIT)
     lengths = (LIMIT - 3, LIMIT, LIMIT + 1, LIMIT + 4, LIMIT + 4)
-    requests = [Request([*prompt, *words(dice, 4)][:length], max_new_tokens=8) for length in lengths]
+    requests = [Request([*prompt, *words(rng, 4)][:length], max_new_tokens=8) for length in lengths]
     models = [model_of(LONGROPE), model_of(LONGROPE)]
     with torch.no_grad():
         for weight in models[1].parameters():

@@ -55,20 +55,20 @@ def a_graph_runner(kind: str = "qwen2", seed: int = 0, slots: int = 1, context: 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_static_calls_equal_dynamic_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged rows, some in few slots and some far apart, that come and go; prompts are read dynamically."""
-    dice = random.Random(kind)
+    rng = random.Random(kind)
     static, dynamic = a_graph_runner(kind, slots=7), Runner(build(kind), slots=7)
     shapes = seen_shapes(static, monkeypatch)
     for _ in range(60):
-        slots = dice.sample(range(7), dice.choice([1, 2, 2, 3, 5, 7]))
+        slots = rng.sample(range(7), rng.choice([1, 2, 2, 3, 5, 7]))
         for slot in slots:
-            if dice.random() < 0.1 or len(dynamic.cached_tokens[slot]) > 150:
+            if rng.random() < 0.1 or len(dynamic.cached_tokens[slot]) > 150:
                 for each in (static, dynamic):
                     each.reset(slot)
-            elif dice.random() < 0.1:
+            elif rng.random() < 0.1:
                 for each in (static, dynamic):
                     each.truncate(slot, len(each.cached_tokens[slot]) // 2)
-        new = [a_prompt(dice, dice.choice([1, 1, 3, 7, 40])) for _ in slots]
-        keep = [dice.choice([1, len(each)]) for each in new]
+        new = [a_prompt(rng, rng.choice([1, 1, 3, 7, 40])) for _ in slots]
+        keep = [rng.choice([1, len(each)]) for each in new]
         got, expected = (each.forward(slots, new, keep, hidden=True) for each in (static, dynamic))
         assert static.cached_tokens == dynamic.cached_tokens
         torch.testing.assert_close(got.logits, expected.logits, atol=2e-4, rtol=1e-3)
@@ -98,7 +98,7 @@ def seen_shapes(runner: GraphRunner, monkeypatch: pytest.MonkeyPatch) -> set[Gra
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_one_sequence_equals_a_forward_without_cache(kind: str) -> None:
     under_test = a_graph_runner(kind)
-    text = [dice.randrange(VOCABULARY) for dice in [random.Random(3)] for _ in range(30)]
+    text = [rng.randrange(VOCABULARY) for rng in [random.Random(3)] for _ in range(30)]
     under_test.extend([0], [text[:5]])
     for end in range(6, 30):
         got = under_test.extend([0], [text[end - 1 : end]])
@@ -338,8 +338,8 @@ def both(slots: int, router: Any, kind: str = "qwen2", **values: Any) -> tuple[M
 @pytest.mark.parametrize("draft", [0, 3, None])
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_mixed_texts_are_the_same_with_graphs(kind: str, draft: int | None) -> None:
-    dice = random.Random(f"{kind}{draft}")
-    traces = [[dice.random() < 0.5 for _ in range(20)] for _ in range(8)]
+    rng = random.Random(f"{kind}{draft}")
+    traces = [[rng.random() < 0.5 for _ in range(20)] for _ in range(8)]
     static, dynamic = both(5, ReplayRouter(traces), kind, draft=draft)
     requests = requests_of(5, 8, max_new_tokens=20)
     got, expected = static.generate_all(requests), dynamic.generate_all(requests)
@@ -372,9 +372,9 @@ class Sum(DivergenceRouter):
 @pytest.mark.parametrize("draft", [0, 2])
 def test_sampled_texts_and_routers_that_read_hidden_states(draft: int) -> None:
     static, dynamic = both(4, Sum(0.5), draft=draft)
-    dice = random.Random(7)
+    rng = random.Random(7)
     requests = [
-        Request(a_prompt(dice), max_new_tokens=15, sampling=Sampling(0.8 * (n % 3 > 0), 0.9, 0, n))
+        Request(a_prompt(rng), max_new_tokens=15, sampling=Sampling(0.8 * (n % 3 > 0), 0.9, 0, n))
         for n in range(8)
     ]
     got, expected = static.generate_all(requests), dynamic.generate_all(requests)
@@ -415,10 +415,10 @@ def test_rows_that_no_one_shape_holds_are_read_in_several(
     lengths: list[int], calls: int, static: int
 ) -> None:
     """One long draft does not send all rows to the path that starts every kernel by itself."""
-    dice = random.Random(len(lengths))
+    rng = random.Random(len(lengths))
     under_test, plain = (kind(build(), slots=32, context=256) for kind in (GraphRunner, Runner))
-    slots = dice.sample(range(32), len(lengths))
-    new = [[dice.randrange(97) for _ in range(length)] for length in lengths]
+    slots = rng.sample(range(32), len(lengths))
+    new = [[rng.randrange(97) for _ in range(length)] for length in lengths]
     keep = [min(length, 2) for length in lengths]
     heads, wanted = (each.forward(slots, new, keep, hidden=True) for each in (under_test, plain))
     assert (under_test.calls, under_test.static_calls) == (calls, static)

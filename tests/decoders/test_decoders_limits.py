@@ -39,14 +39,14 @@ def slow_loops_at(tokens: list[int], guard: LoopGuard) -> int | None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_guard_says_what_its_definition_says(seed: int) -> None:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     found = 0
     for _ in range(25):
-        guard = LoopGuard(dice.randrange(1, 9), dice.randrange(2, 5), dice.randrange(2, 20))
+        guard = LoopGuard(rng.randrange(1, 9), rng.randrange(2, 5), rng.randrange(2, 20))
         tokens: list[int] = []
         while len(tokens) < 120:
-            cycle = [dice.randrange(4) for _ in range(dice.randrange(1, 12))]
-            tokens += cycle * dice.randrange(1, 6)
+            cycle = [rng.randrange(4) for _ in range(rng.randrange(1, 12))]
+            tokens += cycle * rng.randrange(1, 6)
         assert loops_at(tokens, guard) == slow_loops_at(tokens, guard)
         found += loops_at(tokens, guard) is not None
     assert found > 3
@@ -54,9 +54,9 @@ def test_the_guard_says_what_its_definition_says(seed: int) -> None:
 
 @pytest.mark.parametrize("period", [1, 7, 32, 64])
 def test_a_loop_is_found_after_any_text(period: int) -> None:
-    dice = random.Random(period)
+    rng = random.Random(period)
     for before in (0, 100, 4095, 9000):
-        text = [dice.randrange(1000) for _ in range(before)]
+        text = [rng.randrange(1000) for _ in range(before)]
         loop = list(range(2000, 2000 + period))
         assert loops_at(text + loop * 300) == before + max(256, 8 * period)
 
@@ -154,12 +154,12 @@ def test_a_real_allocator_is_understood() -> None:
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_the_last_positions_of_ragged_rows(kind: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "PREFILL_TOKENS", width)
-    dice = random.Random(f"{kind}{width}")
+    rng = random.Random(f"{kind}{width}")
     under_test = Runner(build(kind), slots=4)
     for _ in range(10):
-        slots = dice.sample(range(4), dice.randrange(1, 5))
-        new = [[dice.randrange(97) for _ in range(dice.choice([1, 2, 5, 20]))] for _ in slots]
-        keep = [dice.randrange(1, min(len(tokens), 6) + 1) for tokens in new]
+        slots = rng.sample(range(4), rng.randrange(1, 5))
+        new = [[rng.randrange(97) for _ in range(rng.choice([1, 2, 5, 20]))] for _ in slots]
+        keep = [rng.randrange(1, min(len(tokens), 6) + 1) for tokens in new]
         before = [list(under_test.cached_tokens[slot]) for slot in slots]
         heads = under_test.forward(slots, new, keep, hidden=True)
         assert heads.hidden is not None
@@ -175,7 +175,7 @@ def test_the_last_positions_of_ragged_rows(kind: str, width: int, monkeypatch: p
                 torch.testing.assert_close(heads.hidden[at], hidden[0, -1], atol=2e-4, rtol=1e-3)
                 at += 1
         for slot in slots:
-            under_test.truncate(slot, dice.randrange(len(under_test.cached_tokens[slot]) + 1))
+            under_test.truncate(slot, rng.randrange(len(under_test.cached_tokens[slot]) + 1))
     with pytest.raises(InputError):
         under_test.forward([0], [[1, 2]], [3])
     assert under_test.forward([0], [[1]]).hidden is None
@@ -186,9 +186,9 @@ def test_every_token_is_prefill_once_in_calls_of_bounded_size(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "PREFILL_TOKENS", 16)
-    dice = random.Random(seed)
-    lengths = [dice.choice([1, 2, 5, 16, 30, 100]) for _ in range(dice.randrange(1, 7))]
-    keep = [dice.randrange(1, length + 1) for length in lengths]
+    rng = random.Random(seed)
+    lengths = [rng.choice([1, 2, 5, 16, 30, 100]) for _ in range(rng.randrange(1, 7))]
+    keep = [rng.randrange(1, length + 1) for length in lengths]
     chunks = list(chunks_of(lengths, keep))
     assert all(sum(end - begin for _, begin, end, _ in chunk) <= 16 for chunk in chunks)
     assert len(chunks) == -(-sum(lengths) // 16)  # no more calls than that takes
@@ -219,13 +219,13 @@ def test_rows_that_are_taken_together_say_what_they_say_alone(
     kind: str, gather: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "spans", lambda *args, **_: spans(*args, gather=gather))
-    dice = random.Random(kind)
+    rng = random.Random(kind)
     under_test = Runner(build(kind), slots=6)
     for _ in range(10):
-        slots = dice.sample(range(6), dice.randrange(2, 7))
-        if dice.random() < 0.5:
+        slots = rng.sample(range(6), rng.randrange(2, 7))
+        if rng.random() < 0.5:
             slots.sort()
-        new = [[dice.randrange(97) for _ in range(dice.choice([1, 1, 1, 2, 4]))] for _ in slots]
+        new = [[rng.randrange(97) for _ in range(rng.choice([1, 1, 1, 2, 4]))] for _ in slots]
         logits = under_test.extend(slots, new)
         for row, slot in enumerate(slots):
             torch.testing.assert_close(

@@ -58,9 +58,9 @@ def test_top_p_with_tokens_out_of_order() -> None:
 def test_rows_of_many_kinds_equal_each_row_alone(nucleus: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """And each row alone equals the definition, computed one token at a time."""
     monkeypatch.setattr(module, "NUCLEUS", nucleus)
-    dice = random.Random(4)
+    rng = random.Random(4)
     samplings = [
-        Sampling(dice.choice([0, 0.3, 1, 2]), dice.choice([0.1, 0.6, 0.95, 1]), dice.choice([0, 1, 7, 99]))
+        Sampling(rng.choice([0, 0.3, 1, 2]), rng.choice([0.1, 0.6, 0.95, 1]), rng.choice([0, 1, 7, 99]))
         for _ in range(60)
     ]
     logits = torch.randn(60, 50, generator=torch.Generator().manual_seed(1)) * 2
@@ -107,7 +107,10 @@ def test_pick_never_takes_what_has_no_weight() -> None:
 
 def test_numbers_differ_by_seed_place_and_use_and_are_even() -> None:
     numbers = [
-        uniform(seed, place, use) for seed in range(20) for place in range(100) for use in (PROPOSE, REDRAW)
+        uniform(seed, position, use)
+        for seed in range(20)
+        for position in range(100)
+        for use in (PROPOSE, REDRAW)
     ]
     assert len(set(numbers)) > len(numbers) - 5  # of 2^24: once in two such lists two are equal
     assert all(0 <= number < 1 for number in numbers)

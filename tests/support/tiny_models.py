@@ -100,16 +100,16 @@ def plain_stitch(
     prompt: Sequence[int], length: int, tau: float, kind: str = "qwen2", small: int = 0
 ) -> tuple[list[int], list[int]]:
     """R-Stitch as in its paper, greedy: the tokens, and which model (0 small, 1 large) made each."""
-    tokens, made_by, pen = list(prompt), [], 0
+    tokens, made_by, active_model = list(prompt), [], 0
     while len(made_by) < length:
-        logits = plain_logits(tokens, kind, 1 if pen else small)
+        logits = plain_logits(tokens, kind, 1 if active_model else small)
         sure = float(entropy(logits[None])) <= tau
-        if pen == 0 and not sure:
-            pen = 1
+        if active_model == 0 and not sure:
+            active_model = 1
             continue
         tokens.append(int(logits.argmax()))
-        made_by.append(pen)
-        pen = 0 if sure else 1
+        made_by.append(active_model)
+        active_model = 0 if sure else 1
     return tokens[len(prompt) :], made_by
 
 
@@ -129,13 +129,13 @@ def single(seed: int, slots: int = 1) -> MixedDecoder:
     return MixedDecoder(Runner(build(seed=seed), slots=slots), tokenizer=Letters())
 
 
-def a_prompt(dice: random.Random, longest: int = 12) -> list[int]:
-    return [dice.randrange(VOCABULARY) for _ in range(dice.randrange(1, longest + 1))]
+def a_prompt(rng: random.Random, longest: int = 12) -> list[int]:
+    return [rng.randrange(VOCABULARY) for _ in range(rng.randrange(1, longest + 1))]
 
 
 def requests_of(seed: int, count: int, **values: int) -> list[Request]:
-    dice = random.Random(seed)
-    return [Request(a_prompt(dice), **{"max_new_tokens": 12, **values}) for _ in range(count)]
+    rng = random.Random(seed)
+    return [Request(a_prompt(rng), **{"max_new_tokens": 12, **values}) for _ in range(count)]
 
 
 def tokens_of(results: Sequence[Result]) -> list[tuple[int, ...]]:

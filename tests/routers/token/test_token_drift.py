@@ -11,8 +11,10 @@ from viaticum.routers.token.drift import ShareController
 
 def stream(shifts: list[float], each: int, rows: int, seed: int = 0) -> list[torch.Tensor]:
     """Scores of `each` steps with so many rows at every shift of their log-odds."""
-    dice = torch.Generator().manual_seed(seed)
-    return [torch.sigmoid(torch.randn(rows, generator=dice) + shift) for shift in shifts for _ in range(each)]
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.sigmoid(torch.randn(rows, generator=generator) + shift) for shift in shifts for _ in range(each)
+    ]
 
 
 def share(kept: list[torch.Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""R2R's router: what serves is what was trained, the test questions decide nothing, and bad input is told."""
+"""R2R's router: it serves as trained, test questions decide nothing, and bad input is an error."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ MANIFEST = {
 
 def synthetic(questions: int = 40, tokens: int = 60, seed: int = 0) -> LabelledTokens:
     """High entropy where tokens differ; of these the third number of the hidden state tells which diverge."""
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     count = questions * tokens
-    hidden = torch.randn(count, SIZE, generator=dice)
-    differs = torch.rand(count, generator=dice) < 0.25
-    entropy_of = torch.where(differs, 0.4, 0.1) + 0.08 * torch.randn(count, generator=dice)
-    noise = 0.5 * torch.randn(count, generator=dice)
+    hidden = torch.randn(count, SIZE, generator=generator)
+    differs = torch.rand(count, generator=generator) < 0.25
+    entropy_of = torch.where(differs, 0.4, 0.1) + 0.08 * torch.randn(count, generator=generator)
+    noise = 0.5 * torch.randn(count, generator=generator)
     divergent = differs & (hidden[:, 2] + noise > 0.3)
     labels = torch.where(divergent, DIVERGENT, torch.where(differs, NEUTRAL, IDENTICAL))
     return LabelledTokens(
@@ -75,12 +75,12 @@ def synthetic(questions: int = 40, tokens: int = 60, seed: int = 0) -> LabelledT
         place=torch.arange(tokens).repeat(questions),
         labels=labels,
         entropy=entropy_of.clamp(0, 1),
-        top=torch.randn(count, TOP, generator=dice).sort(descending=True).values,
+        top=torch.randn(count, TOP, generator=generator).sort(descending=True).values,
         hidden=hidden,
-        token=torch.randint(30, (count,), generator=dice),
-        second=torch.randint(30, (count,), generator=dice),
+        token=torch.randint(30, (count,), generator=generator),
+        second=torch.randint(30, (count,), generator=generator),
         token_ids=torch.arange(30),
-        embeddings=torch.randn(30, SIZE, generator=dice),
+        embeddings=torch.randn(30, SIZE, generator=generator),
     )
 
 
@@ -106,11 +106,11 @@ def a_router(
     small: Runner, inputs: tuple[str, ...], drift: ShareController | None = None
 ) -> LearnedDivergenceRouter:
     """A random network, standardised on what the model says of random texts; its threshold is its median."""
-    dice = random.Random(1)
+    rng = random.Random(1)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         network = DivergenceNetwork(Shape(32, TOP, inputs, width=16, depth=2, rank=8, members=3))
-    text = [dice.randrange(97) for _ in range(300)]
+    text = [rng.randrange(97) for _ in range(300)]
     seen = read_features(Runner(small.model), text[:5], text[5:])
     args = inputs_at(small, seen)
     network.fit_features(args)
@@ -136,11 +136,12 @@ def test_the_served_decision_is_the_routers(inputs: str, slots: int) -> None:
         seen = read_features(reader, request.prompt, trace.tokens)
         odds = router.network.logits(inputs_at(small, seen))
         torch.testing.assert_close(torch.tensor(trace.scores), torch.sigmoid(odds), atol=1e-4, rtol=1e-3)
-        for place, (by, told) in enumerate(zip(trace.made_by, torch.sigmoid(odds).tolist(), strict=True)):
-            if abs(told - router.threshold) > 1e-4:
-                assert by == int(told > router.threshold), f"token {place}"
+        probabilities = torch.sigmoid(odds).tolist()
+        for position, (by, probability) in enumerate(zip(trace.made_by, probabilities, strict=True)):
+            if abs(probability - router.threshold) > 1e-4:
+                assert by == int(probability > router.threshold), f"token {position}"
             if by == 0:
-                assert trace.tokens[place] == int(seen.tokens[place])
+                assert trace.tokens[position] == int(seen.tokens[position])
         made += trace.made_by
     assert 0.1 < sum(made) / len(made) < 0.9, "else the threshold tests nothing"
 
@@ -180,8 +181,8 @@ def test_a_row_is_judged_by_itself() -> None:
 @pytest.mark.parametrize("count", [2, 100])
 @pytest.mark.parametrize("size", [97, 25_600, 30_011])
 def test_the_largest_logits_of_a_large_vocabulary(size: int, count: int) -> None:
-    dice = torch.Generator().manual_seed(size)
-    logits = torch.randn(5, size, generator=dice)
+    generator = torch.Generator().manual_seed(size)
+    logits = torch.randn(5, size, generator=generator)
     logits[1, 256:384] += 20  # many in one block
     logits[2] = 0
     logits[3, -3:] += 20  # where a block may not be whole
@@ -320,10 +321,10 @@ def test_unknown_labels_are_left_out_and_one_kind_alone_is_refused(tokens: Label
 def test_evaluation_takes_questions_that_were_not_learned_from(
     tokens: LabelledTokens, trained: TrainedRouter
 ) -> None:
-    told = evaluate({"full": trained, "entropy": trained}, tokens)  # a folder may have any name
-    assert told["questions"] == len(trained.metadata["split"]["test"])
-    assert told["routers"] == dict.fromkeys(("full", "entropy"), trained.metadata["metrics"]["router"])
-    assert told["entropy"] == trained.metadata["metrics"]["entropy"]
+    report = evaluate({"full": trained, "entropy": trained}, tokens)  # a folder may have any name
+    assert report["questions"] == len(trained.metadata["split"]["test"])
+    assert report["routers"] == dict.fromkeys(("full", "entropy"), trained.metadata["metrics"]["router"])
+    assert report["entropy"] == trained.metadata["metrics"]["entropy"]
     with pytest.raises(DataError, match="learned from every question"):
         evaluate({"full": trained}, tokens.of(trained.metadata["split"]["train"]))
     other = replace(tokens, manifest={**MANIFEST, "small": {"name": "t", "sha256": "c" * 64}})
@@ -368,9 +369,9 @@ def test_metrics_by_hand() -> None:
     assert recall_at(scores, positive, 1.0) == 1
     assert share_for_recall(scores, positive, 0.5) == pytest.approx(0.2)
     assert share_for_recall(torch.tensor([3.0, 2, 1]), torch.tensor([True, False, True]), 1.0) == 1
-    dice = torch.Generator().manual_seed(0)
-    scores = torch.randint(20, (300,), generator=dice).float()
-    positive = torch.rand(300, generator=dice) < 0.3
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(20, (300,), generator=generator).float()
+    positive = torch.rand(300, generator=generator) < 0.3
     wins = [
         1.0 if a > b else 0.5 if a == b else 0.0
         for a in scores[positive].tolist()
@@ -408,7 +409,7 @@ def test_damaged_routers_are_named(trained: TrainedRouter, tmp_path: Path) -> No
         TrainedRouter.load(tmp_path)
     trained.save(tmp_path)
     weights, facts = tmp_path / "router.safetensors", tmp_path / "router.json"
-    whole, told = weights.read_bytes(), facts.read_text()
+    whole, metadata = weights.read_bytes(), facts.read_text()
     weights.write_bytes(whole[:-10])
     with pytest.raises(DataError, match="cut short"):
         TrainedRouter.load(tmp_path)
@@ -418,7 +419,7 @@ def test_damaged_routers_are_named(trained: TrainedRouter, tmp_path: Path) -> No
     import hashlib
 
     facts.write_text(
-        json.dumps(json.loads(told) | {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()})
+        json.dumps(json.loads(metadata) | {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()})
     )
     with pytest.raises(DataError, match="not finite"):
         TrainedRouter.load(tmp_path)
@@ -474,9 +475,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 f'\n[models.{name}]\ndescription = "both"\nkind = "pair"\nsmall = "{small}"\n'
                 f'large = "near-large"\nrouter = "r2r"\nrouter_path = "{folder / "r"}"\n'
             )
-    told = run("train", folder / "labels", "--out", folder / "r", "--members", 3, "--width", 16, "--depth", 1)
-    assert told.exit_code == 0, told.output
-    assert "threshold" in told.stdout
+    trained = run(
+        "train", folder / "labels", "--out", folder / "r", "--members", 3, "--width", 16, "--depth", 1
+    )
+    assert trained.exit_code == 0, trained.output
+    assert "threshold" in trained.stdout
     return folder
 
 
@@ -506,8 +509,8 @@ def test_a_pair_of_the_catalogue_is_served_by_its_router(home: Path) -> None:
     )
     assert completion.trace is not None
     assert completion.trace.scores
-    for by, told in zip(completion.trace.made_by, completion.trace.scores, strict=True):
-        assert by == int(told > router.threshold)
+    for by, probability in zip(completion.trace.made_by, completion.trace.scores, strict=True):
+        assert by == int(probability > router.threshold)
 
 
 def test_threshold_share_and_drift_of_an_entry(home: Path) -> None:
@@ -558,9 +561,9 @@ def test_commands_evaluate_and_calibrate(home: Path, tmp_path: Path) -> None:
     made = json.loads(run(*again, "--out", tmp_path / "e", "--json").stdout)
     assert made["bytes"] < 50_000
     evaluated = run("evaluate", tmp_path / "e", home / "labels", "--beside", home / "r", "--json")
-    told = json.loads(evaluated.stdout)
-    assert set(told["routers"]) == {str(tmp_path / "e"), str(home / "r")}
-    assert "entropy" in told
+    report = json.loads(evaluated.stdout)
+    assert set(report["routers"]) == {str(tmp_path / "e"), str(home / "r")}
+    assert "entropy" in report
     shown = run("evaluate", home / "r", home / "labels", "--beside", tmp_path / "e").stdout
     assert len(shown.splitlines()) >= 1 + 3 + 1, "a head, entropy, two routers, the counts"
     assert "differ" in shown
@@ -619,9 +622,9 @@ def test_recall_is_counted_on_the_labels_that_were_learned_from(home: Path, tmp_
     assert TrainedRouter.load(router).metadata["verifier"] == "outcome"
     found = calibrate_recall(router, labels, 0.9)
     assert found.threshold == calibrate_recall(home / "r", home / "labels", 0.9).threshold
-    told = json.loads(run("evaluate", router, labels, "--json").stdout)
-    assert told["divergent"] > 0
-    assert told["unknown"] == 0
+    report = json.loads(run("evaluate", router, labels, "--json").stdout)
+    assert report["divergent"] > 0
+    assert report["unknown"] == 0
     named = json.loads(run("evaluate", router, labels, "--verifier", "semantic", "--json").stdout)
     assert named["unknown"] == named["differing"]
 

@@ -54,8 +54,8 @@ COSTS = CostModel(
 def a_policy(seed: int = 3, shape: PolicyShape = SHAPE, spread: float = 1.0) -> Policy:
     """A policy with varying decisions: a random last layer, features fitted to random texts."""
     policy = Policy(shape, seed).requires_grad_(False).eval()
-    dice = random.Random(1)
-    text = [dice.randrange(97) for _ in range(200)]
+    rng = random.Random(1)
+    text = [rng.randrange(97) for _ in range(200)]
     seen = read_features(Runner(build(seed=0)), text[:5], text[5:])
     positions = torch.arange(len(seen))
     policy.fit(seen.hidden, seen.entropy, positions)
@@ -74,7 +74,7 @@ def a_writer(slots: int = 4, **values: Any) -> RolloutGenerator:
 
 
 def odds_of(policy: Policy, rollout: Rollout, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
-    """What an offline pass over a text finds: logits and entropies at all of its places."""
+    """Logits and entropies at every position of a text, from an offline pass."""
     seen = read_features(Runner(build(seed=0)), request.prompt, rollout.tokens)
     odds = policy(policy.features(seen.hidden, seen.entropy, torch.arange(len(seen))))
     return odds, seen.entropy
@@ -115,33 +115,33 @@ def test_drafting_changes_no_greedy_text(draft: int | None) -> None:
 @pytest.mark.parametrize("rank", [0, 8])
 @pytest.mark.parametrize("slots", [1, 4])
 def test_the_served_decision_is_the_policys(slots: int, rank: int) -> None:
-    """Place by place: an offline pass finds the probability that was served, and who wrote."""
+    """At every position an offline pass finds the served probability and the model that decoded."""
     policy = a_policy(shape=replace(SHAPE, rank=rank))
     writer, requests = a_writer(slots), requests_of(5, 6, max_new_tokens=25)
     asked = dropped = 0
     for request, rollout in zip(requests, writer.generate(policy, TAU, requests), strict=True):
         trace = rollout.result.trace
         odds, chances = odds_of(policy, rollout, request)
-        for place, told in enumerate(trace.scores or [math.nan] * len(trace.tokens)):
-            if math.isnan(told):
+        for position, score in enumerate(trace.scores or [math.nan] * len(trace.tokens)):
+            if math.isnan(score):
                 continue
             asked += 1
-            assert float(chances[place]) > TAU
-            assert told == pytest.approx(float(torch.sigmoid(odds[place])), abs=1e-4)
-            if abs(told - 0.5) > 1e-4:
-                assert trace.made_by[place] == int(told > 0.5)
-            dropped += told > 0.5
-        for place, by in enumerate(trace.made_by):
-            if by == 0 and float(chances[place]) > TAU + 1e-4:
-                assert trace.scores[place] <= 0.5, "a token that it is unsure of is kept by the policy alone"
+            assert float(chances[position]) > TAU
+            assert score == pytest.approx(float(torch.sigmoid(odds[position])), abs=1e-4)
+            if abs(score - 0.5) > 1e-4:
+                assert trace.made_by[position] == int(score > 0.5)
+            dropped += score > 0.5
+        for position, by in enumerate(trace.made_by):
+            if by == 0 and float(chances[position]) > TAU + 1e-4:
+                assert trace.scores[position] <= 0.5, "only the policy keeps an uncertain token"
     assert asked > 40
     assert 0.2 < dropped / asked < 0.8
 
 
 def test_a_row_is_judged_by_itself_and_no_number_is_not_trusted() -> None:
     policy = a_policy()
-    dice = torch.Generator().manual_seed(2)
-    logits, hidden = 3 * torch.randn(6, 97, generator=dice), torch.randn(6, 32, generator=dice)
+    generator = torch.Generator().manual_seed(2)
+    logits, hidden = 3 * torch.randn(6, 97, generator=generator), torch.randn(6, 32, generator=generator)
     step = Step(logits, entropy(logits), list(range(6)), [0, 3, 9, 27, 81, 243], logits.argmax(-1), hidden)
     router = RStitchPlus(policy, 0.1)
     together = router.score(step)
@@ -187,23 +187,23 @@ def test_what_was_recorded_is_what_an_offline_pass_finds(temperature: float) -> 
         assert len(group) == 4
         assert len({each.tokens for each in group}) > 1
         for rollout in group:
-            seen = rollout.choices
+            seen = rollout.decisions
             assert seen is not None
             trace = rollout.result.trace
-            asked = [place for place, score in enumerate(trace.scores) if score == score]
+            asked = [position for position, score in enumerate(trace.scores) if score == score]
             assert seen.positions.tolist() == asked
-            assert [trace.made_by[place] for place in asked] == seen.called.int().tolist()
+            assert [trace.made_by[position] for position in asked] == seen.called.int().tolist()
             odds, chances = odds_of(policy, rollout, request)
             offline = log_probability(odds[seen.positions], seen.called)
             torch.testing.assert_close(seen.logps, offline, atol=1e-4, rtol=1e-3)
             torch.testing.assert_close(seen.entropy, chances[seen.positions], atol=1e-5, rtol=1e-4)
             again = policy(policy.features(seen.hidden, seen.entropy, seen.positions))
             torch.testing.assert_close(seen.logps, log_probability(again, seen.called), atol=1e-6, rtol=1e-5)
-            assert rollout.asked == len(seen)
+            assert rollout.decision_count == len(seen)
             assert rollout.dropped == int(seen.called.sum())
-            assert rollout.made == (trace.made_by.count(0), trace.made_by.count(1))
+            assert rollout.tokens_by_model == (trace.made_by.count(0), trace.made_by.count(1))
             dropped += rollout.dropped
-            kept += rollout.asked - rollout.dropped
+            kept += rollout.decision_count - rollout.dropped
     assert dropped > 10
     assert kept > 10
 
@@ -218,9 +218,9 @@ def test_a_seed_gives_the_same_rollouts_whatever_was_written_before() -> None:
             for a, b in zip(ours, theirs, strict=True):
                 assert a.tokens == b.tokens
                 assert a.latency == b.latency
-                assert a.choices is not None
-                assert b.choices is not None
-                assert torch.equal(a.choices.logps, b.choices.logps)
+                assert a.decisions is not None
+                assert b.decisions is not None
+                assert torch.equal(a.decisions.logps, b.decisions.logps)
     assert sorted(writer.small.free_slots) == sorted(writer.large.free_slots) == list(range(4))
     other = writer.sample(policy, TAU, requests, 4, [4, 5, 6])
     assert [each.tokens for group in other for each in group] != [
@@ -266,22 +266,27 @@ def test_the_recorder_lets_go_of_places_where_nobody_asked(monkeypatch: pytest.M
     _, _, compacted = recorded()
     for ours, theirs in zip(compacted, groups, strict=True):
         for a, b in zip(ours, theirs, strict=True):
-            assert a.choices is not None
-            assert b.choices is not None
-            for name in type(a.choices).__slots__:
-                assert torch.equal(getattr(a.choices, name), getattr(b.choices, name))
+            assert a.decisions is not None
+            assert b.decisions is not None
+            for name in type(a.decisions).__slots__:
+                assert torch.equal(getattr(a.decisions, name), getattr(b.decisions, name))
 
 
 def test_answers_are_drawn_as_likely_as_the_policy_says() -> None:
-    texts, places = 40, 25
-    recorder = Recorder(list(range(texts)), places)
+    texts, positions = 40, 25
+    recorder = Recorder(list(range(texts)), positions)
     logits = torch.zeros(texts, 9)
     odds = torch.logit(torch.tensor([0.2, 0.9] * (texts // 2)))
-    for place in range(places):
+    for position in range(positions):
         step = Step(
-            logits, entropy(logits), range(texts), [place] * texts, logits.argmax(-1), torch.zeros(texts, 2)
+            logits,
+            entropy(logits),
+            range(texts),
+            [position] * texts,
+            logits.argmax(-1),
+            torch.zeros(texts, 2),
         )
-        recorder.sample(step, odds, torch.full((texts,), place % 5 > 0))
+        recorder.sample(step, odds, torch.full((texts,), position % 5 > 0))
     seen = recorder.read()
     assert [len(each) for each in seen] == [20] * texts
     shares = [torch.cat([each.called for each in seen[first::2]]).float().mean() for first in (0, 1)]
@@ -344,7 +349,7 @@ def test_the_calls_of_a_text_are_those_that_were_made(seed: int) -> None:
 
 
 def test_calls_and_latency_by_hand() -> None:
-    # small, small (dropped) large, large keeps the pen, small again
+    # small, small (dropped) large, large stays active, small again
     calls = Calls.from_trace([0, 1, 1, 0], [False, True, False, False], prompt=10, cached=6)
     assert calls.small == ((4, 6), (1, 10), (3, 11)) or calls.small == ((4, 6), (1, 10), (2, 11))
     assert calls.large == ((5, 6), (1, 11))
@@ -382,7 +387,7 @@ def test_calling_the_large_model_costs_latency() -> None:
         never.head.weight.zero_()
         never.head.bias.fill_(-9)
     cheap, dear = (writer.generate(policy, TAU, requests) for policy in (never, always))
-    assert all(each.made[1] == 0 and each.dropped == 0 for each in cheap)
+    assert all(each.tokens_by_model[1] == 0 and each.dropped == 0 for each in cheap)
     assert sum(each.latency for each in cheap) < sum(each.latency for each in dear)
 
 
@@ -420,7 +425,7 @@ def test_advantages_by_the_batch_keep_small_differences_small() -> None:
 
 def test_every_answer_of_a_text_has_the_texts_advantage() -> None:
     policy, _, groups = recorded()
-    choices = [[each.choices for each in group if each.choices is not None] for group in groups[:2]]
+    choices = [[each.decisions for each in group if each.decisions is not None] for group in groups[:2]]
     batch = Batch.of(policy, [[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.9]], choices)
     expected = [1, -1, -1, 1, *[-1 / math.sqrt(3)] * 3, math.sqrt(3)]
     lengths = [len(each) for group in choices for each in group]
@@ -434,8 +439,8 @@ def test_every_answer_of_a_text_has_the_texts_advantage() -> None:
 
 def test_probabilities_of_answers() -> None:
     odds = torch.tensor([math.log(3), math.log(3), 60.0])
-    told = log_probability(odds, torch.tensor([True, False, False]))
-    assert told.tolist() == pytest.approx([math.log(0.75), math.log(0.25), -60.0])
+    logps = log_probability(odds, torch.tensor([True, False, False]))
+    assert logps.tolist() == pytest.approx([math.log(0.75), math.log(0.25), -60.0])
 
 
 def test_the_loss_by_hand() -> None:
@@ -499,15 +504,15 @@ def test_minibatches_weigh_answers_as_the_whole_batch_does() -> None:
 
 
 def play(
-    policy: Policy, count: int, group: int, dice: torch.Generator, scale: str = "group"
+    policy: Policy, count: int, group: int, generator: torch.Generator, scale: str = "group"
 ) -> tuple[torch.Tensor, Batch]:
     """Sampled texts of 8 positions and their rewards [count, group].
 
     At a quarter of the positions the small model's token would be wrong, which the third number of the
     hidden state tells; elsewhere calling the large model only takes time.
     """
-    hidden = torch.randn(count, 1, 8, 6, generator=dice)
-    needed = torch.rand(count, 1, 8, generator=dice) < 0.25
+    hidden = torch.randn(count, 1, 8, 6, generator=generator)
+    needed = torch.rand(count, 1, 8, generator=generator) < 0.25
     hidden[..., 2] = torch.where(needed, 1.5, -1.5)
     hidden, needed = hidden.expand(count, group, 8, 6), needed.expand(count, group, 8)
     with torch.no_grad():
@@ -517,7 +522,7 @@ def play(
             torch.arange(8).repeat(count * group),
         )
         odds = policy(features)
-    called = torch.rand(len(odds), generator=dice) < torch.sigmoid(odds)
+    called = torch.rand(len(odds), generator=generator) < torch.sigmoid(odds)
     calls = called.view(count, group, 8)
     rewards = ~(needed & ~calls).any(-1) * (1 - 0.08 * calls.sum(-1))
     advantages, differ = group_advantages(rewards, scale)
@@ -530,11 +535,11 @@ def play(
 @pytest.mark.parametrize("seed", range(3))
 def test_it_learns_where_the_large_model_is_of_no_use(seed: int, scale: str) -> None:
     policy = Policy(PolicyShape(6, rank=0, width=16), seed)
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     learner = Learner(policy, LearnerSettings(epochs=2, minibatches=2))
     means = []
     for step in range(40):
-        rewards, batch = play(policy, 8, 8, dice, scale)
+        rewards, batch = play(policy, 8, 8, generator, scale)
         means.append(float(rewards.mean()))
         learner.update(batch, step)
     before, after = sum(means[:5]) / 5, sum(means[-5:]) / 5
@@ -617,14 +622,14 @@ def test_damaged_policies_are_named(tmp_path: Path) -> None:
         TrainedPolicy.load(tmp_path)
     a_trained_policy().save(tmp_path)
     weights, facts = tmp_path / "policy.safetensors", tmp_path / "policy.json"
-    whole, told = weights.read_bytes(), json.loads(facts.read_text())
+    whole, metadata = weights.read_bytes(), json.loads(facts.read_text())
     weights.write_bytes(whole[:-10])
     with pytest.raises(DataError, match="cut short"):
         TrainedPolicy.load(tmp_path)
 
     def with_weights(tensors: dict[str, torch.Tensor]) -> None:
         save_file(tensors, weights)
-        facts.write_text(json.dumps(told | {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}))
+        facts.write_text(json.dumps(metadata | {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}))
 
     with_weights({**load_tensors(whole), "head.bias": torch.tensor([math.nan])})
     with pytest.raises(DataError, match="weights that are not finite"):
@@ -635,9 +640,9 @@ def test_damaged_policies_are_named(tmp_path: Path) -> None:
     for broken in (
         "{",
         json.dumps({"format": 9}),
-        json.dumps(told | {"shape": {}}),
-        json.dumps(told | {"tau": 7}),
-        json.dumps({name: value for name, value in told.items() if name != "small"}),
+        json.dumps(metadata | {"shape": {}}),
+        json.dumps(metadata | {"tau": 7}),
+        json.dumps({name: value for name, value in metadata.items() if name != "small"}),
     ):
         facts.write_text(broken)
         with pytest.raises(DataError):

@@ -93,9 +93,9 @@ def test_replay_looks_at_this_token_or_the_next() -> None:
 
 
 def test_chance_takes_its_share_and_decides_a_place_once() -> None:
-    places = 4000
+    count = 4000
     step = a_step(
-        [0.5] * places, requests=[place % 8 for place in range(places)], positions=list(range(places))
+        [0.5] * count, requests=[position % 8 for position in range(count)], positions=list(range(count))
     )
     kept = RandomRouter(0.3).keep_small(step)
     assert 1 - kept.float().mean().item() == pytest.approx(0.3, abs=0.03)
