@@ -114,7 +114,7 @@ def test_nan_leaves_other_rows_and_later_sequences_alone() -> None:
         torch.testing.assert_close(got[row], plain_logits(tokens), atol=2e-4, rtol=1e-3)
 
 
-# --- who writes what ----------------------------------------------------------------------------------------
+# --- which model decodes which token ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -190,7 +190,7 @@ def test_one_model_alone(router: TokenRouter, seed: int, idle: int, slots: int, 
 
 
 class DropOnce(TokenRouter):
-    """The SLM proposes everywhere; its token at `at` is dropped and the LLM writes that one."""
+    """The SLM proposes everywhere; its token at `at` is dropped and the LLM decodes that one."""
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -215,7 +215,7 @@ def test_a_dropped_token_leaves_no_mark(at: int) -> None:
     for event in decoder.stream([Request(prompt, max_new_tokens=9)]):
         made.append(event.token)
         if len(made) == at + 1 and event.result is None:
-            # The dropped token was read by nobody: both hold the prompt and what was kept before it.
+            # No model read the dropped token: both hold the prompt and the tokens kept before it.
             assert small.cached_tokens == large.cached_tokens == [prompt + made[:-1]]
     expected = plain_text(prompt, [position == at for position in range(9)])
     assert made == expected

@@ -32,7 +32,7 @@ COSTS = CostModel(SMALL, LARGE, {})
 
 
 class Coins(TokenRouter):
-    """Hands over by coins that depend on the request and the position alone."""
+    """Hands over at random; the decision depends on the request and the position alone."""
 
     depends_on_token = False
 

@@ -44,7 +44,7 @@ def pair(kind: str = "qwen2", slots: int = 1, **values: Any) -> MixedDecoder:
     return MixedDecoder(large, small, **{"tokenizer": Letters(), "draft_cost": 0.1, **values})
 
 
-# --- greedy: the same tokens, made by the same models -------------------------------------------------------
+# --- greedy: the same tokens of the same models -------------------------------------------------------------
 
 
 def settings(rng: random.Random) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def test_r_stitch_with_drafts_tells_what_it_tells_without(tau: float) -> None:
 
 @pytest.mark.parametrize("draft", [1, 4, None])
 def test_a_text_ends_inside_a_draft(draft: int | None) -> None:
-    """By stop id, by stop string over two tokens of a draft, by length; what follows is never written."""
+    """By stop id, by stop string over two tokens of a draft, by length; nothing is appended after it."""
     prompt = [2, 7, 1, 8]
     tokens = plain_text(prompt, [True] * 20)
     text = Letters().decode(tokens)
@@ -125,7 +125,7 @@ def test_a_text_ends_inside_a_draft(draft: int | None) -> None:
         assert (result.trace.tokens, result.finish_reason) == (tuple(tokens[:at]), "length")
 
 
-# --- what it takes ------------------------------------------------------------------------------------------
+# --- calls and draft lengths --------------------------------------------------------------------------------
 
 
 def test_a_model_that_drafts_for_itself_is_always_right() -> None:
@@ -162,7 +162,7 @@ def test_the_token_that_the_router_drops_is_the_first_draft() -> None:
 
 
 def test_the_small_model_forgets_what_was_not_accepted() -> None:
-    """Its slot holds the text it shares with the large one, and the next draft does not start over."""
+    """The small model's slot keeps the prefix common to both; the next draft does not start over."""
     decoder = pair(draft=4)
     small, large = decoder.runners[0], decoder.runners[1]
     request = Request(list(range(30)), 40)
@@ -215,7 +215,7 @@ def test_a_router_that_always_hands_back_drafts_nothing_more() -> None:
 
 
 class EveryThird(DivergenceRouter):
-    """Tokens that 3 divides diverge. Looks at what a learned router would look at."""
+    """Tokens that 3 divides diverge. Reads the same inputs as a learned router."""
 
     def score(self, step: Step) -> torch.Tensor:
         assert step.hidden is not None

@@ -53,7 +53,7 @@ def run(engine: Engine) -> list[Event]:
     return events
 
 
-# --- coming and going ---------------------------------------------------------------------------------------
+# --- requests that start and end ----------------------------------------------------------------------------
 
 
 def test_texts_that_join_later_are_written_as_if_alone() -> None:
@@ -156,7 +156,7 @@ def test_other_threads_add_and_abort_while_one_steps() -> None:
 
 
 def test_soak() -> None:
-    """500 texts at 8 streams with drafts, stop strings and aborts: no slot is lost and nothing piles up."""
+    """500 texts at 8 streams with drafts, stop strings and aborts: no slot is lost, memory does not grow."""
     rng = random.Random(9)
     runners = [Runner(build(seed=seed), slots=8, context=128) for seed in (1, NEAR + 1)]
     decoder = MixedDecoder(
@@ -233,7 +233,7 @@ def test_one_text_does_not_wait_for_others_that_never_come() -> None:
 
 
 def repeating() -> PreTrainedModel:
-    """A model that says token 0 for ever."""
+    """A model that always decodes token 0."""
     model = build()
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
@@ -257,7 +257,7 @@ def test_a_loop_ends_a_text(draft: int) -> None:
 
 
 class NoRoom:
-    """A cache whose allocator fails, truly, once it should hold more than `most` positions."""
+    """A cache whose allocation really fails beyond `most` positions."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
         empty_layer = SlotCache._empty
@@ -295,7 +295,7 @@ def test_a_text_that_memory_is_too_short_for_ends_and_the_others_go_on(
         assert empty(decoder)
         with pytest.raises(ModelError, match="not enough memory"):
             decoder.generate(long)
-    # One that grows beyond what there is while it is written is given up there, not its neighbours.
+    # A sequence that outgrows the memory during decoding fails alone; the others continue.
     edge = Request([1, 2] * 254, 20)
     results = decoder.generate_all([edge, *good])
     assert [result.finish_reason for result in results] == ["error", "length", "length", "length"]
@@ -307,7 +307,7 @@ def test_a_text_that_memory_is_too_short_for_ends_and_the_others_go_on(
 
 
 def test_a_failed_allocation_in_the_middle_of_a_model_costs_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The activations of a long prompt do not fit; what its neighbours have is whole."""
+    """The activations of a long prompt do not fit; the other sequences stay intact."""
     good = requests_of(36, 3, max_new_tokens=10)
     expected = tokens_of(single(1).generate_all(good))
     decoder = single(1, 3)
@@ -361,7 +361,7 @@ def test_damaged_weights_of_either_model_end_the_texts_that_need_it(model: int) 
 def test_a_failed_call_of_a_local_model_raises_and_its_neighbours_are_given_first(
     tiny_catalogue: Catalogue,
 ) -> None:
-    """So that whoever holds money for the call can free it."""
+    """So that the caller can release the cost reserved for the call."""
     pool = LocalModels(tiny_catalogue, slots=2)
     model = pool.model("tiny-large")
     chats: list[list[Message]] = [
@@ -385,7 +385,7 @@ def test_a_failed_call_of_a_local_model_raises_and_its_neighbours_are_given_firs
     assert given[0].text == given[2].text == model.generate(chats[0], generation).text
 
 
-# --- what cannot be asked -----------------------------------------------------------------------------------
+# --- invalid requests ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_family_that_hands_no_arguments_on_to_its_attention(config: PreTrained
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_family_with_an_attention_of_its_own_is_refused(slots: int) -> None:
-    """It would see what the slots of other texts hold."""
+    """Such attention would read the slots of other sequences."""
     config = GPTJConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=4)
     with pytest.raises(ModelError, match="GPTJForCausalLM has an attention of its own"):
         Runner(model_of(config), slots=slots).extend([0], [[1, 2, 3]])
@@ -102,7 +102,7 @@ LONGROPE = Phi3Config(
 def test_a_rotation_that_depends_on_the_length_is_that_of_the_text_alone(
     config: PreTrainedConfig, kind: type[Runner], long_first: bool
 ) -> None:
-    """Whoever is read beside it, whatever was read before, and whichever slot it sits in."""
+    """Independent of the other rows, of earlier calls and of the slot."""
     rng = random.Random(1)
     texts = [words(rng, length) for length in (3, LIMIT - 1, LIMIT, LIMIT + 5, 3 * LIMIT)]
     longest = kind(model_of(config), slots=1, context=4 * LIMIT).context
@@ -125,7 +125,7 @@ def test_a_rotation_that_depends_on_the_length_is_that_of_the_text_alone(
 
 @torch.inference_mode()
 def started(runner: Runner, slot: int, text: list[int]) -> Tensor:
-    """Logits after a text that may begin with what some slot holds, and after one more token."""
+    """Logits after a text that may share a prefix with some slot, and after one more token."""
     runner.reuse_prefix(slot, text)
     first = runner.extend([slot], [text[len(runner.cached_tokens[slot]) :]])[0]
     return torch.stack([first, runner.extend([slot], [[5]])[0]])
@@ -160,7 +160,7 @@ def test_keys_are_not_taken_over_by_a_text_that_would_rotate_them_otherwise(
 
 
 def test_keys_of_a_draft_beyond_the_limit_are_not_taken_over() -> None:
-    """What is left of it lies within, but was rotated as the longer text was."""
+    """The remaining keys are within the limit, but were rotated for the longer sequence."""
     rng = random.Random(3)
     text = words(rng, 12)
     alone = started(Runner(model_of(LONGROPE)), 0, text)
@@ -185,7 +185,7 @@ def test_calls_are_timed_after_so_many_tokens_in_every_slot() -> None:
 @pytest.mark.parametrize("tau", [0.3, 0.6])
 @pytest.mark.parametrize("draft", [0, 3])
 def test_texts_that_begin_alike_are_written_as_each_is_alone(draft: int, tau: float) -> None:
-    """Around the limit too, where some pass it while they are written or drafted."""
+    """Also around the limit, which some pass during decoding or drafting."""
     rng = random.Random(4)
     prompt = words(rng, LIMIT)
     lengths = (LIMIT - 3, LIMIT, LIMIT + 1, LIMIT + 4, LIMIT + 4)

@@ -143,7 +143,7 @@ def test_padding_writes_where_nothing_is_read() -> None:
 
 
 def test_nan_stays_in_its_row() -> None:
-    """Token 0 is what padding reads: its damage reaches neither other rows nor later sequences."""
+    """Padding reads token 0: its NaN reaches neither other rows nor later sequences."""
     model = build()
     with torch.no_grad():
         model.get_input_embeddings().weight[0] = float("nan")
@@ -274,7 +274,7 @@ def test_a_folder_is_loaded_with_graphs_where_they_are_asked_for(tmp_path: Path)
     assert type(load_runner(tmp_path, dtype=torch.float32, graphs=False)) is Runner
 
 
-# --- leaner layers ------------------------------------------------------------------------------------------
+# --- fused layers -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
@@ -291,7 +291,7 @@ def test_leaner_layers_compute_the_same(kind: str) -> None:
 
 
 def test_joined_layers_give_up_their_weights() -> None:
-    """Whoever still holds a replaced layer holds no memory: else a large model would be there twice."""
+    """A reference to a replaced layer keeps no memory: else a large model would exist twice."""
     model = build()
     replaced = [each for each in model.base_model.layers.modules() if isinstance(each, nn.Linear)]
     assert fuse_layers(model)
@@ -323,7 +323,7 @@ def test_biases_of_some_joined_layers_alone() -> None:
     torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-3)
 
 
-# --- the engine on top --------------------------------------------------------------------------------------
+# --- the engine with static calls ---------------------------------------------------------------------------
 
 
 def both(slots: int, router: Any, kind: str = "qwen2", **values: Any) -> tuple[MixedDecoder, MixedDecoder]:
@@ -414,7 +414,7 @@ def test_greedy_tokens_come_from_the_static_call(monkeypatch: pytest.MonkeyPatch
 def test_rows_that_no_one_shape_holds_are_read_in_several(
     lengths: list[int], calls: int, static: int
 ) -> None:
-    """One long draft does not send all rows to the path that starts every kernel by itself."""
+    """One long draft does not move all rows to the dynamic path, which launches every kernel by itself."""
     rng = random.Random(len(lengths))
     under_test, plain = (kind(build(), slots=32, context=256) for kind in (GraphRunner, Runner))
     slots = rng.sample(range(32), len(lengths))

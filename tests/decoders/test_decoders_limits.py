@@ -21,13 +21,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def loops_at(tokens: list[int], guard: LoopGuard | None = None) -> int | None:
-    """After how many tokens the guard speaks."""
+    """Number of tokens after which the guard finds a loop."""
     watch = (guard or LoopGuard()).detector()
     return next((n for n, token in enumerate(tokens, 1) if watch.push(token)), None)
 
 
 def slow_loops_at(tokens: list[int], guard: LoopGuard) -> int | None:
-    """The definition, looked up at every token."""
+    """The definition, evaluated at every token."""
     for n in range(1, len(tokens) + 1):
         for period in range(1, guard.period + 1):
             length = max(guard.tokens, guard.repeats * period)
@@ -147,7 +147,7 @@ def test_a_real_allocator_is_understood() -> None:
         out_of_memory(KeyError("x"))
 
 
-# --- what the runner reads ----------------------------------------------------------------------------------
+# --- tokens of one call -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [5, 16, 1024])

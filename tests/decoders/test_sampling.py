@@ -1,4 +1,4 @@
-"""Sampling: what temperature, top-k and top-p leave, that a seed repeats, and what is drawn how often."""
+"""Sampling: the effect of temperature, top-k and top-p, repeatable seeds, and sampled frequencies."""
 
 from __future__ import annotations
 

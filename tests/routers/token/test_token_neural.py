@@ -99,13 +99,13 @@ def inputs_at(small: Runner, seen: Features) -> Inputs:
     return Inputs(seen.entropy, seen.top, seen.hidden, *vectors)
 
 
-# --- what serves --------------------------------------------------------------------------------------------
+# --- serving ------------------------------------------------------------------------------------------------
 
 
 def a_router(
     small: Runner, inputs: tuple[str, ...], drift: ShareController | None = None
 ) -> LearnedDivergenceRouter:
-    """A random network, standardised on what the model says of random texts; its threshold is its median."""
+    """A random network, standardised on the model's features of random texts; its threshold is its median."""
     rng = random.Random(1)
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -124,7 +124,7 @@ def a_router(
 @pytest.mark.parametrize("inputs", ["all", "r2r", "entropy", "logits", "hidden", "embedding", "second"])
 @pytest.mark.parametrize("slots", [1, 4])
 def test_the_served_decision_is_the_routers(inputs: str, slots: int) -> None:
-    """Position by position: an offline pass over the text finds the score that was served, and who wrote."""
+    """At every position an offline pass finds the served score and the model that decoded."""
     small, large = (Runner(build(seed=seed), slots=slots) for seed in (0, 100))
     router = a_router(small, parse_inputs(inputs))
     assert router.needs_hidden == ("hidden" in parse_inputs(inputs))
@@ -215,7 +215,7 @@ def test_an_embedding_of_another_size_is_refused() -> None:
         LearnedDivergenceRouter(DivergenceNetwork(SMALL), Runner(build(seed=0)).embeddings)
 
 
-# --- what is learned ----------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------
 
 
 def test_it_learns_what_entropy_cannot_tell(tokens: LabelledTokens, trained: TrainedRouter) -> None:

@@ -1,4 +1,4 @@
-"""R-Stitch+'s policy: it begins as R-Stitch, what serves is what was learned, and DAPO by hand."""
+"""R-Stitch+'s policy: it begins as R-Stitch and serves as trained; DAPO against hand calculations."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_drafting_changes_no_greedy_text(draft: int | None) -> None:
     assert texts[0] == texts[1]
 
 
-# --- what serves --------------------------------------------------------------------------------------------
+# --- serving ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [0, 8])
@@ -235,7 +235,7 @@ def test_draws_do_not_depend_on_company() -> None:
 
 
 def test_a_group_reads_its_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what it writes is the same as where every text reads it."""
+    """And the texts are the same as where each one prefills the prompt."""
     requests = [Request([first, 9, 2, 11, 8, 40, 3, 71] * 3, 12) for first in (5, 6)]
     read, texts = [], []
     for once in (True, False):
