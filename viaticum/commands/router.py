@@ -138,6 +138,7 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """The routing table of one question, and the plans on the frontier of accuracy and cost."""
+    from viaticum.agents.workflow.serialization import row_to_json
     from viaticum.routers.query.rtr import RTRRouter
     from viaticum.types import Query
 
@@ -145,17 +146,7 @@ def show(
     rows, plans = list(router.table(query)), _frontier(router.plans_for(query))
     trust = float(router.predict_texts([question]).trust[0])
     if as_json:
-        table_rows = [
-            {
-                "pair": str(row.pair),
-                "accuracy": row.accuracy,
-                "tokens_p50": row.tokens_p50,
-                "tokens_p90": row.tokens_p90,
-                "cost_p50": row.cost_p50,
-                "cost_p90": row.cost_p90,
-            }
-            for row in rows
-        ]
+        table_rows = [row_to_json(row) for row in rows]
         plan_rows = [
             {
                 "plan": str(row.plan),
