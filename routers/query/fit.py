@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from viaticum.errors import DataError
 from viaticum.routers.query.calibration import calibration_error, cost_ratios, token_offsets
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.heads import (
@@ -86,13 +87,15 @@ def fit(
         report: called with the progress.
 
     Raises:
-        DataError: the table has too little in it (`OutcomeMatrix.check`).
+        DataError: the table has too little in it (`OutcomeMatrix.check`), or near-duplicates alone.
     """
     matrix.check()
     began = time.perf_counter()
     embeddings = encoder(matrix.texts, lambda done, total: report("embedding questions", done, total))
     embeddings = embeddings.half().float()  # the precision in which they are stored
     groups = near_duplicates(matrix.texts)
+    if len(np.unique(groups)) < 2:
+        raise DataError("all questions are near-duplicates of one another; a router needs different ones")
     folds = torch.from_numpy(assign_folds(groups, FOLDS, settings.seed))
     started = time.perf_counter()
     report("searching plans", 0, 1)

@@ -354,3 +354,9 @@ def test_a_refit_follows_changes_and_refuses_a_worse_router(router: RTRRouter) -
     assert worse.after > worse.before
     with pytest.raises(DataError, match="4 live outcomes; 30 or more"):
         refit(router, known, OutcomeMatrix.from_outcomes(live[:4], pairs=PAIRS), Words())  # type: ignore[arg-type]
+
+
+def test_a_table_of_near_duplicates_alone_is_refused() -> None:
+    rows = [replace(row, question="How many apples are left?") for row in outcomes(40)]
+    with pytest.raises(DataError, match="near-duplicates of one another"):
+        fit(OutcomeMatrix.from_outcomes(rows), Words())  # type: ignore[arg-type]
