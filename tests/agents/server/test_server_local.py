@@ -52,7 +52,7 @@ def test_many_clients_of_local_models_get_what_each_would_get_alone(
             next(response.iter_lines())
         server.assert_settled()
         model: Any = server.client.model("tiny-pair")
-        wait_until(lambda: all(len(runner.free) == 4 for runner in model.pool._runners.values()))
+        wait_until(lambda: all(len(runner.free_slots) == 4 for runner in model.pool._runners.values()))
         refused = server.ask("tiny-pair", tools=[{"type": "function"}])
         assert refused.status_code == 400
         assert "tools" in refused.json()["error"]["message"]
