@@ -149,7 +149,7 @@ def test_solve_on_the_command_line(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=os.environ | {"XDG_DATA_HOME": str(tmp_path)},
-        timeout=600,
+        timeout=1400,
         check=False,
     )
     assert done.returncode == 0, done.stderr
