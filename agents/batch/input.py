@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
+from viaticum.agents.workflow.settings import AUTO
 from viaticum.errors import DataError, InputError, MissingExtra, ViaticumError
 from viaticum.models.base import Generation
 from viaticum.questions import parse_question
@@ -28,7 +29,6 @@ from viaticum.types import Message, Query
 Format = Literal["jsonl", "openai", "csv", "parquet"]
 MAX_LINE_BYTES = 8 << 20
 BLOCK_ROWS = 1024  # ids compared, and rows of Parquet read, at a time
-AUTO = "auto"
 ROUTE = "/v1/chat/completions"
 MAX_DUPLICATES = 1000  # rows with the id of an earlier row, which are kept in memory
 
