@@ -22,9 +22,14 @@ class Generation:
     Args:
         max_new_tokens: most tokens of the completion.
         temperature: 0 is greedy decoding.
-        top_p, top_k: limits on the sampled tokens; 1 and 0 set none.
+        top_p, top_k, min_p: limits on the sampled tokens; 1, 0 and 0 set none.
         seed: makes sampling repeatable.
         stop: strings that end the completion.
+        thinking_budget: most tokens of the thought, part of max_new_tokens; None sets no limit of its own, 0
+            asks for no thought. A local model's thought is closed there (budget forcing, arXiv 2501.19393).
+        reasoning_effort: how long a remote model should think, in the provider's words.
+        chat_template_kwargs: variables of the chat template, such as enable_thinking.
+        extra_body: further fields of the request body, passed on unread.
         extra: further parameters of a remote API, by OpenAI's names (tools, tool_choice, response_format); a
             model that does not support one raises `InputError`.
     """
@@ -36,6 +41,11 @@ class Generation:
     seed: int = 0
     stop: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    min_p: float = 0.0
+    thinking_budget: int | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Model(ABC):

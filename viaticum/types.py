@@ -220,10 +220,19 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
+class ThinkingDelta:
+    """A piece of a model's thought, in a stream beside the pieces of its text, which are plain strings."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """What a model wrote.
 
     Attributes:
+        text: without the thought. Empty where the thought was not closed.
+        thinking: what it thought before the text, without tags; empty for a model that does not think.
         trace: of local models.
         tool_calls, logprobs: of remote models, in the form of the OpenAI API.
         reported_nanousd: cost of the call as the provider reports it.
@@ -239,6 +248,7 @@ class Completion:
     logprobs: tuple[Mapping[str, Any], ...] = ()
     reported_nanousd: int | None = None
     warnings: tuple[str, ...] = ()
+    thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -23,7 +23,22 @@ from viaticum.strategies import get as get_strategy
 from viaticum.strategies import with_history
 from viaticum.types import Completion, Message, Pair, Query
 
-_GENERATION = [each.name for each in fields(Generation)]
+_ALWAYS_STORED = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "extra")
+_DEFAULTS = Generation()
+
+
+def generation_parameters(generation: Generation) -> dict[str, Any]:
+    """The settings of a call as the ledger stores them.
+
+    Settings that came later are left out where they are not set, so that calls which earlier versions made
+    keep their digest.
+    """
+    names = [each.name for each in fields(Generation)]
+    return {
+        name: getattr(generation, name)
+        for name in names
+        if name in _ALWAYS_STORED or getattr(generation, name) != getattr(_DEFAULTS, name)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +66,7 @@ class ModelCall:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        generation = {name: getattr(self.generation, name) for name in _GENERATION}
+        generation = generation_parameters(self.generation)
         return {"model": self.model.name, "messages": self.messages, **generation}
 
 
@@ -145,7 +160,7 @@ class Calls:
             key,
             worst,
             self.catalogue.prices(worst),
-            parameters={"model": model, "messages": messages, **asdict(generation)},
+            parameters={"model": model, "messages": messages, **generation_parameters(generation)},
             tags={"model": model, **(tags or {})},
         )
         if hold.result is None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from viaticum.errors import MissingExtra
-from viaticum.strategies import answers, expressions
-from viaticum.strategies.expressions import is_symbolic, require, same_expression
+from viaticum.strategies import answers
+from viaticum.strategies.answers import expressions
+from viaticum.strategies.answers.expressions import is_symbolic, require, same_expression
 
 SQUARE = ("(x+1)^2", "x^2+2x+1")
 # A factorial of a factorial: years of work in C, where no exception is raised.
@@ -82,7 +83,7 @@ def test_threads_take_turns(comparer: expressions._WorkerClient) -> None:
 
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
     program = (
-        "from viaticum.strategies import expressions as e\n"
+        "from viaticum.strategies.answers import expressions as e\n"
         "assert e.same_expression('2x+x', '3x')\n"
         "print(e._shared._process.pid)"
     )
@@ -99,7 +100,7 @@ def test_a_worker_ends_with_the_process_that_started_it() -> None:
 def test_a_forked_child_asks_a_worker_of_its_own() -> None:
     program = (
         "import os\n"
-        "from viaticum.strategies import expressions as e\n"
+        "from viaticum.strategies.answers import expressions as e\n"
         "assert e.same_expression('2x+x', '3x')\n"
         "pid = e._shared._process.pid\n"
         "child = os.fork() if hasattr(os, 'fork') else 0\n"

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from viaticum.strategies import agreement, equivalent, expressions, get, normalise, read_answer
+from viaticum.strategies import agreement, equivalent, get, normalise, read_answer
+from viaticum.strategies.answers import expressions
 from viaticum.strategies.pot import end_in_answer, find_program
 from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, FinishReason, Query, Usage
 

@@ -1,4 +1,4 @@
-"""The worker of `viaticum.strategies.expressions`, with a soft limit on the processor time of a comparison.
+"""The worker of `expressions`, with a soft limit on the processor time of a comparison.
 
 Python code is interrupted at the limit, so that the worker goes on with the next comparison. C code is not:
 there, the parent kills the worker at its own limit, as it does with the real one. For tests that compare many
@@ -12,7 +12,7 @@ import signal
 from pathlib import Path
 
 SOFT_SECONDS = 0.3  # of processor time
-WORKER = Path(__file__).resolve().parents[2] / "strategies" / "expression_worker.py"
+WORKER = Path(__file__).resolve().parents[2] / "strategies" / "answers" / "expression_worker.py"
 
 
 class Interrupted(BaseException):
