@@ -68,6 +68,7 @@ BARE_MODULES = (
     "viaticum.errors",
     "viaticum.files",
     "viaticum.gguf",
+    "viaticum.thinking",
     "viaticum.routers.token",
     "viaticum.decoders",
 )

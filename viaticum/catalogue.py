@@ -11,6 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
@@ -28,7 +29,8 @@ from pydantic import (
 
 from viaticum.errors import InputError, UnknownName, UnknownPrice
 from viaticum.money import Price, Tier, nanousd
-from viaticum.weight_sources import FrozenModel, Source
+from viaticum.thinking import FORMATS, Tags, ThinkingFormat, format_named, format_of_family
+from viaticum.weight_sources import FrozenModel, Hub, Source
 
 Kind = Literal["local", "pair", "remote", "scripted", "encoder"]
 Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
@@ -66,6 +68,17 @@ class PriceTier(FrozenModel):
         )
 
 
+class ThinkingTags(FrozenModel):
+    """Tags around the thoughts of one model.
+
+    opened: the text begins inside the thought, because the chat template writes the opening tag.
+    """
+
+    open: Annotated[str, Field(pattern=r"^\S(.*\S)?$")]
+    close: Annotated[str, Field(pattern=r"^\S(.*\S)?$")]
+    opened: bool = False
+
+
 class ModelSpec(FrozenModel):
     """One entry of the catalogue.
 
@@ -74,6 +87,10 @@ class ModelSpec(FrozenModel):
             2505.19435).
         context_length: tokens of prompt and answer together.
         sources: where its weights come from, tried in order.
+        thinking: how its text shows its thoughts. "auto": by the family of its name; a model of no known
+            family is split where its text begins with a well-known tag. True: it always thinks, and may leave
+            out the opening tag. False: its text is never split. Else the name of a format (see
+            `viaticum.thinking.FORMATS`, and "harmony"), or a table of its tags.
         default: routed to, and fetched, unless names are given.
 
         Prices are dollars for a million tokens:
@@ -136,6 +153,7 @@ class ModelSpec(FrozenModel):
     streams: bool | None = None
     text: str | None = None
     pause: NonNegativeFloat = 0.0
+    thinking: bool | str | ThinkingTags = "auto"
     default: bool = True
 
     @property
@@ -154,6 +172,22 @@ class ModelSpec(FrozenModel):
         )
 
     @property
+    def thinking_format(self) -> ThinkingFormat:
+        """The tags around its thoughts. Those of a pair: see `Catalogue.thinking_format`."""
+        given = self.thinking
+        if given is False:
+            return ThinkingFormat()
+        if isinstance(given, ThinkingTags):
+            return ThinkingFormat((Tags((given.open,), (given.close,)),), True, given.opened)
+        if isinstance(given, str) and given != "auto":
+            return format_named(given)
+        repositories = [source.repo for source in self.sources if isinstance(source, Hub)]
+        found = format_of_family(self.litellm_model or "", *repositories, self.name)
+        if given is True:
+            return replace(found if found.thinks else format_named("think"), opened=True)
+        return found
+
+    @property
     def members(self) -> tuple[str, ...]:
         """The models that take part in an answer: (small, large) for a pair, else the model alone."""
         if self.small is not None and self.large is not None:
@@ -169,6 +203,17 @@ class ModelSpec(FrozenModel):
                 " end at most"
             )
         return name
+
+    @field_validator("thinking")
+    @classmethod
+    def _known_format(cls, thinking: bool | str | ThinkingTags) -> bool | str | ThinkingTags:
+        known = ("auto", "harmony", *FORMATS)
+        if isinstance(thinking, str) and thinking not in known:
+            raise ValueError(
+                f"unknown format {thinking!r} of thoughts; known: {', '.join(known)}; or give true,"
+                " false or a table with open and close"
+            )
+        return thinking
 
     @model_validator(mode="after")
     def _fields_fit_kind(self) -> Self:
@@ -306,6 +351,11 @@ class Catalogue(Mapping[str, ModelSpec]):
         chosen = [self[name] for name in names] if names else [spec for spec in self.values() if spec.default]
         members = dict.fromkeys(member for spec in chosen for member in spec.members)
         return tuple(self[member] for member in members if self[member].sources)
+
+    def thinking_format(self, name: str) -> ThinkingFormat:
+        """The tags around a model's thoughts; by default a pair has those of its large model."""
+        spec = self[name]
+        return self[spec.members[-1] if spec.thinking == "auto" else name].thinking_format
 
     def prices(self, names: Iterable[str]) -> dict[str, Price]:
         """Prices of some models, by name.
