@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from viaticum.strategies.answers.expressions import SUPERSCRIPTS
+from viaticum.strategies.answers.units import is_product
 
 NUMBER_DIGITS = 100
 EXPONENT = 300
@@ -57,6 +58,8 @@ def whole_number(text: str, *, units: bool = True) -> Fraction | None:
     text = clean(text).strip().strip("'\"`").rstrip(".,;:! ").lstrip("=≈~ ")
     match = NUMBER.match(text)
     if match is None:
+        return None
+    if is_product(text[match.end() :]):
         return None
     rest = text[match.end() :].strip().rstrip(".")
     pieces = _values(match)
