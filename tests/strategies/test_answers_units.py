@@ -31,9 +31,7 @@ def test_a_value_and_its_unit(text: str, value: str, unit: str) -> None:
     assert parse_unit(unit) is not None
 
 
-@pytest.mark.parametrize(
-    "text", ["3ab", "4x", r"3\pi r", "8 apples", "Rome", "$9$", "", "km", r"\pi m", "6mg q"]
-)
+@pytest.mark.parametrize("text", ["3ab", "4x", r"3\pi r", "8 apples", "Rome", "$9$", "", "km", "6mg q"])
 def test_what_has_no_unit(text: str) -> None:
     assert split_unit(text) == (text, None)
 
