@@ -1,61 +1,148 @@
 """Numbers in text: find them, read them as exact fractions, write them in canonical form.
 
-Leaves out which statement of a text is its answer (`reading`) and when two answers are equal (`comparing`).
+`latex` spells what is read here in plain ASCII, `number_words` reads words. Leaves out which statement of a
+text is its answer (`reading`) and when two answers are equal (`comparing`).
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from fractions import Fraction
 
-from viaticum.strategies.answers.expressions import SUPERSCRIPTS
+from viaticum.strategies.answers.latex import LATEX_TEXT, clean
+from viaticum.strategies.answers.number_words import find_words, read_words
 from viaticum.strategies.answers.units import is_product
+
+__all__ = [
+    "LATEX_TEXT",
+    "NUMBER",
+    "clean",
+    "find_number",
+    "numbers_in",
+    "whole_number",
+    "write_number",
+]
 
 NUMBER_DIGITS = 100
 EXPONENT = 300
+POWER_DIGITS = 300  # longest power that is worked out
+_SCALES = {
+    **dict.fromkeys(("thousand", "thousands", "тыс", "тысяч", "тысячи", "tausend", "mila", "mil"), 10**3),
+    **dict.fromkeys(
+        ("million", "millions", "mio",
+         "millionen", "millones", "millón", "milhões", "milhão", "milioni", "млн",
+         "миллион", "миллиона", "миллионов", "mln", "miljoen"), 10**6
+    ),
+    **dict.fromkeys(
+        ("billion", "billions", "mrd", "milliarde", "milliarden", "milliard", "milliards", "miliardi", "млрд",
+         "миллиардов", "bn", "mld"), 10**9
+    ),
+    **dict.fromkeys(("trillion", "trillions"), 10**12),
+    **dict.fromkeys(("lakh", "lakhs", "लाख"), 10**5),
+    **dict.fromkeys(("crore", "crores", "करोड़"), 10**7),
+    "hundred": 100,
+    "dozen": 12,
+    "dozens": 12,
+}  # fmt: skip
+_SCALE_WORDS = "|".join(sorted(_SCALES, key=len, reverse=True))
 NUMBER = re.compile(
-    r"(?<![\w.])(?P<sign>[-+])?"
-    r"(?:(?P<whole>\d{1,15})\s(?=\d{1,15}\s?/\s?\d))?"
+    r"(?<![A-Za-z0-9_.])(?P<sign>[-+])?"
+    r"(?:(?P<whole>\d{1,15})\s(?:and\s)?(?=\d{1,15}\s?/\s?\d))?"
     r"(?P<top>\d[\d,]*(?:\.\d+)?|\.\d+)(?P<exponent>[eE][-+]?\d{1,4}(?!\w))?"
     r"(?:\s?/\s?(?P<bottom>\d{1,100}(?:\.\d{1,100})?)(?![\w/]))?"
-    r"(?:\s?(?P<scale>thousand|million|billion|trillion)\b)?"
+    rf"(?:\s?(?P<scale>(?i:{_SCALE_WORDS}))(?![^\W\d_]))?"
 )
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-# What `clean` replaces; most answers contain none of it.
-_UNCLEAN = re.compile(r"[^\x00-\x7f]|[\\^*~${]")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_FRACTION = re.compile(r"\\[dt]?frac\s?\{\s?(-?[\d.]{1,50})\s?\}\s?\{\s?([\d.]{1,50})\s?\}")
-_POWER_OF_TEN = re.compile(
-    r"(?<![\w.,/^])(\d[\d,]{0,50}(?:\.\d{1,50})?)\s?(?:×|·|\*|x|\\times|\\cdot)\s?10\s?"
-    r"(?:(?:\^|\*\*)\s?(\{\s?[-+]?\d{1,3}\s?\}|\([-+]?\d{1,3}\)|[-+]?\d{1,3}(?!\d))|([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}))"
-)
-_ONE_CHARACTER_FRACTION = re.compile(r"(\d\s?)?([¼-¾⅐-⅞])")
-_DEGREES = re.compile(r"\s?\^\s?(?:\\circ(?![A-Za-z])|\{\s?\\circ\s?\})")
-LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s?\{([^{}]*)\}")
-_LATEX_SPACE = re.compile(r"\\[,;:! ]|~|\\\(|\\\)|\\\[|\\\]|\\left|\\right")
-_SIGNED_CURRENCY = re.compile(r"(?<![\w.)])([-+])\s?\\?[$€£¥₹]\s?")
-_CURRENCY = re.compile(r"\\?[$€£¥₹]")
 _UNIT_WORD = r"[^-/\d\s=+*^()\[\]{}<>,;:?!]{1,20}(?:\^\{?-?\d\}?)?"
 _UNIT = re.compile(rf"(?![xyz](?:\W|$)){_UNIT_WORD}(?:[ /-]{_UNIT_WORD}){{0,3}}")
+_LETTER_SCALE = re.compile(r"(?<=\d)([kKMB]|bn|mn)(?![A-Za-z0-9])")
+_LETTER_SCALES = {"k": "thousand", "m": "million", "b": "billion"}
+_POWER = re.compile(
+    r"(?<![\w.^])(-?\d{1,20})\s?(?:\^|\*\*)\s?(?:\{\s?(\d{1,4})\s?\}|\((\d{1,4})\)|(\d{1,4})(?!\d))"
+)
+_EQUALS = re.compile(
+    r"=|≡|\b(?:equals?(?:\sto)?|is equal to)\b|等于|равн[оа]\b|\bégale? à\b|\bes igual a\b", re.I
+)
+_ABOUT = re.compile(r"\\?approx|≈|\\simeq|≃|≅|\\sim(?![A-Za-z])")
+_START = re.compile(
+    r"[\s$=≈~:({\[\"'*+]{0,10}(?:(?:about|approximately|roughly|around|exactly|nearly|just|only|a total"
+    r" of|total of|still|now"
+    r"|\\?approx|up to|at (?:least|most)|a|some|indeed|also|simply|equal"
+    r" to)\s){0,3}(?:[A-Za-z]\s?[=≈]\s?)?[$(\s]{0,3}",
+    re.IGNORECASE,
+)
+_VERB_NUMBER = re.compile(
+    r"\b(?:is|are|was|were|equals?|costs?|makes?|made|gets?|has|have|had|takes?|took|needs?|earns?|earned"
+    r"|pays?|paid"
+    r"|spends?|spent|sold|sells?|saves?|gives?|leaves?|left with|totals?|be|becomes?|remain|bought|buys?"
+    r"|weighs?)\s{1,3}"
+    r"(?:(?:a|about|approximately|exactly|only|total|of|now|still|in|all|the|just|around|equal"
+    r"|to)\s{1,3}){0,4}(?=\(?[-+]?[\d.])",
+    re.IGNORECASE,
+)
+_SPACED_SIGN = re.compile(r"^\s{0,3}-\s{1,3}(?=[\d.])")
+_EUROPEAN = re.compile(r"(?<![\d.,])\d{1,3}(?:[. ]\d{3})+,\d{1,12}(?![\d,]|\.\d)")
+_COMMA_DECIMAL = re.compile(r"(?<![\d.,])\d{1,15},\d{1,12}(?![\d,]|\.\d)")
+_POINT_GROUPS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3})+(?![\d.]|,\d)")
+_ZERO_COMMA = re.compile(r"(?<![\d.,\w])0,\d{1,12}(?![\d,]|\.\d)")
 
 
-def find_number(text: str) -> Fraction | None:
-    """The first number of a text, or in an equation, the first after the last `=` followed by one."""
-    text = clean(text)
-    left, equals, right = text.rpartition("=")
-    if equals and (number := next(numbers_in(right), None)) is not None:
+def find_number(text: str, *, comma: bool = False, groups_by_comma: bool = False) -> Fraction | None:
+    """The number that a text states.
+
+    After its last `=` if a number follows; else the one it begins with; else the one after its last verb of
+    having or being ("3 books cost $45"); else its first. Words count where there are no digits.
+
+    Args:
+        comma: the text's language writes 3,5 for three and a half.
+        groups_by_comma: such a language, but 12,500 is twelve thousand.
+    """
+    text = _spell_powers(_LETTER_SCALE.sub(_spell_scale, decimal_points(clean(text), comma, groups_by_comma)))
+    pieces = _EQUALS.split(text)
+    for piece in reversed(pieces):
+        number = _stated(piece)
+        if number is not None:
+            return number
+    return find_words(text)
+
+
+def _stated(text: str) -> Fraction | None:
+    text = _SPACED_SIGN.sub("-", text)
+    exact, about, rest = _split_about(text)
+    if about and (number := next(numbers_in(rest), None)) is not None and whole_number(exact) is None:
         return number
-    return next(numbers_in(left if equals else text), None)
+    begin = _START.match(text)
+    if begin is not None and (match := NUMBER.match(text, begin.end())) and (found := _values(match)):
+        return found[0]
+    if (number := read_words(text)) is not None:
+        return number
+    for verb in reversed(list(_VERB_NUMBER.finditer(text))):
+        match = NUMBER.search(text, verb.end())
+        if match is not None and match.start() <= verb.end() + 1 and (found := _values(match)):
+            return found[0]
+    return next(numbers_in(text), None)
 
 
-def whole_number(text: str, *, units: bool = True) -> Fraction | None:
+def _split_about(text: str) -> tuple[str, bool, str]:
+    match = _ABOUT.search(text)
+    return (text, False, "") if match is None else (text[: match.start()], True, text[match.end() :])
+
+
+def whole_number(
+    text: str, *, units: bool = True, comma: bool = False, groups_by_comma: bool = False
+) -> Fraction | None:
     """The number that a text consists of, up to a unit and punctuation; None if it says anything else.
 
-    Without `units`, only percent and degree signs are ignored: in an expression, `12x` is a product.
+    Without `units`, only percent and degree signs are ignored: in an expression, `12x` is a product. The
+    other arguments are those of `find_number`.
     """
-    text = clean(text).strip().strip("'\"`").rstrip(".,;:! ").lstrip("=≈~ ")
+    text = decimal_points(clean(text), comma, groups_by_comma)
+    text = _SPACED_SIGN.sub("-", text)
+    text = _ABOUT.sub(" ", text, count=1) if _ABOUT.match(text.lstrip()) else text
+    text = text.strip().strip("'\"`").rstrip(".,;:!。 ").lstrip("=≈~ ")
+    if text.startswith("(") and text.endswith(")") and text[1:2] in "-+" and "," not in text:
+        text = text[1:-1].strip()
     match = NUMBER.match(text)
     if match is None:
         return None
@@ -91,10 +178,46 @@ def numbers_in(cleaned: str) -> Iterator[Fraction]:
         yield from _values(match)
 
 
+def decimal_points(text: str, comma: bool = False, groups_by_comma: bool = False) -> str:
+    """Cleaned text with decimal points: 1.200,50 and 0,5 everywhere, 3,5 and 1.200 where `comma` says so."""
+    if "," not in text and not (comma and "." in text):
+        return text
+    text = _ZERO_COMMA.sub(lambda match: match[0].replace(",", "."), _EUROPEAN.sub(_exchange, text))
+    if not comma:
+        return text
+    text = _POINT_GROUPS.sub(_exchange, text)
+    return _COMMA_DECIMAL.sub(
+        lambda match: match[0] if groups_by_comma and _GROUPED.fullmatch(match[0]) else _exchange(match), text
+    )
+
+
+def _exchange(match: re.Match[str]) -> str:
+    return match[0].replace(".", "").replace(" ", "").replace(",", ".")
+
+
+def _spell_scale(match: re.Match[str]) -> str:
+    return f" {_LETTER_SCALES[match[1][0].lower()]}"
+
+
+def _spell_powers(text: str) -> str:
+    return _POWER.sub(_power, text) if "^" in text or "**" in text else text
+
+
+def _power(match: re.Match[str]) -> str:
+    """2^10 as 1024, unless that is very long. A sign before is not part of the base."""
+    base, exponent = match[1].lstrip("-"), int(match[2] or match[3] or match[4])
+    if len(base) * exponent > POWER_DIGITS:
+        return match[0]
+    return f"{'-' if match[1].startswith('-') else ''}{int(base) ** exponent}"
+
+
 def _values(match: re.Match[str]) -> list[Fraction]:
     """The numbers of one match: one, or several where commas separate a list rather than thousands."""
     top = match["top"].rstrip(",")
-    if len(match[0]) > NUMBER_DIGITS or abs(int((match["exponent"] or "e0")[1:])) > EXPONENT:
+    if (
+        len(match[0]) > max(NUMBER_DIGITS, POWER_DIGITS)
+        or abs(int((match["exponent"] or "e0")[1:])) > EXPONENT
+    ):
         return []
     if "," in top and not _GROUPED.fullmatch(top):
         return [Fraction(piece) for piece in top.split(",") if piece]
@@ -108,35 +231,5 @@ def _values(match: re.Match[str]) -> list[Fraction]:
     if match["whole"]:
         value += int(match["whole"])
     if match["scale"]:
-        value *= _SCALES[match["scale"]]
+        value *= _SCALES[match["scale"].lower()]
     return [-value if match["sign"] == "-" else value]
-
-
-def clean(text: str) -> str:
-    """Simplify LaTeX wrappers, currency signs, powers of ten, and typographic signs and spaces."""
-    if _UNCLEAN.search(text) is None:
-        return text
-    text = (
-        text.replace("−", "-")
-        .replace("–", "-")
-        .replace("\u00a0", " ")
-        .replace("\u202f", " ")
-        .replace("{,}", ",")
-    )
-    text = _ONE_CHARACTER_FRACTION.sub(_spell_fraction, _DEGREES.sub("°", text))
-    text = _POWER_OF_TEN.sub(_write_exponent, text)
-    text = _FRACTION.sub(r"\1/\2", LATEX_TEXT.sub(r" \1", text))
-    text = _LATEX_SPACE.sub(" ", text).replace("\\%", "%")
-    return _CURRENCY.sub(" ", _SIGNED_CURRENCY.sub(r"\1", text))
-
-
-def _write_exponent(match: re.Match[str]) -> str:
-    """3 x 10^8 as 3e8."""
-    exponent = (match[2] or match[3].translate(SUPERSCRIPTS)).strip("{}() ")
-    return f"{match[1]}e{exponent} "
-
-
-def _spell_fraction(match: re.Match[str]) -> str:
-    """2½ as 2 1/2."""
-    whole = f"{match[1].strip()} " if match[1] else ""
-    return whole + unicodedata.normalize("NFKC", match[2]).replace("\N{FRACTION SLASH}", "/")

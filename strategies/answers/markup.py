@@ -1,0 +1,58 @@
+"""What a model wrote, without what is no part of its words: thoughts, markup, invisible characters.
+
+Everything here is one pass of a pattern over the text. Leaves out LaTeX (`numbers.clean`), which is part of
+a value, and thoughts that a model gives apart from its text.
+"""
+
+from __future__ import annotations
+
+import re
+
+_THOUGHT_END = re.compile(
+    r"</(?:seed:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>"
+    r"|<\|end_of_thought\|>|<\|channel\|>\s?final\s?<\|message\|>"
+)
+_THOUGHT_BEGIN = re.compile(
+    r"<(?:seed:)?(?:think|thinking|thought)>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|begin_of_thought\|>"
+    r"|(?:<\|start\|>assistant)?<\|channel\|>(?!\s?final)"
+)
+_FENCE = re.compile(r"^[ \t]{0,8}(?:```|~~~)[\w+-]{0,20}[ \t]{0,8}\r?$", re.MULTILINE)
+_TAG = re.compile(
+    r"</?(?:b|strong|i|em|u|p|span|div|mark|code|font|center|big|small|li|ul|ol"
+    r"|h[1-6])(?:\s[^<>\n]{0,100})?>",
+    re.IGNORECASE,
+)
+_LINE_BREAK = re.compile(r"<br\s?/?>|\r\n?", re.IGNORECASE)
+_RAISED = re.compile(r"<sup>([^<>]{1,20})</sup>", re.IGNORECASE)
+_SPECIAL_TOKEN = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>|\[/?INST\]")
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0e\ufe0f\ufeff]")
+# Two stars are a power between numbers, names and brackets, else they mark bold words.
+_STARS = re.compile(r"(?<![0-9)\]])\*\*(?!\*)|\*\*(?![\s]?[-+(0-9A-Za-z])")
+_NAME_STARS = re.compile(r"(?:(?<=[^A-Za-z][A-Za-z])|(?<=^[A-Za-z]))\*\*(?=[-(\d])")
+_UNDERSCORES = re.compile(r"(?<![\w\\])__(?=\S)|(?<=[^\s_])__(?!\w)")
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
+_POWER = "\x00"
+
+
+def spoken(text: str) -> str:
+    """The text after its thoughts; empty where a thought was opened and never closed."""
+    ends = None
+    for ends in _THOUGHT_END.finditer(text):  # noqa: B007 - the last one
+        pass
+    if ends is not None:
+        text = text[ends.end() :]
+    begins = _THOUGHT_BEGIN.search(text)
+    return text if begins is None else text[: begins.start()]
+
+
+def plain(text: str) -> str:
+    """The text without markup: bold, code, HTML, fences, special tokens; full-width letters as usual ones."""
+    if not text.isascii():
+        text = _INVISIBLE.sub("", text.translate(_FULL_WIDTH))
+    if "<" in text or "[" in text:
+        text = _RAISED.sub(r"^{\1}", _SPECIAL_TOKEN.sub("", text))
+        text = _TAG.sub("", _LINE_BREAK.sub("\n", text))
+    text = text.replace("\r", "\n").replace("\x08oxed", "\\boxed").replace("\x0crac", "\\frac")
+    text = _FENCE.sub("", text).replace("```", " ").replace("`", "")
+    text = _STARS.sub("", _NAME_STARS.sub(_POWER, text)).replace(_POWER, "**")
+    return _UNDERSCORES.sub("", text)
