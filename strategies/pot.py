@@ -6,14 +6,12 @@ every step: programs that only print one expression skip the reasoning and are m
 
 from __future__ import annotations
 
-import ast
-import re
 from dataclasses import dataclass, field
 
-from viaticum.strategies.answers import read_answer
 from viaticum.strategies.base import Example, PromptStrategy, is_truncated
+from viaticum.strategies.programs import end_in_answer, find_program, read_output
 from viaticum.strategies.sandbox import Limits, Sandbox, default_sandbox
-from viaticum.strategies.sandbox.base import LIMITS, PROGRAM_CHARACTERS, parse
+from viaticum.strategies.sandbox.base import LIMITS, PROGRAM_CHARACTERS
 from viaticum.types import Completion, Query, Reading
 
 SYSTEM = (
@@ -149,10 +147,6 @@ EXAMPLES = (
     ),
 )
 
-_CLOSED_FENCE = re.compile(r"```[ \t]*+(\w*+)[^\n`]*+\n(.*?)```", re.DOTALL)
-_OPEN_FENCE = re.compile(r"```[ \t]*(?:python|py)?\d?[ \t]*\n", re.IGNORECASE)
-_PYTHON = ("python", "py", "python3")
-
 
 @dataclass(frozen=True)
 class Pot(PromptStrategy):
@@ -177,7 +171,7 @@ class Pot(PromptStrategy):
     stop = ("\n```\n",)
 
     def read(self, completion: Completion, query: Query) -> Reading:
-        """Run the program and read the last line it prints.
+        """Run the program and read what it prints.
 
         Raises:
             SandboxError: no sandbox works on this machine. Never because of what a model wrote.
@@ -196,81 +190,10 @@ class Pot(PromptStrategy):
         result = (self.sandbox or default_sandbox()).run(end_in_answer(program), self.limits)
         if not result.ok:
             return Reading(None, result.error)
-        lines = [line for line in result.stdout.splitlines() if line.strip()]
-        if not lines:
+        if not result.stdout.strip():
             return Reading(None, "the program printed nothing")
-        value = read_answer(lines[-1], query.kind)
-        return (
-            Reading(value)
-            if value is not None
-            else Reading(None, f"the program printed no answer: {lines[-1][:80]!r}")
-        )
-
-
-def find_program(text: str) -> str | None:
-    """The program in a reply: the last closed Python fence, an open fence, or text that is itself code."""
-    blocks = [(language.lower(), code) for language, code in _CLOSED_FENCE.findall(text) if code.strip()]
-    python = [code for language, code in blocks if language in _PYTHON]
-    unlabelled = [code for language, code in blocks if not language and _is_code(code)]
-    if python or unlabelled:
-        return str((python or unlabelled)[-1])
-    opened = _OPEN_FENCE.search(text)
-    if opened:
-        code = text[opened.end() :].rstrip("`")
-        return code if code.strip() else None
-    bare = text.strip().rstrip("`")
-    return bare if _is_code(bare) else None
-
-
-def _is_code(text: str) -> bool:
-    """Whether unfenced text is a program, not prose: it parses and assigns, calls or defines something."""
-    tree = parse(text)
-    does = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Call, ast.FunctionDef)
-    return tree is not None and any(isinstance(node, does) for node in ast.walk(tree))
-
-
-def end_in_answer(program: str) -> str:
-    """Make a program end in the expression of its answer, which the sandbox prints if nothing else was.
-
-    The expression is a call of `solution()` (as in PAL), `solve`, `main` or `answer`, if such a function is
-    defined and never called; else the variable `answer` or `result`, or the last variable assigned. A program
-    that already ends in an expression is returned unchanged.
-    """
-    tree = parse(program)
-    if tree is None or not tree.body or isinstance(tree.body[-1], ast.Expr):
-        return program
-    expression = _uncalled_function(tree) or _answer_variable(tree)
-    return f"{program.rstrip()}\n{expression}\n" if expression else program
-
-
-def _uncalled_function(tree: ast.Module) -> str | None:
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    outside = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    called = {
-        node.func.id
-        for statement in outside
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
-    for name in ("solution", "solve", "main", "answer"):
-        if name in functions and name not in called and _callable_bare(functions[name].args):
-            return f"{name}()"
-    return None
-
-
-def _callable_bare(arguments: ast.arguments) -> bool:
-    positional = len(arguments.posonlyargs) + len(arguments.args)
-    return positional <= len(arguments.defaults) and None not in arguments.kw_defaults
-
-
-def _answer_variable(tree: ast.Module) -> str | None:
-    assigned = [
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name)
-    ]
-    return next(
-        (name for name in ("answer", "result") if name in assigned), assigned[-1] if assigned else None
-    )
+        value = read_output(result.stdout, program, query.kind)
+        if value is None:
+            last = result.stdout.strip().splitlines()[-1]
+            return Reading(None, f"the program printed no answer: {last[:80]!r}")
+        return Reading(value)

@@ -194,9 +194,9 @@ def _defines(tree: ast.Module, *methods: str) -> bool:
     return any(isinstance(node, ast.FunctionDef) and node.name in methods for node in ast.walk(tree))
 
 
-def _is_not_implemented(tree: ast.Module) -> bool:
+def _is_not_raised(tree: ast.Module, error: str) -> bool:
     # A program that raises this itself contains the name.
-    return "NotImplementedError" not in _names(tree)
+    return error not in _names(tree)
 
 
 def _is_cpython_module(tree: ast.Module, module: str) -> bool:
@@ -259,7 +259,7 @@ def _always(tree: ast.Module) -> bool:
 
 _RAISED = r"the program raised "
 _MISSING_FEATURES: tuple[tuple[re.Pattern[str], Callable[..., bool]], ...] = (
-    (re.compile(_RAISED + r"NotImplementedError"), _is_not_implemented),
+    (re.compile(_RAISED + r"(NotImplementedError)"), _is_not_raised),
     (re.compile(_RAISED + r"ModuleNotFoundError: No module named '([\w.]+)'"), _is_cpython_module),
     (re.compile(_RAISED + r"ImportError: cannot import name '(\w+)' from '([\w.]+)'"), _import_has),
     (re.compile(_RAISED + r"AttributeError: module '([\w.]+)' has no attribute '(\w+)'"), _module_has),
@@ -272,5 +272,8 @@ _MISSING_FEATURES: tuple[tuple[re.Pattern[str], Callable[..., bool]], ...] = (
     (re.compile(_RAISED + r"NameError: name '(\w+)' is not defined"), _is_builtin),
     (re.compile(_RAISED + r"TypeError: 'list' object is not an iterator"), _needs_iterator),
     (re.compile(_RAISED + r"TypeError: cannot create 'object' instances"), _always),
+    (re.compile(_RAISED + r"(RecursionError|PermissionError)\b"), _is_not_raised),
+    (re.compile(_RAISED + r"RuntimeError: '[\w.]+' is not supported in this environment"), _always),
+    (re.compile(_RAISED + r"ValueError: pow\(\) 2nd argument cannot be negative"), _always),
     (re.compile(_RAISED + r"TypeError: (.*)"), _has_operator),
 )

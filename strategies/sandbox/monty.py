@@ -88,7 +88,7 @@ class MontySandbox(Sandbox):
             max_memory=limits.memory_bytes,
             max_recursion_depth=RECURSION,
             max_suspensions=100,
-            max_total_sleep_secs=0.0,
+            max_total_sleep_secs=limits.seconds,
         )
         for attempt in range(DEAD_WORKERS + 1):  # a worker may have died while idle
             began, error, fed = time.perf_counter(), "", False
