@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from viaticum.files import read_jsonl
-from viaticum.strategies.pot import end_in_answer, find_program
+from viaticum.strategies.programs import end_in_answer, find_program
 from viaticum.strategies.sandbox import Limits, open_sandbox
 
 SECONDS = (

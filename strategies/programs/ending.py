@@ -1,7 +1,7 @@
 """Make a program end in the expression of its answer, which the sandbox prints if nothing else was printed.
 
-The program is changed where it would fail or stay silent for reasons that have nothing to do with its answer: a
-`return` or `await` outside a function, a chart, a trailing `exit()`. Leaves out running it.
+The program is changed where it would fail or stay silent for reasons that have nothing to do with its answer:
+a `return` or `await` outside a function, a chart, a trailing `exit()`. Leaves out running it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,20 @@ def end_in_answer(program: str) -> str:
     """Make a program end in the expression of its answer.
 
     The expression is a call of `solution()` (as in PAL), `solve`, `main` or `answer`, if such a function is
-    defined and never called; else the variable `answer` or `result`, or the last variable assigned; else a call
-    of the last function, or of the method of the last class, that can be called without arguments and nobody
-    calls. A program that already ends in an expression is returned unchanged.
+    defined and never called; else the variable `answer` or `result`; else a call of the function, or of the
+    method of the class, that the program ends in, if nobody calls it and it needs no arguments; else the last
+    variable assigned. A program that already ends in an expression is returned unchanged.
     """
     tree = parse(program)
     if tree is None or not tree.body:
         return program
+    try:
+        return _ended(program, tree)
+    except (RecursionError, ValueError):  # nested too deep to be written anew
+        return program
+
+
+def _ended(program: str, tree: ast.Module) -> str:
     if _repair(tree):
         program = ast.unparse(ast.fix_missing_locations(tree))
         if not tree.body:

@@ -1,8 +1,8 @@
 """Which part of a reply is its program.
 
-Code stands in fences of backticks or tildes, in tags, after prompts (`>>> `), or bare. Of several blocks, the last
-one that computes something is the program, with the earlier blocks whose names it uses. Leaves out what a thought
-drafts: the text after it is what is searched.
+Code stands in fences of backticks or tildes, in tags, after prompts (`>>> `), or bare. Of several blocks, the
+last one that computes something is the program, with the earlier blocks whose names it uses. A thought's
+drafts do not count: the text after it is searched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ _FENCE = re.compile(r"^[ \t>]*(`{3,}|~{3,})[ \t]*(.*)$")
 _INLINE_FENCE = re.compile(r"```[ \t]*(?:python3?|py)[ \t]+([^`\n]+?)[ \t]*```", re.IGNORECASE)
 _LATE_OPENING = re.compile(r"(?m)(?<=[^\s`>])[ \t]+(```[ \t]*(?:python|py)\w*)[ \t]*$", re.IGNORECASE)
 _LATE_CLOSING = re.compile(r"(?m)(?<=[^\s`>])[ \t]*(```+)(?=[ \t]*$)")
-_SHELL_LINE = re.compile(r"(?m)^[ \t]*[!%](?:pip|conda|matplotlib|apt|python|timeit|%time).*$")
+# Commands of a notebook, the name of the language on a line of its own, a closing fence that was cut, and
+# tokens that end a turn.
+_NO_CODE = re.compile(
+    r"(?m)^[ \t]*[!%](?:pip|conda|matplotlib|apt|python|timeit|%time).*$|\A\s*(?i:python3?|py)[ \t]*$"
+    r"|^`{1,2}\s*\Z|<\|[a-z_]{2,30}\|>|</s>\s*\Z|<end_code>\s*\Z"
+)
 _TAG = re.compile(
     r"<(code|python|program|execute|tool_code)>(.*?)</\1>|\[(PYTHON)\](.*?)\[/PYTHON\]",
     re.DOTALL | re.IGNORECASE,
@@ -33,8 +38,7 @@ _PYTHON = re.compile(r"\W*(?:python|py|ipython|pycon|sage|tool_code|jupyter|code
 _PROMPT = re.compile(r"^\s*(?:>>>|In \[\d+\]:)(?: |$)")
 _CONTINUED = re.compile(r"^\s*(?:\.\.\.|   \.\.\.:)(?: |$)")
 _USAGE = re.compile(
-    r"\b(?:examples?(?: usage)?|usage|tests?|to test|test (?:it|cases?)|expected output|(?:this )?prints|outputs?)\b"
-    r"[^.\n]{0,60}$",
+    r"\b(?:examples?(?: usage)?|usage|tests?(?: it| cases?)?|expected output|prints|outputs?)\b[^.\n]{0,60}$",
     re.IGNORECASE,
 )
 _CODE_START = re.compile(
@@ -45,9 +49,9 @@ _THOUGHT_START = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
 # What keyboards and LaTeX turn operators, quotes and spaces into.
 _TYPOGRAPHY = str.maketrans(
     {
-        "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "∕": "/", "“": '"', "”": '"', "‘": "'", "’": "'",
-        "≤": "<=", "≥": ">=", "≠": "!=", "，": ",", "（": "(", "）": ")", "：": ":", "＝": "=", "＋": "+", "；": ";",
-        "【": "[", "】": "]", "²": "**2", "³": "**3",
+        "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "∕": "/", "“": '"', "”": '"', "‘": "'",
+        "’": "'", "≤": "<=", "≥": ">=", "≠": "!=", "，": ",", "（": "(", "）": ")", "：": ":", "＝": "=",
+        "＋": "+", "；": ";", "【": "[", "】": "]", "²": "**2", "³": "**3",
     }
 )  # fmt: skip
 _INVISIBLE = str.maketrans(
@@ -100,7 +104,7 @@ def find_program(text: str) -> str | None:
 
 
 def _after_thought(text: str) -> str:
-    """The text after the last thought that stands in it as tags; nothing after a thought that is still open."""
+    """The text after the last thought that stands in it as tags; "" where a thought is still open."""
     ends = list(_THOUGHT_END.finditer(text))
     text = text[ends[-1].end() :] if ends else text
     start = _THOUGHT_START.match(text.lstrip())
@@ -193,10 +197,8 @@ def _undefined(code: str) -> set[str]:
             bound.add(node.arg)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             bound.add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            bound.add(node.name)
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            bound.add(node.name)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
+            bound.add(node.name or "")
         elif isinstance(node, ast.Import | ast.ImportFrom):
             bound.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
     first_reads = _read_before_bound(tree)
@@ -233,7 +235,7 @@ def _read_before_bound(tree: ast.Module) -> set[str]:
 
 
 def _fenced(text: str) -> Iterator[Block]:
-    """The fenced blocks of a text; the last may be open. Ends at the first closing fence after which it parses."""
+    """The fenced blocks of a text; the last may be open."""
     lines = text.split("\n")
     index, before = 0, ""
     while index < len(lines):
@@ -278,7 +280,7 @@ def _outside_fences(text: str) -> str:
 
 def _bare_program(text: str) -> str | None:
     """A program without a fence: the whole text, or the lines of it that are code and print something."""
-    bare = text.strip("\n").rstrip("`").rstrip()
+    bare = text.strip("\n`").rstrip()
     if is_code(bare) or is_code(clean_code(bare)):
         return bare
     lines = bare.split("\n")
@@ -303,15 +305,19 @@ def is_code(text: str) -> bool:
 
 
 def clean_code(code: str) -> str:
-    """Code without prompts, invisible characters and outer indentation; typography where it does not parse."""
+    """Code without prompts, invisible characters and outer indentation; in ASCII if it parses only then."""
     if len(code) > PROGRAM_CHARACTERS:
         return code
-    code = _SHELL_LINE.sub("", code.translate(_INVISIBLE))
+    code = _NO_CODE.sub("", code.translate(_INVISIBLE))
     if any(_PROMPT.match(line) for line in code.split("\n")):
         code = _without_prompts(code)
     if parse(code) is not None:
         return code
-    attempts = (textwrap.dedent(code), textwrap.dedent(code.expandtabs(4)), _unquoted(code))
+    attempts = (
+        textwrap.dedent(code),
+        *(textwrap.dedent(code.expandtabs(size)) for size in (4, 8)),
+        _unquoted(code),
+    )
     for attempt in (*attempts, *(each.translate(_TYPOGRAPHY) for each in attempts)):
         if parse(attempt) is not None:
             return attempt

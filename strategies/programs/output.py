@@ -1,8 +1,8 @@
 """The answer in what a program printed: a value, not Markdown.
 
-A line that is a Python value is read as one: scalars of numpy, `Fraction`, `Decimal`, sympy's results, also inside
-lists, tuples, sets and dicts. In a sentence with numbers of its own ("Rosa sold 72 clips in 2 months") the answer is
-what the program put in. Nothing printed is evaluated but arithmetic of constants (`2*sqrt(3)` for a number).
+A line that is a Python value is read as one: scalars of numpy, `Fraction`, `Decimal`, sympy's results, also
+inside lists, tuples, sets and dicts. In a sentence with numbers of its own ("Rosa sold 72 clips in 2 months")
+the answer is what the program put in. Only arithmetic of constants is evaluated (`2*sqrt(3)` for a number).
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from viaticum.types import AnswerKind
 
 LINES = 50  # only the last lines are read
 VALUE_CHARACTERS = 2_000  # longer values are read as text
-EXPONENT = 400
+POWER_BITS = 4_000
 
 _POWER = re.compile(r"(?<=[\w)\]])(?:\*\*| \*\* )(?=[-\w(])")
 _NO_VALUE = re.compile(r"^[-+]?(?:nan|inf|none|zoo|infinity|null|undefined)$", re.IGNORECASE)
+_NUMBERS = re.compile(r"-?\d+(?:\.\d+)?(?: -?\d+(?:\.\d+)?)+")  # `print(3, 4)`
 _ARRAY = re.compile(r"\[[\[\]\d\s.eE+-]*\]")  # as numpy prints one: without commas
 _MARK = re.compile(r"\\boxed|####|answer|:", re.IGNORECASE)
 _SCALARS = re.compile(
@@ -42,6 +43,7 @@ _VALUE_NODES = (
 )  # fmt: skip
 _IMAGINARY = re.compile(r"(?<=\d)j\b")
 _NAMES = {"oo": r"\infty", "True_": "True", "False_": "False", "EmptySet": r"\emptyset"}
+_Number = Fraction | float
 _CONSTANTS = {"pi": math.pi, "E": math.e, "GoldenRatio": (1 + math.sqrt(5)) / 2}
 _FUNCTIONS: dict[str, Callable[[float], float]] = {
     "sqrt": math.sqrt, "exp": math.exp, "log": math.log, "sin": math.sin, "cos": math.cos, "tan": math.tan,
@@ -52,7 +54,7 @@ _FUNCTIONS: dict[str, Callable[[float], float]] = {
 def read_output(stdout: str, program: str, kind: AnswerKind) -> str | None:
     """The answer of that kind in what a program printed, or None.
 
-    It is that of the last line that has one; a fixed text that is printed in any case ("Done") is passed over.
+    It is that of the last line that has one; a fixed text that is always printed ("Done") is passed over.
     """
     values = list(_values(stdout))
     fixed = _fixed_texts(program)
@@ -72,6 +74,8 @@ def read_value(text: str, kind: AnswerKind, program: str = "") -> str | None:
     if _NO_VALUE.match(text):
         return None
     number = whole_number(text)
+    if _NUMBERS.fullmatch(text):
+        return {"number": None, "auto": ", ".join(text.split())}.get(kind, text)
     if number is not None and kind in ("number", "auto", "expression"):
         return write_number(number)
     tree = None if whole_date(text) or number is not None else _parse_value(text)
@@ -188,7 +192,14 @@ def _parse_value(text: str) -> ast.expr | None:
         return None
     inside = list(ast.walk(node.value))
     is_value = all(isinstance(each, _VALUE_NODES) for each in inside)
-    return node.value if is_value and any(isinstance(each, _STRUCTURE) for each in inside) else None
+    if isinstance(node.value, ast.Attribute) and _name(node.value) not in _NAMES:
+        return None  # "St. Louis"
+    return node.value if is_value and any(map(_has_structure, inside)) else None
+
+
+def _has_structure(node: ast.AST) -> bool:
+    is_complex = isinstance(node, ast.Constant) and isinstance(node.value, complex)
+    return is_complex or isinstance(node, _STRUCTURE)
 
 
 def _read_tree(tree: ast.expr, text: str, kind: AnswerKind) -> str | None:
@@ -204,7 +215,7 @@ def _read_tree(tree: ast.expr, text: str, kind: AnswerKind) -> str | None:
         value = render(tree)
         if isinstance(tree, ast.Tuple) and not text.startswith("("):
             value = value[1:-1]
-    except RecursionError:
+    except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits
         return None
     if not value or _NO_VALUE.match(value):
         return None
@@ -237,11 +248,11 @@ def _name(node: ast.expr) -> str:
 def render(node: ast.expr) -> str:
     """A value in plain notation: `[3, 4]` of `[np.int64(3), np.int64(4)]`, `x^2` of `x**2`."""
     if isinstance(node, ast.List | ast.Tuple | ast.Set):
-        left, right = {ast.List: "[]", ast.Tuple: "()", ast.Set: "{}"}[type(node)]
-        return left + ", ".join(map(render, node.elts)) + right
+        brackets = "[]" if isinstance(node, ast.List) else "()" if isinstance(node, ast.Tuple) else "{}"
+        return brackets[0] + ", ".join(map(_render_part, node.elts)) + brackets[1]
     if isinstance(node, ast.Dict):
         pairs = zip(node.keys, node.values, strict=True)
-        return ", ".join(f"{render(key)}={render(value)}" for key, value in pairs if key)
+        return ", ".join(f"{render(key)}={_render_part(value)}" for key, value in pairs if key)
     if isinstance(node, ast.Constant):
         return str(node.value) if isinstance(node.value, str) else ast.unparse(node)
     if isinstance(node, ast.Name | ast.Attribute):
@@ -249,9 +260,12 @@ def render(node: ast.expr) -> str:
         return _NAMES.get(name, name)
     if isinstance(node, ast.Call):
         return _render_call(node)
-    if isinstance(node, ast.BinOp | ast.UnaryOp):
-        return _render_formula(node)
     return _render_formula(node)
+
+
+def _render_part(node: ast.expr) -> str:
+    """A part of a value: there `I` and `E` are sympy's constants, and no letters of choices."""
+    return _render_formula(node) if isinstance(node, ast.Name) else render(node)
 
 
 def _render_formula(node: ast.expr) -> str:
@@ -262,7 +276,7 @@ def _render_formula(node: ast.expr) -> str:
             return ast.Name({"I": "i", "E": "e"}.get(name.id, name.id))
 
     text = ast.unparse(Names().visit(node)).replace(" ** ", "^").replace("**", "^").replace("oo", r"\infty")
-    return _IMAGINARY.sub("i", text)
+    return _IMAGINARY.sub("i", text.replace(" * ", "*").replace(" / ", "/"))
 
 
 def _render_call(node: ast.Call) -> str:
@@ -312,7 +326,7 @@ def _number(node: ast.expr) -> Fraction | None:
         return None
 
 
-def _evaluate(node: ast.expr) -> Fraction | float | None:
+def _evaluate(node: ast.expr) -> _Number | None:
     if isinstance(node, ast.Constant):
         if isinstance(node.value, int) and not isinstance(node.value, bool):
             return Fraction(node.value)
@@ -331,7 +345,16 @@ def _evaluate(node: ast.expr) -> Fraction | float | None:
     return None
 
 
-def _evaluate_call(node: ast.Call) -> Fraction | float | None:
+def _power(base: _Number, exponent: _Number) -> _Number | None:
+    """A power of at most `POWER_BITS`; None for larger ones and complex ones."""
+    if exponent != int(exponent):
+        return float(base) ** float(exponent) if base >= 0 else None
+    exact = Fraction(base)
+    bits = max(exact.numerator.bit_length(), exact.denominator.bit_length())
+    return exact ** int(exponent) if bits * abs(int(exponent)) <= POWER_BITS else None
+
+
+def _evaluate_call(node: ast.Call) -> _Number | None:
     name, values = _name(node.func), [_evaluate(each) for each in node.args]
     if None in values:
         return None
@@ -344,15 +367,12 @@ def _evaluate_call(node: ast.Call) -> Fraction | float | None:
     return _FUNCTIONS[name](float(first)) if name in _FUNCTIONS and len(values) == 1 else None
 
 
-def _evaluate_operation(node: ast.BinOp) -> Fraction | float | None:
+def _evaluate_operation(node: ast.BinOp) -> _Number | None:
     left, right = _evaluate(node.left), _evaluate(node.right)
     if left is None or right is None:
         return None
     if isinstance(node.op, ast.Pow):
-        if abs(right) > EXPONENT or abs(left) > 10**EXPONENT:
-            return None
-        power = left**right if right == int(right) else float(left) ** float(right)
-        return power if isinstance(power, Fraction | float) else None
+        return _power(left, right)
     if isinstance(node.op, ast.Add):
         return left + right
     if isinstance(node.op, ast.Sub):

@@ -257,6 +257,14 @@ def _always(tree: ast.Module) -> bool:
     return True
 
 
+def _is_endless(tree: ast.Module) -> bool:
+    # Monty runs `map`, `filter` and generators to their end, which an endless iterator has not.
+    names = _names(tree) | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return (
+        "itertools" in _imports(tree) and bool(names & {"count", "cycle", "repeat"}) and _needs_iterator(tree)
+    )
+
+
 _RAISED = r"the program raised "
 _MISSING_FEATURES: tuple[tuple[re.Pattern[str], Callable[..., bool]], ...] = (
     (re.compile(_RAISED + r"(NotImplementedError)"), _is_not_raised),
@@ -276,4 +284,5 @@ _MISSING_FEATURES: tuple[tuple[re.Pattern[str], Callable[..., bool]], ...] = (
     (re.compile(_RAISED + r"RuntimeError: '[\w.]+' is not supported in this environment"), _always),
     (re.compile(_RAISED + r"ValueError: pow\(\) 2nd argument cannot be negative"), _always),
     (re.compile(_RAISED + r"TypeError: (.*)"), _has_operator),
+    (re.compile(r"the program (?:needed more than|was stopped after)"), _is_endless),
 )

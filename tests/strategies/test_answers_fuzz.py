@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from viaticum.strategies import agreement, equivalent, get, normalise, read_answer
 from viaticum.strategies.answers import expressions
-from viaticum.strategies.pot import end_in_answer, find_program
+from viaticum.strategies.programs import end_in_answer, find_program, read_output
 from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, FinishReason, Query, Usage
 
 EXAMPLES = int(os.environ.get("VIATICUM_FUZZ_EXAMPLES", "3000"))
@@ -213,7 +213,8 @@ def check(a: str, b: str, kind: AnswerKind, finish: FinishReason, measured: Meas
         reading = get(name).read(Completion(a, Usage(), finish), Query("Which?", kind))
         assert reading.answered or reading.reason
     program = find_program(a)  # what comes before the sandbox
-    assert program is None or end_in_answer(program).startswith(program.rstrip())
+    assert program is None or isinstance(end_in_answer(program), str)
+    assert isinstance(read_output(a, b, kind), str | None)  # and what comes after it
     for value in (a, b, *values):
         if value is not None:
             assert isinstance(normalise(value, kind), str)

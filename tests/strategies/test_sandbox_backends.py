@@ -446,6 +446,11 @@ def test_a_machine_without_a_list_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         "print(3) if (3.0).is_integer() else None",
         "def f():\n    'three'\nprint(len(f.__doc__) - 2)",
         "x = 3\nexit(print(x))",
+        "def f(n):\n    return n and 1 + f(n - 1)\nprint(f(900) - 897)",
+        "with open('x', 'w') as file:\n    file.write('3')\nwith open('x') as file:\n    print(file.read())",
+        "import os\nprint(3 if os.environ.get('PATH_OF_NO_ONE') is None else 4)",
+        "print(pow(5, -1, 7))",
+        "import itertools\nprint(next(n for n in itertools.count(1) if n * n > 8))",
     ],
 )
 def test_what_monty_lacks_runs_under_bubblewrap(opened: dict[str, Sandbox], program: str) -> None:
@@ -473,10 +478,8 @@ def test_what_monty_lacks_runs_under_bubblewrap(opened: dict[str, Sandbox], prog
         "class A:\n    pass\nA().x",
         "class A:\n    def __repr__(self):\n        return 'A'\n1 + 'a'",
         "next([1])",
-        "open('/etc/passwd')",
         "{}['x']",
         "assert 1 == 2",
-        "def f(n):\n    return f(n + 1)\nf(0)",
         "a = 'x' * 10**10",
         "print('z' * 10**6)",
         "while True:\n    pass",

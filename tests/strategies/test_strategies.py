@@ -11,7 +11,8 @@ import pytest
 from viaticum.errors import InputError, UnknownName
 from viaticum.strategies import Example, get, names, register, registry, with_history
 from viaticum.strategies.cot import Cot
-from viaticum.strategies.pot import Pot, end_in_answer, find_program
+from viaticum.strategies.pot import Pot
+from viaticum.strategies.programs import end_in_answer, find_program
 from viaticum.strategies.sandbox import Limits
 from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, FinishReason, Message, Query, Reading, Usage
 
