@@ -94,7 +94,7 @@ def test_what_a_program_puts_into_a_sentence_is_the_answer(program: str, answer:
     [
         "def compute():\n    total = 3\n    return total * 14",
         "eggs = 3\ndef total():\n    return eggs * 14",
-        "class Farm:\n    def __init__(self):\n        self.n = 42\n    def all(self):\n        return self.n",
+        "class Farm:\n    def __init__(self):\n        self.n = 42\n    def f(self):\n        return self.n",
         "def main():\n    print('It is', 42)\n\nif __name__ == '__main__':\n    main()",
         "total = 40\ntotal += 2\nreturn total",
         "eggs = 5\nif eggs > 3:\n    return 42\nelse:\n    return 1",
