@@ -12,11 +12,14 @@ a time limit (`expressions.SECONDS`), so that nothing a model writes can raise a
 
 from viaticum.strategies.answers.comparing import agreement, equivalent, group, normalise
 from viaticum.strategies.answers.numbers import find_number, whole_number, write_number
-from viaticum.strategies.answers.reading import read_answer
+from viaticum.strategies.answers.reading import Candidate, Explanation, explain, read_answer
 
 __all__ = [
+    "Candidate",
+    "Explanation",
     "agreement",
     "equivalent",
+    "explain",
     "find_number",
     "group",
     "normalise",

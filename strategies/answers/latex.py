@@ -40,7 +40,9 @@ _ONE_CHARACTER_FRACTION = re.compile(r"(\d\s?)?([¼-¾⅐-⅞])")
 _DEGREES = re.compile(
     r"\s?\^\s?(?:\\circ(?![A-Za-z])|\{\s?\\circ\s?\})|\\degree(?![A-Za-z])|\\textdegree(?![A-Za-z])"
 )
-_CURRENCY_NAME = r"(?:US|A|C|R|HK|NZ|S)\\?\$|(?:USD|EUR|GBP|INR|CHF|CAD|AUD|JPY|CNY|RMB|Rs\.?)(?=\s?\d)"
+_CURRENCY_NAME = (
+    r"(?:US|A|C|R|HK|NZ|S)\\?\$(?=\s?\d)|(?:USD|EUR|GBP|INR|CHF|CAD|AUD|JPY|CNY|RMB|Rs\.?)(?=\s?\d)"
+)
 _SIGNED_CURRENCY = re.compile(rf"(?<![\w.)])([-+])\s?(?:{_CURRENCY_NAME}|\\?[$€£¥₹₩₽₺])\s?")
 _MONEY_SCALE = re.compile(r"(?<=[$€£¥₹])(\s?\d[\d.,]{0,20})\s?(k|K|M|mn|B|bn|T)\b")
 _CURRENCY = re.compile(rf"(?<![A-Za-z])(?:{_CURRENCY_NAME})|\\?[$€£¥₹₩₽₺]|\\(?:pounds|euro)(?![A-Za-z])")
@@ -53,8 +55,8 @@ _CJK_SCALES = {
 _NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts
 _GLUED = re.compile(rf"(?<=[{_NO_SPACES}])(?=[-+]?[\d$])|(?<=[\d%])(?=[{_NO_SPACES}])")
 _MINUS = re.compile(
-    r"(?<![\w)]\s)(?<![\w)])[负負](?=\d)|(?<![\d)}]\s)\b(?:minus|negative|moins|menos|meno|минус)\s(?=[\d$])"
-    r"|マイナス(?=\d)",
+    r"(?<![\w)]\s)(?<![\w)])[负負]\s?(?=\d)|(?<![\d)}]\s)\b(?:minus|negative|moins|menos|meno|минус)\s(?=[\d$])"
+    r"|マイナス\s?(?=\d)",
     re.I,
 )
 _SIGNS = str.maketrans(

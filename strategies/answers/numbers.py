@@ -82,6 +82,7 @@ _VERB_NUMBER = re.compile(
     re.IGNORECASE,
 )
 _SPACED_SIGN = re.compile(r"^\s{0,3}-\s{1,3}(?=[\d.])")
+_NOT_BUT = re.compile(r"\bnot\s[^.;\n]{1,40}?\bbut\s", re.IGNORECASE)
 _EUROPEAN = re.compile(r"(?<![\d.,])\d{1,3}(?:[. ]\d{3})+,\d{1,12}(?![\d,]|\.\d)")
 _COMMA_DECIMAL = re.compile(r"(?<![\d.,])\d{1,15},\d{1,12}(?![\d,]|\.\d)")
 _POINT_GROUPS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3})+(?![\d.]|,\d)")
@@ -108,6 +109,7 @@ def find_number(text: str, *, comma: bool = False, groups_by_comma: bool = False
 
 
 def _stated(text: str) -> Fraction | None:
+    text = _NOT_BUT.sub("", text)
     text = _SPACED_SIGN.sub("-", text)
     exact, about, rest = _split_about(text)
     if about and (number := next(numbers_in(rest), None)) is not None and whole_number(exact) is None:

@@ -106,7 +106,8 @@ _AFTER_POWER = {"squared": 2, "cubed": 3}
 _NAME = r"[A-Za-zμΩ°%$€£¥₹¢℃℉元円]+(?:\.(?=[A-Za-z])[a-z]\b)?"
 _TOKEN = re.compile(
     rf"\s*(?:(?P<per>/|\bper\b)|(?P<times>\*|·|⋅|-(?=[A-Za-z]))"
-    rf"|(?P<name>a\.m\.|p\.m\.|US\$|°[CF]\b|{_NAME})\.?(?:\s?(?:\^|\*\*)?\s?\{{?(?P<power>-?[1-9])\}}?(?!\d))?)"
+    rf"|(?P<name>a\.m\.|p\.m\.|US\$|°[CF]\b|{_NAME})\.?(?:\s?(?:\^"
+    rf"|\*\*)?\s?\{{?(?P<power>-?[1-9])\}}?(?!\d))?)"
 )
 _WRAPPED = re.compile(
     r"\\(?:text|mathrm|mbox|textrm|textup|operatorname|mathbf|textbf|rm)\s?\{([^{}]{0,100})\}"

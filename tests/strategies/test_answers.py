@@ -77,7 +77,7 @@ from viaticum.types import ANSWER_KINDS, AnswerKind
         ("2x + 1", "expression", "2x + 1"),
         ("", "expression", None),
         ("The answer is July 4, 1999.", "date", "1999-07-04"),
-        ("Born on the 4th of July, 1999 in Ulm; the answer is above.", "date", "above"),
+        ("Born on the 4th of July, 1999 in Ulm; the answer is above.", "date", "1999-07-04"),
         ("He was born in Ulm on 4 July 1999 and died there.", "date", "1999-07-04"),
         ("1999/7/4", "date", "1999-07-04"),
         ("\\boxed{2024-02-29}", "date", "2024-02-29"),
