@@ -89,6 +89,7 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
         timeout=settings.timeout,
         tries=settings.tries,
         threads=ThreadPool(settings.concurrency),
+        settings=settings.generation,
     )
 
 

@@ -73,7 +73,7 @@ class Viaticum:
             self._opened = opened.pop_all()
         self._threads, self._gate = resources.threads, DrainGate()
         self.catalogue, self.router, self.policy = resources.catalogue, resources.router, resources.policy
-        self.budget_name = resources.budget
+        self.budget_name, self.settings = resources.budget, resources.settings
         if isinstance(saver, FileSaver):
             resources = replace(resources, sync=saver.sync)
         self._resources = resources

@@ -20,8 +20,11 @@ from viaticum.agents.client import Viaticum
 from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece
 from viaticum.agents.workflow.settings import AUTO
+from viaticum.agents.workflow.state import Allowance
 from viaticum.errors import InputError, ModelError, UnknownName, ViaticumError
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Generation, Model
+from viaticum.models.settings import chat_messages, resolve
 from viaticum.routers.query import Policy
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.types import (
@@ -47,9 +50,9 @@ class CompletionRequest:
         messages: the conversation; the last message is the user's.
         scope: the budget that pays.
         key: ledger key of a plain chat, or thread id of the workflow.
-        limit: maximum of new tokens per call; None for the strategy's own, or `MAX_TOKENS`.
-        generation: how a plain chat is generated. A strategy keeps its own temperature, and takes `stop` and
-            `seed` in addition to its own.
+        settings: how each call is generated; what is left out is the strategy's or the catalogue entry's. A
+            plain chat without a limit has `MAX_TOKENS`.
+        extra: further parameters of a plain chat with a remote model, such as tools.
         policy: None for the client's.
     """
 
@@ -57,8 +60,8 @@ class CompletionRequest:
     messages: Sequence[Message]
     scope: str
     key: str
-    limit: int | None = None
-    generation: Generation = field(default_factory=Generation)
+    settings: GenerationSettings = NO_SETTINGS
+    extra: Mapping[str, Any] = field(default_factory=dict)
     policy: Policy | None = None
 
 
@@ -128,8 +131,8 @@ def complete(
     check_name(client, request.name)
     if request.name in client.catalogue:
         yield from _chat(client, request)
-    elif request.generation.extra:
-        extra = ", ".join(request.generation.extra)
+    elif request.extra:
+        extra = ", ".join(request.extra)
         raise InputError(f"{request.name} answers in words; it cannot do: {extra}")
     else:
         yield from _solve(client, request, token)
@@ -137,9 +140,11 @@ def complete(
 
 def _chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEvent]:
     """One paid call of one model."""
-    model = client.model(request.name)
-    limit = request.limit or _default_limit(
-        model, client.catalogue[request.name].context_length, request.messages
+    model, spec = client.model(request.name), client.catalogue[request.name]
+    messages = chat_messages(spec, list(request.messages))
+    limit = _default_limit(model, spec.context_length, messages)
+    generation = resolve(
+        client.catalogue, spec.name, call=request.settings.over(client.settings), default_limit=limit
     )
     calls = Calls(client.catalogue, client.ledger, client.model)
     started = False
@@ -147,8 +152,8 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEv
         request.scope,
         request.key,
         request.name,
-        request.messages,
-        replace(request.generation, max_new_tokens=limit),
+        messages,
+        replace(generation, extra=request.extra),
         tags={"strategy": "chat"},
     ):
         if not started:
@@ -185,7 +190,9 @@ def _solve(
     """
     pair, started, settled = "", False, False
     events = _derive(client, request, token).stream(
-        query_from_messages(request.messages), thread_id=request.key
+        query_from_messages(request.messages),
+        thread_id=request.key,
+        allowance=Allowance(settings=request.settings),
     )
     try:
         for event in events:
@@ -256,47 +263,35 @@ def _derive(client: Viaticum, request: CompletionRequest, token: CancellationTok
         budget=request.scope,
         policy=request.policy or client.policy,
         sync=lambda: None,
-        model=lambda name: CancellableModel(client.model(name), token, request),
+        model=lambda name: CancellableModel(client.model(name), token),
     )
 
 
 class CancellableModel(Model):
-    """A model that checks a token before each piece, and applies a request's limit, stops and seed."""
+    """A model that checks a token before each piece."""
 
-    def __init__(self, model: Model, token: CancellationToken, request: CompletionRequest) -> None:
-        self.model, self.token, self.request = model, token, request
+    def __init__(self, model: Model, token: CancellationToken) -> None:
+        self.model, self.token = model, token
         self.name, self.members = model.name, model.members
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
-        return self.model.worst_case(messages, self._limit(max_new_tokens))
+        return self.model.worst_case(messages, max_new_tokens)
 
     def count(self, text: str) -> int:
         return self.model.count(text)
 
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
-        return self.model.worst_case_of(messages, self._merged(generation))
+        return self.model.worst_case_of(messages, generation)
 
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
         try:
             self.token.wait()
         except CallerGone:  # as an error: nothing was read, so nothing is charged
             raise ModelError("whoever asked went away before the model began") from None
-        for piece in self.model.stream(messages, self._merged(generation)):
+        for piece in self.model.stream(messages, generation):
             yield piece
             if not isinstance(piece, Completion):
                 self.token.wait()
-
-    def _merged(self, generation: Generation) -> Generation:
-        own = self.request.generation
-        return replace(
-            generation,
-            max_new_tokens=self._limit(generation.max_new_tokens),
-            stop=(*generation.stop, *own.stop),
-            seed=generation.seed + own.seed,
-        )
-
-    def _limit(self, max_new_tokens: int) -> int:
-        return min(max_new_tokens, self.request.limit or max_new_tokens)
 
 
 def _is_usable(client: Viaticum, name: str) -> bool:

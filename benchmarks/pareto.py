@@ -43,6 +43,7 @@ from viaticum.decoders.decoding_mode import DecodingMode, HandoffStats
 from viaticum.errors import DataError, ModelError
 from viaticum.models.decoding_modes import known_costs
 from viaticum.models.local import stop_ids
+from viaticum.models.settings import ANSWER_TOKENS
 from viaticum.outcomes import accuracy_interval
 from viaticum.questions import Question, read_questions
 from viaticum.routers.token import AlwaysLarge, EntropyRouter, RandomRouter, TokenRouter
@@ -145,7 +146,7 @@ class Pair:
                 self.tokenizer.apply_chat_template(
                     COT.messages(question.query), add_generation_prompt=True, return_dict=False
                 ),
-                max_new_tokens=COT.max_new_tokens,
+                max_new_tokens=COT.max_new_tokens or ANSWER_TOKENS,
                 stop=COT.stop,
             )
             for question in questions

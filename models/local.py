@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from viaticum.decoders.decoding_mode import DecodingMode, HandoffStats
 
 
+PLAIN = Generation()
+
+
 class LocalModels:
     """The local models of a catalogue, loaded on first use. slots: texts that are written at once."""
 
@@ -112,15 +115,21 @@ class LocalModel(Model):
     def tokenizer(self) -> Any:
         return self.pool.tokenizer(self._folder)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, messages: Sequence[Message], generation: Generation = PLAIN) -> list[int]:
         """Return a chat's token ids by the model's chat template, up to where the answer begins.
+
+        Args:
+            generation: its chat_template_kwargs and reasoning_effort are variables of the template.
 
         Raises:
             InputError: the template refuses the messages.
         """
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_dict=False
+                list(messages),
+                add_generation_prompt=True,
+                return_dict=False,
+                **template_variables(generation),
             )
         except Exception as error:
             if not type(error).__module__.startswith("jinja2"):
@@ -129,7 +138,10 @@ class LocalModel(Model):
         return ids
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
-        prompt = len(self.prompt(messages))
+        return self.worst_case_of(messages, Generation(max_new_tokens))
+
+    def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
+        prompt, max_new_tokens = len(self.prompt(messages, generation)), generation.max_new_tokens
         if prompt + max_new_tokens > self.spec.context_length:
             raise PromptTooLong(
                 f"a prompt of {prompt} tokens and {max_new_tokens} new ones do not fit the context of "
@@ -189,10 +201,10 @@ class LocalModel(Model):
         with LOADING:
             from viaticum.decoders import Request, Sampling
 
-        if generation.extra:
-            raise InputError(f"{self.name} runs locally and cannot do: {', '.join(generation.extra)}")
+        if unknown := [*generation.extra, *generation.extra_body]:
+            raise InputError(f"{self.name} runs locally and cannot do: {', '.join(unknown)}")
         return Request(
-            prompt=self.prompt(messages),
+            prompt=self.prompt(messages, generation),
             max_new_tokens=generation.max_new_tokens,
             sampling=Sampling(generation.temperature, generation.top_p, generation.top_k, generation.seed),
             stop=generation.stop,
@@ -226,6 +238,16 @@ class LocalModel(Model):
         if (handoffs, streams) not in self._modes:
             self._modes[handoffs, streams] = choose_mode(self.spec, self._costs, handoffs, streams)
         return self._modes[handoffs, streams]
+
+
+def template_variables(generation: Generation) -> dict[str, Any]:
+    """Return the variables of the chat template: those that are set, the effort, and whether to think."""
+    variables: dict[str, Any] = {}
+    if generation.thinking_budget == 0:
+        variables["enable_thinking"] = False
+    if generation.reasoning_effort is not None:
+        variables["reasoning_effort"] = generation.reasoning_effort
+    return variables | dict(generation.chat_template_kwargs)
 
 
 def check_context(

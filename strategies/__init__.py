@@ -5,7 +5,7 @@
 """
 
 from viaticum.strategies.answers import agreement, equivalent, normalise, read_answer
-from viaticum.strategies.base import Example, Strategy, with_history
+from viaticum.strategies.base import Example, Strategy
 from viaticum.strategies.registry import get, names, register
 
 __all__ = [
@@ -18,5 +18,4 @@ __all__ = [
     "normalise",
     "read_answer",
     "register",
-    "with_history",
 ]

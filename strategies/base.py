@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import KW_ONLY, dataclass, field, fields
+from typing import Any, NamedTuple
 
+from viaticum.errors import InputError
+from viaticum.generation import GenerationSettings
+from viaticum.messages import fold_system, with_history
 from viaticum.strategies.answers import read_answer
 from viaticum.types import AnswerKind, Completion, Message, Query, Reading
 
@@ -39,20 +42,30 @@ class Strategy(ABC):
     Attributes:
         description: one or two sentences, embedded by query routers.
         needs: resources required of the machine, such as {"sandbox"}.
-        max_new_tokens: upper bound of the tokens of a completion.
+        max_new_tokens: most tokens of a completion, on a model that thinks of the answer after the thought;
+            None for the limit of the catalogue entry.
+        temperature: sampling temperature, 0 for greedy; None for that of the entry. The settings after it
+            likewise; see `viaticum.generation.GenerationSettings`.
         stop: texts that end a completion.
         samples: most completions to ask for; `vote` says after each whether they suffice.
-        temperature: sampling temperature, 0 for greedy.
         graded: whether its answers can be compared with a right answer; profiles skip other strategies.
     """
 
     name: str
     description: str
     needs: frozenset[str] = frozenset()
-    max_new_tokens: int = 400
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    thinking_budget: int | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = {}
+    extra_body: Mapping[str, Any] = {}
     stop: tuple[str, ...] = ()
     samples: int = 1
-    temperature: float = 0.0
     graded: bool = True
 
     @abstractmethod
@@ -70,19 +83,84 @@ class Strategy(ABC):
         """
         return readings[-1] if readings else None
 
+    @property
+    def settings(self) -> GenerationSettings:
+        """How its completions are generated, without the system turn, which is in `messages`.
+
+        Raises:
+            InputError: a setting is out of range.
+        """
+        try:
+            return GenerationSettings.of(**{name: getattr(self, name) for name in SETTINGS})
+        except InputError as error:
+            raise InputError(f"strategy {self.name!r}: {error}") from None
+
+    @property
+    def changed_settings(self) -> dict[str, Any]:
+        """The settings, by name, that were set for this object and not by its class."""
+        return {
+            name: getattr(self, name) for name in SETTINGS if getattr(self, name) != getattr(type(self), name)
+        }
+
+    @property
+    def has_own_system(self) -> bool:
+        """Whether the system turn was set for this object, not by its class: entries then add nothing."""
+        return getattr(self, "system", None) != getattr(type(self), "system", None)
+
+
+# Every setting but the system turn, by its name in `Strategy` and in `GenerationSettings`.
+SETTINGS = tuple(name for name in GenerationSettings.model_fields if name != "system")
+INHERITED: Any = object()  # default of a field whose value is the attribute of the class
+
 
 @dataclass(frozen=True)
-class PromptStrategy(Strategy):
+class ConfiguredStrategy(Strategy):
+    """A strategy with fields to change: `replace(Cot(), name="cot-8k", max_new_tokens=8192)`.
+
+    A subclass gives its own values as attributes of the class. Attributes: see `Strategy`.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    _: KW_ONLY
+    name: str = INHERITED
+    description: str = INHERITED
+    max_new_tokens: int | None = INHERITED
+    temperature: float | None = INHERITED
+    top_p: float | None = INHERITED
+    top_k: int | None = INHERITED
+    min_p: float | None = INHERITED
+    seed: int | None = INHERITED
+    thinking_budget: int | None = INHERITED
+    reasoning_effort: str | None = INHERITED
+    chat_template_kwargs: Mapping[str, Any] = field(default=INHERITED, hash=False)
+    extra_body: Mapping[str, Any] = field(default=INHERITED, hash=False)
+    stop: tuple[str, ...] = INHERITED
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if getattr(self, each.name) is INHERITED:
+                object.__setattr__(self, each.name, getattr(type(self), each.name, ""))
+        self.settings  # noqa: B018  validates them
+
+
+for _field in fields(ConfiguredStrategy):  # so that the attributes of the classes are found
+    delattr(ConfiguredStrategy, _field.name)
+
+
+@dataclass(frozen=True)
+class PromptStrategy(ConfiguredStrategy):
     """A strategy that is a prompt: a system turn, worked examples and the question; the reply is free text.
 
     A subclass sets `system` and `examples`, and overrides `read` if the reply is not free text.
 
     Attributes:
-        system: the instructions.
+        system: the instructions; None for no system turn.
         examples: question and reply of each, sent as a user and an assistant turn before the question.
     """
 
-    system: str
+    system: str | None
     examples: tuple[Example, ...]
 
     def messages(self, query: Query) -> list[Message]:
@@ -92,9 +170,32 @@ class PromptStrategy(Strategy):
         return read_text(completion, query)
 
 
-def chat(system: str, examples: Sequence[Example], query: Query) -> list[Message]:
-    """A system turn, each worked example as a user and an assistant turn, and the question."""
-    messages: list[Message] = [{"role": "system", "content": system}]
+def messages_for(strategy: Strategy, query: Query, *, entry: str | None, call: str | None) -> list[Message]:
+    """The chat that asks `query` of a model, after the conversation before the query.
+
+    Args:
+        entry: system turn of the model's catalogue entry: None, "" for a model that is to have none, or a
+            text that stands before the strategy's instructions, unless these were set for this object.
+        call: system turn of the call in place of the strategy's; "" for none.
+    """
+    messages = strategy.messages(query)
+    if call is not None:
+        messages = [each for each in messages if each["role"] != "system"]
+        return with_history(query.messages, [*system_turn(call), *messages])
+    if strategy.has_own_system or not entry:
+        joined = with_history(query.messages, messages)
+        return fold_system(joined) if entry == "" and not strategy.has_own_system else joined
+    return with_history(query.messages, [*system_turn(entry), *messages])
+
+
+def system_turn(text: str | None) -> list[Message]:
+    """The system turn of a text; none for None and ""."""
+    return [{"role": "system", "content": text}] if text else []
+
+
+def chat(system: str | None, examples: Sequence[Example], query: Query) -> list[Message]:
+    """A system turn, if any, each worked example as a user and an assistant turn, and the question."""
+    messages = system_turn(system)
     for example in examples:
         messages.append({"role": "user", "content": example.question})
         messages.append({"role": "assistant", "content": example.reply})
@@ -102,24 +203,6 @@ def chat(system: str, examples: Sequence[Example], query: Query) -> list[Message
     content = f"{question}\n{instruction}" if instruction else question
     messages.append({"role": "user", "content": content})
     return messages
-
-
-def with_history(history: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
-    """The conversation so far followed by a strategy's messages, as one chat that every template accepts.
-
-    All system turns are joined into one at the start; adjacent turns of the same role are joined.
-    """
-    system = [each["content"] for each in (*messages, *history) if each["role"] == "system"]
-    joined: list[Message] = [{"role": "system", "content": "\n\n".join(system)}] if system else []
-    for message in (*history, *messages):
-        if message["role"] == "system":
-            continue
-        if joined and joined[-1]["role"] == message["role"]:
-            content = f"{joined[-1]['content']}\n\n{message['content']}"
-            joined[-1] = {"role": message["role"], "content": content}
-        else:
-            joined.append({"role": message["role"], "content": message["content"]})
-    return joined
 
 
 def is_truncated(completion: Completion) -> bool:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from viaticum.strategies.base import Strategy
+from viaticum.strategies.base import Example, PromptStrategy
 from viaticum.types import Completion, Message, Query, Reading
 
 
 @dataclass(frozen=True)
-class Chat(Strategy):
+class Chat(PromptStrategy):
     """The question alone; the whole text is the answer."""
+
+    system: str | None = None
+    examples: tuple[Example, ...] = ()
 
     name = "chat"
     description = (
@@ -25,7 +28,8 @@ class Chat(Strategy):
     graded = False
 
     def messages(self, query: Query) -> list[Message]:
-        return [{"role": "user", "content": query.text}]
+        *before, _ = super().messages(query)
+        return [*before, {"role": "user", "content": query.text}]
 
     def read(self, completion: Completion, query: Query) -> Reading:
         text = completion.text.strip()

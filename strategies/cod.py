@@ -35,7 +35,7 @@ EXAMPLES = (
 class Cod(PromptStrategy):
     """Reasoning in notes of a few words, then the answer."""
 
-    system: str = SYSTEM
+    system: str | None = SYSTEM
     examples: tuple[Example, ...] = EXAMPLES
 
     name = "cod"

@@ -60,7 +60,7 @@ EXAMPLES = (
 class Cot(PromptStrategy):
     """Reasoning in short sentences, then the answer."""
 
-    system: str = SYSTEM
+    system: str | None = SYSTEM
     examples: tuple[Example, ...] = EXAMPLES
 
     name = "cot"

@@ -14,7 +14,7 @@ EXAMPLES: tuple[Example, ...] = ()
 class Direct(PromptStrategy):
     """The answer without reasoning."""
 
-    system: str = SYSTEM
+    system: str | None = SYSTEM
     examples: tuple[Example, ...] = EXAMPLES
 
     name = "direct"

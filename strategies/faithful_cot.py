@@ -81,7 +81,7 @@ EXAMPLES = (
 class FaithfulCot(Pot):
     """A program whose comments are the reasoning, run in a sandbox; settings as for `Pot`."""
 
-    system: str = SYSTEM
+    system: str | None = SYSTEM
     examples: tuple[Example, ...] = EXAMPLES
 
     name = "faithful-cot"

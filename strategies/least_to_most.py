@@ -73,7 +73,7 @@ EXAMPLES = (
 class LeastToMost(PromptStrategy):
     """Subquestions from the easiest to the hardest, then their answers in order."""
 
-    system: str = SYSTEM
+    system: str | None = SYSTEM
     examples: tuple[Example, ...] = EXAMPLES
 
     name = "least-to-most"

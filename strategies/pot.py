@@ -157,7 +157,7 @@ class Pot(PromptStrategy):
         limits: resource limits of one program.
     """
 
-    system: str = SYSTEM
+    system: str | None = SYSTEM
     examples: tuple[Example, ...] = EXAMPLES
     sandbox: Sandbox | None = field(default=None, compare=False)
     limits: Limits = LIMITS

@@ -9,10 +9,11 @@ settled. Weighting samples by their probability is left out: the paper finds no 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 
 from viaticum.errors import InputError
 from viaticum.strategies.answers import group
-from viaticum.strategies.base import Strategy
+from viaticum.strategies.base import INHERITED, ConfiguredStrategy, Strategy, system_turn
 from viaticum.types import Completion, Message, Query, Reading
 
 PREFIX = "self-consistency"
@@ -21,41 +22,57 @@ MAX_SAMPLES = 100
 TEMPERATURE = 0.7  # the paper's, for PaLM and GPT-3
 
 
-class SelfConsistency(Strategy):
+@dataclass(frozen=True)
+class SelfConsistency(ConfiguredStrategy):
     """The majority of up to `samples` samples of another strategy at `temperature`.
 
-    Its name is `self-consistency:<strategy>:<samples>`, which the registry finds as well.
+    Its name is `self-consistency:<strategy>:<samples>`, which the registry finds as well. Settings that are
+    not given are those of the other strategy.
 
     Raises:
         InputError: fewer than 2 or more than 100 samples, a temperature that is not positive, or a strategy
             that takes several samples itself.
     """
 
-    def __init__(self, strategy: Strategy, samples: int = SAMPLES, temperature: float = TEMPERATURE) -> None:
-        if not 2 <= samples <= MAX_SAMPLES:
-            raise InputError(f"{samples} samples; a majority takes 2 to {MAX_SAMPLES}")
-        if not 0 < temperature <= 2:
+    strategy: Strategy
+    samples: int = SAMPLES
+    temperature: float | None = field(default=TEMPERATURE, kw_only=True)
+    system: str | None = field(default=INHERITED, kw_only=True)
+    needs: frozenset[str] = field(default=INHERITED, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.samples <= MAX_SAMPLES:
+            raise InputError(f"{self.samples} samples; a majority takes 2 to {MAX_SAMPLES}")
+        if self.temperature is not None and not 0 < self.temperature <= 2:
             raise InputError(
-                f"a temperature of {temperature}; samples differ only above 0, and up to 2 make sense"
+                f"a temperature of {self.temperature}; samples differ only above 0, and up to 2 make sense"
             )
-        if strategy.samples > 1:
+        if self.strategy.samples > 1:
             raise InputError(
-                f"strategy {strategy.name!r} takes several samples itself; name the one it samples"
+                f"strategy {self.strategy.name!r} takes several samples itself; name the one it samples"
             )
-        self.strategy = strategy
-        self.samples = samples
-        self.temperature = temperature
-        self.name = f"{PREFIX}:{strategy.name}:{samples}"
-        self.description = (
-            f"Asks up to {samples} times and takes the answer that most replies agree on; dear but steady. "
-            f"{strategy.description}"
-        )
-        self.needs = strategy.needs
-        self.max_new_tokens = strategy.max_new_tokens
-        self.stop = strategy.stop
+        inherited = {
+            "name": f"{PREFIX}:{self.strategy.name}:{self.samples}",
+            "description": (
+                f"Asks up to {self.samples} times and takes the answer that most replies agree on; dear but "
+                f"steady. {self.strategy.description}"
+            ),
+        }
+        for each in fields(self):
+            if getattr(self, each.name) is INHERITED:
+                value = inherited.get(each.name, getattr(self.strategy, each.name, None))
+                object.__setattr__(self, each.name, value)
+        super().__post_init__()
+
+    @property
+    def has_own_system(self) -> bool:
+        return self.system != getattr(self.strategy, "system", None) or self.strategy.has_own_system
 
     def messages(self, query: Query) -> list[Message]:
-        return self.strategy.messages(query)
+        messages = self.strategy.messages(query)
+        if self.system == getattr(self.strategy, "system", None):
+            return messages
+        return system_turn(self.system) + [each for each in messages if each["role"] != "system"]
 
     def read(self, completion: Completion, query: Query) -> Reading:
         """The answer of one sample."""

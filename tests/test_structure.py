@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "strategies": {"ground"},
     "routers": {"ground"},
     "decoders": {"ground", "routers"},
-    "models": {"ground", "routers", "decoders"},
+    "models": {"ground", "strategies", "routers", "decoders"},
     "training": LOCAL,
     "agents.workflow": CORE | {"models"},
     "agents.cancellation": {"ground"},

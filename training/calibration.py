@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError, ModelError
 from viaticum.models.local import LocalModels, check_context, stop_ids
+from viaticum.models.settings import prompt, resolve
 from viaticum.models.token_routers import check_members
 from viaticum.questions import Question
 from viaticum.strategies import get as get_strategy
@@ -181,12 +182,13 @@ class _ThresholdRun:
         self.pool = LocalModels(catalogue, slots=slots)
         self.model = self.pool.model(self.spec.name)
         prompting = get_strategy(strategy or router.metadata["strategy"])
+        generation = resolve(catalogue, self.spec.name, prompting)
         self.names = [each.id for each in questions]
         self.requests: list[Request] = [
             Request(
-                self.model.prompt(prompting.messages(each.query)),
-                prompting.max_new_tokens,
-                stop=prompting.stop,
+                self.model.prompt(prompt(self.spec, prompting, each.query), generation),
+                generation.max_new_tokens,
+                stop=generation.stop,
             )
             for each in questions
         ]

@@ -395,7 +395,7 @@ def _identity(
         "questions_sha256": digest(
             [[each.id, each.query.text, each.query.kind, each.gold] for each in questions]
         ),
-        "prompt_sha256": digest(prompt_text(environment.strategy)),
+        "prompt_sha256": digest(prompt_text(environment.catalogue, environment.spec, environment.strategy)),
         "costs_sha256": digest(asdict(environment.costs)),
         "cached": environment.shared_prefix(questions),
     }

@@ -13,6 +13,7 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import DataError, InputError
 from viaticum.models.decoding_modes import costs_path, known_costs
 from viaticum.models.local import LocalModels, completion_of, stop_ids
+from viaticum.models.settings import prompt, resolve
 from viaticum.questions import Question
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
@@ -68,6 +69,7 @@ class PolicyEnvironment:
         if self.spec.kind != "pair":
             raise InputError(f"{pair} is a {self.spec.kind} model; a policy is learned for a pair")
         self.strategy = get_strategy(strategy)
+        self.generation = resolve(catalogue, pair, self.strategy)
         if self.strategy.samples > 1 or not self.strategy.graded:
             raise InputError(
                 f"{strategy} is not graded text by text; learn with a strategy that asks once, e.g. cot"
@@ -115,15 +117,18 @@ class PolicyEnvironment:
         from viaticum.decoders import Request, Sampling
 
         return Request(
-            self.model.prompt(self.strategy.messages(question.query)),
-            self.strategy.max_new_tokens,
+            self._prompt(question),
+            self.generation.max_new_tokens,
             Sampling(temperature),
-            self.strategy.stop,
+            self.generation.stop,
         )
+
+    def _prompt(self, question: Question) -> list[int]:
+        return self.model.prompt(prompt(self.spec, self.strategy, question.query), self.generation)
 
     def shared_prefix(self, questions: Sequence[Question]) -> int:
         """Return the number of tokens that all prompts begin with, at most all but one of the shortest."""
-        prompts = [self.model.prompt(self.strategy.messages(each.query)) for each in questions]
+        prompts = [self._prompt(each) for each in questions]
         first, last = min(prompts), max(prompts)  # in lexicographic order these two share least
         shared = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
         return min(shared, len(first) - 1)

@@ -13,6 +13,7 @@ from typing import Any
 
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError
+from viaticum.models.settings import prompt, resolve
 from viaticum.strategies import Strategy
 from viaticum.types import Query
 from viaticum.weights import fingerprint
@@ -31,9 +32,13 @@ def member_facts(spec: ModelSpec, catalogue: Catalogue) -> dict[str, dict[str, s
     }
 
 
-def prompt_text(strategy: Strategy) -> str:
-    """Return the strategy's prompt and token limit as one text, to be hashed."""
-    return json.dumps([strategy.messages(Query("?")), strategy.max_new_tokens], sort_keys=True)
+def prompt_text(catalogue: Catalogue, spec: ModelSpec, strategy: Strategy) -> str:
+    """Return the prompt of a strategy for a model and its token limit as one text, to be hashed."""
+    generation = resolve(catalogue, spec.name, strategy)
+    facts = [prompt(spec, strategy, Query("?")), generation.max_new_tokens]
+    if generation.chat_template_kwargs:
+        facts.append(dict(generation.chat_template_kwargs))
+    return json.dumps(facts, sort_keys=True)
 
 
 def check_identity(

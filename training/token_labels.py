@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.models.local import LocalModels, check_context, stop_ids
+from viaticum.models.settings import prompt, resolve
 from viaticum.questions import Question, digest_of
 from viaticum.strategies import get as get_strategy
 from viaticum.training.label_folder import LabelFolder
@@ -177,6 +178,7 @@ class _LabelRun:
             )
         self.small, self.large = (catalogue[name] for name in self.spec.members)
         self.strategy = get_strategy(settings.strategy)
+        self.generation = resolve(catalogue, pair, self.strategy)
         self._pool = LocalModels(catalogue, slots=slots)
         # Checks weights and vocabularies and makes the prompts. It has a pool of its own: what is loaded is
         # in the other one, which `_unload_large` replaces.
@@ -197,7 +199,9 @@ class _LabelRun:
             "pair": self.spec.name,
             **member_facts(self.spec, self.catalogue),
             "settings": asdict(self.settings),
-            "prompt_sha256": hashlib.sha256(prompt_text(self.strategy).encode()).hexdigest(),
+            "prompt_sha256": hashlib.sha256(
+                prompt_text(self.catalogue, self.spec, self.strategy).encode()
+            ).hexdigest(),
         }
 
     # --- the large model's responses ------------------------------------------------------------------------
@@ -209,7 +213,7 @@ class _LabelRun:
         todo = [name for name in self.questions if name not in self.journal.responses]
         if not todo:
             return
-        tasks = [GenerationTask(name, self._prompt(name), self.strategy.max_new_tokens) for name in todo]
+        tasks = [GenerationTask(name, self._prompt(name), self.generation.max_new_tokens) for name in todo]
         for task in tasks:
             check_context(task.id, task.prompt, task.max_new_tokens, (self.small, self.large))
 
@@ -231,7 +235,7 @@ class _LabelRun:
         for finished in generate(
             self._decoder,
             tasks,
-            stop=self.strategy.stop,
+            stop=self.generation.stop,
             sentence_cap=self.settings.sentence_cap,
             stats=stats,
         ):
@@ -246,7 +250,8 @@ class _LabelRun:
         return [each for each in responses if each is not None and each.finish == "stop"]
 
     def _prompt(self, question: str) -> list[int]:
-        return self.model.prompt(self.strategy.messages(self.questions[question].query))
+        query = self.questions[question].query
+        return self.model.prompt(prompt(self.spec, self.strategy, query), self.generation)
 
     # --- the small model's features -------------------------------------------------------------------------
 
@@ -331,7 +336,7 @@ class _LabelRun:
         question, position = key
         token, _ = self.folder.differences[key]
         written = () if known is None else known.tokens
-        most = self.strategy.max_new_tokens - position - 1 - len(written)
+        most = self.generation.max_new_tokens - position - 1 - len(written)
         if token in self.folder.manifest["stop_ids"]:
             return Continuation(question, position, token, (), "stop")
         if most < 1:

@@ -22,12 +22,15 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from viaticum.errors import InputError, UnknownName, UnknownPrice
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.money import Price, Tier, nanousd
 from viaticum.thinking import FORMATS, Tags, ThinkingFormat, format_named, format_of_family
 from viaticum.weight_sources import FrozenModel, Hub, Source
@@ -45,6 +48,7 @@ _ROUTER_FIELDS = {
     "r2r": ("router_path", "threshold", "share", "drift"),
 }
 _REMOTE_FIELDS = ("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams")
+_LATER: dict[str, Any] = {"thinking": "auto", "generation": {}}  # later fields, unset
 LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
 
 
@@ -92,6 +96,7 @@ class ModelSpec(FrozenModel):
             out the opening tag. False: its text is never split. Else the name of a format (see
             `viaticum.thinking.FORMATS`, and "harmony"), or a table of its tags.
         default: routed to, and fetched, unless names are given.
+        generation: how it generates where neither call nor strategy says so (`viaticum.generation`).
 
         Prices are dollars for a million tokens:
         cached_input_price, reasoning_price: where they differ from input and output.
@@ -155,6 +160,7 @@ class ModelSpec(FrozenModel):
     pause: NonNegativeFloat = 0.0
     thinking: bool | str | ThinkingTags = "auto"
     default: bool = True
+    generation: GenerationSettings = NO_SETTINGS
 
     @property
     def price(self) -> Price | None:
@@ -215,6 +221,12 @@ class ModelSpec(FrozenModel):
             )
         return thinking
 
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came later are left out where they are not set: keys of caches and journals stay."""
+        dumped: dict[str, Any] = handler(self)
+        return {name: value for name, value in dumped.items() if _LATER.get(name, self) != value}
+
     @model_validator(mode="after")
     def _fields_fit_kind(self) -> Self:
         if (self.input_price is None) != (self.output_price is None):
@@ -244,6 +256,7 @@ class ModelSpec(FrozenModel):
             raise ValueError(
                 f"a {self.kind} entry {'needs' if self.kind == 'remote' else 'takes no'} litellm_model"
             )
+        self._check_generation()
         for field in _REMOTE_FIELDS:
             if getattr(self, field) not in (None, ()) and self.kind != "remote":
                 raise ValueError(f"a {self.kind} entry takes no {field}")
@@ -256,6 +269,18 @@ class ModelSpec(FrozenModel):
         if self.kind == "pair" and self.small == self.large:
             raise ValueError(f"a pair needs two different models, not {self.small!r} twice")
         return self
+
+    def _check_generation(self) -> None:
+        given = self.generation.given
+        if given and self.kind == "encoder":
+            raise ValueError("an encoder entry takes no generation settings")
+        if self.generation.extra_body and self.kind != "remote":
+            raise ValueError(f"a {self.kind} entry takes no generation.extra_body; it is for remote models")
+        for name in ("max_new_tokens", "thinking_budget"):
+            if given.get(name, 0) > self.context_length:
+                raise ValueError(
+                    f"generation.{name} is {given[name]}, more than context_length ({self.context_length})"
+                )
 
     def _check_router_fields(self) -> None:
         given = {

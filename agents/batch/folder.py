@@ -94,13 +94,16 @@ def fingerprint(
     """Hashes, by name, that a run which goes on must share with the job's first run."""
     rows = f"skip {given.skip}, limit {given.limit}"
     specs = {spec.name: spec.model_dump(mode="json") for spec in tools.catalogue.values()}
-    return {
+    hashes = {
         "input": given.digest(),
         "rows": rows,
         "catalogue": digest(specs),
         "router": _router_digest(tools.router, router),
         "policy": policy,
     }
+    if tools.settings.given:  # left out where none are given, as in the jobs of earlier versions
+        hashes["generation"] = digest(tools.settings.model_dump(mode="json"))
+    return hashes
 
 
 def _router_digest(router: QueryRouter, given: QueryRouter | str | Path | None) -> str:

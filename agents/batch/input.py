@@ -22,7 +22,7 @@ from typing import IO, Any, Literal, get_args
 
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.errors import DataError, InputError, MissingExtra, ViaticumError
-from viaticum.models.base import Generation
+from viaticum.generation import GenerationSettings
 from viaticum.questions import parse_question
 from viaticum.types import Message, Query
 
@@ -35,12 +35,19 @@ MAX_DUPLICATES = 1000  # rows with the id of an earlier row, which are kept in m
 
 @dataclass(frozen=True, slots=True)
 class RequestOverrides:
-    """Settings of a row in OpenAI's format. model: "auto", a model, or model+strategy; limit: new tokens."""
+    """Settings of a row in OpenAI's format.
+
+    Args:
+        model: "auto", a model, or model+strategy.
+        settings: how its calls are generated.
+        messages: the chat, for a model without a strategy.
+        extra: further parameters of a remote model, such as response_format.
+    """
 
     model: str
-    limit: int | None
-    generation: Generation
+    settings: GenerationSettings
     messages: tuple[Message, ...]
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +273,7 @@ def _openai_row(values: dict[str, Any], number: int, count: int, location: str) 
         raise DataError(
             f"{location}: the last message is the {messages[-1]['role']}'s; end with the user's question"
         )
-    overrides = RequestOverrides(asked.model, asked.max_new_tokens, asked.to_generation(), tuple(messages))
+    overrides = RequestOverrides(asked.model, asked.to_settings(), tuple(messages), asked.to_extra())
     plain = all(set(each) == {"role", "content"} for each in messages)
     before = tuple(messages[:-1]) if plain else ()
     return BatchRow(number, name, Query(messages[-1]["content"], messages=before), overrides=overrides)

@@ -16,8 +16,9 @@ from typing import Any
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.files import JournalFile, write_jsonl
-from viaticum.models.base import Generation
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.local import LocalModels
+from viaticum.models.settings import prompt, resolve
 from viaticum.outcomes import parse_outcome, write_outcomes
 from viaticum.questions import Question
 from viaticum.strategies import get as get_strategy
@@ -38,6 +39,7 @@ def profile(
     slots: int = 32,
     with_text: bool = True,
     completions: str | Path | None = None,
+    settings: GenerationSettings = NO_SETTINGS,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Measure every pair on every question; `out` (.parquet or .jsonl) is written at the end.
@@ -56,6 +58,7 @@ def profile(
             questions may not be.
         completions: a JSONL file with what the models wrote, a line for every row of the table: question_id,
             model, strategy, answer, correct, finish_reason and texts, one a sample.
+        settings: how texts are generated, whatever strategies and catalogue entries say.
         progress: called after every row.
 
     Raises:
@@ -70,10 +73,11 @@ def profile(
         catalogue.prices(catalogue[pair.model].members)
     out = Path(out)
     journal = ProfileJournal(
-        out.with_name(out.name + ".journal"), _fingerprint(questions, catalogue, pairs, dataset)
+        out.with_name(out.name + ".journal"), _fingerprint(questions, catalogue, pairs, dataset, settings)
     )
     try:
-        _run_pairs(questions, pairs, LocalModels(catalogue, slots=slots), dataset, journal, progress)
+        pool = LocalModels(catalogue, slots=slots)
+        _run_pairs(questions, pairs, pool, dataset, journal, settings, progress)
     finally:
         journal.close()
     outcomes = [journal.rows[pair][question.id] for pair in pairs for question in questions]
@@ -92,6 +96,7 @@ def _run_pairs(
     pool: LocalModels,
     dataset: str,
     journal: ProfileJournal,
+    settings: GenerationSettings,
     progress: Progress | None,
 ) -> None:
     """Add the rows that the journal lacks. Pairs of one model run in turn, so that its weights stay warm."""
@@ -99,7 +104,7 @@ def _run_pairs(
     for pair in sorted(pairs):
         done = journal.rows.setdefault(pair, {})
         todo = [question for question in questions if question.id not in done]
-        for row, texts in _run(pair, todo, pool, dataset):
+        for row, texts in _run(pair, todo, pool, dataset, settings):
             journal.add(row, texts)
             if progress is not None:
                 right = sum(each.correct for each in done.values()) / len(done)
@@ -107,7 +112,7 @@ def _run_pairs(
 
 
 def _run(
-    pair: Pair, questions: list[Question], pool: LocalModels, dataset: str
+    pair: Pair, questions: list[Question], pool: LocalModels, dataset: str, settings: GenerationSettings
 ) -> Iterator[tuple[Outcome, list[str]]]:
     """Outcomes of one pair with the texts of its samples, in the order in which they end.
 
@@ -119,12 +124,11 @@ def _run(
     readings: dict[int, list[Reading]] = {index: [] for index in range(len(questions))}
     texts: dict[int, list[str]] = {index: [] for index in readings}
     usage = dict.fromkeys(readings, Usage())
+    spec = pool.catalogue[pair.model]
     for sample in range(strategy.samples):
-        generation = Generation(
-            strategy.max_new_tokens, stop=strategy.stop, temperature=strategy.temperature, seed=sample
-        )
+        generation = resolve(pool.catalogue, pair.model, strategy, settings, sample=sample)
         still = list(readings)
-        chats = [strategy.messages(questions[index].query) for index in still]
+        chats = [prompt(spec, strategy, questions[index].query, settings) for index in still]
         for number, completion in model.generate_all(chats, generation):
             index = still[number]
             question = questions[index]
@@ -214,9 +218,13 @@ class ProfileJournal:
 
 
 def _fingerprint(
-    questions: Sequence[Question], catalogue: Catalogue, pairs: Sequence[Pair], dataset: str
+    questions: Sequence[Question],
+    catalogue: Catalogue,
+    pairs: Sequence[Pair],
+    dataset: str,
+    settings: GenerationSettings,
 ) -> str:
-    """Hash of what the outcomes depend on: questions, gold answers, models, and the prompts themselves."""
+    """Hash of what the outcomes depend on: questions, gold answers, models, prompts and settings."""
     inputs = {
         "journal": 2,  # format of its lines: 2 has the texts
         "dataset": dataset,
@@ -227,4 +235,7 @@ def _fingerprint(
         },
         "questions": [(question.id, question.query.text, question.gold) for question in questions],
     }
+    own = {pair.strategy: get_strategy(pair.strategy).changed_settings for pair in pairs}
+    if settings.given or any(own.values()):  # else as in the journals of earlier versions
+        inputs["settings"] = [settings.given, own]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

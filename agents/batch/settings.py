@@ -21,6 +21,7 @@ from viaticum.agents.workflow.settings import TRIES, Dollars, ModelKeywords, Wor
 from viaticum.budgets import default_path
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Model
 from viaticum.routers.query import QueryRouter
 
@@ -63,7 +64,7 @@ class BatchSettings:
         skip: leave out so many first rows of the input.
         limit: take at most so many rows.
         format: of the input, where its suffix does not say: "jsonl", "openai", "csv" or "parquet".
-        catalogue, router, models, timeout, tries: as of `WorkflowSettings`.
+        catalogue, router, models, timeout, tries, generation: as of `WorkflowSettings`.
         ledger: a path or a `postgresql://` address; None for the user's.
         cache: a file of answers that jobs share; None for the job's own.
         concurrency: calls at the same time, of each worker where the engine is "ray".
@@ -99,6 +100,7 @@ class BatchSettings:
     tries: int = TRIES
     keep_texts: bool = False
     drain_seconds: float = DRAIN_SECONDS
+    generation: GenerationSettings = NO_SETTINGS
     stop: threading.Event | None = None
     tell: EventSink = lambda event: None
 
@@ -130,4 +132,5 @@ class BatchSettings:
             tries=self.tries,
             concurrency=self.concurrency,
             slots=self.slots,
+            generation=self.generation,
         )

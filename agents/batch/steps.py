@@ -29,7 +29,9 @@ from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.state import RowAllowance, State
 from viaticum.budgets.records import worst_costs
 from viaticum.errors import ModelError, ModelUnavailable
+from viaticum.generation import NO_SETTINGS
 from viaticum.jobs import JobRow
+from viaticum.models.settings import chat_messages
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Pair, split_model
 
@@ -185,6 +187,7 @@ class RowSteps:
             on_short="cheaper" if task.final else "stop",
             run=self.run_of(task),
             plan=planned.plan,
+            settings=NO_SETTINGS if planned.row.overrides is None else planned.row.overrides.settings,
         )
         query = planned.query
         start: State = {"question": query.text, "kind": query.kind, "messages": list(query.messages)}
@@ -213,18 +216,14 @@ def call_for(tools: WorkflowResources, planned: PlannedRow) -> ModelCall:
     """The call of a row whose plan is one call, with the overrides of its request."""
     assert planned.plan is not None
     pair, overrides = planned.plan.pairs[0], planned.row.overrides
-    call = ModelCall.of(tools.model(pair.model), pair, planned.query)
-    if overrides is None:
+    settings = tools.settings
+    if overrides is not None:
+        settings = overrides.settings.over(settings)
+    call = ModelCall.of(tools.model(pair.model), tools.catalogue, pair, planned.query, settings)
+    if overrides is None or pair.strategy != "chat" or split_model(overrides.model)[1]:
         return call
-    own = call.generation
-    if pair.strategy == "chat" and not split_model(overrides.model)[1]:
-        limit = overrides.limit or own.max_new_tokens
-        generation = replace(overrides.generation, max_new_tokens=limit)
-        return replace(call, messages=list(overrides.messages), generation=generation)
-    limit = min(own.max_new_tokens, overrides.limit or own.max_new_tokens)
-    stop = tuple(dict.fromkeys((*own.stop, *overrides.generation.stop)))
-    seed = own.seed or overrides.generation.seed
-    return replace(call, generation=replace(own, max_new_tokens=limit, stop=stop, seed=seed))
+    messages = chat_messages(tools.catalogue[pair.model], list(overrides.messages))
+    return replace(call, messages=messages, generation=replace(call.generation, extra=overrides.extra))
 
 
 def worst_of(tools: WorkflowResources, planned: PlannedRow) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from operator import itemgetter
 from pathlib import Path
@@ -35,19 +36,32 @@ from viaticum.agents.client import Viaticum
 from viaticum.agents.integrations.langchain_messages import final_chunk, from_langchain, query_from_langchain
 from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.agents.workflow.settings import AUTO
+from viaticum.agents.workflow.state import Allowance
 from viaticum.agents.workflow.threads import in_own_context, iterate_in_thread
 from viaticum.budgets import Budget
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
-from viaticum.models.base import Generation, Model
+from viaticum.generation import GenerationSettings
+from viaticum.models.base import Model
 from viaticum.models.remote.model import RemoteModel
+from viaticum.models.settings import chat_messages, resolve
 from viaticum.money import format_usd
 from viaticum.routers.query import Best, Policy, QueryRouter
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.types import Answer, Message, Pair, Query, split_model
 
 MAX_TOKENS = 1024  # default of a plain chat: some number has to be reserved
-_SETTINGS = ("model", "temperature", "max_tokens", "top_p", "seed")
+_SETTINGS = (
+    "model",
+    "temperature",
+    "max_tokens",
+    "top_p",
+    "seed",
+    "reasoning_effort",
+    "thinking_budget",
+    "chat_template_kwargs",
+    "extra_body",
+)
 Method = Literal["function_calling", "json_schema", "json_mode"]
 
 
@@ -59,8 +73,10 @@ class ChatViaticum(BaseChatModel):
         budget, budget_name, catalogue, router, policy, folder, models: settings of the `Viaticum` that is
             opened at the first call and closed by `close`.
         client: an open `Viaticum` instead of those, whose budget is then shared.
-        temperature, max_tokens, top_p, seed, stop: of plain chats; strategies have their own. Without
-            max_tokens, 1024 are reserved.
+        temperature, max_tokens, top_p, seed, stop, reasoning_effort, thinking_budget, chat_template_kwargs,
+            extra_body: of every call, see `viaticum.generation.GenerationSettings`; None for those of the
+            strategy and the catalogue entry. max_tokens counts thought and answer; where neither a plain chat
+            nor its entry has one, 1024 are reserved.
         timeout, max_retries, api_key: of remote models, in place of those of their catalogue entries; timeout
             in seconds.
     """
@@ -76,10 +92,14 @@ class ChatViaticum(BaseChatModel):
     folder: str | Path | None = None
     models: dict[str, Model] | None = Field(default=None, exclude=True)
     client: Viaticum | None = Field(default=None, exclude=True)
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float | None = Field(default=None, ge=0, le=2)
     max_tokens: int | None = Field(default=None, gt=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int = 0
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = None
+    reasoning_effort: str | None = Field(default=None, min_length=1)
+    thinking_budget: int | None = Field(default=None, ge=0)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    extra_body: dict[str, Any] = Field(default_factory=dict)
     stop: list[str] | str | None = None
     api_key: SecretStr | None = Field(default=None, exclude=True)
     timeout: float | None = Field(default=None, gt=0)
@@ -165,23 +185,26 @@ class ChatViaticum(BaseChatModel):
                 raise InputError(
                     f"{name} routes to strategies, which take no {', '.join(extra)}; name a model instead"
                 )
-            return in_own_context(self._answer(name, query_from_langchain(messages), stops))
-        generation = Generation(
-            max_new_tokens=int(settings.get("max_tokens", self.max_tokens or MAX_TOKENS)),
-            temperature=float(settings.get("temperature", self.temperature)),
-            top_p=float(settings.get("top_p", self.top_p)),
-            seed=int(settings.get("seed", self.seed)),
-            stop=stops,
-            extra=extra,
-        )
-        return self._chat(name, from_langchain(messages), generation)
+            given = self._settings(settings, ())
+            return in_own_context(self._answer(name, query_from_langchain(messages), given, stops))
+        return self._chat(name, from_langchain(messages), self._settings(settings, stops), extra)
+
+    def _settings(self, given: Mapping[str, Any], stops: tuple[str, ...]) -> GenerationSettings:
+        """The settings of a call: those given to it, then those of this object."""
+        values = {name: given.get(name, getattr(self, name, None)) for name in _SETTINGS if name != "model"}
+        return GenerationSettings.from_keywords({**values, "stop": stops})
 
     def _chat(
-        self, name: str, messages: list[Message], generation: Generation
+        self, name: str, messages: list[Message], settings: GenerationSettings, extra: Mapping[str, Any]
     ) -> Generator[AIMessageChunk, None, None]:
         """One call of one model, under a key of its own."""
         client = self._client()
-        self._check_can(client, name, messages, generation.extra)
+        self._check_can(client, name, messages, extra)
+        messages = chat_messages(client.catalogue[name], messages)
+        generation = resolve(
+            client.catalogue, name, call=settings.over(client.settings), default_limit=MAX_TOKENS
+        )
+        generation = replace(generation, extra=extra)
         calls = Calls(client.catalogue, client.ledger, self._model_of(client))
         key = f"chat-{uuid.uuid4().hex}"
         events = calls.stream(client.budget_name, key, name, messages, generation, tags={"door": "langchain"})
@@ -201,14 +224,14 @@ class ChatViaticum(BaseChatModel):
             events.close()  # type: ignore[attr-defined]
 
     def _answer(
-        self, name: str, question: Query, stops: tuple[str, ...]
+        self, name: str, question: Query, settings: GenerationSettings, stops: tuple[str, ...]
     ) -> Generator[AIMessageChunk, None, None]:
         """Answer a question by the workflow.
 
         The text is yielded once it is accepted, since a pair may give no answer.
         """
         client = self._client() if name == AUTO else self._client_of(Pair.parse(name))
-        events = client.stream(question)
+        events = client.stream(question, allowance=Allowance(settings=settings))
         try:
             for event in events:
                 if isinstance(event, Answer):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from viaticum.agents.openai_api.errors import APIError
 from viaticum.errors import InputError, UnknownName
-from viaticum.models.base import Generation
+from viaticum.generation import GenerationSettings
 from viaticum.money import nanousd
 from viaticum.types import Message
 
@@ -78,6 +78,7 @@ class ChatRequest(_StrictModel):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = Field(None, min_length=1, max_length=100)
     response_format: dict[str, Any] | None = None
     budget: Annotated[float, Field(gt=0)] | str | None = Field(
         None, description="Upper limit of the cost of this request in dollars, all its calls together."
@@ -92,7 +93,6 @@ class ChatRequest(_StrictModel):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    reasoning_effort: str | None = None
     verbosity: str | None = None
 
     @property
@@ -113,7 +113,19 @@ class ChatRequest(_StrictModel):
             raise InputError(f"a budget is above zero dollars, got {self.budget}")
         return limit
 
-    def to_generation(self) -> Generation:
+    def to_settings(self) -> GenerationSettings:
+        """How the request's calls are generated; what it leaves out is the strategy's or the entry's."""
+        return GenerationSettings.of(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop=self.stop_sequences,
+            reasoning_effort=self.reasoning_effort,
+        )
+
+    def to_extra(self) -> dict[str, Any]:
+        """Parameters for remote models alone: tools, the form of the answer, logprobs."""
         extra = {
             name: value
             for name in ("tools", "tool_choice", "parallel_tool_calls", "response_format")
@@ -123,13 +135,7 @@ class ChatRequest(_StrictModel):
             extra |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         if extra.get("response_format") == {"type": "text"}:
             del extra["response_format"]  # the default
-        return Generation(
-            temperature=0.0 if self.temperature is None else self.temperature,
-            top_p=DEFAULT_TOP_P if self.top_p is None else self.top_p,
-            seed=self.seed or 0,
-            stop=self.stop_sequences,
-            extra=extra,
-        )
+        return extra
 
     def to_messages(self) -> list[Message]:
         """The messages as models take them. Raises `InputError` for a message without content."""

@@ -146,8 +146,10 @@ class Service:
         request = self._completion_request(run)
         cost = 0
         for index in range(run.request.n or 1):
-            generation = replace(request.generation, seed=request.generation.seed + index)
-            choice = replace(request, key=f"{run.id}-{index}", generation=generation)
+            settings = request.settings
+            if index:
+                settings = settings.model_copy(update={"seed": (settings.seed or 0) + index})
+            choice = replace(request, key=f"{run.id}-{index}", settings=settings)
             with closing(complete(self.client, choice, run.channel)) as events:  # type: ignore[type-var]
                 for event in events:
                     if isinstance(event, CompletionFinished):
@@ -171,8 +173,8 @@ class Service:
             request.to_messages(),
             scope,
             run.id,
-            request.max_new_tokens,
-            request.to_generation(),
+            request.to_settings(),
+            request.to_extra(),
             parse_policy(request.policy) if request.policy else None,
         )
 

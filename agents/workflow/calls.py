@@ -18,9 +18,10 @@ from viaticum.agents.workflow.serialization import completion_from_json, complet
 from viaticum.budgets import Entry, Hold, Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import HoldError, LedgerError, ProviderTimeout
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Generation, Model
+from viaticum.models.settings import prompt, resolve
 from viaticum.strategies import get as get_strategy
-from viaticum.strategies import with_history
 from viaticum.types import Completion, Message, Pair, Query
 
 _ALWAYS_STORED = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "extra")
@@ -50,19 +51,25 @@ class ModelCall:
     generation: Generation
 
     @classmethod
-    def of(cls, model: Model, pair: Pair, query: Query, sample: int = 0) -> ModelCall:
+    def of(
+        cls,
+        model: Model,
+        catalogue: Catalogue,
+        pair: Pair,
+        query: Query,
+        settings: GenerationSettings = NO_SETTINGS,
+        sample: int = 0,
+    ) -> ModelCall:
         """The call that the strategy of a pair makes.
 
-        sample: index among the samples of the strategy, used as seed.
+        Args:
+            catalogue: with the entry of the model.
+            settings: what the caller sets.
+            sample: index among the samples of the strategy, added to the seed.
         """
         strategy = get_strategy(pair.strategy)
-        generation = Generation(
-            max_new_tokens=strategy.max_new_tokens,
-            stop=strategy.stop,
-            temperature=strategy.temperature,
-            seed=sample,
-        )
-        return cls(model, with_history(query.messages, strategy.messages(query)), generation)
+        generation = resolve(catalogue, pair.model, strategy, settings, sample=sample)
+        return cls(model, prompt(catalogue[pair.model], strategy, query, settings), generation)
 
     @property
     def parameters(self) -> dict[str, Any]:

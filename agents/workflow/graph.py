@@ -64,6 +64,7 @@ from viaticum.agents.workflow.state import (
     new_question,
     query_from_input,
     query_of,
+    settings_of,
 )
 from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.agents.workflow.voting import pair_of, vote_of_samples
@@ -73,6 +74,7 @@ from viaticum.budgets.planner import plan as plan_within
 from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetExceeded, InputError, ModelError, ModelUnavailable
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Model
 from viaticum.routers.query import Plan, PlanRoute, PlanRow, Policy, QueryRouter, choose_plan
 from viaticum.strategies import get as get_strategy
@@ -96,6 +98,7 @@ class WorkflowResources:
         tries: attempts of one call whose model is unavailable.
         backoff: seconds before the second try; doubled before each further one.
         threads: where nodes run that an event loop calls.
+        settings: how calls are generated, where the run's `Allowance` does not say.
     """
 
     catalogue: Catalogue
@@ -111,6 +114,7 @@ class WorkflowResources:
     tries: int = TRIES
     backoff: float = BACKOFF
     threads: ThreadPool = field(default_factory=lambda: ThreadPool(16))
+    settings: GenerationSettings = NO_SETTINGS
 
 
 class Workflow:
@@ -155,7 +159,9 @@ class Workflow:
         """
         assert runtime.execution_info is not None, "a task has its execution info"
         row = _row_allowance(runtime)
-        new = new_question(row.run if row else runtime.execution_info.task_id, query_from_input(state))
+        run = row.run if row else runtime.execution_info.task_id
+        settings = _allowance_in(runtime.context).settings.over(self.resources.settings)
+        new = new_question(run, query_from_input(state), settings)
         first = self.route(new, runtime)
         return Command(update={**new, **cast(State, first.update)}, goto=first.goto)
 
@@ -400,8 +406,15 @@ class Workflow:
         ]
 
     def _model_call(self, state: State) -> ModelCall:
-        pair = pair_of(state)
-        return ModelCall.of(self.resources.model(pair.model), pair, query_of(state), len(state["samples"]))
+        pair, resources = pair_of(state), self.resources
+        return ModelCall.of(
+            resources.model(pair.model),
+            resources.catalogue,
+            pair,
+            query_of(state),
+            settings_of(state),
+            len(state["samples"]),
+        )
 
     def _finish(self, state: State, update: State | None = None) -> Command[Next]:
         last: State = {**(update or {}), "done": True, "messages": []}

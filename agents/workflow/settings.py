@@ -19,6 +19,7 @@ from viaticum.budgets import default_path
 from viaticum.budgets.planner import WhenShort
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Model
 from viaticum.money import nanousd
 from viaticum.routers.query import Policy, QueryRouter, parse_policy
@@ -42,6 +43,7 @@ class ModelKeywords(TypedDict, total=False):
     tries: int
     concurrency: int
     slots: int | None
+    generation: GenerationSettings
 
 
 class SettingsKeywords(ModelKeywords, total=False):
@@ -75,6 +77,7 @@ class WorkflowSettings:
         tries: attempts of a call whose model is unavailable, at least 1.
         concurrency: questions that the async and batch methods answer at the same time, at least 1.
         slots: sequences that a local model decodes at the same time; None for as many as `concurrency`.
+        generation: how all calls are generated, whatever strategies and catalogue entries say.
 
     Raises:
         InputError: a value is out of range, or a policy is unknown.
@@ -93,6 +96,7 @@ class WorkflowSettings:
     tries: int = TRIES
     concurrency: int = CONCURRENCY
     slots: int | None = SLOTS
+    generation: GenerationSettings = NO_SETTINGS
 
     def __post_init__(self) -> None:
         if self.tries < 1:

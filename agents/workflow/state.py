@@ -17,6 +17,7 @@ from typing_extensions import TypedDict  # which pydantic can make schemas of
 from viaticum.agents.workflow.serialization import route_from_json
 from viaticum.budgets.planner import WhenShort
 from viaticum.errors import InputError
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.routers.query import Plan, Policy
 from viaticum.types import ROLES, Answer, Message, Query, TokenCount, Usage
 
@@ -30,6 +31,8 @@ class Allowance:
         policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`.
         on_short: "cheaper", "ask" or "stop": what to do when the preferred plan does not fit.
         timeout: seconds that one call may take.
+        settings: how calls are generated. They are stored with the question: a run that is continued keeps
+            those that it began with.
 
     Raises:
         InputError: on_short is unknown, or the timeout is not above zero.
@@ -39,6 +42,7 @@ class Allowance:
     policy: str | Policy | None = None
     on_short: WhenShort | None = None
     timeout: float | None = None
+    settings: GenerationSettings = NO_SETTINGS
 
     def __post_init__(self) -> None:
         if self.on_short is not None and self.on_short not in get_args(WhenShort):
@@ -98,7 +102,8 @@ class AnswerOutput(TypedDict, total=False):
 class State(QuestionInput, AnswerOutput, total=False):
     """The state of one question. Inputs last one step, so that a thread may be given another question.
 
-    run: prefix of all ledger keys of this question. asked: the question, its kind and the messages before it.
+    run: prefix of all ledger keys of this question. asked: the question, its kind, the messages before it
+    and the settings of its calls.
     call: number of the current call, from 0. tried: pairs already used, as model+strategy. plan: pairs to
     call, as model+strategy, and `need`, the number of equal answers that settles it. votes: their answers so
     far, as [pair, value]. route: the current pair, its row and why. completion: the result of the current
@@ -121,7 +126,7 @@ class State(QuestionInput, AnswerOutput, total=False):
     done: bool
 
 
-def new_question(run: str, query: Query) -> State:
+def new_question(run: str, query: Query, settings: GenerationSettings = NO_SETTINGS) -> State:
     """The initial state; it replaces all values that an earlier question of the thread left."""
     return {
         "run": run,
@@ -129,6 +134,7 @@ def new_question(run: str, query: Query) -> State:
             "question": query.text,
             "kind": query.kind,
             "messages": [dict(message) for message in query.messages],
+            "settings": settings.model_dump(mode="json"),
         },
         "call": 0,
         "tried": [],
@@ -170,6 +176,11 @@ def query_from_input(given: Mapping[str, Any]) -> Query:
 def query_of(state: State) -> Query:
     asked = state["asked"]
     return Query(asked["question"], asked["kind"], messages=tuple(asked["messages"]))
+
+
+def settings_of(state: State) -> GenerationSettings:
+    """The settings of the question's calls. Checkpoints of earlier versions have none."""
+    return GenerationSettings.of(**state["asked"].get("settings", {}))
 
 
 def plain_messages(messages: Sequence[Any]) -> list[Message]:

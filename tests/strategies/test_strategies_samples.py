@@ -113,12 +113,12 @@ def test_samples_of_one_or_of_samples_make_no_sense(name: str) -> None:
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 2.5, float("nan")])
 def test_equal_samples_make_no_majority(temperature: float) -> None:
     with pytest.raises(InputError, match="temperature"):
-        SelfConsistency(Cot(), 5, temperature)
+        SelfConsistency(Cot(), 5, temperature=temperature)
 
 
 def test_a_strategy_that_asks_once_is_settled_by_its_reading() -> None:
     strategy = get("cot")
-    assert (strategy.samples, strategy.temperature) == (1, 0.0)
+    assert (strategy.samples, strategy.temperature) == (1, None)
     assert strategy.vote([], QUESTION) is None
     assert strategy.vote([Reading("12")], QUESTION) == Reading("12")
     assert strategy.vote([Reading(None, "silence")], QUESTION) == Reading(None, "silence")

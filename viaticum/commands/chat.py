@@ -19,6 +19,7 @@ import typer
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.serve import Folder
 from viaticum.errors import ViaticumError
+from viaticum.generation import GenerationSettings
 from viaticum.money import format_usd
 from viaticum.signals import SignalHandler
 from viaticum.types import Message
@@ -130,7 +131,11 @@ class _Conversation:
 
         token = CancellationToken()
         request = CompletionRequest(
-            self._model, messages, self._client.budget_name, f"chat-{uuid.uuid4().hex}", self._max_tokens
+            self._model,
+            messages,
+            self._client.budget_name,
+            f"chat-{uuid.uuid4().hex}",
+            GenerationSettings.of(max_new_tokens=self._max_tokens),
         )
         # Ctrl-C cancels the call at its next piece of text; it is settled, and the conversation continues.
         interrupts = SignalHandler(lambda number: token.close(), (signal.SIGINT,))

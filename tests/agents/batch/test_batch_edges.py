@@ -33,10 +33,12 @@ from viaticum.agents.batch.input import BatchRow
 from viaticum.agents.batch.planning import RouteEstimates, RowPlanner
 from viaticum.agents.batch.results import build_row
 from viaticum.budgets import Ledger
+from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError, ModelUnavailable
 from viaticum.jobs import read_rows
 from viaticum.models.base import Generation
 from viaticum.models.scripted import ScriptedModel
+from viaticum.models.settings import resolve
 from viaticum.reports.numbers import read_numbers
 from viaticum.routers.query import Plan
 from viaticum.strategies import get as get_strategy
@@ -105,9 +107,7 @@ def test_a_job_that_goes_on_keeps_what_a_row_last_took(tmp_path: Path) -> None:
         job = first.job.budget
         asked = known["cheap"]
         pair = get_strategy(CHEAP.strategy)
-        generation = Generation(
-            max_new_tokens=pair.max_new_tokens, stop=pair.stop, temperature=pair.temperature
-        )
+        generation = resolve(Catalogue([asked.spec]), asked.name, pair)
         messages = pair.messages(next(iter(questions(source))))
         parameters = {"model": "cheap", "messages": messages, **vars_of(generation)}
         worst = asked.worst_case_of(messages, generation)
@@ -135,7 +135,7 @@ def worst_case(pair: Any) -> int:
     """What is held for a call of a pair about "What is 1 + 2?", about."""
     how = get_strategy(pair.strategy)
     model = models()[pair.model]
-    generation = Generation(max_new_tokens=how.max_new_tokens, stop=how.stop, temperature=how.temperature)
+    generation = resolve(Catalogue([model.spec]), model.name, how)
     usage = model.worst_case_of(how.messages(Query("What is 1 + 2?", kind="number")), generation)
     price = float(model.spec.input_price or 0)
     return sum(round(price * 1000 * (count.input_tokens + count.output_tokens)) for count in usage.values())

@@ -53,12 +53,13 @@ def test_openai_rows_say_which_model_and_how_it_writes(tmp_path: Path) -> None:
         + openai("b", messages=[{"role": "system", "content": "Be short."}, *BODY["messages"]]),  # type: ignore[misc]
     )
     assert row.overrides is not None
-    assert (row.overrides.model, row.overrides.limit, row.overrides.generation.temperature) == (
-        "cheap",
-        9,
-        0.5,
-    )
-    assert (row.overrides.generation.seed, row.overrides.generation.stop) == (3, ("x",))
+    assert row.overrides.model == "cheap"
+    assert row.overrides.settings.given == {
+        "max_new_tokens": 9,
+        "temperature": 0.5,
+        "seed": 3,
+        "stop": ("x",),
+    }
     assert other.query is not None
     assert other.query.messages == ({"role": "system", "content": "Be short."},)
 

@@ -1,0 +1,41 @@
+"""Chats as lists of messages: a conversation joined with a strategy's turns, a system turn folded.
+
+Standard library alone. Leaves out chat templates (`viaticum.models.prompts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from viaticum.types import Message
+
+
+def with_history(history: Sequence[Message], messages: Sequence[Message]) -> list[Message]:
+    """The conversation so far followed by a strategy's messages, as one chat that every template accepts.
+
+    All system turns are joined into one at the start; adjacent turns of the same role are joined.
+    """
+    system = [each["content"] for each in (*messages, *history) if each["role"] == "system"]
+    joined: list[Message] = [{"role": "system", "content": "\n\n".join(system)}] if system else []
+    for message in (*history, *messages):
+        if message["role"] == "system":
+            continue
+        if joined and joined[-1]["role"] == message["role"]:
+            content = f"{joined[-1]['content']}\n\n{message['content']}"
+            joined[-1] = {"role": message["role"], "content": content}
+        else:
+            joined.append({"role": message["role"], "content": message["content"]})
+    return joined
+
+
+def fold_system(messages: Sequence[Message]) -> list[Message]:
+    """The chat without system turns: their text stands at the start of the first user turn."""
+    text = "\n\n".join(each["content"] for each in messages if each["role"] == "system" and each["content"])
+    rest: list[Message] = [each for each in messages if each["role"] != "system"]
+    if not text:
+        return rest
+    for index, message in enumerate(rest):
+        if message["role"] == "user":
+            rest[index] = {**message, "content": f"{text}\n\n{message['content']}"}
+            return rest
+    return [{"role": "user", "content": text}, *rest]
