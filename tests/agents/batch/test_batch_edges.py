@@ -32,6 +32,7 @@ from viaticum.agents.batch import run as batch
 from viaticum.agents.batch.input import BatchRow
 from viaticum.agents.batch.planning import RouteEstimates, RowPlanner
 from viaticum.agents.batch.results import build_row
+from viaticum.agents.workflow.calls import generation_parameters
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError, ModelUnavailable
@@ -109,7 +110,7 @@ def test_a_job_that_goes_on_keeps_what_a_row_last_took(tmp_path: Path) -> None:
         pair = get_strategy(CHEAP.strategy)
         generation = resolve(Catalogue([asked.spec]), asked.name, pair)
         messages = pair.messages(next(iter(questions(source))))
-        parameters = {"model": "cheap", "messages": messages, **vars_of(generation)}
+        parameters = {"model": "cheap", "messages": messages, **generation_parameters(generation)}
         worst = asked.worst_case_of(messages, generation)
         prices = {"cheap": spec("cheap", 0.1).price}
         tags = {"model": CHEAP.model, "strategy": CHEAP.strategy}
@@ -120,10 +121,6 @@ def test_a_job_that_goes_on_keeps_what_a_row_last_took(tmp_path: Path) -> None:
     (row,) = rows_of(ended)
     assert (row.state, row.route) == ("answered", str(CHEAP))
     assert [call.key for call in row.calls] == [f"{job}/q0/0.2"]
-
-
-def vars_of(generation: Generation) -> dict[str, Any]:
-    return {name: getattr(generation, name) for name in generation.__dataclass_fields__}
 
 
 def questions(path: Path) -> Iterator[Query]:
