@@ -30,6 +30,8 @@ CHARACTERS = 300  # longest expression; longer ones are compared as text
 VERDICTS = 10_000  # size of the cache
 MAX_FAILED_STARTS = 3  # in a row, after which no worker is started any more
 
+# All that a worker inherits: what some interpreters need to start. It reads models' text, so it has no keys.
+_START_VARIABLES = ("SYSTEMROOT", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _WORKER = Path(__file__).with_name("expression_worker.py")
 
 _WRAPPER = re.compile(r"\\[()\[\]]|\$|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;:!]")
@@ -50,6 +52,8 @@ _SYMBOLS = str.maketrans(
         "∪": r"\cup ",
         "∩": r"\cap ",
         "∈": r"\in ",
+        "∅": r"\emptyset ",
+        "°": r"^\circ ",
         "\u00a0": " ",
         "\u202f": " ",
         "\n": " ",
@@ -105,6 +109,11 @@ def require() -> None:
     """Raise `MissingExtra` if expressions would be compared as text only."""
     if not _installed():
         raise MissingExtra("math-verify", "math")
+
+
+def translate_symbols(text: str) -> str:
+    """A text with its mathematical signs as LaTeX commands and plain spaces."""
+    return text.translate(_SYMBOLS)
 
 
 def to_latex(text: str) -> str:
@@ -182,17 +191,16 @@ class _WorkerClient:
         self.close()
         if self._failed_starts >= MAX_FAILED_STARTS or not sys.executable or not _installed():
             return None
-        # The worker has the import path of this process; -P keeps modules in its folder from shadowing
-        # others.
-        paths = os.pathsep.join(path for path in sys.path if path)
+        # It has the import path of this process. -I keeps modules in its folder from shadowing others.
+        paths = json.dumps([path for path in sys.path if path])
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_WORKER)],
+                [sys.executable, "-I", str(_WORKER), paths],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                env={**os.environ, "PYTHONPATH": paths},
+                env={name: os.environ[name] for name in _START_VARIABLES if name in os.environ},
             )
         except (OSError, ValueError):
             self._failed_starts += 1

@@ -84,6 +84,7 @@ _OTHER: dict[str, tuple[int | Fraction, str]] = {
     "yen jpy JPY ¥ 円": (1, "yen"),
     "yuan cny CNY RMB 元": (1, "yuan"),
     "rupee inr INR Rs ₹": (1, "rupee"),
+    "unit": (1, "unit"),
     "am a.m. AM": (1, "morning"),
     "pm p.m. PM": (1, "afternoon"),
     "mph": (Fraction("0.44704"), "m s-1"),
