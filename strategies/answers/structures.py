@@ -58,10 +58,11 @@ class Equation:
 Node: TypeAlias = Value | Collection | Union | Matrix | Equation
 
 _COMMAND = re.compile(
-    r"\\\\|\\(?P<space>[,;:! ]|q?quad(?![A-Za-z]))|\\(?P<nothing>[()\[\]]|(?:left|right|[bB]igg?[lr]?|displaystyle"
-    r"|limits)(?![A-Za-z])\.?)|\\(?P<open>\{|lbrace(?![A-Za-z]))|\\(?P<close>\}|rbrace(?![A-Za-z]))"
-    r"|\\(?P<angle>[lr]angle)(?![A-Za-z])|\\[dtc]frac(?![A-Za-z])|\\(?P<relation>leqslant|leq|geqslant|geq|lt|gt"
-    r"|neq)(?![A-Za-z])"
+    r"\\\\|\\(?P<space>[,;:! ]|q?quad(?![A-Za-z]))"
+    r"|\\(?P<nothing>[()\[\]]|(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])\.?)"
+    r"|\\(?P<open>\{|lbrace(?![A-Za-z]))|\\(?P<close>\}|rbrace(?![A-Za-z]))"
+    r"|\\(?P<angle>[lr]angle)(?![A-Za-z])|\\[dtc]frac(?![A-Za-z])"
+    r"|\\(?P<relation>leqslant|leq|geqslant|geq|lt|gt|neq)(?![A-Za-z])"
 )
 _RELATIONS = {"leqslant": r"\le ", "leq": r"\le ", "geqslant": r"\ge ", "geq": r"\ge ", "lt": "<", "gt": ">"}
 _TEXT = re.compile(
@@ -95,9 +96,11 @@ _TRANSPOSED = re.compile(r"\^\s?\{?\s?(?:T|\\top|\\intercal|\\mathsf\{T\})\s?\}?
 _VARIABLE = re.compile(r"(?:[A-Za-z]|\\[a-z]{2,8})(?:_\{?\w{1,5}\}?)?(?:\s?\([A-Za-z]\))?")
 _ORDINARY_COMMAND = re.compile(r"\\(?:frac|sqrt|pi|infty|cdot|times|log|ln|pm|binom)(?![a-z])|\be\b")
 _EMPTY = frozenset(
-    ["no solution", "no solutions", "no real solution", "no real solutions", "there are no solutions", "empty set", "the empty set", "\\emptyset", "\\varnothing", "∅", "⦃⦄", "{}", "⦃ ⦄", "set()"]
-)  # fmt: skip
+    {"no solution", "no solutions", "no real solution", "no real solutions", "there are no solutions"}
+    | {"empty set", "the empty set", r"\emptyset", r"\varnothing", "∅", "⦃⦄", "{}", "⦃ ⦄", "set()"}
+)
 _ITEM_SEPARATOR = re.compile(r"\s*[,;、，；]\s*|\s+(?:and|or)\s+")
+_REALS = frozenset({r"\mathbb{r}", r"\r", "ℝ", "all real numbers", "all reals", "the real numbers"})
 _PLUS_MINUS = re.compile(r"\\pm(?![a-z])|\\mp(?![a-z])")
 
 
@@ -146,6 +149,8 @@ def _parse(text: str, depth: int) -> Node:
         return Value(text)
     if text.casefold() in _EMPTY:
         return Collection("{}", ())
+    if text.casefold() in _REALS:
+        return Collection("()", (Value(r"-\infty"), Value(r"\infty")))
     outside = _mask(text)
     for attempt in (_parse_parallel, _parse_list, _parse_member, _parse_union, _parse_equation, _parse_order):
         node = attempt(text, outside, depth)

@@ -130,7 +130,9 @@ _TRAILING = re.compile(
 _LEADING_CURRENCY = re.compile(
     r"^\s*([-+−]?)\s*(US\$|\\?\$|€|£|¥|₹|\\pounds|\\euro|Rs\.?(?=\s?\d))\s*(?=[-+−.\d])"
 )
-_ATTACHED = re.compile(r"(?!(?:st|nd|rd|th)\b)[A-Za-z]{1,3}(?![A-Za-z])")
+_ATTACHED = re.compile(
+    r"(?!(?:st|nd|rd|th)\b)[A-Za-z]{1,3}(?![A-Za-z])|\s?(?:\\[A-Za-z]|[πθ√∞αβγλφωσ])|\s?\^|\s?!\s?$"
+)
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ def split_unit(text: str, *, letters: bool = True) -> tuple[str, Unit | None]:
 
     Args:
         text: A value in LaTeX or plain notation: `36\sqrt{7}cm^{3}`, `$5`, `9.8 \, \mathrm{m/s^2}`.
-        letters: Whether one letter after a space is a unit ("5 m"); within `\text{}` it always is.
+        letters: Whether one letter is a unit also directly after a number ("5m") and after a formula and a
+            space; within `\text{}` it always is.
     """
     leading = _LEADING_CURRENCY.match(text)
     if leading:
@@ -163,7 +166,7 @@ def split_unit(text: str, *, letters: bool = True) -> tuple[str, Unit | None]:
     while match and match.start():
         unit_text, value = plain[match.start() :], plain[: match.start()].rstrip()
         unit = parse_unit(unit_text)
-        looks = {"attached": plain[match.start() - 1] != " ", "plain": letters and _is_plain(value)}
+        looks = {"attached": plain[match.start() - 1] != " ", "plain": _is_plain(value)}
         if unit and value and _may_be_unit(unit_text, letters=letters or wrapped, **looks):
             return value, unit
         match = _TRAILING.search(plain, match.start() + 1)
@@ -187,7 +190,7 @@ def spell(text: str) -> str:
 def is_product(rest: str) -> bool:
     """Whether what directly follows a number is variables rather than a unit: `2ab` and `3x`, not `2cm`."""
     match = _ATTACHED.match(rest)
-    return match is not None and parse_unit(rest) is None
+    return match is not None and parse_unit(spell(rest)) is None
 
 
 def _spell_command(match: re.Match[str]) -> str:
@@ -200,9 +203,9 @@ def _may_be_unit(unit: str, *, attached: bool, plain: bool, letters: bool) -> bo
     name = unit.rstrip(". ")
     if not name[0].isalpha() or not name[0].isascii():
         return True
-    if attached and not plain and (len(name) == 1 or name == "mg"):
-        return False
-    return letters or len(name) > 1
+    if len(name) == 1:
+        return plain and not attached if not letters else plain or not attached
+    return not attached or plain or name != "mg"
 
 
 def _is_plain(value: str) -> bool:

@@ -37,8 +37,9 @@ def test_what_has_no_unit(text: str) -> None:
 
 
 def test_a_letter_after_a_formula_is_a_variable_unless_it_is_marked_as_text() -> None:
-    assert split_unit("7 m", letters=False) == ("7 m", None)
-    assert split_unit(r"7 \text{ m}", letters=False) == ("7", parse_unit("m"))
+    assert split_unit(r"7\pi m", letters=False) == (r"7\pi m", None)
+    assert split_unit("7m", letters=False) == ("7m", None)
+    assert split_unit(r"7\pi \text{ m}", letters=False) == (r"7\pi", parse_unit("m"))
 
 
 def test_units_differ_by_factor_and_dimension() -> None:
