@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from viaticum.strategies.answers.markup import spoken
 from viaticum.strategies.base import Example, PromptStrategy
 from viaticum.types import Completion, Message, Query, Reading
 
@@ -32,5 +33,5 @@ class Chat(PromptStrategy):
         return [*before, {"role": "user", "content": query.text}]
 
     def read(self, completion: Completion, query: Query) -> Reading:
-        text = completion.text.strip()
+        text = spoken(completion.text).strip()
         return Reading(text) if text else Reading(None, "the model wrote nothing")

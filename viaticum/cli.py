@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from viaticum.commands import budget, keys, models, router, sandbox, tokens
+from viaticum.commands import answer, budget, keys, models, router, sandbox, tokens
 from viaticum.commands.batch import batch
 from viaticum.commands.chat import chat
 from viaticum.commands.profile import profile
@@ -30,6 +30,7 @@ app.add_typer(tokens.app, name="tokens")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(budget.app, name="budget")
 app.add_typer(keys.app, name="keys")
+app.add_typer(answer.app, name="answer")
 app.command()(batch)
 app.command()(chat)
 app.command()(serve)

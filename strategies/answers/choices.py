@@ -256,7 +256,7 @@ def read_boolean(text: str) -> str | None:
         return _YES_LETTER[letter[1].lower()]
     if REFUSAL.search(text) and not re.match(r"\W{0,4}(?:yes|no|true|false)\b", text, re.IGNORECASE):
         return NO_CHOICE
-    if re.search(r"\byes (?:and|or) no\b|\b(?:both|neither) (?:yes|true|no)\b", text, re.IGNORECASE):
+    if re.search(r"\byes and no\b|\b(?:both|neither) (?:yes|true|no)\b", text, re.IGNORECASE):
         return NO_CHOICE
     for match in BOOLEAN.finditer(text):
         word = match[0].lower()
