@@ -89,7 +89,8 @@ REMARK = re.compile(
     r" )?(?:units?|form|terms|simplest|lowest)"
     r"|because|since|that of|required|needed|complete|ready|easy|simple|straightforward|only|likely"
     r"|compatible"
-    r"|justified|satisf\w{1,6}|match\w{0,3}|realistic|good|done|stated|provided|given in|choices?|options?|yes or no|true or false"
+    r"|justified|satisf\w{1,6}|match\w{0,3}|realistic|good|done|stated|provided|given in|choices?|options?"
+    r"|yes or no|true or false"
     r"|letter of|(?:mathematical )?expression|word or|date,|number\b|integer"
     r"|key)\b"
     r"(?![\s:]{0,3}(?:\$|\\\(|-?\d))",
