@@ -30,7 +30,7 @@ from viaticum.money import format_usd
 from viaticum.outcomes import accuracy_interval
 from viaticum.questions import Question, read_questions
 from viaticum.routers.query import QueryRouter, StaticRouter
-from viaticum.strategies import equivalent
+from viaticum.strategies.answers import is_right
 from viaticum.types import RoutingTable, Row
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -66,7 +66,7 @@ class Result:
 def ask(client: Viaticum, question: Question) -> Result:
     answer = client.solve(question.query.text, kind="number")
     return Result(
-        right=equivalent(answer.value, question.gold, "number"),
+        right=is_right(answer.value, question.accepted, "number"),
         made={name: count.output_tokens for name, count in answer.usage.models.items()},
         cost=answer.cost,
         seconds=answer.seconds,

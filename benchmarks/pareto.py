@@ -49,8 +49,8 @@ from viaticum.questions import Question, read_questions
 from viaticum.routers.token import AlwaysLarge, EntropyRouter, RandomRouter, TokenRouter
 from viaticum.routers.token.neural import LearnedDivergenceRouter, TrainedRouter
 from viaticum.routers.token.policy import RStitchPlus, TrainedPolicy
-from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
+from viaticum.strategies.answers import is_right
 from viaticum.types import Completion, Usage
 from viaticum.weights import locate
 
@@ -178,7 +178,7 @@ def answer(pair: Pair, arm: Arm, asked: Sequence[Question], batch: int) -> list[
             Done(
                 arm.name,
                 question.id,
-                equivalent(read.value, question.gold, "number"),
+                is_right(read.value, question.accepted, "number"),
                 len(result.trace.made_by),
                 sum(result.trace.made_by),
                 result.finish_reason,

@@ -34,7 +34,7 @@ from viaticum.questions import Question, read_questions
 from viaticum.routers.query import Weighted
 from viaticum.routers.query.evaluate import MARGIN, paired_bootstrap
 from viaticum.routers.query.rtr import RTRRouter
-from viaticum.strategies import equivalent
+from viaticum.strategies.answers import is_right
 from viaticum.types import Outcome
 
 BOOTSTRAP_SAMPLES = 2_000
@@ -69,9 +69,7 @@ def answered(
             if not isinstance(answer, Answer):
                 raise answer
             assert question.gold is not None
-            correct = answer.value is not None and equivalent(
-                answer.value, question.gold, question.query.kind
-            )
+            correct = is_right(answer.value, question.accepted, question.query.kind)
             entry = {
                 "id": question.id,
                 "right": correct,

@@ -393,7 +393,7 @@ def _identity(
         **member_facts(environment.spec, environment.catalogue),
         "settings": asdict(settings),
         "questions_sha256": digest(
-            [[each.id, each.query.text, each.query.kind, each.gold] for each in questions]
+            [[each.id, each.query.text, each.query.kind, *each.accepted] for each in questions]
         ),
         "prompt_sha256": digest(prompt_text(environment.catalogue, environment.spec, environment.strategy)),
         "costs_sha256": digest(asdict(environment.costs)),

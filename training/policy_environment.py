@@ -15,8 +15,8 @@ from viaticum.models.decoding_modes import costs_path, known_costs
 from viaticum.models.local import LocalModels, completion_of, stop_ids
 from viaticum.models.settings import prompt, resolve
 from viaticum.questions import Question
-from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
+from viaticum.strategies.answers import is_right
 from viaticum.weights import locate
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class PolicyEnvironment:
     def correct(self, rollout: Rollout, question: Question) -> bool:
         """Return whether a rollout's answer is the right one."""
         reading = self.strategy.read(completion_of(rollout.result), question.query)
-        return equivalent(reading.value, question.gold, question.query.kind)
+        return is_right(reading.value, question.accepted, question.query.kind)
 
     def serve(
         self, policy: Policy, tau: float, questions: Sequence[Question], threshold: float, weight: float

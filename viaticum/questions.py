@@ -1,7 +1,7 @@
 """Reads question files: JSONL with a question and, where it is known, the right answer.
 
-GSM8K's format is read unchanged: the gold answer follows `####` in `answer`, and is a number. Leaves out the
-larger and other files of a batch (`agents.batch.input`).
+What counts as a right answer is `golds`' part. Leaves out the larger and other files of a batch
+(`agents.batch.input`).
 """
 
 from __future__ import annotations
@@ -14,30 +14,35 @@ from typing import Any
 
 from viaticum.errors import DataError
 from viaticum.files import read_jsonl
+from viaticum.golds import parse_golds, with_options
 from viaticum.types import ANSWER_KINDS, Query
-
-GOLD_MARK = "####"
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A query with its id and gold answer (None where unknown)."""
+    """A query with its id, gold answer (None where unknown) and further answers that are right too."""
 
     id: str
     query: Query
     gold: str | None
+    others: tuple[str, ...] = ()
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """All answers that are right; none where they are unknown."""
+        return () if self.gold is None else (self.gold, *self.others)
 
 
 def read_questions(path: str | Path, *, limit: int | None = None) -> list[Question]:
-    """Read the questions of a JSONL file: `question`, and optionally `id`, `answer` (gold), `kind`.
+    """Read the questions of a JSONL file: `question`, and optionally `id`, `answer(s)`, `kind`, `options`.
 
     Args:
         path: the file; the id of a question without one is its line number.
         limit: how many questions at most.
 
     Raises:
-        DataError: a line is no object, has no question, an unknown kind, or the id of an earlier line; names
-            the line.
+        DataError: a line is no object, has no question, an unknown kind, an answer that cannot be read in one
+            way only, or the id of an earlier line; names the line.
     """
     questions: list[Question] = []
     lines: dict[str, int] = {}
@@ -61,14 +66,18 @@ def parse_question(row: Mapping[str, Any], number: int, location: str) -> Questi
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
         raise DataError(f'{location}: no question; write {{"question": "...", "answer": "..."}}')
-    gold = row.get("answer")
-    gold = None if gold is None else str(gold)
-    kind = row.get("kind", "number" if gold and GOLD_MARK in gold else "auto")
-    if kind not in ANSWER_KINDS:
+    kind = row.get("kind") or None
+    if kind is not None and kind not in ANSWER_KINDS:
         raise DataError(f"{location}: unknown answer kind {kind!r}; known: {', '.join(ANSWER_KINDS)}")
-    if gold is not None:
-        gold = gold.rpartition(GOLD_MARK)[2].strip()
-    return Question(str(row.get("id", number)), Query(text, kind), gold)
+    try:
+        golds = parse_golds(row, kind)
+    except DataError as error:
+        raise DataError(f"{location}: {error}") from None
+    query = Query(with_options(text, golds.options), golds.kind or "auto")
+    first, *others = golds.accepted or (None,)
+    return Question(
+        str(row.get("id", number)), query, first, tuple(each for each in others if each is not None)
+    )
 
 
 def digest_of(text: str) -> str:

@@ -28,6 +28,7 @@ from viaticum.types import Message, Query
 
 Format = Literal["jsonl", "openai", "csv", "parquet"]
 MAX_LINE_BYTES = 8 << 20
+COLUMNS = ("id", "question", "answer", "answers", "kind", "options", "choices")
 BLOCK_ROWS = 1024  # ids compared, and rows of Parquet read, at a time
 ROUTE = "/v1/chat/completions"
 MAX_DUPLICATES = 1000  # rows with the id of an earlier row, which are kept in memory
@@ -56,6 +57,7 @@ class BatchRow:
 
     Args:
         number: its index, from 0.
+        others: further answers that are right, beside `gold`.
         query: None for a row that cannot be used.
         problem: why it cannot be used, with its line.
     """
@@ -64,8 +66,14 @@ class BatchRow:
     id: str
     query: Query | None
     gold: str | None = None
+    others: tuple[str, ...] = ()
     overrides: RequestOverrides | None = None
     problem: str = ""
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """All answers that are right; none where they are unknown."""
+        return () if self.gold is None else (self.gold, *self.others)
 
     @property
     def names_model(self) -> bool:
@@ -234,7 +242,7 @@ def _plain_row(values: dict[str, Any], number: int, count: int, location: str) -
             f"{location}: a row of OpenAI's batch format among plain ones; put them into a file of their own"
         )
     question = parse_question(values, count, location)
-    return BatchRow(number, question.id, question.query, question.gold)
+    return BatchRow(number, question.id, question.query, question.gold, question.others)
 
 
 def _openai_row(values: dict[str, Any], number: int, count: int, location: str) -> BatchRow:
@@ -384,7 +392,7 @@ def _parquet_rows(path: Path) -> Iterator[Record]:
         names = file.schema_arrow.names
         if "question" not in names:
             raise DataError(f"{path}: no column named question, only {', '.join(names)}")
-        known = [name for name in ("id", "question", "answer", "kind") if name in names]
+        known = [name for name in COLUMNS if name in names]
         number = 0
         for batch in file.iter_batches(batch_size=BLOCK_ROWS, columns=known):
             for values in batch.to_pylist():

@@ -22,7 +22,7 @@ from viaticum.models.settings import prompt, resolve
 from viaticum.outcomes import parse_outcome, write_outcomes
 from viaticum.questions import Question
 from viaticum.strategies import get as get_strategy
-from viaticum.strategies.answers import equivalent
+from viaticum.strategies.answers import is_right
 from viaticum.types import Completion, Outcome, Pair, Reading, Usage
 
 # Pair, rows of it that are done, rows in all done, rows in all, accuracy of the pair so far.
@@ -158,7 +158,7 @@ def _outcome(
         model=pair.model,
         strategy=pair.strategy,
         answer=reading.value,
-        correct=equivalent(reading.value, question.gold, question.query.kind),
+        correct=is_right(reading.value, question.accepted, question.query.kind),
         input_tokens=completion.usage.input_tokens,
         output_tokens=completion.usage.output_tokens,
         cost_nanousd=cost_of(completion, catalogue),
@@ -233,7 +233,7 @@ def _fingerprint(
         "prompts": {
             pair.strategy: get_strategy(pair.strategy).messages(questions[0].query) for pair in pairs
         },
-        "questions": [(question.id, question.query.text, question.gold) for question in questions],
+        "questions": [(each.id, each.query.text, *each.accepted) for each in questions],
     }
     own = {pair.strategy: get_strategy(pair.strategy).changed_settings for pair in pairs}
     if settings.given or any(own.values()):  # else as in the journals of earlier versions

@@ -18,6 +18,7 @@ from viaticum.budgets import Ledger
 from viaticum.jobs import Call, JobRow, RowState
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
+from viaticum.strategies.answers import is_right
 from viaticum.types import Completion, Pair
 
 
@@ -114,14 +115,14 @@ def build_row(
     answer, text = readable(answer), readable(text)
     correct = None
     if row.gold is not None and state != "skipped":
-        correct = answer is not None and equivalent(answer, row.gold, query.kind if query else "auto")
+        correct = is_right(answer, row.accepted, query.kind if query else "auto")
     return JobRow(
         row.id,
         query.text if query is not None else "",
         state,
         readable(reason),
         answer,
-        row.gold,
+        " or ".join(row.accepted) or None,
         correct,
         text,
         "" if planned.plan is None else str(planned.plan),

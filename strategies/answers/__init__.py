@@ -10,7 +10,7 @@ Every pattern runs in linear time, every text is truncated before it is searched
 a time limit (`expressions.SECONDS`), so that nothing a model writes can raise an error or hang here.
 """
 
-from viaticum.strategies.answers.comparing import agreement, equivalent, group, normalise
+from viaticum.strategies.answers.comparing import agreement, equivalent, group, is_right, normalise
 from viaticum.strategies.answers.numbers import find_number, whole_number, write_number
 from viaticum.strategies.answers.reading import Candidate, Explanation, explain, read_answer
 
@@ -22,6 +22,7 @@ __all__ = [
     "explain",
     "find_number",
     "group",
+    "is_right",
     "normalise",
     "read_answer",
     "whole_number",

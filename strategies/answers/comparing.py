@@ -88,6 +88,11 @@ def equivalent(a: str | None, b: str | None, kind: AnswerKind = "auto") -> bool:
     return Comparison(kind).same(structures.parse(a), structures.parse(b))
 
 
+def is_right(answer: str | None, accepted: Iterable[str], kind: AnswerKind = "auto") -> bool:
+    """Whether an answer equals one of the accepted answers; no answer is never right."""
+    return answer is not None and any(equivalent(answer, each, kind) for each in accepted)
+
+
 def agreement(answers: Iterable[str | None], kind: AnswerKind = "auto") -> float:
     """The fraction of answers that agree with the most frequent one; 0.0 without answers.
 
