@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from viaticum.outcomes import parse_outcome, write_outcomes
 from viaticum.questions import Question
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import is_right
-from viaticum.types import Completion, Outcome, Pair, Reading, Usage
+from viaticum.types import Completion, FinishReason, Outcome, Pair, Reading, Usage
 
 # Pair, rows of it that are done, rows in all done, rows in all, accuracy of the pair so far.
 Progress = Callable[[Pair, int, int, int, float], None]
@@ -57,7 +57,8 @@ def profile(
         with_text: whether the table holds the questions' texts; False for a table that is published where the
             questions may not be.
         completions: a JSONL file with what the models wrote, a line for every row of the table: question_id,
-            model, strategy, answer, correct, finish_reason and texts, one a sample.
+            model, strategy, answer, correct, finish_reason, and for each sample its text (`texts`), thought
+            (`thinking`) and end (`finish_reasons`). `rereading` reads it.
         settings: how texts are generated, whatever strategies and catalogue entries say.
         progress: called after every row.
 
@@ -104,8 +105,8 @@ def _run_pairs(
     for pair in sorted(pairs):
         done = journal.rows.setdefault(pair, {})
         todo = [question for question in questions if question.id not in done]
-        for row, texts in _run(pair, todo, pool, dataset, settings):
-            journal.add(row, texts)
+        for row, samples in _run(pair, todo, pool, dataset, settings):
+            journal.add(row, samples)
             if progress is not None:
                 right = sum(each.correct for each in done.values()) / len(done)
                 progress(pair, len(done), sum(map(len, journal.rows.values())), total, right)
@@ -113,8 +114,8 @@ def _run_pairs(
 
 def _run(
     pair: Pair, questions: list[Question], pool: LocalModels, dataset: str, settings: GenerationSettings
-) -> Iterator[tuple[Outcome, list[str]]]:
-    """Outcomes of one pair with the texts of its samples, in the order in which they end.
+) -> Iterator[tuple[Outcome, Samples]]:
+    """Outcomes of one pair with its samples, in the order in which they end.
 
     A strategy with several samples draws one for every question that is open, then the next.
     """
@@ -122,7 +123,7 @@ def _run(
         return
     model, strategy = pool.model(pair.model), get_strategy(pair.strategy)
     readings: dict[int, list[Reading]] = {index: [] for index in range(len(questions))}
-    texts: dict[int, list[str]] = {index: [] for index in readings}
+    samples: dict[int, list[Completion]] = {index: [] for index in readings}
     usage = dict.fromkeys(readings, Usage())
     spec = pool.catalogue[pair.model]
     for sample in range(strategy.samples):
@@ -133,14 +134,15 @@ def _run(
             index = still[number]
             question = questions[index]
             usage[index] += completion.usage
-            texts[index].append(completion.text)
+            samples[index].append(completion)
             readings[index].append(strategy.read(completion, question.query))
             verdict = strategy.vote(readings[index], question.query)
             if verdict is None:
                 continue
             del readings[index]
             total = replace(completion, usage=usage[index])
-            yield _outcome(pair, question, verdict, total, dataset, pool.catalogue), texts.pop(index)
+            row = _outcome(pair, question, verdict, total, dataset, pool.catalogue)
+            yield row, Samples.of(samples.pop(index))
 
 
 def _outcome(
@@ -174,25 +176,55 @@ def cost_of(completion: Completion, catalogue: Catalogue) -> int:
     return sum(prices[name].cost(count.input_tokens, count.output_tokens) for name, count in models.items())
 
 
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What a model wrote for one row, one entry a sample: texts, thoughts, and how each ended."""
+
+    texts: tuple[str, ...]
+    thinking: tuple[str, ...]
+    finish_reasons: tuple[FinishReason, ...]
+
+    @classmethod
+    def of(cls, completions: Sequence[Completion]) -> Samples:
+        return cls(
+            tuple(each.text for each in completions),
+            tuple(each.thinking for each in completions),
+            tuple(each.finish_reason for each in completions),
+        )
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any]) -> Samples:
+        """Read a line of a journal or texts file; older ones have the end of the last sample alone."""
+        texts = tuple(record["texts"])
+        thinking = tuple(record.get("thinking") or ("",) * len(texts))
+        last: FinishReason = record.get("finish_reason") or "stop"
+        ends = record.get("finish_reasons") or (*("stop",) * (len(texts) - 1), last)
+        return cls(texts, thinking, tuple(ends))
+
+
+def kept_line(row: Outcome, samples: Samples) -> dict[str, Any]:
+    """A line of the texts file: what the models wrote for a row, with the answer that was read from it."""
+    kept = ("question_id", "model", "strategy", "answer", "correct", "finish_reason")
+    return {name: getattr(row, name) for name in kept} | asdict(samples)
+
+
 class ProfileJournal:
     """Journal of finished rows, one JSON line each; the first line holds the fingerprint of the run."""
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
         self.rows: dict[Pair, dict[str, Outcome]] = {}
-        self._texts: dict[tuple[Pair, str], list[str]] = {}
+        self._samples: dict[tuple[Pair, str], Samples] = {}
         self._file = JournalFile(path)
         self._read(fingerprint)
 
-    def add(self, row: Outcome, texts: list[str]) -> None:
-        self._file.append(asdict(row) | {"texts": texts})
-        self._remember(row, texts)
+    def add(self, row: Outcome, samples: Samples) -> None:
+        self._file.append(asdict(row) | asdict(samples))
+        self._remember(row, samples)
 
     def completion(self, row: Outcome) -> dict[str, Any]:
         """What the models wrote for a row, with the answer that was parsed from it."""
-        kept = ("question_id", "model", "strategy", "answer", "correct", "finish_reason")
-        values = {name: getattr(row, name) for name in kept}
-        return values | {"texts": self._texts[row.pair, row.question_id]}
+        return kept_line(row, self._samples[row.pair, row.question_id])
 
     def close(self) -> None:
         self._file.close()
@@ -202,7 +234,8 @@ class ProfileJournal:
         for number, line in self._file.lines():
             record = json.loads(line)
             if not empty:
-                self._remember(parse_outcome(record, f"{self.path}, line {number}"), record["texts"])
+                row = parse_outcome(record, f"{self.path}, line {number}")
+                self._remember(row, Samples.parse(record))
             elif record.get("fingerprint") != fingerprint:
                 raise InputError(
                     f"{self.path} belongs to other questions, models, prompts or pairs; "
@@ -212,9 +245,9 @@ class ProfileJournal:
         if empty:
             self._file.append({"fingerprint": fingerprint})
 
-    def _remember(self, row: Outcome, texts: list[str]) -> None:
+    def _remember(self, row: Outcome, samples: Samples) -> None:
         self.rows.setdefault(row.pair, {})[row.question_id] = row
-        self._texts[row.pair, row.question_id] = texts
+        self._samples[row.pair, row.question_id] = samples
 
 
 def _fingerprint(

@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from viaticum.strategies.answers.markup import spoken
 from viaticum.strategies.sandbox.base import PROGRAM_CHARACTERS, parse
 
 TEXT_CHARACTERS = 60_000  # only the end of a reply is searched
@@ -44,8 +45,6 @@ _USAGE = re.compile(
 _CODE_START = re.compile(
     r"\s*(?:import |from \w|def |class |for |while |if |print\(|#|@|[A-Za-z_]\w*(?:, ?\w+)* ?=[^=])"
 )
-_THOUGHT_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
-_THOUGHT_START = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
 # What keyboards and LaTeX turn operators, quotes and spaces into.
 _TYPOGRAPHY = str.maketrans(
     {
@@ -83,7 +82,7 @@ class Block:
 
 def find_program(text: str) -> str | None:
     """The program of a reply, cleaned of prompts, typography and outer indentation; None if it has none."""
-    text = _after_thought(text[-TEXT_CHARACTERS:].replace("\r\n", "\n").replace("\r", "\n"))
+    text = spoken(text[-TEXT_CHARACTERS:].replace("\r\n", "\n").replace("\r", "\n"))
     text = _INLINE_FENCE.sub(r"\n```python\n\1\n```\n", text)
     text = _LATE_CLOSING.sub(r"\n\1", _LATE_OPENING.sub(r"\n\1", text))
     blocks = list(_fenced(text))[-MAX_BLOCKS:]
@@ -101,14 +100,6 @@ def find_program(text: str) -> str | None:
         bare = _bare_program(_outside_fences(text))
         return clean_code(bare) if bare else None
     return _choose(python)
-
-
-def _after_thought(text: str) -> str:
-    """The text after the last thought that stands in it as tags; "" where a thought is still open."""
-    ends = list(_THOUGHT_END.finditer(text))
-    text = text[ends[-1].end() :] if ends else text
-    start = _THOUGHT_START.match(text.lstrip())
-    return "" if start else text
 
 
 def _choose(blocks: Sequence[Block]) -> str:

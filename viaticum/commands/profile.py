@@ -1,6 +1,6 @@
-"""`viaticum profile`: the outcome table of local models.
+"""`viaticum profile`: the outcome table of local models, and its texts read again.
 
-Leaves out the work: see `viaticum.agents.batch.profile`.
+Leaves out the work: see `viaticum.agents.batch.profile` and `rereading`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import ProgressBar
+from viaticum.errors import InputError
 from viaticum.money import format_usd
 from viaticum.types import Outcome, Pair
 
+SHOWN = 20  # rows that are read otherwise, where JSON is not asked for
+
 if TYPE_CHECKING:
+    from viaticum.agents.batch.rereading import Change, Rereading
     from viaticum.catalogue import Catalogue
 
 
@@ -35,10 +40,18 @@ def profile(
     slots: Annotated[int, typer.Option(help="Texts written at once.", min=1)] = 32,
     text: Annotated[bool, typer.Option(help="Keep the questions' texts in the table.")] = True,
     completions: Annotated[Path | None, typer.Option(help="JSONL for what the models wrote.")] = None,
+    reread: Annotated[
+        bool, typer.Option("--reread", help="Read the --completions of --out again; asks no model.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
     catalogue: CatalogueFile = None,
 ) -> None:
     """Run local models with every strategy on questions with known answers; goes on after a kill."""
+    if reread:
+        if model or strategy or dataset:
+            raise InputError("--reread takes all rows of the table; leave out --model, --strategy, --dataset")
+        _reread(questions, out, completions, catalogue, limit=limit, text=text, as_json=as_json)
+        return
     from viaticum.agents.batch.profile import profile as run
     from viaticum.catalogue import Catalogue
     from viaticum.questions import read_questions
@@ -62,6 +75,86 @@ def profile(
         return
     _print_table(rows)
     typer.echo(f"{len(outcomes)} outcomes in {out}")
+
+
+def _reread(
+    questions: Path,
+    out: Path,
+    completions: Path | None,
+    catalogue: Path | None,
+    *,
+    limit: int | None,
+    text: bool,
+    as_json: bool,
+) -> None:
+    from viaticum.agents.batch.rereading import reread
+    from viaticum.catalogue import Catalogue
+    from viaticum.questions import read_questions
+
+    with ProgressBar() as bar:
+        read = reread(
+            read_questions(questions, limit=limit),
+            out,
+            catalogue=Catalogue.load(catalogue),
+            completions=completions,
+            with_text=text,
+            progress=partial(bar.report, "reading"),
+        )
+    right = sum(each.newly_right for each in read.changes)
+    wrong = sum(each.newly_wrong for each in read.changes)
+    rows = _summary(read.outcomes)
+    if as_json:
+        result = {
+            "path": str(out),
+            "outcomes": len(read.outcomes),
+            "unfinished": read.unfinished,
+            "newly_right": right,
+            "newly_wrong": wrong,
+            "changes": [_change(each) for each in read.changes],
+            "rows": rows,
+        }
+        typer.echo(json.dumps(result, ensure_ascii=False))
+        return
+    _print_changes(read)
+    _print_table(rows)
+    typer.echo(
+        f"{len(read.outcomes)} outcomes in {out}: {len(read.changes)} read otherwise, {right} newly right, "
+        f"{wrong} newly wrong"
+    )
+    if read.unfinished:
+        typer.echo(f"The run has not ended: these are the rows of {out}.journal. Read again when it has.")
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "pair": str(change.after.pair),
+        "question_id": change.after.question_id,
+        "before": change.before.answer,
+        "after": change.after.answer,
+        "newly_right": change.newly_right,
+        "newly_wrong": change.newly_wrong,
+    }
+
+
+def _print_changes(read: Rereading) -> None:
+    """Print the first rows that are read otherwise, those whose verdict changed before the others."""
+    if not read.changes:
+        return
+    table = Table("pair", "question", "before", "after", "", box=None, pad_edge=False)
+    for each in sorted(read.changes, key=lambda change: change.before.correct == change.after.correct)[
+        :SHOWN
+    ]:
+        verdict = "newly right" if each.newly_right else "newly wrong" if each.newly_wrong else ""
+        answers = (_short(each.before.answer), _short(each.after.answer))
+        table.add_row(str(each.after.pair), escape(each.after.question_id), *map(escape, answers), verdict)
+    Console(width=max(100, Console().width)).print(table)
+    if len(read.changes) > SHOWN:
+        typer.echo(f"... and {len(read.changes) - SHOWN} more: --json has all")
+
+
+def _short(answer: str | None) -> str:
+    text = "no answer" if answer is None else " ".join(answer.split())
+    return text if len(text) <= 24 else text[:23] + "…"
 
 
 def _pairs(catalogue: Catalogue, models: list[str] | None, named: list[str] | None) -> list[Pair]:
