@@ -18,12 +18,12 @@ from viaticum import strategies
 from viaticum.agents.cancellation import CallerGone, CancellationToken
 from viaticum.agents.client import Viaticum
 from viaticum.agents.workflow.calls import Calls, SettledCall
-from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece
+from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, ThinkingPiece
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
 from viaticum.errors import InputError, ModelError, UnknownName, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
-from viaticum.models.base import Generation, Model
+from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.settings import chat_messages, resolve
 from viaticum.routers.query import Policy
 from viaticum.routers.query.single_pair import SinglePairRouter
@@ -33,6 +33,7 @@ from viaticum.types import (
     Message,
     Pair,
     Query,
+    ThinkingDelta,
     TokenCount,
     Usage,
     split_model,
@@ -79,7 +80,8 @@ class CompletionStarted:
 class CompletionFinished:
     """The end of a completion.
 
-    text: all of it; answer: what the strategy read from it, if there was a strategy; cost: nano-dollars.
+    text: all of it; thinking: of the last call; answer: what the strategy read from the text, if there was a
+    strategy; cost: nano-dollars.
     """
 
     text: str
@@ -91,9 +93,10 @@ class CompletionFinished:
     reason: str = ""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     logprobs: tuple[Mapping[str, Any], ...] = ()
+    thinking: str = ""
 
 
-CompletionEvent = CompletionStarted | str | CompletionFinished
+CompletionEvent = CompletionStarted | str | ThinkingDelta | CompletionFinished
 
 
 def available_names(client: Viaticum) -> list[str]:
@@ -118,7 +121,7 @@ def check_name(client: Viaticum, name: str) -> None:
 def complete(
     client: Viaticum, request: CompletionRequest, token: CancellationToken
 ) -> Iterator[CompletionEvent]:
-    """Yield the start, pieces of text as they arrive (empty ones too), then the end.
+    """Yield the start, pieces of text and thought as they arrive (empty ones too), then the end.
 
     Closing the iterator or the token ends the current call and charges what was read and generated.
 
@@ -169,6 +172,7 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEv
                 (request.name,),
                 tool_calls=done.tool_calls,
                 logprobs=done.logprobs,
+                thinking=done.thinking,
             )
         else:
             yield event
@@ -203,10 +207,13 @@ def _solve(
                 yield _finished(event, event.text + tail)
             elif isinstance(event, RouteChosen):
                 pair = str(event.route.pair)
-            elif isinstance(event, TextPiece):
+            elif isinstance(event, ThinkingPiece | TextPiece):
                 if not started:
                     yield CompletionStarted(pair)
                     started = True
+                if isinstance(event, ThinkingPiece):
+                    yield ThinkingDelta(event.text)
+                    continue
                 yield f"\n\n{event.text}" if settled else event.text
                 settled = False
             elif isinstance(event, CallSettled):
@@ -227,6 +234,7 @@ def _finished(answer: Answer, text: str) -> CompletionFinished:
         tuple(str(route.pair) for route in answer.routes),
         answer.value,
         answer.reason,
+        thinking=answer.thinking,
     )
 
 
@@ -283,7 +291,7 @@ class CancellableModel(Model):
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
         return self.model.worst_case_of(messages, generation)
 
-    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[StreamPiece]:
         try:
             self.token.wait()
         except CallerGone:  # as an error: nothing was read, so nothing is charged

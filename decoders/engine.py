@@ -29,6 +29,7 @@ from viaticum.decoders.sequence_state import LARGE, SMALL, SequenceState
 from viaticum.decoders.slots import SlotAllocator
 from viaticum.decoders.speculate import BatchWaitPolicy, DraftLength, verify
 from viaticum.decoders.stats import CallStats, Stats
+from viaticum.decoders.text import NOTHING_SHOWN, Shown
 from viaticum.errors import ModelError
 from viaticum.routers.token import Step, entropy
 from viaticum.types import FinishReason
@@ -353,7 +354,9 @@ class Engine:
         is_stop = token in self.config.stop_ids
         shown, reason = sequence.append(token, model, token_entropy, accepted, is_stop)
         if reason is None:
-            self._events.append(Event(sequence.index, token, self.config.names[model], shown))
+            self._events.append(
+                Event(sequence.index, token, self.config.names[model], shown.text, thinking=shown.thinking)
+            )
         else:
             self._finish(sequence, reason, token, model, shown)
 
@@ -363,7 +366,7 @@ class Engine:
         reason: FinishReason,
         token: int | None = None,
         model: int | None = None,
-        shown: str = "",
+        shown: Shown = NOTHING_SHOWN,
         error: ModelError | None = None,
     ) -> None:
         if sequence.slot >= 0:  # else it was still waiting
@@ -371,7 +374,8 @@ class Engine:
             self._slots.release(sequence.slot)
         rest, result = sequence.finish(reason, self.config.names, error)
         name = "" if model is None else self.config.names[model]
-        self._events.append(Event(sequence.index, token, name, shown + rest, result))
+        text, thinking = shown.text + rest.text, shown.thinking + rest.thinking
+        self._events.append(Event(sequence.index, token, name, text, result, thinking))
 
     def _fail_not_finite(self, model: int, sequence: SequenceState) -> None:
         """Fail a sequence whose logits are not finite, and discard what its slot holds."""

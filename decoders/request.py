@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from viaticum.errors import InputError, ModelError
+from viaticum.thinking import PLAIN, ThinkingFormat
 from viaticum.types import FinishReason, TokenCount, Trace
 
 
@@ -46,7 +47,9 @@ class Request:
         prompt: token ids, at least one.
         max_new_tokens: maximum output tokens.
         sampling: how tokens are sampled.
-        stop: strings that end the text and are cut from it.
+        stop: strings that end the text and are cut from it; not looked for in the thought.
+        thinking: the tags around the thought; by default the text is not split.
+        inside_thought: whether the prompt ends inside a thought; None if that is not known.
 
     Raises:
         InputError: an empty prompt, a length below 1 or an empty stop string.
@@ -56,6 +59,8 @@ class Request:
     max_new_tokens: int = 400
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
+    thinking: ThinkingFormat = PLAIN
+    inside_thought: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -71,15 +76,16 @@ class Result:
     """A finished sequence; text and trace hold what was decoded until then, whatever the finish reason.
 
     Args:
-        text: without stop ids and stop strings.
+        text: without thought, stop ids and stop strings.
         finish_reason: "stop" (a stop id or string), "length", "loop" (see `LoopGuard`), "aborted", or
             "error".
         trace: output tokens, and which model made each.
         usage: by model that was called: prompt tokens, and output tokens that it made. An accepted draft
             token counts for the large model. Rejected draft tokens and repeated reads are in the decoder's
-            stats, not here.
+            stats, not here. Tokens of the thought, its tags among them, are reasoning tokens.
         seconds: from admission to the end.
         error: why, if the finish reason is "error".
+        thinking: the thought, without tags.
     """
 
     text: str
@@ -88,6 +94,7 @@ class Result:
     usage: dict[str, TokenCount]
     seconds: float
     error: ModelError | None = None
+    thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,7 @@ class Event:
         model: name of the model that made it; "" without a token.
         text: new text that is safe to show; may be empty while a character or a stop string is incomplete.
         result: set on the last event of a request.
+        thinking: new thought; it comes before the text.
     """
 
     index: int
@@ -107,3 +115,4 @@ class Event:
     model: str
     text: str
     result: Result | None = None
+    thinking: str = ""

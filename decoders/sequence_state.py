@@ -13,8 +13,9 @@ from viaticum.decoders.loop import LoopGuard
 from viaticum.decoders.request import Request, Result
 from viaticum.decoders.sampling import uniform
 from viaticum.decoders.speculate import DraftLength
-from viaticum.decoders.text import TextStream, Tokenizer
+from viaticum.decoders.text import NOTHING_SHOWN, Shown, TextStream, Tokenizer
 from viaticum.errors import ModelError
+from viaticum.thinking import ThinkingSplitter
 from viaticum.types import FinishReason, TokenCount, Trace
 
 SMALL, LARGE = 0, 1
@@ -53,7 +54,9 @@ class SequenceState:
         self.can_draft = True  # False once the small model failed to draft
         self.draft_length = draft_length
         self.finished = False
-        self._stream = TextStream(tokenizer, request.stop)
+        splitter = ThinkingSplitter(request.thinking, request.inside_thought)
+        self._stream = TextStream(tokenizer, request.stop, splitter)
+        self._thought = [0, 0]  # tokens of the thought by model that made them
         self._loop = guard.detector() if guard else None
         self.started_at = time.perf_counter()
 
@@ -86,7 +89,7 @@ class SequenceState:
 
     def append(
         self, token: int, model: int, entropy: float, accepted: bool, is_stop: bool
-    ) -> tuple[str, FinishReason | None]:
+    ) -> tuple[Shown, FinishReason | None]:
         """Append an output token that `model` made.
 
         Args:
@@ -97,7 +100,7 @@ class SequenceState:
             is_stop: whether it is a stop id.
 
         Returns:
-            New text that may be shown, and the finish reason if this was the last token.
+            What may be shown, and the finish reason if this was the last token.
         """
         self.tokens.append(token)
         self.made_by.append(model)
@@ -105,7 +108,9 @@ class SequenceState:
         self.accepted.append(accepted)
         self.scores.append(self.score)
         self.score, self.proposal_dropped = NO_SCORE, False
-        shown = "" if is_stop else self._stream.push(token)
+        began_inside = self._stream.inside_thought
+        shown = NOTHING_SHOWN if is_stop else self._stream.push(token)
+        self._thought[model] += began_inside or self._stream.inside_thought
         if is_stop or self._stream.stopped:
             return shown, "stop"
         if self.remaining <= 0:
@@ -116,10 +121,11 @@ class SequenceState:
 
     def finish(
         self, reason: FinishReason, names: tuple[str, str], error: ModelError | None
-    ) -> tuple[str, Result]:
-        """End the sequence; returns the text that was held back so far, and the result."""
+    ) -> tuple[Shown, Result]:
+        """End the sequence; returns what was held back so far, and the result."""
         self.finished = True
-        rest = self._stream.finish()
+        rest = self._stream.finish(ended=reason == "stop")
+        thinking = self._stream.thinking
         result = Result(
             text=self._stream.text,
             # A stop string may be completed by the last bytes.
@@ -133,10 +139,15 @@ class SequenceState:
                 tuple(self.scores) if any(score == score for score in self.scores) else (),
             ),
             usage={
-                names[model]: TokenCount(len(self.request.prompt), self.made_by.count(model))
+                names[model]: TokenCount(
+                    len(self.request.prompt),
+                    self.made_by.count(model),
+                    reasoning_tokens=self._thought[model] if thinking else 0,
+                )
                 for model in sorted(self.prefilled)
             },
             seconds=time.perf_counter() - self.started_at,
             error=error,
+            thinking=thinking,
         )
         return rest, result

@@ -1,11 +1,15 @@
-"""Incremental detokenization: whole characters only, and nothing past a stop string.
+"""Incremental detokenization: whole characters only, thought apart from text, nothing past a stop string.
 
 Leaves out models. A tokenizer is anything with `decode(list of ids) -> str`.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from viaticum.thinking import PLAIN, Piece, ThinkingSplitter
+from viaticum.types import ThinkingDelta
 
 INCOMPLETE = "\ufffd"  # what decoding gives for bytes that do not form a character yet
 
@@ -14,53 +18,95 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: list[int]) -> str: ...
 
 
+class Shown(NamedTuple):
+    """New text and new thought that are safe to show; the thought comes before the text."""
+
+    text: str = ""
+    thinking: str = ""
+
+
+NOTHING_SHOWN = Shown()
+
+
 class TextStream:
-    """Text of a growing list of tokens; `push` returns what became safe to show.
+    """Text and thought of a growing list of tokens; `push` returns what became safe to show.
 
     Only the tokens since the last complete character are decoded again, so that a long text costs no more a
-    token than a short one. Text that could be the beginning of a stop string is held back.
+    token than a short one. What could be the beginning of a tag or of a stop string is held back. Stop
+    strings are looked for in the text, not in the thought.
+
+    Args:
+        stops: stop strings.
+        splitter: knows the tags around the thought; by default there is none.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stops: tuple[str, ...] = (), splitter: ThinkingSplitter | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
         self._held_back = max((len(stop) for stop in stops), default=1) - 1
         self._window: list[int] = []  # settled tokens as left context, then the unsettled ones
         self._settled = 0
-        self._shown = 0
-        self.text = ""
+        self._splitter = splitter or ThinkingSplitter(PLAIN)
+        self._shown: list[str] = []
+        self._tail = ""  # text that is held back for a stop string
         self.stopped = False
 
-    def push(self, token: int) -> str:
-        """Add a token; returns new text. A stop string sets `stopped` and is cut with what follows."""
+    @property
+    def text(self) -> str:
+        """All text so far, without the thought."""
+        return "".join(self._shown) + self._tail
+
+    @property
+    def thinking(self) -> str:
+        """All of the thought so far."""
+        return self._splitter.thinking
+
+    @property
+    def inside_thought(self) -> bool:
+        """Whether the next token continues a thought."""
+        return self._splitter.inside
+
+    def push(self, token: int) -> Shown:
+        """Add a token; returns what is new. A stop string sets `stopped` and is cut with what follows."""
         self._window.append(token)
         before = self._tokenizer.decode(self._window[: self._settled])
         whole = self._tokenizer.decode(self._window)
         if whole.endswith(INCOMPLETE) and len(self._window) - self._settled < 8:
-            return ""
+            return NOTHING_SHOWN
         self._window = self._window[self._settled :]
         self._settled = len(self._window)
-        return self._add(whole[len(before) :])
+        return self._add(self._splitter.push(whole[len(before) :]))
 
-    def finish(self) -> str:
-        """The remaining text: incomplete bytes and what was held back for a stop string."""
-        begin = self._shown
-        if not self.stopped and len(self._window) > self._settled:
+    def finish(self, *, ended: bool = True) -> Shown:
+        """What remains: incomplete bytes, and what was held back for a tag or a stop string.
+
+        ended: the model ended the text, it was not cut off.
+        """
+        if self.stopped:
+            return NOTHING_SHOWN
+        pieces: list[Piece] = []
+        if len(self._window) > self._settled:
             before = self._tokenizer.decode(self._window[: self._settled])
-            self._add(self._tokenizer.decode(self._window)[len(before) :])
-        rest = self.text[begin:]
-        self._shown = len(self.text)
-        return rest
+            pieces = self._splitter.push(self._tokenizer.decode(self._window)[len(before) :])
+        shown = self._add([*pieces, *self._splitter.finish(ended=ended)])
+        self._shown.append(self._tail)
+        rest, self._tail = self._tail, ""
+        return shown._replace(text=shown.text + rest)
 
-    def _add(self, new: str) -> str:
-        search_from = max(0, len(self.text) - self._held_back)
-        self.text += new
-        found = [index for stop in self._stops if (index := self.text.find(stop, search_from)) >= 0]
+    def _add(self, pieces: Sequence[Piece]) -> Shown:
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        thinking = "".join(piece.text for piece in pieces if isinstance(piece, ThinkingDelta))
+        return Shown(self._until_stop(text), thinking)
+
+    def _until_stop(self, new: str) -> str:
+        text = self._tail + new
+        found = [index for stop in self._stops if (index := text.find(stop)) >= 0]
         if found:
             self.stopped = True
-            self.text = self.text[: min(found)]
-            return self.finish()
-        safe = len(self.text) - self._held_back if self._stops else len(self.text)
-        shown = self.text[self._shown : max(safe, self._shown)]
-        self._shown = max(safe, self._shown)
+        safe = min(found) if found else max(0, len(text) - self._held_back)
+        shown, self._tail = text[:safe], "" if found else text[safe:]
+        if shown:
+            self._shown.append(shown)
         return shown

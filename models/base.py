@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from viaticum.catalogue import ModelSpec
-from viaticum.types import Completion, Message, TokenCount
+from viaticum.types import Completion, Message, ThinkingDelta, TokenCount
+
+StreamPiece = str | ThinkingDelta | Completion  # the completion comes last
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,11 @@ class Model(ABC):
         """
 
     @abstractmethod
-    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
-        """Yield pieces of text as they come, then the completion. Closing the iterator ends the call."""
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[StreamPiece]:
+        """Yield pieces of text and thought as they come, then the completion.
+
+        Closing the iterator ends the call.
+        """
 
     def count(self, text: str) -> int:
         """Return an upper bound of a text's tokens. By default its bytes: a token has at least one."""

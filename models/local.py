@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
 from viaticum.heavy import LOADING
-from viaticum.models.base import Generation, Model
+from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.batching import BatchScheduler
 from viaticum.models.decoding_modes import choose_mode, handoff_stats, known_costs
 from viaticum.models.token_routers import token_router
-from viaticum.types import Completion, Message, TokenCount, Usage
+from viaticum.types import Completion, Message, ThinkingDelta, TokenCount, Usage
 from viaticum.vocabulary import check_same_vocabulary
 from viaticum.weights import locate
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner
     from viaticum.decoders.cost import CostModel
     from viaticum.decoders.decoding_mode import DecodingMode, HandoffStats
+
+PROMPT_END = 32  # tokens of a prompt that tell whether it ends inside a thought
 
 
 PLAIN = Generation()
@@ -101,6 +103,7 @@ class LocalModel(Model):
     def __init__(self, pool: LocalModels, spec: ModelSpec, folder: Path) -> None:
         self.pool, self.spec = pool, spec
         self.name, self.members = spec.name, spec.members
+        self.thinking = pool.catalogue.thinking_format(spec.name)
         self._folder = folder
         self._decoders: dict[DecodingMode, MixedDecoder] = {}
         # Modes chosen so far, by handoff rates and texts at once: a choice takes tenths of a second.
@@ -156,12 +159,14 @@ class LocalModel(Model):
     def count(self, text: str) -> int:
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[StreamPiece]:
         """As `Model.stream`. Yields empty pieces while it waits, so that a caller can close between them."""
         for _, event in self._generate([self._request(messages, generation)]):
             if event is None:
                 yield ""
                 continue
+            if event.thinking:
+                yield ThinkingDelta(event.thinking)
             if event.text:
                 yield event.text
             if event.result is not None:
@@ -203,11 +208,14 @@ class LocalModel(Model):
 
         if unknown := [*generation.extra, *generation.extra_body]:
             raise InputError(f"{self.name} runs locally and cannot do: {', '.join(unknown)}")
+        prompt = self.prompt(messages, generation)
         return Request(
-            prompt=self.prompt(messages, generation),
+            prompt=prompt,
             max_new_tokens=generation.max_new_tokens,
             sampling=Sampling(generation.temperature, generation.top_p, generation.top_k, generation.seed),
             stop=generation.stop,
+            thinking=self.thinking,
+            inside_thought=self.thinking.inside_after(self.tokenizer.decode(prompt[-PROMPT_END:])),
         )
 
     def _decoder(self, streams: int) -> MixedDecoder:
@@ -274,4 +282,5 @@ def completion_of(result: Result) -> Completion:
     """Return a decoder's result as a completion; raise the error of a text that failed."""
     if result.error is not None:
         raise result.error  # a failed call is no completion: nothing is charged for it
-    return Completion(result.text, Usage(result.usage, result.seconds), result.finish_reason, result.trace)
+    usage = Usage(result.usage, result.seconds)
+    return Completion(result.text, usage, result.finish_reason, result.trace, thinking=result.thinking)

@@ -32,7 +32,7 @@ from pydantic import (
 from viaticum.errors import InputError, UnknownName, UnknownPrice
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.money import Price, Tier, nanousd
-from viaticum.thinking import FORMATS, Tags, ThinkingFormat, format_named, format_of_family
+from viaticum.thinking import FORMATS, PLAIN, Tags, ThinkingFormat, format_named, format_of_family
 from viaticum.weight_sources import FrozenModel, Hub, Source
 
 Kind = Literal["local", "pair", "remote", "scripted", "encoder"]
@@ -182,7 +182,7 @@ class ModelSpec(FrozenModel):
         """The tags around its thoughts. Those of a pair: see `Catalogue.thinking_format`."""
         given = self.thinking
         if given is False:
-            return ThinkingFormat()
+            return PLAIN
         if isinstance(given, ThinkingTags):
             return ThinkingFormat((Tags((given.open,), (given.close,)),), True, given.opened)
         if isinstance(given, str) and given != "auto":

@@ -52,7 +52,8 @@ class JobRow:
     is unknown. route: the plan that was chosen. accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90:
     estimates for it before the first call. pair: whose answer it is. calls: those made, in order. pieces:
     [model, text] in the order of the text, where several models wrote it and the job keeps texts. number:
-    index of the row in the input, from 0.
+    index of the row in the input, from 0. thinking: what the model thought before its text, where the job
+    keeps texts.
     """
 
     id: str
@@ -75,6 +76,7 @@ class JobRow:
     calls: tuple[Call, ...] = ()
     pieces: list[list[str]] | None = None
     number: int = 0
+    thinking: str | None = None
 
     def __post_init__(self) -> None:
         if self.state not in STATES:

@@ -94,6 +94,7 @@ FORMATS: dict[str, Tags] = {
         ("", "[END FINAL RESPONSE]"),
     ),
 }
+PLAIN = ThinkingFormat()  # a text that is never split
 HARMONY = ThinkingFormat(thinks=True, harmony=True)
 # An unknown model's text is split where it begins with one of these. Phrases of plain English are left out.
 _LEADING = tuple(

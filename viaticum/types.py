@@ -191,6 +191,11 @@ class Usage:
     def output_tokens(self) -> int:
         return sum(count.output_tokens for count in self.models.values())
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """Part of the output tokens."""
+        return sum(count.reasoning_tokens for count in self.models.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -269,6 +274,7 @@ class Answer:
 
     Attributes:
         value: None where no route gave an answer.
+        thinking: what the last call thought before its text.
         cost: nano-dollars posted, summed over the calls.
         held: nano-dollars held for the worst case before each call, summed over the calls.
     """
@@ -282,6 +288,7 @@ class Answer:
     finish_reason: str
     seconds: float
     reason: str = ""
+    thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from viaticum.agents.workflow.serialization import completion_from_json, complet
 from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError
-from viaticum.models.base import Generation, Model
-from viaticum.types import Completion, Message, TokenCount, Usage
+from viaticum.models.base import Generation, Model, StreamPiece
+from viaticum.types import Completion, Message, ThinkingDelta, TokenCount, Usage
 
 CACHED = "answered from the cache"  # warning of a completion from the cache
 REPRODUCIBLE_KINDS = ("local", "pair", "scripted")  # of models whose samples depend on the seed alone
@@ -153,9 +153,11 @@ class CachedModel(Model):
     def count(self, text: str) -> int:
         return self.model.count(text)
 
-    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[StreamPiece]:
         key, known = self._find(messages, generation)
         if known is not None:
+            if known.completion.thinking:
+                yield ThinkingDelta(known.completion.thinking)
             yield known.completion.text
             yield as_cached(known.completion, self.model)
             return

@@ -26,7 +26,7 @@ from viaticum.jobs import ROWS, JobRow, parse_row, row_line
 FLUSH_SECONDS = 0.5
 SYNC_SECONDS = 5.0
 ADVICE = "; what was paid for is in the ledger: make room and go on with --resume"
-COLUMNS = ("id", "state", "answer", "correct", "reason", "pair", "cost_nanousd", "text")
+COLUMNS = ("id", "state", "answer", "correct", "reason", "pair", "cost_nanousd", "text", "thinking")
 _NUMBER = re.compile(rb'"number": (\d+)}\n$')
 ROW_GROUP = 4096  # rows of a Parquet row group
 
@@ -156,8 +156,9 @@ def write_results(path: Path, format: Format, rows: Iterator[JobRow], job: str) 
 
 def _values(row: JobRow) -> dict[str, Any]:
     values: dict[str, Any] = {name: getattr(row, name) for name in COLUMNS}
-    if row.text is None:
-        del values["text"]
+    for name in ("text", "thinking"):
+        if values[name] is None:
+            del values[name]
     if row.gold is None:
         del values["correct"]
     return values
@@ -220,7 +221,9 @@ def _openai_body(row: JobRow, name: str) -> dict[str, Any]:
         text = f"{text}\n\n{row.answer}" if text else row.answer  # a program's output, a vote
     reasons = {"stop": "stop", "length": "length", "loop": "length", "tool_calls": "tool_calls"}
     ended = reasons.get(row.calls[-1].finish_reason, "stop") if row.calls else "stop"
-    message = {"role": "assistant", "content": text, "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if row.thinking:
+        message["reasoning_content"] = row.thinking
     return {
         "id": name,
         "object": "chat.completion",

@@ -109,6 +109,7 @@ def build_row(
     calls: tuple[Call, ...] = (),
     cost: int = 0,
     text: str | None = None,
+    thinking: str | None = None,
     pieces: list[list[str]] | None = None,
 ) -> JobRow:
     row, query = planned.row, planned.row.query
@@ -137,6 +138,7 @@ def build_row(
         calls,
         None if pieces is None else [[model, readable(piece)] for model, piece in pieces],
         row.number,
+        readable(thinking) or None,
     )
 
 
@@ -169,4 +171,5 @@ def row_from_workflow(
         calls=calls,
         cost=cost,
         text=values.get("text") if with_text else None,
+        thinking=values.get("thinking") if with_text else None,
     )

@@ -165,6 +165,7 @@ class RowSteps:
             calls=calls,
             cost=cost,
             text=task.result.completion.text if self._keeps_text(task) else None,
+            thinking=task.result.completion.thinking if self._keeps_text(task) else None,
             pieces=task.result.by_model(task.call) if self.tools.keep_texts else None,
         )
 

@@ -33,7 +33,12 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
 from viaticum.agents.client import Viaticum
-from viaticum.agents.integrations.langchain_messages import final_chunk, from_langchain, query_from_langchain
+from viaticum.agents.integrations.langchain_messages import (
+    final_chunk,
+    from_langchain,
+    query_from_langchain,
+    thinking_chunk,
+)
 from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
@@ -48,7 +53,7 @@ from viaticum.models.settings import chat_messages, resolve
 from viaticum.money import format_usd
 from viaticum.routers.query import Best, Policy, QueryRouter
 from viaticum.routers.query.single_pair import SinglePairRouter
-from viaticum.types import Answer, Message, Pair, Query, split_model
+from viaticum.types import Answer, Message, Pair, Query, ThinkingDelta, split_model
 
 MAX_TOKENS = 1024  # default of a plain chat: some number has to be reserved
 _SETTINGS = (
@@ -144,7 +149,7 @@ class ChatViaticum(BaseChatModel):
         try:
             for message in chunks:
                 chunk = ChatGenerationChunk(message=message)
-                if run_manager is not None and message.content:
+                if run_manager is not None and (message.content or message.additional_kwargs):
                     run_manager.on_llm_new_token(str(message.content), chunk=chunk)
                 yield chunk
         finally:
@@ -169,7 +174,7 @@ class ChatViaticum(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         async for message in iterate_in_thread(self._chunks(messages, stop, kwargs)):
             chunk = ChatGenerationChunk(message=message)
-            if run_manager is not None and message.content:
+            if run_manager is not None and (message.content or message.additional_kwargs):
                 await run_manager.on_llm_new_token(str(message.content), chunk=chunk)
             yield chunk
 
@@ -218,6 +223,8 @@ class ChatViaticum(BaseChatModel):
                     if done.warnings:
                         metadata["warnings"] = list(done.warnings)
                     yield final_chunk(done.usage, metadata, done.tool_calls)
+                elif isinstance(event, ThinkingDelta):
+                    yield thinking_chunk(event.text)
                 elif event:
                     yield AIMessageChunk(content=event)
         finally:
@@ -228,13 +235,15 @@ class ChatViaticum(BaseChatModel):
     ) -> Generator[AIMessageChunk, None, None]:
         """Answer a question by the workflow.
 
-        The text is yielded once it is accepted, since a pair may give no answer.
+        Text and thought are yielded once the text is accepted, since a pair may give no answer.
         """
         client = self._client() if name == AUTO else self._client_of(Pair.parse(name))
         events = client.stream(question, allowance=Allowance(settings=settings))
         try:
             for event in events:
                 if isinstance(event, Answer):
+                    if event.thinking:
+                        yield thinking_chunk(event.thinking)
                     yield AIMessageChunk(content=_cut(_text_with_answer(event), stops))
                     pair = str(event.routes[-1].pair) if event.routes else name
                     model = event.routes[-1].pair.model if event.routes else name

@@ -63,6 +63,11 @@ def final_chunk(
     )
 
 
+def thinking_chunk(text: str) -> AIMessageChunk:
+    """A piece of a thought; the message's `content_blocks` then begin with a block of reasoning."""
+    return AIMessageChunk(content="", additional_kwargs={"reasoning_content": text})
+
+
 def usage_metadata(usage: Usage) -> UsageMetadata:
     """The sum of the tokens of all models of a call."""
     counts = usage.models.values()

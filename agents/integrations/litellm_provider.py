@@ -96,7 +96,7 @@ class _Handler:
 
     def streaming(
         self, model: str, messages: list[Any], *args: Any, optional_params: dict[str, Any], **_: Any
-    ) -> Generator[dict[str, Any], None, None]:
+    ) -> Generator[Any, None, None]:
         """Request the first chunk before returning: LiteLLM reports later errors as an interrupted stream."""
         chunks = self._chunks(model, messages, optional_params)
         try:
@@ -105,13 +105,13 @@ class _Handler:
             raise _as_litellm(error, model) from error
         return self._continue(model, first, chunks)
 
-    def astreaming(self, *args: Any, **kwargs: Any) -> AsyncIterator[dict[str, Any]]:
+    def astreaming(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """LiteLLM calls this in a thread of its own, so that it may block on the first piece."""
         return iterate_in_thread(self.streaming(*args, **kwargs))
 
     def _continue(
         self, model: str, first: AIMessageChunk, chunks: Generator[AIMessageChunk, None, None]
-    ) -> Generator[dict[str, Any], None, None]:
+    ) -> Generator[Any, None, None]:
         try:
             yield from _pieces(first)
             for chunk in chunks:
@@ -153,6 +153,7 @@ def _fill(response: Any, model: str, chunks: Sequence[AIMessageChunk]) -> Any:
     """Fill LiteLLM's response from the chunks of a whole answer."""
     litellm = load_litellm()
     text, last = "".join(str(chunk.content) for chunk in chunks), chunks[-1]
+    thinking = "".join(_thinking(chunk) for chunk in chunks)
     metadata = last.response_metadata
     calls = [_tool_call(call) for call in last.tool_call_chunks]
     response.choices = [
@@ -163,6 +164,7 @@ def _fill(response: Any, model: str, chunks: Sequence[AIMessageChunk]) -> Any:
                 role="assistant",
                 content=text or None if calls else text,
                 tool_calls=calls or None,
+                reasoning_content=thinking or None,
                 provider_specific_fields={PROVIDER: metadata},
             ),
         )
@@ -173,8 +175,21 @@ def _fill(response: Any, model: str, chunks: Sequence[AIMessageChunk]) -> Any:
     return response
 
 
-def _pieces(chunk: AIMessageChunk) -> Iterator[dict[str, Any]]:
-    """LiteLLM's pieces of one chunk: text, or, for the last one, each tool call, then usage and metadata."""
+def _thinking(chunk: AIMessageChunk) -> str:
+    return str(chunk.additional_kwargs.get("reasoning_content", ""))
+
+
+def _pieces(chunk: AIMessageChunk) -> Iterator[Any]:
+    """LiteLLM's pieces of one chunk: thought, text, or, for the last one, each tool call, then the rest.
+
+    The rest is usage and metadata. LiteLLM's generic pieces have no place for a thought.
+    """
+    if thinking := _thinking(chunk):
+        types = load_litellm().types.utils
+        delta = types.Delta(role="assistant", reasoning_content=thinking)
+        choice = types.StreamingChoices(index=0, delta=delta, finish_reason=None)
+        yield types.ModelResponseStream(choices=[choice])
+        return
     base: dict[str, Any] = {
         "text": "",
         "tool_use": None,

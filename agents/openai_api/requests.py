@@ -32,15 +32,27 @@ class TextPart(BaseModel):
     text: str
 
 
+class ThoughtPart(BaseModel):
+    """A thought among the parts of an assistant's earlier message. It is not sent to a model again."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    type: Literal["thinking", "reasoning"]
+
+
 class ChatMessage(BaseModel):
-    """One message. `content` may be missing only where `tool_calls` are given."""
+    """One message. `content` may be missing only where `tool_calls` or `reasoning_content` are given.
+
+    `reasoning_content`, and `reasoning` as other servers call it, are accepted and not sent to a model again.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True)
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
+    content: str | Annotated[list[TextPart | ThoughtPart], Field(min_length=1)] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class StreamOptions(_StrictModel):
@@ -167,8 +179,10 @@ def _invalid_request(error: ValidationError) -> APIError:
 def _to_message(index: int, message: ChatMessage) -> Message:
     text = message.content
     if isinstance(text, list):
-        text = "".join(part.text for part in text)
-    if text is None and not message.tool_calls:
+        if message.role != "assistant" and any(isinstance(part, ThoughtPart) for part in text):
+            raise InputError(f"messages.{index}: only an assistant's message has thoughts; send text")
+        text = "".join(part.text for part in text if isinstance(part, TextPart))
+    if text is None and not (message.tool_calls or message.reasoning_content or message.reasoning):
         raise InputError(f"messages.{index}: no content; write what the {message.role} says")
     role = "system" if message.role == "developer" else message.role
     fields: dict[str, Any] = {"role": role, "content": text or ""}

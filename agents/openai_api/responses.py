@@ -83,6 +83,7 @@ class ChatCompletionMessage(TypedDict):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: NotRequired[Annotated[str, Field(description="What the model thought before.")]]
     tool_calls: NotRequired[list[dict[str, Any]]]
 
 
@@ -109,6 +110,7 @@ class ChatCompletion(TypedDict):
 class ChoiceDelta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    reasoning_content: NotRequired[Annotated[str, Field(description="A piece of the thought.")]]
     tool_calls: NotRequired[list[dict[str, Any]]]
 
 
@@ -183,6 +185,9 @@ class ResponseBuilder:
 
     def text_event(self, index: int, text: str) -> bytes:
         return server_sent_event(self._chunk([_choice(index, {"content": text})]))
+
+    def thinking_event(self, index: int, text: str) -> bytes:
+        return server_sent_event(self._chunk([_choice(index, {"reasoning_content": text})]))
 
     def final_events(
         self, index: int, finished: CompletionFinished, extension: ViaticumExtension | None = None
@@ -274,14 +279,13 @@ def _choice(
 
 
 def _message(finished: CompletionFinished) -> ChatCompletionMessage:
-    if not finished.tool_calls:
-        return {"role": "assistant", "content": finished.text, "refusal": None}
-    return {
-        "role": "assistant",
-        "content": finished.text or None,
-        "refusal": None,
-        "tool_calls": [dict(call) for call in finished.tool_calls],
-    }
+    message: ChatCompletionMessage = {"role": "assistant", "content": finished.text, "refusal": None}
+    if finished.thinking:
+        message["reasoning_content"] = finished.thinking
+    if finished.tool_calls:
+        message["content"] = finished.text or None
+        message["tool_calls"] = [dict(call) for call in finished.tool_calls]
+    return message
 
 
 def _logprobs(finished: CompletionFinished) -> ChoiceLogprobs | None:

@@ -38,6 +38,7 @@ from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.channel import Channel
 from viaticum.agents.server.run import CostSummary, Limits, Run, RunItem, api_error, error_response
 from viaticum.agents.server.service import Service
+from viaticum.types import ThinkingDelta
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status, in metrics only: no response reaches the client
 
@@ -189,6 +190,8 @@ class ChatCompletions:
                 yield builder.first_event(index)
             if isinstance(event, str):
                 yield builder.text_event(index, event)
+            elif isinstance(event, ThinkingDelta):
+                yield builder.thinking_event(index, event.text)
             elif isinstance(event, CompletionFinished) and index < (run.request.n or 1) - 1:
                 yield builder.final_events(index, event)  # the last choice ends with the cost summary
 

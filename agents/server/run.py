@@ -16,6 +16,7 @@ from viaticum.agents.openai_api.requests import ChatRequest
 from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.channel import Channel
 from viaticum.errors import InputError
+from viaticum.types import ThinkingDelta
 
 log = logging.getLogger("viaticum.server")
 
@@ -69,7 +70,7 @@ class CostSummary:
 
 
 # What a thread sends: the index of a choice with its start, a piece of its text or its end; at last the cost.
-RunItem = tuple[int, CompletionStarted | str | CompletionFinished] | CostSummary
+RunItem = tuple[int, CompletionStarted | str | ThinkingDelta | CompletionFinished] | CostSummary
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, LLMResul
 from langgraph.config import get_config
 from langgraph.runtime import Runtime
 
-from viaticum.types import Completion, Message
+from viaticum.types import Completion, Message, ThinkingDelta
 
 
 class StreamReporter:
@@ -27,11 +27,17 @@ class StreamReporter:
         self._write, self._id = runtime.stream_writer, id
         self._run = _start(model, messages)
 
-    def piece(self, text: str) -> None:
-        self._write({"text": text})
+    def piece(self, piece: str | ThinkingDelta) -> None:
+        is_thought = isinstance(piece, ThinkingDelta)
+        text = piece.text if isinstance(piece, ThinkingDelta) else piece
+        self._write({"thinking" if is_thought else "text": text})
         if self._run is not None:
-            chunk = AIMessageChunk(content=text, id=self._id)
-            self._run.on_llm_new_token(text, chunk=ChatGenerationChunk(message=chunk))
+            chunk = AIMessageChunk(
+                content="" if is_thought else text,
+                additional_kwargs={"reasoning_content": text} if is_thought else {},
+                id=self._id,
+            )
+            self._run.on_llm_new_token("" if is_thought else text, chunk=ChatGenerationChunk(message=chunk))
 
     def end(self, completion: Completion) -> None:
         if self._run is not None:
@@ -40,8 +46,12 @@ class StreamReporter:
                 "input_tokens": read,
                 "output_tokens": generated,
                 "total_tokens": read + generated,
+                "output_token_details": {"reasoning": completion.usage.reasoning_tokens},
             }
-            message = AIMessage(content=completion.text, id=self._id, usage_metadata=usage)
+            thought = {"reasoning_content": completion.thinking} if completion.thinking else {}
+            message = AIMessage(
+                content=completion.text, id=self._id, usage_metadata=usage, additional_kwargs=thought
+            )
             self._run.on_llm_end(LLMResult(generations=[[ChatGeneration(message=message)]]))
 
     def fail(self, error: BaseException) -> None:

@@ -19,10 +19,10 @@ from viaticum.budgets import Entry, Hold, Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import HoldError, LedgerError, ProviderTimeout
 from viaticum.generation import NO_SETTINGS, GenerationSettings
-from viaticum.models.base import Generation, Model
+from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.settings import prompt, resolve
 from viaticum.strategies import get as get_strategy
-from viaticum.types import Completion, Message, Pair, Query
+from viaticum.types import Completion, Message, Pair, Query, ThinkingDelta
 
 _ALWAYS_STORED = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "extra")
 _DEFAULTS = Generation()
@@ -143,10 +143,10 @@ class Calls:
         generation: Generation,
         *,
         tags: Mapping[str, str] | None = None,
-    ) -> Iterator[str | SettledCall]:
-        """Yield pieces of text as they arrive, then the settled call. Reserves at the first piece.
+    ) -> Iterator[str | ThinkingDelta | SettledCall]:
+        """Yield pieces of text and thought as they arrive, then the settled call.
 
-        The same key and call again yields the stored text and charges nothing. Closing the iterator early
+        Reserves at the first piece. The same key and call again yields the stored text and charges nothing. Closing the iterator early
         posts what was counted until then; a model that fails before its first piece frees the hold.
 
         Args:
@@ -178,12 +178,14 @@ class Calls:
             completion = yield from self._generate(opened, key, messages, generation)
         else:
             completion = completion_from_json(json.loads(hold.result))
+            if completion.thinking:
+                yield ThinkingDelta(completion.thinking)
             yield completion.text
         yield SettledCall(completion, self.ledger.settle(key, completion.usage.models))
 
     def _generate(
         self, model: Model, key: str, messages: Sequence[Message], generation: Generation
-    ) -> Generator[str, None, Completion]:
+    ) -> Generator[str | ThinkingDelta, None, Completion]:
         """Yield pieces; return the completion, which is stored with the hold."""
         self.ledger.dispatch(key)
         with settle_on_failure(self.ledger, key, model, messages, generation) as pieces:
@@ -195,26 +197,26 @@ class Calls:
         raise AssertionError("a stream ends with its completion")
 
 
-class CallStream(Iterator[str | Completion]):
-    """The stream of one call, begun when the first piece is requested. written: the text so far."""
+class CallStream(Iterator[StreamPiece]):
+    """The stream of one call, begun when the first piece is requested. written: what is billed so far."""
 
     def __init__(self, model: Model, messages: Sequence[Message], generation: Generation) -> None:
         self._begin = partial(model.stream, messages, generation)
-        self._pieces: Iterator[str | Completion] | None = None
-        self._text = ""
+        self._pieces: Iterator[StreamPiece] | None = None
+        self._written: list[str] = []
 
-    def __next__(self) -> str | Completion:
+    def __next__(self) -> StreamPiece:
         if self._pieces is None:
             self._pieces = self._begin()
         piece = next(self._pieces)
-        if isinstance(piece, str):
-            self._text += piece
+        if not isinstance(piece, Completion):
+            self._written.append(piece.text if isinstance(piece, ThinkingDelta) else piece)
         return piece
 
     @property
     def written(self) -> str:
-        # hidden_text: what a remote model generated that is not text, such as tool calls
-        return self._text + getattr(self._pieces, "hidden_text", "")
+        # hidden_text: what a remote model generated and did not yield, such as tool calls and tags
+        return "".join(self._written) + getattr(self._pieces, "hidden_text", "")
 
     def close(self) -> None:
         """Free the slot of a local model or the connection of a remote one."""
@@ -247,7 +249,7 @@ def end_hold(ledger: Ledger, key: str, model: Model, text: str, *, cancelled: bo
     at most the held output tokens of each model.
 
     Args:
-        text: what was generated so far.
+        text: what was generated so far, thoughts included.
         cancelled: the caller ended the call, so that at least the prompt was read and is charged.
     """
     hold = ledger.hold(key)

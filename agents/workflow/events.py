@@ -6,6 +6,7 @@ The workflow writes plain dicts to LangGraph's custom stream, each with one of t
     {"table": [...]}                     TableMade
     {"route": {...}}                     RouteChosen
     {"text": "..."}                      TextPiece
+    {"thinking": "..."}                  ThinkingPiece
     {"again": 2}                         TriedAgain
     {"cost": 1, "left": 2, "key": "..."} CallSettled
 """
@@ -42,6 +43,13 @@ class TextPiece:
 
 
 @dataclass(frozen=True, slots=True)
+class ThinkingPiece:
+    """A piece of the thought that the model writes before its text; not part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class TriedAgain:
     """The model was unavailable and is called again; the text of this call starts over.
 
@@ -63,13 +71,15 @@ class CallSettled:
     key: str
 
 
-Event = TableMade | RouteChosen | TextPiece | TriedAgain | CallSettled
+Event = TableMade | RouteChosen | TextPiece | ThinkingPiece | TriedAgain | CallSettled
 
 
 def event_from_json(data: Mapping[str, Any]) -> Event | None:
     """The event of a dict from the custom stream; None for a dict of another source."""
     if "text" in data:
         return TextPiece(data["text"])
+    if "thinking" in data:
+        return ThinkingPiece(data["thinking"])
     if "table" in data:
         return TableMade(RoutingTable(tuple(row_from_json(row) for row in data["table"])))
     if "route" in data:

@@ -478,5 +478,6 @@ def _settled(state: State, completion: Completion, hold: Hold, entry: Entry, was
         "seconds": state["seconds"] + completion.usage.seconds,
         "routes": [*state["routes"], *first],
         "text": completion.text,
+        "thinking": completion.thinking,
         "finish_reason": completion.finish_reason,
     }

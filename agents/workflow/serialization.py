@@ -20,7 +20,7 @@ _COUNTS = [each.name for each in fields(TokenCount)]
 
 def completion_to_json(completion: Completion) -> dict[str, Any]:
     """A completion without its trace; token counts as lists in the order of the fields of `TokenCount`."""
-    return {
+    data: dict[str, Any] = {
         "text": completion.text,
         "usage": {
             name: [getattr(count, each) for each in _COUNTS]
@@ -33,6 +33,7 @@ def completion_to_json(completion: Completion) -> dict[str, Any]:
         "reported_nanousd": completion.reported_nanousd,
         "warnings": list(completion.warnings),
     }
+    return data | ({"thinking": completion.thinking} if completion.thinking else {})
 
 
 def completion_from_json(data: Mapping[str, Any]) -> Completion:
@@ -45,6 +46,7 @@ def completion_from_json(data: Mapping[str, Any]) -> Completion:
         logprobs=tuple(data.get("logprobs", ())),
         reported_nanousd=data.get("reported_nanousd"),
         warnings=tuple(data.get("warnings", ())),
+        thinking=data.get("thinking", ""),
     )
 
 

@@ -82,12 +82,14 @@ class AnswerOutput(TypedDict, total=False):
 
     value: None if no pair gave an answer; reason then says why. pair: the last one called, as model+strategy;
     routes: each pair called, its row and why. cost: nano-dollars, wasted tries included; held: nano-dollars
-    of the worst cases that were held. usage: by model, [input, output, cached input, reasoning tokens,
-    milliseconds]. messages: the text as a message, for graphs whose state is a conversation.
+    of the worst cases that were held. thinking: what the last call thought before its text. usage: by model,
+    [input, output, cached input, reasoning tokens, milliseconds]. messages: the text as a message, for graphs
+    whose state is a conversation.
     """
 
     value: str | None
     text: str
+    thinking: str
     reason: str
     pair: str | None
     routes: list[dict[str, Any]]
@@ -148,6 +150,7 @@ def new_question(run: str, query: Query, settings: GenerationSettings = NO_SETTI
         "done": False,
         "value": None,
         "text": "",
+        "thinking": "",
         "reason": "",
         "pair": None,
         "routes": [],
@@ -208,4 +211,5 @@ def answer_of(values: Mapping[str, Any], seconds: float) -> Answer:
         finish_reason=values.get("finish_reason", ""),
         seconds=seconds,
         reason=values.get("reason", ""),
+        thinking=values.get("thinking", ""),
     )

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from viaticum.decoders.text import INCOMPLETE, TextStream
+from viaticum.thinking import ThinkingSplitter, format_named
 
 
 class Bytes:
@@ -32,10 +33,10 @@ def run(
     stream = TextStream(tokenizer, stops)
     shown = []
     for token in tokens:
-        shown.append(stream.push(token))
+        shown.append(stream.push(token).text)
         if stream.stopped:
             break
-    shown.append(stream.finish())
+    shown.append(stream.finish().text)
     assert "".join(shown) == stream.text
     return stream, shown
 
@@ -60,7 +61,7 @@ def test_incomplete_bytes_at_the_end_with_stops() -> None:
 
 def test_bytes_that_never_become_a_character_are_not_held_for_ever() -> None:
     stream = TextStream(Bytes())
-    assert "".join(stream.push(0xFF) for _ in range(20))
+    assert "".join(stream.push(0xFF).text for _ in range(20))
     stream.push(ord("a"))
     stream.finish()
     assert stream.text == INCOMPLETE * 20 + "a"
@@ -106,3 +107,21 @@ def test_random_text_equals_one_cut_of_the_whole(seed: int) -> None:
         begin = min((at for end, at in ends if end == first_end), default=len(text))
         assert stream.text == text[:begin]
         assert stream.stopped == bool(ends)
+
+
+def test_stop_strings_are_looked_for_in_the_text_alone() -> None:
+    pieces = Pieces("<thi", "nk>a\n\nb", "</think>", "\n\nc", "\n", "\nd")
+    stream = TextStream(pieces, ("\n\n",), ThinkingSplitter(format_named("think")))
+    shown = [stream.push(token) for token in range(6)]
+    assert (stream.thinking, stream.text, stream.stopped) == ("a\n\nb", "c", True)
+    assert "".join(each.thinking for each in shown) == "a\n\nb"
+    assert "".join(each.text for each in shown) == "c"
+
+
+def test_a_thought_over_token_borders_and_incomplete_bytes() -> None:
+    tokens = list("<think>é😀</think>€".encode())
+    stream = TextStream(Bytes(), ("nothing",), ThinkingSplitter(format_named("think")))
+    inside = [stream.inside_thought for token in tokens if stream.push(token) is not None]
+    assert stream.finish().text == "€"
+    assert (stream.thinking, stream.text) == ("é😀", "€")
+    assert sum(inside) == len("é😀</think>".encode())
