@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from viaticum.stop_strings import StopStrings
 from viaticum.thinking import PLAIN, Piece, ThinkingSplitter
 from viaticum.types import ThinkingDelta
 
@@ -44,19 +45,21 @@ class TextStream:
         self, tokenizer: Tokenizer, stops: tuple[str, ...] = (), splitter: ThinkingSplitter | None = None
     ) -> None:
         self._tokenizer = tokenizer
-        self._stops = stops
-        self._held_back = max((len(stop) for stop in stops), default=1) - 1
+        self._stops = StopStrings(stops)
         self._window: list[int] = []  # settled tokens as left context, then the unsettled ones
         self._settled = 0
         self._splitter = splitter or ThinkingSplitter(PLAIN)
         self._shown: list[str] = []
-        self._tail = ""  # text that is held back for a stop string
-        self.stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string ended the text."""
+        return self._stops.stopped
 
     @property
     def text(self) -> str:
-        """All text so far, without the thought."""
-        return "".join(self._shown) + self._tail
+        """All text that was shown so far, without the thought."""
+        return "".join(self._shown)
 
     @property
     def thinking(self) -> str:
@@ -69,7 +72,7 @@ class TextStream:
         return self._splitter.inside
 
     def push(self, token: int) -> Shown:
-        """Add a token; returns what is new. A stop string sets `stopped` and is cut with what follows."""
+        """Add a token; returns what is new. A stop string is cut with what follows."""
         self._window.append(token)
         before = self._tokenizer.decode(self._window[: self._settled])
         whole = self._tokenizer.decode(self._window)
@@ -91,22 +94,11 @@ class TextStream:
             before = self._tokenizer.decode(self._window[: self._settled])
             pieces = self._splitter.push(self._tokenizer.decode(self._window)[len(before) :])
         shown = self._add([*pieces, *self._splitter.finish(ended=ended)])
-        self._shown.append(self._tail)
-        rest, self._tail = self._tail, ""
+        rest = self._stops.finish()
+        self._shown.append(rest)
         return shown._replace(text=shown.text + rest)
 
     def _add(self, pieces: Sequence[Piece]) -> Shown:
-        text = "".join(piece for piece in pieces if isinstance(piece, str))
-        thinking = "".join(piece.text for piece in pieces if isinstance(piece, ThinkingDelta))
-        return Shown(self._until_stop(text), thinking)
-
-    def _until_stop(self, new: str) -> str:
-        text = self._tail + new
-        found = [index for stop in self._stops if (index := text.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-        safe = min(found) if found else max(0, len(text) - self._held_back)
-        shown, self._tail = text[:safe], "" if found else text[safe:]
-        if shown:
-            self._shown.append(shown)
-        return shown
+        text = self._stops.push("".join(piece for piece in pieces if isinstance(piece, str)))
+        self._shown.append(text)
+        return Shown(text, "".join(piece.text for piece in pieces if isinstance(piece, ThinkingDelta)))

@@ -68,6 +68,7 @@ BARE_MODULES = (
     "viaticum.errors",
     "viaticum.files",
     "viaticum.gguf",
+    "viaticum.stop_strings",
     "viaticum.thinking",
     "viaticum.routers.token",
     "viaticum.decoders",

@@ -146,8 +146,9 @@ class Calls:
     ) -> Iterator[str | ThinkingDelta | SettledCall]:
         """Yield pieces of text and thought as they arrive, then the settled call.
 
-        Reserves at the first piece. The same key and call again yields the stored text and charges nothing. Closing the iterator early
-        posts what was counted until then; a model that fails before its first piece frees the hold.
+        Reserves at the first piece. The same key and call again yields the stored text and charges nothing.
+        Closing the iterator early posts what was counted until then; a model that fails before its first
+        piece frees the hold.
 
         Args:
             budget: the scope that pays.
@@ -215,8 +216,9 @@ class CallStream(Iterator[StreamPiece]):
 
     @property
     def written(self) -> str:
-        # hidden_text: what a remote model generated and did not yield, such as tool calls and tags
-        return "".join(self._written) + getattr(self._pieces, "hidden_text", "")
+        # received: all that a remote model sent, such as tool calls and tags, which it does not yield
+        received = getattr(self._pieces, "received", None)
+        return "".join(self._written) if received is None else received
 
     def close(self) -> None:
         """Free the slot of a local model or the connection of a remote one."""

@@ -23,11 +23,12 @@ from typing import Any
 
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import AuthenticationFailed, InputError, MissingExtra, PromptTooLong
-from viaticum.models.base import Generation, Model
+from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.remote.errors import retry_after, translate_error, wait_before_retry
 from viaticum.models.remote.prices import cost_mismatch
 from viaticum.models.remote.rate_limits import ProviderRateLimiter, headers_of
 from viaticum.models.remote.response import PartialResponse, reported_cost
+from viaticum.thinking import ThinkingSplitter
 from viaticum.types import Completion, Message, TokenCount, Usage
 
 TIMEOUT, RETRIES = 60.0, 2  # seconds; tries after the first
@@ -100,6 +101,7 @@ class RemoteModel(Model):
         if spec.kind != "remote":
             raise InputError(f"{spec.name} is a {spec.kind} model, not a remote one")
         self.spec, self.name, self.members = spec, spec.name, (spec.name,)
+        self.thinking = spec.thinking_format
         self._key, self._sleep = key, sleep
         self._tokenizer_known: bool | None = None
         self._rate_limiter = ProviderRateLimiter()
@@ -175,7 +177,8 @@ class RemoteModel(Model):
             **self._sampling(generation),
             **generation.extra,
         }
-        if generation.stop:
+        # A model that thinks would stop inside its thought; its text is cut here instead.
+        if generation.stop and not self.thinking.thinks:
             request["stop"] = list(generation.stop)
         if generation.extra.get("tools"):
             # Else LiteLLM imports its gateway, which needs packages of its own.
@@ -205,30 +208,36 @@ class RemoteModel(Model):
         }
 
 
-class RemoteStream(Iterator[str | Completion]):
-    """The stream of one call. hidden_text: output beside the answer's text: reasoning, tool calls."""
+class RemoteStream(Iterator[StreamPiece]):
+    """The stream of one call. received: all that is billed so far: text, thought, tool calls."""
 
     def __init__(self, model: RemoteModel, messages: Sequence[Message], generation: Generation) -> None:
         self.model, self.messages, self.generation = model, messages, generation
-        self._response = PartialResponse()
+        self._response = self._new_response()
         self._events = self._run()
 
     @property
-    def hidden_text(self) -> str:
-        return self._response.hidden_text
+    def received(self) -> str:
+        return self._response.received
 
-    def __next__(self) -> str | Completion:
+    def _new_response(self) -> PartialResponse:
+        thinking = self.model.thinking
+        inside = False if _without_thinking(self.generation) else None
+        stops = self.generation.stop if thinking.thinks else ()
+        return PartialResponse(ThinkingSplitter(thinking, inside), stops)
+
+    def __next__(self) -> StreamPiece:
         return next(self._events)
 
     def close(self) -> None:
         """End the call, and its HTTP response with it."""
         self._events.close()
 
-    def _run(self) -> Generator[str | Completion, None, None]:
+    def _run(self) -> Generator[StreamPiece, None, None]:
         started, spec = time.perf_counter(), self.model.spec
         request = self.model.request(self.messages, self.generation)
         for tries in itertools.count(1):
-            self._response = PartialResponse()
+            self._response = self._new_response()
             response: Any = None
             try:
                 # A retry has waited already.
@@ -236,9 +245,9 @@ class RemoteStream(Iterator[str | Completion]):
                     response = load_litellm().completion(**request)
                     self.model._rate_limiter.update(headers_of(response))
                     for chunk in response if request.get("stream") else [response]:
-                        if piece := self._response.add(chunk):
-                            yield piece
+                        yield from self._response.add(chunk)
                 self._response.check_ended(response, spec.name)
+                yield from self._response.finish()
                 break
             except Exception as error:
                 retries = RETRIES if spec.max_retries is None else spec.max_retries
@@ -259,11 +268,12 @@ class RemoteStream(Iterator[str | Completion]):
         count = partial.usage(response)
         if count is None:
             worst = self.model.worst_case_of(self.messages, self.generation)[spec.name]
-            output = self.model.count(partial.text + partial.hidden_text)
+            output = self.model.count(partial.received)
             count = TokenCount(worst.input_tokens, min(output, worst.output_tokens))
             warnings.append(
                 "the provider gave no usage; the tokens were counted, rather too many than too few"
             )
+        count = partial.with_reasoning(count)
         known_to_litellm = spec.litellm_model if spec.api_base is None else None
         reported = reported_cost(response, load_litellm(), known_to_litellm)
         computed = (
@@ -288,7 +298,18 @@ class RemoteStream(Iterator[str | Completion]):
             logprobs=tuple(partial.logprobs),
             reported_nanousd=reported,
             warnings=tuple(warnings),
+            thinking=partial.thinking,
         )
+
+
+def _without_thinking(generation: Generation) -> bool:
+    """Whether a call asks for no thought, so that the text does not begin inside one."""
+    template = generation.chat_template_kwargs
+    return (
+        generation.thinking_budget == 0
+        or generation.reasoning_effort == "none"
+        or any(template.get(name) is False for name in ("enable_thinking", "thinking"))
+    )
 
 
 def _no_wait(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""A remote model's response, from LiteLLM's chunks or its whole response: text, tool calls, usage, cost.
+"""A remote model's response, from LiteLLM's chunks or its whole response: text, thought, tool calls, usage.
 
 Missing usage is None, never zero. LiteLLM fills it in from its own count, so the provider's usage is read
 from the chunks themselves. Leaves out the call (`models.remote.model`).
@@ -7,11 +7,14 @@ from the chunks themselves. Leaves out the call (`models.remote.model`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from viaticum.errors import InputError, ProviderUnavailable
 from viaticum.money import nanousd
-from viaticum.types import FinishReason, TokenCount
+from viaticum.stop_strings import StopStrings
+from viaticum.thinking import Piece, ThinkingSplitter
+from viaticum.types import FinishReason, ThinkingDelta, TokenCount
 
 FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -25,10 +28,20 @@ _COST_HEADER = "llm_provider-x-litellm-response-cost"  # set by a LiteLLM proxy
 
 
 class PartialResponse:
-    """The response so far. hidden_text: reasoning and tool calls, which are billed like text."""
+    """The response so far.
 
-    def __init__(self) -> None:
-        self.text, self.hidden_text = "", ""
+    A thought comes in fields of its own, or between tags in the text. Stop strings are looked for here, not
+    by a provider that would find them in the thought too; what follows one is received and left out.
+
+    Args:
+        splitter: knows the model's tags.
+        stops: strings that end the text.
+    """
+
+    def __init__(self, splitter: ThinkingSplitter, stops: tuple[str, ...] = ()) -> None:
+        self._splitter, self._stops = splitter, StopStrings(stops)
+        self._received: list[str] = []
+        self._text: list[str] = []
         self.finish_reason: FinishReason = "stop"
         self.logprobs: list[Mapping[str, Any]] = []
         self._calls: dict[int, dict[str, Any]] = {}
@@ -36,33 +49,66 @@ class PartialResponse:
 
     @property
     def has_output(self) -> bool:
-        return bool(self.text or self.hidden_text)
+        return bool(self._received)
+
+    @property
+    def received(self) -> str:
+        """All that is billed: text, thought, tags and tool calls."""
+        return "".join(self._received)
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
+    @property
+    def thinking(self) -> str:
+        return self._splitter.thinking
 
     @property
     def tool_calls(self) -> tuple[Mapping[str, Any], ...]:
         return tuple(call for _, call in sorted(self._calls.items()))
 
-    def add(self, chunk: Any) -> str:
-        """Add one chunk, or a whole response, and return its text."""
+    def add(self, chunk: Any) -> list[Piece]:
+        """Add one chunk, or a whole response; return what may be shown."""
         if not chunk.choices:
-            return ""
+            return []
         choice = chunk.choices[0]
         part = getattr(choice, "delta", None) or getattr(choice, "message", None)
         refusal = _text(getattr(part, "refusal", None))
-        text = _text(getattr(part, "content", None)) + refusal
+        text, thought = _text(getattr(part, "content", None)) + refusal, _thought(part)
         self._refused = self._refused or bool(refusal)
-        self.text += text
-        self.hidden_text += _text(getattr(part, "reasoning_content", None))
+        self._received += [each for each in (thought, text) if each]
+        pieces = self._splitter.follow_thought(thought) if thought else []
+        pieces += self._show(self._splitter.push(text))
         for position, call in enumerate(getattr(part, "tool_calls", None) or ()):
             self._add_call(position, call)
         logprobs = getattr(choice, "logprobs", None)
         for token in _field(logprobs, "content") or ():
             self.logprobs.append(token if isinstance(token, Mapping) else token.model_dump())
-        if choice.finish_reason:
+        if choice.finish_reason and not self._stops.stopped:
             self.finish_reason = (
                 "refused" if self._refused else FINISH_REASONS.get(choice.finish_reason, "stop")
             )
-        return text
+        return pieces
+
+    def finish(self) -> list[Piece]:
+        """What was held back for a tag or a stop string."""
+        pieces = self._show(self._splitter.finish(ended=self.finish_reason != "length"))
+        if rest := self._stops.finish():
+            self._text.append(rest)
+        return [*pieces, rest] if rest else pieces
+
+    def _show(self, pieces: list[Piece]) -> list[Piece]:
+        shown: list[Piece] = []
+        for piece in pieces:
+            if isinstance(piece, ThinkingDelta):
+                shown.append(piece)
+            elif text := self._stops.push(piece):
+                self._text.append(text)
+                shown.append(text)
+        if self._stops.stopped:
+            self.finish_reason = "stop"
+        return shown
 
     def _add_call(self, position: int, part: Any) -> None:
         """Add a tool call, or a piece of one: its id and name come first, its arguments in pieces."""
@@ -74,7 +120,7 @@ class PartialResponse:
         name, arguments = _text(_field(function, "name")), _text(_field(function, "arguments"))
         call["function"]["name"] += name
         call["function"]["arguments"] += arguments
-        self.hidden_text += name + arguments
+        self._received += [each for each in (name, arguments) if each]
 
     def check_ended(self, response: Any, name: str) -> None:
         """Raise `ProviderUnavailable` for a stream without a finish reason (no error in LiteLLM)."""
@@ -94,6 +140,13 @@ class PartialResponse:
         if reasoning and (reasoning > output or _count(usage, "total_tokens") == prompt + output + reasoning):
             output += reasoning  # some providers count reasoning apart from the answer
         return TokenCount(prompt, output, min(cached, prompt), reasoning)
+
+    def with_reasoning(self, count: TokenCount) -> TokenCount:
+        """The count, with the thought's share of the output where the provider did not count its tokens."""
+        if count.reasoning_tokens or not self.thinking:
+            return count
+        share = len(self.thinking) / max(1, sum(map(len, self._received)))
+        return replace(count, reasoning_tokens=min(count.output_tokens, round(count.output_tokens * share)))
 
 
 def reported_cost(response: Any, litellm: Any, model: str | None) -> int | None:
@@ -128,6 +181,20 @@ def _reported_usage(response: Any) -> Any | None:
     usage = getattr(response, "usage", None)
     # LiteLLM fills in zeros where the provider gave none. A prompt of no tokens does not exist.
     return usage if _count(usage, "prompt_tokens") else None
+
+
+def _thought(part: Any) -> str:
+    """The thought in a message or its delta, under the first of the names that providers give it."""
+    for name in ("reasoning_content", "reasoning"):
+        if thought := _text(getattr(part, name, None)):
+            return thought
+    blocks = getattr(part, "thinking_blocks", None) or getattr(part, "reasoning_details", None)
+    if not isinstance(blocks, list):
+        blocks = _field(getattr(part, "provider_specific_fields", None), "reasoning_details") or []
+    names = ("thinking", "text", "summary")
+    return "".join(
+        next((text for name in names if (text := _text(_field(each, name)))), "") for each in blocks
+    )
 
 
 def _field(owner: Any, name: str) -> Any:

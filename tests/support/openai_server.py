@@ -41,6 +41,10 @@ class OpenAIServer:
     text: str | None = None
     usage: dict[str, Any] | None = None  # laid over the usage it reports
     headers: dict[str, str] = field(default_factory=dict)  # of its answers
+    # What it thinks first, and how it shows that: the name of a field, "tags", "closing tag", or "unclosed".
+    thought: str | None = None
+    thought_as: str = "reasoning_content"
+    piece: int | None = None  # characters in a piece of a stream; by default a word
 
     @property
     def url(self) -> str:
@@ -48,7 +52,7 @@ class OpenAIServer:
 
     def reset(self) -> None:
         self.script, self.requests, self.pause, self.text, self.usage = [], [], 0.0, None, None
-        self.headers = {}
+        self.headers, self.thought, self.thought_as, self.piece = {}, None, "reasoning_content", None
         self.hung_up.clear()
 
     async def chat(self, request: Request) -> Response:
@@ -74,9 +78,11 @@ class OpenAIServer:
         message, finish = self.answer(body)
         if behaviour == "filtered":
             message, finish = {"role": "assistant", "content": ""}, "content_filter"
+        if self.thought is not None:
+            finish = self.think(message, finish)
         usage: dict[str, Any] | None = {
             "prompt_tokens": sum(len(str(each.get("content") or "").split()) for each in body["messages"]),
-            "completion_tokens": max(1, len((message["content"] or "").split())),
+            "completion_tokens": max(1, len(f"{message['content'] or ''} {self.field_thought}".split())),
         }
         assert usage is not None
         usage |= {"total_tokens": sum(usage.values())} | (self.usage or {})
@@ -116,7 +122,9 @@ class OpenAIServer:
                 raise ConnectionError("the server breaks off before its first word")
             if thoughts := behaviour == "thinks":
                 yield event({"reasoning_content": "let me think"})
-            for index, word in enumerate(re.findall(r"\S+\s*|\s+", message["content"] or "")):
+            for part in self.cut(self.field_thought):
+                yield event({self.thought_as: self.thought_value(part)})
+            for index, word in enumerate(self.cut(message["content"] or "")):
                 await asyncio.sleep(self.pause)
                 if behaviour == "break" and index == 2:
                     raise ConnectionError("the server breaks off")
@@ -145,6 +153,35 @@ class OpenAIServer:
         finally:
             if not ended:
                 self.hung_up.set()
+
+    @property
+    def field_thought(self) -> str:
+        """The thought, where it comes in a field of its own."""
+        return "" if self.thought_as in ("tags", "closing tag", "unclosed") else self.thought or ""
+
+    def cut(self, text: str) -> list[str]:
+        if self.piece:
+            return [text[start : start + self.piece] for start in range(0, len(text), self.piece)]
+        return re.findall(r"\S+\s*|\s+", text)
+
+    def thought_value(self, part: str) -> Any:
+        if self.thought_as == "reasoning_details":
+            return [{"type": "reasoning.text", "text": part}]
+        return [{"type": "thinking", "thinking": part}] if self.thought_as == "thinking_blocks" else part
+
+    def think(self, message: dict[str, Any], finish: str) -> str:
+        """Put the thought into the message; returns the finish reason."""
+        text = message["content"] or ""
+        if self.thought_as == "tags":
+            message["content"] = f"<think>\n{self.thought}\n</think>\n\n{text}"
+        elif self.thought_as == "closing tag":
+            message["content"] = f"{self.thought}\n</think>\n\n{text}"
+        elif self.thought_as == "unclosed":
+            message["content"] = f"<think>\n{self.thought}"
+            return "length"
+        else:
+            message[self.thought_as] = self.thought_value(self.thought or "")
+        return finish
 
     def answer(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """The message, and why it ended."""
