@@ -36,7 +36,7 @@ from viaticum.models.base import Generation
 from viaticum.models.remote.model import RemoteModel
 from viaticum.models.remote.prices import with_litellm_price, with_litellm_prices
 from viaticum.routers.query.fake import FakeRouter
-from viaticum.types import Completion, Message, TokenCount
+from viaticum.types import Completion, Message, ThinkingDelta, TokenCount
 
 CHAT: list[Message] = [{"role": "user", "content": "hello big world"}]
 TOOL = {
@@ -444,9 +444,13 @@ def test_an_early_end_never_posts_more_than_was_held(server: OpenAIServer, ledge
 
 def test_reasoning_and_tool_calls_of_an_early_end_are_charged(server: OpenAIServer, ledger: Ledger) -> None:
     model, _ = model_for(server)
-    server.script = ["thinks"]
+    server.thought = "let me think"
     events = calls_of(ledger, model).stream("b", "k", "far", CHAT, Generation(50))
-    assert next(events) == "you "
+    assert [next(events) for _ in range(4)][1:] == [
+        ThinkingDelta(" me"),
+        ThinkingDelta(" think"),
+        "you ",
+    ]
     events.close()  # type: ignore[attr-defined]
     (posted,) = [entry for entry in ledger.entries("b") if entry.kind == "post"]
     assert posted.usage["far"].output_tokens == len("you let me think")

@@ -120,8 +120,6 @@ class OpenAIServer:
             yield event({"role": "assistant", "content": ""})
             if behaviour == "break at once":
                 raise ConnectionError("the server breaks off before its first word")
-            if thoughts := behaviour == "thinks":
-                yield event({"reasoning_content": "let me think"})
             for part in self.cut(self.field_thought):
                 yield event({self.thought_as: self.thought_value(part)})
             for index, word in enumerate(self.cut(message["content"] or "")):
@@ -143,7 +141,6 @@ class OpenAIServer:
                     await asyncio.sleep(self.pause)
                     part = {"index": index, "function": {"arguments": arguments[start : start + 5]}}
                     yield event({"tool_calls": [part]})
-            assert not thoughts or finish
             yield event({}, finish)
             if usage and (body.get("stream_options") or {}).get("include_usage"):
                 chunk = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
