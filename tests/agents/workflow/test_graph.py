@@ -58,6 +58,7 @@ def test_question_in_answer_out(ledger: Ledger) -> None:
     assert set(answer) == {
         "value",
         "text",
+        "thinking",
         "reason",
         "pair",
         "routes",
