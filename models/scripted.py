@@ -1,6 +1,7 @@
 """A model with scripted answers, for tests of an app offline, without weights or keys.
 
-A `ScriptedModel` runs through the same workflow, ledger and APIs as any other model. One token is one word.
+A `ScriptedModel` runs through the same workflow, ledger and APIs as any other model. One token is one word. A
+text that begins with a thought, as in "<think>2 + 2</think> The answer is 4.", is split as a real model's is.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import InputError, PromptTooLong
-from viaticum.models.base import Generation, Model
-from viaticum.types import Completion, FinishReason, Message, TokenCount, Usage
+from viaticum.models.base import Generation, Model, StreamPiece
+from viaticum.stop_strings import StopStrings
+from viaticum.thinking import Piece, ThinkingSplitter
+from viaticum.types import Completion, FinishReason, Message, ThinkingDelta, TokenCount, Usage
 
 Script = str | BaseException | Sequence[str | BaseException] | Callable[[Sequence[Message], Generation], str]
 
@@ -81,19 +84,39 @@ class ScriptedModel(Model):
     def count(self, text: str) -> int:
         return len(text.split())
 
-    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[str | Completion]:
+    def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[StreamPiece]:
         started = time.perf_counter()
         if generation.extra:
             raise InputError(
                 f"{self.name} says what its script says and cannot do: {', '.join(generation.extra)}"
             )
-        text, finish_reason = self._cut(self._text(messages, generation), generation)
-        for position, word in enumerate(text.split(" ")):
+        script = self._text(messages, generation)
+        words = script.split(" ")
+        finish_reason: FinishReason = "stop"
+        if len(script.split()) > generation.max_new_tokens:
+            words, finish_reason = words[: generation.max_new_tokens], "length"
+        splitter, stops = ThinkingSplitter(self.spec.thinking_format), StopStrings(generation.stop)
+        text: list[str] = []
+        reasoning = 0
+        for position, word in enumerate(words):
             if self.pause:
                 time.sleep(self.pause)
-            yield word if position == 0 else f" {word}"
-        usage = {self.name: TokenCount(_count_words(messages), len(text.split()))}
-        yield Completion(text, Usage(usage, time.perf_counter() - started), finish_reason)
+            began_inside = splitter.inside
+            pieces = splitter.push(word if position == 0 else f" {word}")
+            reasoning += len(word.split()) * (began_inside or splitter.inside)
+            yield from _shown(pieces, stops, text)
+            if stops.stopped:
+                finish_reason = "stop"
+                break
+        yield from _shown(splitter.finish(ended=finish_reason == "stop"), stops, text)
+        if rest := stops.finish():
+            text.append(rest)
+            yield rest
+        whole = "".join(text)
+        reasoning = reasoning if splitter.thinking else 0
+        count = TokenCount(_count_words(messages), reasoning + len(whole.split()), reasoning_tokens=reasoning)
+        usage = Usage({self.name: count}, time.perf_counter() - started)
+        yield Completion(whole, usage, finish_reason, thinking=splitter.thinking)
 
     def _text(self, messages: Sequence[Message], generation: Generation) -> str:
         with self._lock:
@@ -108,15 +131,15 @@ class ScriptedModel(Model):
             raise script
         return script
 
-    @staticmethod
-    def _cut(text: str, generation: Generation) -> tuple[str, FinishReason]:
-        """The text up to the first stop string and `max_new_tokens` words, and its finish reason."""
-        stops = [index for stop in generation.stop if (index := text.find(stop)) >= 0]
-        text = text[: min(stops, default=len(text))]
-        words = text.split(" ")
-        if len(text.split()) > generation.max_new_tokens:
-            return " ".join(words[: generation.max_new_tokens]), "length"
-        return text, "stop"
+
+def _shown(pieces: Sequence[Piece], stops: StopStrings, text: list[str]) -> Iterator[Piece]:
+    """The pieces up to a stop string, of which the text is appended to `text`."""
+    for piece in pieces:
+        shown = piece if isinstance(piece, ThinkingDelta) else stops.push(piece)
+        if isinstance(shown, str):
+            text.append(shown)
+        if shown:
+            yield shown
 
 
 def _count_words(messages: Sequence[Message]) -> int:

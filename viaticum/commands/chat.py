@@ -1,6 +1,7 @@
 """`viaticum chat`: a conversation on the terminal or from a pipe, each turn within the budget.
 
-The model's text is streamed to stdout; prompts, costs and errors go to stderr.
+The text of the model is streamed to stdout; thoughts, prompts, costs and errors go to stderr. Later turns do
+not send thoughts back.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import typer
 
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.serve import Folder
+from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
 from viaticum.errors import ViaticumError
 from viaticum.generation import GenerationSettings
 from viaticum.money import format_usd
 from viaticum.signals import SignalHandler
-from viaticum.types import Message
+from viaticum.types import Message, ThinkingDelta
 
 if TYPE_CHECKING:
     from viaticum.agents.client import Viaticum
@@ -45,6 +47,7 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(help="New tokens of an answer at most.", min=1)] = None,
     catalogue: CatalogueFile = None,
     folder: Folder = None,
+    show_thinking: ShowThinking = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a turn, on stdout.")] = False,
 ) -> None:
     """Chat with a model within a budget.
@@ -58,7 +61,9 @@ def chat(
         dollars, budget_name=budget_name, policy=policy, router=router, catalogue=catalogue, folder=folder
     ) as client:
         check_name(client, model)
-        conversation = _Conversation(client, model, system, max_tokens, as_json)
+        conversation = _Conversation(
+            client, model, system, max_tokens, as_json, ThoughtPrinter(show_thinking)
+        )
         if sys.stdin.isatty():
             sys.stderr.write(f"{model}, {_left(client)}. {HELP}\n")
         failed = False
@@ -74,8 +79,15 @@ class _Conversation:
     """The messages so far. A turn that failed or was stopped is dropped."""
 
     def __init__(
-        self, client: Viaticum, model: str, system: str | None, max_tokens: int | None, as_json: bool
+        self,
+        client: Viaticum,
+        model: str,
+        system: str | None,
+        max_tokens: int | None,
+        as_json: bool,
+        thoughts: ThoughtPrinter,
     ) -> None:
+        self._thoughts = thoughts
         self._client, self._model, self._max_tokens, self._as_json = client, model, max_tokens, as_json
         self._first_messages: list[Message] = [{"role": "system", "content": system}] if system else []
         self._messages = list(self._first_messages)
@@ -102,9 +114,11 @@ class _Conversation:
         try:
             finished = self._answer(messages)
         except ViaticumError as error:
+            self._thoughts.end()
             self._print(f"error: {error}")
             return False
         except CallerGone:
+            self._thoughts.end()
             self._print("\nstopped; what was written is paid for")
             return True
         self._messages = [*messages, {"role": "assistant", "content": finished.text}]
@@ -112,6 +126,7 @@ class _Conversation:
         if self._as_json:
             payload = {
                 "text": finished.text,
+                "thinking": finished.thinking,
                 "answer": finished.answer,
                 "routes": finished.routes,
                 "cost_nanousd": finished.cost,
@@ -143,8 +158,12 @@ class _Conversation:
             for event in events:
                 token.wait()
                 if isinstance(event, CompletionFinished):
+                    self._thoughts.end()
                     return event
-                if isinstance(event, str) and not self._as_json:
+                if isinstance(event, ThinkingDelta):
+                    self._thoughts.thought(event.text)
+                if isinstance(event, str) and event and not self._as_json:
+                    self._thoughts.end()
                     sys.stdout.write(event)
                     sys.stdout.flush()
         raise AssertionError("a stream ends with CompletionFinished")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from viaticum.commands.models import CatalogueFile, JsonFlag
+from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
 from viaticum.money import format_usd
 from viaticum.types import Answer
 
@@ -20,13 +21,15 @@ def solve(
     dollars: Annotated[str | None, typer.Option("--budget", help="Dollars this may cost at most.")] = None,
     policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
     router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
+    show_thinking: ShowThinking = None,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
     """Answer one question within a budget."""
     from viaticum.agents.client import Viaticum
-    from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, TriedAgain
+    from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, ThinkingPiece, TriedAgain
 
+    show = ThoughtPrinter(show_thinking)
     with Viaticum(budget=dollars, policy=policy, catalogue=catalogue, router=router) as client:
         for event in client.stream(question):
             if isinstance(event, Answer):
@@ -39,10 +42,14 @@ def solve(
                 row = event.route.row
                 costs = f"{format_usd(row.cost_p50)} expected, {format_usd(row.cost_p90)} at p90"
                 sys.stderr.write(f"{event.route.pair}: {event.route.why}; {costs}\n")
+            elif isinstance(event, ThinkingPiece):
+                show.thought(event.text)
             elif isinstance(event, TextPiece):
+                show.end()
                 sys.stderr.write(event.text)
                 sys.stderr.flush()
             elif isinstance(event, CallSettled | TriedAgain):
+                show.end()
                 sys.stderr.write("\n")
 
 
@@ -50,6 +57,8 @@ def _answer_json(answer: Answer) -> dict[str, Any]:
     last = answer.routes[-1]
     return {
         "answer": answer.value,
+        "text": answer.text,
+        "thinking": answer.thinking,
         "model": last.pair.model,
         "strategy": last.pair.strategy,
         "route": asdict(last.row) | {"pair": str(last.pair), "why": last.why},

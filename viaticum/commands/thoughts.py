@@ -1,0 +1,40 @@
+"""Thoughts on a terminal: dimmed, on stderr, apart from the answer."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+ShowThinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--thinking/--hide-thinking",
+        help="Show what the model thinks on stderr, dimmed on a terminal. By default on a terminal alone.",
+        show_default=False,
+    ),
+]
+DIM, RESET = "\x1b[2m", "\x1b[0m"
+
+
+class ThoughtPrinter:
+    """Writes the pieces of thoughts to stderr. show: None for a terminal alone."""
+
+    def __init__(self, show: bool | None) -> None:
+        terminal = sys.stderr.isatty()
+        self._show = terminal if show is None else show
+        self._dim, self._reset = (DIM, RESET) if terminal else ("", "")
+        self._open = False
+
+    def thought(self, text: str) -> None:
+        if self._show:
+            sys.stderr.write(text if self._open else self._dim + text)
+            sys.stderr.flush()
+            self._open = True
+
+    def end(self) -> None:
+        """End a thought before something else is written."""
+        if self._open:
+            sys.stderr.write(f"{self._reset}\n\n")
+            self._open = False
