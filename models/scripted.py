@@ -97,14 +97,10 @@ class ScriptedModel(Model):
             words, finish_reason = words[: generation.max_new_tokens], "length"
         splitter, stops = ThinkingSplitter(self.spec.thinking_format), StopStrings(generation.stop)
         text: list[str] = []
-        reasoning = 0
         for position, word in enumerate(words):
             if self.pause:
                 time.sleep(self.pause)
-            began_inside = splitter.inside
-            pieces = splitter.push(word if position == 0 else f" {word}")
-            reasoning += len(word.split()) * (began_inside or splitter.inside)
-            yield from _shown(pieces, stops, text)
+            yield from _shown(splitter.push(word if position == 0 else f" {word}"), stops, text)
             if stops.stopped:
                 finish_reason = "stop"
                 break
@@ -113,7 +109,7 @@ class ScriptedModel(Model):
             text.append(rest)
             yield rest
         whole = "".join(text)
-        reasoning = reasoning if splitter.thinking else 0
+        reasoning = len(splitter.thinking.split())
         count = TokenCount(_count_words(messages), reasoning + len(whole.split()), reasoning_tokens=reasoning)
         usage = Usage({self.name: count}, time.perf_counter() - started)
         yield Completion(whole, usage, finish_reason, thinking=splitter.thinking)

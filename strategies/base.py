@@ -219,6 +219,10 @@ def read_text(completion: Completion, query: Query) -> Reading:
     value = read_answer(completion.text, query.kind, marked_only=is_truncated(completion))
     if value is not None:
         return Reading(value)
+    if completion.thinking and not completion.text.strip():
+        return Reading(
+            None, f"nothing follows the thought (finish reason {completion.finish_reason}); allow more tokens"
+        )
     if is_truncated(completion):
         return Reading(
             None, f"the text ended before a final answer (finish reason {completion.finish_reason})"
