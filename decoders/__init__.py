@@ -11,7 +11,7 @@ from viaticum.decoders.load import load_runner
 from viaticum.decoders.loop import LoopGuard
 from viaticum.decoders.memory import free_bytes, plan_slots
 from viaticum.decoders.mixed import MixedDecoder
-from viaticum.decoders.request import Event, Request, Result, Sampling
+from viaticum.decoders.request import Event, Request, Result, Sampling, ThinkingLimit
 from viaticum.decoders.runner import Runner, RunnerOutput
 from viaticum.decoders.stats import CallStats, Stats
 
@@ -28,6 +28,7 @@ __all__ = [
     "RunnerOutput",
     "Sampling",
     "Stats",
+    "ThinkingLimit",
     "free_bytes",
     "load_runner",
     "plan_slots",

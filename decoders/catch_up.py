@@ -46,13 +46,10 @@ def catch_up(
             stats.tokens += _prefill(
                 runner, model, [each for each in sequences if model not in each.prefilled]
             )
-            lengths = [
-                len(each.tokens) if model == LARGE else len(each.tokens_with_draft) for each in sequences
-            ]
+            lengths = [len(each.tokens) if model == LARGE else each.length_with_draft for each in sequences]
             new = [_unread(runner, each, length) for each, length in zip(sequences, lengths, strict=True)]
             keep = [
-                len(each.tokens_with_draft) - length + 1
-                for each, length in zip(sequences, lengths, strict=True)
+                each.length_with_draft - length + 1 for each, length in zip(sequences, lengths, strict=True)
             ]
             output = runner.forward([each.slot for each in sequences], new, keep, hidden=hidden)
         except ModelError as error:
@@ -71,9 +68,9 @@ def _prefill(runner: Runner, model: int, sequences: list[SequenceState]) -> int:
     prefix = _shared_prefix([each.tokens for each in sequences])
     read = 0
     for sequence in sequences:
-        runner.reuse_prefix(sequence.slot, sequence.tokens_with_draft)
+        runner.reuse_prefix(sequence.slot, sequence.unread(0))
         sequence.prefilled.add(model)
-        if not runner.has_stable_keys(len(sequence.tokens_with_draft)):
+        if not runner.has_stable_keys(sequence.length_with_draft):
             continue  # its prefix is read with the rest
         if new := prefix[len(runner.cached_tokens[sequence.slot]) :]:
             runner.forward([sequence.slot], [new])
@@ -84,15 +81,15 @@ def _prefill(runner: Runner, model: int, sequences: list[SequenceState]) -> int:
 def _unread(runner: Runner, sequence: SequenceState, length: int) -> list[int]:
     """Tokens to read for the logits after the first `length` tokens and after each later one."""
     runner.truncate(sequence.slot, length - 1)  # token `length` is read again if its logits were not used
-    return sequence.tokens_with_draft[len(runner.cached_tokens[sequence.slot]) :]
+    return sequence.unread(len(runner.cached_tokens[sequence.slot]))
 
 
 def _largest_consumer(runner: Runner, sequences: list[SequenceState]) -> SequenceState:
     """The sequence to fail out of memory: the longest if the cache has to grow, else what reads most."""
-    longest = max(sequences, key=lambda each: len(each.tokens_with_draft))
-    if len(longest.tokens_with_draft) > runner.capacity:
+    longest = max(sequences, key=lambda each: each.length_with_draft)
+    if longest.length_with_draft > runner.capacity:
         return longest
-    return max(sequences, key=lambda each: len(each.tokens_with_draft) - len(runner.cached_tokens[each.slot]))
+    return max(sequences, key=lambda each: each.length_with_draft - len(runner.cached_tokens[each.slot]))
 
 
 def _shared_prefix(prompts: list[list[int]]) -> list[int]:

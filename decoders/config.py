@@ -104,6 +104,10 @@ class DecoderConfig:
         if lowest < 0 or highest >= vocabulary:
             token = lowest if lowest < 0 else highest
             raise InputError(f"the prompt has a token {token}; tokens are 0 to {vocabulary - 1}")
+        limit = request.thinking_limit
+        forced = (*limit.close_ids, *limit.empty_ids) if limit else ()
+        if any(not 0 <= token < vocabulary for token in forced):
+            raise InputError(f"a closing tag of tokens {forced}; tokens are 0 to {vocabulary - 1}")
         if len(request.prompt) + request.max_new_tokens > self.context:
             raise PromptTooLong(
                 f"a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new ones do not fit "

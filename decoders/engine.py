@@ -160,6 +160,8 @@ class Engine:
             sequence.active_model = SMALL if self.config.router.starts_small and self._has_small else LARGE
             sequence.slot = self._slots.allocate(free, request.prompt)
             self._active.append(sequence)
+            sequence.close_if_no_budget()
+            self._force_close(sequence)
             self._plan_draft(sequence)
         if self._waiting and not self._active:
             raise ModelError("every slot is in use by other texts; end them, or give the runner more")
@@ -236,12 +238,12 @@ class Engine:
             or not unbiased
         ):
             return
-        if sequence.remaining < 2:  # the large model decodes the last token itself
+        if sequence.room < 2:  # the large model decodes the last token itself
             sequence.clear_draft()
         elif not self.config.router.multi_token_handoff or self._ends_with_stop(sequence.draft):
             sequence.draft_target = len(sequence.draft)
         else:
-            sequence.draft_target = sequence.draft_length.choose(len(sequence.draft), sequence.remaining - 1)
+            sequence.draft_target = sequence.draft_length.choose(len(sequence.draft), sequence.room - 1)
 
     def _ends_with_stop(self, tokens: list[int]) -> bool:
         return bool(tokens) and tokens[-1] in self.config.stop_ids
@@ -299,15 +301,18 @@ class Engine:
             self._retry_without_draft(sequence)
             return
         for token, _, token_entropy, took, *back in verified:
+            index = base + made
             made += 1
-            accepted += bool(took)
             self._append(sequence, int(token), LARGE, token_entropy, bool(took))
+            if sequence.is_forced(index):  # in place of the token
+                break
+            accepted += bool(took)
             if sequence.finished:
                 break
             if back and back[0]:
                 sequence.active_model = SMALL
                 break
-            if not took:
+            if not took or len(sequence.tokens) > index + 1:  # a closing tag was forced after it
                 break
         self.stats.drafted += drafted
         self.stats.accepted += accepted
@@ -353,12 +358,21 @@ class Engine:
         """Append a token to its sequence, emit its event, and end the sequence if it ends there."""
         is_stop = token in self.config.stop_ids
         shown, reason = sequence.append(token, model, token_entropy, accepted, is_stop)
-        if reason is None:
-            self._events.append(
-                Event(sequence.index, token, self.config.names[model], shown.text, thinking=shown.thinking)
-            )
-        else:
+        if reason is not None:
             self._finish(sequence, reason, token, model, shown)
+            return
+        if sequence.closing != "stop":  # else the token was not appended
+            self._emit(sequence, token, model, shown)
+        self._force_close(sequence)
+
+    def _force_close(self, sequence: SequenceState) -> None:
+        """Write the closing tag of a thought that has to end; both models read it like a prompt."""
+        for token, shown in sequence.force_close():
+            self._emit(sequence, token, sequence.active_model, shown)
+
+    def _emit(self, sequence: SequenceState, token: int, model: int, shown: Shown) -> None:
+        name = self.config.names[model]
+        self._events.append(Event(sequence.index, token, name, shown.text, thinking=shown.thinking))
 
     def _finish(
         self,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from viaticum.errors import InputError, ModelError
 from viaticum.thinking import PLAIN, ThinkingFormat
 from viaticum.types import FinishReason, TokenCount, Trace
+
+ThoughtEnd = Literal["model", "budget", "stop", "loop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,7 @@ class Sampling:
         top_p: probability of the nucleus; 1 keeps every token.
         top_k: tokens that are kept; 0 keeps every token.
         seed: any integer; the same seed gives the same text, whatever else is in the batch.
+        min_p: tokens less probable than this times the most probable one are dropped; 0 drops none.
 
     Raises:
         InputError: a value out of range.
@@ -29,6 +33,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -37,6 +42,41 @@ class Sampling:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.top_k < 0:
             raise InputError(f"top_k must be 0 or more, got {self.top_k}")
+        if not 0 <= self.min_p <= 1:
+            raise InputError(f"min_p must be between 0 and 1, got {self.min_p}")
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingLimit:
+    """How long the thought before an answer may be, and how it is closed.
+
+    The closing tag is forced, as output tokens of the active model, once the budget is used up, in place of a
+    stop id inside the thought, and when the thought loops.
+
+    Args:
+        close_ids: tokens that close the thought; their text has to contain its closing tag.
+        budget: most tokens of thought before the closing tag is forced; None: no limit.
+        empty_ids: tokens of an empty thought, written first if the budget is 0 and the prompt does not end
+            inside a thought; none: nothing is forced then.
+        answer: output tokens to leave for the answer: the thought is closed earlier than its budget says
+            where `max_new_tokens` would leave fewer.
+
+    Raises:
+        InputError: no `close_ids`, or a negative number.
+    """
+
+    close_ids: tuple[int, ...]
+    budget: int | None = None
+    empty_ids: tuple[int, ...] = ()
+    answer: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.close_ids:
+            raise InputError("a thought is closed by at least one token; give close_ids")
+        if (self.budget is not None and self.budget < 0) or self.answer < 0:
+            raise InputError(
+                f"a thinking budget and its answer are 0 tokens or more, got {self.budget} and {self.answer}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +90,7 @@ class Request:
         stop: strings that end the text and are cut from it; not looked for in the thought.
         thinking: the tags around the thought; by default the text is not split.
         inside_thought: whether the prompt ends inside a thought; None if that is not known.
+        thinking_limit: how long the thought may be, and how it is closed; None: nothing is forced.
 
     Raises:
         InputError: an empty prompt, a length below 1 or an empty stop string.
@@ -61,6 +102,7 @@ class Request:
     stop: tuple[str, ...] = ()
     thinking: ThinkingFormat = PLAIN
     inside_thought: bool | None = None
+    thinking_limit: ThinkingLimit | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -81,11 +123,14 @@ class Result:
             "error".
         trace: output tokens, and which model made each.
         usage: by model that was called: prompt tokens, and output tokens that it made. An accepted draft
-            token counts for the large model. Rejected draft tokens and repeated reads are in the decoder's
-            stats, not here. Tokens of the thought, its tags among them, are reasoning tokens.
+            token counts for the large model, a forced token for the active one. Rejected draft tokens and
+            repeated reads are in the decoder's stats, not here. Tokens of the thought, its tags among them,
+            are reasoning tokens.
         seconds: from admission to the end.
         error: why, if the finish reason is "error".
         thinking: the thought, without tags.
+        thought_closed_by: "model", or why the closing tag of the last thought was forced: "budget", "stop" (a
+            stop id inside the thought) or "loop"; None if there was no thought or it was not closed.
     """
 
     text: str
@@ -95,6 +140,7 @@ class Result:
     seconds: float
     error: ModelError | None = None
     thinking: str = ""
+    thought_closed_by: ThoughtEnd | None = None
 
 
 @dataclass(frozen=True, slots=True)

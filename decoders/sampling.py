@@ -1,10 +1,12 @@
-"""Sample tokens from logits: greedy, or temperature, top-k and top-p, with a seed per request.
+"""Sample tokens from logits: greedy, or temperature, top-k, top-p and min-p, with a seed per request.
 
 All rows of a step at once, on the device of the logits. A row's random number is a hash of its seed, its
 position in the sequence and its purpose, so that it depends neither on the other rows nor on earlier draws.
 Nucleus sampling follows Holtzman et al. (arXiv 1904.09751): the smallest set of most likely tokens whose
 probability reaches top_p. Tokens that tie with the least likely one of the set stay too, as with top-k, so
-that no order among ties is needed. Leaves out models, and requests beyond their `Sampling`.
+that no order among ties is needed. Min-p (arXiv 2407.01082) keeps tokens at least `min_p` times as probable
+as the most probable one; it comes last, as in transformers. Leaves out models, and requests beyond their
+`Sampling`.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ def distributions(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     probabilities = torch.softmax(scaled, -1)
     if any(sampling.top_p < 1 for sampling in samplings):
         probabilities = _nucleus(probabilities, [sampling.top_p for sampling in samplings])
+    if any(sampling.min_p > 0 for sampling in samplings):
+        probabilities = _drop_improbable(probabilities, [sampling.min_p for sampling in samplings])
     if any(sampling.temperature == 0 for sampling in samplings):
         greedy = torch.tensor([s.temperature == 0 for s in samplings], device=logits.device)[:, None]
         one_hot = torch.nn.functional.one_hot(argmax_token(logits), size).to(probabilities.dtype)
@@ -71,6 +75,14 @@ def _nucleus(probabilities: Tensor, top_p: list[float]) -> Tensor:
     floor = ordered.gather(-1, inside - 1).masked_fill(share >= 1, 0.0)
     nucleus = probabilities.masked_fill(probabilities < floor, 0.0)
     return torch.where(share < 1, nucleus / nucleus.sum(-1, keepdim=True), probabilities)
+
+
+def _drop_improbable(probabilities: Tensor, min_p: list[float]) -> Tensor:
+    """Zero what is less probable than each row's share of its maximum; rows with min_p 0 are unchanged."""
+    share = torch.tensor(min_p, device=probabilities.device)[:, None]
+    floor = share * probabilities.amax(-1, keepdim=True)
+    kept = probabilities.masked_fill(probabilities < floor, 0.0)
+    return torch.where(share > 0, kept / kept.sum(-1, keepdim=True), probabilities)
 
 
 def sample_index(weights: Tensor, uniforms: Sequence[float]) -> Tensor:

@@ -10,10 +10,11 @@ import time
 from torch import Tensor
 
 from viaticum.decoders.loop import LoopGuard
-from viaticum.decoders.request import Request, Result
+from viaticum.decoders.request import Request, Result, ThoughtEnd
 from viaticum.decoders.sampling import uniform
 from viaticum.decoders.speculate import DraftLength
 from viaticum.decoders.text import NOTHING_SHOWN, Shown, TextStream, Tokenizer
+from viaticum.decoders.thinking import ThoughtBudget
 from viaticum.errors import ModelError
 from viaticum.thinking import ThinkingSplitter
 from viaticum.types import FinishReason, TokenCount, Trace
@@ -26,7 +27,8 @@ class SequenceState:
     """A sequence of prompt and output tokens.
 
     `active_model` (SMALL or LARGE) decodes the next token. `draft` are tokens that the small model proposes
-    to follow; the large one verifies them once there are `draft_target` of them.
+    to follow; the large one verifies them once there are `draft_target` of them. `closing` says why the
+    closing tag of the thought has to be forced next, if it has to.
     """
 
     def __init__(
@@ -57,6 +59,11 @@ class SequenceState:
         splitter = ThinkingSplitter(request.thinking, request.inside_thought)
         self._stream = TextStream(tokenizer, request.stop, splitter)
         self._thought = [0, 0]  # tokens of the thought by model that made them
+        self.closing: ThoughtEnd | None = None
+        limit = request.thinking_limit
+        self._budget = ThoughtBudget(limit, request.max_new_tokens) if limit else None
+        self._forced: list[bool] = []  # stays empty without a limit
+        self._guard = guard
         self._loop = guard.detector() if guard else None
         self.started_at = time.perf_counter()
 
@@ -66,12 +73,24 @@ class SequenceState:
         return self.request.max_new_tokens - len(self.made_by)
 
     @property
+    def room(self) -> int:
+        """Tokens that may still be decoded before the sequence ends or its thought is closed."""
+        left = self._budget_left()
+        return self.remaining if left is None else min(left, self.remaining)
+
+    @property
     def drafting(self) -> bool:
         return self.active_model == LARGE and len(self.draft) < self.draft_target
 
     @property
-    def tokens_with_draft(self) -> list[int]:
-        return self.tokens + self.draft
+    def length_with_draft(self) -> int:
+        return len(self.tokens) + len(self.draft)
+
+    def unread(self, read: int) -> list[int]:
+        """The tokens and draft tokens beyond the first `read`."""
+        if read >= len(self.tokens):
+            return self.draft[read - len(self.tokens) :]
+        return self.tokens[read:] + self.draft
 
     def uniform(self, purpose: int, ahead: int = 0) -> float:
         """The random number in [0, 1) for the position `ahead` tokens after the next one; 0 if greedy."""
@@ -102,22 +121,81 @@ class SequenceState:
         Returns:
             What may be shown, and the finish reason if this was the last token.
         """
+        inside, budget = self._stream.inside_thought, self._budget
+        if is_stop and inside and budget and budget.can_close(len(self.made_by)):
+            self.closing = "stop"  # in place of the token
+            return NOTHING_SHOWN, None
+        self._record(token, model, entropy, accepted)
+        shown = NOTHING_SHOWN if is_stop else self._push(token, model)
+        if inside and budget and not self._stream.inside_thought:
+            budget.closed_by = "model"
+        if is_stop or self._stream.stopped:
+            return shown, "stop"
+        if self.remaining <= 0:
+            return shown, "length"
+        loops = self._loop is not None and self._loop.push(token)
+        if self._stream.inside_thought and budget and budget.can_close(len(self.made_by)):
+            if loops:
+                self.closing = "loop"
+            elif self._budget_left() == 0:
+                self.closing = "budget"
+            return shown, None
+        return shown, "loop" if loops else None
+
+    def force_close(self) -> list[tuple[int, Shown]]:
+        """Write the closing tag of a thought that has to end, as tokens of the active model.
+
+        Returns:
+            Its tokens, and what may be shown after each; none if the thought goes on.
+        """
+        if self._budget is None or self.closing is None:
+            return []
+        ids = self._budget.limit.close_ids if self._stream.inside_thought else self._budget.limit.empty_ids
+        self._budget.closed_by, self.closing = self.closing, None
+        self.score = NO_SCORE
+        self._loop = self._guard.detector() if self._guard else None
+        written = []
+        for token in ids:
+            self._record(token, self.active_model, float("nan"), accepted=False, forced=True)
+            written.append((token, self._push(token, self.active_model, forced=True)))
+        return written
+
+    def close_if_no_budget(self) -> None:
+        """Have the thought closed before the first token if its budget is 0."""
+        if self._budget and self._budget.first_ids(self._stream.inside_thought):
+            self.closing = "budget"
+
+    def is_forced(self, index: int) -> bool:
+        """Whether the token at `index` of `tokens` was forced."""
+        return bool(self._forced) and self._forced[index - len(self.request.prompt)]
+
+    def _budget_left(self) -> int | None:
+        """Tokens that the open thought may still have; None if none is open, or it has no limit."""
+        if self._budget is None or not self._stream.inside_thought:
+            return None
+        return self._budget.left(len(self.made_by))
+
+    def _record(
+        self, token: int, model: int, entropy: float, accepted: bool, *, forced: bool = False
+    ) -> None:
         self.tokens.append(token)
         self.made_by.append(model)
         self.entropies.append(entropy)
         self.accepted.append(accepted)
         self.scores.append(self.score)
+        if self._budget:
+            self._forced.append(forced)
         self.score, self.proposal_dropped = NO_SCORE, False
-        began_inside = self._stream.inside_thought
-        shown = NOTHING_SHOWN if is_stop else self._stream.push(token)
-        self._thought[model] += began_inside or self._stream.inside_thought
-        if is_stop or self._stream.stopped:
-            return shown, "stop"
-        if self.remaining <= 0:
-            return shown, "length"
-        if self._loop is not None and self._loop.push(token):
-            return shown, "loop"
-        return shown, None
+
+    def _push(self, token: int, model: int, *, forced: bool = False) -> Shown:
+        """Add the text of a token, and count it if it belongs to a thought."""
+        inside = self._stream.inside_thought
+        shown = self._stream.push(token)
+        if inside or self._stream.inside_thought:
+            self._thought[model] += 1
+            if self._budget and not forced:
+                self._budget.used += 1
+        return shown
 
     def finish(
         self, reason: FinishReason, names: tuple[str, str], error: ModelError | None
@@ -137,6 +215,7 @@ class SequenceState:
                 tuple(self.entropies),
                 tuple(self.accepted),
                 tuple(self.scores) if any(score == score for score in self.scores) else (),
+                tuple(self._forced) if any(self._forced) else (),
             ),
             usage={
                 names[model]: TokenCount(
@@ -149,5 +228,6 @@ class SequenceState:
             seconds=time.perf_counter() - self.started_at,
             error=error,
             thinking=thinking,
+            thought_closed_by=self._budget.closed_by if self._budget else None,
         )
         return rest, result

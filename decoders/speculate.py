@@ -3,8 +3,8 @@
 Verification follows Leviathan et al. (arXiv 2211.17192) and Chen et al. (arXiv 2302.01318). A greedy sequence
 accepts a draft token that is the large model's argmax. A sampled one accepts draft token d with probability
 min(1, p(d) / q(d)) and otherwise samples from max(p - q, 0) / sum(max(p - q, 0)), so that the output follows
-p whatever q was; p and q are the distributions of the large and the small model after temperature, top-k and
-top-p. Leaves out models, caches and text.
+p whatever q was; p and q are the distributions of the large and the small model after temperature, top-k,
+top-p and min-p. Leaves out models, caches and text.
 """
 
 from __future__ import annotations

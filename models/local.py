@@ -17,6 +17,7 @@ from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
 from viaticum.heavy import LOADING
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.batching import BatchScheduler
+from viaticum.models.budget_forcing import opening_ids, thinking_limit
 from viaticum.models.decoding_modes import choose_mode, handoff_stats, known_costs
 from viaticum.models.token_routers import token_router
 from viaticum.types import Completion, Message, ThinkingDelta, TokenCount, Usage
@@ -138,6 +139,13 @@ class LocalModel(Model):
             if not type(error).__module__.startswith("jinja2"):
                 raise
             raise InputError(f"{self.name} cannot read these messages: {error}") from None
+        return ids + opening_ids(self.thinking, self._inside_thought(ids), self._encode)
+
+    def _inside_thought(self, prompt: Sequence[int]) -> bool | None:
+        return self.thinking.inside_after(self.tokenizer.decode(list(prompt[-PROMPT_END:])))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
@@ -157,7 +165,7 @@ class LocalModel(Model):
         return worst
 
     def count(self, text: str) -> int:
-        return len(self.tokenizer.encode(text, add_special_tokens=False))
+        return len(self._encode(text))
 
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[StreamPiece]:
         """As `Model.stream`. Yields empty pieces while it waits, so that a caller can close between them."""
@@ -209,13 +217,21 @@ class LocalModel(Model):
         if unknown := [*generation.extra, *generation.extra_body]:
             raise InputError(f"{self.name} runs locally and cannot do: {', '.join(unknown)}")
         prompt = self.prompt(messages, generation)
+        inside = self._inside_thought(prompt)
         return Request(
             prompt=prompt,
             max_new_tokens=generation.max_new_tokens,
-            sampling=Sampling(generation.temperature, generation.top_p, generation.top_k, generation.seed),
+            sampling=Sampling(
+                generation.temperature,
+                generation.top_p,
+                generation.top_k,
+                generation.seed,
+                generation.min_p,
+            ),
             stop=generation.stop,
             thinking=self.thinking,
-            inside_thought=self.thinking.inside_after(self.tokenizer.decode(prompt[-PROMPT_END:])),
+            inside_thought=inside,
+            thinking_limit=thinking_limit(self.thinking, generation, inside, self._encode),
         )
 
     def _decoder(self, streams: int) -> MixedDecoder:

@@ -1,7 +1,8 @@
 """Strategies by name. The built-in ones are registered here, one line each; `register` adds others.
 
 `self-consistency:cot:5` is the majority vote of five samples of `cot`, and likewise for every registered
-strategy; these are created on demand, and `names` does not list them.
+strategy; `think:512` and `think:2k` are `think` with a budget. These are created on demand, and `names` does
+not list them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from viaticum.strategies.faithful_cot import FaithfulCot
 from viaticum.strategies.least_to_most import LeastToMost
 from viaticum.strategies.pot import Pot
 from viaticum.strategies.self_consistency import SelfConsistency, parse_name
+from viaticum.strategies.think import Think, parse_think
 
 _strategies: dict[str, Strategy] = {}
 
@@ -40,10 +42,13 @@ def get(name: str) -> Strategy:
 
     Raises:
         UnknownName: no such strategy.
-        InputError: self-consistency of a strategy or a number of samples that is not possible.
+        InputError: self-consistency of a strategy or a number of samples that is not possible, or a thinking
+            budget that is too large.
     """
     if name in _strategies:
         return _strategies[name]
+    if (budgeted := parse_think(name)) is not None:
+        return budgeted
     sampled = parse_name(name)
     if sampled is None:
         raise UnknownName("strategy", name, names())
@@ -62,4 +67,5 @@ register(Cod())
 register(Pot())
 register(LeastToMost())
 register(FaithfulCot())
+register(Think())
 register(Chat())

@@ -208,6 +208,7 @@ class Trace:
         accepted: the large model wrote the token by accepting the small one's draft.
         scores: a learned token router's score of the small model's proposal at that position, whether it was
             kept or not; NaN where there was none.
+        forced: neither model chose the token: it closes a thought whose budget was used up.
     """
 
     models: tuple[str, ...]
@@ -216,6 +217,7 @@ class Trace:
     entropies: tuple[float, ...]
     accepted: tuple[bool, ...] = ()
     scores: tuple[float, ...] = ()
+    forced: tuple[bool, ...] = ()
 
     def share(self, model: str) -> float:
         """Fraction of the tokens that `model` wrote; 0.0 for an empty text."""
