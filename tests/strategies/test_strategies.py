@@ -210,7 +210,7 @@ def test_a_user_adds_a_strategy_in_ten_lines() -> None:
     before, added, after = source.partition("class ")
     assert len([line for line in (added + after).splitlines() if line.strip()]) <= 10, before
     exec(source, {"__name__": "example"})
-    assert names() == (*ALL, "chat", "recall")
+    assert names() == (*ALL, "think", "chat", "recall")
     assert get("recall").messages(QUESTION)[-1]["content"] == QUESTION.text
     assert reading("recall", "A bag holds 4.\nThe answer is 12.") == Reading("12")
     assert get("self-consistency:recall:3").samples == 3
