@@ -133,7 +133,7 @@ class SequenceState:
             return shown, "stop"
         if self.remaining <= 0:
             return shown, "length"
-        loops = self._loop is not None and self._loop.push(token)
+        loops = self._loop is not None and self._loop.push(token, thought=self._stream.inside_thought)
         if self._stream.inside_thought and budget and budget.can_close(len(self.made_by)):
             if loops:
                 self.closing = "loop"

@@ -81,11 +81,84 @@ def test_text_that_repeats_itself_is_no_loop() -> None:
 
 def test_a_loop_that_breaks_off_is_no_loop() -> None:
     assert loops_at(([1, 2, 3] * 85) + [4] + ([1, 2, 3] * 85)) is None
-    assert loops_at([*range(65)] * 40) is None, "a period of 65 is longer than the guard looks"
+    assert loops_at([*range(1025)] * 40) is None, "a period of 1025 is longer than the guard looks"
     assert loops_at([*range(65)] * 40, LoopGuard(period=65)) == 520
 
 
-@pytest.mark.parametrize("values", [{"period": 0}, {"repeats": 1}, {"tokens": 1}])
+@pytest.mark.parametrize("period", [65, 100, 257, 700, 1024])
+@pytest.mark.parametrize("before", [0, 50, 9000, 20_000])
+def test_a_loop_of_whole_paragraphs_is_found_soon_after_it_is_one(period: int, before: int) -> None:
+    """Paragraphs that repeat sentences of their own, and begin after thousands of tokens."""
+    rng = random.Random(period)
+    sentence = [rng.randrange(1000) for _ in range(40)]
+    cycle = (sentence + [rng.randrange(1000) for _ in range(9)]) * (period // 49 + 1)
+    cycle = [*cycle[: period - 1], 2000]
+    text = [rng.randrange(1000) for _ in range(before)]
+    found = loops_at(text + cycle * 30)
+    earliest = before + max(1024, 4 * period)
+    assert found is not None
+    assert earliest <= found < earliest + 64
+
+
+def thought_loops_at(tokens: list[int]) -> int | None:
+    watch = LoopGuard().detector()
+    return next((n for n, token in enumerate(tokens, 1) if watch.push(token, thought=True)), None)
+
+
+def test_a_thought_that_says_nothing_new_is_a_loop() -> None:
+    """Sentences again and again in random order: no cycle, and no end."""
+    rng = random.Random(0)
+    sentences = [[rng.randrange(5000) for _ in range(rng.randrange(8, 16))] for _ in range(3)]
+    tokens = [token for _ in range(800) for token in rng.choice(sentences)]
+    assert loops_at(tokens) is None
+    found = thought_loops_at(tokens)
+    assert found is not None
+    assert found < 6000
+    fresh = [rng.randrange(5000) for _ in range(10_000)]
+    assert thought_loops_at(fresh) is None
+    late = thought_loops_at(fresh + tokens)
+    assert late is not None
+    assert late < 16_000
+
+
+def test_long_thoughts_that_repeat_their_phrases_are_no_loops() -> None:
+    """Thousands of tokens, a token a character: checks, arithmetic, code, tables, enumerations."""
+    checks = "".join(
+        f"Wait, let me check {n} again. {n} * 17 = {n * 17}, and {n * 17} mod 23 is {n * 17 % 23}. Hmm, "
+        f"that is {'right' if n % 3 else 'not what I had'}. Wait, no.\n"
+        for n in range(200)
+    )
+    texts = [
+        checks,
+        "".join(f"Case {n}: x = {n}. Then f(x) = {n} + {n} = {2 * n}. OK.\n" for n in range(600)),
+        "".join(f"| {n} | {n % 2} | {n % 3} | {n % 5} | yes | no |\n" for n in range(800)),
+        "".join(f"    if value == {n}:\n        return table[{n}]\n" for n in range(500)),
+        "\n".join(" ".join(format(n, "010b")) for n in range(1024)),
+        "\n".join(" ".join(str((a * b) % 7) for b in range(60)) for a in range(90)),
+        ("def solve(n):\n" + "".join(f"    total += n ** {k}\n" for k in range(40)) + "\nSo:\n") * 3,
+        ", ".join(str(n) for n in range(3000)),
+        "Let me count: " + "".join(f"r{'r' * (n % 9)}, {n}; " for n in range(1500)),
+    ]
+    for text in texts:
+        tokens = [ord(letter) for letter in text]
+        assert loops_at(tokens) is None, text[:40]
+        assert thought_loops_at(tokens) is None, text[:40]
+
+
+def test_the_guard_takes_the_same_memory_for_any_text() -> None:
+    watch = LoopGuard().detector()
+    rng = random.Random(1)
+    sizes = []
+    for n in range(30_001):
+        watch.push(rng.randrange(100_000), thought=True)
+        if n in (10_000, 30_000):
+            sizes.append((len(watch._grams), len(watch._gram_counts), watch._tokens.nbytes))
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize(
+    "values", [{"period": 0}, {"repeats": 1}, {"tokens": 1}, {"long_repeats": 1}, {"stale_tokens": 1}]
+)
 def test_a_guard_that_makes_no_sense(values: dict[str, int]) -> None:
     with pytest.raises(InputError):
         LoopGuard(**values)

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from viaticum.decoders import Sampling
 from viaticum.decoders import sampling as module
@@ -46,6 +47,38 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
 
 def test_top_k_comes_before_top_p() -> None:
     assert probabilities(temperature=1, top_k=2, top_p=0.55) == pytest.approx([1, 0, 0, 0])
+
+
+def test_min_p_keeps_what_is_probable_enough() -> None:
+    assert probabilities(temperature=1, min_p=0.5) == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0])
+    assert probabilities(temperature=1, min_p=1) == pytest.approx([1, 0, 0, 0])
+    with pytest.raises(InputError, match=r"1\.5"):
+        Sampling(min_p=1.5)
+
+
+def test_all_limits_together_are_those_of_transformers() -> None:
+    rng = random.Random(9)
+    logits = torch.randn(40, 60, generator=torch.Generator().manual_seed(2)) * 2
+    samplings = [
+        Sampling(
+            rng.choice([0.3, 0.6, 1, 2]),
+            rng.choice([0.5, 0.95, 1]),
+            rng.choice([0, 5, 20]),
+            min_p=rng.choice([0, 0.01, 0.1, 0.5]),
+        )
+        for _ in range(40)
+    ]
+    together = distributions(logits, samplings)
+    for row, each in enumerate(samplings):
+        scores = TemperatureLogitsWarper(float(each.temperature))(None, logits[row : row + 1])
+        if each.top_k:
+            scores = TopKLogitsWarper(each.top_k)(None, scores)
+        if each.top_p < 1:
+            scores = TopPLogitsWarper(each.top_p)(None, scores)
+        if each.min_p:
+            scores = MinPLogitsWarper(each.min_p)(None, scores)
+        assert torch.allclose(together[row], scores.softmax(-1)[0], atol=1e-6)
+        assert torch.allclose(distributions(logits[row : row + 1], [each])[0], together[row], atol=1e-6)
 
 
 def test_top_p_with_tokens_out_of_order() -> None:
