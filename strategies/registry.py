@@ -17,7 +17,7 @@ from viaticum.strategies.faithful_cot import FaithfulCot
 from viaticum.strategies.least_to_most import LeastToMost
 from viaticum.strategies.pot import Pot
 from viaticum.strategies.self_consistency import SelfConsistency, parse_name
-from viaticum.strategies.think import Think, parse_think
+from viaticum.strategies.think import Think, parse_budget, think_within
 
 _strategies: dict[str, Strategy] = {}
 
@@ -47,8 +47,8 @@ def get(name: str) -> Strategy:
     """
     if name in _strategies:
         return _strategies[name]
-    if (budgeted := parse_think(name)) is not None:
-        return budgeted
+    if (budget := parse_budget(name)) is not None:
+        return think_within(budget)
     sampled = parse_name(name)
     if sampled is None:
         raise UnknownName("strategy", name, names())

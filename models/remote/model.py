@@ -28,6 +28,7 @@ from viaticum.models.remote.errors import retry_after, translate_error, wait_bef
 from viaticum.models.remote.prices import cost_mismatch
 from viaticum.models.remote.rate_limits import ProviderRateLimiter, headers_of
 from viaticum.models.remote.response import PartialResponse, reported_cost
+from viaticum.models.remote.thinking import with_thinking
 from viaticum.thinking import ThinkingSplitter
 from viaticum.types import Completion, Message, TokenCount, Usage
 
@@ -190,7 +191,12 @@ class RemoteModel(Model):
             request |= {"api_base": spec.api_base, "api_key": self._key or _key(spec) or "none"}
         elif (key := self._key or _key(spec)) is not None:
             request["api_key"] = key
-        return request
+        own_server = spec.api_base is not None
+        return with_thinking(request, generation, self._supported_parameters, own_server=own_server)
+
+    @property
+    def _supported_parameters(self) -> list[str]:
+        return load_litellm().get_supported_openai_params(self.spec.litellm_model) or []
 
     def _sampling(self, generation: Generation) -> dict[str, Any]:
         """The sampling parameters that this provider supports."""
@@ -200,12 +206,8 @@ class RemoteModel(Model):
             "top_k": generation.top_k or None,
             "seed": generation.seed,
         }
-        supported = load_litellm().get_supported_openai_params(self.spec.litellm_model) or []
-        return {
-            name: value
-            for name, value in parameters.items()
-            if value is not None and name not in self.spec.omit and (name in supported or name == "top_k")
-        }
+        supported = {*self._supported_parameters, "top_k"} - set(self.spec.omit)
+        return {name: value for name, value in parameters.items() if value is not None and name in supported}
 
 
 class RemoteStream(Iterator[StreamPiece]):

@@ -1,149 +1,96 @@
-"""Remote models that think, through a real LiteLLM: fields, tags, usage, cost, stop strings and cut calls."""
+"""How providers are told a thinking budget or an effort, as arguments of LiteLLM."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, spec_for
 
-from viaticum.agents.workflow.calls import Calls, SettledCall
-from viaticum.budgets import Ledger
-from viaticum.catalogue import Catalogue
+from viaticum.catalogue import ModelSpec
 from viaticum.models.base import Generation
 from viaticum.models.remote.model import RemoteModel
-from viaticum.types import Completion, Message, ThinkingDelta
+from viaticum.models.remote.thinking import thinking_parameters, with_thinking
 
-CHAT: list[Message] = [{"role": "user", "content": "What is 2 + 2?"}]
-THOUGHT = "two and two \n\n make four"
-PROVIDERS = pytest.mark.parametrize("litellm_model", ["openai/fake", "hosted_vllm/fake"])
-STREAMS = pytest.mark.parametrize("streams", [True, False])
+CLAUDE, GEMINI, ROUTED = "anthropic/claude-sonnet-4-5", "gemini/gemini-2.5-flash", "openrouter/qwen/qwq-32b"
 
 
-def ask(
-    server: OpenAIServer, generation: Generation | None = None, **fields: Any
-) -> tuple[str, str, Completion]:
-    """(streamed text, streamed thought, completion)."""
-    model = RemoteModel(spec_for(server, **fields), sleep=lambda _: None)
-    *pieces, completion = model.stream(CHAT, generation or Generation(50))
-    assert isinstance(completion, Completion)
-    text = "".join(piece for piece in pieces if isinstance(piece, str))
-    return text, "".join(piece.text for piece in pieces if isinstance(piece, ThinkingDelta)), completion
+def told(
+    model: str, budget: int | None = None, effort: str | None = None, total: int = 9000
+) -> dict[str, Any]:
+    generation = Generation(total, thinking_budget=budget, reasoning_effort=effort)
+    return thinking_parameters(model, generation, own_server=False)
 
 
-def check(got: tuple[str, str, Completion], text: str, thinking: str) -> None:
-    assert (got[0], got[1]) == (text, thinking)
-    assert (got[2].text, got[2].thinking) == (text, thinking)
+@pytest.mark.parametrize(
+    ("model", "budget", "expected"),
+    [
+        (GEMINI, 512, {"thinking": {"type": "enabled", "budget_tokens": 512}}),
+        (GEMINI, 0, {"thinking": {"type": "enabled", "budget_tokens": 0}}),
+        (CLAUDE, 0, {"thinking": {"type": "disabled"}}),
+        (ROUTED, 2048, {"extra_body": {"reasoning": {"max_tokens": 2048}}}),
+        (ROUTED, 0, {"extra_body": {"reasoning": {"enabled": False}}}),
+        ("openai/o3", 512, {"reasoning_effort": "low"}),
+        ("openai/o3", 2048, {"reasoning_effort": "medium"}),
+        ("openai/o3", 8192, {"reasoning_effort": "high"}),
+        ("openai/o3", 0, {"reasoning_effort": "low"}),
+        ("openai/gpt-5-mini", 0, {"reasoning_effort": "minimal"}),
+        ("openai/gpt-5.1", 0, {"reasoning_effort": "none"}),
+        ("openai/o3", None, {}),
+        (CLAUDE, None, {}),
+    ],
+)
+def test_a_budget_by_provider(model: str, budget: int | None, expected: dict[str, Any]) -> None:
+    assert told(model, budget) == expected
 
 
-@PROVIDERS
-@STREAMS
-@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking_blocks", "reasoning_details"])
-def test_a_thought_in_a_field_of_its_own(
-    server: OpenAIServer, litellm_model: str, streams: bool, name: str
-) -> None:
-    if streams and name in ("thinking_blocks", "reasoning_details"):
-        pytest.skip(
-            "LiteLLM drops the chunks of these fields; providers stream one of the others beside them"
+@pytest.mark.parametrize(
+    ("budget", "total", "tokens"),
+    [(512, 9000, 1024), (8192, 9000, 8192), (8192, 4000, 3999), (512, 1000, None)],
+)
+def test_anthropic_gets_a_budget_it_takes(budget: int, total: int, tokens: int | None) -> None:
+    """At least 1024 and below max_tokens; without sampling settings, which it refuses beside a thought."""
+    parameters = told(CLAUDE, budget, total=total)
+    if tokens is None:
+        assert parameters == {"thinking": {"type": "disabled"}}
+    else:
+        assert parameters["thinking"] == {"type": "enabled", "budget_tokens": tokens}
+        request = with_thinking(
+            {"model": CLAUDE, "temperature": 0.0, "seed": 1},
+            Generation(total, thinking_budget=budget),
+            ["thinking"],
+            own_server=False,
         )
-    server.thought, server.thought_as, server.text = THOUGHT, name, "\n\nThe answer is 4."
-    got = ask(server, litellm_model=litellm_model, streams=streams)
-    check(got, "The answer is 4.", THOUGHT)
-    count = got[2].usage.models["far"]
-    assert count.output_tokens == 9
-    assert 0 < count.reasoning_tokens < 9  # this server does not count them: the thought's share
+        assert request == {"model": CLAUDE, "seed": 1, "thinking": parameters["thinking"]}
 
 
-@STREAMS
-@pytest.mark.parametrize("piece", [None, 1, 3])
-def test_a_thought_between_tags(server: OpenAIServer, streams: bool, piece: int | None) -> None:
-    server.thought, server.thought_as, server.text, server.piece = THOUGHT, "tags", "The answer is 4.", piece
-    check(ask(server, streams=streams), "The answer is 4.", THOUGHT)
-    check(ask(server, streams=streams, thinking=True), "The answer is 4.", THOUGHT)
-    if streams:  # of a whole answer LiteLLM itself takes the tags away
-        kept = ask(server, thinking=False)
-        check(kept, f"<think>\n{THOUGHT}\n</think>\n\nThe answer is 4.", "")
+def test_an_effort_wins_over_a_budget() -> None:
+    assert told(CLAUDE, 512, "high") == {"reasoning_effort": "high"}
 
 
-@STREAMS
-def test_only_a_closing_tag(server: OpenAIServer, streams: bool) -> None:
-    server.thought, server.thought_as, server.text = THOUGHT, "closing tag", "The answer is 4."
-    check(ask(server, streams=streams, thinking=True), "The answer is 4.", THOUGHT)
-    check(ask(server, streams=streams, litellm_model="openai/deepseek-r1"), "The answer is 4.", THOUGHT)
+def test_a_model_that_takes_no_such_parameter_gets_none() -> None:
+    request = {"model": "openai/gpt-4o"}
+    budget, effort = Generation(900, thinking_budget=512), Generation(900, reasoning_effort="low")
+    assert with_thinking(request, budget, ["temperature"], own_server=False) == request
+    assert with_thinking(request, effort, [], own_server=False) == {**request, "reasoning_effort": "low"}
 
 
-@STREAMS
-def test_an_unclosed_thought_leaves_no_text(server: OpenAIServer, streams: bool) -> None:
-    server.thought, server.thought_as = THOUGHT, "unclosed"
-    got = ask(server, streams=streams)
-    check(got, "", THOUGHT)
-    assert got[2].finish_reason == "length"
+def test_what_the_user_says_in_the_extra_body_stays() -> None:
+    request = {"model": ROUTED, "extra_body": {"reasoning": {"exclude": True}, "provider": {"sort": "price"}}}
+    body = with_thinking(request, Generation(9000, thinking_budget=700), [], own_server=False)["extra_body"]
+    assert body == {"reasoning": {"max_tokens": 700, "exclude": True}, "provider": {"sort": "price"}}
 
 
-def test_a_model_of_a_thinking_family_that_did_not_think(server: OpenAIServer) -> None:
-    server.text = "The answer is 4."
-    assert ask(server, litellm_model="openai/deepseek-r1")[2].text == "The answer is 4."
-    off = Generation(50, chat_template_kwargs={"enable_thinking": False})
-    check(ask(server, off, litellm_model="openai/deepseek-r1"), "The answer is 4.", "")
-
-
-@STREAMS
-def test_stop_strings_are_not_looked_for_in_the_thought(server: OpenAIServer, streams: bool) -> None:
-    server.thought, server.thought_as, server.text = THOUGHT, "tags", "The answer is 4.\n\nQuestion: more"
-    got = ask(server, Generation(50, stop=("\n\nQuestion",)), streams=streams, thinking=True)
-    check(got, "The answer is 4.", THOUGHT)
-    assert got[2].finish_reason == "stop"
-    assert "stop" not in server.requests[-1]
-    assert got[2].usage.models["far"].output_tokens == 13  # all that the provider wrote is paid for
-    ask(server, Generation(50, stop=("\n\nQuestion",)), streams=streams)
-    assert server.requests[-1]["stop"] == ["\n\nQuestion"]  # a model that is not known to think
-
-
-@STREAMS
-def test_reasoning_tokens_that_the_provider_counts_are_priced_once(
-    server: OpenAIServer, streams: bool
-) -> None:
-    server.thought, server.text = THOUGHT, "The answer is 4."
-    server.usage = {"completion_tokens_details": {"reasoning_tokens": 5}}
-    spec = spec_for(server, streams=streams, reasoning_price="10")
-    with Ledger("memory:") as ledger:
-        ledger.create("b", limit_nanousd=10**9)
-        model = RemoteModel(spec)
-        calls = Calls(Catalogue([spec]), ledger, lambda name: model)
-        *_, done = calls.stream("b", "k", "far", CHAT, Generation(50))
-        assert isinstance(done, SettledCall)
-        # 5 words of prompt at 1, 4 of the answer at 2, and 5 of the thought at 10 dollars a million
-        assert done.entry.nanousd == 5 * 1000 + 4 * 2000 + 5 * 10_000
-        # the same key again: thought and text as they were, nothing charged
-        again: Sequence[object] = list(calls.stream("b", "k", "far", CHAT, Generation(50)))
-        assert again[:2] == [ThinkingDelta(THOUGHT), "The answer is 4."]
-        assert ledger.budget("b").posted_nanousd == done.entry.nanousd
-
-
-def test_a_cut_call_pays_for_its_thought(server: OpenAIServer) -> None:
-    server.thought, server.thought_as = "word " * 50, "tags"
-    spec = spec_for(server)
-    with Ledger("memory:") as ledger:
-        ledger.create("b", limit_nanousd=10**9)
-        model = RemoteModel(spec)
-        events = Calls(Catalogue([spec]), ledger, lambda name: model).stream(
-            "b", "k", "far", CHAT, Generation(1000)
-        )
-        seen = [next(events) for _ in range(20)]
-        assert all(isinstance(each, ThinkingDelta) for each in seen)
-        events.close()  # type: ignore[attr-defined]
-        (post,) = [entry for entry in ledger.entries(key="k") if entry.kind == "post"]
-        written = "<think>\n" + "word " * 20
-        assert post.usage["far"].output_tokens >= len(written.strip())
-
-
-@STREAMS
-def test_thirty_thousand_words_of_thought(server: OpenAIServer, streams: bool) -> None:
-    server.thought = " ".join(str(number) for number in range(30_000))
-    server.thought_as, server.text, server.piece = "tags", "The answer is 4.", 997
-    text, thinking, completion = ask(server, Generation(32_000), context_length=40_000, streams=streams)
-    assert (text, completion.thinking, thinking) == ("The answer is 4.", server.thought, server.thought)
-    count = completion.usage.models["far"]
-    assert count.output_tokens == 30_000 + 6
-    assert 29_900 < count.reasoning_tokens < count.output_tokens
+@pytest.mark.parametrize("budget", [None, 0, 512])
+def test_an_own_server_is_told_to_leave_out_the_thought_alone(budget: int | None) -> None:
+    spec = ModelSpec(
+        name="own",
+        description="A server.",
+        kind="remote",
+        litellm_model="openai/qwen3",
+        api_base="http://127.0.0.1:1/v1",
+        context_length=9000,
+    )
+    request = RemoteModel(spec).request([], Generation(900, thinking_budget=budget))
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    assert request.get("extra_body") == (off if budget == 0 else None)
+    assert not {"thinking", "reasoning_effort"} & set(request)

@@ -6,7 +6,7 @@ import pytest
 
 from viaticum.errors import InputError, UnknownName
 from viaticum.strategies import get, names
-from viaticum.strategies.think import Think
+from viaticum.strategies.think import Think, think_within
 from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, Pair, Query, Reading, Usage
 
 
@@ -50,7 +50,7 @@ def test_a_budget_beyond_reason_is_refused() -> None:
     with pytest.raises(InputError, match="thinking budget of 9999999"):
         get("think:9999999")
     with pytest.raises(InputError, match="-1"):
-        Think(-1)
+        think_within(-1)
 
 
 def test_samples_of_a_budget() -> None:
