@@ -91,8 +91,8 @@ def test_a_loop_of_whole_paragraphs_is_found_soon_after_it_is_one(period: int, b
     """Paragraphs that repeat sentences of their own, and begin after thousands of tokens."""
     rng = random.Random(period)
     sentence = [rng.randrange(1000) for _ in range(40)]
-    cycle = (sentence + [rng.randrange(1000) for _ in range(9)]) * (period // 49 + 1)
-    cycle = [*cycle[: period - 1], 2000]
+    phrase = sentence + [rng.randrange(1000) for _ in range(9)]
+    cycle = [*phrase * 5, *(rng.randrange(1000) for _ in range(period))][-period:]
     text = [rng.randrange(1000) for _ in range(before)]
     found = loops_at(text + cycle * 30)
     earliest = before + max(1024, 4 * period)
