@@ -134,7 +134,7 @@ def test_long_thoughts_that_repeat_their_phrases_are_no_loops() -> None:
         "".join(f"| {n} | {n % 2} | {n % 3} | {n % 5} | yes | no |\n" for n in range(800)),
         "".join(f"    if value == {n}:\n        return table[{n}]\n" for n in range(500)),
         "\n".join(" ".join(format(n, "010b")) for n in range(1024)),
-        "\n".join(" ".join(str((a * b) % 7) for b in range(60)) for a in range(90)),
+        "\n".join(" ".join(str((a * b) % 61) for b in range(60)) for a in range(60)),
         ("def solve(n):\n" + "".join(f"    total += n ** {k}\n" for k in range(40)) + "\nSo:\n") * 3,
         ", ".join(str(n) for n in range(3000)),
         "Let me count: " + "".join(f"r{'r' * (n % 9)}, {n}; " for n in range(1500)),
