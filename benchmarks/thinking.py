@@ -36,7 +36,7 @@ SYSTEM = (
     "You think before you answer. Write your thought, the calculation step by step, between <think> and "
     "</think>. After </think> write nothing but the final answer in \\boxed{}."
 )
-TAGS = ThinkingTags(open="<think>", close="</think>", opened=True)
+TAGS = ThinkingTags(open="<think>", close="</think>", opened=True, cue="The final answer is \\boxed{")
 
 
 @dataclass(frozen=True)

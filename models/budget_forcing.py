@@ -59,7 +59,7 @@ def thinking_limit(
                 " in its catalogue entry, or leave the budget out"
             )
         return None
-    closing = format.close if format.harmony else f"\n{format.close}\n\n"
+    closing = (format.close if format.harmony else f"\n{format.close}\n\n") + format.cue
     empty = f"{format.tags[0].open[0]}\n{closing}" if format.tags and inside is None else ""
     return ThinkingLimit(
         close_ids=tuple(encode(closing)),

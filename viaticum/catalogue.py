@@ -75,12 +75,15 @@ class PriceTier(FrozenModel):
 class ThinkingTags(FrozenModel):
     """Tags around the thoughts of one model.
 
-    opened: the text begins inside the thought, because the chat template writes the opening tag.
+    opened: the text begins inside the thought; a local prompt gets the opening tag if the template does not
+        write it.
+    cue: what the answer begins with where the end of the thought was forced, such as "Final answer:".
     """
 
     open: Annotated[str, Field(pattern=r"^\S(.*\S)?$")]
     close: Annotated[str, Field(pattern=r"^\S(.*\S)?$")]
     opened: bool = False
+    cue: str = ""
 
 
 class ModelSpec(FrozenModel):
@@ -184,7 +187,7 @@ class ModelSpec(FrozenModel):
         if given is False:
             return PLAIN
         if isinstance(given, ThinkingTags):
-            return ThinkingFormat((Tags((given.open,), (given.close,)),), True, given.opened)
+            return ThinkingFormat((Tags((given.open,), (given.close,)),), True, given.opened, cue=given.cue)
         if isinstance(given, str) and given != "auto":
             return format_named(given)
         repositories = [source.repo for source in self.sources if isinstance(source, Hub)]

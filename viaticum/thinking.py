@@ -40,12 +40,14 @@ class ThinkingFormat:
         opened: the text begins inside the thought unless the prompt says otherwise: the chat template writes
             the opening tag.
         harmony: the thought is in the channels of gpt-oss.
+        cue: what the answer begins with where the end of the thought was forced, such as "Final answer:".
     """
 
     tags: tuple[Tags, ...] = ()
     thinks: bool = False
     opened: bool = False
     harmony: bool = False
+    cue: str = ""
 
     @property
     def close(self) -> str:

@@ -68,6 +68,14 @@ def test_a_budget_of_0_writes_an_empty_thought_where_the_prompt_opened_none(
     assert completion.text
 
 
+def test_a_cue_begins_the_answer_after_a_forced_close(tiny_catalogue: Catalogue) -> None:
+    tags = TAGS.model_copy(update={"cue": "Final answer:"})
+    model = thinking_model(tiny_catalogue, "tiny-small", tags)
+    completion = model.generate(CHAT, Generation(60, thinking_budget=5))
+    assert completion.text.startswith("Final answer:")
+    assert sum(count.output_tokens for count in completion.usage.models.values()) == 60
+
+
 def test_a_budget_leaves_room_for_the_answer(tiny_catalogue: Catalogue) -> None:
     model = thinking_model(tiny_catalogue, "tiny-small")
     completion = model.generate(CHAT, Generation(100, thinking_budget=8192))
