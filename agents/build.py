@@ -153,5 +153,6 @@ def _open_router(router: QueryRouter | str | Path | None, catalogue: Catalogue) 
     except ImportError as error:
         raise MissingExtra(error.name or "torch", "local") from None
     fitted = RTRRouter.load(router)
-    fitted.check_fits(list(catalogue), strategies.names())
+    known = {pair.strategy for pair in fitted.pairs if strategies.is_known(pair.strategy)}
+    fitted.check_fits(list(catalogue), sorted(known))
     return fitted

@@ -6,7 +6,7 @@
 
 from viaticum.strategies.answers import agreement, equivalent, normalise, read_answer
 from viaticum.strategies.base import Example, Strategy
-from viaticum.strategies.registry import get, names, register
+from viaticum.strategies.registry import get, is_known, names, register
 
 __all__ = [
     "Example",
@@ -14,6 +14,7 @@ __all__ = [
     "agreement",
     "equivalent",
     "get",
+    "is_known",
     "names",
     "normalise",
     "read_answer",

@@ -56,6 +56,15 @@ def get(name: str) -> Strategy:
     return SelfConsistency(get(strategy), samples)
 
 
+def is_known(name: str) -> bool:
+    """Whether `get` finds a strategy of that name, registered or made on demand."""
+    try:
+        get(name)
+    except InputError:
+        return False
+    return True
+
+
 def names() -> tuple[str, ...]:
     """The registered names, in the order of registration."""
     return tuple(_strategies)

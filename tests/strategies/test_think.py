@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from viaticum.errors import InputError, UnknownName
-from viaticum.strategies import get, names
+from viaticum.strategies import get, is_known, names
 from viaticum.strategies.think import Think, think_within
 from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, Pair, Query, Reading, Usage
 
@@ -36,6 +36,10 @@ def test_budgets_are_told_apart_by_their_descriptions() -> None:
     assert len(set(arms)) == len(arms)
     assert "think" in names()
     assert "think:512" not in names()
+    assert is_known("think:512")
+    assert is_known("self-consistency:think:2k:3")
+    assert not is_known("think:9999999")
+    assert not is_known("thinks")
 
 
 @pytest.mark.parametrize(

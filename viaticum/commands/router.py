@@ -58,7 +58,7 @@ def fit(
         router = run(
             matrix,
             Encoder(encoder),
-            _descriptions(catalogue),
+            _descriptions(catalogue, matrix.pairs),
             settings=RTRSettings(seed=seed),
             report=bar.report,
         )
@@ -216,7 +216,7 @@ def add(
     matrix = OutcomeMatrix.from_outcomes(rows) if rows else None
     for pair in pairs:
         known = matrix if matrix is not None and pair in matrix.pairs else None
-        router = run(router, pair, _descriptions(catalogue), dollars, known)
+        router = run(router, pair, _descriptions(catalogue, [pair]), dollars, known)
     router.save(folder)
     if as_json:
         typer.echo(
@@ -251,7 +251,7 @@ def refit(
             known,
             _matrix(live, prices, known.pairs, live=True),
             router.encoder,
-            _descriptions(catalogue),
+            _descriptions(catalogue, known.pairs),
             report=bar.report,
         )
     if result.router is None:
@@ -295,12 +295,14 @@ def _matrix(
     )
 
 
-def _descriptions(catalogue: Path | None) -> dict[str, str]:
+def _descriptions(catalogue: Path | None, pairs: Iterable[Pair]) -> dict[str, str]:
+    """Of all models and the strategies of these pairs, among them those with a budget or samples."""
     from viaticum import strategies
     from viaticum.catalogue import Catalogue
 
     models = {spec.name: spec.description for spec in Catalogue.load(catalogue).values()}
-    return models | {name: strategies.get(name).description for name in strategies.names()}
+    named = {pair.strategy for pair in pairs if strategies.is_known(pair.strategy)}
+    return models | {name: strategies.get(name).description for name in named}
 
 
 def _times(share: float | None) -> str:
