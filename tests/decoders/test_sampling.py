@@ -50,7 +50,7 @@ def test_top_k_comes_before_top_p() -> None:
 
 
 def test_min_p_keeps_what_is_probable_enough() -> None:
-    assert probabilities(temperature=1, min_p=0.5) == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0])
+    assert probabilities(temperature=1, min_p=0.4) == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0])
     assert probabilities(temperature=1, min_p=1) == pytest.approx([1, 0, 0, 0])
     with pytest.raises(InputError, match=r"1\.5"):
         Sampling(min_p=1.5)
