@@ -123,7 +123,7 @@ class Comparison:
             return self._same_in_any_order(a.items, b.items)
         if kinds == {"{}"}:
             return self._contains(a.items, b.items) and self._contains(b.items, a.items)
-        if kinds <= {"", "[]"} and "" in kinds and not _goes_on(a):
+        if kinds <= {"", "[]"} and "" in kinds and not _goes_on(a) and _has_names(a) == _has_names(b):
             return self._same_in_any_order(a.items, b.items)
         if len(kinds) > 1 and ((len(a.items) == 2 and "" not in kinds) or kinds & {"[)", "(]"}):
             return False  # one bracket is part of an interval
@@ -227,6 +227,11 @@ def _may_be_same_name(a: str, b: str) -> bool:
         {"y", "f("},
         {"f(", "y("},
     )
+
+
+def _has_names(node: Collection) -> bool:
+    """Whether items are equations of different names: x = 4, y = 7 is (4, 7), not 7, 4."""
+    return any(isinstance(item, Equation) for item in node.items)
 
 
 def _goes_on(node: Collection) -> bool:

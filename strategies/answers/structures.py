@@ -70,6 +70,7 @@ _TEXT = re.compile(
     r"\s?\{([^{}]{0,200})\}"
 )
 _BOX = re.compile(r"^\\(?:boxed|fbox)\s?\{(.*)\}$", re.DOTALL)
+_REMARK = re.compile(r"^([^()]{1,60}[^()\s])\s\((?=[^()]{0,20}[a-z]{2,20}[.,]?\s)[^()\\]{3,80}\)\.?$")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}|,\\!|\\,\\!)(?=\d{3}(?!\d))")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _NUMPY = re.compile(
@@ -117,6 +118,8 @@ def tidy(text: str) -> str:
     text = translate_symbols(text.strip().strip('`"“”').strip())
     if len(_DOLLAR.findall(text)) % 2 == 0:
         text = _DOLLAR.sub("", text)
+    if remark := _REMARK.match(text):
+        text = remark[1]
     while (box := _BOX.match(text.strip())) is not None:
         text = box[1]
     text = _TEXT.sub(r" \1 ", _THOUSANDS.sub("", text))
