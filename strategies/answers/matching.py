@@ -87,9 +87,9 @@ class Comparison:
             return False
         equation, other = (a, b) if isinstance(a, Equation) else (b, a)
         assert isinstance(equation, Equation)
-        if _is_name(equation.left):
+        if is_name(equation.left):
             return self.same(equation.right, other)
-        if isinstance(equation.right, Value) and _is_name(equation.right.text):  # 2x + 1 = y
+        if isinstance(equation.right, Value) and is_name(equation.right.text):  # 2x + 1 = y
             return self.same(structures.parse(equation.left), other)
         return not _LETTERS.search(equation.left) and self.same(equation.right, other)
 
@@ -205,7 +205,7 @@ def _without_names(node: Node) -> Node:
     return node
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
     """Whether the left side of an equation names the right one: `x`, `f(x)`, "Area", not `2x` or `xy`."""
     if structures.is_variable(text):
         return True
@@ -218,7 +218,7 @@ def _may_be_same_name(a: str, b: str) -> bool:
     x, y = ("".join(each.split()) for each in (a, b))
     if x == y:
         return True
-    if not (_is_name(a) and _is_name(b)):
+    if not (is_name(a) and is_name(b)):
         return False
     short = [structures.is_variable(each) for each in (x, y)]
     if not all(short):  # "Area" and "A"

@@ -24,6 +24,7 @@ from viaticum.strategies.answers.dates import find_dates
 from viaticum.strategies.answers.expressions import is_symbolic
 from viaticum.strategies.answers.languages import REFUSAL, SENTENCE_END, decimal_comma, groups_by_comma
 from viaticum.strategies.answers.markup import plain, spoken
+from viaticum.strategies.answers.matching import is_name
 from viaticum.strategies.answers.numbers import (
     LATEX_TEXT,
     NUMBER,
@@ -35,6 +36,8 @@ from viaticum.strategies.answers.numbers import (
     write_number,
 )
 from viaticum.strategies.answers.statements import GUESSED, LABELLED, REMARKED, Statement, statements
+from viaticum.strategies.answers.structures import Collection, Equation, Value, parse
+from viaticum.strategies.answers.units import split_unit
 from viaticum.types import AnswerKind
 
 TEXT_CHARACTERS = 20_000  # only the end of a text is read
@@ -44,6 +47,7 @@ _MATH = re.compile(
     r"\$\$([^$]{1,600})\$\$|(?<!\\)\$([^$\n]{1,300})(?<!\\)\$|\\\(([^\n]{1,300}?)\\\)|\\\[(.{1,600}?)\\\]",
     re.DOTALL,
 )
+_EQUALS_SIGN = re.compile(r"(?<![<>!:])=(?!=)")
 _VARIABLE = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _BOLD = re.compile(r"\*\*([^*\n]{1,60})\*\*|__([^_\n]{1,60})__")
 _NUM = r"[-+]?\d[\d.,/]{0,30}"
@@ -197,6 +201,8 @@ class _Reader:
             return number
         if formula := _formula(text if not exact else sentence):
             return formula
+        if exact and _is_structure(sentence):
+            return sentence
         if label := _BECAUSE.match(sentence):
             return label[1]
         bare = clean(sentence).strip(" .")
@@ -293,14 +299,31 @@ class _Reader:
         return self._find(lines[-1]) if self.kind == "number" else None
 
 
+def _is_structure(text: str) -> bool:
+    """Whether a boxed text is a list, a set or equations of numbers and formulas, not a number with words."""
+    node = parse(text)
+    if isinstance(node, Equation):
+        return whole_number(text.rpartition("=")[2]) is None and re.search(r"\d", text) is not None
+    if isinstance(node, Collection):
+        return all(
+            not isinstance(item, Value) or whole_number(item.text) is not None or is_symbolic(item.text)
+            for item in node.items
+        )
+    return not isinstance(node, Value)
+
+
 def _formula(text: str) -> str | None:
     """The expression that a candidate is; None for words and for `variable = value`."""
     expression = read_expression(text)
-    left, equals, right = expression.rpartition("=")
+    *lefts, right = _EQUALS_SIGN.split(expression)
+    left = "=".join(lefts)
     one_variable = "," not in left or len(set(_VARIABLE.findall(left))) == 1
     several = re.search(r"\b(?:or|and)\b|\\(?:text\{\s?(?:or|and)|pm)", left) is not None
-    ends_in_value = equals and one_variable and not several and whole_number(right) is not None
-    return expression if is_symbolic(expression) and not ends_in_value else None
+    named = is_name(lefts[0] if lefts else "") or (is_name(left.rpartition(",")[2]) and "," in left)
+    names = named or _VARIABLE.search(left) is None  # not x^2 + y^2 = 25
+    ends_in_value = left and names and one_variable and not several and whole_number(right) is not None
+    is_formula = is_symbolic(expression) or is_symbolic(split_unit(expression)[0])
+    return expression if is_formula and not ends_in_value else None
 
 
 def read_expression(text: str) -> str:

@@ -70,7 +70,7 @@ _TEXT = re.compile(
     r"\s?\{([^{}]{0,200})\}"
 )
 _BOX = re.compile(r"^\\(?:boxed|fbox)\s?\{(.*)\}$", re.DOTALL)
-_REMARK = re.compile(r"^([^()]{1,60}[^()\s])\s\((?=[^()]{0,20}[a-z]{2,20}[.,]?\s)[^()\\]{3,80}\)\.?$")
+_REMARK = re.compile(r"^([^()]{0,60}[^()\s])\s\((?=[^()]{0,20}[a-z]{2,20}[.,]?\s)[^()\\]{3,80}\)\.?$")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}|,\\!|\\,\\!)(?=\d{3}(?!\d))")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _NUMPY = re.compile(
