@@ -27,6 +27,7 @@ from viaticum.models.remote.model import RemoteModel, check_usable
 from viaticum.models.remote.prices import with_litellm_prices
 from viaticum.models.scripted import ScriptedModel
 from viaticum.routers.query import QueryRouter, StaticRouter
+from viaticum.routers.query.restricted import RestrictedRouter
 from viaticum.types import Pair
 from viaticum.weights import locate
 
@@ -75,11 +76,12 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
     """
     catalogue = settings.catalogue
     loaded = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
+    strategies.load(*loaded.strategies, *settings.strategies)
     slots = settings.slots if settings.slots is not None else settings.concurrency
     pool = _Models(loaded, dict(settings.models or {}), slots)
     return WorkflowResources(
         catalogue=pool.catalogue,
-        router=_open_router(settings.router, pool.catalogue),
+        router=_restricted(_open_router(settings.router, pool.catalogue), settings, pool.catalogue),
         policy=as_policy(settings.policy),
         ledger=ledger,
         budget=settings.budget_name or f"run-{uuid.uuid4().hex[:12]}",
@@ -91,6 +93,22 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
         threads=ThreadPool(settings.concurrency),
         settings=settings.generation,
     )
+
+
+def _restricted(router: QueryRouter, settings: WorkflowSettings, catalogue: Catalogue) -> QueryRouter:
+    """The router, for the model and the strategy of the settings alone where they name any.
+
+    Raises:
+        UnknownName: no such model or strategy.
+    """
+    if settings.model is None and settings.strategy is None:
+        return router
+    if settings.strategy is not None:
+        strategies.load(settings.strategy)
+    models = [spec.name for spec in catalogue.models()]
+    if settings.model is not None and settings.model not in models:
+        raise UnknownName("model", settings.model, models)
+    return RestrictedRouter(router, settings.model, settings.strategy)
 
 
 def _is_known(ledger: Ledger, budget: str) -> bool:

@@ -35,6 +35,7 @@ from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, Workflo
 from viaticum.agents.workflow.state import Allowance, State, answer_of
 from viaticum.budgets import Budget, Ledger
 from viaticum.errors import Draining, InputError, ViaticumError
+from viaticum.generation import GenerationKeywords, GenerationSettings
 from viaticum.models.base import Model
 from viaticum.outcomes import append_outcome
 from viaticum.questions import digest_of
@@ -89,6 +90,7 @@ class Viaticum:
         messages: Sequence[Message] = (),
         thread_id: str | None = None,
         allowance: Allowance | None = None,
+        **settings: Unpack[GenerationKeywords],
     ) -> Answer:
         """Answer one question.
 
@@ -99,6 +101,8 @@ class Viaticum:
             thread_id: the same id again returns the stored answer, or continues where a kill stopped the
                 question.
             allowance: terms of this question alone, such as the scope that pays.
+            settings: how its calls are generated: max_tokens, temperature, system and so on; see
+                `viaticum.generation.GenerationSettings`.
 
         Raises:
             BudgetExceeded: no call fits in the budget.
@@ -108,7 +112,7 @@ class Viaticum:
             InputError: the thread belongs to another question.
         """
         query = _query(question, kind, messages)
-        return _answer_in(self._run(query, thread_id, allowance, live=False))
+        return _answer_in(self._run(query, thread_id, _with(allowance, settings), live=False))
 
     def stream(
         self,
@@ -118,11 +122,13 @@ class Viaticum:
         messages: Sequence[Message] = (),
         thread_id: str | None = None,
         allowance: Allowance | None = None,
+        **settings: Unpack[GenerationKeywords],
     ) -> Iterator[Event | Answer]:
         """Yield events as they occur (`viaticum.agents.workflow.events`), then the `Answer`.
 
         Closing the iterator early ends the current call, which is charged for what was generated.
         """
+        allowance = _with(allowance, settings)
         return self._run(_query(question, kind, messages), thread_id, allowance, live=True)
 
     async def asolve(
@@ -133,10 +139,11 @@ class Viaticum:
         messages: Sequence[Message] = (),
         thread_id: str | None = None,
         allowance: Allowance | None = None,
+        **settings: Unpack[GenerationKeywords],
     ) -> Answer:
         """As `solve`, without blocking the event loop; cancelling it ends the current call."""
         query = _query(question, kind, messages)
-        async for event in self._arun(query, thread_id, allowance):
+        async for event in self._arun(query, thread_id, _with(allowance, settings)):
             if isinstance(event, Answer):
                 return event
         raise AssertionError("a stream ends with its answer")
@@ -149,10 +156,11 @@ class Viaticum:
         messages: Sequence[Message] = (),
         thread_id: str | None = None,
         allowance: Allowance | None = None,
+        **settings: Unpack[GenerationKeywords],
     ) -> AsyncIterator[Event | Answer]:
         """As `stream`, without blocking the event loop."""
         query = _query(question, kind, messages)
-        async for event in self._arun(query, thread_id, allowance):
+        async for event in self._arun(query, thread_id, _with(allowance, settings)):
             yield event
 
     # Decisions
@@ -421,6 +429,13 @@ def _query(question: str | Query, kind: AnswerKind, messages: Sequence[Message])
     if isinstance(question, Query):
         return question
     return Query(question, kind, messages=tuple(messages))
+
+
+def _with(allowance: Allowance | None, settings: GenerationKeywords) -> Allowance | None:
+    if not settings:
+        return allowance
+    given = allowance or Allowance()
+    return replace(given, settings=GenerationSettings.from_keywords(settings).over(given.settings))
 
 
 def _check_same(query: Query, values: Mapping[str, Any], thread_id: str) -> None:

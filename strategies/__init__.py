@@ -6,7 +6,7 @@
 
 from viaticum.strategies.answers import agreement, equivalent, normalise, read_answer
 from viaticum.strategies.base import Example, Strategy
-from viaticum.strategies.registry import get, is_known, names, register
+from viaticum.strategies.registry import get, is_known, load, names, register
 
 __all__ = [
     "Example",
@@ -15,6 +15,7 @@ __all__ = [
     "equivalent",
     "get",
     "is_known",
+    "load",
     "names",
     "normalise",
     "read_answer",

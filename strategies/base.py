@@ -93,7 +93,8 @@ class Strategy(ABC):
         try:
             return GenerationSettings.of(**{name: getattr(self, name) for name in SETTINGS})
         except InputError as error:
-            raise InputError(f"strategy {self.name!r}: {error}") from None
+            name = getattr(self, "name", "") or type(self).__name__
+            raise InputError(f"strategy {name!r}: {error}") from None
 
     @property
     def changed_settings(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 `self-consistency:cot:5` is the majority vote of five samples of `cot`, and likewise for every registered
 strategy; `think:512` and `think:2k` are `think` with a budget. These are created on demand, and `names` does
-not list them.
+not list them. `load` registers strategies of the user's own modules as `module:name`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from viaticum.strategies.cot import Cot
 from viaticum.strategies.direct import Direct
 from viaticum.strategies.faithful_cot import FaithfulCot
 from viaticum.strategies.least_to_most import LeastToMost
+from viaticum.strategies.loading import is_module_name, load_strategy
 from viaticum.strategies.pot import Pot
 from viaticum.strategies.self_consistency import SelfConsistency, parse_name
 from viaticum.strategies.think import Think, parse_budget, think_within
@@ -26,14 +27,37 @@ def register(strategy: Strategy) -> None:
     """Register `strategy` under its name, in place of an earlier one of that name.
 
     Raises:
-        InputError: name or description is missing (routers embed the description), or the name has a `+`,
-            which joins model and strategy in the name of a pair.
+        InputError: name or description is missing (routers embed the description), the name has a `+`, which
+            joins model and strategy in the name of a pair, or a setting is out of range.
     """
-    name, description = getattr(strategy, "name", ""), getattr(strategy, "description", "")
+    name = getattr(strategy, "name", "")
     if not name or "+" in name or name != name.strip():
         raise InputError(f"a strategy cannot be named {name!r}; use a short word without '+'")
-    if not description.strip():
+    _register(name, strategy)
+
+
+def load(*names: str) -> None:
+    """Import strategies by `module:name` and register each under that name; the same name is loaded once.
+
+    The names of registered strategies are left as they are, so that a list may hold both.
+
+    Raises:
+        UnknownName: no such strategy, and no `module:name`.
+        InputError: it cannot be imported, is no strategy, or has no description.
+    """
+    for name in names:
+        sampled = parse_name(name)
+        if sampled is not None:
+            load(sampled[0])
+        elif name not in _strategies and is_module_name(name):
+            _register(name, load_strategy(name))
+        get(name)
+
+
+def _register(name: str, strategy: Strategy) -> None:
+    if not getattr(strategy, "description", "").strip():
         raise InputError(f"strategy {name!r} has no description; say in a sentence what it does")
+    strategy.settings  # noqa: B018  raises for a setting that is out of range
     _strategies[name] = strategy
 
 
@@ -51,6 +75,8 @@ def get(name: str) -> Strategy:
         return think_within(budget)
     sampled = parse_name(name)
     if sampled is None:
+        if is_module_name(name):
+            raise InputError(f"strategy {name!r} is not loaded; give it with --load {name}, or call load()")
         raise UnknownName("strategy", name, names())
     strategy, samples = sampled
     return SelfConsistency(get(strategy), samples)

@@ -20,6 +20,7 @@ from viaticum.models.settings import prompt, resolve
 from viaticum.models.token_routers import check_members
 from viaticum.questions import Question
 from viaticum.strategies import get as get_strategy
+from viaticum.strategies import load
 from viaticum.training.progress import Report, no_report
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ class _ThresholdRun:
         check_members(router, self.spec, catalogue)
         self.pool = LocalModels(catalogue, slots=slots)
         self.model = self.pool.model(self.spec.name)
+        load(*catalogue.strategies, strategy or router.metadata["strategy"])
         prompting = get_strategy(strategy or router.metadata["strategy"])
         generation = resolve(catalogue, self.spec.name, prompting)
         self.names = [each.id for each in questions]

@@ -16,6 +16,7 @@ from viaticum.models.local import LocalModels, completion_of, stop_ids
 from viaticum.models.settings import prompt, resolve
 from viaticum.questions import Question
 from viaticum.strategies import get as get_strategy
+from viaticum.strategies import load
 from viaticum.strategies.answers import is_right
 from viaticum.weights import locate
 
@@ -68,6 +69,7 @@ class PolicyEnvironment:
         self.spec = catalogue[pair]
         if self.spec.kind != "pair":
             raise InputError(f"{pair} is a {self.spec.kind} model; a policy is learned for a pair")
+        load(*catalogue.strategies, strategy)
         self.strategy = get_strategy(strategy)
         self.generation = resolve(catalogue, pair, self.strategy)
         if self.strategy.samples > 1 or not self.strategy.graded:

@@ -23,6 +23,7 @@ from viaticum.models.local import LocalModels, check_context, stop_ids
 from viaticum.models.settings import prompt, resolve
 from viaticum.questions import Question, digest_of
 from viaticum.strategies import get as get_strategy
+from viaticum.strategies import load
 from viaticum.training.label_folder import LabelFolder
 from viaticum.training.label_journal import Continuation, DifferenceKey, Response
 from viaticum.training.label_texts import LabelTexts
@@ -177,6 +178,7 @@ class _LabelRun:
                 f"{pair} is a {self.spec.kind} model; labels are made for a pair of local models"
             )
         self.small, self.large = (catalogue[name] for name in self.spec.members)
+        load(*catalogue.strategies, settings.strategy)
         self.strategy = get_strategy(settings.strategy)
         self.generation = resolve(catalogue, pair, self.strategy)
         self._pool = LocalModels(catalogue, slots=slots)

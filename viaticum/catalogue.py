@@ -308,7 +308,10 @@ class ModelSpec(FrozenModel):
 class Catalogue(Mapping[str, ModelSpec]):
     """Models by name, in the order they were given. Immutable."""
 
-    def __init__(self, specs: Iterable[ModelSpec], *, origin: str = "catalogue") -> None:
+    def __init__(
+        self, specs: Iterable[ModelSpec], *, origin: str = "catalogue", strategies: Iterable[str] = ()
+    ) -> None:
+        self.strategies = tuple(strategies)  # own strategies to load, as module:name
         self._specs = {spec.name: spec for spec in specs}
         for spec in self._specs.values():
             _check_pair(spec, self._specs, origin)
@@ -325,18 +328,19 @@ class Catalogue(Mapping[str, ModelSpec]):
             InputError: the file cannot be read or is invalid; the message names the file and the entry.
         """
         packaged = resources.files("viaticum") / "catalogue.toml"
-        tables = _read_tables(packaged.read_bytes(), "catalogue.toml of viaticum")
+        tables, _ = _read_file(packaged.read_bytes(), "catalogue.toml of viaticum")
         user = _user_file(path)
-        own: Mapping[str, Any] = {}
+        own, strategies = dict[str, Any](), tuple[str, ...]()
         if user is not None:
             try:
-                own = _read_tables(user.read_bytes(), str(user))
+                own, strategies = _read_file(user.read_bytes(), str(user))
             except OSError as error:
                 raise InputError(f"cannot read the catalogue {user}: {error.strerror}") from None
         for name, fields in own.items():
             tables[name] = {**tables.get(name, {}), **fields}
         origin = str(user) if user is not None else "catalogue.toml of viaticum"
-        return cls((_spec(name, fields, tables, origin) for name, fields in tables.items()), origin=origin)
+        specs = (_spec(name, fields, tables, origin) for name, fields in tables.items())
+        return cls(specs, origin=origin, strategies=strategies)
 
     def __getitem__(self, name: str) -> ModelSpec:
         try:
@@ -403,7 +407,8 @@ class Catalogue(Mapping[str, ModelSpec]):
 
     def with_models(self, *specs: ModelSpec) -> Catalogue:
         """A catalogue with some entries added, or replaced where the name is taken."""
-        return Catalogue((self._specs | {spec.name: spec for spec in specs}).values())
+        added = {spec.name: spec for spec in specs}
+        return Catalogue((self._specs | added).values(), strategies=self.strategies)
 
     def _of_kind(self, *kinds: Kind) -> tuple[ModelSpec, ...]:
         return tuple(spec for spec in self._specs.values() if spec.kind in kinds)
@@ -422,22 +427,25 @@ def _user_file(path: str | Path | None) -> Path | None:
     return usual if usual.is_file() else None
 
 
-def _read_tables(text: bytes, origin: str) -> dict[str, Any]:
-    """The tables under [models], by name; numbers with a point stay exact decimals."""
+def _read_file(text: bytes, origin: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The tables under [models], by name, and the strategies; numbers with a point stay exact decimals."""
     try:
         document = tomllib.loads(text.decode(), parse_float=Decimal)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{origin}: not valid TOML: {_one_line(error)}") from None
     for key in document:
-        if key != "models":
+        if key not in ("models", "strategies"):
             raise InputError(f"{origin}: unknown key {key!r}; entries are tables named [models.NAME]")
+    strategies = document.get("strategies", [])
+    if not isinstance(strategies, list) or not all(isinstance(each, str) for each in strategies):
+        raise InputError(f'{origin}: `strategies` is a list of own strategies, such as ["my.module:Mine"]')
     models = document.get("models", {})
     if not isinstance(models, dict):
         raise InputError(f"{origin}: `models` is not a table; entries are tables named [models.NAME]")
     for name, fields in models.items():
         if not isinstance(fields, dict):
             raise InputError(f"{origin}: models.{name} is not a table; write [models.{name}]")
-    return models
+    return models, tuple(strategies)
 
 
 def _spec(name: str, fields: Mapping[str, Any], tables: Mapping[str, Any], origin: str) -> ModelSpec:

@@ -19,6 +19,7 @@ from viaticum.files import run_lock
 from viaticum.jobs import JOB, Job
 from viaticum.money import nanousd
 from viaticum.routers.query import QueryRouter, StaticRouter
+from viaticum.routers.query.restricted import RestrictedRouter
 
 LOCK = ".lock"
 
@@ -94,15 +95,18 @@ def fingerprint(
     """Hashes, by name, that a run which goes on must share with the job's first run."""
     rows = f"skip {given.skip}, limit {given.limit}"
     specs = {spec.name: spec.model_dump(mode="json") for spec in tools.catalogue.values()}
+    inner = tools.router.router if isinstance(tools.router, RestrictedRouter) else tools.router
     hashes = {
         "input": given.digest(),
         "rows": rows,
         "catalogue": digest(specs),
-        "router": _router_digest(tools.router, router),
+        "router": _router_digest(inner, router),
         "policy": policy,
     }
     if tools.settings.given:  # left out where none are given, as in the jobs of earlier versions
         hashes["generation"] = digest(tools.settings.model_dump(mode="json"))
+    if isinstance(tools.router, RestrictedRouter):
+        hashes["pairs"] = f"{tools.router.model or 'any'}+{tools.router.strategy or 'any'}"
     return hashes
 
 

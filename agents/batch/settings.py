@@ -7,7 +7,7 @@ Leaves out opening what the settings name (`agents.batch.run`) and the defaults 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ class BatchSettings:
         skip: leave out so many first rows of the input.
         limit: take at most so many rows.
         format: of the input, where its suffix does not say: "jsonl", "openai", "csv" or "parquet".
-        catalogue, router, models, timeout, tries, generation: as of `WorkflowSettings`.
+        catalogue, router, models, timeout, tries, generation, strategies,
+            model, strategy: as of `WorkflowSettings`.
         ledger: a path or a `postgresql://` address; None for the user's.
         cache: a file of answers that jobs share; None for the job's own.
         concurrency: calls at the same time, of each worker where the engine is "ray".
@@ -101,6 +102,9 @@ class BatchSettings:
     keep_texts: bool = False
     drain_seconds: float = DRAIN_SECONDS
     generation: GenerationSettings = NO_SETTINGS
+    strategies: Sequence[str] = ()
+    model: str | None = None
+    strategy: str | None = None
     stop: threading.Event | None = None
     tell: EventSink = lambda event: None
 
@@ -133,4 +137,7 @@ class BatchSettings:
             concurrency=self.concurrency,
             slots=self.slots,
             generation=self.generation,
+            strategies=self.strategies,
+            model=self.model,
+            strategy=self.strategy,
         )

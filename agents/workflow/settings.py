@@ -7,7 +7,7 @@ is named here alone. Leaves out opening what the settings name (`viaticum.agents
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from difflib import get_close_matches
@@ -44,6 +44,9 @@ class ModelKeywords(TypedDict, total=False):
     concurrency: int
     slots: int | None
     generation: GenerationSettings
+    strategies: Sequence[str]
+    model: str | None
+    strategy: str | None
 
 
 class SettingsKeywords(ModelKeywords, total=False):
@@ -78,6 +81,9 @@ class WorkflowSettings:
         concurrency: questions that the async and batch methods answer at the same time, at least 1.
         slots: sequences that a local model decodes at the same time; None for as many as `concurrency`.
         generation: how all calls are generated, whatever strategies and catalogue entries say.
+        strategies: own strategies to load, as `module:name`.
+        model: asks this model alone, with the strategies that the router knows for it.
+        strategy: asks with this strategy alone; with `model`, that one pair.
 
     Raises:
         InputError: a value is out of range, or a policy is unknown.
@@ -97,6 +103,9 @@ class WorkflowSettings:
     concurrency: int = CONCURRENCY
     slots: int | None = SLOTS
     generation: GenerationSettings = NO_SETTINGS
+    strategies: Sequence[str] = ()
+    model: str | None = None
+    strategy: str | None = None
 
     def __post_init__(self) -> None:
         if self.tries < 1:

@@ -19,6 +19,22 @@ from rich.console import Console
 from rich.table import Table
 
 from viaticum.commands.budget import Where
+from viaticum.commands.generation import (
+    Load,
+    MaxTokens,
+    MinP,
+    Model,
+    ReasoningEffort,
+    Seed,
+    Strategy,
+    System,
+    Temperature,
+    TemplateVariables,
+    ThinkingBudget,
+    TopK,
+    TopP,
+    settings_of,
+)
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import LINE_SECONDS, StatusLine
 from viaticum.errors import InputError, ViaticumError
@@ -100,12 +116,25 @@ def batch(
     limit: Limit = None,
     form: Format = None,
     router: Router = None,
+    model: Model = None,
+    strategy: Strategy = None,
+    load: Load = None,
     cache: CacheFile = None,
     keep_texts: KeepTexts = False,
     concurrency: Concurrency = 32,
     slots: Slots = None,
     timeout: Timeout = None,
     grace: Grace = 30.0,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    seed: Seed = None,
+    system: System = None,
+    reasoning_effort: ReasoningEffort = None,
+    thinking_budget: ThinkingBudget = None,
+    template: TemplateVariables = None,
     where: Where = None,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
@@ -125,6 +154,21 @@ def batch(
         "catalogue": catalogue,
         "router": router,
         "concurrency": concurrency,
+        "model": model,
+        "strategy": strategy,
+        "strategies": load or (),
+        "generation": settings_of(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            seed=seed,
+            system=system,
+            reasoning_effort=reasoning_effort,
+            thinking_budget=thinking_budget,
+            chat_template_kwargs=template,
+        ),
     }
     if dry_run:
         return _dry_run(source, as_json, common)

@@ -17,11 +17,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from viaticum.commands.generation import (
+    Load,
+    MaxTokens,
+    MinP,
+    ReasoningEffort,
+    Seed,
+    System,
+    Temperature,
+    TemplateVariables,
+    ThinkingBudget,
+    TopK,
+    TopP,
+    settings_of,
+)
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.serve import Folder
 from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
 from viaticum.errors import ViaticumError
-from viaticum.generation import GenerationSettings
 from viaticum.money import format_usd
 from viaticum.signals import SignalHandler
 from viaticum.types import Message, ThinkingDelta
@@ -35,7 +48,6 @@ HELP = "/budget what is left   /route who wrote the last answer   /new forget th
 
 def chat(
     model: Annotated[str, typer.Option(help="auto, a model of the catalogue, or MODEL+STRATEGY.")] = "auto",
-    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     dollars: Annotated[
         str | None, typer.Option("--budget", help="Dollars that the whole conversation may cost at most.")
     ] = None,
@@ -44,7 +56,17 @@ def chat(
     ] = None,
     policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
     router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="New tokens of an answer at most.", min=1)] = None,
+    load: Load = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    seed: Seed = None,
+    system: System = None,
+    reasoning_effort: ReasoningEffort = None,
+    thinking_budget: ThinkingBudget = None,
+    template: TemplateVariables = None,
     catalogue: CatalogueFile = None,
     folder: Folder = None,
     show_thinking: ShowThinking = None,
@@ -57,13 +79,29 @@ def chat(
     from viaticum.agents.client import Viaticum
     from viaticum.agents.completions import check_name
 
+    settings = settings_of(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        reasoning_effort=reasoning_effort,
+        thinking_budget=thinking_budget,
+        chat_template_kwargs=template,
+    )
     with Viaticum(
-        dollars, budget_name=budget_name, policy=policy, router=router, catalogue=catalogue, folder=folder
+        dollars,
+        budget_name=budget_name,
+        policy=policy,
+        router=router,
+        catalogue=catalogue,
+        folder=folder,
+        strategies=load or (),
+        generation=settings,
     ) as client:
         check_name(client, model)
-        conversation = _Conversation(
-            client, model, system, max_tokens, as_json, ThoughtPrinter(show_thinking)
-        )
+        conversation = _Conversation(client, model, system, as_json, ThoughtPrinter(show_thinking))
         if sys.stdin.isatty():
             sys.stderr.write(f"{model}, {_left(client)}. {HELP}\n")
         failed = False
@@ -83,12 +121,11 @@ class _Conversation:
         client: Viaticum,
         model: str,
         system: str | None,
-        max_tokens: int | None,
         as_json: bool,
         thoughts: ThoughtPrinter,
     ) -> None:
         self._thoughts = thoughts
-        self._client, self._model, self._max_tokens, self._as_json = client, model, max_tokens, as_json
+        self._client, self._model, self._as_json = client, model, as_json
         self._first_messages: list[Message] = [{"role": "system", "content": system}] if system else []
         self._messages = list(self._first_messages)
         self._routes: tuple[str, ...] = ()
@@ -150,7 +187,6 @@ class _Conversation:
             messages,
             self._client.budget_name,
             f"chat-{uuid.uuid4().hex}",
-            GenerationSettings.of(max_new_tokens=self._max_tokens),
         )
         # Ctrl-C cancels the call at its next piece of text; it is settled, and the conversation continues.
         interrupts = SignalHandler(lambda number: token.close(), (signal.SIGINT,))

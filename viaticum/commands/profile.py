@@ -17,6 +17,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from viaticum.commands.generation import (
+    MaxTokens,
+    MinP,
+    ReasoningEffort,
+    Seed,
+    System,
+    Temperature,
+    TemplateVariables,
+    ThinkingBudget,
+    TopK,
+    TopP,
+    settings_of,
+)
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import ProgressBar
 from viaticum.errors import InputError
@@ -34,7 +47,9 @@ def profile(
     questions: Annotated[Path, typer.Argument(help="JSONL with question and answer.")],
     out: Annotated[Path, typer.Option(help="The outcome table: .parquet or .jsonl")],
     model: Annotated[list[str] | None, typer.Option(help="Models; all local ones by default.")] = None,
-    strategy: Annotated[list[str] | None, typer.Option(help="Strategies; all by default.")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="Strategies, MODULE:NAME for your own; all by default.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)] = None,
     dataset: Annotated[str | None, typer.Option(help="What the table calls them; else the file.")] = None,
     slots: Annotated[int, typer.Option(help="Texts written at once.", min=1)] = 32,
@@ -43,6 +58,16 @@ def profile(
     reread: Annotated[
         bool, typer.Option("--reread", help="Read the --completions of --out again; asks no model.")
     ] = False,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    seed: Seed = None,
+    system: System = None,
+    reasoning_effort: ReasoningEffort = None,
+    thinking_budget: ThinkingBudget = None,
+    template: TemplateVariables = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
     catalogue: CatalogueFile = None,
 ) -> None:
@@ -56,6 +81,18 @@ def profile(
     from viaticum.catalogue import Catalogue
     from viaticum.questions import read_questions
 
+    settings = settings_of(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        system=system,
+        reasoning_effort=reasoning_effort,
+        thinking_budget=thinking_budget,
+        chat_template_kwargs=template,
+    )
     loaded = Catalogue.load(catalogue)
     with ProgressBar(lines=False) as bar:
         outcomes = run(
@@ -67,6 +104,7 @@ def profile(
             slots=slots,
             with_text=text,
             completions=completions,
+            settings=settings,
             progress=partial(_report_profile, bar),
         )
     rows = _summary(outcomes)
@@ -161,9 +199,10 @@ def _pairs(catalogue: Catalogue, models: list[str] | None, named: list[str] | No
     from viaticum import strategies
 
     models = models or [spec.name for spec in catalogue.local() if spec.default]
+    strategies.load(*catalogue.strategies, *(named or ()))
     named = named or [name for name in strategies.names() if strategies.get(name).graded]
     return [
-        Pair(catalogue[model].name, strategies.get(strategy).name)
+        Pair(catalogue[model].name, strategy)
         for model in dict.fromkeys(models)
         for strategy in dict.fromkeys(named)
     ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from viaticum.commands.generation import Load
 from viaticum.commands.models import CatalogueFile
 from viaticum.errors import MissingExtra
 from viaticum.money import format_usd
@@ -75,6 +76,7 @@ def serve(
     patience: Patience = 30.0,
     grace: Grace = 30.0,
     body_limit: BodyLimit = 1 << 20,
+    load: Load = None,
     insecure: Insecure = False,
     folder: Folder = None,
     as_json: JsonFlag = False,
@@ -112,6 +114,7 @@ def serve(
             policy=policy,
             folder=home,
             slots=concurrency,
+            strategies=load or (),
         ) as client:
             _run(client, keys, limits, address, root_scope=budget_name, grace=grace, as_json=as_json)
 

@@ -6,35 +6,93 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
+from viaticum.commands.generation import (
+    Kind,
+    Load,
+    MaxTokens,
+    MinP,
+    Model,
+    ReasoningEffort,
+    Seed,
+    Strategy,
+    System,
+    Temperature,
+    TemplateVariables,
+    ThinkingBudget,
+    TopK,
+    TopP,
+    settings_of,
+)
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
+from viaticum.generation import GenerationSettings
 from viaticum.money import format_usd
-from viaticum.types import Answer
+from viaticum.types import Answer, AnswerKind, Query
 
 
 def solve(
-    question: Annotated[str, typer.Argument(help="What you want answered.")],
+    question: Annotated[str, typer.Argument(help="What you want answered; - reads it from stdin.")],
     dollars: Annotated[str | None, typer.Option("--budget", help="Dollars this may cost at most.")] = None,
     policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
     router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
+    kind: Kind = "auto",
+    model: Model = None,
+    strategy: Strategy = None,
+    load: Load = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    seed: Seed = None,
+    system: System = None,
+    reasoning_effort: ReasoningEffort = None,
+    thinking_budget: ThinkingBudget = None,
+    template: TemplateVariables = None,
     show_thinking: ShowThinking = None,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
-    """Answer one question within a budget."""
+    """Answer one question within a budget.
+
+    Without --model and --strategy the question is routed. --model alone asks that model with a strategy that
+    suits the question, --strategy alone picks a model for it, both ask that pair.
+    """
     from viaticum.agents.client import Viaticum
     from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, ThinkingPiece, TriedAgain
 
     show = ThoughtPrinter(show_thinking)
-    with Viaticum(budget=dollars, policy=policy, catalogue=catalogue, router=router) as client:
-        for event in client.stream(question):
+    settings = settings_of(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        system=system,
+        reasoning_effort=reasoning_effort,
+        thinking_budget=thinking_budget,
+        chat_template_kwargs=template,
+    )
+    query = Query(sys.stdin.read() if question == "-" else question, cast(AnswerKind, kind))
+    with Viaticum(
+        budget=dollars,
+        policy=policy,
+        catalogue=catalogue,
+        router=router,
+        model=model,
+        strategy=strategy,
+        strategies=load or (),
+        generation=settings,
+    ) as client:
+        for event in client.stream(query):
             if isinstance(event, Answer):
                 if as_json:
-                    typer.echo(json.dumps(_answer_json(event)))
+                    typer.echo(json.dumps(_answer_json(event, client.settings)))
                 else:
                     typer.echo(f"{event.value if event.value is not None else 'no answer: ' + event.reason}")
                     sys.stderr.write(f"{format_usd(event.cost)} of {format_usd(event.held)} held\n")
@@ -53,7 +111,7 @@ def solve(
                 sys.stderr.write("\n")
 
 
-def _answer_json(answer: Answer) -> dict[str, Any]:
+def _answer_json(answer: Answer, settings: GenerationSettings) -> dict[str, Any]:
     last = answer.routes[-1]
     return {
         "answer": answer.value,
@@ -62,6 +120,8 @@ def _answer_json(answer: Answer) -> dict[str, Any]:
         "model": last.pair.model,
         "strategy": last.pair.strategy,
         "route": asdict(last.row) | {"pair": str(last.pair), "why": last.why},
+        "routes": [str(route.pair) for route in answer.routes],
+        "settings": settings.model_dump(mode="json"),
         "usage": {name: asdict(count) for name, count in answer.usage.models.items()},
         "cost_nanousd": answer.cost,
         "held_nanousd": answer.held,

@@ -1,0 +1,52 @@
+"""A router for one model, one strategy or one pair, for callers that name them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from viaticum.routers.query.base import QueryRouter
+from viaticum.routers.query.plans import PlanRow
+from viaticum.types import Pair, Query, RoutingTable, Row
+
+DEFAULT_STRATEGY = "cot"  # of a model that the other router does not know
+
+
+class RestrictedRouter(QueryRouter):
+    """The rows of another router that are of one model, one strategy, or both.
+
+    Where it has none, a row is made up: of a model, for `cot` and without estimates; of a strategy, for every
+    model of the other router, with the estimates of that model's best row.
+
+    Args:
+        model: None for all.
+        strategy: None for all.
+    """
+
+    def __init__(self, router: QueryRouter, model: str | None, strategy: str | None) -> None:
+        self.router, self.model, self.strategy = router, model, strategy
+
+    def table(self, query: Query) -> RoutingTable:
+        known = self.router.table(query)
+        rows = tuple(row for row in known if self._is_wanted(row.pair))
+        return RoutingTable(rows or tuple(self._made_up(known)))
+
+    def prefetch(self, queries: Sequence[Query]) -> None:
+        self.router.prefetch(queries)
+
+    def plans_for(self, query: Query) -> list[PlanRow]:
+        plans = self.router.plans_for(query)
+        wanted = [each for each in plans if all(map(self._is_wanted, each.plan.pairs))]
+        return wanted or super().plans_for(query)
+
+    def _is_wanted(self, pair: Pair) -> bool:
+        return self.model in (None, pair.model) and self.strategy in (None, pair.strategy)
+
+    def _made_up(self, known: RoutingTable) -> list[Row]:
+        if self.model is not None:
+            return [Row(Pair(self.model, self.strategy or DEFAULT_STRATEGY), 0.0, 0, 0, 0, 0)]
+        best: dict[str, Row] = {}
+        for row in known:
+            if row.pair.model not in best or row.accuracy > best[row.pair.model].accuracy:
+                best[row.pair.model] = row
+        return [replace(row, pair=Pair(model, self.strategy or "")) for model, row in best.items()]
