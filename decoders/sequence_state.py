@@ -122,7 +122,7 @@ class SequenceState:
             What may be shown, and the finish reason if this was the last token.
         """
         inside, budget = self._stream.inside_thought, self._budget
-        if is_stop and inside and budget and budget.can_close(len(self.made_by)):
+        if is_stop and inside and budget and budget.can_close(len(self.made_by)) and not budget.is_exhausted:
             self.closing = "stop"  # in place of the token
             return NOTHING_SHOWN, None
         self._record(token, model, entropy, accepted)
@@ -139,6 +139,9 @@ class SequenceState:
                 self.closing = "loop"
             elif self._budget_left() == 0:
                 self.closing = "budget"
+            if self.closing is not None and budget.is_exhausted:
+                self.closing = None
+                return shown, "loop"
             return shown, None
         return shown, "loop" if loops else None
 
@@ -152,6 +155,7 @@ class SequenceState:
             return []
         ids = self._budget.limit.close_ids if self._stream.inside_thought else self._budget.limit.empty_ids
         self._budget.closed_by, self.closing = self.closing, None
+        self._budget.forced += 1
         self.score = NO_SCORE
         self._loop = self._guard.detector() if self._guard else None
         written = []

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from viaticum.decoders.request import ThinkingLimit, ThoughtEnd
 
+MAX_FORCED = 3  # closing tags forced in one text; a model that opens thought after thought is in a loop
+
 
 class ThoughtBudget:
     """What is left of the thinking budget of one sequence.
@@ -17,12 +19,14 @@ class ThoughtBudget:
     Attributes:
         used: tokens of its thoughts so far, without those that were forced.
         closed_by: what ended its last thought; None before.
+        forced: closing tags that were forced.
     """
 
     def __init__(self, limit: ThinkingLimit, max_new_tokens: int) -> None:
         self.limit = limit
         self.used = 0
         self.closed_by: ThoughtEnd | None = None
+        self.forced = 0
         self._max_new_tokens = max_new_tokens
 
     def can_close(self, written: int) -> bool:
@@ -35,6 +39,11 @@ class ThoughtBudget:
             return None
         room = self._max_new_tokens - written - len(self.limit.close_ids) - max(1, self.limit.answer)
         return max(0, min(self.limit.budget - self.used, room))
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the closing tag has been forced as often as makes sense."""
+        return self.forced >= MAX_FORCED
 
     def first_ids(self, inside: bool) -> tuple[int, ...]:
         """The tokens that a budget of 0 forces before the first one, if they and an answer fit."""

@@ -199,6 +199,22 @@ def test_a_loop_in_the_thought_closes_it_and_a_loop_in_the_answer_ends_the_text(
     assert no_room.thought_closed_by is None
 
 
+def test_a_model_that_opens_thought_after_thought_ends() -> None:
+    """Thoughts share the budget, so that each further one is closed at once; after three the text ends."""
+    model = build()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()  # always token 0
+    under_test = MixedDecoder(Runner(model), tokenizer=Letters(), loop_guard=None)
+    request = replace(
+        thinking([1], 1000, replace(LIMIT, budget=5)),
+        thinking=ThinkingFormat((Tags(("A",), (CLOSE,)),), thinks=True),
+    )
+    result = under_test.generate(request)
+    assert result.finish_reason == "loop"
+    assert sum(result.trace.forced) == 3 * len(CLOSE)
+    assert len(result.trace.tokens) == 5 + 3 * len(CLOSE) + 3
+
+
 def test_events_tell_the_forced_tokens_and_an_abort_keeps_them() -> None:
     engine = decoder(draft=2).engine()
     index = engine.add(thinking([5, 6], 20, replace(LIMIT, budget=0)))
