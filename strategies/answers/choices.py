@@ -34,7 +34,7 @@ _LABEL = re.compile(  # at the beginning, with something that ends a label
     r"([A-Za-z])\s?(?:[)\]}>]|[.:](?!\w)|\s[-–—]\s|[-–—]\s|$)",
     re.IGNORECASE,
 )
-_ALONE = re.compile(r"^[\s(\[{<\"'*:.#_-]{0,8}([A-Za-z])[\s)\]}>\"'*:.,;!_-]{0,8}$")
+_ALONE = re.compile(r"^[\s(\[{<\"'*:.#_-]{0,8}([A-Za-z])[\s)\]}>\"'*:.,;!_。．、-]{0,8}$")
 _ROMAN = re.compile(
     r"^[\s(\[\"'*:.]{0,6}(?:(?:option|choice|statement)\s)?\(?(i{1,3}|iv|vi{0,3}|ix|x)(?=[\s)\].,:;]"
     r"|$)(?!\s[a-z])",
@@ -76,7 +76,7 @@ _RIGHT_AFTER = re.compile(
 _CHOSEN_BEFORE = re.compile(
     r"(?:\b(?:option|choice|answer|letter|so|hence|thus|therefore|it's|it is|is|be|with|pick|choose|select"
     r"|chose|prefer"
-    r"|say|guess|for|leaving|leaves|left|then|but|instead|rather|→|=>|opción|opção"
+    r"|say|guess|for|leaving|leaves|left|then|but|only|instead|rather|→|=>|opción|opção"
     r"|option)\b[\s:,(\[\"'*]{1,4}"
     r"|[选選択項项为為是][\s:(\[]{0,3}|→\s?|=>\s?|\()$",
     re.IGNORECASE,
@@ -236,7 +236,8 @@ _NO = (
     "|нет|неверно|ложь|nie|hayır|tidak|لا|خطأ|नहीं|না"
 )
 BOOLEAN = re.compile(
-    rf"(?<![\w'])(?:(?P<yes>{_YES}|wahr|richtig)|(?P<no>{_NO}))(?!\w)|(?P<yes_cjk>是的?|对|正确|はい|正しい|예|맞)"
+    rf"(?<![\w'])(?:(?P<yes>{_YES}|wahr|richtig)|(?P<no>{_NO}))(?!\w)|(?P<yes_cjk>是的?|对|正确|はい|正しい|예|맞"
+    rf"|네(?=[\s.,!]|$))"
     r"|(?P<no_cjk>不是|否|不对|不正确|错误|いいえ|誤り|아니)",
     re.IGNORECASE,
 )

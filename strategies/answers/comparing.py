@@ -27,7 +27,8 @@ CHOICE = re.compile(r"^\W{0,4}(?:option|choice|answer)?\s?\W{0,3}([A-Ja-j])(?:\W
 BOOLEAN = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
 YES_NO = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _LETTER = re.compile(
-    r"^\W{0,4}(?:(?:option|choice|answer)(?![a-z]))?[\s:]{0,3}[(\[]?\s?([A-Z]|\d{1,2})\s?(?:[)\].:]|\W{0,4}$)",
+    r"^\W{0,4}(?:(?:option|choice|answer)(?![a-z]))?[\s:]{0,3}[(\[]?\s?([A-Z]|\d{1,2})\s?(?:[)\].:]"
+    r"|\W{0,4}$)",
     re.IGNORECASE,
 )
 _LABELLED = re.compile(r"^\(([A-Za-z])\)\s?(?=\S)|^([A-Z])[).:]\s(?=\S)")

@@ -49,7 +49,8 @@ FOREIGN_MARKER = re.compile(
     re.IGNORECASE,
 )
 ENGLISH_MARKER = re.compile(
-    r"\banswers?(?:\s(?!is\b|was\b|are\b)[^\s.:;!?,=\n]{1,24}){0,8}?(?:\s?(?::|=|→|⇒)(?:\s?is\b)?"
+    r"(?<![-\w])answers?(?!\squestions?\b)(?:\s(?!is\b|was\b|are\b)[^\s.:;!?,=\n]{1,24}){0,8}?"
+    r"(?:(?:(?<=[Aa]nswer)|(?<=[Aa]nswers)|(?<=ANSWER)|(?<=[a-z)]))\s?(?::|=|→|⇒)(?:\s?is\b)?"
     r"|\s(?:—|–|-)\s"
     r"|,?\s(?:therefore|then|thus|hence|so),?\s(?:is|are|was)\b"
     r"|\s(?:is|are|was|were|will be|would be|should be|must be|has to be|can be|could be|may be|might be"
@@ -123,13 +124,14 @@ _POINT = re.compile(
     r"(?<!\w)(?:the|answer|is|are|was|of|and|so|we|therefore|total|has|there|in|to|it|for)(?!\w)",
     re.IGNORECASE,
 )
+_CYRILLIC_OR_GREEK = re.compile(r"[\u0400-\u04ff]{4}|[\u0370-\u03ff]{4}")
 _SPANISH = re.compile(r"(?<!\w)(?:el|los|las|es|son|respuesta|entonces|una)(?!\w)", re.IGNORECASE)
 
 
 def decimal_comma(text: str) -> bool:
     """Whether a text is in a language that writes 3,5 for three and a half."""
     text = text[-2000:]
-    commas = sum(1 for _ in _COMMA.finditer(text))
+    commas = sum(1 for _ in _COMMA.finditer(text)) + 3 * (_CYRILLIC_OR_GREEK.search(text) is not None)
     return commas > 0 and commas > sum(1 for _ in _POINT.finditer(text))
 
 

@@ -23,7 +23,9 @@ _SWITCH = re.compile(
 _SPACE = re.compile(r"\\[,;:> ]|~|\\\(|\\\)|\\\[|\\\]|\\(?:thin|med|thick)?space(?![A-Za-z])")
 _NO_SPACE = re.compile(r"\\!")
 _GROUP_SPACE = re.compile(r"(?<=\d)(?:\\[,;:> ]|~|[\u00a0\u2007\u2009\u202f])(?=\d{3}(?!\d))")
-_PLAIN_GROUPS = re.compile(r"(?<![\d.,/-])(?<!\d )([1-9]\d{0,2})((?: \d{3})+)(?![\d.]*\d|,\d|\s?/\s?\d|\s\d)")
+_PLAIN_GROUPS = re.compile(
+    r"(?<![\d.,/-])(?<!\d )([1-9]\d{0,2})((?: \d{3})+)(?![\d.]*\d|,\d|\s?/\s?\d|\s\d|-\w)"
+)
 _QUOTE_GROUPS = re.compile(r"(?<![\d.,])(\d{1,3})((?:['’ʼ_]\d{3})+)(?!\d)")
 _INDIAN_GROUPS = re.compile(r"(?<![\d.,])(\d{1,2})((?:,\d{2})+)(,\d{3})(?![\d,])")
 _FRACTION = re.compile(
@@ -46,6 +48,10 @@ _CURRENCY_NAME = (
 _SIGNED_CURRENCY = re.compile(rf"(?<![\w.)])([-+])\s?(?:{_CURRENCY_NAME}|\\?[$€£¥₹₩₽₺])\s?")
 _MONEY_SCALE = re.compile(r"(?<=[$€£¥₹])(\s?\d[\d.,]{0,20})\s?(k|K|M|mn|B|bn|T)\b")
 _CURRENCY = re.compile(rf"(?<![A-Za-z])(?:{_CURRENCY_NAME})|\\?[$€£¥₹₩₽₺]|\\(?:pounds|euro)(?![A-Za-z])")
+_EURO_COMMA = re.compile(
+    r"(?<![\d.,])(?<!\d )(\d{1,6}),(\d{1,2})(?=\s?(?:€|EUR\b|[Ee]uros?\b|zł|kr\b|₽|руб))|(?<=R\$"
+    r" )(\d{1,6}),(\d{2})(?!\d)"
+)
 _CJK_PART = r"(\d[\d,]{0,20}(?:\.\d{1,20})?)\s?((?:[万萬亿億조만억兆]|百(?!分)|千(?![克米瓦卡焦字])){1,2})"
 _CJK_SCALE = re.compile(rf"(?:{_CJK_PART}\s?){{1,5}}(?:(\d{{1,4}})(?![\d.,]))?")
 _CJK_SCALE_PART = re.compile(_CJK_PART)
@@ -63,6 +69,7 @@ _SIGNS = str.maketrans(
     {
         "−": "-", "–": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "-", "₋": "-", "⁄": "/", "∕": "/",
         "٫": ".", "٬": ",", "٪": "%", "％": "%", "，": ",", "．": ".", "、": ", ", "′": "'", "∶": ":",
+        **{chr(0x2460 + index): f" {index + 1} " for index in range(20)},  # in circles
         "\u2008": " ", "\u200a": " ", "\u205f": " ",
     }
 )  # fmt: skip
@@ -94,6 +101,7 @@ def clean(text: str) -> str:
     )
     if "\\" in text or "~" in text:
         text = _SPACE.sub(" ", _FRACTION.sub(_spell_latex_fraction, text)).replace("\\%", "%")
+    text = _EURO_COMMA.sub(lambda each: each[0].replace(",", "."), text)
     text = _MONEY_SCALE.sub(_spell_scale, text)
     text = _CURRENCY.sub(" ", _SIGNED_CURRENCY.sub(r"\1", text))
     return _MINUS.sub("-", text)

@@ -19,11 +19,13 @@ _THOUGHT_BEGIN = re.compile(
 _THOUGHT_WORDS = ("think", "THINK", "thought", "reasoning", "<|channel|>")
 _FENCE = re.compile(r"^[ \t]{0,8}(?:```|~~~)[\w+-]{0,20}[ \t]{0,8}\r?$", re.MULTILINE)
 _TAG = re.compile(
-    r"</?(?:b|strong|i|em|u|p|span|div|mark|code|font|center|big|small|li|ul|ol"
-    r"|h[1-6])(?:\s[^<>\n]{0,100})?>",
-    re.IGNORECASE,
+    r"</?(?:b|strong|i|em|u|p|span|div|mark|code|font|center|big|small|li|ul|ol|h[1-6])(?:\s[^<>\n]{0,100})?>"
+    r"|<B>(?=\S[^<\n]{0,200}</B>)|</B>"
 )
 _LINE_BREAK = re.compile(r"<br\s?/?>|\r\n?", re.IGNORECASE)
+_CONFIDENCE = re.compile(
+    r"^\W{0,6}(?:my )?confidence(?: level| score)?\W{1,6}(?:about )?[\d.]{1,6}\s?%?[^\n\w]{0,6}$", re.I | re.M
+)
 _RAISED = re.compile(r"<sup>([^<>]{1,20})</sup>", re.IGNORECASE)
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>|\[/?INST\]")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0e\ufe0f\ufeff]")
@@ -32,6 +34,7 @@ _STARS = re.compile(r"(?<![0-9)\]])\*\*(?!\*)|\*\*(?![\s]?[-+(0-9A-Za-z])")
 _NAME_STARS = re.compile(r"(?:(?<=[^A-Za-z][A-Za-z])|(?<=^[A-Za-z]))\*\*(?=[-(\d])")
 _UNDERSCORES = re.compile(r"(?<![\w\\])__(?=\S)|(?<=[^\s_])__(?!\w)")
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
+_WRITTEN_NEWLINE = re.compile(r"\\n(?![A-Za-z])")  # in JSON that was escaped twice
 _POWER = "\x00"
 
 
@@ -55,6 +58,7 @@ def plain(text: str) -> str:
     if "<" in text or "[" in text:
         text = _RAISED.sub(r"^{\1}", _SPECIAL_TOKEN.sub("", text))
         text = _TAG.sub("", _LINE_BREAK.sub("\n", text))
+    text = _CONFIDENCE.sub("", _WRITTEN_NEWLINE.sub("\n", text))
     text = text.replace("\r", "\n").replace("\x08oxed", "\\boxed").replace("\x0crac", "\\frac")
     text = _FENCE.sub("", text).replace("```", " ").replace("`", "")
     text = _STARS.sub("", _NAME_STARS.sub(_POWER, text)).replace(_POWER, "**")

@@ -118,6 +118,7 @@ _PARTS = re.compile(
 _PART_SIZES = {
     "hal": 2, "thi": 3, "qua": 4, "fou": 4, "fif": 5, "six": 6, "sev": 7, "eig": 8, "nin": 9, "ten": 10,
 }  # fmt: skip
+_IS_ONE = re.compile(r"(?:^|\b(?:is|are|be|was|only|exactly|just|has|equals)\s)$", re.IGNORECASE)
 _MINUS = re.compile(r"\s{0,3}(minus|negative|moins|menos|meno|min|минус|eksi)\s", re.IGNORECASE)
 _CJK_DIGITS = {letter: value for value, letter in enumerate("零一二三四五六七八九")} | {
     "〇": 0, "两": 2, "兩": 2, "壱": 1, "弐": 2, "参": 3,
@@ -128,13 +129,20 @@ CJK_NUMERAL = re.compile(
     "[负負]?[零〇一二三四五六七八九两兩壱弐参十百千万萬亿億]{1,30}(?:点[零〇一二三四五六七八九]{1,20})?"
 )
 
+_CJK_PARTS = re.compile("([零一二三四五六七八九十百千]{1,9})分之([零一二三四五六七八九十百千]{1,9})")
+
 
 def read_words(text: str) -> Fraction | None:
     """The number in words that a text begins with; outside English, only one that it consists of."""
-    text = text[:WORDS_CHARACTERS].strip(" .,;:!\"'()*$。").removeprefix("百分之")
+    text = text[:WORDS_CHARACTERS].strip(" .,;:!\"'()*$。")
     sign = 1
     if minus := _MINUS.match(f"{text} "):
         sign, text = -1, text[minus.end() :]
+    if parts := _CJK_PARTS.match(text):
+        top, bottom = _cjk(parts[2]), _cjk(parts[1])
+        if parts[1] == "百":  # a percentage
+            return top
+        return top / bottom if top is not None and bottom else None
     if numeral := CJK_NUMERAL.match(text):
         return _cjk(numeral[0])
     number = _english(text)
@@ -157,7 +165,8 @@ def find_words(text: str) -> Fraction | None:
         rf"\b(?:(minus|negative)\s)?(?=(?:{_ENGLISH_WORD}|half)\b)", text, re.IGNORECASE
     ):
         number = _english(text[match.end() :])
-        if number is not None and (number != 1 or match.end() == 0):
+        lone = number == 1 and not _IS_ONE.search(text[: match.start()])
+        if number is not None and not lone:
             return -number if match[1] else number
     found = [each for each in CJK_NUMERAL.findall(text) if len(each) > 1 or each in _CJK_TENS]
     return _cjk(found[-1]) if found else None

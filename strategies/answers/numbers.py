@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
+from viaticum.strategies.answers.expressions import SUPERSCRIPTS
 from viaticum.strategies.answers.latex import LATEX_TEXT, clean
 from viaticum.strategies.answers.number_words import find_words, read_words
 from viaticum.strategies.answers.units import is_product
@@ -18,6 +19,7 @@ __all__ = [
     "LATEX_TEXT",
     "NUMBER",
     "clean",
+    "concluded_number",
     "find_number",
     "numbers_in",
     "whole_number",
@@ -42,8 +44,6 @@ _SCALES = {
     **dict.fromkeys(("lakh", "lakhs", "लाख"), 10**5),
     **dict.fromkeys(("crore", "crores", "करोड़"), 10**7),
     "hundred": 100,
-    "dozen": 12,
-    "dozens": 12,
 }  # fmt: skip
 _SCALE_WORDS = "|".join(sorted(_SCALES, key=len, reverse=True))
 NUMBER = re.compile(
@@ -59,7 +59,9 @@ _UNIT = re.compile(rf"(?![xyz](?:\W|$)){_UNIT_WORD}(?:[ /-]{_UNIT_WORD}){{0,3}}"
 _LETTER_SCALE = re.compile(r"(?<=\d)([kKMB]|bn|mn)(?![A-Za-z0-9])")
 _LETTER_SCALES = {"k": "thousand", "m": "million", "b": "billion"}
 _POWER = re.compile(
-    r"(?<![\w.^])(-?\d{1,20})\s?(?:\^|\*\*)\s?(?:\{\s?(\d{1,4})\s?\}|\((\d{1,4})\)|(\d{1,4})(?!\d))"
+    r"(?<![\w.^])(-?\d{1,20})\s?(?:\^|\*\*)\s?"
+    r"(?:\{\s?(-?\d{1,4})\s?\}|\((-?\d{1,4})\)|(-?\d{1,4})(?!\d))"
+    r"|(?<![\w.^])(-?\d{1,20})([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,4})"
 )
 _EQUALS = re.compile(
     r"=|≡|\b(?:equals?(?:\sto)?|is equal to)\b|等于|равн[оа]\b|\bégale? à\b|\bes igual a\b", re.I
@@ -81,6 +83,16 @@ _VERB_NUMBER = re.compile(
     r"|to)\s{1,3}){0,4}(?=\(?[-+]?[\d.])",
     re.IGNORECASE,
 )
+_IN_ALL = re.compile(
+    r"\d\D{1,40}\d[\d.,]*\s(?:\w{1,15}\s)?(?:in all|in total|altogether|total)\b", re.IGNORECASE
+)
+_BECAUSE = re.compile(r",?\s(?:because|since|as there)\b", re.IGNORECASE)
+_ROUNDED = re.compile(
+    r"\b(?:rounds?|rounded|rounding)\s(?:it\s)?(?:(?:up|down|off)\s)?to\s(?:about\s)?(?=[-\d])"
+    r"(?![\d.]+\s(?:decimal|significant|places?|digits?|d\.?p))",
+    re.IGNORECASE,
+)
+_OR_RATHER = re.compile(r"\b(?:which is|that is|or)\b[^=]{0,40}\d", re.IGNORECASE)
 _SPACED_SIGN = re.compile(r"^\s{0,3}-\s{1,3}(?=[\d.])")
 _NOT_BUT = re.compile(r"\bnot\s[^.;\n]{1,40}?\bbut\s", re.IGNORECASE)
 _EUROPEAN = re.compile(r"(?<![\d.,])\d{1,3}(?:[. ]\d{3})+,\d{1,12}(?![\d,]|\.\d)")
@@ -110,6 +122,10 @@ def find_number(text: str, *, comma: bool = False, groups_by_comma: bool = False
 
 def _stated(text: str) -> Fraction | None:
     text = _NOT_BUT.sub("", text)
+    if (rounded := _ROUNDED.search(text)) and (
+        number := next(numbers_in(text[rounded.end() :]), None)
+    ) is not None:
+        return number
     text = _SPACED_SIGN.sub("-", text)
     exact, about, rest = _split_about(text)
     if about and (number := next(numbers_in(rest), None)) is not None and whole_number(exact) is None:
@@ -119,11 +135,35 @@ def _stated(text: str) -> Fraction | None:
         return found[0]
     if (number := read_words(text)) is not None:
         return number
+    if (number := _after_verb(text)) is not None:
+        return number
+    return next(numbers_in(text), None)
+
+
+def concluded_number(sentence: str, *, comma: bool = False, groups_by_comma: bool = False) -> Fraction | None:
+    """The number that a sentence without a mark comes to: after its last `=`, or its last verb of having.
+
+    A reason at its end is left out: "He spends $5 because 10 * 0.5 = 5.".
+    """
+    text = decimal_points(clean(sentence), comma, groups_by_comma)
+    result = _BECAUSE.split(text, maxsplit=1)[0]
+    if result != text and any(numbers_in(result)) and not re.search(r",[^=]*=", text[len(result) :]):
+        text = result
+        found = list(numbers_in(result))
+        if len(found) == 1:
+            return found[0]
+    if _EQUALS.search(text):
+        number = _stated(_EQUALS.split(_spell_powers(text))[-1])
+        return None if number is None or _OR_RATHER.search(text) else number
+    return None if _IN_ALL.search(text) else _after_verb(text)
+
+
+def _after_verb(text: str) -> Fraction | None:
     for verb in reversed(list(_VERB_NUMBER.finditer(text))):
         match = NUMBER.search(text, verb.end())
         if match is not None and match.start() <= verb.end() + 1 and (found := _values(match)):
             return found[0]
-    return next(numbers_in(text), None)
+    return None
 
 
 def _split_about(text: str) -> tuple[str, bool, str]:
@@ -202,15 +242,17 @@ def _spell_scale(match: re.Match[str]) -> str:
 
 
 def _spell_powers(text: str) -> str:
-    return _POWER.sub(_power, text) if "^" in text or "**" in text else text
+    return _POWER.sub(_power, text) if "^" in text or "**" in text or not text.isascii() else text
 
 
 def _power(match: re.Match[str]) -> str:
-    """2^10 as 1024, unless that is very long. A sign before is not part of the base."""
-    base, exponent = match[1].lstrip("-"), int(match[2] or match[3] or match[4])
-    if len(base) * exponent > POWER_DIGITS:
+    """2^10 as 1024 and 10^-3 as 1/1000, unless that is very long. A sign before is not part of the base."""
+    written = match[1] or match[5]
+    base, sign = int(written.lstrip("-")), "-" if written.startswith("-") else ""
+    exponent = int(match[2] or match[3] or match[4] or match[6].translate(SUPERSCRIPTS))
+    if len(str(base)) * abs(exponent) > POWER_DIGITS or (exponent < 0 and not base):
         return match[0]
-    return f"{'-' if match[1].startswith('-') else ''}{int(base) ** exponent}"
+    return f"{sign}{base**exponent}" if exponent >= 0 else f"{sign}1/{base**-exponent}"
 
 
 def _values(match: re.Match[str]) -> list[Fraction]:

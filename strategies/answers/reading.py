@@ -29,13 +29,21 @@ from viaticum.strategies.answers.numbers import (
     LATEX_TEXT,
     NUMBER,
     clean,
+    concluded_number,
     decimal_points,
     find_number,
     numbers_in,
     whole_number,
     write_number,
 )
-from viaticum.strategies.answers.statements import GUESSED, LABELLED, REMARKED, Statement, statements
+from viaticum.strategies.answers.statements import (
+    GUESSED,
+    LABELLED,
+    REMARKED,
+    Statement,
+    statements,
+    without_next_question,
+)
 from viaticum.strategies.answers.structures import Collection, Equation, Value, parse
 from viaticum.strategies.answers.units import split_unit
 from viaticum.types import AnswerKind
@@ -118,7 +126,7 @@ def explain(
         first_only: stop at the answer.
     """
     raw = spoken(text)[-TEXT_CHARACTERS:]
-    reader = _Reader(plain(raw), raw, kind)
+    reader = _Reader(without_next_question(plain(raw)), raw, kind)
     candidates: list[Candidate] = []
     answer: str | None = None
     found = False
@@ -205,7 +213,7 @@ class _Reader:
             return sentence
         if label := _BECAUSE.match(sentence):
             return label[1]
-        bare = clean(sentence).strip(" .")
+        bare = " ".join(clean(sentence).split()).strip(" .")
         if ratio := _RATIO.fullmatch(bare):
             return f"{ratio[1]}:{ratio[2]}" if ratio[0].count(":") <= 1 else bare
         if (
@@ -251,6 +259,7 @@ class _Reader:
             yield "yes or no", guess_boolean(self.text)
         elif kind == "number" or (kind == "auto" and not (len(lines) == 1 and len(last) <= SHORT_LINE)):
             yield "bold", self._bold()
+            yield "conclusion", self._conclusion(last)
             yield "last number", self._last_number(lines)
         elif kind == "date":
             yield "last date", next(iter(deque(find_dates(self.text, day_first=self.comma), maxlen=1)), None)
@@ -286,6 +295,16 @@ class _Reader:
             dict.fromkeys(value for each in bold if (value := self._whole(each.rstrip(".:"))) is not None)
         )
         return values[0] if len(values) == 1 and len(lines[-1]) > len(bold[0]) + 6 else None
+
+    def _conclusion(self, last: str) -> str | None:
+        """What the last sentence comes to: "Thus there are 92 - 35 = 57 seats after the 2nd stop."."""
+        sentences = [each for each in SENTENCE_END.split(last[-1000:]) if each.strip()]
+        number = (
+            concluded_number(sentences[-1], comma=self.comma, groups_by_comma=self.grouped)
+            if sentences
+            else None
+        )
+        return None if number is None else write_number(number)
 
     def _last_number(self, lines: list[str]) -> str | None:
         """The right side of the last line's equation, else the last number of the text."""

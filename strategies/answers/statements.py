@@ -43,6 +43,10 @@ _FIELD = re.compile(
     re.IGNORECASE,
 )
 _UNESCAPE = re.compile(r"\\([\"'/\\])|\\n(?![a-z])")
+_WORDS_BELOW = re.compile(r"\n[^\n]*\w")
+_NEXT_QUESTION = re.compile(
+    r"\n[\s*#]{0,6}(?:Question|Q|Problem|Human|User|Input|Instruction)(?:\s?\d{1,3})?\s?:", re.IGNORECASE
+)
 _BETWEEN_BOXES = re.compile(
     r"[\s$,;&()\[\]\\.]{0,12}(?:and|or|und|oder|et|ou|y|o|e|и|или|和|或|及|、)?[\s$,;&(\[\\]{0,8}"
     r"(?:[A-Za-z](?:_\{?\d\}?)?\s?=\s?)?[\s$]{0,4}",
@@ -82,8 +86,20 @@ class Statement:
 
 def statements(text: str) -> list[Statement]:
     """All statements of a text in the order in which they count: the last of the highest rank comes last."""
-    found = [*_boxes(text), *_tags(text), *_fields(text), *_hashes(text), *_sentences(text)]
+    found = _all(text)
     return sorted(found, key=lambda each: (each.rank, each.start))
+
+
+def without_next_question(text: str) -> str:
+    """The text up to where a model that has answered goes on with a question of its own."""
+    for match in _NEXT_QUESTION.finditer(text):
+        if any(each.rank == STATED and each.end <= match.start() + 1 for each in _all(text[: match.start()])):
+            return text[: match.start()]
+    return text
+
+
+def _all(text: str) -> list[Statement]:
+    return [*_boxes(text), *_tags(text), *_fields(text), *_hashes(text), *_sentences(text)]
 
 
 def _last(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
@@ -177,6 +193,8 @@ def _sentences(text: str) -> Iterator[Statement]:
             before = text[max(0, match.start() - 60) : match.start()]
             if not value:
                 continue
+            if rank == LABELLED and len(_WORDS_BELOW.findall(text, end)) > 1:
+                continue  # "Total: 5" in the middle of the work
             if heading:
                 rule = "heading" if rank == STATED else "label"
             if (
