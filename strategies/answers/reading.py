@@ -339,7 +339,9 @@ def _formula(text: str) -> str | None:
     one_variable = "," not in left or len(set(_VARIABLE.findall(left))) == 1
     several = re.search(r"\b(?:or|and)\b|\\(?:text\{\s?(?:or|and)|pm)", left) is not None
     named = is_name(lefts[0] if lefts else "") or (is_name(left.rpartition(",")[2]) and "," in left)
-    names = named or _VARIABLE.search(left) is None  # not x^2 + y^2 = 25
+    names = named or not set("xyz") & {
+        name.lower() for name in _VARIABLE.findall(left)
+    }  # a + b = 7, not x + y = 7
     ends_in_value = left and names and one_variable and not several and whole_number(right) is not None
     is_formula = is_symbolic(expression) or is_symbolic(split_unit(expression)[0])
     return expression if is_formula and not ends_in_value else None
