@@ -19,10 +19,11 @@ from viaticum.strategies.sandbox.base import PROGRAM_CHARACTERS, parse
 
 TEXT_CHARACTERS = 60_000  # only the end of a reply is searched
 MAX_BLOCKS = 20  # only the last blocks of a reply are looked at
-MAX_STARTS = 20  # lines of prose tried as the start of a bare program
+MAX_FENCES = 50  # fences after one that are looked at for its end
+MAX_STARTS = 6  # lines of prose tried as the start and as the end of a bare program
 
 _FENCE = re.compile(r"^[ \t>]*(`{3,}|~{3,})[ \t]*(.*)$")
-_INLINE_FENCE = re.compile(r"```[ \t]*(?:python3?|py)[ \t]+([^`\n]+?)[ \t]*```", re.IGNORECASE)
+_INLINE_FENCE = re.compile(r"```[ \t]*+(?:python3?|py)[ \t]++([^`\n]++)```", re.IGNORECASE)
 _LATE_OPENING = re.compile(r"(?m)(?<=[^\s`>])[ \t]+(```[ \t]*(?:python|py)\w*)[ \t]*$", re.IGNORECASE)
 _LATE_CLOSING = re.compile(r"(?m)(?<=[^\s`>])[ \t]*(```+)(?=[ \t]*$)")
 # Commands of a notebook, the name of the language on a line of its own, a closing fence that was cut, and
@@ -31,9 +32,9 @@ _NO_CODE = re.compile(
     r"(?m)^[ \t]*[!%](?:pip|conda|matplotlib|apt|python|timeit|%time).*$|\A\s*(?i:python3?|py)[ \t]*$"
     r"|^`{1,2}\s*\Z|<\|[a-z_]{2,30}\|>|</s>\s*\Z|<end_code>\s*\Z"
 )
-_TAG = re.compile(
-    r"<(code|python|program|execute|tool_code)>(.*?)</\1>|\[(PYTHON)\](.*?)\[/PYTHON\]",
-    re.DOTALL | re.IGNORECASE,
+_TAGS = (
+    *((f"<{name}>", f"</{name}>") for name in ("program", "execute", "tool_code", "python", "code")),
+    ("[python]", "[/python]"),
 )
 _PYTHON = re.compile(r"\W*(?:python|py|ipython|pycon|sage|tool_code|jupyter|code)[\d.]*\b.*", re.IGNORECASE)
 _PROMPT = re.compile(r"^\s*(?:>>>|In \[\d+\]:)(?: |$)")
@@ -86,9 +87,7 @@ def find_program(text: str) -> str | None:
     text = _INLINE_FENCE.sub(r"\n```python\n\1\n```\n", text)
     text = _LATE_CLOSING.sub(r"\n\1", _LATE_OPENING.sub(r"\n\1", text))
     blocks = list(_fenced(text))[-MAX_BLOCKS:]
-    blocks = blocks or [
-        Block("python", found[2] or found[4] or "") for found in _TAG.finditer(text)
-    ]  # one of the two forms
+    blocks = blocks or list(_tagged(text))[-1:]
     if not blocks:
         bare = _bare_program(text)
         return clean_code(bare) if bare else None
@@ -228,34 +227,40 @@ def _read_before_bound(tree: ast.Module) -> set[str]:
 def _fenced(text: str) -> Iterator[Block]:
     """The fenced blocks of a text; the last may be open."""
     lines = text.split("\n")
-    index, before = 0, ""
-    while index < len(lines):
-        if opened := _FENCE.match(lines[index]):
-            end = _closing(lines, index, opened[1])
-            yield Block(opened[2].strip().lower(), "\n".join([*lines[index + 1 : end], ""]), before)
-            index, before = end, ""
-        elif lines[index].strip():
-            before = lines[index].strip()
-        index += 1
+    fences = [(number, found) for number, line in enumerate(lines) if (found := _FENCE.match(line))]
+    end = -1
+    for index, (number, opened) in enumerate(fences):
+        if number <= end:
+            continue  # it closed the block before
+        between = (line.strip() for line in reversed(lines[end + 1 : number]))
+        before = next((line for line in between if line), "")
+        end = _closing(lines, number, opened[1], fences[index + 1 : index + 1 + MAX_FENCES])
+        yield Block(opened[2].strip().lower(), "\n".join([*lines[number + 1 : end], ""]), before)
 
 
-def _closing(lines: Sequence[str], start: int, fence: str) -> int:
-    """Index of the line that closes a fence; the number of lines where none does."""
-    ends = [
-        number
-        for number in range(start + 1, len(lines))
-        if (found := _FENCE.match(lines[number])) and found[1].startswith(fence) and not found[2].strip()
-    ]
-    if not ends:
-        # A cut or careless reply: another fence that opens ends the block too.
-        opens = (n for n in range(start + 1, len(lines)) if _FENCE.match(lines[n]))
-        return next(opens, len(lines))
+def _closing(
+    lines: Sequence[str], start: int, fence: str, fences: Sequence[tuple[int, re.Match[str]]]
+) -> int:
+    """Index of the line that closes a fence, among the next fences; the number of lines where none does."""
+    ends = [number for number, found in fences if found[1].startswith(fence) and not found[2].strip()]
+    if not ends:  # a cut or careless reply: another fence that opens ends the block too
+        return fences[0][0] if fences else len(lines)
     first = "\n".join(lines[start + 1 : ends[0]])
-    if parse(clean_code(first)) is None and first.count('"""') + first.count("'''"):
+    if ('"""' in first or "'''" in first) and parse(clean_code(first)) is None:
         for end in ends[1:4]:  # a fence inside a string of three quotes
             if parse(clean_code("\n".join(lines[start + 1 : end]))) is not None:
                 return end
     return ends[0]
+
+
+def _tagged(text: str) -> Iterator[Block]:
+    """The last code between the tags of each kind."""
+    lower = text.lower()
+    for opening, closing in _TAGS:
+        end = lower.rfind(closing)
+        start = lower.rfind(opening, 0, max(end, 0))
+        if start >= 0:
+            yield Block("python", text[start + len(opening) : end])
 
 
 def _outside_fences(text: str) -> str:
@@ -275,12 +280,14 @@ def _bare_program(text: str) -> str | None:
     if is_code(bare) or is_code(clean_code(bare)):
         return bare
     lines = bare.split("\n")
+    if "print(" not in bare:
+        return None
     starts = [number for number, line in enumerate(lines) if _CODE_START.match(line)][:MAX_STARTS]
     ends = [number for number in range(len(lines), 0, -1) if lines[number - 1].strip()][:MAX_STARTS]
     for start in starts:
         for end in ends:
             code = "\n".join(lines[start:end])
-            if end > start and "print(" in code and is_code(code):
+            if end > start and is_code(code):
                 return code
     return None
 

@@ -139,11 +139,33 @@ def _computed_part(line: str, program: str, kind: AnswerKind) -> list[str]:
     for call in sorted(prints, key=lambda node: node.lineno, reverse=True):
         pieces = list(_pieces(call.args))
         if any(isinstance(each, str) and each.strip() for each in pieces):
-            pattern = "".join(re.escape(each) if isinstance(each, str) else "(.{0,300}?)" for each in pieces)
-            if (found := re.fullmatch(pattern.strip(), line)) and len(found.groups()) < 8:
-                computed = [each for each in pieces if not isinstance(each, str)]
-                return _best(computed, found.groups(), kind)
+            computed = [each for each in pieces if not isinstance(each, str)]
+            values = _inserted(pieces, line)
+            if values is not None:
+                return _best(computed, values, kind)
     return []
+
+
+def _inserted(pieces: Sequence[str | ast.expr], line: str) -> list[str] | None:
+    """What stands in a line for each expression of a `print`; None if that did not write the line."""
+    values: list[str] = []
+    texts = [""]
+    for piece in pieces:
+        if isinstance(piece, str):
+            texts[-1] += piece
+        else:
+            texts.append("")
+    texts[0], texts[-1] = texts[0].lstrip(), texts[-1].rstrip()
+    if not line.startswith(texts[0]):
+        return None
+    at = len(texts[0])
+    for index, text in enumerate(texts[1:], 1):
+        end = line.find(text, at) if text and index < len(texts) - 1 else len(line) - len(text)
+        if end < at or not line.startswith(text, end):
+            return None
+        values.append(line[at:end])
+        at = end + len(text)
+    return values if at == len(line) else None
 
 
 def _pieces(arguments: Sequence[ast.expr]) -> Iterator[str | ast.expr]:
