@@ -122,7 +122,7 @@ _FAMILIES: tuple[tuple[str, str, bool], ...] = (
     ),
     (
         r"qwen-?3(?!.*(instruct|coder|embed|rerank))|glm-?4\.[5-9]|glm-?4\.1v|glm-?5|minimax-m1|kimi-k2.*think"
-        r"|deepseek-(chat-)?v3\.[1-9]|nemotron|exaone-?4|smollm3|hunyuan|ernie|phi-?4.*reasoning|olmo-?3.*think"
+        r"|deepseek-(chat-)?v(3\.[1-9]|[4-9])|nemotron|exaone-?4|smollm3|hunyuan|ernie|phi-?4.*reasoning|olmo-?3.*think"
         r"|intern-?s1|deephermes|openthinker|skywork-or1|acereason|open-?r1|mimo|(^|[-_/])r1([-_.:]|$)",
         "think",
         False,
@@ -316,8 +316,8 @@ class ThinkingSplitter:
         """From the end of a message to the text of the next one."""
         header, mark, rest = self._held.partition(_MESSAGE)
         if mark:
-            channel = _CHANNEL.search(header)
-            self.inside = channel is not None and channel[1] != "final"
+            channels = _CHANNEL.findall(header)  # the last one: a malformed header may name several
+            self.inside = bool(channels) and channels[-1] != "final"
             self._step, self._held, self._at_line_begin = self._message, rest, True
         return []
 

@@ -108,6 +108,21 @@ CASES = [
         "b <|channel|> c",
     ),
     ("a<|end|><|start|>assistant<|channel|>final<|message|>b", HARMONY, True, "a", "b"),
+    (
+        "<|channel|>commentary?? to=x<|channel|>analysis<|message|>a<|end|>stray words<|channel|>final"
+        "<|message|>b",
+        HARMONY,
+        None,
+        "a",
+        "b",
+    ),
+    (
+        "<|channel|>analysis??<|end|><|start|>assistant<|channel|>final<|message|>b",
+        HARMONY,
+        None,
+        "",
+        "b",
+    ),
     ("<|channel|>analysis<|message|>never ends", HARMONY, None, "never ends", ""),
     ("no channels", HARMONY, None, "", "no channels"),
     ("b", HARMONY, False, "", "b"),
