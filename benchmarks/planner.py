@@ -40,8 +40,8 @@ from rich.table import Table
 
 from viaticum.budgets.allocate import SKIPPED, allocate
 from viaticum.budgets.pacing import Pacer
-from viaticum.budgets.quantiles import moments
 from viaticum.outcomes import read_outcomes
+from viaticum.quantiles import moments
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix, held_out, near_duplicates, read_prices

@@ -22,9 +22,9 @@ import numpy as np
 from viaticum.budgets.allocate import SKIPPED, Array, allocate, check_terms, take_chosen, with_reserve
 from viaticum.budgets.corrections import Corrections
 from viaticum.budgets.prices import Estimates, Share, choose_mixed, prices_within
-from viaticum.budgets.quantiles import NORMAL_P90
 from viaticum.errors import InputError
 from viaticum.jobs import Preview
+from viaticum.quantiles import NORMAL_P90
 
 PACE_BOUNDS = (0.1, 10.0)
 EPSILON = 1e-9  # nano-dollars and seconds, in place of a budget that is used up

@@ -101,7 +101,11 @@ class Row:
     Attributes:
         accuracy: probability of a right answer, 0 to 1.
         tokens_p50, tokens_p90: median and 90% quantile of output tokens.
+            Quantiles count outputs that were cut as longer.
         cost_p50, cost_p90: median and 90% quantile of the cost in nano-dollars, prompt included.
+        cost_mean: mean cost in nano-dollars; None where it is unknown.
+        cut_at: tokens at which the known outputs were cut; what is longer is extrapolated. None: none was
+            cut.
     """
 
     pair: Pair
@@ -110,6 +114,13 @@ class Row:
     tokens_p90: int
     cost_p50: int
     cost_p90: int
+    cost_mean: int | None = None
+    cut_at: int | None = None
+
+    @property
+    def expected_cost(self) -> int:
+        """The mean cost in nano-dollars, the median where no mean is known."""
+        return self.cost_p50 if self.cost_mean is None else self.cost_mean
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from viaticum.agents.batch.input import BatchRow
+from viaticum.agents.workflow.estimates import estimate
 from viaticum.budgets.allocate import SKIPPED
 from viaticum.budgets.pacing import Pacer, preview
-from viaticum.budgets.quantiles import moments
 from viaticum.errors import BudgetExceeded, InputError, ViaticumError
 from viaticum.jobs import JobRow, Preview
 from viaticum.money import NANOUSD_PER_USD
+from viaticum.quantiles import mean_and_spread
 from viaticum.routers.query import AtPrice, Plan, PlanRow, Policy, QueryRouter, choose_plan, parse_policy
+from viaticum.routers.query.limits import Limit
 from viaticum.types import Pair, Query, Row, split_model
 
 PACED = "paced"
@@ -39,9 +41,9 @@ Array = np.ndarray[Any, Any]
 class PlannedRow:
     """A row and its plan.
 
-    plan: None where the row is skipped; `why` says why. accuracy, cost_p50, cost_p90 (nano-dollars),
-    tokens_p50, tokens_p90 (of output): estimates for the plan, None where there are none. policy: for the
-    pairs that are tried after the plan gave no answer. choice, expected, spread, seconds: the pacer's
+    plan: None where the row is skipped; `why` says why. accuracy, costs (nano-dollars), tokens_p50,
+    tokens_p90 (of output): estimates for the plan, None where there are none. policy: for the pairs that are
+    tried after the plan gave no answer. choice, expected, spread, seconds: the pacer's
     original choice and estimates, kept when the plan later changes.
     """
 
@@ -52,6 +54,7 @@ class PlannedRow:
     accuracy: float | None = None
     cost_p50: int | None = None
     cost_p90: int | None = None
+    cost_mean: int | None = None
     tokens_p50: int | None = None
     tokens_p90: int | None = None
     choice: int = SKIPPED
@@ -66,10 +69,18 @@ class PlannedRow:
 
 
 class RouteEstimates:
-    """Estimates of a router for the plans that can be run here. usable: whether the model of a pair is."""
+    """Estimates of a router for the plans that can be run here.
 
-    def __init__(self, router: QueryRouter, usable: Callable[[Pair], bool]) -> None:
-        self._router, self._usable = router, usable
+    Args:
+        router: predicts them.
+        usable: whether the model of a pair is usable.
+        limit: returns the most output tokens of a call of a pair.
+    """
+
+    def __init__(
+        self, router: QueryRouter, usable: Callable[[Pair], bool], limit: Limit = lambda pair: None
+    ) -> None:
+        self._router, self._usable, self._limit = router, usable, limit
         self._last: tuple[Any, list[PlanRow], dict[Pair, Row]] | None = None
 
     def prefetch(self, rows: Sequence[BatchRow]) -> None:
@@ -84,8 +95,9 @@ class RouteEstimates:
         alone = type(self._router).plans_for is QueryRouter.plans_for
         if alone and self._last is not None and self._last[0] is table:
             return self._last[1], self._last[2]
-        plans = [each for each in self._router.plans_for(query) if all(map(self._usable, each.plan.pairs))]
-        rows = {row.pair: row for row in table}
+        limited, plans = estimate(self._router, query, self._limit)
+        plans = [each for each in plans if all(map(self._usable, each.plan.pairs))]
+        rows = {row.pair: row for row in limited}
         self._last = (table, plans, rows)
         return plans, rows
 
@@ -113,6 +125,7 @@ class RouteEstimates:
             None if found is None else found.accuracy,
             None if found is None else found.cost_p50,
             None if found is None else found.cost_p90,
+            None if found is None else found.cost_mean,
             None if alone is None else alone.tokens_p50,
             None if alone is None else alone.tokens_p90,
             choice,
@@ -130,7 +143,7 @@ class RouteEstimates:
         """Single pairs with an expected cost below `than` nano-dollars, the most accurate first."""
         plans, _ = self.of(query)
         found = [each for each in plans if len(each.plan.pairs) == 1 and each.cost_p90 < than]
-        return sorted(found, key=lambda each: (-each.accuracy, each.cost_p50))
+        return sorted(found, key=lambda each: (-each.accuracy, each.expected_cost))
 
 
 class ReservedForNamedModels:
@@ -306,7 +319,9 @@ class RowPlanner:
         """Expected cost of a row that names its model: the table's, else its worst case."""
         planned = self._plan_named(row)
         if planned.cost_p50 is not None and planned.cost_p90 is not None:
-            return float(moments(np.array(planned.cost_p50), np.array(planned.cost_p90))[0])
+            mean = math.nan if planned.cost_mean is None else planned.cost_mean
+            costs = (np.array(float(each)) for each in (planned.cost_p50, planned.cost_p90, mean))
+            return float(mean_and_spread(*costs)[0])
         try:
             return float(self._worst(planned)) if self._worst is not None else 0.0
         except ViaticumError:  # the row fails with this error
@@ -364,6 +379,7 @@ class RowPlanner:
         if self._arrays is not None and self._arrays[0] is plans:
             return self._arrays[1]
         estimates = np.full((4, len(self._plans)), math.nan)
+        means = np.full(len(self._plans), math.nan)
         single = row.overrides is not None
         for each in plans:
             number = self._plan_index.get(each.plan)
@@ -372,8 +388,8 @@ class RowPlanner:
             asked = each.plan.pairs[: each.plan.need if len(each.plan.pairs) > 1 else 1]
             tokens = sum(table[pair].tokens_p50 for pair in asked if pair in table)
             estimates[:, number] = each.accuracy, each.cost_p50, each.cost_p90, tokens
-        mean, spread = moments(estimates[1], estimates[2])
-        spread = np.where(np.isnan(mean), math.nan, spread)
+            means[number] = math.nan if each.cost_mean is None else each.cost_mean
+        mean, spread = mean_and_spread(estimates[1], estimates[2], means)
         line = [estimates[0], mean, spread, estimates[3] / TOKENS_A_SECOND / self._concurrency]
         if not single:
             self._arrays = (plans, line)

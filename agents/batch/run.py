@@ -48,6 +48,7 @@ from viaticum.agents.batch.settings import BatchKeywords, BatchSettings
 from viaticum.agents.batch.steps import CONCURRENCY, RowTools, worst_of
 from viaticum.agents.batch.workers import WorkerConfig
 from viaticum.agents.build import open_resources
+from viaticum.agents.workflow.estimates import output_limit
 from viaticum.agents.workflow.graph import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars, WorkflowSettings
 from viaticum.budgets import Ledger
@@ -216,7 +217,7 @@ class _Run:
     def _planner(self) -> RowPlanner:
         tools = self.rows.resources
         return RowPlanner(
-            RouteEstimates(tools.router, tools.is_usable),
+            RouteEstimates(tools.router, tools.is_usable, output_limit(tools.catalogue, tools.settings)),
             self.job.policy,
             left=self._unspent,
             elapsed=self._elapsed,
@@ -407,7 +408,7 @@ def preview_batch(
         settings = WorkflowSettings(catalogue=catalogue, router=router, models=models, concurrency=1)
         tools = open_resources(settings, ledger)
         planner = RowPlanner(
-            RouteEstimates(tools.router, tools.is_usable),
+            RouteEstimates(tools.router, tools.is_usable, output_limit(tools.catalogue, tools.settings)),
             policy,
             left=lambda: amount,
             elapsed=lambda: 0.0,

@@ -9,18 +9,47 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from viaticum.errors import LedgerError, MissingExtra
 
 SETUP_LOCK = 0x7661_7469  # key of the Postgres advisory lock held while the tables are created
+COMPRESS_FROM = 4096  # bytes
 BUSY_SECONDS = 30.0  # how long a process waits for the write of another one
+
+
+class CompressedSerializer(SerializerProtocol):
+    """LangGraph's serializer, with long values compressed by zlib.
+
+    A question has about five checkpoints, and each repeats the prompt and the text in full: 32,000 tokens of
+    prompt are otherwise a megabyte. Values that were stored uncompressed are still read.
+    """
+
+    SUFFIX = "+zlib"
+
+    def __init__(self) -> None:
+        self._inner = JsonPlusSerializer()
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        kind, data = self._inner.dumps_typed(obj)
+        if len(data) < COMPRESS_FROM:
+            return kind, data
+        return kind + self.SUFFIX, zlib.compress(data, 1)
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        kind, value = data
+        if kind.endswith(self.SUFFIX):
+            kind, value = kind.removesuffix(self.SUFFIX), zlib.decompress(value)
+        return self._inner.loads_typed((kind, value))
 
 
 def is_postgres(where: str | Path) -> bool:
@@ -31,7 +60,7 @@ class FileSaver(SqliteSaver):
     """LangGraph's checkpoints in a file, flushed to the disk by `sync` only."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        super().__init__(connection)
+        super().__init__(connection, serde=CompressedSerializer())
         self.setup()
         connection.execute("PRAGMA synchronous = NORMAL")
 
@@ -78,7 +107,7 @@ def _postgres(address: str, concurrency: int) -> Iterator[BaseCheckpointSaver[An
     )
     try:
         pool.open(wait=True, timeout=BUSY_SECONDS)
-        saver = PostgresSaver(pool)
+        saver = PostgresSaver(pool, serde=CompressedSerializer())
         with pool.connection() as connection:
             # One process at a time. Not pg_advisory_lock: a session that waits in it blocks CREATE INDEX
             # CONCURRENTLY of the session that holds it.

@@ -45,6 +45,7 @@ from viaticum.agents.workflow.calls import (
     next_try,
     settle_on_failure,
 )
+from viaticum.agents.workflow.estimates import estimate, output_limit
 from viaticum.agents.workflow.nodes import Node, is_stopped
 from viaticum.agents.workflow.serialization import (
     completion_from_json,
@@ -78,7 +79,7 @@ from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Model
 from viaticum.routers.query import Plan, PlanRoute, PlanRow, Policy, QueryRouter, choose_plan
 from viaticum.strategies import get as get_strategy
-from viaticum.types import Completion, Pair, Route, Row, TokenCount
+from viaticum.types import Completion, Pair, Route, RoutingTable, Row, TokenCount
 
 Graph = CompiledStateGraph[State, Allowance, QuestionInput, AnswerOutput]
 Next = Literal["route", "call", "parse", "approval", "__end__"]
@@ -183,7 +184,7 @@ class Workflow:
         if tried and not rows and decided_plan is None:
             return self._finish(state)
         if not tried:
-            table = [row_to_json(row) for row in self.resources.router.table(query_of(state))]
+            table = [row_to_json(row) for row in self._estimate(state)[0]]
             runtime.stream_writer({"table": table})
         if decided_plan is not None:
             return self._start_plan(state, runtime, decided_plan, "planned")
@@ -301,7 +302,7 @@ class Workflow:
     def _select_pair(
         self, state: State, runtime: Runtime[Allowance], pair: Pair, why: str, plan: dict[str, Any]
     ) -> Command[Next]:
-        table = self.resources.router.table(query_of(state))
+        table, _ = self._estimate(state)
         row = next((row for row in table if row.pair == pair), Row(pair, 0.0, 0, 0, 0, 0))
         route = route_to_json(Route(pair, row, why))
         runtime.stream_writer({"route": route})
@@ -395,12 +396,16 @@ class Workflow:
                 raise
         raise AssertionError("a stream ends with its completion")
 
+    def _estimate(self, state: State) -> tuple[RoutingTable, list[PlanRow]]:
+        limit = output_limit(self.resources.catalogue, settings_of(state))
+        return estimate(self.resources.router, query_of(state), limit)
+
     def _untried_plans(self, state: State) -> list[PlanRow]:
         """The plans whose pairs are all usable and not tried yet for this question."""
         tried = set(state["tried"])
         return [
             row
-            for row in self.resources.router.plans_for(query_of(state))
+            for row in self._estimate(state)[1]
             if not tried & {str(pair) for pair in row.plan.pairs}
             and all(map(self.resources.is_usable, row.plan.pairs))
         ]

@@ -58,6 +58,8 @@ def row_to_json(row: Row) -> dict[str, Any]:
         "tokens_p90": row.tokens_p90,
         "cost_p50": row.cost_p50,
         "cost_p90": row.cost_p90,
+        **({} if row.cost_mean is None else {"cost_mean": row.cost_mean}),
+        **({} if row.cut_at is None else {"cut_at": row.cut_at}),
     }
 
 

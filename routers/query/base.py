@@ -23,5 +23,6 @@ class QueryRouter(ABC):
     def plans_for(self, query: Query) -> list[PlanRow]:
         """A row for every plan worth considering; by default each pair alone."""
         return [
-            PlanRow(Plan((row.pair,)), row.accuracy, row.cost_p50, row.cost_p90) for row in self.table(query)
+            PlanRow(Plan((row.pair,)), row.accuracy, row.cost_p50, row.cost_p90, row.cost_mean)
+            for row in self.table(query)
         ]

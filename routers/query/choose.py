@@ -26,6 +26,8 @@ class Costed(Protocol):
     def cost_p50(self) -> int: ...
     @property
     def cost_p90(self) -> int: ...
+    @property
+    def expected_cost(self) -> int: ...
 
 
 RowT = TypeVar("RowT", bound=Costed)
@@ -48,7 +50,7 @@ class Best(Policy):
     """The highest accuracy; among equals the cheapest."""
 
     def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
-        row = max(rows, key=lambda row: (row.accuracy, -row.cost_p50))
+        row = max(rows, key=lambda row: (row.accuracy, -row.expected_cost))
         return row, f"highest expected accuracy, {row.accuracy:.0%}, of the {len(rows)} ways that fit"
 
 
@@ -67,7 +69,7 @@ class Cheapest(Policy):
         if not enough:
             row, _ = Best().pick(rows)
             return row, f"no pair that fits reaches {self.accuracy:.0%}; the best of them, {row.accuracy:.0%}"
-        row = min(enough, key=lambda row: (row.cost_p50, -row.accuracy))
+        row = min(enough, key=lambda row: (row.expected_cost, -row.accuracy))
         return row, f"cheapest of {len(enough)} ways expected to reach {self.accuracy:.0%}"
 
 
@@ -82,11 +84,11 @@ class Weighted(Policy):
             raise InputError(f"the weight of a dollar is 0 or more, got {self.per_dollar}")
 
     def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
-        row = max(rows, key=lambda row: (self._score(row), -row.cost_p50))
+        row = max(rows, key=lambda row: (self._score(row), -row.expected_cost))
         return row, f"highest accuracy less {self.per_dollar:g} a dollar: {self._score(row):.3f}"
 
     def _score(self, row: Costed) -> float:
-        return row.accuracy - self.per_dollar * row.cost_p50 / NANOUSD_PER_USD
+        return row.accuracy - self.per_dollar * row.expected_cost / NANOUSD_PER_USD
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from viaticum.errors import DataError
-from viaticum.routers.query.calibration import calibration_error, cost_ratios, token_offsets
+from viaticum.routers.query.calibration import calibration_error, cost_ratios
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.heads import (
     NEIGHBOURS,
@@ -41,6 +41,7 @@ from viaticum.routers.query.outcome_matrix import (
 from viaticum.routers.query.parameters import RouterParameters, RTRSettings
 from viaticum.routers.query.plans import COST_WEIGHTS, IndexedPlan, Plan, search, simulate
 from viaticum.routers.query.rtr import TRUST_NEIGHBOURS, RTRRouter
+from viaticum.routers.query.token_quantiles import expected_log_tokens, fit_token_quantiles, log_characters
 from viaticum.types import Pair
 
 FOLDS = 5
@@ -57,14 +58,15 @@ class OutOfFold(NamedTuple):
     Args:
         logits: log-odds by head [Q, M].
         cost: expected dollars [Q, M].
-        log_tokens: quantiles of log tokens [Q, P, 2].
+        neighbour_tokens, dual_tokens: log tokens by the neighbours' mean and the dual head's median [Q, P].
         similarity: mean similarity to the nearest known questions [Q].
         epochs: epochs that the dual head is trained for.
     """
 
     logits: dict[str, Tensor]
     cost: Tensor
-    log_tokens: Tensor
+    neighbour_tokens: Tensor
+    dual_tokens: Tensor
     similarity: Tensor
     epochs: int
 
@@ -204,7 +206,8 @@ def _predict_out_of_fold(
     shape = data.correct.shape
     logits = {name: torch.zeros(shape) for name in ("logistic", "neighbours", "dual")}
     cost, similarity = torch.zeros(shape), torch.zeros(shape[0])
-    log_tokens = torch.zeros(*data.log_tokens.shape, 2)
+    expected = expected_log_tokens(data.log_tokens, data.truncated)
+    neighbour_tokens, dual_tokens = torch.zeros(expected.shape), torch.zeros(expected.shape)
     for fold in range(FOLDS):
         report("fitting folds", fold, FOLDS)
         rows = folds == fold
@@ -215,8 +218,10 @@ def _predict_out_of_fold(
         cost[rows] = NeighboursHead(known.embeddings, known.cost).mean(*nearest)
         similarity[rows] = nearest[0][:, :TRUST_NEIGHBOURS].mean(1)
         logits["logistic"][rows] = LogisticHead.fit(known.embeddings, known.correct)(asked)
-        logits["dual"][rows], log_tokens[rows] = _fit_dual(columns, known, epochs, settings).predict(asked)
-    return OutOfFold(logits, cost, log_tokens, similarity, epochs)
+        neighbour_tokens[rows] = NeighboursHead(known.embeddings, expected[~rows]).mean(*nearest)
+        logits["dual"][rows], tokens = _fit_dual(columns, known, epochs, settings).predict(asked)
+        dual_tokens[rows] = tokens[..., 0]
+    return OutOfFold(logits, cost, neighbour_tokens, dual_tokens, similarity, epochs)
 
 
 def _fit_parameters(
@@ -230,6 +235,7 @@ def _fit_parameters(
     """Heads fitted on all questions, and what the out-of-fold predictions say about them; without facts."""
     heads = [out_of_fold.logits[name] for name in settings.heads]
     mixture = CalibratedMixture.fit(heads, data.correct, calibrate=settings.calibrate)
+    prices, prompt_price = _fit_prices(matrix)
     return RouterParameters(
         pairs=matrix.pairs,
         plans=tuple(Plan(tuple(matrix.pairs[pair] for pair in order), need) for order, need in plans),
@@ -244,12 +250,19 @@ def _fit_parameters(
             [_mean_over_datasets(each, matrix.datasets) for each in (data.correct, data.cost)]
         ),
         trust_limits=torch.quantile(out_of_fold.similarity, torch.tensor(TRUST_QUANTILES)),
-        token_offsets=token_offsets(out_of_fold.log_tokens, data.log_tokens, data.truncated),
-        prices=_fit_prices(matrix),
+        token_offsets=torch.zeros(len(matrix.pairs), 2),
+        prices=prices,
         cost_weights=torch.tensor(COST_WEIGHTS, dtype=torch.float32),
         cost_ratios=cost_ratios(mixture(heads), out_of_fold.cost, data.cost),
         settings=settings,
         facts={},
+        tokens=fit_token_quantiles(
+            (out_of_fold.neighbour_tokens, out_of_fold.dual_tokens),
+            log_characters(matrix.texts),
+            data.log_tokens,
+            data.truncated,
+            prompt_price,
+        ),
     )
 
 
@@ -281,19 +294,37 @@ def _mean_over_datasets(values: Tensor, datasets: Array) -> Tensor:
     return means.nan_to_num(float(values.nanmean()))
 
 
-def _fit_prices(matrix: OutcomeMatrix) -> Tensor:
-    """Dollars of a prompt and of an output token for each pair [P, 2], by least squares.
+def _fit_prices(matrix: OutcomeMatrix) -> tuple[Tensor, Tensor]:
+    """Dollars of a usual prompt and of an output token [P, 2], and of a character of the question [P].
 
-    For a pair of models (token-level decoding) that is the price of the mix that their tokens had.
+    By least squares. For a pair of models (token-level decoding) the price of a token is that of the mix that
+    their tokens had.
     """
-    prices = np.zeros((len(matrix.pairs), 2))
+    prices, per_character = np.zeros((len(matrix.pairs), 2)), np.zeros(len(matrix.pairs))
+    characters = np.array([len(text) for text in matrix.texts], dtype=np.float64)
+    usual = characters.mean()
     for column in range(len(matrix.pairs)):
         known = ~np.isnan(matrix.tokens[:, column]) & ~np.isnan(matrix.cost[:, column])
-        tokens, cost = matrix.tokens[known, column], matrix.cost[known, column]
-        if len(tokens) == 0:
+        if not known.any():
             continue
-        variance = tokens.var()
-        covariance = ((tokens - tokens.mean()) * (cost - cost.mean())).mean()
-        per_token = max(0.0, float(covariance / variance)) if variance > 0 else 0.0
-        prices[column] = max(0.0, cost.mean() - per_token * tokens.mean()), per_token
-    return torch.from_numpy(prices).float()
+        tokens, cost, extra = (
+            matrix.tokens[known, column],
+            matrix.cost[known, column],
+            characters[known] - usual,
+        )
+        slopes = _slopes(np.stack((tokens, extra), 1), cost)
+        if slopes[1] < 0:  # prompts were not counted, or hardly vary
+            slopes = np.append(_slopes(tokens[:, None], cost), 0.0)
+        per_token, per_character[column] = max(0.0, float(slopes[0])), max(0.0, float(slopes[1]))
+        prompt = cost.mean() - per_token * tokens.mean() - per_character[column] * extra.mean()
+        prices[column] = max(0.0, float(prompt)), per_token
+    return torch.from_numpy(prices).float(), torch.from_numpy(per_character).float()
+
+
+def _slopes(features: Array, values: Array) -> Array:
+    """Least-squares slopes of values [n] on features [n, F]; 0 for one that does not vary."""
+    centred = features - features.mean(0)
+    scale = centred.std(0)
+    scaled = centred / np.where(scale > 0, scale, 1.0)
+    found = np.linalg.lstsq(scaled, values - values.mean(), rcond=1e-9)[0]
+    return np.asarray(np.where(scale > 0, found / np.where(scale > 0, scale, 1.0), 0.0))

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from viaticum.errors import DataError, InputError
+from viaticum.quantiles import censored_quantile
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.fit import Report, fit
 from viaticum.routers.query.heads import QUANTILES, log_loss, log_odds
@@ -96,8 +97,13 @@ def _correct_by_outcomes(
     residual = log_tokens[:, None] - expected
     if bool(residual.isnan().all()):
         return weights, offset, torch.zeros(2)
-    quantiles = [torch.nanquantile(residual[:, n], level) for n, level in enumerate(QUANTILES)]
-    return weights, offset, torch.stack(quantiles)
+    counted = ~residual[:, 0].isnan()
+    cut = known.truncated[:, column][counted.numpy()]
+    quantiles = [
+        censored_quantile(residual[counted, n].double().numpy(), cut, level)
+        for n, level in enumerate(QUANTILES)
+    ]
+    return weights, offset, torch.tensor(quantiles)
 
 
 def _fit_towards_prior(logits: Tensor, correct: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:

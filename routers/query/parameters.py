@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from viaticum.quantiles import NORMAL_P90
 from viaticum.routers.query.heads import CalibratedMixture, Columns, DualHead, LogisticHead, log_odds
 from viaticum.routers.query.plans import Plan
+from viaticum.routers.query.token_quantiles import TokenQuantiles
 from viaticum.types import Pair
-
-NORMAL_P90 = 1.2816  # standard deviations of a normal distribution below which 90% lie
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,13 @@ class RouterParameters:
         columns, logistic, dual, mixture: the fitted heads.
         static_means: accuracy and dollars of each column where nothing is known of a question [2, M].
         trust_limits: similarities to known questions at which trust is 0 and 1 [2].
-        token_offsets: added to log tokens, median and 90% quantile [P, 2].
+        token_offsets: added to the dual head's log tokens where `tokens` is None [P, 2].
         prices: dollars of a prompt and of an output token [P, 2].
         cost_weights: values of a dollar in units of accuracy [W].
         cost_ratios: actual over expected cost of what is chosen at each of them [W].
         settings: settings of the fit.
         facts: what `router.json` says about the fit.
+        tokens: quantiles of output tokens; None in a router that an earlier version fitted.
         added: pairs that were added later.
     """
 
@@ -125,4 +126,5 @@ class RouterParameters:
     cost_ratios: Tensor
     settings: RTRSettings
     facts: dict[str, Any]
+    tokens: TokenQuantiles | None = None
     added: AddedPairs | None = None

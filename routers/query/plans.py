@@ -53,12 +53,18 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """Prediction for one plan on one query; costs of the whole plan in nano-dollars."""
+    """Prediction for one plan on one query; costs of the whole plan in nano-dollars, the mean where known."""
 
     plan: Plan
     accuracy: float
     cost_p50: int
     cost_p90: int
+    cost_mean: int | None = None
+
+    @property
+    def expected_cost(self) -> int:
+        """The mean cost, the median where no mean is known."""
+        return self.cost_p50 if self.cost_mean is None else self.cost_mean
 
 
 @dataclass(frozen=True, slots=True)

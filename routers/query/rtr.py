@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
+from math import isnan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +24,11 @@ from viaticum.errors import InputError
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.routers.query.base import QueryRouter
 from viaticum.routers.query.encoder import Encoder
-from viaticum.routers.query.heads import NEIGHBOURS, NeighboursHead, log_odds
+from viaticum.routers.query.heads import NEIGHBOURS, QUANTILES, NeighboursHead, log_odds
 from viaticum.routers.query.parameters import RouterParameters
 from viaticum.routers.query.plans import Plan, PlanRow
 from viaticum.routers.query.storage import load_parameters, save_parameters
+from viaticum.routers.query.token_quantiles import log_characters
 from viaticum.types import Query, RoutingTable, Row
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2  # fractional parts of its multiples are spread evenly
@@ -42,6 +44,9 @@ class Prediction(NamedTuple):
         cost: expected dollars [N, M].
         tokens: output tokens of the pairs, median and 90% quantile [N, P, 2].
         trust: 0 far from all known questions, 1 among them [N].
+        prompt: dollars by which its prompt differs from a usual one, by pair [N, P].
+        more_prompt: dollars by which the prompts of a plan differ from those of the nearest known questions,
+            without pairs that were added [N, M].
         indices: the nearest known questions [N, K].
     """
 
@@ -50,6 +55,8 @@ class Prediction(NamedTuple):
     tokens: Tensor
     trust: Tensor
     indices: Tensor
+    prompt: Tensor
+    more_prompt: Tensor
 
 
 class RTRRouter(QueryRouter):
@@ -73,6 +80,12 @@ class RTRRouter(QueryRouter):
         ]
         self._correct = NeighboursHead(parameters.embeddings, parameters.correct)
         self._cost = NeighboursHead(parameters.embeddings, parameters.cost)
+        if (tokens := parameters.tokens) is not None:
+            values = torch.cat((tokens.log_tokens, tokens.characters[:, None]), 1)
+            self._lengths = NeighboursHead(parameters.embeddings, values)
+        # Calls of each pair that a plan makes at least [M, P].
+        calls = [min(plan.need, len(plan.pairs)) for plan in parameters.plans]
+        self._calls = parameters.columns.members * torch.tensor(calls, dtype=torch.float32)[:, None]
         # Routing asks about a question several times: for its table, its plans, and the pair that is chosen.
         self._cache: OrderedDict[str, Prediction] = OrderedDict()
         self._cache_size = CACHE_SIZE
@@ -85,8 +98,13 @@ class RTRRouter(QueryRouter):
     # --- predictions ----------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def predict(self, embeddings: Tensor) -> Prediction:
-        """Predictions for many questions at once; embeddings [N, D] of length 1."""
+    def predict(self, embeddings: Tensor, texts: Sequence[str] | None = None) -> Prediction:
+        """Predictions for many questions at once.
+
+        Args:
+            embeddings: of length 1 [N, D].
+            texts: the questions [N], whose lengths count; by default they have the usual length.
+        """
         parameters = self.parameters
         cosines, indices = self._correct.nearest(embeddings, NEIGHBOURS)
         dual, log_tokens = parameters.dual.predict(embeddings)
@@ -103,16 +121,50 @@ class RTRRouter(QueryRouter):
             share = trust[:, None]
             accuracy = share * accuracy + (1 - share) * parameters.static_means[0]
             cost = share * cost + (1 - share) * parameters.static_means[1]
-        tokens = (log_tokens + parameters.token_offsets).exp()
-        tokens[..., 1] = tokens.amax(-1)
+        tokens, prompt, nearby = self._predict_lengths(cosines, indices, log_tokens, cost, texts)
+        more = nearby @ self._calls.T
+        cost = (cost + more).clamp_min(0.0)
         if parameters.added is not None:
             added = parameters.added.predict(accuracy[:, : len(parameters.pairs)], tokens)
             accuracy, cost = torch.cat((accuracy, added[0]), 1), torch.cat((cost, added[1]), 1)
             tokens = torch.cat((tokens, added[2]), 1)
-        return Prediction(accuracy, cost, tokens, trust, indices)
+            prompt = torch.cat((prompt, torch.zeros_like(added[1])), 1)
+        return Prediction(accuracy, cost, tokens, trust, indices, prompt, more)
+
+    def _predict_lengths(
+        self, cosines: Tensor, indices: Tensor, dual: Tensor, cost: Tensor, texts: Sequence[str] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What follows from the lengths of known answers and questions.
+
+        Args:
+            dual: quantiles of log tokens by the dual head [N, P, 2].
+            cost: mean dollars of the nearest known questions [N, M].
+
+        Returns:
+            quantiles of output tokens [N, P, 2]; dollars by which the prompts differ from usual ones, and
+            dollars by which calls differ from those of the nearest known questions, both [N, P].
+        """
+        fitted = self.parameters.tokens
+        if fitted is None:
+            tokens = (dual + self.parameters.token_offsets).exp()
+            prompt = nearby = torch.zeros(dual.shape[:2])
+        else:
+            near = self._lengths.mean(cosines, indices)
+            lengths = None if texts is None else log_characters(texts)
+            tokens = fitted(near[:, :-1], dual[..., 0], lengths).exp()
+            characters = near[:, -1:] if lengths is None else lengths.exp()[:, None]
+            usual = fitted.characters.mean()
+            prompt = (characters - usual) * fitted.prompt_price
+            nearby = (characters - near[:, -1:]) * fitted.prompt_price
+            # The tokens grow with the length of the question as their quantiles do.
+            near_prompt = self.parameters.prices[:, 0] + (near[:, -1:] - usual) * fitted.prompt_price
+            of_tokens = (cost[:, : dual.shape[1]] - near_prompt).clamp_min(0.0)
+            nearby = nearby + of_tokens * fitted.growth(near[:, -1].log(), lengths)
+        tokens[..., 1] = tokens.amax(-1)
+        return tokens, prompt, nearby
 
     def predict_texts(self, texts: Sequence[str]) -> Prediction:
-        return self.predict(self.encoder(texts))
+        return self.predict(self.encoder(texts), texts)
 
     def prefetch(self, queries: Sequence[Query]) -> None:
         """Predict for many queries in one batch and cache the predictions."""
@@ -148,32 +200,49 @@ class RTRRouter(QueryRouter):
             self.parameters.prices if added is None else torch.cat((self.parameters.prices, added.prices))
         )
         rows = []
-        for pair, column, (median, high), (per_prompt, per_token) in zip(
-            self.pairs, self.pair_columns, prediction.tokens[0].tolist(), prices.tolist(), strict=True
+        prices = prices + torch.stack((prediction.prompt[0], torch.zeros(len(prices))), 1)
+        for pair, column, (median, high), (per_prompt, per_token), cut in zip(
+            self.pairs,
+            self.pair_columns,
+            prediction.tokens[0].tolist(),
+            prices.tolist(),
+            self._cut_at(),
+            strict=True,
         ):
-            accuracy = float(prediction.accuracy[0, column])
-            costs = [_nanousd(per_prompt + per_token * tokens) for tokens in (median, high)]
-            rows.append(Row(pair, accuracy, round(median), round(high), costs[0], costs[1]))
+            accuracy, mean = float(prediction.accuracy[0, column]), float(prediction.cost[0, column])
+            low_cost, high_cost = (_nanousd(per_prompt + per_token * tokens) for tokens in (median, high))
+            rows.append(
+                Row(pair, accuracy, round(median), round(high), low_cost, high_cost, _nanousd(mean), cut)
+            )
         return RoutingTable(tuple(rows))
 
+    def _cut_at(self) -> list[int | None]:
+        """For every pair the tokens at which its known outputs were cut."""
+        fitted = self.parameters.tokens
+        known = [] if fitted is None else fitted.cut_at.tolist()
+        found = [None if isnan(tokens) else round(tokens) for tokens in known]
+        return found + [None] * (len(self.pairs) - len(found))
+
     def plans_for(self, query: Query) -> list[PlanRow]:
-        """A row for every plan; cost_p90 is the 90% quantile over its 60 nearest known questions."""
+        """A row for every plan: quantiles of one pair are the table's, of several those of known questions.
+
+        These are the 60 nearest ones, with what the query's own prompt costs more.
+        """
         prediction = self._predict_text(query.text)
-        known = self.parameters.cost[prediction.indices[0]]
-        high = torch.nanquantile(known, 0.9, dim=0).nan_to_num(0.0)
-        if (added := self.parameters.added) is not None:
-            tokens_p90 = prediction.tokens[0, len(self.parameters.pairs) :, 1]
-            high = torch.cat((high, added.prices[:, 0] + added.prices[:, 1] * tokens_p90))
-        return [
-            PlanRow(plan, accuracy, _nanousd(cost), _nanousd(max(cost, cost_p90)))
-            for plan, accuracy, cost, cost_p90 in zip(
-                self.plans,
-                prediction.accuracy[0].tolist(),
-                prediction.cost[0].tolist(),
-                high.tolist(),
-                strict=True,
-            )
-        ]
+        alone = {row.pair: row for row in self.table(query)}
+        known = self.parameters.cost[prediction.indices[0]] + prediction.more_prompt[0]
+        quantiles = torch.nanquantile(known, torch.tensor(QUANTILES), dim=0).nan_to_num(0.0).T.tolist()
+        rows = []
+        for column, plan in enumerate(self.plans):
+            accuracy, mean = (float(each[0, column]) for each in (prediction.accuracy, prediction.cost))
+            if column >= len(quantiles) or (len(plan.pairs) == 1 and self.parameters.tokens is not None):
+                row = alone[plan.pairs[0]]
+                costs = row.cost_p50, row.cost_p90
+            else:
+                median, high = quantiles[column]
+                costs = _nanousd(median), _nanousd(max(mean, high))
+            rows.append(PlanRow(plan, accuracy, *costs, _nanousd(mean)))
+        return rows
 
     # --- choices for many questions -------------------------------------------------------------------------
 

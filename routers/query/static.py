@@ -14,7 +14,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from viaticum.errors import DataError, InputError
+from viaticum.quantiles import Array, censored_quantile
 from viaticum.routers.query.base import QueryRouter
 from viaticum.types import Outcome, Pair, Query, RoutingTable, Row
 
@@ -30,9 +33,10 @@ class StaticRouter(QueryRouter):
 
     @classmethod
     def fit(cls, outcomes: Iterable[Outcome]) -> StaticRouter:
-        """Count accuracy, and quantiles of tokens and cost, of each pair.
+        """Count accuracy, quantiles of tokens and cost, and the mean cost of each pair.
 
-        Rows without tokens or cost count for the accuracy only.
+        Rows without tokens or cost count for the accuracy only. An output that was cut counts as longer; a
+        quantile that no whole output reaches is extrapolated (`viaticum.quantiles.censored_quantile`).
 
         Raises:
             DataError: an empty table, or a pair with no row that has both.
@@ -75,20 +79,24 @@ class StaticRouter(QueryRouter):
 
 
 def _row(pair: Pair, outcomes: Sequence[Outcome]) -> Row:
-    tokens = [outcome.output_tokens for outcome in outcomes if outcome.output_tokens is not None]
-    costs = [outcome.cost_nanousd for outcome in outcomes if outcome.cost_nanousd is not None]
-    if not tokens or not costs:
+    counted = [row for row in outcomes if row.output_tokens is not None and row.cost_nanousd is not None]
+    if not counted:
         raise DataError(f"{pair}: no outcome with output_tokens and cost_nanousd; profile it again")
+    tokens = np.array([row.output_tokens for row in counted], dtype=np.float64)
+    costs = np.array([row.cost_nanousd for row in counted], dtype=np.float64)
+    cut = np.array([row.finish_reason == "length" for row in counted])
     return Row(
         pair=pair,
         accuracy=sum(outcome.correct for outcome in outcomes) / len(outcomes),
-        tokens_p50=_quantile(tokens, 0.5),
-        tokens_p90=_quantile(tokens, 0.9),
-        cost_p50=_quantile(costs, 0.5),
-        cost_p90=_quantile(costs, 0.9),
+        tokens_p50=_quantile(tokens, cut, 0.5),
+        tokens_p90=_quantile(tokens, cut, 0.9),
+        cost_p50=_quantile(costs, cut, 0.5),
+        cost_p90=_quantile(costs, cut, 0.9),
+        cost_mean=round(costs.mean()),
+        cut_at=round(float(np.median(tokens[cut]))) if cut.any() else None,
     )
 
 
-def _quantile(values: Sequence[int], share: float) -> int:
-    """The smallest value that at least `share` of the values do not exceed."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+def _quantile(amounts: Array, cut: Array, share: float) -> int:
+    """The smallest amount that at least `share` of the amounts do not exceed; cut ones are larger."""
+    return round(math.expm1(censored_quantile(np.log1p(amounts), cut, share)))

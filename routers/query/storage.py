@@ -20,6 +20,7 @@ from viaticum.files import atomic_file, atomic_write
 from viaticum.routers.query.heads import CalibratedMixture, Columns, DualHead, LogisticHead
 from viaticum.routers.query.parameters import AddedPairs, RouterParameters, RTRSettings
 from viaticum.routers.query.plans import Plan
+from viaticum.routers.query.token_quantiles import TokenQuantiles
 from viaticum.types import Pair
 
 FORMAT = 1
@@ -40,6 +41,7 @@ ADDED_TENSORS = {
     "rate": "prices",
 }
 COLUMN_TENSORS = tuple(field.name for field in fields(Columns))
+TOKEN_TENSORS = tuple(field.name for field in fields(TokenQuantiles))
 MIXTURE_TENSORS = tuple(field.name for field in fields(CalibratedMixture))
 
 
@@ -101,6 +103,11 @@ def _tensors(parameters: RouterParameters) -> dict[str, Tensor]:
         **{f"columns.{name}": getattr(parameters.columns, name) for name in COLUMN_TENSORS},
         **{f"dual.{name}": each for name, each in parameters.dual.state_dict().items()},
         **(
+            {f"tokens.{name}": getattr(parameters.tokens, name) for name in TOKEN_TENSORS}
+            if parameters.tokens
+            else {}
+        ),
+        **(
             {f"added.{name}": getattr(added, field) for name, field in ADDED_TENSORS.items()} if added else {}
         ),
     }
@@ -142,6 +149,9 @@ def _parse(document: dict[str, Any], tensors: dict[str, Tensor]) -> RouterParame
         **{field: tensors[name] for name, field in TENSORS.items()},
         settings=RTRSettings(**(document["settings"] | {"heads": tuple(document["settings"]["heads"])})),
         facts=document["facts"],
+        tokens=TokenQuantiles(**{name: tensors[f"tokens.{name}"] for name in TOKEN_TENSORS})
+        if "tokens.weights" in tensors  # not in the files of earlier versions
+        else None,
         added=AddedPairs(added, **{field: tensors[f"added.{name}"] for name, field in ADDED_TENSORS.items()})
         if added
         else None,

@@ -12,8 +12,8 @@ from scipy.optimize import linprog
 
 from viaticum.budgets.allocate import SKIPPED, allocate
 from viaticum.budgets.pacing import Pacer, preview
-from viaticum.budgets.quantiles import moments
 from viaticum.errors import InputError
+from viaticum.quantiles import moments
 
 CV = 0.6  # of real costs around what is expected
 

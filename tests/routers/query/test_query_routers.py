@@ -26,7 +26,9 @@ def outcome(number: int, correct: bool, tokens: int | None = 10, cost: int | Non
 def test_counts_accuracy_and_quantiles() -> None:
     rows = [outcome(n, n % 4 == 0, tokens=n, cost=n * 10) for n in range(1, 11)]
     (row,) = StaticRouter.fit(rows).table(Query("anything"))
-    assert row == Row(Pair("m", "cot"), accuracy=0.2, tokens_p50=5, tokens_p90=9, cost_p50=50, cost_p90=90)
+    assert row == Row(
+        Pair("m", "cot"), 0.2, tokens_p50=5, tokens_p90=9, cost_p50=50, cost_p90=90, cost_mean=55
+    )
 
 
 def test_rows_without_tokens_count_for_the_accuracy_only() -> None:

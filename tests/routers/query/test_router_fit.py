@@ -13,7 +13,7 @@ from synthetic_outcomes import PAIRS, Words, a_question, outcomes
 
 from viaticum.errors import BudgetExceeded, DataError, InputError
 from viaticum.routers.query import Best, Cheapest, Weighted, choose_plan
-from viaticum.routers.query.calibration import calibration_error, censored_quantile
+from viaticum.routers.query.calibration import calibration_error
 from viaticum.routers.query.evaluate import BUDGETS, best_mixture, evaluate
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.heads import CalibratedMixture, NeighboursHead, pinball
@@ -216,26 +216,6 @@ def test_truncated_answers_raise_the_expected_length() -> None:
         for each in (truncated, complete)
     ]
     assert high[0] > 90 > high[1]
-
-
-def test_quantiles_of_censored_values() -> None:
-    values = torch.arange(1.0, 101.0)
-    none = torch.zeros(100, dtype=torch.bool)
-    assert censored_quantile(values, none, 0.9) == 90
-    assert censored_quantile(values, none, 0.5) == 50
-    assert censored_quantile(values[:0], none[:0], 0.5) == 0
-    assert (
-        censored_quantile(torch.tensor([1.0, 2.0, 2.0, 3.0]), torch.tensor([False, True, False, False]), 0.75)
-        == 3
-    )
-    # Of 1,000 values those above 1 are censored there: the median is visible, the 90% quantile extrapolated.
-    torch.manual_seed(0)
-    drawn = 0.8 + 0.5 * torch.randn(1000)
-    censored = drawn > 1
-    visible = drawn.clamp_max(1)
-    assert censored_quantile(visible, censored, 0.5) == pytest.approx(0.8, abs=0.05)
-    assert censored_quantile(visible, censored, 0.9) == pytest.approx(0.8 + 1.2816 * 0.5, abs=0.1)
-    assert censored_quantile(visible, torch.ones(1000, dtype=torch.bool), 0.9) > 1
 
 
 def test_neighbours_with_unknown_outcomes() -> None:
