@@ -92,8 +92,11 @@ def statements(text: str) -> list[Statement]:
 
 def without_next_question(text: str) -> str:
     """The text up to where a model that has answered goes on with a question of its own."""
+    if _NEXT_QUESTION.search(text) is None:
+        return text
+    stated = [each.end for each in _all(text) if each.rank == STATED]
     for match in _NEXT_QUESTION.finditer(text):
-        if any(each.rank == STATED and each.end <= match.start() + 1 for each in _all(text[: match.start()])):
+        if stated and min(stated) <= match.start() + 1:
             return text[: match.start()]
     return text
 

@@ -226,6 +226,9 @@ def test_a_number_reads_back_as_itself(number: object) -> None:
         "(A" * 10**5,
         "$-" * 10**5,
         "1e1" * 10**5,
+        "The answer is 1\nQ: " * 10**4,
+        "\\boxed{1} and " * 10**5,
+        "three and a half " * 10**4,
     ],
     ids=lambda text: text[:8],
 )
