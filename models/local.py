@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
 from viaticum.heavy import LOADING
+from viaticum.messages import fold_system
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.batching import BatchScheduler
 from viaticum.models.budget_forcing import opening_ids, thinking_limit
@@ -98,6 +99,10 @@ class LocalModels:
             return self._runners[name]
 
 
+class TemplateRefusal(Exception):
+    """A chat template raised an error about the messages."""
+
+
 class LocalModel(Model):
     """One local model, or a small/large pair in which a token router chooses the model of each token."""
 
@@ -125,9 +130,30 @@ class LocalModel(Model):
         Args:
             generation: its chat_template_kwargs and reasoning_effort are variables of the template.
 
+        A template that refuses a system turn (Gemma, early Mistral) gets its text in the first user turn.
+
         Raises:
-            InputError: the template refuses the messages.
+            InputError: the model has no template, or its template refuses the messages.
         """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise InputError(
+                f"{self.name} has no chat template, so it answers no questions; put the template of its "
+                f"instruct version as chat_template.jinja into {self._folder}, or name another model"
+            )
+        try:
+            ids = self._render(messages, generation)
+        except TemplateRefusal as error:
+            folded = fold_system(messages)
+            if len(folded) == len(messages):
+                raise InputError(f"{self.name} cannot read these messages: {error}") from None
+            try:
+                ids = self._render(folded, generation)
+            except TemplateRefusal:
+                raise InputError(f"{self.name} cannot read these messages: {error}") from None
+        return ids + opening_ids(self.thinking, self._inside_thought(ids), self._encode)
+
+    def _render(self, messages: Sequence[Message], generation: Generation) -> list[int]:
+        """Raises `TemplateRefusal` where the template raises an error. The template writes its own BOS."""
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(
                 list(messages),
@@ -138,8 +164,8 @@ class LocalModel(Model):
         except Exception as error:
             if not type(error).__module__.startswith("jinja2"):
                 raise
-            raise InputError(f"{self.name} cannot read these messages: {error}") from None
-        return ids + opening_ids(self.thinking, self._inside_thought(ids), self._encode)
+            raise TemplateRefusal(str(error)) from None
+        return ids
 
     def _inside_thought(self, prompt: Sequence[int]) -> bool | None:
         return self.thinking.inside_after(self.tokenizer.decode(list(prompt[-PROMPT_END:])))

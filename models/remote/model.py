@@ -178,6 +178,8 @@ class RemoteModel(Model):
             **self._sampling(generation),
             **generation.extra,
         }
+        if body := _body(generation):
+            request["extra_body"] = body
         # A model that thinks would stop inside its thought; its text is cut here instead.
         if generation.stop and not self.thinking.thinks:
             request["stop"] = list(generation.stop)
@@ -201,13 +203,43 @@ class RemoteModel(Model):
     def _sampling(self, generation: Generation) -> dict[str, Any]:
         """The sampling parameters that this provider supports."""
         parameters: dict[str, Any] = {
-            "temperature": generation.temperature,
+            "temperature": None if self._refuses_greedy(generation) else generation.temperature,
             "top_p": generation.top_p if generation.top_p < 1 else None,
             "top_k": generation.top_k or None,
             "seed": generation.seed,
         }
         supported = {*self._supported_parameters, "top_k"} - set(self.spec.omit)
         return {name: value for name, value in parameters.items() if value is not None and name in supported}
+
+    def _refuses_greedy(self, generation: Generation) -> bool:
+        """Whether LiteLLM refuses temperature 0 for this model, as for OpenAI's reasoning models.
+
+        It is the default, not a wish; another temperature is sent, and refused by name.
+        """
+        if generation.temperature != 0 or self.spec.api_base is not None:
+            return False
+        litellm = load_litellm()
+        try:
+            name, provider, _, _ = litellm.get_llm_provider(self.spec.litellm_model)
+            litellm.utils.get_optional_params(
+                model=name, custom_llm_provider=provider, temperature=0.0, drop_params=False
+            )
+        except litellm.UnsupportedParamsError:
+            return True
+        except Exception:  # an unknown provider: the call itself says what is wrong
+            return False
+        return False
+
+
+def _body(generation: Generation) -> dict[str, Any]:
+    """Fields beside OpenAI's: template variables and min_p, as vLLM and SGLang take them."""
+    body = dict(generation.extra_body)
+    if generation.chat_template_kwargs:
+        given = body.get("chat_template_kwargs", {})
+        body["chat_template_kwargs"] = {**given, **generation.chat_template_kwargs}
+    if generation.min_p:
+        body["min_p"] = generation.min_p
+    return body
 
 
 class RemoteStream(Iterator[StreamPiece]):

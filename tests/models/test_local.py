@@ -337,3 +337,30 @@ def test_questions_with_a_marked_gold_answer_ask_for_a_number(tmp_path: Path) ->
         ("w", "auto", "Ada"),
         ("3", "boolean", None),
     ]
+
+
+def test_a_template_without_a_system_role_gets_it_in_the_first_user_turn(tiny_catalogue: Catalogue) -> None:
+    model = LocalModels(tiny_catalogue).model("tiny-small")
+    model.tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for each in messages %}{{ each.role }}: {{ each.content }}\n{% endfor %}{{ tone }}"
+    )
+    chat: list[Message] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "How many?"},
+    ]
+    text = model.tokenizer.decode(model.prompt(chat, Generation(chat_template_kwargs={"tone": "dry"})))
+    folded: list[Message] = [{"role": "user", "content": "Be brief.\n\nHow many?"}]
+    assert model.prompt(chat) == model.prompt(folded)
+    assert text.rstrip().endswith("dry")
+
+
+def test_a_model_without_a_template_says_what_to_do(tiny_catalogue: Catalogue) -> None:
+    model = LocalModels(tiny_catalogue).model("tiny-small")
+    model.tokenizer.chat_template = None
+    for ask in (
+        lambda: model.worst_case(CHAT, 4),
+        lambda: list(model.generate_all([CHAT], Generation(4))),
+    ):
+        with pytest.raises(InputError, match=r"tiny-small has no chat template.*chat_template\.jinja"):
+            ask()

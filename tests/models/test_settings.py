@@ -12,6 +12,7 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError
 from viaticum.generation import GenerationSettings
 from viaticum.models.base import Generation
+from viaticum.models.remote.model import RemoteModel
 from viaticum.models.settings import prompt, resolve
 from viaticum.strategies import Strategy, get, names
 from viaticum.types import Message, Query
@@ -177,3 +178,26 @@ def test_keywords_name_max_tokens_as_apis_do() -> None:
     assert settings.given == {"max_new_tokens": 5, "stop": ("x",)}
     with pytest.raises(InputError, match="did you mean 'max_tokens'"):
         GenerationSettings.from_keywords({"max_token": 5})
+
+
+@pytest.mark.parametrize(
+    ("model", "sends"), [("openai/gpt-4o", True), ("openai/o3", False), ("openai/gpt-5-mini", False)]
+)
+def test_the_default_temperature_is_not_sent_where_it_is_refused(model: str, sends: bool) -> None:
+    spec = ModelSpec(name="far", description="Far.", kind="remote", context_length=9000, litellm_model=model)
+    request = RemoteModel(spec, key="k").request([{"role": "user", "content": "?"}], Generation(100))
+    assert ("temperature" in request) is sends
+
+
+def test_what_only_some_servers_take_goes_beside_openais_fields() -> None:
+    spec = ModelSpec(
+        name="far",
+        description="Far.",
+        kind="remote",
+        context_length=9000,
+        litellm_model="openai/x",
+        api_base="http://127.0.0.1:1/v1",
+    )
+    generation = Generation(100, min_p=0.1, chat_template_kwargs={"a": 1}, extra_body={"b": 2})
+    request = RemoteModel(spec).request([{"role": "user", "content": "?"}], generation)
+    assert request["extra_body"] == {"chat_template_kwargs": {"a": 1}, "b": 2, "min_p": 0.1}
