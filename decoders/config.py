@@ -105,7 +105,7 @@ class DecoderConfig:
             token = lowest if lowest < 0 else highest
             raise InputError(f"the prompt has a token {token}; tokens are 0 to {vocabulary - 1}")
         limit = request.thinking_limit
-        forced = (*limit.close_ids, *limit.empty_ids) if limit else ()
+        forced = (*limit.close_ids, *limit.empty_ids, *limit.cue_ids) if limit else ()
         if any(not 0 <= token < vocabulary for token in forced):
             raise InputError(f"a closing tag of tokens {forced}; tokens are 0 to {vocabulary - 1}")
         if len(request.prompt) + request.max_new_tokens > self.context:

@@ -58,6 +58,8 @@ class ThinkingLimit:
         budget: most tokens of thought before the closing tag is forced; None: no limit.
         empty_ids: tokens of an empty thought, written first if the budget is 0 and the prompt does not end
             inside a thought; none: nothing is forced then.
+        cue_ids: tokens that begin the answer in place of a stop id right after a thought that was closed by
+            the model; none: the text ends there without an answer.
         answer: output tokens to leave for the answer: the thought is closed earlier than its budget says
             where `max_new_tokens` would leave fewer.
 
@@ -68,6 +70,7 @@ class ThinkingLimit:
     close_ids: tuple[int, ...]
     budget: int | None = None
     empty_ids: tuple[int, ...] = ()
+    cue_ids: tuple[int, ...] = ()
     answer: int = 0
 
     def __post_init__(self) -> None:

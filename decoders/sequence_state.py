@@ -125,6 +125,9 @@ class SequenceState:
         if is_stop and inside and budget and budget.can_close(len(self.made_by)) and not budget.is_exhausted:
             self.closing = "stop"  # in place of the token
             return NOTHING_SHOWN, None
+        if is_stop and self._wants_cue():
+            self.closing = "stop"
+            return NOTHING_SHOWN, None
         self._record(token, model, entropy, accepted)
         shown = NOTHING_SHOWN if is_stop else self._push(token, model)
         if inside and budget and not self._stream.inside_thought:
@@ -153,9 +156,14 @@ class SequenceState:
         """
         if self._budget is None or self.closing is None:
             return []
-        ids = self._budget.limit.close_ids if self._stream.inside_thought else self._budget.limit.empty_ids
-        self._budget.closed_by, self.closing = self.closing, None
-        self._budget.forced += 1
+        limit, reason = self._budget.limit, self.closing
+        ids = limit.close_ids
+        if not self._stream.inside_thought:
+            ids = limit.cue_ids if reason == "stop" else limit.empty_ids
+        if ids != limit.cue_ids:
+            self._budget.closed_by = reason
+            self._budget.forced += 1
+        self.closing = None
         self.score = NO_SCORE
         self._loop = self._guard.detector() if self._guard else None
         written = []
@@ -163,6 +171,15 @@ class SequenceState:
             self._record(token, self.active_model, float("nan"), accepted=False, forced=True)
             written.append((token, self._push(token, self.active_model, forced=True)))
         return written
+
+    def _wants_cue(self) -> bool:
+        """Whether a stop id would end the text right after a thought, and a cue can begin an answer."""
+        budget = self._budget
+        if budget is None or budget.closed_by != "model" or self.remaining <= len(budget.limit.cue_ids):
+            return False
+        return (
+            bool(budget.limit.cue_ids) and not self._stream.inside_thought and not self._stream.text.strip()
+        )
 
     def close_if_no_budget(self) -> None:
         """Have the thought closed before the first token if its budget is 0."""

@@ -65,5 +65,6 @@ def thinking_limit(
         close_ids=tuple(encode(closing)),
         budget=budget,
         empty_ids=tuple(encode(empty)) if empty else (),
+        cue_ids=tuple(encode(f"\n\n{format.cue}")) if format.cue else (),
         answer=min(ANSWER_TOKENS, generation.max_new_tokens // 4),
     )

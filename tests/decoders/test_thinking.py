@@ -215,6 +215,23 @@ def test_a_model_that_opens_thought_after_thought_ends() -> None:
     assert len(result.trace.tokens) == 5 + 3 * len(CLOSE) + 3
 
 
+@pytest.mark.parametrize("draft", [0, 3])
+def test_a_stop_id_right_after_the_thought_is_replaced_by_the_cue(draft: int) -> None:
+    """The thought is closed by the model's own fourth token, which is the closing tag here."""
+    plain = thinking([3, 1, 4], 24, LIMIT)
+    tokens = expected(plain)[0]
+    at = next(n for n in range(1, 20) if tokens[n] not in tokens[:n] and tokens[n + 1] not in tokens[: n + 1])
+    tag, stop = shown(tokens[at : at + 1]), tokens[at + 1]
+    request = replace(plain, thinking=ThinkingFormat((Tags((OPEN,), (tag,)),), thinks=True))
+    ended = decoder(draft=draft, stop_ids=[stop]).generate(request)
+    assert (ended.text, ended.finish_reason, ended.thought_closed_by) == ("", "stop", "model")
+    cued = replace(request, thinking_limit=replace(LIMIT, cue_ids=(60, 61)))
+    result = decoder(draft=draft, stop_ids=[stop]).generate(cued)
+    assert result.trace.tokens[: at + 3] == (*tokens[: at + 1], 60, 61)
+    assert result.text.startswith(shown([60, 61]))
+    assert result.thought_closed_by == "model"
+
+
 def test_events_tell_the_forced_tokens_and_an_abort_keeps_them() -> None:
     engine = decoder(draft=2).engine()
     index = engine.add(thinking([5, 6], 20, replace(LIMIT, budget=0)))
