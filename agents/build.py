@@ -15,7 +15,8 @@ from typing import Unpack
 from langgraph.types import Checkpointer
 
 from viaticum import strategies
-from viaticum.agents.workflow.graph import Graph, Workflow, WorkflowResources
+from viaticum.agents.workflow.graph import Graph, Workflow
+from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, WorkflowSettings, as_policy
 from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.budgets import Ledger

@@ -13,12 +13,11 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.errors import GraphDrained
@@ -30,6 +29,7 @@ from viaticum.agents.workflow.approval import decision_needed, parse_decision
 from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints
 from viaticum.agents.workflow.events import Event, event_from_json
 from viaticum.agents.workflow.graph import Workflow
+from viaticum.agents.workflow.many import in_tasks, in_threads
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, WorkflowSettings
 from viaticum.agents.workflow.state import Allowance, State, answer_of
@@ -47,8 +47,6 @@ OUTPUT = list(State.__annotations__)
 # Nodes of one run: two a call, up to a hundred calls a pair. Never reached: a run ends when its pairs are
 # used up.
 RECURSION_LIMIT = 100_000
-
-Result = TypeVar("Result")
 
 
 class Viaticum:
@@ -204,50 +202,16 @@ class Viaticum:
         Questions are read from the iterable when there is room for them. Closing the iterator early waits for
         those in progress.
         """
-        limit, running = self._concurrency(concurrency), dict[Future[Answer], int]()
-        waiting = enumerate(questions)
-        try:
-            while True:
-                while len(running) < limit and (item := next(waiting, None)) is not None:
-                    index, question = item
-                    running[self._threads.executor.submit(self.solve, question)] = index
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), _result_of(future)
-        finally:
-            for future in running:
-                future.cancel()
-            wait(running)
+        return in_threads(self._threads.executor, self.solve, questions, self._concurrency(concurrency))
 
-    async def abatch(
+    def abatch(
         self,
         questions: Iterable[str | Query] | AsyncIterable[str | Query],
         *,
         concurrency: int | None = None,
     ) -> AsyncIterator[tuple[int, Answer | ViaticumError]]:
         """As `batch`, without blocking the event loop; questions may come from an async iterable."""
-        limit, running = self._concurrency(concurrency), dict[asyncio.Task[Answer], int]()
-        waiting, index, more = aiter(_asynchronous(questions)), 0, True
-        try:
-            while True:
-                while more and len(running) < limit:
-                    try:
-                        question = await anext(waiting)
-                    except StopAsyncIteration:
-                        more = False
-                        break
-                    running[asyncio.create_task(self.asolve(question))] = index
-                    index += 1
-                if not running:
-                    return
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield running.pop(task), _result_of(task)
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        return in_tasks(self.asolve, questions, self._concurrency(concurrency))
 
     def _concurrency(self, concurrency: int | None) -> int:
         if concurrency is not None and concurrency < 1:
@@ -449,19 +413,3 @@ def _answer_in(events: Iterator[Event | Answer]) -> Answer:
         if isinstance(event, Answer):
             return event
     raise AssertionError("a stream ends with its answer")
-
-
-def _result_of(done: Future[Answer] | asyncio.Task[Answer]) -> Answer | ViaticumError:
-    try:
-        return done.result()
-    except ViaticumError as error:
-        return error
-
-
-async def _asynchronous(questions: Iterable[Result] | AsyncIterable[Result]) -> AsyncIterator[Result]:
-    if isinstance(questions, AsyncIterable):
-        async for question in questions:
-            yield question
-    else:
-        for question in questions:
-            yield question

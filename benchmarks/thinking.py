@@ -24,7 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from viaticum.catalogue import Catalogue, ThinkingTags
+from viaticum.catalogue import Catalogue
+from viaticum.model_spec import ThinkingTags
 from viaticum.models.base import Generation
 from viaticum.models.local import LocalModel, LocalModels
 from viaticum.outcomes import accuracy_interval

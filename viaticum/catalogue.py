@@ -1,308 +1,29 @@
 """The catalogue: the models, their prices, and where their weights come from.
 
-Reads the TOML file that ships with the package and merges the user's own file into it. Leaves out fetching
-weights (`viaticum.weights`) and running models (`viaticum.models`). Imports neither torch nor transformers,
-and never uses the network.
+Reads the TOML file that ships with the package and merges the user's own file into it. Leaves out what one
+entry says (`viaticum.model_spec`), fetching weights (`viaticum.weights`) and running models
+(`viaticum.models`). Imports neither torch nor transformers, and never uses the network.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import platformdirs
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    PositiveInt,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import ValidationError
 
 from viaticum.errors import InputError, UnknownName, UnknownPrice
-from viaticum.generation import NO_SETTINGS, GenerationSettings
-from viaticum.money import Price, Tier, nanousd
-from viaticum.thinking import FORMATS, PLAIN, Tags, ThinkingFormat, format_named, format_of_family
-from viaticum.weight_sources import FrozenModel, Hub, Source
+from viaticum.model_spec import Kind, ModelSpec, PriceTier, ThinkingTags
+from viaticum.money import Price
+from viaticum.thinking import ThinkingFormat
 
-Kind = Literal["local", "pair", "remote", "scripted", "encoder"]
-Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\+?")
-_PRICE_DETAILS = ("cached_input_price", "reasoning_price", "second_price", "price_tiers", "price_version")
-_PAIR_FIELDS = ("small", "large", "router")
-# What each token router takes beside; a router that is not named here takes them all.
-_ROUTER_FIELDS = {
-    "r-stitch": ("tau",),
-    "r-stitch+": ("router_path", "tau", "threshold"),
-    "r2r": ("router_path", "threshold", "share", "drift"),
-}
-_REMOTE_FIELDS = ("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams")
-_LATER: dict[str, Any] = {"thinking": "auto", "generation": {}}  # later fields, unset
-LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
-
-
-class PriceTier(FrozenModel):
-    """Prices for calls that read more than `above_tokens`, in dollars for a million tokens."""
-
-    above_tokens: PositiveInt
-    input_price: Dollars
-    output_price: Dollars
-    cached_input_price: Dollars | None = None
-    reasoning_price: Dollars | None = None
-
-    @property
-    def tier(self) -> Tier:
-        return Tier(
-            self.above_tokens,
-            nanousd(self.input_price),
-            nanousd(self.output_price),
-            _optional_nanousd(self.cached_input_price),
-            _optional_nanousd(self.reasoning_price),
-        )
-
-
-class ThinkingTags(FrozenModel):
-    """Tags around the thoughts of one model.
-
-    opened: the text begins inside the thought; a local prompt gets the opening tag if the template does not
-        write it.
-    cue: what the answer begins with where the end of the thought was forced, such as "Final answer:".
-    """
-
-    open: Annotated[str, Field(pattern=r"^\S(.*\S)?$")]
-    close: Annotated[str, Field(pattern=r"^\S(.*\S)?$")]
-    opened: bool = False
-    cue: str = ""
-
-
-class ModelSpec(FrozenModel):
-    """One entry of the catalogue.
-
-    Attributes:
-        description: what the model is good at, in a sentence or two; routers embed it (RTR, arXiv
-            2505.19435).
-        context_length: tokens of prompt and answer together.
-        sources: where its weights come from, tried in order.
-        thinking: how its text shows its thoughts. "auto": by the family of its name; a model of no known
-            family is split where its text begins with a well-known tag. True: it always thinks, and may leave
-            out the opening tag. False: its text is never split. Else the name of a format (see
-            `viaticum.thinking.FORMATS`, and "harmony"), or a table of its tags.
-        default: routed to, and fetched, unless names are given.
-        generation: how it generates where neither call nor strategy says so (`viaticum.generation`).
-
-        Prices are dollars for a million tokens:
-        cached_input_price, reasoning_price: where they differ from input and output.
-        second_price: dollars for a second of work.
-        price_tiers: prices above a length of prompt.
-        price_version: name of the price list; "litellm" without prices takes those of LiteLLM's own list.
-
-        Of pairs:
-        tau: threshold of the router r-stitch; of r-stitch+, in place of the one its policy was learned with.
-        router_path: folder of a trained router (r2r) or policy (r-stitch+); by default the one packaged for
-            the pair.
-        threshold: of r2r, in place of the calibrated one; of r-stitch+, in place of the learned one.
-        share: of r2r, the large model's share of tokens, in place of the calibrated threshold.
-        drift: of r2r, the share is kept while prompts change (see docs/how-to/token-routing.md).
-        mode: "routed" (the router always decides) or "auto" (the mode that was fastest when measured on this
-            machine, the large model alone among them; see docs/explanation/decoding.md).
-
-        Of scripted models:
-        text: the answer.
-        pause: seconds before each word.
-
-        Of remote models:
-        litellm_model: the model's name for LiteLLM.
-        api_base: address of a server other than the provider's.
-        api_key_env: environment variable that holds the key.
-        timeout_seconds: how long the provider may be silent.
-        max_retries: retries of a call that failed before its first word.
-        omit: which of temperature, top_p, top_k and seed the model does not take.
-        streams: False where it only answers whole.
-    """
-
-    name: str
-    description: str = Field(min_length=1)
-    kind: Kind
-    context_length: PositiveInt
-    sources: tuple[Source, ...] = ()
-    input_price: Dollars | None = None
-    output_price: Dollars | None = None
-    cached_input_price: Dollars | None = None
-    reasoning_price: Dollars | None = None
-    second_price: Dollars | None = None
-    price_tiers: tuple[PriceTier, ...] = ()
-    price_version: str = ""
-    small: str | None = None
-    large: str | None = None
-    router: str | None = None
-    tau: NonNegativeFloat | None = None
-    router_path: str | None = None
-    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    drift: bool | None = None
-    mode: Literal["routed", "auto"] | None = None
-    litellm_model: str | None = None
-    api_base: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$")] | None = None
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
-    max_retries: Annotated[int, Field(ge=0, le=10)] | None = None
-    omit: tuple[Literal["temperature", "top_p", "top_k", "seed"], ...] = ()
-    streams: bool | None = None
-    text: str | None = None
-    pause: NonNegativeFloat = 0.0
-    thinking: bool | str | ThinkingTags = "auto"
-    default: bool = True
-    generation: GenerationSettings = NO_SETTINGS
-
-    @property
-    def price(self) -> Price | None:
-        """Price of its tokens; None is unknown. A pair has none: each token costs what its model costs."""
-        if self.input_price is None or self.output_price is None:
-            return None
-        return Price(
-            nanousd(self.input_price),
-            nanousd(self.output_price),
-            _optional_nanousd(self.cached_input_price),
-            _optional_nanousd(self.reasoning_price),
-            nanousd(self.second_price or 0),
-            tuple(tier.tier for tier in self.price_tiers),
-            self.price_version,
-        )
-
-    @property
-    def thinking_format(self) -> ThinkingFormat:
-        """The tags around its thoughts. Those of a pair: see `Catalogue.thinking_format`."""
-        given = self.thinking
-        if given is False:
-            return PLAIN
-        if isinstance(given, ThinkingTags):
-            return ThinkingFormat((Tags((given.open,), (given.close,)),), True, given.opened, cue=given.cue)
-        if isinstance(given, str) and given != "auto":
-            return format_named(given)
-        repositories = [source.repo for source in self.sources if isinstance(source, Hub)]
-        found = format_of_family(self.litellm_model or "", *repositories, self.name)
-        if given is True:
-            return replace(found if found.thinks else format_named("think"), opened=True)
-        return found
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """The models that take part in an answer: (small, large) for a pair, else the model alone."""
-        if self.small is not None and self.large is not None:
-            return self.small, self.large
-        return (self.name,)
-
-    @field_validator("name")
-    @classmethod
-    def _usable_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"not a model name: {name!r}; use letters, digits, dot, dash and underscore, a plus at the"
-                " end at most"
-            )
-        return name
-
-    @field_validator("thinking")
-    @classmethod
-    def _known_format(cls, thinking: bool | str | ThinkingTags) -> bool | str | ThinkingTags:
-        known = ("auto", "harmony", *FORMATS)
-        if isinstance(thinking, str) and thinking not in known:
-            raise ValueError(
-                f"unknown format {thinking!r} of thoughts; known: {', '.join(known)}; or give true,"
-                " false or a table with open and close"
-            )
-        return thinking
-
-    @model_serializer(mode="wrap")
-    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields that came later are left out where they are not set: keys of caches and journals stay."""
-        dumped: dict[str, Any] = handler(self)
-        return {name: value for name, value in dumped.items() if _LATER.get(name, self) != value}
-
-    @model_validator(mode="after")
-    def _fields_fit_kind(self) -> Self:
-        if (self.input_price is None) != (self.output_price is None):
-            raise ValueError("give both input_price and output_price, or neither")
-        asks_litellm = self.kind == "remote" and self.price_version == LITELLM_PRICES
-        details = [field for field in _PRICE_DETAILS if not (asks_litellm and field == "price_version")]
-        if self.input_price is None and any(getattr(self, field) for field in details):
-            raise ValueError(
-                "give input_price and output_price (0 where only time is billed) with other prices"
-            )
-        if [tier.above_tokens for tier in self.price_tiers] != sorted(
-            {tier.above_tokens for tier in self.price_tiers}
-        ):
-            raise ValueError("price_tiers rise: sort them by above_tokens, each length once")
-        has_weights = self.kind in ("local", "encoder")
-        if has_weights != bool(self.sources):
-            raise ValueError(f"a {self.kind} entry {'needs' if has_weights else 'takes no'} sources")
-        for field in _PAIR_FIELDS:
-            if (getattr(self, field) is None) == (self.kind == "pair"):
-                raise ValueError(
-                    f"a {self.kind} entry {'needs' if self.kind == 'pair' else 'takes no'} {field}"
-                )
-        self._check_router_fields()
-        if self.mode is not None and self.kind != "pair":
-            raise ValueError(f"a {self.kind} entry takes no mode")
-        if (self.litellm_model is not None) != (self.kind == "remote"):
-            raise ValueError(
-                f"a {self.kind} entry {'needs' if self.kind == 'remote' else 'takes no'} litellm_model"
-            )
-        self._check_generation()
-        for field in _REMOTE_FIELDS:
-            if getattr(self, field) not in (None, ()) and self.kind != "remote":
-                raise ValueError(f"a {self.kind} entry takes no {field}")
-        if self.text is not None and self.kind != "scripted":
-            raise ValueError(f"a {self.kind} entry takes no text")
-        if self.pause and self.kind != "scripted":
-            raise ValueError(f"a {self.kind} entry takes no pause")
-        if self.kind == "pair" and self.price is not None:
-            raise ValueError("a pair takes no price: each token costs what the model that made it costs")
-        if self.kind == "pair" and self.small == self.large:
-            raise ValueError(f"a pair needs two different models, not {self.small!r} twice")
-        return self
-
-    def _check_generation(self) -> None:
-        given = self.generation.given
-        if given and self.kind == "encoder":
-            raise ValueError("an encoder entry takes no generation settings")
-        if self.generation.extra_body and self.kind != "remote":
-            raise ValueError(f"a {self.kind} entry takes no generation.extra_body; it is for remote models")
-        for name in ("max_new_tokens", "thinking_budget"):
-            if given.get(name, 0) > self.context_length:
-                raise ValueError(
-                    f"generation.{name} is {given[name]}, more than context_length ({self.context_length})"
-                )
-
-    def _check_router_fields(self) -> None:
-        given = {
-            field
-            for fields in _ROUTER_FIELDS.values()
-            for field in fields
-            if getattr(self, field) is not None
-        }
-        if self.kind != "pair":
-            if given:
-                raise ValueError(f"a {self.kind} entry takes no {sorted(given)[0]}")
-            return
-        if self.router == "r-stitch" and self.tau is None:
-            raise ValueError("a pair entry needs tau where its router is r-stitch")
-        strange = given - set(_ROUTER_FIELDS.get(str(self.router), given))
-        if strange:
-            raise ValueError(f"the router {self.router} takes no {sorted(strange)[0]}")
-        if self.threshold is not None and self.share is not None:
-            raise ValueError("give threshold or share, not both")
+__all__ = ["Catalogue", "ModelSpec", "PriceTier", "ThinkingTags"]
 
 
 class Catalogue(Mapping[str, ModelSpec]):
@@ -412,10 +133,6 @@ class Catalogue(Mapping[str, ModelSpec]):
 
     def _of_kind(self, *kinds: Kind) -> tuple[ModelSpec, ...]:
         return tuple(spec for spec in self._specs.values() if spec.kind in kinds)
-
-
-def _optional_nanousd(dollars: Decimal | None) -> int | None:
-    return None if dollars is None else nanousd(dollars)
 
 
 def _user_file(path: str | Path | None) -> Path | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from viaticum.agents.batch.input import BatchRow, Input
 from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
-from viaticum.agents.workflow.graph import WorkflowResources
+from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets.records import digest
 from viaticum.errors import InputError

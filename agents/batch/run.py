@@ -49,7 +49,7 @@ from viaticum.agents.batch.steps import CONCURRENCY, RowTools, worst_of
 from viaticum.agents.batch.workers import WorkerConfig
 from viaticum.agents.build import open_resources
 from viaticum.agents.workflow.estimates import output_limit
-from viaticum.agents.workflow.graph import WorkflowResources
+from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars, WorkflowSettings
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue

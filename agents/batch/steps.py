@@ -24,8 +24,9 @@ from viaticum.agents.batch.results import (
     row_from_workflow,
 )
 from viaticum.agents.workflow.calls import ModelCall, settle_on_failure
-from viaticum.agents.workflow.graph import Workflow, WorkflowResources
+from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.nodes import StoppableRun
+from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.state import RowAllowance, State
 from viaticum.budgets.records import worst_costs
 from viaticum.errors import ModelError, ModelUnavailable

@@ -17,19 +17,16 @@ from dataclasses import replace
 from decimal import Decimal
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
-from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
 from viaticum.agents.client import Viaticum
@@ -39,6 +36,7 @@ from viaticum.agents.integrations.langchain_messages import (
     query_from_langchain,
     thinking_chunk,
 )
+from viaticum.agents.integrations.structured_output import Method, structured, tool_choice_of
 from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
@@ -67,7 +65,6 @@ _SETTINGS = (
     "chat_template_kwargs",
     "extra_body",
 )
-Method = Literal["function_calling", "json_schema", "json_mode"]
 
 
 class ChatViaticum(BaseChatModel):
@@ -271,7 +268,7 @@ class ChatViaticum(BaseChatModel):
         wanted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
         bound: dict[str, Any] = {"tools": wanted, **kwargs}
         if tool_choice is not None and tool_choice is not False:
-            bound["tool_choice"] = _choice(tool_choice, [tool["function"]["name"] for tool in wanted])
+            bound["tool_choice"] = tool_choice_of(tool_choice, [tool["function"]["name"] for tool in wanted])
         if parallel_tool_calls is not None:
             bound["parallel_tool_calls"] = parallel_tool_calls
         return self.bind(**bound)
@@ -300,33 +297,17 @@ class ChatViaticum(BaseChatModel):
             raise InputError(
                 f"unknown: {', '.join(kwargs)}; structured output takes method, strict and include_raw"
             )
-        tracing = {
-            "ls_structured_output_format": {"kwargs": {"method": method, "strict": strict}, "schema": schema}
-        }
-        is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
-        parser: Any
-        if method == "function_calling":
-            name = convert_to_openai_tool(schema)["function"]["name"]
-            model = self.bind_tools(
-                [schema], tool_choice=name, strict=strict, parallel_tool_calls=False, **tracing
-            )
-            parser = (
-                PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
-                if is_class
-                else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-            )
-        elif method in ("json_schema", "json_mode"):
-            form = {"type": "json_object"} if method == "json_mode" else _json_schema(schema, strict)
+        bind, parser = structured(schema, method, strict)
+        if "tools" in bind:
+            model = self.bind_tools(bind.pop("tools"), **bind)
+        else:
             self._check_can(
                 None if is_routed(self.model_name) else self._client(),
                 self.model_name,
                 [],
-                {"response_format": form},
+                {"response_format": bind["response_format"]},
             )
-            model = self.bind(response_format=form, **tracing)
-            parser = PydanticOutputParser(pydantic_object=schema) if is_class else JsonOutputParser()  # type: ignore[arg-type]
-        else:
-            raise InputError(f"unknown method {method!r}; use function_calling, json_schema or json_mode")
+            model = self.bind(**bind)
         if not include_raw:
             return cast(Runnable[LanguageModelInput, Any], model | parser)
         parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
@@ -444,22 +425,3 @@ def _text_with_answer(answer: Answer) -> str:
 def _cut(text: str, stops: Sequence[str]) -> str:
     ends = [index for stop in stops if stop and (index := text.find(stop)) >= 0]
     return text[: min(ends, default=len(text))]
-
-
-def _choice(choice: str | dict[str, Any] | bool, names: list[str]) -> str | dict[str, Any]:
-    """OpenAI's form of a tool choice; LangChain's `any` and True become `required`."""
-    if isinstance(choice, dict) or choice in ("auto", "none", "required"):
-        return choice
-    if choice is True or choice == "any":
-        return "required"
-    if choice not in names:
-        raise InputError(f"no tool is named {choice!r}; known: {', '.join(names)}, or auto, any, none")
-    return {"type": "function", "function": {"name": choice}}
-
-
-def _json_schema(schema: dict[str, Any] | type, strict: bool | None) -> dict[str, Any]:
-    function = convert_to_openai_tool(schema, strict=strict)["function"]
-    form: dict[str, Any] = {"name": function["name"], "schema": convert_to_json_schema(schema)}
-    if strict is not None:
-        form |= {"strict": strict, "schema": function.get("parameters", form["schema"])}
-    return {"type": "json_schema", "json_schema": form}

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable
+from dataclasses import astuple
 from typing import Any, Literal, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -31,6 +31,12 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Checkpointer, Command, RetryPolicy, interrupt
 
+from viaticum.agents.workflow.allowances import (
+    ResolvedAllowance,
+    allowance_in,
+    choose_within,
+    row_allowance,
+)
 from viaticum.agents.workflow.approval import (
     approval_request,
     decision_needed,
@@ -47,6 +53,7 @@ from viaticum.agents.workflow.calls import (
 )
 from viaticum.agents.workflow.estimates import estimate, output_limit
 from viaticum.agents.workflow.nodes import Node, is_stopped
+from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.serialization import (
     completion_from_json,
     completion_to_json,
@@ -55,67 +62,27 @@ from viaticum.agents.workflow.serialization import (
     route_to_json,
     row_to_json,
 )
-from viaticum.agents.workflow.settings import TRIES, as_policy
+from viaticum.agents.workflow.settings import as_policy
 from viaticum.agents.workflow.state import (
     Allowance,
     AnswerOutput,
     QuestionInput,
-    RowAllowance,
     State,
     new_question,
     query_from_input,
     query_of,
     settings_of,
 )
-from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.agents.workflow.voting import pair_of, vote_of_samples
-from viaticum.budgets import Budget, Entry, Hold, Ledger
-from viaticum.budgets.planner import Option, WhenShort
-from viaticum.budgets.planner import plan as plan_within
+from viaticum.budgets import Entry, Hold
 from viaticum.budgets.records import digest
-from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetExceeded, InputError, ModelError, ModelUnavailable
-from viaticum.generation import NO_SETTINGS, GenerationSettings
-from viaticum.models.base import Model
-from viaticum.routers.query import Plan, PlanRoute, PlanRow, Policy, QueryRouter, choose_plan
+from viaticum.routers.query import Plan, PlanRow, choose_plan
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Pair, Route, RoutingTable, Row, TokenCount
 
 Graph = CompiledStateGraph[State, Allowance, QuestionInput, AnswerOutput]
 Next = Literal["route", "call", "parse", "approval", "__end__"]
-BACKOFF = 0.5  # seconds before the second try, doubled before each further one
-
-
-@dataclass(frozen=True)
-class WorkflowResources:
-    """What the nodes use. policy, on_short and timeout apply unless the run's `Allowance` says otherwise.
-
-    Args:
-        budget: the scope that pays.
-        model: returns a model by its name.
-        is_usable: whether a pair's model can be used here.
-        sync: makes the checkpoints so far survive a power cut, for a checkpointer that does not wait for the
-            disk itself; called before each hold.
-        tries: attempts of one call whose model is unavailable.
-        backoff: seconds before the second try; doubled before each further one.
-        threads: where nodes run that an event loop calls.
-        settings: how calls are generated, where the run's `Allowance` does not say.
-    """
-
-    catalogue: Catalogue
-    router: QueryRouter
-    policy: Policy
-    ledger: Ledger
-    budget: str
-    model: Callable[[str], Model]
-    is_usable: Callable[[Pair], bool]
-    sync: Callable[[], None] = lambda: None
-    on_short: WhenShort = "cheaper"
-    timeout: float | None = None
-    tries: int = TRIES
-    backoff: float = BACKOFF
-    threads: ThreadPool = field(default_factory=lambda: ThreadPool(16))
-    settings: GenerationSettings = NO_SETTINGS
 
 
 class Workflow:
@@ -159,9 +126,9 @@ class Workflow:
             InputError: there is no question.
         """
         assert runtime.execution_info is not None, "a task has its execution info"
-        row = _row_allowance(runtime)
+        row = row_allowance(runtime)
         run = row.run if row else runtime.execution_info.task_id
-        settings = _allowance_in(runtime.context).settings.over(self.resources.settings)
+        settings = allowance_in(runtime.context).settings.over(self.resources.settings)
         new = new_question(run, query_from_input(state), settings)
         first = self.route(new, runtime)
         return Command(update={**new, **cast(State, first.update)}, goto=first.goto)
@@ -190,7 +157,7 @@ class Workflow:
             return self._start_plan(state, runtime, decided_plan, "planned")
         lineage = self.resources.ledger.lineage(allowance.budget)
         try:
-            route = _choose_plan(rows, lineage, allowance)
+            route = choose_within(rows, lineage, allowance)
         except BudgetExceeded as error:
             if allowance.on_short == "ask" and rows:
                 preferred = choose_plan(rows, None, allowance.policy).row
@@ -275,9 +242,9 @@ class Workflow:
 
     # Steps of the nodes
 
-    def _allowance(self, state: State, runtime: Runtime[Allowance]) -> _ResolvedAllowance:
-        given, resources = _allowance_in(runtime.context), self.resources
-        return _ResolvedAllowance(
+    def _allowance(self, state: State, runtime: Runtime[Allowance]) -> ResolvedAllowance:
+        given, resources = allowance_in(runtime.context), self.resources
+        return ResolvedAllowance(
             budget=given.budget or resources.budget,
             policy=as_policy(given.policy if given.policy is not None else resources.policy),
             on_short=state.get("on_short") or given.on_short or resources.on_short,
@@ -286,7 +253,7 @@ class Workflow:
 
     def _decided_plan(self, state: State, runtime: Runtime[Allowance]) -> Plan | None:
         """For a row of a job, the plan decided before this run: by the planner, or by a killed run."""
-        row = _row_allowance(runtime)
+        row = row_allowance(runtime)
         if row is None:
             return None
         if not state["tried"] and row.plan is not None:
@@ -325,7 +292,7 @@ class Workflow:
         tags = {"model": call.model.name, "strategy": pair_of(state).strategy}
         if thread and thread.isprintable() and thread.strip():
             tags["thread"] = thread
-        if _row_allowance(runtime) and state["plan"]:
+        if row_allowance(runtime) and state["plan"]:
             tags |= plan_to_tags(state["plan"]["pairs"], state["plan"]["need"])
         return self.resources.ledger.reserve(
             budget,
@@ -344,7 +311,7 @@ class Workflow:
         allowance, rows = self._allowance(state, runtime), self._untried_plans(state)
         # The cost of its tries is added here, and the next call has a number of its own. For a row of a job,
         # a number without any try stays free: a hold found under it then names the plan that was decided.
-        used = 1 if _row_allowance(runtime) is None or wasted else 0
+        used = 1 if row_allowance(runtime) is None or wasted else 0
         paid: State = {"call": state["call"] + used, "cost": state["cost"] + wasted}
         if allowance.on_short == "ask":
             assert state["route"] is not None
@@ -428,44 +395,6 @@ class Workflow:
                 {"role": "assistant", "content": state["text"], "id": f"answer-{state['run']}"}
             ]
         return Command(update=last, goto="__end__")
-
-
-@dataclass(frozen=True, slots=True)
-class _ResolvedAllowance:
-    """An `Allowance` with every field set."""
-
-    budget: str
-    policy: Policy
-    on_short: WhenShort
-    timeout: float | None
-
-
-def _allowance_in(context: object) -> Allowance:
-    """The allowance of a run.
-
-    Inside another graph the context is that graph's: it may be one, or have one.
-    """
-    if context is not None and not isinstance(context, Allowance):
-        name = "allowance"
-        context = context.get(name) if isinstance(context, Mapping) else getattr(context, name, None)
-    return context if isinstance(context, Allowance) else Allowance()
-
-
-def _row_allowance(runtime: Runtime[Allowance]) -> RowAllowance | None:
-    return runtime.context if isinstance(runtime.context, RowAllowance) else None
-
-
-def _choose_plan(rows: list[PlanRow], lineage: list[Budget], allowance: _ResolvedAllowance) -> PlanRoute:
-    """The plan that the policy prefers among those that fit; with on_short "ask" or "stop", among all.
-
-    Raises `BudgetExceeded` if it does not fit.
-    """
-    if allowance.on_short == "cheaper":
-        return choose_plan(rows, nanousd_left(lineage), allowance.policy)
-    preferred = choose_plan(rows, None, allowance.policy)
-    options = [Option(str(preferred.plan), 1.0, preferred.row.cost_p50, preferred.row.cost_p90)]
-    plan_within(lineage, options, allowance.on_short)
-    return preferred
 
 
 def _settled(state: State, completion: Completion, hold: Hold, entry: Entry, wasted: int) -> State:

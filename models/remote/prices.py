@@ -15,8 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from viaticum.catalogue import LITELLM_PRICES, Catalogue, ModelSpec, PriceTier
+from viaticum.catalogue import Catalogue
 from viaticum.errors import MissingExtra, UnknownPrice
+from viaticum.model_spec import LITELLM_PRICES, ModelSpec, PriceTier
 from viaticum.money import format_usd
 
 TOLERANCE = 100  # a reported cost may differ from ours by 1 / TOLERANCE before a warning

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from viaticum.catalogue import Catalogue, ThinkingTags
+from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
+from viaticum.model_spec import ThinkingTags
 from viaticum.models.base import Generation
 from viaticum.models.local import LocalModel, LocalModels
 from viaticum.types import Message, ThinkingDelta

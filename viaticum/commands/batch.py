@@ -19,25 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from viaticum.commands.budget import Where
-from viaticum.commands.generation import (
-    Load,
-    MaxTokens,
-    MinP,
-    Model,
-    ReasoningEffort,
-    Seed,
-    Strategy,
-    System,
-    Temperature,
-    TemplateVariables,
-    ThinkingBudget,
-    TopK,
-    TopP,
-    settings_of,
-)
+from viaticum.commands.generation import Load, Model, Strategy, with_generation_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import LINE_SECONDS, StatusLine
 from viaticum.errors import InputError, ViaticumError
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.money import format_usd
 from viaticum.signals import SignalHandler
 
@@ -98,6 +84,7 @@ Grace = Annotated[
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print events as JSON lines on stdout.")]
 
 
+@with_generation_options
 def batch(
     source: Source,
     dollars: Dollars = None,
@@ -125,16 +112,7 @@ def batch(
     slots: Slots = None,
     timeout: Timeout = None,
     grace: Grace = 30.0,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    min_p: MinP = None,
-    seed: Seed = None,
-    system: System = None,
-    reasoning_effort: ReasoningEffort = None,
-    thinking_budget: ThinkingBudget = None,
-    template: TemplateVariables = None,
+    generation: GenerationSettings = NO_SETTINGS,
     where: Where = None,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
@@ -144,45 +122,25 @@ def batch(
     Killed or interrupted, the same command with --resume goes on and pays for nothing twice. Exit code 3: it
     was told to end before it was through.
     """
-    common = {
-        "budget": dollars,
-        "policy": policy,
-        "deadline": None if deadline is None else seconds_of(deadline),
-        "skip": skip,
-        "limit": limit,
-        "format": form,
-        "catalogue": catalogue,
-        "router": router,
-        "concurrency": concurrency,
-        "model": model,
-        "strategy": strategy,
-        "strategies": load or (),
-        "generation": settings_of(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            seed=seed,
-            system=system,
-            reasoning_effort=reasoning_effort,
-            thinking_budget=thinking_budget,
-            chat_template_kwargs=template,
-        ),
-    }
+    rows = {"skip": skip, "limit": limit, "format": form}
+    routing = {"router": router, "model": model, "strategy": strategy, "strategies": load or ()}
+    common = (
+        rows
+        | routing
+        | {
+            "budget": dollars,
+            "policy": policy,
+            "deadline": None if deadline is None else seconds_of(deadline),
+            "catalogue": catalogue,
+            "concurrency": concurrency,
+            "generation": generation,
+        }
+    )
     if dry_run:
         return _dry_run(source, as_json, common)
-    job = _engine_settings(engine, cluster, workers, gpus) | {
-        "resume": resume,
-        "force": force,
-        "skip_bad": skip_bad,
-        "ledger": where,
-        "cache": cache,
-        "slots": slots,
-        "timeout": timeout,
-        "keep_texts": keep_texts,
-        "drain_seconds": grace,
-    }
+    flags = {"resume": resume, "force": force, "skip_bad": skip_bad, "keep_texts": keep_texts}
+    calls = {"cache": cache, "slots": slots, "timeout": timeout, "drain_seconds": grace, "ledger": where}
+    job = _engine_settings(engine, cluster, workers, gpus) | flags | calls
     return _run(source, out, as_json, common | job)
 
 

@@ -17,24 +17,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viaticum.commands.generation import (
-    Load,
-    MaxTokens,
-    MinP,
-    ReasoningEffort,
-    Seed,
-    System,
-    Temperature,
-    TemplateVariables,
-    ThinkingBudget,
-    TopK,
-    TopP,
-    settings_of,
-)
+from viaticum.commands.generation import Load, with_generation_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.serve import Folder
 from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
 from viaticum.errors import ViaticumError
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.money import format_usd
 from viaticum.signals import SignalHandler
 from viaticum.types import Message, ThinkingDelta
@@ -46,6 +34,7 @@ if TYPE_CHECKING:
 HELP = "/budget what is left   /route who wrote the last answer   /new forget the conversation   /quit"
 
 
+@with_generation_options
 def chat(
     model: Annotated[str, typer.Option(help="auto, a model of the catalogue, or MODEL+STRATEGY.")] = "auto",
     dollars: Annotated[
@@ -57,16 +46,7 @@ def chat(
     policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
     router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
     load: Load = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    min_p: MinP = None,
-    seed: Seed = None,
-    system: System = None,
-    reasoning_effort: ReasoningEffort = None,
-    thinking_budget: ThinkingBudget = None,
-    template: TemplateVariables = None,
+    generation: GenerationSettings = NO_SETTINGS,
     catalogue: CatalogueFile = None,
     folder: Folder = None,
     show_thinking: ShowThinking = None,
@@ -79,17 +59,6 @@ def chat(
     from viaticum.agents.client import Viaticum
     from viaticum.agents.completions import check_name
 
-    settings = settings_of(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        reasoning_effort=reasoning_effort,
-        thinking_budget=thinking_budget,
-        chat_template_kwargs=template,
-    )
     with Viaticum(
         dollars,
         budget_name=budget_name,
@@ -98,10 +67,10 @@ def chat(
         catalogue=catalogue,
         folder=folder,
         strategies=load or (),
-        generation=settings,
+        generation=generation.model_copy(update={"system": None}),
     ) as client:
         check_name(client, model)
-        conversation = _Conversation(client, model, system, as_json, ThoughtPrinter(show_thinking))
+        conversation = _Conversation(client, model, generation.system, as_json, ThoughtPrinter(show_thinking))
         if sys.stdin.isatty():
             sys.stderr.write(f"{model}, {_left(client)}. {HELP}\n")
         failed = False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
@@ -59,25 +62,73 @@ TemplateVariables = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+ExtraBody = Annotated[
+    str | None,
+    typer.Option(
+        "--extra-body",
+        help="Further fields of requests to remote models as JSON, such as '{\"top_a\": 0.1}'.",
+        metavar="JSON",
+        rich_help_panel=PANEL,
+    ),
+]
+# The options of `GenerationSettings`, by their names in `GenerationKeywords`.
+OPTIONS: dict[str, Any] = {
+    "max_tokens": MaxTokens,
+    "temperature": Temperature,
+    "top_p": TopP,
+    "top_k": TopK,
+    "min_p": MinP,
+    "seed": Seed,
+    "system": System,
+    "reasoning_effort": ReasoningEffort,
+    "thinking_budget": ThinkingBudget,
+    "chat_template_kwargs": TemplateVariables,
+    "extra_body": ExtraBody,
+}
+
+
+def with_generation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `GenerationSettings` in place of its parameter `generation`.
+
+    The command is called with their values as one object.
+    """
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        generation = settings_of(**{name: given.pop(name, None) for name in OPTIONS})
+        command(**given, generation=generation)
+
+    signature, parameters = inspect.signature(command, eval_str=True), list[inspect.Parameter]()
+    for parameter in signature.parameters.values():
+        if parameter.name != "generation":
+            parameters.append(parameter)
+            continue
+        parameters += [
+            parameter.replace(name=name, default=None, annotation=OPTIONS[name]) for name in OPTIONS
+        ]
+    # typer reads both.
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def settings_of(**options: Any) -> GenerationSettings:
-    """Settings from the values of these options, by their names in `GenerationKeywords`.
+    """Settings from the values of these options.
 
     Raises:
         InputError: a value is out of range; the message names the option.
     """
-    text = options.pop("chat_template_kwargs", None)
-    if text is not None:
-        options["chat_template_kwargs"] = _json_object(text)
+    for name in ("chat_template_kwargs", "extra_body"):
+        if options.get(name) is not None:
+            options[name] = _json_object(f"--{name.replace('_', '-')}", options[name])
     return GenerationSettings.from_keywords(options)
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _json_object(option: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise InputError(f"--chat-template-kwargs is not JSON: {error}") from None
+        raise InputError(f"{option} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise InputError(f"--chat-template-kwargs is a JSON object, got {text}")
+        raise InputError(f"{option} is a JSON object, got {text}")
     return value

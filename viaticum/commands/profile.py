@@ -17,22 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from viaticum.commands.generation import (
-    MaxTokens,
-    MinP,
-    ReasoningEffort,
-    Seed,
-    System,
-    Temperature,
-    TemplateVariables,
-    ThinkingBudget,
-    TopK,
-    TopP,
-    settings_of,
-)
+from viaticum.commands.generation import with_generation_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import ProgressBar
 from viaticum.errors import InputError
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.money import format_usd
 from viaticum.types import Outcome, Pair
 
@@ -43,6 +32,7 @@ if TYPE_CHECKING:
     from viaticum.catalogue import Catalogue
 
 
+@with_generation_options
 def profile(
     questions: Annotated[Path, typer.Argument(help="JSONL with question and answer.")],
     out: Annotated[Path, typer.Option(help="The outcome table: .parquet or .jsonl")],
@@ -58,16 +48,7 @@ def profile(
     reread: Annotated[
         bool, typer.Option("--reread", help="Read the --completions of --out again; asks no model.")
     ] = False,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    min_p: MinP = None,
-    seed: Seed = None,
-    system: System = None,
-    reasoning_effort: ReasoningEffort = None,
-    thinking_budget: ThinkingBudget = None,
-    template: TemplateVariables = None,
+    generation: GenerationSettings = NO_SETTINGS,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
     catalogue: CatalogueFile = None,
 ) -> None:
@@ -81,18 +62,6 @@ def profile(
     from viaticum.catalogue import Catalogue
     from viaticum.questions import read_questions
 
-    settings = settings_of(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        system=system,
-        reasoning_effort=reasoning_effort,
-        thinking_budget=thinking_budget,
-        chat_template_kwargs=template,
-    )
     loaded = Catalogue.load(catalogue)
     with ProgressBar(lines=False) as bar:
         outcomes = run(
@@ -104,7 +73,7 @@ def profile(
             slots=slots,
             with_text=text,
             completions=completions,
-            settings=settings,
+            settings=generation,
             progress=partial(_report_profile, bar),
         )
     rows = _summary(outcomes)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viaticum.commands.generation import Load
+from viaticum.commands.generation import Load, with_generation_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.errors import MissingExtra
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.money import format_usd
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ JsonFlag = Annotated[
 ]
 
 
+@with_generation_options
 def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -77,6 +79,7 @@ def serve(
     grace: Grace = 30.0,
     body_limit: BodyLimit = 1 << 20,
     load: Load = None,
+    generation: GenerationSettings = NO_SETTINGS,
     insecure: Insecure = False,
     folder: Folder = None,
     as_json: JsonFlag = False,
@@ -115,6 +118,7 @@ def serve(
             folder=home,
             slots=concurrency,
             strategies=load or (),
+            generation=generation,
         ) as client:
             _run(client, keys, limits, address, root_scope=budget_name, grace=grace, as_json=as_json)
 

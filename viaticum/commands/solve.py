@@ -10,30 +10,15 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from viaticum.commands.generation import (
-    Kind,
-    Load,
-    MaxTokens,
-    MinP,
-    Model,
-    ReasoningEffort,
-    Seed,
-    Strategy,
-    System,
-    Temperature,
-    TemplateVariables,
-    ThinkingBudget,
-    TopK,
-    TopP,
-    settings_of,
-)
+from viaticum.commands.generation import Kind, Load, Model, Strategy, with_generation_options
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
-from viaticum.generation import GenerationSettings
+from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.money import format_usd
 from viaticum.types import Answer, AnswerKind, Query
 
 
+@with_generation_options
 def solve(
     question: Annotated[str, typer.Argument(help="What you want answered; - reads it from stdin.")],
     dollars: Annotated[str | None, typer.Option("--budget", help="Dollars this may cost at most.")] = None,
@@ -43,16 +28,7 @@ def solve(
     model: Model = None,
     strategy: Strategy = None,
     load: Load = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    min_p: MinP = None,
-    seed: Seed = None,
-    system: System = None,
-    reasoning_effort: ReasoningEffort = None,
-    thinking_budget: ThinkingBudget = None,
-    template: TemplateVariables = None,
+    generation: GenerationSettings = NO_SETTINGS,
     show_thinking: ShowThinking = None,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
@@ -66,18 +42,6 @@ def solve(
     from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, ThinkingPiece, TriedAgain
 
     show = ThoughtPrinter(show_thinking)
-    settings = settings_of(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        system=system,
-        reasoning_effort=reasoning_effort,
-        thinking_budget=thinking_budget,
-        chat_template_kwargs=template,
-    )
     query = Query(sys.stdin.read() if question == "-" else question, cast(AnswerKind, kind))
     with Viaticum(
         budget=dollars,
@@ -87,7 +51,7 @@ def solve(
         model=model,
         strategy=strategy,
         strategies=load or (),
-        generation=settings,
+        generation=generation,
     ) as client:
         for event in client.stream(query):
             if isinstance(event, Answer):

@@ -1,0 +1,53 @@
+"""The terms of one run: its allowance with every field set, and the plan that is preferred within it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from langgraph.runtime import Runtime
+
+from viaticum.agents.workflow.approval import nanousd_left
+from viaticum.agents.workflow.state import Allowance, RowAllowance
+from viaticum.budgets import Budget
+from viaticum.budgets.planner import Option, WhenShort
+from viaticum.budgets.planner import plan as plan_within
+from viaticum.routers.query import PlanRoute, PlanRow, Policy, choose_plan
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedAllowance:
+    """An `Allowance` with every field set."""
+
+    budget: str
+    policy: Policy
+    on_short: WhenShort
+    timeout: float | None
+
+
+def allowance_in(context: object) -> Allowance:
+    """The allowance of a run.
+
+    Inside another graph the context is that graph's: it may be one, or have one.
+    """
+    if context is not None and not isinstance(context, Allowance):
+        name = "allowance"
+        context = context.get(name) if isinstance(context, Mapping) else getattr(context, name, None)
+    return context if isinstance(context, Allowance) else Allowance()
+
+
+def row_allowance(runtime: Runtime[Allowance]) -> RowAllowance | None:
+    return runtime.context if isinstance(runtime.context, RowAllowance) else None
+
+
+def choose_within(rows: list[PlanRow], lineage: list[Budget], allowance: ResolvedAllowance) -> PlanRoute:
+    """The plan that the policy prefers among those that fit; with on_short "ask" or "stop", among all.
+
+    Raises `BudgetExceeded` if it does not fit.
+    """
+    if allowance.on_short == "cheaper":
+        return choose_plan(rows, nanousd_left(lineage), allowance.policy)
+    preferred = choose_plan(rows, None, allowance.policy)
+    options = [Option(str(preferred.plan), 1.0, preferred.row.cost_p50, preferred.row.cost_p90)]
+    plan_within(lineage, options, allowance.on_short)
+    return preferred

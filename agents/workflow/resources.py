@@ -1,0 +1,53 @@
+"""What the nodes of the workflow use: models, ledger, router, and terms that hold where a run says nothing.
+
+Leaves out how they are opened (`viaticum.agents.build`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from viaticum.agents.workflow.settings import TRIES
+from viaticum.agents.workflow.threads import ThreadPool
+from viaticum.budgets import Ledger
+from viaticum.budgets.planner import WhenShort
+from viaticum.catalogue import Catalogue
+from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.models.base import Model
+from viaticum.routers.query import Policy, QueryRouter
+from viaticum.types import Pair
+
+BACKOFF = 0.5  # seconds before the second try, doubled before each further one
+
+
+@dataclass(frozen=True)
+class WorkflowResources:
+    """What the nodes use. policy, on_short and timeout apply unless the run's `Allowance` says otherwise.
+
+    Args:
+        budget: the scope that pays.
+        model: returns a model by its name.
+        is_usable: whether a pair's model can be used here.
+        sync: makes the checkpoints so far survive a power cut, for a checkpointer that does not wait for the
+            disk itself; called before each hold.
+        tries: attempts of one call whose model is unavailable.
+        backoff: seconds before the second try; doubled before each further one.
+        threads: where nodes run that an event loop calls.
+        settings: how calls are generated, where the run's `Allowance` does not say.
+    """
+
+    catalogue: Catalogue
+    router: QueryRouter
+    policy: Policy
+    ledger: Ledger
+    budget: str
+    model: Callable[[str], Model]
+    is_usable: Callable[[Pair], bool]
+    sync: Callable[[], None] = lambda: None
+    on_short: WhenShort = "cheaper"
+    timeout: float | None = None
+    tries: int = TRIES
+    backoff: float = BACKOFF
+    threads: ThreadPool = field(default_factory=lambda: ThreadPool(16))
+    settings: GenerationSettings = NO_SETTINGS
