@@ -144,11 +144,10 @@ def complete(
 def _chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEvent]:
     """One paid call of one model."""
     model, spec = client.model(request.name), client.catalogue[request.name]
-    messages = chat_messages(spec, list(request.messages))
+    settings = request.settings.over(client.settings)
+    messages = chat_messages(spec, list(request.messages), settings)
     limit = _default_limit(model, spec.context_length, messages)
-    generation = resolve(
-        client.catalogue, spec.name, call=request.settings.over(client.settings), default_limit=limit
-    )
+    generation = resolve(client.catalogue, spec.name, call=settings, default_limit=limit)
     calls = Calls(client.catalogue, client.ledger, client.model)
     started = False
     for event in calls.stream(

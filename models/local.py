@@ -111,6 +111,7 @@ class LocalModel(Model):
         self.name, self.members = spec.name, spec.members
         self.thinking = pool.catalogue.thinking_format(spec.name)
         self._folder = folder
+        self._template = pool.catalogue[self.members[-1]].chat_template
         self._decoders: dict[DecodingMode, MixedDecoder] = {}
         # Modes chosen so far, by handoff rates and texts at once: a choice takes tenths of a second.
         self._modes: dict[tuple[HandoffStats, int], DecodingMode] = {}
@@ -135,10 +136,11 @@ class LocalModel(Model):
         Raises:
             InputError: the model has no template, or its template refuses the messages.
         """
-        if not getattr(self.tokenizer, "chat_template", None):
+        if not (self._template or getattr(self.tokenizer, "chat_template", None)):
             raise InputError(
-                f"{self.name} has no chat template, so it answers no questions; put the template of its "
-                f"instruct version as chat_template.jinja into {self._folder}, or name another model"
+                f"{self.name} has no chat template, so it answers no questions; give that of its instruct "
+                f"version as chat_template in your catalogue or as chat_template.jinja in {self._folder}, or "
+                "name another model"
             )
         try:
             ids = self._render(messages, generation)
@@ -159,12 +161,16 @@ class LocalModel(Model):
                 list(messages),
                 add_generation_prompt=True,
                 return_dict=False,
+                chat_template=self._template,
                 **template_variables(generation),
             )
         except Exception as error:
             if not type(error).__module__.startswith("jinja2"):
                 raise
-            raise TemplateRefusal(str(error)) from None
+            line = getattr(error, "lineno", None)
+            raise TemplateRefusal(
+                f"line {line} of its chat template: {error}" if line else str(error)
+            ) from None
         return ids
 
     def _inside_thought(self, prompt: Sequence[int]) -> bool | None:

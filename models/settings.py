@@ -12,6 +12,7 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.messages import fold_system
 from viaticum.models.base import Generation
+from viaticum.models.remote.prices import thinks_by_default
 from viaticum.strategies.base import Strategy, messages_for, system_turn
 from viaticum.types import Message, Query
 
@@ -46,8 +47,9 @@ def resolve(
         call = call.model_copy(update={"temperature": None})
     merged = call.over(own).over(spec.generation)
     values: dict[str, Any] = {name: value for name, value in merged.given.items() if name in _DIRECT}
-    thinks = catalogue.thinking_format(model).thinks
-    total, thought = _limits(spec, thinks, own, call, merged.thinking_budget, default_limit)
+    total, thought = _limits(
+        spec, _thinks(catalogue, model, merged), own, call, merged.thinking_budget, default_limit
+    )
     return Generation(
         max_new_tokens=total,
         thinking_budget=thought,
@@ -66,14 +68,29 @@ def prompt(
     return messages_for(strategy, query, entry=spec.generation.system, call=call.system)
 
 
-def chat_messages(spec: ModelSpec, messages: list[Message]) -> list[Message]:
-    """A plain chat with the entry's system turn at its start, or without one where the entry wants none."""
-    system = spec.generation.system
+def chat_messages(
+    spec: ModelSpec, messages: list[Message], call: GenerationSettings = NO_SETTINGS
+) -> list[Message]:
+    """A plain chat with the system turn of call or entry at its start, or without one where it is "".
+
+    A chat that has a system turn keeps it.
+    """
+    system = call.system if call.system is not None else spec.generation.system
     if system == "":
         return fold_system(messages)
     if system is None or any(each["role"] == "system" for each in messages):
         return messages
     return [*system_turn(system), *messages]
+
+
+def _thinks(catalogue: Catalogue, model: str, settings: GenerationSettings) -> bool:
+    """Whether a thought needs room: by the model's family, by LiteLLM's list, or because it is asked for."""
+    if catalogue.thinking_format(model).thinks:
+        return True
+    spec, effort = catalogue[model], settings.reasoning_effort
+    if spec.kind != "remote" or effort == "none":
+        return False
+    return bool(settings.thinking_budget or effort) or thinks_by_default(spec)
 
 
 def _limits(
@@ -90,7 +107,6 @@ def _limits(
     call, or of the entry alone, counts both.
     """
     entry = spec.generation.max_new_tokens
-    thinks = thinks or (spec.kind == "remote" and bool(budget))
     if budget == 0 or not thinks:
         return call.max_new_tokens or own.max_new_tokens or entry or default, 0 if budget == 0 else None
     answer = own.max_new_tokens or default

@@ -58,7 +58,7 @@ class Catalogue(Mapping[str, ModelSpec]):
             except OSError as error:
                 raise InputError(f"cannot read the catalogue {user}: {error.strerror}") from None
         for name, fields in own.items():
-            tables[name] = {**tables.get(name, {}), **fields}
+            tables[name] = {**tables.get(name, {}), **_with_template(name, fields, Path(user or "."))}
         origin = str(user) if user is not None else "catalogue.toml of viaticum"
         specs = (_spec(name, fields, tables, origin) for name, fields in tables.items())
         return cls(specs, origin=origin, strategies=strategies)
@@ -163,6 +163,21 @@ def _read_file(text: bytes, origin: str) -> tuple[dict[str, Any], tuple[str, ...
         if not isinstance(fields, dict):
             raise InputError(f"{origin}: models.{name} is not a table; write [models.{name}]")
     return models, tuple(strategies)
+
+
+def _with_template(name: str, fields: Mapping[str, Any], catalogue: Path) -> Mapping[str, Any]:
+    """The fields of an entry, a chat template that names a file beside the catalogue replaced by its text."""
+    template = fields.get("chat_template")
+    if not isinstance(template, str) or "{{" in template or "{%" in template:
+        return fields
+    path = catalogue.parent / template
+    try:
+        return {**fields, "chat_template": path.read_text(encoding="utf-8")}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{catalogue}: models.{name}.chat_template: neither Jinja, nor can the file {path} be read: "
+            f"{getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def _spec(name: str, fields: Mapping[str, Any], tables: Mapping[str, Any], origin: str) -> ModelSpec:

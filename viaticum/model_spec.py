@@ -38,7 +38,7 @@ _ROUTER_FIELDS = {
     "r2r": ("router_path", "threshold", "share", "drift"),
 }
 _REMOTE_FIELDS = ("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams")
-_LATER: dict[str, Any] = {"thinking": "auto", "generation": {}}  # later fields, unset
+_LATER: dict[str, Any] = {"thinking": "auto", "generation": {}, "chat_template": None}  # later, unset
 LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
 
 
@@ -88,6 +88,8 @@ class ModelSpec(FrozenModel):
             family is split where its text begins with a well-known tag. True: it always thinks, and may leave
             out the opening tag. False: its text is never split. Else the name of a format (see
             `viaticum.thinking.FORMATS`, and "harmony"), or a table of its tags.
+        chat_template: of a local model, in place of the one with its weights: Jinja, or in the file the name
+            of a Jinja file beside it. A pair has that of its large model.
         default: routed to, and fetched, unless names are given.
         generation: how it generates where neither call nor strategy says so (`viaticum.generation`).
 
@@ -152,6 +154,7 @@ class ModelSpec(FrozenModel):
     text: str | None = None
     pause: NonNegativeFloat = 0.0
     thinking: bool | str | ThinkingTags = "auto"
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
     default: bool = True
     generation: GenerationSettings = NO_SETTINGS
 
@@ -243,6 +246,8 @@ class ModelSpec(FrozenModel):
                     f"a {self.kind} entry {'needs' if self.kind == 'pair' else 'takes no'} {field}"
                 )
         self._check_router_fields()
+        if self.chat_template is not None and self.kind != "local":
+            raise ValueError(f"a {self.kind} entry takes no chat_template; it is for local models")
         if self.mode is not None and self.kind != "pair":
             raise ValueError(f"a {self.kind} entry takes no mode")
         if (self.litellm_model is not None) != (self.kind == "remote"):

@@ -224,7 +224,7 @@ def call_for(tools: WorkflowResources, planned: PlannedRow) -> ModelCall:
     call = ModelCall.of(tools.model(pair.model), tools.catalogue, pair, planned.query, settings)
     if overrides is None or pair.strategy != "chat" or split_model(overrides.model)[1]:
         return call
-    messages = chat_messages(tools.catalogue[pair.model], list(overrides.messages))
+    messages = chat_messages(tools.catalogue[pair.model], list(overrides.messages), settings)
     return replace(call, messages=messages, generation=replace(call.generation, extra=overrides.extra))
 
 

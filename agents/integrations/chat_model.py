@@ -202,10 +202,9 @@ class ChatViaticum(BaseChatModel):
         """One call of one model, under a key of its own."""
         client = self._client()
         self._check_can(client, name, messages, extra)
-        messages = chat_messages(client.catalogue[name], messages)
-        generation = resolve(
-            client.catalogue, name, call=settings.over(client.settings), default_limit=MAX_TOKENS
-        )
+        settings = settings.over(client.settings)
+        messages = chat_messages(client.catalogue[name], messages, settings)
+        generation = resolve(client.catalogue, name, call=settings, default_limit=MAX_TOKENS)
         generation = replace(generation, extra=extra)
         calls = Calls(client.catalogue, client.ledger, self._model_of(client))
         key = f"chat-{uuid.uuid4().hex}"

@@ -180,8 +180,7 @@ class RemoteModel(Model):
         }
         if body := _body(generation):
             request["extra_body"] = body
-        # A model that thinks would stop inside its thought; its text is cut here instead.
-        if generation.stop and not self.thinking.thinks:
+        if generation.stop and not self.cuts_stops:
             request["stop"] = list(generation.stop)
         if generation.extra.get("tools"):
             # Else LiteLLM imports its gateway, which needs packages of its own.
@@ -195,6 +194,14 @@ class RemoteModel(Model):
             request["api_key"] = key
         own_server = spec.api_base is not None
         return with_thinking(request, generation, self._supported_parameters, own_server=own_server)
+
+    @property
+    def cuts_stops(self) -> bool:
+        """Whether stop strings are cut here: a model that thinks would stop inside its thought, and some,
+        such as gpt-5, take none.
+        """
+        supported = self._supported_parameters
+        return self.thinking.thinks or (bool(supported) and "stop" not in supported)
 
     @property
     def _supported_parameters(self) -> list[str]:
@@ -257,7 +264,7 @@ class RemoteStream(Iterator[StreamPiece]):
     def _new_response(self) -> PartialResponse:
         thinking = self.model.thinking
         inside = False if _without_thinking(self.generation) else None
-        stops = self.generation.stop if thinking.thinks else ()
+        stops = self.generation.stop if self.model.cuts_stops else ()
         return PartialResponse(ThinkingSplitter(thinking, inside), stops)
 
     def __next__(self) -> StreamPiece:

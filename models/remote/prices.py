@@ -1,7 +1,8 @@
-"""Prices of remote models: LiteLLM's price list where an entry asks for it, and the check of reported costs.
+"""LiteLLM's list of models: their prices where an entry asks for them, and which think by default.
 
 The list is the file that LiteLLM's package ships. It is read without importing LiteLLM, which takes seconds,
-and is never fetched. Leaves out how prices become costs (`viaticum.money`).
+and is never fetched. Checks costs that providers report, too. Leaves out how prices become costs
+(`viaticum.money`).
 """
 
 from __future__ import annotations
@@ -66,6 +67,18 @@ def _rates(listed: Mapping[str, Decimal], suffix: str) -> dict[str, Decimal]:
     rates["output_price"] = rates["output_price"] or Decimal(0)
     rates["input_price"] = rates["input_price"] or Decimal(0)
     return {name: rate * 1_000_000 for name, rate in rates.items() if rate is not None}
+
+
+def thinks_by_default(spec: ModelSpec) -> bool:
+    """Whether LiteLLM's list says that a remote model thinks where nobody asks it to, as o3 and gpt-5 do.
+
+    Claude thinks only where it is asked. An entry that says what its thoughts look like is not looked up.
+    """
+    name = spec.litellm_model or ""
+    if spec.kind != "remote" or spec.thinking != "auto" or "claude" in name or find_spec("litellm") is None:
+        return False
+    listed = _list_entry(name) or _list_entry(name.rpartition("/")[2])
+    return bool(listed.get("supports_reasoning")) and listed.get("default_reasoning_effort") != "none"
 
 
 def _list_entry(litellm_model: str) -> dict[str, Any]:
