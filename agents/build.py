@@ -27,6 +27,7 @@ from viaticum.models.local import LocalModels
 from viaticum.models.remote.model import RemoteModel, check_usable
 from viaticum.models.remote.prices import with_litellm_prices
 from viaticum.models.scripted import ScriptedModel
+from viaticum.models.templates import require_template
 from viaticum.routers.query import QueryRouter, StaticRouter
 from viaticum.routers.query.restricted import RestrictedRouter
 from viaticum.types import Pair
@@ -148,14 +149,16 @@ class _Models:
             WeightsError: the weights of a local model are not on this machine.
             MissingExtra: LiteLLM, which a remote model needs, is not installed.
             AuthenticationFailed: the environment variable of its key is not set.
+            InputError: a local model has no chat template.
         """
         if pair.model in self._usable:
             return True
         if pair.model not in self.catalogue:
             return False
         if self.catalogue[pair.model].kind in ("local", "pair"):
-            for member in self.catalogue[pair.model].members:
-                locate(self.catalogue[member])
+            members = [self.catalogue[member] for member in self.catalogue[pair.model].members]
+            folders = [locate(member) for member in members]
+            require_template(members[-1], folders[-1])
         if self.catalogue[pair.model].kind == "remote":
             check_usable(self.catalogue[pair.model])
         self._usable.add(pair.model)

@@ -20,6 +20,7 @@ from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.batching import BatchScheduler
 from viaticum.models.budget_forcing import opening_ids, thinking_limit
 from viaticum.models.decoding_modes import choose_mode, handoff_stats, known_costs
+from viaticum.models.templates import require_template
 from viaticum.models.token_routers import token_router
 from viaticum.types import Completion, Message, ThinkingDelta, TokenCount, Usage
 from viaticum.vocabulary import check_same_vocabulary
@@ -51,7 +52,7 @@ class LocalModels:
         """Return a model of kind local or pair. Its weights are checked now and loaded at its first call.
 
         Raises:
-            InputError: the model is of another kind.
+            InputError: the model is of another kind, or has no chat template.
             WeightsError: weights are missing.
             VocabularyMismatch: the two models of a pair have different vocabularies.
         """
@@ -61,6 +62,7 @@ class LocalModels:
         folders = [locate(self.catalogue[member]) for member in spec.members]
         if len(folders) == 2:
             check_same_vocabulary(*folders)
+        require_template(self.catalogue[spec.members[-1]], folders[-1])
         return LocalModel(self, spec, folders[-1])
 
     def tokenizer(self, folder: Path) -> Any:
@@ -134,14 +136,8 @@ class LocalModel(Model):
         A template that refuses a system turn (Gemma, early Mistral) gets its text in the first user turn.
 
         Raises:
-            InputError: the model has no template, or its template refuses the messages.
+            InputError: the template refuses the messages.
         """
-        if not (self._template or getattr(self.tokenizer, "chat_template", None)):
-            raise InputError(
-                f"{self.name} has no chat template, so it answers no questions; give that of its instruct "
-                f"version as chat_template in your catalogue or as chat_template.jinja in {self._folder}, or "
-                "name another model"
-            )
         try:
             ids = self._render(messages, generation)
         except TemplateRefusal as error:

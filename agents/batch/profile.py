@@ -64,7 +64,7 @@ def profile(
 
     Raises:
         DataError: a question has no known answer.
-        InputError: the journal belongs to another run, or a file cannot be written.
+        InputError: the journal belongs to another run, a file cannot be written, or a model has no template.
         UnknownPrice: a model has no price.
     """
     for question in questions:
@@ -72,12 +72,14 @@ def profile(
             raise DataError(f"question {question.id!r} has no answer; profiling compares with known answers")
     for pair in pairs:
         catalogue.prices(catalogue[pair.model].members)
+    pool = LocalModels(catalogue, slots=slots)
+    for pair in pairs:
+        pool.model(pair.model)  # raises if it cannot be opened, before anything is written
     out = Path(out)
     journal = ProfileJournal(
         out.with_name(out.name + ".journal"), _fingerprint(questions, catalogue, pairs, dataset, settings)
     )
     try:
-        pool = LocalModels(catalogue, slots=slots)
         _run_pairs(questions, pairs, pool, dataset, journal, settings, progress)
     finally:
         journal.close()
