@@ -50,14 +50,12 @@ from viaticum.agents.batch.workers import WorkerConfig
 from viaticum.agents.build import open_resources
 from viaticum.agents.workflow.estimates import output_limit
 from viaticum.agents.workflow.resources import WorkflowResources
-from viaticum.agents.workflow.settings import Dollars, WorkflowSettings
+from viaticum.agents.workflow.settings import Dollars, ModelKeywords, WorkflowSettings
 from viaticum.budgets import Ledger
-from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetError, DataError, InputError, UnknownName
 from viaticum.jobs import JOB, Job, JobEnd, Preview
-from viaticum.models.base import Model
 from viaticum.money import format_usd
-from viaticum.routers.query import Plan, QueryRouter
+from viaticum.routers.query import Plan
 
 __all__ = ["BatchEnd", "DryRun", "preview_batch", "run_batch"]
 
@@ -393,10 +391,7 @@ def preview_batch(
     skip: int = 0,
     limit: int | None = None,
     format: str | None = None,
-    catalogue: Catalogue | str | Path | None = None,
-    router: QueryRouter | str | Path | None = None,
-    models: Mapping[str, Model] | None = None,
-    concurrency: int = CONCURRENCY,
+    **settings: Unpack[ModelKeywords],
 ) -> DryRun:
     """Forecast what the budget, and others around it, would buy. Calls no model, touches no ledger.
 
@@ -405,8 +400,7 @@ def preview_batch(
     input_file = Input.open(source, format=format, skip=skip, limit=limit)
     amount = parse_budget(budget)
     with Ledger("memory:") as ledger:
-        settings = WorkflowSettings(catalogue=catalogue, router=router, models=models, concurrency=1)
-        tools = open_resources(settings, ledger)
+        tools = open_resources(WorkflowSettings.from_keywords(None, {**settings, "concurrency": 1}), ledger)
         planner = RowPlanner(
             RouteEstimates(tools.router, tools.is_usable, output_limit(tools.catalogue, tools.settings)),
             policy,
@@ -414,7 +408,7 @@ def preview_batch(
             elapsed=lambda: 0.0,
             worst=partial(worst_of, tools),
             deadline=deadline,
-            concurrency=concurrency,
+            concurrency=settings.get("concurrency", CONCURRENCY),
         )
         found = survey(input_file.rows(), lambda number: False, SAMPLE)
         budgets = [max(1, round(amount * share)) for share in BUDGET_SHARES]

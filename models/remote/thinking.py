@@ -12,6 +12,7 @@ from typing import Any
 
 from viaticum.models.base import Generation
 
+_NO_SAMPLING: dict[str, Any] = {"temperature": None, "top_p": None, "top_k": None}
 LEAST_ANTHROPIC = 1024  # tokens; Anthropic's API refuses smaller budgets
 # Effort by budget: up to so many tokens, as LiteLLM translates efforts back into budgets.
 EFFORTS = ((1024, "low"), (4096, "medium"))
@@ -31,7 +32,9 @@ def thinking_parameters(litellm_model: str, generation: Generation, *, own_serve
     """
     effort, budget = generation.reasoning_effort, generation.thinking_budget
     if effort is not None:
-        return {"reasoning_effort": effort}
+        # LiteLLM makes it a budget for Claude, which takes no sampling settings beside one.
+        alone = _NO_SAMPLING if "claude" in litellm_model and effort != "none" else {}
+        return {"reasoning_effort": effort, **alone}
     if budget is None:
         return {}
     if own_server:
@@ -84,7 +87,7 @@ def _anthropic(budget: int, generation: Generation) -> dict[str, Any]:
     if budget == 0 or tokens < LEAST_ANTHROPIC:
         return {"thinking": {"type": "disabled"}}
     thinking = {"type": "enabled", "budget_tokens": tokens}
-    return {"thinking": thinking, "temperature": None, "top_p": None, "top_k": None}
+    return {"thinking": thinking, **_NO_SAMPLING}
 
 
 def _effort(litellm_model: str, budget: int) -> str:

@@ -10,13 +10,15 @@ from viaticum.routers.query.plans import PlanRow
 from viaticum.types import Pair, Query, RoutingTable, Row
 
 DEFAULT_STRATEGY = "cot"  # of a model that the other router does not know
+UNKNOWN = 0.5  # accuracy of a pair of which nothing is known
 
 
 class RestrictedRouter(QueryRouter):
     """The rows of another router that are of one model, one strategy, or both.
 
-    Where it has none, a row is made up: of a model, for `cot` and without estimates; of a strategy, for every
-    model of the other router, with the estimates of that model's best row.
+    Where it has none, a row is made up: of a model, for `cot`, without costs and as likely right as wrong, so
+    that every policy takes it; of a strategy, for every model of the other router, with the estimates of that
+    model's best row.
 
     Args:
         model: None for all.
@@ -44,7 +46,7 @@ class RestrictedRouter(QueryRouter):
 
     def _made_up(self, known: RoutingTable) -> list[Row]:
         if self.model is not None:
-            return [Row(Pair(self.model, self.strategy or DEFAULT_STRATEGY), 0.0, 0, 0, 0, 0)]
+            return [Row(Pair(self.model, self.strategy or DEFAULT_STRATEGY), UNKNOWN, 0, 0, 0, 0)]
         best: dict[str, Row] = {}
         for row in known:
             if row.pair.model not in best or row.accuracy > best[row.pair.model].accuracy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -355,12 +356,25 @@ def test_a_template_without_a_system_role_gets_it_in_the_first_user_turn(tiny_ca
     assert text.rstrip().endswith("dry")
 
 
-def test_a_model_without_a_template_says_what_to_do(tiny_catalogue: Catalogue) -> None:
-    model = LocalModels(tiny_catalogue).model("tiny-small")
-    model.tokenizer.chat_template = None
-    for ask in (
-        lambda: model.worst_case(CHAT, 4),
-        lambda: list(model.generate_all([CHAT], Generation(4))),
-    ):
-        with pytest.raises(InputError, match=r"tiny-small has no chat template.*chat_template\.jinja"):
-            ask()
+def test_a_model_without_a_template_is_refused_unless_its_entry_has_one(
+    tiny_catalogue: Catalogue, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(tiny_catalogue["tiny-small"].sources[0].path, folder)  # type: ignore[union-attr]
+    (folder / "chat_template.jinja").unlink()
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.content }}!{% endfor %}")
+    file = tmp_path / "catalogue.toml"
+    entry = (
+        '[models.bare]\ndescription = "x"\nkind = "local"\ncontext_length = 8192\n{}'
+        f'[[models.bare.sources]]\ntype = "path"\npath = "{folder}"\n'
+    )
+    file.write_text(entry.format(""))
+    with pytest.raises(InputError, match=r"bare has no chat template.*chat_template\.jinja"):
+        LocalModels(Catalogue.load(file)).model("bare")
+    for template in ("own.jinja", "{% for m in messages %}{{ m.content }}!{% endfor %}"):
+        file.write_text(entry.format(f'chat_template = "{template}"\n'))
+        model = LocalModels(Catalogue.load(file)).model("bare")
+        assert model.tokenizer.decode(model.prompt([{"role": "user", "content": "Hi"}])) == "Hi!"
+    file.write_text(entry.format('chat_template = "gone.jinja"\n'))
+    with pytest.raises(InputError, match=r"models\.bare\.chat_template: neither Jinja"):
+        Catalogue.load(file)

@@ -64,7 +64,9 @@ def test_anthropic_gets_a_budget_it_takes(budget: int, total: int, tokens: int |
 
 
 def test_an_effort_wins_over_a_budget() -> None:
-    assert told(CLAUDE, 512, "high") == {"reasoning_effort": "high"}
+    assert told("openai/o3", 512, "high") == {"reasoning_effort": "high"}
+    unset = {"temperature": None, "top_p": None, "top_k": None}  # Claude refuses them beside a thought
+    assert told(CLAUDE, 512, "high") == {"reasoning_effort": "high", **unset}
 
 
 def test_a_model_that_takes_no_such_parameter_gets_none() -> None:

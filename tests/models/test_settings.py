@@ -201,3 +201,33 @@ def test_what_only_some_servers_take_goes_beside_openais_fields() -> None:
     generation = Generation(100, min_p=0.1, chat_template_kwargs={"a": 1}, extra_body={"b": 2})
     request = RemoteModel(spec).request([{"role": "user", "content": "?"}], generation)
     assert request["extra_body"] == {"chat_template_kwargs": {"a": 1}, "b": 2, "min_p": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("model", "room"),
+    [
+        ("openai/o3", True),
+        ("openrouter/openai/o3", True),
+        ("gpt-5", True),
+        ("openai/gpt-5.1", False),  # thinks only where it is asked, as Claude does
+        ("anthropic/claude-sonnet-4-5", False),
+        ("openai/gpt-4o", False),
+    ],
+)
+def test_a_remote_model_that_thinks_by_litellms_list_gets_room_for_it(model: str, room: bool) -> None:
+    spec = ModelSpec(
+        name="far", description="Far.", kind="remote", context_length=90_000, litellm_model=model
+    )
+    models = Catalogue([spec])
+    assert resolve(models, "far", get("cot")).max_new_tokens == (8592 if room else 400)
+    asked = resolve(models, "far", get("cot"), GenerationSettings.of(reasoning_effort="low"))
+    assert asked.max_new_tokens == 8592
+
+
+def test_a_provider_without_stops_is_sent_none() -> None:
+    spec = ModelSpec(
+        name="far", description="Far.", kind="remote", context_length=9000, litellm_model="gpt-5"
+    )
+    model = RemoteModel(spec, key="k")
+    assert model.cuts_stops
+    assert "stop" not in model.request([{"role": "user", "content": "?"}], Generation(100, stop=("Q:",)))

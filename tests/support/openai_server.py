@@ -31,11 +31,15 @@ KEY = "sk-right"
 
 @dataclass
 class OpenAIServer:
-    """script: behaviours of the next requests, then "ok". requests: bodies in the order they came."""
+    """script: behaviours of the next requests, then "ok". requests: bodies in the order they came.
+
+    foreign: bodies of requests in the form of another provider, which are refused.
+    """
 
     port: int = 0
     script: list[Any] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
+    foreign: list[dict[str, Any]] = field(default_factory=list)
     hung_up: threading.Event = field(default_factory=threading.Event)
     pause: float = 0.0  # seconds before each piece of a stream
     text: str | None = None
@@ -52,6 +56,7 @@ class OpenAIServer:
 
     def reset(self) -> None:
         self.script, self.requests, self.pause, self.text, self.usage = [], [], 0.0, None, None
+        self.foreign = []
         self.headers, self.thought, self.thought_as, self.piece = {}, None, "reasoning_content", None
         self.hung_up.clear()
 
@@ -101,6 +106,10 @@ class OpenAIServer:
             ],
         }
         return JSONResponse(whole | ({"usage": usage} if usage else {}), headers=self.headers)
+
+    async def refuse(self, request: Request) -> Response:
+        self.foreign.append(await request.json())
+        return error(400, "another provider's form")
 
     async def pieces(
         self, body: dict[str, Any], message: dict[str, Any], finish: str, usage: Any, behaviour: str
@@ -255,7 +264,12 @@ def error(
 def running_server() -> Iterator[OpenAIServer]:
     """The server on a free port, in a thread of its own."""
     state = OpenAIServer()
-    app = Starlette(routes=[Route("/v1/chat/completions", state.chat, methods=["POST"])])
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", state.chat, methods=["POST"]),
+            Route("/{path:path}", state.refuse, methods=["POST"]),
+        ]
+    )
     listener = socket.create_server(("127.0.0.1", 0))
     state.port = listener.getsockname()[1]
     server = uvicorn.Server(
