@@ -31,6 +31,7 @@ class Call:
 
     key: of its hold. usage: [input, output] tokens by model. provider_nanousd: its cost as the provider
     reports it, if it does. cached: answered from an earlier identical call.
+    reasoning_tokens: part of the output tokens; 0 in rows of earlier versions.
     """
 
     pair: str
@@ -42,6 +43,7 @@ class Call:
     answer: str | None = None
     cached: bool = False
     provider_nanousd: int | None = None
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,7 +230,14 @@ def _openai_body(row: JobRow, name: str) -> dict[str, Any]:
         "created": int(time.time()),
         "model": row.pair,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": ended}],
-        "usage": {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made},
+        "usage": {
+            "prompt_tokens": read,
+            "completion_tokens": made,
+            "total_tokens": read + made,
+            "completion_tokens_details": {
+                "reasoning_tokens": sum(call.reasoning_tokens for call in row.calls),
+            },
+        },
         "viaticum": {
             "answer": row.answer,
             "cost_nanousd": row.cost_nanousd,

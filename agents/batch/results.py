@@ -19,7 +19,7 @@ from viaticum.jobs import Call, JobRow, RowState
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import is_right
-from viaticum.types import Completion, Pair
+from viaticum.types import Completion, Pair, TokenCount
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ def call_record(planned: PlannedRow, key: str, paid: CallResult, answer: str | N
         readable(answer),
         is_cached({"warnings": list(done.warnings)}),
         done.reported_nanousd,
+        done.usage.reasoning_tokens,
     )
 
 
@@ -82,18 +83,20 @@ def paid_calls(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) ->
             if not paid:
                 continue
             payload = json.loads(found.result) if found.result is not None else {}
+            usage = {name: TokenCount(*each) for name, each in payload.get("usage", {}).items()}
             pair = f"{found.tags.get('model', '')}+{found.tags.get('strategy', '')}"
             calls.append(
                 Call(
                     pair,
                     found.key,
                     sum(paid),
-                    {name: each[:2] for name, each in payload.get("usage", {}).items()},
+                    {name: [each.input_tokens, each.output_tokens] for name, each in usage.items()},
                     round(payload.get("seconds", 0.0), 6),
                     payload.get("finish_reason", "aborted"),
                     answers.get(pair),
                     is_cached(payload),
                     payload.get("reported_nanousd"),
+                    sum(each.reasoning_tokens for each in usage.values()),
                 )
             )
     raise AssertionError("numbers do not end")

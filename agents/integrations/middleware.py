@@ -31,7 +31,8 @@ from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerErro
 from viaticum.models.remote.model import MESSAGE_TOKENS, REQUEST_TOKENS, TOOLS_TOKENS
 from viaticum.money import Price, format_usd, nanousd
 from viaticum.routers.query import Policy, QueryRouter, choose
-from viaticum.types import RoutingTable, Row, TokenCount
+from viaticum.routers.query.limits import limit_table
+from viaticum.types import Pair, RoutingTable, Row, TokenCount
 
 try:
     from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
@@ -196,10 +197,12 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _limit(self, request: ModelRequest[Any]) -> int:
         """Maximum of new tokens: the least of the model's, the request's and the middleware's."""
-        limits = (getattr(request.model, self._setting, None), request.model_settings.get(self._setting))
-        return min(
-            [self.max_tokens, *(number for number in limits if isinstance(number, int) and number > 0)]
-        )
+        asked = request.model_settings.get(self._setting)
+        return min(filter(None, (self.limit_of(request.model), _positive(asked))))
+
+    def limit_of(self, model: BaseChatModel) -> int:
+        """Maximum of new tokens of a call whose request sets none."""
+        return min(self.max_tokens, _positive(getattr(model, self._setting, None)) or self.max_tokens)
 
     def _prompt(self, request: ModelRequest[Any]) -> int:
         """An upper bound of the tokens of the request."""
@@ -268,7 +271,7 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def choose(self, messages: Sequence[BaseMessage]) -> str:
         """The name of the model that the router prefers among those that fit in the budget."""
-        table = self.router.table(query_from_langchain(messages))
+        table = limit_table(self.router.table(query_from_langchain(messages)), self._limit_of)
         best: dict[str, Row] = {}
         for row in table:
             known = best.get(row.pair.model)
@@ -286,6 +289,13 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
             ).pair.model
         except BudgetExceeded:
             return min(rows, key=lambda row: row.cost_p90).pair.model
+
+    def _limit_of(self, pair: Pair) -> int | None:
+        """The most output tokens of a call of the pair's model; None where it is not known."""
+        model = self.models.get(pair.model)
+        if model is None:
+            return None
+        return self.budget.limit_of(model) if self.budget else _positive(getattr(model, "max_tokens", None))
 
     def _routed(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         stored: Any = request.state.get("viaticum_model")
@@ -305,6 +315,10 @@ def _prices(prices: Prices | Catalogue) -> dict[str, Price]:
     return {
         name: each if isinstance(each, Price) else Price.per_million(*each) for name, each in prices.items()
     }
+
+
+def _positive(limit: Any) -> int | None:
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _schema(tool: Any) -> Any:

@@ -6,7 +6,9 @@ numbers, pairs without a price. Fitting is in `viaticum.routers.query.fit`.
 
 from __future__ import annotations
 
+import itertools
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,9 @@ from viaticum.types import Outcome, Pair
 
 # Spellings of a missing answer. Where one of them is a real answer, it only fails to count as agreement.
 NO_ANSWER = frozenset(("", "none", "null", "nan", "n/a", "unknown", "invalid", "error"))
+LONG_TEXT = 2_000  # words from which texts are compared by samples of their word triples
+SAMPLE = 1_000  # word triples of a text
+_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xFF51AFD7ED558CCD], dtype=np.uint64)
 MIN_QUESTIONS = 30  # fewer are too few to fit and to check
 Array = np.ndarray[Any, Any]
 
@@ -215,23 +220,76 @@ def canonical_answer(answer: str | None) -> str | None:
 def near_duplicates(texts: Sequence[str], threshold: float = 0.6) -> Array:
     """A group number for each text [Q]; texts with similar words and word pairs (numbers ignored) share one.
 
-    Similar: a TF-IDF cosine of at least `threshold`, directly or through a chain of texts. Needs scikit-learn
-    (extra `local`).
+    Similar: a TF-IDF cosine of at least `threshold`, directly or through a chain of texts. Texts above
+    `LONG_TEXT` words, whose frequent words are always alike, share that part of a sample of their word
+    triples (Broder 1997). Needs scikit-learn (extra `local`).
     """
+    from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
+
+    words: dict[int, list[str]] = {}
+    samples: dict[int, Array] = {}
+    hashes = _WordHashes()
+    for number, text in enumerate(texts):
+        found = re.findall(r"\w+", re.sub(r"\d+", "0", text.lower()))
+        if len(found) <= LONG_TEXT:
+            words[number] = found
+        if len(found) > LONG_TEXT // 2:  # those of middle length are compared with both kinds
+            samples[number] = _sample_triples(found, hashes)
+    first, second = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    if len(words) == len(texts):
+        samples.clear()
+    for numbers, vectors in ((list(words), _tf_idf(words)), (list(samples), _as_vectors(samples))):
+        if vectors is not None:
+            similarity = (vectors @ vectors.T).tocoo()
+            similar = similarity.data >= threshold
+            first.append(np.array(numbers)[similarity.row[similar]])
+            second.append(np.array(numbers)[similarity.col[similar]])
+    rows, columns = np.concatenate(first), np.concatenate(second)
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(texts), len(texts)))
+    return np.asarray(connected_components(graph, directed=False)[1])
+
+
+def _tf_idf(words: Mapping[int, Sequence[str]]) -> Any:
+    """TF-IDF of words and word pairs, a sparse row of length 1 for each text; None without words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    if len(texts) == 1:
-        return np.zeros(1, dtype=np.int64)
-    vectors = TfidfVectorizer(
-        ngram_range=(1, 2),
-        token_pattern=r"(?u)\w+",
-        preprocessor=lambda text: re.sub(r"\d+", "0", text.lower()),
-    ).fit_transform(texts)
-    similarity = vectors @ vectors.T
-    similarity.data[similarity.data < threshold] = 0
-    similarity.eliminate_zeros()
-    return np.asarray(connected_components(similarity, directed=False)[1])
+    if not any(words.values()):
+        return None
+    return TfidfVectorizer(analyzer=_words_and_pairs).fit_transform(words.values())
+
+
+def _words_and_pairs(words: Sequence[str]) -> list[str]:
+    return [*words, *map(" ".join, itertools.pairwise(words))]
+
+
+class _WordHashes(dict[str, int]):
+    """Hashes of words, the same in every process."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = value = zlib.crc32(word.encode("utf-8", "replace"))
+        return value
+
+
+def _sample_triples(words: Sequence[str], hashes: _WordHashes) -> Array:
+    """The smallest hashes of a text's word triples: equal passages give equal samples wherever they are."""
+    numbers = np.fromiter(map(hashes.__getitem__, words), dtype=np.uint64, count=len(words))
+    triples = (numbers[:-2] * _MIX[0] + numbers[1:-1]) * _MIX[1] + numbers[2:]
+    triples ^= triples >> np.uint64(29)
+    triples *= _MIX[2]
+    return np.unique(triples ^ (triples >> np.uint64(32)))[:SAMPLE]
+
+
+def _as_vectors(samples: Mapping[int, Array]) -> Any:
+    """Which hashes are in each sample, as sparse rows of length 1; None without samples."""
+    from scipy.sparse import csr_array
+
+    if not samples:
+        return None
+    _, columns = np.unique(np.concatenate(list(samples.values())), return_inverse=True)
+    sizes = np.array([len(sample) for sample in samples.values()])
+    values = np.repeat(1 / np.sqrt(sizes), sizes)
+    return csr_array((values, columns, np.concatenate(([0], np.cumsum(sizes)))))
 
 
 def assign_folds(groups: Array, count: int, seed: int) -> Array:

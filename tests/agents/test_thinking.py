@@ -16,12 +16,14 @@ from typer.testing import CliRunner
 from viaticum_server import RunningServer, serving
 
 from viaticum import ChatViaticum, FakeRouter, ScriptedModel, Viaticum
+from viaticum.agents.batch.results import paid_calls
 from viaticum.agents.batch.run import run_batch
 from viaticum.agents.integrations.litellm_provider import register
 from viaticum.agents.workflow.events import TextPiece, ThinkingPiece
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
+from viaticum.jobs import read_rows
 from viaticum.models.base import Generation
 from viaticum.models.remote.model import load_litellm
 from viaticum.types import Answer
@@ -236,3 +238,27 @@ def test_a_scripted_model_thinks() -> None:
     assert (count.output_tokens, count.reasoning_tokens) == (4, 3)
     cut = ScriptedModel("<think>one two three").generate([], Generation(2))
     assert (cut.text, cut.thinking, cut.finish_reason) == ("", "one two", "length")
+
+
+def test_a_batch_in_openai_s_format_says_how_many_tokens_were_thought(
+    server: OpenAIServer, tmp_path: Path
+) -> None:
+    think(server, "reasoning_content")
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked = {"model": "far", "messages": [{"role": "user", "content": QUESTION}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": asked}
+    source.write_text(json.dumps(line) + "\n")
+    catalogue, router = Catalogue([spec_for(server, thinking=True)]), FakeRouter("far+cot")
+    ended = run_batch(
+        source, out, budget="1", catalogue=catalogue, router=router, ledger=tmp_path / "ledger.db"
+    )
+    body = json.loads(out.read_text())["response"]["body"]
+    (row,) = read_rows(ended.folder)
+    reasoning = body["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert body["choices"][0]["message"]["reasoning_content"] == THOUGHT
+    assert 0 < reasoning == sum(call.reasoning_tokens for call in row.calls)
+    assert reasoning < body["usage"]["completion_tokens"]
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        (hold,) = ledger.holds()
+        (rebuilt,), _ = paid_calls(ledger, hold.key.removesuffix("/0"))
+    assert rebuilt.reasoning_tokens == reasoning

@@ -91,6 +91,21 @@ def test_fit_evaluate_show(fitted: Path, tmp_path: Path, encoder: str) -> None:
     assert (fitted / "previous" / "router.json").exists()
 
 
+def test_show_marks_what_is_extrapolated(encoder: str, tmp_path: Path) -> None:
+    rows = [
+        replace(row, output_tokens=40, finish_reason="length") if (row.output_tokens or 0) > 40 else row
+        for row in outcomes(240)
+    ]
+    write_outcomes(tmp_path / "cut.jsonl", rows)
+    run("fit", tmp_path / "cut.jsonl", "--out", tmp_path / "router", "--encoder", encoder)
+    table = run_json("show", tmp_path / "router", "mother sister uncle family")["table"]
+    beyond = [row for row in table if row.get("cut_at") and row["tokens_p90"] > row["cut_at"] == 40]
+    shown = run("show", tmp_path / "router", "mother sister uncle family")
+    assert beyond
+    assert all(f"~{row['tokens_p90']} " in shown for row in beyond)
+    assert "extrapolated" in shown
+
+
 def test_prices_replace_what_the_table_says(fitted: Path, tmp_path: Path) -> None:
     prices = tmp_path / "prices.json"
     prices.write_text(json.dumps({"tiny": {"output": 100}, "mid": {"output": 1}, "big": {"output": 1}}))

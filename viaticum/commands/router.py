@@ -21,7 +21,7 @@ from viaticum.money import NANOUSD_PER_USD, format_usd
 
 if TYPE_CHECKING:
     from viaticum.routers.query.outcome_matrix import OutcomeMatrix
-    from viaticum.types import Pair
+    from viaticum.types import Pair, Row
 
 app = typer.Typer(no_args_is_help=True, help="Fit, evaluate and query the learned query router.")
 
@@ -165,7 +165,7 @@ def show(
         table.add_row(
             str(row.pair),
             f"{row.accuracy:.0%}",
-            f"{row.tokens_p50}/{row.tokens_p90}",
+            f"{_tokens(row, row.tokens_p50)}/{_tokens(row, row.tokens_p90)}",
             format_usd(row.cost_p50),
             format_usd(row.cost_p90),
         )
@@ -176,6 +176,8 @@ def show(
         )
     console = Console(width=max(110, Console().width))
     console.print(table)
+    if any(row.cut_at is not None and row.tokens_p90 > row.cut_at for row in rows):
+        typer.echo("~: extrapolated; so long outputs were cut where the table was made")
     typer.echo("")
     console.print(plan_table)
     typer.echo(f"\ntrust in this: {trust:.0%}; the rest comes from the means over all data sets")
@@ -272,6 +274,10 @@ def refit(
         f"log loss of live answers {result.before:.4f} -> {result.after:.4f} ({result.live} outcomes); "
         f"the last version is in {folder / 'previous'}"
     )
+
+
+def _tokens(row: Row, tokens: int) -> str:
+    return f"~{tokens}" if row.cut_at is not None and tokens > row.cut_at else str(tokens)
 
 
 def _frontier(rows: Iterable[Any]) -> list[Any]:

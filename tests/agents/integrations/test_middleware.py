@@ -297,6 +297,25 @@ async def test_router_and_budget_together(ledger: Ledger, way: str) -> None:
     assert budget.left().posted_nanousd <= CENT
 
 
+def test_a_model_is_chosen_by_what_its_calls_can_write() -> None:
+    """A thought of 30,000 tokens is too dear, but no call writes more than its limit."""
+    from viaticum.routers.query import StaticRouter
+    from viaticum.types import Pair, RoutingTable, Row
+
+    table = RoutingTable(
+        (
+            Row(Pair("large", "think"), 0.9, 20_000, 30_000, 800_000_000, 1_200_000_000),
+            Row(Pair("small", "direct"), 0.5, 10, 10, 10_000, 10_000),
+        )
+    )
+    prices = {"large": (20, 40), "small": (1, 2)}
+    for limit, chosen in ((100, "large"), (5_000, "small")):
+        budget = BudgetMiddleware("0.01", prices=prices, max_tokens=limit)
+        routed = RouterMiddleware(two(), StaticRouter(table), budget=budget)
+        assert routed.choose([HumanMessage("hi")]) == chosen
+    assert RouterMiddleware(two(), StaticRouter(table)).choose([HumanMessage("hi")]) == "large"
+
+
 async def test_a_run_keeps_its_model_and_the_next_run_chooses_anew() -> None:
     class ProviderRateLimiter(FakeRouter):
         def __init__(self) -> None:

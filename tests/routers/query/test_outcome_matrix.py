@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,32 @@ def test_live_outcomes_may_lack_costs_and_the_last_row_counts() -> None:
     matrix = OutcomeMatrix.from_outcomes([*rows, replace(rows[0], correct=not rows[0].correct)], live=True)
     assert np.isnan(matrix.cost).all()
     assert matrix.correct[0, PAIRS.index(rows[0].pair)] == (not rows[0].correct)
+
+
+def test_long_texts_are_alike_by_their_passages_not_by_their_frequent_words() -> None:
+    random = np.random.default_rng(0)
+    words, weights = [f"w{chr(97 + n % 26)}{chr(97 + n // 26)}" for n in range(600)], 1 / np.arange(1, 601)
+
+    def text(length: int) -> str:
+        return " ".join(random.choice(words, length, p=weights / weights.sum()))
+
+    long, other, middle = text(6_000), text(6_000), text(1_900)
+    texts = [long, other, f"{text(300)} {long} What is 3 + 4?", middle, f"{middle} {text(150)}", text(50), ""]
+    assert near_duplicates(texts).tolist() == [0, 1, 0, 2, 2, 3, 4]
+    assert near_duplicates([long, other]).tolist() == [0, 1]
+    assert near_duplicates([long, "a short one"]).tolist() == [0, 1]
+    assert near_duplicates(["", ""]).tolist() == [0, 1]
+
+
+def test_texts_of_common_length_are_grouped_by_the_cosine_of_their_words_and_pairs() -> None:
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    random = np.random.default_rng(1)
+    words = [*"aBcdef", "ça", *(f"w{chr(97 + number)}1" for number in range(20))]
+    texts = [" ".join(random.choice(words, 2 + length % 9)) for length in range(80)]
+    plain = [re.sub(r"\d+", "0", text.lower()) for text in texts]
+    vectors = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\w+").fit_transform(plain)
+    wanted = connected_components((vectors @ vectors.T).toarray() >= 0.6, directed=False)[1]
+    assert len(set(wanted)) > 2
+    assert near_duplicates(texts).tolist() == wanted.tolist()
