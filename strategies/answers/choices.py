@@ -11,7 +11,7 @@ import re
 import unicodedata
 from itertools import pairwise
 
-from viaticum.strategies.answers.languages import REFUSAL, SENTENCE_END
+from viaticum.strategies.answers.languages import GOES_ON, REFUSAL, SENTENCE_END
 from viaticum.strategies.answers.latex import clean
 
 NO_CHOICE = ""  # the statement says that there is no single choice
@@ -25,16 +25,24 @@ _OTHER_LETTERS = str.maketrans(
         for letter, label in zip(letters, "ABCD", strict=True)
     }
 )
-_LETTER = r"(?<![A-Za-z'’\\])([A-Z])(?![A-Za-z'’_^{])"
-_TOKEN = re.compile(rf"{_LETTER}|\(([A-Za-z])\)|(?:option|choice)\s([a-z])(?![A-Za-z])")
+# Labels that only Cyrillic has stay as they are: in А, Б, В, Г the third is written "B", as its gold is.
+_CAPITAL, _ANY = "A-ZБГЖЗ", "A-Za-zБГЖЗбгжз"
+_WORD = re.compile(  # a preposition or conjunction of one letter that begins a Russian sentence
+    r"(?:^|(?<=[.!?;:\n]\s)|(?<=\n))[АВСКО]\s(?=[а-яё]{2})(?!(?:не)?(?:верн|правильн|явля|подход))"
+)
+_SMALL = re.compile(r"(?<![^\W\d_])[авсекд](?=\s?\))")
+_LETTER = (
+    rf"(?<![A-Za-zА-яЁё\\])(?<![A-Za-z]['’])([{_CAPITAL}])(?![A-Za-zА-яЁё_^{{]|['’](?!y?[iıuü]\s)[A-Za-z])"
+)
+_TOKEN = re.compile(rf"{_LETTER}|\(([{_ANY}])\)|(?:option|choice)\s([a-z])(?![A-Za-z])")
 _LABEL = re.compile(  # at the beginning, with something that ends a label
     r"^[\s(\[{<\"'*:.#-]{0,8}(?:(?:option|choice|answer|letter|opción|opción|opção|option|réponse|antwort|选项"
     r"|選項|варіант|вариант)\s{0,2}"
     r"[\s(\[{<\"'*:#-]{0,6})?"
-    r"([A-Za-z])\s?(?:[)\]}>]|[.:](?!\w)|\s[-–—]\s|[-–—]\s|$)",
+    rf"([{_ANY}])\s?(?:[)\]}}>]|[.:](?!\w)|\s[-–—]\s|[-–—]\s|$)",
     re.IGNORECASE,
 )
-_ALONE = re.compile(r"^[\s(\[{<\"'*:.#_-]{0,8}([A-Za-z])[\s)\]}>\"'*:.,;!_。．、-]{0,8}$")
+_ALONE = re.compile(rf"^[\s(\[{{<\"'*:.#_-]{{0,8}}([{_ANY}])[\s)\]}}>\"'*:.,;!_。．、-]{{0,8}}$")
 _ROMAN = re.compile(
     r"^[\s(\[\"'*:.]{0,6}(?:(?:option|choice|statement)\s)?\(?(i{1,3}|iv|vi{0,3}|ix|x)(?=[\s)\].,:;]"
     r"|$)(?!\s[a-z])",
@@ -70,14 +78,17 @@ _RIGHT_AFTER = re.compile(
     r"^[\s)\"'*]{0,4}(?:(?:is|seems|looks|would be|must be)\s(?:\w{1,12}\s)?(?:correct|right|true|best|the"
     r" answer)\b"
     r"|(?:项|選項|选项)?(?:正确|正しい|是对的)|fits\b|选项|項|项"
-    r"|ist richtig|est correcte?|es correcta|é a correta)",
+    r"|верен\b|верно\b|верный\b|является правильн|이다|입니다|이에요|예요|[가이]\s(?:맞|정답|옳)"
+    r"|[을를]?\s?(?:선택|고르|고릅|골)"
+    r"|を選|['’]?y?[iıuü]?\sseç|\sको चुन"
+    r"|\sرا انتخاب|-[etá]{1,3}\sválaszt|ist richtig|est correcte?|es correcta|é a correta)",
     re.IGNORECASE,
 )
 _CHOSEN_BEFORE = re.compile(
     r"(?:\b(?:option|choice|answer|letter|so|hence|thus|therefore|it's|it is|is|be|with|pick|choose|select"
     r"|chose|prefer"
     r"|say|guess|for|leaving|leaves|left|then|but|only|instead|rather|→|=>|opción|opção"
-    r"|option)\b[\s:,(\[\"'*]{1,4}"
+    r"|вариант|ответ|варіант|верно|правильно|это)\b[\s:,(\[\"'*]{1,4}"
     r"|[选選択項项为為是][\s:(\[]{0,3}|→\s?|=>\s?|\()$",
     re.IGNORECASE,
 )
@@ -91,6 +102,36 @@ _NOTHING_AFTER = re.compile(
     re.I,
 )
 _FORMULA = re.compile(r"\\[A-Za-z]|[=^<>≪≫_]")
+
+_NEXT_OPTION = re.compile(
+    rf"\b(?:(?:next|now|lastly)[,:]?\s(?:(?:for|to|is|comes|option|choice|answer|statement)\s){{0,3}}"
+    r"|(?:consider\w{0,3}|look\w{0,3} at|examin\w{1,3}|check\w{0,3}|evaluat\w{1,3}|turn\w{0,3} to|as for"
+    r"|what about"
+    r"|mov\w{1,3} (?:on )?to|analy[sz]\w{1,3}|discuss\w{0,3})\s(?:\w{1,12}\s){0,2})"
+    rf"\(?(?-i:[{_CAPITAL}])\)?[\s:,]*$",
+    re.IGNORECASE,
+)
+_LISTED = re.compile(rf"\s*\(?([{_CAPITAL}])([.):])")
+_BEGUN = re.compile(rf"\W{{0,3}}(?:[Oo]ption\s|[Cc]hoice\s)?\(?([{_CAPITAL}])\)?\s(?=[a-z])")
+_LABELS = re.compile(
+    rf"\W{{0,4}}(?:(?:options?|choices?|answers?)\s)?\(?[{_ANY}]\)?"
+    rf"(?:\s?(?:[,;/&+、]\s?(?:and\s)?|\s(?:and|und|et|y|e|и)\s|[和및と])\s?\(?[{_ANY}]\)?){{1,20}}\W{{0,4}}"
+)
+_ANSWER_LABEL = re.compile(
+    r"^\W{0,4}(?:(?:option|choice|answer)(?![a-z]))?[\s:]{0,3}[(\[]?\s?"
+    rf"([{_CAPITAL}]|\d{{1,2}})\s?(?:[)\].:]|\W{{0,4}}$)",
+    re.IGNORECASE,
+)
+
+
+def labels(answer: str) -> str | None:
+    """The label of an answer to a choice; of several, such as "C and A" or "AC", all in order: "A, C"."""
+    text = _readable(answer).strip()
+    if _LABELS.fullmatch(text) or (re.fullmatch(r"[A-H]{2,8}", text) and len(set(text)) == len(text)):
+        text = re.sub(r"(?i)options?|choices?|answers?|\b(?:and|und|et|y|e|и)\b", " ", text)
+        return ", ".join(sorted({letter.upper() for letter in re.findall(rf"[{_ANY}]", text)}))
+    match = _ANSWER_LABEL.search(text)
+    return match[1].upper() if match else None
 
 
 def read_choice(text: str, *, digits: bool = True) -> str | None:
@@ -139,6 +180,8 @@ def guess_choice(text: str) -> str | None:
     label = _LABEL.match(text) if len(lines) == 1 and len(text) <= 200 else None
     if label and (label[1] != "I" or _ALONE.match(text)) and not _several(text[label.end(1) :]):
         return label[1].upper()
+    if _ends_in_options(text, lines):
+        return None
     for line in reversed(lines):
         if alone := _ALONE.match(line):
             return alone[1].upper()
@@ -154,6 +197,26 @@ def guess_choice(text: str) -> str | None:
     return options[-1] if options else None
 
 
+def _ends_in_options(text: str, lines: list[str]) -> bool:
+    """Whether the text breaks off among the options: after "Next, option C", or with "C." below "B."."""
+    if _NEXT_OPTION.search(text):
+        return True
+    if len(lines) > 1 and (last := _LISTED.match(lines[-1])) and not lines[-1][last.end() :].strip():
+        before = _LISTED.match(lines[-2])
+        if before and lines[-2][before.end() :].strip():
+            return before[2] == last[2] and ord(before[1]) + 1 == ord(last[1])
+    if re.search(r"[.!?。…)\]\"'*]\s*$", text):
+        return False
+    sentences = [each.strip() for each in SENTENCE_END.split(text)[-20:] if each.strip()]
+    begun = [match[1] for each in sentences if (match := _BEGUN.match(each))]
+    current = _BEGUN.match(sentences[-1]) if sentences else None
+    return (
+        current is not None
+        and chr(ord(current[1]) - 1) in begun[:-1]
+        and not any(decided for _, _, decided in _tokens(sentences[-1]))
+    )
+
+
 def _readable(text: str, *, keep_lines: bool = False) -> str:
     text = (
         unicodedata.normalize("NFKC", clean(text))
@@ -161,6 +224,7 @@ def _readable(text: str, *, keep_lines: bool = False) -> str:
         else text
     )
     if not text.isascii():
+        text = _SMALL.sub(lambda m: m[0].upper(), _WORD.sub(lambda m: m[0].lower(), text))
         text = re.sub(
             r"(?<![^\W\d_])[^\W\d_A-Za-z](?![^\W\d_])", lambda m: m[0].translate(_OTHER_LETTERS), text
         )
@@ -169,7 +233,7 @@ def _readable(text: str, *, keep_lines: bool = False) -> str:
 
 def _several(rest: str) -> bool:
     """Whether another letter is joined to the one before: "A, B and C" or "A or B"."""
-    other = re.match(r"^(.{1,10}?)([A-Z])(?![A-Za-z'’])", rest)
+    other = re.match(r"^(.{1,10}?)([A-ZБГЖЗ])(?![A-Za-z'’])", rest)
     return other is not None and _JOINED.match(other[1]) is not None
 
 
@@ -181,10 +245,11 @@ def _letters(sentence: str) -> str | None:
     letters = list(dict.fromkeys(letter for letter, _, _ in tokens))
     if len(letters) <= 1:
         return letters[0] if letters else None
+    first = re.match(rf"^\W{{0,4}}{_LETTER}", sentence)
+    if first and not _several(sentence[first.end() :]):
+        return letters[0]
     if _lists(sentence):
         return NO_CHOICE
-    if re.match(rf"^\W{{0,4}}{_LETTER}", sentence):
-        return letters[0]
     decided = [letter for letter, _, decides in tokens if decides]
     return decided[-1] if decided else letters[-1]
 
@@ -255,8 +320,11 @@ def read_boolean(text: str) -> str | None:
     """Yes or no in a statement: its first word of that kind, turned round by a "not" before it."""
     if letter := re.fullmatch(r"\W{0,4}([TFYNtfyn])\W{0,4}", text):
         return _YES_LETTER[letter[1].lower()]
-    if REFUSAL.search(text) and not re.match(r"\W{0,4}(?:yes|no|true|false)\b", text, re.IGNORECASE):
-        return NO_CHOICE
+    refused = REFUSAL.search(text)
+    if refused and not re.match(r"\W{0,4}(?:yes|no|true|false)\b", text, re.IGNORECASE):
+        if not GOES_ON.search(text, refused.end()):
+            return NO_CHOICE
+        text = text[refused.end() :]
     if re.search(r"\byes and no\b|\b(?:both|neither) (?:yes|true|no)\b", text, re.IGNORECASE):
         return NO_CHOICE
     for match in BOOLEAN.finditer(text):

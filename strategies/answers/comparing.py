@@ -13,10 +13,11 @@ from decimal import Decimal
 from fractions import Fraction
 
 from viaticum.strategies.answers import structures
+from viaticum.strategies.answers.choices import labels
 from viaticum.strategies.answers.dates import whole_date
 from viaticum.strategies.answers.expressions import to_latex
 from viaticum.strategies.answers.matching import Comparison, plain_text
-from viaticum.strategies.answers.numbers import LATEX_TEXT, clean, find_number, whole_number, write_number
+from viaticum.strategies.answers.numbers import LATEX_TEXT, find_number, whole_number, write_number
 from viaticum.strategies.answers.quantities import same_number, same_quantity
 from viaticum.strategies.answers.units import split_unit
 from viaticum.types import AnswerKind
@@ -26,11 +27,6 @@ TEXT_CHARACTERS = 20_000  # only the beginning of a text is compared
 CHOICE = re.compile(r"^\W{0,4}(?:option|choice|answer)?\s?\W{0,3}([A-Ja-j])(?:\W|$)")
 BOOLEAN = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
 YES_NO = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
-_LETTER = re.compile(
-    r"^\W{0,4}(?:(?:option|choice|answer)(?![a-z]))?[\s:]{0,3}[(\[]?\s?([A-Z]|\d{1,2})\s?(?:[)\].:]"
-    r"|\W{0,4}$)",
-    re.IGNORECASE,
-)
 _LABELLED = re.compile(r"^\(([A-Za-z])\)\s?(?=\S)|^([A-Z])[).:]\s(?=\S)")
 _PLAIN_NUMBER = re.compile(r"[-+]?\d{1,1000}(?:\.\d{1,300})?")
 _SCIENTIFIC = re.compile(r"[-+]?\d{1,30}(?:\.\d{1,30})?[eE][-+]?\d{1,9}")
@@ -40,9 +36,9 @@ _IRRATIONAL = re.compile(r"\\(?:sqrt|pi)(?![a-z])|[√π]|\bsqrt\(")
 def normalise(value: str, kind: AnswerKind) -> str:
     """The canonical form of an answer.
 
-    Numbers without separators, units and trailing zeros, choices as one capital letter, booleans as yes or
-    no, dates as YYYY-MM-DD, expressions in LaTeX without math delimiters, other text in lower case without
-    outer punctuation.
+    Numbers without separators, units and trailing zeros, choices as capital letters in order, booleans as
+    yes or no, dates as YYYY-MM-DD, expressions in LaTeX without math delimiters, other text in lower case
+    without outer punctuation.
     """
     value = value[:TEXT_CHARACTERS] if kind == "text" else value[:VALUE_CHARACTERS]
     number = _number_of(value, kind)
@@ -52,8 +48,8 @@ def normalise(value: str, kind: AnswerKind) -> str:
         return day
     if kind == "expression":
         return to_latex(value) or plain_text(value)
-    if kind == "choice" and (match := _LETTER.search(clean(value).strip())):
-        return match[1].upper()
+    if kind == "choice" and (found := labels(value)):
+        return found
     if kind in ("boolean", "auto"):
         words = BOOLEAN.findall(value)
         if words and (kind == "boolean" or plain_text(value) == words[0].lower()):

@@ -39,7 +39,7 @@ _VERBS = (
 )
 _CJK = (
     r"(?:正确|最终|标准|最後の|最終|最终的)?(?:答案|答え|回答|解答|正解|答)(?:选项)?(?:就是|应该是|应为|应是|是|为|為|は|:|=|→)"
-    r"|(?:因此|所以|故)?(?:应)?(?:选择|選択|选|選)(?:项|項)?:?\s?(?=[(（]?[A-Za-z](?![A-Za-z]))|(?:答案|正解|答え|解答)\s?\n"
+    r"|(?:因此|所以|故)?[我应應]?(?:选择|選擇|選択|选|選)(?:了|项|項)?:?\s?(?=[(（]?[A-Za-z](?![A-Za-z]))|(?:答案|正解|答え|解答)\s?\n"
     r"|(?:정답|답)은"
 )
 FOREIGN_MARKER = re.compile(
@@ -99,6 +99,34 @@ REMARK = re.compile(
 )
 # A unit alone ("in square meters") or a bare preposition.
 UNIT_REMARK = re.compile(r"^\s?in\s(?!\d)[^\d$\\.]{1,40}\.?\s?$", re.IGNORECASE)
+# "I choose" in many languages, before the label of a choice. Verbs after it stand in `choices`.
+_I_CHOOSE = (
+    r"i(?:['’](?:d|ll|m)|\s(?:would|will|shall|am|have|must))?\s(?:(?:therefore|thus|then|so|now|finally"
+    r"|hence"
+    r"|rather)\s)?(?:choos(?:e|ing)|chosen?|pick(?:ed|ing)?|select(?:ed|ing)?|go(?:ing)?\s(?:with|for)"
+    r"|went with"
+    r"|opt(?:ed|ing)?\sfor|vote\sfor|settled?\s(?:on|for)|answer|guess)"
+    r"|my\s(?:choice|pick|selection|guess|vote)\s(?:is|would be|goes to)|let(?:'s| us| me) (?:choose|pick"
+    r"|go with)"
+    r"|ich (?:wähle|nehme|entscheide mich für)|(?:wähle|nehme) ich|je (?:choisis|prends|sélectionne)"
+    r"|j['’]opte pour"
+    r"|elijo|escojo|selecciono|opto por|me quedo con|escolho|seleciono|fico com|scelgo|opto per|seleziono"
+    r"|ik kies(?: voor)?|kies ik(?: voor)?|jag väljer|jeg (?:vælger|velger)|valitsen|aleg|вибираю|обираю"
+    r"|выбираю|выберу|избирам|бирам|wybieram|vybírám|volím|vyberám|odabirem|pasirenku|επιλέγω|διαλέγω|chọn"
+    r"|saya (?:memilih|pilih)|nachagua|pinipili ko|أختار|اخترت|(?:אני )?(?:בוחר|בוחרת)|(?:ผม|ฉัน)?เลือก"
+)
+_OPTION = (
+    r"(?:(?:the|la|le|l['’]|die|den|de|het|el|a|o|to)\s?)?(?:option|choice|answer|letter"
+    r"|antwort(?:möglichkeit)?"
+    r"|möglichkeit|réponse|proposition|lettre|opción|respuesta|letra|alternativ[ae]?t?|opção|resposta|opzione"
+    r"|risposta|lettera|optie|antwoord|svar|вариант|ответ|варіант|відповідь|opcję|odpowiedź|možnost|odpověď"
+    r"|phương án|đáp án|opsi|pilihan|jawaban|الخيار|الإجابة|ข้อ|varianta|răspunsul|επιλογή|απάντηση)"
+)
+CHOOSE_MARKER = re.compile(
+    rf"(?<![\w'’])(?:{_I_CHOOSE})\s?:?\s?(?:{_OPTION}\s)?"
+    r"(?=[(\[\"'「]{0,2}(?-i:[A-ZБГЖЗ])(?![\w'’])|\([A-Za-z]\))",
+    re.IGNORECASE,
+)
 REFUSAL = re.compile(
     r"\b(?:don'?t|do not|doesn'?t|does not|cannot|can'?t|could not|couldn'?t|unable to|not able to"
     r"|impossible to)\s"
@@ -107,6 +135,52 @@ REFUSAL = re.compile(
     r"|answer)\b"
     r"|\b(?:unknown|undetermined|insufficient information|not enough|n/a)\b",
     re.IGNORECASE,
+)
+# "I can't help with that": what else stands in such a text is no answer.
+DECLINED = re.compile(
+    r"\bI(?:['’]m| am)?\s(?:(?:sorry,?|afraid|simply|really|just|but|that|I|therefore)\s){0,4}"
+    r"(?:can(?:['’]?t|not| not)|won['’]?t|will not|unable to|not able to|decline to|must decline to"
+    r"|not allowed to"
+    r"|not comfortable)\s(?:\w{1,12}\s){0,2}?(?:help|helping|assist|answer|answering|comply|respond|fulfill?"
+    r"|do (?:that|this)|engage"
+    r"|(?:provide|give|share)\s(?:\w{1,12}\s){0,3}?(?:answers?|that|this|assistance|help|information"
+    r"|advice))\b"
+    r"(?!\s(?:but|\w{2,12}ing)\b)"
+    r"|(?:\bich kann|\bkann ich)\s[^.!?\n]{0,30}?\b(?:nicht|keine)\s[^.!?\n]{0,15}?(?:helfen|weiterhelfen"
+    r"|antwort)"
+    r"|\bje ne (?:peux|suis) pas\s[^.!?\n]{0,25}?(?:aider|répondre|fournir)"
+    r"|\bno puedo\s[^.!?\n]{0,20}?(?:ayudar"
+    r"|responder|contestar|proporcionar)|\bnão posso\s[^.!?\n]{0,20}?(?:ajudar|responder|fornecer)"
+    r"|\bnon posso\s[^.!?\n]{0,15}?(?:aiutar|risponder|fornir)"
+    r"|\bkan\s[^.!?\n]{0,25}?niet\s(?:mee\s)?(?:helpen"
+    r"|beantwoorden)|\bkan (?:inte|ikke) (?:hjälpa|hjelpe|hjælpe|svara|svare)"
+    r"|\bnie mogę\s[^.!?\n]{0,20}?(?:pomóc"
+    r"|odpowiedzieć)|\bне (?:могу|можу)\s[^.!?\n]{0,20}?(?:помочь|ответить|предоставить|допомогти|відповісти)"
+    r"|yardımcı olam|yanıtlayamam|cevaplayamam|không thể (?:giúp|trả lời|hỗ trợ|cung cấp)"
+    r"|tidak (?:dapat|bisa) (?:membantu|menjawab)|لا (?:أستطيع|يمكنني)\s(?:\S{1,12}\s)?(?:مساعد|الإجابة|الرد)"
+    r"|(?:मदद|उत्तर|जवाब)[^।\n]{0,20}?नहीं (?:कर|दे) सकत|(?:无法|無法|不能|没法)(?:回答|提供|协助|協助|帮|幫"
+    r"|满足)"
+    r"|(?:お答え|回答|お手伝い|お助け|対応)(?:することは|は)?でき(?:ません|ない)|(?:도와드릴|도울|답변드릴|답변할|답할|대답할"
+    r"|제공할) 수(?:가)? 없",
+    re.IGNORECASE,
+)
+UNKNOWN = re.compile(
+    r"^\W{0,6}(?:it is\s|still\s|currently\s)?(?:unknown|undetermined|unclear|not (?:known|given|stated"
+    r"|determined)"
+    r"|i (?:don['’]?t|do not) know)\b",
+    re.IGNORECASE,
+)
+UNDECIDED = re.compile(
+    r"\b(?:i|we)\s(?:really\s|still\s)?(?:don['’]?t|do not|cannot|can['’]?t|could not|couldn['’]?t)\s"
+    r"(?:\w{1,12}\s){0,1}?(?:know|determine|decide|answer)\b|\b(?:cannot|can['’]?t"
+    r"|could not) be (?:determined|known"
+    r"|computed|calculated|answered)\b|\b(?:not enough|insufficient)\s(?:information|data)\b"
+    r"|\b(?:is|are|remains?)\s(?:still\s)?(?:unknown|undetermined|unclear)\b(?=\D{0,200}$)"
+    r"|\b(?:impossible|not possible|unable) to (?:determine|know|answer)\b",
+    re.IGNORECASE,
+)
+GOES_ON = re.compile(
+    r"\b(?:but|however|so|still|thus|therefore|think|guess|probably|assum\w{1,4})\b|但|所以", re.I
 )
 SENTENCE_END = re.compile(r"(?:(?<=\w{4})|(?<=[\d)\]}$%°]))[.;!?](?=\s)\s|[。！？।؟॥]|\n")
 

@@ -28,6 +28,11 @@ _CONFIDENCE = re.compile(
 )
 _RAISED = re.compile(r"<sup>([^<>]{1,20})</sup>", re.IGNORECASE)
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>|\[/?INST\]")
+# After it a model that did not stop goes on with a turn of somebody else.
+_TURN_END = re.compile(
+    r"(?:<\|(?:endoftext|im_end|eot_id|eom_id)\|>|<｜end▁of▁sentence｜>|</s>|<end_of_turn>|<eos>)"
+    r"(?!\s{0,4}<[^<>\s]{1,20}>\s?(?:assistant|model))"
+)
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0e\ufe0f\ufeff]")
 # Two stars are a power between numbers, names and brackets, else they mark bold words.
 _STARS = re.compile(r"(?<![0-9)\]])\*\*(?!\*)|\*\*(?![\s]?[-+(0-9A-Za-z])")
@@ -39,16 +44,25 @@ _POWER = "\x00"
 
 
 def spoken(text: str) -> str:
-    """The text after its thoughts; empty where a thought was opened and never closed."""
-    if not any(word in text for word in _THOUGHT_WORDS):  # much faster than a pattern on a long text
+    """The text after its thoughts, up to the end of its turn; empty where a thought was never closed."""
+    if "<" not in text and "[" not in text and "◁" not in text:
         return text
+    if not any(word in text for word in _THOUGHT_WORDS):  # much faster than a pattern on a long text
+        return _one_turn(text)
     ends = None
     for ends in _THOUGHT_END.finditer(text):  # noqa: B007 - the last one
         pass
     if ends is not None:
         text = text[ends.end() :]
     begins = _THOUGHT_BEGIN.search(text)
-    return text if begins is None else text[: begins.start()]
+    return _one_turn(text if begins is None else text[: begins.start()])
+
+
+def _one_turn(text: str) -> str:
+    for end in _TURN_END.finditer(text):
+        if text[: end.start()].strip() and not (end[0] == "</s>" and "<s>" in text):
+            return text[: end.start()]
+    return text
 
 
 def plain(text: str) -> str:

@@ -130,6 +130,23 @@ CJK_NUMERAL = re.compile(
 )
 
 _CJK_PARTS = re.compile("([零一二三四五六七八九十百千]{1,9})分之([零一二三四五六七八九十百千]{1,9})")
+# Korean: Chinese numerals in Hangul, and its own up to 99, mostly before a counter.
+_SINO = str.maketrans("영공일이삼사오육륙칠팔구십백천만억", "零零一二三四五六六七八九十百千万亿")
+_OWN_TENS = {
+    "열": 10, "스물": 20, "스무": 20, "서른": 30, "마흔": 40, "쉰": 50,
+    "예순": 60, "일흔": 70, "여든": 80, "아흔": 90,
+}  # fmt: skip
+_OWN_UNITS = {
+    "하나": 1, "둘": 2, "셋": 3, "넷": 4, "다섯": 5, "여섯": 6, "일곱": 7, "여덟": 8, "아홉": 9,
+    "한": 1, "두": 2, "세": 3, "네": 4,
+}  # fmt: skip
+_BEFORE_COUNTERS = ("한", "두", "세", "네")
+_KOREAN = re.compile(
+    r"(?<!\w)(?:(?P<sino>(?:[영공일이삼사오육륙칠팔구십백천만억]|(?<=[만억])\s){1,30})"
+    rf"|(?P<hundred>백)?(?P<tens>{'|'.join(_OWN_TENS)})?(?P<unit>{'|'.join(_OWN_UNITS)})?)"
+    r"\s?(?P<counter>개월|개|명|원|살|권|마리|번|시간|분|초|일|년|월|달러|센트|킬로미터|미터|그램|킬로그램|리터|대|잔|장|송이|자루"
+    r"|그루|퍼센트|가지|사람|점|쪽|팀|도|배)?(?P<end>입니다|이다|이에요|예요|이었습니다|이야|임|의|가|이|를|을|은|는|로|씩)?(?!\w)"
+)
 
 
 def read_words(text: str) -> Fraction | None:
@@ -145,6 +162,8 @@ def read_words(text: str) -> Fraction | None:
         return top / bottom if top is not None and bottom else None
     if numeral := CJK_NUMERAL.match(text):
         return _cjk(numeral[0])
+    if (korean := _KOREAN.match(text)) and (korean["counter"] or korean.end() == len(text)):
+        return _korean(korean)
     number = _english(text)
     if number is None:
         number = _other(text.casefold())
@@ -168,8 +187,23 @@ def find_words(text: str) -> Fraction | None:
         lone = number == 1 and not _IS_ONE.search(text[: match.start()])
         if number is not None and not lone:
             return -number if match[1] else number
+    counted = [each for each in _KOREAN.finditer(text) if each["counter"] and _korean(each) is not None]
+    if counted:
+        return _korean(counted[-1])
     found = [each for each in CJK_NUMERAL.findall(text) if len(each) > 1 or each in _CJK_TENS]
     return _cjk(found[-1]) if found else None
+
+
+def _korean(match: re.Match[str]) -> Fraction | None:
+    """Of 이만 오천 and 열다섯; several digits without a ten, hundred ... ("오이") are a word."""
+    if sino := (match["sino"] or "").replace(" ", ""):
+        return _cjk(sino.translate(_SINO)) if len(sino) == 1 or re.search("[십백천만억]", sino) else None
+    if not (match["tens"] or match["unit"]):
+        return None
+    if match["unit"] in _BEFORE_COUNTERS and not (match["tens"] or match["counter"]):
+        return None
+    hundred = 100 if match["hundred"] else 0
+    return Fraction(hundred + _OWN_TENS.get(match["tens"] or "", 0) + _OWN_UNITS.get(match["unit"] or "", 0))
 
 
 def _english(text: str) -> Fraction | None:

@@ -77,6 +77,9 @@ _START = re.compile(
 _VERB_NUMBER = re.compile(
     r"\b(?:is|are|was|were|equals?|costs?|makes?|made|gets?|has|have|had|takes?|took|needs?|earns?|earned"
     r"|pays?|paid"
+    r"|(?:comes?|came)\s(?:out\s)?to|amount(?:s|ed)?\sto|add(?:s|ed)?\sup\sto|sums?\s(?:up\s)?to"
+    r"|works?\sout\s(?:to|at|as)"
+    r"|ends?\s(?:up\s)?(?:with|at)|holds?|contains?|owes?|receives?"
     r"|spends?|spent|sold|sells?|saves?|gives?|leaves?|left with|totals?|be|becomes?|remain|bought|buys?"
     r"|weighs?)\s{1,3}"
     r"(?:(?:a|about|approximately|exactly|only|total|of|now|still|in|all|the|just|around|equal"
@@ -87,6 +90,28 @@ _IN_ALL = re.compile(
     r"\d\D{1,40}\d[\d.,]*\s(?:\w{1,15}\s)?(?:in all|in total|altogether|total)\b", re.IGNORECASE
 )
 _BECAUSE = re.compile(r",?\s(?:because|since|as there)\b", re.IGNORECASE)
+_SO = re.compile(  # what follows is the conclusion of a sentence
+    r"[,;—–]\s?(?:and\s)?(?:so|therefore|thus|hence|consequently|which means|meaning|giving|making"
+    r"|leaving|bringing"
+    r"|for a total of)(?:\sthat)?,?\s",
+    re.IGNORECASE,
+)
+_COMPARED = re.compile(  # "which is 2 more than before"
+    r",?\s(?:which|that)\s(?:is|are|was"
+    r"|were)\s(?:\w{1,12}\s){0,2}?\$?\d[\d.,/]{0,20}\s?%?\s?(?:[^\W\d]{1,15}\s){0,2}?"
+    r"(?:more|less|fewer|higher|lower|greater|smaller|larger|times|longer|shorter|older|younger|above"
+    r"|below|short"
+    r"|ahead|apart|over|under)\b[^=]*$",
+    re.IGNORECASE,
+)
+_NAMELY = re.compile(  # "between 3 and 5, namely 4"
+    r"\b(?:between|range|about|around|roughly|approximately|nearly|almost|(?:more|less|fewer) than|over"
+    r"|under)\s"
+    r"[^.;\n]{0,60}?\b(?:namely|to be (?:more )?(?:exact|precise)|(?:more )?(?:exactly|precisely)|that is"
+    r"|i\.e\.)[,:]?\s"
+    r"(?=[-+$€£]{0,2}\d[\d.,/]{0,20}\D*$)",
+    re.IGNORECASE,
+)
 _ROUNDED = re.compile(
     r"\b(?:rounds?|rounded|rounding)\s(?:it\s)?(?:(?:up|down|off)\s)?to\s(?:about\s)?(?=[-\d])"
     r"(?![\d.]+\s(?:decimal|significant|places?|digits?|d\.?p))",
@@ -127,6 +152,10 @@ def _stated(text: str) -> Fraction | None:
     ) is not None:
         return number
     text = _SPACED_SIGN.sub("-", text)
+    if (namely := _NAMELY.search(text)) and (
+        number := next(numbers_in(text[namely.end() :]), None)
+    ) is not None:
+        return number
     exact, about, rest = _split_about(text)
     if about and (number := next(numbers_in(rest), None)) is not None and whole_number(exact) is None:
         return number
@@ -143,9 +172,18 @@ def _stated(text: str) -> Fraction | None:
 def concluded_number(sentence: str, *, comma: bool = False, groups_by_comma: bool = False) -> Fraction | None:
     """The number that a sentence without a mark comes to: after its last `=`, or its last verb of having.
 
-    A reason at its end is left out: "He spends $5 because 10 * 0.5 = 5.".
+    Only what follows a ", so" counts, and a reason or comparison at its end is left out: "He spends $5
+    because 10 * 0.5 = 5.", "5 + 3 = 8, which is 2 more than before".
     """
-    text = decimal_points(clean(sentence), comma, groups_by_comma)
+    text = " ".join(decimal_points(clean(sentence), comma, groups_by_comma).split())
+    text = _SO.split(text)[-1] if any(numbers_in(_SO.split(text)[-1])) else text
+    shorter = _COMPARED.sub("", text)
+    if shorter != text and any(numbers_in(shorter)):
+        text = shorter
+        if len(found := list(numbers_in(text))) == 1:
+            return found[0]
+    if namely := _NAMELY.search(text):
+        return next(numbers_in(text[namely.end() :]), None)
     result = _BECAUSE.split(text, maxsplit=1)[0]
     if result != text and any(numbers_in(result)) and not re.search(r",[^=]*=", text[len(result) :]):
         text = result

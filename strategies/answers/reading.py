@@ -22,7 +22,16 @@ from viaticum.strategies.answers.choices import (
 )
 from viaticum.strategies.answers.dates import find_dates
 from viaticum.strategies.answers.expressions import is_symbolic
-from viaticum.strategies.answers.languages import REFUSAL, SENTENCE_END, decimal_comma, groups_by_comma
+from viaticum.strategies.answers.languages import (
+    DECLINED,
+    GOES_ON,
+    REFUSAL,
+    SENTENCE_END,
+    UNDECIDED,
+    UNKNOWN,
+    decimal_comma,
+    groups_by_comma,
+)
 from viaticum.strategies.answers.markup import plain, spoken
 from viaticum.strategies.answers.matching import is_name
 from viaticum.strategies.answers.numbers import (
@@ -64,6 +73,9 @@ _COMPOUND = re.compile(
 )
 _LIST = re.compile(rf"{_NUM}(?:(?:,?\s?(?:and|or|&|und|et|y|e|o|и|和)\s|[,;、]\s?){_NUM})+\.?")
 _RATIO = re.compile(rf"({_NUM})\s?(?::|to|zu|à)\s?({_NUM})\.?")
+_RANGE = re.compile(
+    rf"\W{{0,4}}(?:somewhere |always )?between\s\W?{_NUM}\sand\s\W?{_NUM}(?:\s[^\W\d]{{1,15}})?\W{{0,2}}"
+)
 _BECAUSE = re.compile(r"(\([A-Z]\)),?\s(?:because|since|as)\b")
 _EQUATIONS = re.compile(  # "x = 3 or x = -2", whose last right side is not the answer
     r"[$({]{0,2}[A-Za-z](?:_\{?\d\}?)?\s?=[^=]{1,60}(?:,|;|\b(?:and|or|und|oder|et|ou|y|o)\b)[\s$]{0,3}"
@@ -181,7 +193,7 @@ class _Reader:
         if self.kind == "boolean":
             return read_boolean(text)
         if self.kind == "auto":
-            return self._auto(text, exact=statement.exact) or None
+            return self._auto(text, exact=statement.exact)
         if self.kind == "date":
             return next(find_dates(text, day_first=self.comma), None) or _first_sentence(text) or None
         if self.kind == "expression":
@@ -189,6 +201,8 @@ class _Reader:
         return (_unwrapped(text) if statement.exact else _first_sentence(text)) or None
 
     def _number(self, text: str) -> str | None:
+        if (UNKNOWN.match(text) and not GOES_ON.search(text)) or _RANGE.fullmatch(text):
+            return _NOTHING
         for sentence in SENTENCE_END.split(text):
             number = find_number(sentence, comma=self.comma, groups_by_comma=self.grouped)
             if number is not None:
@@ -205,6 +219,8 @@ class _Reader:
     def _auto(self, text: str, *, exact: bool = False) -> str:
         """The number that a candidate is, starts with, equates to or states; else its first sentence."""
         sentence = text if exact else _first_sentence(text)
+        if not exact and UNKNOWN.match(text) and not GOES_ON.search(text):
+            return _NOTHING
         if (number := self._whole(sentence)) is not None:
             return number
         if formula := _formula(text if not exact else sentence):
@@ -250,7 +266,7 @@ class _Reader:
 
     def _guessed(self) -> Iterator[tuple[str, str | None]]:
         lines = [line.strip() for line in self.text.split("\n") if line.strip()]
-        if not lines:
+        if not lines or (self.kind != "text" and self._refuses()):
             return
         last, kind = lines[-1], self.kind
         if kind == "choice":
@@ -270,6 +286,21 @@ class _Reader:
             yield "bold", self._bold_words()
         if kind in ("auto", "date", "expression", "text") and len(last) <= SHORT_LINE:
             yield "last line", self._last_line(last, one_line=len(lines) == 1)
+
+    def _refuses(self) -> bool:
+        """Whether the text declines to answer in its first or last sentence, or ends undecided."""
+        sentences = [each for each in SENTENCE_END.split(self.text) if each.strip()]
+        for sentence in (*sentences[:2], *sentences[-1:]):
+            declined = DECLINED.search(sentence)
+            if declined and not (GOES_ON.search(sentence, declined.end()) and re.search(r"\d", sentence)):
+                return True
+        undecided = UNDECIDED.search(sentences[-1]) if sentences else None
+        return (
+            undecided is not None
+            and self.kind in ("number", "auto", "date")
+            and not GOES_ON.search(sentences[-1], undecided.end())
+            and re.search(r"\d", sentences[-1][: undecided.start()]) is None
+        )
 
     def _bold_words(self) -> str | None:
         """The only bold words of the last line, if there are others: "The capital is **Paris**."."""

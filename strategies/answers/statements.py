@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from viaticum.strategies.answers.languages import (
+    CHOOSE_MARKER,
     ENGLISH_MARKER,
     FOREIGN_MARKER,
     NO_ANSWER_BEFORE,
@@ -48,7 +49,8 @@ _NEXT_QUESTION = re.compile(
     r"\n[\s*#]{0,6}(?:Question|Q|Problem|Human|User|Input|Instruction)(?:\s?\d{1,3})?\s?:", re.IGNORECASE
 )
 _BETWEEN_BOXES = re.compile(
-    r"[\s$,;&()\[\]\\.]{0,12}(?:and|or|und|oder|et|ou|y|o|e|и|или|和|或|及|、)?[\s$,;&(\[\\]{0,8}"
+    r"[\s$,;&()\[\]\\.]{0,12}(?:(?:\\text\s?\{\s?)?(?:and|or|und|oder|et|ou|y|o|e|и|или|和|或|及|、)\s?\}?)?"
+    r"[\s$,;&(\[\\]{0,8}"
     r"(?:[A-Za-z](?:_\{?\d\}?)?\s?=\s?)?[\s$]{0,4}",
     re.IGNORECASE,
 )
@@ -187,7 +189,8 @@ def _hashes(text: str) -> Iterator[Statement]:
 
 
 def _sentences(text: str) -> Iterator[Statement]:
-    patterns = [("the answer is", ENGLISH_MARKER, STATED), ("label", WEAK_LABEL, LABELLED)]
+    patterns = [("the answer is", ENGLISH_MARKER, STATED), ("I choose", CHOOSE_MARKER, STATED)]
+    patterns.append(("label", WEAK_LABEL, LABELLED))
     if not text.isascii() or _MAY_BE_FOREIGN.search(text):
         patterns.insert(1, ("the answer is", FOREIGN_MARKER, STATED))
     for rule, pattern, rank in patterns:
@@ -203,7 +206,7 @@ def _sentences(text: str) -> Iterator[Statement]:
             if (
                 is_remark(value)
                 or _is_question(value)
-                or (pattern is ENGLISH_MARKER and NO_ANSWER_BEFORE.search(before))
+                or (pattern in (ENGLISH_MARKER, CHOOSE_MARKER) and NO_ANSWER_BEFORE.search(before))
             ):
                 yield Statement("remark", REMARKED, match.start(), end, value)
             else:

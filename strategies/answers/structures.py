@@ -229,8 +229,24 @@ def _parse_member(text: str, outside: str, depth: int) -> Node | None:
 
 
 def _parse_union(text: str, outside: str, depth: int) -> Node | None:
-    parts = _split(_UNION, text, outside)
-    return Union(tuple(_parse(part, depth + 1) for part in parts)) if 1 < len(parts) <= ITEMS else None
+    """A union; its sets of items are one set, so that a union of nothing else is a set."""
+    pieces = _split(_UNION, text, outside)
+    if not 1 < len(pieces) <= ITEMS:
+        return None
+    items: list[Node] = []
+    others: list[Node] = []
+    for piece in pieces:
+        node = _parse(piece, depth + 1)
+        if isinstance(node, Collection) and node.brackets == "{}":
+            items += node.items
+        elif isinstance(node, Value) and piece.startswith(("⦃", "{")):  # a set of one
+            items.append(node)
+        else:
+            others.append(node)
+    if not others:
+        return Collection("{}", tuple(items))
+    parts = (*others, Collection("{}", tuple(items))) if items else tuple(others)
+    return Union(parts) if len(parts) > 1 else parts[0]
 
 
 def _parse_equation(text: str, outside: str, depth: int) -> Node | None:

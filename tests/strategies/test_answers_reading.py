@@ -424,7 +424,7 @@ CHOICES: list[tuple[str, AnswerKind, str | None]] = [
     ("所以，正确答案是 **C**。", "choice", "C"),
     ("したがって、答えはCです。", "choice", "C"),
     ("따라서 정답은 B입니다.", "choice", "B"),
-    ("Ответ: Б", "choice", None),
+    ("Ответ: Б", "choice", "Б"),
     ("La respuesta es la opción C", "choice", "C"),
     ("A resposta correta é a letra D.", "choice", "D"),
     ("La risposta corretta è A.", "choice", "A"),
