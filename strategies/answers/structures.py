@@ -243,10 +243,9 @@ def _parse_union(text: str, outside: str, depth: int) -> Node | None:
             items.append(node)
         else:
             others.append(node)
-    if not others:
-        return Collection("{}", tuple(items))
-    parts = (*others, Collection("{}", tuple(items))) if items else tuple(others)
-    return Union(parts) if len(parts) > 1 else parts[0]
+    if items:  # a set of one item is written as the item everywhere
+        others.append(items[0] if len(items) == 1 else Collection("{}", tuple(items)))
+    return Union(tuple(others)) if len(others) > 1 else others[0]
 
 
 def _parse_equation(text: str, outside: str, depth: int) -> Node | None:
