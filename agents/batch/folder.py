@@ -6,6 +6,7 @@ Leaves out running the job (`agents.batch.run`) and what the folder holds (`viat
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from viaticum.jobs import JOB, Job
 from viaticum.money import nanousd
 from viaticum.routers.query import QueryRouter, StaticRouter
 from viaticum.routers.query.restricted import RestrictedRouter
+from viaticum.types import Row
 
 LOCK = ".lock"
 
@@ -115,7 +117,13 @@ def _router_digest(router: QueryRouter, given: QueryRouter | str | Path | None) 
         files = sorted(path for path in Path(given).iterdir() if path.is_file())
         return digest({path.name: Input(path, "jsonl").digest() for path in files})
     table = router.rows if isinstance(router, StaticRouter) else getattr(router, "_table", ())
-    return digest([type(router).__name__, [str(row) for row in table]])
+    return digest([type(router).__name__, [_row_text(row) for row in table]])
+
+
+def _row_text(row: Row) -> str:
+    """A row as text, without optional fields that are not set, as earlier versions wrote it."""
+    values = ((each.name, getattr(row, each.name)) for each in fields(row))
+    return f"Row({', '.join(f'{name}={value!r}' for name, value in values if value is not None)})"
 
 
 def check_fingerprint(before: Job, now: Job, folder: Path) -> None:

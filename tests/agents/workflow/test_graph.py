@@ -413,8 +413,9 @@ class TwoPrices(FakeRouter):
         from viaticum.types import RoutingTable
 
         rows = {str(row.pair): row for row in self._table}
-        expensive = replace(rows["expensive+direct"], cost_p50=200_000, cost_p90=400_000)
-        self._table = RoutingTable((expensive, rows["cheap+direct"]))
+        short = {"tokens_p50": 16, "tokens_p90": 32}  # what `direct` lets a model write
+        expensive = replace(rows["expensive+direct"], cost_p50=200_000, cost_p90=400_000, **short)
+        self._table = RoutingTable((expensive, replace(rows["cheap+direct"], **short)))
 
 
 def short(ledger: Ledger, on_short: Any, checkpointer: Any = None, budget: str = "0.0003") -> Graph:
