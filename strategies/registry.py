@@ -17,6 +17,7 @@ from viaticum.strategies.faithful_cot import FaithfulCot
 from viaticum.strategies.least_to_most import LeastToMost
 from viaticum.strategies.loading import is_module_name, load_strategy
 from viaticum.strategies.pot import Pot
+from viaticum.strategies.self_consistency import PREFIX as SAMPLED
 from viaticum.strategies.self_consistency import SelfConsistency, parse_name
 from viaticum.strategies.think import Think, parse_budget, think_within
 
@@ -49,9 +50,14 @@ def load(*names: str) -> None:
         sampled = parse_name(name)
         if sampled is not None:
             load(sampled[0])
-        elif name not in _strategies and is_module_name(name):
+        elif name not in _strategies and _is_own(name):
             _register(name, load_strategy(name))
         get(name)
+
+
+def _is_own(name: str) -> bool:
+    """Whether a name means a strategy of a user's module, not a built-in one with something behind it."""
+    return is_module_name(name) and name.partition(":")[0] not in (*_strategies, SAMPLED)
 
 
 def _register(name: str, strategy: Strategy) -> None:
@@ -75,7 +81,7 @@ def get(name: str) -> Strategy:
         return think_within(budget)
     sampled = parse_name(name)
     if sampled is None:
-        if is_module_name(name):
+        if _is_own(name):
             raise InputError(f"strategy {name!r} is not loaded; give it with --load {name}, or call load()")
         raise UnknownName("strategy", name, names())
     strategy, samples = sampled

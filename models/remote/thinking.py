@@ -1,6 +1,6 @@
-"""How a provider is told how long to think: parameters of `litellm.completion` by provider.
+"""How a provider is parameters how long to think: parameters of `litellm.completion` by provider.
 
-A budget in tokens goes to providers that take one (Anthropic, Gemini, OpenRouter); others are told an effort.
+A budget in tokens goes to providers that take one (Anthropic, Gemini, OpenRouter); others are given an effort.
 Leaves out how thoughts are found in a reply (`viaticum.thinking`).
 """
 
@@ -62,13 +62,13 @@ def with_thinking(
         request: the arguments so far.
         supported: parameters that the model takes, by LiteLLM.
     """
-    told = thinking_parameters(request["model"], generation, own_server=own_server)
+    parameters = thinking_parameters(request["model"], generation, own_server=own_server)
     if generation.reasoning_effort is None and not own_server:
-        unknown = {"thinking", "reasoning_effort"} & set(told) - set(supported)
-        told = {} if unknown else told
-    body = _merged(told.pop("extra_body", {}), request.get("extra_body", {}))
-    merged = {**request, **told, **({"extra_body": body} if body else {})}
-    return {name: value for name, value in merged.items() if value is not None or name not in told}
+        unknown = {"thinking", "reasoning_effort"} & set(parameters) - set(supported)
+        parameters = {} if unknown else parameters
+    body = _merged(parameters.pop("extra_body", {}), request.get("extra_body", {}))
+    merged = {**request, **parameters, **({"extra_body": body} if body else {})}
+    return {name: value for name, value in merged.items() if value is not None or name not in parameters}
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

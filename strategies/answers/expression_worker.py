@@ -158,7 +158,7 @@ def _value_at(formula: Any, point: tuple[str, ...]) -> Any:
 
 def _coordinate(symbol: str, point: tuple[str, ...]) -> str:
     """A value for a variable that depends on its name alone, so that both formulas get the same."""
-    spread = sum(ord(letter) * (place + 1) for place, letter in enumerate(symbol))
+    spread = sum(ord(letter) * (position + 1) for position, letter in enumerate(symbol))
     base = Fraction(point[spread % len(point)])
     return str(base * (1 + Fraction(spread, 1009)) if base.denominator != 1 else base + spread % 5)
 

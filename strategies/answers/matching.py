@@ -137,10 +137,10 @@ class Comparison:
             return False
         rest = list(b)
         for item in a:
-            place = next((place for place, other in enumerate(rest) if self.same(item, other)), None)
-            if place is None:
+            index = next((index for index, other in enumerate(rest) if self.same(item, other)), None)
+            if index is None:
                 return False
-            del rest[place]
+            del rest[index]
         return True
 
     def _contains(self, a: Sequence[Node], b: Sequence[Node]) -> bool:

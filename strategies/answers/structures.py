@@ -165,15 +165,15 @@ def _parse(text: str, depth: int) -> Node:
 def _mask(text: str, *, grouped: bool = True) -> str:
     """The text with everything inside brackets replaced by NUL, and commas within `grouped` numbers."""
     level, letters = 0, list(text)
-    for place, letter in enumerate(text):
-        if letter in "([⦃{" or text.startswith(r"\begin", place):
-            letters[place] = letter if not level else "\0"
+    for index, letter in enumerate(text):
+        if letter in "([⦃{" or text.startswith(r"\begin", index):
+            letters[index] = letter if not level else "\0"
             level += 1
-        elif letter in ")]⦄}" or text.startswith(r"\end", place):
+        elif letter in ")]⦄}" or text.startswith(r"\end", index):
             level = max(0, level - 1)
-            letters[place] = letter if not level else "\0"
+            letters[index] = letter if not level else "\0"
         elif level:
-            letters[place] = "\0"
+            letters[index] = "\0"
     masked = "".join(letters)
     return _GROUPED.sub(lambda match: match[0].replace(",", "\0"), masked) if grouped else masked
 

@@ -1,6 +1,6 @@
 """Arbitrary text for everything that reads and compares answers: no exception, each step in time.
 
-VIATICUM_FUZZ_EXAMPLES sets the number of examples (default 3,000); VIATICUM_FUZZ_REPORT names a JSON file for
+VIATICUM_FUZZ_EXAMPLES sets the number of examples (default 1,500); VIATICUM_FUZZ_REPORT names a JSON file for
 the measurements. `python benchmarks/fuzz_answers.py --examples 100000` sets both, and uses the real worker;
 without a report, most endless comparisons are interrupted inside the worker, which saves starting another.
 """
@@ -24,7 +24,7 @@ from viaticum.strategies.answers import expressions
 from viaticum.strategies.programs import end_in_answer, find_program, read_output
 from viaticum.types import ANSWER_KINDS, AnswerKind, Completion, FinishReason, Query, Usage
 
-EXAMPLES = int(os.environ.get("VIATICUM_FUZZ_EXAMPLES", "3000"))
+EXAMPLES = int(os.environ.get("VIATICUM_FUZZ_EXAMPLES", "1500"))
 REPORT = os.environ.get("VIATICUM_FUZZ_REPORT")
 
 READ_SECONDS = 1.0  # of this process; the longest text that is read takes a tenth
@@ -241,7 +241,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     client.close()
 
 
-@pytest.mark.timeout(0 if REPORT else 300)
+@pytest.mark.timeout(0 if REPORT else 900)
 @pytest.mark.usefixtures("worker")
 def test_arbitrary_text_is_read_and_compared_in_time() -> None:
     measured = Measured()

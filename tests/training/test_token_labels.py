@@ -230,9 +230,14 @@ def test_the_end_of_a_text_is_no_difference(catalogue: Catalogue, labelled: Path
     assert not bool(shard.differs[ends].any())
 
 
-def test_labels_join_features_and_verdicts(labelled: Path) -> None:
-    tokens = LabelledTokens.load(labelled)
-    rows = list(read_rows(labelled))
+def test_labels_join_features_and_verdicts(labelled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    shutil.copytree(labelled, folder)
+    first, *rest = (folder / "labels.jsonl").read_text().splitlines()  # texts of tiny models seldom agree
+    neutral = json.loads(first) | {"verdicts": {"outcome": False}}
+    (folder / "labels.jsonl").write_text("\n".join([json.dumps(neutral), *rest]) + "\n")
+    tokens = LabelledTokens.load(folder)
+    rows = list(read_rows(folder))
     assert len(rows) == int(tokens.differing.sum()) > 10
     by_place = {(row["question"], row["place"]): row for row in rows}
     for index in range(len(tokens)):
