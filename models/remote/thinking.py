@@ -1,6 +1,6 @@
-"""How a provider is parameters how long to think: parameters of `litellm.completion` by provider.
+"""How a provider learns how long to think: parameters of `litellm.completion` by provider.
 
-A budget in tokens goes to providers that take one (Anthropic, Gemini, OpenRouter); others are given an effort.
+A budget in tokens goes to providers that take one (Anthropic, Gemini, OpenRouter); others take an effort.
 Leaves out how thoughts are found in a reply (`viaticum.thinking`).
 """
 
