@@ -31,9 +31,19 @@ from viaticum.types import AnswerKind
 
 COLUMNS = ("gold", "answer", "target", "solution")
 KINDS = (
-    "integer", "decimal", "fraction", "with unit", "formula", "equation", "interval", "list", "matrix",
-    "text", "choice", "date",
-)  # fmt: skip
+    "integer",
+    "decimal",
+    "fraction",
+    "with unit",
+    "formula",
+    "equation",
+    "interval",
+    "list",
+    "matrix",
+    "text",
+    "choice",
+    "date",
+)
 _BOX = re.compile(r"\\boxed\s?\{")
 
 

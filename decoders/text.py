@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from viaticum.stop_strings import StopStrings
+from viaticum.stop_strings import AnswerStream
 from viaticum.thinking import PLAIN, Piece, ThinkingSplitter
 from viaticum.types import ThinkingDelta
 
@@ -45,31 +45,29 @@ class TextStream:
         self, tokenizer: Tokenizer, stops: tuple[str, ...] = (), splitter: ThinkingSplitter | None = None
     ) -> None:
         self._tokenizer = tokenizer
-        self._stops = StopStrings(stops)
         self._window: list[int] = []  # settled tokens as left context, then the unsettled ones
         self._settled = 0
-        self._splitter = splitter or ThinkingSplitter(PLAIN)
-        self._shown: list[str] = []
+        self._answer = AnswerStream(splitter or ThinkingSplitter(PLAIN), stops)
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string ended the text."""
-        return self._stops.stopped
+        return self._answer.stopped
 
     @property
     def text(self) -> str:
         """All text that was shown so far, without the thought."""
-        return "".join(self._shown)
+        return self._answer.text
 
     @property
     def thinking(self) -> str:
         """All of the thought so far."""
-        return self._splitter.thinking
+        return self._answer.thinking
 
     @property
     def inside_thought(self) -> bool:
         """Whether the next token continues a thought."""
-        return self._splitter.inside
+        return self._answer.inside_thought
 
     def push(self, token: int) -> Shown:
         """Add a token; returns what is new. A stop string is cut with what follows."""
@@ -80,7 +78,7 @@ class TextStream:
             return NOTHING_SHOWN
         self._window = self._window[self._settled :]
         self._settled = len(self._window)
-        return self._add(self._splitter.push(whole[len(before) :]))
+        return _joined(self._answer.push(whole[len(before) :]))
 
     def finish(self, *, ended: bool = True) -> Shown:
         """What remains: incomplete bytes, and what was held back for a tag or a stop string.
@@ -92,13 +90,12 @@ class TextStream:
         pieces: list[Piece] = []
         if len(self._window) > self._settled:
             before = self._tokenizer.decode(self._window[: self._settled])
-            pieces = self._splitter.push(self._tokenizer.decode(self._window)[len(before) :])
-        shown = self._add([*pieces, *self._splitter.finish(ended=ended)])
-        rest = self._stops.finish()
-        self._shown.append(rest)
-        return shown._replace(text=shown.text + rest)
+            pieces = self._answer.push(self._tokenizer.decode(self._window)[len(before) :])
+        return _joined([*pieces, *self._answer.finish(ended=ended)])
 
-    def _add(self, pieces: Sequence[Piece]) -> Shown:
-        text = self._stops.push("".join(piece for piece in pieces if isinstance(piece, str)))
-        self._shown.append(text)
-        return Shown(text, "".join(piece.text for piece in pieces if isinstance(piece, ThinkingDelta)))
+
+def _joined(pieces: Sequence[Piece]) -> Shown:
+    return Shown(
+        "".join(piece for piece in pieces if isinstance(piece, str)),
+        "".join(piece.text for piece in pieces if isinstance(piece, ThinkingDelta)),
+    )

@@ -15,9 +15,9 @@ from typing import Any
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import InputError, PromptTooLong
 from viaticum.models.base import Generation, Model, StreamPiece
-from viaticum.stop_strings import StopStrings
-from viaticum.thinking import Piece, ThinkingSplitter
-from viaticum.types import Completion, FinishReason, Message, ThinkingDelta, TokenCount, Usage
+from viaticum.stop_strings import AnswerStream
+from viaticum.thinking import ThinkingSplitter
+from viaticum.types import Completion, FinishReason, Message, TokenCount, Usage
 
 Script = str | BaseException | Sequence[str | BaseException] | Callable[[Sequence[Message], Generation], str]
 
@@ -95,24 +95,19 @@ class ScriptedModel(Model):
         finish_reason: FinishReason = "stop"
         if len(script.split()) > generation.max_new_tokens:
             words, finish_reason = words[: generation.max_new_tokens], "length"
-        splitter, stops = ThinkingSplitter(self.spec.thinking_format), StopStrings(generation.stop)
-        text: list[str] = []
+        answer = AnswerStream(ThinkingSplitter(self.spec.thinking_format), generation.stop)
         for position, word in enumerate(words):
             if self.pause:
                 time.sleep(self.pause)
-            yield from _shown(splitter.push(word if position == 0 else f" {word}"), stops, text)
-            if stops.stopped:
+            yield from answer.push(word if position == 0 else f" {word}")
+            if answer.stopped:
                 finish_reason = "stop"
                 break
-        yield from _shown(splitter.finish(ended=finish_reason == "stop"), stops, text)
-        if rest := stops.finish():
-            text.append(rest)
-            yield rest
-        whole = "".join(text)
-        reasoning = len(splitter.thinking.split())
-        count = TokenCount(_count_words(messages), reasoning + len(whole.split()), reasoning_tokens=reasoning)
+        yield from answer.finish(ended=finish_reason == "stop")
+        text, reasoning = answer.text, len(answer.thinking.split())
+        count = TokenCount(_count_words(messages), reasoning + len(text.split()), reasoning_tokens=reasoning)
         usage = Usage({self.name: count}, time.perf_counter() - started)
-        yield Completion(whole, usage, finish_reason, thinking=splitter.thinking)
+        yield Completion(text, usage, finish_reason, thinking=answer.thinking)
 
     def _text(self, messages: Sequence[Message], generation: Generation) -> str:
         with self._lock:
@@ -126,16 +121,6 @@ class ScriptedModel(Model):
         if isinstance(script, BaseException):
             raise script
         return script
-
-
-def _shown(pieces: Sequence[Piece], stops: StopStrings, text: list[str]) -> Iterator[Piece]:
-    """The pieces up to a stop string, of which the text is appended to `text`."""
-    for piece in pieces:
-        shown = piece if isinstance(piece, ThinkingDelta) else stops.push(piece)
-        if isinstance(shown, str):
-            text.append(shown)
-        if shown:
-            yield shown
 
 
 def _count_words(messages: Sequence[Message]) -> int:

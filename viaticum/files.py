@@ -102,6 +102,22 @@ def _json_object(line: bytes, location: str) -> dict[str, Any]:
 # --- journals -------------------------------------------------------------------------------------
 
 
+def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Read (line number from 1, line with its newline) of a file that may be written to; changes nothing.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                yield number, line
+    except OSError as error:
+        raise _cannot("read", path, error) from None
+
+
 class JournalFile:
     """An append-only file of JSON lines, taken up again after a kill.
 
@@ -186,12 +202,9 @@ class JournalFile:
         if not self.path.exists():
             return
         whole = 0  # bytes of the lines that end with a newline
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                whole += len(line)
-                yield number, line
+        for number, line in whole_lines(self.path):
+            whole += len(line)
+            yield number, line
         if whole < self.path.stat().st_size:
             os.truncate(self.path, whole)
 

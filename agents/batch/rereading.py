@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from viaticum.agents.batch.profile import Samples, kept_line
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
-from viaticum.files import read_jsonl, write_jsonl
+from viaticum.files import read_jsonl, whole_lines, write_jsonl
 from viaticum.outcomes import parse_outcome, read_outcomes, write_outcomes
 from viaticum.questions import Question
+from viaticum.stop_strings import AnswerStream
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import is_right
 from viaticum.thinking import AUTO, ThinkingFormat, ThinkingSplitter
@@ -146,10 +148,10 @@ def _completions(samples: Samples, tags: ThinkingFormat) -> Iterator[Completion]
 
 def _split(text: str, ended: FinishReason, tags: ThinkingFormat) -> Completion:
     """A text that was kept before thoughts were kept apart."""
-    splitter = ThinkingSplitter(tags)
-    pieces = [*splitter.push(text), *splitter.finish(ended=ended == "stop")]
-    spoken = "".join(piece for piece in pieces if isinstance(piece, str))
-    return Completion(spoken, Usage(), ended, thinking=splitter.thinking)
+    answer = AnswerStream(ThinkingSplitter(tags))
+    answer.push(text)
+    answer.finish(ended=ended == "stop")
+    return Completion(answer.text, Usage(), ended, thinking=answer.thinking)
 
 
 def _read_texts(path: str | Path) -> dict[Key, Samples]:
@@ -169,11 +171,7 @@ def _read_journal(path: Path) -> tuple[list[Outcome], dict[Key, Samples]]:
     """The rows of a run that goes on; the line that it is writing is left alone."""
     rows: dict[Key, Outcome] = {}
     kept = {}
-    try:
-        *lines, _ = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    for number, line in enumerate(lines[1:], 2):
+    for number, line in islice(whole_lines(path), 1, None):
         try:
             record: dict[str, Any] = json.loads(line)
             row = parse_outcome(record, f"{path}, line {number}")

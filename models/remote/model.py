@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,6 +30,7 @@ from viaticum.models.remote.prices import cost_mismatch
 from viaticum.models.remote.rate_limits import ProviderRateLimiter, headers_of
 from viaticum.models.remote.response import PartialResponse, reported_cost
 from viaticum.models.remote.thinking import with_thinking
+from viaticum.stop_strings import AnswerStream
 from viaticum.thinking import ThinkingSplitter
 from viaticum.types import Completion, Message, TokenCount, Usage
 
@@ -197,20 +199,21 @@ class RemoteModel(Model):
 
     @property
     def cuts_stops(self) -> bool:
-        """Whether stop strings are cut here: a model that thinks would stop inside its thought, and some,
-        such as gpt-5, take none.
+        """Whether stop strings are cut here.
+
+        A provider may stop inside a thought, and some models, such as gpt-5, take no stop strings.
         """
         supported = self._supported_parameters
         return self.thinking.thinks or (bool(supported) and "stop" not in supported)
 
-    @property
+    @cached_property
     def _supported_parameters(self) -> list[str]:
         return load_litellm().get_supported_openai_params(self.spec.litellm_model) or []
 
     def _sampling(self, generation: Generation) -> dict[str, Any]:
         """The sampling parameters that this provider supports."""
         parameters: dict[str, Any] = {
-            "temperature": None if self._refuses_greedy(generation) else generation.temperature,
+            "temperature": generation.temperature if generation.temperature or self._takes_greedy else None,
             "top_p": generation.top_p if generation.top_p < 1 else None,
             "top_k": generation.top_k or None,
             "seed": generation.seed,
@@ -218,13 +221,14 @@ class RemoteModel(Model):
         supported = {*self._supported_parameters, "top_k"} - set(self.spec.omit)
         return {name: value for name, value in parameters.items() if value is not None and name in supported}
 
-    def _refuses_greedy(self, generation: Generation) -> bool:
-        """Whether LiteLLM refuses temperature 0 for this model, as for OpenAI's reasoning models.
+    @cached_property
+    def _takes_greedy(self) -> bool:
+        """Whether LiteLLM takes temperature 0 for this model; it refuses it for OpenAI's reasoning models.
 
         It is the default, not a wish; another temperature is sent, and refused by name.
         """
-        if generation.temperature != 0 or self.spec.api_base is not None:
-            return False
+        if self.spec.api_base is not None:
+            return True
         litellm = load_litellm()
         try:
             name, provider, _, _ = litellm.get_llm_provider(self.spec.litellm_model)
@@ -232,10 +236,10 @@ class RemoteModel(Model):
                 model=name, custom_llm_provider=provider, temperature=0.0, drop_params=False
             )
         except litellm.UnsupportedParamsError:
-            return True
-        except Exception:  # an unknown provider: the call itself says what is wrong
             return False
-        return False
+        except Exception:  # an unknown provider: the call itself says what is wrong
+            return True
+        return True
 
 
 def _body(generation: Generation) -> dict[str, Any]:
@@ -265,7 +269,7 @@ class RemoteStream(Iterator[StreamPiece]):
         thinking = self.model.thinking
         inside = False if _without_thinking(self.generation) else None
         stops = self.generation.stop if self.model.cuts_stops else ()
-        return PartialResponse(ThinkingSplitter(thinking, inside), stops)
+        return PartialResponse(AnswerStream(ThinkingSplitter(thinking, inside), stops))
 
     def __next__(self) -> StreamPiece:
         return next(self._events)

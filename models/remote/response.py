@@ -12,9 +12,9 @@ from typing import Any
 
 from viaticum.errors import InputError, ProviderUnavailable
 from viaticum.money import nanousd
-from viaticum.stop_strings import StopStrings
-from viaticum.thinking import Piece, ThinkingSplitter
-from viaticum.types import FinishReason, ThinkingDelta, TokenCount
+from viaticum.stop_strings import AnswerStream
+from viaticum.thinking import Piece
+from viaticum.types import FinishReason, TokenCount
 
 FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -34,14 +34,12 @@ class PartialResponse:
     by a provider that would find them in the thought too; what follows one is received and left out.
 
     Args:
-        splitter: knows the model's tags.
-        stops: strings that end the text.
+        answer: knows the model's tags and the stop strings.
     """
 
-    def __init__(self, splitter: ThinkingSplitter, stops: tuple[str, ...] = ()) -> None:
-        self._splitter, self._stops = splitter, StopStrings(stops)
+    def __init__(self, answer: AnswerStream) -> None:
+        self._answer = answer
         self._received: list[str] = []
-        self._text: list[str] = []
         self.finish_reason: FinishReason = "stop"
         self.logprobs: list[Mapping[str, Any]] = []
         self._calls: dict[int, dict[str, Any]] = {}
@@ -58,11 +56,11 @@ class PartialResponse:
 
     @property
     def text(self) -> str:
-        return "".join(self._text)
+        return self._answer.text
 
     @property
     def thinking(self) -> str:
-        return self._splitter.thinking
+        return self._answer.thinking
 
     @property
     def tool_calls(self) -> tuple[Mapping[str, Any], ...]:
@@ -78,14 +76,16 @@ class PartialResponse:
         text, thought = _text(getattr(part, "content", None)) + refusal, _thought(part)
         self._refused = self._refused or bool(refusal)
         self._received += [each for each in (thought, text) if each]
-        pieces = self._splitter.follow_thought(thought) if thought else []
-        pieces += self._show(self._splitter.push(text))
+        pieces = self._answer.follow_thought(thought) if thought else []
+        pieces += self._answer.push(text)
+        if self._answer.stopped:
+            self.finish_reason = "stop"
         for position, call in enumerate(getattr(part, "tool_calls", None) or ()):
             self._add_call(position, call)
         logprobs = getattr(choice, "logprobs", None)
         for token in _field(logprobs, "content") or ():
             self.logprobs.append(token if isinstance(token, Mapping) else token.model_dump())
-        if choice.finish_reason and not self._stops.stopped:
+        if choice.finish_reason and not self._answer.stopped:
             self.finish_reason = (
                 "refused" if self._refused else FINISH_REASONS.get(choice.finish_reason, "stop")
             )
@@ -93,22 +93,10 @@ class PartialResponse:
 
     def finish(self) -> list[Piece]:
         """What was held back for a tag or a stop string."""
-        pieces = self._show(self._splitter.finish(ended=self.finish_reason != "length"))
-        if rest := self._stops.finish():
-            self._text.append(rest)
-        return [*pieces, rest] if rest else pieces
-
-    def _show(self, pieces: list[Piece]) -> list[Piece]:
-        shown: list[Piece] = []
-        for piece in pieces:
-            if isinstance(piece, ThinkingDelta):
-                shown.append(piece)
-            elif text := self._stops.push(piece):
-                self._text.append(text)
-                shown.append(text)
-        if self._stops.stopped:
+        pieces = self._answer.finish(ended=self.finish_reason != "length")
+        if self._answer.stopped:
             self.finish_reason = "stop"
-        return shown
+        return pieces
 
     def _add_call(self, position: int, part: Any) -> None:
         """Add a tool call, or a piece of one: its id and name come first, its arguments in pieces."""

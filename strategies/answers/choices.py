@@ -135,8 +135,7 @@ def labels(answer: str) -> str | None:
 
 
 def read_choice(text: str, *, digits: bool = True) -> str | None:
-    """The choice that a statement names; `NO_CHOICE` if it names none or several; None if it is about"
-    " none."""
+    """The choice that a statement names; `NO_CHOICE` for none or several; None if it is not about one."""
     text = _readable(text)
     if (label := _LABEL.match(text)) or (label := _ALONE.match(text)):
         first = label[1]
@@ -171,8 +170,7 @@ def whole_choice(text: str) -> str | None:
 
 
 def guess_choice(text: str) -> str | None:
-    """The choice that an unmarked text ends with: a line that is a label, else the last letter it decides"
-    " on."""
+    """The choice that an unmarked text ends with: a line that is a label, else its last decided letter."""
     text = _readable(text, keep_lines=True)
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:

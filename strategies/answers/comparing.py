@@ -24,7 +24,6 @@ from viaticum.types import AnswerKind
 
 VALUE_CHARACTERS = 300  # longest answer with a structure; longer ones are compared as text
 TEXT_CHARACTERS = 20_000  # only the beginning of a text is compared
-CHOICE = re.compile(r"^\W{0,4}(?:option|choice|answer)?\s?\W{0,3}([A-Ja-j])(?:\W|$)")
 BOOLEAN = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
 YES_NO = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _LABELLED = re.compile(r"^\(([A-Za-z])\)\s?(?=\S)|^([A-Z])[).:]\s(?=\S)")

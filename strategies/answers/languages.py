@@ -1,5 +1,4 @@
-"""Words of many languages around an answer: what announces it, what is only a remark, how decimals are"
-" written.
+"""Words of many languages around an answer: what announces it, what is a remark, how decimals are written.
 
 Tables and the patterns made of them. Leaves out number words (`number_words`) and months (`dates`).
 """

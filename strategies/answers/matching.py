@@ -29,18 +29,35 @@ _QUOTES = str.maketrans(
 )
 _BASED = re.compile(r"([0-9A-Za-z.]{1,200})\s?_\s?\{?\s?(\d{1,2}|[a-z]{3,11})\s?\}?")
 _BASES = {
-    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
-    "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16",
-}  # fmt: skip
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+    "twelve": "12",
+    "sixteen": "16",
+}
 _RATIO = re.compile(r"[\s\w.\\^{}]*(?<=[\w}])\s?(?::|\\colon)\s?[\w\\].*", re.DOTALL)
 _WORDS_AFTER = re.compile(r"(?<=[\s\d})!])\s?(?!(?:and|or)\b)[A-Za-z]{3,20}(?:[\s-][A-Za-z]{2,20}){0,3}\.?$")
 _LETTERS = re.compile(r"[A-Za-z]")
 _SAME_WORDS = {
-    "inf": r"\infty", "infinity": r"\infty", "oo": r"\infty", "+oo": r"\infty",
+    "inf": r"\infty",
+    "infinity": r"\infty",
+    "oo": r"\infty",
+    "+oo": r"\infty",
     "positive infinity": r"\infty",
-    "-inf": r"-\infty", "-infinity": r"-\infty", "-oo": r"-\infty", "negative infinity": r"-\infty",
-    "dne": "does not exist", "ℕ": r"\mathbb{N}", "ℤ": r"\mathbb{Z}",
-}  # fmt: skip
+    "-inf": r"-\infty",
+    "-infinity": r"-\infty",
+    "-oo": r"-\infty",
+    "negative infinity": r"-\infty",
+    "dne": "does not exist",
+    "ℕ": r"\mathbb{N}",
+    "ℤ": r"\mathbb{Z}",
+}
 _TRIGONOMETRIC = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _FACTORIAL = re.compile(r"(?:[\d)}]|(?<![A-Za-z])[A-Za-z])\s?!")
 _FEW_WORDS = re.compile(r"[^\W\d_]{2,20}(?:[\s-][^\W\d_]{2,20}){0,3}")

@@ -116,13 +116,27 @@ _PARTS = re.compile(
     re.IGNORECASE,
 )
 _PART_SIZES = {
-    "hal": 2, "thi": 3, "qua": 4, "fou": 4, "fif": 5, "six": 6, "sev": 7, "eig": 8, "nin": 9, "ten": 10,
-}  # fmt: skip
+    "hal": 2,
+    "thi": 3,
+    "qua": 4,
+    "fou": 4,
+    "fif": 5,
+    "six": 6,
+    "sev": 7,
+    "eig": 8,
+    "nin": 9,
+    "ten": 10,
+}
 _IS_ONE = re.compile(r"(?:^|\b(?:is|are|be|was|only|exactly|just|has|equals)\s)$", re.IGNORECASE)
 _MINUS = re.compile(r"\s{0,3}(minus|negative|moins|menos|meno|min|минус|eksi)\s", re.IGNORECASE)
 _CJK_DIGITS = {letter: value for value, letter in enumerate("零一二三四五六七八九")} | {
-    "〇": 0, "两": 2, "兩": 2, "壱": 1, "弐": 2, "参": 3,
-}  # fmt: skip
+    "〇": 0,
+    "两": 2,
+    "兩": 2,
+    "壱": 1,
+    "弐": 2,
+    "参": 3,
+}
 _CJK_TENS = {"十": 10, "百": 100, "千": 1000}
 _CJK_SCALES = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
 CJK_NUMERAL = re.compile(
@@ -133,13 +147,32 @@ _CJK_PARTS = re.compile("([零一二三四五六七八九十百千]{1,9})分之(
 # Korean: Chinese numerals in Hangul, and its own up to 99, mostly before a counter.
 _SINO = str.maketrans("영공일이삼사오육륙칠팔구십백천만억", "零零一二三四五六六七八九十百千万亿")
 _OWN_TENS = {
-    "열": 10, "스물": 20, "스무": 20, "서른": 30, "마흔": 40, "쉰": 50,
-    "예순": 60, "일흔": 70, "여든": 80, "아흔": 90,
-}  # fmt: skip
+    "열": 10,
+    "스물": 20,
+    "스무": 20,
+    "서른": 30,
+    "마흔": 40,
+    "쉰": 50,
+    "예순": 60,
+    "일흔": 70,
+    "여든": 80,
+    "아흔": 90,
+}
 _OWN_UNITS = {
-    "하나": 1, "둘": 2, "셋": 3, "넷": 4, "다섯": 5, "여섯": 6, "일곱": 7, "여덟": 8, "아홉": 9,
-    "한": 1, "두": 2, "세": 3, "네": 4,
-}  # fmt: skip
+    "하나": 1,
+    "둘": 2,
+    "셋": 3,
+    "넷": 4,
+    "다섯": 5,
+    "여섯": 6,
+    "일곱": 7,
+    "여덟": 8,
+    "아홉": 9,
+    "한": 1,
+    "두": 2,
+    "세": 3,
+    "네": 4,
+}
 _BEFORE_COUNTERS = ("한", "두", "세", "네")
 _KOREAN = re.compile(
     r"(?<!\w)(?:(?P<sino>(?:[영공일이삼사오육륙칠팔구십백천만억]|(?<=[만억])\s){1,30})"
@@ -171,8 +204,7 @@ def read_words(text: str) -> Fraction | None:
 
 
 def find_words(text: str) -> Fraction | None:
-    """The first number in words: of a text that begins with it, else an English one, else in Chinese"
-    " numerals.
+    """The first number in words: one that begins the text, else an English one, else Chinese numerals.
 
     A lone "one", "a" or Chinese numeral inside a text is hardly ever a quantity and is left out.
     """

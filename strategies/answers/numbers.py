@@ -20,6 +20,7 @@ __all__ = [
     "NUMBER",
     "clean",
     "concluded_number",
+    "decimal_places",
     "find_number",
     "numbers_in",
     "whole_number",
@@ -32,19 +33,47 @@ POWER_DIGITS = 300  # longest power that is worked out
 _SCALES = {
     **dict.fromkeys(("thousand", "thousands", "тыс", "тысяч", "тысячи", "tausend", "mila", "mil"), 10**3),
     **dict.fromkeys(
-        ("million", "millions", "mio",
-         "millionen", "millones", "millón", "milhões", "milhão", "milioni", "млн",
-         "миллион", "миллиона", "миллионов", "mln", "miljoen"), 10**6
+        (
+            "million",
+            "millions",
+            "mio",
+            "millionen",
+            "millones",
+            "millón",
+            "milhões",
+            "milhão",
+            "milioni",
+            "млн",
+            "миллион",
+            "миллиона",
+            "миллионов",
+            "mln",
+            "miljoen",
+        ),
+        10**6,
     ),
     **dict.fromkeys(
-        ("billion", "billions", "mrd", "milliarde", "milliarden", "milliard", "milliards", "miliardi", "млрд",
-         "миллиардов", "bn", "mld"), 10**9
+        (
+            "billion",
+            "billions",
+            "mrd",
+            "milliarde",
+            "milliarden",
+            "milliard",
+            "milliards",
+            "miliardi",
+            "млрд",
+            "миллиардов",
+            "bn",
+            "mld",
+        ),
+        10**9,
     ),
     **dict.fromkeys(("trillion", "trillions"), 10**12),
     **dict.fromkeys(("lakh", "lakhs", "लाख"), 10**5),
     **dict.fromkeys(("crore", "crores", "करोड़"), 10**7),
     "hundred": 100,
-}  # fmt: skip
+}
 _SCALE_WORDS = "|".join(sorted(_SCALES, key=len, reverse=True))
 NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.])(?P<sign>[-+])?"
@@ -239,18 +268,20 @@ def write_number(number: Fraction) -> str:
     if number.denominator == 1:
         return str(number.numerator)
     nearest = round(number * 10**12)
-    if (number and not nearest) or not _is_decimal(number):
+    if (number and not nearest) or decimal_places(number) is None:
         return str(number)
     sign, digits = "-" if nearest < 0 else "", str(abs(nearest)).rjust(13, "0")
     return f"{sign}{digits[:-12]}.{digits[-12:]}".rstrip("0").rstrip(".")
 
 
-def _is_decimal(number: Fraction) -> bool:
-    rest = number.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return rest == 1
+def decimal_places(number: Fraction) -> int | None:
+    """How many decimal places write a number exactly; None for 1/3."""
+    rest, twos, fives = number.denominator, 0, 0
+    while rest % 2 == 0:
+        rest, twos = rest // 2, twos + 1
+    while rest % 5 == 0:
+        rest, fives = rest // 5, fives + 1
+    return max(twos, fives) if rest == 1 else None
 
 
 def numbers_in(cleaned: str) -> Iterator[Fraction]:

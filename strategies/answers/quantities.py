@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from viaticum.strategies.answers.numbers import decimal_places
 from viaticum.strategies.answers.units import Unit
 
 TOLERANCE = Fraction(1, 10**6)  # relative, between a decimal and what it is rounded from
@@ -22,23 +23,13 @@ def same_number(x: Fraction, y: Fraction) -> bool:
     """
     if x == y:
         return True
-    places = [decimals for each in (x, y) if (decimals := _decimals(each)) is not None]
+    places = [decimals for each in (x, y) if (decimals := decimal_places(each)) is not None]
     if not any(places):
         return False
     error, size = abs(x - y), max(abs(x), abs(y))
     return error <= FLOAT_ERROR * size or (
         error <= TOLERANCE * size and error < Fraction(1, 10 ** max(2, min(places)))
     )
-
-
-def _decimals(number: Fraction) -> int | None:
-    """How many decimal places write a number exactly; None for 1/3."""
-    rest, twos, fives = number.denominator, 0, 0
-    while rest % 2 == 0:
-        rest, twos = rest // 2, twos + 1
-    while rest % 5 == 0:
-        rest, fives = rest // 5, fives + 1
-    return max(twos, fives) if rest == 1 else None
 
 
 def same_quantity(x: Fraction, unit: Unit | None, y: Fraction, other: Unit | None, *, convert: bool) -> bool:

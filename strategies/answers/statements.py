@@ -138,8 +138,7 @@ def _boxes(text: str) -> Iterator[Statement]:
 
 
 def _inside(text: str, opening: str, closing: str) -> tuple[str, bool]:
-    """The text up to the closing bracket, and whether there is one; without one, up to the end of the"
-    " line."""
+    """The text up to the closing bracket, without one up to the end of the line; and whether there is one."""
     depth, escaped = 1, False
     for index, letter in enumerate(text):
         if escaped:

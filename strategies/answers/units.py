@@ -14,13 +14,33 @@ from functools import lru_cache
 
 UNIT_CHARACTERS = 60  # longest text of a unit
 _PREFIXES = {
-    "femto": -15, "pico": -12, "nano": -9, "micro": -6, "milli": -3, "centi": -2, "deci": -1,
-    "hecto": 2, "kilo": 3, "mega": 6, "giga": 9, "tera": 12,
-}  # fmt: skip
+    "femto": -15,
+    "pico": -12,
+    "nano": -9,
+    "micro": -6,
+    "milli": -3,
+    "centi": -2,
+    "deci": -1,
+    "hecto": 2,
+    "kilo": 3,
+    "mega": 6,
+    "giga": 9,
+    "tera": 12,
+}
 _SHORT_PREFIXES = {
-    "f": -15, "p": -12, "n": -9, "μ": -6, "u": -6, "m": -3, "c": -2, "d": -1,
-    "k": 3, "M": 6, "G": 9, "T": 12,
-}  # fmt: skip
+    "f": -15,
+    "p": -12,
+    "n": -9,
+    "μ": -6,
+    "u": -6,
+    "m": -3,
+    "c": -2,
+    "d": -1,
+    "k": 3,
+    "M": 6,
+    "G": 9,
+    "T": 12,
+}
 # Names, factor, base units with exponents. These names take long prefixes, the symbols below short ones.
 _METRIC: dict[str, tuple[int | Fraction, str]] = {
     "meter metre": (1, "m"),
@@ -45,10 +65,27 @@ _METRIC: dict[str, tuple[int | Fraction, str]] = {
     "calorie": (Fraction("4.184"), "kg m2 s-2"),
 }
 _METRIC_SYMBOLS = {
-    "m": "meter", "g": "gram", "s": "second", "L": "liter", "l": "liter", "N": "newton", "J": "joule",
-    "W": "watt", "Pa": "pascal", "Hz": "hertz", "A": "ampere", "V": "volt", "Ω": "ohm", "C": "coulomb",
-    "F": "farad", "T": "tesla", "mol": "mole", "eV": "electronvolt", "cal": "calorie", "B": "byte",
-}  # fmt: skip
+    "m": "meter",
+    "g": "gram",
+    "s": "second",
+    "L": "liter",
+    "l": "liter",
+    "N": "newton",
+    "J": "joule",
+    "W": "watt",
+    "Pa": "pascal",
+    "Hz": "hertz",
+    "A": "ampere",
+    "V": "volt",
+    "Ω": "ohm",
+    "C": "coulomb",
+    "F": "farad",
+    "T": "tesla",
+    "mol": "mole",
+    "eV": "electronvolt",
+    "cal": "calorie",
+    "B": "byte",
+}
 _OTHER: dict[str, tuple[int | Fraction, str]] = {
     "minute min": (60, "s"),
     "hour hr h": (3600, "s"),
@@ -119,8 +156,20 @@ _LATEX_UNIT = re.compile(
     r"\^\s?\{?\s?\\circ\s?\}?(?![A-Za-z])(?:\s?[CF]\b)?"
     r"|\\(?:(?:Omega|ohm|mu|cdot|times|circ|degrees?|pounds|euro|per)(?![A-Za-z])|[%$])"
 )
-_SPELLED = {"Omega": "Ω", "ohm": "Ω", "mu": "μ", "cdot": "·", "times": "·", "degree": "°", "degrees": "°",
-            "%": "%", "$": "$", "pounds": "£", "euro": "€", "per": " per "}  # fmt: skip
+_SPELLED = {
+    "Omega": "Ω",
+    "ohm": "Ω",
+    "mu": "μ",
+    "cdot": "·",
+    "times": "·",
+    "degree": "°",
+    "degrees": "°",
+    "%": "%",
+    "$": "$",
+    "pounds": "£",
+    "euro": "€",
+    "per": " per ",
+}
 # The longest unit at the end of a text. What comes before ends in a digit, a bracket or a space.
 _TRAILING = re.compile(
     r"(?<=[\s\d})\]!%a-z])(?<!\\)(?:(?<=[\s\d})\]!])|(?=[°%]))"

@@ -38,17 +38,35 @@ _MAPPINGS = frozenset({"OrderedDict", "Counter", "dict"})
 _MATRICES = frozenset({"Matrix", "ImmutableMatrix", "ImmutableDenseMatrix", "MutableDenseMatrix"})
 _STRUCTURE = (ast.Call, ast.Name, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Pow)
 _VALUE_NODES = (
-    *_STRUCTURE, ast.Attribute, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.keyword, ast.operator,
-    ast.unaryop, ast.cmpop, ast.expr_context,
-)  # fmt: skip
+    *_STRUCTURE,
+    ast.Attribute,
+    ast.Constant,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.Compare,
+    ast.keyword,
+    ast.operator,
+    ast.unaryop,
+    ast.cmpop,
+    ast.expr_context,
+)
 _IMAGINARY = re.compile(r"(?<=\d)j\b")
 _NAMES = {"oo": r"\infty", "True_": "True", "False_": "False", "EmptySet": r"\emptyset"}
 _Number = Fraction | float
 _CONSTANTS = {"pi": math.pi, "E": math.e, "GoldenRatio": (1 + math.sqrt(5)) / 2}
 _FUNCTIONS: dict[str, Callable[[float], float]] = {
-    "sqrt": math.sqrt, "exp": math.exp, "log": math.log, "sin": math.sin, "cos": math.cos, "tan": math.tan,
-    "Abs": abs, "asin": math.asin, "acos": math.acos, "atan": math.atan, "cbrt": math.cbrt,
-}  # fmt: skip
+    "sqrt": math.sqrt,
+    "exp": math.exp,
+    "log": math.log,
+    "sin": math.sin,
+    "cos": math.cos,
+    "tan": math.tan,
+    "Abs": abs,
+    "asin": math.asin,
+    "acos": math.acos,
+    "atan": math.atan,
+    "cbrt": math.cbrt,
+}
 
 
 def read_output(stdout: str, program: str, kind: AnswerKind) -> str | None:
