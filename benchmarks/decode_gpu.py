@@ -40,7 +40,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from viaticum.decoders import MixedDecoder, Request, Runner, Stats
+from viaticum.decoders import MixedDecoder, Request, Runner, Stats, TorchRunner
 from viaticum.decoders.call_times import CallTimes, measure
 from viaticum.decoders.cost import CostModel
 from viaticum.decoders.decoding_mode import LARGE_ALONE, DecodingMode, HandoffStats
@@ -183,7 +183,7 @@ def graph_error(device: torch.device) -> float:
     model = build(TINY["large"] | {"initializer_range": 0.3}, 97, 512, device, torch.float32).eval()
     static, dynamic = (
         GraphRunner(copy.deepcopy(model), slots=5, context=400),
-        Runner(model, slots=5, context=400),
+        TorchRunner(model, slots=5, context=400),
     )
     rng, worst = random.Random(0), 0.0
     for _ in range(40):

@@ -136,7 +136,7 @@ class Pair:
             self.small if both else None,
             tokenizer=self.tokenizer,
             router=arm.router(self.small) if arm.router else AlwaysLarge(),
-            stop_ids=stop_ids(large, self.tokenizer),
+            stop_ids=stop_ids([self.small, self.large], self.tokenizer),
             draft=arm.way.draft if arm.way else 0,
         )
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from viaticum.catalogue import Catalogue
-from viaticum.decoders import MixedDecoder, Request, Runner
+from viaticum.decoders import MixedDecoder, Request, Runner, TorchRunner
 from viaticum.decoders.features import read_features
 from viaticum.models.local import LocalModels, stop_ids
 from viaticum.questions import read_questions
@@ -64,11 +64,11 @@ def compare(
     """Served features beside offline ones: the share of equal tokens, and how far the numbers are apart."""
     router = Recorder()
     decoder = MixedDecoder(
-        Runner(runner.model, slots=runner.slots),
+        TorchRunner(runner.model, slots=runner.slots),
         runner,
         tokenizer=tokenizer,
         router=router,
-        stop_ids=stop_ids(runner, tokenizer),
+        stop_ids=stop_ids([runner], tokenizer),
     )
     results = decoder.generate_all([Request(prompt, max_new_tokens=tokens) for prompt in prompts])
     result: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def main() -> None:
     catalogue = Catalogue.load()
     pool = LocalModels(catalogue, slots=arguments.texts)
     runner, model = pool.runner(arguments.small), pool.model(arguments.small)
-    reader = Runner(runner.model, slots=1)
+    reader = TorchRunner(runner.model, slots=1)
     tokenizer = pool.tokenizer(locate(catalogue[arguments.small]))
     strategy = get_strategy("cot")
     questions = read_questions(arguments.questions, limit=arguments.texts)
@@ -151,7 +151,7 @@ def show(what: str, result: dict[str, Any]) -> None:
 
 def pool_of_one(runner: Runner) -> Runner:
     """The same weights with a single slot: one text after the other."""
-    return Runner(runner.model, slots=1)
+    return TorchRunner(runner.model, slots=1)
 
 
 if __name__ == "__main__":

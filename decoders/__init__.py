@@ -14,6 +14,7 @@ from viaticum.decoders.mixed import MixedDecoder
 from viaticum.decoders.request import Event, Request, Result, Sampling, ThinkingLimit
 from viaticum.decoders.runner import Runner, RunnerOutput
 from viaticum.decoders.stats import CallStats, Stats
+from viaticum.decoders.torch_runner import TorchRunner
 
 __all__ = [
     "CallStats",
@@ -29,6 +30,7 @@ __all__ = [
     "Sampling",
     "Stats",
     "ThinkingLimit",
+    "TorchRunner",
     "free_bytes",
     "load_runner",
     "plan_slots",

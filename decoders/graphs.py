@@ -11,8 +11,8 @@ The input is one upload per call from pinned memory, and nothing waits for the d
 results in one transfer (`Engine`). Padding tokens are written to a cache position behind the last one of
 their slot, which no key bucket reaches, and their logits are ignored.
 
-Left to the dynamic path of `Runner`: prefill, calls beyond the largest bucket, and rotations that depend on
-the length of the sequence ("dynamic" and "longrope" RoPE). Leaves out sampling, routers and requests.
+Left to the dynamic path of `TorchRunner`: prefill, calls beyond the largest bucket, and rotations that depend
+on the length of the sequence ("dynamic" and "longrope" RoPE). Leaves out sampling, routers and requests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from viaticum.decoders.attention import attending
 from viaticum.decoders.cache import SlotCache
 from viaticum.decoders.fused_layers import fuse_layers
 from viaticum.decoders.memory import out_of_memory
-from viaticum.decoders.runner import Runner, RunnerOutput, concatenate, restoring_order
+from viaticum.decoders.runner import RunnerOutput, concatenate, restoring_order
+from viaticum.decoders.torch_runner import TorchRunner
 from viaticum.errors import ModelError
 from viaticum.routers.token import entropy
 from viaticum.routers.token.base import argmax_token
@@ -174,8 +175,8 @@ def static_step(model: Any, cache: StaticCache, buffers: Buffers, shape: GraphSh
     buffers.entropy[:last] = entropy(logits)
 
 
-class GraphRunner(Runner):
-    """A `Runner` that makes its calls of few tokens with `static_step`, on CUDA as graphs.
+class GraphRunner(TorchRunner):
+    """A `TorchRunner` that makes its calls of few tokens with `static_step`, on CUDA as graphs.
 
     The cache is allocated at the start for the whole context of every slot, rounded up to a bucket of keys. A
     graph is captured at the first call of its bucket, which takes about as long as three calls; if the memory
@@ -223,7 +224,7 @@ class GraphRunner(Runner):
         self._upload([0, 0, 0, self._cache.capacity, 0])
         static_step(self.model, self._cache, self._buffers, shape)
 
-    def _forward(
+    def _forward_rows(
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
     ) -> RunnerOutput:
         """One static call if a shape fits; else one for the longest rows and one for the others."""
@@ -240,11 +241,11 @@ class GraphRunner(Runner):
             )
         sizes = [bisect_left(TOKENS, len(new)) for new in tokens]
         if self._rope_limit is not None or min(sizes) == max(sizes):
-            return super()._forward(slots, tokens, keep, hidden)
+            return super()._forward_rows(slots, tokens, keep, hidden)
         longest = [row for row, size in enumerate(sizes) if size == max(sizes)]
         others = [row for row, size in enumerate(sizes) if size < max(sizes)]
         parts = [
-            self._forward(
+            self._forward_rows(
                 [slots[row] for row in rows],
                 [tokens[row] for row in rows],
                 [keep[row] for row in rows],

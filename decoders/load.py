@@ -18,7 +18,7 @@ from viaticum.decoders.fused_layers import fuse_layers
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.linear import Weights, pack
 from viaticum.decoders.memory import free_bytes, plan_slots
-from viaticum.decoders.runner import PREFILL_TOKENS, Runner, context_length
+from viaticum.decoders.torch_runner import PREFILL_TOKENS, TorchRunner, context_length
 
 
 def load_runner(
@@ -30,7 +30,7 @@ def load_runner(
     device: str = "cpu",
     weights: Weights = "auto",
     graphs: bool | None = None,
-) -> Runner:
+) -> TorchRunner:
     """Load a causal LM from a folder with config.json and safetensors; never uses the network.
 
     Args:
@@ -68,4 +68,4 @@ def load_runner(
             first_capacity=FIRST_CAPACITY,
         )
     use_graphs = torch.device(device).type == "cuda" if graphs is None else graphs
-    return (GraphRunner if use_graphs else Runner)(model, slots=slots, context=context)
+    return (GraphRunner if use_graphs else TorchRunner)(model, slots=slots, context=context)

@@ -279,7 +279,7 @@ class LocalModel(Model):
                 runners[0] if mode != LARGE_ALONE else None,
                 tokenizer=self.tokenizer,
                 router=router,
-                stop_ids=stop_ids(runners[-1], self.tokenizer),
+                stop_ids=stop_ids(runners, self.tokenizer),
                 names=(self.members[0], self.members[-1]),
                 draft=mode.draft,
             )
@@ -315,11 +315,10 @@ def check_context(
             )
 
 
-def stop_ids(runner: Runner, tokenizer: Any) -> list[int]:
-    """Return the sorted token ids that end a text, by the tokenizer and the model's generation config."""
-    configured = getattr(runner.model.generation_config, "eos_token_id", None)
-    many = configured if isinstance(configured, list) else [configured]
-    return sorted({int(token) for token in (*many, tokenizer.eos_token_id) if token is not None})
+def stop_ids(runners: Iterable[Runner], tokenizer: Any) -> list[int]:
+    """Return the sorted token ids that end a text, by the tokenizer and by the settings of every model."""
+    own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+    return sorted({*own, *(token for runner in runners for token in runner.stop_ids)})
 
 
 def completion_of(result: Result) -> Completion:

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from viaticum.catalogue import Catalogue
-from viaticum.decoders import MixedDecoder, Request, Runner, load_runner
+from viaticum.decoders import MixedDecoder, Request, Runner, TorchRunner, load_runner
 from viaticum.models.base import Generation
 from viaticum.models.local import LocalModels
 from viaticum.routers.token import AlwaysLarge, AlwaysSmall, TokenRouter
@@ -96,7 +96,7 @@ def test_always_one_model_equals_its_own_greedy_output(router: TokenRouter, name
     runner = load_runner(weights(name), slots=len(prompts), dtype=torch.float32)
     stop = [tokenizer.eos_token_id]
     requests = [Request(prompt, max_new_tokens=NEW_TOKENS) for prompt in prompts]
-    other = Runner(_tiny_like(runner), slots=len(prompts))
+    other = TorchRunner(_tiny_like(runner), slots=len(prompts))
     pair = (runner, other) if name == LARGE else (other, runner)
     decoder = MixedDecoder(*pair, tokenizer=tokenizer, router=router, stop_ids=stop)
     got = [list(result.trace.tokens) for result in decoder.generate_all(requests)]

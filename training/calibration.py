@@ -208,7 +208,7 @@ class _ThresholdRun:
             small,
             tokenizer=self.model.tokenizer,
             router=LearnedDivergenceRouter(self.router.network, small.embeddings, threshold),
-            stop_ids=stop_ids(large, self.model.tokenizer),
+            stop_ids=stop_ids([small, large], self.model.tokenizer),
             names=(self.spec.members[0], self.spec.members[1]),
         )
         started = time.perf_counter()

@@ -102,7 +102,7 @@ class PolicyEnvironment:
                 large,
                 self.model.tokenizer,
                 self.costs,
-                stop_ids=stop_ids(large, self.model.tokenizer),
+                stop_ids=stop_ids([small, large], self.model.tokenizer),
                 names=(self.spec.members[0], self.spec.members[1]),
                 streams=self.streams,
                 cached=self.cached,

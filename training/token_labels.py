@@ -421,7 +421,7 @@ class _LabelRun:
         from viaticum.decoders import MixedDecoder
 
         runner = self._pool.runner(self.large.name)
-        ends = stop_ids(runner, self.model.tokenizer)
+        ends = stop_ids([runner], self.model.tokenizer)
         self.folder.update_manifest(stop_ids=ends)
         return MixedDecoder(
             runner,

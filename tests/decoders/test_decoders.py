@@ -26,7 +26,16 @@ from tiny_models import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from viaticum.decoders import MixedDecoder, Request, Result, Runner, RunnerOutput, Sampling, cache, runner
+from viaticum.decoders import (
+    MixedDecoder,
+    Request,
+    Result,
+    RunnerOutput,
+    Sampling,
+    TorchRunner,
+    cache,
+    torch_runner,
+)
 from viaticum.errors import InputError, ModelError, PromptTooLong
 from viaticum.routers.token import AlwaysLarge, AlwaysSmall, EntropyRouter, ReplayRouter, Step, TokenRouter
 
@@ -40,10 +49,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_ragged_calls_equal_a_forward_without_cache(
     kind: str, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "PREFILL_TOKENS", width)
+    monkeypatch.setattr(torch_runner, "PREFILL_TOKENS", width)
     monkeypatch.setattr(cache, "FIRST_CAPACITY", 8)  # so that it grows many times
     rng = random.Random(f"{kind}{width}")
-    under_test = Runner(build(kind), slots=5)
+    under_test = TorchRunner(build(kind), slots=5)
     held: list[list[int]] = [[] for _ in range(5)]
     for _ in range(40):
         slots = rng.sample(range(5), rng.randrange(1, 6))
@@ -62,7 +71,7 @@ def test_ragged_calls_equal_a_forward_without_cache(
 
 
 def test_a_sequence_starts_from_what_any_slot_holds() -> None:
-    under_test = Runner(build(), slots=3)
+    under_test = TorchRunner(build(), slots=3)
     prompt = list(range(30))
     under_test.extend([0], [prompt])
     under_test.extend([1], [prompt[:5]])
@@ -79,14 +88,14 @@ def test_a_sequence_starts_from_what_any_slot_holds() -> None:
 
 
 def test_runner_refuses_what_does_not_fit_and_changes_nothing() -> None:
-    under_test = Runner(build(), slots=2, context=10)
+    under_test = TorchRunner(build(), slots=2, context=10)
     under_test.extend([0], [[1] * 8])
     with pytest.raises(PromptTooLong):
         under_test.extend([1, 0], [[1], [1, 2, 3]])
     with pytest.raises(InputError):
         under_test.extend([0], [[]])
     with pytest.raises(InputError):
-        Runner(build(), slots=0)
+        TorchRunner(build(), slots=0)
     assert under_test.cached_tokens == [[1] * 8, []]
     assert under_test.calls == 1
 
@@ -102,7 +111,7 @@ def damaged(seed: int, token: int) -> PreTrainedModel:
 
 
 def test_nan_leaves_other_rows_and_later_sequences_alone() -> None:
-    under_test = Runner(damaged(0, 96), slots=3)
+    under_test = TorchRunner(damaged(0, 96), slots=3)
     under_test.extend([2], [[4, 5]])
     with pytest.raises(ModelError, match=r"\[1\]"):
         under_test.extend([0, 1], [[1, 2, 3], [1] * 6 + [96] * 6])
@@ -254,9 +263,9 @@ def test_a_dropped_draw_leaves_no_mark_on_later_ones(at: int) -> None:
     with torch.no_grad():
         uniform.get_output_embeddings().weight.zero_()
     request = Request([7, 8], 20, Sampling(1.0, seed=3))
-    alone = MixedDecoder(Runner(uniform), tokenizer=Letters()).generate(request).trace.tokens
+    alone = MixedDecoder(TorchRunner(uniform), tokenizer=Letters()).generate(request).trace.tokens
     router = DropOnce(at)
-    pair = MixedDecoder(Runner(uniform), Runner(uniform), tokenizer=Letters(), router=router)
+    pair = MixedDecoder(TorchRunner(uniform), TorchRunner(uniform), tokenizer=Letters(), router=router)
     tokens = pair.generate(request).trace.tokens
     assert router.dropped == [alone[at]]
     assert tokens[at] != alone[at]  # the second draw is a new one
@@ -338,18 +347,18 @@ def test_too_long_a_prompt_is_refused_before_anything_is_computed() -> None:
 
 def test_a_pair_needs_two_models_of_one_vocabulary() -> None:
     with pytest.raises(InputError, match="small"):
-        MixedDecoder(Runner(build()), tokenizer=Letters(), router=EntropyRouter())
-    other = Runner(build())
+        MixedDecoder(TorchRunner(build()), tokenizer=Letters(), router=EntropyRouter())
+    other = TorchRunner(build())
     other.vocabulary += 1
     with pytest.raises(InputError, match="vocabular"):
-        MixedDecoder(Runner(build()), other, tokenizer=Letters())
+        MixedDecoder(TorchRunner(build()), other, tokenizer=Letters())
 
 
 def test_nan_ends_one_text_and_no_other() -> None:
     good = [Request([1, 2, 3], 4), Request([4], 4), Request([9] * 30, 4)]
     expected = tokens_of(single(1, 3).generate_all(good))
     bad = next(i for i in range(10, VOCABULARY) if not any(i in tokens for tokens in expected))
-    decoder = MixedDecoder(Runner(damaged(1, bad), slots=3), tokenizer=Letters())
+    decoder = MixedDecoder(TorchRunner(damaged(1, bad), slots=3), tokenizer=Letters())
     for _ in range(2):
         results = decoder.generate_all([good[0], Request([bad] * 20, 4), Request([bad] * 9, 4), good[2]])
         assert [result.finish_reason for result in results] == ["length", "error", "error", "length"]
@@ -416,7 +425,7 @@ def test_what_a_slot_still_holds_is_not_read_again(monkeypatch: pytest.MonkeyPat
 
 
 def test_decoders_that_share_a_runner_keep_out_of_each_others_slots() -> None:
-    small, large = Runner(build(seed=0), slots=2), Runner(build(seed=1), slots=2)
+    small, large = TorchRunner(build(seed=0), slots=2), TorchRunner(build(seed=1), slots=2)
     pair = MixedDecoder(large, small, tokenizer=Letters(), router=EntropyRouter(0.75))
     alone = MixedDecoder(large, tokenizer=Letters())
     first, second = requests_of(11, 2)

@@ -12,7 +12,7 @@ import torch
 from tiny_models import NEAR, Letters, build
 from torch import Tensor
 
-from viaticum.decoders import MixedDecoder, Request, Runner, Stats
+from viaticum.decoders import MixedDecoder, Request, Runner, Stats, TorchRunner
 from viaticum.decoders.call_times import CallTimes
 from viaticum.decoders.cost import CostModel, measure_pair
 from viaticum.decoders.decoding_mode import LARGE_ALONE, LOSSLESS, ROUTED, DecodingMode, HandoffStats
@@ -77,7 +77,7 @@ class Clocked:
     ids=lambda way: str(way),
 )
 def test_a_prediction_is_what_the_engine_then_takes(way: DecodingMode, streams: int) -> None:
-    models = [Runner(build(seed=seed), slots=streams) for seed in (NEAR + 1, 1)]
+    models = [TorchRunner(build(seed=seed), slots=streams) for seed in (NEAR + 1, 1)]
     decoder = MixedDecoder(
         models[1],
         models[0] if way.routed or way.draft else None,
@@ -159,7 +159,7 @@ def test_times_are_read_between_the_points_and_beyond_them() -> None:
 
 
 def test_measured_times_are_kept_in_a_file(tmp_path: Path) -> None:
-    small, large = (Runner(build(seed=seed), slots=4, context=64) for seed in (NEAR + 1, 1))
+    small, large = (TorchRunner(build(seed=seed), slots=4, context=64) for seed in (NEAR + 1, 1))
     costs = measure_pair(small, large, context=16, repeats=1)
     assert costs.small.rows == (1, 2, 4)
     assert all(value > 0 for line in costs.large.seconds for value in line)

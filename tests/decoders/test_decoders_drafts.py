@@ -28,7 +28,7 @@ from tiny_models import (
 )
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from viaticum.decoders import MixedDecoder, Request, Runner, Sampling
+from viaticum.decoders import MixedDecoder, Request, Sampling, TorchRunner
 from viaticum.decoders.sampling import distributions, sample, uniform
 from viaticum.decoders.speculate import MAX_DRAFT, DraftLength, draft_speedups, verify
 from viaticum.errors import InputError
@@ -40,7 +40,7 @@ SMALL = NEAR + 1  # the large model, disturbed: most of its drafts are accepted
 
 
 def pair(kind: str = "qwen2", slots: int = 1, **values: Any) -> MixedDecoder:
-    large, small = Runner(build(kind, 1), slots=slots), Runner(build(kind, SMALL), slots=slots)
+    large, small = TorchRunner(build(kind, 1), slots=slots), TorchRunner(build(kind, SMALL), slots=slots)
     return MixedDecoder(large, small, **{"tokenizer": Letters(), "draft_cost": 0.1, **values})
 
 
@@ -129,7 +129,7 @@ def test_a_text_ends_inside_a_draft(draft: int | None) -> None:
 
 
 def test_a_model_that_drafts_for_itself_is_always_right() -> None:
-    runners = Runner(build(seed=1), slots=2), Runner(build(seed=1), slots=2)
+    runners = TorchRunner(build(seed=1), slots=2), TorchRunner(build(seed=1), slots=2)
     decoder = MixedDecoder(*runners, tokenizer=Letters(), draft=4)
     requests = [Request([1, 2, 3], 20), Request([4, 5], 20)]
     results = decoder.generate_all(requests)
@@ -242,7 +242,7 @@ def test_settings_out_of_range(values: dict[str, Any]) -> None:
 
 def test_a_draft_needs_a_small_model() -> None:
     with pytest.raises(InputError, match="small"):
-        MixedDecoder(Runner(build()), tokenizer=Letters(), draft=None)
+        MixedDecoder(TorchRunner(build()), tokenizer=Letters(), draft=None)
 
 
 # --- damaged models -----------------------------------------------------------------------------------------
@@ -256,7 +256,9 @@ def test_a_draft_that_damages_the_large_model_leaves_no_mark() -> None:
         small.get_output_embeddings().weight.zero_()
     prompts = [p for p in ([n, n + 1] for n in range(1, 40)) if 0 not in plain_text(p, [True] * 12)][:5]
     assert len(prompts) == 5
-    decoder = MixedDecoder(Runner(large, slots=2), Runner(small, slots=2), tokenizer=Letters(), draft=2)
+    decoder = MixedDecoder(
+        TorchRunner(large, slots=2), TorchRunner(small, slots=2), tokenizer=Letters(), draft=2
+    )
     results = decoder.generate_all([Request(prompt, 12) for prompt in prompts])
     assert tokens_of(results) == [tuple(plain_text(prompt, [True] * 12)) for prompt in prompts]
     assert decoder.stats.small.rows == 10  # one draft a text
@@ -267,7 +269,7 @@ def test_a_small_model_that_cannot_draft_is_not_asked_again() -> None:
     small = build(seed=0)
     with torch.no_grad():
         small.get_output_embeddings().weight[5] = float("nan")
-    decoder = MixedDecoder(Runner(build(seed=1)), Runner(small), tokenizer=Letters(), draft=3)
+    decoder = MixedDecoder(TorchRunner(build(seed=1)), TorchRunner(small), tokenizer=Letters(), draft=3)
     result = decoder.generate(Request([1, 2, 3], 12))
     assert result.trace.tokens == tuple(plain_text([1, 2, 3], [True] * 12))
     assert decoder.stats.small.steps == 1
@@ -371,8 +373,8 @@ def test_sampled_texts_have_their_exact_probability(tau: float, draft: int | Non
     draws, prompt = 7_000, [3, 1]
     sampling = Sampling(1.1, top_p=0.95, top_k=5)
     decoder = MixedDecoder(
-        Runner(tiny(1), slots=40, context=8),
-        Runner(tiny(0), slots=40, context=8),
+        TorchRunner(tiny(1), slots=40, context=8),
+        TorchRunner(tiny(0), slots=40, context=8),
         tokenizer=Letters(),
         router=AlwaysLarge() if tau < 0 else EntropyRouter(tau),
         draft=draft,

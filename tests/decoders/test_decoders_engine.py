@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from viaticum.catalogue import Catalogue
-from viaticum.decoders import Engine, Event, MixedDecoder, Request, Result, Runner, Sampling
+from viaticum.decoders import Engine, Event, MixedDecoder, Request, Result, Sampling, TorchRunner
 from viaticum.decoders.cache import FIRST_CAPACITY, SlotCache
 from viaticum.errors import InputError, ModelError, PromptTooLong
 from viaticum.models.base import Generation
@@ -158,7 +158,7 @@ def test_other_threads_add_and_abort_while_one_steps() -> None:
 def test_soak() -> None:
     """500 texts at 8 streams with drafts, stop strings and aborts: no slot is lost, memory does not grow."""
     rng = random.Random(9)
-    runners = [Runner(build(seed=seed), slots=8, context=128) for seed in (1, NEAR + 1)]
+    runners = [TorchRunner(build(seed=seed), slots=8, context=128) for seed in (1, NEAR + 1)]
     decoder = MixedDecoder(
         *runners,
         tokenizer=Letters(),
@@ -208,7 +208,7 @@ def test_the_large_model_waits_for_rows(draft: int) -> None:
     expected = [tuple(plain_text(r.prompt, t)) for r, t in zip(requests, traces, strict=True)]
     steps = []
     for llm_batch in (1, 4, 8):
-        runners = [Runner(build(seed=seed), slots=8) for seed in (1, 0)]
+        runners = [TorchRunner(build(seed=seed), slots=8) for seed in (1, 0)]
         decoder = MixedDecoder(
             *runners, tokenizer=Letters(), router=ReplayRouter(traces), draft=draft, llm_batch=llm_batch
         )
@@ -219,7 +219,7 @@ def test_the_large_model_waits_for_rows(draft: int) -> None:
 
 
 def test_one_text_does_not_wait_for_others_that_never_come() -> None:
-    runners = [Runner(build(seed=seed), slots=8) for seed in (1, 0)]
+    runners = [TorchRunner(build(seed=seed), slots=8) for seed in (1, 0)]
     decoder = MixedDecoder(*runners, tokenizer=Letters(), router=EntropyRouter(0.75), llm_batch=8)
     request = requests_of(34, 1)[0]
     assert (
@@ -242,7 +242,7 @@ def repeating() -> PreTrainedModel:
 
 @pytest.mark.parametrize("draft", [0, 5])
 def test_a_loop_ends_a_text(draft: int) -> None:
-    pair = Runner(repeating()), Runner(repeating()) if draft else None
+    pair = TorchRunner(repeating()), TorchRunner(repeating()) if draft else None
     decoder = MixedDecoder(*pair, tokenizer=Letters(), draft=draft)
     result = decoder.generate(Request([1, 2], 400))
     assert (result.finish_reason, len(result.trace.tokens)) == ("loop", 256)
@@ -347,7 +347,7 @@ def test_damaged_weights_of_either_model_end_the_texts_that_need_it(model: int) 
     damaged = build(seed=model)
     with torch.no_grad():
         damaged.get_output_embeddings().weight[7] = float("nan")
-    runners = [Runner(damaged if seed == model else build(seed=seed), slots=2) for seed in (1, 0)]
+    runners = [TorchRunner(damaged if seed == model else build(seed=seed), slots=2) for seed in (1, 0)]
     decoder = MixedDecoder(
         *runners, tokenizer=Letters(), router=ReplayRouter([[False] * 6, [True] * 6]), names=("fast", "slow")
     )

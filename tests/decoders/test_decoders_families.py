@@ -22,7 +22,7 @@ from transformers import (
     StableLmConfig,
 )
 
-from viaticum.decoders import MixedDecoder, Request, Runner
+from viaticum.decoders import MixedDecoder, Request, Runner, TorchRunner
 from viaticum.decoders.call_times import measure
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.runner import RunnerOutput
@@ -55,7 +55,7 @@ def words(rng: random.Random, count: int) -> list[int]:
 )
 def test_a_family_that_hands_no_arguments_on_to_its_attention(config: PreTrainedConfig) -> None:
     rng, model = random.Random(0), model_of(config)
-    runner = Runner(model_of(config), slots=3)
+    runner = TorchRunner(model_of(config), slots=3)
     for _ in range(5):
         slots = rng.sample(range(3), rng.randrange(1, 4))
         logits = runner.extend(slots, [words(rng, rng.choice([1, 2, 9])) for _ in slots])
@@ -70,13 +70,13 @@ def test_a_family_with_an_attention_of_its_own_is_refused(slots: int) -> None:
     """Such attention would read the slots of other sequences."""
     config = GPTJConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=4)
     with pytest.raises(ModelError, match="GPTJForCausalLM has an attention of its own"):
-        Runner(model_of(config), slots=slots).extend([0], [[1, 2, 3]])
+        TorchRunner(model_of(config), slots=slots).extend([0], [[1, 2, 3]])
 
 
 def test_a_family_with_sinks_is_refused() -> None:
     config = GptOssConfig(**SIZES | {"head_dim": 8}, num_local_experts=2, num_experts_per_tok=1)
     with pytest.raises(ModelError, match="sinks"):
-        Runner(model_of(config)).extend([0], [[1, 2, 3]])
+        TorchRunner(model_of(config)).extend([0], [[1, 2, 3]])
 
 
 DYNAMIC = LlamaConfig(
@@ -97,10 +97,10 @@ LONGROPE = Phi3Config(
 
 
 @pytest.mark.parametrize("long_first", [False, True], ids=["short first", "long first"])
-@pytest.mark.parametrize("kind", [Runner, GraphRunner], ids=["runner", "graphs"])
+@pytest.mark.parametrize("kind", [TorchRunner, GraphRunner], ids=["runner", "graphs"])
 @pytest.mark.parametrize("config", [DYNAMIC, LONGROPE], ids=["dynamic", "longrope"])
 def test_a_rotation_that_depends_on_the_length_is_that_of_the_text_alone(
-    config: PreTrainedConfig, kind: type[Runner], long_first: bool
+    config: PreTrainedConfig, kind: type[TorchRunner], long_first: bool
 ) -> None:
     """Independent of the other rows, of earlier calls and of the slot."""
     rng = random.Random(1)
@@ -131,7 +131,7 @@ def started(runner: Runner, slot: int, text: list[int]) -> Tensor:
     return torch.stack([first, runner.extend([slot], [[5]])[0]])
 
 
-@pytest.mark.parametrize("kind", [Runner, GraphRunner], ids=["runner", "graphs"])
+@pytest.mark.parametrize("kind", [TorchRunner, GraphRunner], ids=["runner", "graphs"])
 @pytest.mark.parametrize("slot", [0, 1], ids=["same slot", "other slot"])
 @pytest.mark.parametrize(
     ("held", "length", "taken"),
@@ -146,7 +146,7 @@ def started(runner: Runner, slot: int, text: list[int]) -> Tensor:
     ],
 )
 def test_keys_are_not_taken_over_by_a_text_that_would_rotate_them_otherwise(
-    kind: type[Runner], slot: int, held: int, length: int, taken: int
+    kind: type[TorchRunner], slot: int, held: int, length: int, taken: int
 ) -> None:
     rng = random.Random(2)
     prompt = words(rng, 8)
@@ -163,8 +163,8 @@ def test_keys_of_a_draft_beyond_the_limit_are_not_taken_over() -> None:
     """The remaining keys are within the limit, but were rotated for the longer sequence."""
     rng = random.Random(3)
     text = words(rng, 12)
-    alone = started(Runner(model_of(LONGROPE)), 0, text)
-    runner = Runner(model_of(LONGROPE), slots=2)
+    alone = started(TorchRunner(model_of(LONGROPE)), 0, text)
+    runner = TorchRunner(model_of(LONGROPE), slots=2)
     runner.extend([0], [text[:8]])
     runner.extend([0], [[*text[8:], *words(rng, LIMIT)]])
     runner.truncate(0, 11)
@@ -172,7 +172,7 @@ def test_keys_of_a_draft_beyond_the_limit_are_not_taken_over() -> None:
 
 
 def test_calls_are_timed_after_so_many_tokens_in_every_slot() -> None:
-    class Watched(Runner):
+    class Watched(TorchRunner):
         def forward(self, slots: Any, tokens: Any, *args: Any, **kwargs: Any) -> RunnerOutput:
             before.append([len(self.cached_tokens[slot]) for slot in slots])
             return super().forward(slots, tokens, *args, **kwargs)
@@ -196,7 +196,7 @@ def test_texts_that_begin_alike_are_written_as_each_is_alone(draft: int, tau: fl
             weight.mul_(1.05)
 
     def decoder(slots: int) -> MixedDecoder:
-        large, small = (Runner(copy.deepcopy(model), slots=slots) for model in models)
+        large, small = (TorchRunner(copy.deepcopy(model), slots=slots) for model in models)
         return MixedDecoder(large, small, tokenizer=Letters(), router=EntropyRouter(tau), draft=draft)
 
     alone = [decoder(1).generate(request) for request in requests]

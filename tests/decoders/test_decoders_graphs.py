@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from viaticum.decoders import MixedDecoder, Request, Runner, Sampling, graphs, load_runner
+from viaticum.decoders import MixedDecoder, Request, Sampling, TorchRunner, graphs, load_runner
 from viaticum.decoders.fused_layers import FusedAttention, fuse_layers
 from viaticum.decoders.graphs import GraphRunner, GraphShape, StaticCache, key_bucket
 from viaticum.errors import ModelError
@@ -56,7 +56,7 @@ def a_graph_runner(kind: str = "qwen2", seed: int = 0, slots: int = 1, context: 
 def test_static_calls_equal_dynamic_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged rows, some in few slots and some far apart, that come and go; prompts are read dynamically."""
     rng = random.Random(kind)
-    static, dynamic = a_graph_runner(kind, slots=7), Runner(build(kind), slots=7)
+    static, dynamic = a_graph_runner(kind, slots=7), TorchRunner(build(kind), slots=7)
     shapes = seen_shapes(static, monkeypatch)
     for _ in range(60):
         slots = rng.sample(range(7), rng.choice([1, 2, 2, 3, 5, 7]))
@@ -270,8 +270,8 @@ def test_a_folder_is_loaded_with_graphs_where_they_are_asked_for(tmp_path: Path)
     loaded = load_runner(tmp_path, slots=2, context=40, dtype=torch.float32, graphs=True)
     assert isinstance(loaded, GraphRunner)
     torch.testing.assert_close(loaded.extend([1], [[5, 6]])[0], plain_logits([5, 6]), atol=2e-4, rtol=1e-3)
-    assert type(load_runner(tmp_path, dtype=torch.float32)) is Runner, "by default on CUDA alone"
-    assert type(load_runner(tmp_path, dtype=torch.float32, graphs=False)) is Runner
+    assert type(load_runner(tmp_path, dtype=torch.float32)) is TorchRunner, "by default on CUDA alone"
+    assert type(load_runner(tmp_path, dtype=torch.float32, graphs=False)) is TorchRunner
 
 
 # --- fused layers -------------------------------------------------------------------------------------------
@@ -279,12 +279,12 @@ def test_a_folder_is_loaded_with_graphs_where_they_are_asked_for(tmp_path: Path)
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_leaner_layers_compute_the_same(kind: str) -> None:
-    plain, changed = Runner(build(kind), slots=2), build(kind)
+    plain, changed = TorchRunner(build(kind), slots=2), build(kind)
     weights = sum(parameter.numel() for parameter in changed.parameters())
     assert fuse_layers(changed) == (kind != "gemma2")
     assert any(isinstance(each, FusedAttention) for each in changed.modules()) == (kind != "gemma2")
     assert sum(parameter.numel() for parameter in changed.parameters()) == weights
-    under_test = Runner(changed, slots=2)
+    under_test = TorchRunner(changed, slots=2)
     for new in ([list(range(9)), [4, 5]], [[7], [8, 9, 10]]):
         got, expected = (each.extend([0, 1], new) for each in (under_test, plain))
         torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-3)
@@ -319,7 +319,7 @@ def test_biases_of_some_joined_layers_alone() -> None:
     for layer in same.model.layers:
         layer.self_attn.k_proj.bias = None
     assert fuse_layers(model)
-    got, expected = (Runner(each, slots=1).extend([0], [[1, 2, 3, 4]]) for each in (model, same))
+    got, expected = (TorchRunner(each, slots=1).extend([0], [[1, 2, 3, 4]]) for each in (model, same))
     torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-3)
 
 
@@ -329,7 +329,7 @@ def test_biases_of_some_joined_layers_alone() -> None:
 def both(slots: int, router: Any, kind: str = "qwen2", **values: Any) -> tuple[MixedDecoder, MixedDecoder]:
     """A decoder with static calls and one without."""
     static = [a_graph_runner(kind, seed, slots, context=120) for seed in (1, NEAR + 1)]
-    dynamic = [Runner(build(kind, seed), slots=slots, context=120) for seed in (1, NEAR + 1)]
+    dynamic = [TorchRunner(build(kind, seed), slots=slots, context=120) for seed in (1, NEAR + 1)]
     return tuple(  # type: ignore[return-value]
         MixedDecoder(*pair, tokenizer=Letters(), router=router, **values) for pair in (static, dynamic)
     )
@@ -416,7 +416,7 @@ def test_rows_that_no_one_shape_holds_are_read_in_several(
 ) -> None:
     """One long draft does not move all rows to the dynamic path, which launches every kernel by itself."""
     rng = random.Random(len(lengths))
-    under_test, plain = (kind(build(), slots=32, context=256) for kind in (GraphRunner, Runner))
+    under_test, plain = (kind(build(), slots=32, context=256) for kind in (GraphRunner, TorchRunner))
     slots = rng.sample(range(32), len(lengths))
     new = [[rng.randrange(97) for _ in range(length)] for length in lengths]
     keep = [min(length, 2) for length in lengths]

@@ -9,10 +9,19 @@ import pytest
 import torch
 from tiny_models import CONFIGS, build, plain_logits, reference
 
-from viaticum.decoders import LoopGuard, Runner, free_bytes, load, load_runner, memory, plan_slots, runner
+from viaticum.decoders import (
+    LoopGuard,
+    TorchRunner,
+    free_bytes,
+    load,
+    load_runner,
+    memory,
+    plan_slots,
+    torch_runner,
+)
 from viaticum.decoders.attention import spans
 from viaticum.decoders.memory import out_of_memory
-from viaticum.decoders.runner import _chunks as chunks_of
+from viaticum.decoders.torch_runner import _chunks as chunks_of
 from viaticum.errors import InputError, ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,7 +183,7 @@ def test_the_plan_fits_and_is_not_far_from_what_is_taken(kind: str, context: int
     slots = plan_slots(CONFIGS[kind], context, free, dtype=torch.float32, at_most=1000)
     assert slots > 1
     assert slots == plan_slots(CONFIGS[kind], context, free, dtype=torch.float32) or slots > memory.MAX_SLOTS
-    under_test = Runner(build(kind), slots=slots, context=context)
+    under_test = TorchRunner(build(kind), slots=slots, context=context)
     under_test.extend(list(range(2)), [[1] * context, [2]])
     cache = under_test._cache
     taken = sum(
@@ -226,9 +235,9 @@ def test_a_real_allocator_is_understood() -> None:
 @pytest.mark.parametrize("width", [5, 16, 1024])
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_the_last_positions_of_ragged_rows(kind: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "PREFILL_TOKENS", width)
+    monkeypatch.setattr(torch_runner, "PREFILL_TOKENS", width)
     rng = random.Random(f"{kind}{width}")
-    under_test = Runner(build(kind), slots=4)
+    under_test = TorchRunner(build(kind), slots=4)
     for _ in range(10):
         slots = rng.sample(range(4), rng.randrange(1, 5))
         new = [[rng.randrange(97) for _ in range(rng.choice([1, 2, 5, 20]))] for _ in slots]
@@ -258,7 +267,7 @@ def test_the_last_positions_of_ragged_rows(kind: str, width: int, monkeypatch: p
 def test_every_token_is_prefill_once_in_calls_of_bounded_size(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "PREFILL_TOKENS", 16)
+    monkeypatch.setattr(torch_runner, "PREFILL_TOKENS", 16)
     rng = random.Random(seed)
     lengths = [rng.choice([1, 2, 5, 16, 30, 100]) for _ in range(rng.randrange(1, 7))]
     keep = [rng.randrange(1, length + 1) for length in lengths]
@@ -291,9 +300,9 @@ def test_neighbours_of_one_length_are_attended_to_batches() -> None:
 def test_rows_that_are_taken_together_say_what_they_say_alone(
     kind: str, gather: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "spans", lambda *args, **_: spans(*args, gather=gather))
+    monkeypatch.setattr(torch_runner, "spans", lambda *args, **_: spans(*args, gather=gather))
     rng = random.Random(kind)
-    under_test = Runner(build(kind), slots=6)
+    under_test = TorchRunner(build(kind), slots=6)
     for _ in range(10):
         slots = rng.sample(range(6), rng.randrange(2, 7))
         if rng.random() < 0.5:

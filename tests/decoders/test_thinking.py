@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_models import NEAR, VOCABULARY, Letters, a_prompt, build, empty, plain_logits
 
-from viaticum.decoders import LoopGuard, MixedDecoder, Request, Result, Runner, Sampling, ThinkingLimit
+from viaticum.decoders import LoopGuard, MixedDecoder, Request, Result, Sampling, ThinkingLimit, TorchRunner
 from viaticum.errors import InputError
 from viaticum.routers.token import EntropyRouter, ReplayRouter, TokenRouter
 from viaticum.thinking import Tags, ThinkingFormat
@@ -77,8 +77,8 @@ def defined(
 
 def decoder(router: TokenRouter | None = None, *, alone: bool = False, **values: Any) -> MixedDecoder:
     slots = values.pop("slots", 1)
-    large = Runner(build(seed=1), slots=slots)
-    small = None if alone else Runner(build(seed=SMALL), slots=slots)
+    large = TorchRunner(build(seed=1), slots=slots)
+    small = None if alone else TorchRunner(build(seed=SMALL), slots=slots)
     return MixedDecoder(
         large, small, **{"tokenizer": Letters(), "draft_cost": 0.1, "router": router, **values}
     )
@@ -189,7 +189,7 @@ def test_a_loop_in_the_thought_closes_it_and_a_loop_in_the_answer_ends_the_text(
     model = build()
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()  # always token 0
-    under_test = MixedDecoder(Runner(model), tokenizer=Letters(), loop_guard=LoopGuard(4, 2, 10))
+    under_test = MixedDecoder(TorchRunner(model), tokenizer=Letters(), loop_guard=LoopGuard(4, 2, 10))
     result = under_test.generate(thinking([1], 100, LIMIT))
     assert (result.thinking, result.text) == ("A" * 10, "A" * 10)
     assert (result.finish_reason, result.thought_closed_by) == ("loop", "loop")
@@ -204,7 +204,7 @@ def test_a_model_that_opens_thought_after_thought_ends() -> None:
     model = build()
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()  # always token 0
-    under_test = MixedDecoder(Runner(model), tokenizer=Letters(), loop_guard=None)
+    under_test = MixedDecoder(TorchRunner(model), tokenizer=Letters(), loop_guard=None)
     request = replace(
         thinking([1], 1000, replace(LIMIT, budget=5)),
         thinking=ThinkingFormat((Tags(("A",), (CLOSE,)),), thinks=True),

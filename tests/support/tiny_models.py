@@ -22,7 +22,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from viaticum.decoders import MixedDecoder, Request, Result, Runner
+from viaticum.decoders import MixedDecoder, Request, Result, TorchRunner
 from viaticum.routers.token import TokenRouter, entropy
 
 VOCABULARY = 97
@@ -117,8 +117,8 @@ def a_decoder(
     router: TokenRouter | None, slots: int = 1, context: int | None = None, stop_ids: Sequence[int] = ()
 ) -> MixedDecoder:
     return MixedDecoder(
-        Runner(build(seed=1), slots=slots, context=context),
-        Runner(build(seed=0), slots=slots, context=context),
+        TorchRunner(build(seed=1), slots=slots, context=context),
+        TorchRunner(build(seed=0), slots=slots, context=context),
         tokenizer=Letters(),
         router=router,
         stop_ids=stop_ids,
@@ -126,7 +126,7 @@ def a_decoder(
 
 
 def single(seed: int, slots: int = 1) -> MixedDecoder:
-    return MixedDecoder(Runner(build(seed=seed), slots=slots), tokenizer=Letters())
+    return MixedDecoder(TorchRunner(build(seed=seed), slots=slots), tokenizer=Letters())
 
 
 def a_prompt(rng: random.Random, longest: int = 12) -> list[int]:

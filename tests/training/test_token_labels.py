@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
-from viaticum.decoders import MixedDecoder, Runner
+from viaticum.decoders import MixedDecoder, TorchRunner
 from viaticum.decoders.features import Features, read_features
 from viaticum.errors import (
     DataError,
@@ -108,11 +108,11 @@ class Recorder(DivergenceRouter):
 def served_and_offline(
     dtype: torch.dtype, slots: int, step_tokens: int
 ) -> list[tuple[tuple[torch.Tensor, ...], Features, int]]:
-    small, large = (Runner(build(seed=seed).to(dtype), slots=slots) for seed in (0, 100))
+    small, large = (TorchRunner(build(seed=seed).to(dtype), slots=slots) for seed in (0, 100))
     router = Recorder()
     requests = requests_of(4, 6, max_new_tokens=23)
     results = MixedDecoder(large, small, tokenizer=Letters(), router=router).generate_all(requests)
-    reader = Runner(small.model, slots=1)
+    reader = TorchRunner(small.model, slots=1)
     found = []
     for number, (request, result) in enumerate(zip(requests, results, strict=True)):
         features = read_features(reader, request.prompt, result.trace.tokens, step_tokens=step_tokens)
@@ -149,7 +149,7 @@ def test_in_bfloat16_only_the_last_digits_differ() -> None:
 def test_features_are_those_of_the_whole_text_at_once() -> None:
     model = build(seed=0)
     prompt, text = [5, 9, 2, 11], [7, 1, 88, 30, 30, 4, 9]
-    features = read_features(Runner(model), prompt, text, step_tokens=3, count=20)
+    features = read_features(TorchRunner(model), prompt, text, step_tokens=3, count=20)
     out = build(seed=0)(input_ids=torch.tensor([prompt + text[:-1]]), output_hidden_states=True)
     logits = out.logits[0, len(prompt) - 1 :].float()
     assert features.tokens.tolist() == logits.argmax(-1).tolist()
@@ -165,11 +165,11 @@ def test_damaged_weights_give_no_features() -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
-        read_features(Runner(model), [1, 2], [3, 4])
+        read_features(TorchRunner(model), [1, 2], [3, 4])
     with pytest.raises(InputError, match="empty"):
-        read_features(Runner(build()), [1], [])
+        read_features(TorchRunner(build()), [1], [])
     with pytest.raises(InputError, match="step_tokens"):
-        read_features(Runner(build()), [1], [VOCABULARY - 1], step_tokens=0)
+        read_features(TorchRunner(build()), [1], [VOCABULARY - 1], step_tokens=0)
 
 
 # --- what is labelled ---------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def large_text(catalogue: Catalogue, prompt: list[int], tokens: list[int], most:
     """What the large model writes after these tokens, alone and with nothing cached."""
     pool = LocalModels(catalogue)
     model, runner = pool.model("near"), pool.runner("near-large")
-    decoder = MixedDecoder(runner, tokenizer=model.tokenizer, stop_ids=stop_ids(runner, model.tokenizer))
+    decoder = MixedDecoder(runner, tokenizer=model.tokenizer, stop_ids=stop_ids([runner], model.tokenizer))
     from viaticum.decoders import Request
 
     return list(decoder.generate(Request(prompt + tokens, max_new_tokens=most)).trace.tokens)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
-from viaticum.decoders import MixedDecoder, Runner
+from viaticum.decoders import MixedDecoder, Runner, TorchRunner
 from viaticum.decoders.features import Features, read_features
 from viaticum.errors import DataError, InputError, ModelError, PromptTooLong, UnknownName
 from viaticum.models.base import Generation
@@ -111,7 +111,7 @@ def a_router(
         torch.manual_seed(3)
         network = DivergenceNetwork(Shape(32, TOP, inputs, width=16, depth=2, rank=8, members=3))
     text = [rng.randrange(97) for _ in range(300)]
-    seen = read_features(Runner(small.model), text[:5], text[5:])
+    seen = read_features(TorchRunner(small.model), text[:5], text[5:])
     args = inputs_at(small, seen)
     network.fit_features(args)
     round_weights(network)
@@ -125,12 +125,12 @@ def a_router(
 @pytest.mark.parametrize("slots", [1, 4])
 def test_the_served_decision_is_the_routers(inputs: str, slots: int) -> None:
     """At every position an offline pass finds the served score and the model that decoded."""
-    small, large = (Runner(build(seed=seed), slots=slots) for seed in (0, 100))
+    small, large = (TorchRunner(build(seed=seed), slots=slots) for seed in (0, 100))
     router = a_router(small, parse_inputs(inputs))
     assert router.needs_hidden == ("hidden" in parse_inputs(inputs))
     requests = requests_of(5, 5, max_new_tokens=20)
     results = MixedDecoder(large, small, tokenizer=Letters(), router=router).generate_all(requests)
-    reader, made = Runner(small.model), []
+    reader, made = TorchRunner(small.model), []
     for request, result in zip(requests, results, strict=True):
         trace = result.trace
         seen = read_features(reader, request.prompt, trace.tokens)
@@ -147,7 +147,7 @@ def test_the_served_decision_is_the_routers(inputs: str, slots: int) -> None:
 
 
 def test_with_drift_the_served_share_comes_to_its_target() -> None:
-    small, large = (Runner(build(seed=seed), slots=2) for seed in (0, 100))
+    small, large = (TorchRunner(build(seed=seed), slots=2) for seed in (0, 100))
     shares = []
     for target in (None, 0.2):
         controller = None if target is None else ShareController(target, gain=0.1)
@@ -162,7 +162,7 @@ def test_with_drift_the_served_share_comes_to_its_target() -> None:
 
 
 def test_a_row_is_judged_by_itself() -> None:
-    small = Runner(build(seed=0))
+    small = TorchRunner(build(seed=0))
     router = a_router(small, parse_inputs("all"))
     logits, hidden = torch.randn(5, 97), torch.randn(5, 32)
     step = Step(logits, entropy(logits), list(range(5)), [0] * 5, logits.argmax(-1), hidden)
@@ -212,7 +212,7 @@ def test_the_second_choice_is_the_most_likely_token_beside_the_one_at_hand() -> 
 
 def test_an_embedding_of_another_size_is_refused() -> None:
     with pytest.raises(InputError, match="embeddings of 12 numbers, and the model has 32"):
-        LearnedDivergenceRouter(DivergenceNetwork(SMALL), Runner(build(seed=0)).embeddings)
+        LearnedDivergenceRouter(DivergenceNetwork(SMALL), TorchRunner(build(seed=0)).embeddings)
 
 
 # --- training -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from tiny_models import Letters, a_decoder, build, empty, requests_of, tokens_of
 
-from viaticum.decoders import MixedDecoder, Request, Runner, Sampling
+from viaticum.decoders import MixedDecoder, Request, Sampling, TorchRunner
 from viaticum.decoders.call_times import CallTimes
 from viaticum.decoders.cost import Calls, CostModel
 from viaticum.decoders.features import read_features
@@ -56,7 +56,7 @@ def a_policy(seed: int = 3, shape: PolicyShape = SHAPE, spread: float = 1.0) -> 
     policy = Policy(shape, seed).requires_grad_(False).eval()
     rng = random.Random(1)
     text = [rng.randrange(97) for _ in range(200)]
-    seen = read_features(Runner(build(seed=0)), text[:5], text[5:])
+    seen = read_features(TorchRunner(build(seed=0)), text[:5], text[5:])
     positions = torch.arange(len(seen))
     policy.fit(seen.hidden, seen.entropy, positions)
     with torch.no_grad(), torch.random.fork_rng():
@@ -69,13 +69,13 @@ def a_policy(seed: int = 3, shape: PolicyShape = SHAPE, spread: float = 1.0) -> 
 
 
 def a_writer(slots: int = 4, **values: Any) -> RolloutGenerator:
-    small, large = (Runner(build(seed=seed), slots=slots) for seed in (0, 100))
+    small, large = (TorchRunner(build(seed=seed), slots=slots) for seed in (0, 100))
     return RolloutGenerator(small, large, Letters(), COSTS, **values)
 
 
 def odds_of(policy: Policy, rollout: Rollout, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and entropies at every position of a text, from an offline pass."""
-    seen = read_features(Runner(build(seed=0)), request.prompt, rollout.tokens)
+    seen = read_features(TorchRunner(build(seed=0)), request.prompt, rollout.tokens)
     odds = policy(policy.features(seen.hidden, seen.entropy, torch.arange(len(seen))))
     return odds, seen.entropy
 
@@ -102,7 +102,7 @@ def test_drafting_changes_no_greedy_text(draft: int | None) -> None:
     requests, policy = requests_of(7, 5, max_new_tokens=25), a_policy()
     texts = []
     for length in (0, draft):
-        small, large = (Runner(build(seed=seed), slots=2) for seed in (0, 100))
+        small, large = (TorchRunner(build(seed=seed), slots=2) for seed in (0, 100))
         router = RStitchPlus(policy, TAU)
         decoder = MixedDecoder(large, small, tokenizer=Letters(), router=router, draft=length)
         texts.append(tokens_of(decoder.generate_all(requests)))

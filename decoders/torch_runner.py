@@ -1,0 +1,226 @@
+"""A causal language model of transformers with its KV cache in fixed slots.
+
+Any decoder-only family of transformers works, since only the cache and the attention function are replaced.
+Prefill is split into chunks. Leaves out loading (`decoders.load`), sampling, routing, text and requests.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from viaticum.decoders.attention import NAME as ATTENTION
+from viaticum.decoders.attention import attending, spans
+from viaticum.decoders.cache import BatchLayout, SlotCache
+from viaticum.decoders.linear import weight_bytes
+from viaticum.decoders.memory import out_of_memory
+from viaticum.decoders.rope import reset_rope_lengths, rope_varies_beyond
+from viaticum.decoders.runner import Runner, RunnerOutput, concatenate, restoring_order
+from viaticum.errors import ModelError
+
+PREFILL_TOKENS = 1024  # new tokens in one model call, over all rows: bounds the memory of activations
+
+
+class TorchRunner(Runner):
+    """A `Runner` over a transformers model, on any torch device.
+
+    Args:
+        model: a transformers causal LM whose attention can be replaced; its attention becomes
+            `slot_attention`.
+        slots: sequences in the cache at once.
+        context: maximum positions of one sequence; None: what the model supports.
+
+    Raises:
+        InputError: `slots` is below 1.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, slots: int = 1, context: int | None = None) -> None:
+        super().__init__(
+            slots=slots,
+            context=context_length(model.config, context),
+            vocabulary=int(model.config.get_text_config().vocab_size),
+            weight_bytes=weight_bytes(model),
+            stop_ids=_stop_ids(model),
+            device=model.device,
+        )
+        model.train(False)
+        self.model = model
+        self.model.set_attn_implementation(ATTENTION)
+        self._rope_limit = rope_varies_beyond(model.config)
+        self._longest = [0] * slots  # maximum length that the sequence of each slot has had
+        self._cache = SlotCache(slots)
+        # transformers passes it on unread: `slot_attention` masks by spans.
+        self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+
+    @property
+    def capacity(self) -> int:
+        return self._cache.capacity
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The input embeddings [vocabulary, D] in the model's dtype."""
+        found: Any = self.model.get_input_embeddings().weight
+        weights: Tensor = found.detach()
+        return weights
+
+    def _forward(
+        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
+    ) -> RunnerOutput:
+        longest = max(
+            len(self.cached_tokens[slot]) + len(new) for slot, new in zip(slots, tokens, strict=True)
+        )
+        capacity = self.capacity
+        try:
+            self._cache.grow(longest)
+            return self._forward_rows(slots, tokens, keep, hidden)
+        except (MemoryError, RuntimeError) as error:
+            failure = out_of_memory(error)
+        self._cache.shrink(capacity, complete=self.calls > 0)
+        # Raised outside of the handler: an error that carries the failed frames would keep their tensors
+        # alive.
+        raise ModelError(failure)
+
+    def _forward_rows(
+        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
+    ) -> RunnerOutput:
+        # Sorted so that neighbouring slots with equally many tokens form one span (`attention.spans`).
+        order = sorted(range(len(slots)), key=lambda row: (len(tokens[row]), slots[row]))
+        batches = self._batches(order, slots, tokens)
+        parts: list[RunnerOutput] = []
+        for rows in batches:
+            for chunk in _chunks([len(tokens[row]) for row in rows], [keep[row] for row in rows]):
+                part = self._call(
+                    [slots[rows[i]] for i, *_ in chunk],
+                    [list(tokens[rows[i]][begin:end]) for i, begin, end, _ in chunk],
+                    [last for *_, last in chunk],
+                    hidden=hidden,
+                )
+                if part is not None:
+                    parts.append(part)
+        return concatenate(parts, restoring_order([row for rows in batches for row in rows], keep))
+
+    def _batches(
+        self, order: list[int], slots: Sequence[int], tokens: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
+        """Rows that may share a call; beyond the limit of a length-dependent RoPE a row is computed alone."""
+        if self._rope_limit is None:
+            return [order]
+        within = [
+            row
+            for row in order
+            if self.has_stable_keys(len(self.cached_tokens[slots[row]]) + len(tokens[row]))
+        ]
+        beyond = [[row] for row in order if row not in within]
+        return [within, *beyond] if within else beyond
+
+    def reset(self, slot: int) -> None:
+        super().reset(slot)
+        self._longest[slot] = 0
+
+    def cached_prefix_length(self, slot: int, tokens: Sequence[int]) -> int:
+        """As `Runner`; 0 if one of them has exceeded the length from which the rotation varies."""
+        if not self.has_stable_keys(max(self._longest[slot], len(tokens))):
+            return 0
+        return super().cached_prefix_length(slot, tokens)
+
+    def has_stable_keys(self, length: int) -> bool:
+        return self._rope_limit is None or length <= self._rope_limit
+
+    def reuse_prefix(self, slot: int, tokens: Sequence[int]) -> None:
+        super().reuse_prefix(slot, tokens)
+        self._longest[slot] = len(self.cached_tokens[slot])
+
+    def _copy_prefix(self, source: int, target: int, length: int) -> None:
+        self._cache.copy_prefix(source, target, length)
+
+    def _wipe(self, slot: int) -> None:
+        self._cache.wipe(slot)
+
+    def _call(
+        self, slots: list[int], tokens: list[list[int]], keep: list[int], *, hidden: bool
+    ) -> RunnerOutput | None:
+        """One model call, the new tokens of all rows as one sequence [1, N] without padding.
+
+        Returns logits after the last keep[i] tokens of each row (which may be 0); None if no row wants any.
+        """
+        starts = [len(self.cached_tokens[slot]) for slot in slots]
+        keys = max(start + len(new) for start, new in zip(starts, tokens, strict=True))
+        self._cache.grow(keys)
+        ends = list(itertools.accumulate(map(len, tokens)))
+        wanted = [i for end, last in zip(ends, keep, strict=True) for i in range(end - last, end)]
+        ids = torch.tensor([[token for new in tokens for token in new]], device=self.device)
+        positions = torch.tensor(
+            [i for start, new in zip(starts, tokens, strict=True) for i in range(start, start + len(new))],
+            device=self.device,
+        )
+        single = len(slots) == 1
+        self._cache.batch = BatchLayout(
+            token_slots=torch.tensor(
+                [slot for slot, new in zip(slots, tokens, strict=True) for _ in new], device=self.device
+            ),
+            token_positions=positions,
+            single_row=(slots[0], slice(None), slice(starts[0], keys)) if single else None,
+            keys=keys,
+        )
+        if self._rope_limit is not None:
+            reset_rope_lengths(self.model)
+        states: list[Tensor] = []
+        head: torch.nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        rows = spans(slots, starts, list(map(len, tokens)), self.device, gather=self.device.type != "cpu")
+        with (
+            head.register_forward_pre_hook(lambda _, inputs: states.extend(inputs if hidden else ())),
+            attending(rows, self.model),
+        ):
+            out = self.model(
+                input_ids=ids,
+                attention_mask=self._no_mask,
+                position_ids=positions[None],
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=torch.tensor(wanted or [len(ids[0]) - 1], device=self.device),
+            )
+        for slot, new in zip(slots, tokens, strict=True):
+            self.cached_tokens[slot].extend(new)
+            self._longest[slot] = max(self._longest[slot], len(self.cached_tokens[slot]))
+        self.calls += 1
+        if not wanted:
+            return None
+        logits = out.logits[0].float()
+        finite = torch.isfinite(logits.sum(-1))  # a sum is finite only if every term is
+        return RunnerOutput(logits, finite, states[0][0] if hidden else None)
+
+
+def _chunks(lengths: list[int], keep: list[int]) -> Iterator[list[tuple[int, int, int, int]]]:
+    """Split new tokens into calls of at most `PREFILL_TOKENS`: (row, begin, end, positions wanted)."""
+    chunk: list[tuple[int, int, int, int]] = []
+    room = PREFILL_TOKENS
+    for row, (length, last) in enumerate(zip(lengths, keep, strict=True)):
+        begin = 0
+        while begin < length:
+            end = min(length, begin + room)
+            chunk.append((row, begin, end, max(0, min(end - begin, end - length + last))))
+            room -= end - begin
+            begin = end
+            if not room:
+                yield chunk
+                chunk, room = [], PREFILL_TOKENS
+    if chunk:
+        yield chunk
+
+
+def context_length(config: Any, limit: int | None) -> int:
+    """Maximum positions of one sequence: `limit`, within what the model supports. config: of the model."""
+    longest = int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 20))
+    return min(limit or longest, longest)
+
+
+def _stop_ids(model: PreTrainedModel) -> frozenset[int]:
+    """The end-of-sequence ids of the model's generation config."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    many = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(token) for token in many if token is not None)
