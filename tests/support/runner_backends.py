@@ -1,0 +1,111 @@
+"""The back ends that every test of the contract of `Runner` runs on.
+
+A back end joins by one more entry in `BACKENDS`: how to hold a tiny transformers model with it, and what it
+leaves out. The expected values come from the same model without any cache.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from viaticum.decoders import Runner, TorchRunner
+from viaticum.decoders.graphs import GraphRunner
+
+# (model, folder for files, slots, context) -> a runner over the model's weights in float32.
+Make = Callable[[PreTrainedModel, Path, int, int], Runner]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to hold a model.
+
+    Args:
+        name: shown in the tests' names.
+        make: holds a model in a runner with `slots` slots of `context` positions.
+        kinds: model families of `tiny_models.CONFIGS` that it can hold.
+        hidden: whether its calls return hidden states.
+        embeddings: whether it has the input embeddings.
+        needs: package that it needs; the tests are skipped without it.
+        starve: makes calls of a runner with more than 100 new tokens run out of memory; None: they cannot.
+        atol, rtol: by how much its logits may differ from those of transformers in float32.
+    """
+
+    name: str
+    make: Make
+    kinds: tuple[str, ...] = ("qwen2", "llama", "mistral", "gemma2")
+    hidden: bool = True
+    embeddings: bool = True
+    needs: str = "torch"
+    starve: Callable[[Runner, pytest.MonkeyPatch], None] | None = None
+    atol: float = 2e-4
+    rtol: float = 1e-3
+
+    def assert_close(self, got: Tensor, expected: Tensor) -> None:
+        torch.testing.assert_close(got, expected, atol=self.atol, rtol=self.rtol)
+
+
+def _torch(model: PreTrainedModel, folder: Path, slots: int, context: int) -> Runner:
+    return TorchRunner(model, slots=slots, context=context)
+
+
+def _graphs(model: PreTrainedModel, folder: Path, slots: int, context: int) -> Runner:
+    return GraphRunner(model, slots=slots, context=context)
+
+
+def _starve_torch(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The activations of a long call do not fit, in the middle of the model."""
+    assert isinstance(runner, TorchRunner)
+    layer: Any = runner.model.model.layers[1]
+    forward = layer.forward
+
+    def short_of_memory(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if hidden.shape[0] * hidden.shape[1] > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(hidden, *args, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", short_of_memory)
+
+
+BACKENDS: list[Backend] = [
+    Backend("torch", _torch, starve=_starve_torch),
+    Backend("torch-graphs", _graphs, starve=_starve_torch),
+]
+
+
+def backend_params(**needed: Any) -> list[Any]:
+    """Parameters for `pytest.mark.parametrize("backend", ...)`: back ends whose fields are as `needed`."""
+    return [
+        pytest.param(
+            each,
+            id=each.name,
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec(each.needs) is None, reason=f"needs {each.needs}"
+            ),
+        )
+        for each in BACKENDS
+        if all(getattr(each, name) == value for name, value in needed.items())
+    ]
+
+
+@torch.inference_mode()
+def uncached_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:
+    """Logits after every token, float32 [N, V]: the whole sequence at once, by transformers' own attention.
+
+    model: not the one that a runner holds, which has another attention.
+    """
+    return model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float()
+
+
+@torch.inference_mode()
+def uncached_hidden(model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:
+    """Hidden states after the last norm, [N, D], computed like `uncached_logits`."""
+    return model.model(input_ids=torch.tensor([list(tokens)]), use_cache=False).last_hidden_state[0]
