@@ -3,9 +3,9 @@
 A decode step reads every weight once; everything else is bound by the number of kernels, not by their work,
 on a GPU and for a small model on a CPU as well. transformers launches some 45 kernels a layer. Here q, k and
 v are one product, gate and up another, a norm is one kernel and the rotation of queries and keys three: about
-20. Only for attention without norms of its own and with fully rotated heads (Qwen 2, Llama, Mistral); other
-families are left unchanged. `torch.compile` would fuse the elementwise rest as well, but needs a compiler on
-the machine. Leaves out KV slots and graphs.
+20; the norms that Qwen 3 has for the queries and keys of each head are one more. Only for families with fully
+rotated heads (Qwen 2 and 3, Llama, Mistral); others are left unchanged. `torch.compile` would fuse the
+elementwise rest as well, but needs a compiler on the machine. Leaves out KV slots and graphs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from viaticum.decoders.attention import slot_attention
 from viaticum.decoders.linear import SAME_INPUT, fused_packed_layer
 
-FAMILIES = ("Qwen2", "Llama", "Mistral")
+FAMILIES = ("Qwen2", "Qwen3", "Llama", "Mistral")
 
 
 class FusedNorm(nn.Module):
@@ -52,6 +52,22 @@ class FusedRotary(nn.Module):
         return cos[:, :, None], (sin * self.sign.to(sin.dtype))[:, :, None]
 
 
+class FusedHeadNorm(nn.Module):
+    """The RMS norms of queries and keys over each head [B, T, heads, D]: one kernel, then their weights."""
+
+    weight: Tensor  # [heads, D]
+
+    def __init__(self, attention: Any, query_heads: int, key_heads: int) -> None:
+        super().__init__()
+        queries, keys = attention.q_norm, attention.k_norm
+        self.eps = queries.variance_epsilon
+        weights = (queries.weight.expand(query_heads, -1), keys.weight.expand(key_heads, -1))
+        self.register_buffer("weight", torch.cat(weights).detach(), persistent=False)
+
+    def forward(self, heads: Tensor) -> Tensor:
+        return nn.functional.rms_norm(heads, self.weight.shape[-1:], None, self.eps) * self.weight
+
+
 class FusedAttention(nn.Module):
     """Attention with one product for queries, keys and values; takes the output of `FusedRotary`."""
 
@@ -64,7 +80,10 @@ class FusedAttention(nn.Module):
         owner = attention.config if type(attention).__name__ == "MistralAttention" else attention
         self.window = getattr(owner, "sliding_window", None)
         self.query_heads = attention.q_proj.out_features // self.dim
-        self.rotated_heads = self.query_heads + attention.k_proj.out_features // self.dim
+        key_heads = attention.k_proj.out_features // self.dim
+        self.rotated_heads = self.query_heads + key_heads
+        has_norm = hasattr(attention, "q_norm")
+        self.head_norm = FusedHeadNorm(attention, self.query_heads, key_heads) if has_norm else None
 
     def forward(
         self,
@@ -79,6 +98,8 @@ class FusedAttention(nn.Module):
         cos, sin = position_embeddings
         heads = self.qkv(hidden_states).view(batch, steps, -1, self.dim)
         rotated = heads[:, :, : self.rotated_heads]  # queries and keys
+        if self.head_norm is not None:
+            rotated = self.head_norm(rotated)
         rotated = torch.addcmul(rotated.roll(self.dim // 2, -1) * sin, rotated, cos).transpose(1, 2)
         keys, values = past_key_values.update(
             rotated[:, self.query_heads :],

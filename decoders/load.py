@@ -6,8 +6,9 @@ Reads local files only. Leaves out where the folder comes from (`viaticum.weight
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -19,6 +20,7 @@ from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.linear import Weights, pack
 from viaticum.decoders.memory import free_bytes, plan_slots
 from viaticum.decoders.torch_runner import PREFILL_TOKENS, TorchRunner, context_length
+from viaticum.errors import WeightsError
 
 
 def load_runner(
@@ -49,12 +51,19 @@ def load_runner(
             allocates its whole context at once. None: on CUDA only.
 
     Raises:
+        WeightsError: the folder lacks a tensor of the model, or holds one that the model has no place for.
         InputError: `weights` is not possible on this machine or with this folder.
         ModelError: the memory is not enough for one slot.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        attn_implementation=ATTENTION,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are in `info`
     )
+    _check_complete(Path(path), info)
     model = model.to(torch.device(device))  # type: ignore[arg-type]
     if pack(model, Path(path), weights):
         fuse_layers(model)
@@ -69,3 +78,25 @@ def load_runner(
         )
     use_graphs = torch.device(device).type == "cuda" if graphs is None else graphs
     return (GraphRunner if use_graphs else TorchRunner)(model, slots=slots, context=context)
+
+
+def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:
+    """Refuse weights that do not fit the model: transformers would fill what is missing with random numbers.
+
+    info: what `from_pretrained` tells with `output_loading_info`.
+    """
+    misfits = {
+        "lacks": info["missing_keys"],
+        "has the wrong shape for": {name for name, *_ in info["mismatched_keys"]},
+        # Files of old versions hold the frequencies of the rotation, which the configuration gives.
+        "holds what the model has no place for:": {
+            name for name in info["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq")
+        },
+    }
+    for what, names in misfits.items():
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise WeightsError(
+                f"the weights in {folder} are not those of its config.json: the folder {what} {shown}; "
+                "fetch it again"
+            )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import SIZES, VOCABULARY, Letters
 from torch import Tensor
 from transformers import (
@@ -22,11 +25,11 @@ from transformers import (
     StableLmConfig,
 )
 
-from viaticum.decoders import MixedDecoder, Request, Runner, TorchRunner
+from viaticum.decoders import MixedDecoder, Request, Runner, TorchRunner, load_runner
 from viaticum.decoders.call_times import measure
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.runner import RunnerOutput
-from viaticum.errors import ModelError
+from viaticum.errors import ModelError, WeightsError
 from viaticum.routers.token import EntropyRouter
 
 LIMIT = 16  # positions from which the rotations below depend on the longest text of a call
@@ -204,3 +207,44 @@ def test_texts_that_begin_alike_are_written_as_each_is_alone(draft: int, tau: fl
     for one, other in zip(together, alone, strict=True):
         assert (one.trace.tokens, one.trace.made_by) == (other.trace.tokens, other.trace.made_by)
         assert one.trace.entropies == pytest.approx(other.trace.entropies, abs=1e-4)
+
+
+def a_folder(path: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
+    """A saved model whose tensors were changed since."""
+    model_of(LlamaConfig(**SIZES)).save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(NORM), f"the folder lacks {NORM}; fetch it again"),
+        (
+            lambda tensors: tensors.update({NORM: torch.ones(16)}),
+            f"has the wrong shape for {NORM}",
+        ),
+        (
+            lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}),
+            r"no place for: model\.layers\.0\.self_attn\.q_proj\.bias",
+        ),
+    ],
+    ids=["missing", "shape", "left over"],
+)
+def test_weights_that_do_not_fit_the_model_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], None], message: str
+) -> None:
+    """transformers would fill what is missing with random numbers, and pass over the rest."""
+    with pytest.raises(WeightsError, match=message):
+        load_runner(a_folder(tmp_path, change), dtype=torch.float32)
+
+
+def test_rotation_frequencies_of_old_files_are_passed_over(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    folder = a_folder(tmp_path, lambda tensors: tensors.update({name: torch.ones(4)}))
+    assert load_runner(folder, dtype=torch.float32).vocabulary == VOCABULARY

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from viaticum.decoders import MixedDecoder, Request, Result, TorchRunner
@@ -41,6 +42,7 @@ SIZES = {
 }
 CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=16),
     "llama": LlamaConfig(**SIZES),
     "mistral": MistralConfig(**SIZES, sliding_window=7),
     "gemma2": Gemma2Config(
@@ -56,7 +58,13 @@ class Letters:
         return "".join(chr(0x41 + token) for token in token_ids)
 
 
-NOISE = {"qwen2": 0.015, "llama": 0.015, "mistral": 0.015, "gemma2": 0.1}  # Gemma's norms even it out
+NOISE = {
+    "qwen2": 0.015,
+    "qwen3": 0.05,
+    "llama": 0.015,
+    "mistral": 0.015,
+    "gemma2": 0.1,
+}  # Gemma's norms even it out
 NEAR = 100  # model NEAR + n is model n, a little disturbed: the two agree on most tokens, not on all
 
 
@@ -66,6 +74,10 @@ def build(kind: str = "qwen2", seed: int = 0, attention: str = "eager") -> PreTr
         model = AutoModelForCausalLM.from_config(
             copy.deepcopy(CONFIGS[kind]), attn_implementation=attention, dtype=torch.float32
         )
+        if kind == "qwen3":  # the norms of heads would all be ones
+            for layer in model.base_model.layers:
+                for norm in (layer.self_attn.q_norm, layer.self_attn.k_norm):
+                    nn.init.uniform_(norm.weight, 0.5, 2.0)
         if seed >= NEAR:
             with torch.no_grad():
                 for weight in model.parameters():
