@@ -55,7 +55,7 @@ def load_runner(
         InputError: `weights` is not possible on this machine or with this folder.
         ModelError: the memory is not enough for one slot.
     """
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
         attn_implementation=ATTENTION,
@@ -63,8 +63,9 @@ def load_runner(
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are in `info`
     )
+    model, info = loaded
     _check_complete(Path(path), info)
-    model = model.to(torch.device(device))  # type: ignore[arg-type]
+    model = model.to(torch.device(device))
     if pack(model, Path(path), weights):
         fuse_layers(model)
     if slots == "auto":
