@@ -29,7 +29,7 @@ from viaticum.models.remote.errors import retry_after, translate_error, wait_bef
 from viaticum.models.remote.prices import cost_mismatch
 from viaticum.models.remote.rate_limits import ProviderRateLimiter, headers_of
 from viaticum.models.remote.response import PartialResponse, reported_cost
-from viaticum.models.remote.thinking import with_thinking
+from viaticum.models.remote.thinking import has_own_api, with_thinking
 from viaticum.stop_strings import AnswerStream
 from viaticum.thinking import ThinkingSplitter
 from viaticum.types import Completion, Message, TokenCount, Usage
@@ -194,7 +194,7 @@ class RemoteModel(Model):
             request |= {"api_base": spec.api_base, "api_key": self._key or _key(spec) or "none"}
         elif (key := self._key or _key(spec)) is not None:
             request["api_key"] = key
-        own_server = spec.api_base is not None
+        own_server = spec.api_base is not None and not has_own_api(spec.litellm_model or "")
         return with_thinking(request, generation, self._supported_parameters, own_server=own_server)
 
     @property

@@ -20,6 +20,15 @@ EFFORTS = ((1024, "low"), (4096, "medium"))
 _LEAST_EFFORT = ((r"\bo\d(-|$)", "low"), (r"\bgpt-5(?![.\d])", "minimal"), (r"gpt-oss", "low"))
 
 
+# Providers whose API says how long to think, at whatever address it is served.
+_OWN_APIS = ("anthropic", "azure", "azure_ai", "bedrock", "gemini", "openrouter", "vertex_ai")
+
+
+def has_own_api(litellm_model: str) -> bool:
+    """Whether LiteLLM speaks a provider's own API for this model, also at another address (a gateway)."""
+    return litellm_model.partition("/")[0] in _OWN_APIS
+
+
 def thinking_parameters(litellm_model: str, generation: Generation, *, own_server: bool) -> dict[str, Any]:
     """The parameters that say how long to think; None stands for a parameter to leave out.
 
