@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from viaticum.decoders.loop import LoopGuard
-from viaticum.decoders.request import Request
+from viaticum.decoders.request import BIAS_LIMIT, Request
 from viaticum.decoders.runner import Runner
 from viaticum.decoders.sequence_state import LARGE, SMALL
 from viaticum.decoders.text import Tokenizer
@@ -108,6 +108,11 @@ class DecoderConfig:
         forced = (*limit.close_ids, *limit.empty_ids, *limit.cue_ids) if limit else ()
         if any(not 0 <= token < vocabulary for token in forced):
             raise InputError(f"a closing tag of tokens {forced}; tokens are 0 to {vocabulary - 1}")
+        banned = [token for token, bias in request.sampling.logit_bias if bias <= -BIAS_LIMIT]
+        if any(not 0 <= token < vocabulary for token, _ in request.sampling.logit_bias):
+            raise InputError(f"a logit_bias is for a token from 0 to {vocabulary - 1}")
+        if len(set(banned)) >= vocabulary:
+            raise InputError("logit_bias bans every token; leave one")
         if len(request.prompt) + request.max_new_tokens > self.context:
             raise PromptTooLong(
                 f"a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new ones do not fit "

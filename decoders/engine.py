@@ -22,9 +22,18 @@ from torch import Tensor
 
 from viaticum.decoders.catch_up import catch_up
 from viaticum.decoders.config import DecoderConfig
+from viaticum.decoders.logits import logprob_columns
 from viaticum.decoders.request import Event, Request
+from viaticum.decoders.rows import (
+    adjusted,
+    logprobs_of,
+    router_step,
+    sample_next,
+    scatter,
+    to_host,
+    verify_uniforms,
+)
 from viaticum.decoders.runner import RunnerOutput
-from viaticum.decoders.sampling import ACCEPT, PROPOSE, REDRAW, RESAMPLE, sample
 from viaticum.decoders.sequence_state import LARGE, SMALL, SequenceState
 from viaticum.decoders.slots import SlotAllocator
 from viaticum.decoders.speculate import BatchWaitPolicy, DraftLength, verify
@@ -185,16 +194,22 @@ class Engine:
         sequences, output = self._forward(SMALL, sequences, hidden=router.needs_hidden and decodes)
         if output is None:
             return
-        tokens, probabilities = _sample(output, sequences)
+        tokens, probabilities = sample_next(output, sequences)
         table = [tokens, output.finite]
         rows = [row for row, each in enumerate(sequences) if each.active_model == SMALL]
         if rows:
-            step = _router_step(output, tokens, sequences, rows)
+            step = router_step(output, tokens, sequences, rows)
             scores = router.score(step)
             keep = router.keep_small(step if scores is None else replace(step, scores=scores))
-            table += [_scatter(each, rows, tokens) for each in (step.entropy, keep)]
-            table += [] if scores is None else [_scatter(scores, rows, tokens)]
-        columns = _to_host(table)
+            table += [scatter(each, rows, tokens) for each in (step.entropy, keep)]
+            table += [] if scores is None else [scatter(scores, rows, tokens)]
+        details = logprob_columns(
+            output.logits,
+            tokens,
+            [each.request.logprobs if each.active_model == SMALL else None for each in sequences],
+        )
+        columns = to_host([*table, *details])
+        columns, details_of = columns[: len(table)], columns[len(table) :]
         self._count(SMALL, len(sequences), began)
         for row, sequence in enumerate(sequences):
             token, finite, *decision = (column[row] for column in columns)
@@ -206,6 +221,7 @@ class Engine:
                 self.stats.proposed += 1
                 sequence.score = decision[2] if len(decision) > 2 else sequence.score
                 if decision[1]:
+                    sequence.logprobs = logprobs_of(sequence, token, [column[row] for column in details_of])
                     self._append(sequence, int(token), SMALL, decision[0])
                 else:
                     self._hand_to_large(sequence, int(token), distribution)
@@ -263,7 +279,7 @@ class Engine:
             return
         positions = [(each, ahead) for each in sequences for ahead in range(len(each.draft) + 1)]
         tokens, accepted = verify(
-            output.logits,
+            adjusted(output.logits, positions),
             [each.request.sampling for each, _ in positions],
             [each.draft[ahead] if ahead < len(each.draft) else None for each, ahead in positions],
             {
@@ -271,7 +287,7 @@ class Engine:
                 for row, (each, ahead) in enumerate(positions)
                 if ahead < len(each.draft) and (distribution := each.draft_probabilities[ahead]) is not None
             },
-            [_verify_uniforms(each, ahead) for each, ahead in positions],
+            [verify_uniforms(each, ahead) for each, ahead in positions],
         )
         step = Step(
             logits=output.logits,
@@ -283,26 +299,36 @@ class Engine:
         table = [tokens, output.finite, step.entropy, accepted]
         if self._has_small:
             table.append(self.config.router.hand_back(step))
-        rows = list(zip(*_to_host(table), strict=True))
+        details = logprob_columns(output.logits, tokens, [each.request.logprobs for each, _ in positions])
+        columns = to_host([*table, *details])
+        rows = list(zip(*columns[: len(table)], strict=True))
+        logprobs = list(zip(*columns[len(table) :], strict=True)) if details else [()] * len(rows)
         self._count(LARGE, len(sequences), began)
+        end = 0
         for sequence in sequences:
-            verified, rows = rows[: len(sequence.draft) + 1], rows[len(sequence.draft) + 1 :]
-            self._append_verified(sequence, verified)
+            begin, end = end, end + len(sequence.draft) + 1
+            self._append_verified(sequence, rows[begin:end], logprobs[begin:end])
 
-    def _append_verified(self, sequence: SequenceState, verified: list[tuple[float, ...]]) -> None:
+    def _append_verified(
+        self,
+        sequence: SequenceState,
+        verified: list[tuple[float, ...]],
+        logprobs: Sequence[Sequence[float]],
+    ) -> None:
         """Append tokens up to the first that was not drafted, ends the sequence or hands back to the SLM.
 
         verified: (token, finite, entropy, accepted, hand back if there is a small model) of each draft
-        position and the one after them.
+        position and the one after them. logprobs: what `logprob_columns` gave of each.
         """
         drafted, made, accepted = len(sequence.draft), 0, 0
         base = len(sequence.tokens)
         if not all(finite for _, finite, *_ in verified):
             self._retry_without_draft(sequence)
             return
-        for token, _, token_entropy, took, *back in verified:
+        for (token, _, token_entropy, took, *back), details in zip(verified, logprobs, strict=True):
             index = base + made
             made += 1
+            sequence.logprobs = logprobs_of(sequence, token, details)
             self._append(sequence, int(token), LARGE, token_entropy, bool(took))
             if sequence.is_forced(index):  # in place of the token
                 break
@@ -409,56 +435,3 @@ class Engine:
         calls.steps += 1
         calls.rows += rows
         calls.seconds += time.perf_counter() - began
-
-
-def _sample(output: RunnerOutput, sequences: list[SequenceState]) -> tuple[Tensor, dict[int, Tensor]]:
-    """The next token of each sequence: from the call if all are greedy and it has them, else sampled."""
-    if output.tokens is not None and all(each.request.sampling.temperature == 0 for each in sequences):
-        return output.tokens, {}
-    return sample(
-        output.logits,
-        [each.request.sampling for each in sequences],
-        [each.uniform(PROPOSE, len(each.draft)) for each in sequences],
-    )
-
-
-def _router_step(
-    output: RunnerOutput, tokens: Tensor, sequences: list[SequenceState], rows: list[int]
-) -> Step:
-    """What the router sees: the rows that the small model decodes, without those it drafts for."""
-    logits, hidden, entropies = output.logits, output.hidden, output.entropy
-    if len(rows) < len(sequences):
-        index = torch.tensor(rows, device=logits.device)
-        logits, tokens = logits[index], tokens[index]
-        hidden = None if hidden is None else hidden[index]
-        entropies = None if entropies is None else entropies[index]
-    return Step(
-        logits=logits,
-        entropy=entropy(logits) if entropies is None else entropies,
-        requests=[sequences[row].index for row in rows],
-        positions=[len(sequences[row].made_by) for row in rows],
-        tokens=tokens,
-        hidden=hidden,
-    )
-
-
-def _scatter(values: Tensor, rows: list[int], like: Tensor) -> Tensor:
-    """values [len(rows)] at their rows of a column [B] like `like`, zero elsewhere."""
-    if len(rows) == len(like):
-        return values
-    column = torch.zeros(len(like), device=like.device)
-    return column.index_copy(0, torch.tensor(rows, device=like.device), values.float())
-
-
-def _to_host(columns: Sequence[Tensor]) -> list[list[float]]:
-    """All columns [N] in one transfer, as float32, which is exact for token ids (integers below 2^24)."""
-    table: list[list[float]] = torch.stack([column.float() for column in columns]).tolist()
-    return table
-
-
-def _verify_uniforms(sequence: SequenceState, ahead: int) -> tuple[float, float]:
-    """Uniform numbers for a position: to accept its draft token, and to sample without an accepted one."""
-    if ahead < len(sequence.draft):
-        return sequence.uniform(ACCEPT, ahead), sequence.uniform(RESAMPLE, ahead)
-    redraw = sequence.proposal_dropped and ahead == 0
-    return 0.0, sequence.uniform(REDRAW if redraw else PROPOSE, ahead)

@@ -12,6 +12,8 @@ from viaticum.thinking import PLAIN, ThinkingFormat
 from viaticum.types import FinishReason, TokenCount, Trace
 
 ThoughtEnd = Literal["model", "budget", "stop", "loop"]
+BIAS_LIMIT = 100.0  # a bias of this much forces its token, one of minus this much bans it
+MAX_LOGPROBS = 20  # likeliest tokens whose log-probabilities a request may ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,11 @@ class Sampling:
         top_k: tokens that are kept; 0 keeps every token.
         seed: any integer; the same seed gives the same text, whatever else is in the batch.
         min_p: tokens less probable than this times the most probable one are dropped; 0 drops none.
+        frequency_penalty, presence_penalty: subtracted from a token's logit, the one as often as the token
+            stands in the output, the other once; -2 to 2.
+        repetition_penalty: divides positive and multiplies negative logits of tokens of prompt and output; 1
+            changes nothing.
+        logit_bias: (token, added to its logit), -100 to 100; -100 bans a token, 100 bans all others.
 
     Raises:
         InputError: a value out of range.
@@ -34,6 +41,10 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
     min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -44,6 +55,21 @@ class Sampling:
             raise InputError(f"top_k must be 0 or more, got {self.top_k}")
         if not 0 <= self.min_p <= 1:
             raise InputError(f"min_p must be between 0 and 1, got {self.min_p}")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise InputError(f"{name} must be between -2 and 2, got {getattr(self, name)}")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise InputError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+        for token, bias in self.logit_bias:
+            if not -BIAS_LIMIT <= bias <= BIAS_LIMIT:
+                raise InputError(f"a logit_bias must be between -100 and 100, got {bias} for token {token}")
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether it has penalties or biases (`decoders.logits`)."""
+        return bool(
+            self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1 or self.logit_bias
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +120,11 @@ class Request:
         thinking: the tags around the thought; by default the text is not split.
         inside_thought: whether the prompt ends inside a thought; None if that is not known.
         thinking_limit: how long the thought may be, and how it is closed; None: nothing is forced.
+        logprobs: number of likeliest tokens whose log-probabilities are kept at each position, beside that of
+            the token itself; None: none are computed.
 
     Raises:
-        InputError: an empty prompt, a length below 1 or an empty stop string.
+        InputError: an empty prompt, a length below 1, an empty stop string or too many log-probabilities.
     """
 
     prompt: Sequence[int]
@@ -106,6 +134,7 @@ class Request:
     thinking: ThinkingFormat = PLAIN
     inside_thought: bool | None = None
     thinking_limit: ThinkingLimit | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -114,6 +143,23 @@ class Request:
             raise InputError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens}")
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
             raise InputError(f"stop must be a tuple of non-empty strings, got {self.stop!r}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise InputError(f"logprobs must be 0 to {MAX_LOGPROBS} likeliest tokens, got {self.logprobs}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, by the model that made the token, before penalties and temperature.
+
+    Args:
+        token: its id.
+        logprob: of the token.
+        top: likeliest tokens and their log-probabilities, the likeliest first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +180,8 @@ class Result:
         thinking: the thought, without tags.
         thought_closed_by: "model", or why the closing tag of the last thought was forced: "budget", "stop" (a
             stop id inside the thought) or "loop"; None if there was no thought or it was not closed.
+        logprobs: of the tokens of the text, if the request asked for them: those of the thought, forced ones
+            and stop ids have none. The last ones may lie behind a stop string that the text was cut at.
     """
 
     text: str
@@ -144,6 +192,7 @@ class Result:
     error: ModelError | None = None
     thinking: str = ""
     thought_closed_by: ThoughtEnd | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ import time
 
 from torch import Tensor
 
+from viaticum.decoders.logits import LogitAdjuster
 from viaticum.decoders.loop import LoopGuard
-from viaticum.decoders.request import Request, Result, ThoughtEnd
+from viaticum.decoders.request import Request, Result, ThoughtEnd, TokenLogprobs
 from viaticum.decoders.sampling import uniform
 from viaticum.decoders.speculate import DraftLength
 from viaticum.decoders.text import NOTHING_SHOWN, Shown, TextStream, Tokenizer
@@ -53,6 +54,11 @@ class SequenceState:
         self.draft: list[int] = []
         self.draft_probabilities: list[Tensor | None] = []  # [V] that each draft token was sampled from
         self.draft_target = 0
+        sampling = request.sampling
+        self.adjuster = LogitAdjuster(sampling, len(request.prompt)) if sampling.adjusts_logits else None
+        self.logprobs: TokenLogprobs | None = None  # of the next token
+        self._last_logprobs: TokenLogprobs | None = None
+        self._text_logprobs: list[TokenLogprobs] = []
         self.can_draft = True  # False once the small model failed to draft
         self.draft_length = draft_length
         self.finished = False
@@ -164,7 +170,7 @@ class SequenceState:
             self._budget.closed_by = reason
             self._budget.forced += 1
         self.closing = None
-        self.score = NO_SCORE
+        self.score, self.logprobs = NO_SCORE, None
         self._loop = self._guard.detector() if self._guard else None
         written = []
         for token in ids:
@@ -207,6 +213,7 @@ class SequenceState:
         if self._budget:
             self._forced.append(forced)
         self.score, self.proposal_dropped = NO_SCORE, False
+        self._last_logprobs, self.logprobs = self.logprobs, None
 
     def _push(self, token: int, model: int, *, forced: bool = False) -> Shown:
         """Add the text of a token, and count it if it belongs to a thought."""
@@ -216,6 +223,8 @@ class SequenceState:
             self._thought[model] += 1
             if self._budget and not forced:
                 self._budget.used += 1
+        elif self._last_logprobs is not None:
+            self._text_logprobs.append(self._last_logprobs)
         return shown
 
     def finish(
@@ -250,5 +259,6 @@ class SequenceState:
             error=error,
             thinking=thinking,
             thought_closed_by=self._budget.closed_by if self._budget else None,
+            logprobs=tuple(self._text_logprobs),
         )
         return rest, result
