@@ -25,6 +25,8 @@ class Generation:
         max_new_tokens: most tokens of the completion.
         temperature: 0 is greedy decoding.
         top_p, top_k, min_p: limits on the sampled tokens; 1, 0 and 0 set none.
+        frequency_penalty, presence_penalty, repetition_penalty, logit_bias: what changes the logits before a
+            token is sampled (see `viaticum.generation.GenerationSettings`); 0, 0, 1 and {} change nothing.
         seed: makes sampling repeatable.
         stop: strings that end the completion.
         thinking_budget: most tokens of the thought, part of max_new_tokens; None sets no limit of its own, 0
@@ -32,8 +34,8 @@ class Generation:
         reasoning_effort: how long a remote model should think, in the provider's words.
         chat_template_kwargs: variables of the chat template, such as enable_thinking.
         extra_body: further fields of the request body, passed on unread.
-        extra: further parameters of a remote API, by OpenAI's names (tools, tool_choice, response_format); a
-            model that does not support one raises `InputError`.
+        extra: further parameters by OpenAI's names: logprobs and top_logprobs, and of remote models tools,
+            tool_choice and response_format. A model that does not support one raises `InputError`.
     """
 
     max_new_tokens: int = 400
@@ -48,6 +50,10 @@ class Generation:
     reasoning_effort: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
 class Model(ABC):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.batching import BatchScheduler
 from viaticum.models.budget_forcing import opening_ids, thinking_limit
 from viaticum.models.decoding_modes import choose_mode, handoff_stats, known_costs
+from viaticum.models.logprobs import openai_logprobs
 from viaticum.models.templates import require_template
 from viaticum.models.token_routers import token_router
 from viaticum.types import Completion, Message, ThinkingDelta, TokenCount, Usage
@@ -206,7 +208,7 @@ class LocalModel(Model):
             if event.text:
                 yield event.text
             if event.result is not None:
-                yield completion_of(event.result)
+                yield self._completion(event.result)
 
     def generate_all(
         self, chats: Sequence[Sequence[Message]], generation: Generation
@@ -223,7 +225,7 @@ class LocalModel(Model):
             if event.result.error is not None:
                 failure = failure or event.result.error
             else:
-                yield index, completion_of(event.result)
+                yield index, self._completion(event.result)
         if failure is not None:
             raise failure
 
@@ -242,7 +244,9 @@ class LocalModel(Model):
         with LOADING:
             from viaticum.decoders import Request, Sampling
 
-        if unknown := [*generation.extra, *generation.extra_body]:
+        logprobs = dict(generation.extra)
+        wanted, top = logprobs.pop("logprobs", False), logprobs.pop("top_logprobs", None)
+        if unknown := [*logprobs, *generation.extra_body]:
             raise InputError(f"{self.name} runs locally and cannot do: {', '.join(unknown)}")
         prompt = self.prompt(messages, generation)
         inside = self._inside_thought(prompt)
@@ -255,12 +259,21 @@ class LocalModel(Model):
                 generation.top_k,
                 generation.seed,
                 generation.min_p,
+                generation.frequency_penalty,
+                generation.presence_penalty,
+                generation.repetition_penalty,
+                tuple(generation.logit_bias.items()),
             ),
             stop=generation.stop,
             thinking=self.thinking,
             inside_thought=inside,
             thinking_limit=thinking_limit(self.thinking, generation, inside, self._encode),
+            logprobs=(top or 0) if wanted else None,
         )
+
+    def _completion(self, result: Result) -> Completion:
+        completion = completion_of(result)
+        return replace(completion, logprobs=openai_logprobs(result, self.tokenizer))
 
     def _decoder(self, streams: int) -> MixedDecoder:
         """The decoder for so many texts at once; a pair has one for every decoding mode that was chosen."""

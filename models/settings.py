@@ -18,7 +18,16 @@ from viaticum.types import Message, Query
 
 ANSWER_TOKENS = 400  # limit of an answer where nobody sets one
 THOUGHT_TOKENS = 8192  # limit of a thought where nobody sets one, if the context holds it
-_DIRECT = ("temperature", "top_p", "top_k", "min_p", "reasoning_effort")
+_DIRECT = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "reasoning_effort",
+)
 
 
 def resolve(
@@ -57,6 +66,7 @@ def resolve(
         stop=tuple(merged.stop),
         chat_template_kwargs=dict(merged.chat_template_kwargs),
         extra_body=dict(merged.extra_body),
+        logit_bias=dict(merged.logit_bias),
         **values,
     )
 

@@ -59,6 +59,10 @@ class Strategy(ABC):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[int, float] = {}
     seed: int | None = None
     thinking_budget: int | None = None
     reasoning_effort: str | None = None
@@ -132,6 +136,10 @@ class ConfiguredStrategy(Strategy):
     top_p: float | None = INHERITED
     top_k: int | None = INHERITED
     min_p: float | None = INHERITED
+    frequency_penalty: float | None = INHERITED
+    presence_penalty: float | None = INHERITED
+    repetition_penalty: float | None = INHERITED
+    logit_bias: Mapping[int, float] = field(default=INHERITED, hash=False)
     seed: int | None = INHERITED
     thinking_budget: int | None = INHERITED
     reasoning_effort: str | None = INHERITED

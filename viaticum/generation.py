@@ -23,6 +23,9 @@ from viaticum.errors import InputError, UnknownName
 from viaticum.weight_sources import FrozenModel
 
 MAX_TOKENS = 10_000_000
+MAX_BIASES = 1024  # tokens of a logit_bias
+TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 # Fields of a request body that decide what a call can cost; they have settings of their own, or none.
 RESERVED_BODY = frozenset(
     (
@@ -76,6 +79,10 @@ class GenerationKeywords(TypedDict, total=False):
     top_p: float | None
     top_k: int | None
     min_p: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[int, float]
     seed: int | None
     stop: str | Iterable[str]
     system: str | None
@@ -92,6 +99,10 @@ class GenerationSettings(FrozenModel):
         max_new_tokens: most tokens of a completion. In a call: of thought and answer together.
         temperature: 0 is greedy.
         top_p, top_k, min_p: limits on the sampled tokens; 1, 0 and 0 set none.
+        frequency_penalty, presence_penalty: subtracted from a token's logit, the one as often as the token
+            stands in the output, the other once; 0 subtracts nothing.
+        repetition_penalty: makes tokens of prompt and output less likely where it is above 1.
+        logit_bias: added to the logits of tokens, by token id; -100 bans a token, 100 bans all others.
         seed: of the first sample; each further one adds 1.
         stop: texts that end a completion, beside those of the other levels.
         system: the system turn; "" for none. In a call it takes the place of the strategy's. In an entry, a
@@ -107,6 +118,10 @@ class GenerationSettings(FrozenModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Annotated[float, Field(ge=0, lt=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     system: str | None = None
@@ -147,7 +162,7 @@ class GenerationSettings(FrozenModel):
     def over(self, other: GenerationSettings) -> GenerationSettings:
         """These settings, and those of `other` where these are not set; mappings and stops are joined."""
         both = {**other.given, **self.given}
-        for name in ("chat_template_kwargs", "extra_body"):
+        for name in ("chat_template_kwargs", "extra_body", "logit_bias"):
             both[name] = {**getattr(other, name), **getattr(self, name)}
         both["stop"] = tuple(dict.fromkeys((*other.stop, *self.stop)))
         return type(self).model_construct(**both)

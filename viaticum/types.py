@@ -252,7 +252,8 @@ class Completion:
         text: without the thought. Empty where the thought was not closed.
         thinking: what it thought before the text, without tags; empty for a model that does not think.
         trace: of local models.
-        tool_calls, logprobs: of remote models, in the form of the OpenAI API.
+        tool_calls: of remote models, in the form of the OpenAI API.
+        logprobs: of the tokens of the text, in the form of the OpenAI API, where they were asked for.
         reported_nanousd: cost of the call as the provider reports it.
         warnings: accounts that are not as they should be: a reported cost more than 1% off the price list,
             missing usage.

@@ -386,8 +386,8 @@ class ChatViaticum(BaseChatModel):
         if kind == "encoder":
             raise InputError(f"{name} is an encoder and answers nothing; name another model")
         if kind in ("local", "pair"):
-            if extra:
-                raise InputError(f"{name} runs locally and takes no {', '.join(extra)}; name a remote model")
+            if remote := [each for each in extra if each not in ("logprobs", "top_logprobs")]:
+                raise InputError(f"{name} runs locally and takes no {', '.join(remote)}; name a remote model")
             if any(message["role"] == "tool" or "tool_calls" in message for message in messages):
                 raise InputError(f"{name} runs locally and reads no tool calls; name a remote model")
 

@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from viaticum.agents.openai_api.errors import APIError
 from viaticum.errors import InputError, UnknownName
-from viaticum.generation import GenerationSettings
+from viaticum.generation import MAX_BIASES, Bias, GenerationSettings
 from viaticum.money import nanousd
 from viaticum.types import Message
 
 MAX_CHOICES = 16
+MAX_TOP_K = 1_000_000
+TokenKey = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 DEFAULT_TOP_P = 1.0
 
 
@@ -82,16 +84,20 @@ class ChatRequest(_StrictModel):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    frequency_penalty: float | None = Field(None, ge=0, le=0, description="Only 0.")
-    presence_penalty: float | None = Field(None, ge=0, le=0, description="Only 0.")
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = Field(
-        None, description="Only empty."
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=MAX_BIASES)] | None = Field(
+        None, description="By token id, of the model that writes; -100 bans a token, 100 bans all others."
     )
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = Field(None, min_length=1, max_length=100)
     response_format: dict[str, Any] | None = None
+    # As vLLM and llama.cpp call them.
+    top_k: int | None = Field(None, ge=0, le=MAX_TOP_K)
+    min_p: float | None = Field(None, ge=0, lt=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
     budget: Annotated[float, Field(gt=0)] | str | None = Field(
         None, description="Upper limit of the cost of this request in dollars, all its calls together."
     )
@@ -131,13 +137,19 @@ class ChatRequest(_StrictModel):
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=self.logit_bias,
             seed=self.seed,
             stop=self.stop_sequences,
             reasoning_effort=self.reasoning_effort,
         )
 
     def to_extra(self) -> dict[str, Any]:
-        """Parameters for remote models alone: tools, the form of the answer, logprobs."""
+        """Parameters of one named model: logprobs, and of a remote one tools and the form of the answer."""
         extra = {
             name: value
             for name in ("tools", "tool_choice", "parallel_tool_calls", "response_format")

@@ -219,7 +219,13 @@ class RemoteModel(Model):
             "seed": generation.seed,
         }
         supported = {*self._supported_parameters, "top_k"} - set(self.spec.omit)
-        return {name: value for name, value in parameters.items() if value is not None and name in supported}
+        taken = {name: value for name, value in parameters.items() if value is not None and name in supported}
+        changes = {  # refused by name where the provider does not support them
+            "frequency_penalty": generation.frequency_penalty,
+            "presence_penalty": generation.presence_penalty,
+            "logit_bias": {str(token): bias for token, bias in generation.logit_bias.items()},
+        }
+        return taken | {name: value for name, value in changes.items() if value}
 
     @cached_property
     def _takes_greedy(self) -> bool:
@@ -243,13 +249,15 @@ class RemoteModel(Model):
 
 
 def _body(generation: Generation) -> dict[str, Any]:
-    """Fields beside OpenAI's: template variables and min_p, as vLLM and SGLang take them."""
+    """Fields beside OpenAI's, as vLLM and SGLang take them: template variables and sampling parameters."""
     body = dict(generation.extra_body)
     if generation.chat_template_kwargs:
         given = body.get("chat_template_kwargs", {})
         body["chat_template_kwargs"] = {**given, **generation.chat_template_kwargs}
     if generation.min_p:
         body["min_p"] = generation.min_p
+    if generation.repetition_penalty != 1:
+        body["repetition_penalty"] = generation.repetition_penalty
     return body
 
 

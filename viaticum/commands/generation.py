@@ -41,6 +41,25 @@ MinP = Annotated[
     float | None,
     typer.Option(help="Sample from tokens this likely, measured by the likeliest.", rich_help_panel=PANEL),
 ]
+FrequencyPenalty = Annotated[
+    float | None,
+    typer.Option(help="Of a token as often as it was written.", min=-2, max=2, rich_help_panel=PANEL),
+]
+PresencePenalty = Annotated[
+    float | None, typer.Option(help="Of a token that was written.", min=-2, max=2, rich_help_panel=PANEL)
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(help="Above 1: tokens of prompt and output become less likely.", rich_help_panel=PANEL),
+]
+LogitBias = Annotated[
+    str | None,
+    typer.Option(
+        help="Added to logits, as JSON by token id, such as '{\"42\": -100}'.",
+        metavar="JSON",
+        rich_help_panel=PANEL,
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Of the first sample.", rich_help_panel=PANEL)]
 System = Annotated[
     str | None,
@@ -78,6 +97,10 @@ OPTIONS: dict[str, Any] = {
     "top_p": TopP,
     "top_k": TopK,
     "min_p": MinP,
+    "frequency_penalty": FrequencyPenalty,
+    "presence_penalty": PresencePenalty,
+    "repetition_penalty": RepetitionPenalty,
+    "logit_bias": LogitBias,
     "seed": Seed,
     "system": System,
     "reasoning_effort": ReasoningEffort,
@@ -118,7 +141,7 @@ def settings_of(**options: Any) -> GenerationSettings:
     Raises:
         InputError: a value is out of range; the message names the option.
     """
-    for name in ("chat_template_kwargs", "extra_body"):
+    for name in ("chat_template_kwargs", "extra_body", "logit_bias"):
         if options.get(name) is not None:
             options[name] = _json_object(f"--{name.replace('_', '-')}", options[name])
     return GenerationSettings.from_keywords(options)

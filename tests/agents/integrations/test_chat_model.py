@@ -254,8 +254,8 @@ def test_local_models_take_no_tools(tmp_path: Path) -> None:
     with ChatViaticum(model="smollm2-135m", folder=tmp_path) as chat:
         with pytest.raises(InputError, match="smollm2-135m runs locally and takes no tools"):
             chat.bind_tools([{"name": "f", "description": "f", "parameters": {}}])
-        with pytest.raises(InputError, match="takes no logprobs"):
-            chat.invoke("hi", logprobs=True)
+        with pytest.raises(InputError, match="takes no response_format"):
+            chat.invoke("hi", response_format={"type": "json_object"})
         with pytest.raises(InputError, match="reads no tool calls"):
             chat.invoke([HumanMessage("hi"), ToolMessage("1", tool_call_id="c")])
         with pytest.raises(InputError, match="is an encoder"):
