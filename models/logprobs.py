@@ -22,7 +22,8 @@ def openai_logprobs(result: Result, tokenizer: Any) -> tuple[Mapping[str, Any], 
     """The items of `logprobs.content`, one a token of the text; none if the request asked for none."""
     entries = list(result.logprobs)
     written = [token_bytes(tokenizer, each.token) for each in entries]
-    while result.finish_reason == "stop" and written and _letters(written[:-1]) >= len(result.text):
+    text = result.text.lstrip()  # space behind a thought is not shown
+    while result.finish_reason == "stop" and written and _joined(written[:-1]).startswith(text):
         written.pop()  # of the stop string
     return tuple(
         {
@@ -33,9 +34,8 @@ def openai_logprobs(result: Result, tokenizer: Any) -> tuple[Mapping[str, Any], 
     )
 
 
-def _letters(written: Sequence[bytes]) -> int:
-    """Characters of a text in which invalid bytes are replaced."""
-    return len(b"".join(written).decode(errors="replace"))
+def _joined(written: Sequence[bytes]) -> str:
+    return b"".join(written).decode(errors="replace").lstrip()
 
 
 def _named(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
