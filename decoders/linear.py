@@ -32,14 +32,9 @@ import torch
 from torch import Tensor, nn
 
 from viaticum.errors import InputError, WeightsError
-from viaticum.gguf import (
-    FourBit,
-    four_bit_tensors,
-    ordered_map,
-    quantised_tensors,
-    read_four_bit,
-    read_header,
-)
+from viaticum.gguf.blocks import FourBit, four_bit_tensors, quantised_tensors, read_four_bit
+from viaticum.gguf.file import read_header
+from viaticum.gguf.parallel import ordered_map
 
 Weights = Literal["auto", "plain", "bfloat16", "low-bit"]
 

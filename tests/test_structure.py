@@ -286,7 +286,17 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("torch", ("viaticum.routers", "viaticum.decoders", "viaticum.models", "viaticum.training")),
+        (
+            "torch",
+            (
+                "viaticum.routers",
+                "viaticum.decoders",
+                "viaticum.models",
+                "viaticum.training",
+                # compares the tensors of a file with those of the model class
+                "viaticum.gguf.conversion",
+            ),
+        ),
         ("langgraph", ("viaticum.agents",)),
         ("litellm", ("viaticum.models.remote", "viaticum.agents.integrations")),
         ("langchain", ("viaticum.agents.integrations.middleware",)),

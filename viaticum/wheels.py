@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from viaticum.errors import WeightsError
-from viaticum.gguf import ordered_map
+from viaticum.gguf.parallel import ordered_map
 from viaticum.weight_sources import Wheels
 
 Report = Callable[[str, int, int], None]  # stage, bytes done, bytes in all

@@ -23,7 +23,9 @@ from viaticum.decoders.linear import (
     weight_bytes,
 )
 from viaticum.errors import InputError, WeightsError
-from viaticum.gguf import FourBit, convert, four_bit_tensors, read_four_bit, read_header
+from viaticum.gguf.blocks import FourBit, four_bit_tensors, read_four_bit
+from viaticum.gguf.conversion import convert
+from viaticum.gguf.file import read_header
 
 gguf = pytest.importorskip("gguf")
 pytestmark = pytest.mark.skipif(
