@@ -17,7 +17,13 @@ from langgraph.types import Checkpointer
 from viaticum import strategies
 from viaticum.agents.workflow.graph import Graph, Workflow
 from viaticum.agents.workflow.resources import WorkflowResources
-from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, WorkflowSettings, as_policy
+from viaticum.agents.workflow.settings import (
+    SLOTS,
+    Dollars,
+    SettingsKeywords,
+    WorkflowSettings,
+    as_policy,
+)
 from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
@@ -78,9 +84,9 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
     """
     catalogue = settings.catalogue
     loaded = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
+    loaded = loaded.with_local(settings.local)
     strategies.load(*loaded.strategies, *settings.strategies)
-    slots = settings.slots if settings.slots is not None else settings.concurrency
-    pool = _Models(loaded, dict(settings.models or {}), slots)
+    pool = _Models(loaded, settings)
     return WorkflowResources(
         catalogue=pool.catalogue,
         router=_restricted(_open_router(settings.router, pool.catalogue), settings, pool.catalogue),
@@ -124,11 +130,14 @@ def _is_known(ledger: Ledger, budget: str) -> bool:
 class _Models:
     """Models by name: the given ones, then those of the catalogue, opened on first use."""
 
-    def __init__(self, catalogue: Catalogue, given: dict[str, Model], slots: int) -> None:
+    def __init__(self, catalogue: Catalogue, settings: WorkflowSettings) -> None:
+        given = dict(settings.models or {})
         entries = [model.catalogue_entry() for name, model in given.items() if name not in catalogue]
         self.catalogue = with_litellm_prices(catalogue.with_models(*filter(None, entries)))
         self._models, self._lock = given, threading.Lock()
-        self._local = LocalModels(self.catalogue, slots=slots)
+        self._local = LocalModels(
+            self.catalogue, slots=settings.slots, max_slots=max(settings.concurrency, SLOTS)
+        )
         self._usable = set(given)  # given models, and those whose weights or keys were found
 
     def model(self, name: str) -> Model:

@@ -146,7 +146,7 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEv
     model, spec = client.model(request.name), client.catalogue[request.name]
     settings = request.settings.over(client.settings)
     messages = chat_messages(spec, list(request.messages), settings)
-    limit = _default_limit(model, spec.context_length, messages)
+    limit = _default_limit(model, spec.usable_context, messages)
     generation = resolve(client.catalogue, spec.name, call=settings, default_limit=limit)
     calls = Calls(client.catalogue, client.ledger, client.model)
     started = False

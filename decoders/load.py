@@ -1,60 +1,152 @@
 """Load a runner from a model folder: weights, packed linear layers, KV slots and, on CUDA, graphs.
 
-Reads local files only. Leaves out where the folder comes from (`viaticum.weights`) and running the model
-(`decoders.runner`, `decoders.graphs`).
+Reads local files only. Leaves out where the folder comes from (`viaticum.weights`), what a device is
+(`decoders.devices`) and running the model (`decoders.runner`, `decoders.graphs`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from viaticum.decoders.attention import NAME as ATTENTION
 from viaticum.decoders.cache import FIRST_CAPACITY
+from viaticum.decoders.devices import resolve_devices, resolve_dtype
 from viaticum.decoders.fused_layers import fuse_layers
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.linear import Weights, pack
-from viaticum.decoders.memory import free_bytes, plan_slots
+from viaticum.decoders.memory import MAX_SLOTS, free_bytes, plan_slots
+from viaticum.decoders.runner import Runner
 from viaticum.decoders.torch_runner import PREFILL_TOKENS, TorchRunner, context_length
-from viaticum.errors import WeightsError
+from viaticum.errors import InputError, WeightsError
+
+Engine = Literal["auto", "torch", "llama", "served"]
+GPU_MEMORY = 0.9  # of a GPU's memory, where nobody says how much may be used
 
 
 def load_runner(
     path: str | Path,
     *,
+    engine: Engine = "auto",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
     slots: int | Literal["auto"] = 1,
+    max_slots: int = MAX_SLOTS,
     context: int | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-    device: str = "cpu",
+    tensor_parallel: int = 1,
+    gpu_memory: float = GPU_MEMORY,
+    weights: Weights = "auto",
+    graphs: bool | None = None,
+    api_base: str | None = None,
+    served_model: str | None = None,
+) -> Runner:
+    """Load a causal LM; never uses the network, but for the engine "served".
+
+    Args:
+        path: the model folder, with config.json and safetensors, or a GGUF file for the engine "llama".
+        engine: what computes the model. "torch": this package, on CPU, CUDA and MPS. "llama": llama.cpp.
+            "served": a server of the model at `api_base`. "auto": torch.
+        device: a torch device, "auto" for the GPU if there is one (see `decoders.devices`).
+        dtype: of weights, activations, keys and values; "auto" for what is fast on the device.
+        slots: sequences in the KV cache at once. "auto" takes as many as fit the memory that is free once the
+            weights are loaded (see `plan_slots`); of two models, load the other one first.
+        max_slots: upper limit of slots="auto".
+        context: maximum positions of one sequence; None: what the model supports.
+        tensor_parallel: GPUs over which the weights are spread, from `device` on.
+        gpu_memory: fraction of a GPU's memory that slots="auto" may fill, weights included.
+        weights: see `load_torch`.
+        graphs: see `load_torch`.
+        api_base, served_model: of the engine "served": the server's address, and the model's name there.
+
+    Raises:
+        InputError: the engine, device or dtype is not there, or `weights` is not possible with them.
+        ModelError: the memory is not enough for one slot.
+    """
+    if engine in ("auto", "torch"):
+        return load_torch(
+            path,
+            device=device,
+            dtype=dtype,
+            slots=slots,
+            max_slots=max_slots,
+            context=context,
+            tensor_parallel=tensor_parallel,
+            gpu_memory=gpu_memory,
+            weights=weights,
+            graphs=graphs,
+        )
+    raise InputError(f"unknown engine {engine!r}; known: auto, torch")
+
+
+def load_torch(
+    path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    slots: int | Literal["auto"] = 1,
+    max_slots: int = MAX_SLOTS,
+    context: int | None = None,
+    tensor_parallel: int = 1,
+    gpu_memory: float = GPU_MEMORY,
     weights: Weights = "auto",
     graphs: bool | None = None,
 ) -> TorchRunner:
-    """Load a causal LM from a folder with config.json and safetensors; never uses the network.
+    """Load a causal LM from a folder with config.json and safetensors, for torch.
 
     Args:
         path: the model folder.
-        slots: sequences in the KV cache at once. "auto" takes as many as fit the memory that is free once the
-            weights are loaded (see `plan_slots`); of two models, load the other one first.
-        context: maximum positions of one sequence; None: what the model supports.
-        dtype: of activations, keys and values.
-        device: a torch device.
         weights: how linear layers store their weights (see `decoders.linear`). "plain": as transformers does,
             in `dtype`. "bfloat16": the same values in the kernel's own order, about twice as fast. "low-bit":
             also in 4 and 8 bits, for calls of few rows; 2.6 to 3 bytes a weight in all. "auto": the last of
             these that the machine, the dtype and the folder allow; low-bit only if a quantised model.gguf
             lies beside the weights.
         graphs: run calls of few tokens in static shapes, as CUDA graphs (`GraphRunner`). The cache then
-            allocates its whole context at once. None: on CUDA only.
+            allocates its whole context at once. None: on one CUDA GPU only.
+        device, dtype, slots, max_slots, context, tensor_parallel, gpu_memory: see `load_runner`.
 
     Raises:
         WeightsError: the folder lacks a tensor of the model, or holds one that the model has no place for.
-        InputError: `weights` is not possible on this machine or with this folder.
+        InputError: device or dtype is not there, or `weights` is not possible with them.
         ModelError: the memory is not enough for one slot.
     """
+    devices = resolve_devices(device, tensor_parallel)
+    resolved = resolve_dtype(dtype, devices[0])
+    model = _load_weights(path, resolved, devices)
+    if pack(model, Path(path), weights):
+        fuse_layers(model)
+    if slots == "auto":
+        slots = plan_slots(
+            model.config,
+            context_length(model.config, context),
+            usable_bytes(devices, gpu_memory),
+            dtype=resolved,
+            prefill_tokens=PREFILL_TOKENS,
+            first_capacity=FIRST_CAPACITY,
+            at_most=max_slots,
+        )
+    use_graphs = devices[0].type == "cuda" and len(devices) == 1 if graphs is None else graphs
+    return (GraphRunner if use_graphs else TorchRunner)(model, slots=slots, context=context)
+
+
+def usable_bytes(devices: list[torch.device], gpu_memory: float) -> int:
+    """Bytes for KV caches: what is free, less the part of GPUs that `gpu_memory` leaves to others."""
+    free = sum(map(free_bytes, devices))
+    if devices[0].type != "cuda":
+        return free
+    total = sum(int(torch.cuda.mem_get_info(device)[1]) for device in devices)
+    return max(0, free - int((1 - gpu_memory) * total))
+
+
+def _load_weights(path: str | Path, dtype: torch.dtype, devices: list[torch.device]) -> PreTrainedModel:
+    """The model, each weight read from its file straight to its device where accelerate is installed."""
+    options: dict[str, Any] = {}
+    if devices[0].type != "cpu" and find_spec("accelerate"):
+        options["device_map"] = {"": devices[0]}
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
@@ -62,23 +154,12 @@ def load_runner(
         local_files_only=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are in `info`
+        **options,
     )
-    model, info = loaded
-    _check_complete(Path(path), info)
-    model = model.to(torch.device(device))
-    if pack(model, Path(path), weights):
-        fuse_layers(model)
-    if slots == "auto":
-        slots = plan_slots(
-            model.config,
-            context_length(model.config, context),
-            free_bytes(device),
-            dtype=dtype,
-            prefill_tokens=PREFILL_TOKENS,
-            first_capacity=FIRST_CAPACITY,
-        )
-    use_graphs = torch.device(device).type == "cuda" if graphs is None else graphs
-    return (GraphRunner if use_graphs else TorchRunner)(model, slots=slots, context=context)
+    model: PreTrainedModel = loaded[0]
+    _check_complete(Path(path), loaded[1])
+    model.to(devices[0])  # type: ignore[arg-type]
+    return model
 
 
 def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
 from viaticum.heavy import LOADING
+from viaticum.local_settings import LocalSettings
 from viaticum.messages import fold_system
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.batching import BatchScheduler
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from viaticum.decoders.cost import CostModel
     from viaticum.decoders.decoding_mode import DecodingMode, HandoffStats
 
+MAX_SLOTS = 64  # of slots="auto", where the caller sets no limit
 PROMPT_END = 32  # tokens of a prompt that tell whether it ends inside a thought
 
 
@@ -40,12 +42,20 @@ PLAIN = Generation()
 
 
 class LocalModels:
-    """The local models of a catalogue, loaded on first use. slots: texts that are written at once."""
+    """The local models of a catalogue, loaded on first use.
 
-    def __init__(self, catalogue: Catalogue, *, slots: int = 1) -> None:
+    Args:
+        catalogue: its entries say where and how each model runs (`Catalogue.local_settings`).
+        slots: texts that are written at once by a model whose entry does not say; "auto" for as many as the
+            free memory holds, at most `max_slots`.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, *, slots: int | Literal["auto"] = 1, max_slots: int = MAX_SLOTS
+    ) -> None:
         self.catalogue = catalogue
-        self.slots = slots
-        self._runners: dict[str, Runner] = {}
+        self.slots, self.max_slots = slots, max_slots
+        self._runners: dict[tuple[str, LocalSettings], Runner] = {}
         self._tokenizers: dict[str, Any] = {}
         self.lock = threading.RLock()
         self.scheduler = BatchScheduler()
@@ -84,23 +94,43 @@ class LocalModels:
             raise MissingExtra("transformers", "local") from None
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
-    def runner(self, name: str) -> Runner:
-        """Return the loaded weights of a model of kind local.
+    def runners(self, name: str) -> list[Runner]:
+        """Return the loaded weights of a model, or of both models of a pair: [small, large].
 
         Raises:
             MissingExtra: torch is not installed.
             WeightsError: weights are missing.
+            InputError: the device that an entry names is not there.
+        """
+        spec = self.catalogue[name]
+        if spec.kind != "pair":
+            return [self.runner(name)]
+        # The large one first: memory for texts is planned when the weights of both are loaded.
+        return [self.runner(member, name) for member in reversed(spec.members)][::-1]
+
+    def runner(self, name: str, pair: str | None = None) -> Runner:
+        """As `runners`, of one model of kind local. pair: the one that it is used in.
+
+        A model that runs alike alone and in pairs is loaded once.
         """
         with LOADING:
             try:
                 from viaticum.decoders import load_runner
             except ImportError as error:
                 raise MissingExtra(error.name or "torch", "local") from None
-        spec = self.catalogue[name]
+        spec, settings = self.catalogue[name], self.catalogue.local_settings(name, pair)
         with self.lock, LOADING:
-            if name not in self._runners:
-                self._runners[name] = load_runner(locate(spec), slots=self.slots, context=spec.context_length)
-            return self._runners[name]
+            if (name, settings) not in self._runners:
+                options = settings.over(LocalSettings(slots=self.slots)).given
+                options["context"] = min(settings.context or spec.context_length, spec.context_length)
+                self._runners[name, settings] = load_runner(
+                    locate(spec),
+                    max_slots=self.max_slots,
+                    api_base=spec.api_base,
+                    served_model=spec.served_model,
+                    **options,
+                )
+            return self._runners[name, settings]
 
 
 class TemplateRefusal(Exception):
@@ -183,10 +213,10 @@ class LocalModel(Model):
 
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
         prompt, max_new_tokens = len(self.prompt(messages, generation)), generation.max_new_tokens
-        if prompt + max_new_tokens > self.spec.context_length:
+        if prompt + max_new_tokens > self.spec.usable_context:
             raise PromptTooLong(
                 f"a prompt of {prompt} tokens and {max_new_tokens} new ones do not fit the context of "
-                f"{self.name} ({self.spec.context_length}); shorten the question or lower max_new_tokens"
+                f"{self.name} ({self.spec.usable_context}); shorten the question or lower max_new_tokens"
             )
         # Both models of a pair read the prompt. Which of them makes a token is not known beforehand: the
         # large one, never the cheaper, is assumed to make them all.
@@ -281,8 +311,8 @@ class LocalModel(Model):
         from viaticum.decoders.decoding_mode import LARGE_ALONE
         from viaticum.routers.token import AlwaysLarge
 
-        runners = [self.pool.runner(member) for member in self.members]
-        mode = LARGE_ALONE if len(runners) == 1 else self._mode(min(streams, self.pool.slots))
+        runners = self.pool.runners(self.name)
+        mode = LARGE_ALONE if len(runners) == 1 else self._mode(min(streams, runners[-1].slots))
         if mode not in self._decoders:
             router = (
                 token_router(self.spec, self.pool.catalogue, runners[0]) if mode.routed else AlwaysLarge()
@@ -320,10 +350,10 @@ def check_context(
 ) -> None:
     """Raise `PromptTooLong` with a question's id unless prompt and new tokens fit every member."""
     for spec in members:
-        if len(prompt) + max_new_tokens > spec.context_length:
+        if len(prompt) + max_new_tokens > spec.usable_context:
             raise PromptTooLong(
                 f"question {question!r}: a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do "
-                f"not fit the context of {spec.name} ({spec.context_length}); shorten the question or leave "
+                f"not fit the context of {spec.name} ({spec.usable_context}); shorten the question or leave "
                 "it out"
             )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.local_settings import LocalSettings
 from viaticum.models.decoding_modes import costs_path
 from viaticum.models.local import LocalModels
 
@@ -36,10 +37,10 @@ def measure_costs(
     from viaticum.decoders.cost import measure_pair
     from viaticum.decoders.decoding_mode import LOSSLESS, ROUTED, TYPICAL
 
-    pool = LocalModels(catalogue, slots=streams)
+    pool = LocalModels(catalogue.with_local(LocalSettings(slots=streams)))
     pool.model(spec.name)  # checks weights and vocabularies
     report(f"loading {' and '.join(spec.members)}")
-    small, large = (pool.runner(member) for member in spec.members)
+    small, large = pool.runners(spec.name)
     report("timing their calls")
     costs = measure_pair(small, large)
     path = costs_path(spec)

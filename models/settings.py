@@ -125,7 +125,7 @@ def _limits(
         thought = max(total - min(answer, total // 2), 0)
         thought = thought if budget is None else min(budget, thought)
     else:
-        longest = max((spec.context_length - answer) // 2, 0)
+        longest = max((spec.usable_context - answer) // 2, 0)
         thought = budget if budget is not None else _default_thought(entry, answer, longest)
         total = answer + thought
     return total, budget if spec.kind == "remote" and budget is None else thought

@@ -202,7 +202,7 @@ class _ThresholdRun:
         from viaticum.decoders import MixedDecoder
         from viaticum.routers.token.neural import LearnedDivergenceRouter
 
-        small, large = (self.pool.runner(name) for name in self.spec.members)
+        small, large = self.pool.runners(self.spec.name)
         decoder = MixedDecoder(
             large,
             small,

@@ -109,7 +109,6 @@ def learn(
     steps: int = 50,
     minutes: float | None = None,
     slots: int = 16,
-    device: str = "cpu",
     costs: CostModel | None = None,
     report: Report = no_report,
 ) -> TrainedPolicy:
@@ -124,7 +123,6 @@ def learn(
         steps: total number of steps.
         minutes: begin no further step after so long; the same command continues.
         slots: texts that are written at once.
-        device: where the models run.
         costs: times of calls; by default those measured for the pair on this machine.
         report: called with stage, done and total.
 
@@ -142,9 +140,7 @@ def learn(
         raise InputError(f"steps must be 0 or more, got {steps}")
     started = time.monotonic()
     held_out, training = split(questions, settings.held_out, settings.seed)
-    environment = PolicyEnvironment(
-        catalogue, pair, settings.strategy, settings.streams, slots, device, costs
-    )
+    environment = PolicyEnvironment(catalogue, pair, settings.strategy, settings.streams, slots, costs)
     with PolicyRun(Path(out), _identity(environment, held_out, training, settings)) as run:
         trainer = _PolicyTrainer(run, environment, settings, held_out, training, report)
         trainer.evaluate_before()

@@ -18,9 +18,10 @@ from viaticum.questions import Question
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies import load
 from viaticum.strategies.answers import is_right
-from viaticum.weights import locate
 
 if TYPE_CHECKING:
+    import torch
+
     from viaticum.decoders import Request
     from viaticum.decoders.cost import CostModel
     from viaticum.decoders.rollouts import Rollout, RolloutGenerator
@@ -47,7 +48,6 @@ class PolicyEnvironment:
         strategy: how questions are asked; one that asks once.
         streams: texts at once whose latency is estimated.
         slots: texts that are written at once.
-        device: where the models run, e.g. "cpu" or "cuda".
         costs: times of calls; by default those measured for the pair on this machine.
 
     Raises:
@@ -62,10 +62,9 @@ class PolicyEnvironment:
         strategy: str,
         streams: int,
         slots: int,
-        device: str,
         costs: CostModel | None,
     ) -> None:
-        self.catalogue, self.streams, self.slots, self.device = catalogue, streams, slots, device
+        self.catalogue, self.streams = catalogue, streams
         self.spec = catalogue[pair]
         if self.spec.kind != "pair":
             raise InputError(f"{pair} is a {self.spec.kind} model; a policy is learned for a pair")
@@ -76,7 +75,8 @@ class PolicyEnvironment:
             raise InputError(
                 f"{strategy} is not graded text by text; learn with a strategy that asks once, e.g. cot"
             )
-        self.model = LocalModels(catalogue).model(pair)  # checks weights and vocabularies
+        self.pool = LocalModels(catalogue, slots=slots)
+        self.model = self.pool.model(pair)  # checks weights and vocabularies
         self.costs = costs or _measured_costs(self.spec)
         self.cached = 0  # tokens of the prefix that all prompts share
         self._writer: RolloutGenerator | None = None
@@ -85,18 +85,9 @@ class PolicyEnvironment:
     def writer(self) -> RolloutGenerator:
         """Decodes rollouts; loads both models at its first use."""
         if self._writer is None:
-            from viaticum.decoders import load_runner
             from viaticum.decoders.rollouts import RolloutGenerator
 
-            small, large = (
-                load_runner(
-                    locate(self.catalogue[name]),
-                    slots=self.slots,
-                    context=self.catalogue[name].context_length,
-                    device=self.device,
-                )
-                for name in self.spec.members
-            )
+            small, large = self.pool.runners(self.spec.name)
             self._writer = RolloutGenerator(
                 small,
                 large,
@@ -108,6 +99,11 @@ class PolicyEnvironment:
                 cached=self.cached,
             )
         return self._writer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the small model, and so the policy, runs."""
+        return self.writer.small.device
 
     @property
     def hidden_size(self) -> int:

@@ -31,7 +31,6 @@ def evaluate(
     catalogue: Catalogue,
     pair: str = "",
     slots: int = 16,
-    device: str = "cpu",
     costs: CostModel | None = None,
     report: Report = no_report,
 ) -> dict[str, Any]:
@@ -43,7 +42,6 @@ def evaluate(
         catalogue: the models.
         pair: by default the pair that it was learned for.
         slots: texts that are written at once.
-        device: where the models run.
         costs: times of calls; by default those that it learned with, so that rewards can be compared.
         report: called with stage, done and total.
 
@@ -67,7 +65,6 @@ def evaluate(
         settings["strategy"],
         settings["streams"],
         slots,
-        device,
         costs or CostModel.from_dict(trained.metadata["costs"]),
     )
     check_members(trained, environment.spec, catalogue)
@@ -80,7 +77,9 @@ def evaluate(
         (trained.policy, trained.threshold, "R-Stitch+"),
     ):
         report(stage, 0, len(questions))
-        rows.append(environment.serve(policy.to(device), trained.tau, questions, threshold, weight))
+        rows.append(
+            environment.serve(policy.to(environment.device), trained.tau, questions, threshold, weight)
+        )
         report(stage, len(questions), len(questions))
     return {"learned_from": len(learned), **compare(*rows)}
 

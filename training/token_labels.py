@@ -276,7 +276,7 @@ class _LabelRun:
             check_context(each.id, self._prompt(each.id), len(each.tokens) - 1, [self.small])
         self._unload_large()
         pool = LocalModels(self.catalogue, slots=1)
-        runner, done, total = pool.runner(self.small.name), len(known), len(known) + len(todo)
+        runner, done, total = pool.runner(self.small.name, self.spec.name), len(known), len(known) + len(todo)
         self.folder.update_manifest(vocabulary=runner.vocabulary)
         self.report("features", done, total)
         started, stats = time.perf_counter(), StageStats(texts=len(todo))
@@ -420,7 +420,7 @@ class _LabelRun:
         """The large model alone; loaded when the first text is written."""
         from viaticum.decoders import MixedDecoder
 
-        runner = self._pool.runner(self.large.name)
+        runner = self._pool.runner(self.large.name, self.spec.name)
         ends = stop_ids([runner], self.model.tokenizer)
         self.folder.update_manifest(stop_ids=ends)
         return MixedDecoder(

@@ -19,6 +19,7 @@ import platformdirs
 from pydantic import ValidationError
 
 from viaticum.errors import InputError, UnknownName, UnknownPrice
+from viaticum.local_settings import LocalSettings
 from viaticum.model_spec import Kind, ModelSpec, PriceTier, ThinkingTags
 from viaticum.money import Price
 from viaticum.thinking import ThinkingFormat
@@ -110,6 +111,21 @@ class Catalogue(Mapping[str, ModelSpec]):
         spec = self[name]
         return self[spec.members[-1] if spec.thinking == "auto" else name].thinking_format
 
+    def local_settings(self, name: str, pair: str | None = None) -> LocalSettings:
+        """How a local model runs: what `pair` says, of which it is a member, else its own entry."""
+        own = self[name].local
+        return own if pair is None else self[pair].local.over(own)
+
+    def with_local(self, settings: LocalSettings) -> Catalogue:
+        """A catalogue whose local models and pairs run as `settings` says, where it says anything."""
+        if not settings.given:
+            return self
+        changed = [
+            spec.model_copy(update=settings.given) if spec.kind in ("local", "pair") else spec
+            for spec in self.values()
+        ]
+        return Catalogue(changed, strategies=self.strategies)
+
     def prices(self, names: Iterable[str]) -> dict[str, Price]:
         """Prices of some models, by name.
 
@@ -197,7 +213,10 @@ def _shorter_context(fields: Mapping[str, Any], tables: Mapping[str, Any]) -> in
     """The shorter context of a pair's members. Wrong members are reported elsewhere."""
     members = [fields.get(role) for role in ("small", "large")]
     lengths = [
-        tables[name].get("context_length") for name in members if isinstance(name, str) and name in tables
+        tables[name].get(field)
+        for name in members
+        if isinstance(name, str) and name in tables
+        for field in ("context_length", "context")
     ]
     return min((length for length in lengths if isinstance(length, int)), default=1)
 

@@ -21,6 +21,16 @@ from pydantic import (
 )
 
 from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.local_settings import (
+    LOCAL_FIELDS,
+    UNKEYED_FIELDS,
+    Device,
+    Dtype,
+    Engine,
+    GpuMemory,
+    LocalSettings,
+    Slots,
+)
 from viaticum.money import Price, Tier, nanousd
 from viaticum.thinking import FORMATS, PLAIN, Tags, ThinkingFormat, format_named, format_of_family
 from viaticum.weight_sources import FrozenModel, Hub, Source
@@ -38,7 +48,15 @@ _ROUTER_FIELDS = {
     "r2r": ("router_path", "threshold", "share", "drift"),
 }
 _REMOTE_FIELDS = ("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams")
-_LATER: dict[str, Any] = {"thinking": "auto", "generation": {}, "chat_template": None}  # later, unset
+_SERVED_FIELDS = ("api_base", "served_model")  # of local entries whose engine is "served"
+# Fields that came later, with their values where they are not set.
+_LATER: dict[str, Any] = {
+    "thinking": "auto",
+    "generation": {},
+    "chat_template": None,
+    "served_model": None,
+    **dict.fromkeys(LOCAL_FIELDS),
+}
 LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
 
 
@@ -93,6 +111,10 @@ class ModelSpec(FrozenModel):
         default: routed to, and fetched, unless names are given.
         generation: how it generates where neither call nor strategy says so (`viaticum.generation`).
 
+        device, dtype, engine, slots, context, tensor_parallel, gpu_memory: of local models and pairs, how
+            they run on this machine (`viaticum.local_settings`). What a pair says holds for both its models.
+        served_model: of a local model with engine "served": its name at the server `api_base`.
+
         Prices are dollars for a million tokens:
         cached_input_price, reasoning_price: where they differ from input and output.
         second_price: dollars for a second of work.
@@ -115,7 +137,7 @@ class ModelSpec(FrozenModel):
 
         Of remote models:
         litellm_model: the model's name for LiteLLM.
-        api_base: address of a server other than the provider's.
+        api_base: address of a server other than the provider's, or that of the engine "served".
         api_key_env: environment variable that holds the key.
         timeout_seconds: how long the provider may be silent.
         max_retries: retries of a call that failed before its first word.
@@ -157,6 +179,29 @@ class ModelSpec(FrozenModel):
     chat_template: Annotated[str, Field(min_length=1)] | None = None
     default: bool = True
     generation: GenerationSettings = NO_SETTINGS
+    device: Device | None = None
+    dtype: Dtype | None = None
+    engine: Engine | None = None
+    slots: Slots | None = None
+    context: PositiveInt | None = None
+    tensor_parallel: PositiveInt | None = None
+    gpu_memory: GpuMemory | None = None
+    served_model: Annotated[str, Field(min_length=1)] | None = None
+
+    @property
+    def local(self) -> LocalSettings:
+        """How it runs on this machine."""
+        return LocalSettings.model_construct(**{name: getattr(self, name) for name in LOCAL_FIELDS})
+
+    @property
+    def usable_context(self) -> int:
+        """Tokens of prompt and answer together that this machine keeps memory for."""
+        return min(self.context or self.context_length, self.context_length)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The entry for keys of answers: without what only says where and how fast it runs."""
+        return self.model_dump(mode="json", exclude=set(UNKEYED_FIELDS))
 
     @property
     def price(self) -> Price | None:
@@ -255,8 +300,10 @@ class ModelSpec(FrozenModel):
                 f"a {self.kind} entry {'needs' if self.kind == 'remote' else 'takes no'} litellm_model"
             )
         self._check_generation()
+        self._check_local_fields()
         for field in _REMOTE_FIELDS:
-            if getattr(self, field) not in (None, ()) and self.kind != "remote":
+            served = field == "api_base" and self.engine == "served"
+            if getattr(self, field) not in (None, ()) and self.kind != "remote" and not served:
                 raise ValueError(f"a {self.kind} entry takes no {field}")
         if self.text is not None and self.kind != "scripted":
             raise ValueError(f"a {self.kind} entry takes no text")
@@ -267,6 +314,20 @@ class ModelSpec(FrozenModel):
         if self.kind == "pair" and self.small == self.large:
             raise ValueError(f"a pair needs two different models, not {self.small!r} twice")
         return self
+
+    def _check_local_fields(self) -> None:
+        if self.kind not in ("local", "pair") and (given := sorted(self.local.given)):
+            raise ValueError(f"a {self.kind} entry takes no {given[0]}; it is for local models and pairs")
+        if self.context is not None and self.context > self.context_length:
+            raise ValueError(f"context is {self.context}, more than context_length ({self.context_length})")
+        if self.kind == "pair" and self.engine == "served":
+            raise ValueError('give engine = "served" to a model of the pair, not to both of them')
+        served = self.kind == "local" and self.engine == "served"
+        for field in _SERVED_FIELDS:
+            if served and getattr(self, field) is None:
+                raise ValueError(f'engine = "served" needs {field}')
+        if self.served_model is not None and not served:
+            raise ValueError('served_model goes with engine = "served"')
 
     def _check_generation(self) -> None:
         given = self.generation.given

@@ -192,4 +192,4 @@ def is_cached(payload: Mapping[str, object]) -> bool:
 
 
 def _model_key(spec: ModelSpec) -> str:
-    return f"{spec.kind}-{digest(spec.model_dump(mode='json'))[:32]}"
+    return f"{spec.kind}-{digest(spec.identity)[:32]}"

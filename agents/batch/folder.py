@@ -96,7 +96,7 @@ def fingerprint(
 ) -> dict[str, str]:
     """Hashes, by name, that a run which goes on must share with the job's first run."""
     rows = f"skip {given.skip}, limit {given.limit}"
-    specs = {spec.name: spec.model_dump(mode="json") for spec in tools.catalogue.values()}
+    specs = {spec.name: spec.identity for spec in tools.catalogue.values()}
     inner = tools.router.router if isinstance(tools.router, RestrictedRouter) else tools.router
     hashes = {
         "input": given.digest(),

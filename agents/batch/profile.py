@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from viaticum.catalogue import Catalogue
+from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import DataError, InputError
 from viaticum.files import JournalFile, write_jsonl
 from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.local_settings import UNKEYED_FIELDS
 from viaticum.models.local import LocalModels
 from viaticum.models.settings import prompt, resolve
 from viaticum.outcomes import parse_outcome, write_outcomes
@@ -252,6 +253,10 @@ class ProfileJournal:
         self._samples[row.pair, row.question_id] = samples
 
 
+def _entry(spec: ModelSpec) -> str:
+    return spec.model_dump_json(exclude=set(UNKEYED_FIELDS))
+
+
 def _fingerprint(
     questions: Sequence[Question],
     catalogue: Catalogue,
@@ -264,7 +269,7 @@ def _fingerprint(
         "journal": 2,  # format of its lines: 2 has the texts
         "dataset": dataset,
         "pairs": [str(pair) for pair in pairs],
-        "models": {pair.model: catalogue[pair.model].model_dump_json() for pair in pairs},
+        "models": {pair.model: _entry(catalogue[pair.model]) for pair in pairs},
         "prompts": {
             pair.strategy: get_strategy(pair.strategy).messages(questions[0].query) for pair in pairs
         },

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from viaticum.agents.batch.engines import Engine
 from viaticum.agents.batch.planning import PACED
@@ -22,6 +22,7 @@ from viaticum.budgets import default_path
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.models.base import Model
 from viaticum.routers.query import QueryRouter
 
@@ -64,12 +65,12 @@ class BatchSettings:
         skip: leave out so many first rows of the input.
         limit: take at most so many rows.
         format: of the input, where its suffix does not say: "jsonl", "openai", "csv" or "parquet".
-        catalogue, router, models, timeout, tries, generation, strategies,
-            model, strategy: as of `WorkflowSettings`.
+        catalogue, router, models, timeout, tries, local, generation, strategies, model, strategy: as of
+            `WorkflowSettings`.
         ledger: a path or a `postgresql://` address; None for the user's.
         cache: a file of answers that jobs share; None for the job's own.
         concurrency: calls at the same time, of each worker where the engine is "ray".
-        slots: sequences that a local model decodes at the same time; None for as many as `concurrency`.
+        slots: as of `WorkflowSettings`; by default "auto".
         keep_texts: rows keep what the models wrote.
         drain_seconds: how long running calls may take to end once the job is stopped.
         stop: set by the caller to end the job in order.
@@ -96,7 +97,8 @@ class BatchSettings:
     ledger: str | Path | None = None
     cache: str | Path | None = None
     concurrency: int = CONCURRENCY
-    slots: int | None = None
+    slots: int | Literal["auto"] = "auto"
+    local: LocalSettings = NO_LOCAL_SETTINGS
     timeout: float | None = None
     tries: int = TRIES
     keep_texts: bool = False
@@ -136,6 +138,7 @@ class BatchSettings:
             tries=self.tries,
             concurrency=self.concurrency,
             slots=self.slots,
+            local=self.local,
             generation=self.generation,
             strategies=self.strategies,
             model=self.model,

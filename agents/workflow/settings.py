@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 from viaticum.agents.workflow.state import Allowance
 from viaticum.budgets import default_path
@@ -20,6 +20,7 @@ from viaticum.budgets.planner import WhenShort
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.models.base import Model
 from viaticum.money import nanousd
 from viaticum.routers.query import Policy, QueryRouter, parse_policy
@@ -42,7 +43,8 @@ class ModelKeywords(TypedDict, total=False):
     timeout: float | None
     tries: int
     concurrency: int
-    slots: int | None
+    slots: int | Literal["auto"]
+    local: LocalSettings
     generation: GenerationSettings
     strategies: Sequence[str]
     model: str | None
@@ -79,7 +81,9 @@ class WorkflowSettings:
         timeout: seconds that one call of a model may take; None for no limit.
         tries: attempts of a call whose model is unavailable, at least 1.
         concurrency: questions that the async and batch methods answer at the same time, at least 1.
-        slots: sequences that a local model decodes at the same time; None for as many as `concurrency`.
+        slots: sequences that a local model decodes at the same time, where neither `local` nor its entry
+            says; "auto" for as many as the free memory holds, and no more than `concurrency`.
+        local: how local models run, such as `LocalSettings(device="cuda:1")`, whatever their entries say.
         generation: how all calls are generated, whatever strategies and catalogue entries say.
         strategies: own strategies to load, as `module:name`.
         model: asks this model alone, with the strategies that the router knows for it.
@@ -101,7 +105,8 @@ class WorkflowSettings:
     timeout: float | None = None
     tries: int = TRIES
     concurrency: int = CONCURRENCY
-    slots: int | None = SLOTS
+    slots: int | Literal["auto"] = SLOTS
+    local: LocalSettings = NO_LOCAL_SETTINGS
     generation: GenerationSettings = NO_SETTINGS
     strategies: Sequence[str] = ()
     model: str | None = None

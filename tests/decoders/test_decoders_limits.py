@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -209,14 +210,16 @@ def test_the_bytes_that_are_needed_are_enough() -> None:
 def test_a_runner_plans_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build("llama").save_pretrained(tmp_path)
     assert free_bytes() > 0
-    assert load_runner(tmp_path, slots="auto", context=64).slots == memory.MAX_SLOTS
+    auto = partial(load_runner, tmp_path, slots="auto", context=64, dtype="bfloat16")
+    assert auto().slots == memory.MAX_SLOTS
+    assert auto(max_slots=3).slots == 3
     for free in (2_000_000, 6_000_000):
         monkeypatch.setattr(load, "free_bytes", lambda device, free=free: free)
-        planned = load_runner(tmp_path, slots="auto", context=64)
+        planned = auto()
         assert planned.slots == plan_slots(CONFIGS["llama"], 64, free)
     monkeypatch.setattr(load, "free_bytes", lambda device: 1000)
     with pytest.raises(ModelError, match="1,000 are free"):
-        load_runner(tmp_path, slots="auto", context=64)
+        auto()
 
 
 def test_a_real_allocator_is_understood() -> None:

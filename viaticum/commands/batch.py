@@ -20,10 +20,12 @@ from rich.table import Table
 
 from viaticum.commands.budget import Where
 from viaticum.commands.generation import Load, Model, Strategy, with_generation_options
+from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import LINE_SECONDS, StatusLine
 from viaticum.errors import InputError, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.money import format_usd
 from viaticum.signals import SignalHandler
 
@@ -73,10 +75,6 @@ CacheFile = Annotated[
 ]
 KeepTexts = Annotated[bool, typer.Option("--keep-texts", help="Keep what the models wrote.")]
 Concurrency = Annotated[int, typer.Option(help="Calls at once.", min=1)]
-Slots = Annotated[
-    int | None,
-    typer.Option(help="Texts that a local model writes at once. [default: as many as calls]", min=1),
-]
 Timeout = Annotated[float | None, typer.Option(help="Seconds that one call may take.")]
 Grace = Annotated[
     float, typer.Option(help="Seconds that running calls have to end after SIGTERM or Ctrl-C.", min=0)
@@ -84,6 +82,7 @@ Grace = Annotated[
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print events as JSON lines on stdout.")]
 
 
+@with_local_options
 @with_generation_options
 def batch(
     source: Source,
@@ -109,10 +108,10 @@ def batch(
     cache: CacheFile = None,
     keep_texts: KeepTexts = False,
     concurrency: Concurrency = 32,
-    slots: Slots = None,
     timeout: Timeout = None,
     grace: Grace = 30.0,
     generation: GenerationSettings = NO_SETTINGS,
+    local: LocalSettings = NO_LOCAL_SETTINGS,
     where: Where = None,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
@@ -134,12 +133,13 @@ def batch(
             "catalogue": catalogue,
             "concurrency": concurrency,
             "generation": generation,
+            "local": local,
         }
     )
     if dry_run:
         return _dry_run(source, as_json, common)
     flags = {"resume": resume, "force": force, "skip_bad": skip_bad, "keep_texts": keep_texts}
-    calls = {"cache": cache, "slots": slots, "timeout": timeout, "drain_seconds": grace, "ledger": where}
+    calls = {"cache": cache, "timeout": timeout, "drain_seconds": grace, "ledger": where}
     job = _engine_settings(engine, cluster, workers, gpus) | flags | calls
     return _run(source, out, as_json, common | job)
 

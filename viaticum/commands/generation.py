@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable
-from functools import wraps
 from typing import Annotated, Any
 
 import typer
 
+from viaticum.commands.options import with_options
 from viaticum.errors import InputError
 from viaticum.generation import GenerationSettings
 
@@ -110,31 +108,6 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def with_generation_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `GenerationSettings` in place of its parameter `generation`.
-
-    The command is called with their values as one object.
-    """
-
-    @wraps(command)
-    def run(**given: Any) -> None:
-        generation = settings_of(**{name: given.pop(name, None) for name in OPTIONS})
-        command(**given, generation=generation)
-
-    signature, parameters = inspect.signature(command, eval_str=True), list[inspect.Parameter]()
-    for parameter in signature.parameters.values():
-        if parameter.name != "generation":
-            parameters.append(parameter)
-            continue
-        parameters += [
-            parameter.replace(name=name, default=None, annotation=OPTIONS[name]) for name in OPTIONS
-        ]
-    # typer reads both.
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
-
-
 def settings_of(**options: Any) -> GenerationSettings:
     """Settings from the values of these options.
 
@@ -155,3 +128,6 @@ def _json_object(option: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{option} is a JSON object, got {text}")
     return value
+
+
+with_generation_options = with_options("generation", OPTIONS, settings_of)

@@ -17,8 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.commands.local import with_local_options
 from viaticum.commands.progress import ProgressBar
 from viaticum.errors import InputError, WeightsError
+from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.money import format_usd
 from viaticum.weights import Pulled, check, locate, pull_all
 
@@ -92,9 +94,11 @@ def check_weights(name: Name, as_json: JsonFlag = False, catalogue: CatalogueFil
 
 
 @app.command()
+@with_local_options
 def measure(
     name: Annotated[str, typer.Argument(help="A pair of the catalogue.")],
     streams: Annotated[int, typer.Option(help="Most texts at once to measure for.", min=1)] = 16,
+    local: LocalSettings = NO_LOCAL_SETTINGS,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
@@ -105,7 +109,7 @@ def measure(
     from viaticum.models.decoding_modes import costs_path
     from viaticum.models.measure import measure_costs
 
-    loaded = Catalogue.load(catalogue)
+    loaded = Catalogue.load(catalogue).with_local(local)
     spec = loaded[name]
     if spec.kind != "pair":
         raise InputError(f"{name} is a {spec.kind} model; only a pair has several ways to decode")

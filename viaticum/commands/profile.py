@@ -18,10 +18,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from viaticum.commands.generation import with_generation_options
+from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import ProgressBar
 from viaticum.errors import InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.money import format_usd
 from viaticum.types import Outcome, Pair
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from viaticum.catalogue import Catalogue
 
 
+@with_local_options
 @with_generation_options
 def profile(
     questions: Annotated[Path, typer.Argument(help="JSONL with question and answer.")],
@@ -42,13 +45,13 @@ def profile(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)] = None,
     dataset: Annotated[str | None, typer.Option(help="What the table calls them; else the file.")] = None,
-    slots: Annotated[int, typer.Option(help="Texts written at once.", min=1)] = 32,
     text: Annotated[bool, typer.Option(help="Keep the questions' texts in the table.")] = True,
     completions: Annotated[Path | None, typer.Option(help="JSONL for what the models wrote.")] = None,
     reread: Annotated[
         bool, typer.Option("--reread", help="Read the --completions of --out again; asks no model.")
     ] = False,
     generation: GenerationSettings = NO_SETTINGS,
+    local: LocalSettings = NO_LOCAL_SETTINGS,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
     catalogue: CatalogueFile = None,
 ) -> None:
@@ -62,7 +65,7 @@ def profile(
     from viaticum.catalogue import Catalogue
     from viaticum.questions import read_questions
 
-    loaded = Catalogue.load(catalogue)
+    loaded = Catalogue.load(catalogue).with_local(local)
     with ProgressBar(lines=False) as bar:
         outcomes = run(
             read_questions(questions, limit=limit),
@@ -70,7 +73,6 @@ def profile(
             out,
             catalogue=loaded,
             dataset=dataset or questions.stem,
-            slots=slots,
             with_text=text,
             completions=completions,
             settings=generation,

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from viaticum.commands.generation import Load, with_generation_options
+from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.errors import MissingExtra
 from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.money import format_usd
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ JsonFlag = Annotated[
 ]
 
 
+@with_local_options
 @with_generation_options
 def serve(
     host: Host = "127.0.0.1",
@@ -80,6 +83,7 @@ def serve(
     body_limit: BodyLimit = 1 << 20,
     load: Load = None,
     generation: GenerationSettings = NO_SETTINGS,
+    local: LocalSettings = NO_LOCAL_SETTINGS,
     insecure: Insecure = False,
     folder: Folder = None,
     as_json: JsonFlag = False,
@@ -116,7 +120,9 @@ def serve(
             router=router,
             policy=policy,
             folder=home,
-            slots=concurrency,
+            concurrency=concurrency,
+            slots="auto",
+            local=local,
             strategies=load or (),
             generation=generation,
         ) as client:

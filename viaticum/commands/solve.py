@@ -11,13 +11,16 @@ from typing import Annotated, Any, cast
 import typer
 
 from viaticum.commands.generation import Kind, Load, Model, Strategy, with_generation_options
+from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
 from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.money import format_usd
 from viaticum.types import Answer, AnswerKind, Query
 
 
+@with_local_options
 @with_generation_options
 def solve(
     question: Annotated[str, typer.Argument(help="What you want answered; - reads it from stdin.")],
@@ -29,6 +32,7 @@ def solve(
     strategy: Strategy = None,
     load: Load = None,
     generation: GenerationSettings = NO_SETTINGS,
+    local: LocalSettings = NO_LOCAL_SETTINGS,
     show_thinking: ShowThinking = None,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
@@ -52,6 +56,7 @@ def solve(
         strategy=strategy,
         strategies=load or (),
         generation=generation,
+        local=local,
     ) as client:
         for event in client.stream(query):
             if isinstance(event, Answer):

@@ -16,9 +16,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.progress import ProgressBar
-from viaticum.commands.tokens import Limit, Skip, Slots, read_slice
+from viaticum.commands.tokens import Limit, Skip, read_slice
+from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 
 if TYPE_CHECKING:
     from viaticum.decoders.cost import CostModel
@@ -66,7 +68,6 @@ Scale = Annotated[
     Literal["group", "batch"],
     typer.Option(help="Advantages by the deviation of their group, or of the batch."),
 ]
-Device = Annotated[str, typer.Option(help="Where the models run: cpu, cuda")]
 Costs = Annotated[
     Path | None, typer.Option(help="Times of the pair's calls; by default those measured here.")
 ]
@@ -74,6 +75,7 @@ Costs = Annotated[
 # --- commands -------------------------------------------------------------------------------------------
 
 
+@with_local_options
 def policy(
     questions: Answered,
     pair: PairName,
@@ -99,8 +101,7 @@ def policy(
     scale: Scale = "group",
     limit: Limit = None,
     skip: Skip = 0,
-    slots: Slots = 16,
-    device: Device = "cpu",
+    local: LocalSettings = NO_LOCAL_SETTINGS,
     costs: Costs = None,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
@@ -109,7 +110,7 @@ def policy(
     from viaticum.catalogue import Catalogue
     from viaticum.training.policy import PolicySettings, default_tau, learn
 
-    models = Catalogue.load(catalogue)
+    models = Catalogue.load(catalogue).with_local(local)
     tau = default_tau(models[pair]) if tau is None else tau
     most = 3 * questions_per_step if most_per_step is None else most_per_step
     groups, shape, update = (
@@ -123,20 +124,18 @@ def policy(
     run = partial(learn, catalogue=models, settings=settings, steps=steps, minutes=minutes)
     selected = read_slice(questions, limit, skip)
     with ProgressBar() as bar:
-        learned = run(
-            selected, pair, out, slots=slots, device=device, costs=_load_costs(costs), report=bar.report
-        )
+        learned = run(selected, pair, out, costs=_load_costs(costs), report=bar.report)
     _print_policy(learned, out, as_json)
 
 
+@with_local_options
 def policy_evaluate(
     folder: Annotated[Path, typer.Argument(help="The folder of a policy.", metavar="DIR")],
     questions: Answered,
     pair: Annotated[str, typer.Option(help="By default the pair it was learned for.")] = "",
     limit: Limit = None,
     skip: Skip = 0,
-    slots: Slots = 16,
-    device: Device = "cpu",
+    local: LocalSettings = NO_LOCAL_SETTINGS,
     costs: Annotated[
         Path | None, typer.Option(help="Times of the pair's calls; by default those it was learned with.")
     ] = None,
@@ -152,10 +151,8 @@ def policy_evaluate(
         result = evaluate(
             folder,
             selected,
-            catalogue=Catalogue.load(catalogue),
+            catalogue=Catalogue.load(catalogue).with_local(local),
             pair=pair,
-            slots=slots,
-            device=device,
             costs=_load_costs(costs),
             report=bar.report,
         )

@@ -15,8 +15,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.progress import ProgressBar
+from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 
 if TYPE_CHECKING:
     from viaticum.questions import Question
@@ -25,7 +27,6 @@ app = typer.Typer(no_args_is_help=True, help="Learn which tokens a small model m
 
 Labels = Annotated[Path, typer.Argument(help="A folder of labels.", metavar="LABELS")]
 RouterFolder = Annotated[Path, typer.Argument(help="The folder of a token router.", metavar="DIR")]
-Slots = Annotated[int, typer.Option(help="Texts written at once.", min=1)]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)]
 Skip = Annotated[int, typer.Option(help="Leave out the first so many questions.", min=0)]
 NewRouterFolder = Annotated[
@@ -48,6 +49,7 @@ TrainingQuestions = Annotated[int | None, typer.Option(help="Learn from so many 
 
 
 @app.command()
+@with_local_options
 def label(
     questions: Annotated[Path, typer.Argument(help="JSONL with a question a line; answers are not needed.")],
     pair: Annotated[str, typer.Option(help="A pair of the catalogue.")],
@@ -61,7 +63,7 @@ def label(
     ] = "",
     limit: Limit = None,
     skip: Skip = 0,
-    slots: Slots = 16,
+    local: LocalSettings = NO_LOCAL_SETTINGS,
     seed: Annotated[int, typer.Option(help="Of strategies that sample.")] = 0,
     sentence_cap: Annotated[
         int, typer.Option(help="Most tokens of a continuation that need not end.", min=1)
@@ -80,9 +82,8 @@ def label(
             read_slice(questions, limit, skip),
             pair,
             out,
-            catalogue=Catalogue.load(catalogue),
+            catalogue=Catalogue.load(catalogue).with_local(local),
             verifiers=_names(verifier, also),
-            slots=slots,
             settings=LabelSettings(strategy, seed, sentence_cap, step_tokens),
             report=bar.report,
         )
@@ -90,13 +91,14 @@ def label(
 
 
 @app.command()
+@with_local_options
 def verify(
     labels: Labels,
     verifier: Annotated[str, typer.Option(help="outcome, semantic, llm or llm:MODEL, with commas")],
     limit: Annotated[
         int | None, typer.Option(help="Judge only so many of the differences, spread evenly.", min=1)
     ] = None,
-    slots: Slots = 16,
+    local: LocalSettings = NO_LOCAL_SETTINGS,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
@@ -108,9 +110,8 @@ def verify(
         run(
             labels,
             _names(verifier),
-            catalogue=Catalogue.load(catalogue),
+            catalogue=Catalogue.load(catalogue).with_local(local),
             limit=limit,
-            slots=slots,
             report=bar.report,
         )
     _print_statistics(labels, as_json)
@@ -221,6 +222,7 @@ def evaluate(
 
 
 @app.command()
+@with_local_options
 def calibrate(
     folder: RouterFolder,
     prompts: Annotated[
@@ -237,7 +239,7 @@ def calibrate(
     pair: Annotated[str, typer.Option(help="By default the pair that was labelled.")] = "",
     strategy: Annotated[str, typer.Option(help="By default that of the labels.")] = "",
     limit: Limit = None,
-    slots: Slots = 16,
+    local: LocalSettings = NO_LOCAL_SETTINGS,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
@@ -262,12 +264,11 @@ def calibrate(
             router = run(
                 folder,
                 read_questions(prompts, limit=limit),
-                catalogue=Catalogue.load(catalogue),
+                catalogue=Catalogue.load(catalogue).with_local(local),
                 share=share,
                 tokens_per_second=tokens_per_second,
                 pair=pair,
                 strategy=strategy,
-                slots=slots,
                 report=bar.report,
             )
     if as_json:
