@@ -23,6 +23,8 @@ from viaticum.routers.token.base import argmax_token
 # acceptance test of a draft token, and the sample that replaces a rejected one.
 PROPOSE, REDRAW, ACCEPT, RESAMPLE = range(4)
 NUCLEUS = 512  # most likely tokens searched first for top_p; more if they are not enough
+_UNIT = 1 << 40  # the whole probability, in whole numbers
+_HALF = 15  # of the 30 bits of a float32 from 0 to 1
 _MASK = (1 << 64) - 1
 
 
@@ -62,19 +64,58 @@ def distributions(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
 
 def _nucleus(probabilities: Tensor, top_p: list[float]) -> Tensor:
     """Zero what lies beyond each row's nucleus and renormalise; rows with top_p 1 are unchanged."""
+    on_host = probabilities.device.type == "cpu"
+    floor = (_floor_by_order if on_host else _floor_by_counting)(probabilities, top_p)
+    nucleus = probabilities.masked_fill(probabilities < floor, 0.0)
+    whole = torch.tensor([each >= 1 for each in top_p], device=probabilities.device)[:, None]
+    return torch.where(whole, probabilities, nucleus / nucleus.sum(-1, keepdim=True))
+
+
+def _floor_by_order(probabilities: Tensor, top_p: list[float]) -> Tensor:
+    """The least probability in each row's nucleus [B, 1], from the most likely tokens, more if needed.
+
+    For the host's own tensors, where it costs least: how many tokens are enough is read from the numbers.
+    """
     size = probabilities.shape[-1]
-    share = torch.tensor(top_p, device=probabilities.device)[:, None]
+    share = torch.tensor(top_p)[:, None]
     count = min(NUCLEUS, size)
     while True:
         ordered = probabilities.topk(count).values
         before = ordered.cumsum(-1) - ordered  # probability of all more likely tokens
-        if count == size or bool(((before[:, -1:] >= share) | (share >= 1)).all()):
+        if count == size or ((before[:, -1:] >= share) | (share >= 1)).numpy().all():
             break
         count = min(8 * count, size)
     inside = (before < share).sum(-1, keepdim=True).clamp_min(1)  # [B, 1] tokens in the nucleus
-    floor = ordered.gather(-1, inside - 1).masked_fill(share >= 1, 0.0)
-    nucleus = probabilities.masked_fill(probabilities < floor, 0.0)
-    return torch.where(share < 1, nucleus / nucleus.sum(-1, keepdim=True), probabilities)
+    return ordered.gather(-1, inside - 1)
+
+
+def _floor_by_counting(probabilities: Tensor, top_p: list[float]) -> Tensor:
+    """As `_floor_by_order`, without a sort and without a number that the host has to wait for.
+
+    The bits of positive floats have the order of the floats, so their upper half is counted, then the lower
+    one. Probabilities are added as whole numbers, whose sum does not depend on the order of a device.
+    """
+    share = torch.tensor([max(1, int(each * _UNIT)) for each in top_p], device=probabilities.device)[:, None]
+    bits = probabilities.view(torch.int32)
+    mass = (probabilities.double() * _UNIT).long()
+    upper, lower = (bits >> _HALF).clamp(0, (1 << _HALF) - 1), bits & ((1 << _HALF) - 1)  # clamped for NaN
+    first, above = _crossing(upper, mass, share)
+    there = upper == first
+    second, _ = _crossing(torch.where(there, lower, 0), torch.where(there, mass, 0), share - above)
+    return ((first << _HALF) | second).int().view(torch.float32)
+
+
+def _crossing(keys: Tensor, mass: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest key [B, 1] such that keys from it on have at least `share` of the mass, or 0.
+
+    keys: [B, V] of `_HALF` bits; mass: int64 [B, V]; share: int64 [B, 1]. Also returns the mass of all larger
+    keys.
+    """
+    sums = torch.zeros(len(keys), 1 << _HALF, dtype=torch.int64, device=keys.device)
+    sums = sums.scatter_add_(-1, keys.long(), mass).flip(-1)  # the largest key first
+    reached = sums.cumsum(-1)
+    index = (reached < share).sum(-1, keepdim=True).clamp_max((1 << _HALF) - 1)
+    return (1 << _HALF) - 1 - index, (reached - sums).gather(-1, index)
 
 
 def _drop_improbable(probabilities: Tensor, min_p: list[float]) -> Tensor:

@@ -88,9 +88,13 @@ def test_top_p_with_tokens_out_of_order() -> None:
 
 
 @pytest.mark.parametrize("nucleus", [1, 5, 512])
-def test_rows_of_many_kinds_equal_each_row_alone(nucleus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("floor", ["_floor_by_order", "_floor_by_counting"])
+def test_rows_of_many_kinds_equal_each_row_alone(
+    nucleus: int, floor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And each row alone equals the definition, computed one token at a time."""
     monkeypatch.setattr(module, "NUCLEUS", nucleus)
+    monkeypatch.setattr(module, "_floor_by_order", getattr(module, floor))
     rng = random.Random(4)
     samplings = [
         Sampling(rng.choice([0, 0.3, 1, 2]), rng.choice([0.1, 0.6, 0.95, 1]), rng.choice([0, 1, 7, 99]))
@@ -170,3 +174,40 @@ def test_numbers_differ_by_seed_place_and_use_and_are_even() -> None:
 def test_values_out_of_range(values: dict[str, float]) -> None:
     with pytest.raises(InputError):
         Sampling(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
+@pytest.mark.parametrize("floor", ["_floor_by_order", "_floor_by_counting"])
+def test_a_nucleus_of_a_large_vocabulary_is_that_of_a_full_sort(
+    spread: float, floor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From nearly all tokens, many of them alike, down to one; a row of NaN leaves the others alone."""
+    monkeypatch.setattr(module, "_floor_by_order", getattr(module, floor))
+    logits = spread * torch.randn(5, 20_000, generator=torch.Generator().manual_seed(3)).round(decimals=1)
+    logits[3] = float("nan")
+    shares = [1e-14, 0.5, 0.95, 0.9, 1 - 1e-9]
+    got = distributions(logits, [Sampling(1.0, share) for share in shares])
+    whole = torch.softmax(logits.double(), -1)
+    for row in (0, 1, 2, 4):
+        kept = got[row] > 0
+        least = whole[row][kept].min()
+        assert whole[row][kept].sum() > shares[row] - 1e-5, "together they reach the share"
+        assert whole[row][whole[row] > least * (1 + 1e-4)].sum() < shares[row] + 1e-5, "none is too many"
+        assert kept[whole[row] > least * (1 + 1e-4)].all()
+        assert float(got[row].sum()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(0.7, 0.9, 20, min_p=0.02),
+        Sampling(1.0, 0.95),
+    ],
+)
+def test_a_draw_reads_nothing_from_its_device(sampling: Sampling) -> None:
+    """A tensor without numbers has none to read: any wait for the device would be an error."""
+    logits = torch.empty(3, 1000, device="meta")
+    tokens, drawn_from = sample(logits, [sampling] * 3, [0.1, 0.5, 0.9])
+    assert tokens.shape == (3,)
+    assert len(drawn_from) == 3 * (sampling.temperature > 0)
