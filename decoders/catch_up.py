@@ -10,7 +10,7 @@ from __future__ import annotations
 from viaticum.decoders.runner import Runner, RunnerOutput, common_prefix_length
 from viaticum.decoders.sequence_state import LARGE, SequenceState
 from viaticum.decoders.stats import CallStats
-from viaticum.errors import ModelError
+from viaticum.errors import ModelError, SequencesFailed
 
 MIN_SHARED_PREFIX = 16  # prompts that share fewer tokens than this are prefilled separately
 
@@ -36,8 +36,8 @@ def catch_up(
         hidden: also return the last hidden states.
 
     Returns:
-        The output, the sequences it is about, and those that failed for lack of memory: the largest consumer
-        each time, as often as necessary.
+        The output, the sequences it is about, and those that failed: those that the runner names, or for lack
+        of memory the largest consumer each time, as often as necessary.
     """
     failed: list[tuple[SequenceState, ModelError]] = []
     while sequences:
@@ -52,6 +52,9 @@ def catch_up(
                 each.length_with_draft - length + 1 for each, length in zip(sequences, lengths, strict=True)
             ]
             output = runner.forward([each.slot for each in sequences], new, keep, hidden=hidden)
+        except SequencesFailed as error:
+            failed += [(each, error.failures[each.slot]) for each in sequences if each.slot in error.failures]
+            sequences = [each for each in sequences if each.slot not in error.failures]
         except ModelError as error:
             victim = _largest_consumer(runner, sequences)
             failed.append((victim, error))

@@ -237,6 +237,7 @@ class Engine:
         """Activate the large model after the router dropped a token, which if unbiased is the first draft."""
         self.stats.dropped += 1
         sequence.active_model, sequence.proposal_dropped = LARGE, True
+        self.config.runners[SMALL].idle(sequence.slot)
         greedy = sequence.request.sampling.temperature == 0
         if self.config.draft != 0 and (greedy or not self.config.router.depends_on_token):
             sequence.add_draft_token(token, probabilities)
@@ -350,6 +351,8 @@ class Engine:
             # The last token is read again, since its logits are needed.
             if model in sequence.prefilled:
                 runner.truncate(sequence.slot, min(base + accepted, len(sequence.tokens) - 1))
+        if sequence.active_model == SMALL:
+            self.config.runners[LARGE].idle(sequence.slot)
         if not sequence.finished:
             self._plan_draft(sequence)
 
@@ -374,8 +377,8 @@ class Engine:
             else (None, [], [])
         )
         for sequence, error in failed:
-            message = f"request {sequence.index}: {self.config.names[model]}: {error}"
-            self._finish(sequence, "error", error=ModelError(message))
+            error.args = (f"request {sequence.index}: {self.config.names[model]}: {error}",)
+            self._finish(sequence, "error", error=error)
         return sequences, output
 
     def _append(

@@ -147,6 +147,7 @@ class Runner(ABC):
         Raises:
             InputError: `keep[i]` is below 1 or above the number of tokens.
             PromptTooLong: a row would exceed the context; nothing is changed then.
+            SequencesFailed: some rows failed, e.g. their server; `cached_tokens` is unchanged.
             ModelError: the memory is not enough; `cached_tokens` then tells which tokens were processed
                 before.
         """
@@ -174,6 +175,12 @@ class Runner(ABC):
         """Drop the slot's sequence and wipe its cache: a NaN left behind would spread, for 0 * NaN is NaN."""
         self._wipe(slot)
         self.reset(slot)
+
+    def idle(self, slot: int) -> None:  # noqa: B027 (most back ends have nothing to do)
+        """Called when the slot's sequence has ended, or is decoded by the other model for now.
+
+        What the slot holds stays. A back end that works ahead stops.
+        """
 
     def reset(self, slot: int) -> None:
         """Drop the slot's sequence."""

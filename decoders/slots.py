@@ -31,4 +31,5 @@ class SlotAllocator:
     def release(self, slot: int) -> None:
         """Return a slot to every runner; what it holds stays reusable."""
         for runner in self._runners:
+            runner.idle(slot)
             runner.free_slots.append(slot)

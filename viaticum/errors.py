@@ -16,6 +16,7 @@
     ├── WeightsError                weights missing, corrupt, or impossible to fetch or write
     ├── ModelError                  a model failed while it was answering (NaN logits, out of memory)
     │   ├── ModelUnavailable        it cannot answer now: busy or too slow; the workflow retries
+    │   ├── SequencesFailed         some sequences of a call failed; the others can go on
     │   ├── RateLimited             a provider takes no more calls for now; retries did not help
     │   ├── ProviderUnavailable     a provider cannot be reached, or failed; retries did not help
     │   │   └── ProviderTimeout     a provider did not answer in time: it may charge for the call
@@ -138,6 +139,21 @@ class ModelError(ViaticumError):
 
 class ModelUnavailable(ModelError):
     """A rate limit, an overload, a lost connection or no answer in time; the workflow retries."""
+
+
+class SequencesFailed(ModelError):
+    """Some sequences of a call failed; the others can go on.
+
+    Attributes:
+        failures: the error of each, by slot.
+    """
+
+    def __init__(self, failures: Mapping[int, ModelError]) -> None:
+        self.failures = dict(failures)
+        super().__init__("; ".join(dict.fromkeys(map(str, self.failures.values()))))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.failures,)
 
 
 class Draining(ViaticumError):
