@@ -74,14 +74,17 @@ class InferenceServer:
             else:
                 slot, self._turn = self._turn, (self._turn + 1) % self.runner.slots
             self.runner.reuse_prefix(slot, ids)
-            logits = self.runner.extend([slot], [list(ids[len(self.runner.cached_tokens[slot]) :])])[0]
+            output = self.runner.forward([slot], [list(ids[len(self.runner.cached_tokens[slot]) :])])
+            if not bool(output.finite.all()):
+                self.runner.discard(slot)
             self.generated += 1
-            return logits.log_softmax(-1)
+            return output.logits[0].log_softmax(-1)
 
-    def token(self, ids: Sequence[int], top: int) -> tuple[int, float, list[tuple[int, float]]]:
-        """The greedy token after a text, its log probability, and the top ones."""
+    def token(self, ids: Sequence[int], top: int) -> tuple[int, float | None, list[tuple[int, float | None]]]:
+        """The greedy token after a text, its log probability, and the top ones; None where one is NaN."""
         values, best = self.logprobs(ids).topk(min(top, self.runner.vocabulary))
-        pairs = list(zip(best.tolist(), values.tolist(), strict=True))
+        known = [value if value == value else None for value in values.tolist()]
+        pairs = list(zip(best.tolist(), known, strict=True))
         return pairs[0][0], pairs[0][1], pairs
 
     async def tokens(self, ids: list[int], settings: Json) -> AsyncIterator[tuple[Any, str | None]]:

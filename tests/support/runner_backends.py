@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from inference_server import InferenceServer, serving
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from viaticum.decoders import Runner, TorchRunner
 from viaticum.decoders.graphs import GraphRunner
+from viaticum.decoders.served_check import connect
+from viaticum.decoders.served_runner import ServedRunner
 
 # (model, folder for files, slots, context) -> a runner over the model's weights in float32.
 Make = Callable[[PreTrainedModel, Path, int, int], Runner]
@@ -36,6 +40,7 @@ class Backend:
         embeddings: whether it has the input embeddings.
         needs: package that it needs; the tests are skipped without it.
         starve: makes calls of a runner with more than 100 new tokens run out of memory; None: they cannot.
+        normalised: whether its logits are log probabilities.
         atol, rtol: by how much its logits may differ from those of transformers in float32.
     """
 
@@ -46,10 +51,12 @@ class Backend:
     embeddings: bool = True
     needs: str = "torch"
     starve: Callable[[Runner, pytest.MonkeyPatch], None] | None = None
+    normalised: bool = False
     atol: float = 2e-4
     rtol: float = 1e-3
 
     def assert_close(self, got: Tensor, expected: Tensor) -> None:
+        expected = expected.log_softmax(-1) if self.normalised else expected
         torch.testing.assert_close(got, expected, atol=self.atol, rtol=self.rtol)
 
 
@@ -59,6 +66,26 @@ def _torch(model: PreTrainedModel, folder: Path, slots: int, context: int) -> Ru
 
 def _graphs(model: PreTrainedModel, folder: Path, slots: int, context: int) -> Runner:
     return GraphRunner(model, slots=slots, context=context)
+
+
+def _served(dialect: str) -> Make:
+    def make(model: PreTrainedModel, folder: Path, slots: int, context: int) -> Runner:
+        there = TorchRunner(model, slots=slots + 1, context=context + 1)
+        with ExitStack() as stack:
+            server = stack.enter_context(serving(InferenceServer(there, dialect=dialect)))
+            runner = connect(
+                server.url,
+                vocabulary=there.vocabulary,
+                slots=slots,
+                top=there.vocabulary,
+                stop_ids=there.stop_ids,
+                weight_bytes=there.weight_bytes,
+            )
+            stack.callback(ServedRunner.close, runner)
+            runner.close = stack.pop_all().close  # type: ignore[method-assign]
+        return runner
+
+    return make
 
 
 def _starve_torch(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +105,10 @@ def _starve_torch(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
 BACKENDS: list[Backend] = [
     Backend("torch", _torch, starve=_starve_torch),
     Backend("torch-graphs", _graphs, starve=_starve_torch),
+    Backend(
+        "served-vllm", _served("vllm"), ("qwen2", "gemma2"), hidden=False, embeddings=False, normalised=True
+    ),
+    Backend("served-sglang", _served("sglang"), ("qwen2",), hidden=False, embeddings=False, normalised=True),
 ]
 
 
