@@ -24,6 +24,7 @@ from viaticum.decoders.memory import MAX_SLOTS, free_bytes, plan_slots
 from viaticum.decoders.runner import Runner
 from viaticum.decoders.torch_runner import PREFILL_TOKENS, TorchRunner, context_length
 from viaticum.errors import InputError, WeightsError
+from viaticum.gguf.conversion import convert_tensors
 
 Engine = Literal["auto", "torch", "llama", "served"]
 GPU_MEMORY = 0.9  # of a GPU's memory, where nobody says how much may be used
@@ -144,6 +145,7 @@ def usable_bytes(devices: list[torch.device], gpu_memory: float) -> int:
 
 def _load_weights(path: str | Path, dtype: torch.dtype, devices: list[torch.device]) -> PreTrainedModel:
     """The model, each weight read from its file straight to its device where accelerate is installed."""
+    _unpack_gguf(Path(path))
     options: dict[str, Any] = {}
     if devices[0].type != "cpu" and find_spec("accelerate"):
         options["device_map"] = {"": devices[0]}
@@ -160,6 +162,13 @@ def _load_weights(path: str | Path, dtype: torch.dtype, devices: list[torch.devi
     _check_complete(Path(path), loaded[1])
     model.to(devices[0])  # type: ignore[arg-type]
     return model
+
+
+def _unpack_gguf(folder: Path) -> None:
+    """Write the safetensors of a folder that was fetched for llama.cpp and has a GGUF file alone."""
+    file = folder / "model.gguf"
+    if (folder / "config.json").is_file() and file.is_file() and not any(folder.glob("*.safetensors")):
+        convert_tensors(file, folder / "model.safetensors")
 
 
 def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:

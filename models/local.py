@@ -89,10 +89,13 @@ class LocalModels:
     @staticmethod
     def _load_tokenizer(folder: Path) -> Any:
         try:
-            from transformers import AutoTokenizer
+            from transformers import AutoTokenizer, PreTrainedTokenizerFast
         except ImportError:
             raise MissingExtra("transformers", "local") from None
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # AutoTokenizer takes a class by the type of the model, which may replace what tokenizer.json says of
+        # how a text is composed and split by what the first models of that type did.
+        loader: Any = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+        return loader.from_pretrained(folder, local_files_only=True)
 
     def runners(self, name: str) -> list[Runner]:
         """Return the loaded weights of a model, or of both models of a pair: [small, large].

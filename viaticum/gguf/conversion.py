@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def convert(path: Path, folder: Path, report: Report | None = None, *, tensors: 
         path: the GGUF file, or one of its shards.
         folder: where the files are written.
         report: called with the bytes written so far and in all.
-        tensors: False leaves out model.safetensors, which `convert_tensors` can write later.
+        tensors: False leaves out model.safetensors, which `convert_tensors` can write later, for llama.cpp,
+            which reads the file itself. The model may then be of any architecture; one that transformers does
+            not know gets no config.json.
 
     Raises:
         WeightsError: the file is damaged, or holds something that is not supported.
@@ -42,15 +45,21 @@ def convert(path: Path, folder: Path, report: Report | None = None, *, tensors: 
         OSError: a file cannot be read or written.
     """
     header = read_header(path)
-    names = transformers_names(header)
     check_complete(header)
-    config = _config(header, names)
     vocabulary = Vocabulary(header)
+    if not tensors:
+        with suppress(WeightsError):  # llama.cpp reads more than transformers
+            _config(header, transformers_names(header)).save_pretrained(folder)
+        _save_ends(vocabulary, folder)
+        save_tokenizer(header, vocabulary, folder)
+        return
+    names = transformers_names(header)
+    config = _config(header, names)
     _check_tensors(header, names, config)
-    _save_config(config, vocabulary, folder)
+    config.save_pretrained(folder)
+    _save_ends(vocabulary, folder)
     save_tokenizer(header, vocabulary, folder)
-    if tensors:
-        _save_tensors(header, names, folder / "model.safetensors", report or (lambda done, total: None))
+    _save_tensors(header, names, folder / "model.safetensors", report or (lambda done, total: None))
 
 
 def convert_tensors(path: Path, target: Path, report: Report | None = None) -> None:
@@ -76,15 +85,17 @@ def _config(header: Header, names: Mapping[str, Tensor]) -> Any:
     return AutoConfig.for_model(architecture_of(header).model_type, **config_fields(header, names))
 
 
-def _save_config(config: Any, vocabulary: Vocabulary, folder: Path) -> None:
+def _save_ends(vocabulary: Vocabulary, folder: Path) -> None:
+    """Write generation_config.json, which names the tokens that end a text."""
     from transformers import GenerationConfig
 
-    config.save_pretrained(folder)
-    generation = GenerationConfig.from_model_config(config)
-    stops = vocabulary.stop_ids
-    if len(stops) > 1:
-        generation.eos_token_id = stops
-    generation.save_pretrained(folder)
+    ends = vocabulary.stop_ids
+    make: Any = GenerationConfig
+    make(
+        bos_token_id=vocabulary.named("bos_token_id"),
+        eos_token_id=ends if len(ends) > 1 else next(iter(ends), None),
+        pad_token_id=vocabulary.named("padding_token_id"),
+    ).save_pretrained(folder)
 
 
 def _check_tensors(header: Header, names: Mapping[str, Tensor], config: Any) -> None:

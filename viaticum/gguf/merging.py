@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,13 +46,23 @@ def merge(header: Header, target: Path, report: Callable[[int, int], None]) -> N
             report(done, total)
 
 
-def copy_or_merge(path: Path, target: Path, report: Callable[[int, int], None]) -> None:
-    """Copy a file, or `merge` where it is one of several shards."""
+def bring(path: Path, target: Path, report: Callable[[int, int], None], *, link: bool = False) -> None:
+    """Copy a file, or `merge` where it is one of several shards.
+
+    Args:
+        path, target: the file or shard, and its new place.
+        report: see `merge`.
+        link: leave a single file where it is and link to it, where the system can.
+    """
     header = read_header(path)
-    if len(header.paths) == 1:
-        shutil.copyfile(path, target)
-    else:
+    if len(header.paths) > 1:
         merge(header, target, report)
+        return
+    if link:
+        with suppress(OSError, NotImplementedError):
+            target.symlink_to(path.absolute())
+            return
+    shutil.copyfile(path, target)
 
 
 def _head(header: Header, sizes: list[int]) -> bytes:
