@@ -41,7 +41,7 @@ from viaticum.decoders import MixedDecoder, Request, Result, Runner, Stats, load
 from viaticum.decoders.cost import CostModel
 from viaticum.decoders.decoding_mode import DecodingMode, HandoffStats
 from viaticum.errors import DataError, ModelError
-from viaticum.models.decoding_modes import known_costs
+from viaticum.models.decoding_modes import thorough_costs
 from viaticum.models.local import stop_ids
 from viaticum.models.settings import ANSWER_TOKENS
 from viaticum.outcomes import accuracy_interval
@@ -314,7 +314,7 @@ def main() -> None:
         if not arguments.arm or arm.name in arguments.arm
     ]
     done = run(questions, arms, arguments.slots, arguments.each_time or arguments.slots, arguments.journal)
-    costs = known_costs(Catalogue.load()[PAIR])
+    costs = thorough_costs(Catalogue.load()[PAIR])
     found = table(done, arms, costs, arguments.against)
     conditions = {"torch": torch.__version__, "slots": arguments.slots, "each_time": arguments.each_time} | (
         costs.conditions if costs is not None else {}

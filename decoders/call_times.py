@@ -20,6 +20,7 @@ from viaticum.routers.token.base import argmax_token
 
 ROWS = (1, 2, 4, 8, 16, 32)
 TOKENS = (1, 2, 3, 5, 9, 17)
+QUICK_ROWS, QUICK_TOKENS, QUICK_CONTEXT = (1, 4, 16), (1, 4), 64
 CONTEXT = 512  # cached positions of each row while it is timed: a few-shot prompt
 
 
@@ -69,7 +70,6 @@ def _interpolate(points: tuple[int, ...], value: float) -> tuple[int, float]:
     return index, (value - points[index]) / (points[index + 1] - points[index])
 
 
-@torch.inference_mode()
 def measure(
     runner: Runner,
     *,
@@ -93,6 +93,19 @@ def measure(
         InputError: slots are in use, or the runner's context is too short.
     """
     sizes = [count for count in rows if count <= runner.slots]
+    return CallTimes(tuple(sizes), tuple(tokens), _seconds(runner, sizes, tokens, context, repeats, verifies))
+
+
+@torch.inference_mode()
+def _seconds(
+    runner: Runner,
+    sizes: Sequence[int],
+    tokens: Sequence[int],
+    context: int,
+    repeats: int,
+    verifies: bool,
+) -> tuple[tuple[float, ...], ...]:
+    """Median seconds of calls [len(sizes)][len(tokens)]."""
     context = min(context, runner.context - max(tokens))
     if context < 1:
         raise InputError(f"a context of {runner.context} is too short to time calls of {max(tokens)} tokens")
@@ -122,4 +135,18 @@ def measure(
     medians = [tuple(statistics.median(samples[count, new]) for new in tokens) for count in sizes]
     for slot in range(max(sizes)):
         runner.reset(slot)
-    return CallTimes(tuple(sizes), tuple(tokens), tuple(medians))
+    return tuple(medians)
+
+
+def measure_within(runner: Runner, seconds: float, *, verifies: bool = False) -> CallTimes:
+    """Roughly measure calls of few sizes, and of no further number of rows once `seconds` have passed.
+
+    Raises:
+        InputError: as `measure`.
+    """
+    began, found = time.perf_counter(), list[tuple[float, ...]]()
+    for rows in QUICK_ROWS:
+        if rows > runner.slots or (found and time.perf_counter() - began > seconds):
+            break
+        found += _seconds(runner, [rows], QUICK_TOKENS, QUICK_CONTEXT, 1, verifies)
+    return CallTimes(QUICK_ROWS[: len(found)], QUICK_TOKENS, tuple(found))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from viaticum.decoders.auto_mode import ModeChooser
 from viaticum.decoders.loop import LoopGuard
 from viaticum.decoders.request import BIAS_LIMIT, Request
 from viaticum.decoders.runner import Runner
@@ -35,6 +36,7 @@ class DecoderConfig:
             None: the ratio of their weight bytes.
         llm_batch: call the large model when this many sequences wait for it, or none can continue without it.
         loop_guard: what counts as a loop and ends a sequence; None: nothing does.
+        modes: chooses `router` and `draft` while texts are decoded; None: they stay.
 
     Raises:
         InputError: models that do not fit each other, or a number out of range.
@@ -50,6 +52,7 @@ class DecoderConfig:
     draft_cost: float | None = None
     llm_batch: int = 1
     loop_guard: LoopGuard | None = field(default_factory=LoopGuard)
+    modes: ModeChooser | None = None
 
     def __post_init__(self) -> None:
         small, large = self.small, self.large
@@ -65,6 +68,8 @@ class DecoderConfig:
             raise InputError(f"draft must be 0 or more tokens, or None to choose by itself, got {self.draft}")
         if self.draft != 0 and small is None:
             raise InputError("a draft is written by a small model; give one, or draft=0")
+        if self.modes is not None and small is None:
+            raise InputError("there is one mode without a small model; give one, or modes=None")
         if self.draft_cost is not None and not self.draft_cost > 0:
             raise InputError(f"draft_cost must be above 0, got {self.draft_cost}")
         if self.llm_batch < 1:

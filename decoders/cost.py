@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,14 @@ from typing import Any
 
 import torch
 
-from viaticum.decoders.call_times import CONTEXT, CallTimes, measure
+from viaticum.decoders.call_times import CONTEXT, QUICK_CONTEXT, CallTimes, measure, measure_within
 from viaticum.decoders.decoding_mode import DecodingMode, HandoffStats
 from viaticum.decoders.runner import Runner
-from viaticum.decoders.simulation import Simulation
+from viaticum.decoders.simulation import SIMULATED_TOKENS, Simulation
 from viaticum.errors import DataError, InputError
 from viaticum.files import atomic_write
+
+QUICK_SECONDS = 6.0  # of a measurement at first use
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,15 @@ class CostModel:
     conditions: dict[str, Any]
     cached: tuple[float, float] = (0.0, 0.0)
 
-    def predict(self, mode: DecodingMode, handoff: HandoffStats, streams: int, *, batch: int = 1) -> float:
+    def predict(
+        self,
+        mode: DecodingMode,
+        handoff: HandoffStats,
+        streams: int,
+        *,
+        batch: int = 1,
+        tokens: int = SIMULATED_TOKENS,
+    ) -> float:
         """Expected tokens a second, all streams together.
 
         Args:
@@ -89,6 +100,7 @@ class CostModel:
             handoff: how often it hands off and accepts drafts.
             streams: sequences decoded at once.
             batch: rows that the large model waits for (`MixedDecoder(llm_batch=...)`).
+            tokens: tokens to simulate; fewer are faster and less exact.
 
         Raises:
             InputError: `streams` is below 1.
@@ -96,7 +108,8 @@ class CostModel:
         if streams < 1:
             raise InputError(f"streams must be 1 or more, got {streams}")
         padded = str(self.conditions.get("device", "cpu")).startswith("cuda")
-        return Simulation(self.small, self.large, padded, mode, handoff, streams, batch).tokens_per_second()
+        simulation = Simulation(self.small, self.large, padded, mode, handoff, streams, batch, tokens)
+        return simulation.tokens_per_second()
 
     def latency(self, calls: Calls, streams: int = 1) -> float:
         """Expected seconds of a sequence from start to end, of `streams` such sequences decoded at once.
@@ -183,13 +196,22 @@ def _call_times(values: Mapping[str, Any]) -> CallTimes:
     return CallTimes(tuple(values["rows"]), tuple(values["tokens"]), seconds)
 
 
-def conditions() -> dict[str, Any]:
-    """What call times depend on besides the models; they are valid as long as this is unchanged."""
-    return {
+def conditions(*runners: Runner) -> dict[str, Any]:
+    """What call times depend on; they are valid as long as this is unchanged.
+
+    runners: of the pair; without them only what depends on the machine.
+    """
+    machine = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
     }
+    described = [
+        f"{type(runner).__name__} on {runner.device}, {runner.weight_bytes} bytes" for runner in runners
+    ]
+    return machine | ({"models": described} if described else {})
 
 
 def measure_pair(small: Runner, large: Runner, *, context: int = CONTEXT, repeats: int = 3) -> CostModel:
@@ -209,8 +231,22 @@ def measure_pair(small: Runner, large: Runner, *, context: int = CONTEXT, repeat
     )
     return CostModel(
         *times,
-        conditions() | {"device": str(large.device), "context": context},
+        conditions(small, large) | {"device": str(large.device), "context": context},
         (_slope(small, times[0], context, repeats), _slope(large, times[1], context, repeats)),
+    )
+
+
+def measure_quickly(small: Runner, large: Runner, *, seconds: float = QUICK_SECONDS) -> CostModel:
+    """A rough cost model, measured in about `seconds` or in a few calls of each model if these take longer.
+
+    Raises:
+        InputError: slots are in use, or a context is too short.
+    """
+    details = {"device": str(large.device), "context": QUICK_CONTEXT, "quick": True}
+    return CostModel(
+        measure_within(small, seconds / 2),
+        measure_within(large, seconds / 2, verifies=True),
+        conditions(small, large) | details,
     )
 
 

@@ -66,6 +66,7 @@ class Engine:
         self._active: list[SequenceState] = []
         self._events: list[Event] = []
         self._batch_wait = BatchWaitPolicy(config.llm_batch, config.draft)
+        self._tokens_seen = {model: self._call_stats(model).tokens for model in (SMALL, LARGE)}
 
     def add(self, request: Request) -> int:
         """Queue a request until there is a free slot; returns the index that its events carry, from 0.
@@ -116,8 +117,11 @@ class Engine:
         """
         self._events = []
         self._collect_changes()
+        if self.config.modes is not None and self._waiting and not self._active:
+            self.config.modes.prepare(self.config.runners[SMALL], self.config.runners[LARGE])
         self._admit()
         if self._active:
+            self._choose_mode()
             self._active.sort(
                 key=lambda sequence: sequence.slot
             )  # neighbouring slots are read without a copy
@@ -183,6 +187,26 @@ class Engine:
     @property
     def _has_small(self) -> bool:
         return SMALL in self.config.runners
+
+    def _choose_mode(self) -> None:
+        """Continue every sequence in the mode that is the fastest for so many, if modes are chosen."""
+        modes = self.config.modes
+        if modes is None:
+            return
+        mode = modes.choose(len(self._active), self.stats)
+        router = modes.router_of(mode)
+        if (self.config.router, self.config.draft) == (router, mode.draft):
+            return
+        self.config = config = replace(self.config, router=router, draft=mode.draft)
+        self._batch_wait = BatchWaitPolicy(config.llm_batch, config.draft)
+        for sequence in self._active:
+            sequence.clear_draft()
+            sequence.draft_length = DraftLength(config.draft, config.relative_draft_cost)
+            if not router.starts_small:
+                sequence.active_model = LARGE
+            elif not sequence.made_by:
+                sequence.active_model = SMALL
+            self._plan_draft(sequence)
 
     # --- the small model ------------------------------------------------------------------------------------
 
@@ -437,4 +461,8 @@ class Engine:
         calls = self._call_stats(model)
         calls.steps += 1
         calls.rows += rows
-        calls.seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        calls.seconds += seconds
+        if self.config.modes is not None:
+            self.config.modes.observe(model, rows, calls.tokens - self._tokens_seen[model], seconds)
+            self._tokens_seen[model] = calls.tokens

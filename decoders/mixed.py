@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from viaticum.decoders.auto_mode import ModeChooser
 from viaticum.decoders.config import DecoderConfig
 from viaticum.decoders.engine import Engine
 from viaticum.decoders.loop import LoopGuard
@@ -38,6 +39,7 @@ class MixedDecoder:
         draft_cost: float | None = None,
         llm_batch: int = 1,
         loop_guard: LoopGuard | None = LoopGuard(),  # noqa: B008 (it is frozen)
+        modes: ModeChooser | None = None,
     ) -> None:
         self.config = DecoderConfig(
             large,
@@ -50,6 +52,7 @@ class MixedDecoder:
             draft_cost,
             llm_batch,
             loop_guard,
+            modes=modes,
         )
         self.stats = Stats()
 

@@ -37,6 +37,7 @@ class Simulation:
         handoff: how often it hands off and accepts drafts.
         streams: sequences decoded at once.
         batch: rows that the large model waits for.
+        tokens: tokens to simulate.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Simulation:
         handoff: HandoffStats,
         streams: int,
         batch: int,
+        tokens: int = SIMULATED_TOKENS,
     ) -> None:
         self._small, self._large, self._padded = small, large, padded
         self._mode, self._handoff = mode, handoff
@@ -56,11 +58,11 @@ class Simulation:
         self._sequences = [_SimulatedSequence(not mode.routed) for _ in range(streams)]
         for sequence in self._sequences:
             self._plan_draft(sequence)
-        self._seconds, self._tokens = 0.0, 0
+        self._seconds, self._tokens, self._wanted = 0.0, 0, tokens
 
     def tokens_per_second(self) -> float:
         """Tokens per simulated second, all streams together."""
-        while self._tokens < SIMULATED_TOKENS:
+        while self._tokens < self._wanted:
             self._run_small()
             self._run_large()
         return self._tokens / self._seconds

@@ -1,74 +1,117 @@
-"""Choice of a pair's decoding mode on this machine: routed by its token router, or the fastest allowed.
+"""What a pair knows of its speed on this machine: call times and hand-off rates, kept in the cache.
 
-`viaticum models measure` times the calls of a pair once (`viaticum.models.measure`); the times are kept in
-the cache, beside the weights. `viaticum.decoders.cost` defines the modes and the cost model that compares
-them.
+A pair in mode "auto" measures its calls briefly when it is first used; `viaticum models measure` does it
+thoroughly (`viaticum.models.measure`). Which mode follows is in `viaticum.decoders.auto_mode`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from viaticum.catalogue import ModelSpec
+from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import DataError, InputError
-from viaticum.weights import cache_dir
+from viaticum.files import atomic_write
+from viaticum.weights import cache_dir, fingerprint
 
 if TYPE_CHECKING:
-    from viaticum.decoders import Stats
+    from viaticum.decoders import Runner
+    from viaticum.decoders.auto_mode import ModeChooser, Rates
     from viaticum.decoders.cost import CostModel
-    from viaticum.decoders.decoding_mode import DecodingMode, HandoffStats
+    from viaticum.routers.token import TokenRouter
 
-MIN_TOKENS = 200  # tokens after which a pair's own handoff rates replace the typical ones
-RATE_STEPS = 20  # handoff rates are rounded to multiples of 1 / RATE_STEPS
+# Fields of an entry that decide how often its router hands over.
+_ROUTER_FIELDS = ("router", "tau", "router_path", "threshold", "share", "drift")
 
 
 def costs_path(spec: ModelSpec) -> Path:
-    """Return the file that holds the call times of a pair."""
+    """Return the file that holds call times and hand-off rates of a pair."""
     return cache_dir() / "costs" / f"{spec.name}.json"
 
 
-def known_costs(spec: ModelSpec) -> CostModel | None:
-    """Return the measured costs of a pair; None without any, or with another torch or number of threads."""
+def thorough_costs(spec: ModelSpec) -> CostModel | None:
+    """Return the times that `viaticum models measure` took of a pair.
+
+    None without any, or with another torch or number of threads.
+    """
     from viaticum.decoders.cost import CostModel, conditions
 
     try:
         costs = CostModel.load(costs_path(spec))
     except (InputError, DataError):
         return None
-    now = conditions()
-    return costs if all(costs.conditions.get(name) == value for name, value in now.items()) else None
+    holds = all(costs.conditions.get(name) == value for name, value in conditions().items())
+    return costs if holds and not costs.conditions.get("quick") else None
 
 
-def handoff_stats(decoders: Iterable[Stats]) -> HandoffStats:
-    """Return the handoff and draft acceptance rates of a pair from its decoders' counters.
+class PairCosts:
+    """The file of one pair. What was measured under other conditions, or with other weights, is not used.
 
-    Typical rates stand in until `MIN_TOKENS` were counted. Rates are rounded, so that the fastest mode is
-    searched for again only when they change by a step.
+    Args:
+        runners: of the small and the large model, loaded.
     """
-    from viaticum.decoders.decoding_mode import TYPICAL, HandoffStats
 
-    drop, back, accept = TYPICAL.drop, TYPICAL.back, TYPICAL.accept
-    for stats in decoders:
-        if stats.proposed >= MIN_TOKENS:
-            measured = HandoffStats.from_stats(stats)
-            drop, back = measured.drop, measured.back
-        if stats.drafted >= MIN_TOKENS:
-            accept = HandoffStats.from_stats(stats).accept
-    return HandoffStats(*(round(rate * RATE_STEPS) / RATE_STEPS for rate in (drop, back, accept)))
+    def __init__(self, spec: ModelSpec, catalogue: Catalogue, runners: Sequence[Runner]) -> None:
+        from viaticum.decoders.cost import conditions
+
+        self.path = costs_path(spec)
+        weights = [fingerprint(catalogue[member]) for member in spec.members]
+        self._conditions = conditions(*runners) | {"weights": weights}
+        self._router = json.dumps({name: getattr(spec, name) for name in _ROUTER_FIELDS})
+
+    def times(self) -> CostModel | None:
+        """The call times, if there are any that hold."""
+        from viaticum.decoders.cost import CostModel
+
+        values = self._read()
+        try:
+            costs = CostModel.from_dict(values)
+        except (KeyError, TypeError, ValueError, InputError):
+            return None
+        holds = all(costs.conditions.get(name) == value for name, value in self._conditions.items())
+        return costs if holds else None
+
+    def rates(self) -> Rates | None:
+        """The hand-off rates of the pair's router, if they are known."""
+        from viaticum.decoders.auto_mode import Rates
+
+        values = self._read()
+        try:
+            if values["conditions"]["weights"] != self._conditions["weights"]:
+                return None
+            return Rates.from_dict(values["rates"][self._router])
+        except (KeyError, TypeError, InputError):
+            return None
+
+    def keep(self, costs: CostModel, rates: Rates | None = None) -> None:
+        """Write times, and rates where they are known. A file that cannot be written is left as it is."""
+        values: dict[str, Any] = asdict(costs)
+        values["conditions"] |= self._conditions
+        values["rates"] = self._read().get("rates", {})
+        if rates is not None:
+            values["rates"][self._router] = rates.to_dict()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(self.path, json.dumps(values, indent=1) + "\n")
+        except (InputError, OSError):
+            return  # measured again next time
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            values = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
 
 
-def choose_mode(
-    spec: ModelSpec, costs: CostModel | None, handoffs: HandoffStats, streams: int
-) -> DecodingMode:
-    """Return the mode in which a pair decodes `streams` texts at once.
+def mode_chooser(
+    spec: ModelSpec, catalogue: Catalogue, runners: Sequence[Runner], router: TokenRouter
+) -> ModeChooser:
+    """Return what chooses the mode of a pair, with all that is known of it on this machine."""
+    from viaticum.decoders.auto_mode import ModeChooser
 
-    Routed, unless the entry's mode is "auto" and the pair was measured. "auto" takes the fastest of the
-    routed modes and of those that write what the large model alone would write.
-    """
-    from viaticum.decoders.decoding_mode import LOSSLESS, ROUTED, DecodingMode
-
-    if spec.mode != "auto" or costs is None:
-        return DecodingMode(routed=True)
-    return costs.fastest([*LOSSLESS, *ROUTED], handoffs, streams)[0]
+    costs = PairCosts(spec, catalogue, runners)
+    return ModeChooser(router, costs.times(), rates=costs.rates(), keep=costs.keep)

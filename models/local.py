@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +20,7 @@ from viaticum.messages import fold_system
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.batching import BatchScheduler
 from viaticum.models.budget_forcing import opening_ids, thinking_limit
-from viaticum.models.decoding_modes import choose_mode, handoff_stats, known_costs
+from viaticum.models.decoding_modes import mode_chooser
 from viaticum.models.logprobs import openai_logprobs
 from viaticum.models.templates import require_template
 from viaticum.models.token_routers import token_router
@@ -31,8 +30,6 @@ from viaticum.weights import locate
 
 if TYPE_CHECKING:
     from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner
-    from viaticum.decoders.cost import CostModel
-    from viaticum.decoders.decoding_mode import DecodingMode, HandoffStats
 
 MAX_SLOTS = 64  # of slots="auto", where the caller sets no limit
 PROMPT_END = 32  # tokens of a prompt that tell whether it ends inside a thought
@@ -48,13 +45,20 @@ class LocalModels:
         catalogue: its entries say where and how each model runs (`Catalogue.local_settings`).
         slots: texts that are written at once by a model whose entry does not say; "auto" for as many as the
             free memory holds, at most `max_slots`.
+        mode: of all pairs, in place of their entries': "routed" where their routers are what is looked at.
     """
 
     def __init__(
-        self, catalogue: Catalogue, *, slots: int | Literal["auto"] = 1, max_slots: int = MAX_SLOTS
+        self,
+        catalogue: Catalogue,
+        *,
+        slots: int | Literal["auto"] = 1,
+        max_slots: int = MAX_SLOTS,
+        mode: Literal["routed", "auto"] | None = None,
     ) -> None:
         self.catalogue = catalogue
         self.slots, self.max_slots = slots, max_slots
+        self.mode = mode
         self._runners: dict[tuple[str, LocalSettings], Runner] = {}
         self._tokenizers: dict[str, Any] = {}
         self.lock = threading.RLock()
@@ -149,14 +153,7 @@ class LocalModel(Model):
         self.thinking = pool.catalogue.thinking_format(spec.name)
         self._folder = folder
         self._template = pool.catalogue[self.members[-1]].chat_template
-        self._decoders: dict[DecodingMode, MixedDecoder] = {}
-        # Modes chosen so far, by handoff rates and texts at once: a choice takes tenths of a second.
-        self._modes: dict[tuple[HandoffStats, int], DecodingMode] = {}
-        self._running = 0  # texts that were asked for and have not ended
-
-    @cached_property
-    def _costs(self) -> CostModel | None:
-        return known_costs(self.spec)
+        self._loaded: MixedDecoder | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -263,15 +260,7 @@ class LocalModel(Model):
             raise failure
 
     def _generate(self, requests: list[Request]) -> Iterator[tuple[int, Event | None]]:
-        with self.pool.lock:
-            self._running += len(requests)
-        try:
-            with self.pool.lock:
-                decoder = self._decoder(self._running)
-            yield from self.pool.scheduler.generate(decoder, requests)
-        finally:
-            with self.pool.lock:
-                self._running -= len(requests)
+        yield from self.pool.scheduler.generate(self._decoder(), requests)
 
     def _request(self, messages: Sequence[Message], generation: Generation) -> Request:
         with LOADING:
@@ -308,34 +297,29 @@ class LocalModel(Model):
         completion = completion_of(result)
         return replace(completion, logprobs=openai_logprobs(result, self.tokenizer))
 
-    def _decoder(self, streams: int) -> MixedDecoder:
-        """The decoder for so many texts at once; a pair has one for every decoding mode that was chosen."""
+    def _decoder(self) -> MixedDecoder:
+        """The decoder of the model, made when first needed. That of a pair may choose its own mode."""
         from viaticum.decoders import MixedDecoder
-        from viaticum.decoders.decoding_mode import LARGE_ALONE
-        from viaticum.routers.token import AlwaysLarge
 
-        runners = self.pool.runners(self.name)
-        mode = LARGE_ALONE if len(runners) == 1 else self._mode(min(streams, runners[-1].slots))
-        if mode not in self._decoders:
-            router = (
-                token_router(self.spec, self.pool.catalogue, runners[0]) if mode.routed else AlwaysLarge()
-            )
-            self._decoders[mode] = MixedDecoder(
+        with self.pool.lock:
+            if self._loaded is not None:
+                return self._loaded
+            runners = self.pool.runners(self.name)
+            pair = len(runners) == 2
+            router = token_router(self.spec, self.pool.catalogue, runners[0]) if pair else None
+            modes = None
+            if router is not None and (self.pool.mode or self.spec.mode or "auto") == "auto":
+                modes = mode_chooser(self.spec, self.pool.catalogue, runners, router)
+            self._loaded = MixedDecoder(
                 runners[-1],
-                runners[0] if mode != LARGE_ALONE else None,
+                runners[0] if pair else None,
                 tokenizer=self.tokenizer,
                 router=router,
                 stop_ids=stop_ids(runners, self.tokenizer),
                 names=(self.members[0], self.members[-1]),
-                draft=mode.draft,
+                modes=modes,
             )
-        return self._decoders[mode]
-
-    def _mode(self, streams: int) -> DecodingMode:
-        handoffs = handoff_stats(decoder.stats for decoder in self._decoders.values())
-        if (handoffs, streams) not in self._modes:
-            self._modes[handoffs, streams] = choose_mode(self.spec, self._costs, handoffs, streams)
-        return self._modes[handoffs, streams]
+            return self._loaded
 
 
 def template_variables(generation: Generation) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.local_settings import LocalSettings
-from viaticum.models.decoding_modes import costs_path
+from viaticum.models.decoding_modes import PairCosts
 from viaticum.models.local import LocalModels
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def measure_costs(
     catalogue: Catalogue, spec: ModelSpec, streams: int, report: Callable[[str], None]
 ) -> tuple[CostModel, dict[int, dict[str, float]]]:
-    """Time the calls of a pair and save the times to `costs_path(spec)`.
+    """Time the calls of a pair and keep the times (`PairCosts`).
 
     Args:
         streams: most texts at once to measure for.
@@ -43,9 +43,7 @@ def measure_costs(
     small, large = pool.runners(spec.name)
     report("timing their calls")
     costs = measure_pair(small, large)
-    path = costs_path(spec)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    costs.save(path)
+    PairCosts(spec, catalogue, (small, large)).keep(costs)
     counts = [count for count in (1, 4, 16, 64) if count <= streams]
     return costs, {
         count: {str(mode): costs.predict(mode, TYPICAL, count) for mode in (*LOSSLESS, *ROUTED)}

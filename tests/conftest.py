@@ -64,7 +64,7 @@ def tiny_catalogue_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     lines.append(
         '[models.tiny-pair]\ndescription = "both"\nkind = "pair"\nsmall = "tiny-small"\n'
-        'large = "tiny-large"\nrouter = "r-stitch"\ntau = 0.75\n'
+        'large = "tiny-large"\nrouter = "r-stitch"\ntau = 0.75\nmode = "routed"\n'
     )
     file = folder / "catalogue.toml"
     file.write_text("\n".join(lines))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import DataError, InputError
-from viaticum.models.decoding_modes import costs_path, known_costs
+from viaticum.models.decoding_modes import costs_path, thorough_costs
 from viaticum.models.local import LocalModels, completion_of, stop_ids
 from viaticum.models.settings import prompt, resolve
 from viaticum.questions import Question
@@ -173,7 +173,7 @@ class PolicyEnvironment:
 
 
 def _measured_costs(spec: ModelSpec) -> CostModel:
-    costs = known_costs(spec)
+    costs = thorough_costs(spec)
     if costs is None:
         raise InputError(
             f"{spec.name}: no times of its calls with this torch and these threads in {costs_path(spec)}; "

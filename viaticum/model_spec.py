@@ -128,8 +128,9 @@ class ModelSpec(FrozenModel):
         threshold: of r2r, in place of the calibrated one; of r-stitch+, in place of the learned one.
         share: of r2r, the large model's share of tokens, in place of the calibrated threshold.
         drift: of r2r, the share is kept while prompts change (see docs/how-to/token-routing.md).
-        mode: "routed" (the router always decides) or "auto" (the mode that was fastest when measured on this
-            machine, the large model alone among them; see docs/explanation/decoding.md).
+        mode: "auto" (the fastest of: routed, speculative, the large model alone; by call times on this
+            machine and for as many texts as there are, see docs/explanation/decoding.md; the default) or
+            "routed" (the router always decides).
 
         Of scripted models:
         text: the answer.

@@ -73,7 +73,7 @@ def profile(
             raise DataError(f"question {question.id!r} has no answer; profiling compares with known answers")
     for pair in pairs:
         catalogue.prices(catalogue[pair.model].members)
-    pool = LocalModels(catalogue, slots=slots)
+    pool = LocalModels(catalogue, slots=slots, mode="routed")
     for pair in pairs:
         pool.model(pair.model)  # raises if it cannot be opened, before anything is written
     out = Path(out)

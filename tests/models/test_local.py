@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -20,11 +21,13 @@ from viaticum import InputError, Pair, Viaticum
 from viaticum.agents.batch.profile import profile
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
+from viaticum.decoders.auto_mode import Rates
 from viaticum.decoders.call_times import CallTimes
-from viaticum.decoders.cost import CostModel, conditions
+from viaticum.decoders.cost import CostModel
+from viaticum.decoders.decoding_mode import HandoffStats
 from viaticum.errors import DataError, PromptTooLong, UnknownPrice
 from viaticum.models.base import Generation
-from viaticum.models.decoding_modes import costs_path, known_costs
+from viaticum.models.decoding_modes import PairCosts, costs_path, thorough_costs
 from viaticum.models.local import LocalModels
 from viaticum.outcomes import read_outcomes
 from viaticum.questions import Question, read_questions
@@ -83,39 +86,43 @@ def test_many_at_once_equal_one_at_a_time(tiny_catalogue: Catalogue) -> None:
         assert together[n].text == alone.generate(chat, generation).text
 
 
-def test_a_pair_in_auto_mode_takes_the_mode_that_was_measured_as_fastest(
+def test_a_pair_decodes_in_the_mode_that_is_fastest_here(
     tiny_catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path))
-    auto = tiny_catalogue.with_models(tiny_catalogue["tiny-pair"].model_copy(update={"mode": "auto"}))
+    auto = tiny_catalogue.with_models(tiny_catalogue["tiny-pair"].model_copy(update={"mode": None}))
     written = {
         name: LocalModels(tiny_catalogue).model(name).generate(CHAT, Generation(40))
         for name in ("tiny-large", "tiny-pair")
     }
     assert written["tiny-large"].text != written["tiny-pair"].text, "else nothing can be told apart"
 
-    def writes() -> Completion:
-        return LocalModels(auto).model("tiny-pair").generate(CHAT, Generation(40))
+    def writes(mode: Literal["routed"] | None = None) -> Completion:
+        return LocalModels(auto, mode=mode).model("tiny-pair").generate(CHAT, Generation(40))
 
     def keep(small: float, large: float) -> None:
         """Times of calls of the two models, whatever they read."""
-        path.parent.mkdir(exist_ok=True)
+        pool = LocalModels(auto)
+        runners = [pool.runner(name) for name in ("tiny-small", "tiny-large")]
         times = [CallTimes((1,), (1,), ((each,),)) for each in (small, large)]
-        CostModel(*times, conditions()).save(path)
+        costs = PairCosts(auto["tiny-pair"], auto, runners)
+        costs.keep(CostModel(*times, {}), Rates(HandoffStats(0.3, 0.5), HandoffStats(0.3, 0.5, 0.1)))
+        assert costs.times() is not None
 
+    writes()
     path = costs_path(auto["tiny-pair"])
-    assert writes().text == written["tiny-pair"].text, "nothing was measured"
+    assert json.loads(path.read_text())["conditions"]["quick"], "measured at first use"
     keep(small=5.0, large=0.1)
     alone = writes()
     assert alone.text == written["tiny-large"].text
     assert set(alone.usage.models) == {"tiny-large"}, "nothing is paid for a model that was not asked"
+    assert writes("routed").text == written["tiny-pair"].text, "asked for"
     keep(small=0.01, large=5.0)
     assert set(writes().usage.models) == {"tiny-small", "tiny-large"}
     keep(small=5.0, large=0.1)
     path.write_text(path.read_text().replace(torch.__version__, "1.0"))
-    assert writes().text == written["tiny-pair"].text, "measured with another torch"
-    routed = LocalModels(tiny_catalogue).model("tiny-pair").generate(CHAT, Generation(40))
-    assert routed.text == written["tiny-pair"].text
+    writes()
+    assert json.loads(path.read_text())["conditions"]["torch"] == torch.__version__, "measured again"
 
 
 def test_calls_of_a_pair_are_measured_and_kept(
@@ -130,7 +137,7 @@ def test_calls_of_a_pair_are_measured_and_kept(
     assert all(speed > 0 for speeds in payload["tokens_per_second"].values() for speed in speeds.values())
     spec = Catalogue.load(tiny_catalogue_file)["tiny-pair"]
     assert payload["path"] == str(costs_path(spec))
-    assert known_costs(spec) is not None
+    assert thorough_costs(spec) is not None
     assert "speculative:3" in CliRunner().invoke(app, asked).stdout
     refused = CliRunner().invoke(app, [*asked[:2], "tiny-small", *asked[3:]])
     assert isinstance(refused.exception, InputError)

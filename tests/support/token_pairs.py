@@ -38,7 +38,7 @@ def write_pair(folder: Path, noise: float = 0.008) -> Path:
     for name, small in (("near", "near-small"), ("far", "near-other")):
         lines.append(
             f'[models.{name}]\ndescription = "both"\nkind = "pair"\nsmall = "{small}"\nlarge = "near-large"\n'
-            'router = "r-stitch"\ntau = 0.5\n'
+            'router = "r-stitch"\ntau = 0.5\nmode = "routed"\n'
         )
     file = folder / "catalogue.toml"
     file.write_text("\n".join(lines))

@@ -473,7 +473,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, small in (("near-r2r", "near-small"), ("far-r2r", "near-other")):
             catalogue.write(
                 f'\n[models.{name}]\ndescription = "both"\nkind = "pair"\nsmall = "{small}"\n'
-                f'large = "near-large"\nrouter = "r2r"\nrouter_path = "{folder / "r"}"\n'
+                f'large = "near-large"\nrouter = "r2r"\nmode = "routed"\nrouter_path = "{folder / "r"}"\n'
             )
     trained = run(
         "train", folder / "labels", "--out", folder / "r", "--members", 3, "--width", 16, "--depth", 1
