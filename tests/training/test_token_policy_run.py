@@ -83,7 +83,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, small in (("near-plus", "near-small"), ("far-plus", "near-other")):
             catalogue.write(
                 f'\n[models.{name}]\ndescription = "both"\nkind = "pair"\nsmall = "{small}"\n'
-                f'large = "near-large"\nrouter = "r-stitch+"\nmode = "routed"\nrouter_path = "{folder / "p"}"\n'
+                f'large = "near-large"\nmode = "routed"\nrouter = "r-stitch+"\n'
+                f'router_path = "{folder / "p"}"\n'
             )
     run_learn(folder, folder / "p")
     return folder
