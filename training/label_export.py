@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from viaticum.files import atomic_file
-from viaticum.outcomes import pyarrow_parquet
+from viaticum.records import pyarrow_parquet
 from viaticum.routers.token.label_stats import KINDS
 from viaticum.routers.token.labels import LabelledTokens
 

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from viaticum.commands import answer, budget, keys, models, router, sandbox, tokens
+from viaticum.commands import answer, budget, keys, models, outcomes, router, sandbox, tokens
 from viaticum.commands.batch import batch
 from viaticum.commands.chat import chat
 from viaticum.commands.profile import profile
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 app.add_typer(router.app, name="router")
+app.add_typer(outcomes.app, name="outcomes")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(budget.app, name="budget")

@@ -1,54 +1,109 @@
-"""The outcome table on disk: JSONL or Parquet, one row a question, model and strategy.
+"""The outcome table on disk: JSON lines, CSV or Parquet, one row a question, model and strategy.
 
-Profiling, fitting routers and reports are elsewhere. Parquet needs pyarrow (extra `local`); JSONL and
-intervals need no extra.
+Profiling, importing other formats (`viaticum.outcome_imports`), fitting routers and reports are elsewhere.
+Parquet needs pyarrow (extra `local`); the rest needs no extra.
 """
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from viaticum.errors import DataError, InputError, MissingExtra
-from viaticum.files import atomic_file, read_jsonl, write_jsonl
+from viaticum.errors import DataError, InputError
+from viaticum.files import atomic_file, write_jsonl
+from viaticum.records import ParquetTable, field_text, file_format, plain, read_values
 from viaticum.types import Outcome
 
 COLUMNS = tuple(field.name for field in fields(Outcome))
-REQUIRED = COLUMNS[:7]
+REQUIRED = ("dataset", "question_id", "model", "strategy", "correct")
+_COUNTS = ("input_tokens", "output_tokens", "cost_nanousd")
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(COLUMNS, str),
+    "correct": bool,
+    "seconds": float,
+    **dict.fromkeys(_COUNTS, int),
+}
+_TRUE, _FALSE = ("1", "1.0", "true", "yes", "t", "y"), ("0", "0.0", "false", "no", "f", "n")
 _Z95 = NormalDist().inv_cdf(0.975)
 
 
-def read_outcomes(path: str | Path) -> list[Outcome]:
-    """Read all rows of an outcome table: Parquet where the suffix is .parquet, else JSONL.
+def read_outcomes(*paths: str | Path) -> list[Outcome]:
+    """Read all rows of outcome tables: Parquet and CSV where the suffix says so, else JSON lines.
 
     Raises:
         InputError: there is no such file.
-        DataError: a row is not an outcome; names the line and the missing columns.
+        DataError: a row is not an outcome; names the file, the row and the column.
         MissingExtra: a Parquet file without pyarrow.
+    """
+    return [outcome for path in paths for outcome in iterate_outcomes(path)]
+
+
+def iterate_outcomes(path: str | Path) -> Iterator[Outcome]:
+    """Read the rows of an outcome table one at a time. Raises as `read_outcomes`."""
+    return (parse_outcome(row, source) for source, row in outcome_rows(path))
+
+
+def outcome_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read (location, values) of an outcome table, further columns included; nothing is checked yet.
+
+    Raises as `read_outcomes`.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(
             f"no outcome table at {path}; make one with: viaticum profile QUESTIONS.jsonl --out {path}"
         )
-    if path.suffix == ".parquet":
-        return [parse_outcome(row, f"{path}, row {n}") for n, row in enumerate(_read_parquet(path), 1)]
-    return [parse_outcome(row, f"{path}, line {n}") for n, row in read_jsonl(path)]
+    yield from read_values(path)
 
 
-def write_outcomes(path: str | Path, outcomes: Iterable[Outcome]) -> None:
-    """Write a table in the format of the path's suffix; the file appears whole or not at all."""
+def write_outcomes(
+    path: str | Path, outcomes: Iterable[Outcome], others: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write a table in the format of the path's suffix; the file appears whole or not at all.
+
+    Args:
+        path: the table.
+        outcomes: its rows, which are read one at a time.
+        others: further columns by question id, which are kept under their names (`input_` and the name where
+            that is a column of outcomes).
+    """
+    rows: Iterable[dict[str, Any]] = map(asdict, outcomes)
+    names: list[str] = []
+    if others:
+        names = list(dict.fromkeys(_free_name(name) for values in others.values() for name in values))
+        rows = (
+            row | {_free_name(name): each for name, each in others.get(row["question_id"], {}).items()}
+            for row in rows
+        )
+    write_rows(path, rows, names)
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], others: Sequence[str] = ()) -> None:
+    """As `write_outcomes`, for rows that are mappings. others: the names of their further columns."""
     path = Path(path)
-    if path.suffix == ".parquet":
-        with atomic_file(path) as scratch:
-            _write_parquet(scratch, outcomes)
-    else:
-        write_jsonl(path, map(asdict, outcomes))
+    if (kind := file_format(path)) == "jsonl":
+        write_jsonl(path, ({name: plain(value) for name, value in row.items()} for row in rows))
+        return
+    with atomic_file(path) as scratch:
+        if kind == "parquet":
+            with ParquetTable(scratch, _TYPES, others) as table:
+                for row in rows:
+                    table.write(row)
+            return
+        with scratch.open("w", encoding="utf-8", newline="") as file:
+            lines = csv.DictWriter(file, (*COLUMNS, *others))
+            lines.writeheader()
+            lines.writerows({name: field_text(value) for name, value in row.items()} for row in rows)
+
+
+def _free_name(name: str) -> str:
+    return f"input_{name}" if name in COLUMNS else name
 
 
 def append_outcome(path: str | Path, row: Outcome) -> None:
@@ -80,42 +135,66 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def parse_outcome(row: Mapping[str, Any], source: str) -> Outcome:
-    """Return a row as an `Outcome`. Raises `DataError`, which names `source`, for missing columns."""
-    missing = [name for name in REQUIRED if name not in row]
+    """Return a row as an `Outcome`; numbers and truth values may be texts, as they are in CSV.
+
+    Raises:
+        DataError: a column is missing, or its value is none of its kind; starts with `source` and names the
+            column.
+    """
+    missing = [name for name in REQUIRED if row.get(name) is None or row[name] == ""]
     if missing:
         raise DataError(f"{source}: missing {', '.join(missing)}; an outcome needs {', '.join(REQUIRED)}")
-    values = {name: row.get(name) for name in COLUMNS}
-    if values["correct"] not in (0, 1):
-        raise DataError(f"{source}: correct must be true or false, not {values['correct']!r}")
-    return Outcome(**{**values, "correct": bool(values["correct"])})  # type: ignore[arg-type]
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    parquet = pyarrow_parquet()
-    try:
-        table = parquet.read_table(path)
-    except Exception as error:
-        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
-
-
-def _write_parquet(path: Path, outcomes: Iterable[Outcome]) -> None:
-    parquet = pyarrow_parquet()
-    import pyarrow as pa
-
-    arrow_types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    column_types: dict[str, type] = dict.fromkeys(COLUMNS, str) | {"correct": bool, "seconds": float}
-    column_types |= dict.fromkeys(("input_tokens", "output_tokens", "cost_nanousd"), int)
-    schema = pa.schema([(name, arrow_types[column_types[name]]) for name in COLUMNS])
-    parquet.write_table(
-        pa.Table.from_pylist([asdict(row) for row in outcomes], schema=schema), path, compression="zstd"
+    seconds = _number(row, "seconds", source)
+    finish, answer = row.get("finish_reason"), row.get("answer")
+    return Outcome(
+        str(row["dataset"]),
+        str(row["question_id"]),
+        str(row.get("question") or ""),
+        str(row["model"]),
+        str(row["strategy"]),
+        None if answer is None else str(answer),
+        parse_truth(row["correct"], f"{source}: correct"),
+        *(_count(row, name, source) for name in _COUNTS),
+        seconds,
+        None if finish is None else str(finish),
     )
 
 
-def pyarrow_parquet() -> Any:
+def parse_truth(value: object, source: str) -> bool:
+    """A truth value, 0 or 1, or one of them as text. Raises `DataError`, which starts with `source`."""
+    if isinstance(value, str):
+        text = value.strip().casefold()
+        if text in _TRUE or text in _FALSE:
+            return text in _TRUE
+    elif isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    raise DataError(f"{source} must be true or false, not {value!r}")
+
+
+def _number(row: Mapping[str, Any], name: str, source: str) -> float | None:
+    """A number from 0, or None where it is unknown."""
+    value = row.get(name)
+    if value is None or value == "" or value != value:  # NaN, as pandas writes what is missing
+        return None
     try:
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtra("pyarrow", "local") from None
-    return pyarrow.parquet
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, bool) or not (number >= 0 and isfinite(number)):
+        raise DataError(
+            f"{source}: {name} must be a number from 0, not {value!r}; correct it, or leave it out"
+        )
+    return number
+
+
+def _count(row: Mapping[str, Any], name: str, source: str) -> int | None:
+    """A whole number from 0, or None where it is unknown."""
+    value = row.get(name)
+    if type(value) is int and value >= 0:
+        return value
+    number = _number(row, name, source)
+    if number is not None and number != int(number):
+        raise DataError(
+            f"{source}: {name} must be a whole number, not {value!r}; correct it, or leave it out"
+        )
+    return None if number is None else int(number)

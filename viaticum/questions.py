@@ -1,31 +1,37 @@
-"""Reads question files: JSONL with a question and, where it is known, the right answer.
+"""Reads question files: CSV, JSON lines or Parquet with a question and, where it is known, the right answer.
 
-What counts as a right answer is `golds`' part. Leaves out the larger and other files of a batch
-(`agents.batch.input`).
+What counts as a right answer is `golds`' part, reading the file that of `records`. Leaves out what else the
+file of a batch may be (`agents.batch.input`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from viaticum.errors import DataError
-from viaticum.files import read_jsonl
 from viaticum.golds import parse_golds, with_options
+from viaticum.records import read_values
 from viaticum.types import ANSWER_KINDS, Query
+
+COLUMNS = ("id", "question", "answer", "answers", "kind", "options", "choices")  # what a question is made of
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A query with its id, gold answer (None where unknown) and further answers that are right too."""
+    """A query with its id, gold answer (None where unknown) and further answers that are right too.
+
+    columns: the other columns of its row, which results keep.
+    """
 
     id: str
     query: Query
     gold: str | None
     others: tuple[str, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -34,10 +40,11 @@ class Question:
 
 
 def read_questions(path: str | Path, *, limit: int | None = None) -> list[Question]:
-    """Read the questions of a JSONL file: `question`, and optionally `id`, `answer(s)`, `kind`, `options`.
+    """Read the questions of a file: `question`, and optionally `id`, `answer(s)`, `kind`, `options`.
 
     Args:
-        path: the file; the id of a question without one is its line number.
+        path: CSV, Parquet, or JSON lines under any other suffix; the id of a question without one is the
+            number of its row.
         limit: how many questions at most.
 
     Raises:
@@ -45,16 +52,14 @@ def read_questions(path: str | Path, *, limit: int | None = None) -> list[Questi
             way only, or the id of an earlier line; names the line.
     """
     questions: list[Question] = []
-    lines: dict[str, int] = {}
-    for number, row in read_jsonl(path):
+    locations: dict[str, str] = {}
+    for number, (location, row) in enumerate(read_values(path, needs="question"), 1):
         if limit is not None and len(questions) >= limit:
             break
-        question = parse_question(row, number, f"{path}, line {number}")
-        if question.id in lines:
-            raise DataError(
-                f"{path}, line {number}: id {question.id!r} is that of line {lines[question.id]} too"
-            )
-        lines[question.id] = number
+        question = parse_question(row, number, location)
+        if question.id in locations:
+            raise DataError(f"{location}: id {question.id!r} is that of {locations[question.id]} too")
+        locations[question.id] = location.removeprefix(f"{path}, ")
         questions.append(question)
     if not questions:
         raise DataError(f"{path}: no questions; write one object with a question a line")
@@ -76,7 +81,11 @@ def parse_question(row: Mapping[str, Any], number: int, location: str) -> Questi
     query = Query(with_options(text, golds.options), golds.kind or "auto")
     first, *others = golds.accepted or (None,)
     return Question(
-        str(row.get("id", number)), query, first, tuple(each for each in others if each is not None)
+        str(row.get("id", number)),
+        query,
+        first,
+        tuple(each for each in others if each is not None),
+        {name: value for name, value in row.items() if name and name not in COLUMNS},
     )
 
 

@@ -1,14 +1,12 @@
 """Reads and surveys the rows of a batch: plain JSONL, OpenAI's batch format, CSV, Parquet.
 
-Memory does not grow with the file: a line longer than `MAX_LINE_BYTES` is refused, and ids are compared in a
-temporary database. What is wrong with a row is kept beside it, with its line. Leaves out answering
+Memory does not grow with the file: ids are compared in a temporary database. What is wrong with a row is kept
+beside it, with its line. Leaves out reading files (`viaticum.records`) and answering
 (`agents.batch.executor`).
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import hashlib
 import itertools
 import json
@@ -18,18 +16,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from viaticum.agents.workflow.settings import AUTO
-from viaticum.errors import DataError, InputError, MissingExtra, ViaticumError
+from viaticum.errors import DataError, InputError, ViaticumError
 from viaticum.generation import GenerationSettings
-from viaticum.questions import parse_question
+from viaticum.questions import COLUMNS, parse_question
+from viaticum.records import FileFormat, Record, column_names, file_format, read_records
 from viaticum.types import Message, Query
 
 Format = Literal["jsonl", "openai", "csv", "parquet"]
-MAX_LINE_BYTES = 8 << 20
-COLUMNS = ("id", "question", "answer", "answers", "kind", "options", "choices")
-BLOCK_ROWS = 1024  # ids compared, and rows of Parquet read, at a time
+BLOCK_ROWS = 1024  # ids that are compared at a time
 ROUTE = "/v1/chat/completions"
 MAX_DUPLICATES = 1000  # rows with the id of an earlier row, which are kept in memory
 
@@ -115,15 +112,27 @@ class Input:
             InputError: the file cannot be read.
             DataError: none of its rows can be read.
         """
-        reader = {"csv": _csv_rows, "parquet": _parquet_rows}.get(self.format, _json_rows)
         make = _openai_row if self.format == "openai" else _plain_row
+        for number, (location, record) in enumerate(self._records()):
+            yield _row(make, number, self.skip + number + 1, location, record)
+
+    def other_columns(self) -> list[str]:
+        """Columns that no row's question is made of, which the results keep; none in OpenAI's format."""
+        if self.format == "openai":
+            return []
+        return [name for name in column_names(self.path, self.format) if name and name not in COLUMNS]
+
+    def other_values(self) -> Iterator[dict[str, Any]]:
+        """The values of `other_columns`, a dict a row; empty for rows that cannot be read."""
+        for _, record in self._records():
+            values = record if isinstance(record, dict) else {}
+            yield {name: value for name, value in values.items() if name and name not in COLUMNS}
+
+    def _records(self) -> Iterator[Record]:
+        kind: FileFormat = "jsonl" if self.format == "openai" else self.format
         stop = None if self.limit is None else self.skip + self.limit
-        try:
-            records = itertools.islice(reader(self.path), self.skip, stop)
-            for number, (location, record) in enumerate(records):
-                yield _row(make, number, self.skip + number + 1, location, record)
-        except OSError as error:
-            raise InputError(f"cannot read {self.path}: {error.strerror or error}") from None
+        needs = "" if self.format == "openai" else "question"
+        return itertools.islice(read_records(self.path, kind, needs=needs), self.skip, stop)
 
     def digest(self) -> str:
         """SHA-256 of the file."""
@@ -215,8 +224,6 @@ def _find_duplicates(ids: sqlite3.Connection, block: Sequence[BatchRow]) -> dict
 
 # --- rows -----------------------------------------------------------------------------------------
 
-Record = tuple[str, "dict[str, Any] | str"]  # location, and the values or what is wrong with them
-
 
 def _row(
     make: Callable[[dict[str, Any], int, int, str], BatchRow],
@@ -305,102 +312,12 @@ def _short(text: str) -> str:
 
 
 def _format_of(path: Path) -> Format:
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".parquet"):
-        return "csv" if suffix == ".csv" else "parquet"
-    for _, values in _json_rows(path):
+    if (found := file_format(path)) != "jsonl":
+        return found
+    for _, values in read_records(path):
         if isinstance(values, dict):
             return "openai" if "custom_id" in values and "question" not in values else "jsonl"
     return "jsonl"
-
-
-def _json_rows(path: Path) -> Iterator[Record]:
-    with path.open("rb") as file:
-        for number in itertools.count(1):
-            line = file.readline(MAX_LINE_BYTES + 1)
-            if not line:
-                return
-            location = f"{path}, line {number}"
-            if len(line) > MAX_LINE_BYTES:
-                _skip_line(file, line)
-                yield location, f"longer than {MAX_LINE_BYTES >> 20} MiB; no model reads that much"
-                continue
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if line.strip():
-                yield location, _values(line)
-
-
-def _values(line: bytes) -> dict[str, Any] | str:
-    try:
-        values = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
-    except (ValueError, RecursionError) as error:  # no JSON, or a number of thousands of digits
-        return f"not valid JSON ({error}); correct or remove the line"
-    if b"\\u" in line:
-        try:
-            json.dumps(values, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            return f"half of a character ({error.object[error.start]!r}); correct it"
-    return values if isinstance(values, dict) else "not a JSON object; write one object a line"
-
-
-def _skip_line(file: IO[bytes], line: bytes) -> None:
-    while line and not line.endswith(b"\n"):
-        line = file.readline(1 << 16)
-
-
-def _csv_rows(path: Path) -> Iterator[Record]:
-    # Bytes that are not UTF-8 become lone surrogates, so that one broken line does not end the reading.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        csv.field_size_limit(MAX_LINE_BYTES)
-        lines = csv.DictReader(file)
-        if "question" not in (lines.fieldnames or ()):
-            raise DataError(f"{path}: no column named question; the first line names the columns")
-        while True:
-            try:
-                values = next(lines, None)
-            except csv.Error as error:
-                yield f"{path}, line {lines.line_num}", f"not CSV ({error})"
-                continue
-            if values is None:
-                return
-            yield f"{path}, line {lines.line_num}", _csv_values(values)
-
-
-def _csv_values(values: dict[Any, Any]) -> dict[str, Any] | str:
-    if None in values:
-        return "more fields than the first line names; put a field with commas into quotes"
-    try:
-        "".join(each or "" for each in values.values()).encode()
-    except UnicodeEncodeError:
-        return "not UTF-8; save the file as UTF-8"
-    return {name: value for name, value in values.items() if value}
-
-
-def _parquet_rows(path: Path) -> Iterator[Record]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise MissingExtra("pyarrow", "local") from None
-    try:
-        file = parquet.ParquetFile(path)
-    except Exception as error:
-        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    with file:
-        names = file.schema_arrow.names
-        if "question" not in names:
-            raise DataError(f"{path}: no column named question, only {', '.join(names)}")
-        known = [name for name in COLUMNS if name in names]
-        number = 0
-        for batch in file.iter_batches(batch_size=BLOCK_ROWS, columns=known):
-            for values in batch.to_pylist():
-                number += 1
-                yield (
-                    f"{path}, row {number}",
-                    {key: value for key, value in values.items() if value is not None},
-                )
 
 
 def mark_duplicates(rows: Iterator[BatchRow], duplicates: dict[int, str]) -> Iterator[BatchRow]:

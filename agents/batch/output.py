@@ -13,22 +13,22 @@ import re
 import time
 import uuid
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from viaticum.agents.batch.input import Format
-from viaticum.errors import DataError, MissingExtra
+from viaticum.agents.batch.input import Format, Input
+from viaticum.errors import DataError
 from viaticum.files import JournalFile, atomic_file, encode_json
 from viaticum.jobs import ROWS, JobRow, parse_row, row_line
+from viaticum.records import ParquetTable, field_text, plain
 
 FLUSH_SECONDS = 0.5
 SYNC_SECONDS = 5.0
 ADVICE = "; what was paid for is in the ledger: make room and go on with --resume"
 COLUMNS = ("id", "state", "answer", "correct", "reason", "pair", "cost_nanousd", "text", "thinking")
 _NUMBER = re.compile(rb'"number": (\d+)}\n$')
-ROW_GROUP = 4096  # rows of a Parquet row group
 
 
 @dataclass
@@ -143,15 +143,46 @@ def format_for(out: Path, given: Format) -> Format:
     return given if given == "openai" or not suffix else "jsonl"
 
 
-def write_results(path: Path, format: Format, rows: Iterator[JobRow], job: str) -> None:
-    """Write all rows in one atomic write. Raises `InputError` where the file cannot be written."""
-    write: Callable[[Path, Iterator[JobRow]], None] = {
-        "csv": _write_csv,
-        "parquet": _write_parquet,
-        "openai": lambda to, each: _write_openai(to, each, job),
-    }.get(format, _write_jsonl)
+def write_results(path: Path, format: Format, rows: Iterator[JobRow], job: str, given: Input) -> None:
+    """Write all rows in one atomic write, with the other columns of the input.
+
+    A column of the input that is named like one of the results becomes `input_` and its name.
+
+    Args:
+        path: the results.
+        format: their format.
+        rows: in the order of the input; some may be missing.
+        job: its name, from which OpenAI's ids are made.
+        given: the input.
+
+    Raises:
+        InputError: the file cannot be written, or the input cannot be read any more.
+    """
     with atomic_file(path, advice=ADVICE) as scratch:
-        write(scratch, rows)
+        if format == "openai":
+            _write_openai(scratch, rows, job)
+            return
+        names = {name: f"input_{name}" if name in COLUMNS else name for name in given.other_columns()}
+        both = _with_other_values(rows, given, names)
+        if format == "csv":
+            _write_csv(scratch, both, list(names.values()))
+        elif format == "parquet":
+            _write_parquet(scratch, both, list(names.values()))
+        else:
+            _write_jsonl(scratch, both)
+
+
+Joined = Iterator[tuple[JobRow, dict[str, Any]]]  # a row, and the other columns of its input
+
+
+def _with_other_values(rows: Iterator[JobRow], given: Input, names: Mapping[str, str]) -> Joined:
+    if not names:
+        yield from ((row, {}) for row in rows)
+        return
+    others = enumerate(given.other_values())
+    for row in rows:
+        found = next((values for number, values in others if number == row.number), {})
+        yield row, {names[name]: value for name, value in found.items() if name in names}
 
 
 def _values(row: JobRow) -> dict[str, Any]:
@@ -164,36 +195,29 @@ def _values(row: JobRow) -> dict[str, Any]:
     return values
 
 
-def _write_jsonl(path: Path, rows: Iterator[JobRow]) -> None:
+def _write_jsonl(path: Path, rows: Joined) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(encode_json(_values(row)) + "\n")
+        for row, others in rows:
+            file.write(
+                encode_json(_values(row) | {name: plain(each) for name, each in others.items()}) + "\n"
+            )
 
 
-def _write_csv(path: Path, rows: Iterator[JobRow]) -> None:
+def _write_csv(path: Path, rows: Joined, names: list[str]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.DictWriter(file, COLUMNS)
+        lines = csv.DictWriter(file, (*COLUMNS, *names))
         lines.writeheader()
-        for row in rows:
-            lines.writerow({name: getattr(row, name) for name in COLUMNS})
+        for row, others in rows:
+            values = {name: getattr(row, name) for name in COLUMNS} | others
+            lines.writerow({name: field_text(value) for name, value in values.items()})
 
 
-def _write_parquet(path: Path, rows: Iterator[JobRow]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise MissingExtra("pyarrow", "local") from None
-    types = {"correct": pa.bool_(), "cost_nanousd": pa.int64()}
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
-    with parquet.ParquetWriter(path, schema, compression="zstd") as file:
-        block: list[dict[str, Any]] = []
-        for row in rows:
-            block.append({name: getattr(row, name) for name in COLUMNS})
-            if len(block) == ROW_GROUP:
-                file.write_table(pa.Table.from_pylist(block, schema=schema))
-                block = []
-        file.write_table(pa.Table.from_pylist(block, schema=schema))
+def _write_parquet(path: Path, rows: Joined, names: list[str]) -> None:
+    with ParquetTable(
+        path, {**dict.fromkeys(COLUMNS, str), "correct": bool, "cost_nanousd": int}, names
+    ) as table:
+        for row, others in rows:
+            table.write({name: getattr(row, name) for name in COLUMNS} | others)
 
 
 def _write_openai(path: Path, rows: Iterator[JobRow], job: str) -> None:

@@ -89,7 +89,7 @@ def profile(
         outcomes = [replace(row, question="") for row in outcomes]
     if completions is not None:
         write_jsonl(completions, (journal.completion(row) for row in outcomes))
-    write_outcomes(out, outcomes)
+    write_outcomes(out, outcomes, {each.id: each.columns for each in questions if each.columns})
     journal.path.unlink()
     return outcomes
 

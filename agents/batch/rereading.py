@@ -96,7 +96,7 @@ def reread(
             progress(number, len(rows))
     if not with_text:
         changed = [replace(row, question="") for row in changed]
-    write_outcomes(out, changed)
+    write_outcomes(out, changed, {each.id: each.columns for each in questions if each.columns})
     if completions is not None:
         write_jsonl(completions, (kept_line(row, kept[_key(row)]) for row in changed))
     changes = (Change(before, after) for before, after in zip(rows, changed, strict=True))

@@ -340,7 +340,7 @@ class _Run:
         journal.sync()
         if ending != "drained":
             kind = format_for(self.out, self.input_file.format)
-            write_results(self.out, kind, journal.in_order(), self.job.budget)
+            write_results(self.out, kind, journal.in_order(), self.job.budget, self.input_file)
         self.job = replace(self.job, ending=ending, ended=now())
         self._save()
 

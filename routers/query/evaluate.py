@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from viaticum.errors import DataError
 from viaticum.routers.query.calibration import calibration_error
 from viaticum.routers.query.outcome_matrix import Array, OutcomeMatrix
 from viaticum.routers.query.plans import IndexedPlan, simulate
@@ -23,6 +25,7 @@ BUDGETS = (0.0001, 0.0003, 0.001, 0.002, 0.004, 0.006, 0.012)  # mean dollars a 
 MIDDLE_BUDGET = 0.002
 MARGIN = 0.04  # share of a budget left unplanned: a mean of 1,500 questions varies by about as much
 BOOTSTRAP_SAMPLES = 1_000
+SAME_TEXT = 0.9999  # cosine of two embeddings of one text; a router keeps them in half precision
 SWEEP = np.geomspace(0.3, 3000, 60)  # cost weights of `cost_to_reach`
 
 
@@ -36,11 +39,21 @@ def evaluate(
         matrix: outcomes; questions that were not given to every pair are left out.
         budgets: mean dollars a question.
         seed: of the bootstrap; `curve_minus_hull` has 95% intervals, paired by question.
+
+    Raises:
+        DataError: no question was given to every pair.
     """
+    asked = len(matrix)
     matrix = matrix.select(matrix.complete)
-    prediction = router.predict_texts(matrix.texts)
+    if not len(matrix):
+        raise DataError(
+            f"none of the {asked} questions was given to every pair of the router, so that its choices "
+            "cannot be compared; profile the missing pairs"
+        )
+    embeddings = router.encoder(matrix.texts)
+    prediction = router.predict(embeddings, matrix.texts)
     correct, cost, calls = column_outcomes(router, matrix)
-    best = int(matrix.correct.mean(0).argmax())
+    best, *ties = best_single_pairs(matrix)
     accuracy, dollars = float(matrix.correct[:, best].mean()), float(matrix.cost[:, best].mean())
     enough, nearly = (
         cost_to_reach(router, prediction, correct, cost, share * accuracy) for share in (1, 0.99)
@@ -49,7 +62,13 @@ def evaluate(
     middle = router.choose_within(prediction, middle_budget * (1 - MARGIN)).numpy()
     return {
         "questions": len(matrix),
-        "best_single": {"pair": str(matrix.pairs[best]), "accuracy": accuracy, "cost": dollars},
+        "learned_from": int(is_known(router, embeddings).sum()),
+        "best_single": {
+            "pair": str(matrix.pairs[best]),
+            "accuracy": accuracy,
+            "cost": dollars,
+            "ties": [str(matrix.pairs[each]) for each in ties],
+        },
         **_curves(router, prediction, matrix, (correct, cost), budgets, seed),
         "cost_at_best_single_accuracy": None if enough is None else enough / dollars,
         "cost_at_99_percent_of_it": None if nearly is None else nearly / dollars,
@@ -61,6 +80,20 @@ def evaluate(
         "oracle": float(matrix.correct.max(1).mean()),
         "trust": float(prediction.trust.mean()),
     }
+
+
+def best_single_pairs(matrix: OutcomeMatrix) -> list[int]:
+    """The columns of the highest accuracy, the cheapest first. Needs every outcome."""
+    right = matrix.correct.sum(0)
+    return sorted(
+        np.flatnonzero(right == right.max()).tolist(), key=lambda column: matrix.cost[:, column].mean()
+    )
+
+
+def is_known(router: RTRRouter, embeddings: Tensor) -> Array:
+    """Which questions the router was fitted on, as far as its encoder can tell texts apart [N]."""
+    known = torch.nn.functional.normalize(router.parameters.embeddings, dim=1)
+    return np.asarray((embeddings @ known.T).amax(1) > SAME_TEXT)
 
 
 def column_outcomes(router: RTRRouter, matrix: OutcomeMatrix) -> tuple[Array, Array, Array]:

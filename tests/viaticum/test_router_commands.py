@@ -77,7 +77,8 @@ def test_fit_evaluate_show(fitted: Path, tmp_path: Path, encoder: str) -> None:
         "curve_minus_hull",
     }
     assert keys <= set(result)
-    assert set(result["best_single"]) == {"pair", "accuracy", "cost"}
+    assert set(result["best_single"]) == {"pair", "accuracy", "cost", "ties"}
+    assert result["learned_from"] == 0
     assert [set(point) for point in result["curve"]] == [{"budget", "accuracy", "cost"}] * 7
     assert "best single pair: big+cot" in run("evaluate", fitted, tmp_path / "new.parquet")
     shown = run_json("show", fitted, "mother sister uncle family")
@@ -167,5 +168,5 @@ def test_add_and_refit(fitted: Path, tmp_path: Path) -> None:
 
 def test_a_table_with_missing_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"dataset": "d", "question_id": "1", "question": "?"}\n')
-    with pytest.raises(DataError, match="missing model, strategy, answer, correct"):
+    with pytest.raises(DataError, match="missing model, strategy, correct"):
         run("fit", tmp_path / "bad.jsonl", "--out", tmp_path / "router")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @with_local_options
 @with_generation_options
 def profile(
-    questions: Annotated[Path, typer.Argument(help="JSONL with question and answer.")],
+    questions: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet with question and answer.")],
     out: Annotated[Path, typer.Option(help="The outcome table: .parquet or .jsonl")],
     model: Annotated[list[str] | None, typer.Option(help="Models; all local ones by default.")] = None,
     strategy: Annotated[

@@ -100,6 +100,13 @@ def evaluate(
 
     router = RTRRouter.load(folder)
     result = run(router, _matrix(outcomes, prices, router.pairs), budgets=budget or BUDGETS)
+    if result["learned_from"]:
+        typer.echo(
+            f"warning: the router was fitted on {result['learned_from']} of the {result['questions']} "
+            "questions, so that these figures promise too much; evaluate on questions that it has not seen "
+            "(`viaticum outcomes split` keeps some aside)",
+            err=True,
+        )
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -116,8 +123,9 @@ def evaluate(
         )
     Console(width=max(90, Console().width)).print(table)
     best = result["best_single"]
+    tied = f" (the cheapest of the most accurate: {', '.join(best['ties'])} too)" if best["ties"] else ""
     typer.echo(
-        f"best single pair: {best['pair']}, {best['accuracy']:.1%} at ${best['cost']:.6f}; reached at "
+        f"best single pair: {best['pair']}{tied}, {best['accuracy']:.1%} at ${best['cost']:.6f}; reached at "
         + _times(result["cost_at_best_single_accuracy"])
         + ", 99% of it at "
         + _times(result["cost_at_99_percent_of_it"])

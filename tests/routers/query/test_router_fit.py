@@ -77,6 +77,28 @@ def test_held_out_questions_are_answered_better_than_by_any_mixture_of_pairs(rou
     assert result["oracle"] > result["best_single"]["accuracy"]
 
 
+def test_of_equally_accurate_pairs_the_cheapest_is_the_best_single_one(router: RTRRouter) -> None:
+    matrix = OutcomeMatrix.from_outcomes(outcomes(60, seed=6))
+    all_right = replace(matrix, correct=np.ones_like(matrix.correct))
+    best = evaluate(router, all_right, budgets=(0.0002,))["best_single"]
+    assert best["pair"] == "tiny+direct"
+    assert set(best["ties"]) == {"tiny+cot", "mid+cot", "big+cot"}
+
+
+def test_questions_that_it_was_fitted_on_are_counted(router: RTRRouter) -> None:
+    known = OutcomeMatrix.from_outcomes(outcomes(400)).select(np.arange(20))
+    fresh = OutcomeMatrix.from_outcomes(outcomes(30, seed=8))
+    assert evaluate(router, fresh.concat(known), budgets=(0.0002,))["learned_from"] == 20
+
+
+def test_a_table_without_a_question_for_every_pair_is_refused(router: RTRRouter) -> None:
+    matrix = OutcomeMatrix.from_outcomes(outcomes(60, seed=6))
+    correct = matrix.correct.copy()
+    correct[np.arange(60), np.arange(60) % 4] = np.nan
+    with pytest.raises(DataError, match="none of the 60 questions"):
+        evaluate(router, replace(matrix, correct=correct), budgets=(0.0002,))
+
+
 def test_the_operating_point_is_chosen_without_looking_at_the_outcomes(router: RTRRouter) -> None:
     """With all answers turned wrong and all costs tripled the same plans are chosen."""
     matrix = OutcomeMatrix.from_outcomes(outcomes(60, seed=4))

@@ -1,0 +1,89 @@
+"""What an outcome table holds, counted in one pass: questions by data set, and figures by pair.
+
+Memory grows with the number of questions, not with that of rows. Leaves out intervals (`viaticum.outcomes`).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from statistics import fmean, quantiles
+from typing import Any
+
+from viaticum.types import Outcome, Pair
+
+
+class _Figures:
+    """Of one pair."""
+
+    def __init__(self) -> None:
+        self.answers = self.right = self.without_answer = self.cut = 0
+        self.tokens, self.cost = array("q"), array("q")
+
+    def add(self, row: Outcome) -> None:
+        self.answers += 1
+        self.right += row.correct
+        self.without_answer += row.answer is None
+        self.cut += row.finish_reason == "length"
+        if row.output_tokens is not None:
+            self.tokens.append(row.output_tokens)
+        if row.cost_nanousd is not None:
+            self.cost.append(row.cost_nanousd)
+
+
+class Summary:
+    """Counts outcomes; each pair on each question at most once (`outcome_imports.unique`)."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[Pair, _Figures] = {}
+        self._questions: Counter[tuple[str, str]] = Counter()
+        self._datasets: Counter[str] = Counter()
+        self._without_text = 0
+
+    def add(self, row: Outcome) -> None:
+        self._pairs.setdefault(row.pair, _Figures()).add(row)
+        key = row.dataset, row.question_id
+        if key not in self._questions:
+            self._datasets[row.dataset] += 1
+            self._without_text += not row.question.strip()
+        self._questions[key] += 1
+
+    def result(self) -> dict[str, Any]:
+        """What `viaticum outcomes show --json` prints, the most accurate pair first; costs in nano-dollars."""
+        questions = len(self._questions)
+        pairs = []
+        for pair, found in sorted(self._pairs.items(), key=lambda each: -each[1].right / each[1].answers):
+            tokens = _quantiles(found.tokens)
+            pairs.append(
+                {
+                    "pair": str(pair),
+                    "answers": found.answers,
+                    "holes": questions - found.answers,
+                    "right": found.right,
+                    "accuracy": found.right / found.answers,
+                    "without_answer": found.without_answer,
+                    "cut": found.cut,
+                    "tokens_p50": tokens[0],
+                    "tokens_p90": tokens[1],
+                    "cost_mean": round(fmean(found.cost)) if found.cost else None,
+                    "without_cost": found.answers - len(found.cost),
+                }
+            )
+        return {
+            "outcomes": sum(self._questions.values()),
+            "questions": questions,
+            "datasets": dict(self._datasets.most_common()),
+            "complete": sum(count == len(self._pairs) for count in self._questions.values()),
+            "without_text": self._without_text,
+            "pairs": pairs,
+        }
+
+
+def _quantiles(values: array[int]) -> tuple[int | None, int | None]:
+    """Median and 90% quantile."""
+    if not values:
+        return None, None
+    if len(values) == 1:
+        return values[0], values[0]
+    deciles = quantiles(values, n=10, method="inclusive")
+    return round(deciles[4]), round(deciles[8])
