@@ -30,7 +30,7 @@ def build(
     out: str | Path,
     *,
     format: Format | None = None,
-    outcomes: str | Path | None = None,
+    outcomes: str | Path | Sequence[str | Path] | None = None,
     ledger: str | None = None,
     title: str | None = None,
     force: bool = False,
@@ -41,7 +41,7 @@ def build(
         runs: folders of jobs, their RESULTS files, or outcome tables.
         out: the file to write; it appears whole or not at all.
         format: by default what the name of `out` ends in, else HTML.
-        outcomes: a table that holds every single pair's answers to these questions, to compare with.
+        outcomes: a table, or several, with every single pair's answers to these questions, to compare with.
         ledger: where the jobs' ledger is, in place of what they say.
         title: by default the runs' names.
         force: write over a file that is there.

@@ -120,13 +120,16 @@ class Numbers:
 
 
 def read_numbers(
-    runs: Sequence[str | Path], *, outcomes: str | Path | None = None, ledger: str | None = None
+    runs: Sequence[str | Path],
+    *,
+    outcomes: str | Path | Sequence[str | Path] | None = None,
+    ledger: str | None = None,
 ) -> Numbers:
     """Read runs and count.
 
     Args:
         runs: folders of jobs, their RESULTS files, or outcome tables.
-        outcomes: a table that holds every single pair's answers to these questions.
+        outcomes: a table, or several, with every single pair's answers to these questions.
         ledger: where the jobs' ledger is, in place of what they say.
 
     Raises:
@@ -135,11 +138,13 @@ def read_numbers(
     """
     if not runs:
         raise InputError("no run to report on; name a job's folder or an outcome table")
-    table = tuple(read_outcomes(outcomes)) if outcomes is not None else ()
-    if outcomes is not None and not table:
-        raise DataError(f"the outcome table {outcomes} is empty; profile at least one question")
+    tables = [outcomes] if isinstance(outcomes, str | Path) else list(outcomes or ())
+    where = ", ".join(map(str, tables))
+    table = tuple(read_outcomes(*tables))
+    if tables and not table:
+        raise DataError(f"the outcome table {where} is empty; profile at least one question")
     read = _named([read_run(path) for path in runs])
-    first, *others = [_numbers(run, table, str(outcomes or ""), ledger) for run in read]
+    first, *others = [_numbers(run, table, where, ledger) for run in read]
     comparisons = tuple(compare(first.run, first.row_costs, each.run, each.row_costs) for each in others)
     return Numbers((first, *others), comparisons)
 

@@ -109,7 +109,7 @@ class Importer:
             DataError: a row is no outcome; names the file, the row and the column.
         """
         path, settings = Path(path), self.settings
-        if not path.exists():
+        if not path.exists() and self.format != "batch":
             raise InputError(f"cannot read {path}: there is no such file")
         filters: set[str] = set()
         for source, values in FORMATS[self.format](path):

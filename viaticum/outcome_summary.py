@@ -49,7 +49,7 @@ class Summary:
         self._questions[key] += 1
 
     def result(self) -> dict[str, Any]:
-        """What `viaticum outcomes show --json` prints, the most accurate pair first; costs in nano-dollars."""
+        """What `viaticum outcomes show --json` prints; the most accurate pair first, nano-dollars."""
         questions = len(self._questions)
         pairs = []
         for pair, found in sorted(self._pairs.items(), key=lambda each: -each[1].right / each[1].answers):

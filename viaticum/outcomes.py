@@ -36,12 +36,16 @@ _Z95 = NormalDist().inv_cdf(0.975)
 def read_outcomes(*paths: str | Path) -> list[Outcome]:
     """Read all rows of outcome tables: Parquet and CSV where the suffix says so, else JSON lines.
 
+    Of several tables a row that stands in more than one counts once.
+
     Raises:
         InputError: there is no such file.
         DataError: a row is not an outcome; names the file, the row and the column.
         MissingExtra: a Parquet file without pyarrow.
     """
-    return [outcome for path in paths for outcome in iterate_outcomes(path)]
+    if len(paths) == 1:
+        return list(iterate_outcomes(paths[0]))
+    return list(dict.fromkeys(outcome for path in paths for outcome in iterate_outcomes(path)))
 
 
 def iterate_outcomes(path: str | Path) -> Iterator[Outcome]:
@@ -144,7 +148,6 @@ def parse_outcome(row: Mapping[str, Any], source: str) -> Outcome:
     missing = [name for name in REQUIRED if row.get(name) is None or row[name] == ""]
     if missing:
         raise DataError(f"{source}: missing {', '.join(missing)}; an outcome needs {', '.join(REQUIRED)}")
-    seconds = _number(row, "seconds", source)
     finish, answer = row.get("finish_reason"), row.get("answer")
     return Outcome(
         str(row["dataset"]),
@@ -154,8 +157,10 @@ def parse_outcome(row: Mapping[str, Any], source: str) -> Outcome:
         str(row["strategy"]),
         None if answer is None else str(answer),
         parse_truth(row["correct"], f"{source}: correct"),
-        *(_count(row, name, source) for name in _COUNTS),
-        seconds,
+        _count(row, "input_tokens", source),
+        _count(row, "output_tokens", source),
+        _count(row, "cost_nanousd", source),
+        _number(row, "seconds", source),
         None if finish is None else str(finish),
     )
 

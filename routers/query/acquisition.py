@@ -16,7 +16,7 @@ Shapes: Q questions, P pairs, D embedding size, W cost weights, S draws.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -347,9 +347,46 @@ def _sample(numbers: Array, most: int, rng: np.random.Generator) -> Array:
     return numbers if len(numbers) <= most else np.sort(rng.choice(numbers, most, replace=False))
 
 
-def rows_by_question(cells: Sequence[Cell]) -> dict[int, list[Cell]]:
-    """The cells by question, in the order of the first cell of each."""
-    found: dict[int, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(cell.question, []).append(cell)
-    return found
+@dataclass(frozen=True)
+class Acquired:
+    """What was bought: the outcomes, the pairs that were dropped, and how many cells each round had."""
+
+    known: KnownOutcomes
+    dropped: tuple[Hopeless, ...]
+    rounds: tuple[int, ...]
+
+
+def acquire(
+    embeddings: Array,
+    prices: Array,
+    money: float,
+    ask: Callable[[Cell, float], tuple[float, float] | None],
+    settings: AcquisitionSettings = AcquisitionSettings(),
+) -> Acquired:
+    """Buy outcomes in rounds until the money or the questions are used up.
+
+    Args:
+        embeddings: of the questions, of length 1 [Q, D].
+        prices: expected dollars of an answer of each pair [P].
+        money: dollars.
+        ask: gets a cell and the dollars that are left; returns whether the answer is right, and its dollars,
+            or None where they cannot pay for it.
+        settings: how outcomes are chosen.
+    """
+    empty = np.full((len(embeddings), len(prices)), np.nan)
+    known = KnownOutcomes(embeddings, empty, empty.copy(), prices)
+    rounds: list[int] = []
+    left, ended = money, False
+    while not ended:
+        bought = 0
+        for cell in next_round(known, left, settings).cells:
+            answer = ask(cell, left)
+            if answer is None:
+                ended = True
+                break
+            known.correct[cell[:2]], known.cost[cell[:2]] = answer
+            left -= answer[1]
+            bought += 1
+        rounds += [bought] * bool(bought)
+        ended |= not bought
+    return Acquired(known, tuple(find_hopeless(known, settings)), tuple(rounds))

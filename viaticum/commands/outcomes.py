@@ -174,8 +174,8 @@ def split(
     if as_json:
         typer.echo(json.dumps({"tables": sizes, "groups": int(groups.max()) + 1, "seed": seed}))
         return
-    for path, summary in sizes.items():
-        typer.echo(_words(Path(path), summary))
+    for table, summary in sizes.items():
+        typer.echo(_words(Path(table), summary))
 
 
 def _feedback_file() -> Path:

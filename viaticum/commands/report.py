@@ -24,8 +24,8 @@ def report(
         str | None, typer.Option(help="html, md, json or png; by default what the file's name ends in.")
     ] = None,
     outcomes: Annotated[
-        Path | None,
-        typer.Option(help="An outcome table of the same questions: single pairs, hull and oracle."),
+        list[Path] | None,
+        typer.Option(help="Outcome tables of the same questions: single pairs, hull and oracle."),
     ] = None,
     ledger: Annotated[
         str | None, typer.Option(help="Where the ledger is, if not where the job says.", metavar="WHERE")

@@ -222,7 +222,7 @@ def add(
     )
     router = RTRRouter.load(folder)
     pairs = [Pair(model, each) for each in strategy or sorted({pair.strategy for pair in router.pairs})]
-    rows = [row for path in outcomes or [] for row in read_outcomes(path) if row.pair in pairs]
+    rows = [row for row in read_outcomes(*(outcomes or ())) if row.pair in pairs]
     matrix = OutcomeMatrix.from_outcomes(rows) if rows else None
     for pair in pairs:
         known = matrix if matrix is not None and pair in matrix.pairs else None
@@ -303,9 +303,8 @@ def _matrix(
     from viaticum.outcomes import read_outcomes
     from viaticum.routers.query.outcome_matrix import OutcomeMatrix, read_prices
 
-    rows = [row for path in paths for row in read_outcomes(path)]
     return OutcomeMatrix.from_outcomes(
-        rows, read_prices(prices) if prices is not None else None, pairs, live=live
+        read_outcomes(*paths), read_prices(prices) if prices is not None else None, pairs, live=live
     )
 
 
