@@ -58,6 +58,7 @@ def catch_up(
         except ModelError as error:
             victim = _largest_consumer(runner, sequences)
             failed.append((victim, error))
+            runner.reset(victim.slot)  # what it holds may be what the others lack
             sequences = [each for each in sequences if each is not victim]
         else:
             stats.tokens += sum(map(len, new))

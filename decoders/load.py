@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from viaticum.decoders.attention import NAME as ATTENTION
 from viaticum.decoders.cache import FIRST_CAPACITY
-from viaticum.decoders.devices import resolve_devices, resolve_dtype
+from viaticum.decoders.devices import resolve_device, resolve_devices, resolve_dtype
 from viaticum.decoders.fused_layers import fuse_layers
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.linear import Weights, pack
@@ -24,7 +24,9 @@ from viaticum.decoders.memory import MAX_SLOTS, free_bytes, plan_slots
 from viaticum.decoders.runner import Runner
 from viaticum.decoders.torch_runner import PREFILL_TOKENS, TorchRunner, context_length
 from viaticum.errors import InputError, WeightsError
+from viaticum.gguf.blocks import quantised_tensors
 from viaticum.gguf.conversion import convert_tensors
+from viaticum.gguf.file import read_header
 
 Engine = Literal["auto", "torch", "llama", "served"]
 GPU_MEMORY = 0.9  # of a GPU's memory, where nobody says how much may be used
@@ -51,7 +53,7 @@ def load_runner(
     Args:
         path: the model folder, with config.json and safetensors, or a GGUF file for the engine "llama".
         engine: what computes the model. "torch": this package, on CPU, CUDA and MPS. "llama": llama.cpp.
-            "served": a server of the model at `api_base`. "auto": torch.
+            "served": a server of the model at `api_base`. "auto": see `default_engine`.
         device: a torch device, "auto" for the GPU if there is one (see `decoders.devices`).
         dtype: of weights, activations, keys and values; "auto" for what is fast on the device.
         slots: sequences in the KV cache at once. "auto" takes as many as fit the memory that is free once the
@@ -68,7 +70,15 @@ def load_runner(
         InputError: the engine, device or dtype is not there, or `weights` is not possible with them.
         ModelError: the memory is not enough for one slot.
     """
-    if engine in ("auto", "torch"):
+    if engine == "auto":
+        engine = default_engine(path, device=device, dtype=dtype, weights=weights, graphs=graphs)
+    if engine == "llama":
+        from viaticum.decoders.llama_runner import load_llama
+
+        if tensor_parallel > 1:
+            raise InputError('tensor_parallel is of the engines "torch" and "served"; leave it out')
+        return load_llama(path, device=device, dtype=dtype, slots=slots, max_slots=max_slots, context=context)
+    if engine == "torch":
         return load_torch(
             path,
             device=device,
@@ -81,7 +91,43 @@ def load_runner(
             weights=weights,
             graphs=graphs,
         )
-    raise InputError(f"unknown engine {engine!r}; known: auto, torch")
+    raise InputError(f"unknown engine {engine!r}; known: auto, torch, llama")
+
+
+def default_engine(
+    path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    weights: Weights = "auto",
+    graphs: bool | None = None,
+) -> Engine:
+    """The engine of a model for which nothing was measured on this machine.
+
+    llama.cpp for a GGUF file that no safetensors lie beside; also for a quantised one on a CPU without
+    AVX-512, where the kernels of torch for few rows are not to be had and bfloat16 is emulated. Else torch.
+    An argument that only torch has a use for means torch.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf" or (gguf_file(path) and not list(path.glob("*.safetensors"))):
+        return "llama"
+    if weights != "auto" or graphs is not None or dtype != "auto" or resolve_device(device).type != "cpu":
+        return "torch"
+    if resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16:
+        return "torch"
+    from viaticum.decoders.llama_library import is_installed
+
+    found = gguf_file(path)
+    return "llama" if found and is_installed() and quantised_tensors(read_header(found)) else "torch"
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file of a model folder, or the path itself if it is one."""
+    file = path if path.suffix == ".gguf" else path / "model.gguf"
+    return file if file.is_file() else None
 
 
 def load_torch(

@@ -202,7 +202,8 @@ class SandboxError(ViaticumError):
 
 
 class MissingExtra(ViaticumError, ImportError):
-    """An optional dependency is not installed; the message names the extra."""
+    """An optional dependency is not installed, or not as needed; the message names the extra."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'viaticum[{extra}]'")
+    def __init__(self, package: str, extra: str, problem: str = "") -> None:
+        problem = problem or f"{package} is not installed"
+        super().__init__(f"{problem}; run: pip install 'viaticum[{extra}]'")

@@ -102,9 +102,36 @@ def _starve_torch(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer, "forward", short_of_memory)
 
 
+def _llama(model: PreTrainedModel, folder: Path, slots: int, context: int) -> Runner:
+    from tiny_gguf import write_tiny_gguf
+
+    from viaticum.decoders.llama_runner import LlamaRunner
+
+    model.generation_config.save_pretrained(folder)
+    path = write_tiny_gguf(folder / "model.gguf", model)
+    return LlamaRunner(path, slots=slots, context=context, cache_dtype=torch.float32)
+
+
+def _starve_llama(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp finds no room for a long call, and neither can the cache grow."""
+    from viaticum.decoders.llama_library import NO_ROOM
+    from viaticum.decoders.llama_runner import LlamaRunner
+
+    assert isinstance(runner, LlamaRunner)
+    functions: Any = runner._c
+    decode = functions.llama_decode
+    monkeypatch.setattr(
+        functions,
+        "llama_decode",
+        lambda context, batch: NO_ROOM if batch.n_tokens > 100 else decode(context, batch),
+    )
+    monkeypatch.setattr(runner, "_make_room", lambda busy: False)
+
+
 BACKENDS: list[Backend] = [
     Backend("torch", _torch, starve=_starve_torch),
     Backend("torch-graphs", _graphs, starve=_starve_torch),
+    Backend("llama", _llama, kinds=("qwen2", "qwen3", "llama"), needs="xllamacpp", starve=_starve_llama),
     Backend(
         "served-vllm", _served("vllm"), ("qwen2", "gemma2"), hidden=False, embeddings=False, normalised=True
     ),

@@ -1,0 +1,404 @@
+"""A causal language model in a GGUF file, computed by llama.cpp with the weights as they lie in the file.
+
+The file is mapped into memory; nothing is unpacked. All slots share one KV cache of cells (llama.cpp's
+"unified" cache), which grows as texts do: a prefix that two slots have in common takes its cells once. Calls
+take rows of any lengths. Leaves out the C interface (`decoders.llama_library`) and the choice of an engine
+(`decoders.load`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from viaticum.decoders import llama_library as llama
+from viaticum.decoders.devices import resolve_dtype
+from viaticum.decoders.llama_library import library
+from viaticum.decoders.llama_model import load_model, position_numbers, stop_ids, summary
+from viaticum.decoders.memory import MAX_SLOTS, RESERVE, free_bytes
+from viaticum.decoders.runner import Runner, RunnerOutput, concatenate
+from viaticum.errors import InputError, ModelError, WeightsError
+from viaticum.gguf.blocks import float32_values, read_bfloat16
+from viaticum.gguf.file import read_header
+
+BATCH_TOKENS = 1024  # new tokens in one call of `llama_decode`, over all rows
+UBATCH_TOKENS = 512  # of these computed at once: bounds the memory of activations
+FIRST_CELLS = 2048  # positions in the cache at first, over all slots; doubled as needed
+FEW = 8  # tokens for which an output that nobody wants costs less than a call of its own
+
+_CACHE_TYPES = {torch.float32: llama.F32, torch.float16: llama.F16}
+
+
+class LlamaRunner(Runner):
+    """A `Runner` over llama.cpp.
+
+    Args:
+        path: a GGUF file; of a file in parts the first.
+        slots: sequences in the cache at once, at most 256. "auto": as many texts of `context` tokens as fit
+            the memory that is free once the weights are loaded.
+        max_slots: upper limit of slots="auto".
+        context: maximum positions of one sequence; None: what the model supports.
+        cache_dtype: of keys and values. float16, with flash attention; float32 is exact and slower.
+        gpu_layers: layers to compute on a GPU, where the library was built for one; -1: all.
+
+    Raises:
+        InputError: too few or too many slots, or another dtype.
+        MissingExtra: the extra `llama` is not installed.
+        ModelError: the memory is not enough for the cache.
+        WeightsError: llama.cpp cannot load the file, or its architecture cannot drop the end of a text.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        slots: int | Literal["auto"] = 1,
+        max_slots: int = MAX_SLOTS,
+        context: int | None = None,
+        cache_dtype: torch.dtype = torch.float16,
+        gpu_layers: int = 0,
+    ) -> None:
+        if cache_dtype not in _CACHE_TYPES:
+            raise InputError(f"llama.cpp keeps keys and values in float16 or float32, not {cache_dtype}")
+        if slots != "auto" and slots > llama.MAX_SEQUENCES:
+            raise InputError(f"llama.cpp decodes at most {llama.MAX_SEQUENCES} texts at once, not {slots}")
+        self.path = Path(path)
+        self._library = library()
+        self._c = self._library.functions
+        self._model = load_model(self._library, self.path, gpu_layers)
+        self._finalizers = [weakref.finalize(self, self._c.llama_model_free, self._model)]
+        context = min(context or 1 << 30, self._c.llama_model_n_ctx_train(self._model))
+        self.position_bytes = position_numbers(self._library, self._model) * cache_dtype.itemsize
+        super().__init__(
+            slots=_plan_slots(context, self.position_bytes, max_slots) if slots == "auto" else slots,
+            context=context,
+            vocabulary=self._c.llama_vocab_n_tokens(self._c.llama_model_get_vocab(self._model)),
+            weight_bytes=self._c.llama_model_size(self._model),
+            stop_ids=stop_ids(self._library, self._model, self.path),
+        )
+        self._width = self._c.llama_model_n_embd_out(self._model)
+        self._cache_type = _CACHE_TYPES[cache_dtype]
+        self._threads = torch.get_num_threads()
+        self._gives_hidden = False
+        self._cells = 0
+        self._context = self._make_context(min(FIRST_CELLS, self._most_cells))
+        self._batch = _BatchArrays(BATCH_TOKENS)
+
+    @property
+    def capacity(self) -> int:
+        """Positions of every slot if all held as many: the cells are shared."""
+        return -(-self._cells // self.slots)
+
+    @cached_property
+    def embeddings(self) -> Tensor:
+        """The input embeddings [vocabulary, D], unpacked when first asked for: bfloat16, or as they are."""
+        header = read_header(self.path)
+        for tensor in header.tensors:
+            if tensor.name == "token_embd.weight":
+                if tensor.type == llama.F32:
+                    return torch.from_numpy(float32_values(tensor)).view(tensor.shape)
+                bits = read_bfloat16(header, tensor).view(np.int16)
+                return torch.from_numpy(bits).view(torch.bfloat16).view(tensor.shape)
+        raise ModelError(f"{self.path} holds no input embeddings; the engine torch has them")
+
+    def close(self) -> None:
+        """Free the model and its cache; it cannot be used any more."""
+        while self._finalizers:
+            self._finalizers.pop()()
+
+    # --- calls ----------------------------------------------------------------------------------------------
+
+    def _forward(
+        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
+    ) -> RunnerOutput:
+        if self._threads != torch.get_num_threads():
+            self._threads = torch.get_num_threads()
+            self._c.llama_set_n_threads(self._context, self._threads, self._threads)
+        before = [len(self.cached_tokens[slot]) for slot in slots]
+        output = self._forward_rows(slots, tokens, keep, hidden)
+        if len(slots) > 1 and not bool(output.finite.all()):
+            return self._forward_singly(slots, tokens, keep, hidden, before)
+        return output
+
+    def _forward_singly(
+        self,
+        slots: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        keep: Sequence[int],
+        hidden: bool,
+        before: list[int],
+    ) -> RunnerOutput:
+        """Repeat a call that gave NaN row by row: all rows read all cells, with weight 0, and 0 * NaN is NaN.
+
+        before: tokens that each slot held. A row that gives NaN by itself is dropped from its slot at once.
+        """
+        for slot, length in zip(slots, before, strict=True):
+            self.truncate(slot, length)
+        self._zero_unused()
+        parts = []
+        for slot, new, last, length in zip(slots, tokens, keep, before, strict=True):
+            parts.append(self._forward_rows([slot], [new], [last], hidden))
+            if not bool(parts[-1].finite.all()):
+                self.truncate(slot, length)
+                self._zero_unused()
+        return concatenate(parts, None)
+
+    def _forward_rows(
+        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
+    ) -> RunnerOutput:
+        entries = [
+            (slot, token, index >= len(new) - last)
+            for slot, new, last in zip(slots, tokens, keep, strict=True)
+            for index, token in enumerate(new)
+        ]
+        # llama.cpp gives hidden states of all tokens of a call or of none, and computes logits with them. So
+        # what is only read goes first, in calls without.
+        ahead = [entry for entry in entries if not entry[2]] if hidden else []
+        if len(ahead) <= FEW:
+            ahead = []
+        else:
+            entries = [entry for entry in entries if entry[2]]
+        parts = [self._decode(chunk, hidden=False) for chunk in self._chunks(ahead)]
+        parts += [self._decode(chunk, hidden=hidden) for chunk in self._chunks(entries)]
+        logits = torch.cat([logits for logits, _ in parts])
+        states = torch.cat([state for _, state in parts]) if hidden else None
+        return RunnerOutput(logits, torch.isfinite(logits.sum(-1)), states)
+
+    def _chunks(self, entries: list[tuple[int, int, bool]]) -> Iterator[list[tuple[int, int, bool]]]:
+        """Entries of one call each: llama.cpp aborts the process over a call larger than its cache."""
+        first = 0
+        while first < len(entries):
+            last = first + min(BATCH_TOKENS, self._cells)  # the cache may have grown meanwhile
+            yield entries[first:last]
+            first = last
+
+    def _decode(self, entries: list[tuple[int, int, bool]], *, hidden: bool) -> tuple[Tensor, Tensor]:
+        """One call; entries: (slot, token, whether its logits are wanted). Returns logits, hidden states."""
+        wanted = [index for index, (*_, wants) in enumerate(entries) if wants]
+        hidden = hidden and bool(wanted)
+        if hidden != self._gives_hidden:
+            self._c.llama_set_embeddings(self._context, hidden)
+            self._gives_hidden = hidden
+        lengths = {slot: len(self.cached_tokens[slot]) for slot, *_ in entries}
+        batch = self._batch.fill(entries, dict(lengths))
+        with self._library.errors() as errors:
+            while (code := self._c.llama_decode(self._context, batch)) == llama.NO_ROOM:
+                if not self._make_room(set(lengths)):
+                    break
+        if code:
+            for slot, length in lengths.items():
+                self._c.llama_memory_seq_rm(self._memory, slot, length, -1)
+            raise ModelError(self._failure(code, errors))
+        for slot, token, _ in entries:
+            self.cached_tokens[slot].append(token)
+        self.calls += 1
+        rows = len(entries) if hidden else len(wanted)
+        logits = self._read(self._c.llama_get_logits, rows, self.vocabulary)
+        states = self._read(self._c.llama_get_embeddings, rows if hidden else 0, self._width)
+        if hidden and rows > len(wanted):
+            logits, states = logits[wanted], states[wanted]
+        return logits, states
+
+    def _read(self, function: Callable[[int], int], rows: int, width: int) -> Tensor:
+        """A copy of float32 [rows, width] that a function returns the address of: the next call writes it."""
+        if not rows:
+            return torch.empty(0, width)
+        buffer = (ctypes.c_float * (rows * width)).from_address(function(self._context))
+        return torch.frombuffer(buffer, dtype=torch.float32).view(rows, width).clone()
+
+    def _failure(self, code: int, errors: list[str]) -> str:
+        if code == llama.NO_ROOM:
+            return (
+                f"not enough memory for the keys and values of these texts ({self._cells:,} positions are "
+                "taken); shorten the request, or give the runner fewer slots"
+            )
+        return f"llama.cpp failed with code {code}: {summary(errors)}"
+
+    # --- cache ----------------------------------------------------------------------------------------------
+
+    @property
+    def _most_cells(self) -> int:
+        return self.slots * self.context
+
+    @property
+    def _memory(self) -> int:
+        return int(self._c.llama_get_memory(self._context))
+
+    def truncate(self, slot: int, length: int) -> None:
+        if length < len(self.cached_tokens[slot]):
+            self._c.llama_memory_seq_rm(self._memory, slot, length, -1)
+        super().truncate(slot, length)
+
+    def reset(self, slot: int) -> None:
+        self._c.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        super().reset(slot)
+
+    def reuse_prefix(self, slot: int, tokens: Sequence[int]) -> None:
+        super().reuse_prefix(slot, tokens)
+        self._c.llama_memory_seq_rm(self._memory, slot, len(self.cached_tokens[slot]), -1)
+
+    def _copy_prefix(self, source: int, target: int, length: int) -> None:
+        self._c.llama_memory_seq_rm(self._memory, target, -1, -1)
+        if length:
+            self._c.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def _wipe(self, slot: int) -> None:
+        self._c.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        self._zero_unused()
+
+    def _zero_unused(self) -> None:
+        state = self._state()  # holds the cells in use alone
+        self._c.llama_memory_clear(self._memory, True)
+        self._restore(state)
+
+    def _make_room(self, busy: set[int]) -> bool:
+        """Grow the cache, or else drop what the slot that has been free the longest still holds.
+
+        busy: slots of the call. False if neither is possible.
+        """
+        if self._cells < self._most_cells and self._grow():
+            return True
+        idle = [slot for slot in self.free_slots if slot not in busy and self.cached_tokens[slot]]
+        if idle:
+            self.reset(idle[0])
+        return bool(idle)
+
+    def _grow(self) -> bool:
+        cells = min(2 * self._cells, self._most_cells)
+        if cells * self.position_bytes > free_bytes() * (1 - RESERVE):  # beside the one in use
+            return False
+        state = self._state()
+        before = self._cells
+        try:
+            self._context = self._make_context(cells)
+        except ModelError:
+            self._cells = before
+            return False
+        self._finalizers.pop(-2)()  # frees the one before
+        self._restore(state)
+        return True
+
+    def _state(self) -> ctypes.Array[ctypes.c_char]:
+        size = self._c.llama_state_get_size(self._context)
+        state = ctypes.create_string_buffer(size)
+        if self._c.llama_state_get_data(self._context, state, size) == 0:
+            raise ModelError("llama.cpp cannot copy its KV cache; end the texts of this model")
+        return state
+
+    def _restore(self, state: ctypes.Array[ctypes.c_char]) -> None:
+        if self._c.llama_state_set_data(self._context, state, len(state)) == 0:
+            for slot in range(self.slots):
+                self.cached_tokens[slot] = []
+            raise ModelError("llama.cpp cannot restore its KV cache; the texts of this model are lost")
+
+    def _make_context(self, cells: int) -> int:
+        """A context with an empty cache, freed with the runner."""
+        values = self._c.llama_context_default_params()
+        values.n_ctx, values.n_seq_max, values.kv_unified = cells, self.slots, True
+        values.n_batch, values.n_ubatch = BATCH_TOKENS, min(UBATCH_TOKENS, BATCH_TOKENS)
+        values.n_threads = values.n_threads_batch = self._threads
+        values.pooling_type = llama.POOLING_NONE
+        # Flash attention reads keys and values in half precision, whatever they are kept in.
+        values.flash_attn_type = llama.FLASH_OFF if self._cache_type == llama.F32 else llama.FLASH_AUTO
+        values.type_k = values.type_v = self._cache_type
+        values.embeddings = self._gives_hidden
+        with self._library.errors() as errors:
+            made = self._c.llama_init_from_model(self._model, values)
+        if not made:
+            raise ModelError(f"llama.cpp cannot make a KV cache of {cells:,} positions: {summary(errors)}")
+        self._finalizers.append(weakref.finalize(self, self._c.llama_free, made))
+        self._cells = int(self._c.llama_n_ctx(made))
+        return int(made)
+
+
+def load_llama(
+    path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    slots: int | Literal["auto"] = 1,
+    max_slots: int = MAX_SLOTS,
+    context: int | None = None,
+) -> LlamaRunner:
+    """Load the GGUF file of a model for llama.cpp.
+
+    Args:
+        path: the file, or a folder that holds it as model.gguf.
+        device: "auto" computes on a GPU if the library was built for one, "cpu" never; "cuda" and "mps" need
+            such a build.
+        dtype: of keys and values, float16 (also for "auto") or float32; weights stay as they are in the file.
+        slots, max_slots, context: see `LlamaRunner`.
+
+    Raises:
+        InputError: the library was not built for the device, or another dtype.
+        WeightsError: there is no such file, or llama.cpp cannot load it.
+        MissingExtra, ModelError: as `LlamaRunner`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.gguf"
+        if not path.is_file():
+            raise WeightsError(
+                f"{path.parent} holds no model.gguf, which the engine llama reads; take the engine torch, or "
+                "a source that is a GGUF file"
+            )
+    offloads = bool(library().functions.llama_supports_gpu_offload())
+    if not offloads and str(device).partition(":")[0] not in ("auto", "cpu"):
+        raise InputError(
+            f"device {device} was asked for, and the installed {llama.PACKAGE} is built for CPUs; give "
+            "device auto or cpu, or install its build for this GPU"
+        )
+    return LlamaRunner(
+        path,
+        slots=slots,
+        max_slots=max_slots,
+        context=context,
+        cache_dtype=torch.float16 if dtype == "auto" else resolve_dtype(dtype, torch.device("cpu")),
+        gpu_layers=-1 if offloads and str(device) != "cpu" else 0,
+    )
+
+
+class _BatchArrays:
+    """The arrays that a `llama_batch` points to, for up to `size` tokens."""
+
+    def __init__(self, size: int) -> None:
+        self.tokens, self.positions = np.zeros(size, np.int32), np.zeros(size, np.int32)
+        self.sequences, self.counts = np.zeros(size, np.int32), np.ones(size, np.int32)
+        self.wanted = np.zeros(size, np.int8)
+        # One sequence each: the address of its number.
+        self.owners = self.sequences.ctypes.data + 4 * np.arange(size, dtype=np.uintp)
+
+    def fill(self, entries: list[tuple[int, int, bool]], positions: dict[int, int]) -> llama.Batch:
+        """positions: of the next token of each slot; counted up."""
+        size = len(entries)
+        self.sequences[:size], self.tokens[:size], self.wanted[:size] = zip(*entries, strict=True)
+        for index, (slot, *_) in enumerate(entries):
+            self.positions[index] = positions[slot]
+            positions[slot] += 1
+        return llama.Batch(
+            size,
+            self.tokens.ctypes.data,
+            None,
+            self.positions.ctypes.data,
+            self.counts.ctypes.data,
+            self.owners.ctypes.data,
+            self.wanted.ctypes.data,
+        )
+
+
+def _plan_slots(context: int, position_bytes: int, max_slots: int) -> int:
+    usable = int(free_bytes() * (1 - RESERVE))
+    if usable < context * position_bytes:
+        raise ModelError(
+            f"one request of {context} tokens needs {context * position_bytes:,} bytes and {usable:,} are "
+            "free; give a smaller context, or a smaller model"
+        )
+    return min(max_slots, usable // (context * position_bytes))
