@@ -23,6 +23,7 @@ _SCALES = ("attention.scale", "logit_scale", "embedding_scale", "residual_scale"
 # Layers of the models whose attention is scaled by the width of the embedding, as llama.cpp tells them apart.
 _GEMMA_27B = {"gemma2": 46, "gemma3": 62}
 _LLAMA3_LOW, _LLAMA3_HIGH = 1.0, 4.0  # low_freq_factor, high_freq_factor of all llama 3.1 and 3.2
+LLAMA3_THETA, LLAMA31_CONTEXT = 500000.0, 131072
 _LLAMA3_LENGTHS = tuple(1 << power for power in range(11, 18))  # 8192 of all known ones
 
 
@@ -131,6 +132,7 @@ def _rope(header: Header) -> dict[str, Any]:
             )
         return _rope_by_factors(header, float32_values(factors), plain)
     if kind == "none" and old_factor == 1.0:
+        _refuse_lost_factors(header, plain["rope_theta"])
         return plain
     if kind in ("none", "linear"):
         return plain | {"rope_type": "linear", "factor": of("rope.scaling.factor", old_factor)}
@@ -140,6 +142,17 @@ def _rope(header: Header) -> dict[str, Any]:
         f"{header.path}: a rotary embedding with scaling of type {kind!r} is not supported; known: linear,"
         ' yarn; llama.cpp reads more of them: give the entry engine = "llama"'
     )
+
+
+def _refuse_lost_factors(header: Header, theta: float) -> None:
+    """Converters of July 2024 left out the factors of llama 3.1; long texts would silently go wrong."""
+    if header.architecture == "llama" and theta == LLAMA3_THETA:
+        context = header.of_architecture("context_length")
+        if context >= LLAMA31_CONTEXT:
+            raise WeightsError(
+                f"{header.path} has a context of {context} tokens and the rotation of llama 3, but not the"
+                f" factors of llama 3.1 ({ROPE_FACTORS}); convert the model again with a current llama.cpp"
+            )
 
 
 def _yarn(header: Header) -> dict[str, Any]:

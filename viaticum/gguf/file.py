@@ -122,7 +122,9 @@ def read_header(path: Path) -> Header:
         WeightsError: it is no GGUF file, is cut short or damaged, or a shard is missing.
     """
     header = _read_one(path)
-    count = int(header.metadata.get("split.count", 1))
+    count = header.metadata.get("split.count", 1)
+    if not isinstance(count, int):
+        raise WeightsError(f"{path} is not a readable GGUF file: its split.count is {count!r}, no number")
     if count <= 1:
         return header
     paths = shards(path, count)

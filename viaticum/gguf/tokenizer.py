@@ -46,7 +46,8 @@ class Vocabulary:
     def __init__(self, header: Header) -> None:
         self.header = header
         self.texts: list[str] = header.array("tokenizer.ggml.tokens")
-        self.types: list[int] = header.array("tokenizer.ggml.token_type") or [1] * len(self.texts)
+        types = header.array("tokenizer.ggml.token_type") or [1] * len(self.texts)  # any width of integers
+        self.types: list[int] = [int(each) for each in types]
         if not self.texts:
             raise WeightsError(f"{header.path}: the GGUF file has no tokens (tokenizer.ggml.tokens)")
         if len(self.types) != len(self.texts):
