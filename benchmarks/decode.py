@@ -1,95 +1,135 @@
-"""Tokens a second of the decoding modes of a local pair, beside llama.cpp and assisted generation.
+"""Tokens a second of a local pair on every engine and in every mode, beside llama.cpp's own server.
 
-Everything in one run, on the real pair of the catalogue (1.5B and 0.5B): 12 questions asked as cot asks them,
-64 greedy tokens each, prompts read beforehand. At one stream all ways and the two others take turns, question
-by question, so that whatever slows the machine slows all; the ratios are of medians. At 4 and 16 streams our
-ways alone are compared, with what the cost model expected of each; it was told how often the models hand over
-from twelve other questions.
+Everything in one run, on the real pair of the catalogue (1.5B and 0.5B): questions asked as cot asks them,
+greedy tokens, prompts read beforehand; 1, 4 and 16 texts at once. All ways take turns, so that whatever slows
+the machine slows all; figures are medians. The ways: the large model alone, speculative, R-Stitch without and
+with drafts, R2R, on each engine; "auto" (the pair as a catalogue entry without `mode` and `engine` runs it,
+its choice left to it); llama.cpp's server of the wheel that the engine "llama" uses, on the same GGUF file.
 
     viaticum models pull && pip install xllamacpp
-    python benchmarks/decode.py QUESTIONS.jsonl [--json] [--tau 0.06]
+    python benchmarks/decode.py QUESTIONS.jsonl [--json] [--questions 8] [--tokens 32] [--rounds 3]
 
-llama.cpp runs the same GGUF file of the 1.5B model with as many threads. transformers' assisted generation
-runs the same two models in bfloat16. Keys: overhead_N is the wall time over the sum of the model calls at N
-streams, of the way that adds most; model_error_max the largest distance of measured over predicted tokens a
-second from 1.
+Keys: auto_over_best_N, "auto" over the fastest single way of any engine at N texts; auto_over_llm_N, over the
+large model alone on the better engine; llm_over_llamacpp_N, that over llama.cpp's server; overhead_N, wall
+time over the time inside the models, of the way that adds most; model_error_max, the largest distance from 1
+of measured over predicted tokens a second.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from _llama import llama_speed
+from _llama import LlamaServer
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from viaticum.catalogue import Catalogue
 from viaticum.decoders import MixedDecoder, Request, Runner, Stats, load_runner
-from viaticum.decoders.cost import CostModel, measure_pair
+from viaticum.decoders.auto_mode import ModeChooser
+from viaticum.decoders.cost import CostModel, conditions, measure_pair
 from viaticum.decoders.decoding_mode import LARGE_ALONE, DecodingMode, HandoffStats
+from viaticum.errors import ViaticumError
+from viaticum.models.token_routers import token_router
 from viaticum.questions import read_questions
-from viaticum.routers.token import AlwaysLarge, EntropyRouter
+from viaticum.routers.token import AlwaysLarge, EntropyRouter, TokenRouter
 from viaticum.strategies import get as get_strategy
 from viaticum.weights import locate
 
-SMALL, LARGE = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"
-QUESTIONS, OTHERS, NEW = 12, 12, 64
-SLOTS = 16
-WAYS = (LARGE_ALONE, DecodingMode(False, 3), DecodingMode(True), DecodingMode(True, 1))
+SMALL, LARGE, R2R = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "r2r"
+COUNTS = (1, 4, 16)
+OTHERS = 16  # questions from which hand-off rates are learned
+CONTEXT = 1536
 Prompt = list[int]
 
 
-@dataclass
-class Pair:
-    """The two models, their prompts read, and the seconds of their calls."""
+@dataclass(frozen=True)
+class Way:
+    """A mode, with the router of its routed form."""
 
+    name: str
+    mode: DecodingMode
+    router: str = ""
+
+
+WAYS = (
+    Way("llm", LARGE_ALONE),
+    Way("speculative", DecodingMode(False, 3)),
+    Way("r-stitch", DecodingMode(True), "r-stitch"),
+    Way("r-stitch:1", DecodingMode(True, 1), "r-stitch"),
+    Way("r2r", DecodingMode(True), "r2r"),
+)
+AUTO = "auto"
+
+
+@dataclass
+class Result:
+    """tokens a second; wall time over the time inside the models; share of tokens of the large model."""
+
+    speed: float
+    overhead: float
+    share: float
+
+
+@dataclass
+class EnginePair:
+    """The two models on one engine."""
+
+    engine: str
     small: Runner
     large: Runner
     tokenizer: Any
-    tau: float
-    in_calls: float = 0.0
-    decoders: dict[DecodingMode, MixedDecoder] = field(default_factory=dict)
+    routers: dict[str, TokenRouter]
+    inside: float = 0.0
+    decoders: dict[str, MixedDecoder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for runner in (self.small, self.large):
             self._watch(runner)
 
     def _watch(self, runner: Runner) -> None:
-        call = runner._call
+        call = runner._forward
 
         def timed(*given: Any, **options: Any) -> Any:
             began = time.perf_counter()
             try:
                 return call(*given, **options)
             finally:
-                self.in_calls += time.perf_counter() - began
+                self.inside += time.perf_counter() - began
 
-        runner._call = timed  # type: ignore[method-assign]
+        runner._forward = timed  # type: ignore[method-assign]
 
-    def decoder(self, way: DecodingMode) -> MixedDecoder:
-        if way not in self.decoders:
-            self.decoders[way] = MixedDecoder(
+    @property
+    def ways(self) -> list[Way]:
+        return [way for way in WAYS if not way.router or way.router in self.routers]
+
+    def decoder(self, way: Way | None) -> MixedDecoder:
+        """None: the mode chooses itself."""
+        name = AUTO if way is None else way.name
+        if name not in self.decoders:
+            alone = way is not None and way.mode == LARGE_ALONE
+            self.decoders[name] = MixedDecoder(
                 self.large,
-                self.small if way.routed or way.draft else None,
+                None if alone else self.small,
                 tokenizer=self.tokenizer,
-                router=EntropyRouter(self.tau) if way.routed else AlwaysLarge(),
-                draft=way.draft,
+                router=self.routers[way.router if way and way.router else "r-stitch"]
+                if way is None or way.router
+                else AlwaysLarge(),
+                draft=0 if way is None else way.mode.draft,
                 loop_guard=None,
+                modes=ModeChooser(self.routers["r-stitch"]) if way is None else None,
             )
-        return self.decoders[way]
+        return self.decoders[name]
 
     def read(self, prompts: Sequence[Prompt]) -> None:
         """Let each prompt lie in a slot of its own, at both models."""
@@ -98,164 +138,168 @@ class Pair:
                 runner.reuse_prefix(slot, prompt)
                 runner.extend([slot], [prompt[len(runner.cached_tokens[slot]) :]])
 
-    def write(self, way: DecodingMode, prompts: Sequence[Prompt]) -> tuple[float, float, float]:
-        """Decode all prompts at once: tokens a second, wall time over call time, share of the large model."""
+    def write(self, way: Way | None, prompts: Sequence[Prompt], tokens: int) -> Result:
+        """Decode all prompts at once."""
         decoder = self.decoder(way)
         decoder.stats = Stats()
-        self.in_calls, began = 0.0, time.perf_counter()
-        results = decoder.generate_all([Request(prompt, max_new_tokens=NEW) for prompt in prompts])
+        self.inside, began = 0.0, time.perf_counter()
+        results = decoder.generate_all([Request(prompt, max_new_tokens=tokens) for prompt in prompts])
         wall = time.perf_counter() - began
         made_by = [maker for result in results for maker in result.trace.made_by]
-        return len(made_by) / wall, wall / self.in_calls, sum(made_by) / len(made_by)
+        share = sum(results[0].trace.models[maker] == "large" for maker in made_by) / len(made_by)
+        return Result(len(made_by) / wall, wall / self.inside, share)
 
-    def habits(self, way: DecodingMode, prompts: Sequence[Prompt]) -> HandoffStats:
+    def rates(self, way: Way, prompts: Sequence[Prompt], tokens: int) -> HandoffStats:
         """How the models hand over on these prompts, all at once."""
-        self.write(way, prompts)
+        self.write(way, prompts, tokens)
         return HandoffStats.from_stats(self.decoder(way).stats)
 
 
-def prompts_of(tokenizer: Any, path: Path) -> list[Prompt]:
+def prompts_of(tokenizer: Any, path: Path, count: int) -> list[Prompt]:
     cot = get_strategy("cot")
     return [
         tokenizer.apply_chat_template(
             cot.messages(question.query), add_generation_prompt=True, return_dict=False
         )
-        for question in read_questions(path, limit=SLOTS + OTHERS)
+        for question in read_questions(path, limit=count)
     ]
 
 
-def assisted(small: Path, large: Path) -> Callable[[Prompt], float]:
-    """transformers' assisted generation; the prompt's time, taken from a text of one token, is left out."""
-    models = [AutoModelForCausalLM.from_pretrained(each, dtype=torch.bfloat16) for each in (large, small)]
-
-    def seconds(ids: torch.Tensor, tokens: int) -> float:
-        began = time.perf_counter()
-        models[0].generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            assistant_model=models[1],
-            do_sample=False,
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            repetition_penalty=1.0,
+def load_pair(engine: str, arguments: argparse.Namespace, tokenizer: Any) -> EnginePair:
+    catalogue = Catalogue.load()
+    small, large = (
+        load_runner(
+            locate(catalogue[name]),
+            engine=engine,  # type: ignore[arg-type]
+            dtype=arguments.dtype,
+            slots=max(arguments.streams),
+            context=CONTEXT,
         )
-        return time.perf_counter() - began
-
-    def work(prompt: Prompt) -> float:
-        ids = torch.tensor([prompt])
-        first = seconds(ids, 1)
-        return (NEW - 1) / (seconds(ids, NEW) - first)
-
-    return work
-
-
-def one_stream(
-    pair: Pair, prompts: Sequence[Prompt], others: dict[str, Callable[[Prompt], float]]
-) -> dict[str, dict[str, float]]:
-    """Medians of every way and of the others, in turns, question by question."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for number, prompt in enumerate(prompts):
-        sys.stderr.write(f"one stream, question {number + 1} of {len(prompts)}\n")
-        for way in WAYS:
-            values = pair.write(way, [prompt])
-            for name, value in zip(("tok_s", "overhead", "share"), values, strict=True):
-                found.setdefault(str(way), {}).setdefault(name, []).append(value)
-        for name, work in others.items():
-            found.setdefault(name, {}).setdefault("tok_s", []).append(work(prompt))
-    return {
-        name: {
-            key: statistics.mean(values) if key == "share" else statistics.median(values)
-            for key, values in each.items()
-        }
-        for name, each in found.items()
-    }
-
-
-def many_streams(
-    pair: Pair, prompts: Sequence[Prompt], streams: int, rounds: int
-) -> dict[str, dict[str, float]]:
-    """Medians of every way, in turns: `rounds` times where one group of prompts is all there is."""
-    found: dict[str, list[tuple[float, float, float]]] = {str(way): [] for way in WAYS}
-    groups = [prompts[at : at + streams] for at in range(0, len(prompts) // streams * streams, streams)]
-    for _ in range(rounds if len(groups) == 1 else 1):
-        for group in groups:
-            for way in WAYS:
-                sys.stderr.write(f"{streams} streams, {way}\n")
-                found[str(way)].append(pair.write(way, group))
-    return {
-        name: dict(
-            zip(
-                ("tok_s", "overhead", "share"), map(statistics.median, zip(*values, strict=True)), strict=True
-            )
-        )
-        for name, values in found.items()
-    }
-
-
-def compare(path: Path, tau: float, with_others: bool, counts: Sequence[int], rounds: int) -> dict[str, Any]:
-    folders = {name: locate(Catalogue.load()[name]) for name in (SMALL, LARGE)}
-    tokenizer = AutoTokenizer.from_pretrained(folders[LARGE], local_files_only=True)
-    small, large = (load_runner(folders[name], slots=SLOTS, context=1536) for name in (SMALL, LARGE))
-    pair = Pair(small, large, tokenizer, tau)
-    sys.stderr.write("measuring calls\n")
-    prompts = prompts_of(tokenizer, path)
-    costs = measure_pair(small, large, context=NEW // 2 + int(statistics.median(map(len, prompts))))
-    asked, others = prompts[:SLOTS], prompts[SLOTS:]
-    pair.read(others)
-    habits = {way: pair.habits(way, others) for way in WAYS}
-    pair.read(asked)
-    rivals = (
-        {
-            "llama.cpp": lambda prompt: llama_speed(folders[LARGE] / "model.gguf", prompt, NEW),
-            "assisted": assisted(folders[SMALL], folders[LARGE]),
-        }
-        if with_others and 1 in counts
-        else {}
+        for name in (SMALL, LARGE)
     )
-    measured = {1: one_stream(pair, asked[:QUESTIONS], rivals)} if 1 in counts else {}
-    rivals.clear()
-    gc.collect()
-    for streams in sorted({*counts} - {1}):
-        measured[streams] = many_streams(pair, asked[: max(QUESTIONS, streams)], streams, rounds)
-    return summary(measured, costs, habits) | {
-        "tau": tau,
-        "conditions": costs.conditions | {"cores": os.cpu_count()},
+    routers: dict[str, TokenRouter] = {"r-stitch": EntropyRouter(arguments.tau)}
+    try:
+        routers["r2r"] = token_router(catalogue[R2R], catalogue, small)
+    except ViaticumError as error:  # no embeddings or hidden states on this engine
+        sys.stderr.write(f"{engine}: without R2R: {error}\n")
+    return EnginePair(engine, small, large, tokenizer, routers)
+
+
+def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
+    folder = locate(Catalogue.load()[LARGE])
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    most = max(arguments.streams)
+    prompts = prompts_of(tokenizer, arguments.file, max(most, arguments.questions) + OTHERS)
+    asked, others = prompts[:-OTHERS], prompts[-OTHERS:][:most]
+    pairs = [load_pair(engine, arguments, tokenizer) for engine in arguments.engines]
+    costs, rates = {}, {}
+    context = arguments.tokens // 2 + int(statistics.median(map(len, prompts)))
+    for pair in pairs:
+        sys.stderr.write(f"{pair.engine}: timing calls\n")
+        costs[pair.engine] = measure_pair(pair.small, pair.large, context=context, repeats=arguments.repeats)
+        pair.read(others)
+        for way in pair.ways:
+            rates[pair.engine, way.name] = pair.rates(way, others, arguments.tokens)
+    auto = auto_pair(pairs, arguments, tokenizer)
+    auto.read(others)
+    for _ in range(3):  # it measures its calls, and tries what may pay
+        auto.write(None, others, max(arguments.tokens, 24))
+    measured: dict[int, dict[str, dict[str, float]]] = {}
+    flags: dict[int, Any] = {}
+    for streams in arguments.streams:
+        measured[streams], flags[streams] = turns(arguments, pairs, auto, folder, asked, streams)
+    return summary(measured, pairs, costs, rates) | {
+        "auto_chose": {streams: values[AUTO]["mode"] for streams, values in measured.items()},
+        "llamacpp": flags,
+        "tau": arguments.tau,
+        "conditions": conditions(*(runner for pair in pairs for runner in (pair.small, pair.large))),
     }
+
+
+def auto_pair(pairs: list[EnginePair], arguments: argparse.Namespace, tokenizer: Any) -> EnginePair:
+    """The pair that the engine "auto" loads; where that is an engine of the run, the one already loaded."""
+    if len(pairs) == 1:
+        return pairs[0]
+    found = load_pair(AUTO, arguments, tokenizer)
+    for pair in pairs:
+        if all(type(a) is type(b) for a, b in ((pair.small, found.small), (pair.large, found.large))):
+            return pair
+    return found
+
+
+def turns(
+    arguments: argparse.Namespace,
+    pairs: list[EnginePair],
+    auto: EnginePair,
+    folder: Path,
+    asked: Sequence[Prompt],
+    streams: int,
+) -> tuple[dict[str, dict[str, Any]], Any]:
+    """Medians of every way, in turns over groups of prompts."""
+    server = None if arguments.no_server else LlamaServer(folder / "model.gguf", streams, CONTEXT)
+    total = max(streams, arguments.questions) // streams * streams
+    groups = [asked[at : at + streams] for at in range(0, total, streams)]
+    found: dict[str, list[Result]] = {}
+    servers: list[float] = []
+    for number in range(max(arguments.rounds, len(groups) if streams == 1 else 0)):
+        group = groups[number % len(groups)]
+        sys.stderr.write(f"{streams} at once, turn {number + 1}\n")
+        for pair in {id(pair): pair for pair in (*pairs, auto)}.values():
+            pair.read(group)
+        if number == 0:  # a mode and its times are chosen for so many texts
+            auto.write(None, group, arguments.tokens)
+        for pair in pairs:
+            for way in pair.ways:
+                result = pair.write(way, group, arguments.tokens)
+                found.setdefault(f"{pair.engine} {way.name}", []).append(result)
+        found.setdefault(AUTO, []).append(auto.write(None, group, arguments.tokens))
+        if server is not None:
+            servers.append(server.speed(group, arguments.tokens))
+    values: dict[str, dict[str, Any]] = {
+        name: {
+            "tok_s": statistics.median(each.speed for each in results),
+            "overhead": statistics.median(each.overhead for each in results),
+            "share": statistics.mean(each.share for each in results),
+        }
+        for name, results in found.items()
+    }
+    modes = auto.decoder(None).config.modes
+    values[AUTO]["mode"] = f"{auto.engine} {modes.mode if modes else ''}"
+    flags = None
+    if server is not None:
+        values["llama.cpp"] = {"tok_s": statistics.median(servers)}
+        flags = server.flags
+        server.close()
+    return values, flags
 
 
 def summary(
-    measured: dict[int, dict[str, dict[str, float]]],
-    costs: CostModel,
-    habits: dict[DecodingMode, HandoffStats],
+    measured: dict[int, dict[str, dict[str, Any]]],
+    pairs: list[EnginePair],
+    costs: dict[str, CostModel],
+    rates: dict[tuple[str, str], HandoffStats],
 ) -> dict[str, Any]:
-    predicted = {
-        streams: {str(way): costs.predict(way, habits[way], streams) for way in WAYS} for streams in measured
-    }
-    told: dict[str, Any] = {"measured": measured, "predicted": predicted}
-    errors = [
-        abs(measured[streams][str(way)]["tok_s"] / predicted[streams][str(way)] - 1)
-        for streams in measured
-        for way in WAYS
-    ]
-    told["model_error_max"] = max(errors)
-    for streams, expected in predicted.items():
-        auto = max(expected, key=lambda name: expected[name])
-        best = max(measured[streams][str(way)]["tok_s"] for way in WAYS)
-        told[f"auto_{streams}"] = auto
-        told[f"auto_over_best_{streams}"] = measured[streams][auto]["tok_s"] / best
-        told[f"overhead_{streams}"] = max(measured[streams][str(way)]["overhead"] for way in WAYS)
-    if 1 not in measured:
-        return told
-    alone = measured[1]
-    stitch = max((way for way in WAYS if way.routed), key=lambda way: alone[str(way)]["tok_s"])
-    told["stitch"], told["stitch_llm_share"] = str(stitch), alone[str(stitch)]["share"]
-    if "llama.cpp" in alone:
-        other = alone["llama.cpp"]["tok_s"]
-        told["llm_over_llamacpp"] = alone[str(LARGE_ALONE)]["tok_s"] / other
-        told["speculative_over_llamacpp"] = alone[str(WAYS[1])]["tok_s"] / other
-        told["stitch_over_llamacpp"] = alone[str(stitch)]["tok_s"] / other
-        told["stitch_over_assisted"] = alone[str(stitch)]["tok_s"] / alone["assisted"]["tok_s"]
-    return told
+    found: dict[str, Any] = {"measured": measured, "predicted": {}}
+    errors = []
+    for streams, values in measured.items():
+        single = {
+            f"{pair.engine} {way.name}": costs[pair.engine].predict(
+                way.mode, rates[pair.engine, way.name], streams
+            )
+            for pair in pairs
+            for way in pair.ways
+        }
+        found["predicted"][streams] = single
+        errors += [abs(values[name]["tok_s"] / expected - 1) for name, expected in single.items()]
+        best = max(single, key=lambda name: values[name]["tok_s"])
+        llm = max(values[f"{pair.engine} llm"]["tok_s"] for pair in pairs)
+        found[f"best_{streams}"] = best
+        found[f"auto_over_best_{streams}"] = values[AUTO]["tok_s"] / values[best]["tok_s"]
+        found[f"auto_over_llm_{streams}"] = values[AUTO]["tok_s"] / llm
+        found[f"overhead_{streams}"] = max(values[name]["overhead"] for name in (*single, AUTO))
+        if "llama.cpp" in values:
+            found[f"llm_over_llamacpp_{streams}"] = llm / values["llama.cpp"]["tok_s"]
+    return found | {"model_error_max": max(errors)}
 
 
 def rounded(value: Any) -> Any:
@@ -264,11 +308,11 @@ def rounded(value: Any) -> Any:
     return round(value, 3) if isinstance(value, float) else value
 
 
-def show(told: dict[str, Any]) -> None:
-    table = Table("way", "streams", "tokens/s", "expected", "overhead", "large model's share", box=None)
-    for streams, each in told["measured"].items():
+def show(found: dict[str, Any]) -> None:
+    table = Table("way", "at once", "tokens/s", "expected", "overhead", "large model's share", box=None)
+    for streams, each in found["measured"].items():
         for name, values in each.items():
-            expected = told["predicted"][streams].get(name)
+            expected = found["predicted"][streams].get(name)
             table.add_row(
                 name,
                 str(streams),
@@ -278,7 +322,7 @@ def show(told: dict[str, Any]) -> None:
                 f"{values['share']:.0%}" if "share" in values else "",
             )
     Console(width=110).print(table)
-    for name, value in told.items():
+    for name, value in found.items():
         if name not in ("measured", "predicted"):
             print(f"{name}: {value}")
 
@@ -287,29 +331,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("questions", type=Path, help="JSONL with question and answer, at least 28 of them")
+    parser.add_argument("file", type=Path, help="JSONL with question and answer, at least 32 of them")
+    parser.add_argument("--engines", nargs="+", default=["torch"], help="torch, llama (default torch)")
+    parser.add_argument("--dtype", default="auto", help="of torch: float32, bfloat16, auto")
     parser.add_argument("--tau", type=float, default=0.06, help="R-Stitch's threshold")
-    parser.add_argument("--rounds", type=int, default=3, help="turns at 16 streams (default 3)")
-    parser.add_argument(
-        "--streams", type=int, action="append", choices=(1, 4, SLOTS), help="texts at once; all by default"
-    )
-    parser.add_argument("--alone", action="store_true", help="without llama.cpp and assisted generation")
+    parser.add_argument("--questions", type=int, default=8, help="at one text at once (default 8)")
+    parser.add_argument("--tokens", type=int, default=32, help="of each text (default 32)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns at each number of texts (default 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each size (default 3)")
+    parser.add_argument("--streams", type=int, nargs="+", default=COUNTS, help="texts at once (1 4 16)")
+    parser.add_argument("--no-server", action="store_true", help="without llama.cpp's server")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     arguments = parser.parse_args()
-    told = rounded(
-        {"machine": platform.machine()}
-        | compare(
-            arguments.questions,
-            arguments.tau,
-            not arguments.alone,
-            arguments.streams or (1, 4, SLOTS),
-            arguments.rounds,
-        )
+    found = rounded(
+        {"machine": platform.machine(), "cores": os.cpu_count()}
+        | {name: getattr(arguments, name) for name in ("questions", "tokens", "rounds", "dtype")}
+        | measure_all(arguments)
     )
     if arguments.json:
-        print(json.dumps(told))
+        print(json.dumps(found))
     else:
-        show(told)
+        show(found)
 
 
 if __name__ == "__main__":
