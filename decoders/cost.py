@@ -208,10 +208,7 @@ def conditions(*runners: Runner) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
     }
-    described = [
-        f"{type(runner).__name__} on {runner.device}, {runner.weight_bytes} bytes" for runner in runners
-    ]
-    return machine | ({"models": described} if described else {})
+    return machine | ({"models": [runner.description for runner in runners]} if runners else {})
 
 
 def measure_pair(small: Runner, large: Runner, *, context: int = CONTEXT, repeats: int = 3) -> CostModel:

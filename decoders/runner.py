@@ -77,6 +77,11 @@ class Runner(ABC):
         self.free_slots = list(range(slots))  # slots without an active sequence, the longest free first
         self.calls = 0
 
+    @property
+    def description(self) -> str:
+        """What computes the model; times of its calls hold as long as this is the same."""
+        return f"{type(self).__name__} on {self.device}, {self.weight_bytes} bytes of weights"
+
     # --- what a back end implements -------------------------------------------------------------------------
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from viaticum.catalogue import Catalogue, ModelSpec
-from viaticum.errors import DataError, InputError
+from viaticum.errors import DataError, InputError, WeightsError
 from viaticum.files import atomic_write
 from viaticum.weights import cache_dir, fingerprint
 
@@ -58,7 +58,7 @@ class PairCosts:
         from viaticum.decoders.cost import conditions
 
         self.path = costs_path(spec)
-        weights = [fingerprint(catalogue[member]) for member in spec.members]
+        weights = [_weights_of(catalogue[member]) for member in spec.members]
         self._conditions = conditions(*runners) | {"weights": weights}
         self._router = json.dumps({name: getattr(spec, name) for name in _ROUTER_FIELDS})
 
@@ -105,6 +105,14 @@ class PairCosts:
         except (OSError, ValueError):
             return {}
         return values if isinstance(values, dict) else {}
+
+
+def _weights_of(spec: ModelSpec) -> str:
+    """The hash of a model's weights, or its name where they are not here."""
+    try:
+        return fingerprint(spec)
+    except WeightsError:
+        return spec.served_model or spec.name
 
 
 def mode_chooser(
