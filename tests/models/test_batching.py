@@ -73,7 +73,8 @@ def test_callers_share_the_calls_of_the_model(tiny_catalogue: Catalogue) -> None
     model = pool.model("tiny-small")
     generation = Generation(max_new_tokens=150)
     lengths = [model.generate(chat(number), generation).usage.output_tokens for number in range(4)]
-    (decoder,) = model._decoders.values()
+    decoder = model._loaded
+    assert decoder is not None
     before = decoder.stats.large.steps
     streams = [model.stream(chat(number), generation) for number in range(4)]
     started = threading.Barrier(4)
