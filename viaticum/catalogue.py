@@ -178,6 +178,12 @@ def _read_file(text: bytes, origin: str) -> tuple[dict[str, Any], tuple[str, ...
     for name, fields in models.items():
         if not isinstance(fields, dict):
             raise InputError(f"{origin}: models.{name} is not a table; write [models.{name}]")
+        inner = [key for key, value in fields.items() if isinstance(value, dict)]
+        if unknown := [key for key in inner if key not in ModelSpec.model_fields]:
+            raise InputError(
+                f"{origin}: models.{name} has no field {unknown[0]!r}; quote names with dots: "
+                f'[models."{name}.{unknown[0]}"]'
+            )
     return models, tuple(strategies)
 
 

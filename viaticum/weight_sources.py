@@ -7,13 +7,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+
+
+def _require_inside(name: str) -> None:
+    if name.startswith("/") or ".." in name.split("/") or "\\" in name:
+        raise ValueError(f"not a path inside a folder: {name!r}")
 
 
 class FrozenModel(BaseModel):
@@ -61,17 +75,36 @@ class Wheels(FrozenModel):
         if self.member is not None and self.others:
             raise ValueError("`others` goes with `folder`")
         for name in (self.file, *self.others):
-            if name.startswith("/") or ".." in name.split("/") or "\\" in name:
-                raise ValueError(f"not a path inside a folder: {name!r}")
+            _require_inside(name)
         return self
 
 
 class Hub(FrozenModel):
-    """A repository of a model hub, at a revision (a branch, a tag or a commit)."""
+    """A repository of a model hub, at a revision (a branch, a tag or a commit).
+
+    Attributes:
+        file, sha256: one file of it and its hash: a GGUF file is all that is fetched, of safetensors the rest
+            of the repository comes too. Without them the repository is taken as it is.
+    """
 
     type: Literal["hub"]
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     revision: str = "main"
+    file: Annotated[str, Field(pattern=r"\.(gguf|safetensors)$")] | None = None
+    sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _file_with_hash(self) -> Self:
+        if (self.file is None) != (self.sha256 is None):
+            raise ValueError("give both file and sha256, or neither")
+        if self.file is not None:
+            _require_inside(self.file)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without file and sha256 where they are not set: manifests of earlier versions fit."""
+        return {name: value for name, value in handler(self).items() if value is not None}
 
 
 class LocalPath(FrozenModel):

@@ -258,7 +258,7 @@ def _publish(spec: ModelSpec, source: Source, folder: Path) -> Pulled:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    if isinstance(source, Hub):
+    if isinstance(source, Hub) and "model.gguf" not in files:
         size, sha256 = _weigh(folder)
     else:
         came_in = files[source.file if isinstance(source, Wheels) else GGUF]

@@ -17,7 +17,6 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import DataError, InputError
 from viaticum.files import JournalFile, write_jsonl
 from viaticum.generation import NO_SETTINGS, GenerationSettings
-from viaticum.local_settings import UNKEYED_FIELDS
 from viaticum.models.local import LocalModels
 from viaticum.models.settings import prompt, resolve
 from viaticum.outcomes import parse_outcome, write_outcomes
@@ -254,7 +253,7 @@ class ProfileJournal:
 
 
 def _entry(spec: ModelSpec) -> str:
-    return spec.model_dump_json(exclude=set(UNKEYED_FIELDS))
+    return json.dumps(spec.identity, separators=(",", ":"), ensure_ascii=False)
 
 
 def _fingerprint(

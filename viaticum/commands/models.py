@@ -165,11 +165,10 @@ def _source_text(source: dict[str, Any]) -> str:
         return (
             f"{len(packages)} wheels from {packages[0]}, {source['bytes']} bytes, sha256 {source['sha256']}"
         )
-    return (
-        f"hub {source['repo']} at {source['revision']}"
-        if source["type"] == "hub"
-        else f"path {source['path']}"
-    )
+    if source["type"] == "path":
+        return f"path {source['path']}"
+    text = f"hub {source['repo']} at {source['revision']}"
+    return f"{text}, {source['file']}, sha256 {source['sha256']}" if "file" in source else text
 
 
 def _price_texts(spec: ModelSpec) -> tuple[str, str]:

@@ -1,0 +1,199 @@
+"""Fetching weights from a model hub (`huggingface_hub`), after a short look at whether it can be reached.
+
+HF_ENDPOINT names another hub, HF_HUB_OFFLINE keeps from asking any. Leaves out unpacking what was fetched
+(`viaticum.weight_fetching`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from viaticum.errors import WeightsError
+from viaticum.weight_sources import Hub
+from viaticum.wheels import DISK_FULL, FetchError, Report
+
+LOOK_SECONDS = 3.0  # how long a hub may take to answer the first question
+HUB = "https://huggingface.co"
+_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_Value = TypeVar("_Value")
+_look_lock = threading.Lock()
+_unreachable: dict[str, str] = {}  # reasons by endpoint, for the rest of this process
+
+
+def fetch_hub(source: Hub, folder: Path, report: Report) -> None:
+    """Leave a repository, or the GGUF file that the source names as model.gguf, in a folder.
+
+    Raises:
+        FetchError: the hub cannot be reached or has no such file, or the file has another hash.
+        OSError: the disk is full.
+    """
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError:
+        raise FetchError("huggingface_hub is not installed; run: pip install 'viaticum[local]'") from None
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
+    _require_online(source, endpoint)
+    if source.file is not None:
+        with _look_lock:  # of several models that are fetched at once, one waits for the answer
+            _require_online(source, endpoint)
+            _look(source, endpoint)
+    if source.file is not None and source.file.endswith(".gguf"):
+        _fetch_file(source, endpoint, folder, report)
+    else:
+        _fetch_repository(source, folder)
+
+
+def _require_online(source: Hub, endpoint: str) -> None:
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise FetchError(f"hub {source.repo}: {name} is set")
+    if endpoint in _unreachable:
+        raise FetchError(f"hub {source.repo}: {_unreachable[endpoint]}")
+
+
+def _look(source: Hub, endpoint: str) -> None:
+    """Ask for the file's hash, before it is downloaded.
+
+    Raises:
+        FetchError: no answer in `LOOK_SECONDS`, no such file, or another hash.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    assert source.file is not None
+    url = hf_hub_url(source.repo, source.file, revision=source.revision, endpoint=endpoint)
+    try:
+        facts = _within(
+            LOOK_SECONDS, lambda: get_hf_file_metadata(url, timeout=LOOK_SECONDS, endpoint=endpoint)
+        )
+    except HfHubHTTPError as error:  # it answers, but not with this file
+        raise FetchError(f"hub {source.repo}: {_one_line(error)}") from None
+    except Exception as error:
+        _unreachable[endpoint] = f"{endpoint} cannot be reached ({_one_line(error) or type(error).__name__})"
+        raise FetchError(f"hub {source.repo}: {_unreachable[endpoint]}") from None
+    if _SHA256.fullmatch(facts.etag or "") and facts.etag != source.sha256:
+        raise FetchError(_other_hash(source, str(facts.etag)))
+
+
+def _within(seconds: float, ask: Callable[[], _Value]) -> _Value:
+    """The result of `ask`, which may hang where a name is resolved, whatever time-out it has of its own.
+
+    Raises:
+        TimeoutError: it took longer; its thread is left behind.
+    """
+    results: list[_Value] = []
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(ask())
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failures:
+        raise failures[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} seconds")
+    return results[0]
+
+
+def _fetch_file(source: Hub, endpoint: str, folder: Path, report: Report) -> None:
+    from huggingface_hub import hf_hub_download
+
+    assert source.file is not None
+    with _hub_errors(source):
+        path = hf_hub_download(
+            source.repo,
+            source.file,
+            revision=source.revision,
+            local_dir=folder,
+            endpoint=endpoint,
+            tqdm_class=_reporting_bar(report),
+        )
+    _check_hash(source, Path(path))
+    Path(path).rename(folder / "model.gguf")
+    for left in folder.iterdir():  # the client's own records, and the folders of the file
+        if left.is_dir():
+            shutil.rmtree(left)
+
+
+def _fetch_repository(source: Hub, folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(source):
+        snapshot_download(
+            source.repo,
+            revision=source.revision,
+            local_dir=folder,
+            allow_patterns=_FILES,
+        )
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    if not list(folder.glob("*.safetensors")):
+        raise FetchError(f"hub {source.repo} at {source.revision} holds no safetensors")
+    if source.file is not None:
+        _check_hash(source, folder / source.file)
+
+
+class _hub_errors:
+    """Whatever the client and its transport raise becomes a `FetchError`; a full disk stays an `OSError`."""
+
+    def __init__(self, source: Hub) -> None:
+        self._source = source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, WeightsError):
+            return  # an interrupt, or nothing
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return
+        raise FetchError(f"hub {self._source.repo}: {_one_line(error)}") from None
+
+
+def _check_hash(source: Hub, path: Path) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != source.sha256:
+        raise FetchError(_other_hash(source, found))
+
+
+def _other_hash(source: Hub, found: str) -> str:
+    return (
+        f"hub {source.repo}: {source.file} has sha256 {found[:12]}..., and the catalogue says "
+        f"{str(source.sha256)[:12]}..."
+    )
+
+
+def _reporting_bar(report: Report) -> Any:
+    """A class of progress bars for the client, which draws nothing and tells `report`."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options |= {"disable": False, "file": io.StringIO()}
+            super().__init__(*args, **options)  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            drawn: bool | None = super().update(n)
+            report("downloading", int(self.n), int(self.total or 0))
+            return drawn
+
+    return Bar
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
