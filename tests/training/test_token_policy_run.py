@@ -65,7 +65,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     file = write_pair(folder)
     asked = read_questions(write_questions(folder / "blank.jsonl", 10))
-    environment = PolicyEnvironment(Catalogue.load(file), "near", "direct", 1, 6, "cpu", COSTS)
+    environment = PolicyEnvironment(Catalogue.load(file), "near", "direct", 1, 6, COSTS)
     served = environment.writer.generate(
         Policy(PolicyShape(32)), TAU, [environment.request(each) for each in asked]
     )
