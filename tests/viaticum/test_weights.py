@@ -410,7 +410,7 @@ def test_a_folder_of_ones_own_is_used_where_it_lies(tmp_path: Path, cache: Path)
     own = tmp_path / "own"
     own.mkdir()
     spec = spec_of(LocalPath(type="path", path=str(own)))
-    with pytest.raises(WeightsError, match=r"own holds no config\.json"):
+    with pytest.raises(WeightsError, match=r"own holds neither config\.json nor model\.gguf"):
         locate(spec)
     (own / "config.json").write_text("{}")
     (own / "a.safetensors").write_bytes(PARTS[0])
