@@ -13,6 +13,7 @@ from viaticum.decoders.memory import free_bytes, plan_slots
 from viaticum.decoders.mixed import MixedDecoder
 from viaticum.decoders.request import Event, Request, Result, Sampling, ThinkingLimit
 from viaticum.decoders.runner import Runner, RunnerOutput
+from viaticum.decoders.served_load import Server
 from viaticum.decoders.stats import CallStats, Stats
 from viaticum.decoders.torch_runner import TorchRunner
 
@@ -28,6 +29,7 @@ __all__ = [
     "Runner",
     "RunnerOutput",
     "Sampling",
+    "Server",
     "Stats",
     "ThinkingLimit",
     "TorchRunner",

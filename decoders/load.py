@@ -22,6 +22,7 @@ from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.linear import Weights, pack
 from viaticum.decoders.memory import MAX_SLOTS, free_bytes, plan_slots
 from viaticum.decoders.runner import Runner
+from viaticum.decoders.served_load import Server, load_served
 from viaticum.decoders.torch_runner import PREFILL_TOKENS, TorchRunner, context_length
 from viaticum.errors import InputError, WeightsError
 from viaticum.gguf.blocks import quantised_tensors
@@ -45,15 +46,15 @@ def load_runner(
     gpu_memory: float = GPU_MEMORY,
     weights: Weights = "auto",
     graphs: bool | None = None,
-    api_base: str | None = None,
-    served_model: str | None = None,
+    server: Server | None = None,
 ) -> Runner:
     """Load a causal LM; never uses the network, but for the engine "served".
 
     Args:
-        path: the model folder, with config.json and safetensors, or a GGUF file for the engine "llama".
+        path: the model folder, with config.json and safetensors, or a GGUF file for the engine "llama"; of
+            the engine "served" without weights.
         engine: what computes the model. "torch": this package, on CPU, CUDA and MPS. "llama": llama.cpp.
-            "served": a server of the model at `api_base`. "auto": see `default_engine`.
+            "served": vLLM or SGLang, at `server`. "auto": see `default_engine`.
         device: a torch device, "auto" for the GPU if there is one (see `decoders.devices`).
         dtype: of weights, activations, keys and values; "auto" for what is fast on the device.
         slots: sequences in the KV cache at once. "auto" takes as many as fit the memory that is free once the
@@ -64,7 +65,7 @@ def load_runner(
         gpu_memory: fraction of a GPU's memory that slots="auto" may fill, weights included.
         weights: see `load_torch`.
         graphs: see `load_torch`.
-        api_base, served_model: of the engine "served": the server's address, and the model's name there.
+        server: of the engine "served".
 
     Raises:
         InputError: the engine, device or dtype is not there, or `weights` is not possible with them.
@@ -91,7 +92,9 @@ def load_runner(
             weights=weights,
             graphs=graphs,
         )
-    raise InputError(f"unknown engine {engine!r}; known: auto, torch, llama")
+    if engine == "served":
+        return load_served(path, server, slots=slots, max_slots=max_slots, context=context)
+    raise InputError(f"unknown engine {engine!r}; known: auto, torch, llama, served")
 
 
 def default_engine(

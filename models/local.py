@@ -17,6 +17,7 @@ from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
 from viaticum.heavy import LOADING
 from viaticum.local_settings import LocalSettings
 from viaticum.messages import fold_system
+from viaticum.models.api_keys import api_key
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.batching import BatchScheduler
 from viaticum.models.budget_forcing import opening_ids, thinking_limit
@@ -29,7 +30,7 @@ from viaticum.vocabulary import check_same_vocabulary
 from viaticum.weights import locate
 
 if TYPE_CHECKING:
-    from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner
+    from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner, Server
 
 MAX_SLOTS = 64  # of slots="auto", where the caller sets no limit
 PROMPT_END = 32  # tokens of a prompt that tell whether it ends inside a thought
@@ -133,11 +134,33 @@ class LocalModels:
                 self._runners[name, settings] = load_runner(
                     locate(spec),
                     max_slots=self.max_slots,
-                    api_base=spec.api_base,
-                    served_model=spec.served_model,
+                    server=served_by(spec),
                     **options,
                 )
             return self._runners[name, settings]
+
+
+def served_by(spec: ModelSpec) -> Server | None:
+    """Return where a model is served; None for one that runs here.
+
+    Raises:
+        AuthenticationFailed: the variable that holds the server's key is empty.
+    """
+    from viaticum.decoders import Server
+
+    if spec.api_base is None:
+        return None
+    given: dict[str, Any] = {
+        "timeout": spec.timeout_seconds,
+        "retries": spec.max_retries,
+        "top": spec.top_logprobs,
+    }
+    return Server(
+        spec.api_base,
+        spec.served_model,
+        api_key(spec),
+        **{name: value for name, value in given.items() if value is not None},
+    )
 
 
 class TemplateRefusal(Exception):

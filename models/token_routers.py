@@ -75,8 +75,13 @@ def learned_policy(spec: ModelSpec, catalogue: Catalogue, small: Runner) -> RSti
 
 
 def check_members(trained: TrainedRouter | TrainedPolicy, spec: ModelSpec, catalogue: Catalogue) -> None:
-    """Raise `InputError` unless a router was trained on the weights that this pair's members have here."""
+    """Raise `InputError` unless a router was trained on the weights that this pair's members have here.
+
+    The weights of a served model are elsewhere, and are not compared.
+    """
     for role, name in zip(("small", "large"), spec.members, strict=True):
+        if catalogue[name].engine == "served":
+            continue
         trained.check_weights(role, name, fingerprint(catalogue[name]))
 
 

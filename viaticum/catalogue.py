@@ -114,14 +114,17 @@ class Catalogue(Mapping[str, ModelSpec]):
     def local_settings(self, name: str, pair: str | None = None) -> LocalSettings:
         """How a local model runs: what `pair` says, of which it is a member, else its own entry."""
         own = self[name].local
-        return own if pair is None else self[pair].local.over(own)
+        settings = own if pair is None else self[pair].local.over(own)
+        return settings if own.engine != "served" else LocalSettings.of(engine="served").over(settings)
 
     def with_local(self, settings: LocalSettings) -> Catalogue:
         """A catalogue whose local models and pairs run as `settings` says, where it says anything."""
         if not settings.given:
             return self
         changed = [
-            spec.model_copy(update=settings.given) if spec.kind in ("local", "pair") else spec
+            spec.model_copy(update=settings.given)
+            if spec.kind in ("local", "pair") and spec.engine != "served"
+            else spec
             for spec in self.values()
         ]
         return Catalogue(changed, strategies=self.strategies)
@@ -227,6 +230,9 @@ def _shorter_context(fields: Mapping[str, Any], tables: Mapping[str, Any]) -> in
     return min((length for length in lengths if isinstance(length, int)), default=1)
 
 
+_READ_HIDDEN_STATES = ("r2r", "r-stitch+")
+
+
 def _check_pair(spec: ModelSpec, specs: Mapping[str, ModelSpec], origin: str) -> None:
     if spec.kind != "pair":
         return
@@ -238,6 +244,12 @@ def _check_pair(spec: ModelSpec, specs: Mapping[str, ModelSpec], origin: str) ->
                 f"{origin}: models.{spec.name}: a pair is made of local models, and {member!r} is"
                 f" {specs[member].kind}"
             )
+    small = specs[spec.members[0]]
+    if spec.router in _READ_HIDDEN_STATES and small.engine == "served":
+        raise InputError(
+            f"{origin}: models.{spec.name}: the router {spec.router} reads hidden states of the small model,"
+            f" and a served one gives none; run {small.name} here, or use r-stitch"
+        )
 
 
 def _one_line(message: object) -> str:

@@ -48,13 +48,16 @@ _ROUTER_FIELDS = {
     "r2r": ("router_path", "threshold", "share", "drift"),
 }
 _REMOTE_FIELDS = ("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams")
-_SERVED_FIELDS = ("api_base", "served_model")  # of local entries whose engine is "served"
+# Of local entries whose engine is "served": what they need, what they may have.
+_SERVED_FIELDS = ("api_base", "served_model")
+_SERVED_OPTIONS = ("api_base", "api_key_env", "timeout_seconds", "max_retries")
 # Fields that came later, with their values where they are not set.
 _LATER: dict[str, Any] = {
     "thinking": "auto",
     "generation": {},
     "chat_template": None,
     "served_model": None,
+    "top_logprobs": None,
     **dict.fromkeys(LOCAL_FIELDS),
 }
 LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
@@ -114,6 +117,7 @@ class ModelSpec(FrozenModel):
         device, dtype, engine, slots, context, tensor_parallel, gpu_memory: of local models and pairs, how
             they run on this machine (`viaticum.local_settings`). What a pair says holds for both its models.
         served_model: of a local model with engine "served": its name at the server `api_base`.
+        top_logprobs: of a local model with engine "served": log probabilities a token that are asked for.
 
         Prices are dollars for a million tokens:
         cached_input_price, reasoning_price: where they differ from input and output.
@@ -188,6 +192,7 @@ class ModelSpec(FrozenModel):
     tensor_parallel: PositiveInt | None = None
     gpu_memory: GpuMemory | None = None
     served_model: Annotated[str, Field(min_length=1)] | None = None
+    top_logprobs: Annotated[int, Field(ge=1, le=1000)] | None = None
 
     @property
     def local(self) -> LocalSettings:
@@ -313,7 +318,7 @@ class ModelSpec(FrozenModel):
         self._check_generation()
         self._check_local_fields()
         for field in _REMOTE_FIELDS:
-            served = field == "api_base" and self.engine == "served"
+            served = field in _SERVED_OPTIONS and self.engine == "served"
             if getattr(self, field) not in (None, ()) and self.kind != "remote" and not served:
                 raise ValueError(f"a {self.kind} entry takes no {field}")
         if self.text is not None and self.kind != "scripted":
@@ -337,8 +342,9 @@ class ModelSpec(FrozenModel):
         for field in _SERVED_FIELDS:
             if served and getattr(self, field) is None:
                 raise ValueError(f'engine = "served" needs {field}')
-        if self.served_model is not None and not served:
-            raise ValueError('served_model goes with engine = "served"')
+        for field in ("served_model", "top_logprobs"):
+            if getattr(self, field) is not None and not served:
+                raise ValueError(f'{field} goes with engine = "served"')
 
     def _check_generation(self) -> None:
         given = self.generation.given

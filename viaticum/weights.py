@@ -347,11 +347,13 @@ def fingerprint(spec: ModelSpec) -> str:
     """The sha256 of a model's weights on this machine: from the manifest, or of the user's own folder.
 
     What is learned from a model's outputs holds for these weights alone. Hashing a folder of the user's own
-    takes seconds, once a process.
+    takes seconds, once a process. The weights of a served model are not here; its name there stands for them.
 
     Raises:
         WeightsError: as `locate`.
     """
+    if spec.engine == "served":
+        return hashlib.sha256(f"served {spec.served_model}".encode()).hexdigest()
     folder = locate(spec)
     if _own_folder(spec) is None:
         return str(_manifest(spec)["sha256"])

@@ -23,7 +23,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from viaticum.catalogue import ModelSpec
-from viaticum.errors import AuthenticationFailed, InputError, MissingExtra, PromptTooLong
+from viaticum.errors import InputError, MissingExtra, PromptTooLong
+from viaticum.models.api_keys import api_key
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.remote.errors import retry_after, translate_error, wait_before_retry
 from viaticum.models.remote.prices import cost_mismatch
@@ -87,7 +88,7 @@ def check_usable(spec: ModelSpec) -> None:
     """
     if find_spec("litellm") is None:
         raise MissingExtra("litellm", "remote")
-    _key(spec)
+    api_key(spec)
 
 
 class RemoteModel(Model):
@@ -191,8 +192,8 @@ class RemoteModel(Model):
             request |= {"stream": True, "stream_options": {"include_usage": True}}
         if spec.api_base is not None:
             # A server without a key of its own gets none: the user's key for OpenAI is not meant for it.
-            request |= {"api_base": spec.api_base, "api_key": self._key or _key(spec) or "none"}
-        elif (key := self._key or _key(spec)) is not None:
+            request |= {"api_base": spec.api_base, "api_key": self._key or api_key(spec) or "none"}
+        elif (key := self._key or api_key(spec)) is not None:
             request["api_key"] = key
         own_server = spec.api_base is not None and not has_own_api(spec.litellm_model or "")
         return with_thinking(request, generation, self._supported_parameters, own_server=own_server)
@@ -367,15 +368,6 @@ def _without_thinking(generation: Generation) -> bool:
 
 def _no_wait(seconds: float) -> None:
     return None
-
-
-def _key(spec: ModelSpec) -> str | None:
-    if spec.api_key_env is None:
-        return None
-    key = os.environ.get(spec.api_key_env)
-    if not key:
-        raise AuthenticationFailed(f"{spec.name} needs a key; put it into the variable {spec.api_key_env}")
-    return key
 
 
 def _knows_tokenizer(litellm_model: str) -> bool:
