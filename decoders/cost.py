@@ -77,12 +77,15 @@ class CostModel:
         conditions: what they were measured with; "context": cached positions of each row.
         cached: of each model, additional seconds of a call for every cached position of a row beyond
             conditions["context"]; 0 if not measured.
+        round_trip: seconds that a call of the large model takes less where all its rows go on where it wrote
+            the last token itself (a served model streams ahead).
     """
 
     small: CallTimes
     large: CallTimes
     conditions: dict[str, Any]
     cached: tuple[float, float] = (0.0, 0.0)
+    round_trip: float = 0.0
 
     def predict(
         self,
@@ -108,7 +111,9 @@ class CostModel:
         if streams < 1:
             raise InputError(f"streams must be 1 or more, got {streams}")
         padded = str(self.conditions.get("device", "cpu")).startswith("cuda")
-        simulation = Simulation(self.small, self.large, padded, mode, handoff, streams, batch, tokens)
+        simulation = Simulation(
+            self.small, self.large, padded, mode, handoff, streams, batch, tokens, self.round_trip
+        )
         return simulation.tokens_per_second()
 
     def latency(self, calls: Calls, streams: int = 1) -> float:
@@ -173,6 +178,7 @@ class CostModel:
             _call_times(values["large"]),
             dict(values["conditions"]),
             (float(small), float(large)),
+            float(values.get("round_trip", 0.0)),
         )
 
     @classmethod
@@ -230,6 +236,7 @@ def measure_pair(small: Runner, large: Runner, *, context: int = CONTEXT, repeat
         *times,
         conditions(small, large) | {"device": str(large.device), "context": context},
         (_slope(small, times[0], context, repeats), _slope(large, times[1], context, repeats)),
+        large.round_trip,
     )
 
 
@@ -244,6 +251,7 @@ def measure_quickly(small: Runner, large: Runner, *, seconds: float = QUICK_SECO
         measure_within(small, seconds / 2),
         measure_within(large, seconds / 2, verifies=True),
         conditions(small, large) | details,
+        round_trip=large.round_trip,
     )
 
 

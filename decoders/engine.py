@@ -464,5 +464,6 @@ class Engine:
         seconds = time.perf_counter() - began
         calls.seconds += seconds
         if self.config.modes is not None:
+            seconds += self.config.runners[model].saved_seconds
             self.config.modes.observe(model, rows, calls.tokens - self._tokens_seen[model], seconds)
             self._tokens_seen[model] = calls.tokens

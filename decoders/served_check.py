@@ -7,19 +7,21 @@ are ours, and that it gives token ids and enough log probabilities. Leaves out d
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from viaticum.decoders.served_api import ServedAPI, SglangAPI, VllmAPI
-from viaticum.decoders.served_connection import Connection, NotThere
+from viaticum.decoders.served_connection import Connection, Interrupted, NotThere
 from viaticum.decoders.served_runner import ServedRunner
 from viaticum.errors import InputError, ModelError, VocabularyMismatch
 
 TOP = 20  # log probabilities a position: what vLLM gives unless --max-logprobs says otherwise
 TIMEOUT, RETRIES = 120.0, 4
 APIS: dict[str, type[ServedAPI]] = {"vllm": VllmAPI, "sglang": SglangAPI}
-_PINGS = 3
+_STREAMS, _TOKENS = 3, 5  # that the round trip is measured with
 
 
 def connect(
@@ -69,6 +71,7 @@ def connect(
             raise InputError(f"{connection.root} does not say how long texts may be; give context")
         _check_tokens(connection, api, probes or {})
         _check_answer(connection, api, vocabulary)
+        round_trip = connection.call(_round_trip(connection, api))
         return ServedRunner(
             connection,
             api,
@@ -77,7 +80,7 @@ def connect(
             slots=slots,
             weight_bytes=weight_bytes,
             stop_ids=stop_ids,
-            round_trip=_round_trip(connection),
+            round_trip=round_trip,
         )
     except BaseException:
         connection.close()
@@ -132,7 +135,14 @@ def _tokens(connection: Connection, api: ServedAPI, text: str) -> list[int] | No
 def _check_answer(connection: Connection, api: ServedAPI, vocabulary: int) -> None:
     """Ask for one token as the runner will."""
     body = api.body([[0]], 1, stream=False, ignore_eos=True)
-    positions = api.first_positions(connection.call(connection.request("POST", api.path, body)))
+    answer = connection.call(connection.request("POST", api.path, body))
+    try:
+        positions = api.first_positions(answer)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ModelError(
+            f"{connection.root}{api.path} answers in another form than {api.name} ({error!r}); is it vLLM or "
+            "SGLang?"
+        ) from None
     if len(positions) != 1 or len(positions[0].ids) < min(api.top, vocabulary):
         raise ModelError(
             f"{connection.root} gives {len(positions[0].ids) if positions else 0} log probabilities a token, "
@@ -140,11 +150,20 @@ def _check_answer(connection: Connection, api: ServedAPI, vocabulary: int) -> No
         )
 
 
-def _round_trip(connection: Connection) -> float:
-    """Seconds from a request to its answer, the fastest of a few that need no work."""
-    seconds = []
-    for _ in range(_PINGS):
-        began = time.perf_counter()
-        connection.call(connection.request("GET", "/v1/models"))
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+async def _round_trip(connection: Connection, api: ServedAPI) -> float:
+    """Seconds from a request to its first token, less those between tokens: medians of short streams."""
+    first, between = [], []
+    for _ in range(_STREAMS):
+        began, arrived = time.perf_counter(), list[float]()
+        body = api.body([[0]], _TOKENS, stream=True)
+        try:
+            async with aclosing(connection.events(api.path, body)) as events:
+                async for event in events:
+                    new, _ = api.stream_positions(event, len(arrived))
+                    arrived += [time.perf_counter()] * len(new)
+        except Interrupted as interruption:
+            raise interruption.error from None
+        if len(arrived) > 1:
+            first.append(arrived[0] - began)
+            between.append((arrived[-1] - arrived[0]) / (len(arrived) - 1))
+    return max(0.0, statistics.median(first) - statistics.median(between)) if first else 0.0

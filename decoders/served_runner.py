@@ -98,7 +98,7 @@ class ServedRunner(Runner):
         slots: sequences at once.
         weight_bytes: bytes of the model's weights, for the relative cost of drafts.
         stop_ids: token ids that end a text.
-        round_trip: seconds from a request to its answer without any work.
+        round_trip: seconds that a request takes more than the next token of a stream.
     """
 
     def __init__(
@@ -155,6 +155,7 @@ class ServedRunner(Runner):
         if hidden:
             raise ModelError(f"{self.api.model} is served elsewhere: it gives no hidden states; load it here")
         rows: list[list[Position]] = []
+        streamed = self.traffic.streamed
         agreed = [self._agreement(slot, new) for slot, new in zip(slots, tokens, strict=True)]
         found = self.connection.call(self._answer(slots, tokens, keep, agreed))
         failed: dict[int, ModelError] = {}
@@ -172,6 +173,7 @@ class ServedRunner(Runner):
             self.cached_tokens[slot].extend(new)
         self.calls += 1
         self.traffic.answers += sum(map(len, rows))
+        self.saved_seconds = self.round_trip * (self.traffic.streamed - streamed == sum(map(len, rows)))
         return self._output([position for row in rows for position in row])
 
     def _agreement(self, slot: int, new: Sequence[int]) -> int:

@@ -21,6 +21,7 @@ class _SimulatedSequence:
         self.large = large  # whether the large model is active
         self.unread_small = self.unread_large = 1
         self.draft = self.draft_target = 0
+        self.goes_on = False  # whether the large model wrote the last token and nothing was drafted since
 
     @property
     def drafting(self) -> bool:
@@ -38,6 +39,7 @@ class Simulation:
         streams: sequences decoded at once.
         batch: rows that the large model waits for.
         tokens: tokens to simulate.
+        round_trip: seconds that a call of the large model takes less if all rows go on where it wrote itself.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Simulation:
         streams: int,
         batch: int,
         tokens: int = SIMULATED_TOKENS,
+        round_trip: float = 0.0,
     ) -> None:
         self._small, self._large, self._padded = small, large, padded
         self._mode, self._handoff = mode, handoff
@@ -59,6 +62,7 @@ class Simulation:
         for sequence in self._sequences:
             self._plan_draft(sequence)
         self._seconds, self._tokens, self._wanted = 0.0, 0, tokens
+        self._round_trip = round_trip
 
     def tokens_per_second(self) -> float:
         """Tokens per simulated second, all streams together."""
@@ -103,13 +107,17 @@ class Simulation:
         small_active = any(not each.large for each in self._sequences)
         if not self._batch_wait.should_run(len(ready), drafting, small_active):
             return
-        self._seconds += self._call_seconds(self._large, [each.unread_large + each.draft for each in ready])
+        seconds = self._call_seconds(self._large, [each.unread_large + each.draft for each in ready])
+        if all(each.goes_on and not each.draft for each in ready):
+            seconds = max(0.0, seconds - self._round_trip)
+        self._seconds += seconds
         for sequence in ready:
             read = max(sequence.draft - 1, 0)  # the small model has not read its last draft token
             made, accepted, back = self._verify(sequence.draft)
             self._tokens += made
             behind = 0 if sequence.draft else sequence.unread_small
             sequence.unread_small = max(1, behind + made - min(accepted, read))
+            sequence.goes_on = not back and not sequence.draft
             sequence.unread_large, sequence.draft = 1, 0
             sequence.large = not back
             self._plan_draft(sequence)

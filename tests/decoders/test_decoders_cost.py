@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -180,3 +180,19 @@ def test_measured_times_are_kept_in_a_file(tmp_path: Path) -> None:
     small.free_slots.remove(2)
     with pytest.raises(InputError, match="in use"):
         measure_pair(small, large)
+
+
+def test_a_round_trip_counts_for_calls_that_do_not_go_on() -> None:
+    """A served model streams on as long as it is active; every hand-off and every draft asks anew."""
+    flat = CallTimes((1,), (1,), ((0.010,),))
+    near = CostModel(CallTimes((1,), (1,), ((0.001,),)), flat, {})
+    far = replace(near, round_trip=0.008)
+    handoff = HandoffStats(drop=0.2, back=0.4, accept=0.7)
+    alone = far.predict(LARGE_ALONE, handoff, 1) / near.predict(LARGE_ALONE, handoff, 1)
+    assert alone == pytest.approx(5, rel=0.01)
+    routed = DecodingMode(True)
+    gain = far.predict(routed, handoff, 1) / near.predict(routed, handoff, 1)
+    assert 1.1 < gain < 2
+    drafting = DecodingMode(False, 2)
+    assert far.predict(drafting, handoff, 1) == near.predict(drafting, handoff, 1)
+    assert CostModel.from_dict(asdict(far)) == far
