@@ -127,6 +127,10 @@ class ServedRunner(Runner):
         self._window = [FIRST_STREAM] * slots
 
     @property
+    def description(self) -> str:
+        return f"{self.api.model} by {self.api.name} at {self.connection.root}"
+
+    @property
     def traffic(self) -> Traffic:
         """What the model has cost on the wire."""
         return self.connection.traffic
