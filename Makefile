@@ -72,7 +72,7 @@ format: $(DEV)
 # run by hand.
 bench: $(LOCAL)
 	$(BIN)/viaticum models pull
-	@set -e; for file in $(filter-out %/decode.py %/pareto.py %/parity.py %/routers.py %/router_add.py %/routed.py,$(sort $(wildcard benchmarks/[a-z]*.py))) \
+	@set -e; for file in $(filter-out %/decode.py %/pareto.py %/parity.py %/routers.py %/router_add.py %/routed.py %/tune.py,$(sort $(wildcard benchmarks/[a-z]*.py))) \
 	    $(if $(QUESTIONS),"benchmarks/decode.py $(QUESTIONS)" "benchmarks/pareto.py $(QUESTIONS)"); do \
 	  echo "== $$file"; $(BIN)/python $$file; done
 

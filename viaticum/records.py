@@ -152,7 +152,8 @@ def _csv_reader(file: IO[str], path: Path, needs: str) -> csv.DictReader[str]:
     file.seek(0)
     delimiter = max(DELIMITERS, key=lambda each: len(next(csv.reader([first], delimiter=each), ())))
     lines = csv.DictReader(file, delimiter=delimiter)
-    names = list(lines.fieldnames or ())
+    names = [(name or "").strip() for name in lines.fieldnames or ()]
+    lines.fieldnames = names
     if needs and needs not in names:
         raise DataError(f"{path}: no column named {needs}; the first line names the columns")
     if twice := sorted({name for name in names if name and names.count(name) > 1}):

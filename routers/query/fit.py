@@ -158,13 +158,14 @@ def _training_data(matrix: OutcomeMatrix, embeddings: Tensor, plans: list[Indexe
 
 def _plan_outcomes(matrix: OutcomeMatrix, plans: list[IndexedPlan]) -> tuple[Tensor, Tensor]:
     """Correct and dollars of every column [Q, M]; NaN where the pair, or one of the plan, was not asked."""
-    complete, count = matrix.complete, len(matrix.pairs)
+    count = len(matrix.pairs)
     correct, cost = (np.full((len(matrix), len(plans)), np.nan) for _ in range(2))
     correct[:, :count], cost[:, :count] = matrix.correct, matrix.cost
-    known = matrix.select(complete)
+    asked = ~np.isnan(matrix.correct) & ~np.isnan(matrix.cost)
     for column, plan in enumerate(plans[count:], count):
-        result = simulate(plan, known.correct, known.cost, known.answers)
-        correct[complete, column], cost[complete, column], _ = result
+        rows = asked[:, list(plan[0])].all(1)
+        result = simulate(plan, matrix.correct[rows], matrix.cost[rows], matrix.answers[rows])
+        correct[rows, column], cost[rows, column], _ = result
     return torch.from_numpy(correct).float(), torch.from_numpy(cost).float()
 
 
@@ -235,6 +236,8 @@ def _fit_parameters(
     """Heads fitted on all questions, and what the out-of-fold predictions say about them; without facts."""
     heads = [out_of_fold.logits[name] for name in settings.heads]
     mixture = CalibratedMixture.fit(heads, data.correct, calibrate=settings.calibrate)
+    # A pair that was asked some questions only, such as hard ones, is not known by its mean on these.
+    filled = (_fill(data.correct, mixture(heads)), _fill(data.cost, out_of_fold.cost))
     prices, prompt_price = _fit_prices(matrix)
     return RouterParameters(
         pairs=matrix.pairs,
@@ -246,9 +249,7 @@ def _fit_parameters(
         logistic=LogisticHead.fit(data.embeddings, data.correct),
         dual=_fit_dual(columns, data, out_of_fold.epochs, settings),
         mixture=mixture,
-        static_means=torch.stack(
-            [_mean_over_datasets(each, matrix.datasets) for each in (data.correct, data.cost)]
-        ),
+        static_means=torch.stack([_mean_over_datasets(each, matrix.datasets) for each in filled]),
         trust_limits=torch.quantile(out_of_fold.similarity, torch.tensor(TRUST_QUANTILES)),
         token_offsets=torch.zeros(len(matrix.pairs), 2),
         prices=prices,
@@ -285,6 +286,11 @@ def _facts(matrix: OutcomeMatrix, parameters: RouterParameters, out_of_fold: Out
         },
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
     }
+
+
+def _fill(values: Tensor, predicted: Tensor) -> Tensor:
+    """Known outcomes, and in their holes what other questions' outcomes predict."""
+    return torch.where(values.isnan(), predicted, values)
 
 
 def _mean_over_datasets(values: Tensor, datasets: Array) -> Tensor:

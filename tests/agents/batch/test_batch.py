@@ -236,6 +236,33 @@ def test_old_objects_are_left_to_the_collector_again(tmp_path: Path) -> None:
 # Formats
 
 
+def test_results_keep_the_other_columns_of_the_input(tmp_path: Path) -> None:
+    """Also of rows that were left out, under another name where the results have a column of that name."""
+    (tmp_path / "in.csv").write_text(
+        "topic,id,question,answer,text\n"
+        "sums,a,What is 1 + 2?,3,page 7\n,b,,4,\nmore,c,What is 2 + 2?,4,page 8\n"
+    )
+    for name in ("out.csv", "out.jsonl", "out.parquet"):
+        run(tmp_path, source=tmp_path / "in.csv", out=tmp_path / name, skip_bad=True)
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["id"], row["topic"], row["input_text"]) for row in rows] == [
+        ("a", "sums", "page 7"),
+        ("b", "", ""),
+        ("c", "more", "page 8"),
+    ]
+    assert [row["state"] for row in rows] == ["answered", "skipped", "answered"]
+    lines = read_lines(tmp_path / "out.jsonl")
+    assert [(row.get("topic"), row.get("input_text")) for row in lines] == [
+        ("sums", "page 7"),
+        (None, None),
+        ("more", "page 8"),
+    ]
+    import pyarrow.parquet as parquet
+
+    assert parquet.read_table(tmp_path / "out.parquet")["topic"].to_pylist() == ["sums", None, "more"]
+
+
 def test_csv_and_parquet_in_and_out(tmp_path: Path) -> None:
     import pyarrow.parquet as parquet
 

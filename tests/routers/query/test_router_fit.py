@@ -77,6 +77,27 @@ def test_held_out_questions_are_answered_better_than_by_any_mixture_of_pairs(rou
     assert result["oracle"] > result["best_single"]["accuracy"]
 
 
+def test_it_learns_from_a_table_with_holes() -> None:
+    """The dear pair was asked half of the questions, most of them of the kind that is hard for the others."""
+    matrix = OutcomeMatrix.from_outcomes(outcomes(360))
+    big, kin = PAIRS.index(Pair("big", "cot")), matrix.datasets == "kin"
+    asked = np.random.default_rng(0).random(360) < np.where(kin, 0.9, 0.25)
+    holes = {
+        name: np.where(asked[:, None] | (np.arange(4) != big), getattr(matrix, name), np.nan)
+        for name in ("correct", "tokens", "cost")
+    }
+    learned = fit(replace(matrix, **holes), Words())  # type: ignore[arg-type]
+    rng = np.random.default_rng(5)
+    for kind, skill in (("sums", 0.92), ("kin", 0.85), ("games", 0.92)):
+        prediction = learned.predict_texts([a_question(kind, rng) for _ in range(60)])
+        assert float(prediction.accuracy[:, big].mean()) == pytest.approx(skill, abs=0.12)
+    known = ~learned.parameters.correct.isnan()
+    others = [n for n, plan in enumerate(learned.plans) if PAIRS[big] not in plan.pairs]
+    assert bool(known[:, others].all()), "a plan is known where its own pairs are"
+    far = learned.predict(FAR)
+    assert float(far.accuracy[0, big]) == pytest.approx(0.9, abs=0.06)
+
+
 def test_of_equally_accurate_pairs_the_cheapest_is_the_best_single_one(router: RTRRouter) -> None:
     matrix = OutcomeMatrix.from_outcomes(outcomes(60, seed=6))
     all_right = replace(matrix, correct=np.ones_like(matrix.correct))
