@@ -22,6 +22,7 @@ from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.batching import BatchScheduler
 from viaticum.models.budget_forcing import opening_ids, thinking_limit
 from viaticum.models.decoding_modes import mode_chooser
+from viaticum.models.engine_choice import measured_engine
 from viaticum.models.logprobs import openai_logprobs
 from viaticum.models.templates import require_template
 from viaticum.models.token_routers import token_router
@@ -130,6 +131,8 @@ class LocalModels:
         with self.lock, LOADING:
             if (name, settings) not in self._runners:
                 options = settings.over(LocalSettings(slots=self.slots)).given
+                if not {"device", "dtype"} & options.keys() and options.get("engine", "auto") == "auto":
+                    options["engine"] = measured_engine(spec, options["slots"]) or "auto"
                 options["context"] = min(settings.context or spec.context_length, spec.context_length)
                 self._runners[name, settings] = load_runner(
                     locate(spec),

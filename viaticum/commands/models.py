@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,6 +124,44 @@ def measure(
         table.add_row(mode, *(f"{speeds[mode]:.1f}" for speeds in expected.values()))
     Console().print(table)
     typer.echo(f"tokens a second to expect; kept in {path}")
+
+
+@app.command("test")
+@with_local_options
+def try_model(
+    name: Annotated[str, typer.Argument(help="A model of kind local.")],
+    rows: Annotated[int, typer.Option(help="Most texts at once to time: 1, 4 or 16.", min=1)] = 4,
+    local: LocalSettings = NO_LOCAL_SETTINGS,
+    as_json: JsonFlag = False,
+    catalogue: CatalogueFile = None,
+) -> None:
+    """Load a model with every engine that can and time it; engine "auto" takes the fastest from then on.
+
+    Takes a minute or two; run it while nothing else does. The engines are torch and, for a model that came as
+    a GGUF file, llama.cpp, if the extra llama is installed; --local-engine names one.
+    """
+    from viaticum.models.engine_choice import measured_engine
+    from viaticum.models.engine_trial import engines_of, try_engines
+
+    loaded = Catalogue.load(catalogue).with_local(local)
+    spec = loaded[name]
+    if spec.kind != "local":
+        raise InputError(f"{name} is a {spec.kind} model; name a local one")
+    figures = try_engines(loaded, spec, engines_of(spec), rows, lambda stage: typer.echo(stage, err=True))
+    if as_json:
+        _print_json({engine: asdict(each) for engine, each in figures.items()})
+        return
+    counts = list(next(iter(figures.values())).steps)
+    columns = [f"{count} at once" for count in counts]
+    table = Table("engine", "load", "first token", "memory", *columns, box=None, pad_edge=False)
+    for engine, each in figures.items():
+        speeds = [f"{each.tokens_per_second(count):.1f}" for count in counts]
+        memory = "-" if each.resident is None else f"{each.resident / 1e6:,.0f} MB"
+        table.add_row(engine, f"{each.load:.1f} s", f"{each.prefill:.2f} s", memory, *speeds)
+    Console().print(table)
+    typer.echo("first token: after a prompt of 256 tokens; at once: tokens a second of all texts together")
+    if chosen := measured_engine(spec, rows):
+        typer.echo(f'engine "auto" takes {chosen}')
 
 
 def _reporter(bar: ProgressBar) -> Callable[[str, str, int, int], None]:
