@@ -27,6 +27,7 @@ from viaticum.errors import (
 
 Result = TypeVar("Result")
 CONNECT_SECONDS = 5.0
+KEEP_ALIVE_SECONDS = 4.0  # below the 5 of uvicorn, so that no request meets a connection that is closing
 FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0  # seconds before a request is repeated: doubled each time
 LONGEST_RETRY_AFTER = 60.0  # seconds that a server may ask to wait
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
@@ -90,7 +91,11 @@ class Connection:
         self._http = httpx.AsyncClient(
             headers=headers | {"Accept-Encoding": "identity"},
             timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS
+            ),
+            # A proxy of the environment cannot reach this machine's own servers.
+            mounts=dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]")),
         )
         self._failures = httpx.TransportError
         self._timeouts = httpx.TimeoutException

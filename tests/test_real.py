@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from inference_server import InferenceServer, serving
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from viaticum.catalogue import Catalogue
-from viaticum.decoders import MixedDecoder, Request, Runner, TorchRunner, load_runner
+from viaticum.decoders import MixedDecoder, Request, Runner, Server, TorchRunner, load_runner
+from viaticum.decoders.served_runner import ServedRunner
 from viaticum.models.base import Generation
 from viaticum.models.local import LocalModels
-from viaticum.routers.token import AlwaysLarge, AlwaysSmall, TokenRouter
+from viaticum.routers.token import AlwaysLarge, AlwaysSmall, EntropyRouter, TokenRouter
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Query
 from viaticum.weights import locate
@@ -110,6 +112,40 @@ def _tiny_like(runner: Runner) -> PreTrainedModel:
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
     return Qwen2ForCausalLM(Qwen2Config(vocab_size=runner.vocabulary, **sizes, **heads))
+
+
+def test_the_large_model_behind_a_server_writes_what_it_writes_here() -> None:
+    """A stand-in that speaks vLLM's API serves the 1.5B in float32: the LLM alone, speculative, R-Stitch."""
+    tokenizer = AutoTokenizer.from_pretrained(weights(LARGE), local_files_only=True)
+    prompts: list[list[int]] = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in PROMPTS[:2]
+    ]
+    requests = [Request(prompt, max_new_tokens=16) for prompt in prompts]
+    large = load_runner(weights(LARGE), slots=4, context=512, dtype=torch.float32, engine="torch")
+    small = load_runner(weights(SMALL), slots=2, context=512, engine="torch")
+    here = MixedDecoder(large, tokenizer=tokenizer).generate_all(requests)
+    server = InferenceServer(large, encode=lambda text: tokenizer.encode(text, add_special_tokens=False))
+    with serving(server):
+        runner = load_runner(weights(LARGE), engine="served", slots=2, server=Server(server.url, timeout=300))
+        assert isinstance(runner, ServedRunner)
+        for other, draft in ((None, 0), (small, 2)):
+            decoder = MixedDecoder(runner, other, tokenizer=tokenizer, draft=draft)
+            results = decoder.generate_all(requests)
+            assert [result.trace.tokens for result in results] == [result.trace.tokens for result in here]
+        tau = 0.03
+        stitch = MixedDecoder(runner, small, tokenizer=tokenizer, router=EntropyRouter(tau))
+        traces = [result.trace for result in stitch.generate_all(requests)]
+        assert {model for trace in traces for model in trace.made_by} == {0, 1}
+        for trace in traces:
+            for made_by, after, entropy in zip(
+                trace.made_by, trace.made_by[1:], trace.entropies, strict=False
+            ):
+                assert (made_by, after) != (1, 0) or entropy <= tau
+        assert runner.traffic.streamed > 0
+        runner.close()
 
 
 def test_r_stitch_on_the_real_pair() -> None:

@@ -265,6 +265,15 @@ def test_a_server_that_is_not_there_is_named() -> None:
         connect("http://127.0.0.1:9/v1", vocabulary=VOCABULARY, retries=0)
 
 
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+    large: TorchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with serving(InferenceServer(large)) as running:
+        check(running).close()
+
+
 @DIALECTS
 @pytest.mark.parametrize("tokenizes", [True, False])
 def test_a_server_with_our_tokens_and_key_is_taken(large: TorchRunner, dialect: str, tokenizes: bool) -> None:
