@@ -265,6 +265,22 @@ def test_models_that_compute_otherwise_are_refused(
         convert(path, tmp_path)
 
 
+def test_a_llama_3_of_3_1s_context_without_its_factors_is_refused(tmp_path: Path, words: Vocabulary) -> None:
+    """It would read texts beyond 8,192 tokens otherwise than it was trained to."""
+    rope = {"rope_type": "default", "rope_theta": 500000.0}
+    long = {"max_position_embeddings": 131072, "rope_parameters": rope}
+    path = write_gguf(tmp_path / "m.gguf", "llama", tiny_model(LlamaConfig(**SIZES | long)), words)
+    with pytest.raises(WeightsError, match=r"but not the factors of llama 3\.1 \(rope_freqs\.weight\)"):
+        convert(path, tmp_path)
+
+
+def test_ids_that_are_no_tokens_are_none(tmp_path: Path, words: Vocabulary) -> None:
+    """Some converters write -1 as an unsigned number where a model has no such token."""
+    written = Written(metadata={"tokenizer.ggml.padding_token_id": 0xFFFFFFFF})
+    path = write_gguf(tmp_path / "m.gguf", "qwen2", tiny_model(Qwen2Config(**SIZES)), words, written)
+    assert converted(path, tmp_path / "folder").config.pad_token_id is None
+
+
 # --- shards -------------------------------------------------------------------------------------------------
 
 

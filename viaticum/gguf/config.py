@@ -55,9 +55,9 @@ def config_fields(header: Header, names: Collection[str]) -> dict[str, Any]:
         "rms_norm_eps": of("attention.layer_norm_rms_epsilon"),
         "rope_parameters": _rope(header),
         "tie_word_embeddings": "lm_head.weight" not in names,
-        "bos_token_id": header.metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": header.metadata.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": header.metadata.get("tokenizer.ggml.padding_token_id"),
+        "bos_token_id": _token(header, "bos_token_id", embedding.shape[0]),
+        "eos_token_id": _token(header, "eos_token_id", embedding.shape[0]),
+        "pad_token_id": _token(header, "padding_token_id", embedding.shape[0]),
         "dtype": "bfloat16",
     }
     size = _head_size(header)
@@ -70,6 +70,12 @@ def config_fields(header: Header, names: Collection[str]) -> dict[str, Any]:
     if header.architecture.startswith("gemma"):
         fields |= _gemma_fields(header, size)
     return fields
+
+
+def _token(header: Header, key: str, rows: int) -> int | None:
+    """An id of the metadata; None where it is no row of the embedding (some files write -1 for none)."""
+    token = header.metadata.get(f"tokenizer.ggml.{key}")
+    return token if isinstance(token, int) and 0 <= token < rows else None
 
 
 def _refuse_other_layers(header: Header) -> None:
