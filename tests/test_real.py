@@ -153,7 +153,7 @@ def test_r_stitch_on_the_real_pair() -> None:
     catalogue = Catalogue.load()
     spec = catalogue["qwen2.5-coder-r-stitch"]
     assert spec.tau is not None
-    model = LocalModels(catalogue).model(spec.name)
+    model = LocalModels(catalogue, mode="routed").model(spec.name)
     query = Query(
         "A farm has 12 goats and 3 times as many hens. How many legs do they have together?", "number"
     )
