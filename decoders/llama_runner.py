@@ -93,6 +93,10 @@ class LlamaRunner(Runner):
         self._batch = _BatchArrays(BATCH_TOKENS)
 
     @property
+    def description(self) -> str:
+        return f"{super().description}, {llama.PACKAGE} {llama.VERSION}"
+
+    @property
     def capacity(self) -> int:
         """Positions of every slot if all held as many: the cells are shared."""
         return -(-self._cells // self.slots)
