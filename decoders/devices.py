@@ -33,29 +33,6 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def resolve_devices(name: str | torch.device, count: int) -> list[torch.device]:
-    """`count` devices from `name` on: the GPUs over which a model is spread.
-
-    Raises:
-        InputError: fewer are there, or the device is no CUDA GPU.
-    """
-    first = resolve_device(name)
-    if count == 1:
-        return [first]
-    if first.type != "cuda":
-        raise InputError(
-            f"tensor_parallel={count} spreads a model over CUDA GPUs, and the device is {first.type}; "
-            "leave tensor_parallel out"
-        )
-    start, found = first.index or 0, _cuda_gpus()
-    if start + count > found:
-        raise InputError(
-            f"tensor_parallel={count} from cuda:{start} on needs {start + count} CUDA GPUs, and torch sees "
-            f"{found}; lower tensor_parallel, or see CUDA_VISIBLE_DEVICES"
-        )
-    return [torch.device("cuda", index) for index in range(start, start + count)]
-
-
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """The torch dtype of a name; "auto" takes what is fast on the device.
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from viaticum.decoders.attention import NAME as ATTENTION
 from viaticum.decoders.cache import FIRST_CAPACITY
-from viaticum.decoders.devices import resolve_device, resolve_devices, resolve_dtype
+from viaticum.decoders.devices import resolve_device, resolve_dtype
 from viaticum.decoders.fused_layers import fuse_layers
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.linear import Weights, pack
@@ -61,7 +61,7 @@ def load_runner(
             weights are loaded (see `plan_slots`); of two models, load the other one first.
         max_slots: upper limit of slots="auto".
         context: maximum positions of one sequence; None: what the model supports.
-        tensor_parallel: GPUs over which the weights are spread, from `device` on.
+        tensor_parallel: GPUs over which the weights are spread; more than one with the engine "served".
         gpu_memory: fraction of a GPU's memory that slots="auto" may fill, weights included.
         weights: see `load_torch`.
         graphs: see `load_torch`.
@@ -73,11 +73,15 @@ def load_runner(
     """
     if engine == "auto":
         engine = default_engine(path, device=device, dtype=dtype, weights=weights, graphs=graphs)
+    if tensor_parallel > 1 and engine != "served":
+        raise InputError(
+            f"tensor_parallel={tensor_parallel}: the engine {engine} uses one GPU; serve the model with "
+            f"`vllm serve MODEL --tensor-parallel-size {tensor_parallel}` and give its entry "
+            'engine = "served"'
+        )
     if engine == "llama":
         from viaticum.decoders.llama_runner import load_llama
 
-        if tensor_parallel > 1:
-            raise InputError('tensor_parallel is of the engines "torch" and "served"; leave it out')
         return load_llama(path, device=device, dtype=dtype, slots=slots, max_slots=max_slots, context=context)
     if engine == "torch":
         return load_torch(
@@ -87,7 +91,6 @@ def load_runner(
             slots=slots,
             max_slots=max_slots,
             context=context,
-            tensor_parallel=tensor_parallel,
             gpu_memory=gpu_memory,
             weights=weights,
             graphs=graphs,
@@ -141,7 +144,6 @@ def load_torch(
     slots: int | Literal["auto"] = 1,
     max_slots: int = MAX_SLOTS,
     context: int | None = None,
-    tensor_parallel: int = 1,
     gpu_memory: float = GPU_MEMORY,
     weights: Weights = "auto",
     graphs: bool | None = None,
@@ -156,48 +158,47 @@ def load_torch(
             these that the machine, the dtype and the folder allow; low-bit only if a quantised model.gguf
             lies beside the weights.
         graphs: run calls of few tokens in static shapes, as CUDA graphs (`GraphRunner`). The cache then
-            allocates its whole context at once. None: on one CUDA GPU only.
-        device, dtype, slots, max_slots, context, tensor_parallel, gpu_memory: see `load_runner`.
+            allocates its whole context at once. None: on CUDA only.
+        device, dtype, slots, max_slots, context, gpu_memory: see `load_runner`.
 
     Raises:
         WeightsError: the folder lacks a tensor of the model, or holds one that the model has no place for.
         InputError: device or dtype is not there, or `weights` is not possible with them.
         ModelError: the memory is not enough for one slot.
     """
-    devices = resolve_devices(device, tensor_parallel)
-    resolved = resolve_dtype(dtype, devices[0])
-    model = _load_weights(path, resolved, devices)
+    target = resolve_device(device)
+    resolved = resolve_dtype(dtype, target)
+    model = _load_weights(path, resolved, target)
     if pack(model, Path(path), weights):
         fuse_layers(model)
     if slots == "auto":
         slots = plan_slots(
             model.config,
             context_length(model.config, context),
-            usable_bytes(devices, gpu_memory),
+            usable_bytes(target, gpu_memory),
             dtype=resolved,
             prefill_tokens=PREFILL_TOKENS,
             first_capacity=FIRST_CAPACITY,
             at_most=max_slots,
         )
-    use_graphs = devices[0].type == "cuda" and len(devices) == 1 if graphs is None else graphs
+    use_graphs = target.type == "cuda" if graphs is None else graphs
     return (GraphRunner if use_graphs else TorchRunner)(model, slots=slots, context=context)
 
 
-def usable_bytes(devices: list[torch.device], gpu_memory: float) -> int:
-    """Bytes for KV caches: what is free, less the part of GPUs that `gpu_memory` leaves to others."""
-    free = sum(map(free_bytes, devices))
-    if devices[0].type != "cuda":
+def usable_bytes(device: torch.device, gpu_memory: float) -> int:
+    """Bytes for KV caches: what is free, less the part of a GPU that `gpu_memory` leaves to others."""
+    free = free_bytes(device)
+    if device.type != "cuda":
         return free
-    total = sum(int(torch.cuda.mem_get_info(device)[1]) for device in devices)
-    return max(0, free - int((1 - gpu_memory) * total))
+    return max(0, free - round((1 - gpu_memory) * torch.cuda.mem_get_info(device)[1]))
 
 
-def _load_weights(path: str | Path, dtype: torch.dtype, devices: list[torch.device]) -> PreTrainedModel:
+def _load_weights(path: str | Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model, each weight read from its file straight to its device where accelerate is installed."""
     _unpack_gguf(Path(path))
     options: dict[str, Any] = {}
-    if devices[0].type != "cpu" and find_spec("accelerate"):
-        options["device_map"] = {"": devices[0]}
+    if device.type != "cpu" and find_spec("accelerate"):
+        options["device_map"] = {"": device}
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
@@ -209,7 +210,7 @@ def _load_weights(path: str | Path, dtype: torch.dtype, devices: list[torch.devi
     )
     model: PreTrainedModel = loaded[0]
     _check_complete(Path(path), loaded[1])
-    model.to(devices[0])  # type: ignore[arg-type]
+    model.to(device)  # type: ignore[arg-type]
     return model
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from viaticum.errors import InputError
 from viaticum.weight_sources import FrozenModel
@@ -16,7 +16,8 @@ from viaticum.weight_sources import FrozenModel
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Engine = Literal["auto", "torch", "llama", "served"]
-Slots = Literal["auto"] | PositiveInt
+Count = Annotated[int, Field(ge=1, strict=True)]  # strict: `true` is no number
+Slots = Literal["auto"] | Count
 GpuMemory = Annotated[float, Field(gt=0, le=1)]
 
 _CHOICES = {
@@ -41,7 +42,7 @@ class LocalSettings(FrozenModel):
         slots: texts that it writes at once; "auto" takes as many as the free memory holds.
         context: tokens of prompt and answer together for which this machine keeps memory; by default as many
             as the model can.
-        tensor_parallel: GPUs over which the model is spread.
+        tensor_parallel: GPUs over which the model is spread; more than one with the engine "served" alone.
         gpu_memory: fraction of a GPU's memory that may be used.
     """
 
@@ -49,8 +50,8 @@ class LocalSettings(FrozenModel):
     dtype: Dtype | None = None
     engine: Engine | None = None
     slots: Slots | None = None
-    context: PositiveInt | None = None
-    tensor_parallel: PositiveInt | None = None
+    context: Count | None = None
+    tensor_parallel: Count | None = None
     gpu_memory: GpuMemory | None = None
 
     @classmethod
@@ -77,13 +78,6 @@ class LocalSettings(FrozenModel):
     def over(self, other: LocalSettings) -> LocalSettings:
         """These settings, and those of `other` where these are not set."""
         return type(self).model_construct(**{**other.given, **self.given})
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError(f"{str(value).lower()} is no value for it")
-        return value
 
 
 LOCAL_FIELDS = frozenset(LocalSettings.model_fields)

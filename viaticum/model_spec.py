@@ -24,6 +24,7 @@ from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import (
     LOCAL_FIELDS,
     UNKEYED_FIELDS,
+    Count,
     Device,
     Dtype,
     Engine,
@@ -188,8 +189,8 @@ class ModelSpec(FrozenModel):
     dtype: Dtype | None = None
     engine: Engine | None = None
     slots: Slots | None = None
-    context: PositiveInt | None = None
-    tensor_parallel: PositiveInt | None = None
+    context: Count | None = None
+    tensor_parallel: Count | None = None
     gpu_memory: GpuMemory | None = None
     served_model: Annotated[str, Field(min_length=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=1, le=1000)] | None = None
