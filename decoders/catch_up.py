@@ -10,6 +10,7 @@ from __future__ import annotations
 from viaticum.decoders.runner import Runner, RunnerOutput, common_prefix_length
 from viaticum.decoders.sequence_state import LARGE, SequenceState
 from viaticum.decoders.stats import CallStats
+from viaticum.decoders.vocabulary import SharedVocabulary
 from viaticum.errors import ModelError, SequencesFailed
 
 MIN_SHARED_PREFIX = 16  # prompts that share fewer tokens than this are prefilled separately
@@ -22,6 +23,7 @@ def catch_up(
     stats: CallStats,
     *,
     hidden: bool = False,
+    vocabulary: SharedVocabulary | None = None,
 ) -> tuple[RunnerOutput | None, list[SequenceState], list[tuple[SequenceState, ModelError]]]:
     """Let a model read what it has not seen of these sequences, in one call.
 
@@ -34,6 +36,7 @@ def catch_up(
         sequences: those to read; their prompts are prefilled if the model has not seen them.
         stats: of the model; its tokens and calls are counted up.
         hidden: also return the last hidden states.
+        vocabulary: of the logits, see `Runner.forward`.
 
     Returns:
         The output, the sequences it is about, and those that failed: those that the runner names, or for lack
@@ -46,17 +49,18 @@ def catch_up(
             stats.tokens += _prefill(
                 runner, model, [each for each in sequences if model not in each.prefilled]
             )
-            lengths = [len(each.tokens) if model == LARGE else each.length_with_draft for each in sequences]
-            new = [_unread(runner, each, length) for each, length in zip(sequences, lengths, strict=True)]
-            keep = [
-                each.length_with_draft - length + 1 for each, length in zip(sequences, lengths, strict=True)
+            drafted = [len(each.draft) if model == LARGE else 0 for each in sequences]  # to verify
+            new = [
+                _unread(runner, model, each, draft) for each, draft in zip(sequences, drafted, strict=True)
             ]
-            output = runner.forward([each.slot for each in sequences], new, keep, hidden=hidden)
+            keep = [draft + 1 for draft in drafted]
+            slots = [each.slot for each in sequences]
+            output = runner.forward(slots, new, keep, hidden=hidden, vocabulary=vocabulary)
         except SequencesFailed as error:
             failed += [(each, error.failures[each.slot]) for each in sequences if each.slot in error.failures]
             sequences = [each for each in sequences if each.slot not in error.failures]
         except ModelError as error:
-            victim = _largest_consumer(runner, sequences)
+            victim = _largest_consumer(runner, model, sequences)
             failed.append((victim, error))
             runner.reset(victim.slot)  # what it holds may be what the others lack
             sequences = [each for each in sequences if each is not victim]
@@ -69,12 +73,13 @@ def catch_up(
 
 def _prefill(runner: Runner, model: int, sequences: list[SequenceState]) -> int:
     """Start sequences at a model, reusing cached prefixes; returns the shared prefix tokens that it read."""
-    prefix = _shared_prefix([each.tokens for each in sequences])
+    texts = [each.unread(model, 0) for each in sequences]
+    prefix = _shared_prefix([text[: each.length(model)] for each, text in zip(sequences, texts, strict=True)])
     read = 0
-    for sequence in sequences:
-        runner.reuse_prefix(sequence.slot, sequence.unread(0))
+    for sequence, text in zip(sequences, texts, strict=True):
+        runner.reuse_prefix(sequence.slot, text)
         sequence.prefilled.add(model)
-        if not runner.has_stable_keys(sequence.length_with_draft):
+        if not runner.has_stable_keys(len(text)):
             continue  # its prefix is read with the rest
         if new := prefix[len(runner.cached_tokens[sequence.slot]) :]:
             runner.forward([sequence.slot], [new])
@@ -82,18 +87,21 @@ def _prefill(runner: Runner, model: int, sequences: list[SequenceState]) -> int:
     return read
 
 
-def _unread(runner: Runner, sequence: SequenceState, length: int) -> list[int]:
-    """Tokens to read for the logits after the first `length` tokens and after each later one."""
-    runner.truncate(sequence.slot, length - 1)  # token `length` is read again if its logits were not used
-    return sequence.unread(len(runner.cached_tokens[sequence.slot]))
+def _unread(runner: Runner, model: int, sequence: SequenceState, draft: int) -> list[int]:
+    """Tokens to read for the logits after each of the last `draft` draft tokens and after the one before."""
+    # The last token before them is read again if its logits were not used.
+    runner.truncate(sequence.slot, sequence.length_with_draft(model) - draft - 1)
+    return sequence.unread(model, len(runner.cached_tokens[sequence.slot]))
 
 
-def _largest_consumer(runner: Runner, sequences: list[SequenceState]) -> SequenceState:
+def _largest_consumer(runner: Runner, model: int, sequences: list[SequenceState]) -> SequenceState:
     """The sequence to fail out of memory: the longest if the cache has to grow, else what reads most."""
-    longest = max(sequences, key=lambda each: each.length_with_draft)
-    if longest.length_with_draft > runner.capacity:
+    longest = max(sequences, key=lambda each: each.length_with_draft(model))
+    if longest.length_with_draft(model) > runner.capacity:
         return longest
-    return max(sequences, key=lambda each: each.length_with_draft - len(runner.cached_tokens[each.slot]))
+    return max(
+        sequences, key=lambda each: each.length_with_draft(model) - len(runner.cached_tokens[each.slot])
+    )
 
 
 def _shared_prefix(prompts: list[list[int]]) -> list[int]:

@@ -14,6 +14,7 @@ from viaticum.decoders.request import BIAS_LIMIT, Request
 from viaticum.decoders.runner import Runner
 from viaticum.decoders.sequence_state import LARGE, SMALL
 from viaticum.decoders.text import Tokenizer
+from viaticum.decoders.vocabulary import SharedVocabulary
 from viaticum.errors import InputError, PromptTooLong
 from viaticum.routers.token import AlwaysLarge, TokenRouter
 
@@ -37,6 +38,8 @@ class DecoderConfig:
         llm_batch: call the large model when this many sequences wait for it, or none can continue without it.
         loop_guard: what counts as a loop and ends a sequence; None: nothing does.
         modes: chooses `router` and `draft` while texts are decoded; None: they stay.
+        shared_vocabulary: tokens that may be written, where these are fewer than models and tokenizer share:
+            the large model alone, for a pair, writes what the small one can read.
 
     Raises:
         InputError: models that do not fit each other, or a number out of range.
@@ -53,16 +56,13 @@ class DecoderConfig:
     llm_batch: int = 1
     loop_guard: LoopGuard | None = field(default_factory=LoopGuard)
     modes: ModeChooser | None = None
+    shared_vocabulary: SharedVocabulary | None = None
 
     def __post_init__(self) -> None:
-        small, large = self.small, self.large
+        small = self.small
         if small is None and not isinstance(self.router, AlwaysLarge):
             raise InputError(
                 f"{type(self.router).__name__} chooses between two models; give a small one as well"
-            )
-        if small is not None and small.vocabulary != large.vocabulary:
-            raise InputError(
-                f"the models' vocabularies differ: {small.vocabulary} and {large.vocabulary} tokens"
             )
         if self.draft is not None and self.draft < 0:
             raise InputError(f"draft must be 0 or more tokens, or None to choose by itself, got {self.draft}")
@@ -81,6 +81,22 @@ class DecoderConfig:
         return {LARGE: self.large} if self.small is None else {SMALL: self.small, LARGE: self.large}
 
     @cached_property
+    def vocabulary(self) -> SharedVocabulary:
+        """The tokens that may be written: those of the models, of the tokenizer and of `shared_vocabulary`.
+
+        A tokenizer without `get_vocab` has a token for every row of the models' logits.
+
+        Raises:
+            InputError: there are none.
+        """
+        if self.shared_vocabulary is not None:
+            return self.shared_vocabulary
+        list_tokens = getattr(self.tokenizer, "get_vocab", None)
+        ids = None if list_tokens is None else list_tokens().values()
+        rows = min(runner.vocabulary for runner in self.runners.values())
+        return SharedVocabulary.of(rows, ids, self.stop_ids)
+
+    @cached_property
     def relative_draft_cost(self) -> float:
         """Cost of a decode step of the small model, in steps of the large one."""
         if self.draft_cost is not None:
@@ -92,11 +108,6 @@ class DecoderConfig:
         """Sequences that may be decoded at once."""
         return min(runner.slots for runner in self.runners.values())
 
-    @cached_property
-    def context(self) -> int:
-        """Maximum positions of one sequence, in both models."""
-        return min(runner.context for runner in self.runners.values())
-
     def check(self, request: Request) -> None:
         """Check that a request can be decoded.
 
@@ -104,22 +115,26 @@ class DecoderConfig:
             InputError: a token of the prompt is not in the vocabulary.
             PromptTooLong: prompt and longest answer do not fit the context of both models.
         """
-        vocabulary = self.large.vocabulary
-        lowest, highest = min(request.prompt), max(request.prompt)
-        if lowest < 0 or highest >= vocabulary:
-            token = lowest if lowest < 0 else highest
-            raise InputError(f"the prompt has a token {token}; tokens are 0 to {vocabulary - 1}")
+        rows = self.vocabulary.rows
+        for model, runner in self.runners.items():
+            prompt = request.prompts[model]
+            lowest, highest = min(prompt), max(prompt)
+            if lowest < 0 or highest >= rows:
+                token = lowest if lowest < 0 else highest
+                raise InputError(f"the prompt has a token {token}; tokens are 0 to {rows - 1}")
+            if len(prompt) + request.max_new_tokens > runner.context:
+                raise PromptTooLong(
+                    f"a prompt of {len(prompt)} tokens and {request.max_new_tokens} new ones do not fit "
+                    f"the context of {runner.context}; shorten the prompt or lower max_new_tokens"
+                )
         limit = request.thinking_limit
         forced = (*limit.close_ids, *limit.empty_ids, *limit.cue_ids) if limit else ()
-        if any(not 0 <= token < vocabulary for token in forced):
-            raise InputError(f"a closing tag of tokens {forced}; tokens are 0 to {vocabulary - 1}")
-        banned = [token for token, bias in request.sampling.logit_bias if bias <= -BIAS_LIMIT]
-        if any(not 0 <= token < vocabulary for token, _ in request.sampling.logit_bias):
-            raise InputError(f"a logit_bias is for a token from 0 to {vocabulary - 1}")
-        if len(set(banned)) >= vocabulary:
+        if any(token not in self.vocabulary for token in forced):
+            raise InputError(f"a closing tag of tokens {forced}; some of them are not in the vocabulary")
+        banned = {token for token, bias in request.sampling.logit_bias if bias <= -BIAS_LIMIT}
+        for token, _ in request.sampling.logit_bias:
+            if token not in self.vocabulary:
+                last = self.vocabulary.size - 1
+                raise InputError(f"logit_bias is for tokens of the vocabulary, from 0 to {last}; got {token}")
+        if len(banned) >= len(self.vocabulary):
             raise InputError("logit_bias bans every token; leave one")
-        if len(request.prompt) + request.max_new_tokens > self.context:
-            raise PromptTooLong(
-                f"a prompt of {len(request.prompt)} tokens and {request.max_new_tokens} new ones do not fit "
-                f"the context of {self.context}; shorten the prompt or lower max_new_tokens"
-            )

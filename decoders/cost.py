@@ -42,7 +42,12 @@ class Calls:
 
     @classmethod
     def from_trace(
-        cls, made_by: Sequence[int], dropped: Sequence[bool], prompt: int, cached: int = 0
+        cls,
+        made_by: Sequence[int],
+        dropped: Sequence[bool],
+        prompt: int,
+        cached: int = 0,
+        small_prompt: int | None = None,
     ) -> Calls:
         """The calls of a sequence that `Engine` decoded without drafts.
 
@@ -51,20 +56,23 @@ class Calls:
             dropped: whether a token of the small model was dropped at each position.
             prompt: number of prompt tokens.
             cached: prompt tokens that both models had cached before.
+            small_prompt: number of prompt tokens of the small model; None: as `prompt`.
 
         Raises:
-            InputError: `cached` is not below `prompt`.
+            InputError: `cached` is not below the length of a prompt.
         """
-        if not 0 <= cached < prompt:
+        prompts = (prompt if small_prompt is None else small_prompt, prompt)
+        if not 0 <= cached < min(prompts):
             raise InputError(
-                f"at most all but the last token of a prompt of {prompt} are cached, got {cached}"
+                f"at most all but the last token of a prompt of {min(prompts)} are cached, got {cached}"
             )
         calls: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
         read = [cached, cached]
         for position, (maker, was_dropped) in enumerate(zip(made_by, dropped, strict=True)):
             for model in (0, 1) if was_dropped else (maker,):
-                calls[model].append((prompt + position - read[model], read[model]))
-                read[model] = prompt + position
+                end = prompts[model] + position
+                calls[model].append((end - read[model], read[model]))
+                read[model] = end
         return cls(tuple(calls[0]), tuple(calls[1]), len(made_by))
 
 

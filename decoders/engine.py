@@ -171,7 +171,8 @@ class Engine:
             index, request = self._waiting.popleft()
             sequence = self._new_sequence(index, request)
             sequence.active_model = SMALL if self.config.router.starts_small and self._has_small else LARGE
-            sequence.slot = self._slots.allocate(free, request.prompt)
+            prompts = [request.prompts[model] for model in self.config.runners]
+            sequence.slot = self._slots.allocate(free, prompts)
             self._active.append(sequence)
             sequence.close_if_no_budget()
             self._force_close(sequence)
@@ -218,7 +219,8 @@ class Engine:
         sequences, output = self._forward(SMALL, sequences, hidden=router.needs_hidden and decodes)
         if output is None:
             return
-        tokens, probabilities = sample_next(output, sequences)
+        candidates = self.config.vocabulary.candidates(output.logits)
+        tokens, probabilities = sample_next(output, candidates, sequences)
         table = [tokens, output.finite]
         rows = [row for row, each in enumerate(sequences) if each.active_model == SMALL]
         if rows:
@@ -228,7 +230,7 @@ class Engine:
             table += [scatter(each, rows, tokens) for each in (step.entropy, keep)]
             table += [] if scores is None else [scatter(scores, rows, tokens)]
         details = logprob_columns(
-            output.logits,
+            candidates,
             tokens,
             [each.request.logprobs if each.active_model == SMALL else None for each in sequences],
         )
@@ -303,8 +305,9 @@ class Engine:
         if output is None:
             return
         positions = [(each, ahead) for each in sequences for ahead in range(len(each.draft) + 1)]
+        candidates = self.config.vocabulary.candidates(output.logits)
         tokens, accepted = verify(
-            adjusted(output.logits, positions),
+            adjusted(candidates, positions),
             [each.request.sampling for each, _ in positions],
             [each.draft[ahead] if ahead < len(each.draft) else None for each, ahead in positions],
             {
@@ -324,7 +327,7 @@ class Engine:
         table = [tokens, output.finite, step.entropy, accepted]
         if self._has_small:
             table.append(self.config.router.hand_back(step))
-        details = logprob_columns(output.logits, tokens, [each.request.logprobs for each, _ in positions])
+        details = logprob_columns(candidates, tokens, [each.request.logprobs for each, _ in positions])
         columns = to_host([*table, *details])
         rows = list(zip(*columns[: len(table)], strict=True))
         logprobs = list(zip(*columns[len(table) :], strict=True)) if details else [()] * len(rows)
@@ -374,7 +377,8 @@ class Engine:
         for model, runner in self.config.runners.items():
             # The last token is read again, since its logits are needed.
             if model in sequence.prefilled:
-                runner.truncate(sequence.slot, min(base + accepted, len(sequence.tokens) - 1))
+                length = min(base + accepted, len(sequence.tokens) - 1)
+                runner.truncate(sequence.slot, length + sequence.shift(model))
         if sequence.active_model == SMALL:
             self.config.runners[LARGE].idle(sequence.slot)
         if not sequence.finished:
@@ -396,7 +400,14 @@ class Engine:
     ) -> tuple[list[SequenceState], RunnerOutput | None]:
         """One call of one model; sequences that the memory is not enough for end here."""
         output, sequences, failed = (
-            catch_up(self.config.runners[model], model, sequences, self._call_stats(model), hidden=hidden)
+            catch_up(
+                self.config.runners[model],
+                model,
+                sequences,
+                self._call_stats(model),
+                hidden=hidden,
+                vocabulary=self.config.vocabulary,
+            )
             if sequences
             else (None, [], [])
         )
@@ -450,7 +461,7 @@ class Engine:
         name = self.config.names[model]
         error = ModelError(
             f"request {sequence.index}: the logits of {name} are not finite after "
-            f"{len(sequence.tokens)} tokens; its weights or the input are damaged"
+            f"{sequence.length(model)} tokens; its weights or the input are damaged"
         )
         self._finish(sequence, "error", error=error)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from viaticum.decoders.runner import Runner
+from viaticum.decoders.vocabulary import SharedVocabulary
 from viaticum.errors import InputError, ModelError
 from viaticum.routers.token.base import TOP, argmax_token, entropy, second_choice, top_tokens
 
@@ -54,6 +55,7 @@ def read_features(
     step_tokens: int = STEP_TOKENS,
     count: int = TOP,
     slot: int = 0,
+    vocabulary: SharedVocabulary | None = None,
 ) -> Features:
     """Features of every token of `text` after `prompt`; the slot then holds both but the last token.
 
@@ -66,6 +68,7 @@ def read_features(
         step_tokens: tokens of the text a call.
         count: largest logits to keep.
         slot: of the runner to use.
+        vocabulary: of the pair, see `DecoderConfig.vocabulary`; None: all rows of the model.
 
     Raises:
         InputError: an empty prompt or text, or `step_tokens` below 1.
@@ -75,16 +78,19 @@ def read_features(
         raise InputError("features are those of a text after a prompt; one of them is empty")
     if step_tokens < 1:
         raise InputError(f"step_tokens must be 1 or more, got {step_tokens}")
+    vocabulary = vocabulary or SharedVocabulary.of(runner.vocabulary)
     runner.reuse_prefix(slot, prompt)
-    parts = [_read(runner, slot, prompt[len(runner.cached_tokens[slot]) :], 1, count)]
+    parts = [_read(runner, slot, prompt[len(runner.cached_tokens[slot]) :], 1, count, vocabulary)]
     for begin in range(0, len(text) - 1, step_tokens):
         new = text[begin : min(begin + step_tokens, len(text) - 1)]
-        parts.append(_read(runner, slot, new, len(new), count))
+        parts.append(_read(runner, slot, new, len(new), count, vocabulary))
     return Features(*(torch.cat([getattr(part, name) for part in parts]) for name in Features.__slots__))
 
 
-def _read(runner: Runner, slot: int, new: Sequence[int], keep: int, count: int) -> Features:
-    output = runner.forward([slot], [list(new)], [keep], hidden=True)
+def _read(
+    runner: Runner, slot: int, new: Sequence[int], keep: int, count: int, vocabulary: SharedVocabulary
+) -> Features:
+    output = runner.forward([slot], [list(new)], [keep], hidden=True, vocabulary=vocabulary)
     assert output.hidden is not None
     if not bool(output.finite.all() & torch.isfinite(output.hidden).all()):
         runner.discard(slot)
@@ -92,7 +98,7 @@ def _read(runner: Runner, slot: int, new: Sequence[int], keep: int, count: int) 
             "logits or hidden states are not finite; the model's weights or the text are damaged"
         )
     dtype = output.hidden.dtype
-    tokens = argmax_token(output.logits)
+    tokens = argmax_token(vocabulary.candidates(output.logits))
     top, best = top_tokens(output.logits, max(count, 2))
     return Features(
         tokens=tokens.cpu(),

@@ -32,6 +32,7 @@ from viaticum.decoders.fused_layers import fuse_layers
 from viaticum.decoders.memory import out_of_memory
 from viaticum.decoders.runner import RunnerOutput, concatenate, restoring_order
 from viaticum.decoders.torch_runner import TorchRunner
+from viaticum.decoders.vocabulary import SharedVocabulary
 from viaticum.errors import ModelError
 from viaticum.routers.token import entropy
 from viaticum.routers.token.base import argmax_token
@@ -56,6 +57,7 @@ class GraphShape:
         by_slot: row i is slot i, so that keys and values are read in place; else they are gathered for each
             row.
         keep: last positions of a row whose logits are computed.
+        vocabulary: the tokens that argmax and entropy are over.
     """
 
     rows: int
@@ -63,6 +65,7 @@ class GraphShape:
     keys: int
     by_slot: bool
     keep: int
+    vocabulary: SharedVocabulary
 
     @property
     def input_size(self) -> int:
@@ -170,9 +173,9 @@ def static_step(model: Any, cache: StaticCache, buffers: Buffers, shape: GraphSh
     logits = buffers.logits[:last]
     logits.copy_(out.logits.flatten(0, 1).index_select(0, wanted))
     buffers.hidden[:last] = states[0].flatten(0, 1).index_select(0, wanted)
-    buffers.tokens[:last] = argmax_token(logits)
+    buffers.tokens[:last] = argmax_token(shape.vocabulary.candidates(logits))
     buffers.finite[:last] = torch.isfinite(logits.sum(-1))  # a sum is finite only if every term is
-    buffers.entropy[:last] = entropy(logits)
+    buffers.entropy[:last] = entropy(shape.vocabulary.cut(logits))
 
 
 class GraphRunner(TorchRunner):
@@ -220,7 +223,8 @@ class GraphRunner(TorchRunner):
             finite=torch.zeros(limit, dtype=torch.bool, device=device),
             entropy=torch.zeros(limit, device=device),
         )
-        shape = GraphShape(1, 1, min(FIRST_KEYS, self._cache.capacity), False, 1)
+        keys = min(FIRST_KEYS, self._cache.capacity)
+        shape = GraphShape(1, 1, keys, False, 1, self._call_vocabulary)
         self._upload([0, 0, 0, self._cache.capacity, 0])
         static_step(self.model, self._cache, self._buffers, shape)
 
@@ -272,7 +276,7 @@ class GraphRunner(TorchRunner):
             len(self.cached_tokens[slot]) + len(new) for slot, new in zip(slots, tokens, strict=True)
         )
         keys = min(key_bucket(longest), self._cache.capacity)
-        shape = GraphShape(rows, steps, keys, by_slot, 1 if keep == 1 else steps)
+        shape = GraphShape(rows, steps, keys, by_slot, 1 if keep == 1 else steps, self._call_vocabulary)
         return None if shape in self._failed_shapes else shape
 
     def _step(

@@ -61,7 +61,8 @@ class LogitAdjuster:
         prompt = bias = None
         if self.sampling.repetition_penalty != 1:
             prompt = torch.zeros(size, dtype=torch.bool, device=device)
-            prompt[torch.tensor(list(tokens[: self._prompt_length]), device=device)] = True
+            read = [token for token in tokens[: self._prompt_length] if token < size]
+            prompt[torch.tensor(read, dtype=torch.int64, device=device)] = True
         if self.sampling.logit_bias:
             bias = _bias_row(self.sampling.logit_bias, size).to(device)
         return _Counts(torch.zeros(size, device=device), prompt, bias, self._prompt_length)

@@ -16,6 +16,7 @@ from viaticum.decoders.request import Event, Request, Result
 from viaticum.decoders.runner import Runner
 from viaticum.decoders.stats import Stats
 from viaticum.decoders.text import Tokenizer
+from viaticum.decoders.vocabulary import SharedVocabulary
 from viaticum.routers.token import AlwaysLarge, TokenRouter
 
 
@@ -40,6 +41,7 @@ class MixedDecoder:
         llm_batch: int = 1,
         loop_guard: LoopGuard | None = LoopGuard(),  # noqa: B008 (it is frozen)
         modes: ModeChooser | None = None,
+        shared_vocabulary: SharedVocabulary | None = None,
     ) -> None:
         self.config = DecoderConfig(
             large,
@@ -53,6 +55,7 @@ class MixedDecoder:
             llm_batch,
             loop_guard,
             modes=modes,
+            shared_vocabulary=shared_vocabulary,
         )
         self.stats = Stats()
 

@@ -12,6 +12,7 @@ from viaticum.thinking import PLAIN, ThinkingFormat
 from viaticum.types import FinishReason, TokenCount, Trace
 
 ThoughtEnd = Literal["model", "budget", "stop", "loop"]
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6
 BIAS_LIMIT = 100.0  # a bias of this much forces its token, one of minus this much bans it
 MAX_LOGPROBS = 20  # likeliest tokens whose log-probabilities a request may ask for
 
@@ -21,7 +22,7 @@ class Sampling:
     """How the next token is sampled, by either model of a pair.
 
     Args:
-        temperature: 0 is greedy.
+        temperature: below 1e-6 it is 0, greedy; above 1e6, where all tokens are equally likely, it is 1e6.
         top_p: probability of the nucleus; 1 keeps every token.
         top_k: tokens that are kept; 0 keeps every token.
         seed: any integer; the same seed gives the same text, whatever else is in the batch.
@@ -49,6 +50,9 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature must be 0 or more, got {self.temperature}")
+        # Logits over numbers beyond these would not be finite.
+        usable = 0.0 if self.temperature < LOWEST_TEMPERATURE else min(self.temperature, HIGHEST_TEMPERATURE)
+        object.__setattr__(self, "temperature", usable)
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.top_k < 0:
@@ -122,6 +126,8 @@ class Request:
         thinking_limit: how long the thought may be, and how it is closed; None: nothing is forced.
         logprobs: number of likeliest tokens whose log-probabilities are kept at each position, beside that of
             the token itself; None: none are computed.
+        small_prompt: what the small model of a pair reads instead of `prompt`, where its chat template is
+            another one; None: the same. Positions of each model follow its own prompt.
 
     Raises:
         InputError: an empty prompt, a length below 1, an empty stop string or too many log-probabilities.
@@ -135,9 +141,15 @@ class Request:
     inside_thought: bool | None = None
     thinking_limit: ThinkingLimit | None = None
     logprobs: int | None = None
+    small_prompt: Sequence[int] | None = None
+
+    @property
+    def prompts(self) -> tuple[Sequence[int], Sequence[int]]:
+        """The prompts of the small and of the large model."""
+        return (self.prompt if self.small_prompt is None else self.small_prompt, self.prompt)
 
     def __post_init__(self) -> None:
-        if not self.prompt:
+        if not all(self.prompts):
             raise InputError("the prompt is empty")
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens}")

@@ -20,6 +20,7 @@ from viaticum.decoders.request import Request, Result
 from viaticum.decoders.runner import Runner
 from viaticum.decoders.sequence_state import LARGE
 from viaticum.decoders.text import Tokenizer
+from viaticum.decoders.vocabulary import SharedVocabulary
 from viaticum.errors import InputError
 from viaticum.routers.token.policy import Policy, PolicyDecisions, Recorder, RStitchPlus
 
@@ -68,6 +69,7 @@ class RolloutGenerator:
         streams: texts decoded at once, for the latency estimate.
         cached: tokens at the beginning of every prompt taken as cached, as the examples of a strategy are.
         loop_guard: ends texts that loop.
+        shared_vocabulary: see `DecoderConfig`.
 
     Raises:
         InputError: a number out of range.
@@ -82,6 +84,7 @@ class RolloutGenerator:
     streams: int = 1
     cached: int = 0
     loop_guard: LoopGuard | None = LoopGuard()  # noqa: RUF009 (it is frozen)
+    shared_vocabulary: SharedVocabulary | None = None
 
     def __post_init__(self) -> None:
         if self.streams < 1 or self.cached < 0:
@@ -143,12 +146,10 @@ class RolloutGenerator:
         return list(self._decode(RStitchPlus(policy, tau, threshold), requests))
 
     def _decode(self, router: RStitchPlus, requests: Sequence[Request]) -> Iterator[Rollout]:
-        repeated = [
-            prompt for prompt, times in Counter(tuple(each.prompt) for each in requests).items() if times > 1
-        ]
-        for runner in (self.small, self.large):
+        for model, runner in enumerate((self.small, self.large)):
+            prompts = Counter(tuple(each.prompts[model]) for each in requests)
             _clear_slots(runner)
-            _prefill_once(runner, repeated)
+            _prefill_once(runner, [prompt for prompt, times in prompts.items() if times > 1])
         decoder = MixedDecoder(
             self.large,
             self.small,
@@ -157,6 +158,7 @@ class RolloutGenerator:
             stop_ids=self.stop_ids,
             names=self.names,
             loop_guard=self.loop_guard,
+            shared_vocabulary=self.shared_vocabulary,
         )
         for request, result in zip(requests, decoder.generate_all(requests), strict=True):
             if result.error is not None:
@@ -168,9 +170,8 @@ class RolloutGenerator:
         scores = trace.scores or (float("nan"),) * len(trace.tokens)
         decides = [score == score for score in scores]  # the policy decides where its score is not NaN
         dropped = [decided and maker == LARGE for decided, maker in zip(decides, trace.made_by, strict=True)]
-        calls = Calls.from_trace(
-            trace.made_by, dropped, len(request.prompt), min(self.cached, len(request.prompt) - 1)
-        )
+        small, large = map(len, request.prompts)
+        calls = Calls.from_trace(trace.made_by, dropped, large, min(self.cached, small - 1, large - 1), small)
         return Rollout(
             result,
             (len(trace.made_by) - sum(trace.made_by), sum(trace.made_by)),

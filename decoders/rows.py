@@ -18,14 +18,19 @@ from viaticum.decoders.sequence_state import SequenceState
 from viaticum.routers.token import Step, entropy
 
 
-def sample_next(output: RunnerOutput, sequences: list[SequenceState]) -> tuple[Tensor, dict[int, Tensor]]:
-    """The next token of each sequence: from the call if all are greedy and it has them, else sampled."""
+def sample_next(
+    output: RunnerOutput, candidates: Tensor, sequences: list[SequenceState]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """The next token of each sequence: from the call if all are greedy and it has them, else sampled.
+
+    candidates: logits of the tokens to choose from, see `SharedVocabulary.candidates`.
+    """
     if output.tokens is not None and all(
         each.request.sampling.temperature == 0 and each.adjuster is None for each in sequences
     ):
         return output.tokens, {}
     return sample(
-        adjusted(output.logits, [(each, len(each.draft)) for each in sequences]),
+        adjusted(candidates, [(each, len(each.draft)) for each in sequences]),
         [each.request.sampling for each in sequences],
         [each.uniform(PROPOSE, len(each.draft)) for each in sequences],
     )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from viaticum.decoders.vocabulary import SharedVocabulary
 from viaticum.errors import InputError, ModelError, PromptTooLong
 
 
@@ -24,11 +25,11 @@ class RunnerOutput:
     N is the sum of `keep`. All tensors are on the model's device.
 
     Args:
-        logits: float32 [N, vocabulary].
+        logits: float32 [N, rows of the vocabulary that the call was made for].
         finite: whether all logits of a position are finite, bool [N].
         hidden: last hidden states [N, D] in the model's dtype; None unless requested.
-        tokens: argmax of the logits, the first of equals, int64 [N]; None unless the call computed it
-            (`decoders.graphs`).
+        tokens: most likely token that the vocabulary allows, the first of equals, int64 [N]; None unless the
+            call computed it (`decoders.graphs`).
         entropy: normalised entropy, float32 [N]; None like `tokens`.
     """
 
@@ -79,6 +80,7 @@ class Runner(ABC):
         # Of a back end that works ahead: seconds that a call takes less if every row goes on where the model
         # itself wrote, and what the last call saved so.
         self.round_trip = self.saved_seconds = 0.0
+        self._call_vocabulary = SharedVocabulary(vocabulary, vocabulary)  # of the call that is being made
 
     @property
     def description(self) -> str:
@@ -105,7 +107,10 @@ class Runner(ABC):
     def _forward(
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
     ) -> RunnerOutput:
-        """`forward` after its checks; extends `cached_tokens` and counts `calls`."""
+        """`forward` after its checks, with all logits; extends `cached_tokens` and counts `calls`.
+
+        `tokens` and `entropy`, where the call computes them, are those of `_call_vocabulary`.
+        """
 
     @abstractmethod
     def _copy_prefix(self, source: int, target: int, length: int) -> None:
@@ -139,6 +144,7 @@ class Runner(ABC):
         keep: Sequence[int] | None = None,
         *,
         hidden: bool = False,
+        vocabulary: SharedVocabulary | None = None,
     ) -> RunnerOutput:
         """Append `tokens[i]` to `slots[i]` and return the logits after the last `keep[i]` of them.
 
@@ -151,6 +157,8 @@ class Runner(ABC):
             tokens: B non-empty lists of token ids.
             keep: B counts of positions whose logits are returned; None: 1 for every row.
             hidden: also return the last hidden states.
+            vocabulary: cuts the logits to its rows; what the call computes of them is over its tokens. None:
+                all rows of this model.
 
         Raises:
             InputError: `keep[i]` is below 1 or above the number of tokens.
@@ -170,7 +178,10 @@ class Runner(ABC):
                     f"{len(self.cached_tokens[slot]) + len(new)} tokens do not fit the context of "
                     f"{self.context}; shorten the prompt or lower max_new_tokens"
                 )
-        return self._forward(slots, tokens, keep, hidden)
+        self._call_vocabulary = vocabulary or SharedVocabulary(self.vocabulary, self.vocabulary)
+        output = self._forward(slots, tokens, keep, hidden)
+        logits = self._call_vocabulary.cut(output.logits)
+        return output if logits is output.logits else replace(output, logits=logits)
 
     # --- slots ----------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ class SequenceState:
         self.index, self.request = index, request
         self.slot = -1  # none yet
         self.active_model = LARGE
-        self.tokens = list(request.prompt)
+        self.tokens = list(request.prompt)  # as the large model reads them
         self.prefilled: set[int] = set()  # models that have read the prompt
         self.made_by: list[int] = []
         self.entropies: list[float] = []
@@ -88,12 +88,23 @@ class SequenceState:
     def drafting(self) -> bool:
         return self.active_model == LARGE and len(self.draft) < self.draft_target
 
-    @property
-    def length_with_draft(self) -> int:
-        return len(self.tokens) + len(self.draft)
+    def shift(self, model: int) -> int:
+        """By how much the prompt of a model is longer than that of the large one."""
+        return len(self.request.prompts[model]) - len(self.request.prompt)
 
-    def unread(self, read: int) -> list[int]:
-        """The tokens and draft tokens beyond the first `read`."""
+    def length(self, model: int) -> int:
+        """Tokens of prompt and output for a model."""
+        return len(self.tokens) + self.shift(model)
+
+    def length_with_draft(self, model: int) -> int:
+        return self.length(model) + len(self.draft)
+
+    def unread(self, model: int, read: int) -> list[int]:
+        """The tokens and draft tokens beyond the first `read` of a model."""
+        prompt = self.request.prompts[model]
+        if prompt is not self.request.prompt and read < len(prompt):
+            return [*prompt[read:], *self.tokens[len(self.request.prompt) :], *self.draft]
+        read -= self.shift(model)
         if read >= len(self.tokens):
             return self.draft[read - len(self.tokens) :]
         return self.tokens[read:] + self.draft
@@ -249,7 +260,7 @@ class SequenceState:
             ),
             usage={
                 names[model]: TokenCount(
-                    len(self.request.prompt),
+                    len(self.request.prompts[model]),
                     self.made_by.count(model),
                     reasoning_tokens=self._thought[model] if thinking else 0,
                 )

@@ -345,30 +345,31 @@ class ServedRunner(Runner):
 
     def _output(self, positions: list[Position]) -> RunnerOutput:
         logits = torch.full((len(positions), self.vocabulary), -math.inf)
-        finite, tokens, entropies = [], [], []
+        shared = self._call_vocabulary
+        finite, entropies = [], []
         for row, position in enumerate(positions):
             known = [
                 (i, value)
                 for i, value in zip(position.ids, position.logprobs, strict=True)
-                if i < self.vocabulary
+                if i < shared.rows
             ]
             finite.append(bool(known) and all(value == value for _, value in known))
             if finite[-1]:
                 ids, values = [i for i, _ in known], [value for _, value in known]
                 logits[row, ids] = torch.tensor(values)
-                if position.token < self.vocabulary:
+                if position.token in shared:
                     # Its choice among equals, or among what rounding made equal, is the model's.
-                    highest = logits[row].max()
-                    if int(logits[row].argmax()) != position.token:
+                    highest = shared.candidates(logits[row : row + 1]).max()
+                    if int(shared.candidates(logits[row : row + 1]).argmax()) != position.token:
                         logits[row, position.token] = torch.nextafter(highest, torch.tensor(math.inf))
-                entropies.append(entropy_of(values, self.vocabulary))
+                entropies.append(entropy_of(values, shared.rows))
             else:
                 entropies.append(math.nan)
-            tokens.append(int(logits[row].argmax()))
+        allowed = shared.candidates(logits)  # a row whose likeliest tokens are all others cannot be used
         return RunnerOutput(
             logits=logits,
-            finite=torch.tensor(finite, dtype=torch.bool),
-            tokens=torch.tensor(tokens),
+            finite=torch.tensor(finite, dtype=torch.bool) & (allowed.amax(-1) > -math.inf),
+            tokens=allowed.argmax(-1),
             entropy=torch.tensor(entropies),
         )
 

@@ -18,11 +18,17 @@ class SlotAllocator:
         first, *others = self._runners
         return [slot for slot in first.free_slots if all(slot in each.free_slots for each in others)]
 
-    def allocate(self, free: list[int], prompt: Sequence[int]) -> int:
-        """Take from `free` the slot with the longest cached prefix of `prompt`, then the longest free."""
-        slot = max(
-            free, key=lambda slot: sum(each.cached_prefix_length(slot, prompt) for each in self._runners)
-        )
+    def allocate(self, free: list[int], prompts: Sequence[Sequence[int]]) -> int:
+        """Take from `free` the slot with the longest cached prefix of a text, then the longest free.
+
+        prompts: of the text, one for each runner.
+        """
+
+        def cached(slot: int) -> int:
+            pairs = zip(self._runners, prompts, strict=True)
+            return sum(runner.cached_prefix_length(slot, prompt) for runner, prompt in pairs)
+
+        slot = max(free, key=cached)
         free.remove(slot)
         for runner in self._runners:
             runner.free_slots.remove(slot)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,27 +17,25 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
 from viaticum.heavy import LOADING
 from viaticum.local_settings import LocalSettings
-from viaticum.messages import fold_system
 from viaticum.models.api_keys import api_key
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.batching import BatchScheduler
-from viaticum.models.budget_forcing import opening_ids, thinking_limit
+from viaticum.models.budget_forcing import thinking_limit
 from viaticum.models.decoding_modes import mode_chooser
 from viaticum.models.engine_choice import measured_engine
 from viaticum.models.logprobs import openai_logprobs
-from viaticum.models.templates import require_template
+from viaticum.models.prompts import PromptRenderer
+from viaticum.models.templates import has_template, have_same_prompts, require_template
 from viaticum.models.token_routers import token_router
 from viaticum.types import Completion, Message, ThinkingDelta, TokenCount, Usage
-from viaticum.vocabulary import check_same_vocabulary
+from viaticum.vocabulary import check_same_vocabulary, configured_stop_ids, logits_rows
 from viaticum.weights import locate
 
 if TYPE_CHECKING:
     from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner, Server
+    from viaticum.decoders.vocabulary import SharedVocabulary
 
 MAX_SLOTS = 64  # of slots="auto", where the caller sets no limit
-PROMPT_END = 32  # tokens of a prompt that tell whether it ends inside a thought
-
-
 PLAIN = Generation()
 
 
@@ -78,10 +77,9 @@ class LocalModels:
         if spec.kind not in ("local", "pair"):
             raise InputError(f"{name} is a {spec.kind} model, not a local one")
         folders = [locate(self.catalogue[member]) for member in spec.members]
-        if len(folders) == 2:
-            check_same_vocabulary(*folders)
+        unshared = check_same_vocabulary(*folders) if len(folders) == 2 else frozenset()
         require_template(self.catalogue[spec.members[-1]], folders[-1])
-        return LocalModel(self, spec, folders[-1])
+        return LocalModel(self, spec, folders, unshared)
 
     def tokenizer(self, folder: Path) -> Any:
         """Return the tokenizer in a folder of weights."""
@@ -166,92 +164,121 @@ def served_by(spec: ModelSpec) -> Server | None:
     )
 
 
-class TemplateRefusal(Exception):
-    """A chat template raised an error about the messages."""
-
-
 class LocalModel(Model):
-    """One local model, or a small/large pair in which a token router chooses the model of each token."""
+    """One local model, or a small/large pair in which a token router chooses the model of each token.
 
-    def __init__(self, pool: LocalModels, spec: ModelSpec, folder: Path) -> None:
+    Args:
+        pool: holds the weights.
+        spec: its entry.
+        folders: weights of its members.
+        unshared: token ids that do not mean the same to both models of a pair.
+    """
+
+    def __init__(
+        self,
+        pool: LocalModels,
+        spec: ModelSpec,
+        folders: Sequence[Path],
+        unshared: frozenset[int] = frozenset(),
+    ) -> None:
         self.pool, self.spec = pool, spec
         self.name, self.members = spec.name, spec.members
         self.thinking = pool.catalogue.thinking_format(spec.name)
-        self._folder = folder
-        self._template = pool.catalogue[self.members[-1]].chat_template
+        self._folders, self._unshared = folders, unshared
         self._loaded: MixedDecoder | None = None
 
     @property
     def tokenizer(self) -> Any:
-        return self.pool.tokenizer(self._folder)
+        return self.pool.tokenizer(self._folders[-1])
 
     def prompt(self, messages: Sequence[Message], generation: Generation = PLAIN) -> list[int]:
-        """Return a chat's token ids by the model's chat template, up to where the answer begins.
+        """Return a chat's token ids by the model's chat template, of a pair by that of the large one.
 
         Args:
             generation: its chat_template_kwargs and reasoning_effort are variables of the template.
 
-        A template that refuses a system turn (Gemma, early Mistral) gets its text in the first user turn.
-
         Raises:
             InputError: the template refuses the messages.
         """
-        try:
-            ids = self._render(messages, generation)
-        except TemplateRefusal as error:
-            folded = fold_system(messages)
-            if len(folded) == len(messages):
-                raise InputError(f"{self.name} cannot read these messages: {error}") from None
-            try:
-                ids = self._render(folded, generation)
-            except TemplateRefusal:
-                raise InputError(f"{self.name} cannot read these messages: {error}") from None
-        return ids + opening_ids(self.thinking, self._inside_thought(ids), self._encode)
+        return self._renderer.prompt(messages, generation)
 
-    def _render(self, messages: Sequence[Message], generation: Generation) -> list[int]:
-        """Raises `TemplateRefusal` where the template raises an error. The template writes its own BOS."""
-        try:
-            ids: list[int] = self.tokenizer.apply_chat_template(
-                list(messages),
-                add_generation_prompt=True,
-                return_dict=False,
-                chat_template=self._template,
-                **template_variables(generation),
-            )
-        except Exception as error:
-            if not type(error).__module__.startswith("jinja2"):
-                raise
-            line = getattr(error, "lineno", None)
-            raise TemplateRefusal(
-                f"line {line} of its chat template: {error}" if line else str(error)
-            ) from None
-        return ids
+    def small_prompt(
+        self, messages: Sequence[Message], generation: Generation = PLAIN, prompt: Sequence[int] = ()
+    ) -> list[int] | None:
+        """Return what the small model of a pair reads in place of `prompt`; None where it reads the same.
 
-    def _inside_thought(self, prompt: Sequence[int]) -> bool | None:
-        return self.thinking.inside_after(self.tokenizer.decode(list(prompt[-PROMPT_END:])))
+        prompt: what `prompt` returned for the same chat; it is rendered here if it is not given.
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        Raises:
+            InputError: its template refuses the messages.
+        """
+        if self._small_renderer is None:
+            return None
+        prompt = prompt or self.prompt(messages, generation)
+        inside = self._renderer.inside_thought(prompt)
+        own = self._small_renderer.prompt_as(messages, generation, inside)
+        return None if own == prompt else own
+
+    @cached_property
+    def _renderer(self) -> PromptRenderer:
+        template = self.pool.catalogue[self.members[-1]].chat_template
+        return PromptRenderer(self.name, self.tokenizer, template, self.thinking)
+
+    @cached_property
+    def _small_renderer(self) -> PromptRenderer | None:
+        """Of the small model of a pair, if it may read chats by another template."""
+        small, large = (self.pool.catalogue[name] for name in (self.members[0], self.members[-1]))
+        folder = self._folders[0]
+        if not has_template(small, folder) or have_same_prompts(small, folder, large, self._folders[-1]):
+            return None
+        tokenizer = self.pool.tokenizer(folder)
+        return PromptRenderer(small.name, tokenizer, small.chat_template, self.thinking)
+
+    def stop_ids(self, runners: Iterable[Runner] = ()) -> list[int]:
+        """Return the sorted token ids that end a text, by the tokenizer and by the settings of every model.
+
+        runners: those that are loaded; a model that is not is known by its files.
+        """
+        configured = (token for folder in self._folders for token in configured_stop_ids(folder))
+        return sorted({*stop_ids(runners, self.tokenizer), *configured})
+
+    def vocabulary(self, runners: Iterable[Runner]) -> SharedVocabulary:
+        """Return the tokens that may be written, those that the models and the tokenizer share.
+
+        runners: as in `stop_ids`.
+        """
+        from viaticum.decoders.vocabulary import SharedVocabulary
+
+        runners = list(runners)
+        known = [rows for folder in self._folders if (rows := logits_rows(folder)) is not None]
+        rows = min([*known, *(runner.vocabulary for runner in runners)])
+        return SharedVocabulary.of(rows, self._token_ids, self.stop_ids(runners))
+
+    @cached_property
+    def _token_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.get_vocab().values()) - self._unshared
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
         return self.worst_case_of(messages, Generation(max_new_tokens))
 
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
-        prompt, max_new_tokens = len(self.prompt(messages, generation)), generation.max_new_tokens
-        if prompt + max_new_tokens > self.spec.usable_context:
+        prompt = self.prompt(messages, generation)
+        own = self.small_prompt(messages, generation, prompt)
+        lengths = [len(prompt if own is None else own), len(prompt)]
+        longest, max_new_tokens = max(lengths), generation.max_new_tokens
+        if longest + max_new_tokens > self.spec.usable_context:
             raise PromptTooLong(
-                f"a prompt of {prompt} tokens and {max_new_tokens} new ones do not fit the context of "
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the context of "
                 f"{self.name} ({self.spec.usable_context}); shorten the question or lower max_new_tokens"
             )
         # Both models of a pair read the prompt. Which of them makes a token is not known beforehand: the
         # large one, never the cheaper, is assumed to make them all.
-        worst = dict.fromkeys(self.members, TokenCount(prompt, 0))
-        worst[self.members[-1]] = TokenCount(prompt, max_new_tokens)
+        worst = {self.members[0]: TokenCount(lengths[0], 0)}
+        worst[self.members[-1]] = TokenCount(lengths[1], max_new_tokens)
         return worst
 
     def count(self, text: str) -> int:
-        return len(self._encode(text))
+        return len(self._renderer.encode(text))
 
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[StreamPiece]:
         """As `Model.stream`. Yields empty pieces while it waits, so that a caller can close between them."""
@@ -297,7 +324,7 @@ class LocalModel(Model):
         if unknown := [*logprobs, *generation.extra_body]:
             raise InputError(f"{self.name} runs locally and cannot do: {', '.join(unknown)}")
         prompt = self.prompt(messages, generation)
-        inside = self._inside_thought(prompt)
+        inside = self._renderer.inside_thought(prompt)
         return Request(
             prompt=prompt,
             max_new_tokens=generation.max_new_tokens,
@@ -315,8 +342,9 @@ class LocalModel(Model):
             stop=generation.stop,
             thinking=self.thinking,
             inside_thought=inside,
-            thinking_limit=thinking_limit(self.thinking, generation, inside, self._encode),
+            thinking_limit=thinking_limit(self.thinking, generation, inside, self._renderer.encode),
             logprobs=(top or 0) if wanted else None,
+            small_prompt=self.small_prompt(messages, generation, prompt),
         )
 
     def _completion(self, result: Result) -> Completion:
@@ -341,21 +369,12 @@ class LocalModel(Model):
                 runners[0] if pair else None,
                 tokenizer=self.tokenizer,
                 router=router,
-                stop_ids=stop_ids(runners, self.tokenizer),
+                stop_ids=self.stop_ids(runners),
                 names=(self.members[0], self.members[-1]),
                 modes=modes,
+                shared_vocabulary=self.vocabulary(runners),
             )
             return self._loaded
-
-
-def template_variables(generation: Generation) -> dict[str, Any]:
-    """Return the variables of the chat template: those that are set, the effort, and whether to think."""
-    variables: dict[str, Any] = {}
-    if generation.thinking_budget == 0:
-        variables["enable_thinking"] = False
-    if generation.reasoning_effort is not None:
-        variables["reasoning_effort"] = generation.reasoning_effort
-    return variables | dict(generation.chat_template_kwargs)
 
 
 def check_context(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import InputError
@@ -27,17 +28,46 @@ def require_template(spec: ModelSpec, folder: Path) -> None:
     Raises:
         InputError: it has none, so that it can answer no question.
     """
-    if spec.chat_template or any((folder / name).is_file() for name in _FILES):
-        return
-    if not any(_has_field(folder / name) for name in _FIELDS):
+    if not has_template(spec, folder):
         raise InputError(
             f"{spec.name} has no chat template, so it answers no questions; give that of its instruct model "
             f"as chat_template in your catalogue or as chat_template.jinja in {folder}, or name another model"
         )
 
 
-def _has_field(path: Path) -> bool:
+def has_template(spec: ModelSpec, folder: Path) -> bool:
+    """Whether a model has a chat template, in its entry or in its folder of weights."""
+    if spec.chat_template or any((folder / name).is_file() for name in _FILES):
+        return True
+    return any(bool(_fields(folder / name).get("chat_template")) for name in _FIELDS)
+
+
+def have_same_prompts(spec: ModelSpec, folder: Path, other_spec: ModelSpec, other_folder: Path) -> bool:
+    """Whether two models certainly read a chat as the same tokens: equal templates and equal tokenizers."""
+    return _prompt_sources(spec, folder) == _prompt_sources(other_spec, other_folder)
+
+
+def _prompt_sources(spec: ModelSpec, folder: Path) -> list[Any]:
+    """All that the tokens of a chat depend on."""
+    special = {
+        name: value
+        for name, value in _fields(folder / "tokenizer_config.json").items()
+        if name.endswith("_token") or name in ("additional_special_tokens", "extra_special_tokens")
+    }
+    own = (
+        []
+        if spec.chat_template
+        else [
+            *((folder / name).read_bytes() for name in _FILES if (folder / name).is_file()),
+            *(_fields(folder / name).get("chat_template") for name in _FIELDS),
+        ]
+    )
+    return [spec.chat_template, own, special, (folder / "tokenizer.json").read_bytes()]
+
+
+def _fields(path: Path) -> dict[str, Any]:
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
-        return False
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

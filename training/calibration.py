@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError, ModelError
-from viaticum.models.local import LocalModels, check_context, stop_ids
+from viaticum.models.local import LocalModels, check_context
 from viaticum.models.settings import prompt, resolve
 from viaticum.models.token_routers import check_members
 from viaticum.questions import Question
@@ -186,17 +186,20 @@ class _ThresholdRun:
         prompting = get_strategy(strategy or router.metadata["strategy"])
         generation = resolve(catalogue, self.spec.name, prompting)
         self.names = [each.id for each in questions]
+        chats = [prompt(self.spec, prompting, each.query) for each in questions]
         self.requests: list[Request] = [
             Request(
-                self.model.prompt(prompt(self.spec, prompting, each.query), generation),
+                self.model.prompt(chat, generation),
                 generation.max_new_tokens,
                 stop=generation.stop,
+                small_prompt=self.model.small_prompt(chat, generation),
             )
-            for each in questions
+            for chat in chats
         ]
         members = [catalogue[name] for name in self.spec.members]
         for name, request in zip(self.names, self.requests, strict=True):
-            check_context(name, request.prompt, request.max_new_tokens, members)
+            for text, member in zip(request.prompts, members, strict=True):
+                check_context(name, text, request.max_new_tokens, [member])
 
     def __call__(self, threshold: float) -> _Round:
         from viaticum.decoders import MixedDecoder
@@ -208,8 +211,9 @@ class _ThresholdRun:
             small,
             tokenizer=self.model.tokenizer,
             router=LearnedDivergenceRouter(self.router.network, small.embeddings, threshold),
-            stop_ids=stop_ids([small, large], self.model.tokenizer),
+            stop_ids=self.model.stop_ids([small, large]),
             names=(self.spec.members[0], self.spec.members[1]),
+            shared_vocabulary=self.model.vocabulary([small, large]),
         )
         started = time.perf_counter()
         results = decoder.generate_all(self.requests)

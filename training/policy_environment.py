@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import DataError, InputError
 from viaticum.models.decoding_modes import costs_path, thorough_costs
-from viaticum.models.local import LocalModels, completion_of, stop_ids
+from viaticum.models.local import LocalModels, completion_of
 from viaticum.models.settings import prompt, resolve
 from viaticum.questions import Question
 from viaticum.strategies import get as get_strategy
@@ -93,8 +93,9 @@ class PolicyEnvironment:
                 large,
                 self.model.tokenizer,
                 self.costs,
-                stop_ids=stop_ids([small, large], self.model.tokenizer),
+                stop_ids=self.model.stop_ids([small, large]),
                 names=(self.spec.members[0], self.spec.members[1]),
+                shared_vocabulary=self.model.vocabulary([small, large]),
                 streams=self.streams,
                 cached=self.cached,
             )
@@ -114,22 +115,22 @@ class PolicyEnvironment:
         """Return the decoder's request for a question."""
         from viaticum.decoders import Request, Sampling
 
+        chat = prompt(self.spec, self.strategy, question.query)
         return Request(
-            self._prompt(question),
+            self.model.prompt(chat, self.generation),
             self.generation.max_new_tokens,
             Sampling(temperature),
             self.generation.stop,
+            small_prompt=self.model.small_prompt(chat, self.generation),
         )
 
-    def _prompt(self, question: Question) -> list[int]:
-        return self.model.prompt(prompt(self.spec, self.strategy, question.query), self.generation)
-
     def shared_prefix(self, questions: Sequence[Question]) -> int:
-        """Return the number of tokens that all prompts begin with, at most all but one of the shortest."""
-        prompts = [self._prompt(each) for each in questions]
-        first, last = min(prompts), max(prompts)  # in lexicographic order these two share least
-        shared = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        return min(shared, len(first) - 1)
+        """Return the number of tokens that all prompts begin with, at most all but one of the shortest.
+
+        Of two models that read different prompts, the smaller number.
+        """
+        requests = [self.request(each) for each in questions]
+        return min(_shared_length([list(each.prompts[model]) for each in requests]) for model in (0, 1))
 
     def correct(self, rollout: Rollout, question: Question) -> bool:
         """Return whether a rollout's answer is the right one."""
@@ -170,6 +171,12 @@ class PolicyEnvironment:
                 }
             )
         return rows
+
+
+def _shared_length(prompts: list[list[int]]) -> int:
+    first, last = min(prompts), max(prompts)  # in lexicographic order these two share least
+    shared = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return min(shared, len(first) - 1)
 
 
 def _measured_costs(spec: ModelSpec) -> CostModel:

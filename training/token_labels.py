@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
-from viaticum.models.local import LocalModels, check_context, stop_ids
+from viaticum.models.local import LocalModels, check_context
 from viaticum.models.settings import prompt, resolve
 from viaticum.questions import Question, digest_of
 from viaticum.strategies import get as get_strategy
@@ -30,6 +30,7 @@ from viaticum.training.label_texts import LabelTexts
 from viaticum.training.progress import Report, no_report
 from viaticum.training.provenance import member_facts, prompt_text, versions
 from viaticum.training.verifiers import CatalogueEmbedding, Verifier, VerifierContext, check_names, make
+from viaticum.types import Message
 
 if TYPE_CHECKING:
     from viaticum.decoders import MixedDecoder, Runner
@@ -217,7 +218,8 @@ class _LabelRun:
             return
         tasks = [GenerationTask(name, self._prompt(name), self.generation.max_new_tokens) for name in todo]
         for task in tasks:
-            check_context(task.id, task.prompt, task.max_new_tokens, (self.small, self.large))
+            check_context(task.id, self._small_prompt(task.id), task.max_new_tokens, [self.small])
+            check_context(task.id, task.prompt, task.max_new_tokens, [self.large])
 
         def keep(finished: FinishedText) -> None:
             task, tokens, finish = finished
@@ -252,8 +254,15 @@ class _LabelRun:
         return [each for each in responses if each is not None and each.finish == "stop"]
 
     def _prompt(self, question: str) -> list[int]:
-        query = self.questions[question].query
-        return self.model.prompt(prompt(self.spec, self.strategy, query), self.generation)
+        return self.model.prompt(self._chat(question), self.generation)
+
+    def _small_prompt(self, question: str) -> list[int]:
+        """What the small model reads before the text, by its own chat template."""
+        own = self.model.small_prompt(self._chat(question), self.generation)
+        return self._prompt(question) if own is None else own
+
+    def _chat(self, question: str) -> Sequence[Message]:
+        return prompt(self.spec, self.strategy, self.questions[question].query)
 
     # --- the small model's features -------------------------------------------------------------------------
 
@@ -273,11 +282,11 @@ class _LabelRun:
         if not todo:
             return
         for each in todo:
-            check_context(each.id, self._prompt(each.id), len(each.tokens) - 1, [self.small])
+            check_context(each.id, self._small_prompt(each.id), len(each.tokens) - 1, [self.small])
         self._unload_large()
         pool = LocalModels(self.catalogue, slots=1)
         runner, done, total = pool.runner(self.small.name, self.spec.name), len(known), len(known) + len(todo)
-        self.folder.update_manifest(vocabulary=runner.vocabulary)
+        self.folder.update_manifest(vocabulary=self.model.vocabulary([runner]).rows)
         self.report("features", done, total)
         started, stats = time.perf_counter(), StageStats(texts=len(todo))
         for first in range(0, len(todo), RESPONSES_PER_SHARD):
@@ -292,12 +301,18 @@ class _LabelRun:
         from viaticum.decoders.features import read_features
         from viaticum.routers.token.labels import Shard
 
-        features = []
+        features, vocabulary = [], self.model.vocabulary([runner])
         for number, each in enumerate(responses, 1):
-            prompt = self._prompt(each.id)
+            prompt = self._small_prompt(each.id)
             cached = min(runner.cached_prefix_length(0, prompt), len(prompt) - 1)
             stats.read += len(prompt) - cached + len(each.tokens) - 1
-            read = read_features(runner, prompt, each.tokens, step_tokens=self.settings.step_tokens)
+            read = read_features(
+                runner,
+                prompt,
+                each.tokens,
+                step_tokens=self.settings.step_tokens,
+                vocabulary=vocabulary,
+            )
             features.append((each.id, each.tokens, read))
             self.report("features", done + number, total)
         shard = Shard.of(features, self.folder.manifest["stop_ids"], runner.embeddings)
@@ -421,13 +436,15 @@ class _LabelRun:
         from viaticum.decoders import MixedDecoder
 
         runner = self._pool.runner(self.large.name, self.spec.name)
-        ends = stop_ids([runner], self.model.tokenizer)
+        # A folder keeps the stop ids that its texts were written with.
+        ends = self.folder.manifest.get("stop_ids") or self.model.stop_ids([runner])
         self.folder.update_manifest(stop_ids=ends)
         return MixedDecoder(
             runner,
             tokenizer=self.model.tokenizer,
             stop_ids=ends,
             names=(self.small.name, self.large.name),
+            shared_vocabulary=self.model.vocabulary([runner]),
         )
 
 

@@ -377,10 +377,11 @@ def test_greedy_tokens_come_from_the_static_call(monkeypatch: pytest.MonkeyPatch
     def never(*args: Any) -> Any:
         raise AssertionError("computed twice")
 
-    from viaticum.decoders import engine
+    from viaticum.decoders import engine, rows
 
     static, _ = both(2, EntropyRouter(0.4))
-    monkeypatch.setattr(engine, "sample", never)
+    monkeypatch.setattr(rows, "sample", never)
+    monkeypatch.setattr(rows, "entropy", never)
     monkeypatch.setattr(engine, "entropy", never)
     results: Sequence[Any] = static.generate_all(
         [Request([1, 2, 3], max_new_tokens=8), Request([4], max_new_tokens=8)]

@@ -211,3 +211,21 @@ def test_a_draw_reads_nothing_from_its_device(sampling: Sampling) -> None:
     tokens, drawn_from = sample(logits, [sampling] * 3, [0.1, 0.5, 0.9])
     assert tokens.shape == (3,)
     assert len(drawn_from) == 3 * (sampling.temperature > 0)
+
+
+@pytest.mark.parametrize("temperature", [1e-39, 1e-12, 9e-7])
+def test_temperatures_next_to_zero_are_greedy(temperature: float) -> None:
+    sampling = Sampling(temperature)
+    assert sampling == Sampling(0.0)
+    logits = torch.tensor([[1.0, 30.0, 2.0]])
+    assert sample(logits, [sampling], [0.5])[0].tolist() == [1]
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e5, 1e39, 1e308])
+def test_probabilities_are_finite_at_any_temperature(temperature: float) -> None:
+    """Also where a token is banned, and with more tokens to keep than there are."""
+    logits = torch.tensor([[40.0, -40.0, float("-inf"), 3.0]])
+    found = distributions(logits, [Sampling(temperature, top_k=10**9)])
+    assert bool(torch.isfinite(found).all())
+    assert float(found.sum()) == pytest.approx(1)
+    assert float(found[0, 2]) == 0
