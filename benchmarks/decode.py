@@ -202,7 +202,7 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
             rates[pair.engine, way.name] = pair.rates(way, others, arguments.tokens)
     auto = auto_pair(pairs, arguments, tokenizer)
     auto.read(others)
-    for _ in range(3):  # it measures its calls, and tries what may pay
+    for _ in range(max(3, 512 // (most * max(arguments.tokens, 24)) + 1)):  # until its trials are over
         auto.write(None, others, max(arguments.tokens, 24))
     measured: dict[int, dict[str, dict[str, float]]] = {}
     flags: dict[int, Any] = {}
