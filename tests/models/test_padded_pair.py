@@ -1,17 +1,13 @@
-"""A pair of 97 and 112 rows of logits over one tokenizer, through the SDK and the commands."""
+"""A pair of 97 and 112 rows of logits over one tokenizer, as local models load and prompt it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from padded_pair import LARGE_ROWS, SMALL_ROWS, TEMPLATE, write_padded_pair
-from token_pairs import write_questions
-from typer.testing import CliRunner
 
 from viaticum.catalogue import Catalogue
-from viaticum.cli import app
 from viaticum.models.base import Generation
 from viaticum.models.local import LocalModels
 from viaticum.types import Completion
@@ -56,25 +52,3 @@ def test_equal_templates_are_rendered_once(tmp_path: Path) -> None:
     model = LocalModels(Catalogue.load(file)).model("padded")
     assert model.small_prompt(CHATS[0]) is None
     assert model.vocabulary([]).rows == SMALL_ROWS, "known before anything is loaded"
-
-
-@pytest.mark.parametrize("template", [TEMPLATE, "S:" + TEMPLATE])
-def test_the_commands_label_train_and_calibrate(template: str, tmp_path: Path) -> None:
-    file, ids = write_padded_pair(tmp_path, small_template=template)
-    questions = write_questions(tmp_path / "questions.jsonl", 8)
-    labels, router = tmp_path / "labels", tmp_path / "router"
-    common = ["--catalogue", str(file)]
-    runner = CliRunner()
-    for command in (
-        ["label", str(questions), "--pair", "padded", "--out", str(labels), *common],
-        ["train", str(labels), "--out", str(router)],
-        ["calibrate", str(router), str(questions), "--share", "0.3", *common],
-    ):
-        result = runner.invoke(app, ["tokens", *command])
-        assert result.exit_code == 0, result.output
-    manifest = json.loads((labels / "manifest.json").read_text())
-    assert manifest["vocabulary"] == SMALL_ROWS
-    written = [json.loads(line) for line in (labels / "journal.jsonl").read_text().splitlines()]
-    tokens = {token for row in written for token in row.get("tokens", ())}
-    assert tokens
-    assert tokens <= ids
