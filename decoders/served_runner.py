@@ -362,7 +362,13 @@ class ServedRunner(Runner):
                     highest = shared.candidates(logits[row : row + 1]).max()
                     if int(shared.candidates(logits[row : row + 1]).argmax()) != position.token:
                         logits[row, position.token] = torch.nextafter(highest, torch.tensor(math.inf))
-                entropies.append(entropy_of(values, shared.rows))
+                others = [
+                    value
+                    for i, value in zip(position.ids, position.logprobs, strict=True)
+                    if i >= shared.rows
+                ]
+                rest = 0.0 if len(position.ids) >= self.vocabulary else None
+                entropies.append(entropy_of(renormalised(values, others, rest), shared.rows))
             else:
                 entropies.append(math.nan)
         allowed = shared.candidates(logits)  # a row whose likeliest tokens are all others cannot be used
@@ -372,6 +378,20 @@ class ServedRunner(Runner):
             tokens=allowed.argmax(-1),
             entropy=torch.tensor(entropies),
         )
+
+
+def renormalised(
+    logprobs: Sequence[float], excluded: Sequence[float], rest: float | None = None
+) -> list[float]:
+    """Log probabilities given that none of the excluded tokens comes.
+
+    logprobs, excluded: as far as known. rest: probability of what is not known; None: what is left of 1.
+    """
+    if not excluded:
+        return list(logprobs)
+    known = sum(map(math.exp, logprobs))
+    rest = max(0.0, 1.0 - known - sum(map(math.exp, excluded))) if rest is None else rest
+    return [value - math.log(known + rest) for value in logprobs]
 
 
 def entropy_of(logprobs: Sequence[float], vocabulary: int) -> float:

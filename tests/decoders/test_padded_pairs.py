@@ -1,7 +1,7 @@
 """Pairs of 97 and 112 rows of logits over one tokenizer, on every back end, against no cache at all.
 
-500 random cases a back end: the large model alone, with drafts, R-Stitch, R-Stitch with drafts, and sampled;
-with one prompt for both models, or one for each.
+500 random cases a back end, fewer over a server: the large model alone, with drafts, R-Stitch, R-Stitch with
+drafts, and sampled; with one prompt for both models, or one for each.
 """
 
 from __future__ import annotations
@@ -100,13 +100,14 @@ MODES: dict[str, tuple[float | None, int | None, bool]] = {
 def test_what_a_pair_writes_equals_decoding_without_a_cache(
     backend: Backend, mode: str, tmp_path: Path
 ) -> None:
-    """84 cases a mode, 504 a back end."""
+    """84 cases a mode, 504 a back end; 21 and 126 where every call goes through a server."""
     rng = random.Random(mode)
     tau, draft, sampled = MODES[mode]
     pair = Pair(backend, tmp_path)
     router = None if tau is None else EntropyRouter(tau)
     decoder = pair.decoder(router, draft, both=tau is not None or draft != 0)
-    requests = [a_request(rng, sampled=sampled) for _ in range(84)]
+    count = 21 if backend.normalised else 84
+    requests = [a_request(rng, sampled=sampled) for _ in range(count)]
     complete = 0
     for request, result in zip(requests, decoder.generate_all(requests), strict=True):
         assert result.finish_reason in ("length", "loop")
@@ -114,7 +115,7 @@ def test_what_a_pair_writes_equals_decoding_without_a_cache(
         for name, prompt in (("large", request.prompt), ("small", request.small_prompt or request.prompt)):
             if name in result.usage:
                 assert result.usage[name].input_tokens == len(prompt)
-    assert complete > 70, "few comparisons end early"
+    assert complete > 0.8 * count, "few comparisons end early"
     pair.close()
 
 

@@ -111,7 +111,11 @@ class PlainPair:
                 active = int(dropped)
             assert trace.made_by[position] == active, position
             logits, measured = both[active][position], float(entropies[active][position])
-            assert abs(trace.entropies[position] - measured) < CLOSE
+            assert abs(trace.entropies[position] - measured) < CLOSE, (
+                trace.entropies[position],
+                measured,
+                active,
+            )
             seed = uniform(sampling.seed, position, REDRAW if dropped else PROPOSE)
             if not self._may_choose(logits, token, request, seed):
                 raise AssertionError(f"token {token} at {position}, made by {active}")

@@ -591,8 +591,8 @@ def test_a_text_that_fails_ends_a_calibration_and_names_its_question(
     (unknown,) = LocalModels(catalogue).model("near").tokenizer.encode("Z")
     load = LocalModels.runner
 
-    def damaged(pool: LocalModels, name: str) -> Runner:
-        runner = load(pool, name)
+    def damaged(pool: LocalModels, name: str, pair: str | None = None) -> Runner:
+        runner = load(pool, name, pair)
         with torch.no_grad():
             runner.model.get_input_embeddings().weight[unknown] = float("nan")
         return runner
