@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError, MissingExtra, ModelError, PromptTooLong
-from viaticum.heavy import LOADING
+from viaticum.heavy import LOADING, imported
 from viaticum.local_settings import LocalSettings
 from viaticum.models.api_keys import api_key
 from viaticum.models.base import Generation, Model, StreamPiece
@@ -92,13 +92,10 @@ class LocalModels:
 
     @staticmethod
     def _load_tokenizer(folder: Path) -> Any:
-        try:
-            from transformers import AutoTokenizer, PreTrainedTokenizerFast
-        except ImportError:
-            raise MissingExtra("transformers", "local") from None
+        automatic, plain = imported("transformers", "local", _tokenizer_classes)
         # AutoTokenizer takes a class by the type of the model, which may replace what tokenizer.json says of
         # how a text is composed and split by what the first models of that type did.
-        loader: Any = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+        loader = plain if (folder / "tokenizer.json").is_file() else automatic
         return loader.from_pretrained(folder, local_files_only=True)
 
     def runners(self, name: str) -> list[Runner]:
@@ -139,6 +136,12 @@ class LocalModels:
                     **options,
                 )
             return self._runners[name, settings]
+
+
+def _tokenizer_classes() -> tuple[Any, Any]:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    return AutoTokenizer, PreTrainedTokenizerFast
 
 
 def served_by(spec: ModelSpec) -> Server | None:
@@ -247,7 +250,8 @@ class LocalModel(Model):
 
         runners: as in `stop_ids`.
         """
-        from viaticum.decoders.vocabulary import SharedVocabulary
+        with LOADING:
+            from viaticum.decoders.vocabulary import SharedVocabulary
 
         runners = list(runners)
         known = [rows for folder in self._folders if (rows := logits_rows(folder)) is not None]
