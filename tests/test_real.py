@@ -95,7 +95,7 @@ def test_always_one_model_equals_its_own_greedy_output(router: TokenRouter, name
         )
         for text in PROMPTS
     ]
-    runner = load_runner(weights(name), slots=len(prompts), dtype=torch.float32)
+    runner = load_runner(weights(name), slots=len(prompts), dtype=torch.float32, engine="torch")
     stop = [tokenizer.eos_token_id]
     requests = [Request(prompt, max_new_tokens=NEW_TOKENS) for prompt in prompts]
     other = TorchRunner(_tiny_like(runner), slots=len(prompts))
@@ -155,13 +155,13 @@ def test_r_stitch_on_the_real_pair() -> None:
     assert spec.tau is not None
     model = LocalModels(catalogue, mode="routed").model(spec.name)
     query = Query(
-        "A farm has 12 goats and 3 times as many hens. How many legs do they have together?", "number"
+        "A tray holds 12 eggs. Ann buys 3 trays and uses 6 eggs for a cake. How many eggs are left?", "number"
     )
     strategy = get_strategy("cot")
     *pieces, completion = model.stream(strategy.messages(query), Generation(max_new_tokens=150))
     assert isinstance(completion, Completion)
     assert "".join(str(piece) for piece in pieces) == completion.text
-    assert strategy.read(completion, query).value == "120"
+    assert strategy.read(completion, query).value == "30"
     trace = completion.trace
     assert trace is not None
     assert trace.models == (SMALL, LARGE)
