@@ -252,7 +252,7 @@ def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
 ) -> None:
     """Killed midway, twice, with the last row cut in half: the table is that of an uninterrupted run."""
     file = tmp_path / "questions.jsonl"
-    rows = [{"question": q.query.text, "answer": q.gold, "kind": "number"} for q in questions(12)]
+    rows = [{"question": q.query.text, "answer": q.gold, "kind": "number"} for q in questions(20)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out, journal = tmp_path / "out.jsonl", tmp_path / "out.jsonl.journal"
     command = [
@@ -287,20 +287,20 @@ def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
         done = journal.read_bytes().count(b"\n")
         with journal.open("ab") as half:
             half.write(b'{"dataset": "ques')
-    assert 0 < done < 24
+    assert 0 < done < 40
     pairs = [Pair("tiny-small", "direct"), Pair("tiny-small", "cod")]
     with pytest.raises(InputError, match="other questions"):
         profile(questions(3), pairs, out, catalogue=tiny_catalogue, dataset="questions")
     finished = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     payload = json.loads(finished.stdout)
-    assert payload["outcomes"] == 24
+    assert payload["outcomes"] == 40
     assert [row["pair"] for row in payload["rows"]] == ["tiny-small+cod", "tiny-small+direct"]
     for row in payload["rows"]:
         low, high = row["accuracy_95"]
         assert 0 <= low <= row["accuracy"] <= high <= 1
         assert low < high
-        assert 0 <= row["without_answer"] <= 12
-    assert "/24 tiny-small+" in finished.stderr
+        assert 0 <= row["without_answer"] <= 20
+    assert "/40 tiny-small+" in finished.stderr
     assert "Loading weights" not in finished.stderr  # transformers' own bar, among ours
     assert not journal.exists()
     fresh = profile(
