@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 
 from viaticum.decoders.llama_library import Library
+from viaticum.decoders.vocabulary import end_ids
 from viaticum.errors import WeightsError
-
-_STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+from viaticum.gguf.file import END_KEYS
 
 
 def load_model(loaded: Library, path: Path, gpu_layers: int) -> int:
@@ -65,11 +65,10 @@ def position_numbers(loaded: Library, model: int) -> int:
 
 def stop_ids(loaded: Library, model: int, path: Path) -> frozenset[int]:
     """The ids by which the file ends a text, and those of a generation_config.json beside it."""
-    texts = [loaded.metadata(model, f"tokenizer.ggml.{key}") for key in _STOP_KEYS]
+    texts = [loaded.metadata(model, f"tokenizer.ggml.{key}") for key in END_KEYS]
     found = {int(text) for text in texts if text is not None}
     try:
         named = json.loads((path.parent / "generation_config.json").read_text("utf-8")).get("eos_token_id")
     except (OSError, ValueError, AttributeError):
         named = None
-    many = named if isinstance(named, list) else [named]
-    return frozenset(found | {int(token) for token in many if token is not None})
+    return end_ids(named) | found

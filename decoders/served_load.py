@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from viaticum.decoders.served_check import RETRIES, TIMEOUT, TOP, connect
 from viaticum.decoders.served_runner import ServedRunner
+from viaticum.decoders.vocabulary import end_ids
 from viaticum.errors import InputError
 
 # Digits, code, spaces and other scripts are where the tokenizers of families differ.
@@ -97,5 +98,4 @@ def _stop_ids(folder: Path) -> frozenset[int]:
         configured = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
     except OSError:
         return frozenset()
-    many = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(token) for token in many if token is not None)
+    return end_ids(configured)

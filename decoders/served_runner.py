@@ -348,11 +348,8 @@ class ServedRunner(Runner):
         shared = self._call_vocabulary
         finite, entropies = [], []
         for row, position in enumerate(positions):
-            known = [
-                (i, value)
-                for i, value in zip(position.ids, position.logprobs, strict=True)
-                if i < shared.rows
-            ]
+            both = list(zip(position.ids, position.logprobs, strict=True))
+            known = [(i, value) for i, value in both if i < shared.rows]
             finite.append(bool(known) and all(value == value for _, value in known))
             if finite[-1]:
                 ids, values = [i for i, _ in known], [value for _, value in known]
@@ -362,12 +359,8 @@ class ServedRunner(Runner):
                     highest = shared.candidates(logits[row : row + 1]).max()
                     if int(shared.candidates(logits[row : row + 1]).argmax()) != position.token:
                         logits[row, position.token] = torch.nextafter(highest, torch.tensor(math.inf))
-                others = [
-                    value
-                    for i, value in zip(position.ids, position.logprobs, strict=True)
-                    if i >= shared.rows
-                ]
-                rest = 0.0 if len(position.ids) >= self.vocabulary else None
+                others = [value for i, value in both if i >= shared.rows]
+                rest = 0.0 if len(both) >= self.vocabulary else None
                 entropies.append(entropy_of(renormalised(values, others, rest), shared.rows))
             else:
                 entropies.append(math.nan)

@@ -21,6 +21,7 @@ from viaticum.decoders.linear import weight_bytes
 from viaticum.decoders.memory import out_of_memory
 from viaticum.decoders.rope import reset_rope_lengths, rope_varies_beyond
 from viaticum.decoders.runner import Runner, RunnerOutput, concatenate, restoring_order
+from viaticum.decoders.vocabulary import end_ids
 from viaticum.errors import ModelError
 
 PREFILL_TOKENS = 1024  # new tokens in one model call, over all rows: bounds the memory of activations
@@ -45,7 +46,7 @@ class TorchRunner(Runner):
             context=context_length(model.config, context),
             vocabulary=int(model.config.get_text_config().vocab_size),
             weight_bytes=weight_bytes(model),
-            stop_ids=_stop_ids(model),
+            stop_ids=end_ids(getattr(model.generation_config, "eos_token_id", None)),
             device=model.device,
         )
         model.train(False)
@@ -217,10 +218,3 @@ def context_length(config: Any, limit: int | None) -> int:
     """Maximum positions of one sequence: `limit`, within what the model supports. config: of the model."""
     longest = int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 20))
     return min(limit or longest, longest)
-
-
-def _stop_ids(model: PreTrainedModel) -> frozenset[int]:
-    """The end-of-sequence ids of the model's generation config."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    many = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(token) for token in many if token is not None)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,12 @@ class SharedVocabulary:
         if not self.holes:
             return chosen
         return chosen.index_fill(1, _holes(self.holes, logits.device), float("-inf"))
+
+
+def end_ids(configured: Any) -> frozenset[int]:
+    """The ids of a model's `eos_token_id`, which is one id, a list of them, or None."""
+    many = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(token) for token in many if token is not None)
 
 
 @lru_cache(maxsize=16)

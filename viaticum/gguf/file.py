@@ -26,6 +26,7 @@ _STRING, _ARRAY = 8, 9
 _LENGTH = struct.Struct("<Q")
 _MIN_VALUE, _MIN_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8  # bytes that an entry of each table takes at least
 MAX_DIMENSIONS = 4
+END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of tokens that end a text, in tokenizer.ggml
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 

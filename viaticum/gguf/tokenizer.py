@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from viaticum.errors import MissingExtra, WeightsError
-from viaticum.gguf.file import Header
+from viaticum.gguf.file import END_KEYS, Header
 from viaticum.gguf.split_patterns import SPLITTINGS, Splitting
 
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6  # types of tokens; 1 is a normal one
@@ -24,7 +24,6 @@ _SPECIAL = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-_END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 # Control tokens that end a turn whatever the metadata says, as llama.cpp takes them.
 _END_TEXTS = frozenset(
     {
@@ -71,7 +70,7 @@ class Vocabulary:
     @property
     def stop_ids(self) -> list[int]:
         """The tokens that end a text, that of the metadata first."""
-        named = [token for key in _END_KEYS if (token := self.named(key)) is not None]
+        named = [token for key in END_KEYS if (token := self.named(key)) is not None]
         texts = [
             self.ids[text]
             for text in sorted(_END_TEXTS & self.ids.keys())
