@@ -6,7 +6,6 @@ Parquet needs pyarrow (extra `local`); the rest needs no extra.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -17,7 +16,7 @@ from typing import Any
 
 from viaticum.errors import DataError, InputError
 from viaticum.files import atomic_file, write_jsonl
-from viaticum.records import ParquetTable, field_text, file_format, plain, read_values
+from viaticum.records import file_format, free_name, plain, read_values, write_table
 from viaticum.types import Outcome
 
 COLUMNS = tuple(field.name for field in fields(Outcome))
@@ -80,9 +79,10 @@ def write_outcomes(
     rows: Iterable[dict[str, Any]] = map(asdict, outcomes)
     names: list[str] = []
     if others:
-        names = list(dict.fromkeys(_free_name(name) for values in others.values() for name in values))
+        names = list(dict.fromkeys(free_name(name, COLUMNS) for values in others.values() for name in values))
         rows = (
-            row | {_free_name(name): each for name, each in others.get(row["question_id"], {}).items()}
+            row
+            | {free_name(name, COLUMNS): each for name, each in others.get(row["question_id"], {}).items()}
             for row in rows
         )
     write_rows(path, rows, names)
@@ -95,19 +95,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], others: Sequ
         write_jsonl(path, ({name: plain(value) for name, value in row.items()} for row in rows))
         return
     with atomic_file(path) as scratch:
-        if kind == "parquet":
-            with ParquetTable(scratch, _TYPES, others) as table:
-                for row in rows:
-                    table.write(row)
-            return
-        with scratch.open("w", encoding="utf-8", newline="") as file:
-            lines = csv.DictWriter(file, (*COLUMNS, *others))
-            lines.writeheader()
-            lines.writerows({name: field_text(value) for name, value in row.items()} for row in rows)
-
-
-def _free_name(name: str) -> str:
-    return f"input_{name}" if name in COLUMNS else name
+        write_table(scratch, kind, rows, _TYPES, others)
 
 
 def append_outcome(path: str | Path, row: Outcome) -> None:

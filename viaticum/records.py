@@ -12,7 +12,7 @@ import csv
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -227,6 +227,33 @@ def plain(value: object) -> object:
 def field_text(value: object) -> object:
     """A value for a field of CSV: lists and objects as JSON, others as they are."""
     return encode_json(plain(value)) if isinstance(value, list | tuple | Mapping) else value
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """The name of a user's column beside ours: `input_` and its name where that is `taken`."""
+    return f"input_{name}" if name in taken else name
+
+
+def write_table(
+    path: Path,
+    kind: Literal["csv", "parquet"],
+    rows: Iterable[Mapping[str, Any]],
+    types: Mapping[str, type],
+    others: Sequence[str] = (),
+) -> None:
+    """Write rows as CSV or Parquet, one at a time.
+
+    types: of the columns of a known type. others: names of further columns, see `ParquetTable`.
+    """
+    if kind == "parquet":
+        with ParquetTable(path, types, others) as table:
+            for row in rows:
+                table.write(row)
+        return
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.DictWriter(file, (*types, *others))
+        lines.writeheader()
+        lines.writerows({name: field_text(value) for name, value in row.items()} for row in rows)
 
 
 class ParquetTable:

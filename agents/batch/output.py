@@ -8,7 +8,6 @@ order of the input, in its format or that of their own suffix. Leaves out the ro
 
 from __future__ import annotations
 
-import csv
 import re
 import time
 import uuid
@@ -22,12 +21,13 @@ from viaticum.agents.batch.input import Format, Input
 from viaticum.errors import DataError
 from viaticum.files import JournalFile, atomic_file, encode_json
 from viaticum.jobs import ROWS, JobRow, parse_row, row_line
-from viaticum.records import ParquetTable, field_text, plain
+from viaticum.records import free_name, plain, write_table
 
 FLUSH_SECONDS = 0.5
 SYNC_SECONDS = 5.0
 ADVICE = "; what was paid for is in the ledger: make room and go on with --resume"
 COLUMNS = ("id", "state", "answer", "correct", "reason", "pair", "cost_nanousd", "text", "thinking")
+_TYPES: dict[str, type] = {**dict.fromkeys(COLUMNS, str), "correct": bool, "cost_nanousd": int}
 _NUMBER = re.compile(rb'"number": (\d+)}\n$')
 
 
@@ -162,14 +162,13 @@ def write_results(path: Path, format: Format, rows: Iterator[JobRow], job: str, 
         if format == "openai":
             _write_openai(scratch, rows, job)
             return
-        names = {name: f"input_{name}" if name in COLUMNS else name for name in given.other_columns()}
+        names = {name: free_name(name, COLUMNS) for name in given.other_columns()}
         both = _with_other_values(rows, given, names)
-        if format == "csv":
-            _write_csv(scratch, both, list(names.values()))
-        elif format == "parquet":
-            _write_parquet(scratch, both, list(names.values()))
-        else:
+        if format == "jsonl":
             _write_jsonl(scratch, both)
+            return
+        table = ({name: getattr(row, name) for name in COLUMNS} | others for row, others in both)
+        write_table(scratch, format, table, _TYPES, list(names.values()))
 
 
 Joined = Iterator[tuple[JobRow, dict[str, Any]]]  # a row, and the other columns of its input
@@ -201,23 +200,6 @@ def _write_jsonl(path: Path, rows: Joined) -> None:
             file.write(
                 encode_json(_values(row) | {name: plain(each) for name, each in others.items()}) + "\n"
             )
-
-
-def _write_csv(path: Path, rows: Joined, names: list[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.DictWriter(file, (*COLUMNS, *names))
-        lines.writeheader()
-        for row, others in rows:
-            values = {name: getattr(row, name) for name in COLUMNS} | others
-            lines.writerow({name: field_text(value) for name, value in values.items()})
-
-
-def _write_parquet(path: Path, rows: Joined, names: list[str]) -> None:
-    with ParquetTable(
-        path, {**dict.fromkeys(COLUMNS, str), "correct": bool, "cost_nanousd": int}, names
-    ) as table:
-        for row, others in rows:
-            table.write({name: getattr(row, name) for name in COLUMNS} | others)
 
 
 def _write_openai(path: Path, rows: Iterator[JobRow], job: str) -> None:
