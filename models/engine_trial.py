@@ -6,7 +6,6 @@ Which engine follows is in `viaticum.models.engine_choice`.
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from viaticum.decoders import Runner
 
 ROWS = (1, 4, 16)
+STEPS = 5  # of which the median is taken
 
 
 def engines_of(spec: ModelSpec) -> list[str]:
@@ -62,6 +62,8 @@ def try_engines(
 
 
 def _try(catalogue: Catalogue, name: str, slots: int) -> EngineFigures:
+    from viaticum.decoders.call_times import measure
+
     before, began = resident_bytes(), time.perf_counter()
     runner = LocalModels(catalogue, slots=slots).runner(name)
     load = time.perf_counter() - began
@@ -71,7 +73,8 @@ def _try(catalogue: Catalogue, name: str, slots: int) -> EngineFigures:
                 f"a context of {runner.context} is too short to time a prompt of {PROMPT} tokens"
             )
         prefill = min(_prefill(runner, turn) for turn in range(3))
-        steps = {rows: _step(runner, rows) for rows in ROWS if rows <= runner.slots}
+        times = measure(runner, rows=ROWS, tokens=(1,), context=PROMPT, repeats=STEPS)
+        steps = dict(zip(times.rows, (seconds for (seconds,) in times.seconds), strict=True))
         after = resident_bytes()
     finally:
         getattr(runner, "close", lambda: None)()
@@ -84,20 +87,6 @@ def _prefill(runner: Runner, turn: int) -> float:
     began = time.perf_counter()
     runner.extend([0], [prompt]).argmax(-1).tolist()
     return time.perf_counter() - began
-
-
-def _step(runner: Runner, rows: int) -> float:
-    """The median of five steps, after one that warms up; each row holds the prompt."""
-    for slot in range(1, rows):
-        runner.reuse_prefix(slot, [*runner.cached_tokens[0][:PROMPT], 1])
-    times = []
-    for _ in range(6):
-        for slot in range(rows):
-            runner.truncate(slot, PROMPT)
-        began = time.perf_counter()
-        runner.extend(range(rows), [[1]] * rows).argmax(-1).tolist()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
 
 
 def resident_bytes() -> int | None:
