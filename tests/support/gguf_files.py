@@ -158,11 +158,11 @@ def write_gguf(
         {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32, bool: writer.add_bool}[
             type(value)
         ](key, value)
-    names = gguf.get_tensor_name_map(_ARCHITECTURES[architecture], config.num_hidden_layers)
+    name_of = tensor_names(architecture, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        new = str(names.get_name(name, try_suffixes=(".weight", ".bias")))
+        new = name_of(name)
         if new in written.drop:
             continue
         values = tensor.numpy()
@@ -179,11 +179,22 @@ def write_gguf(
             writer.add_tensor(new, data, raw_dtype=kind)
     for new, values in written.add.items():
         writer.add_tensor(new, values)
+    write_file(writer)
+    return path
+
+
+def write_file(writer: Any) -> None:
+    """Write what a writer was given, and close it."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+
+
+def tensor_names(architecture: str, layers: int) -> Callable[[str], str]:
+    """From a name of transformers to that of a GGUF file: `model.norm.weight` is `output_norm.weight`."""
+    names = gguf.get_tensor_name_map(_ARCHITECTURES[architecture], layers)
+    return lambda name: str(names.get_name(name, try_suffixes=(".weight", ".bias")))
 
 
 _ARCHITECTURES = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}

@@ -7,25 +7,8 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from torch import Tensor
+from gguf_files import interleaved, tensor_names, write_file
 from transformers import PreTrainedModel
-
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 def write_tiny_gguf(
@@ -68,31 +51,14 @@ def write_tiny_gguf(
     writer.add_token_merges([f"{tokens[0]} {tokens[1]}"])
     if eos is not None:
         writer.add_eos_token_id(eos)
+    name_of = tensor_names(architecture, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
-        title = gguf_name(name)
+        title = name_of(name)
         if title != leave_out and not (name == "lm_head.weight" and config.tie_word_embeddings):
             heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-            values = tensor.float()
+            values = tensor.float().numpy()
             if architecture == "llama" and title.split(".")[2:3] and title.split(".")[2] in heads:
                 values = interleaved(values, heads[title.split(".")[2]])
-            writer.add_tensor(title, change(title, values.numpy()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+            writer.add_tensor(title, change(title, np.ascontiguousarray(values)))
+    write_file(writer)
     return path
-
-
-def gguf_name(name: str) -> str:
-    """`model.layers.3.mlp.up_proj.weight` is `blk.3.ffn_up.weight`."""
-    module, _, leaf = name.rpartition(".")
-    if module in NAMES:
-        return f"{NAMES[module]}.{leaf}"
-    _, _, layer, rest = module.split(".", 3)
-    return f"blk.{layer}.{NAMES[rest]}.{leaf}"
-
-
-def interleaved(values: Tensor, heads: int) -> Tensor:
-    """The order of rows in which llama.cpp rotates the heads of Llama models."""
-    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
-    return halves.swapaxes(1, 2).reshape(values.shape).contiguous()
