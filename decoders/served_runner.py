@@ -47,14 +47,15 @@ class Reading:
         self.prompt, self.limit = prompt, limit
         self.positions: list[Position] = []
         self.used = 0  # positions up to the last one that was asked for
-        self.finished: str | None = None  # why the stream ended
+        self.finished: str | None = None  # why the stream ended; set by the connection's thread
+        self.closed = False  # set by the decoder's thread, and by it alone
         self.error: ModelError | None = None
         self.future: Future[None] | None = None
         self._arrived = asyncio.Event()
 
     @property
     def ended(self) -> bool:
-        return self.finished is not None or self.error is not None
+        return self.closed or self.finished is not None or self.error is not None
 
     def token_at(self, index: int) -> int | None:
         """The token at an index of prompt and stream; None if it has not come."""
@@ -79,7 +80,7 @@ class Reading:
         while index >= len(self.positions):
             if self.error is not None:
                 raise self.error
-            if self.finished is not None:
+            if self.ended:
                 return None
             self._arrived.clear()
             await self._arrived.wait()
@@ -307,8 +308,8 @@ class ServedRunner(Runner):
         """Close the slot's stream; what has come of it stays an answer."""
         reading = self._readings[slot]
         if reading is not None and reading.future is not None and not reading.ended:
+            reading.closed = True
             reading.future.cancel()
-            reading.finished = "closed"
 
     def truncate(self, slot: int, length: int) -> None:
         super().truncate(slot, length)

@@ -5,6 +5,7 @@ The server is a stand-in that speaks both APIs over a tiny model (`inference_ser
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
@@ -138,6 +139,42 @@ def test_the_stream_is_closed_when_the_text_ends_or_the_small_model_goes_on(larg
         decoder.generate(Request([4, 2, 3], max_new_tokens=12))
         assert decoder.stats.large_tokens > 0
         assert server.hung_up.wait(5)
+
+
+@DIALECTS
+def test_a_stream_closed_in_the_middle_of_an_event_stays_closed(
+    large: TorchRunner, dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder's thread closes it while the connection's reads a token that says "goes on"."""
+    in_event, go_on = threading.Event(), threading.Event()
+    prompt = [1, 2, 3]
+    text = [*prompt, *plain_text(prompt, [True] * 6)]
+    with served(large, dialect=dialect, pause=0.02) as runner:
+        runner._window[0] = 100
+        read = runner.api.stream_positions
+
+        def slowly(event: dict[str, Any], seen: int) -> Any:
+            if seen == 2:
+                in_event.set()
+                assert go_on.wait(20)
+            return read(event, seen)
+
+        monkeypatch.setattr(runner.api, "stream_positions", slowly)
+        assert int(runner.forward([0], [prompt]).tokens[0]) == text[3]
+        assert in_event.wait(20)
+        runner.idle(0)
+        monkeypatch.setattr(runner.api, "stream_positions", read)
+        go_on.set()
+        runner.connection.start(asyncio.sleep(0.1)).result(20)  # the stream's task has ended
+        made = []
+        threading.Thread(
+            target=lambda: made.extend(int(runner.forward([0], [[token]]).tokens[0]) for token in text[3:-1]),
+            daemon=True,
+        ).start()
+        deadline = time.monotonic() + 20
+        while len(made) < len(text[4:]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert made == text[4:]
 
 
 def test_tokens_that_came_and_were_not_used_are_counted(large: TorchRunner) -> None:
