@@ -35,10 +35,6 @@ class FreeRunner(Runner):
         self._next = 0
 
     @property
-    def capacity(self) -> int:
-        return self.context
-
-    @property
     def embeddings(self) -> Tensor:
         return self._table.T
 

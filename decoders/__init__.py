@@ -9,7 +9,7 @@ from viaticum.decoders.config import DecoderConfig
 from viaticum.decoders.engine import Engine
 from viaticum.decoders.load import load_runner
 from viaticum.decoders.loop import LoopGuard
-from viaticum.decoders.memory import free_bytes, plan_slots
+from viaticum.decoders.memory import free_bytes, plan_memory
 from viaticum.decoders.mixed import MixedDecoder
 from viaticum.decoders.request import Event, Request, Result, Sampling, ThinkingLimit
 from viaticum.decoders.runner import Runner, RunnerOutput
@@ -35,5 +35,5 @@ __all__ = [
     "TorchRunner",
     "free_bytes",
     "load_runner",
-    "plan_slots",
+    "plan_memory",
 ]

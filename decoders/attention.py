@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from viaticum.decoders.blocks import BlockPool
 from viaticum.errors import ModelError
 
 NAME = "viaticum_slots"
@@ -40,6 +41,8 @@ class Span:
     Args:
         tokens: range of their tokens among those of the call.
         slots: a slice if they are neighbours, which copies nothing, else int64 [R].
+        blocks: the blocks of each row, int64 [R, blocks], whose keys are copied; None: slots are read in
+            place.
         positions: of their new tokens, int64 [R, T].
         keys: number of keys of the longest row.
         masks: cached by (query heads per key/value head, window, dtype), for the layers of a call.
@@ -49,7 +52,15 @@ class Span:
     slots: slice | Tensor
     positions: Tensor
     keys: int
+    blocks: Tensor | None = None
     masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def read(self, layer: Tensor) -> Tensor:
+        """The keys or values [R, kv_heads, keys, D] of the rows, from those of all slots or blocks."""
+        if self.blocks is None:
+            return layer[self.slots, :, : self.keys]
+        found = layer.transpose(1, 2)[self.blocks.to(layer.device)]  # [R, blocks, BLOCK, kv_heads, D]
+        return found.flatten(1, 2)[:, : self.keys].transpose(1, 2)
 
     def mask(self, groups: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """Additive mask [R, 1, groups * T, keys], 0 or -inf; None if every key is visible."""
@@ -76,7 +87,7 @@ def spans(
     lengths: Sequence[int],
     device: torch.device,
     *,
-    gather: bool = False,
+    pool: BlockPool | None = None,
 ) -> list[Span]:
     """Group the rows of a call into spans.
 
@@ -88,14 +99,13 @@ def spans(
         starts: tokens that each slot holds already.
         lengths: new tokens of each row.
         device: of the tensors.
-        gather: join rows whatever their slots and lengths, for devices where launching a kernel costs more
-            than a copy of the keys.
+        pool: where blocks are anywhere: they are copied, so that rows join whatever their slots and lengths.
     """
     groups: list[list[int]] = []
     for row, (slot, new) in enumerate(zip(slots, lengths, strict=True)):
         group = groups[-1] if groups else []
         joins = bool(group) and lengths[row - 1] == new
-        if joins and not gather:
+        if joins and pool is None:
             most, least = (choose(starts[each] for each in (*group, row)) + new for choose in (max, min))
             joins = slots[row - 1] + 1 == slot and most <= MAX_KEY_RATIO * least
         if joins:
@@ -116,6 +126,7 @@ def spans(
                 else torch.tensor(row_slots, device=device),
                 positions=begin[:, None] + torch.arange(new, device=device),
                 keys=max(starts[row] for row in rows) + new,
+                blocks=None if pool is None else torch.from_numpy(pool.rows(row_slots)).to(device),
             )
         )
         first += len(rows) * new
@@ -172,7 +183,7 @@ def slot_attention(
 ) -> tuple[Tensor, None]:
     """Attention over KV slots, called by the layers of a model within `attending`.
 
-    With spans: query [1, Hq, N, D], key and value of all slots [S, Hkv, L, D] -> [1, N, Hq, D].
+    With spans: query [1, Hq, N, D], key and value of all slots or blocks [S, Hkv, L, D] -> [1, N, Hq, D].
     Without: query [B, Hq, T, D], key and value [B, Hkv, L, D], mask [B, 1, T, L] of 0 or -inf -> [B, T, Hq,
     D]. scaling: of the scores, by default D ** -0.5; sliding_window: visible keys; softcap: c of c *
     tanh(score / c).
@@ -205,8 +216,8 @@ def slot_attention(
         span_query = query[0, :, span.tokens].view(query_heads, rows, new, dim).transpose(0, 1)
         out = _fused(
             span_query.reshape(rows, kv_heads, groups * new, dim),
-            key[span.slots, :, : span.keys],
-            value[span.slots, :, : span.keys],
+            span.read(key),
+            span.read(value),
             span.mask(groups, sliding_window, query.dtype),
             scale,
             softcap,
@@ -225,16 +236,20 @@ def _within_window(mask: Tensor, window: int) -> Tensor:
 def _products(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, cap: float | None
 ) -> Tensor:
-    """Attention in four kernels: query [B, Hkv, G * T, D]; bias [B, 1, T, L], broadcast over the groups."""
+    """Attention in four kernels: query [B, Hkv, G * T, D]; bias [B, 1, T, L], broadcast over the groups.
+
+    Heads come first in memory, as `StaticCache` gathers them, so that products take keys without a copy.
+    """
     batch, heads, _, _ = query.shape
     steps, keys = bias.shape[-2:]
-    scores = torch.matmul(query, key.transpose(2, 3)).view(batch, heads, -1, steps, keys)
+    query, key, value = (each.transpose(0, 1) for each in (query, key, value))
+    scores = torch.matmul(query, key.transpose(2, 3)).view(heads, batch, -1, steps, keys)
     if cap is None:
-        scores = torch.add(bias[:, :, None], scores, alpha=scale)
+        scores = torch.add(bias[None], scores, alpha=scale)
     else:
-        scores = bias[:, :, None] + (torch.tanh(scores.float() * (scale / cap)) * cap)
-    weights = torch.softmax(scores, -1).to(value.dtype).view(batch, heads, -1, keys)
-    return torch.matmul(weights, value)
+        scores = bias[None] + (torch.tanh(scores.float() * (scale / cap)) * cap)
+    weights = torch.softmax(scores, -1).to(value.dtype).view(heads, batch, -1, keys)
+    return torch.matmul(weights, value).transpose(0, 1)
 
 
 def _fused(

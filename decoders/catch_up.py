@@ -7,6 +7,7 @@ sampling, routing and which model is active.
 
 from __future__ import annotations
 
+from viaticum.decoders.blocks import OutOfBlocks
 from viaticum.decoders.runner import Runner, RunnerOutput, common_prefix_length
 from viaticum.decoders.sequence_state import LARGE, SequenceState
 from viaticum.decoders.stats import CallStats
@@ -41,6 +42,9 @@ def catch_up(
     Returns:
         The output, the sequences it is about, and those that failed: those that the runner names, or for lack
         of memory the largest consumer each time, as often as necessary.
+
+    Raises:
+        OutOfBlocks: sequences hold the memory that the call needs; it may be repeated with fewer.
     """
     failed: list[tuple[SequenceState, ModelError]] = []
     while sequences:
@@ -59,6 +63,8 @@ def catch_up(
         except SequencesFailed as error:
             failed += [(each, error.failures[each.slot]) for each in sequences if each.slot in error.failures]
             sequences = [each for each in sequences if each.slot not in error.failures]
+        except OutOfBlocks:
+            raise
         except ModelError as error:
             victim = _largest_consumer(runner, model, sequences)
             failed.append((victim, error))
@@ -79,6 +85,7 @@ def _prefill(runner: Runner, model: int, sequences: list[SequenceState]) -> int:
     for sequence, text in zip(sequences, texts, strict=True):
         runner.reuse_prefix(sequence.slot, text)
         sequence.prefilled.add(model)
+        sequence.read_by.add(model)
         if not runner.has_stable_keys(len(text)):
             continue  # its prefix is read with the rest
         if new := prefix[len(runner.cached_tokens[sequence.slot]) :]:
@@ -95,13 +102,13 @@ def _unread(runner: Runner, model: int, sequence: SequenceState, draft: int) -> 
 
 
 def _largest_consumer(runner: Runner, model: int, sequences: list[SequenceState]) -> SequenceState:
-    """The sequence to fail out of memory: the longest if the cache has to grow, else what reads most."""
-    longest = max(sequences, key=lambda each: each.length_with_draft(model))
-    if longest.length_with_draft(model) > runner.capacity:
-        return longest
-    return max(
-        sequences, key=lambda each: each.length_with_draft(model) - len(runner.cached_tokens[each.slot])
-    )
+    """The sequence to fail out of memory: the one that reads most, of equals the longest."""
+
+    def consumption(sequence: SequenceState) -> tuple[int, int]:
+        length = sequence.length_with_draft(model)
+        return length - len(runner.cached_tokens[sequence.slot]), length
+
+    return max(sequences, key=consumption)
 
 
 def _shared_prefix(prompts: list[list[int]]) -> list[int]:

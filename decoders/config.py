@@ -125,7 +125,8 @@ class DecoderConfig:
             if len(prompt) + request.max_new_tokens > runner.context:
                 raise PromptTooLong(
                     f"a prompt of {len(prompt)} tokens and {request.max_new_tokens} new ones do not fit "
-                    f"the context of {runner.context}; shorten the prompt or lower max_new_tokens"
+                    f"the context of {runner.context}, which the models and their memory allow; shorten the "
+                    "prompt or lower max_new_tokens"
                 )
         limit = request.thinking_limit
         forced = (*limit.close_ids, *limit.empty_ids, *limit.cue_ids) if limit else ()

@@ -20,23 +20,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from viaticum.decoders.admission import Admission
+from viaticum.decoders.blocks import OutOfBlocks
 from viaticum.decoders.catch_up import catch_up
 from viaticum.decoders.config import DecoderConfig
+from viaticum.decoders.drafting import change_mode, ends_with_stop, plan_draft
 from viaticum.decoders.logits import logprob_columns
 from viaticum.decoders.request import Event, Request
 from viaticum.decoders.rows import (
-    adjusted,
     logprobs_of,
     router_step,
     sample_next,
     scatter,
     to_host,
-    verify_uniforms,
+    verify_drafts,
 )
 from viaticum.decoders.runner import RunnerOutput
 from viaticum.decoders.sequence_state import LARGE, SMALL, SequenceState
-from viaticum.decoders.slots import SlotAllocator
-from viaticum.decoders.speculate import BatchWaitPolicy, DraftLength, verify
+from viaticum.decoders.speculate import BatchWaitPolicy
 from viaticum.decoders.stats import CallStats, Stats
 from viaticum.decoders.text import NOTHING_SHOWN, Shown
 from viaticum.errors import ModelError
@@ -57,12 +58,11 @@ class Engine:
 
     def __init__(self, config: DecoderConfig, stats: Stats) -> None:
         self.config, self.stats = config, stats
-        self._slots = SlotAllocator(config.runners.values())
+        self._waiting = Admission(config)
         self._changed = threading.Condition()  # guards _added and _aborted
         self._ids = itertools.count()
         self._added: deque[tuple[int, Request]] = deque()
         self._aborted: set[int] = set()
-        self._waiting: deque[tuple[int, Request]] = deque()
         self._active: list[SequenceState] = []
         self._events: list[Event] = []
         self._batch_wait = BatchWaitPolicy(config.llm_batch, config.draft)
@@ -94,12 +94,17 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether any request is being decoded or waits for a slot."""
-        return bool(self._added or self._waiting or self._active)
+        return bool(self._added or len(self._waiting) or self._active)
 
     @property
     def free_slots(self) -> int:
         """Requests that could start in the next step; engines that share a runner share its slots."""
-        return len(self._slots.free_slots())
+        return len(self._waiting.free_slots())
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot or for memory, also those that were preempted."""
+        return len(self._waiting)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until there is something to do; False after `timeout` seconds without."""
@@ -109,15 +114,15 @@ class Engine:
     def step(self) -> list[Event]:
         """Advance the sequences by at most one call of each model; returns the events.
 
-        A sequence whose logits are not finite, or that needs more memory than there is, ends with reason
-        "error"; the others continue.
+        A sequence whose logits are not finite, or whose call needs more memory than there is, ends with
+        reason "error"; the others continue. Where caches need too much, the youngest waits for the others.
 
         Raises:
             ModelError: other engines hold every slot.
         """
         self._events = []
         self._collect_changes()
-        if self.config.modes is not None and self._waiting and not self._active:
+        if self.config.modes is not None and len(self._waiting) and not self._active:
             self.config.modes.prepare(self.config.runners[SMALL], self.config.runners[LARGE])
         self._admit()
         if self._active:
@@ -134,7 +139,10 @@ class Engine:
         """Events until no request is left. Closing the iterator frees every slot."""
         try:
             while self.busy:
-                yield from self.step()
+                events = self.step()
+                yield from events
+                if not events and len(self._waiting) and not self._active:
+                    raise ModelError("other texts hold the memory of this one; end them, or run fewer")
         finally:
             self.close()
 
@@ -145,7 +153,7 @@ class Engine:
             self._aborted.clear()
         self._waiting.clear()
         for sequence in self._active:
-            self._slots.release(sequence.slot)
+            self._waiting.release(sequence)
         self._active = []
 
     # --- admission ------------------------------------------------------------------------------------------
@@ -153,37 +161,27 @@ class Engine:
     def _collect_changes(self) -> None:
         """Take over the requests that were added and aborted since the last step."""
         with self._changed:
-            self._waiting.extend(self._added)
+            self._waiting.add(self._added)
             self._added.clear()
             aborted, self._aborted = self._aborted, set()
-        if not aborted:
-            return
-        for sequence in [each for each in self._active if each.index in aborted]:
-            self._finish(sequence, "aborted")
-        for index, request in [each for each in self._waiting if each[0] in aborted]:
-            self._waiting.remove((index, request))
-            self._finish(self._new_sequence(index, request), "aborted")
+        if aborted:
+            for sequence in [each for each in self._active if each.index in aborted]:
+                self._finish(sequence, "aborted")
+            for sequence in self._waiting.withdraw(aborted):
+                self._finish(sequence, "aborted")
 
     def _admit(self) -> None:
-        """Start waiting requests in free slots, first come first served."""
-        free = self._slots.free_slots() if self._waiting else []
-        while self._waiting and free:
-            index, request = self._waiting.popleft()
-            sequence = self._new_sequence(index, request)
-            sequence.active_model = SMALL if self.config.router.starts_small and self._has_small else LARGE
-            prompts = [request.prompts[model] for model in self.config.runners]
-            sequence.slot = self._slots.allocate(free, prompts)
+        """Start what waits in free slots, as memory allows."""
+        while sequence := self._waiting.admit(self._active):
             self._active.append(sequence)
+            if sequence.read_by or sequence.made_by:  # it was preempted
+                continue
+            sequence.active_model = SMALL if self.config.router.starts_small and self._has_small else LARGE
             sequence.close_if_no_budget()
             self._force_close(sequence)
-            self._plan_draft(sequence)
-        if self._waiting and not self._active:
+            plan_draft(sequence, self.config)
+        if len(self._waiting) and not self._active and not self._waiting.free_slots():
             raise ModelError("every slot is in use by other texts; end them, or give the runner more")
-
-    def _new_sequence(self, index: int, request: Request) -> SequenceState:
-        config = self.config
-        draft_length = DraftLength(config.draft, config.relative_draft_cost)
-        return SequenceState(index, request, config.tokenizer, config.loop_guard, draft_length)
 
     @property
     def _has_small(self) -> bool:
@@ -198,16 +196,12 @@ class Engine:
         router = modes.router_of(mode)
         if (self.config.router, self.config.draft) == (router, mode.draft):
             return
-        self.config = config = replace(self.config, router=router, draft=mode.draft)
+        self.config = self._waiting.config = config = replace(
+            self.config, router=router, draft=mode.draft, shared_vocabulary=self.config.vocabulary
+        )
         self._batch_wait = BatchWaitPolicy(config.llm_batch, config.draft)
-        for sequence in self._active:
-            sequence.clear_draft()
-            sequence.draft_length = DraftLength(config.draft, config.relative_draft_cost)
-            if not router.starts_small:
-                sequence.active_model = LARGE
-            elif not sequence.made_by:
-                sequence.active_model = SMALL
-            self._plan_draft(sequence)
+        for sequence in (*self._active, *self._waiting.sequences):
+            change_mode(sequence, config)
 
     # --- the small model ------------------------------------------------------------------------------------
 
@@ -253,7 +247,7 @@ class Engine:
                     self._hand_to_large(sequence, int(token), distribution)
             elif finite:
                 sequence.add_draft_token(int(token), distribution)
-                if self._ends_with_stop(sequence.draft):
+                if ends_with_stop(sequence.draft, self.config):
                     sequence.draft_target = len(sequence.draft)  # nothing follows a stop id
             else:  # the large model can continue without a draft
                 self.config.runners[SMALL].discard(sequence.slot)
@@ -267,29 +261,7 @@ class Engine:
         greedy = sequence.request.sampling.temperature == 0
         if self.config.draft != 0 and (greedy or not self.config.router.depends_on_token):
             sequence.add_draft_token(token, probabilities)
-        self._plan_draft(sequence)
-
-    def _plan_draft(self, sequence: SequenceState) -> None:
-        """Set how many tokens to draft before the large model's next call for a sequence that it decodes."""
-        # Without a draft a dropped proposal has used up the unbiased draw for the next position.
-        unbiased = bool(sequence.draft) or not sequence.proposal_dropped
-        if (
-            sequence.active_model == SMALL
-            or not self._has_small
-            or self.config.draft == 0
-            or not sequence.can_draft
-            or not unbiased
-        ):
-            return
-        if sequence.room < 2:  # the large model decodes the last token itself
-            sequence.clear_draft()
-        elif not self.config.router.multi_token_handoff or self._ends_with_stop(sequence.draft):
-            sequence.draft_target = len(sequence.draft)
-        else:
-            sequence.draft_target = sequence.draft_length.choose(len(sequence.draft), sequence.room - 1)
-
-    def _ends_with_stop(self, tokens: list[int]) -> bool:
-        return bool(tokens) and tokens[-1] in self.config.stop_ids
+        plan_draft(sequence, self.config)
 
     # --- the large model ------------------------------------------------------------------------------------
 
@@ -306,17 +278,7 @@ class Engine:
             return
         positions = [(each, ahead) for each in sequences for ahead in range(len(each.draft) + 1)]
         candidates = self.config.vocabulary.candidates(output.logits)
-        tokens, accepted = verify(
-            adjusted(candidates, positions),
-            [each.request.sampling for each, _ in positions],
-            [each.draft[ahead] if ahead < len(each.draft) else None for each, ahead in positions],
-            {
-                row: distribution
-                for row, (each, ahead) in enumerate(positions)
-                if ahead < len(each.draft) and (distribution := each.draft_probabilities[ahead]) is not None
-            },
-            [verify_uniforms(each, ahead) for each, ahead in positions],
-        )
+        tokens, accepted = verify_drafts(candidates, positions)
         step = Step(
             logits=output.logits,
             entropy=entropy(output.logits) if output.entropy is None else output.entropy,
@@ -382,7 +344,7 @@ class Engine:
         if sequence.active_model == SMALL:
             self.config.runners[LARGE].idle(sequence.slot)
         if not sequence.finished:
-            self._plan_draft(sequence)
+            plan_draft(sequence, self.config)
 
     def _retry_without_draft(self, sequence: SequenceState) -> None:
         """Drop a draft that may have damaged the logits, also of positions before it (0 * NaN is NaN)."""
@@ -398,19 +360,26 @@ class Engine:
     def _forward(
         self, model: int, sequences: list[SequenceState], *, hidden: bool = False
     ) -> tuple[list[SequenceState], RunnerOutput | None]:
-        """One call of one model; sequences that the memory is not enough for end here."""
-        output, sequences, failed = (
-            catch_up(
-                self.config.runners[model],
-                model,
-                sequences,
-                self._call_stats(model),
-                hidden=hidden,
-                vocabulary=self.config.vocabulary,
-            )
-            if sequences
-            else (None, [], [])
-        )
+        """One call of one model; sequences that the memory is not enough for wait, or end here."""
+        output: RunnerOutput | None = None
+        failed: list[tuple[SequenceState, ModelError]] = []
+        while sequences:
+            try:
+                output, sequences, failed = catch_up(
+                    self.config.runners[model],
+                    model,
+                    sequences,
+                    self._call_stats(model),
+                    hidden=hidden,
+                    vocabulary=self.config.vocabulary,
+                )
+                break
+            except OutOfBlocks as short:
+                if self._waiting.is_alone(self._active):  # nobody would ever make room
+                    sequences, failed = [], [(sequences[0], short)]
+                    break
+                preempted = self._waiting.preempt(self._active)
+                sequences = [each for each in sequences if each is not preempted]
         for sequence, error in failed:
             error.args = (f"request {sequence.index}: {self.config.names[model]}: {error}",)
             self._finish(sequence, "error", error=error)
@@ -449,7 +418,7 @@ class Engine:
     ) -> None:
         if sequence.slot >= 0:  # else it was still waiting
             self._active.remove(sequence)
-            self._slots.release(sequence.slot)
+            self._waiting.release(sequence)
         rest, result = sequence.finish(reason, self.config.names, error)
         name = "" if model is None else self.config.names[model]
         text, thinking = shown.text + rest.text, shown.thinking + rest.thinking

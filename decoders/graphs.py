@@ -17,20 +17,22 @@ on the length of the sequence ("dynamic" and "longrope" RoPE). Leaves out sampli
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from viaticum.decoders.attention import attending
-from viaticum.decoders.cache import SlotCache
+from viaticum.decoders.blocks import BLOCK, blocks_of
+from viaticum.decoders.cache import BlockCache
 from viaticum.decoders.fused_layers import fuse_layers
 from viaticum.decoders.memory import out_of_memory
-from viaticum.decoders.runner import RunnerOutput, concatenate, restoring_order
+from viaticum.decoders.runner import RunnerOutput
 from viaticum.decoders.torch_runner import TorchRunner
 from viaticum.decoders.vocabulary import SharedVocabulary
 from viaticum.errors import ModelError
@@ -54,8 +56,6 @@ class GraphShape:
         rows: R, sequences of the call.
         tokens: T, new tokens a row.
         keys: L, cached positions that attention reads.
-        by_slot: row i is slot i, so that keys and values are read in place; else they are gathered for each
-            row.
         keep: last positions of a row whose logits are computed.
         vocabulary: the tokens that argmax and entropy are over.
     """
@@ -63,28 +63,25 @@ class GraphShape:
     rows: int
     tokens: int
     keys: int
-    by_slot: bool
     keep: int
     vocabulary: SharedVocabulary
 
     @property
     def input_size(self) -> int:
-        """Integers uploaded a call: slots [R]; ids, positions, cache positions [R, T]; wanted [R * keep]."""
-        return self.rows * (1 + 3 * self.tokens + self.keep)
+        """Integers uploaded a call: blocks [R, B]; ids, positions, addresses [R, T]; wanted [R * keep]."""
+        return self.rows * (blocks_of(self.keys) + 3 * self.tokens + self.keep)
 
 
 @dataclass(frozen=True, slots=True)
 class StaticLayout:
-    """Cache layout of a static call.
+    """Addresses in the cache of a static call.
 
-    slots: int64 [R]. cache_positions: position in its slot that each token is written to, int64 [R, T].
-    keys, by_slot: see `GraphShape`.
+    where: of each token, int64 [R * T]. read: of each row's keys, int64 [R * L].
     """
 
-    slots: Tensor
-    cache_positions: Tensor
-    keys: int
-    by_slot: bool
+    rows: int
+    where: Tensor
+    read: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +107,16 @@ class Buffers:
     entropy: Tensor
 
 
-class StaticCache(SlotCache):
-    """A cache allocated in full at the start: [slots, kv_heads, capacity + 1, head_dim] a layer.
+class StaticCache(BlockCache):
+    """A cache allocated in full at the start, with one more block, which padding is written to.
 
-    Padding is written to the position behind the last one. Addresses never change, as graphs require.
+    Addresses never change, as graphs require.
     """
 
-    def __init__(self, slots: int, capacity: int) -> None:
-        super().__init__(slots)
-        self.capacity = capacity
+    @property
+    def padding(self) -> int:
+        """The block that padding is written to."""
+        return self.pool.addresses
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -126,23 +124,19 @@ class StaticCache(SlotCache):
         batch: Any = self.batch
         if not isinstance(batch, StaticLayout):
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        while len(self.keys) <= layer_idx:
-            self.keys.append(self._empty(key_states))
-            self.values.append(self._empty(value_states))
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        where = (batch.slots[:, None], slice(None), batch.cache_positions)
-        keys[where], values[where] = key_states.transpose(1, 2), value_states.transpose(1, 2)
-        rows: Any = slice(0, len(batch.slots)) if batch.by_slot else batch.slots
-        return keys[rows, :, : batch.keys], values[rows, :, : batch.keys]
-
-    def grow(self, positions: int) -> None:
-        assert positions <= self.capacity, "the capacity covers the context, which `forward` checks"
-
-    def shrink(self, capacity: int, *, complete: bool) -> None:
-        """Does nothing: no memory is ever freed."""
+        self.allocate(layer_idx, key_states, value_states)
+        found = []
+        for layer, states in (
+            (self.keys[layer_idx], key_states),
+            (self.values[layer_idx], value_states),
+        ):
+            layer.index_copy_(0, batch.where, states.transpose(1, 2).flatten(0, 1))
+            rows = layer.transpose(0, 1).index_select(1, batch.read)  # [kv_heads, R * L, D]
+            found.append(rows.view(len(rows), batch.rows, -1, rows.shape[-1]).transpose(0, 1))
+        return found[0], found[1]
 
     def _empty(self, like: Tensor) -> Tensor:
-        return like.new_zeros(self.slots, like.shape[1], self.capacity + 1, like.shape[-1])
+        return like.new_zeros((self.pool.addresses + 1) * BLOCK, like.shape[1], like.shape[-1])
 
 
 def static_step(model: Any, cache: StaticCache, buffers: Buffers, shape: GraphShape) -> None:
@@ -152,12 +146,13 @@ def static_step(model: Any, cache: StaticCache, buffers: Buffers, shape: GraphSh
     wanted[n] of the R * keep last ones.
     """
     rows, steps, last = shape.rows, shape.tokens, shape.rows * shape.keep
-    sizes = [rows, *[rows * steps] * 3, last]
-    slots, ids, positions, cache_positions, wanted = torch.split(buffers.inputs[: shape.input_size], sizes)
+    sizes = [rows * blocks_of(shape.keys), *[rows * steps] * 3, last]
+    blocks, ids, positions, where, wanted = torch.split(buffers.inputs[: shape.input_size], sizes)
     positions = positions.view(rows, steps)
-    layout = StaticLayout(slots, cache_positions.view(rows, steps), shape.keys, shape.by_slot)
-    cache.batch = layout  # type: ignore[assignment]
-    visible = torch.arange(shape.keys, device=positions.device) <= positions[:, :, None]  # [R, T, L]
+    keys = torch.arange(shape.keys, device=positions.device)
+    read = blocks.view(rows, -1).index_select(1, keys // BLOCK) * BLOCK + keys % BLOCK  # [R, L]
+    cache.batch = StaticLayout(rows, where, read.flatten())  # type: ignore[assignment]
+    visible = keys <= positions[:, :, None]  # [R, T, L]
     bias = torch.zeros((), dtype=model.dtype, device=visible.device).masked_fill(~visible, float("-inf"))
     states: list[Tensor] = []
     head = model.get_output_embeddings()
@@ -181,7 +176,7 @@ def static_step(model: Any, cache: StaticCache, buffers: Buffers, shape: GraphSh
 class GraphRunner(TorchRunner):
     """A `TorchRunner` that makes its calls of few tokens with `static_step`, on CUDA as graphs.
 
-    The cache is allocated at the start for the whole context of every slot, rounded up to a bucket of keys. A
+    The cache is allocated at the start, with all of its blocks; a call gathers each row's keys from them. A
     graph is captured at the first call of its bucket, which takes about as long as three calls; if the memory
     is not enough for that, the bucket is left to the dynamic path. The model's layers are replaced by fused
     ones where possible (`decoders.fused_layers`). `static_calls` counts the calls in static shapes, `calls`
@@ -191,8 +186,15 @@ class GraphRunner(TorchRunner):
         ModelError: the memory is not enough for cache and buffers.
     """
 
-    def __init__(self, model: PreTrainedModel, *, slots: int = 1, context: int | None = None) -> None:
-        super().__init__(model, slots=slots, context=context)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        slots: int = 1,
+        context: int | None = None,
+        blocks: int | None = None,
+    ) -> None:
+        super().__init__(model, slots=slots, context=context, blocks=blocks, in_place=False)
         fuse_layers(model)
         self.static_calls = 0
         self._graphs: dict[GraphShape, Any] = {}
@@ -203,16 +205,24 @@ class GraphRunner(TorchRunner):
             return
         except (MemoryError, RuntimeError) as error:
             failure = out_of_memory(error)
-        raise ModelError(f"{failure}; a runner with graphs takes the memory of its whole context at once")
+        raise ModelError(f"{failure}; a runner with graphs takes the memory of all its blocks at once")
+
+    def _new_cache(self) -> StaticCache:
+        return StaticCache(self.pool)
+
+    @property
+    def _static_cache(self) -> StaticCache:
+        assert isinstance(self._cache, StaticCache)
+        return self._cache
 
     @torch.inference_mode()
     def _allocate(self) -> None:
         """Allocate all buffers, and the cache by a call of padding only."""
-        self._cache: StaticCache = StaticCache(self.slots, key_bucket(self.context))
         limit = min(MAX_NEW_TOKENS, _bucket(ROWS, min(self.slots, ROWS[-1])) * TOKENS[-1])
         head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         device, cuda = self.device, self.device.type == "cuda"
-        input_size = MAX_NEW_TOKENS * 5
+        blocks = min(self.slots, ROWS[-1]) * 2 * (self.pool.per_slot + blocks_of(FIRST_KEYS))
+        input_size = MAX_NEW_TOKENS * 4 + blocks
         self._pinned = torch.zeros(input_size, dtype=torch.int64, pin_memory=cuda)
         self._uploaded = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
         self._buffers = Buffers(
@@ -223,15 +233,15 @@ class GraphRunner(TorchRunner):
             finite=torch.zeros(limit, dtype=torch.bool, device=device),
             entropy=torch.zeros(limit, device=device),
         )
-        keys = min(FIRST_KEYS, self._cache.capacity)
-        shape = GraphShape(1, 1, keys, False, 1, self._call_vocabulary)
-        self._upload([0, 0, 0, self._cache.capacity, 0])
-        static_step(self.model, self._cache, self._buffers, shape)
+        padding = self._static_cache.padding
+        shape = GraphShape(1, 1, min(FIRST_KEYS, BLOCK), 1, self._call_vocabulary)
+        self._upload(np.array([padding, 0, 0, padding * BLOCK, 0]))
+        static_step(self.model, self._static_cache, self._buffers, shape)
 
     def _forward_rows(
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
     ) -> RunnerOutput:
-        """One static call if a shape fits; else one for the longest rows and one for the others."""
+        """One static call if a shape fits, else one of the dynamic path: weights are read once a step."""
         shape = self._shape(slots, tokens, max(keep))
         if shape is not None and self._step(shape, slots, tokens, keep):
             # Copies, for the next call overwrites the buffers.
@@ -243,21 +253,7 @@ class GraphRunner(TorchRunner):
                 out.tokens[:count].clone(),
                 out.entropy[:count].clone(),
             )
-        sizes = [bisect_left(TOKENS, len(new)) for new in tokens]
-        if self._rope_limit is not None or min(sizes) == max(sizes):
-            return super()._forward_rows(slots, tokens, keep, hidden)
-        longest = [row for row, size in enumerate(sizes) if size == max(sizes)]
-        others = [row for row, size in enumerate(sizes) if size < max(sizes)]
-        parts = [
-            self._forward_rows(
-                [slots[row] for row in rows],
-                [tokens[row] for row in rows],
-                [keep[row] for row in rows],
-                hidden,
-            )
-            for rows in (others, longest)
-        ]
-        return concatenate(parts, restoring_order([*others, *longest], keep))
+        return super()._forward_rows(slots, tokens, keep, hidden)
 
     def _shape(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: int) -> GraphShape | None:
         """The smallest bucket that fits a call; None if none does."""
@@ -265,18 +261,13 @@ class GraphRunner(TorchRunner):
         if self._rope_limit is not None or steps > TOKENS[-1] or len(slots) > ROWS[-1]:
             return None
         rows, steps = _bucket(ROWS, len(slots)), _bucket(TOKENS, steps)
-        # Idle slots between the active ones cost little, and keys need not be gathered.
-        highest = max(slots) + 1
-        by_slot = highest <= min(2 * rows, ROWS[-1])
-        if by_slot:
-            rows = min(_bucket(ROWS, highest), self.slots)
         if rows * steps > MAX_NEW_TOKENS:
             return None
         longest = max(
             len(self.cached_tokens[slot]) + len(new) for slot, new in zip(slots, tokens, strict=True)
         )
-        keys = min(key_bucket(longest), self._cache.capacity)
-        shape = GraphShape(rows, steps, keys, by_slot, 1 if keep == 1 else steps, self._call_vocabulary)
+        keys = min(key_bucket(longest), self.pool.per_slot * BLOCK)
+        shape = GraphShape(rows, steps, keys, 1 if keep == 1 else steps, self._call_vocabulary)
         return None if shape in self._failed_shapes else shape
 
     def _step(
@@ -302,36 +293,35 @@ class GraphRunner(TorchRunner):
 
     def _inputs(
         self, shape: GraphShape, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int]
-    ) -> list[int]:
+    ) -> NDArray[np.int64]:
         """The integers that `static_step` reads, see `GraphShape.input_size`."""
-        padding = self._cache.capacity  # the cache position of padding tokens
-        size, steps = shape.rows * shape.tokens, shape.tokens
-        row_slots = list(range(shape.rows)) if shape.by_slot else [slots[0]] * shape.rows
-        ids, positions, cache_positions = [0] * size, [0] * size, [padding] * size
+        padding, steps = self._static_cache.padding, shape.tokens
+        blocks = np.full((shape.rows, blocks_of(shape.keys)), padding)
+        blocks[: len(slots)] = self.pool.rows(slots, blocks.shape[1])
+        ids, positions = np.zeros((2, shape.rows, steps), dtype=np.int64)
+        where = np.full((shape.rows, steps), padding * BLOCK)
         wanted: list[int] = []
-        for index, (slot, new, last) in enumerate(zip(slots, tokens, keep, strict=True)):
-            row = slot if shape.by_slot else index
-            row_slots[row] = slot
-            end, start = (row + 1) * steps, len(self.cached_tokens[slot])
-            begin = end - len(new)
-            ids[begin:end] = new
-            positions[begin:end] = cache_positions[begin:end] = range(start, start + len(new))
+        for row, (slot, new, last) in enumerate(zip(slots, tokens, keep, strict=True)):
+            start, begin = len(self.cached_tokens[slot]), steps - len(new)
+            ids[row, begin:] = new
+            at = positions[row, begin:] = np.arange(start, start + len(new))
+            where[row, begin:] = self.pool.table[slot, at // BLOCK] * BLOCK + at % BLOCK
             wanted += range((row + 1) * shape.keep - last, (row + 1) * shape.keep)
         wanted += [0] * (shape.rows * shape.keep - len(wanted))
-        return [*row_slots, *ids, *positions, *cache_positions, *wanted]
+        return np.concatenate([blocks.ravel(), ids.ravel(), positions.ravel(), where.ravel(), wanted])
 
-    def _upload(self, values: list[int]) -> None:
+    def _upload(self, values: NDArray[np.int64]) -> None:
         """Enqueue one copy from pinned memory, after the previous copy has finished."""
         if self._uploaded is not None:
             self._uploaded.synchronize()
-        self._pinned[: len(values)] = torch.tensor(values)
+        self._pinned[: len(values)] = torch.from_numpy(values)
         self._buffers.inputs[: len(values)].copy_(self._pinned[: len(values)], non_blocking=True)
         if self._uploaded is not None:
             self._uploaded.record()
 
     def _replay(self, shape: GraphShape) -> None:
         if self.device.type != "cuda":
-            static_step(self.model, self._cache, self._buffers, shape)
+            static_step(self.model, self._static_cache, self._buffers, shape)
             return
         if shape not in self._graphs:
             self._graphs[shape] = self._capture(shape)
@@ -343,12 +333,12 @@ class GraphRunner(TorchRunner):
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for _ in range(2):
-                static_step(self.model, self._cache, self._buffers, shape)
+                static_step(self.model, self._static_cache, self._buffers, shape)
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
         with torch.cuda.device(self.device), capture:
-            static_step(self.model, self._cache, self._buffers, shape)
+            static_step(self.model, self._static_cache, self._buffers, shape)
         self._pool = graph.pool()
         return graph
 

@@ -9,8 +9,9 @@ take rows of any lengths. Leaves out the C interface (`decoders.llama_library`) 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -20,11 +21,12 @@ import torch
 from torch import Tensor
 
 from viaticum.decoders import llama_library as llama
+from viaticum.decoders.blocks import OutOfBlocks
 from viaticum.decoders.devices import resolve_dtype
 from viaticum.decoders.llama_library import library
 from viaticum.decoders.llama_model import load_model, position_numbers, stop_ids, summary
 from viaticum.decoders.memory import MAX_SLOTS, RESERVE, free_bytes
-from viaticum.decoders.runner import Runner, RunnerOutput, concatenate
+from viaticum.decoders.runner import Runner, RunnerOutput, common_prefix_length, concatenate
 from viaticum.errors import InputError, ModelError, WeightsError
 from viaticum.gguf.blocks import float32_values, read_bfloat16
 from viaticum.gguf.file import read_header
@@ -88,6 +90,8 @@ class LlamaRunner(Runner):
         self._cache_type = _CACHE_TYPES[cache_dtype]
         self._threads = torch.get_num_threads()
         self._gives_hidden = False
+        self._started = 0  # texts
+        self._shared: tuple[tuple[int, ...], int, int] = ((), 0, 0)  # slots, texts started, cells shared
         self._cells = 0
         self._context = self._make_context(min(FIRST_CELLS, self._most_cells))
         self._batch = _BatchArrays(BATCH_TOKENS)
@@ -95,11 +99,6 @@ class LlamaRunner(Runner):
     @property
     def description(self) -> str:
         return f"{super().description}, {llama.PACKAGE} {llama.VERSION}"
-
-    @property
-    def capacity(self) -> int:
-        """Positions of every slot if all held as many: the cells are shared."""
-        return -(-self._cells // self.slots)
 
     @cached_property
     def embeddings(self) -> Tensor:
@@ -127,9 +126,14 @@ class LlamaRunner(Runner):
             self._threads = torch.get_num_threads()
             self._c.llama_set_n_threads(self._context, self._threads, self._threads)
         before = [len(self.cached_tokens[slot]) for slot in slots]
-        output = self._forward_rows(slots, tokens, keep, hidden)
-        if len(slots) > 1 and not bool(output.finite.all()):
-            return self._forward_singly(slots, tokens, keep, hidden, before)
+        try:
+            output = self._forward_rows(slots, tokens, keep, hidden)
+            if len(slots) > 1 and not bool(output.finite.all()):
+                return self._forward_singly(slots, tokens, keep, hidden, before)
+        except OutOfBlocks:  # parts of the call may have been made
+            for slot, length in zip(slots, before, strict=True):
+                self.truncate(slot, length)
+            raise
         return output
 
     def _forward_singly(
@@ -195,12 +199,12 @@ class LlamaRunner(Runner):
         batch = self._batch.fill(entries, dict(lengths))
         with self._library.errors() as errors:
             while (code := self._c.llama_decode(self._context, batch)) == llama.NO_ROOM:
-                if not self._make_room(set(lengths)):
+                if not self._free_cells(set(lengths)):
                     break
         if code:
             for slot, length in lengths.items():
                 self._c.llama_memory_seq_rm(self._memory, slot, length, -1)
-            raise ModelError(self._failure(code, errors))
+            raise self._failure(code, errors)
         for slot, token, _ in entries:
             self.cached_tokens[slot].append(token)
         self.calls += 1
@@ -218,13 +222,13 @@ class LlamaRunner(Runner):
         buffer = (ctypes.c_float * (rows * width)).from_address(function(self._context))
         return torch.frombuffer(buffer, dtype=torch.float32).view(rows, width).clone()
 
-    def _failure(self, code: int, errors: list[str]) -> str:
+    def _failure(self, code: int, errors: list[str]) -> ModelError:
         if code == llama.NO_ROOM:
-            return (
+            return OutOfBlocks(
                 f"not enough memory for the keys and values of these texts ({self._cells:,} positions are "
                 "taken); shorten the request, or give the runner fewer slots"
             )
-        return f"llama.cpp failed with code {code}: {summary(errors)}"
+        return ModelError(f"llama.cpp failed with code {code}: {summary(errors)}")
 
     # --- cache ----------------------------------------------------------------------------------------------
 
@@ -247,6 +251,7 @@ class LlamaRunner(Runner):
 
     def reuse_prefix(self, slot: int, tokens: Sequence[int]) -> None:
         super().reuse_prefix(slot, tokens)
+        self._started += 1
         self._c.llama_memory_seq_rm(self._memory, slot, len(self.cached_tokens[slot]), -1)
 
     def _copy_prefix(self, source: int, target: int, length: int) -> None:
@@ -263,7 +268,41 @@ class LlamaRunner(Runner):
         self._c.llama_memory_clear(self._memory, True)
         self._restore(state)
 
-    def _make_room(self, busy: set[int]) -> bool:
+    def make_room(self, lengths: Mapping[int, int]) -> bool:
+        """As `Runner.make_room`; what free slots hold is dropped by the call that needs its cells.
+
+        A prefix that texts have in common counts once, since it takes its cells once.
+        """
+        held = {slot: len(self.cached_tokens[slot]) for slot in range(self.slots)}
+        for slot in self.free_slots:
+            del held[slot]
+        if not held:
+            return True  # the call itself tells whether it fits
+        wanted = sum(held.values())
+        wanted += sum(max(0, length - held.get(slot, 0)) for slot, length in lengths.items())
+        if wanted > self._cells:
+            wanted -= self._shared_cells(tuple(held))
+        return wanted <= self._cells or wanted <= self._attainable_cells()
+
+    def _shared_cells(self, slots: tuple[int, ...]) -> int:
+        """By how many cells the texts of these slots take less than each alone; kept while they only grow."""
+        if self._shared[:2] != (slots, self._started):
+            texts = sorted(self.cached_tokens[slot] for slot in slots)
+            shared = sum(itertools.starmap(common_prefix_length, itertools.pairwise(texts)))
+            self._shared = (slots, self._started, shared)
+        return self._shared[2]
+
+    def _attainable_cells(self) -> int:
+        """Cells of the cache grown as far as memory allows, with its old and its new form side by side."""
+        cells, free = self._cells, int(free_bytes() * (1 - RESERVE)) // self.position_bytes
+        while cells < self._most_cells:
+            larger = min(2 * cells, self._most_cells)
+            if larger + cells - self._cells > free:
+                break
+            cells = larger
+        return cells
+
+    def _free_cells(self, busy: set[int]) -> bool:
         """Grow the cache, or else drop what the slot that has been free the longest still holds.
 
         busy: slots of the call. False if neither is possible.

@@ -15,12 +15,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from viaticum.decoders.attention import NAME as ATTENTION
-from viaticum.decoders.cache import FIRST_CAPACITY
 from viaticum.decoders.devices import resolve_device, resolve_dtype
 from viaticum.decoders.fused_layers import fuse_layers
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.linear import Weights, pack
-from viaticum.decoders.memory import MAX_SLOTS, free_bytes, plan_slots
+from viaticum.decoders.memory import MAX_SLOTS, free_bytes, plan_memory
 from viaticum.decoders.runner import Runner
 from viaticum.decoders.served_load import Server, load_served
 from viaticum.decoders.torch_runner import PREFILL_TOKENS, TorchRunner, context_length
@@ -58,7 +57,7 @@ def load_runner(
         device: a torch device, "auto" for the GPU if there is one (see `decoders.devices`).
         dtype: of weights, activations, keys and values; "auto" for what is fast on the device.
         slots: sequences in the KV cache at once. "auto" takes as many as fit the memory that is free once the
-            weights are loaded (see `plan_slots`); of two models, load the other one first.
+            weights are loaded (see `plan_memory`); of two models, load the other one first.
         max_slots: upper limit of slots="auto".
         context: maximum positions of one sequence; None: what the model supports.
         tensor_parallel: GPUs over which the weights are spread; more than one with the engine "served".
@@ -171,18 +170,19 @@ def load_torch(
     model = _load_weights(path, resolved, target)
     if pack(model, Path(path), weights):
         fuse_layers(model)
-    if slots == "auto":
-        slots = plan_slots(
-            model.config,
-            context_length(model.config, context),
-            usable_bytes(target, gpu_memory),
-            dtype=resolved,
-            prefill_tokens=PREFILL_TOKENS,
-            first_capacity=FIRST_CAPACITY,
-            at_most=max_slots,
-        )
+    plan = plan_memory(
+        model.config,
+        context_length(model.config, context),
+        usable_bytes(target, gpu_memory),
+        slots=None if slots == "auto" else slots,
+        dtype=resolved,
+        prefill_tokens=PREFILL_TOKENS,
+        at_most=max_slots,
+    )
     use_graphs = target.type == "cuda" if graphs is None else graphs
-    return (GraphRunner if use_graphs else TorchRunner)(model, slots=slots, context=context)
+    return (GraphRunner if use_graphs else TorchRunner)(
+        model, slots=plan.slots, context=context, blocks=plan.blocks
+    )
 
 
 def usable_bytes(device: torch.device, gpu_memory: float) -> int:

@@ -1,4 +1,4 @@
-"""Plan the number of KV slots from free memory, and recognise failed allocations.
+"""Plan the slots and the blocks of a KV cache from free memory, and recognise failed allocations.
 
 Estimates from the shape of the KV cache and rough sizes of activations; measures nothing on a model. Needs
 the standard library and torch only.
@@ -7,54 +7,71 @@ the standard library and torch only.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from viaticum.decoders.blocks import BLOCK, blocks_of
 from viaticum.errors import InputError, ModelError
 
 MAX_SLOTS = 64  # beyond this a step is bound by arithmetic on any machine we know, and more rows only wait
 RESERVE = 0.1  # of the free memory, for rounding by allocators and for other programs
+MEAN_SHARE = 3 / 8  # of the context that a sequence takes on average at its end
 LOGITS_COPIES = 6  # of a row's logits at once: of the model, float32, softmax, sorted, drafted
 
 
-def plan_slots(
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """slots: sequences at once. blocks: of the KV cache that they hold together, of `BLOCK` positions."""
+
+    slots: int
+    blocks: int
+
+
+def plan_memory(
     config: Any,
     context: int,
     free_bytes: int,
     *,
+    slots: int | None = None,
+    mean_length: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
     prefill_tokens: int = 1024,
-    first_capacity: int = 512,
     at_most: int = MAX_SLOTS,
-) -> int:
-    """Number of sequences that fit the free memory beside a model whose weights are loaded.
+) -> MemoryPlan:
+    """Slots and blocks that fit the free memory beside a model whose weights are loaded.
+
+    As many slots as sequences of the mean length fit; one sequence of the whole context always fits. Longer
+    sequences than the mean make younger ones wait (`decoders.admission`).
 
     Args:
         config: of the transformers model.
-        context: positions of each sequence.
+        context: maximum positions of a sequence.
         free_bytes: free memory of the device.
+        slots: given number of slots; only their blocks are planned then, which may be too few for a whole
+            context.
+        mean_length: positions that sequences have on average at their end; None: `MEAN_SHARE` of the context.
         dtype: of keys and values.
         prefill_tokens: maximum new tokens of a model call.
-        first_capacity: positions allocated at first; the runner doubles them as needed.
-        at_most: upper limit of the result.
+        at_most: upper limit of the slots.
 
     Raises:
-        InputError: `context` is below 1.
+        InputError: `context` or `mean_length` is below 1.
         ModelError: not even one sequence fits; with the bytes needed and free.
     """
-    if context < 1:
-        raise InputError(f"a context has at least one position, got {context}")
+    mean = max(1, int(context * MEAN_SHARE)) if mean_length is None else min(mean_length, context)
+    if context < 1 or mean < 1:
+        raise InputError(
+            f"a context and the mean of lengths have at least one position, got {context} and {mean}"
+        )
     text = config.get_text_config()
     width, size = int(text.hidden_size), dtype.itemsize
-    capacity = first_capacity
-    while capacity < context:
-        capacity *= 2
-    layer_bytes = 2 * capacity * _kv_heads(text) * _head_dim(text) * size
-    slot_bytes = layer_bytes * int(text.num_hidden_layers) + LOGITS_COPIES * 4 * int(text.vocab_size)
-    # Growing copies one layer at a time, old and new side by side. An MLP holds three tensors of its width.
-    growth_bytes = layer_bytes // 2
+    heads = _kv_heads(text) * _head_dim(text)
+    block_bytes = 2 * BLOCK * heads * size * int(text.num_hidden_layers)
+    row_bytes = LOGITS_COPIES * 4 * int(text.vocab_size)
+    # An MLP holds three tensors of its width.
     activations = prefill_tokens * (8 * width + 3 * int(getattr(text, "intermediate_size", 4 * width))) * size
     # A mask for each query head that shares a key/value head; a second one if some layers have a sliding
     # window.
@@ -62,15 +79,20 @@ def plan_slots(
     activations += (
         prefill_tokens * context * (3 + masks * int(text.num_attention_heads) // _kv_heads(text) * size)
     )
-    usable = int(free_bytes * (1 - RESERVE))
-    slots = min(at_most, (usable - activations) // (slot_bytes + growth_bytes))
-    if slots < 1:
-        needed = int((slot_bytes + growth_bytes + activations) / (1 - RESERVE))
+    whole = blocks_of(context)
+    usable = int(free_bytes * (1 - RESERVE)) - activations
+    least = whole if slots is None else 1  # with a given number sequences may have to stay shorter
+    if usable < least * block_bytes + (slots or 1) * row_bytes:
+        needed = int((least * block_bytes + (slots or 1) * row_bytes + activations) / (1 - RESERVE)) + 1
         raise ModelError(
-            f"one request of {context} tokens needs {needed:,} bytes and {free_bytes:,} are free; "
-            "give a smaller context, or a smaller model"
+            f"one request of {context if slots is None else BLOCK} tokens needs {needed:,} bytes and "
+            f"{free_bytes:,} are free; give a smaller context, or a smaller model"
         )
-    return slots
+    if slots is None:
+        fitting = usable // (blocks_of(mean) * block_bytes + row_bytes)
+        beside_one = (usable - whole * block_bytes) // row_bytes  # one has its whole context
+        slots = max(1, min(at_most, fitting, beside_one))
+    return MemoryPlan(slots, min((usable - slots * row_bytes) // block_bytes, slots * whole))
 
 
 def free_bytes(device: str | torch.device = "cpu") -> int:

@@ -15,6 +15,7 @@ from viaticum.decoders.request import TokenLogprobs
 from viaticum.decoders.runner import RunnerOutput
 from viaticum.decoders.sampling import ACCEPT, PROPOSE, REDRAW, RESAMPLE, sample
 from viaticum.decoders.sequence_state import SequenceState
+from viaticum.decoders.speculate import verify
 from viaticum.routers.token import Step, entropy
 
 
@@ -90,7 +91,28 @@ def to_host(columns: Sequence[Tensor]) -> list[list[float]]:
     return table
 
 
-def verify_uniforms(sequence: SequenceState, ahead: int) -> tuple[float, float]:
+def verify_drafts(
+    candidates: Tensor, positions: Sequence[tuple[SequenceState, int]]
+) -> tuple[Tensor, Tensor]:
+    """What `speculate.verify` says of the large model's logits.
+
+    candidates: see `sample_next`. positions: of each row its sequence, and the number of draft tokens before
+    it; the row after the last of them has no draft token.
+    """
+    return verify(
+        adjusted(candidates, positions),
+        [each.request.sampling for each, _ in positions],
+        [each.draft[ahead] if ahead < len(each.draft) else None for each, ahead in positions],
+        {
+            row: distribution
+            for row, (each, ahead) in enumerate(positions)
+            if ahead < len(each.draft) and (distribution := each.draft_probabilities[ahead]) is not None
+        },
+        [_verify_uniforms(each, ahead) for each, ahead in positions],
+    )
+
+
+def _verify_uniforms(sequence: SequenceState, ahead: int) -> tuple[float, float]:
     """Uniform numbers for a position: to accept its draft token, and to sample without an accepted one."""
     if ahead < len(sequence.draft):
         return sequence.uniform(ACCEPT, ahead), sequence.uniform(RESAMPLE, ahead)

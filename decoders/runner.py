@@ -8,7 +8,7 @@ values. Leaves out loading (`decoders.load`), sampling, routing, text and reques
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,7 +49,7 @@ class Runner(ABC):
 
     Args:
         slots: sequences in the cache at once.
-        context: maximum positions of one sequence.
+        context: maximum positions of one sequence, for which there is memory.
         vocabulary: rows of logits; padding beyond the tokenizer's tokens is among them.
         weight_bytes: bytes of weights that a decode step of one row reads.
         stop_ids: token ids that end a text by the model's own settings; the tokenizer may name another.
@@ -88,11 +88,6 @@ class Runner(ABC):
         return f"{type(self).__name__} on {self.device}, {self.weight_bytes} bytes of weights"
 
     # --- what a back end implements -------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def capacity(self) -> int:
-        """Positions of every slot for which there is memory now; `forward` grows it up to the context."""
 
     @property
     @abstractmethod
@@ -164,6 +159,7 @@ class Runner(ABC):
             InputError: `keep[i]` is below 1 or above the number of tokens.
             PromptTooLong: a row would exceed the context; nothing is changed then.
             SequencesFailed: some rows failed, e.g. their server; `cached_tokens` is unchanged.
+            OutOfBlocks: other sequences hold the memory that the call needs; nothing is changed then.
             ModelError: the memory is not enough; `cached_tokens` then tells which tokens were processed
                 before.
         """
@@ -208,6 +204,13 @@ class Runner(ABC):
     def cached_prefix_length(self, slot: int, tokens: Sequence[int]) -> int:
         """Length of the common prefix of `tokens` and what `slot` holds, with the same keys."""
         return common_prefix_length(self.cached_tokens[slot], tokens)
+
+    def make_room(self, lengths: Mapping[int, int]) -> bool:
+        """Whether these slots can grow to these lengths beside what other sequences hold.
+
+        Drops the prefixes that free slots still hold where they are in the way, the longest free first.
+        """
+        return True
 
     def has_stable_keys(self, length: int) -> bool:
         """Whether a sequence of `length` tokens has the keys of any other sequence with the same prefix.

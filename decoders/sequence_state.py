@@ -44,7 +44,8 @@ class SequenceState:
         self.slot = -1  # none yet
         self.active_model = LARGE
         self.tokens = list(request.prompt)  # as the large model reads them
-        self.prefilled: set[int] = set()  # models that have read the prompt
+        self.prefilled: set[int] = set()  # models whose cache holds the prompt
+        self.read_by: set[int] = set()  # models that have ever read it
         self.made_by: list[int] = []
         self.entropies: list[float] = []
         self.accepted: list[bool] = []
@@ -264,7 +265,7 @@ class SequenceState:
                     self.made_by.count(model),
                     reasoning_tokens=self._thought[model] if thinking else 0,
                 )
-                for model in sorted(self.prefilled)
+                for model in sorted(self.read_by)
             },
             seconds=time.perf_counter() - self.started_at,
             error=error,

@@ -137,10 +137,6 @@ class ServedRunner(Runner):
         return self.connection.traffic
 
     @property
-    def capacity(self) -> int:
-        return self.context
-
-    @property
     def embeddings(self) -> Tensor:
         raise ModelError(
             f"{self.api.model} is served elsewhere: its embeddings are not to be had; load it here"

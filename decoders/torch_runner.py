@@ -1,4 +1,4 @@
-"""A causal language model of transformers with its KV cache in fixed slots.
+"""A causal language model of transformers with its KV cache in blocks.
 
 Any decoder-only family of transformers works, since only the cache and the attention function are replaced.
 Prefill is split into chunks. Leaves out loading (`decoders.load`), sampling, routing, text and requests.
@@ -7,7 +7,7 @@ Prefill is split into chunks. Leaves out loading (`decoders.load`), sampling, ro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ from transformers import PreTrainedModel
 
 from viaticum.decoders.attention import NAME as ATTENTION
 from viaticum.decoders.attention import attending, spans
-from viaticum.decoders.cache import BatchLayout, SlotCache
+from viaticum.decoders.blocks import BLOCK, BlockPool, OutOfBlocks, blocks_of
+from viaticum.decoders.cache import BatchLayout, BlockCache
 from viaticum.decoders.linear import weight_bytes
 from viaticum.decoders.memory import out_of_memory
 from viaticum.decoders.rope import reset_rope_lengths, rope_varies_beyond
 from viaticum.decoders.runner import Runner, RunnerOutput, concatenate, restoring_order
 from viaticum.decoders.vocabulary import end_ids
-from viaticum.errors import ModelError
+from viaticum.errors import InputError, ModelError
 
 PREFILL_TOKENS = 1024  # new tokens in one model call, over all rows: bounds the memory of activations
 
@@ -34,16 +35,31 @@ class TorchRunner(Runner):
         model: a transformers causal LM whose attention can be replaced; its attention becomes
             `slot_attention`.
         slots: sequences in the cache at once.
-        context: maximum positions of one sequence; None: what the model supports.
+        context: maximum positions of one sequence; None: what the model supports. It is never more than all
+            blocks together hold.
+        blocks: blocks of `BLOCK` positions that sequences may hold at once, on CUDA allocated at the start;
+            None: the whole context of every slot.
+        in_place: read slots in place (see `decoders.blocks`); None: on a CPU.
 
     Raises:
-        InputError: `slots` is below 1.
+        InputError: `slots` or `blocks` is below 1.
     """
 
-    def __init__(self, model: PreTrainedModel, *, slots: int = 1, context: int | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        slots: int = 1,
+        context: int | None = None,
+        blocks: int | None = None,
+        in_place: bool | None = None,
+    ) -> None:
+        if blocks is not None and blocks < 1:
+            raise InputError(f"a runner needs at least one block of {BLOCK} positions, got {blocks}")
+        longest = context_length(model.config, context)
         super().__init__(
             slots=slots,
-            context=context_length(model.config, context),
+            context=longest if blocks is None else min(longest, blocks * BLOCK),
             vocabulary=int(model.config.get_text_config().vocab_size),
             weight_bytes=weight_bytes(model),
             stop_ids=end_ids(getattr(model.generation_config, "eos_token_id", None)),
@@ -54,13 +70,14 @@ class TorchRunner(Runner):
         self.model.set_attn_implementation(ATTENTION)
         self._rope_limit = rope_varies_beyond(model.config)
         self._longest = [0] * slots  # maximum length that the sequence of each slot has had
-        self._cache = SlotCache(slots)
+        in_place = self.device.type == "cpu" if in_place is None else in_place
+        self.pool = BlockPool(slots, self.context, blocks, in_place=in_place)
+        self._cache = self._new_cache()
         # transformers passes it on unread: `slot_attention` masks by spans.
         self._no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
 
-    @property
-    def capacity(self) -> int:
-        return self._cache.capacity
+    def _new_cache(self) -> BlockCache:
+        return BlockCache(self.pool)
 
     @property
     def embeddings(self) -> Tensor:
@@ -72,19 +89,45 @@ class TorchRunner(Runner):
     def _forward(
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
     ) -> RunnerOutput:
-        longest = max(
-            len(self.cached_tokens[slot]) + len(new) for slot, new in zip(slots, tokens, strict=True)
-        )
-        capacity = self.capacity
+        self._reserve(slots, tokens)
         try:
-            self._cache.grow(longest)
             return self._forward_rows(slots, tokens, keep, hidden)
         except (MemoryError, RuntimeError) as error:
             failure = out_of_memory(error)
-        self._cache.shrink(capacity, complete=self.calls > 0)
         # Raised outside of the handler: an error that carries the failed frames would keep their tensors
         # alive.
         raise ModelError(failure)
+
+    def _reserve(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
+        """Give the rows of a call the blocks that they need, some of free slots if need be, or none."""
+        rows = [
+            (slot, len(self.cached_tokens[slot]), len(self.cached_tokens[slot]) + len(new))
+            for slot, new in zip(slots, tokens, strict=True)
+        ]
+        for slot, start, _ in rows:
+            self._cache.cut(slot, start)
+        missing = sum(itertools.starmap(self.pool.missing, rows))
+        if missing > self.pool.free:
+            self._reclaim(missing, slots)
+            missing = sum(itertools.starmap(self.pool.missing, rows))
+        if missing > self.pool.free:
+            raise OutOfBlocks(
+                f"not enough memory: {missing} more blocks of {BLOCK} positions are needed, and "
+                f"{self.pool.free} of {self.pool.limit} are free; shorten the request, or run fewer at once"
+            )
+        for row in rows:
+            self._cache.extend(*row)
+
+    def _reclaim(self, blocks: int, keep: Collection[int]) -> None:
+        """Drop what free slots hold, from the end of the longest free one, until so many blocks are free."""
+        for slot in self.free_slots:
+            while slot not in keep and self.pool.free < blocks and (held := self.pool.count(slot)):
+                self.truncate(slot, max(0, held - (blocks - self.pool.free)) * BLOCK)
+
+    def make_room(self, lengths: Mapping[int, int]) -> bool:
+        missing = sum(max(0, blocks_of(length) - self.pool.count(slot)) for slot, length in lengths.items())
+        self._reclaim(missing, lengths)
+        return missing <= self.pool.free
 
     def _forward_rows(
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], keep: Sequence[int], hidden: bool
@@ -119,8 +162,13 @@ class TorchRunner(Runner):
         beyond = [[row] for row in order if row not in within]
         return [within, *beyond] if within else beyond
 
+    def truncate(self, slot: int, length: int) -> None:
+        super().truncate(slot, length)
+        self._cache.cut(slot, len(self.cached_tokens[slot]))
+
     def reset(self, slot: int) -> None:
         super().reset(slot)
+        self._cache.cut(slot, 0)
         self._longest[slot] = 0
 
     def cached_prefix_length(self, slot: int, tokens: Sequence[int]) -> int:
@@ -133,10 +181,16 @@ class TorchRunner(Runner):
         return self._rope_limit is None or length <= self._rope_limit
 
     def reuse_prefix(self, slot: int, tokens: Sequence[int]) -> None:
-        super().reuse_prefix(slot, tokens)
+        try:
+            super().reuse_prefix(slot, tokens)
+        except OutOfBlocks:  # for two copies; it is computed again where the first one makes room
+            self.reset(slot)
+        self._cache.cut(slot, len(self.cached_tokens[slot]))
         self._longest[slot] = len(self.cached_tokens[slot])
 
     def _copy_prefix(self, source: int, target: int, length: int) -> None:
+        self.truncate(target, 0)
+        self._reclaim(blocks_of(length) if self.pool.in_place else 1, (source, target))
         self._cache.copy_prefix(source, target, length)
 
     def _wipe(self, slot: int) -> None:
@@ -151,7 +205,6 @@ class TorchRunner(Runner):
         """
         starts = [len(self.cached_tokens[slot]) for slot in slots]
         keys = max(start + len(new) for start, new in zip(starts, tokens, strict=True))
-        self._cache.grow(keys)
         ends = list(itertools.accumulate(map(len, tokens)))
         wanted = [i for end, last in zip(ends, keep, strict=True) for i in range(end - last, end)]
         ids = torch.tensor([[token for new in tokens for token in new]], device=self.device)
@@ -159,20 +212,27 @@ class TorchRunner(Runner):
             [i for start, new in zip(starts, tokens, strict=True) for i in range(start, start + len(new))],
             device=self.device,
         )
-        single = len(slots) == 1
+        first = self._cache.address(slots[0], starts[0])
+        one_range = len(slots) == 1 and self.pool.in_place
         self._cache.batch = BatchLayout(
-            token_slots=torch.tensor(
-                [slot for slot, new in zip(slots, tokens, strict=True) for _ in new], device=self.device
+            where=slice(first, first + len(tokens[0]))
+            if one_range
+            else torch.tensor(
+                [
+                    self._cache.address(slot, start + index)
+                    for slot, start, new in zip(slots, starts, tokens, strict=True)
+                    for index in range(len(new))
+                ],
+                device=self.device,
             ),
-            token_positions=positions,
-            single_row=(slots[0], slice(None), slice(starts[0], keys)) if single else None,
             keys=keys,
         )
         if self._rope_limit is not None:
             reset_rope_lengths(self.model)
         states: list[Tensor] = []
         head: torch.nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        rows = spans(slots, starts, list(map(len, tokens)), self.device, gather=self.device.type != "cpu")
+        pool = None if self.pool.in_place else self.pool
+        rows = spans(slots, starts, list(map(len, tokens)), self.device, pool=pool)
         with (
             head.register_forward_pre_hook(lambda _, inputs: states.extend(inputs if hidden else ())),
             attending(rows, self.model),

@@ -194,7 +194,10 @@ class BatchScheduler:
         both of its models, and would starve if others kept taking one of the two.
         """
         taken: dict[Runner, int] = {}
-        blocked: set[Runner] = set()
+        # What an engine holds back for want of memory goes first, and finds its slot free.
+        blocked = {
+            runner for queue in self._engines.values() if queue.engine.waiting for runner in queue.runners
+        }
         for pending in list(self._waiting):
             queue = self._engines.get(pending.decoder) or EngineQueue(pending.decoder)
             free = queue.engine.free_slots - max(taken.get(runner, 0) for runner in queue.runners)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from tiny_models import NEAR, Letters, build, empty, plain_logits, requests_of
+from tiny_models import NEAR, Letters, build, empty, plain_logits, requests_of, tokens_of
 
 from viaticum.decoders import MixedDecoder, Request, Sampling, Stats, TorchRunner
 from viaticum.decoders.auto_mode import TRIAL_TOKENS, TRIALS, ModeChooser, Rates
@@ -35,10 +35,10 @@ class Scripted(ModeChooser):
         return self.mode
 
 
-def a_decoder(modes: ModeChooser | None, slots: int = 4) -> MixedDecoder:
+def a_decoder(modes: ModeChooser | None, slots: int = 4, blocks: int | None = None) -> MixedDecoder:
     return MixedDecoder(
-        TorchRunner(build(seed=1), slots=slots),
-        TorchRunner(build(seed=NEAR + 1), slots=slots),
+        TorchRunner(build(seed=1), slots=slots, blocks=blocks),
+        TorchRunner(build(seed=NEAR + 1), slots=slots, blocks=blocks),
         tokenizer=Letters(),
         router=EntropyRouter(0.75),
         loop_guard=None,
@@ -77,6 +77,27 @@ def test_lossless_modes_write_what_the_large_model_writes() -> None:
     found = [result.trace.tokens for result in decoder.generate_all(requests)]
     assert found == [result.trace.tokens for result in alone.generate_all(requests)]
     assert decoder.stats.drafted > 0
+
+
+def test_a_text_that_waits_for_memory_goes_on_in_the_mode_of_the_others() -> None:
+    requests = requests_of(5, 6, max_new_tokens=70)
+    modes = Scripted([LARGE_ALONE, DecodingMode(False, 1), DecodingMode(False, 4), ROUTED])
+    engine, waited = a_decoder(modes, blocks=6).engine(), 0
+    for request in requests:
+        engine.add(request)
+    while engine.busy:
+        engine.step()
+        for sequence in engine._waiting.sequences:
+            waited += 1
+            assert sequence.active_model == 1 or engine.config.router.starts_small
+            assert engine.config.draft or not sequence.drafting
+    assert waited > 0
+    assert engine._waiting.preemptions > 0
+    lossless = Scripted([LARGE_ALONE, DecodingMode(False, 1), DecodingMode(False, 4)])
+    alone = MixedDecoder(a_decoder(None).config.large, tokenizer=Letters(), loop_guard=None)
+    assert tokens_of(a_decoder(lossless, blocks=6).generate_all(requests)) == tokens_of(
+        alone.generate_all(requests)
+    )
 
 
 def test_sampled_texts_keep_their_distribution_when_drafts_are_dropped() -> None:

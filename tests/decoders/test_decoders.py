@@ -33,7 +33,6 @@ from viaticum.decoders import (
     RunnerOutput,
     Sampling,
     TorchRunner,
-    cache,
     torch_runner,
 )
 from viaticum.errors import InputError, ModelError, PromptTooLong
@@ -50,7 +49,6 @@ def test_ragged_calls_equal_a_forward_without_cache(
     kind: str, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_runner, "PREFILL_TOKENS", width)
-    monkeypatch.setattr(cache, "FIRST_CAPACITY", 8)  # so that it grows many times
     rng = random.Random(f"{kind}{width}")
     under_test = TorchRunner(build(kind), slots=5)
     held: list[list[int]] = [[] for _ in range(5)]

@@ -30,7 +30,6 @@ from transformers import PreTrainedModel
 
 from viaticum.catalogue import Catalogue
 from viaticum.decoders import Engine, Event, MixedDecoder, Request, Result, Sampling, TorchRunner
-from viaticum.decoders.cache import FIRST_CAPACITY, SlotCache
 from viaticum.errors import InputError, ModelError, PromptTooLong
 from viaticum.models.base import Generation
 from viaticum.models.local import LocalModels
@@ -192,7 +191,6 @@ def test_soak() -> None:
     tracemalloc.stop()
     assert sorted(results) == list(range(500))
     assert {result.finish_reason for result in results.values()} == {"stop", "length", "aborted"}
-    assert all(each.capacity == FIRST_CAPACITY for each in decoder.runners.values())
     assert max(traced[1:]) - traced[0] < 100_000, traced
     assert decoder.stats.accepted > 0
 
@@ -254,56 +252,6 @@ def test_a_loop_ends_a_text(draft: int) -> None:
 
 
 # --- failures -----------------------------------------------------------------------------------------------
-
-
-class NoRoom:
-    """A cache whose allocation really fails beyond `most` positions."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-        empty_layer = SlotCache._empty
-
-        def allocate(cache: SlotCache, like: Tensor) -> Tensor:
-            if cache.capacity > self.most:
-                torch.empty(1 << 60, dtype=torch.uint8)
-            return empty_layer(cache, like)
-
-        self.most = most
-        monkeypatch.setattr(SlotCache, "_empty", allocate)
-
-
-@pytest.mark.parametrize("slots", [1, 3])
-def test_a_text_that_memory_is_too_short_for_ends_and_the_others_go_on(
-    slots: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    good = requests_of(35, 3, max_new_tokens=20)
-    expected = tokens_of(a_decoder(EntropyRouter(0.75)).generate_all(good))
-    decoder = a_decoder(EntropyRouter(0.75), slots=slots)
-    room = NoRoom(monkeypatch, FIRST_CAPACITY)
-    long = Request([1, 2] * 300, 5)
-    for _ in range(2):
-        results = decoder.generate_all([good[0], long, good[1], long, good[2]])
-        assert [result.finish_reason for result in results] == [
-            "length",
-            "error",
-            "length",
-            "error",
-            "length",
-        ]
-        assert tokens_of([results[0], results[2], results[4]]) == expected
-        assert str(results[1].error).startswith("request 1: small: not enough memory")
-        assert "shorten the request" in str(results[1].error)
-        assert empty(decoder)
-        with pytest.raises(ModelError, match="not enough memory"):
-            decoder.generate(long)
-    # A sequence that outgrows the memory during decoding fails alone; the others continue.
-    edge = Request([1, 2] * 254, 20)
-    results = decoder.generate_all([edge, *good])
-    assert [result.finish_reason for result in results] == ["error", "length", "length", "length"]
-    assert 0 < len(results[0].trace.tokens) < 20
-    assert tokens_of(results[1:]) == expected
-    room.most = 1 << 20
-    assert decoder.generate(long).finish_reason == "length"
-    assert empty(decoder)
 
 
 def test_a_failed_allocation_in_the_middle_of_a_model_costs_one_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import CONFIGS, build, plain_logits, reference
+from transformers import Qwen2Config
 
 from viaticum.decoders import (
     LoopGuard,
@@ -17,10 +17,11 @@ from viaticum.decoders import (
     load,
     load_runner,
     memory,
-    plan_slots,
+    plan_memory,
     torch_runner,
 )
 from viaticum.decoders.attention import spans
+from viaticum.decoders.blocks import BLOCK, BlockPool
 from viaticum.decoders.memory import out_of_memory
 from viaticum.decoders.torch_runner import _chunks as chunks_of
 from viaticum.errors import InputError, ModelError
@@ -181,45 +182,70 @@ def test_a_guard_that_makes_no_sense(values: dict[str, int]) -> None:
 @pytest.mark.parametrize("context", [300, 512, 3000])
 def test_the_plan_fits_and_is_not_far_from_what_is_taken(kind: str, context: int) -> None:
     free = 200_000_000
-    slots = plan_slots(CONFIGS[kind], context, free, dtype=torch.float32, at_most=1000)
-    assert slots > 1
-    assert slots == plan_slots(CONFIGS[kind], context, free, dtype=torch.float32) or slots > memory.MAX_SLOTS
-    under_test = TorchRunner(build(kind), slots=slots, context=context)
+    plan = plan_memory(CONFIGS[kind], context, free, dtype=torch.float32, at_most=1000)
+    assert plan.slots > 1
+    fewer = plan_memory(CONFIGS[kind], context, free, dtype=torch.float32)
+    assert fewer.slots == min(plan.slots, memory.MAX_SLOTS)
+    if plan.slots == 1000:
+        return
+    under_test = TorchRunner(
+        build(kind), slots=plan.slots, context=context, blocks=plan.blocks, in_place=False
+    )
     under_test.extend(list(range(2)), [[1] * context, [2]])
     cache = under_test._cache
     taken = sum(
         layer.numel() * layer.element_size() for store in (cache.keys, cache.values) for layer in store
     )
-    assert under_test.capacity >= context
+    assert under_test.context == context
     assert 0.4 * free < taken < 0.9 * free  # masks take the rest
     with pytest.raises(ModelError, match=r"needs [\d,]+ bytes and 100,000 are free"):
-        plan_slots(CONFIGS[kind], context, 100_000, dtype=torch.float32)
-    with pytest.raises(InputError):
-        plan_slots(CONFIGS[kind], 0, free)
+        plan_memory(CONFIGS[kind], context, 100_000, dtype=torch.float32)
+    for wrong in ({"context": 0}, {"context": 9, "mean_length": 0}):
+        with pytest.raises(InputError):
+            plan_memory(CONFIGS[kind], free_bytes=free, **wrong)
 
 
 def test_the_bytes_that_are_needed_are_enough() -> None:
     with pytest.raises(ModelError) as refused:
-        plan_slots(CONFIGS["llama"], 600, 0)
+        plan_memory(CONFIGS["llama"], 600, 0)
     needed = int(str(refused.value).split()[6].replace(",", ""))
-    assert plan_slots(CONFIGS["llama"], 600, needed + 10) == 1
+    assert plan_memory(CONFIGS["llama"], 600, needed + 10).slots == 1
     with pytest.raises(ModelError):
-        plan_slots(CONFIGS["llama"], 600, int(0.95 * needed))
+        plan_memory(CONFIGS["llama"], 600, int(0.95 * needed))
+
+
+def test_slots_are_planned_for_texts_of_the_mean_length_and_one_may_have_the_whole_context() -> None:
+    """The caches of a 32B and a 1.5B model at 32k tokens beside their weights in 141 GB, as one model."""
+    config = Qwen2Config(
+        hidden_size=5120, intermediate_size=27648, num_hidden_layers=71, num_attention_heads=40,
+        num_key_value_heads=8, vocab_size=152_064,
+    )  # fmt: skip
+    free, context = 73_000_000_000, 32_768
+    whole = plan_memory(config, context, free, mean_length=context)
+    mean = plan_memory(config, context, free)
+    assert whole.slots <= 7
+    assert mean.slots > 2 * whole.slots
+    assert mean.blocks * BLOCK >= context
+    assert whole.blocks <= mean.blocks < 1.2 * whole.blocks, "the same memory"
+    assert plan_memory(config, context, free, slots=3).blocks == 3 * context // BLOCK
+    short = plan_memory(CONFIGS["llama"], 4096, 100_000_000, slots=5, dtype=torch.float32)
+    few = plan_memory(CONFIGS["llama"], 4096, 57_000_000, slots=5, dtype=torch.float32)
+    assert few.blocks < short.blocks, "a given number of slots shares what there is"
 
 
 def test_a_runner_plans_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build("llama").save_pretrained(tmp_path)
     assert free_bytes() > 0
-    auto = partial(load_runner, tmp_path, slots="auto", context=64, dtype="bfloat16")
-    assert auto().slots == memory.MAX_SLOTS
-    assert auto(max_slots=3).slots == 3
-    for free in (2_000_000, 6_000_000):
+    assert load_runner(tmp_path, slots="auto", context=64).slots == memory.MAX_SLOTS
+    for free in (6_000_000, 9_000_000):
         monkeypatch.setattr(load, "free_bytes", lambda device, free=free: free)
-        planned = auto()
-        assert planned.slots == plan_slots(CONFIGS["llama"], 64, free)
+        planned = load_runner(tmp_path, slots="auto", context=64, dtype=torch.float32)
+        assert isinstance(planned, TorchRunner)
+        expected = plan_memory(CONFIGS["llama"], 64, free, dtype=torch.float32)
+        assert (planned.slots, planned.pool.limit) == (expected.slots, expected.blocks)
     monkeypatch.setattr(load, "free_bytes", lambda device: 1000)
     with pytest.raises(ModelError, match="1,000 are free"):
-        auto()
+        load_runner(tmp_path, slots="auto", context=64)
 
 
 def test_a_real_allocator_is_understood() -> None:
@@ -287,7 +313,11 @@ def test_every_token_is_prefill_once_in_calls_of_bounded_size(
 
 def test_neighbours_of_one_length_are_attended_to_batches() -> None:
     def rows(slots: list[int], starts: list[int], lengths: list[int], gather: bool) -> list[int]:
-        found = spans(slots, starts, lengths, torch.device("cpu"), gather=gather)
+        pool = BlockPool(7, 100, in_place=False) if gather else None
+        for slot in slots if pool else ():
+            assert pool is not None
+            pool.extend(slot, 0, 100)
+        found = spans(slots, starts, lengths, torch.device("cpu"), pool=pool)
         assert [span.tokens.stop for span in found[:-1]] == [span.tokens.start for span in found[1:]]
         assert found[-1].tokens.stop == sum(lengths)
         return [len(span.positions) for span in found]
@@ -298,14 +328,11 @@ def test_neighbours_of_one_length_are_attended_to_batches() -> None:
     assert rows([0, 1, 2], [99, 9, 9], [1, 1, 1], False) == [1, 2]  # no masked keys by the dozen
 
 
-@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_rows_that_are_taken_together_say_what_they_say_alone(
-    kind: str, gather: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch_runner, "spans", lambda *args, **_: spans(*args, gather=gather))
+def test_rows_that_are_taken_together_say_what_they_say_alone(kind: str, in_place: bool) -> None:
     rng = random.Random(kind)
-    under_test = TorchRunner(build(kind), slots=6)
+    under_test = TorchRunner(build(kind), slots=6, in_place=in_place)
     for _ in range(10):
         slots = rng.sample(range(6), rng.randrange(2, 7))
         if rng.random() < 0.5:

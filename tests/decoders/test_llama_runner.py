@@ -26,12 +26,14 @@ from tiny_models import (
     plain_logits,
     reference,
     requests_of,
+    tokens_of,
 )
 from torch import Tensor
 
 from viaticum.decoders import MixedDecoder, Request, Runner, TorchRunner, load_runner
 from viaticum.decoders import llama_library as llama
 from viaticum.decoders import llama_runner as module
+from viaticum.decoders.blocks import OutOfBlocks
 from viaticum.decoders.llama_runner import LlamaRunner
 from viaticum.decoders.load import default_engine
 from viaticum.errors import InputError, MissingExtra, ModelError, WeightsError
@@ -176,7 +178,7 @@ def test_the_cache_grows_with_the_texts_and_keeps_what_it_holds(
 ) -> None:
     monkeypatch.setattr(module, "FIRST_CELLS", 256)
     runner, rng = hold(files[0], slots=3, context=700), random.Random(3)
-    before = runner.capacity
+    before = runner._cells
     texts = [[rng.randrange(VOCABULARY) for _ in range(count)] for count in (300, 20, 650)]
     runner.extend([1], [texts[1]])
     runner.extend([0], [texts[0]])
@@ -184,7 +186,7 @@ def test_the_cache_grows_with_the_texts_and_keeps_what_it_holds(
     assert len(runner.cached_tokens[2]) >= 100, "a copy takes no cells"
     texts[2] = [*texts[0][:100], *texts[2][100:]]
     runner.extend([2], [texts[2][len(runner.cached_tokens[2]) :]])
-    assert runner.capacity > before
+    assert runner._cells > before
     got = runner.extend(range(3), [[5], [6], [7]])
     for row, text, token in zip(got, texts, (5, 6, 7), strict=True):
         assert_close(row, plain_logits([*text, token], seed=0))
@@ -224,6 +226,51 @@ def test_the_text_that_asks_for_most_is_given_up_when_there_is_no_room(
     assert empty(decoder)
     again = decoder.generate(Request(list(range(90)) * 2, max_new_tokens=3))
     assert list(again.trace.tokens) == alone(list(range(90)) * 2, 3)
+
+
+def test_texts_that_do_not_fit_together_wait_and_end_as_if_they_did(
+    files: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(6)
+    requests = [Request(a_prompt(rng, length), 100) for length in (40, 30, 50, 20, 60)]
+    one = MixedDecoder(hold(files[0], context=250), tokenizer=Letters(), loop_guard=None)
+    expected = tokens_of(one.generate_all(requests))
+    monkeypatch.setattr(module, "FIRST_CELLS", 256)
+    monkeypatch.setattr(module, "free_bytes", lambda: 0)
+    decoder = MixedDecoder(hold(files[0], 4, 250), tokenizer=Letters(), loop_guard=None)
+    engine, found = decoder.engine(), dict[int, tuple[int, ...]]()
+    for request in requests:
+        engine.add(request)
+    while engine.busy:
+        found |= {event.index: event.result.trace.tokens for event in engine.step() if event.result}
+    assert engine._waiting.preemptions > 0
+    assert [found[index] for index in range(5)] == expected
+    assert empty(decoder)
+
+
+def test_a_call_that_finds_no_room_changes_nothing(
+    files: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_CELLS", 256)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(module, "free_bytes", lambda: 0)
+    runner, rng = hold(files[0], slots=3, context=400), random.Random(7)
+    texts = [[rng.randrange(VOCABULARY) for _ in range(count)] for count in (100, 40)]
+    runner.extend([0, 1], texts)
+    runner.free_slots = [2]
+    assert runner.make_room({0: 150, 1: 90})
+    assert not runner.make_room({0: 150, 1: 90, 2: 60})
+    runner.reuse_prefix(1, [*texts[0][:80], 1])
+    runner.extend([1], [[1]])
+    assert runner.make_room({0: 120, 1: 110, 2: 60}), "80 cells are those of both"
+    assert not runner.make_room({0: 120, 1: 210, 2: 60})
+    runner.reset(1)
+    runner.extend([1], [texts[1]])
+    with pytest.raises(OutOfBlocks, match="not enough memory"):
+        runner.extend([1, 2], [[3], [1] * 200])  # the first of its parts fit
+    assert runner.cached_tokens == [*texts, []]
+    for row, text in zip(runner.extend([0, 1], [[5], [6]]), texts, strict=True):
+        assert_close(row, plain_logits([*text, 5 if text is texts[0] else 6], seed=0))
 
 
 def test_texts_that_ended_give_way_before_a_new_one_is_refused(

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import empty, requests_of, single
+from tiny_models import Letters, build, empty, requests_of, single, tokens_of
 
 from viaticum.catalogue import Catalogue
-from viaticum.decoders import Request
+from viaticum.decoders import Event, MixedDecoder, Request, TorchRunner
+from viaticum.decoders.blocks import BLOCK
 from viaticum.errors import InputError, ModelError
 from viaticum.models.base import Generation
 from viaticum.models.batching import BatchScheduler
@@ -205,6 +206,27 @@ def test_the_thread_ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     list(scheduler.generate(decoder, requests_of(0, 2)))
     until(lambda: scheduler._thread is None)
     assert len([event for _, event in scheduler.generate(decoder, requests_of(0, 1)) if event]) == 12
+
+
+def test_a_text_that_waits_for_memory_finds_its_slot_free_again() -> None:
+    """Two engines share a runner; short texts keep coming while one of two long ones waits for the other."""
+    runner = TorchRunner(build(seed=1), slots=2, context=6 * BLOCK, blocks=6)
+    decoders = [MixedDecoder(runner, tokenizer=Letters(), loop_guard=None) for _ in range(2)]
+    requests = [*requests_of(3, 2, max_new_tokens=140), *requests_of(4, 6, max_new_tokens=3)]
+    one = MixedDecoder(TorchRunner(build(seed=1)), tokenizer=Letters(), loop_guard=None)
+    expected, scheduler = tokens_of(one.generate_all(requests)), BatchScheduler()
+    texts = [scheduler.generate(decoders[number % 2], [each]) for number, each in enumerate(requests)]
+
+    def read(text: Iterator[tuple[int, Event | None]]) -> tuple[int, ...]:
+        (result,) = [event.result for _, event in text if event is not None and event.result is not None]
+        return result.trace.tokens
+
+    for text in texts[:2]:
+        next(text)
+    with ThreadPoolExecutor(8) as callers:
+        assert list(callers.map(read, texts)) == expected
+    scheduler.close()
+    assert all(map(empty, decoders))
 
 
 def test_an_abandoned_text_is_aborted() -> None:

@@ -64,6 +64,10 @@ def _torch(model: PreTrainedModel, folder: Path, slots: int, context: int) -> Ru
     return TorchRunner(model, slots=slots, context=context)
 
 
+def _blocks(model: PreTrainedModel, folder: Path, slots: int, context: int) -> Runner:
+    return TorchRunner(model, slots=slots, context=context, in_place=False)
+
+
 def _graphs(model: PreTrainedModel, folder: Path, slots: int, context: int) -> Runner:
     return GraphRunner(model, slots=slots, context=context)
 
@@ -125,11 +129,12 @@ def _starve_llama(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
         "llama_decode",
         lambda context, batch: NO_ROOM if batch.n_tokens > 100 else decode(context, batch),
     )
-    monkeypatch.setattr(runner, "_make_room", lambda busy: False)
+    monkeypatch.setattr(runner, "_free_cells", lambda busy: False)
 
 
 BACKENDS: list[Backend] = [
     Backend("torch", _torch, starve=_starve_torch),
+    Backend("torch-blocks", _blocks, starve=_starve_torch),
     Backend("torch-graphs", _graphs, starve=_starve_torch),
     Backend("llama", _llama, kinds=("qwen2", "qwen3", "llama"), needs="xllamacpp", starve=_starve_llama),
     Backend(
