@@ -72,8 +72,16 @@ class BlockCache(Cache):
     def allocate(self, layer_idx: int, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the layers up to `layer_idx`, with the heads and widths of these states."""
         while len(self.keys) <= layer_idx:
-            self.keys.append(self._empty(key_states))
-            self.values.append(self._empty(value_states))
+            maps = len(self._maps)
+            try:
+                keys, values = self._empty(key_states), self._empty(value_states)
+            except (OSError, MemoryError, RuntimeError) as error:  # a layer has both or none
+                del self._maps[maps:]
+                if isinstance(error, OSError):  # of mmap, where addresses are limited too
+                    raise MemoryError(str(error)) from None
+                raise
+            self.keys.append(keys)
+            self.values.append(values)
 
     def extend(self, slot: int, start: int, end: int) -> None:
         """Give a slot blocks for the positions from `start` to `end`.

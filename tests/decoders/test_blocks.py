@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -155,6 +156,30 @@ def test_a_context_is_never_longer_than_the_blocks(in_place: bool) -> None:
     check(runner, [0], [[1] * 96])
     with pytest.raises(PromptTooLong):
         runner.extend([0], [[1]])
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize(
+    "error", [OSError(12, "Cannot allocate memory"), torch.OutOfMemoryError("no memory")]
+)
+def test_a_cache_that_could_not_be_allocated_is_allocated_by_the_next_call(
+    in_place: bool, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, calls = a_runner(in_place=in_place, slots=2, context=100), itertools.count()
+    empty_layer = runner._cache._empty
+
+    def fail_once(like: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 3:  # the values of the second layer
+            raise error
+        return empty_layer(like)
+
+    monkeypatch.setattr(runner._cache, "_empty", fail_once)
+    with pytest.raises(ModelError, match="not enough memory"):
+        runner.extend([0], [[1, 2, 3]])
+    assert runner.cached_tokens[0] == []
+    check(runner, [0, 1], [[1, 2, 3], [4]])
+    assert len(runner._cache.keys) == len(runner._cache.values) == runner.model.config.num_hidden_layers
+    assert len(runner._cache._maps) == (4 if in_place else 0)
 
 
 # --- an engine whose memory runs out ------------------------------------------------------------------------
