@@ -127,8 +127,8 @@ def _row_text(row: Row) -> str:
 
 
 def check_fingerprint(before: Job, now: Job, folder: Path) -> None:
-    for name, value in now.fingerprint.items():
-        old = before.fingerprint.get(name, "unknown")
+    for name in {**before.fingerprint, **now.fingerprint}:  # what is not given any more is a difference too
+        old, value = (each.fingerprint.get(name, "unknown") for each in (before, now))
         if old != value:
             raise InputError(
                 f"the job in {folder} began with another {name}: {_brief(old)} then, {_brief(value)} now; "
