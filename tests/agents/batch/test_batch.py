@@ -60,6 +60,7 @@ from viaticum.errors import (
     RateLimited,
     UnknownName,
 )
+from viaticum.generation import GenerationSettings
 from viaticum.jobs import Job, Preview, read_rows
 from viaticum.models.base import Generation
 from viaticum.models.scripted import ScriptedModel
@@ -402,6 +403,24 @@ def test_a_job_that_goes_on_must_be_the_same(tmp_path: Path, monkeypatch: pytest
     write_questions(tmp_path / "in.jsonl", 4)
     with pytest.raises(InputError, match=r"another input: [0-9a-f]{12} then, [0-9a-f]{12} now"):
         run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"model": "cheap", "strategy": "cot"}, "pairs: 'cheap+cot' then"),
+        ({"generation": GenerationSettings(temperature=0.5)}, "generation: "),
+    ],
+)
+def test_a_job_does_not_go_on_without_what_it_was_given(
+    tmp_path: Path, given: dict[str, Any], name: str
+) -> None:
+    write_questions(tmp_path / "in.jsonl", 3)
+    run(tmp_path, **given)
+    with pytest.raises(InputError, match="began with another") as refused:
+        run(tmp_path, resume=True)
+    assert name in str(refused.value)
+    run(tmp_path, resume=True, **given)
 
 
 def test_two_processes_do_not_work_on_one_job(tmp_path: Path) -> None:
