@@ -6,6 +6,7 @@ Leaves out reading the catalogue and what entries need of each other (`viaticum.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
@@ -59,6 +60,7 @@ _LATER: dict[str, Any] = {
     "chat_template": None,
     "served_model": None,
     "top_logprobs": None,
+    "benchmarks": {},
     **dict.fromkeys(LOCAL_FIELDS),
 }
 LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
@@ -114,6 +116,8 @@ class ModelSpec(FrozenModel):
             of a Jinja file beside it. A pair has that of its large model.
         default: routed to, and fetched, unless names are given.
         generation: how it generates where neither call nor strategy says so (`viaticum.generation`).
+        benchmarks: public figures by benchmark, shares of right answers such as {"mmlu-pro": 0.64}; the prior
+            places a model by them before it has outcomes (`viaticum.routers.query.prior`).
 
         device, dtype, engine, slots, context, tensor_parallel, gpu_memory: of local models and pairs, how
             they run on this machine (`viaticum.local_settings`). What a pair says holds for both its models.
@@ -194,6 +198,10 @@ class ModelSpec(FrozenModel):
     gpu_memory: GpuMemory | None = None
     served_model: Annotated[str, Field(min_length=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=1, le=1000)] | None = None
+    benchmarks: Mapping[str, float] = {}
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     @property
     def local(self) -> LocalSettings:
@@ -207,11 +215,11 @@ class ModelSpec(FrozenModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The entry for keys of answers: without what only says where and how fast it runs.
+        """The entry for keys of answers: without what only says where, how fast and how well it runs.
 
         A hub's file with the hash of a wheels source is left out: the bytes are the same.
         """
-        dumped = self.model_dump(mode="json", exclude=set(UNKEYED_FIELDS))
+        dumped = self.model_dump(mode="json", exclude={*UNKEYED_FIELDS, "benchmarks"})
         same = {source.sha256 for source in self.sources if isinstance(source, Wheels)}
         dumped["sources"] = [
             source
@@ -267,6 +275,23 @@ class ModelSpec(FrozenModel):
                 " end at most"
             )
         return name
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _shares(cls, figures: Any) -> Any:
+        if not isinstance(figures, Mapping):
+            raise ValueError('benchmarks is a table of shares, such as {"mmlu-pro" = 0.64}')
+        shares = {}
+        for name, share in figures.items():
+            if isinstance(share, bool) or not isinstance(share, int | float | Decimal):
+                raise ValueError(f"the figure of {name} is a number from 0 to 1, got {share!r}")
+            if not 0 <= share <= 1:
+                raise ValueError(
+                    f"the figure of {name} is a share of right answers from 0 to 1, got {share}; write 64% as"
+                    " 0.64"
+                )
+            shares[re.sub(r"[\s_]+", "-", str(name).strip().lower())] = float(share)
+        return shares
 
     @field_validator("thinking")
     @classmethod
@@ -349,6 +374,8 @@ class ModelSpec(FrozenModel):
 
     def _check_generation(self) -> None:
         given = self.generation.given
+        if self.benchmarks and self.kind == "encoder":
+            raise ValueError("an encoder entry takes no benchmarks")
         if given and self.kind == "encoder":
             raise ValueError("an encoder entry takes no generation settings")
         if self.generation.extra_body and self.kind != "remote":

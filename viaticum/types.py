@@ -106,6 +106,9 @@ class Row:
         cost_mean: mean cost in nano-dollars; None where it is unknown.
         cut_at: tokens at which the known outputs were cut; what is longer is extrapolated. None: none was
             cut.
+        accuracy_low, accuracy_high: 90% interval of the accuracy, where a prior estimated it.
+        average: accuracy over all questions, where a prior's `accuracy` is a view of this one.
+        origin: where the row comes from, in words; empty for the router's own table.
     """
 
     pair: Pair
@@ -116,6 +119,10 @@ class Row:
     cost_p90: int
     cost_mean: int | None = None
     cut_at: int | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    average: float | None = None
+    origin: str = ""
 
     @property
     def expected_cost(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from viaticum.budgets import Hold
@@ -16,6 +16,7 @@ from viaticum.routers.query import Plan
 from viaticum.types import Completion, Pair, Route, Row, TokenCount, Usage
 
 _COUNTS = [each.name for each in fields(TokenCount)]
+_OPTIONAL_OF_ROW = [each.name for each in fields(Row) if each.default is not MISSING]
 
 
 def completion_to_json(completion: Completion) -> dict[str, Any]:
@@ -51,6 +52,8 @@ def completion_from_json(data: Mapping[str, Any]) -> Completion:
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
+    """The fields of a row; those that are optional only where they are set."""
+    later = {name: getattr(row, name) for name in _OPTIONAL_OF_ROW}
     return {
         "pair": str(row.pair),
         "accuracy": row.accuracy,
@@ -58,8 +61,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
         "tokens_p90": row.tokens_p90,
         "cost_p50": row.cost_p50,
         "cost_p90": row.cost_p90,
-        **({} if row.cost_mean is None else {"cost_mean": row.cost_mean}),
-        **({} if row.cut_at is None else {"cut_at": row.cut_at}),
+        **{name: value for name, value in later.items() if value not in (None, "")},
     }
 
 

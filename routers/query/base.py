@@ -23,6 +23,14 @@ class QueryRouter(ABC):
     def plans_for(self, query: Query) -> list[PlanRow]:
         """A row for every plan worth considering; by default each pair alone."""
         return [
-            PlanRow(Plan((row.pair,)), row.accuracy, row.cost_p50, row.cost_p90, row.cost_mean)
+            PlanRow(
+                Plan((row.pair,)),
+                row.accuracy,
+                row.cost_p50,
+                row.cost_p90,
+                row.cost_mean,
+                row.average,
+                row.origin,
+            )
             for row in self.table(query)
         ]

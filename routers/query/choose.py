@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from viaticum.errors import BudgetExceeded, InputError, UnknownName
 from viaticum.money import NANOUSD_PER_USD, format_usd
 from viaticum.routers.query.plans import PlanRoute, PlanRow
-from viaticum.types import Route, RoutingTable
+from viaticum.types import Route, RoutingTable, Row
 
 
 class Costed(Protocol):
@@ -31,6 +31,7 @@ class Costed(Protocol):
 
 
 RowT = TypeVar("RowT", bound=Costed)
+TableRow = TypeVar("TableRow", Row, PlanRow)
 
 
 class Policy(ABC):
@@ -130,17 +131,31 @@ def choose(table: RoutingTable, left_nanousd: int | None, policy: Policy) -> Rou
         InputError: the table is empty.
         BudgetExceeded: no row fits.
     """
-    row, why = policy.pick(_fitting(table.rows, left_nanousd))
+    row, why = _pick(_fitting(table.rows, left_nanousd), policy)
     return Route(row.pair, row, why)
 
 
 def choose_plan(rows: Sequence[PlanRow], left_nanousd: int | None, policy: Policy) -> PlanRoute:
     """Choose a plan among those whose p90 cost fits the budget, as `choose` does a pair."""
-    row, why = policy.pick(_fitting(rows, left_nanousd))
+    row, why = _pick(_fitting(rows, left_nanousd), policy)
     return PlanRoute(row.plan, row, why)
 
 
-def _fitting(rows: Sequence[RowT], left_nanousd: int | None) -> list[RowT]:
+def _pick(rows: list[TableRow], policy: Policy) -> tuple[TableRow, str]:
+    """The policy's pick; where a prior has a view of this question, never dearer than by its averages."""
+    row, why = policy.pick(rows)
+    if any(each.average is not None for each in rows):
+        averages = [
+            each if each.average is None else replace(each, accuracy=each.average, average=None)
+            for each in rows
+        ]
+        usual, usual_why = policy.pick(averages)
+        if usual.expected_cost < row.expected_cost:
+            row, why = rows[averages.index(usual)], f"{usual_why}, by averages"
+    return row, f"{why}; {row.origin}" if row.origin else why
+
+
+def _fitting(rows: Sequence[TableRow], left_nanousd: int | None) -> list[TableRow]:
     if not rows:
         raise InputError("no pair is left to choose from; pull weights or profile more pairs")
     fitting = [row for row in rows if left_nanousd is None or row.cost_p90 <= left_nanousd]

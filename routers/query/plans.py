@@ -53,13 +53,18 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """Prediction for one plan on one query; costs of the whole plan in nano-dollars, the mean where known."""
+    """Prediction for one plan on one query; costs of the whole plan in nano-dollars, the mean where known.
+
+    average, origin: of the row of a single pair (`viaticum.types.Row`).
+    """
 
     plan: Plan
     accuracy: float
     cost_p50: int
     cost_p90: int
     cost_mean: int | None = None
+    average: float | None = None
+    origin: str = ""
 
     @property
     def expected_cost(self) -> int:

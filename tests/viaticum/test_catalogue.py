@@ -263,3 +263,27 @@ def test_price_details_that_cannot_be_are_refused(tmp_path: Path, lines: str, sa
     )
     with pytest.raises(InputError, match=said):
         Catalogue.load(file)
+
+
+def test_benchmark_figures_of_an_entry(tmp_path: Path) -> None:
+    entry = '[models.new]\nkind = "remote"\ndescription = "x"\ncontext_length = 9\nlitellm_model = "a/b"\n'
+    text = entry + 'benchmarks = {"MMLU Pro" = 0.64, "gsm8k" = 1}\n'
+    spec = Catalogue.load(write(tmp_path, text))["new"]
+    assert dict(spec.benchmarks) == {"mmlu-pro": 0.64, "gsm8k": 1.0}
+    plain = Catalogue.load(write(tmp_path, entry))["new"]
+    assert spec.identity == plain.identity  # answers that are kept stay valid when a figure is added
+    assert "benchmarks" not in plain.model_dump(mode="json")
+    assert {spec, plain} == {plain, spec}
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ('{"gsm8k" = 93}', "benchmarks: .*from 0 to 1, got 93; write 64% as 0.64"),
+        ('{"gsm8k" = "93%"}', "gsm8k is a number"),
+        ("0.9", "benchmarks is a table of shares"),
+    ],
+)
+def test_wrong_benchmark_figures(tmp_path: Path, figures: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Catalogue.load(write(tmp_path, f'[models."{SMALL}"]\nbenchmarks = {figures}\n'))
