@@ -123,7 +123,7 @@ def _router_digest(router: QueryRouter, given: QueryRouter | str | Path | None) 
 def _row_text(row: Row) -> str:
     """A row as text, without optional fields that are not set, as earlier versions wrote it."""
     values = ((each.name, getattr(row, each.name)) for each in fields(row))
-    return f"Row({', '.join(f'{name}={value!r}' for name, value in values if value is not None)})"
+    return f"Row({', '.join(f'{name}={value!r}' for name, value in values if value not in (None, ''))})"
 
 
 def check_fingerprint(before: Job, now: Job, folder: Path) -> None:
