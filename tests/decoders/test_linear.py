@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -27,7 +28,6 @@ from viaticum.gguf.blocks import FourBit, four_bit_tensors, read_four_bit
 from viaticum.gguf.conversion import convert
 from viaticum.gguf.file import read_header
 
-gguf = pytest.importorskip("gguf")
 pytestmark = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported() or not torch.cpu._is_vnni_supported(),
     reason="packed weights need a CPU with AVX-512",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import importlib.util
 import random
 import re
 import tomllib
@@ -39,10 +38,7 @@ from viaticum.decoders.load import default_engine
 from viaticum.errors import InputError, MissingExtra, ModelError, WeightsError
 from viaticum.routers.token import AlwaysLarge, DivergenceRouter, EntropyRouter, Step, entropy
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs the extra llama"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

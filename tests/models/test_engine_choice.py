@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +18,7 @@ from viaticum.models.engine_choice import EngineFigures, measured_engine, save_f
 from viaticum.models.engine_trial import engines_of
 from viaticum.models.local import LocalModels
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs the extra llama"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ENTRY = """
 [models.tiny]

@@ -18,7 +18,6 @@ from viaticum.errors import InputError
 from viaticum.local_settings import LocalSettings
 from viaticum.models.local import LocalModels
 
-pytest.importorskip("torch")
 Loads = list[tuple[str, dict[str, Any]]]
 ENTRY = """
 [models.{name}]

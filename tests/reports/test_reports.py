@@ -380,7 +380,8 @@ def test_intervals_of_means_are_those_of_the_central_limit() -> None:
 
 
 def test_the_interval_of_a_share_is_wilsons() -> None:
-    stats = pytest.importorskip("scipy.stats")
+    from scipy import stats
+
     for right, of in ((0, 7), (7, 7), (1, 30), (123, 200), (4_000, 50_000)):
         theirs = stats.binomtest(right, of).proportion_ci(method="wilson")
         assert accuracy_interval(right, of) == pytest.approx((theirs.low, theirs.high), abs=1e-9)

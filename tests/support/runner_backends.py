@@ -6,7 +6,6 @@ leaves out. The expected values come from the same model without any cache.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ class Backend:
         kinds: model families of `tiny_models.CONFIGS` that it can hold.
         hidden: whether its calls return hidden states.
         embeddings: whether it has the input embeddings.
-        needs: package that it needs; the tests are skipped without it.
         starve: makes calls of a runner with more than 100 new tokens run out of memory; None: they cannot.
         normalised: whether its logits are log probabilities.
         atol, rtol: by how much its logits may differ from those of transformers in float32.
@@ -49,7 +47,6 @@ class Backend:
     kinds: tuple[str, ...] = ("qwen2", "llama", "mistral", "gemma2")
     hidden: bool = True
     embeddings: bool = True
-    needs: str = "torch"
     starve: Callable[[Runner, pytest.MonkeyPatch], None] | None = None
     normalised: bool = False
     atol: float = 2e-4
@@ -136,7 +133,7 @@ BACKENDS: list[Backend] = [
     Backend("torch", _torch, starve=_starve_torch),
     Backend("torch-blocks", _blocks, starve=_starve_torch),
     Backend("torch-graphs", _graphs, starve=_starve_torch),
-    Backend("llama", _llama, kinds=("qwen2", "qwen3", "llama"), needs="xllamacpp", starve=_starve_llama),
+    Backend("llama", _llama, kinds=("qwen2", "qwen3", "llama"), starve=_starve_llama),
     Backend(
         "served-vllm", _served("vllm"), ("qwen2", "gemma2"), hidden=False, embeddings=False, normalised=True
     ),
@@ -147,13 +144,7 @@ BACKENDS: list[Backend] = [
 def backend_params(**needed: Any) -> list[Any]:
     """Parameters for `pytest.mark.parametrize("backend", ...)`: back ends whose fields are as `needed`."""
     return [
-        pytest.param(
-            each,
-            id=each.name,
-            marks=pytest.mark.skipif(
-                importlib.util.find_spec(each.needs) is None, reason=f"needs {each.needs}"
-            ),
-        )
+        pytest.param(each, id=each.name)
         for each in BACKENDS
         if all(getattr(each, name) == value for name, value in needed.items())
     ]

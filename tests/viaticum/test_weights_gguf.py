@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -17,8 +18,6 @@ from viaticum.gguf.file import read_header
 from viaticum.gguf.parallel import ordered_map
 from viaticum.weight_sources import LocalPath
 from viaticum.weights import locate, pull
-
-gguf = pytest.importorskip("gguf")
 
 HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 256, 4, 2, 512, 2  # multiples of 256, the block of K-quants
 TOKENS = [*(chr(code) for code in range(33, 127)), "Ġ", "Ċ", "ab", "abc", "<|end|>"]

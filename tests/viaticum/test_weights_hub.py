@@ -19,7 +19,6 @@ from viaticum.weight_sources import Hub, LocalPath, Wheels
 from viaticum.weights import locate, pull
 from viaticum.wheels import FetchError
 
-pytest.importorskip("huggingface_hub")
 CONTENT = b"a model in one file, " * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -43,7 +42,6 @@ RAY_ENVIRONMENT = {
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # of the clusters of this module alone
 }
 pytestmark = pytest.mark.timeout(600)
-needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="pip install 'viaticum[ray]'")
 
 
 class Jobs:
@@ -139,7 +137,6 @@ def kill_workers(folder: Path, job: RunningJob, after: tuple[int, ...]) -> set[i
     return killed
 
 
-@needs_ray
 def test_a_worker_is_killed_in_the_middle(tmp_path: Path, postgres: str, jobs: Jobs) -> None:
     job = jobs.start(tmp_path / "ray", "1", postgres, 0.05, "ray", jobs.cluster)
     here = jobs.start(tmp_path / "here", "1", postgres, 0.0, "local")
@@ -156,7 +153,6 @@ def test_a_worker_is_killed_in_the_middle(tmp_path: Path, postgres: str, jobs: J
     assert {each["id"]: each["answer"] for each in read_lines(tmp_path / "ray" / "out.jsonl")} == rows
 
 
-@needs_ray
 def test_the_whole_job_is_killed_and_goes_on_with_less_money_than_it_wants(
     tmp_path: Path, postgres: str, jobs: Jobs
 ) -> None:

@@ -1,0 +1,92 @@
+"""Chat templates as published models have them: their own BOS, dates, roles that must alternate."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+
+import pytest
+
+from viaticum.catalogue import Catalogue
+from viaticum.errors import InputError
+from viaticum.messages import with_history
+from viaticum.models.base import Generation
+from viaticum.models.local import LocalModel, LocalModels
+from viaticum.types import Message
+
+# As Mistral's: roles alternate, the first one is the user's, no system turn.
+ALTERNATING = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+# As Llama 3.1's, Mistral Small 3's and Granite's: the day of the call stands in the system turn.
+DATED = (
+    "{{ bos_token }}Today Date: {{ strftime_now('%d %b %Y') }}\n"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+)
+
+
+@pytest.fixture
+def model(tiny_catalogue: Catalogue) -> LocalModel:
+    """A model whose tokenizer, as those of Llama and Gemma, also puts a BOS before every text."""
+    found = LocalModels(tiny_catalogue).model("tiny-small")
+    found.tokenizer.bos_token = found.tokenizer.eos_token
+    found.tokenizer.add_bos_token = True
+    found.tokenizer.chat_template = ALTERNATING
+    return found
+
+
+def rendered(model: LocalModel, messages: list[Message]) -> str:
+    text = model.tokenizer.decode(model.prompt(messages, Generation()))
+    assert isinstance(text, str)
+    return text
+
+
+def test_a_prompt_has_the_bos_that_its_template_writes_and_no_other(model: LocalModel) -> None:
+    bos = model.tokenizer.bos_token_id
+    assert model.tokenizer("x")["input_ids"][0] == bos, "the tokenizer puts one too"
+    prompt = model.prompt([{"role": "user", "content": "How many?"}], Generation())
+    assert prompt[0] == bos
+    assert prompt.count(bos) == 1
+
+
+def test_roles_alternate_whatever_the_conversation(model: LocalModel) -> None:
+    history: list[Message] = [
+        {"role": "user", "content": "Hello."},
+        {"role": "user", "content": "Anyone?"},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "assistant", "content": "Here."},
+        {"role": "system", "content": "Be brief."},
+    ]
+    own: list[Message] = [
+        {"role": "system", "content": "Count."},
+        {"role": "user", "content": "How many?"},
+    ]
+    text = rendered(model, with_history(history, own))
+    turns = re.findall(r"\[INST\] (.*?) \[/INST\]", text, re.DOTALL)
+    assert turns == ["Count.\n\nBe brief.\n\nHello.\n\nAnyone?", "How many?"]
+    assert "[/INST]Yes.\n\nHere.<|end|>[INST]" in text
+
+
+def test_a_chat_that_a_template_refuses_is_told_in_its_words(model: LocalModel) -> None:
+    chat: list[Message] = [{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "How many?"}]
+    with pytest.raises(InputError, match=r"tiny-small cannot read these messages: .*must alternate"):
+        model.prompt(chat, Generation())
+
+
+def test_a_template_may_ask_for_the_date(model: LocalModel) -> None:
+    model.tokenizer.chat_template = DATED
+    before = date.today()
+    text = rendered(model, [{"role": "user", "content": "Which day?"}])
+    days = {each.strftime("%d %b %Y") for each in (before, date.today())}
+    assert any(f"Today Date: {day}\nuser: Which day?" in text for day in days)
+
+
+def test_a_date_given_as_a_variable_stands_in_its_place(model: LocalModel) -> None:
+    model.tokenizer.chat_template = "{{ date_string or strftime_now('%Y') }}: {{ messages[0].content }}"
+    chat: list[Message] = [{"role": "user", "content": "Which day?"}]
+    ids = model.prompt(chat, Generation(chat_template_kwargs={"date_string": "26 Jul 2024"}))
+    assert model.tokenizer.decode(ids) == "26 Jul 2024: Which day?"
