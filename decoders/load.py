@@ -199,15 +199,18 @@ def _load_weights(path: str | Path, dtype: torch.dtype, device: torch.device) ->
     options: dict[str, Any] = {}
     if device.type != "cpu" and find_spec("accelerate"):
         options["device_map"] = {"": device}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=dtype,
-        attn_implementation=ATTENTION,
-        local_files_only=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are in `info`
-        **options,
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in `info`
+            **options,
+        )
+    except OSError as error:  # no weights, or a part of them is missing
+        raise WeightsError(f"the weights in {path} cannot be read: {error}; fetch them again") from None
     model: PreTrainedModel = loaded[0]
     _check_complete(Path(path), loaded[1])
     model.to(device)  # type: ignore[arg-type]

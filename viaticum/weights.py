@@ -35,6 +35,7 @@ from viaticum.wheels import DISK_FULL, FetchError, Report
 
 MANIFEST = "manifest.json"
 GGUF = "model.gguf"
+WEIGHTS = ("*.safetensors", GGUF, "pytorch_model*.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +179,29 @@ def _own_folder(spec: ModelSpec) -> Path | None:
     _require_weights(spec)
     for source in spec.sources:
         if isinstance(source, LocalPath) and (folder := Path(source.path).expanduser()).is_dir():
-            if not any((folder / name).is_file() for name in ("config.json", GGUF)):
-                raise WeightsError(
-                    f"{folder} holds neither config.json nor {GGUF}; {spec.name} needs a folder that"
-                    " transformers reads, or a GGUF file and its tokenizer.json"
-                )
+            _require_own_weights(spec, folder)
             return folder.absolute()
     return None
+
+
+def _require_own_weights(spec: ModelSpec, folder: Path) -> None:
+    """Check that a user's folder is one that transformers reads, and for a local model that weights are in it.
+
+    Of a model that a server holds only the tokenizer is read.
+    """
+    files = sorted(folder.glob("*.gguf"))
+    hint = f"; give the file itself as path: {files[0]}" if files else ""
+    if not any((folder / name).is_file() for name in ("config.json", GGUF)):
+        raise WeightsError(
+            f"{folder} holds neither config.json nor {GGUF}; {spec.name} needs a folder that"
+            f" transformers reads, or a GGUF file and its tokenizer.json{hint}"
+        )
+    if (
+        spec.kind == "local"
+        and spec.engine != "served"
+        and not any(any(folder.glob(each)) for each in WEIGHTS)
+    ):
+        raise WeightsError(f"{folder} holds no weights ({', '.join(WEIGHTS)}){hint}")
 
 
 def _describe_own(spec: ModelSpec, folder: Path) -> Pulled:

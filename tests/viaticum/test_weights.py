@@ -412,7 +412,14 @@ def test_a_folder_of_ones_own_is_used_where_it_lies(tmp_path: Path, cache: Path)
     spec = spec_of(LocalPath(type="path", path=str(own)))
     with pytest.raises(WeightsError, match=r"own holds neither config\.json nor model\.gguf"):
         locate(spec)
+    (own / "any-00001-of-00003.gguf").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"give the file itself as path: .*any-00001-of-00003\.gguf"):
+        locate(spec)
     (own / "config.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"holds no weights \(.*give the file itself as path: .*any-00001"):
+        locate(spec.model_copy(update={"kind": "local"}))
+    served = spec.model_copy(update={"kind": "local", "engine": "served"})
+    assert locate(served) == own, "a tokenizer is enough there"
     (own / "a.safetensors").write_bytes(PARTS[0])
     (own / "b.safetensors").write_bytes(PARTS[1])
     assert locate(spec) == own

@@ -112,7 +112,9 @@ def save_tokenizer(header: Header, vocabulary: Vocabulary, folder: Path) -> None
     document = _document(header, vocabulary)
     try:
         built = Tokenizer.from_str(json.dumps(document))
-    except Exception as error:  # the library raises no class of its own
+    except BaseException as error:  # the library raises no class of its own, and its panics are no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise WeightsError(f"{header.path}: its tokens and merges make no tokenizer: {error}") from None
     _check_same(header, vocabulary, built)
     special = {
