@@ -185,7 +185,7 @@ def _own_folder(spec: ModelSpec) -> Path | None:
 
 
 def _require_own_weights(spec: ModelSpec, folder: Path) -> None:
-    """Check that a user's folder is one that transformers reads, and for a local model that weights are in it.
+    """Check that transformers reads a user's folder, and that a local model's weights are in it.
 
     Of a model that a server holds only the tokenizer is read.
     """

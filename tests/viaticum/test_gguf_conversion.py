@@ -406,6 +406,11 @@ def test_the_template_and_the_tokens_that_end_a_text_are_kept(tmp_path: Path, wo
     assert ends == [words.tokens.index(text) for text in ("<|im_end|>", "<|endoftext|>")]
 
 
+def _longest_merge(words: Vocabulary) -> str:
+    """A merge whose result is longer than every token: the tokenizers library panics."""
+    return " ".join(sorted(words.tokens, key=len)[-2:])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -413,7 +418,10 @@ def test_the_template_and_the_tokens_that_end_a_text_are_kept(tmp_path: Path, wo
         (lambda v: {"kind": "bert"}, "a tokenizer of kind 'bert' is not supported"),
         (lambda v: {"tokens": [*v.tokens[:-1], v.tokens[3]]}, "the tokens 3 and 347 are both"),
         (lambda v: {"merges": ["nowhere at", *v.merges[1:]]}, "its tokens and merges make no tokenizer"),
-        (lambda v: {"merges": ["Ā ā", *v.merges[1:]]}, "make no tokenizer: range"),
+        (
+            lambda v: {"merges": [_longest_merge(v), *v.merges[1:]]},
+            "its tokens and merges make no tokenizer",
+        ),
         (lambda v: {"merges": ["one", *v.merges[1:]]}, "a merge of the GGUF file names no two tokens"),
         (lambda v: {"types": v.types[:-2]}, "360 tokens but 358 token types"),
     ],
