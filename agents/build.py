@@ -22,7 +22,6 @@ from viaticum.agents.workflow.settings import (
     Dollars,
     SettingsKeywords,
     WorkflowSettings,
-    as_policy,
 )
 from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.budgets import Ledger
@@ -34,7 +33,7 @@ from viaticum.models.remote.model import RemoteModel, check_usable
 from viaticum.models.remote.prices import with_litellm_prices
 from viaticum.models.scripted import ScriptedModel
 from viaticum.models.templates import require_template
-from viaticum.routers.query import QueryRouter, StaticRouter
+from viaticum.routers.query import QueryRouter, StaticRouter, as_policy
 from viaticum.routers.query.restricted import RestrictedRouter
 from viaticum.types import Pair
 from viaticum.weights import locate

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import signal
 import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ from langgraph.types import Command
 from viaticum.agents.build import open_workflow
 from viaticum.agents.draining import DrainGate
 from viaticum.agents.workflow.approval import decision_needed, parse_decision
+from viaticum.agents.workflow.arguments import as_query, as_questions, thread_config, with_settings
 from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints
 from viaticum.agents.workflow.events import Event, event_from_json
 from viaticum.agents.workflow.graph import Workflow
@@ -34,8 +36,9 @@ from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, WorkflowSettings
 from viaticum.agents.workflow.state import Allowance, State, answer_of
 from viaticum.budgets import Budget, Ledger
-from viaticum.errors import Draining, InputError, ViaticumError
-from viaticum.generation import GenerationKeywords, GenerationSettings
+from viaticum.checks import checked_count, checked_seconds, checked_text, checked_type
+from viaticum.errors import ClientClosed, Draining, InputError, ViaticumError
+from viaticum.generation import GenerationKeywords
 from viaticum.models.base import Model
 from viaticum.outcomes import append_outcome
 from viaticum.questions import digest_of
@@ -44,9 +47,6 @@ from viaticum.types import Answer, AnswerKind, Message, Outcome, Pair, Query
 
 DRAIN_SECONDS = 30.0
 OUTPUT = list(State.__annotations__)
-# Nodes of one run: two a call, up to a hundred calls a pair. Never reached: a run ends when its pairs are
-# used up.
-RECURSION_LIMIT = 100_000
 
 
 class Viaticum:
@@ -73,7 +73,9 @@ class Viaticum:
         self._threads, self._gate = resources.threads, DrainGate()
         self.catalogue, self.router, self.policy = resources.catalogue, resources.router, resources.policy
         self.budget_name, self.settings = resources.budget, resources.settings
+        self._process: int | None = os.getpid()
         if isinstance(saver, FileSaver):
+            self._process = None  # a file is opened again after a fork
             resources = replace(resources, sync=saver.sync)
         self._resources = resources
         self.graph = Workflow(resources).build(saver)
@@ -107,10 +109,11 @@ class Viaticum:
             DecisionNeeded: with on_short="ask", a person has to decide; see `resume`.
             ModelError: every model failed.
             Draining: this process is about to end.
-            InputError: the thread belongs to another question.
+            ClientClosed: the client is closed.
+            InputError: an argument cannot be used, or the thread belongs to another question.
         """
-        query = _query(question, kind, messages)
-        return _answer_in(self._run(query, thread_id, _with(allowance, settings), live=False))
+        query = as_query(question, kind, messages)
+        return _answer_in(self._run(query, thread_id, with_settings(allowance, settings), live=False))
 
     def stream(
         self,
@@ -126,8 +129,8 @@ class Viaticum:
 
         Closing the iterator early ends the current call, which is charged for what was generated.
         """
-        allowance = _with(allowance, settings)
-        return self._run(_query(question, kind, messages), thread_id, allowance, live=True)
+        allowance = with_settings(allowance, settings)
+        return self._run(as_query(question, kind, messages), thread_id, allowance, live=True)
 
     async def asolve(
         self,
@@ -140,8 +143,8 @@ class Viaticum:
         **settings: Unpack[GenerationKeywords],
     ) -> Answer:
         """As `solve`, without blocking the event loop; cancelling it ends the current call."""
-        query = _query(question, kind, messages)
-        async for event in self._arun(query, thread_id, _with(allowance, settings)):
+        query = as_query(question, kind, messages)
+        async for event in self._arun(query, thread_id, with_settings(allowance, settings)):
             if isinstance(event, Answer):
                 return event
         raise AssertionError("a stream ends with its answer")
@@ -157,8 +160,8 @@ class Viaticum:
         **settings: Unpack[GenerationKeywords],
     ) -> AsyncIterator[Event | Answer]:
         """As `stream`, without blocking the event loop."""
-        query = _query(question, kind, messages)
-        async for event in self._arun(query, thread_id, _with(allowance, settings)):
+        query = as_query(question, kind, messages)
+        async for event in self._arun(query, thread_id, with_settings(allowance, settings)):
             yield event
 
     # Decisions
@@ -174,14 +177,16 @@ class Viaticum:
         Raises:
             InputError: the thread waits for no decision, or this is none.
         """
-        began, config = time.perf_counter(), _config(thread_id)
-        with self._gate.enter() as run:
+        began, config = time.perf_counter(), thread_config(thread_id)
+        with self._enter() as run:
             stored = self.graph.get_state(config)
             if not stored.interrupts:
                 raise InputError(f"thread {thread_id!r} waits for no decision")
             parse_decision(decision, stored.interrupts[0].value)
             return _answer_in(
-                self._run_graph(Command(resume=decision), config, run, allowance, began, live=False)
+                self._run_graph(
+                    Command(resume=decision), config, run, with_settings(allowance, {}), began, live=False
+                )
             )
 
     async def aresume(
@@ -202,7 +207,9 @@ class Viaticum:
         Questions are read from the iterable when there is room for them. Closing the iterator early waits for
         those in progress.
         """
-        return in_threads(self._threads.executor, self.solve, questions, self._concurrency(concurrency))
+        self._gate.check_open()
+        checked = as_questions(questions, Iterable)
+        return in_threads(self._threads.executor, self.solve, checked, self._concurrency(concurrency))
 
     def abatch(
         self,
@@ -211,12 +218,14 @@ class Viaticum:
         concurrency: int | None = None,
     ) -> AsyncIterator[tuple[int, Answer | ViaticumError]]:
         """As `batch`, without blocking the event loop; questions may come from an async iterable."""
-        return in_tasks(self.asolve, questions, self._concurrency(concurrency))
+        self._gate.check_open()
+        checked = as_questions(questions, (Iterable, AsyncIterable))
+        return in_tasks(self.asolve, checked, self._concurrency(concurrency))
 
     def _concurrency(self, concurrency: int | None) -> int:
-        if concurrency is not None and concurrency < 1:
-            raise InputError(f"concurrency is at least 1, got {concurrency}")
-        return min(concurrency or self._threads.count, self._threads.count)
+        if concurrency is None:
+            return self._threads.count
+        return min(checked_count("concurrency", concurrency), self._threads.count)
 
     # Draining and closing
 
@@ -227,7 +236,7 @@ class Viaticum:
         which is settled, with a `Draining` that names its thread: solved again under that id, here or
         elsewhere, it continues.
         """
-        return self._gate.drain(timeout)
+        return self._gate.drain(checked_seconds("timeout", timeout) if timeout else 0)
 
     def drain_on(self, *signals: signal.Signals, timeout: float = DRAIN_SECONDS) -> None:
         """`drain` on one of these signals (SIGTERM by default), then do what the signal did before.
@@ -240,6 +249,8 @@ class Viaticum:
         drain_on(signals or (signal.SIGTERM,), lambda: self.drain(timeout))
 
     def close(self) -> None:
+        """Close ledger, checkpoints and threads. Questions in progress stop after their current call."""
+        self._gate.close()
         self._opened.close()
 
     def __enter__(self) -> Self:
@@ -255,16 +266,17 @@ class Viaticum:
     def model(self, name: str) -> Model:
         """A model by its name, opened on first use.
 
-        Raises `UnknownName`, `WeightsError`, `MissingExtra`.
+        Raises `UnknownName`, `WeightsError`, `MissingExtra`, `ClientClosed`.
         """
-        return self._resources.model(name)
+        self._gate.check_open()
+        return self._resources.model(checked_text("the name of a model", name))
 
     def is_usable(self, model: str) -> bool:
         """Whether a model is given or in the catalogue.
 
         Raises `ViaticumError` if its weights, extra or key are missing.
         """
-        return self._resources.is_usable(Pair(model, "direct"))
+        return self._resources.is_usable(Pair(checked_text("the name of a model", model), "direct"))
 
     def derive(self, *, checkpointer: BaseCheckpointSaver[Any] | None = None, **resources: Any) -> Viaticum:
         """A client that shares the ledger, models and threads of this one, and ends with it.
@@ -273,6 +285,7 @@ class Viaticum:
             checkpointer: None for that of this client.
             resources: fields of `WorkflowResources` that differ.
         """
+        self._gate.check_open()
         derived = copy.copy(self)
         derived._resources = replace(self._resources, **resources)
         derived.router, derived.policy = derived._resources.router, derived._resources.policy
@@ -284,22 +297,25 @@ class Viaticum:
         """The state of the budget."""
         return self.ledger.budget(self.budget_name)
 
-    def feedback(self, question: str, answer: Answer, correct: bool) -> Path:
+    def feedback(self, question: str | Query, answer: Answer, correct: bool) -> Path:
         """Record whether an answer was right in `outcomes.jsonl` of the folder; returns that file.
 
         `viaticum router refit` learns from that file. An answer of several calls is recorded for its last
         pair, without tokens and cost if other pairs had a part in them.
 
         Raises:
-            InputError: no pair gave the answer.
+            InputError: no pair gave the answer, or an argument is of another type.
         """
+        text = as_query(question, "auto", ()).text
+        checked_type("answer", answer, Answer, "the Answer that solve returned")
+        checked_type("correct", correct, bool, "True or False")
         if not answer.routes:
             raise InputError("no pair gave this answer, so there is nothing to learn from it")
         pair, is_only_pair = answer.routes[-1].pair, len(answer.routes) == 1
         row = Outcome(
             dataset="live",
-            question_id=digest_of(question),
-            question=question,
+            question_id=digest_of(text),
+            question=text,
             model=pair.model,
             strategy=pair.strategy,
             answer=answer.value,
@@ -315,12 +331,24 @@ class Viaticum:
 
     # Runs of the graph
 
+    def _enter(self) -> AbstractContextManager[StoppableRun]:
+        """Register a run. Raises `ClientClosed` in a forked child where the checkpoints cannot follow."""
+        if self._process not in (None, os.getpid()):
+            raise ClientClosed(
+                "this client keeps its checkpoints in Postgres and was opened before a fork; open one in "
+                "each process"
+            )
+        return self._gate.enter()
+
     def _run(
         self, query: Query, thread_id: str | None, allowance: Allowance | None, *, live: bool
     ) -> Iterator[Event | Answer]:
         """Yield events if `live`, then the answer: from the start, or from the thread's last checkpoint."""
-        began, config = time.perf_counter(), _config(thread_id or uuid.uuid4().hex)
-        with self._gate.enter() as run:
+        began, config = (
+            time.perf_counter(),
+            thread_config(uuid.uuid4().hex if thread_id is None else thread_id),
+        )
+        with self._enter() as run:
             start: State | None = {
                 "question": query.text,
                 "kind": query.kind,
@@ -367,9 +395,9 @@ class Viaticum:
                 elif (event := event_from_json(data)) is not None:
                     yield event
         except GraphDrained:
+            reason = "this client was closed" if self._gate.closed else "this process is about to end"
             raise Draining(
-                f"stopped because this process is about to end; solve thread {thread_id!r} again to go on",
-                thread_id=thread_id,
+                f"stopped because {reason}; solve thread {thread_id!r} again to go on", thread_id=thread_id
             ) from None
         finally:
             run.stopped = True
@@ -383,23 +411,6 @@ class Viaticum:
     ) -> AsyncIterator[Event | Answer]:
         self._gate.check()
         return self._threads.iterate(lambda: self._run(query, thread_id, allowance, live=True))
-
-
-def _config(thread_id: str) -> Any:
-    return {"configurable": {"thread_id": thread_id}, "recursion_limit": RECURSION_LIMIT}
-
-
-def _query(question: str | Query, kind: AnswerKind, messages: Sequence[Message]) -> Query:
-    if isinstance(question, Query):
-        return question
-    return Query(question, kind, messages=tuple(messages))
-
-
-def _with(allowance: Allowance | None, settings: GenerationKeywords) -> Allowance | None:
-    if not settings:
-        return allowance
-    given = allowance or Allowance()
-    return replace(given, settings=GenerationSettings.from_keywords(settings).over(given.settings))
 
 
 def _check_same(query: Query, values: Mapping[str, Any], thread_id: str) -> None:

@@ -40,8 +40,10 @@ from viaticum.budgets.records import (
     checked_lease,
     checked_name,
     checked_result,
+    checked_state,
     checked_tags,
     checked_usage,
+    checked_window,
     digest,
     elementwise_max,
     snapshot,
@@ -52,6 +54,7 @@ from viaticum.budgets.store import Rows, Scope
 from viaticum.budgets.stores import open_store
 from viaticum.budgets.windows import Window
 from viaticum.budgets.write_buffer import Claim, Settlement, WriteBuffer
+from viaticum.checks import checked_count, checked_items, checked_text, checked_type
 from viaticum.errors import BudgetClosed, BudgetExceeded, HoldError, LedgerError, ViaticumError
 from viaticum.money import Price
 from viaticum.types import TokenCount
@@ -85,7 +88,9 @@ class Ledger:
         read_only: bool = False,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._store = open_store(where if where is not None else default_path(), read_only=read_only)
+        where = default_path() if where is None else where
+        checked_type("where", where, (str, os.PathLike), "a path, or an address")
+        self._store = open_store(where, read_only=read_only)
         self._clock = clock
 
     def __enter__(self) -> Ledger:
@@ -125,6 +130,7 @@ class Ledger:
             BudgetClosed: the parent is closed.
         """
         limits = rules.checked_limits(limit_nanousd, limit_tokens, needed=parent is None)
+        checked_window(window)
         wanted = Budget(checked_name("budget name", name), *limits, parent=parent, window=window)
 
         def action(rows: Rows) -> Budget:
@@ -158,6 +164,7 @@ class Ledger:
             BudgetError: more than the new limit is already spent or held.
         """
         limits = rules.checked_limits(limit_nanousd, limit_tokens, needed=window is _UNCHANGED)
+        checked_window(window)
 
         def action(rows: Rows) -> Budget:
             lineage = rules.get_lineage(rows, name)
@@ -198,6 +205,7 @@ class Ledger:
 
     def _set_state(self, name: str, kind: EntryKind, reason: str) -> Budget:
         state = _STATE_AFTER[kind]
+        checked_text("reason", reason, blank=True)
 
         def action(rows: Rows) -> Budget:
             lineage = rules.get_lineage(rows, name)
@@ -271,7 +279,8 @@ class Ledger:
         """
         parameters_hash = "" if parameters is None else digest(parameters)
         claim = Claim(key, usage, prices, parameters_hash, tags or {})
-        wanted = _hold_from_claim(budget, claim, tuple(unpriced), lease)
+        free = checked_items("unpriced", unpriced, str, "the name of a model")
+        wanted = _hold_from_claim(budget, claim, free, lease)
         outcome = self._store.write(partial(self._reserve, wanted, dispatch))
         if isinstance(outcome, BudgetExceeded):
             raise outcome
@@ -288,6 +297,7 @@ class Ledger:
             UnknownName: no such budget; nothing is held.
             LedgerError: the store failed; nothing is held.
         """
+        claims = checked_items("claims", claims, Claim, "a Claim")
         wanted = [_result_or_error(partial(_hold_from_claim, budget, claim, (), lease)) for claim in claims]
 
         def action(rows: Rows) -> list[Hold | ViaticumError]:
@@ -381,6 +391,7 @@ class Ledger:
         Raises:
             LedgerError: the store failed; nothing is settled.
         """
+        settlements = checked_items("settlements", settlements, Settlement, "a Settlement")
         wanted = [_result_or_error(partial(_checked_settlement, each)) for each in settlements]
         keys = [each.key for each in settlements]
 
@@ -456,7 +467,8 @@ class Ledger:
 
         at: treat it as the current time, for example after a crash of every process that uses this ledger.
         """
-        moment = postings.format_time(at or self._clock())
+        at = self._clock() if at is None else checked_type("at", at, datetime, "a time (datetime)")
+        moment = postings.format_time(at)
         due = self._store.read(lambda rows: rows.expired_holds(None, moment, ("reserved", "dispatched")))
         ended = [self._store.write(partial(self._expire_lease, hold.key, moment)) for hold in due]
         return [entry for entry in ended if entry is not None]
@@ -472,10 +484,13 @@ class Ledger:
 
     def find(self, keys: Sequence[str]) -> dict[str, Hold]:
         """The holds that exist for these keys."""
-        return self._store.read(lambda rows: rows.find(keys)) if keys else {}
+        wanted = checked_items("keys", keys, str, "the key of a hold")
+        return self._store.read(lambda rows: rows.find(wanted)) if wanted else {}
 
     def holds(self, budget: str | None = None, state: HoldState | None = None) -> list[Hold]:
         """The holds of a budget or of all, oldest first, optionally only those in `state`."""
+
+        checked_state(state)
 
         def action(rows: Rows) -> list[Hold]:
             if budget is not None:
@@ -512,13 +527,14 @@ class Ledger:
         self, budget: str, *, tags: Mapping[str, str] | None = None, last: int | None = None
     ) -> list[Entry]:
         """Posts of a scope and its descendants with all these tags, oldest first; only the `last` newest."""
-        wanted = dict(tags or {}).items()
+        wanted = checked_tags({} if tags is None else tags).items()
+        limit = None if last is None else checked_count("last", last, 0)
 
         def action(rows: Rows) -> list[Entry]:
             rules.get_lineage(rows, budget)
             posts = rows.posts_below(budget, "")
             return list(
-                deque((post for post in posts if wanted <= post.note.get("tags", {}).items()), maxlen=last)
+                deque((post for post in posts if wanted <= post.note.get("tags", {}).items()), maxlen=limit)
             )
 
         return self._store.read(action)

@@ -10,9 +10,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from viaticum.budgets.windows import Window
+from viaticum.checks import checked_type, shown
 from viaticum.errors import InputError, UnknownPrice
 from viaticum.money import MAX_NANOUSD, Price, Tier
 from viaticum.types import TokenCount
@@ -207,7 +208,7 @@ class Entry:
 def checked_name(kind: str, name: str) -> str:
     """Return the name; raises `InputError` if it is blank or not printable."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise InputError(f"not a {kind}: {name!r}; use printable characters, at least one")
+        raise InputError(f"not a {kind}: {shown(name)}; use printable characters, at least one")
     return name
 
 
@@ -217,7 +218,7 @@ def checked_limit(unit: str, limit: int | None) -> int | None:
         return None
     if not _is_count(limit) or limit == 0:
         hint = "; viaticum.money.nanousd() reads dollars" if unit == "nanousd" else ""
-        raise InputError(f"not a limit in {unit}: {limit!r}; give an integer above zero{hint}")
+        raise InputError(f"not a limit in {unit}: {shown(limit)}; give an integer above zero{hint}")
     return limit
 
 
@@ -230,8 +231,9 @@ def checked_usage(usage: Mapping[str, TokenCount]) -> dict[str, TokenCount]:
     """
     if not usage:
         raise InputError("no usage: name at least one model, with its token counts")
-    for model, count in usage.items():
+    for model, count in checked_type("usage", usage, Mapping, "a dict of token counts by model").items():
         checked_name("model name", model)
+        checked_type(f"the usage of {model!r}", count, TokenCount, "a TokenCount")
         if not all(_is_count(getattr(count, name)) for name in _COUNTS):
             raise InputError(f"not a token count for {model!r}: {count}; give integers from zero up")
         if count.cached_input_tokens > count.input_tokens or count.reasoning_tokens > count.output_tokens:
@@ -254,6 +256,18 @@ def checked_result(result: str | None) -> str | None:
     return result
 
 
+def checked_window(window: Window | None) -> Window | None:
+    """Return the window; raises `InputError` if it is none."""
+    return None if window is None else checked_type("window", window, Window, "a Window")
+
+
+def checked_state(state: HoldState | None) -> HoldState | None:
+    """Return the state; raises `InputError` if it is none of a hold."""
+    if state is not None and state not in get_args(HoldState):
+        raise InputError(f"unknown state {shown(state)}; known: {', '.join(get_args(HoldState))}")
+    return state
+
+
 def checked_lease(seconds: int) -> int:
     if not _is_count(seconds) or not 0 < seconds <= MAX_LEASE:
         raise InputError(f"not a lease: {seconds!r}; give whole seconds, from 1 to {MAX_LEASE}")
@@ -262,12 +276,13 @@ def checked_lease(seconds: int) -> int:
 
 def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return a copy sorted by name; raises `InputError` if a name or value is not printable."""
-    for name, value in tags.items():
+    for name, value in checked_type("tags", tags, Mapping, "a dict of texts").items():
         checked_name("tag", name)
         checked_name(f"value of tag {name!r}", value)
     return dict(sorted(tags.items()))
 
 
+PRICE_WANTED = "a Price, which Price.per_million() makes of dollars"
 UNPRICED = Price(0, 0, version="unpriced")
 
 
@@ -279,8 +294,11 @@ def snapshot(
     Raises:
         UnknownPrice: a model has no price and is not in `unpriced`.
     """
+    checked_type("prices", prices, Mapping, "a dict of prices by model")
     for model in usage:
-        if model not in prices and model not in unpriced:
+        if model in prices:
+            checked_type(f"the price of {model!r}", prices[model], Price, PRICE_WANTED)
+        elif model not in unpriced:
             raise UnknownPrice(
                 f"no price for model {model!r}; give one, a price of zero if it is free, "
                 f"or allow it by name: unpriced=({model!r},)"

@@ -23,6 +23,7 @@
     │   ├── AuthenticationFailed    a provider rejects the key, or there is none
     │   └── ContentRefused          a provider refuses the content
     ├── Draining                    this process is about to end and takes no new work
+    ├── ClientClosed                the client was closed, or belongs to the process that forked this one
     ├── SandboxError                no sandbox can run programs on this machine
     └── MissingExtra                an optional dependency is not installed
 
@@ -48,7 +49,7 @@ class UnknownName(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
-        near = get_close_matches(name, self.known, n=1)
+        near = get_close_matches(name, self.known, n=1) if isinstance(name, str) else ()
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.known) or 'none'}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
 
@@ -167,6 +168,10 @@ class Draining(ViaticumError):
     def __init__(self, message: str, *, thread_id: str = "") -> None:
         self.thread_id = thread_id
         super().__init__(message)
+
+
+class ClientClosed(ViaticumError):
+    """The client was closed, or belongs to the process that forked this one; open another one."""
 
 
 class RateLimited(ModelError):

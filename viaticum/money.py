@@ -160,7 +160,7 @@ def _check_rates(price: Price | Tier, other: int) -> None:
         for rate in (price.cached_nanousd_per_million, price.reasoning_nanousd_per_million)
         if rate is not None
     ]
-    if not all(isinstance(rate, int) for rate in rates):
+    if not all(isinstance(rate, int) and not isinstance(rate, bool) for rate in rates):
         raise InputError(f"a price is an integer of nano-dollars: {price}; Price.per_million() reads dollars")
     if min(rates) < 0:
         raise InputError(f"a price is never negative: {price}")

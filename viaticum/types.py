@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
 
+from viaticum.checks import checked_text, checked_type, shown
 from viaticum.errors import InputError
 
 AnswerKind = Literal["auto", "number", "choice", "boolean", "date", "expression", "text"]
@@ -44,7 +45,7 @@ class Query:
         messages: the conversation before the question: system turns, and turns of user and assistant.
 
     Raises:
-        InputError: the text is empty, the kind is unknown, or an item of messages is no message.
+        InputError: the text is none or empty, the kind is unknown, or an item of messages is no message.
     """
 
     text: str
@@ -53,17 +54,28 @@ class Query:
     messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.text.strip():
+        if not checked_text("the question", self.text, blank=True).strip():
             raise InputError("the question is empty; write what you want answered")
         if self.kind not in ANSWER_KINDS:
-            raise InputError(f"unknown answer kind {self.kind!r}; known: {', '.join(ANSWER_KINDS)}")
-        for message in self.messages:
-            if not isinstance(message, dict) or message.get("role") not in ROLES:
-                raise InputError(
-                    f"not a message: {message!r}; write a dict with a role ({', '.join(ROLES)}) and content"
-                )
-            if not isinstance(message.get("content"), str):
-                raise InputError(f"the content of a message is a text, got {message.get('content')!r}")
+            raise InputError(f"unknown answer kind {shown(self.kind)}; known: {', '.join(ANSWER_KINDS)}")
+        checked_type("metadata", self.metadata, Mapping, "a dict")
+        object.__setattr__(self, "messages", checked_messages(self.messages))
+
+
+def checked_messages(messages: Any) -> tuple[Message, ...]:
+    """The turns of a conversation as a tuple. Raises `InputError` where there is something else."""
+    if not isinstance(messages, list | tuple):
+        raise InputError(
+            f"messages is a list of dicts with role and content, got {shown(messages)}; give [] where there "
+            "is no conversation before the question"
+        )
+    for message in messages:
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise InputError(
+                f"not a message: {shown(message)}; write a dict with a role ({', '.join(ROLES)}) and content"
+            )
+        checked_text("the content of a message", message.get("content"), blank=True)
+    return tuple(messages)
 
 
 def split_model(text: str) -> tuple[str, str]:
@@ -88,7 +100,7 @@ class Pair:
     @classmethod
     def parse(cls, text: str) -> Pair:
         """Read `model+strategy`. Raises `InputError` for any other form."""
-        model, strategy = split_model(text)
+        model, strategy = split_model(checked_text("a pair", text))
         if not strategy:
             raise InputError(f"not a pair: {text!r}; write model+strategy")
         return cls(model, strategy)

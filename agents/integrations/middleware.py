@@ -24,13 +24,13 @@ from langgraph.runtime import Runtime
 
 from viaticum.agents.integrations.langchain_messages import from_langchain, query_from_langchain
 from viaticum.agents.workflow.calls import is_caller_cancelled
-from viaticum.agents.workflow.settings import Dollars, as_policy
+from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets import Budget, Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerError, MissingExtra
 from viaticum.models.remote.model import MESSAGE_TOKENS, REQUEST_TOKENS, TOOLS_TOKENS
 from viaticum.money import Price, format_usd, nanousd
-from viaticum.routers.query import Policy, QueryRouter, choose
+from viaticum.routers.query import Policy, QueryRouter, as_policy, choose
 from viaticum.routers.query.limits import limit_table
 from viaticum.types import Pair, RoutingTable, Row, TokenCount
 

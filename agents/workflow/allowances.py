@@ -12,7 +12,11 @@ from viaticum.agents.workflow.state import Allowance, RowAllowance
 from viaticum.budgets import Budget
 from viaticum.budgets.planner import Option, WhenShort
 from viaticum.budgets.planner import plan as plan_within
+from viaticum.checks import checked_type, shown
+from viaticum.errors import InputError
 from viaticum.routers.query import PlanRoute, PlanRow, Policy, choose_plan
+
+_PLAIN = (str, bytes, int, float, list, tuple, set, frozenset)  # which no graph takes as its context
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +33,19 @@ def allowance_in(context: object) -> Allowance:
     """The allowance of a run.
 
     Inside another graph the context is that graph's: it may be one, or have one.
+
+    Raises:
+        InputError: the context is a plain value, or what it has as its allowance is none.
     """
-    if context is not None and not isinstance(context, Allowance):
-        name = "allowance"
-        context = context.get(name) if isinstance(context, Mapping) else getattr(context, name, None)
-    return context if isinstance(context, Allowance) else Allowance()
+    if isinstance(context, Allowance):
+        return context
+    if isinstance(context, _PLAIN):
+        raise InputError(f"context is an Allowance, or an object that has one, got {shown(context)}")
+    name = "allowance"
+    given = context.get(name) if isinstance(context, Mapping) else getattr(context, name, None)
+    return (
+        Allowance() if given is None else checked_type("context.allowance", given, Allowance, "an Allowance")
+    )
 
 
 def row_allowance(runtime: Runtime[Allowance]) -> RowAllowance | None:

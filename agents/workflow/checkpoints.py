@@ -7,8 +7,11 @@ ledger, so no other write waits for the disk; benchmarks/workflow.py measures wh
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import threading
 import time
+import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +23,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from viaticum.errors import LedgerError, MissingExtra
+from viaticum.errors import ClientClosed, LedgerError, MissingExtra
 
 SETUP_LOCK = 0x7661_7469  # key of the Postgres advisory lock held while the tables are created
 COMPRESS_FROM = 4096  # bytes
@@ -57,12 +60,47 @@ def is_postgres(where: str | Path) -> bool:
 
 
 class FileSaver(SqliteSaver):
-    """LangGraph's checkpoints in a file, flushed to the disk by `sync` only."""
+    """LangGraph's checkpoints in a file, flushed to the disk by `sync` only.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        super().__init__(connection, serde=CompressedSerializer())
+    No SQLite connection may be used across a fork: it is closed before one, and both processes open their own
+    at the next use.
+    """
+
+    def __init__(self, where: str | Path) -> None:
+        self._where, self._closed = where, False
+        self._connection: sqlite3.Connection | None = None
+        super().__init__(self._open(where), serde=CompressedSerializer())
         self.setup()
+        with _savers_lock:
+            _savers.add(self)
+
+    @property
+    def conn(self) -> sqlite3.Connection:
+        if self._connection is None:
+            if self._closed:
+                raise ClientClosed("the checkpoints of this client are closed; open another one")
+            self._connection = self._open(self._where)
+        return self._connection
+
+    @conn.setter
+    def conn(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    @staticmethod
+    def _open(where: str | Path) -> sqlite3.Connection:
+        connection = sqlite3.connect(where, check_same_thread=False, timeout=BUSY_SECONDS)
         connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+    def close(self) -> None:
+        with self.lock:
+            self._closed = True
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def sync(self) -> None:
         """Return when all checkpoints so far are on the disk: a full-sync write flushes earlier ones too."""
@@ -72,6 +110,29 @@ class FileSaver(SqliteSaver):
                 self.conn.execute("PRAGMA user_version = 1")
             finally:
                 self.conn.execute("PRAGMA synchronous = NORMAL")
+
+
+_savers: weakref.WeakSet[FileSaver] = weakref.WeakSet()
+_savers_lock = threading.Lock()
+_locked_for_fork: list[FileSaver] = []
+
+
+def _before_fork() -> None:
+    _savers_lock.acquire()
+    for saver in list(_savers):
+        saver.lock.acquire()
+        _locked_for_fork.append(saver)
+        saver._disconnect()
+
+
+def _after_fork() -> None:
+    while _locked_for_fork:
+        _locked_for_fork.pop().lock.release()
+    _savers_lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 @contextmanager
@@ -84,11 +145,11 @@ def open_checkpoints(where: str | Path, concurrency: int) -> Iterator[BaseCheckp
         with _postgres(str(where), concurrency) as saver:
             yield saver
         return
-    connection = sqlite3.connect(where, check_same_thread=False, timeout=BUSY_SECONDS)
+    saver = FileSaver(where)
     try:
-        yield FileSaver(connection)
+        yield saver
     finally:
-        connection.close()
+        saver.close()
 
 
 @contextmanager

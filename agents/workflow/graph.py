@@ -62,7 +62,6 @@ from viaticum.agents.workflow.serialization import (
     route_to_json,
     row_to_json,
 )
-from viaticum.agents.workflow.settings import as_policy
 from viaticum.agents.workflow.state import (
     Allowance,
     AnswerOutput,
@@ -77,7 +76,7 @@ from viaticum.agents.workflow.voting import pair_of, vote_of_samples
 from viaticum.budgets import Entry, Hold
 from viaticum.budgets.records import digest
 from viaticum.errors import BudgetExceeded, InputError, ModelError, ModelUnavailable
-from viaticum.routers.query import Plan, PlanRow, choose_plan
+from viaticum.routers.query import Plan, PlanRow, as_policy, choose_plan
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Pair, Route, RoutingTable, Row, TokenCount
 

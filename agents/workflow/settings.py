@@ -18,12 +18,13 @@ from viaticum.agents.workflow.state import Allowance
 from viaticum.budgets import default_path
 from viaticum.budgets.planner import WhenShort
 from viaticum.catalogue import Catalogue
+from viaticum.checks import checked_count, checked_items, checked_text, checked_type, shown
 from viaticum.errors import InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.models.base import Model
 from viaticum.money import nanousd
-from viaticum.routers.query import Policy, QueryRouter, parse_policy
+from viaticum.routers.query import Policy, QueryRouter, as_policy
 
 AUTO = "auto"  # the model name that stands for the routed workflow
 DEFAULT_BUDGET_USD = "0.01"
@@ -113,14 +114,44 @@ class WorkflowSettings:
     strategy: str | None = None
 
     def __post_init__(self) -> None:
-        if self.tries < 1:
-            raise InputError(f"a call is tried at least once, got tries={self.tries}")
-        Allowance(on_short=self.on_short, timeout=self.timeout)  # validates both
         if self.limit_nanousd <= 0:
             raise InputError(f"a budget is above zero dollars, got {self.budget}")
-        if self.concurrency < 1:
-            raise InputError(f"concurrency is at least 1, got {self.concurrency}")
-        as_policy(self.policy)
+        checked_type("on_short", self.on_short, str, "cheaper, ask or stop")
+        # Validates all of these.
+        Allowance(self.budget_name, as_policy(self.policy), self.on_short, self.timeout, self.generation)
+        checked_count("tries", self.tries)
+        checked_count("concurrency", self.concurrency)
+        if self.slots is not None and self.slots != "auto":
+            checked_count('slots, where it is not "auto",', self.slots)
+        checked_type("local", self.local, LocalSettings, "LocalSettings")
+        self._check_names()
+        self._check_places()
+
+    def _check_names(self) -> None:
+        """Raises `InputError` where models or strategies are not given by name."""
+        for name, given in ("model", self.model), ("strategy", self.strategy):
+            if given is not None:
+                checked_text(name, given)
+        for each in checked_items("strategies", self.strategies, str, "a text module:name"):
+            checked_text("a strategy", each)
+        if self.models is not None:
+            wanted = "a dict of models by name"
+            for name, model in checked_type("models", self.models, Mapping, wanted).items():
+                checked_type(f"models[{name!r}]", model, Model, "a Model")
+                checked_text("the name of a model", name)
+
+    def _check_places(self) -> None:
+        """Raises `InputError` where files, folders or addresses are given by something else."""
+        for name, given, kind, what in (
+            ("catalogue", self.catalogue, Catalogue, "a Catalogue or the path of a TOML file"),
+            ("router", self.router, QueryRouter, "a QueryRouter or the folder of a fitted one"),
+            ("folder", self.folder, Path, "the path of a folder"),
+            ("store", self.store, str, "a postgresql:// address"),
+        ):
+            if given is None or isinstance(given, (kind, Path)):
+                continue
+            if "\0" in checked_text(name, checked_type(name, given, str, what)):
+                raise InputError(f"{name} is {what}, got {shown(given)}")
 
     @classmethod
     def from_keywords(cls, budget: Dollars | None, keywords: Mapping[str, Any]) -> Self:
@@ -149,8 +180,3 @@ class WorkflowSettings:
     @property
     def checkpoints_address(self) -> str | Path:
         return self.store if self.store is not None else self.home / "checkpoints.db"
-
-
-def as_policy(policy: str | Policy) -> Policy:
-    """A policy from its text, or itself. Raises `InputError` for another text."""
-    return parse_policy(policy) if isinstance(policy, str) else policy

@@ -16,9 +16,10 @@ from typing_extensions import TypedDict  # which pydantic can make schemas of
 
 from viaticum.agents.workflow.serialization import route_from_json
 from viaticum.budgets.planner import WhenShort
+from viaticum.checks import checked_seconds, checked_text, checked_type
 from viaticum.errors import InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
-from viaticum.routers.query import Plan, Policy
+from viaticum.routers.query import Plan, Policy, as_policy
 from viaticum.types import ROLES, Answer, Message, Query, TokenCount, Usage
 
 
@@ -35,7 +36,8 @@ class Allowance:
             those that it began with.
 
     Raises:
-        InputError: on_short is unknown, or the timeout is not above zero.
+        InputError: a value is of another type, on_short or the policy is unknown, or the timeout is not
+            above zero.
     """
 
     budget: str | None = None
@@ -45,12 +47,17 @@ class Allowance:
     settings: GenerationSettings = NO_SETTINGS
 
     def __post_init__(self) -> None:
+        if self.budget is not None:
+            checked_text("a budget's name", self.budget)
+        if self.policy is not None:
+            as_policy(self.policy)
         if self.on_short is not None and self.on_short not in get_args(WhenShort):
             raise InputError(
                 f"unknown policy {self.on_short!r} for when money runs short; use cheaper, ask or stop"
             )
-        if self.timeout is not None and not self.timeout > 0:
-            raise InputError(f"a timeout is above zero seconds, got {self.timeout}")
+        if self.timeout is not None:
+            checked_seconds("timeout", self.timeout)
+        checked_type("settings", self.settings, GenerationSettings, "GenerationSettings")
 
 
 @dataclass(frozen=True)

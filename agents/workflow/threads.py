@@ -4,28 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import Any, TypeVar
+
+from viaticum.errors import ClientClosed
 
 Item = TypeVar("Item")
 
 
 class ThreadPool:
-    """At most `count` threads, started on first use."""
+    """At most `count` threads, started on first use; a forked child starts its own."""
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self._closed = False
+        self._begin()
 
-    @cached_property
+    def _begin(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        self._lock, self._process = threading.Lock(), os.getpid()
+
+    @property
     def executor(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.count, "viaticum")
+        """The threads. Raises `ClientClosed` once they are closed."""
+        if self._process != os.getpid():  # a fork copies no threads: work that is given to them never runs
+            self._begin()
+        with self._lock:
+            if self._closed:
+                raise ClientClosed("the threads of this client are closed; open another one")
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(self.count, "viaticum")
+            return self._executor
 
     def close(self) -> None:
-        if "executor" in self.__dict__:
-            self.executor.shutdown()
+        """Wait for what runs; take nothing new."""
+        if self._process != os.getpid():
+            self._begin()
+        with self._lock:
+            self._closed, executor = True, self._executor
+        if executor is not None:
+            executor.shutdown()
 
     async def iterate(self, start: Callable[[], Iterator[Item]]) -> AsyncIterator[Item]:
         """Yield the items of an iterator that runs on one thread of the pool, as they arrive.

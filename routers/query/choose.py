@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+from viaticum.checks import checked_type
 from viaticum.errors import BudgetExceeded, InputError, UnknownName
 from viaticum.money import NANOUSD_PER_USD, format_usd
 from viaticum.routers.query.plans import PlanRoute, PlanRow
@@ -117,6 +118,13 @@ def parse_policy(text: str) -> Policy:
     except ValueError:
         raise InputError(f"policy {text!r} wants a number, such as {name}:0.6") from None
     return policies[name](value)
+
+
+def as_policy(policy: str | Policy) -> Policy:
+    """A policy from its text, or itself. Raises `InputError` for anything else."""
+    if isinstance(policy, Policy):
+        return policy
+    return parse_policy(checked_type("policy", policy, str, "a text such as best, or a Policy"))
 
 
 def choose(table: RoutingTable, left_nanousd: int | None, policy: Policy) -> Route:
