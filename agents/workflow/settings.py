@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict
 
+from viaticum.agents.workflow.checkpoints import is_postgres
 from viaticum.agents.workflow.state import Allowance
 from viaticum.budgets import default_path
 from viaticum.budgets.planner import WhenShort
@@ -146,12 +147,15 @@ class WorkflowSettings:
             ("catalogue", self.catalogue, Catalogue, "a Catalogue or the path of a TOML file"),
             ("router", self.router, QueryRouter, "a QueryRouter or the folder of a fitted one"),
             ("folder", self.folder, Path, "the path of a folder"),
-            ("store", self.store, str, "a postgresql:// address"),
         ):
             if given is None or isinstance(given, (kind, Path)):
                 continue
             if "\0" in checked_text(name, checked_type(name, given, str, what)):
                 raise InputError(f"{name} is {what}, got {shown(given)}")
+        if self.store is not None and not is_postgres(checked_text("store", self.store)):
+            raise InputError(
+                f"store is a postgresql:// address, got {shown(self.store)}; folder takes a path"
+            )
 
     @classmethod
     def from_keywords(cls, budget: Dollars | None, keywords: Mapping[str, Any]) -> Self:
