@@ -19,6 +19,7 @@ from viaticum.commands.report import report
 from viaticum.commands.serve import serve
 from viaticum.commands.solve import solve
 from viaticum.commands.token_policy import policy, policy_evaluate
+from viaticum.commands.tune import tune
 from viaticum.errors import ViaticumError, WeightsError
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ tokens.app.command()(policy_evaluate)
 app.command()(report)
 app.command()(solve)
 app.command()(profile)
+app.command()(tune)
 
 
 def _first_steps(error: ViaticumError) -> str:

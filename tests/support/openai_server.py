@@ -261,9 +261,9 @@ def error(
 
 
 @contextmanager
-def running_server() -> Iterator[OpenAIServer]:
-    """The server on a free port, in a thread of its own."""
-    state = OpenAIServer()
+def running_server(state: OpenAIServer | None = None) -> Iterator[OpenAIServer]:
+    """The server, or one with other answers, on a free port, in a thread of its own."""
+    state = state or OpenAIServer()
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", state.chat, methods=["POST"]),

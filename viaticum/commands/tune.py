@@ -1,0 +1,176 @@
+"""`viaticum tune`: from questions with answers and a budget to a router, in one command.
+
+Leaves out the work: see `viaticum.agents.batch.tune` and `tune_report`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from viaticum.commands.batch import EXIT_DRAINED
+from viaticum.commands.budget import Where
+from viaticum.commands.models import CatalogueFile
+from viaticum.commands.progress import ProgressBar
+from viaticum.signals import SignalHandler
+
+if TYPE_CHECKING:
+    from viaticum.agents.batch.tune import Bought, Forecast
+    from viaticum.agents.batch.tune_report import Found
+
+
+def tune(
+    questions: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet with question and answer.")],
+    budget: Annotated[str, typer.Option(help="Dollars that all calls together may cost at most.")],
+    out: Annotated[Path, typer.Option(help="The folder to write the router to.", metavar="DIR")],
+    models: Annotated[
+        str | None, typer.Option(help="Models, a,b,c. [default: all of the catalogue that can be used here]")
+    ] = None,
+    strategies: Annotated[str, typer.Option(help="Strategies, MODULE:NAME for your own.")] = "direct,cot",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.", min=0)] = 0,
+    encoder: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "all-minilm-l6-v2",
+    concurrency: Annotated[int, typer.Option(help="Calls at once.", min=1)] = 32,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that one call may take.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost; ask nothing.")] = False,
+    where: Where = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    catalogue: CatalogueFile = None,
+) -> None:
+    """Buy answers of your models to your questions, fit a router on them, and say whether it pays.
+
+    Killed or interrupted, the same command goes on and pays for nothing twice. Exit code 3: it was told to
+    end before it was through.
+    """
+    from viaticum.agents.batch.tune import Tuning
+    from viaticum.questions import read_questions
+
+    tuning = Tuning.open(
+        read_questions(questions, limit=limit),
+        out,
+        budget=budget,
+        dataset=questions.stem,
+        models=_names(models),
+        strategies=_names(strategies),
+        catalogue=catalogue,
+        ledger=where,
+        concurrency=concurrency,
+        timeout=timeout,
+        seed=seed,
+    )
+    forecast = tuning.forecast()
+    if not as_json:
+        _print_forecast(forecast)
+    if dry_run:
+        if as_json:
+            typer.echo(json.dumps(_forecast_json(forecast)))
+        return
+    from viaticum.agents.batch.tune_report import conclude
+    from viaticum.commands.router import _descriptions
+    from viaticum.routers.query.encoder import Encoder
+
+    def drain(number: int) -> None:
+        tuning.stop.set()
+        sys.stderr.write("\nending: running calls are finished and settled; once more ends at once\n")
+
+    embed = Encoder(encoder)
+    with ProgressBar("embedding questions") as bar:
+        embeddings = embed([each.query.text for each in tuning.questions[: tuning.learning]]).numpy()
+        with SignalHandler(drain, once=True):
+            bought = tuning.buy(embeddings, bar.report)
+        if bought.stopped:
+            sys.stderr.write("ended early; the same command goes on\n")
+            raise typer.Exit(EXIT_DRAINED)
+        found = conclude(
+            bought, out, embed, _descriptions(catalogue, tuning.pairs), seed=seed, report=bar.report
+        )
+    if as_json:
+        result = {
+            "forecast": _forecast_json(forecast),
+            "path": str(out) if out.exists() else None,
+            "outcomes": len(bought.outcomes),
+            "dollars": bought.dollars,
+            "unanswered": bought.unanswered,
+            "dropped": [str(tuning.pairs[each.pair]) for each in bought.dropped],
+            "found": asdict(found),
+        }
+        typer.echo(json.dumps(result))
+        return
+    _print_bought(bought, out)
+    _print_found(found)
+
+
+def _names(text: str | None) -> list[str]:
+    return [each.strip() for each in (text or "").split(",") if each.strip()]
+
+
+def _forecast_json(forecast: Forecast) -> dict[str, object]:
+    return {
+        "learning": forecast.learning,
+        "held_out": forecast.held_out,
+        "answers": forecast.answers,
+        "all_p50": forecast.all_p50,
+        "all_p90": forecast.all_p90,
+        "budget": forecast.budget,
+        "pairs": [asdict(each) | {"pair": str(each.pair)} for each in forecast.pairs],
+    }
+
+
+def _print_forecast(forecast: Forecast) -> None:
+    table = Table("pair", "$ an answer p50", "p90", "at most", box=None, pad_edge=False)
+    for each in forecast.pairs:
+        table.add_row(str(each.pair), f"{each.p50:.6f}", f"{each.p90:.6f}", f"{each.worst:.6f}")
+    Console(width=max(90, Console().width)).print(table)
+    p50, p90 = (min(each, forecast.budget) for each in (forecast.all_p50, forecast.all_p90))
+    typer.echo(
+        f"{forecast.learning} questions to learn from, {forecast.held_out} held out, {len(forecast.pairs)} "
+        f"pairs: at most {forecast.answers} answers, for ${p50:.4f} (p50) to ${p90:.4f} (p90); never more "
+        f"than ${forecast.budget:g}"
+    )
+
+
+def _print_bought(bought: Bought, out: Path) -> None:
+    from viaticum.agents.batch.tune_report import table_path
+
+    for each in bought.dropped:
+        pair, other = bought.pairs[each.pair], bought.pairs[each.by]
+        typer.echo(
+            f"dropped {pair}: {other} costs no more and is right on {each.difference:.0%} more "
+            f"({each.low:.0%} to {each.high:.0%}) of {each.questions} questions"
+        )
+    for reason, count in bought.unanswered.items():
+        typer.echo(f"{count} calls without an outcome: {reason}")
+    typer.echo(f"{len(bought.outcomes)} outcomes for ${bought.dollars:.4f} in {table_path(out)}")
+    if out.exists():
+        typer.echo(f"router in {out}; use it with: viaticum solve --router {out}")
+
+
+def _print_found(found: Found) -> None:
+    """Three lines: the best cheap pair, the router, the best single pair; or why routing does not pay."""
+    if found.cheap is not None:
+        typer.echo(f"cheap: {found.cheap.name} answers {found.cheap.accuracy:.1%} at ${found.cheap.cost:.6f}")
+    if found.router is not None and found.interval is not None:
+        low, high = found.interval
+        gain = ""
+        if found.gain is not None:
+            points = [100 * found.gain[name] for name in ("difference", "low", "high")]
+            gain = "; {:+.1f} points [{:+.1f}, {:+.1f}] against single pairs mixed at that cost".format(
+                *points
+            )
+        typer.echo(
+            f"router: {found.router.accuracy:.1%} [{low:.1%}, {high:.1%}] at ${found.router.cost:.6f}{gain}"
+        )
+    if found.best is not None:
+        typer.echo(
+            f"best single pair: {found.best.name} has {found.best.accuracy:.1%} at ${found.best.cost:.6f} "
+            f"({found.questions} held-out questions)"
+        )
+    if found.why:
+        typer.echo(f"routing does not pay here: {found.why}" if found.best else found.why)
