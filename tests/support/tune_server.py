@@ -29,7 +29,7 @@ def write_catalogue(path: Path, server: OpenAIServer) -> Path:
     entries = [
         f'[models.{name.rpartition("-")[2]}]\ndescription = "stub"\nkind = "remote"\ncontext_length = 4000\n'
         f'litellm_model = "{name}"\napi_base = "{server.url}"\napi_key_env = "STUB_KEY"\n'
-        f"input_price = {price}\noutput_price = {price}\nmax_new_tokens = 64\n"
+        f"input_price = {price}\noutput_price = {price}\n"
         for name, price in zip(MODELS, (0.1, 1.0), strict=True)
     ]
     path.write_text("\n".join(entries))
