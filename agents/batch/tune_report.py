@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from viaticum.agents.batch.tune import Bought
+from viaticum.agents.batch.tune_rounds import Bought
 from viaticum.errors import DataError
 from viaticum.outcomes import accuracy_interval, write_outcomes
 from viaticum.routers.query.encoder import Encoder

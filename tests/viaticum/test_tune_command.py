@@ -82,7 +82,7 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_router_is_made_evaluated_on_held_out_questions_and_taken_by_solve(
+def test_a_router_is_made_evaluated_on_held_out_questions_and_taken_by_batch(
     arguments: list[str], server: KindServer, tmp_path: Path
 ) -> None:
     result = run(arguments, "--budget", "1")
@@ -102,12 +102,11 @@ def test_a_router_is_made_evaluated_on_held_out_questions_and_taken_by_solve(
     spent = sum(row["cost_nanousd"] for row in rows) / 1e9
     assert result["dollars"] == pytest.approx(spent)
 
-    solved = CliRunner().invoke(
-        app,
-        ["solve", "add plus coins total name7", "--budget", "1", "--router", str(tmp_path / "my-router")]
-        + arguments[arguments.index("--ledger") : arguments.index("--out")],
-    )
-    assert solved.exit_code == 0, (solved.output, solved.exception)
+    options = arguments[arguments.index("--ledger") : arguments.index("--out")]
+    batch = ["batch", arguments[1], "--budget", "1", "--limit", "6", "--router", str(tmp_path / "my-router")]
+    routed = CliRunner().invoke(app, [*batch, "--out", str(tmp_path / "routed.jsonl"), *options])
+    assert routed.exit_code == 0, (routed.output, routed.exception)
+    assert len((tmp_path / "routed.jsonl").read_text().splitlines()) == 6
 
 
 def test_the_budget_is_never_exceeded(arguments: list[str], server: KindServer, tmp_path: Path) -> None:
@@ -123,15 +122,13 @@ def test_a_run_that_was_cut_off_goes_on_and_pays_for_no_call_twice(
     arguments: list[str], server: KindServer, tmp_path: Path
 ) -> None:
     server.script = ["ok"] * 40 + [(401, {}, "the key was revoked")] * 1000
-    with pytest.raises(ViaticumError, match="revoked|key"):
+    with pytest.raises(ViaticumError, match="key"):
         run(arguments, "--budget", "1")
-    answered = len(server.requests) - (1000 - len(server.script) + 0) if server.script else 40
     journal = tmp_path / "my-router.job" / "rows.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
     assert lines
     journal.write_text("".join(lines[: len(lines) // 2]))  # a kill loses what was not flushed
     server.script = []
-    first = server.requests
     server.requests = []
     result = run(arguments, "--budget", "1")
     assert result["found"]["router"] is not None
@@ -141,7 +138,7 @@ def test_a_run_that_was_cut_off_goes_on_and_pays_for_no_call_twice(
         state = json.loads((tmp_path / "my-router.job" / "tune.json").read_text())
         posts = [entry for entry in ledger.entries(state["budget"]) if entry.kind == "post" and entry.nanousd]
     assert len({entry.key for entry in posts}) == len(posts) == result["outcomes"]
-    assert len(server.requests) <= result["outcomes"] - 40, (answered, len(first))
+    assert len(server.requests) <= result["outcomes"] - 40
 
 
 def test_a_run_goes_on_only_with_what_it_began_with(arguments: list[str], server: KindServer) -> None:

@@ -22,8 +22,9 @@ from viaticum.commands.progress import ProgressBar
 from viaticum.signals import SignalHandler
 
 if TYPE_CHECKING:
-    from viaticum.agents.batch.tune import Bought, Forecast
+    from viaticum.agents.batch.tune import Forecast
     from viaticum.agents.batch.tune_report import Found
+    from viaticum.agents.batch.tune_rounds import Bought
 
 
 def tune(
