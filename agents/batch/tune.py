@@ -332,8 +332,8 @@ def _split(questions: Sequence[Question], seed: int) -> tuple[list[Question], li
     if len(kept) < MIN_QUESTIONS or not aside.any():
         raise DataError(
             f"{len(questions)} questions in {groups.max() + 1} groups of near-duplicates leave {len(kept)} "
-            f"to learn from and {int(aside.sum())} to evaluate on; tune needs {MIN_QUESTIONS} and 1 at least: "
-            "give more questions"
+            f"to learn from and {int(aside.sum())} to evaluate on; tune needs {MIN_QUESTIONS} and 1 at "
+            "least: give more questions"
         )
     return kept, [each for each, taken in zip(questions, aside, strict=True) if taken]
 
