@@ -1,43 +1,34 @@
-"""`viaticum tune`: buy outcomes of (model, strategy) pairs in rounds under a hard budget.
+"""`viaticum tune`: what a run asks, and what that will cost. Asks nothing itself.
 
     tuning = Tuning.open(questions, "my-router", budget="5")
-    tuning.forecast()  # nothing was asked so far
-    bought = tuning.buy(encoder)
+    tuning.forecast()
+    bought = buy(tuning, embeddings)
 
-Questions are held out before the first call. Each outcome is a row of a batch, with a key of its own in the
-ledger, and each round is written down before it is bought: a killed run goes on with the round that it was
-in, and no call is paid twice. Leaves out which outcomes to buy (`routers.query.acquisition`), and fitting and
-evaluating the router (`agents.batch.tune_report`).
+Questions are held out before the first call. Leaves out buying (`agents.batch.tune_rounds`), the folder of a
+run (`agents.batch.tune_folder`), and fitting and evaluating the router (`agents.batch.tune_report`).
 """
 
 from __future__ import annotations
 
-import json
 import threading
-import uuid
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from viaticum.agents.batch.folder import acquire_job_lock, job_folder, parse_budget, without_password
+from viaticum.agents.batch.folder import parse_budget
 from viaticum.agents.batch.input import BatchRow, RequestOverrides
-from viaticum.agents.batch.output import RowJournal
 from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
-from viaticum.agents.batch.steps import CONCURRENCY, RowTools, worst_of
-from viaticum.agents.batch.tune_rounds import Bought, Progress, Purchase
+from viaticum.agents.batch.steps import CONCURRENCY, worst_of
 from viaticum.agents.build import open_resources
 from viaticum.agents.workflow.resources import WorkflowResources
-from viaticum.agents.workflow.settings import Dollars, WorkflowSettings
+from viaticum.agents.workflow.settings import TRIES, Dollars, WorkflowSettings
 from viaticum.budgets import Ledger, default_path
-from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
-from viaticum.errors import BudgetError, DataError, InputError, UnknownName, ViaticumError
-from viaticum.files import JournalFile, atomic_write
-from viaticum.generation import NO_SETTINGS
+from viaticum.errors import BudgetError, DataError, InputError, ViaticumError
+from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.models.base import Model
 from viaticum.models.settings import prompt, resolve
 from viaticum.money import NANOUSD_PER_USD, format_usd
 from viaticum.questions import Question
@@ -52,7 +43,6 @@ MAX_HELD_OUT = 200
 STRATEGIES = ("direct", "cot")
 CHARACTERS_A_TOKEN = 4.0  # of a prompt, in forecasts
 SHARES = (0.3, 0.8)  # of the token limit: length of an answer, p50 and p90, where no table knows the strategy
-STATE, ROUNDS = "tune.json", "rounds.jsonl"
 
 
 @dataclass(frozen=True)
@@ -123,11 +113,14 @@ class Tuning:
         budget: Dollars,
         dataset: str = "questions",
         models: Sequence[str] = (),
+        given: Mapping[str, Model] | None = None,
         strategies: Sequence[str] = (),
         catalogue: Catalogue | str | Path | None = None,
         ledger: str | Path | None = None,
         concurrency: int = CONCURRENCY,
         timeout: float | None = None,
+        tries: int = TRIES,
+        generation: GenerationSettings = NO_SETTINGS,
         seed: int = 0,
     ) -> Tuning:
         """Choose pairs and held-out questions. Asks nothing and writes nothing.
@@ -138,11 +131,14 @@ class Tuning:
             budget: dollars that all calls together may cost.
             dataset: name of the questions in the table.
             models: of the catalogue; by default all that can be used here.
+            given: models by name, in addition to those of the catalogue.
             strategies: by default `STRATEGIES`.
             catalogue: None for the user's.
             ledger: None for the user's.
             concurrency: calls at the same time.
             timeout: seconds that a call may take.
+            tries: attempts of a call whose model is unavailable.
+            generation: how all answers are generated, whatever strategies and catalogue entries say.
             seed: of every draw.
 
         Raises:
@@ -162,8 +158,11 @@ class Tuning:
         load_strategies(*loaded.strategies, *names)
         workflow = WorkflowSettings(
             catalogue=loaded,
+            models=given,
             concurrency=concurrency,
             timeout=timeout,
+            tries=tries,
+            generation=generation,
             strategies=[each for each in names if ":" in each],
             slots="auto",
             budget_name="tune",
@@ -174,6 +173,7 @@ class Tuning:
             pairs = tuple(Pair(model, get_strategy(name).name) for model in chosen for name in names)
             for pair in pairs:
                 tools.catalogue.prices(tools.catalogue[pair.model].members)
+            workflow = replace(workflow, catalogue=tools.catalogue)
             tools.threads.close()
         address = str(default_path() if ledger is None else ledger)
         return cls(
@@ -212,15 +212,15 @@ class Tuning:
         )
 
     def _pair_forecast(self, tools: WorkflowResources, pair: Pair) -> PairForecast:
-        strategy, spec = get_strategy(pair.strategy), tools.catalogue[pair.model]
-        limit = resolve(tools.catalogue, pair.model, strategy, NO_SETTINGS).max_new_tokens
+        strategy, spec, settings = get_strategy(pair.strategy), tools.catalogue[pair.model], tools.settings
+        limit = resolve(tools.catalogue, pair.model, strategy, settings).max_new_tokens
         known = [row for row in StaticRouter.default().rows if row.pair.strategy == pair.strategy]
         tokens = tuple(limit * share for share in SHARES)
         if known:
             lengths = (np.mean([row.tokens_p50 for row in known]), np.mean([row.tokens_p90 for row in known]))
             tokens = tuple(min(limit, float(each)) for each in lengths)
         read = [
-            sum(len(str(message["content"])) for message in prompt(spec, strategy, each.query, NO_SETTINGS))
+            sum(len(str(message["content"])) for message in prompt(spec, strategy, each.query, settings))
             / CHARACTERS_A_TOKEN
             for each in self.questions
         ]
@@ -232,82 +232,6 @@ class Tuning:
         longest = int(np.argmax(read))
         cell = self.planned(longest * len(self.pairs) + self.pairs.index(pair))
         return PairForecast(pair, p50, p90, worst_of(tools, cell) / NANOUSD_PER_USD)
-
-    # --- buying -----------------------------------------------------------------------------------------
-
-    def buy(self, embeddings: np.ndarray[Any, Any], progress: Progress | None = None) -> Bought:
-        """Buy outcomes in rounds, then those of the held-out questions; goes on where a killed run was.
-
-        Args:
-            embeddings: of the questions to learn from, of length 1 [learning, D].
-            progress: called as answers come in.
-
-        Raises:
-            InputError: the run that was killed had other questions, pairs or settings, or `out` is there.
-            ViaticumError: what concerns every call, such as `AuthenticationFailed`; what was bought stays.
-        """
-        prices = np.array([each.p50 for each in self.forecast().pairs])
-        if self.out.exists():
-            raise InputError(f"{self.out} exists; remove it, or give another --out")
-        if not self.out.parent.is_dir():
-            raise InputError(f"cannot write {self.out}: there is no folder {self.out.parent}; make it first")
-        folder = job_folder(self.out)
-        folder.mkdir(exist_ok=True)
-        with ExitStack() as stack:
-            stack.enter_context(acquire_job_lock(folder))
-            ledger = stack.enter_context(Ledger(self.ledger_address))
-            scope = self._open_budget(folder, ledger)
-            tools = open_resources(self.workflow, ledger)
-            stack.callback(tools.threads.close)
-            tools = replace(tools, budget=scope)
-            journal = RowJournal(folder, len(self.questions) * len(self.pairs))
-            stack.callback(journal.close)
-            rounds = JournalFile(folder / ROUNDS)
-            stack.callback(rounds.close)
-            rows = RowTools(
-                tools, scope, concurrency=self.workflow.concurrency, keep_texts=False, stop=self.stop
-            )
-            return Purchase(self, rows, journal, rounds, embeddings, prices, progress).run(folder)
-
-    def _open_budget(self, folder: Path, ledger: Ledger) -> str:
-        """The scope that pays: that of the run which goes on, or a new one."""
-        print_ = self._fingerprint()
-        path = folder / STATE
-        if not path.exists():
-            scope = f"tune-{uuid.uuid4().hex[:12]}"
-            state = {
-                "budget": scope,
-                "ledger": without_password(self.ledger_address),
-                "fingerprint": print_,
-            }
-            ledger.create(scope, limit_nanousd=self.limit)
-            atomic_write(path, json.dumps(state))
-            return scope
-        state = json.loads(path.read_text())
-        for name, value in print_.items():
-            if state["fingerprint"].get(name) != value:
-                raise InputError(
-                    f"the run in {folder} began with other {name}; give what it began with, or another --out"
-                )
-        try:
-            ledger.set_limit(state["budget"], limit_nanousd=self.limit)
-        except UnknownName:
-            raise InputError(
-                f"this ledger has no budget {state['budget']!r}; give the ledger that the run in {folder} "
-                f"began with ({state['ledger']})"
-            ) from None
-        return str(state["budget"])
-
-    def _fingerprint(self) -> dict[str, str]:
-        catalogue = self.workflow.catalogue
-        assert isinstance(catalogue, Catalogue)
-        used = sorted({pair.model for pair in self.pairs})
-        return {
-            "seed": str(self.seed),  # first: it decides the order of the questions
-            "questions": digest([[each.id, each.query.text, *each.accepted] for each in self.questions]),
-            "pairs": ", ".join(map(str, self.pairs)),
-            "models": digest({name: catalogue[name].identity for name in used}),
-        }
 
     def planned(self, number: int) -> PlannedRow:
         """The row of a cell: question and pair, as one number."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from viaticum.agents.batch.tune_folder import mark_router
 from viaticum.agents.batch.tune_rounds import Bought
 from viaticum.errors import DataError
 from viaticum.outcomes import accuracy_interval, write_outcomes
@@ -102,6 +103,7 @@ def conclude(
         router = fit(learned, encoder, descriptions, settings=RTRSettings(seed=seed), report=report)
     except DataError as error:
         return _without_router(matrix, f"no router could be fitted: {error}")
+    mark_router(out)
     router.save(out)
     if matrix is None or len(matrix) < MIN_EVALUATED:
         count = 0 if matrix is None else len(matrix)
@@ -132,8 +134,10 @@ def _figures(router: RTRRouter, matrix: OutcomeMatrix, seed: int) -> Found:
     if shares is not None:
         gain = paired_bootstrap(routed - matrix.correct @ shares, seed=seed)
     why = ""
-    if gain is not None and gain["difference"] <= 0:
-        why = "single pairs, mixed at the same cost, are right as often"
+    if gain is not None and gain["low"] <= 0:
+        why = "it cannot be told apart from single pairs mixed at the same cost"
+        if gain["high"] <= 0:
+            why = "single pairs mixed at the same cost are right more often"
     return Found(
         len(matrix),
         _cheap(matrix),

@@ -1,22 +1,31 @@
 """The rounds of `viaticum tune`: buys the outcomes that are worth most, then those of held-out questions.
 
-Leaves out which outcomes those are (`routers.query.acquisition`) and what a run is made from
-(`agents.batch.tune`).
+Each outcome is a row of a batch, with a key of its own in the ledger, and each round is written down before
+it is bought: a killed run goes on with the rounds that it was in, and no call is paid twice. A call that
+failed is made again, in a later round and by the next run. Leaves out which outcomes to buy
+(`routers.query.acquisition`) and what a run is made from (`agents.batch.tune`).
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from viaticum.agents.batch.executor import process_rows
+from viaticum.agents.batch.folder import acquire_job_lock
 from viaticum.agents.batch.output import RowJournal
 from viaticum.agents.batch.steps import RowTools
+from viaticum.agents.batch.tune import Tuning
+from viaticum.agents.batch.tune_folder import open_budget, prepare_run
+from viaticum.agents.build import open_resources
+from viaticum.budgets import Ledger
 from viaticum.files import JournalFile
 from viaticum.jobs import JobRow, read_rows
 from viaticum.money import NANOUSD_PER_USD
@@ -30,10 +39,10 @@ from viaticum.routers.query.acquisition import (
 )
 from viaticum.types import Outcome, Pair
 
-if TYPE_CHECKING:
-    from viaticum.agents.batch.tune import Tuning
-
 LEARNING_SHARE = 0.6  # of the budget at least; the rest pays for the answers to held-out questions
+ATTEMPTS = 2  # of a call that failed, in one run; within each the model's own retries
+PROBES = 3  # failed calls that are made again of a pair that has given no outcome so far
+ROUNDS = "rounds.jsonl"
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
@@ -62,8 +71,37 @@ class Bought:
         return tuple(pair for pair in self.pairs if pair in known and pair not in gone)
 
 
-class Purchase:
-    """The rounds of one run. known: of the questions to learn from."""
+def buy(tuning: Tuning, embeddings: np.ndarray[Any, Any], progress: Progress | None = None) -> Bought:
+    """Buy outcomes in rounds, then those of the held-out questions; goes on where an earlier run was.
+
+    Args:
+        tuning: what to ask.
+        embeddings: of the questions to learn from, of length 1 [learning, D].
+        progress: called as answers come in.
+
+    Raises:
+        BudgetError: the budget does not pay for the worst case of a call.
+        InputError: the earlier run had other questions, pairs or settings, or `out` is not its.
+        ViaticumError: what concerns every call, such as `AuthenticationFailed`; what was bought stays.
+    """
+    prices = np.array([each.p50 for each in tuning.forecast().pairs])
+    folder = prepare_run(tuning)
+    with ExitStack() as stack:
+        stack.enter_context(acquire_job_lock(folder))
+        ledger = stack.enter_context(Ledger(tuning.ledger_address))
+        scope = open_budget(tuning, folder, ledger)
+        tools = replace(open_resources(tuning.workflow, ledger), budget=scope)
+        stack.callback(tools.threads.close)
+        journal = RowJournal(folder, len(tuning.questions) * len(tuning.pairs))
+        stack.callback(journal.close)
+        rounds = JournalFile(folder / ROUNDS)
+        stack.callback(rounds.close)
+        rows = RowTools(tools, scope, concurrency=tuning.workflow.concurrency, stop=tuning.stop)
+        return _Purchase(tuning, rows, journal, rounds, embeddings, prices, progress).run(folder)
+
+
+class _Purchase:
+    """The rounds of one run. A cell is question and pair, as one number. known: of the learning questions."""
 
     def __init__(
         self,
@@ -82,22 +120,21 @@ class Purchase:
         self.known = KnownOutcomes(embeddings, empty, empty.copy(), prices)
         self.settings = AcquisitionSettings(seed=tuning.seed)
         self.found: dict[int, Outcome] = {}
-        self.unanswered: dict[str, int] = {}
-        self.tried: set[int] = set()
+        self.planned: set[int] = set()
+        self.failed: dict[int, str] = {}
+        self.attempts: Counter[int] = Counter()
 
     def run(self, folder: Path) -> Bought:
         for row in read_rows(folder):
             self._add(row)
         for _, line in self.rounds.lines():
-            self._buy("going on", [int(each) for each in json.loads(line)["cells"]])
-        while not self.tuning.stop.is_set():
-            cells = self._next_cells()
-            if not cells:
-                break
+            self._buy("going on", json.loads(line)["cells"])
+        while cells := self._again() + self._next_cells():
             self._buy_new("learning", cells)
         dropped = find_hopeless(self.known, self.settings) if self.known.asked.any() else []
-        if not self.tuning.stop.is_set():
-            self._buy_new("held out", self._held_out_cells({each.pair for each in dropped}))
+        self._buy_new("held out", self._held_out_cells({each.pair for each in dropped}))
+        while cells := self._again():
+            self._buy_new("asked again", cells)
         self.journal.sync()
         budget = self.rows.resources.ledger.budget(self.rows.job)
         return Bought(
@@ -105,7 +142,7 @@ class Purchase:
             frozenset(each.id for each in self.tuning.questions[self.tuning.learning :]),
             self.tuning.pairs,
             tuple(dropped),
-            self.unanswered,
+            dict(Counter(self.failed.values())),
             budget.posted_nanousd / NANOUSD_PER_USD,
             self.tuning.stop.is_set(),
         )
@@ -117,50 +154,70 @@ class Purchase:
         aside = len(self.tuning.questions) - self.tuning.learning
         share = max(LEARNING_SHARE * limit, limit - 1.5 * aside * float(prices.sum()))
         left = share - self.known.spent
-        if left <= 0:
+        if left <= 0 or self.tuning.stop.is_set():
             return []
         cells = [
             cell.question * self.pairs + cell.pair
             for cell in next_round(self.known, left, self.settings).cells
         ]
         silent = self._silent_pairs()
-        return [each for each in cells if each not in self.tried and each % self.pairs not in silent]
+        return [each for each in cells if each not in self.planned and each % self.pairs not in silent]
+
+    def _again(self) -> list[int]:
+        """Cells whose calls failed; of a pair that never gave an outcome a few, to see whether it is back."""
+        if self.tuning.stop.is_set():
+            return []
+        silent = self._silent_pairs()
+        probes = Counter(number % self.pairs for number, tries in self.attempts.items() if tries > 1)
+        cells = []
+        for number in self.failed:
+            pair = number % self.pairs
+            if self.attempts[number] < ATTEMPTS and (pair not in silent or probes[pair] < PROBES):
+                cells.append(number)
+                probes[pair] += 1
+        return cells
 
     def _silent_pairs(self) -> set[int]:
         """Pairs that were asked and have no outcome at all, such as those of a model that is down."""
-        tried = {number % self.pairs for number in self.tried}
-        return tried - {number % self.pairs for number in self.found}
+        asked = {number % self.pairs for number in self.planned}
+        return asked - {number % self.pairs for number in self.found}
 
     def _held_out_cells(self, dropped: set[int]) -> list[int]:
         """Remaining pairs on the held-out questions, question by question, as far as the money goes."""
+        if self.tuning.stop.is_set():
+            return []
         gone = dropped | self._silent_pairs()
         columns = [each for each in range(self.pairs) if each not in gone]
         rows = range(self.tuning.learning, len(self.tuning.questions))
         cells = [row * self.pairs + column for row in rows for column in columns]
-        return [each for each in cells if each not in self.tried]
+        return [each for each in cells if each not in self.planned]
 
     def _buy_new(self, stage: str, cells: list[int]) -> None:
-        self.rounds.append({"stage": stage, "cells": cells})
-        self.rounds.sync()
+        if new := [each for each in cells if each not in self.planned]:
+            self.rounds.append({"stage": stage, "cells": new})
+            self.rounds.sync()
         self._buy(stage, cells)
 
     def _buy(self, stage: str, cells: list[int]) -> None:
         """Buy the cells that are not done; those that the money does not reach are left out."""
-        wanted = [each for each in cells if not self.journal.is_done(each)]
+        self.planned.update(cells)
+        wanted = [each for each in dict.fromkeys(cells) if not self.journal.is_done(each)]
         planned = (self.tuning.planned(each) for each in wanted)
         for done, (_, row) in enumerate(process_rows(planned, self.rows), 1):
-            if row.state != "skipped":
-                self.journal.write(row)
             self._add(row)
+            if row.number in self.found:
+                self.journal.write(row)
             self.progress(stage, done, len(wanted))
 
     def _add(self, row: JobRow) -> None:
         question, pair = divmod(row.number, self.pairs)
-        self.tried.add(row.number)
+        self.planned.add(row.number)
+        self.failed.pop(row.number, None)
         if row.state == "skipped":
             return
         if not (row.pair and row.calls):  # the call failed: that says nothing of the answer
-            self.unanswered[row.reason] = self.unanswered.get(row.reason, 0) + 1
+            self.failed[row.number] = row.reason
+            self.attempts[row.number] += 1
             return
         outcome = _outcome(row, self.tuning.pairs[pair], self.tuning.dataset, self.tuning.questions[question])
         self.found[row.number] = outcome

@@ -6,54 +6,67 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from openai_server import KEY, running_server
-from tune_server import KindServer, write_catalogue, write_questions
+from synthetic_outcomes import Words
+from tune_server import KindServer, write_catalogue, write_encoder, write_questions
 from typer.testing import CliRunner
 
+from viaticum.agents.batch.tune import Tuning
+from viaticum.agents.batch.tune_rounds import Bought, buy
 from viaticum.budgets import Ledger
 from viaticum.cli import app
 from viaticum.errors import BudgetError, DataError, InputError, ViaticumError
+from viaticum.generation import GenerationSettings
 from viaticum.outcomes import outcome_rows
+from viaticum.questions import read_questions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+class Run(NamedTuple):
+    """A whole run of the command: its folder, its arguments, what it printed as JSON, and what was asked."""
+
+    folder: Path
+    arguments: list[str]
+    result: dict[str, Any]
+    requests: list[dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import BoW
-    from synthetic_outcomes import NAMES, WORDS
-
-    folder = tmp_path_factory.mktemp("encoder") / "words"
-    words = [*NAMES, *(word for kind in WORDS.values() for word in kind), "cheap", "dear", "direct", "stub"]
-    SentenceTransformer(modules=[BoW(words)], device="cpu").save(str(folder))
-    return str(folder)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KindServer]:
-    monkeypatch.setenv("STUB_KEY", KEY)
-    state = KindServer()
-    with running_server(state):
+def server() -> Iterator[KindServer]:
+    with pytest.MonkeyPatch.context() as patch, running_server(KindServer()) as state:
+        patch.setenv("STUB_KEY", KEY)
+        assert isinstance(state, KindServer)
         yield state
 
 
-@pytest.fixture
-def arguments(tmp_path: Path, server: KindServer, encoder: str) -> list[str]:
-    """Of a run with 120 questions and $1."""
-    catalogue = write_catalogue(tmp_path / "catalogue.toml", server)
-    questions = write_questions(tmp_path / "questions.csv", 120)
+@pytest.fixture(autouse=True)
+def nothing_scripted(server: KindServer) -> None:
+    server.reset()
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, server: KindServer) -> Run:
+    """Of 75 questions with more than enough money."""
+    folder = tmp_path_factory.mktemp("tuned")
+    arguments = arguments_in(folder, server, 75)
+    result = run(arguments, "--budget", "1")
+    return Run(folder, arguments, result, list(server.requests))
+
+
+def arguments_in(folder: Path, server: KindServer, count: int) -> list[str]:
     options = {
         "--models": "cheap,dear",
         "--strategies": "direct",
-        "--encoder": encoder,
-        "--ledger": str(tmp_path / "ledger.db"),
-        "--catalogue": str(catalogue),
-        "--out": str(tmp_path / "my-router"),
+        "--encoder": str(write_encoder(folder / "words")),
+        "--ledger": str(folder / "ledger.db"),
+        "--catalogue": str(write_catalogue(folder / "catalogue.toml", server)),
+        "--out": str(folder / "my-router"),
     }
+    questions = write_questions(folder / "questions.csv", count)
     return ["tune", str(questions), *(each for option in options.items() for each in option)]
 
 
@@ -65,113 +78,174 @@ def run(arguments: list[str], *more: str) -> Any:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def asked(server: KindServer) -> Counter[tuple[str, str]]:
-    return Counter((body["model"], body["messages"][-1]["content"]) for body in server.requests)
+def tuning(folder: Path, server: KindServer, **changed: Any) -> Tuning:
+    """Of 48 questions; calls are tried once."""
+    catalogue = folder / "catalogue.toml"
+    write_catalogue(catalogue, server, retries=0)
+    settings: dict[str, Any] = {"budget": "1", "models": ["cheap", "dear"], "strategies": ["direct"]}
+    settings |= {"catalogue": catalogue, "ledger": folder / "ledger.db", "tries": 1} | changed
+    questions = settings.pop("questions", None) or write_questions(folder / "questions.csv", 48)
+    return Tuning.open(read_questions(questions), folder / "my-router", **settings)
 
 
-def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(
-    arguments: list[str], server: KindServer, tmp_path: Path
-) -> None:
+def bought(job: Tuning) -> Bought:
+    texts = [each.query.text for each in job.questions[: job.learning]]
+    return buy(job, Words()(texts).numpy())
+
+
+def asked(requests: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    return Counter((body["model"], body["messages"][-1]["content"]) for body in requests)
+
+
+def paid(folder: Path) -> list[str]:
+    """Keys of the ledger's paid calls; the ledger is whole."""
+    with Ledger(folder / "ledger.db") as ledger:
+        assert ledger.check() == []
+        scope = json.loads((folder / "my-router.job" / "tune.json").read_text())["budget"]
+        return [entry.key for entry in ledger.entries(scope) if entry.kind == "post" and entry.nanousd]
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(server: KindServer, tmp_path: Path) -> None:
+    arguments = arguments_in(tmp_path, server, 60)
     before = sorted(tmp_path.iterdir())
     forecast = run(arguments, "--budget", "1", "--dry-run")
-    assert forecast["learning"] + forecast["held_out"] == 120
-    assert forecast["answers"] == 240
+    assert forecast["learning"] + forecast["held_out"] == 60
+    assert forecast["answers"] == 120
     assert 0 < forecast["all_p50"] <= forecast["all_p90"]
     assert [each["pair"] for each in forecast["pairs"]] == ["cheap+direct", "dear+direct"]
     assert not server.requests
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_router_is_made_evaluated_on_held_out_questions_and_taken_by_batch(
-    arguments: list[str], server: KindServer, tmp_path: Path
-) -> None:
-    result = run(arguments, "--budget", "1")
-    found, forecast = result["found"], result["forecast"]
+def test_a_router_is_made_and_evaluated_on_held_out_questions(tuned: Run) -> None:
+    found, forecast = tuned.result["found"], tuned.result["forecast"]
     assert found["cheap"]["name"] == "cheap+direct"
     assert found["best"]["name"] == "dear+direct"
     assert found["best"]["accuracy"] == 1.0
     assert found["questions"] == forecast["held_out"]
     assert found["cheap"]["accuracy"] < found["router"]["accuracy"]
     assert found["router"]["cost"] < found["best"]["cost"]
-    assert max(asked(server).values()) == 1
-    rows = [row for _, row in outcome_rows(tmp_path / "my-router.outcomes.parquet")]
-    assert len(rows) == result["outcomes"] == len(server.requests)
+    assert max(asked(tuned.requests).values()) == 1
+    rows = [row for _, row in outcome_rows(tuned.folder / "my-router.outcomes.parquet")]
+    assert len(rows) == tuned.result["outcomes"] == len(tuned.requests) == len(paid(tuned.folder))
     assert len({row["question_id"] for row in rows if row["held_out"]}) == forecast["held_out"]
-    with Ledger(tmp_path / "ledger.db") as ledger:
-        assert ledger.check() == []
     spent = sum(row["cost_nanousd"] for row in rows) / 1e9
-    assert result["dollars"] == pytest.approx(spent)
+    assert tuned.result["dollars"] == pytest.approx(spent)
 
-    options = arguments[arguments.index("--ledger") : arguments.index("--out")]
-    batch = ["batch", arguments[1], "--budget", "1", "--limit", "6", "--router", str(tmp_path / "my-router")]
-    routed = CliRunner().invoke(app, [*batch, "--out", str(tmp_path / "routed.jsonl"), *options])
+
+def test_batch_and_solve_take_the_router(tuned: Run) -> None:
+    common = ["--budget", "1", "--router", str(tuned.folder / "my-router")]
+    common += ["--catalogue", str(tuned.folder / "catalogue.toml")]
+    results, ledger = tuned.folder / "routed.jsonl", ["--ledger", str(tuned.folder / "ledger.db")]
+    batch = ["batch", tuned.arguments[1], "--limit", "6", "--out", str(results), *ledger, *common]
+    routed = CliRunner().invoke(app, batch)
     assert routed.exit_code == 0, (routed.output, routed.exception)
-    assert len((tmp_path / "routed.jsonl").read_text().splitlines()) == 6
+    assert len(results.read_text().splitlines()) == 6
+    solved = CliRunner().invoke(app, ["solve", "add plus coins total name7", "--json", *common])
+    assert solved.exit_code == 0, (solved.output, solved.exception)
+    assert json.loads(solved.stdout)["value"] == "7"
 
 
-def test_the_budget_is_never_exceeded(arguments: list[str], server: KindServer, tmp_path: Path) -> None:
-    budget = 0.003  # about thirty answers of the expensive model
-    result = run(arguments, "--budget", str(budget))
-    assert 0 < result["dollars"] <= budget
-    assert len(server.requests) < result["forecast"]["answers"]
-    with Ledger(tmp_path / "ledger.db") as ledger:
-        assert ledger.check() == []
+def test_the_finished_run_again_pays_for_nothing_and_writes_the_router_anew(
+    tuned: Run, server: KindServer
+) -> None:
+    before = (tuned.folder / "my-router" / "router.json").stat().st_mtime_ns
+    again = run(tuned.arguments, "--budget", "2")
+    assert not server.requests
+    assert again["outcomes"] == tuned.result["outcomes"]
+    assert (tuned.folder / "my-router" / "router.json").stat().st_mtime_ns > before
+
+
+# --- buying -------------------------------------------------------------------------------------------------
+
+
+def test_the_budget_is_never_exceeded_and_a_larger_one_buys_on(server: KindServer, tmp_path: Path) -> None:
+    small = bought(tuning(tmp_path, server, budget="0.0012"))  # some thirty answers of the expensive model
+    assert 0 < small.dollars <= 0.0012
+    assert 0 < len(server.requests) == len(small.outcomes) < 90
+    large = bought(tuning(tmp_path, server))
+    assert set(small.outcomes) < set(large.outcomes)
+    assert large.held_out == small.held_out
+    assert max(asked(server.requests).values()) == 1
+    assert len(set(paid(tmp_path))) == len(large.outcomes)
 
 
 def test_a_run_that_was_cut_off_goes_on_and_pays_for_no_call_twice(
-    arguments: list[str], server: KindServer, tmp_path: Path
+    server: KindServer, tmp_path: Path
 ) -> None:
     server.script = ["ok"] * 40 + [(401, {}, "the key was revoked")] * 1000
     with pytest.raises(ViaticumError, match="key"):
-        run(arguments, "--budget", "1")
+        bought(tuning(tmp_path, server))
     journal = tmp_path / "my-router.job" / "rows.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
     assert lines
     journal.write_text("".join(lines[: len(lines) // 2]))  # a kill loses what was not flushed
-    server.script = []
-    server.requests = []
-    result = run(arguments, "--budget", "1")
-    assert result["found"]["router"] is not None
-    assert max(asked(server).values()) == 1
-    with Ledger(tmp_path / "ledger.db") as ledger:
-        assert ledger.check() == []
-        state = json.loads((tmp_path / "my-router.job" / "tune.json").read_text())
-        posts = [entry for entry in ledger.entries(state["budget"]) if entry.kind == "post" and entry.nanousd]
-    assert len({entry.key for entry in posts}) == len(posts) == result["outcomes"]
-    assert len(server.requests) <= result["outcomes"] - 40
+    server.script, server.requests = [], []
+    whole = bought(tuning(tmp_path, server))
+    assert max(asked(server.requests).values()) == 1
+    keys = paid(tmp_path)
+    assert len(set(keys)) == len(keys) == len(whole.outcomes)
+    assert len(server.requests) == len(whole.outcomes) - 40
 
 
-def test_a_run_goes_on_only_with_what_it_began_with(arguments: list[str], server: KindServer) -> None:
-    server.script = ["ok"] * 5 + [(401, {}, "the key was revoked")] * 1000
-    with pytest.raises(ViaticumError):
-        run(arguments, "--budget", "1")
-    with pytest.raises(InputError, match="began with other seed"):
-        run(arguments, "--budget", "1", "--seed", "1")
+def test_calls_that_failed_are_made_again(server: KindServer, tmp_path: Path) -> None:
+    server.script = ["ok"] * 10 + [(500, {}, "overloaded"), (429, {"retry-after": "0"}, "too fast")] * 5
+    whole = bought(tuning(tmp_path, server))
+    assert not whole.unanswered
+    assert len(server.requests) == len(whole.outcomes) + 10
+    assert max(asked(server.requests).values()) == 2
+    assert len(set(paid(tmp_path))) == len(whole.outcomes)
 
 
-def test_a_model_that_is_down_is_left_out_and_named(arguments: list[str], server: KindServer) -> None:
-    answer = server.answer
+def test_a_model_that_is_down_is_named_and_asked_by_the_next_run(server: KindServer, tmp_path: Path) -> None:
+    server.down = "stub-dear"
+    first = bought(tuning(tmp_path, server))
+    assert first.unanswered
+    assert [str(each) for each in first.remaining] == ["cheap+direct"]
+    requests = Counter(body["model"] for body in server.requests)
+    assert requests["stub-dear"] < requests["stub-cheap"]
+    server.down = None
+    second = bought(tuning(tmp_path, server))
+    assert not second.unanswered
+    assert len(second.remaining) == 2
+    assert set(first.outcomes) < set(second.outcomes)
 
-    def half(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
-        if body["model"] == "stub-dear":
-            raise ConnectionError("it is down")
-        return answer(body)
 
-    server.answer = half  # type: ignore[method-assign]
-    result = run(arguments, "--budget", "1")
-    assert result["unanswered"]
-    assert "only pair left" in result["found"]["why"]
+def test_a_run_goes_on_only_with_what_it_began_with(server: KindServer, tmp_path: Path) -> None:
+    bought(tuning(tmp_path, server, budget="0.001"))
+    with pytest.raises(InputError, match="began with another seed: 0 then, 1 now"):
+        bought(tuning(tmp_path, server, seed=1))
+    with pytest.raises(InputError, match=r"other pairs: cheap\+direct, dear\+direct then, cheap\+direct now"):
+        bought(tuning(tmp_path, server, models=["cheap"]))
+    with pytest.raises(InputError, match=r"another settings: \{\} then, \{'temperature': 0.5\} now"):
+        bought(tuning(tmp_path, server, generation=GenerationSettings(temperature=0.5)))
+    questions = write_questions(tmp_path / "others.csv", 49)
+    with pytest.raises(InputError, match=r"other questions: q48 is new \(48 then, 49 now\)"):
+        bought(tuning(tmp_path, server, questions=questions))
+    questions.write_text((tmp_path / "questions.csv").read_text().replace("total", "sum"))
+    with pytest.raises(InputError, match=r"other questions: q\d+ differs"):
+        bought(tuning(tmp_path, server, questions=questions))
+
+
+def test_a_router_of_something_else_is_not_written_over(server: KindServer, tmp_path: Path) -> None:
+    (tmp_path / "my-router").mkdir()
+    with pytest.raises(InputError, match="did not make it"):
+        bought(tuning(tmp_path, server))
+    assert not server.requests
 
 
 def test_unusable_questions_and_budgets_are_refused_before_anything_is_asked(
-    arguments: list[str], server: KindServer, tmp_path: Path
+    server: KindServer, tmp_path: Path
 ) -> None:
     with pytest.raises(BudgetError, match="does not pay for the worst case"):
-        run(arguments, "--budget", "0.000001")
-    write_questions(tmp_path / "questions.csv", 20)
+        tuning(tmp_path, server, budget="0.000001").forecast()
+    few = write_questions(tmp_path / "few.csv", 20)
     with pytest.raises(DataError, match="needs 30"):
-        run(arguments, "--budget", "1")
-    (tmp_path / "questions.csv").write_text("question\nadd plus coins\n")
+        tuning(tmp_path, server, questions=few)
+    few.write_text("question\nadd plus coins\n")
     with pytest.raises(DataError, match="no answer"):
-        run(arguments, "--budget", "1")
+        tuning(tmp_path, server, questions=few)
     assert not server.requests

@@ -74,6 +74,7 @@ def tune(
             typer.echo(json.dumps(_forecast_json(forecast)))
         return
     from viaticum.agents.batch.tune_report import conclude
+    from viaticum.agents.batch.tune_rounds import buy
     from viaticum.commands.router import _descriptions
     from viaticum.routers.query.encoder import Encoder
 
@@ -85,7 +86,7 @@ def tune(
     with ProgressBar("embedding questions") as bar:
         embeddings = embed([each.query.text for each in tuning.questions[: tuning.learning]]).numpy()
         with SignalHandler(drain, once=True):
-            bought = tuning.buy(embeddings, bar.report)
+            bought = buy(tuning, embeddings, bar.report)
         if bought.stopped:
             sys.stderr.write("ended early; the same command goes on\n")
             raise typer.Exit(EXIT_DRAINED)
