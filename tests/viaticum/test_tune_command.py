@@ -136,7 +136,7 @@ def test_a_router_is_made_and_evaluated_on_held_out_questions(tuned: Run) -> Non
     assert tuned.result["dollars"] == pytest.approx(spent)
 
 
-def test_batch_and_solve_take_the_router(tuned: Run) -> None:
+def test_batch_and_solve_take_the_router(tuned: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     common = ["--budget", "1", "--router", str(tuned.folder / "my-router")]
     common += ["--catalogue", str(tuned.folder / "catalogue.toml")]
     results, ledger = tuned.folder / "routed.jsonl", ["--ledger", str(tuned.folder / "ledger.db")]
@@ -144,9 +144,10 @@ def test_batch_and_solve_take_the_router(tuned: Run) -> None:
     routed = CliRunner().invoke(app, batch)
     assert routed.exit_code == 0, (routed.output, routed.exception)
     assert len(results.read_text().splitlines()) == 6
+    monkeypatch.setenv("XDG_DATA_HOME", str(tuned.folder))
     solved = CliRunner().invoke(app, ["solve", "add plus coins total name7", "--json", *common])
     assert solved.exit_code == 0, (solved.output, solved.exception)
-    assert json.loads(solved.stdout)["value"] == "7"
+    assert json.loads(solved.stdout)["answer"] == "7"
 
 
 def test_the_finished_run_again_pays_for_nothing_and_writes_the_router_anew(
