@@ -51,9 +51,13 @@ def nothing_scripted(server: KindServer) -> None:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory, server: KindServer) -> Run:
     """Of 75 questions with more than enough money."""
-    folder = tmp_path_factory.mktemp("tuned")
+    import torch
+
+    folder, threads = tmp_path_factory.mktemp("tuned"), torch.get_num_threads()
     arguments = arguments_in(folder, server, 75)
+    torch.set_num_threads(1)
     result = run(arguments, "--budget", "1")
+    torch.set_num_threads(threads)
     return Run(folder, arguments, result, list(server.requests))
 
 
