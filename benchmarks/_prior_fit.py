@@ -1,0 +1,307 @@
+"""Learning the prior from outcome tables and public figures: abilities, kinds, strategies and tokens.
+
+Each data set of a table is a benchmark of its own, whose figures are the shares of right answers with `cot`;
+data sets named alike with a slash (mmlu-pro/math) are parts of one. Public figures (prior_figures.json, each
+with its source) tie benchmarks together that no table holds. Abilities and benchmarks are fitted in turn by
+least squares on log-odds, with weak priors; the scale is that of MMLU-Pro (offset 0, slope 1).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from viaticum import strategies
+from viaticum.routers.query.ability import AbilityScale, Benchmark, Normal, log_odds
+from viaticum.types import Query
+
+Array = np.ndarray[Any, Any]
+Figures = Mapping[str, Mapping[str, Sequence[float]]]  # shares by model and benchmark
+ANCHOR = "mmlu-pro"  # the benchmark whose log-odds are the scale
+USUAL = "cot"
+STRATEGIES = {"baseline": "direct", "chain_of_thought": "cot", "concise": "cod", "composite": None}
+MODELS = {"gpt-35-turbo": "gpt-3.5-turbo"}
+ROUNDS = 300
+SLOPE_SD = 0.5  # of slopes around 1
+SHAPE, EXPECTED_SD = 4.0, 0.35  # weight and value of what is expected of a benchmark's deviation
+GAIN_SD = 0.5  # of a strategy's gain around 0
+FIGURES = Path(__file__).with_name("prior_figures.json")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Rows of one outcome table, as arrays [N]; tokens are NaN where they are unknown."""
+
+    dataset: Array
+    question: Array
+    model: Array
+    strategy: Array
+    correct: Array
+    tokens: Array
+    prompt: Array
+
+    def select(self, mask: Array) -> Answers:
+        return Answers(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
+
+    def counts(self, *names: str) -> dict[tuple[str, ...], tuple[int, int]]:
+        """Right answers and answers by the values of the columns."""
+        columns = [getattr(self, name) for name in names]
+        keys, inverse = np.unique(np.stack(columns, 1).astype(str), axis=0, return_inverse=True)
+        right = np.bincount(inverse.ravel(), self.correct, len(keys))
+        asked = np.bincount(inverse.ravel(), minlength=len(keys))
+        return {tuple(key): (int(k), int(n)) for key, k, n in zip(keys.tolist(), right, asked, strict=True)}
+
+
+def read(path: str | Path, texts: Mapping[str, str] | None = None) -> tuple[Answers, dict[str, str]]:
+    """A table, and its questions by id. A table without texts is of the questions of `texts`."""
+    table = pq.read_table(path)
+    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+    size = len(columns["model"])
+    question = columns["question_id"].astype(str)
+    if "dataset" in columns:
+        question = np.array([f"{a}/{b}" for a, b in zip(columns["dataset"], question, strict=True)])
+        dataset = columns["dataset"].astype(str)
+    else:
+        by_id = {name.rpartition("/")[2]: name for name in texts or {}}
+        question = np.array([by_id.get(each, "") for each in question])
+        dataset = np.array([name.rpartition("/")[0] for name in question])
+    named = columns.get("strategy", np.full(size, USUAL)).astype(str)
+    strategy = np.array([STRATEGIES.get(name, name) or "" for name in named])
+    model = np.array([MODELS.get(name, name) for name in columns["model"].astype(str)])
+    unknown = np.full(size, np.nan)
+    answers = Answers(
+        dataset,
+        question,
+        model,
+        strategy,
+        columns["correct"].astype(np.float64),
+        *(columns.get(name, unknown).astype(np.float64) for name in ("output_tokens", "input_tokens")),
+    )
+    found = dict(zip(question.tolist(), columns["question"], strict=True)) if "question" in columns else {}
+    return answers.select((strategy != "") & (question != "")), found
+
+
+def read_all(paths: Sequence[str]) -> tuple[list[Answers], list[dict[str, str]]]:
+    """The tables; one without texts takes the questions of the one before it."""
+    tables, texts = list[Answers](), list[dict[str, str]]()
+    for path in sorted(paths, key=lambda each: "question" not in pq.read_schema(each).names):
+        known = {name: text for each in texts for name, text in each.items()}
+        answers, found = read(path, known)
+        tables.append(answers)
+        texts.append(found)
+    return tables, texts
+
+
+def public_figures() -> Figures:
+    """Figures by model and benchmark, as published."""
+    figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for source in json.loads(FIGURES.read_text()):
+        for model, shares in source["figures"].items():
+            for name, share in shares.items():
+                figures[model][name].append(share)
+    return figures
+
+
+def benchmark_of(dataset: str) -> str:
+    return dataset.partition("/")[0]
+
+
+# --- abilities and kinds ------------------------------------------------------------------------------------
+
+
+def fit_scale(tables: Iterable[Answers], figures: Figures) -> AbilityScale:
+    """Fit the whole scale. What must not be known (a model, a data set, questions) is left out before."""
+    tables = list(tables)
+    observed = [
+        (model, name, log_odds(share))
+        for model, by_name in figures.items()
+        for name, shares in by_name.items()
+        for share in shares
+    ]
+    for table in tables:
+        usual = table.select(table.strategy == USUAL)
+        merged = Answers(**{**usual.__dict__, "dataset": np.array([*map(benchmark_of, usual.dataset)])})
+        counts = merged.counts("model", "dataset")
+        observed += [(model, name, _log_odds(count)) for (model, name), count in counts.items()]
+    abilities, benchmarks = _alternate(observed)
+    asked = {model for table in tables for model in np.unique(table.model).tolist()}
+    values = np.array([abilities[model] for model in sorted(asked)])
+    kinds, slopes, rests = _kinds(tables, abilities)
+    gains, pair_rest = _gains(tables)
+    return AbilityScale(
+        Normal(float(values.mean()), float(values.std(ddof=1))),
+        benchmarks,
+        Normal(float(kinds.mean()), float(kinds.std(ddof=1))),
+        float(slopes.mean()),
+        gains,
+        float(np.sqrt(np.mean(rests))),
+        pair_rest,
+    )
+
+
+def _log_odds(count: tuple[int, int]) -> float:
+    return log_odds((count[0] + 0.5) / (count[1] + 1))
+
+
+def _alternate(
+    observed: Sequence[tuple[str, str, float]],
+) -> tuple[dict[str, float], dict[str, Benchmark]]:
+    """Abilities by model and benchmarks by name, each fitted with the other held, until they settle."""
+    models = sorted({each[0] for each in observed})
+    names = sorted({each[1] for each in observed})
+    model = np.array([models.index(each[0]) for each in observed])
+    kind = np.array([names.index(each[1]) for each in observed])
+    value = np.array([each[2] for each in observed])
+    ability = np.zeros(len(models))
+    offset, slope, sd = np.zeros(len(names)), np.ones(len(names)), np.full(len(names), EXPECTED_SD)
+    for _ in range(ROUNDS):
+        spread = max(float(ability.std()), 0.5)
+        weight = slope[kind] / sd[kind] ** 2
+        total = np.bincount(model, weight * (value - offset[kind]), len(models)) + ability.mean() / spread**2
+        ability = total / (np.bincount(model, weight * slope[kind], len(models)) + spread**-2)
+        for n, name in enumerate(names):
+            own = kind == n
+            if name != ANCHOR:
+                offset[n], slope[n] = _line(ability[model[own]], value[own], sd[n])
+            rest = value[own] - offset[n] - slope[n] * ability[model[own]]
+            sd[n] = np.sqrt((rest @ rest + SHAPE * EXPECTED_SD**2) / (own.sum() + SHAPE - 1))
+    return (
+        dict(zip(models, ability.tolist(), strict=True)),
+        {name: Benchmark(float(offset[n]), float(slope[n]), float(sd[n])) for n, name in enumerate(names)},
+    )
+
+
+def _line(ability: Array, value: Array, sd: float) -> tuple[float, float]:
+    """Offset and slope, the slope near 1 where little is known."""
+    design = np.stack((np.ones_like(ability), ability), 1)
+    expected = np.diag((1e-3, SLOPE_SD**-2))
+    left = design.T @ design / sd**2 + expected
+    offset, slope = np.linalg.solve(left, design.T @ value / sd**2 + expected @ np.array((0.0, 1.0)))
+    return float(offset), float(slope)
+
+
+def _kinds(tables: Iterable[Answers], abilities: Mapping[str, float]) -> tuple[Array, Array, Array]:
+    """Offsets, slopes and mean squared rests of the data sets, parts of a benchmark each for itself."""
+    found = []
+    for table in tables:
+        counts = table.select(table.strategy == USUAL).counts("dataset", "model")
+        for dataset in sorted({key[0] for key in counts}):
+            rows = [(abilities[m], _log_odds(count)) for (d, m), count in counts.items() if d == dataset]
+            ability, value = np.array(rows).T
+            offset, slope = _line(ability, value, EXPECTED_SD)
+            rest = value - offset - slope * ability
+            found.append((offset, slope, rest @ rest / max(1, len(rest) - 2)))
+    offsets, slopes, rests = np.array(found).T
+    return offsets, slopes, rests
+
+
+def _gains(tables: Iterable[Answers]) -> tuple[dict[str, Normal], float]:
+    """Gains of the strategies over the usual one: data sets count alike, models within them too."""
+    differences: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for table in tables:
+        counts = table.counts("dataset", "model", "strategy")
+        for (dataset, model, strategy), count in counts.items():
+            usual = counts.get((dataset, model, USUAL))
+            if usual is not None and strategy != USUAL:
+                differences[strategy][dataset].append(_log_odds(count) - _log_odds(usual))
+    gains, rests = {USUAL: Normal(0.0, 0.0)}, []
+    for strategy, by_dataset in sorted(differences.items()):
+        means = np.array([np.mean(each) for each in by_dataset.values()])
+        between = means.var(ddof=1) if len(means) > 1 else GAIN_SD**2
+        mean = means.mean() / (1 + between / len(means) / GAIN_SD**2)
+        gains[strategy] = Normal(float(mean), float(np.sqrt(between * (1 + 1 / len(means)))))
+        rests += [np.var(each, ddof=1) for each in by_dataset.values() if len(each) > 1]
+    return gains, float(np.sqrt(np.mean(rests))) if rests else GAIN_SD
+
+
+# --- tokens -------------------------------------------------------------------------------------------------
+
+
+def fit_tokens(tables: Iterable[Answers]) -> dict[str, dict[str, float]]:
+    """Median, 90% quantile and mean of the output tokens of each strategy; (data set, model) count alike."""
+    values: dict[str, list[Array]] = defaultdict(list)
+    for table in tables:
+        known = table.select(~np.isnan(table.tokens))
+        for key in known.counts("dataset", "model", "strategy"):
+            own = (known.dataset == key[0]) & (known.model == key[1]) & (known.strategy == key[2])
+            values[key[2]].append(known.tokens[own])
+    found = {}
+    for strategy, groups in sorted(values.items()):
+        tokens = np.concatenate(groups)
+        weights = np.concatenate([np.full(len(each), 1 / len(each)) for each in groups])
+        order = np.argsort(tokens)
+        share = np.cumsum(weights[order]) / weights.sum()
+        p50, p90 = (float(tokens[order][np.searchsorted(share, level)]) for level in (0.5, 0.9))
+        found[strategy] = {"p50": p50, "p90": p90, "mean": float(np.average(tokens, weights=weights))}
+    return found
+
+
+def prompt_characters(names: Iterable[str]) -> dict[str, int]:
+    """Characters that the prompts of our strategies add to a question."""
+    query = Query("x")
+    return {
+        name: sum(len(message["content"]) for message in strategies.get(name).messages(query)) - 1
+        for name in names
+        if strategies.is_known(name)
+    }
+
+
+def characters_a_token(tables: Sequence[Answers], texts: Sequence[Mapping[str, str]]) -> float:
+    """Characters a token of questions; where a table counts the rest of the prompts too, there are fewer."""
+    ratios = []
+    for table, known in zip(tables, texts, strict=True):
+        counted = table.select(~np.isnan(table.prompt) & (table.prompt > 0))
+        named, first = np.unique(counted.question, return_index=True)
+        lengths = np.array([len(known[name]) for name in named.tolist()])
+        if len(named):
+            ratios.append(lengths.sum() / counted.prompt[first].sum())
+    return float(max(ratios)) if ratios else 4.0
+
+
+# --- single questions ---------------------------------------------------------------------------------------
+
+
+def ease(table: Answers) -> tuple[Array, Array]:
+    """Questions, and how much more often they are answered rightly than the models' mean share says [Q]."""
+    named, inverse = np.unique(table.question, return_inverse=True)
+    _, of_model = np.unique(table.model, return_inverse=True)
+    shares = np.bincount(of_model, table.correct) / np.bincount(of_model)
+    rest = table.correct - shares[of_model]
+    return named, np.bincount(inverse, rest) / np.bincount(inverse)
+
+
+def ridge(embeddings: Array, target: Array, penalty: float) -> tuple[Array, float]:
+    """Weights [D] and constant of a ridge regression."""
+    mean, centre = target.mean(), embeddings.mean(0)
+    centred = embeddings - centre
+    weights = np.linalg.solve(
+        centred.T @ centred + penalty * np.eye(centred.shape[1]), centred.T @ (target - mean)
+    )
+    return weights, float(mean - centre @ weights)
+
+
+def centroids(embeddings: Array, count: int, seed: int = 0) -> Array:
+    """Centres of the questions, of length 1 [count, D]."""
+    from sklearn.cluster import KMeans
+
+    centres = KMeans(count, n_init=1, random_state=seed).fit(embeddings).cluster_centers_
+    return np.asarray(centres / np.linalg.norm(centres, axis=1, keepdims=True))
+
+
+def logistic_slope(base: Array, ease: Array, correct: Array) -> float:
+    """The slope c that fits P(correct) = logistic(base + c * ease) best, by Newton's method."""
+    slope = 0.0
+    for _ in range(30):
+        share = 1 / (1 + np.exp(-(base + slope * ease)))
+        step = (ease @ (correct - share)) / (ease**2 @ (share * (1 - share)) + 1e-9)
+        slope += step
+        if abs(step) < 1e-8:
+            break
+    return float(slope)
