@@ -59,8 +59,8 @@ ABOUT = (
     "Averages learned by `python benchmarks/prior.py --fit`: abilities of models, kinds of questions,"
     " strategies and tokens. No question and no answer is in this file. Licence: Apache-2.0, as the project."
     " Learned from outcome tables derived from Faithful-CoT (MIT), MMLU-Pro's published predictions"
-    " (Apache-2.0), jhu-concise-cot (BSD-2-Clause) and this project's own, and from the published figures that"
-    " benchmarks/prior_figures.json lists with their sources."
+    " (Apache-2.0), jhu-concise-cot (BSD-2-Clause) and this project's own, and from the published figures"
+    " that benchmarks/prior_figures.json lists with their sources."
 )
 Prices = Mapping[str, tuple[float, float]]
 

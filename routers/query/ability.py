@@ -27,7 +27,8 @@ Array = np.ndarray[Any, Any]
 LOWEST, HIGHEST = 0.01, 0.99  # figures beyond say no more than these
 INTERVAL = 1.645  # standard deviations on either side of 90% of a Gaussian
 PROBIT = math.pi / 8  # of the approximation of a logistic average over a Gaussian (MacKay 1992)
-NEWTON_STEPS = 50
+NEWTON_STEPS = 100
+LONGEST_STEP = 1.0  # of log-odds: longer ones overshoot where the counts surprise
 SPELLINGS = {
     "arc-c": "arc-challenge",
     "big-bench-hard": "bbh",
@@ -180,9 +181,10 @@ def _update(mean: Array, covariance: Array, right: Array, asked: Array) -> Estim
         root = np.sqrt(weight)
         inner = np.eye(size) + root[:, None] * covariance * root
         solved = target - root * np.linalg.solve(inner, root * (covariance @ target))
-        following = mean + covariance @ solved
-        step, now = np.abs(following - now).max(), following
-        if step < 1e-6:
+        step = mean + covariance @ solved - now
+        longest = np.abs(step).max()
+        now = now + step * min(1.0, LONGEST_STEP / max(longest, 1e-12))
+        if longest < 1e-6:
             break
     share = logistic(now)
     root = np.sqrt(asked * share * (1 - share))
