@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from viaticum.routers.query.ability import AbilityScale, Benchmark, Normal, log_
 from viaticum.types import Query
 
 Array = np.ndarray[Any, Any]
+Cells = Mapping[tuple[str, str, str], tuple[int, int]]  # (data set, model, strategy): right, asked
 Figures = Mapping[str, Mapping[str, Sequence[float]]]  # shares by model and benchmark
 ANCHOR = "mmlu-pro"  # the benchmark whose log-odds are the scale
 USUAL = "cot"
@@ -50,13 +52,33 @@ class Answers:
     def select(self, mask: Array) -> Answers:
         return Answers(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
 
-    def counts(self, *names: str) -> dict[tuple[str, ...], tuple[int, int]]:
-        """Right answers and answers by the values of the columns."""
-        columns = [getattr(self, name) for name in names]
-        keys, inverse = np.unique(np.stack(columns, 1).astype(str), axis=0, return_inverse=True)
-        right = np.bincount(inverse.ravel(), self.correct, len(keys))
-        asked = np.bincount(inverse.ravel(), minlength=len(keys))
-        return {tuple(key): (int(k), int(n)) for key, k, n in zip(keys.tolist(), right, asked, strict=True)}
+    @cached_property
+    def cells(self) -> Cells:
+        """Right answers and answers by data set, model and strategy."""
+        columns = self.dataset, self.model, self.strategy
+        values, codes = zip(*(np.unique(each, return_inverse=True) for each in columns), strict=True)
+        shape = [len(each) for each in values]
+        cell = np.ravel_multi_index(codes, shape)
+        right = np.bincount(cell, self.correct)
+        asked = np.bincount(cell)
+        found = np.flatnonzero(asked)
+        places = zip(*np.unravel_index(found, shape), strict=True)
+        names = [tuple(str(each[n]) for each, n in zip(values, place, strict=True)) for place in places]
+        return {name: (int(right[n]), int(asked[n])) for name, n in zip(names, found, strict=True)}
+
+
+def without(cells: Cells, *, model: str | None = None, dataset: str | None = None) -> Cells:
+    return {key: count for key, count in cells.items() if key[1] != model and key[0] != dataset}
+
+
+def summed(cells: Cells, key: Callable[[str, str, str], Any]) -> dict[Any, tuple[int, int]]:
+    """Counts added up by what `key` makes of data set, model and strategy; None leaves them out."""
+    found: dict[Any, tuple[int, int]] = {}
+    for names, (right, asked) in cells.items():
+        if (name := key(*names)) is not None:
+            before = found.get(name, (0, 0))
+            found[name] = before[0] + right, before[1] + asked
+    return found
 
 
 def read(path: str | Path, texts: Mapping[str, str] | None = None) -> tuple[Answers, dict[str, str]]:
@@ -116,23 +138,19 @@ def benchmark_of(dataset: str) -> str:
 # --- abilities and kinds ------------------------------------------------------------------------------------
 
 
-def fit_scale(tables: Iterable[Answers], figures: Figures) -> AbilityScale:
+def fit_scale(tables: Sequence[Cells], figures: Figures) -> AbilityScale:
     """Fit the whole scale. What must not be known (a model, a data set, questions) is left out before."""
-    tables = list(tables)
     observed = [
         (model, name, log_odds(share))
         for model, by_name in figures.items()
         for name, shares in by_name.items()
         for share in shares
     ]
-    for table in tables:
-        usual = table.select(table.strategy == USUAL)
-        merged = Answers(**{**usual.__dict__, "dataset": np.array([*map(benchmark_of, usual.dataset)])})
-        counts = merged.counts("model", "dataset")
-        observed += [(model, name, _log_odds(count)) for (model, name), count in counts.items()]
+    for cells in tables:
+        counts = summed(cells, lambda dataset, model, strategy: (model, benchmark_of(dataset), strategy))
+        observed += [(m, name, _log_odds(count)) for (m, name, s), count in counts.items() if s == USUAL]
     abilities, benchmarks = _alternate(observed)
-    asked = {model for table in tables for model in np.unique(table.model).tolist()}
-    values = np.array([abilities[model] for model in sorted(asked)])
+    values = np.array([abilities[model] for model in sorted({key[1] for cells in tables for key in cells})])
     kinds, slopes, rests = _kinds(tables, abilities)
     gains, pair_rest = _gains(tables)
     return AbilityScale(
@@ -187,34 +205,35 @@ def _line(ability: Array, value: Array, sd: float) -> tuple[float, float]:
     return float(offset), float(slope)
 
 
-def _kinds(tables: Iterable[Answers], abilities: Mapping[str, float]) -> tuple[Array, Array, Array]:
+def _kinds(tables: Iterable[Cells], abilities: Mapping[str, float]) -> tuple[Array, Array, Array]:
     """Offsets, slopes and mean squared rests of the data sets, parts of a benchmark each for itself."""
+    rows: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
+    for number, cells in enumerate(tables):
+        for (dataset, model, strategy), count in cells.items():
+            if strategy == USUAL:
+                rows[number, dataset].append((abilities[model], _log_odds(count)))
     found = []
-    for table in tables:
-        counts = table.select(table.strategy == USUAL).counts("dataset", "model")
-        for dataset in sorted({key[0] for key in counts}):
-            rows = [(abilities[m], _log_odds(count)) for (d, m), count in counts.items() if d == dataset]
-            ability, value = np.array(rows).T
-            offset, slope = _line(ability, value, EXPECTED_SD)
-            rest = value - offset - slope * ability
-            found.append((offset, slope, rest @ rest / max(1, len(rest) - 2)))
+    for values in rows.values():
+        ability, value = np.array(values).T
+        offset, slope = _line(ability, value, EXPECTED_SD)
+        rest = value - offset - slope * ability
+        found.append((offset, slope, rest @ rest / max(1, len(rest) - 2)))
     offsets, slopes, rests = np.array(found).T
     return offsets, slopes, rests
 
 
-def _gains(tables: Iterable[Answers]) -> tuple[dict[str, Normal], float]:
+def _gains(tables: Iterable[Cells]) -> tuple[dict[str, Normal], float]:
     """Gains of the strategies over the usual one: data sets count alike, models within them too."""
     differences: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for table in tables:
-        counts = table.counts("dataset", "model", "strategy")
-        for (dataset, model, strategy), count in counts.items():
-            usual = counts.get((dataset, model, USUAL))
+    for cells in tables:
+        for (dataset, model, strategy), count in cells.items():
+            usual = cells.get((dataset, model, USUAL))
             if usual is not None and strategy != USUAL:
                 differences[strategy][dataset].append(_log_odds(count) - _log_odds(usual))
     gains, rests = {USUAL: Normal(0.0, 0.0)}, []
     for strategy, by_dataset in sorted(differences.items()):
         means = np.array([np.mean(each) for each in by_dataset.values()])
-        between = means.var(ddof=1) if len(means) > 1 else GAIN_SD**2
+        between = float(means.var(ddof=1)) if len(means) > 1 else GAIN_SD**2
         mean = means.mean() / (1 + between / len(means) / GAIN_SD**2)
         gains[strategy] = Normal(float(mean), float(np.sqrt(between * (1 + 1 / len(means)))))
         rests += [np.var(each, ddof=1) for each in by_dataset.values() if len(each) > 1]
@@ -224,14 +243,30 @@ def _gains(tables: Iterable[Answers]) -> tuple[dict[str, Normal], float]:
 # --- tokens -------------------------------------------------------------------------------------------------
 
 
-def fit_tokens(tables: Iterable[Answers]) -> dict[str, dict[str, float]]:
+TokensOf = Mapping[tuple[str, str, str], Array]  # (data set, model, strategy): output tokens
+
+
+def tokens_of(table: Answers) -> TokensOf:
+    """Output tokens by data set, model and strategy, where they are known."""
+    known = table.select(~np.isnan(table.tokens))
+    order = np.lexsort((known.strategy, known.model, known.dataset))
+    sorted_ = known.select(order)
+    columns = sorted_.dataset, sorted_.model, sorted_.strategy
+    starts = np.ones(len(order), dtype=bool)
+    starts[1:] = np.any([each[1:] != each[:-1] for each in columns], 0)
+    first = np.flatnonzero(starts).tolist()
+    return {
+        tuple(str(each[start]) for each in columns): sorted_.tokens[start:end]
+        for start, end in zip(first, [*first[1:], len(order)], strict=False)
+    }
+
+
+def fit_tokens(tables: Iterable[TokensOf]) -> dict[str, dict[str, float]]:
     """Median, 90% quantile and mean of the output tokens of each strategy; (data set, model) count alike."""
     values: dict[str, list[Array]] = defaultdict(list)
     for table in tables:
-        known = table.select(~np.isnan(table.tokens))
-        for key in known.counts("dataset", "model", "strategy"):
-            own = (known.dataset == key[0]) & (known.model == key[1]) & (known.strategy == key[2])
-            values[key[2]].append(known.tokens[own])
+        for (_, _, strategy), tokens in table.items():
+            values[strategy].append(tokens)
     found = {}
     for strategy, groups in sorted(values.items()):
         tokens = np.concatenate(groups)

@@ -43,6 +43,9 @@ from _prior_fit import (
     prompt_characters,
     public_figures,
     read_all,
+    summed,
+    tokens_of,
+    without,
 )
 from scipy.stats import spearmanr
 
@@ -70,9 +73,9 @@ def fit_weights(
     texts: Sequence[Mapping[str, str]],
     figures: Figures,
 ) -> PriorWeights:
-    scale = fit_scale(tables, figures)
+    scale = fit_scale([each.cells for each in tables], figures)
     ratio = characters_a_token(tables, texts)
-    tokens = fit_tokens(tables)
+    tokens = fit_tokens(map(tokens_of, tables))
     prompts = prompt_characters(tokens)
     lengths = {
         name: Lengths(each["p50"], each["p90"], each["mean"], round(prompts.get(name, 0) / ratio))
@@ -93,13 +96,18 @@ class Split:
     others: Sequence[Answers]
     seed: int
 
-    def without(self, model: str) -> AbilityScale:
-        figures = {name: each for name, each in public_figures().items() if name != model}
-        return fit_scale([each.select(each.model != model) for each in (self.train, *self.others)], figures)
+    def scale_without(self, model: str) -> AbilityScale:
+        cells = [without(each.cells, model=model) for each in (self.train, *self.others)]
+        return fit_scale(cells, without_figures(model))
+
+
+def without_figures(model: str) -> Figures:
+    return {name: each for name, each in public_figures().items() if name != model}
 
 
 def shares(answers: Answers) -> dict[str, float]:
-    return {model: right / asked for (model,), (right, asked) in answers.counts("model").items()}
+    counts = summed(answers.cells, lambda dataset, model, strategy: model)
+    return {model: right / asked for model, (right, asked) in counts.items()}
 
 
 def placed(scale: AbilityScale, figures: Mapping[str, float], outcomes: Array | None = None) -> float:
@@ -120,7 +128,7 @@ def leave_one_out(split: Split, draws: int) -> dict[str, dict[str, list[float]]]
         found.setdefault(way, {}).setdefault(model, []).append(share)
 
     for model in truth:
-        scale = split.without(model)
+        scale = split.scale_without(model)
         own = split.train.correct[split.train.model == model]
         add("figure", model, placed(scale, {ANCHOR: figures[model]}))
         add("mean of the models", model, float(np.mean([each for m, each in figures.items() if m != model])))
@@ -218,32 +226,30 @@ class Crossed:
 
 def cross(tables: Sequence[Answers], number: int, prices: Prices) -> list[Crossed]:
     """Every data set of a table, its models placed by their figure on the largest other data set."""
-    own = tables[number]
-    sizes = {name: count for (name,), (_, count) in own.counts("dataset").items()}
+    own = tables[number].cells
+    sizes = {d: asked for d, (_, asked) in summed(own, lambda dataset, model, strategy: dataset).items()}
+    tokens = [tokens_of(each) for each in tables]
     found = []
     for dataset in sizes:
         figure_of = max((name for name in sizes if name != dataset), key=lambda name: sizes[name])
-        usual = own.select((own.dataset == figure_of) & (own.strategy == USUAL))
-        figures = shares(usual)
-        asked = own.select(own.dataset == dataset)
         rows = []
-        for model in figures:
-            kept = [each.select((each.model != model) & (each.dataset != dataset)) for each in tables]
-            public = {name: each for name, each in public_figures().items() if name != model}
-            scale = fit_scale(kept, public)
+        for model in sorted({key[1] for key in own}):
+            scale = fit_scale(
+                [without(each.cells, model=model, dataset=dataset) for each in tables], without_figures(model)
+            )
+            kept = [{k: v for k, v in each.items() if k[1] != model and k[0] != dataset} for each in tokens]
             lengths = fit_tokens(kept)
-            truth = asked.select(asked.model == model).counts("strategy")
-            pairs = [Pair(model, strategy) for (strategy,) in truth]
-            benchmark = benchmark_of(figure_of)
-            placed_at = scale.ability({benchmark: figures[model]})
-            result = estimate(scale, {model: placed_at}, pairs)
+            right, asked = own[figure_of, model, USUAL]
+            ability = scale.ability({benchmark_of(figure_of): right / asked})
+            pairs = [Pair(model, strategy) for d, m, strategy in own if (d, m) == (dataset, model)]
+            result = estimate(scale, {model: ability}, pairs)
             for index, pair in enumerate(pairs):
-                right, count = truth[(pair.strategy,)]
-                of_pair = asked.select((asked.model == model) & (asked.strategy == pair.strategy))
-                cost = float(np.mean(of_pair.tokens)) * prices[model][1] / 1e6
-                usual_cost = lengths.get(pair.strategy, lengths[USUAL])["mean"] * prices[model][1] / 1e6
+                right, asked = own[dataset, model, pair.strategy]
+                price = prices[model][1] / 1e6
+                cost = price * float(tokens[number][dataset, model, pair.strategy].mean())
+                usual_cost = price * lengths.get(pair.strategy, lengths[USUAL])["mean"]
                 ends = [float(end[index]) for end in result.interval]
-                rows.append((pair, float(result.accuracy[index]), *ends, right / count, cost, usual_cost))
+                rows.append((pair, float(result.accuracy[index]), *ends, right / asked, cost, usual_cost))
         pairs_, *columns = zip(*rows, strict=True)
         found.append(Crossed(dataset, tuple(pairs_), *map(np.array, columns)))
     return found
@@ -274,8 +280,8 @@ def public_ranks(tables: Sequence[Answers], number: int) -> dict[str, Any]:
     rows = {}
     for model in sorted(set(truth) & set(figures)):
         own = {name: float(np.mean(values)) for name, values in figures[model].items() if name != ANCHOR}
-        rest = [each.select(each.model != model) for each in tables]
-        scale = fit_scale(rest, {name: each for name, each in figures.items() if name != model})
+        rest = [without(each.cells, model=model) for each in tables]
+        scale = fit_scale(rest, without_figures(model))
         if own:
             rows[model] = (placed(scale, own), truth[model], sorted(own))
     expected, real = (np.array([row[n] for row in rows.values()]) for n in (0, 1))
