@@ -37,9 +37,11 @@ from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, Workflo
 from viaticum.agents.workflow.state import Allowance, State, answer_of
 from viaticum.budgets import Budget, Ledger
 from viaticum.checks import checked_count, checked_seconds, checked_text, checked_type
+from viaticum.display import html_facts
 from viaticum.errors import ClientClosed, Draining, InputError, ViaticumError
 from viaticum.generation import GenerationKeywords
 from viaticum.models.base import Model
+from viaticum.money import format_usd
 from viaticum.outcomes import append_outcome
 from viaticum.questions import digest_of
 from viaticum.signals import drain_on
@@ -79,6 +81,26 @@ class Viaticum:
             resources = replace(resources, sync=saver.sync)
         self._resources = resources
         self.graph = Workflow(resources).build(saver)
+
+    def __repr__(self) -> str:
+        return f"Viaticum({'; '.join(f'{name} {value}' for name, value in self._facts())})"
+
+    def _repr_html_(self) -> str:
+        return html_facts(self._facts())
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """What it is, for people; without keys and passwords, and never an error."""
+        router, policy = type(self.router).__name__, self._settings.policy
+        facts = [("router", router), ("policy", policy if isinstance(policy, str) else repr(policy))]
+        if self._gate.closed:
+            return [("budget", f"{self.budget_name} (closed)"), *facts]
+        try:
+            budget = self.budget()
+        except ViaticumError as error:
+            return [("budget", f"{self.budget_name} ({error})"), *facts]
+        left = "no limit" if budget.left_nanousd is None else f"{format_usd(budget.left_nanousd)} left"
+        spent = f"{format_usd(budget.posted_nanousd)} spent, {format_usd(budget.held_nanousd)} held"
+        return [("budget", f"{budget.name}: {spent}, {left}"), *facts]
 
     # One question
 

@@ -9,13 +9,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from viaticum.budgets.windows import Window
 from viaticum.checks import checked_type, shown
 from viaticum.errors import InputError, UnknownPrice
-from viaticum.money import MAX_NANOUSD, Price, Tier
+from viaticum.money import MAX_NANOUSD, Price, Tier, as_usd
 from viaticum.types import TokenCount
 
 BudgetState = Literal["open", "paused", "closed"]
@@ -60,6 +61,16 @@ class Budget:
         if self.limit_nanousd is None:
             return None
         return self.limit_nanousd - self.posted_nanousd - self.held_nanousd
+
+    @property
+    def left_usd(self) -> Decimal | None:
+        """Dollars neither spent nor held, exactly; None without a dollar limit."""
+        return None if self.left_nanousd is None else as_usd(self.left_nanousd)
+
+    @property
+    def posted_usd(self) -> Decimal:
+        """Dollars spent, exactly."""
+        return as_usd(self.posted_nanousd)
 
     @property
     def left_tokens(self) -> int | None:
@@ -185,6 +196,11 @@ class Entry:
     root: str = ""
     number: int = 0
     hash: str = ""
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """The amount in dollars, exactly."""
+        return as_usd(self.nanousd)
 
     def with_id(self, id: int) -> Entry:
         return Entry(

@@ -46,6 +46,11 @@ def format_usd(amount: int) -> str:
     return f"{'-' if amount < 0 else ''}${text}"
 
 
+def as_usd(amount: int) -> Decimal:
+    """Nano-dollars as dollars, exactly: `as_usd(2_000_000) == Decimal("0.002")`."""
+    return Decimal(format_usd(amount).replace("$", ""))
+
+
 def short_usd(amount: float) -> str:
     """Format nano-dollars for display: in cents, below a dollar with three significant digits.
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, NotRequired, TypedDict
 
 from viaticum.checks import checked_text, checked_type, shown
+from viaticum.display import cut, html_facts, html_table, text_table
 from viaticum.errors import InputError
+from viaticum.money import as_usd, format_usd, short_usd
 
 AnswerKind = Literal["auto", "number", "choice", "boolean", "date", "expression", "text"]
 ANSWER_KINDS: tuple[AnswerKind, ...] = ("auto", "number", "choice", "boolean", "date", "expression", "text")
@@ -141,12 +144,42 @@ class Row:
         """The mean cost in nano-dollars, the median where no mean is known."""
         return self.cost_p50 if self.cost_mean is None else self.cost_mean
 
+    @property
+    def cost_usd(self) -> Decimal:
+        """The expected cost in dollars."""
+        return as_usd(self.expected_cost)
 
-@dataclass(frozen=True, slots=True)
+    @property
+    def _cells(self) -> tuple[str, ...]:
+        return (
+            str(self.pair),
+            f"{self.accuracy:.0%}",
+            f"{self.tokens_p50} / {self.tokens_p90}",
+            f"{short_usd(self.cost_p50)} / {short_usd(self.cost_p90)}",
+        )
+
+
+_ROW_COLUMNS = ("pair", "right", "tokens p50 / p90", "cost p50 / p90")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class RoutingTable:
-    """A row for every pair that could answer (RTR, arXiv 2505.19435, section 3)."""
+    """A row for every pair that could answer (RTR, arXiv 2505.19435, section 3).
+
+    `print` shows it as a table, as do notebooks.
+    """
 
     rows: tuple[Row, ...]
+
+    def __repr__(self) -> str:
+        rows = (f"{row.pair} {row.accuracy:.0%} {short_usd(row.expected_cost)}" for row in self.rows)
+        return f"RoutingTable({len(self.rows)} pairs: {', '.join(rows)})"
+
+    def __str__(self) -> str:
+        return text_table(_ROW_COLUMNS, [row._cells for row in self.rows])
+
+    def _repr_html_(self) -> str:
+        return html_table(_ROW_COLUMNS, [row._cells for row in self.rows])
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -159,13 +192,19 @@ class RoutingTable:
         return RoutingTable(tuple(row for row in self.rows if row.pair not in pairs))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Route:
     """The pair chosen for one call, the row it was chosen by, and the reason in words."""
 
     pair: Pair
     row: Row
     why: str
+
+    def __repr__(self) -> str:
+        return f"Route({self.pair}, {short_usd(self.row.expected_cost)} expected: {self.why})"
+
+    def _repr_html_(self) -> str:
+        return html_table((*_ROW_COLUMNS, "why"), [(*self.row._cells, self.why)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,14 +340,14 @@ class Reading:
         return self.value is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Answer:
     """Result of the workflow: the answer, the text it was read from, and what it used.
 
     Attributes:
         value: None where no route gave an answer.
         thinking: what the last call thought before its text.
-        cost: nano-dollars posted, summed over the calls.
+        cost: nano-dollars posted, summed over the calls; in dollars: `cost_usd`.
         held: nano-dollars held for the worst case before each call, summed over the calls.
     """
 
@@ -322,6 +361,35 @@ class Answer:
     seconds: float
     reason: str = ""
     thinking: str = ""
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """Dollars posted, exactly."""
+        return as_usd(self.cost)
+
+    @property
+    def held_usd(self) -> Decimal:
+        """Dollars held before the calls, exactly."""
+        return as_usd(self.held)
+
+    def __repr__(self) -> str:
+        value = f"no answer: {cut(self.reason, 80)}" if self.value is None else ascii(cut(self.value, 80))
+        pairs = " then ".join(str(route.pair) for route in self.routes) or "nobody"
+        return f"Answer({value} by {pairs} for {format_usd(self.cost)}, {self.seconds:.1f} s)"
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("answer", f"none: {self.reason}" if self.value is None else self.value),
+            *((f"call {number}", f"{each.pair}: {each.why}") for number, each in enumerate(self.routes, 1)),
+            ("cost", f"{format_usd(self.cost)} of {format_usd(self.held)} held"),
+            *(
+                (f"tokens of {name}", f"{count.input_tokens} read, {count.output_tokens} written")
+                for name, count in self.usage.models.items()
+            ),
+            ("time", f"{self.seconds:.1f} s"),
+            ("ended", self.finish_reason),
+        ]
+        return html_facts(facts, ("text", self.text), ("thinking", self.thinking))
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +412,11 @@ class Outcome:
     cost_nanousd: int | None = None
     seconds: float | None = None
     finish_reason: str | None = None
+
+    @property
+    def cost_usd(self) -> Decimal | None:
+        """The cost in dollars, exactly; None where it is unknown."""
+        return None if self.cost_nanousd is None else as_usd(self.cost_nanousd)
 
     @property
     def pair(self) -> Pair:

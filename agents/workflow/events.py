@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from viaticum.agents.workflow.serialization import route_from_json, row_from_json
+from viaticum.money import as_usd
 from viaticum.types import Route, RoutingTable
 
 
@@ -69,6 +71,15 @@ class CallSettled:
     cost: int
     left: int | None
     key: str
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """The cost in dollars, exactly."""
+        return as_usd(self.cost)
+
+    @property
+    def left_usd(self) -> Decimal | None:
+        return None if self.left is None else as_usd(self.left)
 
 
 Event = TableMade | RouteChosen | TextPiece | ThinkingPiece | TriedAgain | CallSettled

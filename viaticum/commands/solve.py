@@ -93,6 +93,7 @@ def _answer_json(answer: Answer, settings: GenerationSettings) -> dict[str, Any]
         "settings": settings.model_dump(mode="json"),
         "usage": {name: asdict(count) for name, count in answer.usage.models.items()},
         "cost_nanousd": answer.cost,
+        "cost_usd": format_usd(answer.cost).removeprefix("$"),
         "held_nanousd": answer.held,
         "finish_reason": answer.finish_reason,
         "seconds": round(answer.seconds, 3),
