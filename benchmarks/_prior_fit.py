@@ -9,7 +9,7 @@ least squares on log-odds, with weak priors; the scale is that of MMLU-Pro (offs
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,15 +151,15 @@ def fit_scale(tables: Sequence[Cells], figures: Figures) -> AbilityScale:
         observed += [(m, name, _log_odds(count)) for (m, name, s), count in counts.items() if s == USUAL]
     abilities, benchmarks = _alternate(observed)
     values = np.array([abilities[model] for model in sorted({key[1] for cells in tables for key in cells})])
-    kinds, slopes, rests = _kinds(tables, abilities)
+    kind, slope, rest = _kinds(tables, abilities)
     gains, pair_rest = _gains(tables)
     return AbilityScale(
         Normal(float(values.mean()), float(values.std(ddof=1))),
         benchmarks,
-        Normal(float(kinds.mean()), float(kinds.std(ddof=1))),
-        float(slopes.mean()),
+        kind,
+        slope,
         gains,
-        float(np.sqrt(np.mean(rests))),
+        rest,
         pair_rest,
     )
 
@@ -205,13 +205,15 @@ def _line(ability: Array, value: Array, sd: float) -> tuple[float, float]:
     return float(offset), float(slope)
 
 
-def _kinds(tables: Iterable[Cells], abilities: Mapping[str, float]) -> tuple[Array, Array, Array]:
-    """Offsets, slopes and mean squared rests of the data sets, parts of a benchmark each for itself."""
+def _kinds(tables: Iterable[Cells], abilities: Mapping[str, float]) -> tuple[Normal, float, float]:
+    """Offset, slope and rest of a kind of questions: benchmarks count alike, their parts within them too."""
     rows: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
     for number, cells in enumerate(tables):
         for (dataset, model, strategy), count in cells.items():
             if strategy == USUAL:
                 rows[number, dataset].append((abilities[model], _log_odds(count)))
+    parts = Counter((number, benchmark_of(dataset)) for number, dataset in rows)
+    weights = np.array([1 / parts[number, benchmark_of(dataset)] for number, dataset in rows])
     found = []
     for values in rows.values():
         ability, value = np.array(values).T
@@ -219,7 +221,10 @@ def _kinds(tables: Iterable[Cells], abilities: Mapping[str, float]) -> tuple[Arr
         rest = value - offset - slope * ability
         found.append((offset, slope, rest @ rest / max(1, len(rest) - 2)))
     offsets, slopes, rests = np.array(found).T
-    return offsets, slopes, rests
+    mean, slope, rest = (float(np.average(each, weights=weights)) for each in (offsets, slopes, rests))
+    count = weights.sum()
+    variance = float(weights @ (offsets - mean) ** 2 / (count - 1))
+    return Normal(mean, (variance * (1 + 1 / count)) ** 0.5), slope, rest**0.5
 
 
 def _gains(tables: Iterable[Cells]) -> tuple[dict[str, Normal], float]:
@@ -298,45 +303,3 @@ def characters_a_token(tables: Sequence[Answers], texts: Sequence[Mapping[str, s
         if len(named):
             ratios.append(lengths.sum() / counted.prompt[first].sum())
     return float(max(ratios)) if ratios else 4.0
-
-
-# --- single questions ---------------------------------------------------------------------------------------
-
-
-def ease(table: Answers) -> tuple[Array, Array]:
-    """Questions, and how much more often they are answered rightly than the models' mean share says [Q]."""
-    named, inverse = np.unique(table.question, return_inverse=True)
-    _, of_model = np.unique(table.model, return_inverse=True)
-    shares = np.bincount(of_model, table.correct) / np.bincount(of_model)
-    rest = table.correct - shares[of_model]
-    return named, np.bincount(inverse, rest) / np.bincount(inverse)
-
-
-def ridge(embeddings: Array, target: Array, penalty: float) -> tuple[Array, float]:
-    """Weights [D] and constant of a ridge regression."""
-    mean, centre = target.mean(), embeddings.mean(0)
-    centred = embeddings - centre
-    weights = np.linalg.solve(
-        centred.T @ centred + penalty * np.eye(centred.shape[1]), centred.T @ (target - mean)
-    )
-    return weights, float(mean - centre @ weights)
-
-
-def centroids(embeddings: Array, count: int, seed: int = 0) -> Array:
-    """Centres of the questions, of length 1 [count, D]."""
-    from sklearn.cluster import KMeans
-
-    centres = KMeans(count, n_init=1, random_state=seed).fit(embeddings).cluster_centers_
-    return np.asarray(centres / np.linalg.norm(centres, axis=1, keepdims=True))
-
-
-def logistic_slope(base: Array, ease: Array, correct: Array) -> float:
-    """The slope c that fits P(correct) = logistic(base + c * ease) best, by Newton's method."""
-    slope = 0.0
-    for _ in range(30):
-        share = 1 / (1 + np.exp(-(base + slope * ease)))
-        step = (ease @ (correct - share)) / (ease**2 @ (share * (1 - share)) + 1e-9)
-        slope += step
-        if abs(step) < 1e-8:
-            break
-    return float(slope)

@@ -14,10 +14,12 @@ the model's figure on another data set, the model and the data set that is asked
 rank correlation over pairs, intervals, and the loss of the choice.
 
 Public figures: models of mmlu_pro that the cards name, placed by their figures other than MMLU-Pro alone.
---fit OUT writes the weights that ship, from all tables (OUT is routers/query/prior.json), and measures
-nothing.
+--view: what the wording of single questions says, on held-out questions of models left out and on other data
+sets. --fit OUT writes the weights that ship (OUT is routers/query/prior.json; prior_questions.npz comes
+beside it), from all tables, and measures nothing. Both need the encoder.
 
-    python benchmarks/prior.py TABLE... [--prices PRICES.json ...] [--seeds 3] [--draws 20] [--fit OUT]
+    viaticum models pull all-minilm-l6-v2
+    python benchmarks/prior.py TABLE... [--prices PRICES.json ...] [--seeds 3] [--fit OUT] [--view]
 """
 
 from __future__ import annotations
@@ -47,9 +49,10 @@ from _prior_fit import (
     tokens_of,
     without,
 )
+from _prior_view import Embed, fit_view, view_figures
 from scipy.stats import spearmanr
 
-from viaticum.files import atomic_write
+from viaticum.files import atomic_file, atomic_write
 from viaticum.routers.query.ability import AbilityScale, estimate
 from viaticum.routers.query.outcome_matrix import held_out, near_duplicates, read_prices
 from viaticum.routers.query.prior import Lengths, PriorWeights
@@ -187,16 +190,16 @@ def mean_costs(answers: Answers, prices: Prices) -> dict[str, float]:
 
 
 def choices(
-    split: Split, found: Mapping[str, Mapping[str, Sequence[float]]], prices: Prices, weights: PriorWeights
+    split: Split, found: Mapping[str, Mapping[str, Sequence[float]]], prices: Prices
 ) -> dict[str, tuple[float, float, float]]:
-    """Losses of the choice of one model for all questions, by way."""
+    """Losses of the choice of one model for all questions, by way; lengths are those of other tables."""
     costs = mean_costs(split.test, prices)
     models = sorted(costs)
     real = np.array([found["truth"][model][0] for model in models])
     cost = np.array([costs[model] for model in models])
-    usual = weights.lengths[USUAL]
+    usual = fit_tokens(map(tokens_of, split.others))[USUAL]["mean"]
     prompt = float(np.nanmean(split.train.prompt))
-    expected_cost = np.array([prices[m][0] * prompt + prices[m][1] * usual.mean for m in models]) / 1e6
+    expected_cost = np.array([prices[m][0] * prompt + prices[m][1] * usual for m in models]) / 1e6
     table = {}
     for way, by_model in found.items():
         if way == "mean of the models":  # of all: there is no other
@@ -313,10 +316,8 @@ def single_kind(
         ]
         split = Split(whole.select(~of_test), whole.select(of_test), others, seed)
         found = leave_one_out(split, args.draws)
-        known = [texts[number], *([{}] * len(others))]
-        weights = fit_weights([split.train, *others], known, public_figures())
         placements.append(placement_figures(found))
-        chosen.append(choices(split, found, prices, weights))
+        chosen.append(choices(split, found, prices))
         print(f"seed {seed}: {test.sum()} of {len(named)} questions held out, {len(found['truth'])} models")
     print(f"\n{'placed by':32}{'rank':>8}{'error':>8}{'loss':>8}{'accuracy':>10}{'dollars':>10}")
     for way in placements[0]:
@@ -340,12 +341,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--fit", metavar="OUT")
+    parser.add_argument("--view", action="store_true")
+    parser.add_argument("--cache", default="", help="file that keeps embeddings")
     args = parser.parse_args()
     tables, texts = read_all(args.tables)
+    anchor = next(n for n, each in enumerate(tables) if benchmark_of(each.dataset[0]) == ANCHOR and texts[n])
     if args.fit:
         weights = fit_weights(tables, texts, public_figures())
         atomic_write(Path(args.fit), json.dumps({"about": ABOUT} | weights.document(), indent=1) + "\n")
-        print(f"wrote {args.fit}")
+        view = fit_view(merged(tables, anchor), texts[anchor], embedder(args.cache))
+        with (
+            atomic_file(Path(args.fit).with_name("prior_questions.npz")) as scratch,
+            scratch.open("wb") as file,
+        ):
+            np.savez_compressed(file, **view)
+        print(f"wrote {args.fit} and prior_questions.npz")
+        return
+    if args.view:
+        report_view(tables, texts, anchor, args.cache)
         return
     prices = {name: each for path in args.prices for name, each in read_prices(path).items()}
     prices["gpt-3.5-turbo"] = prices.get("gpt-3.5-turbo", prices.get("gpt-35-turbo", (0.0, 0.0)))
@@ -360,6 +373,32 @@ def main() -> None:
                 print(f"  {model:24}{100 * expected:6.1f}{100 * real:6.1f}  {', '.join(names)}")
         elif len(np.unique(table.strategy)) > 1 and len(np.unique(table.dataset)) > 1:
             report_crossed(crossed_figures(cross(tables, number, prices)))
+
+
+def embedder(cache: str) -> Embed:
+    from viaticum.routers.query.encoder import Encoder
+
+    encoder = Encoder(cache=cache)
+    return lambda texts: np.asarray(encoder(texts).numpy())
+
+
+def report_view(
+    tables: Sequence[Answers], texts: Sequence[Mapping[str, str]], anchor: int, cache: str
+) -> None:
+    others = {
+        dataset: (table.select((table.dataset == dataset) & (table.strategy == USUAL)), known)
+        for n, (table, known) in enumerate(zip(tables, texts, strict=True))
+        if n != anchor and any(known.values())
+        for dataset in np.unique(table.dataset).tolist()
+    }
+    found = view_figures(merged(tables, anchor), texts[anchor], others, embedder(cache))
+    print(
+        f"held-out questions of models left out: AUC {found['auc']:.3f}, log loss {found['log_loss']:.3f};"
+        f" by the model's share alone {found['log_loss_plain']:.3f}"
+    )
+    print("rank correlation of ease on other data sets:")
+    for name, rank in found["ranks"].items():
+        print(f"  {name:22}{rank:7.2f}")
 
 
 def report_crossed(rows: Sequence[Mapping[str, Any]]) -> None:

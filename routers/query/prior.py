@@ -24,6 +24,7 @@ from typing import Any, Self
 from viaticum.errors import DataError, InputError
 from viaticum.money import Price
 from viaticum.routers.query.ability import AbilityScale, Benchmark, Estimates, Normal, estimate
+from viaticum.routers.query.question_view import BENCHMARK, QuestionView
 from viaticum.types import Outcome, Pair, Query, Row
 
 ORIGIN = "prior only: no outcomes for this model"
@@ -136,10 +137,18 @@ class AbilityPrior(Prior):
     Args:
         weights: what was learned from tables; by default that of the package.
         outcomes: of the models asked about, on questions such as those to come.
+        view: says of single questions how easy they are; not asked once there are outcomes, which say of what
+            kind the questions are.
     """
 
-    def __init__(self, weights: PriorWeights | None = None, outcomes: Iterable[Outcome] = ()) -> None:
+    def __init__(
+        self,
+        weights: PriorWeights | None = None,
+        outcomes: Iterable[Outcome] = (),
+        view: QuestionView | None = None,
+    ) -> None:
         self.weights = PriorWeights.load() if weights is None else weights
+        self.view = view
         counts: dict[Pair, list[int]] = defaultdict(lambda: [0, 0])
         logs: dict[Pair, list[float]] = defaultdict(list)
         for outcome in outcomes:
@@ -156,7 +165,7 @@ class AbilityPrior(Prior):
 
     def with_outcomes(self, outcomes: Iterable[Outcome]) -> Self:
         """A prior of the same weights that knows these outcomes, in place of those known before."""
-        return type(self)(self.weights, outcomes)
+        return type(self)(self.weights, outcomes, self.view)
 
     def rows(self, query: Query, models: Sequence[PriorModel], strategies: Sequence[str]) -> Sequence[Row]:
         characters = len(query.text) + sum(len(message["content"]) for message in query.messages)
@@ -166,15 +175,30 @@ class AbilityPrior(Prior):
             if len(self._rows) >= CACHE_SIZE:
                 self._rows.clear()
             self._rows[key] = self._make_rows(*key)
-        return self._rows[key]
+        rows = self._rows[key]
+        shift = None if self.view is None or self._counts else self.view.shift(query.text)
+        return rows if shift is None else self._viewed(rows, models, shift)
 
-    def estimates(self, pairs: Sequence[Pair], models: Sequence[PriorModel]) -> Estimates:
-        """Log-odds of right answers of the pairs to questions of an unknown kind."""
+    def _viewed(self, rows: Sequence[Row], models: Sequence[PriorModel], shift: float) -> tuple[Row, ...]:
+        """The rows of a question of the learned kind that is easier by `shift`, beside their averages."""
+        kind = self.weights.scale.benchmarks[BENCHMARK]
+        found = self.estimates([row.pair for row in rows], models, kind)
+        found = Estimates(found.mean + shift, found.variance)
+        columns = zip(rows, found.accuracy.tolist(), *(end.tolist() for end in found.interval), strict=True)
+        return tuple(
+            replace(row, accuracy=accuracy, accuracy_low=low, accuracy_high=high, average=row.accuracy)
+            for row, accuracy, low, high in columns
+        )
+
+    def estimates(
+        self, pairs: Sequence[Pair], models: Sequence[PriorModel], kind: Benchmark | None = None
+    ) -> Estimates:
+        """Log-odds of right answers of the pairs to a kind of questions, by default an unknown one."""
         known = {model.name: self.weights.scale.ability(model.benchmarks) for model in models}
         others = [pair for pair in self._counts if pair not in pairs]
         everyone = [*pairs, *others]
         abilities = {pair.model: self.weights.scale.ability({}) for pair in everyone} | known
-        found = estimate(self.weights.scale, abilities, everyone, self._counts)
+        found = estimate(self.weights.scale, abilities, everyone, self._counts, kind)
         return Estimates(found.mean[: len(pairs)], found.variance[: len(pairs)])
 
     def _make_rows(
@@ -228,4 +252,4 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def default_prior() -> Prior:
     """The prior of routers that name none: that of the package."""
-    return AbilityPrior()
+    return AbilityPrior(view=QuestionView())

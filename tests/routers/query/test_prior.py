@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from viaticum import strategies
-from viaticum.errors import DataError, InputError
+from viaticum.errors import DataError, InputError, WeightsError
 from viaticum.money import Price
 from viaticum.routers.query import Best, Cheapest, Policy, Weighted, choose
 from viaticum.routers.query.ability import Benchmark, Normal, estimate, log_odds
@@ -22,6 +25,7 @@ from viaticum.routers.query.prior import (
     PriorWeights,
     default_prior,
 )
+from viaticum.routers.query.question_view import QuestionView
 from viaticum.types import Outcome, Pair, Query, RoutingTable, Row
 
 QUERY = Query("Which is heavier, a litre of oil or a litre of water?")
@@ -233,3 +237,85 @@ def test_weights_are_read_back_as_written(tmp_path: Path) -> None:
 def test_log_odds_of_extreme_figures_are_bounded() -> None:
     assert log_odds(0.0) == pytest.approx(-log_odds(1.0))
     assert Normal(0.0, 1.0) != Benchmark(0.0, 1.0, 1.0)
+
+
+# --- single questions ---------------------------------------------------------------------------------------
+
+
+def question_with_options(count: int) -> Query:
+    lines = [f"{chr(65 + n)}. option {n}" for n in range(count)]
+    return Query("\n".join(["Which one is right?", "Options:", *lines]))
+
+
+def embedding_of(view: QuestionView, towards: float) -> np.ndarray[Any, Any]:
+    """A learned centre, moved a little along (or against) the weights: near, and easy (or hard)."""
+    moved = view.centres[0] + towards * 0.2 * view.weights / np.linalg.norm(view.weights)
+    return np.asarray(moved / np.linalg.norm(moved))
+
+
+def test_near_what_was_learned_a_question_has_a_view_of_its_own() -> None:
+    packaged = QuestionView()
+    shares = {}
+    for name, towards in (("easy", 1.0), ("hard", -1.0)):
+        view = QuestionView(lambda texts, towards=towards: [embedding_of(packaged, towards)])
+        prior = AbilityPrior(view=view)
+        rows = {str(row.pair): row for row in prior.rows(question_with_options(10), [model("m")], USUAL)}
+        shares[name] = rows["m+cot"].accuracy
+        usual = rows_of(AbilityPrior(), model("m"))
+        assert rows["m+cot"].average == usual["m+cot"].accuracy
+        assert rows["m+cot"].cost_p50 == prior.rows(question_with_options(5), [model("m")], USUAL)[0].cost_p50
+    assert shares["easy"] > shares["hard"] + 0.02
+
+
+def test_elsewhere_there_is_none() -> None:
+    packaged = QuestionView()
+    asked: list[str] = []
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray[Any, Any]]:
+        asked.extend(texts)
+        return [-packaged.centres.sum(0) / np.linalg.norm(packaged.centres.sum(0))]
+
+    prior = AbilityPrior(view=QuestionView(encode))
+    for query in (QUERY, question_with_options(5)):
+        assert all(row.average is None for row in prior.rows(query, [model("m")], USUAL))
+    assert asked == []  # neither the encoder nor torch is loaded for other kinds of questions
+    far = prior.rows(question_with_options(10), [model("m")], USUAL)
+    assert len(asked) == 1
+    assert all(row.average is None for row in far)
+
+
+def test_outcomes_say_more_than_the_wording() -> None:
+    view = QuestionView(lambda texts: [embedding_of(QuestionView(), 1.0)])
+    prior = AbilityPrior(view=view).with_outcomes(outcomes("m", 3, 10))
+    assert all(row.average is None for row in prior.rows(question_with_options(10), [model("m")], USUAL))
+
+
+def test_without_an_encoder_all_questions_are_alike(caplog: pytest.LogCaptureFixture) -> None:
+    def encode(texts: Sequence[str]) -> Any:
+        raise WeightsError("the weights are not here")
+
+    prior = AbilityPrior(view=QuestionView(encode))
+    with caplog.at_level("INFO"):
+        for _ in range(3):
+            rows = prior.rows(question_with_options(10), [model("m")], USUAL)
+    assert all(row.average is None for row in rows)
+    assert caplog.text.count("takes all questions as alike") == 1
+
+
+@pytest.mark.parametrize("towards", [-1.0, 1.0])
+def test_a_view_never_buys_dearer_than_the_averages_whatever_the_policy(towards: float) -> None:
+    packaged, rng = QuestionView(), random.Random(1)
+    view = QuestionView(lambda texts: [embedding_of(packaged, towards)])
+    plain, viewed = AbilityPrior(), AbilityPrior(view=view)
+    question = question_with_options(10)
+    for _ in range(20):
+        models = [
+            PriorModel(f"m{n}", Price.per_million(price, 4 * price), "", {"mmlu-pro": rng.uniform(0.2, 0.9)})
+            for n, price in enumerate((0.1, 0.5, 2.0, 10.0))
+        ]
+        for policy in (Best(), Weighted(rng.uniform(1, 500)), Cheapest(rng.uniform(0.3, 0.95))):
+            routes = [
+                choose(RoutingTable(tuple(prior.rows(question, models, USUAL))), None, policy)
+                for prior in (plain, viewed)
+            ]
+            assert routes[1].row.expected_cost <= routes[0].row.expected_cost
