@@ -5,6 +5,7 @@ Leaves out reading the catalogue and what entries need of each other (`viaticum.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -281,16 +282,19 @@ class ModelSpec(FrozenModel):
     def _shares(cls, figures: Any) -> Any:
         if not isinstance(figures, Mapping):
             raise ValueError('benchmarks is a table of shares, such as {"mmlu-pro" = 0.64}')
-        shares = {}
+        shares: dict[str, float] = {}
         for name, share in figures.items():
             if isinstance(share, bool) or not isinstance(share, int | float | Decimal):
                 raise ValueError(f"the figure of {name} is a number from 0 to 1, got {share!r}")
-            if not 0 <= share <= 1:
+            if not (math.isfinite(share) and 0 <= share <= 1):
                 raise ValueError(
                     f"the figure of {name} is a share of right answers from 0 to 1, got {share}; write 64% as"
                     " 0.64"
                 )
-            shares[re.sub(r"[\s_]+", "-", str(name).strip().lower())] = float(share)
+            spelled = re.sub(r"[\s_]+", "-", str(name).strip().lower())
+            if spelled in shares:
+                raise ValueError(f"the figure of {spelled} is given twice")
+            shares[spelled] = float(share)
         return shares
 
     @field_validator("thinking")

@@ -42,7 +42,7 @@ class PriorModel:
     """What is known of a model before any outcome.
 
     Attributes:
-        price: of its tokens, of a pair that of its large model; None where it is unknown: its rows cost 0.
+        price: of its tokens, of a pair that of its large model; a model without one gets no row.
         description: of its catalogue entry.
         benchmarks: shares of right answers by the name of a public benchmark.
         thinks: it thinks before it answers where nobody asks it to.
@@ -60,9 +60,10 @@ class Prior(ABC):
 
     @abstractmethod
     def rows(self, query: Query, models: Sequence[PriorModel], strategies: Sequence[str]) -> Sequence[Row]:
-        """A row for every model with every strategy, whose `origin` says that it is a prior.
+        """A row for every priced model with every strategy, whose `origin` says that it is a prior.
 
-        The same sequence for the same models, strategies and estimates, so that batches stay fast.
+        What has no price would look free, and be chosen for it. The same sequence for the same models,
+        strategies and estimates, so that batches stay fast.
         """
 
 
@@ -204,7 +205,8 @@ class AbilityPrior(Prior):
     def _make_rows(
         self, question: int, models: tuple[PriorModel, ...], strategies: tuple[str, ...]
     ) -> tuple[Row, ...]:
-        by_pair = {Pair(model.name, strategy): model for model in models for strategy in strategies}
+        priced = [model for model in models if model.price is not None]
+        by_pair = {Pair(model.name, strategy): model for model in priced for strategy in strategies}
         if not by_pair:
             return ()
         found = self.estimates([*by_pair], models)
@@ -218,7 +220,8 @@ class AbilityPrior(Prior):
         self, pair: Pair, model: PriorModel, question: int, accuracy: float, low: float, high: float
     ) -> Row:
         lengths = self._lengths(pair, model)
-        price = model.price or Price(0, 0)
+        assert model.price is not None
+        price = model.price
         prompt = question + lengths.prompt
         asked = self._asked.get(pair.model, 0)
         return Row(

@@ -21,6 +21,7 @@ import numpy as np
 
 from viaticum.errors import InputError, MissingExtra, WeightsError
 
+ENCODER = "all-minilm-l6-v2"  # the encoder that it was learned with
 BENCHMARK = "mmlu-pro"  # the kind of questions that it was learned on
 OPTIONS = 6  # lettered options that a question of that kind lists at least
 Array = np.ndarray[Any, Any]
@@ -56,6 +57,10 @@ class QuestionView:
             return None
         try:
             embedding = np.asarray(self._encoder()([text])[0], dtype=np.float64)
+            if embedding.shape != self.weights.shape:
+                raise InputError(
+                    f"the encoder gives {embedding.size} numbers, not the {self.weights.size} of {ENCODER}"
+                )
         except (MissingExtra, WeightsError, InputError) as error:
             _log.info("the prior takes all questions as alike: %s", error)
             self._is_available = False

@@ -281,6 +281,10 @@ def test_benchmark_figures_of_an_entry(tmp_path: Path) -> None:
     [
         ('{"gsm8k" = 93}', "benchmarks: .*from 0 to 1, got 93; write 64% as 0.64"),
         ('{"gsm8k" = "93%"}', "gsm8k is a number"),
+        ('{"gsm8k" = nan}', "from 0 to 1, got NaN"),
+        ('{"gsm8k" = inf}', "from 0 to 1, got Infinity"),
+        ('{"gsm8k" = -0.1}', "from 0 to 1, got -0.1"),
+        ('{"MMLU Pro" = 0.6, "mmlu_pro" = 0.7}', "mmlu-pro is given twice"),
         ("0.9", "benchmarks is a table of shares"),
     ],
 )

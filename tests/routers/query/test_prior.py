@@ -119,8 +119,12 @@ def test_costs_follow_price_question_and_strategy() -> None:
     assert longer[0].cost_p50 > 2 * rows["cheap+cot"].cost_p50
     thinking = prior.rows(QUERY, [PriorModel("cheap", CHEAP, thinks=True)], ["cot"])
     assert thinking[0].tokens_p50 == pytest.approx(THINKING * rows["cheap+cot"].tokens_p50, rel=0.02)
-    free = prior.rows(QUERY, [PriorModel("free", None)], ["cot"])
-    assert free[0].cost_p90 == 0
+
+
+def test_a_model_without_a_price_gets_no_row() -> None:
+    """It would look free: every policy that weighs prices would take it."""
+    rows = AbilityPrior().rows(QUERY, [PriorModel("unpriced", None), model("m")], USUAL)
+    assert {row.pair.model for row in rows} == {"m"}
 
 
 def test_a_strategy_that_no_table_knows_counts_as_the_usual_one_with_a_wider_interval() -> None:
@@ -300,6 +304,13 @@ def test_without_an_encoder_all_questions_are_alike(caplog: pytest.LogCaptureFix
             rows = prior.rows(question_with_options(10), [model("m")], USUAL)
     assert all(row.average is None for row in rows)
     assert caplog.text.count("takes all questions as alike") == 1
+
+
+def test_an_encoder_of_other_embeddings_has_no_view(caplog: pytest.LogCaptureFixture) -> None:
+    prior = AbilityPrior(view=QuestionView(lambda texts: np.ones((len(texts), 768)) / 768**0.5))
+    with caplog.at_level("INFO"):
+        assert prior.rows(question_with_options(10), [model("m")], USUAL)[0].average is None
+    assert "768 numbers" in caplog.text
 
 
 @pytest.mark.parametrize("towards", [-1.0, 1.0])
