@@ -30,6 +30,12 @@ ANCHOR = "mmlu-pro"  # the benchmark whose log-odds are the scale
 USUAL = "cot"
 STRATEGIES = {"baseline": "direct", "chain_of_thought": "cot", "concise": "cod", "composite": None}
 MODELS = {"gpt-35-turbo": "gpt-3.5-turbo"}
+BENCHMARKS = {
+    "aqua-rat": "aqua",
+    "arc-challenge-test": "arc-challenge",
+    "hellaswag_val": "hellaswag",
+    "medmcqa-dev": "medmcqa",
+}
 ROUNDS = 300
 SLOPE_SD = 0.5  # of slopes around 1
 SHAPE, EXPECTED_SD = 4.0, 0.35  # weight and value of what is expected of a benchmark's deviation
@@ -132,7 +138,8 @@ def public_figures() -> Figures:
 
 
 def benchmark_of(dataset: str) -> str:
-    return dataset.partition("/")[0]
+    """The benchmark that a data set is, or is a part of."""
+    return BENCHMARKS.get(dataset, dataset.partition("/")[0])
 
 
 # --- abilities and kinds ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,7 @@ from viaticum import strategies
 from viaticum.errors import DataError, InputError, WeightsError
 from viaticum.money import Price
 from viaticum.routers.query import Best, Cheapest, Policy, Weighted, choose
-from viaticum.routers.query.ability import Benchmark, Normal, estimate, log_odds
+from viaticum.routers.query.ability import SPELLINGS, Benchmark, Normal, estimate, log_odds
 from viaticum.routers.query.prior import (
     ORIGIN,
     THINKING,
@@ -236,6 +237,13 @@ def test_weights_are_read_back_as_written(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(DataError, match="is not a prior"):
             PriorWeights.load(path)
+
+
+def test_the_page_names_the_benchmarks_that_are_known() -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/benchmark-figures.md").read_text(encoding="utf-8")
+    known = page.partition("Known: ")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`([a-z0-9-]+)`", known))
+    assert named == set(PriorWeights.load().scale.benchmarks) | SPELLINGS.keys()
 
 
 def test_log_odds_of_extreme_figures_are_bounded() -> None:
