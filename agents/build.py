@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import uuid
 import weakref
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Unpack
 
 from langgraph.types import Checkpointer
@@ -29,14 +29,14 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import MissingExtra, UnknownName
 from viaticum.models.base import Model
 from viaticum.models.local import LocalModels
-from viaticum.models.remote.model import RemoteModel, check_usable
-from viaticum.models.remote.prices import with_litellm_prices
+from viaticum.models.remote.model import RemoteModel
+from viaticum.models.remote.prices import thinks_by_default, with_litellm_prices
 from viaticum.models.scripted import ScriptedModel
-from viaticum.models.templates import require_template
+from viaticum.models.usable import UsableModels
 from viaticum.routers.query import QueryRouter, StaticRouter, as_policy
+from viaticum.routers.query.covering import STRATEGIES, CoveringRouter
+from viaticum.routers.query.prior import PriorModel, default_prior
 from viaticum.routers.query.restricted import RestrictedRouter
-from viaticum.types import Pair
-from viaticum.weights import locate
 
 
 def build_graph(
@@ -86,14 +86,16 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
     loaded = loaded.with_local(settings.local)
     strategies.load(*loaded.strategies, *settings.strategies)
     pool = _Models(loaded, settings)
+    router = _open_router(settings, pool.catalogue)
     return WorkflowResources(
         catalogue=pool.catalogue,
-        router=_restricted(_open_router(settings.router, pool.catalogue), settings, pool.catalogue),
+        router=_restricted(router, settings, pool.catalogue),
         policy=as_policy(settings.policy),
         ledger=ledger,
         budget=settings.budget_name or f"run-{uuid.uuid4().hex[:12]}",
         model=pool.model,
-        is_usable=pool.is_usable,
+        is_usable=lambda pair: pair.model in pool.usable,
+        none_usable=lambda pairs: pool.usable.none_usable(pair.model for pair in pairs),
         on_short=settings.on_short,
         timeout=settings.timeout,
         tries=settings.tries,
@@ -131,13 +133,12 @@ class _Models:
 
     def __init__(self, catalogue: Catalogue, settings: WorkflowSettings) -> None:
         given = dict(settings.models or {})
-        entries = [model.catalogue_entry() for name, model in given.items() if name not in catalogue]
-        self.catalogue = with_litellm_prices(catalogue.with_models(*filter(None, entries)))
+        self.catalogue = with_litellm_prices(catalogue.with_models(*_given_entries(given)))
         self._models, self._lock = given, threading.Lock()
         self._local = LocalModels(
             self.catalogue, slots=settings.slots, max_slots=max(settings.concurrency, SLOTS)
         )
-        self._usable = set(given)  # given models, and those whose weights or keys were found
+        self.usable = UsableModels(self.catalogue, given)
 
     def model(self, name: str) -> Model:
         with self._lock:
@@ -150,34 +151,24 @@ class _Models:
             return ScriptedModel(spec.text or "", spec=spec, pause=spec.pause)
         return RemoteModel(spec) if spec.kind == "remote" else self._local.model(spec.name)
 
-    def is_usable(self, pair: Pair) -> bool:
-        """Whether the model of a pair is given or in the catalogue.
 
-        Raises:
-            WeightsError: the weights of a local model are not on this machine.
-            MissingExtra: LiteLLM, which a remote model needs, is not installed.
-            AuthenticationFailed: the environment variable of its key is not set.
-            InputError: a local model has no chat template.
-        """
-        if pair.model in self._usable:
-            return True
-        if pair.model not in self.catalogue:
-            return False
-        if self.catalogue[pair.model].kind in ("local", "pair"):
-            members = [self.catalogue[member] for member in self.catalogue[pair.model].members]
-            folders = [locate(member) for member in members]
-            require_template(members[-1], folders[-1])
-        if self.catalogue[pair.model].kind == "remote":
-            check_usable(self.catalogue[pair.model])
-        self._usable.add(pair.model)
-        return True
+def _given_entries(given: Mapping[str, Model]) -> Iterator[ModelSpec]:
+    """The entries of models that were passed in code, each under its own name and the one it was given."""
+    for name, model in given.items():
+        entry = model.catalogue_entry()
+        if entry is not None:
+            yield entry
+            if entry.name != name:
+                yield entry.model_copy(update={"name": name})
 
 
-def _open_router(router: QueryRouter | str | Path | None, catalogue: Catalogue) -> QueryRouter:
-    if router is None:
-        return StaticRouter.default()
+def _open_router(settings: WorkflowSettings, catalogue: Catalogue) -> QueryRouter:
+    """The router of the settings; without one, the packaged table and a prior for all other models."""
+    router = settings.router
     if isinstance(router, QueryRouter):
         return router
+    if router is None:
+        return _covering(StaticRouter.default(), settings, catalogue)
     try:
         from viaticum.routers.query.rtr import RTRRouter
     except ImportError as error:
@@ -186,3 +177,23 @@ def _open_router(router: QueryRouter | str | Path | None, catalogue: Catalogue) 
     known = {pair.strategy for pair in fitted.pairs if strategies.is_known(pair.strategy)}
     fitted.check_fits(list(catalogue), sorted(known))
     return fitted
+
+
+def _covering(table: StaticRouter, settings: WorkflowSettings, catalogue: Catalogue) -> QueryRouter:
+    """The table, and a prior for the models that it does not know; the table alone where it knows all."""
+    known = {row.pair.model for row in table.rows}
+    models = [
+        PriorModel(
+            spec.name,
+            catalogue[spec.members[-1]].price,
+            spec.description,
+            spec.benchmarks,
+            spec.thinking is True or thinks_by_default(spec),
+        )
+        for spec in catalogue.models()
+        if spec.name not in known and (spec.default or spec.name == settings.model)
+    ]
+    if not models:
+        return table
+    named = (settings.strategy,) if settings.strategy is not None else STRATEGIES
+    return CoveringRouter(table, default_prior(), models, named)

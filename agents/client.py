@@ -294,10 +294,7 @@ class Viaticum:
         return self._resources.model(checked_text("the name of a model", name))
 
     def is_usable(self, model: str) -> bool:
-        """Whether a model is given or in the catalogue.
-
-        Raises `ViaticumError` if its weights, extra or key are missing.
-        """
+        """Whether a model is given, or of the catalogue with its weights, key and price here."""
         return self._resources.is_usable(Pair(checked_text("the name of a model", model), "direct"))
 
     def derive(self, *, checkpointer: BaseCheckpointSaver[Any] | None = None, **resources: Any) -> Viaticum:

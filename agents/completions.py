@@ -101,7 +101,7 @@ CompletionEvent = CompletionStarted | str | ThinkingDelta | CompletionFinished
 
 def available_names(client: Viaticum) -> list[str]:
     """Every name that can be used here: `auto`, and each usable model alone and with each strategy."""
-    usable = [spec.name for spec in client.catalogue.models() if _is_usable(client, spec.name)]
+    usable = [spec.name for spec in client.catalogue.models() if client.is_usable(spec.name)]
     pairs = (str(Pair(name, strategy)) for name in usable for strategy in strategies.names())
     return [AUTO, *usable, *pairs]
 
@@ -299,10 +299,3 @@ class CancellableModel(Model):
             yield piece
             if not isinstance(piece, Completion):
                 self.token.wait()
-
-
-def _is_usable(client: Viaticum, name: str) -> bool:
-    try:
-        return client.is_usable(name)
-    except ViaticumError:
-        return False

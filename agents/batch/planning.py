@@ -75,12 +75,20 @@ class RouteEstimates:
         router: predicts them.
         usable: whether the model of a pair is usable.
         limit: returns the most output tokens of a call of a pair.
+        none_usable: returns the error where no model of these pairs is usable.
     """
 
     def __init__(
-        self, router: QueryRouter, usable: Callable[[Pair], bool], limit: Limit = lambda pair: None
+        self,
+        router: QueryRouter,
+        usable: Callable[[Pair], bool],
+        limit: Limit = lambda pair: None,
+        none_usable: Callable[[Iterable[Pair]], ViaticumError] = lambda pairs: InputError(
+            "no pair can be asked here; add a model: viaticum models add NAME"
+        ),
     ) -> None:
         self._router, self._usable, self._limit = router, usable, limit
+        self._none_usable = none_usable
         self._last: tuple[Any, list[PlanRow], dict[Pair, Row]] | None = None
 
     def prefetch(self, rows: Sequence[BatchRow]) -> None:
@@ -92,14 +100,20 @@ class RouteEstimates:
         A router with one table for all rows is asked once.
         """
         table = self._router.table(query)
-        alone = type(self._router).plans_for is QueryRouter.plans_for
-        if alone and self._last is not None and self._last[0] is table:
+        if not self._router.has_plans and self._last is not None and self._last[0] is table:
             return self._last[1], self._last[2]
         limited, plans = estimate(self._router, query, self._limit)
         plans = [each for each in plans if all(map(self._usable, each.plan.pairs))]
         rows = {row.pair: row for row in limited}
         self._last = (table, plans, rows)
         return plans, rows
+
+    def usable_plans(self, query: Query) -> list[PlanRow]:
+        """The plans of usable pairs, at least one. Raises the reason where no pair is usable."""
+        plans, table = self.of(query)
+        if not plans:
+            raise self._none_usable(table)
+        return plans
 
     def planned(
         self,
@@ -354,15 +368,13 @@ class RowPlanner:
         return self._pacer.stride(BLOCK_ROWS) if self._pacer is not None else BLOCK_ROWS
 
     def _sample_arrays(self, sample: Sequence[tuple[int, BatchRow]]) -> list[Array] | None:
-        """Estimates of the sample; None if no pacer is needed. Raises `InputError` if no pair is usable."""
+        """Estimates of the sample; None if no pacer is needed. Raises the reason if no pair is usable."""
         rows = [row for _, row in sample]
         routed = [row for row in rows if not row.names_model]
         if not routed or self.policy is not None:
             return None
         self.estimates.prefetch(rows)
-        plans, _ = self.estimates.of(_query(routed[0]))
-        if not plans:
-            raise InputError("no pair can be asked here; pull weights, or give another router or catalogue")
+        plans = self.estimates.usable_plans(_query(routed[0]))
         self._plans = [each.plan for each in plans]
         self._plan_index = {plan: number for number, plan in enumerate(self._plans)}
         return self._arrays_of(rows)
@@ -430,7 +442,7 @@ class RowPlanner:
         if row.names_model:
             return self._plan_named(row)
         assert self.policy is not None
-        plans, _ = self.estimates.of(_query(row))
+        plans = self.estimates.usable_plans(_query(row))
         plans = [each for each in plans if row.overrides is None or len(each.plan.pairs) == 1]
         try:
             route = choose_plan(plans, self._left(), self.policy)

@@ -215,7 +215,12 @@ class _Run:
     def _planner(self) -> RowPlanner:
         tools = self.rows.resources
         return RowPlanner(
-            RouteEstimates(tools.router, tools.is_usable, output_limit(tools.catalogue, tools.settings)),
+            RouteEstimates(
+                tools.router,
+                tools.is_usable,
+                output_limit(tools.catalogue, tools.settings),
+                tools.none_usable,
+            ),
             self.job.policy,
             left=self._unspent,
             elapsed=self._elapsed,
@@ -402,7 +407,12 @@ def preview_batch(
     with Ledger("memory:") as ledger:
         tools = open_resources(WorkflowSettings.from_keywords(None, {**settings, "concurrency": 1}), ledger)
         planner = RowPlanner(
-            RouteEstimates(tools.router, tools.is_usable, output_limit(tools.catalogue, tools.settings)),
+            RouteEstimates(
+                tools.router,
+                tools.is_usable,
+                output_limit(tools.catalogue, tools.settings),
+                tools.none_usable,
+            ),
             policy,
             left=lambda: amount,
             elapsed=lambda: 0.0,

@@ -49,7 +49,7 @@ from viaticum.models.base import Model
 from viaticum.models.remote.model import RemoteModel
 from viaticum.models.settings import chat_messages, resolve
 from viaticum.money import format_usd
-from viaticum.routers.query import Best, Policy, QueryRouter
+from viaticum.routers.query import DEFAULT_POLICY, Best, Policy, QueryRouter
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.types import Answer, Message, Pair, Query, ThinkingDelta, split_model
 
@@ -90,7 +90,7 @@ class ChatViaticum(BaseChatModel):
     budget_name: str | None = None
     catalogue: Catalogue | str | Path | None = Field(default=None, exclude=True)
     router: QueryRouter | str | Path | None = Field(default=None, exclude=True)
-    policy: str | Policy = Field(default="best", exclude=True)
+    policy: str | Policy = Field(default=DEFAULT_POLICY, exclude=True)
     folder: str | Path | None = None
     models: dict[str, Model] | None = Field(default=None, exclude=True)
     client: Viaticum | None = Field(default=None, exclude=True)

@@ -30,7 +30,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerError, MissingExtra
 from viaticum.models.remote.model import MESSAGE_TOKENS, REQUEST_TOKENS, TOOLS_TOKENS
 from viaticum.money import Price, format_usd, nanousd
-from viaticum.routers.query import Policy, QueryRouter, as_policy, choose
+from viaticum.routers.query import DEFAULT_POLICY, Policy, QueryRouter, as_policy, choose
 from viaticum.routers.query.limits import limit_table
 from viaticum.types import Pair, RoutingTable, Row, TokenCount
 
@@ -245,7 +245,7 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         models: Mapping[str, BaseChatModel],
         router: QueryRouter,
         *,
-        policy: str | Policy = "best",
+        policy: str | Policy = DEFAULT_POLICY,
         budget: BudgetMiddleware | None = None,
         per: Literal["run", "call"] = "run",
     ) -> None:

@@ -102,7 +102,7 @@ class ChatRequest(_StrictModel):
         None, description="Upper limit of the cost of this request in dollars, all its calls together."
     )
     policy: str | None = Field(
-        None, max_length=100, description="best, cheapest:ACCURACY or weighted:PER_DOLLAR."
+        None, max_length=100, description="within:DISTANCE, best, cheapest:ACCURACY or weighted:PER_DOLLAR."
     )
     # Accepted and ignored.
     user: str | None = None

@@ -146,6 +146,8 @@ class Workflow:
             return self._finish(state)  # the other pairs of the plan could not be paid for
         allowance, decided_plan = self._allowance(state, runtime), self._decided_plan(state, runtime)
         rows = self._untried_plans(state)
+        if not rows and not tried and decided_plan is None:
+            raise self.resources.none_usable(row.pair for row in self._estimate(state)[0])
         rows = allowance.policy.filter_fallbacks(rows) if tried else rows
         if tried and not rows and decided_plan is None:
             return self._finish(state)

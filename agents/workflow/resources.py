@@ -5,7 +5,7 @@ Leaves out how they are opened (`viaticum.agents.build`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from viaticum.agents.workflow.settings import TRIES
@@ -13,6 +13,7 @@ from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.budgets import Ledger
 from viaticum.budgets.planner import WhenShort
 from viaticum.catalogue import Catalogue
+from viaticum.errors import InputError, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Model
 from viaticum.routers.query import Policy, QueryRouter
@@ -29,6 +30,7 @@ class WorkflowResources:
         budget: the scope that pays.
         model: returns a model by its name.
         is_usable: whether a pair's model can be used here.
+        none_usable: the error where no model of these pairs can be used here.
         sync: makes the checkpoints so far survive a power cut, for a checkpointer that does not wait for the
             disk itself; called before each hold.
         tries: attempts of one call whose model is unavailable.
@@ -44,6 +46,9 @@ class WorkflowResources:
     budget: str
     model: Callable[[str], Model]
     is_usable: Callable[[Pair], bool]
+    none_usable: Callable[[Iterable[Pair]], ViaticumError] = lambda pairs: InputError(
+        "no pair is left to choose from; add a model: viaticum models add NAME"
+    )
     sync: Callable[[], None] = lambda: None
     on_short: WhenShort = "cheaper"
     timeout: float | None = None

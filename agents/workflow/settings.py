@@ -25,7 +25,7 @@ from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.models.base import Model
 from viaticum.money import nanousd
-from viaticum.routers.query import Policy, QueryRouter, as_policy
+from viaticum.routers.query import DEFAULT_POLICY, Policy, QueryRouter, as_policy
 
 AUTO = "auto"  # the model name that stands for the routed workflow
 DEFAULT_BUDGET_USD = "0.01"
@@ -73,7 +73,8 @@ class WorkflowSettings:
         budget_name: a budget of the ledger, created if it does not exist; None for a new name.
         catalogue: a `Catalogue`, or the path of a TOML file laid over the packaged one.
         router: a `QueryRouter`, or the folder of a fitted one; None for the packaged table.
-        policy: "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`.
+        policy: "within:DISTANCE" (the cheapest pair whose expected accuracy is so near the best; 0.01 is one
+            point, and the default), "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR" or a `Policy`.
         on_short: what to do when the plan that the policy prefers does not fit in the budget: take the best
             plan that fits ("cheaper"), raise `DecisionNeeded` ("ask") or raise `BudgetExceeded` ("stop").
         models: models by name, in addition to those of the catalogue and in place of those with the same
@@ -99,7 +100,7 @@ class WorkflowSettings:
     budget_name: str | None = None
     catalogue: Catalogue | str | Path | None = None
     router: QueryRouter | str | Path | None = None
-    policy: str | Policy = "best"
+    policy: str | Policy = DEFAULT_POLICY
     on_short: WhenShort = "cheaper"
     models: Mapping[str, Model] | None = None
     folder: str | Path | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from decimal import Decimal
 from functools import cache
 from importlib.util import find_spec
@@ -29,17 +30,23 @@ _TIER = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
 def with_litellm_prices(catalogue: Catalogue) -> Catalogue:
     """Return the catalogue with LiteLLM's prices for unpriced entries with `price_version = "litellm"`.
 
-    Raises:
-        UnknownPrice: the list has no price for the tokens of a model, or lists them as free.
+    An entry whose price is not to be found stays as it is: the others can be used without it.
     """
-    unpriced = [
-        spec for spec in catalogue.values() if spec.price is None and spec.price_version == LITELLM_PRICES
-    ]
-    return catalogue.with_models(*map(with_litellm_price, unpriced)) if unpriced else catalogue
+    priced = []
+    for spec in catalogue.values():
+        if spec.price is None and spec.price_version == LITELLM_PRICES:
+            with suppress(UnknownPrice, MissingExtra):
+                priced.append(with_litellm_price(spec))
+    return catalogue.with_models(*priced) if priced else catalogue
 
 
 def with_litellm_price(spec: ModelSpec) -> ModelSpec:
-    """Return the entry with LiteLLM's prices, also of cached and reasoning tokens and of long prompts."""
+    """Return the entry with LiteLLM's prices, also of cached and reasoning tokens and of long prompts.
+
+    Raises:
+        UnknownPrice: the list has no price for the tokens of the model, or lists them as free.
+        MissingExtra: LiteLLM, whose list it is, is not installed.
+    """
     listed = _list_entry(spec.litellm_model or "")
     if not listed.get("input_cost_per_token") and not listed.get("output_cost_per_token"):
         raise UnknownPrice(

@@ -5,11 +5,14 @@ The learned router, which needs the `local` extra, is in `viaticum.routers.query
 
 from viaticum.routers.query.base import QueryRouter
 from viaticum.routers.query.choose import (
+    DEFAULT_POLICY,
+    POLICIES,
     AtPrice,
     Best,
     Cheapest,
     Policy,
     Weighted,
+    Within,
     as_policy,
     choose,
     choose_plan,
@@ -19,6 +22,8 @@ from viaticum.routers.query.plans import Plan, PlanRoute, PlanRow
 from viaticum.routers.query.static import StaticRouter
 
 __all__ = [
+    "DEFAULT_POLICY",
+    "POLICIES",
     "AtPrice",
     "Best",
     "Cheapest",
@@ -29,6 +34,7 @@ __all__ = [
     "QueryRouter",
     "StaticRouter",
     "Weighted",
+    "Within",
     "as_policy",
     "choose",
     "choose_plan",

@@ -34,3 +34,8 @@ class QueryRouter(ABC):
             )
             for row in self.table(query)
         ]
+
+    @property
+    def has_plans(self) -> bool:
+        """Whether `plans_for` has more than the pairs of the table, each alone."""
+        return type(self).plans_for is not QueryRouter.plans_for

@@ -1,13 +1,14 @@
 """Choosing one pair or plan from a routing table by a policy, within the rest of the budget.
 
-Reads predictions only, never outcomes. The policies are the three that RTR-like routers use: the most
-accurate within the budget, the cheapest that is accurate enough, and accuracy minus lambda times cost.
+Reads predictions only, never outcomes. By default the cheapest within a distance of the most accurate;
+beside it the policies of RTR-like routers: the most accurate within the budget, the cheapest that is accurate
+enough, and accuracy minus lambda times cost.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -16,6 +17,10 @@ from viaticum.errors import BudgetExceeded, InputError, UnknownName
 from viaticum.money import NANOUSD_PER_USD, format_usd
 from viaticum.routers.query.plans import PlanRoute, PlanRow
 from viaticum.types import Route, RoutingTable, Row
+
+POLICIES = ("within:DISTANCE", "best", "cheapest:ACCURACY", "weighted:PER_DOLLAR")
+DEFAULT_POLICY = "within:0.01"
+ROUNDING = 1e-9  # a row at the distance itself is within it
 
 
 class Costed(Protocol):
@@ -53,7 +58,7 @@ class Best(Policy):
 
     def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
         row = max(rows, key=lambda row: (row.accuracy, -row.expected_cost))
-        return row, f"highest expected accuracy, {row.accuracy:.0%}, of the {len(rows)} ways that fit"
+        return row, f"highest expected accuracy, {row.accuracy:.0%}, of {_ways(rows)}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,35 @@ class Cheapest(Policy):
             return row, f"no pair that fits reaches {self.accuracy:.0%}; the best of them, {row.accuracy:.0%}"
         row = min(enough, key=lambda row: (row.expected_cost, -row.accuracy))
         return row, f"cheapest of {len(enough)} ways expected to reach {self.accuracy:.0%}"
+
+
+@dataclass(frozen=True)
+class Within(Policy):
+    """The cheapest row whose expected accuracy is at most `distance` below the highest; the default.
+
+    Estimates are not exact to a point of accuracy, and the last point often costs several times the rest.
+    """
+
+    distance: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.distance <= 1:
+            raise InputError(
+                f"the distance from the best accuracy is between 0 and 1, got {self.distance}; 0.01 is one"
+                " point"
+            )
+
+    def pick(self, rows: list[RowT]) -> tuple[RowT, str]:
+        highest = max(row.accuracy for row in rows)
+        near = [row for row in rows if row.accuracy >= highest - self.distance - ROUNDING]
+        row = min(near, key=lambda row: (row.expected_cost, -row.accuracy))
+        expected = f"expected accuracy {row.accuracy:.0%}"
+        if len(near) == 1:
+            return row, f"{expected}, the highest of {_ways(rows)}"
+        return row, (
+            f"{expected}, the cheapest of {len(near)} within {100 * self.distance:g} points of the best,"
+            f" {highest:.0%}"
+        )
 
 
 @dataclass(frozen=True)
@@ -106,13 +140,19 @@ class AtPrice(Weighted):
 
 
 def parse_policy(text: str) -> Policy:
-    """Parse `best`, `cheapest:ACCURACY` or `weighted:PER_DOLLAR`; raises `InputError` for anything else."""
-    name, _, argument = text.partition(":")
-    policies = {"cheapest": Cheapest, "weighted": Weighted}
+    """Parse one of `POLICIES`; `within` alone is the default. Raises `InputError` for anything else."""
+    name, colon, argument = text.partition(":")
+    policies: dict[str, Callable[[float], Policy]] = {
+        "within": Within,
+        "cheapest": Cheapest,
+        "weighted": Weighted,
+    }
     if name == "best" and not argument:
         return Best()
+    if name == "within" and not colon:
+        return Within()
     if name not in policies:
-        raise UnknownName("policy", text, ("best", "cheapest:ACCURACY", "weighted:PER_DOLLAR"))
+        raise UnknownName("policy", text, POLICIES)
     try:
         value = float(argument)
     except ValueError:
@@ -161,6 +201,10 @@ def _pick(rows: list[TableRow], policy: Policy) -> tuple[TableRow, str]:
         if usual.expected_cost < row.expected_cost:
             row, why = rows[averages.index(usual)], f"{usual_why}, by averages"
     return row, f"{why}; {row.origin}" if row.origin else why
+
+
+def _ways(rows: Sequence[object]) -> str:
+    return "the only way that fits" if len(rows) == 1 else f"the {len(rows)} ways that fit"
 
 
 def _fitting(rows: Sequence[TableRow], left_nanousd: int | None) -> list[TableRow]:

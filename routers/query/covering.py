@@ -1,17 +1,15 @@
-"""A router for all models of a catalogue: measured rows where there are any, those of a prior for the rest."""
+"""A router for all models of a catalogue: measured rows where there are any, a prior's for the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from viaticum.routers.query.base import QueryRouter
 from viaticum.routers.query.plans import PlanRow
-from viaticum.routers.query.prior import ORIGIN, Prior, PriorModel
+from viaticum.routers.query.prior import Prior, PriorModel
 from viaticum.types import Query, RoutingTable, Row
 
 STRATEGIES = ("cot", "cod", "direct")  # of models without outcomes; pot answers numbers alone
-NO_OUTCOMES = "prior only: no outcomes for these models"
 
 
 class CoveringRouter(QueryRouter):
@@ -44,3 +42,20 @@ class CoveringRouter(QueryRouter):
         table = RoutingTable((*known, *added))
         self._last = (known, added, table)
         return table
+
+    def prefetch(self, queries: Sequence[Query]) -> None:
+        self.router.prefetch(queries)
+
+    def plans_for(self, query: Query) -> list[PlanRow]:
+        added = {row.pair for row in self._added(query, self.router.table(query))}
+        alone = super().plans_for(query)
+        return [*self.router.plans_for(query), *(each for each in alone if each.plan.pairs[0] in added)]
+
+    @property
+    def has_plans(self) -> bool:
+        return self.router.has_plans
+
+    def _added(self, query: Query, known: RoutingTable) -> Sequence[Row]:
+        names = {row.pair.model for row in known}
+        unknown = tuple(model for model in self.models if model.name not in names)
+        return self.prior.rows(query, unknown, self.strategies) if unknown else ()

@@ -41,6 +41,10 @@ class RestrictedRouter(QueryRouter):
         wanted = [each for each in plans if all(map(self._is_wanted, each.plan.pairs))]
         return wanted or super().plans_for(query)
 
+    @property
+    def has_plans(self) -> bool:
+        return self.router.has_plans
+
     def _is_wanted(self, pair: Pair) -> bool:
         return self.model in (None, pair.model) and self.strategy in (None, pair.strategy)
 

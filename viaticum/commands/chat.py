@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viaticum.commands.generation import Load, with_generation_options
+from viaticum.commands.generation import POLICY, Load, Policy, with_generation_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.serve import Folder
 from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
@@ -43,7 +43,7 @@ def chat(
     budget_name: Annotated[
         str | None, typer.Option("--budget-name", help="The budget that pays; a new one by default.")
     ] = None,
-    policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
+    policy: Policy = POLICY,
     router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
     load: Load = None,
     generation: GenerationSettings = NO_SETTINGS,

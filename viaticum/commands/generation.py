@@ -20,6 +20,14 @@ Model = Annotated[str | None, typer.Option(help="Ask this model alone.")]
 Strategy = Annotated[
     str | None, typer.Option(help="Ask with this strategy alone; MODULE:NAME loads one of your own.")
 ]
+Policy = Annotated[
+    str,
+    typer.Option(
+        help="within:DISTANCE (the cheapest so near the best accuracy), best, cheapest:ACCURACY or "
+        "weighted:PER_DOLLAR."
+    ),
+]
+POLICY = "within:0.01"  # the default, as `routers.query.DEFAULT_POLICY`, which takes long to import
 Load = Annotated[
     list[str] | None,
     typer.Option(help="Load a strategy of your own; may be repeated.", metavar="MODULE:NAME"),

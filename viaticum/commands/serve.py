@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viaticum.commands.generation import Load, with_generation_options
+from viaticum.commands.generation import POLICY, Load, Policy, with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.errors import MissingExtra
@@ -48,7 +48,6 @@ BudgetName = Annotated[
     ),
 ]
 Router = Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")]
-Policy = Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")]
 Concurrency = Annotated[
     int, typer.Option(help="Calls at once; a local model decodes them as one batch.", min=1)
 ]
@@ -73,7 +72,7 @@ def serve(
     budget_name: BudgetName = None,
     catalogue: CatalogueFile = None,
     router: Router = None,
-    policy: Policy = "best",
+    policy: Policy = POLICY,
     concurrency: Concurrency = 8,
     queue: Queue = 64,
     rate: Rate = None,

@@ -10,7 +10,15 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from viaticum.commands.generation import Kind, Load, Model, Strategy, with_generation_options
+from viaticum.commands.generation import (
+    POLICY,
+    Kind,
+    Load,
+    Model,
+    Policy,
+    Strategy,
+    with_generation_options,
+)
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
@@ -25,7 +33,7 @@ from viaticum.types import Answer, AnswerKind, Query
 def solve(
     question: Annotated[str, typer.Argument(help="What you want answered; - reads it from stdin.")],
     dollars: Annotated[str | None, typer.Option("--budget", help="Dollars this may cost at most.")] = None,
-    policy: Annotated[str, typer.Option(help="best, cheapest:ACCURACY or weighted:PER_DOLLAR")] = "best",
+    policy: Policy = POLICY,
     router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
     kind: Kind = "auto",
     model: Model = None,
