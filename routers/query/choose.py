@@ -100,12 +100,12 @@ class Within(Policy):
         highest = max(row.accuracy for row in rows)
         near = [row for row in rows if row.accuracy >= highest - self.distance - ROUNDING]
         row = min(near, key=lambda row: (row.expected_cost, -row.accuracy))
-        expected = f"expected accuracy {row.accuracy:.0%}"
         if len(near) == 1:
-            return row, f"{expected}, the highest of {_ways(rows)}"
+            return Best().pick(rows)
+        points = f"{100 * self.distance:g} point{'' if self.distance == 0.01 else 's'}"
         return row, (
-            f"{expected}, the cheapest of {len(near)} within {100 * self.distance:g} points of the best,"
-            f" {highest:.0%}"
+            f"cheapest of {len(near)} ways within {points} of the best, {row.accuracy:.0%} expected"
+            + (f" against {highest:.0%}" if f"{row.accuracy:.0%}" != f"{highest:.0%}" else "")
         )
 
 
