@@ -138,7 +138,7 @@ class _Models:
         self._local = LocalModels(
             self.catalogue, slots=settings.slots, max_slots=max(settings.concurrency, SLOTS)
         )
-        self.usable = UsableModels(self.catalogue, given)
+        self.usable = UsableModels(self.catalogue, given, named=settings.model)
 
     def model(self, name: str) -> Model:
         with self._lock:

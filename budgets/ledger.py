@@ -65,8 +65,9 @@ _UNCHANGED = Window("hour")  # default of arguments that were not given; compare
 
 
 def default_path() -> Path:
-    """The ledger file of this user, in the system's folder for application data."""
-    return user_data_path("viaticum") / "ledger.db"
+    """The ledger file of this user: in VIATICUM_HOME, else in the system's folder for application data."""
+    home = os.environ.get("VIATICUM_HOME")
+    return (Path(home).expanduser() if home else user_data_path("viaticum")) / "ledger.db"
 
 
 class Ledger:

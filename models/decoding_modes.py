@@ -29,7 +29,7 @@ _ROUTER_FIELDS = ("router", "tau", "router_path", "threshold", "share", "drift")
 
 def costs_path(spec: ModelSpec) -> Path:
     """Return the file that holds call times and hand-off rates of a pair."""
-    return cache_dir() / "costs" / f"{spec.name}.json"
+    return cache_dir() / "costs" / f"{spec.file_name}.json"
 
 
 def thorough_costs(spec: ModelSpec) -> CostModel | None:

@@ -67,7 +67,7 @@ def measured_engine(spec: ModelSpec, slots: int | Literal["auto"]) -> str | None
 
 
 def _path(spec: ModelSpec) -> Path:
-    return cache_dir() / "engines" / f"{spec.name}.json"
+    return cache_dir() / "engines" / f"{spec.file_name}.json"
 
 
 def _conditions(spec: ModelSpec) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def router_folder(spec: ModelSpec) -> Path:
     """
     if spec.router_path is not None:
         return Path(spec.router_path).expanduser()
-    packaged = Path(str(resources.files("viaticum") / "token_routers" / spec.name))
+    packaged = Path(str(resources.files("viaticum") / "token_routers" / spec.file_name))
     if not packaged.is_dir():
         command = "policy" if spec.router == "r-stitch+" else "train"
         raise InputError(

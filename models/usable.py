@@ -28,10 +28,11 @@ class UsableModels:
     Args:
         catalogue: whose models are looked at.
         given: names of models that were passed in code, which are always usable.
+        named: a model that is asked alone: that it cannot be used is an error, and not logged beside.
     """
 
-    def __init__(self, catalogue: Catalogue, given: Iterable[str] = ()) -> None:
-        self._catalogue = catalogue
+    def __init__(self, catalogue: Catalogue, given: Iterable[str] = (), *, named: str | None = None) -> None:
+        self._catalogue, self._named = catalogue, named
         self._usable = set(given)
         self._problems: dict[str, tuple[float, ViaticumError]] = {}
         self._lock = threading.Lock()
@@ -50,9 +51,9 @@ class UsableModels:
             try:
                 check_model(self._catalogue, name)
             except ViaticumError as error:
-                if known is None:
+                if known is None and name != self._named:
                     level = logging.INFO if isinstance(error, WeightsError) else logging.WARNING
-                    _log.log(level, "%s is left out: %s", name, error)
+                    _log.log(level, "left out of routing: %s", error)
                 self._problems[name] = time.monotonic(), error
                 return error
             self._usable.add(name)

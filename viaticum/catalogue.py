@@ -24,7 +24,10 @@ from viaticum.model_spec import Kind, ModelSpec, PriceTier, ThinkingTags
 from viaticum.money import Price
 from viaticum.thinking import ThinkingFormat
 
-__all__ = ["Catalogue", "ModelSpec", "PriceTier", "ThinkingTags"]
+__all__ = ["Catalogue", "ModelSpec", "PriceTier", "ThinkingTags", "read_catalogue", "user_file"]
+
+
+PACKAGED = "catalogue.toml of viaticum"
 
 
 class Catalogue(Mapping[str, ModelSpec]):
@@ -49,18 +52,29 @@ class Catalogue(Mapping[str, ModelSpec]):
         Raises:
             InputError: the file cannot be read or is invalid; the message names the file and the entry.
         """
-        packaged = resources.files("viaticum") / "catalogue.toml"
-        tables, _ = _read_file(packaged.read_bytes(), "catalogue.toml of viaticum")
-        user = _user_file(path)
+        user = _existing_file(path)
         own, strategies = dict[str, Any](), tuple[str, ...]()
         if user is not None:
             try:
-                own, strategies = _read_file(user.read_bytes(), str(user))
+                own, strategies = read_catalogue(user.read_bytes(), str(user))
             except OSError as error:
                 raise InputError(f"cannot read the catalogue {user}: {error.strerror}") from None
+        return cls.parse(own, user, strategies)
+
+    @classmethod
+    def parse(
+        cls, own: Mapping[str, Any], user: Path | None = None, strategies: Iterable[str] = ()
+    ) -> Catalogue:
+        """The packaged catalogue with the tables of the user's file, as `read_catalogue` returns them.
+
+        Raises:
+            InputError: an entry is invalid.
+        """
+        packaged = resources.files("viaticum") / "catalogue.toml"
+        tables, _ = read_catalogue(packaged.read_bytes(), PACKAGED)
         for name, fields in own.items():
             tables[name] = {**tables.get(name, {}), **_with_template(name, fields, Path(user or "."))}
-        origin = str(user) if user is not None else "catalogue.toml of viaticum"
+        origin = str(user) if user is not None else PACKAGED
         specs = (_spec(name, fields, tables, origin) for name, fields in tables.items())
         return cls(specs, origin=origin, strategies=strategies)
 
@@ -154,17 +168,33 @@ class Catalogue(Mapping[str, ModelSpec]):
         return tuple(spec for spec in self._specs.values() if spec.kind in kinds)
 
 
-def _user_file(path: str | Path | None) -> Path | None:
+def user_file(path: str | Path | None = None) -> tuple[Path, str]:
+    """The user's own catalogue, whether it exists or not, and what names it.
+
+    A file in the current folder is taken only where it is named.
+
+    Args:
+        path: names it; else VIATICUM_CATALOGUE does, else it is in the user's configuration folder.
+    """
     if path is not None:
-        return Path(path)
+        return Path(path), "named by you"
     if named := os.environ.get("VIATICUM_CATALOGUE"):
-        return Path(named)
-    usual = Path(platformdirs.user_config_dir("viaticum")) / "catalogue.toml"
-    return usual if usual.is_file() else None
+        return Path(named), "named by VIATICUM_CATALOGUE"
+    return Path(platformdirs.user_config_dir("viaticum")) / "catalogue.toml", "your configuration folder"
 
 
-def _read_file(text: bytes, origin: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The tables under [models], by name, and the strategies; numbers with a point stay exact decimals."""
+def _existing_file(path: str | Path | None) -> Path | None:
+    """The user's catalogue; None where nobody names one and there is none. A named one has to exist."""
+    file, _ = user_file(path)
+    named = path is not None or os.environ.get("VIATICUM_CATALOGUE")
+    return file if named or file.is_file() else None
+
+
+def read_catalogue(text: bytes, origin: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The tables under [models] of a catalogue's text, by name, and its strategies.
+
+    Numbers with a point stay exact decimals. Raises `InputError` for a text that is no catalogue.
+    """
     try:
         document = tomllib.loads(text.decode(), parse_float=Decimal)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from viaticum.errors import WeightsError
+from viaticum.errors import InputError, WeightsError
 from viaticum.weight_sources import Hub
 from viaticum.wheels import DISK_FULL, FetchError, Report
 
@@ -51,6 +53,37 @@ def fetch_hub(source: Hub, folder: Path, report: Report) -> None:
         _fetch_file(source, endpoint, folder, report)
     else:
         _fetch_repository(source, folder)
+
+
+def fetch_config(source: Hub) -> dict[str, Any]:
+    """The config.json of a repository.
+
+    Raises:
+        InputError: the hub cannot be reached, or the repository has none; says how to go on without it.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
+    try:
+        from huggingface_hub import hf_hub_download
+
+        _require_online(source, endpoint)
+        with tempfile.TemporaryDirectory() as folder, _hub_errors(source):
+            path = _within(
+                LOOK_SECONDS,
+                lambda: hf_hub_download(
+                    source.repo,
+                    "config.json",
+                    revision=source.revision,
+                    local_dir=folder,
+                    endpoint=endpoint,
+                    etag_timeout=LOOK_SECONDS,
+                ),
+            )
+            config = json.loads(Path(path).read_bytes())
+    except ImportError:
+        raise InputError("huggingface_hub is not installed; run: pip install 'viaticum[local]'") from None
+    except FetchError as error:
+        raise InputError(f"cannot look at {source.repo} ({error}); give --context") from None
+    return config if isinstance(config, dict) else {}
 
 
 def _require_online(source: Hub, endpoint: str) -> None:

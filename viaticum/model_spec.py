@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 
 from pydantic import (
     Field,
@@ -41,7 +42,7 @@ from viaticum.weight_sources import FrozenModel, Hub, Source, Wheels
 Kind = Literal["local", "pair", "remote", "scripted", "encoder"]
 Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\+?")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*\+?")
 _PRICE_DETAILS = ("cached_input_price", "reasoning_price", "second_price", "price_tiers", "price_version")
 _PAIR_FIELDS = ("small", "large", "router")
 # What each token router takes beside; a router that is not named here takes them all.
@@ -50,7 +51,7 @@ _ROUTER_FIELDS = {
     "r-stitch+": ("router_path", "tau", "threshold"),
     "r2r": ("router_path", "threshold", "share", "drift"),
 }
-_REMOTE_FIELDS = ("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams")
+_REMOTE_FIELDS = ("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams", "tools")
 # Of local entries whose engine is "served": what they need, what they may have.
 _SERVED_FIELDS = ("api_base", "served_model")
 _SERVED_OPTIONS = ("api_base", "api_key_env", "timeout_seconds", "max_retries")
@@ -62,6 +63,7 @@ _LATER: dict[str, Any] = {
     "served_model": None,
     "top_logprobs": None,
     "benchmarks": {},
+    "tools": None,
     **dict.fromkeys(LOCAL_FIELDS),
 }
 LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
@@ -154,6 +156,7 @@ class ModelSpec(FrozenModel):
         max_retries: retries of a call that failed before its first word.
         omit: which of temperature, top_p, top_k and seed the model does not take.
         streams: False where it only answers whole.
+        tools: False where it cannot call tools: a call with tools is refused before it is made.
     """
 
     name: str
@@ -184,6 +187,7 @@ class ModelSpec(FrozenModel):
     max_retries: Annotated[int, Field(ge=0, le=10)] | None = None
     omit: tuple[Literal["temperature", "top_p", "top_k", "seed"], ...] = ()
     streams: bool | None = None
+    tools: bool | None = None
     text: str | None = None
     pause: NonNegativeFloat = 0.0
     thinking: bool | str | ThinkingTags = "auto"
@@ -213,6 +217,11 @@ class ModelSpec(FrozenModel):
     def usable_context(self) -> int:
         """Tokens of prompt and answer together that this machine keeps memory for."""
         return min(self.context or self.context_length, self.context_length)
+
+    @property
+    def file_name(self) -> str:
+        """The name as that of one file or folder: names such as openai/gpt-4o hold separators of paths."""
+        return quote(self.name, safe="+")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -272,9 +281,10 @@ class ModelSpec(FrozenModel):
     def _usable_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
             raise ValueError(
-                f"not a model name: {name!r}; use letters, digits, dot, dash and underscore, a plus at the"
-                " end at most"
+                f"not a model name: {name!r}; use letters, digits and . - _ : / @, a plus at the end at most"
             )
+        if name == "auto":
+            raise ValueError("the name auto stands for routing; choose another")
         return name
 
     @field_validator("benchmarks", mode="before")

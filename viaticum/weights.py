@@ -210,7 +210,7 @@ def _describe_own(spec: ModelSpec, folder: Path) -> Pulled:
 
 
 def _published(spec: ModelSpec) -> Path:
-    return cache_dir() / "models" / spec.name
+    return cache_dir() / "models" / spec.file_name
 
 
 def _manifest(spec: ModelSpec) -> dict[str, Any]:
@@ -239,14 +239,14 @@ def _find(spec: ModelSpec) -> Pulled:
 
 def _lock(spec: ModelSpec, report: Report) -> AbstractContextManager[None]:
     """One pull of a model at a time on this machine."""
-    path = cache_dir() / "locks" / f"{spec.name}.lock"
+    path = cache_dir() / "locks" / f"{spec.file_name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     return run_lock(path, waiting=lambda: report("waiting", 0, 0))
 
 
 def _fetch(spec: ModelSpec, report: Report) -> Pulled:
     """Try the sources in order. Needs the lock: temporary folders are then those of killed pulls."""
-    own = cache_dir() / "tmp" / spec.name
+    own = cache_dir() / "tmp" / spec.file_name
     shutil.rmtree(own, ignore_errors=True)
     reasons = []
     try:

@@ -28,7 +28,7 @@ def build_app(service: Service) -> Starlette:
         routes=[
             Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
             Route("/v1/models", handlers.list_models, methods=["GET"]),
-            Route("/v1/models/{name}", handlers.show_model, methods=["GET"]),
+            Route("/v1/models/{name:path}", handlers.show_model, methods=["GET"]),
             Route("/health", handlers.health, methods=["GET"]),
             Route("/metrics", handlers.metrics, methods=["GET"]),
             Route("/openapi.json", handlers.openapi, methods=["GET"]),

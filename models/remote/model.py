@@ -24,7 +24,7 @@ from typing import Any
 
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import InputError, MissingExtra, PromptTooLong
-from viaticum.models.api_keys import api_key
+from viaticum.models.api_keys import api_key, require_key
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.remote.errors import retry_after, translate_error, wait_before_retry
 from viaticum.models.remote.prices import cost_mismatch
@@ -88,7 +88,7 @@ def check_usable(spec: ModelSpec) -> None:
     """
     if find_spec("litellm") is None:
         raise MissingExtra("litellm", "remote")
-    api_key(spec)
+    require_key(spec)
 
 
 class RemoteModel(Model):
@@ -170,6 +170,8 @@ class RemoteModel(Model):
                 f"{self.name} is not asked for {', '.join(unknown)}; known: {', '.join(sorted(EXTRA))}"
             )
         spec = self.spec
+        if spec.tools is False and generation.extra.get("tools"):
+            raise InputError(f"{self.name} cannot call tools, as its entry in the catalogue says")
         request: dict[str, Any] = {
             "model": spec.litellm_model,
             "messages": [dict(message) for message in messages],
@@ -234,8 +236,6 @@ class RemoteModel(Model):
 
         It is the default, not a wish; another temperature is sent, and refused by name.
         """
-        if self.spec.api_base is not None:
-            return True
         litellm = load_litellm()
         try:
             name, provider, _, _ = litellm.get_llm_provider(self.spec.litellm_model)

@@ -19,7 +19,7 @@ from typing import Any
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import MissingExtra, UnknownPrice
-from viaticum.model_spec import LITELLM_PRICES, ModelSpec, PriceTier
+from viaticum.model_spec import LITELLM_PRICES, ModelSpec
 from viaticum.money import format_usd
 
 TOLERANCE = 100  # a reported cost may differ from ours by 1 / TOLERANCE before a warning
@@ -47,19 +47,28 @@ def with_litellm_price(spec: ModelSpec) -> ModelSpec:
         UnknownPrice: the list has no price for the tokens of the model, or lists them as free.
         MissingExtra: LiteLLM, whose list it is, is not installed.
     """
-    listed = _list_entry(spec.litellm_model or "")
+    listed = list_entry(spec.litellm_model or "")
     if not listed.get("input_cost_per_token") and not listed.get("output_cost_per_token"):
         raise UnknownPrice(
             f"{spec.name}: litellm's list has no price for {spec.litellm_model!r}; give input_price and "
             "output_price in your catalogue (0 if it is free)"
         )
+    return ModelSpec.model_validate({**spec.model_dump(), **listed_rates(listed)})
+
+
+def listed_rates(listed: Mapping[str, Any]) -> dict[str, Any]:
+    """The prices of an entry of the list, as fields of a catalogue entry; {} where it has none."""
+    if "input_cost_per_token" not in listed and "output_cost_per_token" not in listed:
+        return {}
     tiers = [
-        PriceTier(above_tokens=int(match[1]) * 1000, **_rates(listed, f"_above_{match[1]}k_tokens"))
+        {"above_tokens": int(match[1]) * 1000, **_rates(listed, f"_above_{match[1]}k_tokens")}
         for match in map(_TIER.fullmatch, listed)
         if match
     ]
-    fields = {**_rates(listed, ""), "price_tiers": tuple(sorted(tiers, key=lambda tier: tier.above_tokens))}
-    return ModelSpec.model_validate({**spec.model_dump(), **fields})
+    fields: dict[str, Any] = _rates(listed, "")
+    if tiers:
+        fields["price_tiers"] = sorted(tiers, key=lambda tier: tier["above_tokens"])
+    return fields
 
 
 def _rates(listed: Mapping[str, Decimal], suffix: str) -> dict[str, Decimal]:
@@ -84,14 +93,24 @@ def thinks_by_default(spec: ModelSpec) -> bool:
     name = spec.litellm_model or ""
     if spec.kind != "remote" or spec.thinking != "auto" or "claude" in name or find_spec("litellm") is None:
         return False
-    listed = _list_entry(name) or _list_entry(name.rpartition("/")[2])
+    listed = list_entry(name) or list_entry(name.rpartition("/")[2])
     return bool(listed.get("supports_reasoning")) and listed.get("default_reasoning_effort") != "none"
 
 
-def _list_entry(litellm_model: str) -> dict[str, Any]:
+def list_entry(litellm_model: str) -> dict[str, Any]:
+    """What the list says of a model; {} where it does not know it.
+
+    Raises:
+        MissingExtra: LiteLLM is not installed.
+    """
     prices = _price_list()
     entry: dict[str, Any] = prices.get(litellm_model) or prices.get(litellm_model.partition("/")[2]) or {}
     return entry
+
+
+def listed_names() -> list[str]:
+    """The models of the list."""
+    return [name for name in _price_list() if name != "sample_spec"]
 
 
 @cache

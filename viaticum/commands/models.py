@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,22 +18,24 @@ from rich.table import Table
 
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.commands.local import with_local_options
+from viaticum.commands.model_entries import CatalogueFile, JsonFlag, add, where
 from viaticum.commands.progress import ProgressBar
 from viaticum.errors import InputError, WeightsError
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.money import format_usd
 from viaticum.weights import Pulled, check, locate, pull_all
 
+__all__ = ["CatalogueFile", "JsonFlag", "app"]
+
 app = typer.Typer(
     no_args_is_help=True, help="List the models of the catalogue; fetch and check their weights."
 )
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-CatalogueFile = Annotated[
-    Path | None,
-    typer.Option("--catalogue", help="A TOML file laid over the packaged catalogue.", metavar="FILE"),
-]
 Name = Annotated[str, typer.Argument(help="A model of the catalogue.")]
+
+
+app.command()(add)
+app.command()(where)
 
 
 @app.command("list")
@@ -129,24 +130,32 @@ def measure(
 @app.command("test")
 @with_local_options
 def try_model(
-    name: Annotated[str, typer.Argument(help="A model of kind local.")],
-    rows: Annotated[int, typer.Option(help="Most texts at once to time: 1, 4 or 16.", min=1)] = 4,
+    name: Annotated[str, typer.Argument(help="A model that answers questions.")],
+    rows: Annotated[int, typer.Option(help="Most texts at once of a local one: 1, 4 or 16.", min=1)] = 4,
+    dollars: Annotated[
+        str, typer.Option("--budget", help="Dollars that the call may cost at most.")
+    ] = "0.05",
     local: LocalSettings = NO_LOCAL_SETTINGS,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
 ) -> None:
-    """Load a model with every engine that can and time it; engine "auto" takes the fastest from then on.
+    """Try a model: one question with its cost and tokens a second, or the engines of a local one.
 
-    Takes a minute or two; run it while nothing else does. The engines are torch and, for a model that came as
-    a GGUF file, llama.cpp, if the extra llama is installed; --local-engine names one.
+    A local model is loaded with every engine that can and timed; engine "auto" takes the fastest from then
+    on. That takes a minute or two; run it while nothing else does. The engines are torch and, for a model
+    that came as a GGUF file, llama.cpp, if the extra llama is installed; --local-engine names one.
     """
+    from viaticum.commands.model_trial import try_call
     from viaticum.models.engine_choice import measured_engine
     from viaticum.models.engine_trial import engines_of, try_engines
 
     loaded = Catalogue.load(catalogue).with_local(local)
     spec = loaded[name]
+    if spec.kind == "encoder":
+        raise InputError(f"{name} is an encoder: it answers no questions")
     if spec.kind != "local":
-        raise InputError(f"{name} is a {spec.kind} model; name a local one")
+        try_call(loaded, name, dollars, as_json=as_json)
+        return
     figures = try_engines(loaded, spec, engines_of(spec), rows, lambda stage: typer.echo(stage, err=True))
     if as_json:
         _print_json({engine: asdict(each) for engine, each in figures.items()})

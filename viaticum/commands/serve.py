@@ -30,7 +30,9 @@ BUDGET_USD = "1"
 Folder = Annotated[
     Path | None,
     typer.Option(
-        "--folder", help="Folder of ledger and keys; yours by default.", metavar="DIR", envvar="VIATICUM_HOME"
+        "--folder",
+        help="Folder of ledger and keys; by default VIATICUM_HOME, else yours.",
+        metavar="DIR",
     ),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on; other than this machine's own needs a key.")]

@@ -1,0 +1,184 @@
+"""Fields of a catalogue entry for a model that a user adds: an API model, a hub's repository, a GGUF file.
+
+What LiteLLM's packaged list says of an API model is written into the entry, so that a later version of the
+list changes nothing. Asks no provider. Leaves out the catalogue's file (`viaticum.catalogue_file`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from difflib import get_close_matches
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from viaticum.errors import InputError
+from viaticum.gguf.file import read_header
+from viaticum.hub import fetch_config
+from viaticum.model_spec import ModelSpec
+from viaticum.models.api_keys import key_variables
+from viaticum.models.remote.prices import list_entry, listed_names, listed_rates
+from viaticum.weight_sources import Hub
+
+CHAT_MODES = ("chat", "responses", "completion")
+HUB = "hub:"
+_REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+
+
+class NewEntry(NamedTuple):
+    """name: by which the model is asked; fields: of its entry; comment: where they come from."""
+
+    name: str
+    fields: dict[str, Any]
+    comment: str
+
+
+def new_entry(
+    source: str,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    context: int | None = None,
+    prices: tuple[Decimal | None, Decimal | None] = (None, None),
+    api_base: str | None = None,
+    api_key_env: str | None = None,
+) -> NewEntry:
+    """The entry of a model.
+
+    Args:
+        source: "hub:OWNER/NAME" (with "@REVISION"), the path of a GGUF file, or a model's name for LiteLLM.
+        name: by which it is asked; that of the source by default.
+        description: what it is good at; routers read it.
+        context: tokens of prompt and answer together.
+        prices: dollars per million tokens of input and of output.
+        api_base: a server other than the provider's own.
+        api_key_env: environment variable that holds its key.
+
+    Raises:
+        InputError: the source names no model, or what is not known of it was not given either.
+        WeightsError: the GGUF file cannot be read.
+    """
+    if source.startswith(HUB):
+        entry = _hub_entry(source.removeprefix(HUB), context)
+    elif source.lower().endswith(".gguf"):
+        entry = _gguf_entry(Path(source), context)
+    else:
+        entry = _remote_entry(source, context, prices, api_base, api_key_env)
+    given = {"description": description, "input_price": prices[0], "output_price": prices[1]}
+    fields = entry.fields | {key: value for key, value in given.items() if value is not None}
+    _check(name or entry.name, fields)
+    return NewEntry(name or entry.name, fields, entry.comment)
+
+
+def _remote_entry(
+    model: str,
+    context: int | None,
+    prices: tuple[Decimal | None, Decimal | None],
+    api_base: str | None,
+    api_key_env: str | None,
+) -> NewEntry:
+    listed = list_entry(model)
+    if listed.get("mode", "chat") not in CHAT_MODES:
+        raise InputError(f"{model} is for {listed['mode']}, not for chat; add a chat model")
+    own_price = None not in prices
+    if not listed and (context is None or not own_price):
+        raise InputError(f"{_unlisted(model)} give --context, --input-price and --output-price")
+    rates = listed_rates(listed)
+    if not own_price and not (rates.get("input_price") or rates.get("output_price")):
+        raise InputError(
+            f"litellm's list has no price for {model}; give --input-price and --output-price in dollars per "
+            "million tokens (0 if it is free)"
+        )
+    length = context or listed.get("max_input_tokens") or listed.get("max_tokens")
+    if not length:
+        raise InputError(f"litellm's list has no context length for {model}; give --context")
+    provider = str(listed.get("litellm_provider") or model.partition("/")[0])
+    variables = key_variables(model, provider)
+    thinks = bool(listed.get("supports_reasoning"))
+    known = f"litellm {version('litellm')}"
+    words = f"{'thinks before it answers; ' if thinks else ''}{int(length):,} tokens of context"
+    fields = {
+        "description": f"The model {model.rpartition('/')[2]} behind the API of {provider}; {words}.",
+        "kind": "remote",
+        "litellm_model": model,
+        "context_length": int(length),
+        **({} if own_price else rates),
+        "price_version": None if own_price else known,
+        "tools": listed.get("supports_function_calling") if listed else None,
+        "thinking": None if not listed or api_base is not None else ("auto" if thinks else False),
+        "api_base": api_base,
+        "api_key_env": api_key_env or (None if api_base is not None else next(iter(variables), None)),
+    }
+    comment = f"From the model list of {known}" if listed else "Not in litellm's model list"
+    return NewEntry(model, {key: value for key, value in fields.items() if value is not None}, comment)
+
+
+def _unlisted(model: str) -> str:
+    """A sentence about a name that LiteLLM's list lacks, with the names near it."""
+    provider, _, bare = model.rpartition("/")
+    ours = {}  # names as users write them, of the same provider where one is named
+    for name in listed_names():
+        owner = str(list_entry(name).get("litellm_provider") or "")
+        written = name if "/" in name else f"{owner}/{name}"
+        if provider in ("", written.partition("/")[0]):
+            ours.setdefault(written.partition("/")[2], written)
+    near = [ours[name] for name in get_close_matches(bare, ours, 3, 0.75)]
+    hint = f"did you mean {' or '.join(near)}? Else" if near else "so"
+    return f"litellm's list has no model {model!r}; {hint}"
+
+
+def _hub_entry(text: str, context: int | None) -> NewEntry:
+    match = _REPOSITORY.fullmatch(text)
+    if match is None:
+        raise InputError(f"not a repository: {text!r}; write hub:OWNER/NAME, or hub:OWNER/NAME@REVISION")
+    source = Hub(type="hub", repo=match["repo"], revision=match["revision"] or "main")
+    length = context or _context_of(fetch_config(source), source.repo)
+    fields = _local_fields(source.repo.rpartition("/")[2], length, source.model_dump())
+    return NewEntry(source.repo, fields, "From a model hub; it runs here, so no token is billed")
+
+
+def _context_of(config: Mapping[str, Any], repo: str) -> int:
+    inner = config.get("text_config")
+    for table in (config, inner if isinstance(inner, Mapping) else {}):
+        for field in _CONTEXT_FIELDS:
+            if isinstance(value := table.get(field), int) and value > 0:
+                return value
+    raise InputError(f"the configuration of {repo} names no context length; give --context")
+
+
+def _gguf_entry(path: Path, context: int | None) -> NewEntry:
+    path = path.expanduser().absolute()
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    header = read_header(path)
+    title = str(header.metadata.get("general.name") or path.stem)
+    length = context or int(header.of_architecture("context_length"))
+    name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-.") or "model"
+    fields = _local_fields(title, length, {"type": "path", "path": str(path)})
+    return NewEntry(name, fields, "From a file of this machine, so no token is billed")
+
+
+def _local_fields(title: str, context: int, source: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "description": f"The model {title}, which runs on this machine; {context:,} tokens of context.",
+        "kind": "local",
+        "context_length": context,
+        "input_price": 0,
+        "output_price": 0,
+        "sources": [dict(source)],
+    }
+
+
+def _check(name: str, fields: Mapping[str, Any]) -> None:
+    """Raises `InputError` where the fields are no entry, naming the option where there is one."""
+    from pydantic import ValidationError
+
+    try:
+        ModelSpec.model_validate({**fields, "name": name})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None

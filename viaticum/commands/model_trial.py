@@ -1,0 +1,64 @@
+"""`viaticum models test` of an API model or a pair: one question, with its cost and tokens a second."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import typer
+
+from viaticum.catalogue import Catalogue
+from viaticum.errors import ModelError
+from viaticum.money import format_usd
+from viaticum.types import AnswerQUESTION = "What is 17 + 25? Answer with the number alone."
+STRATEGY = "direct"
+
+
+def try_call(catalogue: Catalogue, name: str, dollars: str, *, as_json: bool) -> None:
+    """Ask one question through the ledger and print answer, cost and tokens a second.
+
+    Raises:
+        ViaticumError: the model cannot be used, the budget does not hold the call, or the call failed.
+    """
+    from viaticum.agents.client import Viaticum
+    from viaticum.agents.workflow.events import TextPiece, ThinkingPiece
+
+    first: float | None = None
+    answer: Answer | None = None
+    with Viaticum(dollars, catalogue=catalogue, model=name, strategy=STRATEGY, tries=1) as client:
+        began = time.perf_counter()
+        for event in client.stream(QUESTION, kind="number"):
+            if isinstance(event, TextPiece | ThinkingPiece) and first is None:
+                first = time.perf_counter() - began
+            elif isinstance(event, Answer):
+                answer = event
+    if answer is None:
+        raise ModelError(f"{name} gave no answer")
+    usage = answer.usage
+    seconds = max(usage.seconds, 1e-9)
+    speed = usage.output_tokens / seconds
+    if as_json:
+        facts = {
+            "model": name,
+            "answer": answer.value,
+            "text": answer.text,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "seconds": round(usage.seconds, 3),
+            "first_token_seconds": None if first is None else round(first, 3),
+            "tokens_per_second": round(speed, 1),
+            "cost_nanousd": answer.cost,
+            "held_nanousd": answer.held,
+        }
+        typer.echo(json.dumps(facts))
+        return
+    said = " ".join(answer.text.split())
+    shown = said if len(said) <= SHOWN else f"{said[: SHOWN - 3]}..."
+    typer.echo(f"{name}: {shown or 'an empty text'}")
+    typer.echo(f"{usage.input_tokens} tokens read, {usage.output_tokens} written")
+    started = "" if first is None else f", the first after {first:.2f} s"
+    typer.echo(f"{usage.seconds:.2f} s, {speed:.1f} tokens a second{started}")
+    typer.echo(f"{format_usd(answer.cost)} of {format_usd(answer.held)} held")
+
+
+SHOWN = 60  # characters of the answer
