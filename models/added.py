@@ -124,6 +124,8 @@ def _unlisted(model: str) -> str:
         owner = str(list_entry(name).get("litellm_provider") or "")
         written = name if "/" in name else f"{owner}/{name}"
         if provider in ("", written.partition("/")[0]):
+            if "/" not in name:  # the provider that the list takes a bare name for
+                ours[name] = written
             ours.setdefault(written.partition("/")[2], written)
     near = [ours[name] for name in get_close_matches(bare, ours, 3, 0.75)]
     hint = f"did you mean {' or '.join(near)}? Else" if near else "so"

@@ -10,7 +10,10 @@ import typer
 from viaticum.catalogue import Catalogue
 from viaticum.errors import ModelError
 from viaticum.money import format_usd
-from viaticum.types import AnswerQUESTION = "What is 17 + 25? Answer with the number alone."
+from viaticum.types import Answer
+
+SHOWN = 60  # characters of the answer
+QUESTION = "What is 17 + 25? Answer with the number alone."
 STRATEGY = "direct"
 
 
@@ -59,6 +62,3 @@ def try_call(catalogue: Catalogue, name: str, dollars: str, *, as_json: bool) ->
     started = "" if first is None else f", the first after {first:.2f} s"
     typer.echo(f"{usage.seconds:.2f} s, {speed:.1f} tokens a second{started}")
     typer.echo(f"{format_usd(answer.cost)} of {format_usd(answer.held)} held")
-
-
-SHOWN = 60  # characters of the answer
