@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Unpack
 
 from langgraph.types import Checkpointer
@@ -26,7 +27,7 @@ from viaticum.agents.workflow.settings import (
 from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
-from viaticum.errors import MissingExtra, UnknownName
+from viaticum.errors import MissingExtra, UnknownName, ViaticumError
 from viaticum.models.base import Model
 from viaticum.models.local import LocalModels
 from viaticum.models.remote.model import RemoteModel
@@ -35,8 +36,9 @@ from viaticum.models.scripted import ScriptedModel
 from viaticum.models.usable import UsableModels
 from viaticum.routers.query import QueryRouter, StaticRouter, as_policy
 from viaticum.routers.query.covering import STRATEGIES, CoveringRouter
-from viaticum.routers.query.prior import PriorModel, default_prior
+from viaticum.routers.query.prior import USUAL, PriorModel, default_prior
 from viaticum.routers.query.restricted import RestrictedRouter
+from viaticum.types import Pair
 
 
 def build_graph(
@@ -86,7 +88,7 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
     loaded = loaded.with_local(settings.local)
     strategies.load(*loaded.strategies, *settings.strategies)
     pool = _Models(loaded, settings)
-    router = _open_router(settings, pool.catalogue)
+    router = _open_router(settings, pool)
     return WorkflowResources(
         catalogue=pool.catalogue,
         router=_restricted(router, settings, pool.catalogue),
@@ -95,7 +97,7 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
         budget=settings.budget_name or f"run-{uuid.uuid4().hex[:12]}",
         model=pool.model,
         is_usable=lambda pair: pair.model in pool.usable,
-        none_usable=lambda pairs: pool.usable.none_usable(pair.model for pair in pairs),
+        none_usable=pool.none_usable,
         on_short=settings.on_short,
         timeout=settings.timeout,
         tries=settings.tries,
@@ -139,12 +141,35 @@ class _Models:
             self.catalogue, slots=settings.slots, max_slots=max(settings.concurrency, SLOTS)
         )
         self.usable = UsableModels(self.catalogue, given, named=settings.model)
+        self._named = settings.model
 
     def model(self, name: str) -> Model:
         with self._lock:
             if name not in self._models:
                 self._models[name] = self._open(self.catalogue[name])
             return self._models[name]
+
+    @property
+    def candidates(self) -> list[str]:
+        """The models that may be routed to: the one that was named, else those that are so by default."""
+        if self._named is not None:
+            return [self._named]
+        return [spec.name for spec in self.catalogue.models() if spec.default]
+
+    def none_usable(self, pairs: Iterable[Pair]) -> ViaticumError:
+        names = [*self.candidates, *(pair.model for pair in pairs)]
+        return self.usable.none_usable(names if self._named is None else [self._named])
+
+    def prior_model(self, name: str, figures: Mapping[str, float] = MappingProxyType({})) -> PriorModel:
+        """What a prior may know of a model. figures: beside the benchmarks of its entry."""
+        spec = self.catalogue[name]
+        return PriorModel(
+            name,
+            self.catalogue[spec.members[-1]].price,
+            spec.description,
+            {**figures, **spec.benchmarks},
+            spec.thinking is True or thinks_by_default(spec),
+        )
 
     def _open(self, spec: ModelSpec) -> Model:
         if spec.kind == "scripted":
@@ -162,38 +187,38 @@ def _given_entries(given: Mapping[str, Model]) -> Iterator[ModelSpec]:
                 yield entry.model_copy(update={"name": name})
 
 
-def _open_router(settings: WorkflowSettings, catalogue: Catalogue) -> QueryRouter:
+def _open_router(settings: WorkflowSettings, pool: _Models) -> QueryRouter:
     """The router of the settings; without one, the packaged table and a prior for all other models."""
     router = settings.router
     if isinstance(router, QueryRouter):
         return router
     if router is None:
-        return _covering(StaticRouter.default(), settings, catalogue)
+        return _covering(StaticRouter.default(), settings, pool)
     try:
         from viaticum.routers.query.rtr import RTRRouter
     except ImportError as error:
         raise MissingExtra(error.name or "torch", "local") from None
     fitted = RTRRouter.load(router)
     known = {pair.strategy for pair in fitted.pairs if strategies.is_known(pair.strategy)}
-    fitted.check_fits(list(catalogue), sorted(known))
+    fitted.check_fits(list(pool.catalogue), sorted(known))
     return fitted
 
 
-def _covering(table: StaticRouter, settings: WorkflowSettings, catalogue: Catalogue) -> QueryRouter:
-    """The table, and a prior for the models that it does not know; the table alone where it knows all."""
-    known = {row.pair.model for row in table.rows}
-    models = [
-        PriorModel(
-            spec.name,
-            catalogue[spec.members[-1]].price,
-            spec.description,
-            spec.benchmarks,
-            spec.thinking is True or thinks_by_default(spec),
-        )
-        for spec in catalogue.models()
-        if spec.name not in known and (spec.default or spec.name == settings.model)
-    ]
-    if not models:
+def _covering(table: StaticRouter, settings: WorkflowSettings, pool: _Models) -> QueryRouter:
+    """The table, and a prior for the usable models that it does not know; the table alone where it knows all.
+
+    The accuracies of the packaged table are those of one kind of questions. Beside models that it does not
+    know, its own are therefore placed by that figure on the prior's scale.
+    """
+    usual = {row.pair.model: row.accuracy for row in table.rows if row.pair.strategy == USUAL}
+    unknown = [name for name in pool.candidates if name not in usual and name in pool.usable]
+    if not unknown:
         return table
-    named = (settings.strategy,) if settings.strategy is not None else STRATEGIES
-    return CoveringRouter(table, default_prior(), models, named)
+    figure = table.origin.dataset if table.origin is not None else ""
+    return CoveringRouter(
+        table,
+        default_prior(),
+        [pool.prior_model(name) for name in unknown],
+        STRATEGIES if settings.strategy is None else (settings.strategy,),
+        [pool.prior_model(name, {figure: share}) for name, share in usual.items() if name in pool.catalogue],
+    )

@@ -20,6 +20,7 @@ from viaticum.files import run_lock
 from viaticum.jobs import JOB, Job
 from viaticum.money import nanousd
 from viaticum.routers.query import QueryRouter, StaticRouter
+from viaticum.routers.query.covering import CoveringRouter
 from viaticum.routers.query.restricted import RestrictedRouter
 from viaticum.types import Row
 
@@ -116,6 +117,9 @@ def _router_digest(router: QueryRouter, given: QueryRouter | str | Path | None) 
     if isinstance(given, str | Path):
         files = sorted(path for path in Path(given).iterdir() if path.is_file())
         return digest({path.name: Input(path, "jsonl").digest() for path in files})
+    if isinstance(router, CoveringRouter):  # prices and benchmarks are part of the catalogue
+        names = [model.name for model in router.models]
+        return digest([_router_digest(router.router, None), names, [*router.strategies]])
     table = router.rows if isinstance(router, StaticRouter) else getattr(router, "_table", ())
     return digest([type(router).__name__, [_row_text(row) for row in table]])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from viaticum.routers.query.base import QueryRouter
 from viaticum.routers.query.plans import PlanRow
@@ -16,10 +17,12 @@ class CoveringRouter(QueryRouter):
     """The rows of a router, and a prior's for models that the router has no row of.
 
     Args:
-        router: its rows are taken as they are.
+        router: its rows are taken as they are, but for those of `measured`.
         prior: estimates the rest.
         models: the candidates; those that the router knows are left to it.
         strategies: with which the others are asked.
+        measured: models of the router whose accuracies are of another kind of questions than the prior's.
+            They are placed on its scale by their benchmarks, so that one scale compares all; costs stay.
     """
 
     def __init__(
@@ -28,9 +31,10 @@ class CoveringRouter(QueryRouter):
         prior: Prior,
         models: Sequence[PriorModel],
         strategies: Sequence[str] = STRATEGIES,
+        measured: Sequence[PriorModel] = (),
     ) -> None:
         self.router, self.prior = router, prior
-        self.models, self.strategies = tuple(models), tuple(strategies)
+        self.models, self.strategies, self.measured = tuple(models), tuple(strategies), tuple(measured)
         self._last: tuple[RoutingTable, Sequence[Row], RoutingTable] | None = None
 
     def table(self, query: Query) -> RoutingTable:
@@ -39,7 +43,7 @@ class CoveringRouter(QueryRouter):
         last = self._last
         if last is not None and last[0] is known and last[1] is added:
             return last[2]
-        table = RoutingTable((*known, *added))
+        table = RoutingTable((*(self._on_scale(query, known) if added else known), *added))
         self._last = (known, added, table)
         return table
 
@@ -54,6 +58,25 @@ class CoveringRouter(QueryRouter):
     @property
     def has_plans(self) -> bool:
         return self.router.has_plans
+
+    def _on_scale(self, query: Query, known: RoutingTable) -> Iterator[Row]:
+        """The known rows, those of `measured` models with the prior's accuracies."""
+        names = dict.fromkeys(row.pair.strategy for row in known)
+        estimates = {row.pair: row for row in self.prior.rows(query, self.measured, tuple(names))}
+        for row in known:
+            found = estimates.get(row.pair)
+            yield (
+                row
+                if found is None
+                else replace(
+                    row,
+                    accuracy=found.accuracy,
+                    accuracy_low=found.accuracy_low,
+                    accuracy_high=found.accuracy_high,
+                    average=found.average,
+                    origin=f"prior by its figures; costs {row.origin}" if row.origin else found.origin,
+                )
+            )
 
     def _added(self, query: Query, known: RoutingTable) -> Sequence[Row]:
         names = {row.pair.model for row in known}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,6 +111,7 @@ def fit(
     parameters.facts = {
         "encoder": encoder.name,
         "questions": len(matrix),
+        "date": datetime.now(UTC).date().isoformat(),
         "groups": int(groups.max()) + 1,
         **_facts(matrix, parameters, out_of_fold),
         "seconds": round(time.perf_counter() - started, 1),

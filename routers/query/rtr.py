@@ -27,6 +27,7 @@ from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.heads import NEIGHBOURS, QUANTILES, NeighboursHead, log_odds
 from viaticum.routers.query.parameters import RouterParameters
 from viaticum.routers.query.plans import Plan, PlanRow
+from viaticum.routers.query.static import TableOrigin
 from viaticum.routers.query.storage import load_parameters, save_parameters
 from viaticum.routers.query.token_quantiles import log_characters
 from viaticum.types import Query, RoutingTable, Row
@@ -94,6 +95,15 @@ class RTRRouter(QueryRouter):
     @cached_property
     def encoder(self) -> Encoder:
         return self._given_encoder or Encoder(self.parameters.facts["encoder"])
+
+    @cached_property
+    def origin(self) -> str:
+        """What it was fitted on, in words."""
+        facts = self.parameters.facts
+        names = list(facts.get("datasets", {}))
+        more = f" and {len(names) - 2} more" if len(names) > 3 else ""
+        dataset = ", ".join(names[: 2 if more else 3]) + more
+        return str(TableOrigin(dataset or "an outcome table", facts["questions"], facts.get("date", "")))
 
     # --- predictions ----------------------------------------------------------------------------------------
 
@@ -212,7 +222,17 @@ class RTRRouter(QueryRouter):
             accuracy, mean = float(prediction.accuracy[0, column]), float(prediction.cost[0, column])
             low_cost, high_cost = (_nanousd(per_prompt + per_token * tokens) for tokens in (median, high))
             rows.append(
-                Row(pair, accuracy, round(median), round(high), low_cost, high_cost, _nanousd(mean), cut)
+                Row(
+                    pair,
+                    accuracy,
+                    round(median),
+                    round(high),
+                    low_cost,
+                    high_cost,
+                    _nanousd(mean),
+                    cut,
+                    origin=self.origin,
+                )
             )
         return RoutingTable(tuple(rows))
 
@@ -241,7 +261,7 @@ class RTRRouter(QueryRouter):
             else:
                 median, high = quantiles[column]
                 costs = _nanousd(median), _nanousd(max(mean, high))
-            rows.append(PlanRow(plan, accuracy, *costs, _nanousd(mean)))
+            rows.append(PlanRow(plan, accuracy, *costs, _nanousd(mean), origin=self.origin))
         return rows
 
     # --- choices for many questions -------------------------------------------------------------------------

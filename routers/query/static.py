@@ -9,7 +9,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,32 @@ from viaticum.routers.query.base import QueryRouter
 from viaticum.types import Outcome, Pair, Query, RoutingTable, Row
 
 
-class StaticRouter(QueryRouter):
-    """Returns the same table, `rows`, for every query."""
+@dataclass(frozen=True)
+class TableOrigin:
+    """What a table was measured on: a data set, how many of its questions, and the day (YYYY-MM-DD)."""
 
-    def __init__(self, table: RoutingTable) -> None:
-        self.rows = table
+    dataset: str
+    questions: int
+    date: str
+    about: str = ""
+
+    def __str__(self) -> str:
+        about = f" ({self.about})" if self.about else ""
+        day = f", {self.date}" if self.date else ""
+        return f"measured on {self.questions:,} questions of {self.dataset}{about}{day}"
+
+
+class StaticRouter(QueryRouter):
+    """Returns the same table for every query: `rows`, with their origin where that is known."""
+
+    def __init__(self, table: RoutingTable, origin: TableOrigin | None = None) -> None:
+        self.rows, self.origin = table, origin
+        self._table = table
+        if origin is not None:
+            self._table = RoutingTable(tuple(replace(row, origin=str(origin)) for row in table))
 
     def table(self, query: Query) -> RoutingTable:
-        return self.rows
+        return self._table
 
     @classmethod
     def fit(cls, outcomes: Iterable[Outcome]) -> StaticRouter:
@@ -64,18 +82,20 @@ class StaticRouter(QueryRouter):
 
     def save(self, path: str | Path) -> None:
         rows = [asdict(row) | {"pair": str(row.pair)} for row in self.rows]
-        Path(path).write_text(
-            json.dumps({"router": "static", "rows": rows}, indent=1) + "\n", encoding="utf-8"
-        )
+        document: dict[str, Any] = {"router": "static", "rows": rows}
+        if self.origin is not None:
+            document["origin"] = asdict(self.origin)
+        Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def _parse(cls, text: bytes, origin: str) -> StaticRouter:
         try:
             document: dict[str, Any] = json.loads(text)
             rows = [Row(**(row | {"pair": Pair.parse(row["pair"])})) for row in document["rows"]]
+            measured = TableOrigin(**document["origin"]) if "origin" in document else None
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{origin} is not a static router ({error}); fit it again") from None
-        return cls(RoutingTable(tuple(rows)))
+        return cls(RoutingTable(tuple(rows)), measured)
 
 
 def _row(pair: Pair, outcomes: Sequence[Outcome]) -> Row:
