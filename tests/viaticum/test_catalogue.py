@@ -159,7 +159,7 @@ def test_with_models_leaves_the_original_alone() -> None:
         (f'[models."{PAIR}"]\nlarge = "all-minilm-l6-v2"', "'all-minilm-l6-v2' is encoder"),
         (f'[models."{PAIR}"]\nsmall = 3', f"models.{PAIR}.small: Input should be a valid string"),
         (f'[models."{PAIR}"]\nsmall = ["x"]', f"models.{PAIR}.small: Input should be a valid string"),
-        ('[models."a/b"]\nkind = "remote"', "models.a/b.name: not a model name: 'a/b'"),
+        ('[models."a b"]\nkind = "remote"', "models.a b.name: not a model name: 'a b'"),
         (
             '[models.x]\nkind="remote"\ndescription="d"\ncontext_length=1',
             "a remote entry needs litellm_model",

@@ -91,7 +91,7 @@ def test_a_model_and_a_strategy_are_asked_with_the_settings_of_the_command(tmp_p
 
 
 def test_without_a_limit_that_of_the_entry_or_of_the_strategy_is_held(tmp_path: Path) -> None:
-    entry = payload_of(solve(tmp_path, "-", "--model", "fast", "--json", stdin="6 * 7?"))
+    entry = payload_of(solve(tmp_path, "-", "--model", "fast", "--strategy", "cot", "--json", stdin="6 * 7?"))
     assert output_held(entry) == 300
     assert entry["routes"] == ["fast+cot"]
     strategy = payload_of(solve(tmp_path, "6 * 7?", "--model", "fast", "--strategy", "direct", "--json"))

@@ -55,8 +55,8 @@ def try_call(catalogue: Catalogue, name: str, dollars: str, *, as_json: bool) ->
         }
         typer.echo(json.dumps(facts))
         return
-    said = " ".join(answer.text.split())
-    shown = said if len(said) <= SHOWN else f"{said[: SHOWN - 3]}..."
+    text = " ".join(answer.text.split())
+    shown = text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
     typer.echo(f"{name}: {shown or 'an empty text'}")
     typer.echo(f"{usage.input_tokens} tokens read, {usage.output_tokens} written")
     started = "" if first is None else f", the first after {first:.2f} s"
