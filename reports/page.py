@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -16,8 +17,9 @@ from viaticum.errors import MissingExtra
 from viaticum.reports import overview
 from viaticum.reports.chart_rendering import LIGHT, NARROW, WIDE, Chart
 from viaticum.reports.formatting import NONE, count, percent, saved_short, unbroken, usd, verdict
+from viaticum.reports.intervals import SEED
 from viaticum.reports.numbers import Numbers, RunNumbers
-from viaticum.reports.sections import Section, Table
+from viaticum.reports.sections import RunSections, Section, Table
 from viaticum.reports.svg import accessible_svg
 
 DARK = {
@@ -45,21 +47,63 @@ def write_page(numbers: Numbers, title: str) -> str:
     Raises:
         MissingExtra: the extra `reports` is not installed.
     """
+    several = len(numbers.runs) > 1
+    return _render(
+        title,
+        numbers.seed,
+        [_verdict(each, several) for each in numbers.runs],
+        overview.comparison_section(numbers) if several else None,
+        overview.plane_section(numbers),
+        overview.parts(numbers),
+    )
+
+
+def write_sections(
+    title: str,
+    sentence: str,
+    notices: Sequence[str],
+    sections: Sequence[Section],
+    facts: tuple[tuple[str, str], ...],
+) -> str:
+    """A page of these sections, at least one, for what is no run.
+
+    Args:
+        title: of the page.
+        sentence: what was found.
+        notices: what has to be known first.
+        sections: in their order.
+        facts: (name, value) of where the numbers are from.
+
+    Raises:
+        MissingExtra: the extra `reports` is not installed.
+    """
+    verdict = {"name": title, "sentence": sentence, "notices": notices, "tiles": []}
+    part = RunSections(title, (), tuple(sections[1:]), facts)
+    return _render(title, SEED, [verdict], None, sections[0], [part])
+
+
+def _render(
+    title: str,
+    seed: int,
+    verdicts: Sequence[dict[str, Any]],
+    comparison: Section | None,
+    plane: Section,
+    parts: Sequence[RunSections],
+) -> str:
     environment = _environment()
     script = _resource("page.js")
-    several = len(numbers.runs) > 1
     return str(
         environment.get_template("page.html.jinja").render(
             title=title,
             version=__version__,
-            seed=numbers.seed,
+            seed=seed,
             style=environment.get_template("page.css.jinja").render(light=_variables(0), dark=_variables(1)),
             script=script,
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            verdicts=[_verdict(each, several) for each in numbers.runs],
-            comparison=overview.comparison_section(numbers) if several else None,
-            plane=overview.plane_section(numbers),
-            parts=overview.parts(numbers),
+            verdicts=verdicts,
+            comparison=comparison,
+            plane=plane,
+            parts=parts,
         )
     )
 

@@ -21,6 +21,7 @@ from viaticum.agents.batch.folder import parse_budget
 from viaticum.agents.batch.input import BatchRow, RequestOverrides
 from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
 from viaticum.agents.batch.steps import CONCURRENCY, worst_of
+from viaticum.agents.batch.tune_judge import PROMPT, judge_row
 from viaticum.agents.build import open_resources
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import TRIES, Dollars, WorkflowSettings
@@ -42,6 +43,8 @@ HELD_OUT = 0.3  # share of the questions
 MAX_HELD_OUT = 200
 STRATEGIES = ("direct", "cot")
 CHARACTERS_A_TOKEN = 4.0  # of a prompt, in forecasts
+JUDGED_CHARACTERS = 40  # of an answer that is graded
+JUDGED_TOKENS = (50, 120)  # of a verdict with its reason, p50 and p90
 SHARES = (0.3, 0.8)  # of the token limit: length of an answer, p50 and p90, where no table knows the strategy
 
 
@@ -57,12 +60,17 @@ class PairForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will ask. all_p50, all_p90: dollars of every pair on every question."""
+    """What a run will ask. all_p50, all_p90: dollars of every pair on every question.
+
+    judge: of one verdict. ungraded: share of the questions without a known answer.
+    """
 
     learning: int
     held_out: int
     pairs: tuple[PairForecast, ...]
     budget: float
+    judge: PairForecast | None = None
+    ungraded: float = 0.0
 
     @property
     def answers(self) -> int:
@@ -70,11 +78,18 @@ class Forecast:
 
     @property
     def all_p50(self) -> float:
-        return (self.learning + self.held_out) * sum(each.p50 for each in self.pairs)
+        return (self.learning + self.held_out) * sum(self.prices)
 
     @property
     def all_p90(self) -> float:
-        return (self.learning + self.held_out) * sum(each.p90 for each in self.pairs)
+        verdict = self.ungraded * self.judge.p90 if self.judge is not None else 0.0
+        return (self.learning + self.held_out) * sum(each.p90 + verdict for each in self.pairs)
+
+    @property
+    def prices(self) -> tuple[float, ...]:
+        """Expected dollars of an outcome of each pair, its verdict included."""
+        verdict = self.ungraded * self.judge.p50 if self.judge is not None else 0.0
+        return tuple(each.p50 + verdict for each in self.pairs)
 
 
 @dataclass
@@ -91,6 +106,9 @@ class Tuning:
         workflow: settings of the calls.
         dataset: name of the questions in the table.
         seed: of every draw.
+        judge: the model that grades answers to questions without a known one.
+        seconds: how long buying may take; None for no limit.
+        stop: set to end before it is through.
     """
 
     questions: tuple[Question, ...]
@@ -102,6 +120,8 @@ class Tuning:
     workflow: WorkflowSettings
     dataset: str
     seed: int = 0
+    judge: str | None = None
+    seconds: float | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
@@ -114,6 +134,8 @@ class Tuning:
         dataset: str = "questions",
         models: Sequence[str] = (),
         given: Mapping[str, Model] | None = None,
+        judge: str | None = None,
+        seconds: float | None = None,
         strategies: Sequence[str] = (),
         catalogue: Catalogue | str | Path | None = None,
         ledger: str | Path | None = None,
@@ -126,12 +148,14 @@ class Tuning:
         """Choose pairs and held-out questions. Asks nothing and writes nothing.
 
         Args:
-            questions: all with a known answer.
+            questions: all with a known answer, unless there is a judge.
             out: the folder of the router.
             budget: dollars that all calls together may cost.
             dataset: name of the questions in the table.
             models: of the catalogue; by default all that can be used here.
             given: models by name, in addition to those of the catalogue.
+            judge: a model that grades answers to questions without a known one.
+            seconds: how long buying may take.
             strategies: by default `STRATEGIES`.
             catalogue: None for the user's.
             ledger: None for the user's.
@@ -147,10 +171,11 @@ class Tuning:
             UnknownName: no such model or strategy.
             UnknownPrice: a model has no price.
         """
-        if missing := [each.id for each in questions if each.gold is None]:
+        missing = [each.id for each in questions if each.gold is None]
+        if missing and judge is None:
             raise DataError(
                 f"{len(missing)} of {len(questions)} questions have no answer, the first is {missing[0]!r}; "
-                "tune compares with known answers"
+                "add answers, or name a model that grades: --judge MODEL"
             )
         kept, aside = _split(questions, seed)
         loaded = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
@@ -171,8 +196,10 @@ class Tuning:
             tools = open_resources(workflow, memory)
             chosen = _usable(tools, models)
             pairs = tuple(Pair(model, get_strategy(name).name) for model in chosen for name in names)
-            for pair in pairs:
-                tools.catalogue.prices(tools.catalogue[pair.model].members)
+            if judge is not None:
+                judge = _usable(tools, [judge])[0]
+            for model in (*chosen, *([] if judge is None else [judge])):
+                tools.catalogue.prices(tools.catalogue[model].members)
             workflow = replace(workflow, catalogue=tools.catalogue)
             tools.threads.close()
         address = str(default_path() if ledger is None else ledger)
@@ -186,6 +213,8 @@ class Tuning:
             workflow,
             dataset,
             seed,
+            judge,
+            seconds,
         )
 
     # --- before a cent is spent -------------------------------------------------------------------------
@@ -199,8 +228,9 @@ class Tuning:
         with Ledger("memory:") as memory:
             tools = open_resources(self.workflow, memory)
             pairs = tuple(self._pair_forecast(tools, pair) for pair in self.pairs)
+            judge = None if self.judge is None else self._judge_forecast(tools, self.judge)
             tools.threads.close()
-        worst = max(pairs, key=lambda each: each.worst)
+        worst = max((*pairs, *([] if judge is None else [judge])), key=lambda each: each.worst)
         if worst.worst * NANOUSD_PER_USD > self.limit:
             raise BudgetError(
                 f"a budget of {format_usd(self.limit)} does not pay for the worst case of one call of "
@@ -208,8 +238,24 @@ class Tuning:
                 "max_new_tokens"
             )
         return Forecast(
-            self.learning, len(self.questions) - self.learning, pairs, self.limit / NANOUSD_PER_USD
+            self.learning,
+            len(self.questions) - self.learning,
+            pairs,
+            self.limit / NANOUSD_PER_USD,
+            judge,
+            sum(each.gold is None for each in self.questions) / len(self.questions),
         )
+
+    def _judge_forecast(self, tools: WorkflowResources, judge: str) -> PairForecast:
+        longest = max(self.questions, key=lambda each: len(each.query.text))
+        row = judge_row(judge, 0, longest, "0" * JUDGED_CHARACTERS)
+        characters = np.array([len(PROMPT) + JUDGED_CHARACTERS + len(q.query.text) for q in self.questions])
+        price = tools.catalogue.prices(tools.catalogue[judge].members)[tools.catalogue[judge].members[-1]]
+        p50, p90 = (
+            price.cost(round(float(read) / CHARACTERS_A_TOKEN), written) / NANOUSD_PER_USD
+            for read, written in zip(np.quantile(characters, (0.5, 0.9)), JUDGED_TOKENS, strict=True)
+        )
+        return PairForecast(Pair(judge, "judge"), p50, p90, worst_of(tools, row) / NANOUSD_PER_USD)
 
     def _pair_forecast(self, tools: WorkflowResources, pair: Pair) -> PairForecast:
         strategy, spec, settings = get_strategy(pair.strategy), tools.catalogue[pair.model], tools.settings

@@ -107,6 +107,7 @@ def _facts(tuning: Tuning) -> dict[str, Any]:
             name: digest([each.messages(first), each.samples, each.changed_settings])
             for name, each in sorted(strategies.items())
         },
+        "judge": None if tuning.judge is None else catalogue[tuning.judge].identity,
         "settings": tuning.workflow.generation.model_dump(mode="json", exclude_defaults=True),
     }
     found: dict[str, Any] = json.loads(json.dumps(facts))
@@ -126,6 +127,8 @@ def _difference(name: str, before: Any, now: Any) -> str:
         return f"other prompts or settings of these strategies: {_changed(before or {}, now)}"
     if isinstance(now, list):
         return f"other {name}: {', '.join(before or ())} then, {', '.join(now)} now"
+    if name == "judge":
+        before, now = (None if each is None else each["name"] for each in (before, now))
     return f"another {name}: {before!r} then, {now!r} now"
 
 

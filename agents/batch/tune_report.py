@@ -7,7 +7,7 @@ out buying (`agents.batch.tune`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ class Found:
     """Figures on held-out questions; None for what could not be measured.
 
     gain: accuracy of the router minus that of the best mixture of single pairs of the same cost, with its 95%
-    interval. why: why there is no router, or why routing does not pay; "" where it does.
+    interval. why: why there is no router, or why routing does not pay; "" where it does. judged: how many of
+    the questions a judge graded, for want of a known answer.
     """
 
     questions: int
@@ -58,6 +59,7 @@ class Found:
     best: Figure | None = None
     gain: Mapping[str, float] | None = None
     why: str = ""
+    judged: int = 0
 
 
 def table_path(out: Path) -> Path:
@@ -84,10 +86,18 @@ def conclude(
         seed: of the fit.
         report: called with the progress of the fit.
     """
-    sides: dict[str, dict[str, Any]] = {
-        row.question_id: {"held_out": row.question_id in bought.held_out} for row in bought.outcomes
-    }
-    write_outcomes(table_path(out), bought.outcomes, sides)
+    found, judged = _conclude(bought, out, encoder, descriptions, seed, report), bought.judged
+    if judged is None or not found.questions:
+        return found
+    aside = [row.question_id for row in bought.outcomes if row.question_id in bought.held_out]
+    share = len(judged.questions.intersection(aside)) / len(set(aside))
+    return replace(found, judged=round(share * found.questions))
+
+
+def _conclude(
+    bought: Bought, out: Path, encoder: Encoder, descriptions: Mapping[str, str], seed: int, report: Report
+) -> Found:
+    _write_table(bought, out)
     pairs = bought.remaining
     if not pairs:
         return Found(0, why="no call was answered")
@@ -110,6 +120,21 @@ def conclude(
         why = f"the money was enough for {count} held-out questions alone; give a larger --budget"
         return Found(count, why=why)
     return _figures(router, matrix, seed)
+
+
+def _write_table(bought: Bought, out: Path) -> None:
+    """The outcome table, with the side that a question is on and who graded its answers."""
+    judge, judged = "", frozenset[str]()
+    if bought.judged is not None:
+        judge, judged = bought.judged.model, bought.judged.questions
+    sides: dict[str, dict[str, Any]] = {
+        row.question_id: {
+            "held_out": row.question_id in bought.held_out,
+            "graded_by": judge if row.question_id in judged else "known answer",
+        }
+        for row in bought.outcomes
+    }
+    write_outcomes(table_path(out), bought.outcomes, sides)
 
 
 def _figures(router: RTRRouter, matrix: OutcomeMatrix, seed: int) -> Found:

@@ -8,7 +8,9 @@ failed is made again, in a later round and by the next run. Leaves out which out
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,6 +26,7 @@ from viaticum.agents.batch.output import RowJournal
 from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.batch.tune import Tuning
 from viaticum.agents.batch.tune_folder import open_budget, prepare_run
+from viaticum.agents.batch.tune_judge import CHECKED, Judge, Judged
 from viaticum.agents.build import open_resources
 from viaticum.budgets import Ledger
 from viaticum.files import JournalFile
@@ -42,7 +45,8 @@ from viaticum.types import Outcome, Pair
 LEARNING_SHARE = 0.6  # of the budget at least; the rest pays for the answers to held-out questions
 ATTEMPTS = 2  # of a call that failed, in one run; within each the model's own retries
 PROBES = 3  # failed calls that are made again of a pair that has given no outcome so far
-ROUNDS = "rounds.jsonl"
+LEARNING_TIME, BUYING_TIME = 0.6, 0.9  # of the time until learning and buying end; the rest is for fitting
+ROUNDS, JUDGE = "rounds.jsonl", "judge"
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
@@ -52,7 +56,8 @@ class Bought:
 
     outcomes: all of them. held_out: ids of the questions that were held out. dropped: pairs that were beaten
     beyond doubt, and were asked no further. unanswered: errors of calls that gave no outcome, with how many.
-    dollars: posted in the ledger. stopped: whether `stop` ended the run before it was through.
+    dollars: posted in the ledger. stopped: whether `stop` ended the run before it was through. late: whether
+    the time was up. judged: what rests on the judge, where there is one.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -62,6 +67,8 @@ class Bought:
     unanswered: dict[str, int]
     dollars: float
     stopped: bool = False
+    late: bool = False
+    judged: Judged | None = None
 
     @property
     def remaining(self) -> tuple[Pair, ...]:
@@ -84,7 +91,7 @@ def buy(tuning: Tuning, embeddings: np.ndarray[Any, Any], progress: Progress | N
         InputError: the earlier run had other questions, pairs or settings, or `out` is not its.
         ViaticumError: what concerns every call, such as `AuthenticationFailed`; what was bought stays.
     """
-    prices = np.array([each.p50 for each in tuning.forecast().pairs])
+    prices = np.array(tuning.forecast().prices)
     folder = prepare_run(tuning)
     with ExitStack() as stack:
         stack.enter_context(acquire_job_lock(folder))
@@ -97,7 +104,11 @@ def buy(tuning: Tuning, embeddings: np.ndarray[Any, Any], progress: Progress | N
         rounds = JournalFile(folder / ROUNDS)
         stack.callback(rounds.close)
         rows = RowTools(tools, scope, concurrency=tuning.workflow.concurrency, stop=tuning.stop)
-        return _Purchase(tuning, rows, journal, rounds, embeddings, prices, progress).run(folder)
+        judge = None
+        if tuning.judge is not None:
+            judge = Judge(tuning.judge, rows, folder / JUDGE, len(tuning.questions) * len(tuning.pairs))
+            stack.callback(judge.close)
+        return _Purchase(tuning, rows, journal, rounds, embeddings, prices, judge, progress).run(folder)
 
 
 class _Purchase:
@@ -111,15 +122,19 @@ class _Purchase:
         rounds: JournalFile,
         embeddings: np.ndarray[Any, Any],
         prices: np.ndarray[Any, Any],
+        judge: Judge | None,
         progress: Progress | None,
     ) -> None:
         self.tuning, self.rows, self.journal, self.rounds = tuning, rows, journal, rounds
+        self.judge, self.began, self.late = judge, time.monotonic(), False
         self.progress = progress or (lambda stage, done, total: None)
         self.pairs = len(tuning.pairs)
         empty = np.full((tuning.learning, self.pairs), np.nan)
         self.known = KnownOutcomes(embeddings, empty, empty.copy(), prices)
         self.settings = AcquisitionSettings(seed=tuning.seed)
         self.found: dict[int, Outcome] = {}
+        self.answered: dict[int, JobRow] = {}  # without a known verdict, until the judge gives one
+        self.graded: dict[int, JobRow] = {}  # by known answers, where there is a judge too
         self.planned: set[int] = set()
         self.failed: dict[int, str] = {}
         self.attempts: Counter[int] = Counter()
@@ -127,6 +142,7 @@ class _Purchase:
     def run(self, folder: Path) -> Bought:
         for row in read_rows(folder):
             self._add(row)
+        self._grade()
         for _, line in self.rounds.lines():
             self._buy("going on", json.loads(line)["cells"])
         while cells := self._again() + self._next_cells():
@@ -145,6 +161,8 @@ class _Purchase:
             dict(Counter(self.failed.values())),
             budget.posted_nanousd / NANOUSD_PER_USD,
             self.tuning.stop.is_set(),
+            self.late,
+            self._judged(),
         )
 
     def _next_cells(self) -> list[int]:
@@ -154,7 +172,7 @@ class _Purchase:
         aside = len(self.tuning.questions) - self.tuning.learning
         share = max(LEARNING_SHARE * limit, limit - 1.5 * aside * float(prices.sum()))
         left = share - self.known.spent
-        if left <= 0 or self.tuning.stop.is_set():
+        if left <= 0 or self.tuning.stop.is_set() or self._is_late(LEARNING_TIME):
             return []
         cells = [
             cell.question * self.pairs + cell.pair
@@ -165,7 +183,7 @@ class _Purchase:
 
     def _again(self) -> list[int]:
         """Cells whose calls failed; of a pair that never gave an outcome a few, to see whether it is back."""
-        if self.tuning.stop.is_set():
+        if self.tuning.stop.is_set() or self.late:
             return []
         silent = self._silent_pairs()
         probes = Counter(number % self.pairs for number, tries in self.attempts.items() if tries > 1)
@@ -180,7 +198,7 @@ class _Purchase:
     def _silent_pairs(self) -> set[int]:
         """Pairs that were asked and have no outcome at all, such as those of a model that is down."""
         asked = {number % self.pairs for number in self.planned}
-        return asked - {number % self.pairs for number in self.found}
+        return asked - {number % self.pairs for number in (*self.found, *self.answered)}
 
     def _held_out_cells(self, dropped: set[int]) -> list[int]:
         """Remaining pairs on the held-out questions, question by question, as far as the money goes."""
@@ -202,28 +220,93 @@ class _Purchase:
         """Buy the cells that are not done; those that the money does not reach are left out."""
         self.planned.update(cells)
         wanted = [each for each in dict.fromkeys(cells) if not self.journal.is_done(each)]
-        planned = (self.tuning.planned(each) for each in wanted)
+        share = LEARNING_TIME if stage != "held out" else BUYING_TIME
+        planned = itertools.takewhile(
+            lambda _: not self._is_late(share), (self.tuning.planned(each) for each in wanted)
+        )
         for done, (_, row) in enumerate(process_rows(planned, self.rows), 1):
-            self._add(row)
-            if row.number in self.found:
+            if self._add(row):
                 self.journal.write(row)
             self.progress(stage, done, len(wanted))
+        self._grade()
 
-    def _add(self, row: JobRow) -> None:
-        question, pair = divmod(row.number, self.pairs)
+    def _is_late(self, share: float) -> bool:
+        """Whether so much of the time is over."""
+        if self.tuning.seconds is None or time.monotonic() - self.began < share * self.tuning.seconds:
+            return False
+        self.late = True
+        return True
+
+    def _grade(self) -> None:
+        """Have the judge grade what was answered, and some answers whose verdict is known."""
+        if self.judge is None:
+            return
+        answers = {
+            number: (self._question(number), row.answer)
+            for number, row in (self.answered | self._checked()).items()
+            if row.answer is not None
+        }
+        self.judge.grade(answers, self.progress)
+        for number, row in list(self.answered.items()):
+            question = self._question(number)
+            if (verdict := self.judge.verdict(question, row.answer)) is not None:
+                del self.answered[number]
+                self._know(replace(row, correct=verdict), self.judge.cost(question, row.answer))
+
+    def _checked(self) -> dict[int, JobRow]:
+        """The first answers with a known verdict, one a question."""
+        firsts: dict[int, JobRow] = {}
+        for number, row in self.graded.items():
+            firsts.setdefault(number // self.pairs, row)
+        return {row.number: row for row in itertools.islice(firsts.values(), CHECKED)}
+
+    def _judged(self) -> Judged | None:
+        if self.judge is None:
+            return None
+        verdicts = [
+            (row.correct, self.judge.verdict(self._question(number), row.answer))
+            for number, row in self._checked().items()
+        ]
+        known = [(right, said) for right, said in verdicts if said is not None]
+        unknown = [each for each in self.found if self._question(each).gold is None]
+        return Judged(
+            self.judge.model,
+            len(unknown),
+            len(known),
+            sum(bool(right) == said for right, said in known),
+            frozenset(each.id for each in self.tuning.questions if each.gold is None),
+            len(self.answered),
+        )
+
+    def _question(self, number: int) -> Question:
+        return self.tuning.questions[number // self.pairs]
+
+    def _add(self, row: JobRow) -> bool:
+        """Note a row; whether it is an answer, which is paid for once."""
         self.planned.add(row.number)
         self.failed.pop(row.number, None)
         if row.state == "skipped":
-            return
+            return False
         if not (row.pair and row.calls):  # the call failed: that says nothing of the answer
             self.failed[row.number] = row.reason
             self.attempts[row.number] += 1
-            return
-        outcome = _outcome(row, self.tuning.pairs[pair], self.tuning.dataset, self.tuning.questions[question])
+            return False
+        if self._question(row.number).gold is None:
+            self.answered[row.number] = row
+            return True
+        if row.answer is not None and self.judge is not None:
+            self.graded[row.number] = row
+        self._know(row)
+        return True
+
+    def _know(self, row: JobRow, verdict_cost: int = 0) -> None:
+        """The outcome of a row whose answer is graded. verdict_cost: nano-dollars that the judge took."""
+        question, pair = divmod(row.number, self.pairs)
+        outcome = _outcome(row, self.tuning.pairs[pair], self.tuning.dataset, self._question(row.number))
         self.found[row.number] = outcome
         if question < self.tuning.learning:
             self.known.correct[question, pair] = outcome.correct
-            self.known.cost[question, pair] = row.cost_nanousd / NANOUSD_PER_USD
+            self.known.cost[question, pair] = (row.cost_nanousd + verdict_cost) / NANOUSD_PER_USD
 
 
 def _outcome(row: JobRow, pair: Pair, dataset: str, question: Question) -> Outcome:

@@ -19,11 +19,13 @@ from viaticum.commands.batch import EXIT_DRAINED
 from viaticum.commands.budget import Where
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import ProgressBar
+from viaticum.commands.tune_page import judge_sentence, why_sentence, write_tuning_page
 from viaticum.signals import SignalHandler
 
 if TYPE_CHECKING:
     from viaticum.agents.batch.tune import Forecast
-    from viaticum.agents.batch.tune_report import Found
+    from viaticum.agents.batch.tune_judge import Judged
+    from viaticum.agents.batch.tune_report import Figure, Found
     from viaticum.agents.batch.tune_rounds import Bought
 
 
@@ -35,6 +37,10 @@ def tune(
         str | None, typer.Option(help="Models, a,b,c. [default: all of the catalogue that can be used here]")
     ] = None,
     strategies: Annotated[str, typer.Option(help="Strategies, MODULE:NAME for your own.")] = "direct,cot",
+    judge: Annotated[
+        str | None, typer.Option(help="A model that grades answers to questions without a known one.")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(help="How long it may take.", min=0)] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random draw.", min=0)] = 0,
     encoder: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "all-minilm-l6-v2",
@@ -47,8 +53,8 @@ def tune(
 ) -> None:
     """Buy answers of your models to your questions, fit a router on them, and say whether it pays.
 
-    Killed or interrupted, the same command goes on and pays for nothing twice. Exit code 3: it was told to
-    end before it was through.
+    Killed or interrupted, the same command goes on and pays for nothing twice; with a larger --budget it buys
+    more. Exit code 3: it was told to end before it was through.
     """
     from viaticum.agents.batch.tune import Tuning
     from viaticum.questions import read_questions
@@ -60,6 +66,8 @@ def tune(
         dataset=questions.stem,
         models=_names(models),
         strategies=_names(strategies),
+        judge=judge,
+        seconds=None if hours is None else 3600 * hours,
         catalogue=catalogue,
         ledger=where,
         concurrency=concurrency,
@@ -83,34 +91,47 @@ def tune(
         sys.stderr.write("\nending: running calls are finished and settled; once more ends at once\n")
 
     embed = Encoder(encoder)
-    with ProgressBar("embedding questions") as bar:
-        embeddings = embed([each.query.text for each in tuning.questions[: tuning.learning]]).numpy()
-        with SignalHandler(drain, once=True):
-            bought = buy(tuning, embeddings, bar.report)
-        if bought.stopped:
-            sys.stderr.write("ended early; the same command goes on\n")
-            raise typer.Exit(EXIT_DRAINED)
-        found = conclude(
-            bought, out, embed, _descriptions(catalogue, tuning.pairs), seed=seed, report=bar.report
-        )
+    try:
+        with ProgressBar("embedding questions") as bar:
+            embeddings = embed([each.query.text for each in tuning.questions[: tuning.learning]]).numpy()
+            with SignalHandler(drain, once=True):
+                bought = buy(tuning, embeddings, bar.report)
+            if bought.stopped:
+                raise KeyboardInterrupt
+            texts = _descriptions(catalogue, tuning.pairs)
+            found = conclude(bought, out, embed, texts, seed=seed, report=bar.report)
+    except KeyboardInterrupt:
+        sys.stderr.write("ended early; the same command goes on, and pays for nothing twice\n")
+        raise typer.Exit(EXIT_DRAINED) from None
+    page = write_tuning_page(out, forecast, bought, found)
     if as_json:
         result = {
             "forecast": _forecast_json(forecast),
             "path": str(out) if out.exists() else None,
+            "page": None if page is None else str(page),
             "outcomes": len(bought.outcomes),
             "dollars": bought.dollars,
             "unanswered": bought.unanswered,
             "dropped": [str(tuning.pairs[each.pair]) for each in bought.dropped],
+            "judge": None if bought.judged is None else _judge_json(bought.judged),
             "found": asdict(found),
         }
         typer.echo(json.dumps(result))
         return
     _print_bought(bought, out)
     _print_found(found)
+    if bought.judged is not None:
+        typer.echo(judge_sentence(bought.judged, bought.pairs))
+    if page is not None:
+        typer.echo(f"report page: {page}")
 
 
 def _names(text: str | None) -> list[str]:
     return [each.strip() for each in (text or "").split(",") if each.strip()]
+
+
+def _judge_json(judged: Judged) -> dict[str, object]:
+    return {name: value for name, value in asdict(judged).items() if name != "questions"}
 
 
 def _forecast_json(forecast: Forecast) -> dict[str, object]:
@@ -121,13 +142,14 @@ def _forecast_json(forecast: Forecast) -> dict[str, object]:
         "all_p50": forecast.all_p50,
         "all_p90": forecast.all_p90,
         "budget": forecast.budget,
+        "judge": None if forecast.judge is None else asdict(forecast.judge),
         "pairs": [asdict(each) | {"pair": str(each.pair)} for each in forecast.pairs],
     }
 
 
 def _print_forecast(forecast: Forecast) -> None:
     table = Table("pair", "$ an answer p50", "p90", "at most", box=None, pad_edge=False)
-    for each in forecast.pairs:
+    for each in (*forecast.pairs, *([] if forecast.judge is None else [forecast.judge])):
         table.add_row(str(each.pair), f"{each.p50:.6f}", f"{each.p90:.6f}", f"{each.worst:.6f}")
     Console(width=max(90, Console().width)).print(table)
     p50, p90 = (min(each, forecast.budget) for each in (forecast.all_p50, forecast.all_p90))
@@ -155,9 +177,16 @@ def _print_bought(bought: Bought, out: Path) -> None:
 
 
 def _print_found(found: Found) -> None:
-    """Three lines: the best cheap pair, the router, the best single pair; or why routing does not pay."""
+    """Three lines: the best cheap pair, the router, the best single pair; or why routing does not pay.
+
+    A * marks figures that rest on a judge.
+    """
+
+    def figure(each: Figure) -> str:
+        return f"{each.accuracy:.1%}{'*' if found.judged else ''}"
+
     if found.cheap is not None:
-        typer.echo(f"cheap: {found.cheap.name} answers {found.cheap.accuracy:.1%} at ${found.cheap.cost:.6f}")
+        typer.echo(f"cheap: {found.cheap.name} answers {figure(found.cheap)} at ${found.cheap.cost:.6f}")
     if found.router is not None and found.interval is not None:
         low, high = found.interval
         gain = ""
@@ -167,12 +196,14 @@ def _print_found(found: Found) -> None:
                 *points
             )
         typer.echo(
-            f"router: {found.router.accuracy:.1%} [{low:.1%}, {high:.1%}] at ${found.router.cost:.6f}{gain}"
+            f"router: {figure(found.router)} [{low:.1%}, {high:.1%}] at ${found.router.cost:.6f}{gain}"
         )
     if found.best is not None:
         typer.echo(
-            f"best single pair: {found.best.name} has {found.best.accuracy:.1%} at ${found.best.cost:.6f} "
+            f"best single pair: {found.best.name} has {figure(found.best)} at ${found.best.cost:.6f} "
             f"({found.questions} held-out questions)"
         )
     if found.why:
-        typer.echo(f"routing does not pay here: {found.why}" if found.best else found.why)
+        typer.echo(why_sentence(found))
+    if found.judged:
+        typer.echo(f"* a judge graded {found.judged} of the {found.questions} held-out questions")

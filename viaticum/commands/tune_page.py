@@ -1,0 +1,150 @@
+"""The report page of `viaticum tune`, in the form of all reports: what was found, and what was paid for it.
+
+Leaves out the figures (`viaticum.agents.batch.tune_report`) and how a page is made (`viaticum.reports.page`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from viaticum.errors import MissingExtra
+from viaticum.files import atomic_write
+from viaticum.outcomes import accuracy_interval
+from viaticum.reports.formatting import percent, signed, usd
+from viaticum.reports.formatting import sentence as capital
+from viaticum.reports.sections import LEDGER, TABLE, Section, Table
+from viaticum.types import Pair
+
+if TYPE_CHECKING:
+    from viaticum.agents.batch.tune import Forecast
+    from viaticum.agents.batch.tune_judge import Judged
+    from viaticum.agents.batch.tune_report import Figure, Found
+    from viaticum.agents.batch.tune_rounds import Bought
+
+
+def write_tuning_page(out: Path, forecast: Forecast, bought: Bought, found: Found) -> Path | None:
+    """Write the page beside the router; None where the extra `reports` is not installed."""
+    from viaticum.reports.page import write_sections
+
+    path = out.with_name(out.name + ".html")
+    notices = [] if bought.judged is None else [judge_sentence(bought.judged, bought.pairs)]
+    if bought.late:
+        notices.append("The time was up before the money: more --hours buy more.")
+    sections = [_found_section(found), _pairs_section(bought), _money_section(forecast, bought)]
+    facts = (("Router", str(out)), ("Outcomes", str(out.with_name(out.name + ".outcomes.parquet"))))
+    try:
+        page = write_sections(f"{out.name}: a router tuned", sentence(found), notices, sections, facts)
+    except MissingExtra:
+        return None
+    atomic_write(path, page)
+    return path
+
+
+def sentence(found: Found) -> str:
+    """What was found, in a sentence."""
+    if found.router is None or found.best is None or found.cheap is None or found.interval is None:
+        return capital(why_sentence(found))
+    low, high = found.interval
+    pays = "" if not found.why else f" {capital(why_sentence(found))}"
+    return (
+        f"{found.cheap.name} answers {percent(found.cheap.accuracy)} at {usd(found.cheap.cost)}; with this "
+        f"router {percent(found.router.accuracy)} [{percent(low)}, {percent(high)}] at "
+        f"{usd(found.router.cost)}; the best single pair, {found.best.name}, has "
+        f"{percent(found.best.accuracy)} at {usd(found.best.cost)}.{pays}"
+    )
+
+
+def why_sentence(found: Found) -> str:
+    """Why there is no router, or why routing does not pay."""
+    if found.best is None:
+        return found.why
+    if found.gain is not None and found.gain["high"] > 0:
+        return f"not shown that routing pays here: {found.why}"
+    return f"routing does not pay here: {found.why}"
+
+
+def judge_sentence(judged: Judged, pairs: Sequence[Pair]) -> str:
+    """What rests on the judge, and how far it agrees with known answers."""
+    if judged.checked:
+        low, high = accuracy_interval(judged.agreeing, judged.checked)
+        agrees = (
+            f"it agrees with known answers on {judged.agreeing} of {judged.checked} "
+            f"({percent(low)} to {percent(high)})"
+        )
+    else:
+        agrees = "how far it agrees with known answers is unknown: no question has one"
+    own = ", and judges its own answers" if judged.model in {each.model for each in pairs} else ""
+    left = f"; {judged.ungraded} answers have no verdict" if judged.ungraded else ""
+    return f"judge {judged.model} graded {judged.outcomes} outcomes{own}; {agrees}{left}"
+
+
+def _found_section(found: Found) -> Section:
+    mark = "*" if found.judged else ""
+    rows = []
+    named: list[tuple[str, Figure | None]] = [
+        ("best pair of the cheapest model", found.cheap),
+        ("router", found.router),
+        ("best single pair", found.best),
+    ]
+    for name, figure in named:
+        if figure is not None:
+            low, high = accuracy_interval(round(figure.accuracy * found.questions), found.questions)
+            accuracy = f"{percent(figure.accuracy)}{mark} ({percent(low)} to {percent(high)})"
+            label = name if figure.name == "router" else f"{name}: {figure.name}"
+            rows.append((label, accuracy, usd(figure.cost), usd(1000 * figure.cost)))
+    columns = (("", False), ("right", True), ("$ a question", True), ("$ per 1,000", True))
+    notes = []
+    if found.gain is not None:
+        points = [signed(100 * found.gain[name]) for name in ("difference", "low", "high")]
+        notes.append(
+            f"The router against single pairs mixed at its cost, paired by question: {points[0]} points "
+            f"({points[1]} to {points[2]})."
+        )
+    if found.judged:
+        notes.append(f"* A judge graded {found.judged} of these {found.questions} questions.")
+    if found.why:
+        notes.append(capital(why_sentence(found)))
+    if not rows:
+        return Section("found", "What was found", TABLE, empty=capital(found.why or "nothing"))
+    table = Table(f"On {found.questions} held-out questions", columns, tuple(rows))
+    return Section("found", "What was found", TABLE, tables=(table,), notes=tuple(notes))
+
+
+def _pairs_section(bought: Bought) -> Section:
+    rows = []
+    for pair in bought.pairs:
+        own = [each for each in bought.outcomes if each.pair == pair]
+        if not own:
+            rows.append((str(pair), "0", "–", "–"))
+            continue
+        right = sum(each.correct for each in own)
+        low, high = accuracy_interval(right, len(own))
+        cost = sum(each.cost_nanousd or 0 for each in own) / len(own) / 1e9
+        accuracy = f"{percent(right / len(own))} ({percent(low)} to {percent(high)})"
+        rows.append((str(pair), f"{len(own):,}", accuracy, usd(cost)))
+    columns = (("pair", False), ("outcomes", True), ("right", True), ("$ an answer", True))
+    notes = ["Pairs were asked different questions: those where the choice was still open."]
+    for each in bought.dropped:
+        notes.append(
+            f"{bought.pairs[each.pair]} was dropped: {bought.pairs[each.by]} costs no more and is right on "
+            f"{percent(each.difference)} more ({percent(each.low)} to {percent(each.high)}) of "
+            f"{each.questions} questions."
+        )
+    notes += [f"{count} calls without an outcome: {why}." for why, count in bought.unanswered.items()]
+    table = Table("Outcomes that were bought", columns, tuple(rows))
+    return Section("pairs", "The pairs", TABLE, tables=(table,), notes=tuple(notes))
+
+
+def _money_section(forecast: Forecast, bought: Bought) -> Section:
+    whole = f"{usd(forecast.all_p50)} to {usd(forecast.all_p90)}"
+    rows = (
+        ("spent", usd(bought.dollars)),
+        ("budget", usd(forecast.budget)),
+        ("forecast for every pair on every question, p50 to p90", whole),
+        ("outcomes bought", f"{len(bought.outcomes):,} of {forecast.answers:,}"),
+        ("questions to learn from, held out", f"{forecast.learning:,}, {forecast.held_out:,}"),
+    )
+    table = Table("Money", (("", False), ("", True)), rows)
+    return Section("money", "What it cost", LEDGER, tables=(table,))
