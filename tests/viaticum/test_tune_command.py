@@ -10,18 +10,16 @@ from typing import Any, NamedTuple
 
 import pytest
 from openai_server import KEY, running_server
-from synthetic_outcomes import Words
+from tune_job import bought, opened
 from tune_server import KindServer, write_catalogue, write_encoder, write_questions
 from typer.testing import CliRunner
 
 from viaticum.agents.batch.tune import Tuning
-from viaticum.agents.batch.tune_rounds import Bought, buy
 from viaticum.budgets import Ledger
 from viaticum.cli import app
 from viaticum.errors import BudgetError, DataError, InputError, ViaticumError
 from viaticum.generation import GenerationSettings
 from viaticum.outcomes import outcome_rows
-from viaticum.questions import read_questions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,17 +82,10 @@ def run(arguments: list[str], *more: str) -> Any:
 
 def tuning(folder: Path, server: KindServer, **changed: Any) -> Tuning:
     """Of 48 questions; calls are tried once."""
-    catalogue = folder / "catalogue.toml"
-    write_catalogue(catalogue, server, retries=0)
-    settings: dict[str, Any] = {"budget": "1", "models": ["cheap", "dear"], "strategies": ["direct"]}
-    settings |= {"catalogue": catalogue, "ledger": folder / "ledger.db", "tries": 1} | changed
-    questions = settings.pop("questions", None) or write_questions(folder / "questions.csv", 48)
-    return Tuning.open(read_questions(questions), folder / "my-router", **settings)
-
-
-def bought(job: Tuning) -> Bought:
-    texts = [each.query.text for each in job.questions[: job.learning]]
-    return buy(job, Words()(texts).numpy())
+    write_catalogue(folder / "catalogue.toml", server, retries=0)
+    if "questions" not in changed:
+        write_questions(folder / "questions.csv", 48)
+    return opened(folder, **changed)
 
 
 def asked(requests: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
