@@ -267,13 +267,13 @@ class _Purchase:
             (row.correct, self.judge.verdict(self._question(number), row.answer))
             for number, row in self._checked().items()
         ]
-        known = [(right, said) for right, said in verdicts if said is not None]
+        known = [(right, verdict) for right, verdict in verdicts if verdict is not None]
         unknown = [each for each in self.found if self._question(each).gold is None]
         return Judged(
             self.judge.model,
             len(unknown),
             len(known),
-            sum(bool(right) == said for right, said in known),
+            sum(bool(right) == verdict for right, verdict in known),
             frozenset(each.id for each in self.tuning.questions if each.gold is None),
             len(self.answered),
         )

@@ -1,0 +1,173 @@
+"""Buying outcomes for `tune` of scripted, free and local models; with a judge, and with little time."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_outcomes import NAMES, WORDS, Words
+from tune_job import bought
+
+from viaticum.agents.batch.tune import Tuning
+from viaticum.agents.batch.tune_judge import read_verdict
+from viaticum.agents.batch.tune_report import conclude
+from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.errors import DataError, InputError
+from viaticum.generation import GenerationSettings
+from viaticum.models.base import Generation
+from viaticum.models.scripted import ScriptedModel
+from viaticum.questions import Question
+from viaticum.types import Message, Query
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def questions(count: int = 48, known: int | None = None) -> list[Question]:
+    """Of three kinds in turn; the answer, known for the first of them, is the number of the name."""
+    kinds, made = list(WORDS), []
+    for number in range(count):
+        words = WORDS[kinds[number % 3]]
+        picked = [words[(number * 7 + step * (1 + number // 10)) % len(words)] for step in range(4)]
+        gold = str(number + 1) if known is None or number < known else None
+        text = " ".join([*picked, NAMES[1 + number]])
+        made.append(Question(f"q{number}", Query(text, "number"), gold))
+    return made
+
+
+def right(text: str) -> str:
+    found = re.search(r"name(\d+)", text)
+    assert found is not None
+    return found[1]
+
+
+def says(*kinds: str) -> Callable[[Sequence[Message], Generation], str]:
+    """Right on questions of these kinds."""
+
+    def script(messages: Sequence[Message], generation: Generation) -> str:
+        text = str(messages[-1]["content"])
+        known = any(word in text.split() for kind in kinds for word in WORDS[kind])
+        return f"The answer is {right(text) if known else 0}."
+
+    return script
+
+
+def judges(messages: Sequence[Message], generation: Generation) -> str:
+    """Right, but for names that end in 9, which it takes for wrong."""
+    text = str(messages[-1]["content"])
+    wanted, given = right(text), re.findall(r'Answer: "(\d+)"', text)[0]
+    return f"Because I say so.\n{'RIGHT' if wanted == given and wanted[-1] != '9' else 'WRONG'}"
+
+
+def model(name: str, script: Any, price: str, pause: float = 0.0) -> ScriptedModel:
+    spec = ModelSpec(
+        name=name,
+        description="says",
+        kind="scripted",
+        context_length=8000,
+        input_price=price,
+        output_price=price,
+    )
+    return ScriptedModel(script, spec=spec, pause=pause)
+
+
+def tuning(folder: Path, asked: Sequence[Question] | None = None, **changed: Any) -> Tuning:
+    price = changed.pop("price", "1")
+    given = {
+        "some": model("some", says("sums", "games"), price, changed.pop("pause", 0.0)),
+        "all": model("all", says(*WORDS), "10" if price != "0" else "0"),
+        "judge": model("judge", judges, price),
+    }
+    settings: dict[str, Any] = {"budget": "1", "models": ["some", "all"], "strategies": ["direct"]}
+    settings |= {"given": given, "catalogue": Catalogue(()), "ledger": folder / "ledger.db"} | changed
+    return Tuning.open(asked or questions(), folder / "my-router", **settings)
+
+
+def test_free_models_are_asked_everything_and_compared_by_accuracy(tmp_path: Path) -> None:
+    job = tuning(tmp_path, price="0")
+    assert job.forecast().all_p90 == 0
+    found = bought(job)
+    assert found.dollars == 0
+    assert [str(each) for each in found.remaining] == ["all+direct"]
+    assert [str(found.pairs[each.pair]) for each in found.dropped] == ["some+direct"]
+    result = conclude(found, job.out, Words(), {})
+    assert "only pair left" in result.why
+    assert not job.out.exists()
+
+
+def test_local_models_and_pairs_are_asked(tmp_path: Path, tiny_catalogue: Catalogue) -> None:
+    job = tuning(
+        tmp_path,
+        catalogue=tiny_catalogue,
+        given=None,
+        models=["tiny-small", "tiny-pair"],
+        generation=GenerationSettings(max_new_tokens=2),
+        concurrency=8,
+    )
+    found = bought(job)
+    assert {row.model for row in found.outcomes} == {"tiny-small", "tiny-pair"}
+    assert 0 < found.dollars <= 1
+
+
+def test_a_judge_grades_what_has_no_answer_and_is_compared_where_it_has_one(tmp_path: Path) -> None:
+    job = tuning(tmp_path, questions(known=20), judge="judge")
+    forecast = job.forecast()
+    assert forecast.judge is not None
+    assert forecast.ungraded == pytest.approx(28 / 48)
+    assert sum(forecast.prices) > sum(each.p50 for each in forecast.pairs)
+    found = bought(job)
+    assert found.judged is not None
+    assert found.judged.outcomes == sum(row.question_id in found.judged.questions for row in found.outcomes)
+    assert found.judged.ungraded == 0
+    assert found.judged.checked == 20
+    assert 18 <= found.judged.agreeing < 20  # it is wrong of name9 and name19, where these were right
+    by_id = {row.question_id: row for row in found.outcomes if row.model == "all"}
+    assert by_id["q28"].correct is False  # name29: the judge decides
+    assert by_id["q29"].correct is True
+    assert by_id["q8"].correct is True  # name9: the known answer decides
+
+
+def test_answers_of_a_judge_are_paid_for_once(tmp_path: Path) -> None:
+    first = bought(tuning(tmp_path, questions(known=20), judge="judge"))
+    again = tuning(tmp_path, questions(known=20), judge="judge")
+    assert bought(again).dollars == first.dollars
+    assert again.workflow.models is not None
+    for each in again.workflow.models.values():
+        assert isinstance(each, ScriptedModel)
+        assert not each.calls
+    other = tuning(tmp_path, questions(known=20), judge="some")
+    with pytest.raises(InputError, match="another judge: 'judge' then, 'some' now"):
+        bought(other)
+
+
+def test_without_a_judge_all_questions_need_answers(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"28 of 48 questions have no answer.*--judge"):
+        tuning(tmp_path, questions(known=20))
+
+
+def test_the_verdict_is_the_last_word() -> None:
+    assert read_verdict("The answer seems WRONG, but is RIGHT.\nRIGHT") is True
+    assert read_verdict("RIGHT would be 5.\n**WRONG**") is False
+    assert read_verdict("I cannot tell whether it is right.") is None
+
+
+def test_where_the_time_is_up_what_was_bought_is_kept(tmp_path: Path) -> None:
+    began = time.monotonic()
+    job = tuning(tmp_path, pause=0.05, seconds=0.4, concurrency=1)
+    found = bought(job)
+    assert found.late
+    assert 0 < len(found.outcomes) < 2 * 48
+    assert not found.stopped
+    assert bought(tuning(tmp_path)).outcomes[: len(found.outcomes)]
+    assert time.monotonic() - began < 60
+
+
+def test_what_cannot_be_told_apart_is_not_said_to_pay(tmp_path: Path) -> None:
+    job = tuning(tmp_path, questions(60))
+    found = conclude(bought(job), job.out, Words(), {})
+    assert found.gain is not None
+    pays = found.gain["low"] > 0
+    assert bool(found.why) is not pays
