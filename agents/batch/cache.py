@@ -1,7 +1,8 @@
 """Cache of completions: a call that was made before costs nothing, if the model would return the same text.
 
 The key of a call is a digest of the model's catalogue entry, the messages and the sampling parameters, with
-the number of the sample. The cache is an SQLite file. Losing it does no harm: calls that were paid for are in
+the number of the sample. The cache is an SQLite file. It is filled from calls that the ledger has posted:
+kept any earlier, a text would be free after a kill. Losing it does no harm: calls that were paid for are in
 the ledger. Leaves out when it is read (`agents.batch.executor`).
 """
 
@@ -11,15 +12,15 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from viaticum.agents.workflow.calls import ModelCall
-from viaticum.agents.workflow.serialization import completion_from_json, completion_to_json
-from viaticum.budgets.records import digest
+from viaticum.agents.workflow.serialization import completion_from_json
+from viaticum.budgets.records import Hold, digest
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError
 from viaticum.models.base import Generation, Model, StreamPiece
@@ -54,6 +55,7 @@ class Cache:
         self.path, self._catalogue = Path(path), catalogue
         self._lock, self._disabled = threading.Lock(), False
         self._specs: dict[str, str | None] = {}
+        self._written: dict[str, str] = {}
         try:
             self._db = sqlite3.connect(
                 self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -131,13 +133,30 @@ class Cache:
             except sqlite3.Error as error:
                 self._disable(error)
 
+    def note_written(self, parameters: str, key: str) -> None:
+        """Remember the key of a call that was made and is not posted yet. parameters: digest of its own."""
+        self._written[parameters] = key
+
+    def put_posted(self, holds: Iterable[Hold]) -> None:
+        """Insert the texts of those of the holds, all of them posted, that `note_written` has heard of."""
+        self.put(
+            [
+                (key, hold.result, hold.key)
+                for hold in holds
+                if hold.result is not None and (key := self._written.pop(hold.parameters, None)) is not None
+            ]
+        )
+
     def _disable(self, error: sqlite3.Error) -> None:
         _log.warning("the cache %s is not used any more: %s", self.path, error)
         self._disabled = True
 
 
 class CachedModel(Model):
-    """A model that answers from a cache where it can; then nothing is reserved and nothing charged."""
+    """A model that answers from a cache where it can; then nothing is reserved and nothing charged.
+
+    What it writes itself is kept by `Cache.put_posted`, once it is paid for.
+    """
 
     def __init__(self, model: Model, cache: Cache) -> None:
         self.model, self.cache = model, cache
@@ -147,14 +166,14 @@ class CachedModel(Model):
         return self.model.worst_case(messages, max_new_tokens)
 
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
-        _, known = self._find(messages, generation)
+        *_, known = self._find(messages, generation)
         return zero_usage(self.model) if known else self.model.worst_case_of(messages, generation)
 
     def count(self, text: str) -> int:
         return self.model.count(text)
 
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[StreamPiece]:
-        key, known = self._find(messages, generation)
+        parameters, key, known = self._find(messages, generation)
         if known is not None:
             if known.completion.thinking:
                 yield ThinkingDelta(known.completion.thinking)
@@ -163,15 +182,17 @@ class CachedModel(Model):
             return
         for piece in self.model.stream(messages, generation):
             if isinstance(piece, Completion) and key is not None:
-                self.cache.put([(key, json.dumps(completion_to_json(piece)), "")])
+                self.cache.note_written(parameters, key)
             yield piece
 
     def _find(
         self, messages: Sequence[Message], generation: Generation
-    ) -> tuple[str | None, CachedAnswer | None]:
+    ) -> tuple[str, str | None, CachedAnswer | None]:
+        """The digest of a call's parameters, its key in the cache, and its answer there."""
         call = ModelCall(self.model, list(messages), generation)
-        key = self.cache.key(call, digest(call.parameters))
-        return key, self.cache.find([key]).get(key) if key is not None else None
+        parameters = digest(call.parameters)
+        key = self.cache.key(call, parameters)
+        return parameters, key, self.cache.find([key]).get(key) if key is not None else None
 
 
 def as_cached(completion: Completion, model: Model) -> Completion:

@@ -320,8 +320,8 @@ class _Executor:
             self.tools.cache.put(
                 [
                     (task.cached, text, task.key)
-                    for (task, _), text in zip(written, texts, strict=True)
-                    if task.cached is not None
+                    for (task, _), text, entry in zip(written, texts, entries, strict=True)
+                    if task.cached is not None and isinstance(entry, Entry)
                 ]
             )
         for (task, completion), entry in zip(written, entries, strict=True):

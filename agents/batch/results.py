@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -15,6 +15,7 @@ from viaticum.agents.batch.cache import is_cached
 from viaticum.agents.batch.planning import PlannedRow
 from viaticum.agents.workflow.calls import ModelCall, existing_tries
 from viaticum.budgets import Ledger
+from viaticum.budgets.records import Hold
 from viaticum.jobs import Call, JobRow, RowState
 from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
@@ -72,34 +73,39 @@ def paid_calls(ledger: Ledger, run: str, votes: Sequence[Sequence[str]] = ()) ->
     run: prefix of the keys. votes: [pair, answer].
     """
     calls: list[Call] = []
-    cost, answers = 0, {pair: readable(value) for pair, value in votes}
+    total, answers = 0, {pair: readable(value) for pair, value in votes}
+    for found, cost in posted_holds(ledger, run):
+        total += cost
+        payload = json.loads(found.result) if found.result is not None else {}
+        usage = {name: TokenCount(*each) for name, each in payload.get("usage", {}).items()}
+        pair = f"{found.tags.get('model', '')}+{found.tags.get('strategy', '')}"
+        calls.append(
+            Call(
+                pair,
+                found.key,
+                cost,
+                {name: [each.input_tokens, each.output_tokens] for name, each in usage.items()},
+                round(payload.get("seconds", 0.0), 6),
+                payload.get("finish_reason", "aborted"),
+                answers.get(pair),
+                is_cached(payload),
+                payload.get("reported_nanousd"),
+                sum(each.reasoning_tokens for each in usage.values()),
+            )
+        )
+    return tuple(calls), total
+
+
+def posted_holds(ledger: Ledger, run: str) -> Iterator[tuple[Hold, int]]:
+    """The holds under the keys of a row whose cost is posted, in order, and the cost in nano-dollars."""
     for number in itertools.count():
         holds = list(existing_tries(ledger, f"{run}/{number}"))
         if not holds:
-            return tuple(calls), cost
-        for found in holds:
-            paid = [entry.nanousd for entry in ledger.entries(key=found.key) if entry.kind == "post"]
-            cost += sum(paid)
-            if not paid:
-                continue
-            payload = json.loads(found.result) if found.result is not None else {}
-            usage = {name: TokenCount(*each) for name, each in payload.get("usage", {}).items()}
-            pair = f"{found.tags.get('model', '')}+{found.tags.get('strategy', '')}"
-            calls.append(
-                Call(
-                    pair,
-                    found.key,
-                    sum(paid),
-                    {name: [each.input_tokens, each.output_tokens] for name, each in usage.items()},
-                    round(payload.get("seconds", 0.0), 6),
-                    payload.get("finish_reason", "aborted"),
-                    answers.get(pair),
-                    is_cached(payload),
-                    payload.get("reported_nanousd"),
-                    sum(each.reasoning_tokens for each in usage.values()),
-                )
-            )
-    raise AssertionError("numbers do not end")
+            return
+        for hold in holds:
+            paid = [entry.nanousd for entry in ledger.entries(key=hold.key) if entry.kind == "post"]
+            if paid:
+                yield hold, sum(paid)
 
 
 def build_row(

@@ -20,6 +20,7 @@ from viaticum.agents.batch.results import (
     build_row,
     call_record,
     paid_calls,
+    posted_holds,
     read_row,
     row_from_workflow,
 )
@@ -210,6 +211,8 @@ class RowSteps:
         finally:
             with self._runs_lock:
                 self._runs.discard(run)
+        if self.tools.cache is not None:
+            self.tools.cache.put_posted(hold for hold, _ in posted_holds(self.ledger, self.run_of(task)))
         calls, cost = paid_calls(self.ledger, self.run_of(task), values.get("votes", ()))
         return row_from_workflow(planned, values, calls, cost, self._keeps_text(task))
 

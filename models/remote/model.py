@@ -325,7 +325,8 @@ class RemoteStream(Iterator[StreamPiece]):
             output = self.model.count(partial.received)
             count = TokenCount(worst.input_tokens, min(output, worst.output_tokens))
             warnings.append(
-                "the provider gave no usage; the tokens were counted, rather too many than too few"
+                "the provider gave no usage, or an impossible one; the tokens were counted, rather too many "
+                "than too few"
             )
         count = partial.with_reasoning(count)
         known_to_litellm = spec.litellm_model if spec.api_base is None else None

@@ -1,12 +1,13 @@
 """A remote model's response, from LiteLLM's chunks or its whole response: text, thought, tool calls, usage.
 
-Missing usage is None, never zero. LiteLLM fills it in from its own count, so the provider's usage is read
-from the chunks themselves. Leaves out the call (`models.remote.model`).
+Missing and impossible usage is None, never zero. LiteLLM fills it in from its own count, so the provider's
+usage is read from the chunks themselves. Leaves out the call (`models.remote.model`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -118,14 +119,20 @@ class PartialResponse:
             raise ProviderUnavailable(f"the answer of {name} broke off; try again")
 
     def usage(self, response: Any) -> TokenCount | None:
-        """Return the tokens that the provider counted; None where it gave no usage."""
-        usage = _reported_usage(response)
-        if usage is None:
+        """Return the tokens that the provider counted; None where it gave no usage.
+
+        In a stream each number is the largest of its chunks: they grow, some providers tell prompt and output
+        in different chunks, and a last chunk of zeros takes nothing back. No output tokens beside a text are
+        as good as no usage.
+        """
+        usages = _usages(response)
+        output, prompt = _most(usages, "completion_tokens"), _most(usages, "prompt_tokens")
+        cached = _most([_field(each, "prompt_tokens_details") for each in usages], "cached_tokens")
+        details = [_field(each, "completion_tokens_details") for each in usages]
+        reasoning = _most(details, "reasoning_tokens")
+        if not prompt or (self._received and not output + reasoning):
             return None
-        output, prompt = _count(usage, "completion_tokens"), _count(usage, "prompt_tokens")
-        cached = _count(_field(usage, "prompt_tokens_details"), "cached_tokens")
-        reasoning = _count(_field(usage, "completion_tokens_details"), "reasoning_tokens")
-        if reasoning and (reasoning > output or _count(usage, "total_tokens") == prompt + output + reasoning):
+        if reasoning and (reasoning > output or _most(usages, "total_tokens") == prompt + output + reasoning):
             output += reasoning  # some providers count reasoning apart from the answer
         return TokenCount(prompt, output, min(cached, prompt), reasoning)
 
@@ -142,33 +149,30 @@ def reported_cost(response: Any, litellm: Any, model: str | None) -> int | None:
 
     model: its name in the price list; None where the list does not hold for this server.
     """
-    usage = _reported_usage(response)
+    usages = _usages(response)
     hidden = getattr(response, "_hidden_params", None) or {}
     headers = hidden.get("additional_headers") or {}
-    for cost in (_field(usage, "cost"), headers.get(_COST_HEADER)):
+    for cost in (*(_field(each, "cost") for each in reversed(usages)), headers.get(_COST_HEADER)):
         cost = _field(cost, "total_cost") if isinstance(cost, Mapping) else cost
         if cost is not None and not isinstance(cost, bool):
             try:
                 return nanousd(cost)
             except InputError:
                 return None
-    if usage is None or model is None:
+    counted = [each for each in usages if _count(each, "prompt_tokens")]
+    if not counted or model is None:
         return None
     try:
-        prompt_usd, output_usd = litellm.cost_per_token(model=model, usage_object=usage)
+        prompt_usd, output_usd = litellm.cost_per_token(model=model, usage_object=counted[-1])
     except Exception:  # a model that is not listed: the error differs between versions
         return None
     return nanousd(prompt_usd + output_usd) or None
 
 
-def _reported_usage(response: Any) -> Any | None:
-    """The last usage in a stream's chunks, or that of a whole response; None where it is missing."""
-    if hasattr(response, "received_finish_reason"):
-        usages = [chunk.usage for chunk in response.chunks if getattr(chunk, "usage", None) is not None]
-        return usages[-1] if usages else None
-    usage = getattr(response, "usage", None)
-    # LiteLLM fills in zeros where the provider gave none. A prompt of no tokens does not exist.
-    return usage if _count(usage, "prompt_tokens") else None
+def _usages(response: Any) -> list[Any]:
+    """The usages in a stream's chunks, or that of a whole response; LiteLLM's zeros where there was none."""
+    parts = response.chunks if hasattr(response, "received_finish_reason") else [response]
+    return [usage for each in parts if (usage := getattr(each, "usage", None)) is not None]
 
 
 def _thought(part: Any) -> str:
@@ -189,9 +193,13 @@ def _field(owner: Any, name: str) -> Any:
     return owner.get(name) if isinstance(owner, Mapping) else getattr(owner, name, None)
 
 
+def _most(owners: Sequence[Any], name: str) -> int:
+    return max((_count(each, name) for each in owners), default=0)
+
+
 def _count(owner: Any, name: str) -> int:
     number = _field(owner, name)
-    return max(0, int(number)) if isinstance(number, int | float) else 0
+    return max(0, int(number)) if isinstance(number, int | float) and math.isfinite(number) else 0
 
 
 def _text(value: Any) -> str:

@@ -121,11 +121,64 @@ def test_usage_that_is_missing_is_counted_and_never_zero(
     assert ask(model)[1].usage.models["far"].output_tokens == 50  # no more than was asked for
 
 
+ZEROS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+
+@PROVIDERS
 @pytest.mark.parametrize("streams", [True, False])
-def test_reported_zeros_stay_and_details_are_read(server: OpenAIServer, streams: bool) -> None:
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {},
+        ZEROS,
+        {"prompt_tokens": -3, "completion_tokens": -5, "total_tokens": -8},
+        {"prompt_tokens": 3, "completion_tokens": 0, "total_tokens": 3},
+        {"prompt_tokens": 3, "completion_tokens": -200, "total_tokens": -197},
+        {"prompt_tokens": 0, "completion_tokens": 5, "total_tokens": 5},
+        {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None},
+    ],
+)
+def test_impossible_usage_is_counted(
+    server: OpenAIServer, ledger: Ledger, usage: dict[str, Any], streams: bool, litellm_model: str
+) -> None:
+    model, _ = model_for(server, streams=streams, litellm_model=litellm_model)
+    server.usages = [usage]
+    *_, paid = calls_of(ledger, model).stream("b", "k", "far", CHAT, Generation(50))
+    assert isinstance(paid, SettledCall)
+    worst = model.worst_case(CHAT, 50)["far"]
+    assert paid.entry.usage["far"] == TokenCount(worst.input_tokens, len("you said: hello big world"))
+    assert ledger.budget("b").posted_nanousd == 1_000 * worst.input_tokens + 2_000 * 25
+
+
+@PROVIDERS
+@pytest.mark.parametrize(
+    "usages",
+    [
+        [{"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}, ZEROS],
+        [{"prompt_tokens": 3, "completion_tokens": 0}, {"prompt_tokens": 0, "completion_tokens": 5}],
+        [{"prompt_tokens": 3, "completion_tokens": n, "total_tokens": 3 + n} for n in range(6)],
+        [{"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}, {}],
+    ],
+    ids=["zeros at the end", "prompt and output apart", "growing", "empty at the end"],
+)
+def test_usage_in_several_chunks_is_read_once(
+    server: OpenAIServer, usages: list[dict[str, Any]], litellm_model: str
+) -> None:
+    model, _ = model_for(server, litellm_model=litellm_model)
+    server.usages = usages
+    completion = ask(model)[1]
+    assert completion.usage.models == {"far": TokenCount(3, 5)}
+    assert completion.warnings == ()
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_reported_zeros_of_an_empty_answer_stay_and_details_count(
+    server: OpenAIServer, streams: bool
+) -> None:
     model, _ = model_for(server, streams=streams)
-    server.usage = {"completion_tokens": 0, "total_tokens": 3}
+    server.text, server.usage = "", {"completion_tokens": 0, "total_tokens": 3}
     assert ask(model)[1].usage.models == {"far": TokenCount(3, 0)}
+    server.text = "seven words"
     server.usage = {
         "prompt_tokens": 100,
         "completion_tokens": 40,

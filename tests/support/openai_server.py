@@ -44,6 +44,7 @@ class OpenAIServer:
     pause: float = 0.0  # seconds before each piece of a stream
     text: str | None = None
     usage: dict[str, Any] | None = None  # laid over the usage it reports
+    usages: list[dict[str, Any]] = field(default_factory=list)  # in its place, in chunks of their own
     headers: dict[str, str] = field(default_factory=dict)  # of its answers
     # What it thinks first, and how it shows that: the name of a field, "tags", "closing tag", or "unclosed".
     thought: str | None = None
@@ -57,6 +58,7 @@ class OpenAIServer:
     def reset(self) -> None:
         self.script, self.requests, self.pause, self.text, self.usage = [], [], 0.0, None, None
         self.foreign = []
+        self.usages = []
         self.headers, self.thought, self.thought_as, self.piece = {}, None, "reasoning_content", None
         self.hung_up.clear()
 
@@ -105,7 +107,11 @@ class OpenAIServer:
                 {"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs(body, message)}
             ],
         }
-        return JSONResponse(whole | ({"usage": usage} if usage else {}), headers=self.headers)
+        if self.usages:
+            whole["usage"] = self.usages[-1]
+        elif usage:
+            whole["usage"] = usage
+        return JSONResponse(whole, headers=self.headers)
 
     async def refuse(self, request: Request) -> Response:
         self.foreign.append(await request.json())
@@ -151,9 +157,10 @@ class OpenAIServer:
                     part = {"index": index, "function": {"arguments": arguments[start : start + 5]}}
                     yield event({"tool_calls": [part]})
             yield event({}, finish)
-            if usage and (body.get("stream_options") or {}).get("include_usage"):
+            wanted = (body.get("stream_options") or {}).get("include_usage")
+            for each in (self.usages or ([usage] if usage else [])) if wanted else ():
                 chunk = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
-                yield f"data: {json.dumps({**chunk, 'choices': [], 'usage': usage})}\n\n"
+                yield f"data: {json.dumps({**chunk, 'choices': [], 'usage': each})}\n\n"
             yield "data: [DONE]\n\n"
             ended = True
         finally:

@@ -668,6 +668,33 @@ def test_a_question_too_long_for_its_model_fails_alone(tmp_path: Path) -> None:
     assert "do not fit the context" in rows[2].reason
 
 
+KILLED_BEFORE_POSTING = """
+import os, sys
+from batch_jobs import CHEAP, EXPENSIVE, FixedPlansRouter, Plan
+from scripted_batch import *
+
+def end(*given, **options):
+    os._exit(9)
+
+Ledger.attach = Ledger.settle = Ledger.settle_many = end
+plan = Plan((CHEAP, EXPENSIVE), 2) if sys.argv[2] == "plan" else CHEAP
+run(Path(sys.argv[1]), router=FixedPlansRouter({plan: (0.9, 400_000)}))
+"""
+
+
+@pytest.mark.parametrize("route", ["plan", "one call"])
+def test_a_kill_between_an_answer_and_its_price_makes_no_call_free(tmp_path: Path, route: str) -> None:
+    write_questions(tmp_path / "in.jsonl", 4)
+    script = [sys.executable, "-c", KILLED_BEFORE_POSTING, str(tmp_path), route]
+    assert subprocess.run(script, check=False, cwd=SUPPORT, timeout=120).returncode == 9
+    plan = Plan((CHEAP, EXPENSIVE), 2) if route == "plan" else CHEAP
+    rows = rows_of(run(tmp_path, router=FixedPlansRouter({plan: (0.9, 400_000)}), resume=True))
+    calls = [call for row in rows for call in row.calls]
+    assert len(calls) == (8 if route == "plan" else 4)
+    assert not any(call.cached for call in calls)
+    assert all(call.cost_nanousd for call in calls)
+
+
 DISK_FULL = """
 import resource, signal, sys
 from scripted_batch import *
