@@ -157,8 +157,9 @@ class _Models:
         return [spec.name for spec in self.catalogue.models() if spec.default]
 
     def none_usable(self, pairs: Iterable[Pair]) -> ViaticumError:
-        names = [*self.candidates, *(pair.model for pair in pairs)]
-        return self.usable.none_usable(names if self._named is None else [self._named])
+        """The reason for one model; for several, the reasons of all that may be routed to."""
+        names = dict.fromkeys(pair.model for pair in pairs)
+        return self.usable.none_usable(names if len(names) == 1 else [*self.candidates, *names])
 
     def prior_model(self, name: str, figures: Mapping[str, float] = MappingProxyType({})) -> PriorModel:
         """What a prior may know of a model. figures: beside the benchmarks of its entry."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -266,6 +267,21 @@ class RowPlanner:
         routed = [max(1, round(budget - reserved.nanousd)) for budget in budgets]
         found = preview(worth, cost, routed, rows=rows, spread=spread, **self._deadline_terms(seconds))
         return [reserved.add_to(each, budget) for each, budget in zip(found, budgets, strict=True)]
+
+    def choices(self, sample: Sequence[tuple[int, BatchRow]], rows: int) -> tuple[dict[str, int], list[str]]:
+        """How many rows of a sample get which plan, most frequent first, and where the estimates come from.
+
+        Rows that are skipped count as "skipped".
+        """
+        self.begin(sample, rows)
+        counts, origins = Counter[str](), dict[str, None]()
+        for planned in self._plan_block([row for _, row in sample]):
+            counts["skipped" if planned.plan is None else str(planned.plan)] += 1
+            if planned.plan is not None and not planned.row.names_model:
+                _, table = self.estimates.of(planned.query)
+                found = (table[pair].origin for pair in planned.plan.pairs if pair in table)
+                origins.update(dict.fromkeys(origin for origin in found if origin))
+        return dict(counts.most_common()), [*origins]
 
     def forecast(self) -> Preview | None:
         self._learn()

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -379,12 +379,21 @@ def _without_old_objects() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class DryRun:
-    """Forecast of a job. rows: of the input; bad: of them, not usable; previews: at several budgets."""
+    """Forecast of a job.
+
+    Attributes:
+        rows, bad: of the input; how many of them cannot be used.
+        previews: at several budgets.
+        routes: rows of a sample by the plan, such as model+strategy, that they would get at the budget.
+        origins: where the estimates come from, in words.
+    """
 
     rows: int
     bad: int
     problems: tuple[str, ...]
     previews: tuple[Preview, ...]
+    routes: Mapping[str, int] = field(default_factory=dict)
+    origins: tuple[str, ...] = ()
 
 
 def preview_batch(
@@ -423,7 +432,8 @@ def preview_batch(
         found = survey(input_file.rows(), lambda number: False, SAMPLE)
         budgets = [max(1, round(amount * share)) for share in BUDGET_SHARES]
         previews = planner.previews(found.sample, found.pending, budgets) if found.pending else []
-        return DryRun(found.rows, found.bad, tuple(found.problems), tuple(previews))
+        routes, origins = planner.choices(found.sample, found.pending) if found.pending else ({}, [])
+        return DryRun(found.rows, found.bad, tuple(found.problems), tuple(previews), routes, tuple(origins))
 
 
 def _open_resources(

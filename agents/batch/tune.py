@@ -27,7 +27,7 @@ from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import TRIES, Dollars, WorkflowSettings
 from viaticum.budgets import Ledger, default_path
 from viaticum.catalogue import Catalogue
-from viaticum.errors import BudgetError, DataError, InputError, ViaticumError
+from viaticum.errors import BudgetError, DataError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Model
 from viaticum.models.settings import prompt, resolve
@@ -312,16 +312,11 @@ def _usable(tools: WorkflowResources, named: Sequence[str]) -> list[str]:
     """The named models, or all that can be used here. Raises for a named one that cannot."""
     if named:
         models = [tools.catalogue[name].name for name in dict.fromkeys(named)]
-        for name in models:
-            tools.is_usable(Pair(name, "cot"))
+        for pair in (Pair(name, "cot") for name in models):
+            if not tools.is_usable(pair):
+                raise tools.none_usable([pair])
         return models
-    found, why = [], []
-    for spec in tools.catalogue.models():
-        try:
-            if tools.is_usable(Pair(spec.name, "cot")):
-                found.append(spec.name)
-        except ViaticumError as error:
-            why.append(f"{spec.name}: {error}")
-    if not found:
-        raise InputError(f"no model of the catalogue can be used here ({'; '.join(why)})")
-    return found
+    pairs = [Pair(spec.name, "cot") for spec in tools.catalogue.models()]
+    if found := [pair.model for pair in pairs if tools.is_usable(pair)]:
+        return found
+    raise tools.none_usable(pairs)

@@ -241,7 +241,14 @@ def _dry_run(source: Path, as_json: bool, settings: dict[str, Any]) -> None:
         previews = [asdict(each) for each in found.previews]
         typer.echo(
             json.dumps(
-                {"rows": found.rows, "bad": found.bad, "problems": found.problems, "previews": previews}
+                {
+                    "rows": found.rows,
+                    "bad": found.bad,
+                    "problems": found.problems,
+                    "previews": previews,
+                    "routes": found.routes,
+                    "origins": found.origins,
+                }
             )
         )
         return
@@ -254,6 +261,11 @@ def _dry_run(source: Path, as_json: bool, settings: dict[str, Any]) -> None:
             format_usd(each.cost_p90),
         )
     Console(width=max(80, Console().width)).print(table)
+    planned = sum(found.routes.values())
+    for route, count in found.routes.items():
+        typer.echo(f"{count / planned:.0%} {route}")
+    for origin in found.origins:
+        typer.echo(f"estimates: {origin}")
     typer.echo(f"{found.rows} rows" + (f", {found.bad} of them cannot be used" if found.bad else ""))
     for problem in found.problems:
         typer.echo(problem)

@@ -181,7 +181,7 @@ def _breaks_off(*_: Any) -> Iterator[str]:
 
 def test_the_document_names_every_route(server: RunningServer) -> None:
     routes = {
-        (route.path, method.lower())
+        (route.path.replace(":path}", "}"), method.lower())
         for route in app.build_app(server.service).routes
         for method in route.methods  # type: ignore[attr-defined]
         if method != "HEAD"
