@@ -28,6 +28,7 @@ from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import MissingExtra, UnknownName, ViaticumError
+from viaticum.model_spec import PRICES
 from viaticum.models.base import Model
 from viaticum.models.local import LocalModels
 from viaticum.models.remote.model import RemoteModel
@@ -135,7 +136,7 @@ class _Models:
 
     def __init__(self, catalogue: Catalogue, settings: WorkflowSettings) -> None:
         given = dict(settings.models or {})
-        self.catalogue = with_litellm_prices(catalogue.with_models(*_given_entries(given)))
+        self.catalogue = with_litellm_prices(catalogue.with_models(*_given_entries(given, catalogue)))
         self._models, self._lock = given, threading.Lock()
         self._local = LocalModels(
             self.catalogue, slots=settings.slots, max_slots=max(settings.concurrency, SLOTS)
@@ -178,14 +179,19 @@ class _Models:
         return RemoteModel(spec) if spec.kind == "remote" else self._local.model(spec.name)
 
 
-def _given_entries(given: Mapping[str, Model]) -> Iterator[ModelSpec]:
-    """The entries of models that were passed in code, each under its own name and the one it was given."""
+def _given_entries(given: Mapping[str, Model], catalogue: Catalogue) -> Iterator[ModelSpec]:
+    """The entries of models that were passed in code, each under its own name and the one it was given.
+
+    One in place of a local model of the catalogue brings its prices alone: pairs are made of local entries.
+    """
     for name, model in given.items():
         entry = model.catalogue_entry()
-        if entry is not None:
-            yield entry
-            if entry.name != name:
-                yield entry.model_copy(update={"name": name})
+        if entry is None:
+            continue
+        for each in dict.fromkeys((entry.name, name)):
+            there = catalogue.get(each)
+            kept = there if there is not None and there.kind == "local" else entry
+            yield kept.model_copy(update={"name": each, **{field: getattr(entry, field) for field in PRICES}})
 
 
 def _open_router(settings: WorkflowSettings, pool: _Models) -> QueryRouter:

@@ -44,6 +44,7 @@ Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*\+?")
 _PRICE_DETAILS = ("cached_input_price", "reasoning_price", "second_price", "price_tiers", "price_version")
+PRICES = ("input_price", "output_price", *_PRICE_DETAILS)  # the fields of a price
 _PAIR_FIELDS = ("small", "large", "router")
 # What each token router takes beside; a router that is not named here takes them all.
 _ROUTER_FIELDS = {
