@@ -38,7 +38,7 @@ Question: {question}
 Answer: {answer}
 
 Give your reason in one or two sentences, then a last line with one word: RIGHT or WRONG."""
-_VERDICT = re.compile(r"\b(RIGHT|WRONG)\b")
+_VERDICT = re.compile(r"\b(RIGHT|WRONG)\W*\Z")
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def verdict_id(question: Question, answer: str) -> str:
 
 
 def read_verdict(text: str) -> bool | None:
-    """The last verdict of a text; None where there is none."""
-    found = _VERDICT.findall(text)
-    return found[-1] == "RIGHT" if found else None
+    """The verdict at the end of a text; None where there is none, as in one that was cut off."""
+    found = _VERDICT.search(text)
+    return found[1] == "RIGHT" if found else None
 
 
 class Judge:
@@ -94,7 +94,6 @@ class Judge:
         self.model, self.rows = model, rows
         self.verdicts: dict[str, bool] = {}
         self.costs: dict[str, int] = {}
-        self.reasons: dict[str, str] = {}
         self.journal = RowJournal(folder, cells)
         for row in read_rows(folder):
             self._add(row)
@@ -126,10 +125,9 @@ class Judge:
         self.journal.close()
 
     def _add(self, row: JobRow) -> bool:
-        verdict = read_verdict(row.text or row.answer or "") if row.calls and row.pair else None
+        whole = row.pair and row.calls and row.calls[-1].finish_reason != "length"
+        verdict = read_verdict(row.text or row.answer or "") if whole else None
         if verdict is None:
-            self.reasons[row.id] = row.reason or "it gave no verdict"
             return False
         self.verdicts[row.id], self.costs[row.id] = verdict, row.cost_nanousd
-        self.reasons.pop(row.id, None)
         return True

@@ -46,6 +46,7 @@ LEARNING_SHARE = 0.6  # of the budget at least; the rest pays for the answers to
 ATTEMPTS = 2  # of a call that failed, in one run; within each the model's own retries
 PROBES = 3  # failed calls that are made again of a pair that has given no outcome so far
 LEARNING_TIME, BUYING_TIME = 0.6, 0.9  # of the time until learning and buying end; the rest is for fitting
+GIVE_UP = 10  # calls of a pair that failed, none answered, after which the round asks it no more
 ROUNDS, JUDGE = "rounds.jsonl", "judge"
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -221,14 +222,25 @@ class _Purchase:
         self.planned.update(cells)
         wanted = [each for each in dict.fromkeys(cells) if not self.journal.is_done(each)]
         share = LEARNING_TIME if stage != "held out" else BUYING_TIME
-        planned = itertools.takewhile(
-            lambda _: not self._is_late(share), (self.tuning.planned(each) for each in wanted)
+        planned = (
+            self.tuning.planned(each)
+            for each in itertools.takewhile(lambda _: not self._is_late(share), wanted)
+            if not self._is_given_up(each)
         )
         for done, (_, row) in enumerate(process_rows(planned, self.rows), 1):
             if self._add(row):
                 self.journal.write(row)
             self.progress(stage, done, len(wanted))
         self._grade()
+
+    def _is_given_up(self, number: int) -> bool:
+        """Whether the first calls of its pair have all failed; it is asked once the pair has an outcome."""
+        pair = number % self.pairs
+        failures = sum(each % self.pairs == pair for each in self.failed)
+        if self.attempts[number] or failures < GIVE_UP or pair not in self._silent_pairs():
+            return False
+        self.failed[number] = "not asked, as no call of its pair was answered"
+        return True
 
     def _is_late(self, share: float) -> bool:
         """Whether so much of the time is over."""

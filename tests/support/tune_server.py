@@ -26,8 +26,12 @@ class KindServer(OpenAIServer):
     async def chat(self, request: Request) -> Response:
         if self.down is not None and (body := await request.json())["model"] == self.down:
             self.requests.append(body)
-            return error(503, "it is down")
-        return await super().chat(request)
+            response: Response = error(503, "it is down")
+        else:
+            response = await super().chat(request)
+        # Threads that ask at the same time make a client each, and drop all but one with its open socket.
+        response.headers["connection"] = "close"
+        return response
 
     def answer(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
         question = body["messages"][-1]["content"]

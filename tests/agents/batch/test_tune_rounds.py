@@ -151,7 +151,22 @@ def test_without_a_judge_all_questions_need_answers(tmp_path: Path) -> None:
 def test_the_verdict_is_the_last_word() -> None:
     assert read_verdict("The answer seems WRONG, but is RIGHT.\nRIGHT") is True
     assert read_verdict("RIGHT would be 5.\n**WRONG**") is False
+    assert read_verdict("Verdict: RIGHT.") is True
     assert read_verdict("I cannot tell whether it is right.") is None
+    assert read_verdict("I have to say whether it is RIGHT or") is None
+
+
+def test_an_answer_without_a_verdict_is_no_outcome(tmp_path: Path) -> None:
+    given = {
+        "some": model("some", says("sums", "games"), "1"),
+        "all": model("all", says(*WORDS), "10"),
+        "judge": model("judge", "I had rather not say.", "1"),
+    }
+    found = bought(tuning(tmp_path, questions(known=40), judge="judge", given=given))
+    assert found.judged is not None
+    assert (found.judged.outcomes, found.judged.checked) == (0, 0)
+    assert found.judged.ungraded == 16
+    assert not found.judged.questions & {row.question_id for row in found.outcomes}
 
 
 def test_where_the_time_is_up_what_was_bought_is_kept(tmp_path: Path) -> None:
