@@ -61,24 +61,35 @@ def model_log_odds(table: Answers) -> Array:
     return np.asarray(np.log(shares / (1 - shares))[of_model])
 
 
+def measured_slope(table: Answers, named: Sequence[str], unseen: Array) -> float:
+    """What an expected ease is worth in log-odds; `unseen` [Q] was expected out of fold."""
+    row = {name: number for number, name in enumerate(named)}
+    of_row = unseen[[row[name] for name in table.question.tolist()]]
+    return logistic_slope(model_log_odds(table), of_row, table.correct)
+
+
+def out_of_fold(embeddings: Array, ease: Array, folds: Array) -> Array:
+    """The ease of each question as expected without its fold [Q]."""
+    unseen = np.zeros(len(ease))
+    for fold in range(FOLDS):
+        weights, constant = ridge(embeddings[folds != fold], ease[folds != fold])
+        unseen[folds == fold] = embeddings[folds == fold] @ weights + constant
+    return unseen
+
+
 def fit_view(table: Answers, texts: Mapping[str, str], embed: Embed) -> dict[str, Array]:
     """The arrays of prior_questions.npz; slope and nearness are measured on questions out of fold."""
     named, ease = mean_ease(table)
     embeddings = embed([texts[name] for name in named]).astype(np.float64)
     folds = assign_folds(near_duplicates([texts[name] for name in named]), FOLDS, 0)
-    unseen, nearness = np.zeros(len(named)), np.zeros(len(named))
+    nearness = np.zeros(len(named))
     for fold in range(FOLDS):
-        inside, outside = folds != fold, folds == fold
-        weights, constant = ridge(embeddings[inside], ease[inside])
-        unseen[outside] = embeddings[outside] @ weights + constant
-        nearness[outside] = (embeddings[outside] @ centres(embeddings[inside]).T).max(1)
-    row = {name: number for number, name in enumerate(named)}
-    of_row = unseen[[row[name] for name in table.question.tolist()]]
+        nearness[folds == fold] = (embeddings[folds == fold] @ centres(embeddings[folds != fold]).T).max(1)
     weights, constant = ridge(embeddings, ease)
     return {
         "weights": weights.astype(np.float32),
         "constant": np.float32(constant),
-        "slope": np.float32(logistic_slope(model_log_odds(table), of_row, table.correct)),
+        "slope": np.float32(measured_slope(table, named, out_of_fold(embeddings, ease, folds))),
         "near": np.float32(np.quantile(nearness, NEAR)),
         "centres": np.round(centres(embeddings) * 127).astype(np.int8),
     }
@@ -93,24 +104,31 @@ def view_figures(
     """AUC and log loss on held-out questions of models left out; ranks of ease on other data sets."""
     from sklearn.metrics import log_loss, roc_auc_score
 
-    named = sorted({*table.question.tolist()})
-    groups = near_duplicates([texts[name] for name in named])
-    of_test = np.isin(table.question, np.array(named)[held_out(groups, SHARE, 0)])
+    everything = sorted({*table.question.tolist()})
+    groups = near_duplicates([texts[name] for name in everything])
+    test = held_out(groups, SHARE, 0)
+    of_test = np.isin(table.question, np.array(everything)[test])
+    group = dict(zip(everything, groups.tolist(), strict=True))
     rows = []
     for model in np.unique(table.model).tolist():
-        view = fit_view(table.select(~of_test & (table.model != model)), texts, embed)
+        train = table.select(~of_test & (table.model != model))
+        named, ease = mean_ease(train)
+        embeddings = embed([texts[name] for name in named]).astype(np.float64)
+        folds = assign_folds(np.array([group[name] for name in named]), FOLDS, 0)
+        slope = measured_slope(train, named, out_of_fold(embeddings, ease, folds))
+        weights, constant = ridge(embeddings, ease)
         own = table.select(of_test & (table.model == model))
         known = table.select(~of_test & (table.model == model)).correct.mean()
-        embeddings = embed([texts[name] for name in own.question.tolist()])
-        shift = view["slope"] * (embeddings @ view["weights"] + view["constant"])
+        shift = slope * (embed([texts[name] for name in own.question.tolist()]) @ weights + constant)
         share = 1 / (1 + np.exp(-(np.log(known / (1 - known)) + shift)))
         plain = log_loss(own.correct, np.full(len(share), known))
         rows.append((roc_auc_score(own.correct, share), log_loss(own.correct, share), plain))
-    view = fit_view(table, texts, embed)
+    named, ease = mean_ease(table)
+    weights, _ = ridge(embed([texts[name] for name in named]).astype(np.float64), ease)
     ranks = {}
-    for name, (answers, known_texts) in others.items():
-        questions, ease = mean_ease(answers)
-        expected = embed([known_texts[each] for each in questions]) @ view["weights"]
-        ranks[name] = float(spearmanr(expected, ease).statistic)
+    for dataset, (answers, known_texts) in others.items():
+        questions, measured = mean_ease(answers)
+        expected = embed([known_texts[each] for each in questions]) @ weights
+        ranks[dataset] = float(spearmanr(expected, measured).statistic)
     auc, viewed, plain = np.mean(rows, 0)
     return {"auc": auc, "log_loss": viewed, "log_loss_plain": plain, "ranks": ranks}
