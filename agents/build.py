@@ -6,10 +6,12 @@ which are the SDK's (`viaticum.agents.client`).
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Unpack
 
@@ -19,6 +21,7 @@ from viaticum import strategies
 from viaticum.agents.workflow.graph import Graph, Workflow
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import (
+    LIVE_OUTCOMES,
     SLOTS,
     Dollars,
     SettingsKeywords,
@@ -35,11 +38,14 @@ from viaticum.models.remote.model import RemoteModel
 from viaticum.models.remote.prices import thinks_by_default, with_litellm_prices
 from viaticum.models.scripted import ScriptedModel
 from viaticum.models.usable import UsableModels
+from viaticum.outcomes import read_outcomes
 from viaticum.routers.query import QueryRouter, StaticRouter, as_policy
 from viaticum.routers.query.covering import STRATEGIES, CoveringRouter
 from viaticum.routers.query.prior import USUAL, PriorModel, default_prior
 from viaticum.routers.query.restricted import RestrictedRouter
-from viaticum.types import Pair
+from viaticum.types import Outcome, Pair
+
+_log = logging.getLogger(__name__)
 
 
 def build_graph(
@@ -211,6 +217,17 @@ def _open_router(settings: WorkflowSettings, pool: _Models) -> QueryRouter:
     return fitted
 
 
+def _live_outcomes(path: Path) -> list[Outcome]:
+    """What `feedback` recorded, the last of a question and pair; nothing where the file cannot be read."""
+    if not path.is_file():
+        return []
+    try:
+        return list({(row.question_id, row.pair): row for row in read_outcomes(path)}.values())
+    except ViaticumError as error:
+        _log.warning("the prior goes without the outcomes of feedback: %s", error)
+        return []
+
+
 def _covering(table: StaticRouter, settings: WorkflowSettings, pool: _Models) -> QueryRouter:
     """The table, and a prior for the usable models that it does not know; the table alone where it knows all.
 
@@ -224,7 +241,7 @@ def _covering(table: StaticRouter, settings: WorkflowSettings, pool: _Models) ->
     figure = table.origin.dataset if table.origin is not None else ""
     return CoveringRouter(
         table,
-        default_prior(),
+        default_prior().with_outcomes(_live_outcomes(settings.home / LIVE_OUTCOMES)),
         [pool.prior_model(name) for name in unknown],
         STRATEGIES if settings.strategy is None else (settings.strategy,),
         [pool.prior_model(name, {figure: share}) for name, share in usual.items() if name in pool.catalogue],

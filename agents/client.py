@@ -33,7 +33,7 @@ from viaticum.agents.workflow.events import Event, event_from_json
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.many import in_tasks, in_threads
 from viaticum.agents.workflow.nodes import StoppableRun
-from viaticum.agents.workflow.settings import Dollars, SettingsKeywords, WorkflowSettings
+from viaticum.agents.workflow.settings import LIVE_OUTCOMES, Dollars, SettingsKeywords, WorkflowSettings
 from viaticum.agents.workflow.state import Allowance, State, answer_of
 from viaticum.budgets import Budget, Ledger
 from viaticum.checks import checked_count, checked_seconds, checked_text, checked_type
@@ -345,8 +345,8 @@ class Viaticum:
             seconds=answer.usage.seconds if is_only_pair else None,
             finish_reason=answer.finish_reason,
         )
-        append_outcome(self._settings.home / "outcomes.jsonl", row)
-        return self._settings.home / "outcomes.jsonl"
+        append_outcome(self._settings.home / LIVE_OUTCOMES, row)
+        return self._settings.home / LIVE_OUTCOMES
 
     # Runs of the graph
 

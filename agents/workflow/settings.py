@@ -31,6 +31,7 @@ AUTO = "auto"  # the model name that stands for the routed workflow
 DEFAULT_BUDGET_USD = "0.01"
 TRIES = 3
 CONCURRENCY = 16
+LIVE_OUTCOMES = "outcomes.jsonl"  # what `feedback` records, in the folder of the ledger
 SLOTS = 4  # cached prompts: one per strategy of the packaged table, so that its examples are read once
 
 Dollars = str | int | float | Decimal

@@ -51,9 +51,11 @@ class CoveringRouter(QueryRouter):
         self.router.prefetch(queries)
 
     def plans_for(self, query: Query) -> list[PlanRow]:
+        """Plans of the router, those of one pair with its row here, then the added pairs alone."""
         added = {row.pair for row in self._added(query, self.router.table(query))}
-        alone = super().plans_for(query)
-        return [*self.router.plans_for(query), *(each for each in alone if each.plan.pairs[0] in added)]
+        alone = {each.plan: each for each in super().plans_for(query)}
+        known = [alone.get(each.plan, each) for each in self.router.plans_for(query)]
+        return [*known, *(each for plan, each in alone.items() if plan.pairs[0] in added)]
 
     @property
     def has_plans(self) -> bool:

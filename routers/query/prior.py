@@ -253,6 +253,6 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def default_prior() -> Prior:
+def default_prior() -> AbilityPrior:
     """The prior of routers that name none: that of the package."""
     return AbilityPrior(view=QuestionView())
