@@ -60,6 +60,7 @@ from viaticum.types import Pair
 
 SHARE = 0.35  # of the questions is held out
 COUNTS = (20, 50, 100)
+MEAN = "mean of the models"
 WEIGHTS = (0.03, 0.1, 0.3, 1.0)
 ABOUT = (
     "Averages learned by `python benchmarks/prior.py --fit`: abilities of models, kinds of questions,"
@@ -133,8 +134,9 @@ def leave_one_out(split: Split, draws: int) -> dict[str, dict[str, list[float]]]
     for model in truth:
         scale = split.scale_without(model)
         own = split.train.correct[split.train.model == model]
+        add("figure as it is, no prior", model, figures[model])
         add("figure", model, placed(scale, {ANCHOR: figures[model]}))
-        add("mean of the models", model, float(np.mean([each for m, each in figures.items() if m != model])))
+        add(MEAN, model, float(np.mean([each for m, each in figures.items() if m != model])))
         for count in COUNTS:
             for _ in range(draws):
                 outcomes = rng.choice(own, count, replace=False)
@@ -151,7 +153,8 @@ def placement_figures(found: Mapping[str, Mapping[str, Sequence[float]]]) -> dic
     for way, by_model in found.items():
         values = np.array([by_model[model] for model in truth])
         real = np.array(list(truth.values()))
-        ranks = [spearmanr(column, real).statistic for column in values.T if np.ptp(column) > 0]
+        columns = [] if way == MEAN else values.T  # a mean without the model itself has the order upside down
+        ranks = [spearmanr(column, real).statistic for column in columns]
         table[way] = {
             "rank": float(np.mean(ranks)) if ranks else float("nan"),
             "error": 100 * float(np.abs(values - real[:, None]).mean()),
@@ -202,7 +205,7 @@ def choices(
     expected_cost = np.array([prices[m][0] * prompt + prices[m][1] * usual for m in models]) / 1e6
     table = {}
     for way, by_model in found.items():
-        if way == "mean of the models":  # of all: there is no other
+        if way == MEAN:  # of all: there is no other
             by_model = {model: [0.5] for model in models}
         draws = np.array([by_model[model] for model in models])
         each = [losses(draws[:, n], expected_cost, real, cost) for n in range(draws.shape[1])]
@@ -279,7 +282,7 @@ def crossed_figures(found: Sequence[Crossed]) -> list[dict[str, Any]]:
 def public_ranks(tables: Sequence[Answers], number: int) -> dict[str, Any]:
     """Models of the anchor's table placed by public figures other than the anchor's."""
     figures = public_figures()
-    truth = shares(tables[number])
+    truth = shares(merged(tables, number))
     rows = {}
     for model in sorted(set(truth) & set(figures)):
         own = {name: float(np.mean(values)) for name, values in figures[model].items() if name != ANCHOR}
@@ -318,7 +321,11 @@ def single_kind(
         found = leave_one_out(split, args.draws)
         placements.append(placement_figures(found))
         chosen.append(choices(split, found, prices))
-        print(f"seed {seed}: {test.sum()} of {len(named)} questions held out, {len(found['truth'])} models")
+        means = [100 * np.mean(list(shares(each).values())) for each in (split.train, split.test)]
+        print(
+            f"seed {seed}: {test.sum()} of {len(named)} questions held out, {len(found['truth'])} models,"
+            f" right on average {means[0]:.1f}% of the training questions, {means[1]:.1f}% of the others"
+        )
     print(f"\n{'placed by':32}{'rank':>8}{'error':>8}{'loss':>8}{'accuracy':>10}{'dollars':>10}")
     for way in placements[0]:
         rank, error = (np.mean([each[way][name] for each in placements]) for name in ("rank", "error"))
