@@ -172,11 +172,12 @@ class AbilityPrior(Prior):
         characters = len(query.text) + sum(len(message["content"]) for message in query.messages)
         tokens = max(SHORTEST, 1 << int(characters / self.weights.characters_a_token).bit_length())
         key = (tokens, tuple(models), tuple(strategies))
-        if key not in self._rows:
+        rows = self._rows.get(key)
+        if rows is None:
             if len(self._rows) >= CACHE_SIZE:
                 self._rows.clear()
-            self._rows[key] = self._make_rows(*key)
-        rows = self._rows[key]
+            # Another thread may have made them meanwhile: all take the same ones.
+            rows = self._rows.setdefault(key, self._make_rows(*key))
         shift = None if self.view is None or self._counts else self.view.shift(query.text)
         return rows if shift is None else self._viewed(rows, models, shift)
 

@@ -6,6 +6,7 @@ import itertools
 import random
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,15 @@ def test_the_same_rows_for_the_same_models_and_estimates() -> None:
     changed = prior.rows(QUERY, (model("a"), model("b", mmlu_pro=0.9)), USUAL)
     assert changed[3].accuracy > first[3].accuracy
     assert prior.rows(QUERY, (), USUAL) == prior.rows(QUERY, models, ()) == ()
+
+
+def test_threads_share_a_prior_whose_cache_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("viaticum.routers.query.prior.CACHE_SIZE", 2)
+    prior = AbilityPrior()
+    models = [model(f"m{n}") for n in range(6)]
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda n: prior.rows(QUERY, [models[n % 6]], USUAL)[0].pair.model, range(600))
+        assert list(found) == [f"m{n % 6}" for n in range(600)]
 
 
 # --- outcomes -----------------------------------------------------------------------------------------------
