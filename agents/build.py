@@ -30,7 +30,7 @@ from viaticum.agents.workflow.settings import (
 from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
-from viaticum.errors import MissingExtra, UnknownName, ViaticumError
+from viaticum.errors import UnknownName, ViaticumError
 from viaticum.model_spec import PRICES
 from viaticum.models.base import Model
 from viaticum.models.local import LocalModels
@@ -41,6 +41,7 @@ from viaticum.models.usable import UsableModels
 from viaticum.outcomes import read_outcomes
 from viaticum.routers.query import QueryRouter, StaticRouter, as_policy
 from viaticum.routers.query.covering import STRATEGIES, CoveringRouter
+from viaticum.routers.query.folders import load_router
 from viaticum.routers.query.prior import USUAL, PriorModel, default_prior
 from viaticum.routers.query.restricted import RestrictedRouter
 from viaticum.types import Outcome, Pair
@@ -207,11 +208,7 @@ def _open_router(settings: WorkflowSettings, pool: _Models) -> QueryRouter:
         return router
     if router is None:
         return _covering(StaticRouter.default(), settings, pool)
-    try:
-        from viaticum.routers.query.rtr import RTRRouter
-    except ImportError as error:
-        raise MissingExtra(error.name or "torch", "local") from None
-    fitted = RTRRouter.load(router)
+    fitted = load_router(router)
     known = {pair.strategy for pair in fitted.pairs if strategies.is_known(pair.strategy)}
     fitted.check_fits(list(pool.catalogue), sorted(known))
     return fitted

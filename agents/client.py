@@ -28,7 +28,7 @@ from viaticum.agents.build import open_workflow
 from viaticum.agents.draining import DrainGate
 from viaticum.agents.workflow.approval import decision_needed, parse_decision
 from viaticum.agents.workflow.arguments import as_query, as_questions, thread_config, with_settings
-from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints
+from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints, storable
 from viaticum.agents.workflow.events import Event, event_from_json
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.many import in_tasks, in_threads
@@ -434,7 +434,8 @@ class Viaticum:
 
 def _check_same(query: Query, values: Mapping[str, Any], thread_id: str) -> None:
     stored = values.get("asked") or values  # the input itself, before the node `start` has run
-    if stored.get("question") != query.text or list(stored.get("messages") or []) != list(query.messages):
+    same = storable(stored.get("question")) == storable(query.text)
+    if not same or list(stored.get("messages") or []) != list(query.messages):
         raise InputError(f"thread {thread_id!r} belongs to another question; use a new thread id")
 
 

@@ -287,6 +287,10 @@ class CancellableModel(Model):
     def count(self, text: str) -> int:
         return self.model.count(text)
 
+    @property
+    def counting_hint(self) -> str:
+        return self.model.counting_hint
+
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
         return self.model.worst_case_of(messages, generation)
 

@@ -256,6 +256,7 @@ class Ledger:
         unpriced: Iterable[str] = (),
         lease: int = LEASE_SECONDS,
         dispatch: bool = False,
+        hint: str = "",
     ) -> Hold:
         """Reserve the worst case of a call in every scope of its lineage.
 
@@ -270,6 +271,7 @@ class Ledger:
             unpriced: models that may go without a price; their tokens still count.
             lease: seconds after which a hold without news is expired, or unknown if it was dispatched.
             dispatch: dispatch a new hold in the same transaction, for callers that send at once.
+            hint: how the tokens were counted; part of the message where the call does not fit.
 
         Raises:
             BudgetExceeded: a scope has less left; nothing is held.
@@ -279,12 +281,12 @@ class Ledger:
             HoldError: the key belongs to another call.
         """
         parameters_hash = "" if parameters is None else digest(parameters)
-        claim = Claim(key, usage, prices, parameters_hash, tags or {})
+        claim = Claim(key, usage, prices, parameters_hash, tags or {}, hint)
         free = checked_items("unpriced", unpriced, str, "the name of a model")
         wanted = _hold_from_claim(budget, claim, free, lease)
         outcome = self._store.write(partial(self._reserve, wanted, dispatch))
         if isinstance(outcome, BudgetExceeded):
-            raise outcome
+            raise rules.explained(outcome, wanted, hint)
         return outcome
 
     def reserve_many(
@@ -313,7 +315,13 @@ class Ledger:
             buffer.flush()
             return found
 
-        return self._store.write(action) if claims else []
+        ended = self._store.write(action) if claims else []
+        return [
+            rules.explained(each, hold, claim.hint)
+            if isinstance(each, BudgetExceeded) and isinstance(hold, Hold)
+            else each
+            for each, hold, claim in zip(ended, wanted, claims, strict=True)
+        ]
 
     def _reserve(self, wanted: Hold, dispatch: bool, rows: Rows) -> Hold | BudgetExceeded:
         lineage = rules.get_lineage(rows, wanted.budget)

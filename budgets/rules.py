@@ -19,7 +19,7 @@ from viaticum.budgets.records import (
 )
 from viaticum.budgets.store import Rows, Scope
 from viaticum.errors import BudgetClosed, BudgetError, BudgetExceeded, HoldError, InputError, UnknownName
-from viaticum.money import MAX_NANOUSD, format_usd
+from viaticum.money import MAX_NANOUSD, Price, format_usd
 from viaticum.types import TokenCount
 
 
@@ -183,10 +183,28 @@ def refuse_other_result(hold: Hold, result: str) -> None:
 
 
 def _exceeded(short: str, scope: Scope, needed: int, left: int, unit: str) -> BudgetExceeded:
-    message = (
-        f"budget {scope.name!r} has {short}; raise the limit, allow fewer tokens or choose a cheaper model"
+    return BudgetExceeded(
+        f"budget {scope.name!r} has {short}", budget=scope.name, needed=needed, left=left, unit=unit
     )
-    return BudgetExceeded(message, budget=scope.name, needed=needed, left=left, unit=unit)
+
+
+def explained(error: BudgetExceeded, wanted: Hold, hint: str) -> BudgetExceeded:
+    """The refusal with the parts of the worst case, so that one sees which of them is too large.
+
+    hint: of the caller, on how it counted the tokens; "" for none.
+    """
+    parts = "; ".join(_part(model, count, wanted.prices[model]) for model, count in wanted.usage.items())
+    advice = "raise the limit, allow fewer new tokens (max_tokens) or choose a cheaper model"
+    message = f"{error}: {parts}; {hint}{'; ' if hint else ''}{advice}"
+    return BudgetExceeded(message, budget=error.budget, needed=error.needed, left=error.left, unit=error.unit)
+
+
+def _part(model: str, count: TokenCount, price: Price) -> str:
+    read, written = price.worst_cost(count.input_tokens, 0), price.worst_cost(0, count.output_tokens)
+    return (
+        f"{model} {format_usd(read)} for a prompt of up to {count.input_tokens} tokens, "
+        f"{format_usd(written)} for up to {count.output_tokens} new ones"
+    )
 
 
 def _per(scope: Scope) -> str:

@@ -31,6 +31,7 @@ class Claim:
     prices: Mapping[str, Price]
     parameters: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

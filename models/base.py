@@ -81,6 +81,11 @@ class Model(ABC):
         """Return an upper bound of a text's tokens. By default its bytes: a token has at least one."""
         return len(text.encode())
 
+    @property
+    def counting_hint(self) -> str:
+        """What is to be known about `count` where a call is refused for its worst case; "" for nothing."""
+        return ""
+
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
         """Return the worst case of a whole call, including what `generation.extra` adds to the prompt."""
         return self.worst_case(messages, generation.max_new_tokens)

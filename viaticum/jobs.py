@@ -102,7 +102,7 @@ class Job:
     ledger: its path, or its address without a password. budget: the scope that pays. fingerprint: hashes by
     name (input, catalogue, router, policy) that a run which goes on must share. previews: forecasts at
     several budgets, the job's own among them. began, ended: ISO 8601 with zone; ended is None while it runs
-    and after a kill.
+    and after a kill. memory: how it began, for a run that goes on (see `agents.batch.resume`).
     """
 
     input: str
@@ -121,6 +121,7 @@ class Job:
     ending: JobEnd = "running"
     version: str = ""
     format: int = FORMAT
+    memory: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
         """Write `job.json` in one atomic write."""

@@ -172,6 +172,10 @@ class CachedModel(Model):
     def count(self, text: str) -> int:
         return self.model.count(text)
 
+    @property
+    def counting_hint(self) -> str:
+        return self.model.counting_hint
+
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[StreamPiece]:
         parameters, key, known = self._find(messages, generation)
         if known is not None:

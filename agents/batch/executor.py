@@ -278,7 +278,8 @@ class _Executor:
         names = tuple(worst)
         if names not in self._prices:  # converting the catalogue's decimals is slow
             self._prices[names] = self.tools.resources.catalogue.prices(worst)
-        return Claim(task.key, worst, self._prices[names], task.parameters, tags)
+        hint = task.call.model.counting_hint
+        return Claim(task.key, worst, self._prices[names], task.parameters, tags, hint)
 
     def _collect(self) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Settle the steps that have ended, at least one, together; retry tasks that wait for budget."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from viaticum.agents.batch.input import BatchRow, Input
 from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
+from viaticum.agents.batch.resume import differences
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets.records import digest
@@ -131,18 +132,12 @@ def _row_text(row: Row) -> str:
 
 
 def check_fingerprint(before: Job, now: Job, folder: Path) -> None:
-    for name in {**before.fingerprint, **now.fingerprint}:  # what is not given any more is a difference too
-        old, value = (each.fingerprint.get(name, "unknown") for each in (before, now))
-        if old != value:
-            raise InputError(
-                f"the job in {folder} began with another {name}: {_brief(old)} then, {_brief(value)} now; "
-                "give what it "
-                "began with, or start over with --force"
-            )
-
-
-def _brief(value: str) -> str:
-    return value[:12] if len(value) == 64 else repr(value)
+    """Raises `InputError`, in words, where a job that goes on is not the one that began."""
+    if told := differences(before, now):
+        raise InputError(
+            f"the job in {folder} began otherwise: {'; '.join(told)}. Leave the options out to go on as it "
+            "began, or start over with --force"
+        )
 
 
 def without_plan(row: BatchRow) -> PlannedRow:

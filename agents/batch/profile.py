@@ -89,7 +89,7 @@ def profile(
     if completions is not None:
         write_jsonl(completions, (journal.completion(row) for row in outcomes))
     write_outcomes(out, outcomes, {each.id: each.columns for each in questions if each.columns})
-    journal.path.unlink()
+    journal.path.unlink(missing_ok=True)
     return outcomes
 
 
@@ -229,22 +229,25 @@ class ProfileJournal:
         return kept_line(row, self._samples[row.pair, row.question_id])
 
     def close(self) -> None:
+        """Close the file; one without a row is removed, so that a run that was refused leaves nothing."""
         self._file.close()
+        if not any(self.rows.values()):
+            self.path.unlink(missing_ok=True)
 
     def _read(self, fingerprint: str) -> None:
-        empty = True
-        for number, line in self._file.lines():
-            record = json.loads(line)
-            if not empty:
-                row = parse_outcome(record, f"{self.path}, line {number}")
-                self._remember(row, Samples.parse(record))
-            elif record.get("fingerprint") != fingerprint:
+        lines = [(number, json.loads(line)) for number, line in self._file.lines()]
+        if lines and lines[0][1].get("fingerprint") != fingerprint:
+            if len(lines) > 1:
                 raise InputError(
                     f"{self.path} belongs to other questions, models, prompts or pairs; "
                     f"remove it to start anew"
                 )
-            empty = False
-        if empty:
+            lines = []
+            self.path.unlink()  # an earlier run was killed before its first row: nothing is lost
+        for number, record in lines[1:]:
+            row = parse_outcome(record, f"{self.path}, line {number}")
+            self._remember(row, Samples.parse(record))
+        if not lines:
             self._file.append({"fingerprint": fingerprint})
 
     def _remember(self, row: Outcome, samples: Samples) -> None:

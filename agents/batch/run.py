@@ -31,6 +31,7 @@ from viaticum.agents.batch.folder import (
     check_fingerprint,
     clear_folder,
     fingerprint,
+    job_folder,
     now,
     parse_budget,
     prepare_folder,
@@ -44,6 +45,7 @@ from viaticum.agents.batch.output import RowJournal, format_for, write_results
 from viaticum.agents.batch.planning import PACED, PlannedRow, RouteEstimates, RowPlanner
 from viaticum.agents.batch.progress import Progress
 from viaticum.agents.batch.results import build_row
+from viaticum.agents.batch.resume import recall, remember
 from viaticum.agents.batch.settings import BatchKeywords, BatchSettings
 from viaticum.agents.batch.steps import CONCURRENCY, RowTools, worst_of
 from viaticum.agents.batch.workers import WorkerConfig
@@ -74,13 +76,14 @@ class BatchEnd:
     figures: dict[str, Any]
 
 
-def run_batch(source: str | Path, out: str | Path, **keywords: Unpack[BatchKeywords]) -> BatchEnd:
+def run_batch(source: str | Path | None, out: str | Path, **keywords: Unpack[BatchKeywords]) -> BatchEnd:
     """Answer the questions of a file within a budget, and write the results.
 
     Args:
-        source: plain JSONL, OpenAI's batch format, CSV or Parquet.
+        source: plain JSONL, OpenAI's batch format, CSV or Parquet; None for that of a job that goes on.
         out: the results, in the format of its suffix; the job's folder is `out` + ".job".
-        keywords: fields of `BatchSettings`.
+        keywords: fields of `BatchSettings`. A job that goes on remembers those that are not given, but for
+            objects such as models and routers.
 
     Raises:
         InputError: files, settings or the fingerprint of an earlier run do not fit.
@@ -88,16 +91,22 @@ def run_batch(source: str | Path, out: str | Path, **keywords: Unpack[BatchKeywo
         BudgetError: the money or the ledger is not there.
         ViaticumError: what concerns every row, such as `AuthenticationFailed`. What is done by then stays.
     """
-    input_file = Input.open(
-        source, format=keywords.get("format"), skip=keywords.get("skip", 0), limit=keywords.get("limit")
-    )
+    before = _earlier(Path(out), keywords)
+    if before is not None:
+        keywords = recall(keywords, before)  # type: ignore[assignment]
     settings = BatchSettings(**keywords)
+    if source is None:
+        if before is None:
+            raise InputError("no input; give the questions of a new job: viaticum batch QUESTIONS.jsonl")
+        source = before.input
+    input_file = Input.open(source, format=settings.format, skip=settings.skip, limit=settings.limit)
     configure = engine_for(settings.engine, settings.cluster, settings.ledger_address)
     with ExitStack() as stack:
         folder = prepare_folder(Path(out), resume=settings.resume, force=settings.force)
         stack.enter_context(acquire_job_lock(folder))
         ledger = stack.enter_context(Ledger(settings.ledger_address))
-        before = Job.load(folder) if settings.resume and (folder / JOB).exists() else None
+        if before is not None:
+            before = Job.load(folder)  # which another process may have changed until the lock
         scope = before.budget if before is not None else f"batch-{uuid.uuid4().hex[:12]}"
         workflow = settings.workflow(scope)
         resources = _open_resources(settings.budget, before, workflow, ledger)
@@ -142,7 +151,14 @@ def _describe(
         began=before.began if before else now(),
         fingerprint=fingerprint(input_file, resources, settings.router, settings.policy),
         version=version(),
+        memory=remember(settings, resources),
     )
+
+
+def _earlier(out: Path, keywords: BatchKeywords) -> Job | None:
+    """What `job.json` says of the job that goes on; None where there is none."""
+    folder = job_folder(out)
+    return Job.load(folder) if keywords.get("resume") and (folder / JOB).exists() else None
 
 
 class _Run:

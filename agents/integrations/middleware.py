@@ -27,10 +27,12 @@ from viaticum.agents.workflow.calls import is_caller_cancelled
 from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets import Budget, Ledger
 from viaticum.catalogue import Catalogue
+from viaticum.checks import checked_count, checked_type
 from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerError, MissingExtra
 from viaticum.models.remote.model import MESSAGE_TOKENS, REQUEST_TOKENS, TOOLS_TOKENS
 from viaticum.money import Price, format_usd, nanousd
 from viaticum.routers.query import DEFAULT_POLICY, Policy, QueryRouter, as_policy, choose
+from viaticum.routers.query.folders import load_router
 from viaticum.routers.query.limits import limit_table
 from viaticum.types import Pair, RoutingTable, Row, TokenCount
 
@@ -41,6 +43,7 @@ except ImportError:
     raise MissingExtra("langchain", "langchain") from None
 
 MAX_TOKENS = 1024
+BYTES_COUNTED = "every byte counts as a token, which is several times too many; count takes a tokenizer"
 ExitBehavior = Literal["end", "error"]
 Prices = Mapping[str, Price | tuple[Dollars, Dollars]]
 Sync = Callable[[ModelRequest[Any]], ModelResponse[Any]]
@@ -85,8 +88,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         super().__init__()
         if exit_behavior not in ("end", "error"):
             raise InputError(f"unknown exit_behavior {exit_behavior!r}; use end or error")
-        if max_tokens < 1:
-            raise InputError(f"a call writes at least one token, got max_tokens={max_tokens}")
+        checked_count("max_tokens", max_tokens)
         self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger or "memory:")
         self.budget_name = budget_name or f"agent-{uuid.uuid4().hex[:12]}"
         if budget is not None:
@@ -101,6 +103,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self.max_tokens, self._setting = max_tokens, max_tokens_setting
         self.exit_behavior = exit_behavior
         self._count = count or (lambda text: len(text.encode()))
+        self._hint = "" if count else BYTES_COUNTED
 
     def left(self) -> Budget:
         """The state of the budget."""
@@ -145,6 +148,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
                 self.prices,
                 tags={"model": name, "door": "agent"},
                 unpriced=self.unpriced,
+                hint=self._hint,
             )
         except (BudgetExceeded, BudgetClosed) as error:
             if self.exit_behavior == "error":
@@ -229,13 +233,15 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
     Args:
         models: chat models by the names that the router knows; a model is represented by its pair with the
             highest accuracy.
+        router: a `QueryRouter`, or the folder of a fitted one.
         policy: as of `Viaticum`.
         budget: a `BudgetMiddleware`. A model whose call is likely to cost more than it has left is not
             chosen; if none fits the cheapest is tried, which that middleware then refuses.
         per: `run` (chosen once) or `call`.
 
     Raises:
-        InputError: the router knows none of the models.
+        InputError: an argument is of another type, there is no router in the folder, or it knows none of the
+            models; a router that is given as an object says so at the first question.
     """
 
     state_schema = RouterState
@@ -243,19 +249,27 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
     def __init__(
         self,
         models: Mapping[str, BaseChatModel],
-        router: QueryRouter,
+        router: QueryRouter | str | Path,
         *,
         policy: str | Policy = DEFAULT_POLICY,
         budget: BudgetMiddleware | None = None,
         per: Literal["run", "call"] = "run",
     ) -> None:
         super().__init__()
-        if not models:
+        if not checked_type("models", models, Mapping, "a dict of chat models by name"):
             raise InputError("no model to choose from; give at least one by name")
+        for name, model in models.items():
+            checked_type(f"models[{name!r}]", model, BaseChatModel, "a chat model")
+        if budget is not None:
+            checked_type("budget", budget, BudgetMiddleware, "a BudgetMiddleware")
+        checked_type(
+            "router", router, (QueryRouter, str, Path), "a QueryRouter or the folder of a fitted one"
+        )
         if per not in ("run", "call"):
             raise InputError(f"unknown per {per!r}; use run or call")
-        self.models, self.router, self.budget, self.per = dict(models), router, budget, per
+        self.models, self.budget, self.per = dict(models), budget, per
         self.policy = as_policy(policy)
+        self.router = router if isinstance(router, QueryRouter) else self._open(router)
 
     def before_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
         return {"viaticum_model": self.choose(state["messages"])} if self.per == "run" else None
@@ -278,10 +292,7 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
             if row.pair.model in self.models and (known is None or row.accuracy > known.accuracy):
                 best[row.pair.model] = row
         if not best:
-            known_names = ", ".join(sorted({row.pair.model for row in table})) or "none"
-            raise InputError(
-                f"the router knows none of the models {', '.join(self.models)}; it knows: {known_names}"
-            )
+            raise self._unknown(row.pair for row in table)
         rows = RoutingTable(tuple(best.values()))
         try:
             return choose(
@@ -289,6 +300,16 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
             ).pair.model
         except BudgetExceeded:
             return min(rows, key=lambda row: row.cost_p90).pair.model
+
+    def _open(self, folder: str | Path) -> QueryRouter:
+        fitted = load_router(folder)
+        if not any(pair.model in self.models for pair in fitted.pairs):
+            raise self._unknown(fitted.pairs)
+        return fitted
+
+    def _unknown(self, pairs: Iterable[Pair]) -> InputError:
+        known = ", ".join(sorted({pair.model for pair in pairs})) or "none"
+        return InputError(f"the router knows none of the models {', '.join(self.models)}; it knows: {known}")
 
     def _limit_of(self, pair: Pair) -> int | None:
         """The most output tokens of a call of the pair's model; None where it is not known."""

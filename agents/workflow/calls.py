@@ -170,6 +170,7 @@ class Calls:
             self.catalogue.prices(worst),
             parameters={"model": model, "messages": messages, **generation_parameters(generation)},
             tags={"model": model, **(tags or {})},
+            hint=opened.counting_hint,
         )
         if hold.result is None:
             if hold.state != "reserved":

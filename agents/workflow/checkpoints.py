@@ -152,6 +152,11 @@ def open_checkpoints(where: str | Path, concurrency: int) -> Iterator[BaseCheckp
         saver.close()
 
 
+def storable(value: Any) -> Any:
+    """The value; a text with U+FFFD in place of each NUL, as it reads after a resume from Postgres."""
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
+
+
 @contextmanager
 def _postgres(address: str, concurrency: int) -> Iterator[BaseCheckpointSaver[Any]]:
     try:
@@ -168,7 +173,16 @@ def _postgres(address: str, concurrency: int) -> Iterator[BaseCheckpointSaver[An
     )
     try:
         pool.open(wait=True, timeout=BUSY_SECONDS)
-        saver = PostgresSaver(pool, serde=CompressedSerializer())
+
+        class Saver(PostgresSaver):
+            """LangGraph's, for texts with NUL, which Postgres refuses in JSON: see `storable`."""
+
+            def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+                values = {name: storable(value) for name, value in checkpoint["channel_values"].items()}
+                stored: Any = {**checkpoint, "channel_values": values}
+                return super().put(config, stored, metadata, new_versions)
+
+        saver = Saver(pool, serde=CompressedSerializer())
         with pool.connection() as connection:
             # One process at a time. Not pg_advisory_lock: a session that waits in it blocks CREATE INDEX
             # CONCURRENTLY of the session that holds it.

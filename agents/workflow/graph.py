@@ -303,6 +303,7 @@ class Workflow:
             parameters=call.parameters,
             tags=tags,
             dispatch=True,
+            hint=call.model.counting_hint,
         )
 
     def _on_budget_exceeded(

@@ -149,6 +149,15 @@ class RemoteModel(Model):
         return math.ceil(counted * (MARGIN + 1) / MARGIN)
 
     @property
+    def counting_hint(self) -> str:
+        if self._has_known_tokenizer:
+            return ""
+        return (
+            f"the tokenizer of {self.name} is not known here, so every byte counts as a token, which is "
+            "several times too many"
+        )
+
+    @property
     def _has_known_tokenizer(self) -> bool:
         if self._tokenizer_known is None:
             self._tokenizer_known = self.spec.api_base is None and _knows_tokenizer(

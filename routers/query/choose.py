@@ -215,7 +215,8 @@ def _fitting(rows: Sequence[TableRow], left_nanousd: int | None) -> list[TableRo
         cheapest = min(row.cost_p90 for row in rows)
         raise BudgetExceeded(
             f"no pair fits: the cheapest may cost {format_usd(cheapest)} and "
-            f"{format_usd(left_nanousd or 0)} is left",
+            f"{format_usd(left_nanousd or 0)} is left; raise the budget, or allow cheaper models or fewer "
+            "tokens",
             needed=cheapest,
             left=left_nanousd or 0,
         )

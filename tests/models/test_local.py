@@ -247,6 +247,19 @@ def test_profile_refuses_before_it_computes(tiny_catalogue: Catalogue, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_profile_that_fails_before_its_first_row_leaves_nothing(
+    tiny_catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, journal = tmp_path / "o.jsonl", tmp_path / "o.jsonl.journal"
+    long = [replace(questions(1)[0], query=Query("word " * 5000))]
+    with pytest.raises(InputError):
+        profile(long, PAIRS[:1], out, catalogue=tiny_catalogue, dataset="d")
+    assert list(tmp_path.iterdir()) == []
+    journal.write_text('{"fingerprint": "of another run, killed before its first row"}\n')
+    assert len(profile(questions(1), PAIRS[:1], out, catalogue=tiny_catalogue, dataset="d")) == 1
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_a_killed_profile_goes_on_and_a_journal_of_other_questions_is_refused(
     tiny_catalogue_file: Path, tiny_catalogue: Catalogue, tmp_path: Path
 ) -> None:

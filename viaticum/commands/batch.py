@@ -14,7 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +36,11 @@ _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
 Source = Annotated[
-    Path, typer.Argument(metavar="INPUT", help="JSONL, OpenAI's batch format, CSV or Parquet.")
+    Path,
+    typer.Argument(
+        metavar="INPUT",
+        help="JSONL, OpenAI's batch format, CSV or Parquet; the results alone where --resume goes on.",
+    ),
 ]
 Dollars = Annotated[str | None, typer.Option("--budget", help="Dollars that all of it may cost at most.")]
 Out = Annotated[Path | None, typer.Option(help="The results: .jsonl, .csv or .parquet.")]
@@ -119,8 +125,8 @@ def batch(
 ) -> None:
     """Answer a file of questions: as many right as the budget buys, and never more spent.
 
-    Killed or interrupted, the same command with --resume goes on and pays for nothing twice. Exit code 3: it
-    was told to end before it was through.
+    Killed or interrupted, `viaticum batch --resume RESULTS` goes on as it began and pays for nothing twice.
+    Exit code 3: it was told to end before it was through.
     """
     rows = {"skip": skip, "limit": limit, "format": form}
     routing = {"router": router, "model": model, "strategy": strategy, "strategies": load or ()}
@@ -141,8 +147,12 @@ def batch(
         return _dry_run(source, as_json, common)
     flags = {"resume": resume, "force": force, "skip_bad": skip_bad, "keep_texts": keep_texts}
     calls = {"cache": cache, "timeout": timeout, "drain_seconds": grace, "ledger": where}
-    job = _engine_settings(engine, cluster, workers, gpus) | flags | calls
-    return _run(source, out, as_json, common | job)
+    job = common | _engine_settings(engine, cluster, workers, gpus) | flags | calls
+    if not resume:
+        return _run(source, out, as_json, job)
+    if out is None:  # viaticum batch --resume RESULTS
+        return _run(None, source, as_json, _given(job))
+    return _run(source, out, as_json, _given(job))
 
 
 def _engine_settings(engine: str, address: str | None, workers: int, gpus: float) -> dict[str, Any]:
@@ -157,7 +167,32 @@ def _engine_settings(engine: str, address: str | None, workers: int, gpus: float
     return {"engine": engine, "cluster": None}
 
 
-def _run(source: Path, out: Path | None, as_json: bool, settings: dict[str, Any]) -> None:
+# The parameters of this command whose settings have another name.
+_PARAMETERS = {
+    "budget": "dollars",
+    "format": "form",
+    "strategies": "load",
+    "drain_seconds": "grace",
+    "ledger": "where",
+}
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that stand on the command line: the job that goes on remembers the others."""
+    source = click.get_current_context().get_parameter_source
+    unset = {"generation": NO_SETTINGS, "local": NO_LOCAL_SETTINGS}
+    return {
+        name: value
+        for name, value in settings.items()
+        if (
+            value != unset[name]
+            if name in unset
+            else source(_PARAMETERS.get(name, name)) != ParameterSource.DEFAULT
+        )
+    }
+
+
+def _run(source: Path | None, out: Path | None, as_json: bool, settings: dict[str, Any]) -> None:
     """Run the job; on a signal let running calls end. Exits with `EXIT_DRAINED` after that."""
     from viaticum.agents.batch import run_batch
 

@@ -9,6 +9,7 @@ import gc
 import itertools
 import json
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -390,37 +391,56 @@ def test_a_job_that_goes_on_must_be_the_same(tmp_path: Path, monkeypatch: pytest
     write_questions(tmp_path / "in.jsonl", 3)
     run(tmp_path)
     for changed, name in (
-        ({"policy": "best"}, "policy: 'paced' then, 'best' now"),
-        ({"router": all_plans_router()}, "router: "),
-        ({"skip": 1}, "rows: 'skip 0, limit None' then, 'skip 1, limit None' now"),
-        ({"models": {**models(), "cheap": ScriptedModel(spec=spec("cheap", 0.2))}}, "catalogue: "),
+        ({"policy": "best"}, "the policy was paced, and is best now"),
+        ({"router": all_plans_router()}, "the router (FakeRouter) has other contents than then"),
+        ({"router": None}, "the router was FakeRouter, and is the packaged table now"),
+        ({"skip": 1}, "it took all rows of the input, and would take the rows from 2 on now"),
+        (
+            {"models": {**models(), "cheap": ScriptedModel(spec=spec("cheap", 0.2))}},
+            "the catalogue differs: cheap changed",
+        ),
+        ({"model": "cheap"}, "rows went to any pair then, rows went to cheap with any strategy now"),
+        (
+            {"generation": GenerationSettings(temperature=0.5)},
+            "texts were generated with no settings, and would be with temperature=0.5 now",
+        ),
     ):
-        with pytest.raises(InputError, match="began with another") as refused:
+        with pytest.raises(InputError, match="began otherwise") as refused:
             run(tmp_path, resume=True, **changed)
         assert name in str(refused.value)
+        assert not re.search("[0-9a-f]{12}", str(refused.value).replace(str(tmp_path), ""))
     with pytest.raises(InputError, match="has no budget"):
         run(tmp_path, resume=True, ledger=tmp_path / "other.db")
     write_questions(tmp_path / "in.jsonl", 4)
-    with pytest.raises(InputError, match=r"another input: [0-9a-f]{12} then, [0-9a-f]{12} now"):
+    with pytest.raises(InputError, match=r"in\.jsonl holds other questions than then"):
         run(tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(
-    ("given", "name"),
+    "given",
     [
-        ({"model": "cheap", "strategy": "cot"}, "pairs: 'cheap+cot' then"),
-        ({"generation": GenerationSettings(temperature=0.5)}, "generation: "),
+        {"model": "cheap", "strategy": "cot"},
+        {"generation": GenerationSettings(temperature=0.5)},
+        {"policy": "best", "skip": 1, "limit": 2, "keep_texts": True, "tries": 2, "timeout": 30.0},
     ],
 )
-def test_a_job_does_not_go_on_without_what_it_was_given(
-    tmp_path: Path, given: dict[str, Any], name: str
-) -> None:
-    write_questions(tmp_path / "in.jsonl", 3)
-    run(tmp_path, **given)
-    with pytest.raises(InputError, match="began with another") as refused:
-        run(tmp_path, resume=True)
-    assert name in str(refused.value)
-    run(tmp_path, resume=True, **given)
+def test_a_job_that_goes_on_remembers_what_it_was_given(tmp_path: Path, given: dict[str, Any]) -> None:
+    write_questions(tmp_path / "in.jsonl", 4)
+    first = run(tmp_path, **given)
+    objects = {"models": models(), "router": two_plans_router()}
+    again = run_batch(None, tmp_path / "out.jsonl", resume=True, **objects)
+    assert again.job.fingerprint == first.job.fingerprint
+    assert again.job.memory == first.job.memory
+    assert rows_of(again) == rows_of(first)
+    other = {"model": "dear"} if "model" in given else {"generation": GenerationSettings(temperature=0.9)}
+    with pytest.raises(InputError, match="began otherwise"):
+        run_batch(None, tmp_path / "out.jsonl", resume=True, **objects, **other)
+
+
+def test_a_new_job_needs_an_input(tmp_path: Path) -> None:
+    for resume in (False, True):
+        with pytest.raises(InputError, match="no input"):
+            run_batch(None, tmp_path / "out.jsonl", budget=1, resume=resume)
 
 
 def test_two_processes_do_not_work_on_one_job(tmp_path: Path) -> None:
@@ -843,6 +863,28 @@ def test_the_command_tells_events_and_writes_results(tmp_path: Path) -> None:
         app, [*command[:2], *command[4:6], "--budget", "1", "--dry-run"], catch_exceptions=False
     )
     assert "5 rows" in dry.output
+
+
+def test_the_command_goes_on_with_the_results_alone(tmp_path: Path) -> None:
+    """Ledger, catalogue, rows and settings are those that the job began with; a difference is told in words."""
+    command = [*cli_folder(tmp_path, rows=6), "--skip", "1", "--limit", "4", "--temperature", "0.5"]
+    done = CliRunner().invoke(app, [*command, "--budget", "0.01"], catch_exceptions=False)
+    assert "completed: 4 answered" in done.output
+    again = ["batch", "--resume", str(tmp_path / "out.jsonl")]
+    assert "completed: 4 answered" in CliRunner().invoke(app, again, catch_exceptions=False).output
+    more = CliRunner().invoke(app, [*again, "--budget", "0.02"], catch_exceptions=False)
+    assert "completed: 4 answered" in more.output
+    assert Job.load(tmp_path / "out.jsonl.job").limit_nanousd == 20_000_000
+    for changed, text in (
+        (["--limit", "5"], "it took rows 2 to 5 of the input, and would take rows 2 to 6 now"),
+        (["--temperature", "1"], "with temperature=0.5, and would be with temperature=1.0 now"),
+        (["--policy", "best"], "the policy was paced, and is best now"),
+    ):
+        refused = CliRunner().invoke(app, [*again, *changed])
+        assert refused.exit_code == 1
+        assert text in " ".join(str(refused.exception or refused.output).split())
+    nothing = CliRunner().invoke(app, ["batch", "--resume", str(tmp_path / "no.jsonl")])
+    assert "no input" in str(nothing.exception or nothing.output)
 
 
 def test_the_command_ends_in_order_on_a_signal(tmp_path: Path) -> None:

@@ -293,6 +293,26 @@ def test_messages_keep_names_and_broken_tool_calls() -> None:
     ]
 
 
+def test_an_open_client_over_postgres_is_shared(postgres: str, scripted: ScriptedModel) -> None:
+    """Ledger and checkpoints are in Postgres; chats, routed answers and batches pay from one budget."""
+    router = FakeRouter("scripted+direct")
+    with Viaticum("0.1", store=postgres, models={"scripted": scripted}, router=router) as viaticum:
+        plain, routed = (ChatViaticum(model=name, client=viaticum) for name in ("scripted", "auto"))
+        assert plain.invoke("one\0two").content == "four five six"
+        assert routed.invoke("what is it?").content == "four five six"
+        assert [each.content for each in routed.batch(["one?", "two?", "three?"])] == ["four five six"] * 3
+        assert asyncio.run(routed.ainvoke("four?")).content == "four five six"
+        posts = [entry for entry in viaticum.ledger.entries() if entry.kind == "post"]
+        assert (len(posts), viaticum.budget().held_nanousd) == (6, 0)
+        assert viaticum.budget().posted_nanousd == sum(entry.nanousd for entry in posts)
+        assert plain.left() == routed.left() == viaticum.budget()
+        assert viaticum.ledger.check() == []
+        plain.close()  # which closes nothing that it did not open
+        assert routed.invoke("five?").content == "four five six"
+        for _ in range(2):  # Postgres takes no NUL in JSON
+            assert viaticum.solve("with a \0?", thread_id="t").text == "four five six"
+
+
 # Remote
 
 

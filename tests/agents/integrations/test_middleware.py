@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from viaticum.agents.integrations.middleware import BudgetMiddleware, RouterMidd
 from viaticum.budgets import Ledger
 from viaticum.errors import UnknownPrice
 from viaticum.money import Price
+from viaticum.routers.query.rtr import RTRRouter
 
 CENT = 10_000_000
+ROUTER_FOLDER = Path(__file__).resolve().parents[2] / "data" / "router_v1"
 PRICES = {"fake": (1, 2)}  # dollars for a million tokens, read and made
 
 
@@ -230,7 +233,7 @@ def test_wrong_settings_are_refused(ledger: Ledger) -> None:
     for settings, text in [
         ({"budget": 0}, "above zero"),
         ({"budget": 1, "exit_behavior": "stop"}, "use end or error"),
-        ({"budget": 1, "max_tokens": 0}, "at least one token"),
+        ({"budget": 1, "max_tokens": 0}, "max_tokens is at least 1"),
         ({"budget_name": "nobody"}, "nobody"),
     ]:
         with pytest.raises(InputError, match=text):
@@ -349,11 +352,29 @@ def test_a_router_that_knows_none_of_the_models_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "text"), [({"models": {}}, "no model"), ({"per": "day"}, "use run or call")]
+    ("settings", "text"),
+    [
+        ({"models": {}}, "no model"),
+        ({"models": {"a": "b"}}, "a chat model"),
+        ({"models": 5}, "a dict of chat models"),
+        ({"per": "day"}, "use run or call"),
+        ({"budget": "0.1"}, "a BudgetMiddleware"),
+        ({"policy": 5}, "policy is"),
+        ({"router": None}, "router is"),
+        ({"router": "nowhere"}, "nowhere"),
+        ({"router": ROUTER_FOLDER}, "knows none of the models small, large; it knows: big, fresh"),
+    ],
 )
 def test_wrong_settings_of_the_router_are_refused(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         RouterMiddleware(**{"models": two(), "router": router_for(small=1), **settings})
+
+
+def test_a_router_is_taken_from_its_folder() -> None:
+    known = RTRRouter.load(ROUTER_FOLDER).pairs[0].model
+    for folder in (ROUTER_FOLDER, str(ROUTER_FOLDER)):
+        routed = RouterMiddleware({known: fake(says())}, folder)
+        assert isinstance(routed.router, RTRRouter)
 
 
 async def test_our_chat_model_inside_an_agent(tmp_path: Any) -> None:
