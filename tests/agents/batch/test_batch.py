@@ -392,8 +392,8 @@ def test_a_job_that_goes_on_must_be_the_same(tmp_path: Path, monkeypatch: pytest
     run(tmp_path)
     for changed, name in (
         ({"policy": "best"}, "the policy was paced, and is best now"),
-        ({"router": all_plans_router()}, "the router (FakeRouter) has other contents than then"),
-        ({"router": None}, "the router was FakeRouter, and is the packaged table now"),
+        ({"router": all_plans_router()}, "the router (FixedPlansRouter) has other contents than then"),
+        ({"router": None}, "the router was FixedPlansRouter, and is the packaged table now"),
         ({"skip": 1}, "it took all rows of the input, and would take the rows from 2 on now"),
         (
             {"models": {**models(), "cheap": ScriptedModel(spec=spec("cheap", 0.2))}},
@@ -866,7 +866,7 @@ def test_the_command_tells_events_and_writes_results(tmp_path: Path) -> None:
 
 
 def test_the_command_goes_on_with_the_results_alone(tmp_path: Path) -> None:
-    """Ledger, catalogue, rows and settings are those that the job began with; a difference is told in words."""
+    """Ledger, catalogue, rows and settings are those of the job; a difference is told in words."""
     command = [*cli_folder(tmp_path, rows=6), "--skip", "1", "--limit", "4", "--temperature", "0.5"]
     done = CliRunner().invoke(app, [*command, "--budget", "0.01"], catch_exceptions=False)
     assert "completed: 4 answered" in done.output
