@@ -14,9 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
-from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -92,6 +90,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print events as JSON lin
 @with_local_options
 @with_generation_options
 def batch(
+    invocation: typer.Context,
     source: Source,
     dollars: Dollars = None,
     out: Out = None,
@@ -151,8 +150,8 @@ def batch(
     if not resume:
         return _run(source, out, as_json, job)
     if out is None:  # viaticum batch --resume RESULTS
-        return _run(None, source, as_json, _given(job))
-    return _run(source, out, as_json, _given(job))
+        return _run(None, source, as_json, _given(invocation, job))
+    return _run(source, out, as_json, _given(invocation, job))
 
 
 def _engine_settings(engine: str, address: str | None, workers: int, gpus: float) -> dict[str, Any]:
@@ -177,18 +176,18 @@ _PARAMETERS = {
 }
 
 
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
+def _given(invocation: typer.Context, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that stand on the command line: the job that goes on remembers the others."""
-    source = click.get_current_context().get_parameter_source
+
+    def is_default(parameter: str) -> bool:
+        source = invocation.get_parameter_source(parameter)
+        return source is None or source.name.startswith("DEFAULT")
+
     unset = {"generation": NO_SETTINGS, "local": NO_LOCAL_SETTINGS}
     return {
         name: value
         for name, value in settings.items()
-        if (
-            value != unset[name]
-            if name in unset
-            else source(_PARAMETERS.get(name, name)) != ParameterSource.DEFAULT
-        )
+        if (value != unset[name] if name in unset else not is_default(_PARAMETERS.get(name, name)))
     }
 
 

@@ -432,7 +432,9 @@ def test_a_job_that_goes_on_remembers_what_it_was_given(tmp_path: Path, given: d
     assert again.job.fingerprint == first.job.fingerprint
     assert again.job.memory == first.job.memory
     assert rows_of(again) == rows_of(first)
-    other = {"model": "dear"} if "model" in given else {"generation": GenerationSettings(temperature=0.9)}
+    other = (
+        {"model": "expensive"} if "model" in given else {"generation": GenerationSettings(temperature=0.9)}
+    )
     with pytest.raises(InputError, match="began otherwise"):
         run_batch(None, tmp_path / "out.jsonl", resume=True, **objects, **other)
 
