@@ -252,9 +252,11 @@ def checked_usage(usage: Mapping[str, TokenCount]) -> dict[str, TokenCount]:
         checked_type(f"the usage of {model!r}", count, TokenCount, "a TokenCount")
         if not all(_is_count(getattr(count, name)) for name in _COUNTS):
             raise InputError(f"not a token count for {model!r}: {count}; give integers from zero up")
-        if count.cached_input_tokens > count.input_tokens or count.reasoning_tokens > count.output_tokens:
+        cached = count.cached_input_tokens + count.cache_write_tokens
+        if cached > count.input_tokens or count.reasoning_tokens > count.output_tokens:
             raise InputError(
-                f"not a token count for {model!r}: {count}; cached tokens are among the input tokens, "
+                f"not a token count for {model!r}: {count}; cached tokens, read and written, are among the "
+                "input tokens, "
                 "reasoning tokens among the output tokens"
             )
     return {model: usage[model] for model in sorted(usage)}
@@ -332,6 +334,7 @@ def costs(usage: Mapping[str, TokenCount], prices: Mapping[str, Price]) -> dict[
             cached_input_tokens=count.cached_input_tokens,
             reasoning_tokens=count.reasoning_tokens,
             milliseconds=count.milliseconds,
+            cache_write_tokens=count.cache_write_tokens,
         )
         for name, count in usage.items()
     }

@@ -11,6 +11,7 @@ from viaticum.errors import AuthenticationFailed
 # Variables of the best-known providers, by LiteLLM's name for them; one of them is enough.
 KEY_VARIABLES: Mapping[str, tuple[str, ...]] = {
     "anthropic": ("ANTHROPIC_API_KEY",),
+    "azure": ("AZURE_API_KEY", "AZURE_AD_TOKEN"),
     "cerebras": ("CEREBRAS_API_KEY",),
     "cohere": ("COHERE_API_KEY",),
     "cohere_chat": ("COHERE_API_KEY",),

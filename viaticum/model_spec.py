@@ -43,7 +43,14 @@ Kind = Literal["local", "pair", "remote", "scripted", "encoder"]
 Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*\+?")
-_PRICE_DETAILS = ("cached_input_price", "reasoning_price", "second_price", "price_tiers", "price_version")
+_PRICE_DETAILS = (
+    "cached_input_price",
+    "reasoning_price",
+    "cache_write_price",
+    "second_price",
+    "price_tiers",
+    "price_version",
+)
 PRICES = ("input_price", "output_price", *_PRICE_DETAILS)  # the fields of a price
 _PAIR_FIELDS = ("small", "large", "router")
 # What each token router takes beside; a router that is not named here takes them all.
@@ -65,6 +72,7 @@ _LATER: dict[str, Any] = {
     "top_logprobs": None,
     "benchmarks": {},
     "tools": None,
+    "cache_write_price": None,
     **dict.fromkeys(LOCAL_FIELDS),
 }
 LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
@@ -78,6 +86,14 @@ class PriceTier(FrozenModel):
     output_price: Dollars
     cached_input_price: Dollars | None = None
     reasoning_price: Dollars | None = None
+    cache_write_price: Dollars | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        return {
+            name: value for name, value in dumped.items() if name != "cache_write_price" or value is not None
+        }
 
     @property
     def tier(self) -> Tier:
@@ -87,6 +103,7 @@ class PriceTier(FrozenModel):
             nanousd(self.output_price),
             _optional_nanousd(self.cached_input_price),
             _optional_nanousd(self.reasoning_price),
+            _optional_nanousd(self.cache_write_price),
         )
 
 
@@ -130,6 +147,7 @@ class ModelSpec(FrozenModel):
 
         Prices are dollars for a million tokens:
         cached_input_price, reasoning_price: where they differ from input and output.
+        cache_write_price: of prompt tokens that the provider writes into its cache, where that costs more.
         second_price: dollars for a second of work.
         price_tiers: prices above a length of prompt.
         price_version: name of the price list; "litellm" without prices takes those of LiteLLM's own list.
@@ -169,6 +187,7 @@ class ModelSpec(FrozenModel):
     output_price: Dollars | None = None
     cached_input_price: Dollars | None = None
     reasoning_price: Dollars | None = None
+    cache_write_price: Dollars | None = None
     second_price: Dollars | None = None
     price_tiers: tuple[PriceTier, ...] = ()
     price_version: str = ""
@@ -252,6 +271,7 @@ class ModelSpec(FrozenModel):
             nanousd(self.second_price or 0),
             tuple(tier.tier for tier in self.price_tiers),
             self.price_version,
+            _optional_nanousd(self.cache_write_price),
         )
 
     @property

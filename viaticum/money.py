@@ -73,6 +73,7 @@ class Tier:
     output_nanousd_per_million: int
     cached_nanousd_per_million: int | None = None
     reasoning_nanousd_per_million: int | None = None
+    cache_write_nanousd_per_million: int | None = None
 
     def __post_init__(self) -> None:
         _check_rates(self, self.above_tokens)
@@ -87,6 +88,8 @@ class Price:
         reasoning_nanousd_per_million: for hidden reasoning tokens; None: as other output tokens.
         tiers: prices of longer prompts, sorted by `above_tokens`.
         version: name of the price list, stored with every entry.
+        cache_write_nanousd_per_million: for input tokens that the provider writes into its cache; None: as
+            other input tokens.
     """
 
     input_nanousd_per_million: int
@@ -96,6 +99,7 @@ class Price:
     nanousd_per_second: int = 0
     tiers: tuple[Tier, ...] = ()
     version: str = ""
+    cache_write_nanousd_per_million: int | None = None
 
     def __post_init__(self) -> None:
         _check_rates(self, self.nanousd_per_second)
@@ -118,16 +122,19 @@ class Price:
         cached_input_tokens: int = 0,
         reasoning_tokens: int = 0,
         milliseconds: int = 0,
+        cache_write_tokens: int = 0,
     ) -> int:
         """Cost of one call in nano-dollars, rounded up, so that a sum of parts is never less than the whole.
 
-        `input_tokens` include the cached ones, `output_tokens` the reasoning ones.
+        `input_tokens` include those read from a cache and written to it, `output_tokens` the reasoning ones.
         """
         rates = self._rates(input_tokens)
         input_rate, output_rate = rates.input_nanousd_per_million, rates.output_nanousd_per_million
         cached_rate, reasoning_rate = rates.cached_nanousd_per_million, rates.reasoning_nanousd_per_million
+        write_rate = rates.cache_write_nanousd_per_million
         total = (
-            (input_tokens - cached_input_tokens) * input_rate
+            (input_tokens - cached_input_tokens - cache_write_tokens) * input_rate
+            + cache_write_tokens * (input_rate if write_rate is None else write_rate)
             + cached_input_tokens * (input_rate if cached_rate is None else cached_rate)
             + (output_tokens - reasoning_tokens) * output_rate
             + reasoning_tokens * (output_rate if reasoning_rate is None else reasoning_rate)
@@ -141,7 +148,12 @@ class Price:
             *(tier for tier in self.tiers if tier.above_tokens < input_tokens),
         ]
         input_rate = max(
-            max(each.input_nanousd_per_million, each.cached_nanousd_per_million or 0) for each in reachable
+            max(
+                each.input_nanousd_per_million,
+                each.cached_nanousd_per_million or 0,
+                each.cache_write_nanousd_per_million or 0,
+            )
+            for each in reachable
         )
         output_rate = max(
             max(each.output_nanousd_per_million, each.reasoning_nanousd_per_million or 0)
@@ -162,7 +174,11 @@ def _check_rates(price: Price | Tier, other: int) -> None:
     rates = [price.input_nanousd_per_million, price.output_nanousd_per_million, other]
     rates += [
         rate
-        for rate in (price.cached_nanousd_per_million, price.reasoning_nanousd_per_million)
+        for rate in (
+            price.cached_nanousd_per_million,
+            price.reasoning_nanousd_per_million,
+            price.cache_write_nanousd_per_million,
+        )
         if rate is not None
     ]
     if not all(isinstance(rate, int) and not isinstance(rate, bool) for rate in rates):

@@ -217,6 +217,7 @@ class TokenCount:
         cached_input_tokens: part of input_tokens.
         reasoning_tokens: part of output_tokens.
         milliseconds: working time.
+        cache_write_tokens: part of input_tokens that the provider wrote into its cache.
     """
 
     input_tokens: int = 0
@@ -224,6 +225,7 @@ class TokenCount:
     cached_input_tokens: int = 0
     reasoning_tokens: int = 0
     milliseconds: int = 0
+    cache_write_tokens: int = 0
 
     def __add__(self, other: TokenCount) -> TokenCount:
         return TokenCount(
@@ -232,6 +234,7 @@ class TokenCount:
             self.cached_input_tokens + other.cached_input_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
             self.milliseconds + other.milliseconds,
+            self.cache_write_tokens + other.cache_write_tokens,
         )
 
     @property

@@ -348,6 +348,7 @@ class RemoteStream(Iterator[StreamPiece]):
                 count.output_tokens,
                 cached_input_tokens=count.cached_input_tokens,
                 reasoning_tokens=count.reasoning_tokens,
+                cache_write_tokens=count.cache_write_tokens,
             )
         )
         if warning := cost_mismatch(reported, computed):

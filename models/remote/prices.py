@@ -78,8 +78,11 @@ def _rates(listed: Mapping[str, Decimal], suffix: str) -> dict[str, Decimal]:
         "output_price": "output_cost_per_token",
         "cached_input_price": "cache_read_input_token_cost",
         "reasoning_price": "output_cost_per_reasoning_token",
+        "cache_write_price": "cache_creation_input_token_cost",
     }
     rates = {ours: listed.get(theirs + suffix, listed.get(theirs)) for ours, theirs in names.items()}
+    if not rates["cache_write_price"]:  # a list that says 0 means no price of its own
+        del rates["cache_write_price"]
     rates["output_price"] = rates["output_price"] or Decimal(0)
     rates["input_price"] = rates["input_price"] or Decimal(0)
     return {name: rate * 1_000_000 for name, rate in rates.items() if rate is not None}

@@ -127,14 +127,20 @@ class PartialResponse:
         """
         usages = _usages(response)
         output, prompt = _most(usages, "completion_tokens"), _most(usages, "prompt_tokens")
-        cached = _most([_field(each, "prompt_tokens_details") for each in usages], "cached_tokens")
+        read_details = [_field(each, "prompt_tokens_details") for each in usages]
+        cached = _most(read_details, "cached_tokens")
+        written = max(  # LiteLLM names them in either place
+            _most(read_details, "cache_creation_tokens"), _most(usages, "cache_creation_input_tokens")
+        )
         details = [_field(each, "completion_tokens_details") for each in usages]
         reasoning = _most(details, "reasoning_tokens")
         if not prompt or (self._received and not output + reasoning):
             return None
         if reasoning and (reasoning > output or _most(usages, "total_tokens") == prompt + output + reasoning):
             output += reasoning  # some providers count reasoning apart from the answer
-        return TokenCount(prompt, output, min(cached, prompt), reasoning)
+        cached = min(cached, prompt)
+        written = min(written, prompt - cached)
+        return TokenCount(prompt, output, cached, reasoning, cache_write_tokens=written)
 
     def with_reasoning(self, count: TokenCount) -> TokenCount:
         """The count, with the thought's share of the output where the provider did not count its tokens."""

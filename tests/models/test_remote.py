@@ -187,6 +187,10 @@ def test_reported_zeros_of_an_empty_answer_stay_and_details_count(
         "completion_tokens_details": {"reasoning_tokens": 30},
     }
     assert ask(model)[1].usage.models == {"far": TokenCount(100, 40, 60, 30)}
+    server.usage["prompt_tokens_details"] = {"cached_tokens": 60, "cache_creation_tokens": 50}
+    written = TokenCount(100, 40, 60, 30, cache_write_tokens=40)  # no more than there are
+    assert ask(model)[1].usage.models == {"far": written}
+    server.usage["prompt_tokens_details"] = {"cached_tokens": 60}
     server.usage["total_tokens"] = 170  # thoughts beside the answer
     assert ask(model)[1].usage.models == {"far": TokenCount(100, 70, 60, 30)}
 

@@ -21,6 +21,7 @@ from viaticum.commands.models import app
 from viaticum.errors import AuthenticationFailed, InputError, ViaticumError
 from viaticum.models.added import new_entry
 from viaticum.models.api_keys import KEY_VARIABLES
+from viaticum.models.usable import UsableModels
 
 pytest.importorskip("litellm")
 
@@ -71,6 +72,38 @@ def test_a_model_of_the_list_is_shown_and_pinned(tmp_path: Path) -> None:
     assert spec.tools is True
     assert "thinks before it answers" in spec.description
     assert spec.api_key_env == "OPENAI_API_KEY"
+
+
+def test_rates_of_caches_are_part_of_the_price() -> None:
+    run("add", "anthropic/claude-sonnet-4-5")
+    price = Catalogue.load()["anthropic/claude-sonnet-4-5"].price
+    assert price is not None
+    assert price.cached_nanousd_per_million == 300_000_000
+    assert price.cache_write_nanousd_per_million == 3_750_000_000
+    run("add", "deepseek/deepseek-chat")  # its list says 0, which means none
+    price = Catalogue.load()["deepseek/deepseek-chat"].price
+    assert price is not None
+    assert price.cache_write_nanousd_per_million is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("anthropic/claude-sonnet-4.5", "anthropic/claude-sonnet-4-5"),
+        ("claude-sonet-4-5", "anthropic/claude-sonnet-4-5"),
+        ("openai/gpt4o", "openai/gpt-4o"),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(wrong: str, right: str) -> None:
+    with pytest.raises(InputError, match=right):
+        run("add", wrong)
+
+
+def test_a_free_model_of_ones_own_server_needs_no_key() -> None:
+    with pytest.raises(InputError, match="0 if it is free"):
+        run("add", "ollama/llama3.1")
+    run("add", "ollama/llama3.1", "--input-price", "0", "--output-price", "0")
+    assert "ollama/llama3.1" in UsableModels(Catalogue.load())
 
 
 def test_adding_twice_changes_nothing_and_shows_what_differs(tmp_path: Path) -> None:

@@ -148,3 +148,16 @@ def test_tiers_rise(steps: tuple[int, int]) -> None:
 )
 def test_amounts_for_people_are_short(amount: float, text: str) -> None:
     assert short_usd(amount) == text
+
+
+def test_tokens_written_into_a_cache_have_a_price_of_their_own() -> None:
+    """Of a call of 100 prompt tokens 60 were written to the cache and 30 read from it."""
+    price = Price(3_000_000, 0, 300_000, cache_write_nanousd_per_million=3_750_000)
+    cost = price.cost(100, 0, cached_input_tokens=30, cache_write_tokens=60)
+    assert cost == 10 * 3 + 9 + 225
+    assert price.worst_cost(100, 0) == 375
+    assert Price(3_000_000, 0).cost(100, 0, cache_write_tokens=60) == 300
+    tier = Tier(50, 6_000_000, 0, None, None, 7_500_000)
+    assert Price(3_000_000, 0, tiers=(tier,)).cost(100, 0, cache_write_tokens=100) == 750
+    with pytest.raises(InputError, match="never negative"):
+        Price(1, 1, cache_write_nanousd_per_million=-1)
