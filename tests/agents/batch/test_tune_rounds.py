@@ -86,6 +86,15 @@ def tuning(folder: Path, asked: Sequence[Question] | None = None, **changed: Any
     return Tuning.open(asked or questions(), folder / "my-router", **settings)
 
 
+def test_questions_made_from_a_template_are_on_both_sides(tmp_path: Path) -> None:
+    asked = [Question(str(n), Query(f"Ann has {n} of the name{n} apples."), str(n)) for n in range(100)]
+    asked.append(Question("again", asked[0].query, "0"))
+    job = tuning(tmp_path, asked)
+    assert 25 <= len(job.questions) - job.learning <= 30
+    texts = {each.query.text for each in job.questions[: job.learning]}
+    assert not texts & {each.query.text for each in job.questions[job.learning :]}
+
+
 def test_free_models_are_asked_everything_and_compared_by_accuracy(tmp_path: Path) -> None:
     job = tuning(tmp_path, price="0")
     assert job.forecast().all_p90 == 0
