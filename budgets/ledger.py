@@ -16,6 +16,7 @@ what to do when the budget runs short (`planner`).
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,11 +57,12 @@ from viaticum.budgets.windows import Window
 from viaticum.budgets.write_buffer import Claim, Settlement, WriteBuffer
 from viaticum.checks import checked_count, checked_items, checked_text, checked_type
 from viaticum.errors import BudgetClosed, BudgetExceeded, HoldError, LedgerError, ViaticumError
-from viaticum.money import Price
+from viaticum.money import Price, format_usd
 from viaticum.types import TokenCount
 
 LEASE_SECONDS = 3600  # longer than any single call
 T = TypeVar("T")
+_log = logging.getLogger("viaticum")
 _UNCHANGED = Window("hour")  # default of arguments that were not given; compared by identity
 
 
@@ -93,6 +95,7 @@ class Ledger:
         checked_type("where", where, (str, os.PathLike), "a path, or an address")
         self._store = open_store(where, read_only=read_only)
         self._clock = clock
+        self.overruns: dict[str, int] = {}  # settled through this object: nano-dollars above the hold, by key
 
     def __enter__(self) -> Ledger:
         return self
@@ -390,7 +393,9 @@ class Ledger:
         """
         settlement = _checked_settlement(Settlement(key, usage, result))
         seen = None if counted is None else checked_usage(counted)
-        return self._store.write(partial(self._settle, settlement, seen))
+        entry = self._store.write(partial(self._settle, settlement, seen))
+        self._note_overrun(entry)
+        return entry
 
     def settle_many(self, settlements: Sequence[Settlement]) -> list[Entry | ViaticumError]:
         """Settle many calls in one transaction.
@@ -420,7 +425,23 @@ class Ledger:
                 for each, is_new in zip(found, new, strict=True)
             ]
 
-        return self._store.write(action) if settlements else []
+        entries = self._store.write(action) if settlements else []
+        for entry in entries:
+            if isinstance(entry, Entry):
+                self._note_overrun(entry)
+        return entries
+
+    def _note_overrun(self, entry: Entry) -> None:
+        """Warn of a call that cost more than it held, and count it; once for each key."""
+        if entry.overrun and entry.key is not None and entry.key not in self.overruns:
+            self.overruns[entry.key] = entry.overrun
+            _log.warning(
+                "the call %s on budget %s cost %s, %s more than was held for it",
+                entry.key,
+                entry.budget,
+                format_usd(entry.nanousd),
+                format_usd(entry.overrun),
+            )
 
     def _settle(self, settlement: Settlement, seen: Mapping[str, TokenCount] | None, rows: Rows) -> Entry:
         key, given, result = settlement.key, settlement.usage, settlement.result

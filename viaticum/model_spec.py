@@ -59,7 +59,10 @@ _ROUTER_FIELDS = {
     "r-stitch+": ("router_path", "tau", "threshold"),
     "r2r": ("router_path", "threshold", "share", "drift"),
 }
-_REMOTE_FIELDS = ("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams", "tools")
+_REMOTE_FIELDS = (
+    *("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams", "tools"),
+    *("tokenizer", "holds"),
+)
 # Of local entries whose engine is "served": what they need, what they may have.
 _SERVED_FIELDS = ("api_base", "served_model")
 _SERVED_OPTIONS = ("api_base", "api_key_env", "timeout_seconds", "max_retries")
@@ -70,6 +73,8 @@ _LATER: dict[str, Any] = {
     "chat_template": None,
     "served_model": None,
     "top_logprobs": None,
+    "tokenizer": None,
+    "holds": None,
     "benchmarks": {},
     "tools": None,
     "cache_write_price": None,
@@ -175,6 +180,10 @@ class ModelSpec(FrozenModel):
         max_retries: retries of a call that failed before its first word.
         omit: which of temperature, top_p, top_k and seed the model does not take.
         streams: False where it only answers whole.
+        tokenizer: counts prompts for holds: "cl100k_base", "o200k_base" or the full path of a tokenizer.json;
+            by default OpenAI's own for its models, else every byte counts as a token.
+        holds: "estimated" holds prompts without a known tokenizer by the ratio of tokens to bytes of earlier
+            calls and a fifth more; overruns are then possible, and reported.
         tools: False where it cannot call tools: a call with tools is refused before it is made.
     """
 
@@ -207,6 +216,8 @@ class ModelSpec(FrozenModel):
     max_retries: Annotated[int, Field(ge=0, le=10)] | None = None
     omit: tuple[Literal["temperature", "top_p", "top_k", "seed"], ...] = ()
     streams: bool | None = None
+    tokenizer: Annotated[str, Field(pattern=r"^(cl100k_base|o200k_base|[/~].*|[A-Za-z]:.*)$")] | None = None
+    holds: Literal["worst", "estimated"] | None = None
     tools: bool | None = None
     text: str | None = None
     pause: NonNegativeFloat = 0.0
@@ -249,7 +260,7 @@ class ModelSpec(FrozenModel):
 
         A hub's file with the hash of a wheels source is left out: the bytes are the same.
         """
-        dumped = self.model_dump(mode="json", exclude={*UNKEYED_FIELDS, "benchmarks"})
+        dumped = self.model_dump(mode="json", exclude={*UNKEYED_FIELDS, "benchmarks", "tokenizer", "holds"})
         same = {source.sha256 for source in self.sources if isinstance(source, Wheels)}
         dumped["sources"] = [
             source

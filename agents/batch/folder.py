@@ -133,9 +133,9 @@ def _row_text(row: Row) -> str:
 
 def check_fingerprint(before: Job, now: Job, folder: Path) -> None:
     """Raises `InputError`, in words, where a job that goes on is not the one that began."""
-    if told := differences(before, now):
+    if found := differences(before, now):
         raise InputError(
-            f"the job in {folder} began otherwise: {'; '.join(told)}. Leave the options out to go on as it "
+            f"the job in {folder} began otherwise: {'; '.join(found)}. Leave the options out to go on as it "
             "began, or start over with --force"
         )
 

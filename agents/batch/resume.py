@@ -64,12 +64,12 @@ def recall(given: Mapping[str, Any], job: Job) -> dict[str, Any]:
 
 def differences(before: Job, now: Job) -> list[str]:
     """What differs between a job as it began and a run that would go on with it, one clause each."""
-    told = []
+    clauses = []
     for name in {**before.fingerprint, **now.fingerprint}:  # what is not given any more is a difference too
         old, new = (each.fingerprint.get(name) for each in (before, now))
         if old != new:
-            told.append(_TOLD.get(name, _values)(name, before, now))
-    return told
+            clauses.append(_CLAUSES.get(name, _values)(name, before, now))
+    return clauses
 
 
 def _values(name: str, before: Job, now: Job) -> str:
@@ -155,7 +155,7 @@ def _named(strategy: str) -> str:
     return "any strategy" if strategy == "any" else f"the strategy {strategy}"
 
 
-_TOLD = {
+_CLAUSES = {
     "input": _input,
     "rows": _rows,
     "router": _router,

@@ -73,6 +73,11 @@ class Metrics:
             ["budget"],
             registry=registry,
         )
+        self._overrun = Gauge(
+            "viaticum_overrun_dollars",
+            "Dollars that calls of this process cost above what was held for them.",
+            registry=registry,
+        )
         self._holds = Gauge(
             "viaticum_holds", "Open holds of all budgets of the ledger.", ["state"], registry=registry
         )
@@ -94,6 +99,7 @@ class Metrics:
             self._held.labels(name).set(budget.held_nanousd / NANOUSD_PER_USD)
             if budget.left_nanousd is not None:
                 self._left.labels(name).set(budget.left_nanousd / NANOUSD_PER_USD)
+        self._overrun.set(sum(ledger.overruns.values()) / NANOUSD_PER_USD)
         for state in OPEN_STATES:
             self._holds.labels(state).set(len(ledger.holds(state=state)))  # type: ignore[arg-type]
         return generate_latest(self.registry)

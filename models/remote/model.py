@@ -28,6 +28,7 @@ from viaticum.models.api_keys import api_key, require_key
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.remote.errors import retry_after, translate_error, wait_before_retry
 from viaticum.models.remote.prices import cost_mismatch
+from viaticum.models.remote.prompt_tokens import TOKENIZERS, PromptRatio, named_counter
 from viaticum.models.remote.rate_limits import ProviderRateLimiter, headers_of
 from viaticum.models.remote.response import PartialResponse, reported_cost
 from viaticum.models.remote.thinking import has_own_api, with_thinking
@@ -43,7 +44,6 @@ REQUEST_TOKENS, MESSAGE_TOKENS, TOOLS_TOKENS = 64, 16, 512
 # template.
 MARGIN = 20
 CHUNK_CHARACTERS = 4_000  # LiteLLM extrapolates the tokens of longer texts, which may give too few
-TOKENIZERS = {"cl100k_base", "o200k_base"}  # those in LiteLLM's package
 EXTRA = {
     "tools",
     "tool_choice",
@@ -109,6 +109,7 @@ class RemoteModel(Model):
         self._key, self._sleep = key, sleep
         self._tokenizer_known: bool | None = None
         self._rate_limiter = ProviderRateLimiter()
+        self._ratio = PromptRatio()
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
         return self.worst_case_of(messages, Generation(max_new_tokens))
@@ -116,15 +117,12 @@ class RemoteModel(Model):
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
         """As `Model.worst_case_of`. Text is counted by `count`, tools and schemas by their bytes.
 
-        Where the tokenizer is unknown the provider checks the context: bytes are far more than tokens.
+        Where the tokenizer is unknown the provider checks the context: bytes are far more than tokens. With
+        `holds = "estimated"` the prompt is then an estimate instead of an upper bound.
         """
-        prompt = REQUEST_TOKENS + sum(
-            MESSAGE_TOKENS + self.count(message["content"]) + _bytes(_fields_beside_content(message))
-            for message in messages
-        )
-        schemas = {name: generation.extra.get(name) for name in ("tools", "response_format", "tool_choice")}
-        if any(schemas.values()):
-            prompt += TOOLS_TOKENS + _bytes(schemas)
+        prompt = self._prompt(messages, generation)
+        if self._estimates:
+            prompt = self._ratio.estimate(prompt)
         limit = self.spec.context_length
         if generation.max_new_tokens > limit or (
             self._has_known_tokenizer and prompt + generation.max_new_tokens > limit * (1 + 1 / MARGIN)
@@ -135,12 +133,28 @@ class RemoteModel(Model):
             )
         return {self.name: TokenCount(prompt, generation.max_new_tokens)}
 
+    def _prompt(self, messages: Sequence[Message], generation: Generation) -> int:
+        """Upper bound of the tokens of a whole request."""
+        prompt = REQUEST_TOKENS + sum(
+            MESSAGE_TOKENS + self.count(message["content"]) + _bytes(_fields_beside_content(message))
+            for message in messages
+        )
+        schemas = {name: generation.extra.get(name) for name in ("tools", "response_format", "tool_choice")}
+        return prompt + TOOLS_TOKENS + _bytes(schemas) if any(schemas.values()) else prompt
+
+    @property
+    def _estimates(self) -> bool:
+        return self.spec.holds == "estimated" and not self._has_known_tokenizer
+
     def count(self, text: str) -> int:
-        """Return an upper bound: OpenAI's tokenizer plus a twentieth for its own models, else bytes."""
+        """Return an upper bound: the tokenizer's count plus a twentieth, or bytes where none is known."""
         if not self._has_known_tokenizer:
             return len(text.encode())
-        litellm = load_litellm()
         chunks = (text[start : start + CHUNK_CHARACTERS] for start in range(0, len(text), CHUNK_CHARACTERS))
+        if self.spec.tokenizer is not None:
+            named = named_counter(self.spec.tokenizer)
+            return math.ceil(sum(map(named, chunks)) * (MARGIN + 1) / MARGIN)
+        litellm = load_litellm()
         counted: int = sum(
             litellm.token_counter(model=self.spec.litellm_model, text=chunk) for chunk in chunks
         )
@@ -153,15 +167,15 @@ class RemoteModel(Model):
         if self._has_known_tokenizer:
             return ""
         return (
-            f"the tokenizer of {self.name} is not known here, so every byte counts as a token, which is "
-            "several times too many"
+            f"no tokenizer of {self.name} is known, so every byte counts as a token, which is several times "
+            'too many: name one in its entry (tokenizer), or hold by estimates (holds = "estimated")'
         )
 
     @property
     def _has_known_tokenizer(self) -> bool:
         if self._tokenizer_known is None:
-            self._tokenizer_known = self.spec.api_base is None and _knows_tokenizer(
-                self.spec.litellm_model or ""
+            self._tokenizer_known = self.spec.tokenizer is not None or (
+                self.spec.api_base is None and _knows_tokenizer(self.spec.litellm_model or "")
             )
         return self._tokenizer_known
 
@@ -337,6 +351,8 @@ class RemoteStream(Iterator[StreamPiece]):
                 "the provider gave no usage, or an impossible one; the tokens were counted, rather too many "
                 "than too few"
             )
+        elif self.model._estimates:
+            self.model._ratio.learn(self.model._prompt(self.messages, self.generation), count.input_tokens)
         count = partial.with_reasoning(count)
         known_to_litellm = spec.litellm_model if spec.api_base is None else None
         reported = reported_cost(response, load_litellm(), known_to_litellm)

@@ -1,0 +1,93 @@
+"""How many tokens a prompt can have at a provider: by the model's tokenizer, by bytes, or by a learned ratio.
+
+A tokenizer is one that is named in the entry, or one of OpenAI's that LiteLLM's package has; nothing is
+downloaded. Every byte counts as a token where there is none: an upper bound of every tokenizer, and several
+times too many. Where an entry says `holds = "estimated"`, prompts are held by the ratio of tokens to bytes
+that the provider reported before, with a margin: no upper bound, so the ledger reports every overrun.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from viaticum.errors import InputError, MissingExtra
+
+TOKENIZERS = ("cl100k_base", "o200k_base")  # those in LiteLLM's package
+FIRST_CALLS = 5  # reports before a ratio is believed
+LAST_CALLS = 200  # reports that are remembered
+RATIO_MARGIN = 0.2  # added to the highest ratio that was reported
+
+
+class PromptRatio:
+    """Tokens a byte of the prompts that one model was sent, as its provider reported them. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._ratios: deque[float] = deque(maxlen=LAST_CALLS)
+
+    def learn(self, bytes_: int, tokens: int) -> None:
+        """Take the report of a call. bytes_: its prompt as it is counted without a tokenizer."""
+        if bytes_ > 0 and tokens > 0:
+            self._ratios.append(tokens / bytes_)
+
+    def estimate(self, bytes_: int) -> int:
+        """Tokens to hold for a prompt; its bytes until enough calls were reported, and never more."""
+        ratios = tuple(self._ratios)
+        if len(ratios) < FIRST_CALLS:
+            return bytes_
+        return min(bytes_, math.ceil(bytes_ * max(ratios) * (1 + RATIO_MARGIN)))
+
+
+def named_counter(tokenizer: str) -> Callable[[str], int]:
+    """Counts the tokens of a text by a tokenizer: one of `TOKENIZERS`, or the path of a tokenizer.json.
+
+    Special tokens that a text spells are counted as plain text, since providers may read them so.
+
+    Raises:
+        InputError: the file cannot be read or is no tokenizer.
+        MissingExtra: the package that reads it is not installed.
+    """
+    return _tiktoken(tokenizer) if tokenizer in TOKENIZERS else _from_file(Path(tokenizer).expanduser())
+
+
+@cache
+def _tiktoken(name: str) -> Callable[[str], int]:
+    package = find_spec("litellm")
+    try:
+        import tiktoken
+    except ImportError as error:
+        raise MissingExtra(error.name or "tiktoken", "remote") from None
+    if package is None or package.origin is None:
+        raise MissingExtra("litellm", "remote")
+    files = Path(package.origin).parent / "litellm_core_utils" / "tokenizers"
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(files))  # as LiteLLM does: else it would be downloaded
+    encoding = tiktoken.get_encoding(name)
+    return lambda text: len(encoding.encode_ordinary(text))
+
+
+@cache
+def _from_file(path: Path) -> Callable[[str], int]:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtra(error.name or "tokenizers", "local") from None
+    try:
+        tokenizer: Any = Tokenizer.from_str(json.dumps(_without_special(json.loads(path.read_bytes()))))
+    except OSError as error:
+        raise InputError(f"cannot read the tokenizer {path}: {error.strerror or error}") from None
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise InputError(f"{path} is no tokenizer.json: {' '.join(str(error).split())}") from None
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _without_special(values: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer without its special tokens, without truncation and padding."""
+    added = [token for token in values.get("added_tokens", ()) if not token.get("special")]
+    return {**values, "added_tokens": added, "truncation": None, "padding": None}
