@@ -25,6 +25,7 @@ from viaticum.budgets import schema
 from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows
 from viaticum.budgets.store import EntryColumns, Rows, Store, T, one_line
 from viaticum.errors import LedgerError
+from viaticum.files import private_file
 
 BUSY_SECONDS = 60.0
 WHOLE_CHECK_BYTES = 1 << 20  # files up to this size are checked page by page on opening (a few ms)
@@ -143,6 +144,7 @@ class SqliteStore(Store):
         try:
             if create:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                private_file(self.path)
             _check_header_once(self.path)
         except OSError as error:
             reason = error.strerror or error

@@ -1,4 +1,4 @@
-"""Files that survive a killed process: atomic writes, append-only journals, run locks, JSON lines.
+"""Files that survive a killed process: atomic writes, append-only journals, run locks, JSON lines, own files.
 
 Every writer of the package goes through this module, so that a reader of a file sees the old content or the
 new one, never half of it, and that a journal loses at most the line at hand. Errors of the system become
@@ -9,15 +9,18 @@ what the files mean.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from viaticum.errors import DataError, InputError
 
+SQLITE_FILES = ("-wal", "-shm", "-journal")
+_log = logging.getLogger("viaticum")
 encode_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder at every call
 
 
@@ -62,6 +65,47 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# --- files of their owner alone ---------------------------------------------------------------------
+
+
+def private_file(path: str | Path) -> Path:
+    """Make an empty file that its owner alone can read, or take others' rights to the one that is there.
+
+    For files that hold prompts and answers, whatever the umask: 0600, those of SQLite beside it included. A
+    file of another user stays as it is.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    path = Path(path)
+    os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o600))
+    for each in (path, *(path.with_name(path.name + end) for end in SQLITE_FILES)):
+        _take_rights(each)
+    return path
+
+
+def private_folder(path: str | Path) -> Path:
+    """As `private_file`, for a folder: 0700. Its parent must exist.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    path = Path(path)
+    path.mkdir(mode=0o700, exist_ok=True)
+    _take_rights(path)
+    return path
+
+
+def _take_rights(path: Path) -> None:
+    if os.name == "nt":
+        return  # the rights of the user's folder hold
+    with suppress(OSError):
+        found = path.stat()
+        if found.st_uid == os.geteuid() and found.st_mode & 0o077:
+            path.chmod(found.st_mode & 0o700)
+            _log.warning("%s could be read by other users; now it is its owner's alone", path)
 
 
 # --- JSON lines -----------------------------------------------------------------------------------

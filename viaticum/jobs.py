@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from viaticum.errors import DataError, InputError
 from viaticum.files import encode_json, read_jsonl, write_jsonl
 
-JOB, ROWS = "job.json", "rows.jsonl"
+JOB, ROWS, CACHE = "job.json", "rows.jsonl", "cache.db"
 FORMAT = 1
 RowState = Literal["answered", "skipped", "failed"]
 STATES: tuple[RowState, ...] = get_args(RowState)

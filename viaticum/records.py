@@ -25,6 +25,8 @@ Record = tuple[str, Values | str]  # location, and the values or what is wrong w
 MAX_LINE_BYTES = 8 << 20
 BLOCK_ROWS = 1024  # rows of Parquet that are read or written at a time
 ROW_GROUP = 4096  # rows of a Parquet row group
+END = "\ue000end of the file\ue000"  # after the last line of CSV
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a field that begins so is a formula to a spreadsheet
 DELIMITERS = (",", ";", "\t")
 
 
@@ -135,12 +137,17 @@ def _csv_rows(path: Path, needs: str) -> Iterator[Record]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = _csv_reader(file, path, needs)
         while True:
+            before = lines.line_num
             try:
                 values = next(lines, None)
             except csv.Error as error:
                 yield f"{path}, line {lines.line_num}", f"not CSV ({error})"
                 continue
-            if values is None:
+            if values is None or next(iter(values.values())) == END:
+                return
+            if any(END in (each or "") for each in _fields_of(values)):
+                text = "a quote is not closed, so that all that follows is one field; close or remove it"
+                yield f"{path}, line {before + 1}", text
                 return
             yield f"{path}, line {lines.line_num}", _csv_values(values)
 
@@ -151,14 +158,28 @@ def _csv_reader(file: IO[str], path: Path, needs: str) -> csv.DictReader[str]:
     first = file.readline(MAX_LINE_BYTES)
     file.seek(0)
     delimiter = max(DELIMITERS, key=lambda each: len(next(csv.reader([first], delimiter=each), ())))
-    lines = csv.DictReader(file, delimiter=delimiter)
-    names = [(name or "").strip() for name in lines.fieldnames or ()]
+    lines = csv.DictReader(_with_end(file), delimiter=delimiter)
+    names = [(name or "").strip() for name in lines.fieldnames or () if name != END]
+    if any(END in name for name in names):
+        raise DataError(f"{path}: a quote in the first line, which names the columns, is not closed")
     lines.fieldnames = names
     if needs and needs not in names:
         raise DataError(f"{path}: no column named {needs}; the first line names the columns")
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise DataError(f"{path}: two columns are named {', '.join(twice)}; rename one of them")
     return lines
+
+
+def _with_end(file: IO[str]) -> Iterator[str]:
+    """The lines, and one more: inside a quote that is not closed it becomes part of a field."""
+    for line in file:
+        yield line if line.endswith(("\n", "\r")) else f"{line}\n"
+    yield END
+
+
+def _fields_of(values: dict[Any, Any]) -> Iterator[str | None]:
+    for each in values.values():
+        yield from each if isinstance(each, list) else (each,)
 
 
 def _csv_values(values: dict[Any, Any]) -> Values | str:
@@ -168,7 +189,12 @@ def _csv_values(values: dict[Any, Any]) -> Values | str:
         "".join(each or "" for each in values.values()).encode()
     except UnicodeEncodeError:
         return "not UTF-8; save the file as UTF-8"
-    return {name: value for name, value in values.items() if value}
+    return {name: _without_mark(value) for name, value in values.items() if value}
+
+
+def _without_mark(value: str) -> str:
+    """A field as it was before `field_text`."""
+    return value[1:] if value[0] == "'" and value[1:2] and value[1] in FORMULA else value
 
 
 # --- Parquet --------------------------------------------------------------------------------------
@@ -225,8 +251,24 @@ def plain(value: object) -> object:
 
 
 def field_text(value: object) -> object:
-    """A value for a field of CSV: lists and objects as JSON, others as they are."""
-    return encode_json(plain(value)) if isinstance(value, list | tuple | Mapping) else value
+    """A value for a field of CSV: lists and objects as JSON, others as they are.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe before it, which `read_records` takes
+    away again; numbers stay (OWASP, CSV Injection).
+    """
+    if isinstance(value, list | tuple | Mapping):
+        return encode_json(plain(value))
+    if isinstance(value, str) and value[:1] in FORMULA and value and not _is_number(value):
+        return f"'{value}"
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def free_name(name: str, taken: Container[str]) -> str:

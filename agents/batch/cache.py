@@ -23,6 +23,7 @@ from viaticum.agents.workflow.serialization import completion_from_json
 from viaticum.budgets.records import Hold, digest
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import InputError
+from viaticum.files import private_file
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.types import Completion, Message, ThinkingDelta, TokenCount, Usage
 
@@ -57,10 +58,12 @@ class Cache:
         self._specs: dict[str, str | None] = {}
         self._written: dict[str, str] = {}
         try:
+            if str(path) != ":memory:":
+                private_file(path)
             self._db = sqlite3.connect(
                 self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise InputError(f"cannot open the cache {self.path} ({error}); give another path") from None
         try:
             self._db.execute("PRAGMA journal_mode = WAL")

@@ -17,8 +17,8 @@ from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets.records import digest
 from viaticum.errors import InputError
-from viaticum.files import run_lock
-from viaticum.jobs import JOB, Job
+from viaticum.files import private_folder, run_lock
+from viaticum.jobs import CACHE, JOB, ROWS, Job
 from viaticum.money import nanousd
 from viaticum.routers.query import QueryRouter, StaticRouter
 from viaticum.routers.query.covering import CoveringRouter
@@ -26,6 +26,7 @@ from viaticum.routers.query.restricted import RestrictedRouter
 from viaticum.types import Row
 
 LOCK = ".lock"
+OWN = (JOB, ROWS, CACHE)  # and what SQLite and atomic writes put beside them
 
 
 def job_folder(out: str | Path) -> Path:
@@ -36,7 +37,8 @@ def job_folder(out: str | Path) -> Path:
 def prepare_folder(out: Path, *, resume: bool, force: bool) -> Path:
     """The job's folder, made where it is missing. Raises `InputError` where results or a job are in the way.
 
-    With force what it holds stays until the new job may begin (`empty`).
+    With force what it holds stays until the new job may begin (`clear_folder`). A folder that no job made is
+    in the way, whatever is asked.
     """
     folder = job_folder(out)
     if resume and force:
@@ -51,21 +53,38 @@ def prepare_folder(out: Path, *, resume: bool, force: bool) -> Path:
                 )
     if resume and out.exists() and not (folder / JOB).exists():
         raise InputError(f"{out} exists and no job made it; start over (--force), or give another --out")
+    if folder.is_dir() and not (folder / JOB).exists() and (others := _foreign_files(folder)):
+        raise InputError(
+            f"{folder} holds {others[0].name}, which no job made; move it away, or give another --out"
+        )
     try:
-        folder.mkdir(exist_ok=True)
+        private_folder(folder)
     except OSError as error:
         raise InputError(f"cannot make {folder}: {error.strerror or error}") from None
     return folder
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove the files of a former job, except the lock. Raises `InputError` where the system refuses."""
+    """Remove the files of a former job, except the lock; others stay.
+
+    Raises `InputError` where the system refuses.
+    """
     try:
+        foreign = set(_foreign_files(folder))
         for path in folder.iterdir():
-            if path.name != LOCK:
+            if path.name != LOCK and path not in foreign:
                 path.unlink()
     except OSError as error:
         raise InputError(f"cannot start over in {folder}: {error}") from None
+
+
+def _foreign_files(folder: Path) -> list[Path]:
+    """What lies in a folder and is none of a job's files."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name != LOCK and not path.name.removeprefix(".").startswith(OWN)
+    )
 
 
 def acquire_job_lock(folder: Path) -> AbstractContextManager[None]:

@@ -55,7 +55,7 @@ from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars, ModelKeywords, WorkflowSettings
 from viaticum.budgets import Ledger
 from viaticum.errors import BudgetError, DataError, InputError, UnknownName
-from viaticum.jobs import JOB, Job, JobEnd, Preview
+from viaticum.jobs import CACHE, JOB, Job, JobEnd, Preview
 from viaticum.money import format_usd
 from viaticum.routers.query import Plan
 
@@ -201,7 +201,7 @@ class _Run:
         self._save()
         journal = RowJournal(self.folder, found.rows)
         stack.callback(journal.close)
-        self.rows = replace(self.rows, cache=shared or self._open_cache(stack, self.folder / "cache.db"))
+        self.rows = replace(self.rows, cache=shared or self._open_cache(stack, self.folder / CACHE))
         self.progress = Progress(
             tell, self.ledger, self.job.budget, found.rows, journal.counts, planner.forecast
         )

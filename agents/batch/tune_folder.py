@@ -18,7 +18,7 @@ from viaticum.budgets import Ledger
 from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError, UnknownName
-from viaticum.files import atomic_write
+from viaticum.files import atomic_write, private_folder
 from viaticum.strategies import get as get_strategy
 
 STATE = "tune.json"  # in the folder of the run, and in that of the router that it wrote
@@ -37,7 +37,7 @@ def prepare_run(tuning: Tuning) -> Path:
     if not out.parent.is_dir():
         raise InputError(f"cannot write {out}: there is no folder {out.parent}; make it first")
     try:
-        folder.mkdir(exist_ok=True)
+        private_folder(folder)
     except OSError as error:
         raise InputError(f"cannot make {folder}: {error.strerror or error}") from None
     return folder

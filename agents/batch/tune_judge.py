@@ -20,6 +20,7 @@ from viaticum.agents.batch.output import RowJournal
 from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
 from viaticum.agents.batch.steps import RowTools
 from viaticum.budgets.records import digest
+from viaticum.files import private_folder
 from viaticum.generation import GenerationSettings
 from viaticum.jobs import JobRow, read_rows
 from viaticum.questions import Question
@@ -90,7 +91,7 @@ class Judge:
     """
 
     def __init__(self, model: str, rows: RowTools, folder: Path, cells: int) -> None:
-        folder.mkdir(exist_ok=True)
+        private_folder(folder)
         self.model, self.rows = model, rows
         self.verdicts: dict[str, bool] = {}
         self.costs: dict[str, int] = {}

@@ -24,6 +24,7 @@ from typing import Self
 from sqlite_utils import Database
 
 from viaticum.errors import InputError, LedgerError, UnknownName
+from viaticum.files import private_file
 
 APPLICATION_ID = 0x5649414B  # "VIAK"
 PREFIX = "vk-"  # recognised by people and by scanners for leaked secrets
@@ -88,11 +89,11 @@ class ApiKeyStore:
         self._cached_rows: list[tuple[str, ApiKey]] = []
         with self._as_ledger_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            private_file(self.path)
             self._db = Database(sqlite3.connect(self.path, check_same_thread=False, isolation_level=None))
             self._db.execute("PRAGMA busy_timeout = 60000")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._migrate()
-            self.path.chmod(0o600)
 
     def close(self) -> None:
         self._db.close()

@@ -24,6 +24,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from viaticum.errors import ClientClosed, LedgerError, MissingExtra
+from viaticum.files import private_file
 
 SETUP_LOCK = 0x7661_7469  # key of the Postgres advisory lock held while the tables are created
 COMPRESS_FROM = 4096  # bytes
@@ -88,6 +89,8 @@ class FileSaver(SqliteSaver):
 
     @staticmethod
     def _open(where: str | Path) -> sqlite3.Connection:
+        if where not in ("", ":memory:"):
+            private_file(where)
         connection = sqlite3.connect(where, check_same_thread=False, timeout=BUSY_SECONDS)
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError, MissingExtra
+from viaticum.files import private_file
 from viaticum.heavy import LOADING
 from viaticum.weights import cache_dir, locate
 
@@ -123,6 +124,7 @@ class Encoder:
 
         assert self._cache is not None
         self._cache.parent.mkdir(parents=True, exist_ok=True)
+        private_file(self._cache)
         try:
             connection = sqlite3.connect(self._cache, timeout=30)
             connection.execute("pragma journal_mode = wal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from viaticum.errors import DataError, InputError
 from viaticum.questions import read_questions
-from viaticum.records import ParquetTable, column_names, read_records
+from viaticum.records import ParquetTable, column_names, read_records, write_table
 
 ROWS = [
     {"id": "a", "question": "2 +\n2?", "answer": "4", "topic": "sums"},
@@ -69,3 +70,56 @@ def test_columns_of_parquet_are_typed_and_checked(tmp_path: Path) -> None:
         ParquetTable(tmp_path / "u.parquet", {"level": int}) as table,
     ):
         table.write({"level": "high"})
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "line"),
+    [
+        ('id,question\n1,"a\n2,b\n3,c\n', [], 2),
+        ('id,question\n1,a\n2,"b', [{"id": "1", "question": "a"}], 3),
+        (
+            'id,question\n1,a\n2,b"\n"3,c\n4,d\n',
+            [{"id": "1", "question": "a"}, {"id": "2", "question": 'b"'}],
+            4,
+        ),
+    ],
+)
+def test_a_quote_that_is_not_closed_swallows_no_row_without_a_word(
+    tmp_path: Path, text: str, rows: list[dict[str, str]], line: int
+) -> None:
+    (tmp_path / "q.csv").write_text(text)
+    *whole, (location, problem) = read_records(tmp_path / "q.csv")
+    assert [values for _, values in whole] == rows
+    assert location.endswith(f"line {line}")
+    assert "a quote is not closed" in str(problem)
+    with pytest.raises(DataError, match="a quote is not closed"):
+        read_questions(tmp_path / "q.csv")
+
+
+def test_a_quote_that_is_not_closed_in_the_first_line(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text('id,"question\n1,a\n')
+    with pytest.raises(DataError, match="a quote in the first line"):
+        list(read_records(tmp_path / "q.csv"))
+
+
+def test_texts_are_no_formulas_and_come_back_as_they_were(tmp_path: Path) -> None:
+    values = ["=1+1", "+cmd|' /C calc'!A0", "-2 apples", "@SUM(A1)", "\tx", "-5", "+1e3", "'tis", "a=b", ""]
+    path = tmp_path / "q.csv"
+    write_table(
+        path, "csv", ({"id": str(n), "text": each} for n, each in enumerate(values)), {"id": str}, ["text"]
+    )
+    with path.open(newline="") as file:
+        written = [row["text"] for row in csv.DictReader(file)]
+    assert written == [
+        "'=1+1",
+        "'+cmd|' /C calc'!A0",
+        "'-2 apples",
+        "'@SUM(A1)",
+        "'\tx",
+        "-5",
+        "+1e3",
+        "'tis",
+        "a=b",
+        "",
+    ]
+    assert [values.get("text", "") for _, values in read_records(path) if isinstance(values, dict)] == values

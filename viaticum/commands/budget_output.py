@@ -20,6 +20,7 @@ from rich.table import Table
 
 from viaticum.errors import ViaticumError
 from viaticum.money import format_usd
+from viaticum.records import field_text
 
 if TYPE_CHECKING:
     from viaticum.budgets import Budget, Entry, Hold
@@ -181,10 +182,8 @@ def csv_writer(file: TextIO, fields: Iterable[str]) -> csv.DictWriter[str]:
 
 
 def csv_cells(row: dict[str, Any]) -> dict[str, Any]:
-    """Nested values as JSON."""
-    return {
-        name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in row.items()
-    }
+    """Nested values as JSON, and no text that is a formula to a spreadsheet."""
+    return {name: field_text(value) for name, value in row.items()}
 
 
 @contextmanager
