@@ -18,6 +18,7 @@ from viaticum.commands.profile import profile
 from viaticum.commands.report import report
 from viaticum.commands.serve import serve
 from viaticum.commands.solve import solve
+from viaticum.commands.terminal import visible
 from viaticum.commands.token_policy import policy, policy_evaluate
 from viaticum.commands.tune import tune
 from viaticum.errors import ViaticumError, WeightsError
@@ -60,7 +61,7 @@ def main() -> None:
     try:
         app()
     except ViaticumError as error:
-        sys.stderr.write(f"error: {error}{_first_steps(error)}\n")
+        sys.stderr.write(visible(f"error: {error}{_first_steps(error)}\n", sys.stderr))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from viaticum.commands.terminal import literal
 from viaticum.errors import InputError
 from viaticum.types import ANSWER_KINDS, AnswerKind
 
@@ -63,19 +64,12 @@ def _print(explained: Explanation) -> None:
         for each in explained.candidates:
             written = " ".join(each.text.split())
             written = written if len(written) <= _SHOWN else f"{written[:_SHOWN]}..."
-            table.add_row(each.rule, _literal(written), _literal(each.value or "-"), each.verdict)
+            table.add_row(each.rule, literal(written), literal(each.value or "-"), each.verdict)
         Console(markup=False, highlight=False).print(table)
     else:
         typer.echo("no candidate: the text is empty, or all of it is a thought")
     answer = "none" if explained.value is None else explained.value
-    typer.echo(f"answer ({explained.kind}): {_literal(answer)}")
-
-
-def _literal(text: str) -> str:
-    """Control characters and lone surrogates, which a terminal must not get, as their escapes."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
-    )
+    typer.echo(f"answer ({explained.kind}): {literal(answer)}")
 
 
 def _kind(kind: str) -> AnswerKind:

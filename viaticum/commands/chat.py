@@ -20,6 +20,7 @@ import typer
 from viaticum.commands.generation import POLICY, Load, Policy, with_generation_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.serve import Folder
+from viaticum.commands.terminal import visible
 from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
 from viaticum.errors import ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
@@ -169,12 +170,12 @@ class _Conversation:
                     self._thoughts.thought(event.text)
                 if isinstance(event, str) and event and not self._as_json:
                     self._thoughts.end()
-                    sys.stdout.write(event)
+                    sys.stdout.write(visible(event, sys.stdout))
                     sys.stdout.flush()
         raise AssertionError("a stream ends with CompletionFinished")
 
     def _print(self, text: str) -> None:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(visible(text, sys.stderr) + "\n")
         sys.stderr.flush()
 
 

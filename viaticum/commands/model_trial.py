@@ -8,6 +8,7 @@ import time
 import typer
 
 from viaticum.catalogue import Catalogue
+from viaticum.commands.terminal import literal
 from viaticum.errors import ModelError
 from viaticum.money import format_usd
 from viaticum.types import Answer
@@ -57,7 +58,7 @@ def try_call(catalogue: Catalogue, name: str, dollars: str, *, as_json: bool) ->
         return
     text = " ".join(answer.text.split())
     shown = text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
-    typer.echo(f"{name}: {shown or 'an empty text'}")
+    typer.echo(f"{name}: {literal(shown) or 'an empty text'}")
     typer.echo(f"{usage.input_tokens} tokens read, {usage.output_tokens} written")
     started = "" if first is None else f", the first after {first:.2f} s"
     typer.echo(f"{usage.seconds:.2f} s, {speed:.1f} tokens a second{started}")

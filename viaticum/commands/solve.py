@@ -21,6 +21,7 @@ from viaticum.commands.generation import (
 )
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile, JsonFlag
+from viaticum.commands.terminal import visible
 from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
@@ -71,7 +72,8 @@ def solve(
                 if as_json:
                     typer.echo(json.dumps(_answer_json(event, client.settings)))
                 else:
-                    typer.echo(f"{event.value if event.value is not None else 'no answer: ' + event.reason}")
+                    value = event.value if event.value is not None else f"no answer: {event.reason}"
+                    typer.echo(visible(value, sys.stdout))
                     sys.stderr.write(f"{format_usd(event.cost)} of {format_usd(event.held)} held\n")
             elif isinstance(event, RouteChosen):
                 row = event.route.row
@@ -81,7 +83,7 @@ def solve(
                 show.thought(event.text)
             elif isinstance(event, TextPiece):
                 show.end()
-                sys.stderr.write(event.text)
+                sys.stderr.write(visible(event.text, sys.stderr))
                 sys.stderr.flush()
             elif isinstance(event, CallSettled | TriedAgain):
                 show.end()

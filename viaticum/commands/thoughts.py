@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from viaticum.commands.terminal import visible
+
 ShowThinking = Annotated[
     bool | None,
     typer.Option(
@@ -29,6 +31,7 @@ class ThoughtPrinter:
 
     def thought(self, text: str) -> None:
         if self._show:
+            text = visible(text, sys.stderr)
             sys.stderr.write(text if self._open else self._dim + text)
             sys.stderr.flush()
             self._open = True
