@@ -44,6 +44,10 @@ REQUEST_TOKENS, MESSAGE_TOKENS, TOOLS_TOKENS = 64, 16, 512
 # template.
 MARGIN = 20
 CHUNK_CHARACTERS = 4_000  # LiteLLM extrapolates the tokens of longer texts, which may give too few
+ACCOUNT = {
+    "OpenAI-Organization": ("OPENAI_ORGANIZATION", "OPENAI_ORG_ID"),
+    "OpenAI-Project": ("OPENAI_PROJECT_ID",),
+}
 EXTRA = {
     "tools",
     "tool_choice",
@@ -220,6 +224,8 @@ class RemoteModel(Model):
             request |= {"api_base": spec.api_base, "api_key": self._key or api_key(spec) or "none"}
         elif (key := self._key or api_key(spec)) is not None:
             request["api_key"] = key
+        if headers := _without_account(spec):
+            request["extra_headers"] = headers | dict(request.get("extra_headers") or {})
         own_server = spec.api_base is not None and not has_own_api(spec.litellm_model or "")
         return with_thinking(request, generation, self._supported_parameters, own_server=own_server)
 
@@ -270,6 +276,23 @@ class RemoteModel(Model):
         except Exception:  # an unknown provider: the call itself says what is wrong
             return True
         return True
+
+
+def _without_account(spec: ModelSpec) -> dict[str, str]:
+    """Empty headers in place of the user's organisation and project at OpenAI.
+
+    OpenAI's client, which LiteLLM calls many providers with, takes them from the environment for any server.
+    """
+    litellm = load_litellm()
+    try:
+        _, provider, _, _ = litellm.get_llm_provider(spec.litellm_model)
+    except Exception:  # an unknown provider: the call itself says what is wrong
+        return {}
+    if provider == "openai" and spec.api_base is None:
+        return {}
+    if provider not in ("openai", "custom_openai", *litellm.openai_compatible_providers):
+        return {}
+    return {header: "" for header, names in ACCOUNT.items() if any(map(os.environ.get, names))}
 
 
 def _body(generation: Generation) -> dict[str, Any]:

@@ -121,6 +121,20 @@ def test_usage_that_is_missing_is_counted_and_never_zero(
     assert ask(model)[1].usage.models["far"].output_tokens == 50  # no more than was asked for
 
 
+@pytest.mark.parametrize(
+    "litellm_model", ["openai/fake", "deepinfra/fake", "mistral/fake", "hosted_vllm/fake"]
+)
+def test_an_account_at_openai_is_told_to_nobody_else(
+    server: OpenAIServer, litellm_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_ORGANIZATION", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "secret")
+    ask(model_for(server, litellm_model=litellm_model)[0])
+    (headers,) = server.received_headers
+    assert "secret" not in headers.values()
+    assert headers["authorization"] in (f"Bearer {KEY}", "Bearer none")
+
+
 ZEROS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 

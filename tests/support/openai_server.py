@@ -39,6 +39,7 @@ class OpenAIServer:
     port: int = 0
     script: list[Any] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
+    received_headers: list[dict[str, str]] = field(default_factory=list)
     foreign: list[dict[str, Any]] = field(default_factory=list)
     hung_up: threading.Event = field(default_factory=threading.Event)
     pause: float = 0.0  # seconds before each piece of a stream
@@ -58,13 +59,14 @@ class OpenAIServer:
     def reset(self) -> None:
         self.script, self.requests, self.pause, self.text, self.usage = [], [], 0.0, None, None
         self.foreign = []
-        self.usages = []
+        self.usages, self.received_headers = [], []
         self.headers, self.thought, self.thought_as, self.piece = {}, None, "reasoning_content", None
         self.hung_up.clear()
 
     async def chat(self, request: Request) -> Response:
         body = await request.json()
         self.requests.append(body)
+        self.received_headers.append(dict(request.headers))
         behaviour = self.script.pop(0) if self.script else "ok"
         if request.headers.get("authorization") not in (f"Bearer {KEY}", "Bearer none"):
             return error(
