@@ -80,7 +80,8 @@ def private_file(path: str | Path) -> Path:
         OSError: the file cannot be made.
     """
     path = Path(path)
-    os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o600))
+    with suppress(FileExistsError):  # which is not opened: closing it would drop the locks of SQLite (POSIX)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     for each in (path, *(path.with_name(path.name + end) for end in SQLITE_FILES)):
         _take_rights(each)
     return path
