@@ -1,4 +1,4 @@
-"""`viaticum outcomes import|show|merge|split`: every format in, errors with file, row and column."""
+"""`viaticum outcomes import|show|merge|split|reprice`: every format in, errors with file, row and column."""
 
 from __future__ import annotations
 
@@ -337,3 +337,51 @@ def test_a_table_survives_every_format(tmp_path: Path) -> None:
         assert read_outcomes(tmp_path / f"t.{suffix}") == rows
     line = json.loads((tmp_path / "t.jsonl").read_text().splitlines()[0])
     assert line == asdict(rows[0])
+
+
+# --- prices that changed --------------------------------------------------------------------------
+
+PRICED = """
+[models.far]
+kind = "remote"
+litellm_model = "openai/far"
+description = "Far away."
+context_length = 1000
+input_price = 2
+output_price = 10
+"""
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
+def test_costs_follow_a_new_list_of_prices(tmp_path: Path, suffix: str) -> None:
+    table, catalogue = tmp_path / f"old.{suffix}", tmp_path / "catalogue.toml"
+    catalogue.write_text(PRICED)
+    row = Outcome("d", "1", "q", "far", "cot", "4", True, 100, 10, 5, 1.0, "stop")
+    rows = [
+        row,
+        replace(row, question_id="2", cost_nanousd=None),
+        replace(row, question_id="3", input_tokens=None),
+        replace(row, question_id="4", model="gone"),
+    ]
+    write_outcomes(table, rows, {"1": {"note": "kept"}})
+    text = run("reprice", table, "--out", tmp_path / "new.jsonl", "--catalogue", catalogue)
+    assert "far: 2 outcomes, $0.000000005 before, $0.0006 now" in text
+    assert "gone: 1 outcomes keep their costs" in text
+    made = read_outcomes(tmp_path / "new.jsonl")
+    assert [each.cost_nanousd for each in made] == [300_000, 300_000, 5, 5]
+    assert [replace(each, cost_nanousd=None) for each in made] == [
+        replace(each, cost_nanousd=None) for each in rows
+    ]
+    assert json.loads((tmp_path / "new.jsonl").read_text().splitlines()[0])["note"] == "kept"
+    printed = json.loads(run("reprice", table, "--out", table, "--catalogue", catalogue, "--json"))
+    assert printed["models"] == {"far": {"outcomes": 2, "before": 5, "after": 600_000}}
+    assert printed["kept"] == {"far": 1, "gone": 1}
+    assert [each.cost_nanousd for each in read_outcomes(table)] == [300_000, 300_000, 5, 5]
+
+
+def test_a_table_without_a_priced_row_is_left_alone(tmp_path: Path) -> None:
+    table = tmp_path / "old.jsonl"
+    write_outcomes(table, [Outcome("d", "1", "q", "gone", "cot", "4", True, 100, 10, 5)])
+    with pytest.raises(DataError, match=r"no row of .* can be priced: its models \(gone\)"):
+        run("reprice", table, "--out", tmp_path / "new.jsonl")
+    assert not (tmp_path / "new.jsonl").exists()

@@ -1,4 +1,4 @@
-"""`viaticum outcomes`: import, show, merge and split outcome tables.
+"""`viaticum outcomes`: import, show, merge, split and reprice outcome tables.
 
 Leaves out the formats (`viaticum.outcome_imports`) and learning from tables (`viaticum.commands.router`).
 """
@@ -17,11 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from viaticum.commands.budget import Where
-from viaticum.commands.models import JsonFlag
+from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.errors import DataError, InputError
 from viaticum.money import format_usd
 
-app = typer.Typer(no_args_is_help=True, help="Import, show, merge and split outcome tables.")
+app = typer.Typer(no_args_is_help=True, help="Import, show, merge, split and reprice outcome tables.")
 
 Tables = Annotated[list[Path], typer.Argument(help="Outcome tables: .parquet, .csv or .jsonl.")]
 Out = Annotated[Path, typer.Option(help="The table to write: .parquet, .csv or .jsonl.")]
@@ -176,6 +176,49 @@ def split(
         return
     for table, summary in sizes.items():
         typer.echo(_words(Path(table), summary))
+
+
+@app.command()
+def reprice(
+    table: Annotated[Path, typer.Argument(help="An outcome table: .parquet, .csv or .jsonl.")],
+    out: Out,
+    as_json: JsonFlag = False,
+    catalogue: CatalogueFile = None,
+) -> None:
+    """Write a table anew at the catalogue's prices of today; a router is then fitted on it again.
+
+    Rows without tokens, and those of models without a price, such as pairs, keep their costs.
+    """
+    from viaticum.catalogue import Catalogue
+    from viaticum.models.remote.prices import with_litellm_prices
+    from viaticum.outcomes import parse_outcome
+    from viaticum.repricing import Repricing
+
+    specs = with_litellm_prices(Catalogue.load(catalogue)).values()
+    done = Repricing({spec.name: spec.price for spec in specs if spec.price is not None})
+    rows = [
+        {**values, "cost_nanousd": done.cost(parse_outcome(values, where))}
+        for where, values in _rows([table])
+    ]
+    if not done.rows:
+        raise DataError(
+            f"no row of {table} can be priced: its models ({', '.join(sorted(done.kept)) or 'none'}) have no "
+            "price in the catalogue, or its rows no tokens; nothing was written"
+        )
+    summary = _write(out, iter(rows))
+    if as_json:
+        models = {
+            name: {"outcomes": done.rows[name], "before": done.before[name], "after": done.after[name]}
+            for name in done.rows
+        }
+        typer.echo(json.dumps({"path": str(out), **summary, "models": models, "kept": done.kept}))
+        return
+    for name, count in done.rows.items():
+        costs = f"{format_usd(done.before[name])} before, {format_usd(done.after[name])} now"
+        typer.echo(f"{name}: {count} outcomes, {costs}")
+    for name, count in done.kept.items():
+        typer.echo(f"{name}: {count} outcomes keep their costs: no price of it, or no tokens in the row")
+    typer.echo(_words(out, summary))
 
 
 def _feedback_file() -> Path:
