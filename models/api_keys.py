@@ -43,19 +43,19 @@ def require_key(spec: ModelSpec) -> None:
     api_key(spec)
     variables = key_variables(spec.litellm_model or "")
     is_looked_up = spec.api_key_env is None and spec.api_base is None and variables
-    if is_looked_up and not any(os.environ.get(variable) for variable in variables):
+    if is_looked_up and not any(os.environ.get(variable, "").strip() for variable in variables):
         raise AuthenticationFailed(f"{spec.name} needs a key; put it into the variable {variables[0]}")
 
 
 def api_key(spec: ModelSpec) -> str | None:
-    """Return the key that an entry's api_key_env names; None where it names none.
+    """Return the key that an entry's api_key_env names, without space around it; None where it names none.
 
     Raises:
         AuthenticationFailed: the variable is empty.
     """
     if spec.api_key_env is None:
         return None
-    key = os.environ.get(spec.api_key_env)
+    key = os.environ.get(spec.api_key_env, "").strip()  # files of keys end with a newline
     if not key:
         raise AuthenticationFailed(f"{spec.name} needs a key; put it into the variable {spec.api_key_env}")
     return key

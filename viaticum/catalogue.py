@@ -196,7 +196,7 @@ def read_catalogue(text: bytes, origin: str) -> tuple[dict[str, Any], tuple[str,
     Numbers with a point stay exact decimals. Raises `InputError` for a text that is no catalogue.
     """
     try:
-        document = tomllib.loads(text.decode(), parse_float=Decimal)
+        document = tomllib.loads(text.decode("utf-8-sig"), parse_float=Decimal)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{origin}: not valid TOML: {_one_line(error)}") from None
     for key in document:

@@ -304,3 +304,22 @@ def test_a_new_user_gets_an_answer_without_naming_a_model(server: OpenAIServer, 
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in rows] == ["4", "4"]
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + MINE.encode())
+    run("add", "openai/gpt-4o-mini", "--catalogue", str(file))
+    assert file.read_bytes().startswith(b"\xef\xbb\xbf# my models")
+    assert {"old", "openai/gpt-4o-mini"} <= set(Catalogue.load(file))
+
+
+def test_a_key_with_a_newline_is_that_key(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("add", "openai/gpt-4o", "--name", "far", "--api-base", server.url, "--api-key-env", "FAR_KEY")
+    monkeypatch.setenv("FAR_KEY", " \n")
+    assert ["far", "remote", "$2.5", "$10", "128000", "no", "key"] in [
+        line.split() for line in run("list")[0].splitlines()
+    ]
+    monkeypatch.setenv("FAR_KEY", f"{KEY}\n")
+    server.text = "The answer is 42."
+    assert json.loads(run("test", "far", "--json")[0])["answer"] == "42"

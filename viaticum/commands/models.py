@@ -20,8 +20,9 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.commands.local import with_local_options
 from viaticum.commands.model_entries import CatalogueFile, JsonFlag, add, where
 from viaticum.commands.progress import ProgressBar
-from viaticum.errors import InputError, WeightsError
+from viaticum.errors import AuthenticationFailed, InputError, WeightsError
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
+from viaticum.models.api_keys import require_key
 from viaticum.money import format_usd
 from viaticum.weights import Pulled, check, locate, pull_all
 
@@ -40,7 +41,7 @@ app.command()(where)
 
 @app.command("list")
 def list_models(as_json: JsonFlag = False, catalogue: CatalogueFile = None) -> None:
-    """List every model: kind, prices, context, and whether its weights are here."""
+    """List every model: kind, prices, context, and whether its weights are here or its key is missing."""
     loaded = Catalogue.load(catalogue)
     if as_json:
         _print_json([_facts(spec, loaded) for spec in loaded.values()])
@@ -48,7 +49,7 @@ def list_models(as_json: JsonFlag = False, catalogue: CatalogueFile = None) -> N
     table = Table("name", "kind", "$/M input", "$/M output", "context", "weights", box=None, pad_edge=False)
     for spec in loaded.values():
         price_in, price_out = _price_texts(spec)
-        weights = {None: "-", True: "here", False: "not here"}[_is_here(spec, loaded)]
+        weights = {None: _key_text(spec), True: "here", False: "not here"}[_is_here(spec, loaded)]
         table.add_row(spec.name, spec.kind, price_in, price_out, str(spec.context_length), weights)
     Console().print(table)
 
@@ -195,6 +196,14 @@ def _is_here(spec: ModelSpec, catalogue: Catalogue) -> bool | None:
     except WeightsError:
         return False
     return True
+
+
+def _key_text(spec: ModelSpec) -> str:
+    try:
+        require_key(spec)
+    except AuthenticationFailed:
+        return "no key"
+    return "-"
 
 
 def _facts(spec: ModelSpec, catalogue: Catalogue) -> dict[str, Any]:
