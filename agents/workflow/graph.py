@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import astuple
 from typing import Any, Literal, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -57,6 +56,7 @@ from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.serialization import (
     completion_from_json,
     completion_to_json,
+    count_to_list,
     plan_from_hold,
     plan_to_tags,
     route_to_json,
@@ -403,7 +403,7 @@ def _settled(state: State, completion: Completion, hold: Hold, entry: Entry, was
     """The state's update after a call: its text, and the question's totals with its cost and usage."""
     usage = dict(state["usage"])
     for name, tokens in completion.usage.models.items():
-        usage[name] = list(astuple(TokenCount(*usage.get(name, ())) + tokens))
+        usage[name] = count_to_list(TokenCount(*usage.get(name, ())) + tokens)
     assert state["route"] is not None
     first = [] if state["samples"] else [state["route"]]
     return {

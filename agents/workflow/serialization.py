@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, astuple, fields
 from typing import Any
 
 from viaticum.budgets import Hold
 from viaticum.routers.query import Plan
 from viaticum.types import Completion, Pair, Route, Row, TokenCount, Usage
 
-_COUNTS = [each.name for each in fields(TokenCount)]
+_FIRST_COUNTS = 5  # always in a list of counts; the later one only where it is not 0
 _OPTIONAL_OF_ROW = [each.name for each in fields(Row) if each.default is not MISSING]
+
+
+def count_to_list(count: TokenCount) -> list[int]:
+    """The counts in the order of the fields of `TokenCount`, without later ones that are 0."""
+    values = list(astuple(count))
+    return values if any(values[_FIRST_COUNTS:]) else values[:_FIRST_COUNTS]
 
 
 def completion_to_json(completion: Completion) -> dict[str, Any]:
     """A completion without its trace; token counts as lists in the order of the fields of `TokenCount`."""
     data: dict[str, Any] = {
         "text": completion.text,
-        "usage": {
-            name: [getattr(count, each) for each in _COUNTS]
-            for name, count in completion.usage.models.items()
-        },
+        "usage": {name: count_to_list(count) for name, count in completion.usage.models.items()},
         "seconds": completion.usage.seconds,
         "finish_reason": completion.finish_reason,
         "tool_calls": [dict(call) for call in completion.tool_calls],
