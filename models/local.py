@@ -23,6 +23,7 @@ from viaticum.models.batching import BatchScheduler
 from viaticum.models.budget_forcing import thinking_limit
 from viaticum.models.decoding_modes import mode_chooser
 from viaticum.models.engine_choice import measured_engine
+from viaticum.models.loading import loading_logged
 from viaticum.models.logprobs import openai_logprobs
 from viaticum.models.prompts import PromptRenderer
 from viaticum.models.templates import has_template, have_same_prompts, require_template
@@ -129,12 +130,11 @@ class LocalModels:
                 if not {"device", "dtype"} & options.keys() and options.get("engine", "auto") == "auto":
                     options["engine"] = measured_engine(spec, options["slots"]) or "auto"
                 options["context"] = min(settings.context or spec.context_length, spec.context_length)
-                self._runners[name, settings] = load_runner(
-                    locate(spec),
-                    max_slots=self.max_slots,
-                    server=served_by(spec),
-                    **options,
-                )
+                weights = locate(spec)
+                with loading_logged(name, weights):
+                    self._runners[name, settings] = load_runner(
+                        weights, max_slots=self.max_slots, server=served_by(spec), **options
+                    )
             return self._runners[name, settings]
 
 
