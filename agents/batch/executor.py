@@ -16,7 +16,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -193,6 +193,7 @@ class _Executor:
         found = self.ledger.find([self.steps.key_of(task) for task in tasks])
         single_calls: list[Task] = []
         ready: list[tuple[Task, Completion]] = []
+        texts: list[str] = []
         for task in tasks:
             hold = found.get(self.steps.key_of(task))
             # A row that was started is finished, even if the plan would skip it now.
@@ -214,9 +215,10 @@ class _Executor:
                 single_calls.append(task)
             elif known.result is not None:
                 ready.append((task, completion_from_json(json.loads(known.result))))
+                texts.append(known.result)  # as it is: another version may have written other fields
             else:
                 self._submit(self.steps.write, [task])
-        yield from self._settle(ready)
+        yield from self._settle(ready, texts)
         yield from self._reserve(single_calls)
 
     def _restore_plan(self, task: Task, hold: Hold) -> None:
@@ -306,11 +308,16 @@ class _Executor:
             waiting, self._waiting_for_budget = list(self._waiting_for_budget), deque()
             yield from self._start(waiting)
 
-    def _settle(self, written: list[tuple[Task, Completion]]) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """Post the costs of calls with their texts, in one transaction; then parse the answers."""
+    def _settle(
+        self, written: list[tuple[Task, Completion]], texts: Sequence[str] = ()
+    ) -> Iterator[tuple[PlannedRow, JobRow]]:
+        """Post the costs of calls with their texts, in one transaction; then parse the answers.
+
+        texts: completions as the ledger has them already, of calls that an earlier run made.
+        """
         if not written:
             return
-        texts = [json.dumps(completion_to_json(each)) for _, each in written]
+        texts = texts or [json.dumps(completion_to_json(each)) for _, each in written]
         entries = self.ledger.settle_many(
             [
                 Settlement(task.key, each.usage.models, text)

@@ -19,7 +19,6 @@ from viaticum.errors import DataError
 from viaticum.outcomes import accuracy_interval, write_outcomes
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.evaluate import (
-    SWEEP,
     best_mixture,
     best_single_pairs,
     column_outcomes,
@@ -32,6 +31,7 @@ from viaticum.routers.query.rtr import RTRRouter
 
 WITHIN = 0.01  # expected accuracy that the operating point may lie below the best
 MIN_EVALUATED = 5  # questions
+SWEEP = np.geomspace(0.001, 10, 60)  # accuracy that the mean cost of the dearest pair is worth
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,9 @@ def _figures(router: RTRRouter, matrix: OutcomeMatrix, seed: int) -> Found:
     prediction = router.predict_texts(matrix.texts)
     correct, cost, _ = column_outcomes(router, matrix)
     rows = np.arange(len(matrix))
-    points = [router.choose_columns(prediction, float(weight)).numpy() for weight in SWEEP]
+    dearest = float(matrix.cost.mean(0).max())  # prices of a question differ by five orders of magnitude
+    weights = SWEEP / dearest if dearest > 0 else SWEEP
+    points = [router.choose_columns(prediction, float(weight)).numpy() for weight in weights]
     expected = [
         (
             float(prediction.accuracy.numpy()[rows, each].mean()),
@@ -161,7 +163,7 @@ def _figures(router: RTRRouter, matrix: OutcomeMatrix, seed: int) -> Found:
     why = ""
     if gain is not None and gain["low"] <= 0:
         why = "it cannot be told apart from single pairs mixed at the same cost"
-        if gain["high"] <= 0:
+        if gain["high"] <= 0 and gain["difference"] < 0:
             why = "single pairs mixed at the same cost are right more often"
     return Found(
         len(matrix),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,18 @@ def test_answers_of_a_judge_are_paid_for_once(tmp_path: Path) -> None:
     other = tuning(tmp_path, questions(known=20), judge="some")
     with pytest.raises(InputError, match="another judge: 'judge' then, 'some' now"):
         bought(other)
+
+
+def test_answers_in_the_ledger_are_read_as_another_version_wrote_them(tmp_path: Path) -> None:
+    first = bought(tuning(tmp_path))
+    (tmp_path / "my-router.job" / "rows.jsonl").write_text("")
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
+        database.execute("""UPDATE holds SET result = replace(result, '": ', '":')""")
+        database.commit()
+    again = bought(tuning(tmp_path))
+    assert not again.unanswered
+    assert again.outcomes == first.outcomes
+    assert again.dollars == first.dollars
 
 
 def test_without_a_judge_all_questions_need_answers(tmp_path: Path) -> None:
