@@ -34,14 +34,13 @@ from viaticum.models.settings import prompt, resolve
 from viaticum.money import NANOUSD_PER_USD, format_usd
 from viaticum.questions import Question
 from viaticum.routers.query import Plan, StaticRouter
-from viaticum.routers.query.outcome_matrix import MIN_QUESTIONS, held_out, near_duplicates
+from viaticum.routers.query.outcome_matrix import MIN_QUESTIONS, held_out, near_duplicates, split_templates
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies import load as load_strategies
 from viaticum.types import Pair
 
 HELD_OUT = 0.3  # share of the questions
 MAX_HELD_OUT = 200
-TEMPLATE = 0.1  # share of the questions above which near-duplicates are made from a template
 STRATEGIES = ("direct", "cot")
 CHARACTERS_A_TOKEN = 4.0  # of a prompt, in forecasts
 JUDGED_CHARACTERS = 40  # of an answer that is graded
@@ -295,17 +294,10 @@ class Tuning:
 
 
 def _split(questions: Sequence[Question], seed: int) -> tuple[list[Question], list[Question]]:
-    """Questions to learn from and held-out ones; near-duplicates are on the same side.
-
-    A large group of near-duplicates is a template that questions are made from, and those to come will be:
-    of it equal texts alone are on the same side.
-    """
+    """Questions to learn from and held-out ones; near-duplicates are on the same side."""
     share = min(HELD_OUT, MAX_HELD_OUT / len(questions))
     texts = [each.query.text for each in questions]
-    groups = near_duplicates(texts)
-    template = np.bincount(groups)[groups] > TEMPLATE * len(questions)
-    names = [text if made else str(group) for text, made, group in zip(texts, template, groups, strict=True)]
-    groups = np.unique(names, return_inverse=True)[1]
+    groups = split_templates(near_duplicates(texts), texts)
     aside = held_out(groups, share, seed)
     kept = [each for each, taken in zip(questions, aside, strict=True) if not taken]
     if len(kept) < MIN_QUESTIONS or not aside.any():

@@ -38,6 +38,7 @@ from viaticum.routers.query.outcome_matrix import (
     OutcomeMatrix,
     assign_folds,
     near_duplicates,
+    split_templates,
 )
 from viaticum.routers.query.parameters import RouterParameters, RTRSettings
 from viaticum.routers.query.plans import COST_WEIGHTS, IndexedPlan, Plan, search, simulate
@@ -99,6 +100,7 @@ def fit(
     groups = near_duplicates(matrix.texts)
     if len(np.unique(groups)) < 2:
         raise DataError("all questions are near-duplicates of one another; a router needs different ones")
+    groups = split_templates(groups, matrix.texts)
     folds = torch.from_numpy(assign_folds(groups, FOLDS, settings.seed))
     started = time.perf_counter()
     report("searching plans", 0, 1)

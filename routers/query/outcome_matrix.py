@@ -25,6 +25,7 @@ NO_ANSWER = frozenset(("", "none", "null", "nan", "n/a", "unknown", "invalid", "
 LONG_TEXT = 2_000  # words from which texts are compared by samples of their word triples
 SAMPLE = 1_000  # word triples of a text
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xFF51AFD7ED558CCD], dtype=np.uint64)
+TEMPLATE = 0.1  # share of all texts above which near-duplicates are made from a template
 MIN_QUESTIONS = 30  # fewer are too few to fit and to check
 Array = np.ndarray[Any, Any]
 
@@ -248,6 +249,17 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.6) -> Array:
     rows, columns = np.concatenate(first), np.concatenate(second)
     graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(texts), len(texts)))
     return np.asarray(connected_components(graph, directed=False)[1])
+
+
+def split_templates(groups: Array, texts: Sequence[str]) -> Array:
+    """The groups [Q], of those that hold more than `TEMPLATE` of all texts only equal texts together.
+
+    So large a group is a template that questions are made from, and those to come will be too: to keep it
+    on one side would leave out a whole kind of question.
+    """
+    template = np.bincount(groups)[groups] > TEMPLATE * len(texts)
+    names = [f"={text}" if made else str(n) for text, made, n in zip(texts, template, groups, strict=True)]
+    return np.asarray(np.unique(names, return_inverse=True)[1])
 
 
 def _tf_idf(words: Mapping[int, Sequence[str]]) -> Any:

@@ -158,6 +158,9 @@ def test_answers_in_the_ledger_are_read_as_another_version_wrote_them(tmp_path: 
     first = bought(tuning(tmp_path))
     (tmp_path / "my-router.job" / "rows.jsonl").write_text("")
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as database:
+        triggers = database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for (name,) in triggers:
+            database.execute(f"DROP TRIGGER {name}")
         database.execute("""UPDATE holds SET result = replace(result, '": ', '":')""")
         database.commit()
     again = bought(tuning(tmp_path))
