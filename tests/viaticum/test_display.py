@@ -110,7 +110,7 @@ def test_dollars_are_exact() -> None:
 def test_a_client_says_what_it_has_left_and_nothing_secret(tmp_path: Path) -> None:
     viaticum = client(tmp_path, budget_name="<b>mine")
     assert repr(viaticum) == (
-        "Viaticum(budget <b>mine: $0 spent, $0 held, $0.1 left; router FakeRouter; policy best)"
+        "Viaticum(budget <b>mine: $0 spent, $0 held, $0.1 left; router FakeRouter; policy within:0.01)"
     )
     viaticum.solve("twice 4?")
     assert viaticum.budget().posted_usd + (viaticum.budget().left_usd or 0) == Decimal("0.1")
