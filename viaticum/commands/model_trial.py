@@ -29,17 +29,19 @@ def try_call(catalogue: Catalogue, name: str, dollars: str, *, as_json: bool) ->
 
     first: float | None = None
     answer: Answer | None = None
+    ended = 0.0
     with Viaticum(dollars, catalogue=catalogue, model=name, strategy=STRATEGY, tries=1) as client:
-        began = time.perf_counter()
         for event in client.stream(QUESTION, kind="number"):
             if isinstance(event, TextPiece | ThinkingPiece) and first is None:
-                first = time.perf_counter() - began
+                first = time.perf_counter()
             elif isinstance(event, Answer):
-                answer = event
+                answer, ended = event, time.perf_counter()
     if answer is None:
         raise ModelError(f"{name} gave no answer")
     usage = answer.usage
     seconds = max(usage.seconds, 1e-9)
+    if first is not None:  # after the call was sent: loading LiteLLM is no part of it
+        first = max(0.0, usage.seconds - (ended - first))
     speed = usage.output_tokens / seconds
     if as_json:
         facts = {
