@@ -223,7 +223,7 @@ class AbilityPrior(Prior):
         lengths = self._lengths(pair, model)
         assert model.price is not None
         price = model.price
-        prompt = question + lengths.prompt
+        prompt = (question + lengths.prompt) * _samples(pair.strategy)[0]
         asked = self._asked.get(pair.model, 0)
         return Row(
             pair,
@@ -239,14 +239,23 @@ class AbilityPrior(Prior):
         )
 
     def _lengths(self, pair: Pair, model: PriorModel) -> Lengths:
-        """Tokens of a pair; a strategy that the tables lack counts as the usual one."""
+        """Tokens of a pair, of all its samples; a strategy that the tables lack counts as the usual one."""
+        samples, strategy = _samples(pair.strategy)
         known = self.weights.lengths
-        lengths = known.get(pair.strategy, known[USUAL])
-        if model.thinks or pair.strategy.partition(":")[0] == "think":
+        lengths = known.get(strategy, known[USUAL])
+        if model.thinks or strategy.partition(":")[0] == "think":
             lengths = lengths.times(THINKING)
+        lengths = lengths.times(samples)
         count, total = self._logs.get(pair, (0, 0.0))
         more = total - count * math.log1p(lengths.p50)
         return lengths.times(math.exp(more / (count + LENGTH_OUTCOMES)))
+
+
+def _samples(strategy: str) -> tuple[int, str]:
+    """The most samples of a strategy, and the strategy of each: 5 and cot of self-consistency:cot:5."""
+    kind, _, rest = strategy.partition(":")
+    each, _, count = rest.rpartition(":")
+    return (int(count), each) if kind == "self-consistency" and each and count.isdigit() else (1, strategy)
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

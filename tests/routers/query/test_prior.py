@@ -123,6 +123,17 @@ def test_costs_follow_price_question_and_strategy() -> None:
     assert thinking[0].tokens_p50 == pytest.approx(THINKING * rows["cheap+cot"].tokens_p50, rel=0.02)
 
 
+def test_all_samples_are_paid_for() -> None:
+    rows = rows_of(
+        AbilityPrior(), model("m"), names=("cot", "self-consistency:cot:5", "self-consistency:think:2k:3")
+    )
+    one, five = rows["m+cot"], rows["m+self-consistency:cot:5"]
+    assert five.cost_p50 == pytest.approx(5 * one.cost_p50, rel=0.02)
+    assert five.tokens_p90 == pytest.approx(5 * one.tokens_p90, rel=0.02)
+    thought = rows["m+self-consistency:think:2k:3"]
+    assert thought.tokens_p50 == pytest.approx(3 * THINKING * one.tokens_p50, rel=0.02)
+
+
 def test_a_model_without_a_price_gets_no_row() -> None:
     """It would look free: every policy that weighs prices would take it."""
     rows = AbilityPrior().rows(QUERY, [PriorModel("unpriced", None), model("m")], USUAL)
