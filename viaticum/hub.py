@@ -156,6 +156,8 @@ def _fetch_file(source: Hub, endpoint: str, folder: Path, report: Report) -> Non
             endpoint=endpoint,
             tqdm_class=_reporting_bar(report),
         )
+    size = Path(path).stat().st_size  # the bar may have heard of less: it is told now and then
+    report("downloading", size, size)
     _check_hash(source, Path(path))
     Path(path).rename(folder / "model.gguf")
     for left in folder.iterdir():  # the client's own records, and the folders of the file

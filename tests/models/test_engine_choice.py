@@ -122,5 +122,7 @@ def test_what_has_no_engines_is_refused(file: Path, tmp_path: Path) -> None:
     file.write_text(file.read_text().replace(str(tmp_path / "tiny"), str(tmp_path / "gone")))
     with pytest.raises(WeightsError):
         engines_of(Catalogue.load(file)["tiny"])
-    with pytest.raises(InputError, match="name a local one"):
+    with pytest.raises(WeightsError, match=r"models pull qwen2\.5-coder"):
         run("qwen2.5-coder-r-stitch", "--catalogue", str(file))
+    with pytest.raises(InputError, match="is an encoder: it answers no questions"):
+        run("all-minilm-l6-v2", "--catalogue", str(file))

@@ -54,6 +54,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, server: KindServer) -> Run:
     folder, threads = tmp_path_factory.mktemp("tuned"), torch.get_num_threads()
     arguments = arguments_in(folder, server, 75)
     torch.set_num_threads(1)
+    server.reset()  # fixtures of the module come before `nothing_scripted`
     result = run(arguments, "--budget", "1")
     torch.set_num_threads(threads)
     return Run(folder, arguments, result, list(server.requests))
