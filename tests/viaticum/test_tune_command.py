@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from viaticum.budgets import Ledger
 from viaticum.cli import app
 from viaticum.errors import BudgetError, DataError, InputError, ViaticumError
 from viaticum.generation import GenerationSettings
+from viaticum.money import short_usd
 from viaticum.outcomes import outcome_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,6 +132,17 @@ def test_a_router_is_made_and_evaluated_on_held_out_questions(tuned: Run) -> Non
     assert len({row["question_id"] for row in rows if row["held_out"]}) == forecast["held_out"]
     spent = sum(row["cost_nanousd"] for row in rows) / 1e9
     assert tuned.result["dollars"] == pytest.approx(spent)
+
+
+def test_the_page_has_the_money_that_was_paid(tuned: Run) -> None:
+    page = (tuned.folder / "my-router.html").read_text()
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    spent, best = tuned.result["dollars"], tuned.result["found"]["best"]["cost"]
+    assert best > 0
+    assert f"spent {short_usd(spent * 1e9)} budget $1.00 " in text
+    assert f"the best single pair, dear+direct, has 100.0% at {short_usd(best * 1e9)}." in text
+    assert re.search(r"dear\+direct 75 100\.0% \(95\.1% to 100\.0%\) \$0\.0000\d", text)
+    assert "asked different questions" not in text, "all were asked all"
 
 
 def test_batch_and_solve_take_the_router(tuned: Run, monkeypatch: pytest.MonkeyPatch) -> None:
