@@ -21,7 +21,7 @@ from viaticum.commands.solve import solve
 from viaticum.commands.terminal import visible
 from viaticum.commands.token_policy import policy, policy_evaluate
 from viaticum.commands.tune import tune
-from viaticum.errors import ViaticumError, WeightsError
+from viaticum.errors import MissingExtra, ViaticumError, WeightsError
 
 app = typer.Typer(
     no_args_is_help=True, help="An allowance for every question.", pretty_exceptions_enable=False
@@ -45,6 +45,18 @@ app.command()(profile)
 app.command()(tune)
 
 
+_LOCAL = ("torch", "transformers", "sentence_transformers", "sklearn", "scipy", "tokenizers", "safetensors")
+_EXTRAS = {
+    **dict.fromkeys((*_LOCAL, "accelerate", "gguf", "pyarrow", "huggingface_hub"), "local"),
+    **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), "server"),
+    **dict.fromkeys(("altair", "vl_convert", "jinja2"), "reports"),
+    **dict.fromkeys(("langchain", "langchain_core"), "langchain"),
+    "litellm": "remote",
+    "psycopg": "postgres",
+    "ray": "ray",
+}
+
+
 def _first_steps(error: ViaticumError) -> str:
     """What to do on a machine where nothing is set up yet."""
     if isinstance(error, WeightsError) and "not on this machine" in str(error):
@@ -62,6 +74,12 @@ def main() -> None:
         app()
     except ViaticumError as error:
         sys.stderr.write(visible(f"error: {error}{_first_steps(error)}\n", sys.stderr))
+        sys.exit(1)
+    except ModuleNotFoundError as error:  # a package of an extra, imported where it is needed
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        sys.stderr.write(f"error: {MissingExtra(package, _EXTRAS[package])}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
