@@ -11,7 +11,8 @@ run (`agents.batch.tune_folder`), and fitting and evaluating the router (`agents
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from viaticum.errors import BudgetError, DataError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Model
 from viaticum.models.settings import prompt, resolve
-from viaticum.money import NANOUSD_PER_USD, format_usd
+from viaticum.money import NANOUSD_PER_USD, Price, format_usd
 from viaticum.questions import Question
 from viaticum.routers.query import Plan, StaticRouter
 from viaticum.routers.query.outcome_matrix import MIN_QUESTIONS, held_out, near_duplicates, split_templates
@@ -192,8 +193,7 @@ class Tuning:
             slots="auto",
             budget_name="tune",
         )
-        with Ledger("memory:") as memory:
-            tools = open_resources(workflow, memory)
+        with _open_unpaid(workflow) as tools:
             chosen = _usable(tools, models)
             pairs = tuple(Pair(model, get_strategy(name).name) for model in chosen for name in names)
             if judge is not None:
@@ -201,7 +201,6 @@ class Tuning:
             for model in (*chosen, *([] if judge is None else [judge])):
                 tools.catalogue.prices(tools.catalogue[model].members)
             workflow = replace(workflow, catalogue=tools.catalogue)
-            tools.threads.close()
         address = str(default_path() if ledger is None else ledger)
         return cls(
             (*kept, *aside),
@@ -225,11 +224,9 @@ class Tuning:
         Raises:
             BudgetError: the budget does not pay for the worst case of a call.
         """
-        with Ledger("memory:") as memory:
-            tools = open_resources(self.workflow, memory)
+        with _open_unpaid(self.workflow) as tools:
             pairs = tuple(self._pair_forecast(tools, pair) for pair in self.pairs)
             judge = None if self.judge is None else self._judge_forecast(tools, self.judge)
-            tools.threads.close()
         worst = max((*pairs, *([] if judge is None else [judge])), key=lambda each: each.worst)
         if worst.worst * NANOUSD_PER_USD > self.limit:
             raise BudgetError(
@@ -250,7 +247,7 @@ class Tuning:
         longest = max(self.questions, key=lambda each: len(each.query.text))
         row = judge_row(judge, 0, longest, "0" * JUDGED_CHARACTERS)
         characters = np.array([len(PROMPT) + JUDGED_CHARACTERS + len(q.query.text) for q in self.questions])
-        price = tools.catalogue.prices(tools.catalogue[judge].members)[tools.catalogue[judge].members[-1]]
+        price = _price_of(tools, judge)
         p50, p90 = (
             price.cost(round(float(read) / CHARACTERS_A_TOKEN), written) / NANOUSD_PER_USD
             for read, written in zip(np.quantile(characters, (0.5, 0.9)), JUDGED_TOKENS, strict=True)
@@ -270,7 +267,7 @@ class Tuning:
             / CHARACTERS_A_TOKEN
             for each in self.questions
         ]
-        price = tools.catalogue.prices(spec.members)[spec.members[-1]]  # of a pair, the larger one
+        price = _price_of(tools, pair.model)
         p50, p90 = (
             strategy.samples * price.cost(round(amount), round(written)) / NANOUSD_PER_USD
             for amount, written in zip((np.mean(read), np.quantile(read, 0.9)), tokens, strict=True)
@@ -291,6 +288,23 @@ class Tuning:
             RequestOverrides(str(pair), NO_SETTINGS, ()),
         )
         return PlannedRow(row, Plan((pair,)), NO_FALLBACK)
+
+
+@contextmanager
+def _open_unpaid(workflow: WorkflowSettings) -> Iterator[WorkflowResources]:
+    """What a workflow uses, over a ledger in memory: for looking at models and prices, not for calls."""
+    with Ledger("memory:") as memory:
+        tools = open_resources(workflow, memory)
+        try:
+            yield tools
+        finally:
+            tools.threads.close()
+
+
+def _price_of(tools: WorkflowResources, model: str) -> Price:
+    """Of a pair, that of its large model."""
+    members = tools.catalogue[model].members
+    return tools.catalogue.prices(members)[members[-1]]
 
 
 def _split(questions: Sequence[Question], seed: int) -> tuple[list[Question], list[Question]]:

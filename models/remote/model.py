@@ -283,16 +283,17 @@ def _without_account(spec: ModelSpec) -> dict[str, str]:
 
     OpenAI's client, which LiteLLM calls many providers with, takes them from the environment for any server.
     """
+    headers = {header: "" for header, names in ACCOUNT.items() if any(map(os.environ.get, names))}
+    if not headers:
+        return {}
     litellm = load_litellm()
     try:
         _, provider, _, _ = litellm.get_llm_provider(spec.litellm_model)
     except Exception:  # an unknown provider: the call itself says what is wrong
         return {}
-    if provider == "openai" and spec.api_base is None:
-        return {}
-    if provider not in ("openai", "custom_openai", *litellm.openai_compatible_providers):
-        return {}
-    return {header: "" for header, names in ACCOUNT.items() if any(map(os.environ.get, names))}
+    if provider == "openai":
+        return {} if spec.api_base is None else headers
+    return headers if provider in ("custom_openai", *litellm.openai_compatible_providers) else {}
 
 
 def _body(generation: Generation) -> dict[str, Any]:
