@@ -27,12 +27,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Run(NamedTuple):
-    """A whole run of the command: its folder, its arguments, what it printed as JSON, and what was asked."""
+    """A whole run of the command: folder, arguments, what it printed as JSON, what was asked, its page."""
 
     folder: Path
     arguments: list[str]
     result: dict[str, Any]
     requests: list[dict[str, Any]]
+    page: str
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, server: KindServer) -> Run:
     server.reset()  # fixtures of the module come before `nothing_scripted`
     result = run(arguments, "--budget", "1")
     torch.set_num_threads(threads)
-    return Run(folder, arguments, result, list(server.requests))
+    return Run(folder, arguments, result, list(server.requests), (folder / "my-router.html").read_text())
 
 
 def arguments_in(folder: Path, server: KindServer, count: int) -> list[str]:
@@ -135,8 +136,7 @@ def test_a_router_is_made_and_evaluated_on_held_out_questions(tuned: Run) -> Non
 
 
 def test_the_page_has_the_money_that_was_paid(tuned: Run) -> None:
-    page = (tuned.folder / "my-router.html").read_text()
-    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", tuned.page))
     spent, best = tuned.result["dollars"], tuned.result["found"]["best"]["cost"]
     assert best > 0
     assert f"spent {short_usd(spent * 1e9)} budget $1.00 " in text
