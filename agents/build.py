@@ -59,7 +59,7 @@ def build_graph(
 ) -> Graph:
     """Compile a LangGraph graph: {"question": ...} in, {"value": ..., "text": ..., "cost": ...} out.
 
-    Run it with durability="sync": a call that was paid for is then never paid for again.
+    With a checkpointer run it with durability="sync": a call that was paid for is then never paid for again.
     `context=Allowance(...)` changes budget, policy, on_short and timeout for one run.
 
     Args:

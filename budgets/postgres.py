@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 from viaticum.budgets import schema_postgres as schema
 from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows
-from viaticum.budgets.store import EntryColumns, Rows, Store, T, one_line
-from viaticum.errors import LedgerError, MissingExtra
+from viaticum.budgets.store import EntryColumns, Rows, Store, T
+from viaticum.errors import LedgerError, MissingExtra, one_line
 
 if TYPE_CHECKING:
     import psycopg

@@ -23,8 +23,8 @@ from sqlite_utils import Database
 
 from viaticum.budgets import schema
 from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows
-from viaticum.budgets.store import EntryColumns, Rows, Store, T, one_line
-from viaticum.errors import LedgerError
+from viaticum.budgets.store import EntryColumns, Rows, Store, T
+from viaticum.errors import LedgerError, one_line
 from viaticum.files import private_file
 
 BUSY_SECONDS = 60.0

@@ -250,10 +250,6 @@ class Store(ABC):
         """Close the connection before a fork; the next use opens a new one."""
 
 
-def one_line(text: object) -> str:
-    return " ".join(str(text).split())
-
-
 # No database allows an open connection to be used across a fork. So every store is locked and disconnected
 # just before a fork; the forking thread holds the locks, so both processes can release them afterwards.
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()

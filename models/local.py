@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner, Server
     from viaticum.decoders.vocabulary import SharedVocabulary
 
-MAX_SLOTS = 64  # of slots="auto", where the caller sets no limit
 PLAIN = Generation()
 
 
@@ -46,7 +45,7 @@ class LocalModels:
     Args:
         catalogue: its entries say where and how each model runs (`Catalogue.local_settings`).
         slots: texts that are written at once by a model whose entry does not say; "auto" for as many as the
-            free memory holds, at most `max_slots`.
+            free memory holds, at most `max_slots` (`decoders.memory.MAX_SLOTS` where None).
         mode: of all pairs, in place of their entries': "routed" where their routers are what is looked at.
     """
 
@@ -55,7 +54,7 @@ class LocalModels:
         catalogue: Catalogue,
         *,
         slots: int | Literal["auto"] = 1,
-        max_slots: int = MAX_SLOTS,
+        max_slots: int | None = None,
         mode: Literal["routed", "auto"] | None = None,
     ) -> None:
         self.catalogue = catalogue
@@ -130,11 +129,11 @@ class LocalModels:
                 if not {"device", "dtype"} & options.keys() and options.get("engine", "auto") == "auto":
                     options["engine"] = measured_engine(spec, options["slots"]) or "auto"
                 options["context"] = min(settings.context or spec.context_length, spec.context_length)
+                if self.max_slots is not None:
+                    options["max_slots"] = self.max_slots
                 weights = locate(spec)
                 with loading_logged(name, weights):
-                    self._runners[name, settings] = load_runner(
-                        weights, max_slots=self.max_slots, server=served_by(spec), **options
-                    )
+                    self._runners[name, settings] = load_runner(weights, server=served_by(spec), **options)
             return self._runners[name, settings]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import platformdirs
 from pydantic import ValidationError
 
-from viaticum.errors import InputError, UnknownName, UnknownPrice
+from viaticum.errors import InputError, UnknownName, UnknownPrice, one_line
 from viaticum.local_settings import LocalSettings
 from viaticum.model_spec import Kind, ModelSpec, PriceTier, ThinkingTags
 from viaticum.money import Price
@@ -198,7 +198,7 @@ def read_catalogue(text: bytes, origin: str) -> tuple[dict[str, Any], tuple[str,
     try:
         document = tomllib.loads(text.decode("utf-8-sig"), parse_float=Decimal)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{origin}: not valid TOML: {_one_line(error)}") from None
+        raise InputError(f"{origin}: not valid TOML: {one_line(error)}") from None
     for key in document:
         if key not in ("models", "strategies"):
             raise InputError(f"{origin}: unknown key {key!r}; entries are tables named [models.NAME]")
@@ -244,7 +244,7 @@ def _spec(name: str, fields: Mapping[str, Any], tables: Mapping[str, Any], origi
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in ("models", name, *first["loc"]))
         raise InputError(
-            f"{origin}: {where}: {_one_line(first['msg'].removeprefix('Value error, '))}"
+            f"{origin}: {where}: {one_line(first['msg'].removeprefix('Value error, '))}"
         ) from None
 
 
@@ -280,7 +280,3 @@ def _check_pair(spec: ModelSpec, specs: Mapping[str, ModelSpec], origin: str) ->
             f"{origin}: models.{spec.name}: the router {spec.router} reads hidden states of the small model,"
             f" and a served one gives none; run {small.name} here, or use r-stitch"
         )
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())

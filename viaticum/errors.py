@@ -36,6 +36,11 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
+def one_line(message: object) -> str:
+    """A message, of another library say, on one line: runs of white space become one space."""
+    return " ".join(str(message).split())
+
+
 class ViaticumError(Exception):
     """The root of all errors that are raised on purpose."""
 

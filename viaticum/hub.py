@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from viaticum.errors import InputError, WeightsError
+from viaticum.errors import InputError, WeightsError, one_line
 from viaticum.weight_sources import Hub
 from viaticum.wheels import DISK_FULL, FetchError, Report
 
@@ -110,9 +110,11 @@ def _look(source: Hub, endpoint: str) -> None:
             LOOK_SECONDS, lambda: get_hf_file_metadata(url, timeout=LOOK_SECONDS, endpoint=endpoint)
         )
     except HfHubHTTPError as error:  # it answers, but not with this file
-        raise FetchError(f"hub {source.repo}: {_one_line(error)}") from None
+        raise FetchError(f"hub {source.repo}: {one_line(error)[:200]}") from None
     except Exception as error:
-        _unreachable[endpoint] = f"{endpoint} cannot be reached ({_one_line(error) or type(error).__name__})"
+        _unreachable[endpoint] = (
+            f"{endpoint} cannot be reached ({one_line(error)[:200] or type(error).__name__})"
+        )
         raise FetchError(f"hub {source.repo}: {_unreachable[endpoint]}") from None
     if _SHA256.fullmatch(facts.etag or "") and facts.etag != source.sha256:
         raise FetchError(_other_hash(source, str(facts.etag)))
@@ -196,7 +198,7 @@ class _hub_errors:
             return  # an interrupt, or nothing
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return
-        raise FetchError(f"hub {self._source.repo}: {_one_line(error)}") from None
+        raise FetchError(f"hub {self._source.repo}: {one_line(error)[:200]}") from None
 
 
 def _check_hash(source: Hub, path: Path) -> None:
@@ -228,7 +230,3 @@ def _reporting_bar(report: Report) -> Any:
             return drawn
 
     return Bar
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

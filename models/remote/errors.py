@@ -25,6 +25,7 @@ from viaticum.errors import (
     ProviderUnavailable,
     RateLimited,
     ViaticumError,
+    one_line,
 )
 
 MAX_WAIT = 60.0  # seconds; a longer retry-after is left to the caller
@@ -158,7 +159,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _one_line(error: Exception, key: str | None) -> str:
-    text = " ".join(str(getattr(error, "message", None) or error).split()) or type(error).__name__
+    text = one_line(getattr(error, "message", None) or error) or type(error).__name__
     text = _ERROR_PREFIX.sub("", text) or text
     if key:
         text = text.replace(key, "[key]")
