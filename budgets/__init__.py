@@ -3,7 +3,8 @@
 Knows no model catalogue and no prompts.
 """
 
-from viaticum.budgets.ledger import Ledger, default_path
+from viaticum.budgets.ledger import Ledger
+from viaticum.budgets.ledger_reader import default_path
 from viaticum.budgets.planner import Forecast, Option, PlanDecision, forecast, plan
 from viaticum.budgets.records import Budget, Entry, EntryKind, Hold, HoldState
 from viaticum.budgets.windows import Window

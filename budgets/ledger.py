@@ -18,61 +18,40 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
-from platformdirs import user_data_path
-
 from viaticum.budgets import postings, rules
-from viaticum.budgets.chain import Chain
 from viaticum.budgets.records import (
-    Budget,
     Entry,
-    EntryKind,
     Hold,
-    HoldState,
     amounts,
     checked_lease,
     checked_name,
     checked_result,
-    checked_state,
     checked_tags,
     checked_usage,
-    checked_window,
     digest,
     elementwise_max,
     snapshot,
     worst_costs,
 )
-from viaticum.budgets.replay import audit
-from viaticum.budgets.store import Rows, Scope
-from viaticum.budgets.stores import open_store
-from viaticum.budgets.windows import Window
+from viaticum.budgets.scopes import ScopeLedger
+from viaticum.budgets.store import Rows
 from viaticum.budgets.write_buffer import Claim, Settlement, WriteBuffer
-from viaticum.checks import checked_count, checked_items, checked_text, checked_type
-from viaticum.errors import BudgetClosed, BudgetExceeded, HoldError, LedgerError, ViaticumError
+from viaticum.checks import checked_items, checked_type
+from viaticum.errors import BudgetExceeded, HoldError, LedgerError, ViaticumError
 from viaticum.money import Price, format_usd
 from viaticum.types import TokenCount
 
 LEASE_SECONDS = 3600  # longer than any single call
 T = TypeVar("T")
 _log = logging.getLogger("viaticum")
-_UNCHANGED = Window("hour")  # default of arguments that were not given; compared by identity
 
 
-def default_path() -> Path:
-    """The ledger file of this user: in VIATICUM_HOME, else in the system's folder for application data."""
-    home = os.environ.get("VIATICUM_HOME")
-    return (Path(home).expanduser() if home else user_data_path("viaticum")) / "ledger.db"
-
-
-class Ledger:
+class Ledger(ScopeLedger):
     """A ledger in an SQLite file, a Postgres database or memory.
 
     Every method raises `LedgerError` if the store fails; committed data stays.
@@ -91,161 +70,8 @@ class Ledger:
         read_only: bool = False,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        where = default_path() if where is None else where
-        checked_type("where", where, (str, os.PathLike), "a path, or an address")
-        self._store = open_store(where, read_only=read_only)
-        self._clock = clock
+        super().__init__(where, read_only=read_only, clock=clock)
         self.overruns: dict[str, int] = {}  # settled through this object: nano-dollars above the hold, by key
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._store.close()
-
-    # Budgets
-
-    def create(
-        self,
-        name: str,
-        *,
-        limit_nanousd: int | None = None,
-        limit_tokens: int | None = None,
-        parent: str | None = None,
-        window: Window | None = None,
-    ) -> Budget:
-        """Create a scope, or return the existing one of that name with the same terms.
-
-        Args:
-            name: its name.
-            limit_nanousd: most that may be spent and held, in nano-dollars.
-            limit_tokens: the same in tokens. A scope without a parent needs at least one limit.
-            parent: scope above it, whose limits apply as well.
-            window: time window in which the limits hold; None for all time.
-
-        Raises:
-            InputError: a limit is missing or not above zero.
-            BudgetError: the name exists with other terms.
-            BudgetClosed: the parent is closed.
-        """
-        limits = rules.checked_limits(limit_nanousd, limit_tokens, needed=parent is None)
-        checked_window(window)
-        wanted = Budget(checked_name("budget name", name), *limits, parent=parent, window=window)
-
-        def action(rows: Rows) -> Budget:
-            found = rows.lineage(name)
-            if found:
-                return rules.require_same_terms(rules.budget_at(rows, found[-1], self._clock()), wanted)
-            ancestors = rules.get_lineage(rows, parent) if parent is not None else []
-            _refuse_closed_parent(ancestors)
-            root = ancestors[0].name if ancestors else name
-            scope = Scope(name, parent, root, len(ancestors), *limits, window)
-            rows.insert_scope(scope)
-            chain = Chain(rows, ancestors[0] if ancestors else scope, self._now())
-            chain.append(name, "limit", None, _limits_as_amounts(limits), note=_terms_note(scope))
-            return wanted
-
-        return self._store.write(action)
-
-    def set_limit(
-        self,
-        name: str,
-        *,
-        limit_nanousd: int | None = None,
-        limit_tokens: int | None = None,
-        window: Window | None = _UNCHANGED,
-    ) -> Budget:
-        """Change or add a limit or the window; arguments left out stay as they are.
-
-        A new window is filled from the entries.
-
-        Raises:
-            BudgetError: more than the new limit is already spent or held.
-        """
-        limits = rules.checked_limits(limit_nanousd, limit_tokens, needed=window is _UNCHANGED)
-        checked_window(window)
-
-        def action(rows: Rows) -> Budget:
-            lineage = rules.get_lineage(rows, name)
-            chain = self._chain(rows, lineage)
-            old = lineage[-1]
-            new = replace(
-                old,
-                limit_nanousd=old.limit_nanousd if limits[0] is None else limits[0],
-                limit_tokens=old.limit_tokens if limits[1] is None else limits[1],
-                window=old.window if window is _UNCHANGED else window,
-            )
-            moment = chain.moment
-            before = rules.budget_at(rows, old, moment)
-            if new == old:
-                return before
-            if new.window != old.window:
-                postings.rebuild_buckets(rows, new, moment)
-            after = rules.budget_at(rows, new, moment)
-            rules.refuse_limit_below_use(before, after)
-            rows.update_scope(new)
-            new_limits = _limits_as_amounts((new.limit_nanousd, new.limit_tokens))
-            chain.append(name, "limit", None, new_limits, note=_terms_note(new))
-            return after
-
-        return self._store.write(action)
-
-    def pause(self, name: str, reason: str = "") -> Budget:
-        """Refuse new calls here and below until `resume`; existing holds can still be settled."""
-        return self._set_state(name, "pause", reason)
-
-    def resume(self, name: str, reason: str = "") -> Budget:
-        """Accept calls again. Raises `BudgetClosed` if the scope is closed, which is final."""
-        return self._set_state(name, "resume", reason)
-
-    def close_budget(self, name: str, reason: str = "") -> Budget:
-        """Refuse new calls here and below for good; existing holds can still be settled."""
-        return self._set_state(name, "close", reason)
-
-    def _set_state(self, name: str, kind: EntryKind, reason: str) -> Budget:
-        state = _STATE_AFTER[kind]
-        checked_text("reason", reason, blank=True)
-
-        def action(rows: Rows) -> Budget:
-            lineage = rules.get_lineage(rows, name)
-            chain = self._chain(rows, lineage)
-            scope = lineage[-1]
-            if scope.state != state:
-                if scope.state == "closed":
-                    raise BudgetClosed(f"budget {name!r} is closed for good; take another budget")
-                scope = replace(scope, state=state)
-                rows.update_scope(scope)
-                chain.append(name, kind, note={"reason": reason} if reason else {})
-            return rules.budget_at(rows, scope, chain.moment)
-
-        return self._store.write(action)
-
-    def budget(self, name: str) -> Budget:
-        """Return one budget; raises `UnknownName` with the nearest name."""
-        return self._store.read(
-            lambda rows: rules.budget_at(rows, rules.get_lineage(rows, name)[-1], self._clock())
-        )
-
-    def lineage(self, name: str) -> list[Budget]:
-        """The scope and its ancestors, whose limits apply to its calls as well; root first."""
-        return self._store.read(
-            lambda rows: [
-                rules.budget_at(rows, scope, self._clock()) for scope in rules.get_lineage(rows, name)
-            ]
-        )
-
-    def budgets(self) -> list[Budget]:
-        """All budgets, sorted by name."""
-        return self._store.read(
-            lambda rows: [rules.budget_at(rows, scope, self._clock()) for scope in rows.scopes()]
-        )
-
-    # Holds
 
     def reserve(
         self,
@@ -509,90 +335,6 @@ class Ledger:
             return None
         return postings.expire_lease(rows, self._chain(rows, lineage), lineage, hold)
 
-    def hold(self, key: str) -> Hold | None:
-        return self._store.read(lambda rows: rows.hold(checked_name("hold key", key)))
-
-    def find(self, keys: Sequence[str]) -> dict[str, Hold]:
-        """The holds that exist for these keys."""
-        wanted = checked_items("keys", keys, str, "the key of a hold")
-        return self._store.read(lambda rows: rows.find(wanted)) if wanted else {}
-
-    def holds(self, budget: str | None = None, state: HoldState | None = None) -> list[Hold]:
-        """The holds of a budget or of all, oldest first, optionally only those in `state`."""
-
-        checked_state(state)
-
-        def action(rows: Rows) -> list[Hold]:
-            if budget is not None:
-                rules.get_lineage(rows, budget)
-            return list(rows.holds(budget, state))
-
-        return self._store.read(action)
-
-    # Entries
-
-    def entries(self, budget: str | None = None, key: str | None = None) -> list[Entry]:
-        """The entries of a budget or of all, oldest first, optionally only those of the hold `key`."""
-        found: list[Entry] = []
-        self.each_entry(found.append, budget, key)
-        return found
-
-    def each_entry(
-        self, take: Callable[[Entry], object], budget: str | None = None, key: str | None = None
-    ) -> None:
-        """Call `take` with each entry, as `entries` returns them, for more than fit in memory.
-
-        `take` must not use this ledger.
-        """
-
-        def action(rows: Rows) -> None:
-            if budget is not None:
-                rules.get_lineage(rows, budget)
-            for entry in rows.entries(budget, key):
-                take(entry)
-
-        self._store.read(action)
-
-    def posts(
-        self, budget: str, *, tags: Mapping[str, str] | None = None, last: int | None = None
-    ) -> list[Entry]:
-        """Posts of a scope and its descendants with all these tags, oldest first; only the `last` newest."""
-        wanted = checked_tags({} if tags is None else tags).items()
-        limit = None if last is None else checked_count("last", last, 0)
-
-        def action(rows: Rows) -> list[Entry]:
-            rules.get_lineage(rows, budget)
-            posts = rows.posts_below(budget, "")
-            return list(
-                deque((post for post in posts if wanted <= post.note.get("tags", {}).items()), maxlen=limit)
-            )
-
-        return self._store.read(action)
-
-    def chain_heads(self) -> dict[str, tuple[int, str]]:
-        """The end of each chain: number of entries and hash of the last one, by root."""
-        return self._store.read(
-            lambda rows: {s.name: (s.entries, s.head) for s in rows.scopes() if s.parent is None}
-        )
-
-    def check(self, budget: str | None = None) -> list[str]:
-        """Audit the ledger: one line per finding; none if nothing was altered and every limit held.
-
-        With `budget`, only its tree of scopes is checked, and the pages of the file are not.
-        """
-        return self._store.read(lambda rows: audit(rows, budget))
-
-    def _now(self) -> str:
-        return postings.format_time(self._clock())
-
-    def _chain(self, rows: Rows, lineage: list[Scope]) -> Chain:
-        if isinstance(rows, WriteBuffer):
-            return rows.chain_of(lineage[0], self._now)
-        return Chain(rows, lineage[0], self._now())
-
-
-_STATE_AFTER: dict[str, Any] = {"pause": "paused", "resume": "open", "close": "closed"}
-
 
 def _hold_from_claim(budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) -> Hold:
     """Validate a claim and compute its hold."""
@@ -626,21 +368,3 @@ def _result_or_error(step: Callable[[], T]) -> T | ViaticumError:
         raise
     except ViaticumError as error:
         return error
-
-
-def _refuse_closed_parent(ancestors: list[Scope]) -> None:
-    for scope in ancestors:
-        if scope.state == "closed":
-            raise BudgetClosed(f"budget {scope.name!r} is closed; nothing can be made below it")
-
-
-def _terms_note(scope: Scope) -> dict[str, str]:
-    """The note of an entry of kind `limit`."""
-    return {
-        **({"parent": scope.parent} if scope.parent is not None else {}),
-        **({"window": str(scope.window)} if scope.window is not None else {}),
-    }
-
-
-def _limits_as_amounts(limits: tuple[int | None, int | None]) -> tuple[int, int]:
-    return limits[0] or 0, limits[1] or 0

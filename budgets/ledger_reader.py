@@ -1,0 +1,157 @@
+"""What a ledger tells: budgets, holds, entries and the audit; opening and closing it.
+
+Leaves out every change: see `scopes` and `ledger`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from platformdirs import user_data_path
+
+from viaticum.budgets import postings, rules
+from viaticum.budgets.chain import Chain
+from viaticum.budgets.records import Budget, Entry, Hold, HoldState, checked_name, checked_state, checked_tags
+from viaticum.budgets.replay import audit
+from viaticum.budgets.store import Rows, Scope
+from viaticum.budgets.stores import open_store
+from viaticum.budgets.write_buffer import WriteBuffer
+from viaticum.checks import checked_count, checked_items, checked_type
+
+
+def default_path() -> Path:
+    """The ledger file of this user: in VIATICUM_HOME, else in the system's folder for application data."""
+    home = os.environ.get("VIATICUM_HOME")
+    return (Path(home).expanduser() if home else user_data_path("viaticum")) / "ledger.db"
+
+
+class LedgerReader:
+    """The part of `Ledger` that changes nothing; arguments as there."""
+
+    def __init__(
+        self,
+        where: str | os.PathLike[str] | None = None,
+        *,
+        read_only: bool = False,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        where = default_path() if where is None else where
+        checked_type("where", where, (str, os.PathLike), "a path, or an address")
+        self._store = open_store(where, read_only=read_only)
+        self._clock = clock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._store.close()
+
+    def budget(self, name: str) -> Budget:
+        """Return one budget; raises `UnknownName` with the nearest name."""
+        return self._store.read(
+            lambda rows: rules.budget_at(rows, rules.get_lineage(rows, name)[-1], self._clock())
+        )
+
+    def lineage(self, name: str) -> list[Budget]:
+        """The scope and its ancestors, whose limits apply to its calls as well; root first."""
+        return self._store.read(
+            lambda rows: [
+                rules.budget_at(rows, scope, self._clock()) for scope in rules.get_lineage(rows, name)
+            ]
+        )
+
+    def budgets(self) -> list[Budget]:
+        """All budgets, sorted by name."""
+        return self._store.read(
+            lambda rows: [rules.budget_at(rows, scope, self._clock()) for scope in rows.scopes()]
+        )
+
+    def hold(self, key: str) -> Hold | None:
+        return self._store.read(lambda rows: rows.hold(checked_name("hold key", key)))
+
+    def find(self, keys: Sequence[str]) -> dict[str, Hold]:
+        """The holds that exist for these keys."""
+        wanted = checked_items("keys", keys, str, "the key of a hold")
+        return self._store.read(lambda rows: rows.find(wanted)) if wanted else {}
+
+    def holds(self, budget: str | None = None, state: HoldState | None = None) -> list[Hold]:
+        """The holds of a budget or of all, oldest first, optionally only those in `state`."""
+
+        checked_state(state)
+
+        def action(rows: Rows) -> list[Hold]:
+            if budget is not None:
+                rules.get_lineage(rows, budget)
+            return list(rows.holds(budget, state))
+
+        return self._store.read(action)
+
+    def entries(self, budget: str | None = None, key: str | None = None) -> list[Entry]:
+        """The entries of a budget or of all, oldest first, optionally only those of the hold `key`."""
+        found: list[Entry] = []
+        self.each_entry(found.append, budget, key)
+        return found
+
+    def each_entry(
+        self, take: Callable[[Entry], object], budget: str | None = None, key: str | None = None
+    ) -> None:
+        """Call `take` with each entry, as `entries` returns them, for more than fit in memory.
+
+        `take` must not use this ledger.
+        """
+
+        def action(rows: Rows) -> None:
+            if budget is not None:
+                rules.get_lineage(rows, budget)
+            for entry in rows.entries(budget, key):
+                take(entry)
+
+        self._store.read(action)
+
+    def posts(
+        self, budget: str, *, tags: Mapping[str, str] | None = None, last: int | None = None
+    ) -> list[Entry]:
+        """Posts of a scope and its descendants with all these tags, oldest first; only the `last` newest."""
+        wanted = checked_tags({} if tags is None else tags).items()
+        limit = None if last is None else checked_count("last", last, 0)
+
+        def action(rows: Rows) -> list[Entry]:
+            rules.get_lineage(rows, budget)
+            posts = rows.posts_below(budget, "")
+            return list(
+                deque((post for post in posts if wanted <= post.note.get("tags", {}).items()), maxlen=limit)
+            )
+
+        return self._store.read(action)
+
+    def chain_heads(self) -> dict[str, tuple[int, str]]:
+        """The end of each chain: number of entries and hash of the last one, by root."""
+        return self._store.read(
+            lambda rows: {s.name: (s.entries, s.head) for s in rows.scopes() if s.parent is None}
+        )
+
+    def check(self, budget: str | None = None) -> list[str]:
+        """Audit the ledger: one line per finding; none if nothing was altered and every limit held.
+
+        With `budget`, only its tree of scopes is checked, and the pages of the file are not.
+        """
+        return self._store.read(lambda rows: audit(rows, budget))
+
+    def _now(self) -> str:
+        return postings.format_time(self._clock())
+
+    def _chain(self, rows: Rows, lineage: list[Scope]) -> Chain:
+        if isinstance(rows, WriteBuffer):
+            return rows.chain_of(lineage[0], self._now)
+        return Chain(rows, lineage[0], self._now())
