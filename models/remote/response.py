@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from viaticum.errors import InputError, ProviderUnavailable
+from viaticum.models.remote.tool_calls import LEGACY, ToolCalls, field_of, text_of
 from viaticum.money import nanousd
 from viaticum.stop_strings import AnswerStream
 from viaticum.thinking import Piece
@@ -43,7 +44,7 @@ class PartialResponse:
         self._received: list[str] = []
         self.finish_reason: FinishReason = "stop"
         self.logprobs: list[Mapping[str, Any]] = []
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._calls = ToolCalls()
         self._refused = False
 
     @property
@@ -65,7 +66,7 @@ class PartialResponse:
 
     @property
     def tool_calls(self) -> tuple[Mapping[str, Any], ...]:
-        return tuple(call for _, call in sorted(self._calls.items()))
+        return self._calls.to_json()
 
     def add(self, chunk: Any) -> list[Piece]:
         """Add one chunk, or a whole response; return what may be shown."""
@@ -73,18 +74,17 @@ class PartialResponse:
             return []
         choice = chunk.choices[0]
         part = getattr(choice, "delta", None) or getattr(choice, "message", None)
-        refusal = _text(getattr(part, "refusal", None))
-        text, thought = _text(getattr(part, "content", None)) + refusal, _thought(part)
+        refusal = text_of(getattr(part, "refusal", None))
+        text, thought = text_of(getattr(part, "content", None)) + refusal, _thought(part)
         self._refused = self._refused or bool(refusal)
         self._received += [each for each in (thought, text) if each]
         pieces = self._answer.follow_thought(thought) if thought else []
         pieces += self._answer.push(text)
         if self._answer.stopped:
             self.finish_reason = "stop"
-        for position, call in enumerate(getattr(part, "tool_calls", None) or ()):
-            self._add_call(position, call)
+        self._add_calls(part, whole=getattr(choice, "delta", None) is None)
         logprobs = getattr(choice, "logprobs", None)
-        for token in _field(logprobs, "content") or ():
+        for token in field_of(logprobs, "content") or ():
             self.logprobs.append(token if isinstance(token, Mapping) else token.model_dump())
         if choice.finish_reason and not self._answer.stopped:
             self.finish_reason = (
@@ -97,19 +97,18 @@ class PartialResponse:
         pieces = self._answer.finish(ended=self.finish_reason != "length")
         if self._answer.stopped:
             self.finish_reason = "stop"
+        self._calls.finish()
+        if self._calls and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"  # as some servers do not say
         return pieces
 
-    def _add_call(self, position: int, part: Any) -> None:
-        """Add a tool call, or a piece of one: its id and name come first, its arguments in pieces."""
-        index = _field(part, "index")
-        empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
-        call = self._calls.setdefault(position if index is None else index, empty)
-        call["id"] = call["id"] or _field(part, "id") or ""
-        function = _field(part, "function")
-        name, arguments = _text(_field(function, "name")), _text(_field(function, "arguments"))
-        call["function"]["name"] += name
-        call["function"]["arguments"] += arguments
-        self._received += [each for each in (name, arguments) if each]
+    def _add_calls(self, part: Any, *, whole: bool) -> None:
+        """Add tool calls, or pieces of them."""
+        calls = list(getattr(part, "tool_calls", None) or ())
+        if not calls and (legacy := getattr(part, LEGACY, None)):
+            calls = [{"function": legacy}]
+        for position, call in enumerate(calls):
+            self._received += self._calls.add(position, call, whole=whole)
 
     def check_ended(self, response: Any, name: str) -> None:
         """Raise `ProviderUnavailable` for a stream without a finish reason (no error in LiteLLM)."""
@@ -127,12 +126,12 @@ class PartialResponse:
         """
         usages = _usages(response)
         output, prompt = _most(usages, "completion_tokens"), _most(usages, "prompt_tokens")
-        read_details = [_field(each, "prompt_tokens_details") for each in usages]
+        read_details = [field_of(each, "prompt_tokens_details") for each in usages]
         cached = _most(read_details, "cached_tokens")
         written = max(  # LiteLLM names them in either place
             _most(read_details, "cache_creation_tokens"), _most(usages, "cache_creation_input_tokens")
         )
-        details = [_field(each, "completion_tokens_details") for each in usages]
+        details = [field_of(each, "completion_tokens_details") for each in usages]
         reasoning = _most(details, "reasoning_tokens")
         if not prompt or (self._received and not output + reasoning):
             return None
@@ -158,8 +157,8 @@ def reported_cost(response: Any, litellm: Any, model: str | None) -> int | None:
     usages = _usages(response)
     hidden = getattr(response, "_hidden_params", None) or {}
     headers = hidden.get("additional_headers") or {}
-    for cost in (*(_field(each, "cost") for each in reversed(usages)), headers.get(_COST_HEADER)):
-        cost = _field(cost, "total_cost") if isinstance(cost, Mapping) else cost
+    for cost in (*(field_of(each, "cost") for each in reversed(usages)), headers.get(_COST_HEADER)):
+        cost = field_of(cost, "total_cost") if isinstance(cost, Mapping) else cost
         if cost is not None and not isinstance(cost, bool):
             try:
                 return nanousd(cost)
@@ -184,19 +183,15 @@ def _usages(response: Any) -> list[Any]:
 def _thought(part: Any) -> str:
     """The thought in a message or its delta, under the first of the names that providers give it."""
     for name in ("reasoning_content", "reasoning"):
-        if thought := _text(getattr(part, name, None)):
+        if thought := text_of(getattr(part, name, None)):
             return thought
     blocks = getattr(part, "thinking_blocks", None) or getattr(part, "reasoning_details", None)
     if not isinstance(blocks, list):
-        blocks = _field(getattr(part, "provider_specific_fields", None), "reasoning_details") or []
+        blocks = field_of(getattr(part, "provider_specific_fields", None), "reasoning_details") or []
     names = ("thinking", "text", "summary")
     return "".join(
-        next((text for name in names if (text := _text(_field(each, name)))), "") for each in blocks
+        next((text for name in names if (text := text_of(field_of(each, name)))), "") for each in blocks
     )
-
-
-def _field(owner: Any, name: str) -> Any:
-    return owner.get(name) if isinstance(owner, Mapping) else getattr(owner, name, None)
 
 
 def _most(owners: Sequence[Any], name: str) -> int:
@@ -204,9 +199,5 @@ def _most(owners: Sequence[Any], name: str) -> int:
 
 
 def _count(owner: Any, name: str) -> int:
-    number = _field(owner, name)
+    number = field_of(owner, name)
     return max(0, int(number)) if isinstance(number, int | float) and math.isfinite(number) else 0
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""

@@ -50,6 +50,9 @@ class OpenAIServer:
     # What it thinks first, and how it shows that: the name of a field, "tags", "closing tag", or "unclosed".
     thought: str | None = None
     thought_as: str = "reasoning_content"
+    # Of a stream in place of its message, and then its finish reason.
+    deltas: list[dict[str, Any]] = field(default_factory=list)
+    finish: str | None = None
     piece: int | None = None  # characters in a piece of a stream; by default a word
 
     @property
@@ -59,7 +62,7 @@ class OpenAIServer:
     def reset(self) -> None:
         self.script, self.requests, self.pause, self.text, self.usage = [], [], 0.0, None, None
         self.foreign = []
-        self.usages, self.received_headers = [], []
+        self.usages, self.received_headers, self.deltas, self.finish = [], [], [], None
         self.headers, self.thought, self.thought_as, self.piece = {}, None, "reasoning_content", None
         self.hung_up.clear()
 
@@ -139,7 +142,7 @@ class OpenAIServer:
                 raise ConnectionError("the server breaks off before its first word")
             for part in self.cut(self.field_thought):
                 yield event({self.thought_as: self.thought_value(part)})
-            for index, word in enumerate(self.cut(message["content"] or "")):
+            for index, word in enumerate(self.cut("" if self.deltas else message["content"] or "")):
                 await asyncio.sleep(self.pause)
                 if behaviour == "break" and index == 2:
                     raise ConnectionError("the server breaks off")
@@ -158,7 +161,9 @@ class OpenAIServer:
                     await asyncio.sleep(self.pause)
                     part = {"index": index, "function": {"arguments": arguments[start : start + 5]}}
                     yield event({"tool_calls": [part]})
-            yield event({}, finish)
+            for delta in self.deltas:
+                yield event(delta)
+            yield event({}, self.finish or finish)
             wanted = (body.get("stream_options") or {}).get("include_usage")
             for each in (self.usages or ([usage] if usage else [])) if wanted else ():
                 chunk = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
