@@ -18,6 +18,7 @@ import uvicorn
 
 from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.agents.server.app import build_app
+from viaticum.agents.server.connections import ACCEPTED_AT_ONCE, Connections, allowed_connections
 from viaticum.agents.server.service import Service
 from viaticum.errors import InputError
 from viaticum.signals import SignalHandler
@@ -88,14 +89,17 @@ class Server(uvicorn.Server):
     def __init__(
         self, service: Service, *, grace: float = 30.0, on_ready: Callable[[], None] = lambda: None
     ) -> None:
+        limits = service.limits
+        self._connections = Connections(allowed_connections(limits), limits.stall_timeout)
         config = uvicorn.Config(
             build_app(service),
+            http=self._connections.protocol,  # type: ignore[arg-type]  # called like the class
             log_level="warning",
             access_log=False,
             lifespan="off",
             ws="none",
             timeout_graceful_shutdown=5,
-            backlog=BACKLOG,
+            backlog=ACCEPTED_AT_ONCE,
             server_header=False,
         )
         super().__init__(config)
@@ -105,7 +109,14 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # uvicorn's backlog is also how many asyncio accepts at once
+        self._connections.start()
         self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self._connections.stop()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

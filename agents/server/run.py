@@ -30,8 +30,9 @@ class Limits:
         queue: requests that wait for a free slot.
         per_minute: requests of each key.
         timeout: seconds for a whole request.
-        stall_timeout: seconds that a client may read nothing, or take to send its body.
+        stall_timeout: seconds that a client may read nothing, or take for the head or the body of a request.
         body_bytes: size of a request body.
+        connections: open at once; fewer where the process may not open as many files.
 
     Raises:
         InputError: a limit is out of range.
@@ -43,9 +44,10 @@ class Limits:
     timeout: float = 600.0
     stall_timeout: float = 30.0
     body_bytes: int = 1 << 20
+    connections: int = 1000
 
     def __post_init__(self) -> None:
-        for name, least in (("concurrency", 1), ("queue", 0), ("body_bytes", 1)):
+        for name, least in (("concurrency", 1), ("queue", 0), ("body_bytes", 1), ("connections", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {least} or more, got {getattr(self, name)}")
         # The command's option for the stall timeout is --patience.

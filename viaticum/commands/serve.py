@@ -56,9 +56,14 @@ Concurrency = Annotated[
 Queue = Annotated[int, typer.Option(help="Requests that wait for a free slot; more are rejected.", min=0)]
 Rate = Annotated[int | None, typer.Option(help="Requests a minute of each key.", min=1)]
 Timeout = Annotated[float, typer.Option(help="Seconds for a whole request.")]
-Patience = Annotated[float, typer.Option(help="Seconds that a client may read nothing.")]
+Patience = Annotated[
+    float, typer.Option(help="Seconds that a client may read nothing, or take to send its request.")
+]
 Grace = Annotated[float, typer.Option(help="Seconds that running calls have to end after SIGTERM.", min=0)]
 BodyLimit = Annotated[int, typer.Option("--body-limit", help="Bytes of a request at most.", min=1)]
+Connections = Annotated[
+    int, typer.Option(help="Open at once at most, and fewer than the files of the process.", min=1)
+]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Accept other machines without a key.")]
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print address, process and budget as JSON on stdout.")
@@ -82,6 +87,7 @@ def serve(
     patience: Patience = 30.0,
     grace: Grace = 30.0,
     body_limit: BodyLimit = 1 << 20,
+    connections: Connections = 1000,
     load: Load = None,
     generation: GenerationSettings = NO_SETTINGS,
     local: LocalSettings = NO_LOCAL_SETTINGS,
@@ -109,6 +115,7 @@ def serve(
         timeout=timeout,
         stall_timeout=patience,
         body_bytes=body_limit,
+        connections=connections,
     )
     home = folder or default_path().parent
     with ApiKeyStore(home / "keys.db") as keys:
