@@ -89,7 +89,8 @@ class ChatCompletions:
             service.rate_limits.consume(caller.name, caller.per_minute or service.limits.per_minute)
         except RateLimitExceeded as error:
             raise rate_limit_exceeded(error.retry_after) from None
-        request = parse_request(await _read_body(http_request, service.limits))
+        body = await _read_body(http_request, service.limits)
+        request = await service.run_in_thread(parse_request, body)
         service.check_model(caller, request.model)
         return caller, request
 

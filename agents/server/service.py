@@ -59,8 +59,8 @@ class Service:
         self.rate_limits = TokenBuckets()
         self.metrics = Metrics(self.limiter)
         self._call_threads = ThreadPoolExecutor(self.limits.concurrency, "viaticum-call")
-        # Short reads of the ledger, which must not wait for a call.
-        self._ledger_threads = ThreadPoolExecutor(2, "viaticum-ledger")
+        # Short work, such as reads of the ledger, that must not wait for a call.
+        self._short_threads = ThreadPoolExecutor(2, "viaticum-short")
         self.runs: set[Run] = set()
         self.draining = False
         self._idle = asyncio.Event()
@@ -68,8 +68,8 @@ class Service:
         self._models = {spec.name for spec in client.catalogue.models()}
 
     async def run_in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Run a short function that reads the ledger, outside the event loop's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._ledger_threads, function, *args)
+        """Run a short function, such as one that reads the ledger, outside the event loop's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._short_threads, function, *args)
 
     def check_model(self, caller: Caller, name: str) -> None:
         """Raise `APIError` with status 404 for a model that does not exist or that the caller may not use.
@@ -114,7 +114,7 @@ class Service:
 
     def close(self) -> None:
         self._call_threads.shutdown()
-        self._ledger_threads.shutdown()
+        self._short_threads.shutdown()
 
     # --- one request in a thread --------------------------------------------------------------------------
 
