@@ -18,11 +18,12 @@ from platformdirs import user_data_path
 from viaticum.budgets import postings, rules
 from viaticum.budgets.chain import Chain
 from viaticum.budgets.records import Budget, Entry, Hold, HoldState, checked_name, checked_state, checked_tags
-from viaticum.budgets.replay import audit
+from viaticum.budgets.replay import Heads, audit
 from viaticum.budgets.store import Rows, Scope
 from viaticum.budgets.stores import open_store
 from viaticum.budgets.write_buffer import WriteBuffer
 from viaticum.checks import checked_count, checked_items, checked_type
+from viaticum.errors import InputError
 
 
 def default_path() -> Path:
@@ -141,12 +142,17 @@ class LedgerReader:
             lambda rows: {s.name: (s.entries, s.head) for s in rows.scopes() if s.parent is None}
         )
 
-    def check(self, budget: str | None = None) -> list[str]:
+    def check(self, budget: str | None = None, *, heads: Heads | None = None) -> list[str]:
         """Audit the ledger: one line per finding; none if nothing was altered and every limit held.
 
-        With `budget`, only its tree of scopes is checked, and the pages of the file are not.
+        Args:
+            budget: check only its tree of scopes: not the pages and indexes of the file, its tables and
+                triggers, and rows whose budget is not there.
+            heads: `chain_heads()` of an earlier day; the entries up to there must still be the same.
         """
-        return self._store.read(lambda rows: audit(rows, budget))
+        kept = {} if heads is None else _checked_heads(heads)
+        found = self._store.read(lambda rows: audit(rows, budget, kept))
+        return found + (self._store.altered_objects() if budget is None else [])
 
     def _now(self) -> str:
         return postings.format_time(self._clock())
@@ -155,3 +161,15 @@ class LedgerReader:
         if isinstance(rows, WriteBuffer):
             return rows.chain_of(lineage[0], self._now)
         return Chain(rows, lineage[0], self._now())
+
+
+def _checked_heads(heads: Heads) -> dict[str, tuple[int, str]]:
+    """Return a copy; raises `InputError` where a head is no pair of a number and a hash."""
+    wanted = "the number of entries and the hash of the last, by root (chain_heads)"
+    checked: dict[str, tuple[int, str]] = {}
+    for root, head in checked_type("heads", heads, Mapping, wanted).items():
+        is_pair = isinstance(head, tuple) and [type(each) for each in head] == [int, str]
+        if not isinstance(root, str) or not is_pair:
+            raise InputError(f"not the head of a chain: {root!r}: {head!r}; give {wanted}")
+        checked[root] = head
+    return checked

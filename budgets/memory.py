@@ -167,6 +167,9 @@ class MemoryRows(Rows):
     def integrity_errors(self) -> list[str]:
         return []
 
+    def orphans(self) -> list[str]:
+        return []
+
 
 class MemoryStore(Store):
     def __init__(self) -> None:

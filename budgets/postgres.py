@@ -16,8 +16,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from viaticum.budgets import schema_postgres as schema
+from viaticum.budgets.postgres_objects import objects
 from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows
-from viaticum.budgets.store import EntryColumns, Rows, Store, T
+from viaticum.budgets.store import EntryColumns, Rows, Store, T, compare_objects
 from viaticum.errors import LedgerError, MissingExtra, one_line
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 MAX_ATTEMPTS = 10
 _MIGRATION_LOCK = 0x56494154  # advisory lock held while migrating
 _STREAM_ROWS = 1000
+_INDEXES = """
+SELECT i.indexrelid AS id, (SELECT nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+  WHERE extname = 'amcheck') AS checker
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE c.relnamespace = 'viaticum'::regnamespace
+"""
 
 
 class PostgresRows(SqlRows):
@@ -76,7 +82,17 @@ class PostgresRows(SqlRows):
                 return ids
 
     def integrity_errors(self) -> list[str]:
-        return []  # Postgres checks its own files: reading a page with a wrong checksum is an error
+        """Postgres checks its pages as it reads them; its extension amcheck, where installed, the indexes."""
+        if not self.query("SELECT 1 AS found FROM pg_extension WHERE extname = 'amcheck'"):
+            return []
+        found: list[str] = []
+        for row in self.query(_INDEXES):
+            try:
+                with self._connection.transaction():
+                    self.query(f"SELECT {row['checker']}.bt_index_check(?, true)", [row["id"]])
+            except _psycopg().errors.IndexCorrupted as error:
+                found.append(one_line(error))
+        return found
 
 
 class PostgresStore(Store):
@@ -100,6 +116,10 @@ class PostgresStore(Store):
 
     def read(self, action: Callable[[Rows], T]) -> T:
         return self._transact(action, write=False)
+
+    def altered_objects(self) -> list[str]:
+        with self._lock, self._translate_errors():
+            return compare_objects(*objects(self._connected()))
 
     def close(self) -> None:
         with self._lock:

@@ -1,16 +1,18 @@
 """The audit behind `Ledger.check`: replay all entries and compare the result with all other rows.
 
 It recomputes the hash and the amounts of each entry, checks each limit after each hold, and finally compares
-every column of every scope, hold and bucket. It reads only and repairs nothing. Leaves out rows altered
-together with every later hash: keep a copy of `Ledger.chain_heads()` to detect that.
+every column of every scope, hold and bucket. It reads only and repairs nothing. Rows altered together with
+every later hash are found only with the heads of the chains that were kept (`Ledger.chain_heads`). Leaves out
+the definitions of tables and triggers: see `Store.altered_objects`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from viaticum.budgets.chain import entry_hash, result_hash
 from viaticum.budgets.records import (
@@ -31,8 +33,17 @@ from viaticum.errors import UnknownName, ViaticumError
 _UNREADABLE = (ViaticumError, ValueError, TypeError, AttributeError, KeyError)
 
 
-def audit(rows: Rows, budget: str | None = None) -> list[str]:
-    """Return the findings, one line each. Call it inside a read transaction, for a consistent snapshot."""
+Heads = Mapping[str, tuple[int, str]]  # number of entries and hash of the last one, by root
+
+
+def audit(rows: Rows, budget: str | None = None, kept: Heads = MappingProxyType({})) -> list[str]:
+    """Return the findings, one line each. Call it inside a read transaction, for a consistent snapshot.
+
+    Args:
+        rows: the rows of the transaction.
+        budget: check only its tree; None for all trees, the store's files, and rows of budgets not there.
+        kept: ends of chains as they were earlier; the entries up to there must be the same.
+    """
     errors = rows.integrity_errors() if budget is None else []  # checks the whole file
     if errors:
         return [f"the store is damaged: {line}" for line in errors]
@@ -44,7 +55,14 @@ def audit(rows: Rows, budget: str | None = None) -> list[str]:
     except _UNREADABLE as error:
         return [f"a budget cannot be read: {error}"]
     roots = [root] if root is not None else _roots(scopes)
-    return [finding for root in roots for finding in _Audit(rows, root, scopes).findings()]
+    missing = [
+        f"a budget is missing: {name!r} is not there, its head was kept"
+        for name in kept
+        if budget is None and name not in roots
+    ]
+    orphans = rows.orphans() if budget is None else []
+    found = [finding for root in roots for finding in _Audit(rows, root, scopes, kept.get(root)).findings()]
+    return missing + orphans + found
 
 
 def _roots(scopes: dict[str, Scope]) -> list[str]:
@@ -90,8 +108,8 @@ class _ReplayedScope:
 class _Audit:
     """The audit of one tree of scopes."""
 
-    def __init__(self, rows: Rows, root: str, scopes: dict[str, Scope]) -> None:
-        self.rows, self.root = rows, root
+    def __init__(self, rows: Rows, root: str, scopes: dict[str, Scope], kept: tuple[int, str] | None) -> None:
+        self.rows, self.root, self.kept = rows, root, kept
         self.stored = {name: scope for name, scope in scopes.items() if scope.root == root}
         self.replayed: dict[str, _ReplayedScope] = {}
         self.open: dict[str, Hold] = {}
@@ -112,11 +130,21 @@ class _Audit:
                     f"entry {entry.id} was altered, or the one before it: its hash is not that of its columns"
                 )
             number, head, last = entry.number, entry.hash, entry.at
+            if self.kept is not None and number == self.kept[0] and head != self.kept[1]:
+                yield (
+                    f"the chain of {self.root!r} was rewritten: its entry number {number} has the hash "
+                    f"{head}, not {self.kept[1]}, which was kept"
+                )
             yield from self._check_texts(entry, *texts)
             try:
                 yield from self._apply(entry)
             except _UNREADABLE as error:
                 yield f"entry {entry.id} cannot be played again: {error!r}"
+        if self.kept is not None and number < self.kept[0]:
+            yield (
+                f"entries are missing: {self.root!r} has {number}, {self.kept[0]} were there when its head "
+                "was kept"
+            )
         yield from self._compare_scopes(number, head, last)
         yield from self._compare_open_holds()
 

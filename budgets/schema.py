@@ -7,13 +7,15 @@ migration is never edited: add another. Leaves out opening files and transaction
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import cache
 from typing import Any, cast
 
 from sqlite_utils import Database
 
 from viaticum.budgets.chain import columns_hash, result_hash
 from viaticum.budgets.records import costs, json_text, prices_from, usage_from, usage_text
-from viaticum.budgets.store import ENTRY_COLUMNS, GENESIS_HASH, EntryColumns
+from viaticum.budgets.store import ENTRY_COLUMNS, GENESIS_HASH, EntryColumns, Objects
 
 APPLICATION_ID = 0x56494154  # "VIAT": identifies the file format, also to file(1)
 
@@ -82,6 +84,20 @@ def migrate(db: Database) -> None:
     for step in MIGRATIONS[version(db) :]:
         step(db)
     db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def objects(db: Database) -> Objects:
+    """The definitions of all tables, indexes, triggers and views."""
+    rows = db.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+    return {(kind, name): sql for kind, name, sql in rows}
+
+
+@cache
+def expected_objects() -> Objects:
+    """What the migrations make of an empty file."""
+    with closing(Database(memory=True, execute_plugins=False)) as db:
+        migrate(db)
+        return objects(db)
 
 
 # Version 1. The totals are derivable from the entries; with them a reservation reads one row, and

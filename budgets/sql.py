@@ -244,6 +244,20 @@ class SqlRows(Rows):
         )
         return (_entry(row) for row in self.stream(sql, [name, name, since]))
 
+    def orphans(self) -> list[str]:
+        return [
+            f"a budget is missing: {row['budget']!r} is not there, {row['n']} {table} name it"
+            for table, column, there in (
+                ("entries", "root", "SELECT name FROM budgets WHERE parent IS NULL"),
+                ("holds", "budget", "SELECT name FROM budgets"),
+                ("buckets", "budget", "SELECT name FROM budgets"),
+            )
+            for row in self.query(
+                f"SELECT {column} AS budget, count(*) AS n FROM {table}"
+                f" WHERE {column} NOT IN ({there}) GROUP BY {column} ORDER BY {column}"
+            )
+        ]
+
 
 # Columns in the order of `EntryColumns`, then the hash.
 ENTRY_INSERT = (

@@ -23,7 +23,7 @@ from sqlite_utils import Database
 
 from viaticum.budgets import schema
 from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows
-from viaticum.budgets.store import EntryColumns, Rows, Store, T
+from viaticum.budgets.store import EntryColumns, Rows, Store, T, compare_objects
 from viaticum.errors import LedgerError, one_line
 from viaticum.files import private_file
 
@@ -75,7 +75,7 @@ class SqliteRows(SqlRows):
         return list(range(last - len(entries) + 1, last + 1))
 
     def integrity_errors(self) -> list[str]:
-        found = [row["quick_check"] for row in self.query("PRAGMA quick_check")]
+        found = [row["integrity_check"] for row in self.query("PRAGMA integrity_check")]
         return [] if found == ["ok"] else [one_line(line) for line in found]
 
 
@@ -108,6 +108,11 @@ class SqliteStore(Store):
         with self._lock:
             self._closed = True
             self._disconnect()
+
+    def altered_objects(self) -> list[str]:
+        with self._lock, self._translate_errors():
+            found = schema.objects(self._connected())
+        return compare_objects(schema.expected_objects(), found)
 
     def _transact(self, action: Callable[[Rows], T], *, write: bool) -> T:
         with self._lock, self._translate_errors():

@@ -38,6 +38,7 @@ ENTRY_COLUMNS = (
     "note",
 )
 EntryColumns = tuple[str, int, str, str | None, str, int, int, int, str, str, str, str]
+Objects = dict[tuple[str, str], str]  # definitions by kind and name, such as ("index", "open_holds")
 GENESIS_HASH = "0" * 64  # predecessor of the first entry of a chain
 
 
@@ -199,7 +200,11 @@ class Rows(ABC):
 
     @abstractmethod
     def integrity_errors(self) -> list[str]:
-        """Damage that the store itself detects in its files."""
+        """Damage that the store itself detects in its files, indexes among them."""
+
+    @abstractmethod
+    def orphans(self) -> list[str]:
+        """One line for each budget that is named by entries, holds or buckets and is not there."""
 
     # Batch operations. Databases override them with fewer statements.
 
@@ -245,9 +250,28 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
+    def altered_objects(self) -> list[str]:
+        """One line for each table, index, trigger or view that is not as the migrations made it."""
+        return []
+
     @abstractmethod
     def _disconnect(self) -> None:
         """Close the connection before a fork; the next use opens a new one."""
+
+
+def compare_objects(expected: Objects, found: Objects) -> list[str]:
+    """The findings of `Store.altered_objects`. What was added does no harm, but for triggers and rules."""
+    differing = [
+        f"the schema was altered: the {kind} {name!r} is {'another' if (kind, name) in found else 'missing'}"
+        for (kind, name), definition in expected.items()
+        if found.get((kind, name)) != definition
+    ]
+    added = [
+        f"the schema was altered: the {kind} {name!r} was added"
+        for kind, name in found
+        if kind in ("trigger", "rule") and (kind, name) not in expected
+    ]
+    return differing + added
 
 
 # No database allows an open connection to be used across a fork. So every store is locked and disconnected

@@ -212,6 +212,9 @@ class WriteBuffer(Rows):
     def integrity_errors(self) -> list[str]:
         return self._inner.integrity_errors()
 
+    def orphans(self) -> list[str]:
+        return self._inner.orphans()
+
 
 def _add(one: Amounts, other: Amounts) -> Amounts:
     return one[0] + other[0], one[1] + other[1]

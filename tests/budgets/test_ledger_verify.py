@@ -63,6 +63,11 @@ def postgres_shell(address: str) -> Iterator[Execute]:
         yield execute
 
 
+def row_findings(ledger: Ledger) -> list[str]:
+    """Without the guards that the shell took away."""
+    return [finding for finding in ledger.check() if not finding.startswith("the schema was altered")]
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def altered(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Execute]]:
     """A ledger that was filled, and a shell on it for someone without scruples."""
@@ -156,11 +161,11 @@ def test_any_value_that_was_altered_is_found(altered: tuple[str, Execute], table
                     continue
                 changed = other(value)
                 execute(f"UPDATE {table} SET {column} = ? WHERE {identity} = ?", (changed, key))
-                assert ledger.check(), f"{table}.{column} of {key!r}: {value!r} became {changed!r}"
+                assert row_findings(ledger), f"{table}.{column} of {key!r}: {value!r} became {changed!r}"
                 where = changed if column == identity else key
                 execute(f"UPDATE {table} SET {column} = ? WHERE {identity} = ?", (value, where))
                 tried += 1
-        assert ledger.check() == []
+        assert row_findings(ledger) == []
     assert tried >= 3
 
 
@@ -174,11 +179,11 @@ def test_any_row_that_was_taken_out_is_found(altered: tuple[str, Execute], table
             names = ", ".join([*(["id"] if table == "entries" else []), *columns(execute, table)])
             (row,) = execute(f"SELECT {names} FROM {table} WHERE {identity} = ?", (key,))
             execute(f"DELETE FROM {table} WHERE {identity} = ?", (key,))
-            assert ledger.check(), f"{table} without {key!r}"
+            assert row_findings(ledger), f"{table} without {key!r}"
             marks = ", ".join("?" * len(row))
             override = "OVERRIDING SYSTEM VALUE " if table == "entries" and "postgres" in address else ""
             execute(f"INSERT INTO {table} ({names}) {override}VALUES ({marks})", row)
-        assert ledger.check() == []
+        assert row_findings(ledger) == []
 
 
 def test_a_row_that_was_put_in_is_found(altered: tuple[str, Execute]) -> None:
@@ -186,7 +191,7 @@ def test_a_row_that_was_put_in_is_found(altered: tuple[str, Execute]) -> None:
     names = ", ".join(columns(execute, "holds")[1:])
     with Ledger(address) as ledger:
         execute(f"INSERT INTO holds (key, {names}) SELECT 'new', {names} FROM holds WHERE key = 'void'", ())
-        assert any("put in or taken out" in finding for finding in ledger.check())
+        assert any("put in or taken out" in finding for finding in row_findings(ledger))
         execute("DELETE FROM holds WHERE key = 'new'", ())
         names = ", ".join(column for column in columns(execute, "entries") if column != "number")
         execute(
@@ -194,7 +199,7 @@ def test_a_row_that_was_put_in_is_found(altered: tuple[str, Execute]) -> None:
             " WHERE number = (SELECT max(number) FROM entries)",
             (),
         )
-        assert any("was altered" in finding for finding in ledger.check())
+        assert any("was altered" in finding for finding in row_findings(ledger))
 
 
 def test_postgres_refuses_to_alter_what_is_written(postgres: str) -> None:

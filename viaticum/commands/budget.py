@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from viaticum.commands.budget_input import heads_from, reported_usage, settle_one, window_from
 from viaticum.commands.budget_output import (
     ENTRY_FIELDS,
     budget_json,
@@ -37,10 +38,9 @@ from viaticum.commands.budget_output import (
 )
 from viaticum.errors import InputError
 from viaticum.money import format_usd, nanousd
-from viaticum.types import TokenCount
 
 if TYPE_CHECKING:
-    from viaticum.budgets import Entry, Ledger, Window
+    from viaticum.budgets import Entry, Ledger
 
 app = typer.Typer(
     no_args_is_help=True, help="Create and list budgets, reconcile calls, verify and export the ledger."
@@ -92,7 +92,7 @@ def create(
             limit_nanousd=None if limit is None else nanousd(limit),
             limit_tokens=tokens,
             parent=parent,
-            window=_window(per, rolling, zone),
+            window=window_from(per, rolling, zone),
         )
     print_budgets([created], as_json, one=True)
 
@@ -120,7 +120,7 @@ def set_terms(
     if tokens is not None:
         terms["limit_tokens"] = tokens
     if per is not None or no_window:
-        terms["window"] = None if no_window else _window(per, rolling, zone)
+        terms["window"] = None if no_window else window_from(per, rolling, zone)
     if pause + resume + close > 1 or not (terms or pause or resume or close):
         raise InputError(
             "say what to change: --limit, --tokens, --per or one of --pause, --resume and --close"
@@ -248,13 +248,13 @@ def reconcile(
         expired = ledger.expire_leases(datetime(9998, 1, 1, tzinfo=UTC) if crashed else None)
         settled: list[Entry] = []
         if key is not None:
-            settled = [_settle_one(ledger, key, used or [], void, worst)]
+            settled = [settle_one(ledger, key, used or [], void, worst)]
         elif used or void or worst:
             raise InputError("name the call: viaticum budget reconcile KEY ...")
         if file is not None:
             settled += [
                 ledger.void(each) if usage is None else ledger.settle(each, usage)
-                for each, usage in _reported(file)
+                for each, usage in reported_usage(file)
             ]
         unknown = ledger.holds(state="unknown")
     if as_json:
@@ -279,20 +279,28 @@ def reconcile(
 
 @app.command()
 def verify(
-    name: AnyName = None, as_json: JsonFlag = False, read_only: ReadOnly = False, where: Where = None
+    name: AnyName = None,
+    head: Annotated[
+        Path | None,
+        typer.Option(help="What an earlier `verify --json` printed: the entries of then must be the same."),
+    ] = None,
+    as_json: JsonFlag = False,
+    read_only: ReadOnly = False,
+    where: Where = None,
 ) -> None:
     """Replay all entries and compare every row; exit code 1 if one was altered or a limit was exceeded."""
+    kept = None if head is None else heads_from(head)
     with _ledger(where, read_only) as ledger:
-        findings = ledger.check(name)
+        findings = ledger.check(name, heads=kept)
         heads = {} if findings else ledger.chain_heads()
     if as_json:
-        ends = {root: {"entries": count, "head": head} for root, (count, head) in heads.items()}
+        ends = {root: {"entries": count, "head": last} for root, (count, last) in heads.items()}
         print_json({"ok": not findings, "findings": findings, "heads": ends})
     else:
         for finding in findings:
             typer.echo(finding)
-        for root, (count, head) in heads.items():
-            typer.echo(f"ok: {root}: {count} entries, the last with hash {head}")
+        for root, (count, last) in heads.items():
+            typer.echo(f"ok: {root}: {count} entries, the last with hash {last}")
     if findings:
         raise typer.Exit(1)
 
@@ -317,61 +325,9 @@ def export(
             ledger.each_entry(lambda entry: writer.writerow(csv_cells(entry_json(entry))), name)
 
 
-# Input
-
-
 @contextmanager
 def _ledger(where: str | None, read_only: bool = False) -> Iterator[Ledger]:
     from viaticum.budgets import Ledger
 
     with Ledger(where, read_only=read_only) as ledger:
         yield ledger
-
-
-def _window(per: str | None, rolling: bool, zone: str) -> Window | None:
-    from viaticum.budgets import Window
-
-    if per is None:
-        if rolling or zone != "UTC":
-            raise InputError("--rolling and --zone go with --per hour, day or month")
-        return None
-    return Window(per, rolling, zone)  # type: ignore[arg-type]
-
-
-def _settle_one(ledger: Ledger, key: str, used: list[str], void: bool, worst: bool) -> Entry:
-    if bool(used) + void + worst != 1:
-        raise InputError("say what became of the call: --used MODEL=INPUT,OUTPUT, --void or --worst")
-    if void:
-        return ledger.void(key)
-    return ledger.settle(key, None if worst else dict(_usage(text) for text in used))
-
-
-def _usage(text: str) -> tuple[str, TokenCount]:
-    model, equals, counts = text.rpartition("=")
-    try:
-        if not equals:
-            raise ValueError
-        input_tokens, output_tokens = counts.split(",")
-        return model, TokenCount(int(input_tokens), int(output_tokens))
-    except ValueError:
-        raise InputError(f"not a usage: {text!r}; write MODEL=INPUT,OUTPUT such as gpt-5=1200,80") from None
-
-
-def _reported(file: Path) -> Iterator[tuple[str, dict[str, TokenCount] | None]]:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # not at U+2028, which JSON may contain
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            usage = row["usage"]
-            counts = None if usage is None else {name: TokenCount(**count) for name, count in usage.items()}
-            yield row["key"], counts
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"{file}, line {number}: not a call with its usage ({error!r}); write "
-                f'{{"key": ..., "usage": ...}}'
-            ) from None
