@@ -80,7 +80,15 @@ class ToolCalls:
         return [each for each in (new, arguments) if each]
 
     def finish(self) -> None:
-        """Give ids to calls without one, so that results can name them, and arguments to those without."""
+        """Give ids to calls without one, so that results can name them, and arguments to those without.
+
+        Objects of arguments one after the other are calls of the same tool, whose server sent one name.
+        """
+        calls, self._calls = self._calls, []
+        for call in calls:
+            first, *others = _objects(call.arguments)
+            call.arguments = first
+            self._calls += [call, *(_Call(call.index, "", call.name, each) for each in others)]
         for call in self._calls:
             call.id = call.id or f"call_{uuid.uuid4().hex[:24]}"
             call.arguments = "{}" if call.arguments.strip() in ("", "null") else call.arguments
@@ -98,6 +106,21 @@ class ToolCalls:
         same_index = (call for call in reversed(self._calls) if call.index == index)
         call = next(chain(same_id, same_index), None)
         return call if call is not None and call.is_continued_by(id_, name, arguments) else None
+
+
+def _objects(arguments: str) -> list[str]:
+    """The JSON objects that a text consists of; the text itself where it is anything else."""
+    decoder, found, end = json.JSONDecoder(), list[str](), 0
+    while rest := arguments[end:].lstrip():
+        start = len(arguments) - len(rest)
+        try:
+            value, end = decoder.raw_decode(arguments, start)
+        except ValueError:
+            return [arguments]
+        if not isinstance(value, dict):
+            return [arguments]
+        found.append(arguments[start:end])
+    return found if len(found) > 1 else [arguments]
 
 
 def field_of(owner: Any, name: str) -> Any:

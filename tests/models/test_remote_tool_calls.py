@@ -97,6 +97,8 @@ SHAPES: dict[str, tuple[list[list[dict[str, Any]]], list[tuple[str, str]]]] = {
         [[delta("now", None, "a", 0)], [delta("now", "", "b", 1)]],
         [("now", "{}"), ("now", "{}")],
     ),
+    "one name for both": ([[delta("time", OSLO)], [delta(None, ROME)]], TWO),
+    "broken arguments": ([[delta("time", '{"place": ', "a")]], [("time", '{"place": ')]),
     "null arguments": ([[delta("now", "null", "a")]], [("now", "{}")]),
     "without arguments, index 0": (
         [[delta("now", "", "a")], [delta("now", "", "b")]],
