@@ -1,7 +1,7 @@
 """Conversion of LangChain's messages to `Message`, and of completions to LangChain's chunks.
 
 Text only: the cost of an image or a sound is not known before it is sent, so nothing could be reserved for
-it.
+it. Leaves out what other chat models send (`agents.integrations.sent_messages`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from langchain_core.messages import (
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 
+from viaticum.agents.integrations.sent_messages import TEXTUAL, no_bound
 from viaticum.errors import InputError
 from viaticum.types import ROLES, Message, Query, Usage
 
-# Blocks of an assistant's message that are converted elsewhere (tool calls) or not sent back (reasoning).
-_LEFT_OUT = {"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "reasoning", "thinking"}
+# Parts of an assistant's message with a text; its other parts that are text are converted elsewhere (tool
+# calls), or are thoughts and the provider's own calls, which are not sent to another model.
+_TEXTS = {"text": "text", "output_text": "text", "input_text": "text", "refusal": "refusal"}
 
 
 def from_langchain(messages: Sequence[BaseMessage]) -> list[Message]:
@@ -34,11 +36,17 @@ def from_langchain(messages: Sequence[BaseMessage]) -> list[Message]:
     return [_message(message) for message in messages]
 
 
-def query_from_langchain(messages: Sequence[BaseMessage]) -> Query:
-    """The last message of the user as a question, after the conversation before it."""
+def query_from_langchain(messages: Sequence[BaseMessage], *, text_only: bool = True) -> Query:
+    """The last message of the user as a question, after the conversation before it.
+
+    text_only: refuse parts that are no text. Else they are left out, and named where a turn has no text: what
+    only chooses a model need not read them.
+    """
     indices = [index for index, message in enumerate(messages) if isinstance(message, HumanMessage)]
     if not indices:
         raise InputError("no user turn among the messages; add a HumanMessage")
+    if not text_only:
+        messages = [_text_alone(message) for message in messages]
     before = from_langchain(messages[: indices[-1]])
     kept = tuple(each for each in before if each["role"] in ROLES and each["content"])
     return Query(_text(messages[indices[-1]]), messages=kept)
@@ -71,11 +79,14 @@ def thinking_chunk(text: str) -> AIMessageChunk:
 def usage_metadata(usage: Usage) -> UsageMetadata:
     """The sum of the tokens of all models of a call."""
     counts = usage.models.values()
+    read = InputTokenDetails(cache_read=sum(count.cached_input_tokens for count in counts))
+    if written := sum(count.cache_write_tokens for count in counts):
+        read["cache_creation"] = written
     return UsageMetadata(
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         total_tokens=usage.input_tokens + usage.output_tokens,
-        input_token_details=InputTokenDetails(cache_read=sum(count.cached_input_tokens for count in counts)),
+        input_token_details=read,
         output_token_details=OutputTokenDetails(reasoning=sum(count.reasoning_tokens for count in counts)),
     )
 
@@ -125,10 +136,18 @@ def _part(part: str | dict[Any, Any], message: BaseMessage) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type")
-    if kind == "text":
-        return str(part.get("text", ""))
-    if isinstance(message, AIMessage) and kind in _LEFT_OUT:
+    if kind in _TEXTS:
+        return str(part.get(_TEXTS[kind], ""))
+    if isinstance(message, AIMessage) and kind in TEXTUAL:
         return ""
-    raise InputError(
-        f"a part of type {kind!r} cannot be budgeted: its tokens are not known before; send text only"
-    )
+    raise no_bound(kind)
+
+
+def _text_alone(message: BaseMessage) -> BaseMessage:
+    """The message with its texts alone, or the kinds of its parts where it has no text."""
+    if isinstance(message.content, str):
+        return message
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in message.content]
+    texts = [str(part.get("text", "")) for part in parts if part.get("type") in _TEXTS]
+    named = [f"[{part.get('type')}]" for part in parts]
+    return message.model_copy(update={"content": "".join(texts) if any(texts) else " ".join(named)})

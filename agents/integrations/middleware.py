@@ -9,7 +9,6 @@ Leaves out the cost of tools, and model calls made inside tools.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +21,14 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.channels.untracked_value import UntrackedValue
 from langgraph.runtime import Runtime
 
-from viaticum.agents.integrations.langchain_messages import from_langchain, query_from_langchain
+from viaticum.agents.integrations.call_settings import (
+    OWN_TOOL_TOKENS,
+    CallSettings,
+    own_tools,
+    provider_tools,
+)
+from viaticum.agents.integrations.langchain_messages import query_from_langchain
+from viaticum.agents.integrations.sent_messages import as_json, check_cache_writes, sent_texts
 from viaticum.agents.workflow.calls import is_caller_cancelled
 from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets import Budget, Ledger
@@ -65,6 +71,8 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             call.
         max_tokens_setting: the name under which it is sent.
         count: an upper bound of the tokens of a text; its bytes by default.
+        provider_tools: names of tools that the provider runs, such as web_search, and that may be used
+            although what they read is not held; others are refused.
         exit_behavior: `end` answers in place of the model that the budget is used up, which ends the agent;
             `error` raises `BudgetExceeded`.
 
@@ -83,6 +91,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         max_tokens: int = MAX_TOKENS,
         max_tokens_setting: str = "max_tokens",
         count: Callable[[str], int] | None = None,
+        provider_tools: Iterable[str] = (),
         exit_behavior: ExitBehavior = "end",
     ) -> None:
         super().__init__()
@@ -101,8 +110,9 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self.prices = _prices(prices)
         self.unpriced = tuple(unpriced)
         self.max_tokens, self._setting = max_tokens, max_tokens_setting
+        self.provider_tools = tuple(provider_tools)
         self.exit_behavior = exit_behavior
-        self._count = count or (lambda text: len(text.encode()))
+        self._count = count or (lambda text: len(text.encode(errors="surrogatepass")))
         self._hint = "" if count else BYTES_COUNTED
 
     def left(self) -> Budget:
@@ -139,7 +149,11 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         """The key of the hold, and the request with the held max_tokens; or the answer in its place."""
         name, key = model_name(request.model), f"agent-{uuid.uuid4().hex}"
         limit = self._limit(request)
-        worst = {name: TokenCount(self._prompt(request), limit)}
+        settings = CallSettings(request.model, request.model_settings)
+        settings.check(limit, self._setting)
+        prompt = self._prompt(request, settings)
+        # A server may read the prompt once for each answer.
+        worst = {name: TokenCount(prompt * settings.answers, limit * settings.answers)}
         try:
             self.ledger.reserve(
                 self.budget_name,
@@ -169,13 +183,8 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     ) -> ModelResponse[Any]:
         """Settle the usage that the response reports; without a report, the held worst case."""
         answer = next((m for m in reversed(response.result) if isinstance(m, AIMessage)), None)
-        reported = answer.usage_metadata if answer is not None else None
-        usage = None
-        if reported is not None:
-            read, generated = reported["input_tokens"], reported["output_tokens"]
-            cached = min(reported.get("input_token_details", {}).get("cache_read", 0), read)
-            reasoning = min(reported.get("output_token_details", {}).get("reasoning", 0), generated)
-            usage = {model_name(request.model): TokenCount(read, generated, cached, reasoning)}
+        count = None if answer is None else reported_count(answer)
+        usage = None if count is None else {model_name(request.model): count}
         entry = self.ledger.settle(key, usage)
         if answer is not None:
             left = self.left().left_nanousd
@@ -208,17 +217,52 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         """Maximum of new tokens of a call whose request sets none."""
         return min(self.max_tokens, _positive(getattr(model, self._setting, None)) or self.max_tokens)
 
-    def _prompt(self, request: ModelRequest[Any]) -> int:
-        """An upper bound of the tokens of the request."""
+    def _prompt(self, request: ModelRequest[Any], settings: CallSettings) -> int:
+        """An upper bound of the tokens of the request. Raises `InputError` for what has no bound."""
         messages: list[BaseMessage] = [*filter(None, [request.system_message]), *request.messages]
-        texts = [json.dumps(message, ensure_ascii=False) for message in from_langchain(messages)]
-        prompt = REQUEST_TOKENS + sum(MESSAGE_TOKENS + self._count(text) for text in texts)
+        tools = [*request.tools, *settings.tools]
+        for tool in provider_tools(tools):
+            if not tool.startswith(self.provider_tools or "\n"):
+                raise InputError(
+                    f"the tool {tool} is run by the provider, and what it reads is not known before; leave "
+                    f"it out, or accept that with provider_tools=[{tool!r}]"
+                )
+        price = self.prices.get(model_name(request.model))
+        marked = [message.content for message in messages], tools, settings.sent
+        check_cache_writes(marked, price, model_name(request.model))
+        prompt = REQUEST_TOKENS + sum(
+            MESSAGE_TOKENS + max(self._count(text), least) for text, least in sent_texts(messages)
+        )
         schemas: list[Any] = [_schema(tool) for tool in request.tools]
         if request.response_format is not None:
             schemas.append(_format_schema(request.response_format))
-        if schemas:
-            prompt += TOOLS_TOKENS + self._count(json.dumps(schemas, ensure_ascii=False, default=str))
-        return prompt
+        if schemas or settings.tools:
+            prompt += TOOLS_TOKENS + OWN_TOOL_TOKENS * own_tools(tools)
+        return prompt + sum(self._count(as_json(each)) for each in (schemas, *settings.sent) if each)
+
+
+def reported_count(answer: AIMessage) -> TokenCount | None:
+    """The tokens that the provider reports with an answer; None for none, or impossible ones.
+
+    A provider that reports none at all for a prompt, or for an answer that is there, counted nothing.
+    """
+    usage = answer.usage_metadata
+    if usage is None:
+        return None
+    read, written = usage["input_tokens"], usage["output_tokens"]
+    said = bool(answer.content or answer.tool_calls or answer.invalid_tool_calls)
+    if read <= 0 or written < 0 or (said and written == 0):
+        return None
+    details: Mapping[str, Any] = usage.get("input_token_details") or {}
+    cached = min(max(0, details.get("cache_read") or 0), read)
+    # Anthropic's are told by how long they are kept, and then are not in the sum.
+    kept = [
+        value for name, value in details.items() if name == "cache_creation" or name.startswith("ephemeral_")
+    ]
+    cache_written = min(sum(max(0, each or 0) for each in kept), read - cached)
+    reasoning = (usage.get("output_token_details") or {}).get("reasoning") or 0
+    reasoning = min(max(0, reasoning), written)
+    return TokenCount(read, written, cached, reasoning, cache_write_tokens=cache_written)
 
 
 class RouterState(AgentState[Any]):
@@ -285,7 +329,8 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def choose(self, messages: Sequence[BaseMessage]) -> str:
         """The name of the model that the router prefers among those that fit in the budget."""
-        table = limit_table(self.router.table(query_from_langchain(messages)), self._limit_of)
+        query = query_from_langchain(messages, text_only=False)
+        table = limit_table(self.router.table(query), self._limit_of)
         best: dict[str, Row] = {}
         for row in table:
             known = best.get(row.pair.model)
