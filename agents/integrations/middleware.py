@@ -250,8 +250,8 @@ def reported_count(answer: AIMessage) -> TokenCount | None:
     if usage is None:
         return None
     read, written = usage["input_tokens"], usage["output_tokens"]
-    said = bool(answer.content or answer.tool_calls or answer.invalid_tool_calls)
-    if read <= 0 or written < 0 or (said and written == 0):
+    has_content = bool(answer.content or answer.tool_calls or answer.invalid_tool_calls)
+    if read <= 0 or written < 0 or (has_content and written == 0):
         return None
     details: Mapping[str, Any] = usage.get("input_token_details") or {}
     cached = min(max(0, details.get("cache_read") or 0), read)
