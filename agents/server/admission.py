@@ -1,4 +1,4 @@
-"""Admission control: a limit of concurrent calls with a bounded queue, and a request rate for each key.
+"""Admission control: concurrent calls with a bounded queue, shared fairly by keys, and a rate for each key.
 
 All of it belongs to one event loop. Leaves out HTTP: a request over a limit raises `QueueFull` or
 `RateLimitExceeded`, with the seconds after which a retry may succeed.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,8 +28,23 @@ class RateLimitExceeded(Exception):
         self.retry_after = retry_after
 
 
+def fair_share(slots: int) -> int:
+    """The slots that one of several keys may use at once: a quarter, at least one, is kept for the others."""
+    return max(1, slots - max(1, slots // 4))
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    name: str
+    share: int
+    turn: asyncio.Future[None]
+
+
 class ConcurrencyLimiter:
-    """A semaphore with a bounded queue: waiters get a free slot in the order they came.
+    """Slots with a bounded queue, both shared fairly by name.
+
+    A free slot goes to the waiting name that uses the fewest, and among its waiters to the first. In a full
+    queue the last waiter of the name with the most makes room for a name with fewer.
 
     Args:
         max_running: slots.
@@ -39,38 +54,71 @@ class ConcurrencyLimiter:
     def __init__(self, max_running: int, max_queued: int) -> None:
         self.max_running, self.max_queued = max_running, max_queued
         self.running = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._running: Counter[str] = Counter()
+        self._waiters: list[_Waiter] = []
 
     @property
     def queued(self) -> int:
         return len(self._waiters)
 
-    async def acquire(self) -> None:
-        """Wait for a slot. Raises `QueueFull`."""
-        if self.running < self.max_running and not self._waiters:
-            self.running += 1
+    async def acquire(self, name: str = "", share: int | None = None) -> None:
+        """Wait for a slot.
+
+        Args:
+            name: who asks.
+            share: slots that this name may use at once; None for all.
+
+        Raises:
+            QueueFull: at once, or later for a name with fewer waiters.
+        """
+        share = self.max_running if share is None else share
+        if self.running < self.max_running and self._running[name] < share:
+            self._take(name)
             return
-        if len(self._waiters) >= self.max_queued:
-            raise QueueFull
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._make_room(name)
+        waiter = _Waiter(name, share, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
         try:
-            await waiter
+            await waiter.turn
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self.release()  # the slot was handed over just before the cancellation
-            else:
+            if waiter in self._waiters:
                 self._waiters.remove(waiter)
+            elif not waiter.turn.cancelled() and waiter.turn.exception() is None:
+                self.release(name)  # the slot was handed over just before the cancellation
             raise
 
-    def release(self) -> None:
-        """Hand a slot over to the first waiter, or free it."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+    def release(self, name: str = "") -> None:
+        """Free a slot of this name, and hand it over to a waiter."""
         self.running -= 1
+        self._running[name] -= 1
+        if not self._running[name]:
+            del self._running[name]
+        while self.running < self.max_running and (waiter := self._next_waiter()) is not None:
+            self._waiters.remove(waiter)
+            if not waiter.turn.done():  # else it was cancelled, and does not know yet
+                self._take(waiter.name)
+                waiter.turn.set_result(None)
+
+    def _take(self, name: str) -> None:
+        self.running += 1
+        self._running[name] += 1
+
+    def _next_waiter(self) -> _Waiter | None:
+        waiting = [each for each in self._waiters if self._running[each.name] < each.share]
+        return min(waiting, key=lambda each: self._running[each.name], default=None)
+
+    def _make_room(self, name: str) -> None:
+        """Raise `QueueFull` where the queue is full and no other name has more waiters than this will."""
+        if len(self._waiters) < self.max_queued:
+            return
+        counts = Counter(each.name for each in self._waiters)
+        longest, most = max(counts.items(), key=lambda each: each[1], default=("", 0))
+        if not self.max_queued or most <= counts[name] + 1:
+            raise QueueFull
+        last = next(each for each in reversed(self._waiters) if each.name == longest)
+        self._waiters.remove(last)
+        if not last.turn.done():
+            last.turn.set_exception(QueueFull())
 
 
 @dataclass(slots=True)
@@ -97,3 +145,8 @@ class TokenBuckets:
         if bucket.tokens < 1:
             raise RateLimitExceeded(math.ceil((1 - bucket.tokens) * 60 / per_minute))
         bucket.tokens -= 1
+
+    def charge(self, name: str, count: int) -> None:
+        """Count further ones of a request that was let in: its choices. Later requests wait for them."""
+        if (bucket := self._buckets.get(name)) is not None:
+            bucket.tokens -= count

@@ -42,6 +42,7 @@ class ApiKey:
         models: names that may be requested; all where empty.
         per_minute: requests; None for the server's rate.
         revoked: time in UTC, ISO 8601; None while it is valid.
+        metrics: it may read the metrics of the whole server; others those of their own budget.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ApiKey:
     models: tuple[str, ...] = ()
     per_minute: int | None = None
     revoked: str | None = None
+    metrics: bool = False
 
 
 def create_keys_table(db: Database) -> None:
@@ -71,7 +73,12 @@ def create_keys_table(db: Database) -> None:
     )
 
 
-MIGRATIONS: tuple[Callable[[Database], None], ...] = (create_keys_table,)
+def add_metrics(db: Database) -> None:
+    """Version 2. metrics: 1 for a key that reads the metrics of the whole server."""
+    db.execute("ALTER TABLE keys ADD COLUMN metrics INTEGER NOT NULL DEFAULT 0 CHECK (metrics IN (0, 1))")
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (create_keys_table, add_metrics)
 VERSION = len(MIGRATIONS)
 
 
@@ -113,6 +120,7 @@ class ApiKeyStore:
         scope: str | None = None,
         models: Iterable[str] = (),
         per_minute: int | None = None,
+        metrics: bool = False,
     ) -> tuple[str, ApiKey]:
         """Create a key.
 
@@ -129,13 +137,15 @@ class ApiKeyStore:
         random = secrets.token_urlsafe(32)
         token = PREFIX + random
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        key = ApiKey(name, f"{PREFIX}{random[:SHOWN]}...", now, scope, tuple(models), per_minute)
+        key = ApiKey(
+            name, f"{PREFIX}{random[:SHOWN]}...", now, scope, tuple(models), per_minute, metrics=metrics
+        )
         with self._lock, self._as_ledger_error():
             try:
                 self._db.execute(
-                    "INSERT INTO keys (name, hash, shown, scope, models, per_minute, created)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [name, _hash(token), key.shown, scope, json.dumps(key.models), per_minute, now],
+                    "INSERT INTO keys (name, hash, shown, scope, models, per_minute, created, metrics)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    [name, _hash(token), key.shown, scope, json.dumps(key.models), per_minute, now, metrics],
                 )
             except sqlite3.IntegrityError:
                 raise InputError(f"there is a key {name!r} already; take another name") from None
@@ -191,6 +201,7 @@ class ApiKeyStore:
                             tuple(json.loads(row["models"])),
                             row["per_minute"],
                             row["revoked"],
+                            bool(row["metrics"]),
                         ),
                     )
                     for row in self._db.query("SELECT * FROM keys ORDER BY created, rowid")

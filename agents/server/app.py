@@ -68,9 +68,8 @@ class _Handlers:
 
     async def metrics(self, request: Request) -> Response:
         service = self.service
-        await service.authenticator.authenticate(request, service.run_in_thread)
-        budgets = service.authenticator.budget_names()
-        text = await service.run_in_thread(service.metrics.render, service.client.ledger, budgets)
+        caller = await service.authenticator.authenticate(request, service.run_in_thread)
+        text = await service.run_in_thread(service.render_metrics, caller)
         return Response(text, media_type=CONTENT_TYPE)
 
     async def openapi(self, request: Request) -> Response:

@@ -5,6 +5,7 @@ Every authentication failure returns the same 401 response. Needs the `server` e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from viaticum.budgets import Ledger
 from viaticum.errors import ViaticumError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.-]+))(?::\d{1,5})?", re.ASCII)
 RunInThread = Callable[..., Awaitable[Any]]
 
 
@@ -29,12 +31,16 @@ class Caller:
         scope: the budget that pays.
         models: names that may be requested; all where empty.
         per_minute: requests; None for the server's rate.
+        is_alone: no other key is in use, so that this one may take all slots.
+        all_metrics: may read the metrics of the whole server, not only of its budget.
     """
 
     name: str
     scope: str
     models: tuple[str, ...] = ()
     per_minute: int | None = None
+    is_alone: bool = True
+    all_metrics: bool = False
 
     def may_use(self, model: str) -> bool:
         return not self.models or model in self.models
@@ -75,14 +81,23 @@ class Authenticator:
             self._accepted |= await run_in_thread(self._check_scopes, unseen)
         if not keys:
             if self._public or _host(request) in LOOPBACK_NAMES:
-                return Caller("", self._scope)
+                return Caller("", self._scope, all_metrics=True)
             raise invalid_api_key()
         assert self._keys is not None
         accepted = {scope for scope, is_accepted in self._accepted.items() if is_accepted}
         key = self._keys.find(_bearer_token(request), scopes=accepted)
         if key is None:
             raise invalid_api_key()
-        return Caller(f"key {key.name}", key.scope or self._scope, key.models, key.per_minute)
+        used = [each for each in keys if each.revoked is None and each.scope in {None, *accepted}]
+        scope = key.scope or self._scope
+        return Caller(
+            f"key {key.name}",
+            scope,
+            key.models,
+            key.per_minute,
+            is_alone=len(used) == 1,
+            all_metrics=key.metrics,
+        )
 
     def budget_names(self) -> list[str]:
         """The server's budget and those of accepted keys."""
@@ -107,6 +122,6 @@ def _bearer_token(request: HTTPConnection) -> str:
 
 
 def _host(request: HTTPConnection) -> str:
-    host = request.headers.get("host", "")
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
-    return name.lower()
+    """The host without its port; empty for a header that is no host and port as a whole."""
+    found = _HOST.fullmatch(request.headers.get("host", ""))
+    return (found["address"] or found["name"]).lower() if found else ""

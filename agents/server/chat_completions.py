@@ -33,7 +33,7 @@ from viaticum.agents.openai_api.responses import (
     to_usd,
     viaticum_extension,
 )
-from viaticum.agents.server.admission import QueueFull, RateLimitExceeded
+from viaticum.agents.server.admission import QueueFull, RateLimitExceeded, fair_share
 from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.channel import Channel
 from viaticum.agents.server.run import CostSummary, Limits, Run, RunItem, api_error, error_response
@@ -92,6 +92,7 @@ class ChatCompletions:
         body = await _read_body(http_request, service.limits)
         request = await service.run_in_thread(parse_request, body)
         service.check_model(caller, request.model)
+        service.rate_limits.charge(caller.name, (request.n or 1) - 1)
         return caller, request
 
     async def _start(
@@ -100,24 +101,25 @@ class ChatCompletions:
         """Wait for a slot and start the run in a thread. Raises `APIError` or `CallerGone`."""
         service, loop = self.service, asyncio.get_running_loop()
         deadline = loop.time() + service.limits.timeout
-        await self._acquire_slot(disconnect)
+        await self._acquire_slot(caller, disconnect)
         if disconnect.done() or service.draining:
-            service.limiter.release()
+            service.limiter.release(caller.name)
             raise CallerGone if disconnect.done() else shutting_down()
         channel: Channel[RunItem] = Channel(loop, stall_timeout=service.limits.stall_timeout)
         run = Run(f"chatcmpl-{uuid.uuid4().hex}", request, caller, channel, deadline, started)
         service.start(run)
         return run
 
-    async def _acquire_slot(self, disconnect: asyncio.Task[None]) -> None:
+    async def _acquire_slot(self, caller: Caller, disconnect: asyncio.Task[None]) -> None:
         """Wait for a slot until the client disconnects or the request times out."""
         limiter, timeout = self.service.limiter, self.service.limits.timeout
-        acquire = asyncio.create_task(limiter.acquire())
+        share = None if caller.is_alone else fair_share(limiter.max_running)
+        acquire = asyncio.create_task(limiter.acquire(caller.name, share))
         try:
             await asyncio.wait({acquire, disconnect}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             if not acquire.cancel() and not acquire.cancelled() and acquire.exception() is None:
-                limiter.release()
+                limiter.release(caller.name)
             raise
         if not acquire.done():
             acquire.cancel()

@@ -61,18 +61,6 @@ class Metrics:
         running.set_function(lambda: limiter.running)
         queued = Gauge("viaticum_queued", "Requests that wait for a free slot.", registry=registry)
         queued.set_function(lambda: limiter.queued)
-        self._spent = Gauge(
-            "viaticum_spent_dollars", "Dollars posted to a budget.", ["budget"], registry=registry
-        )
-        self._held = Gauge(
-            "viaticum_held_dollars", "Dollars held by open calls of a budget.", ["budget"], registry=registry
-        )
-        self._left = Gauge(
-            "viaticum_left_dollars",
-            "Dollars of a budget that are neither posted nor held, where they are limited.",
-            ["budget"],
-            registry=registry,
-        )
         self._overrun = Gauge(
             "viaticum_overrun_dollars",
             "Dollars that calls of this process cost above what was held for them.",
@@ -87,19 +75,30 @@ class Metrics:
             self.tokens.labels(model, "input").inc(count.input_tokens)
             self.tokens.labels(model, "output").inc(count.output_tokens)
 
-    def render(self, ledger: Ledger, budgets: Collection[str]) -> bytes:
-        """The metrics in Prometheus' text format. Reads the ledger: not for the event loop's thread.
-
-        Args:
-            budgets: names of the budgets whose dollars are reported.
-        """
-        for name in budgets:
-            budget = ledger.budget(name)
-            self._spent.labels(name).set(budget.posted_nanousd / NANOUSD_PER_USD)
-            self._held.labels(name).set(budget.held_nanousd / NANOUSD_PER_USD)
-            if budget.left_nanousd is not None:
-                self._left.labels(name).set(budget.left_nanousd / NANOUSD_PER_USD)
+    def render(self, ledger: Ledger) -> bytes:
+        """What this process does, in Prometheus' text format. Reads the ledger, as `render_budgets` does."""
         self._overrun.set(sum(ledger.overruns.values()) / NANOUSD_PER_USD)
         for state in OPEN_STATES:
             self._holds.labels(state).set(len(ledger.holds(state=state)))  # type: ignore[arg-type]
         return generate_latest(self.registry)
+
+    def render_budgets(self, ledger: Ledger, budgets: Collection[str]) -> bytes:
+        """The dollars of these budgets, in Prometheus' text format. Not for the event loop's thread."""
+        registry = CollectorRegistry()
+        spent = Gauge("viaticum_spent_dollars", "Dollars posted to a budget.", ["budget"], registry=registry)
+        held = Gauge(
+            "viaticum_held_dollars", "Dollars held by open calls of a budget.", ["budget"], registry=registry
+        )
+        left = Gauge(
+            "viaticum_left_dollars",
+            "Dollars of a budget that are neither posted nor held, where they are limited.",
+            ["budget"],
+            registry=registry,
+        )
+        for name in budgets:
+            budget = ledger.budget(name)
+            spent.labels(name).set(budget.posted_nanousd / NANOUSD_PER_USD)
+            held.labels(name).set(budget.held_nanousd / NANOUSD_PER_USD)
+            if budget.left_nanousd is not None:
+                left.labels(name).set(budget.left_nanousd / NANOUSD_PER_USD)
+        return generate_latest(registry)

@@ -85,6 +85,17 @@ class Service:
         if not caller.may_use(name):
             raise model_not_found(f"unknown model {name!r}")
 
+    def render_metrics(self, caller: Caller) -> bytes:
+        """The metrics that a caller may see: all, or the dollars of its budget.
+
+        Reads the ledger: not for the event loop's thread.
+        """
+        ledger = self.client.ledger
+        if not caller.all_metrics:
+            return self.metrics.render_budgets(ledger, [caller.scope])
+        budgets = self.authenticator.budget_names()
+        return self.metrics.render(ledger) + self.metrics.render_budgets(ledger, budgets)
+
     def model_label(self, name: str) -> str:
         """The model's name in metrics; names that do not exist share one, to bound the label's values."""
         model, _ = split_model(name)
@@ -128,7 +139,7 @@ class Service:
 
     def _release(self, run: Run) -> None:
         self.runs.discard(run)
-        self.limiter.release()
+        self.limiter.release(run.caller.name)
         if not self.runs:
             self._idle.set()
 

@@ -37,6 +37,9 @@ def create(
         list[str] | None, typer.Option(help="A model that it may request; all by default.")
     ] = None,
     rate: Annotated[int | None, typer.Option(help="Requests a minute.", min=1)] = None,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="It may read the metrics of all budgets, not only of its own.")
+    ] = False,
     folder: Folder = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -51,7 +54,7 @@ def create(
         elif scope is not None:
             ledger.budget(scope)
     with _open_keys(folder) as keys:
-        token, key = keys.create(name, scope=scope, models=model or (), per_minute=rate)
+        token, key = keys.create(name, scope=scope, models=model or (), per_minute=rate, metrics=metrics)
     if as_json:
         typer.echo(json.dumps({"key": token, **_to_json(key)}))
     else:
@@ -66,7 +69,9 @@ def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
     if as_json:
         typer.echo(json.dumps([_to_json(key) for key in rows]))
         return
-    table = Table("name", "key", "budget", "models", "a minute", "made", "revoked", box=None, pad_edge=False)
+    table = Table(
+        "name", "key", "budget", "models", "a minute", "metrics", "made", "revoked", box=None, pad_edge=False
+    )
     for key in rows:
         table.add_row(
             key.name,
@@ -74,6 +79,7 @@ def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
             key.scope or "the server's",
             ", ".join(key.models) or "all",
             "-" if key.per_minute is None else str(key.per_minute),
+            "all" if key.metrics else "its own",
             key.created,
             key.revoked or "-",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,3 +238,52 @@ def test_keys_on_the_command_line(tmp_path: Path) -> None:
     assert run(tmp_path, "create", "bob").stdout.startswith("vk-")
     refused = run(tmp_path, "create", "carol", "--scope", "alicia")
     assert isinstance(refused.exception, UnknownName)
+
+
+def test_a_key_sees_the_metrics_of_its_own_budget_alone(server: RunningServer) -> None:
+    server.client.ledger.create("team/eve", limit_nanousd=100 * WORD, parent="team")
+    tokens = {
+        name: server.keys.create(name, scope=scope, metrics=name == "prometheus")[0]
+        for name, scope in (("lead", "team"), ("eve", "team/eve"), ("alice", None), ("prometheus", None))
+    }
+
+    def metrics(name: str) -> str:
+        return server.http.get("/metrics", headers=bearer(tokens[name])).text
+
+    def budgets(name: str) -> set[str]:
+        return set(re.findall(r'viaticum_spent_dollars\{budget="([^"]*)"', metrics(name)))
+
+    assert server.ask(headers=bearer(tokens["eve"]), max_tokens=9).status_code == 200
+    assert budgets("eve") == {"team/eve"}
+    assert budgets("lead") == {"team"}
+    assert budgets("alice") == {"serve"}
+    assert budgets("prometheus") == {"serve", "team", "team/eve"}
+    for name in ("eve", "alice"):
+        assert "viaticum_requests_total" not in metrics(name), "of all keys together"
+        assert "viaticum_holds" not in metrics(name)
+    assert 'viaticum_requests_total{model="fast",status="200"} 1.0' in metrics("prometheus")
+
+
+@pytest.mark.parametrize(
+    ("host", "passes"),
+    [
+        ("localhost", True),
+        ("LOCALHOST:8000", True),
+        ("127.0.0.1:80", True),
+        ("[::1]", True),
+        ("[::1]:8000", True),
+        ("[::1]evil.example", False),
+        ("[::1]:80.evil.example", False),
+        ("[::1", False),
+        ("localhost:evil", False),
+        ("localhost:80@evil.example", False),
+        ("evil.example:localhost", False),
+        ("localhost.evil.example", False),
+        ("localhost/", False),
+        ("", False),
+    ],
+)
+def test_without_keys_the_whole_host_header_is_a_loopback_name(
+    server: RunningServer, host: str, passes: bool
+) -> None:
+    assert server.http.get("/v1/models", headers={"host": host}).status_code == (200 if passes else 401)

@@ -20,7 +20,13 @@ import httpx
 import pytest
 from viaticum_server import WORD, RunningServer, chat_body, serving, wait_until, write_catalogue
 
-from viaticum.agents.server.admission import ConcurrencyLimiter, QueueFull, RateLimitExceeded, TokenBuckets
+from viaticum.agents.server.admission import (
+    ConcurrencyLimiter,
+    QueueFull,
+    RateLimitExceeded,
+    TokenBuckets,
+    fair_share,
+)
 from viaticum.agents.server.run import Limits
 from viaticum.budgets import Ledger
 from viaticum.errors import InputError
@@ -215,6 +221,103 @@ async def test_a_slot_given_to_a_cancelled_waiter_is_passed_on() -> None:
     with pytest.raises(asyncio.CancelledError):
         await visit
     assert limiter.running == 0
+
+
+async def test_a_slot_freed_while_its_waiter_is_cancelled_goes_to_the_next() -> None:
+    limiter = ConcurrencyLimiter(1, 2)
+    await limiter.acquire()
+    visits = [asyncio.create_task(limiter.acquire()) for _ in range(2)]
+    await asyncio.sleep(0)
+    visits[0].cancel()
+    limiter.release()  # before the cancelled one runs again
+    ends = await asyncio.gather(*visits, return_exceptions=True)
+    assert [type(end) for end in ends] == [asyncio.CancelledError, type(None)]
+    assert (limiter.running, limiter.queued) == (1, 0)
+
+
+async def test_a_free_slot_goes_to_the_key_that_uses_the_fewest() -> None:
+    limiter = ConcurrencyLimiter(2, 10)
+    order: list[str] = []
+
+    async def visit(name: str) -> None:
+        await limiter.acquire(name)
+        order.append(name)
+
+    for _ in range(2):
+        await limiter.acquire("greedy")
+    visits = [asyncio.create_task(visit(name)) for name in ("greedy", "greedy", "modest", "greedy")]
+    await asyncio.sleep(0)
+    for _ in range(2):
+        limiter.release("greedy")
+        await asyncio.sleep(0)
+    assert order == ["modest", "greedy"]
+    for name in ("modest", "greedy", "greedy", "greedy"):
+        limiter.release(name)
+        await asyncio.sleep(0)
+    await asyncio.gather(*visits)
+    assert (limiter.running, limiter.queued) == (0, 0)
+
+
+async def test_one_key_leaves_a_share_of_the_slots_and_of_the_queue() -> None:
+    share = fair_share(8)
+    assert share == 6
+    assert (fair_share(1), fair_share(2), fair_share(3)) == (1, 1, 2)
+    limiter = ConcurrencyLimiter(8, 4)
+    greedy = [asyncio.create_task(limiter.acquire("greedy", share)) for _ in range(10)]
+    await asyncio.sleep(0)
+    assert (limiter.running, limiter.queued) == (6, 4)
+    for _ in range(2):
+        await limiter.acquire("modest", share)
+    waiting = [asyncio.create_task(limiter.acquire("modest", share)) for _ in range(3)]
+    await asyncio.wait([*greedy, *waiting], timeout=0.1)
+    assert [type(each.exception()) for each in greedy if each.done() and each.exception()] == [QueueFull] * 2
+    assert type(waiting[2].exception()) is QueueFull, "half of the queue each"
+    limiter.release("modest")
+    await waiting[0]
+    assert (limiter.running, limiter.queued) == (8, 3)
+    for each in (*greedy, *waiting):
+        each.cancel()
+    await asyncio.gather(*greedy, *waiting, return_exceptions=True)
+    assert (limiter.running, limiter.queued) == (8, 0)
+
+
+def test_choices_count_for_the_rate() -> None:
+    now = 0.0
+    buckets = TokenBuckets(lambda: now)
+    buckets.consume("k", 60)
+    buckets.charge("k", 69)
+    with pytest.raises(RateLimitExceeded) as refused:
+        buckets.consume("k", 60)
+    assert refused.value.retry_after == 11
+    buckets.consume("other", 60)
+    now = 11.0
+    buckets.consume("k", 60)
+
+
+def test_a_request_of_several_choices_counts_as_several(tmp_path: Path) -> None:
+    with serving(tmp_path, per_minute=3) as server:
+        assert server.ask(n=3).status_code == 200
+        assert server.ask().status_code == 429
+        server.assert_settled()
+
+
+def test_one_key_does_not_take_all_places(tmp_path: Path) -> None:
+    with serving(tmp_path, concurrency=2, queue=2) as server, ThreadPoolExecutor(4) as clients:
+        greedy, _ = server.keys.create("greedy")
+        modest, _ = server.keys.create("modest")
+
+        def ask(key: str, tokens: int) -> int:
+            return server.ask(
+                "slow", max_tokens=tokens, headers={"authorization": f"Bearer {key}"}
+            ).status_code
+
+        calls = [clients.submit(ask, greedy, 300) for _ in range(3)]
+        wait_until(lambda: server.service.limiter.queued == 2)
+        assert ask(modest, 1) == 200
+        assert not any(call.done() for call in calls)
+        server.keys.revoke("modest")
+        assert [call.result() for call in calls] == [200, 200, 200]
+        server.assert_settled()
 
 
 def test_a_rate_fills_up_again() -> None:
