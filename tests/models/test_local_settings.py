@@ -81,7 +81,7 @@ def test_an_entry_says_where_its_model_runs_and_a_pair_says_it_for_both(
     assert catalogue["both"].context_length == catalogue["small"].usable_context == 100
     pool = LocalModels(catalogue)
     pool.runner("small")
-    first = {"device": "cuda:1", "context": 100, "slots": 3, "max_slots": 64}
+    first = {"device": "cuda:1", "context": 100, "slots": 3}
     assert loads[0][1].items() >= first.items()
     assert "dtype" not in loads[0][1], "what nobody said is left to the loading"
     loads.clear()
