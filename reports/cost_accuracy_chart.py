@@ -9,10 +9,14 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from viaticum.reports.chart_rendering import LETTER, SERIES, Chart, data_of, library, log_ticks, styled, var
 from viaticum.reports.frontier import CostAccuracyPlane, Point
 from viaticum.reports.label_placement import Box, along, place_labels
 from viaticum.reports.numbers import RunNumbers
+
+STEP = 3.0  # pixels between two computed points of a curve
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,10 @@ class _Kind:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line through points, and where its name stands."""
+    """A curve through points, and where its name stands."""
 
     name: str
-    corners: Sequence[Point]
+    points: Sequence[Point]
     anchor: Point
 
 
@@ -51,7 +55,7 @@ def cost_accuracy_chart(runs: Sequence[RunNumbers]) -> Chart | None:
     caption = [
         *(
             [
-                "The grey line joins the best mixtures of single pairs, dealt by lot; "
+                "The grey curve is what the best mixtures of single pairs get, dealt at random; "
                 "a run above it is worth its router."
             ]
             if known
@@ -106,11 +110,12 @@ def _plane(
     axes = _Axes.around(everything, width, height)
     layers, lines = [], list[_Line]()
     if known is not None and len(known.hull) > 1:
-        lines.append(_Line("best mixtures", known.hull, _middle(known.hull, axes)))
+        curve = mixtures(known.hull, axes)
+        lines.append(_Line("best mixtures", curve, _middle(known.hull, curve)))
         layers.append(_line(alt, lines[-1], "hull", axes, [1, 0]))
     if len(forecasts) > 1:
-        ordered = sorted(forecasts, key=lambda point: point.cost)
-        lines.append(_Line("forecast", ordered, ordered[-1]))
+        curve = mixtures(sorted(forecasts, key=lambda point: point.cost), axes)
+        lines.append(_Line("forecast", curve, curve[-1]))
         layers.append(_line(alt, lines[-1], "run-1", axes, [4, 4]))
     intervals = [
         {"x": _per_1000(point.cost), "low": point.low, "high": point.high, "color": var(kind.color)}
@@ -137,7 +142,7 @@ def _kinds(runs: Sequence[Point], known: CostAccuracyPlane | None) -> list[_Kind
         kinds.append(_Kind("single pair", "single", "circle", singles))
         kinds.append(_Kind("random pair", "mix", "diamond", [known.random]))
         if known.shuffled is not None:
-            kinds.append(_Kind("same shares by lot", "mix", "cross", [known.shuffled]))
+            kinds.append(_Kind("random, same shares", "mix", "cross", [known.shuffled]))
         kinds.append(_Kind("oracle", "oracle", "triangle-up", [known.oracle]))
     return kinds + [
         _Kind(each.name, SERIES[n % len(SERIES)], "square", [each]) for n, each in enumerate(runs)
@@ -185,7 +190,7 @@ def _names(
 ) -> Any:
     """Names beside points, where there is room: runs, then corners of the hull, then other pairs."""
     corners = {point.name for point in known.hull} if known else set()
-    order = {"single pair": 3, "random pair": 9, "oracle": 9, "same shares by lot": 9}
+    order = {"single pair": 3, "random pair": 9, "oracle": 9, "random, same shares": 9}
     wanted = [
         (order.get(kind.name, 0) - (point.name in corners), point)
         for kind in kinds
@@ -199,7 +204,7 @@ def _names(
         top, low = axes.pixel_y(bar["high"]), axes.pixel_y(bar["low"])
         taken.append(Box(axes.pixel_x(bar["x"]) - 2, top, axes.pixel_x(bar["x"]) + 2, low))
     for line in lines:
-        taken += along([axes.pixels(point) for point in line.corners])
+        taken += along([axes.pixels(point) for point in line.points])
     labels = place_labels(
         [(point.name, *axes.pixels(point)) for _, point in wanted], taken, axes.width, axes.height, LETTER
     )
@@ -213,11 +218,26 @@ def _names(
         for (rank, _), label in zip(wanted, labels, strict=True)
         if label is not None
     ]
-    return (
+    names = (
         alt.Chart(data_of(texts))
         .mark_text(align="left", baseline="middle", fontSize=12)
         .encode(x=axes.x(alt), y=axes.y(alt), text="text:N", color=alt.Color("color:N", scale=None))
     )
+    leaders = [label.leader for label in labels if label is not None and label.leader is not None]
+    if not leaders:
+        return names
+    ends = [dict(zip(("x", "y", "x2", "y2"), _values(axes, leader), strict=True)) for leader in leaders]
+    rules = (
+        alt.Chart(data_of(ends))
+        .mark_rule(color=var("muted"), strokeWidth=0.75)
+        .encode(x=axes.x(alt), y=axes.y(alt), x2="x2:Q", y2="y2:Q")
+    )
+    return alt.layer(rules, names)
+
+
+def _values(axes: _Axes, leader: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    x, y, to_x, to_y = leader
+    return axes.value_x(x), axes.value_y(y), axes.value_x(to_x), axes.value_y(to_y)
 
 
 @dataclass(frozen=True)
@@ -294,7 +314,7 @@ def _per_1000(cost: float) -> float:
 
 
 def _line(alt: Any, line: _Line, color: str, axes: _Axes, dash: list[int]) -> Any:
-    rows = [{"x": _per_1000(point.cost), "y": point.accuracy} for point in line.corners]
+    rows = [{"x": _per_1000(point.cost), "y": point.accuracy} for point in line.points]
     return (
         alt.Chart(data_of(rows))
         .mark_line(color=var(color), strokeWidth=1.5, strokeDash=dash)
@@ -302,8 +322,27 @@ def _line(alt: Any, line: _Line, color: str, axes: _Axes, dash: list[int]) -> An
     )
 
 
-def _middle(corners: Sequence[Point], axes: _Axes) -> Point:
-    """The middle of the longest piece of a line, as it is drawn."""
-    ends = [(axes.pixels(one), axes.pixels(two)) for one, two in pairwise(corners)]
-    (x, y), (to_x, to_y) = max(ends, key=lambda pair: math.dist(*pair))
-    return Point("", axes.value_x((x + to_x) / 2) * 1e6, axes.value_y((y + to_y) / 2))
+def mixtures(corners: Sequence[Point], axes: _Axes) -> list[Point]:
+    """What the mixtures of each point with the next cost and get right, a point every few pixels of cost.
+
+    A mixture's cost and accuracy are both means, so that they lie on a straight line where cost is linear and
+    on a curve where the axis is logarithmic: a straight line there would promise too much.
+    """
+    costs = [point.cost for point in corners]
+    accuracies = [point.accuracy for point in corners]
+    curve = [corners[0]]
+    for one, two in pairwise(corners):
+        left, right = axes.pixels(one)[0], axes.pixels(two)[0]
+        steps = max(1, math.ceil((right - left) / STEP))
+        for step in range(1, steps):
+            cost = axes.value_x(left + (right - left) * step / steps) * 1e6
+            curve.append(Point("", cost, float(np.interp(cost, costs, accuracies))))
+        curve.append(two)
+    return curve
+
+
+def _middle(corners: Sequence[Point], curve: Sequence[Point]) -> Point:
+    """The middle of a curve's longest piece between two corners."""
+    ends = [curve.index(corner) for corner in corners]
+    first, last = max(pairwise(ends), key=lambda pair: pair[1] - pair[0])
+    return curve[(first + last) // 2]

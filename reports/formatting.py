@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from viaticum.money import short_usd
+from viaticum.reports.frontier import CostAccuracyPlane, Point
 from viaticum.reports.intervals import Estimate, Share
 from viaticum.reports.numbers import RunNumbers
 from viaticum.reports.run_metrics import RouteMetrics
@@ -75,7 +76,10 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def verdict(numbers: RunNumbers) -> str:
-    """Accuracy, spend, and what was saved at equal accuracy, in one sentence."""
+    """Accuracy and spend of all graded rows; what was saved at equal accuracy, of those that the table knows.
+
+    Every figure names its rows; where the table knows but a part of them, their own accuracy is given too.
+    """
     if numbers.run.single and numbers.plane is not None:
         return _verdict_of_table(numbers)
     if "rows" in numbers.missing:
@@ -95,30 +99,51 @@ def verdict(numbers: RunNumbers) -> str:
             f" known, because {numbers.missing['accuracy'].partition(';')[0]}."
         )
     right = (
-        f"{percent(numbers.accuracy.value)} right ({percent(numbers.accuracy.low)} to"
-        f" {percent(numbers.accuracy.high)}) for {money}"
+        f"{percent(numbers.accuracy.value)} of {count(numbers.accuracy.of, 'question')} right"
+        f" ({percent(numbers.accuracy.low)} to {percent(numbers.accuracy.high)}) for {money}"
     )
-    return f"{right}{_saved(numbers)}."
+    plane = numbers.plane
+    if plane is None:
+        return f"{right}."
+    if plane.saved is None or plane.more_right is None:
+        table = plane.table.rpartition("/")[2]
+        return f"{right}; what was saved is not known, because {table} is about other questions."
+    if plane.of == numbers.accuracy.of:
+        return f"{right}: {_saved(plane)}{_seen(plane)}."
+    here = plane.run
+    part = "" if here is None else f"{percent(here.accuracy)} right ({_interval(here)}), "
+    known = f"On the {plane.of:,} of them that the outcome table knows"
+    return f"{right}. {known}: {part}{_saved(plane)}{_seen(plane)}."
+
+
+def _interval(point: Point) -> str:
+    return f"{percent(point.low)} to {percent(point.high)}"
+
+
+def _seen(plane: CostAccuracyPlane) -> str:
+    """Whether the router was fitted on the questions that it is judged by."""
+    if not plane.seen:
+        return ""
+    which = "these" if plane.seen == plane.of else f"{plane.seen:,} of these"
+    return f"; the router was fitted on {which} {plane.of:,} questions, so that new ones may go worse"
 
 
 def saved_short(numbers: RunNumbers) -> tuple[str, str]:
     """What was saved and against what, for a tile; dashes where it is not known."""
     plane = numbers.plane
     if plane is None or plane.saved is None:
-        return (
-            NONE,
-            (
-                "not known: no outcome table of these questions"
-                if plane is None
-                else "not known: the table is about other questions"
-            ),
+        about = (
+            "no outcome table of these questions" if plane is None else "the table is about other questions"
         )
+        return NONE, f"not known: {about}"
     what = (
         f"always {plane.saved.name}"
         if plane.saved.reference == "best single pair"
         else "the cheapest equally accurate mix"
     )
-    return less_or_more(plane.saved.share.value), f"than {what} ({_range(plane.saved.share)})"
+    return less_or_more(
+        plane.saved.share.value
+    ), f"than {what} ({_range(plane.saved.share)}), on {count(plane.of, 'question')}"
 
 
 def less_or_more(saved: float) -> str:
@@ -132,19 +157,12 @@ def less_or_more(saved: float) -> str:
     )
 
 
-def _saved(numbers: RunNumbers) -> str:
-    plane = numbers.plane
-    if plane is None:
-        return ""
-    if plane.saved is None or plane.more_right is None:
-        return (
-            f"; what was saved is not known, because {plane.table.rpartition('/')[2]} is about other"
-            " questions"
-        )
+def _saved(plane: CostAccuracyPlane) -> str:
+    assert plane.saved is not None
     share, best = plane.saved.share, plane.best
     clear = "" if share.low > 0 or share.high < 0 else "no clear saving, "
     joint = "as" if share.value <= -1 else "than"
-    how = f": {clear}{less_or_more(share.value)} ({_range(share)}) {joint}"
+    how = f"{clear}{less_or_more(share.value)} ({_range(share)}) {joint}"
     always = f"always asking {best.name}, the best single pair"
     if plane.saved.reference == "best single pair":
         return f"{how} {always}, which gets {percent(best.accuracy)}"

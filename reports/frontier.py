@@ -58,6 +58,7 @@ class CostAccuracyPlane:
 
     Attributes:
         asked: graded questions of the run.
+        seen: of the `of` questions, how many the run's router was fitted on; None where it is not known.
         same_questions: the `of` questions are the run's own; else they are the table's, and nothing is
             paired.
         hull: corners of the best mixtures, from the cheapest to the most accurate.
@@ -70,6 +71,7 @@ class CostAccuracyPlane:
     table: str
     of: int
     asked: int
+    seen: int | None
     same_questions: bool
     run: Point | None
     singles: tuple[Point, ...]
@@ -139,13 +141,15 @@ def plane(
     best = best_index(accuracy, cost)
     corners = hull(accuracy, cost)
     here = right = mine = None
-    more = less = saved = shuffled = None
+    more = less = saved = shuffled = seen = None
     if same:
         right, mine = run.rows.right[known.rows].astype(float), costs[known.rows].astype(float)
         here = _point(run.name, mine.mean(), share(int(right.sum()), count))
         more, less = mean(right - known.correct[:, best]), mean(mine - known.cost[:, best])
         saved = _saved(right, mine, known, best)
         shuffled = _shuffled(run, known)
+        marks = run.rows.seen[known.rows]
+        seen = int((marks == 1).sum()) if (marks >= 0).any() else None
     elif run.rows.graded.any():
         graded = run.rows.graded
         here = _point(
@@ -156,6 +160,7 @@ def plane(
         table=table,
         of=count,
         asked=int(run.rows.graded.sum()),
+        seen=seen,
         same_questions=same,
         run=here,
         singles=tuple(singles),
@@ -244,5 +249,5 @@ def _shuffled(run: Run, known: SharedOutcomes) -> Point | None:
         return None
     shares = np.bincount(np.array(routes, dtype=np.int64), minlength=len(columns)) / len(routes)
     return Point(
-        "same shares by lot", float(known.cost.mean(0) @ shares), float(known.correct.mean(0) @ shares)
+        "random, same shares", float(known.cost.mean(0) @ shares), float(known.correct.mean(0) @ shares)
     )

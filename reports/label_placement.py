@@ -5,12 +5,16 @@ Pixels; y grows downwards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 HEIGHT = 14.0
 GAP = 9.0
+FAR_STEP = 7.0  # between the places that are tried for a text with a line to its point
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +37,15 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A text with its left end at x and its middle at y."""
+    """A text with its left end at x and its middle at y.
+
+    leader: (x, y, x, y) of a line from the point to the text, where the text is not beside its point.
+    """
 
     text: str
     x: float
     y: float
+    leader: tuple[float, float, float, float] | None = None
 
 
 def along(corners: Sequence[tuple[float, float]], step: float = 4.0) -> list[Box]:
@@ -67,7 +75,8 @@ def place_labels(
         letter: width of a letter.
         longest: letters of a text; a longer one is cut.
 
-    Returns a label for each text; None where there is no room near its point.
+    Returns a label for each text: beside its point, else as near as there is room, with a line to it; None
+    where the drawing is full.
     """
     boxes, found = list(taken), list[Label | None]()
     for text, x, y in wanted:
@@ -83,14 +92,34 @@ def _place(
 ) -> Label | None:
     beside = [(x + GAP, y), (x - GAP - length, y)]
     around = [(x + side, y + step) for step in (-GAP - 5, GAP + 5) for side in (4, -length / 2, -length - 4)]
-    far = [(x + side, y + step) for step in (-26, 26) for side in (4, -length / 2, -length - 4)]
-    for left, middle in (*beside, *around, *far):
-        label = Label(text, left, middle)
+
+    def is_free(label: Label) -> bool:
         box = _box(label, length)
         inside = box.left >= 0 and box.right <= width and box.top >= 0 and box.bottom <= height
-        if inside and not any(box.meets(other) for other in boxes):
+        return inside and not any(box.meets(other) for other in boxes)
+
+    for left, middle in (*beside, *around):
+        if is_free(label := Label(text, left, middle)):
             return label
-    return None
+    far = [
+        _led(Label(text, left, middle), x, y, length)
+        for left in np.arange(0.0, width - length + 1, FAR_STEP)
+        for middle in np.arange(HEIGHT / 2, height - HEIGHT / 2 + 1, FAR_STEP)
+    ]
+    return min(filter(is_free, far), key=_leader_length, default=None)
+
+
+def _led(label: Label, x: float, y: float, length: float) -> Label:
+    """The label with a line from the point at (x, y) to the nearest place of its box."""
+    box = _box(label, length)
+    to = (min(max(x, box.left), box.right), min(max(y, box.top), box.bottom))
+    return Label(label.text, float(label.x), float(label.y), (x, y, float(to[0]), float(to[1])))
+
+
+def _leader_length(label: Label) -> float:
+    assert label.leader is not None
+    x, y, to_x, to_y = label.leader
+    return math.hypot(to_x - x, to_y - y)
 
 
 def _box(label: Label, length: float) -> Box:

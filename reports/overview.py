@@ -186,7 +186,9 @@ def _plane_table(known: CostAccuracyPlane) -> Table:
         for point in sorted(known.singles, key=lambda point: -point.accuracy)
     ]
     extra = [(known.oracle, "the cheapest pair that is right"), (known.random, "each pair equally often")]
-    extra += [(known.shuffled, "the run's pairs, dealt by lot")] if known.shuffled else []
+    extra += (
+        [(known.shuffled, "the run's pairs in the same shares, dealt at random")] if known.shuffled else []
+    )
     rows += [(point.name, *_position_cells(point), what) for point, what in extra]
     columns = (("point", False), ("right (95%)", True), ("per 1,000 questions", True), ("what it is", False))
     return Table("Cost and accuracy of the run, of every single pair, and of mixtures", columns, tuple(rows))

@@ -139,9 +139,11 @@ def _environment() -> Any:
 
 
 def _verdict(numbers: RunNumbers, several: bool) -> dict[str, Any]:
+    first, stop, rest = verdict(numbers).partition(". ")
     return {
         "name": numbers.run.name,
-        "sentence": verdict(numbers),
+        "sentence": first + stop.strip(),
+        "rest": rest,
         "notices": overview.notices(numbers),
         "tiles": [] if several else _tiles(numbers),
     }

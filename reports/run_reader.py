@@ -125,6 +125,7 @@ class _RowCollector:
             seconds,
             len(row.calls),
             len(tried) < len(row.calls),
+            -1 if row.seen is None else bool(row.seen),
         )
 
     def _group(self, row: JobRow) -> None:
@@ -194,10 +195,10 @@ class _GrowingColumns:
     """Columns that grow by a value a row.
 
     text, state, route, graded, right, accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90, cost, tokens,
-    seconds, calls, cached.
+    seconds, calls, cached, seen.
     """
 
-    KINDS = "Qbibbdddddqddib"  # of the standard library's arrays, in that order
+    KINDS = "Qbibbdddddqddibb"  # of the standard library's arrays, in that order
 
     def __init__(self) -> None:
         self.arrays = [array(kind) for kind in self.KINDS]
@@ -211,7 +212,7 @@ class _GrowingColumns:
         text, state, route, graded, right, accuracy, cost_p50, cost_p90, tokens_p50, tokens_p90, *rest = (
             arrays
         )
-        cost, tokens, seconds, calls, cached = rest
+        cost, tokens, seconds, calls, cached, seen = rest
         return Columns(
             tuple(ids),
             text,
@@ -229,6 +230,7 @@ class _GrowingColumns:
             seconds,
             calls,
             cached.astype(bool),
+            seen,
         )
 
 

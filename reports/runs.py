@@ -36,6 +36,7 @@ class Columns:
         tokens: output tokens of all calls of the row.
         calls: number of calls; a row with at least one was tried.
         cached: a call was answered from an earlier one.
+        seen: 1 where the router was fitted on the question, 0 where it was not, -1 where that is not known.
     """
 
     ids: tuple[str, ...]
@@ -54,6 +55,7 @@ class Columns:
     seconds: Array
     calls: Array
     cached: Array
+    seen: Array
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -55,7 +55,7 @@ class JobRow:
     estimates for it before the first call. pair: whose answer it is. calls: those made, in order. pieces:
     [model, text] in the order of the text, where several models wrote it and the job keeps texts. number:
     index of the row in the input, from 0. thinking: what the model thought before its text, where the job
-    keeps texts.
+    keeps texts. seen: the router was fitted on this very question; None where it cannot tell.
     """
 
     id: str
@@ -79,6 +79,7 @@ class JobRow:
     pieces: list[list[str]] | None = None
     number: int = 0
     thinking: str | None = None
+    seen: bool | None = None
 
     def __post_init__(self) -> None:
         if self.state not in STATES:

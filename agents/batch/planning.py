@@ -43,7 +43,8 @@ class PlannedRow:
     """A row and its plan.
 
     plan: None where the row is skipped; `why` says why. accuracy, costs (nano-dollars), tokens_p50,
-    tokens_p90 (of output): estimates for the plan, None where there are none. policy: for the pairs that are
+    tokens_p90 (of output): estimates for the plan, None where there are none. seen: the router was fitted on
+    this very question; None where it cannot tell. policy: for the pairs that are
     tried after the plan gave no answer. choice, expected, spread, seconds: the pacer's
     original choice and estimates, kept when the plan later changes.
     """
@@ -62,6 +63,7 @@ class PlannedRow:
     expected: float = 0.0
     spread: float = 0.0
     seconds: float = 0.0
+    seen: bool | None = None
 
     @property
     def query(self) -> Query:
@@ -147,6 +149,7 @@ class RouteEstimates:
             expected,
             spread,
             seconds,
+            self._router.has_seen(row.query),
         )
 
     def replan(self, planned: PlannedRow, plan: Plan, why: str) -> PlannedRow:

@@ -148,6 +148,7 @@ def build_row(
         None if pieces is None else [[model, readable(piece)] for model, piece in pieces],
         row.number,
         readable(thinking) or None,
+        planned.seen,
     )
 
 

@@ -35,6 +35,10 @@ class QueryRouter(ABC):
             for row in self.table(query)
         ]
 
+    def has_seen(self, query: Query) -> bool | None:
+        """Whether it was fitted on this very question; None where it cannot tell."""
+        return None
+
     @property
     def has_plans(self) -> bool:
         """Whether `plans_for` has more than the pairs of the table, each alone."""

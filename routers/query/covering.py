@@ -57,6 +57,9 @@ class CoveringRouter(QueryRouter):
         known = [alone.get(each.plan, each) for each in self.router.plans_for(query)]
         return [*known, *(each for plan, each in alone.items() if plan.pairs[0] in added)]
 
+    def has_seen(self, query: Query) -> bool | None:
+        return self.router.has_seen(query)
+
     @property
     def has_plans(self) -> bool:
         return self.router.has_plans

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from viaticum.errors import DataError
 from viaticum.routers.query.calibration import calibration_error
@@ -25,7 +24,6 @@ BUDGETS = (0.0001, 0.0003, 0.001, 0.002, 0.004, 0.006, 0.012)  # mean dollars a 
 MIDDLE_BUDGET = 0.002
 MARGIN = 0.04  # share of a budget left unplanned: a mean of 1,500 questions varies by about as much
 BOOTSTRAP_SAMPLES = 1_000
-SAME_TEXT = 0.9999  # cosine of two embeddings of one text; a router keeps them in half precision
 SWEEP = np.geomspace(0.3, 3000, 60)  # cost weights of `cost_to_reach`
 
 
@@ -50,8 +48,7 @@ def evaluate(
             f"none of the {asked} questions was given to every pair of the router, so that its choices "
             "cannot be compared; profile the missing pairs"
         )
-    embeddings = router.encoder(matrix.texts)
-    prediction = router.predict(embeddings, matrix.texts)
+    prediction = router.predict_texts(matrix.texts)
     correct, cost, calls = column_outcomes(router, matrix)
     best, *ties = best_single_pairs(matrix)
     accuracy, dollars = float(matrix.correct[:, best].mean()), float(matrix.cost[:, best].mean())
@@ -62,7 +59,7 @@ def evaluate(
     middle = router.choose_within(prediction, middle_budget * (1 - MARGIN)).numpy()
     return {
         "questions": len(matrix),
-        "learned_from": int(is_known(router, embeddings).sum()),
+        "learned_from": int(prediction.seen.sum()),
         "best_single": {
             "pair": str(matrix.pairs[best]),
             "accuracy": accuracy,
@@ -88,12 +85,6 @@ def best_single_pairs(matrix: OutcomeMatrix) -> list[int]:
     return sorted(
         np.flatnonzero(right == right.max()).tolist(), key=lambda column: matrix.cost[:, column].mean()
     )
-
-
-def is_known(router: RTRRouter, embeddings: Tensor) -> Array:
-    """Which questions the router was fitted on, as far as its encoder can tell texts apart [N]."""
-    known = torch.nn.functional.normalize(router.parameters.embeddings, dim=1)
-    return np.asarray((embeddings @ known.T).amax(1) > SAME_TEXT)
 
 
 def column_outcomes(router: RTRRouter, matrix: OutcomeMatrix) -> tuple[Array, Array, Array]:

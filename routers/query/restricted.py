@@ -41,6 +41,11 @@ class RestrictedRouter(QueryRouter):
         wanted = [each for each in plans if all(map(self._is_wanted, each.plan.pairs))]
         return wanted or super().plans_for(query)
 
+    def has_seen(self, query: Query) -> bool | None:
+        """None where both are named: then nothing is chosen."""
+        chosen = self.model is None or self.strategy is None
+        return self.router.has_seen(query) if chosen else None
+
     @property
     def has_plans(self) -> bool:
         return self.router.has_plans

@@ -35,6 +35,8 @@ from viaticum.types import Query, RoutingTable, Row
 GOLDEN_RATIO = (5**0.5 - 1) / 2  # fractional parts of its multiples are spread evenly
 CACHE_SIZE = 32  # questions whose predictions are kept
 TRUST_NEIGHBOURS = 10  # questions whose mean similarity determines trust
+SAME_TEXT = 0.9999  # cosine of two embeddings of one text; a router keeps them in half precision
+SAME_AMONG = 4  # nearest questions among which one of the same text is
 
 
 class Prediction(NamedTuple):
@@ -49,6 +51,7 @@ class Prediction(NamedTuple):
         more_prompt: dollars by which the prompts of a plan differ from those of the nearest known questions,
             without pairs that were added [N, M].
         indices: the nearest known questions [N, K].
+        nearest: cosine of the nearest one [N].
     """
 
     accuracy: Tensor
@@ -58,6 +61,12 @@ class Prediction(NamedTuple):
     indices: Tensor
     prompt: Tensor
     more_prompt: Tensor
+    nearest: Tensor
+
+    @property
+    def seen(self) -> Tensor:
+        """Which questions the router was fitted on, as far as its encoder can tell texts apart [N]."""
+        return self.nearest > SAME_TEXT
 
 
 class RTRRouter(QueryRouter):
@@ -139,7 +148,10 @@ class RTRRouter(QueryRouter):
             accuracy, cost = torch.cat((accuracy, added[0]), 1), torch.cat((cost, added[1]), 1)
             tokens = torch.cat((tokens, added[2]), 1)
             prompt = torch.cat((prompt, torch.zeros_like(added[1])), 1)
-        return Prediction(accuracy, cost, tokens, trust, indices, prompt, more)
+        # Kept in half precision, known embeddings are not quite of length 1.
+        known = parameters.embeddings[indices[:, :SAME_AMONG]]
+        nearest = torch.cosine_similarity(embeddings[:, None], known, dim=2).amax(1)
+        return Prediction(accuracy, cost, tokens, trust, indices, prompt, more, nearest)
 
     def _predict_lengths(
         self, cosines: Tensor, indices: Tensor, dual: Tensor, cost: Tensor, texts: Sequence[str] | None
@@ -175,6 +187,9 @@ class RTRRouter(QueryRouter):
 
     def predict_texts(self, texts: Sequence[str]) -> Prediction:
         return self.predict(self.encoder(texts), texts)
+
+    def has_seen(self, query: Query) -> bool:
+        return bool(self._predict_text(query.text).seen)
 
     def prefetch(self, queries: Sequence[Query]) -> None:
         """Predict for many queries in one batch and cache the predictions."""

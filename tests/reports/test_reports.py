@@ -21,6 +21,8 @@ from viaticum.errors import DataError, InputError, ViaticumError
 from viaticum.jobs import ROWS, Call, Job, JobRow, read_rows, row_line
 from viaticum.outcomes import accuracy_interval, read_outcomes, write_outcomes
 from viaticum.reports import build, read_numbers
+from viaticum.reports.chart_rendering import NARROW, WIDE
+from viaticum.reports.cost_accuracy_chart import cost_accuracy_chart
 from viaticum.reports.formatting import less_or_more, verdict
 from viaticum.reports.frontier import cost_at, hull
 from viaticum.reports.intervals import GROUPS, grouped, mean, share
@@ -28,6 +30,8 @@ from viaticum.reports.label_placement import Box, place_labels
 from viaticum.reports.numbers import RunNumbers
 from viaticum.reports.overview import notices, parts
 from viaticum.reports.runs import PARTS
+from viaticum.routers.query.evaluate import best_mixture
+from viaticum.routers.query.outcome_matrix import OutcomeMatrix
 from viaticum.types import Outcome
 
 JOB = "results.jsonl.job"
@@ -250,6 +254,54 @@ def test_the_oracle_takes_the_cheapest_pair_that_is_right(told: RunNumbers, repo
         cheapest |= found
     assert told.plane is not None
     assert told.plane.oracle.cost == pytest.approx(sum(cheapest.values()) / len(cheapest))
+
+
+def test_the_drawn_curve_is_what_mixtures_get(told: RunNumbers, report_runs: Path) -> None:
+    drawing = cost_accuracy_chart([told])
+    assert drawing is not None
+    assert told.plane is not None
+    matrix = OutcomeMatrix.from_outcomes(read_outcomes(report_runs / "table.jsonl"))
+    for width in (WIDE, NARROW):
+        layers = drawing.draw(width).to_dict()["layer"]
+        drawn = layers[0]["data"]["values"]
+        assert layers[0]["encoding"]["x"]["scale"]["type"] == "log"
+        across, right = np.log([each["x"] for each in drawn]), [each["y"] for each in drawn]
+        costs = [point.cost for point in told.plane.hull]
+        for cost in np.geomspace(costs[0] * 1.001, costs[-1], 20):
+            shares = best_mixture(matrix.correct, matrix.cost, cost / 1e9)
+            assert shares is not None
+            # Straight between the drawn points, on the drawn axis, as a browser joins them.
+            seen = np.interp(math.log(cost / 1e6), across, right)
+            assert seen == pytest.approx(matrix.correct.mean(0) @ shares, abs=0.001)
+
+
+def test_every_figure_of_the_verdict_names_its_questions(report_runs: Path, tmp_path: Path) -> None:
+    job, table = report_runs / JOB, tmp_path / "half.jsonl"
+    outcomes = list(read_outcomes(report_runs / "table.jsonl"))
+    half = {each.question_id for each in outcomes[: len(outcomes) // 2]}
+    write_outcomes(table, [each for each in outcomes if each.question_id in half])
+    (run,) = read_numbers([job], outcomes=table).runs
+    rows = [row for row in read_rows(job) if row.id in half]
+    first, second = verdict(run).split(". ", 1)
+    assert run.accuracy is not None
+    assert f"of {run.accuracy.of} questions right (" in first
+    right = sum(row.correct is True for row in rows) / len(rows)
+    assert second.startswith(f"On the {len(rows)} of them that the outcome table knows: {right:.1%} right (")
+    (whole,) = read_numbers([job], outcomes=report_runs / "table.jsonl").runs
+    assert "of them that" not in verdict(whole)
+
+
+def test_the_verdict_says_where_the_router_had_seen_the_questions(report_runs: Path, tmp_path: Path) -> None:
+    job = copied(report_runs, tmp_path)
+    rows = list(read_rows(job))
+    for count in (0, 30, len(rows)):
+        marked = [replace(row, seen=n < count) for n, row in enumerate(rows)]
+        (job / ROWS).write_text("".join(map(row_line, marked)), encoding="utf-8")
+        (run,) = read_numbers([job], outcomes=report_runs / "table.jsonl").runs
+        assert run.plane is not None
+        assert run.plane.seen is not None
+        told = "on these" if run.plane.seen == run.plane.of else f"on {run.plane.seen} of these"
+        assert (f"the router was fitted {told}" in verdict(run)) == (count > 0)
 
 
 def test_the_hull_leaves_out_what_a_mixture_beats() -> None:
@@ -747,3 +799,7 @@ def test_names_stand_free_of_points_and_of_each_other() -> None:
     assert not any(box.meets(other) for box in boxes for other in taken)
     assert not any(one.meets(two) for n, one in enumerate(boxes) for two in boxes[n + 1 :])
     assert place_labels([("far too long for this", 10, 10)], [], 60, 20, 6) == [None]
+    crowd = [(f"pair number {n}", 100.0, 100.0) for n in range(14)]
+    around = [each for each in place_labels(crowd, [Box.around(100, 100, 12, 12)], 300, 240, 6) if each]
+    assert len(around) == len(crowd)
+    assert sum(each.leader is not None for each in around) >= 5

@@ -136,6 +136,17 @@ def test_a_budget_that_ends_skips_what_it_cannot_pay(tmp_path: Path) -> None:
     assert ended.figures["spent_nanousd"] > 0.9 * 2_000_000
 
 
+def test_a_row_says_whether_the_router_was_fitted_on_it(tmp_path: Path) -> None:
+    class SeenRouter(FixedPlansRouter):
+        def has_seen(self, query: Query) -> bool:
+            return query.text.endswith("7 + 2?")
+
+    write_questions(tmp_path / "in.jsonl", 20)
+    rows = rows_of(run(tmp_path, router=SeenRouter({CHEAP: (0.5, 39_000), EXPENSIVE: (0.9, 390_000)})))
+    assert [row.seen for row in rows] == [row.question.endswith("7 + 2?") for row in rows]
+    assert {row.seen for row in rows} == {True, False}
+
+
 def test_plans_and_pairs_without_an_answer_go_through_the_workflow(tmp_path: Path) -> None:
     write_questions(tmp_path / "in.jsonl", 40)
     plan = Plan((CHEAP, SILENT, EXPENSIVE), 2)

@@ -110,6 +110,7 @@ def test_questions_that_it_was_fitted_on_are_counted(router: RTRRouter) -> None:
     known = OutcomeMatrix.from_outcomes(outcomes(400)).select(np.arange(20))
     fresh = OutcomeMatrix.from_outcomes(outcomes(30, seed=8))
     assert evaluate(router, fresh.concat(known), budgets=(0.0002,))["learned_from"] == 20
+    assert [router.has_seen(Query(text)) for text in (known.texts[0], fresh.texts[0])] == [True, False]
 
 
 def test_a_table_without_a_question_for_every_pair_is_refused(router: RTRRouter) -> None:
