@@ -77,7 +77,7 @@ def write_sections(
     Raises:
         MissingExtra: the extra `reports` is not installed.
     """
-    verdict = {"name": title, "sentence": sentence, "notices": notices, "tiles": []}
+    verdict = {"name": title, "sentence": sentence, "rest": "", "notices": notices, "tiles": []}
     part = RunSections(title, (), tuple(sections[1:]), facts)
     return _render(title, SEED, [verdict], None, sections[0], [part])
 

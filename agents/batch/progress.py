@@ -10,7 +10,7 @@ from typing import Any
 from viaticum.agents.batch.output import Counts
 from viaticum.budgets import Ledger
 from viaticum.jobs import Preview
-from viaticum.money import NANOUSD_PER_USD
+from viaticum.money import short_usd
 
 EventSink = Callable[[dict[str, Any]], None]
 EVERY_SECONDS = 0.5
@@ -79,19 +79,15 @@ def progress_line(event: dict[str, Any]) -> str:
     parts += [f"{event[name]} {name}" for name in ("failed", "skipped", "cached") if event[name]]
     if event["graded"]:
         parts.append(f"{event['right']} of {event['graded']} right ({event['right'] / event['graded']:.1%})")
-    money = f"{_usd(event['spent_nanousd'])} spent, {_usd(event['held_nanousd'])} held"
+    money = f"{short_usd(event['spent_nanousd'])} spent, {short_usd(event['held_nanousd'])} held"
     if event["left_nanousd"] is not None:
-        money += f", {_usd(event['left_nanousd'])} left"
+        money += f", {short_usd(event['left_nanousd'])} left"
     if event["projected_nanousd"] is not None:
-        money += f", {_usd(event['projected_nanousd'])} in the end"
+        money += f", {short_usd(event['projected_nanousd'])} in the end"
     parts += [money, f"{event['rate']:.3g} rows/s"]
     if event["seconds_left"] is not None and event["done"] < event["rows"]:
         parts.append(f"{_time(event['seconds_left'])} to go")
     return " · ".join(parts)
-
-
-def _usd(amount: int) -> str:
-    return f"${amount / NANOUSD_PER_USD:.4g}"
 
 
 def _time(seconds: float) -> str:

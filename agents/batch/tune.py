@@ -231,8 +231,8 @@ class Tuning:
         if worst.worst * NANOUSD_PER_USD > self.limit:
             raise BudgetError(
                 f"a budget of {format_usd(self.limit)} does not pay for the worst case of one call of "
-                f"{worst.pair} (${worst.worst:.6f}); give more, leave that model out, or lower its "
-                "max_new_tokens"
+                f"{worst.pair} ({format_usd(round(worst.worst * NANOUSD_PER_USD))}); give more, leave that "
+                "model out, or lower its max_new_tokens"
             )
         return Forecast(
             self.learning,

@@ -340,7 +340,7 @@ def test_a_run_of_one_row_and_of_free_models_is_drawn(tmp_path: Path) -> None:
     )
     Job("in", "out", 1, "night", None, "gone.db", "best", ending="completed").save(folder)
     text = build(folder, tmp_path / "r.html").path.read_text(encoding="utf-8")
-    assert "100.0% right" in text
+    assert "100.0% of 1 question right" in text
     assert len(re.findall("<svg", text)) >= 2
     assert read_numbers([folder]).runs[0].cost == 0
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from viaticum.commands.table import print_table
 from viaticum.commands.terminal import literal
+from viaticum.display import cut
 from viaticum.errors import InputError
 from viaticum.types import ANSWER_KINDS, AnswerKind
 
@@ -60,12 +60,11 @@ def explain(
 
 def _print(explained: Explanation) -> None:
     if explained.candidates:
-        table = Table("rule", "written", "read", "verdict", box=None, pad_edge=False)
-        for each in explained.candidates:
-            written = " ".join(each.text.split())
-            written = written if len(written) <= _SHOWN else f"{written[:_SHOWN]}..."
-            table.add_row(each.rule, literal(written), literal(each.value or "-"), each.verdict)
-        Console(markup=False, highlight=False).print(table)
+        rows = [
+            (each.rule, cut(" ".join(each.text.split()), _SHOWN), each.value or "-", each.verdict)
+            for each in explained.candidates
+        ]
+        print_table(("rule", "written", "read", "verdict"), rows, spare=("written",))
     else:
         typer.echo("no candidate: the text is empty, or all of it is a thought")
     answer = "none" if explained.value is None else explained.value

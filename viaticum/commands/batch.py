@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from viaticum.commands.budget import Where
 from viaticum.commands.generation import Load, Model, Strategy, with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import LINE_SECONDS, StatusLine
+from viaticum.commands.table import print_table
 from viaticum.errors import InputError, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
@@ -286,15 +285,16 @@ def _dry_run(source: Path, as_json: bool, settings: dict[str, Any]) -> None:
             )
         )
         return
-    table = Table("budget", "right", "$ p50", "$ p90", box=None, pad_edge=False)
-    for each in found.previews:
-        table.add_row(
+    rows = [
+        (
             format_usd(each.budget_nanousd),
             f"{each.accuracy:.1%}",
             format_usd(each.cost_p50),
             format_usd(each.cost_p90),
         )
-    Console(width=max(80, Console().width)).print(table)
+        for each in found.previews
+    ]
+    print_table(("budget", "right", "$ p50", "$ p90"), rows)
     planned = sum(found.routes.values())
     for route, count in found.routes.items():
         typer.echo(f"{count / planned:.0%} {route}")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from viaticum.commands.serve import Folder
+from viaticum.commands.table import print_table
 from viaticum.money import nanousd
 
 if TYPE_CHECKING:
@@ -69,11 +68,9 @@ def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
     if as_json:
         typer.echo(json.dumps([_to_json(key) for key in rows]))
         return
-    table = Table(
-        "name", "key", "budget", "models", "a minute", "metrics", "made", "revoked", box=None, pad_edge=False
-    )
-    for key in rows:
-        table.add_row(
+    columns = ("name", "key", "budget", "models", "a minute", "metrics", "made", "revoked")
+    cells = [
+        (
             key.name,
             key.shown,
             key.scope or "the server's",
@@ -83,7 +80,9 @@ def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
             key.created,
             key.revoked or "-",
         )
-    Console().print(table)
+        for key in rows
+    ]
+    print_table(columns, cells, spare=("made", "metrics", "a minute", "models"))
 
 
 @app.command()

@@ -13,13 +13,12 @@ from functools import partial
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.commands.local import with_local_options
 from viaticum.commands.model_entries import CatalogueFile, JsonFlag, add, where
 from viaticum.commands.progress import ProgressBar
+from viaticum.commands.table import print_table
 from viaticum.errors import AuthenticationFailed, InputError, WeightsError
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.models.api_keys import require_key
@@ -46,12 +45,13 @@ def list_models(as_json: JsonFlag = False, catalogue: CatalogueFile = None) -> N
     if as_json:
         _print_json([_facts(spec, loaded) for spec in loaded.values()])
         return
-    table = Table("name", "kind", "$/M input", "$/M output", "context", "weights", box=None, pad_edge=False)
+    rows = []
     for spec in loaded.values():
         price_in, price_out = _price_texts(spec)
         weights = {None: _key_text(spec), True: "here", False: "not here"}[_is_here(spec, loaded)]
-        table.add_row(spec.name, spec.kind, price_in, price_out, str(spec.context_length), weights)
-    Console().print(table)
+        rows.append((spec.name, spec.kind, price_in, price_out, str(spec.context_length), weights))
+    columns = ("name", "kind", "$/M input", "$/M output", "context", "weights")
+    print_table(columns, rows, spare=("context", "kind"))
 
 
 @app.command()
@@ -121,10 +121,8 @@ def measure(
     if as_json:
         _print_json({"path": str(path), "conditions": costs.conditions, "tokens_per_second": expected})
         return
-    table = Table("mode", *(f"{count} at once" for count in expected), box=None, pad_edge=False)
-    for mode in expected[1]:
-        table.add_row(mode, *(f"{speeds[mode]:.1f}" for speeds in expected.values()))
-    Console().print(table)
+    rows = [(mode, *(f"{speeds[mode]:.1f}" for speeds in expected.values())) for mode in expected[1]]
+    print_table(("mode", *(f"{count} at once" for count in expected)), rows)
     typer.echo(f"tokens a second to expect; kept in {path}")
 
 
@@ -163,12 +161,12 @@ def try_model(
         return
     counts = list(next(iter(figures.values())).steps)
     columns = [f"{count} at once" for count in counts]
-    table = Table("engine", "load", "first token", "memory", *columns, box=None, pad_edge=False)
+    cells = []
     for engine, each in figures.items():
         speeds = [f"{each.tokens_per_second(count):.1f}" for count in counts]
         memory = "-" if each.resident is None else f"{each.resident / 1e6:,.0f} MB"
-        table.add_row(engine, f"{each.load:.1f} s", f"{each.prefill:.2f} s", memory, *speeds)
-    Console().print(table)
+        cells.append((engine, f"{each.load:.1f} s", f"{each.prefill:.2f} s", memory, *speeds))
+    print_table(("engine", "load", "first token", "memory", *columns), cells, spare=("load", "memory"))
     typer.echo("first token: after a prompt of 256 tokens; at once: tokens a second of all texts together")
     if chosen := measured_engine(spec, rows):
         typer.echo(f'engine "auto" takes {chosen}')

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from viaticum.commands.budget import Where
 from viaticum.commands.models import CatalogueFile, JsonFlag
+from viaticum.commands.table import print_table
 from viaticum.errors import DataError, InputError
 from viaticum.money import format_usd
 
@@ -107,22 +105,15 @@ def show(tables: Tables, as_json: JsonFlag = False) -> None:
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
     names = ("pair", "answers", "holes", "right", "95%", "no answer", "tokens p50/p90", "$ mean")
-    table = Table(*names, box=None, pad_edge=False)
+    rows = []
     for row in result["pairs"]:
         low, high = accuracy_interval(row["right"], row["answers"])
         tokens = "-" if row["tokens_p50"] is None else f"{row['tokens_p50']}/{row['tokens_p90']}"
         cost = "-" if row["cost_mean"] is None else format_usd(row["cost_mean"])
-        table.add_row(
-            escape(row["pair"]),
-            str(row["answers"]),
-            str(row["holes"]),
-            f"{row['accuracy']:.1%}",
-            f"{low:.0%} to {high:.0%}",
-            str(row["without_answer"]),
-            tokens,
-            cost,
-        )
-    Console(width=max(110, Console().width)).print(table)
+        counts = (row["pair"], str(row["answers"]), str(row["holes"]))
+        shares = (f"{row['accuracy']:.1%}", f"{low:.0%} to {high:.0%}", str(row["without_answer"]))
+        rows.append((*counts, *shares, tokens, cost))
+    print_table(names, rows, spare=("no answer", "tokens p50/p90", "holes", "95%"))
     sets = ", ".join(f"{name} {count}" for name, count in result["datasets"].items())
     typer.echo(
         f"{result['outcomes']} outcomes on {result['questions']} questions ({sets}); {result['complete']} "

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from viaticum.commands.generation import with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import ProgressBar
+from viaticum.commands.table import print_table
 from viaticum.errors import InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
@@ -149,14 +147,14 @@ def _print_changes(read: Rereading) -> None:
     """Print the first rows that are read otherwise, those whose verdict changed before the others."""
     if not read.changes:
         return
-    table = Table("pair", "question", "before", "after", "", box=None, pad_edge=False)
+    rows = []
     for each in sorted(read.changes, key=lambda change: change.before.correct == change.after.correct)[
         :SHOWN
     ]:
         verdict = "newly right" if each.newly_right else "newly wrong" if each.newly_wrong else ""
         answers = (_short(each.before.answer), _short(each.after.answer))
-        table.add_row(str(each.after.pair), escape(each.after.question_id), *map(escape, answers), verdict)
-    Console(width=max(100, Console().width)).print(table)
+        rows.append((str(each.after.pair), each.after.question_id, *answers, verdict))
+    print_table(("pair", "question", "before", "after", "verdict"), rows)
     if len(read.changes) > SHOWN:
         typer.echo(f"... and {len(read.changes) - SHOWN} more: --json has all")
 
@@ -197,20 +195,14 @@ def _summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("pair", "right", "95%", "no answer", "tokens p50/p90", "cost p50", box=None, pad_edge=False)
-    for column in table.columns:
-        column.no_wrap, column.overflow = True, "fold"
+    cells = []
     for row in rows:
         low, high = row["accuracy_95"]
-        table.add_row(
-            row["pair"],
-            f"{row['accuracy']:.1%}",
-            f"{low:.0%} to {high:.0%}",
-            str(row["without_answer"]),
-            f"{row['tokens_p50']}/{row['tokens_p90']}",
-            format_usd(row["cost_p50"]),
-        )
-    Console(width=max(100, Console().width)).print(table)
+        shares = (f"{row['accuracy']:.1%}", f"{low:.0%} to {high:.0%}", str(row["without_answer"]))
+        tokens = f"{row['tokens_p50']}/{row['tokens_p90']}"
+        cells.append((row["pair"], *shares, tokens, format_usd(row["cost_p50"])))
+    columns = ("pair", "right", "95%", "no answer", "tokens p50/p90", "cost p50")
+    print_table(columns, cells, spare=("no answer", "tokens p50/p90"))
 
 
 def _report_profile(

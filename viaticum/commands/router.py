@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.progress import ProgressBar
+from viaticum.commands.table import print_table, usd
 from viaticum.money import NANOUSD_PER_USD, format_usd
 
 if TYPE_CHECKING:
@@ -110,22 +109,23 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result))
         return
-    table = Table("$ a question", "router", "spent", "hull", "router - hull, 95%", box=None, pad_edge=False)
-    for point, hull, gap in zip(result["curve"], result["hull"], result["curve_minus_hull"], strict=True):
-        table.add_row(
-            f"{point['budget']:g}",
+    rows = [
+        (
+            usd(point["budget"]),
             f"{point['accuracy']:.1%}",
-            f"{point['cost']:.6f}",
+            usd(point["cost"]),
             "-" if hull["accuracy"] is None else f"{hull['accuracy']:.1%}",
             "-"
             if gap["difference"] is None
             else f"{100 * gap['difference']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})",
         )
-    Console(width=max(90, Console().width)).print(table)
+        for point, hull, gap in zip(result["curve"], result["hull"], result["curve_minus_hull"], strict=True)
+    ]
+    print_table(("a question", "router", "spent", "hull", "router - hull, 95%"), rows)
     best = result["best_single"]
     tied = f" (the cheapest of the most accurate: {', '.join(best['ties'])} too)" if best["ties"] else ""
     typer.echo(
-        f"best single pair: {best['pair']}{tied}, {best['accuracy']:.1%} at ${best['cost']:.6f}; reached at "
+        f"best single pair: {best['pair']}{tied}, {best['accuracy']:.1%} at {usd(best['cost'])}; reached at "
         + _times(result["cost_at_best_single_accuracy"])
         + ", 99% of it at "
         + _times(result["cost_at_99_percent_of_it"])
@@ -135,7 +135,7 @@ def evaluate(
     typer.echo(
         f"{result['questions']} questions; oracle {result['oracle']:.1%}; "
         f"calibration error {result['ece']:.3f}; tokens within p90 {result['token_coverage_p90']:.1%}; "
-        f"most used pair has {result['largest_share']:.0%} of the calls at ${middle:g}"
+        f"most used pair has {result['largest_share']:.0%} of the calls at {usd(middle)}"
     )
 
 
@@ -168,26 +168,25 @@ def show(
         ]
         typer.echo(json.dumps({"trust": trust, "table": table_rows, "plans": plan_rows}))
         return
-    table = Table("pair", "right", "tokens p50/p90", "$ p50", "$ p90", box=None, pad_edge=False)
-    for row in sorted(rows, key=lambda row: -row.accuracy):
-        table.add_row(
+    pairs = [
+        (
             str(row.pair),
             f"{row.accuracy:.0%}",
             f"{_tokens(row, row.tokens_p50)}/{_tokens(row, row.tokens_p90)}",
             format_usd(row.cost_p50),
             format_usd(row.cost_p90),
         )
-    plan_table = Table("plan", "right", "$ expected", "$ p90", box=None, pad_edge=False)
-    for row in plans:
-        plan_table.add_row(
-            str(row.plan), f"{row.accuracy:.0%}", format_usd(row.cost_p50), format_usd(row.cost_p90)
-        )
-    console = Console(width=max(110, Console().width))
-    console.print(table)
+        for row in sorted(rows, key=lambda row: -row.accuracy)
+    ]
+    print_table(("pair", "right", "tokens p50/p90", "$ p50", "$ p90"), pairs, spare=("tokens p50/p90",))
     if any(row.cut_at is not None and row.tokens_p90 > row.cut_at for row in rows):
         typer.echo("~: extrapolated; so long outputs were cut where the table was made")
     typer.echo("")
-    console.print(plan_table)
+    choices = [
+        (str(row.plan), f"{row.accuracy:.0%}", format_usd(row.cost_p50), format_usd(row.cost_p90))
+        for row in plans
+    ]
+    print_table(("plan", "right", "$ expected", "$ p90"), choices)
     typer.echo(f"\ntrust in this: {trust:.0%}; the rest comes from the means over all data sets")
 
 

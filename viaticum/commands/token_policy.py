@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.progress import ProgressBar
+from viaticum.commands.table import print_table
 from viaticum.commands.tokens import Limit, Skip, read_slice
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 
@@ -190,15 +189,10 @@ def _print_policy(learned: TrainedPolicy, out: Path, as_json: bool) -> None:
 
 
 def _print_comparison(result: Mapping[str, Any]) -> None:
-    table = Table("", "R-Stitch", "R-Stitch+", "difference", "95%", box=None, pad_edge=False)
+    rows = []
     for name, change in result["difference"].items():
         low, high = change["95%"]
-        table.add_row(
-            name.replace("_", " "),
-            f"{result['before'][name]:.3f}",
-            f"{result['after'][name]:.3f}",
-            f"{change['mean']:+.3f}",
-            f"{low:+.3f} to {high:+.3f}",
-        )
-    Console(width=max(90, Console().width)).print(table)
+        values = (f"{result['before'][name]:.3f}", f"{result['after'][name]:.3f}", f"{change['mean']:+.3f}")
+        rows.append((name.replace("_", " "), *values, f"{low:+.3f} to {high:+.3f}"))
+    print_table(("", "R-Stitch", "R-Stitch+", "difference", "95%"), rows)
     typer.echo(f"{result['questions']} questions")

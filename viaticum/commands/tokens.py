@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile, JsonFlag
 from viaticum.commands.progress import ProgressBar
+from viaticum.commands.table import print_table
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 
 if TYPE_CHECKING:
@@ -301,16 +300,9 @@ def _print_threshold(facts: Mapping[str, Any], folder: Path) -> None:
 
 def _print_metrics(metrics: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
     shares = ("0.05", "0.1", "0.2")
-    table = Table(
-        "score",
-        "AUC, all",
-        "95%",
-        "AUC, differing",
-        "95%",
-        *(f"recall at {float(each):.0%}" for each in shares),
-        box=None,
-        pad_edge=False,
-    )
+    columns = ("score", "AUC, all", "95%", "AUC, differing", "95% of it")
+    recall_columns = [f"recall at {float(each):.0%}" for each in shares]
+    rows = []
     for name, values in metrics:
         cells = [name]
         for part in ("all", "differing"):
@@ -318,8 +310,8 @@ def _print_metrics(metrics: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
             cells.append(_number(values[part]["auc"], 3))
             cells.append("-" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}")
         recalls = values["all"]["recall_at_share"]
-        table.add_row(*cells, *("-" if recalls[each] is None else f"{recalls[each]:.1%}" for each in shares))
-    Console(width=max(110, Console().width)).print(table)
+        rows.append((*cells, *("-" if recalls[each] is None else f"{recalls[each]:.1%}" for each in shares)))
+    print_table((*columns, *recall_columns), rows, spare=("95% of it", "95%", *recall_columns))
 
 
 def _names(*texts: str) -> list[str]:
@@ -333,19 +325,15 @@ def _print_statistics(labels: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(counts))
         return
-    table = Table("verifier", "tokens are", "count", "share", "entropy", "nats", box=None, pad_edge=False)
+    rows = []
     for verifier, kinds in counts["verifiers"].items():
         for kind in KINDS:
             facts = kinds[kind]
-            table.add_row(
-                verifier,
-                kind,
-                str(facts["tokens"]),
-                f"{facts['share']:.1%}",
-                _number(facts["entropy"], 4),
-                _number(facts["nats"], 2),
-            )
-    Console(width=max(90, Console().width)).print(table)
+            numbers = (_number(facts["entropy"], 4), _number(facts["nats"], 2))
+            rows.append((verifier, kind, str(facts["tokens"]), f"{facts['share']:.1%}", *numbers))
+    print_table(
+        ("verifier", "tokens are", "count", "share", "entropy", "nats"), rows, spare=("nats", "entropy")
+    )
     for each in counts["agreement"]:
         a, b = each["verifiers"]
         typer.echo(

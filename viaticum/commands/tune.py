@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from viaticum.commands.batch import EXIT_DRAINED
 from viaticum.commands.budget import Where
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import ProgressBar
+from viaticum.commands.table import print_table, usd
 from viaticum.commands.tune_page import judge_sentence, why_sentence, write_tuning_page
 from viaticum.signals import SignalHandler
 
@@ -148,15 +147,16 @@ def _forecast_json(forecast: Forecast) -> dict[str, object]:
 
 
 def _print_forecast(forecast: Forecast) -> None:
-    table = Table("pair", "$ an answer p50", "p90", "at most", box=None, pad_edge=False)
-    for each in (*forecast.pairs, *([] if forecast.judge is None else [forecast.judge])):
-        table.add_row(str(each.pair), f"{each.p50:.6f}", f"{each.p90:.6f}", f"{each.worst:.6f}")
-    Console(width=max(90, Console().width)).print(table)
+    rows = [
+        (str(each.pair), *(usd(dollars) for dollars in (each.p50, each.p90, each.worst)))
+        for each in (*forecast.pairs, *([] if forecast.judge is None else [forecast.judge]))
+    ]
+    print_table(("pair", "an answer p50", "p90", "at most"), rows)
     p50, p90 = (min(each, forecast.budget) for each in (forecast.all_p50, forecast.all_p90))
     typer.echo(
         f"{forecast.learning} questions to learn from, {forecast.held_out} held out, {len(forecast.pairs)} "
-        f"pairs: at most {forecast.answers} answers, for ${p50:.4f} (p50) to ${p90:.4f} (p90); never more "
-        f"than ${forecast.budget:g}"
+        f"pairs: at most {forecast.answers} answers, for {usd(p50)} (p50) to {usd(p90)} (p90); never more "
+        f"than {usd(forecast.budget)}"
     )
 
 
@@ -171,7 +171,7 @@ def _print_bought(bought: Bought, out: Path) -> None:
         )
     for reason, count in bought.unanswered.items():
         typer.echo(f"{count} calls without an outcome: {reason}")
-    typer.echo(f"{len(bought.outcomes)} outcomes for ${bought.dollars:.4f} in {table_path(out)}")
+    typer.echo(f"{len(bought.outcomes)} outcomes for {usd(bought.dollars)} in {table_path(out)}")
     if out.exists():
         typer.echo(f"router in {out}; use it with: viaticum solve --router {out}")
 
@@ -186,7 +186,7 @@ def _print_found(found: Found) -> None:
         return f"{each.accuracy:.1%}{'*' if found.judged else ''}"
 
     if found.cheap is not None:
-        typer.echo(f"cheap: {found.cheap.name} answers {figure(found.cheap)} at ${found.cheap.cost:.6f}")
+        typer.echo(f"cheap: {found.cheap.name} answers {figure(found.cheap)} at {usd(found.cheap.cost)}")
     if found.router is not None and found.interval is not None:
         low, high = found.interval
         gain = ""
@@ -196,11 +196,11 @@ def _print_found(found: Found) -> None:
                 *points
             )
         typer.echo(
-            f"router: {figure(found.router)} [{low:.1%}, {high:.1%}] at ${found.router.cost:.6f}{gain}"
+            f"router: {figure(found.router)} [{low:.1%}, {high:.1%}] at {usd(found.router.cost)}{gain}"
         )
     if found.best is not None:
         typer.echo(
-            f"best single pair: {found.best.name} has {figure(found.best)} at ${found.best.cost:.6f} "
+            f"best single pair: {found.best.name} has {figure(found.best)} at {usd(found.best.cost)} "
             f"({found.questions} held-out questions)"
         )
     if found.why:
