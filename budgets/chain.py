@@ -9,14 +9,19 @@ all of it; a copy of a root's last hash, kept elsewhere, detects that. Leaves ou
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from viaticum.budgets.records import Entry, EntryKind, json_text, prices_text, usage_text
 from viaticum.budgets.store import EntryColumns, Rows, Scope
 from viaticum.money import Price
 from viaticum.types import TokenCount
+
+CLOCK_TOLERANCE = timedelta(hours=1)  # clocks of several hosts differ by less
+_log = logging.getLogger("viaticum")
 
 
 def entry_hash(before: str, entry: Entry, usage: str, prices: str, note: str) -> str:
@@ -46,12 +51,31 @@ def result_hash(result: str) -> str:
     return hashlib.sha256(result.encode()).hexdigest()
 
 
+def _warn_of_clock(root: str, last_at: str, now: str) -> None:
+    ahead = datetime.fromisoformat(last_at) - datetime.fromisoformat(now)
+    if ahead > CLOCK_TOLERANCE:
+        _warn_once(root, last_at)
+
+
+@cache
+def _warn_once(root: str, last_at: str) -> None:
+    _log.warning(
+        "the last entry of budget %s is of %s, later than the clock of this machine; its windows stand still "
+        "until then; if a clock ran ahead: viaticum budget clock %s",
+        root,
+        last_at,
+        root,
+    )
+
+
 class Chain:
     """The end of one tree's chain, inside a write transaction that has locked the root."""
 
     def __init__(self, rows: Rows, root: Scope, now: str) -> None:
         self._rows, self._root = rows, root.name
         self._number, self._head = root.entries, root.head
+        if root.last_at > now:
+            _warn_of_clock(root.name, root.last_at, now)
         # Never earlier than the last entry: a clock set back must not reopen a window or unsort the entries.
         self.at = max(now, root.last_at)
         self.moment = datetime.fromisoformat(self.at)

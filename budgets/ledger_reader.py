@@ -142,6 +142,15 @@ class LedgerReader:
             lambda rows: {s.name: (s.entries, s.head) for s in rows.scopes() if s.parent is None}
         )
 
+    def backup(self, file: str | os.PathLike[str]) -> None:
+        """Write a consistent copy of a ledger file into a new file, while others go on using it.
+
+        Raises:
+            LedgerError: the ledger is no file, the new one exists or cannot be written.
+        """
+        checked_type("file", file, (str, os.PathLike), "a path")
+        self._store.backup(Path(file).absolute())
+
     def check(self, budget: str | None = None, *, heads: Heads | None = None) -> list[str]:
         """Audit the ledger: one line per finding; none if nothing was altered and every limit held.
 

@@ -111,18 +111,45 @@ def store_result(rows: Rows, chain: Chain, hold: Hold, result: str | None) -> No
 
 
 def rebuild_buckets(rows: Rows, scope: Scope, moment: datetime) -> None:
-    """Sum the current window from the entries."""
+    """Sum the current window from the entries. Those of a clock that ran ahead count as of now."""
     rows.clear_buckets(scope.name)
     if scope.window is None:
         return
     since = format_time(datetime.fromtimestamp(scope.window.since(moment), UTC))
     sums: dict[int, tuple[int, int]] = {}
     for entry in rows.posts_below(scope.name, since):
-        bucket = scope.window.bucket(datetime.fromisoformat(entry.at))
+        bucket = scope.window.bucket(min(datetime.fromisoformat(entry.at), moment))
         nanousd, tokens = sums.get(bucket, (0, 0))
         sums[bucket] = (nanousd + entry.nanousd, tokens + entry.tokens)
     for bucket, posted in sums.items():
         rows.add_to_bucket(scope.name, bucket, posted)
+
+
+def restart_clock(rows: Rows, chain: Chain, root: Scope, reason: str) -> Entry:
+    """Go on from an earlier time: what was posted later counts as posted now, leases end as if begun now."""
+    for scope in rows.scopes(root.name):
+        if scope.window is not None:
+            before = rows.buckets(scope.name)
+            after = folded(before, scope.window.bucket(chain.moment))
+            if after != before:
+                rows.clear_buckets(scope.name)
+                for bucket, posted in after.items():
+                    rows.add_to_bucket(scope.name, bucket, posted)
+    for hold in rows.expired_holds(root.name, "9999", ("reserved", "dispatched")):
+        until = lease_end(chain.moment, hold.lease)
+        if hold.until > until:
+            rows.update_hold(hold.key, hold.state, until)
+    note = {"was": root.last_at, **({"reason": reason} if reason else {})}
+    return chain.append(root.name, "clock", note=note)
+
+
+def folded(buckets: Mapping[int, tuple[int, int]], last: int) -> dict[int, tuple[int, int]]:
+    """The buckets, with those after `last` added to it."""
+    sums: dict[int, tuple[int, int]] = {}
+    for bucket, posted in buckets.items():
+        nanousd, tokens = sums.get(min(bucket, last), (0, 0))
+        sums[min(bucket, last)] = (nanousd + posted[0], tokens + posted[1])
+    return sums
 
 
 @lru_cache(maxsize=64)  # calls reserved together share the time and usually the lease

@@ -22,7 +22,18 @@ from viaticum.types import TokenCount
 BudgetState = Literal["open", "paused", "closed"]
 HoldState = Literal["reserved", "dispatched", "posted", "void", "expired", "unknown"]
 EntryKind = Literal[
-    "limit", "pause", "resume", "close", "reserve", "dispatch", "result", "post", "void", "expire", "unknown"
+    "limit",
+    "pause",
+    "resume",
+    "close",
+    "clock",
+    "reserve",
+    "dispatch",
+    "result",
+    "post",
+    "void",
+    "expire",
+    "unknown",
 ]
 # Holds in these states count against the limits.
 HELD_STATES: tuple[HoldState, ...] = ("reserved", "dispatched", "unknown")
@@ -178,7 +189,8 @@ class Entry:
         overrun: nano-dollars posted above the amount held.
         at: UTC in ISO 8601.
         usage, prices: what the amounts were computed from.
-        note: further details: costs by model, tags, hashes of parameters and result, window, parent, reason.
+        note: further details: costs by model, tags, hashes of parameters and result, window, parent, reason,
+            for `clock` the time `was` that the chain had reached.
         root, number, hash: position in the hash chain of the root scope.
     """
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 
 from viaticum.budgets.chain import entry_hash, result_hash
+from viaticum.budgets.postings import folded, lease_end
 from viaticum.budgets.records import (
     Entry,
     Hold,
@@ -159,6 +160,8 @@ class _Audit:
             yield from self._limit(entry)
         elif entry.budget not in self.replayed:
             yield f"entry {entry.id} names a budget {entry.budget!r} that no entry made"
+        elif entry.kind == "clock":
+            self._restart_clock(datetime.fromisoformat(entry.at))
         elif entry.key is None:
             state = {"pause": "paused", "resume": "open", "close": "closed"}[entry.kind]
             self._change(entry.budget, state=state)
@@ -209,7 +212,16 @@ class _Audit:
         text = datetime.fromtimestamp(since, UTC).isoformat(timespec="microseconds")
         for post in self.rows.posts_below(entry.budget, text):
             if post.number < entry.number:
-                replayed.fill((post.nanousd, post.tokens), post.at)
+                replayed.fill((post.nanousd, post.tokens), min(post.at, entry.at))
+
+    def _restart_clock(self, moment: datetime) -> None:
+        for replayed in self.replayed.values():
+            if replayed.scope.window is not None:
+                replayed.buckets = folded(replayed.buckets, replayed.scope.window.bucket(moment))
+        for hold in self.open.values():
+            until = lease_end(moment, hold.lease)
+            if hold.state in ("reserved", "dispatched") and until < hold.until < "9999":
+                self.open[hold.key] = replace(hold, until=until)
 
     def _lineage(self, budget: str) -> Iterator[_ReplayedScope]:
         name: str | None = budget

@@ -16,6 +16,7 @@ from sqlite_utils import Database
 from viaticum.budgets.chain import columns_hash, result_hash
 from viaticum.budgets.records import costs, json_text, prices_from, usage_from, usage_text
 from viaticum.budgets.store import ENTRY_COLUMNS, GENESIS_HASH, EntryColumns, Objects
+from viaticum.errors import one_line
 
 APPLICATION_ID = 0x56494154  # "VIAT": identifies the file format, also to file(1)
 
@@ -69,7 +70,23 @@ def _chained_entries(db: Database, heads: dict[str, dict[str, Any]]) -> Iterator
         yield row
 
 
-MIGRATIONS: tuple[Callable[[Database], None], ...] = (budgets_holds_entries, scopes_states_chain)
+def entries_of_clocks(db: Database) -> None:
+    """Version 3: entries of kind `clock`."""
+    for name in ("spend_by_scope", "spend_by_model", "spend_by_strategy", "spend_by_day"):
+        db.execute(f"DROP VIEW {name}")
+    db.rename_table("entries", "entries_2")  # its indexes and guards go with it
+    db.execute(_ENTRIES_3)
+    db.execute("INSERT INTO entries SELECT * FROM entries_2 ORDER BY id")
+    db.table("entries_2").drop()
+    for statement in (*_ENTRY_INDEXES_2, *_ENTRY_GUARDS_2, *VIEWS_2):
+        db.execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (
+    budgets_holds_entries,
+    scopes_states_chain,
+    entries_of_clocks,
+)
 VERSION = len(MIGRATIONS)
 
 
@@ -89,7 +106,7 @@ def migrate(db: Database) -> None:
 def objects(db: Database) -> Objects:
     """The definitions of all tables, indexes, triggers and views."""
     rows = db.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
-    return {(kind, name): sql for kind, name, sql in rows}
+    return {(kind, name): one_line(sql) for kind, name, sql in rows}  # a dump trims its statements
 
 
 @cache
@@ -263,6 +280,10 @@ CREATE TABLE entries (
 ) STRICT
 """
 
+_ENTRIES_3 = _ENTRIES_2.replace("'close', 'reserve'", "'close', 'clock', 'reserve'").replace(
+    "'resume', 'close')))", "'resume', 'close', 'clock')))"
+)
+
 _COPY_BUDGETS = """
 INSERT INTO budgets (name, root, depth, limit_nanousd, limit_tokens,
   posted_nanousd, held_nanousd, posted_tokens, held_tokens)
@@ -280,16 +301,19 @@ SELECT key, budget, state, held_nanousd, held_tokens, usage, prices,
 
 # Each index costs one more page write per call, so ended holds and the entries of one scope are found
 # through their tree instead.
-_INDEXES_2 = (
-    "CREATE INDEX budgets_by_parent ON budgets (parent)",
-    "CREATE INDEX open_holds ON holds (budget, state, until)"
-    " WHERE state IN ('reserved', 'dispatched', 'unknown')",
+_ENTRY_INDEXES_2 = (
     "CREATE UNIQUE INDEX one_place_in_the_chain ON entries (root, number)",
     "CREATE UNIQUE INDEX one_reserve_a_key ON entries (key) WHERE kind = 'reserve'",
     "CREATE UNIQUE INDEX one_end_a_key ON entries (key) WHERE kind IN ('post', 'void', 'expire')",
 )
+_INDEXES_2 = (
+    "CREATE INDEX budgets_by_parent ON budgets (parent)",
+    "CREATE INDEX open_holds ON holds (budget, state, until)"
+    " WHERE state IN ('reserved', 'dispatched', 'unknown')",
+    *_ENTRY_INDEXES_2,
+)
 
-_GUARDS_2 = (
+_ENTRY_GUARDS_2 = (
     """
     CREATE TRIGGER entries_are_not_replaced BEFORE INSERT ON entries
     WHEN EXISTS (SELECT 1 FROM entries WHERE id = NEW.id)
@@ -307,6 +331,9 @@ _GUARDS_2 = (
     CREATE TRIGGER entries_are_not_deleted BEFORE DELETE ON entries
     BEGIN SELECT RAISE(ABORT, 'entries are append-only'); END
     """,
+)
+_GUARDS_2 = (
+    *_ENTRY_GUARDS_2,
     """
     CREATE TRIGGER holds_end_once BEFORE UPDATE ON holds
     WHEN (OLD.state IN ('posted', 'void', 'expired') AND NEW.state <> OLD.state)

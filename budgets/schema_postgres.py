@@ -131,5 +131,13 @@ SELECT substr(at, 1, 10) AS day, count(*) AS calls, sum(nanousd) / 1e9 AS usd, s
 FROM entries WHERE kind = 'post' GROUP BY 1 ORDER BY 1;
 """
 
-MIGRATIONS: tuple[str, ...] = (_TABLES + _GUARDS + _VIEWS,)
+_CLOCKS = """
+ALTER TABLE entries DROP CONSTRAINT entries_kind_check, DROP CONSTRAINT entries_check,
+  ADD CONSTRAINT entries_kind_check CHECK (kind IN ('limit', 'pause', 'resume', 'close', 'clock', 'reserve',
+    'dispatch', 'result', 'post', 'void', 'expire', 'unknown')),
+  ADD CONSTRAINT entries_check
+    CHECK ((key IS NULL) = (kind IN ('limit', 'pause', 'resume', 'close', 'clock')));
+"""
+
+MIGRATIONS: tuple[str, ...] = (_TABLES + _GUARDS + _VIEWS, _CLOCKS)
 VERSION = len(MIGRATIONS)

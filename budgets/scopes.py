@@ -11,7 +11,7 @@ from typing import Any
 from viaticum.budgets import postings, rules
 from viaticum.budgets.chain import Chain
 from viaticum.budgets.ledger_reader import LedgerReader
-from viaticum.budgets.records import Budget, EntryKind, checked_name, checked_window
+from viaticum.budgets.records import Budget, Entry, EntryKind, checked_name, checked_window
 from viaticum.budgets.store import Rows, Scope
 from viaticum.budgets.windows import Window
 from viaticum.checks import checked_text
@@ -120,6 +120,25 @@ class ScopeLedger(LedgerReader):
     def close_budget(self, name: str, reason: str = "") -> Budget:
         """Refuse new calls here and below for good; existing holds can still be settled."""
         return self._set_state(name, "close", reason)
+
+    def restart_clock(self, name: str, reason: str = "") -> Entry | None:
+        """Let the tree of a budget go on at this machine's time, after a clock that ran ahead.
+
+        The entries keep their times. What was posted at a later time than now counts as posted now in every
+        window, and no lease ends later than if it had begun now.
+
+        Returns:
+            The entry that tells of it; None where no entry is later than now.
+        """
+        checked_text("reason", reason, blank=True)
+
+        def action(rows: Rows) -> Entry | None:
+            root, now = rules.get_lineage(rows, name)[0], self._now()
+            if root.last_at <= now:
+                return None
+            return postings.restart_clock(rows, Chain(rows, replace(root, last_at=""), now), root, reason)
+
+        return self._store.write(action)
 
     def _set_state(self, name: str, kind: EntryKind, reason: str) -> Budget:
         state = _STATE_AFTER[kind]

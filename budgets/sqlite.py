@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from viaticum.budgets import schema
 from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows
 from viaticum.budgets.store import EntryColumns, Rows, Store, T, compare_objects
 from viaticum.errors import LedgerError, one_line
-from viaticum.files import private_file
+from viaticum.files import atomic_file, private_file
 
 BUSY_SECONDS = 60.0
 WHOLE_CHECK_BYTES = 1 << 20  # files up to this size are checked page by page on opening (a few ms)
@@ -34,6 +34,7 @@ _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
 # SQLite reports PROTOCOL after losing many races for the WAL in a row.
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+Identity = list[tuple[str, int, int]]  # path, device and inode of the ledger's file, its log and its locks
 _rng = random.Random()  # separate, so that a caller's seeded random numbers are not affected
 
 # Open ledgers of this process, by real path. POSIX drops all locks of a process on a file when it closes any
@@ -75,7 +76,10 @@ class SqliteRows(SqlRows):
         return list(range(last - len(entries) + 1, last + 1))
 
     def integrity_errors(self) -> list[str]:
-        found = [row["integrity_check"] for row in self.query("PRAGMA integrity_check")]
+        try:
+            found = [row["integrity_check"] for row in self.query("PRAGMA integrity_check")]
+        except sqlite3.DatabaseError as error:  # of an index that points nowhere, for example
+            found = [str(error)]
         return [] if found == ["ok"] else [one_line(line) for line in found]
 
 
@@ -91,6 +95,7 @@ class SqliteStore(Store):
         self.path = path
         self._read_only = read_only
         self._database: Database | None = None
+        self._identity: Identity = []
         self._closed = False
         self._lineages: dict[str, tuple[str, ...]] = {}
         with self._lock, self._translate_errors():
@@ -109,6 +114,16 @@ class SqliteStore(Store):
             self._closed = True
             self._disconnect()
 
+    def backup(self, target: Path) -> None:
+        """With SQLite's own backup, which includes the log; under the name only once it is whole."""
+        with self._lock, self._translate_errors():
+            source = self._connected().conn
+            _refuse_replaced(self.path, self._identity)
+            if target.exists():
+                raise LedgerError(f"{target} exists; give the backup a name that is free")
+            with atomic_file(target, advice="give another path") as scratch:
+                _copy(source, private_file(scratch))
+
     def altered_objects(self) -> list[str]:
         with self._lock, self._translate_errors():
             found = schema.objects(self._connected())
@@ -124,7 +139,9 @@ class SqliteStore(Store):
             try:
                 _retry_while_busy(lambda: _begin(db, write))
                 result = action(SqliteRows(db, self._lineages))
-                db.execute("COMMIT")
+                _refuse_replaced(self.path, self._identity)
+                # Nothing to commit after reading, which SQLite refuses in a file that is damaged.
+                db.execute("COMMIT" if write else "ROLLBACK")
                 return result
             except BaseException:
                 _roll_back(db)
@@ -135,6 +152,7 @@ class SqliteStore(Store):
             raise LedgerError(f"the ledger {self.path} is closed; open it again")
         if self._database is None:
             # Reopen after a fork, without creating: a deleted file must not turn into an empty ledger.
+            _refuse_replaced(self.path, self._identity[:1])
             self._database = self._open(create=False)
         return self._database
 
@@ -155,10 +173,13 @@ class SqliteStore(Store):
             reason = error.strerror or error
             raise LedgerError(f"cannot use {self.path} as a ledger: {reason}; give another path") from error
         try:
+            opened = _identify(self.path)
             connection = self._connect(create)
             try:
                 db = Database(connection, execute_plugins=False)
                 _retry_while_busy(lambda: _prepare(db, self.path, self._read_only))
+                _refuse_replaced(self.path, opened)
+                self._identity = _identify(self.path)
             except BaseException:
                 _close_without_checkpoint(connection)
                 raise
@@ -204,6 +225,40 @@ def _check_header_once(path: Path) -> None:
 def _mark_closed(path: Path) -> None:
     with _open_counts_lock:
         _open_counts[os.path.realpath(path)] -= 1
+
+
+def _copy(source: sqlite3.Connection, target: Path) -> None:
+    with closing(sqlite3.connect(target)) as copy:
+        source.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")  # one file, which opens from a medium that is read only
+        found = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    if found != "ok":
+        raise LedgerError(f"the ledger is damaged: {one_line(found)}; no backup was written")
+
+
+def _identify(path: Path) -> Identity:
+    """Those of the three files that are there; the ledger's own first."""
+    found: Identity = []
+    for name in (str(path), f"{path}-wal", f"{path}-shm"):
+        with suppress(FileNotFoundError):
+            status = os.stat(name)
+            found.append((name, status.st_dev, status.st_ino))
+    return found
+
+
+def _refuse_replaced(path: Path, opened: Identity) -> None:
+    """A connection goes on using a file that was removed, while others count in the new one."""
+    for name, device, inode in opened:
+        try:
+            status = os.stat(name)
+        except FileNotFoundError:
+            status = None
+        if status is None or (status.st_dev, status.st_ino) != (device, inode):
+            raise LedgerError(
+                f"the ledger {path} is no longer the file that was opened: {os.path.basename(name)} was "
+                "removed or replaced, and nothing was written; stop every process that uses it and put the "
+                "right file in its place"
+            )
 
 
 def _refuse_foreign_file(path: Path) -> None:

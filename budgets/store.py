@@ -16,10 +16,12 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar, cast
 
 from viaticum.budgets.records import BudgetState, Entry, EntryKind, Hold, HoldState, prices_from, usage_from
 from viaticum.budgets.windows import Window
+from viaticum.errors import LedgerError
 
 T = TypeVar("T")
 # The columns that the hash of an entry covers, in its order; usage, prices and note are JSON texts.
@@ -249,6 +251,10 @@ class Store(ABC):
 
     @abstractmethod
     def close(self) -> None: ...
+
+    def backup(self, target: Path) -> None:
+        """Write a consistent copy into a new file, for stores that are files."""
+        raise LedgerError("this ledger is no file; copy Postgres with pg_dump --schema=viaticum")
 
     def altered_objects(self) -> list[str]:
         """One line for each table, index, trigger or view that is not as the migrations made it."""

@@ -310,7 +310,14 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
             "langchain_core",
             ("viaticum.agents.integrations", "viaticum.agents.workflow"),
         ),
-        ("psycopg", ("viaticum.budgets.postgres", "viaticum.agents.workflow.checkpoints")),
+        (
+            "psycopg",
+            (
+                "viaticum.budgets.postgres",
+                "viaticum.budgets.postgres_objects",
+                "viaticum.agents.workflow.checkpoints",
+            ),
+        ),
         ("psycopg_pool", ("viaticum.agents.workflow.checkpoints",)),
         ("starlette", ("viaticum.agents.server",)),
         ("uvicorn", ("viaticum.agents.server.process", "viaticum.agents.server.connections")),

@@ -471,7 +471,7 @@ def test_a_ledger_that_went_missing_is_not_made_anew_after_a_fork(tmp_path: Path
     with Ledger(filled(tmp_path / "ledger.db")) as ledger:
         ledger._store._disconnect()  # what a fork does
         (tmp_path / "ledger.db").unlink()
-        with pytest.raises(LedgerError, match="cannot be written"):
+        with pytest.raises(LedgerError, match="no longer the file that was opened"):
             ledger.budgets()
     assert not (tmp_path / "ledger.db").exists()
 

@@ -37,8 +37,8 @@ def ledger(path: Path) -> Iterator[Ledger]:
 
 
 def test_its_tables_are_those_of_a_new_file(path: Path, tmp_path: Path) -> None:
-    with Ledger(tmp_path / "new.db"):
-        pass
+    for each in (path, tmp_path / "new.db"):
+        Ledger(each).close()
     with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(tmp_path / "new.db")) as new:
         tables = "SELECT type, name, tbl_name, trim(sql, char(10)) FROM sqlite_schema ORDER BY type, name"
         assert old.execute(tables).fetchall() == new.execute(tables).fetchall()

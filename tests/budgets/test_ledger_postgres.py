@@ -35,7 +35,7 @@ def test_migrations_lead_from_every_version_to_the_last(
     with Ledger(postgres) as ledger:
         ledger.create("demo", limit_nanousd=100)
         assert ledger.check() == []
-    new = new_database(postgres_server, "new")
+    new = new_database(postgres_server, f"new_from_{start}")
     Ledger(new).close()
     assert tables(postgres) == tables(new)
 
@@ -56,7 +56,7 @@ def test_a_newer_ledger_is_refused_not_damaged(postgres: str) -> None:
     with psycopg.connect(postgres) as shell:
         shell.execute("UPDATE viaticum.version SET number = number + 1")
     before = tables(postgres)
-    with pytest.raises(LedgerError, match=r"newer than 1, which this viaticum knows; upgrade viaticum"):
+    with pytest.raises(LedgerError, match=r"newer than \d+, which this viaticum knows; upgrade viaticum"):
         Ledger(postgres)
     assert tables(postgres) == before
 

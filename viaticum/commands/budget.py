@@ -306,6 +306,32 @@ def verify(
 
 
 @app.command()
+def clock(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Stored with the entry.")] = "",
+    as_json: JsonFlag = False,
+    where: Where = None,
+) -> None:
+    """Let a budget's tree go on at this machine's time, after a clock that ran ahead. It is an entry."""
+    with _ledger(where) as ledger:
+        entry = ledger.restart_clock(name, reason)
+    if as_json:
+        print_json(None if entry is None else entry_json(entry))
+    elif entry is None:
+        typer.echo(f"nothing to do: no entry of {name} is later than now")
+    else:
+        typer.echo(f"{entry.budget}: goes on at {entry.at}; it had reached {entry.note['was']}")
+
+
+@app.command()
+def backup(file: Annotated[Path, typer.Argument(help="A new file.")], where: Where = None) -> None:
+    """Copy a ledger file into a new one, consistently, while it is in use."""
+    with _ledger(where, read_only=True) as ledger:
+        ledger.backup(file)
+    typer.echo(f"{file}: verify it with viaticum budget verify --ledger {file}")
+
+
+@app.command()
 def export(
     name: AnyName = None,
     out: Annotated[Path | None, typer.Option(help="A .csv or .jsonl file; default: CSV on stdout.")] = None,
