@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -38,6 +39,7 @@ from viaticum.budgets.records import (
     snapshot,
     worst_costs,
 )
+from viaticum.budgets.request_limits import RequestLimit
 from viaticum.budgets.scopes import ScopeLedger
 from viaticum.budgets.store import Rows
 from viaticum.budgets.write_buffer import Claim, Settlement, WriteBuffer
@@ -72,6 +74,20 @@ class Ledger(ScopeLedger):
     ) -> None:
         super().__init__(where, read_only=read_only, clock=clock)
         self.overruns: dict[str, int] = {}  # settled through this object: nano-dollars above the hold, by key
+
+    def request_limit(
+        self, name: str, *, parent: str, limit_nanousd: int
+    ) -> AbstractContextManager[RequestLimit]:
+        """Limit the calls of one request, in the context, without a scope that lasts.
+
+        In the context `name` stands for a scope below `parent`, in `reserve`, `budget` and `lineage` of this
+        object alone. What its calls hold and cost is held and posted in `parent`.
+
+        Raises:
+            InputError: the name is blank, or the limit is not above zero.
+            BudgetError: the name has a limit already.
+        """
+        return self._requests.open(name, parent, limit_nanousd)
 
     def reserve(
         self,
@@ -112,10 +128,18 @@ class Ledger(ScopeLedger):
         parameters_hash = "" if parameters is None else digest(parameters)
         claim = Claim(key, usage, prices, parameters_hash, tags or {}, hint)
         free = checked_items("unpriced", unpriced, str, "the name of a model")
-        wanted = _hold_from_claim(budget, claim, free, lease)
+        limit = self._requests.find(budget)
+        wanted = _hold_from_claim(budget if limit is None else limit.parent, claim, free, lease)
+        hold = partial(self._hold, wanted, dispatch)
+        try:
+            return hold() if limit is None else limit.reserve(wanted, hold)
+        except BudgetExceeded as error:
+            raise rules.explained(error, wanted, hint) from None
+
+    def _hold(self, wanted: Hold, dispatch: bool) -> Hold:
         outcome = self._store.write(partial(self._reserve, wanted, dispatch))
         if isinstance(outcome, BudgetExceeded):
-            raise rules.explained(outcome, wanted, hint)
+            raise outcome
         return outcome
 
     def reserve_many(
@@ -221,6 +245,7 @@ class Ledger(ScopeLedger):
         seen = None if counted is None else checked_usage(counted)
         entry = self._store.write(partial(self._settle, settlement, seen))
         self._note_overrun(entry)
+        self._requests.end(key, entry.nanousd)
         return entry
 
     def settle_many(self, settlements: Sequence[Settlement]) -> list[Entry | ViaticumError]:
@@ -290,17 +315,19 @@ class Ledger(ScopeLedger):
             HoldError: the key is unknown, or the hold was posted or has expired.
         """
 
-        def action(rows: Rows) -> Entry:
-            hold, lineage = postings.lock_hold(rows, key)
-            if hold.state == "posted":
-                raise HoldError(f"the hold {key!r} is posted and cannot be voided; the call was paid for")
-            ended = rows.ending_entry(key)
-            if hold.state == "void" and ended is not None:
-                return ended
-            rules.refuse_ended(hold, "voided")
-            return postings.release(rows, self._chain(rows, lineage), lineage, hold, "void")
+        entry = self._store.write(partial(self._void, key))
+        self._requests.end(key, 0)
+        return entry
 
-        return self._store.write(action)
+    def _void(self, key: str, rows: Rows) -> Entry:
+        hold, lineage = postings.lock_hold(rows, key)
+        if hold.state == "posted":
+            raise HoldError(f"the hold {key!r} is posted and cannot be voided; the call was paid for")
+        ended = rows.ending_entry(key)
+        if hold.state == "void" and ended is not None:
+            return ended
+        rules.refuse_ended(hold, "voided")
+        return postings.release(rows, self._chain(rows, lineage), lineage, hold, "void")
 
     def attach(self, key: str, result: str) -> Hold:
         """Store the result (JSON text) of a call that is not settled yet. The first result stays.

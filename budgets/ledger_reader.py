@@ -19,6 +19,7 @@ from viaticum.budgets import postings, rules
 from viaticum.budgets.chain import Chain
 from viaticum.budgets.records import Budget, Entry, Hold, HoldState, checked_name, checked_state, checked_tags
 from viaticum.budgets.replay import Heads, audit
+from viaticum.budgets.request_limits import RequestLimits
 from viaticum.budgets.store import Rows, Scope
 from viaticum.budgets.stores import open_store
 from viaticum.budgets.write_buffer import WriteBuffer
@@ -46,6 +47,7 @@ class LedgerReader:
         checked_type("where", where, (str, os.PathLike), "a path, or an address")
         self._store = open_store(where, read_only=read_only)
         self._clock = clock
+        self._requests = RequestLimits()
 
     def __enter__(self) -> Self:
         return self
@@ -60,12 +62,18 @@ class LedgerReader:
 
     def budget(self, name: str) -> Budget:
         """Return one budget; raises `UnknownName` with the nearest name."""
+        limit = self._requests.find(name)
+        if limit is not None:
+            return limit.budget()
         return self._store.read(
             lambda rows: rules.budget_at(rows, rules.get_lineage(rows, name)[-1], self._clock())
         )
 
     def lineage(self, name: str) -> list[Budget]:
         """The scope and its ancestors, whose limits apply to its calls as well; root first."""
+        limit = self._requests.find(name)
+        if limit is not None:
+            return [*self.lineage(limit.parent), limit.budget()]
         return self._store.read(
             lambda rows: [
                 rules.budget_at(rows, scope, self._clock()) for scope in rules.get_lineage(rows, name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -145,8 +145,9 @@ class Service:
 
     def _execute(self, run: Run) -> None:
         try:
-            for item in self._items(run):
-                run.channel.put(item)
+            with self._request_limit(run):
+                for item in self._items(run):
+                    run.channel.put(item)
             run.channel.end()
         except CallerGone:
             run.channel.end()
@@ -172,17 +173,20 @@ class Service:
                         yield index, event
         yield CostSummary(cost, self._left(request.scope))
 
+    def _request_limit(self, run: Run) -> AbstractContextManager[object]:
+        """A budget of the request's own, below the caller's, until it ends."""
+        limit = run.request.limit_nanousd
+        if limit is None:
+            return nullcontext()
+        return self.client.ledger.request_limit(_scope_of(run), parent=run.caller.scope, limit_nanousd=limit)
+
     def _completion_request(self, run: Run) -> CompletionRequest:
-        """The request for the first choice. One with a budget of its own gets a scope below the caller's."""
-        request, scope = run.request, run.caller.scope
-        limit = request.limit_nanousd
-        if limit is not None:
-            scope = f"{scope}/{run.id}"
-            self.client.ledger.create(scope, limit_nanousd=limit, parent=run.caller.scope)
+        """The request for the first choice."""
+        request = run.request
         return CompletionRequest(
             request.model,
             request.to_messages(),
-            scope,
+            _scope_of(run),
             run.id,
             request.to_settings(),
             request.to_extra(),
@@ -193,3 +197,8 @@ class Service:
         """Nano-dollars left in the scope and all budgets above it; None where none of them limits dollars."""
         left = [budget.left_nanousd for budget in self.client.ledger.lineage(scope)]
         return min((each for each in left if each is not None), default=None)
+
+
+def _scope_of(run: Run) -> str:
+    """The budget that a request pays from: the caller's, or its own below that."""
+    return run.caller.scope if run.request.limit_nanousd is None else f"{run.caller.scope}/{run.id}"

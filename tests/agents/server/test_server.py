@@ -180,6 +180,15 @@ def test_a_request_s_own_budget_is_never_passed(server: RunningServer) -> None:
     assert server.ask(budget=0.000019, max_tokens=14, n=2).status_code == 402
 
 
+def test_requests_with_a_budget_of_their_own_leave_no_scope(server: RunningServer) -> None:
+    before = [budget.name for budget in server.client.ledger.budgets()]
+    for number in range(5):
+        assert server.ask(budget="0.000001").status_code == 402
+        assert server.ask(budget=0.000019, max_tokens=14, stream=number % 2 == 0).status_code == 200
+    assert [budget.name for budget in server.client.ledger.budgets()] == before
+    assert server.client.ledger.check() == []
+
+
 def test_over_the_server_s_budget(tmp_path: Path) -> None:
     with serving(tmp_path, budget="0.00002") as server:
         assert server.ask(max_tokens=9).status_code == 200
