@@ -20,6 +20,7 @@
     │   ├── RateLimited             a provider takes no more calls for now; retries did not help
     │   ├── ProviderUnavailable     a provider cannot be reached, or failed; retries did not help
     │   │   └── ProviderTimeout     a provider did not answer in time: it may charge for the call
+    │   ├── QuotaExhausted          the account at a provider has no credit left
     │   ├── AuthenticationFailed    a provider rejects the key, or there is none
     │   └── ContentRefused          a provider refuses the content
     ├── Draining                    this process is about to end and takes no new work
@@ -192,11 +193,23 @@ class RateLimited(ModelError):
 
 
 class ProviderUnavailable(ModelError):
-    """A provider cannot be reached, or failed while it answered."""
+    """A provider cannot be reached, or failed while it answered.
+
+    Attributes:
+        retry_after: seconds; None where the provider does not say.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
 
 
 class ProviderTimeout(ProviderUnavailable):
     """A provider did not answer a call in time. It may charge for what it read."""
+
+
+class QuotaExhausted(ModelError):
+    """The account at a provider has no credit left, or no quota of this model. No retry helps."""
 
 
 class AuthenticationFailed(ModelError):

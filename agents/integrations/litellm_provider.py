@@ -27,6 +27,7 @@ from viaticum.errors import (
     PromptTooLong,
     ProviderTimeout,
     ProviderUnavailable,
+    QuotaExhausted,
     RateLimited,
     UnknownName,
     UnknownPrice,
@@ -254,7 +255,7 @@ def _as_litellm(error: ViaticumError, model: str) -> Exception:
         made = litellm.NotFoundError(**details)
     elif isinstance(error, InputError | UnknownPrice):
         made = litellm.BadRequestError(**details)
-    elif isinstance(error, RateLimited):
+    elif isinstance(error, RateLimited | QuotaExhausted):
         made = litellm.RateLimitError(**details)
     elif isinstance(error, AuthenticationFailed):
         made = litellm.AuthenticationError(**details)

@@ -5,21 +5,33 @@ Leaves out how a server sends them.
 
 from __future__ import annotations
 
+import math
+
 from typing_extensions import TypedDict  # which pydantic can make schemas of
 
 from viaticum.errors import (
+    AuthenticationFailed,
     BudgetClosed,
     BudgetExceeded,
+    ContentRefused,
     InputError,
     LedgerError,
     MissingExtra,
     ModelError,
+    ModelUnavailable,
     PromptTooLong,
+    ProviderTimeout,
+    ProviderUnavailable,
+    QuotaExhausted,
+    RateLimited,
     UnknownName,
     UnknownPrice,
     ViaticumError,
     WeightsError,
 )
+
+INVALID_KEY = "invalid_api_key"
+RETRY_SECONDS = 5  # where a provider that is busy does not say when to come back
 
 
 class ErrorObject(TypedDict):
@@ -47,6 +59,8 @@ class APIError(Exception):
         code: machine-readable reason.
         param: the field of the request that is wrong.
         retry_after: seconds after which a retry may succeed.
+        may_retry: False where a retry costs again what this request has cost. OpenAI's clients, which retry
+            every status from 500 on, do not then.
     """
 
     def __init__(
@@ -58,9 +72,10 @@ class APIError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after: int | None = None,
+        may_retry: bool = True,
     ) -> None:
         super().__init__(message)
-        self.status, self.retry_after = status, retry_after
+        self.status, self.retry_after, self.may_retry = status, retry_after, may_retry
         self.error: ErrorObject = {"message": message, "type": type, "param": param, "code": code}
 
     @property
@@ -70,7 +85,9 @@ class APIError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
-        return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+        if not self.may_retry:
+            headers["x-should-retry"] = "false"
+        return headers | ({"www-authenticate": "Bearer"} if self.error["code"] == INVALID_KEY else {})
 
 
 def to_api_error(error: BaseException) -> APIError | None:
@@ -93,12 +110,37 @@ def to_api_error(error: BaseException) -> APIError | None:
         case InputError():
             return APIError(400, str(error))
         case ModelError():
-            return APIError(502, str(error), type="server_error", code="model_failed")
+            return _model_error(error)
         case LedgerError():
             return APIError(503, str(error), type="server_error", code="ledger_unavailable", retry_after=1)
         case ViaticumError():
             return APIError(500, str(error), type="server_error")
     return None
+
+
+def _model_error(error: ModelError) -> APIError:
+    """The response to an error of a model or its provider, with the status that the provider gave it."""
+    message = str(error)
+    match error:
+        case ContentRefused():
+            return APIError(400, message, code="content_policy_violation", param="messages")
+        case AuthenticationFailed():  # the server's key at the provider
+            return APIError(401, message, type="authentication_error", code="provider_key_rejected")
+        case QuotaExhausted():
+            return APIError(402, message, type="insufficient_quota", code="provider_quota_exhausted")
+        case RateLimited():
+            return rate_limit_exceeded(_whole_seconds(error.retry_after), message)
+        case ProviderTimeout():
+            return APIError(504, message, type="server_error", code="provider_timeout", may_retry=False)
+        case ModelUnavailable():
+            return overloaded(RETRY_SECONDS, message)
+    seconds = error.retry_after if isinstance(error, ProviderUnavailable) else None
+    retry_after = None if seconds is None else _whole_seconds(seconds)
+    return APIError(502, message, type="server_error", code="model_failed", retry_after=retry_after)
+
+
+def _whole_seconds(seconds: float | None) -> int:
+    return RETRY_SECONDS if seconds is None else max(1, math.ceil(seconds))
 
 
 def model_not_found(message: str) -> APIError:
@@ -109,24 +151,24 @@ def invalid_api_key() -> APIError:
     return APIError(
         401,
         "no valid API key; send Authorization: Bearer KEY, made by `viaticum keys create`",
-        code="invalid_api_key",
+        code=INVALID_KEY,
     )
 
 
-def rate_limit_exceeded(retry_after: int) -> APIError:
+def rate_limit_exceeded(retry_after: int, message: str = "too many requests; slow down") -> APIError:
     return APIError(
         429,
-        "too many requests; slow down",
+        message,
         type="rate_limit_exceeded",
         code="rate_limit_exceeded",
         retry_after=retry_after,
     )
 
 
-def overloaded(retry_after: int) -> APIError:
+def overloaded(retry_after: int, message: str = "the server is busy; try again") -> APIError:
     return APIError(
         503,
-        "the server is busy; try again",
+        message,
         type="server_error",
         code="overloaded",
         retry_after=retry_after,
@@ -144,9 +186,8 @@ def shutting_down() -> APIError:
 
 
 def request_timeout(seconds: float) -> APIError:
-    return APIError(
-        504, f"no answer within {seconds:g} seconds; ask for less", type="server_error", code="timeout"
-    )
+    message = f"no answer within {seconds:g} seconds; ask for less"
+    return APIError(504, message, type="server_error", code="timeout", may_retry=False)
 
 
 def internal_error() -> APIError:

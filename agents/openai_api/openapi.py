@@ -37,16 +37,17 @@ _NANOUSD = {"type": "integer", "minimum": 0}
 _USD = {"type": "string", "pattern": r"^\d+\.\d{9}$"}
 
 _ERRORS = {
-    "400": "The request cannot be fulfilled; the message says what is wrong.",
-    "401": "No valid key: missing, wrong, revoked or of another budget, all with the same response.",
-    "402": "The worst case does not fit the budget; nothing was charged.",
+    "400": "The request cannot be fulfilled, or a provider refuses its content; the message says why.",
+    "401": "No valid key: missing, wrong, revoked or of another budget, all with the same response. "
+    "With code provider_key_rejected: the server's own key at a provider.",
+    "402": "The worst case does not fit the budget, or a provider's account is empty; nothing was charged.",
     "404": "No such model, or none that this key may use.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
-    "429": "More requests than the key's rate allows.",
+    "429": "More requests than the key's rate allows, or a provider's.",
     "502": "The model failed; what it wrote until then is charged.",
     "503": "Busy, shutting down, or the ledger cannot be used.",
-    "504": "No answer in time; what was written is charged.",
+    "504": "No answer in time; what was written is charged, and x-should-retry is false.",
 }
 _RETRY_AFTER = {"retry-after": {"schema": _INTEGER, "description": "Seconds.", "required": False}}
 _COMPLETION_HEADERS = {
@@ -153,7 +154,7 @@ def _get(operation: str, summary: str, response: Json, *errors: str) -> Json:
 
 def _error_responses(*statuses: str) -> Json:
     responses = {status: _response(_ERRORS[status], ErrorResponse) for status in statuses}
-    for status in responses.keys() & {"429", "503"}:
+    for status in responses.keys() & {"429", "502", "503"}:
         responses[status]["headers"] = _RETRY_AFTER
     return responses
 

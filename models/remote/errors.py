@@ -23,6 +23,7 @@ from viaticum.errors import (
     PromptTooLong,
     ProviderTimeout,
     ProviderUnavailable,
+    QuotaExhausted,
     RateLimited,
     ViaticumError,
     one_line,
@@ -35,6 +36,11 @@ _CONTEXT_PATTERN = re.compile(
 )
 _ERROR_PREFIX = re.compile(r"^(litellm\.)?(\w+(Error|Exception)( -|:)\s*|litellm\.\w+:\s*)+")
 _REFUSAL_PATTERN = re.compile(r"content.{0,3}(policy|filter|management)|safety (system|filter)", re.I)
+# As OpenAI, DeepSeek, Anthropic and OpenRouter say it, with status 429, 402 or 400.
+_QUOTA_PATTERN = re.compile(
+    r"insufficient[_ ](quota|balance|credit|fund)|credit balance is too low|billing.{0,20}limit",
+    re.I,
+)
 
 
 def translate_error(error: Exception, spec: ModelSpec, key: str | None = None) -> ViaticumError:
@@ -54,6 +60,10 @@ def translate_error(error: Exception, spec: ModelSpec, key: str | None = None) -
         )
     if kind == "ContentPolicyViolationError" or (status == 400 and _REFUSAL_PATTERN.search(message)):
         return ContentRefused(f"the provider of {name} refuses to answer this; ask otherwise: {message}")
+    if _is_out_of_credit(error):
+        return QuotaExhausted(
+            f"the account at the provider of {name} has no credit left; add some: {message}"
+        )
     if status in (401, 403):
         where = f"the key in {spec.api_key_env}" if spec.api_key_env else "the key"
         return AuthenticationFailed(f"the provider of {name} does not take {where}; check it: {message}")
@@ -68,7 +78,7 @@ def translate_error(error: Exception, spec: ModelSpec, key: str | None = None) -
         )
     if isinstance(status, int) or _is_connection(error):
         return ProviderUnavailable(
-            f"the provider of {name} cannot be reached or failed; try later: {message}"
+            f"the provider of {name} cannot be reached or failed; try later: {message}", retry_after(error)
         )
     return ModelError(f"{name} failed: {message}")
 
@@ -79,10 +89,10 @@ def wait_before_retry(error: Exception, tries: int) -> float | None:
     Rate limits, server errors and lost connections are retried, after the provider's retry-after or else with
     exponential backoff: 0.5 s, 1 s, 2 s ..., shortened at random by up to a half, so that many callers do not
     return at once. A timeout after the call was sent is not retried: the provider may have worked, and may
-    charge for each try.
+    charge for each try. Nor is an account without credit.
     """
     status = getattr(error, "status_code", None)
-    if _timed_out_after_send(error):
+    if _timed_out_after_send(error) or _is_out_of_credit(error):
         return None
     if status != 429 and not (isinstance(status, int) and status >= 500) and not _is_connection(error):
         return None
@@ -126,6 +136,14 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return number if 0 <= number < float("inf") else None
+
+
+def _is_out_of_credit(error: Exception) -> bool:
+    status = getattr(error, "status_code", None)
+    if status not in (400, 402, 403, 429):
+        return False
+    texts = (getattr(error, "message", None) or error, getattr(error, "body", None))
+    return status == 402 or any(_QUOTA_PATTERN.search(str(text)) for text in texts)
 
 
 def _timed_out_after_send(error: BaseException) -> bool:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from openai import InternalServerError, OpenAI
 from openai_server import KEY, running_server
 from viaticum_server import RunningServer, serving
 
 from viaticum import FakeRouter, Viaticum
 from viaticum.agents.workflow.events import TextPiece
 from viaticum.catalogue import Catalogue, ModelSpec
-from viaticum.errors import ModelError
+from viaticum.errors import AuthenticationFailed, ContentRefused, ModelError, QuotaExhausted, RateLimited
 
 TOOL = {
     "type": "function",
@@ -98,3 +99,70 @@ def test_a_provider_that_fails_is_a_bad_gateway(tmp_path: Path) -> None:
         assert KEY not in response.text
         server.assert_settled()
         assert server.spent_and_held() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "code", "retry_after"),
+    [
+        ((400, {}, "rejected by our content policy"), 400, "content_policy_violation", None),
+        ((401, {}, "Incorrect API key provided"), 401, "provider_key_rejected", None),
+        ((402, {}, "Insufficient Balance"), 402, "provider_quota_exhausted", None),
+        ((429, {}, "insufficient_quota: see your plan"), 402, "provider_quota_exhausted", None),
+        ((400, {}, "Your credit balance is too low"), 402, "provider_quota_exhausted", None),
+        ((429, {"retry-after": "1.2"}, "slow down"), 429, "rate_limit_exceeded", "2"),
+        ((429, {}, "slow down"), 429, "rate_limit_exceeded", "5"),
+        ((503, {"retry-after": "1"}, "overloaded"), 502, "model_failed", "1"),
+        ((400, {}, "this is not what I take"), 400, None, None),
+        ((400, {}, "maximum context length is 5 tokens"), 400, "context_length_exceeded", None),
+    ],
+)
+def test_an_error_of_a_provider_keeps_its_meaning(
+    tmp_path: Path,
+    behaviour: tuple[int, dict[str, str], str],
+    status: int,
+    code: str | None,
+    retry_after: str | None,
+) -> None:
+    with running_server() as far, serving(tmp_path, catalogue=Catalogue([remote("m", far.url)])) as server:
+        for stream in (False, True):
+            far.script = [behaviour]
+            response = server.ask("far", stream=stream)
+            assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+            assert response.headers.get("retry-after") == retry_after
+            assert "www-authenticate" not in response.headers, "the caller's own key is right"
+        server.assert_settled()
+        assert server.spent_and_held() == (0, 0)
+
+
+def test_a_call_that_may_have_cost_is_not_asked_for_again(tmp_path: Path) -> None:
+    """OpenAI's client repeats what fails with 5xx; a provider that timed out may charge for each try."""
+    with running_server() as far:
+        entry = remote("m", far.url, timeout_seconds=0.4)
+        with serving(tmp_path, catalogue=Catalogue([entry])) as server:
+            far.script = ["silent"] * 3
+            with (
+                OpenAI(base_url=f"{server.url}/v1", api_key="none") as client,
+                pytest.raises(InternalServerError) as failed,
+            ):
+                client.chat.completions.create(model="far", messages=[{"role": "user", "content": "hi"}])
+            assert (failed.value.status_code, failed.value.code) == (504, "provider_timeout")
+            assert len(far.requests) == 1
+            server.assert_settled()
+
+
+def test_a_chain_of_servers_tells_the_same_error(tmp_path: Path) -> None:
+    """The provider's error, through a server here and LiteLLM, is the same error of ours."""
+    with (
+        running_server() as far,
+        serving(tmp_path, catalogue=Catalogue([remote("m", far.url)])) as server,
+        asking(tmp_path / "here", remote("far", f"{server.url}/v1")) as client,
+    ):
+        for behaviour, kind in (
+            ((400, {}, "rejected by our content policy"), ContentRefused),
+            ((401, {}, "no such key"), AuthenticationFailed),
+            ((402, {}, "empty"), QuotaExhausted),
+            ((429, {"retry-after": "71"}, "slow down"), RateLimited),
+        ):
+            far.script = [behaviour]
+            with pytest.raises(kind):
+                client.solve("What is 6 times 7?")
