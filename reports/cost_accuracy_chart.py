@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from viaticum.reports.chart_rendering import LETTER, SERIES, Chart, data_of, library, log_ticks, styled, var
-from viaticum.reports.frontier import CostAccuracyPlane, Point
+from viaticum.reports.frontier import CostAccuracyPlane, Point, hull
 from viaticum.reports.label_placement import Box, along, place_labels
 from viaticum.reports.numbers import RunNumbers
 
@@ -27,6 +27,21 @@ class _Kind:
     color: str
     shape: str
     points: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What a run or a router stands among: single pairs, corners of their best mixtures, other points."""
+
+    singles: Sequence[Point]
+    hull: Sequence[Point]
+    random: Point | None = None
+    shuffled: Point | None = None
+    oracle: Point | None = None
+
+    @classmethod
+    def of(cls, plane: CostAccuracyPlane) -> Baselines:
+        return cls(plane.singles, plane.hull, plane.random, plane.shuffled, plane.oracle)
 
 
 @dataclass(frozen=True)
@@ -68,8 +83,33 @@ def cost_accuracy_chart(runs: Sequence[RunNumbers]) -> Chart | None:
         "plane",
         "Cost and accuracy",
         description,
-        partial(_plane, points, known, forecasts),
+        partial(_plane, points, None if known is None else Baselines.of(known), "forecast", forecasts),
         " ".join(caption),
+    )
+
+
+def router_chart(router: Point | None, curve: Sequence[Point], singles: Sequence[Point]) -> Chart:
+    """A router that was evaluated among single pairs.
+
+    Args:
+        router: as it is used; None where there is none.
+        curve: the same router with money worth more or less, by cost.
+        singles: each pair alone, at least one.
+    """
+    accuracy, cost = (np.array([getattr(each, name) for each in singles]) for name in ("accuracy", "cost"))
+    known = Baselines(singles, [singles[n] for n in hull(accuracy, cost)])
+    named = ", ".join(
+        f"{each.name} {each.accuracy:.0%}" for each in (*([router] if router else []), *singles)
+    )
+    caption = "The grey curve is what the best mixtures of single pairs get, dealt at random"
+    if len(curve) > 1:
+        caption += "; the dashed one is the router where money is worth more or less"
+    return Chart(
+        "router",
+        "Cost and accuracy",
+        f"Accuracy against cost per 1,000 questions. {named}.",
+        partial(_plane, [router] if router else [], known, "this router", curve),
+        f"{caption}. Bars are 95% intervals.",
     )
 
 
@@ -100,7 +140,7 @@ def _previews(each: RunNumbers) -> list[Point]:
 
 
 def _plane(
-    runs: Sequence[Point], known: CostAccuracyPlane | None, forecasts: Sequence[Point], width: int
+    runs: Sequence[Point], known: Baselines | None, dashed: str, forecasts: Sequence[Point], width: int
 ) -> Any:
     """The whole chart: lines at the bottom, then intervals, points and names."""
     alt = library("altair")
@@ -115,7 +155,7 @@ def _plane(
         layers.append(_line(alt, lines[-1], "hull", axes, [1, 0]))
     if len(forecasts) > 1:
         curve = mixtures(sorted(forecasts, key=lambda point: point.cost), axes)
-        lines.append(_Line("forecast", curve, curve[-1]))
+        lines.append(_Line(dashed, curve, curve[-1]))
         layers.append(_line(alt, lines[-1], "run-1", axes, [4, 4]))
     intervals = [
         {"x": _per_1000(point.cost), "low": point.low, "high": point.high, "color": var(kind.color)}
@@ -133,17 +173,19 @@ def _plane(
     return styled(alt, alt.layer(*layers), width, height)
 
 
-def _kinds(runs: Sequence[Point], known: CostAccuracyPlane | None) -> list[_Kind]:
+def _kinds(runs: Sequence[Point], known: Baselines | None) -> list[_Kind]:
     """Everything that is drawn as points, in the order of the legend."""
     kinds = []
     if known is not None:
         names = {point.name for point in runs}
         singles = [point for point in known.singles if point.name not in names]
         kinds.append(_Kind("single pair", "single", "circle", singles))
-        kinds.append(_Kind("random pair", "mix", "diamond", [known.random]))
+        if known.random is not None:
+            kinds.append(_Kind("random pair", "mix", "diamond", [known.random]))
         if known.shuffled is not None:
             kinds.append(_Kind("random, same shares", "mix", "cross", [known.shuffled]))
-        kinds.append(_Kind("oracle", "oracle", "triangle-up", [known.oracle]))
+        if known.oracle is not None:
+            kinds.append(_Kind("oracle", "oracle", "triangle-up", [known.oracle]))
     return kinds + [
         _Kind(each.name, SERIES[n % len(SERIES)], "square", [each]) for n, each in enumerate(runs)
     ]
@@ -182,7 +224,7 @@ def _dots(alt: Any, kinds: Sequence[_Kind], axes: _Axes, width: int) -> Any:
 def _names(
     alt: Any,
     kinds: Sequence[_Kind],
-    known: CostAccuracyPlane | None,
+    known: Baselines | None,
     axes: _Axes,
     everything: Sequence[Point],
     intervals: Sequence[dict[str, Any]],

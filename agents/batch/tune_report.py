@@ -47,12 +47,14 @@ class Figure:
 class Found:
     """Figures on held-out questions; None for what could not be measured.
 
+    pairs: each alone. curve: the router with money worth more or less, from the cheapest choice on.
     gain: accuracy of the router minus that of the best mixture of single pairs of the same cost, with its 95%
     interval. why: why there is no router, or why routing does not pay; "" where it does. judged: how many of
     the questions a judge graded, for want of a known answer.
     """
 
     questions: int
+    pairs: tuple[Figure, ...] = ()
     cheap: Figure | None = None
     router: Figure | None = None
     interval: tuple[float, float] | None = None
@@ -60,6 +62,7 @@ class Found:
     gain: Mapping[str, float] | None = None
     why: str = ""
     judged: int = 0
+    curve: tuple[Figure, ...] = ()
 
 
 def table_path(out: Path) -> Path:
@@ -167,19 +170,32 @@ def _figures(router: RTRRouter, matrix: OutcomeMatrix, seed: int) -> Found:
             why = "single pairs mixed at the same cost are right more often"
     return Found(
         len(matrix),
+        _alone(matrix),
         _cheap(matrix),
         Figure("router", float(routed.mean()), paid),
         accuracy_interval(int(routed.sum()), len(matrix)),
         _best(matrix),
         gain,
         why,
+        curve=_curve(
+            [(float(correct[rows, each].mean()), float(cost[rows, each].mean())) for each in points]
+        ),
     )
+
+
+def _curve(points: list[tuple[float, float]]) -> tuple[Figure, ...]:
+    ordered = sorted(set(points), key=lambda point: (point[1], point[0]))
+    return tuple(Figure("router", accuracy, cost) for accuracy, cost in ordered)
 
 
 def _without_router(matrix: OutcomeMatrix | None, why: str) -> Found:
     if matrix is None or not len(matrix):
         return Found(0, why=why)
-    return Found(len(matrix), cheap=_cheap(matrix), best=_best(matrix), why=why)
+    return Found(len(matrix), _alone(matrix), cheap=_cheap(matrix), best=_best(matrix), why=why)
+
+
+def _alone(matrix: OutcomeMatrix) -> tuple[Figure, ...]:
+    return tuple(_figure(matrix, column) for column in range(len(matrix.pairs)))
 
 
 def _figure(matrix: OutcomeMatrix, column: int) -> Figure:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 from openai_server import KEY, running_server
 from tune_job import bought, opened
@@ -119,6 +122,15 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(server: KindServer, 
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_answers_are_generated_as_the_command_says(server: KindServer, tmp_path: Path) -> None:
+    arguments = arguments_in(tmp_path, server, 60)
+    whole, short = (
+        run(arguments, "--budget", "1", "--dry-run", *more)["pairs"][0]["worst"]
+        for more in ((), ("--max-tokens", "8"))
+    )
+    assert short < whole
+
+
 def test_a_router_is_made_and_evaluated_on_held_out_questions(tuned: Run) -> None:
     found, forecast = tuned.result["found"], tuned.result["forecast"]
     assert found["cheap"]["name"] == "cheap+direct"
@@ -141,6 +153,13 @@ def test_the_page_has_the_money_that_was_paid(tuned: Run) -> None:
     assert best > 0
     assert f"spent {short_usd(spent * 1e9)} budget $1.00 " in text
     assert f"the best single pair, dear+direct, has 100.0% at {short_usd(best * 1e9)}." in text
+    assert len(re.findall(r"<svg", tuned.page)) >= 2, "the chart at two widths"
+    drawn = {each["name"] for each in tuned.result["found"]["pairs"]}
+    assert drawn == {"cheap+direct", "dear+direct"}
+    costs = [each["cost"] for each in tuned.result["found"]["curve"]]
+    assert costs == sorted(costs)
+    assert tuned.result["found"]["router"]["cost"] in costs
+    assert all(name in text for name in drawn | {"this router"})
     assert re.search(r"dear\+direct 75 100\.0% \(95\.1% to 100\.0%\) \$0\.0000\d", text)
     assert "asked different questions" not in text, "all were asked all"
 
@@ -157,6 +176,26 @@ def test_batch_and_solve_take_the_router(tuned: Run, monkeypatch: pytest.MonkeyP
     solved = CliRunner().invoke(app, ["solve", "add plus coins total name7", "--json", *common])
     assert solved.exit_code == 0, (solved.output, solved.exception)
     assert json.loads(solved.stdout)["answer"] == "7"
+
+
+def test_serve_takes_the_router(tuned: Run, server: KindServer) -> None:
+    command = [sys.executable, "-c", "from viaticum.cli import main; main()", "serve", "--port", "0"]
+    command += ["--json", "--folder", str(tuned.folder / "server")]
+    command += ["--catalogue", str(tuned.folder / "catalogue.toml")]
+    command += ["--budget", "1", "--router", str(tuned.folder / "my-router")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        body = {"model": "auto", "messages": [{"role": "user", "content": "add plus coins total name7"}]}
+        answered = httpx.post(f"{json.loads(line)['url']}/chat/completions", json=body, timeout=60)
+        assert answered.status_code == 200, answered.text
+        assert answered.json()["choices"][0]["message"]["content"] == "The answer is 7."
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert len(server.requests) == 1
 
 
 def test_the_finished_run_again_pays_for_nothing_and_writes_the_router_anew(

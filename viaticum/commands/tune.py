@@ -15,10 +15,14 @@ import typer
 
 from viaticum.commands.batch import EXIT_DRAINED
 from viaticum.commands.budget import Where
+from viaticum.commands.generation import with_generation_options
+from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import ProgressBar
 from viaticum.commands.table import print_table, usd
 from viaticum.commands.tune_page import judge_sentence, why_sentence, write_tuning_page
+from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.signals import SignalHandler
 
 if TYPE_CHECKING:
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     from viaticum.agents.batch.tune_rounds import Bought
 
 
+@with_local_options
+@with_generation_options
 def tune(
     questions: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet with question and answer.")],
     budget: Annotated[str, typer.Option(help="Dollars that all calls together may cost at most.")],
@@ -46,6 +52,8 @@ def tune(
     concurrency: Annotated[int, typer.Option(help="Calls at once.", min=1)] = 32,
     timeout: Annotated[float | None, typer.Option(help="Seconds that one call may take.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost; ask nothing.")] = False,
+    generation: GenerationSettings = NO_SETTINGS,
+    local: LocalSettings = NO_LOCAL_SETTINGS,
     where: Where = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
     catalogue: CatalogueFile = None,
@@ -56,6 +64,7 @@ def tune(
     more. Exit code 3: it was told to end before it was through.
     """
     from viaticum.agents.batch.tune import Tuning
+    from viaticum.catalogue import Catalogue
     from viaticum.questions import read_questions
 
     tuning = Tuning.open(
@@ -67,10 +76,11 @@ def tune(
         strategies=_names(strategies),
         judge=judge,
         seconds=None if hours is None else 3600 * hours,
-        catalogue=catalogue,
+        catalogue=Catalogue.load(catalogue).with_local(local),
         ledger=where,
         concurrency=concurrency,
         timeout=timeout,
+        generation=generation,
         seed=seed,
     )
     forecast = tuning.forecast()

@@ -13,8 +13,11 @@ from viaticum.errors import MissingExtra
 from viaticum.files import atomic_write
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.outcomes import accuracy_interval
+from viaticum.reports.chart_rendering import Chart
+from viaticum.reports.cost_accuracy_chart import router_chart
 from viaticum.reports.formatting import percent, signed, usd
 from viaticum.reports.formatting import sentence as capital
+from viaticum.reports.frontier import Point
 from viaticum.reports.sections import LEDGER, TABLE, Section, Table
 from viaticum.types import Pair
 
@@ -114,7 +117,18 @@ def _found_section(found: Found) -> Section:
     if not rows:
         return Section("found", "What was found", TABLE, empty=capital(found.why or "nothing"))
     table = Table(f"On {found.questions} held-out questions", columns, tuple(rows))
-    return Section("found", "What was found", TABLE, tables=(table,), notes=tuple(notes))
+    charts = (_chart(found),) if found.pairs else ()
+    return Section("found", "What was found", TABLE, charts=charts, tables=(table,), notes=tuple(notes))
+
+
+def _chart(found: Found) -> Chart:
+    def point(figure: Figure) -> Point:
+        interval = accuracy_interval(round(figure.accuracy * found.questions), found.questions)
+        return Point(figure.name, figure.cost * NANOUSD_PER_USD, figure.accuracy, *interval)
+
+    curve = [Point("", each.cost * NANOUSD_PER_USD, each.accuracy) for each in found.curve]
+    router = None if found.router is None else point(found.router)
+    return router_chart(router, curve, [point(each) for each in found.pairs])
 
 
 def _pairs_section(bought: Bought) -> Section:
