@@ -7,6 +7,7 @@ nodes of the workflow do the same in steps, with a checkpoint after each. Leaves
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
@@ -23,6 +24,7 @@ from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.settings import prompt, resolve
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Message, Pair, Query, ThinkingDelta
+from viaticum.valid_text import ValidPieces, valid_text
 
 _ALWAYS_STORED = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "extra")
 _DEFAULTS = Generation()
@@ -206,11 +208,14 @@ class CallStream(Iterator[StreamPiece]):
         self._begin = partial(model.stream, messages, generation)
         self._pieces: Iterator[StreamPiece] | None = None
         self._written: list[str] = []
+        self._valid, self._ready = ValidPieces(), deque[StreamPiece]()
 
     def __next__(self) -> StreamPiece:
         if self._pieces is None:
             self._pieces = self._begin()
-        piece = next(self._pieces)
+        if not self._ready:
+            self._ready += self._valid.add(next(self._pieces))
+        piece = self._ready.popleft()
         if not isinstance(piece, Completion):
             self._written.append(piece.text if isinstance(piece, ThinkingDelta) else piece)
         return piece
@@ -219,7 +224,7 @@ class CallStream(Iterator[StreamPiece]):
     def written(self) -> str:
         # received: all that a remote model sent, such as tool calls and tags, which it does not yield
         received = getattr(self._pieces, "received", None)
-        return "".join(self._written) if received is None else received
+        return "".join(self._written) if received is None else valid_text(received)
 
     def close(self) -> None:
         """Free the slot of a local model or the connection of a remote one."""

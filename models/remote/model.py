@@ -35,6 +35,7 @@ from viaticum.models.remote.thinking import has_own_api, with_thinking
 from viaticum.stop_strings import AnswerStream
 from viaticum.thinking import ThinkingSplitter
 from viaticum.types import Completion, Message, TokenCount, Usage
+from viaticum.valid_text import valid_text
 
 TIMEOUT, RETRIES = 60.0, 2  # seconds; tries after the first
 # Tokens of a prompt beside its text: the markup of a request and of each message, and the instructions that
@@ -369,7 +370,7 @@ class RemoteStream(Iterator[StreamPiece]):
         count = partial.usage(response)
         if count is None:
             worst = self.model.worst_case_of(self.messages, self.generation)[spec.name]
-            output = self.model.count(partial.received)
+            output = self.model.count(valid_text(partial.received))
             count = TokenCount(worst.input_tokens, min(output, worst.output_tokens))
             warnings.append(
                 "the provider gave no usage, or an impossible one; the tokens were counted, rather too many "

@@ -18,6 +18,7 @@ from viaticum.strategies.answers.dates import whole_date
 from viaticum.strategies.programs.finding import prints_constant
 from viaticum.strategies.sandbox.base import parse
 from viaticum.types import AnswerKind
+from viaticum.valid_text import valid_text
 
 LINES = 50  # only the last lines are read
 VALUE_CHARACTERS = 2_000  # longer values are read as text
@@ -80,7 +81,7 @@ def read_output(stdout: str, program: str, kind: AnswerKind) -> str | None:
     for value in reversed(computed or values):
         answer = read_value(value, kind, program)
         if answer is not None:
-            return answer
+            return valid_text(answer)  # a printed literal may spell half of a character
         if kind not in ("number", "choice", "boolean", "date"):
             return None
     return None

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from viaticum.errors import InputError, SandboxError
+from viaticum.valid_text import valid_text
 
 PROGRAM_CHARACTERS = 20_000  # longer programs are not parsed
 
@@ -63,6 +64,11 @@ class ProgramResult:
     error: str
     backend: str
     seconds: float
+
+    def __post_init__(self) -> None:
+        """Programs can spell halves of characters, which no text of ours has."""
+        object.__setattr__(self, "stdout", valid_text(self.stdout))
+        object.__setattr__(self, "error", valid_text(self.error))
 
     @property
     def ok(self) -> bool:

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from viaticum.cli import app
 from viaticum.errors import InputError, SandboxError, UnknownName
+from viaticum.strategies.programs.output import read_output
 from viaticum.strategies.sandbox import (
     BACKENDS,
     Limits,
@@ -84,6 +85,16 @@ def test_runs(sandbox: Sandbox, program: str, stdout: str) -> None:
     assert (result.ok, result.stdout, result.error) == (True, stdout, "")
     assert result.backend == ("monty" if sandbox.backend == "auto" else sandbox.backend)
     assert result.seconds > 0
+
+
+@pytest.mark.parametrize(
+    "program", ["print('\\ud83d')", "'\\ud83d'", "print(repr('\\ud83d'))", "raise ValueError('\\ud83d')"]
+)
+def test_half_a_character_of_a_program_is_no_text(sandbox: Sandbox, program: str) -> None:
+    result = sandbox.run(program, Limits(seconds=20.0))
+    f"{result.stdout}{result.error}".encode()
+    answer = read_output(result.stdout, program, "text")
+    assert answer is None or answer.encode()
 
 
 @pytest.mark.parametrize(
