@@ -23,6 +23,7 @@ from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
 from viaticum.errors import InputError, ModelError, UnknownName, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.messages import refuse_cache_marks
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.settings import chat_messages, resolve
 from viaticum.routers.query import Policy
@@ -132,6 +133,7 @@ def complete(
         CallerGone: the token was closed.
     """
     check_name(client, request.name)
+    request = _checked(client, request)
     if request.name in client.catalogue:
         yield from _chat(client, request)
     elif request.extra:
@@ -139,6 +141,23 @@ def complete(
         raise InputError(f"{request.name} answers in words; it cannot do: {extra}")
     else:
         yield from _solve(client, request, token)
+
+
+def _checked(client: Viaticum, request: CompletionRequest) -> CompletionRequest:
+    """The request without what its name fulfils anyway. Raises `InputError` for what it cannot do."""
+    name, _ = split_model(request.name)
+    spec = client.catalogue.get(name)
+    if spec is not None and spec.kind == "remote" and request.name == name:
+        return request
+    refuse_cache_marks(request.name, request.messages)
+    effort = request.settings.reasoning_effort
+    is_local = spec is not None and spec.kind != "remote"
+    if is_local and effort not in (None, "none") and not client.catalogue.thinking_format(name).thinks:
+        raise InputError(f"{request.name} does not think; leave reasoning_effort out")
+    extra = dict(request.extra)
+    if extra.get("service_tier") == "default":
+        del extra["service_tier"]
+    return replace(request, extra=extra)
 
 
 def _chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEvent]:

@@ -18,6 +18,9 @@ from viaticum.types import Message, Query
 
 ANSWER_TOKENS = 400  # limit of an answer where nobody sets one
 THOUGHT_TOKENS = 8192  # limit of a thought where nobody sets one, if the context holds it
+# Most tokens of a local model's thought by effort: the budgets that remote models are told as that effort.
+# Other efforts set no limit.
+EFFORT_BUDGETS = {"none": 0, "minimal": 128, "low": 1024, "medium": 4096}
 _DIRECT = (
     "temperature",
     "top_p",
@@ -55,10 +58,11 @@ def resolve(
     if strategy is not None and strategy.samples > 1 and call.temperature == 0:
         call = call.model_copy(update={"temperature": None})
     merged = call.over(own).over(spec.generation)
+    budget = merged.thinking_budget
+    if budget is None and spec.kind != "remote" and merged.reasoning_effort is not None:
+        budget = EFFORT_BUDGETS.get(merged.reasoning_effort)
     values: dict[str, Any] = {name: value for name, value in merged.given.items() if name in _DIRECT}
-    total, thought = _limits(
-        spec, _thinks(catalogue, model, merged), own, call, merged.thinking_budget, default_limit
-    )
+    total, thought = _limits(spec, _thinks(catalogue, model, merged), own, call, budget, default_limit)
     return Generation(
         max_new_tokens=total,
         thinking_budget=thought,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from viaticum.errors import InputError
 from viaticum.types import Message
 
 
@@ -37,5 +38,13 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
     for index, message in enumerate(rest):
         if message["role"] == "user":
             rest[index] = {**message, "content": f"{text}\n\n{message['content']}"}
+            if "parts" in message:
+                rest[index]["parts"] = [{"type": "text", "text": f"{text}\n\n"}, *message["parts"]]
             return rest
     return [{"role": "user", "content": text}, *rest]
+
+
+def refuse_cache_marks(name: str, messages: Sequence[Message]) -> None:
+    """Raise `InputError` for messages with marks for the cache of a provider, which `name` has none of."""
+    if any("parts" in message for message in messages):
+        raise InputError(f"{name} writes nothing into a provider's cache; leave cache_control out")

@@ -28,6 +28,7 @@ class Message(TypedDict):
     Attributes:
         tool_calls: calls that an assistant's turn asks for.
         tool_call_id: the call that a tool's turn answers.
+        parts: the parts of `content` with their marks for the cache of a provider (`cache_control`).
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -35,6 +36,7 @@ class Message(TypedDict):
     name: NotRequired[str]
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
+    parts: NotRequired[list[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ from viaticum.budgets import Budget
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
 from viaticum.generation import GenerationSettings
+from viaticum.messages import refuse_cache_marks
 from viaticum.models.base import Model
 from viaticum.models.remote.model import RemoteModel
 from viaticum.models.settings import chat_messages, resolve
@@ -183,6 +184,7 @@ class ChatViaticum(BaseChatModel):
         name = str(settings.get("model", self.model_name))
         stops = tuple([stop] if isinstance(stop, str) else stop if stop is not None else self._own_stops())
         if is_routed(name):
+            refuse_cache_marks(name, from_langchain(messages))
             if extra:
                 raise InputError(
                     f"{name} routes to strategies, which take no {', '.join(extra)}; name a model instead"
@@ -385,6 +387,8 @@ class ChatViaticum(BaseChatModel):
         kind = client.catalogue[name].kind
         if kind == "encoder":
             raise InputError(f"{name} is an encoder and answers nothing; name another model")
+        if kind != "remote":
+            refuse_cache_marks(name, messages)
         if kind in ("local", "pair"):
             if remote := [each for each in extra if each not in ("logprobs", "top_logprobs")]:
                 raise InputError(f"{name} runs locally and takes no {', '.join(remote)}; name a remote model")

@@ -109,6 +109,8 @@ def _message(message: BaseMessage) -> Message:
         raise InputError(
             f"not a message for a model: {type(message).__name__}; use system, human, AI or tool messages"
         )
+    if marked := _marked_parts(message):
+        converted["parts"] = marked
     if message.name and not isinstance(message, ToolMessage):
         converted["name"] = message.name
     return converted
@@ -130,6 +132,17 @@ def _text(message: BaseMessage) -> str:
     if isinstance(message.content, str):
         return message.content
     return "".join(_part(part, message) for part in message.content)
+
+
+def _marked_parts(message: BaseMessage) -> list[dict[str, Any]]:
+    """The texts of a message where one of them is marked for the provider's cache; else none."""
+    parts: list[dict[str, Any]] = [
+        {"type": "text", "text": text} | ({"cache_control": mark} if mark else {})
+        for part in (message.content if isinstance(message.content, list) else ())
+        for mark in [part.get("cache_control") if isinstance(part, dict) else None]
+        if (text := _part(part, message))
+    ]
+    return parts if any("cache_control" in part for part in parts) else []
 
 
 def _part(part: str | dict[Any, Any], message: BaseMessage) -> str:

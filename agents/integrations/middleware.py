@@ -28,7 +28,7 @@ from viaticum.agents.integrations.call_settings import (
     provider_tools,
 )
 from viaticum.agents.integrations.langchain_messages import query_from_langchain
-from viaticum.agents.integrations.sent_messages import as_json, check_cache_writes, sent_texts
+from viaticum.agents.integrations.sent_messages import as_json, sent_texts
 from viaticum.agents.workflow.calls import is_caller_cancelled
 from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets import Budget, Ledger
@@ -36,6 +36,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.checks import checked_count, checked_type
 from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerError, MissingExtra
 from viaticum.models.remote.model import MESSAGE_TOKENS, REQUEST_TOKENS, TOOLS_TOKENS
+from viaticum.models.remote.prices import check_cache_writes
 from viaticum.money import Price, format_usd, nanousd
 from viaticum.routers.query import DEFAULT_POLICY, Policy, QueryRouter, as_policy, choose
 from viaticum.routers.query.folders import load_router

@@ -17,7 +17,6 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage, ToolMessage
 
 from viaticum.errors import InputError
-from viaticum.money import Price
 
 # Parts whose tokens are in their own text: LangChain's, Anthropic's, OpenAI's two APIs', Google's, Bedrock's.
 TEXTUAL = frozenset(
@@ -74,7 +73,6 @@ _UNTYPED = frozenset(
 )  # as Bedrock's parts
 _TEXTUAL_NAMES = re.compile(r"\w+_tool_result_error|text_editor_code_execution_\w+")
 _INSIDE = ("content", "output", "value")  # where parts stand in parts
-_HOUR_FACTOR = 2  # Anthropic's price of a token written for an hour, in those of an input token
 
 
 def sent_texts(messages: Iterable[BaseMessage]) -> Iterator[tuple[str, int]]:
@@ -110,29 +108,6 @@ def sent_texts(messages: Iterable[BaseMessage]) -> Iterator[tuple[str, int]]:
 
 def as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def check_cache_writes(values: Any, price: Price | None, name: str) -> None:
-    """Check that the price knows what it costs to write into the provider's cache, where a request does so.
-
-    Raises:
-        InputError: it has no price for that, or a lower one than that of an hour where an hour is asked for.
-    """
-    lifetimes = {str(mark.get("ttl", "5m")) for mark in _cache_marks(values)}
-    if not lifetimes or price is None:
-        return
-    written = price.cache_write_nanousd_per_million
-    if written is None:
-        raise InputError(
-            f"cache_control: the price of {name} has no cache_write_price; set it, to the price of input "
-            "tokens where the provider takes no more for what it caches"
-        )
-    if lifetimes - {"5m"} and written < _HOUR_FACTOR * price.input_nanousd_per_million:
-        raise InputError(
-            f"cache_control with ttl {', '.join(sorted(lifetimes - {'5m'}))}: tokens written for longer than "
-            f"five minutes cost {_HOUR_FACTOR} times as much as input tokens; set cache_write_price of "
-            f"{name} to that, or leave ttl out"
-        )
 
 
 def _check_parts(parts: Any) -> None:
@@ -197,17 +172,3 @@ def _kept_tokens(message: BaseMessage, content: Sequence[Any]) -> int:
             "tokens it has; keep the message's usage_metadata, or ask for encrypted_content"
         )
     return max(0, usage["output_tokens"])
-
-
-def _cache_marks(values: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            if name == "cache_control" and isinstance(value, Mapping):
-                yield value
-            elif name == "cachePoint":
-                yield {}
-            else:
-                yield from _cache_marks(value)
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from _cache_marks(value)

@@ -32,6 +32,7 @@ from viaticum.errors import (
 
 INVALID_KEY = "invalid_api_key"
 RETRY_SECONDS = 5  # where a provider that is busy does not say when to come back
+KEY_HEADERS = ("api-key", "x-api-key")  # of Azure's and Anthropic's clients, beside the bearer token
 
 
 class ErrorObject(TypedDict):
@@ -150,7 +151,8 @@ def model_not_found(message: str) -> APIError:
 def invalid_api_key() -> APIError:
     return APIError(
         401,
-        "no valid API key; send Authorization: Bearer KEY, made by `viaticum keys create`",
+        "no valid API key; send Authorization: Bearer KEY (or api-key, x-api-key), made by "
+        "`viaticum keys create`",
         code=INVALID_KEY,
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from viaticum import __version__
-from viaticum.agents.openai_api.errors import ErrorResponse
+from viaticum.agents.openai_api.errors import KEY_HEADERS, ErrorResponse
 from viaticum.agents.openai_api.requests import ChatRequest
 from viaticum.agents.openai_api.responses import (
     ChatCompletion,
@@ -44,14 +44,18 @@ _ERRORS = {
     "404": "No such model, or none that this key may use.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
+    "415": "The body is compressed in another way than gzip or deflate.",
     "429": "More requests than the key's rate allows, or a provider's.",
     "502": "The model failed; what it wrote until then is charged.",
     "503": "Busy, shutting down, or the ledger cannot be used.",
     "504": "No answer in time; what was written is charged, and x-should-retry is false.",
 }
 _RETRY_AFTER = {"retry-after": {"schema": _INTEGER, "description": "Seconds.", "required": False}}
-_COMPLETION_HEADERS = {
-    "x-viaticum-route": {"schema": _STRING, "description": "The route that answered.", "required": True},
+_REQUEST_ID = {
+    "x-request-id": {"schema": _STRING, "description": "The client's, or a new one.", "required": True}
+}
+_COMPLETION_HEADERS = _REQUEST_ID | {
+    "x-viaticum-route": {"schema": _STRING, "description": "The route that answered."},
     "x-viaticum-cost": {"schema": _NANOUSD, "description": "Nano-dollars; not of a stream."},
     "x-viaticum-cost-usd": {"schema": _USD, "description": "Dollars; not of a stream."},
     "x-viaticum-left": {"schema": _INTEGER, "description": "Nano-dollars; not of a stream."},
@@ -73,7 +77,7 @@ def openapi_document() -> Json:
             "description": "OpenAI's chat completions, each within a hard budget.",
         },
         "servers": [{"url": "/"}],
-        "security": [{"key": []}, {}],
+        "security": [{"key": []}, {"api-key": []}, {"x-api-key": []}, {}],
         "paths": {**_api_paths(), **_operations_paths()},
         "components": {
             "schemas": _schemas(),
@@ -82,7 +86,8 @@ def openapi_document() -> Json:
                     "type": "http",
                     "scheme": "bearer",
                     "description": "Required as soon as the server has a key.",
-                }
+                },
+                **{name: {"type": "apiKey", "in": "header", "name": name} for name in KEY_HEADERS},
             },
         },
     }
@@ -155,12 +160,12 @@ def _get(operation: str, summary: str, response: Json, *errors: str) -> Json:
 def _error_responses(*statuses: str) -> Json:
     responses = {status: _response(_ERRORS[status], ErrorResponse) for status in statuses}
     for status in responses.keys() & {"429", "502", "503"}:
-        responses[status]["headers"] = _RETRY_AFTER
+        responses[status]["headers"] = _RETRY_AFTER | _REQUEST_ID
     return responses
 
 
 def _response(description: str, body: type) -> Json:
-    return {"description": description, "content": _json_content(body)}
+    return {"description": description, "headers": _REQUEST_ID, "content": _json_content(body)}
 
 
 def _json_content(body: type) -> Json:

@@ -1,15 +1,16 @@
 """Requests of OpenAI's chat completions API: the pydantic models that parse and validate a body.
 
 Pure data: no server, no model. A field that would change the answer and is not supported is an error; fields
-that do not affect the answer (`user`, `metadata` ...) are accepted and ignored.
+that do not affect the answer (`user`, `metadata` ...) are accepted and ignored, and so is null for any field.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
-from pydantic_core import CoreSchema, from_json
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError, from_json
 
 from viaticum.agents.openai_api.errors import APIError
 from viaticum.errors import InputError, UnknownName
@@ -21,7 +22,9 @@ MAX_CHOICES = 16
 MAX_TOP_K = 1_000_000
 MAX_FIELDS = 5_000  # of one object, such as OpenAI's limit of all properties of a schema
 TokenKey = Annotated[str, Field(pattern=r"^\d{1,9}$")]
-DEFAULT_TOP_P = 1.0
+# Parameters that go to one named model as they are, and their values that ask for nothing.
+_EXTRA = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "service_tier", "verbosity")
+_DEFAULTS = {"response_format": {"type": "text"}, "service_tier": "auto", "verbosity": "medium"}
 
 
 class _Form(BaseModel):
@@ -43,38 +46,82 @@ class _Form(BaseModel):
 
 
 class _StrictModel(_Form):
+    """A model that refuses fields which it does not know, unless they are null, as clients send them."""
+
+    model_config = ConfigDict(
+        extra="allow", strict=True, json_schema_extra={"additionalProperties": {"type": "null"}}
+    )
+
+    @model_validator(mode="after")
+    def _no_unknown_field(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if value is not None:
+                problem = str(UnknownName("field", name, type(self).model_fields))
+                raise PydanticCustomError("unknown_field", "{problem}", {"problem": problem, "field": name})
+        return self
+
+
+class CacheControl(_Form):
+    """A mark after which the provider keeps the prompt in its cache, as Anthropic has them."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
 
 
 class TextPart(_Form):
-    """A part of a message. Only text: images and audio are not supported."""
+    """A part of a message."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     type: Literal["text"]
     text: str
+    cache_control: CacheControl | None = None
+
+
+class RefusalPart(_Form):
+    """A refusal among the parts of an assistant's earlier message."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    type: Literal["refusal"]
+    refusal: str
 
 
 class ThoughtPart(_Form):
     """A thought among the parts of an assistant's earlier message. It is not sent to a model again."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
-    type: Literal["thinking", "reasoning"]
+    type: Literal["thinking", "reasoning", "redacted_thinking"]
+
+
+Part = Annotated[TextPart | RefusalPart | ThoughtPart, Field(discriminator="type")]
+
+
+class FunctionCall(_Form):
+    """A call of an assistant's earlier message, as it was written before there were `tool_calls`."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    name: str
+    arguments: str
 
 
 class ChatMessage(_Form):
-    """One message. `content` may be missing only where `tool_calls` or `reasoning_content` are given.
+    """One message. Only an assistant's may have no `content`.
 
     `reasoning_content`, and `reasoning` as other servers call it, are accepted and not sent to a model again.
     """
 
     model_config = ConfigDict(extra="ignore", strict=True)
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart | ThoughtPart], Field(min_length=1)] | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | Annotated[list[Part], Field(min_length=1)] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
+    refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    cache_control: CacheControl | None = None
+    audio: None = Field(None, description="No model here reads or writes sound.")
 
 
 class StreamOptions(_StrictModel):
@@ -114,8 +161,13 @@ class ChatRequest(_StrictModel):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = Field(None, min_length=1, max_length=100)
     response_format: dict[str, Any] | None = None
+    modalities: list[Literal["text"]] | None = None
+    service_tier: Literal["auto", "default", "flex"] | None = Field(
+        None, description="No dearer one: the worst case of a call is held at the prices of the catalogue."
+    )
+    verbosity: Literal["low", "medium", "high"] | None = None
     # As vLLM and llama.cpp call them.
-    top_k: int | None = Field(None, ge=0, le=MAX_TOP_K)
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOP_K, description="-1 and 0 limit nothing.")
     min_p: float | None = Field(None, ge=0, lt=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     budget: Annotated[float, Field(gt=0)] | str | None = Field(
@@ -128,10 +180,8 @@ class ChatRequest(_StrictModel):
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
-    service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    verbosity: str | None = None
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -157,7 +207,7 @@ class ChatRequest(_StrictModel):
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
-            top_k=self.top_k,
+            top_k=None if self.top_k is None else max(0, self.top_k),
             min_p=self.min_p,
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
@@ -169,21 +219,22 @@ class ChatRequest(_StrictModel):
         )
 
     def to_extra(self) -> dict[str, Any]:
-        """Parameters of one named model: logprobs, and of a remote one tools and the form of the answer."""
-        extra = {
-            name: value
-            for name in ("tools", "tool_choice", "parallel_tool_calls", "response_format")
-            if (value := getattr(self, name)) is not None
-        }
+        """Parameters of one named model: logprobs, and of a remote one tools and the form of the answer.
+
+        What says only what is the default anyway is left out.
+        """
+        extra = {name: value for name in _EXTRA if (value := getattr(self, name)) is not None}
+        if not self.tools:
+            for name in ("tools", "tool_choice", "parallel_tool_calls"):
+                extra.pop(name, None)
         if self.logprobs:
             extra |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
-        if extra.get("response_format") == {"type": "text"}:
-            del extra["response_format"]  # the default
-        return extra
+        return {name: value for name, value in extra.items() if value != _DEFAULTS.get(name)}
 
     def to_messages(self) -> list[Message]:
         """The messages as models take them. Raises `InputError` for a message without content."""
-        return [_to_message(index, message) for index, message in enumerate(self.messages)]
+        call_ids: list[str] = []
+        return [_to_message(index, message, call_ids) for index, message in enumerate(self.messages)]
 
 
 def parse_request(body: bytes) -> ChatRequest:
@@ -200,6 +251,8 @@ def parse_request(body: bytes) -> ChatRequest:
         raise APIError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
     if request.stream_options is not None and not request.stream:
         raise APIError(400, "stream_options goes with stream: true", param="stream_options")
+    if not request.tools and request.tool_choice not in (None, "none", "auto"):
+        raise APIError(400, "tool_choice goes with tools", param="tool_choice")
     return request
 
 
@@ -222,25 +275,64 @@ def _check_objects(body: bytes) -> None:
 
 
 def _invalid_request(error: ValidationError) -> APIError:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
-    message = f"{field}: {first['msg']}" if field else first["msg"]
-    if first["type"] == "extra_forbidden":
-        message = str(UnknownName("field", field, ChatRequest.model_fields))
-    return APIError(400, message, param=field or None)
+    """The error of the first wrong field; of several forms that it may have, the nearest one."""
+    first, *others = error.errors(include_url=False, include_input=False)
+    others = [each for each in others if each["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]]
+    found = max((first, *others), key=lambda each: len(each["loc"]))
+    context = found.get("ctx") or {}
+    if found["type"] == "unknown_field":
+        return APIError(400, found["msg"], param=".".join((*map(str, found["loc"]), context["field"])))
+    # The names of the forms are no part of the address.
+    steps = [str(step) for step in found["loc"] if re.fullmatch(r"\w+", str(step)) and step != "str"]
+    field = ".".join(steps)
+    message = found["msg"]
+    if found["type"] == "union_tag_invalid":
+        message = (
+            f"a part of type {str(context.get('tag'))!r} is not taken: its tokens are not known before the "
+            "call, so nothing could be held for them; send text"
+        )
+    return APIError(400, f"{field}: {message}" if field else message, param=field or None)
 
 
-def _to_message(index: int, message: ChatMessage) -> Message:
-    text = message.content
-    if isinstance(text, list):
-        if message.role != "assistant" and any(isinstance(part, ThoughtPart) for part in text):
-            raise InputError(f"messages.{index}: only an assistant's message has thoughts; send text")
-        text = "".join(part.text for part in text if isinstance(part, TextPart))
-    if text is None and not (message.tool_calls or message.reasoning_content or message.reasoning):
-        raise InputError(f"messages.{index}: no content; write what the {message.role} says")
-    role = "system" if message.role == "developer" else message.role
-    fields: dict[str, Any] = {"role": role, "content": text or ""}
+def _to_message(index: int, message: ChatMessage, call_ids: list[str]) -> Message:
+    """One message. call_ids: of the function calls so far, whose results name only the function; updated."""
+    role: Any = {"developer": "system", "function": "tool"}.get(message.role, message.role)
+    fields: dict[str, Any] = {"role": role, "content": _text(index, message)}
+    if marked := _marked_parts(message):
+        fields["parts"] = marked
     for name in ("name", "tool_calls", "tool_call_id"):
-        if (value := getattr(message, name)) is not None:
+        if value := getattr(message, name):
             fields[name] = value
+    if message.function_call is not None:
+        call_ids.append(f"call_{index}")
+        function = message.function_call.model_dump()
+        fields["tool_calls"] = [{"id": call_ids[-1], "type": "function", "function": function}]
+    if message.role == "function":
+        if not call_ids:
+            raise InputError(f"messages.{index}: the result of a function that no message before it calls")
+        fields["tool_call_id"] = call_ids[-1]
     return fields  # type: ignore[return-value]
+
+
+def _text(index: int, message: ChatMessage) -> str:
+    text, is_assistant = message.content, message.role == "assistant"
+    if isinstance(text, list):
+        if not is_assistant and not all(isinstance(part, TextPart) for part in text):
+            raise InputError(f"messages.{index}: only an assistant's message has thoughts; send text")
+        texts = (part.text if isinstance(part, TextPart) else getattr(part, "refusal", "") for part in text)
+        text = "".join(texts)
+    if text is None and not is_assistant:
+        raise InputError(f"messages.{index}: no content; write what the {message.role} says")
+    return (text or "") + (message.refusal or "")
+
+
+def _marked_parts(message: ChatMessage) -> list[dict[str, Any]]:
+    """The parts of a message where one of them is marked for the provider's cache; else none."""
+    parts: Any = message.content if isinstance(message.content, list) else ()
+    marked: list[dict[str, Any]] = [
+        part.model_dump(exclude_none=True) for part in parts if isinstance(part, TextPart)
+    ]
+    if message.cache_control is not None:
+        marked = marked or [{"type": "text", "text": message.content or ""}]
+        marked[-1]["cache_control"] = message.cache_control.model_dump(exclude_none=True)
+    return marked if any("cache_control" in part for part in marked) else []

@@ -36,10 +36,14 @@ _FINISH_REASONS: dict[str, FinishReason] = {
 }
 
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients pass over
 
 
 class PromptTokensDetails(TypedDict):
+    """`cache_creation_tokens` is LiteLLM's name of those that a provider wrote into its cache."""
+
     cached_tokens: Count
+    cache_creation_tokens: NotRequired[Count]
 
 
 class CompletionTokensDetails(TypedDict):
@@ -251,11 +255,14 @@ def model_object(name: str) -> ModelObject:
 def completion_usage(finished: Sequence[CompletionFinished]) -> CompletionUsage:
     total = sum((each.usage for each in finished), Usage())
     counts = total.models.values()
+    read: PromptTokensDetails = {"cached_tokens": sum(count.cached_input_tokens for count in counts)}
+    if written := sum(count.cache_write_tokens for count in counts):
+        read["cache_creation_tokens"] = written
     return {
         "prompt_tokens": total.input_tokens,
         "completion_tokens": total.output_tokens,
         "total_tokens": total.input_tokens + total.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(count.cached_input_tokens for count in counts)},
+        "prompt_tokens_details": read,
         "completion_tokens_details": {"reasoning_tokens": sum(count.reasoning_tokens for count in counts)},
     }
 

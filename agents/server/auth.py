@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.requests import HTTPConnection
 
-from viaticum.agents.openai_api.errors import invalid_api_key
+from viaticum.agents.openai_api.errors import KEY_HEADERS, invalid_api_key
 from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.budgets import Ledger
 from viaticum.errors import ViaticumError
@@ -85,7 +85,7 @@ class Authenticator:
             raise invalid_api_key()
         assert self._keys is not None
         accepted = {scope for scope, is_accepted in self._accepted.items() if is_accepted}
-        key = self._keys.find(_bearer_token(request), scopes=accepted)
+        key = self._keys.find(_token(request), scopes=accepted)
         if key is None:
             raise invalid_api_key()
         used = [each for each in keys if each.revoked is None and each.scope in {None, *accepted}]
@@ -116,9 +116,12 @@ class Authenticator:
         return self._root_scope is None or self._root_scope in lineage
 
 
-def _bearer_token(request: HTTPConnection) -> str:
+def _token(request: HTTPConnection) -> str:
+    """The key of a request: a bearer token, or as Azure's and Anthropic's clients send it."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+    if scheme.lower() == "bearer":
+        return token.strip()
+    return next((request.headers[name].strip() for name in KEY_HEADERS if name in request.headers), "")
 
 
 def _host(request: HTTPConnection) -> str:

@@ -18,7 +18,6 @@ from starlette.types import Receive, Scope, Send
 from viaticum.agents.cancellation import CallerGone
 from viaticum.agents.completions import CompletionFinished, CompletionStarted
 from viaticum.agents.openai_api.errors import (
-    APIError,
     overloaded,
     rate_limit_exceeded,
     request_timeout,
@@ -27,6 +26,7 @@ from viaticum.agents.openai_api.errors import (
 from viaticum.agents.openai_api.requests import ChatRequest, parse_request
 from viaticum.agents.openai_api.responses import (
     DONE,
+    KEEP_ALIVE,
     ResponseBuilder,
     ViaticumExtension,
     server_sent_event,
@@ -35,8 +35,9 @@ from viaticum.agents.openai_api.responses import (
 )
 from viaticum.agents.server.admission import QueueFull, RateLimitExceeded, fair_share
 from viaticum.agents.server.auth import Caller
+from viaticum.agents.server.body import read_body
 from viaticum.agents.server.channel import Channel
-from viaticum.agents.server.run import CostSummary, Limits, Run, RunItem, api_error, error_response
+from viaticum.agents.server.run import CostSummary, Run, RunItem, api_error, error_response
 from viaticum.agents.server.service import Service
 from viaticum.types import ThinkingDelta
 
@@ -89,7 +90,7 @@ class ChatCompletions:
             service.rate_limits.consume(caller.name, caller.per_minute or service.limits.per_minute)
         except RateLimitExceeded as error:
             raise rate_limit_exceeded(error.retry_after) from None
-        body = await _read_body(http_request, service.limits)
+        body = await read_body(http_request, service.limits)
         request = await service.run_in_thread(parse_request, body)
         service.check_model(caller, request.model)
         service.rate_limits.charge(caller.name, (request.n or 1) - 1)
@@ -155,18 +156,22 @@ class ChatCompletions:
     async def _stream(self, run: Run, send: Send) -> int:
         """Send server-sent events. Returns the HTTP status, or that of the error which ended the stream.
 
-        An error before the first event is an HTTP error; a later one is an event, and ends the stream.
+        An error before the first event is an HTTP error; a later one is an event, and ends the stream. Where
+        a model is silent, comments keep the connection open; the stream then begins with one.
         """
-        items = await self._receive(run)
-        headers = {"x-viaticum-route": run.route, "cache-control": "no-store", "x-accel-buffering": "no"}
+        items = await self._receive_soon(run)
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        if run.route:
+            headers["x-viaticum-route"] = run.route
         start = Response(media_type="text/event-stream", headers=headers)
         raw_headers = [(name, value) for name, value in start.raw_headers if name != b"content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
         builder, opened = ResponseBuilder(run.id, run.request.model), set[int]()
         try:
-            while items:
-                await self._send_body(send, b"".join(self._events(run, builder, opened, items)))
-                items = await self._receive(run)
+            while items is None or items:
+                events = self._events(run, builder, opened, items) if items else [KEEP_ALIVE]
+                await self._send_body(send, b"".join(events))
+                items = await self._receive_soon(run)
             await self._send_body(send, DONE, more=False)
         except Exception as error:
             failure = api_error(error)
@@ -200,6 +205,17 @@ class ChatCompletions:
 
     # --- both ---------------------------------------------------------------------------------------------
 
+    async def _receive_soon(self, run: Run) -> list[RunItem] | None:
+        """As `_receive`; None where nothing came for `keep_alive` seconds."""
+        limit = asyncio.timeout(self.service.limits.keep_alive)
+        try:
+            async with limit:
+                return await self._receive(run)
+        except TimeoutError:
+            if limit.expired():
+                return None
+            raise
+
     async def _receive(self, run: Run) -> list[RunItem]:
         """The next items of a run, recorded in it; empty at the end. Raises `APIError` at its deadline."""
         try:
@@ -228,28 +244,6 @@ class ChatCompletions:
                 await send({"type": "http.response.body", "body": body, "more_body": more})
         except TimeoutError:
             raise CallerGone from None
-
-
-async def _read_body(request: Request, limits: Limits) -> bytes:
-    """The body of a JSON request. Raises `APIError`."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        # Also keeps web pages out: a browser sends JSON elsewhere only after a preflight, which is refused.
-        raise APIError(400, f"send JSON with content-type application/json, not {kind or 'without one'!r}")
-    too_large = APIError(413, f"the body is larger than {limits.body_bytes} bytes", code="body_too_large")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limits.body_bytes:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.stall_timeout):
-            async for part in request.stream():
-                body += part
-                if len(body) > limits.body_bytes:
-                    raise too_large
-    except TimeoutError:
-        raise APIError(408, f"the body did not arrive within {limits.stall_timeout:g} seconds") from None
-    return bytes(body)
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

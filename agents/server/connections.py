@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from viaticum.agents.openai_api.errors import APIError, overloaded
+from viaticum.agents.server.request_ids import HEADER, new_request_id
 from viaticum.agents.server.run import Limits
 
 # Connections that the event loop accepts before it handles the first of them, and that are being refused.
@@ -209,6 +210,11 @@ def _set_options(connection: socket.socket) -> None:
 def _response(error: APIError) -> bytes:
     """The whole response to a connection that is refused before its request is read."""
     body = json.dumps(error.body).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        HEADER: new_request_id(),
+    }
     lines = [f"{name}: {value}\r\n" for name, value in (headers | error.headers).items()]
     return f"HTTP/1.1 {error.status} \r\n{''.join(lines)}\r\n".encode() + body

@@ -19,6 +19,7 @@ import uvicorn
 from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.agents.server.app import build_app
 from viaticum.agents.server.connections import ACCEPTED_AT_ONCE, Connections, allowed_connections
+from viaticum.agents.server.request_ids import RequestIds
 from viaticum.agents.server.service import Service
 from viaticum.errors import InputError
 from viaticum.signals import SignalHandler
@@ -92,7 +93,7 @@ class Server(uvicorn.Server):
         limits = service.limits
         self._connections = Connections(allowed_connections(limits), limits.stall_timeout)
         config = uvicorn.Config(
-            build_app(service),
+            RequestIds(build_app(service)),
             http=self._connections.protocol,  # type: ignore[arg-type]  # called like the class
             log_level="warning",
             access_log=False,

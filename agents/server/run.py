@@ -6,6 +6,7 @@ Leaves out who runs it (`service`) and how it is sent to the client (`chat_compl
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from starlette.responses import JSONResponse, Response
@@ -19,6 +20,7 @@ from viaticum.errors import InputError
 from viaticum.types import ThinkingDelta
 
 log = logging.getLogger("viaticum.server")
+REQUEST_ID = ContextVar("REQUEST_ID", default="")  # of the request that is being answered
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class Limits:
         per_minute: requests of each key.
         timeout: seconds for a whole request.
         stall_timeout: seconds that a client may read nothing, or take for the head or the body of a request.
-        body_bytes: size of a request body.
+        body_bytes: size of a request body, also when it is decompressed.
         connections: open at once; fewer where the process may not open as many files.
+        keep_alive: seconds without an event after which a stream has a comment.
 
     Raises:
         InputError: a limit is out of range.
@@ -45,13 +48,18 @@ class Limits:
     stall_timeout: float = 30.0
     body_bytes: int = 1 << 20
     connections: int = 1000
+    keep_alive: float = 15.0
 
     def __post_init__(self) -> None:
         for name, least in (("concurrency", 1), ("queue", 0), ("body_bytes", 1), ("connections", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {least} or more, got {getattr(self, name)}")
         # The command's option for the stall timeout is --patience.
-        for option, seconds in (("timeout", self.timeout), ("patience", self.stall_timeout)):
+        for option, seconds in (
+            ("timeout", self.timeout),
+            ("patience", self.stall_timeout),
+            ("keep_alive", self.keep_alive),
+        ):
             if not seconds > 0:
                 raise InputError(f"{option} is above 0 seconds, got {seconds}")
         if self.per_minute is not None and self.per_minute < 1:
@@ -100,7 +108,7 @@ def api_error(error: Exception) -> APIError:
     """The response to any exception; one that is no error of Viaticum is logged and has status 500."""
     found = to_api_error(error)
     if found is None:
-        log.error("request failed", exc_info=error)
+        log.error("request %s failed", REQUEST_ID.get(), exc_info=error)
         return internal_error()
     return found
 

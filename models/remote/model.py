@@ -27,7 +27,7 @@ from viaticum.errors import InputError, MissingExtra, PromptTooLong
 from viaticum.models.api_keys import api_key, require_key
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.remote.errors import retry_after, translate_error, wait_before_retry
-from viaticum.models.remote.prices import cost_mismatch
+from viaticum.models.remote.prices import check_cache_writes, cost_mismatch
 from viaticum.models.remote.prompt_tokens import TOKENIZERS, PromptRatio, named_counter
 from viaticum.models.remote.rate_limits import ProviderRateLimiter, headers_of
 from viaticum.models.remote.response import PartialResponse, reported_cost
@@ -60,8 +60,11 @@ EXTRA = {
     "frequency_penalty",
     "logit_bias",
     "reasoning_effort",
+    "service_tier",
+    "verbosity",
     "user",
 }
+TIERS = ("auto", "default", "flex")  # that cost no more than the price of the catalogue
 _log = logging.getLogger("viaticum")
 
 
@@ -124,7 +127,11 @@ class RemoteModel(Model):
 
         Where the tokenizer is unknown the provider checks the context: bytes are far more than tokens. With
         `holds = "estimated"` the prompt is then an estimate instead of an upper bound.
+
+        Raises:
+            InputError: something makes the call dearer than the entry's price says.
         """
+        self._check_price(messages, generation)
         prompt = self._prompt(messages, generation)
         if self._estimates:
             prompt = self._ratio.estimate(prompt)
@@ -137,6 +144,15 @@ class RemoteModel(Model):
                 f"context of {self.name} ({limit}); shorten the question or lower max_new_tokens"
             )
         return {self.name: TokenCount(prompt, generation.max_new_tokens)}
+
+    def _check_price(self, messages: Sequence[Message], generation: Generation) -> None:
+        tier = generation.extra.get("service_tier")
+        if tier is not None and tier not in TIERS:
+            raise InputError(
+                f"service_tier {tier!r} may cost more than the price of {self.name}; use {', '.join(TIERS)}"
+            )
+        marked = [message["parts"] for message in messages if "parts" in message]
+        check_cache_writes([marked, generation.extra, generation.extra_body], self.spec.price, self.name)
 
     def _prompt(self, messages: Sequence[Message], generation: Generation) -> int:
         """Upper bound of the tokens of a whole request."""
@@ -202,7 +218,7 @@ class RemoteModel(Model):
             raise InputError(f"{self.name} cannot call tools, as its entry in the catalogue says")
         request: dict[str, Any] = {
             "model": spec.litellm_model,
-            "messages": [dict(message) for message in messages],
+            "messages": [_sent(message) for message in messages],
             "max_tokens": generation.max_new_tokens,
             "timeout": spec.timeout_seconds or TIMEOUT,
             "num_retries": 0,
@@ -211,6 +227,8 @@ class RemoteModel(Model):
             **self._sampling(generation),
             **generation.extra,
         }
+        if request.get("service_tier") != "flex" and "service_tier" not in self._supported_parameters:
+            request.pop("service_tier", None)  # it has the default tier alone
         if body := _body(generation):
             request["extra_body"] = body
         if generation.stop and not self.cuts_stops:
@@ -434,8 +452,21 @@ def _knows_tokenizer(litellm_model: str) -> bool:
         return False
 
 
+def _sent(message: Message) -> dict[str, Any]:
+    """A message as it is sent, its content in parts where these have marks."""
+    sent: dict[str, Any] = dict(message)
+    if parts := sent.pop("parts", None):
+        sent["content"] = parts
+    return sent
+
+
 def _fields_beside_content(message: Message) -> dict[str, Any]:
-    return {name: value for name, value in message.items() if name not in ("role", "content")}
+    fields: dict[str, Any] = {
+        name: value for name, value in message.items() if name not in ("role", "content")
+    }
+    if "parts" in fields:
+        fields["parts"] = [{**part, "text": ""} for part in fields["parts"]]
+    return fields
 
 
 def _bytes(value: Any) -> int:

@@ -1,15 +1,15 @@
 """LiteLLM's list of models: their prices where an entry asks for them, and which think by default.
 
 The list is the file that LiteLLM's package ships. It is read without importing LiteLLM, which takes seconds,
-and is never fetched. Checks costs that providers report, too. Leaves out how prices become costs
-(`viaticum.money`).
+and is never fetched. Checks costs that providers report, and that cache writes have a price. Leaves out how
+prices become costs (`viaticum.money`).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from functools import cache
@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from viaticum.catalogue import Catalogue
-from viaticum.errors import MissingExtra, UnknownPrice
+from viaticum.errors import InputError, MissingExtra, UnknownPrice
 from viaticum.model_spec import LITELLM_PRICES, ModelSpec
-from viaticum.money import format_usd
+from viaticum.money import Price, format_usd
 
 TOLERANCE = 100  # a reported cost may differ from ours by 1 / TOLERANCE before a warning
+HOUR_FACTOR = 2  # Anthropic's price of a token written for an hour, in those of an input token
 _FILE = "model_prices_and_context_window_backup.json"
 _TIER = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
 
@@ -138,3 +139,40 @@ def cost_mismatch(reported: int | None, computed: int | None) -> str | None:
         f"the provider says that this call cost {format_usd(reported)}, the catalogue's prices say "
         f"{format_usd(computed)}; check the prices in the catalogue"
     )
+
+
+def check_cache_writes(values: Any, price: Price | None, name: str) -> None:
+    """Check that the price knows what it costs to write into the provider's cache, where a request does so.
+
+    Raises:
+        InputError: it has no price for that, or a lower one than that of an hour where an hour is asked for.
+    """
+    lifetimes = {str(mark.get("ttl", "5m")) for mark in _cache_marks(values)}
+    if not lifetimes or price is None:
+        return
+    written = price.cache_write_nanousd_per_million
+    if written is None:
+        raise InputError(
+            f"cache_control: the price of {name} has no cache_write_price; set it, to the price of input "
+            "tokens where the provider takes no more for what it caches"
+        )
+    if lifetimes - {"5m"} and written < HOUR_FACTOR * price.input_nanousd_per_million:
+        raise InputError(
+            f"cache_control with ttl {', '.join(sorted(lifetimes - {'5m'}))}: tokens written for longer than "
+            f"five minutes cost {HOUR_FACTOR} times as much as input tokens; set cache_write_price of "
+            f"{name} to that, or leave ttl out"
+        )
+
+
+def _cache_marks(values: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            if name == "cache_control" and isinstance(value, Mapping):
+                yield value
+            elif name == "cachePoint":
+                yield {}
+            else:
+                yield from _cache_marks(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _cache_marks(value)

@@ -13,7 +13,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
-from openai_server import KEY, OpenAIServer, running_server
+from openai_server import KEY, OpenAIServer, running_server, spec_for
 from pydantic import BaseModel, ValidationError
 
 from viaticum import BudgetExceeded, ChatViaticum, FakeRouter, InputError, ScriptedModel, Viaticum
@@ -363,3 +363,27 @@ def test_a_remote_model_through_the_door(server: OpenAIServer, tmp_path: Path) -
         pytest.raises(ModelError, match="does not take the key"),
     ):
         chat.invoke("hello")
+
+
+def test_marks_for_the_cache_are_sent_to_remote_models_and_refused_by_others(
+    server: OpenAIServer, tmp_path: Path, client: Viaticum
+) -> None:
+    mark = {"type": "ephemeral"}
+    parts: list[str | dict[Any, Any]] = [{"type": "text", "text": "Rules.", "cache_control": mark}, "More."]
+    chat = [SystemMessage(parts), HumanMessage("hi")]
+    catalogue = Catalogue([spec_for(server, cache_write_price="1.25")])
+    with ChatViaticum(model="far", budget="0.1", catalogue=catalogue, folder=tmp_path) as far:
+        far.invoke(chat)
+        assert server.requests[-1]["messages"][0]["content"] == [
+            {"type": "text", "text": "Rules.", "cache_control": mark},
+            {"type": "text", "text": "More."},
+        ]
+    for name in ("auto", client.catalogue.models()[0].name):
+        with pytest.raises(InputError, match="leave cache_control out"):
+            ChatViaticum(client=client, model=name).invoke(chat)
+    unpriced = Catalogue([spec_for(server)])
+    with (
+        ChatViaticum(model="far", budget="0.1", catalogue=unpriced, folder=tmp_path / "2") as far,
+        pytest.raises(InputError, match="no cache_write_price"),
+    ):
+        far.invoke(chat)
