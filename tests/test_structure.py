@@ -374,6 +374,8 @@ def test_what_the_server_and_ray_need_is_imported_by_them_alone() -> None:
         "viaticum.agents.server.service",
         "viaticum.agents.server.process",
         "viaticum.agents.server.connections",
+        "viaticum.agents.server.body",
+        "viaticum.agents.server.request_ids",
         "viaticum.agents.server.chat_completions",
         "viaticum.agents.server.run",
         "viaticum.agents.server.auth",

@@ -213,6 +213,7 @@ class RemoteModel(Model):
             raise InputError(
                 f"{self.name} is not asked for {', '.join(unknown)}; known: {', '.join(sorted(EXTRA))}"
             )
+        self._check_price(messages, generation)
         spec = self.spec
         if spec.tools is False and generation.extra.get("tools"):
             raise InputError(f"{self.name} cannot call tools, as its entry in the catalogue says")

@@ -343,11 +343,20 @@ def test_filtered_content_is_a_refusal(server: OpenAIServer) -> None:
     assert ask(model)[1].finish_reason == "refused"
 
 
-@pytest.mark.parametrize("name", ["n", "max_tokens", "service_tier", "api_key"])
+@pytest.mark.parametrize("name", ["n", "max_tokens", "api_key"])
 def test_an_extra_that_would_change_the_cost_is_refused(server: OpenAIServer, name: str) -> None:
     with pytest.raises(InputError, match=f"not asked for {name}"):
         ask(model_for(server)[0], extra={name: 2})
     assert server.requests == []
+
+
+def test_a_tier_that_may_cost_more_is_refused(server: OpenAIServer) -> None:
+    for tier in ("priority", 2):
+        with pytest.raises(InputError, match=f"service_tier {tier!r} may cost more"):
+            ask(model_for(server)[0], extra={"service_tier": tier})
+    assert server.requests == []
+    ask(model_for(server)[0], extra={"service_tier": "flex"})
+    assert server.requests[-1]["service_tier"] == "flex"
 
 
 @PROVIDERS
