@@ -22,7 +22,7 @@ from viaticum.reports.comparison import RunComparison, compare
 from viaticum.reports.frontier import CostAccuracyPlane, plane
 from viaticum.reports.intervals import SEED, Share
 from viaticum.reports.ledger_history import LedgerHistory, read_ledger_history
-from viaticum.reports.run_metrics import Calibration, Coverage, RouteMetrics, Tally, Writers
+from viaticum.reports.run_metrics import Calibration, Coverage, Loss, RouteMetrics, Tally, Writers
 from viaticum.reports.run_reader import read_run
 from viaticum.reports.runs import Group, Run, Texts
 from viaticum.types import Outcome
@@ -96,6 +96,7 @@ class RunNumbers:
     against_rows: RowsAgainstLedger | None
     provider: Provider | None
     groups: tuple[Group, ...]
+    losses: tuple[Loss, ...]
     missing: dict[str, str]
     row_costs: Array
 
@@ -218,6 +219,7 @@ def _numbers(run: Run, table: Sequence[Outcome], where: str, ledger: str | None)
         against_rows=_against_rows(run, history) if from_ledger else None,
         provider=provider,
         groups=run.groups,
+        losses=() if known is None or run.single else tuple(run_metrics.losses(run, costs, known)),
         missing=missing,
         row_costs=costs,
     )

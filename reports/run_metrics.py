@@ -18,9 +18,28 @@ from viaticum.reports.runs import STATES, Columns, Run
 
 Array = np.ndarray[Any, Any]
 BINS = 10
+MOST_LOSSES = 10
 MOST_ROUTES = 15
 MOST_DOTS = 400
 ANSWERED, SKIPPED, FAILED = range(len(STATES))
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A row that some single pair has right for less, or that is not right itself. Costs are nano-dollars.
+
+    Attributes:
+        pairs_right: how many single pairs are right on it.
+        better: the cheapest of these.
+    """
+
+    id: str
+    route: str
+    right: bool
+    pairs_right: int
+    cost: float
+    better: str
+    better_cost: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +219,34 @@ def _regret(
     regret = share(int((possible & compared & ~right).sum()), int(compared.sum()))
     over = (costs[known.rows] - cheapest_right(known))[right & possible]
     return regret, float(over.mean()) if len(over) else None
+
+
+def losses(run: Run, costs: Array, known: SharedOutcomes, most: int = MOST_LOSSES) -> list[Loss]:
+    """The rows that lost most against the cheapest right pair.
+
+    Rows that are not right come first, those that most pairs have right before others; then right rows, by
+    what was paid too much.
+    """
+    mine = costs[known.rows]
+    right, pairs_right = run.rows.right[known.rows], known.correct.sum(1).astype(int)
+    prices = np.where(known.correct > 0, known.cost, np.inf)
+    cheapest = prices.argmin(1)
+    price = prices[np.arange(len(prices)), cheapest]
+    lost = np.flatnonzero((pairs_right > 0) & (~right | (mine > price)))
+    overpaid = mine[lost] - price[lost]
+    order = np.lexsort((-overpaid, np.where(right[lost], 0, -pairs_right[lost]), right[lost]))
+    return [
+        Loss(
+            run.rows.ids[known.rows[n]],
+            run.routes[run.rows.route[known.rows[n]]],
+            bool(right[n]),
+            int(pairs_right[n]),
+            float(mine[n]),
+            str(known.pairs[cheapest[n]]),
+            float(price[n]),
+        )
+        for n in lost[order][:most]
+    ]
 
 
 def calibration(rows: Columns) -> Calibration | None:

@@ -24,6 +24,7 @@ from viaticum.reports.sections import LEDGER, LEDGER_ROWS, ROWS, TABLE, Section,
 def sections_of(numbers: RunNumbers) -> list[Section]:
     sections = [
         _routes(numbers),
+        _losses(numbers),
         _calibration(numbers),
         _forecasts(numbers),
         _writers(numbers),
@@ -92,6 +93,41 @@ def _routes(numbers: RunNumbers) -> Section:
         source,
         tables=(Table("What each route got, cost and took", tuple(columns), tuple(rows)),),
         notes=tuple(notes),
+    )
+
+
+def _losses(numbers: RunNumbers) -> Section | None:
+    plane = numbers.plane
+    if not numbers.losses or plane is None:
+        return None
+    rows = tuple(
+        (
+            each.id,
+            each.route,
+            "right" if each.right else f"not right, {each.pairs_right} of {len(plane.singles)} pairs are",
+            usd(each.cost),
+            each.better,
+            usd(each.better_cost),
+        )
+        for each in numbers.losses
+    )
+    columns = (
+        ("row", False),
+        ("route", False),
+        ("it was", False),
+        ("paid", True),
+        ("cheapest right pair", False),
+        ("its cost", True),
+    )
+    return Section(
+        "losses",
+        "Where it lost most",
+        f"{LEDGER_ROWS if numbers.history else ROWS}; {TABLE}",
+        tables=(Table("Rows that lost most against the cheapest right pair", columns, rows),),
+        notes=(
+            "Rows that are not right come first, those that most pairs have right before others; then right"
+            " rows that were paid too much for. The cheapest right pair is known in hindsight alone.",
+        ),
     )
 
 

@@ -144,6 +144,27 @@ def test_regret_is_what_some_pair_would_have_got_right(
     assert (told.all.regret.count, told.all.regret.of) == (missed, len(rows))
 
 
+def test_what_was_lost_most_is_what_most_pairs_have_right(
+    told: RunNumbers, report_runs: Path, rows: list[JobRow]
+) -> None:
+    table: dict[str, list[Outcome]] = {}
+    for each in read_outcomes(report_runs / "table.jsonl"):
+        table.setdefault(each.question_id, []).append(each)
+    by_id = {row.id: row for row in rows}
+    assert len(told.losses) == 10
+    for loss in told.losses:
+        row, right = by_id[loss.id], [each for each in table[loss.id] if each.correct]
+        assert loss.right == (row.correct is True)
+        assert loss.pairs_right == len(right)
+        assert loss.better_cost == min(each.cost_nanousd or 0 for each in right)
+        assert not loss.right or loss.better_cost < loss.cost
+    wrong = [row for row in rows if row.correct is False and any(each.correct for each in table[row.id])]
+    assert [loss.right for loss in told.losses] == sorted(loss.right for loss in told.losses)
+    assert sum(not loss.right for loss in told.losses) == min(10, len(wrong))
+    easiest = max(sum(each.correct for each in table[row.id]) for row in wrong)
+    assert told.losses[0].pairs_right == easiest
+
+
 def test_calibration_is_the_mean_distance_over_the_bins(told: RunNumbers, rows: list[JobRow]) -> None:
     tried = [(row.accuracy or 0.0, bool(row.correct)) for row in rows if row.calls]
     bins: dict[int, list[tuple[float, bool]]] = {}
@@ -708,6 +729,7 @@ def test_json_has_every_number_and_is_strict(report_runs: Path, tmp_path: Path, 
         "path",
         "kind",
         "single",
+        "losses",
         "job",
         "warnings",
         "tally",
