@@ -30,6 +30,7 @@ from viaticum.errors import (
     WeightsError,
 )
 
+MAX_MESSAGE = 1_000  # characters: a message may quote what was sent
 INVALID_KEY = "invalid_api_key"
 RETRY_SECONDS = 5  # where a provider that is busy does not say when to come back
 KEY_HEADERS = ("api-key", "x-api-key")  # of Azure's and Anthropic's clients, beside the bearer token
@@ -75,6 +76,7 @@ class APIError(Exception):
         retry_after: int | None = None,
         may_retry: bool = True,
     ) -> None:
+        message, param = cut_message(message), param and cut_message(param)
         super().__init__(message)
         self.status, self.retry_after, self.may_retry = status, retry_after, may_retry
         self.error: ErrorObject = {"message": message, "type": type, "param": param, "code": code}
@@ -89,6 +91,10 @@ class APIError(Exception):
         if not self.may_retry:
             headers["x-should-retry"] = "false"
         return headers | ({"www-authenticate": "Bearer"} if self.error["code"] == INVALID_KEY else {})
+
+
+def cut_message(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
 
 
 def to_api_error(error: BaseException) -> APIError | None:

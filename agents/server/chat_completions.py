@@ -65,6 +65,8 @@ class ChatCompletions:
                     status = await (self._stream if request.stream else self._respond)(run, send)
                 finally:
                     run.channel.close()  # without effect after the end
+            except ClientDisconnect:
+                raise
             except Exception as error:
                 refused = api_error(error)
                 status = refused.status

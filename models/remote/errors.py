@@ -38,7 +38,8 @@ _ERROR_PREFIX = re.compile(r"^(litellm\.)?(\w+(Error|Exception)( -|:)\s*|litellm
 _REFUSAL_PATTERN = re.compile(r"content.{0,3}(policy|filter|management)|safety (system|filter)", re.I)
 # As OpenAI, DeepSeek, Anthropic and OpenRouter say it, with status 429, 402 or 400.
 _QUOTA_PATTERN = re.compile(
-    r"insufficient[_ ](quota|balance|credit|fund)|credit balance is too low|billing.{0,20}limit",
+    r"insufficient[_ ](quota|balance|credit|fund)|credit balance is too low|billing.{0,20}limit"
+    r"|API usage limits",
     re.I,
 )
 

@@ -59,6 +59,21 @@ def test_an_object_of_many_fields_is_refused_before_they_are_looked_at(fields: b
         parse_request(body(fields))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b', "' + b"ab" * 50_000 + b'": 1',
+        b', "logit_bias": {"' + b"9" * 100_000 + b'": 1}',
+        b', "budget": "' + b"9" * 100_000 + b'"',
+    ],
+)
+def test_an_error_does_not_repeat_the_whole_body(server: RunningServer, fields: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    response = server.http.post("/v1/chat/completions", content=body(fields), headers=headers)
+    assert response.status_code == 400
+    assert len(response.content) < 5_000
+
+
 def test_many_colons_are_no_many_fields() -> None:
     text = b": " * 100_000
     assert parse_request(body(messages=b'{"role": "user", "content": "' + text + b'"}')).messages

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -136,6 +137,65 @@ def test_a_client_that_reads_no_answer_is_given_up(server: RunningServer) -> Non
                 break
         wait_until(lambda: not server.uvicorn.server_state.connections, 10)
     wait_until(lambda: not server.uvicorn.server_state.tasks, 10)
+
+
+def test_a_client_that_leaves_in_its_body_is_no_mistake_of_the_server(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect(server, HEAD + b"content-length: 100\r\n\r\n{"):
+        wait_until(lambda: len(server.uvicorn.server_state.tasks) == 1)
+    wait_until(lambda: not server.uvicorn.server_state.tasks)
+    assert not caplog.records
+    assert 'viaticum_requests_total{model="unknown",status="499"} 1.0' in server.http.get("/metrics").text
+
+
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"400"),  # the first bytes of TLS
+        (b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"400"),
+        (HEAD + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}", b"400"),
+        (HEAD + b"content-length: -1\r\n\r\n{}", b"400"),
+        (CHUNKED + b"zz\r\n{}\r\n", b"400"),
+        (CHUNKED + b"ffffffffffffffffffffff\r\n{}\r\n", b"400"),
+        (b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n\x00\x00\r\n\r\n", b"200"),
+        (
+            b"GET /health HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+            b"200",
+        ),
+        (b"GET /%ff%00%0a HTTP/1.1\r\nhost: localhost\r\n\r\n", b"404"),
+        (b"OPTIONS * HTTP/1.1\r\nhost: localhost\r\n\r\n", b"404"),
+        (b"HEAD /health HTTP/1.1\r\nhost: localhost\r\n\r\n", b"200"),
+    ],
+)
+def test_bytes_that_are_no_request_end_without_a_traceback(
+    server: RunningServer, caplog: pytest.LogCaptureFixture, sent: bytes, status: bytes
+) -> None:
+    with connect(server, sent) as client:
+        assert client.recv(65536).startswith(b"HTTP/1.1 " + status)
+    with connect(server, sent) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+    wait_until(lambda: not server.uvicorn.server_state.connections, 10)
+    assert not any(record.exc_info for record in caplog.records), caplog.text
+    assert not any(record.levelname == "ERROR" for record in caplog.records), caplog.text
+
+
+def test_garbage_after_a_request_that_runs_ends_it(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.dumps(chat_body("slow", stream=True)).encode()
+    whole = HEAD + b"content-length: %d\r\n\r\n" % len(content) + content
+    for _ in range(2):
+        with connect(server, whole) as client:
+            assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+            client.sendall(b"\x00\x01\r\n\r\n" * 10)
+            time.sleep(0.1)
+        server.assert_settled()
+    assert not any(record.exc_info for record in caplog.records), caplog.text
 
 
 def test_small_writes_are_sent_at_once(server: RunningServer) -> None:
