@@ -11,6 +11,7 @@ from viaticum.reports.numbers import RunNumbers
 from viaticum.reports.run_metrics import RouteMetrics
 
 NONE = "–"
+SHORT = 14  # letters of a cell that stays on one line, such as `2.8 / 8.1 s`
 _INTERVAL = re.compile(r"\([^()]*\)$")
 
 
@@ -213,6 +214,8 @@ def sentence(text: str) -> str:
 
 
 def unbroken(cell: str) -> str:
-    """A number that breaks before its interval alone: not within it, nor after a minus."""
+    """A number that breaks before its interval alone, if it is not short, and never after a minus."""
+    if len(cell) <= SHORT and cell[:1].isdigit():
+        return cell.replace(" ", "\N{NO-BREAK SPACE}")
     kept = _INTERVAL.sub(lambda interval: interval[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
     return kept.replace("−", "−\N{WORD JOINER}")

@@ -104,7 +104,7 @@ def _losses(numbers: RunNumbers) -> Section | None:
         (
             each.id,
             each.route,
-            "right" if each.right else f"not right, {each.pairs_right} of {len(plane.singles)} pairs are",
+            "right" if each.right else f"wrong, {each.pairs_right} of {len(plane.singles)} right",
             usd(each.cost),
             each.better,
             usd(each.better_cost),
@@ -125,8 +125,8 @@ def _losses(numbers: RunNumbers) -> Section | None:
         f"{LEDGER_ROWS if numbers.history else ROWS}; {TABLE}",
         tables=(Table("Rows that lost most against the cheapest right pair", columns, rows),),
         notes=(
-            "Rows that are not right come first, those that most pairs have right before others; then right"
-            " rows that were paid too much for. The cheapest right pair is known in hindsight alone.",
+            "Rows that are wrong or have no answer come first, with how many single pairs are right; then"
+            " right rows that were paid too much for. The cheapest right pair is known in hindsight alone.",
         ),
     )
 
