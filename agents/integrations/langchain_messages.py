@@ -25,6 +25,7 @@ from langchain_core.messages.tool import tool_call_chunk
 from viaticum.agents.integrations.sent_messages import TEXTUAL, no_bound
 from viaticum.errors import InputError
 from viaticum.types import ROLES, Message, Query, Usage
+from viaticum.valid_text import valid_json, valid_text
 
 # Parts of an assistant's message with a text; its other parts that are text are converted elsewhere (tool
 # calls), or are thoughts and the provider's own calls, which are not sent to another model.
@@ -32,8 +33,11 @@ _TEXTS = {"text": "text", "output_text": "text", "input_text": "text", "refusal"
 
 
 def from_langchain(messages: Sequence[BaseMessage]) -> list[Message]:
-    """Convert messages. Raises `InputError` for a message, or a part of one, that is not text."""
-    return [_message(message) for message in messages]
+    """Convert messages. Raises `InputError` for a message, or a part of one, that is not text.
+
+    Halves of characters are replaced: results of tools, which nobody reads before they are sent, have them.
+    """
+    return [valid_json(_message(message)) for message in messages]
 
 
 def query_from_langchain(messages: Sequence[BaseMessage], *, text_only: bool = True) -> Query:
@@ -49,7 +53,7 @@ def query_from_langchain(messages: Sequence[BaseMessage], *, text_only: bool = T
         messages = [_text_alone(message) for message in messages]
     before = from_langchain(messages[: indices[-1]])
     kept = tuple(each for each in before if each["role"] in ROLES and each["content"])
-    return Query(_text(messages[indices[-1]]), messages=kept)
+    return Query(valid_text(_text(messages[indices[-1]])), messages=kept)
 
 
 def final_chunk(

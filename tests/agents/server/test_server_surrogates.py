@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage, HumanMessage
 from openai_server import OpenAIServer, running_server, spec_for
 from viaticum_server import RunningServer, serving
 
+from viaticum.agents.integrations.chat_model import ChatViaticum
+from viaticum.agents.integrations.langchain_messages import query_from_langchain
 from viaticum.catalogue import Catalogue
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -100,3 +103,14 @@ def test_a_text_that_the_provider_does_not_count_is_counted(server: RunningServe
     assert server.ask("far").status_code == 502
     server.assert_settled()
     assert server.spent_and_held()[0] > spent, "what was written is charged"
+
+
+def test_half_a_character_of_a_langchain_history_is_replaced(
+    server: RunningServer, far: OpenAIServer
+) -> None:
+    history = [HumanMessage("\ud83d hi"), AIMessage("\ud800"), HumanMessage("What? \ud83d\ude00")]
+    ChatViaticum(client=server.client, model="far").invoke(history)
+    sent = [message["content"] for message in far.requests[-1]["messages"]]
+    assert sent == ["\ufffd hi", "\ufffd", "What? \U0001f600"]
+    question = query_from_langchain(history)
+    assert (question.text, question.messages[0]["content"]) == ("What? \U0001f600", "\ufffd hi")
