@@ -298,7 +298,7 @@ class CancellableModel(Model):
 
     def __init__(self, model: Model, token: CancellationToken) -> None:
         self.model, self.token = model, token
-        self.name, self.members = model.name, model.members
+        self.name, self.members, self.runs_here = model.name, model.members, model.runs_here
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
         return self.model.worst_case(messages, max_new_tokens)

@@ -362,6 +362,25 @@ class Ledger(ScopeLedger):
             return None
         return postings.expire_lease(rows, self._chain(rows, lineage), lineage, hold)
 
+    def abandon(self, key: str) -> Hold:
+        """Mark a dispatched call as unknown before its lease ends, because whoever made it is gone. Idempotent.
+
+        It stays charged until `settle` or `void` says what became of it. A hold in another state stays as it
+        is.
+
+        Raises:
+            HoldError: the key is unknown.
+        """
+
+        def action(rows: Rows) -> Hold:
+            hold, lineage = postings.lock_hold(rows, key)
+            if hold.state != "dispatched":
+                return hold
+            postings.expire_lease(rows, self._chain(rows, lineage), lineage, hold)
+            return hold.with_state("unknown", hold.until)
+
+        return self._store.write(action)
+
 
 def _hold_from_claim(budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) -> Hold:
     """Validate a claim and compute its hold."""

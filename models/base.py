@@ -57,10 +57,16 @@ class Generation:
 
 
 class Model(ABC):
-    """Answers chats. name: its catalogue name; members: names of the models whose tokens are billed."""
+    """Answers chats. name: its catalogue name; members: names of the models whose tokens are billed.
+
+    runs_here: whether it computes on this machine. A call of such a model that a kill cut short is made again
+    under its hold. Anywhere else the call may be charged for, so its hold becomes unknown and the next try has
+    a hold of its own.
+    """
 
     name: str
     members: tuple[str, ...]
+    runs_here: bool = False
 
     @abstractmethod
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:

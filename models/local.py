@@ -176,6 +176,8 @@ class LocalModel(Model):
         unshared: token ids that do not mean the same to both models of a pair.
     """
 
+    runs_here = True
+
     def __init__(
         self,
         pool: LocalModels,

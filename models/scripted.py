@@ -39,6 +39,8 @@ class ScriptedModel(Model):
         InputError: the script is an empty list.
     """
 
+    runs_here = True
+
     def __init__(
         self,
         script: Script = "The answer is 42.",

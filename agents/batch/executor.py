@@ -237,7 +237,9 @@ class _Executor:
         task.parameters = digest(task.call.parameters)
         task.key, hold = self.steps.key_of(task), None
         if first is not None:
-            task.key, hold, task.failed_cost = next_try(self.ledger, task.key, task.parameters)
+            task.key, hold, task.failed_cost = next_try(
+                self.ledger, task.key, task.parameters, runs_here=task.call.model.runs_here
+            )
         if hold is None and self.tools.cache is not None:
             task.cached = self.tools.cache.key(task.call, task.parameters)
         return hold
@@ -260,11 +262,8 @@ class _Executor:
                     continue
                 if task.cached is not None:
                     self._in_flight[task.cached] = []
-        holds = self.ledger.reserve_many(
-            self.tools.resources.budget, [claim for _, claim in wanted], dispatch=True
-        )
         started = []
-        for (task, _), hold in zip(wanted, holds, strict=True):
+        for task, hold in self._holds(wanted):
             if isinstance(hold, Hold):
                 started.append(task)
             else:
@@ -272,6 +271,14 @@ class _Executor:
         group_size = max(1, min(BATCH_ROWS, int(GROUP_SECONDS / max(self._seconds, 1e-5))))
         for start in range(0, len(started), group_size):
             self._submit(self.steps.write, started[start : start + group_size])
+
+    def _holds(self, wanted: list[tuple[Task, Claim]]) -> Iterator[tuple[Task, Hold | ViaticumError]]:
+        """Reserve for calls. Those that are sent elsewhere are dispatched one by one, as they are sent."""
+        for here in (True, False):
+            part = [each for each in wanted if _runs_here(each[0]) is here]
+            claims = [claim for _, claim in part]
+            holds = self.ledger.reserve_many(self.tools.resources.budget, claims, dispatch=here)
+            yield from zip((task for task, _ in part), holds, strict=True)
 
     def _claim(self, task: Task) -> Claim:
         assert task.call is not None
@@ -444,3 +451,7 @@ class _Executor:
         )
         ahead = int(AHEAD_SECONDS * self.tools.concurrency / max(self._seconds, 1e-5))
         self._capacity = self.tools.concurrency + (0 if self._waiting_for_budget else min(MAX_AHEAD, ahead))
+
+
+def _runs_here(task: Task) -> bool:
+    return task.call is not None and task.call.model.runs_here

@@ -372,9 +372,10 @@ class _Run:
         return time.monotonic() - self._began
 
     def _unspent(self) -> int:
-        """Nano-dollars of the limit that are not posted."""
+        """Nano-dollars of the limit that are neither posted nor held for calls that a kill left unknown."""
         budget = self.ledger.budget(self.job.budget)
-        return max(0, (budget.left_nanousd or 0) + budget.held_nanousd)
+        lost = sum(hold.held_nanousd for hold in self.ledger.holds(self.job.budget, "unknown"))
+        return max(0, (budget.left_nanousd or 0) + budget.held_nanousd - lost)
 
 
 @contextmanager

@@ -128,13 +128,15 @@ class RowSteps:
         return len(plan.pairs) == 1 and get_strategy(plan.pairs[0].strategy).samples == 1
 
     def write(self, task: Task) -> Completion:
-        """Make one call, whose hold is dispatched already."""
+        """Make one call. Its hold is dispatched, or, where the call is sent elsewhere, only reserved."""
         call, limit = task.call, self.tools.resources.timeout
         assert call is not None
         began = time.monotonic()
         with settle_on_failure(self.ledger, task.key, call.model, call.messages, call.generation) as pieces:
             if self.cancelled.is_set():
                 raise Cancelled("the job ends before this call was made")
+            if not call.model.runs_here:
+                self.ledger.dispatch(task.key)
             for piece in pieces:
                 if isinstance(piece, Completion):
                     return piece

@@ -79,18 +79,24 @@ class ModelCall:
         return {"model": self.model.name, "messages": self.messages, **generation}
 
 
-def next_try(ledger: Ledger, first: str, parameters: str) -> tuple[str, Hold | None, int]:
+def next_try(
+    ledger: Ledger, first: str, parameters: str, *, runs_here: bool
+) -> tuple[str, Hold | None, int]:
     """The key of the next try of a call, its hold if a valid one exists, and the cost of earlier tries.
 
     Args:
         first: the key of the first try.
         parameters: the digest of the parameters of the call.
+        runs_here: of the model (see `Model`). Otherwise a call that was sent, and of which no text is kept, is
+            marked unknown: it may be charged for.
 
     Returns:
         key, hold or None, nano-dollars posted for earlier tries.
     """
     wasted = 0
-    for key, hold in tries(ledger, first):
+    for key, found in tries(ledger, first):
+        is_lost = found is not None and is_unanswered(found) and not runs_here
+        hold = ledger.abandon(key) if is_lost else found
         if hold is None or (hold.parameters == parameters and is_valid(hold)):
             return key, hold, wasted
         posts = [entry for entry in ledger.entries(key=key) if entry.kind == "post"]
@@ -113,11 +119,16 @@ def existing_tries(ledger: Ledger, first: str) -> Iterator[Hold]:
         yield hold
 
 
+def is_unanswered(hold: Hold) -> bool:
+    """Whether a call was sent, and its text has not been kept."""
+    return hold.state == "dispatched" and hold.result is None
+
+
 def is_valid(hold: Hold) -> bool:
     """Whether a hold belongs to a call that can continue, or has its text."""
     if hold.state in ("void", "expired"):
         return False
-    return hold.result is not None or hold.state == "dispatched"
+    return hold.result is not None or hold.state in ("reserved", "dispatched")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,22 +191,23 @@ class Calls:
                     f"the call {key!r} is {hold.state}, and no text of it was kept; take another key"
                 )
             completion = yield from self._generate(opened, key, messages, generation)
+            text = json.dumps(completion_to_json(completion))
         else:
-            completion = completion_from_json(json.loads(hold.result))
+            text = hold.result
+            completion = completion_from_json(json.loads(text))
             if completion.thinking:
                 yield ThinkingDelta(completion.thinking)
             yield completion.text
-        yield SettledCall(completion, self.ledger.settle(key, completion.usage.models))
+        yield SettledCall(completion, self.ledger.settle(key, completion.usage.models, text))
 
     def _generate(
         self, model: Model, key: str, messages: Sequence[Message], generation: Generation
     ) -> Generator[str | ThinkingDelta, None, Completion]:
-        """Yield pieces; return the completion, which is stored with the hold."""
+        """Yield pieces; return the completion."""
         self.ledger.dispatch(key)
         with settle_on_failure(self.ledger, key, model, messages, generation) as pieces:
             for piece in pieces:
                 if isinstance(piece, Completion):
-                    self.ledger.attach(key, json.dumps(completion_to_json(piece)))
                     return piece
                 yield piece
         raise AssertionError("a stream ends with its completion")

@@ -178,19 +178,22 @@ class Workflow:
         If the worst case of a pair does not fit, another pair is chosen. A model that fails before its first
         piece of text frees its hold; one that fails later, or is interrupted, is charged for what it
         generated. A further try, in this run or when the thread is continued, reserves anew. So does a try
-        after its hold's lease ran out: a hold that was never dispatched is free again, a dispatched one stays
-        charged as unknown until it is reconciled.
+        after its hold's lease ran out, or after a kill while the model was answering: a hold that was never
+        dispatched is free again, a dispatched one stays charged as unknown until it is reconciled.
         """
         allowance, call = self._allowance(state, runtime), self._model_call(state)
         if runtime.execution_info is not None and runtime.execution_info.node_attempt > 1:
             runtime.stream_writer({"again": runtime.execution_info.node_attempt})
         ledger = self.resources.ledger
-        key, hold, wasted = next_try(ledger, f"{state['run']}/{state['call']}", digest(call.parameters))
+        first, parameters = f"{state['run']}/{state['call']}", digest(call.parameters)
+        key, hold, wasted = next_try(ledger, first, parameters, runs_here=call.model.runs_here)
         if hold is None:
             try:
                 hold = self._reserve(state, runtime, allowance.budget, key, call)
             except BudgetExceeded as error:
                 return self._on_budget_exceeded(state, runtime, error, wasted)
+        elif hold.state == "reserved":
+            hold = ledger.dispatch(key)
         if hold.result is None:
             completion = self._generate(key, call, runtime, allowance.timeout)
             entry = ledger.settle(key, completion.usage.models, json.dumps(completion_to_json(completion)))

@@ -518,3 +518,16 @@ def test_texts_of_every_kind_come_back_as_they_were(ledger: Ledger) -> None:
     hold = ledger.hold(name)
     assert hold is not None
     assert (hold.tags, hold.result) == ({name: name}, json.dumps({"?": "%s\n\u0000€"}))
+
+
+def test_a_call_whose_maker_is_gone_is_unknown_before_its_lease_ends(ledger: Ledger) -> None:
+    ledger.create("demo", limit_nanousd=1000)
+    ledger.reserve("demo", "a", CALL, PRICES)
+    assert ledger.abandon("a").state == "reserved", "it was not sent"
+    ledger.dispatch("a")
+    assert [ledger.abandon("a").state, ledger.abandon("a").state] == ["unknown"] * 2
+    assert [entry.kind for entry in ledger.entries(key="a")] == ["reserve", "dispatch", "unknown"]
+    assert ledger.budget("demo").held_nanousd > 0
+    assert ledger.settle("a", USED).kind == "post", "its maker was there after all"
+    assert ledger.abandon("a").state == "posted"
+    assert ledger.check() == []

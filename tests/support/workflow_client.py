@@ -18,6 +18,8 @@ SMALL, LARGE = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"
 class ScriptedModel(Model):
     """Generates the same text each time: 100 tokens read, 20 generated."""
 
+    runs_here = True
+
     def __init__(self, name: str, text: str, pause: float = 0.0) -> None:
         self.name, self.members, self.text, self.pause, self.calls = name, (name,), text, pause, 0
 

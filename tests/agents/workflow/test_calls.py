@@ -49,6 +49,13 @@ def test_holds_the_worst_case_then_posts_the_truth(ledger: Ledger) -> None:
     assert standing(ledger) == (5 * WORD, 0)
 
 
+def test_usage_and_text_are_posted_in_one_transaction(ledger: Ledger) -> None:
+    list(calls_of(ledger, ScriptedModel("four five")).stream("b", "k", "scripted", CHAT, SHORT))
+    entries = ledger.entries(key="k")
+    assert [entry.kind for entry in entries] == ["reserve", "dispatch", "post"]
+    assert "result" in entries[-1].note, "a kill before it charges nothing, one after it loses nothing"
+
+
 def test_the_same_call_again_is_free_and_another_under_its_key_is_refused(ledger: Ledger) -> None:
     model = ScriptedModel("four five")
     calls = calls_of(ledger, model)
