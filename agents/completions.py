@@ -17,7 +17,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from viaticum import strategies
 from viaticum.agents.cancellation import CallerGone, CancellationToken
 from viaticum.agents.client import Viaticum
-from viaticum.agents.workflow.calls import Calls, SettledCall
+from viaticum.agents.workflow.calls import Calls, SettledCall, WatchedStream
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, ThinkingPiece
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
@@ -30,7 +30,6 @@ from viaticum.routers.query import Policy
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.types import (
     Answer,
-    Completion,
     Message,
     Pair,
     Query,
@@ -177,7 +176,7 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEv
         replace(generation, extra=request.extra),
         tags={"strategy": "chat"},
     ):
-        if not started:
+        if not started and event != "":  # an error before the first text is one of the request
             yield CompletionStarted(request.name)
             started = True
         if isinstance(event, SettledCall):
@@ -318,7 +317,4 @@ class CancellableModel(Model):
             self.token.wait()
         except CallerGone:  # as an error: nothing was read, so nothing is charged
             raise ModelError("whoever asked went away before the model began") from None
-        for piece in self.model.stream(messages, generation):
-            yield piece
-            if not isinstance(piece, Completion):
-                self.token.wait()
+        return WatchedStream(self.model.stream(messages, generation), before=self.token.wait)

@@ -363,7 +363,7 @@ class Ledger(ScopeLedger):
         return postings.expire_lease(rows, self._chain(rows, lineage), lineage, hold)
 
     def abandon(self, key: str) -> Hold:
-        """Mark a dispatched call as unknown before its lease ends, because whoever made it is gone. Idempotent.
+        """Mark a dispatched call as unknown before its lease ends: whoever made it is gone. Idempotent.
 
         It stays charged until `settle` or `void` says what became of it. A hold in another state stays as it
         is.

@@ -59,9 +59,9 @@ class Generation:
 class Model(ABC):
     """Answers chats. name: its catalogue name; members: names of the models whose tokens are billed.
 
-    runs_here: whether it computes on this machine. A call of such a model that a kill cut short is made again
-    under its hold. Anywhere else the call may be charged for, so its hold becomes unknown and the next try has
-    a hold of its own.
+    runs_here: whether it computes on this machine, so that a call which a kill cut short is made again under
+    its hold. Anywhere else that call may be charged for: its hold becomes unknown, and the next try has one
+    of its own.
     """
 
     name: str
@@ -80,7 +80,8 @@ class Model(ABC):
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[StreamPiece]:
         """Yield pieces of text and thought as they come, then the completion.
 
-        Closing the iterator ends the call.
+        Closing the iterator ends the call. A model that may be silent for long yields empty pieces meanwhile,
+        at which its caller can end it.
         """
 
     def count(self, text: str) -> int:

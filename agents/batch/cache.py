@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from viaticum.agents.workflow.calls import ModelCall
+from viaticum.agents.workflow.calls import ModelCall, WatchedStream
 from viaticum.agents.workflow.serialization import completion_from_json
 from viaticum.budgets.records import Hold, digest
 from viaticum.catalogue import Catalogue, ModelSpec
@@ -182,15 +182,15 @@ class CachedModel(Model):
     def stream(self, messages: Sequence[Message], generation: Generation) -> Iterator[StreamPiece]:
         parameters, key, known = self._find(messages, generation)
         if known is not None:
-            if known.completion.thinking:
-                yield ThinkingDelta(known.completion.thinking)
-            yield known.completion.text
-            yield as_cached(known.completion, self.model)
-            return
-        for piece in self.model.stream(messages, generation):
+            thinking, text = known.completion.thinking, known.completion.text
+            pieces: list[StreamPiece] = [ThinkingDelta(thinking)] if thinking else []
+            return iter([*pieces, text, as_cached(known.completion, self.model)])
+
+        def note(piece: StreamPiece) -> None:
             if isinstance(piece, Completion) and key is not None:
                 self.cache.note_written(parameters, key)
-            yield piece
+
+        return WatchedStream(self.model.stream(messages, generation), seen=note)
 
     def _find(
         self, messages: Sequence[Message], generation: Generation

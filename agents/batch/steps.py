@@ -24,13 +24,13 @@ from viaticum.agents.batch.results import (
     read_row,
     row_from_workflow,
 )
-from viaticum.agents.workflow.calls import ModelCall, settle_on_failure
+from viaticum.agents.workflow.calls import ModelCall, settle_on_failure, timed_out
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.state import RowAllowance, State
 from viaticum.budgets.records import worst_costs
-from viaticum.errors import ModelError, ModelUnavailable
+from viaticum.errors import ModelError
 from viaticum.generation import NO_SETTINGS
 from viaticum.jobs import JobRow
 from viaticum.models.settings import chat_messages
@@ -141,11 +141,9 @@ class RowSteps:
                 if isinstance(piece, Completion):
                     return piece
                 if self.cancelled.is_set():
-                    raise Cancelled("the job ends; what was written is charged")
+                    raise pieces.ended_by_caller(Cancelled("the job ends; what was written is charged"))
                 if limit is not None and time.monotonic() - began > limit:
-                    raise ModelUnavailable(
-                        f"{call.model.name} did not end within {limit:g} seconds; what it wrote is charged"
-                    )
+                    raise pieces.ended_by_caller(timed_out(call.model, limit))
         raise AssertionError("a stream ends with its completion")
 
     def read(self, task: Task) -> JobRow | None:

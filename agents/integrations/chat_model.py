@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from decimal import Decimal
 from operator import itemgetter
@@ -40,7 +41,7 @@ from viaticum.agents.integrations.structured_output import Method, structured, t
 from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
-from viaticum.agents.workflow.threads import in_own_context, iterate_in_thread
+from viaticum.agents.workflow.threads import StreamThread, in_own_context
 from viaticum.budgets import Budget
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
@@ -170,11 +171,12 @@ class ChatViaticum(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        async for message in iterate_in_thread(self._chunks(messages, stop, kwargs)):
-            chunk = ChatGenerationChunk(message=message)
-            if run_manager is not None and (message.content or message.additional_kwargs):
-                await run_manager.on_llm_new_token(str(message.content), chunk=chunk)
-            yield chunk
+        async with aclosing(StreamThread(self._chunks(messages, stop, kwargs)).items()) as items:
+            async for message in items:
+                chunk = ChatGenerationChunk(message=message)
+                if run_manager is not None and (message.content or message.additional_kwargs):
+                    await run_manager.on_llm_new_token(str(message.content), chunk=chunk)
+                yield chunk
 
     def _chunks(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]

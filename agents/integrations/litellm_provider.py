@@ -9,15 +9,15 @@ Leaves out the other direction, LiteLLM's models in the catalogue: see `models.r
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from functools import cache
 from typing import Any
 
 from langchain_core.messages import AIMessageChunk, BaseMessage, convert_to_messages
 
 from viaticum.agents.integrations.chat_model import ChatViaticum
-from viaticum.agents.workflow.threads import iterate_in_thread
+from viaticum.agents.workflow.threads import StreamThread
 from viaticum.errors import (
     AuthenticationFailed,
     BudgetClosed,
@@ -37,6 +37,7 @@ from viaticum.models.remote.model import load_litellm
 from viaticum.money import NANOUSD_PER_USD
 
 PROVIDER = "viaticum"
+START_SECONDS = 0.5  # in which an error is one of the call, not of its stream
 # OpenAI's parameters under other names, and parameters that LiteLLM adds for itself.
 _RENAMED = {"max_completion_tokens": "max_tokens"}
 _LEFT_OUT = {"stream", "stream_options", "extra_body", "max_retries"}
@@ -92,8 +93,21 @@ class _Handler:
         except ViaticumError as error:
             raise _as_litellm(error, model) from error
 
-    async def acompletion(self, *args: Any, **kwargs: Any) -> Any:
-        return await asyncio.to_thread(self.completion, *args, **kwargs)
+    async def acompletion(
+        self,
+        model: str,
+        messages: list[Any],
+        *args: Any,
+        model_response: Any,
+        optional_params: dict[str, Any],
+        **_: Any,
+    ) -> Any:
+        stream = StreamThread(self._chunks(model, messages, optional_params))
+        try:
+            async with aclosing(stream.items()) as chunks:
+                return _fill(model_response, model, [chunk async for chunk in chunks])
+        except ViaticumError as error:
+            raise _as_litellm(error, model) from error
 
     def streaming(
         self, model: str, messages: list[Any], *args: Any, optional_params: dict[str, Any], **_: Any
@@ -106,9 +120,28 @@ class _Handler:
             raise _as_litellm(error, model) from error
         return self._continue(model, first, chunks)
 
-    def astreaming(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """LiteLLM calls this in a thread of its own, so that it may block on the first piece."""
-        return iterate_in_thread(self.streaming(*args, **kwargs))
+    def astreaming(
+        self, model: str, messages: list[Any], *args: Any, optional_params: dict[str, Any], **_: Any
+    ) -> AsyncIterator[Any]:
+        """Wait a moment for the first chunk, as `streaming` does; LiteLLM calls this outside the event loop.
+
+        No longer, because a thread that waits here does not see that the caller is cancelled.
+        """
+        stream = StreamThread(self._chunks(model, messages, optional_params))
+        try:
+            stream.wait(START_SECONDS)
+        except ViaticumError as error:
+            raise _as_litellm(error, model) from error
+        return self._acontinue(model, stream)
+
+    async def _acontinue(self, model: str, stream: StreamThread[AIMessageChunk]) -> AsyncIterator[Any]:
+        try:
+            async with aclosing(stream.items()) as chunks:
+                async for chunk in chunks:
+                    for piece in _pieces(chunk):
+                        yield piece
+        except ViaticumError as error:
+            raise _as_litellm(error, model) from error
 
     def _continue(
         self, model: str, first: AIMessageChunk, chunks: Generator[AIMessageChunk, None, None]

@@ -13,12 +13,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from viaticum.agents.workflow.serialization import completion_from_json, completion_to_json
+from viaticum.agents.workflow.threads import is_caller_gone
 from viaticum.budgets import Entry, Hold, Ledger
 from viaticum.catalogue import Catalogue
-from viaticum.errors import HoldError, LedgerError, ProviderTimeout
+from viaticum.errors import HoldError, LedgerError, ModelError, ModelUnavailable, ProviderTimeout
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.settings import prompt, resolve
@@ -28,6 +29,7 @@ from viaticum.valid_text import ValidPieces, valid_text
 
 _ALWAYS_STORED = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "extra")
 _DEFAULTS = Generation()
+NOBODY_WAITS = "nobody waits for this answer any more; what was read and written is charged"
 
 
 def generation_parameters(generation: Generation) -> dict[str, Any]:
@@ -42,6 +44,9 @@ def generation_parameters(generation: Generation) -> dict[str, Any]:
         for name in names
         if name in _ALWAYS_STORED or getattr(generation, name) != getattr(_DEFAULTS, name)
     }
+
+
+E = TypeVar("E", bound=Exception)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +84,14 @@ class ModelCall:
         return {"model": self.model.name, "messages": self.messages, **generation}
 
 
-def next_try(
-    ledger: Ledger, first: str, parameters: str, *, runs_here: bool
-) -> tuple[str, Hold | None, int]:
+def next_try(ledger: Ledger, first: str, parameters: str, *, runs_here: bool) -> tuple[str, Hold | None, int]:
     """The key of the next try of a call, its hold if a valid one exists, and the cost of earlier tries.
 
     Args:
         first: the key of the first try.
         parameters: the digest of the parameters of the call.
-        runs_here: of the model (see `Model`). Otherwise a call that was sent, and of which no text is kept, is
-            marked unknown: it may be charged for.
+        runs_here: of the model (see `Model`). If it does not, a call that was sent and of which no text is
+            kept is marked unknown: it may be charged for.
 
     Returns:
         key, hold or None, nano-dollars posted for earlier tries.
@@ -209,12 +212,49 @@ class Calls:
             for piece in pieces:
                 if isinstance(piece, Completion):
                     return piece
+                if is_caller_gone():
+                    raise pieces.ended_by_caller(ModelError(NOBODY_WAITS))
                 yield piece
         raise AssertionError("a stream ends with its completion")
 
 
+class WatchedStream(Iterator[StreamPiece]):
+    """Another stream, watched. What else it offers (`close`, what it received) is offered here too.
+
+    Args:
+        before: called before each piece but the first is requested; an error ends the stream.
+        seen: called with each piece that came.
+    """
+
+    def __init__(
+        self,
+        pieces: Iterator[StreamPiece],
+        *,
+        before: Callable[[], None] = lambda: None,
+        seen: Callable[[StreamPiece], None] = lambda piece: None,
+    ) -> None:
+        self._pieces, self._before, self._seen = pieces, before, seen
+        self._is_first = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pieces, name)
+
+    def __next__(self) -> StreamPiece:
+        if not self._is_first:
+            self._before()
+        piece = next(self._pieces)
+        self._is_first = isinstance(piece, Completion)
+        self._seen(piece)
+        return piece
+
+
 class CallStream(Iterator[StreamPiece]):
-    """The stream of one call, begun when the first piece is requested. written: what is billed so far."""
+    """The stream of one call, begun when the first piece is requested. written: what is billed so far.
+
+    is_ended_by_caller: the model did nothing wrong, so that at least the prompt is charged.
+    """
+
+    is_ended_by_caller = False
 
     def __init__(self, model: Model, messages: Sequence[Message], generation: Generation) -> None:
         self._begin = partial(model.stream, messages, generation)
@@ -238,6 +278,16 @@ class CallStream(Iterator[StreamPiece]):
         received = getattr(self._pieces, "received", None)
         return "".join(self._written) if received is None else valid_text(received)
 
+    @property
+    def is_sent(self) -> bool:
+        """Whether a provider may be at work, which no model is before the first piece was requested."""
+        return self._pieces is not None and getattr(self._pieces, "is_sent", True)
+
+    def ended_by_caller(self, error: E) -> E:
+        """The error to raise where the caller ends a call that was sent."""
+        self.is_ended_by_caller = True
+        return error
+
     def close(self) -> None:
         """Free the slot of a local model or the connection of a remote one."""
         close = getattr(self._pieces, "close", None)
@@ -254,8 +304,10 @@ def settle_on_failure(
     try:
         yield stream
     except BaseException as error:
+        cancelled = stream.is_sent and (stream.is_ended_by_caller or is_caller_cancelled(error))
+        stream.close()  # first, since it takes what has arrived and was not yielded
         with suppress(LedgerError):  # the error to raise is the one that stopped the model
-            end_hold(ledger, key, model, stream.written, cancelled=is_caller_cancelled(error))
+            end_hold(ledger, key, model, stream.written, cancelled=cancelled)
         raise
     finally:
         stream.close()
@@ -282,6 +334,13 @@ def end_hold(ledger: Ledger, key: str, model: Model, text: str, *, cancelled: bo
         ledger.settle(key, used)
     else:
         ledger.void(key)
+
+
+def timed_out(model: Model, seconds: float) -> ModelUnavailable:
+    """The error of a call that the caller ends because it takes too long."""
+    return ModelUnavailable(
+        f"{model.name} did not end within {seconds:g} seconds; what it read and wrote is charged"
+    )
 
 
 def is_caller_cancelled(error: BaseException) -> bool:

@@ -46,9 +46,11 @@ from viaticum.agents.workflow.approval import (
 )
 from viaticum.agents.workflow.callbacks import StreamReporter
 from viaticum.agents.workflow.calls import (
+    NOBODY_WAITS,
     ModelCall,
     next_try,
     settle_on_failure,
+    timed_out,
 )
 from viaticum.agents.workflow.estimates import estimate, output_limit
 from viaticum.agents.workflow.nodes import Node, is_stopped
@@ -355,14 +357,12 @@ class Workflow:
                     if isinstance(piece, Completion):
                         reporter.end(piece)
                         return piece
-                    reporter.piece(piece)
+                    if piece:
+                        reporter.piece(piece)
                     if is_stopped(runtime):
-                        raise ModelError("nobody waits for this answer any more; what was written is charged")
+                        raise pieces.ended_by_caller(ModelError(NOBODY_WAITS))
                     if timeout is not None and time.monotonic() - began > timeout:
-                        raise ModelUnavailable(
-                            f"{call.model.name} did not end within {timeout:g} seconds; "
-                            "what it wrote is charged"
-                        )
+                        raise pieces.ended_by_caller(timed_out(call.model, timeout))
             except BaseException as error:
                 reporter.fail(error)
                 raise

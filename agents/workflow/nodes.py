@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.runtime import RunControl, Runtime, get_runtime
 
 from viaticum.agents.workflow.state import Allowance
-from viaticum.agents.workflow.threads import ThreadPool
-
-_stopped: ContextVar[threading.Event | None] = ContextVar("viaticum_stopped", default=None)
+from viaticum.agents.workflow.threads import ThreadPool, is_caller_gone, watched_context
 
 
 class StoppableRun(RunControl):
@@ -34,8 +32,7 @@ class StoppableRun(RunControl):
 
 def is_stopped(runtime: Runtime[Any]) -> bool:
     """Whether the caller of this run, or of this step, is gone."""
-    step = _stopped.get()
-    return (step is not None and step.is_set()) or bool(getattr(runtime.control, "stopped", False))
+    return is_caller_gone() or bool(getattr(runtime.control, "stopped", False))
 
 
 class Node(Runnable[Any, Any]):
@@ -52,8 +49,8 @@ class Node(Runnable[Any, Any]):
         return self._function(input, get_runtime(Allowance))
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        stopped, context, runtime = threading.Event(), copy_context(), get_runtime(Allowance)
-        context.run(_stopped.set, stopped)
+        stopped, runtime = threading.Event(), get_runtime(Allowance)
+        context = watched_context(stopped, copy_context())
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(

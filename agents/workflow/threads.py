@@ -1,4 +1,8 @@
-"""Threads for blocking code that an event loop calls: a pool, and blocking iterators as asynchronous ones."""
+"""Threads for blocking code that an event loop calls: a pool, and blocking iterators as asynchronous ones.
+
+None of it runs on the default executor of the caller's event loop, whose few threads also resolve names.
+When the caller is cancelled, `is_caller_gone` becomes true in the code that runs for it.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,28 @@ import asyncio
 import contextvars
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
 
 from viaticum.errors import ClientClosed
 
 Item = TypeVar("Item")
+_gone: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("viaticum_gone", default=None)
+
+
+def is_caller_gone() -> bool:
+    """Whether the coroutine that this code runs for was cancelled."""
+    gone = _gone.get()
+    return gone is not None and gone.is_set()
+
+
+def watched_context(gone: threading.Event, context: contextvars.Context) -> contextvars.Context:
+    """The context, in which `is_caller_gone` is true once `gone` is set."""
+    context.run(_gone.set, gone)
+    return context
 
 
 class ThreadPool:
@@ -51,7 +70,7 @@ class ThreadPool:
     async def iterate(self, start: Callable[[], Iterator[Item]]) -> AsyncIterator[Item]:
         """Yield the items of an iterator that runs on one thread of the pool, as they arrive.
 
-        If the caller is cancelled, the iterator is closed at its next item.
+        If the caller is cancelled, the iterator is closed at its next item, or ends by `is_caller_gone`.
         """
         loop, items = asyncio.get_running_loop(), asyncio.Queue[Any]()
         cancelled, end = threading.Event(), object()
@@ -65,10 +84,14 @@ class ThreadPool:
                     loop.call_soon_threadsafe(items.put_nowait, item)
                     if cancelled.is_set():
                         break
+            except Exception:
+                if not cancelled.is_set():  # else nobody is there to be told
+                    raise
             finally:
                 iterator.close()  # type: ignore[attr-defined]
 
-        future = loop.run_in_executor(self.executor, work)
+        context = watched_context(cancelled, contextvars.Context())
+        future = loop.run_in_executor(self.executor, context.run, work)
         future.add_done_callback(lambda _: items.put_nowait(end))
         try:
             while (item := await items.get()) is not end:
@@ -80,24 +103,44 @@ class ThreadPool:
                 await asyncio.wait([future])
 
 
-async def iterate_in_thread(events: Generator[Item, None, None]) -> AsyncIterator[Item]:
-    """The events of a blocking generator, each awaited in a thread.
+class StreamThread(Generic[Item]):
+    """The items of a blocking generator, each made when it is asked for, in a thread of its own.
 
-    It is closed when the caller is cancelled.
+    The first is asked for at once. When the coroutine that iterates is cancelled, or nobody has this object
+    any more, the generator is closed at its next item, or ends by `is_caller_gone`.
     """
-    end = object()
-    step: asyncio.Future[Any] | None = None
-    try:
-        while True:
-            step = asyncio.ensure_future(asyncio.to_thread(next, events, end))
-            event = await asyncio.shield(step)
-            if event is end:
-                return
-            yield event
-    finally:
-        if step is not None and not step.done():  # cancelled: a generator that runs cannot be closed
-            await asyncio.wait([step])
-        await asyncio.to_thread(events.close)
+
+    def __init__(self, events: Generator[Item, None, None]) -> None:
+        gone = threading.Event()
+        weakref.finalize(self, gone.set)
+        self._events, self._gone, self._end = events, gone, object()
+        self._context = watched_context(gone, contextvars.copy_context())
+        self._executor = ThreadPoolExecutor(1, "viaticum-stream")
+        self._step = self._ask()
+
+    def _ask(self) -> Future[Any]:
+        context, events, end = self._context, self._events, self._end  # not self: see finalize
+        return self._executor.submit(lambda: context.run(next, events, end))
+
+    def wait(self, seconds: float) -> None:
+        """Return when the first item is there, or the time is over. Raises the error in its place."""
+        with suppress(TimeoutError):
+            self._step.result(seconds)
+
+    async def items(self) -> AsyncGenerator[Item, None]:
+        try:
+            while (item := await asyncio.shield(asyncio.wrap_future(self._step))) is not self._end:
+                yield item
+                self._step = self._ask()
+        finally:
+            self._gone.set()
+            if not self._step.done():  # a generator that runs cannot be closed
+                step = asyncio.wrap_future(self._step)
+                await asyncio.wait([step])
+                step.exception()  # nobody is there to be told
+            closed = self._executor.submit(self._context.run, self._events.close)
+            self._executor.shutdown(wait=False)
+            await asyncio.wrap_future(closed)
 
 
 def in_own_context(events: Generator[Item, None, None]) -> Generator[Item, None, None]:
@@ -105,8 +148,9 @@ def in_own_context(events: Generator[Item, None, None]) -> Generator[Item, None,
 
     A graph that runs inside another one would otherwise inherit its thread id and checkpoints.
     """
-    context = contextvars.Context()
-    end = object()
+    context, end, gone = contextvars.Context(), object(), _gone.get()
+    if gone is not None:
+        context = watched_context(gone, context)
     try:
         while (event := context.run(next, events, end)) is not end:
             yield event  # type: ignore[misc]

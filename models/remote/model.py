@@ -2,8 +2,9 @@
 
 A call is retried only while none of its text has come, and only for errors where a retry can help. The
 max_tokens that is sent is the number that was reserved. LiteLLM's own retries are off, so that every request
-is made here. Needs the extra `remote`; LiteLLM is imported at the first call, with its price list from its
-package instead of the network.
+is made here. While nothing can be shown (the provider is silent, arguments of a tool arrive, a retry waits),
+a stream yields an empty piece every quarter of a second, so that its caller can end it. Needs the extra
+`remote`; LiteLLM is imported at the first call, with its price list from its package instead of the network.
 
 Leaves out prices (`models.remote.prices`), the meaning of errors (`models.remote.errors`) and budgets.
 """
@@ -26,6 +27,7 @@ from viaticum.catalogue import ModelSpec
 from viaticum.errors import InputError, MissingExtra, PromptTooLong
 from viaticum.models.api_keys import api_key, require_key
 from viaticum.models.base import Generation, Model, StreamPiece
+from viaticum.models.remote.connection import HEARTBEAT_SECONDS, RemoteCall
 from viaticum.models.remote.errors import retry_after, translate_error, wait_before_retry
 from viaticum.models.remote.prices import check_cache_writes, cost_mismatch
 from viaticum.models.remote.prompt_tokens import TOKENIZERS, PromptRatio, named_counter
@@ -83,6 +85,7 @@ def load_litellm() -> Any:
     if first:  # a program that uses LiteLLM itself keeps its own settings
         litellm.suppress_debug_info = True
         litellm.telemetry = False
+        litellm.disable_aiohttp_transport = True  # one HTTP client, whose errors have one meaning
         litellm.disable_streaming_logging = True  # a thread and an event loop for every chunk
     return litellm
 
@@ -104,11 +107,11 @@ class RemoteModel(Model):
 
     Args:
         key: API key; by default the one in the environment variable that the entry names.
-        sleep: replaced in tests.
+        sleep: waits before a try, in place of the clock; for tests.
     """
 
     def __init__(
-        self, spec: ModelSpec, *, key: str | None = None, sleep: Callable[[float], None] = time.sleep
+        self, spec: ModelSpec, *, key: str | None = None, sleep: Callable[[float], None] | None = None
     ) -> None:
         if spec.kind != "remote":
             raise InputError(f"{spec.name} is a {spec.kind} model, not a remote one")
@@ -204,7 +207,7 @@ class RemoteModel(Model):
         return RemoteStream(self, messages, generation)
 
     def request(self, messages: Sequence[Message], generation: Generation) -> dict[str, Any]:
-        """Return the arguments of `litellm.completion`.
+        """Return the arguments of `litellm.acompletion`.
 
         Raises:
             InputError: `generation.extra` has a parameter that is not passed on.
@@ -330,7 +333,12 @@ def _body(generation: Generation) -> dict[str, Any]:
 
 
 class RemoteStream(Iterator[StreamPiece]):
-    """The stream of one call. received: all that is billed so far: text, thought, tool calls."""
+    """The stream of one call. received: all that is billed so far: text, thought, tool calls.
+
+    is_sent: whether the provider is at work, and not only waited for.
+    """
+
+    is_sent = False
 
     def __init__(self, model: RemoteModel, messages: Sequence[Message], generation: Generation) -> None:
         self.model, self.messages, self.generation = model, messages, generation
@@ -359,29 +367,58 @@ class RemoteStream(Iterator[StreamPiece]):
         request = self.model.request(self.messages, self.generation)
         for tries in itertools.count(1):
             self._response = self._new_response()
-            response: Any = None
+            waits: list[float] = []
             try:
-                # A retry has waited already.
-                with self.model._rate_limiter.acquire(self.model._sleep if tries == 1 else _no_wait):
-                    response = load_litellm().completion(**request)
-                    self.model._rate_limiter.update(headers_of(response))
-                    for chunk in response if request.get("stream") else [response]:
-                        yield from self._response.add(chunk)
+                with self.model._rate_limiter.acquire(waits.append):
+                    if waits and tries == 1:  # a retry has waited already
+                        yield from self._wait(waits[0])
+                    response = yield from self._call(request)
                 self._response.check_ended(response, spec.name)
                 yield from self._response.finish()
                 break
             except Exception as error:
+                self.is_sent = False
                 retries = RETRIES if spec.max_retries is None else spec.max_retries
                 wait = wait_before_retry(error, tries)
                 if (requested := retry_after(error)) is not None:
                     self.model._rate_limiter.block(requested)
                 if self._response.has_output or wait is None or tries > retries:
                     raise translate_error(error, spec, request.get("api_key")) from error
-            finally:
-                _close(response)
             _log.info("%s: try %d failed; next try in %.1f s", spec.name, tries, wait)
-            self.model._sleep(wait)
+            yield from self._wait(wait)
         yield self._completion(response, time.perf_counter() - started)
+
+    def _call(self, request: dict[str, Any]) -> Generator[StreamPiece, None, Any]:
+        """Make one request and yield what may be shown; return LiteLLM's response.
+
+        Closed early, it takes what had arrived by then: the provider charges for it.
+        """
+        self.is_sent = True
+        call, has_begun, shown = RemoteCall(load_litellm().acompletion, request), False, time.monotonic()
+        try:
+            for chunk in call.chunks():
+                if not has_begun and call.response is not None:
+                    has_begun = True
+                    self.model._rate_limiter.update(headers_of(call.response))
+                pieces = self._response.add(chunk) if chunk is not None else []
+                if not pieces and time.monotonic() - shown >= HEARTBEAT_SECONDS:
+                    pieces = [""]
+                if pieces:
+                    yield from pieces
+                    shown = time.monotonic()
+        finally:
+            for chunk in call.close():
+                self._response.add(chunk)
+        return call.response
+
+    def _wait(self, seconds: float) -> Generator[StreamPiece, None, None]:
+        if self.model._sleep is not None:
+            self.model._sleep(seconds)
+            return
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, HEARTBEAT_SECONDS))
+            yield ""
 
     def _completion(self, response: Any, seconds: float) -> Completion:
         partial, spec = self._response, self.model.spec
@@ -437,10 +474,6 @@ def _without_thinking(generation: Generation) -> bool:
     )
 
 
-def _no_wait(seconds: float) -> None:
-    return None
-
-
 def _knows_tokenizer(litellm_model: str) -> bool:
     """Whether the model is OpenAI's own and its tokenizer is in LiteLLM's package."""
     litellm = load_litellm()
@@ -472,16 +505,3 @@ def _fields_beside_content(message: Message) -> dict[str, Any]:
 
 def _bytes(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode()) if value else 0
-
-
-def _close(response: Any) -> None:
-    """Close the HTTP response under a stream; else the provider goes on writing, and charging."""
-    stream = getattr(response, "completion_stream", None)
-    for closable in (
-        stream,
-        getattr(stream, "response_iterator", None),
-        getattr(stream, "streaming_response", None),
-    ):
-        close = getattr(closable, "close", None)
-        if callable(close):
-            close()

@@ -1,4 +1,4 @@
-"""A process that is killed while a model answers: the call stays charged as unknown, the next try is another."""
+"""A process that is killed while a model answers: the call stays charged, the next try is another call."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_a_call_that_a_kill_left_unanswered_is_unknown(tmp_path: Path, work: Cal
         (lost,) = ledger.holds(state="unknown")
         retried = ledger.hold(f"{lost.key}.2")
         budget = ledger.budget(lost.budget)
-    assert states.count("posted") == (1 if work is solve else COUNT), "calls that are sent later were not lost"
+    assert states.count("posted") == (1 if work is solve else COUNT), (
+        "calls that are sent later were not lost"
+    )
     assert len(states) == states.count("posted") + 1
     assert retried is not None
     assert (retried.state, retried.parameters) == ("posted", lost.parameters)

@@ -61,7 +61,7 @@ def model_for(server: OpenAIServer, **fields: Any) -> tuple[RemoteModel, list[fl
 def ask(model: RemoteModel, chat: Sequence[Message] = CHAT, **settings: Any) -> tuple[list[str], Completion]:
     *pieces, completion = model.stream(chat, Generation(50, **settings))
     assert isinstance(completion, Completion)
-    return [piece for piece in pieces if isinstance(piece, str)], completion
+    return [piece for piece in pieces if isinstance(piece, str) and piece], completion
 
 
 # LiteLLM's two ways to make a call: through OpenAI's client, and through its own.
@@ -533,7 +533,8 @@ def test_reasoning_and_tool_calls_of_an_early_end_are_charged(server: OpenAIServ
     ]
     events.close()  # type: ignore[attr-defined]
     (posted,) = [entry for entry in ledger.entries("b") if entry.kind == "post"]
-    assert posted.usage["far"].output_tokens == len("you let me think")
+    most = len("let me thinkyou said: hello big world")  # what had arrived by then is charged too
+    assert len("let me thinkyou ") <= posted.usage["far"].output_tokens <= most
 
 
 def test_tools_come_back_from_the_ledger_as_they_were(server: OpenAIServer, ledger: Ledger) -> None:

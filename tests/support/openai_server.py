@@ -43,6 +43,7 @@ class OpenAIServer:
     foreign: list[dict[str, Any]] = field(default_factory=list)
     hung_up: threading.Event = field(default_factory=threading.Event)
     pause: float = 0.0  # seconds before each piece of a stream
+    thought_pause: float = 0.0  # the same, of a thought
     text: str | None = None
     usage: dict[str, Any] | None = None  # laid over the usage it reports
     usages: list[dict[str, Any]] = field(default_factory=list)  # in its place, in chunks of their own
@@ -63,6 +64,7 @@ class OpenAIServer:
         self.script, self.requests, self.pause, self.text, self.usage = [], [], 0.0, None, None
         self.foreign = []
         self.usages, self.received_headers, self.deltas, self.finish = [], [], [], None
+        self.thought_pause = 0.0
         self.headers, self.thought, self.thought_as, self.piece = {}, None, "reasoning_content", None
         self.hung_up.clear()
 
@@ -141,6 +143,7 @@ class OpenAIServer:
             if behaviour == "break at once":
                 raise ConnectionError("the server breaks off before its first word")
             for part in self.cut(self.field_thought):
+                await asyncio.sleep(self.thought_pause)
                 yield event({self.thought_as: self.thought_value(part)})
             for index, word in enumerate(self.cut("" if self.deltas else message["content"] or "")):
                 await asyncio.sleep(self.pause)
