@@ -17,7 +17,13 @@ from typing import Any, TypeVar
 
 from viaticum.agents.cancellation import CallerGone
 from viaticum.agents.client import Viaticum
-from viaticum.agents.completions import CompletionFinished, CompletionRequest, check_name, complete
+from viaticum.agents.completions import (
+    CompletionEvent,
+    CompletionFinished,
+    CompletionRequest,
+    check_name,
+    complete,
+)
 from viaticum.agents.openai_api.errors import model_not_found, shutting_down
 from viaticum.agents.server.admission import ConcurrencyLimiter, TokenBuckets
 from viaticum.agents.server.api_keys import ApiKeyStore
@@ -25,9 +31,9 @@ from viaticum.agents.server.auth import Authenticator, Caller
 from viaticum.agents.server.metrics import Metrics
 from viaticum.agents.server.run import CostSummary, Limits, Run, RunItem
 from viaticum.agents.workflow.settings import AUTO
-from viaticum.errors import UnknownName
+from viaticum.errors import UnknownName, ViaticumError
 from viaticum.routers.query import parse_policy
-from viaticum.types import split_model
+from viaticum.types import ThinkingDelta, Usage, split_model
 
 Result = TypeVar("Result")
 
@@ -162,16 +168,32 @@ class Service:
             if index:
                 settings = settings.model_copy(update={"seed": (settings.seed or 0) + index})
             choice = replace(request, key=f"{run.id}-{index}", settings=settings)
+            for event in self._choice(run, choice, index):
+                if isinstance(event, CompletionFinished):
+                    cost += event.cost
+                    self.metrics.count_tokens(event.usage)
+                if event == "":
+                    run.channel.wait()  # no text to send, but the client may have disconnected
+                else:
+                    yield index, event
+        yield CostSummary(cost, self._left(request.scope))
+
+    def _choice(self, run: Run, choice: CompletionRequest, index: int) -> Iterator[CompletionEvent]:
+        """The events of one choice. One after the first that fails ends there; those before it are paid."""
+        text, thinking = "", ""
+        try:
             with closing(complete(self.client, choice, run.channel)) as events:  # type: ignore[type-var]
                 for event in events:
-                    if isinstance(event, CompletionFinished):
-                        cost += event.cost
-                        self.metrics.count_tokens(event.usage)
-                    if event == "":
-                        run.channel.wait()  # no text to send, but the client may have disconnected
-                    else:
-                        yield index, event
-        yield CostSummary(cost, self._left(request.scope))
+                    text += event if isinstance(event, str) else ""
+                    thinking += event.text if isinstance(event, ThinkingDelta) else ""
+                    yield event
+        except ViaticumError as error:
+            if not index:
+                raise
+            posts = [each for each in self.client.ledger.entries(key=choice.key) if each.kind == "post"]
+            used = sum((Usage(each.usage) for each in posts), Usage())
+            cost = sum(each.nanousd for each in posts)
+            yield CompletionFinished(text, "length", used, cost, (), reason=str(error), thinking=thinking)
 
     def _request_limit(self, run: Run) -> AbstractContextManager[object]:
         """A budget of the request's own, below the caller's, until it ends."""

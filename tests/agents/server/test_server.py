@@ -177,7 +177,25 @@ def test_a_request_s_own_budget_is_never_passed(server: RunningServer) -> None:
     response = server.ask(budget=0.000019, max_tokens=14)
     assert response.status_code == 200
     assert response.headers["x-viaticum-left"] == str(5 * WORD)
-    assert server.ask(budget=0.000019, max_tokens=14, n=2).status_code == 402
+
+
+@pytest.mark.parametrize("model", ["fast", "fast+cot"])
+def test_choices_that_were_paid_for_are_given_where_the_budget_ends(
+    server: RunningServer, model: str
+) -> None:
+    whole = server.ask(model, max_tokens=14).json()
+    cost = whole["viaticum"]["cost_nanousd"]
+    limit = {"budget": f"0.{cost * 2 + 14 * WORD:09}", "max_tokens": 14, "n": 5}
+    completion = server.ask(model, **limit).json()
+    ends = [(each["message"]["content"], each["finish_reason"]) for each in completion["choices"]]
+    made = [(whole["choices"][0]["message"]["content"], "stop")]
+    assert ends == made * 2 + [("", "length")] * 3
+    assert completion["viaticum"]["cost_nanousd"] == 2 * cost
+    assert "left" in completion["viaticum"]["reason"]
+    streamed = [event["choices"][0] for event in events_of(server.ask(model, stream=True, **limit))]
+    finished = {each["index"]: each["finish_reason"] for each in streamed if each["finish_reason"]}
+    assert finished == {0: "stop", 1: "stop", 2: "length", 3: "length", 4: "length"}
+    server.assert_settled()
 
 
 def test_requests_with_a_budget_of_their_own_leave_no_scope(server: RunningServer) -> None:
