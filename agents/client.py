@@ -14,13 +14,14 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphDrained
 from langgraph.types import Command
 
@@ -35,10 +36,12 @@ from viaticum.agents.workflow.many import in_tasks, in_threads
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.settings import LIVE_OUTCOMES, Dollars, SettingsKeywords, WorkflowSettings
 from viaticum.agents.workflow.state import Allowance, State, answer_of
+from viaticum.agents.workflow.thread_leases import owned_thread
+from viaticum.agents.workflow.threads import is_caller_gone
 from viaticum.budgets import Budget, Ledger
 from viaticum.checks import checked_count, checked_seconds, checked_text, checked_type
 from viaticum.display import html_facts
-from viaticum.errors import ClientClosed, Draining, InputError, ViaticumError
+from viaticum.errors import ClientClosed, Draining, InputError, ModelError, ViaticumError
 from viaticum.generation import GenerationKeywords
 from viaticum.models.base import Model
 from viaticum.money import format_usd
@@ -200,7 +203,7 @@ class Viaticum:
             InputError: the thread waits for no decision, or this is none.
         """
         began, config = time.perf_counter(), thread_config(thread_id)
-        with self._enter() as run:
+        with self._enter() as run, self._owned(thread_id, run):
             stored = self.graph.get_state(config)
             if not stored.interrupts:
                 raise InputError(f"thread {thread_id!r} waits for no decision")
@@ -373,16 +376,45 @@ class Viaticum:
                 "kind": query.kind,
                 "messages": list(query.messages),
             }
-            if thread_id is not None:  # a new id has no state
-                stored = self.graph.get_state(config)
-                if stored.values:
-                    _check_same(query, stored.values, thread_id)
-                    start = None
-                    # Not `stored.next`: it leaves out a task that was killed after its writes were stored.
-                    if not stored.tasks:
-                        yield answer_of(stored.values, time.perf_counter() - began)
+            if thread_id is None:  # a new id has no state, and no other owner
+                yield from self._run_graph(start, config, run, allowance, began, live=live)
+                return
+            values, is_done = self._stored(query, thread_id)
+            if not is_done:
+                with self._owned(thread_id, run):
+                    values, is_done = self._stored(query, thread_id)
+                    if not is_done:
+                        start = None if values else start
+                        yield from self._run_graph(start, config, run, allowance, began, live=live)
                         return
-            yield from self._run_graph(start, config, run, allowance, began, live=live)
+            yield answer_of(values, time.perf_counter() - began)
+
+    def _stored(self, query: Query, thread_id: str) -> tuple[Any, bool]:
+        """The state of a thread, empty for a new one, and whether its question is answered."""
+        stored = self.graph.get_state(thread_config(thread_id))
+        if stored.values:
+            _check_same(query, stored.values, thread_id)
+        # Not `stored.next`: it leaves out a task that was killed after its writes were stored.
+        return stored.values, bool(stored.values) and not stored.tasks
+
+    def _owned(self, thread_id: str, run: StoppableRun) -> AbstractContextManager[None]:
+        """Wait for the others who answer this thread. Checkpoints in memory are nobody else's."""
+        if isinstance(self.graph.checkpointer, InMemorySaver):
+            return nullcontext()
+
+        def check() -> None:
+            if run.drain_requested:
+                raise self._drained(thread_id)
+            if run.stopped or is_caller_gone():
+                raise ModelError("nobody waits for this answer any more")
+
+        return owned_thread(self.ledger, thread_id, check)
+
+    def _drained(self, thread_id: str) -> Draining:
+        reason = "this client was closed" if self._gate.closed else "this process is about to end"
+        return Draining(
+            f"stopped because {reason}; solve thread {thread_id!r} again to go on", thread_id=thread_id
+        )
 
     def _run_graph(
         self,
@@ -414,10 +446,7 @@ class Viaticum:
                 elif (event := event_from_json(data)) is not None:
                     yield event
         except GraphDrained:
-            reason = "this client was closed" if self._gate.closed else "this process is about to end"
-            raise Draining(
-                f"stopped because {reason}; solve thread {thread_id!r} again to go on", thread_id=thread_id
-            ) from None
+            raise self._drained(thread_id) from None
         finally:
             run.stopped = True
             chunks.close()  # type: ignore[attr-defined]

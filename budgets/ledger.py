@@ -20,7 +20,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -380,6 +380,25 @@ class Ledger(ScopeLedger):
             return hold.with_state("unknown", hold.until)
 
         return self._store.write(action)
+
+    # Leases
+
+    def take_lease(self, name: str, owner: str, seconds: float, *, instead_of: str = "") -> str:
+        """Take or renew the lease of a name, where it is free or has ended; returns the owner that has it.
+
+        Leases are of those who work on something together, and hold no money.
+
+        Args:
+            instead_of: an owner that is known to be gone.
+        """
+        checked_name("lease", name)
+        moment = self._clock()
+        now, until = (postings.format_time(moment + timedelta(seconds=each)) for each in (0, seconds))
+        return self._store.write(lambda rows: rows.take_lease(name, owner, until, now, instead_of))
+
+    def end_lease(self, name: str, owner: str) -> None:
+        """Free a lease. Without effect where another owner has it."""
+        self._store.write(lambda rows: rows.end_lease(name, owner))
 
 
 def _hold_from_claim(budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) -> Hold:

@@ -30,6 +30,7 @@ class MemoryRows(Rows):
         self._chains: dict[str, list[tuple[Entry, str, str, str]]] = {}  # the entries by root
         self._reserved: dict[str, int] = {}  # number of holds by root
         self._buckets: dict[str, dict[int, tuple[int, int]]] = {}
+        self._leases: dict[str, tuple[str, str]] = {}
         self.undo: list[Callable[[], Any]] = []
 
     def _put(self, table: dict[K, V], key: K, value: V) -> None:
@@ -95,6 +96,16 @@ class MemoryRows(Rows):
 
     def buckets(self, name: str) -> dict[int, tuple[int, int]]:
         return dict(self._buckets.get(name, {}))
+
+    def take_lease(self, name: str, owner: str, until: str, now: str, instead_of: str) -> str:
+        has, its_end = self._leases.get(name, (owner, ""))
+        if has in (owner, instead_of) or its_end < now:
+            self._put(self._leases, name, (owner, until))
+        return self._leases[name][0]
+
+    def end_lease(self, name: str, owner: str) -> None:
+        if self._leases.get(name, ("", ""))[0] == owner:
+            self._take(self._leases, name)
 
     def hold(self, key: str) -> Hold | None:
         return self._holds.get(key)

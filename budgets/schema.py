@@ -82,10 +82,16 @@ def entries_of_clocks(db: Database) -> None:
         db.execute(statement)
 
 
+def leases_of_threads(db: Database) -> None:
+    """Version 4: who works on what; no part of what was spent."""
+    db.execute(_LEASES_4)
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     budgets_holds_entries,
     scopes_states_chain,
     entries_of_clocks,
+    leases_of_threads,
 )
 VERSION = len(MIGRATIONS)
 
@@ -283,6 +289,14 @@ CREATE TABLE entries (
 _ENTRIES_3 = _ENTRIES_2.replace("'close', 'reserve'", "'close', 'clock', 'reserve'").replace(
     "'resume', 'close')))", "'resume', 'close', 'clock')))"
 )
+
+_LEASES_4 = """
+CREATE TABLE leases (
+  name TEXT PRIMARY KEY,
+  owner TEXT NOT NULL,
+  until TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
 
 _COPY_BUDGETS = """
 INSERT INTO budgets (name, root, depth, limit_nanousd, limit_tokens,

@@ -139,5 +139,13 @@ ALTER TABLE entries DROP CONSTRAINT entries_kind_check, DROP CONSTRAINT entries_
     CHECK ((key IS NULL) = (kind IN ('limit', 'pause', 'resume', 'close', 'clock')));
 """
 
-MIGRATIONS: tuple[str, ...] = (_TABLES + _GUARDS + _VIEWS, _CLOCKS)
+_LEASES = """
+CREATE TABLE leases (
+  name TEXT COLLATE "C" PRIMARY KEY,
+  owner TEXT NOT NULL,
+  until TEXT COLLATE "C" NOT NULL
+);
+"""
+
+MIGRATIONS: tuple[str, ...] = (_TABLES + _GUARDS + _VIEWS, _CLOCKS, _LEASES)
 VERSION = len(MIGRATIONS)

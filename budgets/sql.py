@@ -162,6 +162,18 @@ class SqlRows(Rows):
         rows = self.query("SELECT bucket, nanousd, tokens FROM buckets WHERE budget = ?", [name])
         return {row["bucket"]: (row["nanousd"], row["tokens"]) for row in rows}
 
+    def take_lease(self, name: str, owner: str, until: str, now: str, instead_of: str) -> str:
+        self.execute(
+            "INSERT INTO leases (name, owner, until) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
+            " SET owner = excluded.owner, until = excluded.until"
+            " WHERE leases.owner IN (?, ?) OR leases.until < ?",
+            [name, owner, until, owner, instead_of, now],
+        )
+        return str(self.query("SELECT owner FROM leases WHERE name = ?", [name])[0]["owner"])
+
+    def end_lease(self, name: str, owner: str) -> None:
+        self.execute("DELETE FROM leases WHERE name = ? AND owner = ?", [name, owner])
+
     def hold(self, key: str) -> Hold | None:
         rows = self.query(f"SELECT {_HOLD_COLUMNS} FROM holds WHERE key = ?", [key])
         return _hold(rows[0]) if rows else None

@@ -208,6 +208,15 @@ class Rows(ABC):
     def orphans(self) -> list[str]:
         """One line for each budget that is named by entries, holds or buckets and is not there."""
 
+    # Leases: who works on what. No part of the chain; single operations only.
+
+    def take_lease(self, name: str, owner: str, until: str, now: str, instead_of: str) -> str:
+        """Write a lease that is free, ended before `now`, or of either owner; return the one who has it."""
+        raise NotImplementedError
+
+    def end_lease(self, name: str, owner: str) -> None:
+        raise NotImplementedError
+
     # Batch operations. Databases override them with fewer statements.
 
     def find(self, keys: Sequence[str]) -> dict[str, Hold]:

@@ -530,4 +530,20 @@ def test_a_call_whose_maker_is_gone_is_unknown_before_its_lease_ends(ledger: Led
     assert ledger.budget("demo").held_nanousd > 0
     assert ledger.settle("a", USED).kind == "post", "its maker was there after all"
     assert ledger.abandon("a").state == "posted"
+
+
+def test_a_lease_has_one_owner_until_it_ends(ledger: Ledger, clock: Clock) -> None:
+    assert ledger.take_lease("t", "a", 10) == "a"
+    assert ledger.take_lease("t", "b", 10) == "a"
+    assert ledger.take_lease("t", "a", 20) == "a", "renewed"
+    clock.wait(seconds=15)
+    assert ledger.take_lease("t", "b", 10) == "a"
+    clock.wait(seconds=10)
+    assert ledger.take_lease("t", "b", 10) == "b", "it has ended"
+    assert ledger.take_lease("t", "c", 10, instead_of="a") == "b"
+    assert ledger.take_lease("t", "c", 10, instead_of="b") == "c", "whoever had it is gone"
+    ledger.end_lease("t", "b")
+    assert ledger.take_lease("t", "b", 10) == "c"
+    ledger.end_lease("t", "c")
+    assert ledger.take_lease("t", "b", 10) == "b"
     assert ledger.check() == []
