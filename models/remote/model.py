@@ -377,7 +377,6 @@ class RemoteStream(Iterator[StreamPiece]):
                 yield from self._response.finish()
                 break
             except Exception as error:
-                self.is_sent = False
                 retries = RETRIES if spec.max_retries is None else spec.max_retries
                 wait = wait_before_retry(error, tries)
                 if (requested := retry_after(error)) is not None:
@@ -385,6 +384,7 @@ class RemoteStream(Iterator[StreamPiece]):
                 if self._response.has_output or wait is None or tries > retries:
                     raise translate_error(error, spec, request.get("api_key")) from error
             _log.info("%s: try %d failed; next try in %.1f s", spec.name, tries, wait)
+            self.is_sent = False
             yield from self._wait(wait)
         yield self._completion(response, time.perf_counter() - started)
 
