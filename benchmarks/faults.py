@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ class Campaign:
         while self.server.calls.total() == before and process.is_alive():
             time.sleep(0.002)
         time.sleep(rng.random() * longest)
-        os.kill(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
         process.join()
         self.kills += process.exitcode == -signal.SIGKILL
         return bool(process.exitcode == -signal.SIGKILL)
