@@ -86,6 +86,19 @@ def test_a_stream_that_is_closed_closes_the_connection_in_every_phase(
     assert (post.usage["far"].output_tokens > 0) is (phase in ("thinks", "arguments"))
 
 
+def test_a_call_that_is_answered_whole_is_closed_too(server: OpenAIServer, ledger: Ledger) -> None:
+    server.script = ["silent"]
+    model = RemoteModel(spec_for(server, streams=False))
+    events = Calls(Catalogue([model.spec]), ledger, lambda _: model).stream(
+        "b", "k", "far", CHAT, Generation(9)
+    )
+    while not server.requests:
+        assert next(events) == ""
+    events.close()  # type: ignore[attr-defined]
+    assert server.hung_up.wait(SOON)
+    assert ledger.budget("b").posted_nanousd > 0
+
+
 def test_a_wait_before_a_retry_is_left_and_costs_nothing(server: OpenAIServer, ledger: Ledger) -> None:
     server.script = [(503, {"retry-after": "30"}, "later")]
     model = RemoteModel(spec_for(server))
@@ -202,16 +215,16 @@ async def vanish_once_asked(ours: RunningServer, server: OpenAIServer, body: dic
         task.cancel()
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", [*PHASES, "whole"])
 @pytest.mark.parametrize("name", ["far", "far+direct"])
 def test_a_client_of_the_server_that_vanishes(
     server: OpenAIServer, tmp_path: Path, phase: str, name: str
 ) -> None:
-    extra = prepare(server, phase)
+    extra = prepare(server, "silent" if phase == "whole" else phase)
     if extra and name != "far":
         pytest.skip("strategies call no tools")
     with serving(tmp_path, catalogue=Catalogue([spec_for(server)])) as ours:
-        body = chat_body(name, stream=True, max_tokens=3_000, **extra)
+        body = chat_body(name, stream=phase != "whole", max_tokens=3_000, **extra)
         body["messages"] = [{"role": "user", "content": "hello " * 500 if extra else "hello"}]
         asyncio.run(vanish_once_asked(ours, server, body))
         assert server.hung_up.wait(SOON)
