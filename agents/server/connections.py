@@ -3,8 +3,9 @@
 uvicorn limits neither the time that the head of a request takes, nor how long a client may leave its response
 unread, nor what is open at once. `LimitedConnection` is its HTTP protocol with these limits, and
 `Connections` looks over all of them a few times a second. At the limit the connection that has waited longest
-for a whole request makes room, so that silent clients keep nobody out. Leaves out requests (`app`), and
-the time of a body, which its reader limits (`chat_completions`).
+for its client, to ask or to read, makes room, so that slow clients keep nobody out. Of the other servers
+hypercorn limits one read at a time, which each drop begins anew, and granian the head alone. Leaves out
+requests (`app`), and the time of a body, which its reader limits (`body`).
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Connections:
     def add(self, connection: LimitedConnection) -> bool:
         """Count a new connection; False where there is no room, and it is to say so and close."""
         if len(self._open) >= self._maximum:
-            waiting = [each for each in self._open if each.awaits_request]
+            waiting = [each for each in self._open if each.waits_for_client]
             if not waiting:
                 self._refused.add(connection)
                 return False
@@ -108,8 +109,8 @@ class Connections:
 class LimitedConnection(H11Protocol):
     """One connection.
 
-    waits_since: time of the event loop from which a request is waited for: the connection was opened, its
-        last response ended, or the first byte of the next request came.
+    waits_since: time of the event loop from which the client is waited for: it has unread output, the
+        connection was opened, its last response ended, or the first byte of the next request came.
     """
 
     def __init__(
@@ -125,12 +126,16 @@ class LimitedConnection(H11Protocol):
         self._is_refused = False
         self._is_idle = False  # between two requests: uvicorn's own limit counts
         self._unread = 0  # bytes that the transport holds for the client
-        self._read_at = self._responded_at = self.waits_since = self.loop.time()
+        self._read_at = self._drained_at = self._responded_at = self._awaited_since = self.loop.time()
 
     @property
-    def awaits_request(self) -> bool:
-        """The request has not come as a whole."""
-        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+    def waits_for_client(self) -> bool:
+        """The request has not come as a whole, or the client does not read."""
+        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) or self._unread > 0
+
+    @property
+    def waits_since(self) -> float:
+        return self._drained_at if self._unread else self._awaited_since
 
     def abort(self) -> None:
         """Close at once, whatever is unsent."""
@@ -160,11 +165,11 @@ class LimitedConnection(H11Protocol):
         if self._is_refused:
             return
         if self._is_idle:
-            self._is_idle, self.waits_since = False, self.loop.time()
+            self._is_idle, self._awaited_since = False, self.loop.time()
         super().data_received(data)
 
     def on_response_complete(self) -> None:
-        self._responded_at = self.waits_since = self.loop.time()
+        self._responded_at = self._awaited_since = self.loop.time()
         self._is_idle = self.conn.their_state is h11.DONE and not self.conn.trailing_data[0]
         super().on_response_complete()
 
@@ -179,9 +184,11 @@ class LimitedConnection(H11Protocol):
         unread = self.transport.get_write_buffer_size()
         if not unread or unread < self._unread:
             self._read_at = now
+        if not unread:
+            self._drained_at = now
         self._unread = unread
         is_head_late = (
-            self.conn.their_state is h11.IDLE and not self._is_idle and now - self.waits_since > patience
+            self.conn.their_state is h11.IDLE and not self._is_idle and now - self._awaited_since > patience
         )
         is_body_late = (
             self.conn.their_state is h11.SEND_BODY

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -147,6 +147,28 @@ def test_a_client_that_leaves_in_its_body_is_no_mistake_of_the_server(
     wait_until(lambda: not server.uvicorn.server_state.tasks)
     assert not caplog.records
     assert 'viaticum_requests_total{model="unknown",status="499"} 1.0' in server.http.get("/metrics").text
+
+
+def test_clients_that_read_in_drops_keep_nobody_out(tmp_path: Path) -> None:
+    """Their requests are whole, and they read something all the time: at the limit the slowest makes room."""
+    with serving(tmp_path, connections=4) as server, ExitStack() as stack:
+        request = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        readers = [stack.enter_context(connect(server)) for _ in range(4)]
+        for reader in readers:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.settimeout(0.2)
+            with suppress(TimeoutError):
+                for _ in range(2000):
+                    reader.sendall(request)
+        wait_until(
+            lambda: all(
+                each.transport.get_write_buffer_size() for each in server.uvicorn.server_state.connections
+            )
+        )
+        time.sleep(0.6)  # they are looked over twice a second
+        for reader in readers:
+            reader.recv(1)
+        assert httpx.get(f"{server.url}/health").status_code == 200
 
 
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
