@@ -15,11 +15,11 @@
     │   └── LedgerError             the file is no ledger, is damaged, or is newer than this version
     ├── WeightsError                weights missing, corrupt, or impossible to fetch or write
     ├── ModelError                  a model failed while it was answering (NaN logits, out of memory)
-    │   ├── ModelUnavailable        it cannot answer now: busy or too slow; the workflow retries
+    │   ├── ModelUnavailable        it cannot answer now: busy or not reached; the workflow retries
     │   ├── SequencesFailed         some sequences of a call failed; the others can go on
     │   ├── RateLimited             a provider takes no more calls for now; retries did not help
     │   ├── ProviderUnavailable     a provider cannot be reached, or failed; retries did not help
-    │   │   └── ProviderTimeout     a provider did not answer in time: it may charge for the call
+    │   │   └── ProviderTimeout     no answer in time, which may be charged for: no further try
     │   ├── QuotaExhausted          the account at a provider has no credit left
     │   ├── AuthenticationFailed    a provider rejects the key, or there is none
     │   └── ContentRefused          a provider refuses the content
@@ -145,7 +145,7 @@ class ModelError(ViaticumError):
 
 
 class ModelUnavailable(ModelError):
-    """A rate limit, an overload, a lost connection or no answer in time; the workflow retries."""
+    """A rate limit, an overload or a lost connection; the workflow retries."""
 
 
 class SequencesFailed(ModelError):
@@ -205,7 +205,7 @@ class ProviderUnavailable(ModelError):
 
 
 class ProviderTimeout(ProviderUnavailable):
-    """A provider did not answer a call in time. It may charge for what it read."""
+    """A model did not answer a call in time. What it read and wrote is charged; there is no further try."""
 
 
 class QuotaExhausted(ModelError):

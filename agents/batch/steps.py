@@ -143,7 +143,7 @@ class RowSteps:
                 if self.cancelled.is_set():
                     raise pieces.ended_by_caller(Cancelled("the job ends; what was written is charged"))
                 if limit is not None and time.monotonic() - began > limit:
-                    raise pieces.ended_by_caller(timed_out(call.model, limit))
+                    raise timed_out(call.model, limit)
         raise AssertionError("a stream ends with its completion")
 
     def read(self, task: Task) -> JobRow | None:

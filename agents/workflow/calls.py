@@ -19,7 +19,7 @@ from viaticum.agents.workflow.serialization import completion_from_json, complet
 from viaticum.agents.workflow.threads import is_caller_gone
 from viaticum.budgets import Entry, Hold, Ledger
 from viaticum.catalogue import Catalogue
-from viaticum.errors import HoldError, LedgerError, ModelError, ModelUnavailable, ProviderTimeout
+from viaticum.errors import HoldError, LedgerError, ModelError, ProviderTimeout
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.settings import prompt, resolve
@@ -336,9 +336,9 @@ def end_hold(ledger: Ledger, key: str, model: Model, text: str, *, cancelled: bo
         ledger.void(key)
 
 
-def timed_out(model: Model, seconds: float) -> ModelUnavailable:
-    """The error of a call that the caller ends because it takes too long."""
-    return ModelUnavailable(
+def timed_out(model: Model, seconds: float) -> ProviderTimeout:
+    """The error of a call that the caller ends because it takes too long. No further try: each is charged."""
+    return ProviderTimeout(
         f"{model.name} did not end within {seconds:g} seconds; what it read and wrote is charged"
     )
 

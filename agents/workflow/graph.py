@@ -362,7 +362,7 @@ class Workflow:
                     if is_stopped(runtime):
                         raise pieces.ended_by_caller(ModelError(NOBODY_WAITS))
                     if timeout is not None and time.monotonic() - began > timeout:
-                        raise pieces.ended_by_caller(timed_out(call.model, timeout))
+                        raise timed_out(call.model, timeout)
             except BaseException as error:
                 reporter.fail(error)
                 raise

@@ -24,7 +24,7 @@ from viaticum.agents.integrations.litellm_provider import register
 from viaticum.agents.workflow.calls import Calls
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
-from viaticum.errors import ModelUnavailable
+from viaticum.errors import ProviderTimeout
 from viaticum.models.base import Generation
 from viaticum.models.remote.model import RemoteModel
 from viaticum.types import Message, ThinkingDelta
@@ -187,13 +187,14 @@ async def test_chats_leave_the_default_executor_of_the_loop_alone(tmp_path: Path
 
 def test_a_timeout_holds_while_the_model_thinks(server: OpenAIServer, tmp_path: Path) -> None:
     catalogue, router = Catalogue([spec_for(server)]), FakeRouter("far+direct")
-    with Viaticum("1", catalogue=catalogue, router=router, folder=tmp_path, tries=1) as client:
+    with Viaticum("1", catalogue=catalogue, router=router, folder=tmp_path) as client:
         client.solve("hello")  # LiteLLM is loaded by now
         before = client.budget().posted_nanousd
         server.thought, server.thought_pause = "hmm " * 500, 0.1
-        with pytest.raises(ModelUnavailable, match="within 3 seconds"):
+        with pytest.raises(ProviderTimeout, match="within 3 seconds"):
             client.solve("hello", allowance=Allowance(timeout=3))
         assert server.hung_up.wait(SOON)
+        assert len(server.requests) == 2, "each further try would take as long, and be charged"
         assert client.budget().posted_nanousd > before
 
 
