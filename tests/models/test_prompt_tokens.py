@@ -140,7 +140,7 @@ def test_estimated_holds_are_small_and_their_overruns_are_reported(
         assert entry.overrun == entry.nanousd - (later.input_tokens + later.output_tokens) * 1000 > 0
         assert "more than was held for it" in caplog.text
         assert ledger.overruns == {entry.key: entry.overrun}
-        page = Metrics(ConcurrencyLimiter(1, 1)).render(ledger, ["b"]).decode()
+        page = Metrics(ConcurrencyLimiter(1, 1)).render(ledger).decode()
         assert f"viaticum_overrun_dollars {entry.overrun / 1e9}" in page
         assert model.worst_case_of(CHAT, Generation(50))["far"].input_tokens >= 900  # it has learned
         assert ledger.check() == []
