@@ -240,7 +240,8 @@ class _Executor:
             task.key, hold, task.failed_cost = next_try(
                 self.ledger, task.key, task.parameters, runs_here=task.call.model.runs_here
             )
-        if hold is None and self.tools.cache is not None:
+        # A text that is in the ledger may not have reached the cache before a kill.
+        if self.tools.cache is not None and (hold is None or hold.result is not None):
             task.cached = self.tools.cache.key(task.call, task.parameters)
         return hold
 

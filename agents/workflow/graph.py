@@ -184,6 +184,8 @@ class Workflow:
         dispatched is free again, a dispatched one stays charged as unknown until it is reconciled.
         """
         allowance, call = self._allowance(state, runtime), self._model_call(state)
+        if is_stopped(runtime):  # while it waited for a further try
+            raise ModelError(NOBODY_WAITS)
         if runtime.execution_info is not None and runtime.execution_info.node_attempt > 1:
             runtime.stream_writer({"again": runtime.execution_info.node_attempt})
         ledger = self.resources.ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from batch_jobs import write_questions
 
 from viaticum import Viaticum
 from viaticum.agents.batch import run_batch
+from viaticum.agents.batch.cache import Cache
 from viaticum.budgets import Ledger
 from viaticum.models.base import Generation, StreamPiece
 from viaticum.models.scripted import ScriptedModel
@@ -91,3 +93,17 @@ def test_a_call_that_a_kill_left_unanswered_is_unknown(tmp_path: Path, work: Cal
     assert retried is not None
     assert (retried.state, retried.parameters) == ("posted", lost.parameters)
     assert budget.held_nanousd == lost.held_nanousd > 0
+
+
+def test_a_text_that_was_paid_for_before_a_kill_answers_equal_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": name, "question": "What is 2 + 2?", "kind": "number"} for name in ("a", "b")]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(Cache, "put", lambda *_: os._exit(KILLED))  # paid for, and not in the cache yet
+    assert in_a_child(lambda: batch(tmp_path, dies=False)) == KILLED
+    monkeypatch.undo()
+    assert in_a_child(lambda: batch(tmp_path, dies=True)) != KILLED, "no call was made, where it would die"
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert [hold.state for hold in ledger.holds()] == ["posted"]
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
