@@ -54,6 +54,7 @@ from viaticum.money import format_usd
 from viaticum.routers.query import DEFAULT_POLICY, Best, Policy, QueryRouter
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.types import Answer, Message, Pair, Query, ThinkingDelta, split_model
+from viaticum.valid_text import valid_json
 
 MAX_TOKENS = 1024  # default of a plain chat: some number has to be reserved
 _SETTINGS = (
@@ -209,7 +210,7 @@ class ChatViaticum(BaseChatModel):
         settings = settings.over(client.settings)
         messages = chat_messages(client.catalogue[name], messages, settings)
         generation = resolve(client.catalogue, name, call=settings, default_limit=MAX_TOKENS)
-        generation = replace(generation, extra=extra)
+        generation = replace(generation, extra=valid_json(extra))
         calls = Calls(client.catalogue, client.ledger, self._model_of(client))
         key = f"chat-{uuid.uuid4().hex}"
         events = calls.stream(client.budget_name, key, name, messages, generation, tags={"door": "langchain"})

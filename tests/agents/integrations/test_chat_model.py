@@ -353,10 +353,13 @@ def test_a_remote_model_through_the_door(server: OpenAIServer, tmp_path: Path) -
         raw = chat.with_structured_output(Joke, include_raw=True).invoke("a joke")
         assert isinstance(raw["raw"], AIMessage)
         assert isinstance(raw["parsed"], Joke)
+        halved = {"name": "cut", "description": "half of \ud83d", "parameters": {"type": "object"}}
+        chat.bind_tools([halved]).invoke("hello")
+        assert server.requests[-1]["tools"][0]["function"]["description"] == "half of \ufffd"
         server.script = ["silent"]
         with pytest.raises(ModelError, match=r"said nothing for 0\.3 s"):
             chat.model_copy(update={"timeout": 0.3}).invoke("hello")
-        assert len(server.requests) == 6
+        assert len(server.requests) == 7
         assert chat._client().ledger.check() == []
     with (
         ChatViaticum(model="far", catalogue=Catalogue([spec]), folder=tmp_path, api_key="sk-no") as chat,  # type: ignore[arg-type]
