@@ -6,8 +6,10 @@ code 1.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from contextlib import suppress
 
 import typer
 
@@ -64,14 +66,36 @@ def _first_steps(error: ViaticumError) -> str:
     return ""
 
 
+def _drop_output() -> None:
+    """Send what is still in the buffer of stdout nowhere: Python would write it once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Run the `viaticum` command.
 
     Exit codes: 0 done, 1 an error with its message, 2 wrong usage, 130 interrupted.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars would break our lines
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # such as cp1252's: what it lacks is shown as an escape
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:  # a full disk, a file that may not be read
+        _drop_output()
+        if isinstance(error, BrokenPipeError):  # who read it has enough
+            sys.exit(1)
+        where = f": {error.filename}" if error.filename else ""
+        sys.stderr.write(visible(f"error: {error.strerror or error}{where}\n", sys.stderr))
+        sys.exit(1)
     except ViaticumError as error:
         sys.stderr.write(visible(f"error: {error}{_first_steps(error)}\n", sys.stderr))
         sys.exit(1)

@@ -269,7 +269,7 @@ def run_lock(
         waiting: called once before a wait.
 
     Raises:
-        InputError: another process holds the lock, and `busy` was given.
+        InputError: another process holds the lock, and `busy` was given; or the file cannot be made.
     """
     from filelock import FileLock, Timeout  # not on a bare CUDA image, where the rest of this module is used
 
@@ -281,6 +281,8 @@ def run_lock(
             raise InputError(busy) from None
         waiting()
         lock.acquire()
+    except OSError as error:
+        raise _cannot("lock", path, error) from None
     try:
         yield
     finally:

@@ -8,21 +8,21 @@ the ledger. Leaves out when it is read (`agents.batch.executor`).
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from viaticum.agents.workflow.calls import ModelCall, WatchedStream
-from viaticum.agents.workflow.serialization import completion_from_json
+from viaticum.agents.workflow.serialization import parse_completion
 from viaticum.budgets.records import Hold, digest
 from viaticum.catalogue import Catalogue, ModelSpec
-from viaticum.errors import InputError
+from viaticum.errors import DataError, InputError
 from viaticum.files import private_file
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.types import Completion, Message, ThinkingDelta, TokenCount, Usage
@@ -119,7 +119,8 @@ class Cache:
                     marks = ", ".join("?" * len(part))
                     query = f"SELECT key, completion, paid FROM answers WHERE key IN ({marks})"
                     for key, text, paid in self._db.execute(query, part):
-                        found[key] = CachedAnswer(completion_from_json(json.loads(text)), paid)
+                        with suppress(DataError):  # damaged: the call is made again
+                            found[key] = CachedAnswer(parse_completion(text, key), paid)
             except sqlite3.Error as error:
                 self._disable(error)
         return found

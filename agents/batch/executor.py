@@ -34,7 +34,7 @@ from viaticum.agents.batch.steps import (
     call_for,
 )
 from viaticum.agents.workflow.calls import existing_tries, next_try
-from viaticum.agents.workflow.serialization import completion_from_json, completion_to_json, plan_from_hold
+from viaticum.agents.workflow.serialization import completion_to_json, parse_completion, plan_from_hold
 from viaticum.budgets import Claim, Entry, Hold, Settlement
 from viaticum.budgets.records import digest
 from viaticum.errors import (
@@ -216,7 +216,9 @@ class _Executor:
             if known is None:
                 single_calls.append(task)
             elif known.result is not None:
-                ready.append((task, completion_from_json(json.loads(known.result))))
+                ready.append(
+                    (task, parse_completion(known.result, f"the text of the call {known.key} in the ledger"))
+                )
                 texts.append(known.result)  # as it is: another version may have written other fields
             else:
                 self._submit(self.steps.write, [task])

@@ -5,6 +5,7 @@ Leaves out running the job (`agents.batch.run`) and what the folder holds (`viat
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -45,6 +46,8 @@ def prepare_folder(out: Path, *, resume: bool, force: bool) -> Path:
         raise InputError("resume goes on and force starts over; give one of them")
     if not out.parent.is_dir():
         raise InputError(f"cannot write {out}: there is no folder {out.parent}; make it first")
+    if out.is_dir():
+        raise InputError(f"cannot write {out}: it is a folder; give another --out")
     if not resume and not force:
         for path in (out, folder / JOB):
             if path.exists():
@@ -61,6 +64,9 @@ def prepare_folder(out: Path, *, resume: bool, force: bool) -> Path:
         private_folder(folder)
     except OSError as error:
         raise InputError(f"cannot make {folder}: {error.strerror or error}") from None
+    for path in (folder, out.parent):
+        if not os.access(path, os.W_OK):
+            raise InputError(f"cannot write in {path}: it is read-only; give another --out")
     return folder
 
 

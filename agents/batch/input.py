@@ -134,6 +134,14 @@ class Input:
         needs = "" if self.format == "openai" else "question"
         return itertools.islice(read_records(self.path, kind, needs=needs), self.skip, stop)
 
+    def state(self) -> tuple[int, ...]:
+        """What changes when the file is written or replaced; () where it is gone."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return ()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
     def digest(self) -> str:
         """SHA-256 of the file."""
         try:

@@ -181,6 +181,7 @@ class _Run:
         self.ledger = rows.resources.ledger
         self._began = time.monotonic()
         self._past_deadline = False
+        self._seen: tuple[int, ...] | None = None  # the input's state when it was last known to be the job's
         self._duplicates: dict[int, str] = {}
 
     def run(self, stack: ExitStack) -> BatchEnd:
@@ -300,6 +301,11 @@ class _Run:
                 break
             planner.begin(found.sample, found.pending)
             before, why = journal.counts.done, self._pass(journal, planner)
+            if self._has_changed():
+                raise InputError(
+                    f"{self.input_file.path} changed while the job ran; what was answered until then is "
+                    "kept. Put it back as it was and go on with --resume, or start over with --force"
+                )
             if self.rows.stop.is_set():
                 return "drained"
             if self._past_deadline or not why or journal.counts.done == before or self._unspent() <= 0:
@@ -324,8 +330,20 @@ class _Run:
 
     def _pending(self, journal: RowJournal) -> Iterator[BatchRow]:
         for row in self._usable_rows():
+            if self._has_changed():
+                return  # rows that run end; `_work` then raises the error
             if not row.problem and not journal.is_done(row.number):
                 yield row
+
+    def _has_changed(self) -> bool:
+        """Whether the input is another than the job began with."""
+        state = self.input_file.state()
+        if state == self._seen:
+            return False
+        if self.input_file.digest() != self.job.fingerprint["input"]:
+            return True
+        self._seen = state
+        return False
 
     def _until_deadline(self, planned: Iterator[PlannedRow | None]) -> Iterator[PlannedRow | None]:
         """Planned rows until the deadline: a block is planned long before its last row is started."""

@@ -10,6 +10,7 @@ Leaves out the conversion of messages (`agents.integrations.langchain_messages`)
 
 from __future__ import annotations
 
+import copy
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
@@ -21,16 +22,17 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from viaticum.agents.client import Viaticum
+from viaticum.agents.integrations.chat_identity import identity
 from viaticum.agents.integrations.langchain_messages import (
     final_chunk,
     from_langchain,
@@ -38,6 +40,7 @@ from viaticum.agents.integrations.langchain_messages import (
     thinking_chunk,
 )
 from viaticum.agents.integrations.structured_output import Method, structured, tool_choice_of
+from viaticum.agents.integrations.token_counts import CountingChatModel
 from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
@@ -70,7 +73,7 @@ _SETTINGS = (
 )
 
 
-class ChatViaticum(BaseChatModel):
+class ChatViaticum(CountingChatModel):
     """A chat model that never spends more than its budget. Raises as `Calls.stream` and `Viaticum.stream`.
 
     Args:
@@ -78,6 +81,7 @@ class ChatViaticum(BaseChatModel):
         budget, budget_name, catalogue, router, policy, folder, models: settings of the `Viaticum` that is
             opened at the first call and closed by `close`.
         client: an open `Viaticum` instead of those, whose budget is then shared.
+        budget_name: one for this object and its copies where none is given.
         temperature, max_tokens, top_p, seed, stop, reasoning_effort, thinking_budget, chat_template_kwargs,
             extra_body: of every call, see `viaticum.generation.GenerationSettings`; None for those of the
             strategy and the catalogue entry. max_tokens counts thought and answer; where neither a plain chat
@@ -121,9 +125,46 @@ class ChatViaticum(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {
+        given = {
             name: getattr(self, "model_name" if name == "model" else name) for name in (*_SETTINGS, "stop")
         }
+        return given | identity(self.client, self.catalogue, self.router, self.policy, self.models)
+
+    # Copies: each opens a client of its own, on the same budget
+
+    @model_validator(mode="after")
+    def _name_budget(self) -> Self:
+        """A budget without a name gets one here, so that copies spend from the same one."""
+        if self.client is None and self.budget_name is None:
+            self.budget_name = f"chat-{uuid.uuid4().hex[:12]}"
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy with the same client, router, catalogue and models, whose other settings are its own."""
+        shared = {id(each): each for each in (self.client, self.router, self.catalogue, self.models)}
+        copied = type(self).model_construct(_fields_set=set(self.model_fields_set))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, {**(memo or {}), **shared}))
+        return copied
+
+    def __copy__(self) -> Self:
+        copied = type(self).model_construct(_fields_set=set(self.model_fields_set))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Raises `InputError` for a chat with an open client, which no other process can use."""
+        if self.client is not None:
+            raise InputError(
+                "a chat with an open client cannot be pickled; give it budget, budget_name and folder instead"
+            )
+        return {**super().__getstate__(), "__pydantic_private__": None}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        self.model_post_init(None)
+
+    def _counting_model(self) -> Model | None:
+        return None if self.model_name == AUTO else self._client().model(split_model(self.model_name)[0])
 
     # Calls
 

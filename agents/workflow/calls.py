@@ -15,7 +15,7 @@ from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
-from viaticum.agents.workflow.serialization import completion_from_json, completion_to_json
+from viaticum.agents.workflow.serialization import completion_to_json, parse_completion
 from viaticum.agents.workflow.threads import is_caller_gone
 from viaticum.budgets import Entry, Hold, Ledger
 from viaticum.catalogue import Catalogue
@@ -197,7 +197,7 @@ class Calls:
             text = json.dumps(completion_to_json(completion))
         else:
             text = hold.result
-            completion = completion_from_json(json.loads(text))
+            completion = parse_completion(text, f"the text of the call {key} in the ledger")
             if completion.thinking:
                 yield ThinkingDelta(completion.thinking)
             yield completion.text

@@ -59,6 +59,7 @@ from viaticum.agents.workflow.serialization import (
     completion_from_json,
     completion_to_json,
     count_to_list,
+    parse_completion,
     plan_from_hold,
     plan_to_tags,
     route_to_json,
@@ -202,7 +203,7 @@ class Workflow:
             completion = self._generate(key, call, runtime, allowance.timeout)
             entry = ledger.settle(key, completion.usage.models, json.dumps(completion_to_json(completion)))
         else:
-            completion = completion_from_json(json.loads(hold.result))
+            completion = parse_completion(hold.result, f"the text of the call {hold.key} in the ledger")
             entry = ledger.settle(key, completion.usage.models)
         left = nanousd_left(ledger.lineage(allowance.budget))
         runtime.stream_writer({"cost": entry.nanousd, "left": left, "key": key})

@@ -12,6 +12,7 @@ from dataclasses import MISSING, astuple, fields
 from typing import Any
 
 from viaticum.budgets import Hold
+from viaticum.errors import DataError
 from viaticum.routers.query import Plan
 from viaticum.types import Completion, Pair, Route, Row, TokenCount, Usage
 
@@ -38,6 +39,14 @@ def completion_to_json(completion: Completion) -> dict[str, Any]:
         "warnings": list(completion.warnings),
     }
     return data | ({"thinking": completion.thinking} if completion.thinking else {})
+
+
+def parse_completion(text: str, source: str) -> Completion:
+    """Parse a completion. Raises `DataError` where the text is damaged; source: where it lies."""
+    try:
+        return completion_from_json(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{source} is damaged: no completion ({type(error).__name__}: {error})") from None
 
 
 def completion_from_json(data: Mapping[str, Any]) -> Completion:

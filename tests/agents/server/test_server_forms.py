@@ -15,6 +15,7 @@ from openai_server import OpenAIServer, running_server, spec_for
 from viaticum_server import RunningServer, chat_body, serving, write_catalogue
 
 from viaticum.catalogue import Catalogue
+from viaticum.models.remote.model import load_litellm
 
 USER = {"role": "user", "content": "What is 6 times 7?"}
 EPHEMERAL = {"type": "ephemeral"}
@@ -23,6 +24,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"
 
 @pytest.fixture(scope="module")
 def far() -> Iterator[OpenAIServer]:
+    load_litellm()  # once, before a client waits for it
     with running_server() as far:
         yield far
 
