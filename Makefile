@@ -12,6 +12,7 @@ INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constr
 LOCAL := $(VENV)/.viaticum-local
 DEV := $(VENV)/.viaticum-dev
 BROWSER := $(VENV)/.viaticum-browser
+POOL := $(VENV)/.viaticum-pool
 
 .PHONY: help demo test coverage prove lint format bench docs clean
 .DELETE_ON_ERROR:
@@ -39,18 +40,23 @@ $(BROWSER): tests/support/chromium.py | $(DEV)
 	$(BIN)/python tests/support/chromium.py
 	@touch $@
 
+# For the tests of the ledger in Postgres: a PgBouncer of this machine, or Debian's in the user's cache.
+$(POOL): tests/support/pgbouncer.py | $(DEV)
+	$(BIN)/python tests/support/pgbouncer.py
+	@touch $@
+
 demo: $(LOCAL)
 	$(BIN)/viaticum models pull
 	$(BIN)/python examples/demo.py $(QUESTIONS)
 
 # Two workers, one thread each: more threads would wait for each other. Exit 5 of pytest: no test was chosen.
-test: $(DEV) $(BROWSER)
+test: $(DEV) $(BROWSER) $(POOL)
 	$(BIN)/viaticum models pull
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not real"
 	$(BIN)/pytest -q -m real || test $$? -eq 5
 
 # Lines that no test reaches, without the real models; the page is build/coverage/index.html.
-coverage: $(DEV) $(BROWSER)
+coverage: $(DEV) $(BROWSER) $(POOL)
 	$(BIN)/viaticum models pull
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not real" --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 

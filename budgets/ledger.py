@@ -137,7 +137,7 @@ class Ledger(ScopeLedger):
             raise rules.explained(error, wanted, hint) from None
 
     def _hold(self, wanted: Hold, dispatch: bool) -> Hold:
-        outcome = self._store.write(partial(self._reserve, wanted, dispatch))
+        outcome = self._store.write_call(partial(self._reserve, wanted, dispatch), wanted.key, wanted.budget)
         if isinstance(outcome, BudgetExceeded):
             raise outcome
         return outcome
@@ -213,7 +213,7 @@ class Ledger(ScopeLedger):
             chain = self._chain(rows, lineage)
             return postings.dispatch(rows, chain, hold)
 
-        return self._store.write(action)
+        return self._store.write_call(action, key)
 
     def settle(
         self,
@@ -243,7 +243,7 @@ class Ledger(ScopeLedger):
         """
         settlement = _checked_settlement(Settlement(key, usage, result))
         seen = None if counted is None else checked_usage(counted)
-        entry = self._store.write(partial(self._settle, settlement, seen))
+        entry = self._store.write_call(partial(self._settle, settlement, seen), key)
         self._note_overrun(entry)
         self._requests.end(key, entry.nanousd)
         return entry
@@ -315,7 +315,7 @@ class Ledger(ScopeLedger):
             HoldError: the key is unknown, or the hold was posted or has expired.
         """
 
-        entry = self._store.write(partial(self._void, key))
+        entry = self._store.write_call(partial(self._void, key), key)
         self._requests.end(key, 0)
         return entry
 

@@ -123,7 +123,7 @@ class LedgerReader:
         def action(rows: Rows) -> None:
             if budget is not None:
                 rules.get_lineage(rows, budget)
-            for entry in rows.entries(budget, key):
+            for entry in rows.entries(budget, None if key is None else checked_name("hold key", key)):
                 take(entry)
 
         self._store.read(action)

@@ -4,21 +4,29 @@ Isolation is read committed. Row locks are taken in one order, which rules out d
 rows are read after they are locked. A transaction that loses a race for a key, or its connection before the
 commit, runs again: every ledger operation is idempotent. Needs the extra `postgres` (psycopg).
 
+No state is kept in a session: every transaction names its schema and how it commits, and no statement is
+prepared, so that a pool (PgBouncer) may give each transaction another connection. The steps of calls are one
+round trip each (`postgres_calls`); those of several threads go together.
+
 Leaves out the meaning of the rows: see `ledger`; and the tables: see `schema_postgres`.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from viaticum.budgets import schema_postgres as schema
+from viaticum.budgets.postgres_calls import Proposal, apply
 from viaticum.budgets.postgres_objects import objects
+from viaticum.budgets.records import Hold
 from viaticum.budgets.sql import ENTRY_INSERT, Row, SqlRows
-from viaticum.budgets.store import EntryColumns, Rows, Store, T, compare_objects
+from viaticum.budgets.store import EntryColumns, Rows, Scope, Store, T, compare_objects
 from viaticum.errors import LedgerError, MissingExtra, one_line
 
 if TYPE_CHECKING:
@@ -26,7 +34,17 @@ if TYPE_CHECKING:
 
 MAX_ATTEMPTS = 10
 _MIGRATION_LOCK = 0x56494154  # advisory lock held while migrating
+# SQLSTATEs of lost races (unique violation, serialization failure, deadlock), of lost connections (class 08,
+# which PgBouncer too says; shutdowns and time limits of idle sessions), and of too many of them.
+_RETRYABLE = ("23505", "40001", "40P01", "08", "57P", "25P03", "25P04", "53300")
+MAX_PROPOSALS = 64
+CONTENTION_SECONDS = 0.0002  # a lock that takes longer was held by another call
+MAX_HOLDS = 10_000
 _STREAM_ROWS = 1000
+_SETTINGS: LiteralString = (
+    "SELECT set_config('search_path', 'viaticum', true), set_config('synchronous_commit', 'on', true)"
+)
+_log = logging.getLogger("viaticum")
 _INDEXES = """
 SELECT i.indexrelid AS id, (SELECT nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
   WHERE extname = 'amcheck') AS checker
@@ -38,13 +56,28 @@ class PostgresRows(SqlRows):
     is_exclusive = False
 
     def __init__(
-        self, connection: psycopg.Connection[Row], lineages: dict[str, tuple[str, ...]], *, write: bool
+        self,
+        connection: psycopg.Connection[Row],
+        lineages: dict[str, tuple[str, ...]],
+        scopes: dict[str, list[Scope]],
+        *,
+        write: bool,
     ) -> None:
         super().__init__(lineages)
+        self._scopes = scopes
         self._connection = connection
         self._cursors = itertools.count()
         self._write = write
         self.lock_clause = " FOR NO KEY UPDATE" if write else ""
+
+    def lineage(self, name: str) -> list[Scope]:
+        found = super().lineage(name)
+        if found:
+            self._scopes[name] = [
+                Scope(each.name, each.parent, each.root, each.depth, None, None, each.window)
+                for each in found
+            ]
+        return found
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         self._connection.execute(_to_psycopg_parameters(sql), parameters)
@@ -104,8 +137,11 @@ class PostgresStore(Store):
         self._name = _without_password(address)
         self._read_only = read_only
         self._connection: psycopg.Connection[Row] | None = None
-        self._closed = self._busy = False
+        self._closed = self._busy = self._is_contended = False
         self._lineages: dict[str, tuple[str, ...]] = {}
+        self._scopes: dict[str, list[Scope]] = {}  # names and windows of lineages
+        self._holds: dict[str, Hold] = {}  # of calls of this process that are running
+        self._proposals: deque[Proposal[Any]] = deque()
         with self._lock, self._translate_errors():
             self._connection = self._open()
 
@@ -116,6 +152,69 @@ class PostgresStore(Store):
 
     def read(self, action: Callable[[Rows], T]) -> T:
         return self._transact(action, write=False)
+
+    def write_call(self, action: Callable[[Rows], T], key: str, budget: str | None = None) -> T:
+        proposal = None if self._read_only else self._propose(action, key, budget)
+        if proposal is not None:
+            self._proposals.append(proposal)
+            with self._lock, self._translate_errors():
+                if not proposal.is_answered:
+                    self._apply_proposals()
+        answered = proposal is not None and proposal.reply is not None
+        outcome = proposal.completed() if proposal is not None and answered else self.write(action)
+        with self._lock:
+            self._remember(key, outcome)
+        return outcome
+
+    def _propose(self, action: Callable[[Rows], T], key: str, budget: str | None) -> Proposal[T] | None:
+        """None where scopes or hold are not known to this process."""
+        known = self._holds.get(key) if isinstance(key, str) else None
+        if (known is None) != (budget is not None):
+            return None
+        name = budget if known is None else known.budget
+        scopes = self._scopes.get(name) if name is not None else None
+        return None if scopes is None else Proposal.of(action, scopes, known)
+
+    def _remember(self, key: str, outcome: object) -> None:
+        """Keep the holds of calls that are running."""
+        self._holds.pop(key, None)
+        is_running = isinstance(outcome, Hold) and outcome.state in ("reserved", "dispatched")
+        if is_running and isinstance(outcome, Hold) and outcome.result is None:
+            self._holds[key] = outcome
+            if len(self._holds) > MAX_HOLDS:
+                del self._holds[next(iter(self._holds))]
+
+    def _apply_proposals(self) -> None:
+        """Send the proposals of all waiting threads. Those without a reply go the long way, by their keys."""
+        taken = [self._proposals.popleft() for _ in range(min(len(self._proposals), MAX_PROPOSALS))]
+        taken.sort(key=lambda each: each.root)  # all processes lock trees in this order
+        try:
+            for proposal, reply in zip(taken, self._apply(taken), strict=True):
+                proposal.reply = reply
+        except _psycopg().Error as error:
+            _log.debug("steps of %d calls are decided one by one: %s", len(taken), one_line(error))
+        finally:
+            for proposal in taken:
+                proposal.is_answered = True
+
+    def _apply(self, proposals: Sequence[Proposal[Any]]) -> list[Any]:
+        """One message and its replies."""
+        self._refuse_nested()
+        self._busy = True
+        try:
+            connection = self._connected()
+            try:
+                waited, replies = apply(connection.pgconn, proposals, release_early=self._is_contended)
+            except _psycopg().Error:
+                self._clean_up(connection)
+                raise
+            except BaseException:  # a signal: the reply is still to come
+                self._disconnect()
+                raise
+            self._is_contended = waited > CONTENTION_SECONDS
+            return replies
+        finally:
+            self._busy = False
 
     def altered_objects(self) -> list[str]:
         with self._lock, self._translate_errors():
@@ -128,15 +227,18 @@ class PostgresStore(Store):
 
     def _transact(self, action: Callable[[Rows], T], *, write: bool) -> T:
         with self._lock, self._translate_errors():
-            if self._busy:
-                raise LedgerError(
-                    f"the ledger {self._name} is in use by this very thread; let that call end first"
-                )
+            self._refuse_nested()
             self._busy = True
             try:
                 return self._run_with_retries(action, write=write)
             finally:
                 self._busy = False
+
+    def _refuse_nested(self) -> None:
+        if self._busy:
+            raise LedgerError(
+                f"the ledger {self._name} is in use by this very thread; let that call end first"
+            )
 
     def _run_with_retries(self, action: Callable[[Rows], T], *, write: bool) -> T:
         for attempt in itertools.count(1):
@@ -155,15 +257,20 @@ class PostgresStore(Store):
             # A pipeline sends statements without waiting for replies until a result is read.
             with connection.pipeline() if write else nullcontext():
                 connection.execute(begin)
-                result = action(PostgresRows(connection, self._lineages, write=write))
+                connection.execute(_SETTINGS)
+                result = action(PostgresRows(connection, self._lineages, self._scopes, write=write))
                 connection.execute("COMMIT")
             return result
         except BaseException:
-            with suppress(Exception):
-                connection.execute("ROLLBACK")
-            if connection.closed or connection.broken:
-                self._disconnect()
+            self._clean_up(connection)
             raise
+
+    def _clean_up(self, connection: psycopg.Connection[Row]) -> None:
+        """End the transaction, or the connection where that is impossible."""
+        with suppress(Exception):
+            connection.execute("ROLLBACK")
+        if connection.closed or connection.broken:
+            self._disconnect()
 
     def _connected(self) -> psycopg.Connection[Row]:
         if self._closed:
@@ -181,11 +288,9 @@ class PostgresStore(Store):
     def _open(self) -> psycopg.Connection[Row]:
         dict_row = _psycopg().rows.dict_row
         connection: psycopg.Connection[Row] = _psycopg().connect(
-            self._address, autocommit=True, row_factory=dict_row
+            self._address, autocommit=True, row_factory=dict_row, prepare_threshold=None
         )
         try:
-            connection.execute("SET search_path TO viaticum")
-            connection.execute("SET synchronous_commit TO on")
             self._migrate(connection)
         except BaseException:
             connection.close()
@@ -199,6 +304,7 @@ class PostgresStore(Store):
             raise LedgerError(f"the ledger {self._name} is not there or older; open it for writing once")
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATION_LOCK])
+            connection.execute(_SETTINGS)
             found = self._version(connection)  # another process may have migrated during the wait
             if found == 0:
                 connection.execute("CREATE SCHEMA IF NOT EXISTS viaticum")
@@ -263,21 +369,11 @@ def _psycopg() -> Any:
 def _is_retryable(error: BaseException) -> bool:
     """Whether a race or the connection was lost; after a commit without a reply, the retry finds its key."""
     psycopg = _psycopg()
-    races = (
-        psycopg.errors.UniqueViolation,
-        psycopg.errors.SerializationFailure,
-        psycopg.errors.DeadlockDetected,
-    )
-    lost = (
-        psycopg.errors.AdminShutdown,
-        psycopg.errors.CrashShutdown,
-        psycopg.errors.CannotConnectNow,
-        psycopg.errors.IdleInTransactionSessionTimeout,
-    )
-    if isinstance(error, (*races, *lost)):
-        return True
+    if not isinstance(error, psycopg.Error):
+        return False
     # Without an SQLSTATE the server did not answer at all.
-    return isinstance(error, psycopg.OperationalError) and error.sqlstate is None
+    lost = isinstance(error, psycopg.OperationalError) and error.sqlstate is None
+    return lost or (error.sqlstate or "").startswith(_RETRYABLE)
 
 
 def _to_psycopg_parameters(sql: str) -> str:

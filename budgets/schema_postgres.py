@@ -147,5 +147,89 @@ CREATE TABLE leases (
 );
 """
 
-MIGRATIONS: tuple[str, ...] = (_TABLES + _GUARDS + _VIEWS, _CLOCKS, _LEASES)
+# What `postgres_calls` proposes, in one round trip. Each operation is applied if all that it rests on is
+# still so and every limit holds; else nothing of it, its reply is null, and the rules decide in another
+# transaction. Statements after the first lock see all that was committed before it.
+_CALLS = """
+CREATE FUNCTION apply_calls(operations jsonb, commits text) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+  op jsonb; part jsonb; replies jsonb := '[]'; ids jsonb; is_new boolean; fits boolean;
+  root viaticum.budgets; scope viaticum.budgets; names text[]; began timestamptz; waited float8 := 0;
+  moment text COLLATE "C"; place bigint; tip text; made bigint;
+  held_n bigint; held_t bigint; posted_n bigint; posted_t bigint; spent_n numeric; spent_t numeric;
+BEGIN
+  IF commits <> 'on' THEN PERFORM set_config('synchronous_commit', commits, true); END IF;
+  FOR op IN SELECT value FROM jsonb_array_elements(operations) LOOP
+    fits := true; root := NULL; names := '{}'; began := clock_timestamp(); is_new := op->>'expected' IS NULL;
+    held_n := (op->'held'->>0)::bigint; held_t := (op->'held'->>1)::bigint;
+    posted_n := (op->'posted'->>0)::bigint; posted_t := (op->'posted'->>1)::bigint;
+    FOR part IN SELECT value FROM jsonb_array_elements(op->'scopes') LOOP
+      SELECT * INTO scope FROM viaticum.budgets b WHERE b.name = part->>0 FOR NO KEY UPDATE;
+      IF root.name IS NULL THEN
+        root := scope; moment := greatest(op->>'now', root.last_at);
+        waited := greatest(waited, extract(epoch FROM clock_timestamp() - began));
+      END IF;
+      names := names || scope.name;
+      fits := fits AND scope.time_window = part->>1;
+      IF is_new THEN
+        spent_n := scope.posted_nanousd; spent_t := scope.posted_tokens;
+        fits := fits AND scope.state = 'open'
+          AND greatest(spent_n + scope.held_nanousd + held_n, spent_t + scope.held_tokens + held_t)
+            <= 9223372036854775807;
+        IF fits AND scope.time_window <> '' THEN
+          SELECT coalesce(sum(b.nanousd), 0), coalesce(sum(b.tokens), 0) INTO spent_n, spent_t
+            FROM viaticum.buckets b WHERE b.budget = scope.name AND b.bucket >= (part->>2)::bigint;
+        END IF;
+        fits := fits AND coalesce(spent_n + scope.held_nanousd + held_n <= scope.limit_nanousd, true)
+          AND coalesce(spent_t + scope.held_tokens + held_t <= scope.limit_tokens, true);
+      END IF;
+    END LOOP;
+    fits := coalesce(fits, false) AND coalesce(moment < op->>'before', true);
+    part := op->'hold';
+    IF fits AND is_new THEN
+      INSERT INTO viaticum.holds VALUES (part->>0, part->>1, part->>2, (part->>3)::bigint,
+        (part->>4)::bigint, part->>5, part->>6, moment, part->>8, part->>9, part->>10,
+        (part->>11)::bigint, part->>12) ON CONFLICT (key) DO NOTHING;
+      fits := FOUND;
+    ELSIF fits THEN
+      UPDATE viaticum.holds h SET state = part->>2, until = part->>12, result = part->>8
+        WHERE h.key = op->>'key' AND h.state = op->'expected'->>0 AND h.until = op->'expected'->>1
+          AND h.result IS NULL;
+      fits := FOUND;
+    END IF;
+    IF NOT fits THEN
+      replies := replies || 'null'::jsonb;
+      CONTINUE;
+    END IF;
+    place := root.entries; tip := root.head; ids := '[]';
+    FOR part IN SELECT value FROM jsonb_array_elements(op->'entries') LOOP
+      place := place + 1;
+      tip := encode(sha256(convert_to('["' || tip || '", ' || (op->>'root') || ', ' || place || ', '
+        || (part->>0) || ', "' || moment || '", ' || (part->>1) || ']', 'UTF8')), 'hex');
+      INSERT INTO viaticum.entries AS e (root, number, hash, at, budget, key, kind, nanousd, tokens, overrun,
+          usage, prices, note)
+        VALUES (root.name, place, tip, moment, part->>2, op->>'key', part->>3, (part->>4)::bigint,
+          (part->>5)::bigint, (part->>6)::bigint, part->>7, part->>8, part->>9)
+        RETURNING e.id INTO made;
+      ids := ids || to_jsonb(made);
+    END LOOP;
+    UPDATE viaticum.budgets b SET
+        held_nanousd = b.held_nanousd + held_n, held_tokens = b.held_tokens + held_t,
+        posted_nanousd = b.posted_nanousd + posted_n, posted_tokens = b.posted_tokens + posted_t,
+        entries = CASE WHEN b.parent IS NULL THEN place ELSE b.entries END,
+        head = CASE WHEN b.parent IS NULL THEN tip ELSE b.head END,
+        last_at = CASE WHEN b.parent IS NULL THEN moment ELSE b.last_at END
+      WHERE b.name = ANY (names);
+    FOR part IN SELECT value FROM jsonb_array_elements(op->'posts') LOOP
+      INSERT INTO viaticum.buckets AS b VALUES (part->>0, (part->>1)::bigint, posted_n, posted_t)
+        ON CONFLICT (budget, bucket) DO UPDATE
+          SET nanousd = b.nanousd + excluded.nanousd, tokens = b.tokens + excluded.tokens;
+    END LOOP;
+    replies := replies || jsonb_build_array(jsonb_build_array(moment, place, tip, ids));
+  END LOOP;
+  RETURN jsonb_build_array(waited, replies);
+END $$;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_TABLES + _GUARDS + _VIEWS, _CLOCKS, _LEASES, _CALLS)
 VERSION = len(MIGRATIONS)

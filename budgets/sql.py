@@ -180,6 +180,7 @@ class SqlRows(Rows):
 
     def find(self, keys: Sequence[str]) -> dict[str, Hold]:
         found: dict[str, Hold] = {}
+        keys = [key for key in keys if key.isprintable()]  # databases refuse others, and no hold has one
         for start in range(0, len(keys), _MAX_PARAMETERS):
             part = keys[start : start + _MAX_PARAMETERS]
             marks = ", ".join("?" * len(part))
@@ -191,7 +192,7 @@ class SqlRows(Rows):
         self.insert_holds([hold])
 
     def insert_holds(self, holds: Sequence[Hold]) -> None:
-        self.execute_many(_HOLD_INSERT, [_hold_values(hold) for hold in holds])
+        self.execute_many(_HOLD_INSERT, [hold_values(hold) for hold in holds])
 
     def update_hold(self, key: str, state: HoldState, until: str) -> None:
         self.execute(_HOLD_UPDATE, [state, until, key])
@@ -294,7 +295,8 @@ def _scope(row: Row) -> Scope:
     return Scope(**values, window=Window.parse(window) if window else None)
 
 
-def _hold_values(hold: Hold) -> list[Any]:
+def hold_values(hold: Hold) -> list[Any]:
+    """The columns of a hold, in the order of its table."""
     return [
         hold.key,
         hold.budget,

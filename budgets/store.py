@@ -254,6 +254,14 @@ class Store(ABC):
         The action must keep no state between runs: the store runs it again after a lost race.
         """
 
+    def write_call(self, action: Callable[[Rows], T], key: str, budget: str | None = None) -> T:
+        """As `write`, for a step of one call: of the hold `key`, which is made in `budget` or exists.
+
+        A store of many hosts overrides it to save round trips. The action may then run more than once, over
+        rows that are not there, before it runs over the real ones or is applied as it was.
+        """
+        return self.write(action)
+
     @abstractmethod
     def read(self, action: Callable[[Rows], T]) -> T:
         """Run the action on a consistent snapshot."""

@@ -314,6 +314,7 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
             "psycopg",
             (
                 "viaticum.budgets.postgres",
+                "viaticum.budgets.postgres_calls",
                 "viaticum.budgets.postgres_objects",
                 "viaticum.agents.workflow.checkpoints",
             ),

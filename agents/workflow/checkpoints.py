@@ -16,17 +16,16 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from viaticum.errors import ClientClosed, LedgerError, MissingExtra
+from viaticum.errors import ClientClosed, LedgerError, MissingExtra, one_line
 from viaticum.files import private_file
 
-SETUP_LOCK = 0x7661_7469  # key of the Postgres advisory lock held while the tables are created
 COMPRESS_FROM = 4096  # bytes
 BUSY_SECONDS = 30.0  # how long a process waits for the write of another one
 
@@ -169,10 +168,16 @@ def _postgres(address: str, concurrency: int) -> Iterator[BaseCheckpointSaver[An
         from psycopg_pool import ConnectionPool, PoolTimeout
     except ImportError as error:
         raise MissingExtra(error.name or "psycopg", "postgres") from None
-    # LangGraph requires of its connections: rows as dicts, autocommit, no prepared statements.
-    settings = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+    # LangGraph requires of its connections: rows as dicts, autocommit. A prepared statement would be lost in
+    # a pool such as PgBouncer, which gives each transaction another connection.
+    settings = {"autocommit": True, "prepare_threshold": None, "row_factory": dict_row}
     pool: ConnectionPool[psycopg.Connection[DictRow]] = ConnectionPool(
-        address, min_size=1, max_size=max(2, concurrency), kwargs=settings, open=False
+        address,
+        min_size=1,
+        max_size=max(2, concurrency),
+        kwargs=settings,
+        open=False,
+        check=ConnectionPool.check_connection,  # a server, or a pool between, drops idle ones
     )
     try:
         pool.open(wait=True, timeout=BUSY_SECONDS)
@@ -185,18 +190,30 @@ def _postgres(address: str, concurrency: int) -> Iterator[BaseCheckpointSaver[An
                 stored: Any = {**checkpoint, "channel_values": values}
                 return super().put(config, stored, metadata, new_versions)
 
+            @contextmanager
+            def _cursor(self, *, pipeline: bool = False) -> Iterator[Any]:
+                try:
+                    with super()._cursor(pipeline=pipeline) as cursor:
+                        yield cursor
+                except psycopg.Error as error:
+                    raise LedgerError(
+                        f"the checkpoints in Postgres failed: {one_line(error)}; check the server and go on "
+                        "with the same thread"
+                    ) from error
+
         saver = Saver(pool, serde=CompressedSerializer())
-        with pool.connection() as connection:
-            # One process at a time. Not pg_advisory_lock: a session that waits in it blocks CREATE INDEX
-            # CONCURRENTLY of the session that holds it.
-            while not _acquired(
-                connection.execute("SELECT pg_try_advisory_lock(%s) AS acquired", (SETUP_LOCK,))
-            ):
+        # One process at a time, by a lock that ends with its transaction: a pool keeps no session. Not
+        # pg_advisory_xact_lock: who waits in it blocks CREATE INDEX CONCURRENTLY of who holds it. The number is
+        # in the statement: one with parameters would keep its snapshot, and block it too.
+        is_set_up = False
+        while not is_set_up:
+            with pool.connection() as connection, connection.transaction():
+                lock: LiteralString = "SELECT pg_try_advisory_xact_lock(1986098281) AS acquired"
+                if _acquired(connection.execute(lock)):
+                    saver.setup()
+                    is_set_up = True
+            if not is_set_up:
                 time.sleep(0.05)
-            try:
-                saver.setup()
-            finally:
-                connection.execute("SELECT pg_advisory_unlock(%s)", (SETUP_LOCK,))
         yield saver
     except PoolTimeout:
         raise LedgerError(

@@ -1,0 +1,162 @@
+"""A real PgBouncer for tests: an installed one, or Debian's package unpacked into the user's cache.
+
+`python tests/support/pgbouncer.py` fetches it where none is found, with apt-get and dpkg; nothing is
+installed and no service is started. In CI a missing PgBouncer is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from platformdirs import user_cache_path
+from psycopg.conninfo import conninfo_to_dict
+
+LIBRARIES = ("libc-ares", "libevent-2")  # those that a small Debian has not
+NOBODY = 65534
+
+
+def folder() -> Path:
+    return user_cache_path("viaticum-tests") / "pgbouncer"
+
+
+def find() -> Path | None:
+    """The program: what VIATICUM_PGBOUNCER names, one on the PATH, or the one that was fetched."""
+    path = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin"
+    named = os.environ.get("VIATICUM_PGBOUNCER") or shutil.which("pgbouncer", path=path)
+    if named is not None:
+        return Path(named)
+    fetched = folder() / "usr" / "sbin" / "pgbouncer"
+    return fetched if fetched.is_file() else None
+
+
+def fetch() -> Path:
+    """Raises `RuntimeError` where this is no Debian, or its packages cannot be reached."""
+    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
+        raise RuntimeError("needs apt-get and dpkg")
+    target = folder()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if os.getuid() == 0:
+            subprocess.run(["apt-get", "update", "-qq"], check=True, stdout=subprocess.DEVNULL)
+        depends = subprocess.run(
+            ["apt-cache", "depends", "pgbouncer"], check=True, capture_output=True, text=True
+        )
+        needed = [word for word in depends.stdout.split() if word.startswith(LIBRARIES)]
+        with tempfile.TemporaryDirectory(dir=target.parent) as name:
+            work = Path(name)
+            command = ["apt-get", "download", "-qq", "pgbouncer", *needed]
+            subprocess.run(command, cwd=work, check=True, capture_output=True)
+            for package in work.glob("*.deb"):
+                subprocess.run(["dpkg", "-x", package, work / "made"], check=True)
+            shutil.rmtree(target, ignore_errors=True)
+            (work / "made").rename(target)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RuntimeError(str(error)) from error
+    found = find()
+    assert found is not None
+    return found
+
+
+@contextmanager
+def running_pool(server: str, *, mode: str = "transaction", **settings: object) -> Iterator[str]:
+    """Start a pool in front of a server; yields the address of the same database behind it.
+
+    Args:
+        server: address of the database.
+        mode: `pool_mode`.
+        settings: further ones of pgbouncer.ini.
+    """
+    program = find()
+    assert program is not None, "python tests/support/pgbouncer.py fetches PgBouncer"
+    parts = conninfo_to_dict(server)
+    work = Path(tempfile.mkdtemp(prefix="viaticum-pgbouncer-"))
+    user = NOBODY if os.getuid() == 0 else None  # PgBouncer refuses to run as root
+    try:
+        if program.is_relative_to(folder()):  # which that user may not read
+            shutil.copytree(folder(), work / "program", symlinks=True)
+            program = work / "program" / program.relative_to(folder())
+        port = _write_settings(work / "pgbouncer.ini", parts, {"pool_mode": mode, **settings})
+        if user is not None:
+            for path in (work, *work.rglob("*")):
+                os.chown(path, user, user, follow_symlinks=False)
+        pool = _start(program, work, user)
+        try:
+            address = f"postgresql://{parts['user']}@127.0.0.1:{port}/{parts['dbname']}"
+            _await(pool, address, work / "log")
+            yield address
+        finally:
+            pool.terminate()
+            pool.wait(20)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_settings(file: Path, server: dict[str, Any], settings: dict[str, object]) -> int:
+    """Returns the port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    options = {
+        "listen_addr": "127.0.0.1",
+        "listen_port": port,
+        "unix_socket_dir": "",
+        "auth_type": "any",
+        "default_pool_size": 4,
+        "max_client_conn": 200,
+        **settings,
+    }
+    database = f"* = host={server['host']} port={server['port']} user={server['user']}"
+    lines = [
+        "[databases]",
+        database,
+        "[pgbouncer]",
+        *(f"{name} = {value}" for name, value in options.items()),
+    ]
+    file.write_text("\n".join(lines) + "\n")
+    return port
+
+
+def _start(program: Path, work: Path, user: int | None) -> subprocess.Popen[bytes]:
+    libraries = {str(path.parent) for path in work.rglob("libcares.so.2")}
+    paths = ":".join([*libraries, os.environ.get("LD_LIBRARY_PATH", "")])
+    with (work / "log").open("wb") as log:
+        return subprocess.Popen(
+            [program, work / "pgbouncer.ini"],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "LD_LIBRARY_PATH": paths},
+            user=user,
+            group=user,
+            cwd=work,
+        )
+
+
+def _await(pool: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while pool.poll() is None and time.monotonic() < deadline:
+        try:
+            psycopg.connect(address).close()
+            return
+        except psycopg.OperationalError:
+            time.sleep(0.05)
+    raise RuntimeError(f"PgBouncer does not start: {log.read_text()[-2000:]}")
+
+
+if __name__ == "__main__":
+    try:
+        print(find() or fetch())
+    except RuntimeError as error:
+        sys.stderr.write(f"no PgBouncer for the tests of the ledger ({error}); set VIATICUM_PGBOUNCER\n")
+        sys.exit(1 if os.environ.get("CI") else 0)
