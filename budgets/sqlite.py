@@ -268,7 +268,7 @@ def _refuse_foreign_file(path: Path) -> None:
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
     if not header:
-        _refuse_lone_wal(path)
+        _refuse_stray_wal(path, "empty beside a log")
         return
     if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
         raise LedgerError(f"{path} is not a ledger: it is no SQLite file; give another path")
@@ -278,14 +278,19 @@ def _refuse_foreign_file(path: Path) -> None:
             f"{path} is not a ledger: it is an SQLite file of another program; give another path"
         )
     _refuse_newer(path, int.from_bytes(header[60:64], "big"))
+    if header[18] == 1:  # of a backup, say: it was never used with a log
+        _refuse_stray_wal(path, "beside a log that is not its own")
 
 
-def _refuse_lone_wal(path: Path) -> None:
-    """SQLite would delete the log beside an empty file, although it may be all that is left of a ledger."""
+def _refuse_stray_wal(path: Path, what: str) -> None:
+    """SQLite deletes a log beside an empty file, although it may be all that is left of a ledger.
+
+    And it plays one into whatever file lies beside it, such as a backup in place of the old file.
+    """
     wal = path.with_name(path.name + "-wal")
     if wal.exists() and wal.stat().st_size:
         raise LedgerError(
-            f"the ledger {path} is damaged: empty beside a log {wal.name}; restore it from a copy"
+            f"the ledger {path} is damaged: {what}, {wal.name}; restore it from a copy, and move the log away"
         )
 
 

@@ -203,8 +203,8 @@ def _postgres(address: str, concurrency: int) -> Iterator[BaseCheckpointSaver[An
 
         saver = Saver(pool, serde=CompressedSerializer())
         # One process at a time, by a lock that ends with its transaction: a pool keeps no session. Not
-        # pg_advisory_xact_lock: who waits in it blocks CREATE INDEX CONCURRENTLY of who holds it. The number is
-        # in the statement: one with parameters would keep its snapshot, and block it too.
+        # pg_advisory_xact_lock: who waits in it blocks CREATE INDEX CONCURRENTLY of who holds it. The number
+        # stands in the statement: one with parameters would keep its snapshot, and block it too.
         is_set_up = False
         while not is_set_up:
             with pool.connection() as connection, connection.transaction():

@@ -151,6 +151,24 @@ def test_a_backup_has_what_a_copy_of_the_file_lacks(tmp_path: Path) -> None:
         assert restored.check(heads=heads) == []
 
 
+def test_a_backup_put_beside_the_old_log_is_refused(tmp_path: Path) -> None:
+    """SQLite would play the log of the old file into the restored one."""
+    path, backup = tmp_path / "ledger.db", tmp_path / "backup.db"
+    with Ledger(path) as ledger:
+        ledger.create("demo", limit_nanousd=1000)
+        ledger.backup(backup)
+        spend(ledger, 0)
+        log = (tmp_path / "ledger.db-wal").read_bytes()
+    os.replace(backup, path)
+    (tmp_path / "ledger.db-wal").write_bytes(log)
+    with pytest.raises(LedgerError, match=r"beside a log that is not its own, ledger\.db-wal"):
+        Ledger(path)
+    (tmp_path / "ledger.db-wal").unlink()
+    with Ledger(path) as ledger:
+        assert ledger.check() == []
+        assert ledger.budget("demo").posted_nanousd == 0
+
+
 def test_a_backup_replaces_nothing_and_leaves_nothing_half_done(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with Ledger(path) as ledger:
