@@ -104,7 +104,7 @@ class OpenAIServer:
             usage = None
         if body.get("stream"):
             pieces = self.pieces(body, message, finish, usage, behaviour)
-            return StreamingResponse(pieces, media_type="text/event-stream", headers=self.headers)
+            return WatchedStream(self, pieces, media_type="text/event-stream", headers=self.headers)
         whole = {
             "id": "c1",
             "object": "chat.completion",
@@ -140,6 +140,9 @@ class OpenAIServer:
         ended = False
         try:
             yield event({"role": "assistant", "content": ""})
+            while behaviour == "comments":  # as gateways keep a connection alive
+                yield ": still there\n\n"
+                await asyncio.sleep(0.05)
             if behaviour == "break at once":
                 raise ConnectionError("the server breaks off before its first word")
             for part in self.cut(self.field_thought):
@@ -240,6 +243,26 @@ class OpenAIServer:
         if len(words) > limit:
             return {"role": "assistant", "content": "".join(words[:limit])}, "length"
         return {"role": "assistant", "content": text}, "stop"
+
+
+class WatchedStream(StreamingResponse):
+    """A stream whose client may hang up before its first piece is made."""
+
+    def __init__(self, state: OpenAIServer, pieces: AsyncIterator[str], **options: Any) -> None:
+        self.state, self.begun = state, False
+        super().__init__(self.watched(pieces), **options)
+
+    async def watched(self, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+        self.begun = True
+        async for piece in pieces:
+            yield piece
+
+    async def __call__(self, *arguments: Any) -> None:
+        try:
+            await super().__call__(*arguments)
+        finally:
+            if not self.begun:
+                self.state.hung_up.set()
 
 
 def example_value(schema: dict[str, Any], question: str, root: dict[str, Any] | None = None) -> Any:
