@@ -342,7 +342,7 @@ def test_what_no_file_in_utf8_can_hold(tmp_path: Path) -> None:
         )
         rows = rows_of(ended)
         assert [row.state for row in rows] == ["answered", "skipped", "skipped", "answered"], number
-        assert rows[0].text == "The answer is 1 ?."
+        assert rows[0].text == "The answer is 1 \ufffd."
         assert (tmp_path / out).exists()
 
 
