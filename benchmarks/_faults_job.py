@@ -27,7 +27,7 @@ from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.jobs import Job
 from viaticum.models.remote.connection import RemoteCall
-from viaticum.models.remote.model import load_litellm
+from viaticum.models.remote.request import load_litellm
 from viaticum.routers.query import StaticRouter
 from viaticum.types import Pair, RoutingTable, Row
 

@@ -33,7 +33,7 @@ from viaticum.errors import (
     UnknownPrice,
     ViaticumError,
 )
-from viaticum.models.remote.model import load_litellm
+from viaticum.models.remote.request import load_litellm
 from viaticum.money import NANOUSD_PER_USD
 
 PROVIDER = "viaticum"

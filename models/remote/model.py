@@ -15,31 +15,28 @@ import itertools
 import json
 import logging
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import InputError, MissingExtra, PromptTooLong
-from viaticum.models.api_keys import api_key, require_key
+from viaticum.models.api_keys import require_key
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.remote.connection import HEARTBEAT_SECONDS, RemoteCall
 from viaticum.models.remote.errors import retry_after, translate_error, wait_before_retry
-from viaticum.models.remote.prices import check_cache_writes, cost_mismatch
+from viaticum.models.remote.prices import cost_mismatch
 from viaticum.models.remote.prompt_tokens import TOKENIZERS, PromptRatio, named_counter
 from viaticum.models.remote.rate_limits import ProviderRateLimiter, headers_of
+from viaticum.models.remote.request import RequestBuilder, load_litellm
 from viaticum.models.remote.response import PartialResponse, reported_cost
-from viaticum.models.remote.thinking import has_own_api, with_thinking
 from viaticum.stop_strings import AnswerStream
 from viaticum.thinking import ThinkingSplitter
 from viaticum.types import Completion, Message, TokenCount, Usage
 from viaticum.valid_text import valid_text
 
-TIMEOUT, RETRIES = 60.0, 2  # seconds; tries after the first
+RETRIES = 2  # tries after the first
 # Tokens of a prompt beside its text: the markup of a request and of each message, and the instructions that
 # providers put before tools and schemas.
 REQUEST_TOKENS, MESSAGE_TOKENS, TOOLS_TOKENS = 64, 16, 512
@@ -47,47 +44,7 @@ REQUEST_TOKENS, MESSAGE_TOKENS, TOOLS_TOKENS = 64, 16, 512
 # template.
 MARGIN = 20
 CHUNK_CHARACTERS = 4_000  # LiteLLM extrapolates the tokens of longer texts, which may give too few
-ACCOUNT = {
-    "OpenAI-Organization": ("OPENAI_ORGANIZATION", "OPENAI_ORG_ID"),
-    "OpenAI-Project": ("OPENAI_PROJECT_ID",),
-}
-EXTRA = {
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "response_format",
-    "logprobs",
-    "top_logprobs",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "reasoning_effort",
-    "service_tier",
-    "verbosity",
-    "user",
-}
-TIERS = ("auto", "default", "flex")  # that cost no more than the price of the catalogue
 _log = logging.getLogger("viaticum")
-
-
-def load_litellm() -> Any:
-    """Import LiteLLM, and on its first import switch off its network access and its output.
-
-    Raises:
-        MissingExtra: LiteLLM is not installed.
-    """
-    first = "litellm" not in sys.modules
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    try:
-        import litellm
-    except ImportError as error:
-        raise MissingExtra(error.name or "litellm", "remote") from None
-    if first:  # a program that uses LiteLLM itself keeps its own settings
-        litellm.suppress_debug_info = True
-        litellm.telemetry = False
-        litellm.disable_aiohttp_transport = True  # one HTTP client, whose errors have one meaning
-        litellm.disable_streaming_logging = True  # a thread and an event loop for every chunk
-    return litellm
 
 
 def check_usable(spec: ModelSpec) -> None:
@@ -117,7 +74,7 @@ class RemoteModel(Model):
             raise InputError(f"{spec.name} is a {spec.kind} model, not a remote one")
         self.spec, self.name, self.members = spec, spec.name, (spec.name,)
         self.thinking = spec.thinking_format
-        self._key, self._sleep = key, sleep
+        self._requests, self._sleep = RequestBuilder(spec, key), sleep
         self._tokenizer_known: bool | None = None
         self._rate_limiter = ProviderRateLimiter()
         self._ratio = PromptRatio()
@@ -134,7 +91,7 @@ class RemoteModel(Model):
         Raises:
             InputError: something makes the call dearer than the entry's price says.
         """
-        self._check_price(messages, generation)
+        self._requests.check_price(messages, generation)
         prompt = self._prompt(messages, generation)
         if self._estimates:
             prompt = self._ratio.estimate(prompt)
@@ -147,15 +104,6 @@ class RemoteModel(Model):
                 f"context of {self.name} ({limit}); shorten the question or lower max_new_tokens"
             )
         return {self.name: TokenCount(prompt, generation.max_new_tokens)}
-
-    def _check_price(self, messages: Sequence[Message], generation: Generation) -> None:
-        tier = generation.extra.get("service_tier")
-        if tier is not None and tier not in TIERS:
-            raise InputError(
-                f"service_tier {tier!r} may cost more than the price of {self.name}; use {', '.join(TIERS)}"
-            )
-        marked = [message["parts"] for message in messages if "parts" in message]
-        check_cache_writes([marked, generation.extra, generation.extra_body], self.spec.price, self.name)
 
     def _prompt(self, messages: Sequence[Message], generation: Generation) -> int:
         """Upper bound of the tokens of a whole request."""
@@ -212,124 +160,12 @@ class RemoteModel(Model):
         Raises:
             InputError: `generation.extra` has a parameter that is not passed on.
         """
-        if unknown := sorted(set(generation.extra) - EXTRA):
-            raise InputError(
-                f"{self.name} is not asked for {', '.join(unknown)}; known: {', '.join(sorted(EXTRA))}"
-            )
-        self._check_price(messages, generation)
-        spec = self.spec
-        if spec.tools is False and generation.extra.get("tools"):
-            raise InputError(f"{self.name} cannot call tools, as its entry in the catalogue says")
-        request: dict[str, Any] = {
-            "model": spec.litellm_model,
-            "messages": [_sent(message) for message in messages],
-            "max_tokens": generation.max_new_tokens,
-            "timeout": spec.timeout_seconds or TIMEOUT,
-            "num_retries": 0,
-            "max_retries": 0,
-            "drop_params": False,
-            **self._sampling(generation),
-            **generation.extra,
-        }
-        if request.get("service_tier") != "flex" and "service_tier" not in self._supported_parameters:
-            request.pop("service_tier", None)  # it has the default tier alone
-        if body := _body(generation):
-            request["extra_body"] = body
-        if generation.stop and not self.cuts_stops:
-            request["stop"] = list(generation.stop)
-        if generation.extra.get("tools"):
-            # Else LiteLLM imports its gateway, which needs packages of its own.
-            request["_skip_mcp_handler"] = True
-        if spec.streams is not False:
-            request |= {"stream": True, "stream_options": {"include_usage": True}}
-        if spec.api_base is not None:
-            # A server without a key of its own gets none: the user's key for OpenAI is not meant for it.
-            request |= {"api_base": spec.api_base, "api_key": self._key or api_key(spec) or "none"}
-        elif (key := self._key or api_key(spec)) is not None:
-            request["api_key"] = key
-        if headers := _without_account(spec):
-            request["extra_headers"] = headers | dict(request.get("extra_headers") or {})
-        own_server = spec.api_base is not None and not has_own_api(spec.litellm_model or "")
-        return with_thinking(request, generation, self._supported_parameters, own_server=own_server)
+        return self._requests.build(messages, generation)
 
     @property
     def cuts_stops(self) -> bool:
-        """Whether stop strings are cut here.
-
-        A provider may stop inside a thought, and some models, such as gpt-5, take no stop strings.
-        """
-        supported = self._supported_parameters
-        return self.thinking.thinks or (bool(supported) and "stop" not in supported)
-
-    @cached_property
-    def _supported_parameters(self) -> list[str]:
-        return load_litellm().get_supported_openai_params(self.spec.litellm_model) or []
-
-    def _sampling(self, generation: Generation) -> dict[str, Any]:
-        """The sampling parameters that this provider supports."""
-        parameters: dict[str, Any] = {
-            "temperature": generation.temperature if generation.temperature or self._takes_greedy else None,
-            "top_p": generation.top_p if generation.top_p < 1 else None,
-            "top_k": generation.top_k or None,
-            "seed": generation.seed,
-        }
-        supported = {*self._supported_parameters, "top_k"} - set(self.spec.omit)
-        taken = {name: value for name, value in parameters.items() if value is not None and name in supported}
-        changes = {  # refused by name where the provider does not support them
-            "frequency_penalty": generation.frequency_penalty,
-            "presence_penalty": generation.presence_penalty,
-            "logit_bias": {str(token): bias for token, bias in generation.logit_bias.items()},
-        }
-        return taken | {name: value for name, value in changes.items() if value}
-
-    @cached_property
-    def _takes_greedy(self) -> bool:
-        """Whether LiteLLM takes temperature 0 for this model; it refuses it for OpenAI's reasoning models.
-
-        It is the default, not a wish; another temperature is sent, and refused by name.
-        """
-        litellm = load_litellm()
-        try:
-            name, provider, _, _ = litellm.get_llm_provider(self.spec.litellm_model)
-            litellm.utils.get_optional_params(
-                model=name, custom_llm_provider=provider, temperature=0.0, drop_params=False
-            )
-        except litellm.UnsupportedParamsError:
-            return False
-        except Exception:  # an unknown provider: the call itself says what is wrong
-            return True
-        return True
-
-
-def _without_account(spec: ModelSpec) -> dict[str, str]:
-    """Empty headers in place of the user's organisation and project at OpenAI.
-
-    OpenAI's client, which LiteLLM calls many providers with, takes them from the environment for any server.
-    """
-    headers = {header: "" for header, names in ACCOUNT.items() if any(map(os.environ.get, names))}
-    if not headers:
-        return {}
-    litellm = load_litellm()
-    try:
-        _, provider, _, _ = litellm.get_llm_provider(spec.litellm_model)
-    except Exception:  # an unknown provider: the call itself says what is wrong
-        return {}
-    if provider == "openai":
-        return {} if spec.api_base is None else headers
-    return headers if provider in ("custom_openai", *litellm.openai_compatible_providers) else {}
-
-
-def _body(generation: Generation) -> dict[str, Any]:
-    """Fields beside OpenAI's, as vLLM and SGLang take them: template variables and sampling parameters."""
-    body = dict(generation.extra_body)
-    if generation.chat_template_kwargs:
-        given = body.get("chat_template_kwargs", {})
-        body["chat_template_kwargs"] = {**given, **generation.chat_template_kwargs}
-    if generation.min_p:
-        body["min_p"] = generation.min_p
-    if generation.repetition_penalty != 1:
-        body["repetition_penalty"] = generation.repetition_penalty
-    return body
+        """Whether stop strings are cut here."""
+        return self._requests.cuts_stops
 
 
 class RemoteStream(Iterator[StreamPiece]):
@@ -484,14 +320,6 @@ def _knows_tokenizer(litellm_model: str) -> bool:
         return provider == "openai" and tiktoken.encoding_name_for_model(name) in TOKENIZERS
     except Exception:  # unknown providers and models raise different errors
         return False
-
-
-def _sent(message: Message) -> dict[str, Any]:
-    """A message as it is sent, its content in parts where these have marks."""
-    sent: dict[str, Any] = dict(message)
-    if parts := sent.pop("parts", None):
-        sent["content"] = parts
-    return sent
 
 
 def _fields_beside_content(message: Message) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.cli import app
 from viaticum.jobs import read_rows
 from viaticum.models.base import Generation
-from viaticum.models.remote.model import load_litellm
+from viaticum.models.remote.request import load_litellm
 from viaticum.types import Answer
 
 QUESTION = "What is 2 + 2?"

@@ -612,9 +612,9 @@ def test_litellm_is_loaded_late_and_off_the_network() -> None:
         "def refuse(*args, **kwargs): raise AssertionError('network')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
         "from viaticum.agents import client\n"
-        "from viaticum.models.remote import model\n"
+        "from viaticum.models.remote import request\n"
         "assert 'litellm' not in sys.modules\n"
-        "litellm = model.load_litellm()\n"
+        "litellm = request.load_litellm()\n"
         "import os; assert os.environ['LITELLM_LOCAL_MODEL_COST_MAP'] == 'True'\n"
         "assert litellm.model_cost['gpt-4o-mini']\n"
     )

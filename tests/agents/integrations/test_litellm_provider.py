@@ -22,7 +22,7 @@ from viaticum.errors import (
     ProviderUnavailable,
     RateLimited,
 )
-from viaticum.models.remote.model import load_litellm
+from viaticum.models.remote.request import load_litellm
 
 litellm = load_litellm()
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "What is 6 * 7?"}]

@@ -15,7 +15,7 @@ from openai_server import OpenAIServer, running_server, spec_for
 from viaticum_server import RunningServer, chat_body, serving, write_catalogue
 
 from viaticum.catalogue import Catalogue
-from viaticum.models.remote.model import load_litellm
+from viaticum.models.remote.request import load_litellm
 
 USER = {"role": "user", "content": "What is 6 times 7?"}
 EPHEMERAL = {"type": "ephemeral"}
