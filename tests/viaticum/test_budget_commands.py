@@ -75,7 +75,8 @@ def test_budgets_are_made_listed_and_changed(run: Run, where: str) -> None:
     run("create", "run", "--parent", "org", "--tokens", "500")
     spend(where)
     lines = run("list").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["budget", "org", "run"]
+    assert [line.split()[0] for line in lines] == ["budget", "org", "run", "2"]
+    assert lines[3] == "2 budgets: $0.000000025 spent, $0.00000014 held"
     assert lines[2].startswith("  run")
     assert "$0.000000025" in lines[1]
     assert "500 tokens" in lines[2]

@@ -27,15 +27,15 @@ from viaticum.commands.budget_output import (
     entry_json,
     format_count,
     hold_json,
-    new_table,
     open_output,
     print_budgets,
     print_entries,
     print_holds,
     print_json,
-    print_table,
+    total_line,
     write_csv,
 )
+from viaticum.commands.table import print_table
 from viaticum.errors import InputError
 from viaticum.money import format_usd, nanousd
 
@@ -150,6 +150,8 @@ def list_budgets(
         write_csv(sys.stdout, list(rows[0]) if rows else ["name"], rows)
         return
     print_budgets(budgets, as_json)
+    if budgets and not as_json:
+        typer.echo(total_line(budgets))
 
 
 @app.command()
@@ -218,10 +220,11 @@ def forecast(
     if as_json:
         print_json({"budget": name, "tags": tags} | asdict(found))
         return
-    table = new_table("", "cost", "tokens", "calls left")
-    table.add_row("p50", format_usd(found.cost_p50), str(found.tokens_p50), format_count(found.calls_p50))
-    table.add_row("p90", format_usd(found.cost_p90), str(found.tokens_p90), format_count(found.calls_p90))
-    print_table(table)
+    rows = (
+        ("p50", format_usd(found.cost_p50), str(found.tokens_p50), format_count(found.calls_p50)),
+        ("p90", format_usd(found.cost_p90), str(found.tokens_p90), format_count(found.calls_p90)),
+    )
+    print_table(("", "cost", "tokens", "calls left"), rows)
     typer.echo(f"from {found.past_calls} settled calls")
 
 

@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from viaticum.commands.table import print_table
 from viaticum.errors import ViaticumError
 from viaticum.money import format_usd
 from viaticum.records import field_text
 
 if TYPE_CHECKING:
     from viaticum.budgets import Budget, Entry, Hold
-
-_UNLIMITED_COLUMNS = 10_000  # columns
 
 ENTRY_FIELDS = (
     "id",
@@ -75,9 +72,8 @@ def print_budgets(budgets: list[Budget], as_json: bool, *, one: bool = False) ->
         rows = [budget_json(each) for each in budgets]
         print_json(rows[0] if one else rows)
         return
-    table = new_table("budget", "limit", "spent", "held", "left", "per", "state")
-    for each, depth in _as_tree(budgets):
-        table.add_row(
+    cells = [
+        (
             "  " * depth + each.name,
             _format_amounts(each.limit_nanousd, each.limit_tokens),
             _format_used(each, each.posted_nanousd, each.posted_tokens),
@@ -86,7 +82,18 @@ def print_budgets(budgets: list[Budget], as_json: bool, *, one: bool = False) ->
             str(each.window or "-"),
             each.state,
         )
-    print_table(table)
+        for each, depth in _as_tree(budgets)
+    ]
+    columns = ("budget", "limit", "spent", "held", "left", "per", "state")
+    print_table(columns, cells, spare=("per", "limit", "held", "state"))
+
+
+def total_line(budgets: list[Budget]) -> str:
+    """What all budgets spent, earlier windows included, and hold; a budget below another is in that one's."""
+    roots = [each for each in budgets if each.parent is None]
+    spent = sum(each.posted_nanousd + each.earlier_nanousd for each in roots)
+    held = sum(each.held_nanousd for each in roots)
+    return f"{len(budgets):,} budgets: {format_usd(spent)} spent, {format_usd(held)} held"
 
 
 def _as_tree(budgets: list[Budget]) -> Iterator[tuple[Budget, int]]:
@@ -105,9 +112,8 @@ def _as_tree(budgets: list[Budget]) -> Iterator[tuple[Budget, int]]:
 
 
 def print_holds(holds: list[Hold]) -> None:
-    table = new_table("call", "budget", "state", "held", "tokens", "since", "lease until")
-    for hold in holds:
-        table.add_row(
+    rows = [
+        (
             hold.key,
             hold.budget,
             hold.state,
@@ -116,13 +122,15 @@ def print_holds(holds: list[Hold]) -> None:
             hold.created[:19],
             hold.until[:19],
         )
-    print_table(table)
+        for hold in holds
+    ]
+    columns = ("call", "budget", "state", "held", "tokens", "since", "lease until")
+    print_table(columns, rows, spare=("lease until", "budget", "tokens", "since"))
 
 
 def print_entries(entries: Iterable[Entry]) -> None:
-    table = new_table("id", "at", "budget", "call", "kind", "amount", "tokens", "overrun")
-    for entry in entries:
-        table.add_row(
+    rows = [
+        (
             str(entry.id),
             entry.at[:19],
             entry.budget,
@@ -132,7 +140,10 @@ def print_entries(entries: Iterable[Entry]) -> None:
             str(entry.tokens),
             format_usd(entry.overrun) if entry.overrun else "",
         )
-    print_table(table)
+        for entry in entries
+    ]
+    columns = ("id", "at", "budget", "call", "kind", "amount", "tokens", "overrun")
+    print_table(columns, rows, spare=("tokens", "budget", "at", "overrun"))
 
 
 def _format_amounts(nanousd: int | None, tokens: int | None) -> str:
@@ -148,21 +159,6 @@ def _format_used(budget: Budget, nanousd: int, tokens: int) -> str:
 
 def format_count(number: int | None) -> str:
     return "no limit" if number is None else str(number)
-
-
-def new_table(*columns: str) -> Table:
-    table = Table(*columns, box=None, pad_edge=False)
-    for column in table.columns:
-        column.no_wrap, column.overflow = True, "fold"
-    return table
-
-
-def print_table(table: Table) -> None:
-    """At full width if stdout is not a terminal, so that no line is cut."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_UNLIMITED_COLUMNS)
-    console.print(table, markup=False)
 
 
 def print_json(value: Any) -> None:
