@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from viaticum.agents.workflow.nodes import StoppableRun
-from viaticum.errors import ClientClosed, Draining, ViaticumError
+from viaticum.errors import ClientClosed, Draining, LedgerError, ViaticumError
 
 CLOSED = "this client is closed; open another one"
 
@@ -57,10 +57,11 @@ class DrainGate:
         """Raise `ClientClosed` in place of errors that come from resources which were closed meanwhile."""
         try:
             yield
-        except (ViaticumError, GeneratorExit):
+        except GeneratorExit:
             raise
         except Exception as error:
-            if self.closed:
+            is_ours = isinstance(error, ViaticumError) and not isinstance(error, LedgerError)
+            if self.closed and not is_ours:
                 raise ClientClosed(f"closed while it was at work; {CLOSED}") from error
             raise
 

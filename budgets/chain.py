@@ -51,7 +51,8 @@ def result_hash(result: str) -> str:
     return hashlib.sha256(result.encode()).hexdigest()
 
 
-def _warn_of_clock(root: str, last_at: str, now: str) -> None:
+def warn_of_clock(root: str, last_at: str, now: str) -> None:
+    """Tell once of a tree whose last entry is later than `now` by more than hosts differ."""
     ahead = datetime.fromisoformat(last_at) - datetime.fromisoformat(now)
     if ahead > CLOCK_TOLERANCE:
         _warn_once(root, last_at)
@@ -75,7 +76,7 @@ class Chain:
         self._rows, self._root = rows, root.name
         self._number, self._head = root.entries, root.head
         if root.last_at > now:
-            _warn_of_clock(root.name, root.last_at, now)
+            warn_of_clock(root.name, root.last_at, now)
         # Never earlier than the last entry: a clock set back must not reopen a window or unsort the entries.
         self.at = max(now, root.last_at)
         self.moment = datetime.fromisoformat(self.at)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from viaticum.budgets.chain import warn_of_clock
 from viaticum.budgets.records import Entry, Hold, HoldState, json_text
 from viaticum.budgets.sql import hold_values
 from viaticum.budgets.store import EntryColumns, Rows, Scope
@@ -151,6 +152,8 @@ class Proposal(Generic[T]):
         """The outcome as the database completed it."""
         assert self.reply is not None
         at, number, head, ids = self.reply
+        if at > (now := self._rows.entries[0][8]):
+            warn_of_clock(self.root, at, now)
         hold = self._rows.changed
         assert hold is not None
         if self._rows.known is None:
