@@ -47,25 +47,42 @@ def fetch() -> Path:
     target = folder()
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if os.getuid() == 0:
-            subprocess.run(["apt-get", "update", "-qq"], check=True, stdout=subprocess.DEVNULL)
-        depends = subprocess.run(
-            ["apt-cache", "depends", "pgbouncer"], check=True, capture_output=True, text=True
-        )
-        needed = [word for word in depends.stdout.split() if word.startswith(LIBRARIES)]
         with tempfile.TemporaryDirectory(dir=target.parent) as name:
             work = Path(name)
-            command = ["apt-get", "download", "-qq", "pgbouncer", *needed]
-            subprocess.run(command, cwd=work, check=True, capture_output=True)
+            apt = _private_apt(work)
+            _run(["apt-get", *apt, "update"])
+            depends = _run(["apt-cache", *apt, "depends", "pgbouncer"]).stdout.decode()
+            needed = [word for word in depends.split() if word.startswith(LIBRARIES)]
+            _run(["apt-get", *apt, "download", "pgbouncer", *needed], work)
             for package in work.glob("*.deb"):
-                subprocess.run(["dpkg", "-x", package, work / "made"], check=True)
+                _run(["dpkg", "-x", str(package), str(work / "made")])
             shutil.rmtree(target, ignore_errors=True)
             (work / "made").rename(target)
-    except (OSError, subprocess.CalledProcessError) as error:
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"{error}: {error.stderr.decode(errors='replace')[-500:]}") from error
+    except OSError as error:
         raise RuntimeError(str(error)) from error
     found = find()
     assert found is not None
     return found
+
+
+def _private_apt(work: Path) -> list[str]:
+    """Options with which apt, run by any user, keeps its lists in this folder and not in the machine's."""
+    folders = {"Dir::State": work / "state", "Dir::Cache": work / "cache"}
+    for each in (work / "state" / "lists" / "partial", work / "cache" / "archives" / "partial"):
+        each.mkdir(parents=True)
+    settings = {
+        **{name: str(path) for name, path in folders.items()},
+        "Dir::State::status": "/var/lib/dpkg/status",
+        "APT::Sandbox::User": "root",  # root reads the folder, which is its own
+        "Acquire::Retries": "3",
+    }
+    return ["-qq", *(part for name, value in settings.items() for part in ("-o", f"{name}={value}"))]
+
+
+def _run(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
 @contextmanager
