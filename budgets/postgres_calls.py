@@ -14,7 +14,7 @@ import json
 import secrets
 import selectors
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -158,26 +158,9 @@ class Proposal(Generic[T]):
         assert hold is not None
         if self._rows.known is None:
             hold = hold.with_times(at, hold.until)
-        outcome: Any = hold
         if isinstance(self._outcome, Entry):
-            outcome = self._outcome
-            outcome = Entry(
-                ids[-1],
-                outcome.budget,
-                outcome.key,
-                outcome.kind,
-                outcome.nanousd,
-                outcome.tokens,
-                outcome.overrun,
-                at,
-                outcome.usage,
-                outcome.prices,
-                outcome.note,
-                outcome.root,
-                number,
-                head,
-            )
-        return cast(T, outcome)
+            return cast(T, replace(self._outcome, id=ids[-1], at=at, number=number, hash=head))
+        return cast(T, hold)
 
 
 def apply(

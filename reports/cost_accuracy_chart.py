@@ -17,6 +17,7 @@ from viaticum.reports.label_placement import Box, along, place_labels
 from viaticum.reports.numbers import RunNumbers
 
 STEP = 3.0  # pixels between two computed points of a curve
+_HULL = "The grey curve is what the best mixtures of single pairs get, dealt at random"
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,7 @@ def cost_accuracy_chart(runs: Sequence[RunNumbers]) -> Chart | None:
         )
     forecasts = _previews(runs[0]) if len(runs) == 1 else []
     caption = [
-        *(
-            [
-                "The grey curve is what the best mixtures of single pairs get, dealt at random; "
-                "a run above it is worth its router."
-            ]
-            if known
-            else []
-        ),
+        *([f"{_HULL}; a run above it is worth its router."] if known else []),
         *(["The dashed line is the planner's forecast."] if len(forecasts) > 1 else []),
         "Bars are 95% intervals; dearer is to the right" + (", on a logarithmic scale." if known else "."),
     ]
@@ -101,7 +95,7 @@ def router_chart(router: Point | None, curve: Sequence[Point], singles: Sequence
     named = ", ".join(
         f"{each.name} {each.accuracy:.0%}" for each in (*([router] if router else []), *singles)
     )
-    caption = "The grey curve is what the best mixtures of single pairs get, dealt at random"
+    caption = _HULL
     if len(curve) > 1:
         caption += "; the dashed one is the router where money is worth more or less"
     return Chart(
@@ -265,21 +259,20 @@ def _names(
         .mark_text(align="left", baseline="middle", fontSize=12)
         .encode(x=axes.x(alt), y=axes.y(alt), text="text:N", color=alt.Color("color:N", scale=None))
     )
-    leaders = [label.leader for label in labels if label is not None and label.leader is not None]
-    if not leaders:
+    ends = [
+        {"x": axes.value_x(x), "y": axes.value_y(y), "x2": axes.value_x(to_x), "y2": axes.value_y(to_y)}
+        for label in labels
+        if label is not None and label.leader is not None
+        for x, y, to_x, to_y in [label.leader]
+    ]
+    if not ends:
         return names
-    ends = [dict(zip(("x", "y", "x2", "y2"), _values(axes, leader), strict=True)) for leader in leaders]
     rules = (
         alt.Chart(data_of(ends))
         .mark_rule(color=var("muted"), strokeWidth=0.75)
         .encode(x=axes.x(alt), y=axes.y(alt), x2="x2:Q", y2="y2:Q")
     )
     return alt.layer(rules, names)
-
-
-def _values(axes: _Axes, leader: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    x, y, to_x, to_y = leader
-    return axes.value_x(x), axes.value_y(y), axes.value_x(to_x), axes.value_y(to_y)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -103,8 +103,8 @@ def _place(
             return label
     far = [
         _led(Label(text, left, middle), x, y, length)
-        for left in np.arange(0.0, width - length + 1, FAR_STEP)
-        for middle in np.arange(HEIGHT / 2, height - HEIGHT / 2 + 1, FAR_STEP)
+        for left in np.arange(0.0, width - length + 1, FAR_STEP).tolist()
+        for middle in np.arange(HEIGHT / 2, height - HEIGHT / 2 + 1, FAR_STEP).tolist()
     ]
     return min(filter(is_free, far), key=_leader_length, default=None)
 
@@ -113,7 +113,7 @@ def _led(label: Label, x: float, y: float, length: float) -> Label:
     """The label with a line from the point at (x, y) to the nearest place of its box."""
     box = _box(label, length)
     to = (min(max(x, box.left), box.right), min(max(y, box.top), box.bottom))
-    return Label(label.text, float(label.x), float(label.y), (x, y, float(to[0]), float(to[1])))
+    return replace(label, leader=(x, y, *to))
 
 
 def _leader_length(label: Label) -> float:

@@ -229,9 +229,7 @@ def losses(run: Run, costs: Array, known: SharedOutcomes, most: int = MOST_LOSSE
     """
     mine = costs[known.rows]
     right, pairs_right = run.rows.right[known.rows], known.correct.sum(1).astype(int)
-    prices = np.where(known.correct > 0, known.cost, np.inf)
-    cheapest = prices.argmin(1)
-    price = prices[np.arange(len(prices)), cheapest]
+    cheapest, price = np.where(known.correct > 0, known.cost, np.inf).argmin(1), cheapest_right(known)
     lost = np.flatnonzero((pairs_right > 0) & (~right | (mine > price)))
     overpaid = mine[lost] - price[lost]
     order = np.lexsort((-overpaid, np.where(right[lost], 0, -pairs_right[lost]), right[lost]))

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from viaticum.commands.table import usd
 from viaticum.errors import MissingExtra
 from viaticum.files import atomic_write
-from viaticum.money import NANOUSD_PER_USD
+from viaticum.money import NANOUSD_PER_USD, short_usd
 from viaticum.outcomes import accuracy_interval
 from viaticum.reports.chart_rendering import Chart
 from viaticum.reports.cost_accuracy_chart import router_chart
-from viaticum.reports.formatting import percent, signed, usd
+from viaticum.reports.formatting import percent, signed
 from viaticum.reports.formatting import sentence as capital
 from viaticum.reports.frontier import Point
 from viaticum.reports.sections import LEDGER, TABLE, Section, Table
@@ -46,10 +47,6 @@ def write_tuning_page(out: Path, forecast: Forecast, bought: Bought, found: Foun
     return path
 
 
-def _dollars(amount: float) -> str:
-    return usd(amount * NANOUSD_PER_USD)
-
-
 def sentence(found: Found) -> str:
     """What was found, in a sentence."""
     if found.router is None or found.best is None or found.cheap is None or found.interval is None:
@@ -57,10 +54,10 @@ def sentence(found: Found) -> str:
     low, high = found.interval
     pays = "" if not found.why else f" {capital(why_sentence(found))}"
     return (
-        f"{found.cheap.name} answers {percent(found.cheap.accuracy)} at {_dollars(found.cheap.cost)}; "
+        f"{found.cheap.name} answers {percent(found.cheap.accuracy)} at {usd(found.cheap.cost)}; "
         f"with this router {percent(found.router.accuracy)} [{percent(low)}, {percent(high)}] at "
-        f"{_dollars(found.router.cost)}; the best single pair, {found.best.name}, has "
-        f"{percent(found.best.accuracy)} at {_dollars(found.best.cost)}.{pays}"
+        f"{usd(found.router.cost)}; the best single pair, {found.best.name}, has "
+        f"{percent(found.best.accuracy)} at {usd(found.best.cost)}.{pays}"
     )
 
 
@@ -101,7 +98,7 @@ def _found_section(found: Found) -> Section:
             low, high = accuracy_interval(round(figure.accuracy * found.questions), found.questions)
             accuracy = f"{percent(figure.accuracy)}{mark} ({percent(low)} to {percent(high)})"
             label = name if figure.name == "router" else f"{name}: {figure.name}"
-            rows.append((label, accuracy, _dollars(figure.cost), _dollars(1000 * figure.cost)))
+            rows.append((label, accuracy, usd(figure.cost), usd(1000 * figure.cost)))
     columns = (("", False), ("right", True), ("$ a question", True), ("$ per 1,000", True))
     notes = []
     if found.gain is not None:
@@ -142,7 +139,7 @@ def _pairs_section(bought: Bought) -> Section:
         low, high = accuracy_interval(right, len(own))
         cost = sum(each.cost_nanousd or 0 for each in own) / len(own)
         accuracy = f"{percent(right / len(own))} ({percent(low)} to {percent(high)})"
-        rows.append((str(pair), f"{len(own):,}", accuracy, usd(cost)))
+        rows.append((str(pair), f"{len(own):,}", accuracy, short_usd(cost)))
     columns = (("pair", False), ("outcomes", True), ("right", True), ("$ an answer", True))
     asked = {
         frozenset(each.question_id for each in bought.outcomes if each.pair == pair) for pair in bought.pairs
@@ -162,10 +159,10 @@ def _pairs_section(bought: Bought) -> Section:
 
 
 def _money_section(forecast: Forecast, bought: Bought) -> Section:
-    whole = f"{_dollars(forecast.all_p50)} to {_dollars(forecast.all_p90)}"
+    whole = f"{usd(forecast.all_p50)} to {usd(forecast.all_p90)}"
     rows = (
-        ("spent", _dollars(bought.dollars)),
-        ("budget", _dollars(forecast.budget)),
+        ("spent", usd(bought.dollars)),
+        ("budget", usd(forecast.budget)),
         ("forecast for every pair on every question, p50 to p90", whole),
         ("outcomes bought", f"{len(bought.outcomes):,} of {forecast.answers:,}"),
         ("questions to learn from, held out", f"{forecast.learning:,}, {forecast.held_out:,}"),
