@@ -28,7 +28,8 @@ from viaticum.agents.integrations.call_settings import (
     provider_tools,
 )
 from viaticum.agents.integrations.langchain_messages import query_from_langchain
-from viaticum.agents.integrations.sent_messages import as_json, sent_texts
+from viaticum.agents.integrations.sent_messages import sent_texts
+from viaticum.agents.integrations.sent_parts import as_json
 from viaticum.agents.workflow.calls import is_caller_cancelled
 from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets import Budget, Ledger
