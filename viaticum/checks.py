@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from viaticum.errors import InputError
+from viaticum.errors import InputError, one_line
 
 T = TypeVar("T")
 MOST = 2**63 - 1
@@ -68,11 +68,10 @@ def checked_seconds(name: str, value: Any) -> float:
 def shown(value: Any) -> str:
     """A wrong value in a message: its repr, cut, on one line. Never raises."""
     try:
-        text = ascii(value) if isinstance(value, str) else repr(value)
+        text = repr(value)  # escapes what cannot be printed
     except Exception:  # a repr of somebody else's, or an integer with too many digits to print
         text = f"a {type(value).__name__}"
-    text = " ".join(text.split())
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    return one_line(text, SHOWN)
 
 
 def _as_tuple(kinds: Any) -> tuple[type, ...]:

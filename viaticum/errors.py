@@ -37,9 +37,13 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
-def one_line(message: object) -> str:
-    """A message, of another library say, on one line: runs of white space become one space."""
-    return " ".join(str(message).split())
+def one_line(message: object, most: int | None = None) -> str:
+    """A message, of another library say, on one line: runs of white space become one space.
+
+    most: characters after which it is cut, with an ellipsis.
+    """
+    text = " ".join(str(message).split())
+    return text if most is None or len(text) <= most else f"{text[: most - 3]}..."
 
 
 class ViaticumError(Exception):

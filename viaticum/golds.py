@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from viaticum.checks import shown
 from viaticum.errors import DataError
 from viaticum.types import AnswerKind
 
@@ -90,7 +91,7 @@ def _items(value: object, *, several: bool) -> list[object]:
         return [value]
     found = [item for each in value for item in _items(each, several=False)]
     if not several and len({str(each) for each in found}) > 1:
-        raise DataError(f"the answer {_shown(value)} is a list; {_HOW_LIST}")
+        raise DataError(f"the answer {shown(value)} is a list; {_HOW_LIST}")
     return found[: None if several else 1]
 
 
@@ -101,7 +102,7 @@ def _items_of_struct(value: Mapping[str, Any], *, several: bool) -> list[object]
     if "text" in value:
         return _items(value["text"], several=True)
     raise DataError(
-        f"the answer {_shown(value)} is an object; write the answer alone, or "
+        f"the answer {shown(value)} is an object; write the answer alone, or "
         '{"value": ..., "aliases": [...]}'
     )
 
@@ -137,14 +138,12 @@ def _gold(value: object, kind: AnswerKind, options: tuple[str, ...], labels: tup
     if kind == "choice":
         found = _LETTER.fullmatch(text)
         if found is None or not isinstance(value, str):
-            raise DataError(
-                f"the answer {_shown(value)} names no choice; write its letter, or give `options`"
-            )
+            raise DataError(f"the answer {shown(value)} names no choice; write its letter, or give `options`")
         return found[1].upper()
     if kind == "boolean":
         word = _YES_NO.get(text.lower().strip(" ."))
         if word is None:
-            raise DataError(f"the answer {_shown(value)} is neither yes nor no; correct it, or its kind")
+            raise DataError(f"the answer {shown(value)} is neither yes nor no; correct it, or its kind")
         return word
     return text
 
@@ -154,7 +153,7 @@ def _scalar(value: object, kind: AnswerKind) -> str:
     if isinstance(value, bool):
         if kind not in ("boolean", "auto", "text"):
             raise DataError(
-                f"the answer {_shown(value)} is a truth value, its kind is {kind}; correct one of them"
+                f"the answer {shown(value)} is a truth value, its kind is {kind}; correct one of them"
             )
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -165,7 +164,7 @@ def _scalar(value: object, kind: AnswerKind) -> str:
         return (value.date() if value.time() == datetime.time() else value).isoformat()
     if isinstance(value, datetime.date):
         return value.isoformat()
-    raise DataError(f"the answer {_shown(value)} is no text, number, date or truth value; write one of those")
+    raise DataError(f"the answer {shown(value)} is no text, number, date or truth value; write one of those")
 
 
 def _final_answer(text: str, kind: AnswerKind) -> str:
@@ -241,9 +240,7 @@ def _options(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if given is None or given == []:
         return (), ()
     if not isinstance(given, list) or not isinstance(labels, list | tuple) or not 2 <= len(given) <= 26:
-        raise DataError(
-            f'the options {_shown(given)} are no list of 2 to 26; write "options": ["...", "..."]'
-        )
+        raise DataError(f'the options {shown(given)} are no list of 2 to 26; write "options": ["...", "..."]')
     return tuple(str(each).strip() for each in given), tuple(str(each).strip() for each in labels)
 
 
@@ -265,7 +262,7 @@ def _choice(value: object, options: tuple[str, ...], labels: tuple[str, ...]) ->
     if len(found) != 1:
         which = "more than one" if found else "none"
         raise DataError(
-            f"the answer {_shown(value)} names {which} of the {len(options)} options; write the letter, A "
+            f"the answer {shown(value)} names {which} of the {len(options)} options; write the letter, A "
             "for the first (a number is an index from 0)"
         )
     return found.pop()
@@ -281,8 +278,3 @@ def with_options(question: str, options: tuple[str, ...]) -> str:
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split()).strip(" .")
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:60] + "..."

@@ -24,6 +24,7 @@ from viaticum.wheels import DISK_FULL, FetchError, Report
 
 LOOK_SECONDS = 3.0  # how long a hub may take to answer the first question
 HUB = "https://huggingface.co"
+LONGEST = 200  # characters of what the client said
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -110,10 +111,10 @@ def _look(source: Hub, endpoint: str) -> None:
             LOOK_SECONDS, lambda: get_hf_file_metadata(url, timeout=LOOK_SECONDS, endpoint=endpoint)
         )
     except HfHubHTTPError as error:  # it answers, but not with this file
-        raise FetchError(f"hub {source.repo}: {one_line(error)[:200]}") from None
+        raise FetchError(f"hub {source.repo}: {one_line(error, LONGEST)}") from None
     except Exception as error:
         _unreachable[endpoint] = (
-            f"{endpoint} cannot be reached ({one_line(error)[:200] or type(error).__name__})"
+            f"{endpoint} cannot be reached ({one_line(error, LONGEST) or type(error).__name__})"
         )
         raise FetchError(f"hub {source.repo}: {_unreachable[endpoint]}") from None
     if _SHA256.fullmatch(facts.etag or "") and facts.etag != source.sha256:
@@ -198,7 +199,7 @@ class _hub_errors:
             return  # an interrupt, or nothing
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return
-        raise FetchError(f"hub {self._source.repo}: {one_line(error)[:200]}") from None
+        raise FetchError(f"hub {self._source.repo}: {one_line(error, LONGEST)}") from None
 
 
 def _check_hash(source: Hub, path: Path) -> None:

@@ -1,8 +1,8 @@
 """`viaticum tune`: what a run asks, and what that will cost. Asks nothing itself.
 
     tuning = Tuning.open(questions, "my-router", budget="5")
-    tuning.forecast()
-    bought = buy(tuning, embeddings)
+    forecast = tuning.forecast()
+    bought = buy(tuning, forecast, embeddings)
 
 Questions are held out before the first call. Leaves out buying (`agents.batch.tune_rounds`), the folder of a
 run (`agents.batch.tune_folder`), and fitting and evaluating the router (`agents.batch.tune_report`).
@@ -51,46 +51,51 @@ SHARES = (0.3, 0.8)  # of the token limit: length of an answer, p50 and p90, whe
 
 @dataclass(frozen=True)
 class PairForecast:
-    """Expected dollars of an answer of a pair, before any is known."""
+    """Expected nano-dollars of an answer of a pair, before any is known."""
 
     pair: Pair
-    p50: float
-    p90: float
-    worst: float
+    cost_p50: int
+    cost_p90: int
+    cost_worst: int
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will ask. all_p50, all_p90: dollars of every pair on every question.
+    """What a run will ask. cost_p50, cost_p90: nano-dollars of every pair on every question.
 
-    judge: of one verdict. ungraded: share of the questions without a known answer.
+    judge: of one verdict. ungraded: how many of the questions have no known answer.
     """
 
     learning: int
     held_out: int
     pairs: tuple[PairForecast, ...]
-    budget: float
+    budget_nanousd: int
     judge: PairForecast | None = None
-    ungraded: float = 0.0
+    ungraded: int = 0
 
     @property
     def answers(self) -> int:
-        return (self.learning + self.held_out) * len(self.pairs)
+        return self.questions * len(self.pairs)
 
     @property
-    def all_p50(self) -> float:
-        return (self.learning + self.held_out) * sum(self.prices)
+    def questions(self) -> int:
+        return self.learning + self.held_out
 
     @property
-    def all_p90(self) -> float:
-        verdict = self.ungraded * self.judge.p90 if self.judge is not None else 0.0
-        return (self.learning + self.held_out) * sum(each.p90 + verdict for each in self.pairs)
+    def cost_p50(self) -> int:
+        verdicts = 0 if self.judge is None else self.ungraded * len(self.pairs) * self.judge.cost_p50
+        return self.questions * sum(each.cost_p50 for each in self.pairs) + verdicts
+
+    @property
+    def cost_p90(self) -> int:
+        verdicts = 0 if self.judge is None else self.ungraded * len(self.pairs) * self.judge.cost_p90
+        return self.questions * sum(each.cost_p90 for each in self.pairs) + verdicts
 
     @property
     def prices(self) -> tuple[float, ...]:
         """Expected dollars of an outcome of each pair, its verdict included."""
-        verdict = self.ungraded * self.judge.p50 if self.judge is not None else 0.0
-        return tuple(each.p50 + verdict for each in self.pairs)
+        verdict = 0.0 if self.judge is None else self.judge.cost_p50 * self.ungraded / self.questions
+        return tuple((each.cost_p50 + verdict) / NANOUSD_PER_USD for each in self.pairs)
 
 
 @dataclass
@@ -227,20 +232,20 @@ class Tuning:
         with _open_unpaid(self.workflow) as tools:
             pairs = tuple(self._pair_forecast(tools, pair) for pair in self.pairs)
             judge = None if self.judge is None else self._judge_forecast(tools, self.judge)
-        worst = max((*pairs, *([] if judge is None else [judge])), key=lambda each: each.worst)
-        if worst.worst * NANOUSD_PER_USD > self.limit:
+        worst = max((*pairs, *([] if judge is None else [judge])), key=lambda each: each.cost_worst)
+        if worst.cost_worst > self.limit:
             raise BudgetError(
                 f"a budget of {format_usd(self.limit)} does not pay for the worst case of one call of "
-                f"{worst.pair} ({format_usd(round(worst.worst * NANOUSD_PER_USD))}); give more, leave that "
+                f"{worst.pair} ({format_usd(worst.cost_worst)}); give more, leave that "
                 "model out, or lower its max_new_tokens"
             )
         return Forecast(
             self.learning,
             len(self.questions) - self.learning,
             pairs,
-            self.limit / NANOUSD_PER_USD,
+            self.limit,
             judge,
-            sum(each.gold is None for each in self.questions) / len(self.questions),
+            sum(each.gold is None for each in self.questions),
         )
 
     def _judge_forecast(self, tools: WorkflowResources, judge: str) -> PairForecast:
@@ -249,10 +254,10 @@ class Tuning:
         characters = np.array([len(PROMPT) + JUDGED_CHARACTERS + len(q.query.text) for q in self.questions])
         price = _price_of(tools, judge)
         p50, p90 = (
-            price.cost(round(float(read) / CHARACTERS_A_TOKEN), written) / NANOUSD_PER_USD
+            price.cost(round(float(read) / CHARACTERS_A_TOKEN), written)
             for read, written in zip(np.quantile(characters, (0.5, 0.9)), JUDGED_TOKENS, strict=True)
         )
-        return PairForecast(Pair(judge, "judge"), p50, p90, worst_of(tools, row) / NANOUSD_PER_USD)
+        return PairForecast(Pair(judge, "judge"), p50, p90, worst_of(tools, row))
 
     def _pair_forecast(self, tools: WorkflowResources, pair: Pair) -> PairForecast:
         strategy, spec, settings = get_strategy(pair.strategy), tools.catalogue[pair.model], tools.settings
@@ -269,12 +274,12 @@ class Tuning:
         ]
         price = _price_of(tools, pair.model)
         p50, p90 = (
-            strategy.samples * price.cost(round(amount), round(written)) / NANOUSD_PER_USD
+            strategy.samples * price.cost(round(amount), round(written))
             for amount, written in zip((np.mean(read), np.quantile(read, 0.9)), tokens, strict=True)
         )
         longest = int(np.argmax(read))
         cell = self.planned(longest * len(self.pairs) + self.pairs.index(pair))
-        return PairForecast(pair, p50, p90, worst_of(tools, cell) / NANOUSD_PER_USD)
+        return PairForecast(pair, p50, p90, worst_of(tools, cell))
 
     def planned(self, number: int) -> PlannedRow:
         """The row of a cell: question and pair, as one number."""

@@ -16,6 +16,7 @@ import numpy as np
 from viaticum.agents.batch.tune_folder import mark_router
 from viaticum.agents.batch.tune_rounds import Bought
 from viaticum.errors import DataError
+from viaticum.money import nanousd
 from viaticum.outcomes import accuracy_interval, write_outcomes
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.evaluate import (
@@ -36,11 +37,11 @@ SWEEP = np.geomspace(0.001, 10, 60)  # accuracy that the mean cost of the deares
 
 @dataclass(frozen=True)
 class Figure:
-    """Accuracy and mean dollars a question, on the held-out questions."""
+    """Accuracy and mean nano-dollars a question, on the held-out questions."""
 
     name: str
     accuracy: float
-    cost: float
+    cost_nanousd: int
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _figures(router: RTRRouter, matrix: OutcomeMatrix, seed: int) -> Found:
         len(matrix),
         _alone(matrix),
         _cheap(matrix),
-        Figure("router", float(routed.mean()), paid),
+        Figure("router", float(routed.mean()), nanousd(paid)),
         accuracy_interval(int(routed.sum()), len(matrix)),
         _best(matrix),
         gain,
@@ -185,7 +186,7 @@ def _figures(router: RTRRouter, matrix: OutcomeMatrix, seed: int) -> Found:
 
 def _curve(points: list[tuple[float, float]]) -> tuple[Figure, ...]:
     ordered = sorted(set(points), key=lambda point: (point[1], point[0]))
-    return tuple(Figure("router", accuracy, cost) for accuracy, cost in ordered)
+    return tuple(Figure("router", accuracy, nanousd(cost)) for accuracy, cost in ordered)
 
 
 def _without_router(matrix: OutcomeMatrix | None, why: str) -> Found:
@@ -200,7 +201,7 @@ def _alone(matrix: OutcomeMatrix) -> tuple[Figure, ...]:
 
 def _figure(matrix: OutcomeMatrix, column: int) -> Figure:
     accuracy, cost = float(matrix.correct[:, column].mean()), float(matrix.cost[:, column].mean())
-    return Figure(str(matrix.pairs[column]), accuracy, cost)
+    return Figure(str(matrix.pairs[column]), accuracy, nanousd(cost))
 
 
 def _best(matrix: OutcomeMatrix) -> Figure:
@@ -212,4 +213,4 @@ def _cheap(matrix: OutcomeMatrix) -> Figure:
     model = matrix.pairs[int(matrix.cost.mean(0).argmin())].model
     columns = [number for number, pair in enumerate(matrix.pairs) if pair.model == model]
     figures = [_figure(matrix, column) for column in columns]
-    return max(figures, key=lambda each: (each.accuracy, -each.cost))
+    return max(figures, key=lambda each: (each.accuracy, -each.cost_nanousd))

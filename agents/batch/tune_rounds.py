@@ -24,7 +24,7 @@ from viaticum.agents.batch.executor import process_rows
 from viaticum.agents.batch.folder import acquire_job_lock
 from viaticum.agents.batch.output import RowJournal
 from viaticum.agents.batch.steps import RowTools
-from viaticum.agents.batch.tune import Tuning
+from viaticum.agents.batch.tune import Forecast, Tuning
 from viaticum.agents.batch.tune_folder import open_budget, prepare_run
 from viaticum.agents.batch.tune_judge import CHECKED, Judge, Judged
 from viaticum.agents.build import open_resources
@@ -57,8 +57,8 @@ class Bought:
 
     outcomes: all of them. held_out: ids of the questions that were held out. dropped: pairs that were beaten
     beyond doubt, and were asked no further. unanswered: errors of calls that gave no outcome, with how many.
-    dollars: posted in the ledger. stopped: whether `stop` ended the run before it was through. late: whether
-    the time was up. judged: what rests on the judge, where there is one.
+    cost_nanousd: posted in the ledger. stopped: whether `stop` ended the run before it was through. late:
+    whether the time was up. judged: what rests on the judge, where there is one.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -66,7 +66,7 @@ class Bought:
     pairs: tuple[Pair, ...]
     dropped: tuple[Hopeless, ...]
     unanswered: dict[str, int]
-    dollars: float
+    cost_nanousd: int
     stopped: bool = False
     late: bool = False
     judged: Judged | None = None
@@ -79,20 +79,21 @@ class Bought:
         return tuple(pair for pair in self.pairs if pair in known and pair not in gone)
 
 
-def buy(tuning: Tuning, embeddings: np.ndarray[Any, Any], progress: Progress | None = None) -> Bought:
+def buy(
+    tuning: Tuning, forecast: Forecast, embeddings: np.ndarray[Any, Any], progress: Progress | None = None
+) -> Bought:
     """Buy outcomes in rounds, then those of the held-out questions; goes on where an earlier run was.
 
     Args:
         tuning: what to ask.
+        forecast: of that; its prices say what an outcome costs before any is known.
         embeddings: of the questions to learn from, of length 1 [learning, D].
         progress: called as answers come in.
 
     Raises:
-        BudgetError: the budget does not pay for the worst case of a call.
         InputError: the earlier run had other questions, pairs or settings, or `out` is not its.
         ViaticumError: what concerns every call, such as `AuthenticationFailed`; what was bought stays.
     """
-    prices = np.array(tuning.forecast().prices)
     folder = prepare_run(tuning)
     with ExitStack() as stack:
         stack.enter_context(acquire_job_lock(folder))
@@ -109,7 +110,7 @@ def buy(tuning: Tuning, embeddings: np.ndarray[Any, Any], progress: Progress | N
         if tuning.judge is not None:
             judge = Judge(tuning.judge, rows, folder / JUDGE, len(tuning.questions) * len(tuning.pairs))
             stack.callback(judge.close)
-        return _Purchase(tuning, rows, journal, rounds, embeddings, prices, judge, progress).run(folder)
+        return _Purchase(tuning, rows, journal, rounds, embeddings, forecast, judge, progress).run(folder)
 
 
 class _Purchase:
@@ -122,7 +123,7 @@ class _Purchase:
         journal: RowJournal,
         rounds: JournalFile,
         embeddings: np.ndarray[Any, Any],
-        prices: np.ndarray[Any, Any],
+        forecast: Forecast,
         judge: Judge | None,
         progress: Progress | None,
     ) -> None:
@@ -131,7 +132,7 @@ class _Purchase:
         self.progress = progress or (lambda stage, done, total: None)
         self.pairs = len(tuning.pairs)
         empty = np.full((tuning.learning, self.pairs), np.nan)
-        self.known = KnownOutcomes(embeddings, empty, empty.copy(), prices)
+        self.known = KnownOutcomes(embeddings, empty, empty.copy(), np.array(forecast.prices))
         self.settings = AcquisitionSettings(seed=tuning.seed)
         self.found: dict[int, Outcome] = {}
         self.answered: dict[int, JobRow] = {}  # without a known verdict, until the judge gives one
@@ -160,7 +161,7 @@ class _Purchase:
             self.tuning.pairs,
             tuple(dropped),
             dict(Counter(self.failed.values())),
-            budget.posted_nanousd / NANOUSD_PER_USD,
+            budget.posted_nanousd,
             self.tuning.stop.is_set(),
             self.late,
             self._judged(),

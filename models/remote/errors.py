@@ -31,6 +31,7 @@ from viaticum.errors import (
 
 MAX_WAIT = 60.0  # seconds; a longer retry-after is left to the caller
 FIRST_WAIT = 0.5  # seconds
+LONGEST = 300  # characters of what a provider said
 _CONTEXT_PATTERN = re.compile(
     r"context.{0,20}(window|length)|maximum context|too many tokens|prompt is too long", re.I
 )
@@ -46,7 +47,7 @@ _QUOTA_PATTERN = re.compile(
 
 def translate_error(error: Exception, spec: ModelSpec, key: str | None = None) -> ViaticumError:
     """Return our error for one of LiteLLM or the connection. key: API key, removed from the message."""
-    name, message = spec.name, _one_line(error, key)
+    name, message = spec.name, _message(error, key)
     status = getattr(error, "status_code", None)
     kind = type(error).__name__
     if isinstance(error, ViaticumError):
@@ -177,9 +178,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = getattr(error, "original_exception", None) or error.__cause__ or error.__context__
 
 
-def _one_line(error: Exception, key: str | None) -> str:
+def _message(error: Exception, key: str | None) -> str:
     text = one_line(getattr(error, "message", None) or error) or type(error).__name__
     text = _ERROR_PREFIX.sub("", text) or text
     if key:
         text = text.replace(key, "[key]")
-    return text if len(text) <= 300 else f"{text[:300]}..."
+    return one_line(text, LONGEST)

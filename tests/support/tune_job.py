@@ -34,7 +34,7 @@ def opened(folder: Path, **changed: Any) -> Tuning:
 
 def bought(job: Tuning) -> Bought:
     texts = [each.query.text for each in job.questions[: job.learning]]
-    return buy(job, Words()(texts).numpy())
+    return buy(job, job.forecast(), Words()(texts).numpy())
 
 
 def work(folder: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(server: KindServer, 
     forecast = run(arguments, "--budget", "1", "--dry-run")
     assert forecast["learning"] + forecast["held_out"] == 60
     assert forecast["answers"] == 120
-    assert 0 < forecast["all_p50"] <= forecast["all_p90"]
+    assert 0 < forecast["cost_p50"] <= forecast["cost_p90"]
     assert [each["pair"] for each in forecast["pairs"]] == ["cheap+direct", "dear+direct"]
     assert not server.requests
     assert sorted(tmp_path.iterdir()) == before
@@ -125,7 +125,7 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(server: KindServer, 
 def test_answers_are_generated_as_the_command_says(server: KindServer, tmp_path: Path) -> None:
     arguments = arguments_in(tmp_path, server, 60)
     whole, short = (
-        run(arguments, "--budget", "1", "--dry-run", *more)["pairs"][0]["worst"]
+        run(arguments, "--budget", "1", "--dry-run", *more)["pairs"][0]["cost_worst"]
         for more in ((), ("--max-tokens", "8"))
     )
     assert short < whole
@@ -138,27 +138,26 @@ def test_a_router_is_made_and_evaluated_on_held_out_questions(tuned: Run) -> Non
     assert found["best"]["accuracy"] == 1.0
     assert found["questions"] == forecast["held_out"]
     assert found["cheap"]["accuracy"] < found["router"]["accuracy"]
-    assert found["router"]["cost"] < found["best"]["cost"]
+    assert found["router"]["cost_nanousd"] < found["best"]["cost_nanousd"]
     assert max(asked(tuned.requests).values()) == 1
     rows = [row for _, row in outcome_rows(tuned.folder / "my-router.outcomes.parquet")]
     assert len(rows) == tuned.result["outcomes"] == len(tuned.requests) == len(paid(tuned.folder))
     assert len({row["question_id"] for row in rows if row["held_out"]}) == forecast["held_out"]
-    spent = sum(row["cost_nanousd"] for row in rows) / 1e9
-    assert tuned.result["dollars"] == pytest.approx(spent)
+    assert tuned.result["cost_nanousd"] == sum(row["cost_nanousd"] for row in rows)
 
 
 def test_the_page_has_the_money_that_was_paid(tuned: Run) -> None:
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", tuned.page))
-    spent, best = tuned.result["dollars"], tuned.result["found"]["best"]["cost"]
+    spent, best = tuned.result["cost_nanousd"], tuned.result["found"]["best"]["cost_nanousd"]
     assert best > 0
-    assert f"spent {short_usd(spent * 1e9)} budget $1.00 " in text
-    assert f"the best single pair, dear+direct, has 100.0% at {short_usd(best * 1e9)}." in text
+    assert f"spent {short_usd(spent)} budget $1.00 " in text
+    assert f"the best single pair, dear+direct, has 100.0% at {short_usd(best)}." in text
     assert len(re.findall(r"<svg", tuned.page)) >= 2, "the chart at two widths"
     drawn = {each["name"] for each in tuned.result["found"]["pairs"]}
     assert drawn == {"cheap+direct", "dear+direct"}
-    costs = [each["cost"] for each in tuned.result["found"]["curve"]]
+    costs = [each["cost_nanousd"] for each in tuned.result["found"]["curve"]]
     assert costs == sorted(costs)
-    assert tuned.result["found"]["router"]["cost"] in costs
+    assert tuned.result["found"]["router"]["cost_nanousd"] in costs
     assert all(name in text for name in drawn | {"this router"})
     assert re.search(r"dear\+direct 75 100\.0% \(95\.1% to 100\.0%\) \$0\.0000\d", text)
     assert "asked different questions" not in text, "all were asked all"
@@ -213,7 +212,7 @@ def test_the_finished_run_again_pays_for_nothing_and_writes_the_router_anew(
 
 def test_the_budget_is_never_exceeded_and_a_larger_one_buys_on(server: KindServer, tmp_path: Path) -> None:
     small = bought(tuning(tmp_path, server, budget="0.0012"))  # some thirty answers of the expensive model
-    assert 0 < small.dollars <= 0.0012
+    assert 0 < small.cost_nanousd <= 1_200_000
     assert 0 < len(server.requests) == len(small.outcomes) < 90
     large = bought(tuning(tmp_path, server))
     assert set(small.outcomes) < set(large.outcomes)

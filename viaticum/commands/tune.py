@@ -19,10 +19,11 @@ from viaticum.commands.generation import with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import ProgressBar
-from viaticum.commands.table import print_table, usd
+from viaticum.commands.table import print_table
 from viaticum.commands.tune_page import judge_sentence, why_sentence, write_tuning_page
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
+from viaticum.money import short_usd
 from viaticum.signals import SignalHandler
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def tune(
         with ProgressBar("embedding questions") as bar:
             embeddings = embed([each.query.text for each in tuning.questions[: tuning.learning]]).numpy()
             with SignalHandler(drain, once=True):
-                bought = buy(tuning, embeddings, bar.report)
+                bought = buy(tuning, forecast, embeddings, bar.report)
             if bought.stopped:
                 raise KeyboardInterrupt
             texts = _descriptions(catalogue, tuning.pairs)
@@ -119,7 +120,7 @@ def tune(
             "path": str(out) if out.exists() else None,
             "page": None if page is None else str(page),
             "outcomes": len(bought.outcomes),
-            "dollars": bought.dollars,
+            "cost_nanousd": bought.cost_nanousd,
             "unanswered": bought.unanswered,
             "dropped": [str(tuning.pairs[each.pair]) for each in bought.dropped],
             "judge": None if bought.judged is None else _judge_json(bought.judged),
@@ -148,9 +149,9 @@ def _forecast_json(forecast: Forecast) -> dict[str, object]:
         "learning": forecast.learning,
         "held_out": forecast.held_out,
         "answers": forecast.answers,
-        "all_p50": forecast.all_p50,
-        "all_p90": forecast.all_p90,
-        "budget": forecast.budget,
+        "cost_p50": forecast.cost_p50,
+        "cost_p90": forecast.cost_p90,
+        "budget_nanousd": forecast.budget_nanousd,
         "judge": None if forecast.judge is None else asdict(forecast.judge),
         "pairs": [asdict(each) | {"pair": str(each.pair)} for each in forecast.pairs],
     }
@@ -158,15 +159,15 @@ def _forecast_json(forecast: Forecast) -> dict[str, object]:
 
 def _print_forecast(forecast: Forecast) -> None:
     rows = [
-        (str(each.pair), *(usd(dollars) for dollars in (each.p50, each.p90, each.worst)))
+        (str(each.pair), *(short_usd(cost) for cost in (each.cost_p50, each.cost_p90, each.cost_worst)))
         for each in (*forecast.pairs, *([] if forecast.judge is None else [forecast.judge]))
     ]
     print_table(("pair", "an answer p50", "p90", "at most"), rows)
-    p50, p90 = (min(each, forecast.budget) for each in (forecast.all_p50, forecast.all_p90))
+    p50, p90 = (min(each, forecast.budget_nanousd) for each in (forecast.cost_p50, forecast.cost_p90))
     typer.echo(
         f"{forecast.learning} questions to learn from, {forecast.held_out} held out, {len(forecast.pairs)} "
-        f"pairs: at most {forecast.answers} answers, for {usd(p50)} (p50) to {usd(p90)} (p90); never more "
-        f"than {usd(forecast.budget)}"
+        f"pairs: at most {forecast.answers} answers, for {short_usd(p50)} (p50) to {short_usd(p90)} (p90); "
+        f"never more than {short_usd(forecast.budget_nanousd)}"
     )
 
 
@@ -181,7 +182,7 @@ def _print_bought(bought: Bought, out: Path) -> None:
         )
     for reason, count in bought.unanswered.items():
         typer.echo(f"{count} calls without an outcome: {reason}")
-    typer.echo(f"{len(bought.outcomes)} outcomes for {usd(bought.dollars)} in {table_path(out)}")
+    typer.echo(f"{len(bought.outcomes)} outcomes for {short_usd(bought.cost_nanousd)} in {table_path(out)}")
     if out.exists():
         typer.echo(f"router in {out}; use it with: viaticum solve --router {out}")
 
@@ -191,12 +192,13 @@ def _print_found(found: Found) -> None:
 
     A * marks figures that rest on a judge.
     """
+    mark = "*" if found.judged else ""
 
-    def figure(each: Figure) -> str:
-        return f"{each.accuracy:.1%}{'*' if found.judged else ''}"
+    def figure(each: Figure, interval: str = "") -> str:
+        return f"{each.accuracy:.1%}{mark}{interval} at {short_usd(each.cost_nanousd)}"
 
     if found.cheap is not None:
-        typer.echo(f"cheap: {found.cheap.name} answers {figure(found.cheap)} at {usd(found.cheap.cost)}")
+        typer.echo(f"cheap: {found.cheap.name} answers {figure(found.cheap)}")
     if found.router is not None and found.interval is not None:
         low, high = found.interval
         gain = ""
@@ -205,14 +207,10 @@ def _print_found(found: Found) -> None:
             gain = "; {:+.1f} points [{:+.1f}, {:+.1f}] against single pairs mixed at that cost".format(
                 *points
             )
-        typer.echo(
-            f"router: {figure(found.router)} [{low:.1%}, {high:.1%}] at {usd(found.router.cost)}{gain}"
-        )
+        typer.echo(f"router: {figure(found.router, f' [{low:.1%}, {high:.1%}]')}{gain}")
     if found.best is not None:
-        typer.echo(
-            f"best single pair: {found.best.name} has {figure(found.best)} at {usd(found.best.cost)} "
-            f"({found.questions} held-out questions)"
-        )
+        count = f"({found.questions} held-out questions)"
+        typer.echo(f"best single pair: {found.best.name} has {figure(found.best)} {count}")
     if found.why:
         typer.echo(why_sentence(found))
     if found.judged:

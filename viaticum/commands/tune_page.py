@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from viaticum.commands.table import usd
 from viaticum.errors import MissingExtra
 from viaticum.files import atomic_write
-from viaticum.money import NANOUSD_PER_USD, short_usd
+from viaticum.money import short_usd
 from viaticum.outcomes import accuracy_interval
 from viaticum.reports.chart_rendering import Chart
 from viaticum.reports.cost_accuracy_chart import router_chart
@@ -54,10 +53,10 @@ def sentence(found: Found) -> str:
     low, high = found.interval
     pays = "" if not found.why else f" {capital(why_sentence(found))}"
     return (
-        f"{found.cheap.name} answers {percent(found.cheap.accuracy)} at {usd(found.cheap.cost)}; "
-        f"with this router {percent(found.router.accuracy)} [{percent(low)}, {percent(high)}] at "
-        f"{usd(found.router.cost)}; the best single pair, {found.best.name}, has "
-        f"{percent(found.best.accuracy)} at {usd(found.best.cost)}.{pays}"
+        f"{found.cheap.name} answers {percent(found.cheap.accuracy)} at "
+        f"{short_usd(found.cheap.cost_nanousd)}; with this router {percent(found.router.accuracy)} [{percent(low)}, {percent(high)}] at "
+        f"{short_usd(found.router.cost_nanousd)}; the best single pair, {found.best.name}, has "
+        f"{percent(found.best.accuracy)} at {short_usd(found.best.cost_nanousd)}.{pays}"
     )
 
 
@@ -98,7 +97,9 @@ def _found_section(found: Found) -> Section:
             low, high = accuracy_interval(round(figure.accuracy * found.questions), found.questions)
             accuracy = f"{percent(figure.accuracy)}{mark} ({percent(low)} to {percent(high)})"
             label = name if figure.name == "router" else f"{name}: {figure.name}"
-            rows.append((label, accuracy, usd(figure.cost), usd(1000 * figure.cost)))
+            rows.append(
+                (label, accuracy, short_usd(figure.cost_nanousd), short_usd(1000 * figure.cost_nanousd))
+            )
     columns = (("", False), ("right", True), ("$ a question", True), ("$ per 1,000", True))
     notes = []
     if found.gain is not None:
@@ -121,9 +122,9 @@ def _found_section(found: Found) -> Section:
 def _chart(found: Found) -> Chart:
     def point(figure: Figure) -> Point:
         interval = accuracy_interval(round(figure.accuracy * found.questions), found.questions)
-        return Point(figure.name, figure.cost * NANOUSD_PER_USD, figure.accuracy, *interval)
+        return Point(figure.name, figure.cost_nanousd, figure.accuracy, *interval)
 
-    curve = [Point("", each.cost * NANOUSD_PER_USD, each.accuracy) for each in found.curve]
+    curve = [Point("", each.cost_nanousd, each.accuracy) for each in found.curve]
     router = None if found.router is None else point(found.router)
     return router_chart(router, curve, [point(each) for each in found.pairs])
 
@@ -159,10 +160,10 @@ def _pairs_section(bought: Bought) -> Section:
 
 
 def _money_section(forecast: Forecast, bought: Bought) -> Section:
-    whole = f"{usd(forecast.all_p50)} to {usd(forecast.all_p90)}"
+    whole = f"{short_usd(forecast.cost_p50)} to {short_usd(forecast.cost_p90)}"
     rows = (
-        ("spent", usd(bought.dollars)),
-        ("budget", usd(forecast.budget)),
+        ("spent", short_usd(bought.cost_nanousd)),
+        ("budget", short_usd(forecast.budget_nanousd)),
         ("forecast for every pair on every question, p50 to p90", whole),
         ("outcomes bought", f"{len(bought.outcomes):,} of {forecast.answers:,}"),
         ("questions to learn from, held out", f"{forecast.learning:,}, {forecast.held_out:,}"),
