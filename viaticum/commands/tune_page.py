@@ -51,12 +51,16 @@ def sentence(found: Found) -> str:
     if found.router is None or found.best is None or found.cheap is None or found.interval is None:
         return capital(why_sentence(found))
     low, high = found.interval
+    mark = "*" if found.judged else ""
+
+    def figure(each: Figure, interval: str = "") -> str:
+        return f"{percent(each.accuracy)}{mark}{interval} at {short_usd(each.cost_nanousd)}"
+
     pays = "" if not found.why else f" {capital(why_sentence(found))}"
     return (
-        f"{found.cheap.name} answers {percent(found.cheap.accuracy)} at "
-        f"{short_usd(found.cheap.cost_nanousd)}; with this router {percent(found.router.accuracy)} [{percent(low)}, {percent(high)}] at "
-        f"{short_usd(found.router.cost_nanousd)}; the best single pair, {found.best.name}, has "
-        f"{percent(found.best.accuracy)} at {short_usd(found.best.cost_nanousd)}.{pays}"
+        f"{found.cheap.name} answers {figure(found.cheap)}; with this router "
+        f"{figure(found.router, f' [{percent(low)}, {percent(high)}]')}; the best single pair, "
+        f"{found.best.name}, has {figure(found.best)}.{pays}"
     )
 
 

@@ -17,6 +17,7 @@ from tune_job import bought
 from viaticum.agents.batch.tune import Tuning
 from viaticum.agents.batch.tune_judge import read_verdict
 from viaticum.agents.batch.tune_report import conclude
+from viaticum.agents.batch.tune_rounds import buy
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import DataError, InputError
 from viaticum.generation import GenerationSettings
@@ -107,6 +108,26 @@ def test_free_models_are_asked_everything_and_compared_by_accuracy(tmp_path: Pat
     result = conclude(found, job.out, Words(), {})
     assert "only pair left" in result.why
     assert not job.out.exists()
+
+
+class Counted(ScriptedModel):
+    """Counts how often its worst case was asked for."""
+
+    forecasts = 0
+
+    def worst_case(self, *arguments: Any, **named: Any) -> Any:
+        self.forecasts += 1
+        return super().worst_case(*arguments, **named)
+
+
+def test_what_a_run_will_cost_is_computed_once(tmp_path: Path) -> None:
+    counted = Counted("The answer is 1.", spec=model("some", "42", "1").catalogue_entry())
+    job = tuning(tmp_path, given={"some": counted}, models=["some"])
+    forecast = job.forecast()
+    assert isinstance(forecast.cost_p90, int)
+    before = counted.forecasts
+    found = buy(job, forecast, Words()([each.query.text for each in job.questions[: job.learning]]).numpy())
+    assert counted.forecasts - before == len(found.outcomes)
 
 
 def test_local_models_and_pairs_are_asked(tmp_path: Path, tiny_catalogue: Catalogue) -> None:
