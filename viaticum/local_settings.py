@@ -31,8 +31,8 @@ _CHOICES = {
 }
 
 
-class LocalSettings(FrozenModel):
-    """How a local model or pair runs; None where nobody said so.
+class LocalFields(FrozenModel):
+    """The settings themselves, as `LocalSettings` and entries of the catalogue hold them; None where unset.
 
     Attributes:
         device: "auto" takes a CUDA GPU, else Apple's, else the CPU; "cuda:1" is the second GPU that
@@ -53,6 +53,10 @@ class LocalSettings(FrozenModel):
     context: Count | None = None
     tensor_parallel: Count | None = None
     gpu_memory: GpuMemory | None = None
+
+
+class LocalSettings(LocalFields):
+    """How a local model or pair runs; None where nobody said so."""
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -80,7 +84,7 @@ class LocalSettings(FrozenModel):
         return type(self).model_construct(**{**other.given, **self.given})
 
 
-LOCAL_FIELDS = frozenset(LocalSettings.model_fields)
+LOCAL_FIELDS = frozenset(LocalFields.model_fields)
 # Fields that change where and how fast a model runs, not what it is asked: no part of the key of an answer.
 UNKEYED_FIELDS = LOCAL_FIELDS - {"context"}
 NO_LOCAL_SETTINGS = LocalSettings()

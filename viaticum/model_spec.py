@@ -24,17 +24,7 @@ from pydantic import (
 )
 
 from viaticum.generation import NO_SETTINGS, GenerationSettings
-from viaticum.local_settings import (
-    LOCAL_FIELDS,
-    UNKEYED_FIELDS,
-    Count,
-    Device,
-    Dtype,
-    Engine,
-    GpuMemory,
-    LocalSettings,
-    Slots,
-)
+from viaticum.local_settings import LOCAL_FIELDS, UNKEYED_FIELDS, LocalFields, LocalSettings
 from viaticum.money import Price, Tier, nanousd
 from viaticum.thinking import FORMATS, PLAIN, Tags, ThinkingFormat, format_named, format_of_family
 from viaticum.weight_sources import FrozenModel, Hub, Source, Wheels
@@ -80,6 +70,7 @@ _LATER: dict[str, Any] = {
     "cache_write_price": None,
     **dict.fromkeys(LOCAL_FIELDS),
 }
+_AFTER_LOCAL = ("served_model", "top_logprobs", "benchmarks")
 LITELLM_PRICES = "litellm"  # the price_version that asks for the prices in litellm's own list
 
 
@@ -126,8 +117,8 @@ class ThinkingTags(FrozenModel):
     cue: str = ""
 
 
-class ModelSpec(FrozenModel):
-    """One entry of the catalogue.
+class ModelSpec(LocalFields):
+    """One entry of the catalogue. Local models and pairs also take the fields of `LocalFields`.
 
     Attributes:
         description: what the model is good at, in a sentence or two; routers embed it (RTR, arXiv
@@ -145,8 +136,6 @@ class ModelSpec(FrozenModel):
         benchmarks: public figures by benchmark, shares of right answers such as {"mmlu-pro": 0.64}; the prior
             places a model by them before it has outcomes (`viaticum.routers.query.prior`).
 
-        device, dtype, engine, slots, context, tensor_parallel, gpu_memory: of local models and pairs, how
-            they run on this machine (`viaticum.local_settings`). What a pair says holds for both its models.
         served_model: of a local model with engine "served": its name at the server `api_base`.
         top_logprobs: of a local model with engine "served": log probabilities a token that are asked for.
 
@@ -225,13 +214,6 @@ class ModelSpec(FrozenModel):
     chat_template: Annotated[str, Field(min_length=1)] | None = None
     default: bool = True
     generation: GenerationSettings = NO_SETTINGS
-    device: Device | None = None
-    dtype: Dtype | None = None
-    engine: Engine | None = None
-    slots: Slots | None = None
-    context: Count | None = None
-    tensor_parallel: Count | None = None
-    gpu_memory: GpuMemory | None = None
     served_model: Annotated[str, Field(min_length=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=1, le=1000)] | None = None
     benchmarks: Mapping[str, float] = {}
@@ -354,7 +336,10 @@ class ModelSpec(FrozenModel):
     def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Fields that came later are left out where they are not set: keys of caches and journals stay."""
         dumped: dict[str, Any] = handler(self)
-        return {name: value for name, value in dumped.items() if _LATER.get(name, self) != value}
+        # Some keys depend on the order: the fields of `LocalFields` follow those before `served_model`.
+        later = (*LocalFields.model_fields, *_AFTER_LOCAL)
+        last = {name: dumped.pop(name) for name in later if name in dumped}
+        return {name: value for name, value in (dumped | last).items() if _LATER.get(name, self) != value}
 
     @model_validator(mode="after")
     def _fields_fit_kind(self) -> Self:

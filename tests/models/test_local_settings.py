@@ -15,7 +15,8 @@ from viaticum import Viaticum
 from viaticum.catalogue import Catalogue
 from viaticum.cli import app
 from viaticum.errors import InputError
-from viaticum.local_settings import LocalSettings
+from viaticum.local_settings import LocalFields, LocalSettings
+from viaticum.model_spec import ModelSpec
 from viaticum.models.local import LocalModels
 
 Loads = list[tuple[str, dict[str, Any]]]
@@ -190,3 +191,12 @@ def test_where_a_model_runs_is_no_part_of_the_keys_of_its_answers(write: Callabl
     for name in ("small", "both"):
         assert placed[name].identity == plain[name].identity
     assert plain.with_local(LocalSettings(context=50))["small"].identity != plain["small"].identity
+
+
+def test_entries_and_settings_take_the_same_fields(write: Callable[..., Path]) -> None:
+    """Written once: an entry inherits them, and its key has them where it had them."""
+    assert not set(LocalFields.model_fields) & set(ModelSpec.__annotations__)
+    assert LocalSettings.model_fields.keys() == LocalFields.model_fields.keys()
+    file = write('engine = "served"\ncontext = 50\nserved_model = "m"\napi_base = "http://localhost:1"')
+    spec = Catalogue.load(file)["small"]
+    assert list(spec.identity)[-3:] == ["default", "context", "served_model"]
