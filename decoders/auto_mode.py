@@ -3,7 +3,8 @@
 The candidates are the routed modes and the lossless ones, the large model alone always among them. Their
 throughput is predicted by the cost model from call times (measured briefly when first needed, corrected by
 the calls that follow) and from how often the pair hands off and accepts drafts, which is learned by trying:
-a kind of mode is tried for `TRIAL_TOKENS` if it would pay at best. Leaves out where times are kept.
+a kind of mode is tried for `TRIAL_TOKENS` if it would pay at best, once the texts so far are long enough
+for it (`TRIAL_SHARE`): a short run is the large model's alone. Leaves out where times are kept.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from viaticum.errors import InputError, ModelError
 from viaticum.routers.token import AlwaysLarge, TokenRouter
 
 TRIAL_TOKENS = 128  # proposed or drafted tokens after which a pair's own rates are known
+TRIAL_SHARE = 1 / 3  # of the tokens made so far, the trial's included, that trials may have taken at its end
 AT_BEST = HandoffStats(drop=0.1, back=0.6, accept=0.9)  # rates with which a kind is worth a trial or not
 TRIALS = {True: DecodingMode(True), False: DecodingMode(False, 2)}  # by kind: routed or lossless
 GAIN = 1.03  # of the large model alone, that another mode has to promise
@@ -88,6 +90,8 @@ class ModeChooser:
         self._choices: dict[Any, dict[DecodingMode, float]] = {}
         self._corrected = costs
         self._streams, self._steps, self._review = 0, 0, REVIEW_STEPS
+        self._made = self._tried = 0  # tokens in all, and in trials
+        self._trial: DecodingMode | None = None  # that is going on
 
     def router_of(self, mode: DecodingMode) -> TokenRouter:
         return self.router if mode.routed else self._large_alone
@@ -133,17 +137,32 @@ class ModeChooser:
     def _best(self, streams: int) -> DecodingMode:
         self.expected = expected = self._predictions(streams)
         for routed, trial in TRIALS.items():
-            if self.rates.of(routed) is None and any(
-                mode.routed == routed and tokens >= GAIN * expected[LARGE_ALONE]
-                for mode, tokens in expected.items()
+            if (
+                self.rates.of(routed) is None
+                and (self._trial == trial or self._may_try)
+                and any(
+                    mode.routed == routed and tokens >= GAIN * expected[LARGE_ALONE]
+                    for mode, tokens in expected.items()
+                )
             ):
+                self._trial = trial
                 return trial
+        self._trial = None
+        expected = {mode: tokens for mode, tokens in expected.items() if not self._is_unknown(mode)}
         best = max(expected, key=lambda mode: expected[mode])
         if expected[best] < GAIN * expected[LARGE_ALONE]:
             best = LARGE_ALONE
         current = expected.get(self.mode, 0.0)
         keeps = current >= expected[LARGE_ALONE] and expected[best] < SWITCH * current
         return self.mode if keeps else best
+
+    @property
+    def _may_try(self) -> bool:
+        """Whether so much was decoded that another trial is a small part of it."""
+        return self._tried + TRIAL_TOKENS <= TRIAL_SHARE * (self._made + TRIAL_TOKENS)
+
+    def _is_unknown(self, mode: DecodingMode) -> bool:
+        return mode != LARGE_ALONE and self.rates.of(mode.routed) is None
 
     def _candidates(self) -> list[DecodingMode]:
         routed = [mode for mode in ROUTED if self.router.multi_token_handoff or not mode.draft]
@@ -173,6 +192,10 @@ class ModeChooser:
         self._before = (stats, now)
         if before is None:
             return
+        made = sum(now[name] - before[name] for name in ("proposed", "large_tokens"))
+        made -= now["dropped"] - before["dropped"]
+        self._made += made
+        self._tried += made * (self._trial is not None)
         kind = self.mode.routed
         counted = self._counted[kind]
         for name in _COUNTERS:

@@ -430,7 +430,7 @@ class Engine:
         name = self.config.names[model]
         error = ModelError(
             f"request {sequence.index}: the logits of {name} are not finite after "
-            f"{sequence.length(model)} tokens; its weights or the input are damaged"
+            f"{sequence.length(model)} tokens; {self.config.runners[model].overflow_hint}"
         )
         self._finish(sequence, "error", error=error)
 

@@ -94,9 +94,7 @@ def _read(
     assert output.hidden is not None
     if not bool(output.finite.all() & torch.isfinite(output.hidden).all()):
         runner.discard(slot)
-        raise ModelError(
-            "logits or hidden states are not finite; the model's weights or the text are damaged"
-        )
+        raise ModelError(f"logits or hidden states are not finite; {runner.overflow_hint}")
     dtype = output.hidden.dtype
     tokens = argmax_token(vocabulary.candidates(output.logits))
     top, best = top_tokens(output.logits, max(count, 2))

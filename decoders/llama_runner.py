@@ -100,6 +100,15 @@ class LlamaRunner(Runner):
     def description(self) -> str:
         return f"{super().description}, {llama.PACKAGE} {llama.VERSION}"
 
+    @property
+    def overflow_hint(self) -> str:
+        if self._cache_type != llama.F16:
+            return super().overflow_hint
+        return (
+            "its keys and values are float16, which ends at 65,504: set dtype to float32 (in its entry, or "
+            f"--dtype); if that changes nothing, {super().overflow_hint}"
+        )
+
     @cached_property
     def embeddings(self) -> Tensor:
         """The input embeddings [vocabulary, D], unpacked when first asked for: bfloat16, or as they are."""

@@ -87,6 +87,11 @@ class Runner(ABC):
         """What computes the model; times of its calls hold as long as this is the same."""
         return f"{type(self).__name__} on {self.device}, {self.weight_bytes} bytes of weights"
 
+    @property
+    def overflow_hint(self) -> str:
+        """What logits that are not finite may come from, and what to do about it."""
+        return "its weights or the input are damaged"
+
     # --- what a back end implements -------------------------------------------------------------------------
 
     @property
@@ -128,7 +133,7 @@ class Runner(ABC):
             bad = [slot for slot, finite in zip(slots, output.finite.tolist(), strict=True) if not finite]
             for slot in bad:
                 self.discard(slot)
-            raise ModelError(f"logits are not finite in slots {bad}; the weights or the input are damaged")
+            raise ModelError(f"logits are not finite in slots {bad}; {self.overflow_hint}")
         return output.logits
 
     @torch.inference_mode()

@@ -80,6 +80,15 @@ class TorchRunner(Runner):
         return BlockCache(self.pool)
 
     @property
+    def overflow_hint(self) -> str:
+        if self.model.dtype != torch.float16:
+            return super().overflow_hint
+        return (
+            "float16 ends at 65,504, which many models exceed: set dtype to bfloat16 or float32 (in its "
+            f"entry, or --dtype); if that changes nothing, {super().overflow_hint}"
+        )
+
+    @property
     def embeddings(self) -> Tensor:
         """The input embeddings [vocabulary, D] in the model's dtype."""
         found: Any = self.model.get_input_embeddings().weight

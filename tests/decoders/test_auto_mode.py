@@ -146,7 +146,7 @@ def test_unknown_rates_are_learned_by_trying_and_kept() -> None:
     )
     decoder, tried = a_decoder(modes), set()
     engine = decoder.engine()
-    for request in requests_of(1, 18, max_new_tokens=40):
+    for request in requests_of(1, 30, max_new_tokens=40):
         engine.add(request)
     while engine.busy:
         engine.step()
@@ -158,6 +158,31 @@ def test_unknown_rates_are_learned_by_trying_and_kept() -> None:
     assert kept[-1] == modes.rates
     again = ModeChooser(EntropyRouter(0.75), CostModel(times(0.1, 0.1), times(1.0, 1.0), {}), rates=kept[-1])
     assert again.choose(4, Stats()) not in TRIALS.values() or again.expected
+
+
+def test_a_short_run_is_no_trial() -> None:
+    """The pair's calls cost the same, which only its own rates would show: a trial would be the whole run."""
+    modes = ModeChooser(EntropyRouter(0.75), CostModel(times(0.5, 0.5), times(1.0, 1.0), {}))
+    decoder = a_decoder(modes)
+    for seed in (1, 2):
+        for result in decoder.generate_all(requests_of(seed, 4, max_new_tokens=24)):
+            assert set(result.trace.made_by) == {1}
+    assert decoder.stats.proposed == decoder.stats.drafted == 0
+    assert modes.mode == LARGE_ALONE
+    assert modes.rates == Rates()
+
+
+def test_trials_take_at_most_a_third_of_what_is_decoded() -> None:
+    modes, tried, made = ModeChooser(EntropyRouter(0.75), CostModel(times(0.1, 0.1), times(1, 1), {})), 0, 0
+    engine = a_decoder(modes).engine()
+    for request in requests_of(3, 40, max_new_tokens=40):
+        engine.add(request)
+    while engine.busy:
+        unknown = modes.rates.of(modes.mode.routed) is None and modes.mode != LARGE_ALONE
+        new = sum(event.token is not None for event in engine.step())
+        tried, made = tried + new * (unknown and made > 0), made + new
+        assert tried <= made / 3 + 64, "what a call makes beyond the last token of a trial"
+    assert tried > TRIAL_TOKENS
 
 
 def test_what_cannot_pay_is_not_tried() -> None:

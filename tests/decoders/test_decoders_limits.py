@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import CONFIGS, build, plain_logits, reference
+from tiny_models import CONFIGS, Letters, build, empty, plain_logits, reference
 from transformers import Qwen2Config
 
 from viaticum.decoders import (
     LoopGuard,
+    MixedDecoder,
+    Request,
     TorchRunner,
     free_bytes,
     load,
@@ -22,6 +24,7 @@ from viaticum.decoders import (
 )
 from viaticum.decoders.attention import spans
 from viaticum.decoders.blocks import BLOCK, BlockPool
+from viaticum.decoders.features import read_features
 from viaticum.decoders.memory import out_of_memory
 from viaticum.decoders.torch_runner import _chunks as chunks_of
 from viaticum.errors import InputError, ModelError
@@ -173,6 +176,30 @@ def test_the_guard_takes_the_same_memory_for_any_text() -> None:
 def test_a_guard_that_makes_no_sense(values: dict[str, int]) -> None:
     with pytest.raises(InputError):
         LoopGuard(**values)
+
+
+# --- float16 ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_model_that_float16_is_too_small_for_says_so(dtype: torch.dtype) -> None:
+    """Activations beyond 65,504, as those of some models trained in bfloat16 are."""
+    model = build(seed=1)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight *= 20_000
+    runner = TorchRunner(model.to(dtype))
+    (result,) = MixedDecoder(runner, tokenizer=Letters()).generate_all([Request([1, 2, 3], 5)])
+    if dtype != torch.float16:
+        assert result.error is None
+        return
+    assert "float16 ends at 65,504" in str(result.error)
+    assert "set dtype to bfloat16 or float32" in str(result.error)
+    with pytest.raises(ModelError, match="set dtype to bfloat16"):
+        runner.extend([0], [[1, 2]])
+    with pytest.raises(ModelError, match="set dtype to bfloat16"):
+        read_features(runner, [1, 2], [3, 4])
+    assert empty(MixedDecoder(runner, tokenizer=Letters()))
 
 
 # --- memory -------------------------------------------------------------------------------------------------
