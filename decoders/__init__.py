@@ -7,7 +7,8 @@ bare CUDA image. Leaves out budgets, strategies and the catalogue: it takes fold
 
 from viaticum.decoders.config import DecoderConfig
 from viaticum.decoders.engine import Engine
-from viaticum.decoders.load import load_runner
+from viaticum.decoders.load import load_runner, load_weights
+from viaticum.decoders.loaded_model import make_runners
 from viaticum.decoders.loop import LoopGuard
 from viaticum.decoders.memory import free_bytes, plan_memory
 from viaticum.decoders.mixed import MixedDecoder
@@ -35,5 +36,7 @@ __all__ = [
     "TorchRunner",
     "free_bytes",
     "load_runner",
+    "load_weights",
+    "make_runners",
     "plan_memory",
 ]

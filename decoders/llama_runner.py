@@ -14,18 +14,19 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from viaticum.decoders import llama_library as llama
-from viaticum.decoders.blocks import OutOfBlocks
+from viaticum.decoders.blocks import BLOCK, OutOfBlocks
 from viaticum.decoders.devices import resolve_dtype
 from viaticum.decoders.llama_library import library
-from viaticum.decoders.llama_model import load_model, position_numbers, stop_ids, summary
-from viaticum.decoders.memory import MAX_SLOTS, RESERVE, free_bytes
+from viaticum.decoders.llama_model import LlamaModel, summary
+from viaticum.decoders.loaded_model import LoadedModel
+from viaticum.decoders.memory import LOGITS_COPIES, MAX_SLOTS, RESERVE, CacheCost, MemoryPlan, free_bytes
 from viaticum.decoders.runner import Runner, RunnerOutput, common_prefix_length, concatenate
 from viaticum.errors import InputError, ModelError, WeightsError
 from viaticum.gguf.blocks import float32_values, read_bfloat16
@@ -43,50 +44,46 @@ class LlamaRunner(Runner):
     """A `Runner` over llama.cpp.
 
     Args:
-        path: a GGUF file; of a file in parts the first.
-        slots: sequences in the cache at once, at most 256. "auto": as many texts of `context` tokens as fit
-            the memory that is free once the weights are loaded.
-        max_slots: upper limit of slots="auto".
-        context: maximum positions of one sequence; None: what the model supports.
+        model: the loaded model, which is closed with the runner, or its GGUF file.
+        slots: sequences in the cache at once, at most 256.
+        context: maximum positions of one sequence; None: what the model supports. It is never more than all
+            positions together.
         cache_dtype: of keys and values. float16, with flash attention; float32 is exact and slower.
-        gpu_layers: layers to compute on a GPU, where the library was built for one; -1: all.
+        positions: that the cache may grow to, over all slots; None: the whole context of every slot.
 
     Raises:
         InputError: too few or too many slots, or another dtype.
-        MissingExtra: the extra `llama` is not installed.
         ModelError: the memory is not enough for the cache.
-        WeightsError: llama.cpp cannot load the file, or its architecture cannot drop the end of a text.
+        MissingExtra, WeightsError: as `LlamaModel`.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        model: str | Path | LlamaModel,
         *,
-        slots: int | Literal["auto"] = 1,
-        max_slots: int = MAX_SLOTS,
+        slots: int = 1,
         context: int | None = None,
         cache_dtype: torch.dtype = torch.float16,
-        gpu_layers: int = 0,
+        positions: int | None = None,
     ) -> None:
         if cache_dtype not in _CACHE_TYPES:
             raise InputError(f"llama.cpp keeps keys and values in float16 or float32, not {cache_dtype}")
-        if slots != "auto" and slots > llama.MAX_SEQUENCES:
+        if slots > llama.MAX_SEQUENCES:
             raise InputError(f"llama.cpp decodes at most {llama.MAX_SEQUENCES} texts at once, not {slots}")
-        self.path = Path(path)
-        self._library = library()
+        self._model = model if isinstance(model, LlamaModel) else LlamaModel(model)
+        self._library = self._model.library
         self._c = self._library.functions
-        self._model = load_model(self._library, self.path, gpu_layers)
-        self._finalizers = [weakref.finalize(self, self._c.llama_model_free, self._model)]
-        context = min(context or 1 << 30, self._c.llama_model_n_ctx_train(self._model))
-        self.position_bytes = position_numbers(self._library, self._model) * cache_dtype.itemsize
+        self._finalizers: list[weakref.finalize[Any, Any]] = []
+        context = min(context or self._model.context, self._model.context)
+        self._most_cells = min(slots * context, positions or slots * context)
+        self.position_bytes = self._model.position_numbers * cache_dtype.itemsize
         super().__init__(
-            slots=_plan_slots(context, self.position_bytes, max_slots) if slots == "auto" else slots,
-            context=context,
-            vocabulary=self._c.llama_vocab_n_tokens(self._c.llama_model_get_vocab(self._model)),
-            weight_bytes=self._c.llama_model_size(self._model),
-            stop_ids=stop_ids(self._library, self._model, self.path),
+            slots=slots,
+            context=min(context, self._most_cells),
+            vocabulary=self._model.vocabulary,
+            weight_bytes=self._model.bytes,
+            stop_ids=self._model.stop_ids,
         )
-        self._width = self._c.llama_model_n_embd_out(self._model)
         self._cache_type = _CACHE_TYPES[cache_dtype]
         self._threads = torch.get_num_threads()
         self._gives_hidden = False
@@ -112,19 +109,20 @@ class LlamaRunner(Runner):
     @cached_property
     def embeddings(self) -> Tensor:
         """The input embeddings [vocabulary, D], unpacked when first asked for: bfloat16, or as they are."""
-        header = read_header(self.path)
+        header = read_header(self._model.path)
         for tensor in header.tensors:
             if tensor.name == "token_embd.weight":
                 if tensor.type == llama.F32:
                     return torch.from_numpy(float32_values(tensor)).view(tensor.shape)
                 bits = read_bfloat16(header, tensor).view(np.int16)
                 return torch.from_numpy(bits).view(torch.bfloat16).view(tensor.shape)
-        raise ModelError(f"{self.path} holds no input embeddings; the engine torch has them")
+        raise ModelError(f"{self._model.path} holds no input embeddings; the engine torch has them")
 
     def close(self) -> None:
         """Free the model and its cache; it cannot be used any more."""
         while self._finalizers:
             self._finalizers.pop()()
+        self._model.close()
 
     # --- calls ----------------------------------------------------------------------------------------------
 
@@ -219,7 +217,7 @@ class LlamaRunner(Runner):
         self.calls += 1
         rows = len(entries) if hidden else len(wanted)
         logits = self._read(self._c.llama_get_logits, rows, self.vocabulary)
-        states = self._read(self._c.llama_get_embeddings, rows if hidden else 0, self._width)
+        states = self._read(self._c.llama_get_embeddings, rows if hidden else 0, self._model.width)
         if hidden and rows > len(wanted):
             logits, states = logits[wanted], states[wanted]
         return logits, states
@@ -240,10 +238,6 @@ class LlamaRunner(Runner):
         return ModelError(f"llama.cpp failed with code {code}: {summary(errors)}")
 
     # --- cache ----------------------------------------------------------------------------------------------
-
-    @property
-    def _most_cells(self) -> int:
-        return self.slots * self.context
 
     @property
     def _memory(self) -> int:
@@ -363,7 +357,7 @@ class LlamaRunner(Runner):
         values.type_k = values.type_v = self._cache_type
         values.embeddings = self._gives_hidden
         with self._library.errors() as errors:
-            made = self._c.llama_init_from_model(self._model, values)
+            made = self._c.llama_init_from_model(self._model.address, values)
         if not made:
             raise ModelError(f"llama.cpp cannot make a KV cache of {cells:,} positions: {summary(errors)}")
         self._finalizers.append(weakref.finalize(self, self._c.llama_free, made))
@@ -379,7 +373,7 @@ def load_llama(
     slots: int | Literal["auto"] = 1,
     max_slots: int = MAX_SLOTS,
     context: int | None = None,
-) -> LlamaRunner:
+) -> LoadedModel:
     """Load the GGUF file of a model for llama.cpp.
 
     Args:
@@ -387,12 +381,14 @@ def load_llama(
         device: "auto" computes on a GPU if the library was built for one, "cpu" never; "cuda" and "mps" need
             such a build.
         dtype: of keys and values, float16 (also for "auto") or float32; weights stay as they are in the file.
-        slots, max_slots, context: see `LlamaRunner`.
+        slots: given number, or "auto" for as many texts of `context` tokens as fit the free memory.
+        max_slots: upper limit of slots="auto".
+        context: maximum positions of one sequence; None: what the model supports.
 
     Raises:
         InputError: the library was not built for the device, or another dtype.
         WeightsError: there is no such file, or llama.cpp cannot load it.
-        MissingExtra, ModelError: as `LlamaRunner`.
+        MissingExtra: as `LlamaModel`.
     """
     path = Path(path)
     if path.is_dir():
@@ -408,14 +404,23 @@ def load_llama(
             f"device {device} was asked for, and the installed {llama.PACKAGE} is built for CPUs; give "
             "device auto or cpu, or install its build for this GPU"
         )
-    return LlamaRunner(
-        path,
-        slots=slots,
-        max_slots=max_slots,
-        context=context,
-        cache_dtype=torch.float16 if dtype == "auto" else resolve_dtype(dtype, torch.device("cpu")),
-        gpu_layers=-1 if offloads and str(device) != "cpu" else 0,
+    cache_dtype = torch.float16 if dtype == "auto" else resolve_dtype(dtype, torch.device("cpu"))
+    model = LlamaModel(path, -1 if offloads and str(device) != "cpu" else 0)
+    most = min(context or model.context, model.context)
+    cost = CacheCost(
+        most,
+        most,
+        BLOCK * model.position_numbers * cache_dtype.itemsize,
+        LOGITS_COPIES * 4 * model.vocabulary,
     )
+
+    def runner(plan: MemoryPlan) -> Runner:
+        positions = plan.blocks * BLOCK
+        return LlamaRunner(
+            model, slots=plan.slots, context=context, cache_dtype=cache_dtype, positions=positions
+        )
+
+    return LoadedModel(slots, max_slots, runner, cost, mapped=model.mapped)
 
 
 class _BatchArrays:
@@ -444,13 +449,3 @@ class _BatchArrays:
             self.owners.ctypes.data,
             self.wanted.ctypes.data,
         )
-
-
-def _plan_slots(context: int, position_bytes: int, max_slots: int) -> int:
-    usable = int(free_bytes() * (1 - RESERVE))
-    if usable < context * position_bytes:
-        raise ModelError(
-            f"one request of {context} tokens needs {context * position_bytes:,} bytes and {usable:,} are "
-            "free; give a smaller context, or a smaller model"
-        )
-    return min(max_slots, usable // (context * position_bytes))

@@ -1,7 +1,8 @@
-"""Load a runner from a model folder: weights, packed linear layers, KV slots and, on CUDA, graphs.
+"""Load a runner from a model folder: weights, packed linear layers and, on CUDA, graphs.
 
 Reads local files only. Leaves out where the folder comes from (`viaticum.weights`), what a device is
-(`decoders.devices`) and running the model (`decoders.runner`, `decoders.graphs`).
+(`decoders.devices`), the caches (`decoders.loaded_model`) and running the model (`decoders.runner`,
+`decoders.graphs`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -19,7 +20,8 @@ from viaticum.decoders.devices import resolve_device, resolve_dtype
 from viaticum.decoders.fused_layers import fuse_layers
 from viaticum.decoders.graphs import GraphRunner
 from viaticum.decoders.linear import Weights, pack
-from viaticum.decoders.memory import MAX_SLOTS, free_bytes, plan_memory
+from viaticum.decoders.loaded_model import GPU_MEMORY, LoadedModel, make_runners
+from viaticum.decoders.memory import MAX_SLOTS, CacheCost, MemoryPlan, mapped_bytes
 from viaticum.decoders.runner import Runner
 from viaticum.decoders.served_load import Server, load_served
 from viaticum.decoders.torch_runner import PREFILL_TOKENS, TorchRunner, context_length
@@ -29,10 +31,34 @@ from viaticum.gguf.conversion import convert_tensors
 from viaticum.gguf.file import read_header
 
 Engine = Literal["auto", "torch", "llama", "served"]
-GPU_MEMORY = 0.9  # of a GPU's memory, where nobody says how much may be used
 
 
-def load_runner(
+class LoadOptions(TypedDict, total=False):
+    """The options of `load_weights`."""
+
+    engine: Engine
+    device: str | torch.device
+    dtype: str | torch.dtype
+    slots: int | Literal["auto"]
+    max_slots: int
+    context: int | None
+    tensor_parallel: int
+    gpu_memory: float
+    weights: Weights
+    graphs: bool | None
+    server: Server | None
+
+
+def load_runner(path: str | Path, **options: Unpack[LoadOptions]) -> Runner:
+    """Load a causal LM; arguments and errors are those of `load_weights`.
+
+    Raises:
+        ModelError: the memory is not enough for one slot.
+    """
+    return make_runners(load_weights(path, **options))[0]
+
+
+def load_weights(
     path: str | Path,
     *,
     engine: Engine = "auto",
@@ -46,8 +72,8 @@ def load_runner(
     weights: Weights = "auto",
     graphs: bool | None = None,
     server: Server | None = None,
-) -> Runner:
-    """Load a causal LM; never uses the network, but for the engine "served".
+) -> LoadedModel:
+    """Load the weights of a causal LM; never uses the network, but for the engine "served".
 
     Args:
         path: the model folder, with config.json and safetensors, or a GGUF file for the engine "llama"; of
@@ -57,7 +83,7 @@ def load_runner(
         device: a torch device, "auto" for the GPU if there is one (see `decoders.devices`).
         dtype: of weights, activations, keys and values; "auto" for what is fast on the device.
         slots: sequences in the KV cache at once. "auto" takes as many as fit the memory that is free once the
-            weights are loaded (see `plan_memory`); of two models, load the other one first.
+            weights are loaded (see `make_runners`).
         max_slots: upper limit of slots="auto".
         context: maximum positions of one sequence; None: what the model supports.
         tensor_parallel: GPUs over which the weights are spread; more than one with the engine "served".
@@ -68,7 +94,7 @@ def load_runner(
 
     Raises:
         InputError: the engine, device or dtype is not there, or `weights` is not possible with them.
-        ModelError: the memory is not enough for one slot.
+        WeightsError: the weights cannot be read, or are not those of the model.
     """
     if engine == "auto":
         engine = default_engine(path, device=device, dtype=dtype, weights=weights, graphs=graphs)
@@ -95,7 +121,8 @@ def load_runner(
             graphs=graphs,
         )
     if engine == "served":
-        return load_served(path, server, slots=slots, max_slots=max_slots, context=context)
+        runner = load_served(path, server, slots=slots, max_slots=max_slots, context=context)
+        return LoadedModel(runner.slots, max_slots, lambda plan: runner)
     raise InputError(f"unknown engine {engine!r}; known: auto, torch, llama, served")
 
 
@@ -146,8 +173,8 @@ def load_torch(
     gpu_memory: float = GPU_MEMORY,
     weights: Weights = "auto",
     graphs: bool | None = None,
-) -> TorchRunner:
-    """Load a causal LM from a folder with config.json and safetensors, for torch.
+) -> LoadedModel:
+    """Load the weights of a causal LM from a folder with config.json and safetensors, for torch.
 
     Args:
         path: the model folder.
@@ -158,39 +185,33 @@ def load_torch(
             lies beside the weights.
         graphs: run calls of few tokens in static shapes, as CUDA graphs (`GraphRunner`). The cache then
             allocates its whole context at once. None: on CUDA only.
-        device, dtype, slots, max_slots, context, gpu_memory: see `load_runner`.
+        device, dtype, slots, max_slots, context, gpu_memory: see `load_weights`.
 
     Raises:
         WeightsError: the folder lacks a tensor of the model, or holds one that the model has no place for.
         InputError: device or dtype is not there, or `weights` is not possible with them.
-        ModelError: the memory is not enough for one slot.
     """
     target = resolve_device(device)
     resolved = resolve_dtype(dtype, target)
     model = _load_weights(path, resolved, target)
     if pack(model, Path(path), weights):
         fuse_layers(model)
-    plan = plan_memory(
-        model.config,
-        context_length(model.config, context),
-        usable_bytes(target, gpu_memory),
-        slots=None if slots == "auto" else slots,
-        dtype=resolved,
-        prefill_tokens=PREFILL_TOKENS,
-        at_most=max_slots,
-    )
     use_graphs = target.type == "cuda" if graphs is None else graphs
-    return (GraphRunner if use_graphs else TorchRunner)(
-        model, slots=plan.slots, context=context, blocks=plan.blocks
+
+    def runner(plan: MemoryPlan) -> Runner:
+        kind = GraphRunner if use_graphs else TorchRunner
+        return kind(model, slots=plan.slots, context=context, blocks=plan.blocks)
+
+    longest = context_length(model.config, context)
+    return LoadedModel(
+        slots,
+        max_slots,
+        runner,
+        CacheCost.of(model.config, longest, dtype=resolved, prefill_tokens=PREFILL_TOKENS),
+        target,
+        gpu_memory,
+        mapped_bytes(model.parameters()),
     )
-
-
-def usable_bytes(device: torch.device, gpu_memory: float) -> int:
-    """Bytes for KV caches: what is free, less the part of a GPU that `gpu_memory` leaves to others."""
-    free = free_bytes(device)
-    if device.type != "cuda":
-        return free
-    return max(0, free - round((1 - gpu_memory) * torch.cuda.mem_get_info(device)[1]))
 
 
 def _load_weights(path: str | Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -7,6 +7,7 @@ the standard library and torch only.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,57 @@ class MemoryPlan:
 
     slots: int
     blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCost:
+    """Bytes that the texts of one model take beside its weights.
+
+    Args:
+        context: maximum positions of a sequence.
+        mean_length: positions that sequences have on average at their end.
+        block_bytes: of keys and values in one block of `BLOCK` positions.
+        row_bytes: of a sequence in a call, whatever its length.
+        call_bytes: of a call, whatever its sequences.
+    """
+
+    context: int
+    mean_length: int
+    block_bytes: int
+    row_bytes: int = 0
+    call_bytes: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        config: Any,
+        context: int,
+        *,
+        mean_length: int | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        prefill_tokens: int = 1024,
+    ) -> CacheCost:
+        """Of a transformers model; the arguments are those of `plan_memory`."""
+        mean = max(1, int(context * MEAN_SHARE)) if mean_length is None else min(mean_length, context)
+        if context < 1 or mean < 1:
+            raise InputError(
+                f"a context and the mean of lengths have at least one position, got {context} and {mean}"
+            )
+        text = config.get_text_config()
+        width, size = int(text.hidden_size), dtype.itemsize
+        # An MLP holds three tensors of its width.
+        activations = 8 * width + 3 * int(getattr(text, "intermediate_size", 4 * width))
+        # A mask for each query head that shares a key/value head; a second one if some layers have a sliding
+        # window.
+        masks = 1 + (getattr(text, "sliding_window", None) is not None)
+        mask_bytes = 3 + masks * int(text.num_attention_heads) // _kv_heads(text) * size
+        return cls(
+            context,
+            mean,
+            2 * BLOCK * _kv_heads(text) * _head_dim(text) * size * int(text.num_hidden_layers),
+            LOGITS_COPIES * 4 * int(text.vocab_size),
+            prefill_tokens * (activations * size + context * mask_bytes),
+        )
 
 
 def plan_memory(
@@ -61,38 +113,73 @@ def plan_memory(
         InputError: `context` or `mean_length` is below 1.
         ModelError: not even one sequence fits; with the bytes needed and free.
     """
-    mean = max(1, int(context * MEAN_SHARE)) if mean_length is None else min(mean_length, context)
-    if context < 1 or mean < 1:
-        raise InputError(
-            f"a context and the mean of lengths have at least one position, got {context} and {mean}"
-        )
-    text = config.get_text_config()
-    width, size = int(text.hidden_size), dtype.itemsize
-    heads = _kv_heads(text) * _head_dim(text)
-    block_bytes = 2 * BLOCK * heads * size * int(text.num_hidden_layers)
-    row_bytes = LOGITS_COPIES * 4 * int(text.vocab_size)
-    # An MLP holds three tensors of its width.
-    activations = prefill_tokens * (8 * width + 3 * int(getattr(text, "intermediate_size", 4 * width))) * size
-    # A mask for each query head that shares a key/value head; a second one if some layers have a sliding
-    # window.
-    masks = 1 + (getattr(text, "sliding_window", None) is not None)
-    activations += (
-        prefill_tokens * context * (3 + masks * int(text.num_attention_heads) // _kv_heads(text) * size)
-    )
+    cost = CacheCost.of(config, context, mean_length=mean_length, dtype=dtype, prefill_tokens=prefill_tokens)
+    return plan_together([cost], free_bytes, slots=[slots], at_most=at_most)[0]
+
+
+def plan_together(
+    costs: Sequence[CacheCost], free_bytes: int, *, slots: Sequence[int | None], at_most: int = MAX_SLOTS
+) -> list[MemoryPlan]:
+    """As `plan_memory`, of models that read the same sequences and share a device: a pair.
+
+    A position takes a place in the cache of each of them, so each gets as many blocks as the other.
+
+    Args:
+        costs: of each model.
+        free_bytes: of the device, once the weights of all are loaded.
+        slots: given number of slots of each, or None.
+        at_most: upper limit of the slots that are planned.
+
+    Raises:
+        ModelError: not even one sequence fits; with the bytes needed and free.
+    """
+    given = [count for count in slots if count is not None]
+    context = min(cost.context for cost in costs)
     whole = blocks_of(context)
-    usable = int(free_bytes * (1 - RESERVE)) - activations
-    least = whole if slots is None else 1  # with a given number sequences may have to stay shorter
-    if usable < least * block_bytes + (slots or 1) * row_bytes:
-        needed = int((least * block_bytes + (slots or 1) * row_bytes + activations) / (1 - RESERVE)) + 1
+    block_bytes, row_bytes = (
+        sum(getattr(cost, name) for cost in costs) for name in ("block_bytes", "row_bytes")
+    )
+    call_bytes = max(cost.call_bytes for cost in costs)  # the models are called in turn
+    usable = int(free_bytes * (1 - RESERVE)) - call_bytes
+    planned = len(given) < len(slots)
+    least = whole if planned else 1  # with given numbers sequences may have to stay shorter
+    rows = max(given, default=1) * row_bytes
+    if usable < least * block_bytes + rows:
+        needed = int((least * block_bytes + rows + call_bytes) / (1 - RESERVE)) + 1
         raise ModelError(
-            f"one request of {context if slots is None else BLOCK} tokens needs {needed:,} bytes and "
+            f"one request of {context if planned else BLOCK} tokens needs {needed:,} bytes and "
             f"{free_bytes:,} are free; give a smaller context, or a smaller model"
         )
-    if slots is None:
-        fitting = usable // (blocks_of(mean) * block_bytes + row_bytes)
-        beside_one = (usable - whole * block_bytes) // row_bytes  # one has its whole context
-        slots = max(1, min(at_most, fitting, beside_one))
-    return MemoryPlan(slots, min((usable - slots * row_bytes) // block_bytes, slots * whole))
+    count = max(given, default=0)
+    if planned:
+        fitting = usable // (
+            sum(blocks_of(cost.mean_length) * cost.block_bytes for cost in costs) + row_bytes
+        )
+        beside_one = (usable - whole * block_bytes) // max(1, row_bytes)  # one has its whole context
+        count = max(1, min(at_most, fitting, beside_one, *given))
+    blocks = (usable - max(count, *given, 1) * row_bytes) // block_bytes
+    return [
+        MemoryPlan(number or count, min(blocks, (number or count) * blocks_of(cost.context)))
+        for number, cost in zip(slots, costs, strict=True)
+    ]
+
+
+def mapped_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of tensors that lie in mapped files, 0 where the system does not tell.
+
+    The system counts them as free, since it can read them again; each call of the model needs them.
+    """
+    mappings = []
+    for line in _lines(Path("/proc/self/maps")):
+        addresses, *_, path = line.split(None, 5) if len(line.split(None, 5)) == 6 else (line, "")
+        if path.startswith("/"):
+            mappings.append(tuple(int(address, 16) for address in addresses.split("-")))
+    storages = {each.untyped_storage().data_ptr(): each for each in tensors if each.device.type == "cpu"}
+    return sum(
+        each.untyped_storage().nbytes()
+        for address, each in storages.items()
+        if any(begin <= address < end for begin, end in mappings)
+    )
 
 
 def free_bytes(device: str | torch.device = "cpu") -> int:

@@ -34,6 +34,7 @@ from viaticum.weights import locate
 
 if TYPE_CHECKING:
     from viaticum.decoders import Event, MixedDecoder, Request, Result, Runner, Server
+    from viaticum.decoders.loaded_model import LoadedModel
     from viaticum.decoders.vocabulary import SharedVocabulary
 
 PLAIN = Generation()
@@ -107,34 +108,42 @@ class LocalModels:
             InputError: the device that an entry names is not there.
         """
         spec = self.catalogue[name]
-        if spec.kind != "pair":
-            return [self.runner(name)]
-        # The large one first: memory for texts is planned when the weights of both are loaded.
-        return [self.runner(member, name) for member in reversed(spec.members)][::-1]
+        return self._runners_of([(member, name if spec.kind == "pair" else None) for member in spec.members])
 
     def runner(self, name: str, pair: str | None = None) -> Runner:
         """As `runners`, of one model of kind local. pair: the one that it is used in.
 
         A model that runs alike alone and in pairs is loaded once.
         """
+        return self._runners_of([(name, pair)])[0]
+
+    def _runners_of(self, members: Sequence[tuple[str, str | None]]) -> list[Runner]:
+        """The runners of (model, pair); the weights of all are loaded before memory for texts is planned."""
         with LOADING:
             try:
-                from viaticum.decoders import load_runner
+                from viaticum.decoders import make_runners
             except ImportError as error:
                 raise MissingExtra(error.name or "torch", "local") from None
-        spec, settings = self.catalogue[name], self.catalogue.local_settings(name, pair)
+        keys = [(name, self.catalogue.local_settings(name, pair)) for name, pair in members]
         with self.lock, LOADING:
-            if (name, settings) not in self._runners:
-                options = settings.over(LocalSettings(slots=self.slots)).given
-                if not {"device", "dtype"} & options.keys() and options.get("engine", "auto") == "auto":
-                    options["engine"] = measured_engine(spec, options["slots"]) or "auto"
-                options["context"] = min(settings.context or spec.context_length, spec.context_length)
-                if self.max_slots is not None:
-                    options["max_slots"] = self.max_slots
-                weights = locate(spec)
-                with loading_logged(name, weights):
-                    self._runners[name, settings] = load_runner(weights, server=served_by(spec), **options)
-            return self._runners[name, settings]
+            missing = [key for key in keys if key not in self._runners]
+            loaded = make_runners(*(self._load(*key) for key in missing)) if missing else []
+            self._runners |= dict(zip(missing, loaded, strict=True))
+            return [self._runners[key] for key in keys]
+
+    def _load(self, name: str, settings: LocalSettings) -> LoadedModel:
+        from viaticum.decoders import load_weights
+
+        spec = self.catalogue[name]
+        options = settings.over(LocalSettings(slots=self.slots)).given
+        if not {"device", "dtype"} & options.keys() and options.get("engine", "auto") == "auto":
+            options["engine"] = measured_engine(spec, options["slots"]) or "auto"
+        options["context"] = min(settings.context or spec.context_length, spec.context_length)
+        if self.max_slots is not None:
+            options["max_slots"] = self.max_slots
+        weights = locate(spec)
+        with loading_logged(name, weights):
+            return load_weights(weights, server=served_by(spec), **options)
 
 
 def _tokenizer_classes() -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import CONFIGS, Letters, build, empty, plain_logits, reference
 from transformers import Qwen2Config
 
@@ -16,8 +17,8 @@ from viaticum.decoders import (
     Request,
     TorchRunner,
     free_bytes,
-    load,
     load_runner,
+    loaded_model,
     memory,
     plan_memory,
     torch_runner,
@@ -262,15 +263,16 @@ def test_slots_are_planned_for_texts_of_the_mean_length_and_one_may_have_the_who
 
 def test_a_runner_plans_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build("llama").save_pretrained(tmp_path)
+    mapped = sum(each.nbytes for each in load_file(tmp_path / "model.safetensors").values())
     assert free_bytes() > 0
     assert load_runner(tmp_path, slots="auto", context=64).slots == memory.MAX_SLOTS
     for free in (6_000_000, 9_000_000):
-        monkeypatch.setattr(load, "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(loaded_model, "free_bytes", lambda device, free=free: free + mapped)
         planned = load_runner(tmp_path, slots="auto", context=64, dtype=torch.float32)
         assert isinstance(planned, TorchRunner)
         expected = plan_memory(CONFIGS["llama"], 64, free, dtype=torch.float32)
         assert (planned.slots, planned.pool.limit) == (expected.slots, expected.blocks)
-    monkeypatch.setattr(load, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(loaded_model, "free_bytes", lambda device: 1000 + mapped)
     with pytest.raises(ModelError, match="1,000 are free"):
         load_runner(tmp_path, slots="auto", context=64)
 

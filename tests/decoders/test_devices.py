@@ -13,7 +13,7 @@ from tiny_models import build
 
 from viaticum.decoders import load_runner
 from viaticum.decoders.devices import resolve_device, resolve_dtype
-from viaticum.decoders.load import usable_bytes
+from viaticum.decoders.loaded_model import usable_bytes
 from viaticum.errors import InputError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

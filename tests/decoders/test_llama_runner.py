@@ -29,12 +29,14 @@ from tiny_models import (
 )
 from torch import Tensor
 
-from viaticum.decoders import MixedDecoder, Request, Runner, TorchRunner, load_runner
+from viaticum.decoders import MixedDecoder, Request, Runner, TorchRunner, load_runner, loaded_model
 from viaticum.decoders import llama_library as llama
 from viaticum.decoders import llama_runner as module
-from viaticum.decoders.blocks import OutOfBlocks
+from viaticum.decoders.blocks import BLOCK, OutOfBlocks, blocks_of
+from viaticum.decoders.llama_model import LlamaModel
 from viaticum.decoders.llama_runner import LlamaRunner
 from viaticum.decoders.load import default_engine
+from viaticum.decoders.memory import LOGITS_COPIES
 from viaticum.errors import InputError, MissingExtra, ModelError, WeightsError
 from viaticum.routers.token import AlwaysLarge, DivergenceRouter, EntropyRouter, Step, entropy
 
@@ -284,12 +286,17 @@ def test_texts_that_ended_give_way_before_a_new_one_is_refused(
 def test_slots_are_planned_from_the_free_memory(
     files: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def planned(**options: int) -> Runner:
+        return load_runner(files[0], engine="llama", slots="auto", **options)
+
     position = 2 * 2 * 2 * 8 * 2  # keys and values, layers, heads, width, bytes
-    monkeypatch.setattr(module, "free_bytes", lambda: 100 * position * 5 * 10 // 9 + 1)
-    assert LlamaRunner(files[0], slots="auto", context=100).slots == 5
-    assert LlamaRunner(files[0], slots="auto", context=100, max_slots=3).slots == 3
-    with pytest.raises(ModelError, match="one request of 600 tokens"):
-        LlamaRunner(files[0], slots="auto", context=600)
+    text = blocks_of(100) * BLOCK * position + LOGITS_COPIES * 4 * VOCABULARY
+    free = LlamaModel(files[0]).mapped + 5 * text * 10 // 9 + 1
+    monkeypatch.setattr(loaded_model, "free_bytes", lambda device: free)
+    assert planned(context=100).slots == 5
+    assert planned(context=100, max_slots=3).slots == 3
+    with pytest.raises(ModelError, match="one request of 900 tokens"):
+        planned(context=900)
 
 
 # --- what the file says -------------------------------------------------------------------------------------

@@ -58,13 +58,13 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
     from viaticum import decoders
 
     seen: Loads = []
-    load = decoders.load_runner
+    load = decoders.load_weights
 
     def spy(path: Path, **options: Any) -> Any:
         seen.append((Path(path).name, options))
         return load(path, **{**options, "device": "cpu"})
 
-    monkeypatch.setattr(decoders, "load_runner", spy)
+    monkeypatch.setattr(decoders, "load_weights", spy)
     return seen
 
 
@@ -200,3 +200,22 @@ def test_entries_and_settings_take_the_same_fields(write: Callable[..., Path]) -
     file = write('engine = "served"\ncontext = 50\nserved_model = "m"\napi_base = "http://localhost:1"')
     spec = Catalogue.load(file)["small"]
     assert list(spec.identity)[-3:] == ["default", "context", "served_model"]
+
+
+def test_both_models_of_a_pair_are_loaded_before_memory_is_planned(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first takes all that is free, and nothing is left for the other."""
+    from viaticum import decoders
+
+    planned: list[int] = []
+    make = decoders.make_runners
+    monkeypatch.setattr(
+        decoders, "make_runners", lambda *models: (planned.append(len(models)), make(*models))[1]
+    )
+    local = LocalSettings(slots="auto", context=256, device="cpu")
+    pool = LocalModels(Catalogue.load(write()).with_local(local), max_slots=4)
+    small, large = pool.runners("both")
+    assert pool.runners("both") == [small, large]
+    assert planned == [2]
+    assert small.slots == large.slots == 4
