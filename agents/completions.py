@@ -55,6 +55,7 @@ class CompletionRequest:
             plain chat without a limit has `MAX_TOKENS`.
         extra: further parameters of a plain chat with a remote model, such as tools.
         policy: None for the client's.
+        is_streamed: the text reaches its reader as it comes, so that no other pair can answer once some has.
     """
 
     name: str
@@ -64,6 +65,7 @@ class CompletionRequest:
     settings: GenerationSettings = NO_SETTINGS
     extra: Mapping[str, Any] = field(default_factory=dict)
     policy: Policy | None = None
+    is_streamed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +290,7 @@ def _derive(client: Viaticum, request: CompletionRequest, token: CancellationTok
         budget=request.scope,
         policy=request.policy or client.policy,
         sync=lambda: None,
+        can_restart=not request.is_streamed,
         model=lambda name: CancellableModel(client.model(name), token),
     )
 

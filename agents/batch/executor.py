@@ -34,6 +34,7 @@ from viaticum.agents.batch.steps import (
     call_for,
 )
 from viaticum.agents.workflow.calls import existing_tries, next_try
+from viaticum.agents.workflow.failover import Failure, next_call_is_known
 from viaticum.agents.workflow.serialization import completion_to_json, parse_completion, plan_from_hold
 from viaticum.budgets import Claim, Entry, Hold, Settlement
 from viaticum.budgets.records import digest
@@ -206,10 +207,14 @@ class _Executor:
                 yield self._finish(task, build_row(task.planned, "skipped", task.planned.why))
                 continue
             try:
-                if not self.steps.is_one_call(task):
+                if task.failure is not None or not self.steps.is_one_call(task):
                     self._submit(self.steps.flow, [task])
                     continue
                 known = self._prepare(task, hold)
+                if known is None and hold is not None and next_call_is_known(self.ledger, hold.key):
+                    task.failure = Failure(str(task.planned.plan.pairs[0]), "", "before a kill")
+                    self._submit(self.steps.flow, [task])
+                    continue
             except Exception as error:
                 yield from self._handle_error(task, error)
                 continue
@@ -372,7 +377,7 @@ class _Executor:
             yield self._finish(task, row)
 
     def _handle_error(self, task: Task, error: BaseException) -> Iterator[tuple[PlannedRow, JobRow]]:
-        """Decide what an error means for a row: wait for budget, retry, fail, or end the job."""
+        """Decide what an error means: wait for budget, retry, ask another pair, fail the row, end the job."""
         for other in self._in_flight.pop(task.cached or "", ()):
             self._running -= 1
             self._retries.append((time.monotonic(), other))
@@ -393,6 +398,9 @@ class _Executor:
             wait = getattr(error, "retry_after", None)
             backoff = self.tools.resources.backoff * 2 ** (task.retries - 1)
             self._retries.append((time.monotonic() + (backoff if wait is None else wait), task))
+        elif failure := self.steps.failure_of(task, error):
+            task.failure = failure
+            self._submit(self.steps.flow, [task])
         else:
             reason = str(error) if isinstance(error, ViaticumError) else f"{type(error).__name__}: {error}"
             calls, cost = paid_calls(self.ledger, self.steps.run_of(task))
@@ -405,7 +413,8 @@ class _Executor:
     def _try_cheaper(self, task: Task) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Nothing else runs and the worst case does not fit: take a cheaper pair, or end the row."""
         planned = task.planned
-        answerless = task.result is not None  # its call was made, and gave no answer
+        # Its call was made and gave no answer, or failed.
+        answerless = task.result is not None or task.failure is not None
         if answerless or not self.steps.is_one_call(task):
             if not task.final:
                 task.final = True  # the workflow may take what fits, and ends with what it has

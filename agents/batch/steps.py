@@ -25,9 +25,11 @@ from viaticum.agents.batch.results import (
     row_from_workflow,
 )
 from viaticum.agents.workflow.calls import ModelCall, settle_on_failure, timed_out
+from viaticum.agents.workflow.failover import FAILOVER, Failure, may_ask
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.resources import WorkflowResources
+from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import RowAllowance, State
 from viaticum.budgets.records import worst_costs
 from viaticum.errors import ModelError
@@ -73,7 +75,7 @@ class Task:
     call, parameters, key: the current call, the digest of its parameters, its ledger key. cached: its key in
     the cache. failed_cost: nano-dollars of earlier tries. retries: how often the model was unavailable.
     started: whether this run has looked up what an earlier run left of it. final: whether the workflow takes
-    what still fits. result: of its call.
+    what still fits. result: of its call. failure: of its call, so that the workflow asks another pair.
     """
 
     planned: PlannedRow
@@ -86,6 +88,7 @@ class Task:
     started: bool = False
     final: bool = False
     result: CallResult | None = None
+    failure: Failure | None = None
 
 
 class Cancelled(ModelError):
@@ -174,13 +177,27 @@ class RowSteps:
     def _keeps_text(self, task: Task) -> bool:
         return self.tools.keep_texts or task.planned.row.overrides is not None
 
-    def _may_ask_others(self, task: Task, pair: Pair) -> bool:
-        if task.planned.row.overrides is not None:
+    def failure_of(self, task: Task, error: BaseException) -> Failure | None:
+        """The failure of a row's one call, where another pair may answer; None where the row fails."""
+        plan = task.planned.plan
+        if not isinstance(error, FAILOVER) or plan is None or task.failure or not self.is_one_call(task):
+            return None
+        failure = Failure.of(str(plan.pairs[0]), error)
+        return failure if self._may_ask_others(task, plan.pairs[0], failure) else None
+
+    def _may_ask_others(self, task: Task, pair: Pair, failure: Failure | None = None) -> bool:
+        """Whether the policy has another plan for a row that `pair` gave no answer to, or failed."""
+        overrides = task.planned.row.overrides
+        if overrides is not None and (failure is None or overrides.model != AUTO):
             return False
         plans, _ = self.estimates.of(task.planned.query)
-        return bool(
-            task.planned.policy.filter_fallbacks([each for each in plans if pair not in each.plan.pairs])
-        )
+        failed = {"failures": [failure.as_list] if failure else []}
+        others = [
+            each
+            for each in plans
+            if pair not in each.plan.pairs and all(may_ask(failed, other) for other in each.plan.pairs)
+        ]
+        return bool(task.planned.policy.filter_fallbacks(others))
 
     def flow(self, task: Task) -> JobRow:
         """Run the workflow for the row; it finds calls that were paid for by their keys."""
@@ -190,6 +207,7 @@ class RowSteps:
             on_short="cheaper" if task.final else "stop",
             run=self.run_of(task),
             plan=planned.plan,
+            failure=task.failure,
             settings=NO_SETTINGS if planned.row.overrides is None else planned.row.overrides.settings,
         )
         query = planned.query

@@ -213,6 +213,7 @@ class Service:
             request.to_settings(),
             request.to_extra(),
             parse_policy(request.policy) if request.policy else None,
+            is_streamed=bool(request.stream),
         )
 
     def _left(self, scope: str) -> int | None:

@@ -9,6 +9,9 @@
 A strategy with several samples loops from parse to call until its vote is settled; a plan of several pairs
 loops from parse to route until enough of their answers agree.
 
+Where a model cannot answer a call, the next pair is asked, with a hold of its own (see
+`viaticum.agents.workflow.failover`); where no pair is left the error ends the run.
+
 A node may run again after a kill, a retry or a replay; the ledger, not the checkpoint, prevents a second
 charge. The key of a call is the task id of `start` and the number of the call. The task id is the same
 whenever this run is continued, and differs for every other question of the thread. Each further try of a call
@@ -20,6 +23,7 @@ prompt.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Literal, cast
@@ -53,12 +57,20 @@ from viaticum.agents.workflow.calls import (
     timed_out,
 )
 from viaticum.agents.workflow.estimates import estimate, output_limit
+from viaticum.agents.workflow.failover import (
+    FAILOVER,
+    Failure,
+    cost_of_tries,
+    has_written,
+    last_failure,
+    may_ask,
+    next_call_is_known,
+)
 from viaticum.agents.workflow.nodes import Node, is_stopped
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.serialization import (
     completion_from_json,
     completion_to_json,
-    count_to_list,
     parse_completion,
     plan_from_hold,
     plan_to_tags,
@@ -70,19 +82,21 @@ from viaticum.agents.workflow.state import (
     AnswerOutput,
     QuestionInput,
     State,
+    after_call,
     new_question,
     query_from_input,
     query_of,
     settings_of,
 )
 from viaticum.agents.workflow.voting import pair_of, vote_of_samples
-from viaticum.budgets import Entry, Hold
+from viaticum.budgets import Hold
 from viaticum.budgets.records import digest
 from viaticum.errors import BudgetExceeded, InputError, ModelError, ModelUnavailable
 from viaticum.routers.query import Plan, PlanRow, as_policy, choose_plan
 from viaticum.strategies import get as get_strategy
-from viaticum.types import Completion, Pair, Route, RoutingTable, Row, TokenCount
+from viaticum.types import Completion, Pair, Route, RoutingTable, Row
 
+_log = logging.getLogger("viaticum")
 Graph = CompiledStateGraph[State, Allowance, QuestionInput, AnswerOutput]
 Next = Literal["route", "call", "parse", "approval", "__end__"]
 
@@ -132,6 +146,11 @@ class Workflow:
         run = row.run if row else runtime.execution_info.task_id
         settings = allowance_in(runtime.context).settings.over(self.resources.settings)
         new = new_question(run, query_from_input(state), settings)
+        if (
+            row is not None and row.failure is not None
+        ):  # of its first call, which was made outside this graph
+            new |= {"call": 1, "tried": [row.failure.pair], "failures": [row.failure.as_list]}
+            new["cost"] = cost_of_tries(self.resources.ledger, f"{run}/0")
         first = self.route(new, runtime)
         return Command(update={**new, **cast(State, first.update)}, goto=first.goto)
 
@@ -141,9 +160,9 @@ class Workflow:
         With none left, or none that fits, the last reading is the answer.
         """
         plan, tried = state["plan"], state["tried"]
-        pending = [pair for pair in plan["pairs"] if pair not in tried] if plan else []
+        pending, failure = self._pending(state), last_failure(state)
         if plan and pending:
-            why = f"{len(state['votes'])} answers so far, and no {plan['need']} agree"
+            why = failure or f"{len(state['votes'])} answers so far, and no {plan['need']} agree"
             return self._select_pair(state, runtime, Pair.parse(pending[0]), why, plan)
         if state["votes"]:
             return self._finish(state)  # the other pairs of the plan could not be paid for
@@ -173,7 +192,8 @@ class Workflow:
             if allowance.on_short == "stop" or not state["routes"]:
                 raise
             return self._finish(state, {"reason": f"{state['reason']}; then {error}"})
-        return self._start_plan(state, runtime, route.plan, route.why)
+        why = f"{failure}; {route.why}" if failure else route.why
+        return self._start_plan(state, runtime, route.plan, why)
 
     def call(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
         """Reserve the worst case, let the model generate, post the cost: once, however often this node runs.
@@ -183,7 +203,15 @@ class Workflow:
         generated. A further try, in this run or when the thread is continued, reserves anew. So does a try
         after its hold's lease ran out, or after a kill while the model was answering: a hold that was never
         dispatched is free again, a dispatched one stays charged as unknown until it is reconciled.
+
+        Where the pair cannot answer (`FAILOVER`), another one is asked.
         """
+        try:
+            return self._call(state, runtime)
+        except FAILOVER as error:
+            return self._on_failure(state, runtime, error)
+
+    def _call(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
         allowance, call = self._allowance(state, runtime), self._model_call(state)
         if is_stopped(runtime):  # while it waited for a further try
             raise ModelError(NOBODY_WAITS)
@@ -193,6 +221,8 @@ class Workflow:
         first, parameters = f"{state['run']}/{state['call']}", digest(call.parameters)
         key, hold, wasted = next_try(ledger, first, parameters, runs_here=call.model.runs_here)
         if hold is None:
+            if key != first and row_allowance(runtime) and next_call_is_known(ledger, first):
+                return self._ask_another(state, Failure(str(pair_of(state)), "", "before a kill"))
             try:
                 hold = self._reserve(state, runtime, allowance.budget, key, call)
             except BudgetExceeded as error:
@@ -207,7 +237,7 @@ class Workflow:
             entry = ledger.settle(key, completion.usage.models)
         left = nanousd_left(ledger.lineage(allowance.budget))
         runtime.stream_writer({"cost": entry.nanousd, "left": left, "key": key})
-        return Command(update=_settled(state, completion, hold, entry, wasted), goto="parse")
+        return Command(update=after_call(state, completion, hold, entry, wasted), goto="parse")
 
     def parse(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
         """Read the answer from the text; of several samples, take the vote.
@@ -314,6 +344,41 @@ class Workflow:
             hint=call.model.counting_hint,
         )
 
+    def _on_failure(self, state: State, runtime: Runtime[Allowance], error: Exception) -> Command[Next]:
+        """The pair cannot answer: ask another one, or raise the error where none is left."""
+        attempt = 1 if runtime.execution_info is None else runtime.execution_info.node_attempt
+        if isinstance(error, ModelUnavailable) and attempt < self.resources.tries:
+            raise error  # the graph tries again
+        first = f"{state['run']}/{state['call']}"
+        failure = Failure.of(str(pair_of(state)), error)
+        after: State = {**state, "failures": [*state.get("failures", []), failure.as_list]}
+        rows = self._allowance(state, runtime).policy.filter_fallbacks(self._untried_plans(after))
+        if not (self._pending(after) or rows or state["samples"] or state["routes"]):
+            raise error
+        if not self.resources.can_restart and has_written(self.resources.ledger, first):
+            raise error
+        _log.warning("another pair is asked, since %s", failure.why)
+        return self._ask_another(state, failure)
+
+    def _ask_another(self, state: State, failure: Failure) -> Command[Next]:
+        """Leave a pair that failed. The cost of its tries is added; the next call has its own keys."""
+        paid: State = {
+            "call": state["call"] + 1,
+            "cost": state["cost"] + cost_of_tries(self.resources.ledger, f"{state['run']}/{state['call']}"),
+            "failures": [*state.get("failures", []), failure.as_list],
+        }
+        if state["samples"]:
+            return self._decide_by_samples(state, paid)
+        reason = f"{state['reason']}; then {failure.why}" if state["reason"] else failure.why
+        return Command(update={**paid, "reason": reason}, goto="route")
+
+    def _decide_by_samples(self, state: State, paid: State) -> Command[Next]:
+        """No further sample can be made: those that were made decide."""
+        update: State = {**paid, **vote_of_samples(state, last=True)}
+        if update["done"]:
+            return self._finish(state, update)
+        return Command(update=update, goto="route")
+
     def _on_budget_exceeded(
         self, state: State, runtime: Runtime[Allowance], error: BudgetExceeded, wasted: int
     ) -> Command[Next]:
@@ -333,11 +398,8 @@ class Workflow:
             return self._request_approval(runtime, request, paid)
         if allowance.on_short == "stop":
             raise error
-        if state["samples"]:  # no further sample can be paid for: those that were made decide
-            update: State = {**paid, **vote_of_samples(state, last=True)}
-            if update["done"]:
-                return self._finish(state, update)
-            return Command(update=update, goto="route")
+        if state["samples"]:
+            return self._decide_by_samples(state, paid)
         if not state["routes"] and not rows:
             raise error
         return Command(update=paid, goto="route")
@@ -375,6 +437,11 @@ class Workflow:
         limit = output_limit(self.resources.catalogue, settings_of(state))
         return estimate(self.resources.router, query_of(state), limit)
 
+    def _pending(self, state: State) -> list[str]:
+        """The pairs of the plan that are not tried yet, and whose model has not failed."""
+        pairs = state["plan"]["pairs"] if state["plan"] else []
+        return [pair for pair in pairs if pair not in state["tried"] and may_ask(state, Pair.parse(pair))]
+
     def _untried_plans(self, state: State) -> list[PlanRow]:
         """The plans whose pairs are all usable and not tried yet for this question."""
         tried = set(state["tried"])
@@ -382,7 +449,7 @@ class Workflow:
             row
             for row in self._estimate(state)[1]
             if not tried & {str(pair) for pair in row.plan.pairs}
-            and all(map(self.resources.is_usable, row.plan.pairs))
+            and all(self.resources.is_usable(pair) and may_ask(state, pair) for pair in row.plan.pairs)
         ]
 
     def _model_call(self, state: State) -> ModelCall:
@@ -403,23 +470,3 @@ class Workflow:
                 {"role": "assistant", "content": state["text"], "id": f"answer-{state['run']}"}
             ]
         return Command(update=last, goto="__end__")
-
-
-def _settled(state: State, completion: Completion, hold: Hold, entry: Entry, wasted: int) -> State:
-    """The state's update after a call: its text, and the question's totals with its cost and usage."""
-    usage = dict(state["usage"])
-    for name, tokens in completion.usage.models.items():
-        usage[name] = count_to_list(TokenCount(*usage.get(name, ())) + tokens)
-    assert state["route"] is not None
-    first = [] if state["samples"] else [state["route"]]
-    return {
-        "completion": completion_to_json(completion),
-        "cost": state["cost"] + entry.nanousd + wasted,
-        "held": state["held"] + hold.held_nanousd,
-        "usage": usage,
-        "seconds": state["seconds"] + completion.usage.seconds,
-        "routes": [*state["routes"], *first],
-        "text": completion.text,
-        "thinking": completion.thinking,
-        "finish_reason": completion.finish_reason,
-    }

@@ -37,6 +37,8 @@ class WorkflowResources:
         backoff: seconds before the second try; doubled before each further one.
         threads: where nodes run that an event loop calls.
         settings: how calls are generated, where the run's `Allowance` does not say.
+        can_restart: whether text that was streamed can be taken back. If not, a call that fails after its
+            first piece of text ends the run; else another pair is asked.
     """
 
     catalogue: Catalogue
@@ -56,3 +58,4 @@ class WorkflowResources:
     backoff: float = BACKOFF
     threads: ThreadPool = field(default_factory=lambda: ThreadPool(16))
     settings: GenerationSettings = NO_SETTINGS
+    can_restart: bool = True

@@ -14,13 +14,15 @@ from langchain_core.messages import convert_to_messages, convert_to_openai_messa
 from langgraph.channels.ephemeral_value import EphemeralValue
 from typing_extensions import TypedDict  # which pydantic can make schemas of
 
-from viaticum.agents.workflow.serialization import route_from_json
+from viaticum.agents.workflow.failover import Failure
+from viaticum.agents.workflow.serialization import completion_to_json, count_to_list, route_from_json
+from viaticum.budgets import Entry, Hold
 from viaticum.budgets.planner import WhenShort
 from viaticum.checks import checked_seconds, checked_text, checked_type
 from viaticum.errors import InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.routers.query import Plan, Policy, as_policy
-from viaticum.types import ROLES, Answer, Message, Query, TokenCount, Usage
+from viaticum.types import ROLES, Answer, Completion, Message, Query, TokenCount, Usage
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,13 @@ class RowAllowance(Allowance):
     """For a question that is a row of a job; its earlier calls are found by ledger keys, not a checkpoint.
 
     run: prefix of all its ledger keys; a call that was paid for under them is not made again. plan: the plan
-    to start with, whatever the policy; plans chosen later are stored with the holds.
+    to start with, whatever the policy; plans chosen later are stored with the holds. failure: of its first
+    call, which was made without the graph, so that another pair is asked.
     """
 
     run: str = ""
     plan: Plan | None = None
+    failure: Failure | None = None
 
 
 class QuestionInput(TypedDict, total=False):
@@ -113,7 +117,8 @@ class State(QuestionInput, AnswerOutput, total=False):
 
     run: prefix of all ledger keys of this question. asked: the question, its kind, the messages before it
     and the settings of its calls.
-    call: number of the current call, from 0. tried: pairs already used, as model+strategy. plan: pairs to
+    call: number of the current call, from 0. tried: pairs already used, as model+strategy. failures:
+    calls that another pair answers instead, as [pair, class of the error, message]. plan: pairs to
     call, as model+strategy, and `need`, the number of equal answers that settles it. votes: their answers so
     far, as [pair, value]. route: the current pair, its row and why. completion: the result of the current
     call. samples: the readings of this pair's calls so far, as [value, reason], while its strategy needs
@@ -125,6 +130,7 @@ class State(QuestionInput, AnswerOutput, total=False):
     asked: dict[str, Any]
     call: int
     tried: list[str]
+    failures: list[list[str]]
     plan: dict[str, Any] | None
     votes: list[list[str]]
     route: dict[str, Any] | None
@@ -147,6 +153,7 @@ def new_question(run: str, query: Query, settings: GenerationSettings = NO_SETTI
         },
         "call": 0,
         "tried": [],
+        "failures": [],
         "plan": None,
         "votes": [],
         "route": None,
@@ -166,6 +173,29 @@ def new_question(run: str, query: Query, settings: GenerationSettings = NO_SETTI
         "usage": {},
         "seconds": 0.0,
         "finish_reason": "",
+    }
+
+
+def after_call(state: State, completion: Completion, hold: Hold, entry: Entry, wasted: int) -> State:
+    """The update after a call: its text, and the question's totals with its cost and usage.
+
+    wasted: nano-dollars of its earlier tries.
+    """
+    usage = dict(state["usage"])
+    for name, tokens in completion.usage.models.items():
+        usage[name] = count_to_list(TokenCount(*usage.get(name, ())) + tokens)
+    assert state["route"] is not None
+    first = [] if state["samples"] else [state["route"]]
+    return {
+        "completion": completion_to_json(completion),
+        "cost": state["cost"] + entry.nanousd + wasted,
+        "held": state["held"] + hold.held_nanousd,
+        "usage": usage,
+        "seconds": state["seconds"] + completion.usage.seconds,
+        "routes": [*state["routes"], *first],
+        "text": completion.text,
+        "thinking": completion.thinking,
+        "finish_reason": completion.finish_reason,
     }
 
 
