@@ -27,6 +27,7 @@ from viaticum.agents.workflow.settings import (
     SettingsKeywords,
     WorkflowSettings,
 )
+from viaticum.agents.workflow.soft_limits import SoftLimitWatch
 from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
@@ -72,6 +73,8 @@ def build_graph(
     checked = WorkflowSettings.from_keywords(budget, settings)
     opened = ledger if ledger is not None else Ledger(checked.ledger_address)
     workflow = Workflow(open_workflow(checked, opened))
+    if checked.soft_limits is not None:
+        weakref.finalize(workflow, SoftLimitWatch(opened, checked.soft_limits).close)
     if ledger is None:  # the nodes hold the workflow: it ends when the last copy of the graph does
         weakref.finalize(workflow, opened.close)
     return workflow.build(checkpointer, name)

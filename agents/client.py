@@ -35,6 +35,7 @@ from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.many import in_tasks, in_threads
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.settings import LIVE_OUTCOMES, Dollars, SettingsKeywords, WorkflowSettings
+from viaticum.agents.workflow.soft_limits import SoftLimitWatch
 from viaticum.agents.workflow.state import Allowance, State, answer_of
 from viaticum.agents.workflow.thread_leases import owned_thread
 from viaticum.agents.workflow.threads import is_caller_gone
@@ -70,6 +71,8 @@ class Viaticum:
         with ExitStack() as opened:
             self.ledger = opened.enter_context(Ledger(self._settings.ledger_address))
             resources = open_workflow(self._settings, self.ledger)
+            if self._settings.soft_limits is not None:
+                opened.callback(SoftLimitWatch(self.ledger, self._settings.soft_limits).close)
             saver = opened.enter_context(
                 open_checkpoints(self._settings.checkpoints_address, self._settings.concurrency)
             )

@@ -73,6 +73,7 @@ class Ledger(ScopeLedger):
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         super().__init__(where, read_only=read_only, clock=clock)
+        self.on_post: list[Callable[[Entry], None]] = []  # called after each settlement through this object
         self.overruns: dict[str, int] = {}  # settled through this object: nano-dollars above the hold, by key
 
     def request_limit(
@@ -244,7 +245,7 @@ class Ledger(ScopeLedger):
         settlement = _checked_settlement(Settlement(key, usage, result))
         seen = None if counted is None else checked_usage(counted)
         entry = self._store.write_call(partial(self._settle, settlement, seen), key)
-        self._note_overrun(entry)
+        self._note_post(entry)
         self._requests.end(key, entry.nanousd)
         return entry
 
@@ -279,8 +280,13 @@ class Ledger(ScopeLedger):
         entries = self._store.write(action) if settlements else []
         for entry in entries:
             if isinstance(entry, Entry):
-                self._note_overrun(entry)
+                self._note_post(entry)
         return entries
+
+    def _note_post(self, entry: Entry) -> None:
+        self._note_overrun(entry)
+        for callback in tuple(self.on_post):
+            callback(entry)
 
     def _note_overrun(self, entry: Entry) -> None:
         """Warn of a call that cost more than it held, and count it; once for each key."""

@@ -58,6 +58,11 @@ class Window:
             return int(moment.timestamp()) // length * length
         return int(self._calendar_begin(moment).timestamp())
 
+    @property
+    def seconds(self) -> int:
+        """Its length; of a calendar's month thirty days."""
+        return _SPANS[self.every]
+
     def since(self, moment: datetime) -> int:
         """The earliest bucket that counts at `moment`."""
         if self.rolling:

@@ -305,7 +305,13 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
         ),
         ("langgraph", ("viaticum.agents",)),
         ("litellm", ("viaticum.models.remote", "viaticum.agents.integrations")),
-        ("langchain", ("viaticum.agents.integrations.middleware",)),
+        (
+            "langchain",
+            (
+                "viaticum.agents.integrations.middleware",
+                "viaticum.agents.integrations.router_middleware",
+            ),
+        ),
         (
             "langchain_core",
             ("viaticum.agents.integrations", "viaticum.agents.workflow"),

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from langgraph.types import interrupt
+
 from viaticum.budgets import Budget, Ledger
 from viaticum.errors import BudgetExceeded, DecisionNeeded, InputError
 from viaticum.money import nanousd
 from viaticum.routers.query import PlanRow, Policy, choose_plan
 
-Do = Literal["raise", "cheaper", "stop"]
+Do = Literal["raise", "cheaper", "finish", "stop"]
 FIELDS = {"do", "by", "by_nanousd", "by_tokens"}
 
 
@@ -89,6 +91,17 @@ def _forecast(row: PlanRow) -> dict[str, Any]:
         "cost_p50": row.cost_p50,
         "cost_p90": row.cost_p90,
     }
+
+
+def ask_person(request: Mapping[str, Any]) -> Decision:
+    """Interrupt the graph until a person decides. An invalid decision is asked again."""
+    problem = ""
+    while True:
+        answer = interrupt({**request, "problem": problem} if problem else request)
+        try:
+            return parse_decision(answer, request)
+        except InputError as error:
+            problem = str(error)
 
 
 def parse_decision(decision: object, request: Mapping[str, Any]) -> Decision:

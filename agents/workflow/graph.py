@@ -32,7 +32,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
-from langgraph.types import Checkpointer, Command, RetryPolicy, interrupt
+from langgraph.types import Checkpointer, Command, RetryPolicy
 
 from viaticum.agents.workflow.allowances import (
     ResolvedAllowance,
@@ -42,9 +42,9 @@ from viaticum.agents.workflow.allowances import (
 )
 from viaticum.agents.workflow.approval import (
     approval_request,
+    ask_person,
     decision_needed,
     nanousd_left,
-    parse_decision,
     raise_limit,
     tightest_scope,
 )
@@ -91,7 +91,7 @@ from viaticum.agents.workflow.state import (
 from viaticum.agents.workflow.voting import pair_of, vote_of_samples
 from viaticum.budgets import Hold
 from viaticum.budgets.records import digest
-from viaticum.errors import BudgetExceeded, InputError, ModelError, ModelUnavailable
+from viaticum.errors import BudgetExceeded, ModelError, ModelUnavailable
 from viaticum.routers.query import Plan, PlanRow, as_policy, choose_plan
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Pair, Route, RoutingTable, Row
@@ -263,15 +263,9 @@ class Workflow:
 
         An invalid decision is asked again.
         """
-        request, problem = state["short"], ""
+        request = state["short"]
         assert request is not None
-        while True:
-            answer = interrupt({**request, "problem": problem} if problem else request)
-            try:
-                decision = parse_decision(answer, request)
-                break
-            except InputError as error:
-                problem = str(error)
+        decision = ask_person(request)
         if decision.do == "stop":
             return self._finish(state, {"short": None, "reason": f"stopped: {request['why']}"})
         if decision.do == "raise":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypedDict
 
 from viaticum.agents.workflow.checkpoints import is_postgres
+from viaticum.agents.workflow.soft_limits import SoftLimits
 from viaticum.agents.workflow.state import Allowance
 from viaticum.budgets import default_path
 from viaticum.budgets.planner import WhenShort
@@ -62,6 +63,7 @@ class SettingsKeywords(ModelKeywords, total=False):
     on_short: WhenShort
     folder: str | Path | None
     store: str | None
+    soft_limits: SoftLimits | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ class WorkflowSettings:
             name.
         folder: folder of the ledger and the checkpoints; None for the user's data folder.
         store: a `postgresql://` address that holds both instead.
+        soft_limits: where word is given that a budget has spent a share of its limit; None for nowhere.
         timeout: seconds that one call of a model may take; None for no limit.
         tries: attempts of a call whose model is unavailable, at least 1.
         concurrency: questions that the async and batch methods answer at the same time, at least 1.
@@ -106,6 +109,7 @@ class WorkflowSettings:
     models: Mapping[str, Model] | None = None
     folder: str | Path | None = None
     store: str | None = None
+    soft_limits: SoftLimits | None = None
     timeout: float | None = None
     tries: int = TRIES
     concurrency: int = CONCURRENCY
@@ -127,6 +131,8 @@ class WorkflowSettings:
         if self.slots is not None and self.slots != "auto":
             checked_count('slots, where it is not "auto",', self.slots)
         checked_type("local", self.local, LocalSettings, "LocalSettings")
+        if self.soft_limits is not None:
+            checked_type("soft_limits", self.soft_limits, SoftLimits, "SoftLimits")
         self._check_names()
         self._check_places()
 

@@ -45,44 +45,62 @@ _QUOTA_PATTERN = re.compile(
 )
 
 
+def error_kind(error: Exception) -> type[ViaticumError]:
+    """What an error of LiteLLM, of a provider's own library, or of the connection is to us.
+
+    All of them carry the HTTP status. `ModelError` where it says nothing that is known.
+    """
+    if isinstance(error, ViaticumError):
+        return type(error)
+    status, text = getattr(error, "status_code", None), str(getattr(error, "message", None) or error)
+    name = type(error).__name__
+    if _timed_out_after_send(error):
+        return ProviderTimeout
+    if name == "ContextWindowExceededError" or (status in (400, 413) and _CONTEXT_PATTERN.search(text)):
+        return PromptTooLong
+    if name == "ContentPolicyViolationError" or (status == 400 and _REFUSAL_PATTERN.search(text)):
+        return ContentRefused
+    if _is_out_of_credit(error):
+        return QuotaExhausted
+    if status in (401, 403):
+        return AuthenticationFailed
+    if status == 429:
+        return RateLimited
+    if status in (400, 404, 405, 409, 413, 415, 422):
+        return InputError
+    if isinstance(status, int) or _is_connection(error):
+        return ProviderUnavailable
+    return ModelError
+
+
 def translate_error(error: Exception, spec: ModelSpec, key: str | None = None) -> ViaticumError:
     """Return our error for one of LiteLLM or the connection. key: API key, removed from the message."""
-    name, message = spec.name, _message(error, key)
-    status = getattr(error, "status_code", None)
-    kind = type(error).__name__
     if isinstance(error, ViaticumError):
         return error
-    if _timed_out_after_send(error):
-        return ProviderTimeout(
-            f"{name} said nothing for {spec.timeout_seconds or 60:g} s; raise timeout_seconds: {message}"
-        )
-    if kind == "ContextWindowExceededError" or (status in (400, 413) and _CONTEXT_PATTERN.search(message)):
-        return PromptTooLong(
-            f"the provider of {name} finds the prompt too long; shorten it or lower max_new_tokens: {message}"
-        )
-    if kind == "ContentPolicyViolationError" or (status == 400 and _REFUSAL_PATTERN.search(message)):
-        return ContentRefused(f"the provider of {name} refuses to answer this; ask otherwise: {message}")
-    if _is_out_of_credit(error):
-        return QuotaExhausted(
-            f"the account at the provider of {name} has no credit left; add some: {message}"
-        )
-    if status in (401, 403):
-        where = f"the key in {spec.api_key_env}" if spec.api_key_env else "the key"
-        return AuthenticationFailed(f"the provider of {name} does not take {where}; check it: {message}")
-    if status == 429:
-        return RateLimited(
-            f"the provider of {name} takes no more calls for now; try later: {message}", retry_after(error)
-        )
-    if status in (400, 404, 405, 409, 413, 415, 422):
-        return InputError(
-            f"the provider of {name} does not take the request; check litellm_model, api_base and omit of "
-            f"its catalogue entry, and what was asked for: {message}"
-        )
-    if isinstance(status, int) or _is_connection(error):
-        return ProviderUnavailable(
-            f"the provider of {name} cannot be reached or failed; try later: {message}", retry_after(error)
-        )
-    return ModelError(f"{name} failed: {message}")
+    kind, message = error_kind(error), _message(error, key)
+    what = _explanation(kind, spec)
+    if kind in (RateLimited, ProviderUnavailable):
+        return kind(f"{what}: {message}", retry_after(error))
+    return kind(f"{what}: {message}")
+
+
+def _explanation(kind: type[ViaticumError], spec: ModelSpec) -> str:
+    """What is wrong and what to do."""
+    name = spec.name
+    where = f"the key in {spec.api_key_env}" if spec.api_key_env else "the key"
+    explanations: dict[type[ViaticumError], str] = {
+        ProviderTimeout: f"{name} said nothing for {spec.timeout_seconds or 60:g} s; raise timeout_seconds",
+        PromptTooLong: f"the provider of {name} finds the prompt too long; shorten it or lower "
+        "max_new_tokens",
+        ContentRefused: f"the provider of {name} refuses to answer this; ask otherwise",
+        QuotaExhausted: f"the account at the provider of {name} has no credit left; add some",
+        AuthenticationFailed: f"the provider of {name} does not take {where}; check it",
+        RateLimited: f"the provider of {name} takes no more calls for now; try later",
+        InputError: f"the provider of {name} does not take the request; check litellm_model, api_base and "
+        "omit of its catalogue entry, and what was asked for",
+        ProviderUnavailable: f"the provider of {name} cannot be reached or failed; try later",
+    }
+    return explanations.get(kind, f"{name} failed")
 
 
 def wait_before_retry(error: Exception, tries: int) -> float | None:
@@ -107,19 +125,21 @@ def wait_before_retry(error: Exception, tries: int) -> float | None:
 
 def retry_after(error: Exception) -> float | None:
     """Return the seconds to wait before a retry, from the provider's headers; None where it gave none."""
-    for headers in _headers(error):
-        if milliseconds := _number(headers.get("retry-after-ms")):
-            return milliseconds / 1000
-        text = headers.get("retry-after")
-        if text is None:
-            continue
-        if (seconds := _number(text)) is not None:
-            return seconds
-        try:
-            return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-        except ValueError:
-            continue
-    return None
+    waits = (retry_after_of(headers) for headers in _headers(error))
+    return next((wait for wait in waits if wait is not None), None)
+
+
+def retry_after_of(headers: httpx.Headers) -> float | None:
+    """The seconds to wait that a response's headers ask for: a number, milliseconds, or a date."""
+    if milliseconds := _number(headers.get("retry-after-ms")):
+        return milliseconds / 1000
+    text = headers.get("retry-after")
+    if text is None or (seconds := _number(text)) is not None:
+        return None if text is None else seconds
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return None
 
 
 def _headers(error: Exception) -> Iterator[httpx.Headers]:

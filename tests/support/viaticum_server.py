@@ -18,6 +18,7 @@ from viaticum.agents.server.process import Address, Server
 from viaticum.agents.server.run import Limits
 from viaticum.agents.server.service import Service
 from viaticum.catalogue import Catalogue
+from viaticum.routers.query import QueryRouter
 
 WORD = 1_000  # nano-dollars
 LONG_TEXT = " ".join(f"w{number}" for number in range(400))
@@ -91,6 +92,7 @@ def serving(
     grace: float = 20.0,
     root_scope: str | None = None,
     catalogue: Catalogue | None = None,
+    router: QueryRouter | None = None,
     **limits: Any,
 ) -> Iterator[RunningServer]:
     """A server until the end of the block. limits: fields of `Limits`."""
@@ -101,7 +103,7 @@ def serving(
             budget_name="serve",
             catalogue=catalogue or write_catalogue(folder),
             folder=folder,
-            router=FakeRouter("fast+cot"),
+            router=router or FakeRouter("fast+cot"),
             slots=limits.get("concurrency", 8),
         ) as client,
         Address(port=0).listen() as listener,

@@ -13,7 +13,7 @@ import typer
 from viaticum.commands.generation import POLICY, Load, Policy, with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
-from viaticum.errors import MissingExtra
+from viaticum.errors import InputError, MissingExtra
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.money import format_usd
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from viaticum.agents.server.api_keys import ApiKeyStore
     from viaticum.agents.server.process import Address
     from viaticum.agents.server.run import Limits
+    from viaticum.agents.workflow.soft_limits import SoftLimits
 
 BUDGET_NAME = "serve"
+WEBHOOK_SECRET = "VIATICUM_WEBHOOK_SECRET"
 BUDGET_USD = "1"
 
 Folder = Annotated[
@@ -64,6 +66,22 @@ BodyLimit = Annotated[int, typer.Option("--body-limit", help="Bytes of a request
 Connections = Annotated[
     int, typer.Option(help="Open at once at most, and fewer than the files of the process.", min=1)
 ]
+Shares = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--soft-limit",
+        help="Share of a budget, such as 0.8, at which the log and --webhook are told; may be repeated. "
+        "[default with --webhook: 0.5, 0.8, 0.95]",
+    ),
+]
+WebhookUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--webhook",
+        help="Where soft limits are posted, signed with the base64 secret in VIATICUM_WEBHOOK_SECRET.",
+        metavar="URL",
+    ),
+]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Accept other machines without a key.")]
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print address, process and budget as JSON on stdout.")
@@ -91,6 +109,8 @@ def serve(
     load: Load = None,
     generation: GenerationSettings = NO_SETTINGS,
     local: LocalSettings = NO_LOCAL_SETTINGS,
+    shares: Shares = None,
+    webhook: WebhookUrl = None,
     insecure: Insecure = False,
     folder: Folder = None,
     as_json: JsonFlag = False,
@@ -133,8 +153,23 @@ def serve(
             local=local,
             strategies=load or (),
             generation=generation,
+            soft_limits=_soft_limits(shares, webhook),
         ) as client:
             _run(client, keys, limits, address, root_scope=budget_name, grace=grace, as_json=as_json)
+
+
+def _soft_limits(shares: list[float] | None, url: str | None) -> SoftLimits | None:
+    from viaticum.agents.workflow.soft_limits import SHARES, SoftLimits
+    from viaticum.agents.workflow.webhooks import Webhook
+
+    if not shares and url is None:
+        return None
+    if url is None:
+        return SoftLimits(shares or SHARES)
+    secret = os.environ.get(WEBHOOK_SECRET)
+    if not secret:
+        raise InputError(f"--webhook needs {WEBHOOK_SECRET}; make one with `openssl rand -base64 32`")
+    return SoftLimits(shares or SHARES, webhook=Webhook(url, secret))
 
 
 def _require_extra() -> None:

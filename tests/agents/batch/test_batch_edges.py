@@ -101,7 +101,7 @@ def test_a_row_whose_try_failed_and_does_not_fit_again_takes_what_fits(tmp_path:
 def test_a_job_that_goes_on_keeps_what_a_row_last_took(tmp_path: Path) -> None:
     """Its first try was of another pair than the one that was paid for."""
     source = write_questions(tmp_path / "in.jsonl", 1)
-    stop, known = threading.Event(), models(expensive=Once())
+    stop, known = threading.Event(), models(expensive=Once(), cheap=Once())
     router = FixedPlansRouter({CHEAP: (0.5, 39_000), EXPENSIVE: (0.9, 390_000)})
     with Ledger(tmp_path / "ledger.db") as books:
         first = run(tmp_path, source=source, models=known, router=router, tries=1, policy="best", stop=stop)

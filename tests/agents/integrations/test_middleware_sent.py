@@ -12,7 +12,8 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemM
 
 from viaticum import FakeRouter, InputError
 from viaticum.agents.integrations.langchain_messages import from_langchain
-from viaticum.agents.integrations.middleware import BudgetMiddleware, RouterMiddleware
+from viaticum.agents.integrations.middleware import BudgetMiddleware
+from viaticum.agents.integrations.router_middleware import RouterMiddleware
 from viaticum.budgets import Ledger
 from viaticum.money import Price
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from openai_server import OpenAIServer, running_server
+from viaticum_server import serving
 from workflow_client import LARGE, SMALL, TABLE, ScriptedModel, row
 
 from viaticum import Pair, Viaticum
@@ -228,6 +229,8 @@ def spec(name: str, url: str) -> ModelSpec:
         (503, "overloaded"),
         (400, "Your request was rejected as a result of our safety system (content_policy)"),
         (400, "This model's maximum context length is 10 tokens"),
+        (400, "The input (9 tokens) is longer than the model's context length (8 tokens)."),
+        (529, "Overloaded"),
     ],
 )
 def test_a_real_provider_s_refusal_goes_to_the_next_pair(
@@ -244,6 +247,58 @@ def test_a_real_provider_s_refusal_goes_to_the_next_pair(
         assert (answer.value, str(answer.routes[0].pair)) == ("5", "near+cot")
         assert [body["model"] for body in provider.requests] == ["far", "near"]
         assert len(posts(viaticum)) == 1
+
+
+THREE = ("far", "near", "here")
+LIMITED, SHORT = (429, {}, "slow down"), (400, {}, "maximum context length is 5")
+
+
+@pytest.mark.parametrize(
+    ("streamed", "script"),
+    [
+        (True, [LIMITED, SHORT]),
+        (False, [LIMITED, SHORT]),
+        (True, ["break at once", "drop"]),
+        (False, ["break", "end early"]),
+    ],
+)
+def test_a_server_asks_the_next_model(
+    tmp_path: Path, provider: OpenAIServer, streamed: bool, script: list[Any]
+) -> None:
+    """The first two are limited, too small, cut off at once, or in the middle of a text nobody has seen."""
+    provider.reset()
+    provider.script, provider.text = list(script), "I think that it is 5."
+    table = RoutingTable(tuple(row(name, 0.9 - 0.1 * at, 100_000) for at, name in enumerate(THREE)))
+    catalogue = Catalogue([spec(name, provider.url) for name in THREE])
+    with serving(tmp_path, catalogue=catalogue, router=StaticRouter(table)) as server:
+        response = server.ask("auto", stream=streamed)
+        assert response.status_code == 200
+        if streamed:
+            chunks = [json.loads(each[6:]) for each in response.text.splitlines() if each[6:7] == "{"]
+            text = "".join(
+                choice["delta"].get("content") or "" for each in chunks for choice in each["choices"]
+            )
+        else:
+            text = response.json()["choices"][0]["message"]["content"]
+        assert text == "I think that it is 5."
+        assert response.headers["x-viaticum-route"] == "here+cot"
+        assert [body["model"] for body in provider.requests] == list(THREE)
+        server.assert_settled()
+
+
+def test_a_stream_that_breaks_after_its_first_piece_ends_with_an_error(
+    tmp_path: Path, provider: OpenAIServer
+) -> None:
+    provider.reset()
+    provider.script, provider.text = ["break"], "I think that it is 5."
+    catalogue = Catalogue([spec(name, provider.url) for name in THREE])
+    table = RoutingTable(tuple(row(name, 0.9, 100_000) for name in THREE))
+    with serving(tmp_path, catalogue=catalogue, router=StaticRouter(table)) as server:
+        response = server.ask("auto", stream=True)
+        assert '"error"' in response.text
+        assert len(provider.requests) == 1
+        server.assert_settled()
+        assert server.client.budget().posted_nanousd > 0
 
 
 # Kills

@@ -1,0 +1,208 @@
+"""Middleware for LangChain's agents: a router that chooses among chat models, and goes on where one fails.
+
+`RouterMiddleware` chooses the model of a run, or of each call, sync and async, with `create_agent` of the
+extra `langchain`. Leaves out the budget (`viaticum.agents.integrations.middleware`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langgraph.channels.untracked_value import UntrackedValue
+from langgraph.runtime import Runtime
+from langgraph.types import Command
+
+from viaticum.agents.integrations.langchain_messages import query_from_langchain
+from viaticum.agents.integrations.middleware import Async, BudgetMiddleware, Sync, positive
+from viaticum.agents.workflow.failover import FAILOVER
+from viaticum.checks import checked_type
+from viaticum.errors import BudgetExceeded, InputError, MissingExtra
+from viaticum.models.remote.errors import error_kind
+from viaticum.routers.query import DEFAULT_POLICY, Policy, QueryRouter, as_policy, choose
+from viaticum.routers.query.folders import load_router
+from viaticum.routers.query.limits import limit_table
+from viaticum.types import Pair, RoutingTable, Row
+
+try:
+    from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
+    from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr
+except ImportError:
+    raise MissingExtra("langchain", "langchain") from None
+
+_log = logging.getLogger("viaticum")
+Response = ModelResponse[Any] | ExtendedModelResponse[Any] | AIMessage
+
+
+class RouterState(AgentState[Any]):
+    """An agent's state, with the model that was chosen for the run."""
+
+    viaticum_model: NotRequired[Annotated[str, UntrackedValue, PrivateStateAttr]]
+
+
+class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
+    """Routes each run, or each call, to the model that a router prefers for the last user message.
+
+    Where a model is limited or away, refuses the content or finds the prompt too long, the next one is
+    called, with a hold of its own; a run stays with the one that answered.
+
+    Args:
+        models: chat models by the names that the router knows; a model is represented by its pair with the
+            highest accuracy.
+        router: a `QueryRouter`, or the folder of a fitted one.
+        policy: as of `Viaticum`.
+        budget: a `BudgetMiddleware`. A model whose call is likely to cost more than it has left is not
+            chosen; if none fits the cheapest is tried, which that middleware then refuses.
+        per: `run` (chosen once) or `call`.
+
+    Raises:
+        InputError: an argument is of another type, there is no router in the folder, or it knows none of the
+            models; a router that is given as an object says so at the first question.
+    """
+
+    state_schema = RouterState
+
+    def __init__(
+        self,
+        models: Mapping[str, BaseChatModel],
+        router: QueryRouter | str | Path,
+        *,
+        policy: str | Policy = DEFAULT_POLICY,
+        budget: BudgetMiddleware | None = None,
+        per: Literal["run", "call"] = "run",
+    ) -> None:
+        super().__init__()
+        if not checked_type("models", models, Mapping, "a dict of chat models by name"):
+            raise InputError("no model to choose from; give at least one by name")
+        for name, model in models.items():
+            checked_type(f"models[{name!r}]", model, BaseChatModel, "a chat model")
+        if budget is not None:
+            checked_type("budget", budget, BudgetMiddleware, "a BudgetMiddleware")
+        checked_type(
+            "router", router, (QueryRouter, str, Path), "a QueryRouter or the folder of a fitted one"
+        )
+        if per not in ("run", "call"):
+            raise InputError(f"unknown per {per!r}; use run or call")
+        self.models, self.budget, self.per = dict(models), budget, per
+        self.policy = as_policy(policy)
+        self.router = router if isinstance(router, QueryRouter) else self._open(router)
+
+    def before_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        return {"viaticum_model": self.choose(state["messages"])} if self.per == "run" else None
+
+    async def abefore_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        return self.before_agent(state, runtime)
+
+    def wrap_model_call(self, request: ModelRequest[Any], handler: Sync) -> Response:
+        failed: list[str] = []
+        while True:
+            name = self._next(request, failed)
+            try:
+                return self._kept(handler(_for_model(request, self.models[name])), name, failed)
+            except Exception as error:
+                self._check_failover(name, error, failed)
+
+    async def awrap_model_call(self, request: ModelRequest[Any], handler: Async) -> Response:
+        failed: list[str] = []
+        while True:
+            name = self._next(request, failed)
+            try:
+                return self._kept(await handler(_for_model(request, self.models[name])), name, failed)
+            except Exception as error:
+                self._check_failover(name, error, failed)
+
+    def _next(self, request: ModelRequest[Any], failed: Sequence[str]) -> str:
+        """The model of the run, or the one that the router prefers for this call among those left."""
+        stored: Any = request.state.get("viaticum_model")
+        if self.per == "run" and stored and not failed:
+            return str(stored)
+        return self.choose(request.messages, without=failed)
+
+    def _check_failover(self, name: str, error: Exception, failed: list[str]) -> None:
+        """Add a model to those that failed. Raises its error where no other one may answer."""
+        failed.append(name)
+        if not issubclass(error_kind(error), FAILOVER) or not set(self.models) - set(failed):
+            raise error
+        _log.warning("%s failed, so another model is called: %s", name, error)
+
+    def _kept(self, response: Any, name: str, failed: Sequence[str]) -> Response:
+        """The response; after a failover with the model that the run stays with."""
+        if not failed or self.per == "call" or isinstance(response, AIMessage):
+            answered: Response = response
+            return answered
+        return ExtendedModelResponse(response, Command(update={"viaticum_model": name}))
+
+    def choose(self, messages: Sequence[BaseMessage], without: Collection[str] = ()) -> str:
+        """The name of the model that the router prefers among those that fit in the budget.
+
+        without: names of models that may not be chosen. A model that the router does not know comes last.
+        """
+        query = query_from_langchain(messages, text_only=False)
+        table = limit_table(self.router.table(query), self._limit_of)
+        best: dict[str, Row] = {}
+        for row in table:
+            name = row.pair.model
+            if name in without or name not in self.models:
+                continue
+            if name not in best or row.accuracy > best[name].accuracy:
+                best[name] = row
+        if not best and without:
+            return next(name for name in self.models if name not in without)
+        if not best:
+            raise self._unknown(row.pair for row in table)
+        rows = RoutingTable(tuple(best.values()))
+        try:
+            return choose(
+                rows, self.budget.left().left_nanousd if self.budget else None, self.policy
+            ).pair.model
+        except BudgetExceeded:
+            return min(rows, key=lambda row: row.cost_p90).pair.model
+
+    def _open(self, folder: str | Path) -> QueryRouter:
+        fitted = load_router(folder)
+        if not any(pair.model in self.models for pair in fitted.pairs):
+            raise self._unknown(fitted.pairs)
+        return fitted
+
+    def _unknown(self, pairs: Iterable[Pair]) -> InputError:
+        known = ", ".join(sorted({pair.model for pair in pairs})) or "none"
+        return InputError(f"the router knows none of the models {', '.join(self.models)}; it knows: {known}")
+
+    def _limit_of(self, pair: Pair) -> int | None:
+        """The most output tokens of a call of the pair's model; None where it is not known."""
+        model = self.models.get(pair.model)
+        if model is None:
+            return None
+        return self.budget.limit_of(model) if self.budget else positive(getattr(model, "max_tokens", None))
+
+
+def _for_model(request: ModelRequest[Any], model: BaseChatModel) -> ModelRequest[Any]:
+    """The request with another model, without Anthropic's marks of its cache where that is not Anthropic's.
+
+    Middleware before this one sets them for the agent's own model, and others refuse them.
+    """
+    if "anthropic" in model._llm_type:
+        return request.override(model=model)
+    system = request.system_message
+    return request.override(
+        model=model,
+        model_settings=_without_marks(request.model_settings),
+        system_message=None if system is None else _unmarked(system),
+        messages=[_unmarked(message) for message in request.messages],
+        tools=[_without_marks(tool) if isinstance(tool, dict) else tool for tool in request.tools],
+    )
+
+
+def _without_marks(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name != "cache_control"}
+
+
+def _unmarked(message: Any) -> Any:
+    if not isinstance(message.content, list):
+        return message
+    parts = [_without_marks(part) if isinstance(part, dict) else part for part in message.content]
+    return message if parts == message.content else message.model_copy(update={"content": parts})
