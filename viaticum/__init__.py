@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from viaticum.agents.build import build_graph
     from viaticum.agents.client import Viaticum
+    from viaticum.agents.instrumentation.scope import budget
     from viaticum.agents.integrations.chat_model import ChatViaticum
     from viaticum.agents.integrations.tool import as_tool
     from viaticum.agents.workflow.state import Allowance
@@ -25,6 +26,7 @@ _HOME = {
     "ChatViaticum": "viaticum.agents.integrations.chat_model",
     "Viaticum": "viaticum.agents.client",
     "Allowance": "viaticum.agents.workflow.state",
+    "budget": "viaticum.agents.instrumentation.scope",
     "as_tool": "viaticum.agents.integrations.tool",
     "build_graph": "viaticum.agents.build",
     "FakeRouter": "viaticum.routers.query.fake",
@@ -65,6 +67,7 @@ __all__ = [
     "ViaticumError",
     "__version__",
     "as_tool",
+    "budget",
     "build_graph",
 ]
 

@@ -1,0 +1,294 @@
+"""Where model calls are met: `send` of the clients of httpx and httpx2, through which LiteLLM, LangChain, and
+the SDKs of OpenAI, Anthropic and others send. Put in place once a process; outside a budget nothing changes.
+
+A refused call gets a response in the provider's own form with `x-should-retry: false`, so that its client
+reports it at once. Libraries that send otherwise (requests, urllib3, aiohttp) are not held: what they post to
+a known provider is told, or refused. Leaves out money (`scope`).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import wrapt
+
+from viaticum.agents.instrumentation import context
+from viaticum.agents.instrumentation.context import Held, Payer
+from viaticum.agents.instrumentation.requests import Api, may_cost, model_call
+from viaticum.agents.instrumentation.usage import UsageReader
+from viaticum.errors import BudgetClosed, BudgetExceeded, LedgerError, ViaticumError
+
+_CLIENTS = ("httpx", "httpx2")  # one interface, two packages
+_NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol")
+_sending: ContextVar[bool] = ContextVar("viaticum_sending", default=False)
+_lock = threading.Lock()
+_installed = False
+
+
+def install() -> None:
+    """Put the hooks in place, once in a process: now, or when a library is imported."""
+    global _installed
+    with _lock:
+        if _installed:
+            return
+        _installed = True
+    for name in _CLIENTS:
+        wrapt.register_post_import_hook(_hook_client, name)
+    wrapt.register_post_import_hook(_watch_urllib3, "urllib3.connectionpool")
+    wrapt.register_post_import_hook(_watch_aiohttp, "aiohttp.client")
+
+
+class _Sent(NamedTuple):
+    """What is sent in place of a request, and its hold if it is a model call."""
+
+    request: Any
+    held: Held | None
+
+
+def _hook_client(httpx: ModuleType) -> None:
+    def send(wrapped: Any, client: Any, args: Any, options: Any) -> Any:
+        request = args[0] if args else options["request"]
+        payer = _payer_of(request)
+        if payer is None:
+            return wrapped(*args, **options)
+        met = _meet(httpx, payer, request, request.read() if _is_json(request) else b"")
+        if not isinstance(met, _Sent):
+            return met
+        token = _sending.set(True)
+        try:
+            response = wrapped(met.request, **_others(options))
+        except BaseException as error:
+            _end_failed(met.held, error)
+            raise
+        finally:
+            _sending.reset(token)
+        return _settled(httpx, met.held, response, options.get("stream", False))
+
+    async def send_async(wrapped: Any, client: Any, args: Any, options: Any) -> Any:
+        request = args[0] if args else options["request"]
+        payer = _payer_of(request)
+        if payer is None:
+            return await wrapped(*args, **options)
+        met = _meet(httpx, payer, request, await request.aread() if _is_json(request) else b"")
+        if not isinstance(met, _Sent):
+            return met
+        token = _sending.set(True)
+        try:
+            response = await wrapped(met.request, **_others(options))
+        except BaseException as error:
+            _end_failed(met.held, error)
+            raise
+        finally:
+            _sending.reset(token)
+        return _settled(httpx, met.held, response, options.get("stream", False))
+
+    wrapt.wrap_function_wrapper(httpx, "Client.send", send)
+    wrapt.wrap_function_wrapper(httpx, "AsyncClient.send", send_async)
+
+
+def _others(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `send` beside the request."""
+    return {name: value for name, value in options.items() if name != "request"}
+
+
+def _is_json(request: Any) -> bool:
+    return "json" in request.headers.get("content-type", "")
+
+
+def _payer_of(request: Any) -> Payer | None:
+    """Who pays for a request; None where nobody does, or it cannot be a call that costs."""
+    if request.method != "POST" or _sending.get():
+        return None
+    payer = context.current()
+    if payer is None:
+        for each in context.open_budgets():  # several are open, and nothing says whose call this is
+            if may_cost(request.method, str(request.url)):
+                each.note_unheld(f"POST {request.url.host}{request.url.path} of a thread of no budget")
+    return payer
+
+
+def _meet(httpx: ModuleType, payer: Payer, request: Any, content: bytes) -> Any:
+    """What to send in place of a request (`_Sent`); or the response of one that is not sent."""
+    url = str(request.url)
+    call = model_call(request.method, url, content) if content else None
+    if call is None:
+        what = f"POST {request.url.host}{request.url.path}"
+        if may_cost(request.method, url) and payer.refuses(what):
+            message = f"{what} is no call whose cost is known before; allow it with unheld='allow'"
+            return _refusal(httpx, request, None, 400, message, "cannot_be_held")
+        return _Sent(request, None)
+    try:
+        held = payer.reserve(call)
+    except (BudgetExceeded, BudgetClosed) as error:
+        payer.note_refusal("the budget is used up")
+        return _refusal(httpx, request, call.api, 402, str(error), "budget_exceeded")
+    except LedgerError as error:
+        payer.note_refusal("the ledger failed")
+        return _refusal(httpx, request, call.api, 503, str(error), "ledger_error")
+    except ViaticumError as error:
+        if not payer.refuses(f"{call.model}: {error}"):
+            return _Sent(request, None)
+        return _refusal(httpx, request, call.api, 400, str(error), "cannot_be_held")
+    body = json.dumps(call.limited(held.limit), ensure_ascii=False, separators=(",", ":")).encode()
+    headers = request.headers.copy()
+    headers["content-length"] = str(len(body))
+    headers.pop("transfer-encoding", None)
+    if call.streams:
+        headers["accept-encoding"] = "identity"  # so that usage can be read as it passes
+    sent = httpx.Request(
+        request.method, request.url, headers=headers, content=body, extensions=request.extensions
+    )
+    return _Sent(sent, held)
+
+
+def _settled(httpx: ModuleType, held: Held | None, response: Any, stream: bool) -> Any:
+    """Settle what a response reports, now or when its stream ends."""
+    if held is None:
+        return response
+    if response.status_code >= 400:
+        held.void()
+        return response
+    call = held.call
+    hides = call.streams and call.api in ("chat", "completions") and not call.wants_usage
+    reader = UsageReader(call.api, hides_usage=hides)
+    if not stream:
+        if "event-stream" in response.headers.get("content-type", ""):
+            reader.feed(response.content + b"\n\n")
+        else:
+            reader.read(response.content)
+        held.settle(reader.count(), reader.kept)
+    else:
+        response.stream = _passing(httpx, _Watched(held, reader, response, _decoder(httpx)), response.stream)
+    return response
+
+
+def _end_failed(held: Held | None, error: BaseException) -> None:
+    """Void a call that was never sent; one that broke off afterwards may have been charged for."""
+    if held is None:
+        return
+    if any(cls.__name__ in _NOT_SENT for cls in type(error).__mro__):
+        held.void()
+    else:
+        held.settle(None)
+
+
+class _Watched:
+    """The body of a response that is read for its usage as it passes, and settled when it ends or is left."""
+
+    def __init__(
+        self, held: Held, reader: UsageReader, response: Any, decode: Callable[[Any, bytes], bytes]
+    ) -> None:
+        self._held, self._reader, self._response, self._decode = held, reader, response, decode
+        self._is_events = "event-stream" in response.headers.get("content-type", "")
+        # A provider may compress although it was asked not to; such a stream passes unread.
+        self._reads = (
+            not self._is_events or response.headers.get("content-encoding", "identity") == "identity"
+        )
+        self._body = bytearray()
+
+    def take(self, data: bytes) -> bytes:
+        """What may be passed on of a piece."""
+        if self._is_events:
+            return self._reader.feed(data) if self._reads else data
+        self._body += data
+        return data
+
+    def finish(self) -> bytes:
+        """The whole body is there. Returns what was held back of it."""
+        rest = self._reader.finish() if self._is_events and self._reads else b""
+        if not self._is_events:
+            self._reader.read(self._decode(self._response, bytes(self._body)))
+        self._held.settle(self._reader.count() if self._reads else None, self._reader.kept)
+        return rest
+
+    def leave(self) -> None:
+        """Settle a stream that is left early: by the report if it came, else at all that is held.
+
+        A client that has read the last event does not wait for the end of the stream.
+        """
+        complete = self._is_events and self._reads and self._reader.is_complete
+        self._held.settle(self._reader.count() if complete else None, self._reader.kept)
+
+
+def _passing(httpx: ModuleType, watched: _Watched, inner: Any) -> Any:
+    """The stream of a response, watched. Its class is that of the package, which checks for it."""
+
+    class Passing(httpx.SyncByteStream, httpx.AsyncByteStream):  # type: ignore[misc, name-defined]
+        def __iter__(self) -> Iterator[bytes]:
+            for data in inner:
+                if passed := watched.take(data):
+                    yield passed
+            if rest := watched.finish():
+                yield rest
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for data in inner:
+                if passed := watched.take(data):
+                    yield passed
+            if rest := watched.finish():
+                yield rest
+
+        def close(self) -> None:
+            watched.leave()
+            inner.close()
+
+        async def aclose(self) -> None:
+            watched.leave()
+            await inner.aclose()
+
+    return Passing()
+
+
+def _decoder(httpx: ModuleType) -> Callable[[Any, bytes], bytes]:
+    def decode(response: Any, body: bytes) -> bytes:
+        try:
+            decoded: bytes = httpx.Response(200, headers=response.headers, content=body).content
+        except httpx.DecodingError:
+            return b""
+        return decoded
+
+    return decode
+
+
+def _refusal(httpx: ModuleType, request: Any, api: Api | None, status: int, message: str, code: str) -> Any:
+    """An error response in the provider's form."""
+    error: dict[str, Any] = {"message": f"viaticum: {message}", "type": code, "code": code, "param": None}
+    body: Mapping[str, Any] = {"error": error}
+    if api == "messages":
+        body = {"type": "error", "error": {"type": code, "message": error["message"]}}
+    return httpx.Response(status, json=body, headers={"x-should-retry": "false"}, request=request)
+
+
+def _watch_urllib3(module: ModuleType) -> None:
+    def urlopen(wrapped: Any, pool: Any, args: Any, options: Any) -> Any:
+        verb = args[0] if args else options["method"]
+        path = args[1] if len(args) > 1 else options.get("url", "/")
+        _tell("urllib3", verb, path if "://" in path else f"{pool.scheme}://{pool.host}{path}")
+        return wrapped(*args, **options)
+
+    wrapt.wrap_function_wrapper(module, "HTTPConnectionPool.urlopen", urlopen)
+
+
+def _watch_aiohttp(module: ModuleType) -> None:
+    async def request(wrapped: Any, session: Any, args: Any, options: Any) -> Any:
+        _tell("aiohttp", args[0], str(args[1]))
+        return await wrapped(*args, **options)
+
+    wrapt.wrap_function_wrapper(module, "ClientSession._request", request)
+
+
+def _tell(library: str, verb: str, url: str) -> None:
+    """Note what a library that is not held posts to a provider.
+
+    Raises:
+        ConnectionError: the budget refuses what it cannot hold.
+    """
+    payer = None if _sending.get() else context.current()
+    address = url.partition("?")[0]
+    if payer is not None and may_cost(verb.upper(), url) and payer.refuses(f"{verb} {address} by {library}"):
+        raise ConnectionError(f"viaticum: {verb} {address} by {library} cannot be held; allow it with unheld")

@@ -1,0 +1,307 @@
+"""`viaticum.budget`: a budget that holds for every model call of the code inside it, whatever made the call.
+
+Calls of OpenAI's and Anthropic's clients, of LiteLLM, and of LangChain over them are seen where they leave:
+in httpx. Each reserves its worst case and settles what its provider reports. What does not fit is not sent:
+its client gets a response with status 402, which it reports as an error of the provider and does not retry.
+
+Threads and tasks that are started inside belong to the budget; budgets may be nested. Leaves out how requests
+are read (`requests`, `usage`) and priced (`prices`), and where they are met (`http_hooks`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from viaticum.agents.instrumentation import context, http_hooks, threads
+from viaticum.agents.instrumentation.prices import CallPrices, count_bytes, counter
+from viaticum.agents.instrumentation.requests import ModelCall
+from viaticum.budgets import Budget, Ledger
+from viaticum.catalogue import Catalogue
+from viaticum.checks import checked_count
+from viaticum.errors import BudgetExceeded, InputError, LedgerError
+from viaticum.models.remote.prices import check_cache_writes
+from viaticum.models.remote.prompt_tokens import PromptRatio
+from viaticum.money import Price, format_usd, nanousd
+from viaticum.types import TokenCount
+
+MAX_TOKENS = 8192  # new tokens of a call whose request sets no limit
+LEAST_TOKENS = 256  # the limit is lowered so far where money is short
+Dollars = str | int | float
+Unheld = Literal["refuse", "allow"]
+Prices = Mapping[str, Price | tuple[Dollars, Dollars]]
+_log = logging.getLogger("viaticum")
+
+
+class BudgetScope:
+    """A budget around code, as a context manager, sync or async. Made by `budget`.
+
+    Attributes:
+        ledger: where its calls are booked.
+        name: the budget's name there.
+        calls: calls that were sent under it, by model.
+        refused: calls that were not sent, by reason.
+        unheld: what was sent without a hold, by what it was.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        name: str,
+        *,
+        prices: CallPrices,
+        max_tokens: int = MAX_TOKENS,
+        count: Callable[[str], int] | None = None,
+        image_tokens: int | None = None,
+        holds: Literal["bound", "estimated"] = "bound",
+        unheld: Unheld = "refuse",
+        in_memory: bool = False,
+        parent: BudgetScope | None = None,
+    ) -> None:
+        self.ledger, self.name = ledger, name
+        self.calls: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.unheld: Counter[str] = Counter()
+        self._prices, self._max_tokens, self._count = prices, max_tokens, count
+        self._image_tokens, self._estimates, self._unheld = image_tokens, holds == "estimated", unheld
+        self._in_memory, self._process = in_memory, os.getpid()
+        self._ratios: dict[str, PromptRatio] = {}
+        self._kept: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._entered: list[object] = []
+        self.parent = parent
+
+    def left(self) -> Budget:
+        """The state of the budget."""
+        return self.ledger.budget(self.name)
+
+    def reserve(self, call: ModelCall) -> HeldCall:
+        """Reserve the worst case of a call, and record that it is being sent.
+
+        Without a limit of its own a call gets `max_tokens`, or fewer where no more can be paid for.
+
+        Raises:
+            BudgetExceeded: it does not fit.
+            BudgetClosed: the budget, or one above it, is paused or closed.
+            InputError: something in the call has no bound before it is sent.
+            UnknownPrice: the model has no price.
+            LedgerError: the ledger failed, or is in the memory of another process.
+        """
+        if self._in_memory and os.getpid() != self._process:
+            raise LedgerError(
+                "this budget is in the memory of the process that was forked; give it a file: ledger=PATH"
+            )
+        price = self._prices.price(call)
+        count = self._count or counter(call.host, call.model)
+        check_cache_writes(call.body, price, call.model)
+        limit = call.limit
+        if limit is None:
+            limit = min(self._max_tokens, self._prices.output_limit(call) or self._max_tokens)
+        if call.api == "embeddings":
+            limit = 0
+        worst = call.worst_case(limit, count or count_bytes, image_tokens=self._image_tokens, kept=self._kept)
+        read = worst.input_tokens
+        if self._estimates and count is None:
+            read = self._ratio(call.model).estimate(read)
+        key = f"{self.name}-{uuid.uuid4().hex}"
+        while True:
+            held = TokenCount(read, limit * call.answers)
+            try:
+                self.ledger.reserve(
+                    self.name,
+                    key,
+                    {call.model: held},
+                    {call.model: price},
+                    tags={"model": call.model, "door": "http", "host": call.host or "-"},
+                    dispatch=True,
+                    hint="" if count else "no tokenizer is known, so every byte counts as a token",
+                )
+                break
+            except BudgetExceeded:
+                if call.limit is not None or limit <= LEAST_TOKENS:
+                    raise
+                limit = max(LEAST_TOKENS, limit // 2)
+        with self._lock:
+            self.calls[call.model] += 1
+        return HeldCall(self, key, call, limit, worst.input_tokens)
+
+    def refuses(self, what: str) -> bool:
+        """Note what cannot be held, and say whether it is refused."""
+        with self._lock:
+            (self.refused if self._unheld == "refuse" else self.unheld)[what] += 1
+        return self._unheld == "refuse"
+
+    def note_refusal(self, reason: str) -> None:
+        with self._lock:
+            self.refused[reason] += 1
+
+    def note_unheld(self, what: str) -> None:
+        with self._lock:
+            self.unheld[what] += 1
+
+    def _ratio(self, model: str) -> PromptRatio:
+        with self._lock:
+            return self._ratios.setdefault(model, PromptRatio())
+
+    def _learn(self, held: HeldCall, count: TokenCount, kept: Mapping[str, int]) -> None:
+        self._ratio(held.call.model).learn(held.read, count.input_tokens)
+        with self._lock:
+            self._kept.update(kept)
+            for name in list(itertools.islice(self._kept, max(0, len(self._kept) - 10_000))):
+                del self._kept[name]
+
+    def __enter__(self) -> Self:
+        http_hooks.install()
+        threads.install()
+        self._entered.append(context.enter(self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        context.leave(self, self._entered.pop())
+        self.tell_unheld()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+    def tell_unheld(self) -> None:
+        """Warn of what was sent without a hold."""
+        if self.unheld:
+            what = ", ".join(f"{name} ({number})" for name, number in self.unheld.items())
+            _log.warning("the budget %s did not hold: %s", self.name, what)
+
+    def __repr__(self) -> str:
+        state = self.left()
+        limit = "no limit" if state.limit_nanousd is None else f"of {format_usd(state.limit_nanousd)}"
+        return f"<budget {self.name}: {format_usd(state.posted_nanousd)} {limit}, {self.calls.total()} calls>"
+
+
+class HeldCall:
+    """A call that was reserved and is being sent. It ends once, whoever ends it."""
+
+    def __init__(self, scope: BudgetScope, key: str, call: ModelCall, limit: int, read: int) -> None:
+        self.scope, self.key, self.call, self.limit, self.read = scope, key, call, limit, read
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def settle(self, count: TokenCount | None, kept: Mapping[str, int] | None = None) -> None:
+        """Post what was used; None posts all that was held."""
+        if self._end():
+            if count is not None:
+                self.scope._learn(self, count, kept or {})
+            self._try(
+                lambda: self.scope.ledger.settle(
+                    self.key, None if count is None else {self.call.model: count}
+                )
+            )
+
+    def void(self) -> None:
+        """Nothing is charged for the call."""
+        if self._end():
+            self._try(lambda: self.scope.ledger.void(self.key))
+
+    def _end(self) -> bool:
+        with self._lock:
+            ended, self._ended = self._ended, True
+        return not ended
+
+    def _try(self, step: Callable[[], Any]) -> None:
+        """The answer is there: a ledger that fails now keeps the hold, and is told."""
+        try:
+            step()
+        except LedgerError as error:
+            _log.warning("the call %s stays held: %s", self.key, error)
+            self.scope.note_unheld("a call whose cost could not be posted; it stays held")
+
+
+def budget(
+    limit: Dollars | None = None,
+    *,
+    name: str | None = None,
+    ledger: Ledger | str | Path | None = None,
+    prices: Prices | None = None,
+    catalogue: Catalogue | str | Path | None = None,
+    unpriced: Iterable[str] = (),
+    max_tokens: int = MAX_TOKENS,
+    count: Callable[[str], int] | None = None,
+    image_tokens: int | None = None,
+    holds: Literal["bound", "estimated"] = "bound",
+    unheld: Unheld = "refuse",
+) -> BudgetScope:
+    """A budget for every model call inside a `with` block.
+
+    Args:
+        limit: dollars; None inside another budget, or for a budget that exists in the ledger.
+        name: of the budget in the ledger, created if it does not exist; None for a new name.
+        ledger: an open `Ledger`, or its address; by default that of the budget around it, else in memory.
+            Processes that are forked inside need a file or a database.
+        prices: by the name that requests give a model, a `Price` or dollars per million input and output
+            tokens. Others are looked up in the catalogue, then in LiteLLM's list.
+        catalogue: the catalogue to look in, or its file; by default the user's.
+        unpriced: names of models that cost nothing.
+        max_tokens: maximum of new tokens of calls that set none; lowered to what can still be paid for, down
+            to 256.
+        count: an upper bound of the tokens of a text; by default the tokenizer of OpenAI's models, and bytes
+            for others.
+        image_tokens: an upper bound of the tokens of an image; without it calls with images are refused.
+        holds: `estimated` holds prompts without a tokenizer by the ratio that the provider reported before,
+            with a margin; overruns are recorded.
+        unheld: `refuse` answers what cannot be held (an unknown price, a tool that the provider runs) with an
+            error; `allow` sends it, and tells it at the end.
+
+    Raises:
+        InputError: a setting is out of range, or a budget inside another names a ledger.
+        BudgetError: the ledger has a budget of that name with another limit.
+    """
+    if unheld not in ("refuse", "allow") or holds not in ("bound", "estimated"):
+        raise InputError(f"unheld is refuse or allow, holds is bound or estimated; got {unheld!r}, {holds!r}")
+    checked_count("max_tokens", max_tokens)
+    if image_tokens is not None:
+        checked_count("image_tokens", image_tokens)
+    outer = context.current()
+    outer = outer if isinstance(outer, BudgetScope) else None
+    if outer is not None and ledger is not None and ledger is not outer.ledger:
+        raise InputError("a budget inside another is in the same ledger; leave ledger out")
+    shared = outer.ledger if outer is not None else None
+    opened = shared or (ledger if isinstance(ledger, Ledger) else Ledger(ledger or "memory:"))
+    name = name or f"code-{uuid.uuid4().hex[:12]}"
+    if limit is None and outer is None:
+        opened.budget(name)  # it exists
+    elif limit is None:
+        opened.create(name, parent=outer.name if outer else None)
+    else:
+        allowed = nanousd(limit)
+        if allowed <= 0:
+            raise InputError(f"a budget is above zero dollars, got {limit}")
+        opened.create(name, limit_nanousd=allowed, parent=outer.name if outer else None)
+    known = {
+        model: each if isinstance(each, Price) else Price.per_million(*each)
+        for model, each in (prices or {}).items()
+    }
+    entries = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
+    return BudgetScope(
+        opened,
+        name,
+        prices=CallPrices(known, entries, tuple(unpriced)),
+        max_tokens=max_tokens,
+        count=count,
+        image_tokens=image_tokens,
+        holds=holds,
+        unheld=unheld,
+        in_memory=outer._in_memory if outer else ledger in (None, "memory:"),
+        parent=outer,
+    )

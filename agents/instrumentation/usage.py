@@ -1,0 +1,168 @@
+"""What a provider reports of a call: tokens in a whole response, or in the events of a stream.
+
+A report that is missing or impossible is None, never zero. Leaves out requests (`requests`) and money.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from viaticum.agents.instrumentation.requests import Api
+from viaticum.types import TokenCount
+
+_EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_DETAILS = (
+    "prompt_tokens_details",
+    "input_tokens_details",
+    "completion_tokens_details",
+    "output_tokens_details",
+)
+
+
+class UsageReader:
+    """Reads the usage of one call from its response, as it passes.
+
+    Args:
+        api: whose form the response has.
+        hides_usage: whether events that hold usage and nothing else are left out, for a caller that did not
+            ask for them.
+    """
+
+    def __init__(self, api: Api, *, hides_usage: bool = False) -> None:
+        self.api, self._hides = api, hides_usage
+        self._numbers: dict[str, int] = {}
+        self._has_output = False
+        self._waiting = b""
+        self.is_complete = False  # whether the last event of a stream has passed
+        self.kept: dict[str, int] = {}  # what the provider keeps, by id: tokens that it counted
+
+    def read(self, body: bytes) -> None:
+        """Take a whole response."""
+        value = _json(body)
+        if isinstance(value, Mapping):
+            self._take(value)
+
+    def feed(self, data: bytes) -> bytes:
+        """Take a piece of a stream of events; return what may be passed on."""
+        self._waiting += data
+        passed = bytearray()
+        while (end := _EVENT_END.search(self._waiting)) is not None:
+            event, self._waiting = self._waiting[: end.end()], self._waiting[end.end() :]
+            if self._take_event(event):
+                passed += event
+        return bytes(passed)
+
+    def finish(self) -> bytes:
+        """The end of a stream, which may lack the empty line of its last event."""
+        event, self._waiting = self._waiting, b""
+        return event if not event or self._take_event(event) else b""
+
+    def count(self) -> TokenCount | None:
+        """The tokens that the provider counted; None where it gave no usage, or an impossible one."""
+        numbers = self._numbers
+        cached, written = numbers.get("cached", 0), numbers.get("cache_written", 0)
+        read, output = numbers.get("read", 0), numbers.get("output", 0)
+        reasoning = numbers.get("reasoning", 0)
+        if self.api == "messages":  # Anthropic counts what is cached apart
+            read += cached + written
+        if read <= 0 or (self._has_output and output <= 0):
+            return None
+        if reasoning > output or numbers.get("total", 0) == read + output + reasoning:
+            output += reasoning  # some providers count reasoning apart from the answer
+        cached = min(cached, read)
+        return TokenCount(
+            read, output, cached, min(reasoning, output), cache_write_tokens=min(written, read - cached)
+        )
+
+    def _take_event(self, event: bytes) -> bool:
+        """Whether the event may be passed on."""
+        lines = [line for line in event.splitlines() if line.startswith(b"data:")]
+        text = b"\n".join(line[5:].strip() for line in lines)
+        value = _json(text) if lines else None
+        self.is_complete = self.is_complete or text == b"[DONE]" or _is_last(value)
+        if not isinstance(value, Mapping):
+            return True
+        self._take(value)
+        return not (self._hides and value.get("usage") and value.get("choices") == [])
+
+    def _take(self, value: Mapping[str, Any]) -> None:
+        for name in ("message", "response"):  # where events of Anthropic and of the Responses API have it
+            inside = value.get(name)
+            if isinstance(inside, Mapping):
+                self._take(inside)
+        usage = value.get("usage")
+        if isinstance(usage, Mapping):
+            for name, number in _numbers(usage):
+                self._numbers[name] = max(self._numbers.get(name, 0), number)
+        self._has_output = self._has_output or _has_output(value)
+        if self.api == "responses" and isinstance(usage, Mapping):
+            self._keep(value)
+
+    def _keep(self, response: Mapping[str, Any]) -> None:
+        count = self.count()
+        if count is None:
+            return
+        if isinstance(name := response.get("id"), str):
+            self.kept[name] = count.total
+        output = response.get("output")
+        for item in output if isinstance(output, list) else ():
+            if (
+                isinstance(item, Mapping)
+                and item.get("type") == "reasoning"
+                and isinstance(item.get("id"), str)
+            ):
+                self.kept[item["id"]] = count.output_tokens
+
+
+def _numbers(usage: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    names = {
+        "prompt_tokens": "read",
+        "input_tokens": "read",
+        "completion_tokens": "output",
+        "output_tokens": "output",
+        "total_tokens": "total",
+        "cache_read_input_tokens": "cached",
+        "cached_tokens": "cached",
+        "prompt_cache_hit_tokens": "cached",
+        "cache_creation_input_tokens": "cache_written",
+        "cache_write_tokens": "cache_written",
+        "reasoning_tokens": "reasoning",
+    }
+    for source in (usage, *(each for name in _DETAILS if isinstance(each := usage.get(name), Mapping))):
+        for theirs, ours in names.items():
+            number = source.get(theirs)
+            if isinstance(number, int) and not isinstance(number, bool) and number > 0:
+                yield ours, number
+
+
+def _has_output(value: Mapping[str, Any]) -> bool:
+    """Whether a response, or an event of one, has something that a provider charges as output."""
+    choices = value.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        part = choice.get("message") or choice.get("delta") or choice if isinstance(choice, Mapping) else {}
+        if any(
+            part.get(name) for name in ("content", "text", "tool_calls", "reasoning_content", "reasoning")
+        ):
+            return True
+    return bool(
+        value.get("output") or value.get("delta") or (value.get("type") == "message" and value.get("content"))
+    )
+
+
+def _is_last(event: Any) -> bool:
+    return isinstance(event, Mapping) and event.get("type") in (
+        "message_stop",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+    )
+
+
+def _json(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

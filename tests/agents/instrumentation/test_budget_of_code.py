@@ -1,0 +1,416 @@
+"""`with viaticum.budget(...)`: calls of unchanged clients are held, whatever thread or task makes them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from decimal import Decimal
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+from forms_server import FormsServer, running_forms
+from langchain_openai import ChatOpenAI
+
+import viaticum
+from viaticum.agents.instrumentation.scope import BudgetScope
+from viaticum.budgets import Ledger
+from viaticum.errors import BudgetError, InputError
+from viaticum.models.remote.request import load_litellm
+
+PRICES = {"small": ("1", "2")}
+COST = Decimal("0.000022")  # 12 tokens read and 5 written
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[FormsServer]:
+    with running_forms() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: FormsServer) -> Iterator[FormsServer]:
+    running.calls, running.script, running.read, running.written, running.pause = [], [], 12, 5, 0.0
+    with _clients:
+        yield running
+
+
+_clients = ExitStack()  # closed after each test
+
+
+def client(server: FormsServer, **more: Any) -> openai.OpenAI:
+    return _clients.enter_context(openai.OpenAI(api_key="k", base_url=f"{server.url}/v1", **more))
+
+
+def claude(server: FormsServer, **more: Any) -> anthropic.Anthropic:
+    return _clients.enter_context(anthropic.Anthropic(api_key="k", base_url=server.url, **more))
+
+
+ASK = [{"role": "user", "content": "2+2?"}]
+
+
+def chat(server: FormsServer) -> str:
+    done = client(server).chat.completions.create(model="small", messages=ASK)  # type: ignore[arg-type]
+    return done.choices[0].message.content or ""
+
+
+def chat_stream(server: FormsServer) -> str:
+    stream = client(server).chat.completions.create(model="small", messages=ASK, stream=True)  # type: ignore[arg-type]
+    return "".join(chunk.choices[0].delta.content or "" for chunk in stream)  # without an empty last chunk
+
+
+def raw_stream(server: FormsServer) -> str:
+    with client(server).chat.completions.with_streaming_response.create(model="small", messages=ASK) as got:  # type: ignore[arg-type]
+        return got.parse().choices[0].message.content or ""
+
+
+def responses(server: FormsServer) -> str:
+    return client(server).responses.create(model="small", input="2+2?").output_text
+
+
+def responses_stream(server: FormsServer) -> str:
+    events = client(server).responses.create(model="small", input="2+2?", stream=True)
+    return "".join(each.delta for each in events if each.type == "response.output_text.delta")
+
+
+def messages(server: FormsServer) -> str:
+    done = claude(server).messages.create(model="small", messages=ASK, max_tokens=50)  # type: ignore[arg-type]
+    return done.content[0].text  # type: ignore[union-attr]
+
+
+def messages_stream(server: FormsServer) -> str:
+    with claude(server).messages.stream(model="small", messages=ASK, max_tokens=50) as stream:  # type: ignore[arg-type]
+        return "".join(stream.text_stream)
+
+
+def by_litellm(server: FormsServer) -> str:
+    done = load_litellm().completion("openai/small", ASK, api_base=f"{server.url}/v1", api_key="k")
+    return done.choices[0].message.content
+
+
+def by_litellm_async(server: FormsServer) -> str:
+    async def ask() -> str:
+        done = await load_litellm().acompletion("openai/small", ASK, api_base=f"{server.url}/v1", api_key="k")
+        return done.choices[0].message.content
+
+    return asyncio.run(ask())
+
+
+def by_litellm_anthropic(server: FormsServer) -> str:
+    done = load_litellm().completion("anthropic/small", ASK, api_base=server.url, api_key="k")
+    return done.choices[0].message.content
+
+
+def by_langchain(server: FormsServer) -> str:
+    model = ChatOpenAI(model="small", base_url=f"{server.url}/v1", api_key="k")  # type: ignore[arg-type]
+    return str(model.invoke("2+2?").text)
+
+
+WAYS = [
+    chat,
+    chat_stream,
+    raw_stream,
+    responses,
+    responses_stream,
+    messages,
+    messages_stream,
+    by_litellm,
+    by_litellm_async,
+    by_litellm_anthropic,
+    by_langchain,
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_call_of_any_client_is_held_and_costs_what_its_provider_reports(
+    server: FormsServer, way: Callable[[FormsServer], str]
+) -> None:
+    with viaticum.budget("0.50", prices=PRICES) as budget:
+        assert way(server) == "It is four."
+    assert len(server.calls) == 1
+    assert budget.calls == {"small": 1}
+    state = budget.left()
+    assert state.posted_usd == COST
+    assert state.held_nanousd == 0
+    assert budget.ledger.check() == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_does_not_fit_is_not_sent_and_not_tried_again(
+    server: FormsServer, way: Callable[[FormsServer], str]
+) -> None:
+    with viaticum.budget("0.0001", prices=PRICES) as budget, pytest.raises(Exception, match="left"):
+        way(server)
+    assert server.calls == []
+    assert budget.left().posted_nanousd == 0
+    assert budget.refused == {"the budget is used up": 1}
+
+
+def test_outside_a_budget_nothing_changes(server: FormsServer) -> None:
+    with viaticum.budget("1", prices=PRICES):
+        pass
+    chat_stream(server)
+    assert "stream_options" not in server.calls[0][1]
+    assert "max_tokens" not in server.calls[0][1]
+
+
+def test_a_call_without_a_limit_gets_one_that_can_be_paid_for(server: FormsServer) -> None:
+    with viaticum.budget("0.003", prices=PRICES, max_tokens=4096):
+        chat(server)
+    sent = server.calls[0][1]["max_tokens"]
+    assert 256 <= sent < 4096
+    with viaticum.budget("1", prices=PRICES, max_tokens=4096):
+        chat(server)
+        client(server).chat.completions.create(model="small", messages=ASK, max_tokens=7)  # type: ignore[arg-type]
+    assert [body["max_tokens"] for _, body in server.calls[1:]] == [4096, 7]
+
+
+def test_threads_pools_and_tasks_inside_belong_to_the_budget(server: FormsServer) -> None:
+    async def both() -> None:
+        async with openai.AsyncOpenAI(api_key="k", base_url=f"{server.url}/v1") as asking:
+
+            async def ask() -> None:
+                await asking.chat.completions.create(model="small", messages=ASK)  # type: ignore[arg-type]
+
+            await asyncio.gather(ask(), ask())
+            await asyncio.to_thread(chat, server)
+            await asyncio.get_running_loop().run_in_executor(None, chat, server)
+
+    with viaticum.budget("1", prices=PRICES) as outer, viaticum.budget("1", prices=PRICES) as inner:
+        threads = [threading.Thread(target=chat, args=(server,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(chat, [server, server]))
+        asyncio.run(both())
+    assert len(server.calls) == 9
+    assert inner.calls == {"small": 9}
+    assert inner.left().posted_usd == outer.left().posted_usd == 9 * COST
+    assert outer.calls == {}
+
+
+def test_budgets_side_by_side_pay_for_their_own_calls(server: FormsServer) -> None:
+    async def one(number: int) -> BudgetScope:
+        async with (
+            viaticum.budget("1", prices=PRICES) as budget,
+            openai.AsyncOpenAI(api_key="k", base_url=f"{server.url}/v1") as asking,
+        ):
+            for _ in range(number):
+                await asking.chat.completions.create(model="small", messages=ASK)  # type: ignore[arg-type]
+                await asyncio.sleep(0.01)
+        return budget
+
+    async def all_of_them() -> list[BudgetScope]:
+        return await asyncio.gather(*(one(number) for number in (1, 2, 3)))
+
+    assert [budget.calls.total() for budget in asyncio.run(all_of_them())] == [1, 2, 3]
+
+
+def test_a_client_and_its_thread_of_before_are_held_too(server: FormsServer) -> None:
+    asking, go, done = client(server), threading.Event(), threading.Event()
+
+    def work() -> None:
+        go.wait(10)
+        asking.chat.completions.create(model="small", messages=ASK)  # type: ignore[arg-type]
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    with viaticum.budget("1", prices=PRICES) as budget:
+        go.set()
+        assert done.wait(10)
+    assert budget.left().posted_usd == COST
+
+
+def test_an_inner_budget_stops_before_the_outer_one(server: FormsServer) -> None:
+    with viaticum.budget("1", prices=PRICES) as outer:
+        with viaticum.budget("0.0001", prices=PRICES), pytest.raises(openai.APIStatusError):
+            chat(server)
+        chat(server)
+    assert outer.left().posted_usd == COST
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize("status", [400, 429, 500])
+def test_an_error_of_the_provider_costs_nothing(server: FormsServer, status: int) -> None:
+    server.script = [status]
+    with viaticum.budget("1", prices=PRICES) as budget, pytest.raises(openai.APIStatusError):
+        client(server, max_retries=0).chat.completions.create(model="small", messages=ASK)  # type: ignore[arg-type]
+    assert (budget.left().posted_nanousd, budget.left().held_nanousd) == (0, 0)
+
+
+def test_each_try_of_a_client_is_held_by_itself(server: FormsServer) -> None:
+    server.script = ["drop", 500]
+    with viaticum.budget("1", prices=PRICES, max_tokens=256) as budget:
+        chat(server)
+    assert len(server.calls) == 3
+    assert budget.calls == {"small": 3}
+    assert budget.left().posted_usd > COST  # the dropped try may have been charged for
+    assert budget.left().held_nanousd == 0
+
+
+def test_a_server_that_cannot_be_reached_costs_nothing() -> None:
+    nobody = openai.OpenAI(api_key="k", base_url="http://127.0.0.1:9/v1", max_retries=0)
+    with viaticum.budget("1", prices=PRICES) as budget, pytest.raises(openai.APIConnectionError):
+        nobody.chat.completions.create(model="small", messages=ASK)  # type: ignore[arg-type]
+    assert (budget.left().posted_nanousd, budget.left().held_nanousd) == (0, 0)
+
+
+def test_a_stream_that_is_left_early_costs_what_was_held(server: FormsServer) -> None:
+    server.pause = 0.05
+    with viaticum.budget("1", prices=PRICES) as budget:
+        stream = client(server).chat.completions.create(
+            model="small",
+            messages=ASK,
+            stream=True,
+            max_tokens=1000,  # type: ignore[arg-type]
+        )
+        next(iter(stream))
+        stream.close()
+    assert Decimal("0.002") < budget.left().posted_usd < Decimal("0.0025")
+    assert budget.left().held_nanousd == 0
+
+
+@pytest.mark.parametrize(("read", "written"), [(0, 0), (12, 0), (-3, 5)])
+def test_a_report_that_cannot_be_true_costs_what_was_held(
+    server: FormsServer, read: int, written: int
+) -> None:
+    server.read, server.written = read, written
+    with viaticum.budget("1", prices=PRICES) as budget:
+        client(server).chat.completions.create(model="small", messages=ASK, max_tokens=1000)  # type: ignore[arg-type]
+    assert Decimal("0.002") < budget.left().posted_usd < Decimal("0.0025")
+
+
+def test_what_a_request_refers_to_is_counted_from_earlier_reports(server: FormsServer) -> None:
+    with viaticum.budget("1", prices=PRICES) as budget:
+        first = client(server).responses.create(model="small", input="2+2?")
+        server.read = 40
+        client(server).responses.create(model="small", input="and 3+3?", previous_response_id=first.id)
+        kept = [each.model_dump() for each in first.output]
+        client(server).responses.create(model="small", input=[*kept, {"role": "user", "content": "more"}])
+        with pytest.raises(openai.BadRequestError, match="lies with the provider"):
+            client(server).responses.create(model="small", input="x", previous_response_id="resp_of_others")
+    assert len(server.calls) == 3
+    assert budget.calls == {"small": 3}
+    assert budget.ledger.check() == []
+
+
+UNBOUND: list[tuple[str, dict[str, Any], str]] = [
+    ("an unknown price", {"model": "other"}, "no price of 'other'"),
+    (
+        "an image",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:x"}}]}]},
+        "image_tokens",
+    ),
+    ("sound", {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "input_audio"),
+    ("the provider's search", {"web_search_options": {"user_location": None}}, "web_search_options"),
+    ("a dearer tier", {"service_tier": "priority"}, "service_tier"),
+    ("sound as an answer", {"modalities": ["text", "audio"], "audio": {"voice": "a"}}, "audio"),
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [(given, said) for _, given, said in UNBOUND], ids=[n for n, *_ in UNBOUND]
+)
+def test_what_has_no_bound_is_refused_or_told(
+    server: FormsServer, caplog: pytest.LogCaptureFixture, given: dict[str, Any], said: str
+) -> None:
+    request: dict[str, Any] = {"model": "small", "messages": ASK, **given}
+    with viaticum.budget("1", prices=PRICES) as budget, pytest.raises(openai.BadRequestError, match=said):
+        client(server).chat.completions.create(**request)
+    assert server.calls == []
+    assert budget.refused.total() == 1
+    with viaticum.budget("1", prices=PRICES, unheld="allow", name="open") as budget:
+        client(server).chat.completions.create(**request)
+    assert len(server.calls) == 1
+    assert budget.unheld.total() == 1
+    assert "the budget open did not hold" in caplog.text
+    assert said in caplog.text
+
+
+def test_images_are_held_by_a_stated_bound(server: FormsServer) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+    with viaticum.budget("0.01", prices=PRICES, image_tokens=1500, max_tokens=256) as budget:
+        client(server).chat.completions.create(
+            model="small",
+            messages=[{"role": "user", "content": [{"type": "text", "text": "?"}, image]}],  # type: ignore[list-item,misc]
+        )
+    assert budget.left().posted_usd == COST
+    assert server.calls[0][1]["messages"][0]["content"][1] == image
+
+
+def test_embeddings_are_held(server: FormsServer) -> None:
+    with viaticum.budget("1", prices=PRICES) as budget:
+        client(server).embeddings.create(model="small", input=["a", "b"])
+    assert budget.left().posted_usd == Decimal("0.000012")
+
+
+def test_several_answers_are_held_together(server: FormsServer) -> None:
+    with viaticum.budget("0.003", prices=PRICES), pytest.raises(openai.APIStatusError):
+        client(server).chat.completions.create(model="small", messages=ASK, n=2, max_tokens=1000)  # type: ignore[arg-type]
+    assert server.calls == []
+
+
+def test_estimated_holds_learn_from_reports(server: FormsServer) -> None:
+    long: Any = [{"role": "user", "content": "word " * 2000}]
+    server.read = 2000
+
+    def calls(holds: Any) -> int:
+        with viaticum.budget("0.25", prices={"small": ("10", "10")}, holds=holds) as budget:
+            for _ in range(10):
+                with suppress(openai.APIStatusError):
+                    client(server).chat.completions.create(model="small", messages=long, max_tokens=10)
+        assert budget.ledger.check() == []
+        return budget.calls.total()
+
+    assert calls("bound") == 8  # each is held at ten cents and costs two
+    assert calls("estimated") == 10
+
+
+def test_a_budget_of_a_ledger_goes_on(server: FormsServer, tmp_path: Any) -> None:
+    for _ in range(2):
+        with (
+            Ledger(tmp_path / "l.db") as ledger,
+            viaticum.budget("1", name="job", ledger=ledger, prices=PRICES),
+        ):
+            chat(server)
+    with Ledger(tmp_path / "l.db") as ledger:
+        assert ledger.budget("job").posted_usd == 2 * COST
+        with pytest.raises(BudgetError):
+            viaticum.budget("2", name="job", ledger=ledger)
+        with viaticum.budget(name="job", ledger=ledger, prices=PRICES):
+            chat(server)
+        assert ledger.budget("job").posted_usd == 3 * COST
+
+
+def test_wrong_settings_say_so() -> None:
+    for wrong in ({"limit": "0"}, {"limit": 1, "unheld": "x"}, {"limit": 1, "max_tokens": 0}):
+        with pytest.raises(InputError):
+            viaticum.budget(**wrong)  # type: ignore[arg-type]
+
+
+def test_prices_of_known_providers_come_from_the_list() -> None:
+    from viaticum.agents.instrumentation.prices import CallPrices
+    from viaticum.agents.instrumentation.requests import model_call
+
+    prices = CallPrices({}, None, ())
+    for host, model, rate in (
+        ("api.openai.com", "gpt-4o-mini", 150_000_000),
+        ("api.anthropic.com", "claude-sonnet-4-5", 3_000_000_000),
+    ):
+        call = model_call(
+            "POST", f"https://{host}/v1/messages", b'{"model": "%s", "messages": []}' % model.encode()
+        )
+        assert call is not None
+        assert prices.price(call).input_nanousd_per_million == rate
+    foreign = model_call(
+        "POST", "https://proxy.example/v1/messages", b'{"model": "gpt-4o-mini", "messages": []}'
+    )
+    assert foreign is not None
+    with pytest.raises(viaticum.ViaticumError, match=r"proxy\.example"):
+        prices.price(foreign)

@@ -1,0 +1,222 @@
+"""A server on a loopback port in the forms of four APIs: Anthropic's messages, OpenAI's responses, embeddings
+and chat completions. It answers any question with a few words and counts what it was asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+
+@dataclass
+class FormsServer:
+    """calls: the path and body of each request. read, written: tokens that it reports of an answer.
+
+    script: statuses of the next requests, then 200; "drop" breaks the connection. pause: seconds between the
+    events of a stream.
+    """
+
+    port: int = 0
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    read: int = 12
+    written: int = 5
+    script: list[Any] = field(default_factory=list)
+    pause: float = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def answer(self, request: Request) -> Response:
+        body = await request.json() if "json" in request.headers.get("content-type", "") else {}
+        path = request.url.path
+        self.calls.append((path, body))
+        status = self.script.pop(0) if self.script else 200
+        if status == "drop":
+            return StreamingResponse(self.broken(), media_type="application/json")
+        if status != 200:
+            return JSONResponse({"error": {"message": "not now", "type": "busy"}}, status_code=status)
+        api = path.rpartition("/")[2]
+        if api not in ("messages", "responses", "embeddings", "completions"):
+            return JSONResponse({"id": "x"})
+        if body.get("stream"):
+            return StreamingResponse(self.events(api, body), media_type="text/event-stream")
+        return JSONResponse(getattr(self, api)(body))
+
+    async def broken(self) -> AsyncIterator[str]:
+        yield '{"id": "c1", "choices": ['
+        await asyncio.sleep(0.05)
+        raise ConnectionError("the server drops the connection")
+
+    def messages(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": body["model"],
+            "content": [{"type": "text", "text": "It is four."}],
+            "stop_reason": "end_turn",
+            "stop_sequence": None,
+            "usage": {
+                "input_tokens": self.read - 4,
+                "output_tokens": self.written,
+                "cache_read_input_tokens": 4,
+                "cache_creation_input_tokens": 0,
+            },
+        }
+
+    def responses(self, body: dict[str, Any]) -> dict[str, Any]:
+        text = {"type": "output_text", "text": "It is four.", "annotations": []}
+        return {
+            "id": f"resp_{len(self.calls)}",
+            "object": "response",
+            "created_at": 1,
+            "model": body["model"],
+            "status": "completed",
+            "output": [
+                {"id": "rs_1", "type": "reasoning", "summary": []},
+                {
+                    "id": "m1",
+                    "type": "message",
+                    "role": "assistant",
+                    "status": "completed",
+                    "content": [text],
+                },
+            ],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+            "usage": {
+                "input_tokens": self.read,
+                "output_tokens": self.written,
+                "total_tokens": self.read + self.written,
+                "input_tokens_details": {"cached_tokens": 4},
+                "output_tokens_details": {"reasoning_tokens": 2},
+            },
+        }
+
+    def embeddings(self, body: dict[str, Any]) -> dict[str, Any]:
+        inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        return {
+            "object": "list",
+            "model": body["model"],
+            "data": [{"object": "embedding", "index": n, "embedding": [0.5]} for n in range(len(inputs))],
+            "usage": {"prompt_tokens": self.read, "total_tokens": self.read},
+        }
+
+    def completions(self, body: dict[str, Any]) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "It is four."},
+            "finish_reason": "stop",
+        }
+        return {
+            "id": "c1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [choice],
+            "usage": self.chat_usage,
+        }
+
+    @property
+    def chat_usage(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.read,
+            "completion_tokens": self.written,
+            "total_tokens": self.read + self.written,
+            "prompt_tokens_details": {"cached_tokens": 4},
+        }
+
+    async def events(self, api: str, body: dict[str, Any]) -> AsyncIterator[str]:
+        for name, value in self.event_values(api, body):
+            await asyncio.sleep(self.pause)
+            yield (f"event: {name}\n" if name else "") + f"data: {json.dumps(value)}\n\n"
+        if api == "completions":
+            yield "data: [DONE]\n\n"
+
+    def event_values(self, api: str, body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        if api == "messages":
+            start = self.messages(body) | {"content": [], "stop_reason": None}
+            start["usage"] = {**start["usage"], "output_tokens": 1}
+            yield "message_start", {"type": "message_start", "message": start}
+            block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+            yield "content_block_start", block
+            for word in ("It ", "is ", "four."):
+                delta = {"type": "text_delta", "text": word}
+                yield "content_block_delta", {"type": "content_block_delta", "index": 0, "delta": delta}
+            yield "content_block_stop", {"type": "content_block_stop", "index": 0}
+            yield (
+                "message_delta",
+                {
+                    "type": "message_delta",
+                    "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+                    "usage": {"output_tokens": self.written},
+                },
+            )
+            yield "message_stop", {"type": "message_stop"}
+        elif api == "responses":
+            done = self.responses(body)
+            begun = {**done, "output": [], "usage": None, "status": "in_progress"}
+            yield "response.created", {"type": "response.created", "sequence_number": 0, "response": begun}
+            yield (
+                "response.output_text.delta",
+                {
+                    "type": "response.output_text.delta",
+                    "sequence_number": 1,
+                    "item_id": "m1",
+                    "output_index": 1,
+                    "content_index": 0,
+                    "delta": "It is four.",
+                    "logprobs": [],
+                },
+            )
+            yield "response.completed", {"type": "response.completed", "sequence_number": 2, "response": done}
+        else:
+            chunk = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
+            for word in ("It ", "is ", "four."):
+                choice = {"index": 0, "delta": {"role": "assistant", "content": word}, "finish_reason": None}
+                yield "", {**chunk, "choices": [choice]}
+            yield "", {**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+            if (body.get("stream_options") or {}).get("include_usage"):
+                yield "", {**chunk, "choices": [], "usage": self.chat_usage}
+
+
+@contextmanager
+def running_forms() -> Iterator[FormsServer]:
+    """The server on a free port, in a thread of its own."""
+    state = FormsServer()
+    app = Starlette(
+        routes=[Route("/{path:path}", state.answer, methods=["POST"])],
+        middleware=[Middleware(GZipMiddleware, minimum_size=10)],
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    state.port = listener.getsockname()[1]
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield state
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
