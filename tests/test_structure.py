@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agents.completions": CLIENT,
     "agents.openai_api": CLIENT | {"agents.completions"},
     "agents.server": CLIENT | {"agents.completions", "agents.openai_api"},
+    "agents.instrumentation": CLIENT | {"agents.integrations"},
     "agents.batch": WORKFLOW | {"agents.build", "agents.openai_api"},
     "reports": CORE | {"reports"},
     "front door": CORE
@@ -56,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "agents.completions",
         "agents.server",
         "agents.batch",
+        "agents.instrumentation",
     }
     | {"agents.build", "agents.workflow", "agents.cancellation"},
 }
@@ -97,6 +99,7 @@ PUBLIC = [
     "ViaticumError",
     "__version__",
     "as_tool",
+    "budget",
     "build_graph",
 ]
 

@@ -18,6 +18,7 @@ from viaticum.commands.batch import batch
 from viaticum.commands.chat import chat
 from viaticum.commands.profile import profile
 from viaticum.commands.report import report
+from viaticum.commands.run import run
 from viaticum.commands.serve import serve
 from viaticum.commands.solve import solve
 from viaticum.commands.terminal import visible
@@ -42,6 +43,7 @@ app.command()(serve)
 tokens.app.command()(policy)
 tokens.app.command()(policy_evaluate)
 app.command()(report)
+app.command()(run)
 app.command()(solve)
 app.command()(profile)
 app.command()(tune)

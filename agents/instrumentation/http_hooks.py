@@ -14,20 +14,31 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, NamedTuple
-
-import wrapt
+from urllib.parse import urlsplit
 
 from viaticum.agents.instrumentation import context
 from viaticum.agents.instrumentation.context import Held, Payer
 from viaticum.agents.instrumentation.requests import Api, may_cost, model_call
 from viaticum.agents.instrumentation.usage import UsageReader
-from viaticum.errors import BudgetClosed, BudgetExceeded, LedgerError, ViaticumError
+from viaticum.errors import BudgetClosed, BudgetExceeded, LedgerError, MissingExtra, ViaticumError
+
+try:
+    import wrapt
+except ImportError:
+    raise MissingExtra("wrapt", "remote") from None
 
 _CLIENTS = ("httpx", "httpx2")  # one interface, two packages
 _NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol")
 _sending: ContextVar[bool] = ContextVar("viaticum_sending", default=False)
 _lock = threading.Lock()
 _installed = False
+_elsewhere: set[tuple[str, int | None]] = set()  # hosts and ports whose calls another process holds
+
+
+def leave_to(address: str) -> None:
+    """Leave calls to an address to the process that listens there, which holds them."""
+    parts = urlsplit(address)
+    _elsewhere.add((parts.hostname or "", parts.port))
 
 
 def install() -> None:
@@ -102,7 +113,7 @@ def _is_json(request: Any) -> bool:
 
 def _payer_of(request: Any) -> Payer | None:
     """Who pays for a request; None where nobody does, or it cannot be a call that costs."""
-    if request.method != "POST" or _sending.get():
+    if request.method != "POST" or _sending.get() or (request.url.host, request.url.port) in _elsewhere:
         return None
     payer = context.current()
     if payer is None:
