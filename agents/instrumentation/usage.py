@@ -86,7 +86,7 @@ class UsageReader:
         if not isinstance(value, Mapping):
             return True
         self._take(value)
-        return not (self._hides and value.get("usage") and value.get("choices") == [])
+        return not (self._hides and value.get("usage") and not value.get("choices"))
 
     def _take(self, value: Mapping[str, Any]) -> None:
         for name in ("message", "response"):  # where events of Anthropic and of the Responses API have it

@@ -10,10 +10,12 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import anthropic
+import openai
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -37,6 +39,18 @@ class FormsServer:
     written: int = 5
     script: list[Any] = field(default_factory=list)
     pause: float = 0.0
+    clients: ExitStack = field(default_factory=ExitStack)  # closed after each test
+
+    def reset(self) -> None:
+        self.calls, self.script, self.read, self.written, self.pause = [], [], 12, 5, 0.0
+
+    def openai(self, **more: Any) -> openai.OpenAI:
+        """A client of OpenAI's SDK for this server."""
+        return self.clients.enter_context(openai.OpenAI(api_key="k", base_url=f"{self.url}/v1", **more))
+
+    def anthropic(self, **more: Any) -> anthropic.Anthropic:
+        """A client of Anthropic's SDK for this server."""
+        return self.clients.enter_context(anthropic.Anthropic(api_key="k", base_url=self.url, **more))
 
     @property
     def url(self) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
-import anthropic
 import openai
 import pytest
-from forms_server import FormsServer, running_forms
+from forms_server import FormsServer
 from langchain_openai import ChatOpenAI
 
 import viaticum
@@ -26,64 +25,40 @@ PRICES = {"small": ("1", "2")}
 COST = Decimal("0.000022")  # 12 tokens read and 5 written
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[FormsServer]:
-    with running_forms() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: FormsServer) -> Iterator[FormsServer]:
-    running.calls, running.script, running.read, running.written, running.pause = [], [], 12, 5, 0.0
-    with _clients:
-        yield running
-
-
-_clients = ExitStack()  # closed after each test
-
-
-def client(server: FormsServer, **more: Any) -> openai.OpenAI:
-    return _clients.enter_context(openai.OpenAI(api_key="k", base_url=f"{server.url}/v1", **more))
-
-
-def claude(server: FormsServer, **more: Any) -> anthropic.Anthropic:
-    return _clients.enter_context(anthropic.Anthropic(api_key="k", base_url=server.url, **more))
-
-
 ASK = [{"role": "user", "content": "2+2?"}]
 
 
 def chat(server: FormsServer) -> str:
-    done = client(server).chat.completions.create(model="small", messages=ASK)  # type: ignore[arg-type]
+    done = server.openai().chat.completions.create(model="small", messages=ASK)  # type: ignore[arg-type]
     return done.choices[0].message.content or ""
 
 
 def chat_stream(server: FormsServer) -> str:
-    stream = client(server).chat.completions.create(model="small", messages=ASK, stream=True)  # type: ignore[arg-type]
+    stream = server.openai().chat.completions.create(model="small", messages=ASK, stream=True)  # type: ignore[arg-type]
     return "".join(chunk.choices[0].delta.content or "" for chunk in stream)  # without an empty last chunk
 
 
 def raw_stream(server: FormsServer) -> str:
-    with client(server).chat.completions.with_streaming_response.create(model="small", messages=ASK) as got:  # type: ignore[arg-type]
+    with server.openai().chat.completions.with_streaming_response.create(model="small", messages=ASK) as got:  # type: ignore[arg-type]
         return got.parse().choices[0].message.content or ""
 
 
 def responses(server: FormsServer) -> str:
-    return client(server).responses.create(model="small", input="2+2?").output_text
+    return server.openai().responses.create(model="small", input="2+2?").output_text
 
 
 def responses_stream(server: FormsServer) -> str:
-    events = client(server).responses.create(model="small", input="2+2?", stream=True)
+    events = server.openai().responses.create(model="small", input="2+2?", stream=True)
     return "".join(each.delta for each in events if each.type == "response.output_text.delta")
 
 
 def messages(server: FormsServer) -> str:
-    done = claude(server).messages.create(model="small", messages=ASK, max_tokens=50)  # type: ignore[arg-type]
+    done = server.anthropic().messages.create(model="small", messages=ASK, max_tokens=50)  # type: ignore[arg-type]
     return done.content[0].text  # type: ignore[union-attr]
 
 
 def messages_stream(server: FormsServer) -> str:
-    with claude(server).messages.stream(model="small", messages=ASK, max_tokens=50) as stream:  # type: ignore[arg-type]
+    with server.anthropic().messages.stream(model="small", messages=ASK, max_tokens=50) as stream:  # type: ignore[arg-type]
         return "".join(stream.text_stream)
 
 
@@ -165,7 +140,7 @@ def test_a_call_without_a_limit_gets_one_that_can_be_paid_for(server: FormsServe
     assert 256 <= sent < 4096
     with viaticum.budget("1", prices=PRICES, max_tokens=4096):
         chat(server)
-        client(server).chat.completions.create(model="small", messages=ASK, max_tokens=7)  # type: ignore[arg-type]
+        server.openai().chat.completions.create(model="small", messages=ASK, max_tokens=7)  # type: ignore[arg-type]
     assert [body["max_tokens"] for _, body in server.calls[1:]] == [4096, 7]
 
 
@@ -213,7 +188,7 @@ def test_budgets_side_by_side_pay_for_their_own_calls(server: FormsServer) -> No
 
 
 def test_a_client_and_its_thread_of_before_are_held_too(server: FormsServer) -> None:
-    asking, go, done = client(server), threading.Event(), threading.Event()
+    asking, go, done = server.openai(), threading.Event(), threading.Event()
 
     def work() -> None:
         go.wait(10)
@@ -240,7 +215,7 @@ def test_an_inner_budget_stops_before_the_outer_one(server: FormsServer) -> None
 def test_an_error_of_the_provider_costs_nothing(server: FormsServer, status: int) -> None:
     server.script = [status]
     with viaticum.budget("1", prices=PRICES) as budget, pytest.raises(openai.APIStatusError):
-        client(server, max_retries=0).chat.completions.create(model="small", messages=ASK)  # type: ignore[arg-type]
+        server.openai(max_retries=0).chat.completions.create(model="small", messages=ASK)  # type: ignore[arg-type]
     assert (budget.left().posted_nanousd, budget.left().held_nanousd) == (0, 0)
 
 
@@ -264,7 +239,7 @@ def test_a_server_that_cannot_be_reached_costs_nothing() -> None:
 def test_a_stream_that_is_left_early_costs_what_was_held(server: FormsServer) -> None:
     server.pause = 0.05
     with viaticum.budget("1", prices=PRICES) as budget:
-        stream = client(server).chat.completions.create(
+        stream = server.openai().chat.completions.create(
             model="small",
             messages=ASK,
             stream=True,
@@ -282,19 +257,19 @@ def test_a_report_that_cannot_be_true_costs_what_was_held(
 ) -> None:
     server.read, server.written = read, written
     with viaticum.budget("1", prices=PRICES) as budget:
-        client(server).chat.completions.create(model="small", messages=ASK, max_tokens=1000)  # type: ignore[arg-type]
+        server.openai().chat.completions.create(model="small", messages=ASK, max_tokens=1000)  # type: ignore[arg-type]
     assert Decimal("0.002") < budget.left().posted_usd < Decimal("0.0025")
 
 
 def test_what_a_request_refers_to_is_counted_from_earlier_reports(server: FormsServer) -> None:
     with viaticum.budget("1", prices=PRICES) as budget:
-        first = client(server).responses.create(model="small", input="2+2?")
+        first = server.openai().responses.create(model="small", input="2+2?")
         server.read = 40
-        client(server).responses.create(model="small", input="and 3+3?", previous_response_id=first.id)
+        server.openai().responses.create(model="small", input="and 3+3?", previous_response_id=first.id)
         kept = [each.model_dump() for each in first.output]
-        client(server).responses.create(model="small", input=[*kept, {"role": "user", "content": "more"}])
+        server.openai().responses.create(model="small", input=[*kept, {"role": "user", "content": "more"}])
         with pytest.raises(openai.BadRequestError, match="lies with the provider"):
-            client(server).responses.create(model="small", input="x", previous_response_id="resp_of_others")
+            server.openai().responses.create(model="small", input="x", previous_response_id="resp_of_others")
     assert len(server.calls) == 3
     assert budget.calls == {"small": 3}
     assert budget.ledger.check() == []
@@ -322,11 +297,11 @@ def test_what_has_no_bound_is_refused_or_told(
 ) -> None:
     request: dict[str, Any] = {"model": "small", "messages": ASK, **given}
     with viaticum.budget("1", prices=PRICES) as budget, pytest.raises(openai.BadRequestError, match=said):
-        client(server).chat.completions.create(**request)
+        server.openai().chat.completions.create(**request)
     assert server.calls == []
     assert budget.refused.total() == 1
     with viaticum.budget("1", prices=PRICES, unheld="allow", name="open") as budget:
-        client(server).chat.completions.create(**request)
+        server.openai().chat.completions.create(**request)
     assert len(server.calls) == 1
     assert budget.unheld.total() == 1
     assert "the budget open did not hold" in caplog.text
@@ -336,7 +311,7 @@ def test_what_has_no_bound_is_refused_or_told(
 def test_images_are_held_by_a_stated_bound(server: FormsServer) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
     with viaticum.budget("0.01", prices=PRICES, image_tokens=1500, max_tokens=256) as budget:
-        client(server).chat.completions.create(
+        server.openai().chat.completions.create(
             model="small",
             messages=[{"role": "user", "content": [{"type": "text", "text": "?"}, image]}],  # type: ignore[list-item,misc]
         )
@@ -346,13 +321,13 @@ def test_images_are_held_by_a_stated_bound(server: FormsServer) -> None:
 
 def test_embeddings_are_held(server: FormsServer) -> None:
     with viaticum.budget("1", prices=PRICES) as budget:
-        client(server).embeddings.create(model="small", input=["a", "b"])
+        server.openai().embeddings.create(model="small", input=["a", "b"])
     assert budget.left().posted_usd == Decimal("0.000012")
 
 
 def test_several_answers_are_held_together(server: FormsServer) -> None:
     with viaticum.budget("0.003", prices=PRICES), pytest.raises(openai.APIStatusError):
-        client(server).chat.completions.create(model="small", messages=ASK, n=2, max_tokens=1000)  # type: ignore[arg-type]
+        server.openai().chat.completions.create(model="small", messages=ASK, n=2, max_tokens=1000)  # type: ignore[arg-type]
     assert server.calls == []
 
 
@@ -364,7 +339,7 @@ def test_estimated_holds_learn_from_reports(server: FormsServer) -> None:
         with viaticum.budget("0.25", prices={"small": ("10", "10")}, holds=holds) as budget:
             for _ in range(10):
                 with suppress(openai.APIStatusError):
-                    client(server).chat.completions.create(model="small", messages=long, max_tokens=10)
+                    server.openai().chat.completions.create(model="small", messages=long, max_tokens=10)
         assert budget.ledger.check() == []
         return budget.calls.total()
 

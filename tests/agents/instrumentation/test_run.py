@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from forms_server import FormsServer, running_forms
+from forms_server import FormsServer
 
 from viaticum.budgets import Ledger
 
@@ -32,12 +31,6 @@ headers = {"content-type": "application/json", "authorization": "Bearer k"}
 request = urllib.request.Request(address, json.dumps(ask).encode(), headers)
 print(urllib.request.urlopen(request, timeout=30).read().decode())
 """
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FormsServer]:
-    with running_forms() as server:
-        yield server
 
 
 class Runs:
@@ -78,9 +71,8 @@ class Runs:
 
 
 @pytest.fixture
-def runs(running: FormsServer, tmp_path: Path) -> Runs:
-    running.calls, running.script, running.pause = [], [], 0.0
-    return Runs(tmp_path, running)
+def runs(server: FormsServer, tmp_path: Path) -> Runs:
+    return Runs(tmp_path, server)
 
 
 def test_a_python_program_is_held_and_its_exit_code_kept(runs: Runs) -> None:
