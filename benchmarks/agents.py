@@ -4,8 +4,8 @@
     python benchmarks/agents.py RUNS.parquet
 
 RUNS is an outcome table of whole runs, one a task and model, with a column `bench`. Each bench with 14 tasks
-or more is left out in turn: all is chosen and fitted on the tasks of the others, without near-duplicates of its
-tasks, and judged on it. "shuffled" holds out a fifth of all tasks at a time instead, near-duplicates
+or more is left out in turn: all is chosen and fitted on other tasks, without near-duplicates of its own, and
+judged on it. "shuffled" holds out a fifth of all tasks at a time instead, near-duplicates
 together. Pooled lines count each held-out task once a way of holding out.
 
 - single models: each, and the one that solved most of the training tasks ("best single").
@@ -56,7 +56,7 @@ SHUFFLED = "shuffled"
 
 @dataclass(frozen=True)
 class Way:
-    """What a way of choosing models did on held-out tasks: solved and dollars, each [Q], and what it chose."""
+    """What a way of choosing models did on held-out tasks: solved and dollars, each [Q]; what it chose."""
 
     solved: Array
     dollars: Array
