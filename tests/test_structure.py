@@ -100,6 +100,7 @@ PUBLIC = [
     "__version__",
     "as_tool",
     "budget",
+    "priced",
     "build_graph",
 ]
 

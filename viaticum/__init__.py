@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from viaticum.agents.build import build_graph
     from viaticum.agents.client import Viaticum
     from viaticum.agents.instrumentation.scope import budget
+    from viaticum.agents.instrumentation.tools import priced
     from viaticum.agents.integrations.chat_model import ChatViaticum
     from viaticum.agents.integrations.tool import as_tool
     from viaticum.agents.workflow.state import Allowance
@@ -29,6 +30,7 @@ _HOME = {
     "budget": "viaticum.agents.instrumentation.scope",
     "as_tool": "viaticum.agents.integrations.tool",
     "build_graph": "viaticum.agents.build",
+    "priced": "viaticum.agents.instrumentation.tools",
     "FakeRouter": "viaticum.routers.query.fake",
     "ScriptedModel": "viaticum.models.scripted",
     "BudgetExceeded": "viaticum.errors",
@@ -69,6 +71,7 @@ __all__ = [
     "as_tool",
     "budget",
     "build_graph",
+    "priced",
 ]
 
 

@@ -23,6 +23,7 @@ from viaticum.commands.serve import serve
 from viaticum.commands.solve import solve
 from viaticum.commands.terminal import visible
 from viaticum.commands.token_policy import policy, policy_evaluate
+from viaticum.commands.trace import trace
 from viaticum.commands.tune import tune
 from viaticum.errors import MissingExtra, ViaticumError, WeightsError
 
@@ -46,6 +47,7 @@ app.command()(report)
 app.command()(run)
 app.command()(solve)
 app.command()(profile)
+app.command()(trace)
 app.command()(tune)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Protocol
@@ -30,6 +30,8 @@ class Payer(Protocol):
     def parent(self) -> Payer | None: ...
 
     def reserve(self, call: ModelCall) -> Held: ...
+
+    def reserve_amount(self, tool: str, amount: int) -> Callable[[int | None], None]: ...
 
     def refuses(self, what: str) -> bool: ...
 

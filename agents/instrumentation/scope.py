@@ -27,13 +27,15 @@ from viaticum.agents.instrumentation.requests import ModelCall
 from viaticum.budgets import Budget, Ledger
 from viaticum.catalogue import Catalogue
 from viaticum.checks import checked_count
-from viaticum.errors import BudgetExceeded, InputError, LedgerError
+from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerError
 from viaticum.models.remote.prices import check_cache_writes
 from viaticum.models.remote.prompt_tokens import PromptRatio
 from viaticum.money import Price, format_usd, nanousd
 from viaticum.types import TokenCount
 
 MAX_TOKENS = 8192  # new tokens of a call whose request sets no limit
+# A tool costs money and no tokens: in the ledger one nano-dollar is one millisecond at this price.
+TOOL_PRICE = Price(0, 0, nanousd_per_second=1000, version="tool")
 LEAST_TOKENS = 256  # the limit is lowered so far where money is short
 Dollars = str | int | float
 Unheld = Literal["refuse", "allow"]
@@ -95,10 +97,7 @@ class BudgetScope:
             UnknownPrice: the model has no price.
             LedgerError: the ledger failed, or is in the memory of another process.
         """
-        if self._in_memory and os.getpid() != self._process:
-            raise LedgerError(
-                "this budget is in the memory of the process that was forked; give it a file: ledger=PATH"
-            )
+        self._check_process()
         price = self._prices.price(call)
         count = self._count or counter(call.host, call.model)
         check_cache_writes(call.body, price, call.model)
@@ -132,6 +131,41 @@ class BudgetScope:
         with self._lock:
             self.calls[call.model] += 1
         return HeldCall(self, key, call, limit, worst.input_tokens)
+
+    def reserve_amount(self, tool: str, amount: int) -> Callable[[int | None], None]:
+        """Reserve nano-dollars for a call of a tool; returns what posts its real cost, None for nothing.
+
+        Raises:
+            BudgetExceeded: it does not fit.
+            BudgetClosed: the budget, or one above it, is paused or closed.
+            LedgerError: the ledger failed, or is in the memory of another process.
+        """
+        self._check_process()
+        key, model = f"{self.name}-{uuid.uuid4().hex}", f"tool:{tool}"
+        usage = {model: TokenCount(milliseconds=amount)}
+        try:
+            self.ledger.reserve(
+                self.name, key, usage, {model: TOOL_PRICE}, tags={"tool": tool, "door": "tool"}, dispatch=True
+            )
+        except (BudgetExceeded, BudgetClosed):
+            self.note_refusal("the budget is used up")
+            raise
+        with self._lock:
+            self.calls[model] += 1
+
+        def settle(cost: int | None) -> None:
+            if cost is None:
+                self.ledger.void(key)
+            else:
+                self.ledger.settle(key, {model: TokenCount(milliseconds=cost)})
+
+        return settle
+
+    def _check_process(self) -> None:
+        if self._in_memory and os.getpid() != self._process:
+            raise LedgerError(
+                "this budget is in the memory of the process that was forked; give it a file: ledger=PATH"
+            )
 
     def refuses(self, what: str) -> bool:
         """Note what cannot be held, and say whether it is refused."""
