@@ -100,8 +100,8 @@ PUBLIC = [
     "__version__",
     "as_tool",
     "budget",
-    "priced",
     "build_graph",
+    "priced",
 ]
 
 
