@@ -7,7 +7,7 @@ the standard library and torch only.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from viaticum.errors import InputError, ModelError
 MAX_SLOTS = 64  # beyond this a step is bound by arithmetic on any machine we know, and more rows only wait
 RESERVE = 0.1  # of the free memory, for rounding by allocators and for other programs
 MEAN_SHARE = 3 / 8  # of the context that a sequence takes on average at its end
+CGROUPS, CONTROL_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 LOGITS_COPIES = 6  # of a row's logits at once: of the model, float32, softmax, sorted, drafted
 
 
@@ -183,7 +184,10 @@ def mapped_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def free_bytes(device: str | torch.device = "cpu") -> int:
-    """Free memory of a device in bytes; on a CPU within the limit of the control group, if any."""
+    """Free memory of a device in bytes; on a CPU within the limits of its control groups, if any.
+
+    Cached files count as free, as the system counts them: it drops them when memory is wanted.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -191,11 +195,28 @@ def free_bytes(device: str | torch.device = "cpu") -> int:
     for line in _lines(Path("/proc/meminfo")):
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
-    limit = _lines(Path("/sys/fs/cgroup/memory.max"))
-    if limit and limit[0].isdigit():
-        used = int(_lines(Path("/sys/fs/cgroup/memory.current"))[0])
-        free = min(free, max(0, int(limit[0]) - used))
-    return free
+    return max(0, min([free, *_free_in_groups()]))
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Free bytes of every control group with a limit that the process is in, of version 1 and 2."""
+    for line in _lines(CONTROL_GROUPS):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            folder, limit_file, used_file, prefix = CGROUPS, "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            folder, prefix = CGROUPS / "memory", "total_"
+            limit_file, used_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        # A container may see a path of its host, and its own group at the root.
+        for name in ("", *(part for part in path.split("/") if part not in ("", ".."))):
+            folder /= name
+            found = [*_lines(folder / limit_file)[:1], *_lines(folder / used_file)[:1]]
+            if len(found) == 2 and all(map(str.isdigit, found)):
+                stat = dict(line.split()[:2] for line in _lines(folder / "memory.stat"))
+                cached = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+                yield int(found[0]) - int(found[1]) + cached
 
 
 def out_of_memory(error: BaseException) -> str:

@@ -277,6 +277,54 @@ def test_a_runner_plans_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         load_runner(tmp_path, slots="auto", context=64)
 
 
+GIGABYTE = 1 << 30
+NO_LIMIT = str(0x7FFFFFFFFFFFF000)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "free"),
+    [
+        # As in a container: the group is at the root. A cached file is dropped when memory is wanted.
+        ("0::/", {"memory.max": "4", "memory.current": "3", "memory.stat": "2 0.5"}, 3.5),
+        # The limit is that of a group above, as systemd sets it.
+        ("0::/a.slice/b.scope", {"a.slice/memory.max": "2", "a.slice/memory.current": "1.5"}, 0.5),
+        ("0::/a", {"a/memory.max": "max", "a/memory.current": "3"}, None),
+        ("0::/../../gone", {"memory.max": "1", "memory.current": "2"}, -1),
+        (
+            "4:cpu,memory:/docker/x\n0::/",
+            {
+                "memory/memory.limit_in_bytes": NO_LIMIT,
+                "memory/memory.usage_in_bytes": "9",
+                "memory/docker/x/memory.limit_in_bytes": "5",
+                "memory/docker/x/memory.usage_in_bytes": "4",
+                "memory/docker/x/memory.stat": "0 1",
+            },
+            2,
+        ),
+    ],
+)
+def test_free_memory_is_that_of_the_control_groups(
+    groups: str, files: dict[str, str], free: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """files: of the groups, in gigabytes; of memory.stat active and inactive cached files."""
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path / "self")
+    (tmp_path / "self").write_text(groups + "\n")
+    for name, text in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("stat"):
+            prefix = "total_" if "memory/" in name else ""
+            active, inactive = (int(float(part) * GIGABYTE) for part in text.split())
+            text = f"anon 1\n{prefix}active_file {active}\n{prefix}inactive_file {inactive}"
+        elif text not in ("max", NO_LIMIT):
+            text = str(int(float(text) * GIGABYTE))
+        path.write_text(text + "\n")
+    found = list(memory._free_in_groups())
+    assert min(found, default=None) == (None if free is None else free * GIGABYTE)
+    assert 0 <= free_bytes() <= max(0, min([1 << 60, *found]))
+
+
 def test_a_real_allocator_is_understood() -> None:
     with pytest.raises(RuntimeError) as failed:
         torch.empty(1 << 60, dtype=torch.uint8)
