@@ -7,7 +7,9 @@ extra `langchain`. Leaves out the budget (`viaticum.agents.integrations.middlewa
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -17,15 +19,18 @@ from langgraph.channels.untracked_value import UntrackedValue
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
+from viaticum.agents.integrations.agent_steps import note_model, step_state, steps_done
 from viaticum.agents.integrations.langchain_messages import query_from_langchain
-from viaticum.agents.integrations.middleware import Async, BudgetMiddleware, Sync, positive
+from viaticum.agents.integrations.middleware import Async, BudgetMiddleware, Sync, model_name, positive
 from viaticum.agents.workflow.failover import FAILOVER
 from viaticum.checks import checked_type
 from viaticum.errors import BudgetExceeded, InputError, MissingExtra
 from viaticum.models.remote.errors import error_kind
+from viaticum.money import Price
 from viaticum.routers.query import DEFAULT_POLICY, Policy, QueryRouter, as_policy, choose
 from viaticum.routers.query.folders import load_router
 from viaticum.routers.query.limits import limit_table
+from viaticum.routers.query.steps import choose_step, remaining_steps
 from viaticum.types import Pair, RoutingTable, Row
 
 try:
@@ -34,6 +39,7 @@ try:
 except ImportError:
     raise MissingExtra("langchain", "langchain") from None
 
+RUNS = 200  # whose lengths are remembered
 _log = logging.getLogger("viaticum")
 Response = ModelResponse[Any] | ExtendedModelResponse[Any] | AIMessage
 
@@ -45,7 +51,7 @@ class RouterState(AgentState[Any]):
 
 
 class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
-    """Routes each run, or each call, to the model that a router prefers for the last user message.
+    """Routes each run, or each step of it, to the model that a router prefers for the last user message.
 
     Where a model is limited or away, refuses the content or finds the prompt too long, the next one is
     called, with a hold of its own; a run stays with the one that answered.
@@ -57,7 +63,10 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         policy: as of `Viaticum`.
         budget: a `BudgetMiddleware`. A model whose call is likely to cost more than it has left is not
             chosen; if none fits the cheapest is tried, which that middleware then refuses.
-        per: `run` (chosen once) or `call`.
+        per: `run` (chosen once), `call` (anew for each call, by the question alone) or `step`: a chain of
+            tool calls stays on its model; a switch is priced by the cache that it loses, over the steps that
+            runs of this agent took; two errors in the last three results of tools call a more accurate model,
+            until they are past (`viaticum.routers.query.steps`).
 
     Raises:
         InputError: an argument is of another type, there is no router in the folder, or it knows none of the
@@ -73,7 +82,7 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         *,
         policy: str | Policy = DEFAULT_POLICY,
         budget: BudgetMiddleware | None = None,
-        per: Literal["run", "call"] = "run",
+        per: Literal["run", "call", "step"] = "run",
     ) -> None:
         super().__init__()
         if not checked_type("models", models, Mapping, "a dict of chat models by name"):
@@ -85,14 +94,21 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         checked_type(
             "router", router, (QueryRouter, str, Path), "a QueryRouter or the folder of a fitted one"
         )
-        if per not in ("run", "call"):
-            raise InputError(f"unknown per {per!r}; use run or call")
+        if per not in ("run", "call", "step"):
+            raise InputError(f"unknown per {per!r}; use run, call or step")
         self.models, self.budget, self.per = dict(models), budget, per
         self.policy = as_policy(policy)
         self.router = router if isinstance(router, QueryRouter) else self._open(router)
+        self._lengths: deque[int] = deque(maxlen=RUNS)
 
     def before_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
         return {"viaticum_model": self.choose(state["messages"])} if self.per == "run" else None
+
+    def after_agent(self, state: Any, runtime: Runtime[Any]) -> None:
+        self._lengths.append(steps_done(state["messages"]))
+
+    async def aafter_agent(self, state: Any, runtime: Runtime[Any]) -> None:
+        self.after_agent(state, runtime)
 
     async def abefore_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
         return self.before_agent(state, runtime)
@@ -120,7 +136,34 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         stored: Any = request.state.get("viaticum_model")
         if self.per == "run" and stored and not failed:
             return str(stored)
+        if self.per == "step":
+            return self._next_step(request.messages, failed)
         return self.choose(request.messages, without=failed)
+
+    def _next_step(self, messages: Sequence[BaseMessage], failed: Sequence[str]) -> str:
+        """The model of a step; where the budget has no more for any, the cheapest, which is then refused."""
+        rows = self._rows(messages, failed)
+        if rows is None:
+            return next(name for name in self.models if name not in failed)
+        state = step_state(messages)
+        left = self.budget.left().left_nanousd if self.budget else None
+        steps = remaining_steps(self._lengths, steps_done(messages))
+        try:
+            choice = choose_step(rows, state, self._prices(), self.policy, left=left, steps=steps)
+        except BudgetExceeded:
+            return min(rows, key=lambda row: row.cost_p90).pair.model
+        _log.log(
+            logging.INFO if choice.switched else logging.DEBUG,
+            "the next step is by %s: %s",
+            *astuple(choice)[:2],
+        )
+        return choice.model
+
+    def _prices(self) -> dict[str, Price]:
+        """Prices by the router's names of the models, where the budget has them."""
+        known = {} if self.budget is None else self.budget.prices
+        found = {name: known.get(model_name(model)) for name, model in self.models.items()}
+        return {name: price for name, price in found.items() if price is not None}
 
     def _check_failover(self, name: str, error: Exception, failed: list[str]) -> None:
         """Add a model to those that failed. Raises its error where no other one may answer."""
@@ -131,7 +174,9 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _kept(self, response: Any, name: str, failed: Sequence[str]) -> Response:
         """The response; after a failover with the model that the run stays with."""
-        if not failed or self.per == "call" or isinstance(response, AIMessage):
+        if self.per == "step":
+            note_model(getattr(response, "result", [response]), name)
+        if not failed or self.per != "run" or isinstance(response, AIMessage):
             answered: Response = response
             return answered
         return ExtendedModelResponse(response, Command(update={"viaticum_model": name}))
@@ -141,6 +186,18 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
 
         without: names of models that may not be chosen. A model that the router does not know comes last.
         """
+        rows = self._rows(messages, without)
+        if rows is None:
+            return next(name for name in self.models if name not in without)
+        try:
+            return choose(
+                rows, self.budget.left().left_nanousd if self.budget else None, self.policy
+            ).pair.model
+        except BudgetExceeded:
+            return min(rows, key=lambda row: row.cost_p90).pair.model
+
+    def _rows(self, messages: Sequence[BaseMessage], without: Collection[str]) -> RoutingTable | None:
+        """The best row of each model that may be chosen; None where the router knows none of those left."""
         query = query_from_langchain(messages, text_only=False)
         table = limit_table(self.router.table(query), self._limit_of)
         best: dict[str, Row] = {}
@@ -151,16 +208,10 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
             if name not in best or row.accuracy > best[name].accuracy:
                 best[name] = row
         if not best and without:
-            return next(name for name in self.models if name not in without)
+            return None
         if not best:
             raise self._unknown(row.pair for row in table)
-        rows = RoutingTable(tuple(best.values()))
-        try:
-            return choose(
-                rows, self.budget.left().left_nanousd if self.budget else None, self.policy
-            ).pair.model
-        except BudgetExceeded:
-            return min(rows, key=lambda row: row.cost_p90).pair.model
+        return RoutingTable(tuple(best.values()))
 
     def _open(self, folder: str | Path) -> QueryRouter:
         fitted = load_router(folder)
