@@ -11,7 +11,8 @@ from fake_chat import CENT, add, both, call, fake, run, says
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.tools import ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from viaticum import FakeRouter, InputError
@@ -19,7 +20,10 @@ from viaticum.agents.integrations.middleware import BudgetMiddleware
 from viaticum.agents.integrations.router_middleware import RouterMiddleware
 from viaticum.budgets import Ledger
 from viaticum.errors import RateLimited
+from viaticum.money import Price
+from viaticum.routers.query import StaticRouter
 from viaticum.routers.query.rtr import RTRRouter
+from viaticum.types import Pair, RoutingTable, Row
 
 ROUTER_FOLDER = Path(__file__).resolve().parents[2] / "data" / "router_v1"
 
@@ -56,9 +60,6 @@ async def test_the_router_chooses_the_model(way: str, per: Any) -> None:
 @both
 async def test_router_and_budget_together(ledger: Ledger, way: str) -> None:
     """The better model while it fits, the cheaper one after that, and then the end."""
-    from viaticum.routers.query import StaticRouter
-    from viaticum.types import Pair, RoutingTable, Row
-
     table = RoutingTable(
         (
             Row(Pair("large", "direct"), 0.9, 50, 50, 4_000_000, 4_000_000),
@@ -78,9 +79,6 @@ async def test_router_and_budget_together(ledger: Ledger, way: str) -> None:
 
 def test_a_model_is_chosen_by_what_its_calls_can_write() -> None:
     """A thought of 30,000 tokens is too dear, but no call writes more than its limit."""
-    from viaticum.routers.query import StaticRouter
-    from viaticum.types import Pair, RoutingTable, Row
-
     table = RoutingTable(
         (
             Row(Pair("large", "think"), 0.9, 20_000, 30_000, 800_000_000, 1_200_000_000),
@@ -121,6 +119,70 @@ async def test_a_run_keeps_its_model_and_the_next_run_chooses_anew() -> None:
     assert router.asked == ["an easy one", "a hard one"]
 
 
+@tool
+def shaky(text: str) -> str:
+    """Works only for "right"."""
+    if text != "right":
+        raise ToolException("does not work")
+    return "fine"
+
+
+shaky.handle_tool_error = True
+
+
+def shaky_call(text: str) -> dict[str, Any]:
+    return {"name": "shaky", "args": {"text": text}, "id": f"call-{text}", "type": "tool_call"}
+
+
+@both
+async def test_errors_of_tools_call_the_better_model_until_they_are_past(way: str) -> None:
+    """Two errors escalate; the better model goes on to the end of its chain; the next run begins cheap."""
+    models: dict[str, BaseChatModel] = {
+        "small": fake(
+            says("", shaky_call("a")), says("", shaky_call("b")), says("small again"), model="small"
+        ),
+        "large": fake(says("", shaky_call("right")), says("done"), model="large"),
+    }
+    rows = (
+        Row(Pair("large", "direct"), 0.805, 50, 50, 4_000_000, 4_000_000),
+        Row(Pair("small", "direct"), 0.8, 50, 50, 100_000, 100_000),
+    )
+    router = StaticRouter(RoutingTable(rows))
+    routed = RouterMiddleware(models, router, per="step", policy="within:0.01")
+    agent = create_agent(fake(), [shaky], middleware=[routed], checkpointer=InMemorySaver())
+    config: Any = {"config": {"configurable": {"thread_id": "t"}}}
+    messages = await run(agent, way, **config)
+    chosen = [each.response_metadata["viaticum"]["model"] for each in messages if isinstance(each, AIMessage)]
+    assert chosen == ["small", "small", "large", "large"]
+    assert (await run(agent, way, "another one", **config))[-1].text == "small again"
+
+
+@both
+async def test_a_conversation_keeps_its_model_while_a_switch_costs_more_than_it_saves(
+    ledger: Ledger, way: str
+) -> None:
+    """The last answer was by the dear model, which has a long prompt in its cache."""
+    prices = {
+        "small": Price(1_000_000_000, 2_000_000_000, cached_nanousd_per_million=100_000_000),
+        "large": Price(2_000_000_000, 4_000_000_000, cached_nanousd_per_million=200_000_000),
+    }
+    budget = BudgetMiddleware("1", prices=prices, ledger=ledger, max_tokens=60)
+    for read, kept in ((50_000, "large"), (50, "small")):
+        routed = RouterMiddleware(
+            two(), router_for(small=0.8, large=0.8), budget=budget, per="step", policy="within:0.01"
+        )
+        routed._lengths.append(1)  # runs of one step
+        earlier = AIMessage(
+            "so it is",
+            usage_metadata={"input_tokens": read, "output_tokens": 5, "total_tokens": read + 5},
+            response_metadata={"viaticum": {"model": "large"}},
+        )
+        agent = create_agent(fake(), [], middleware=[routed, budget])
+        asked: Any = {"messages": [HumanMessage("is it so?"), earlier, HumanMessage("and now?")]}
+        done = agent.invoke(asked) if way == "sync" else await agent.ainvoke(asked)
+        assert done["messages"][-1].text == kept
+
+
 def test_a_router_that_knows_none_of_the_models_says_so() -> None:
     routed = RouterMiddleware({"tiny": fake(says())}, router_for(small=0.5))
     with pytest.raises(InputError, match="knows none of the models tiny; it knows: small"):
@@ -133,7 +195,7 @@ def test_a_router_that_knows_none_of_the_models_says_so() -> None:
         ({"models": {}}, "no model"),
         ({"models": {"a": "b"}}, "a chat model"),
         ({"models": 5}, "a dict of chat models"),
-        ({"per": "day"}, "use run or call"),
+        ({"per": "day"}, "use run, call or step"),
         ({"budget": "0.1"}, "a BudgetMiddleware"),
         ({"policy": 5}, "policy is"),
         ({"router": None}, "router is"),
