@@ -23,7 +23,7 @@ from viaticum.models.batching import BatchScheduler
 from viaticum.models.budget_forcing import thinking_limit
 from viaticum.models.decoding_modes import mode_chooser
 from viaticum.models.engine_choice import measured_engine
-from viaticum.models.loading import loading_logged
+from viaticum.models.loading import loading_told
 from viaticum.models.logprobs import openai_logprobs
 from viaticum.models.prompts import PromptRenderer
 from viaticum.models.templates import has_template, have_same_prompts, require_template
@@ -142,7 +142,7 @@ class LocalModels:
         if self.max_slots is not None:
             options["max_slots"] = self.max_slots
         weights = locate(spec)
-        with loading_logged(name, weights):
+        with loading_told(name, weights):
             return load_weights(weights, server=served_by(spec), **options)
 
 

@@ -1,13 +1,16 @@
-"""Progress on stderr where that is no terminal."""
+"""Progress on stderr, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
 import io
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
-from viaticum.commands.progress import ProgressBar, StatusLine
+from viaticum.commands.progress import ProgressBar, StatusLine, loading_shown
+from viaticum.models.loading import loading_told
 
 
 class Terminal(io.StringIO):
@@ -60,3 +63,37 @@ def test_a_status_line_is_overwritten_on_a_terminal_alone(
     line.write("short", last=False)
     line.close()
     assert terminal.getvalue() == "\rlonger\rshort \n"
+
+
+def load(name: str, folder: Path) -> None:
+    with loading_told(name, folder):
+        pass
+
+
+def test_weights_that_load_are_told_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.gguf").write_bytes(bytes(1_500_000))
+    load("before", tmp_path)
+    with loading_shown():
+        load("alone", tmp_path)
+        with ProgressBar(lines=False), pytest.raises(MemoryError), loading_told("failed", tmp_path):
+            raise MemoryError
+    load("after", tmp_path)
+    assert [re.sub(r"\d\.\d s", "0 s", line) for line in capsys.readouterr().err.splitlines()] == [
+        "loading alone: 1.5 MB",
+        "alone is loaded, after 0 s",
+        "loading failed: 1.5 MB",
+        "failed is not loaded",
+    ]
+
+
+def test_weights_that_load_have_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.gguf").write_bytes(bytes(1_500_000))
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with loading_shown(), ProgressBar("reading", lines=False):
+        load("in a bar", tmp_path)
+    with loading_shown():
+        load("alone", tmp_path)
+    assert "loading in a bar, 1.5 MB" in terminal.getvalue()
+    assert "loading alone, 1.5 MB" in terminal.getvalue()

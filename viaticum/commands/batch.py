@@ -20,7 +20,7 @@ from viaticum.commands.budget import Where
 from viaticum.commands.generation import Load, Model, Strategy, with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
-from viaticum.commands.progress import LINE_SECONDS, StatusLine
+from viaticum.commands.progress import LINE_SECONDS, StatusLine, loading_shown
 from viaticum.commands.table import print_table
 from viaticum.errors import InputError, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
@@ -202,7 +202,7 @@ def _run(source: Path | None, out: Path | None, as_json: bool, settings: dict[st
         stop.set()
         sys.stderr.write("\nending: running calls are finished and settled; once more ends at once\n")
 
-    with SignalHandler(drain, once=True), _EventPrinter(as_json) as printer:
+    with SignalHandler(drain, once=True), _EventPrinter(as_json) as printer, loading_shown():
         ended = run_batch(source, out, stop=stop, tell=printer.print, **settings)
     if ended.job.ending == "drained":
         raise typer.Exit(EXIT_DRAINED)

@@ -17,7 +17,7 @@ import typer
 from viaticum.commands.generation import with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
-from viaticum.commands.progress import ProgressBar
+from viaticum.commands.progress import ProgressBar, loading_shown
 from viaticum.commands.table import print_table
 from viaticum.errors import InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
@@ -64,7 +64,7 @@ def profile(
     from viaticum.questions import read_questions
 
     loaded = Catalogue.load(catalogue).with_local(local)
-    with ProgressBar(lines=False) as bar:
+    with ProgressBar(lines=False) as bar, loading_shown():
         outcomes = run(
             read_questions(questions, limit=limit),
             _pairs(loaded, model, strategy),

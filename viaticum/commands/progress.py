@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, Self
 
 from rich.console import Console
@@ -57,9 +59,11 @@ class ProgressBar:
 
     def __enter__(self) -> Self:
         self._progress.start()
+        _open_bars.append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
+        _open_bars.remove(self)
         self._progress.stop()
 
     def report(self, stage: str, done: int, total: int) -> None:
@@ -80,6 +84,19 @@ class ProgressBar:
         """Show a text beside the bar of a task, without starting its clock anew; total 0 is unknown."""
         self._progress.update(self._task(task), description=text, completed=done, total=total or None)
 
+    def loading(self, name: str, size: int) -> Callable[[bool], None]:
+        """Show that a model loads until what this returns is called; lines where stderr is no terminal."""
+        self.line(f"loading {name}: {_megabytes(size)}")
+        began = time.monotonic()
+        task = self._progress.add_task(f"loading {name}, {_megabytes(size)}", total=None)
+
+        def end(loaded: bool) -> None:
+            self._progress.remove_task(task)
+            after = f"is loaded, after {time.monotonic() - began:.1f} s" if loaded else "is not loaded"
+            self.line(f"{name} {after}")
+
+        return end
+
     def line(self, text: str) -> None:
         """Write a line where stderr is no terminal."""
         if not self._terminal:
@@ -89,6 +106,36 @@ class ProgressBar:
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=None)
         return self._tasks[name]
+
+
+_open_bars: list[ProgressBar] = []
+
+
+@contextmanager
+def loading_shown() -> Iterator[None]:
+    """Show on stderr which weights load meanwhile: in the bar that is shown, else in one of their own."""
+    from viaticum.models.loading import watch_loading
+
+    with watch_loading(_show_loading):
+        yield
+
+
+def _show_loading(name: str, size: int) -> Callable[[bool], None]:
+    if _open_bars:
+        return _open_bars[-1].loading(name, size)
+    bar = ProgressBar("", lines=False)
+    bar.__enter__()
+    end_task = bar.loading(name, size)
+
+    def end(loaded: bool) -> None:
+        end_task(loaded)
+        bar.__exit__()
+
+    return end
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 class StatusLine:

@@ -13,6 +13,7 @@ import typer
 from viaticum.commands.generation import POLICY, Load, Policy, with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
+from viaticum.commands.progress import loading_shown
 from viaticum.errors import InputError, MissingExtra
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
@@ -206,7 +207,8 @@ def _run(
         service = Service(client, keys=keys, limits=limits, public=public, root_scope=root_scope)
         host = f"[{address.host}]" if ":" in address.host else address.host
         url = f"http://{host}:{listener.getsockname()[1]}/v1"
-        serve(service, listener, grace=grace, on_ready=lambda: _announce(url, client, keys, as_json))
+        with loading_shown():
+            serve(service, listener, grace=grace, on_ready=lambda: _announce(url, client, keys, as_json))
 
 
 def _announce(url: str, client: Viaticum, keys: ApiKeyStore, as_json: bool) -> None:

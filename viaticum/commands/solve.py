@@ -21,6 +21,7 @@ from viaticum.commands.generation import (
 )
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile, JsonFlag
+from viaticum.commands.progress import loading_shown
 from viaticum.commands.terminal import visible
 from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
 from viaticum.generation import NO_SETTINGS, GenerationSettings
@@ -56,17 +57,20 @@ def solve(
 
     show = ThoughtPrinter(show_thinking)
     query = Query(sys.stdin.read() if question == "-" else question, cast(AnswerKind, kind))
-    with Viaticum(
-        budget=dollars,
-        policy=policy,
-        catalogue=catalogue,
-        router=router,
-        model=model,
-        strategy=strategy,
-        strategies=load or (),
-        generation=generation,
-        local=local,
-    ) as client:
+    with (
+        loading_shown(),
+        Viaticum(
+            budget=dollars,
+            policy=policy,
+            catalogue=catalogue,
+            router=router,
+            model=model,
+            strategy=strategy,
+            strategies=load or (),
+            generation=generation,
+            local=local,
+        ) as client,
+    ):
         for event in client.stream(query):
             if isinstance(event, Answer):
                 if as_json:

@@ -18,7 +18,7 @@ from viaticum.commands.budget import Where
 from viaticum.commands.generation import with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
-from viaticum.commands.progress import ProgressBar
+from viaticum.commands.progress import ProgressBar, loading_shown
 from viaticum.commands.table import print_table
 from viaticum.commands.tune_page import judge_sentence, why_sentence, write_tuning_page
 from viaticum.generation import NO_SETTINGS, GenerationSettings
@@ -102,7 +102,7 @@ def tune(
 
     embed = Encoder(encoder)
     try:
-        with ProgressBar("embedding questions") as bar:
+        with ProgressBar("embedding questions") as bar, loading_shown():
             embeddings = embed([each.query.text for each in tuning.questions[: tuning.learning]]).numpy()
             with SignalHandler(drain, once=True):
                 bought = buy(tuning, forecast, embeddings, bar.report)
