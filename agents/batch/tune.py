@@ -36,6 +36,8 @@ from viaticum.money import NANOUSD_PER_USD, Price, format_usd
 from viaticum.questions import Question
 from viaticum.routers.query import Plan, StaticRouter
 from viaticum.routers.query.outcome_matrix import MIN_QUESTIONS, held_out, near_duplicates, split_templates
+from viaticum.routers.query.prior import AbilityPrior
+from viaticum.routers.query.prior_screening import PriorScreen
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies import load as load_strategies
 from viaticum.types import Pair
@@ -63,13 +65,15 @@ class PairForecast:
 class Forecast:
     """What a run will ask. cost_p50, cost_p90: nano-dollars of every pair on every question.
 
-    judge: of one verdict. ungraded: how many of the questions have no known answer.
+    screen: what the prior says of the pairs. judge: of one verdict. ungraded: how many of the questions have
+    no known answer.
     """
 
     learning: int
     held_out: int
     pairs: tuple[PairForecast, ...]
     budget_nanousd: int
+    screen: PriorScreen
     judge: PairForecast | None = None
     ungraded: int = 0
 
@@ -232,6 +236,9 @@ class Tuning:
         with _open_unpaid(self.workflow) as tools:
             pairs = tuple(self._pair_forecast(tools, pair) for pair in self.pairs)
             judge = None if self.judge is None else self._judge_forecast(tools, self.judge)
+            models = [tools.prior_model(name) for name in dict.fromkeys(pair.model for pair in self.pairs)]
+        costs = [tuple(getattr(each, name) for each in pairs) for name in ("cost_p50", "cost_p90")]
+        screen = PriorScreen(AbilityPrior(), tuple(models), self.pairs, *costs)
         worst = max((*pairs, *([] if judge is None else [judge])), key=lambda each: each.cost_worst)
         if worst.cost_worst > self.limit:
             raise BudgetError(
@@ -244,6 +251,7 @@ class Tuning:
             len(self.questions) - self.learning,
             pairs,
             self.limit,
+            screen,
             judge,
             sum(each.gold is None for each in self.questions),
         )

@@ -56,15 +56,17 @@ class Bought:
     """What was bought.
 
     outcomes: all of them. held_out: ids of the questions that were held out. dropped: pairs that were beaten
-    beyond doubt, and were asked no further. unanswered: errors of calls that gave no outcome, with how many.
-    cost_nanousd: posted in the ledger. stopped: whether `stop` ended the run before it was through. late:
-    whether the time was up. judged: what rests on the judge, where there is one.
+    beyond doubt, and were asked no further. left_out: pairs that were never asked, each with the pair that
+    beats it by the prior. unanswered: errors of calls that gave no outcome, with how many. cost_nanousd:
+    posted in the ledger. stopped: whether `stop` ended the run before it was through. late: whether the time
+    was up. judged: what rests on the judge, where there is one.
     """
 
     outcomes: tuple[Outcome, ...]
     held_out: frozenset[str]
     pairs: tuple[Pair, ...]
     dropped: tuple[Hopeless, ...]
+    left_out: tuple[tuple[Pair, Pair], ...]
     unanswered: dict[str, int]
     cost_nanousd: int
     stopped: bool = False
@@ -134,6 +136,7 @@ class _Purchase:
         empty = np.full((tuning.learning, self.pairs), np.nan)
         self.known = KnownOutcomes(embeddings, empty, empty.copy(), np.array(forecast.prices))
         self.settings = AcquisitionSettings(seed=tuning.seed)
+        self.screen = forecast.screen
         self.found: dict[int, Outcome] = {}
         self.answered: dict[int, JobRow] = {}  # without a known verdict, until the judge gives one
         self.graded: dict[int, JobRow] = {}  # by known answers, where there is a judge too
@@ -160,6 +163,7 @@ class _Purchase:
             frozenset(each.id for each in self.tuning.questions[self.tuning.learning :]),
             self.tuning.pairs,
             tuple(dropped),
+            tuple((self.tuning.pairs[pair], self.tuning.pairs[by]) for pair, by in self._left_out().items()),
             dict(Counter(self.failed.values())),
             budget.posted_nanousd,
             self.tuning.stop.is_set(),
@@ -178,10 +182,23 @@ class _Purchase:
             return []
         cells = [
             cell.question * self.pairs + cell.pair
-            for cell in next_round(self.known, left, self.settings).cells
+            for cell in next_round(self.known, left, self.settings, self._pairs_to_ask()).cells
         ]
         silent = self._silent_pairs()
         return [each for each in cells if each not in self.planned and each % self.pairs not in silent]
+
+    def _pairs_to_ask(self) -> list[int]:
+        """All but those that are hopeless by the prior, the most promising first."""
+        left_out = self._left_out()
+        return [each for each in self.screen.order() if each not in left_out]
+
+    def _left_out(self) -> dict[int, int]:
+        """Pairs that were never asked, and are hopeless by the prior and the outcomes; who beats them."""
+        hopeless = self.screen.hopeless(tuple(self.found.values()))
+        return {pair: by for pair, by in hopeless.items() if pair not in self._asked_pairs()}
+
+    def _asked_pairs(self) -> set[int]:
+        return {number % self.pairs for number in self.planned}
 
     def _again(self) -> list[int]:
         """Cells whose calls failed; of a pair that never gave an outcome a few, to see whether it is back."""
@@ -199,15 +216,13 @@ class _Purchase:
 
     def _silent_pairs(self) -> set[int]:
         """Pairs that were asked and have no outcome at all, such as those of a model that is down."""
-        asked = {number % self.pairs for number in self.planned}
-        return asked - {number % self.pairs for number in (*self.found, *self.answered)}
+        return self._asked_pairs() - {number % self.pairs for number in (*self.found, *self.answered)}
 
     def _held_out_cells(self, dropped: set[int]) -> list[int]:
         """Remaining pairs on the held-out questions, question by question, as far as the money goes."""
         if self.tuning.stop.is_set():
             return []
-        gone = dropped | self._silent_pairs()
-        columns = [each for each in range(self.pairs) if each not in gone]
+        columns = sorted(self._asked_pairs() - dropped - self._silent_pairs())
         rows = range(self.tuning.learning, len(self.tuning.questions))
         cells = [row * self.pairs + column for row in rows for column in columns]
         return [each for each in cells if each not in self.planned]

@@ -114,10 +114,14 @@ def logistic(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class Estimates:
-    """Log-odds of P pairs: means [P] and variances [P]."""
+    """Log-odds of P pairs: means [P] and covariance [P, P]."""
 
     mean: Array
-    variance: Array
+    covariance: Array
+
+    @property
+    def variance(self) -> Array:
+        return np.asarray(np.diag(self.covariance).clip(1e-9))
 
     @property
     def accuracy(self) -> Array:
@@ -166,7 +170,7 @@ def estimate(
     right = np.array([(counts or {}).get(pair, (0, 0))[0] for pair in pairs], dtype=np.float64)
     asked = np.array([(counts or {}).get(pair, (0, 0))[1] for pair in pairs], dtype=np.float64)
     if not asked.any():
-        return Estimates(mean, np.diag(covariance).copy())
+        return Estimates(mean, covariance)
     return _update(mean, covariance, right, asked)
 
 
@@ -190,4 +194,4 @@ def _update(mean: Array, covariance: Array, right: Array, asked: Array) -> Estim
     root = np.sqrt(asked * share * (1 - share))
     inner = np.eye(size) + root[:, None] * covariance * root
     reduced = covariance - (covariance * root) @ np.linalg.solve(inner, root[:, None] * covariance)
-    return Estimates(now, np.diag(reduced).clip(1e-9))
+    return Estimates(now, reduced)

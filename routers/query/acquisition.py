@@ -16,7 +16,7 @@ Shapes: Q questions, P pairs, D embedding size, W cost weights, S draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -139,6 +139,7 @@ def next_round(
     known: KnownOutcomes,
     left: float,
     settings: AcquisitionSettings = AcquisitionSettings(),
+    pairs: Sequence[int] | None = None,
 ) -> Round:
     """The outcomes to buy next; none where the money or the questions are used up.
 
@@ -148,12 +149,14 @@ def next_round(
         known: what is known so far, pairs that were dropped before included.
         left: dollars that are left for this round and all later ones.
         settings: how outcomes are chosen.
+        pairs: those that may be asked, the most promising first; by default all.
     """
     prices = known.expected_prices()
+    pairs = range(len(prices)) if pairs is None else pairs
     if not known.asked.any():
-        return Round(_first_cells(known, prices, left, settings), ())
+        return Round(_first_cells(known, prices, left, settings, pairs), ())
     dropped = find_hopeless(known, settings)
-    remaining = np.setdiff1d(np.arange(len(prices)), [each.pair for each in dropped])
+    remaining = np.setdiff1d(np.asarray(pairs, dtype=int), [each.pair for each in dropped])
     spent = max(known.spent, settings.first_share * (known.spent + left))
     money = min(left, settings.growth * spent)
     if left - money < 0.25 * money:
@@ -240,19 +243,17 @@ def _kinds(known: KnownOutcomes, settings: AcquisitionSettings) -> Array:
 
 
 def _first_cells(
-    known: KnownOutcomes, prices: Array, left: float, settings: AcquisitionSettings
+    known: KnownOutcomes, prices: Array, left: float, settings: AcquisitionSettings, pairs: Sequence[int]
 ) -> tuple[Cell, ...]:
-    """All pairs on a sample that is spread out."""
-    row = float(prices.sum())
+    """All pairs on a sample that is spread out; each question is asked of the first pair first."""
+    row = float(prices[list(pairs)].sum())
     affordable = left / row if row > 0 else len(known.embeddings)
     wanted = max(settings.first_share * affordable, min(settings.first_questions, 0.5 * affordable))
     count = int(min(max(1, wanted), len(known.embeddings)))
     if affordable < 1:
         return ()
     chosen = spread_out(known.embeddings, count, settings.seed)
-    return tuple(
-        Cell(question, pair, float(prices[pair])) for question in chosen for pair in range(len(prices))
-    )
+    return tuple(Cell(question, pair, float(prices[pair])) for question in chosen for pair in pairs)
 
 
 def _open_cells(

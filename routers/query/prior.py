@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from viaticum.errors import DataError, InputError
@@ -185,7 +186,7 @@ class AbilityPrior(Prior):
         """The rows of a question of the learned kind that is easier by `shift`, beside their averages."""
         kind = self.weights.scale.benchmarks[BENCHMARK]
         found = self.estimates([row.pair for row in rows], models, kind)
-        found = Estimates(found.mean + shift, found.variance)
+        found = Estimates(found.mean + shift, found.covariance)
         columns = zip(rows, found.accuracy.tolist(), *(end.tolist() for end in found.interval), strict=True)
         return tuple(
             replace(row, accuracy=accuracy, accuracy_low=low, accuracy_high=high, average=row.accuracy)
@@ -193,15 +194,28 @@ class AbilityPrior(Prior):
         )
 
     def estimates(
-        self, pairs: Sequence[Pair], models: Sequence[PriorModel], kind: Benchmark | None = None
+        self,
+        pairs: Sequence[Pair],
+        models: Sequence[PriorModel],
+        kind: Benchmark | None = None,
+        supposed: Mapping[Pair, bool] = MappingProxyType({}),
     ) -> Estimates:
-        """Log-odds of right answers of the pairs to a kind of questions, by default an unknown one."""
+        """Log-odds of right answers of the pairs to a kind of questions, by default an unknown one.
+
+        supposed: one more outcome of some pairs, right or wrong.
+        """
         known = {model.name: self.weights.scale.ability(model.benchmarks) for model in models}
-        others = [pair for pair in self._counts if pair not in pairs]
+        counts = self._counts | {
+            pair: (right + is_right, asked + 1)
+            for pair, is_right in supposed.items()
+            for right, asked in [self._counts.get(pair, (0, 0))]
+        }
+        others = [pair for pair in counts if pair not in pairs]
         everyone = [*pairs, *others]
         abilities = {pair.model: self.weights.scale.ability({}) for pair in everyone} | known
-        found = estimate(self.weights.scale, abilities, everyone, self._counts, kind)
-        return Estimates(found.mean[: len(pairs)], found.variance[: len(pairs)])
+        found = estimate(self.weights.scale, abilities, everyone, counts, kind)
+        count = len(pairs)
+        return Estimates(found.mean[:count], found.covariance[:count, :count])
 
     def _make_rows(
         self, question: int, models: tuple[PriorModel, ...], strategies: tuple[str, ...]

@@ -118,6 +118,10 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(server: KindServer, 
     assert forecast["answers"] == 120
     assert 0 < forecast["cost_p50"] <= forecast["cost_p90"]
     assert [each["pair"] for each in forecast["pairs"]] == ["cheap+direct", "dear+direct"]
+    assert [each["pair"] for each in forecast["prior"]] == ["cheap+direct", "dear+direct"]
+    assert all(0 < each["low"] < each["accuracy"] < each["high"] < 1 for each in forecast["prior"])
+    printed = CliRunner().invoke(app, [*arguments, "--budget", "1", "--dry-run"]).stdout
+    assert "by public figures of their models, of which no entry has any; it leaves none out" in printed
     assert not server.requests
     assert sorted(tmp_path.iterdir()) == before
 

@@ -20,7 +20,7 @@ from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import ProgressBar, loading_shown
 from viaticum.commands.table import print_table
-from viaticum.commands.tune_page import judge_sentence, why_sentence, write_tuning_page
+from viaticum.commands.tune_page import judge_sentence, left_out_sentence, why_sentence, write_tuning_page
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.money import short_usd
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from viaticum.agents.batch.tune_judge import Judged
     from viaticum.agents.batch.tune_report import Figure, Found
     from viaticum.agents.batch.tune_rounds import Bought
+    from viaticum.routers.query.prior_screening import PriorScreen
 
 
 @with_local_options
@@ -122,6 +123,7 @@ def tune(
             "outcomes": len(bought.outcomes),
             "cost_nanousd": bought.cost_nanousd,
             "unanswered": bought.unanswered,
+            "left_out": [str(pair) for pair, _ in bought.left_out],
             "dropped": [str(tuning.pairs[each.pair]) for each in bought.dropped],
             "judge": None if bought.judged is None else _judge_json(bought.judged),
             "found": asdict(found),
@@ -154,15 +156,38 @@ def _forecast_json(forecast: Forecast) -> dict[str, object]:
         "budget_nanousd": forecast.budget_nanousd,
         "judge": None if forecast.judge is None else asdict(forecast.judge),
         "pairs": [asdict(each) | {"pair": str(each.pair)} for each in forecast.pairs],
+        "prior": _prior_json(forecast.screen),
     }
 
 
-def _print_forecast(forecast: Forecast) -> None:
-    rows = [
-        (str(each.pair), *(short_usd(cost) for cost in (each.cost_p50, each.cost_p90, each.cost_worst)))
-        for each in (*forecast.pairs, *([] if forecast.judge is None else [forecast.judge]))
+def _prior_json(screen: PriorScreen) -> list[dict[str, object]]:
+    """The pairs in the order of the prior, with accuracy, its 90% interval, and the pair that beats each."""
+    shares, hopeless = screen.shares(), screen.hopeless()
+    return [
+        {"pair": str(screen.pairs[each])}
+        | dict(zip(("accuracy", "low", "high"), shares[each], strict=True))
+        | {"beaten_by": str(screen.pairs[hopeless[each]]) if each in hopeless else None}
+        for each in screen.order()
     ]
-    print_table(("pair", "an answer p50", "p90", "at most"), rows)
+
+
+def _print_forecast(forecast: Forecast) -> None:
+    screen, rows = forecast.screen, []
+    shares, order, hopeless = screen.shares(), screen.order(), screen.hopeless()
+    for each in (*(forecast.pairs[n] for n in order), *([] if forecast.judge is None else [forecast.judge])):
+        prior = "-"
+        if each.pair in screen.pairs:
+            prior = "{:.0%} ({:.0%} to {:.0%})".format(*shares[screen.pairs.index(each.pair)])
+        costs = (short_usd(cost) for cost in (each.cost_p50, each.cost_p90, each.cost_worst))
+        rows.append((str(each.pair), *costs, prior))
+    print_table(("pair", "an answer p50", "p90", "at most", "right, by the prior"), rows)
+    for pair, other in hopeless.items():
+        typer.echo(left_out_sentence(screen.pairs[pair], screen.pairs[other]))
+    typer.echo(
+        "the prior orders the pairs by public figures of their models"
+        f"{'' if any(each.benchmarks for each in screen.models) else ', of which no entry has any'}"
+        f"{'' if hopeless else '; it leaves none out'}"
+    )
     p50, p90 = (min(each, forecast.budget_nanousd) for each in (forecast.cost_p50, forecast.cost_p90))
     typer.echo(
         f"{forecast.learning} questions to learn from, {forecast.held_out} held out, {len(forecast.pairs)} "
@@ -174,6 +199,8 @@ def _print_forecast(forecast: Forecast) -> None:
 def _print_bought(bought: Bought, out: Path) -> None:
     from viaticum.agents.batch.tune_report import table_path
 
+    for left_out, better in bought.left_out:
+        typer.echo(left_out_sentence(left_out, better))
     for each in bought.dropped:
         pair, other = bought.pairs[each.pair], bought.pairs[each.by]
         typer.echo(

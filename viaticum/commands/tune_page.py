@@ -88,6 +88,14 @@ def judge_sentence(judged: Judged, pairs: Sequence[Pair]) -> str:
     return f"judge {judged.model} graded {judged.outcomes} outcomes{own}; {agrees}{left}"
 
 
+def left_out_sentence(pair: Pair, other: Pair) -> str:
+    """Why a pair is asked nothing."""
+    return (
+        f"{pair} is left out: by the public figures of both, {other} costs no more and is right more often, "
+        "and no first outcome could change that."
+    )
+
+
 def _found_section(found: Found) -> Section:
     mark = "*" if found.judged else ""
     rows = []
@@ -152,6 +160,7 @@ def _pairs_section(bought: Bought) -> Section:
     notes = []
     if len(asked) > 1:
         notes.append("Pairs were asked different questions: those where the choice was still open.")
+    notes += [left_out_sentence(pair, other) for pair, other in bought.left_out]
     for each in bought.dropped:
         notes.append(
             f"{bought.pairs[each.pair]} was dropped: {bought.pairs[each.by]} costs no more and is right on "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import time
@@ -128,6 +129,31 @@ def test_what_a_run_will_cost_is_computed_once(tmp_path: Path) -> None:
     before = counted.forecasts
     found = buy(job, forecast, Words()([each.query.text for each in job.questions[: job.learning]]).numpy())
     assert counted.forecasts - before == len(found.outcomes)
+
+
+def with_figures(names: dict[str, float], **prices: str) -> dict[str, ScriptedModel]:
+    """Models that know all kinds, with a public figure each."""
+    made = {}
+    for name, figure in names.items():
+        each = model(name, says(*WORDS), prices.get(name, "1"))
+        spec = each.catalogue_entry().model_copy(update={"benchmarks": {"mmlu-pro": figure}})
+        made[name] = ScriptedModel(says(*WORDS), spec=spec)
+    return made
+
+
+def test_the_first_round_asks_the_most_promising_pair_first_and_a_hopeless_one_nothing(
+    tmp_path: Path,
+) -> None:
+    given = with_figures({"weak": 0.2, "fair": 0.6, "good": 0.9}, weak="10")
+    job = tuning(tmp_path, given=given, models=[*given], strategies=["cot"], concurrency=1)
+    forecast = job.forecast()
+    assert [str(job.pairs[each]) for each in forecast.screen.order()] == ["good+cot", "fair+cot", "weak+cot"]
+    found = buy(job, forecast, Words()([each.query.text for each in job.questions[: job.learning]]).numpy())
+    assert [tuple(map(str, each)) for each in found.left_out] == [("weak+cot", "good+cot")]
+    assert not given["weak"].calls
+    assert {row.model for row in found.outcomes} == {"fair", "good"}
+    first = json.loads((tmp_path / "my-router.job" / "rounds.jsonl").read_text().splitlines()[0])
+    assert [number % 3 for number in first["cells"][:4]] == [2, 1, 2, 1]
 
 
 def test_local_models_and_pairs_are_asked(tmp_path: Path, tiny_catalogue: Catalogue) -> None:
