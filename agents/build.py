@@ -172,21 +172,24 @@ class _Models:
         names = dict.fromkeys(pair.model for pair in pairs)
         return self.usable.none_usable(names if len(names) == 1 else [*self.candidates, *names])
 
-    def prior_model(self, name: str, figures: Mapping[str, float] = MappingProxyType({})) -> PriorModel:
-        """What a prior may know of a model. figures: beside the benchmarks of its entry."""
-        spec = self.catalogue[name]
-        return PriorModel(
-            name,
-            self.catalogue[spec.members[-1]].price,
-            spec.description,
-            {**figures, **spec.benchmarks},
-            spec.thinking is True or thinks_by_default(spec),
-        )
-
     def _open(self, spec: ModelSpec) -> Model:
         if spec.kind == "scripted":
             return ScriptedModel(spec.text or "", spec=spec, pause=spec.pause)
         return RemoteModel(spec) if spec.kind == "remote" else self._local.model(spec.name)
+
+
+def prior_model(
+    catalogue: Catalogue, name: str, figures: Mapping[str, float] = MappingProxyType({})
+) -> PriorModel:
+    """What a prior may know of a model. figures: beside the benchmarks of its entry."""
+    spec = catalogue[name]
+    return PriorModel(
+        name,
+        catalogue[spec.members[-1]].price,
+        spec.description,
+        {**figures, **spec.benchmarks},
+        spec.thinking is True or thinks_by_default(spec),
+    )
 
 
 def _given_entries(given: Mapping[str, Model], catalogue: Catalogue) -> Iterator[ModelSpec]:
@@ -242,7 +245,11 @@ def _covering(table: StaticRouter, settings: WorkflowSettings, pool: _Models) ->
     return CoveringRouter(
         table,
         default_prior().with_outcomes(_live_outcomes(settings.home / LIVE_OUTCOMES)),
-        [pool.prior_model(name) for name in unknown],
+        [prior_model(pool.catalogue, name) for name in unknown],
         STRATEGIES if settings.strategy is None else (settings.strategy,),
-        [pool.prior_model(name, {figure: share}) for name, share in usual.items() if name in pool.catalogue],
+        [
+            prior_model(pool.catalogue, name, {figure: share})
+            for name, share in usual.items()
+            if name in pool.catalogue
+        ],
     )

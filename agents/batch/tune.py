@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -22,13 +23,17 @@ from viaticum.agents.batch.folder import parse_budget
 from viaticum.agents.batch.input import BatchRow, RequestOverrides
 from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
 from viaticum.agents.batch.steps import CONCURRENCY, worst_of
-from viaticum.agents.batch.tune_judge import PROMPT, judge_row
-from viaticum.agents.build import open_resources
+from viaticum.agents.batch.tune_agreement import strongest_pairs
+from viaticum.agents.batch.tune_judge import PROMPT, Grading, judge_row
+from viaticum.agents.batch.tune_pairwise import PROMPT as COMPARISON
+from viaticum.agents.batch.tune_pairwise import comparison_row
+from viaticum.agents.build import open_resources, prior_model
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import TRIES, Dollars, WorkflowSettings
 from viaticum.budgets import Ledger, default_path
 from viaticum.catalogue import Catalogue
-from viaticum.errors import BudgetError, DataError
+from viaticum.checks import shown
+from viaticum.errors import BudgetError, DataError, InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Model
 from viaticum.models.settings import prompt, resolve
@@ -66,7 +71,7 @@ class Forecast:
     """What a run will ask. cost_p50, cost_p90: nano-dollars of every pair on every question.
 
     screen: what the prior says of the pairs. judge: of one verdict. ungraded: how many of the questions have
-    no known answer.
+    no known answer. voters: pairs whose agreement says what is right, where no judge does.
     """
 
     learning: int
@@ -76,6 +81,7 @@ class Forecast:
     screen: PriorScreen
     judge: PairForecast | None = None
     ungraded: int = 0
+    voters: tuple[Pair, ...] = ()
 
     @property
     def answers(self) -> int:
@@ -117,6 +123,7 @@ class Tuning:
         dataset: name of the questions in the table.
         seed: of every draw.
         judge: the model that grades answers to questions without a known one.
+        grading: how they are graded; None where all answers are known.
         seconds: how long buying may take; None for no limit.
         stop: set to end before it is through.
     """
@@ -131,6 +138,7 @@ class Tuning:
     dataset: str
     seed: int = 0
     judge: str | None = None
+    grading: Grading | None = None
     seconds: float | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -145,6 +153,7 @@ class Tuning:
         models: Sequence[str] = (),
         given: Mapping[str, Model] | None = None,
         judge: str | None = None,
+        grading: Grading | None = None,
         seconds: float | None = None,
         strategies: Sequence[str] = (),
         catalogue: Catalogue | str | Path | None = None,
@@ -158,13 +167,15 @@ class Tuning:
         """Choose pairs and held-out questions. Asks nothing and writes nothing.
 
         Args:
-            questions: all with a known answer, unless there is a judge.
+            questions: all with a known answer, unless `grading` says how the others are graded.
             out: the folder of the router.
             budget: dollars that all calls together may cost.
             dataset: name of the questions in the table.
             models: of the catalogue; by default all that can be used here.
             given: models by name, in addition to those of the catalogue.
             judge: a model that grades answers to questions without a known one.
+            grading: "rubric" (the judge says of each answer whether it is right; the default with a judge),
+                "pairwise" (it compares two answers at a time) or "agreement" (of the strongest pairs).
             seconds: how long buying may take.
             strategies: by default `STRATEGIES`.
             catalogue: None for the user's.
@@ -177,16 +188,11 @@ class Tuning:
 
         Raises:
             DataError: a question has no known answer, or there are too few.
-            InputError: no model can be used.
+            InputError: no model can be used, or the way of grading needs a judge, or a second pair.
             UnknownName: no such model or strategy.
             UnknownPrice: a model has no price.
         """
-        missing = [each.id for each in questions if each.gold is None]
-        if missing and judge is None:
-            raise DataError(
-                f"{len(missing)} of {len(questions)} questions have no answer, the first is {missing[0]!r}; "
-                "add answers, or name a model that grades: --judge MODEL"
-            )
+        grading = _checked_grading(questions, judge, grading)
         kept, aside = _split(questions, seed)
         loaded = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
         names = tuple(strategies) or STRATEGIES
@@ -210,6 +216,8 @@ class Tuning:
             for model in (*chosen, *([] if judge is None else [judge])):
                 tools.catalogue.prices(tools.catalogue[model].members)
             workflow = replace(workflow, catalogue=tools.catalogue)
+        if grading == "agreement" and len(pairs) < 2:
+            raise InputError(f"{pairs[0]} alone agrees with itself; name more models or strategies")
         address = str(default_path() if ledger is None else ledger)
         return cls(
             (*kept, *aside),
@@ -222,6 +230,7 @@ class Tuning:
             dataset,
             seed,
             judge,
+            grading,
             seconds,
         )
 
@@ -236,7 +245,9 @@ class Tuning:
         with _open_unpaid(self.workflow) as tools:
             pairs = tuple(self._pair_forecast(tools, pair) for pair in self.pairs)
             judge = None if self.judge is None else self._judge_forecast(tools, self.judge)
-            models = [tools.prior_model(name) for name in dict.fromkeys(pair.model for pair in self.pairs)]
+        assert isinstance(self.workflow.catalogue, Catalogue)
+        names = dict.fromkeys(pair.model for pair in self.pairs)
+        models = [prior_model(self.workflow.catalogue, name) for name in names]
         costs = [tuple(getattr(each, name) for each in pairs) for name in ("cost_p50", "cost_p90")]
         screen = PriorScreen(AbilityPrior(), tuple(models), self.pairs, *costs)
         worst = max((*pairs, *([] if judge is None else [judge])), key=lambda each: each.cost_worst)
@@ -254,16 +265,24 @@ class Tuning:
             screen,
             judge,
             sum(each.gold is None for each in self.questions),
+            tuple(strongest_pairs(screen)) if self.grading == "agreement" else (),
         )
 
     def _judge_forecast(self, tools: WorkflowResources, judge: str) -> PairForecast:
+        """Of one verdict. By pairs that is none for half of the answers, and two calls for the others."""
         longest = max(self.questions, key=lambda each: len(each.query.text))
-        row = judge_row(judge, 0, longest, "0" * JUDGED_CHARACTERS)
-        characters = np.array([len(PROMPT) + JUDGED_CHARACTERS + len(q.query.text) for q in self.questions])
+        answer, by_pairs = "0" * JUDGED_CHARACTERS, self.grading == "pairwise"
+        row = judge_row(judge, 0, longest, answer)
+        if by_pairs:
+            row = comparison_row(judge, 0, longest, answer, answer)
+        given = len(COMPARISON) + 2 * JUDGED_CHARACTERS if by_pairs else len(PROMPT) + JUDGED_CHARACTERS
+        characters = np.array([given + len(each.query.text) for each in self.questions])
         price = _price_of(tools, judge)
         p50, p90 = (
-            price.cost(round(float(read) / CHARACTERS_A_TOKEN), written)
-            for read, written in zip(np.quantile(characters, (0.5, 0.9)), JUDGED_TOKENS, strict=True)
+            calls * price.cost(round(float(read) / CHARACTERS_A_TOKEN), written)
+            for read, written, calls in zip(
+                np.quantile(characters, (0.5, 0.9)), JUDGED_TOKENS, (1, 2 if by_pairs else 1), strict=True
+            )
         )
         return PairForecast(Pair(judge, "judge"), p50, p90, worst_of(tools, row))
 
@@ -301,6 +320,26 @@ class Tuning:
             RequestOverrides(str(pair), NO_SETTINGS, ()),
         )
         return PlannedRow(row, Plan((pair,)), NO_FALLBACK)
+
+
+def _checked_grading(
+    questions: Sequence[Question], judge: str | None, grading: Grading | None
+) -> Grading | None:
+    """How answers are graded; raises where that is not said, or needs a judge."""
+    if grading not in (None, *get_args(Grading)):
+        raise InputError(f"grading is {', '.join(get_args(Grading))}, got {shown(grading)}")
+    if grading == "agreement" and judge is not None:
+        raise InputError("agreement needs no judge; leave out the judge, or grade by rubric or pairwise")
+    if grading in ("rubric", "pairwise") and judge is None:
+        raise InputError(f"grading {grading} needs a judge: --judge MODEL")
+    missing = [each.id for each in questions if each.gold is None]
+    if missing and judge is None and grading is None:
+        raise DataError(
+            f"{len(missing)} of {len(questions)} questions have no answer, the first is {missing[0]!r}; "
+            "add answers, name a model that grades (--judge MODEL), or take what the strongest pairs agree "
+            "on for right (--grading agreement)"
+        )
+    return grading if judge is None else grading or "rubric"
 
 
 @contextmanager

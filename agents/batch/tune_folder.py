@@ -108,6 +108,7 @@ def _facts(tuning: Tuning) -> dict[str, Any]:
             for name, each in sorted(strategies.items())
         },
         "judge": None if tuning.judge is None else catalogue[tuning.judge].identity,
+        "grading": None if tuning.grading == "rubric" else tuning.grading,
         "settings": tuning.workflow.generation.model_dump(mode="json", exclude_defaults=True),
     }
     found: dict[str, Any] = json.loads(json.dumps(facts))

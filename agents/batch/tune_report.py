@@ -51,7 +51,7 @@ class Found:
     pairs: each alone. curve: the router with money worth more or less, from the cheapest choice on.
     gain: accuracy of the router minus that of the best mixture of single pairs of the same cost, with its 95%
     interval. why: why there is no router, or why routing does not pay; "" where it does. judged: how many of
-    the questions a judge graded, for want of a known answer.
+    the questions were graded by `grader`, a judge or agreement, for want of a known answer.
     """
 
     questions: int
@@ -63,6 +63,7 @@ class Found:
     gain: Mapping[str, float] | None = None
     why: str = ""
     judged: int = 0
+    grader: str = ""
     curve: tuple[Figure, ...] = ()
 
 
@@ -95,7 +96,7 @@ def conclude(
         return found
     aside = [row.question_id for row in bought.outcomes if row.question_id in bought.held_out]
     share = len(judged.questions.intersection(aside)) / len(set(aside))
-    return replace(found, judged=round(share * found.questions))
+    return replace(found, judged=round(share * found.questions), grader=judged.grader)
 
 
 def _conclude(
@@ -128,13 +129,13 @@ def _conclude(
 
 def _write_table(bought: Bought, out: Path) -> None:
     """The outcome table, with the side that a question is on and who graded its answers."""
-    judge, judged = "", frozenset[str]()
+    grader, judged = "", frozenset[str]()
     if bought.judged is not None:
-        judge, judged = bought.judged.model, bought.judged.questions
+        grader, judged = bought.judged.grader, bought.judged.questions
     sides: dict[str, dict[str, Any]] = {
         row.question_id: {
             "held_out": row.question_id in bought.held_out,
-            "graded_by": judge if row.question_id in judged else "known answer",
+            "graded_by": grader if row.question_id in judged else "known answer",
         }
         for row in bought.outcomes
     }

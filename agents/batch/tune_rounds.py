@@ -12,7 +12,6 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +24,10 @@ from viaticum.agents.batch.folder import acquire_job_lock
 from viaticum.agents.batch.output import RowJournal
 from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.batch.tune import Forecast, Tuning
+from viaticum.agents.batch.tune_agreement import Agreement
 from viaticum.agents.batch.tune_folder import open_budget, prepare_run
-from viaticum.agents.batch.tune_judge import CHECKED, Judge, Judged
+from viaticum.agents.batch.tune_judge import GivenAnswer, Grader, Judged, Progress, RubricJudge
+from viaticum.agents.batch.tune_pairwise import PairwiseJudge
 from viaticum.agents.build import open_resources
 from viaticum.budgets import Ledger
 from viaticum.files import JournalFile
@@ -48,7 +49,6 @@ PROBES = 3  # failed calls that are made again of a pair that has given no outco
 LEARNING_TIME, BUYING_TIME = 0.6, 0.9  # of the time until learning and buying end; the rest is for fitting
 GIVE_UP = 10  # calls of a pair that failed, none answered, after which the round asks it no more
 ROUNDS, JUDGE = "rounds.jsonl", "judge"
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Bought:
     beyond doubt, and were asked no further. left_out: pairs that were never asked, each with the pair that
     beats it by the prior. unanswered: errors of calls that gave no outcome, with how many. cost_nanousd:
     posted in the ledger. stopped: whether `stop` ended the run before it was through. late: whether the time
-    was up. judged: what rests on the judge, where there is one.
+    was up. judged: what rests on a judge or on agreement, where something does.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -108,11 +108,19 @@ def buy(
         rounds = JournalFile(folder / ROUNDS)
         stack.callback(rounds.close)
         rows = RowTools(tools, scope, concurrency=tuning.workflow.concurrency, stop=tuning.stop)
-        judge = None
-        if tuning.judge is not None:
-            judge = Judge(tuning.judge, rows, folder / JUDGE, len(tuning.questions) * len(tuning.pairs))
-            stack.callback(judge.close)
-        return _Purchase(tuning, rows, journal, rounds, embeddings, forecast, judge, progress).run(folder)
+        grader = _open_grader(tuning, forecast, rows, folder)
+        if grader is not None:
+            stack.callback(grader.close)
+        return _Purchase(tuning, rows, journal, rounds, embeddings, forecast, grader, progress).run(folder)
+
+
+def _open_grader(tuning: Tuning, forecast: Forecast, rows: RowTools, folder: Path) -> Grader | None:
+    if tuning.grading == "agreement":
+        return Agreement(forecast.voters)
+    if tuning.judge is None:
+        return None
+    kind = PairwiseJudge if tuning.grading == "pairwise" else RubricJudge
+    return kind(tuning.judge, rows, folder / JUDGE, len(tuning.questions) * len(tuning.pairs))
 
 
 class _Purchase:
@@ -126,34 +134,36 @@ class _Purchase:
         rounds: JournalFile,
         embeddings: np.ndarray[Any, Any],
         forecast: Forecast,
-        judge: Judge | None,
+        grader: Grader | None,
         progress: Progress | None,
     ) -> None:
         self.tuning, self.rows, self.journal, self.rounds = tuning, rows, journal, rounds
-        self.judge, self.began, self.late = judge, time.monotonic(), False
+        self.grader, self.began, self.late = grader, time.monotonic(), False
         self.progress = progress or (lambda stage, done, total: None)
         self.pairs = len(tuning.pairs)
         empty = np.full((tuning.learning, self.pairs), np.nan)
         self.known = KnownOutcomes(embeddings, empty, empty.copy(), np.array(forecast.prices))
         self.settings = AcquisitionSettings(seed=tuning.seed)
-        self.screen = forecast.screen
+        self.screen, self.voters = forecast.screen, [tuning.pairs.index(each) for each in forecast.voters]
         self.found: dict[int, Outcome] = {}
-        self.answered: dict[int, JobRow] = {}  # without a known verdict, until the judge gives one
-        self.graded: dict[int, JobRow] = {}  # by known answers, where there is a judge too
-        self.planned: set[int] = set()
+        self.answered: dict[int, JobRow] = {}  # to questions without a known answer
+        self.graded: dict[int, JobRow] = {}  # by known answers, where there is a grader too
+        self.planned: dict[int, None] = {}  # in the order in which they were planned
         self.failed: dict[int, str] = {}
         self.attempts: Counter[int] = Counter()
 
     def run(self, folder: Path) -> Bought:
+        before = [json.loads(line)["cells"] for _, line in self.rounds.lines()]
+        self.planned.update(dict.fromkeys(itertools.chain.from_iterable(before)))
         for row in read_rows(folder):
             self._add(row)
         self._grade()
-        for _, line in self.rounds.lines():
-            self._buy("going on", json.loads(line)["cells"])
+        for cells in before:
+            self._buy("going on", cells)
         while cells := self._again() + self._next_cells():
-            self._buy_new("learning", cells)
+            self._buy_new("learning", self._with_voters(cells))
         dropped = find_hopeless(self.known, self.settings) if self.known.asked.any() else []
-        self._buy_new("held out", self._held_out_cells({each.pair for each in dropped}))
+        self._buy_new("held out", self._with_voters(self._held_out_cells({each.pair for each in dropped})))
         while cells := self._again():
             self._buy_new("asked again", cells)
         self.journal.sync()
@@ -200,6 +210,15 @@ class _Purchase:
     def _asked_pairs(self) -> set[int]:
         return {number % self.pairs for number in self.planned}
 
+    def _with_voters(self, cells: list[int]) -> list[int]:
+        """The cells, and the voters on their questions where no answer is known."""
+        silent, added = self._silent_pairs(), dict[int, None]()
+        for question in dict.fromkeys(each // self.pairs for each in cells) if self.voters else ():
+            if self.tuning.questions[question].gold is None:
+                added |= {question * self.pairs + pair: None for pair in self.voters if pair not in silent}
+        there = self.planned.keys() | set(cells)
+        return [*cells, *(each for each in added if each not in there)]
+
     def _again(self) -> list[int]:
         """Cells whose calls failed; of a pair that never gave an outcome a few, to see whether it is back."""
         if self.tuning.stop.is_set() or self.late:
@@ -235,7 +254,7 @@ class _Purchase:
 
     def _buy(self, stage: str, cells: list[int]) -> None:
         """Buy the cells that are not done; those that the money does not reach are left out."""
-        self.planned.update(cells)
+        self.planned.update(dict.fromkeys(cells))
         wanted = [each for each in dict.fromkeys(cells) if not self.journal.is_done(each)]
         share = LEARNING_TIME if stage != "held out" else BUYING_TIME
         planned = (
@@ -266,44 +285,42 @@ class _Purchase:
         return True
 
     def _grade(self) -> None:
-        """Have the judge grade what was answered, and some answers whose verdict is known."""
-        if self.judge is None:
+        """Have what was answered graded, and some answers whose verdict is known."""
+        if self.grader is None:
             return
-        answers = {
-            number: (self._question(number), row.answer)
-            for number, row in (self.answered | self._checked()).items()
-            if row.answer is not None
-        }
-        self.judge.grade(answers, self.progress)
-        for number, row in list(self.answered.items()):
-            question = self._question(number)
-            if (verdict := self.judge.verdict(question, row.answer)) is not None:
-                del self.answered[number]
-                self._know(replace(row, correct=verdict), self.judge.cost(question, row.answer))
+        rows = self.answered | {number: self.graded[number] for number in self._checked()}
+        answers = {each: self._given(rows[each]) for each in self.planned if each in rows}
+        self.grader.grade(answers, self.progress)
+        for number, row in self.answered.items():
+            verdict = self.grader.verdict(number)
+            if verdict is not None:
+                self._know(replace(row, correct=verdict), self.grader.cost(number))
+            elif self.found.pop(number, None) is not None and number // self.pairs < self.tuning.learning:
+                self.known.correct[divmod(number, self.pairs)] = np.nan
 
-    def _checked(self) -> dict[int, JobRow]:
-        """The first answers with a known verdict, one a question."""
-        firsts: dict[int, JobRow] = {}
-        for number, row in self.graded.items():
-            firsts.setdefault(number // self.pairs, row)
-        return {row.number: row for row in itertools.islice(firsts.values(), CHECKED)}
+    def _checked(self) -> list[int]:
+        """The answers whose verdict is known that are graded too."""
+        assert self.grader is not None
+        known = {each: self._given(self.graded[each]) for each in self.planned if each in self.graded}
+        return list(self.grader.to_check(known))
+
+    def _given(self, row: JobRow) -> GivenAnswer:
+        pair = self.tuning.pairs[row.number % self.pairs]
+        return GivenAnswer(self._question(row.number), pair, row.answer)
 
     def _judged(self) -> Judged | None:
-        if self.judge is None:
+        if self.grader is None:
             return None
-        verdicts = [
-            (row.correct, self.judge.verdict(self._question(number), row.answer))
-            for number, row in self._checked().items()
-        ]
+        verdicts = [(self.graded[each].correct, self.grader.verdict(each)) for each in self._checked()]
         known = [(right, verdict) for right, verdict in verdicts if verdict is not None]
-        unknown = [each for each in self.found if self._question(each).gold is None]
         return Judged(
-            self.judge.model,
-            len(unknown),
+            self.grader.name,
+            self.grader.models,
+            sum(each in self.found for each in self.answered),
             len(known),
             sum(bool(right) == verdict for right, verdict in known),
             frozenset(each.id for each in self.tuning.questions if each.gold is None),
-            len(self.answered),
+            sum(each not in self.found for each in self.answered),
         )
 
     def _question(self, number: int) -> Question:
@@ -311,7 +328,7 @@ class _Purchase:
 
     def _add(self, row: JobRow) -> bool:
         """Note a row; whether it is an answer, which is paid for once."""
-        self.planned.add(row.number)
+        self.planned[row.number] = None
         self.failed.pop(row.number, None)
         if row.state == "skipped":
             return False
@@ -319,10 +336,13 @@ class _Purchase:
             self.failed[row.number] = row.reason
             self.attempts[row.number] += 1
             return False
+        question, pair = divmod(row.number, self.pairs)
+        if question < self.tuning.learning:
+            self.known.cost[question, pair] = row.cost_nanousd / NANOUSD_PER_USD
         if self._question(row.number).gold is None:
             self.answered[row.number] = row
             return True
-        if row.answer is not None and self.judge is not None:
+        if self.grader is not None:
             self.graded[row.number] = row
         self._know(row)
         return True

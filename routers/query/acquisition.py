@@ -79,7 +79,7 @@ class KnownOutcomes:
 
     Args:
         embeddings: of the questions, of length 1 [Q, D].
-        correct: 0 or 1; NaN where a pair was not asked [Q, P].
+        correct: 0 or 1; NaN where a pair was not asked, or its answer could not be graded [Q, P].
         cost: dollars; NaN where unknown [Q, P].
         prices: expected dollars of an answer of each pair, before any is known [P].
     """
@@ -100,6 +100,11 @@ class KnownOutcomes:
     @property
     def asked(self) -> Array:
         return np.asarray(~np.isnan(self.correct))
+
+    @property
+    def open(self) -> Array:
+        """Where a pair was not asked. An answer whose cost alone is known has no verdict; it is not open."""
+        return np.asarray(np.isnan(self.correct) & np.isnan(self.cost))
 
     @property
     def spent(self) -> float:
@@ -266,14 +271,14 @@ def _open_cells(
     1978).
     """
     rng = np.random.default_rng(settings.seed + int(known.asked.sum()))
-    some = np.isnan(known.correct[:, remaining]).any(1)
+    some = known.open[:, remaining].any(1)
     candidates = _sample(np.flatnonzero(some), MAX_CANDIDATES, rng)
     if len(candidates) == 0 or money <= 0:
         return ()
     references = _sample(np.arange(len(known.embeddings)), MAX_REFERENCES, rng)
     regret, _, counts = _choices(known, prices, remaining, references, settings, rng)
     _, best_there, _ = _choices(known, prices, remaining, candidates, settings, rng)
-    unknown = np.isnan(known.correct[np.ix_(candidates, remaining)])
+    unknown = known.open[np.ix_(candidates, remaining)]
     wanted = unknown & (best_there >= settings.contention)
     costs = wanted @ prices[remaining]
     kernel = _kernel(known.embeddings[candidates], known.embeddings[references])  # [C, R]

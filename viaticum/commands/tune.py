@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -20,7 +20,13 @@ from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import ProgressBar, loading_shown
 from viaticum.commands.table import print_table
-from viaticum.commands.tune_page import judge_sentence, left_out_sentence, why_sentence, write_tuning_page
+from viaticum.commands.tune_page import (
+    judge_sentence,
+    left_out_sentence,
+    mark_sentence,
+    why_sentence,
+    write_tuning_page,
+)
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.money import short_usd
@@ -28,7 +34,7 @@ from viaticum.signals import SignalHandler
 
 if TYPE_CHECKING:
     from viaticum.agents.batch.tune import Forecast
-    from viaticum.agents.batch.tune_judge import Judged
+    from viaticum.agents.batch.tune_judge import Grading, Judged
     from viaticum.agents.batch.tune_report import Figure, Found
     from viaticum.agents.batch.tune_rounds import Bought
     from viaticum.routers.query.prior_screening import PriorScreen
@@ -46,6 +52,13 @@ def tune(
     strategies: Annotated[str, typer.Option(help="Strategies, MODULE:NAME for your own.")] = "direct,cot",
     judge: Annotated[
         str | None, typer.Option(help="A model that grades answers to questions without a known one.")
+    ] = None,
+    grading: Annotated[
+        str | None,
+        typer.Option(
+            help="How answers without a known one are graded: rubric or pairwise, by the judge, or by "
+            "agreement of the strongest pairs. [default: rubric with --judge]"
+        ),
     ] = None,
     hours: Annotated[float | None, typer.Option(help="How long it may take.", min=0)] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many questions.", min=1)] = None,
@@ -77,6 +90,7 @@ def tune(
         models=_names(models),
         strategies=_names(strategies),
         judge=judge,
+        grading=cast("Grading | None", grading),
         seconds=None if hours is None else 3600 * hours,
         catalogue=Catalogue.load(catalogue).with_local(local),
         ledger=where,
@@ -155,6 +169,7 @@ def _forecast_json(forecast: Forecast) -> dict[str, object]:
         "cost_p90": forecast.cost_p90,
         "budget_nanousd": forecast.budget_nanousd,
         "judge": None if forecast.judge is None else asdict(forecast.judge),
+        "voters": [str(each) for each in forecast.voters],
         "pairs": [asdict(each) | {"pair": str(each.pair)} for each in forecast.pairs],
         "prior": _prior_json(forecast.screen),
     }
@@ -188,6 +203,8 @@ def _print_forecast(forecast: Forecast) -> None:
         f"{'' if any(each.benchmarks for each in screen.models) else ', of which no entry has any'}"
         f"{'' if hopeless else '; it leaves none out'}"
     )
+    if forecast.voters:
+        typer.echo(f"right is what most of these agree on: {', '.join(map(str, forecast.voters))}")
     p50, p90 = (min(each, forecast.budget_nanousd) for each in (forecast.cost_p50, forecast.cost_p90))
     typer.echo(
         f"{forecast.learning} questions to learn from, {forecast.held_out} held out, {len(forecast.pairs)} "
@@ -217,7 +234,7 @@ def _print_bought(bought: Bought, out: Path) -> None:
 def _print_found(found: Found) -> None:
     """Three lines: the best cheap pair, the router, the best single pair; or why routing does not pay.
 
-    A * marks figures that rest on a judge.
+    A * marks figures that rest on a judge, or on agreement.
     """
     mark = "*" if found.judged else ""
 
@@ -231,8 +248,8 @@ def _print_found(found: Found) -> None:
         gain = ""
         if found.gain is not None:
             points = [100 * found.gain[name] for name in ("difference", "low", "high")]
-            gain = "; {:+.1f} points [{:+.1f}, {:+.1f}] against single pairs mixed at that cost".format(
-                *points
+            gain = "; {:+.1f}{} points [{:+.1f}, {:+.1f}] against single pairs mixed at that cost".format(
+                points[0], mark, *points[1:]
             )
         typer.echo(f"router: {figure(found.router, f' [{low:.1%}, {high:.1%}]')}{gain}")
     if found.best is not None:
@@ -241,4 +258,4 @@ def _print_found(found: Found) -> None:
     if found.why:
         typer.echo(why_sentence(found))
     if found.judged:
-        typer.echo(f"* a judge graded {found.judged} of the {found.questions} held-out questions")
+        typer.echo(mark_sentence(found))

@@ -74,7 +74,7 @@ def why_sentence(found: Found) -> str:
 
 
 def judge_sentence(judged: Judged, pairs: Sequence[Pair]) -> str:
-    """What rests on the judge, and how far it agrees with known answers."""
+    """What rests on a judge or on agreement, and how far it agrees with known answers."""
     if judged.checked:
         low, high = accuracy_interval(judged.agreeing, judged.checked)
         agrees = (
@@ -83,9 +83,15 @@ def judge_sentence(judged: Judged, pairs: Sequence[Pair]) -> str:
         )
     else:
         agrees = "how far it agrees with known answers is unknown: no question has one"
-    own = ", and judges its own answers" if judged.model in {each.model for each in pairs} else ""
+    own = {each.model for each in pairs}.intersection(judged.models)
+    owned = f", answers of {' and '.join(sorted(own))}, which it rests on, among them" if own else ""
     left = f"; {judged.ungraded} answers have no verdict" if judged.ungraded else ""
-    return f"judge {judged.model} graded {judged.outcomes} outcomes{own}; {agrees}{left}"
+    return f"{judged.grader} graded {judged.outcomes} outcomes{owned}; {agrees}{left}"
+
+
+def mark_sentence(found: Found) -> str:
+    """What the mark of a figure means."""
+    return f"* {found.grader} graded {found.judged} of these {found.questions} held-out questions"
 
 
 def left_out_sentence(pair: Pair, other: Pair) -> str:
@@ -117,11 +123,11 @@ def _found_section(found: Found) -> Section:
     if found.gain is not None:
         points = [signed(100 * found.gain[name]) for name in ("difference", "low", "high")]
         notes.append(
-            f"The router against single pairs mixed at its cost, paired by question: {points[0]} points "
-            f"({points[1]} to {points[2]})."
+            f"The router against single pairs mixed at its cost, paired by question: {points[0]}{mark} "
+            f"points ({points[1]} to {points[2]})."
         )
     if found.judged:
-        notes.append(f"* A judge graded {found.judged} of these {found.questions} questions.")
+        notes.append(f"{mark_sentence(found)}.")
     if found.why:
         notes.append(capital(why_sentence(found)))
     if not rows:
@@ -132,9 +138,11 @@ def _found_section(found: Found) -> Section:
 
 
 def _chart(found: Found) -> Chart:
+    mark = "*" if found.judged else ""
+
     def point(figure: Figure) -> Point:
         interval = accuracy_interval(round(figure.accuracy * found.questions), found.questions)
-        return Point(figure.name, figure.cost_nanousd, figure.accuracy, *interval)
+        return Point(figure.name + mark, figure.cost_nanousd, figure.accuracy, *interval)
 
     curve = [Point("", each.cost_nanousd, each.accuracy) for each in found.curve]
     router = None if found.router is None else point(found.router)
@@ -142,7 +150,7 @@ def _chart(found: Found) -> Chart:
 
 
 def _pairs_section(bought: Bought) -> Section:
-    rows = []
+    rows, judged = [], frozenset[str]() if bought.judged is None else bought.judged.questions
     for pair in bought.pairs:
         own = [each for each in bought.outcomes if each.pair == pair]
         if not own:
@@ -151,13 +159,16 @@ def _pairs_section(bought: Bought) -> Section:
         right = sum(each.correct for each in own)
         low, high = accuracy_interval(right, len(own))
         cost = sum(each.cost_nanousd or 0 for each in own) / len(own)
-        accuracy = f"{percent(right / len(own))} ({percent(low)} to {percent(high)})"
+        mark = "*" if any(each.question_id in judged for each in own) else ""
+        accuracy = f"{percent(right / len(own))}{mark} ({percent(low)} to {percent(high)})"
         rows.append((str(pair), f"{len(own):,}", accuracy, short_usd(cost)))
     columns = (("pair", False), ("outcomes", True), ("right", True), ("$ an answer", True))
     asked = {
         frozenset(each.question_id for each in bought.outcomes if each.pair == pair) for pair in bought.pairs
     }
     notes = []
+    if bought.judged is not None and bought.judged.outcomes:
+        notes.append(f"* {bought.judged.grader} graded {bought.judged.outcomes:,} of these outcomes.")
     if len(asked) > 1:
         notes.append("Pairs were asked different questions: those where the choice was still open.")
     notes += [left_out_sentence(pair, other) for pair, other in bought.left_out]

@@ -25,7 +25,8 @@ def screen(
 
 def outcomes(pair: Pair, right: int, wrong: int) -> list[Outcome]:
     verdicts = [True] * right + [False] * wrong
-    return [Outcome("d", f"q{n}", "?", *pair, None, each) for n, each in enumerate(verdicts)]
+    model, strategy = pair.model, pair.strategy
+    return [Outcome("d", f"q{n}", "?", model, strategy, None, each) for n, each in enumerate(verdicts)]
 
 
 def test_pairs_are_ordered_by_public_figures() -> None:
