@@ -57,16 +57,20 @@ class PriorScreen:
         Costs are compared with a margin, the other's 90% quantile with the median, since lengths are guessed.
 
         Args:
-            outcomes: known so far; the prior yields to them.
+            outcomes: known so far; the prior yields to them. Where the other one turns out to be right less
+                often than this one was expected to be, its figures say nothing of these questions.
         """
         prior = self.prior.with_outcomes(outcomes) if outcomes else self.prior
         found = prior.estimates(self.pairs, self.models)
+        expected, now = self.estimates().accuracy, found.accuracy
         beaten = {}
         for pair in range(len(self.pairs)):
             leads = {
                 other: _lead(found, other, pair)
                 for other in range(len(self.pairs))
-                if other != pair and self.cost_p90[other] <= self.cost_p50[pair]
+                if other != pair
+                and self.cost_p90[other] <= self.cost_p50[pair]
+                and now[other] > expected[pair]
             }
             for other in sorted(leads, key=lambda each: -leads[each]):
                 if leads[other] <= DOUBT:

@@ -57,5 +57,5 @@ def test_what_a_first_outcome_could_contradict_stays(weak: float, strong: float)
 
 
 def test_the_prior_yields_to_outcomes() -> None:
-    found = outcomes(Pair("strong", "cot"), 0, 10)
-    assert screen(0.25, 0.85).hopeless(found) == {}
+    assert screen(0.25, 0.85).hopeless(outcomes(Pair("strong", "cot"), 8, 2)) == {1: 3}
+    assert screen(0.25, 0.85).hopeless(outcomes(Pair("strong", "cot"), 0, 10)) == {}
