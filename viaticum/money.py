@@ -41,14 +41,20 @@ def nanousd(dollars: str | int | float | Decimal) -> int:
 
 def format_usd(amount: int) -> str:
     """Format nano-dollars exactly: `format_usd(2_000_000) == "$0.002"`."""
+    sign = "-" if amount < 0 else ""
+    return f"{sign}${usd_digits(abs(amount))}"
+
+
+def usd_digits(amount: int) -> str:
+    """Nano-dollars as dollars in digits alone, as JSON has them: `usd_digits(2_000_000) == "0.002"`."""
     whole, rest = divmod(abs(amount), NANOUSD_PER_USD)
     text = f"{whole}.{rest:09d}".rstrip("0").rstrip(".")
-    return f"{'-' if amount < 0 else ''}${text}"
+    return f"-{text}" if amount < 0 else text
 
 
 def as_usd(amount: int) -> Decimal:
     """Nano-dollars as dollars, exactly: `as_usd(2_000_000) == Decimal("0.002")`."""
-    return Decimal(format_usd(amount).replace("$", ""))
+    return Decimal(usd_digits(amount))
 
 
 def short_usd(amount: float) -> str:

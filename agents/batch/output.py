@@ -21,12 +21,24 @@ from viaticum.agents.batch.input import Format, Input
 from viaticum.errors import DataError
 from viaticum.files import JournalFile, atomic_file, encode_json
 from viaticum.jobs import ROWS, JobRow, parse_row, row_line
+from viaticum.money import usd_digits
 from viaticum.records import free_name, plain, write_table
 
 FLUSH_SECONDS = 0.5
 SYNC_SECONDS = 5.0
 ADVICE = "; what was paid for is in the ledger: make room and go on with --resume"
-COLUMNS = ("id", "state", "answer", "correct", "reason", "pair", "cost_nanousd", "text", "thinking")
+COLUMNS = (
+    "id",
+    "state",
+    "answer",
+    "correct",
+    "reason",
+    "pair",
+    "cost_nanousd",
+    "cost_usd",
+    "text",
+    "thinking",
+)
 _TYPES: dict[str, type] = {**dict.fromkeys(COLUMNS, str), "correct": bool, "cost_nanousd": int}
 _NUMBER = re.compile(rb'"number": (\d+)}\n$')
 
@@ -167,7 +179,7 @@ def write_results(path: Path, format: Format, rows: Iterator[JobRow], job: str, 
         if format == "jsonl":
             _write_jsonl(scratch, both)
             return
-        table = ({name: getattr(row, name) for name in COLUMNS} | others for row, others in both)
+        table = (_all_values(row) | others for row, others in both)
         write_table(scratch, format, table, _TYPES, list(names.values()))
 
 
@@ -184,8 +196,15 @@ def _with_other_values(rows: Iterator[JobRow], given: Input, names: Mapping[str,
         yield row, {names[name]: value for name, value in found.items() if name in names}
 
 
+def _all_values(row: JobRow) -> dict[str, Any]:
+    """The columns of a row; dollars are a text, which is exact."""
+    return {
+        name: usd_digits(row.cost_nanousd) if name == "cost_usd" else getattr(row, name) for name in COLUMNS
+    }
+
+
 def _values(row: JobRow) -> dict[str, Any]:
-    values: dict[str, Any] = {name: getattr(row, name) for name in COLUMNS}
+    values = _all_values(row)
     for name in ("text", "thinking"):
         if values[name] is None:
             del values[name]
@@ -247,6 +266,7 @@ def _openai_body(row: JobRow, name: str) -> dict[str, Any]:
         "viaticum": {
             "answer": row.answer,
             "cost_nanousd": row.cost_nanousd,
+            "cost_usd": usd_digits(row.cost_nanousd),
             "routes": [call.pair for call in row.calls],
         },
     }

@@ -53,7 +53,7 @@ from viaticum.messages import refuse_cache_marks
 from viaticum.models.base import Model
 from viaticum.models.remote.model import RemoteModel
 from viaticum.models.settings import chat_messages, resolve
-from viaticum.money import format_usd
+from viaticum.money import usd_digits
 from viaticum.routers.query import DEFAULT_POLICY, Best, Policy, QueryRouter
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.types import Answer, Message, Pair, Query, ThinkingDelta, split_model
@@ -455,9 +455,9 @@ def _metadata(model: str, route: str, finish_reason: str, cost: int, budget: Bud
         "route": route,
         "finish_reason": finish_reason,
         "cost_nanousd": cost,
-        "cost_usd": format_usd(cost).removeprefix("$"),
+        "cost_usd": usd_digits(cost),
         "left_nanousd": left,
-        "left_usd": None if left is None else format_usd(left).replace("$", ""),
+        "left_usd": None if left is None else usd_digits(left),
         "budget": budget.name,
     }
 

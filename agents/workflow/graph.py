@@ -92,6 +92,7 @@ from viaticum.agents.workflow.voting import pair_of, vote_of_samples
 from viaticum.budgets import Hold
 from viaticum.budgets.records import digest
 from viaticum.errors import BudgetExceeded, ModelError, ModelUnavailable
+from viaticum.money import usd_digits
 from viaticum.routers.query import Plan, PlanRow, as_policy, choose_plan
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Pair, Route, RoutingTable, Row
@@ -459,6 +460,7 @@ class Workflow:
 
     def _finish(self, state: State, update: State | None = None) -> Command[Next]:
         last: State = {**(update or {}), "done": True, "messages": []}
+        last["cost_usd"] = usd_digits(last.get("cost", state["cost"]))
         if state["text"]:
             last["messages"] = [
                 {"role": "assistant", "content": state["text"], "id": f"answer-{state['run']}"}

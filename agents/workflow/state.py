@@ -92,10 +92,10 @@ class AnswerOutput(TypedDict, total=False):
     """The answer.
 
     value: None if no pair gave an answer; reason then says why. pair: the last one called, as model+strategy;
-    routes: each pair called, its row and why. cost: nano-dollars, wasted tries included; held: nano-dollars
-    of the worst cases that were held. thinking: what the last call thought before its text. usage: by model,
-    [input, output, cached input, reasoning tokens, milliseconds]. messages: the text as a message, for graphs
-    whose state is a conversation.
+    routes: each pair called, its row and why. cost: nano-dollars, wasted tries included; cost_usd: the same
+    in dollars, exactly, as a text; held: nano-dollars of the worst cases that were held. thinking: what the
+    last call thought before its text. usage: by model, [input, output, cached input, reasoning tokens,
+    milliseconds]. messages: the text as a message, for graphs whose state is a conversation.
     """
 
     value: str | None
@@ -105,6 +105,7 @@ class AnswerOutput(TypedDict, total=False):
     pair: str | None
     routes: list[dict[str, Any]]
     cost: int
+    cost_usd: str
     held: int
     usage: dict[str, list[int]]
     seconds: float
@@ -169,6 +170,7 @@ def new_question(run: str, query: Query, settings: GenerationSettings = NO_SETTI
         "pair": None,
         "routes": [],
         "cost": 0,
+        "cost_usd": "0",
         "held": 0,
         "usage": {},
         "seconds": 0.0,

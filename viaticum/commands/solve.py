@@ -26,7 +26,7 @@ from viaticum.commands.terminal import visible
 from viaticum.commands.thoughts import ShowThinking, ThoughtPrinter
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
-from viaticum.money import format_usd
+from viaticum.money import format_usd, usd_digits
 from viaticum.types import Answer, AnswerKind, Query
 
 
@@ -107,7 +107,7 @@ def _answer_json(answer: Answer, settings: GenerationSettings) -> dict[str, Any]
         "settings": settings.model_dump(mode="json"),
         "usage": {name: asdict(count) for name, count in answer.usage.models.items()},
         "cost_nanousd": answer.cost,
-        "cost_usd": format_usd(answer.cost).removeprefix("$"),
+        "cost_usd": usd_digits(answer.cost),
         "held_nanousd": answer.held,
         "finish_reason": answer.finish_reason,
         "seconds": round(answer.seconds, 3),

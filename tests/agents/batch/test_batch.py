@@ -65,7 +65,7 @@ from viaticum.generation import GenerationSettings
 from viaticum.jobs import Job, Preview, read_rows
 from viaticum.models.base import Generation
 from viaticum.models.scripted import ScriptedModel
-from viaticum.money import Price
+from viaticum.money import Price, usd_digits
 from viaticum.routers.query import Plan
 from viaticum.types import Message, Pair, Query, TokenCount
 
@@ -97,6 +97,7 @@ def test_every_row_is_answered_graded_and_paid(tmp_path: Path) -> None:
         "reason": "",
         "pair": "expensive+cot",
         "cost_nanousd": row.cost_nanousd,
+        "cost_usd": usd_digits(row.cost_nanousd),
     }
     assert [event["event"] for event in told][:2] == ["reading", "started"]
     assert told[-1]["event"] == "ended"

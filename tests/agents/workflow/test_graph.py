@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -26,6 +27,7 @@ from viaticum.errors import (
     ProviderTimeout,
 )
 from viaticum.models.base import Generation
+from viaticum.money import as_usd
 from viaticum.types import Message, TokenCount
 
 
@@ -62,6 +64,7 @@ def test_question_in_answer_out(ledger: Ledger) -> None:
     assert (answer["value"], answer["text"]) == ("42", "The answer is 42.")
     assert answer["pair"] == answer["routes"][0]["pair"] == "scripted+direct"
     assert answer["cost"] == ledger.budget("b").posted_nanousd > 0
+    assert Decimal(answer["cost_usd"]) == as_usd(answer["cost"])
     assert set(answer) == {
         "value",
         "text",
@@ -70,6 +73,7 @@ def test_question_in_answer_out(ledger: Ledger) -> None:
         "pair",
         "routes",
         "cost",
+        "cost_usd",
         "held",
         "usage",
         "seconds",
