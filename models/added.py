@@ -16,15 +16,20 @@ from typing import Any, NamedTuple
 
 from viaticum.errors import InputError
 from viaticum.gguf.file import read_header
-from viaticum.hub import fetch_config
+from viaticum.hub import Repository, fetch_config, look_at
 from viaticum.model_spec import ModelSpec
 from viaticum.models.api_keys import key_variables
 from viaticum.models.remote.prices import list_entry, listed_names, listed_rates
 from viaticum.weight_sources import Hub
+from viaticum.wheels import FetchError
 
 CHAT_MODES = ("chat", "responses", "completion")
 HUB = "hub:"
-_REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+SHOWN = 6  # files of a repository that a message names
+_REPOSITORY = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?", re.I
+)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z", re.I)
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 
 
@@ -49,7 +54,8 @@ def new_entry(
     """The entry of a model.
 
     Args:
-        source: "hub:OWNER/NAME" (with "@REVISION"), the path of a GGUF file, or a model's name for LiteLLM.
+        source: "hub:OWNER/NAME" (with "/FILE.gguf" and "@REVISION"), the path of a GGUF file, or a model's
+            name for LiteLLM.
         name: by which it is asked; that of the source by default.
         description: what it is good at; routers read it.
         context: tokens of prompt and answer together.
@@ -135,11 +141,54 @@ def _unlisted(model: str) -> str:
 def _hub_entry(text: str, context: int | None) -> NewEntry:
     match = _REPOSITORY.fullmatch(text)
     if match is None:
-        raise InputError(f"not a repository: {text!r}; write hub:OWNER/NAME, or hub:OWNER/NAME@REVISION")
+        raise InputError(
+            f"not a repository: {text!r}; write hub:OWNER/NAME, with @REVISION for one of its versions and "
+            "/FILE.gguf for one of its files"
+        )
     source = Hub(type="hub", repo=match["repo"], revision=match["revision"] or "main")
-    length = context or _context_of(fetch_config(source), source.repo)
+    wanted = match["file"]
+    try:
+        found = look_at(source)
+        if wanted is not None or not found.safetensors:
+            return _gguf_of_hub(source, found, wanted, context)
+        length = context or _context_of(fetch_config(source), source.repo)
+    except FetchError as error:
+        if context is None or wanted is not None:  # the hash of a file has to be known
+            hint = "" if wanted is not None else "; give --context to add it all the same"
+            raise InputError(f"cannot look at {source.repo} ({error}){hint}") from None
+        length = context
     fields = _local_fields(source.repo.rpartition("/")[2], length, source.model_dump())
     return NewEntry(source.repo, fields, "From a model hub; it runs here, so no token is billed")
+
+
+def _gguf_of_hub(source: Hub, found: Repository, wanted: str | None, context: int | None) -> NewEntry:
+    """The entry of one GGUF file, with its hash."""
+    files = sorted(found.hashes)
+    if not files:
+        raise InputError(f"{source.repo} holds neither safetensors nor a GGUF file; add another repository")
+    if wanted is None and len(files) > 1:
+        listed = f"{', '.join(files[:SHOWN])}{' ...' if len(files) > SHOWN else ''}"
+        raise InputError(
+            f"{source.repo} holds {len(files)} GGUF files ({listed}); name one: hub:{source.repo}/{files[0]}"
+        )
+    name = wanted or files[0]
+    if name not in found.hashes:
+        near = get_close_matches(name, files, 1, 0.3)
+        hint = f"did you mean {near[0]}?" if near else "it holds no GGUF file"
+        raise InputError(f"{source.repo} holds no file {name}; {hint}")
+    if _SHARD.search(name):
+        raise InputError(f"{name} is one of several shards; fetch them all and add the path of the first one")
+    if not found.hashes[name]:
+        raise InputError(f"the hub does not say the hash of {name}; fetch the file and add its path")
+    length = context or found.context
+    if not length:
+        raise InputError(f"the hub does not say how much {name} reads; give --context")
+    place = Hub(type="hub", repo=source.repo, revision=source.revision, file=name, sha256=found.hashes[name])
+    title = Path(name).stem
+    fields = _local_fields(title, length, place.model_dump())
+    return NewEntry(
+        f"{source.repo.partition('/')[0]}/{title}", fields, "One GGUF file of a model hub; runs here"
+    )
 
 
 def _context_of(config: Mapping[str, Any], repo: str) -> int:

@@ -14,11 +14,13 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from viaticum.errors import InputError, WeightsError, one_line
+from viaticum.errors import WeightsError, one_line
 from viaticum.weight_sources import Hub
 from viaticum.wheels import DISK_FULL, FetchError, Report
 
@@ -56,35 +58,82 @@ def fetch_hub(source: Hub, folder: Path, report: Report) -> None:
         _fetch_repository(source, folder)
 
 
+@dataclass(frozen=True)
+class Repository:
+    """What a repository holds.
+
+    hashes: sha256 by the name of each GGUF file, "" where the hub does not say it. safetensors: whether it
+    holds some. context: tokens that the GGUF files' model reads, where the hub says so.
+    """
+
+    hashes: Mapping[str, str]
+    safetensors: bool
+    context: int | None
+
+
+def look_at(source: Hub) -> Repository:
+    """What a repository holds, at the revision of the source.
+
+    Raises:
+        FetchError: the hub cannot be reached, or there is no such repository or revision.
+    """
+    with _asking(source) as endpoint:
+        from huggingface_hub import HfApi
+
+        info = _within(
+            LOOK_SECONDS,
+            lambda: HfApi(endpoint=endpoint).model_info(
+                source.repo, revision=source.revision, timeout=LOOK_SECONDS, files_metadata=True
+            ),
+        )
+    files = info.siblings or []
+    hashes = {
+        each.rfilename: str((each.lfs or {}).get("sha256") or "")
+        for each in files
+        if each.rfilename.lower().endswith(".gguf")
+    }
+    context = (info.gguf or {}).get("context_length")
+    return Repository(
+        hashes,
+        any(each.rfilename.endswith(".safetensors") for each in files),
+        context if isinstance(context, int) and context > 0 else None,
+    )
+
+
 def fetch_config(source: Hub) -> dict[str, Any]:
     """The config.json of a repository.
 
     Raises:
-        InputError: the hub cannot be reached, or the repository has none; says how to go on without it.
+        FetchError: the hub cannot be reached, or the repository has none.
     """
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
-    try:
+    with _asking(source) as endpoint, tempfile.TemporaryDirectory() as folder:
         from huggingface_hub import hf_hub_download
 
-        _require_online(source, endpoint)
-        with tempfile.TemporaryDirectory() as folder, _hub_errors(source):
-            path = _within(
-                LOOK_SECONDS,
-                lambda: hf_hub_download(
-                    source.repo,
-                    "config.json",
-                    revision=source.revision,
-                    local_dir=folder,
-                    endpoint=endpoint,
-                    etag_timeout=LOOK_SECONDS,
-                ),
-            )
-            config = json.loads(Path(path).read_bytes())
-    except ImportError:
-        raise InputError("huggingface_hub is not installed; run: pip install 'viaticum[local]'") from None
-    except FetchError as error:
-        raise InputError(f"cannot look at {source.repo} ({error}); give --context") from None
+        path = _within(
+            LOOK_SECONDS,
+            lambda: hf_hub_download(
+                source.repo,
+                "config.json",
+                revision=source.revision,
+                local_dir=folder,
+                endpoint=endpoint,
+                etag_timeout=LOOK_SECONDS,
+            ),
+        )
+        config = json.loads(Path(path).read_bytes())
     return config if isinstance(config, dict) else {}
+
+
+@contextmanager
+def _asking(source: Hub) -> Iterator[str]:
+    """The hub's address, while it is asked; what goes wrong becomes a `FetchError`."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
+    try:
+        _require_online(source, endpoint)
+        with _hub_errors(source):
+            yield endpoint
+    except ImportError:
+        raise FetchError("huggingface_hub is not installed; run: pip install 'viaticum[local]'") from None
 
 
 def _require_online(source: Hub, endpoint: str) -> None:
@@ -111,7 +160,7 @@ def _look(source: Hub, endpoint: str) -> None:
             LOOK_SECONDS, lambda: get_hf_file_metadata(url, timeout=LOOK_SECONDS, endpoint=endpoint)
         )
     except HfHubHTTPError as error:  # it answers, but not with this file
-        raise FetchError(f"hub {source.repo}: {one_line(error, LONGEST)}") from None
+        raise FetchError(_reason(source, error)) from None
     except Exception as error:
         _unreachable[endpoint] = (
             f"{endpoint} cannot be reached ({one_line(error, LONGEST) or type(error).__name__})"
@@ -199,7 +248,28 @@ class _hub_errors:
             return  # an interrupt, or nothing
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return
-        raise FetchError(f"hub {self._source.repo}: {one_line(error, LONGEST)}") from None
+        if isinstance(error, ImportError):
+            return
+        raise FetchError(_reason(self._source, error)) from None
+
+
+def _reason(source: Hub, error: Exception) -> str:
+    """What a failed request to the hub means, and what to do about it."""
+    from huggingface_hub import errors
+
+    page = f"{os.environ.get('HF_ENDPOINT', '').rstrip('/') or HUB}/{source.repo}"
+    named: list[tuple[type[Exception], str]] = [
+        (errors.GatedRepoError, f"it is gated: accept its terms at {page} and put your token into HF_TOKEN"),
+        (errors.RevisionNotFoundError, f"there is no revision {source.revision!r} of it"),
+        (
+            errors.RepositoryNotFoundError,
+            "there is no such repository, or it is private: check the name, or put your token into HF_TOKEN",
+        ),
+    ]
+    for kind, meaning in named:
+        if isinstance(error, kind):
+            return f"hub {source.repo}: {meaning}"
+    return f"hub {source.repo}: {one_line(error, LONGEST) or type(error).__name__}"
 
 
 def _check_hash(source: Hub, path: Path) -> None:
