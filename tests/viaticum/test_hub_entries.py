@@ -11,16 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_gguf import write_tiny_gguf
-from tiny_models import build
+from gguf_files import byte_level, tiny_model, write_gguf
+from transformers import Qwen2Config
 
 from viaticum import hub
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import InputError, WeightsError
+from viaticum.gguf.split_patterns import SPLITTINGS
 from viaticum.models.added import new_entry
 from viaticum.weights import locate, pull
 
 pytest.importorskip("huggingface_hub")
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 360,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
 
 
 class TinyHub(BaseHTTPRequestHandler):
@@ -112,7 +125,9 @@ def no_report(*stage: object) -> None:
 
 
 def tiny_gguf(folder: Path) -> bytes:
-    return write_tiny_gguf(folder / "tiny.gguf", build()).read_bytes()
+    words = byte_level("qwen2", SPLITTINGS["qwen2"].patterns[0], nfc=True)
+    model = tiny_model(Qwen2Config(**SIZES))
+    return write_gguf(folder / "tiny.gguf", "qwen2", model, words).read_bytes()
 
 
 def spec_of(source: str, **given: Any) -> ModelSpec:
@@ -221,6 +236,7 @@ def test_a_file_that_is_cut_off_or_another_one_is_not_taken(
     server.files["a.gguf"] = content
     spec = spec_of("hub:some.one/a-model")
     server.cut = len(content) // 2
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
     with pytest.raises(WeightsError, match=r"hub some\.one/a-model: "):
         pull(spec, no_report)
     server.cut, server.files["a.gguf"] = 0, content[:-1] + b"x"

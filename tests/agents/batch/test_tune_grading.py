@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from synthetic_outcomes import WORDS, Words
-from test_tune_rounds import model, questions, right, says, tuning
 from tune_job import bought
+from tune_models import model, questions, right, says, tuning
 
 from viaticum.agents.batch.tune_agreement import agreed_answer
 from viaticum.agents.batch.tune_pairwise import read_choice

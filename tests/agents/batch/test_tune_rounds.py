@@ -6,20 +6,22 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_outcomes import NAMES, WORDS, Words
+from synthetic_outcomes import WORDS, Words
 from tune_job import bought
+from tune_models import model, questions, right, says
+from tune_models import tuning as opened
 
 from viaticum.agents.batch.tune import Tuning
 from viaticum.agents.batch.tune_judge import read_verdict
 from viaticum.agents.batch.tune_report import conclude
 from viaticum.agents.batch.tune_rounds import buy
-from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.generation import GenerationSettings
 from viaticum.models.base import Generation
@@ -30,35 +32,6 @@ from viaticum.types import Message, Query
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def questions(count: int = 48, known: int | None = None) -> list[Question]:
-    """Of three kinds in turn; the answer, known for the first of them, is the number of the name."""
-    kinds, made = list(WORDS), []
-    for number in range(count):
-        words = WORDS[kinds[number % 3]]
-        picked = [words[(number * 7 + step * (1 + number // 10)) % len(words)] for step in range(4)]
-        gold = str(number + 1) if known is None or number < known else None
-        text = " ".join([*picked, NAMES[1 + number]])
-        made.append(Question(f"q{number}", Query(text, "number"), gold))
-    return made
-
-
-def right(text: str) -> str:
-    found = re.search(r"name(\d+)", text)
-    assert found is not None
-    return found[1]
-
-
-def says(*kinds: str) -> Callable[[Sequence[Message], Generation], str]:
-    """Right on questions of these kinds."""
-
-    def script(messages: Sequence[Message], generation: Generation) -> str:
-        text = str(messages[-1]["content"])
-        known = any(word in text.split() for kind in kinds for word in WORDS[kind])
-        return f"The answer is {right(text) if known else 0}."
-
-    return script
-
-
 def judges(messages: Sequence[Message], generation: Generation) -> str:
     """Right, but for names that end in 9, which it takes for wrong."""
     text = str(messages[-1]["content"])
@@ -66,28 +39,15 @@ def judges(messages: Sequence[Message], generation: Generation) -> str:
     return f"Because I say so.\n{'RIGHT' if wanted == given and wanted[-1] != '9' else 'WRONG'}"
 
 
-def model(name: str, script: Any, price: str, pause: float = 0.0) -> ScriptedModel:
-    spec = ModelSpec(
-        name=name,
-        description="says",
-        kind="scripted",
-        context_length=8000,
-        input_price=price,
-        output_price=price,
-    )
-    return ScriptedModel(script, spec=spec, pause=pause)
-
-
 def tuning(folder: Path, asked: Sequence[Question] | None = None, **changed: Any) -> Tuning:
+    """As `opened`, with a judge among the models."""
     price = changed.pop("price", "1")
     given = {
         "some": model("some", says("sums", "games"), price, changed.pop("pause", 0.0)),
         "all": model("all", says(*WORDS), "10" if price != "0" else "0"),
         "judge": model("judge", judges, price),
     }
-    settings: dict[str, Any] = {"budget": "1", "models": ["some", "all"], "strategies": ["direct"]}
-    settings |= {"given": given, "catalogue": Catalogue(()), "ledger": folder / "ledger.db"} | changed
-    return Tuning.open(asked or questions(), folder / "my-router", **settings)
+    return opened(folder, asked or questions(), **{"given": given} | changed)
 
 
 def test_questions_made_from_a_template_are_on_both_sides(tmp_path: Path) -> None:
