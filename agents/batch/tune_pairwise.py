@@ -119,14 +119,14 @@ class PairwiseJudge(Grader):
             self.calls.ask(wanted, progress)
 
     def verdict(self, number: int) -> bool | None:
-        """As of every grader. No answer is wrong; where one pair alone was asked, nothing is known."""
+        """As of every grader. No answer is wrong; without an opponent or a comparison nothing is known."""
         standing = self._of_cell.get(number)
         if standing is None or len(standing.cells) < 2:
             return None
         index = standing.cells[number]
         if index is None:
             return False
-        return None if index in standing.unknown else index in standing.best
+        return None if standing.unknown else index in standing.best
 
     def cost(self, number: int) -> int:
         """The comparisons in which the answer of this cell was the challenger."""

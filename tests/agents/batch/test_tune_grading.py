@@ -56,6 +56,7 @@ def test_by_pairs_the_answer_that_is_better_in_both_orders_is_right(tmp_path: Pa
     assert found.judged is not None
     assert found.judged.grader == "judge judge, by pairs,"
     assert found.judged.ungraded == 0
+    kin = range(list(WORDS).index("kin"), 48, 3)
     by_pair = {(row.question_id, row.model): row.correct for row in found.outcomes}
     asked = {question for question, _ in by_pair}
     assert asked
@@ -63,8 +64,8 @@ def test_by_pairs_the_answer_that_is_better_in_both_orders_is_right(tmp_path: Pa
         if f"q{number}" in asked:
             assert by_pair[f"q{number}", "all"] is True
             if (f"q{number}", "some") in by_pair:
-                assert by_pair[f"q{number}", "some"] is (number % 3 != 2)
-    different = sum((f"q{number}", "some") in by_pair for number in range(2, 48, 3))
+                assert by_pair[f"q{number}", "some"] is (number not in kin)
+    different = sum((f"q{number}", "some") in by_pair for number in kin)
     assert calls(job) == 2 * different, "equal answers are not compared, others in both orders"
 
 
@@ -79,7 +80,7 @@ def test_by_pairs_an_answer_without_a_verdict_is_no_outcome(tmp_path: Path) -> N
     assert found.judged is not None
     assert found.judged.ungraded > 0
     assert not {row.question_id for row in found.outcomes if row.model == "some"} & {
-        f"q{number}" for number in range(2, 48, 3)
+        f"q{number}" for number in range(list(WORDS).index("kin"), 48, 3)
     }
 
 
