@@ -183,9 +183,9 @@ def _gguf_of_hub(source: Hub, found: Repository, wanted: str | None, context: in
     length = context or found.context
     if not length:
         raise InputError(f"the hub does not say how much {name} reads; give --context")
-    place = Hub(type="hub", repo=source.repo, revision=source.revision, file=name, sha256=found.hashes[name])
+    origin = Hub(type="hub", repo=source.repo, revision=source.revision, file=name, sha256=found.hashes[name])
     title = Path(name).stem
-    fields = _local_fields(title, length, place.model_dump())
+    fields = _local_fields(title, length, origin.model_dump())
     return NewEntry(
         f"{source.repo.partition('/')[0]}/{title}", fields, "One GGUF file of a model hub; runs here"
     )

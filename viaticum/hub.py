@@ -92,7 +92,8 @@ def look_at(source: Hub) -> Repository:
         for each in files
         if each.rfilename.lower().endswith(".gguf")
     }
-    context = (info.gguf or {}).get("context_length")
+    details: Mapping[str, Any] = info.gguf or {}
+    context = details.get("context_length")
     return Repository(
         hashes,
         any(each.rfilename.endswith(".safetensors") for each in files),
