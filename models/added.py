@@ -29,7 +29,7 @@ SHOWN = 6  # files of a repository that a message names
 _REPOSITORY = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?", re.I
 )
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z", re.I)
+_NO_MODEL = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z|(?:\A|/)mmproj", re.I)  # shards, projections of images
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 
 
@@ -163,21 +163,24 @@ def _hub_entry(text: str, context: int | None) -> NewEntry:
 
 def _gguf_of_hub(source: Hub, found: Repository, wanted: str | None, context: int | None) -> NewEntry:
     """The entry of one GGUF file, with its hash."""
-    files = sorted(found.hashes)
+    files = [each for each in sorted(found.hashes) if not _NO_MODEL.search(each)]
     if not files:
-        raise InputError(f"{source.repo} holds neither safetensors nor a GGUF file; add another repository")
+        what = "shards of GGUF files alone; fetch them all and add the path of the first one"
+        if not found.hashes:
+            what = "neither safetensors nor a GGUF file; add another repository"
+        raise InputError(f"{source.repo} holds {what}")
     if wanted is None and len(files) > 1:
         listed = f"{', '.join(files[:SHOWN])}{' ...' if len(files) > SHOWN else ''}"
         raise InputError(
             f"{source.repo} holds {len(files)} GGUF files ({listed}); name one: hub:{source.repo}/{files[0]}"
         )
     name = wanted or files[0]
-    if name not in found.hashes:
+    if name not in files:
+        if name in found.hashes:
+            raise InputError(f"{name} is a shard or no language model; add another file, or a path")
         near = get_close_matches(name, files, 1, 0.3)
-        hint = f"did you mean {near[0]}?" if near else "it holds no GGUF file"
+        hint = f"did you mean {near[0]}?" if near else f"it has {files[0]}"
         raise InputError(f"{source.repo} holds no file {name}; {hint}")
-    if _SHARD.search(name):
-        raise InputError(f"{name} is one of several shards; fetch them all and add the path of the first one")
     if not found.hashes[name]:
         raise InputError(f"the hub does not say the hash of {name}; fetch the file and add its path")
     length = context or found.context

@@ -88,12 +88,11 @@ def look_at(source: Hub) -> Repository:
         )
     files = info.siblings or []
     hashes = {
-        each.rfilename: str((each.lfs or {}).get("sha256") or "")
+        each.rfilename: "" if each.lfs is None else str(each.lfs.sha256)
         for each in files
         if each.rfilename.lower().endswith(".gguf")
     }
-    details: Mapping[str, Any] = info.gguf or {}
-    context = details.get("context_length")
+    context = (info.gguf or {}).get("context_length")
     return Repository(
         hashes,
         any(each.rfilename.endswith(".safetensors") for each in files),

@@ -46,7 +46,7 @@ Question: {{question}}
 Answer: {{answer}}
 
 Give your reason in one or two sentences, then a last line with one word: RIGHT or WRONG."""
-_VERDICT = re.compile(r"\b(RIGHT|WRONG)\W*\Z")
+_VERDICT = re.compile(r"(?:\b(RIGHT|WRONG)|(?:\A|\n|:)\W*((?i:right|wrong)))\W*\Z")
 
 
 @dataclass(frozen=True)
@@ -202,4 +202,4 @@ def verdict_id(question: Question, answer: str) -> str:
 def read_verdict(text: str) -> bool | None:
     """The verdict at the end of a text; None where there is none, as in one that was cut off."""
     found = _VERDICT.search(text)
-    return found[1] == "RIGHT" if found else None
+    return (found[1] or found[2]).upper() == "RIGHT" if found else None

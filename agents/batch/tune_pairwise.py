@@ -45,14 +45,14 @@ A: {{first}}
 B: {{second}}
 
 Give your reason in one or two sentences, then a last line with one word: A, B or TIE."""
-_CHOICE = re.compile(r"(?:\A|\n|:)\W*(A|B|TIE)\W*\Z")
+_CHOICE = re.compile(r"(?:\A|\n|:)\W*(?:Answer\s+)?(A|B|(?i:TIE))\W*\Z")
 
 
 def read_choice(text: str) -> Choice | None:
     """The choice at the end of a text; None where there is none."""
     found = _CHOICE.search(text)
     choices: dict[str, Choice] = {"A": "A", "B": "B", "TIE": "TIE"}
-    return choices[found[1]] if found else None
+    return choices[found[1].upper()] if found else None
 
 
 def comparison_row(model: str, number: int, question: Question, first: str, second: str) -> PlannedRow:

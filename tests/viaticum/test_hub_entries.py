@@ -139,7 +139,7 @@ def test_the_one_gguf_file_of_a_repository_is_added_by_its_hash_and_pulled(
     server: type[TinyHub], tmp_path: Path
 ) -> None:
     content = tiny_gguf(tmp_path)
-    server.files |= {"README.md": b"hello", "a-model-Q4_K_M.gguf": content}
+    server.files |= {"README.md": b"hello", "a-model-Q4_K_M.gguf": content, "mmproj-F16.gguf": b"images"}
     spec = spec_of("hub:some.one/a-model")
     assert (spec.name, spec.context_length) == ("some.one/a-model-Q4_K_M", 512)
     assert spec.sources[0].model_dump() == {
@@ -179,7 +179,16 @@ def test_a_repository_of_safetensors_is_added_as_it_is(server: type[TinyHub]) ->
         ({"pytorch_model.bin": b"w"}, "hub:some.one/a-model", "neither safetensors nor a GGUF file"),
         ({"a.gguf": b"w"}, "hub:some.one/other", "no such repository, or it is private: .* HF_TOKEN"),
         ({"a.gguf": b"w"}, "hub:some.one/a-model@v9", "there is no revision 'v9' of it"),
-        ({"a-00001-of-00002.gguf": b"w"}, "hub:some.one/a-model", "one of several shards; fetch them all"),
+        (
+            {f"a-0000{n}-of-00002.gguf": b"w" for n in (1, 2)},
+            "hub:some.one/a-model",
+            "fetch them all and add the",
+        ),
+        (
+            {"a.gguf": b"w", "mmproj-a.gguf": b"p"},
+            "hub:some.one/a-model/mmproj-a.gguf",
+            "is a shard or no language model",
+        ),
         ({"model.safetensors": b"w"}, "hub:some.one/a-model", "cannot look at .*404.*; give --context"),
         ({"model.safetensors": b"w", "config.json": b"{"}, "hub:some.one/a-model", "give --context"),
         (

@@ -102,6 +102,8 @@ def test_the_choice_is_the_last_word_on_its_own() -> None:
     assert read_choice("A is longer, but B is right.\nB") == "B"
     assert read_choice("Both say 4.\n**TIE**") == "TIE"
     assert read_choice("Verdict: A.") == "A"
+    assert read_choice("Both say 4.\nTie") == "TIE"
+    assert read_choice("It has it all.\nAnswer B") == "B"
     assert read_choice("I cannot choose A or B") is None
     assert read_choice("B is right, and A") is None
 

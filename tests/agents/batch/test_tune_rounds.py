@@ -185,6 +185,7 @@ def test_the_verdict_is_the_last_word() -> None:
     assert read_verdict("The answer seems WRONG, but is RIGHT.\nRIGHT") is True
     assert read_verdict("RIGHT would be 5.\n**WRONG**") is False
     assert read_verdict("Verdict: RIGHT.") is True
+    assert read_verdict("It says the same.\nRight.") is True
     assert read_verdict("I cannot tell whether it is right.") is None
     assert read_verdict("I have to say whether it is RIGHT or") is None
 
