@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viaticum.errors import InputError
-from viaticum.money import MAX_NANOUSD, Price, Tier, format_usd, nanousd, short_usd
+from viaticum.money import MAX_NANOUSD, Price, Tier, format_usd, nanousd, short_usd, usd_digits
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,15 @@ def test_text_and_back_loses_nothing(amount: int) -> None:
     text = format_usd(amount)
     assert nanousd(text.replace("$", "")) == amount
     assert "e" not in text.lower()
+
+
+def test_digits_have_no_exponent() -> None:
+    assert [usd_digits(each) for each in (1, 0, 12_000_000_000, -1_500)] == [
+        "0.000000001",
+        "0",
+        "12",
+        "-0.0000015",
+    ]
 
 
 def test_the_callers_decimal_context_does_not_matter() -> None:
