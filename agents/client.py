@@ -303,6 +303,10 @@ class Viaticum:
         """Whether a model is given, or of the catalogue with its weights, key and price here."""
         return self._resources.is_usable(Pair(checked_text("the name of a model", model), "direct"))
 
+    def why_unusable(self, models: Iterable[str]) -> ViaticumError:
+        """The error where none of these models can be used here."""
+        return self._resources.none_usable(Pair(name, "direct") for name in models)
+
     def derive(self, *, checkpointer: BaseCheckpointSaver[Any] | None = None, **resources: Any) -> Viaticum:
         """A client that shares the ledger, models and threads of this one, and ends with it.
 

@@ -1,13 +1,14 @@
 """Completions under any model name: `auto`, a model of the catalogue, or `model+strategy`.
 
 `auto` is the routed workflow; a model alone is called directly, with one paid call of a plain chat; a pair
-goes through the workflow with its strategy, and no other pair is tried. All three yield the same events.
+goes through the workflow with its strategy, and no other pair is tried. With tools or a form of the answer
+`auto` is one plain chat, routed among the models that can do it. All yield the same events.
 Leaves out HTTP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from viaticum import strategies
 from viaticum.agents.cancellation import CallerGone, CancellationToken
+from viaticum.agents.capable import first_that_answers, is_plain, models_in_order, settings_for
 from viaticum.agents.client import Viaticum
 from viaticum.agents.workflow.calls import Calls, SettledCall, WatchedStream
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, ThinkingPiece
@@ -137,6 +139,8 @@ def complete(
     request = _checked(client, request)
     if request.name in client.catalogue:
         yield from _chat(client, request)
+    elif request.name == AUTO and is_plain(request.messages, request.extra):
+        yield from _routed_chat(client, request)
     elif request.extra:
         extra = ", ".join(request.extra)
         raise InputError(f"{request.name} answers in words; it cannot do: {extra}")
@@ -161,7 +165,26 @@ def _checked(client: Viaticum, request: CompletionRequest) -> CompletionRequest:
     return replace(request, extra=extra)
 
 
-def _chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEvent]:
+def _routed_chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEvent]:
+    """One paid call of the model that the router prefers, or of the next one where that fails."""
+    names = models_in_order(
+        client,
+        request.messages,
+        request.extra,
+        scope=request.scope,
+        policy=request.policy,
+        limit=request.settings.over(client.settings).max_new_tokens or MAX_TOKENS,
+    )
+
+    def ask(name: str, place: int) -> Generator[CompletionEvent, None, None]:
+        key = f"{request.key}.{place + 1}" if place else request.key
+        settings = settings_for(client, name, request.settings)
+        return _chat(client, replace(request, name=name, key=key, settings=settings))
+
+    yield from first_that_answers(names, ask, shows=lambda event: event != "", whole=not request.is_streamed)
+
+
+def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionEvent, None, None]:
     """One paid call of one model."""
     model, spec = client.model(request.name), client.catalogue[request.name]
     settings = request.settings.over(client.settings)

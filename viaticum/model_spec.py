@@ -51,7 +51,7 @@ _ROUTER_FIELDS = {
 }
 _REMOTE_FIELDS = (
     *("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams", "tools"),
-    *("tokenizer", "holds"),
+    *("tokenizer", "holds", "json_schema"),
 )
 # Of local entries whose engine is "served": what they need, what they may have.
 _SERVED_FIELDS = ("api_base", "served_model")
@@ -67,6 +67,7 @@ _LATER: dict[str, Any] = {
     "holds": None,
     "benchmarks": {},
     "tools": None,
+    "json_schema": None,
     "cache_write_price": None,
     **dict.fromkeys(LOCAL_FIELDS),
 }
@@ -173,7 +174,9 @@ class ModelSpec(LocalFields):
             by default OpenAI's own for its models, else every byte counts as a token.
         holds: "estimated" holds prompts without a known tokenizer by the ratio of tokens to bytes of earlier
             calls and a fifth more; overruns are then possible, and reported.
-        tools: False where it cannot call tools: a call with tools is refused before it is made.
+        tools: False where it cannot call tools: a call with tools is refused before it is made, and `auto`
+            goes to other models with it.
+        json_schema: False where it does not answer by a JSON schema, likewise.
     """
 
     name: str
@@ -208,6 +211,7 @@ class ModelSpec(LocalFields):
     tokenizer: Annotated[str, Field(pattern=r"^(cl100k_base|o200k_base|[/~].*|[A-Za-z]:.*)$")] | None = None
     holds: Literal["worst", "estimated"] | None = None
     tools: bool | None = None
+    json_schema: bool | None = None
     text: str | None = None
     pause: NonNegativeFloat = 0.0
     thinking: bool | str | ThinkingTags = "auto"
@@ -242,7 +246,9 @@ class ModelSpec(LocalFields):
 
         A hub's file with the hash of a wheels source is left out: the bytes are the same.
         """
-        dumped = self.model_dump(mode="json", exclude={*UNKEYED_FIELDS, "benchmarks", "tokenizer", "holds"})
+        dumped = self.model_dump(
+            mode="json", exclude={*UNKEYED_FIELDS, "benchmarks", "tokenizer", "holds", "json_schema"}
+        )
         same = {source.sha256 for source in self.sources if isinstance(source, Wheels)}
         dumped["sources"] = [
             source

@@ -1,8 +1,9 @@
 """`ChatViaticum`: a LangChain chat model within a budget.
 
 `model` is a name of the catalogue, for a plain chat with that model; `auto`, for the workflow, which routes
-the last message of the user; or `model+strategy`, for the workflow with that pair alone. Every call reserves
-its worst case in the ledger and settles its actual cost, streamed or whole, sync or async.
+the last message of the user, and with tools or a schema for a plain chat with a model that can do it; or
+`model+strategy`, for the workflow with that pair alone. Every call reserves its worst case in the ledger and
+settles its actual cost, streamed or whole, sync or async.
 
 Leaves out the conversion of messages (`agents.integrations.langchain_messages`) and how calls are paid
 (`agents.workflow.calls`, `agents.workflow.graph`).
@@ -13,7 +14,7 @@ from __future__ import annotations
 import copy
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from decimal import Decimal
@@ -31,6 +32,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
+from viaticum.agents.capable import first_that_answers, is_plain, models_in_order, settings_for
 from viaticum.agents.client import Viaticum
 from viaticum.agents.integrations.chat_identity import identity
 from viaticum.agents.integrations.langchain_messages import (
@@ -175,9 +177,8 @@ class ChatViaticum(CountingChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return generate_from_stream(
-            self._stream(messages, stop, run_manager if self.streaming else None, **kwargs)
-        )
+        chunks = self._chunks(messages, stop, kwargs, whole=not self.streaming)
+        return generate_from_stream(self._reported(chunks, run_manager if self.streaming else None))
 
     def _stream(
         self,
@@ -186,7 +187,11 @@ class ChatViaticum(CountingChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        chunks = self._chunks(messages, stop, kwargs)
+        return self._reported(self._chunks(messages, stop, kwargs), run_manager)
+
+    def _reported(
+        self, chunks: Generator[AIMessageChunk, None, None], run_manager: CallbackManagerForLLMRun | None
+    ) -> Iterator[ChatGenerationChunk]:
         try:
             for message in chunks:
                 chunk = ChatGenerationChunk(message=message)
@@ -203,7 +208,8 @@ class ChatViaticum(CountingChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        stream = self._astream(messages, stop, run_manager if self.streaming else None, **kwargs)
+        chunks = self._chunks(messages, stop, kwargs, whole=not self.streaming)
+        stream = self._areported(chunks, run_manager if self.streaming else None)
         return generate_from_stream(iter([chunk async for chunk in stream]))
 
     async def _astream(
@@ -213,7 +219,17 @@ class ChatViaticum(CountingChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        async with aclosing(StreamThread(self._chunks(messages, stop, kwargs)).items()) as items:
+        stream = self._areported(self._chunks(messages, stop, kwargs), run_manager)
+        async with aclosing(stream):
+            async for chunk in stream:
+                yield chunk
+
+    async def _areported(
+        self,
+        chunks: Generator[AIMessageChunk, None, None],
+        run_manager: AsyncCallbackManagerForLLMRun | None,
+    ) -> AsyncGenerator[ChatGenerationChunk]:
+        async with aclosing(StreamThread(chunks).items()) as items:
             async for message in items:
                 chunk = ChatGenerationChunk(message=message)
                 if run_manager is not None and (message.content or message.additional_kwargs):
@@ -221,14 +237,23 @@ class ChatViaticum(CountingChatModel):
                 yield chunk
 
     def _chunks(
-        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        kwargs: Mapping[str, Any],
+        *,
+        whole: bool = False,
     ) -> Generator[AIMessageChunk, None, None]:
+        """whole: nobody sees a chunk before the last one, so that another model may answer until then."""
         extra = dict(kwargs)
         settings = {name: extra.pop(name) for name in _SETTINGS if extra.get(name) is not None}
         name = str(settings.get("model", self.model_name))
         stops = tuple([stop] if isinstance(stop, str) else stop if stop is not None else self._own_stops())
         if is_routed(name):
-            refuse_cache_marks(name, from_langchain(messages))
+            converted = from_langchain(messages)
+            refuse_cache_marks(name, converted)
+            if name == AUTO and is_plain(converted, extra):
+                return self._routed_chat(converted, self._settings(settings, stops), extra, whole=whole)
             if extra:
                 raise InputError(
                     f"{name} routes to strategies, which take no {', '.join(extra)}; name a model instead"
@@ -272,6 +297,19 @@ class ChatViaticum(CountingChatModel):
         finally:
             events.close()  # type: ignore[attr-defined]
 
+    def _routed_chat(
+        self, messages: list[Message], settings: GenerationSettings, extra: Mapping[str, Any], *, whole: bool
+    ) -> Generator[AIMessageChunk, None, None]:
+        """One call of the model that the router prefers of those that can, or of the next one."""
+        client = self._client()
+        limit = settings.over(client.settings).max_new_tokens or MAX_TOKENS
+        names = models_in_order(client, messages, extra, scope=client.budget_name, limit=limit)
+
+        def ask(name: str, place: int) -> Generator[AIMessageChunk, None, None]:
+            return self._chat(name, messages, settings_for(client, name, settings), extra)
+
+        yield from first_that_answers(names, ask, shows=lambda chunk: True, whole=whole)
+
     def _answer(
         self, name: str, question: Query, settings: GenerationSettings, stops: tuple[str, ...]
     ) -> Generator[AIMessageChunk, None, None]:
@@ -306,10 +344,11 @@ class ChatViaticum(CountingChatModel):
         parallel_tool_calls: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """A chat that may call tools. Raises `InputError` for models that cannot: all but remote ones."""
-        self._check_can(
-            None if is_routed(self.model_name) else self._client(), self.model_name, [], {"tools": tools}
-        )
+        """A chat that may call tools. Raises `InputError` for models that cannot: all but remote ones.
+
+        With `auto` each call goes to the model that the router prefers of those that can.
+        """
+        self._check_binding({"tools": tools})
         wanted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
         bound: dict[str, Any] = {"tools": wanted, **kwargs}
         if tool_choice is not None and tool_choice is not False:
@@ -346,12 +385,7 @@ class ChatViaticum(CountingChatModel):
         if "tools" in bind:
             model = self.bind_tools(bind.pop("tools"), **bind)
         else:
-            self._check_can(
-                None if is_routed(self.model_name) else self._client(),
-                self.model_name,
-                [],
-                {"response_format": bind["response_format"]},
-            )
+            self._check_binding({"response_format": bind["response_format"]})
             model = self.bind(**bind)
         if not include_raw:
             return cast(Runnable[LanguageModelInput, Any], model | parser)
@@ -438,6 +472,11 @@ class ChatViaticum(CountingChatModel):
                 raise InputError(f"{name} runs locally and takes no {', '.join(remote)}; name a remote model")
             if any(message["role"] == "tool" or "tool_calls" in message for message in messages):
                 raise InputError(f"{name} runs locally and reads no tool calls; name a remote model")
+
+    def _check_binding(self, extra: Mapping[str, Any]) -> None:
+        if self.model_name != AUTO:
+            client = None if is_routed(self.model_name) else self._client()
+            self._check_can(client, self.model_name, [], extra)
 
     def _own_stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())

@@ -20,6 +20,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from viaticum.agents.integrations.agent_steps import note_model, step_state, steps_done
+from viaticum.agents.capable import best_rows
 from viaticum.agents.integrations.langchain_messages import query_from_langchain
 from viaticum.agents.integrations.middleware import Async, BudgetMiddleware, Sync, model_name, positive
 from viaticum.agents.workflow.failover import FAILOVER
@@ -29,9 +30,8 @@ from viaticum.models.remote.errors import error_kind
 from viaticum.money import Price
 from viaticum.routers.query import DEFAULT_POLICY, Policy, QueryRouter, as_policy, choose
 from viaticum.routers.query.folders import load_router
-from viaticum.routers.query.limits import limit_table
 from viaticum.routers.query.steps import choose_step, remaining_steps
-from viaticum.types import Pair, RoutingTable, Row
+from viaticum.types import Pair, RoutingTable
 
 try:
     from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
@@ -199,18 +199,12 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
     def _rows(self, messages: Sequence[BaseMessage], without: Collection[str]) -> RoutingTable | None:
         """The best row of each model that may be chosen; None where the router knows none of those left."""
         query = query_from_langchain(messages, text_only=False)
-        table = limit_table(self.router.table(query), self._limit_of)
-        best: dict[str, Row] = {}
-        for row in table:
-            name = row.pair.model
-            if name in without or name not in self.models:
-                continue
-            if name not in best or row.accuracy > best[name].accuracy:
-                best[name] = row
+        left = [name for name in self.models if name not in without]
+        best = best_rows(self.router, query, left, self._limit_of)
         if not best and without:
             return None
         if not best:
-            raise self._unknown(row.pair for row in table)
+            raise self._unknown(row.pair for row in self.router.table(query))
         return RoutingTable(tuple(best.values()))
 
     def _open(self, folder: str | Path) -> QueryRouter:

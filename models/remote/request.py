@@ -87,6 +87,9 @@ class RequestBuilder:
         spec = self.spec
         if spec.tools is False and generation.extra.get("tools"):
             raise InputError(f"{self.spec.name} cannot call tools, as its entry in the catalogue says")
+        form = generation.extra.get("response_format")
+        if spec.json_schema is False and isinstance(form, dict) and form.get("type") == "json_schema":
+            raise InputError(f"{spec.name} answers by no JSON schema, as its entry in the catalogue says")
         request: dict[str, Any] = {
             "model": spec.litellm_model,
             "messages": [_sent(message) for message in messages],

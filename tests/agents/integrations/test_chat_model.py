@@ -239,15 +239,17 @@ def test_what_a_program_or_a_vote_said_is_shown(tmp_path: Path) -> None:
 # What is refused
 
 
-@pytest.mark.parametrize("model", ["auto", "scripted+direct"])
-def test_the_workflow_takes_no_tools(chat: ChatViaticum, model: str) -> None:
-    routed = chat.model_copy(update={"model_name": model})
-    with pytest.raises(
-        InputError, match=f"{model.replace('+', '.')} routes to strategies, which take no tools"
-    ):
-        routed.bind_tools([{"name": "f", "description": "f", "parameters": {}}])
+def test_a_pair_takes_no_tools_and_auto_needs_a_model_that_does(chat: ChatViaticum) -> None:
+    tools = [{"name": "f", "description": "f", "parameters": {}}]
+    pair, auto = (chat.model_copy(update={"model_name": name}) for name in ("scripted+direct", "auto"))
+    with pytest.raises(InputError, match="scripted.direct routes to strategies, which take no tools"):
+        pair.bind_tools(tools)
     with pytest.raises(InputError, match="take no response_format"):
-        routed.invoke("hi", response_format={"type": "json_object"})
+        pair.invoke("hi", response_format={"type": "json_object"})
+    with pytest.raises(InputError, match="no model here can call tools; add one"):
+        auto.bind_tools(tools).invoke("hi")
+    with pytest.raises(InputError, match="no model here can answer in another form"):
+        auto.invoke("hi", response_format={"type": "json_object"})
 
 
 def test_local_models_take_no_tools(tmp_path: Path) -> None:

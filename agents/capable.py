@@ -1,0 +1,172 @@
+"""Calls through `auto` that have no strategy: with tools, an answer in a form, or images.
+
+Such a call is one plain chat of one model. Each model that can do it stands for its best pair in the router's
+table, and the policy chooses among them; where one fails before its first piece, the next one is called.
+Leaves out how one call is made (`viaticum.agents.completions`, `viaticum.agents.integrations.chat_model`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from viaticum.agents.client import Viaticum
+from viaticum.agents.workflow.approval import nanousd_left
+from viaticum.agents.workflow.failover import FAILOVER
+from viaticum.catalogue import ModelSpec
+from viaticum.errors import BudgetExceeded, InputError
+from viaticum.generation import GenerationSettings
+from viaticum.models.remote.prices import thinks_by_default
+from viaticum.routers.query import Policy, QueryRouter, choose
+from viaticum.routers.query.limits import Limit, limit_table
+from viaticum.types import ROLES, Message, Query, RoutingTable, Row
+
+Need = Literal["tools", "json_schema"]
+_FORMS = ("tools", "response_format")  # parameters that no strategy takes
+_CAN = {"tools": "call tools", "json_schema": "answer by a JSON schema"}
+_log = logging.getLogger("viaticum")
+Event = TypeVar("Event")
+
+
+def is_plain(messages: Sequence[Message], extra: Mapping[str, Any]) -> bool:
+    """Whether a request can only be a plain chat: strategies know neither tools nor forms of an answer."""
+    return any(extra.get(name) for name in _FORMS) or any(map(_has_tools, messages))
+
+
+def needs_of(messages: Sequence[Message], extra: Mapping[str, Any]) -> set[Need]:
+    """What a model has to be able to do. A JSON mode without a schema is no need: most models have it."""
+    needs = set[Need]()
+    if extra.get("tools") or any(map(_has_tools, messages)):
+        needs.add("tools")
+    if (extra.get("response_format") or {}).get("type") == "json_schema":
+        needs.add("json_schema")
+    return needs
+
+
+def _has_tools(message: Message) -> bool:
+    return message["role"] == "tool" or bool(message.get("tool_calls"))
+
+
+def models_in_order(
+    client: Viaticum,
+    messages: Sequence[Message],
+    extra: Mapping[str, Any],
+    *,
+    scope: str,
+    policy: Policy | None = None,
+    limit: int | None = None,
+) -> Iterator[str]:
+    """The models that can do a request, in the order in which the policy prefers them at what is left.
+
+    Models that the router does not know come last, the cheaper ones first.
+
+    Args:
+        scope: the budget that pays.
+        policy: None for the client's.
+        limit: most new tokens of the call.
+
+    Raises:
+        InputError: no model of the catalogue can do it.
+        ViaticumError: those that can cannot be used here; it says why.
+    """
+    needs = needs_of(messages, extra)
+    able = [spec for spec in client.catalogue.models() if _can(spec, needs)]
+    usable = {spec.name: spec for spec in able if client.is_usable(spec.name)}
+    if not able:
+        wanted = " and ".join(_CAN[need] for need in sorted(needs)) or "answer in another form than text"
+        raise InputError(
+            f"no model here can {wanted}; add one that does: viaticum models add openai/gpt-5-mini"
+        )
+    if not usable:
+        raise client.why_unusable(spec.name for spec in able)
+    rows = best_rows(client.router, question_of(messages), usable, lambda pair: limit)
+    while rows:
+        yield (name := _choice(client, list(rows.values()), scope, policy or client.policy))
+        del rows[name]
+        del usable[name]
+    yield from sorted(usable, key=lambda name: usable[name].output_price or 0)
+
+
+def _can(spec: ModelSpec, needs: Collection[Need]) -> bool:
+    """Whether an entry may be routed to, and says of no need that it cannot."""
+    return spec.kind == "remote" and spec.default and all(getattr(spec, need) is not False for need in needs)
+
+
+def _choice(client: Viaticum, rows: Sequence[Row], scope: str, policy: Policy) -> str:
+    try:
+        left = nanousd_left(client.ledger.lineage(scope))
+        return choose(RoutingTable(tuple(rows)), left, policy).pair.model
+    except BudgetExceeded:  # by estimates: the ledger decides by the worst case
+        return min(rows, key=lambda row: row.cost_p90).pair.model
+
+
+def best_rows(router: QueryRouter, query: Query, models: Collection[str], limit: Limit) -> dict[str, Row]:
+    """Of each of these models its row with the highest accuracy, under limits of new tokens."""
+    best: dict[str, Row] = {}
+    for row in limit_table(router.table(query), limit):
+        name = row.pair.model
+        if name in models and (name not in best or row.accuracy > best[name].accuracy):
+            best[name] = row
+    return best
+
+
+def question_of(messages: Sequence[Message]) -> Query:
+    """What the router reads: the last turn of the user, after the conversation before it."""
+    turns = [
+        index for index, each in enumerate(messages) if each["role"] == "user" and each["content"].strip()
+    ]
+    if not turns:
+        raise InputError("no user turn with a text among the messages; add what you want answered")
+    before = [each for each in messages[: turns[-1]] if each["role"] in ROLES and each["content"]]
+    history: list[Message] = [{"role": each["role"], "content": each["content"]} for each in before]
+    return Query(messages[turns[-1]]["content"], messages=tuple(history))
+
+
+def settings_for(client: Viaticum, name: str, settings: GenerationSettings) -> GenerationSettings:
+    """The settings without an effort of thought where a model does not think, as in the workflow."""
+    if settings.reasoning_effort is None:
+        return settings
+    if client.catalogue.thinking_format(name).thinks or thinks_by_default(client.catalogue[name]):
+        return settings
+    return settings.model_copy(update={"reasoning_effort": None})
+
+
+def first_that_answers(
+    names: Iterator[str],
+    ask: Callable[[str, int], Generator[Event, None, None]],
+    *,
+    shows: Callable[[Event], bool],
+    whole: bool = False,
+) -> Iterator[Event]:
+    """The events of the first model that answers. Each is asked under keys, and a hold, of its own.
+
+    Args:
+        ask: starts the call of a model; also given its place in the order.
+        shows: whether an event shows something of the answer, after which no other model can give it.
+        whole: nobody sees the events before the last one, so that a call may fail at any time.
+
+    Raises:
+        BudgetExceeded, ModelError, PromptTooLong: of the first model, where none answers.
+    """
+    first: Exception | None = None
+    for place, name in enumerate(names):
+        events, kept, has_begun = ask(name, place), list[Event](), False
+        try:
+            for event in events:
+                if whole and shows(event):
+                    kept.append(event)
+                    continue
+                has_begun = has_begun or shows(event)
+                yield event
+            yield from kept
+            return
+        except (BudgetExceeded, *FAILOVER) as error:
+            if has_begun:
+                raise
+            first = first or error
+            _log.warning("another model is asked, since %s failed: %s", name, error)
+        finally:
+            events.close()
+    assert first is not None, "there is a model to ask"
+    raise first
