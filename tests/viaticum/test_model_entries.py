@@ -69,7 +69,7 @@ def test_a_model_of_the_list_is_shown_and_pinned(tmp_path: Path) -> None:
         2_000_000_000,
     )
     assert spec.context_length == 272_000
-    assert spec.tools is True
+    assert (spec.tools, spec.json_schema) == (True, True)
     assert "thinks before it answers" in spec.description
     assert spec.api_key_env == "OPENAI_API_KEY"
 

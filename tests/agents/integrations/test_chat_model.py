@@ -242,7 +242,7 @@ def test_what_a_program_or_a_vote_said_is_shown(tmp_path: Path) -> None:
 def test_a_pair_takes_no_tools_and_auto_needs_a_model_that_does(chat: ChatViaticum) -> None:
     tools = [{"name": "f", "description": "f", "parameters": {}}]
     pair, auto = (chat.model_copy(update={"model_name": name}) for name in ("scripted+direct", "auto"))
-    with pytest.raises(InputError, match="scripted.direct routes to strategies, which take no tools"):
+    with pytest.raises(InputError, match=r"scripted.direct routes to strategies, which take no tools"):
         pair.bind_tools(tools)
     with pytest.raises(InputError, match="take no response_format"):
         pair.invoke("hi", response_format={"type": "json_object"})
