@@ -17,21 +17,27 @@ from viaticum.agents.workflow.failover import FAILOVER
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import BudgetExceeded, InputError
 from viaticum.generation import GenerationSettings
+from viaticum.messages import images_in
 from viaticum.models.remote.prices import thinks_by_default
 from viaticum.routers.query import Policy, QueryRouter, choose
 from viaticum.routers.query.limits import Limit, limit_table
 from viaticum.types import ROLES, Message, Query, RoutingTable, Row
 
-Need = Literal["tools", "json_schema"]
+Need = Literal["tools", "json_schema", "vision"]
 _FORMS = ("tools", "response_format")  # parameters that no strategy takes
-_CAN = {"tools": "call tools", "json_schema": "answer by a JSON schema"}
+_CAN = {
+    "tools": "call tools",
+    "json_schema": "answer by a JSON schema",
+    "vision": "read images, and says in its entry (image_tokens) how many tokens one has at most",
+}
 _log = logging.getLogger("viaticum")
 Event = TypeVar("Event")
 
 
 def is_plain(messages: Sequence[Message], extra: Mapping[str, Any]) -> bool:
-    """Whether a request can only be a plain chat: strategies know neither tools nor forms of an answer."""
-    return any(extra.get(name) for name in _FORMS) or any(map(_has_tools, messages))
+    """Whether a request can only be a plain chat: strategies know no tools, forms or images."""
+    has_parts = any(_has_tools(message) or images_in(message) for message in messages)
+    return has_parts or any(extra.get(name) for name in _FORMS)
 
 
 def needs_of(messages: Sequence[Message], extra: Mapping[str, Any]) -> set[Need]:
@@ -41,6 +47,8 @@ def needs_of(messages: Sequence[Message], extra: Mapping[str, Any]) -> set[Need]
         needs.add("tools")
     if (extra.get("response_format") or {}).get("type") == "json_schema":
         needs.add("json_schema")
+    if any(map(images_in, messages)):
+        needs.add("vision")
     return needs
 
 
@@ -90,7 +98,9 @@ def models_in_order(
 
 def _can(spec: ModelSpec, needs: Collection[Need]) -> bool:
     """Whether an entry may be routed to, and says of no need that it cannot."""
-    return spec.kind == "remote" and spec.default and all(getattr(spec, need) is not False for need in needs)
+    if spec.kind != "remote" or not spec.default or ("vision" in needs and spec.image_tokens is None):
+        return False
+    return all(getattr(spec, need) is not False for need in needs)
 
 
 def _choice(client: Viaticum, rows: Sequence[Row], scope: str, policy: Policy) -> str:
@@ -116,6 +126,8 @@ def question_of(messages: Sequence[Message]) -> Query:
     turns = [
         index for index, each in enumerate(messages) if each["role"] == "user" and each["content"].strip()
     ]
+    if not turns and any(map(images_in, messages)):
+        return Query("What does the image show?")
     if not turns:
         raise InputError("no user turn with a text among the messages; add what you want answered")
     before = [each for each in messages[: turns[-1]] if each["role"] in ROLES and each["content"]]

@@ -25,7 +25,7 @@ from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
 from viaticum.errors import InputError, ModelError, UnknownName, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
-from viaticum.messages import refuse_cache_marks
+from viaticum.messages import refuse_cache_marks, refuse_parts
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.settings import chat_messages, resolve
 from viaticum.routers.query import Policy
@@ -154,7 +154,10 @@ def _checked(client: Viaticum, request: CompletionRequest) -> CompletionRequest:
     spec = client.catalogue.get(name)
     if spec is not None and spec.kind == "remote" and request.name == name:
         return request
-    refuse_cache_marks(request.name, request.messages)
+    if request.name == AUTO and is_plain(request.messages, request.extra):
+        refuse_cache_marks(request.name, request.messages)
+    else:
+        refuse_parts(request.name, request.messages)
     effort = request.settings.reasoning_effort
     is_local = spec is not None and spec.kind != "remote"
     if is_local and effort not in (None, "none") and not client.catalogue.thinking_format(name).thinks:

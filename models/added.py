@@ -114,6 +114,7 @@ def _remote_entry(
         **({} if own_price else rates),
         "price_version": None if own_price else known,
         "tools": listed.get("supports_function_calling") if listed else None,
+        "vision": listed.get("supports_vision") if listed else None,
         "json_schema": listed.get("supports_response_schema") if listed else None,
         "thinking": None if not listed or api_base is not None else ("auto" if thinks else False),
         "api_base": api_base,

@@ -10,7 +10,7 @@ from typing import Any
 
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.generation import NO_SETTINGS, GenerationSettings
-from viaticum.messages import fold_system
+from viaticum.messages import fold_system, refuse_parts
 from viaticum.models.base import Generation
 from viaticum.models.remote.prices import thinks_by_default
 from viaticum.strategies.base import Strategy, messages_for, system_turn
@@ -87,9 +87,11 @@ def chat_messages(
 ) -> list[Message]:
     """A plain chat with the system turn of call or entry at its start, or without one where it is "".
 
-    A chat that has a system turn keeps it.
+    A chat that has a system turn keeps it. Raises `InputError` for images where the model is not remote.
     """
     system = call.system if call.system is not None else spec.generation.system
+    if spec.kind != "remote":
+        refuse_parts(spec.name, messages)
     if system == "":
         return fold_system(messages)
     if system is None or any(each["role"] == "system" for each in messages):

@@ -44,7 +44,21 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
     return [{"role": "user", "content": text}, *rest]
 
 
+def images_in(message: Message) -> int:
+    """How many images a message has."""
+    return sum(part.get("type") == "image_url" for part in message.get("parts", ()))
+
+
+def refuse_parts(name: str, messages: Sequence[Message]) -> None:
+    """Raise `InputError` for what only remote models read: images, and marks for a provider's cache."""
+    if any(map(images_in, messages)):
+        raise InputError(
+            f"{name} reads no images; name a remote model whose entry states image_tokens, or auto"
+        )
+    refuse_cache_marks(name, messages)
+
+
 def refuse_cache_marks(name: str, messages: Sequence[Message]) -> None:
     """Raise `InputError` for messages with marks for the cache of a provider, which `name` has none of."""
-    if any("parts" in message for message in messages):
+    if any("cache_control" in part for message in messages for part in message.get("parts", ())):
         raise InputError(f"{name} writes nothing into a provider's cache; leave cache_control out")

@@ -51,8 +51,9 @@ _ROUTER_FIELDS = {
 }
 _REMOTE_FIELDS = (
     *("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams", "tools"),
-    *("tokenizer", "holds", "json_schema"),
+    *("tokenizer", "holds", "json_schema", "vision", "image_tokens"),
 )
+_CAN = ("json_schema", "vision", "image_tokens")  # which change no answer
 # Of local entries whose engine is "served": what they need, what they may have.
 _SERVED_FIELDS = ("api_base", "served_model")
 _SERVED_OPTIONS = ("api_base", "api_key_env", "timeout_seconds", "max_retries")
@@ -68,6 +69,8 @@ _LATER: dict[str, Any] = {
     "benchmarks": {},
     "tools": None,
     "json_schema": None,
+    "vision": None,
+    "image_tokens": None,
     "cache_write_price": None,
     **dict.fromkeys(LOCAL_FIELDS),
 }
@@ -177,6 +180,8 @@ class ModelSpec(LocalFields):
         tools: False where it cannot call tools: a call with tools is refused before it is made, and `auto`
             goes to other models with it.
         json_schema: False where it does not answer by a JSON schema, likewise.
+        vision: False where it reads no images.
+        image_tokens: the most tokens that an image has, for which one is held; without it none is taken.
     """
 
     name: str
@@ -212,6 +217,8 @@ class ModelSpec(LocalFields):
     holds: Literal["worst", "estimated"] | None = None
     tools: bool | None = None
     json_schema: bool | None = None
+    vision: bool | None = None
+    image_tokens: PositiveInt | None = None
     text: str | None = None
     pause: NonNegativeFloat = 0.0
     thinking: bool | str | ThinkingTags = "auto"
@@ -247,7 +254,7 @@ class ModelSpec(LocalFields):
         A hub's file with the hash of a wheels source is left out: the bytes are the same.
         """
         dumped = self.model_dump(
-            mode="json", exclude={*UNKEYED_FIELDS, "benchmarks", "tokenizer", "holds", "json_schema"}
+            mode="json", exclude={*UNKEYED_FIELDS, "benchmarks", "tokenizer", "holds", *_CAN}
         )
         same = {source.sha256 for source in self.sources if isinstance(source, Wheels)}
         dumped["sources"] = [

@@ -28,7 +28,8 @@ class Message(TypedDict):
     Attributes:
         tool_calls: calls that an assistant's turn asks for.
         tool_call_id: the call that a tool's turn answers.
-        parts: the parts of `content` with their marks for the cache of a provider (`cache_control`).
+        parts: what is sent in place of `content`, which is their text: parts of OpenAI's form, text with
+            marks for the cache of a provider (`cache_control`), and images (`image_url`).
     """
 
     role: Literal["system", "user", "assistant", "tool"]

@@ -21,9 +21,10 @@ from typing import Any, Literal, get_args
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.errors import DataError, InputError, ViaticumError
 from viaticum.generation import GenerationSettings
+from viaticum.messages import refuse_parts
 from viaticum.questions import COLUMNS, parse_question
 from viaticum.records import FileFormat, Record, column_names, file_format, read_records
-from viaticum.types import Message, Query
+from viaticum.types import Message, Query, split_model
 
 Format = Literal["jsonl", "openai", "csv", "parquet"]
 BLOCK_ROWS = 1024  # ids that are compared at a time
@@ -280,6 +281,8 @@ def _openai_row(values: dict[str, Any], number: int, count: int, location: str) 
     try:
         asked = parse_request(json.dumps(body).encode())
         messages = asked.to_messages()
+        if asked.model == AUTO or split_model(asked.model)[1]:
+            refuse_parts(asked.model, messages)
     except (APIError, InputError) as error:
         raise DataError(f"{location}: {error}") from None
     for field_name, wrong in (

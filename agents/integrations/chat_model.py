@@ -35,6 +35,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 from viaticum.agents.capable import first_that_answers, is_plain, models_in_order, settings_for
 from viaticum.agents.client import Viaticum
 from viaticum.agents.integrations.chat_identity import identity
+from viaticum.agents.integrations.chat_response import cut_at, response_metadata, text_with_answer
 from viaticum.agents.integrations.langchain_messages import (
     final_chunk,
     from_langchain,
@@ -51,11 +52,10 @@ from viaticum.budgets import Budget
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
 from viaticum.generation import GenerationSettings
-from viaticum.messages import refuse_cache_marks
+from viaticum.messages import refuse_cache_marks, refuse_parts
 from viaticum.models.base import Model
 from viaticum.models.remote.model import RemoteModel
 from viaticum.models.settings import chat_messages, resolve
-from viaticum.money import usd_digits
 from viaticum.routers.query import DEFAULT_POLICY, Best, Policy, QueryRouter
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.types import Answer, Message, Pair, Query, ThinkingDelta, split_model
@@ -251,9 +251,10 @@ class ChatViaticum(CountingChatModel):
         stops = tuple([stop] if isinstance(stop, str) else stop if stop is not None else self._own_stops())
         if is_routed(name):
             converted = from_langchain(messages)
-            refuse_cache_marks(name, converted)
             if name == AUTO and is_plain(converted, extra):
+                refuse_cache_marks(name, converted)
                 return self._routed_chat(converted, self._settings(settings, stops), extra, whole=whole)
+            refuse_parts(name, converted)
             if extra:
                 raise InputError(
                     f"{name} routes to strategies, which take no {', '.join(extra)}; name a model instead"
@@ -284,7 +285,7 @@ class ChatViaticum(CountingChatModel):
             for event in events:
                 if isinstance(event, SettledCall):
                     done, cost = event.completion, event.entry.nanousd
-                    metadata = _metadata(name, name, done.finish_reason, cost, client.budget())
+                    metadata = response_metadata(name, name, done.finish_reason, cost, client.budget())
                     if done.logprobs:
                         metadata["logprobs"] = {"content": list(done.logprobs)}
                     if done.warnings:
@@ -324,10 +325,12 @@ class ChatViaticum(CountingChatModel):
                 if isinstance(event, Answer):
                     if event.thinking:
                         yield thinking_chunk(event.thinking)
-                    yield AIMessageChunk(content=_cut(_text_with_answer(event), stops))
+                    yield AIMessageChunk(content=cut_at(text_with_answer(event), stops))
                     pair = str(event.routes[-1].pair) if event.routes else name
                     model = event.routes[-1].pair.model if event.routes else name
-                    metadata = _metadata(model, pair, event.finish_reason, event.cost, client.budget())
+                    metadata = response_metadata(
+                        model, pair, event.finish_reason, event.cost, client.budget()
+                    )
                     metadata |= {"answer": event.value, "routes": [str(route.pair) for route in event.routes]}
                     yield final_chunk(event.usage, metadata)
         finally:
@@ -466,7 +469,7 @@ class ChatViaticum(CountingChatModel):
         if kind == "encoder":
             raise InputError(f"{name} is an encoder and answers nothing; name another model")
         if kind != "remote":
-            refuse_cache_marks(name, messages)
+            refuse_parts(name, messages)
         if kind in ("local", "pair"):
             if remote := [each for each in extra if each not in ("logprobs", "top_logprobs")]:
                 raise InputError(f"{name} runs locally and takes no {', '.join(remote)}; name a remote model")
@@ -484,30 +487,3 @@ class ChatViaticum(CountingChatModel):
 
 def is_routed(name: str) -> bool:
     return name == AUTO or bool(split_model(name)[1])
-
-
-def _metadata(model: str, route: str, finish_reason: str, cost: int, budget: Budget) -> dict[str, Any]:
-    left = budget.left_nanousd
-    return {
-        "model_name": model,
-        "model_provider": "viaticum",
-        "route": route,
-        "finish_reason": finish_reason,
-        "cost_nanousd": cost,
-        "cost_usd": usd_digits(cost),
-        "left_nanousd": left,
-        "left_usd": None if left is None else usd_digits(left),
-        "budget": budget.name,
-    }
-
-
-def _text_with_answer(answer: Answer) -> str:
-    """The text, followed by the answer if it does not contain it: a program's output, a vote."""
-    if answer.value is None or answer.value in answer.text:
-        return answer.text
-    return f"{answer.text}\n\nAnswer: {answer.value}".lstrip()
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    ends = [index for stop in stops if stop and (index := text.find(stop)) >= 0]
-    return text[: min(ends, default=len(text))]

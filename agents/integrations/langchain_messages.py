@@ -1,7 +1,8 @@
 """Conversion of LangChain's messages to `Message`, and of completions to LangChain's chunks.
 
-Text only: the cost of an image or a sound is not known before it is sent, so nothing could be reserved for
-it. Leaves out what other chat models send (`agents.integrations.sent_messages`).
+Text, and images of the user, for models whose entries bound their tokens. Of sound and files the cost is not
+known before they are sent, so nothing could be reserved for them. Leaves out what other chat models send
+(`agents.integrations.sent_messages`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _TEXTS = {"text": "text", "output_text": "text", "input_text": "text", "refusal"
 
 
 def from_langchain(messages: Sequence[BaseMessage]) -> list[Message]:
-    """Convert messages. Raises `InputError` for a message, or a part of one, that is not text.
+    """Convert messages. Raises `InputError` for a part of one that is neither text nor an image of the user.
 
     Halves of characters are replaced: results of tools, which nobody reads before they are sent, have them.
     """
@@ -139,20 +140,46 @@ def _text(message: BaseMessage) -> str:
 
 
 def _marked_parts(message: BaseMessage) -> list[dict[str, Any]]:
-    """The texts of a message where one of them is marked for the provider's cache; else none."""
-    parts: list[dict[str, Any]] = [
-        {"type": "text", "text": text} | ({"cache_control": mark} if mark else {})
-        for part in (message.content if isinstance(message.content, list) else ())
-        for mark in [part.get("cache_control") if isinstance(part, dict) else None]
-        if (text := _part(part, message))
-    ]
-    return parts if any("cache_control" in part for part in parts) else []
+    """The parts of a message with an image, or a mark for the provider's cache; else none."""
+    parts: list[dict[str, Any]] = []
+    for part in message.content if isinstance(message.content, list) else ():
+        mark = part.get("cache_control") if isinstance(part, dict) else None
+        if (url := _image_url(part, message)) is not None:
+            parts.append({"type": "image_url", "image_url": url})
+        elif text := _part(part, message):
+            parts.append({"type": "text", "text": text} | ({"cache_control": mark} if mark else {}))
+    is_kept = any("cache_control" in part or part["type"] == "image_url" for part in parts)
+    return parts if is_kept else []
+
+
+def _image_url(part: str | dict[Any, Any], message: BaseMessage) -> dict[str, Any] | None:
+    """The image of a part of a user's message in OpenAI's form; None for any other part.
+
+    Known are the forms of OpenAI, Anthropic and LangChain. Files that a provider keeps are not read.
+    """
+    if not isinstance(message, HumanMessage) or not isinstance(part, dict):
+        return None
+    given = part.get("image_url") if part.get("type") == "image_url" else None
+    if isinstance(given, str):
+        return {"url": given}
+    if isinstance(given, dict) and given.get("url"):
+        return {name: given[name] for name in ("url", "detail") if given.get(name)}
+    if part.get("type") != "image":
+        return None
+    source = part["source"] if isinstance(part.get("source"), dict) else part
+    data = source.get("base64") or source.get("data")
+    kind = source.get("mime_type") or source.get("media_type")
+    if data and kind:
+        return {"url": f"data:{kind};base64,{data}"}
+    return {"url": source["url"]} if source.get("url") else None
 
 
 def _part(part: str | dict[Any, Any], message: BaseMessage) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type")
+    if _image_url(part, message) is not None:
+        return ""
     if kind in _TEXTS:
         return str(part.get(_TEXTS[kind], ""))
     if isinstance(message, AIMessage) and kind in TEXTUAL:

@@ -29,6 +29,7 @@ from viaticum.agents.integrations.call_settings import (
     own_tools,
     provider_tools,
 )
+from viaticum.agents.integrations.reported_usage import reported_count
 from viaticum.agents.integrations.sent_messages import sent_texts
 from viaticum.agents.integrations.sent_parts import as_json
 from viaticum.agents.integrations.wrap_up import ANSWER_TOKENS, GROWTH_TOKENS, cut_to, last_prompt
@@ -442,30 +443,6 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         if schemas or settings.tools:
             prompt += TOOLS_TOKENS + OWN_TOOL_TOKENS * own_tools(tools)
         return prompt + sum(self._count(as_json(each)) for each in (schemas, *settings.sent) if each)
-
-
-def reported_count(answer: AIMessage) -> TokenCount | None:
-    """The tokens that the provider reports with an answer; None for none, or impossible ones.
-
-    A provider that reports none at all for a prompt, or for an answer that is there, counted nothing.
-    """
-    usage = answer.usage_metadata
-    if usage is None:
-        return None
-    read, written = usage["input_tokens"], usage["output_tokens"]
-    has_content = bool(answer.content or answer.tool_calls or answer.invalid_tool_calls)
-    if read <= 0 or written < 0 or (has_content and written == 0):
-        return None
-    details: Mapping[str, Any] = usage.get("input_token_details") or {}
-    cached = min(max(0, details.get("cache_read") or 0), read)
-    # Anthropic's are told by how long they are kept, and then are not in the sum.
-    kept = [
-        value for name, value in details.items() if name == "cache_creation" or name.startswith("ephemeral_")
-    ]
-    cache_written = min(sum(max(0, each or 0) for each in kept), read - cached)
-    reasoning = (usage.get("output_token_details") or {}).get("reasoning") or 0
-    reasoning = min(max(0, reasoning), written)
-    return TokenCount(read, written, cached, reasoning, cache_write_tokens=cache_written)
 
 
 def model_name(model: BaseChatModel) -> str:

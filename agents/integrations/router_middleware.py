@@ -19,8 +19,8 @@ from langgraph.channels.untracked_value import UntrackedValue
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from viaticum.agents.integrations.agent_steps import note_model, step_state, steps_done
 from viaticum.agents.capable import best_rows
+from viaticum.agents.integrations.agent_steps import note_model, step_state, steps_done
 from viaticum.agents.integrations.langchain_messages import query_from_langchain
 from viaticum.agents.integrations.middleware import Async, BudgetMiddleware, Sync, model_name, positive
 from viaticum.agents.workflow.failover import FAILOVER

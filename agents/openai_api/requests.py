@@ -78,6 +78,22 @@ class TextPart(_Form):
     cache_control: CacheControl | None = None
 
 
+class ImageUrl(_Form):
+    """Where an image is: an address that the provider fetches, or a data: URL with the image itself."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    url: Annotated[str, Field(min_length=1)]
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(_Form):
+    """An image of a user's message, for models whose entries state how many tokens one has at most."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
 class RefusalPart(_Form):
     """A refusal among the parts of an assistant's earlier message."""
 
@@ -93,7 +109,7 @@ class ThoughtPart(_Form):
     type: Literal["thinking", "reasoning", "redacted_thinking"]
 
 
-Part = Annotated[TextPart | RefusalPart | ThoughtPart, Field(discriminator="type")]
+Part = Annotated[TextPart | ImagePart | RefusalPart | ThoughtPart, Field(discriminator="type")]
 
 
 class FunctionCall(_Form):
@@ -317,7 +333,9 @@ def _to_message(index: int, message: ChatMessage, call_ids: list[str]) -> Messag
 def _text(index: int, message: ChatMessage) -> str:
     text, is_assistant = message.content, message.role == "assistant"
     if isinstance(text, list):
-        if not is_assistant and not all(isinstance(part, TextPart) for part in text):
+        if message.role != "user" and any(isinstance(part, ImagePart) for part in text):
+            raise InputError(f"messages.{index}: only a user's message has images")
+        if not is_assistant and not all(isinstance(part, TextPart | ImagePart) for part in text):
             raise InputError(f"messages.{index}: only an assistant's message has thoughts; send text")
         texts = (part.text if isinstance(part, TextPart) else getattr(part, "refusal", "") for part in text)
         text = "".join(texts)
@@ -327,12 +345,13 @@ def _text(index: int, message: ChatMessage) -> str:
 
 
 def _marked_parts(message: ChatMessage) -> list[dict[str, Any]]:
-    """The parts of a message where one of them is marked for the provider's cache; else none."""
+    """The parts of a message with an image, or a mark for the provider's cache; else none."""
     parts: Any = message.content if isinstance(message.content, list) else ()
     marked: list[dict[str, Any]] = [
-        part.model_dump(exclude_none=True) for part in parts if isinstance(part, TextPart)
+        part.model_dump(exclude_none=True) for part in parts if isinstance(part, TextPart | ImagePart)
     ]
     if message.cache_control is not None:
         marked = marked or [{"type": "text", "text": message.content or ""}]
         marked[-1]["cache_control"] = message.cache_control.model_dump(exclude_none=True)
-    return marked if any("cache_control" in part for part in marked) else []
+    is_kept = any("cache_control" in part or part["type"] == "image_url" for part in marked)
+    return marked if is_kept else []

@@ -22,6 +22,7 @@ from typing import Any
 
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import InputError, MissingExtra, PromptTooLong
+from viaticum.messages import images_in
 from viaticum.models.api_keys import require_key
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.remote.connection import HEARTBEAT_SECONDS, RemoteCall
@@ -83,8 +84,9 @@ class RemoteModel(Model):
         return self.worst_case_of(messages, Generation(max_new_tokens))
 
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
-        """As `Model.worst_case_of`. Text is counted by `count`, tools and schemas by their bytes.
+        """As `Model.worst_case_of`.
 
+        Text is counted by `count`, tools and schemas by their bytes, images by the bound of the entry.
         Where the tokenizer is unknown the provider checks the context: bytes are far more than tokens. With
         `holds = "estimated"` the prompt is then an estimate instead of an upper bound.
 
@@ -92,9 +94,10 @@ class RemoteModel(Model):
             InputError: something makes the call dearer than the entry's price says.
         """
         self._requests.check_price(messages, generation)
-        prompt = self._prompt(messages, generation)
+        images, prompt = self._image_tokens(messages), self._prompt(messages, generation)
         if self._estimates:
             prompt = self._ratio.estimate(prompt)
+        prompt += images
         limit = self.spec.context_length
         if generation.max_new_tokens > limit or (
             self._has_known_tokenizer and prompt + generation.max_new_tokens > limit * (1 + 1 / MARGIN)
@@ -106,13 +109,25 @@ class RemoteModel(Model):
         return {self.name: TokenCount(prompt, generation.max_new_tokens)}
 
     def _prompt(self, messages: Sequence[Message], generation: Generation) -> int:
-        """Upper bound of the tokens of a whole request."""
+        """Upper bound of the tokens of a whole request without its images."""
         prompt = REQUEST_TOKENS + sum(
             MESSAGE_TOKENS + self.count(message["content"]) + _bytes(_fields_beside_content(message))
             for message in messages
         )
         schemas = {name: generation.extra.get(name) for name in ("tools", "response_format", "tool_choice")}
         return prompt + TOOLS_TOKENS + _bytes(schemas) if any(schemas.values()) else prompt
+
+    def _image_tokens(self, messages: Sequence[Message]) -> int:
+        """Upper bound of the tokens of all images, by the entry. Raises `InputError` where it states none."""
+        images = sum(map(images_in, messages))
+        if images and (self.spec.image_tokens is None or self.spec.vision is False):
+            raise InputError(
+                f"{self.name} takes no images: its entry in the catalogue states no image_tokens, the most "
+                "that one has"
+                if self.spec.vision is not False
+                else f"{self.name} reads no images, as its entry in the catalogue says"
+            )
+        return images * (self.spec.image_tokens or 0)
 
     @property
     def _estimates(self) -> bool:
@@ -268,7 +283,7 @@ class RemoteStream(Iterator[StreamPiece]):
                 "the provider gave no usage, or an impossible one; the tokens were counted, rather too many "
                 "than too few"
             )
-        elif self.model._estimates:
+        elif self.model._estimates and not any(map(images_in, self.messages)):
             self.model._ratio.learn(self.model._prompt(self.messages, self.generation), count.input_tokens)
         count = partial.with_reasoning(count)
         known_to_litellm = spec.litellm_model if spec.api_base is None else None
@@ -327,7 +342,8 @@ def _fields_beside_content(message: Message) -> dict[str, Any]:
         name: value for name, value in message.items() if name not in ("role", "content")
     }
     if "parts" in fields:
-        fields["parts"] = [{**part, "text": ""} for part in fields["parts"]]
+        parts = [part for part in fields["parts"] if part.get("type") != "image_url"]  # counted by themselves
+        fields["parts"] = [{**part, "text": ""} for part in parts]
     return fields
 
 

@@ -303,3 +303,108 @@ def test_an_entry_may_say_that_it_takes_no_schema(client: Viaticum) -> None:
     request = CompletionRequest("words", ASKED, client.budget_name, "k", extra={"response_format": SCHEMA})
     with pytest.raises(InputError, match="words answers by no JSON schema"):
         list(complete(client, request, CancellationToken()))
+
+
+# Images
+
+
+def picture(text: str = "What is it?", **detail: str) -> list[Any]:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 4000, **detail}}
+    return [{"role": "user", "content": [{"type": "text", "text": text}, image]}]
+
+
+SEEING = {
+    "best": {"image_tokens": 1500, "input_price": "10", "output_price": "20"},
+    "good": {"vision": False},
+}
+
+
+def test_an_image_is_held_by_the_bound_of_the_entry(provider: OpenAIServer, tmp_path: Path) -> None:
+    entries = catalogue(provider, **SEEING)
+    with serving(tmp_path, catalogue=entries, router=StaticRouter(TABLE)) as server:
+        response = server.ask("auto", messages=picture(detail="low"), max_tokens=10)
+        assert response.headers["x-viaticum-route"] == "best"
+        sent = provider.requests[-1]["messages"][0]["content"]
+        assert sent == picture(detail="low")[0]["content"]
+        (held,) = [entry for entry in server.client.ledger.entries("serve") if entry.kind == "reserve"]
+        assert 1500 < held.usage["best"].input_tokens < 2000, "not the bytes of the image"
+        for name, problem in (
+            ("good", "reads no images, as its entry"),
+            ("plain", "states no image_tokens"),
+            ("best+cot", "reads no images"),
+            ("smollm2-135m", "reads no images"),
+        ):
+            refused = server.ask(name, messages=picture())
+            assert refused.status_code in (400, 404), refused.text
+            assert refused.status_code == 404 or problem in refused.text
+        assert len(provider.requests) == 1
+        server.assert_settled()
+
+
+def test_without_a_bound_auto_takes_no_image(client: Viaticum) -> None:
+    image = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}
+    messages: list[Any] = [{"role": "user", "content": "", "parts": [image]}]
+    with pytest.raises(InputError, match=r"no model here can read images, and says in its entry"):
+        ask(client, messages=messages, extra={})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}},
+        {"type": "image_url", "image_url": "data:image/png;base64,QUJD"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}},
+        {"type": "image", "base64": "QUJD", "mime_type": "image/png"},
+        {"type": "image", "source_type": "base64", "data": "QUJD", "mime_type": "image/png"},
+    ],
+)
+def test_images_of_langchain_in_all_their_forms(
+    provider: OpenAIServer, tmp_path: Path, part: dict[str, Any]
+) -> None:
+    chat = ChatViaticum(
+        model="auto",
+        budget="1",
+        catalogue=catalogue(provider, **SEEING),
+        router=StaticRouter(TABLE),
+        folder=tmp_path,
+    )
+    with chat:
+        chat.invoke([HumanMessage([{"type": "text", "text": "What is it?"}, part])])
+        assert provider.requests[-1]["messages"][0]["content"] == [
+            {"type": "text", "text": "What is it?"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}},
+        ]
+        chat.invoke([HumanMessage([part])])
+        with pytest.raises(InputError, match="cannot be budgeted"):
+            chat.invoke([HumanMessage([{"type": "image", "file_id": "f"}])])
+
+
+def test_a_batch_reads_images_by_name_alone(provider: OpenAIServer, tmp_path: Path) -> None:
+    from viaticum.agents.batch import run_batch
+    from viaticum.jobs import read_rows
+
+    rows = [
+        {
+            "custom_id": name,
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": name, "messages": picture()},
+        }
+        for name in ("best", "auto", "plain")
+    ]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ended = run_batch(
+        source,
+        tmp_path / "out.jsonl",
+        budget="1",
+        catalogue=catalogue(provider, **SEEING),
+        router=StaticRouter(TABLE),
+        ledger=tmp_path / "ledger.db",
+        skip_bad=True,
+    )
+    states = {row.id: (row.state, row.reason) for row in read_rows(ended.folder)}
+    assert states["best"][0] == "answered"
+    assert len(provider.requests) == 1
+    assert "reads no images" in " ".join(reason for _, reason in states.values())
+    assert "states no image_tokens" in states["plain"][1]

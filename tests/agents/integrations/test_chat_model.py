@@ -268,7 +268,7 @@ def test_local_models_take_no_tools(tmp_path: Path) -> None:
 
 def test_images_are_refused_before_anything_is_held(chat: ChatViaticum) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-    with pytest.raises(InputError, match="'image_url' cannot be budgeted"):
+    with pytest.raises(InputError, match="reads no images"):
         chat.invoke([HumanMessage([{"type": "text", "text": "what is it?"}, image])])  # type: ignore[list-item]
     assert [entry.kind for entry in chat._client().ledger.entries()] == ["limit"]
 

@@ -198,8 +198,8 @@ def test_tokens_written_into_the_cache_are_told_and_charged(server: RunningServe
     ("body", "says"),
     [
         (
-            {"messages": [{"role": "user", "content": [IMAGE]}]},
-            "0.content.0: a part of type 'image_url' is not",
+            {"messages": [{"role": "system", "content": [IMAGE]}]},
+            "only a user's message has images",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "'input_audio' is not"),
         ({"messages": [{**USER, "audio": {"id": "a"}}]}, "messages.0.audio"),
