@@ -154,7 +154,7 @@ def first_that_answers(
     """The events of the first model that answers. Each is asked under keys, and a hold, of its own.
 
     Args:
-        ask: starts the call of a model; also given its place in the order.
+        ask: starts the call of a model; also given its position in the order.
         shows: whether an event shows something of the answer, after which no other model can give it.
         whole: nobody sees the events before the last one, so that a call may fail at any time.
 
@@ -162,8 +162,8 @@ def first_that_answers(
         BudgetExceeded, ModelError, PromptTooLong: of the first model, where none answers.
     """
     first: Exception | None = None
-    for place, name in enumerate(names):
-        events, kept, has_begun = ask(name, place), list[Event](), False
+    for position, name in enumerate(names):
+        events, kept, has_begun = ask(name, position), list[Event](), False
         try:
             for event in events:
                 if whole and shows(event):

@@ -179,8 +179,8 @@ def _routed_chat(client: Viaticum, request: CompletionRequest) -> Iterator[Compl
         limit=request.settings.over(client.settings).max_new_tokens or MAX_TOKENS,
     )
 
-    def ask(name: str, place: int) -> Generator[CompletionEvent, None, None]:
-        key = f"{request.key}.{place + 1}" if place else request.key
+    def ask(name: str, position: int) -> Generator[CompletionEvent, None, None]:
+        key = f"{request.key}.{position + 1}" if position else request.key
         settings = settings_for(client, name, request.settings)
         return _chat(client, replace(request, name=name, key=key, settings=settings))
 

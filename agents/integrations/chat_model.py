@@ -306,7 +306,7 @@ class ChatViaticum(CountingChatModel):
         limit = settings.over(client.settings).max_new_tokens or MAX_TOKENS
         names = models_in_order(client, messages, extra, scope=client.budget_name, limit=limit)
 
-        def ask(name: str, place: int) -> Generator[AIMessageChunk, None, None]:
+        def ask(name: str, position: int) -> Generator[AIMessageChunk, None, None]:
             return self._chat(name, messages, settings_for(client, name, settings), extra)
 
         yield from first_that_answers(names, ask, shows=lambda chunk: True, whole=whole)
