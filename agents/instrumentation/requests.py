@@ -52,8 +52,7 @@ _PATHS: tuple[tuple[str, Api], ...] = (
 _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")  # Azure's: the model stands in the path
 # Posts to providers that cost nothing.
 _FREE = re.compile(
-    r"/(?:count_tokens|moderations|files|uploads(?:/.*)?|cancel|containers|vector_stores|threads"
-    r"|feedback|input_tokens|compact)$"
+    r"/(?:count_tokens|input_tokens|moderations|files|uploads(?:/.*)?|cancel|threads|feedback)$"
 )
 # Hosts where a post that is no known model call may cost money: it is told, or refused.
 PROVIDER_HOSTS = re.compile(
