@@ -175,11 +175,11 @@ def test_reasons_name_what_the_packaged_table_was_measured_on(tmp_path: Path) ->
     model = ScriptedModel("The answer is 4.", spec=scripted(LOCAL, "1"))
     with client(tmp_path, models={LOCAL: model}) as viaticum:
         why = viaticum.solve("2+2?").routes[0].why
-    assert why.endswith("; measured on 200 questions of gsm8k (grade-school maths), 2026-11-21")
+    assert why.endswith("; measured on 200 questions of gsm8k (grade-school maths), 2026-11-29")
 
 
 def test_packaged_models_and_unknown_ones_are_compared_on_one_scale(tmp_path: Path) -> None:
-    """61% on grade-school maths is not better than an unknown model on anything."""
+    """62% on grade-school maths is not better than an unknown model on anything."""
     local = ScriptedModel("The answer is 4.", spec=scripted(LOCAL, "1"))
     strong = scripted("strong", "1", benchmarks={"gsm8k": 0.95, "mmlu-pro": 0.8})
     with client(tmp_path, strong, models={LOCAL: local}) as viaticum:
