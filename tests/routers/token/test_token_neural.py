@@ -589,15 +589,16 @@ def test_a_text_that_fails_ends_a_calibration_and_names_its_question(
     """Left out, it would move share and threshold."""
     catalogue = Catalogue.load(home / "catalogue.toml")
     (unknown,) = LocalModels(catalogue).model("near").tokenizer.encode("Z")
-    load = LocalModels.runner
+    load = LocalModels.runners
 
-    def damaged(pool: LocalModels, name: str, pair: str | None = None) -> Runner:
-        runner = load(pool, name, pair)
-        with torch.no_grad():
-            runner.model.get_input_embeddings().weight[unknown] = float("nan")
-        return runner
+    def damaged(pool: LocalModels, name: str) -> list[Runner]:
+        runners = load(pool, name)
+        for runner in runners:
+            with torch.no_grad():
+                runner.model.get_input_embeddings().weight[unknown] = float("nan")
+        return runners
 
-    monkeypatch.setattr(LocalModels, "runner", damaged)
+    monkeypatch.setattr(LocalModels, "runners", damaged)
     asked = [Question("bad", Query("How many Z?"), None), *read_questions(home / "q.jsonl", limit=2)]
     before = (home / "r" / "router.json").read_bytes()
     with pytest.raises(ModelError, match=r"question 'bad': .*not finite"):
