@@ -6,9 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +13,7 @@ from typing import Any
 
 import anthropic
 import openai
-import uvicorn
+from openai_server import served
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -219,18 +216,5 @@ def running_forms() -> Iterator[FormsServer]:
         routes=[Route("/{path:path}", state.answer, methods=["POST"])],
         middleware=[Middleware(GZipMiddleware, minimum_size=10)],
     )
-    listener = socket.create_server(("127.0.0.1", 0))
-    state.port = listener.getsockname()[1]
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
+    with served(app) as state.port:
         yield state
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()

@@ -310,8 +310,14 @@ def running_server(state: OpenAIServer | None = None) -> Iterator[OpenAIServer]:
             Route("/{path:path}", state.refuse, methods=["POST"]),
         ]
     )
+    with served(app) as state.port:
+        yield state
+
+
+@contextmanager
+def served(app: Starlette) -> Iterator[int]:
+    """An app on a free port, in a thread of its own."""
     listener = socket.create_server(("127.0.0.1", 0))
-    state.port = listener.getsockname()[1]
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
     )
@@ -320,7 +326,7 @@ def running_server(state: OpenAIServer | None = None) -> Iterator[OpenAIServer]:
     while not server.started:
         time.sleep(0.01)
     try:
-        yield state
+        yield listener.getsockname()[1]
     finally:
         server.should_exit = True
         thread.join(10)
