@@ -79,7 +79,7 @@ def test_many_threads_at_once_never_exceed_what_is_left(server: FormsServer) -> 
 
     def ask() -> None:
         asking = server.openai(max_retries=0)
-        barrier.wait(10)
+        barrier.wait(60)
         with suppress(openai.APIStatusError):
             asking.chat.completions.create(model="small", messages=ASK, max_tokens=256)
             answered.append(1)

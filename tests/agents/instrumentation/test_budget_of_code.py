@@ -191,14 +191,14 @@ def test_a_client_and_its_thread_of_before_are_held_too(server: FormsServer) -> 
     asking, go, done = server.openai(), threading.Event(), threading.Event()
 
     def work() -> None:
-        go.wait(10)
+        go.wait(60)
         asking.chat.completions.create(model="small", messages=ASK)  # type: ignore[arg-type]
         done.set()
 
     threading.Thread(target=work, daemon=True).start()
     with viaticum.budget("1", prices=PRICES) as budget:
         go.set()
-        assert done.wait(10)
+        assert done.wait(60)
     assert budget.left().posted_usd == COST
 
 
