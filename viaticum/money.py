@@ -176,6 +176,11 @@ class Price:
         return -(-millionths // TOKENS_PER_MILLION)
 
 
+def as_price(given: Price | tuple[str | int | float | Decimal, str | int | float | Decimal]) -> Price:
+    """A price, or dollars per million input and output tokens as one."""
+    return given if isinstance(given, Price) else Price.per_million(*given)
+
+
 def _check_rates(price: Price | Tier, other: int) -> None:
     rates = [price.input_nanousd_per_million, price.output_nanousd_per_million, other]
     rates += [

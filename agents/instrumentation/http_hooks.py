@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -70,14 +71,8 @@ def _hook_client(httpx: ModuleType) -> None:
         met = _meet(httpx, payer, request, request.read() if _is_json(request) else b"")
         if not isinstance(met, _Sent):
             return met
-        token = _sending.set(True)
-        try:
+        with _sending_of(met.held):
             response = wrapped(met.request, **_others(options))
-        except BaseException as error:
-            _end_failed(met.held, error)
-            raise
-        finally:
-            _sending.reset(token)
         return _settled(httpx, met.held, response, options.get("stream", False))
 
     async def send_async(wrapped: Any, client: Any, args: Any, options: Any) -> Any:
@@ -88,14 +83,8 @@ def _hook_client(httpx: ModuleType) -> None:
         met = _meet(httpx, payer, request, await request.aread() if _is_json(request) else b"")
         if not isinstance(met, _Sent):
             return met
-        token = _sending.set(True)
-        try:
+        with _sending_of(met.held):
             response = await wrapped(met.request, **_others(options))
-        except BaseException as error:
-            _end_failed(met.held, error)
-            raise
-        finally:
-            _sending.reset(token)
         return _settled(httpx, met.held, response, options.get("stream", False))
 
     wrapt.wrap_function_wrapper(httpx, "Client.send", send)
@@ -174,27 +163,35 @@ def _settled(httpx: ModuleType, held: Held | None, response: Any, stream: bool) 
             reader.read(response.content)
         held.settle(reader.count(), reader.kept)
     else:
-        response.stream = _passing(httpx, _Watched(held, reader, response, _decoder(httpx)), response.stream)
+        response.stream = _passing(httpx, _Watched(httpx, held, reader, response), response.stream)
     return response
 
 
-def _end_failed(held: Held | None, error: BaseException) -> None:
-    """Void a call that was never sent; one that broke off afterwards may have been charged for."""
-    if held is None:
-        return
-    if any(cls.__name__ in _NOT_SENT for cls in type(error).__mro__):
-        held.void()
-    else:
-        held.settle(None)
+@contextmanager
+def _sending_of(held: Held | None) -> Iterator[None]:
+    """While a request is sent, what lies below the client is not met again.
+
+    A call that was never sent is voided; one that broke off afterwards may have been charged for.
+    """
+    token = _sending.set(True)
+    try:
+        yield
+    except BaseException as error:
+        if held is not None:
+            if any(cls.__name__ in _NOT_SENT for cls in type(error).__mro__):
+                held.void()
+            else:
+                held.settle(None)
+        raise
+    finally:
+        _sending.reset(token)
 
 
 class _Watched:
     """The body of a response that is read for its usage as it passes, and settled when it ends or is left."""
 
-    def __init__(
-        self, held: Held, reader: UsageReader, response: Any, decode: Callable[[Any, bytes], bytes]
-    ) -> None:
-        self._held, self._reader, self._response, self._decode = held, reader, response, decode
+    def __init__(self, httpx: ModuleType, held: Held, reader: UsageReader, response: Any) -> None:
+        self._httpx, self._held, self._reader, self._response = httpx, held, reader, response
         self._is_events = "event-stream" in response.headers.get("content-type", "")
         # A provider may compress although it was asked not to; such a stream passes unread.
         self._reads = (
@@ -213,9 +210,17 @@ class _Watched:
         """The whole body is there. Returns what was held back of it."""
         rest = self._reader.finish() if self._is_events and self._reads else b""
         if not self._is_events:
-            self._reader.read(self._decode(self._response, bytes(self._body)))
+            self._reader.read(self._decoded())
         self._held.settle(self._reader.count() if self._reads else None, self._reader.kept)
         return rest
+
+    def _decoded(self) -> bytes:
+        try:
+            whole = self._httpx.Response(200, headers=self._response.headers, content=bytes(self._body))
+        except self._httpx.DecodingError:
+            return b""
+        content: bytes = whole.content
+        return content
 
     def leave(self) -> None:
         """Settle a stream that is left early: by the report if it came, else at all that is held.
@@ -253,17 +258,6 @@ def _passing(httpx: ModuleType, watched: _Watched, inner: Any) -> Any:
             await inner.aclose()
 
     return Passing()
-
-
-def _decoder(httpx: ModuleType) -> Callable[[Any, bytes], bytes]:
-    def decode(response: Any, body: bytes) -> bytes:
-        try:
-            decoded: bytes = httpx.Response(200, headers=response.headers, content=body).content
-        except httpx.DecodingError:
-            return b""
-        return decoded
-
-    return decode
 
 
 def _refusal(httpx: ModuleType, request: Any, api: Api | None, status: int, message: str, code: str) -> Any:

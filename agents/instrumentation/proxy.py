@@ -26,8 +26,8 @@ _OF_BODY = frozenset(("content-length", "content-encoding", "transfer-encoding",
 
 
 @contextmanager
-def running_proxy() -> Iterator[tuple[str, str, str]]:
-    """A running proxy: addresses for OPENAI_BASE_URL, OPENAI_API_BASE and ANTHROPIC_BASE_URL."""
+def running_proxy() -> Iterator[dict[str, str]]:
+    """A running proxy: its addresses, by the variables of the environment that clients read."""
     upstreams = {
         name: next(filter(None, map(os.environ.get, variables)), default)
         for name, (variables, default) in _UPSTREAMS.items()
@@ -44,7 +44,11 @@ def running_proxy() -> Iterator[tuple[str, str, str]]:
         thread.start()
         address = f"http://127.0.0.1:{server.server_address[1]}"
         try:
-            yield f"{address}/openai", f"{address}/openai", f"{address}/anthropic"
+            yield {
+                variable: f"{address}/{name}"
+                for name, (variables, _) in _UPSTREAMS.items()
+                for variable in variables
+            }
         finally:
             server.shutdown()
             thread.join()

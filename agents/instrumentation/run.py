@@ -32,7 +32,6 @@ from viaticum.money import Price
 
 SETTINGS = "VIATICUM_RUN"
 PROXY = "VIATICUM_RUN_PROXY"
-ADDRESSES = ("OPENAI_BASE_URL", "OPENAI_API_BASE", "ANTHROPIC_BASE_URL")
 _CHILD = Path(__file__).with_name("child")
 
 
@@ -102,7 +101,7 @@ def run_program(command: Sequence[str], settings: RunSettings, ledger: Ledger) -
         addresses = stack.enter_context(running_proxy())
         environment = {**os.environ, **_environment(settings, notes, addresses)}
         if not _starts_python(command):
-            environment |= dict(zip(ADDRESSES, addresses, strict=True))
+            environment |= addresses
         try:
             child = subprocess.Popen(command, env=environment)
         except OSError as error:
@@ -128,18 +127,18 @@ def start_in_child() -> None:
     notes = Path(values.pop("notes"))
     values["prices"] = {name: tuple(rates) for name, rates in values["prices"].items()}
     values["unpriced"] = tuple(values["unpriced"])
-    for address in os.environ.get(PROXY, "").split():
-        leave_to(address)
+    for each in os.environ.get(PROXY, "").split():
+        leave_to(each.partition("=")[2])
     scope = RunSettings(**values).scope()
     scope.__enter__()
     atexit.register(_write_notes, scope, notes)
 
 
-def _environment(settings: RunSettings, notes: Path, addresses: Sequence[str]) -> dict[str, str]:
+def _environment(settings: RunSettings, notes: Path, addresses: Mapping[str, str]) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(_CHILD), os.environ.get("PYTHONPATH"))))
     return {
         SETTINGS: json.dumps({**asdict(settings), "notes": str(notes)}),
-        PROXY: " ".join(addresses),
+        PROXY: " ".join(f"{name}={address}" for name, address in addresses.items()),
         "PYTHONPATH": path,
     }
 

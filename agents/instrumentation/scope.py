@@ -30,7 +30,7 @@ from viaticum.checks import checked_count
 from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerError
 from viaticum.models.remote.prices import check_cache_writes
 from viaticum.models.remote.prompt_tokens import PromptRatio
-from viaticum.money import Price, format_usd, nanousd
+from viaticum.money import Price, as_price, format_usd, nanousd
 from viaticum.types import TokenCount
 
 MAX_TOKENS = 8192  # new tokens of a call whose request sets no limit
@@ -313,19 +313,17 @@ def budget(
     shared = outer.ledger if outer is not None else None
     opened = shared or (ledger if isinstance(ledger, Ledger) else Ledger(ledger or "memory:"))
     name = name or f"code-{uuid.uuid4().hex[:12]}"
-    if limit is None and outer is None:
+    parent = None if outer is None else outer.name
+    if limit is None and parent is None:
         opened.budget(name)  # it exists
     elif limit is None:
-        opened.create(name, parent=outer.name if outer else None)
+        opened.create(name, parent=parent)
     else:
         allowed = nanousd(limit)
         if allowed <= 0:
             raise InputError(f"a budget is above zero dollars, got {limit}")
-        opened.create(name, limit_nanousd=allowed, parent=outer.name if outer else None)
-    known = {
-        model: each if isinstance(each, Price) else Price.per_million(*each)
-        for model, each in (prices or {}).items()
-    }
+        opened.create(name, limit_nanousd=allowed, parent=parent)
+    known = {model: as_price(each) for model, each in (prices or {}).items()}
     entries = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
     return BudgetScope(
         opened,

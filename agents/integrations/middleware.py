@@ -51,7 +51,7 @@ from viaticum.errors import (
 )
 from viaticum.models.remote.model import MESSAGE_TOKENS, REQUEST_TOKENS, TOOLS_TOKENS
 from viaticum.models.remote.prices import check_cache_writes
-from viaticum.money import Price, format_usd, nanousd
+from viaticum.money import Price, as_price, nanousd, usd_digits
 from viaticum.types import TokenCount
 
 try:
@@ -390,7 +390,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             answer.response_metadata["viaticum"] = {
                 "budget": self.budget_name,
                 "cost_nanousd": entry.nanousd,
-                "cost_usd": format_usd(entry.nanousd).removeprefix("$"),
+                "cost_usd": usd_digits(entry.nanousd),
                 "left_nanousd": self.left().left_nanousd,
             }
             if held.is_last:
@@ -454,9 +454,7 @@ def model_name(model: BaseChatModel) -> str:
 def _prices(prices: Prices | Catalogue) -> dict[str, Price]:
     if isinstance(prices, Catalogue):
         return {name: spec.price for name, spec in prices.items() if spec.price is not None}
-    return {
-        name: each if isinstance(each, Price) else Price.per_million(*each) for name, each in prices.items()
-    }
+    return {name: as_price(each) for name, each in prices.items()}
 
 
 def positive(limit: Any) -> int | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -155,7 +154,8 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         _log.log(
             logging.INFO if choice.switched else logging.DEBUG,
             "the next step is by %s: %s",
-            *astuple(choice)[:2],
+            choice.model,
+            choice.why,
         )
         return choice.model
 

@@ -26,7 +26,7 @@ from viaticum.agents.workflow.webhooks import Outcome, Webhook, WebhookSender
 from viaticum.budgets import Budget, Entry, Ledger
 from viaticum.checks import checked_items, checked_type
 from viaticum.errors import InputError, ViaticumError
-from viaticum.money import as_usd, format_usd
+from viaticum.money import as_usd, format_usd, usd_digits
 
 SHARES = (0.5, 0.8, 0.95)
 EVENT = "budget.share_spent"
@@ -63,10 +63,7 @@ class ShareSpent:
         """The payload of a webhook."""
         names = ("spent_nanousd", "limit_nanousd", "left_nanousd")
         amounts = {name: getattr(self, name) for name in names}
-        dollars = {
-            name.replace("nanousd", "usd"): format_usd(each).replace("$", "")
-            for name, each in amounts.items()
-        }
+        dollars = {name.replace("nanousd", "usd"): usd_digits(each) for name, each in amounts.items()}
         return {
             "type": EVENT,
             "timestamp": self.at.isoformat(),

@@ -9,7 +9,6 @@ import os
 import sys
 
 _CLIENTS = ("httpx", "httpx2", "urllib3.connectionpool", "aiohttp.client")
-_ADDRESSES = ("OPENAI_BASE_URL", "OPENAI_API_BASE", "ANTHROPIC_BASE_URL")
 _begun = False
 
 
@@ -39,7 +38,9 @@ def _hold(module: object) -> None:
 
 
 def _use_proxy() -> None:
-    os.environ.update(zip(_ADDRESSES, os.environ.get("VIATICUM_RUN_PROXY", "").split(), strict=False))
+    for each in os.environ.get("VIATICUM_RUN_PROXY", "").split():
+        name, _, address = each.partition("=")
+        os.environ[name] = address
 
 
 def _next() -> None:
