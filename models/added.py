@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from viaticum.errors import InputError
-from viaticum.gguf.file import read_header
+from viaticum.gguf.file import SHARD, read_header
 from viaticum.hub import Repository, fetch_config, look_at
 from viaticum.model_spec import ModelSpec
 from viaticum.models.api_keys import key_variables
@@ -29,7 +29,7 @@ SHOWN = 6  # files of a repository that a message names
 _REPOSITORY = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?", re.I
 )
-_NO_MODEL = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z|(?:\A|/)mmproj", re.I)  # shards, projections of images
+_NO_MODEL = re.compile(r"(?:\A|/)mmproj", re.I)  # projections of images
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 
 
@@ -164,36 +164,63 @@ def _hub_entry(text: str, context: int | None) -> NewEntry:
 
 
 def _gguf_of_hub(source: Hub, found: Repository, wanted: str | None, context: int | None) -> NewEntry:
-    """The entry of one GGUF file, with its hash."""
-    files = [each for each in sorted(found.hashes) if not _NO_MODEL.search(each)]
+    """The entry of one GGUF file, with its hash; shards are one file, named by any of them."""
+    files = sorted({_first_shard(each) for each in found.hashes if not _NO_MODEL.search(each)})
     if not files:
-        what = "shards of GGUF files alone; fetch them all and add the path of the first one"
-        if not found.hashes:
-            what = "neither safetensors nor a GGUF file; add another repository"
-        raise InputError(f"{source.repo} holds {what}")
+        raise InputError(
+            f"{source.repo} holds neither safetensors nor a GGUF file of a language model; "
+            "add another repository"
+        )
     if wanted is None and len(files) > 1:
         listed = f"{', '.join(files[:SHOWN])}{' ...' if len(files) > SHOWN else ''}"
         raise InputError(
             f"{source.repo} holds {len(files)} GGUF files ({listed}); name one: hub:{source.repo}/{files[0]}"
         )
-    name = wanted or files[0]
+    name = _first_shard(wanted or files[0])
     if name not in files:
         if name in found.hashes:
-            raise InputError(f"{name} is a shard or no language model; add another file, or a path")
+            raise InputError(f"{name} is no language model; add another file")
         near = get_close_matches(name, files, 1, 0.3)
         hint = f"did you mean {near[0]}?" if near else f"it has {files[0]}"
         raise InputError(f"{source.repo} holds no file {name}; {hint}")
-    if not found.hashes[name]:
-        raise InputError(f"the hub does not say the hash of {name}; fetch the file and add its path")
+    shards = _shards(name)
+    if missing := [each for each in shards if each not in found.hashes]:
+        raise InputError(f"{source.repo} lacks a shard of {name}: {', '.join(missing[:SHOWN])}")
+    if unknown := [each for each in shards if not found.hashes[each]]:
+        raise InputError(f"the hub does not say the hash of {unknown[0]}; fetch the file and add its path")
     length = context or found.context
     if not length:
         raise InputError(f"the hub does not say how much {name} reads; give --context")
-    origin = Hub(type="hub", repo=source.repo, revision=source.revision, file=name, sha256=found.hashes[name])
-    title = Path(name).stem
+    hashes = {each: found.hashes[each] for each in shards}
+    origin = Hub(
+        type="hub",
+        repo=source.repo,
+        revision=source.revision,
+        file=name,
+        sha256=hashes.pop(name),
+        others=hashes,
+    )
+    match = SHARD.fullmatch(name)
+    title = Path(name if match is None else match["stem"]).name.removesuffix(".gguf")
     fields = _local_fields(title, length, origin.model_dump())
     return NewEntry(
         f"{source.repo.partition('/')[0]}/{title}", fields, "One GGUF file of a model hub; runs here"
     )
+
+
+def _first_shard(name: str) -> str:
+    """The first shard of the GGUF file that `name` is a shard of; else `name`."""
+    match = SHARD.fullmatch(name)
+    return name if match is None else f"{match['stem']}-00001-of-{match['count']}.gguf"
+
+
+def _shards(first: str) -> list[str]:
+    """The names of all shards of a GGUF file, which may be one."""
+    match = SHARD.fullmatch(first)
+    if match is None:
+        return [first]
+    stem, count = match["stem"], int(match["count"])
+    return [f"{stem}-{at:05}-of-{count:05}.gguf" for at in range(1, count + 1)]
 
 
 def _context_of(config: Mapping[str, Any], repo: str) -> int:

@@ -17,10 +17,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from viaticum.errors import WeightsError, one_line
+from viaticum.gguf.file import read_header
+from viaticum.gguf.merging import merge
 from viaticum.weight_sources import Hub
 from viaticum.wheels import DISK_FULL, FetchError, Report
 
@@ -38,8 +41,11 @@ _unreachable: dict[str, str] = {}  # reasons by endpoint, for the rest of this p
 def fetch_hub(source: Hub, folder: Path, report: Report) -> None:
     """Leave a repository, or the GGUF file that the source names as model.gguf, in a folder.
 
+    Shards of a GGUF file are joined.
+
     Raises:
         FetchError: the hub cannot be reached or has no such file, or the file has another hash.
+        WeightsError: the shards do not belong together.
         OSError: the disk is full.
     """
     try:
@@ -51,9 +57,10 @@ def fetch_hub(source: Hub, folder: Path, report: Report) -> None:
     if source.file is not None:
         with _look_lock:  # of several models that are fetched at once, one waits for the answer
             _require_online(source, endpoint)
-            _look(source, endpoint)
+            for name in source.hashes:
+                _look(source, name, endpoint)
     if source.file is not None and source.file.endswith(".gguf"):
-        _fetch_file(source, endpoint, folder, report)
+        _fetch_gguf(source, endpoint, folder, report)
     else:
         _fetch_repository(source, folder)
 
@@ -144,8 +151,8 @@ def _require_online(source: Hub, endpoint: str) -> None:
         raise FetchError(f"hub {source.repo}: {_unreachable[endpoint]}")
 
 
-def _look(source: Hub, endpoint: str) -> None:
-    """Ask for the file's hash, before it is downloaded.
+def _look(source: Hub, name: str, endpoint: str) -> None:
+    """Ask for a file's hash, before it is downloaded.
 
     Raises:
         FetchError: no answer in `LOOK_SECONDS`, no such file, or another hash.
@@ -153,8 +160,7 @@ def _look(source: Hub, endpoint: str) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
-    assert source.file is not None
-    url = hf_hub_url(source.repo, source.file, revision=source.revision, endpoint=endpoint)
+    url = hf_hub_url(source.repo, name, revision=source.revision, endpoint=endpoint)
     try:
         facts = _within(
             LOOK_SECONDS, lambda: get_hf_file_metadata(url, timeout=LOOK_SECONDS, endpoint=endpoint)
@@ -166,8 +172,8 @@ def _look(source: Hub, endpoint: str) -> None:
             f"{endpoint} cannot be reached ({one_line(error, LONGEST) or type(error).__name__})"
         )
         raise FetchError(f"hub {source.repo}: {_unreachable[endpoint]}") from None
-    if _SHA256.fullmatch(facts.etag or "") and facts.etag != source.sha256:
-        raise FetchError(_other_hash(source, str(facts.etag)))
+    if _SHA256.fullmatch(facts.etag or "") and facts.etag != source.hashes[name]:
+        raise FetchError(_other_hash(source, name, str(facts.etag)))
 
 
 def _within(seconds: float, ask: Callable[[], _Value]) -> _Value:
@@ -195,26 +201,34 @@ def _within(seconds: float, ask: Callable[[], _Value]) -> _Value:
     return results[0]
 
 
-def _fetch_file(source: Hub, endpoint: str, folder: Path, report: Report) -> None:
+def _fetch_gguf(source: Hub, endpoint: str, folder: Path, report: Report) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as kept:  # with the client's own records
+        paths = [_download(source, name, endpoint, Path(kept), report) for name in source.hashes]
+        if len(paths) == 1:
+            paths[0].rename(folder / "model.gguf")
+            return
+        report_joining = partial(report, "joining")
+        merge(read_header(paths[0]), folder / "model.gguf", report_joining)
+
+
+def _download(source: Hub, name: str, endpoint: str, folder: Path, report: Report) -> Path:
     from huggingface_hub import hf_hub_download
 
-    assert source.file is not None
     with _hub_errors(source):
-        path = hf_hub_download(
-            source.repo,
-            source.file,
-            revision=source.revision,
-            local_dir=folder,
-            endpoint=endpoint,
-            tqdm_class=_reporting_bar(report),
+        path = Path(
+            hf_hub_download(
+                source.repo,
+                name,
+                revision=source.revision,
+                local_dir=folder,
+                endpoint=endpoint,
+                tqdm_class=_reporting_bar(report),
+            )
         )
-    size = Path(path).stat().st_size  # the bar may have heard of less: it is told now and then
+    size = path.stat().st_size  # the bar may have heard of less: it is told now and then
     report("downloading", size, size)
-    _check_hash(source, Path(path))
-    Path(path).rename(folder / "model.gguf")
-    for left in folder.iterdir():  # the client's own records, and the folders of the file
-        if left.is_dir():
-            shutil.rmtree(left)
+    _check_hash(source, name, path)
+    return path
 
 
 def _fetch_repository(source: Hub, folder: Path) -> None:
@@ -231,7 +245,7 @@ def _fetch_repository(source: Hub, folder: Path) -> None:
     if not list(folder.glob("*.safetensors")):
         raise FetchError(f"hub {source.repo} at {source.revision} holds no safetensors")
     if source.file is not None:
-        _check_hash(source, folder / source.file)
+        _check_hash(source, source.file, folder / source.file)
 
 
 class _hub_errors:
@@ -272,17 +286,17 @@ def _reason(source: Hub, error: Exception) -> str:
     return f"hub {source.repo}: {one_line(error, LONGEST) or type(error).__name__}"
 
 
-def _check_hash(source: Hub, path: Path) -> None:
+def _check_hash(source: Hub, name: str, path: Path) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != source.sha256:
-        raise FetchError(_other_hash(source, found))
+    if found != source.hashes[name]:
+        raise FetchError(_other_hash(source, name, found))
 
 
-def _other_hash(source: Hub, found: str) -> str:
+def _other_hash(source: Hub, name: str, found: str) -> str:
     return (
-        f"hub {source.repo}: {source.file} has sha256 {found[:12]}..., and the catalogue says "
-        f"{str(source.sha256)[:12]}..."
+        f"hub {source.repo}: {name} has sha256 {found[:12]}..., and the catalogue says "
+        f"{source.hashes[name][:12]}..."
     )
 
 

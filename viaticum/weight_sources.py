@@ -85,6 +85,7 @@ class Hub(FrozenModel):
     Attributes:
         file, sha256: one file of it and its hash: a GGUF file is all that is fetched, of safetensors the rest
             of the repository comes too. Without them the repository is taken as it is.
+        others: sha256 by name of the further shards, where the GGUF file is the first of several.
     """
 
     type: Literal["hub"]
@@ -92,19 +93,27 @@ class Hub(FrozenModel):
     revision: str = "main"
     file: Annotated[str, Field(pattern=r"\.(gguf|safetensors)$")] | None = None
     sha256: Sha256 | None = None
+    others: Mapping[Annotated[str, Field(pattern=r"\.gguf$")], Sha256] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _file_with_hash(self) -> Self:
         if (self.file is None) != (self.sha256 is None):
             raise ValueError("give both file and sha256, or neither")
-        if self.file is not None:
-            _require_inside(self.file)
+        if self.others and not (self.file or "").endswith(".gguf"):
+            raise ValueError("`others` goes with a GGUF file, the first of its shards")
+        for name in self.hashes:
+            _require_inside(name)
         return self
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """sha256 by name of the files that are named, the first shard first."""
+        return {} if self.file is None or self.sha256 is None else {self.file: self.sha256, **self.others}
 
     @model_serializer(mode="wrap")
     def _only_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without file and sha256 where they are not set: manifests of earlier versions fit."""
-        return {name: value for name, value in handler(self).items() if value is not None}
+        """Without what is not set: manifests of earlier versions fit."""
+        return {name: value for name, value in handler(self).items() if value}
 
 
 class LocalPath(FrozenModel):

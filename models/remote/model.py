@@ -28,7 +28,7 @@ from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.remote.connection import HEARTBEAT_SECONDS, RemoteCall
 from viaticum.models.remote.errors import retry_after, translate_error, wait_before_retry
 from viaticum.models.remote.prices import cost_mismatch
-from viaticum.models.remote.prompt_tokens import TOKENIZERS, PromptRatio, named_counter
+from viaticum.models.remote.prompt_tokens import TOKENIZERS, PromptRatio, named_counter, ratio_file
 from viaticum.models.remote.rate_limits import ProviderRateLimiter, headers_of
 from viaticum.models.remote.request import RequestBuilder, load_litellm
 from viaticum.models.remote.response import PartialResponse, reported_cost
@@ -78,7 +78,8 @@ class RemoteModel(Model):
         self._requests, self._sleep = RequestBuilder(spec, key), sleep
         self._tokenizer_known: bool | None = None
         self._rate_limiter = ProviderRateLimiter()
-        self._ratio = PromptRatio()
+        kept = ratio_file(spec.litellm_model or "", spec.api_base) if spec.holds == "estimated" else None
+        self._ratio = PromptRatio(kept)
 
     def worst_case(self, messages: Sequence[Message], max_new_tokens: int) -> dict[str, TokenCount]:
         return self.worst_case_of(messages, Generation(max_new_tokens))

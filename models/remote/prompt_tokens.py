@@ -8,34 +8,50 @@ that the provider reported before, with a margin: no upper bound, so the ledger 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from viaticum.errors import InputError, MissingExtra
+from viaticum.files import atomic_write
+from viaticum.weights import cache_dir
 
 TOKENIZERS = ("cl100k_base", "o200k_base")  # those in LiteLLM's package
 FIRST_CALLS = 5  # reports before a ratio is believed
 LAST_CALLS = 200  # reports that are remembered
+LONGEST_FILE = 10 * LAST_CALLS  # lines
 RATIO_MARGIN = 0.2  # added to the highest ratio that was reported
 
 
 class PromptRatio:
-    """Tokens a byte of the prompts that one model was sent, as its provider reported them. Thread-safe."""
+    """Tokens a byte of the prompts that one model was sent, as its provider reported them. Thread-safe.
 
-    def __init__(self) -> None:
-        self._ratios: deque[float] = deque(maxlen=LAST_CALLS)
+    Args:
+        file: keeps the reports for later processes, a line each; what cannot be read or written is left out,
+            since a hold may always be larger.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._ratios = deque(_kept(file) if file is not None else (), maxlen=LAST_CALLS)
 
     def learn(self, bytes_: int, tokens: int) -> None:
         """Take the report of a call. bytes_: its prompt as it is counted without a tokenizer."""
         if bytes_ > 0 and tokens > 0:
             self._ratios.append(tokens / bytes_)
+            if self._file is not None:
+                with suppress(OSError):
+                    self._file.parent.mkdir(parents=True, exist_ok=True)
+                    with self._file.open("a") as file:  # one short line: whole, also beside other processes
+                        file.write(f"{tokens / bytes_:.6f}\n")
 
     def estimate(self, bytes_: int) -> int:
         """Tokens to hold for a prompt; its bytes until enough calls were reported, and never more."""
@@ -43,6 +59,32 @@ class PromptRatio:
         if len(ratios) < FIRST_CALLS:
             return bytes_
         return min(bytes_, math.ceil(bytes_ * max(ratios) * (1 + RATIO_MARGIN)))
+
+
+def ratio_file(model: str, api_base: str | None) -> Path:
+    """Where the ratios of a provider's model are kept, whatever name the catalogue gives it."""
+    key = hashlib.sha256(json.dumps([model, api_base]).encode()).hexdigest()[:16]
+    return cache_dir() / "prompt_ratios" / f"{key}.txt"
+
+
+def _kept(file: Path) -> list[float]:
+    """The last ratios of a file, which is cut to them once it is long. Lines that are none are left out."""
+    try:
+        lines = file.read_text().splitlines()
+        kept = [value for line in lines[-LAST_CALLS:] if (value := _ratio(line)) is not None]
+        if len(lines) > LONGEST_FILE:
+            atomic_write(file, "".join(f"{value:.6f}\n" for value in kept))
+    except (OSError, ValueError, InputError):
+        return []
+    return kept
+
+
+def _ratio(line: str) -> float | None:
+    try:
+        value = float(line)
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
 
 
 def named_counter(tokenizer: str) -> Callable[[str], int]:

@@ -22,7 +22,14 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.errors import BudgetExceeded, InputError
 from viaticum.models.base import Generation
 from viaticum.models.remote.model import RemoteModel
-from viaticum.models.remote.prompt_tokens import FIRST_CALLS, PromptRatio, named_counter
+from viaticum.models.remote.prompt_tokens import (
+    FIRST_CALLS,
+    LAST_CALLS,
+    LONGEST_FILE,
+    PromptRatio,
+    named_counter,
+    ratio_file,
+)
 from viaticum.types import Message
 
 CHAT: list[Message] = [{"role": "user", "content": "word " * 200}]
@@ -38,6 +45,11 @@ def running() -> Iterator[OpenAIServer]:
 def server(running: OpenAIServer) -> OpenAIServer:
     running.reset()
     return running
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VIATICUM_CACHE", str(tmp_path / "cache"))
 
 
 def spec_for(server: OpenAIServer | None = None, **fields: Any) -> ModelSpec:
@@ -112,6 +124,34 @@ def test_a_ratio_is_believed_after_some_calls_and_never_above_the_bytes() -> Non
     assert ratio.estimate(1000) == 300
     ratio.learn(1000, 900)
     assert ratio.estimate(1000) == 1000
+
+
+def test_ratios_are_kept_for_later_processes(tmp_path: Path) -> None:
+    file = tmp_path / "ratios" / "a.txt"
+    for _ in range(FIRST_CALLS):  # a process a call, as the command line has them
+        PromptRatio(file).learn(1000, 250)
+    assert PromptRatio(file).estimate(1000) == 300
+    file.write_text("nonsense\nnan\n-1\n" + file.read_text() + "0.4")  # the end of one that was killed
+    assert PromptRatio(file).estimate(1000) == 480
+    file.write_text("0.9\n" + "0.1\n" * LONGEST_FILE)
+    assert PromptRatio(file).estimate(1000) == 120
+    assert len(file.read_text().splitlines()) == LAST_CALLS
+    file.write_bytes(b"\xff\xfe")
+    assert PromptRatio(file).estimate(1000) == 1000
+    folder = PromptRatio(tmp_path)  # which cannot be written
+    folder.learn(1000, 250)
+    assert folder.estimate(1000) == 1000
+
+
+def test_ratios_are_kept_a_model_and_address_and_only_where_they_hold(
+    tmp_path: Path,
+) -> None:
+    RemoteModel(spec_for(), key=KEY)._ratio.learn(1000, 250)
+    assert not list(tmp_path.rglob("*.txt"))
+    for _ in range(FIRST_CALLS):
+        RemoteModel(spec_for(holds="estimated"), key=KEY)._ratio.learn(1000, 250)
+    assert RemoteModel(spec_for(holds="estimated"), key=KEY)._ratio.estimate(1000) == 300
+    assert ratio_file("openai/x", None) != ratio_file("openai/x", "http://127.0.0.1") != ratio_file("x", None)
 
 
 def test_estimated_holds_are_small_and_their_overruns_are_reported(

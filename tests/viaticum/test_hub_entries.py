@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_files import byte_level, tiny_model, write_gguf
+from gguf_files import Written, byte_level, tiny_model, write_gguf
 from transformers import Qwen2Config
 
 from viaticum import hub
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import InputError, WeightsError
+from viaticum.gguf.file import read_header
 from viaticum.gguf.split_patterns import SPLITTINGS
 from viaticum.models.added import new_entry
 from viaticum.weights import locate, pull
@@ -124,10 +125,10 @@ def no_report(*stage: object) -> None:
     pass
 
 
-def tiny_gguf(folder: Path) -> bytes:
+def tiny_gguf(folder: Path, written: Written | None = None) -> bytes:
     words = byte_level("qwen2", SPLITTINGS["qwen2"].patterns[0], nfc=True)
     model = tiny_model(Qwen2Config(**SIZES))
-    return write_gguf(folder / "tiny.gguf", "qwen2", model, words).read_bytes()
+    return write_gguf(folder / "tiny.gguf", "qwen2", model, words, written).read_bytes()
 
 
 def spec_of(source: str, **given: Any) -> ModelSpec:
@@ -166,6 +167,25 @@ def test_of_several_gguf_files_one_has_to_be_named(server: type[TinyHub]) -> Non
         new_entry("hub:some.one/a-model/q/a-Q8.gguf")
 
 
+@pytest.mark.parametrize("named", ["", "/q/tiny-00001-of-00003.gguf", "/q/tiny-00002-of-00003.gguf"])
+def test_shards_are_added_as_one_file_and_joined(server: type[TinyHub], tmp_path: Path, named: str) -> None:
+    tiny_gguf(tmp_path)
+    tiny_gguf(tmp_path, Written(split=12))
+    server.files |= {f"q/{each.name}": each.read_bytes() for each in tmp_path.glob("tiny-*.gguf")}
+    spec = spec_of(f"hub:some.one/a-model{named}")
+    assert spec.name == "some.one/tiny"
+    pull(spec, no_report)
+    folder = locate(spec)
+    assert sorted(each.name for each in folder.glob("*.gguf")) == ["model.gguf"]
+    assert not [each for each in folder.iterdir() if each.is_dir()]
+    joined, original = read_header(folder / "model.gguf"), read_header(tmp_path / "tiny.gguf")
+    assert [each.name for each in joined.tensors] == [each.name for each in original.tensors]
+    assert [each.shape for each in joined.tensors] == [each.shape for each in original.tensors]
+    server.files["q/tiny-00003-of-00003.gguf"] += b"x"
+    with pytest.raises(WeightsError, match=r"q/tiny-00003-of-00003\.gguf has sha256"):
+        pull(spec.model_copy(update={"name": "again"}), no_report)
+
+
 def test_a_repository_of_safetensors_is_added_as_it_is(server: type[TinyHub]) -> None:
     server.files |= {"model.safetensors": b"w", "config.json": b'{"max_position_embeddings": 4096}'}
     entry = new_entry("hub:some.one/a-model")
@@ -180,14 +200,14 @@ def test_a_repository_of_safetensors_is_added_as_it_is(server: type[TinyHub]) ->
         ({"a.gguf": b"w"}, "hub:some.one/other", "no such repository, or it is private: .* HF_TOKEN"),
         ({"a.gguf": b"w"}, "hub:some.one/a-model@v9", "there is no revision 'v9' of it"),
         (
-            {f"a-0000{n}-of-00002.gguf": b"w" for n in (1, 2)},
+            {f"q/a-0000{n}-of-00003.gguf": b"w" for n in (1, 2)},
             "hub:some.one/a-model",
-            "fetch them all and add the",
+            r"lacks a shard of q/a-00001-of-00003\.gguf: q/a-00003-of-00003\.gguf",
         ),
         (
             {"a.gguf": b"w", "mmproj-a.gguf": b"p"},
             "hub:some.one/a-model/mmproj-a.gguf",
-            "is a shard or no language model",
+            "is no language model",
         ),
         ({"model.safetensors": b"w"}, "hub:some.one/a-model", "cannot look at .*404.*; give --context"),
         ({"model.safetensors": b"w", "config.json": b"{"}, "hub:some.one/a-model", "give --context"),
