@@ -1,14 +1,15 @@
 """Quality of a router on questions with known outcomes, beside every pair, their mixtures, and the oracle.
 
 Operating points for a budget are chosen from predictions alone; actual cost and correctness are read
-afterwards. The hull is the non-decreasing convex hull of single pairs on the very questions evaluated, the
-"zero router" of RouterBench (arXiv 2403.12031): nobody could have picked that mixture beforehand, so that it
-is hard to beat.
+afterwards. A batch does more: it plans its rows block by block and lets real costs correct the plan; `paced`
+shows that too. The hull is the non-decreasing convex hull of single pairs on the very questions evaluated,
+the "zero router" of RouterBench (arXiv 2403.12031): nobody could have picked that mixture beforehand, so that
+it is hard to beat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,18 @@ MIDDLE_BUDGET = 0.002
 MARGIN = 0.04  # share of a budget left unplanned: a mean of 1,500 questions varies by about as much
 BOOTSTRAP_SAMPLES = 1_000
 SWEEP = np.geomspace(0.3, 3000, 60)  # cost weights of `cost_to_reach`
+# Expected accuracy, dollars, their deviation, real dollars, each [Q, M], and dollars for all questions -> the
+# column of each question, -1 for none [Q].
+Paced = Callable[[Array, Array, Array, Array, float], Array]
 
 
 def evaluate(
-    router: RTRRouter, matrix: OutcomeMatrix, *, budgets: Sequence[float] = BUDGETS, seed: int = 0
+    router: RTRRouter,
+    matrix: OutcomeMatrix,
+    *,
+    budgets: Sequence[float] = BUDGETS,
+    seed: int = 0,
+    paced: Paced | None = None,
 ) -> dict[str, Any]:
     """Return what `viaticum router evaluate --json` prints; costs are mean dollars a question.
 
@@ -37,6 +46,8 @@ def evaluate(
         matrix: outcomes; questions that were not given to every pair are left out.
         budgets: mean dollars a question.
         seed: of the bootstrap; `curve_minus_hull` has 95% intervals, paired by question.
+        paced: plans all questions as a batch does, for the points of `paced`
+            (`viaticum.budgets.paced_run.paced_choices`).
 
     Raises:
         DataError: no question was given to every pair.
@@ -66,6 +77,10 @@ def evaluate(
             "cost": dollars,
             "ties": [str(matrix.pairs[each]) for each in ties],
         },
+        "cheapest": _cheapest(matrix, budgets),
+        "paced": []
+        if paced is None
+        else [_paced_point(router, prediction, (correct, cost), budget, paced) for budget in budgets],
         **_curves(router, prediction, matrix, (correct, cost), budgets, seed),
         "cost_at_best_single_accuracy": None if enough is None else enough / dollars,
         "cost_at_99_percent_of_it": None if nearly is None else nearly / dollars,
@@ -85,6 +100,35 @@ def best_single_pairs(matrix: OutcomeMatrix) -> list[int]:
     return sorted(
         np.flatnonzero(right == right.max()).tolist(), key=lambda column: matrix.cost[:, column].mean()
     )
+
+
+def _cheapest(matrix: OutcomeMatrix, budgets: Sequence[float]) -> dict[str, Any]:
+    """The cheapest pair, and the budgets at which even this pair alone spends more than there is."""
+    dollars = matrix.cost.mean(0)
+    pair = int(dollars.argmin())
+    return {
+        "pair": str(matrix.pairs[pair]),
+        "cost": float(dollars[pair]),
+        "budgets_below": [budget for budget in budgets if budget < dollars[pair]],
+    }
+
+
+def _paced_point(
+    router: RTRRouter, prediction: Prediction, outcomes: tuple[Array, Array], budget: float, paced: Paced
+) -> dict[str, float]:
+    """Accuracy, dollars and skipped questions of a batch with this budget; a skipped one counts as wrong."""
+    correct, cost = outcomes
+    expected = np.asarray(prediction.cost.double())
+    chosen = paced(
+        np.asarray(prediction.accuracy.double()),
+        expected,
+        np.asarray(router.cost_deviation(prediction).double()),
+        cost,
+        budget * len(cost),
+    )
+    rows, asked = np.arange(len(chosen)), chosen >= 0
+    right, spent = (np.where(asked, each[rows, np.maximum(chosen, 0)], 0.0) for each in (correct, cost))
+    return _point(budget, right, spent) | {"skipped": float(1 - asked.mean())}
 
 
 def column_outcomes(router: RTRRouter, matrix: OutcomeMatrix) -> tuple[Array, Array, Array]:

@@ -110,8 +110,8 @@ class OutcomeMatrix:
             live: outcomes of live runs: their cost may be unknown, and of contradicting rows the last counts.
 
         Raises:
-            DataError: an empty table, rows that contradict each other, values that are not numbers, or an
-                answer of unknown cost.
+            DataError: an empty table, rows that contradict each other, values that are not numbers, one id of
+                two questions, or an answer of unknown cost.
             InputError: a model without a price.
         """
         outcomes = list(outcomes)
@@ -123,9 +123,12 @@ class OutcomeMatrix:
         rows: dict[tuple[str, str], int] = {}
         texts: list[str] = []
         for row in outcomes:
-            if row.pair in columns and (key := (row.dataset, str(row.question_id))) not in rows:
-                rows[key] = len(rows)
+            if row.pair not in columns:
+                continue
+            number = rows.setdefault((row.dataset, str(row.question_id)), len(rows))
+            if number == len(texts):
                 texts.append(row.question)
+            texts[number] = _same_text(row, texts[number])
         if not rows:
             raise DataError("no row is about a pair that was asked for; see the pairs that the table holds")
         shape = (len(rows), len(columns))
@@ -328,6 +331,16 @@ def held_out(groups: Array, share: float, seed: int) -> Array:
     order = rng.permutation(np.unique(groups))
     taken = order[np.cumsum(sizes[order]) <= share * len(groups)]
     return np.isin(groups, taken)
+
+
+def _same_text(row: Outcome, known: str) -> str:
+    """The text of a question, from a row that has it. Raises `DataError` where rows have different ones."""
+    if row.question and known and row.question.strip() != known.strip():
+        raise DataError(
+            f"{row.dataset} {row.question_id} is the id of two questions, {known[:40]!r} and "
+            f"{row.question[:40]!r}; give each an id of its own within its data set"
+        )
+    return known or row.question
 
 
 def _number(row: Outcome, name: str) -> float:

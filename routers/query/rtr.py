@@ -322,6 +322,20 @@ class RTRRouter(QueryRouter):
                 low = middle
         return float(10**high), float(10**low)
 
+    def cost_deviation(self, prediction: Prediction) -> Tensor:
+        """Standard deviation of the dollars of each column, as among the nearest known questions [N, M].
+
+        Of pairs that were added, whose neighbours' costs are unknown, as large as the expected cost.
+        """
+        known = torch.stack([self._spread(rows) for rows in prediction.indices])
+        added = prediction.cost[:, known.shape[1] :]
+        return torch.cat((known, added), 1)
+
+    def _spread(self, rows: Tensor) -> Tensor:
+        """Standard deviation of the known costs of some questions, by column [M]."""
+        cost = self.parameters.cost[rows]
+        return (cost - cost.nanmean(0)).square().nanmean(0).sqrt().nan_to_num(0.0)
+
     def expected_cost(self, prediction: Prediction, cost_weight: float) -> float:
         """Corrected mean dollars a question of the columns chosen at a cost weight."""
         chosen = self.choose_columns(prediction, cost_weight)

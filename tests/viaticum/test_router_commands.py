@@ -92,6 +92,38 @@ def test_fit_evaluate_show(fitted: Path, tmp_path: Path, encoder: str) -> None:
     assert (fitted / "previous" / "router.json").exists()
 
 
+def test_evaluate_tells_what_a_batch_would_do_and_budgets_that_are_too_small(
+    fitted: Path, tmp_path: Path
+) -> None:
+    write_outcomes(tmp_path / "new.jsonl", outcomes(150, seed=5))
+    budgets = ("--budget", "0.000005", "--budget", "0.0005")
+    result = run_json("evaluate", fitted, tmp_path / "new.jsonl", *budgets)
+    assert result["cheapest"]["pair"] == "tiny+direct"
+    assert result["cheapest"]["budgets_below"] == [0.000005]
+    poor, rich = result["paced"]
+    assert poor["cost"] <= 0.000005 < result["curve"][0]["cost"]
+    assert 0.3 < poor["skipped"] < 0.7
+    assert rich["cost"] <= 0.0005
+    assert rich["skipped"] == 0
+    assert rich["accuracy"] > result["hull"][1]["accuracy"] - 0.03
+    shown = CliRunner().invoke(
+        app, ["router", "evaluate", str(fitted), str(tmp_path / "new.jsonl"), *budgets]
+    )
+    assert "paced" in shown.stdout
+    assert "pair costs here, tiny+direct" in shown.stderr
+
+
+def test_evaluate_leaves_out_data_sets(fitted: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", fitted, tmp_path / "known.jsonl", "--leave-out")
+    result = run_json(*arguments, "dataset", "--budget", "0.0002")
+    assert [kind["dataset"] for kind in result["kinds"]] == ["games", "kin", "sums"]
+    shown = run(*arguments, "dataset", "--budget", "0.0002")
+    assert "fitted without kin (80 questions)" in shown
+    assert "all of these (240 questions)" in shown
+    with pytest.raises(InputError, match="known: dataset"):
+        run(*arguments, "model")
+
+
 def test_show_marks_what_is_extrapolated(encoder: str, tmp_path: Path) -> None:
     rows = [
         replace(row, output_tokens=40, finish_reason="length") if (row.output_tokens or 0) > 40 else row

@@ -7,7 +7,7 @@ Results go to stdout, progress to stderr. Errors and exit codes are in `viaticum
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from viaticum.money import NANOUSD_PER_USD, format_usd
 
 if TYPE_CHECKING:
     from viaticum.routers.query.outcome_matrix import OutcomeMatrix
+    from viaticum.routers.query.rtr import RTRRouter
     from viaticum.types import Pair, Row
 
 app = typer.Typer(no_args_is_help=True, help="Fit, evaluate and query the learned query router.")
@@ -87,18 +88,32 @@ def evaluate(
     budget: Annotated[
         list[float] | None, typer.Option(help="Mean dollars a question; 0.0001 to 0.012 by default.", min=0.0)
     ] = None,
+    leave_out: Annotated[
+        str | None,
+        typer.Option(
+            help="`dataset`: instead, fit anew without each data set of the table in turn and evaluate "
+            "there, beside the static mixture fitted on the same questions."
+        ),
+    ] = None,
     as_json: JsonFlag = False,
+    catalogue: CatalogueFile = None,
 ) -> None:
     """Accuracy by mean cost on held-out questions, beside the best mixtures of single pairs.
 
-    Operating points are chosen from predictions; actual costs and correctness are read afterwards.
+    Operating points are chosen from predictions; actual costs and correctness are read afterwards. "Paced" is
+    what a batch does with the same money: real costs correct its plan on the way.
     """
+    from viaticum.budgets.paced_run import paced_choices
     from viaticum.routers.query.evaluate import BUDGETS, MIDDLE_BUDGET
     from viaticum.routers.query.evaluate import evaluate as run
     from viaticum.routers.query.rtr import RTRRouter
 
     router = RTRRouter.load(folder)
-    result = run(router, _matrix(outcomes, prices, router.pairs), budgets=budget or BUDGETS)
+    matrix = _matrix(outcomes, prices, router.pairs)
+    if leave_out is not None:
+        _evaluate_leaving_out(leave_out, router, matrix, budget or BUDGETS, catalogue, as_json)
+        return
+    result = run(router, matrix, budgets=budget or BUDGETS, paced=paced_choices)
     if result["learned_from"]:
         typer.echo(
             f"warning: the router was fitted on {result['learned_from']} of the {result['questions']} "
@@ -114,14 +129,25 @@ def evaluate(
             usd(point["budget"]),
             f"{point['accuracy']:.1%}",
             usd(point["cost"]),
+            f"{paced['accuracy']:.1%}",
+            usd(paced["cost"]),
             "-" if hull["accuracy"] is None else f"{hull['accuracy']:.1%}",
-            "-"
-            if gap["difference"] is None
-            else f"{100 * gap['difference']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})",
+            "-" if gap["difference"] is None else _interval(gap),
         )
-        for point, hull, gap in zip(result["curve"], result["hull"], result["curve_minus_hull"], strict=True)
+        for point, paced, hull, gap in zip(
+            result["curve"], result["paced"], result["hull"], result["curve_minus_hull"], strict=True
+        )
     ]
-    print_table(("a question", "router", "spent", "hull", "router - hull, 95%"), rows)
+    columns = ("a question", "router", "spent", "paced", "spent, paced", "hull", "router - hull, 95%")
+    print_table(columns, rows, spare=("spent, paced", "paced"))
+    cheapest = result["cheapest"]
+    if cheapest["budgets_below"]:
+        typer.echo(
+            f"note: {', '.join(map(usd, cheapest['budgets_below']))} a question is less than the cheapest "
+            f"pair costs here, {cheapest['pair']} at {usd(cheapest['cost'])}; the router spends more than "
+            "that, and a batch skips questions",
+            err=True,
+        )
     best = result["best_single"]
     tied = f" (the cheapest of the most accurate: {', '.join(best['ties'])} too)" if best["ties"] else ""
     typer.echo(
@@ -281,6 +307,57 @@ def refit(
         f"log loss of live answers {result.before:.4f} -> {result.after:.4f} ({result.live} outcomes); "
         f"the last version is in {folder / 'previous'}"
     )
+
+
+def _evaluate_leaving_out(
+    column: str,
+    router: RTRRouter,
+    matrix: OutcomeMatrix,
+    budgets: Sequence[float],
+    catalogue: Path | None,
+    as_json: bool,
+) -> None:
+    from viaticum.errors import UnknownName
+    from viaticum.routers.query.leave_out import evaluate_leaving_out
+
+    if column != "dataset":
+        raise UnknownName("column to leave out by", column, ("dataset",))
+    with ProgressBar("reading", lines=False) as bar:
+        result = evaluate_leaving_out(
+            matrix,
+            router.encoder,
+            _descriptions(catalogue, matrix.pairs),
+            budgets=budgets,
+            settings=router.parameters.settings,
+            report=bar.report,
+        )
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    parts = [
+        (f"fitted without {kind['dataset']}", kind["questions"], kind["points"]) for kind in result["kinds"]
+    ]
+    for title, questions, points in (*parts, ("all of these", result["questions"], result["pooled"])):
+        typer.echo(f"{title} ({questions} questions)")
+        rows = [
+            (
+                usd(point["budget"]),
+                f"{point['accuracy']:.1%}",
+                usd(point["cost"]),
+                f"{point['static_accuracy']:.1%}",
+                usd(point["static_cost"]),
+                _interval(point),
+            )
+            for point in points
+        ]
+        columns = ("a question", "router", "spent", "static", "spent, static", "router - static, 95%")
+        print_table(columns, rows, spare=("spent, static",))
+        typer.echo("")
+
+
+def _interval(gap: Mapping[str, float]) -> str:
+    """A difference in points and its interval."""
+    return f"{100 * gap['difference']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
 
 
 def _tokens(row: Row, tokens: int) -> str:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from synthetic_outcomes import PAIRS, outcomes
 
 from viaticum.errors import DataError, InputError
+from viaticum.outcomes import read_outcomes
 from viaticum.routers.query.outcome_matrix import (
     OutcomeMatrix,
     assign_folds,
@@ -160,6 +163,37 @@ def test_folds_and_held_out_questions_never_split_groups() -> None:
     assert 0.2 < out.mean() <= 0.3
     assert np.array_equal(out, held_out(groups, 0.3, seed=1))
     assert not np.array_equal(out, held_out(groups, 0.3, seed=2))
+
+
+def test_one_id_of_two_questions_is_refused_and_a_text_may_be_missing_once() -> None:
+    rows = outcomes(30)
+    key = rows[0].dataset, rows[0].question_id
+    same = [n for n, row in enumerate(rows) if (row.dataset, row.question_id) == key]
+    rows[same[0]] = replace(rows[same[0]], question="")
+    rows[same[2]] = replace(rows[same[2]], question=f" {rows[same[1]].question}\n")
+    assert OutcomeMatrix.from_outcomes(rows).texts[0].strip() == rows[same[1]].question
+    rows[same[2]] = replace(rows[same[2]], question="another question")
+    for live in (False, True):
+        with pytest.raises(DataError, match=f"{key[0]} {key[1]} is the id of two questions"):
+            OutcomeMatrix.from_outcomes(rows, live=live)
+    moved = [replace(row, dataset="other") if n == same[2] else row for n, row in enumerate(rows)]
+    assert len(OutcomeMatrix.from_outcomes(moved)) == 31
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_table_may_have_no_answers(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"known.{suffix}"
+    columns = ("dataset", "question_id", "question", "model", "strategy", "correct", "cost_nanousd")
+    values = [{name: getattr(row, name) for name in columns} for row in outcomes(30)]
+    if suffix == "jsonl":
+        path.write_text("\n".join(map(json.dumps, values)))
+    elif suffix == "csv":
+        lines = [",".join(map(str, row.values())) for row in values]
+        path.write_text("\n".join((",".join(columns), *lines)))
+    else:
+        pq.write_table(pa.Table.from_pylist(values), path)
+    matrix = OutcomeMatrix.from_outcomes(read_outcomes(path))
+    assert all(len(set(line)) == len(PAIRS) for line in matrix.answers.tolist())
 
 
 def test_live_outcomes_may_lack_costs_and_the_last_row_counts() -> None:
