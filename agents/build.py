@@ -20,6 +20,7 @@ from langgraph.types import Checkpointer
 from viaticum import strategies
 from viaticum.agents.workflow.graph import Graph, Workflow
 from viaticum.agents.workflow.resources import WorkflowResources
+from viaticum.agents.workflow.restrictions import restricted
 from viaticum.agents.workflow.settings import (
     LIVE_OUTCOMES,
     SLOTS,
@@ -40,6 +41,7 @@ from viaticum.models.remote.prices import thinks_by_default, with_litellm_prices
 from viaticum.models.scripted import ScriptedModel
 from viaticum.models.usable import UsableModels
 from viaticum.outcomes import read_outcomes
+from viaticum.residency import LOCAL, Residency
 from viaticum.routers.query import QueryRouter, StaticRouter, as_policy
 from viaticum.routers.query.covering import STRATEGIES, CoveringRouter
 from viaticum.routers.query.folders import load_router
@@ -100,7 +102,7 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
     strategies.load(*loaded.strategies, *settings.strategies)
     pool = _Models(loaded, settings)
     router = _open_router(settings, pool)
-    return WorkflowResources(
+    resources = WorkflowResources(
         catalogue=pool.catalogue,
         router=_restricted(router, settings, pool.catalogue),
         policy=as_policy(settings.policy),
@@ -109,12 +111,14 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
         model=pool.model,
         is_usable=lambda pair: pair.model in pool.usable,
         none_usable=pool.none_usable,
+        labels=pool.labels,
         on_short=settings.on_short,
         timeout=settings.timeout,
         tries=settings.tries,
         threads=ThreadPool(settings.concurrency),
         settings=settings.generation,
     )
+    return restricted(resources, Residency.of(settings.only))
 
 
 def _restricted(router: QueryRouter, settings: WorkflowSettings, catalogue: Catalogue) -> QueryRouter:
@@ -147,7 +151,7 @@ class _Models:
     def __init__(self, catalogue: Catalogue, settings: WorkflowSettings) -> None:
         given = dict(settings.models or {})
         self.catalogue = with_litellm_prices(catalogue.with_models(*_given_entries(given, catalogue)))
-        self._models, self._lock = given, threading.Lock()
+        self._given, self._models, self._lock = given, dict(given), threading.Lock()
         self._local = LocalModels(
             self.catalogue, slots=settings.slots, max_slots=max(settings.concurrency, SLOTS)
         )
@@ -159,6 +163,16 @@ class _Models:
             if name not in self._models:
                 self._models[name] = self._open(self.catalogue[name])
             return self._models[name]
+
+    def labels(self, name: str) -> frozenset[str]:
+        """Where the data of a model goes; of one given in code, by its own entry, whatever its name says."""
+        model = self._given.get(name)
+        if model is None:
+            return self.catalogue.labels(name)
+        entry = model.catalogue_entry() or getattr(model, "spec", None)
+        if isinstance(entry, ModelSpec):
+            return entry.labels
+        return frozenset((LOCAL,) if model.runs_here else ())
 
     @property
     def candidates(self) -> list[str]:

@@ -34,6 +34,7 @@ from viaticum.agents.workflow.events import Event, event_from_json
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.many import in_tasks, in_threads
 from viaticum.agents.workflow.nodes import StoppableRun
+from viaticum.agents.workflow.restrictions import restricted
 from viaticum.agents.workflow.settings import LIVE_OUTCOMES, Dollars, SettingsKeywords, WorkflowSettings
 from viaticum.agents.workflow.soft_limits import SoftLimitWatch
 from viaticum.agents.workflow.state import Allowance, State, answer_of
@@ -48,6 +49,7 @@ from viaticum.models.base import Model
 from viaticum.money import format_usd
 from viaticum.outcomes import append_outcome
 from viaticum.questions import digest_of
+from viaticum.residency import NO_RESTRICTION, Residency
 from viaticum.signals import drain_on
 from viaticum.types import Answer, AnswerKind, Message, Outcome, Pair, Query
 
@@ -303,20 +305,35 @@ class Viaticum:
         """Whether a model is given, or of the catalogue with its weights, key and price here."""
         return self._resources.is_usable(Pair(checked_text("the name of a model", model), "direct"))
 
+    def labels(self, model: str) -> frozenset[str]:
+        """Where the data of a model's calls goes (`viaticum.residency`)."""
+        return self._resources.labels(model)
+
+    def allows(self, model: str) -> bool:
+        """Whether the restrictions of this client allow a model, which may yet be unusable."""
+        return self._resources.residency.allows(self.labels(model))
+
     def why_unusable(self, models: Iterable[str]) -> ViaticumError:
         """The error where none of these models can be used here."""
         return self._resources.none_usable(Pair(name, "direct") for name in models)
 
-    def derive(self, *, checkpointer: BaseCheckpointSaver[Any] | None = None, **resources: Any) -> Viaticum:
+    def derive(
+        self,
+        *,
+        checkpointer: BaseCheckpointSaver[Any] | None = None,
+        residency: Residency = NO_RESTRICTION,
+        **resources: Any,
+    ) -> Viaticum:
         """A client that shares the ledger, models and threads of this one, and ends with it.
 
         Args:
             checkpointer: None for that of this client.
+            residency: restrictions beside those of this client.
             resources: fields of `WorkflowResources` that differ.
         """
         self._gate.check_open()
         derived = copy.copy(self)
-        derived._resources = replace(self._resources, **resources)
+        derived._resources = restricted(replace(self._resources, **resources), residency)
         derived.router, derived.policy = derived._resources.router, derived._resources.policy
         derived.budget_name = derived._resources.budget
         derived.graph = Workflow(derived._resources).build(checkpointer or self.graph.checkpointer)

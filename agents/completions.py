@@ -28,6 +28,7 @@ from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.messages import refuse_cache_marks, refuse_parts
 from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.settings import chat_messages, resolve
+from viaticum.residency import NO_RESTRICTION, Residency
 from viaticum.routers.query import Policy
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.types import (
@@ -57,6 +58,7 @@ class CompletionRequest:
             plain chat without a limit has `MAX_TOKENS`.
         extra: further parameters of a plain chat with a remote model, such as tools.
         policy: None for the client's.
+        residency: where its data may go, beside what the client allows.
         is_streamed: the text reaches its reader as it comes, so that no other pair can answer once some has.
     """
 
@@ -68,6 +70,7 @@ class CompletionRequest:
     extra: Mapping[str, Any] = field(default_factory=dict)
     policy: Policy | None = None
     is_streamed: bool = True
+    residency: Residency = NO_RESTRICTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +136,12 @@ def complete(
         UnknownName, InputError, WeightsError: the request cannot be answered.
         BudgetExceeded, BudgetClosed, UnknownPrice, PromptTooLong: the call cannot be reserved.
         ModelError: a model failed.
+        ModelNotAllowed: no model that could answer may be used.
         CallerGone: the token was closed.
     """
     check_name(client, request.name)
+    if request.residency:
+        client = client.derive(residency=request.residency)
     request = _checked(client, request)
     if request.name in client.catalogue:
         yield from _chat(client, request)

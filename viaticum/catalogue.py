@@ -120,6 +120,13 @@ class Catalogue(Mapping[str, ModelSpec]):
         members = dict.fromkeys(member for spec in chosen for member in spec.members)
         return tuple(self[member] for member in members if self[member].sources)
 
+    def labels(self, name: str) -> frozenset[str]:
+        """Where the data of a model's calls goes, by labels (`viaticum.residency`).
+
+        Of a pair: what both models have.
+        """
+        return frozenset.intersection(*(self[member].labels for member in self[name].members))
+
     def thinking_format(self, name: str) -> ThinkingFormat:
         """The tags around a model's thoughts; by default a pair has those of its large model."""
         spec = self[name]

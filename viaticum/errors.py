@@ -23,6 +23,7 @@
     │   ├── QuotaExhausted          the account at a provider has no credit left
     │   ├── AuthenticationFailed    a provider rejects the key, or there is none
     │   └── ContentRefused          a provider refuses the content
+    ├── ModelNotAllowed             a restriction of where data may go refuses the model
     ├── Draining                    this process is about to end and takes no new work
     ├── ClientClosed                the client was closed, or belongs to the process that forked this one
     ├── SandboxError                no sandbox can run programs on this machine
@@ -165,6 +166,26 @@ class SequencesFailed(ModelError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.failures,)
+
+
+class ModelNotAllowed(ViaticumError):
+    """A restriction of where data may go refuses the model, or all that could answer. Nothing was sent.
+
+    Attributes:
+        models: labels of the refused models, by name.
+        only: the restrictions: of each the labels, of which a model has to have one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        models: Mapping[str, Iterable[str]] | None = None,
+        only: Iterable[Iterable[str]] = (),
+    ) -> None:
+        self.models = {name: tuple(sorted(labels)) for name, labels in (models or {}).items()}
+        self.only = tuple(tuple(group) for group in only)
+        super().__init__(message)
 
 
 class Draining(ViaticumError):

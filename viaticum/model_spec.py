@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import (
     Field,
@@ -26,6 +26,7 @@ from pydantic import (
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import LOCAL_FIELDS, UNKEYED_FIELDS, LocalFields, LocalSettings
 from viaticum.money import Price, Tier, nanousd
+from viaticum.residency import LOCAL, checked_label
 from viaticum.thinking import FORMATS, PLAIN, Tags, ThinkingFormat, format_named, format_of_family
 from viaticum.weight_sources import FrozenModel, Hub, Source, Wheels
 
@@ -54,6 +55,7 @@ _REMOTE_FIELDS = (
     *("tokenizer", "holds", "json_schema", "vision", "image_tokens"),
 )
 _CAN = ("json_schema", "vision", "image_tokens")  # which change no answer
+_LABELS = ("region", "tags")  # which change none either
 # Of local entries whose engine is "served": what they need, what they may have.
 _SERVED_FIELDS = ("api_base", "served_model")
 _SERVED_OPTIONS = ("api_base", "api_key_env", "timeout_seconds", "max_retries")
@@ -72,6 +74,8 @@ _LATER: dict[str, Any] = {
     "vision": None,
     "image_tokens": None,
     "cache_write_price": None,
+    "region": None,
+    "tags": None,
     **dict.fromkeys(LOCAL_FIELDS),
 }
 _AFTER_LOCAL = ("served_model", "top_logprobs", "benchmarks")
@@ -139,6 +143,9 @@ class ModelSpec(LocalFields):
         generation: how it generates where neither call nor strategy says so (`viaticum.generation`).
         benchmarks: public figures by benchmark, shares of right answers such as {"mmlu-pro": 0.64}; the prior
             places a model by them before it has outcomes (`viaticum.routers.query.prior`).
+
+        region, tags: where its data goes, such as "eu" and ["zero-retention"]; a restriction (`only`) names
+            them. A pair has those that both its models have.
 
         served_model: of a local model with engine "served": its name at the server `api_base`.
         top_logprobs: of a local model with engine "served": log probabilities a token that are asked for.
@@ -228,6 +235,8 @@ class ModelSpec(LocalFields):
     served_model: Annotated[str, Field(min_length=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=1, le=1000)] | None = None
     benchmarks: Mapping[str, float] = {}
+    region: str | None = None
+    tags: tuple[str, ...] | None = None
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -254,7 +263,7 @@ class ModelSpec(LocalFields):
         A hub's file with the hash of a wheels source is left out: the bytes are the same.
         """
         dumped = self.model_dump(
-            mode="json", exclude={*UNKEYED_FIELDS, "benchmarks", "tokenizer", "holds", *_CAN}
+            mode="json", exclude={*UNKEYED_FIELDS, "benchmarks", "tokenizer", "holds", *_CAN, *_LABELS}
         )
         same = {source.sha256 for source in self.sources if isinstance(source, Wheels)}
         dumped["sources"] = [
@@ -297,6 +306,15 @@ class ModelSpec(LocalFields):
         return found
 
     @property
+    def labels(self) -> frozenset[str]:
+        """Region, tags, and `local` where nothing leaves this machine. Of a pair: see `Catalogue.labels`."""
+        stays = self.kind in ("local", "scripted", "encoder")
+        if self.engine == "served":
+            stays = is_loopback(self.api_base or "")
+        own = (*(self.tags or ()), *([self.region] if self.region else []))
+        return frozenset((*own, LOCAL) if stays else own)
+
+    @property
     def members(self) -> tuple[str, ...]:
         """The models that take part in an answer: (small, large) for a pair, else the model alone."""
         if self.small is not None and self.large is not None:
@@ -313,6 +331,16 @@ class ModelSpec(LocalFields):
         if name == "auto":
             raise ValueError("the name auto stands for routing; choose another")
         return name
+
+    @field_validator("region")
+    @classmethod
+    def _label(cls, region: str | None) -> str | None:
+        return None if region is None else checked_label("region", region)
+
+    @field_validator("tags")
+    @classmethod
+    def _tag_labels(cls, tags: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return tuple(checked_label("tags", each) for each in tags) if tags else None
 
     @field_validator("benchmarks", mode="before")
     @classmethod
@@ -397,6 +425,8 @@ class ModelSpec(LocalFields):
             raise ValueError(f"a {self.kind} entry takes no pause")
         if self.kind == "pair" and self.price is not None:
             raise ValueError("a pair takes no price: each token costs what the model that made it costs")
+        if self.kind == "pair" and (self.region or self.tags):
+            raise ValueError("a pair takes no region and no tags: its data goes where its models are")
         if self.kind == "pair" and self.small == self.large:
             raise ValueError(f"a pair needs two different models, not {self.small!r} twice")
         return self
@@ -448,6 +478,12 @@ class ModelSpec(LocalFields):
             raise ValueError(f"the router {self.router} takes no {sorted(strange)[0]}")
         if self.threshold is not None and self.share is not None:
             raise ValueError("give threshold or share, not both")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a server's address is of this machine."""
+    host = (urlsplit(address).hostname or "").lower()
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
 def _optional_nanousd(dollars: Decimal | None) -> int | None:

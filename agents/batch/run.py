@@ -54,7 +54,7 @@ from viaticum.agents.workflow.estimates import output_limit
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars, ModelKeywords, WorkflowSettings
 from viaticum.budgets import Ledger
-from viaticum.errors import BudgetError, DataError, InputError, UnknownName
+from viaticum.errors import BudgetError, DataError, InputError, ModelNotAllowed, UnknownName
 from viaticum.jobs import CACHE, JOB, Job, JobEnd, Preview
 from viaticum.money import format_usd
 from viaticum.routers.query import Plan
@@ -272,7 +272,7 @@ class _Run:
             for pair in pairs:
                 try:
                     cost = worst_of(self.rows.resources, replace(without_plan(row), plan=Plan((pair,))))
-                except InputError:
+                except (InputError, ModelNotAllowed):
                     continue
                 if least is None or cost < least[0]:
                     least = (cost, str(pair))

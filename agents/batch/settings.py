@@ -24,6 +24,7 @@ from viaticum.errors import InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.models.base import Model
+from viaticum.residency import Only, checked_only
 from viaticum.routers.query import QueryRouter
 
 
@@ -65,7 +66,7 @@ class BatchSettings:
         skip: leave out so many first rows of the input.
         limit: take at most so many rows.
         format: of the input, where its suffix does not say: "jsonl", "openai", "csv" or "parquet".
-        catalogue, router, models, timeout, tries, local, generation, strategies, model, strategy: as of
+        catalogue, router, models, timeout, tries, local, generation, strategies, model, strategy, only: as of
             `WorkflowSettings`.
         ledger: a path or a `postgresql://` address; None for the user's.
         cache: a file of answers that jobs share; None for the job's own.
@@ -107,10 +108,13 @@ class BatchSettings:
     strategies: Sequence[str] = ()
     model: str | None = None
     strategy: str | None = None
+    only: Only | None = None
     stop: threading.Event | None = None
     tell: EventSink = lambda event: None
 
     def __post_init__(self) -> None:
+        if self.only is not None:
+            object.__setattr__(self, "only", checked_only(self.only))
         if self.concurrency < 1:
             raise InputError(f"concurrency is at least 1, got {self.concurrency}")
         if self.deadline is not None and not self.deadline > 0:
@@ -143,4 +147,5 @@ class BatchSettings:
             strategies=self.strategies,
             model=self.model,
             strategy=self.strategy,
+            only=self.only,
         )

@@ -39,6 +39,7 @@ from viaticum.models.base import Model
 from viaticum.models.settings import prompt, resolve
 from viaticum.money import NANOUSD_PER_USD, Price, format_usd
 from viaticum.questions import Question
+from viaticum.residency import Only, checked_only
 from viaticum.routers.query import Plan, StaticRouter
 from viaticum.routers.query.outcome_matrix import MIN_QUESTIONS, held_out, near_duplicates, split_templates
 from viaticum.routers.query.prior import AbilityPrior
@@ -162,6 +163,7 @@ class Tuning:
         timeout: float | None = None,
         tries: int = TRIES,
         generation: GenerationSettings = NO_SETTINGS,
+        only: Only | None = None,
         seed: int = 0,
     ) -> Tuning:
         """Choose pairs and held-out questions. Asks nothing and writes nothing.
@@ -184,6 +186,7 @@ class Tuning:
             timeout: seconds that a call may take.
             tries: attempts of a call whose model is unavailable.
             generation: how all answers are generated, whatever strategies and catalogue entries say.
+            only: labels of models, one of which each model and the judge have to have; None for all.
             seed: of every draw.
 
         Raises:
@@ -204,6 +207,7 @@ class Tuning:
             timeout=timeout,
             tries=tries,
             generation=generation,
+            only=checked_only(only) or None,
             strategies=[each for each in names if ":" in each],
             slots="auto",
             budget_name="tune",

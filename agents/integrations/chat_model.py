@@ -56,6 +56,7 @@ from viaticum.messages import refuse_cache_marks, refuse_parts
 from viaticum.models.base import Model
 from viaticum.models.remote.model import RemoteModel
 from viaticum.models.settings import chat_messages, resolve
+from viaticum.residency import Residency
 from viaticum.routers.query import DEFAULT_POLICY, Best, Policy, QueryRouter
 from viaticum.routers.query.single_pair import SinglePairRouter
 from viaticum.types import Answer, Message, Pair, Query, ThinkingDelta, split_model
@@ -88,6 +89,7 @@ class ChatViaticum(CountingChatModel):
             extra_body: of every call, see `viaticum.generation.GenerationSettings`; None for those of the
             strategy and the catalogue entry. max_tokens counts thought and answer; where neither a plain chat
             nor its entry has one, 1024 are reserved.
+        only: labels of models, one of which a model has to have to be used; beside what the client allows.
         timeout, max_retries, api_key: of remote models, in place of those of their catalogue entries; timeout
             in seconds.
     """
@@ -102,6 +104,7 @@ class ChatViaticum(CountingChatModel):
     policy: str | Policy = Field(default=DEFAULT_POLICY, exclude=True)
     folder: str | Path | None = None
     models: dict[str, Model] | None = Field(default=None, exclude=True)
+    only: str | tuple[str, ...] | None = None
     client: Viaticum | None = Field(default=None, exclude=True)
     temperature: float | None = Field(default=None, ge=0, le=2)
     max_tokens: int | None = Field(default=None, gt=0)
@@ -119,7 +122,8 @@ class ChatViaticum(CountingChatModel):
 
     _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
     _own: Viaticum | None = PrivateAttr(default=None)
-    _pairs: dict[str, Viaticum] = PrivateAttr(default_factory=dict)
+    _pairs: dict[tuple[str, Residency], Viaticum] = PrivateAttr(default_factory=dict)
+    _limited: tuple[Viaticum, Residency, Viaticum] | None = PrivateAttr(default=None)
 
     @property
     def _llm_type(self) -> str:
@@ -130,13 +134,15 @@ class ChatViaticum(CountingChatModel):
         given = {
             name: getattr(self, "model_name" if name == "model" else name) for name in (*_SETTINGS, "stop")
         }
-        return given | identity(self.client, self.catalogue, self.router, self.policy, self.models)
+        limit = {"only": str(residency)} if (residency := Residency.of(self.only)) else {}
+        return given | limit | identity(self.client, self.catalogue, self.router, self.policy, self.models)
 
     # Copies: each opens a client of its own, on the same budget
 
     @model_validator(mode="after")
     def _name_budget(self) -> Self:
         """A budget without a name gets one here, so that copies spend from the same one."""
+        Residency.of(self.only)
         if self.client is None and self.budget_name is None:
             self.budget_name = f"chat-{uuid.uuid4().hex[:12]}"
         return self
@@ -417,6 +423,16 @@ class ChatViaticum(CountingChatModel):
         self.close()
 
     def _client(self) -> Viaticum:
+        """The client under this chat's own restriction of where data may go."""
+        client, residency = self._open_client(), Residency.of(self.only)
+        if not residency:
+            return client
+        with self._lock:
+            if self._limited is None or self._limited[:2] != (client, residency):
+                self._limited = client, residency, client.derive(residency=residency)
+            return self._limited[2]
+
+    def _open_client(self) -> Viaticum:
         if self.client is not None:
             return self.client
         with self._lock:
@@ -432,17 +448,25 @@ class ChatViaticum(CountingChatModel):
                 )
             return self._own
 
+    def labels(self) -> frozenset[str]:
+        """Where the data of its calls goes: of `auto`, what all models have that it may use."""
+        client, (model, _) = self._client(), split_model(self.model_name)
+        if model != AUTO:
+            return client.labels(model)
+        found = [client.labels(spec.name) for spec in client.catalogue.models() if client.allows(spec.name)]
+        return frozenset.intersection(*found) if found else frozenset()
+
     def _client_of(self, pair: Pair) -> Viaticum:
         """The workflow with one pair alone, on the same budget."""
-        client = self._client()
+        client, key = self._client(), (str(pair), Residency.of(self.only))
         with self._lock:
-            if str(pair) not in self._pairs:
+            if key not in self._pairs:
                 client.model(pair.model)  # raises if the pair's model does not exist or cannot be opened
                 router = SinglePairRouter(pair)
-                self._pairs[str(pair)] = client.derive(
+                self._pairs[key] = client.derive(
                     router=router, on_short="cheaper", policy=Best(), timeout=None
                 )
-            return self._pairs[str(pair)]
+            return self._pairs[key]
 
     def _model_of(self, client: Viaticum) -> Callable[[str], Model]:
         """A function from name to model; remote models get the timeout, retries and key of this chat."""

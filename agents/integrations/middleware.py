@@ -29,6 +29,7 @@ from viaticum.agents.integrations.call_settings import (
     own_tools,
     provider_tools,
 )
+from viaticum.agents.integrations.model_labels import ChatModelGuard
 from viaticum.agents.integrations.reported_usage import reported_count
 from viaticum.agents.integrations.sent_messages import sent_texts
 from viaticum.agents.integrations.sent_parts import as_json
@@ -52,6 +53,7 @@ from viaticum.errors import (
 from viaticum.models.remote.model import MESSAGE_TOKENS, REQUEST_TOKENS, TOOLS_TOKENS
 from viaticum.models.remote.prices import check_cache_writes
 from viaticum.money import Price, as_price, nanousd, usd_digits
+from viaticum.residency import Only
 from viaticum.types import TokenCount
 
 try:
@@ -111,8 +113,11 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         cheaper: chat models, the best first. The last one makes the last call of `finish`; without any, the
             agent's own model does.
         soft_limits: where word is given that the budget has spent a share of its limit.
+        only: labels of models, one of which each model has to have that is called here, the agent's own too.
+        labels: of models other than `ChatViaticum`, by the name under which they are traced.
 
     Raises:
+        ModelNotAllowed: a model of `cheaper` may not be called.
         InputError: a setting is out of range.
     """
 
@@ -133,12 +138,17 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         on_cap: OnCap = "finish",
         cheaper: Sequence[BaseChatModel] = (),
         soft_limits: SoftLimits | None = None,
+        only: Only | None = None,
+        labels: Mapping[str, Iterable[str]] | None = None,
     ) -> None:
         super().__init__()
         if on_cap not in get_args(OnCap):
             raise InputError(f"unknown on_cap {on_cap!r}; use {', '.join(get_args(OnCap))}")
         for model in checked_items("cheaper", cheaper, BaseChatModel, "a chat model"):
             model_name(model)
+        self._guard = ChatModelGuard(only, labels)
+        for model in cheaper:
+            self._guard.check(model_name(model), model)
         checked_count("max_tokens", max_tokens)
         self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger or "memory:")
         self.budget_name = budget_name or f"agent-{uuid.uuid4().hex[:12]}"
@@ -243,6 +253,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         Where the two do not fit, but a last call is held already, that one is made instead.
         """
         name, key = model_name(request.model), f"agent-{uuid.uuid4().hex}"
+        self._guard.check(name, request.model)
         limit = self._limit(request)
         settings = CallSettings(request.model, request.model_settings)
         settings.check(limit, self._setting)
@@ -293,6 +304,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         """The last call, from what was held for it, or from what is left. None where nothing is."""
         key, model = self._last_holds.pop(_run_of(request.state), None), self._last_model(request)
         text, name = last_prompt(_messages(request)), model_name(model)
+        self._guard.check(name, model)
         hold = None if key is None else self.ledger.hold(key)
         if hold is None or hold.state != "reserved":  # none, or its lease ran out
             key, hold = f"agent-{uuid.uuid4().hex}", None

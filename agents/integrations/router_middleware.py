@@ -22,11 +22,13 @@ from viaticum.agents.capable import best_rows
 from viaticum.agents.integrations.agent_steps import note_model, step_state, steps_done
 from viaticum.agents.integrations.langchain_messages import query_from_langchain
 from viaticum.agents.integrations.middleware import Async, BudgetMiddleware, Sync, model_name, positive
+from viaticum.agents.integrations.model_labels import ChatModelGuard
 from viaticum.agents.workflow.failover import FAILOVER
 from viaticum.checks import checked_type
 from viaticum.errors import BudgetExceeded, InputError, MissingExtra
 from viaticum.models.remote.errors import error_kind
 from viaticum.money import Price
+from viaticum.residency import Only
 from viaticum.routers.query import DEFAULT_POLICY, Policy, QueryRouter, as_policy, choose
 from viaticum.routers.query.folders import load_router
 from viaticum.routers.query.steps import choose_step, remaining_steps
@@ -66,8 +68,12 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
             tool calls stays on its model; a switch is priced by the cache that it loses, over the steps that
             runs of this agent took; two errors in the last three results of tools call a more accurate model,
             until they are past (`viaticum.routers.query.steps`).
+        only: labels of models, one of which a model has to have to be called: "local", a region, a tag. Give
+            it to `BudgetMiddleware` as well, which may call other models at the cap.
+        labels: of models other than `ChatViaticum`, by their name in `models`.
 
     Raises:
+        ModelNotAllowed: none of the models may be called.
         InputError: an argument is of another type, there is no router in the folder, or it knows none of the
             models; a router that is given as an object says so at the first question.
     """
@@ -82,6 +88,8 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         policy: str | Policy = DEFAULT_POLICY,
         budget: BudgetMiddleware | None = None,
         per: Literal["run", "call", "step"] = "run",
+        only: Only | None = None,
+        labels: Mapping[str, Iterable[str]] | None = None,
     ) -> None:
         super().__init__()
         if not checked_type("models", models, Mapping, "a dict of chat models by name"):
@@ -95,7 +103,10 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         )
         if per not in ("run", "call", "step"):
             raise InputError(f"unknown per {per!r}; use run, call or step")
-        self.models, self.budget, self.per = dict(models), budget, per
+        self._guard = ChatModelGuard(only, labels)
+        self._guard.check_some(models)
+        self.models = {name: model for name, model in models.items() if self._guard.allows(name, model)}
+        self.budget, self.per = budget, per
         self.policy = as_policy(policy)
         self.router = router if isinstance(router, QueryRouter) else self._open(router)
         self._lengths: deque[int] = deque(maxlen=RUNS)
@@ -117,7 +128,7 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         while True:
             name = self._next(request, failed)
             try:
-                return self._kept(handler(_for_model(request, self.models[name])), name, failed)
+                return self._kept(handler(self._with_model(request, name)), name, failed)
             except Exception as error:
                 self._check_failover(name, error, failed)
 
@@ -126,9 +137,13 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         while True:
             name = self._next(request, failed)
             try:
-                return self._kept(await handler(_for_model(request, self.models[name])), name, failed)
+                return self._kept(await handler(self._with_model(request, name)), name, failed)
             except Exception as error:
                 self._check_failover(name, error, failed)
+
+    def _with_model(self, request: ModelRequest[Any], name: str) -> ModelRequest[Any]:
+        self._guard.check(name, self.models[name])  # what a chat may use can change after it was given
+        return _for_model(request, self.models[name])
 
     def _next(self, request: ModelRequest[Any], failed: Sequence[str]) -> str:
         """The model of the run, or the one that the router prefers for this call among those left."""

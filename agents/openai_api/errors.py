@@ -18,6 +18,7 @@ from viaticum.errors import (
     LedgerError,
     MissingExtra,
     ModelError,
+    ModelNotAllowed,
     ModelUnavailable,
     PromptTooLong,
     ProviderTimeout,
@@ -106,6 +107,8 @@ def to_api_error(error: BaseException) -> APIError | None:
             return APIError(402, str(error), type="insufficient_quota", code="budget_exceeded")
         case BudgetClosed():
             return APIError(402, str(error), type="insufficient_quota", code="budget_closed")
+        case ModelNotAllowed():
+            return APIError(403, str(error), type="permission_error", code="model_not_allowed", param="model")
         case UnknownName() if error.kind in ("model", "strategy"):
             return model_not_found(str(error))
         case WeightsError() | MissingExtra():

@@ -146,7 +146,7 @@ class StreamOptions(_StrictModel):
 
 
 class ChatRequest(_StrictModel):
-    """The body of POST /v1/chat/completions: OpenAI's fields, and `budget` and `policy`."""
+    """The body of POST /v1/chat/completions: OpenAI's fields, and `budget`, `policy` and `only`."""
 
     model: str = Field(
         min_length=1, max_length=200, description="auto, a model of the catalogue, or model+strategy."
@@ -191,6 +191,17 @@ class ChatRequest(_StrictModel):
     )
     policy: str | None = Field(
         None, max_length=100, description="within:DISTANCE, best, cheapest:ACCURACY or weighted:PER_DOLLAR."
+    )
+    only: (
+        Annotated[str, Field(min_length=1, max_length=200)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=16)
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Labels of models, one of which a model has to have: local, or a region or a tag of its "
+        "entry. Beside what the key allows.",
     )
     # Accepted and ignored.
     user: str | None = None

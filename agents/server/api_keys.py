@@ -25,6 +25,7 @@ from sqlite_utils import Database
 
 from viaticum.errors import InputError, LedgerError, UnknownName
 from viaticum.files import private_file
+from viaticum.residency import Only, checked_only
 
 APPLICATION_ID = 0x5649414B  # "VIAK"
 PREFIX = "vk-"  # recognised by people and by scanners for leaked secrets
@@ -43,6 +44,7 @@ class ApiKey:
         per_minute: requests; None for the server's rate.
         revoked: time in UTC, ISO 8601; None while it is valid.
         metrics: it may read the metrics of the whole server; others those of their own budget.
+        only: labels of models, one of which a model has to have to be used; all models where empty.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ApiKey:
     per_minute: int | None = None
     revoked: str | None = None
     metrics: bool = False
+    only: tuple[str, ...] = ()
 
 
 def create_keys_table(db: Database) -> None:
@@ -78,7 +81,12 @@ def add_metrics(db: Database) -> None:
     db.execute("ALTER TABLE keys ADD COLUMN metrics INTEGER NOT NULL DEFAULT 0 CHECK (metrics IN (0, 1))")
 
 
-MIGRATIONS: tuple[Callable[[Database], None], ...] = (create_keys_table, add_metrics)
+def add_only(db: Database) -> None:
+    """Version 3. only_labels: a JSON list of labels; empty for no restriction."""
+    db.execute("ALTER TABLE keys ADD COLUMN only_labels TEXT NOT NULL DEFAULT '[]'")
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (create_keys_table, add_metrics, add_only)
 VERSION = len(MIGRATIONS)
 
 
@@ -121,6 +129,7 @@ class ApiKeyStore:
         models: Iterable[str] = (),
         per_minute: int | None = None,
         metrics: bool = False,
+        only: Only | None = None,
     ) -> tuple[str, ApiKey]:
         """Create a key.
 
@@ -128,7 +137,7 @@ class ApiKeyStore:
             The key itself, which is not stored, and what is.
 
         Raises:
-            InputError: the name is taken or not printable, or the rate is below 1.
+            InputError: the name is taken or not printable, the rate is below 1, or a label is none.
         """
         if not name.strip() or not name.isprintable():
             raise InputError(f"not a name of a key: {name!r}; use printable characters, at least one")
@@ -138,14 +147,32 @@ class ApiKeyStore:
         token = PREFIX + random
         now = datetime.now(UTC).isoformat(timespec="seconds")
         key = ApiKey(
-            name, f"{PREFIX}{random[:SHOWN]}...", now, scope, tuple(models), per_minute, metrics=metrics
+            name,
+            f"{PREFIX}{random[:SHOWN]}...",
+            now,
+            scope,
+            tuple(models),
+            per_minute,
+            metrics=metrics,
+            only=checked_only(only),
         )
         with self._lock, self._as_ledger_error():
             try:
                 self._db.execute(
-                    "INSERT INTO keys (name, hash, shown, scope, models, per_minute, created, metrics)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    [name, _hash(token), key.shown, scope, json.dumps(key.models), per_minute, now, metrics],
+                    "INSERT INTO keys"
+                    " (name, hash, shown, scope, models, per_minute, created, metrics, only_labels)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    [
+                        name,
+                        _hash(token),
+                        key.shown,
+                        scope,
+                        json.dumps(key.models),
+                        per_minute,
+                        now,
+                        metrics,
+                        json.dumps(key.only),
+                    ],
                 )
             except sqlite3.IntegrityError:
                 raise InputError(f"there is a key {name!r} already; take another name") from None
@@ -202,6 +229,7 @@ class ApiKeyStore:
                             row["per_minute"],
                             row["revoked"],
                             bool(row["metrics"]),
+                            tuple(json.loads(row["only_labels"])),
                         ),
                     )
                     for row in self._db.query("SELECT * FROM keys ORDER BY created, rowid")

@@ -44,7 +44,9 @@ class _Handlers:
     async def list_models(self, request: Request) -> Response:
         service = self.service
         caller = await service.authenticator.authenticate(request, service.run_in_thread)
-        names = await service.run_in_thread(available_names, service.client)
+        names = await service.run_in_thread(
+            lambda: available_names(service.client.derive(residency=caller.residency))
+        )
         models: ModelList = {
             "object": "list",
             "data": [model_object(name) for name in names if caller.may_use(name)],

@@ -16,6 +16,7 @@ from viaticum.agents.openai_api.errors import KEY_HEADERS, invalid_api_key
 from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.budgets import Ledger
 from viaticum.errors import ViaticumError
+from viaticum.residency import NO_RESTRICTION, Residency
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.-]+))(?::\d{1,5})?", re.ASCII)
@@ -33,6 +34,7 @@ class Caller:
         per_minute: requests; None for the server's rate.
         is_alone: no other key is in use, so that this one may take all slots.
         all_metrics: may read the metrics of the whole server, not only of its budget.
+        residency: where its data may go.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Caller:
     per_minute: int | None = None
     is_alone: bool = True
     all_metrics: bool = False
+    residency: Residency = NO_RESTRICTION
 
     def may_use(self, model: str) -> bool:
         return not self.models or model in self.models
@@ -97,6 +100,7 @@ class Authenticator:
             key.per_minute,
             is_alone=len(used) == 1,
             all_metrics=key.metrics,
+            residency=Residency.of(key.only or None),
         )
 
     def budget_names(self) -> list[str]:

@@ -32,6 +32,7 @@ from viaticum.agents.server.metrics import Metrics
 from viaticum.agents.server.run import CostSummary, Limits, Run, RunItem
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.errors import UnknownName, ViaticumError
+from viaticum.residency import Residency
 from viaticum.routers.query import parse_policy
 from viaticum.types import ThinkingDelta, Usage, split_model
 
@@ -214,6 +215,7 @@ class Service:
             request.to_extra(),
             parse_policy(request.policy) if request.policy else None,
             is_streamed=bool(request.stream),
+            residency=run.caller.residency & Residency.of(request.only),
         )
 
     def _left(self, scope: str) -> int | None:

@@ -68,6 +68,7 @@ from viaticum.agents.workflow.failover import (
 )
 from viaticum.agents.workflow.nodes import Node, is_stopped
 from viaticum.agents.workflow.resources import WorkflowResources
+from viaticum.agents.workflow.restrictions import restricted
 from viaticum.agents.workflow.serialization import (
     completion_from_json,
     completion_to_json,
@@ -86,6 +87,7 @@ from viaticum.agents.workflow.state import (
     new_question,
     query_from_input,
     query_of,
+    residency_of,
     settings_of,
 )
 from viaticum.agents.workflow.voting import pair_of, vote_of_samples
@@ -93,6 +95,7 @@ from viaticum.budgets import Hold
 from viaticum.budgets.records import digest
 from viaticum.errors import BudgetExceeded, ModelError, ModelUnavailable
 from viaticum.money import usd_digits
+from viaticum.residency import Residency
 from viaticum.routers.query import Plan, PlanRow, as_policy, choose_plan
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Pair, Route, RoutingTable, Row
@@ -145,8 +148,9 @@ class Workflow:
         assert runtime.execution_info is not None, "a task has its execution info"
         row = row_allowance(runtime)
         run = row.run if row else runtime.execution_info.task_id
-        settings = allowance_in(runtime.context).settings.over(self.resources.settings)
-        new = new_question(run, query_from_input(state), settings)
+        given = allowance_in(runtime.context)
+        settings = given.settings.over(self.resources.settings)
+        new = new_question(run, query_from_input(state), settings, given.only)
         if (
             row is not None and row.failure is not None
         ):  # of its first call, which was made outside this graph
@@ -161,16 +165,17 @@ class Workflow:
         With none left, or none that fits, the last reading is the answer.
         """
         plan, tried = state["plan"], state["tried"]
-        pending, failure = self._pending(state), last_failure(state)
+        resources = self._restricted(state, runtime)
+        pending, failure = _pending(state, resources), last_failure(state)
         if plan and pending:
             why = failure or f"{len(state['votes'])} answers so far, and no {plan['need']} agree"
             return self._select_pair(state, runtime, Pair.parse(pending[0]), why, plan)
         if state["votes"]:
             return self._finish(state)  # the other pairs of the plan could not be paid for
         allowance, decided_plan = self._allowance(state, runtime), self._decided_plan(state, runtime)
-        rows = self._untried_plans(state)
+        rows = self._untried_plans(state, resources)
         if not rows and not tried and decided_plan is None:
-            raise self.resources.none_usable(row.pair for row in self._estimate(state)[0])
+            raise resources.none_usable(row.pair for row in self._estimate(state)[0])
         rows = allowance.policy.filter_fallbacks(rows) if tried else rows
         if tried and not rows and decided_plan is None:
             return self._finish(state)
@@ -213,7 +218,7 @@ class Workflow:
             return self._on_failure(state, runtime, error)
 
     def _call(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
-        allowance, call = self._allowance(state, runtime), self._model_call(state)
+        allowance, call = self._allowance(state, runtime), self._model_call(state, runtime)
         if is_stopped(runtime):  # while it waited for a further try
             raise ModelError(NOBODY_WAITS)
         if runtime.execution_info is not None and runtime.execution_info.node_attempt > 1:
@@ -347,8 +352,9 @@ class Workflow:
         first = f"{state['run']}/{state['call']}"
         failure = Failure.of(str(pair_of(state)), error)
         after: State = {**state, "failures": [*state.get("failures", []), failure.as_list]}
-        rows = self._allowance(state, runtime).policy.filter_fallbacks(self._untried_plans(after))
-        if not (self._pending(after) or rows or state["samples"] or state["routes"]):
+        resources = self._restricted(after, runtime)
+        rows = self._allowance(state, runtime).policy.filter_fallbacks(self._untried_plans(after, resources))
+        if not (_pending(after, resources) or rows or state["samples"] or state["routes"]):
             raise error
         if not self.resources.can_restart and has_written(self.resources.ledger, first):
             raise error
@@ -378,7 +384,8 @@ class Workflow:
         self, state: State, runtime: Runtime[Allowance], error: BudgetExceeded, wasted: int
     ) -> Command[Next]:
         """The worst case of the call does not fit: request approval, stop, or use what fits (on_short)."""
-        allowance, rows = self._allowance(state, runtime), self._untried_plans(state)
+        allowance = self._allowance(state, runtime)
+        rows = self._untried_plans(state, self._restricted(state, runtime))
         # The cost of its tries is added here, and the next call has a number of its own. For a row of a job,
         # a number without any try stays free: a hold found under it then names the plan that was decided.
         used = 1 if row_allowance(runtime) is None or wasted else 0
@@ -432,23 +439,23 @@ class Workflow:
         limit = output_limit(self.resources.catalogue, settings_of(state))
         return estimate(self.resources.router, query_of(state), limit)
 
-    def _pending(self, state: State) -> list[str]:
-        """The pairs of the plan that are not tried yet, and whose model has not failed."""
-        pairs = state["plan"]["pairs"] if state["plan"] else []
-        return [pair for pair in pairs if pair not in state["tried"] and may_ask(state, Pair.parse(pair))]
+    def _restricted(self, state: State, runtime: Runtime[Allowance]) -> WorkflowResources:
+        """The resources under the restrictions that the question began with, and those of this run."""
+        of_run = Residency.of(allowance_in(runtime.context).only)
+        return restricted(self.resources, residency_of(state) & of_run)
 
-    def _untried_plans(self, state: State) -> list[PlanRow]:
+    def _untried_plans(self, state: State, resources: WorkflowResources) -> list[PlanRow]:
         """The plans whose pairs are all usable and not tried yet for this question."""
         tried = set(state["tried"])
         return [
             row
             for row in self._estimate(state)[1]
             if not tried & {str(pair) for pair in row.plan.pairs}
-            and all(self.resources.is_usable(pair) and may_ask(state, pair) for pair in row.plan.pairs)
+            and all(resources.is_usable(pair) and may_ask(state, pair) for pair in row.plan.pairs)
         ]
 
-    def _model_call(self, state: State) -> ModelCall:
-        pair, resources = pair_of(state), self.resources
+    def _model_call(self, state: State, runtime: Runtime[Allowance]) -> ModelCall:
+        pair, resources = pair_of(state), self._restricted(state, runtime)
         return ModelCall.of(
             resources.model(pair.model),
             resources.catalogue,
@@ -466,3 +473,10 @@ class Workflow:
                 {"role": "assistant", "content": state["text"], "id": f"answer-{state['run']}"}
             ]
         return Command(update=last, goto="__end__")
+
+
+def _pending(state: State, resources: WorkflowResources) -> list[str]:
+    """The pairs of the plan that are not tried yet, that may be used, and whose model has not failed."""
+    pairs = state["plan"]["pairs"] if state["plan"] else []
+    left = [pair for pair in pairs if pair not in state["tried"] and may_ask(state, Pair.parse(pair))]
+    return [pair for pair in left if not resources.residency or resources.is_usable(Pair.parse(pair))]

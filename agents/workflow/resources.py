@@ -16,6 +16,7 @@ from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.models.base import Model
+from viaticum.residency import NO_RESTRICTION, Residency
 from viaticum.routers.query import Policy, QueryRouter
 from viaticum.types import Pair
 
@@ -37,6 +38,8 @@ class WorkflowResources:
         backoff: seconds before the second try; doubled before each further one.
         threads: where nodes run that an event loop calls.
         settings: how calls are generated, where the run's `Allowance` does not say.
+        labels: returns where the data of a model's calls goes, by its name (`viaticum.residency`).
+        residency: the restrictions that are in force; `viaticum.agents.workflow.restrictions` adds one.
         can_restart: whether text that was streamed can be taken back. If not, a call that fails after its
             first piece of text ends the run; else another pair is asked.
     """
@@ -48,6 +51,7 @@ class WorkflowResources:
     budget: str
     model: Callable[[str], Model]
     is_usable: Callable[[Pair], bool]
+    labels: Callable[[str], frozenset[str]]
     none_usable: Callable[[Iterable[Pair]], ViaticumError] = lambda pairs: InputError(
         "no pair is left to choose from; add a model: viaticum models add NAME"
     )
@@ -58,4 +62,5 @@ class WorkflowResources:
     backoff: float = BACKOFF
     threads: ThreadPool = field(default_factory=lambda: ThreadPool(16))
     settings: GenerationSettings = NO_SETTINGS
+    residency: Residency = NO_RESTRICTION
     can_restart: bool = True

@@ -26,6 +26,7 @@ from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.models.base import Model
 from viaticum.money import nanousd
+from viaticum.residency import Only
 from viaticum.routers.query import DEFAULT_POLICY, Policy, QueryRouter, as_policy
 
 AUTO = "auto"  # the model name that stands for the routed workflow
@@ -53,6 +54,7 @@ class ModelKeywords(TypedDict, total=False):
     strategies: Sequence[str]
     model: str | None
     strategy: str | None
+    only: Only | None
 
 
 class SettingsKeywords(ModelKeywords, total=False):
@@ -95,6 +97,8 @@ class WorkflowSettings:
         strategies: own strategies to load, as `module:name`.
         model: asks this model alone, with the strategies that the router knows for it.
         strategy: asks with this strategy alone; with `model`, that one pair.
+        only: labels of models, one of which a model has to have to be used: "local", a region or a tag of its
+            entry (`viaticum.residency`); None for all models.
 
     Raises:
         InputError: a value is out of range, or a policy is unknown.
@@ -119,13 +123,21 @@ class WorkflowSettings:
     strategies: Sequence[str] = ()
     model: str | None = None
     strategy: str | None = None
+    only: Only | None = None
 
     def __post_init__(self) -> None:
         if self.limit_nanousd <= 0:
             raise InputError(f"a budget is above zero dollars, got {self.budget}")
         checked_type("on_short", self.on_short, str, "cheaper, ask or stop")
         # Validates all of these.
-        Allowance(self.budget_name, as_policy(self.policy), self.on_short, self.timeout, self.generation)
+        Allowance(
+            self.budget_name,
+            as_policy(self.policy),
+            self.on_short,
+            self.timeout,
+            self.generation,
+            self.only,
+        )
         checked_count("tries", self.tries)
         checked_count("concurrency", self.concurrency)
         if self.slots is not None and self.slots != "auto":

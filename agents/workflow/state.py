@@ -21,6 +21,7 @@ from viaticum.budgets.planner import WhenShort
 from viaticum.checks import checked_seconds, checked_text, checked_type
 from viaticum.errors import InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.residency import Only, Residency, checked_only
 from viaticum.routers.query import Plan, Policy, as_policy
 from viaticum.types import ROLES, Answer, Completion, Message, Query, TokenCount, Usage
 
@@ -36,6 +37,8 @@ class Allowance:
         timeout: seconds that one call may take.
         settings: how calls are generated. They are stored with the question: a run that is continued keeps
             those that it began with.
+        only: labels of models, one of which a model has to have to be used: "local", a region or a tag of its
+            entry. Stored with the question, and added to what the client allows.
 
     Raises:
         InputError: a value is of another type, on_short or the policy is unknown, or the timeout is not
@@ -47,6 +50,7 @@ class Allowance:
     on_short: WhenShort | None = None
     timeout: float | None = None
     settings: GenerationSettings = NO_SETTINGS
+    only: Only | None = None
 
     def __post_init__(self) -> None:
         if self.budget is not None:
@@ -60,6 +64,8 @@ class Allowance:
         if self.timeout is not None:
             checked_seconds("timeout", self.timeout)
         checked_type("settings", self.settings, GenerationSettings, "GenerationSettings")
+        if self.only is not None:
+            object.__setattr__(self, "only", checked_only(self.only))
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,8 @@ class AnswerOutput(TypedDict, total=False):
 class State(QuestionInput, AnswerOutput, total=False):
     """The state of one question. Inputs last one step, so that a thread may be given another question.
 
-    run: prefix of all ledger keys of this question. asked: the question, its kind, the messages before it
-    and the settings of its calls.
+    run: prefix of all ledger keys of this question. asked: the question, its kind, the messages before it,
+    the settings of its calls, and where its data may go.
     call: number of the current call, from 0. tried: pairs already used, as model+strategy. failures:
     calls that another pair answers instead, as [pair, class of the error, message]. plan: pairs to
     call, as model+strategy, and `need`, the number of equal answers that settles it. votes: their answers so
@@ -142,8 +148,11 @@ class State(QuestionInput, AnswerOutput, total=False):
     done: bool
 
 
-def new_question(run: str, query: Query, settings: GenerationSettings = NO_SETTINGS) -> State:
+def new_question(
+    run: str, query: Query, settings: GenerationSettings = NO_SETTINGS, only: Only | None = None
+) -> State:
     """The initial state; it replaces all values that an earlier question of the thread left."""
+    groups = [list(group) for group in Residency.of(only).groups]
     return {
         "run": run,
         "asked": {
@@ -151,6 +160,7 @@ def new_question(run: str, query: Query, settings: GenerationSettings = NO_SETTI
             "kind": query.kind,
             "messages": [dict(message) for message in query.messages],
             "settings": settings.model_dump(mode="json"),
+            **({"only": groups} if groups else {}),
         },
         "call": 0,
         "tried": [],
@@ -223,6 +233,11 @@ def query_of(state: State) -> Query:
 def settings_of(state: State) -> GenerationSettings:
     """The settings of the question's calls. Checkpoints of earlier versions have none."""
     return GenerationSettings.of(**state["asked"].get("settings", {}))
+
+
+def residency_of(state: State) -> Residency:
+    """The restrictions that the question began with."""
+    return Residency.of(*state["asked"].get("only", ()))
 
 
 def plain_messages(messages: Sequence[Any]) -> list[Message]:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from viaticum.commands.budget import Where
-from viaticum.commands.generation import Load, Model, Strategy, with_generation_options
+from viaticum.commands.generation import Load, Model, Only, Strategy, with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import LINE_SECONDS, StatusLine, loading_shown
@@ -109,6 +109,7 @@ def batch(
     router: Router = None,
     model: Model = None,
     strategy: Strategy = None,
+    only: Only = None,
     load: Load = None,
     cache: CacheFile = None,
     keep_texts: KeepTexts = False,
@@ -127,7 +128,7 @@ def batch(
     Exit code 3: it was told to end before it was through.
     """
     rows = {"skip": skip, "limit": limit, "format": form}
-    routing = {"router": router, "model": model, "strategy": strategy, "strategies": load or ()}
+    routing = {"router": router, "model": model, "strategy": strategy, "strategies": load or (), "only": only}
     common = (
         rows
         | routing

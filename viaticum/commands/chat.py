@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viaticum.commands.generation import POLICY, Load, Policy, with_generation_options
+from viaticum.commands.generation import POLICY, Load, Only, Policy, with_generation_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.serve import Folder
 from viaticum.commands.terminal import visible
@@ -46,6 +46,7 @@ def chat(
     ] = None,
     policy: Policy = POLICY,
     router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
+    only: Only = None,
     load: Load = None,
     generation: GenerationSettings = NO_SETTINGS,
     catalogue: CatalogueFile = None,
@@ -68,6 +69,7 @@ def chat(
         catalogue=catalogue,
         folder=folder,
         strategies=load or (),
+        only=only,
         generation=generation.model_copy(update={"system": None}),
     ) as client:
         check_name(client, model)

@@ -28,6 +28,13 @@ Policy = Annotated[
     ),
 ]
 POLICY = "within:0.01"  # the default, as `routers.query.DEFAULT_POLICY`, which takes long to import
+Only = Annotated[
+    str | None,
+    typer.Option(
+        "--only",
+        help="Labels of models, a,b,c: others are not used. local, or a region or a tag of an entry.",
+    ),
+]
 Load = Annotated[
     list[str] | None,
     typer.Option(help="Load a strategy of your own; may be repeated.", metavar="MODULE:NAME"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from viaticum.commands.generation import Only
 from viaticum.commands.serve import Folder
 from viaticum.commands.table import print_table
 from viaticum.money import nanousd
@@ -35,6 +36,7 @@ def create(
     model: Annotated[
         list[str] | None, typer.Option(help="A model that it may request; all by default.")
     ] = None,
+    only: Only = None,
     rate: Annotated[int | None, typer.Option(help="Requests a minute.", min=1)] = None,
     metrics: Annotated[
         bool, typer.Option("--metrics", help="It may read the metrics of all budgets, not only of its own.")
@@ -53,7 +55,9 @@ def create(
         elif scope is not None:
             ledger.budget(scope)
     with _open_keys(folder) as keys:
-        token, key = keys.create(name, scope=scope, models=model or (), per_minute=rate, metrics=metrics)
+        token, key = keys.create(
+            name, scope=scope, models=model or (), only=only, per_minute=rate, metrics=metrics
+        )
     if as_json:
         typer.echo(json.dumps({"key": token, **_to_json(key)}))
     else:
@@ -68,13 +72,14 @@ def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
     if as_json:
         typer.echo(json.dumps([_to_json(key) for key in rows]))
         return
-    columns = ("name", "key", "budget", "models", "a minute", "metrics", "made", "revoked")
+    columns = ("name", "key", "budget", "models", "only", "a minute", "metrics", "made", "revoked")
     cells = [
         (
             key.name,
             key.shown,
             key.scope or "the server's",
             ", ".join(key.models) or "all",
+            " or ".join(key.only) or "-",
             "-" if key.per_minute is None else str(key.per_minute),
             "all" if key.metrics else "its own",
             key.created,
@@ -82,7 +87,7 @@ def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
         )
         for key in rows
     ]
-    print_table(columns, cells, spare=("made", "metrics", "a minute", "models"))
+    print_table(columns, cells, spare=("made", "metrics", "a minute", "only", "models"))
 
 
 @app.command()
@@ -94,7 +99,7 @@ def revoke(name: Name, folder: Folder = None, as_json: JsonFlag = False) -> None
 
 
 def _to_json(key: ApiKey) -> dict[str, Any]:
-    return asdict(key) | {"models": list(key.models)}
+    return asdict(key) | {"models": list(key.models), "only": list(key.only)}
 
 
 def _home(folder: Path | None) -> Path:

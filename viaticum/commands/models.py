@@ -205,8 +205,9 @@ def _key_text(spec: ModelSpec) -> str:
 
 
 def _facts(spec: ModelSpec, catalogue: Catalogue) -> dict[str, Any]:
-    """The entry, and `path` where its weights are here."""
+    """The entry with its labels, and `path` where its weights are here."""
     facts = spec.model_dump(exclude_none=True)
+    facts["labels"] = sorted(catalogue.labels(spec.name))
     if not spec.sources:
         del facts["sources"]
     elif _is_here(spec, catalogue):

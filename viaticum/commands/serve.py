@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viaticum.commands.generation import POLICY, Load, Policy, with_generation_options
+from viaticum.commands.generation import POLICY, Load, Only, Policy, with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import loading_shown
@@ -107,6 +107,7 @@ def serve(
     grace: Grace = 30.0,
     body_limit: BodyLimit = 1 << 20,
     connections: Connections = 1000,
+    only: Only = None,
     load: Load = None,
     generation: GenerationSettings = NO_SETTINGS,
     local: LocalSettings = NO_LOCAL_SETTINGS,
@@ -153,6 +154,7 @@ def serve(
             slots="auto",
             local=local,
             strategies=load or (),
+            only=only,
             generation=generation,
             soft_limits=_soft_limits(shares, webhook),
         ) as client:

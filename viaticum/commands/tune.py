@@ -15,7 +15,7 @@ import typer
 
 from viaticum.commands.batch import EXIT_DRAINED
 from viaticum.commands.budget import Where
-from viaticum.commands.generation import with_generation_options
+from viaticum.commands.generation import Only, with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import ProgressBar, loading_shown
@@ -66,6 +66,7 @@ def tune(
     encoder: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "all-minilm-l6-v2",
     concurrency: Annotated[int, typer.Option(help="Calls at once.", min=1)] = 32,
     timeout: Annotated[float | None, typer.Option(help="Seconds that one call may take.")] = None,
+    only: Only = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost; ask nothing.")] = False,
     generation: GenerationSettings = NO_SETTINGS,
     local: LocalSettings = NO_LOCAL_SETTINGS,
@@ -97,6 +98,7 @@ def tune(
         concurrency=concurrency,
         timeout=timeout,
         generation=generation,
+        only=only,
         seed=seed,
     )
     forecast = tuning.forecast()
