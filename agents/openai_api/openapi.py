@@ -41,6 +41,7 @@ _ERRORS = {
     "401": "No valid key: missing, wrong, revoked or of another budget, all with the same response. "
     "With code provider_key_rejected: the server's own key at a provider.",
     "402": "The worst case does not fit the budget, or a provider's account is empty; nothing was charged.",
+    "403": "A restriction of where data may go refuses the model; nothing was sent.",
     "404": "No such model, or none that this key may use.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
