@@ -119,8 +119,7 @@ def _torch() -> Iterator[Finding]:
         yield Finding("torch", "note", "not installed", "for local models: pip install 'viaticum[local]'")
         return
     try:
-        import torch
-
+        from viaticum.decoders.cost import conditions
         from viaticum.decoders.devices import resolve_device, resolve_dtype
         from viaticum.decoders.memory import free_bytes
     except Exception as error:  # a build for another machine, a missing library
@@ -128,22 +127,16 @@ def _torch() -> Iterator[Finding]:
             "torch", "fail", one_line(error), "install it again: pip install --force-reinstall torch"
         )
         return
-    device = resolve_device("auto")
-    kind = str(resolve_dtype("auto", device)).removeprefix("torch.")
-    free = free_bytes(device) / 1e9
-    found = f"{torch.__version__} on {device}, {kind}, {free:.1f} GB of memory free"
+    device, facts = resolve_device("auto"), conditions()
+    dtype = str(resolve_dtype("auto", device)).removeprefix("torch.")
+    found = f"{facts['torch']} on {device}, {dtype}, {free_bytes(device) / 1e9:.1f} GB of memory free"
     if device.type == "cpu":
-        capability = torch.backends.cpu.get_cpu_capability()
-        found += f", {torch.get_num_threads()} threads, {capability}"
+        found += f", {facts['threads']} threads, {facts['instructions']}"
     unused = device.type == "cpu" and (shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists())
-    yield Finding(
-        "torch",
-        "note" if unused else "ok",
-        found,
+    advice = (
         "this torch does not use the NVIDIA GPU that is here: install a CUDA build (constraints-cuda.txt)"
-        if unused
-        else "",
     )
+    yield Finding("torch", "note" if unused else "ok", found, advice if unused else "")
 
 
 def _sandboxes() -> Iterator[Finding]:
