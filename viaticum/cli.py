@@ -29,7 +29,7 @@ from viaticum.commands.tune import tune
 from viaticum.errors import MissingExtra, ViaticumError, WeightsError
 
 app = typer.Typer(
-    no_args_is_help=True, help="An allowance for every question.", pretty_exceptions_enable=False
+    invoke_without_command=True, help="An allowance for every question.", pretty_exceptions_enable=False
 )
 app.add_typer(models.app, name="models")
 app.add_typer(router.app, name="router")
@@ -51,6 +51,23 @@ app.command()(solve)
 app.command()(profile)
 app.command()(trace)
 app.command()(tune)
+
+
+FIRST_COMMANDS = """\
+Viaticum gives every question an allowance and never spends more.
+
+  viaticum solve "QUESTION" --budget 0.01     one question, for a cent at most
+  viaticum batch QUESTIONS.csv --budget 5     a file of questions
+  viaticum serve --budget 20                  OpenAI's API, routed and capped
+
+All commands: viaticum --help. What works on this machine: viaticum doctor.
+"""
+
+
+@app.callback()
+def first_commands(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(FIRST_COMMANDS, nl=False)
 
 
 _LOCAL = ("torch", "transformers", "sentence_transformers", "sklearn", "scipy", "tokenizers", "safetensors")

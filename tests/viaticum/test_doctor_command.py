@@ -142,3 +142,15 @@ def test_eighty_columns_cut_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert "viaticum models pull" in " ".join(" ".join(lines).split())
+
+
+def test_without_arguments_three_commands_are_shown_and_each_exists() -> None:
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("  viaticum ")]
+    assert [words[1] for words in lines] == ["solve", "batch", "serve"]
+    for words in lines:
+        options = [word for word in words if word.startswith("--")]
+        shown = CliRunner().invoke(app, [words[1], "--help"], env={"COLUMNS": "200"})
+        assert shown.exit_code == 0
+        assert all(option in shown.stdout for option in options)
