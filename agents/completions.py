@@ -25,8 +25,9 @@ from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
 from viaticum.errors import InputError, ModelError, UnknownName, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
-from viaticum.messages import refuse_cache_marks, refuse_parts
-from viaticum.models.base import Generation, Model, StreamPiece
+from viaticum.messages import refuse_cache_marks, refuse_parts, without_cache_marks, without_marks
+from viaticum.models.base import BYTES_PER_TOKEN, Generation, Model, StreamPiece
+from viaticum.models.remote.prices import may_write_cache
 from viaticum.models.settings import chat_messages, resolve
 from viaticum.residency import NO_RESTRICTION, Residency
 from viaticum.routers.query import Policy
@@ -60,6 +61,8 @@ class CompletionRequest:
         policy: None for the client's.
         residency: where its data may go, beside what the client allows.
         is_streamed: the text reaches its reader as it comes, so that no other pair can answer once some has.
+        is_lenient: what a model cannot do of these hints is left out, where it is an error else: marks for a
+            provider's cache, an effort of thought, a limit of new tokens above what the context leaves.
     """
 
     name: str
@@ -71,16 +74,18 @@ class CompletionRequest:
     policy: Policy | None = None
     is_streamed: bool = True
     residency: Residency = NO_RESTRICTION
+    is_lenient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionStarted:
     """The model, or model+strategy, that generates the text that follows.
 
-    Its worst case is reserved by now.
+    Its worst case is reserved by now. prompt_tokens: those of the prompt, roughly, until they are counted.
     """
 
     route: str
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,25 @@ def complete(
         yield from _solve(client, request, token)
 
 
+def count_prompt(client: Viaticum, request: CompletionRequest) -> int:
+    """Tokens that the prompt of a plain chat likely has; of `auto`, at the model that counts the most.
+
+    Nothing is called and nothing held. Raises what `complete` does for a request that cannot be answered.
+    """
+    check_name(client, request.name)
+    messages, extra = without_cache_marks(request.messages), without_marks(request.extra)
+    name, _ = split_model(request.name)
+    if name != AUTO:
+        return client.model(name).prompt_tokens(messages, Generation(extra=extra))
+    if is_plain(messages, extra):
+        able = list(models_in_order(client, messages, extra, scope=request.scope))
+    else:
+        able = [spec.name for spec in client.catalogue.models() if client.is_usable(spec.name)]
+    if not able:
+        raise client.why_unusable(spec.name for spec in client.catalogue.models())
+    return max(client.model(each).prompt_tokens(messages, Generation(extra=extra)) for each in able)
+
+
 def _checked(client: Viaticum, request: CompletionRequest) -> CompletionRequest:
     """The request without what its name fulfils anyway. Raises `InputError` for what it cannot do."""
     name, _ = split_model(request.name)
@@ -161,8 +185,10 @@ def _checked(client: Viaticum, request: CompletionRequest) -> CompletionRequest:
     if spec is not None and spec.kind == "remote" and request.name == name:
         return request
     if request.name == AUTO and is_plain(request.messages, request.extra):
-        refuse_cache_marks(request.name, request.messages)
+        if not request.is_lenient:
+            refuse_cache_marks(request.name, request.messages)
     else:
+        request = _without_hints(client, request) if request.is_lenient else request
         refuse_parts(request.name, request.messages)
     effort = request.settings.reasoning_effort
     is_local = spec is not None and spec.kind != "remote"
@@ -172,6 +198,13 @@ def _checked(client: Viaticum, request: CompletionRequest) -> CompletionRequest:
     if extra.get("service_tier") == "default":
         del extra["service_tier"]
     return replace(request, extra=extra)
+
+
+def _without_hints(client: Viaticum, request: CompletionRequest) -> CompletionRequest:
+    """The request without the hints that strategies and local models cannot heed."""
+    name, _ = split_model(request.name)
+    settings = request.settings if name == AUTO else settings_for(client, name, request.settings)
+    return replace(request, messages=without_cache_marks(request.messages), settings=settings)
 
 
 def _routed_chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEvent]:
@@ -197,9 +230,17 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionE
     """One paid call of one model."""
     model, spec = client.model(request.name), client.catalogue[request.name]
     settings = request.settings.over(client.settings)
-    messages = chat_messages(spec, list(request.messages), settings)
+    messages, extra = chat_messages(spec, list(request.messages), settings), request.extra
+    if request.is_lenient and not may_write_cache([messages, extra], spec.price):
+        messages, extra = without_cache_marks(messages), without_marks(extra)
     limit = _default_limit(model, spec.usable_context, messages)
     generation = resolve(client.catalogue, spec.name, call=settings, default_limit=limit)
+    generation = replace(generation, extra=extra)
+    prompt = 0
+    if request.is_lenient:
+        prompt = model.prompt_tokens(messages, generation)
+        room = max(1, spec.usable_context - prompt)
+        generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, room))
     calls = Calls(client.catalogue, client.ledger, client.model)
     started = False
     for event in calls.stream(
@@ -207,11 +248,11 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionE
         request.key,
         request.name,
         messages,
-        replace(generation, extra=request.extra),
+        generation,
         tags={"strategy": "chat"},
     ):
         if not started and event != "":  # an error before the first text is one of the request
-            yield CompletionStarted(request.name)
+            yield CompletionStarted(request.name, prompt)
             started = True
         if isinstance(event, SettledCall):
             done = event.completion
@@ -244,6 +285,7 @@ def _solve(
     in the text (a program's output), it comes last.
     """
     pair, started, settled = "", False, False
+    prompt = sum(len(each["content"].encode(errors="replace")) for each in request.messages)
     events = _derive(client, request, token).stream(
         query_from_messages(request.messages),
         thread_id=request.key,
@@ -260,7 +302,7 @@ def _solve(
                 pair = str(event.route.pair)
             elif isinstance(event, ThinkingPiece | TextPiece):
                 if not started:
-                    yield CompletionStarted(pair)
+                    yield CompletionStarted(pair, max(1, prompt // BYTES_PER_TOKEN))
                     started = True
                 if isinstance(event, ThinkingPiece):
                     yield ThinkingDelta(event.text)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from viaticum.catalogue import ModelSpec
 from viaticum.types import Completion, Message, ThinkingDelta, TokenCount
 
+BYTES_PER_TOKEN = 4  # of texts that nobody has counted; nothing is held by it
 StreamPiece = str | ThinkingDelta | Completion  # the completion comes last
 
 
@@ -96,6 +97,14 @@ class Model(ABC):
     def worst_case_of(self, messages: Sequence[Message], generation: Generation) -> dict[str, TokenCount]:
         """Return the worst case of a whole call, including what `generation.extra` adds to the prompt."""
         return self.worst_case(messages, generation.max_new_tokens)
+
+    def prompt_tokens(self, messages: Sequence[Message], generation: Generation) -> int:
+        """Return how many tokens the prompt of a call likely has; nothing is held by it.
+
+        Raises `PromptTooLong` where it fits no context. By default what the worst case holds.
+        """
+        worst = self.worst_case_of(messages, replace(generation, max_new_tokens=1))
+        return max(count.input_tokens for count in worst.values())
 
     def catalogue_entry(self) -> ModelSpec | None:
         """Return the model's own entry with its price; None for a model that comes from a catalogue."""

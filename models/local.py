@@ -291,6 +291,9 @@ class LocalModel(Model):
         worst[self.members[-1]] = TokenCount(lengths[1], max_new_tokens)
         return worst
 
+    def prompt_tokens(self, messages: Sequence[Message], generation: Generation) -> int:
+        return len(self.prompt(messages, generation))
+
     def count(self, text: str) -> int:
         return len(self._renderer.encode(text))
 

@@ -5,7 +5,8 @@ Standard library alone. Leaves out chat templates (`viaticum.models.prompts`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from viaticum.errors import InputError
 from viaticum.types import Message
@@ -62,3 +63,19 @@ def refuse_cache_marks(name: str, messages: Sequence[Message]) -> None:
     """Raise `InputError` for messages with marks for the cache of a provider, which `name` has none of."""
     if any("cache_control" in part for message in messages for part in message.get("parts", ())):
         raise InputError(f"{name} writes nothing into a provider's cache; leave cache_control out")
+
+
+def without_cache_marks(messages: Sequence[Message]) -> list[Message]:
+    """The messages without marks for the cache of a provider; parts are kept where there are images."""
+    stripped: list[Message] = without_marks(messages)
+    for message in stripped:
+        if "parts" in message and not images_in(message):
+            del message["parts"]
+    return stripped
+
+
+def without_marks(value: Any) -> Any:
+    """A copy of plain JSON without its marks for the cache of a provider."""
+    if isinstance(value, Mapping):
+        return {name: without_marks(each) for name, each in value.items() if name != "cache_control"}
+    return [without_marks(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,1 +1,1 @@
-"""OpenAI's chat completions API as data: requests, responses, errors, OpenAPI document. No HTTP server."""
+"""OpenAI's API as data: requests, responses, errors, and what the server asks of an API. No HTTP server."""

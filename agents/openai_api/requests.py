@@ -6,62 +6,26 @@ that do not affect the answer (`user`, `metadata` ...) are accepted and ignored,
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
-from pydantic_core import CoreSchema, PydanticCustomError, from_json
+from pydantic import ConfigDict, Field
 
 from viaticum.agents.openai_api.errors import APIError
-from viaticum.errors import InputError, UnknownName
+from viaticum.agents.openai_api.parsing import Form, StrictForm, parse_body
+from viaticum.errors import InputError
 from viaticum.generation import MAX_BIASES, Bias, GenerationSettings
 from viaticum.money import nanousd
 from viaticum.types import Message
 
 MAX_CHOICES = 16
 MAX_TOP_K = 1_000_000
-MAX_FIELDS = 5_000  # of one object, such as OpenAI's limit of all properties of a schema
 TokenKey = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 # Parameters that go to one named model as they are, and their values that ask for nothing.
 _EXTRA = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "service_tier", "verbosity")
 _DEFAULTS = {"response_format": {"type": "text"}, "service_tier": "auto", "verbosity": "medium"}
 
 
-class _Form(BaseModel):
-    """A model whose lists are validated up to the first wrong element: a million of them hold nobody up."""
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema = handler(source)
-        parts: list[Any] = [schema]
-        while parts:
-            part = parts.pop()
-            if isinstance(part, dict):
-                if part.get("type") == "list":
-                    part["fail_fast"] = True
-                parts += part.values()
-            elif isinstance(part, list | tuple):
-                parts += part
-        return schema
-
-
-class _StrictModel(_Form):
-    """A model that refuses fields which it does not know, unless they are null, as clients send them."""
-
-    model_config = ConfigDict(
-        extra="allow", strict=True, json_schema_extra={"additionalProperties": {"type": "null"}}
-    )
-
-    @model_validator(mode="after")
-    def _no_unknown_field(self) -> Self:
-        for name, value in (self.model_extra or {}).items():
-            if value is not None:
-                problem = str(UnknownName("field", name, type(self).model_fields))
-                raise PydanticCustomError("unknown_field", "{problem}", {"problem": problem, "field": name})
-        return self
-
-
-class CacheControl(_Form):
+class CacheControl(Form):
     """A mark after which the provider keeps the prompt in its cache, as Anthropic has them."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -69,7 +33,7 @@ class CacheControl(_Form):
     ttl: Literal["5m", "1h"] | None = None
 
 
-class TextPart(_Form):
+class TextPart(Form):
     """A part of a message."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -78,7 +42,7 @@ class TextPart(_Form):
     cache_control: CacheControl | None = None
 
 
-class ImageUrl(_Form):
+class ImageUrl(Form):
     """Where an image is: an address that the provider fetches, or a data: URL with the image itself."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -86,7 +50,7 @@ class ImageUrl(_Form):
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(_Form):
+class ImagePart(Form):
     """An image of a user's message, for models whose entries state how many tokens one has at most."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -94,7 +58,7 @@ class ImagePart(_Form):
     image_url: ImageUrl
 
 
-class RefusalPart(_Form):
+class RefusalPart(Form):
     """A refusal among the parts of an assistant's earlier message."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -102,7 +66,7 @@ class RefusalPart(_Form):
     refusal: str
 
 
-class ThoughtPart(_Form):
+class ThoughtPart(Form):
     """A thought among the parts of an assistant's earlier message. It is not sent to a model again."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -112,7 +76,7 @@ class ThoughtPart(_Form):
 Part = Annotated[TextPart | ImagePart | RefusalPart | ThoughtPart, Field(discriminator="type")]
 
 
-class FunctionCall(_Form):
+class FunctionCall(Form):
     """A call of an assistant's earlier message, as it was written before there were `tool_calls`."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -120,7 +84,7 @@ class FunctionCall(_Form):
     arguments: str
 
 
-class ChatMessage(_Form):
+class ChatMessage(Form):
     """One message. Only an assistant's may have no `content`.
 
     `reasoning_content`, and `reasoning` as other servers call it, are accepted and not sent to a model again.
@@ -140,12 +104,12 @@ class ChatMessage(_Form):
     audio: None = Field(None, description="No model here reads or writes sound.")
 
 
-class StreamOptions(_StrictModel):
+class StreamOptions(StrictForm):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class ChatRequest(_StrictModel):
+class ChatRequest(StrictForm):
     """The body of POST /v1/chat/completions: OpenAI's fields, and `budget`, `policy` and `only`."""
 
     model: str = Field(
@@ -211,6 +175,10 @@ class ChatRequest(_StrictModel):
     prompt_cache_key: str | None = None
 
     @property
+    def is_lenient(self) -> bool:
+        return False
+
+    @property
     def max_new_tokens(self) -> int | None:
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
@@ -220,13 +188,7 @@ class ChatRequest(_StrictModel):
 
     @property
     def limit_nanousd(self) -> int | None:
-        """The request's own budget in nano-dollars. Raises `InputError` if it is not above zero."""
-        if self.budget is None:
-            return None
-        limit = nanousd(self.budget)
-        if limit <= 0:
-            raise InputError(f"a budget is above zero dollars, got {self.budget}")
-        return limit
+        return request_limit(self.budget)
 
     def to_settings(self) -> GenerationSettings:
         """How the request's calls are generated; what it leaves out is the strategy's or the entry's."""
@@ -264,16 +226,22 @@ class ChatRequest(_StrictModel):
         return [_to_message(index, message, call_ids) for index, message in enumerate(self.messages)]
 
 
+def request_limit(budget: float | str | None) -> int | None:
+    """A request's own budget in nano-dollars. Raises `InputError` if it is not above zero."""
+    if budget is None:
+        return None
+    limit = nanousd(budget)
+    if limit <= 0:
+        raise InputError(f"a budget is above zero dollars, got {budget}")
+    return limit
+
+
 def parse_request(body: bytes) -> ChatRequest:
     """Parse a JSON body. Raises `APIError` with status 400, naming the first field that is wrong.
 
     Takes up to a tenth of a second for a megabyte: not for the event loop's thread.
     """
-    try:
-        _check_objects(body)
-        request = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _invalid_request(error) from None
+    request = parse_body(ChatRequest, body)
     if request.top_logprobs and not request.logprobs:
         raise APIError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
     if request.stream_options is not None and not request.stream:
@@ -281,44 +249,6 @@ def parse_request(body: bytes) -> ChatRequest:
     if not request.tools and request.tool_choice not in (None, "none", "auto"):
         raise APIError(400, "tool_choice goes with tools", param="tool_choice")
     return request
-
-
-def _check_objects(body: bytes) -> None:
-    """Raise `APIError` for an object of so many fields that the errors in them would hold everybody up."""
-    if body.count(b":") <= MAX_FIELDS:
-        return
-    try:
-        values: list[Any] = [from_json(body)]
-    except ValueError:
-        return  # no JSON: the model says where
-    while values:
-        value = values.pop()
-        if isinstance(value, dict):
-            if len(value) > MAX_FIELDS:
-                raise APIError(400, f"an object with {len(value)} fields; give at most {MAX_FIELDS}")
-            values += value.values()
-        elif isinstance(value, list):
-            values += value
-
-
-def _invalid_request(error: ValidationError) -> APIError:
-    """The error of the first wrong field; of several forms that it may have, the nearest one."""
-    first, *others = error.errors(include_url=False, include_input=False)
-    others = [each for each in others if each["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]]
-    found = max((first, *others), key=lambda each: len(each["loc"]))
-    context = found.get("ctx") or {}
-    if found["type"] == "unknown_field":
-        return APIError(400, found["msg"], param=".".join((*map(str, found["loc"]), context["field"])))
-    # The names of the forms are no part of the address.
-    steps = [str(step) for step in found["loc"] if re.fullmatch(r"\w+", str(step)) and step != "str"]
-    field = ".".join(steps)
-    message = found["msg"]
-    if found["type"] == "union_tag_invalid":
-        message = (
-            f"a part of type {str(context.get('tag'))!r} is not taken: its tokens are not known before the "
-            "call, so nothing could be held for them; send text"
-        )
-    return APIError(400, f"{field}: {message}" if field else message, param=field or None)
 
 
 def _to_message(index: int, message: ChatMessage, call_ids: list[str]) -> Message:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import (
     Annotated,
@@ -139,15 +139,23 @@ class ChatCompletionChunk(TypedDict):
 
 
 class ModelObject(TypedDict):
+    """A name that can be requested, in the forms of OpenAI and of Anthropic at once."""
+
     id: str
     object: Literal["model"]
     created: int
     owned_by: Literal["viaticum"]
+    type: Literal["model"]
+    display_name: str
+    created_at: str
 
 
 class ModelList(TypedDict):
     object: Literal["list"]
     data: list[ModelObject]
+    has_more: Literal[False]
+    first_id: str | None
+    last_id: str | None
 
 
 class Health(TypedDict):
@@ -249,7 +257,21 @@ def viaticum_extension(
 
 
 def model_object(name: str) -> ModelObject:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "viaticum"}
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "viaticum",
+        "type": "model",
+        "display_name": name,
+        "created_at": "1970-01-01T00:00:00Z",
+    }
+
+
+def model_list(names: Iterable[str]) -> ModelList:
+    models = [model_object(name) for name in names]
+    ends = (models[0]["id"], models[-1]["id"]) if models else (None, None)
+    return {"object": "list", "data": models, "has_more": False, "first_id": ends[0], "last_id": ends[1]}
 
 
 def completion_usage(finished: Sequence[CompletionFinished]) -> CompletionUsage:

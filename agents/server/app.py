@@ -1,6 +1,6 @@
-"""The OpenAI-compatible server as an ASGI application: routes, handlers, and error responses.
+"""The server as an ASGI application: the routes of its APIs, handlers, and error responses.
 
-Leaves out chat completions (`chat_completions`) and the shared state (`service`). Needs the `server` extra.
+Leaves out completions (`completion_route`) and the shared state (`service`). Needs the `server` extra.
 """
 
 from __future__ import annotations
@@ -11,22 +11,35 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from viaticum.agents.completions import available_names
+from viaticum.agents.anthropic_api.api import Messages
+from viaticum.agents.anthropic_api.requests import CountRequest, parse_count
+from viaticum.agents.anthropic_api.responses import TokensCount
+from viaticum.agents.completions import CompletionRequest, available_names, count_prompt
+from viaticum.agents.openai_api.api import CompletionAPI
+from viaticum.agents.openai_api.chat import ChatCompletions
 from viaticum.agents.openai_api.errors import APIError
-from viaticum.agents.openai_api.openapi import openapi_document
-from viaticum.agents.openai_api.responses import Health, ModelList, model_object
-from viaticum.agents.server.chat_completions import ChatCompletions
+from viaticum.agents.openai_api.responses import Health, model_list, model_object
+from viaticum.agents.server.body import read_request
+from viaticum.agents.server.completion_route import CompletionRoute
+from viaticum.agents.server.embeddings import Embeddings
 from viaticum.agents.server.metrics import CONTENT_TYPE
-from viaticum.agents.server.run import api_error, error_response
+from viaticum.agents.server.openapi import openapi_document
+from viaticum.agents.server.run import REQUEST_ID, api_error, error_response
 from viaticum.agents.server.service import Service
+
+MESSAGES = Messages(REQUEST_ID.get)
 
 
 def build_app(service: Service) -> Starlette:
     """The ASGI application of a service."""
-    handlers = _Handlers(service)
+    embeddings = Embeddings(service)
+    handlers = _Handlers(service, embeddings)
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            Route("/v1/chat/completions", CompletionRoute(service, ChatCompletions()), methods=["POST"]),
+            Route("/v1/messages", CompletionRoute(service, MESSAGES), methods=["POST"]),
+            Route("/v1/messages/count_tokens", handlers.count_tokens, methods=["POST"]),
+            Route("/v1/embeddings", embeddings.create, methods=["POST"]),
             Route("/v1/models", handlers.list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", handlers.show_model, methods=["GET"]),
             Route("/health", handlers.health, methods=["GET"]),
@@ -38,8 +51,8 @@ def build_app(service: Service) -> Starlette:
 
 
 class _Handlers:
-    def __init__(self, service: Service) -> None:
-        self.service = service
+    def __init__(self, service: Service, embeddings: Embeddings) -> None:
+        self.service, self.embeddings = service, embeddings
 
     async def list_models(self, request: Request) -> Response:
         service = self.service
@@ -47,17 +60,28 @@ class _Handlers:
         names = await service.run_in_thread(
             lambda: available_names(service.client.derive(residency=caller.residency))
         )
-        models: ModelList = {
-            "object": "list",
-            "data": [model_object(name) for name in names if caller.may_use(name)],
-        }
-        return JSONResponse(models)
+        names += await service.run_in_thread(self.embeddings.names)
+        return JSONResponse(model_list(name for name in names if caller.may_use(name)))
 
     async def show_model(self, request: Request) -> Response:
         service, name = self.service, request.path_params["name"]
         caller = await service.authenticator.authenticate(request, service.run_in_thread)
-        service.check_model(caller, name)
+        if name not in self.embeddings.known(caller):
+            service.check_model(caller, name)
         return JSONResponse(model_object(name))
+
+    async def count_tokens(self, request: Request) -> Response:
+        service = self.service
+        caller, counted = await read_request(service, request, parse_count)
+        service.check_model(caller, counted.model)
+        tokens = await service.run_in_thread(self._count, counted, caller.scope)
+        return JSONResponse(TokensCount(input_tokens=tokens))
+
+    def _count(self, request: CountRequest, scope: str) -> int:
+        completion = CompletionRequest(
+            request.model, request.to_messages(), scope, "", extra=request.to_extra()
+        )
+        return count_prompt(self.service.client, completion)
 
     async def health(self, request: Request) -> Response:
         draining, limiter = self.service.draining, self.service.limiter
@@ -79,13 +103,18 @@ class _Handlers:
 
 
 async def _error(request: Request, error: Exception) -> Response:
-    return error_response(api_error(error))
+    return error_response(api_error(error), _api_of(request))
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
     """Statuses 404 and 405 of the router."""
     assert isinstance(error, HTTPException)
     reason = "no such address" if error.status_code == 404 else f"{request.method} is not for this address"
-    response = error_response(APIError(error.status_code, f"{reason}: {request.url.path}"))
+    response = error_response(APIError(error.status_code, f"{reason}: {request.url.path}"), _api_of(request))
     response.headers.update(error.headers or {})
     return response
+
+
+def _api_of(request: Request) -> CompletionAPI | None:
+    """The API in whose form an error is told; None for OpenAI's."""
+    return MESSAGES if request.url.path.startswith("/v1/messages") else None

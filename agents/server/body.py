@@ -1,20 +1,41 @@
-"""The body of a request: its type, size and time, and its compression, undone within the same limits.
+"""What comes in: who asks, how often, and the body, its type, size and time, its compression undone.
 
-Leaves out what is in it (`agents.openai_api.requests`).
+Leaves out what is in the body (`agents.openai_api.requests`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Callable
+from typing import TypeVar
 
 from starlette.requests import Request
 
-from viaticum.agents.openai_api.errors import APIError
+from viaticum.agents.openai_api.errors import APIError, rate_limit_exceeded, shutting_down
+from viaticum.agents.server.admission import RateLimitExceeded
+from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.run import Limits
+from viaticum.agents.server.service import Service
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+Parsed = TypeVar("Parsed")
 ENCODINGS = ("gzip", "x-gzip", "deflate")
+
+
+async def read_request(
+    service: Service, request: Request, parse: Callable[[bytes], Parsed]
+) -> tuple[Caller, Parsed]:
+    """Authenticate, apply the rate limit, and parse the body in a thread. Raises `APIError`."""
+    caller = await service.authenticator.authenticate(request, service.run_in_thread)
+    if service.draining:
+        raise shutting_down()
+    try:
+        service.rate_limits.consume(caller.name, caller.per_minute or service.limits.per_minute)
+    except RateLimitExceeded as error:
+        raise rate_limit_exceeded(error.retry_after) from None
+    body = await read_body(request, service.limits)
+    return caller, await service.run_in_thread(parse, body)
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

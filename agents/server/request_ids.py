@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from viaticum.agents.server.run import REQUEST_ID
 
 HEADER = "x-request-id"
+ANTHROPIC_HEADER = "request-id"  # where Anthropic's clients read it
 _PLAIN = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
@@ -36,7 +37,8 @@ class RequestIds:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[HEADER] = headers[ANTHROPIC_HEADER] = request_id
             await send(message)
 
         REQUEST_ID.set(request_id)

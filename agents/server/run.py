@@ -1,6 +1,6 @@
 """One request while it runs: limits, state, the items that its thread sends, and error responses.
 
-Leaves out who runs it (`service`) and how it is sent to the client (`chat_completions`).
+Leaves out who runs it (`service`) and how it is sent to the client (`completion_route`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from starlette.responses import JSONResponse, Response
 
 from viaticum.agents.completions import CompletionFinished, CompletionStarted
+from viaticum.agents.openai_api.api import CompletionAPI, CompletionBody
 from viaticum.agents.openai_api.errors import APIError, internal_error, to_api_error
-from viaticum.agents.openai_api.requests import ChatRequest
 from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.channel import Channel
 from viaticum.errors import InputError
@@ -95,7 +95,7 @@ class Run:
     """
 
     id: str
-    request: ChatRequest
+    request: CompletionBody
     caller: Caller
     channel: Channel[RunItem]
     deadline: float
@@ -113,5 +113,7 @@ def api_error(error: Exception) -> APIError:
     return found
 
 
-def error_response(error: APIError) -> Response:
-    return JSONResponse(error.body, error.status, headers=error.headers)
+def error_response(error: APIError, api: CompletionAPI | None = None) -> Response:
+    """An error in the form of an API; None for OpenAI's."""
+    body = error.body if api is None else api.error_body(error)
+    return JSONResponse(body, error.status, headers=error.headers)

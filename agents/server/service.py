@@ -2,7 +2,7 @@
 
 Ledger and models are used in a thread pool of the service; the event loop only forwards what the threads
 send. A client that disconnects closes its channel: the call ends at the next piece of text, is charged for
-what was read and written, and only then frees its slot. Leaves out HTTP (`app`, `chat_completions`), and how
+what was read and written, and only then frees its slot. Leaves out HTTP (`app`, `completion_route`), and how
 the process listens and stops (`process`). Needs the `server` extra.
 """
 
@@ -24,8 +24,13 @@ from viaticum.agents.completions import (
     check_name,
     complete,
 )
-from viaticum.agents.openai_api.errors import model_not_found, shutting_down
-from viaticum.agents.server.admission import ConcurrencyLimiter, TokenBuckets
+from viaticum.agents.openai_api.errors import (
+    model_not_found,
+    overloaded,
+    request_timeout,
+    shutting_down,
+)
+from viaticum.agents.server.admission import ConcurrencyLimiter, QueueFull, TokenBuckets, fair_share
 from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.agents.server.auth import Authenticator, Caller
 from viaticum.agents.server.metrics import Metrics
@@ -77,6 +82,25 @@ class Service:
     async def run_in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         """Run a short function, such as one that reads the ledger, outside the event loop's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._short_threads, function, *args)
+
+    async def run_in_slot(self, caller: Caller, function: Callable[..., Result], *args: Any) -> Result:
+        """Run a function that makes a call, in a slot and a thread of its own.
+
+        Raises:
+            APIError: all slots and the queue are in use, or none is free in time.
+        """
+        share = None if caller.is_alone else fair_share(self.limiter.max_running)
+        try:
+            async with asyncio.timeout(self.limits.timeout):
+                await self.limiter.acquire(caller.name, share)
+        except QueueFull as error:
+            raise overloaded(error.retry_after) from None
+        except TimeoutError:
+            raise request_timeout(self.limits.timeout) from None
+        loop = asyncio.get_running_loop()
+        future = self._call_threads.submit(function, *args)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self.limiter.release, caller.name))
+        return await asyncio.wrap_future(future)
 
     def check_model(self, caller: Caller, name: str) -> None:
         """Raise `APIError` with status 404 for a model that does not exist or that the caller may not use.
@@ -216,6 +240,7 @@ class Service:
             parse_policy(request.policy) if request.policy else None,
             is_streamed=bool(request.stream),
             residency=run.caller.residency & Residency.of(request.only),
+            is_lenient=request.is_lenient,
         )
 
     def _left(self, scope: str) -> int | None:

@@ -109,6 +109,12 @@ class RemoteModel(Model):
             )
         return {self.name: TokenCount(prompt, generation.max_new_tokens)}
 
+    def prompt_tokens(self, messages: Sequence[Message], generation: Generation) -> int:
+        prompt = self._prompt(messages, generation)
+        if not self._has_known_tokenizer:
+            prompt = self._ratio.likely(prompt)
+        return prompt + self._image_tokens(messages)
+
     def _prompt(self, messages: Sequence[Message], generation: Generation) -> int:
         """Upper bound of the tokens of a whole request without its images."""
         prompt = REQUEST_TOKENS + sum(
@@ -284,7 +290,7 @@ class RemoteStream(Iterator[StreamPiece]):
                 "the provider gave no usage, or an impossible one; the tokens were counted, rather too many "
                 "than too few"
             )
-        elif self.model._estimates and not any(map(images_in, self.messages)):
+        elif not self.model._has_known_tokenizer and not any(map(images_in, self.messages)):
             self.model._ratio.learn(self.model._prompt(self.messages, self.generation), count.input_tokens)
         count = partial.with_reasoning(count)
         known_to_litellm = spec.litellm_model if spec.api_base is None else None

@@ -164,6 +164,15 @@ def check_cache_writes(values: Any, price: Price | None, name: str) -> None:
         )
 
 
+def may_write_cache(values: Any, price: Price | None) -> bool:
+    """Whether the price covers all that a request marks for the provider's cache."""
+    try:
+        check_cache_writes(values, price, "")
+    except InputError:
+        return False
+    return True
+
+
 def _cache_marks(values: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(values, Mapping):
         for name, value in values.items():

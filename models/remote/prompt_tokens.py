@@ -18,10 +18,12 @@ from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from viaticum.errors import InputError, MissingExtra
 from viaticum.files import atomic_write
+from viaticum.models.base import BYTES_PER_TOKEN
 from viaticum.weights import cache_dir
 
 TOKENIZERS = ("cl100k_base", "o200k_base")  # those in LiteLLM's package
@@ -52,6 +54,11 @@ class PromptRatio:
                     self._file.parent.mkdir(parents=True, exist_ok=True)
                     with self._file.open("a") as file:  # one short line: whole, also beside other processes
                         file.write(f"{tokens / bytes_:.6f}\n")
+
+    def likely(self, bytes_: int) -> int:
+        """Tokens that a prompt likely has: by the last reports, or by a common ratio before the first one."""
+        ratios = tuple(self._ratios)
+        return math.ceil(bytes_ * (median(ratios) if ratios else 1 / BYTES_PER_TOKEN))
 
     def estimate(self, bytes_: int) -> int:
         """Tokens to hold for a prompt; its bytes until enough calls were reported, and never more."""

@@ -73,11 +73,43 @@ class Encoder:
                     progress(len(texts) - len(ordered) + start + len(batch), len(texts))
         return torch.from_numpy(np.stack([embeddings[key] for key in keys]))
 
-    def _encode(self, texts: list[str]) -> np.ndarray[Any, Any]:
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that it reads of a text; the rest is cut."""
+        return int(self._loaded().max_seq_length)
+
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self._tokenizer)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, those around it included."""
+        ids = self._tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        return [len(each) for each in ids]
+
+    def decode(self, tokens: Sequence[int]) -> str | None:
+        """The text of token ids, without those around it; None for ids that it does not have."""
+        if not all(0 <= token < self.vocabulary_size for token in tokens):
+            return None
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    @property
+    def _tokenizer(self) -> Any:
+        """The tokenizer of transformers. Raises `InputError` for a model that has another kind."""
+        tokenizer = self._loaded().tokenizer
+        if not callable(tokenizer):
+            raise InputError(f"the encoder {self.name} has no tokenizer of transformers to count tokens with")
+        return tokenizer
+
+    def _loaded(self) -> Any:
         if self._model is None:
             with LOADING:
-                self._model = self._load()
-        vectors = self._model.encode(
+                self._model = self._model or self._load()
+        return self._model
+
+    def _encode(self, texts: list[str]) -> np.ndarray[Any, Any]:
+        vectors = self._loaded().encode(
             texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
         )
         return np.asarray(vectors, dtype=np.float32)

@@ -12,9 +12,10 @@ import pytest
 from pydantic import ValidationError
 from viaticum_server import RunningServer, serving, wait_until
 
+from viaticum.agents.openai_api import chat
 from viaticum.agents.openai_api.errors import APIError
-from viaticum.agents.openai_api.requests import MAX_FIELDS, ChatRequest, parse_request
-from viaticum.agents.server import chat_completions
+from viaticum.agents.openai_api.parsing import MAX_FIELDS
+from viaticum.agents.openai_api.requests import ChatRequest, parse_request
 
 MANY = b"1," * 50_000 + b"1"
 FIELDS = b",".join(b'"x%d": 1' % number for number in range(20_000))
@@ -98,7 +99,7 @@ def test_other_clients_are_served_while_a_body_is_validated(
         assert may_end.wait(30)
         return parse_request(content)
 
-    monkeypatch.setattr(chat_completions, "parse_request", slow)
+    monkeypatch.setattr(chat, "parse_request", slow)
     with ThreadPoolExecutor(1) as clients:
         asked = clients.submit(server.ask)
         wait_until(parsing.is_set)

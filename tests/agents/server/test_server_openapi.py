@@ -22,8 +22,8 @@ from schemathesis.specs.openapi.checks import (
 from viaticum_server import RunningServer, chat_body, serving
 
 from viaticum.agents.openai_api import responses
-from viaticum.agents.openai_api.openapi import openapi_document
 from viaticum.agents.server import app
+from viaticum.agents.server.openapi import openapi_document
 from viaticum.errors import ModelError
 
 CHECKS = [

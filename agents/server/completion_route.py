@@ -1,13 +1,13 @@
-"""POST /v1/chat/completions: reads the request, waits for a slot, and sends the response or its stream.
+"""The route of an API of completions: reads the request, waits for a slot, sends the response or its stream.
 
-Runs on the event loop. Leaves out models and ledger (`service`) and the other routes (`app`).
+Runs on the event loop. Leaves out the form of requests and responses (`agents.openai_api.api`), models and
+ledger (`service`) and the other routes (`app`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -17,38 +17,24 @@ from starlette.types import Receive, Scope, Send
 
 from viaticum.agents.cancellation import CallerGone
 from viaticum.agents.completions import CompletionFinished, CompletionStarted
-from viaticum.agents.openai_api.errors import (
-    overloaded,
-    rate_limit_exceeded,
-    request_timeout,
-    shutting_down,
-)
-from viaticum.agents.openai_api.requests import ChatRequest, parse_request
-from viaticum.agents.openai_api.responses import (
-    DONE,
-    KEEP_ALIVE,
-    ResponseBuilder,
-    ViaticumExtension,
-    server_sent_event,
-    to_usd,
-    viaticum_extension,
-)
-from viaticum.agents.server.admission import QueueFull, RateLimitExceeded, fair_share
+from viaticum.agents.openai_api.api import CompletionAPI, CompletionBody, ResponseWriter
+from viaticum.agents.openai_api.errors import overloaded, request_timeout, shutting_down
+from viaticum.agents.openai_api.responses import ViaticumExtension, to_usd, viaticum_extension
+from viaticum.agents.server.admission import QueueFull, fair_share
 from viaticum.agents.server.auth import Caller
-from viaticum.agents.server.body import read_body
+from viaticum.agents.server.body import read_request
 from viaticum.agents.server.channel import Channel
 from viaticum.agents.server.run import CostSummary, Run, RunItem, api_error, error_response
 from viaticum.agents.server.service import Service
-from viaticum.types import ThinkingDelta
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status, in metrics only: no response reaches the client
 
 
-class ChatCompletions:
+class CompletionRoute:
     """The route as an ASGI application of its own, so that it sees when the client disconnects."""
 
-    def __init__(self, service: Service) -> None:
-        self.service = service
+    def __init__(self, service: Service, api: CompletionAPI) -> None:
+        self.service, self.api = service, api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -70,7 +56,7 @@ class ChatCompletions:
             except Exception as error:
                 refused = api_error(error)
                 status = refused.status
-                await error_response(refused)(scope, receive, send)
+                await error_response(refused, self.api)(scope, receive, send)
         except (CallerGone, ClientDisconnect, OSError):
             self.service.metrics.disconnected.inc()
             status = CLIENT_CLOSED_REQUEST
@@ -82,24 +68,16 @@ class ChatCompletions:
 
     # --- before the run -----------------------------------------------------------------------------------
 
-    async def _read(self, http_request: Request) -> tuple[Caller, ChatRequest]:
+    async def _read(self, http_request: Request) -> tuple[Caller, CompletionBody]:
         """Authenticate, apply the rate limit, and parse the body. Raises `APIError`."""
         service = self.service
-        caller = await service.authenticator.authenticate(http_request, service.run_in_thread)
-        if service.draining:
-            raise shutting_down()
-        try:
-            service.rate_limits.consume(caller.name, caller.per_minute or service.limits.per_minute)
-        except RateLimitExceeded as error:
-            raise rate_limit_exceeded(error.retry_after) from None
-        body = await read_body(http_request, service.limits)
-        request = await service.run_in_thread(parse_request, body)
+        caller, request = await read_request(service, http_request, self.api.parse)
         service.check_model(caller, request.model)
         service.rate_limits.charge(caller.name, (request.n or 1) - 1)
         return caller, request
 
     async def _start(
-        self, request: ChatRequest, caller: Caller, started: float, disconnect: asyncio.Task[None]
+        self, request: CompletionBody, caller: Caller, started: float, disconnect: asyncio.Task[None]
     ) -> Run:
         """Wait for a slot and start the run in a thread. Raises `APIError` or `CallerGone`."""
         service, loop = self.service, asyncio.get_running_loop()
@@ -109,7 +87,7 @@ class ChatCompletions:
             service.limiter.release(caller.name)
             raise CallerGone if disconnect.done() else shutting_down()
         channel: Channel[RunItem] = Channel(loop, stall_timeout=service.limits.stall_timeout)
-        run = Run(f"chatcmpl-{uuid.uuid4().hex}", request, caller, channel, deadline, started)
+        run = Run(self.api.new_id(), request, caller, channel, deadline, started)
         service.start(run)
         return run
 
@@ -147,7 +125,7 @@ class ChatCompletions:
         }
         if summary.left is not None:
             headers["x-viaticum-left"] = str(summary.left)
-        completion = ResponseBuilder(run.id, run.request.model).completion(run.finished, extension)
+        completion = self.api.writer(run.id, run.request).whole(run.finished, extension)
         response = JSONResponse(completion, headers=headers)
         await send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
         await self._send_body(send, bytes(response.body), more=False)
@@ -168,42 +146,27 @@ class ChatCompletions:
         start = Response(media_type="text/event-stream", headers=headers)
         raw_headers = [(name, value) for name, value in start.raw_headers if name != b"content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
-        builder, opened = ResponseBuilder(run.id, run.request.model), set[int]()
+        writer = self.api.writer(run.id, run.request)
         try:
             while items is None or items:
-                events = self._events(run, builder, opened, items) if items else [KEEP_ALIVE]
+                events = self._events(run, writer, items) if items else [writer.keep_alive]
                 await self._send_body(send, b"".join(events))
                 items = await self._receive_soon(run)
-            await self._send_body(send, DONE, more=False)
+            await self._send_body(send, writer.last, more=False)
         except Exception as error:
             failure = api_error(error)
             with suppress(OSError, TimeoutError):
-                await self._send_body(send, server_sent_event(failure.body) + DONE, more=False)
+                await self._send_body(send, writer.failure(failure) + writer.last, more=False)
             return failure.status
         return 200
 
-    def _events(
-        self, run: Run, builder: ResponseBuilder, opened: set[int], items: list[RunItem]
-    ) -> Iterator[bytes]:
-        """The events of these items. opened: choices whose first event was sent; updated."""
-        options = run.request.stream_options
+    def _events(self, run: Run, writer: ResponseWriter, items: list[RunItem]) -> Iterator[bytes]:
+        """The events of these items."""
         for item in items:
             if isinstance(item, CostSummary):
-                extension = _extension(run, item)
-                yield builder.final_events(len(run.finished) - 1, run.finished[-1], extension)
-                if options is not None and options.include_usage:
-                    yield builder.usage_event(run.finished, extension)
-                continue
-            index, event = item
-            if index not in opened:
-                opened.add(index)
-                yield builder.first_event(index)
-            if isinstance(event, str):
-                yield builder.text_event(index, event)
-            elif isinstance(event, ThinkingDelta):
-                yield builder.thinking_event(index, event.text)
-            elif isinstance(event, CompletionFinished) and index < (run.request.n or 1) - 1:
-                yield builder.final_events(index, event)  # the last choice ends with the cost summary
+                yield writer.ending(run.finished, _extension(run, item))
+            else:
+                yield writer.events(*item)
 
     # --- both ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,143 @@
+"""POST /v1/embeddings: texts as vectors, by an encoder of the catalogue, such as the one that routers use.
+
+An encoder runs in this process. Its call holds what it costs before it, as any other: an encoder without a
+price costs nothing, but its tokens are posted. Leaves out the encoder itself (`viaticum.routers.query`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from viaticum.agents.openai_api.embeddings import EmbeddingRequest, embedding_list, parse_embeddings
+from viaticum.agents.openai_api.errors import APIError, model_not_found
+from viaticum.agents.openai_api.responses import to_usd
+from viaticum.agents.server.auth import Caller
+from viaticum.agents.server.body import read_request
+from viaticum.agents.server.run import api_error
+from viaticum.agents.server.service import Service
+from viaticum.catalogue import ModelSpec
+from viaticum.errors import WeightsError
+from viaticum.money import Price
+from viaticum.types import TokenCount, Usage
+from viaticum.weights import locate
+
+if TYPE_CHECKING:
+    from viaticum.routers.query.encoder import Encoder
+
+FREE = Price(0, 0)
+
+
+def _is_here(spec: ModelSpec) -> bool:
+    try:
+        locate(spec)
+    except WeightsError:
+        return False
+    return True
+
+
+class Embeddings:
+    """The handler, with the encoders that it has loaded."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._encoders: dict[str, Encoder] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """The encoders whose weights are here."""
+        return [spec.name for spec in self.service.client.catalogue.encoders() if _is_here(spec)]
+
+    def known(self, caller: Caller) -> list[str]:
+        """The encoders that a caller may use, here or not."""
+        names = (spec.name for spec in self.service.client.catalogue.encoders())
+        return [name for name in names if caller.may_use(name)]
+
+    async def create(self, request: Request) -> Response:
+        started, service = time.perf_counter(), self.service
+        label, status = "unknown", 500
+        try:
+            caller, asked = await read_request(service, request, parse_embeddings)
+            known = self.known(caller)
+            if asked.model not in known:
+                raise model_not_found(f"unknown encoder {asked.model!r}; known: {', '.join(known) or 'none'}")
+            label = asked.model
+            response = await service.run_in_slot(caller, self._answer, caller, asked)
+            status = 200
+            return response
+        except Exception as error:
+            status = api_error(error).status
+            raise
+        finally:
+            service.metrics.requests.labels(label, str(status)).inc()
+            service.metrics.seconds.labels(label).observe(time.perf_counter() - started)
+
+    def _answer(self, caller: Caller, request: EmbeddingRequest) -> Response:
+        """The response, paid. In a thread."""
+        encoder = self._encoder(request.model)
+        texts = [_text(encoder, index, each) for index, each in enumerate(request.inputs)]
+        tokens = _count(encoder, texts)
+        with self._budget_of(caller, request) as (scope, key):
+            price = self.service.client.catalogue[request.model].price or FREE
+            used, ledger = {request.model: TokenCount(tokens)}, self.service.client.ledger
+            tags = {"model": request.model, "strategy": "embed"}
+            ledger.reserve(scope, key, used, {request.model: price}, tags=tags)
+            try:
+                ledger.dispatch(key)
+                body = embedding_list(request, encoder(texts).numpy(), tokens)
+            except BaseException:
+                ledger.void(key)  # it ran here, and gave nothing
+                raise
+            cost = ledger.settle(key, used).nanousd
+        self.service.metrics.count_tokens(Usage(used))
+        headers = {"x-viaticum-cost": str(cost), "x-viaticum-cost-usd": f"{to_usd(cost):.9f}"}
+        return JSONResponse(body, headers={"x-viaticum-route": request.model, **headers})
+
+    @contextmanager
+    def _budget_of(self, caller: Caller, request: EmbeddingRequest) -> Iterator[tuple[str, str]]:
+        """The scope that pays, which is the request's own where it has a budget, and the key of its hold."""
+        key, limit = f"embed-{uuid.uuid4().hex}", request.limit_nanousd
+        if limit is None:
+            yield caller.scope, key
+            return
+        scope = f"{caller.scope}/{key}"
+        with self.service.client.ledger.request_limit(scope, parent=caller.scope, limit_nanousd=limit):
+            yield scope, key
+
+    def _encoder(self, name: str) -> Encoder:
+        """An encoder, loaded at its first use. Raises `WeightsError`, `MissingExtra`."""
+        from viaticum.routers.query.encoder import Encoder
+
+        with self._lock:
+            if name not in self._encoders:
+                # Without a cache on disk, which would grow with every text of every client.
+                self._encoders[name] = Encoder(name, cache=None, catalogue=self.service.client.catalogue)
+            return self._encoders[name]
+
+
+def _text(encoder: Encoder, index: int, given: str | Sequence[int]) -> str:
+    if isinstance(given, str):
+        return given
+    text = encoder.decode(given)
+    if text is None:
+        field = f"input.{index}"
+        message = f"{field}: {encoder.name} has {encoder.vocabulary_size} tokens; give ids of its tokenizer"
+        raise APIError(400, message, param=field)
+    return text
+
+
+def _count(encoder: Encoder, texts: Sequence[str]) -> int:
+    """Tokens of all texts. Raises `APIError` for one that the encoder would cut."""
+    counts = encoder.count(texts)
+    for index, count in enumerate(counts):
+        if count > encoder.max_tokens:
+            message = f"input.{index}: {count} tokens; {encoder.name} reads {encoder.max_tokens} at most"
+            raise APIError(400, message, code="context_length_exceeded", param=f"input.{index}")
+    return sum(counts)
