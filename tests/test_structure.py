@@ -47,7 +47,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agents.completions": CLIENT | {"agents.capable"},
     "agents.openai_api": CLIENT | {"agents.completions"},
     "agents.anthropic_api": CLIENT | {"agents.completions", "agents.openai_api"},
-    "agents.server": CLIENT | {"agents.completions", "agents.openai_api", "agents.anthropic_api"},
+    "agents.responses_api": CLIENT | {"agents.completions", "agents.openai_api"},
+    "agents.server": CLIENT
+    | {"agents.completions", "agents.openai_api", "agents.anthropic_api", "agents.responses_api"},
     "agents.instrumentation": CLIENT | {"agents.integrations"},
     "agents.batch": WORKFLOW | {"agents.build", "agents.openai_api"},
     "reports": CORE | {"reports"},
@@ -58,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "agents.integrations",
         "agents.completions",
         "agents.server",
+        "agents.responses_api",
         "agents.batch",
         "agents.instrumentation",
     }

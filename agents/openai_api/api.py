@@ -70,13 +70,33 @@ class ResponseWriter(ABC):
 
 
 class CompletionAPI(ABC):
-    """An API that asks for completions. id_prefix: of the ids of its responses."""
+    """An API that asks for completions.
+
+    id_prefix: of the ids of its responses. keeps: whether it keeps responses, so that `keep` is called.
+    """
 
     id_prefix: str
+    keeps: bool = False
 
     @abstractmethod
     def parse(self, body: bytes) -> CompletionBody:
         """Parse a JSON body. Raises `APIError` with status 400. Not for the event loop's thread."""
+
+    def load(self, body: CompletionBody, scope: str) -> CompletionBody:
+        """A request with what this API keeps of the conversation. In a thread. Raises `APIError`.
+
+        scope: the budget that pays, whose responses alone are found.
+        """
+        return body
+
+    def keep(  # noqa: B027  # most APIs keep nothing
+        self,
+        body: CompletionBody,
+        scope: str,
+        finished: Sequence[CompletionFinished],
+        response: Mapping[str, Any],
+    ) -> None:
+        """Keep a response before its client learns that it has ended. In a thread."""
 
     @abstractmethod
     def writer(self, id: str, body: CompletionBody) -> ResponseWriter:

@@ -44,7 +44,7 @@ class EmbeddingRequest(StrictForm):
         """Each input, a text or token ids."""
         if isinstance(self.input, str):
             return [self.input]
-        return [self.input] if isinstance(self.input[0], int) else self.input  # type: ignore[list-item,return-value]
+        return [self.input] if isinstance(self.input[0], int) else self.input
 
     @property
     def limit_nanousd(self) -> int | None:

@@ -19,6 +19,9 @@ from viaticum.agents.openai_api.api import CompletionAPI
 from viaticum.agents.openai_api.chat import ChatCompletions
 from viaticum.agents.openai_api.errors import APIError
 from viaticum.agents.openai_api.responses import Health, model_list, model_object
+from viaticum.agents.responses_api.api import Responses
+from viaticum.agents.responses_api.responses import DeletedResponse
+from viaticum.agents.responses_api.store import ResponseStore
 from viaticum.agents.server.body import read_request
 from viaticum.agents.server.completion_route import CompletionRoute
 from viaticum.agents.server.embeddings import Embeddings
@@ -26,6 +29,7 @@ from viaticum.agents.server.metrics import CONTENT_TYPE
 from viaticum.agents.server.openapi import openapi_document
 from viaticum.agents.server.run import REQUEST_ID, api_error, error_response
 from viaticum.agents.server.service import Service
+from viaticum.errors import ViaticumError
 
 MESSAGES = Messages(REQUEST_ID.get)
 
@@ -33,12 +37,15 @@ MESSAGES = Messages(REQUEST_ID.get)
 def build_app(service: Service) -> Starlette:
     """The ASGI application of a service."""
     embeddings = Embeddings(service)
-    handlers = _Handlers(service, embeddings)
+    handlers, responses = _Handlers(service, embeddings), Responses(service.responses)
     return Starlette(
         routes=[
             Route("/v1/chat/completions", CompletionRoute(service, ChatCompletions()), methods=["POST"]),
             Route("/v1/messages", CompletionRoute(service, MESSAGES), methods=["POST"]),
             Route("/v1/messages/count_tokens", handlers.count_tokens, methods=["POST"]),
+            Route("/v1/responses", CompletionRoute(service, responses), methods=["POST"]),
+            Route("/v1/responses/{id}", handlers.show_response, methods=["GET"]),
+            Route("/v1/responses/{id}", handlers.delete_response, methods=["DELETE"]),
             Route("/v1/embeddings", embeddings.create, methods=["POST"]),
             Route("/v1/models", handlers.list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", handlers.show_model, methods=["GET"]),
@@ -46,7 +53,12 @@ def build_app(service: Service) -> Starlette:
             Route("/metrics", handlers.metrics, methods=["GET"]),
             Route("/openapi.json", handlers.openapi, methods=["GET"]),
         ],
-        exception_handlers={HTTPException: _not_found, Exception: _error, APIError: _error},
+        exception_handlers={
+            HTTPException: _not_found,
+            APIError: _error,
+            ViaticumError: _error,
+            Exception: _error,  # of a mistake; it is raised again, and the connection ends
+        },
     )
 
 
@@ -69,6 +81,26 @@ class _Handlers:
         if name not in self.embeddings.known(caller):
             service.check_model(caller, name)
         return JSONResponse(model_object(name))
+
+    async def show_response(self, request: Request) -> Response:
+        store, scope, name = await self._kept(request)
+        body = None if store is None else await self.service.run_in_thread(store.body, name, scope)
+        if body is None:
+            raise _no_response(name)
+        return JSONResponse(body)
+
+    async def delete_response(self, request: Request) -> Response:
+        store, scope, name = await self._kept(request)
+        if store is None or not await self.service.run_in_thread(store.delete, name, scope):
+            raise _no_response(name)
+        deleted: DeletedResponse = {"id": name, "object": "response.deleted", "deleted": True}
+        return JSONResponse(deleted)
+
+    async def _kept(self, request: Request) -> tuple[ResponseStore | None, str, str]:
+        """The store, the scope whose responses the caller sees, and the id that was asked for."""
+        service = self.service
+        caller = await service.authenticator.authenticate(request, service.run_in_thread)
+        return service.responses, caller.scope, request.path_params["id"]
 
     async def count_tokens(self, request: Request) -> Response:
         service = self.service
@@ -113,6 +145,10 @@ async def _not_found(request: Request, error: Exception) -> Response:
     response = error_response(APIError(error.status_code, f"{reason}: {request.url.path}"), _api_of(request))
     response.headers.update(error.headers or {})
     return response
+
+
+def _no_response(id: str) -> APIError:
+    return APIError(404, f"no response {id!r} is kept", code="not_found", param="response_id")
 
 
 def _api_of(request: Request) -> CompletionAPI | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from starlette.requests import ClientDisconnect, Request
@@ -73,6 +73,7 @@ class CompletionRoute:
         service = self.service
         caller, request = await read_request(service, http_request, self.api.parse)
         service.check_model(caller, request.model)
+        request = await service.run_in_thread(self.api.load, request, caller.scope)
         service.rate_limits.charge(caller.name, (request.n or 1) - 1)
         return caller, request
 
@@ -125,8 +126,9 @@ class CompletionRoute:
         }
         if summary.left is not None:
             headers["x-viaticum-left"] = str(summary.left)
-        completion = self.api.writer(run.id, run.request).whole(run.finished, extension)
-        response = JSONResponse(completion, headers=headers)
+        writer = self.api.writer(run.id, run.request)
+        await self._keep(run, writer, extension)
+        response = JSONResponse(writer.whole(run.finished, extension), headers=headers)
         await send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
         await self._send_body(send, bytes(response.body), more=False)
         return 200
@@ -149,8 +151,8 @@ class CompletionRoute:
         writer = self.api.writer(run.id, run.request)
         try:
             while items is None or items:
-                events = self._events(run, writer, items) if items else [writer.keep_alive]
-                await self._send_body(send, b"".join(events))
+                events = [event async for event in self._events(run, writer, items or [])]
+                await self._send_body(send, b"".join(events) if items else writer.keep_alive)
                 items = await self._receive_soon(run)
             await self._send_body(send, writer.last, more=False)
         except Exception as error:
@@ -160,15 +162,26 @@ class CompletionRoute:
             return failure.status
         return 200
 
-    def _events(self, run: Run, writer: ResponseWriter, items: list[RunItem]) -> Iterator[bytes]:
+    async def _events(self, run: Run, writer: ResponseWriter, items: list[RunItem]) -> AsyncIterator[bytes]:
         """The events of these items."""
         for item in items:
             if isinstance(item, CostSummary):
-                yield writer.ending(run.finished, _extension(run, item))
+                extension = _extension(run, item)
+                ending = writer.ending(run.finished, extension)
+                await self._keep(run, writer, extension)
+                yield ending
             else:
                 yield writer.events(*item)
 
     # --- both ---------------------------------------------------------------------------------------------
+
+    async def _keep(self, run: Run, writer: ResponseWriter, extension: ViaticumExtension) -> None:
+        """Let the API keep the response, where it does that."""
+        if self.api.keeps:
+            response = writer.whole(run.finished, extension)
+            await self.service.run_in_thread(
+                self.api.keep, run.request, run.caller.scope, run.finished, response
+            )
 
     async def _receive_soon(self, run: Run) -> list[RunItem] | None:
         """As `_receive`; None where nothing came for `keep_alive` seconds."""

@@ -25,16 +25,19 @@ from viaticum.agents.openai_api.responses import (
     ModelList,
     ModelObject,
 )
+from viaticum.agents.responses_api.requests import ResponseRequest
+from viaticum.agents.responses_api.responses import DeletedResponse, ResponseObject
 
 Json = dict[str, Any]
 
 _REF = "#/components/schemas/{model}"
 # Requests as they are parsed, responses as they are sent.
 _BODIES: dict[Literal["validation", "serialization"], tuple[Any, ...]] = {
-    "validation": (ChatRequest, CountRequest, EmbeddingRequest, MessagesRequest),
+    "validation": (ChatRequest, CountRequest, EmbeddingRequest, MessagesRequest, ResponseRequest),
     "serialization": (
         *(ChatCompletion, ChatCompletionChunk, ErrorResponse, Health, ModelList, ModelObject),
         *(EmbeddingList, MessageError, MessageObject, TokensCount),
+        *(DeletedResponse, ResponseObject),
     ),
 }
 _STRING = {"type": "string"}
@@ -118,6 +121,31 @@ def _api_paths() -> Json:
         "/v1/chat/completions": _completion(
             "createChatCompletion", "Complete a chat within a budget.", ChatRequest, ChatCompletion, _STREAM
         ),
+        "/v1/responses": _completion(
+            "createResponse",
+            "The next response of a conversation, within a budget.",
+            ResponseRequest,
+            ResponseObject,
+            "The response. With stream: true server-sent events, each with its name and number; "
+            "response.failed or error ends a stream that fails.",
+        ),
+        "/v1/responses/{id}": {
+            "get": {
+                "parameters": [{**name, "name": "id"}],
+                **_get(
+                    "showResponse", "A response that is kept.", _response("It.", ResponseObject), "401", "404"
+                ),
+            },
+            "delete": {
+                "parameters": [{**name, "name": "id"}],
+                **_get(
+                    "deleteResponse",
+                    "Delete a response that is kept.",
+                    _response("It is deleted.", DeletedResponse),
+                    *("401", "404"),
+                ),
+            },
+        },
         "/v1/embeddings": {
             "post": {
                 "operationId": "createEmbedding",

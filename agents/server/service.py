@@ -30,6 +30,7 @@ from viaticum.agents.openai_api.errors import (
     request_timeout,
     shutting_down,
 )
+from viaticum.agents.responses_api.store import ResponseStore
 from viaticum.agents.server.admission import ConcurrencyLimiter, QueueFull, TokenBuckets, fair_share
 from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.agents.server.auth import Authenticator, Caller
@@ -52,6 +53,7 @@ class Service:
         keys: the key store; None serves without keys.
         public: other machines can reach the server (see `Authenticator`).
         root_scope: accept only keys of this budget and those below it; None accepts all.
+        responses: where responses are kept, for conversations that go on by an id; None keeps none.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class Service:
         limits: Limits | None = None,
         public: bool = False,
         root_scope: str | None = None,
+        responses: ResponseStore | None = None,
     ) -> None:
+        self.responses = responses
         self.client, self.limits = client, limits or Limits()
         self.authenticator = Authenticator(
             client.ledger, client.budget_name, keys, public=public, root_scope=root_scope

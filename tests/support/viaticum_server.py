@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from viaticum import FakeRouter, Viaticum
+from viaticum.agents.responses_api.store import ResponseStore
 from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.agents.server.process import Address, Server
 from viaticum.agents.server.run import Limits
@@ -98,6 +99,7 @@ def serving(
     """A server until the end of the block. limits: fields of `Limits`."""
     with (
         ApiKeyStore(folder / "keys.db") as keys,
+        ResponseStore(folder / "responses.db") as responses,
         Viaticum(
             budget,
             budget_name="serve",
@@ -109,7 +111,7 @@ def serving(
         Address(port=0).listen() as listener,
     ):
         service, ready = (
-            Service(client, keys=keys, limits=Limits(**limits), root_scope=root_scope),
+            Service(client, keys=keys, limits=Limits(**limits), root_scope=root_scope, responses=responses),
             threading.Event(),
         )
         server = Server(service, grace=grace, on_ready=ready.set)

@@ -1,10 +1,12 @@
-"""`viaticum serve`: the OpenAI-compatible server. Leaves out its keys: see `keys`."""
+"""`viaticum serve`: the server of OpenAI's and Anthropic's APIs. Leaves out its keys: see `keys`."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,9 +23,10 @@ from viaticum.money import format_usd
 
 if TYPE_CHECKING:
     from viaticum.agents.client import Viaticum
+    from viaticum.agents.responses_api.store import ResponseStore
     from viaticum.agents.server.api_keys import ApiKeyStore
     from viaticum.agents.server.process import Address
-    from viaticum.agents.server.run import Limits
+    from viaticum.agents.server.service import Service
     from viaticum.agents.workflow.soft_limits import SoftLimits
 
 BUDGET_NAME = "serve"
@@ -83,6 +86,15 @@ WebhookUrl = Annotated[
         metavar="URL",
     ),
 ]
+KeepResponses = Annotated[
+    float,
+    typer.Option(
+        "--keep-responses",
+        help="Days for which conversations of /v1/responses are kept, unless they say store: false; "
+        "0 keeps none.",
+        min=0,
+    ),
+]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Accept other machines without a key.")]
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print address, process and budget as JSON on stdout.")
@@ -113,20 +125,22 @@ def serve(
     local: LocalSettings = NO_LOCAL_SETTINGS,
     shares: Shares = None,
     webhook: WebhookUrl = None,
+    keep_responses: KeepResponses = 30.0,
     insecure: Insecure = False,
     folder: Folder = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Serve OpenAI's chat completions, each request within a budget.
+    """Serve the APIs of OpenAI and Anthropic, each request within a budget.
 
     Models: auto (routed), any name of `viaticum models list`, and NAME+STRATEGY. Point a client at
-    http://127.0.0.1:8000/v1. SIGTERM drains: running calls end or are cancelled, and are settled.
+    http://127.0.0.1:8000/v1, Anthropic's at http://127.0.0.1:8000. SIGTERM drains: running calls end or are cancelled, and are settled.
     """
     _require_extra()
     from viaticum.agents.client import Viaticum
     from viaticum.agents.server.api_keys import ApiKeyStore
     from viaticum.agents.server.process import Address, require_key_for_public_address
     from viaticum.agents.server.run import Limits
+    from viaticum.agents.server.service import Service
     from viaticum.budgets import default_path
 
     address = Address(host, port)
@@ -143,22 +157,39 @@ def serve(
     with ApiKeyStore(home / "keys.db") as keys:
         require_key_for_public_address(address, keys, insecure=insecure)
         name = budget_name or BUDGET_NAME
-        with Viaticum(
-            dollars or _limit_of_new_budget(home, name),
-            budget_name=name,
-            catalogue=catalogue,
-            router=router,
-            policy=policy,
-            folder=home,
-            concurrency=concurrency,
-            slots="auto",
-            local=local,
-            strategies=load or (),
-            only=only,
-            generation=generation,
-            soft_limits=_soft_limits(shares, webhook),
-        ) as client:
-            _run(client, keys, limits, address, root_scope=budget_name, grace=grace, as_json=as_json)
+        with (
+            Viaticum(
+                dollars or _limit_of_new_budget(home, name),
+                budget_name=name,
+                catalogue=catalogue,
+                router=router,
+                policy=policy,
+                folder=home,
+                concurrency=concurrency,
+                slots="auto",
+                local=local,
+                strategies=load or (),
+                only=only,
+                generation=generation,
+                soft_limits=_soft_limits(shares, webhook),
+            ) as client,
+            _responses(home, keep_responses) as responses,
+        ):
+            service = Service(
+                client,
+                keys=keys,
+                limits=limits,
+                public=not address.is_loopback,
+                root_scope=budget_name,
+                responses=responses,
+            )
+            _run(service, keys, address, grace=grace, as_json=as_json)
+
+
+def _responses(home: Path, days: float) -> AbstractContextManager[ResponseStore | None]:
+    from viaticum.agents.responses_api.store import ResponseStore
+
+    return ResponseStore(home / "responses.db", days=days) if days else nullcontext()
 
 
 def _soft_limits(shares: list[float] | None, url: str | None) -> SoftLimits | None:
@@ -190,27 +221,16 @@ def _limit_of_new_budget(home: Path, name: str) -> str | None:
         return None if name in {budget.name for budget in ledger.budgets()} else BUDGET_USD
 
 
-def _run(
-    client: Viaticum,
-    keys: ApiKeyStore,
-    limits: Limits,
-    address: Address,
-    *,
-    root_scope: str | None,
-    grace: float,
-    as_json: bool,
-) -> None:
+def _run(service: Service, keys: ApiKeyStore, address: Address, *, grace: float, as_json: bool) -> None:
     """Listen and serve until a signal comes."""
     from viaticum.agents.server.process import serve
-    from viaticum.agents.server.service import Service
 
     with address.listen() as listener:
-        public = not address.is_loopback
-        service = Service(client, keys=keys, limits=limits, public=public, root_scope=root_scope)
         host = f"[{address.host}]" if ":" in address.host else address.host
         url = f"http://{host}:{listener.getsockname()[1]}/v1"
+        announce = partial(_announce, url, service.client, keys, as_json)
         with loading_shown():
-            serve(service, listener, grace=grace, on_ready=lambda: _announce(url, client, keys, as_json))
+            serve(service, listener, grace=grace, on_ready=announce)
 
 
 def _announce(url: str, client: Viaticum, keys: ApiKeyStore, as_json: bool) -> None:

@@ -382,7 +382,7 @@ def test_what_claude_code_sends(
         extra_body={"temperature": 1},
         timeout=60,
     )
-    assert message.content[0].text == "you said: Hi"  # type: ignore[union-attr]
+    assert "you said" in message.content[0].text  # type: ignore[union-attr]
     response = server.http.post(
         "/v1/messages?beta=true",
         json={"model": "fast", "max_tokens": 9, "messages": [USER], "stream": True},
@@ -398,14 +398,18 @@ def test_counts_of_tokens_cost_nothing(client: anthropic.Anthropic, server: Runn
     for model in ("fast", "far", "auto", "fast+cot"):
         count = client.messages.count_tokens(model=model, messages=[USER]).input_tokens
         more = client.messages.count_tokens(
-            model=model, messages=[USER], system="Be very brief."
+            model=model, messages=[USER], system="Be very brief. " * 300
         ).input_tokens
-        assert 0 < count < more < 100
+        assert 0 < count <= more, "of far, by the ratio of tokens to bytes that it reported before"
+        assert model == "far" or (count < 60 and more > 900)
     with_tools = client.messages.count_tokens(model="auto", messages=[USER], tools=[WEATHER]).input_tokens
     assert with_tools > 0
     assert server.spent_and_held() == before
     with pytest.raises(anthropic.NotFoundError):
         client.messages.count_tokens(model="nobody", messages=[USER])
+    with pytest.raises(anthropic.BadRequestError, match="no input_schema"):
+        client.messages.count_tokens(model="fast", messages=[USER], tools=[{"name": "x"}])  # type: ignore[list-item]
+    assert client.messages.count_tokens(model="fast", messages=[USER]).input_tokens > 0
 
 
 def test_names_of_models(client: anthropic.Anthropic) -> None:

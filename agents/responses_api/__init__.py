@@ -1,0 +1,1 @@
+"""OpenAI's Responses API as data: requests, responses, events, the store of conversations. No HTTP server."""

@@ -1,0 +1,133 @@
+"""Responses that are kept, in `responses.db` beside the ledger, so that a conversation can go on by an id.
+
+Each row has the new messages of one response and names the response before it. A response belongs to the
+budget scope of its key; others do not find it. Leaves out HTTP, and what a response is.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from viaticum.errors import InputError, LedgerError
+from viaticum.files import private_file
+from viaticum.types import Message
+
+DAYS = 30  # that a response is kept where nobody says otherwise, as at OpenAI
+SECONDS_A_DAY = 86_400
+LONGEST = 10_000  # responses of one conversation
+_TABLE = """
+CREATE TABLE IF NOT EXISTS responses (
+  id TEXT PRIMARY KEY,
+  scope TEXT NOT NULL,
+  created INTEGER NOT NULL,
+  previous TEXT,
+  messages TEXT NOT NULL,
+  body TEXT NOT NULL
+) STRICT
+"""
+
+
+class ResponseStore:
+    """The kept responses in one SQLite file, created if missing. Thread-safe.
+
+    Args:
+        path: the file, readable by its owner alone.
+        days: how long a response is kept.
+
+    Raises:
+        InputError: the days are not above 0.
+        LedgerError: the file cannot be used.
+    """
+
+    def __init__(self, path: str | Path, *, days: float = DAYS) -> None:
+        if not days > 0:
+            raise InputError(f"responses are kept for more than 0 days, got {days}")
+        self.path, self._seconds = Path(path), days * SECONDS_A_DAY
+        self._lock = threading.Lock()
+        with self._as_ledger_error():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            private_file(self.path)
+            self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA busy_timeout = 60000")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute(_TABLE)
+            self._db.execute("CREATE INDEX IF NOT EXISTS by_age ON responses (created)")
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def put(
+        self, id: str, scope: str, previous: str | None, messages: Sequence[Message], body: Mapping[str, Any]
+    ) -> None:
+        """Keep a response.
+
+        Args:
+            id: of the response.
+            scope: the budget that paid.
+            previous: the response before it; None for the first of a conversation.
+            messages: those that are new in this response, its own ones included.
+            body: the response.
+        """
+        now = time.time()
+        row = (id, scope, int(now), previous, json.dumps(list(messages)), json.dumps(body))
+        with self._lock, self._as_ledger_error():
+            self._db.execute("DELETE FROM responses WHERE created < ?", (int(now - self._seconds),))
+            self._db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def body(self, id: str, scope: str) -> dict[str, Any] | None:
+        """A response; None for one that is not kept, or belongs to another scope."""
+        found = self._row(id, scope)
+        body: dict[str, Any] | None = None if found is None else json.loads(found[2])
+        return body
+
+    def conversation(self, id: str, scope: str) -> tuple[Message, ...] | None:
+        """All messages up to a response; None where it or one before it is not kept."""
+        parts: list[list[Message]] = []
+        current: str | None = id
+        while current is not None and len(parts) < LONGEST:
+            found = self._row(current, scope)
+            if found is None:
+                return None
+            parts.append(json.loads(found[1]))
+            current = found[0]
+        return tuple(message for part in reversed(parts) for message in part)
+
+    def delete(self, id: str, scope: str) -> bool:
+        """Delete a response; returns whether there was one. Conversations through it cannot go on."""
+        with self._lock, self._as_ledger_error():
+            return (
+                self._db.execute("DELETE FROM responses WHERE id = ? AND scope = ?", (id, scope)).rowcount > 0
+            )
+
+    def _row(self, id: str, scope: str) -> tuple[str | None, str, str] | None:
+        """previous, messages and body."""
+        oldest = int(time.time() - self._seconds)
+        with self._lock, self._as_ledger_error():
+            row: tuple[str | None, str, str] | None = self._db.execute(
+                "SELECT previous, messages, body FROM responses WHERE id = ? AND scope = ? AND created >= ?",
+                (id, scope, oldest),
+            ).fetchone()
+        return row
+
+    @contextmanager
+    def _as_ledger_error(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise LedgerError(f"cannot use {self.path} for responses: {error}") from error
