@@ -41,12 +41,16 @@ class PromptRenderer:
     def prompt(self, messages: Sequence[Message], generation: Generation) -> list[int]:
         """Return a chat's token ids up to where the answer begins, or the thought before it.
 
+        A last turn of the assistant is the beginning of the answer, which the model continues (a prefill).
+
         A template that refuses a system turn (Gemma, early Mistral) gets its text in the first user turn.
 
         Raises:
             InputError: the template refuses the messages.
         """
         ids = self._render_or_fold(messages, generation)
+        if is_prefilled(messages):
+            return ids
         return ids + opening_ids(self._thinking, self.inside_thought(ids), self.encode)
 
     def prompt_as(
@@ -96,12 +100,17 @@ class PromptRenderer:
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(
                 list(messages),
-                add_generation_prompt=True,
+                add_generation_prompt=not is_prefilled(messages),
+                continue_final_message=is_prefilled(messages),
                 return_dict=False,
                 chat_template=self._template,
                 **template_variables(generation),
             )
         except Exception as error:
+            if isinstance(error, ValueError) and is_prefilled(messages):
+                raise InputError(
+                    f"{self.name} cannot continue a turn of the assistant: its chat template changes it"
+                ) from None
             if not type(error).__module__.startswith("jinja2"):
                 raise
             line = getattr(error, "lineno", None)
@@ -109,6 +118,12 @@ class PromptRenderer:
                 f"line {line} of its chat template: {error}" if line else str(error)
             ) from None
         return ids
+
+
+def is_prefilled(messages: Sequence[Message]) -> bool:
+    """Whether a chat ends with the beginning of the answer."""
+    last = messages[-1] if messages else None
+    return last is not None and last["role"] == "assistant" and bool(last["content"].strip())
 
 
 def template_variables(generation: Generation) -> dict[str, Any]:

@@ -77,6 +77,17 @@ def test_a_chat_that_a_template_refuses_is_told_in_its_words(model: LocalModel) 
         model.prompt(chat, Generation())
 
 
+def test_a_last_turn_of_the_assistant_is_continued(model: LocalModel) -> None:
+    chat: list[Message] = [
+        {"role": "user", "content": "Six times seven?"},
+        {"role": "assistant", "content": "The answer is"},
+    ]
+    assert rendered(model, chat).endswith("[INST] Six times seven? [/INST]The answer is")
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content | upper }}{% endfor %}"
+    with pytest.raises(InputError, match="cannot continue"):
+        model.prompt(chat, Generation())
+
+
 def test_a_template_may_ask_for_the_date(model: LocalModel) -> None:
     model.tokenizer.chat_template = DATED
     before = date.today()

@@ -133,7 +133,8 @@ def serve(
     """Serve the APIs of OpenAI and Anthropic, each request within a budget.
 
     Models: auto (routed), any name of `viaticum models list`, and NAME+STRATEGY. Point a client at
-    http://127.0.0.1:8000/v1, Anthropic's at http://127.0.0.1:8000. SIGTERM drains: running calls end or are cancelled, and are settled.
+    http://127.0.0.1:8000/v1, one of Anthropic at http://127.0.0.1:8000. SIGTERM drains: running calls end or
+    are cancelled, and are settled.
     """
     _require_extra()
     from viaticum.agents.client import Viaticum

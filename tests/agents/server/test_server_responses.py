@@ -356,7 +356,7 @@ def test_errors_before_and_in_a_stream(client: openai.OpenAI, far: OpenAIServer)
 
 def test_keys_see_their_own_responses(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
-        server.client.ledger.open("other", parent="serve", limit_nanousd=10**9)
+        server.client.ledger.create("other", parent="serve", limit_nanousd=10**9)
         tokens = [server.keys.create(name, scope=scope)[0] for name, scope in (("a", None), ("b", "other"))]
         one, other = (
             openai.OpenAI(base_url=f"{server.url}/v1", api_key=token, max_retries=0) for token in tokens
@@ -371,9 +371,7 @@ def test_keys_see_their_own_responses(tmp_path: Path) -> None:
             with pytest.raises(openai.NotFoundError):
                 other.responses.delete(response.id)
             assert ask(one, previous_response_id=response.id).output_text == WORDS
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as stranger:
-            with pytest.raises(openai.AuthenticationError):
-                stranger.responses.retrieve(response.id)
+        assert server.http.get(f"/v1/responses/{response.id}").status_code == 401
         server.assert_settled()
 
 
