@@ -64,7 +64,7 @@ def _of(role: str, blocks: list[Any], index: int) -> Iterator[Message]:
 
 def _system(content: str | Sequence[TextBlock] | None) -> Iterator[Message]:
     blocks = [block for block in _blocks(content) if not block.text.startswith(_BILLING_HEADER)]
-    if any(block.text for block in blocks):
+    if blocks:
         yield _message("system", blocks)
 
 
@@ -121,10 +121,11 @@ def _part(block: Any) -> dict[str, Any]:
 
 
 def _blocks(content: Any) -> list[Any]:
-    """Content as blocks. A text is short for one block."""
+    """Content as blocks, without texts that are empty, which providers refuse. A text is short for a block."""
     if content is None:
         return []
-    return [TextBlock(type="text", text=content)] if isinstance(content, str) else list(content)
+    blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else list(content)
+    return [block for block in blocks if not isinstance(block, TextBlock) or block.text.strip()]
 
 
 def _check(index: int, role: str, blocks: Sequence[Any]) -> None:

@@ -150,7 +150,7 @@ class ResponsesWriter(ResponseWriter):
             "metadata": request.metadata or {},
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": request.previous_response_id,
-            "reasoning": request.reasoning and request.reasoning.model_dump(),
+            "reasoning": None if request.reasoning is None else request.reasoning.model_dump(),
             "store": request.is_stored,
             "temperature": request.temperature,
             "text": {"format": {"type": "text"}, **text},

@@ -121,7 +121,9 @@ def test_the_system_prompt_and_turns_in_a_row(client: anthropic.Anthropic, far: 
             {"type": "text", "text": "Be kind."},
         ],
         messages=[
+            {"role": "user", "content": [{"type": "text", "text": "", "cache_control": EPHEMERAL}]},
             {"role": "user", "content": "One."},
+            {"role": "assistant", "content": " "},
             {"role": "user", "content": [{"type": "text", "text": "Two."}, {"type": "text", "text": "3."}]},
             {"role": "assistant", "content": [{"type": "thinking", "thinking": "Hm", "signature": ""}]},
             {"role": "assistant", "content": "Yes."},
@@ -133,7 +135,8 @@ def test_the_system_prompt_and_turns_in_a_row(client: anthropic.Anthropic, far: 
     )
     assert sent(far) == [
         {"role": "system", "content": "Be brief.\n\nBe kind."},
-        {"role": "user", "content": "One.\n\nTwo.\n\n3."},
+        {"role": "user", "content": "One."},
+        {"role": "user", "content": "Two.\n\n3."},
         {"role": "assistant", "content": "Yes."},
         {"role": "system", "content": "The user left."},
         USER,

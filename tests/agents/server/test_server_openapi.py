@@ -21,7 +21,9 @@ from schemathesis.specs.openapi.checks import (
 )
 from viaticum_server import RunningServer, chat_body, serving
 
+from viaticum.agents.anthropic_api import responses as messages
 from viaticum.agents.openai_api import responses
+from viaticum.agents.responses_api import responses as responses_api
 from viaticum.agents.server import app
 from viaticum.agents.server.openapi import openapi_document
 from viaticum.errors import ModelError
@@ -110,6 +112,16 @@ VALID = {
             "stream": {"stream": True},
         }.items()
     },
+    **{
+        name: ("POST", path, {"body": body, "media_type": "application/json"})
+        for name, path, body in (
+            ("message", "/v1/messages", chat_body(max_tokens=9)),
+            ("message stream", "/v1/messages", chat_body("auto", stream=True)),
+            ("count", "/v1/messages/count_tokens", chat_body()),
+            ("response", "/v1/responses", {"model": "fast+cot", "input": "What is 6 times 7?"}),
+            ("response stream", "/v1/responses", {"model": "fast", "input": "Hi", "stream": True}),
+        )
+    },
 }
 
 
@@ -128,12 +140,16 @@ def test_valid_requests_get_responses_of_the_document(server: RunningServer, nam
 @pytest.mark.parametrize(
     ("name", "module", "function", "wrong"),
     [
-        ("models", app, "model_object", {"id": "fast", "object": "modle", "created": 0}),
+        ("models", responses, "model_object", {"id": "fast", "object": "modle", "created": 0}),
         ("model", app, "model_object", {"id": "fast", "object": "model", "created": "0"}),
         ("chat", responses, "completion_usage", {"prompt_tokens": -1}),
         ("choices", responses, "_message", {"role": "assistant", "content": 5, "refusal": None}),
         ("auto", responses, "_finish_reason", "ended"),
         ("document", app, "openapi_document", []),
+        ("message", messages, "message_usage", {"input_tokens": -1}),
+        ("message", messages, "stop_reason", "ended"),
+        ("count", app, "count_prompt", -1),
+        ("response", responses_api, "response_usage", {"input_tokens": 1}),
     ],
 )
 def test_a_response_that_the_document_does_not_describe_is_noticed(
