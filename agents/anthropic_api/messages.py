@@ -17,6 +17,7 @@ from viaticum.agents.anthropic_api.blocks import (
     ImageBlock,
     SearchResultBlock,
     TextBlock,
+    ThoughtBlock,
     ToolResultBlock,
     ToolUseBlock,
 )
@@ -36,14 +37,20 @@ def to_messages(
     Raises `InputError` for a block that its role cannot have, and a turn without content.
     """
     messages = list(_system(system))
-    numbered = ((index, role, _blocks(content)) for index, (role, content) in enumerate(turns))
-    for role, group in groupby(numbered, key=lambda each: each[1]):
+    numbered = [(index, role, _blocks(content)) for index, (role, content) in enumerate(turns)]
+    shown = [each for each in numbered if each[1] == "user" or _is_sent(each[2])]
+    for role, group in groupby(shown, key=lambda each: each[1]):
         same = list(group)
         for index, _, blocks in same:
             _check(index, role, blocks)
         joined = [block for _, _, blocks in same for block in blocks]
         messages += _assistant(joined) if role == "assistant" else _of(role, joined, same[0][0])
     return messages
+
+
+def _is_sent(blocks: Sequence[Any]) -> bool:
+    """Whether a turn has more than thoughts, which are not sent again."""
+    return not all(isinstance(block, ThoughtBlock) for block in blocks)
 
 
 def _of(role: str, blocks: list[Any], index: int) -> Iterator[Message]:
@@ -71,8 +78,6 @@ def _system(content: str | Sequence[TextBlock] | None) -> Iterator[Message]:
 def _assistant(blocks: Sequence[Any]) -> list[Message]:
     texts = [block for block in blocks if isinstance(block, TextBlock)]
     calls = [block for block in blocks if isinstance(block, ToolUseBlock)]
-    if not texts and not calls:
-        return []  # of thoughts alone nothing is sent again
     message = _message("assistant", texts, "")
     if calls:
         message["tool_calls"] = [
@@ -121,7 +126,7 @@ def _part(block: Any) -> dict[str, Any]:
 
 
 def _blocks(content: Any) -> list[Any]:
-    """Content as blocks, without texts that are empty, which providers refuse. A text is short for a block."""
+    """Content as blocks, without empty texts, which providers refuse. A text is short for a block."""
     if content is None:
         return []
     blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else list(content)

@@ -135,8 +135,7 @@ def test_the_system_prompt_and_turns_in_a_row(client: anthropic.Anthropic, far: 
     )
     assert sent(far) == [
         {"role": "system", "content": "Be brief.\n\nBe kind."},
-        {"role": "user", "content": "One."},
-        {"role": "user", "content": "Two.\n\n3."},
+        {"role": "user", "content": "One.\n\nTwo.\n\n3."},
         {"role": "assistant", "content": "Yes."},
         {"role": "system", "content": "The user left."},
         USER,
