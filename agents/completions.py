@@ -93,7 +93,7 @@ class CompletionFinished:
     """The end of a completion.
 
     text: all of it; thinking: of the last call; answer: what the strategy read from the text, if there was a
-    strategy; cost: nano-dollars.
+    strategy; cost: nano-dollars; stop_string: the one that ended a plain chat, "" for none that is known.
     """
 
     text: str
@@ -106,6 +106,7 @@ class CompletionFinished:
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     logprobs: tuple[Mapping[str, Any], ...] = ()
     thinking: str = ""
+    stop_string: str = ""
 
 
 CompletionEvent = CompletionStarted | str | ThinkingDelta | CompletionFinished
@@ -265,6 +266,7 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionE
                 tool_calls=done.tool_calls,
                 logprobs=done.logprobs,
                 thinking=done.thinking,
+                stop_string=done.stop_string,
             )
         else:
             yield event

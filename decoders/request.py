@@ -194,6 +194,7 @@ class Result:
             stop id inside the thought) or "loop"; None if there was no thought or it was not closed.
         logprobs: of the tokens of the text, if the request asked for them: those of the thought, forced ones
             and stop ids have none. The last ones may lie behind a stop string that the text was cut at.
+        stop_string: the one that ended the text, "" for none.
     """
 
     text: str
@@ -205,6 +206,7 @@ class Result:
     thinking: str = ""
     thought_closed_by: ThoughtEnd | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    stop_string: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,6 +248,7 @@ class SequenceState:
         thinking = self._stream.thinking
         result = Result(
             text=self._stream.text,
+            stop_string=self._stream.stop_string,
             # A stop string may be completed by the last bytes.
             finish_reason="stop" if self._stream.stopped else reason,
             trace=Trace(

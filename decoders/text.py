@@ -55,6 +55,11 @@ class TextStream:
         return self._answer.stopped
 
     @property
+    def stop_string(self) -> str:
+        """The stop string that ended the text, "" for none."""
+        return self._answer.stop_string
+
+    @property
     def text(self) -> str:
         """All text that was shown so far, without the thought."""
         return self._answer.text

@@ -418,4 +418,11 @@ def completion_of(result: Result) -> Completion:
     if result.error is not None:
         raise result.error  # a failed call is no completion: nothing is charged for it
     usage = Usage(result.usage, result.seconds)
-    return Completion(result.text, usage, result.finish_reason, result.trace, thinking=result.thinking)
+    return Completion(
+        result.text,
+        usage,
+        result.finish_reason,
+        result.trace,
+        thinking=result.thinking,
+        stop_string=result.stop_string,
+    )

@@ -109,7 +109,7 @@ class ScriptedModel(Model):
         text, reasoning = answer.text, len(answer.thinking.split())
         count = TokenCount(_count_words(messages), reasoning + len(text.split()), reasoning_tokens=reasoning)
         usage = Usage({self.name: count}, time.perf_counter() - started)
-        yield Completion(text, usage, finish_reason, thinking=answer.thinking)
+        yield Completion(text, usage, finish_reason, thinking=answer.thinking, stop_string=answer.stop_string)
 
     def _text(self, messages: Sequence[Message], generation: Generation) -> str:
         with self._lock:

@@ -12,24 +12,31 @@ class StopStrings:
     """Holds back what could be the beginning of a stop string.
 
     Attributes:
-        stopped: a stop string was found. It is cut with what follows, and further text is dropped.
+        found: the stop string that was found, "" until then. It is cut with what follows, and further text is
+            dropped.
     """
 
     def __init__(self, stops: tuple[str, ...] = ()) -> None:
         self._stops = stops
         self._longest = max((len(stop) for stop in stops), default=1) - 1
         self._held = ""
-        self.stopped = False
+        self.found = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return bool(self.found)
 
     def push(self, text: str) -> str:
         """Add text; returns what became safe to show."""
         if self.stopped:
             return ""
         text = self._held + text
-        found = [index for stop in self._stops if (index := text.find(stop)) >= 0]
-        self.stopped = bool(found)
-        safe = min(found) if found else max(0, len(text) - self._longest)
-        self._held = "" if found else text[safe:]
+        safe, self.found = min(
+            ((index, stop) for stop in self._stops if (index := text.find(stop)) >= 0),
+            default=(max(0, len(text) - self._longest), ""),
+        )
+        self._held = "" if self.found else text[safe:]
         return text[:safe]
 
     def finish(self) -> str:
@@ -54,6 +61,11 @@ class AnswerStream:
     def stopped(self) -> bool:
         """Whether a stop string ended the text."""
         return self._stops.stopped
+
+    @property
+    def stop_string(self) -> str:
+        """The stop string that ended the text, "" for none."""
+        return self._stops.found
 
     @property
     def text(self) -> str:

@@ -321,6 +321,7 @@ class Completion:
         reported_nanousd: cost of the call as the provider reports it.
         warnings: accounts that are not as they should be: a reported cost more than 1% off the price list,
             missing usage.
+        stop_string: the one that ended the text, where it was found here and not by a provider; "" for none.
     """
 
     text: str
@@ -332,6 +333,7 @@ class Completion:
     reported_nanousd: int | None = None
     warnings: tuple[str, ...] = ()
     thinking: str = ""
+    stop_string: str = ""
 
 
 @dataclass(frozen=True, slots=True)

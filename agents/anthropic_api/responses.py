@@ -137,7 +137,7 @@ class MessageWriter(ResponseWriter):
     ) -> Mapping[str, Any]:
         message, (done,) = self._message(message_usage(finished[0].usage)), finished
         message["content"] = list(self._content(done))
-        message["stop_reason"] = stop_reason(done)
+        message["stop_reason"], message["stop_sequence"] = stop_reason(done), done.stop_string or None
         message["viaticum"] = extension
         return message
 
@@ -165,7 +165,7 @@ class MessageWriter(ResponseWriter):
             events.append(self._begin_block({**block, "input": {}}))
             events.append(self._delta({"type": "input_json_delta", "partial_json": arguments}))
             events.append(self._end_block())
-        delta = {"stop_reason": stop_reason(done), "stop_sequence": None}
+        delta = {"stop_reason": stop_reason(done), "stop_sequence": done.stop_string or None}
         usage = message_usage(done.usage)
         last = {"type": "message_delta", "delta": delta, "usage": usage, "viaticum": extension}
         return b"".join([*events, _event(last), _event({"type": "message_stop"})])
@@ -229,6 +229,8 @@ class MessageWriter(ResponseWriter):
 
 
 def stop_reason(done: CompletionFinished) -> StopReason:
+    if done.stop_string:
+        return "stop_sequence"
     return _STOP_REASONS.get(done.finish_reason, "end_turn")
 
 

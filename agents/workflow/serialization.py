@@ -38,7 +38,8 @@ def completion_to_json(completion: Completion) -> dict[str, Any]:
         "reported_nanousd": completion.reported_nanousd,
         "warnings": list(completion.warnings),
     }
-    return data | ({"thinking": completion.thinking} if completion.thinking else {})
+    later = {"thinking": completion.thinking, "stop_string": completion.stop_string}
+    return data | {name: value for name, value in later.items() if value}
 
 
 def parse_completion(text: str, source: str) -> Completion:
@@ -60,6 +61,7 @@ def completion_from_json(data: Mapping[str, Any]) -> Completion:
         reported_nanousd=data.get("reported_nanousd"),
         warnings=tuple(data.get("warnings", ())),
         thinking=data.get("thinking", ""),
+        stop_string=data.get("stop_string", ""),
     )
 
 

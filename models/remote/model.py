@@ -319,6 +319,7 @@ class RemoteStream(Iterator[StreamPiece]):
             reported_nanousd=reported,
             warnings=tuple(warnings),
             thinking=partial.thinking,
+            stop_string=partial.stop_string,
         )
 
 

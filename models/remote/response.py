@@ -61,6 +61,11 @@ class PartialResponse:
         return self._answer.text
 
     @property
+    def stop_string(self) -> str:
+        """The stop string that was found here; "" also for one that the provider found, which it keeps."""
+        return self._answer.stop_string
+
+    @property
     def thinking(self) -> str:
         return self._answer.thinking
 

@@ -39,7 +39,9 @@ def server(far: OpenAIServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A server with a model behind a loopback provider, and with scripted ones."""
     folder = tmp_path_factory.mktemp("messages")
     catalogue = Catalogue.load(write_catalogue(folder)).with_models(
-        spec_for(far, cache_write_price="1.25", image_tokens=2_000)
+        spec_for(far, cache_write_price="1.25", image_tokens=2_000),
+        # Its stop strings are looked for here; auto does not choose it.
+        spec_for(far, name="thinker", thinking="think", default=False),
     )
     with serving(folder, catalogue=catalogue, budget="10") as server:
         yield server
@@ -356,6 +358,21 @@ def test_settings_of_a_call(client: anthropic.Anthropic, far: OpenAIServer) -> N
     assert text_of(ask(client, "fast", output_config={"effort": "low"})) == WORDS
     far.script = ["filtered"]
     assert ask(client, "far").stop_reason == "refusal"
+
+
+@pytest.mark.parametrize(("model", "found"), [("fast", "forty"), ("thinker", "said"), ("far", None)])
+def test_the_stop_sequence_that_was_found(
+    client: anthropic.Anthropic, far: OpenAIServer, model: str, found: str | None
+) -> None:
+    """Of a remote model that does not think its provider finds it, and does not tell."""
+    far.thought = "It is said." if model == "thinker" else None
+    stops = ["never", "forty", "said"]
+    message = ask(client, model, stop_sequences=stops)
+    assert (message.stop_sequence, message.stop_reason) == (found, "stop_sequence" if found else "end_turn")
+    with client.messages.stream(model=model, max_tokens=100, messages=[USER], stop_sequences=stops) as stream:
+        final = stream.get_final_message()
+    assert (final.stop_sequence, final.stop_reason) == (message.stop_sequence, message.stop_reason)
+    assert text_of(message).endswith({"fast": "is ", "thinker": "you ", "far": "you "}[model])
 
 
 def test_a_limit_above_the_context_is_cut_to_what_it_leaves(
