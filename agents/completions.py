@@ -166,6 +166,8 @@ def count_prompt(client: Viaticum, request: CompletionRequest) -> int:
     Nothing is called and nothing held. Raises what `complete` does for a request that cannot be answered.
     """
     check_name(client, request.name)
+    if request.residency:
+        client = client.derive(residency=request.residency)
     messages, extra = without_cache_marks(request.messages), without_marks(request.extra)
     name, _ = split_model(request.name)
     if name != AUTO:

@@ -15,7 +15,7 @@ from viaticum.agents.anthropic_api.blocks import Block, TextBlock
 from viaticum.agents.anthropic_api.messages import to_messages
 from viaticum.agents.openai_api.errors import APIError
 from viaticum.agents.openai_api.parsing import Form, StrictForm, parse_body
-from viaticum.agents.openai_api.requests import CacheControl, request_limit
+from viaticum.agents.openai_api.requests import CacheControl, RoutedRequest
 from viaticum.errors import InputError
 from viaticum.generation import GenerationSettings
 from viaticum.types import Message
@@ -130,8 +130,8 @@ class CountRequest(StrictForm):
         return extra
 
 
-class MessagesRequest(CountRequest):
-    """The body of POST /v1/messages: Anthropic's fields, and `budget` and `policy`."""
+class MessagesRequest(CountRequest, RoutedRequest):
+    """The body of POST /v1/messages: Anthropic's fields, and `budget`, `policy` and `only`."""
 
     max_tokens: int | None = Field(None, ge=1, le=10_000_000)
     stop_sequences: list[str] | None = Field(None, max_length=8191)
@@ -139,12 +139,6 @@ class MessagesRequest(CountRequest):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=1_000_000)
-    budget: Annotated[float, Field(gt=0)] | str | None = Field(
-        None, description="Upper limit of the cost of this request in dollars, all its calls together."
-    )
-    policy: str | None = Field(
-        None, max_length=100, description="within:DISTANCE, best, cheapest:ACCURACY or weighted:PER_DOLLAR."
-    )
 
     @property
     def n(self) -> int:
@@ -156,10 +150,6 @@ class MessagesRequest(CountRequest):
         return self.thinking is not None and (
             self.thinking.type != "disabled" and self.thinking.display != "omitted"
         )
-
-    @property
-    def limit_nanousd(self) -> int | None:
-        return request_limit(self.budget)
 
     def to_settings(self) -> GenerationSettings:
         """How the request's calls are generated; what it leaves out is the strategy's or the entry's."""

@@ -31,6 +31,7 @@ ErrorType = Literal[
     "invalid_request_error",
     "authentication_error",
     "billing_error",
+    "permission_error",
     "not_found_error",
     "request_too_large",
     "rate_limit_error",
@@ -41,6 +42,7 @@ ErrorType = Literal[
 _ERROR_TYPES: dict[int, ErrorType] = {
     401: "authentication_error",
     402: "billing_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",

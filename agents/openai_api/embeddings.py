@@ -11,8 +11,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from viaticum.agents.openai_api.errors import APIError
-from viaticum.agents.openai_api.parsing import StrictForm, parse_body
-from viaticum.agents.openai_api.requests import request_limit
+from viaticum.agents.openai_api.parsing import parse_body
+from viaticum.agents.openai_api.requests import RequestLimits
 from viaticum.agents.openai_api.responses import Count
 
 MAX_INPUTS = 2048  # as OpenAI's
@@ -20,8 +20,8 @@ Text = Annotated[str, Field(min_length=1)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
-class EmbeddingRequest(StrictForm):
-    """The body of POST /v1/embeddings: OpenAI's fields, and `budget`."""
+class EmbeddingRequest(RequestLimits):
+    """The body of POST /v1/embeddings: OpenAI's fields, and `budget` and `only`."""
 
     model: str = Field(min_length=1, max_length=200, description="An encoder of the catalogue.")
     input: (
@@ -34,9 +34,6 @@ class EmbeddingRequest(StrictForm):
     dimensions: int | None = Field(
         None, ge=1, le=100_000, description="The first so many components, scaled to length 1."
     )
-    budget: Annotated[float, Field(gt=0)] | str | None = Field(
-        None, description="Upper limit of the cost of this request in dollars."
-    )
     user: str | None = None  # accepted and ignored
 
     @property
@@ -45,10 +42,6 @@ class EmbeddingRequest(StrictForm):
         if isinstance(self.input, str):
             return [self.input]
         return [self.input] if isinstance(self.input[0], int) else self.input
-
-    @property
-    def limit_nanousd(self) -> int | None:
-        return request_limit(self.budget)
 
 
 class Embedding(TypedDict):

@@ -109,7 +109,44 @@ class StreamOptions(StrictForm):
     include_obfuscation: bool | None = None
 
 
-class ChatRequest(StrictForm):
+class RequestLimits(StrictForm):
+    """Fields of our own, of each API: what a request may cost, and where its data may go."""
+
+    budget: Annotated[float, Field(gt=0)] | str | None = Field(
+        None, description="Upper limit of the cost of this request in dollars, all its calls together."
+    )
+    only: (
+        Annotated[str, Field(min_length=1, max_length=200)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=16)
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Labels of models, one of which a model has to have: local, or a region or a tag of its "
+        "entry. Beside what the key allows.",
+    )
+
+    @property
+    def limit_nanousd(self) -> int | None:
+        """The request's own budget in nano-dollars. Raises `InputError` if it is not above zero."""
+        if self.budget is None:
+            return None
+        limit = nanousd(self.budget)
+        if limit <= 0:
+            raise InputError(f"a budget is above zero dollars, got {self.budget}")
+        return limit
+
+
+class RoutedRequest(RequestLimits):
+    """The fields of our own where a model is chosen."""
+
+    policy: str | None = Field(
+        None, max_length=100, description="within:DISTANCE, best, cheapest:ACCURACY or weighted:PER_DOLLAR."
+    )
+
+
+class ChatRequest(RoutedRequest):
     """The body of POST /v1/chat/completions: OpenAI's fields, and `budget`, `policy` and `only`."""
 
     model: str = Field(
@@ -150,23 +187,6 @@ class ChatRequest(StrictForm):
     top_k: int | None = Field(None, ge=-1, le=MAX_TOP_K, description="-1 and 0 limit nothing.")
     min_p: float | None = Field(None, ge=0, lt=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
-    budget: Annotated[float, Field(gt=0)] | str | None = Field(
-        None, description="Upper limit of the cost of this request in dollars, all its calls together."
-    )
-    policy: str | None = Field(
-        None, max_length=100, description="within:DISTANCE, best, cheapest:ACCURACY or weighted:PER_DOLLAR."
-    )
-    only: (
-        Annotated[str, Field(min_length=1, max_length=200)]
-        | Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=16)
-        ]
-        | None
-    ) = Field(
-        None,
-        description="Labels of models, one of which a model has to have: local, or a region or a tag of its "
-        "entry. Beside what the key allows.",
-    )
     # Accepted and ignored.
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -185,10 +205,6 @@ class ChatRequest(StrictForm):
     @property
     def stop_sequences(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    @property
-    def limit_nanousd(self) -> int | None:
-        return request_limit(self.budget)
 
     def to_settings(self) -> GenerationSettings:
         """How the request's calls are generated; what it leaves out is the strategy's or the entry's."""
@@ -224,16 +240,6 @@ class ChatRequest(StrictForm):
         """The messages as models take them. Raises `InputError` for a message without content."""
         call_ids: list[str] = []
         return [_to_message(index, message, call_ids) for index, message in enumerate(self.messages)]
-
-
-def request_limit(budget: float | str | None) -> int | None:
-    """A request's own budget in nano-dollars. Raises `InputError` if it is not above zero."""
-    if budget is None:
-        return None
-    limit = nanousd(budget)
-    if limit <= 0:
-        raise InputError(f"a budget is above zero dollars, got {budget}")
-    return limit
 
 
 def parse_request(body: bytes) -> ChatRequest:

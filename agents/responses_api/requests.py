@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from viaticum.agents.openai_api.errors import APIError
 from viaticum.agents.openai_api.parsing import Form, StrictForm, parse_body
-from viaticum.agents.openai_api.requests import request_limit
+from viaticum.agents.openai_api.requests import RoutedRequest
 from viaticum.agents.responses_api.items import Item, to_messages
 from viaticum.errors import InputError
 from viaticum.generation import GenerationSettings
@@ -56,8 +56,8 @@ class ResponseStreamOptions(StrictForm):
     include_obfuscation: bool | None = None
 
 
-class ResponseRequest(StrictForm):
-    """The body of POST /v1/responses: OpenAI's fields, and `budget` and `policy`."""
+class ResponseRequest(RoutedRequest):
+    """The body of POST /v1/responses: OpenAI's fields, and `budget`, `policy` and `only`."""
 
     model: str = Field(
         min_length=1, max_length=200, description="auto, a model of the catalogue, or model+strategy."
@@ -83,12 +83,6 @@ class ResponseRequest(StrictForm):
     service_tier: Literal["auto", "default", "flex"] | None = Field(
         None, description="No dearer one: the worst case of a call is held at the prices of the catalogue."
     )
-    budget: Annotated[float, Field(gt=0)] | str | None = Field(
-        None, description="Upper limit of the cost of this request in dollars, all its calls together."
-    )
-    policy: str | None = Field(
-        None, max_length=100, description="within:DISTANCE, best, cheapest:ACCURACY or weighted:PER_DOLLAR."
-    )
     metadata: dict[str, Any] | None = None
     # Accepted and ignored.
     user: str | None = None
@@ -111,10 +105,6 @@ class ResponseRequest(StrictForm):
     def is_stored(self) -> bool:
         """Whether the response is kept, which is the default of OpenAI's API."""
         return self.store is not False
-
-    @property
-    def limit_nanousd(self) -> int | None:
-        return request_limit(self.budget)
 
     @property
     def earlier(self) -> tuple[Message, ...]:

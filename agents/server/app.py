@@ -22,6 +22,7 @@ from viaticum.agents.openai_api.responses import Health, model_list, model_objec
 from viaticum.agents.responses_api.api import Responses
 from viaticum.agents.responses_api.responses import DeletedResponse
 from viaticum.agents.responses_api.store import ResponseStore
+from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.body import read_request
 from viaticum.agents.server.completion_route import CompletionRoute
 from viaticum.agents.server.embeddings import Embeddings
@@ -72,7 +73,7 @@ class _Handlers:
         names = await service.run_in_thread(
             lambda: available_names(service.client.derive(residency=caller.residency))
         )
-        names += await service.run_in_thread(self.embeddings.names)
+        names += await service.run_in_thread(self.embeddings.names, caller)
         return JSONResponse(model_list(name for name in names if caller.may_use(name)))
 
     async def show_model(self, request: Request) -> Response:
@@ -106,12 +107,13 @@ class _Handlers:
         service = self.service
         caller, counted = await read_request(service, request, parse_count)
         service.check_model(caller, counted.model)
-        tokens = await service.run_in_thread(self._count, counted, caller.scope)
+        tokens = await service.run_in_thread(self._count, counted, caller)
         return JSONResponse(TokensCount(input_tokens=tokens))
 
-    def _count(self, request: CountRequest, scope: str) -> int:
+    def _count(self, request: CountRequest, caller: Caller) -> int:
+        messages, extra = request.to_messages(), request.to_extra()
         completion = CompletionRequest(
-            request.model, request.to_messages(), scope, "", extra=request.to_extra()
+            request.model, messages, caller.scope, "", extra=extra, residency=caller.residency
         )
         return count_prompt(self.service.client, completion)
 

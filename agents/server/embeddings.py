@@ -26,6 +26,7 @@ from viaticum.agents.server.service import Service
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import WeightsError
 from viaticum.money import Price
+from viaticum.residency import Residency
 from viaticum.types import TokenCount, Usage
 from viaticum.weights import locate
 
@@ -51,9 +52,10 @@ class Embeddings:
         self._encoders: dict[str, Encoder] = {}
         self._lock = threading.Lock()
 
-    def names(self) -> list[str]:
-        """The encoders whose weights are here."""
-        return [spec.name for spec in self.service.client.catalogue.encoders() if _is_here(spec)]
+    def names(self, caller: Caller) -> list[str]:
+        """The encoders whose weights are here and that a caller's data may go to."""
+        encoders = self.service.client.catalogue.encoders()
+        return [spec.name for spec in encoders if caller.residency.allows(spec.labels) and _is_here(spec)]
 
     def known(self, caller: Caller) -> list[str]:
         """The encoders that a caller may use, here or not."""
@@ -81,6 +83,7 @@ class Embeddings:
 
     def _answer(self, caller: Caller, request: EmbeddingRequest) -> Response:
         """The response, paid. In a thread."""
+        self._check_residency(caller, request)
         encoder = self._encoder(request.model)
         texts = [_text(encoder, index, each) for index, each in enumerate(request.inputs)]
         tokens = _count(encoder, texts)
@@ -99,6 +102,13 @@ class Embeddings:
         self.service.metrics.count_tokens(Usage(used))
         headers = {"x-viaticum-cost": str(cost), "x-viaticum-cost-usd": f"{to_usd(cost):.9f}"}
         return JSONResponse(body, headers={"x-viaticum-route": request.model, **headers})
+
+    def _check_residency(self, caller: Caller, request: EmbeddingRequest) -> None:
+        """Raise `ModelNotAllowed` where the data may not go to this encoder."""
+        labels = self.service.client.labels(request.model)
+        residency = caller.residency & Residency.of(request.only)
+        if not residency.allows(labels) or not self.service.client.allows(request.model):
+            raise residency.refusal({request.model: labels})
 
     @contextmanager
     def _budget_of(self, caller: Caller, request: EmbeddingRequest) -> Iterator[tuple[str, str]]:

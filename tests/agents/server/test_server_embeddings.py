@@ -175,6 +175,7 @@ def test_names(server: RunningServer, client: openai.OpenAI) -> None:
 def test_keys_and_many_at_once(encoder: Path, tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
+    where: Any = {"extra_body": {"only": "eu"}}
     with serving(tmp_path, catalogue=catalogue_with(encoder, tmp_path), concurrency=2, queue=64) as server:
         token, _ = server.keys.create("all")
         other, _ = server.keys.create("fast alone", models=["fast"])
@@ -188,5 +189,7 @@ def test_keys_and_many_at_once(encoder: Path, tmp_path: Path) -> None:
         ):
             asked = [threads.submit(client.embeddings.create, model="tiny", input=TEXTS) for _ in range(32)]
             assert {each.result().usage.prompt_tokens for each in asked} == {16}
+            with pytest.raises(openai.PermissionDeniedError, match="tiny"):
+                client.embeddings.create(model="tiny", input=TEXTS, **where)
         server.assert_settled()
         assert server.spent_and_held() == (32 * 16_000, 0)

@@ -505,6 +505,9 @@ def test_errors_in_the_form_of_the_api(
     far.script = ["break"] * 3
     with pytest.raises(anthropic.APIStatusError, match="far"):
         list(client.messages.create(model="far", max_tokens=99, messages=[USER], stream=True))
+    with pytest.raises(anthropic.PermissionDeniedError) as elsewhere:
+        ask(client, "fast", extra_body={"only": "eu"})
+    assert elsewhere.value.body["error"]["type"] == "permission_error"  # type: ignore[index]
     response = server.http.get("/v1/messages")
     assert (response.status_code, response.json()["type"]) == (405, "error")
 
