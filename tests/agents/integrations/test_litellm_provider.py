@@ -173,3 +173,12 @@ def test_a_remote_models_tool_calls_pass_through(tmp_path: Path) -> None:
             (call,) = choice.message.tool_calls
             assert (call.function.name, call.function.arguments) == ("add", '{"a": 6}')
         made.close()
+
+
+async def test_anthropic_s_form_through_litellm(ours: Any) -> None:
+    message = await litellm.anthropic.messages.acreate(
+        model="viaticum/m", max_tokens=50, messages=[{"role": "user", "content": "What is 6 * 7?"}]
+    )
+    assert (message["content"][0]["text"], message["stop_reason"]) == ("The answer is 42.", "end_turn")
+    assert message["usage"]["output_tokens"] == 4
+    assert ours.chat.left().posted_nanousd > 0

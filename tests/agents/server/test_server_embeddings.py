@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from viaticum_server import FIELDS, RunningServer, serving
 
 from viaticum.catalogue import Catalogue
+from viaticum.models.remote.request import load_litellm
 
 WORDS = ["how", "many", "apples", "are", "left", "who", "is", "her", "uncle", "##s"]
 TEXTS = ["how many apples are left", "who is her uncle", "apples"]
@@ -170,6 +172,26 @@ def test_names(server: RunningServer, client: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError, match="unknown encoder"):
             client.embeddings.create(model=name, input="apples")
     assert server.ask("tiny").status_code == 404
+
+
+def test_langchain_and_litellm(server: RunningServer, client: openai.OpenAI) -> None:
+    from langchain_openai import OpenAIEmbeddings
+
+    embedder = OpenAIEmbeddings(
+        model="tiny",
+        base_url=f"{server.url}/v1",
+        api_key="any",  # type: ignore[arg-type]
+        check_embedding_ctx_length=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = np.array(embedder.embed_documents(TEXTS))
+        litellm = load_litellm()
+        options = {"api_base": f"{server.url}/v1", "api_key": "any"}
+        one = litellm.embedding(model="openai/tiny", input=[TEXTS[0]], **options).data[0]["embedding"]
+    expected = vectors(client.embeddings.create(model="tiny", input=TEXTS))
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert one == pytest.approx(expected[0], abs=1e-6)
 
 
 def test_keys_and_many_at_once(encoder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -410,6 +411,19 @@ def test_what_claude_code_sends(
     assert response.status_code == 200
     assert response.text.startswith("event: message_start\n")
     assert "[DONE]" not in response.text
+
+
+async def test_litellm_as_a_client(server: RunningServer) -> None:
+    """As a provider of Anthropic's form, and as what passes that form on."""
+    litellm = load_litellm()
+    options: Any = {"max_tokens": 50, "messages": [USER], "api_base": server.url, "api_key": "any"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        message = await litellm.anthropic.messages.acreate(model="anthropic/fast", **options)
+        stream = await litellm.acompletion(model="anthropic/far", stream=True, **options)
+        pieces = [piece async for piece in stream]
+    assert message["content"][0]["text"] == WORDS
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "you said: What is 6 times 7?"
 
 
 def test_counts_of_tokens_cost_nothing(client: anthropic.Anthropic, server: RunningServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,38 @@ def test_a_response_that_is_not_to_be_kept(client: openai.OpenAI) -> None:
         client.responses.retrieve(response.id)
     with pytest.raises(openai.BadRequestError, match="send the whole conversation"):
         ask(client, previous_response_id=response.id)
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_an_agent_of_langchain(server: RunningServer, far: OpenAIServer, by_id: bool) -> None:
+    """Its second step is the same to the model, whether it sends the conversation or the id of the first."""
+    from langchain.agents import create_agent
+    from langchain_core.tools import tool
+    from langchain_openai import ChatOpenAI
+
+    @tool
+    def weather(city: str) -> str:
+        """The weather in a city."""
+        return f"18 C in {city}"
+
+    chat = ChatOpenAI(
+        model="far",
+        base_url=f"{server.url}/v1",
+        api_key="any",  # type: ignore[arg-type]
+        use_responses_api=True,
+        use_previous_response_id=by_id,
+        max_retries=0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        agent: Any = create_agent(chat, [weather])
+        ended = agent.invoke({"messages": [("user", "Rome?")]})
+        pieces = list(chat.stream("Hello"))
+    assert ended["messages"][-1].text == "you said: Rome?"
+    assert "".join(piece.text for piece in pieces) == "you said: Hello"
+    step = far.requests[-2]["messages"]
+    assert [message["role"] for message in step] == ["user", "assistant", "tool"]
+    assert step[-1]["content"] == "18 C in Rome?"
 
 
 def test_limits_refusals_and_settings(client: openai.OpenAI, far: OpenAIServer) -> None:
