@@ -7,7 +7,7 @@ Leaves out how thoughts are found in a reply (`viaticum.thinking`).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from viaticum.models.base import Generation
@@ -65,12 +65,16 @@ def with_thinking(
     """The arguments of `litellm.completion` and those that say how long to think.
 
     A budget is left out where LiteLLM knows that the model takes no such parameter; an effort that was set is
-    sent anyway, so that the provider's refusal is seen. What `request` says of its extra body stays.
+    sent anyway, so that the provider's refusal is seen. What `request` says of its extra body stays. Nothing
+    is said in a chain of tool calls of Claude, which wants the signed thought before the calls back, while no
+    thought is sent again.
 
     Args:
         request: the arguments so far.
         supported: parameters that the model takes, by LiteLLM.
     """
+    if "claude" in request["model"] and _is_in_tool_chain(request.get("messages", ())):
+        return dict(request)
     parameters = thinking_parameters(request["model"], generation, own_server=own_server)
     if generation.reasoning_effort is None and not own_server:
         unknown = {"thinking", "reasoning_effort"} & set(parameters) - set(supported)
@@ -78,6 +82,12 @@ def with_thinking(
     body = _merged(parameters.pop("extra_body", {}), request.get("extra_body", {}))
     merged = {**request, **parameters, **({"extra_body": body} if body else {})}
     return {name: value for name, value in merged.items() if value is not None or name not in parameters}
+
+
+def _is_in_tool_chain(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the assistant's last turn calls tools."""
+    turns = [message for message in messages if message["role"] == "assistant"]
+    return bool(turns) and bool(turns[-1].get("tool_calls"))
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,3 +96,29 @@ def test_an_own_server_is_told_to_leave_out_the_thought_alone(budget: int | None
     off = {"chat_template_kwargs": {"enable_thinking": False}}
     assert request.get("extra_body") == (off if budget == 0 else None)
     assert not {"thinking", "reasoning_effort"} & set(request)
+
+
+CALL: dict[str, Any] = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CHAIN: list[Any] = [
+    {"role": "user", "content": "Look."},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "1", "tool_call_id": "c"},
+]
+
+
+@pytest.mark.parametrize("settings", [{"thinking_budget": 2048}, {"reasoning_effort": "low"}])
+def test_claude_is_asked_for_no_thought_in_a_chain_of_tool_calls(settings: dict[str, Any]) -> None:
+    """It wants the signed thought before the calls back, and no thought is sent again."""
+
+    def sent(model: str, messages: list[Any]) -> dict[str, Any]:
+        request = {"model": model, "messages": messages, "temperature": 0.5}
+        supported = ["thinking", "reasoning_effort"]
+        return with_thinking(request, Generation(9000, **settings), supported, own_server=False)
+
+    thinks = {"thinking", "reasoning_effort"}
+    ended = [*CHAIN, {"role": "assistant", "content": "One."}, {"role": "user", "content": "And?"}]
+    for messages in (CHAIN[:1], ended):
+        assert thinks & sent(CLAUDE, messages).keys()
+    for messages in (CHAIN, [*CHAIN, {"role": "user", "content": "Go on."}]):
+        assert sent(CLAUDE, messages) == {"model": CLAUDE, "messages": messages, "temperature": 0.5}
+        assert thinks & sent("openai/o3", messages).keys()
