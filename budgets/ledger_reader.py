@@ -17,6 +17,7 @@ from platformdirs import user_data_path
 
 from viaticum.budgets import postings, rules
 from viaticum.budgets.chain import Chain
+from viaticum.budgets.memory import MemoryStore
 from viaticum.budgets.records import Budget, Entry, Hold, HoldState, checked_name, checked_state, checked_tags
 from viaticum.budgets.replay import Heads, audit
 from viaticum.budgets.request_limits import RequestLimits
@@ -59,6 +60,11 @@ class LedgerReader:
 
     def close(self) -> None:
         self._store.close()
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether it ends with this process, which no other one shares."""
+        return isinstance(self._store, MemoryStore)
 
     def budget(self, name: str) -> Budget:
         """Return one budget; raises `UnknownName` with the nearest name."""

@@ -43,14 +43,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agents.build": WORKFLOW,
     "agents.client": CLIENT,
     "agents.capable": CLIENT,
-    "agents.integrations": CLIENT | {"agents.capable"},
+    "agents.integrations": CLIENT | {"agents.capable", "agents.instrumentation"},
     "agents.completions": CLIENT | {"agents.capable"},
     "agents.openai_api": CLIENT | {"agents.completions"},
     "agents.anthropic_api": CLIENT | {"agents.completions", "agents.openai_api"},
     "agents.responses_api": CLIENT | {"agents.completions", "agents.openai_api"},
     "agents.server": CLIENT
     | {"agents.completions", "agents.openai_api", "agents.anthropic_api", "agents.responses_api"},
-    "agents.instrumentation": CLIENT | {"agents.integrations"},
+    "agents.instrumentation": CLIENT,
     "agents.batch": WORKFLOW | {"agents.build", "agents.openai_api"},
     "reports": CORE | {"reports"},
     "front door": CORE

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from viaticum.agents.instrumentation import context
 from viaticum.agents.instrumentation.context import Held, Payer
+from viaticum.agents.instrumentation.gemini import gemini_call
 from viaticum.agents.instrumentation.requests import Api, may_cost, model_call
 from viaticum.agents.instrumentation.usage import UsageReader
 from viaticum.errors import BudgetClosed, BudgetExceeded, LedgerError, MissingExtra, ViaticumError
@@ -115,7 +116,7 @@ def _payer_of(request: Any) -> Payer | None:
 def _meet(httpx: ModuleType, payer: Payer, request: Any, content: bytes) -> Any:
     """What to send in place of a request (`_Sent`); or the response of one that is not sent."""
     url = str(request.url)
-    call = model_call(request.method, url, content) if content else None
+    call = model_call(request.method, url, content) or gemini_call(request.method, url, content)
     if call is None:
         what = f"POST {request.url.host}{request.url.path}"
         if may_cost(request.method, url) and payer.refuses(what):

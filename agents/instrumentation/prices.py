@@ -61,6 +61,20 @@ class CallPrices:
         entries = with_litellm_prices(catalogue).values() if catalogue is not None else ()
         self._entries = [spec for spec in entries if spec.kind == "remote" and spec.price is not None]
 
+    def within(
+        self, given: Mapping[str, Price], catalogue: Catalogue | None, unpriced: tuple[str, ...]
+    ) -> CallPrices:
+        """The prices of a budget inside: what it was given goes first, and its catalogue in place of this."""
+        inner = CallPrices(given, catalogue, unpriced)
+        inner._given = {
+            **{name: price for name, price in self._given.items() if name not in inner._unpriced},
+            **inner._given,
+        }
+        inner._unpriced |= self._unpriced
+        if catalogue is None:
+            inner._entries = self._entries
+        return inner
+
     def price(self, call: ModelCall) -> Price:
         """Return the price of a call's model.
 

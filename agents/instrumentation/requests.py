@@ -1,8 +1,8 @@
 """Model calls among HTTP requests: what one asks for, how many tokens it can cost, and how to limit it.
 
 A request is known by the end of its path and the fields of its JSON body, whatever host it goes to: OpenAI's
-chat completions, completions, responses and embeddings, and Anthropic's messages. Leaves out prices
-(`prices`), responses (`usage`) and who pays (`scope`).
+chat completions, completions, responses and embeddings, and Anthropic's messages. Leaves out Gemini's form
+(`gemini`), prices (`prices`), responses (`usage`) and who pays (`scope`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from viaticum.agents.integrations.call_settings import (
+from viaticum.agents.instrumentation.call_settings import (
     OWN_TOOL_TOKENS,
     CallSettings,
     own_tools,
     provider_tools,
 )
-from viaticum.agents.integrations.sent_parts import check_parts, no_bound
+from viaticum.agents.instrumentation.sent_parts import check_parts, no_bound
 from viaticum.errors import InputError
 from viaticum.models.remote.model import MARGIN, MESSAGE_TOKENS, REQUEST_TOKENS, TOOLS_TOKENS
 from viaticum.types import TokenCount
 
-Api = Literal["chat", "completions", "responses", "messages", "embeddings"]
+Api = Literal["chat", "completions", "responses", "messages", "embeddings", "gemini"]
 
 
 class _Form(NamedTuple):
@@ -52,7 +52,7 @@ _PATHS: tuple[tuple[str, Api], ...] = (
 _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")  # Azure's: the model stands in the path
 # Posts to providers that cost nothing.
 _FREE = re.compile(
-    r"/(?:count_tokens|input_tokens|moderations|files|uploads(?:/.*)?|cancel|threads|feedback)$"
+    r"/(?:count_tokens|input_tokens|moderations|files|uploads(?:/.*)?|cancel|threads|feedback)$|:countTokens$"
 )
 # Hosts where a post that is no known model call may cost money: it is told, or refused.
 PROVIDER_HOSTS = re.compile(
@@ -132,7 +132,7 @@ class ModelCall:
             raise InputError(
                 "an image's tokens are not known before; say how many it has at most: image_tokens"
             )
-        read += images * (image_tokens or 0) + _count_json(body, count)
+        read += images * (image_tokens or 0) + count_json(body, count)
         prompt = self.body.get(_FORMS[self.api].prompt)
         read += MESSAGE_TOKENS * (len(prompt) if isinstance(prompt, list) else 1)
         answers = self.answers
@@ -258,15 +258,15 @@ def with_margin(count: Callable[[str], int]) -> Callable[[str], int]:
     return lambda text: -(-count(text) * (MARGIN + 1) // MARGIN)
 
 
-def _count_json(value: Any, count: Callable[[str], int]) -> int:
+def count_json(value: Any, count: Callable[[str], int]) -> int:
     """An upper bound of the tokens of a JSON value: long texts by `count`, the rest by its bytes."""
     if isinstance(value, str):
         return count(value) if len(value) > _SHORT else len(value.encode(errors="surrogatepass"))
     if isinstance(value, Mapping):
         return sum(
-            len(str(name).encode(errors="surrogatepass")) + 4 + _count_json(each, count)
+            len(str(name).encode(errors="surrogatepass")) + 4 + count_json(each, count)
             for name, each in value.items()
         )
     if isinstance(value, list):
-        return sum(1 + _count_json(each, count) for each in value)
+        return sum(1 + count_json(each, count) for each in value)
     return len(json.dumps(value))

@@ -17,11 +17,13 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from viaticum.agents.instrumentation import context, http_hooks, threads
+from viaticum.agents.instrumentation.joint import JointPayer
 from viaticum.agents.instrumentation.prices import CallPrices, count_bytes, counter
 from viaticum.agents.instrumentation.requests import ModelCall
 from viaticum.budgets import Budget, Ledger
@@ -65,7 +67,6 @@ class BudgetScope:
         image_tokens: int | None = None,
         holds: Literal["bound", "estimated"] = "bound",
         unheld: Unheld = "refuse",
-        in_memory: bool = False,
         parent: BudgetScope | None = None,
     ) -> None:
         self.ledger, self.name = ledger, name
@@ -74,7 +75,7 @@ class BudgetScope:
         self.unheld: Counter[str] = Counter()
         self._prices, self._max_tokens, self._count = prices, max_tokens, count
         self._image_tokens, self._estimates, self._unheld = image_tokens, holds == "estimated", unheld
-        self._in_memory, self._process = in_memory, os.getpid()
+        self._process = os.getpid()
         self._ratios: dict[str, PromptRatio] = {}
         self._kept: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -162,7 +163,7 @@ class BudgetScope:
         return settle
 
     def _check_process(self) -> None:
-        if self._in_memory and os.getpid() != self._process:
+        if self.ledger.is_in_memory and os.getpid() != self._process:
             raise LedgerError(
                 "this budget is in the memory of the process that was forked; give it a file: ledger=PATH"
             )
@@ -278,6 +279,9 @@ def budget(
 ) -> BudgetScope:
     """A budget for every model call inside a `with` block.
 
+    Inside another budget it takes over that one's ledger, and its prices, catalogue, unpriced models, count
+    and image_tokens where it has none of its own.
+
     Args:
         limit: dollars; None inside another budget, or for a budget that exists in the ledger.
         name: of the budget in the ledger, created if it does not exist; None for a new name.
@@ -324,16 +328,51 @@ def budget(
             raise InputError(f"a budget is above zero dollars, got {limit}")
         opened.create(name, limit_nanousd=allowed, parent=parent)
     known = {model: as_price(each) for model, each in (prices or {}).items()}
-    entries = catalogue if isinstance(catalogue, Catalogue) else Catalogue.load(catalogue)
+    entries = catalogue if isinstance(catalogue, Catalogue | None) else Catalogue.load(catalogue)
+    if outer is None:
+        call_prices = CallPrices(known, Catalogue.load() if entries is None else entries, tuple(unpriced))
+    else:
+        call_prices = outer._prices.within(known, entries, tuple(unpriced))
+        count, image_tokens = count or outer._count, image_tokens or outer._image_tokens
     return BudgetScope(
         opened,
         name,
-        prices=CallPrices(known, entries, tuple(unpriced)),
+        prices=call_prices,
         max_tokens=max_tokens,
         count=count,
         image_tokens=image_tokens,
         holds=holds,
         unheld=unheld,
-        in_memory=outer._in_memory if outer else ledger in (None, "memory:"),
         parent=outer,
     )
+
+
+def paying_from(
+    ledger: Ledger,
+    name: str,
+    prices: Mapping[str, Price],
+    *,
+    unpriced: Iterable[str] = (),
+    count: Callable[[str], int] | None = None,
+) -> Callable[[], AbstractContextManager[None]]:
+    """A function that makes contexts, in any number of threads and tasks, whose calls a budget pays for.
+
+    A budget around such a context goes on paying too, unless it is one above this.
+
+    Args:
+        ledger, name: of a budget that exists.
+        prices, unpriced, count: as of `budget`.
+    """
+    http_hooks.install()
+    threads.install()
+    scope = BudgetScope(
+        ledger, name, prices=CallPrices(prices, Catalogue.load(), tuple(unpriced)), count=count
+    )
+    above = {each.name for each in ledger.lineage(name)}
+
+    def inside() -> AbstractContextManager[None]:
+        outer = context.current()
+        is_above = isinstance(outer, BudgetScope) and outer.ledger is ledger and outer.name in above
+        return context.Inside(scope if outer is None or is_above else JointPayer(outer, scope))
+
+    return inside

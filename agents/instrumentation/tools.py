@@ -21,8 +21,9 @@ def priced(
 ) -> Callable[[F], F]:
     """A decorator: each call of a function, sync or async, is held in the budget around it and then charged.
 
-    Outside a budget the function is as it was. A call that raises is not charged. Below a decorator that
-    makes a tool of the function (`@tool` of LangChain), not above it.
+    Outside a budget the function is as it was. A call that raises is not charged; where the price cannot be
+    told from its result, all that was held is, and the error is raised. Below a decorator that makes a tool
+    of the function (`@tool` of LangChain), not above it.
 
     Args:
         price: dollars of a call; or a function of the result that returns them.
@@ -46,6 +47,14 @@ def priced(
     def cost(result: Any) -> int:
         return fixed if fixed is not None else _amount("price", price(result))  # type: ignore[operator]
 
+    def post(settle: Callable[[int | None], None], result: Any) -> None:
+        try:
+            amount = cost(result)
+        except BaseException:  # the call was made, and nobody knows what it cost
+            settle(held)
+            raise
+        settle(amount)
+
     def decorate(function: F) -> F:
         tool = name or str(getattr(function, "__name__", type(function).__name__))
 
@@ -65,7 +74,7 @@ def priced(
                 except BaseException:
                     settle(None)
                     raise
-                settle(cost(result))
+                post(settle, result)
                 return result
 
             return call_async  # type: ignore[return-value]
@@ -80,7 +89,7 @@ def priced(
             except BaseException:
                 settle(None)
                 raise
-            settle(cost(result))
+            post(settle, result)
             return result
 
         return call  # type: ignore[return-value]

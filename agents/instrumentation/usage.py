@@ -42,8 +42,9 @@ class UsageReader:
     def read(self, body: bytes) -> None:
         """Take a whole response."""
         value = _json(body)
-        if isinstance(value, Mapping):
-            self._take(value)
+        for each in value if isinstance(value, list) else [value]:  # Gemini's streams may be one list
+            if isinstance(each, Mapping):
+                self._take(each)
 
     def feed(self, data: bytes) -> bytes:
         """Take a piece of a stream of events; return what may be passed on."""
@@ -68,9 +69,13 @@ class UsageReader:
         reasoning = numbers.get("reasoning", 0)
         if self.api == "messages":  # Anthropic counts what is cached apart
             read += cached + written
+        if self.api == "gemini":  # thoughts are apart, results of its own tools too; a number may be missing
+            read += numbers.get("tools_read", 0)
+            output = max(output + reasoning, numbers.get("total", 0) - read)
         if read <= 0 or (self._has_output and output <= 0):
             return None
-        if reasoning > output or numbers.get("total", 0) == read + output + reasoning:
+        apart = reasoning > output or numbers.get("total", 0) == read + output + reasoning
+        if apart and self.api != "gemini":
             output += reasoning  # some providers count reasoning apart from the answer
         cached = min(cached, read)
         return TokenCount(
@@ -93,7 +98,7 @@ class UsageReader:
             inside = value.get(name)
             if isinstance(inside, Mapping):
                 self._take(inside)
-        usage = value.get("usage")
+        usage = value.get("usageMetadata" if self.api == "gemini" else "usage")
         if isinstance(usage, Mapping):
             for name, number in _numbers(usage):
                 self._numbers[name] = max(self._numbers.get(name, 0), number)
@@ -130,6 +135,12 @@ def _numbers(usage: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         "cache_creation_input_tokens": "cache_written",
         "cache_write_tokens": "cache_written",
         "reasoning_tokens": "reasoning",
+        "promptTokenCount": "read",
+        "candidatesTokenCount": "output",
+        "thoughtsTokenCount": "reasoning",
+        "cachedContentTokenCount": "cached",
+        "toolUsePromptTokenCount": "tools_read",
+        "totalTokenCount": "total",
     }
     for source in (usage, *(each for name in _DETAILS if isinstance(each := usage.get(name), Mapping))):
         for theirs, ours in names.items():
@@ -140,6 +151,11 @@ def _numbers(usage: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 def _has_output(value: Mapping[str, Any]) -> bool:
     """Whether a response, or an event of one, has something that a provider charges as output."""
+    candidates = value.get("candidates")
+    for candidate in candidates if isinstance(candidates, list) else ():
+        content = candidate.get("content") if isinstance(candidate, Mapping) else None
+        if isinstance(content, Mapping) and content.get("parts"):
+            return True
     choices = value.get("choices")
     for choice in choices if isinstance(choices, list) else ():
         part = choice.get("message") or choice.get("delta") or choice if isinstance(choice, Mapping) else {}
@@ -153,6 +169,9 @@ def _has_output(value: Mapping[str, Any]) -> bool:
 
 
 def _is_last(event: Any) -> bool:
+    candidates = event.get("candidates") if isinstance(event, Mapping) else None
+    if isinstance(candidates, list) and candidates:
+        return all(isinstance(each, Mapping) and each.get("finishReason") for each in candidates)
     return isinstance(event, Mapping) and event.get("type") in (
         "message_stop",
         "response.completed",

@@ -23,7 +23,7 @@ from langchain_core.messages import (
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 
-from viaticum.agents.integrations.sent_parts import TEXTUAL, no_bound
+from viaticum.agents.instrumentation.sent_parts import TEXTUAL, no_bound
 from viaticum.errors import InputError
 from viaticum.types import ROLES, Message, Query, Usage
 from viaticum.valid_text import valid_json, valid_text

@@ -4,8 +4,8 @@
 reports, sync and async, with `create_agent` of the extra `langchain`. Where a call does not fit, `on_cap`
 says how the agent goes on or ends.
 
-Leaves out the choice among models (`viaticum.agents.integrations.router_middleware`), the cost of tools, and
-model calls made inside tools.
+What tools cost, and the models that they call, is held with `hold_tools`. Leaves out the choice among models
+(`viaticum.agents.integrations.router_middleware`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import uuid
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, get_args
@@ -23,16 +23,16 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.runtime import Runtime
 
-from viaticum.agents.integrations.call_settings import (
+from viaticum.agents.instrumentation.call_settings import (
     OWN_TOOL_TOKENS,
     CallSettings,
     own_tools,
     provider_tools,
 )
+from viaticum.agents.instrumentation.sent_parts import as_json
 from viaticum.agents.integrations.model_labels import ChatModelGuard
 from viaticum.agents.integrations.reported_usage import reported_count
 from viaticum.agents.integrations.sent_messages import sent_texts
-from viaticum.agents.integrations.sent_parts import as_json
 from viaticum.agents.integrations.wrap_up import ANSWER_TOKENS, GROWTH_TOKENS, cut_to, last_prompt
 from viaticum.agents.workflow.approval import ask_person, decision_needed, raise_limit
 from viaticum.agents.workflow.calls import is_caller_cancelled
@@ -115,10 +115,14 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         soft_limits: where word is given that the budget has spent a share of its limit.
         only: labels of models, one of which each model has to have that is called here, the agent's own too.
         labels: of models other than `ChatViaticum`, by the name under which they are traced.
+        hold_tools: also hold the model calls that tools make, and tools with prices, as `viaticum.budget`
+            does; at `prices`, else as found there. What does not fit is an error of the tool. Not for tools
+            that pay by themselves, such as an agent with a middleware of its own.
 
     Raises:
         ModelNotAllowed: a model of `cheaper` may not be called.
         InputError: a setting is out of range.
+        MissingExtra: `hold_tools` without the extra `remote`.
     """
 
     state_schema = BudgetState
@@ -140,6 +144,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         soft_limits: SoftLimits | None = None,
         only: Only | None = None,
         labels: Mapping[str, Iterable[str]] | None = None,
+        hold_tools: bool = False,
     ) -> None:
         super().__init__()
         if on_cap not in get_args(OnCap):
@@ -159,7 +164,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
             self.ledger.create(self.budget_name, limit_nanousd=limit)
         else:
             self.ledger.budget(self.budget_name)  # it exists
-        self.prices = _prices(prices)
+        self.prices = prices_of(prices)
         self.unpriced = tuple(unpriced)
         self.max_tokens, self._setting = max_tokens, max_tokens_setting
         self.provider_tools = tuple(provider_tools)
@@ -170,6 +175,13 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
         self._last_holds: dict[str, str] = {}  # by run, the key of what is held for its last call
         self._count = count or (lambda text: len(text.encode(errors="surrogatepass")))
         self._hint = "" if count else BYTES_COUNTED
+        self._inside_tool: Callable[[], AbstractContextManager[None]] = nullcontext
+        if hold_tools:
+            from viaticum.agents.instrumentation.scope import paying_from
+
+            self._inside_tool = paying_from(
+                self.ledger, self.budget_name, self.prices, unpriced=self.unpriced, count=count
+            )
 
     def left(self) -> Budget:
         """The state of the budget."""
@@ -215,14 +227,16 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         """A tool that fails may end the run: what is held for its last call is freed."""
         try:
-            return handler(request)
+            with self._inside_tool():
+                return handler(request)
         except BaseException:
             self._free_last(request.state)
             raise
 
     async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
         try:
-            return await handler(request)
+            with self._inside_tool():
+                return await handler(request)
         except BaseException:
             self._free_last(request.state)
             raise
@@ -463,7 +477,8 @@ def model_name(model: BaseChatModel) -> str:
     return named or type(model).__name__
 
 
-def _prices(prices: Prices | Catalogue) -> dict[str, Price]:
+def prices_of(prices: Prices | Catalogue) -> dict[str, Price]:
+    """Prices by name. Raises `InputError` for one that is not a price."""
     if isinstance(prices, Catalogue):
         return {name: spec.price for name, spec in prices.items() if spec.price is not None}
     return {name: as_price(each) for name, each in prices.items()}

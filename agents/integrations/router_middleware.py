@@ -21,9 +21,18 @@ from langgraph.types import Command
 from viaticum.agents.capable import best_rows
 from viaticum.agents.integrations.agent_steps import note_model, step_state, steps_done
 from viaticum.agents.integrations.langchain_messages import query_from_langchain
-from viaticum.agents.integrations.middleware import Async, BudgetMiddleware, Sync, model_name, positive
+from viaticum.agents.integrations.middleware import (
+    Async,
+    BudgetMiddleware,
+    Prices,
+    Sync,
+    model_name,
+    positive,
+    prices_of,
+)
 from viaticum.agents.integrations.model_labels import ChatModelGuard
 from viaticum.agents.workflow.failover import FAILOVER
+from viaticum.catalogue import Catalogue
 from viaticum.checks import checked_type
 from viaticum.errors import BudgetExceeded, InputError, MissingExtra
 from viaticum.models.remote.errors import error_kind
@@ -71,6 +80,8 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         only: labels of models, one of which a model has to have to be called: "local", a region, a tag. Give
             it to `BudgetMiddleware` as well, which may call other models at the cap.
         labels: of models other than `ChatViaticum`, by their name in `models`.
+        prices: with `step`, prices by the router's names of the models, or a catalogue, where no `budget` has
+            them. Without any, a step costs what the router's table says, and a switch costs nothing.
 
     Raises:
         ModelNotAllowed: none of the models may be called.
@@ -90,6 +101,7 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         per: Literal["run", "call", "step"] = "run",
         only: Only | None = None,
         labels: Mapping[str, Iterable[str]] | None = None,
+        prices: Prices | Catalogue | None = None,
     ) -> None:
         super().__init__()
         if not checked_type("models", models, Mapping, "a dict of chat models by name"):
@@ -110,6 +122,7 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         self.policy = as_policy(policy)
         self.router = router if isinstance(router, QueryRouter) else self._open(router)
         self._lengths: deque[int] = deque(maxlen=RUNS)
+        self._given_prices = {} if prices is None else prices_of(prices)
 
     def before_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
         return {"viaticum_model": self.choose(state["messages"])} if self.per == "run" else None
@@ -175,9 +188,12 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         return choice.model
 
     def _prices(self) -> dict[str, Price]:
-        """Prices by the router's names of the models, where the budget has them."""
+        """Prices by the router's names of the models, where the budget has them or they were given."""
         known = {} if self.budget is None else self.budget.prices
-        found = {name: known.get(model_name(model)) for name, model in self.models.items()}
+        found = {
+            name: known.get(model_name(model), self._given_prices.get(name))
+            for name, model in self.models.items()
+        }
         return {name: price for name, price in found.items() if price is not None}
 
     def _check_failover(self, name: str, error: Exception, failed: list[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage, ToolMessage
 
-from viaticum.agents.integrations.sent_parts import as_json, check_parts, no_bound
+from viaticum.agents.instrumentation.sent_parts import as_json, check_parts, no_bound
 from viaticum.errors import InputError
 
 

@@ -1,12 +1,12 @@
-"""A server on a loopback port in the forms of four APIs: Anthropic's messages, OpenAI's responses, embeddings
-and chat completions. It answers any question with a few words and counts what it was asked.
+"""A server on a loopback port in the forms of five APIs: Anthropic's messages, OpenAI's responses, embeddings
+and chat completions, Gemini's own. It answers any question with a few words and counts what it was asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +26,9 @@ from starlette.routing import Route
 class FormsServer:
     """calls: the path and body of each request. read, written: tokens that it reports of an answer.
 
-    script: statuses of the next requests, then 200; "drop" breaks the connection. pause: seconds between the
-    events of a stream.
+    script: statuses of the next requests, then 200; "drop" breaks the connection. away: models that answer
+    with status 503. pause: seconds between the events of a stream. reply: makes the message of a chat
+    completion from the request's body; by default a few words.
     """
 
     port: int = 0
@@ -36,10 +37,13 @@ class FormsServer:
     written: int = 5
     script: list[Any] = field(default_factory=list)
     pause: float = 0.0
+    reply: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    away: frozenset[str] = frozenset()
     clients: ExitStack = field(default_factory=ExitStack)  # closed after each test
 
     def reset(self) -> None:
         self.calls, self.script, self.read, self.written, self.pause = [], [], 12, 5, 0.0
+        self.reply, self.away = None, frozenset()
 
     def openai(self, **more: Any) -> openai.OpenAI:
         """A client of OpenAI's SDK for this server."""
@@ -60,8 +64,11 @@ class FormsServer:
         status = self.script.pop(0) if self.script else 200
         if status == "drop":
             return StreamingResponse(self.broken(), media_type="application/json")
+        status = 503 if body.get("model") in self.away else status
         if status != 200:
             return JSONResponse({"error": {"message": "not now", "type": "busy"}}, status_code=status)
+        if path.endswith("Content"):
+            return self.gemini(path, request.query_params.get("alt") == "sse")
         api = path.rpartition("/")[2]
         if api not in ("messages", "responses", "embeddings", "completions"):
             return JSONResponse({"id": "x"})
@@ -73,6 +80,28 @@ class FormsServer:
         yield '{"id": "c1", "choices": ['
         await asyncio.sleep(0.05)
         raise ConnectionError("the server drops the connection")
+
+    def gemini(self, path: str, events: bool) -> Response:
+        """Gemini's form: whole, as events, or a stream that is one list. Usage grows from piece to piece."""
+        pieces = ["It is four."] if path.endswith(":generateContent") else ["It ", "is ", "four."]
+        answers = []
+        for number, text in enumerate(pieces, 1):
+            is_last = number == len(pieces)
+            candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "index": 0}
+            thoughts, written = 2, self.written - 2 if is_last else 1
+            usage = {
+                "promptTokenCount": self.read,
+                "cachedContentTokenCount": 4,
+                "candidatesTokenCount": written,
+                "thoughtsTokenCount": thoughts,
+                "totalTokenCount": self.read + written + thoughts,
+            }
+            end = {"finishReason": "STOP"} if is_last else {}
+            answers.append({"candidates": [candidate | end], "usageMetadata": usage, "modelVersion": "small"})
+        if events:
+            text = "".join(f"data: {json.dumps(each)}\r\n\r\n" for each in answers)
+            return Response(text, media_type="text/event-stream")
+        return JSONResponse(answers[0] if len(answers) == 1 else answers)
 
     def messages(self, body: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -133,7 +162,7 @@ class FormsServer:
     def completions(self, body: dict[str, Any]) -> dict[str, Any]:
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": "It is four."},
+            "message": self.reply(body) if self.reply else {"role": "assistant", "content": "It is four."},
             "finish_reason": "stop",
         }
         return {
@@ -200,9 +229,11 @@ class FormsServer:
             yield "response.completed", {"type": "response.completed", "sequence_number": 2, "response": done}
         else:
             chunk = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
-            for word in ("It ", "is ", "four."):
-                choice = {"index": 0, "delta": {"role": "assistant", "content": word}, "finish_reason": None}
-                yield "", {**chunk, "choices": [choice]}
+            deltas = [{"role": "assistant", "content": word} for word in ("It ", "is ", "four.")]
+            for delta in [self.reply(body)] if self.reply else deltas:
+                for number, call in enumerate(delta.get("tool_calls") or ()):
+                    call["index"] = number
+                yield "", {**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
             yield "", {**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
             if (body.get("stream_options") or {}).get("include_usage"):
                 yield "", {**chunk, "choices": [], "usage": self.chat_usage}

@@ -18,6 +18,7 @@ from langchain_openai import ChatOpenAI
 import viaticum
 from viaticum.agents.instrumentation.scope import BudgetScope
 from viaticum.budgets import Ledger
+from viaticum.catalogue import Catalogue
 from viaticum.errors import BudgetError, InputError
 from viaticum.models.remote.request import load_litellm
 
@@ -168,6 +169,37 @@ def test_threads_pools_and_tasks_inside_belong_to_the_budget(server: FormsServer
     assert inner.calls == {"small": 9}
     assert inner.left().posted_usd == outer.left().posted_usd == 9 * COST
     assert outer.calls == {}
+
+
+def test_a_budget_inside_takes_over_what_it_is_not_given(
+    server: FormsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    load = Catalogue.load.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        Catalogue, "load", classmethod(lambda cls, path=None: loaded.append(path) or load(cls, path))
+    )
+    image: Any = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    with viaticum.budget("1", prices=PRICES, unpriced=["free"], image_tokens=500, count=len) as outer:
+        with viaticum.budget("0.5") as inner, viaticum.budget("0.4", prices={"other": (1, 1)}) as third:
+            chat(server)
+            server.openai().chat.completions.create(model="free", messages=ASK)  # type: ignore[arg-type]
+            server.openai().chat.completions.create(
+                model="other", messages=[{"role": "user", "content": [image]}], max_tokens=9
+            )
+        with viaticum.budget("0.5", prices={"small": ("2", "4")}) as dearer:
+            chat(server)
+        with viaticum.budget("0.5", prices={"free": ("1", "2")}, unpriced=["small"]) as swapped:
+            chat(server)
+            server.openai().chat.completions.create(model="free", messages=ASK)  # type: ignore[arg-type]
+    other = Decimal("0.000017")
+    assert third.calls == {"small": 1, "free": 1, "other": 1}
+    assert third.left().posted_usd == inner.left().posted_usd == COST + other
+    assert dearer.left().posted_usd == 2 * COST
+    assert swapped.left().posted_usd == COST
+    assert outer.left().posted_usd == 4 * COST + other
+    assert outer.refused == inner.refused == third.refused == {}
+    assert loaded == [None], "the catalogue is read once"
 
 
 def test_budgets_side_by_side_pay_for_their_own_calls(server: FormsServer) -> None:

@@ -69,6 +69,26 @@ def test_a_result_dearer_than_held_is_posted_and_told(caplog: pytest.LogCaptureF
     assert "more than was held" in caplog.text
 
 
+@pytest.mark.parametrize("result", [{}, {"dollars": "-1"}, {"dollars": "much"}])
+def test_a_price_that_cannot_be_told_costs_what_was_held(result: dict[str, str]) -> None:
+    @viaticum.priced(lambda found: found["dollars"], most="0.05")
+    def find() -> dict[str, str]:
+        return result
+
+    @viaticum.priced(lambda found: found["dollars"], most="0.05")
+    async def find_async() -> dict[str, str]:
+        return result
+
+    with viaticum.budget("1") as budget:
+        with pytest.raises((KeyError, InputError)):
+            find()
+        with pytest.raises((KeyError, InputError)):
+            asyncio.run(find_async())
+    assert budget.left().posted_usd == Decimal("0.1")
+    assert budget.left().held_nanousd == 0
+    assert budget.ledger.check() == []
+
+
 def test_outside_a_budget_a_tool_is_as_it_was() -> None:
     assert search("x") == "found x"
 

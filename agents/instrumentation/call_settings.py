@@ -2,18 +2,15 @@
 
 Settings stand in the request, in the model, and in the mappings that either sends on. What would make a call
 dearer than what is held for it is refused by name. Leaves out the messages
-(`agents.integrations.sent_messages`).
+(`viaticum.agents.integrations.sent_messages`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from viaticum.errors import InputError
-
-if TYPE_CHECKING:
-    from langchain_core.language_models import BaseChatModel
 
 _MAPPINGS = ("model_kwargs", "extra_body", "generation_config", "options")
 _ANSWERS = ("n", "candidate_count", "candidateCount", "best_of", "num_return_sequences")
@@ -46,11 +43,11 @@ class CallSettings:
     """All settings of a call, by where they stand.
 
     Args:
-        model: as the request names it; None where all settings are in the request.
+        model: a chat model with settings of its own; None where all are in the request.
         given: the settings of the request.
     """
 
-    def __init__(self, model: BaseChatModel | None, given: Mapping[str, Any]) -> None:
+    def __init__(self, model: object | None, given: Mapping[str, Any]) -> None:
         names = (*_ANSWERS, *_TIERS, "modalities", "response_modalities")
         own = {name: value for name in names if (value := getattr(model, name, None)) is not None}
         self._sources: list[Mapping[str, Any]] = [own]
@@ -133,5 +130,5 @@ def _type(tool: Mapping[str, Any]) -> str:
     return str(tool.get("type") or "")
 
 
-def _fields(model: BaseChatModel | None) -> dict[str, Any]:
+def _fields(model: object | None) -> dict[str, Any]:
     return {name: getattr(model, name, None) for name in _MAPPINGS}

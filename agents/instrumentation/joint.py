@@ -1,0 +1,79 @@
+"""Two budgets that hold for the same calls: the one around an agent, and the agent's own for its tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from viaticum.agents.instrumentation.context import Held, Payer
+from viaticum.agents.instrumentation.requests import ModelCall
+from viaticum.errors import BudgetExceeded
+from viaticum.types import TokenCount
+
+
+class JointHold:
+    """A call that both have reserved."""
+
+    def __init__(self, holds: tuple[Held, Held]) -> None:
+        self._holds = holds
+        self.call, self.limit = holds[1].call, holds[1].limit
+
+    def settle(self, count: TokenCount | None, kept: Mapping[str, int] | None = None) -> None:
+        for hold in self._holds:
+            hold.settle(count, kept)
+
+    def void(self) -> None:
+        for hold in self._holds:
+            hold.void()
+
+
+class JointPayer:
+    """Holds each call in both budgets, or in none."""
+
+    parent: Payer | None = None
+
+    def __init__(self, outer: Payer, inner: Payer) -> None:
+        self._both = outer, inner
+
+    def reserve(self, call: ModelCall) -> JointHold:
+        """Reserve in both, with the limit of new tokens that both can pay for. Raises as they do."""
+        try:
+            return self._reserve(call, *self._both)
+        except BudgetExceeded:
+            if call.limit is not None:
+                raise
+            return self._reserve(call, *reversed(self._both))  # the other one may lower the limit further
+
+    def _reserve(self, call: ModelCall, first: Payer, second: Payer) -> JointHold:
+        held = first.reserve(call)
+        try:
+            return JointHold((held, second.reserve(replace(call, limit=held.limit))))
+        except BaseException:
+            held.void()
+            raise
+
+    def reserve_amount(self, tool: str, amount: int) -> Callable[[int | None], None]:
+        first = self._both[0].reserve_amount(tool, amount)
+        try:
+            second = self._both[1].reserve_amount(tool, amount)
+        except BaseException:
+            first(None)
+            raise
+
+        def settle(cost: int | None) -> None:
+            first(cost)
+            second(cost)
+
+        return settle
+
+    def refuses(self, what: str) -> bool:
+        outer, inner = (payer.refuses(what) for payer in self._both)  # both note it
+        return outer or inner
+
+    def note_refusal(self, reason: str) -> None:
+        for payer in self._both:
+            payer.note_refusal(reason)
+
+    def note_unheld(self, what: str) -> None:
+        for payer in self._both:
+            payer.note_unheld(what)
