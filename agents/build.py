@@ -19,6 +19,7 @@ from langgraph.types import Checkpointer
 
 from viaticum import strategies
 from viaticum.agents.workflow.graph import Graph, Workflow
+from viaticum.agents.workflow.latencies import CallLatencies
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.restrictions import restricted
 from viaticum.agents.workflow.settings import (
@@ -114,6 +115,8 @@ def open_resources(settings: WorkflowSettings, ledger: Ledger) -> WorkflowResour
         labels=pool.labels,
         on_short=settings.on_short,
         timeout=settings.timeout,
+        max_seconds=settings.max_seconds,
+        latencies=CallLatencies(ledger),
         tries=settings.tries,
         threads=ThreadPool(settings.concurrency),
         settings=settings.generation,

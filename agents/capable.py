@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from viaticum.agents.client import Viaticum
 from viaticum.agents.workflow.approval import nanousd_left
+from viaticum.agents.workflow.deadlines import Deadline, in_time
 from viaticum.agents.workflow.failover import FAILOVER
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import BudgetExceeded, InputError
@@ -64,6 +65,7 @@ def models_in_order(
     scope: str,
     policy: Policy | None = None,
     limit: int | None = None,
+    deadline: Deadline | None = None,
 ) -> Iterator[str]:
     """The models that can do a request, in the order in which the policy prefers them at what is left.
 
@@ -73,6 +75,7 @@ def models_in_order(
         scope: the budget that pays.
         policy: None for the client's.
         limit: most new tokens of the call.
+        deadline: when the call has to end: models that are likely to take longer come after the others.
 
     Raises:
         InputError: no model of the catalogue can do it.
@@ -90,7 +93,8 @@ def models_in_order(
         raise client.why_unusable(spec.name for spec in able)
     rows = best_rows(client.router, question_of(messages), usable, lambda pair: limit)
     while rows:
-        yield (name := _choice(client, list(rows.values()), scope, policy or client.policy))
+        quick = in_time(list(rows.values()), client.seconds_of, deadline) or list(rows.values())
+        yield (name := _choice(client, quick, scope, policy or client.policy))
         del rows[name]
         del usable[name]
     yield from sorted(usable, key=lambda name: usable[name].output_price or 0)

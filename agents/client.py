@@ -14,7 +14,7 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +27,14 @@ from langgraph.types import Command
 
 from viaticum.agents.build import open_workflow
 from viaticum.agents.draining import DrainGate
+from viaticum.agents.workflow.allowances import max_seconds_of
 from viaticum.agents.workflow.approval import decision_needed, parse_decision
 from viaticum.agents.workflow.arguments import as_query, as_questions, thread_config, with_settings
 from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints, storable
+from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.events import Event, event_from_json
 from viaticum.agents.workflow.graph import Workflow
+from viaticum.agents.workflow.latencies import Seconds
 from viaticum.agents.workflow.many import in_tasks, in_threads
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.restrictions import restricted
@@ -51,7 +54,7 @@ from viaticum.outcomes import append_outcome
 from viaticum.questions import digest_of
 from viaticum.residency import NO_RESTRICTION, Residency
 from viaticum.signals import drain_on
-from viaticum.types import Answer, AnswerKind, Message, Outcome, Pair, Query
+from viaticum.types import Answer, AnswerKind, Message, Outcome, Pair, Query, Row
 
 DRAIN_SECONDS = 30.0
 OUTPUT = list(State.__annotations__)
@@ -208,7 +211,7 @@ class Viaticum:
             InputError: the thread waits for no decision, or this is none.
         """
         began, config = time.perf_counter(), thread_config(thread_id)
-        with self._enter() as run, self._owned(thread_id, run):
+        with self._enter(allowance) as run, self._owned(thread_id, run):
             stored = self.graph.get_state(config)
             if not stored.interrupts:
                 raise InputError(f"thread {thread_id!r} waits for no decision")
@@ -305,6 +308,15 @@ class Viaticum:
         """Whether a model is given, or of the catalogue with its weights, key and price here."""
         return self._resources.is_usable(Pair(checked_text("the name of a model", model), "direct"))
 
+    @property
+    def max_seconds(self) -> float | None:
+        """Seconds that a run may take where its allowance does not say; None for no limit."""
+        return self._resources.max_seconds
+
+    def seconds_of(self, row: Row) -> Seconds | None:
+        """What a call of a row's pair takes, by the newest calls in the ledger; None where none was seen."""
+        return None if self._resources.latencies is None else self._resources.latencies.of(row)
+
     def labels(self, model: str) -> frozenset[str]:
         """Where the data of a model's calls goes (`viaticum.residency`)."""
         return self._resources.labels(model)
@@ -377,14 +389,21 @@ class Viaticum:
 
     # Runs of the graph
 
-    def _enter(self) -> AbstractContextManager[StoppableRun]:
-        """Register a run. Raises `ClientClosed` in a forked child where the checkpoints cannot follow."""
+    @contextmanager
+    def _enter(self, allowance: Allowance | None) -> Iterator[StoppableRun]:
+        """Register a run, whose deadline begins.
+
+        Raises `ClientClosed` in a forked child where the checkpoints cannot follow.
+        """
         if self._process not in (None, os.getpid()):
             raise ClientClosed(
                 "this client keeps its checkpoints in Postgres and was opened before a fork; open one in "
                 "each process"
             )
-        return self._gate.enter()
+        with self._gate.enter() as run:
+            seconds = max_seconds_of(self._resources, allowance)
+            run.deadline = None if seconds is None else Deadline.after(seconds)
+            yield run
 
     def _run(
         self, query: Query, thread_id: str | None, allowance: Allowance | None, *, live: bool
@@ -394,7 +413,7 @@ class Viaticum:
             time.perf_counter(),
             thread_config(uuid.uuid4().hex if thread_id is None else thread_id),
         )
-        with self._enter() as run:
+        with self._enter(allowance) as run:
             start: State | None = {
                 "question": query.text,
                 "kind": query.kind,
@@ -429,6 +448,8 @@ class Viaticum:
         def check() -> None:
             if run.drain_requested:
                 raise self._drained(thread_id)
+            if run.deadline is not None:
+                run.deadline.check()
             if run.stopped or is_caller_gone():
                 raise ModelError("nobody waits for this answer any more")
 

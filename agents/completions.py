@@ -20,6 +20,7 @@ from viaticum.agents.cancellation import CallerGone, CancellationToken
 from viaticum.agents.capable import first_that_answers, is_plain, models_in_order, settings_for
 from viaticum.agents.client import Viaticum
 from viaticum.agents.workflow.calls import Calls, SettledCall, WatchedStream
+from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, ThinkingPiece
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
@@ -60,6 +61,7 @@ class CompletionRequest:
         extra: further parameters of a plain chat with a remote model, such as tools.
         policy: None for the client's.
         residency: where its data may go, beside what the client allows.
+        deadline: when it has to end; None for no limit but the client's.
         is_streamed: the text reaches its reader as it comes, so that no other pair can answer once some has.
         is_lenient: what a model cannot do of these hints is left out, where it is an error else: marks for a
             provider's cache, an effort of thought, a limit of new tokens above what the context leaves.
@@ -75,6 +77,7 @@ class CompletionRequest:
     is_streamed: bool = True
     residency: Residency = NO_RESTRICTION
     is_lenient: bool = False
+    deadline: Deadline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,7 @@ def complete(
         UnknownName, InputError, WeightsError: the request cannot be answered.
         BudgetExceeded, BudgetClosed, UnknownPrice, PromptTooLong: the call cannot be reserved.
         ModelError: a model failed.
+        DeadlineExceeded: it did not end in time.
         ModelNotAllowed: no model that could answer may be used.
         CallerGone: the token was closed.
     """
@@ -212,6 +216,7 @@ def _without_hints(client: Viaticum, request: CompletionRequest) -> CompletionRe
 
 def _routed_chat(client: Viaticum, request: CompletionRequest) -> Iterator[CompletionEvent]:
     """One paid call of the model that the router prefers, or of the next one where that fails."""
+    request = replace(request, deadline=_deadline(client, request))
     names = models_in_order(
         client,
         request.messages,
@@ -219,6 +224,7 @@ def _routed_chat(client: Viaticum, request: CompletionRequest) -> Iterator[Compl
         scope=request.scope,
         policy=request.policy,
         limit=request.settings.over(client.settings).max_new_tokens or MAX_TOKENS,
+        deadline=request.deadline,
     )
 
     def ask(name: str, position: int) -> Generator[CompletionEvent, None, None]:
@@ -244,7 +250,7 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionE
         prompt = model.prompt_tokens(messages, generation)
         room = max(1, spec.usable_context - prompt)
         generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, room))
-    calls = Calls(client.catalogue, client.ledger, client.model)
+    calls = Calls(client.catalogue, client.ledger, client.model, _deadline(client, request))
     started = False
     for event in calls.stream(
         request.scope,
@@ -274,6 +280,13 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionE
             yield event
 
 
+def _deadline(client: Viaticum, request: CompletionRequest) -> Deadline | None:
+    """The request's, else that of the client's settings, from now on."""
+    if request.deadline is not None or client.max_seconds is None:
+        return request.deadline
+    return Deadline.after(client.max_seconds)
+
+
 def _default_limit(model: Model, context: int, messages: Sequence[Message]) -> int:
     """New tokens of a chat without a limit: `MAX_TOKENS`, or what the context leaves."""
     prompt = max(count.input_tokens for count in model.worst_case(messages, 1).values())
@@ -290,10 +303,13 @@ def _solve(
     """
     pair, started, settled = "", False, False
     prompt = sum(len(each["content"].encode(errors="replace")) for each in request.messages)
+    if request.deadline is not None:
+        request.deadline.check()
+    seconds = None if request.deadline is None else request.deadline.left
     events = _derive(client, request, token).stream(
         query_from_messages(request.messages),
         thread_id=request.key,
-        allowance=Allowance(settings=request.settings),
+        allowance=Allowance(settings=request.settings, max_seconds=seconds),
     )
     try:
         for event in events:

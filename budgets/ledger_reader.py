@@ -150,6 +150,17 @@ class LedgerReader:
 
         return self._store.read(action)
 
+    def newest_calls(self, last: int) -> list[Hold]:
+        """The holds of the newest posts of all budgets, the newest first, at most so many."""
+        limit = checked_count("last", last)
+
+        def action(rows: Rows) -> list[Hold]:
+            keys = [entry.key for entry in rows.newest_posts(limit) if entry.key is not None]
+            found = rows.find(keys)
+            return [found[key] for key in keys if key in found]
+
+        return self._store.read(action)
+
     def chain_heads(self) -> dict[str, tuple[int, str]]:
         """The end of each chain: number of entries and hash of the last one, by root."""
         return self._store.read(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, TypeVar
 
 from viaticum.budgets.records import TERMINAL_KINDS, Entry, Hold, HoldState
@@ -174,6 +175,9 @@ class MemoryRows(Rows):
             is_late = entry.kind == "post" and entry.at >= since
             if is_late and any(scope.name == name for scope in self.lineage(entry.budget)):
                 yield entry
+
+    def newest_posts(self, last: int) -> list[Entry]:
+        return list(islice((entry for entry, *_ in reversed(self._entries) if entry.kind == "post"), last))
 
     def integrity_errors(self) -> list[str]:
         return []

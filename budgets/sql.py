@@ -257,6 +257,10 @@ class SqlRows(Rows):
         )
         return (_entry(row) for row in self.stream(sql, [name, name, since]))
 
+    def newest_posts(self, last: int) -> list[Entry]:
+        sql = f"SELECT {_ENTRY_COLUMNS} FROM entries WHERE kind = 'post' ORDER BY id DESC LIMIT ?"
+        return [_entry(row) for row in self.query(sql, [last])]
+
     def orphans(self) -> list[str]:
         return [
             f"a budget is missing: {row['budget']!r} is not there, {row['n']} {table} name it"

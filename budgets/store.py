@@ -200,6 +200,10 @@ class Rows(ABC):
     def posts_below(self, name: str, since: str) -> Iterator[Entry]:
         """The `post` entries of a scope and its descendants from a time on."""
 
+    def newest_posts(self, last: int) -> list[Entry]:
+        """The `post` entries of all budgets, the newest first, at most so many."""
+        raise NotImplementedError
+
     @abstractmethod
     def integrity_errors(self) -> list[str]:
         """Damage that the store itself detects in its files, indexes among them."""

@@ -20,6 +20,7 @@
     │   ├── RateLimited             a provider takes no more calls for now; retries did not help
     │   ├── ProviderUnavailable     a provider cannot be reached, or failed; retries did not help
     │   │   └── ProviderTimeout     no answer in time, which may be charged for: no further try
+    │   ├── DeadlineExceeded        max_seconds are over, or nothing can be expected to end in time
     │   ├── QuotaExhausted          the account at a provider has no credit left
     │   ├── AuthenticationFailed    a provider rejects the key, or there is none
     │   └── ContentRefused          a provider refuses the content
@@ -231,6 +232,11 @@ class ProviderUnavailable(ModelError):
 
 class ProviderTimeout(ProviderUnavailable):
     """A model did not answer a call in time. What it read and wrote is charged; there is no further try."""
+
+
+class DeadlineExceeded(ModelError):
+    """The seconds of a run, a call or a request (`max_seconds`) are over, or no model can be expected to end
+    in time. What was in flight is ended, and charged for what it read and wrote."""
 
 
 class QuotaExhausted(ModelError):

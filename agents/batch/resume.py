@@ -22,7 +22,7 @@ from viaticum.local_settings import LocalSettings
 REMEMBERED = (
     *("policy", "skip", "limit", "format", "skip_bad", "keep_texts", "catalogue", "router", "model"),
     *("strategy", "strategies", "generation", "local", "timeout", "tries", "concurrency", "slots", "cache"),
-    "only",
+    *("only", "max_seconds"),
 )
 _PATHS = ("catalogue", "router", "cache")
 SHOWN = 5  # names of entries in a message

@@ -68,6 +68,7 @@ class BatchSettings:
         format: of the input, where its suffix does not say: "jsonl", "openai", "csv" or "parquet".
         catalogue, router, models, timeout, tries, local, generation, strategies, model, strategy, only: as of
             `WorkflowSettings`.
+        max_seconds: that one row may take, all its calls together.
         ledger: a path or a `postgresql://` address; None for the user's.
         cache: a file of answers that jobs share; None for the job's own.
         concurrency: calls at the same time, of each worker where the engine is "ray".
@@ -101,6 +102,7 @@ class BatchSettings:
     slots: int | Literal["auto"] = "auto"
     local: LocalSettings = NO_LOCAL_SETTINGS
     timeout: float | None = None
+    max_seconds: float | None = None
     tries: int = TRIES
     keep_texts: bool = False
     drain_seconds: float = DRAIN_SECONDS
@@ -139,6 +141,7 @@ class BatchSettings:
             router=self.router,
             models=self.models,
             timeout=self.timeout,
+            max_seconds=self.max_seconds,
             tries=self.tries,
             concurrency=self.concurrency,
             slots=self.slots,

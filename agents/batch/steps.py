@@ -24,7 +24,8 @@ from viaticum.agents.batch.results import (
     read_row,
     row_from_workflow,
 )
-from viaticum.agents.workflow.calls import ModelCall, settle_on_failure, timed_out
+from viaticum.agents.workflow.calls import ModelCall, check_deadline, settle_on_failure, timed_out
+from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.failover import FAILOVER, Failure, may_ask
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.nodes import StoppableRun
@@ -134,7 +135,7 @@ class RowSteps:
         """Make one call. Its hold is dispatched, or, where the call is sent elsewhere, only reserved."""
         call, limit = task.call, self.tools.resources.timeout
         assert call is not None
-        began = time.monotonic()
+        began, deadline = time.monotonic(), self._deadline()
         with settle_on_failure(self.ledger, task.key, call.model, call.messages, call.generation) as pieces:
             if self.cancelled.is_set():
                 raise Cancelled("the job ends before this call was made")
@@ -147,7 +148,13 @@ class RowSteps:
                     raise pieces.ended_by_caller(Cancelled("the job ends; what was written is charged"))
                 if limit is not None and time.monotonic() - began > limit:
                     raise timed_out(call.model, limit)
+                check_deadline(pieces, deadline, call.model)
         raise AssertionError("a stream ends with its completion")
+
+    def _deadline(self) -> Deadline | None:
+        """Of a row that begins now."""
+        seconds = self.tools.resources.max_seconds
+        return None if seconds is None else Deadline.after(seconds)
 
     def read(self, task: Task) -> JobRow | None:
         """The row of a settled call; None where its text holds no answer and other pairs may be tried."""
@@ -202,6 +209,7 @@ class RowSteps:
     def flow(self, task: Task) -> JobRow:
         """Run the workflow for the row; it finds calls that were paid for by their keys."""
         planned, run = task.planned, StoppableRun()
+        run.deadline = self._deadline()
         allowance = RowAllowance(
             policy=planned.policy,
             on_short="cheaper" if task.final else "stop",

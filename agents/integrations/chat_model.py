@@ -45,6 +45,7 @@ from viaticum.agents.integrations.langchain_messages import (
 from viaticum.agents.integrations.structured_output import Method, structured, tool_choice_of
 from viaticum.agents.integrations.token_counts import CountingChatModel
 from viaticum.agents.workflow.calls import Calls, SettledCall
+from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
 from viaticum.agents.workflow.threads import StreamThread, in_own_context
@@ -90,6 +91,7 @@ class ChatViaticum(CountingChatModel):
             strategy and the catalogue entry. max_tokens counts thought and answer; where neither a plain chat
             nor its entry has one, 1024 are reserved.
         only: labels of models, one of which a model has to have to be used; beside what the client allows.
+        max_seconds: that each call may take, all of its tries together.
         timeout, max_retries, api_key: of remote models, in place of those of their catalogue entries; timeout
             in seconds.
     """
@@ -117,6 +119,7 @@ class ChatViaticum(CountingChatModel):
     stop: list[str] | str | None = None
     api_key: SecretStr | None = Field(default=None, exclude=True)
     timeout: float | None = Field(default=None, gt=0)
+    max_seconds: float | None = Field(default=None, gt=0)
     max_retries: int | None = Field(default=None, ge=0)
     streaming: bool = False
 
@@ -275,16 +278,21 @@ class ChatViaticum(CountingChatModel):
         return GenerationSettings.from_keywords({**values, "stop": stops})
 
     def _chat(
-        self, name: str, messages: list[Message], settings: GenerationSettings, extra: Mapping[str, Any]
+        self,
+        name: str,
+        messages: list[Message],
+        settings: GenerationSettings,
+        extra: Mapping[str, Any],
+        deadline: Deadline | None = None,
     ) -> Generator[AIMessageChunk, None, None]:
         """One call of one model, under a key of its own."""
-        client = self._client()
+        client, deadline = self._client(), deadline or self._deadline()
         self._check_can(client, name, messages, extra)
         settings = settings.over(client.settings)
         messages = chat_messages(client.catalogue[name], messages, settings)
         generation = resolve(client.catalogue, name, call=settings, default_limit=MAX_TOKENS)
         generation = replace(generation, extra=valid_json(extra))
-        calls = Calls(client.catalogue, client.ledger, self._model_of(client))
+        calls = Calls(client.catalogue, client.ledger, self._model_of(client), deadline)
         key = f"chat-{uuid.uuid4().hex}"
         events = calls.stream(client.budget_name, key, name, messages, generation, tags={"door": "langchain"})
         try:
@@ -308,14 +316,21 @@ class ChatViaticum(CountingChatModel):
         self, messages: list[Message], settings: GenerationSettings, extra: Mapping[str, Any], *, whole: bool
     ) -> Generator[AIMessageChunk, None, None]:
         """One call of the model that the router prefers of those that can, or of the next one."""
-        client = self._client()
+        client, deadline = self._client(), self._deadline()
         limit = settings.over(client.settings).max_new_tokens or MAX_TOKENS
-        names = models_in_order(client, messages, extra, scope=client.budget_name, limit=limit)
+        names = models_in_order(
+            client, messages, extra, scope=client.budget_name, limit=limit, deadline=deadline
+        )
 
         def ask(name: str, position: int) -> Generator[AIMessageChunk, None, None]:
-            return self._chat(name, messages, settings_for(client, name, settings), extra)
+            return self._chat(name, messages, settings_for(client, name, settings), extra, deadline)
 
         yield from first_that_answers(names, ask, shows=lambda chunk: True, whole=whole)
+
+    def _deadline(self) -> Deadline | None:
+        """Of a call that begins now: its own, else that of the client's settings."""
+        seconds = self.max_seconds or self._client().max_seconds
+        return None if seconds is None else Deadline.after(seconds)
 
     def _answer(
         self, name: str, question: Query, settings: GenerationSettings, stops: tuple[str, ...]
@@ -325,7 +340,8 @@ class ChatViaticum(CountingChatModel):
         Text and thought are yielded once the text is accepted, since a pair may give no answer.
         """
         client = self._client() if name == AUTO else self._client_of(Pair.parse(name))
-        events = client.stream(question, allowance=Allowance(settings=settings))
+        allowance = Allowance(settings=settings, max_seconds=self.max_seconds)
+        events = client.stream(question, allowance=allowance)
         try:
             for event in events:
                 if isinstance(event, Answer):

@@ -14,6 +14,7 @@ from viaticum.errors import (
     BudgetClosed,
     BudgetExceeded,
     ContentRefused,
+    DeadlineExceeded,
     InputError,
     LedgerError,
     MissingExtra,
@@ -142,6 +143,8 @@ def _model_error(error: ModelError) -> APIError:
             return rate_limit_exceeded(_whole_seconds(error.retry_after), message)
         case ProviderTimeout():
             return APIError(504, message, type="server_error", code="provider_timeout", may_retry=False)
+        case DeadlineExceeded():
+            return APIError(504, message, type="server_error", code="timeout", may_retry=False)
         case ModelUnavailable():
             return overloaded(RETRY_SECONDS, message)
     seconds = error.retry_after if isinstance(error, ProviderUnavailable) else None

@@ -144,10 +144,13 @@ class RoutedRequest(RequestLimits):
     policy: str | None = Field(
         None, max_length=100, description="within:DISTANCE, best, cheapest:ACCURACY or weighted:PER_DOLLAR."
     )
+    max_seconds: float | None = Field(
+        None, gt=0, le=86_400, description="Seconds that this request may take, its wait for a slot included."
+    )
 
 
 class ChatRequest(RoutedRequest):
-    """The body of POST /v1/chat/completions: OpenAI's fields, and `budget`, `policy` and `only`."""
+    """The body of POST /v1/chat/completions: OpenAI's fields, and those of our own."""
 
     model: str = Field(
         min_length=1, max_length=200, description="auto, a model of the catalogue, or model+strategy."

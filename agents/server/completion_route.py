@@ -26,6 +26,7 @@ from viaticum.agents.server.body import read_request
 from viaticum.agents.server.channel import Channel
 from viaticum.agents.server.run import CostSummary, Run, RunItem, api_error, error_response
 from viaticum.agents.server.service import Service
+from viaticum.agents.workflow.deadlines import Deadline
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status, in metrics only: no response reaches the client
 
@@ -82,13 +83,14 @@ class CompletionRoute:
     ) -> Run:
         """Wait for a slot and start the run in a thread. Raises `APIError` or `CallerGone`."""
         service, loop = self.service, asyncio.get_running_loop()
+        limit = None if request.max_seconds is None else Deadline.after(request.max_seconds)
         deadline = loop.time() + service.limits.timeout
         await self._acquire_slot(caller, disconnect)
         if disconnect.done() or service.draining:
             service.limiter.release(caller.name)
             raise CallerGone if disconnect.done() else shutting_down()
         channel: Channel[RunItem] = Channel(loop, stall_timeout=service.limits.stall_timeout)
-        run = Run(self.api.new_id(), request, caller, channel, deadline, started)
+        run = Run(self.api.new_id(), request, caller, channel, deadline, started, limit)
         service.start(run)
         return run
 

@@ -16,6 +16,7 @@ from viaticum.agents.openai_api.api import CompletionAPI, CompletionBody
 from viaticum.agents.openai_api.errors import APIError, internal_error, to_api_error
 from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.channel import Channel
+from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.errors import InputError
 from viaticum.types import ThinkingDelta
 
@@ -89,6 +90,7 @@ class Run:
 
     Args:
         deadline: time of the event loop at which it is cancelled.
+        limit: the deadline that the request has asked for; None for the server's alone.
         started: `time.perf_counter` when the request came in.
         finished: the choices so far.
         route: who writes the first choice.
@@ -100,6 +102,7 @@ class Run:
     channel: Channel[RunItem]
     deadline: float
     started: float
+    limit: Deadline | None = None
     finished: list[CompletionFinished] = field(default_factory=list)
     route: str = ""
 

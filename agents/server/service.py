@@ -243,6 +243,7 @@ class Service:
             request.to_extra(),
             parse_policy(request.policy) if request.policy else None,
             is_streamed=bool(request.stream),
+            deadline=run.limit,
             residency=run.caller.residency & Residency.of(request.only),
             is_lenient=request.is_lenient,
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from langgraph.runtime import Runtime
 
 from viaticum.agents.workflow.approval import nanousd_left
+from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.state import Allowance, RowAllowance
 from viaticum.budgets import Budget
 from viaticum.budgets.planner import Option, WhenShort
@@ -46,6 +47,13 @@ def allowance_in(context: object) -> Allowance:
     return (
         Allowance() if given is None else checked_type("context.allowance", given, Allowance, "an Allowance")
     )
+
+
+def max_seconds_of(resources: WorkflowResources, given: Allowance | None) -> float | None:
+    """Seconds that a run may take: of its allowance, else of the settings."""
+    if given is not None and given.max_seconds is not None:
+        return given.max_seconds
+    return resources.max_seconds
 
 
 def row_allowance(runtime: Runtime[Allowance]) -> RowAllowance | None:

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
+from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.serialization import completion_to_json, parse_completion
 from viaticum.agents.workflow.threads import is_caller_gone
 from viaticum.budgets import Entry, Hold, Ledger
@@ -144,11 +145,17 @@ class SettledCall:
 
 @dataclass(frozen=True)
 class Calls:
-    """Makes paid calls of named models. model: returns a model by its name."""
+    """Makes paid calls of named models.
+
+    Args:
+        model: returns a model by its name.
+        deadline: when a call has to end; None for no limit.
+    """
 
     catalogue: Catalogue
     ledger: Ledger
     model: Callable[[str], Model]
+    deadline: Deadline | None = None
 
     def stream(
         self,
@@ -175,8 +182,11 @@ class Calls:
         Raises:
             BudgetExceeded, BudgetClosed, UnknownPrice, PromptTooLong: the call cannot be reserved.
             ModelError: the model failed.
+            DeadlineExceeded: the deadline has passed.
             HoldError: the key belongs to another call, or to one that ended without a text.
         """
+        if self.deadline is not None:
+            self.deadline.check()
         opened = self.model(model)
         worst = opened.worst_case_of(messages, generation)
         hold = self.ledger.reserve(
@@ -214,6 +224,7 @@ class Calls:
                     return piece
                 if is_caller_gone():
                     raise pieces.ended_by_caller(ModelError(NOBODY_WAITS))
+                check_deadline(pieces, self.deadline, model)
                 yield piece
         raise AssertionError("a stream ends with its completion")
 
@@ -334,6 +345,14 @@ def end_hold(ledger: Ledger, key: str, model: Model, text: str, *, cancelled: bo
         ledger.settle(key, used)
     else:
         ledger.void(key)
+
+
+def check_deadline(pieces: CallStream, deadline: Deadline | None, model: Model) -> None:
+    """End a call whose deadline has passed, by `DeadlineExceeded`."""
+    if deadline is not None and deadline.left <= 0:
+        raise pieces.ended_by_caller(
+            deadline.exceeded(f"{model.name} did not end by then; what it read and wrote is charged")
+        )
 
 
 def timed_out(model: Model, seconds: float) -> ProviderTimeout:

@@ -26,6 +26,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -38,6 +39,7 @@ from viaticum.agents.workflow.allowances import (
     ResolvedAllowance,
     allowance_in,
     choose_within,
+    max_seconds_of,
     row_allowance,
 )
 from viaticum.agents.workflow.approval import (
@@ -52,10 +54,12 @@ from viaticum.agents.workflow.callbacks import StreamReporter
 from viaticum.agents.workflow.calls import (
     NOBODY_WAITS,
     ModelCall,
+    check_deadline,
     next_try,
     settle_on_failure,
     timed_out,
 )
+from viaticum.agents.workflow.deadlines import Deadline, in_time, too_slow
 from viaticum.agents.workflow.estimates import estimate, output_limit
 from viaticum.agents.workflow.failover import (
     FAILOVER,
@@ -66,7 +70,8 @@ from viaticum.agents.workflow.failover import (
     may_ask,
     next_call_is_known,
 )
-from viaticum.agents.workflow.nodes import Node, is_stopped
+from viaticum.agents.workflow.latencies import CallLatencies, Seconds
+from viaticum.agents.workflow.nodes import Node, StoppableRun, is_stopped
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.restrictions import restricted
 from viaticum.agents.workflow.serialization import (
@@ -93,7 +98,7 @@ from viaticum.agents.workflow.state import (
 from viaticum.agents.workflow.voting import pair_of, vote_of_samples
 from viaticum.budgets import Hold
 from viaticum.budgets.records import digest
-from viaticum.errors import BudgetExceeded, ModelError, ModelUnavailable
+from viaticum.errors import BudgetExceeded, DeadlineExceeded, ModelError, ModelUnavailable
 from viaticum.money import usd_digits
 from viaticum.residency import Residency
 from viaticum.routers.query import Plan, PlanRow, as_policy, choose_plan
@@ -110,6 +115,7 @@ class Workflow:
 
     def __init__(self, resources: WorkflowResources) -> None:
         self.resources = resources
+        self._latencies = CallLatencies(resources.ledger)
 
     def build(
         self, checkpointer: Checkpointer | BaseCheckpointSaver[Any] = None, name: str = "viaticum"
@@ -151,6 +157,7 @@ class Workflow:
         given = allowance_in(runtime.context)
         settings = given.settings.over(self.resources.settings)
         new = new_question(run, query_from_input(state), settings, given.only)
+        new["until"] = self._until(runtime)
         if (
             row is not None and row.failure is not None
         ):  # of its first call, which was made outside this graph
@@ -165,8 +172,11 @@ class Workflow:
         With none left, or none that fits, the last reading is the answer.
         """
         plan, tried = state["plan"], state["tried"]
-        resources = self._restricted(state, runtime)
+        resources, deadline = self._restricted(state, runtime), self._deadline(state, runtime)
+        if deadline is not None and deadline.left <= 0:
+            return self._on_deadline(state, deadline.exceeded("no further call is made"))
         pending, failure = _pending(state, resources), last_failure(state)
+        pending = in_time(pending, self._seconds_of_pair(state), deadline)
         if plan and pending:
             why = failure or f"{len(state['votes'])} answers so far, and no {plan['need']} agree"
             return self._select_pair(state, runtime, Pair.parse(pending[0]), why, plan)
@@ -177,6 +187,11 @@ class Workflow:
         if not rows and not tried and decided_plan is None:
             raise resources.none_usable(row.pair for row in self._estimate(state)[0])
         rows = allowance.policy.filter_fallbacks(rows) if tried else rows
+        quick = in_time(rows, self._seconds_of_plan(state), deadline)
+        if rows and not quick and deadline is not None and decided_plan is None:
+            reason = too_slow(rows, self._seconds_of_plan(state), deadline)
+            return self._on_deadline(state, DeadlineExceeded(f"nothing can end in time: {reason}"))
+        slow, rows = len(rows) - len(quick), quick
         if tried and not rows and decided_plan is None:
             return self._finish(state)
         if not tried:
@@ -199,6 +214,7 @@ class Workflow:
                 raise
             return self._finish(state, {"reason": f"{state['reason']}; then {error}"})
         why = f"{failure}; {route.why}" if failure else route.why
+        why += f"; without {slow} that would take too long" if slow else ""
         return self._start_plan(state, runtime, route.plan, why)
 
     def call(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
@@ -216,11 +232,16 @@ class Workflow:
             return self._call(state, runtime)
         except FAILOVER as error:
             return self._on_failure(state, runtime, error)
+        except DeadlineExceeded as error:
+            return self._on_deadline(state, error)
 
     def _call(self, state: State, runtime: Runtime[Allowance]) -> Command[Next]:
         allowance, call = self._allowance(state, runtime), self._model_call(state, runtime)
         if is_stopped(runtime):  # while it waited for a further try
             raise ModelError(NOBODY_WAITS)
+        deadline = self._deadline(state, runtime)
+        if deadline is not None:
+            deadline.check()
         if runtime.execution_info is not None and runtime.execution_info.node_attempt > 1:
             runtime.stream_writer({"again": runtime.execution_info.node_attempt})
         ledger = self.resources.ledger
@@ -236,7 +257,7 @@ class Workflow:
         elif hold.state == "reserved":
             hold = ledger.dispatch(key)
         if hold.result is None:
-            completion = self._generate(key, call, runtime, allowance.timeout)
+            completion = self._generate(key, call, runtime, allowance.timeout, deadline)
             entry = ledger.settle(key, completion.usage.models, json.dumps(completion_to_json(completion)))
         else:
             completion = parse_completion(hold.result, f"the text of the call {hold.key} in the ledger")
@@ -276,8 +297,9 @@ class Workflow:
             return self._finish(state, {"short": None, "reason": f"stopped: {request['why']}"})
         if decision.do == "raise":
             raise_limit(self.resources.ledger, decision, request)
-            return Command(update={"short": None}, goto=request["then"])
-        return Command(update={"short": None, "on_short": "cheaper"}, goto="route")
+            return Command(update={"short": None, "until": self._until(runtime)}, goto=request["then"])
+        update: State = {"short": None, "on_short": "cheaper", "until": self._until(runtime)}
+        return Command(update=update, goto="route")
 
     # Steps of the nodes
 
@@ -347,19 +369,35 @@ class Workflow:
     def _on_failure(self, state: State, runtime: Runtime[Allowance], error: Exception) -> Command[Next]:
         """The pair cannot answer: ask another one, or raise the error where none is left."""
         attempt = 1 if runtime.execution_info is None else runtime.execution_info.node_attempt
-        if isinstance(error, ModelUnavailable) and attempt < self.resources.tries:
+        deadline, wait = self._deadline(state, runtime), self.resources.backoff * 2 ** (attempt - 1)
+        is_time_left = deadline is None or deadline.left > wait
+        if isinstance(error, ModelUnavailable) and attempt < self.resources.tries and is_time_left:
             raise error  # the graph tries again
         first = f"{state['run']}/{state['call']}"
         failure = Failure.of(str(pair_of(state)), error)
         after: State = {**state, "failures": [*state.get("failures", []), failure.as_list]}
         resources = self._restricted(after, runtime)
         rows = self._allowance(state, runtime).policy.filter_fallbacks(self._untried_plans(after, resources))
+        rows = in_time(rows, self._seconds_of_plan(state), deadline)
         if not (_pending(after, resources) or rows or state["samples"] or state["routes"]):
             raise error
         if not self.resources.can_restart and has_written(self.resources.ledger, first):
             raise error
         _log.warning("another pair is asked, since %s", failure.why)
         return self._ask_another(state, failure)
+
+    def _on_deadline(self, state: State, error: DeadlineExceeded) -> Command[Next]:
+        """The time is over: what earlier calls gave is the answer; without any, the error is raised."""
+        if not (state["samples"] or state["routes"]):
+            raise error
+        first = f"{state['run']}/{state['call']}"
+        paid: State = {"cost": state["cost"] + cost_of_tries(self.resources.ledger, first)}
+        if state["samples"]:
+            paid |= vote_of_samples(state, last=True)
+        reason = paid.get("reason", state["reason"])
+        if paid.get("value", state["value"]) is None:
+            paid["reason"] = f"{reason}; then {error}" if reason else str(error)
+        return self._finish(state, paid)
 
     def _ask_another(self, state: State, failure: Failure) -> Command[Next]:
         """Leave a pair that failed. The cost of its tries is added; the next call has its own keys."""
@@ -414,7 +452,12 @@ class Workflow:
         return Command(update={**(update or {}), "short": request}, goto="approval")
 
     def _generate(
-        self, key: str, call: ModelCall, runtime: Runtime[Allowance], timeout: float | None
+        self,
+        key: str,
+        call: ModelCall,
+        runtime: Runtime[Allowance],
+        timeout: float | None,
+        deadline: Deadline | None,
     ) -> Completion:
         began, ledger = time.monotonic(), self.resources.ledger
         reporter = StreamReporter(runtime, f"answer-{key}", call.model.name, call.messages)
@@ -430,6 +473,7 @@ class Workflow:
                         raise pieces.ended_by_caller(ModelError(NOBODY_WAITS))
                     if timeout is not None and time.monotonic() - began > timeout:
                         raise timed_out(call.model, timeout)
+                    check_deadline(pieces, deadline, call.model)
             except BaseException as error:
                 reporter.fail(error)
                 raise
@@ -438,6 +482,47 @@ class Workflow:
     def _estimate(self, state: State) -> tuple[RoutingTable, list[PlanRow]]:
         limit = output_limit(self.resources.catalogue, settings_of(state))
         return estimate(self.resources.router, query_of(state), limit)
+
+    def _until(self, runtime: Runtime[Allowance]) -> float | None:
+        seconds = max_seconds_of(self.resources, allowance_in(runtime.context))
+        return None if seconds is None else Deadline.after(seconds).until
+
+    def _deadline(self, state: State, runtime: Runtime[Allowance]) -> Deadline | None:
+        """Of this run: from when the client began or continued it, else from when its question began."""
+        if isinstance(runtime.control, StoppableRun):
+            return runtime.control.deadline
+        seconds, until = max_seconds_of(self.resources, allowance_in(runtime.context)), state.get("until")
+        return None if seconds is None or until is None else Deadline(seconds, until)
+
+    def _seconds_of_pair(self, state: State) -> Callable[[str], Seconds | None]:
+        """A function from a pair, as model+strategy, to what all its samples are expected to take."""
+        latencies = self.resources.latencies or self._latencies
+
+        @cache
+        def rows() -> dict[str, Row]:
+            return {str(row.pair): row for row in self._estimate(state)[0]}
+
+        def seconds(name: str) -> Seconds | None:
+            pair = Pair.parse(name)
+            found = latencies.of(rows().get(name, Row(pair, 0.0, 0, 0, 0, 0)))
+            return None if found is None else found.times(get_strategy(pair.strategy).samples)
+
+        return seconds
+
+    def _seconds_of_plan(self, state: State) -> Callable[[PlanRow], Seconds | None]:
+        """The same of a plan, whose pairs are called one after the other; None where one is unknown."""
+        of_pair = self._seconds_of_pair(state)
+
+        def seconds(row: PlanRow) -> Seconds | None:
+            total = Seconds(0.0, 0.0)
+            for pair in row.plan.pairs:
+                found = of_pair(str(pair))
+                if found is None:
+                    return None
+                total += found
+            return total
+
+        return seconds
 
     def _restricted(self, state: State, runtime: Runtime[Allowance]) -> WorkflowResources:
         """The resources under the restrictions that the question began with, and those of this run."""

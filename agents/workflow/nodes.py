@@ -16,18 +16,20 @@ from typing import Any
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.runtime import RunControl, Runtime, get_runtime
 
+from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.state import Allowance
 from viaticum.agents.workflow.threads import ThreadPool, is_caller_gone, watched_context
 
 
 class StoppableRun(RunControl):
-    """LangGraph's control of one run, with a flag that its caller is gone."""
+    """LangGraph's control of one run, with a flag that its caller is gone, and its deadline."""
 
-    __slots__ = ("stopped",)
+    __slots__ = ("deadline", "stopped")
 
     def __init__(self) -> None:
         super().__init__()
         self.stopped = False
+        self.deadline: Deadline | None = None
 
 
 def is_stopped(runtime: Runtime[Any]) -> bool:

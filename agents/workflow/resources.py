@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from viaticum.agents.workflow.latencies import CallLatencies
 from viaticum.agents.workflow.settings import TRIES
 from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.budgets import Ledger
@@ -40,6 +41,8 @@ class WorkflowResources:
         settings: how calls are generated, where the run's `Allowance` does not say.
         labels: returns where the data of a model's calls goes, by its name (`viaticum.residency`).
         residency: the restrictions that are in force; `viaticum.agents.workflow.restrictions` adds one.
+        max_seconds: of a whole run, where its `Allowance` does not say; None for no limit.
+        latencies: what calls took; None to read them anew.
         can_restart: whether text that was streamed can be taken back. If not, a call that fails after its
             first piece of text ends the run; else another pair is asked.
     """
@@ -63,4 +66,6 @@ class WorkflowResources:
     threads: ThreadPool = field(default_factory=lambda: ThreadPool(16))
     settings: GenerationSettings = NO_SETTINGS
     residency: Residency = NO_RESTRICTION
+    max_seconds: float | None = None
+    latencies: CallLatencies | None = None
     can_restart: bool = True

@@ -46,6 +46,7 @@ class ModelKeywords(TypedDict, total=False):
     router: QueryRouter | str | Path | None
     models: Mapping[str, Model] | None
     timeout: float | None
+    max_seconds: float | None
     tries: int
     concurrency: int
     slots: int | Literal["auto"]
@@ -88,6 +89,8 @@ class WorkflowSettings:
         store: a `postgresql://` address that holds both instead.
         soft_limits: where word is given that a budget has spent a share of its limit; None for nowhere.
         timeout: seconds that one call of a model may take; None for no limit.
+        max_seconds: that one question may take, all its calls together; None for no limit. A way that is not
+            expected to end in time is not chosen, and what is in flight then is ended.
         tries: attempts of a call whose model is unavailable, at least 1.
         concurrency: questions that the async and batch methods answer at the same time, at least 1.
         slots: sequences that a local model decodes at the same time, where neither `local` nor its entry
@@ -115,6 +118,7 @@ class WorkflowSettings:
     store: str | None = None
     soft_limits: SoftLimits | None = None
     timeout: float | None = None
+    max_seconds: float | None = None
     tries: int = TRIES
     concurrency: int = CONCURRENCY
     slots: int | Literal["auto"] = SLOTS
@@ -137,6 +141,7 @@ class WorkflowSettings:
             self.timeout,
             self.generation,
             self.only,
+            self.max_seconds,
         )
         checked_count("tries", self.tries)
         checked_count("concurrency", self.concurrency)

@@ -39,6 +39,7 @@ class Allowance:
             those that it began with.
         only: labels of models, one of which a model has to have to be used: "local", a region or a tag of its
             entry. Stored with the question, and added to what the client allows.
+        max_seconds: that the run may take, all its calls together, from when it begins or is continued.
 
     Raises:
         InputError: a value is of another type, on_short or the policy is unknown, or the timeout is not
@@ -51,6 +52,7 @@ class Allowance:
     timeout: float | None = None
     settings: GenerationSettings = NO_SETTINGS
     only: Only | None = None
+    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.budget is not None:
@@ -63,6 +65,8 @@ class Allowance:
             )
         if self.timeout is not None:
             checked_seconds("timeout", self.timeout)
+        if self.max_seconds is not None:
+            checked_seconds("max_seconds", self.max_seconds)
         checked_type("settings", self.settings, GenerationSettings, "GenerationSettings")
         if self.only is not None:
             object.__setattr__(self, "only", checked_only(self.only))
@@ -130,7 +134,8 @@ class State(QuestionInput, AnswerOutput, total=False):
     far, as [pair, value]. route: the current pair, its row and why. completion: the result of the current
     call. samples: the readings of this pair's calls so far, as [value, reason], while its strategy needs
     more. short: the approval request, while a person decides. on_short: what was decided, for the rest of the
-    question. done: an answer was accepted, or no pair is left.
+    question. done: an answer was accepted, or no pair is left. until: when the run has to end,
+    in seconds of `time.time`, of a graph that is called without the client.
     """
 
     run: str
@@ -146,6 +151,7 @@ class State(QuestionInput, AnswerOutput, total=False):
     short: dict[str, Any] | None
     on_short: WhenShort | None
     done: bool
+    until: float | None
 
 
 def new_question(
@@ -173,6 +179,7 @@ def new_question(
         "short": None,
         "on_short": None,
         "done": False,
+        "until": None,
         "value": None,
         "text": "",
         "thinking": "",

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from viaticum.commands.budget import Where
-from viaticum.commands.generation import Load, Model, Only, Strategy, with_generation_options
+from viaticum.commands.generation import Load, MaxSeconds, Model, Only, Strategy, with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import LINE_SECONDS, StatusLine, loading_shown
@@ -110,6 +110,7 @@ def batch(
     model: Model = None,
     strategy: Strategy = None,
     only: Only = None,
+    max_seconds: MaxSeconds = None,
     load: Load = None,
     cache: CacheFile = None,
     keep_texts: KeepTexts = False,
@@ -146,6 +147,7 @@ def batch(
         return _dry_run(source, as_json, common)
     flags = {"resume": resume, "force": force, "skip_bad": skip_bad, "keep_texts": keep_texts}
     calls = {"cache": cache, "timeout": timeout, "drain_seconds": grace, "ledger": where}
+    calls["max_seconds"] = max_seconds
     job = common | _engine_settings(engine, cluster, workers, gpus) | flags | calls
     if not resume:
         return _run(source, out, as_json, job)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viaticum.commands.generation import POLICY, Load, Only, Policy, with_generation_options
+from viaticum.commands.generation import POLICY, Load, MaxSeconds, Only, Policy, with_generation_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.serve import Folder
 from viaticum.commands.terminal import visible
@@ -47,6 +47,7 @@ def chat(
     policy: Policy = POLICY,
     router: Annotated[Path | None, typer.Option(help="The folder of a fitted router.", metavar="DIR")] = None,
     only: Only = None,
+    max_seconds: MaxSeconds = None,
     load: Load = None,
     generation: GenerationSettings = NO_SETTINGS,
     catalogue: CatalogueFile = None,
@@ -70,6 +71,7 @@ def chat(
         folder=folder,
         strategies=load or (),
         only=only,
+        max_seconds=max_seconds,
         generation=generation.model_copy(update={"system": None}),
     ) as client:
         check_name(client, model)

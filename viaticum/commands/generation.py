@@ -35,6 +35,10 @@ Only = Annotated[
         help="Labels of models, a,b,c: others are not used. local, or a region or a tag of an entry.",
     ),
 ]
+MaxSeconds = Annotated[
+    float | None,
+    typer.Option("--max-seconds", help="Seconds that a question may take, all its calls together."),
+]
 Load = Annotated[
     list[str] | None,
     typer.Option(help="Load a strategy of your own; may be repeated.", metavar="MODULE:NAME"),

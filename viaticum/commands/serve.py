@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from viaticum.commands.generation import POLICY, Load, Only, Policy, with_generation_options
+from viaticum.commands.generation import POLICY, Load, MaxSeconds, Only, Policy, with_generation_options
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import loading_shown
@@ -120,6 +120,7 @@ def serve(
     body_limit: BodyLimit = 1 << 20,
     connections: Connections = 1000,
     only: Only = None,
+    max_seconds: MaxSeconds = None,
     load: Load = None,
     generation: GenerationSettings = NO_SETTINGS,
     local: LocalSettings = NO_LOCAL_SETTINGS,
@@ -171,6 +172,7 @@ def serve(
                 local=local,
                 strategies=load or (),
                 only=only,
+                max_seconds=max_seconds,
                 generation=generation,
                 soft_limits=_soft_limits(shares, webhook),
             ) as client,

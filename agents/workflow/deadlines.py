@@ -1,0 +1,89 @@
+"""A deadline of a run, a call or a request: how much is left of it, and which ways are quick enough.
+
+What is in flight at the deadline is ended at its next piece (of a remote model within a quarter of a second,
+also while it is silent), and settled. Before that, a way whose calls took longer in nine of ten cases than
+what is left is not chosen. Leaves out what calls took (`viaticum.agents.workflow.latencies`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from viaticum.agents.workflow.latencies import Seconds
+from viaticum.errors import DeadlineExceeded
+
+RowT = TypeVar("RowT")
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When something has to end.
+
+    Attributes:
+        seconds: the limit, as it was given.
+        until: the end, in seconds of `time.time`.
+    """
+
+    seconds: float
+    until: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """From now on."""
+        return cls(seconds, time.time() + seconds)
+
+    @property
+    def left(self) -> float:
+        """Seconds; 0 or less once it has passed."""
+        return self.until - time.time()
+
+    def exceeded(self, what: str) -> DeadlineExceeded:
+        """The error. what: what did not end in time, and what became of it."""
+        return DeadlineExceeded(f"{self.seconds:g} seconds (max_seconds) are over: {what}")
+
+    def check(self) -> None:
+        """Raises `DeadlineExceeded` where no call can begin any more."""
+        if self.left <= 0:
+            raise self.exceeded("no further call is made")
+
+
+def first_deadline(*deadlines: Deadline | None) -> Deadline | None:
+    """The one that passes first; None where there is none."""
+    return min(filter(None, deadlines), key=lambda each: each.until, default=None)
+
+
+def in_time(
+    rows: Sequence[RowT], seconds: Callable[[RowT], Seconds | None], deadline: Deadline | None
+) -> list[RowT]:
+    """The rows that are expected to end in time: in nine of ten cases, or else in half of them.
+
+    Rows of which nothing is known stay.
+
+    Args:
+        seconds: what a row takes.
+        deadline: None keeps all.
+    """
+    if deadline is None:
+        return list(rows)
+    left, known = deadline.left, [seconds(row) for row in rows]
+    for quantile in ("p90", "p50"):
+        kept = [
+            row
+            for row, each in zip(rows, known, strict=True)
+            if each is None or getattr(each, quantile) <= left
+        ]
+        if kept:
+            return kept
+    return []
+
+
+def too_slow(rows: Sequence[RowT], seconds: Callable[[RowT], Seconds | None], deadline: Deadline) -> str:
+    """Why none of these rows is begun: the quickest of them, and what is left."""
+    found = min(filter(None, map(seconds, rows)), key=lambda each: each.p50)
+    return (
+        f"the quickest of {len(rows)} ways took {found.p50:.1f} seconds in half of the calls and "
+        f"{found.p90:.1f} in nine of ten, and {max(0.0, deadline.left):.1f} are left"
+    )
