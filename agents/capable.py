@@ -15,6 +15,7 @@ from viaticum.agents.client import Viaticum
 from viaticum.agents.workflow.approval import nanousd_left
 from viaticum.agents.workflow.deadlines import Deadline, in_time
 from viaticum.agents.workflow.failover import FAILOVER
+from viaticum.agents.workflow.sessions import choose_turn
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import BudgetExceeded, InputError
 from viaticum.generation import GenerationSettings
@@ -66,6 +67,7 @@ def models_in_order(
     policy: Policy | None = None,
     limit: int | None = None,
     deadline: Deadline | None = None,
+    session: str | None = None,
 ) -> Iterator[str]:
     """The models that can do a request, in the order in which the policy prefers them at what is left.
 
@@ -76,6 +78,7 @@ def models_in_order(
         policy: None for the client's.
         limit: most new tokens of the call.
         deadline: when the call has to end: models that are likely to take longer come after the others.
+        session: the conversation's name: its model comes first while that is worth it.
 
     Raises:
         InputError: no model of the catalogue can do it.
@@ -92,6 +95,12 @@ def models_in_order(
     if not usable:
         raise client.why_unusable(spec.name for spec in able)
     rows = best_rows(client.router, question_of(messages), usable, lambda pair: limit)
+    if rows and session is not None:
+        quick_rows = in_time(list(rows.values()), client.seconds_of, deadline) or list(rows.values())
+        name = _choice_of_session(client, quick_rows, scope, policy or client.policy, session, messages)
+        yield name
+        del rows[name]
+        del usable[name]
     while rows:
         quick = in_time(list(rows.values()), client.seconds_of, deadline) or list(rows.values())
         yield (name := _choice(client, quick, scope, policy or client.policy))
@@ -112,6 +121,24 @@ def _choice(client: Viaticum, rows: Sequence[Row], scope: str, policy: Policy) -
         left = nanousd_left(client.ledger.lineage(scope))
         return choose(RoutingTable(tuple(rows)), left, policy).pair.model
     except BudgetExceeded:  # by estimates: the ledger decides by the worst case
+        return min(rows, key=lambda row: row.cost_p90).pair.model
+
+
+def _choice_of_session(
+    client: Viaticum,
+    rows: Sequence[Row],
+    scope: str,
+    policy: Policy,
+    session: str,
+    messages: Sequence[Message],
+) -> str:
+    in_loop = messages[-1]["role"] == "tool"
+    state = client.sessions.state(session, messages, in_loop=in_loop)
+    try:
+        left = nanousd_left(client.ledger.lineage(scope))
+        by_model = {row.pair.model: row for row in rows}
+        return choose_turn(by_model, state, client.catalogue, policy, left).model
+    except BudgetExceeded:
         return min(rows, key=lambda row: row.cost_p90).pair.model
 
 

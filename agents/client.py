@@ -38,6 +38,7 @@ from viaticum.agents.workflow.latencies import Seconds
 from viaticum.agents.workflow.many import in_tasks, in_threads
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.restrictions import restricted
+from viaticum.agents.workflow.sessions import Sessions
 from viaticum.agents.workflow.settings import LIVE_OUTCOMES, Dollars, SettingsKeywords, WorkflowSettings
 from viaticum.agents.workflow.soft_limits import SoftLimitWatch
 from viaticum.agents.workflow.state import Allowance, State, answer_of
@@ -307,6 +308,11 @@ class Viaticum:
     def is_usable(self, model: str) -> bool:
         """Whether a model is given, or of the catalogue with its weights, key and price here."""
         return self._resources.is_usable(Pair(checked_text("the name of a model", model), "direct"))
+
+    @property
+    def sessions(self) -> Sessions:
+        """What is remembered of conversations."""
+        return self._resources.sessions
 
     @property
     def max_seconds(self) -> float | None:

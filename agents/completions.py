@@ -22,6 +22,7 @@ from viaticum.agents.client import Viaticum
 from viaticum.agents.workflow.calls import Calls, SettledCall, WatchedStream
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, ThinkingPiece
+from viaticum.agents.workflow.sessions import count_tokens
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
 from viaticum.errors import InputError, ModelError, UnknownName, ViaticumError
@@ -62,6 +63,7 @@ class CompletionRequest:
         policy: None for the client's.
         residency: where its data may go, beside what the client allows.
         deadline: when it has to end; None for no limit but the client's.
+        session: of `auto`, the name of the conversation, which keeps its model while that is worth it.
         is_streamed: the text reaches its reader as it comes, so that no other pair can answer once some has.
         is_lenient: what a model cannot do of these hints is left out, where it is an error else: marks for a
             provider's cache, an effort of thought, a limit of new tokens above what the context leaves.
@@ -78,6 +80,7 @@ class CompletionRequest:
     residency: Residency = NO_RESTRICTION
     is_lenient: bool = False
     deadline: Deadline | None = None
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,8 @@ class CompletionFinished:
     """The end of a completion.
 
     text: all of it; thinking: of the last call; answer: what the strategy read from the text, if there was a
-    strategy; cost: nano-dollars; stop_string: the one that ended a plain chat, "" for none that is known.
+    strategy; cost: nano-dollars; stop_string: the one that ended a plain chat, "" for none that is known; why: the
+    last route's reason; switched_from: the model of the session's last turn, where that was another one.
     """
 
     text: str
@@ -110,6 +114,8 @@ class CompletionFinished:
     logprobs: tuple[Mapping[str, Any], ...] = ()
     thinking: str = ""
     stop_string: str = ""
+    why: str = ""
+    switched_from: str = ""
 
 
 CompletionEvent = CompletionStarted | str | ThinkingDelta | CompletionFinished
@@ -225,6 +231,7 @@ def _routed_chat(client: Viaticum, request: CompletionRequest) -> Iterator[Compl
         policy=request.policy,
         limit=request.settings.over(client.settings).max_new_tokens or MAX_TOKENS,
         deadline=request.deadline,
+        session=request.session,
     )
 
     def ask(name: str, position: int) -> Generator[CompletionEvent, None, None]:
@@ -232,7 +239,15 @@ def _routed_chat(client: Viaticum, request: CompletionRequest) -> Iterator[Compl
         settings = settings_for(client, name, request.settings)
         return _chat(client, replace(request, name=name, key=key, settings=settings))
 
-    yield from first_that_answers(names, ask, shows=lambda event: event != "", whole=not request.is_streamed)
+    before = None if request.session is None else client.sessions.model(request.session)
+    events = first_that_answers(names, ask, shows=lambda event: event != "", whole=not request.is_streamed)
+    for event in events:
+        if isinstance(event, CompletionFinished) and request.session is not None:
+            (model,) = event.routes
+            tokens = count_tokens(request.messages, event.text)
+            client.sessions.note(request.session, model, tokens, answered=True)
+            event = replace(event, switched_from="" if before in (None, model) else str(before))
+        yield event
 
 
 def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionEvent, None, None]:
@@ -309,15 +324,16 @@ def _solve(
     events = _derive(client, request, token).stream(
         query_from_messages(request.messages),
         thread_id=request.key,
-        allowance=Allowance(settings=request.settings, max_seconds=seconds),
+        allowance=Allowance(settings=request.settings, max_seconds=seconds, session=request.session),
     )
+    before = None if request.session is None else client.sessions.model(request.session)
     try:
         for event in events:
             if isinstance(event, Answer):
                 tail = missing_answer(event)
                 if tail:
                     yield tail
-                yield _finished(event, event.text + tail)
+                yield _finished(event, event.text + tail, before)
             elif isinstance(event, RouteChosen):
                 pair = str(event.route.pair)
             elif isinstance(event, ThinkingPiece | TextPiece):
@@ -338,7 +354,10 @@ def _solve(
         raise
 
 
-def _finished(answer: Answer, text: str) -> CompletionFinished:
+def _finished(answer: Answer, text: str, before: str | None) -> CompletionFinished:
+    """before: the model of the session's last turn."""
+    last = answer.routes[-1] if answer.routes else None
+    switched = last is not None and before not in (None, last.pair.model)
     return CompletionFinished(
         text,
         answer.finish_reason,
@@ -348,6 +367,8 @@ def _finished(answer: Answer, text: str) -> CompletionFinished:
         answer.value,
         answer.reason,
         thinking=answer.thinking,
+        why="" if last is None else last.why,
+        switched_from=str(before) if switched else "",
     )
 
 

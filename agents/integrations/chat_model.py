@@ -46,6 +46,7 @@ from viaticum.agents.integrations.structured_output import Method, structured, t
 from viaticum.agents.integrations.token_counts import CountingChatModel
 from viaticum.agents.workflow.calls import Calls, SettledCall
 from viaticum.agents.workflow.deadlines import Deadline
+from viaticum.agents.workflow.sessions import count_tokens
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.agents.workflow.state import Allowance
 from viaticum.agents.workflow.threads import StreamThread, in_own_context
@@ -92,6 +93,7 @@ class ChatViaticum(CountingChatModel):
             nor its entry has one, 1024 are reserved.
         only: labels of models, one of which a model has to have to be used; beside what the client allows.
         max_seconds: that each call may take, all of its tries together.
+        session: of `auto`, the name of the conversation, which keeps its model while that is worth it.
         timeout, max_retries, api_key: of remote models, in place of those of their catalogue entries; timeout
             in seconds.
     """
@@ -120,6 +122,7 @@ class ChatViaticum(CountingChatModel):
     api_key: SecretStr | None = Field(default=None, exclude=True)
     timeout: float | None = Field(default=None, gt=0)
     max_seconds: float | None = Field(default=None, gt=0)
+    session: str | None = Field(default=None, min_length=1, max_length=200)
     max_retries: int | None = Field(default=None, ge=0)
     streaming: bool = False
 
@@ -319,13 +322,22 @@ class ChatViaticum(CountingChatModel):
         client, deadline = self._client(), self._deadline()
         limit = settings.over(client.settings).max_new_tokens or MAX_TOKENS
         names = models_in_order(
-            client, messages, extra, scope=client.budget_name, limit=limit, deadline=deadline
+            client,
+            messages,
+            extra,
+            scope=client.budget_name,
+            limit=limit,
+            deadline=deadline,
+            session=self.session,
         )
 
         def ask(name: str, position: int) -> Generator[AIMessageChunk, None, None]:
             return self._chat(name, messages, settings_for(client, name, settings), extra, deadline)
 
-        yield from first_that_answers(names, ask, shows=lambda chunk: True, whole=whole)
+        for chunk in first_that_answers(names, ask, shows=lambda chunk: True, whole=whole):
+            if self.session is not None and (model := chunk.response_metadata.get("model_name")):
+                client.sessions.note(self.session, model, count_tokens(messages), answered=True)
+            yield chunk
 
     def _deadline(self) -> Deadline | None:
         """Of a call that begins now: its own, else that of the client's settings."""
@@ -340,7 +352,7 @@ class ChatViaticum(CountingChatModel):
         Text and thought are yielded once the text is accepted, since a pair may give no answer.
         """
         client = self._client() if name == AUTO else self._client_of(Pair.parse(name))
-        allowance = Allowance(settings=settings, max_seconds=self.max_seconds)
+        allowance = Allowance(settings=settings, max_seconds=self.max_seconds, session=self.session)
         events = client.stream(question, allowance=allowance)
         try:
             for event in events:
@@ -354,6 +366,8 @@ class ChatViaticum(CountingChatModel):
                         model, pair, event.finish_reason, event.cost, client.budget()
                     )
                     metadata |= {"answer": event.value, "routes": [str(route.pair) for route in event.routes]}
+                    if event.routes:
+                        metadata["why"] = event.routes[-1].why
                     yield final_chunk(event.usage, metadata)
         finally:
             events.close()  # type: ignore[attr-defined]

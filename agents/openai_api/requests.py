@@ -147,6 +147,13 @@ class RoutedRequest(RequestLimits):
     max_seconds: float | None = Field(
         None, gt=0, le=86_400, description="Seconds that this request may take, its wait for a slot included."
     )
+    session: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Of auto: a name of the conversation, which keeps its model while that is worth it. Also "
+        "the header x-viaticum-session.",
+    )
 
 
 class ChatRequest(RoutedRequest):

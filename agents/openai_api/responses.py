@@ -72,6 +72,10 @@ class ViaticumExtension(TypedDict):
     routes: Annotated[list[str], Field(description="Every route that was tried, in order.")]
     answer: Annotated[str | None, Field(description="The answer that the strategy read from the text.")]
     reason: Annotated[str, Field(description="Why there is no answer.")]
+    why: Annotated[str, Field(description="Why the route was chosen; empty where it was named.")]
+    switched_from: Annotated[
+        str | None, Field(description="The model of the session's last turn, where that was another one.")
+    ]
     cost_nanousd: Annotated[Count, Field(description="Nano-dollars.")]
     cost_usd: Annotated[float, Field(ge=0, description="Dollars, rounded to a float.")]
     left_nanousd: Annotated[int | None, Field(description="Left of the budget; null without a limit.")]
@@ -246,6 +250,8 @@ def viaticum_extension(
         "routes": list(last.routes),
         "answer": last.answer,
         "reason": last.reason,
+        "why": last.why,
+        "switched_from": last.switched_from or None,
         "cost_nanousd": cost,
         "cost_usd": to_usd(cost),
         "left_nanousd": left,

@@ -7,6 +7,7 @@ ledger (`service`) and the other routes (`app`).
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -28,6 +29,7 @@ from viaticum.agents.server.run import CostSummary, Run, RunItem, api_error, err
 from viaticum.agents.server.service import Service
 from viaticum.agents.workflow.deadlines import Deadline
 
+SESSION_HEADER, SESSION_LENGTH = "x-viaticum-session", 200
 CLIENT_CLOSED_REQUEST = 499  # nginx's status, in metrics only: no response reaches the client
 
 
@@ -43,10 +45,12 @@ class CompletionRoute:
         disconnect: asyncio.Task[None] | None = None
         try:
             try:
-                caller, request = await self._read(Request(scope, receive))
+                http_request = Request(scope, receive)
+                caller, request = await self._read(http_request)
+                session = request.session or http_request.headers.get(SESSION_HEADER, "")[:SESSION_LENGTH]
                 label = self.service.model_label(request.model)
                 disconnect = asyncio.create_task(_wait_for_disconnect(receive))
-                run = await self._start(request, caller, started, disconnect)
+                run = await self._start(request, caller, started, disconnect, session or None)
                 disconnect.add_done_callback(lambda _: run.channel.close())
                 try:
                     status = await (self._stream if request.stream else self._respond)(run, send)
@@ -79,24 +83,30 @@ class CompletionRoute:
         return caller, request
 
     async def _start(
-        self, request: CompletionBody, caller: Caller, started: float, disconnect: asyncio.Task[None]
+        self,
+        request: CompletionBody,
+        caller: Caller,
+        started: float,
+        disconnect: asyncio.Task[None],
+        session: str | None,
     ) -> Run:
         """Wait for a slot and start the run in a thread. Raises `APIError` or `CallerGone`."""
         service, loop = self.service, asyncio.get_running_loop()
         limit = None if request.max_seconds is None else Deadline.after(request.max_seconds)
         deadline = loop.time() + service.limits.timeout
-        await self._acquire_slot(caller, disconnect)
+        timeout = min(service.limits.timeout, request.max_seconds or math.inf)
+        await self._acquire_slot(caller, disconnect, timeout)
         if disconnect.done() or service.draining:
             service.limiter.release(caller.name)
             raise CallerGone if disconnect.done() else shutting_down()
         channel: Channel[RunItem] = Channel(loop, stall_timeout=service.limits.stall_timeout)
-        run = Run(self.api.new_id(), request, caller, channel, deadline, started, limit)
+        run = Run(self.api.new_id(), request, caller, channel, deadline, started, limit, session)
         service.start(run)
         return run
 
-    async def _acquire_slot(self, caller: Caller, disconnect: asyncio.Task[None]) -> None:
+    async def _acquire_slot(self, caller: Caller, disconnect: asyncio.Task[None], timeout: float) -> None:
         """Wait for a slot until the client disconnects or the request times out."""
-        limiter, timeout = self.service.limiter, self.service.limits.timeout
+        limiter = self.service.limiter
         share = None if caller.is_alone else fair_share(limiter.max_running)
         acquire = asyncio.create_task(limiter.acquire(caller.name, share))
         try:

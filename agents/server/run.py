@@ -91,6 +91,7 @@ class Run:
     Args:
         deadline: time of the event loop at which it is cancelled.
         limit: the deadline that the request has asked for; None for the server's alone.
+        session: a name of the conversation that it belongs to; None for none.
         started: `time.perf_counter` when the request came in.
         finished: the choices so far.
         route: who writes the first choice.
@@ -103,6 +104,7 @@ class Run:
     deadline: float
     started: float
     limit: Deadline | None = None
+    session: str | None = None
     finished: list[CompletionFinished] = field(default_factory=list)
     route: str = ""
 

@@ -37,6 +37,7 @@ from viaticum.agents.server.auth import Authenticator, Caller
 from viaticum.agents.server.metrics import Metrics
 from viaticum.agents.server.run import CostSummary, Limits, Run, RunItem
 from viaticum.agents.workflow.settings import AUTO
+from viaticum.budgets.records import digest
 from viaticum.errors import UnknownName, ViaticumError
 from viaticum.residency import Residency
 from viaticum.routers.query import parse_policy
@@ -244,6 +245,7 @@ class Service:
             parse_policy(request.policy) if request.policy else None,
             is_streamed=bool(request.stream),
             deadline=run.limit,
+            session=_session_of(run),
             residency=run.caller.residency & Residency.of(request.only),
             is_lenient=request.is_lenient,
         )
@@ -252,6 +254,12 @@ class Service:
         """Nano-dollars left in the scope and all budgets above it; None where none of them limits dollars."""
         left = [budget.left_nanousd for budget in self.client.ledger.lineage(scope)]
         return min((each for each in left if each is not None), default=None)
+
+
+def _session_of(run: Run) -> str | None:
+    """The session of a request: callers have names of their own."""
+    name = run.session
+    return None if name is None else digest([run.caller.name, run.caller.scope, name])
 
 
 def _scope_of(run: Run) -> str:

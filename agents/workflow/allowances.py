@@ -68,6 +68,11 @@ def choose_within(rows: list[PlanRow], lineage: list[Budget], allowance: Resolve
     if allowance.on_short == "cheaper":
         return choose_plan(rows, nanousd_left(lineage), allowance.policy)
     preferred = choose_plan(rows, None, allowance.policy)
-    options = [Option(str(preferred.plan), 1.0, preferred.row.cost_p50, preferred.row.cost_p90)]
-    plan_within(lineage, options, allowance.on_short)
+    check_fits(preferred, lineage, allowance.on_short)
     return preferred
+
+
+def check_fits(preferred: PlanRoute, lineage: list[Budget], on_short: WhenShort) -> None:
+    """Raises `BudgetExceeded` where a plan does not fit."""
+    options = [Option(str(preferred.plan), 1.0, preferred.row.cost_p50, preferred.row.cost_p90)]
+    plan_within(lineage, options, on_short)

@@ -38,6 +38,7 @@ from langgraph.types import Checkpointer, Command, RetryPolicy
 from viaticum.agents.workflow.allowances import (
     ResolvedAllowance,
     allowance_in,
+    check_fits,
     choose_within,
     max_seconds_of,
     row_allowance,
@@ -83,6 +84,7 @@ from viaticum.agents.workflow.serialization import (
     route_to_json,
     row_to_json,
 )
+from viaticum.agents.workflow.sessions import count_tokens, route_turn
 from viaticum.agents.workflow.state import (
     Allowance,
     AnswerOutput,
@@ -94,14 +96,15 @@ from viaticum.agents.workflow.state import (
     query_of,
     residency_of,
     settings_of,
+    turns_of,
 )
 from viaticum.agents.workflow.voting import pair_of, vote_of_samples
-from viaticum.budgets import Hold
+from viaticum.budgets import Budget, Hold
 from viaticum.budgets.records import digest
 from viaticum.errors import BudgetExceeded, DeadlineExceeded, ModelError, ModelUnavailable
 from viaticum.money import usd_digits
 from viaticum.residency import Residency
-from viaticum.routers.query import Plan, PlanRow, as_policy, choose_plan
+from viaticum.routers.query import Plan, PlanRoute, PlanRow, as_policy, choose_plan
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Pair, Route, RoutingTable, Row
 
@@ -156,7 +159,7 @@ class Workflow:
         run = row.run if row else runtime.execution_info.task_id
         given = allowance_in(runtime.context)
         settings = given.settings.over(self.resources.settings)
-        new = new_question(run, query_from_input(state), settings, given.only)
+        new = new_question(run, query_from_input(state), settings, given.only, given.session)
         new["until"] = self._until(runtime)
         if (
             row is not None and row.failure is not None
@@ -201,7 +204,9 @@ class Workflow:
             return self._start_plan(state, runtime, decided_plan, "planned")
         lineage = self.resources.ledger.lineage(allowance.budget)
         try:
-            route = choose_within(rows, lineage, allowance)
+            route = self._route_turn(state, rows, lineage, allowance) or choose_within(
+                rows, lineage, allowance
+            )
         except BudgetExceeded as error:
             if allowance.on_short == "ask" and rows:
                 preferred = choose_plan(rows, None, allowance.policy).row
@@ -343,6 +348,30 @@ class Workflow:
         }
         return Command(update=update, goto="call")
 
+    def _route_turn(
+        self, state: State, rows: list[PlanRow], lineage: list[Budget], allowance: ResolvedAllowance
+    ) -> PlanRoute | None:
+        """The plan of the first call of a session's turn; None without a session."""
+        session = state["asked"].get("session")
+        if session is None or state["tried"]:
+            return None
+        step = self.resources.sessions.state(session, turns_of(state))
+        left = nanousd_left(lineage) if allowance.on_short == "cheaper" else None
+        table = self._estimate(state)[0]
+        route = route_turn(rows, table, step, self.resources.catalogue, allowance.policy, left)
+        if route is not None and allowance.on_short != "cheaper":
+            check_fits(route, lineage, allowance.on_short)
+        return route
+
+    def _session_tags(self, state: State, model: str) -> dict[str, str]:
+        """What a hold says of its session: a digest of the name, and the model that was left for this one."""
+        session = state["asked"].get("session")
+        if session is None:
+            return {}
+        before = self.resources.sessions.model(session)
+        switched = {"switched_from": before} if before not in (None, model) else {}
+        return {"session": digest(session)[:12], **switched}  # type: ignore[dict-item]
+
     def _reserve(
         self, state: State, runtime: Runtime[Allowance], budget: str, key: str, call: ModelCall
     ) -> Hold:
@@ -351,6 +380,7 @@ class Workflow:
         info = runtime.execution_info
         thread = info.thread_id if info is not None else None
         tags = {"model": call.model.name, "strategy": pair_of(state).strategy}
+        tags |= self._session_tags(state, call.model.name)
         if thread and thread.isprintable() and thread.strip():
             tags["thread"] = thread
         if row_allowance(runtime) and state["plan"]:
@@ -553,6 +583,11 @@ class Workflow:
     def _finish(self, state: State, update: State | None = None) -> Command[Next]:
         last: State = {**(update or {}), "done": True, "messages": []}
         last["cost_usd"] = usd_digits(last.get("cost", state["cost"]))
+        session = state["asked"].get("session")
+        if session is not None and state["routes"]:
+            model, answered = pair_of(state).model, last.get("value", state["value"]) is not None
+            tokens = count_tokens(turns_of(state), state["text"])
+            self.resources.sessions.note(session, model, tokens, answered=answered)
         if state["text"]:
             last["messages"] = [
                 {"role": "assistant", "content": state["text"], "id": f"answer-{state['run']}"}

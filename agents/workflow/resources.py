@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from viaticum.agents.workflow.latencies import CallLatencies
+from viaticum.agents.workflow.sessions import Sessions
 from viaticum.agents.workflow.settings import TRIES
 from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.budgets import Ledger
@@ -43,6 +44,7 @@ class WorkflowResources:
         residency: the restrictions that are in force; `viaticum.agents.workflow.restrictions` adds one.
         max_seconds: of a whole run, where its `Allowance` does not say; None for no limit.
         latencies: what calls took; None to read them anew.
+        sessions: what is remembered of conversations (see `Allowance`).
         can_restart: whether text that was streamed can be taken back. If not, a call that fails after its
             first piece of text ends the run; else another pair is asked.
     """
@@ -68,4 +70,5 @@ class WorkflowResources:
     residency: Residency = NO_RESTRICTION
     max_seconds: float | None = None
     latencies: CallLatencies | None = None
+    sessions: Sessions = field(default_factory=Sessions)
     can_restart: bool = True

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict  # which pydantic can make schemas of
 
 from viaticum.agents.workflow.failover import Failure
 from viaticum.agents.workflow.serialization import completion_to_json, count_to_list, route_from_json
+from viaticum.agents.workflow.sessions import checked_session
 from viaticum.budgets import Entry, Hold
 from viaticum.budgets.planner import WhenShort
 from viaticum.checks import checked_seconds, checked_text, checked_type
@@ -40,6 +41,8 @@ class Allowance:
         only: labels of models, one of which a model has to have to be used: "local", a region or a tag of its
             entry. Stored with the question, and added to what the client allows.
         max_seconds: that the run may take, all its calls together, from when it begins or is continued.
+        session: a name of the conversation that the question belongs to: it keeps its model while that is
+            worth it (`viaticum.agents.workflow.sessions`).
 
     Raises:
         InputError: a value is of another type, on_short or the policy is unknown, or the timeout is not
@@ -53,6 +56,7 @@ class Allowance:
     settings: GenerationSettings = NO_SETTINGS
     only: Only | None = None
     max_seconds: float | None = None
+    session: str | None = None
 
     def __post_init__(self) -> None:
         if self.budget is not None:
@@ -65,6 +69,8 @@ class Allowance:
             )
         if self.timeout is not None:
             checked_seconds("timeout", self.timeout)
+        if self.session is not None:
+            checked_session(self.session)
         if self.max_seconds is not None:
             checked_seconds("max_seconds", self.max_seconds)
         checked_type("settings", self.settings, GenerationSettings, "GenerationSettings")
@@ -127,7 +133,7 @@ class State(QuestionInput, AnswerOutput, total=False):
     """The state of one question. Inputs last one step, so that a thread may be given another question.
 
     run: prefix of all ledger keys of this question. asked: the question, its kind, the messages before it,
-    the settings of its calls, and where its data may go.
+    the settings of its calls, where its data may go, and its session.
     call: number of the current call, from 0. tried: pairs already used, as model+strategy. failures:
     calls that another pair answers instead, as [pair, class of the error, message]. plan: pairs to
     call, as model+strategy, and `need`, the number of equal answers that settles it. votes: their answers so
@@ -155,7 +161,11 @@ class State(QuestionInput, AnswerOutput, total=False):
 
 
 def new_question(
-    run: str, query: Query, settings: GenerationSettings = NO_SETTINGS, only: Only | None = None
+    run: str,
+    query: Query,
+    settings: GenerationSettings = NO_SETTINGS,
+    only: Only | None = None,
+    session: str | None = None,
 ) -> State:
     """The initial state; it replaces all values that an earlier question of the thread left."""
     groups = [list(group) for group in Residency.of(only).groups]
@@ -167,6 +177,7 @@ def new_question(
             "messages": [dict(message) for message in query.messages],
             "settings": settings.model_dump(mode="json"),
             **({"only": groups} if groups else {}),
+            **({} if session is None else {"session": session}),
         },
         "call": 0,
         "tried": [],
@@ -245,6 +256,12 @@ def settings_of(state: State) -> GenerationSettings:
 def residency_of(state: State) -> Residency:
     """The restrictions that the question began with."""
     return Residency.of(*state["asked"].get("only", ()))
+
+
+def turns_of(state: State) -> list[Message]:
+    """The conversation and the question."""
+    query = query_of(state)
+    return [*query.messages, {"role": "user", "content": query.text}]
 
 
 def plain_messages(messages: Sequence[Any]) -> list[Message]:

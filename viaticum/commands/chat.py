@@ -103,6 +103,8 @@ class _Conversation:
         self._first_messages: list[Message] = [{"role": "system", "content": system}] if system else []
         self._messages = list(self._first_messages)
         self._routes: tuple[str, ...] = ()
+        self._why = ""
+        self._session = uuid.uuid4().hex
 
     def handle(self, line: str) -> bool:
         """Run a command or a turn. Returns whether it succeeded."""
@@ -111,9 +113,10 @@ class _Conversation:
         if line == "/budget":
             self._print(_left(self._client))
         elif line == "/route":
-            self._print(" -> ".join(self._routes) or "no answer yet")
+            why = f": {self._why}" if self._why else ""
+            self._print((" -> ".join(self._routes) or "no answer yet") + why)
         elif line == "/new":
-            self._messages = list(self._first_messages)
+            self._messages, self._session = list(self._first_messages), uuid.uuid4().hex
         else:
             self._print(HELP)
         return True
@@ -133,13 +136,15 @@ class _Conversation:
             self._print("\nstopped; what was written is paid for")
             return True
         self._messages = [*messages, {"role": "assistant", "content": finished.text}]
-        self._routes = finished.routes
+        self._routes, self._why = finished.routes, finished.why
         if self._as_json:
             payload = {
                 "text": finished.text,
                 "thinking": finished.thinking,
                 "answer": finished.answer,
                 "routes": finished.routes,
+                "why": finished.why,
+                "switched_from": finished.switched_from or None,
                 "cost_nanousd": finished.cost,
                 "left_nanousd": self._client.budget().left_nanousd,
             }
@@ -148,6 +153,8 @@ class _Conversation:
         else:
             sys.stdout.write("\n")
             sys.stdout.flush()
+            if finished.switched_from:
+                self._print(f"no longer {finished.switched_from}: {finished.why}")
             self._print(f"{' -> '.join(finished.routes)}: {format_usd(finished.cost)}, {_left(self._client)}")
         return True
 
@@ -161,6 +168,7 @@ class _Conversation:
             messages,
             self._client.budget_name,
             f"chat-{uuid.uuid4().hex}",
+            session=self._session,
         )
         # Ctrl-C cancels the call at its next piece of text; it is settled, and the conversation continues.
         interrupts = SignalHandler(lambda number: token.close(), (signal.SIGINT,))
