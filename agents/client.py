@@ -42,6 +42,7 @@ from viaticum.agents.workflow.sessions import Sessions
 from viaticum.agents.workflow.settings import LIVE_OUTCOMES, Dollars, SettingsKeywords, WorkflowSettings
 from viaticum.agents.workflow.soft_limits import SoftLimitWatch
 from viaticum.agents.workflow.state import Allowance, State, answer_of
+from viaticum.agents.workflow.telemetry import RunSpan, current, record_feedback
 from viaticum.agents.workflow.thread_leases import owned_thread
 from viaticum.agents.workflow.threads import is_caller_gone
 from viaticum.budgets import Budget, Ledger
@@ -391,6 +392,7 @@ class Viaticum:
             finish_reason=answer.finish_reason,
         )
         append_outcome(self._settings.home / LIVE_OUTCOMES, row)
+        record_feedback(str(pair), correct, answer.routes[-1].row.accuracy if is_only_pair else None)
         return self._settings.home / LIVE_OUTCOMES
 
     # Runs of the graph
@@ -412,14 +414,24 @@ class Viaticum:
             yield run
 
     def _run(
-        self, query: Query, thread_id: str | None, allowance: Allowance | None, *, live: bool
+        self,
+        query: Query,
+        thread_id: str | None,
+        allowance: Allowance | None,
+        *,
+        live: bool,
+        parent: Any = None,
     ) -> Iterator[Event | Answer]:
-        """Yield events if `live`, then the answer: from the start, or from the thread's last checkpoint."""
+        """Yield events if `live`, then the answer: from the start, or from the thread's last checkpoint.
+
+        parent: the context of spans, where the caller runs in another one than this.
+        """
         began, config = (
             time.perf_counter(),
             thread_config(uuid.uuid4().hex if thread_id is None else thread_id),
         )
         with self._enter(allowance) as run:
+            run.trace = parent or current()
             start: State | None = {
                 "question": query.text,
                 "kind": query.kind,
@@ -478,6 +490,9 @@ class Viaticum:
         live: bool,
     ) -> Iterator[Event | Answer]:
         values: dict[str, Any] = {}
+        session = None if allowance is None else allowance.session
+        span = RunSpan(run.trace or current(), budget=self.budget_name, session=session)
+        run.trace = span.context
         thread_id = config["configurable"]["thread_id"]
         # With "custom" LangGraph runs every node on a thread of its own, so that its text arrives at once.
         chunks = self.graph.stream(
@@ -496,20 +511,29 @@ class Viaticum:
                     values = data
                 elif (event := event_from_json(data)) is not None:
                     yield event
-        except GraphDrained:
+        except GraphDrained as error:
+            span.fail(error)
             raise self._drained(thread_id) from None
+        except BaseException as error:
+            span.fail(error)
+            raise
         finally:
             run.stopped = True
             chunks.close()  # type: ignore[attr-defined]
         if values.get("__interrupt__"):
-            raise decision_needed(values["__interrupt__"][0].value, thread_id)
-        yield answer_of(values, time.perf_counter() - began)
+            needed = decision_needed(values["__interrupt__"][0].value, thread_id)
+            span.fail(needed)
+            raise needed
+        answer = answer_of(values, time.perf_counter() - began)
+        span.end(answer.cost, [str(route.pair) for route in answer.routes], answer.finish_reason)
+        yield answer
 
     def _arun(
         self, query: Query, thread_id: str | None, allowance: Allowance | None
     ) -> AsyncIterator[Event | Answer]:
         self._gate.check()
-        return self._threads.iterate(lambda: self._run(query, thread_id, allowance, live=True))
+        parent = current()
+        return self._threads.iterate(lambda: self._run(query, thread_id, allowance, live=True, parent=parent))
 
 
 def _check_same(query: Query, values: Mapping[str, Any], thread_id: str) -> None:

@@ -150,14 +150,14 @@ class LedgerReader:
 
         return self._store.read(action)
 
-    def newest_calls(self, last: int) -> list[Hold]:
-        """The holds of the newest posts of all budgets, the newest first, at most so many."""
+    def newest_calls(self, last: int) -> list[tuple[Hold, Entry]]:
+        """The newest posts of all budgets with their holds, the newest first, at most so many."""
         limit = checked_count("last", last)
 
-        def action(rows: Rows) -> list[Hold]:
-            keys = [entry.key for entry in rows.newest_posts(limit) if entry.key is not None]
-            found = rows.find(keys)
-            return [found[key] for key in keys if key in found]
+        def action(rows: Rows) -> list[tuple[Hold, Entry]]:
+            posts = {entry.key: entry for entry in rows.newest_posts(limit) if entry.key is not None}
+            found = rows.find(list(posts))
+            return [(found[key], entry) for key, entry in posts.items() if key in found]
 
         return self._store.read(action)
 

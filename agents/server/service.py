@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -170,7 +171,8 @@ class Service:
         self.runs.add(run)
         self._idle.clear()
         loop = asyncio.get_running_loop()
-        future = self._call_threads.submit(self._execute, run)
+        # In the context of the request, so that spans of its calls are below the request's.
+        future = self._call_threads.submit(copy_context().run, self._execute, run)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._release, run))
 
     def _release(self, run: Run) -> None:

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from langgraph.runtime import Runtime
 
 from viaticum.agents.workflow.approval import nanousd_left
+from viaticum.agents.workflow.deadlines import Deadline
+from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.resources import WorkflowResources
-from viaticum.agents.workflow.state import Allowance, RowAllowance
+from viaticum.agents.workflow.restrictions import restricted
+from viaticum.agents.workflow.state import Allowance, RowAllowance, State, residency_of
 from viaticum.budgets import Budget
 from viaticum.budgets.planner import Option, WhenShort
 from viaticum.budgets.planner import plan as plan_within
 from viaticum.checks import checked_type, shown
 from viaticum.errors import InputError
+from viaticum.residency import Residency
 from viaticum.routers.query import PlanRoute, PlanRow, Policy, choose_plan
 
 _PLAIN = (str, bytes, int, float, list, tuple, set, frozenset)  # which no graph takes as its context
@@ -54,6 +58,28 @@ def max_seconds_of(resources: WorkflowResources, given: Allowance | None) -> flo
     if given is not None and given.max_seconds is not None:
         return given.max_seconds
     return resources.max_seconds
+
+
+def until_of(resources: WorkflowResources, runtime: Runtime[Allowance]) -> float | None:
+    """When a run that begins now has to end, in seconds of `time.time`; None for no limit."""
+    seconds = max_seconds_of(resources, allowance_in(runtime.context))
+    return None if seconds is None else Deadline.after(seconds).until
+
+
+def deadline_of(resources: WorkflowResources, state: State, runtime: Runtime[Allowance]) -> Deadline | None:
+    """Of this run: from when the client began or continued it, else from when its question began."""
+    if isinstance(runtime.control, StoppableRun):
+        return runtime.control.deadline
+    seconds, until = max_seconds_of(resources, allowance_in(runtime.context)), state.get("until")
+    return None if seconds is None or until is None else Deadline(seconds, until)
+
+
+def restricted_for(
+    resources: WorkflowResources, state: State, runtime: Runtime[Allowance]
+) -> WorkflowResources:
+    """The resources under the restrictions that the question began with, and those of this run."""
+    of_run = Residency.of(allowance_in(runtime.context).only)
+    return restricted(resources, residency_of(state) & of_run)
 
 
 def row_allowance(runtime: Runtime[Allowance]) -> RowAllowance | None:

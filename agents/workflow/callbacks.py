@@ -8,6 +8,7 @@ with the usage.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from langchain_core.callbacks import CallbackManager
@@ -21,11 +22,23 @@ from viaticum.types import Completion, Message, ThinkingDelta
 
 
 class StreamReporter:
-    """Reports one call of a model as it progresses. id: of the message that the model generates."""
+    """Reports one call of a model as it progresses.
 
-    def __init__(self, runtime: Runtime[Any], id: str, model: str, messages: Sequence[Message]) -> None:
+    Args:
+        id: of the message that the model generates.
+        metadata: of the call, beside its model; LangSmith and other tracers show it.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime[Any],
+        id: str,
+        model: str,
+        messages: Sequence[Message],
+        metadata: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self._write, self._id = runtime.stream_writer, id
-        self._run = _start(model, messages)
+        self._run = _start(model, messages, metadata)
 
     def piece(self, piece: str | ThinkingDelta) -> None:
         is_thought = isinstance(piece, ThinkingDelta)
@@ -59,13 +72,15 @@ class StreamReporter:
             self._run.on_llm_error(error)
 
 
-def _start(model: str, messages: Sequence[Message]) -> CallbackManagerForLLMRun | None:
+def _start(
+    model: str, messages: Sequence[Message], metadata: Mapping[str, Any]
+) -> CallbackManagerForLLMRun | None:
     """Start a run with the callbacks of this node; None if it has no handler."""
     config = get_config()
     manager = CallbackManager.configure(
         inheritable_callbacks=config.get("callbacks"),
         inheritable_tags=config.get("tags"),
-        inheritable_metadata=_metadata(config, model),
+        inheritable_metadata={**_metadata(config, model), **metadata},
     )
     if not manager.handlers:
         return None

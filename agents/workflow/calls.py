@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.serialization import completion_to_json, parse_completion
+from viaticum.agents.workflow.telemetry import CallSpan, current
 from viaticum.agents.workflow.threads import is_caller_gone
 from viaticum.budgets import Entry, Hold, Ledger
 from viaticum.catalogue import Catalogue
@@ -198,20 +199,25 @@ class Calls:
             tags={"model": model, **(tags or {})},
             hint=opened.counting_hint,
         )
-        if hold.result is None:
-            if hold.state != "reserved":
-                raise HoldError(
-                    f"the call {key!r} is {hold.state}, and no text of it was kept; take another key"
-                )
-            completion = yield from self._generate(opened, key, messages, generation)
-            text = json.dumps(completion_to_json(completion))
-        else:
-            text = hold.result
-            completion = parse_completion(text, f"the text of the call {key} in the ledger")
-            if completion.thinking:
-                yield ThinkingDelta(completion.thinking)
-            yield completion.text
-        yield SettledCall(completion, self.ledger.settle(key, completion.usage.models, text))
+        with CallSpan(current(), self.catalogue[model], generation, hold) as span:
+            if hold.result is None:
+                if hold.state != "reserved":
+                    raise HoldError(
+                        f"the call {key!r} is {hold.state}, and no text of it was kept; take another key"
+                    )
+                completion = yield from self._generate(opened, key, messages, generation)
+                text = json.dumps(completion_to_json(completion))
+            else:
+                text = hold.result
+                completion = parse_completion(text, f"the text of the call {key} in the ledger")
+                if completion.thinking:
+                    yield ThinkingDelta(completion.thinking)
+                yield completion.text
+            entry = self.ledger.settle(key, completion.usage.models, text)
+            left = [each.left_nanousd for each in self.ledger.lineage(budget)] if span.is_recording else []
+            least = min((each for each in left if each is not None), default=None)
+            span.end(completion, entry, least, stored=hold.result is not None)
+        yield SettledCall(completion, entry)
 
     def _generate(
         self, model: Model, key: str, messages: Sequence[Message], generation: Generation

@@ -10,12 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
-from viaticum.agents.workflow.latencies import Seconds
+from viaticum.agents.workflow.latencies import CallLatencies, Seconds
 from viaticum.errors import DeadlineExceeded
+from viaticum.routers.query import PlanRow
+from viaticum.strategies import get as get_strategy
+from viaticum.types import Pair, RoutingTable, Row
 
 RowT = TypeVar("RowT")
+SecondsOf = Callable[[RowT], Seconds | None]  # what a way takes; None where that is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +60,7 @@ def first_deadline(*deadlines: Deadline | None) -> Deadline | None:
     return min(filter(None, deadlines), key=lambda each: each.until, default=None)
 
 
-def in_time(
-    rows: Sequence[RowT], seconds: Callable[[RowT], Seconds | None], deadline: Deadline | None
-) -> list[RowT]:
+def in_time(rows: Sequence[RowT], seconds: SecondsOf[RowT], deadline: Deadline | None) -> list[RowT]:
     """The rows that are expected to end in time: in nine of ten cases, or else in half of them.
 
     Rows of which nothing is known stay.
@@ -80,10 +83,40 @@ def in_time(
     return []
 
 
-def too_slow(rows: Sequence[RowT], seconds: Callable[[RowT], Seconds | None], deadline: Deadline) -> str:
+def too_slow(rows: Sequence[RowT], seconds: SecondsOf[RowT], deadline: Deadline) -> str:
     """Why none of these rows is begun: the quickest of them, and what is left."""
     found = min(filter(None, map(seconds, rows)), key=lambda each: each.p50)
     return (
         f"the quickest of {len(rows)} ways took {found.p50:.1f} seconds in half of the calls and "
         f"{found.p90:.1f} in nine of ten, and {max(0.0, deadline.left):.1f} are left"
     )
+
+
+def seconds_of_pair(latencies: CallLatencies, table: Callable[[], RoutingTable]) -> SecondsOf[str]:
+    """A function from a pair, as model+strategy, to what all its samples are expected to take."""
+
+    @cache
+    def rows() -> dict[str, Row]:
+        return {str(row.pair): row for row in table()}
+
+    def seconds(name: str) -> Seconds | None:
+        pair = Pair.parse(name)
+        found = latencies.of(rows().get(name, Row(pair, 0.0, 0, 0, 0, 0)))
+        return None if found is None else found.times(get_strategy(pair.strategy).samples)
+
+    return seconds
+
+
+def seconds_of_plan(of_pair: SecondsOf[str]) -> SecondsOf[PlanRow]:
+    """The same of a plan, whose pairs are called one after the other; None where one is unknown."""
+
+    def seconds(row: PlanRow) -> Seconds | None:
+        total = Seconds(0.0, 0.0)
+        for pair in row.plan.pairs:
+            found = of_pair(str(pair))
+            if found is None:
+                return None
+            total += found
+        return total
+
+    return seconds

@@ -25,8 +25,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -40,8 +39,10 @@ from viaticum.agents.workflow.allowances import (
     allowance_in,
     check_fits,
     choose_within,
-    max_seconds_of,
+    deadline_of,
+    restricted_for,
     row_allowance,
+    until_of,
 )
 from viaticum.agents.workflow.approval import (
     approval_request,
@@ -60,7 +61,14 @@ from viaticum.agents.workflow.calls import (
     settle_on_failure,
     timed_out,
 )
-from viaticum.agents.workflow.deadlines import Deadline, in_time, too_slow
+from viaticum.agents.workflow.deadlines import (
+    Deadline,
+    SecondsOf,
+    in_time,
+    seconds_of_pair,
+    seconds_of_plan,
+    too_slow,
+)
 from viaticum.agents.workflow.estimates import estimate, output_limit
 from viaticum.agents.workflow.failover import (
     FAILOVER,
@@ -70,11 +78,11 @@ from viaticum.agents.workflow.failover import (
     last_failure,
     may_ask,
     next_call_is_known,
+    pending_pairs,
 )
-from viaticum.agents.workflow.latencies import CallLatencies, Seconds
+from viaticum.agents.workflow.latencies import CallLatencies
 from viaticum.agents.workflow.nodes import Node, StoppableRun, is_stopped
 from viaticum.agents.workflow.resources import WorkflowResources
-from viaticum.agents.workflow.restrictions import restricted
 from viaticum.agents.workflow.serialization import (
     completion_from_json,
     completion_to_json,
@@ -84,7 +92,7 @@ from viaticum.agents.workflow.serialization import (
     route_to_json,
     row_to_json,
 )
-from viaticum.agents.workflow.sessions import count_tokens, route_turn
+from viaticum.agents.workflow.sessions import count_tokens, route_turn, session_tags
 from viaticum.agents.workflow.state import (
     Allowance,
     AnswerOutput,
@@ -94,16 +102,15 @@ from viaticum.agents.workflow.state import (
     new_question,
     query_from_input,
     query_of,
-    residency_of,
     settings_of,
     turns_of,
 )
+from viaticum.agents.workflow.telemetry import CallSpan, current, route_metadata
 from viaticum.agents.workflow.voting import pair_of, vote_of_samples
 from viaticum.budgets import Budget, Hold
 from viaticum.budgets.records import digest
 from viaticum.errors import BudgetExceeded, DeadlineExceeded, ModelError, ModelUnavailable
 from viaticum.money import usd_digits
-from viaticum.residency import Residency
 from viaticum.routers.query import Plan, PlanRoute, PlanRow, as_policy, choose_plan
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Pair, Route, RoutingTable, Row
@@ -160,7 +167,7 @@ class Workflow:
         given = allowance_in(runtime.context)
         settings = given.settings.over(self.resources.settings)
         new = new_question(run, query_from_input(state), settings, given.only, given.session)
-        new["until"] = self._until(runtime)
+        new["until"] = until_of(self.resources, runtime)
         if (
             row is not None and row.failure is not None
         ):  # of its first call, which was made outside this graph
@@ -175,11 +182,13 @@ class Workflow:
         With none left, or none that fits, the last reading is the answer.
         """
         plan, tried = state["plan"], state["tried"]
-        resources, deadline = self._restricted(state, runtime), self._deadline(state, runtime)
+        resources = restricted_for(self.resources, state, runtime)
+        deadline = deadline_of(self.resources, state, runtime)
         if deadline is not None and deadline.left <= 0:
             return self._on_deadline(state, deadline.exceeded("no further call is made"))
-        pending, failure = _pending(state, resources), last_failure(state)
-        pending = in_time(pending, self._seconds_of_pair(state), deadline)
+        pending, failure = pending_pairs(state, resources), last_failure(state)
+        of_pair, of_plan = self._seconds(state)
+        pending = in_time(pending, of_pair, deadline)
         if plan and pending:
             why = failure or f"{len(state['votes'])} answers so far, and no {plan['need']} agree"
             return self._select_pair(state, runtime, Pair.parse(pending[0]), why, plan)
@@ -190,9 +199,9 @@ class Workflow:
         if not rows and not tried and decided_plan is None:
             raise resources.none_usable(row.pair for row in self._estimate(state)[0])
         rows = allowance.policy.filter_fallbacks(rows) if tried else rows
-        quick = in_time(rows, self._seconds_of_plan(state), deadline)
+        quick = in_time(rows, of_plan, deadline)
         if rows and not quick and deadline is not None and decided_plan is None:
-            reason = too_slow(rows, self._seconds_of_plan(state), deadline)
+            reason = too_slow(rows, of_plan, deadline)
             return self._on_deadline(state, DeadlineExceeded(f"nothing can end in time: {reason}"))
         slow, rows = len(rows) - len(quick), quick
         if tried and not rows and decided_plan is None:
@@ -244,7 +253,7 @@ class Workflow:
         allowance, call = self._allowance(state, runtime), self._model_call(state, runtime)
         if is_stopped(runtime):  # while it waited for a further try
             raise ModelError(NOBODY_WAITS)
-        deadline = self._deadline(state, runtime)
+        deadline = deadline_of(self.resources, state, runtime)
         if deadline is not None:
             deadline.check()
         if runtime.execution_info is not None and runtime.execution_info.node_attempt > 1:
@@ -261,13 +270,16 @@ class Workflow:
                 return self._on_budget_exceeded(state, runtime, error, wasted)
         elif hold.state == "reserved":
             hold = ledger.dispatch(key)
-        if hold.result is None:
-            completion = self._generate(key, call, runtime, allowance.timeout, deadline)
-            entry = ledger.settle(key, completion.usage.models, json.dumps(completion_to_json(completion)))
-        else:
-            completion = parse_completion(hold.result, f"the text of the call {hold.key} in the ledger")
-            entry = ledger.settle(key, completion.usage.models)
-        left = nanousd_left(ledger.lineage(allowance.budget))
+        with self._span(state, runtime, call, hold) as span:
+            if hold.result is None:
+                completion = self._generate(key, call, runtime, allowance.timeout, deadline, state["route"])
+                result = json.dumps(completion_to_json(completion))
+                entry = ledger.settle(key, completion.usage.models, result)
+            else:
+                completion = parse_completion(hold.result, f"the text of the call {hold.key} in the ledger")
+                entry = ledger.settle(key, completion.usage.models)
+            left = nanousd_left(ledger.lineage(allowance.budget))
+            span.end(completion, entry, left, stored=hold.result is not None)
         runtime.stream_writer({"cost": entry.nanousd, "left": left, "key": key})
         return Command(update=after_call(state, completion, hold, entry, wasted), goto="parse")
 
@@ -300,10 +312,13 @@ class Workflow:
         decision = ask_person(request)
         if decision.do == "stop":
             return self._finish(state, {"short": None, "reason": f"stopped: {request['why']}"})
+        update: State = {"short": None, "until": until_of(self.resources, runtime)}
         if decision.do == "raise":
             raise_limit(self.resources.ledger, decision, request)
-            return Command(update={"short": None, "until": self._until(runtime)}, goto=request["then"])
-        update: State = {"short": None, "on_short": "cheaper", "until": self._until(runtime)}
+            return Command(
+                update={"short": None, "until": until_of(self.resources, runtime)}, goto=request["then"]
+            )
+        update: State = {"short": None, "on_short": "cheaper", "until": until_of(self.resources, runtime)}
         return Command(update=update, goto="route")
 
     # Steps of the nodes
@@ -348,6 +363,23 @@ class Workflow:
         }
         return Command(update=update, goto="call")
 
+    def _span(self, state: State, runtime: Runtime[Allowance], call: ModelCall, hold: Hold) -> CallSpan:
+        run = runtime.control if isinstance(runtime.control, StoppableRun) else None
+        resources = restricted_for(self.resources, state, runtime)
+
+        def candidates() -> list[str]:
+            rows = self._estimate(state)[0]
+            return [str(row.pair) for row in rows if resources.is_usable(row.pair)]
+
+        return CallSpan(
+            current() if run is None else run.trace,
+            resources.catalogue[call.model.name],
+            call.generation,
+            hold,
+            route=state["route"],
+            candidates=candidates,
+        )
+
     def _route_turn(
         self, state: State, rows: list[PlanRow], lineage: list[Budget], allowance: ResolvedAllowance
     ) -> PlanRoute | None:
@@ -363,15 +395,6 @@ class Workflow:
             check_fits(route, lineage, allowance.on_short)
         return route
 
-    def _session_tags(self, state: State, model: str) -> dict[str, str]:
-        """What a hold says of its session: a digest of the name, and the model that was left for this one."""
-        session = state["asked"].get("session")
-        if session is None:
-            return {}
-        before = self.resources.sessions.model(session)
-        switched = {"switched_from": before} if before not in (None, model) else {}
-        return {"session": digest(session)[:12], **switched}  # type: ignore[dict-item]
-
     def _reserve(
         self, state: State, runtime: Runtime[Allowance], budget: str, key: str, call: ModelCall
     ) -> Hold:
@@ -380,7 +403,7 @@ class Workflow:
         info = runtime.execution_info
         thread = info.thread_id if info is not None else None
         tags = {"model": call.model.name, "strategy": pair_of(state).strategy}
-        tags |= self._session_tags(state, call.model.name)
+        tags |= session_tags(self.resources.sessions, state["asked"].get("session"), call.model.name)
         if thread and thread.isprintable() and thread.strip():
             tags["thread"] = thread
         if row_allowance(runtime) and state["plan"]:
@@ -399,17 +422,18 @@ class Workflow:
     def _on_failure(self, state: State, runtime: Runtime[Allowance], error: Exception) -> Command[Next]:
         """The pair cannot answer: ask another one, or raise the error where none is left."""
         attempt = 1 if runtime.execution_info is None else runtime.execution_info.node_attempt
-        deadline, wait = self._deadline(state, runtime), self.resources.backoff * 2 ** (attempt - 1)
+        deadline = deadline_of(self.resources, state, runtime)
+        wait = self.resources.backoff * 2 ** (attempt - 1)
         is_time_left = deadline is None or deadline.left > wait
         if isinstance(error, ModelUnavailable) and attempt < self.resources.tries and is_time_left:
             raise error  # the graph tries again
         first = f"{state['run']}/{state['call']}"
         failure = Failure.of(str(pair_of(state)), error)
         after: State = {**state, "failures": [*state.get("failures", []), failure.as_list]}
-        resources = self._restricted(after, runtime)
+        resources = restricted_for(self.resources, after, runtime)
         rows = self._allowance(state, runtime).policy.filter_fallbacks(self._untried_plans(after, resources))
-        rows = in_time(rows, self._seconds_of_plan(state), deadline)
-        if not (_pending(after, resources) or rows or state["samples"] or state["routes"]):
+        rows = in_time(rows, self._seconds(state)[1], deadline)
+        if not (pending_pairs(after, resources) or rows or state["samples"] or state["routes"]):
             raise error
         if not self.resources.can_restart and has_written(self.resources.ledger, first):
             raise error
@@ -453,7 +477,7 @@ class Workflow:
     ) -> Command[Next]:
         """The worst case of the call does not fit: request approval, stop, or use what fits (on_short)."""
         allowance = self._allowance(state, runtime)
-        rows = self._untried_plans(state, self._restricted(state, runtime))
+        rows = self._untried_plans(state, restricted_for(self.resources, state, runtime))
         # The cost of its tries is added here, and the next call has a number of its own. For a row of a job,
         # a number without any try stays free: a hold found under it then names the plan that was decided.
         used = 1 if row_allowance(runtime) is None or wasted else 0
@@ -488,9 +512,12 @@ class Workflow:
         runtime: Runtime[Allowance],
         timeout: float | None,
         deadline: Deadline | None,
+        route: Mapping[str, Any] | None,
     ) -> Completion:
         began, ledger = time.monotonic(), self.resources.ledger
-        reporter = StreamReporter(runtime, f"answer-{key}", call.model.name, call.messages)
+        reporter = StreamReporter(
+            runtime, f"answer-{key}", call.model.name, call.messages, route_metadata(route, call.generation)
+        )
         with settle_on_failure(ledger, key, call.model, call.messages, call.generation) as pieces:
             try:
                 for piece in pieces:
@@ -513,51 +540,12 @@ class Workflow:
         limit = output_limit(self.resources.catalogue, settings_of(state))
         return estimate(self.resources.router, query_of(state), limit)
 
-    def _until(self, runtime: Runtime[Allowance]) -> float | None:
-        seconds = max_seconds_of(self.resources, allowance_in(runtime.context))
-        return None if seconds is None else Deadline.after(seconds).until
-
-    def _deadline(self, state: State, runtime: Runtime[Allowance]) -> Deadline | None:
-        """Of this run: from when the client began or continued it, else from when its question began."""
-        if isinstance(runtime.control, StoppableRun):
-            return runtime.control.deadline
-        seconds, until = max_seconds_of(self.resources, allowance_in(runtime.context)), state.get("until")
-        return None if seconds is None or until is None else Deadline(seconds, until)
-
-    def _seconds_of_pair(self, state: State) -> Callable[[str], Seconds | None]:
-        """A function from a pair, as model+strategy, to what all its samples are expected to take."""
-        latencies = self.resources.latencies or self._latencies
-
-        @cache
-        def rows() -> dict[str, Row]:
-            return {str(row.pair): row for row in self._estimate(state)[0]}
-
-        def seconds(name: str) -> Seconds | None:
-            pair = Pair.parse(name)
-            found = latencies.of(rows().get(name, Row(pair, 0.0, 0, 0, 0, 0)))
-            return None if found is None else found.times(get_strategy(pair.strategy).samples)
-
-        return seconds
-
-    def _seconds_of_plan(self, state: State) -> Callable[[PlanRow], Seconds | None]:
-        """The same of a plan, whose pairs are called one after the other; None where one is unknown."""
-        of_pair = self._seconds_of_pair(state)
-
-        def seconds(row: PlanRow) -> Seconds | None:
-            total = Seconds(0.0, 0.0)
-            for pair in row.plan.pairs:
-                found = of_pair(str(pair))
-                if found is None:
-                    return None
-                total += found
-            return total
-
-        return seconds
-
-    def _restricted(self, state: State, runtime: Runtime[Allowance]) -> WorkflowResources:
-        """The resources under the restrictions that the question began with, and those of this run."""
-        of_run = Residency.of(allowance_in(runtime.context).only)
-        return restricted(self.resources, residency_of(state) & of_run)
+    def _seconds(self, state: State) -> tuple[SecondsOf[str], SecondsOf[PlanRow]]:
+        """Functions from a pair, and from a row of a plan, to what their calls are expected to take."""
+        of_pair = seconds_of_pair(
+            self.resources.latencies or self._latencies, lambda: self._estimate(state)[0]
+        )
+        return of_pair, seconds_of_plan(of_pair)
 
     def _untried_plans(self, state: State, resources: WorkflowResources) -> list[PlanRow]:
         """The plans whose pairs are all usable and not tried yet for this question."""
@@ -570,7 +558,7 @@ class Workflow:
         ]
 
     def _model_call(self, state: State, runtime: Runtime[Allowance]) -> ModelCall:
-        pair, resources = pair_of(state), self._restricted(state, runtime)
+        pair, resources = pair_of(state), restricted_for(self.resources, state, runtime)
         return ModelCall.of(
             resources.model(pair.model),
             resources.catalogue,
@@ -593,10 +581,3 @@ class Workflow:
                 {"role": "assistant", "content": state["text"], "id": f"answer-{state['run']}"}
             ]
         return Command(update=last, goto="__end__")
-
-
-def _pending(state: State, resources: WorkflowResources) -> list[str]:
-    """The pairs of the plan that are not tried yet, that may be used, and whose model has not failed."""
-    pairs = state["plan"]["pairs"] if state["plan"] else []
-    left = [pair for pair in pairs if pair not in state["tried"] and may_ask(state, Pair.parse(pair))]
-    return [pair for pair in left if not resources.residency or resources.is_usable(Pair.parse(pair))]

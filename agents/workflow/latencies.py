@@ -1,9 +1,9 @@
 """How long calls take, from the newest calls in the ledger, whoever made them.
 
-The seconds of a call are kept with its result. They are taken as linear in its output tokens (the time to
-the first token, then a time for each), fitted by least squares to the calls of the pair, or of its model
-where the pair has few; the quantiles are those of the ratio of what calls took to the fitted line. Leaves out
-what follows from it (`viaticum.agents.workflow.deadlines`).
+The seconds of a call are kept with its result; one that was cut off took as long as it was held. They are
+taken as linear in its output tokens (the time to the first token, then a time for each), fitted by least
+squares to the calls of the pair, or of its model where the pair has few; the quantiles are those of the ratio
+of what calls took to the fitted line. Leaves out what follows from it (`viaticum.agents.workflow.deadlines`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from statistics import fmean
 
-from viaticum.budgets import Hold, Ledger
+from viaticum.budgets import Entry, Hold, Ledger
 from viaticum.types import Row
 
 NEWEST = 300  # calls that are looked at
@@ -62,8 +63,8 @@ class CallLatencies:
             if time.monotonic() - self._read_at < REFRESH_SECONDS:
                 return
             pairs, models = defaultdict[tuple[str, str], Points](list), defaultdict[str, Points](list)
-            for hold in self._ledger.newest_calls(NEWEST):
-                if (point := _point(hold)) is not None:
+            for hold, post in self._ledger.newest_calls(NEWEST):
+                if (point := _point(hold, post)) is not None:
                     model = hold.tags.get("model", "")
                     pairs[model, hold.tags.get("strategy", "")].append(point)
                     models[model].append(point)
@@ -103,8 +104,15 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def _point(hold: Hold) -> tuple[int, float] | None:
-    """Output tokens and seconds of a finished call; None where its result does not say."""
+def _point(hold: Hold, post: Entry) -> tuple[int, float] | None:
+    """Output tokens and seconds of a call; None where its result does not say.
+
+    A call that was cut off has no result: it took as long as it was held. Without these, a model that never
+    ends in time would seem quick.
+    """
+    if hold.result is None:
+        seconds = (datetime.fromisoformat(post.at) - datetime.fromisoformat(hold.created)).total_seconds()
+        return (sum(count.output_tokens for count in post.usage.values()), max(0.0, seconds))
     try:
         result = json.loads(hold.result or "")
         seconds = float(result["seconds"])

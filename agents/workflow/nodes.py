@@ -22,14 +22,18 @@ from viaticum.agents.workflow.threads import ThreadPool, is_caller_gone, watched
 
 
 class StoppableRun(RunControl):
-    """LangGraph's control of one run, with a flag that its caller is gone, and its deadline."""
+    """LangGraph's control of one run, with a flag that its caller is gone, its deadline, and its trace.
 
-    __slots__ = ("deadline", "stopped")
+    trace: the context of its spans (`viaticum.agents.workflow.telemetry`).
+    """
+
+    __slots__ = ("deadline", "stopped", "trace")
 
     def __init__(self) -> None:
         super().__init__()
         self.stopped = False
         self.deadline: Deadline | None = None
+        self.trace: Any = None
 
 
 def is_stopped(runtime: Runtime[Any]) -> bool:

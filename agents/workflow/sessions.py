@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
 from viaticum.checks import checked_text
 from viaticum.errors import InputError
@@ -89,6 +90,15 @@ def known_prices(catalogue: Catalogue, models: Iterable[str]) -> dict[str, Price
     """Prices by model; a pair has none, so that its row's costs count."""
     found = {name: catalogue[name].price for name in models if name in catalogue}
     return {name: price for name, price in found.items() if price is not None}
+
+
+def session_tags(sessions: Sessions, session: str | None, model: str) -> dict[str, str]:
+    """What a hold says of its session: a digest of the name, and the model that is left for this one."""
+    if session is None:
+        return {}
+    before = sessions.model(session)
+    switched = {"switched_from": before} if before is not None and before != model else {}
+    return {"session": digest(session)[:12], **switched}
 
 
 def choose_turn(

@@ -89,9 +89,21 @@ def test_the_newest_calls_come_first(tmp_path: Path, where: str) -> None:
                 ledger.reserve(name, f"{name}{n}", {"m": TokenCount(1, 1)}, {}, unpriced=("m",))
                 ledger.settle(f"{name}{n}", {"m": TokenCount(1, 1)}, json.dumps("no completion"))
         ledger.reserve("a", "open", {"m": TokenCount(1, 1)}, {}, unpriced=("m",))
-        assert [hold.key for hold in ledger.newest_calls(4)] == ["b2", "b1", "b0", "a2"]
+        assert [hold.key for hold, _ in ledger.newest_calls(4)] == ["b2", "b1", "b0", "a2"]
         assert CallLatencies(ledger).of(Row(Pair("m", "cot"), 0.5, 1, 1, 1, 1)) is None
         ledger.void("open")
+
+
+def test_calls_that_were_cut_off_count_as_slow(tmp_path: Path) -> None:
+    """A model that never ends in time would else be chosen again and again."""
+    models: Any = {SMALL: ScriptedModel(SMALL, "The answer is 5."), LARGE: ScriptedModel(LARGE, SLOW, 0.02)}
+    settings: dict[str, Any] = {"router": StaticRouter(TABLE), "policy": "best"}
+    with Viaticum("1", folder=tmp_path, models=models, catalogue=Catalogue.load(), **settings) as viaticum:
+        with pytest.raises(DeadlineExceeded):
+            viaticum.solve(QUESTION, allowance=Allowance(max_seconds=0.5))
+        again = viaticum.derive(latencies=CallLatencies(viaticum.ledger))
+        answer = again.solve(QUESTION, kind="number", allowance=Allowance(max_seconds=0.5))
+        assert (answer.value, answer.routes[0].pair.model) == ("5", SMALL)
 
 
 # Choice
