@@ -99,8 +99,9 @@ class CompletionFinished:
     """The end of a completion.
 
     text: all of it; thinking: of the last call; answer: what the strategy read from the text, if there was a
-    strategy; cost: nano-dollars; stop_string: the one that ended a plain chat, "" for none that is known; why: the
-    last route's reason; switched_from: the model of the session's last turn, where that was another one.
+    strategy; cost: nano-dollars; stop_string: the one that ended a plain chat, "" for none that is known;
+    why: the last route's reason; switched_from: the model of the session's last turn, where that was another
+    one.
     """
 
     text: str
