@@ -9,6 +9,7 @@ from langgraph.runtime import Runtime
 
 from viaticum.agents.workflow.approval import nanousd_left
 from viaticum.agents.workflow.deadlines import Deadline
+from viaticum.agents.workflow.failover import may_ask
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.restrictions import restricted
@@ -20,6 +21,7 @@ from viaticum.checks import checked_type, shown
 from viaticum.errors import InputError
 from viaticum.residency import Residency
 from viaticum.routers.query import PlanRoute, PlanRow, Policy, choose_plan
+from viaticum.types import Pair
 
 _PLAIN = (str, bytes, int, float, list, tuple, set, frozenset)  # which no graph takes as its context
 
@@ -80,6 +82,13 @@ def restricted_for(
     """The resources under the restrictions that the question began with, and those of this run."""
     of_run = Residency.of(allowance_in(runtime.context).only)
     return restricted(resources, residency_of(state) & of_run)
+
+
+def pending_pairs(state: State, resources: WorkflowResources) -> list[str]:
+    """The pairs of the plan that are not tried yet, that may be used, and whose model has not failed."""
+    pairs = state["plan"]["pairs"] if state["plan"] else []
+    left = [pair for pair in pairs if pair not in state["tried"] and may_ask(state, Pair.parse(pair))]
+    return [pair for pair in left if not resources.residency or resources.is_usable(Pair.parse(pair))]
 
 
 def row_allowance(runtime: Runtime[Allowance]) -> RowAllowance | None:

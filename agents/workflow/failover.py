@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from viaticum.agents.workflow.calls import existing_tries
 from viaticum.budgets import Entry, Ledger
@@ -22,9 +22,6 @@ from viaticum.errors import (
     RateLimited,
 )
 from viaticum.types import Pair
-
-if TYPE_CHECKING:
-    from viaticum.agents.workflow.resources import WorkflowResources
 
 FAILOVER = (ModelUnavailable, RateLimited, ProviderUnavailable, ContentRefused, PromptTooLong)
 
@@ -67,13 +64,6 @@ def may_ask(state: Mapping[str, Any], pair: Pair) -> bool:
         or (failure.kind != PromptTooLong.__name__ and pair.model == Pair.parse(failure.pair).model)
         for failure in failures_of(state)
     )
-
-
-def pending_pairs(state: Mapping[str, Any], resources: WorkflowResources) -> list[str]:
-    """The pairs of the plan that are not tried yet, that may be used, and whose model has not failed."""
-    pairs = state["plan"]["pairs"] if state["plan"] else []
-    left = [pair for pair in pairs if pair not in state["tried"] and may_ask(state, Pair.parse(pair))]
-    return [pair for pair in left if not resources.residency or resources.is_usable(Pair.parse(pair))]
 
 
 def posts_of_tries(ledger: Ledger, first: str) -> Iterator[Entry]:

@@ -40,6 +40,7 @@ from viaticum.agents.workflow.allowances import (
     check_fits,
     choose_within,
     deadline_of,
+    pending_pairs,
     restricted_for,
     row_allowance,
     until_of,
@@ -78,7 +79,6 @@ from viaticum.agents.workflow.failover import (
     last_failure,
     may_ask,
     next_call_is_known,
-    pending_pairs,
 )
 from viaticum.agents.workflow.latencies import CallLatencies
 from viaticum.agents.workflow.nodes import Node, StoppableRun, is_stopped
@@ -315,11 +315,8 @@ class Workflow:
         update: State = {"short": None, "until": until_of(self.resources, runtime)}
         if decision.do == "raise":
             raise_limit(self.resources.ledger, decision, request)
-            return Command(
-                update={"short": None, "until": until_of(self.resources, runtime)}, goto=request["then"]
-            )
-        update: State = {"short": None, "on_short": "cheaper", "until": until_of(self.resources, runtime)}
-        return Command(update=update, goto="route")
+            return Command(update=update, goto=request["then"])
+        return Command(update={**update, "on_short": "cheaper"}, goto="route")
 
     # Steps of the nodes
 

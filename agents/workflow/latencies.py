@@ -1,7 +1,7 @@
 """How long calls take, from the newest calls in the ledger, whoever made them.
 
-The seconds of a call are kept with its result; one that was cut off took as long as it was held. They are
-taken as linear in its output tokens (the time to the first token, then a time for each), fitted by least
+The seconds of a call are kept with its result; one that was cut off counts for twice as long as it
+was held. They are taken as linear in its output tokens (the time to the first token, then a time for each), fitted by least
 squares to the calls of the pair, or of its model where the pair has few; the quantiles are those of the ratio
 of what calls took to the fitted line. Leaves out what follows from it (`viaticum.agents.workflow.deadlines`).
 """
@@ -24,6 +24,7 @@ from viaticum.types import Row
 NEWEST = 300  # calls that are looked at
 LEAST = 5  # calls of a pair, below which those of its model count
 REFRESH_SECONDS = 5.0
+CUT_OFF = 2.0  # times as long as it was held is what a call that was cut off counts for
 Points = list[tuple[int, float]]  # output tokens and seconds of calls
 
 
@@ -107,12 +108,12 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
 def _point(hold: Hold, post: Entry) -> tuple[int, float] | None:
     """Output tokens and seconds of a call; None where its result does not say.
 
-    A call that was cut off has no result: it took as long as it was held. Without these, a model that never
-    ends in time would seem quick.
+    A call that was cut off has no result. How long it would have taken is not known: twice as long as it was
+    held counts. Without these calls a model that never ends in time would seem quick.
     """
     if hold.result is None:
         seconds = (datetime.fromisoformat(post.at) - datetime.fromisoformat(hold.created)).total_seconds()
-        return (sum(count.output_tokens for count in post.usage.values()), max(0.0, seconds))
+        return sum(count.output_tokens for count in post.usage.values()), max(0.0, CUT_OFF * seconds)
     try:
         result = json.loads(hold.result or "")
         seconds = float(result["seconds"])

@@ -25,10 +25,13 @@ from viaticum.types import Completion
 
 try:
     from opentelemetry import context as otel_context
-    from opentelemetry import metrics, trace
+    from opentelemetry import metrics
+    from opentelemetry import trace as otel_trace
     from opentelemetry.trace import SpanKind, Status, StatusCode
 except ImportError:  # the extra is not installed
-    trace = None  # type: ignore[assignment]
+    trace: Any = None
+else:
+    trace = otel_trace
 
 NAME = "viaticum"
 TOKEN_BUCKETS = [4**power for power in range(14)]  # as the conventions advise, also for seconds

@@ -38,7 +38,7 @@ HISTORY: list[Message] = [
 def entries(short: str = "The answer is 5.", long: str = "The answer is 5.") -> list[ModelSpec]:
     prices = {
         "short": {"input_price": 1, "output_price": 1, "cached_input_price": "0.1"},
-        "long": {"input_price": "0.7", "output_price": 9, "cached_input_price": "0.1"},
+        "long": {"input_price": "0.7", "output_price": 2, "cached_input_price": "0.1"},
     }
     common = {"kind": "scripted", "description": "d", "context_length": 100_000}
     texts = {"short": short, "long": long}
@@ -143,7 +143,7 @@ def provider() -> Iterator[OpenAIServer]:
 def remote(provider: OpenAIServer) -> Catalogue:
     prices = {
         "short": {"input_price": "1", "output_price": "1", "cached_input_price": "0.1"},
-        "long": {"input_price": "0.7", "output_price": "9", "cached_input_price": "0.1"},
+        "long": {"input_price": "0.7", "output_price": "2", "cached_input_price": "0.1"},
     }
     common: dict[str, Any] = {"context_length": 100_000, "max_retries": 0}
     return Catalogue(
