@@ -1,9 +1,10 @@
 """How long calls take, from the newest calls in the ledger, whoever made them.
 
-The seconds of a call are kept with its result; one that was cut off counts for twice as long as it
-was held. They are taken as linear in its output tokens (the time to the first token, then a time for each), fitted by least
-squares to the calls of the pair, or of its model where the pair has few; the quantiles are those of the ratio
-of what calls took to the fitted line. Leaves out what follows from it (`viaticum.agents.workflow.deadlines`).
+The seconds of a call are kept with its result; one that was cut off counts for twice as long as it was held.
+They are taken as linear in its output tokens (the time to the first token, then a time for each), fitted by
+least squares to the calls of the pair, or of its model where the pair has few; the quantiles are those of the
+ratio of what calls took to the fitted line. Leaves out what follows from it
+(`viaticum.agents.workflow.deadlines`).
 """
 
 from __future__ import annotations
