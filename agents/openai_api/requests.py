@@ -145,7 +145,7 @@ class RoutedRequest(RequestLimits):
         None, max_length=100, description="within:DISTANCE, best, cheapest:ACCURACY or weighted:PER_DOLLAR."
     )
     max_seconds: float | None = Field(
-        None, gt=0, le=86_400, description="Seconds that this request may take, its wait for a slot included."
+        None, ge=1, le=86_400, description="Seconds that this request may take, its wait for a slot included."
     )
     session: str | None = Field(
         None,

@@ -262,15 +262,15 @@ def test_a_request_ends_in_time(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         for stream in (False, True):
             began = time.monotonic()
-            answer = server.ask("slow", max_seconds=0.4, stream=stream)
+            answer = server.ask("slow", max_seconds=1, stream=stream)
             assert time.monotonic() - began < 3
             error = answer.text if stream else answer.json()["error"]["message"]
-            assert "0.4 seconds (max_seconds) are over" in error
+            assert "1 seconds (max_seconds) are over" in error
             if not stream:
                 assert answer.status_code == 504
                 assert answer.headers["x-should-retry"] == "false"
         assert server.ask("fast", max_seconds=60).status_code == 200
-        assert server.ask("fast", max_seconds=0).status_code == 400
+        assert server.ask("fast", max_seconds=0.5).status_code == 400
         server.assert_settled()
     assert LONG_TEXT
 
