@@ -115,6 +115,7 @@ from viaticum.routers.query import Plan, PlanRoute, PlanRow, as_policy, choose_p
 from viaticum.strategies import get as get_strategy
 from viaticum.types import Completion, Pair, Route, RoutingTable, Row
 
+JITTER_SECONDS = 1.0  # that LangGraph may add to the wait before a further try
 _log = logging.getLogger("viaticum")
 Graph = CompiledStateGraph[State, Allowance, QuestionInput, AnswerOutput]
 Next = Literal["route", "call", "parse", "approval", "__end__"]
@@ -420,7 +421,7 @@ class Workflow:
         """The pair cannot answer: ask another one, or raise the error where none is left."""
         attempt = 1 if runtime.execution_info is None else runtime.execution_info.node_attempt
         deadline = deadline_of(self.resources, state, runtime)
-        wait = self.resources.backoff * 2 ** (attempt - 1)
+        wait = self.resources.backoff * 2 ** (attempt - 1) + JITTER_SECONDS
         is_time_left = deadline is None or deadline.left > wait
         if isinstance(error, ModelUnavailable) and attempt < self.resources.tries and is_time_left:
             raise error  # the graph tries again
