@@ -1,17 +1,17 @@
 """Fitting the learned router on an outcome table.
 
-What is learned from predictions (weights of the heads, calibration, token offsets, cost ratios, limits of
-trust) is learned from out-of-fold predictions: five folds, near-duplicate questions never on both sides.
-Deterministic for a seed.
+What is learned from predictions (weights of the heads, calibration, token offsets, cost ratios, trust) is
+learned from out-of-fold predictions: five folds, near-duplicate questions never on both sides, and for trust
+folds of whole kinds of questions too. Deterministic for a seed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,19 +21,24 @@ from viaticum.errors import DataError
 from viaticum.routers.query.calibration import calibration_error, cost_ratios
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.heads import (
-    NEIGHBOURS,
     CalibratedMixture,
     Columns,
-    DualHead,
     LogisticHead,
-    NeighboursHead,
     TrainingData,
-    fit_dual_head,
     log_loss,
     log_odds,
 )
+from viaticum.routers.query.out_of_fold import (
+    FOLDS,
+    OutOfFold,
+    Report,
+    choose_epochs,
+    fit_dual,
+    fold_means,
+    kind_folds,
+    predict_out_of_fold,
+)
 from viaticum.routers.query.outcome_matrix import (
-    MIN_QUESTIONS,
     Array,
     OutcomeMatrix,
     assign_folds,
@@ -41,36 +46,17 @@ from viaticum.routers.query.outcome_matrix import (
     split_templates,
 )
 from viaticum.routers.query.parameters import RouterParameters, RTRSettings
-from viaticum.routers.query.plans import COST_WEIGHTS, IndexedPlan, Plan, search, simulate
-from viaticum.routers.query.rtr import TRUST_NEIGHBOURS, RTRRouter
-from viaticum.routers.query.token_quantiles import expected_log_tokens, fit_token_quantiles, log_characters
+from viaticum.routers.query.plan_search import plan_optimism, search_plans
+from viaticum.routers.query.plans import COST_WEIGHTS, IndexedPlan, Plan, simulate
+from viaticum.routers.query.rtr import RTRRouter
+from viaticum.routers.query.token_quantiles import (
+    TokenQuantiles,
+    fit_token_quantiles,
+    log_characters,
+    quantile_excess,
+)
+from viaticum.routers.query.trust import Predicted, Trust, closeness_of, fit_trust, heads_alone, limits_of
 from viaticum.types import Pair
-
-FOLDS = 5
-MAX_EPOCHS = 40
-MAX_CLUSTERS = 8  # clusters of questions with alike outcomes, for the search of plans
-# Shares of the known questions that lie further from the others than the similarities of trust 0 and 1.
-TRUST_QUANTILES = (0.01, 0.10)
-Report = Callable[[str, int, int], None]  # stage, done, total
-
-
-class OutOfFold(NamedTuple):
-    """Predictions for each question by heads that were fitted on the other folds.
-
-    Args:
-        logits: log-odds by head [Q, M].
-        cost: expected dollars [Q, M].
-        neighbour_tokens, dual_tokens: log tokens by the neighbours' mean and the dual head's median [Q, P].
-        similarity: mean similarity to the nearest known questions [Q].
-        epochs: epochs that the dual head is trained for.
-    """
-
-    logits: dict[str, Tensor]
-    cost: Tensor
-    neighbour_tokens: Tensor
-    dual_tokens: Tensor
-    similarity: Tensor
-    epochs: int
 
 
 def fit(
@@ -104,18 +90,32 @@ def fit(
     folds = torch.from_numpy(assign_folds(groups, FOLDS, settings.seed))
     started = time.perf_counter()
     report("searching plans", 0, 1)
-    plans = _search_plans(matrix, embeddings, settings)
+    plans: list[IndexedPlan] = [((pair,), 2) for pair in range(len(matrix.pairs))]
+    if settings.plans:
+        plans += search_plans(matrix, embeddings, settings.seed)
+    optimism = (
+        plan_optimism(matrix, embeddings, folds, settings.seed) if len(plans) > len(matrix.pairs) else 0.0
+    )
     data = _training_data(matrix, embeddings, plans)
     columns = _columns(matrix.pairs, plans, descriptions or {}, encoder)
-    out_of_fold = _predict_out_of_fold(columns, data, folds, settings, report)
+    epochs = choose_epochs(columns, data, folds, settings)
+    home = predict_out_of_fold(columns, data, folds, epochs, settings, report)
+    away = None
+    if settings.trust:
+        kinds = kind_folds(matrix, embeddings, settings.seed)
+        if len(kinds.unique()) > 1:
+            away = predict_out_of_fold(columns, data, kinds, epochs, settings, report)
     report("fitting on all questions", 0, 1)
-    parameters = _fit_parameters(matrix, plans, data, columns, out_of_fold, settings)
+    parameters = _fit_parameters(matrix, plans, data, columns, (home, away), epochs, optimism, settings)
     parameters.facts = {
+        **parameters.facts,
         "encoder": encoder.name,
         "questions": len(matrix),
         "date": datetime.now(UTC).date().isoformat(),
         "groups": int(groups.max()) + 1,
-        **_facts(matrix, parameters, out_of_fold),
+        **_facts(matrix, parameters, home),
+        "epochs": epochs,
+        "plan_optimism": round(optimism, 4),
         "seconds": round(time.perf_counter() - started, 1),
         "seconds_with_embeddings": round(time.perf_counter() - began, 1),
     }
@@ -133,23 +133,6 @@ def fingerprint(matrix: OutcomeMatrix) -> str:
         digest.update(text.encode() + b"\n")
     digest.update(np.nan_to_num(matrix.correct, nan=-1).astype(np.int8).tobytes())
     return digest.hexdigest()
-
-
-def _search_plans(matrix: OutcomeMatrix, embeddings: Tensor, settings: RTRSettings) -> list[IndexedPlan]:
-    """A plan for each column: every pair, then plans of several where enough questions have all pairs."""
-    singles: list[IndexedPlan] = [((pair,), 2) for pair in range(len(matrix.pairs))]
-    complete = matrix.complete
-    if not settings.plans or complete.sum() < MIN_QUESTIONS or len(matrix.pairs) < 2:
-        return singles
-    from sklearn.cluster import KMeans
-
-    known = matrix.select(complete)
-    head = NeighboursHead(embeddings[torch.from_numpy(complete)], torch.from_numpy(known.correct).float())
-    logits = log_odds(head.mean(*head.nearest(head.embeddings, NEIGHBOURS // 2))).numpy()
-    count = min(MAX_CLUSTERS, max(1, len(known) // 50))
-    clusters = KMeans(count, n_init=3, random_state=settings.seed).fit_predict(logits)
-    plans = search(known.correct, known.cost, known.answers, clusters)
-    return [*singles, *(plan for plan in plans if len(plan[0]) > 1)]
 
 
 def _training_data(matrix: OutcomeMatrix, embeddings: Tensor, plans: list[IndexedPlan]) -> TrainingData:
@@ -188,61 +171,40 @@ def _columns(
     return Columns(embedded[0], embedded[1], torch.tensor(of_pair), members)
 
 
-def _fit_dual(columns: Columns, data: TrainingData, epochs: int, settings: RTRSettings) -> DualHead:
-    return fit_dual_head(columns, data, epochs=epochs, seed=settings.seed, decision=settings.decision)[0]
-
-
-def _predict_out_of_fold(
-    columns: Columns, data: TrainingData, folds: Tensor, settings: RTRSettings, report: Report
-) -> OutOfFold:
-    """Predict each fold by heads fitted on the others.
-
-    The dual head is trained for as many epochs as predict the second fold best after training on the third
-    and later.
-    """
-    epochs = fit_dual_head(
-        columns,
-        data.select(folds > 1),
-        epochs=MAX_EPOCHS,
-        seed=settings.seed,
-        decision=settings.decision,
-        validation=data.select(folds == 1),
-    )[1]
-    shape = data.correct.shape
-    logits = {name: torch.zeros(shape) for name in ("logistic", "neighbours", "dual")}
-    cost, similarity = torch.zeros(shape), torch.zeros(shape[0])
-    expected = expected_log_tokens(data.log_tokens, data.truncated)
-    neighbour_tokens, dual_tokens = torch.zeros(expected.shape), torch.zeros(expected.shape)
-    for fold in range(FOLDS):
-        report("fitting folds", fold, FOLDS)
-        rows = folds == fold
-        known, asked = data.select(~rows), data.embeddings[rows]
-        neighbours = NeighboursHead(known.embeddings, known.correct)
-        nearest = neighbours.nearest(asked, NEIGHBOURS)
-        logits["neighbours"][rows] = log_odds(neighbours.mean(*nearest))
-        cost[rows] = NeighboursHead(known.embeddings, known.cost).mean(*nearest)
-        similarity[rows] = nearest[0][:, :TRUST_NEIGHBOURS].mean(1)
-        logits["logistic"][rows] = LogisticHead.fit(known.embeddings, known.correct)(asked)
-        neighbour_tokens[rows] = NeighboursHead(known.embeddings, expected[~rows]).mean(*nearest)
-        logits["dual"][rows], tokens = _fit_dual(columns, known, epochs, settings).predict(asked)
-        dual_tokens[rows] = tokens[..., 0]
-    return OutOfFold(logits, cost, neighbour_tokens, dual_tokens, similarity, epochs)
-
-
 def _fit_parameters(
     matrix: OutcomeMatrix,
     plans: list[IndexedPlan],
     data: TrainingData,
     columns: Columns,
-    out_of_fold: OutOfFold,
+    predictions: tuple[OutOfFold, OutOfFold | None],
+    epochs: int,
+    optimism: float,
     settings: RTRSettings,
 ) -> RouterParameters:
-    """Heads fitted on all questions, and what the out-of-fold predictions say about them; without facts."""
+    """Heads fitted on all questions, and what out-of-fold predictions, home and away, say about them.
+
+    optimism: by how much the accuracy of plans looks too high.
+    """
+    out_of_fold = predictions[0]
     heads = [out_of_fold.logits[name] for name in settings.heads]
     mixture = CalibratedMixture.fit(heads, data.correct, calibrate=settings.calibrate)
     # A pair that was asked some questions only, such as hard ones, is not known by its mean on these.
     filled = (_fill(data.correct, mixture(heads)), _fill(data.cost, out_of_fold.cost))
+    lower = torch.zeros(len(plans))
+    lower[len(matrix.pairs) :] = optimism
+    filled = (filled[0] - lower, filled[1])
+    mixture = mixture.lowered(lower, heads)
     prices, prompt_price = _fit_prices(matrix)
+    tokens = fit_token_quantiles(
+        (out_of_fold.neighbour_tokens, out_of_fold.dual_tokens),
+        log_characters(matrix.texts),
+        data.log_tokens,
+        data.truncated,
+        prompt_price,
+    )
+    trust, facts, (accuracy, dollars) = _fit_trust(
+        matrix, data, tokens, mixture, filled, predictions, settings
+    )
     return RouterParameters(
         pairs=matrix.pairs,
         plans=tuple(Plan(tuple(matrix.pairs[pair] for pair in order), need) for order, need in plans),
@@ -251,23 +213,17 @@ def _fit_parameters(
         cost=data.cost,
         columns=columns,
         logistic=LogisticHead.fit(data.embeddings, data.correct),
-        dual=_fit_dual(columns, data, out_of_fold.epochs, settings),
+        dual=fit_dual(columns, data, epochs, settings),
         mixture=mixture,
-        static_means=torch.stack([_mean_over_datasets(each, matrix.datasets) for each in filled]),
-        trust_limits=torch.quantile(out_of_fold.similarity, torch.tensor(TRUST_QUANTILES)),
+        static_means=torch.stack([each.mean(0) for each in filled]),
+        trust=trust,
         token_offsets=torch.zeros(len(matrix.pairs), 2),
         prices=prices,
         cost_weights=torch.tensor(COST_WEIGHTS, dtype=torch.float32),
-        cost_ratios=cost_ratios(mixture(heads), out_of_fold.cost, data.cost),
+        cost_ratios=cost_ratios(accuracy, dollars, data.cost),
         settings=settings,
-        facts={},
-        tokens=fit_token_quantiles(
-            (out_of_fold.neighbour_tokens, out_of_fold.dual_tokens),
-            log_characters(matrix.texts),
-            data.log_tokens,
-            data.truncated,
-            prompt_price,
-        ),
+        facts=facts,
+        tokens=tokens,
     )
 
 
@@ -280,7 +236,6 @@ def _facts(matrix: OutcomeMatrix, parameters: RouterParameters, out_of_fold: Out
     return {
         "fingerprint": fingerprint(matrix),
         "datasets": {str(name): int(count) for name, count in datasets},
-        "epochs": out_of_fold.epochs,
         "unseen": {
             "log_loss": round(log_loss(log_odds(probabilities), correct), 4),
             "ece": round(calibration_error(probabilities, correct), 4),
@@ -292,16 +247,58 @@ def _facts(matrix: OutcomeMatrix, parameters: RouterParameters, out_of_fold: Out
     }
 
 
+def _fit_trust(
+    matrix: OutcomeMatrix,
+    data: TrainingData,
+    tokens: TokenQuantiles,
+    mixture: CalibratedMixture,
+    filled: tuple[Tensor, Tensor],
+    predictions: tuple[OutOfFold, OutOfFold | None],
+    settings: RTRSettings,
+) -> tuple[Trust, dict[str, Any], tuple[Tensor, Tensor]]:
+    """Trust, why, and accuracy and dollars of the known questions as they are predicted with it, each [Q, M].
+
+    filled: outcomes without holes, as `_fill` makes them.
+    """
+    home, away = predictions
+    accuracy = mixture([home.logits[name] for name in settings.heads])
+    if away is None:
+        return heads_alone(len(matrix), len(matrix.pairs)), {}, (accuracy, home.cost)
+    widening = quantile_excess(
+        tokens,
+        (away.neighbour_tokens, away.dual_tokens),
+        log_characters(matrix.texts),
+        data.log_tokens,
+        data.truncated,
+    )
+    limits = limits_of(closeness_of(home.similarity, home.similarity[home.nearest]))
+    sides = [_predicted(each, mixture, filled, data, settings) for each in (home, away)]
+    trust, facts = fit_trust(*sides, limits, home.similarity, widening)
+    means = [fold_means(each, home.folds) for each in filled]
+    share = trust.shares[1]
+    accuracy, dollars = (
+        share * each + (1 - share) * mean for each, mean in zip((accuracy, home.cost), means, strict=True)
+    )
+    return trust, {"trust": facts}, (accuracy, dollars)
+
+
+def _predicted(
+    side: OutOfFold,
+    mixture: CalibratedMixture,
+    filled: tuple[Tensor, Tensor],
+    data: TrainingData,
+    settings: RTRSettings,
+) -> Predicted:
+    """Predictions and the means of the other folds, beside outcomes."""
+    heads = mixture([side.logits[name] for name in settings.heads])
+    means = [fold_means(each, side.folds) for each in filled]
+    tensors = (heads, side.cost, *means, data.correct, data.cost)
+    return Predicted(side.folds.numpy(), *(each.double().numpy() for each in tensors))
+
+
 def _fill(values: Tensor, predicted: Tensor) -> Tensor:
     """Known outcomes, and in their holes what other questions' outcomes predict."""
     return torch.where(values.isnan(), predicted, values)
-
-
-def _mean_over_datasets(values: Tensor, datasets: Array) -> Tensor:
-    """Column means [M] in which every data set has the same weight, whatever its size."""
-    parts = [values[torch.from_numpy(datasets == name)] for name in np.unique(datasets)]
-    means = torch.stack([part.nanmean(0) for part in parts]).nanmean(0)
-    return means.nan_to_num(float(values.nanmean()))
 
 
 def _fit_prices(matrix: OutcomeMatrix) -> tuple[Tensor, Tensor]:

@@ -351,6 +351,15 @@ class CalibratedMixture:
         mixed = sum(share * each for share, each in zip(self.shares, heads, strict=True))
         return torch.sigmoid(mixed * self.slope + self.offset)
 
+    def lowered(self, by: Tensor, heads: Sequence[Tensor]) -> CalibratedMixture:
+        """The mixture with offsets at which the mean probability of a column is lower by so much; by: [M].
+
+        heads: log-odds of each head for some questions, H times [Q, M].
+        """
+        probabilities = self(heads)
+        slope = (probabilities * (1 - probabilities)).mean(0).clamp_min(0.02)
+        return replace(self, offset=self.offset - by / slope)
+
     @classmethod
     def fit(
         cls, heads: Sequence[Tensor], correct: Tensor, *, calibrate: bool = True, ridge: float = 20.0

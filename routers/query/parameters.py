@@ -15,6 +15,7 @@ from viaticum.quantiles import NORMAL_P90
 from viaticum.routers.query.heads import CalibratedMixture, Columns, DualHead, LogisticHead, log_odds
 from viaticum.routers.query.plans import Plan
 from viaticum.routers.query.token_quantiles import TokenQuantiles
+from viaticum.routers.query.trust import Trust
 from viaticum.types import Pair
 
 
@@ -26,7 +27,7 @@ class RTRSettings:
         heads: names among logistic, neighbours and dual.
         decision: weight of the loss on the decision in the dual head.
         calibrate: Platt scaling per column.
-        trust: predictions far from all known questions move to the static means.
+        trust: predictions are mixed with the static means, the more so far from all known questions.
         plans: search for plans of several pairs.
         spend: correct expected costs by `RouterParameters.cost_ratios`.
         seed: seed of every draw.
@@ -98,7 +99,7 @@ class RouterParameters:
         cost: known dollars [Q, M].
         columns, logistic, dual, mixture: the fitted heads.
         static_means: accuracy and dollars of each column where nothing is known of a question [2, M].
-        trust_limits: similarities to known questions at which trust is 0 and 1 [2].
+        trust: how far predictions count, beside the static means.
         token_offsets: added to the dual head's log tokens where `tokens` is None [P, 2].
         prices: dollars of a prompt and of an output token [P, 2].
         cost_weights: values of a dollar in units of accuracy [W].
@@ -119,7 +120,7 @@ class RouterParameters:
     dual: DualHead
     mixture: CalibratedMixture
     static_means: Tensor
-    trust_limits: Tensor
+    trust: Trust
     token_offsets: Tensor
     prices: Tensor
     cost_weights: Tensor

@@ -1,8 +1,8 @@
 """The learned query router: predicts accuracy, tokens and cost of every pair and plan for a question.
 
 Route-To-Reason (RTR, arXiv 2505.19435), extended: several heads, calibrated on out-of-fold predictions;
-quantiles of tokens; plans that call an expensive pair only where cheap ones disagree; and trust, which moves
-the predictions for a question that is far from all known ones to the static means. Made by
+quantiles of tokens; plans that call an expensive pair only where cheap ones disagree; and trust, which mixes
+the predictions with the static means, the more so for a question that is far from all known ones. Made by
 `viaticum.routers.query.fit`, written and read by `viaticum.routers.query.storage`.
 """
 
@@ -25,6 +25,7 @@ from viaticum.money import NANOUSD_PER_USD
 from viaticum.routers.query.base import QueryRouter
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.heads import NEIGHBOURS, QUANTILES, NeighboursHead, log_odds
+from viaticum.routers.query.out_of_fold import TRUST_NEIGHBOURS
 from viaticum.routers.query.parameters import RouterParameters
 from viaticum.routers.query.plans import Plan, PlanRow
 from viaticum.routers.query.static import TableOrigin
@@ -34,7 +35,6 @@ from viaticum.types import Query, RoutingTable, Row
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2  # fractional parts of its multiples are spread evenly
 CACHE_SIZE = 32  # questions whose predictions are kept
-TRUST_NEIGHBOURS = 10  # questions whose mean similarity determines trust
 SAME_TEXT = 0.9999  # cosine of two embeddings of one text; a router keeps them in half precision
 SAME_AMONG = 4  # nearest questions among which one of the same text is
 
@@ -134,13 +134,16 @@ class RTRRouter(QueryRouter):
         }
         accuracy = parameters.mixture([heads[name]() for name in parameters.settings.heads])
         cost = self._cost.mean(cosines, indices)
-        low, high = parameters.trust_limits.tolist()
-        trust = ((cosines[:, :TRUST_NEIGHBOURS].mean(1) - low) / max(high - low, 1e-6)).clamp(0, 1)
+        trust = parameters.trust.at(cosines[:, :TRUST_NEIGHBOURS], indices[:, :TRUST_NEIGHBOURS])
         if parameters.settings.trust:
-            share = trust[:, None]
+            share, factor = (
+                each[:, None] for each in (parameters.trust.share(trust), parameters.trust.factor(trust))
+            )
             accuracy = share * accuracy + (1 - share) * parameters.static_means[0]
-            cost = share * cost + (1 - share) * parameters.static_means[1]
+            cost = factor * (share * cost + (1 - share) * parameters.static_means[1])
         tokens, prompt, nearby = self._predict_lengths(cosines, indices, log_tokens, cost, texts)
+        if parameters.settings.trust:
+            tokens[..., 1] *= parameters.trust.wider(trust).exp()
         more = nearby @ self._calls.T
         cost = (cost + more).clamp_min(0.0)
         if parameters.added is not None:

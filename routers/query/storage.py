@@ -21,13 +21,13 @@ from viaticum.routers.query.heads import CalibratedMixture, Columns, DualHead, L
 from viaticum.routers.query.parameters import AddedPairs, RouterParameters, RTRSettings
 from viaticum.routers.query.plans import Plan
 from viaticum.routers.query.token_quantiles import TokenQuantiles
+from viaticum.routers.query.trust import Trust
 from viaticum.types import Pair
 
 FORMAT = 1
 # Name in the file: name of the field.
 TENSORS = {
     "static": "static_means",
-    "limits": "trust_limits",
     "stretch": "token_offsets",
     "rate": "prices",
     "worth": "cost_weights",
@@ -42,6 +42,7 @@ ADDED_TENSORS = {
 }
 COLUMN_TENSORS = tuple(field.name for field in fields(Columns))
 TOKEN_TENSORS = tuple(field.name for field in fields(TokenQuantiles))
+TRUST_TENSORS = ("similarity", "shares", "cost_factor", "widening")
 MIXTURE_TENSORS = tuple(field.name for field in fields(CalibratedMixture))
 
 
@@ -100,6 +101,8 @@ def _tensors(parameters: RouterParameters) -> dict[str, Tensor]:
         "logistic": parameters.logistic.weights,
         **{f"mixture.{name}": getattr(parameters.mixture, name) for name in MIXTURE_TENSORS},
         **{name: getattr(parameters, field) for name, field in TENSORS.items()},
+        "limits": parameters.trust.limits,
+        **{f"trust.{name}": getattr(parameters.trust, name) for name in TRUST_TENSORS},
         **{f"columns.{name}": getattr(parameters.columns, name) for name in COLUMN_TENSORS},
         **{f"dual.{name}": each for name, each in parameters.dual.state_dict().items()},
         **(
@@ -147,6 +150,7 @@ def _parse(document: dict[str, Any], tensors: dict[str, Tensor]) -> RouterParame
         dual=dual.freeze(),
         mixture=CalibratedMixture(*(tensors[f"mixture.{name}"] for name in MIXTURE_TENSORS)),
         **{field: tensors[name] for name, field in TENSORS.items()},
+        trust=_parse_trust(tensors, len(correct), len(pairs)),
         settings=RTRSettings(**(document["settings"] | {"heads": tuple(document["settings"]["heads"])})),
         facts=document["facts"],
         tokens=TokenQuantiles(**{name: tensors[f"tokens.{name}"] for name in TOKEN_TENSORS})
@@ -156,6 +160,18 @@ def _parse(document: dict[str, Any], tensors: dict[str, Tensor]) -> RouterParame
         if added
         else None,
     )
+
+
+def _parse_trust(tensors: dict[str, Tensor], questions: int, pairs: int) -> Trust:
+    """In files of earlier versions the heads alone count near the known questions, and the means far away."""
+    earlier = {
+        "similarity": torch.zeros(questions),
+        "shares": torch.tensor([0.0, 1.0]),
+        "cost_factor": torch.tensor(1.0),
+        "widening": torch.zeros(pairs),
+    }
+    found = {name: tensors.get(f"trust.{name}", each) for name, each in earlier.items()}
+    return Trust(limits=tensors["limits"], **found)
 
 
 def _to_int8(correct: Tensor) -> Tensor:

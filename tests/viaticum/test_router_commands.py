@@ -124,6 +124,14 @@ def test_evaluate_leaves_out_data_sets(fitted: Path, tmp_path: Path) -> None:
         run(*arguments, "model")
 
 
+def test_a_table_with_few_questions_is_warned_of(encoder: str, tmp_path: Path) -> None:
+    for count, warned in ((40, True), (100, False)):
+        write_outcomes(tmp_path / "few.jsonl", outcomes(count))
+        arguments = ("fit", tmp_path / "few.jsonl", "--out", tmp_path / "few", "--encoder", encoder)
+        result = CliRunner().invoke(app, ["router", *map(str, arguments)], catch_exceptions=False)
+        assert ("questions are few" in result.stderr) == warned
+
+
 def test_show_marks_what_is_extrapolated(encoder: str, tmp_path: Path) -> None:
     rows = [
         replace(row, output_tokens=40, finish_reason="length") if (row.output_tokens or 0) > 40 else row

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from viaticum.routers.query.rtr import RTRRouter
     from viaticum.types import Pair, Row
 
+FEW_QUESTIONS = 100  # below which what a router gains is uncertain
+
 app = typer.Typer(no_args_is_help=True, help="Fit, evaluate and query the learned query router.")
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a router.")]
@@ -64,6 +66,12 @@ def fit(
         )
     router.save(out)
     facts = router.parameters.facts
+    if facts["questions"] < FEW_QUESTIONS:
+        typer.echo(
+            f"warning: {facts['questions']} questions are few; below {FEW_QUESTIONS} it is uncertain what a "
+            "router gains over a fixed mixture of pairs, so that its predictions stay near the averages",
+            err=True,
+        )
     if as_json:
         typer.echo(
             json.dumps(

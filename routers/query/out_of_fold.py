@@ -1,0 +1,120 @@
+"""Predictions for known questions by heads that did not see them; calibration and trust learn from these.
+
+Two kinds of folds: groups of near-duplicates at random, which are new questions of known kinds ("home"), and
+whole kinds of questions left out, which are what a router meets when its users change ("away"). Kinds are
+data sets where there are several, else clusters of embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from viaticum.routers.query.heads import (
+    NEIGHBOURS,
+    Columns,
+    DualHead,
+    LogisticHead,
+    NeighboursHead,
+    TrainingData,
+    fit_dual_head,
+    log_odds,
+)
+from viaticum.routers.query.outcome_matrix import OutcomeMatrix, assign_folds
+from viaticum.routers.query.parameters import RTRSettings
+from viaticum.routers.query.token_quantiles import expected_log_tokens
+
+FOLDS = 5
+MAX_EPOCHS = 40
+MIN_DATASETS = 3  # fewer are no sample of kinds
+TRUST_NEIGHBOURS = 10  # questions whose mean similarity determines trust
+Report = Callable[[str, int, int], None]  # stage, done, total
+
+
+class OutOfFold(NamedTuple):
+    """Predictions for each question by heads that were fitted on the other folds.
+
+    Args:
+        folds: of each question [Q].
+        logits: log-odds by head [Q, M].
+        cost: expected dollars [Q, M].
+        neighbour_tokens, dual_tokens: log tokens by the neighbours' mean and the dual head's median [Q, P].
+        similarity: mean similarity to the nearest known questions [Q].
+        nearest: which these are [Q, TRUST_NEIGHBOURS].
+    """
+
+    folds: Tensor
+    logits: dict[str, Tensor]
+    cost: Tensor
+    neighbour_tokens: Tensor
+    dual_tokens: Tensor
+    similarity: Tensor
+    nearest: Tensor
+
+
+def kind_folds(matrix: OutcomeMatrix, embeddings: Tensor, seed: int) -> Tensor:
+    """A fold for each question, whole kinds together [Q]; at most `FOLDS`."""
+    names, kinds = np.unique(matrix.datasets, return_inverse=True)
+    if len(names) < MIN_DATASETS:
+        from sklearn.cluster import KMeans
+
+        count = min(FOLDS, len(matrix))
+        kinds = KMeans(count, n_init=3, random_state=seed).fit_predict(embeddings.numpy())
+    return torch.from_numpy(assign_folds(np.asarray(kinds), FOLDS, seed))
+
+
+def choose_epochs(columns: Columns, data: TrainingData, folds: Tensor, settings: RTRSettings) -> int:
+    """Epochs of the dual head that predict the second fold best after training on the third and later."""
+    return fit_dual_head(
+        columns,
+        data.select(folds > 1),
+        epochs=MAX_EPOCHS,
+        seed=settings.seed,
+        decision=settings.decision,
+        validation=data.select(folds == 1),
+    )[1]
+
+
+def fit_dual(columns: Columns, data: TrainingData, epochs: int, settings: RTRSettings) -> DualHead:
+    return fit_dual_head(columns, data, epochs=epochs, seed=settings.seed, decision=settings.decision)[0]
+
+
+def predict_out_of_fold(
+    columns: Columns, data: TrainingData, folds: Tensor, epochs: int, settings: RTRSettings, report: Report
+) -> OutOfFold:
+    """Predict each fold by heads fitted on the others. folds: [Q]; none holds all questions."""
+    shape = data.correct.shape
+    logits = {name: torch.zeros(shape) for name in ("logistic", "neighbours", "dual")}
+    cost, similarity = torch.zeros(shape), torch.zeros(shape[0])
+    nearby = torch.zeros(shape[0], TRUST_NEIGHBOURS, dtype=torch.long)
+    expected = expected_log_tokens(data.log_tokens, data.truncated)
+    neighbour_tokens, dual_tokens = torch.zeros(expected.shape), torch.zeros(expected.shape)
+    numbers = folds.unique().tolist()
+    for done, fold in enumerate(numbers):
+        report("fitting folds", done, len(numbers))
+        rows = folds == fold
+        known, asked = data.select(~rows), data.embeddings[rows]
+        neighbours = NeighboursHead(known.embeddings, known.correct)
+        nearest = neighbours.nearest(asked, NEIGHBOURS)
+        logits["neighbours"][rows] = log_odds(neighbours.mean(*nearest))
+        cost[rows] = NeighboursHead(known.embeddings, known.cost).mean(*nearest)
+        similarity[rows] = nearest[0][:, :TRUST_NEIGHBOURS].mean(1)
+        nearby[rows] = (~rows).nonzero()[:, 0][nearest[1][:, :TRUST_NEIGHBOURS]]
+        logits["logistic"][rows] = LogisticHead.fit(known.embeddings, known.correct)(asked)
+        neighbour_tokens[rows] = NeighboursHead(known.embeddings, expected[~rows]).mean(*nearest)
+        logits["dual"][rows], tokens = fit_dual(columns, known, epochs, settings).predict(asked)
+        dual_tokens[rows] = tokens[..., 0]
+    return OutOfFold(folds, logits, cost, neighbour_tokens, dual_tokens, similarity, nearby)
+
+
+def fold_means(values: Tensor, folds: Tensor) -> Tensor:
+    """For each question the column means over the other folds [Q, M]. values: without NaN."""
+    result = torch.empty_like(values)
+    for fold in folds.unique().tolist():
+        rows = folds == fold
+        result[rows] = values[~rows].mean(0)
+    return result
