@@ -24,8 +24,7 @@ BUDGETS = 5  # at which shares are compared
 WEIGHTS = 60  # cost weights between which a budget is met
 MAX_ROWS = 1_500  # questions that shares are compared on
 HOME_QUANTILES = (0.02, 0.2)  # of closeness among questions of known kinds, at which trust is 0 and 1
-# Standard errors by which a gain over the static means is lowered; few kinds say little of other kinds.
-DOUBT = {"home": 0.5, "away": 1.0}
+DOUBT = 1.0  # standard errors by which a gain over the usual share is lowered
 NO_MONEY = 1e-12  # dollars
 MAX_FACTOR = 3.0  # of expected costs away
 PRIOR_QUESTIONS = 20  # questions that a cost ratio of 1 is worth
@@ -134,8 +133,8 @@ def fit_trust(
 ) -> tuple[Trust, dict[str, object]]:
     """Choose the shares and the cost factor, and tell why.
 
-    A share is worth its mean gain over share 0, less `DOUBT` standard errors; those of `away` are over kinds,
-    since questions of one kind err together. Of equals the smaller share is taken.
+    Usual are the heads at home and the static means away. Another share is worth its mean gain over the usual
+    one, less `DOUBT` standard errors; those of `away` are over kinds: questions of one kind err together.
 
     Args:
         home, away: predictions for questions whose kind was known, and was left out.
@@ -150,10 +149,11 @@ def fit_trust(
             shares.append(1.0 if name == "home" else 0.0)
             continue
         values = values_of(predicted, budgets_of(predicted.correct, predicted.cost))
-        gains = values - values[0]
+        usual = len(SHARES) - 1 if name == "home" else 0
+        gains = values - values[usual]
         doubts = [_error(line, predicted.folds if name == "away" else None) for line in gains]
-        worth = gains.mean(1) - DOUBT[name] * np.array(doubts)
-        shares.append(SHARES[int(worth.argmax())])
+        worth = gains.mean(1) - DOUBT * np.array(doubts)
+        shares.append(SHARES[int(worth.argmax()) if worth.max() > 0 else usual])
         facts[name] = {
             "share": shares[-1],
             "gains": [round(float(gain), 4) for gain in gains.mean(1)],
