@@ -25,7 +25,8 @@ from viaticum.routers.query.evaluate import (
     column_outcomes,
     paired_bootstrap,
 )
-from viaticum.routers.query.fit import Report, fit
+from viaticum.routers.query.fit import fit
+from viaticum.routers.query.out_of_fold import Report
 from viaticum.routers.query.outcome_matrix import OutcomeMatrix
 from viaticum.routers.query.parameters import RTRSettings
 from viaticum.routers.query.rtr import RTRRouter

@@ -103,7 +103,7 @@ def fit(
     away = None
     if settings.trust:
         kinds = kind_folds(matrix, embeddings, settings.seed)
-        if len(kinds.unique()) > 1:
+        if len(np.unique(kinds.numpy())) > 1:
             away = predict_out_of_fold(columns, data, kinds, epochs, settings, report)
     report("fitting on all questions", 0, 1)
     parameters = _fit_parameters(matrix, plans, data, columns, (home, away), epochs, optimism, settings)
@@ -272,8 +272,8 @@ def _fit_trust(
         data.truncated,
     )
     limits = limits_of(closeness_of(home.similarity, home.similarity[home.nearest]))
-    sides = [_predicted(each, mixture, filled, data, settings) for each in (home, away)]
-    trust, facts = fit_trust(*sides, limits, home.similarity, widening)
+    known, unknown = (_predicted(each, mixture, filled, data, settings) for each in (home, away))
+    trust, facts = fit_trust(known, unknown, limits, home.similarity, widening)
     means = [fold_means(each, home.folds) for each in filled]
     share = trust.shares[1]
     accuracy, dollars = (

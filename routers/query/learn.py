@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from viaticum.errors import DataError, InputError
 from viaticum.quantiles import censored_quantile
 from viaticum.routers.query.encoder import Encoder
-from viaticum.routers.query.fit import Report, fit
+from viaticum.routers.query.fit import fit
 from viaticum.routers.query.heads import QUANTILES, log_loss, log_odds
+from viaticum.routers.query.out_of_fold import Report
 from viaticum.routers.query.outcome_matrix import (
     MIN_QUESTIONS,
     OutcomeMatrix,

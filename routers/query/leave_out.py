@@ -14,7 +14,8 @@ import numpy as np
 from viaticum.errors import InputError
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.evaluate import BUDGETS, MARGIN, best_mixture, column_outcomes, paired_bootstrap
-from viaticum.routers.query.fit import Report, fit
+from viaticum.routers.query.fit import fit
+from viaticum.routers.query.out_of_fold import Report
 from viaticum.routers.query.outcome_matrix import MIN_QUESTIONS, Array, OutcomeMatrix, near_duplicates
 from viaticum.routers.query.parameters import RTRSettings
 

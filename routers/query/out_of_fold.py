@@ -93,7 +93,7 @@ def predict_out_of_fold(
     nearby = torch.zeros(shape[0], TRUST_NEIGHBOURS, dtype=torch.long)
     expected = expected_log_tokens(data.log_tokens, data.truncated)
     neighbour_tokens, dual_tokens = torch.zeros(expected.shape), torch.zeros(expected.shape)
-    numbers = folds.unique().tolist()
+    numbers = np.unique(folds.numpy()).tolist()
     for done, fold in enumerate(numbers):
         report("fitting folds", done, len(numbers))
         rows = folds == fold
@@ -114,7 +114,7 @@ def predict_out_of_fold(
 def fold_means(values: Tensor, folds: Tensor) -> Tensor:
     """For each question the column means over the other folds [Q, M]. values: without NaN."""
     result = torch.empty_like(values)
-    for fold in folds.unique().tolist():
+    for fold in np.unique(folds.numpy()).tolist():
         rows = folds == fold
         result[rows] = values[~rows].mean(0)
     return result

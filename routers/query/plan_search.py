@@ -59,7 +59,7 @@ def plan_optimism(matrix: OutcomeMatrix, embeddings: Tensor, folds: Tensor, seed
     known, rows = matrix.select(complete), torch.from_numpy(complete)
     embeddings, folds = embeddings[rows], folds[rows]
     excess: list[float] = []
-    for fold in folds.unique().tolist():
+    for fold in np.unique(folds.numpy()).tolist():
         inside = (folds != fold).numpy()
         if inside.sum() < MIN_FOLD or inside.all():
             continue

@@ -56,7 +56,8 @@ class Trust:
         """
         low, high = self.limits.tolist()
         closeness = closeness_of(cosines.mean(1), self.similarity[indices])
-        return ((closeness - low) / max(high - low, 1e-6)).clamp(0, 1)
+        trust: Tensor = ((closeness - low) / max(high - low, 1e-6)).clamp(0, 1)
+        return trust
 
     def share(self, trust: Tensor) -> Tensor:
         """The share of the heads [N]."""
