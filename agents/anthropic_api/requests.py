@@ -110,7 +110,9 @@ class CountRequest(StrictForm):
     def to_messages(self) -> list[Message]:
         """The messages as models take them. Raises `InputError` for a turn that cannot be sent."""
         messages = to_messages(self.system, ((turn.role, turn.content) for turn in self.messages))
-        if self.cache_control is not None and messages:
+        if not messages:
+            raise InputError("messages: nothing that a model reads; send a turn with text")
+        if self.cache_control is not None:
             last = messages[-1]
             last["parts"] = last.get("parts") or [{"type": "text", "text": last["content"]}]
             last["parts"][-1]["cache_control"] = self.cache_control.model_dump(exclude_none=True)

@@ -248,7 +248,8 @@ def _tool_use(call: Mapping[str, Any]) -> dict[str, Any]:
     text = call["function"]["arguments"]
     try:
         arguments = json.loads(text)
-    except ValueError:
+        json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()  # as it is sent
+    except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
         arguments = {BAD_ARGUMENTS: text}

@@ -183,5 +183,8 @@ def without_password(address: str) -> str:
     if "://" not in address:
         return str(Path(address).absolute())
     kind, _, rest = address.partition("://")
-    who, at, where = rest.rpartition("@")
+    before, _, query = rest.partition("?")  # libpq takes a password among the parameters as well
+    if "@" in query and "@" not in before:  # or the question mark is one of a password
+        return f"{kind}://..."
+    who, at, where = before.rpartition("@")
     return f"{kind}://{who.partition(':')[0]}{at}{where}"

@@ -290,6 +290,9 @@ def _openai_row(values: dict[str, Any], number: int, count: int, location: str) 
         ("n", (asked.n or 1) > 1),
         ("budget", asked.budget is not None),
         ("policy", asked.policy is not None),
+        ("only", asked.only is not None),  # of the whole job: --only
+        ("max_seconds", asked.max_seconds is not None),
+        ("session", asked.session is not None),
         ("tools", asked.tools is not None),
         ("logprobs", bool(asked.logprobs)),
     ):

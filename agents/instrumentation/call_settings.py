@@ -35,6 +35,7 @@ _TIERS: dict[str, tuple[str, ...] | None] = {
     "audio": None,
     "web_search_options": None,
 }
+_NAMES = ("model", "model_name")
 _OWN_TOOLS = ("bash_", "text_editor_", "memory_")  # Anthropic's, which the agent runs
 OWN_TOOL_TOKENS = 1024  # the provider's instructions of such a tool
 
@@ -54,6 +55,7 @@ class CallSettings:
         for owner in (_fields(model), given):
             self._sources += [value for name in _MAPPINGS if isinstance(value := owner.get(name), Mapping)]
         self._sources.append(given)
+        self._model = model
 
     @property
     def sent(self) -> list[Mapping[str, Any]]:
@@ -70,6 +72,17 @@ class CallSettings:
     def tools(self) -> list[Any]:
         return [tool for each in self._values("tools") if isinstance(each, Sequence) for tool in each]
 
+    def check_model(self) -> None:
+        """Check that the model that is sent is the one that is held. Raises `InputError` for another one."""
+        held = {str(each) for name in _NAMES if (each := getattr(self._model, name, None))}
+        for source in self._sources[1:]:
+            for name in _NAMES:
+                if source.get(name) and held and str(source[name]) not in held:
+                    raise InputError(
+                        f"{name}={source[name]!r} in the settings of a call names another model than the one "
+                        "that is held for; change the request's model instead"
+                    )
+
     def check(self, limit: int, setting: str) -> None:
         """Check that nothing makes a call dearer than its hold.
 
@@ -77,8 +90,9 @@ class CallSettings:
             limit: most new tokens of an answer, sent under the name `setting`.
 
         Raises:
-            InputError: a setting does; the message names it.
+            InputError: a setting does, or names another model; the message names it.
         """
+        self.check_model()
         for source in self._sources[1:]:
             for name in source.keys() & set(_LIMITS):
                 value = source[name]

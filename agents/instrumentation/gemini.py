@@ -68,6 +68,8 @@ class GeminiCall(ModelCall):
                     raise InputError(
                         f"the tool {name} is run by the provider, and what it reads is not known before"
                     )
+        if {"generation_config", "generationConfig"} <= set(self.body):
+            raise InputError("the request has its generation config twice, and which one holds is not known")
         if body.get("cached_content"):
             raise InputError(
                 f"{body['cached_content']!r} lies with the provider, and its tokens are not known"
@@ -80,14 +82,17 @@ class GeminiCall(ModelCall):
                 return [without_images(each) for each in value]
             if not isinstance(value, Mapping):
                 return value
-            data = _snake(value).get("inline_data")
+            fields = _snake(value)
+            if isinstance(fields.get("file_data"), Mapping):
+                raise no_bound("file_data")
+            data = fields.get("inline_data")
             if isinstance(data, Mapping):
                 kind = str(_snake(data).get("mime_type"))
                 if not kind.startswith("image/"):
                     raise no_bound(kind)
                 images += 1
-                return {}
-            return {name: without_images(each) for name, each in value.items()}
+            kept = {name: each for name, each in value.items() if each is not data}
+            return {name: without_images(each) for name, each in kept.items()}
 
         contents = body.get("contents")
         contents = contents if isinstance(contents, list) else [contents]

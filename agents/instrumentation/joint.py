@@ -19,12 +19,16 @@ class JointHold:
         self.call, self.limit = holds[1].call, holds[1].limit
 
     def settle(self, count: TokenCount | None, kept: Mapping[str, int] | None = None) -> None:
-        for hold in self._holds:
-            hold.settle(count, kept)
+        try:
+            self._holds[0].settle(count, kept)
+        finally:
+            self._holds[1].settle(count, kept)
 
     def void(self) -> None:
-        for hold in self._holds:
-            hold.void()
+        try:
+            self._holds[0].void()
+        finally:
+            self._holds[1].void()
 
 
 class JointPayer:
@@ -34,6 +38,9 @@ class JointPayer:
 
     def __init__(self, outer: Payer, inner: Payer) -> None:
         self._both = outer, inner
+
+    def __contains__(self, payer: object) -> bool:
+        return any(each is payer or (isinstance(each, JointPayer) and payer in each) for each in self._both)
 
     def reserve(self, call: ModelCall) -> JointHold:
         """Reserve in both, with the limit of new tokens that both can pay for. Raises as they do."""
@@ -61,8 +68,10 @@ class JointPayer:
             raise
 
         def settle(cost: int | None) -> None:
-            first(cost)
-            second(cost)
+            try:
+                first(cost)
+            finally:
+                second(cost)
 
         return settle
 

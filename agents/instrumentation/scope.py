@@ -302,7 +302,8 @@ def budget(
             error; `allow` sends it, and tells it at the end.
 
     Raises:
-        InputError: a setting is out of range, or a budget inside another names a ledger.
+        InputError: a setting is out of range, a budget inside another names a ledger, or two budgets pay here
+            already (`BudgetMiddleware(hold_tools=True)` inside another budget).
         BudgetError: the ledger has a budget of that name with another limit.
     """
     if unheld not in ("refuse", "allow") or holds not in ("bound", "estimated"):
@@ -311,7 +312,8 @@ def budget(
     if image_tokens is not None:
         checked_count("image_tokens", image_tokens)
     outer = context.current()
-    outer = outer if isinstance(outer, BudgetScope) else None
+    if not isinstance(outer, BudgetScope | None):  # it would be paid from neither
+        raise InputError("a budget in what two budgets pay for is a part of neither; open it outside")
     if outer is not None and ledger is not None and ledger is not outer.ledger:
         raise InputError("a budget inside another is in the same ledger; leave ledger out")
     shared = outer.ledger if outer is not None else None
@@ -372,7 +374,13 @@ def paying_from(
 
     def inside() -> AbstractContextManager[None]:
         outer = context.current()
-        is_above = isinstance(outer, BudgetScope) and outer.ledger is ledger and outer.name in above
-        return context.Inside(scope if outer is None or is_above else JointPayer(outer, scope))
+        if outer is None or (isinstance(outer, JointPayer) and scope in outer):
+            return context.Inside(outer or scope)
+        if isinstance(outer, BudgetScope) and outer.ledger is ledger:
+            if outer.name in above:
+                return context.Inside(scope)
+            if name in (each.name for each in ledger.lineage(outer.name)):
+                return context.Inside(outer)  # what it pays is paid from this one too
+        return context.Inside(JointPayer(outer, scope))
 
     return inside

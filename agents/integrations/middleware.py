@@ -200,8 +200,16 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     async def aafter_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
         return self.after_agent(state, runtime)
 
+    def _hold_or_free(self, request: ModelRequest[Any]) -> _Held | AIMessage:
+        """`_hold`; where it ends the run, what was held for its last call is free."""
+        try:
+            return self._hold(request)
+        except BaseException:
+            self._free_last(request.state)
+            raise
+
     def wrap_model_call(self, request: ModelRequest[Any], handler: Sync) -> ModelResponse[Any] | AIMessage:
-        held = self._hold(request)
+        held = self._hold_or_free(request)
         if isinstance(held, AIMessage):
             return held
         try:
@@ -214,7 +222,7 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Async
     ) -> ModelResponse[Any] | AIMessage:
-        held = self._hold(request)
+        held = self._hold_or_free(request)
         if isinstance(held, AIMessage):
             return held
         try:
@@ -316,9 +324,10 @@ class BudgetMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _reserve_last(self, request: ModelRequest[Any]) -> _Held | None:
         """The last call, from what was held for it, or from what is left. None where nothing is."""
-        key, model = self._last_holds.pop(_run_of(request.state), None), self._last_model(request)
+        model = self._last_model(request)
         text, name = last_prompt(_messages(request)), model_name(model)
         self._guard.check(name, model)
+        key = self._last_holds.pop(_run_of(request.state), None)
         hold = None if key is None else self.ledger.hold(key)
         if hold is None or hold.state != "reserved":  # none, or its lease ran out
             key, hold = f"agent-{uuid.uuid4().hex}", None

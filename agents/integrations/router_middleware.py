@@ -19,6 +19,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from viaticum.agents.capable import best_rows
+from viaticum.agents.instrumentation.call_settings import CallSettings
 from viaticum.agents.integrations.agent_steps import note_model, step_state, steps_done
 from viaticum.agents.integrations.langchain_messages import query_from_langchain
 from viaticum.agents.integrations.middleware import (
@@ -156,6 +157,7 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _with_model(self, request: ModelRequest[Any], name: str) -> ModelRequest[Any]:
         self._guard.check(name, self.models[name])  # what a chat may use can change after it was given
+        CallSettings(self.models[name], request.model_settings).check_model()
         return _for_model(request, self.models[name])
 
     def _next(self, request: ModelRequest[Any], failed: Sequence[str]) -> str:

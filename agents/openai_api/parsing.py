@@ -5,6 +5,7 @@ Shared by the APIs that the server speaks. Leaves out their fields.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, Self, TypeVar
 
@@ -15,6 +16,7 @@ from viaticum.agents.openai_api.errors import APIError
 from viaticum.errors import UnknownName
 
 MAX_FIELDS = 5_000  # of one object, such as OpenAI's limit of all properties of a schema
+_MAYBE_INFINITE = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|\d{309}")
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -58,10 +60,24 @@ def parse_body(model: type[Body], body: bytes) -> Body:
     Takes up to a tenth of a second for a megabyte: not for the event loop's thread.
     """
     _check_objects(body)
+    _check_numbers(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise invalid_request(error) from None
+
+
+def _check_numbers(body: bytes) -> None:
+    """Raise `APIError` for a number that is none in JSON, or too large: it could not be sent back."""
+    if not _MAYBE_INFINITE.search(body):
+        return
+    try:
+        json.dumps(json.loads(body), allow_nan=False)
+    except ValueError as error:
+        if "Out of range float" in str(error):
+            raise APIError(400, "the body has a number that is not finite") from None
+    except RecursionError:
+        pass  # the model says where
 
 
 def _check_objects(body: bytes) -> None:

@@ -11,6 +11,7 @@ from viaticum.agents.openai_api.errors import APIError
 from viaticum.agents.responses_api.requests import ResponseRequest, parse_response_request
 from viaticum.agents.responses_api.responses import ResponsesWriter
 from viaticum.agents.responses_api.store import ResponseStore
+from viaticum.residency import Residency
 from viaticum.types import Message
 
 
@@ -39,13 +40,21 @@ class Responses(CompletionAPI):
                 code="previous_response_not_found",
                 param="previous_response_id",
             )
-        earlier = self.store.conversation(previous, scope)
-        if earlier is None:
+        kept = self.store.conversation(previous, scope)
+        if kept is None:
             raise APIError(
                 400,
                 f"previous_response_id: no response {previous!r} is kept; send the whole conversation",
                 code="previous_response_not_found",
                 param="previous_response_id",
+            )
+        earlier, residency = kept
+        if lacking := set(residency.groups) - set(Residency.of(body.only).groups):
+            raise APIError(
+                400,
+                f"only: the conversation went to models labelled {Residency(tuple(sorted(lacking)))} alone; "
+                "say so again",
+                param="only",
             )
         return body.continued(earlier)
 
@@ -69,7 +78,9 @@ class Responses(CompletionAPI):
             new = new[len(earlier) :]
         else:
             previous = None  # it changed an earlier turn, so that all of it is kept anew
-        self.store.put(response["id"], scope, previous, [*new, _turn(finished[-1])], response)
+        messages = [*new, _turn(finished[-1])]
+        residency = Residency.of(body.only)
+        self.store.put(response["id"], scope, previous, messages, response, residency=residency)
 
 
 def _turn(done: CompletionFinished) -> Message:

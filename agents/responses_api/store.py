@@ -1,7 +1,7 @@
 """Responses that are kept, in `responses.db` beside the ledger, so that a conversation can go on by an id.
 
-Each row has the new messages of one response and names the response before it. A response belongs to the
-budget scope of its key; others do not find it. Leaves out HTTP, and what a response is.
+Each row has the new messages of one response and names the response before it. A response belongs to its key
+(`Caller.owner`); others do not find it. Leaves out HTTP, and what a response is.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from typing import Any, Self
 
 from viaticum.errors import InputError, LedgerError
 from viaticum.files import private_file
+from viaticum.residency import NO_RESTRICTION, Residency
 from viaticum.types import Message
 
 DAYS = 30  # that a response is kept where nobody says otherwise, as at OpenAI
 SECONDS_A_DAY = 86_400
+LONGEST_DAYS = 36_500
 LONGEST = 10_000  # responses of one conversation
 _TABLE = """
 CREATE TABLE IF NOT EXISTS responses (
   id TEXT PRIMARY KEY,
   scope TEXT NOT NULL,
+  only_labels TEXT NOT NULL,
   created INTEGER NOT NULL,
   previous TEXT,
   messages TEXT NOT NULL,
@@ -48,8 +51,8 @@ class ResponseStore:
     """
 
     def __init__(self, path: str | Path, *, days: float = DAYS) -> None:
-        if not days > 0:
-            raise InputError(f"responses are kept for more than 0 days, got {days}")
+        if not 0 < days <= LONGEST_DAYS:
+            raise InputError(f"responses are kept for more than 0 and up to {LONGEST_DAYS} days, got {days}")
         self.path, self._seconds = Path(path), days * SECONDS_A_DAY
         self._lock = threading.Lock()
         with self._as_ledger_error():
@@ -73,22 +76,31 @@ class ResponseStore:
         self.close()
 
     def put(
-        self, id: str, scope: str, previous: str | None, messages: Sequence[Message], body: Mapping[str, Any]
+        self,
+        id: str,
+        scope: str,
+        previous: str | None,
+        messages: Sequence[Message],
+        body: Mapping[str, Any],
+        *,
+        residency: Residency = NO_RESTRICTION,
     ) -> None:
         """Keep a response.
 
         Args:
             id: of the response.
-            scope: the budget that paid.
+            scope: to whom it belongs.
             previous: the response before it; None for the first of a conversation.
             messages: those that are new in this response, its own ones included.
             body: the response.
+            residency: where the request said that its data may go.
         """
         now = time.time()
-        row = (id, scope, int(now), previous, json.dumps(list(messages)), json.dumps(body))
+        only = json.dumps(residency.groups)
+        row = (id, scope, only, int(now), previous, json.dumps(list(messages)), json.dumps(body))
         with self._lock, self._as_ledger_error():
             self._db.execute("DELETE FROM responses WHERE created < ?", (int(now - self._seconds),))
-            self._db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
+            self._db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def body(self, id: str, scope: str) -> dict[str, Any] | None:
         """A response; None for one that is not kept, or belongs to another scope."""
@@ -96,17 +108,21 @@ class ResponseStore:
         body: dict[str, Any] | None = None if found is None else json.loads(found[2])
         return body
 
-    def conversation(self, id: str, scope: str) -> tuple[Message, ...] | None:
-        """All messages up to a response; None where it or one before it is not kept."""
+    def conversation(self, id: str, scope: str) -> tuple[tuple[Message, ...], Residency] | None:
+        """All messages up to a response, and where they may go; None where one of them is not kept."""
         parts: list[list[Message]] = []
+        residency = NO_RESTRICTION
         current: str | None = id
         while current is not None and len(parts) < LONGEST:
             found = self._row(current, scope)
             if found is None:
                 return None
             parts.append(json.loads(found[1]))
+            residency &= Residency(tuple(tuple(group) for group in json.loads(found[3])))
             current = found[0]
-        return tuple(message for part in reversed(parts) for message in part)
+        if current is not None:  # longer than any conversation
+            return None
+        return tuple(message for part in reversed(parts) for message in part), residency
 
     def delete(self, id: str, scope: str) -> bool:
         """Delete a response; returns whether there was one. Conversations through it cannot go on."""
@@ -115,12 +131,13 @@ class ResponseStore:
                 self._db.execute("DELETE FROM responses WHERE id = ? AND scope = ?", (id, scope)).rowcount > 0
             )
 
-    def _row(self, id: str, scope: str) -> tuple[str | None, str, str] | None:
-        """previous, messages and body."""
+    def _row(self, id: str, scope: str) -> tuple[str | None, str, str, str] | None:
+        """previous, messages, body and restrictions."""
         oldest = int(time.time() - self._seconds)
         with self._lock, self._as_ledger_error():
-            row: tuple[str | None, str, str] | None = self._db.execute(
-                "SELECT previous, messages, body FROM responses WHERE id = ? AND scope = ? AND created >= ?",
+            row: tuple[str | None, str, str, str] | None = self._db.execute(
+                "SELECT previous, messages, body, only_labels FROM responses"
+                " WHERE id = ? AND scope = ? AND created >= ?",
                 (id, scope, oldest),
             ).fetchone()
         return row

@@ -101,13 +101,13 @@ class _Handlers:
         """The store, the scope whose responses the caller sees, and the id that was asked for."""
         service = self.service
         caller = await service.authenticator.authenticate(request, service.run_in_thread)
-        return service.responses, caller.scope, request.path_params["id"]
+        return service.responses, caller.owner, request.path_params["id"]
 
     async def count_tokens(self, request: Request) -> Response:
         service = self.service
         caller, counted = await read_request(service, request, parse_count)
         service.check_model(caller, counted.model)
-        tokens = await service.run_in_thread(self._count, counted, caller)
+        tokens = await service.run_in_slot(caller, self._count, counted, caller)  # weights may load first
         return JSONResponse(TokensCount(input_tokens=tokens))
 
     def _count(self, request: CountRequest, caller: Caller) -> int:

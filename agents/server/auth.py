@@ -45,6 +45,11 @@ class Caller:
     all_metrics: bool = False
     residency: Residency = NO_RESTRICTION
 
+    @property
+    def owner(self) -> str:
+        """To whom kept responses belong: this key in its scope."""
+        return f"{self.name}@{self.scope}"
+
     def may_use(self, model: str) -> bool:
         return not self.models or model in self.models
 

@@ -7,6 +7,7 @@ ledger (`service`) and the other routes (`app`).
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator
@@ -28,8 +29,10 @@ from viaticum.agents.server.channel import Channel
 from viaticum.agents.server.run import CostSummary, Run, RunItem, api_error, error_response
 from viaticum.agents.server.service import Service
 from viaticum.agents.workflow.deadlines import Deadline
+from viaticum.errors import one_line
 
 SESSION_HEADER, SESSION_LENGTH = "x-viaticum-session", 200
+_log = logging.getLogger("viaticum")
 CLIENT_CLOSED_REQUEST = 499  # nginx's status, in metrics only: no response reaches the client
 
 
@@ -78,7 +81,7 @@ class CompletionRoute:
         service = self.service
         caller, request = await read_request(service, http_request, self.api.parse)
         service.check_model(caller, request.model)
-        request = await service.run_in_thread(self.api.load, request, caller.scope)
+        request = await service.run_in_thread(self.api.load, request, caller.owner)
         service.rate_limits.charge(caller.name, (request.n or 1) - 1)
         return caller, request
 
@@ -189,11 +192,15 @@ class CompletionRoute:
 
     async def _keep(self, run: Run, writer: ResponseWriter, extension: ViaticumExtension) -> None:
         """Let the API keep the response, where it does that."""
-        if self.api.keeps:
-            response = writer.whole(run.finished, extension)
+        if not self.api.keeps:
+            return
+        response = writer.whole(run.finished, extension)
+        try:
             await self.service.run_in_thread(
-                self.api.keep, run.request, run.caller.scope, run.finished, response
+                self.api.keep, run.request, run.caller.owner, run.finished, response
             )
+        except Exception as error:  # the answer is paid for: it is given, and cannot be asked for by its id
+            _log.error("a response is not kept: %s", one_line(error))
 
     async def _receive_soon(self, run: Run) -> list[RunItem] | None:
         """As `_receive`; None where nothing came for `keep_alive` seconds."""

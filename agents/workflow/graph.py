@@ -571,7 +571,8 @@ class Workflow:
         last["cost_usd"] = usd_digits(last.get("cost", state["cost"]))
         session = state["asked"].get("session")
         if session is not None and state["routes"]:
-            model, answered = pair_of(state).model, last.get("value", state["value"]) is not None
+            wrote, answered = state["routes"][-1]["pair"], last.get("value", state["value"]) is not None
+            model = Pair.parse(wrote).model  # not the one that is asked now and may never have answered
             tokens = count_tokens(turns_of(state), state["text"])
             self.resources.sessions.note(session, model, tokens, answered=answered)
         if state["text"]:

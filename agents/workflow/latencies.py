@@ -43,6 +43,9 @@ class Seconds:
         return Seconds(self.p50 * number, self.p90 * number)
 
 
+ELSEWHERE = ("agent", "http", "tool")  # calls that others make, of which the ledger has the price alone
+
+
 class CallLatencies:
     """Reads the ledger when it is asked, at most every five seconds. Threads may share one."""
 
@@ -113,6 +116,8 @@ def _point(hold: Hold, post: Entry) -> tuple[int, float] | None:
     held counts. Without these calls a model that never ends in time would seem quick.
     """
     if hold.result is None:
+        if hold.tags.get("door") in ELSEWHERE or post.note.get("was") == "unknown":
+            return None  # no result is kept of these, or they were settled long after they ended
         seconds = (datetime.fromisoformat(post.at) - datetime.fromisoformat(hold.created)).total_seconds()
         return sum(count.output_tokens for count in post.usage.values()), max(0.0, CUT_OFF * seconds)
     try:

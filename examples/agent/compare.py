@@ -38,6 +38,7 @@ from text_tools import TextTools
 from viaticum import ChatViaticum, FakeRouter, Viaticum
 from viaticum.agents.integrations.router_middleware import RouterMiddleware
 from viaticum.errors import BudgetExceeded, DataError
+from viaticum.files import atomic_write
 from viaticum.money import as_usd, format_usd
 from viaticum.reports.intervals import Estimate, mean, share
 from viaticum.strategies.sandbox import open_sandbox
@@ -77,7 +78,7 @@ class Journal:
             if kept and json.loads(kept[0]) != settings:
                 raise DataError(f"{path} was written with other settings: {kept[0].strip()}")
             self.runs = [Run(**json.loads(line)) for line in kept[1:]]
-            path.write_text("".join(kept))
+            atomic_write(path, "".join(kept))  # without a line that was cut
         if path is not None and not self.runs:
             path.write_text(json.dumps(settings) + "\n")
 
@@ -222,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--policy", default="within:0.15", help="of the routed ways")
     parser.add_argument("--seed", type=int, default=0, help="of the scripted models")
     options = parser.parse_args(arguments)
-    settings = {name: str(getattr(options, name)) for name in ("models", "budget", "policy", "seed")}
+    settings = {name: str(getattr(options, name)) for name in ("models", "limit", "budget", "policy", "seed")}
     world = Harbour.make(SEED)
     everything = make_tasks(world)
     tasks = everything[: max(1, options.limit)]

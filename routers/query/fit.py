@@ -36,6 +36,7 @@ from viaticum.routers.query.out_of_fold import (
     fit_dual,
     fold_means,
     kind_folds,
+    known_without,
     predict_out_of_fold,
 )
 from viaticum.routers.query.outcome_matrix import (
@@ -57,6 +58,10 @@ from viaticum.routers.query.token_quantiles import (
 )
 from viaticum.routers.query.trust import Predicted, Trust, closeness_of, fit_trust, heads_alone, limits_of
 from viaticum.types import Pair
+
+MIN_KNOWN = (
+    20  # questions that are left where a kind is left out; with fewer nothing is learned about unknown kinds
+)
 
 
 def fit(
@@ -99,12 +104,14 @@ def fit(
     data = _training_data(matrix, embeddings, plans)
     columns = _columns(matrix.pairs, plans, descriptions or {}, encoder)
     epochs = choose_epochs(columns, data, folds, settings)
-    home = predict_out_of_fold(columns, data, folds, epochs, settings, report)
+    alike = torch.from_numpy(groups)
+    home = predict_out_of_fold(columns, data, folds, alike, epochs, settings, report)
     away = None
     if settings.trust:
         kinds = kind_folds(matrix, embeddings, settings.seed)
-        if len(np.unique(kinds.numpy())) > 1:
-            away = predict_out_of_fold(columns, data, kinds, epochs, settings, report)
+        known = [int(known_without(kinds, kind, alike).sum()) for kind in np.unique(kinds.numpy())]
+        if min(known) >= MIN_KNOWN:
+            away = predict_out_of_fold(columns, data, kinds, alike, epochs, settings, report)
     report("fitting on all questions", 0, 1)
     parameters = _fit_parameters(matrix, plans, data, columns, (home, away), epochs, optimism, settings)
     parameters.facts = {

@@ -29,6 +29,8 @@ WIDTH, RANK = 128, 64
 BATCH = 128
 PATIENCE = 5  # epochs without improvement before training stops
 QUANTILES = (0.5, 0.9)
+# Of lowered mean probabilities: the least, the most that an offset is lowered by, and halvings of it.
+LEAST_MEAN, MOST_LOWERED, BISECTIONS = 0.005, 30.0, 40
 Array = np.ndarray[Any, Any]
 
 
@@ -356,9 +358,16 @@ class CalibratedMixture:
 
         heads: log-odds of each head for some questions, H times [Q, M].
         """
-        probabilities = self(heads)
-        slope = (probabilities * (1 - probabilities)).mean(0).clamp_min(0.02)
-        return replace(self, offset=self.offset - by / slope)
+        mixed = sum(share * each for share, each in zip(self.shares, heads, strict=True))
+        logits = mixed * self.slope + self.offset
+        means = torch.sigmoid(logits).mean(0)
+        wanted = torch.minimum((means - by).clamp_min(LEAST_MEAN), means)
+        low, high = torch.zeros_like(means), torch.full_like(means, MOST_LOWERED)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            is_above = torch.sigmoid(logits - middle).mean(0) > wanted
+            low, high = torch.where(is_above, middle, low), torch.where(is_above, high, middle)
+        return replace(self, offset=torch.where(by > 0, self.offset - high, self.offset))
 
     @classmethod
     def fit(

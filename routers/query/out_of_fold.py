@@ -57,14 +57,25 @@ class OutOfFold(NamedTuple):
 
 
 def kind_folds(matrix: OutcomeMatrix, embeddings: Tensor, seed: int) -> Tensor:
-    """A fold for each question, whole kinds together [Q]; at most `FOLDS`."""
+    """A fold for each question, whole kinds together [Q]; at most `FOLDS`, one where there is one kind."""
     names, kinds = np.unique(matrix.datasets, return_inverse=True)
     if len(names) < MIN_DATASETS:
         from sklearn.cluster import KMeans
 
         count = min(FOLDS, len(matrix))
         kinds = KMeans(count, n_init=3, random_state=seed).fit_predict(embeddings.numpy())
+    if len(np.unique(kinds)) == 1:
+        return torch.zeros(len(matrix), dtype=torch.long)
     return torch.from_numpy(assign_folds(np.asarray(kinds), FOLDS, seed))
+
+
+def known_without(folds: Tensor, fold: int, groups: Tensor) -> Tensor:
+    """Which questions a fold is predicted from [Q]: of other folds, and no near-duplicates of its own.
+
+    groups: of near-duplicates [Q].
+    """
+    rows = folds == fold
+    return ~rows & ~torch.isin(groups, groups[rows])
 
 
 def choose_epochs(columns: Columns, data: TrainingData, folds: Tensor, settings: RTRSettings) -> int:
@@ -84,9 +95,20 @@ def fit_dual(columns: Columns, data: TrainingData, epochs: int, settings: RTRSet
 
 
 def predict_out_of_fold(
-    columns: Columns, data: TrainingData, folds: Tensor, epochs: int, settings: RTRSettings, report: Report
+    columns: Columns,
+    data: TrainingData,
+    folds: Tensor,
+    groups: Tensor,
+    epochs: int,
+    settings: RTRSettings,
+    report: Report,
 ) -> OutOfFold:
-    """Predict each fold by heads fitted on the others. folds: [Q]; none holds all questions."""
+    """Predict each fold by heads fitted on the others.
+
+    Args:
+        folds: of each question [Q]; every fold has questions that `known_without` it.
+        groups: of near-duplicates [Q].
+    """
     shape = data.correct.shape
     logits = {name: torch.zeros(shape) for name in ("logistic", "neighbours", "dual")}
     cost, similarity = torch.zeros(shape), torch.zeros(shape[0])
@@ -96,16 +118,17 @@ def predict_out_of_fold(
     numbers = np.unique(folds.numpy()).tolist()
     for done, fold in enumerate(numbers):
         report("fitting folds", done, len(numbers))
-        rows = folds == fold
-        known, asked = data.select(~rows), data.embeddings[rows]
+        rows, others = folds == fold, known_without(folds, fold, groups)
+        known, asked = data.select(others), data.embeddings[rows]
         neighbours = NeighboursHead(known.embeddings, known.correct)
         nearest = neighbours.nearest(asked, NEIGHBOURS)
         logits["neighbours"][rows] = log_odds(neighbours.mean(*nearest))
         cost[rows] = NeighboursHead(known.embeddings, known.cost).mean(*nearest)
         similarity[rows] = nearest[0][:, :TRUST_NEIGHBOURS].mean(1)
-        nearby[rows] = (~rows).nonzero()[:, 0][nearest[1][:, :TRUST_NEIGHBOURS]]
+        ranks = torch.arange(TRUST_NEIGHBOURS).clamp_max(nearest[1].shape[1] - 1)  # of few: the last again
+        nearby[rows] = others.nonzero()[:, 0][nearest[1][:, ranks]]
         logits["logistic"][rows] = LogisticHead.fit(known.embeddings, known.correct)(asked)
-        neighbour_tokens[rows] = NeighboursHead(known.embeddings, expected[~rows]).mean(*nearest)
+        neighbour_tokens[rows] = NeighboursHead(known.embeddings, expected[others]).mean(*nearest)
         logits["dual"][rows], tokens = fit_dual(columns, known, epochs, settings).predict(asked)
         dual_tokens[rows] = tokens[..., 0]
     return OutOfFold(folds, logits, cost, neighbour_tokens, dual_tokens, similarity, nearby)

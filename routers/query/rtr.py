@@ -142,15 +142,20 @@ class RTRRouter(QueryRouter):
             accuracy = share * accuracy + (1 - share) * parameters.static_means[0]
             cost = factor * (share * cost + (1 - share) * parameters.static_means[1])
         tokens, prompt, nearby = self._predict_lengths(cosines, indices, log_tokens, cost, texts)
-        if parameters.settings.trust:
-            tokens[..., 1] *= parameters.trust.wider(trust).exp()
         more = nearby @ self._calls.T
         cost = (cost + more).clamp_min(0.0)
         if parameters.added is not None:
             added = parameters.added.predict(accuracy[:, : len(parameters.pairs)], tokens)
-            accuracy, cost = torch.cat((accuracy, added[0]), 1), torch.cat((cost, added[1]), 1)
+            dollars = added[1]
+            if parameters.settings.trust:
+                dollars = dollars * parameters.trust.factor(trust)[:, None]
+            accuracy, cost = torch.cat((accuracy, added[0]), 1), torch.cat((cost, dollars), 1)
             tokens = torch.cat((tokens, added[2]), 1)
             prompt = torch.cat((prompt, torch.zeros_like(added[1])), 1)
+        if parameters.settings.trust:
+            wider = parameters.trust.wider(trust).exp()
+            usual = wider.mean(1, keepdim=True).expand(-1, tokens.shape[1] - wider.shape[1])
+            tokens[..., 1] *= torch.cat((wider, usual), 1)
         # Kept in half precision, known embeddings are not quite of length 1.
         known = parameters.embeddings[indices[:, :SAME_AMONG]]
         nearest = torch.cosine_similarity(embeddings[:, None], known, dim=2).amax(1)

@@ -10,6 +10,7 @@ of out-of-kind predictions cost too much. Leaves out the predictions themselves 
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, fields
 
@@ -26,7 +27,7 @@ MAX_ROWS = 1_500  # questions that shares are compared on
 HOME_QUANTILES = (0.02, 0.2)  # of closeness among questions of known kinds, at which trust is 0 and 1
 DOUBT = 1.0  # standard errors by which a gain over the usual share is lowered
 NO_MONEY = 1e-12  # dollars
-MAX_FACTOR = 3.0  # of expected costs away
+MAX_FACTOR = 3.0  # of expected costs and of the 90% quantile of tokens, away
 PRIOR_QUESTIONS = 20  # questions that a cost ratio of 1 is worth
 
 
@@ -141,7 +142,7 @@ def fit_trust(
         home, away: predictions for questions whose kind was known, and was left out.
         limits: closeness at which trust is 0 and 1 [2].
         similarity: of the known questions to the others [Q].
-        widening: of the quantiles of tokens at trust 0 [P].
+        widening: of the quantiles of tokens at trust 0 [P]; at most by `MAX_FACTOR`.
     """
     facts: dict[str, object] = {}
     shares = []
@@ -162,6 +163,7 @@ def fit_trust(
         }
     factor = cost_factor(away.asked(), shares[0])
     facts["cost_factor"] = round(factor, 3)
+    widening = widening.clamp_max(math.log(MAX_FACTOR))
     return Trust(limits, similarity, torch.tensor(shares), torch.tensor(factor), widening), facts
 
 
@@ -170,7 +172,8 @@ def _error(gains: Array, folds: Array | None) -> float:
     if folds is None:
         return float(gains.std() / max(1, len(gains)) ** 0.5)
     parts = [gains[folds == fold] - gains.mean() for fold in np.unique(folds)]
-    return float(np.sqrt(sum(part.sum() ** 2 for part in parts)) / max(1, len(gains)))
+    few = len(parts) / max(1, len(parts) - 1)  # the mean was taken from the same folds
+    return float(np.sqrt(few * sum(part.sum() ** 2 for part in parts)) / max(1, len(gains)))
 
 
 def cost_factor(away: Predicted, share: float) -> float:

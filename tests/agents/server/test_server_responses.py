@@ -415,7 +415,9 @@ def test_the_store_forgets_and_survives_a_restart(tmp_path: Path, monkeypatch: p
     assert file.stat().st_mode & 0o077 == 0
     with ResponseStore(file, days=2) as store:
         store.put("b", "s", "a", [{"role": "user", "content": "Two."}], {"id": "b"})
-        assert [each["content"] for each in store.conversation("b", "s") or ()] == ["One.", "Two."]
+        kept = store.conversation("b", "s")
+        assert kept is not None
+        assert [each["content"] for each in kept[0]] == ["One.", "Two."]
         assert store.conversation("b", "t") is None
         import time
 
