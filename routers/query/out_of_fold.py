@@ -62,7 +62,7 @@ def kind_folds(matrix: OutcomeMatrix, embeddings: Tensor, seed: int) -> Tensor:
     if len(names) < MIN_DATASETS:
         from sklearn.cluster import KMeans
 
-        count = min(FOLDS, len(matrix))
+        count = min(FOLDS, len(np.unique(embeddings.numpy(), axis=0)))
         kinds = KMeans(count, n_init=3, random_state=seed).fit_predict(embeddings.numpy())
     if len(np.unique(kinds)) == 1:
         return torch.zeros(len(matrix), dtype=torch.long)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from viaticum.agents.batch.folder import without_password
 from viaticum.budgets import Ledger
 from viaticum.cli import app
 from viaticum.commands import doctor
@@ -105,6 +106,19 @@ def test_a_ledger_that_is_none_and_calls_of_unknown_cost(home: Path) -> None:
     assert checks["ledger"]["found"].endswith("1 budgets, 1 calls of unknown cost")
     assert checks["ledger"]["advice"] == "viaticum budget reconcile settles them"
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("postgresql://u:SECRET@h:5432/db", "postgresql://u@h:5432/db"),
+        ("postgresql://h/db?user=u&password=SECRET", "postgresql://h/db"),
+        ("postgresql://h/db?user=u&password=SEC@RET", "postgresql://..."),
+        ("postgresql://u:SEC?RET@h/db", "postgresql://..."),
+    ],
+)
+def test_addresses_are_shown_without_passwords(address: str, shown: str) -> None:
+    assert without_password(address) == shown
 
 
 def test_a_broken_catalogue_and_a_full_disk_are_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,10 @@ from langgraph.prebuilt import InjectedState, ToolNode
 from langgraph.types import Command
 
 import viaticum
-from viaticum.agents.instrumentation.scope import BudgetScope
+from viaticum.agents.instrumentation.scope import BudgetScope, paying_from
 from viaticum.agents.integrations.middleware import BudgetMiddleware
 from viaticum.budgets import Ledger
+from viaticum.errors import InputError
 
 PRICES = {"planner": ("1", "2"), "worker": ("1", "2"), "critic": ("1", "2")}
 COST = Decimal("0.000022")  # 12 tokens read and 5 written
@@ -390,3 +391,22 @@ def test_a_tool_s_call_that_does_not_fit_is_an_error_of_the_tool(server: FormsSe
     messages = agent.invoke({"messages": [HumanMessage("Go.")]})["messages"]
     assert [each.text for each in messages if isinstance(each, ToolMessage)] == ["status 402"]
     assert check_held(server, budget) == 2
+
+
+def test_a_budget_is_charged_once_and_never_left_out() -> None:
+    """A budget in the lineage of another is paid through it; what two pay for has no third beside them."""
+    with Ledger("memory:") as ledger:
+        ledger.create("agent", limit_nanousd=10**9)
+        priced, inside = viaticum.priced("0.4")(lambda: None), paying_from(ledger, "agent", {})
+        with viaticum.budget("1") as outer:
+            with inside(), inside():
+                priced()
+            with inside(), pytest.raises(InputError, match="open it outside"):
+                viaticum.budget("0.9")
+            assert outer.left().posted_nanousd == 4 * 10**8
+        assert ledger.budget("agent").posted_nanousd == 4 * 10**8
+        with inside(), viaticum.budget("0.5", name="kid"), inside():
+            priced()
+        assert ledger.budget("kid").posted_nanousd == 4 * 10**8
+        assert ledger.budget("agent").posted_nanousd == 8 * 10**8
+        assert ledger.check() == []

@@ -126,6 +126,9 @@ IMAGE = {"inlineData": {"mimeType": "image/png", "data": "A" * 100_000}}
         ({"systemInstruction": {"parts": [{"fileData": {"fileUri": "gs://x"}}]}}, "file_data"),
         ({"contents": [{"parts": [{"functionResponse": {"parts": [
             {"inlineData": {"mimeType": "video/mp4", "data": "AA"}}]}}]}]}, "video/mp4"),
+        ({"contents": [{"parts": [{"functionResponse": {"parts": [
+            {"fileData": {"fileUri": "gs://film.mp4"}}]}}]}]}, "file_data"),
+        ({"generationConfig": {"maxOutputTokens": 9}, "generation_config": {"candidateCount": 8}}, "twice"),
         ({"contents": [{"parts": [IMAGE]}]}, "image_tokens"),
         ({"tools": [{"googleSearch": {}}]}, "google_search"),
         ({"tools": [{"function_declarations": [], "code_execution": {}}]}, "code_execution"),
@@ -155,6 +158,8 @@ def test_answers_images_and_functions_are_held_for() -> None:
     assert twice.input_tokens > 2 * plain.input_tokens
     image = worst({"contents": [{"parts": [IMAGE, {"text": "?"}]}]})
     assert 1000 < image.input_tokens < 1200, "its bytes are no tokens"
+    beside = {"functionResponse": {"response": {**IMAGE, "text": "x" * 5_000}}}
+    assert worst({"contents": [{"parts": [beside]}]}).input_tokens > 6_000, "what is beside it counts"
     schema = {"functionDeclarations": [{"name": "f", "description": "x" * 4000}]}
     assert worst({**ASK, "tools": [schema]}).input_tokens > plain.input_tokens + 4000
     with pytest.raises(InputError):

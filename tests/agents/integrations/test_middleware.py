@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fake_chat import CENT, PRICES, Fake, add, both, call, fail, fake, run, says
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.outputs import ChatResult
@@ -192,3 +193,21 @@ async def test_our_chat_model_inside_an_agent(tmp_path: Any) -> None:
             config: Any = {"config": {"configurable": {"thread_id": "t"}}}
             assert (await run(agent, "async", "What is 6 * 7?", **config))[-1].content == "The answer is 42."
         assert chat._client().ledger.check() == []
+
+
+@both
+async def test_settings_that_name_another_model_are_refused(ledger: Ledger, way: str) -> None:
+    """LangChain sends them with the call, which would be held at the price of the first."""
+
+    class Other(AgentMiddleware):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            return handler(request.override(model_settings={"model": "dear"}))
+
+        async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+            return await handler(request.override(model_settings={"model": "dear"}))
+
+    budget = BudgetMiddleware("0.01", prices=PRICES, ledger=ledger, max_tokens=200)
+    model = fake(says("never"))
+    with pytest.raises(InputError, match="model='dear' in the settings of a call names another model"):
+        await run(create_agent(model, [], middleware=[Other(), budget]), way)
+    assert not model.settings

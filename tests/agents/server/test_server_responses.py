@@ -432,3 +432,53 @@ def test_the_store_forgets_and_survives_a_restart(tmp_path: Path, monkeypatch: p
     (tmp_path / "text").write_text("no database, but a text that is long enough to be read as one" * 40)
     with pytest.raises(LedgerError):
         ResponseStore(tmp_path / "text")
+
+
+def test_a_conversation_stays_where_it_was_said_that_it_may_go(client: openai.OpenAI) -> None:
+    first = ask(client, extra_body={"only": "local"})
+    with pytest.raises(openai.BadRequestError, match="labelled local alone; say so again"):
+        ask(client, "far", previous_response_id=first.id)
+    second = ask(client, previous_response_id=first.id, extra_body={"only": "local"})
+    with pytest.raises(openai.BadRequestError, match="say so again"):
+        ask(client, previous_response_id=second.id)
+
+
+def test_two_keys_of_one_budget_do_not_see_each_other_s_responses(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        one, other = (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.keys.create(name)[0], max_retries=0)
+            for name in ("a", "b")
+        )
+        with one, other:
+            response = ask(one)
+            with pytest.raises(openai.NotFoundError):
+                other.responses.retrieve(response.id)
+            with pytest.raises(openai.BadRequestError, match="no response"):
+                ask(other, previous_response_id=response.id)
+
+
+def test_numbers_that_are_none_are_refused_before_a_call(
+    client: openai.OpenAI, server: RunningServer
+) -> None:
+    before = server.spent_and_held()
+    start, kind = '{"model": "fast", "input": "x", "metadata": {"x": ', {"content-type": "application/json"}
+    for number in ("1e999", "NaN", "-Infinity"):
+        refused = server.http.post("/v1/responses", content=f"{start}{number}}}}}", headers=kind)
+        assert refused.status_code == 400, number
+        assert "not finite" in refused.text
+    assert server.spent_and_held() == before
+    assert ask(client, input="What is NaN, and 1e999?").output_text
+
+
+def test_an_answer_is_given_also_where_it_cannot_be_kept(
+    client: openai.OpenAI,
+    server: RunningServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*given: object, **more: object) -> None:
+        raise LedgerError("the disk is full")
+
+    monkeypatch.setattr(ResponseStore, "put", full)
+    assert ask(client).output_text == WORDS
+    assert "a response is not kept: the disk is full" in caplog.text
