@@ -274,7 +274,7 @@ def test_a_runner_plans_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert (planned.slots, planned.pool.limit) == (expected.slots, expected.blocks)
     monkeypatch.setattr(loaded_model, "free_bytes", lambda device: 1000 + mapped)
     with pytest.raises(ModelError, match="1,000 are free"):
-        load_runner(tmp_path, slots="auto", context=64)
+        load_runner(tmp_path, slots="auto", context=64, dtype=torch.float32)
 
 
 GIGABYTE = 1 << 30

@@ -6,6 +6,7 @@ import pytest
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError
+from viaticum.local_settings import LocalSettings
 from viaticum.model_spec import ThinkingTags
 from viaticum.models.base import Generation
 from viaticum.models.local import LocalModel, LocalModels
@@ -17,7 +18,9 @@ TAGS = ThinkingTags(open="<think>", close="</think>", opened=True)
 
 def thinking_model(catalogue: Catalogue, name: str, tags: ThinkingTags | bool = TAGS) -> LocalModel:
     spec = catalogue[name].model_copy(update={"thinking": tags})
-    return LocalModels(catalogue.with_models(spec), slots=3).model(name)
+    # In one precision on every machine: the tiny models' words depend on it.
+    settled = catalogue.with_models(spec).with_local(LocalSettings.of(dtype="float32"))
+    return LocalModels(settled, slots=3).model(name)
 
 
 @pytest.mark.parametrize("name", ["tiny-small", "tiny-pair"])
