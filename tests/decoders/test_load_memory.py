@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 MEGABYTE = 1_000_000
-# Anonymous memory alone: pages of mapped files are the system's to drop. Weights as they are: packed forms, which
-# a CPU with AVX-512 gets, are written beside them.
+# Anonymous memory alone: pages of mapped files are the system's to drop. Weights as they are: where the
+# processor has AVX-512, packed forms are written beside them.
 CHILD = """
 import json, sys, threading
 import torch, transformers
