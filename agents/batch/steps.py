@@ -77,6 +77,7 @@ class Task:
     the cache. failed_cost: nano-dollars of earlier tries. retries: how often the model was unavailable.
     started: whether this run has looked up what an earlier run left of it. final: whether the workflow takes
     what still fits. result: of its call. failure: of its call, so that the workflow asks another pair.
+    deadline: of all its calls together, from the first one on.
     """
 
     planned: PlannedRow
@@ -90,6 +91,7 @@ class Task:
     final: bool = False
     result: CallResult | None = None
     failure: Failure | None = None
+    deadline: Deadline | None = None
 
 
 class Cancelled(ModelError):
@@ -135,10 +137,12 @@ class RowSteps:
         """Make one call. Its hold is dispatched, or, where the call is sent elsewhere, only reserved."""
         call, limit = task.call, self.tools.resources.timeout
         assert call is not None
-        began, deadline = time.monotonic(), self._deadline()
+        began, deadline = time.monotonic(), self._deadline(task)
         with settle_on_failure(self.ledger, task.key, call.model, call.messages, call.generation) as pieces:
             if self.cancelled.is_set():
                 raise Cancelled("the job ends before this call was made")
+            if deadline is not None:
+                deadline.check()
             if not call.model.runs_here:
                 self.ledger.dispatch(task.key)
             for piece in pieces:
@@ -151,10 +155,12 @@ class RowSteps:
                 check_deadline(pieces, deadline, call.model)
         raise AssertionError("a stream ends with its completion")
 
-    def _deadline(self) -> Deadline | None:
-        """Of a row that begins now."""
+    def _deadline(self, task: Task) -> Deadline | None:
+        """Of a row, which begins with its first call: retries and other pairs have what is left."""
         seconds = self.tools.resources.max_seconds
-        return None if seconds is None else Deadline.after(seconds)
+        if seconds is not None and task.deadline is None:
+            task.deadline = Deadline.after(seconds)
+        return task.deadline
 
     def read(self, task: Task) -> JobRow | None:
         """The row of a settled call; None where its text holds no answer and other pairs may be tried."""
@@ -209,7 +215,7 @@ class RowSteps:
     def flow(self, task: Task) -> JobRow:
         """Run the workflow for the row; it finds calls that were paid for by their keys."""
         planned, run = task.planned, StoppableRun()
-        run.deadline = self._deadline()
+        run.deadline = self._deadline(task)
         allowance = RowAllowance(
             policy=planned.policy,
             on_short="cheaper" if task.final else "stop",

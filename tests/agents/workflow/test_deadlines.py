@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from viaticum.agents.batch import run_batch
 from viaticum.agents.workflow.latencies import CallLatencies, Seconds, estimate
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
-from viaticum.errors import DeadlineExceeded, ModelUnavailable
+from viaticum.errors import DeadlineExceeded, ModelUnavailable, ProviderUnavailable
 from viaticum.jobs import read_rows
 from viaticum.models.base import Generation
+from viaticum.models.remote.request import load_litellm
 from viaticum.routers.query import Plan, PlanRow, StaticRouter
 from viaticum.types import Completion, Message, Query, RoutingTable, Row, TokenCount, Usage
 
@@ -234,6 +236,7 @@ def test_a_deadline_is_above_zero(seconds: Any) -> None:
 
 @pytest.fixture
 def provider() -> Iterator[OpenAIServer]:
+    load_litellm()  # takes longer than a deadline of these tests
     with running_server() as server:
         yield server
 
@@ -244,7 +247,7 @@ def test_a_silent_provider_is_hung_up_on(tmp_path: Path, provider: OpenAIServer,
     far = Row(Pair("far", "direct"), 0.9, 20, 30, 10_000, 20_000)
     settings: dict[str, Any] = {"catalogue": Catalogue([spec_for(provider)]), "tries": 1}
     with Viaticum("1", folder=tmp_path, router=StaticRouter(RoutingTable((far,))), **settings) as viaticum:
-        chat = ChatViaticum(model=name, client=viaticum, max_seconds=0.6)
+        chat = ChatViaticum(model=name, client=viaticum, max_seconds=2)
         with pytest.raises(DeadlineExceeded):
             chat.invoke(QUESTION)
         assert provider.hung_up.wait(10)
@@ -295,3 +298,32 @@ def test_a_row_of_a_batch_fails_at_its_deadline_and_the_others_go_on(tmp_path: P
     assert rows["slow"].state == "failed"
     assert "max_seconds" in rows["slow"].reason
     assert rows["slow"].cost_nanousd > 0
+
+
+def test_tries_of_a_row_and_other_pairs_have_what_is_left_of_its_deadline(tmp_path: Path) -> None:
+    calls = []
+
+    class Away(ScriptedModel):
+        def stream(self, messages: Any, generation: Any) -> Any:
+            calls.append(self.name)
+            time.sleep(0.3)
+            raise ProviderUnavailable("away")
+            yield
+
+    (tmp_path / "in.jsonl").write_text(json.dumps({"id": "a", "question": QUESTION}) + "\n")
+    ended = run_batch(
+        tmp_path / "in.jsonl",
+        tmp_path / "out.jsonl",
+        budget="1",
+        ledger=tmp_path / "ledger.db",
+        models={SMALL: Away(SMALL, ""), LARGE: Away(LARGE, "")},
+        router=StaticRouter(TABLE),
+        policy="best",
+        tries=5,
+        max_seconds=0.5,
+    )
+    (row,) = read_rows(ended.folder)
+    assert row.state == "failed"
+    assert 1 <= len(calls) <= 2, "five tries of two models would take three seconds"
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert all(budget.held_nanousd == 0 for budget in ledger.budgets())
