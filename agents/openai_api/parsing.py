@@ -60,15 +60,19 @@ def parse_body(model: type[Body], body: bytes) -> Body:
     Takes up to a tenth of a second for a megabyte: not for the event loop's thread.
     """
     _check_objects(body)
-    _check_numbers(body)
     try:
-        return model.model_validate_json(body)
+        parsed = model.model_validate_json(body)
     except ValidationError as error:
         raise invalid_request(error) from None
+    _check_numbers(body)
+    return parsed
 
 
 def _check_numbers(body: bytes) -> None:
-    """Raise `APIError` for a number that is none in JSON, or too large: it could not be sent back."""
+    """Raise `APIError` for a number that is none in JSON, or too large, in a field that takes any value.
+
+    It could not be sent back.
+    """
     if not _MAYBE_INFINITE.search(body):
         return
     try:
