@@ -28,7 +28,7 @@ from viaticum.agents.workflow.state import Allowance
 from viaticum.errors import InputError, ModelError, UnknownName, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.messages import refuse_cache_marks, refuse_parts, without_cache_marks, without_marks
-from viaticum.models.base import BYTES_PER_TOKEN, Generation, Model, StreamPiece
+from viaticum.models.base import Generation, Model, StreamPiece
 from viaticum.models.remote.prices import may_write_cache
 from viaticum.models.settings import chat_messages, resolve
 from viaticum.residency import NO_RESTRICTION, Residency
@@ -318,7 +318,7 @@ def _solve(
     in the text (a program's output), it comes last.
     """
     pair, started, settled = "", False, False
-    prompt = sum(len(each["content"].encode(errors="replace")) for each in request.messages)
+    prompt = count_tokens(request.messages)
     if request.deadline is not None:
         request.deadline.check()
     seconds = None if request.deadline is None else request.deadline.left
@@ -339,7 +339,7 @@ def _solve(
                 pair = str(event.route.pair)
             elif isinstance(event, ThinkingPiece | TextPiece):
                 if not started:
-                    yield CompletionStarted(pair, max(1, prompt // BYTES_PER_TOKEN))
+                    yield CompletionStarted(pair, max(1, prompt))
                     started = True
                 if isinstance(event, ThinkingPiece):
                     yield ThinkingDelta(event.text)

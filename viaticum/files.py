@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -85,6 +86,22 @@ def private_file(path: str | Path) -> Path:
     for each in (path, *(path.with_name(path.name + end) for end in SQLITE_FILES)):
         _take_rights(each)
     return path
+
+
+def private_database(path: Path) -> sqlite3.Connection:
+    """Open an SQLite file that its owner alone may read, made with its folders if missing; for any thread.
+
+    Statements are their own transactions; another writer is waited for up to a minute.
+
+    Raises:
+        OSError, sqlite3.Error: the file cannot be used.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    private_file(path)
+    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    db.execute("PRAGMA busy_timeout = 60000")
+    db.execute("PRAGMA journal_mode = WAL")
+    return db
 
 
 def private_folder(path: str | Path) -> Path:

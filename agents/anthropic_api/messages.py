@@ -21,6 +21,7 @@ from viaticum.agents.anthropic_api.blocks import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from viaticum.agents.openai_api.requests import CacheControl
 from viaticum.errors import InputError
 from viaticum.types import Message
 
@@ -99,11 +100,16 @@ def _tool_result(block: ToolResultBlock) -> Message:
         message["content"] = f"Error: {message['content']}"
         message.pop("parts", None)
     if block.cache_control is not None and texts:
-        marked = [{"type": "text", "text": message["content"]}]
-        message["parts"] = message.get("parts", marked)
-        message["parts"][-1]["cache_control"] = block.cache_control.model_dump(exclude_none=True)
+        mark_for_cache(message, block.cache_control)
     message["tool_call_id"] = block.tool_use_id
     return message
+
+
+def mark_for_cache(message: Message, mark: CacheControl) -> None:
+    """Mark the end of a message for the provider's cache."""
+    parts = message.get("parts") or [{"type": "text", "text": message["content"]}]
+    parts[-1]["cache_control"] = mark.model_dump(exclude_none=True)
+    message["parts"] = parts
 
 
 def _message(role: Any, blocks: Sequence[Any], separator: str = "\n\n") -> Message:

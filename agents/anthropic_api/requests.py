@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from viaticum.agents.anthropic_api.blocks import Block, TextBlock
-from viaticum.agents.anthropic_api.messages import to_messages
+from viaticum.agents.anthropic_api.messages import mark_for_cache, to_messages
 from viaticum.agents.openai_api.errors import APIError
 from viaticum.agents.openai_api.parsing import Form, StrictForm, parse_body
 from viaticum.agents.openai_api.requests import CacheControl, RoutedRequest
@@ -113,9 +113,7 @@ class CountRequest(StrictForm):
         if not messages:
             raise InputError("messages: nothing that a model reads; send a turn with text")
         if self.cache_control is not None:
-            last = messages[-1]
-            last["parts"] = last.get("parts") or [{"type": "text", "text": last["content"]}]
-            last["parts"][-1]["cache_control"] = self.cache_control.model_dump(exclude_none=True)
+            mark_for_cache(messages[-1], self.cache_control)
         return messages
 
     def to_extra(self) -> dict[str, Any]:

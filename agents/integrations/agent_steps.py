@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
+from viaticum.models.base import BYTES_PER_TOKEN
 from viaticum.routers.query.steps import StepState
-
-BYTES_PER_TOKEN = 4  # of texts that no provider has counted yet; only choices rest on it
 
 
 def step_state(messages: Sequence[BaseMessage]) -> StepState:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from viaticum.errors import InputError, LedgerError
-from viaticum.files import private_file
+from viaticum.files import private_database
 from viaticum.residency import NO_RESTRICTION, Residency
 from viaticum.types import Message
 
@@ -56,11 +56,7 @@ class ResponseStore:
         self.path, self._seconds = Path(path), days * SECONDS_A_DAY
         self._lock = threading.Lock()
         with self._as_ledger_error():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            private_file(self.path)
-            self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA busy_timeout = 60000")
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db = private_database(self.path)
             self._db.execute(_TABLE)
             self._db.execute("CREATE INDEX IF NOT EXISTS by_age ON responses (created)")
 

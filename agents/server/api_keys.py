@@ -24,7 +24,7 @@ from typing import Self
 from sqlite_utils import Database
 
 from viaticum.errors import InputError, LedgerError, UnknownName
-from viaticum.files import private_file
+from viaticum.files import private_database
 from viaticum.residency import Only, checked_only
 
 APPLICATION_ID = 0x5649414B  # "VIAK"
@@ -103,11 +103,7 @@ class ApiKeyStore:
         self._data_version = -1
         self._cached_rows: list[tuple[str, ApiKey]] = []
         with self._as_ledger_error():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            private_file(self.path)
-            self._db = Database(sqlite3.connect(self.path, check_same_thread=False, isolation_level=None))
-            self._db.execute("PRAGMA busy_timeout = 60000")
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db = Database(private_database(self.path))
             self._migrate()
 
     def close(self) -> None:

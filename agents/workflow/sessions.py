@@ -17,6 +17,7 @@ from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
 from viaticum.checks import checked_text
 from viaticum.errors import InputError
+from viaticum.models.base import BYTES_PER_TOKEN
 from viaticum.money import Price
 from viaticum.routers.query import PlanRoute, PlanRow, Policy
 from viaticum.routers.query.steps import RECENT, StepChoice, StepState, choose_step
@@ -24,7 +25,6 @@ from viaticum.types import Message, RoutingTable, Row
 
 MOST = 10_000  # sessions that are remembered, the latest used ones
 LONGEST = 200  # characters of a name
-BYTES_PER_TOKEN = 4  # only choices rest on it
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from synthetic_outcomes import Words, a_question, outcomes
 
-from viaticum.outcomes import Outcome
 from viaticum.routers.query.fit import fit
 from viaticum.routers.query.heads import CalibratedMixture
 from viaticum.routers.query.out_of_fold import kind_folds, known_without
@@ -174,17 +173,14 @@ def test_without_trust_the_heads_decide_alone() -> None:
 def test_one_kind_with_nearly_all_questions_can_be_fitted() -> None:
     """Left out, it leaves too few questions to learn anything from."""
     rows = outcomes(36, kinds=("sums",)) + outcomes(2, 1, ("games",)) + outcomes(2, 2, ("kin",))
-    router = fit(OutcomeMatrix.from_outcomes(rows), Words())  # type: ignore[arg-type]
+    table = OutcomeMatrix.from_outcomes(rows)
+    router = fit(table, Words())  # type: ignore[arg-type]
     assert router.predict_texts([rows[0].question]).accuracy.isfinite().all()
-    assert kind_folds(router_matrix(rows), torch.ones(40, 4), 0).unique().numel() > 1
-
-
-def router_matrix(rows: list[Outcome]) -> OutcomeMatrix:
-    return OutcomeMatrix.from_outcomes(rows)
+    assert kind_folds(table, torch.ones(40, 4), 0).unique().numel() > 1
 
 
 def test_questions_that_are_all_alike_are_of_one_kind() -> None:
-    matrix = router_matrix(outcomes(30, kinds=("sums",)))
+    matrix = OutcomeMatrix.from_outcomes(outcomes(30, kinds=("sums",)))
     assert kind_folds(matrix, torch.ones(30, 4), 0).unique().tolist() == [0]
 
 
