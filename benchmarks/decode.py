@@ -3,8 +3,10 @@
 Everything in one run, on the real pair of the catalogue (1.5B and 0.5B): questions asked as cot asks them,
 greedy tokens, prompts read beforehand; 1, 4 and 16 texts at once. All ways take turns, so that whatever slows
 the machine slows all; figures are medians. The ways: the large model alone, speculative, R-Stitch without and
-with drafts, R2R, on each engine; "auto" (the pair as a catalogue entry without `mode` and `engine` runs it,
-its choice left to it); llama.cpp's server of the wheel that the engine "llama" uses, on the same GGUF file.
+with drafts, R2R, on each engine; "auto"; llama.cpp's server of the wheel that the engine "llama" uses, on the
+same GGUF file, with as many slots as there are texts. "auto" is the pair as a catalogue entry with so many
+slots and without `mode` and `engine` runs it: each model on the engine that was the fastest for them where
+`viaticum models test` times it (here in the same run), its mode left to it.
 
     viaticum models pull && pip install xllamacpp
     python benchmarks/decode.py QUESTIONS.jsonl [--json] [--questions 8] [--tokens 32] [--rounds 3]
@@ -40,6 +42,8 @@ from viaticum.decoders.auto_mode import ModeChooser
 from viaticum.decoders.cost import CostModel, conditions, measure_pair
 from viaticum.decoders.decoding_mode import LARGE_ALONE, DecodingMode, HandoffStats
 from viaticum.errors import ViaticumError
+from viaticum.models.engine_choice import EngineFigures, fastest_engine
+from viaticum.models.engine_trial import time_calls
 from viaticum.models.token_routers import token_router
 from viaticum.questions import read_questions
 from viaticum.routers.token import AlwaysLarge, EntropyRouter, TokenRouter
@@ -83,7 +87,7 @@ class Result:
 
 @dataclass
 class EnginePair:
-    """The two models on one engine."""
+    """The two models on one engine, or on one each."""
 
     engine: str
     small: Runner
@@ -200,13 +204,16 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
         pair.read(others)
         for way in pair.ways:
             rates[pair.engine, way.name] = pair.rates(way, others, arguments.tokens)
-    auto = auto_pair(pairs, arguments, tokenizer)
-    auto.read(others)
-    for _ in range(max(3, 512 // (most * max(arguments.tokens, 24)) + 1)):  # until its trials are over
-        auto.write(None, others, max(arguments.tokens, 24))
+    figures = [engine_figures(pairs, name) for name in ("small", "large")]
     measured: dict[int, dict[str, dict[str, float]]] = {}
     flags: dict[int, Any] = {}
+    found = list[EnginePair]()
     for streams in arguments.streams:
+        auto = auto_pair([*pairs, *found], [fastest_engine(each, streams) for each in figures])
+        found.append(auto)
+        auto.read(others[:streams])
+        for _ in range(max(3, 512 // (streams * max(arguments.tokens, 24)) + 1)):  # until its trials are over
+            auto.write(None, others[:streams], max(arguments.tokens, 24))
         measured[streams], flags[streams] = turns(arguments, pairs, auto, folder, asked, streams)
     return summary(measured, pairs, costs, rates) | {
         "auto_chose": {streams: values[AUTO]["mode"] for streams, values in measured.items()},
@@ -216,15 +223,29 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def auto_pair(pairs: list[EnginePair], arguments: argparse.Namespace, tokenizer: Any) -> EnginePair:
-    """The pair that the engine "auto" loads; where that is an engine of the run, the one already loaded."""
-    if len(pairs) == 1:
-        return pairs[0]
-    found = load_pair(AUTO, arguments, tokenizer)
-    for pair in pairs:
-        if all(type(a) is type(b) for a, b in ((pair.small, found.small), (pair.large, found.large))):
-            return pair
-    return found
+def engine_figures(pairs: list[EnginePair], name: str) -> dict[str, EngineFigures]:
+    """Of the small or the large model on each engine of the run, as `viaticum models test` times it."""
+    runners = {pair.engine: getattr(pair, name) for pair in pairs}
+    for runner in runners.values():
+        for slot in range(runner.slots):
+            runner.reset(slot)
+    return {engine: EngineFigures(0.0, None, *time_calls(runner)) for engine, runner in runners.items()}
+
+
+def auto_pair(pairs: list[EnginePair], engines: Sequence[str]) -> EnginePair:
+    """The pair with the small and the large model on these engines, of the weights that are loaded."""
+    small, large = engines
+    name = large if small == large else f"{small} {large}"
+    by_engine = {pair.engine: pair for pair in pairs}
+    if name in by_engine:
+        return by_engine[name]
+    return EnginePair(
+        name,
+        by_engine[small].small,
+        by_engine[large].large,
+        by_engine[small].tokenizer,
+        by_engine[small].routers,
+    )
 
 
 def turns(

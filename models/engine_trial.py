@@ -62,23 +62,33 @@ def try_engines(
 
 
 def _try(catalogue: Catalogue, name: str, slots: int) -> EngineFigures:
-    from viaticum.decoders.call_times import measure
-
     before, began = resident_bytes(), time.perf_counter()
     runner = LocalModels(catalogue, slots=slots).runner(name)
     load = time.perf_counter() - began
     try:
-        if runner.context <= PROMPT:
-            raise InputError(
-                f"a context of {runner.context} is too short to time a prompt of {PROMPT} tokens"
-            )
-        prefill = min(_prefill(runner, turn) for turn in range(3))
-        times = measure(runner, rows=ROWS, tokens=(1,), context=PROMPT, repeats=STEPS)
-        steps = dict(zip(times.rows, (seconds for (seconds,) in times.seconds), strict=True))
+        prefill, steps = time_calls(runner)
         after = resident_bytes()
     finally:
         getattr(runner, "close", lambda: None)()
     return EngineFigures(load, None if after is None or before is None else after - before, prefill, steps)
+
+
+def time_calls(runner: Runner) -> tuple[float, dict[int, float]]:
+    """Seconds of a prompt of `PROMPT` tokens, and of a step of so many rows, by their number.
+
+    Args:
+        runner: none of its slots may be in use.
+
+    Raises:
+        InputError: its context is too short, or slots are in use.
+    """
+    from viaticum.decoders.call_times import measure
+
+    if runner.context <= PROMPT:
+        raise InputError(f"a context of {runner.context} is too short to time a prompt of {PROMPT} tokens")
+    prefill = min(_prefill(runner, turn) for turn in range(3))
+    times = measure(runner, rows=ROWS, tokens=(1,), context=PROMPT, repeats=STEPS)
+    return prefill, dict(zip(times.rows, (seconds for (seconds,) in times.seconds), strict=True))
 
 
 def _prefill(runner: Runner, turn: int) -> float:
