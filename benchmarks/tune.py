@@ -226,11 +226,13 @@ def tuned_neighbours(case: Case, known: OutcomeMatrix, encoder: Encoder) -> Scor
 # --- the measurement ----------------------------------------------------------------------------------------
 
 
-def measure_case(case: Case, encoder: Encoder, *, quick: bool) -> dict[tuple[float, str], Scores]:
+def measure_case(
+    case: Case, encoder: Encoder, shares: Sequence[float], *, quick: bool
+) -> dict[tuple[float, str], Scores]:
     """Scores by share of the money and way to buy."""
     router = quick_router if quick else full_router
     total, found = float(case.pool.cost.sum()), {}
-    for share in SHARES:
+    for share in shares:
         complete, pairs = buy_random(case, share * total, rows=True)
         found[share, ROWS] = router(case, complete, pairs, encoder)
         whole = complete.select(complete.complete)
@@ -260,8 +262,9 @@ def difference(first: Sequence[Scores], second: Sequence[Scores]) -> dict[str, f
     return {"difference": float(totals.sum() / counts.sum()), "low": float(low), "high": float(high)}
 
 
-def summarise(cases: Sequence[dict[tuple[float, str], Scores]]) -> dict[str, Any]:
+def summarise(cases: Sequence[dict[tuple[float, str], Scores]], shares: Sequence[float]) -> dict[str, Any]:
     """Means over seeds; ours against the others at the same money, and at twice the money."""
+    parts = [share for share in shares if share < 1]  # with all of it the three ways to buy are the same
 
     def scores(share: float, way: str) -> list[Scores]:
         return [each[share, way] for each in cases]
@@ -273,7 +276,7 @@ def summarise(cases: Sequence[dict[tuple[float, str], Scores]]) -> dict[str, Any
     curves = {
         way: [
             {name: mean(share, way, name) for name in ("score", "correct", "cost")} | {"money": share}
-            for share in SHARES
+            for share in shares
         ]
         for way in ways
     }
@@ -282,19 +285,21 @@ def summarise(cases: Sequence[dict[tuple[float, str], Scores]]) -> dict[str, Any
         "same_money": {
             way: [
                 difference(scores(share, OURS), scores(share, way)) | {"money": share}
-                for share in SHARES[:-1]
+                for share in (shares if way in (STATIC, KNN) else parts)
             ]
             for way in ways[1:]
         },
         "half_the_money": {
             way: [
                 difference(scores(share, OURS), scores(2 * share, way)) | {"money": share}
-                for share in SHARES[:-1]
+                for share in parts
+                if 2 * share in shares
             ]
             for way in (RANDOM, ROWS)
         },
         "money_for_the_same_score": {
-            way: [money_ratio(curves[way], point) for point in curves[OURS][:-1]] for way in (RANDOM, ROWS)
+            way: [money_ratio(curves[way], point) for point in curves[OURS] if point["money"] < 1]
+            for way in (RANDOM, ROWS)
         },
     }
 
@@ -347,6 +352,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pools", type=int, nargs="+", default=[100, 300, 1000], help="sizes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of split and purchases")
     parser.add_argument("--questions", type=int, help="so many of the table at most, at random")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=SHARES, help="of what all of the pool's outcomes cost"
+    )
     parser.add_argument("--quick", action="store_true", help="two heads instead of the whole router")
     parser.add_argument("--embeddings", type=Path, help="another cache of embeddings")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -364,6 +372,7 @@ def main() -> None:
     encoder = Encoder(cache=arguments.embeddings or "")
     x = encoder(matrix.texts, lambda done, total: report(f"questions embedded {done}/{total}")).numpy()
     groups = near_duplicates(matrix.texts)
+    shares = sorted(arguments.shares)
     results: dict[str, Any] = {
         "conditions": {
             "questions": len(matrix),
@@ -390,8 +399,8 @@ def main() -> None:
                 float(tested.cost.mean(0).max()),
                 seed,
             )
-            cases.append(measure_case(case, encoder, quick=arguments.quick))
-        results["pools"][str(size)] = summarise(cases)
+            cases.append(measure_case(case, encoder, shares, quick=arguments.quick))
+        results["pools"][str(size)] = summarise(cases, shares)
     report("")
     sys.stderr.write("\r")
     if arguments.json:
