@@ -335,8 +335,11 @@ def show(pool: str, result: dict[str, Any]) -> None:
                 f"{100 * p['difference']:+.1f} ({100 * p['low']:+.1f} to {100 * p['high']:+.1f})"
                 for p in line
             ]
-            print(f"{title.replace('_', ' ')}, - {way:<28}" + "".join(f"{cell:<24}" for cell in cells))
+            if cells:
+                print(f"{title.replace('_', ' ')}, - {way:<28}" + "".join(f"{cell:<24}" for cell in cells))
     for way, ratios in result["money_for_the_same_score"].items():
+        if not ratios:
+            continue
         print(
             f"money for the same score, {way}: "
             + ", ".join("never" if r is None else f"{r:.2f}" for r in ratios)
