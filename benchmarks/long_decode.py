@@ -3,9 +3,9 @@
     python benchmarks/long_decode.py --model PATH --texts 4 --lengths 1000 4000 8000 16000 32000 --json
 
 Reads the texts in, and at each length takes decode steps of all of them at once: milliseconds a token, and
-the resident memory of the process beyond what the weights took, beside what the keys and values need. With
---shape the model is the shape of a 0.5B with random weights, so that nothing has to be downloaded. Leaves out
-sampling, routers and the quality of text.
+the resident memory of the process beyond what the weights took, now and at its peak, beside what the keys
+and values need. Without --model the weights are random, in the shape of a 0.5B, so that nothing has to be
+downloaded. Leaves out sampling, routers and the quality of text.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ SHAPE = {
 STEPS = 8  # decode steps at each length, after two that are not counted
 
 
-def resident_bytes() -> int:
+def resident_bytes(field: str = "VmRSS") -> int:
+    """Of this process now, or with "VmHWM" the most that it ever was."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     return 0
 
@@ -83,6 +84,7 @@ def measure(runner: TorchRunner, lengths: list[int], texts: int) -> list[dict[st
                 "ms_per_token": round(1000 * statistics.median(wall) / texts, 2),
                 "cpu_ms_per_token": round(1000 * statistics.median(cpu) / texts, 2),
                 "resident_mb": round((resident_bytes() - weights) / 1e6),
+                "peak_mb": round((resident_bytes("VmHWM") - weights) / 1e6),
                 "keys_and_values_mb": round(held * whole / texts / 1e6),
                 "whole_contexts_mb": round(whole / 1e6),
             }

@@ -21,6 +21,8 @@ MAX_SLOTS = 64  # beyond this a step is bound by arithmetic on any machine we kn
 RESERVE = 0.1  # of the free memory, for rounding by allocators and for other programs
 MEAN_SHARE = 3 / 8  # of the context that a sequence takes on average at its end
 CGROUPS, CONTROL_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+MASK_PAIRS = 1 << 24  # new tokens times keys of a long prompt in one call: bounds the memory of masks
+MASK_TOKENS = 64  # new tokens that a call of a long prompt reads at least, however many keys they see
 LOGITS_COPIES = 6  # of a row's logits at once: of the model, float32, softmax, sorted, drafted
 
 
@@ -79,7 +81,8 @@ class CacheCost:
             mean,
             2 * BLOCK * _kv_heads(text) * _head_dim(text) * size * int(text.num_hidden_layers),
             LOGITS_COPIES * 4 * int(text.vocab_size),
-            prefill_tokens * (activations * size + context * mask_bytes),
+            prefill_tokens * activations * size
+            + min(prefill_tokens * context, max(MASK_PAIRS, MASK_TOKENS * context)) * mask_bytes,
         )
 
 

@@ -19,7 +19,7 @@ from viaticum.decoders.attention import attending, spans
 from viaticum.decoders.blocks import BLOCK, BlockPool, OutOfBlocks, blocks_of
 from viaticum.decoders.cache import BatchLayout, BlockCache
 from viaticum.decoders.linear import weight_bytes
-from viaticum.decoders.memory import out_of_memory
+from viaticum.decoders.memory import MASK_PAIRS, MASK_TOKENS, out_of_memory
 from viaticum.decoders.rope import reset_rope_lengths, rope_varies_beyond
 from viaticum.decoders.runner import Runner, RunnerOutput, concatenate, restoring_order
 from viaticum.decoders.vocabulary import end_ids
@@ -146,7 +146,11 @@ class TorchRunner(Runner):
         batches = self._batches(order, slots, tokens)
         parts: list[RunnerOutput] = []
         for rows in batches:
-            for chunk in _chunks([len(tokens[row]) for row in rows], [keep[row] for row in rows]):
+            for chunk in _chunks(
+                [len(self.cached_tokens[slots[row]]) for row in rows],
+                [len(tokens[row]) for row in rows],
+                [keep[row] for row in rows],
+            ):
                 part = self._call(
                     [slots[rows[i]] for i, *_ in chunk],
                     [list(tokens[rows[i]][begin:end]) for i, begin, end, _ in chunk],
@@ -265,20 +269,34 @@ class TorchRunner(Runner):
         return RunnerOutput(logits, finite, states[0][0] if hidden else None)
 
 
-def _chunks(lengths: list[int], keep: list[int]) -> Iterator[list[tuple[int, int, int, int]]]:
-    """Split new tokens into calls of at most `PREFILL_TOKENS`: (row, begin, end, positions wanted)."""
+def _chunks(
+    starts: Sequence[int], lengths: Sequence[int], keep: Sequence[int]
+) -> Iterator[list[tuple[int, int, int, int]]]:
+    """Split new tokens into calls of bounded size: (row, begin, end, positions wanted).
+
+    A call has `PREFILL_TOKENS` at most; a long prompt fewer, since a token's mask is as wide as its keys.
+
+    Args:
+        starts: tokens that each row's slot holds already.
+        lengths: new tokens of each row.
+        keep: positions of each row whose logits are wanted.
+    """
     chunk: list[tuple[int, int, int, int]] = []
-    room = PREFILL_TOKENS
-    for row, (length, last) in enumerate(zip(lengths, keep, strict=True)):
+    room, pairs = PREFILL_TOKENS, MASK_PAIRS
+    for row, (start, length, last) in enumerate(zip(starts, lengths, keep, strict=True)):
         begin = 0
         while begin < length:
-            end = min(length, begin + room)
-            chunk.append((row, begin, end, max(0, min(end - begin, end - length + last))))
-            room -= end - begin
+            new = min(length - begin, room)
+            if new > MASK_TOKENS:
+                new = max(MASK_TOKENS, min(new, pairs // (start + begin + new)))
+                pairs -= new * (start + begin + new)
+            end = begin + new
+            chunk.append((row, begin, end, max(0, min(new, end - length + last))))
+            room -= new
             begin = end
-            if not room:
+            if not room or begin < length:
                 yield chunk
-                chunk, room = [], PREFILL_TOKENS
+                chunk, room, pairs = [], PREFILL_TOKENS, MASK_PAIRS
     if chunk:
         yield chunk
 

@@ -377,7 +377,7 @@ def test_every_token_is_prefill_once_in_calls_of_bounded_size(
     rng = random.Random(seed)
     lengths = [rng.choice([1, 2, 5, 16, 30, 100]) for _ in range(rng.randrange(1, 7))]
     keep = [rng.randrange(1, length + 1) for length in lengths]
-    chunks = list(chunks_of(lengths, keep))
+    chunks = list(chunks_of([0] * len(lengths), lengths, keep))
     assert all(sum(end - begin for _, begin, end, _ in chunk) <= 16 for chunk in chunks)
     assert len(chunks) == -(-sum(lengths) // 16)  # no more calls than that takes
     read = [(row, at) for chunk in chunks for row, begin, end, _ in chunk for at in range(begin, end)]
@@ -386,6 +386,36 @@ def test_every_token_is_prefill_once_in_calls_of_bounded_size(
     assert wanted == [
         (row, at) for row, length in enumerate(lengths) for at in range(length - keep[row], length)
     ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_masks_of_long_prompts_are_bounded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_runner, "PREFILL_TOKENS", 64)
+    monkeypatch.setattr(torch_runner, "MASK_TOKENS", 4)
+    monkeypatch.setattr(torch_runner, "MASK_PAIRS", 2000)
+    rng = random.Random(seed)
+    starts = [rng.choice([0, 10, 100, 400, 900]) for _ in range(rng.randrange(1, 7))]
+    lengths = [rng.choice([1, 2, 5, 16, 30, 200]) for _ in starts]
+    chunks = list(chunks_of(starts, lengths, lengths))
+    read = [(row, at) for chunk in chunks for row, begin, end, _ in chunk for at in range(begin, end)]
+    assert read == [(row, at) for row, length in enumerate(lengths) for at in range(length)]
+    for chunk in chunks:
+        prompts = [(end - begin) * (starts[row] + end) for row, begin, end, _ in chunk if end - begin > 4]
+        assert sum(prompts) <= 2000, "tokens times keys of rows that read more than the least"
+        assert sum(end - begin for _, begin, end, _ in chunk) <= 64
+    short = list(chunks_of([900] * 12, [1] * 12, [1] * 12))
+    assert len(short) == 1, "a step of decoding is one call, however long the texts are"
+
+
+def test_long_prompts_in_small_calls_have_the_logits_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_runner, "MASK_TOKENS", 3)
+    monkeypatch.setattr(torch_runner, "MASK_PAIRS", 100)
+    rng = random.Random(5)
+    prompts = [[rng.randrange(97) for _ in range(length)] for length in (40, 1, 23)]
+    under_test = TorchRunner(build("qwen2"), slots=3)
+    heads = under_test.forward(range(3), prompts)
+    for logits, prompt in zip(heads.logits, prompts, strict=True):
+        torch.testing.assert_close(logits, plain_logits(prompt, "qwen2"), atol=2e-4, rtol=1e-3)
 
 
 def test_neighbours_of_one_length_are_attended_to_batches() -> None:
