@@ -156,7 +156,10 @@ class _Models:
         self.catalogue = with_litellm_prices(catalogue.with_models(*_given_entries(given, catalogue)))
         self._given, self._models, self._lock = given, dict(given), threading.Lock()
         self._local = LocalModels(
-            self.catalogue, slots=settings.slots, max_slots=max(settings.concurrency, SLOTS)
+            self.catalogue,
+            slots=settings.slots,
+            max_slots=max(settings.concurrency, SLOTS),
+            streams=1 if settings.concurrency == 1 else None,  # other slots hold prompts then
         )
         self.usable = UsableModels(self.catalogue, given, named=settings.model)
         self._named = settings.model

@@ -47,6 +47,7 @@ class LocalModels:
         catalogue: its entries say where and how each model runs (`Catalogue.local_settings`).
         slots: texts that are written at once by a model whose entry does not say; "auto" for as many as the
             free memory holds, at most `max_slots` (`decoders.memory.MAX_SLOTS` where None).
+        streams: texts at once for which the engine "auto" is chosen; None for as many as there are slots.
         mode: of all pairs, in place of their entries': "routed" where their routers are what is looked at.
     """
 
@@ -56,10 +57,11 @@ class LocalModels:
         *,
         slots: int | Literal["auto"] = 1,
         max_slots: int | None = None,
+        streams: int | None = None,
         mode: Literal["routed", "auto"] | None = None,
     ) -> None:
         self.catalogue = catalogue
-        self.slots, self.max_slots = slots, max_slots
+        self.slots, self.max_slots, self.streams = slots, max_slots, streams
         self.mode = mode
         self._runners: dict[tuple[str, LocalSettings], Runner] = {}
         self._tokenizers: dict[str, Any] = {}
@@ -137,7 +139,7 @@ class LocalModels:
         spec = self.catalogue[name]
         options = settings.over(LocalSettings(slots=self.slots)).given
         if not {"device", "dtype"} & options.keys() and options.get("engine", "auto") == "auto":
-            options["engine"] = measured_engine(spec, options["slots"]) or "auto"
+            options["engine"] = measured_engine(spec, self.streams or options["slots"]) or "auto"
         options["context"] = min(settings.context or spec.context_length, spec.context_length)
         if self.max_slots is not None:
             options["max_slots"] = self.max_slots

@@ -86,6 +86,12 @@ def test_the_engine_depends_on_the_answers_at_once(file: Path) -> None:
         "torch",
         "torch",
     ]
+    loaded = [
+        LocalModels(Catalogue.load(file), slots=4, streams=streams).runner("tiny") for streams in (None, 1)
+    ]
+    assert [type(each).__name__ for each in loaded] == ["TorchRunner", "LlamaRunner"], (
+        "one text in four slots"
+    )
     save_figures(spec, {"torch": figures(0.2, 0.04), "llama": figures(9.0, 0.03)})
     assert measured_engine(spec, 1) == "torch", "a prompt counts too"
 

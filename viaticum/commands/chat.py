@@ -72,6 +72,7 @@ def chat(
         strategies=load or (),
         only=only,
         max_seconds=max_seconds,
+        concurrency=1,
         generation=generation.model_copy(update={"system": None}),
     ) as client:
         check_name(client, model)

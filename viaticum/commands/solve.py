@@ -72,6 +72,7 @@ def solve(
             strategy=strategy,
             only=only,
             max_seconds=max_seconds,
+            concurrency=1,
             strategies=load or (),
             generation=generation,
             local=local,
