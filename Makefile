@@ -1,5 +1,5 @@
 # Everything from a fresh clone, with python3 (3.11 or newer), make and pip.
-#   make demo    sets up and answers real questions with real models (QUESTIONS=file.jsonl for others than its own)
+#   make demo    sets up and shows what routing gets with real models (QUESTIONS=file.jsonl for others than its own)
 #   make test    every test, those on the real models too
 # VENV=folder uses another virtual environment, PYTHON=python3.12 makes it with another Python.
 
@@ -27,10 +27,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(LOCAL): pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -e '.[local,sandbox]'
+	@echo "installing packages with pip"; start=$$(date +%s); $(INSTALL) -e '.[local,sandbox,reports]' && \
+	  echo "packages: installed after $$(($$(date +%s) - start)) s"
 	@touch $@
 
-# dev holds local and sandbox.
+# dev holds local, sandbox and reports.
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $(LOCAL) $@
@@ -46,8 +47,7 @@ $(POOL): tests/support/pgbouncer.py | $(DEV)
 	@touch $@
 
 demo: $(LOCAL)
-	$(BIN)/viaticum models pull
-	$(BIN)/python examples/demo.py $(QUESTIONS)
+	$(BIN)/python examples/demo.py --pull $(QUESTIONS)
 
 # Two workers, one thread each: more threads would wait for each other. Exit 5 of pytest: no test was chosen.
 test: $(DEV) $(BROWSER) $(POOL)

@@ -22,7 +22,7 @@ import viaticum
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("agents", "budgets", "decoders", "models", "reports", "routers", "strategies", "training")
 # In viaticum/, the files that may import everything; the others are the ground floor.
-FRONT_DOOR = ("__init__", "__main__", "cli", "commands")
+FRONT_DOOR = ("__init__", "__main__", "cli", "commands", "demo")
 
 # Rooms, each with what it may import besides itself. `agents.x` is a package or a module of agents/.
 CORE = {"ground", "budgets", "strategies", "routers"}

@@ -16,6 +16,7 @@ import typer
 from viaticum.commands import answer, budget, keys, models, outcomes, router, sandbox, tokens
 from viaticum.commands.batch import batch
 from viaticum.commands.chat import chat
+from viaticum.commands.demo import demo
 from viaticum.commands.doctor import doctor
 from viaticum.commands.profile import profile
 from viaticum.commands.report import report
@@ -41,6 +42,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(answer.app, name="answer")
 app.command()(batch)
 app.command()(chat)
+app.command()(demo)
 app.command()(doctor)
 app.command()(serve)
 tokens.app.command()(policy)

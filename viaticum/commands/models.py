@@ -82,7 +82,7 @@ def pull(
     loaded = Catalogue.load(catalogue)
     specs = _with_weights(loaded, names or [])
     with ProgressBar("", unit="bytes") as bar:
-        pulled = pull_all(specs, _reporter(bar), full_check=full_check)
+        pulled = pull_all(specs, byte_reporter(bar), full_check=full_check)
     _print_pulled(pulled, as_json)
 
 
@@ -92,7 +92,7 @@ def check_weights(name: Name, as_json: JsonFlag = False, catalogue: CatalogueFil
     loaded = Catalogue.load(catalogue)
     specs = _with_weights(loaded, [name])
     with ProgressBar("", unit="bytes") as bar:
-        checked = [check(spec, partial(_reporter(bar), spec.name)) for spec in specs]
+        checked = [check(spec, partial(byte_reporter(bar), spec.name)) for spec in specs]
     _print_pulled(checked, as_json)
 
 
@@ -172,7 +172,7 @@ def try_model(
         typer.echo(f'engine "auto" takes {chosen}')
 
 
-def _reporter(bar: ProgressBar) -> Callable[[str, str, int, int], None]:
+def byte_reporter(bar: ProgressBar) -> Callable[[str, str, int, int], None]:
     """Show the stages of several models, one bar each."""
     return lambda name, stage, done, total: bar.update(f"{name}: {stage}", done, total, task=name)
 

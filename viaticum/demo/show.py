@@ -1,0 +1,347 @@
+"""The demo from its set-up to its report: what is done in which order, and how long each part takes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.demo.authorship import write_together
+from viaticum.demo.interruption import InterruptedBatch
+from viaticum.demo.lanes import BUDGET_PARTS, Lane, LaneAnswer, open_lanes, run_lanes
+from viaticum.demo.questions import PAIR, TOPIC, router_folder, waves
+from viaticum.demo.screen import Screen, open_in_browser
+from viaticum.demo.verdict import Score, verdict
+from viaticum.errors import MissingExtra, SandboxError, WeightsError, one_line
+from viaticum.files import atomic_write, write_jsonl
+from viaticum.models.base import Generation
+from viaticum.money import format_usd, nanousd
+from viaticum.questions import Question
+from viaticum.types import Query
+from viaticum.weights import locate
+
+if TYPE_CHECKING:
+    from viaticum.agents.client import Viaticum
+
+WAVE = 8  # questions that a lane answers at once, before the next lane has its turn
+SHORT = 0.5  # money of the interrupted job, as a share of what the routed lane spent
+WARM_UP = Query("How many legs do six spiders have together?", "number")
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo runs with.
+
+    Args:
+        questions: with their right answers.
+        budget: dollars for the lanes and the answer of two models; each lane has a quarter.
+        folder: exists; everything is written there.
+        catalogue: a file laid over the packaged catalogue, or None.
+    """
+
+    questions: Sequence[Question]
+    budget: str
+    folder: Path
+    catalogue: Path | None = None
+
+    @property
+    def ledger(self) -> Path:
+        return self.folder / "ledger.db"
+
+    @property
+    def lane_limit(self) -> int:
+        """Nano-dollars of each lane."""
+        return nanousd(self.budget) // BUDGET_PARTS
+
+
+def new_folder(base: Path) -> Path:
+    """Make and return a folder named after the time, in another that is made too."""
+    path = base / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def needed_weights(catalogue: Catalogue) -> tuple[ModelSpec, ...]:
+    """The entries whose weights the demo uses: of both models, and of the encoder of a router that ships."""
+    encoders = [spec.name for spec in catalogue.encoders()] if router_folder() else []
+    return catalogue.weights_of(PAIR, *encoders)
+
+
+class Demo:
+    """One run. What was measured is in `facts`, which end as `results.json` in the folder."""
+
+    def __init__(self, settings: DemoSettings) -> None:
+        self.settings = settings
+        catalogue = Catalogue.load(settings.catalogue)
+        pair = catalogue[PAIR]
+        # One answer shows the token router at work, so the pair may not choose a faster way.
+        self.catalogue = catalogue.with_models(pair.model_copy(update={"mode": "routed"}))
+        self.small, self.large = pair.members
+        self.screen = Screen(len(settings.questions), pair.members)
+        self.facts: dict[str, Any] = {"seconds": {}, "lanes": []}
+        self._began = time.perf_counter()
+
+    def run(self) -> None:
+        """Show all parts.
+
+        Raises:
+            WeightsError: weights are not here.
+            MissingExtra: what local models need is not installed.
+            KeyboardInterrupt: after what was done until then was told and written.
+        """
+        self._check_weights()
+        try:
+            self._show_lanes_and_pair()
+            gc.collect()  # the weights: the next part has processes of its own
+            self._show_interruption()
+            self._show_report()
+        except KeyboardInterrupt:
+            self.screen.line(
+                f"interrupted: calls under way were ended and settled; what was measured until then is in "
+                f"{self._results}",
+                "bold red",
+            )
+            raise
+        finally:
+            self._save()
+        set_up = self.facts["seconds"]["set-up"]
+        total = time.perf_counter() - self._began - set_up
+        self.screen.line(f"{total:.0f} s in all, after {set_up:.0f} s of set-up")
+
+    def _check_weights(self) -> None:
+        missing = []
+        for spec in needed_weights(self.catalogue):
+            try:
+                locate(spec)
+            except WeightsError:
+                missing.append(spec.name)
+        if missing:
+            raise WeightsError(
+                f"the weights of {', '.join(missing)} are not here: `viaticum models pull` fetches all that "
+                "is used by default once, `viaticum demo --pull` does so and goes on"
+            )
+
+    # Lanes, and one answer of two models
+
+    def _show_lanes_and_pair(self) -> None:
+        with self._open() as client:
+            settings, screen = self.settings, self.screen
+            with self._timed("set-up"):
+                self._set_up(client)
+            screen.heading(
+                f"{len(settings.questions)} questions, three lanes in turns, ${settings.budget} at most"
+            )
+            lanes = open_lanes(client, self.small, self.large, settings.lane_limit)
+            try:
+                self._run_lanes(lanes)
+            finally:
+                screen.hide_lanes()
+                self.facts["lanes"] = [_lane_facts(lane) for lane in lanes]
+            *fixed, routed = map(_score, lanes)
+            self.facts["verdict"] = verdict(fixed, routed)
+            for sentence in self.facts["verdict"]:
+                screen.line(sentence)
+            self._tell_routes(lanes[-1])
+            self._show_authors(client)
+
+    def _open(self) -> Viaticum:
+        from viaticum.agents.client import Viaticum
+
+        return Viaticum(
+            self.settings.budget,
+            budget_name="demo",
+            folder=self.settings.folder,
+            catalogue=self.catalogue,
+            router=router_folder(),
+            concurrency=WAVE,
+            slots=WAVE,
+        )
+
+    def _set_up(self, client: Viaticum) -> None:
+        """Load the weights, the router's encoder and the sandbox, so that no lane waits for them."""
+        screen = self.screen
+        screen.heading("Set-up")
+        for name in (self.small, self.large):
+            began = time.perf_counter()
+            client.model(name).generate([{"role": "user", "content": WARM_UP.text}], Generation(1))
+            screen.line(f"{name} is loaded, after {time.perf_counter() - began:.1f} s")
+        row = client.router.table(WARM_UP).rows[0]
+        if router_folder() is None:
+            screen.line(f"router: {row.origin or 'the packaged table'}; other kinds it does not know")
+        else:
+            screen.line("router: fitted on 100 other questions of the same four kinds, with these models")
+        self._tell_sandbox()
+
+    def _tell_sandbox(self) -> None:
+        from viaticum.strategies.sandbox import default_sandbox, open_sandbox
+
+        try:
+            default_sandbox()
+        except SandboxError as error:
+            self.screen.line(f"no sandbox works, so that no program runs: {one_line(error)}", "yellow")
+            return
+        try:
+            with open_sandbox("bwrap", workers=1):
+                pass
+        except SandboxError as error:
+            self.screen.line(
+                f"programs run in the restricted interpreter alone; one that needs more has no answer "
+                f"({one_line(error)})",
+                "yellow",
+            )
+
+    def _run_lanes(self, lanes: Sequence[Lane]) -> None:
+        self.screen.show_lanes(lanes)
+        with self._timed("lanes"):
+            asyncio.run(run_lanes(lanes, waves(self.settings.questions, WAVE), self.screen.wave))
+
+    def _tell_routes(self, routed: Lane) -> None:
+        counts: dict[str, int] = {}
+        for answer in routed.answers.values():
+            route = ", then ".join(map(self.screen.short, answer.routes)) or "nobody"
+            counts[route] = counts.get(route, 0) + 1
+        ordered = sorted(counts.items(), key=lambda item: -item[1])
+        self.screen.line(f"Routes: {'; '.join(f'{count} x {route}' for route, count in ordered)}.")
+        if len(counts) == 1:
+            self.screen.line("All questions went one way: here the router saw no reason to tell them apart.")
+
+    def _show_authors(self, client: Viaticum) -> None:
+        self.screen.heading("One answer of both models (R-Stitch): who wrote which token")
+        with self._timed("two models"):
+            authored = write_together(client, PAIR, self.settings.questions[0])
+        self.screen.authored(authored)
+        self.facts["authors"] = {
+            "answer": authored.answer.value,
+            "right": authored.right,
+            "tokens": dict(zip(authored.models, authored.tokens, strict=True)),
+            "parts": authored.parts,
+            "cost_nanousd": authored.answer.cost,
+        }
+
+    # A job that is killed
+
+    def _show_interruption(self) -> None:
+        limit = round(SHORT * self.facts["lanes"][-1]["cost_nanousd"])
+        if limit <= 0:
+            self.screen.line("Routing spent nothing, so there is no half of it for a job to run short of.")
+            return
+        folder = self.settings.folder
+        batch = InterruptedBatch(
+            self._write_questions(), folder, self.settings.ledger, limit, self._batch_options()
+        )
+        self.screen.heading(f"The same questions for half of that, {format_usd(limit)}: killed, resumed")
+        self.screen.line(f"$ {' '.join(batch.command)}", "dim")
+        try:
+            with self._timed("killed job"):
+                found = batch.run(self.screen.job_event)
+        finally:
+            batch.close()
+        self.screen.interruption(found, limit)
+        self.facts["job"] = {
+            "results": str(batch.results),
+            "limit_nanousd": limit,
+            "rows_at_kill": found.rows_at_kill,
+            "spent_at_kill_nanousd": found.before.spent,
+            "under_way_at_kill": found.before.under_way,
+            "spent_nanousd": found.after.spent,
+            "calls": len(found.after.posted),
+            "paid_twice": found.paid_twice,
+            "findings": list(found.findings),
+            **{name: found.figures[name] for name in ("done", "right", "graded", "skipped", "failed")},
+        }
+
+    def _write_questions(self) -> Path:
+        path = self.settings.folder / "questions.jsonl"
+        write_jsonl(
+            path,
+            [
+                {
+                    "id": each.id,
+                    "question": each.query.text,
+                    "answers": list(each.accepted),
+                    "kind": each.query.kind,
+                    **each.columns,
+                }
+                for each in self.settings.questions
+            ],
+        )
+        return path
+
+    def _batch_options(self) -> list[str]:
+        router, catalogue = router_folder(), self.settings.catalogue
+        return [
+            *(() if router is None else ("--router", str(router))),
+            *(() if catalogue is None else ("--catalogue", str(catalogue))),
+        ]
+
+    def _show_report(self) -> None:
+        if "job" not in self.facts:
+            return
+        from viaticum.reports import build
+
+        results = self.facts["job"]["results"]
+        try:
+            made = build(results, self.settings.folder / "report.html", title="viaticum demo", force=True)
+        except MissingExtra as error:
+            made = build(results, self.settings.folder / "report.md", title="viaticum demo", force=True)
+            self.screen.line(f"The report is Markdown: {one_line(error)}", "yellow")
+        self.facts["report"] = str(made.path)
+        opened = made.format == "html" and open_in_browser(made.path)
+        self.screen.heading("Report")
+        self.screen.line(f"{made.path}{' (opened)' if opened else ''}")
+
+    # What is kept
+
+    @property
+    def _results(self) -> Path:
+        return self.settings.folder / "results.json"
+
+    def _save(self) -> None:
+        text = json.dumps(self.facts, ensure_ascii=False, indent=1) + "\n"
+        atomic_write(self._results, text)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.facts["seconds"][part] = round(time.perf_counter() - began, 1)
+
+
+def _score(lane: Lane) -> Score:
+    right = {name: each.right for name, each in lane.answers.items()}
+    return Score(lane.name, right, lane.cost, lane.seconds)
+
+
+def _lane_facts(lane: Lane) -> dict[str, Any]:
+    return {
+        "name": lane.name,
+        "way": lane.way,
+        "right": lane.right,
+        "answered": len(lane.answers),
+        "cost_nanousd": lane.cost,
+        "seconds": round(lane.seconds, 2),
+        "answers": [_answer_facts(each) for each in lane.answers.values()],
+    }
+
+
+def _answer_facts(answer: LaneAnswer) -> dict[str, Any]:
+    return {
+        "id": answer.question.id,
+        "topic": answer.question.columns.get(TOPIC),
+        "answer": answer.value,
+        "gold": answer.question.gold,
+        "right": answer.right,
+        "routes": list(answer.routes),
+        "cost_nanousd": answer.cost,
+        "reason": answer.reason,
+    }
