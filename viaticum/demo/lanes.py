@@ -77,7 +77,7 @@ class Lane:
 
     @property
     def right(self) -> int:
-        return sum(each.right for each in self.answers.values())
+        return sum(each.right for each in list(self.answers.values()))  # which another thread may add to
 
     @property
     def is_busy(self) -> bool:

@@ -31,11 +31,13 @@ from viaticum.questions import Question
 
 WIDTH = 80  # columns of a pipe, and the most on a terminal
 REDRAWS = 4  # a second
+ROUTE_COLUMNS = 13
+ROW_COLUMNS = 2 + 1 + 10 + 1 + ROUTE_COLUMNS + 1  # of a question's row, without lanes and question
 AUTHORS = ("cyan", "bold yellow")  # of the small and the large model's text
 
 
 class Screen:
-    """Prints on a console. lanes: shown beside each other once `set_lanes` was called.
+    """Prints on a console.
 
     Args:
         total: questions in all.
@@ -67,8 +69,9 @@ class Screen:
         self.console.print()
         self.console.print(Rule(Text(text, "bold"), align="left", characters="-", style="dim"))
 
-    def line(self, text: str = "", style: str = "") -> None:
-        self.console.print(Text(self._safe(text), style))
+    def line(self, text: str = "", style: str = "", *, wrap: bool = True) -> None:
+        """Print a text. wrap: False for paths and commands, which are to be copied whole."""
+        self.console.print(Text(self._safe(text), style), soft_wrap=not wrap)
 
     def _safe(self, text: str) -> str:
         return visible(text, self.console.file)
@@ -115,8 +118,9 @@ class Screen:
         table.add_column("kind", width=10, no_wrap=True)
         for lane in self._lanes:
             table.add_column(lane.name.removeprefix("always "), width=8, no_wrap=True)
-        table.add_column("routed to", width=13, no_wrap=True, overflow="ellipsis")
-        table.add_column("question", no_wrap=True, overflow="ellipsis")
+        table.add_column("routed to", width=ROUTE_COLUMNS, no_wrap=True)
+        table.add_column("question", no_wrap=True)
+        left = max(10, self.console.width - ROW_COLUMNS - 9 * len(self._lanes))
         for each in questions:
             self._number += 1
             answers = [lane.answers.get(each.id) for lane in self._lanes]
@@ -125,8 +129,8 @@ class Screen:
                 str(self._number),
                 str(each.columns.get(TOPIC, each.query.kind)),
                 *map(_mark, answers),
-                Text(", ".join(map(self.short, routes)) or "nobody"),
-                Text(self._safe(each.query.text.split("\n")[0])),
+                _cut(", ".join(map(self.short, routes)) or "nobody", ROUTE_COLUMNS),
+                _cut(self._safe(each.query.text.split("\n")[0]), left),
             )
         return table
 
@@ -140,7 +144,7 @@ class Screen:
         table.add_row("right", *(f"{lane.right} of {len(lane.answers)}" for lane in lanes))
         table.add_row("cost", *(short_usd(lane.cost) for lane in lanes))
         table.add_row("seconds", *(f"{lane.seconds:.1f}{' ...' if lane.is_busy else ''}" for lane in lanes))
-        return Padding(Group(table), (1, 0, 1, 0))
+        return Group(Text(), table, Text())
 
     # The answer of two models
 
@@ -217,6 +221,12 @@ def _mark(answer: LaneAnswer | None) -> Text:
     if answer.value is None:
         return Text("none", "yellow")
     return Text("right", "green") if answer.right else Text("wrong", "red")
+
+
+def _cut(text: str, columns: int) -> Text:
+    cut = Text(text)
+    cut.truncate(columns, overflow="ellipsis")
+    return cut
 
 
 def _common_prefix(names: Sequence[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import shlex
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +19,10 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.demo.authorship import write_together
 from viaticum.demo.interruption import InterruptedBatch
 from viaticum.demo.lanes import BUDGET_PARTS, Lane, LaneAnswer, open_lanes, run_lanes
-from viaticum.demo.questions import PAIR, TOPIC, router_folder, waves
+from viaticum.demo.questions import PAIR, TOPIC, router_folder, training_questions, waves
 from viaticum.demo.screen import Screen, open_in_browser
 from viaticum.demo.verdict import Score, verdict
-from viaticum.errors import MissingExtra, SandboxError, WeightsError, one_line
+from viaticum.errors import InputError, MissingExtra, SandboxError, WeightsError, one_line
 from viaticum.files import atomic_write, write_jsonl
 from viaticum.models.base import Generation
 from viaticum.money import format_usd, nanousd
@@ -64,9 +66,8 @@ class DemoSettings:
 
 def new_folder(base: Path) -> Path:
     """Make and return a folder named after the time, in another that is made too."""
-    path = base / datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    base.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=datetime.now().strftime("%Y-%m-%d-%H%M%S-"), dir=base))
 
 
 def needed_weights(catalogue: Catalogue) -> tuple[ModelSpec, ...]:
@@ -75,10 +76,30 @@ def needed_weights(catalogue: Catalogue) -> tuple[ModelSpec, ...]:
     return catalogue.weights_of(PAIR, *encoders)
 
 
+def sandbox_notes() -> Iterator[str]:
+    """Open the sandbox that answers by programs use, and say what will not run; nothing where all will."""
+    from viaticum.strategies.sandbox import default_sandbox, open_sandbox
+
+    try:
+        default_sandbox()
+    except SandboxError as error:
+        yield f"no sandbox works here, so that an answer by a program is none: {one_line(error)}"
+        return
+    try:
+        open_sandbox("bwrap", workers=1).close()
+    except SandboxError as error:
+        yield f"no bubblewrap: a program that needs more than plain Python is no answer ({one_line(error)})"
+
+
 class Demo:
-    """One run. What was measured is in `facts`, which end as `results.json` in the folder."""
+    """One run. What was measured is in `facts`, which end as `results.json` in the folder.
+
+    Raises `InputError` where the folder is not empty.
+    """
 
     def __init__(self, settings: DemoSettings) -> None:
+        if any(settings.folder.iterdir()):
+            raise InputError(f"{settings.folder} is not empty; give a folder of its own: --out")
         self.settings = settings
         catalogue = Catalogue.load(settings.catalogue)
         pair = catalogue[PAIR]
@@ -104,16 +125,14 @@ class Demo:
             self._show_interruption()
             self._show_report()
         except KeyboardInterrupt:
-            self.screen.line(
-                f"interrupted: calls under way were ended and settled; what was measured until then is in "
-                f"{self._results}",
-                "bold red",
-            )
+            self.screen.line("interrupted: calls under way were ended and settled", "bold red")
+            self.screen.line(f"what was measured until then: {self._results}", wrap=False)
             raise
         finally:
             self._save()
         set_up = self.facts["seconds"]["set-up"]
         total = time.perf_counter() - self._began - set_up
+        self.screen.line(f"all answers and figures: {self._results}", wrap=False)
         self.screen.line(f"{total:.0f} s in all, after {set_up:.0f} s of set-up")
 
     def _check_weights(self) -> None:
@@ -157,7 +176,6 @@ class Demo:
 
         return Viaticum(
             self.settings.budget,
-            budget_name="demo",
             folder=self.settings.folder,
             catalogue=self.catalogue,
             router=router_folder(),
@@ -177,26 +195,10 @@ class Demo:
         if router_folder() is None:
             screen.line(f"router: {row.origin or 'the packaged table'}; other kinds it does not know")
         else:
-            screen.line("router: fitted on 100 other questions of the same four kinds, with these models")
-        self._tell_sandbox()
-
-    def _tell_sandbox(self) -> None:
-        from viaticum.strategies.sandbox import default_sandbox, open_sandbox
-
-        try:
-            default_sandbox()
-        except SandboxError as error:
-            self.screen.line(f"no sandbox works, so that no program runs: {one_line(error)}", "yellow")
-            return
-        try:
-            with open_sandbox("bwrap", workers=1):
-                pass
-        except SandboxError as error:
-            self.screen.line(
-                f"programs run in the restricted interpreter alone; one that needs more has no answer "
-                f"({one_line(error)})",
-                "yellow",
-            )
+            known = len(training_questions())
+            screen.line(f"router: fitted on {known} other questions of the same four kinds, by these models")
+        for note in sandbox_notes():
+            screen.line(note, "yellow")
 
     def _run_lanes(self, lanes: Sequence[Lane]) -> None:
         self.screen.show_lanes(lanes)
@@ -238,7 +240,7 @@ class Demo:
             self._write_questions(), folder, self.settings.ledger, limit, self._batch_options()
         )
         self.screen.heading(f"The same questions for half of that, {format_usd(limit)}: killed, resumed")
-        self.screen.line(f"$ {' '.join(batch.command)}", "dim")
+        self.screen.line(f"$ {shlex.join(batch.command)}", "dim", wrap=False)
         try:
             with self._timed("killed job"):
                 found = batch.run(self.screen.job_event)
@@ -296,7 +298,7 @@ class Demo:
         self.facts["report"] = str(made.path)
         opened = made.format == "html" and open_in_browser(made.path)
         self.screen.heading("Report")
-        self.screen.line(f"{made.path}{' (opened)' if opened else ''}")
+        self.screen.line(f"{made.path}{' (opened)' if opened else ''}", wrap=False)
 
     # What is kept
 

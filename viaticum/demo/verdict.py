@@ -70,7 +70,8 @@ def _comparisons(fixed: Sequence[Score], routed: Score) -> Iterator[str]:
         chance |= difference != 0 and probability > CHANCE
         yield (
             f"Against {each.name}: {_signed(difference)} right (sign test: p = {probability:.2f}), "
-            f"{_percent(routed.cost, each.cost)} dollars, {_percent(routed.seconds, each.seconds)} seconds."
+            f"{_share(routed.cost, each.cost)} of its cost, "
+            f"{_share(routed.seconds, each.seconds)} of its time."
         )
     if chance:
         yield f"{len(routed.right)} questions are few: where p is above {CHANCE}, chance alone may do that."
@@ -80,8 +81,5 @@ def _signed(count: int) -> str:
     return f"{abs(count)} {'more' if count > 0 else 'fewer'}" if count else "as many"
 
 
-def _percent(amount: float, base: float) -> str:
-    if not base:
-        return "not comparable"
-    share = round(100 * (amount / base - 1))
-    return f"{abs(share)}% {'more' if share > 0 else 'fewer'}" if share else "as many"
+def _share(amount: float, base: float) -> str:
+    return f"{amount / base:.0%}" if base else "an unknown part"
