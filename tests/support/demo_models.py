@@ -26,7 +26,9 @@ def write_tiny_demo(folder: Path) -> Path:
             else f'[models."{name}"]\ncontext_length = 8192\n'
             f'[[models."{name}".sources]]\ntype = "path"\npath = "{folder / weights}"\n'
         )
-    lines.append(f'[models."{PAIR}"]\ntau = 0.5\n')
+    lines.append(f'[models."{PAIR}"]\ntau = 0.75\n')
+    # A learned policy is of the shipped pair's weights, and refuses others.
+    lines.append('[models."r-stitch+"]\nrouter = "r-stitch"\ntau = 0.75\n')
     return write_catalogue(folder, lines)
 
 

@@ -22,7 +22,7 @@ from viaticum.jobs import Job
 from viaticum.money import usd_digits
 
 AT_ONCE = 4  # calls, some of which the kill finds under way
-KILL_SHARE = 0.25  # of the rows, after which the process is killed
+KILL_SHARE = 0.125  # of the rows, after which the process is killed
 Report = Callable[[Mapping[str, Any]], None]
 
 

@@ -103,14 +103,21 @@ class Screen:
     def wave(self, questions: Sequence[Question]) -> None:
         """Print the rows of questions, and in a pipe where the lanes stand."""
         self.console.print(self._rows(questions))
-        for each in questions:
+        for (lane, reason), numbers in self._reasons(questions).items():
+            text = f"   {lane} has no answer to {', '.join(map(str, numbers))}: {reason}"
+            self.console.print(_cut(self._safe(text), self.console.width), style="yellow")
+        if self._live is None and self._number < self.total:
+            self.console.print(self._standing())
+
+    def _reasons(self, questions: Sequence[Question]) -> dict[tuple[str, str], list[int]]:
+        """Why lanes have no answers, with the numbers of the questions that were just printed."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for number, each in enumerate(questions, self._number - len(questions) + 1):
             for lane in self._lanes:
                 answer = lane.answers.get(each.id)
                 if answer is not None and answer.value is None:
-                    reason = one_line(answer.reason, 120) or "nothing that could be read"
-                    self.line(f"   no answer of {lane.name} to {each.id}: {reason}", "yellow")
-        if self._live is None and self._number < self.total:
-            self.console.print(self._standing())
+                    found.setdefault((lane.name, one_line(answer.reason)), []).append(number)
+        return found
 
     def _rows(self, questions: Sequence[Question]) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, header_style="dim")
@@ -129,7 +136,7 @@ class Screen:
                 str(self._number),
                 str(each.columns.get(TOPIC, each.query.kind)),
                 *map(_mark, answers),
-                _cut(", ".join(map(self.short, routes)) or "nobody", ROUTE_COLUMNS),
+                _cut(", ".join(map(self.short, routes)) or "-", ROUTE_COLUMNS),
                 _cut(self._safe(each.query.text.split("\n")[0]), left),
             )
         return table

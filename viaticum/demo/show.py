@@ -208,7 +208,7 @@ class Demo:
     def _tell_routes(self, routed: Lane) -> None:
         counts: dict[str, int] = {}
         for answer in routed.answers.values():
-            route = ", then ".join(map(self.screen.short, answer.routes)) or "nobody"
+            route = ", then ".join(map(self.screen.short, answer.routes)) or "no answer"
             counts[route] = counts.get(route, 0) + 1
         ordered = sorted(counts.items(), key=lambda item: -item[1])
         self.screen.line(f"Routes: {'; '.join(f'{count} x {route}' for route, count in ordered)}.")
