@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -74,7 +74,7 @@ class Screen:
         self.console.print(Text(self._safe(text), style), soft_wrap=not wrap)
 
     def _safe(self, text: str) -> str:
-        return visible(text, self.console.file)
+        return visible(text, cast(TextIO, self.console.file))
 
     # Lanes
 

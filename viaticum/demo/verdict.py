@@ -47,7 +47,7 @@ def sign_test(one: Mapping[str, bool], other: Mapping[str, bool]) -> float:
     gained = sum(right and not other[name] for name, right in one.items())
     lost = sum(other[name] and not right for name, right in one.items())
     differing = gained + lost
-    tail = sum(comb(differing, k) for k in range(min(gained, lost) + 1)) / 2**differing
+    tail: float = sum(comb(differing, k) for k in range(min(gained, lost) + 1)) / 2**differing
     return min(1.0, 2 * tail)
 
 
