@@ -62,7 +62,8 @@ Viaticum gives every question an allowance and never spends more.
   viaticum batch QUESTIONS.csv --budget 5     a file of questions
   viaticum serve --budget 20                  OpenAI's API, routed and capped
 
-All commands: viaticum --help. What works on this machine: viaticum doctor.
+What it gets on this machine, in minutes: viaticum demo. What works here: viaticum doctor.
+All commands: viaticum --help.
 """
 
 
