@@ -42,6 +42,7 @@ from viaticum.budgets.records import (
 from viaticum.budgets.request_limits import RequestLimit
 from viaticum.budgets.scopes import ScopeLedger
 from viaticum.budgets.store import Rows
+from viaticum.budgets.tagging import current_tags
 from viaticum.budgets.write_buffer import Claim, Settlement, WriteBuffer
 from viaticum.checks import checked_items, checked_type
 from viaticum.errors import BudgetExceeded, HoldError, LedgerError, ViaticumError
@@ -113,7 +114,7 @@ class Ledger(ScopeLedger):
             usage: upper bound of the tokens that each model reads and generates.
             prices: price per model.
             parameters: JSON values that identify the call; their hash is stored.
-            tags: labels stored with the entries, such as `strategy`.
+            tags: labels stored with the entries, such as `strategy`, beside those of `viaticum.tagged`.
             unpriced: models that may go without a price; their tokens still count.
             lease: seconds after which a hold without news is expired, or unknown if it was dispatched.
             dispatch: dispatch a new hold in the same transaction, for callers that send at once.
@@ -421,7 +422,7 @@ def _hold_from_claim(budget: str, claim: Claim, unpriced: tuple[str, ...], lease
         prices,
         "",
         parameters=claim.parameters,
-        tags=checked_tags(claim.tags),
+        tags=checked_tags({**current_tags(), **claim.tags}),
         lease=checked_lease(lease),
     )
 

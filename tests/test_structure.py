@@ -107,6 +107,7 @@ PUBLIC = [
     "budget",
     "build_graph",
     "priced",
+    "tagged",
 ]
 
 

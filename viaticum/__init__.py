@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from viaticum.agents.integrations.chat_model import ChatViaticum
     from viaticum.agents.integrations.tool import as_tool
     from viaticum.agents.workflow.state import Allowance
+    from viaticum.budgets.tagging import tagged
     from viaticum.errors import BudgetExceeded, DecisionNeeded, Draining, InputError, ViaticumError
     from viaticum.models.scripted import ScriptedModel
     from viaticum.routers.query.fake import FakeRouter
@@ -31,6 +32,7 @@ _HOME = {
     "as_tool": "viaticum.agents.integrations.tool",
     "build_graph": "viaticum.agents.build",
     "priced": "viaticum.agents.instrumentation.tools",
+    "tagged": "viaticum.budgets.tagging",
     "FakeRouter": "viaticum.routers.query.fake",
     "ScriptedModel": "viaticum.models.scripted",
     "BudgetExceeded": "viaticum.errors",
@@ -72,6 +74,7 @@ __all__ = [
     "budget",
     "build_graph",
     "priced",
+    "tagged",
 ]
 
 

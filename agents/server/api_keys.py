@@ -45,6 +45,7 @@ class ApiKey:
         revoked: time in UTC, ISO 8601; None while it is valid.
         metrics: it may read the metrics of the whole server; others those of their own budget.
         only: labels of models, one of which a model has to have to be used; all models where empty.
+        team: to whom its spending is charged on; a tag of its calls, as its name is.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ApiKey:
     revoked: str | None = None
     metrics: bool = False
     only: tuple[str, ...] = ()
+    team: str | None = None
 
 
 def create_keys_table(db: Database) -> None:
@@ -86,7 +88,12 @@ def add_only(db: Database) -> None:
     db.execute("ALTER TABLE keys ADD COLUMN only_labels TEXT NOT NULL DEFAULT '[]'")
 
 
-MIGRATIONS: tuple[Callable[[Database], None], ...] = (create_keys_table, add_metrics, add_only)
+def add_team(db: Database) -> None:
+    """Version 4. team: a tag of the key's calls."""
+    db.execute("ALTER TABLE keys ADD COLUMN team TEXT")
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (create_keys_table, add_metrics, add_only, add_team)
 VERSION = len(MIGRATIONS)
 
 
@@ -126,6 +133,7 @@ class ApiKeyStore:
         per_minute: int | None = None,
         metrics: bool = False,
         only: Only | None = None,
+        team: str | None = None,
     ) -> tuple[str, ApiKey]:
         """Create a key.
 
@@ -133,10 +141,13 @@ class ApiKeyStore:
             The key itself, which is not stored, and what is.
 
         Raises:
-            InputError: the name is taken or not printable, the rate is below 1, or a label is none.
+            InputError: the name is taken or not printable, as is the team, the rate is below 1, or a label is
+                none.
         """
         if not name.strip() or not name.isprintable():
             raise InputError(f"not a name of a key: {name!r}; use printable characters, at least one")
+        if team is not None and not (team.strip() and team.isprintable()):
+            raise InputError(f"not a name of a team: {team!r}; use printable characters, at least one")
         if per_minute is not None and per_minute < 1:
             raise InputError(f"a key's rate is 1 request a minute or more, got {per_minute}")
         random = secrets.token_urlsafe(32)
@@ -151,13 +162,14 @@ class ApiKeyStore:
             per_minute,
             metrics=metrics,
             only=checked_only(only),
+            team=team,
         )
         with self._lock, self._as_ledger_error():
             try:
                 self._db.execute(
                     "INSERT INTO keys"
-                    " (name, hash, shown, scope, models, per_minute, created, metrics, only_labels)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    " (name, hash, shown, scope, models, per_minute, created, metrics, only_labels, team)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     [
                         name,
                         _hash(token),
@@ -168,6 +180,7 @@ class ApiKeyStore:
                         now,
                         metrics,
                         json.dumps(key.only),
+                        team,
                     ],
                 )
             except sqlite3.IntegrityError:
@@ -226,6 +239,7 @@ class ApiKeyStore:
                             row["revoked"],
                             bool(row["metrics"]),
                             tuple(json.loads(row["only_labels"])),
+                            row["team"],
                         ),
                     )
                     for row in self._db.query("SELECT * FROM keys ORDER BY created, rowid")

@@ -6,8 +6,8 @@ Every authentication failure returns the same 401 response. Needs the `server` e
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import HTTPConnection
@@ -35,6 +35,7 @@ class Caller:
         is_alone: no other key is in use, so that this one may take all slots.
         all_metrics: may read the metrics of the whole server, not only of its budget.
         residency: where its data may go.
+        tags: of its calls: the key's name and its team.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Caller:
     is_alone: bool = True
     all_metrics: bool = False
     residency: Residency = NO_RESTRICTION
+    tags: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def owner(self) -> str:
@@ -106,6 +108,7 @@ class Authenticator:
             is_alone=len(used) == 1,
             all_metrics=key.metrics,
             residency=Residency.of(key.only or None),
+            tags={"key": key.name} | ({} if key.team is None else {"team": key.team}),
         )
 
     def budget_names(self) -> list[str]:

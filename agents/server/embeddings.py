@@ -23,6 +23,7 @@ from viaticum.agents.server.auth import Caller
 from viaticum.agents.server.body import read_request
 from viaticum.agents.server.run import api_error
 from viaticum.agents.server.service import Service
+from viaticum.budgets.tagging import tagged
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import WeightsError
 from viaticum.money import Price
@@ -87,7 +88,7 @@ class Embeddings:
         encoder = self._encoder(request.model)
         texts = [_text(encoder, index, each) for index, each in enumerate(request.inputs)]
         tokens = _count(encoder, texts)
-        with self._budget_of(caller, request) as (scope, key):
+        with self._budget_of(caller, request) as (scope, key), tagged(**caller.tags):
             price = self.service.client.catalogue[request.model].price or FREE
             used, ledger = {request.model: TokenCount(tokens)}, self.service.client.ledger
             tags = {"model": request.model, "strategy": "embed"}

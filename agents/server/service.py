@@ -39,6 +39,7 @@ from viaticum.agents.server.metrics import Metrics
 from viaticum.agents.server.run import CostSummary, Limits, Run, RunItem
 from viaticum.agents.workflow.settings import AUTO
 from viaticum.budgets.records import digest
+from viaticum.budgets.tagging import tagged
 from viaticum.errors import UnknownName, ViaticumError
 from viaticum.residency import Residency
 from viaticum.routers.query import parse_policy
@@ -183,7 +184,7 @@ class Service:
 
     def _execute(self, run: Run) -> None:
         try:
-            with self._request_limit(run):
+            with self._request_limit(run), tagged(**run.caller.tags):
                 for item in self._items(run):
                     run.channel.put(item)
             run.channel.end()

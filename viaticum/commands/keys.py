@@ -38,6 +38,9 @@ def create(
     ] = None,
     only: Only = None,
     rate: Annotated[int | None, typer.Option(help="Requests a minute.", min=1)] = None,
+    team: Annotated[
+        str | None, typer.Option(help="To whom its spending is charged on: see viaticum budget spending.")
+    ] = None,
     metrics: Annotated[
         bool, typer.Option("--metrics", help="It may read the metrics of all budgets, not only of its own.")
     ] = False,
@@ -56,7 +59,7 @@ def create(
             ledger.budget(scope)
     with _open_keys(folder) as keys:
         token, key = keys.create(
-            name, scope=scope, models=model or (), only=only, per_minute=rate, metrics=metrics
+            name, scope=scope, models=model or (), only=only, per_minute=rate, metrics=metrics, team=team
         )
     if as_json:
         typer.echo(json.dumps({"key": token, **_to_json(key)}))
@@ -72,12 +75,13 @@ def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
     if as_json:
         typer.echo(json.dumps([_to_json(key) for key in rows]))
         return
-    columns = ("name", "key", "budget", "models", "only", "a minute", "metrics", "made", "revoked")
+    columns = ("name", "key", "budget", "team", "models", "only", "a minute", "metrics", "made", "revoked")
     cells = [
         (
             key.name,
             key.shown,
             key.scope or "the server's",
+            key.team or "-",
             ", ".join(key.models) or "all",
             " or ".join(key.only) or "-",
             "-" if key.per_minute is None else str(key.per_minute),
@@ -87,7 +91,7 @@ def list_keys(folder: Folder = None, as_json: JsonFlag = False) -> None:
         )
         for key in rows
     ]
-    print_table(columns, cells, spare=("made", "metrics", "a minute", "only", "models"))
+    print_table(columns, cells, spare=("made", "metrics", "a minute", "only", "models", "team"))
 
 
 @app.command()
