@@ -18,7 +18,16 @@ from platformdirs import user_data_path
 from viaticum.budgets import postings, rules
 from viaticum.budgets.chain import Chain
 from viaticum.budgets.memory import MemoryStore
-from viaticum.budgets.records import Budget, Entry, Hold, HoldState, checked_name, checked_state, checked_tags
+from viaticum.budgets.records import (
+    Budget,
+    Entry,
+    EntryKind,
+    Hold,
+    HoldState,
+    checked_name,
+    checked_state,
+    checked_tags,
+)
 from viaticum.budgets.replay import Heads, audit
 from viaticum.budgets.request_limits import RequestLimits
 from viaticum.budgets.store import Rows, Scope
@@ -92,6 +101,20 @@ class LedgerReader:
             lambda rows: [rules.budget_at(rows, scope, self._clock()) for scope in rows.scopes()]
         )
 
+    def times(self) -> dict[str, tuple[str, str]]:
+        """By budget, the times of the first and the last entry, of it and of those below: UTC, ISO 8601."""
+
+        def action(rows: Rows) -> dict[str, tuple[str, str]]:
+            found = rows.times()
+            for scope in sorted(rows.scopes(), key=lambda each: -each.depth):
+                if scope.parent is not None and scope.name in found:
+                    first, last = found[scope.name]
+                    above = found.get(scope.parent, (first, last))
+                    found[scope.parent] = min(first, above[0]), max(last, above[1])
+            return found
+
+        return self._store.read(action)
+
     def hold(self, key: str) -> Hold | None:
         return self._store.read(lambda rows: rows.hold(checked_name("hold key", key)))
 
@@ -119,17 +142,21 @@ class LedgerReader:
         return found
 
     def each_entry(
-        self, take: Callable[[Entry], object], budget: str | None = None, key: str | None = None
+        self,
+        take: Callable[[Entry], object],
+        budget: str | None = None,
+        key: str | None = None,
+        kinds: Sequence[EntryKind] = (),
     ) -> None:
         """Call `take` with each entry, as `entries` returns them, for more than fit in memory.
 
-        `take` must not use this ledger.
+        `take` must not use this ledger. kinds: of these kinds alone, or of all.
         """
 
         def action(rows: Rows) -> None:
             if budget is not None:
                 rules.get_lineage(rows, budget)
-            for entry in rows.entries(budget, None if key is None else checked_name("hold key", key)):
+            for entry in rows.entries(budget, None if key is None else checked_name("hold key", key), kinds):
                 take(entry)
 
         self._store.read(action)
@@ -149,6 +176,25 @@ class LedgerReader:
             )
 
         return self._store.read(action)
+
+    def each_post(self, take: Callable[[Entry], object], budget: str | None = None, since: str = "") -> None:
+        """Call `take` with each post of a scope and its descendants, or of all, for more than fit in memory.
+
+        Args:
+            take: must not use this ledger.
+            since: UTC in ISO 8601; earlier posts are left out.
+        """
+
+        def action(rows: Rows) -> None:
+            if budget is None:
+                roots = [scope.name for scope in rows.scopes() if scope.parent is None]
+            else:
+                roots = [rules.get_lineage(rows, budget)[-1].name]
+            for root in roots:
+                for entry in rows.posts_below(root, since):
+                    take(entry)
+
+        self._store.read(action)
 
     def newest_calls(self, last: int) -> list[tuple[Hold, Entry]]:
         """The newest posts of all budgets with their holds, the newest first, at most so many."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from viaticum.budgets.records import TERMINAL_KINDS, Entry, Hold, HoldState
+from viaticum.budgets.records import TERMINAL_KINDS, Entry, EntryKind, Hold, HoldState
 from viaticum.budgets.store import EntryColumns, Rows, Scope, Store, T, entry_from_columns
 from viaticum.errors import LedgerError
 
@@ -162,9 +162,12 @@ class MemoryRows(Rows):
     def ending_entry(self, key: str) -> Entry | None:
         return self._ends.get(key)
 
-    def entries(self, budget: str | None, key: str | None) -> Iterator[Entry]:
+    def entries(
+        self, budget: str | None, key: str | None, kinds: Sequence[EntryKind] = ()
+    ) -> Iterator[Entry]:
         for entry, *_ in self._entries:
-            if budget in (None, entry.budget) and key in (None, entry.key):
+            wanted = not kinds or entry.kind in kinds
+            if wanted and budget in (None, entry.budget) and key in (None, entry.key):
                 yield entry
 
     def chain(self, root: str) -> Iterator[tuple[Entry, str, str, str]]:

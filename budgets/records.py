@@ -403,7 +403,12 @@ def _usage_text(usage: tuple[tuple[str, TokenCount], ...]) -> str:
 
 
 def usage_from(text: str) -> dict[str, TokenCount]:
-    return {model: TokenCount(**count) for model, count in json.loads(text).items()}
+    return dict(_usage_from(text))
+
+
+@lru_cache(maxsize=1024)  # every reserve of a call with the same limits writes the same
+def _usage_from(text: str) -> tuple[tuple[str, TokenCount], ...]:
+    return tuple((model, TokenCount(**count)) for model, count in json.loads(text).items())
 
 
 def prices_text(prices: Mapping[str, Price]) -> str:

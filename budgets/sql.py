@@ -15,6 +15,7 @@ from typing import Any
 from viaticum.budgets.records import (
     HELD_STATES,
     Entry,
+    EntryKind,
     Hold,
     HoldState,
     json_text,
@@ -231,8 +232,13 @@ class SqlRows(Rows):
         rows = self.query(sql, [key])
         return _entry(rows[0]) if rows else None
 
-    def entries(self, budget: str | None, key: str | None) -> Iterator[Entry]:
+    def entries(
+        self, budget: str | None, key: str | None, kinds: Sequence[EntryKind] = ()
+    ) -> Iterator[Entry]:
         where, values = _where({"budget": budget, "key": key})
+        if kinds:
+            where += f"{' AND' if where else ' WHERE'} kind IN ({', '.join('?' * len(kinds))})"
+            values += kinds
         if budget is not None:
             where += " AND root = (SELECT root FROM budgets WHERE name = ?)"
             values.append(budget)
@@ -256,6 +262,10 @@ class SqlRows(Rows):
             " AND kind = 'post' AND at >= ? AND budget IN (SELECT name FROM below) ORDER BY number"
         )
         return (_entry(row) for row in self.stream(sql, [name, name, since]))
+
+    def times(self) -> dict[str, tuple[str, str]]:
+        sql = "SELECT budget, min(at) AS began, max(at) AS ended FROM entries GROUP BY budget"
+        return {row["budget"]: (row["began"], row["ended"]) for row in self.query(sql)}
 
     def newest_posts(self, last: int) -> list[Entry]:
         sql = f"SELECT {_ENTRY_COLUMNS} FROM entries WHERE kind = 'post' ORDER BY id DESC LIMIT ?"

@@ -186,8 +186,10 @@ class Rows(ABC):
         """The entry that ended a hold."""
 
     @abstractmethod
-    def entries(self, budget: str | None, key: str | None) -> Iterator[Entry]:
-        """Entries of one scope (without its descendants) or of all, oldest first."""
+    def entries(
+        self, budget: str | None, key: str | None, kinds: Sequence[EntryKind] = ()
+    ) -> Iterator[Entry]:
+        """Entries of one scope (without its descendants) or of all, oldest first; of these kinds, or all."""
 
     @abstractmethod
     def chain(self, root: str) -> Iterator[tuple[Entry, str, str, str]]:
@@ -199,6 +201,14 @@ class Rows(ABC):
     @abstractmethod
     def posts_below(self, name: str, since: str) -> Iterator[Entry]:
         """The `post` entries of a scope and its descendants from a time on."""
+
+    def times(self) -> dict[str, tuple[str, str]]:
+        """By budget, the times of its first and its last entry."""
+        found: dict[str, tuple[str, str]] = {}
+        for entry in self.entries(None, None):
+            first, last = found.get(entry.budget, (entry.at, entry.at))
+            found[entry.budget] = min(first, entry.at), max(last, entry.at)
+        return found
 
     def newest_posts(self, last: int) -> list[Entry]:
         """The `post` entries of all budgets, the newest first, at most so many."""

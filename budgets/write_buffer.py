@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from viaticum.budgets.chain import Chain
-from viaticum.budgets.records import TERMINAL_KINDS, Entry, Hold, HoldState
+from viaticum.budgets.records import TERMINAL_KINDS, Entry, EntryKind, Hold, HoldState
 from viaticum.budgets.store import EntryColumns, Rows, Scope, entry_from_columns
 from viaticum.money import Price
 from viaticum.types import TokenCount
@@ -200,8 +200,10 @@ class WriteBuffer(Rows):
     def count_holds(self, root: str) -> int:
         return self._inner.count_holds(root)
 
-    def entries(self, budget: str | None, key: str | None) -> Iterator[Entry]:
-        return self._inner.entries(budget, key)
+    def entries(
+        self, budget: str | None, key: str | None, kinds: Sequence[EntryKind] = ()
+    ) -> Iterator[Entry]:
+        return self._inner.entries(budget, key, kinds)
 
     def chain(self, root: str) -> Iterator[tuple[Entry, str, str, str]]:
         return self._inner.chain(root)

@@ -53,6 +53,39 @@ def test_a_call_counts_in_its_scope_and_in_all_above(ledger: Ledger) -> None:
     assert spent(ledger) == [(25, 0)] * 4
 
 
+def test_posts_and_times_are_told_by_scope(ledger: Ledger, clock: Clock) -> None:
+    ledger.create("org", limit_nanousd=10_000)
+    ledger.create("run", parent="org")
+    ledger.create("other", limit_nanousd=10_000)
+    for key, budget in (("a", "run"), ("b", "org"), ("c", "other"), ("d", "run")):
+        clock.wait(days=1)
+        ledger.reserve(budget, key, CALL, PRICES)
+        ledger.settle(key, USED) if key != "d" else ledger.void(key)
+
+    def posts(budget: str | None = None, since: str = "") -> list[str | None]:
+        found: list[str | None] = []
+        ledger.each_post(lambda entry: found.append(entry.key), budget, since)
+        return found
+
+    assert sorted(map(str, posts())) == ["a", "b", "c"]
+    assert posts("org") == ["a", "b"]
+    assert posts("run") == ["a"]
+    assert posts("org", "2026-03-12T12:00:00.000000+00:00") == ["b"]
+    kinds = list[tuple[str, str | None]]()
+    ledger.each_entry(lambda entry: kinds.append((entry.kind, entry.key)), "run", kinds=("void", "post"))
+    assert kinds == [("post", "a"), ("void", "d")]
+    kinds.clear()
+    ledger.each_entry(lambda entry: kinds.append((entry.kind, entry.budget)), kinds=("limit",))
+    assert sorted(kinds) == [("limit", "org"), ("limit", "other"), ("limit", "run")]
+    assert {name: (first[:10], last[:10]) for name, (first, last) in ledger.times().items()} == {
+        "org": ("2026-03-10", "2026-03-14"),
+        "run": ("2026-03-10", "2026-03-14"),
+        "other": ("2026-03-10", "2026-03-13"),
+    }
+    with pytest.raises(UnknownName):
+        posts("orgg")
+
+
 @pytest.mark.parametrize("short", ["org", "project", "run", "thread"])
 def test_a_call_that_one_scope_has_no_room_for_counts_in_none(ledger: Ledger, short: str) -> None:
     tree(ledger, **{"org": 10_000, short: 100})
