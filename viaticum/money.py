@@ -15,6 +15,7 @@ from viaticum.errors import InputError
 NANOUSD_PER_USD = 1_000_000_000
 TOKENS_PER_MILLION = 1_000_000
 MAX_NANOUSD = 2**63 - 1  # the largest integer of an SQLite or Postgres column: 9.2 billion dollars
+WHOLE_BELOW = 100_000  # nano-dollars that are displayed with every digit: at most five
 _ONE_NANOUSD = Decimal("1e-9")
 _EXACT = Context(prec=40)  # enough digits for any amount in range, independent of the caller's context
 
@@ -60,9 +61,13 @@ def as_usd(amount: int) -> Decimal:
 def short_usd(amount: float) -> str:
     """Format nano-dollars for display: in cents, below a dollar with three significant digits.
 
-    `short_usd(12_345_678_901) == "$12.35"`, `short_usd(96_123) == "$0.0000961"`. Not for sums.
+    Below a hundredth of a cent, prices of single tokens and calls, every digit is kept.
+    `short_usd(12_345_678_901) == "$12.35"`, `short_usd(961_234) == "$0.000961"`,
+    `short_usd(15_450) == "$0.00001545"`. Not for sums.
     """
     whole = round(amount)
+    if abs(whole) < WHOLE_BELOW:
+        return format_usd(whole)
     short = round(whole, 3 - len(str(abs(whole))))
     if abs(short) < NANOUSD_PER_USD // 100 or (abs(short) < NANOUSD_PER_USD and short % 10_000_000):
         return format_usd(short)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_calls import CALL, PRICES, USED
+from ledger_calls import CALL, PRICES, USED, Clock
 
 from viaticum.budgets import Ledger
 
@@ -239,3 +239,40 @@ def view(kind: str, where: str, what: str) -> list[tuple[Any, ...]]:
             connection.execute("SET search_path TO viaticum")
             rows = connection.execute(f"SELECT {what}").fetchall()  # type: ignore[call-overload]
     return [tuple(value if isinstance(value, str) else float(value) for value in row) for row in rows]
+
+
+def test_runs_are_listed_by_kind_with_their_dates_and_a_total(run: Run, where: str) -> None:
+    clock = Clock("2026-11-03T08:00:00")
+    with Ledger(where, clock=clock) as ledger:
+        ledger.create("org", limit_nanousd=10**6)
+        for name in ("run-0123456789ab", "run-0a23456789ab", "agent-0123456789ab"):
+            ledger.create(name, limit_nanousd=10**6)
+            ledger.reserve(name, name, CALL, PRICES)
+            clock.wait(days=2)
+            ledger.settle(name, USED)
+        for name in ("batch-0123456789ab", "batch-1123456789ab", "run-search"):
+            ledger.create(name, parent="org")
+        ledger.reserve("batch-1123456789ab", "one", CALL, PRICES)
+    lines = [line.split() for line in run("list").stdout.splitlines()]
+    assert [line[0] for line in lines] == [
+        "budget",
+        "agent-0123456789ab",
+        "org",
+        "batch-...",
+        "run-search",
+        "run-...",
+        "7",
+        "each",
+    ]
+    assert lines[5] == ["run-...", "(2)", "-", "$0.00000005", "$0", "-", "-", "-", "2026-11-03", "2026-11-07"]
+    assert lines[3][3:5] == ["$0", "$0.00000007"]
+    assert " ".join(lines[6]) == "7 budgets: $0.000000075 spent, $0.00000007 held"
+    every = [line.split()[0] for line in run("list", "--all").stdout.splitlines()]
+    assert len(every) == 9
+    assert {"run-0123456789ab", "batch-1123456789ab"} <= set(every)
+    rows = told(run("list", "--json"))
+    assert len(rows) == 7
+    assert {row["name"]: (row["began"][:10], row["last"][:10]) for row in rows}["run-0a23456789ab"] == (
+        "2026-11-05",
+        "2026-11-07",
+    )

@@ -37,6 +37,15 @@ def test_no_number_is_cut_at_any_width(
     assert (left_out == "") == (width >= 80)
 
 
+def test_without_spare_columns_no_number_is_cut_either(
+    terminal: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal.setenv("COLUMNS", "40")
+    print_table(COLUMNS, ROWS)
+    text = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+    assert all(cell in text for row in ROWS for cell in row[1:])
+
+
 def test_a_pipe_gets_every_column_on_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +78,7 @@ def test_numbers_stand_right_and_without_rows_there_is_the_head(capsys: pytest.C
 
 def test_small_amounts_keep_their_digits() -> None:
     assert [usd(each) for each in (0.00001545, 7.5e-06, 0.0, 1234.5)] == [
-        "$0.0000154",
+        "$0.00001545",
         "$0.0000075",
         "$0",
         "$1,234.50",

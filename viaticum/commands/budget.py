@@ -32,7 +32,7 @@ from viaticum.commands.budget_output import (
     print_entries,
     print_holds,
     print_json,
-    total_line,
+    print_list,
     write_csv,
 )
 from viaticum.commands.table import print_table
@@ -140,18 +140,33 @@ def set_terms(
 
 @app.command("list")
 def list_budgets(
-    as_json: JsonFlag = False, as_csv: CsvFlag = False, read_only: ReadOnly = False, where: Where = None
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Each run on a line of its own, instead of one line for all of a kind."),
+    ] = False,
+    as_json: JsonFlag = False,
+    as_csv: CsvFlag = False,
+    read_only: ReadOnly = False,
+    where: Where = None,
 ) -> None:
-    """List every budget below its parent: limit, spent, held and left."""
+    """List budgets below their parents: limit, spent, held, left, and the days of the first and last entry.
+
+    Runs, batches and other budgets with names that were made up are one line for each kind; JSON and CSV have
+    every budget.
+    """
     with _ledger(where, read_only) as ledger:
-        budgets = ledger.budgets()
-    if as_csv:
-        rows = [budget_json(each) for each in budgets]
-        write_csv(sys.stdout, list(rows[0]) if rows else ["name"], rows)
+        budgets, times = ledger.budgets(), ledger.times()
+    if as_csv or as_json:
+        rows = [
+            budget_json(each) | dict(zip(("began", "last"), times.get(each.name, ("", "")), strict=True))
+            for each in budgets
+        ]
+        if as_json:
+            print_json(rows)
+        else:
+            write_csv(sys.stdout, list(rows[0]) if rows else ["name"], rows)
         return
-    print_budgets(budgets, as_json)
-    if budgets and not as_json:
-        typer.echo(total_line(budgets))
+    print_list(budgets, times, group=not every)
 
 
 @app.command()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,8 @@ from viaticum.records import field_text
 if TYPE_CHECKING:
     from viaticum.budgets import Budget, Entry, Hold
 
+# Names that are made up where a caller gives none.
+_MADE_UP = re.compile(r"(run|code|agent|chat|batch)-[0-9a-f]{8,12}")
 ENTRY_FIELDS = (
     "id",
     "at",
@@ -72,20 +75,71 @@ def print_budgets(budgets: list[Budget], as_json: bool, *, one: bool = False) ->
         rows = [budget_json(each) for each in budgets]
         print_json(rows[0] if one else rows)
         return
-    cells = [
-        (
-            "  " * depth + each.name,
-            _format_amounts(each.limit_nanousd, each.limit_tokens),
-            _format_used(each, each.posted_nanousd, each.posted_tokens),
-            _format_used(each, each.held_nanousd, each.held_tokens),
-            _format_amounts(each.left_nanousd, each.left_tokens),
-            str(each.window or "-"),
-            each.state,
-        )
-        for each, depth in _as_tree(budgets)
-    ]
+    cells = [_budget_cells(each, depth) for each, depth in _as_tree(budgets)]
     columns = ("budget", "limit", "spent", "held", "left", "per", "state")
     print_table(columns, cells, spare=("per", "limit", "held", "state"))
+
+
+def _budget_cells(each: Budget, depth: int) -> tuple[str, ...]:
+    return (
+        "  " * depth + each.name,
+        _format_amounts(each.limit_nanousd, each.limit_tokens),
+        _format_used(each, each.posted_nanousd, each.posted_tokens),
+        _format_used(each, each.held_nanousd, each.held_tokens),
+        _format_amounts(each.left_nanousd, each.left_tokens),
+        str(each.window or "-"),
+        each.state,
+    )
+
+
+def print_list(budgets: list[Budget], times: Mapping[str, tuple[str, str]], *, group: bool) -> None:
+    """Print budgets with their dates and a total; where `group` is set, one line for each kind of run.
+
+    times: by budget, of its first and last entry.
+    """
+    lines = list(_grouped(budgets) if group else (([each], depth) for each, depth in _as_tree(budgets)))
+    cells = []
+    for members, depth in lines:
+        known = [times[each.name] for each in members if each.name in times]
+        began = min((first for first, _ in known), default="-")[:10]
+        last = max((end for _, end in known), default="-")[:10]
+        cells.append((*_list_cells(members, depth), began, last))
+    columns = ("budget", "limit", "spent", "held", "left", "per", "state", "began", "last")
+    print_table(columns, cells, spare=("per", "state", "limit", "held", "began", "left", "last"))
+    if budgets:
+        typer.echo(total_line(budgets))
+    if any(len(members) > 1 for members, _ in lines):
+        typer.echo("each run: viaticum budget list --all")
+
+
+def _list_cells(members: list[Budget], depth: int) -> tuple[str, ...]:
+    if len(members) == 1:
+        return _budget_cells(members[0], depth)
+    kind = members[0].name.partition("-")[0]
+    spent = sum(each.posted_nanousd + each.earlier_nanousd for each in members)
+    held = sum(each.held_nanousd for each in members)
+    name = f"{'  ' * depth}{kind}-... ({len(members):,})"
+    return (name, "-", format_usd(spent), format_usd(held), "-", "-", "-")
+
+
+def _grouped(budgets: list[Budget]) -> Iterator[tuple[list[Budget], int]]:
+    """The tree; runs of a kind under one parent, with nothing below them, stand together after the others."""
+    parents = {each.parent for each in budgets}
+    runs: dict[tuple[str | None, str], list[Budget]] = {}
+    for each in budgets:
+        if (made := _MADE_UP.fullmatch(each.name)) and each.name not in parents:
+            runs.setdefault((each.parent, made[1]), []).append(each)
+    together = {each.name: group for group in runs.values() if len(group) > 1 for each in group}
+    rest = []
+    for each, depth in _as_tree(budgets):
+        group = together.get(each.name)
+        if group is None:
+            yield [each], depth
+        elif each.name == group[0].name and each.parent is None:
+            rest.append((group, depth))
+        elif each.name == group[0].name:
+            yield group, depth
+    yield from rest
 
 
 def total_line(budgets: list[Budget]) -> str:

@@ -19,13 +19,14 @@ from viaticum.money import NANOUSD_PER_USD, short_usd
 
 _NUMBER = re.compile(r"[-+−~$]{0,2}\d.*|-|")
 _GAP = 2
+_SHORTEST = 8  # letters of a text that stay on one line
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, spare: Sequence[str] = ()) -> None:
     """Print rows under their columns, columns of numbers aligned right.
 
     On a terminal that is too narrow the spare columns are left out and named below the table; if that is not
-    enough, texts of the first column are broken. Files and pipes get all columns.
+    enough, texts are broken, numbers never. Files and pipes get all columns.
 
     Args:
         columns: names.
@@ -42,13 +43,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, spare:
             break
         kept.remove(columns.index(name))
         left_out.append(name)
+    numbers = {n for n in kept if cells and all(_NUMBER.fullmatch(row[n]) for row in cells)}
+    least = sum((widths[n] if n in numbers else min(widths[n], _SHORTEST)) + _GAP for n in kept) - _GAP
+    width = max(width, least)  # a column that is narrower than its numbers would cut them
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
     for n in kept:
-        is_number = bool(cells) and all(_NUMBER.fullmatch(row[n]) for row in cells)
         table.add_column(
             Text(columns[n]),
-            justify="right" if is_number else "left",
-            no_wrap=n != kept[0],
+            justify="right" if n in numbers else "left",
+            no_wrap=n in numbers,
             overflow="fold",
         )
     for row in cells:
@@ -59,5 +62,5 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, spare:
 
 
 def usd(dollars: float) -> str:
-    """Dollars to three digits: `usd(0.00001545) == "$0.0000154"`."""
+    """Dollars for display: `usd(0.00001545) == "$0.00001545"`, `usd(1234.5) == "$1,234.50"`."""
     return short_usd(dollars * NANOUSD_PER_USD)
