@@ -18,6 +18,7 @@ from viaticum.errors import MissingExtra
 WIDE, NARROW = 760, 328
 FONT = "Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
 LETTER = 6.4  # width of one at 12 pixels, on the safe side
+WIDE_LETTER = 7.4  # the same where the page's font is a wide one
 # For PNG, and the light colours of the page.
 LIGHT = {
     "ink": "#1c2430",
@@ -46,6 +47,7 @@ class Chart:
         title, description: for screen readers.
         draw: returns the Altair chart for a width in pixels.
         caption: meaning of its marks, shown below it.
+        heading: shown above it, where a section has several charts.
     """
 
     name: str
@@ -53,10 +55,11 @@ class Chart:
     description: str
     draw: Callable[[int], Any]
     caption: str = ""
+    heading: str = ""
 
     def svg(self, width: int) -> str:
         """The drawing as an SVG document, with CSS variables for colours."""
-        return str(library("vl_convert").vegalite_to_svg(self.draw(width).to_dict()))
+        return str(library("vl_convert").vegalite_to_svg(self.draw(width).to_dict(validate=False)))
 
     def png(self, width: int = WIDE, scale: float = 2.0) -> bytes:
         """The drawing in the light colours. scale: pixels of the file a pixel of the drawing."""
@@ -71,6 +74,23 @@ def log_ticks(low: float, high: float) -> list[float]:
     steps = (1, 2, 5) if high / low < 50 else (1, 3) if high / low < 2_000 else (1,)
     ticks = [step * 10.0**power for power in powers for step in steps]
     return [tick for tick in ticks if low <= tick <= high]
+
+
+def money_ticks(low: float, high: float, count: int = 4) -> tuple[list[float], str]:
+    """Ticks of a linear axis of dollars, about `count`, and the format in which no two of them read alike."""
+    span = high - low or abs(high) or 1.0
+    power = math.floor(math.log10(span / count))
+    steps = [each * 10.0**power for each in (1, 2, 5, 10)]
+    fitting = [step for step in steps if step * count >= span * 0.99]
+    for step in (fitting[0], fitting[0] / 2):  # the smaller one where a single tick falls between the ends
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        ticks = [round(n * step, 12) for n in range(first, last + 1)]
+        if len(ticks) > 1:
+            break
+    digits = 3
+    while digits < 15 and any(abs(float(f"{tick:.{digits - 1}e}") - tick) > step / 1e6 for tick in ticks):
+        digits += 1
+    return ticks, f"$,.{digits}~r"
 
 
 def data_of(rows: Iterable[dict[str, Any]]) -> Any:
@@ -89,7 +109,7 @@ def styled(alt: Any, chart: Any, width: int, height: int) -> Any:
             height=height,
             background="transparent",
             autosize=alt.AutoSizeParams(type="fit", contains="padding"),
-            padding=2,
+            padding={"left": 2, "top": 2, "right": 8, "bottom": 2},  # letters may be wider than measured
         )
         .configure(font=FONT, aria=False)
         .configure_view(stroke=None)
@@ -102,10 +122,11 @@ def styled(alt: Any, chart: Any, width: int, height: int) -> Any:
             labelFontSize=12,
             titleFontSize=12,
             titleFontWeight="normal",
+            titlePadding=10,
             labelFont=FONT,
             titleFont=FONT,
         )
-        .configure_legend(labelColor=ink, labelFontSize=12, labelFont=FONT, padding=4)
+        .configure_legend(labelColor=ink, labelFontSize=12, labelFont=FONT, padding=4, columnPadding=18)
     )
 
 

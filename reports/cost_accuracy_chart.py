@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from viaticum.reports.chart_rendering import LETTER, SERIES, Chart, data_of, library, log_ticks, styled, var
+from viaticum.reports.chart_rendering import (
+    LETTER,
+    SERIES,
+    Chart,
+    data_of,
+    library,
+    log_ticks,
+    money_ticks,
+    styled,
+    var,
+)
 from viaticum.reports.frontier import CostAccuracyPlane, Point, hull
 from viaticum.reports.label_placement import Box, along, place_labels
 from viaticum.reports.numbers import RunNumbers
@@ -306,10 +316,11 @@ class _Axes:
     def x(self, alt: Any) -> Any:
         kind = "log" if self.is_log else "linear"
         scale = alt.Scale(type=kind, domain=[self.left, self.right], nice=False, zero=False)
+        ticks, form = self._ticks()
         axis = alt.Axis(
             title="cost per 1,000 questions",
-            format="$.3~r",
-            values=self._ticks(),
+            format=form,
+            values=ticks,
             labelOverlap="greedy",
             grid=False,
         )
@@ -319,8 +330,10 @@ class _Axes:
         scale = alt.Scale(domain=[self.bottom, self.top], nice=False, zero=False)
         return alt.Y(field, scale=scale, axis=alt.Axis(title="right", format="%", tickCount=6))
 
-    def _ticks(self) -> Any:
-        return log_ticks(self.left, self.right) if self.is_log else library("altair").Undefined
+    def _ticks(self) -> tuple[list[float], str]:
+        if self.is_log:
+            return log_ticks(self.left, self.right), "$,.3~r"
+        return money_ticks(self.left, self.right, 4 if self.width < 400 else 6)
 
     def pixel_x(self, value: float) -> float:
         if self.is_log:

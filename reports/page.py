@@ -38,11 +38,20 @@ DARK = {
     "held": "#33518a",
     "bad": "#ff8f85",
 }
+NOTE = (
+    "Intervals are 95%: Wilson's for shares, a percentile bootstrap over questions (seed {seed}) for means "
+    "and differences. Right counts all rows whose right answer is known; one that was skipped or failed is "
+    "not right. Amounts for reading are rounded; the JSON has them in nano-dollars."
+)
+Links = Sequence[tuple[str, str]]
 GROUNDS = {"ground": ("#f5f6f8", "#10141a"), "edge": ("#8a93a3", "#6d7789"), "wash": ("#e8effc", "#22304a")}
 
 
-def write_page(numbers: Numbers, title: str) -> str:
+def write_page(numbers: Numbers, title: str, links: Links = ()) -> str:
     """The report as the text of one HTML file.
+
+    Args:
+        links: (label, address) of other pages, shown at the top.
 
     Raises:
         MissingExtra: the extra `reports` is not installed.
@@ -50,11 +59,12 @@ def write_page(numbers: Numbers, title: str) -> str:
     several = len(numbers.runs) > 1
     return _render(
         title,
-        numbers.seed,
         [_verdict(each, several) for each in numbers.runs],
         overview.comparison_section(numbers) if several else None,
         overview.plane_section(numbers),
         overview.parts(numbers),
+        NOTE.format(seed=numbers.seed),
+        links,
     )
 
 
@@ -64,6 +74,8 @@ def write_sections(
     notices: Sequence[str],
     sections: Sequence[Section],
     facts: tuple[tuple[str, str], ...],
+    note: str = "",
+    links: Links = (),
 ) -> str:
     """A page of these sections, at least one, for what is no run.
 
@@ -73,22 +85,25 @@ def write_sections(
         notices: what has to be known first.
         sections: in their order.
         facts: (name, value) of where the numbers are from.
+        note: how the numbers are counted; by default what reports on runs say of theirs.
+        links: (label, address) of other pages, shown at the top.
 
     Raises:
         MissingExtra: the extra `reports` is not installed.
     """
     verdict = {"name": title, "sentence": sentence, "rest": "", "notices": notices, "tiles": []}
     part = RunSections(title, (), tuple(sections[1:]), facts)
-    return _render(title, SEED, [verdict], None, sections[0], [part])
+    return _render(title, [verdict], None, sections[0], [part], note or NOTE.format(seed=SEED), links)
 
 
 def _render(
     title: str,
-    seed: int,
     verdicts: Sequence[dict[str, Any]],
     comparison: Section | None,
     plane: Section,
     parts: Sequence[RunSections],
+    note: str,
+    links: Links,
 ) -> str:
     environment = _environment()
     script = _resource("page.js")
@@ -96,7 +111,8 @@ def _render(
         environment.get_template("page.html.jinja").render(
             title=title,
             version=__version__,
-            seed=seed,
+            note=note,
+            links=links,
             style=environment.get_template("page.css.jinja").render(light=_variables(0), dark=_variables(1)),
             script=script,
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -168,8 +184,21 @@ def _tiles(numbers: RunNumbers) -> list[dict[str, str]]:
         if right
         else "no right answer is known"
     )
+    found = numbers.calibration
+    predicted = (
+        [
+            _tile(
+                "Predicted right",
+                percent(found.predicted),
+                f"{percent(found.right)} were, of {found.of:,} tried",
+            )
+        ]
+        if found
+        else []
+    )
     return [
         _tile("Right", percent(right.value) if right else NONE, range95),
+        *predicted,
         _tile("Spent", usd(numbers.spent), f"{of} (from: {numbers.spent_source})".strip()),
         _tile("At equal accuracy", saved, than),
         _tile(

@@ -20,11 +20,13 @@ class Table:
     Attributes:
         caption: for screen readers.
         columns: (label, is a number).
+        links: an address for the first cell of each row, "" for none; empty where no row has one.
     """
 
     caption: str
     columns: tuple[tuple[str, bool], ...]
     rows: tuple[tuple[str, ...], ...]
+    links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from viaticum.commands.report import report
 from viaticum.commands.run import run
 from viaticum.commands.serve import serve
 from viaticum.commands.solve import solve
+from viaticum.commands.spending import spending
 from viaticum.commands.terminal import visible
 from viaticum.commands.token_policy import policy, policy_evaluate
 from viaticum.commands.trace import trace
@@ -40,6 +41,7 @@ app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(budget.app, name="budget")
 app.add_typer(keys.app, name="keys")
 app.add_typer(answer.app, name="answer")
+budget.app.command()(spending)
 app.command()(batch)
 app.command()(chat)
 app.command()(demo)
