@@ -47,7 +47,12 @@ def remember(settings: BatchSettings, tools: WorkflowResources) -> dict[str, Any
     entries = {spec.name: digest(spec.identity)[:12] for spec in tools.catalogue.values()}
     router = settings.router
     given = router if isinstance(router, str | Path) or router is None else type(router).__name__
-    return {"settings": kept, "entries": entries, "router": given if given is None else str(given)}
+    return {
+        "settings": kept,
+        "entries": entries,
+        "router": given if given is None else str(given),
+        "knowledge": [each.to_json() for each in tools.router.knowledge()],
+    }
 
 
 def recall(given: Mapping[str, Any], job: Job) -> dict[str, Any]:

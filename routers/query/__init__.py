@@ -3,7 +3,7 @@
 The learned router, which needs the `local` extra, is in `viaticum.routers.query.rtr`.
 """
 
-from viaticum.routers.query.base import QueryRouter
+from viaticum.routers.query.base import Knowledge, QueryRouter
 from viaticum.routers.query.choose import (
     DEFAULT_POLICY,
     POLICIES,
@@ -27,6 +27,7 @@ __all__ = [
     "AtPrice",
     "Best",
     "Cheapest",
+    "Knowledge",
     "Plan",
     "PlanRoute",
     "PlanRow",

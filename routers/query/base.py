@@ -4,9 +4,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from viaticum.routers.query.plans import Plan, PlanRow
 from viaticum.types import Query, RoutingTable
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What predictions for some models rest on, as a job keeps it for its report.
+
+    Attributes:
+        kind: `fitted` (a prediction for each question, learned from outcomes), `table` (the same figures for
+            every question, counted from outcomes), `prior` (estimated from public figures of other models) or
+            `given` (a router of the caller's own, which does not say).
+        models: names, sorted.
+        datasets: questions by data set; empty where that is not known.
+        questions: of which outcomes were known; 0 where that is not known.
+        date: when they were measured or fitted, YYYY-MM-DD; "" where that is not known.
+        about: what the questions are, in words.
+        calibration_error: on questions that it was not fitted on; None where that was not measured.
+    """
+
+    kind: Literal["fitted", "table", "prior", "given"]
+    models: tuple[str, ...] = ()
+    datasets: dict[str, int] = field(default_factory=dict)
+    questions: int = 0
+    date: str = ""
+    about: str = ""
+    calibration_error: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"models": [*self.models]}
 
 
 class QueryRouter(ABC):
@@ -38,6 +68,10 @@ class QueryRouter(ABC):
     def has_seen(self, query: Query) -> bool | None:
         """Whether it was fitted on this very question; None where it cannot tell."""
         return None
+
+    def knowledge(self) -> tuple[Knowledge, ...]:
+        """What its predictions rest on, models with outcomes first."""
+        return (Knowledge("given"),)
 
     @property
     def has_plans(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from viaticum.routers.query.base import QueryRouter
+from viaticum.routers.query.base import Knowledge, QueryRouter
 from viaticum.routers.query.plans import PlanRow
 from viaticum.routers.query.prior import Prior, PriorModel
 from viaticum.types import Query, RoutingTable, Row
@@ -59,6 +59,12 @@ class CoveringRouter(QueryRouter):
 
     def has_seen(self, query: Query) -> bool | None:
         return self.router.has_seen(query)
+
+    def knowledge(self) -> tuple[Knowledge, ...]:
+        known = self.router.knowledge()
+        names = {name for each in known for name in each.models}
+        rest = tuple(sorted({model.name for model in self.models} - names))
+        return (*known, Knowledge("prior", rest)) if rest else known
 
     @property
     def has_plans(self) -> bool:

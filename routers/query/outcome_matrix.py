@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,21 @@ class OutcomeMatrix:
             raise DataError("the outcome table is empty; profile at least one question")
         if prices is not None and (missing := sorted({row.model for row in outcomes} - set(prices))):
             raise InputError(f"no price for {', '.join(missing)}; add them to the prices")
-        columns = {pair: n for n, pair in enumerate(pairs or sorted({row.pair for row in outcomes}))}
+        names = {Pair(*each) for each in {(row.model, row.strategy) for row in outcomes}}
+        columns = {pair: n for n, pair in enumerate(pairs or sorted(names))}
+        column_of = {(pair.model, pair.strategy): n for pair, n in columns.items()}
         rows: dict[tuple[str, str], int] = {}
         texts: list[str] = []
+        cells: list[tuple[Outcome, int, int]] = []
         for row in outcomes:
-            if row.pair not in columns:
+            column = column_of.get((row.model, row.strategy))
+            if column is None:
                 continue
             number = rows.setdefault((row.dataset, str(row.question_id)), len(rows))
             if number == len(texts):
                 texts.append(row.question)
             texts[number] = _same_text(row, texts[number])
+            cells.append((row, number, column))
         if not rows:
             raise DataError("no row is about a pair that was asked for; see the pairs that the table holds")
         shape = (len(rows), len(columns))
@@ -136,10 +142,8 @@ class OutcomeMatrix:
         truncated = np.zeros(shape, dtype=bool)
         answers = np.tile(-1 - np.arange(len(columns)), (len(rows), 1))
         answer_numbers: list[dict[str, int]] = [{} for _ in rows]
-        for row in outcomes:
-            if row.pair not in columns:
-                continue
-            cell = rows[row.dataset, str(row.question_id)], columns[row.pair]
+        for row, number, column in cells:
+            cell = number, column
             if not live and not np.isnan(correct[cell]) and correct[cell] != row.correct:
                 raise DataError(
                     f"{row.dataset} {row.question_id}, {row.pair}: one row says right, another wrong; "
@@ -206,6 +210,7 @@ def read_prices(path: str | Path) -> dict[str, tuple[float, float]]:
     return prices
 
 
+@lru_cache(maxsize=65_536)  # most answers of a table stand there for several pairs
 def canonical_answer(answer: str | None) -> str | None:
     """The same spelling for equal answers, such as "8.0", "$8" and "8"; None for no answer (`NO_ANSWER`).
 

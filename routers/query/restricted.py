@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from viaticum.routers.query.base import QueryRouter
+from viaticum.routers.query.base import Knowledge, QueryRouter
 from viaticum.routers.query.plans import PlanRow
 from viaticum.types import Pair, Query, RoutingTable, Row
 
@@ -40,6 +40,15 @@ class RestrictedRouter(QueryRouter):
         plans = self.router.plans_for(query)
         wanted = [each for each in plans if all(map(self._is_wanted, each.plan.pairs))]
         return wanted or super().plans_for(query)
+
+    def knowledge(self) -> tuple[Knowledge, ...]:
+        """Of the other router, of the models that are wanted."""
+        found = []
+        for each in self.router.knowledge():
+            models = tuple(name for name in each.models if self.model in (None, name))
+            if models or not each.models:
+                found.append(replace(each, models=models))
+        return tuple(found)
 
     def has_seen(self, query: Query) -> bool | None:
         """None where both are named: then nothing is chosen."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from viaticum.errors import InputError
 from viaticum.money import NANOUSD_PER_USD
-from viaticum.routers.query.base import QueryRouter
+from viaticum.routers.query.base import Knowledge, QueryRouter
 from viaticum.routers.query.encoder import Encoder
 from viaticum.routers.query.heads import NEIGHBOURS, QUANTILES, NeighboursHead, log_odds
 from viaticum.routers.query.out_of_fold import TRUST_NEIGHBOURS
@@ -113,6 +113,13 @@ class RTRRouter(QueryRouter):
         more = f" and {len(names) - 2} more" if len(names) > 3 else ""
         dataset = ", ".join(names[: 2 if more else 3]) + more
         return str(TableOrigin(dataset or "an outcome table", facts["questions"], facts.get("date", "")))
+
+    def knowledge(self) -> tuple[Knowledge, ...]:
+        facts = self.parameters.facts
+        models = tuple(sorted({pair.model for pair in self.pairs}))
+        error = facts.get("unseen", {}).get("ece")
+        datasets, date = dict(facts.get("datasets", {})), facts.get("date", "")
+        return (Knowledge("fitted", models, datasets, facts.get("questions", 0), date, "", error),)
 
     # --- predictions ----------------------------------------------------------------------------------------
 

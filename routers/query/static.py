@@ -18,7 +18,7 @@ import numpy as np
 
 from viaticum.errors import DataError, InputError
 from viaticum.quantiles import Array, censored_quantile
-from viaticum.routers.query.base import QueryRouter
+from viaticum.routers.query.base import Knowledge, QueryRouter
 from viaticum.types import Outcome, Pair, Query, RoutingTable, Row
 
 
@@ -48,6 +48,17 @@ class StaticRouter(QueryRouter):
 
     def table(self, query: Query) -> RoutingTable:
         return self._table
+
+    def knowledge(self) -> tuple[Knowledge, ...]:
+        models = tuple(sorted({row.pair.model for row in self.rows}))
+        if self.origin is None:
+            return (Knowledge("table", models),)
+        found = self.origin
+        return (
+            Knowledge(
+                "table", models, {found.dataset: found.questions}, found.questions, found.date, found.about
+            ),
+        )
 
     @classmethod
     def fit(cls, outcomes: Iterable[Outcome]) -> StaticRouter:
