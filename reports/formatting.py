@@ -12,6 +12,7 @@ from viaticum.reports.run_metrics import RouteMetrics
 
 NONE = "–"
 SHORT = 14  # letters of a cell that stays on one line, such as `2.8 / 8.1 s`
+_DATE = re.compile(r"\b\d{4}-\d\d-\d\d\b")
 _INTERVAL = re.compile(r"\([^()]*\)$")
 
 
@@ -214,8 +215,9 @@ def sentence(text: str) -> str:
 
 
 def unbroken(cell: str) -> str:
-    """A number that breaks before its interval alone, if it is not short, and never after a minus."""
-    if len(cell) <= SHORT and cell[:1].isdigit():
+    """A number that breaks before its interval alone, if it is not short, and never after a minus; a date."""
+    if len(cell) <= SHORT and cell[:1].isdigit() and not _DATE.search(cell):
         return cell.replace(" ", "\N{NO-BREAK SPACE}")
     kept = _INTERVAL.sub(lambda interval: interval[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
+    kept = _DATE.sub(lambda day: day[0].replace("-", "-\N{WORD JOINER}"), kept)
     return kept.replace("−", "−\N{WORD JOINER}")

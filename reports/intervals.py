@@ -15,7 +15,7 @@ from viaticum.outcomes import accuracy_interval
 
 Array = np.ndarray[Any, Any]
 DRAWS = 2_000
-GROUPS = 10_000  # more questions than that are drawn in so many groups, which were put together by lot
+GROUPS = 2_000  # more questions than that are drawn in so many groups, which were put together by lot
 _CHUNK = 4_000_000
 SEED = 0
 

@@ -22,6 +22,7 @@ from viaticum.reports.comparison import RunComparison, compare
 from viaticum.reports.frontier import CostAccuracyPlane, plane
 from viaticum.reports.intervals import SEED, Share
 from viaticum.reports.ledger_history import LedgerHistory, read_ledger_history
+from viaticum.reports.other_budgets import OtherBudgets, other_budgets
 from viaticum.reports.run_metrics import Calibration, Coverage, Loss, RouteMetrics, Tally, Writers
 from viaticum.reports.run_reader import read_run
 from viaticum.reports.runs import Group, Run, Texts
@@ -97,6 +98,7 @@ class RunNumbers:
     provider: Provider | None
     groups: tuple[Group, ...]
     losses: tuple[Loss, ...]
+    other_budgets: OtherBudgets | None
     missing: dict[str, str]
     row_costs: Array
 
@@ -190,8 +192,10 @@ def _numbers(run: Run, table: Sequence[Outcome], where: str, ledger: str | None)
     writers = run_metrics.writers(run, history)
     if writers is None:
         missing["writers"] = "no call was made yet"
-    if not run.texts.count:
-        missing["texts"] = "no text of this run was written by several models, or the job keeps no texts"
+    if not run.texts.phases:
+        missing["texts"] = (
+            "no text of this run was written by several models or has thinking, or the job keeps no texts"
+        )
     provider = _provider(run, history)
     if provider is None and "ledger" not in missing:
         missing["provider"] = (
@@ -219,6 +223,7 @@ def _numbers(run: Run, table: Sequence[Outcome], where: str, ledger: str | None)
         against_rows=_against_rows(run, history) if from_ledger else None,
         provider=provider,
         groups=run.groups,
+        other_budgets=other_budgets(run, costs, known, spent),
         losses=() if known is None or run.single else tuple(run_metrics.losses(run, costs, known)),
         missing=missing,
         row_costs=costs,
@@ -296,7 +301,15 @@ def _run_json(each: RunNumbers) -> dict[str, Any]:
         "warnings": list(run.warnings),
         **numbers,
         "in_all": _plain(each.all),
-        "texts": {"count": each.texts.count, "parts": _plain(each.texts.parts)},
+        "texts": {
+            "count": each.texts.count,
+            "thought": each.texts.thought,
+            "parts": _plain(each.texts.parts),
+            "phases": [
+                {"phase": phase, "model": model, "parts": parts}
+                for (phase, model), parts in each.texts.phases.items()
+            ],
+        },
         "ledger": ledger,
         "failures": [_plain(group) for group in each.groups],
     }

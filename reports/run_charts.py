@@ -5,10 +5,20 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from viaticum.reports.chart_rendering import SERIES, Chart, data_of, library, log_ticks, styled, var
+from viaticum.display import cut
+from viaticum.reports.chart_rendering import (
+    WIDE_LETTER,
+    Chart,
+    data_of,
+    library,
+    log_ticks,
+    money_ticks,
+    styled,
+    var,
+)
 from viaticum.reports.ledger_history import LedgerHistory
 from viaticum.reports.run_metrics import Calibration, Coverage
-from viaticum.reports.runs import PARTS, Texts
+from viaticum.reports.runs import PARTS, PHASES, Texts
 
 
 def calibration_chart(calibration: Calibration) -> Chart:
@@ -62,12 +72,29 @@ def burn_chart(history: LedgerHistory) -> Chart | None:
     )
 
 
-def writers_chart(texts: Texts, large: str) -> Chart | None:
-    if not texts.count:
+def writers_chart(texts: Texts) -> Chart | None:
+    """Heat strips: thinking and answer, each by model, from the beginning of a text to its end."""
+    if not texts.phases:
         return None
-    name = large or "each model"
-    words = f"Share of the text that {name} wrote, from its beginning to its end, over {texts.count} texts."
-    return Chart("writers", "Who wrote which part of a text", words, partial(_writers, texts, large))
+    total = sum(map(sum, texts.phases.values())) or 1.0
+    shares = "; ".join(f"{label} {sum(parts) / total:.0%}" for label, parts in labelled_phases(texts))
+    return Chart(
+        "writers",
+        "Who wrote which part of a text",
+        f"Share of the text by position, from its beginning to its end. In all: {shares}.",
+        partial(_writers, texts),
+        "From the beginning of a text, at the left, to its end; the stronger the colour, the more of the "
+        "text there. At each position all strips together are the whole text.",
+    )
+
+
+def labelled_phases(texts: Texts) -> list[tuple[str, list[float]]]:
+    """What each model wrote of thinking and of the answer; without any thinking, by model alone."""
+    order = sorted(texts.phases, key=lambda each: (PHASES.index(each[0]), -sum(texts.phases[each])))
+    return [
+        (f"{phase}: {model}" if texts.thought else model, texts.phases[phase, model])
+        for phase, model in order
+    ]
 
 
 def _calibration(calibration: Calibration, width: int) -> Any:
@@ -164,14 +191,18 @@ def _burn(history: LedgerHistory, width: int) -> Any:
         axis=alt.Axis(title=f"{unit} since the job began", grid=False, tickCount=6),
         scale=alt.Scale(nice=False),
     )
-    axis = alt.Axis(title="left of the budget" if history.limit else "spent", format="$.3~r", tickCount=5)
+    amounts = [each[name] or 0.0 for each in rows for name in ("posted", "free")]
+    low, high = min(0.0, *amounts), max(amounts) or 1.0
+    ticks, form = money_ticks(low, high, 5)
+    axis = alt.Axis(title="left of the budget" if history.limit else "spent", format=form, values=ticks)
+    scale = alt.Scale(domain=[low, high], nice=False)
     base = alt.Chart(data_of(rows))
     layers = [
         base.mark_area(color=var("held"), opacity=0.6, interpolate="step-after").encode(
-            x=x, y=alt.Y("free:Q", axis=axis), y2="posted:Q"
+            x=x, y=alt.Y("free:Q", axis=axis, scale=scale), y2="posted:Q"
         ),
         base.mark_line(color=var("run-1"), strokeWidth=2, interpolate="step-after").encode(
-            x=x, y=alt.Y("posted:Q", axis=axis)
+            x=x, y=alt.Y("posted:Q", axis=axis, scale=scale)
         ),
     ]
     for marks, color, shape in (
@@ -187,7 +218,7 @@ def _burn(history: LedgerHistory, width: int) -> Any:
             layers.append(
                 alt.Chart(data_of(seen))
                 .mark_point(filled=True, size=80, color=var(color), shape=shape, opacity=1)
-                .encode(x=x, y=alt.Y("y:Q", axis=axis))
+                .encode(x=x, y=alt.Y("y:Q", axis=axis, scale=scale))
             )
     return styled(alt, alt.layer(*layers), width, height)
 
@@ -198,50 +229,42 @@ def _marks_text(history: LedgerHistory) -> str:
     return f"{'; '.join(parts)}." if parts else "No call went past its hold."
 
 
-def _writers(texts: Texts, large: str, width: int) -> Any:
+def _writers(texts: Texts, width: int) -> Any:
     alt = library("altair")
-    models = sorted(texts.parts, key=lambda name: (name == large, name))
-    rows = []
-    for part in range(PARTS):
-        total = sum(texts.parts[name][part] for name in models) or 1.0
-        rows += [
-            {
-                "from": part / PARTS,
-                "to": (part + 1) / PARTS,
-                "share": texts.parts[name][part] / total,
-                "model": name,
-                "order": n,
-            }
-            for n, name in enumerate(models[::-1])
-        ]
-    colors = (
-        [var(color) for color in ("held", "run-1")]
-        if len(models) == 2
-        else [var(SERIES[n % 4]) for n in range(len(models))]
-    )
-    legend = alt.Legend(title=None, orient="bottom", symbolOpacity=1, labelLimit=width // 2)
-    chart = (
+    strips = labelled_phases(texts)
+    totals = [sum(parts[n] for _, parts in strips) or 1.0 for n in range(PARTS)]
+    whole, most = sum(totals), int((width - 24) / WIDE_LETTER) - len(", 100%")
+    rows = [
+        {"from": n / PARTS, "to": (n + 1) / PARTS, "top": at + 0.42, "low": at + 0.96, "share": part / total}
+        for at, (_, parts) in enumerate(strips)
+        for n, (part, total) in enumerate(zip(parts, totals, strict=True))
+    ]
+    labels = [
+        {"x": 0, "y": at + 0.22, "text": f"{cut(label, most)}, {sum(parts) / whole:.0%}"}
+        for at, (label, parts) in enumerate(strips)
+    ]
+    position = alt.Scale(domain=[0, 1])
+    axis = alt.Axis(title="position in the text", format="%", tickCount=5, grid=False)
+    depth = alt.Scale(domain=[len(strips), 0], nice=False)
+    cells = (
         alt.Chart(data_of(rows))
-        .mark_bar(stroke=var("paper"), strokeWidth=1)
+        .mark_rect(color=var("run-1"), stroke=var("line"), strokeWidth=1)
         .encode(
-            x=alt.X(
-                "from:Q",
-                bin="binned",
-                scale=alt.Scale(domain=[0, 1]),
-                axis=alt.Axis(title="place in the text", format="%", tickCount=5, grid=False),
-            ),
+            x=alt.X("from:Q", scale=position, axis=axis),
             x2="to:Q",
-            y=alt.Y(
-                "share:Q",
-                stack="zero",
-                scale=alt.Scale(domain=[0, 1]),
-                axis=alt.Axis(title="written by", format="%", tickCount=4),
-            ),
-            color=alt.Color("model:N", scale=alt.Scale(domain=models, range=colors), legend=legend),
-            order="order:Q",
+            y=alt.Y("top:Q", scale=depth, axis=None),
+            y2="low:Q",
+            fillOpacity=alt.FillOpacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0, 1]), legend=None),
         )
     )
-    return styled(alt, chart, width, 220)
+    names = (
+        alt.Chart(data_of(labels))
+        .mark_text(align="left", baseline="middle", fontSize=12, color=var("ink"))
+        .encode(
+            x=alt.X("x:Q", scale=position, axis=axis), y=alt.Y("y:Q", scale=depth, axis=None), text="text:N"
+        )
+    )
+    return styled(alt, alt.layer(cells, names), width, 48 + 46 * len(strips))
 
 
 def _time_unit(seconds: float) -> tuple[float, str]:

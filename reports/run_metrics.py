@@ -58,6 +58,7 @@ class RouteMetrics:
     """Metrics of one route.
 
     Attributes:
+        predicted: mean predicted accuracy of the rows whose calibration counts.
         cost: mean nano-dollars a row.
         seconds_p50, seconds_p95: of the rows that were tried.
         escalated: share of rows that took more than one call.
@@ -68,6 +69,7 @@ class RouteMetrics:
     route: str
     of: Share
     accuracy: Share | None
+    predicted: float | None
     cost: float
     seconds_p50: float | None
     seconds_p95: float | None
@@ -197,10 +199,12 @@ def _route(
     assert of is not None
     regret, overpaid = _regret(in_route, rows, costs, known) if known else (None, None)
     graded = in_route & rows.graded
+    counted = graded & (rows.calls > 0) & ~np.isnan(rows.accuracy)
     return RouteMetrics(
         name,
         of,
         share(int((rows.right & graded).sum()), int(graded.sum())),
+        float(rows.accuracy[counted].mean()) if counted.any() else None,
         float(costs[in_route].mean()),
         float(np.quantile(seconds, 0.5)) if len(seconds) else None,
         float(np.quantile(seconds, 0.95)) if len(seconds) else None,

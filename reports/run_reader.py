@@ -21,10 +21,12 @@ from viaticum.money import MAX_NANOUSD
 from viaticum.outcomes import read_outcomes
 from viaticum.reports.outcome_table import best_pair
 from viaticum.reports.runs import (
+    ANSWER,
     EXAMPLES,
     NO_ROUTE,
     PARTS,
     STATES,
+    THINKING,
     Columns,
     Example,
     Group,
@@ -34,8 +36,9 @@ from viaticum.reports.runs import (
     shortened,
     text_number,
 )
-from viaticum.types import Outcome
+from viaticum.types import Outcome, split_model
 
+_CLOSING = re.compile(r"\s*(?:</\w+>|<\|[^|>]*\|>)?\s*")  # of a thought, in the formats that models use
 LONGEST_TEXT = 4_000  # characters of a text that is shown whole
 MOST_REASONS = 200
 
@@ -101,7 +104,7 @@ class _RowCollector:
             elif call.key:
                 self.calls[call.key] = (number, call.cost_nanousd, call.provider_nanousd)
         self._group(row)
-        if row.pieces:
+        if row.pieces or row.thinking:
             self._written(row)
 
     def _values(self, row: JobRow) -> tuple[Any, ...]:
@@ -149,17 +152,24 @@ class _RowCollector:
             )
 
     def _written(self, row: JobRow) -> None:
-        pieces = tuple((str(model), str(text)) for model, text in row.pieces or () if text)
-        if len({model for model, _ in pieces}) < 2:
+        pieces, thinking = pieces_of(row)
+        several = len({model for model, _ in pieces}) > 1
+        if not pieces or not (several or thinking):
             return
-        self.texts.count += 1
+        texts = self.texts
+        texts.count, texts.thought = texts.count + several, texts.thought + bool(thinking)
         length, start = sum(len(text) for _, text in pieces), 0
-        for model, text in pieces:
-            parts = self.texts.parts.setdefault(model, [0.0] * PARTS)
-            _spread(parts, start / length, (start + len(text)) / length, len(text))
-            start += len(text)
+        for n, (model, text) in enumerate(pieces):
+            end = start + len(text)
+            phase = THINKING if n < thinking else ANSWER
+            kept = [texts.phases.setdefault((phase, model), [0.0] * PARTS)]
+            kept += [texts.parts.setdefault(model, [0.0] * PARTS)] if several else []
+            for parts in kept:
+                _spread(parts, start / length, end / length, len(text))
+            start = end
         if length <= LONGEST_TEXT:
-            item = (len(pieces), -self.texts.count, Written(row.id, shortened(row.question), pieces))
+            written = Written(row.id, shortened(row.question), pieces, thinking)
+            item = (len(pieces), -texts.count - texts.thought, written)
             (heapq.heappush if len(self._shown) < EXAMPLES else heapq.heappushpop)(self._shown, item)
             self.texts.shown = [written for *_, written in sorted(self._shown, reverse=True)]
 
@@ -176,6 +186,37 @@ def _failure(row: JobRow) -> tuple[str, str]:
     cut = any(call.finish_reason == "length" for call in row.calls[-1:])
     ended = "the text was cut at its longest length" if cut else row.reason or "the text ended by itself"
     return "no answer" if row.answer is None else "wrong", ended
+
+
+def pieces_of(row: JobRow) -> tuple[tuple[tuple[str, str], ...], int]:
+    """(model, text) in order, and how many of these pieces, the first ones, are thinking."""
+    pieces = [(str(model), str(text)) for model, text in row.pieces or () if text]
+    thinking = row.thinking or ""
+    if not pieces:
+        model = split_model(row.pair)[0]
+        pieces = [(model, text) for text in (thinking, row.text or "") if text]
+        return tuple(pieces), int(bool(thinking) and bool(pieces))
+    if not thinking:
+        return tuple(pieces), 0
+    left, found = _end_of_thinking("".join(text for _, text in pieces), thinking), list[tuple[str, str]]()
+    count = 0
+    for model, text in pieces:
+        for part in (text[:left], text[left:]):
+            if part:
+                found.append((model, part))
+        count += bool(text[:left])
+        left = max(0, left - len(text))
+    return tuple(found), count
+
+
+def _end_of_thinking(text: str, thinking: str) -> int:
+    """Where the answer begins in a text that a thought precedes: after the mark that closes it, if any."""
+    start = text.find(thinking.strip())
+    if start < 0:  # such as cut, or decoded otherwise
+        return min(len(text), len(thinking))
+    end = start + len(thinking.strip())
+    mark = _CLOSING.match(text, end)
+    return mark.end() if mark else end
 
 
 def _short(answer: str | None) -> str | None:

@@ -1,4 +1,7 @@
-"""The sections of one run: routes, calibration, forecasts, writers, budget, accounts, failures."""
+"""The sections of one run: routes, losses, writers, budget, accounts, failures.
+
+Those of the router are in `router_sections`, those of other budgets in `other_budgets_section`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from viaticum.reports.formatting import (
     count,
     per_1000,
     percent,
-    points,
     sentence,
     share_text,
     signed_usd,
@@ -17,16 +19,20 @@ from viaticum.reports.formatting import (
     usd,
 )
 from viaticum.reports.numbers import RunNumbers
-from viaticum.reports.run_metrics import Coverage
+from viaticum.reports.other_budgets_section import other_budgets_section
+from viaticum.reports.router_sections import calibration_section, forecasts_section, router_section
+from viaticum.reports.runs import PARTS, PHASES, THINKING, Texts
 from viaticum.reports.sections import LEDGER, LEDGER_ROWS, ROWS, TABLE, Section, Table
 
 
 def sections_of(numbers: RunNumbers) -> list[Section]:
     sections = [
         _routes(numbers),
+        router_section(numbers),
+        calibration_section(numbers),
+        other_budgets_section(numbers),
         _losses(numbers),
-        _calibration(numbers),
-        _forecasts(numbers),
+        forecasts_section(numbers),
         _writers(numbers),
         _budget(numbers),
         _accounts(numbers),
@@ -45,11 +51,13 @@ def _routes(numbers: RunNumbers) -> Section:
             "routes", title, source, empty=sentence(numbers.missing.get("rows", "no route was taken"))
         )
     with_regret = any(each.regret is not None for each in numbers.routes)
+    with_predicted = any(each.predicted is not None for each in numbers.routes)
     columns = [
         ("route", False),
         ("rows", True),
         ("share", True),
         ("right (95%)", True),
+        *([("predicted", True)] if with_predicted else []),
         ("per 1,000", True),
         ("p50 / p95", True),
         ("escalated", True),
@@ -62,6 +70,7 @@ def _routes(numbers: RunNumbers) -> Section:
             f"{each.of.count:,}",
             percent(each.of.value),
             share_text(each.accuracy),
+            *([percent(each.predicted)] if with_predicted else []),
             per_1000(each.cost),
             times(each),
             percent(each.escalated.value) if each.escalated else NONE,
@@ -131,83 +140,6 @@ def _losses(numbers: RunNumbers) -> Section | None:
     )
 
 
-def _calibration(numbers: RunNumbers) -> Section:
-    title, calibration = "Calibration", numbers.calibration
-    if calibration is None:
-        return Section("calibration", title, ROWS, empty=sentence(numbers.missing["calibration"]))
-    lead = (
-        (
-            f"Expected calibration error {percent(calibration.error)} over {count(calibration.of, 'row')};"
-            f" Brier score {calibration.brier:.3f}. On average {percent(calibration.predicted)} were"
-            f" predicted to be right and {percent(calibration.right)} were: {points(calibration.surplus)}."
-        ),
-    )
-    rows = tuple(
-        (
-            f"{each.begin:.0%} to {each.end:.0%}",
-            f"{each.right.of:,}",
-            percent(each.predicted),
-            share_text(each.right),
-        )
-        for each in calibration.bins
-    )
-    columns = (("predicted", False), ("rows", True), ("mean predicted", True), ("right (95%)", True))
-    data = Table("Right answers by predicted accuracy", columns, rows)
-    notes = ("Of the rows that were tried and whose right answer is known.",)
-    return Section(
-        "calibration",
-        title,
-        ROWS,
-        lead,
-        (run_charts.calibration_chart(calibration),),
-        data=(data,),
-        notes=notes,
-    )
-
-
-def _forecasts(numbers: RunNumbers) -> Section:
-    title = "Predicted and real tokens"
-    if numbers.tokens is None and numbers.costs is None:
-        return Section(
-            "forecasts", title, ROWS, empty=sentence(numbers.missing.get("tokens", "nothing was predicted"))
-        )
-    rows = [
-        (
-            name,
-            _expected(each),
-            share_text(each.within_p50),
-            share_text(each.within_p90),
-            f"{each.ratio:.2f}" if each.ratio else NONE,
-        )
-        for name, each in (("output tokens", numbers.tokens), ("cost", numbers.costs))
-        if each is not None
-    ]
-    columns = (
-        ("measure", False),
-        ("rows", True),
-        ("within p50 (wanted: 50%)", True),
-        ("within p90 (wanted: 90%)", True),
-        ("real / predicted", True),
-    )
-    table = Table("How often what a row took stayed within what was predicted", columns, tuple(rows))
-    charts = (run_charts.tokens_chart(numbers.tokens),) if numbers.tokens and numbers.tokens.dots else ()
-    notes = (
-        (
-            "Of the rows that were tried, without those answered from an earlier identical call. Real by"
-            " predicted: sums, against the median."
-        ),
-    )
-    lead = (sentence(numbers.missing["tokens"]),) if numbers.tokens is None else ()
-    return Section(
-        "forecasts", title, LEDGER_ROWS if numbers.history else ROWS, lead, charts, (table,), notes=notes
-    )
-
-
-def _expected(each: Coverage) -> str:
-    known = each.within_p50 or each.within_p90
-    return f"{known.of:,}" if known else NONE
-
-
 def _writers(numbers: RunNumbers) -> Section:
     title, writers = "Who wrote", numbers.writers
     source = LEDGER if numbers.history else TABLE if numbers.run.job is None else ROWS
@@ -230,27 +162,13 @@ def _writers(numbers: RunNumbers) -> Section:
         )
         for each in writers.models
     )
-    lead, texts = [], numbers.texts
-    if not texts.count:
-        lead.append(sentence(numbers.missing["texts"]))
-    else:
-        wrote = {name: sum(parts) for name, parts in texts.parts.items()}
-        share = (
-            f"{writers.large}, the larger model, wrote {percent(wrote[writers.large] / sum(wrote.values()))}"
-            if writers.large
-            else "; ".join(
-                f"{name} wrote {percent(amount / sum(wrote.values()))}" for name, amount in wrote.items()
-            )
-        )
-        lead.append(
-            f"Of {count(texts.count, 'text')} that several models wrote together, {share}, counted in"
-            " characters."
-        )
-    chart = run_charts.writers_chart(texts, writers.large)
+    texts = numbers.texts
+    lead = _texts_lead(texts, writers.large) if texts.phases else [sentence(numbers.missing["texts"])]
+    chart = run_charts.writers_chart(texts)
     return Section(
         "writers",
         title,
-        source if not texts.count else f"{source}; {ROWS}",
+        source if not texts.phases else f"{source}; {ROWS}",
         tuple(lead),
         (chart,) if chart else (),
         (Table("Tokens by model", tuple(columns), rows),),
@@ -260,24 +178,40 @@ def _writers(numbers: RunNumbers) -> Section:
     )
 
 
-def _parts_table(numbers: RunNumbers) -> Table:
-    parts = numbers.texts.parts
-    names = list(parts)
-    step = 100 // len(next(iter(parts.values())))
-    rows = []
-    for part in range(100 // step):
-        total = sum(parts[name][part] for name in names) or 1.0
-        rows.append(
-            (
-                f"{part * step}% to {part * step + step}%",
-                *(percent(parts[name][part] / total) for name in names),
-            )
+def _texts_lead(texts: Texts, large: str) -> list[str]:
+    """Who wrote how much: of texts by several models, and of thinking and answers."""
+    lead = []
+    if texts.count:
+        wrote = {name: sum(parts) for name, parts in texts.parts.items()}
+        total = sum(wrote.values())
+        share = (
+            f"{large}, the larger model, wrote {percent(wrote[large] / total)}"
+            if large
+            else "; ".join(f"{name} wrote {percent(amount / total)}" for name, amount in wrote.items())
         )
-    return Table(
-        "Share of the text by place",
-        (("place in the text", False), *((name, True) for name in names)),
-        tuple(rows),
-    )
+        lead.append(
+            f"Of {count(texts.count, 'text')} that several models wrote together, {share}, counted in"
+            " characters."
+        )
+    if texts.thought:
+        wrote = dict.fromkeys(PHASES, 0.0)
+        for (phase, _), parts in texts.phases.items():
+            wrote[phase] += sum(parts)
+        share = percent(wrote[THINKING] / sum(wrote.values()))
+        lead.append(f"{count(texts.thought, 'text')} with thinking; {share} of all characters are thinking.")
+    return lead
+
+
+def _parts_table(numbers: RunNumbers) -> Table:
+    strips = run_charts.labelled_phases(numbers.texts)
+    step = 100 // PARTS
+    rows = []
+    for part in range(PARTS):
+        total = sum(parts[part] for _, parts in strips) or 1.0
+        shares = (percent(parts[part] / total) for _, parts in strips)
+        rows.append((f"{part * step}% to {part * step + step}%", *shares))
+    columns = (("position in the text", False), *((name, True) for name, _ in strips))
+    return Table("Share of the text by position", columns, tuple(rows))
 
 
 def _budget(numbers: RunNumbers) -> Section:

@@ -16,6 +16,7 @@ from viaticum.types import Outcome
 
 Array = np.ndarray[Any, Any]
 PARTS = 20  # of a text, for who wrote which
+PHASES = THINKING, ANSWER = ("thinking", "answer")
 STATES = ("answered", "skipped", "failed")
 NO_ROUTE = "(no route)"
 EXAMPLES = 3
@@ -89,26 +90,37 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A text by several models; pieces: (model, text) in order."""
+    """A text by several models, or one with thinking before its answer.
+
+    Attributes:
+        pieces: (model, text) in order.
+        thinking: how many of the pieces, the first ones, are thinking.
+    """
 
     id: str
     question: str
     pieces: tuple[tuple[str, str], ...]
+    thinking: int = 0
 
 
 @dataclass(slots=True)
 class Texts:
-    """Texts that several models wrote: a few of them whole, and the models' shares by position in the text.
+    """Texts that several models wrote, or with thinking: a few whole, and shares by position in the text.
 
     Attributes:
-        count: number of such texts.
+        count: number of texts by several models.
+        thought: number of texts with thinking, by one model or several.
         shown: the few that are kept.
-        parts: by model, characters in each of `PARTS` equal parts of the text, summed over the texts.
+        parts: by model, characters in each of `PARTS` equal parts of the text, summed over the texts by
+            several models.
+        phases: as `parts`, by (phase, model) of `PHASES`, over the texts with thinking too.
     """
 
     count: int = 0
+    thought: int = 0
     shown: list[Written] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)
+    phases: dict[tuple[str, str], list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

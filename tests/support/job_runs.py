@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from viaticum.budgets import Ledger
+from viaticum.budgets.tagging import tagged
 from viaticum.jobs import ROWS, Call, Job, JobRow, Preview, row_line
 from viaticum.money import Price
 from viaticum.outcomes import write_outcomes
@@ -35,6 +36,26 @@ SKILLS = {
     Pair("remote-xl", "cot"): (2.0, 150, 45),
 }
 CHEAP, MIDDLE, EXPENSIVE = Pair("small", "pot"), Pair("large", "pot"), Pair("remote-xl", "cot")
+KNOWLEDGE = [
+    {
+        "kind": "fitted",
+        "models": ["large", "small"],
+        "datasets": {"sums": 900, "words": 300},
+        "questions": 1_200,
+        "date": "2026-11-20",
+        "about": "",
+        "calibration_error": 0.021,
+    },
+    {
+        "kind": "prior",
+        "models": ["remote-xl"],
+        "datasets": {},
+        "questions": 0,
+        "date": "",
+        "about": "",
+        "calibration_error": None,
+    },
+]
 SCRIPT = "<script>alert('row')</script>"
 NAMES = ("Natalia", "Weng", "Betty", "Julie", "James", "Mark", "Albert", "Ken", "Alexis", "Tina")
 THINGS = (
@@ -112,8 +133,8 @@ def write_table(path: Path, asked: Sequence[Question]) -> Path:
 class Clock:
     """A clock that a test moves."""
 
-    def __init__(self) -> None:
-        self.now = BEGAN
+    def __init__(self, began: datetime = BEGAN) -> None:
+        self.now = began
 
     def __call__(self) -> datetime:
         return self.now
@@ -133,11 +154,15 @@ def make_job(
     name: str = "results",
     escalates: bool = True,
     address: str = "",
+    began: datetime = BEGAN,
+    team: str = "",
 ) -> Path:
     """Write a job and return its folder.
 
     Args:
         address: of its ledger; by default a file beside it.
+        began: when.
+        team: a tag of its calls.
         generous: how much sooner it takes a more expensive pair.
         running: it was not finished.
 
@@ -146,9 +171,10 @@ def make_job(
     """
     folder = where / f"{name}.jsonl.job"
     folder.mkdir(parents=True)
-    clock, rng = Clock(), np.random.default_rng(seed)
+    clock, rng = Clock(began), np.random.default_rng(seed)
     ledger = address or str(where / f"{name}.db")
-    with Ledger(ledger, clock=clock) as opened:
+    tags = {"team": team} if team else {}
+    with Ledger(ledger, clock=clock) as opened, tagged(**tags):
         opened.create("night", limit_nanousd=limit)
         writer = _JobWriter(opened, clock, rng, generous, escalates)
         rows = [writer.row(n, question) for n, question in enumerate(asked)]
@@ -169,10 +195,11 @@ def make_job(
             Preview(limit * k // 4, 0.40 + 0.28 * (1 - math.exp(-k / 2.5)), limit * k // 5, limit * k // 4)
             for k in (1, 2, 4, 8)
         ),
-        began=BEGAN.isoformat(),
+        began=began.isoformat(),
         ended=None if running else clock.now.isoformat(),
         ending="running" if running else "completed",
         version="0.1.0",
+        memory={"knowledge": KNOWLEDGE},
     ).save(folder)
     return folder
 
@@ -232,7 +259,12 @@ class _JobWriter:
             seconds=sum(call.seconds for call in calls),
         )
         if pair == MIDDLE and number % 5 == 1:
-            row = replace(row, pieces=self._pieces(question))
+            thinking = f"{question.text} First, the days are counted."
+            thinks = number % 2 == 1
+            pieces = self._pieces(question, thinking, " </think>" if thinks else "")
+            row = replace(row, pieces=pieces, thinking=thinking if thinks else None)
+        elif number % 13 == 2:
+            row = replace(row, thinking="It is a sum.", text=f"The answer is {answer}.")
         return row
 
     def _call(self, question: Question, number: int, index: int, pair: Pair) -> Call:
@@ -271,9 +303,9 @@ class _JobWriter:
         )
         return replace(row, state="failed", correct=False, reason=why, seconds=30.0)
 
-    def _pieces(self, question: Question) -> list[list[str]]:
+    def _pieces(self, question: Question, thinking: str, mark: str) -> list[list[str]]:
         words = (
-            f"{question.text} First, the days are counted. Then the sum for each day is added to the start,"
+            f"{thinking}{mark} Then the sum for each day is added to the start,"
             f" and the result is {question.gold}.".split()
         )
         pieces: list[list[str]] = []
