@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from viaticum.budgets import Entry, Ledger
+from viaticum.budgets import Entry, EntryKind, Ledger
 from viaticum.errors import BudgetError, InputError, MissingExtra
 from viaticum.jobs import Job
 
 POINTS = 240  # of the curve; past twice as many, every two become one
 SHOWN = 5
 MARKS = 20
-MOST_CHECKED = 200_000  # entries; `viaticum budget verify` plays longer ledgers again
+MOST_CHECKED = 100_000  # entries; `viaticum budget verify` plays longer ledgers again
+_KINDS: tuple[EntryKind, ...] = ("limit", "reserve", "post", "void", "expire", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def read_ledger_history(
     Raises:
         InputError: the ledger is gone or cannot be read; the message says why.
     """
-    where = ledger or _found(job.ledger, Path(folder))
+    where = ledger or found_ledger(job.ledger, Path(folder))
     try:
         with Ledger(where, read_only=True) as opened:
             budgets = opened.budgets()
@@ -137,7 +138,7 @@ def read_ledger_history(
             own = next(each for each in budgets if each.name == job.budget)
             history = LedgerHistory(str(where), job.budget, window=str(own.window or ""))
             reader = _Reader(history, job, keys, cached, below)
-            opened.each_entry(reader.take, job.budget if len(below) == 1 else None)
+            opened.each_entry(reader.take, job.budget if len(below) == 1 else None, kinds=_KINDS)
             history = reader.done()
             history.limit = own.limit_nanousd
             if reader.entries <= MOST_CHECKED:
@@ -147,8 +148,12 @@ def read_ledger_history(
         raise InputError(f"the ledger at {where} cannot be read: {error}") from None
 
 
-def _found(where: str, folder: Path) -> str:
-    """The ledger's address or path as given, else a file beside the job, which may have moved."""
+def found_ledger(where: str, folder: Path) -> str:
+    """The ledger's address or path as given, else a file beside the job, which may have moved.
+
+    Raises:
+        InputError: it is gone.
+    """
     if "://" in where:
         return where
     if where == "memory:":
