@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import chromium
 import pytest
-from job_runs import SCRIPT, make_job, questions
+from job_runs import BEGAN, SCRIPT, SKILLS, make_job, questions, write_table
 
 from viaticum.jobs import ROWS, Job, JobRow, read_rows, row_line
 from viaticum.reports import build, read_numbers
@@ -20,6 +21,7 @@ from viaticum.reports.chart_rendering import LIGHT, NARROW, WIDE
 from viaticum.reports.cost_accuracy_chart import cost_accuracy_chart
 from viaticum.reports.page import DARK, GROUNDS, table_html
 from viaticum.reports.sections import Table
+from viaticum.reports.site import build_site
 
 NASTY = (
     '"><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}{% raw %} ${1} </style></title>&amp;'
@@ -71,13 +73,27 @@ def pages(report_runs: Path, nasty: Path, tmp_path_factory: pytest.TempPathFacto
         "nasty": ([nasty], None),
     }
     title = {"nasty": NASTY}
-    return {
+    made = {
         name: build(runs, folder / f"{name}.html", outcomes=outcomes, title=title.get(name)).path
         for name, (runs, outcomes) in asked.items()
     }
+    return made | site_pages(folder, nasty)
 
 
-PAGES = ("one", "several", "table", "alone", "nasty")
+def site_pages(folder: Path, nasty: Path) -> dict[str, Path]:
+    """A site over a dozen weeks, with labels that are attacks, and one job whose every text is one."""
+    asked, work = questions(30), folder / "work"
+    for n in range(14):
+        began = BEGAN + timedelta(days=6 * n)
+        make_job(work, asked, name=f"run-of-the-support-desk-{n:02d}", seed=n, began=began, team=TEAMS[n % 4])
+    write_table(work / "table.jsonl", asked)
+    site = folder / "site"
+    build_site([work, nasty], site, outcomes=[work / "table.jsonl"])
+    return {"index": site / "index.html", "spending": site / "spending.html"}
+
+
+TEAMS = ("search", "", "customer-support-and-a-long-name", "<script>alert(1)</script>")
+PAGES = ("one", "several", "table", "alone", "nasty", "index", "spending")
 LOOKS = {
     "light": ("light", 1200),
     "dark": ("dark", 1200),
@@ -237,6 +253,30 @@ def test_every_chart_is_told_in_words_and_ids_are_single(opened: Any) -> None:
         assert title
         assert len(told) > 20
         assert set(labels.split()) <= set(ids)
+
+
+def test_every_pair_has_its_name_on_a_phone_too(opened: Any) -> None:
+    page, _ = opened("one", "phone")
+    names = page.evaluate(
+        "['wide', 'narrow'].map(look => [...document.querySelectorAll("
+        "`#plane .${look} .mark-text.role-mark text`)].map(each => each.textContent).sort())"
+    )
+    assert names[0] == names[1]
+    assert len(names[1]) >= len(SKILLS)
+
+
+def test_thinking_is_marked_and_a_run_of_a_site_leads_back(opened: Any) -> None:
+    page, heard = opened("one", "light")
+    assert page.locator("#r1-writers .text .think").count() > 0
+    assert page.inner_text("#r1-writers .legend .think") == "thinking"
+    page, heard = opened("index", "light")
+    page.locator("#r1-runs tbody a").first.click()
+    page.get_by_role("link", name="all runs").click()
+    assert page.title() == "All runs"
+    page.get_by_role("link", name="spending").click()
+    assert page.title() == "Spending"
+    assert TEAMS[3] in page.inner_text("main")
+    assert not [line for line in heard if not line.startswith("request: file:")]
 
 
 def test_names_in_the_plane_do_not_meet(opened: Any) -> None:
