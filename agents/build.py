@@ -33,7 +33,7 @@ from viaticum.agents.workflow.soft_limits import SoftLimitWatch
 from viaticum.agents.workflow.threads import ThreadPool
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
-from viaticum.errors import UnknownName, ViaticumError
+from viaticum.errors import InputError, UnknownName, ViaticumError
 from viaticum.model_spec import PRICES
 from viaticum.models.base import Model
 from viaticum.models.local import LocalModels
@@ -71,9 +71,11 @@ def build_graph(
         ledger: an open ledger, which the caller closes; None to open the one that the settings name.
         checkpointer: None to inherit that of the enclosing graph.
         name: of the graph.
-        settings: keywords of `WorkflowSettings`.
+        settings: keywords of `WorkflowSettings`, but shadow.
     """
     checked = WorkflowSettings.from_keywords(budget, settings)
+    if checked.shadow is not None:
+        raise InputError("shadow sampling is of Viaticum, the server and batch jobs; leave shadow out")
     opened = ledger if ledger is not None else Ledger(checked.ledger_address)
     workflow = Workflow(open_workflow(checked, opened))
     if checked.soft_limits is not None:

@@ -16,6 +16,7 @@ from viaticum.agents.workflow.approval import nanousd_left
 from viaticum.agents.workflow.deadlines import Deadline, in_time
 from viaticum.agents.workflow.failover import FAILOVER
 from viaticum.agents.workflow.sessions import choose_turn
+from viaticum.budgets.records import digest
 from viaticum.catalogue import ModelSpec
 from viaticum.errors import BudgetExceeded, InputError
 from viaticum.generation import GenerationSettings
@@ -23,7 +24,8 @@ from viaticum.messages import images_in
 from viaticum.models.remote.prices import thinks_by_default
 from viaticum.routers.query import Policy, QueryRouter, choose
 from viaticum.routers.query.limits import Limit, limit_table
-from viaticum.types import ROLES, Message, Query, RoutingTable, Row
+from viaticum.shadow_samples import GivenAnswer
+from viaticum.types import ROLES, Message, Query, RoutingTable, Row, Usage, split_model
 
 Need = Literal["tools", "json_schema", "vision"]
 _FORMS = ("tools", "response_format")  # parameters that no strategy takes
@@ -213,3 +215,33 @@ def first_that_answers(
             events.close()
     assert first is not None, "there is a model to ask"
     raise first
+
+
+def offer_chat(
+    client: Viaticum,
+    request: str,
+    messages: Sequence[Message],
+    live: GivenAnswer,
+    ask: Callable[[str, str, str], GivenAnswer],
+) -> None:
+    """Offer a finished chat for a shadow call (`viaticum.agents.workflow.shadow`).
+
+    Args:
+        request: id of the request.
+        live: its answer.
+        ask: makes the chat once more, given the model, the scope that pays and the ledger key.
+    """
+    if client.shadow is None:
+        return
+    name, _ = split_model(client.shadow.sampling.model)
+    texts = [message["content"] for message in messages if message["role"] == "user"]
+    text = texts[-1] if texts else ""
+    client.shadow.offer_chat(request, text, live, lambda scope, key: ask(name, scope, key))
+
+
+def given_answer(
+    model: str, text: str, tool_calls: Sequence[Mapping[str, Any]], cost: int, usage: Usage
+) -> GivenAnswer:
+    """An answer by a digest of its text and of the tools that it calls, whatever the ids of the calls are."""
+    calls = [each.get("function") for each in tool_calls]
+    return GivenAnswer(model, digest([text, calls])[:16], cost, usage.seconds)

@@ -1,8 +1,8 @@
 """The SDK: `Viaticum(budget=...).solve("...")`, its async, streaming and batch forms, and draining.
 
 A thin layer over the workflow graph. It adds: opening and closing the ledger and the checkpoints, a thread
-pool, one conversation thread per question, and errors instead of interrupts. One object may be used by many
-threads and event loops at once.
+pool, and errors instead of interrupts; questions run on conversation threads
+(`viaticum.agents.question_runs`). One object may be used by many threads and event loops at once.
 """
 
 from __future__ import annotations
@@ -12,54 +12,49 @@ import copy
 import os
 import signal
 import time
-import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.errors import GraphDrained
 from langgraph.types import Command
 
 from viaticum.agents.build import open_workflow
 from viaticum.agents.draining import DrainGate
-from viaticum.agents.workflow.allowances import max_seconds_of
-from viaticum.agents.workflow.approval import decision_needed, parse_decision
+from viaticum.agents.question_runs import QuestionRuns
+from viaticum.agents.workflow.approval import parse_decision
 from viaticum.agents.workflow.arguments import as_query, as_questions, thread_config, with_settings
-from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints, storable
-from viaticum.agents.workflow.deadlines import Deadline
-from viaticum.agents.workflow.events import Event, event_from_json
+from viaticum.agents.workflow.checkpoints import FileSaver, open_checkpoints
+from viaticum.agents.workflow.events import Event
 from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.latencies import Seconds
 from viaticum.agents.workflow.many import in_tasks, in_threads
-from viaticum.agents.workflow.nodes import StoppableRun
+from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.restrictions import restricted
 from viaticum.agents.workflow.sessions import Sessions
 from viaticum.agents.workflow.settings import LIVE_OUTCOMES, Dollars, SettingsKeywords, WorkflowSettings
+from viaticum.agents.workflow.shadow import ShadowSampler
 from viaticum.agents.workflow.soft_limits import SoftLimitWatch
-from viaticum.agents.workflow.state import Allowance, State, answer_of
-from viaticum.agents.workflow.telemetry import RunSpan, current, record_feedback
-from viaticum.agents.workflow.thread_leases import owned_thread
-from viaticum.agents.workflow.threads import is_caller_gone
+from viaticum.agents.workflow.state import Allowance
+from viaticum.agents.workflow.telemetry import record_feedback
 from viaticum.budgets import Budget, Ledger
 from viaticum.checks import checked_count, checked_seconds, checked_text, checked_type
 from viaticum.display import html_facts
-from viaticum.errors import ClientClosed, Draining, InputError, ModelError, ViaticumError
+from viaticum.errors import InputError, ViaticumError
 from viaticum.generation import GenerationKeywords
 from viaticum.models.base import Model
 from viaticum.money import format_usd
 from viaticum.outcomes import append_outcome
 from viaticum.questions import digest_of
 from viaticum.residency import NO_RESTRICTION, Residency
+from viaticum.shadow_samples import SHADOWS
 from viaticum.signals import drain_on
 from viaticum.types import Answer, AnswerKind, Message, Outcome, Pair, Query, Row
 
 DRAIN_SECONDS = 30.0
-OUTPUT = list(State.__annotations__)
 
 
 class Viaticum:
@@ -74,7 +69,7 @@ class Viaticum:
     """
 
     def __init__(self, budget: Dollars | None = None, **settings: Unpack[SettingsKeywords]) -> None:
-        self._settings = WorkflowSettings.from_keywords(budget, settings)
+        self._settings, self._gate = WorkflowSettings.from_keywords(budget, settings), DrainGate()
         with ExitStack() as opened:
             self.ledger = opened.enter_context(Ledger(self._settings.ledger_address))
             resources = open_workflow(self._settings, self.ledger)
@@ -84,16 +79,24 @@ class Viaticum:
                 open_checkpoints(self._settings.checkpoints_address, self._settings.concurrency)
             )
             opened.callback(resources.threads.close)
+            self._shadow = self._open_shadow(resources)
+            if self._shadow is not None:
+                opened.callback(self._shadow.close)
             self._opened = opened.pop_all()
-        self._threads, self._gate = resources.threads, DrainGate()
+        self._threads = resources.threads
         self.catalogue, self.router, self.policy = resources.catalogue, resources.router, resources.policy
         self.budget_name, self.settings = resources.budget, resources.settings
-        self._process: int | None = os.getpid()
-        if isinstance(saver, FileSaver):
-            self._process = None  # a file is opened again after a fork
-            resources = replace(resources, sync=saver.sync)
-        self._resources = resources
-        self.graph = Workflow(resources).build(saver)
+        is_file = isinstance(saver, FileSaver)
+        process = None if is_file else os.getpid()  # a file is opened again after a fork
+        self._resources = replace(resources, sync=saver.sync) if isinstance(saver, FileSaver) else resources
+        self.graph = Workflow(self._resources).build(saver)
+        self._runs = QuestionRuns(self._resources, self.graph, self._gate, process, self._shadow)
+
+    def _open_shadow(self, resources: WorkflowResources) -> ShadowSampler | None:
+        sampling, path = self._settings.shadow, self._settings.home / SHADOWS
+        if sampling is None:
+            return None
+        return ShadowSampler(resources, sampling, path, is_idle=lambda: self._gate.is_idle)
 
     def __repr__(self) -> str:
         return f"Viaticum({'; '.join(f'{name} {value}' for name, value in self._facts())})"
@@ -148,7 +151,7 @@ class Viaticum:
             InputError: an argument cannot be used, or the thread belongs to another question.
         """
         query = as_query(question, kind, messages)
-        return _answer_in(self._run(query, thread_id, with_settings(allowance, settings), live=False))
+        return _answer_in(self._runs.run(query, thread_id, with_settings(allowance, settings), live=False))
 
     def stream(
         self,
@@ -165,7 +168,7 @@ class Viaticum:
         Closing the iterator early ends the current call, which is charged for what was generated.
         """
         allowance = with_settings(allowance, settings)
-        return self._run(as_query(question, kind, messages), thread_id, allowance, live=True)
+        return self._runs.run(as_query(question, kind, messages), thread_id, allowance, live=True)
 
     async def asolve(
         self,
@@ -179,7 +182,7 @@ class Viaticum:
     ) -> Answer:
         """As `solve`, without blocking the event loop; cancelling it ends the current call."""
         query = as_query(question, kind, messages)
-        async for event in self._arun(query, thread_id, with_settings(allowance, settings)):
+        async for event in self._runs.arun(query, thread_id, with_settings(allowance, settings)):
             if isinstance(event, Answer):
                 return event
         raise AssertionError("a stream ends with its answer")
@@ -196,7 +199,7 @@ class Viaticum:
     ) -> AsyncIterator[Event | Answer]:
         """As `stream`, without blocking the event loop."""
         query = as_query(question, kind, messages)
-        async for event in self._arun(query, thread_id, with_settings(allowance, settings)):
+        async for event in self._runs.arun(query, thread_id, with_settings(allowance, settings)):
             yield event
 
     # Decisions
@@ -213,13 +216,13 @@ class Viaticum:
             InputError: the thread waits for no decision, or this is none.
         """
         began, config = time.perf_counter(), thread_config(thread_id)
-        with self._enter(allowance) as run, self._owned(thread_id, run):
+        with self._runs.enter(allowance) as run, self._runs.owned(thread_id, run):
             stored = self.graph.get_state(config)
             if not stored.interrupts:
                 raise InputError(f"thread {thread_id!r} waits for no decision")
             parse_decision(decision, stored.interrupts[0].value)
             return _answer_in(
-                self._run_graph(
+                self._runs.run_graph(
                     Command(resume=decision), config, run, with_settings(allowance, {}), began, live=False
                 )
             )
@@ -271,7 +274,11 @@ class Viaticum:
         which is settled, with a `Draining` that names its thread: solved again under that id, here or
         elsewhere, it continues.
         """
-        return self._gate.drain(checked_seconds("timeout", timeout) if timeout else 0)
+        until = time.monotonic() + (checked_seconds("timeout", timeout) if timeout else 0)
+        ended = self._gate.drain(until - time.monotonic())
+        if self._shadow is not None:
+            self._shadow.close(max(0.0, until - time.monotonic()))
+        return ended
 
     def drain_on(self, *signals: signal.Signals, timeout: float = DRAIN_SECONDS) -> None:
         """`drain` on one of these signals (SIGTERM by default), then do what the signal did before.
@@ -282,6 +289,18 @@ class Viaticum:
         from its thread, at no cost.
         """
         drain_on(signals or (signal.SIGTERM,), lambda: self.drain(timeout))
+
+    @property
+    def shadow(self) -> ShadowSampler | None:
+        """What asks a share of the questions again; None without shadow sampling."""
+        return self._shadow
+
+    def wait_for_shadows(self, timeout: float | None = None) -> bool:
+        """Wait until no shadow call is queued or in progress; returns whether that is so.
+
+        timeout: seconds; None for as long as it takes.
+        """
+        return self._shadow is None or self._shadow.wait(timeout)
 
     def close(self) -> None:
         """Close ledger, checkpoints and threads. Questions in progress stop after their current call."""
@@ -356,6 +375,7 @@ class Viaticum:
         derived.router, derived.policy = derived._resources.router, derived._resources.policy
         derived.budget_name = derived._resources.budget
         derived.graph = Workflow(derived._resources).build(checkpointer or self.graph.checkpointer)
+        derived._runs = replace(self._runs, resources=derived._resources, graph=derived.graph)
         return derived
 
     def budget(self) -> Budget:
@@ -394,153 +414,6 @@ class Viaticum:
         append_outcome(self._settings.home / LIVE_OUTCOMES, row)
         record_feedback(str(pair), correct, answer.routes[-1].row.accuracy if is_only_pair else None)
         return self._settings.home / LIVE_OUTCOMES
-
-    # Runs of the graph
-
-    @contextmanager
-    def _enter(self, allowance: Allowance | None) -> Iterator[StoppableRun]:
-        """Register a run, whose deadline begins.
-
-        Raises `ClientClosed` in a forked child where the checkpoints cannot follow.
-        """
-        if self._process not in (None, os.getpid()):
-            raise ClientClosed(
-                "this client keeps its checkpoints in Postgres and was opened before a fork; open one in "
-                "each process"
-            )
-        with self._gate.enter() as run:
-            seconds = max_seconds_of(self._resources, allowance)
-            run.deadline = None if seconds is None else Deadline.after(seconds)
-            yield run
-
-    def _run(
-        self,
-        query: Query,
-        thread_id: str | None,
-        allowance: Allowance | None,
-        *,
-        live: bool,
-        parent: Any = None,
-    ) -> Iterator[Event | Answer]:
-        """Yield events if `live`, then the answer: from the start, or from the thread's last checkpoint.
-
-        parent: the context of spans, where the caller runs in another one than this.
-        """
-        began, config = (
-            time.perf_counter(),
-            thread_config(uuid.uuid4().hex if thread_id is None else thread_id),
-        )
-        with self._enter(allowance) as run:
-            run.trace = parent or current()
-            start: State | None = {
-                "question": query.text,
-                "kind": query.kind,
-                "messages": list(query.messages),
-            }
-            if thread_id is None:  # a new id has no state, and no other owner
-                yield from self._run_graph(start, config, run, allowance, began, live=live)
-                return
-            values, is_done = self._stored(query, thread_id)
-            if not is_done:
-                with self._owned(thread_id, run):
-                    values, is_done = self._stored(query, thread_id)
-                    if not is_done:
-                        start = None if values else start
-                        yield from self._run_graph(start, config, run, allowance, began, live=live)
-                        return
-            yield answer_of(values, time.perf_counter() - began)
-
-    def _stored(self, query: Query, thread_id: str) -> tuple[Any, bool]:
-        """The state of a thread, empty for a new one, and whether its question is answered."""
-        stored = self.graph.get_state(thread_config(thread_id))
-        if stored.values:
-            _check_same(query, stored.values, thread_id)
-        # Not `stored.next`: it leaves out a task that was killed after its writes were stored.
-        return stored.values, bool(stored.values) and not stored.tasks
-
-    def _owned(self, thread_id: str, run: StoppableRun) -> AbstractContextManager[None]:
-        """Wait for the others who answer this thread. Checkpoints in memory are nobody else's."""
-        if isinstance(self.graph.checkpointer, InMemorySaver):
-            return nullcontext()
-
-        def check() -> None:
-            if run.drain_requested:
-                raise self._drained(thread_id)
-            if run.deadline is not None:
-                run.deadline.check()
-            if run.stopped or is_caller_gone():
-                raise ModelError("nobody waits for this answer any more")
-
-        return owned_thread(self.ledger, thread_id, check)
-
-    def _drained(self, thread_id: str) -> Draining:
-        reason = "this client was closed" if self._gate.closed else "this process is about to end"
-        return Draining(
-            f"stopped because {reason}; solve thread {thread_id!r} again to go on", thread_id=thread_id
-        )
-
-    def _run_graph(
-        self,
-        start: Any,
-        config: Any,
-        run: StoppableRun,
-        allowance: Allowance | None,
-        began: float,
-        *,
-        live: bool,
-    ) -> Iterator[Event | Answer]:
-        values: dict[str, Any] = {}
-        session = None if allowance is None else allowance.session
-        span = RunSpan(run.trace or current(), budget=self.budget_name, session=session)
-        run.trace = span.context
-        thread_id = config["configurable"]["thread_id"]
-        # With "custom" LangGraph runs every node on a thread of its own, so that its text arrives at once.
-        chunks = self.graph.stream(
-            start,
-            config,
-            context=allowance,
-            stream_mode=["custom", "values"] if live else ["values"],
-            output_keys=OUTPUT,
-            durability="sync",
-            control=run,
-        )
-        try:
-            for mode, chunk in chunks:
-                data: Any = chunk
-                if mode == "values":
-                    values = data
-                elif (event := event_from_json(data)) is not None:
-                    yield event
-        except GraphDrained as error:
-            span.fail(error)
-            raise self._drained(thread_id) from None
-        except BaseException as error:
-            span.fail(error)
-            raise
-        finally:
-            run.stopped = True
-            chunks.close()  # type: ignore[attr-defined]
-        if values.get("__interrupt__"):
-            needed = decision_needed(values["__interrupt__"][0].value, thread_id)
-            span.fail(needed)
-            raise needed
-        answer = answer_of(values, time.perf_counter() - began)
-        span.end(answer.cost, [str(route.pair) for route in answer.routes], answer.finish_reason)
-        yield answer
-
-    def _arun(
-        self, query: Query, thread_id: str | None, allowance: Allowance | None
-    ) -> AsyncIterator[Event | Answer]:
-        self._gate.check()
-        parent = current()
-        return self._threads.iterate(lambda: self._run(query, thread_id, allowance, live=True, parent=parent))
-
-
-def _check_same(query: Query, values: Mapping[str, Any], thread_id: str) -> None:
-    stored = values.get("asked") or values  # the input itself, before the node `start` has run
-    same = storable(stored.get("question")) == storable(query.text)
-    if not same or list(stored.get("messages") or []) != list(query.messages):
-        raise InputError(f"thread {thread_id!r} belongs to another question; use a new thread id")
 
 
 def _answer_in(events: Iterator[Event | Answer]) -> Answer:

@@ -17,7 +17,14 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from viaticum import strategies
 from viaticum.agents.cancellation import CallerGone, CancellationToken
-from viaticum.agents.capable import first_that_answers, is_plain, models_in_order, settings_for
+from viaticum.agents.capable import (
+    first_that_answers,
+    given_answer,
+    is_plain,
+    models_in_order,
+    offer_chat,
+    settings_for,
+)
 from viaticum.agents.client import Viaticum
 from viaticum.agents.workflow.calls import Calls, SettledCall, WatchedStream
 from viaticum.agents.workflow.deadlines import Deadline
@@ -34,6 +41,7 @@ from viaticum.models.settings import chat_messages, resolve
 from viaticum.residency import NO_RESTRICTION, Residency
 from viaticum.routers.query import Policy
 from viaticum.routers.query.single_pair import SinglePairRouter
+from viaticum.shadow_samples import GivenAnswer
 from viaticum.types import (
     Answer,
     Message,
@@ -157,8 +165,7 @@ def complete(
         CallerGone: the token was closed.
     """
     check_name(client, request.name)
-    if request.residency:
-        client = client.derive(residency=request.residency)
+    client = _restricted(client, request)
     request = _checked(client, request)
     if request.name in client.catalogue:
         yield from _chat(client, request)
@@ -177,8 +184,7 @@ def count_prompt(client: Viaticum, request: CompletionRequest) -> int:
     Nothing is called and nothing held. Raises what `complete` does for a request that cannot be answered.
     """
     check_name(client, request.name)
-    if request.residency:
-        client = client.derive(residency=request.residency)
+    client = _restricted(client, request)
     messages, extra = without_cache_marks(request.messages), without_marks(request.extra)
     name, _ = split_model(request.name)
     if name != AUTO:
@@ -190,6 +196,12 @@ def count_prompt(client: Viaticum, request: CompletionRequest) -> int:
     if not able:
         raise client.why_unusable(spec.name for spec in client.catalogue.models())
     return max(client.model(each).prompt_tokens(messages, Generation(extra=extra)) for each in able)
+
+
+def _restricted(client: Viaticum, request: CompletionRequest) -> Viaticum:
+    """The client under the restrictions of the request and of the budget that pays."""
+    residency = request.residency & client.ledger.residency(request.scope)
+    return client.derive(residency=residency) if residency else client
 
 
 def _checked(client: Viaticum, request: CompletionRequest) -> CompletionRequest:
@@ -248,7 +260,24 @@ def _routed_chat(client: Viaticum, request: CompletionRequest) -> Iterator[Compl
             tokens = count_tokens(request.messages, event.text)
             client.sessions.note(request.session, model, tokens, answered=True)
             event = replace(event, switched_from="" if before in (None, model) else str(before))
+        if isinstance(event, CompletionFinished):
+            _offer_chat(client, request, event)
         yield event
+
+
+def _offer_chat(client: Viaticum, request: CompletionRequest, done: CompletionFinished) -> None:
+    def ask(name: str, scope: str, key: str) -> GivenAnswer:
+        settings = settings_for(client, name, request.settings)
+        again = replace(request, name=name, scope=scope, key=key, settings=settings, deadline=None)
+        *_, last = _chat(client, again)
+        assert isinstance(last, CompletionFinished)
+        return _as_given(last)
+
+    offer_chat(client, request.key, request.messages, _as_given(done), ask)
+
+
+def _as_given(done: CompletionFinished) -> GivenAnswer:
+    return given_answer(done.routes[-1], done.text, done.tool_calls, done.cost, done.usage)
 
 
 def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionEvent, None, None]:
@@ -266,7 +295,7 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionE
         prompt = model.prompt_tokens(messages, generation)
         room = max(1, spec.usable_context - prompt)
         generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, room))
-    calls = Calls(client.catalogue, client.ledger, client.model, _deadline(client, request))
+    calls = Calls(client.catalogue, client.ledger, client.model, _deadline(client, request), client.labels)
     started = False
     for event in calls.stream(
         request.scope,

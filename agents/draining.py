@@ -65,6 +65,11 @@ class DrainGate:
                 raise ClientClosed(f"closed while it was at work; {CLOSED}") from error
             raise
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no run is in progress."""
+        return not self._running
+
     def check(self) -> None:
         """Raises `Draining` or `ClientClosed` where no run may begin."""
         self.check_open()

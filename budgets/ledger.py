@@ -47,6 +47,7 @@ from viaticum.budgets.write_buffer import Claim, Settlement, WriteBuffer
 from viaticum.checks import checked_items, checked_type
 from viaticum.errors import BudgetExceeded, HoldError, LedgerError, ViaticumError
 from viaticum.money import Price, format_usd
+from viaticum.residency import ANY_LABEL
 from viaticum.types import TokenCount
 
 LEASE_SECONDS = 3600  # longer than any single call
@@ -74,7 +75,8 @@ class Ledger(ScopeLedger):
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         super().__init__(where, read_only=read_only, clock=clock)
-        self.on_post: list[Callable[[Entry], None]] = []  # called after each settlement through this object
+        # Called with what was posted together, after each settlement through this object.
+        self.on_post: list[Callable[[Sequence[Entry]], None]] = []
         self.overruns: dict[str, int] = {}  # settled through this object: nano-dollars above the hold, by key
 
     def request_limit(
@@ -104,6 +106,7 @@ class Ledger(ScopeLedger):
         lease: int = LEASE_SECONDS,
         dispatch: bool = False,
         hint: str = "",
+        labels: Iterable[str] = (),
     ) -> Hold:
         """Reserve the worst case of a call in every scope of its lineage.
 
@@ -119,24 +122,35 @@ class Ledger(ScopeLedger):
             lease: seconds after which a hold without news is expired, or unknown if it was dispatched.
             dispatch: dispatch a new hold in the same transaction, for callers that send at once.
             hint: how the tokens were counted; part of the message where the call does not fit.
+            labels: where the data of the call goes (`viaticum.residency`); `ANY_LABEL` for one that asks no
+                model.
 
         Raises:
             BudgetExceeded: a scope has less left; nothing is held.
             BudgetClosed: a scope is paused or closed.
             UnknownName: no such budget.
             UnknownPrice: a model has no price.
+            ModelNotAllowed: a scope is for models with other labels; nothing is held.
             HoldError: the key belongs to another call.
         """
         parameters_hash = "" if parameters is None else digest(parameters)
-        claim = Claim(key, usage, prices, parameters_hash, tags or {}, hint)
+        claim = Claim(key, usage, prices, parameters_hash, tags or {}, hint, labels)
         free = checked_items("unpriced", unpriced, str, "the name of a model")
         limit = self._requests.find(budget)
-        wanted = _hold_from_claim(budget if limit is None else limit.parent, claim, free, lease)
+        wanted = self._wanted(budget if limit is None else limit.parent, claim, free, lease)
         hold = partial(self._hold, wanted, dispatch)
         try:
             return hold() if limit is None else limit.reserve(wanted, hold)
         except BudgetExceeded as error:
             raise rules.explained(error, wanted, hint) from None
+
+    def _wanted(self, budget: str, claim: Claim, unpriced: tuple[str, ...], lease: int) -> Hold:
+        """The hold of a claim. Raises `ModelNotAllowed` where its data may not go there."""
+        wanted, labels = _hold_from_claim(budget, claim, unpriced, lease), frozenset(claim.labels)
+        residency = self.residency(budget)
+        if labels != ANY_LABEL and not residency.allows(labels):
+            raise residency.refusal(dict.fromkeys(wanted.usage, labels))
+        return wanted
 
     def _hold(self, wanted: Hold, dispatch: bool) -> Hold:
         outcome = self._store.write_call(partial(self._reserve, wanted, dispatch), wanted.key, wanted.budget)
@@ -151,12 +165,10 @@ class Ledger(ScopeLedger):
 
         Returns, per claim, the hold or the error that `reserve` would raise.
 
-        Raises:
-            UnknownName: no such budget; nothing is held.
-            LedgerError: the store failed; nothing is held.
+        Raises `UnknownName` for the budget and `LedgerError`; nothing is held then.
         """
         claims = checked_items("claims", claims, Claim, "a Claim")
-        wanted = [_result_or_error(partial(_hold_from_claim, budget, claim, (), lease)) for claim in claims]
+        wanted = [_result_or_error(partial(self._wanted, budget, claim, (), lease)) for claim in claims]
 
         def action(rows: Rows) -> list[Hold | ViaticumError]:
             buffer = WriteBuffer(rows, [budget], [claim.key for claim in claims])
@@ -246,7 +258,7 @@ class Ledger(ScopeLedger):
         settlement = _checked_settlement(Settlement(key, usage, result))
         seen = None if counted is None else checked_usage(counted)
         entry = self._store.write_call(partial(self._settle, settlement, seen), key)
-        self._note_post(entry)
+        self._note_posts([entry])
         self._requests.end(key, entry.nanousd)
         return entry
 
@@ -279,15 +291,14 @@ class Ledger(ScopeLedger):
             ]
 
         entries = self._store.write(action) if settlements else []
-        for entry in entries:
-            if isinstance(entry, Entry):
-                self._note_post(entry)
+        self._note_posts([entry for entry in entries if isinstance(entry, Entry)])
         return entries
 
-    def _note_post(self, entry: Entry) -> None:
-        self._note_overrun(entry)
+    def _note_posts(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._note_overrun(entry)
         for callback in tuple(self.on_post):
-            callback(entry)
+            callback(entries)
 
     def _note_overrun(self, entry: Entry) -> None:
         """Warn of a call that cost more than it held, and count it; once for each key."""

@@ -35,6 +35,7 @@ from viaticum.budgets.stores import open_store
 from viaticum.budgets.write_buffer import WriteBuffer
 from viaticum.checks import checked_count, checked_items, checked_type
 from viaticum.errors import InputError
+from viaticum.residency import Residency
 
 
 def default_path() -> Path:
@@ -58,6 +59,7 @@ class LedgerReader:
         self._store = open_store(where, read_only=read_only)
         self._clock = clock
         self._requests = RequestLimits()
+        self._residencies: dict[str, Residency] = {}  # by budget, which never change
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +76,10 @@ class LedgerReader:
     def is_in_memory(self) -> bool:
         """Whether it ends with this process, which no other one shares."""
         return isinstance(self._store, MemoryStore)
+
+    def is_same(self, other: LedgerReader) -> bool:
+        """Whether both are over the same database, whatever they were opened by."""
+        return self is other or self._store.identity() == other._store.identity()
 
     def budget(self, name: str) -> Budget:
         """Return one budget; raises `UnknownName` with the nearest name."""
@@ -94,6 +100,16 @@ class LedgerReader:
                 rules.budget_at(rows, scope, self._clock()) for scope in rules.get_lineage(rows, name)
             ]
         )
+
+    def residency(self, name: str) -> Residency:
+        """Where the data of a budget's calls may go: its restriction and those of the scopes above."""
+        if name not in self._residencies:
+            limit = self._requests.find(name)
+            if limit is not None:
+                return self.residency(limit.parent)
+            lineage = self._store.read(lambda rows: rules.get_lineage(rows, name))
+            self._residencies[name] = Residency.of(*(scope.only or None for scope in lineage))
+        return self._residencies[name]
 
     def budgets(self) -> list[Budget]:
         """All budgets, sorted by name."""

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString, cast
 
 from viaticum.budgets import schema_postgres as schema
 from viaticum.budgets.postgres_calls import Proposal, apply
@@ -74,7 +74,7 @@ class PostgresRows(SqlRows):
         found = super().lineage(name)
         if found:
             self._scopes[name] = [
-                Scope(each.name, each.parent, each.root, each.depth, None, None, each.window)
+                Scope(each.name, each.parent, each.root, each.depth, None, None, each.window, only=each.only)
                 for each in found
             ]
         return found
@@ -126,6 +126,12 @@ class PostgresRows(SqlRows):
             except _psycopg().errors.IndexCorrupted as error:
                 found.append(one_line(error))
         return found
+
+
+_IDENTITY = (
+    "SELECT pg_postmaster_start_time() AS started, oid::bigint AS number FROM pg_database"
+    " WHERE datname = current_database()"
+)
 
 
 class PostgresStore(Store):
@@ -219,6 +225,12 @@ class PostgresStore(Store):
     def altered_objects(self) -> list[str]:
         with self._lock, self._translate_errors():
             return compare_objects(*objects(self._connected()))
+
+    def identity(self) -> object:
+        """The start of the server, to the microsecond, and the database's number in it."""
+        with self._lock:
+            found = self.read(lambda rows: cast(PostgresRows, rows).query(_IDENTITY))
+        return "postgres", *found[0].values()
 
     def close(self) -> None:
         with self._lock:

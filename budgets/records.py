@@ -51,6 +51,7 @@ class Budget:
         parent: name of the scope above, whose limits apply as well; None for a root.
         window: time window of the limits. With one, `posted_*` is the spending in the current window and
             `earlier_*` the spending before it; without one, `posted_*` is all spending.
+        only: labels, one of which a model of its calls has to have; those of scopes above apply as well.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Budget:
     state: BudgetState = "open"
     earlier_nanousd: int = 0
     earlier_tokens: int = 0
+    only: tuple[str, ...] = ()
 
     @property
     def left_nanousd(self) -> int | None:

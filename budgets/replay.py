@@ -182,7 +182,9 @@ class _Audit:
         if entry.budget not in self.replayed:
             parent = entry.note.get("parent")
             depth = self.replayed[parent].scope.depth + 1 if parent is not None else 0
-            scope = Scope(entry.budget, parent, self.root, depth, *limits, window)
+            labels = entry.note.get("only", "")
+            only = tuple(labels.split(",")) if labels else ()
+            scope = Scope(entry.budget, parent, self.root, depth, *limits, window, only=only)
             self.replayed[entry.budget] = _ReplayedScope(scope)
             return
         replayed = self.replayed[entry.budget]
@@ -382,6 +384,7 @@ _WHAT_DIFFERS = {
     "limit_nanousd": "a limit differs from its last entry",
     "limit_tokens": "a limit differs from its last entry",
     "window": "a limit differs from its last entry",
+    "only": "where its data may go differs from its first entry",
     "entries": "the end of the chain differs from its last entry",
     "head": "the end of the chain differs from its last entry",
     "last_at": "the end of the chain differs from its last entry",

@@ -56,6 +56,7 @@ def budget_at(rows: Rows, scope: Scope, moment: datetime) -> Budget:
         scope.state,
         scope.posted_nanousd - posted[0],
         scope.posted_tokens - posted[1],
+        scope.only,
     )
 
 
@@ -78,6 +79,11 @@ def require_same_terms(found: Budget, wanted: Budget) -> Budget:
         raise BudgetError(
             f"budget {found.name!r} exists with the parent {found.parent!r}, not {wanted.parent!r}; "
             "a scope keeps its place: take another name"
+        )
+    if found.only != wanted.only:
+        raise BudgetError(
+            f"budget {found.name!r} exists for models labelled {' or '.join(found.only) or 'anyhow'}, not "
+            f"{' or '.join(wanted.only) or 'anyhow'}; where its data may go stays as it is: take another name"
         )
     if found.window != wanted.window:
         raise BudgetError(

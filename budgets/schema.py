@@ -87,11 +87,17 @@ def leases_of_threads(db: Database) -> None:
     db.execute(_LEASES_4)
 
 
+def labels_of_budgets(db: Database) -> None:
+    """Version 5: labels of models, one of which a model has to have to be paid from a budget."""
+    db.execute("ALTER TABLE budgets ADD COLUMN only_labels TEXT NOT NULL DEFAULT ''")
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     budgets_holds_entries,
     scopes_states_chain,
     entries_of_clocks,
     leases_of_threads,
+    labels_of_budgets,
 )
 VERSION = len(MIGRATIONS)
 

@@ -231,5 +231,9 @@ BEGIN
 END $$;
 """
 
-MIGRATIONS: tuple[str, ...] = (_TABLES + _GUARDS + _VIEWS, _CLOCKS, _LEASES, _CALLS)
+_LABELS = """
+ALTER TABLE budgets ADD COLUMN only_labels TEXT NOT NULL DEFAULT '';
+"""
+
+MIGRATIONS: tuple[str, ...] = (_TABLES + _GUARDS + _VIEWS, _CLOCKS, _LEASES, _CALLS, _LABELS)
 VERSION = len(MIGRATIONS)

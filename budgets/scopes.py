@@ -16,6 +16,7 @@ from viaticum.budgets.store import Rows, Scope
 from viaticum.budgets.windows import Window
 from viaticum.checks import checked_text
 from viaticum.errors import BudgetClosed
+from viaticum.residency import Only, checked_only
 
 _UNCHANGED = Window("hour")  # default of arguments that were not given; compared by identity
 _STATE_AFTER: dict[str, Any] = {"pause": "paused", "resume": "open", "close": "closed"}
@@ -32,6 +33,7 @@ class ScopeLedger(LedgerReader):
         limit_tokens: int | None = None,
         parent: str | None = None,
         window: Window | None = None,
+        only: Only | None = None,
     ) -> Budget:
         """Create a scope, or return the existing one of that name with the same terms.
 
@@ -41,15 +43,18 @@ class ScopeLedger(LedgerReader):
             limit_tokens: the same in tokens. A scope without a parent needs at least one limit.
             parent: scope above it, whose limits apply as well.
             window: time window in which the limits hold; None for all time.
+            only: labels of models, one of which a model has to have to be paid from here or below
+                (`viaticum.residency`); None for all models. It never changes.
 
         Raises:
-            InputError: a limit is missing or not above zero.
+            InputError: a limit is missing or not above zero, or a label is none.
             BudgetError: the name exists with other terms.
             BudgetClosed: the parent is closed.
         """
         limits = rules.checked_limits(limit_nanousd, limit_tokens, needed=parent is None)
         checked_window(window)
-        wanted = Budget(checked_name("budget name", name), *limits, parent=parent, window=window)
+        labels = checked_only(only)
+        wanted = Budget(checked_name("budget name", name), *limits, parent=parent, window=window, only=labels)
 
         def action(rows: Rows) -> Budget:
             found = rows.lineage(name)
@@ -58,7 +63,7 @@ class ScopeLedger(LedgerReader):
             ancestors = rules.get_lineage(rows, parent) if parent is not None else []
             _refuse_closed_parent(ancestors)
             root = ancestors[0].name if ancestors else name
-            scope = Scope(name, parent, root, len(ancestors), *limits, window)
+            scope = Scope(name, parent, root, len(ancestors), *limits, window, only=labels)
             rows.insert_scope(scope)
             chain = Chain(rows, ancestors[0] if ancestors else scope, self._now())
             chain.append(name, "limit", None, _limits_as_amounts(limits), note=_terms_note(scope))
@@ -170,6 +175,7 @@ def _terms_note(scope: Scope) -> dict[str, str]:
     return {
         **({"parent": scope.parent} if scope.parent is not None else {}),
         **({"window": str(scope.window)} if scope.window is not None else {}),
+        **({"only": ",".join(scope.only)} if scope.only else {}),
     }
 
 

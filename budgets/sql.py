@@ -104,8 +104,8 @@ class SqlRows(Rows):
 
     def insert_scope(self, scope: Scope) -> None:
         self.execute(
-            "INSERT INTO budgets (name, parent, root, depth, limit_nanousd, limit_tokens, time_window, state)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO budgets (name, parent, root, depth, limit_nanousd, limit_tokens, time_window, state,"
+            " only_labels) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 scope.name,
                 scope.parent,
@@ -115,6 +115,7 @@ class SqlRows(Rows):
                 scope.limit_tokens,
                 _window_text(scope),
                 scope.state,
+                ",".join(scope.only),
             ],
         )
 
@@ -305,8 +306,9 @@ def _window_text(scope: Scope) -> str:
 
 def _scope(row: Row) -> Scope:
     values = dict(row)
-    window = values.pop("time_window")
-    return Scope(**values, window=Window.parse(window) if window else None)
+    window, labels = values.pop("time_window"), values.pop("only_labels")
+    only = tuple(labels.split(",")) if labels else ()
+    return Scope(**values, window=Window.parse(window) if window else None, only=only)
 
 
 def hold_values(hold: Hold) -> list[Any]:

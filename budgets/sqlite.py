@@ -114,6 +114,12 @@ class SqliteStore(Store):
             self._closed = True
             self._disconnect()
 
+    def identity(self) -> object:
+        """Device and inode of the file."""
+        with self._lock, self._translate_errors():
+            self._connected()
+            return "sqlite", *self._identity[0][1:]
+
     def backup(self, target: Path) -> None:
         """With SQLite's own backup, which includes the log; under the name only once it is whole."""
         with self._lock, self._translate_errors():

@@ -32,6 +32,7 @@ class Claim:
     parameters: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
+    labels: Iterable[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ Those of the router are in `router_sections`, those of other budgets in `other_b
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from viaticum.reports import run_charts
 from viaticum.reports.formatting import (
     NONE,
@@ -23,6 +25,7 @@ from viaticum.reports.other_budgets_section import other_budgets_section
 from viaticum.reports.router_sections import calibration_section, forecasts_section, router_section
 from viaticum.reports.runs import PARTS, PHASES, THINKING, Texts
 from viaticum.reports.sections import LEDGER, LEDGER_ROWS, ROWS, TABLE, Section, Table
+from viaticum.reports.shadow import shadow_section
 
 
 def sections_of(numbers: RunNumbers) -> list[Section]:
@@ -36,6 +39,7 @@ def sections_of(numbers: RunNumbers) -> list[Section]:
         _writers(numbers),
         _budget(numbers),
         _accounts(numbers),
+        shadow_section(Path(numbers.run.path)),
         _failures(numbers),
     ]
     return [section for section in sections if section is not None]

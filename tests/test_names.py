@@ -106,4 +106,13 @@ def test_old_names_are_gone(scope: str) -> None:
 
 def test_agents_holds_rooms_and_the_way_in_alone() -> None:
     names = {path.stem for path in (ROOT / "agents").glob("*.py")}
-    assert names == {"__init__", "build", "cancellation", "capable", "client", "completions", "draining"}
+    assert names == {
+        "__init__",
+        "build",
+        "cancellation",
+        "capable",
+        "client",
+        "completions",
+        "draining",
+        "question_runs",
+    }

@@ -28,7 +28,13 @@ FRONT_DOOR = ("__init__", "__main__", "cli", "commands", "demo")
 CORE = {"ground", "budgets", "strategies", "routers"}
 LOCAL = {"ground", "strategies", "routers", "decoders", "models"}
 WORKFLOW = CORE | {"models", "agents.workflow"}
-CLIENT = WORKFLOW | {"agents.build", "agents.cancellation", "agents.draining", "agents.client"}
+CLIENT = WORKFLOW | {
+    "agents.build",
+    "agents.cancellation",
+    "agents.draining",
+    "agents.question_runs",
+    "agents.client",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "ground": set(),
     "budgets": {"ground"},
@@ -41,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agents.cancellation": {"ground"},
     "agents.draining": {"ground", "agents.workflow"},
     "agents.build": WORKFLOW,
+    "agents.question_runs": WORKFLOW | {"agents.draining"},
     "agents.client": CLIENT,
     "agents.capable": CLIENT,
     "agents.integrations": CLIENT | {"agents.capable", "agents.instrumentation"},
@@ -320,6 +327,10 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
             (
                 "viaticum.agents.integrations.middleware",
                 "viaticum.agents.integrations.router_middleware",
+                # whose parts these are
+                "viaticum.agents.integrations.call_bounds",
+                "viaticum.agents.integrations.last_calls",
+                "viaticum.agents.integrations.run_deadlines",
             ),
         ),
         (

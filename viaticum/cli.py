@@ -22,6 +22,7 @@ from viaticum.commands.profile import profile
 from viaticum.commands.report import report
 from viaticum.commands.run import run
 from viaticum.commands.serve import serve
+from viaticum.commands.shadow import shadow
 from viaticum.commands.solve import solve
 from viaticum.commands.spending import spending
 from viaticum.commands.terminal import visible
@@ -51,6 +52,7 @@ tokens.app.command()(policy)
 tokens.app.command()(policy_evaluate)
 app.command()(report)
 app.command()(run)
+app.command()(shadow)
 app.command()(solve)
 app.command()(profile)
 app.command()(trace)

@@ -91,3 +91,4 @@ class Residency:
 
 
 NO_RESTRICTION = Residency()
+ANY_LABEL = frozenset({"*"})  # of a call that sends its data to no model, such as one of a tool

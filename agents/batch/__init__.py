@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from viaticum.agents.batch.folder import job_folder
-    from viaticum.agents.batch.run import preview_batch, run_batch
+    from viaticum.agents.batch.preview import preview_batch
+    from viaticum.agents.batch.run import run_batch
 
 _HOME = {
     "job_folder": "viaticum.agents.batch.folder",
-    "preview_batch": "viaticum.agents.batch.run",
+    "preview_batch": "viaticum.agents.batch.preview",
     "run_batch": "viaticum.agents.batch.run",
 }
 

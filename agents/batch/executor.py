@@ -122,6 +122,7 @@ class _Executor:
         self._ended: SimpleQueue[list[tuple[Task, Any]]] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._prices: dict[tuple[str, ...], Mapping[str, Price]] = {}
+        self._labels: dict[str, frozenset[str]] = {}
         self._fatal: BaseException | None = None
         self._stopped_at: float | None = None
 
@@ -298,7 +299,8 @@ class _Executor:
         if names not in self._prices:  # converting the catalogue's decimals is slow
             self._prices[names] = self.tools.resources.catalogue.prices(worst)
         hint = task.call.model.counting_hint
-        return Claim(task.key, worst, self._prices[names], task.parameters, tags, hint)
+        labels = self._labels.setdefault(pair.model, self.tools.resources.labels(pair.model))
+        return Claim(task.key, worst, self._prices[names], task.parameters, tags, hint, labels)
 
     def _collect(self) -> Iterator[tuple[PlannedRow, JobRow]]:
         """Settle the steps that have ended, at least one, together; retry tasks that wait for budget."""

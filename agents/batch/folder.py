@@ -24,10 +24,11 @@ from viaticum.money import nanousd
 from viaticum.routers.query import QueryRouter, StaticRouter
 from viaticum.routers.query.covering import CoveringRouter
 from viaticum.routers.query.restricted import RestrictedRouter
+from viaticum.shadow_samples import SHADOWS
 from viaticum.types import Row
 
 LOCK = ".lock"
-OWN = (JOB, ROWS, CACHE)  # and what SQLite and atomic writes put beside them
+OWN = (JOB, ROWS, CACHE, SHADOWS)  # and what SQLite and atomic writes put beside them
 
 
 def job_folder(out: str | Path) -> Path:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from viaticum.agents.batch.input import BatchRow
+from viaticum.agents.batch.plan_times import PlanTimes
+from viaticum.agents.batch.reserved import ReservedForNamedModels
 from viaticum.agents.workflow.estimates import estimate
 from viaticum.budgets.allocate import SKIPPED
 from viaticum.budgets.pacing import Pacer, preview
@@ -32,8 +34,6 @@ PACED = "paced"
 BLOCK_ROWS = 256  # rows that are planned together, at most
 UNSETTLED_SHARE = 16  # at most a 16th of the remaining rows is unsettled: prices follow real costs
 HOLD_ROWS = 8  # about so many rows give the worst case of each plan
-PRIOR_ROWS = 4  # rows after which real costs weigh as much as expected ones
-TOKENS_A_SECOND = 30.0  # of one sequence, until real times are known
 NO_FALLBACK = AtPrice(math.inf)  # no other pair is tried after the named one gave no answer
 Array = np.ndarray[Any, Any]
 
@@ -79,6 +79,7 @@ class RouteEstimates:
         usable: whether the model of a pair is usable.
         limit: returns the most output tokens of a call of a pair.
         none_usable: returns the error where no model of these pairs is usable.
+        times: how long plans take; None where that is not known.
     """
 
     def __init__(
@@ -89,26 +90,30 @@ class RouteEstimates:
         none_usable: Callable[[Iterable[Pair]], ViaticumError] = lambda pairs: InputError(
             "no pair can be asked here; add a model: viaticum models add NAME"
         ),
+        times: PlanTimes | None = None,
     ) -> None:
         self._router, self._usable, self._limit = router, usable, limit
-        self._none_usable = none_usable
-        self._last: tuple[Any, list[PlanRow], dict[Pair, Row]] | None = None
+        self._none_usable, self.times = none_usable, times or PlanTimes()
+        self._last: tuple[Any, list[PlanRow], dict[Pair, Row], int] | None = None
 
     def prefetch(self, rows: Sequence[BatchRow]) -> None:
         self._router.prefetch([row.query for row in rows if row.query is not None])
 
     def of(self, query: Query) -> tuple[list[PlanRow], dict[Pair, Row]]:
-        """The plans of usable pairs, and the table by pair.
+        """The plans of usable pairs that are quick enough, and the table by pair.
 
-        A router with one table for all rows is asked once.
+        A router with one table for all rows is asked once, and again when times may have changed.
         """
-        table = self._router.table(query)
-        if not self._router.has_plans and self._last is not None and self._last[0] is table:
-            return self._last[1], self._last[2]
+        self.times.refresh()
+        table, version = self._router.table(query), self.times.version
+        last = self._last
+        if not self._router.has_plans and last is not None and last[0] is table and last[3] == version:
+            return last[1], last[2]
         limited, plans = estimate(self._router, query, self._limit)
         plans = [each for each in plans if all(map(self._usable, each.plan.pairs))]
         rows = {row.pair: row for row in limited}
-        self._last = (table, plans, rows)
+        plans = self.times.in_time(plans, rows)
+        self._last = (table, plans, rows, version)
         return plans, rows
 
     def usable_plans(self, query: Query) -> list[PlanRow]:
@@ -162,38 +167,6 @@ class RouteEstimates:
         plans, _ = self.of(query)
         found = [each for each in plans if len(each.plan.pairs) == 1 and each.cost_p90 < than]
         return sorted(found, key=lambda each: (-each.accuracy, each.expected_cost))
-
-
-class ReservedForNamedModels:
-    """Money for rows that name their model, which the pacer may not spend on others.
-
-    ahead: nano-dollars that the rows which are not settled should cost; scaled by the ratio of real to
-    expected cost. one: expected cost of one row.
-    """
-
-    def __init__(self, ahead: float = 0.0, one: float = 0.0) -> None:
-        self._ahead, self._prior = ahead, PRIOR_ROWS * one
-        self._expected = self._cost = 0.0  # of rows that are settled
-        self._first = self.nanousd
-
-    @property
-    def nanousd(self) -> float:
-        ratio = (self._cost + self._prior) / (self._expected + self._prior) if self._prior else 1.0
-        return self._ahead * ratio
-
-    def settle(self, expected: Sequence[float], costs: Sequence[float]) -> None:
-        self._ahead = max(0.0, self._ahead - sum(expected))
-        self._expected += sum(expected)
-        self._cost += sum(costs)
-
-    def add_to(self, forecast: Preview, budget: int) -> Preview:
-        """Extend a forecast of the routed rows at the remaining budget to all rows at the whole budget."""
-        more = round(self._first)
-        p50, p90 = (
-            min(max(budget, forecast.cost_p50), cost + more)
-            for cost in (forecast.cost_p50, forecast.cost_p90)
-        )
-        return replace(forecast, budget_nanousd=budget, cost_p50=p50, cost_p90=p90)
 
 
 class RowPlanner:
@@ -417,11 +390,11 @@ class RowPlanner:
             if number is None or (single and len(each.plan.pairs) > 1):
                 continue
             asked = each.plan.pairs[: each.plan.need if len(each.plan.pairs) > 1 else 1]
-            tokens = sum(table[pair].tokens_p50 for pair in asked if pair in table)
-            estimates[:, number] = each.accuracy, each.cost_p50, each.cost_p90, tokens
+            seconds = self.estimates.times.seconds(asked, table)
+            estimates[:, number] = each.accuracy, each.cost_p50, each.cost_p90, seconds
             means[number] = math.nan if each.cost_mean is None else each.cost_mean
         mean, spread = mean_and_spread(estimates[1], estimates[2], means)
-        line = [estimates[0], mean, spread, estimates[3] / TOKENS_A_SECOND / self._concurrency]
+        line = [estimates[0], mean, spread, estimates[3] / self._concurrency]
         if not single:
             self._arrays = (plans, line)
         return line

@@ -19,7 +19,13 @@ FORECAST_SECONDS = 5.0  # between forecasts, which read the whole sample
 
 @dataclass
 class Progress:
-    """Sends the figures of a job at most every 0.5 s. total: rows of the job; budget: the scope that pays."""
+    """Sends the figures of a job at most every 0.5 s.
+
+    Args:
+        budget: the scope that pays.
+        total: rows of the job.
+        each: also called each time.
+    """
 
     tell: EventSink
     ledger: Ledger
@@ -27,6 +33,7 @@ class Progress:
     total: int
     counts: Counts
     forecast: Callable[[], Preview | None] = lambda: None
+    each: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
         self._began = self._last = time.monotonic()
@@ -40,6 +47,7 @@ class Progress:
 
     def now(self, event: str = "progress") -> None:
         self._last = time.monotonic()
+        self.each()
         self.tell({"event": event, **self.figures()})
 
     def figures(self) -> dict[str, Any]:

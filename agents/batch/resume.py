@@ -7,22 +7,25 @@ written here explains it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from viaticum.agents.batch.settings import BatchSettings
 from viaticum.agents.workflow.resources import WorkflowResources
+from viaticum.agents.workflow.shadow_settings import ShadowSampling
 from viaticum.budgets.records import digest
 from viaticum.generation import GenerationSettings
 from viaticum.jobs import Job
 from viaticum.local_settings import LocalSettings
+from viaticum.money import usd_digits
 
 # Fields of `BatchSettings` that a job keeps. Those that concern one run alone are left out: the deadline, the
 # engine with its machines, resume, force, stop and tell.
 REMEMBERED = (
     *("policy", "skip", "limit", "format", "skip_bad", "keep_texts", "catalogue", "router", "model"),
     *("strategy", "strategies", "generation", "local", "timeout", "tries", "concurrency", "slots", "cache"),
-    *("only", "max_seconds"),
+    *("only", "max_seconds", "shadow"),
 )
 _PATHS = ("catalogue", "router", "cache")
 SHOWN = 5  # names of entries in a message
@@ -38,6 +41,8 @@ def remember(settings: BatchSettings, tools: WorkflowResources) -> dict[str, Any
             continue
         if isinstance(value, GenerationSettings | LocalSettings):
             kept[name] = value.model_dump(mode="json")
+        elif isinstance(value, ShadowSampling):
+            kept[name] = asdict(replace(value, budget=usd_digits(value.limit_nanousd)))
         elif name in _PATHS and isinstance(value, str | Path):
             kept[name] = str(Path(value).absolute())
         elif isinstance(value, str | int | float | None):
@@ -62,6 +67,8 @@ def recall(given: Mapping[str, Any], job: Job) -> dict[str, Any]:
         kept["generation"] = GenerationSettings.of(**kept["generation"])
     if "local" in kept:
         kept["local"] = LocalSettings.of(**kept["local"])
+    if "shadow" in kept:
+        kept["shadow"] = ShadowSampling(**kept["shadow"])
     kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     if "ledger" not in given:
         kept["ledger"] = job.ledger

@@ -7,8 +7,8 @@ is the prefix of all its keys. A job that was killed goes on with `resume=True`:
 found by their keys, and the journal says which rows are done. Rows that the plan left out are planned again
 where money is left.
 
-Leaves out formats (`agents.batch.input`, `agents.batch.output`), planning (`agents.batch.planning`) and calls
-(`agents.batch.executor`).
+Leaves out formats (`agents.batch.input`, `agents.batch.output`), planning (`agents.batch.planning`),
+forecasts (`agents.batch.preview`) and calls (`agents.batch.executor`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -33,7 +33,6 @@ from viaticum.agents.batch.folder import (
     fingerprint,
     job_folder,
     now,
-    parse_budget,
     prepare_folder,
     resolve_limit,
     version,
@@ -42,28 +41,31 @@ from viaticum.agents.batch.folder import (
 )
 from viaticum.agents.batch.input import BatchRow, Input, Survey, mark_duplicates, survey
 from viaticum.agents.batch.output import RowJournal, format_for, write_results
-from viaticum.agents.batch.planning import PACED, PlannedRow, RouteEstimates, RowPlanner
+from viaticum.agents.batch.plan_times import PlanTimes
+from viaticum.agents.batch.planning import PlannedRow, RouteEstimates, RowPlanner
+from viaticum.agents.batch.preview import BUDGET_SHARES, SAMPLE
 from viaticum.agents.batch.progress import Progress
 from viaticum.agents.batch.results import build_row
 from viaticum.agents.batch.resume import recall, remember
 from viaticum.agents.batch.settings import BatchKeywords, BatchSettings
-from viaticum.agents.batch.steps import CONCURRENCY, RowTools, worst_of
+from viaticum.agents.batch.shadow import ask_again, open_sampler, sampled_rows
+from viaticum.agents.batch.soft_limits import watch_soft_limits
+from viaticum.agents.batch.steps import RowTools, worst_of
 from viaticum.agents.batch.workers import WorkerConfig
 from viaticum.agents.build import open_resources
 from viaticum.agents.workflow.estimates import output_limit
 from viaticum.agents.workflow.resources import WorkflowResources
-from viaticum.agents.workflow.settings import Dollars, ModelKeywords, WorkflowSettings
+from viaticum.agents.workflow.settings import Dollars, WorkflowSettings
+from viaticum.agents.workflow.shadow import ShadowSampler
 from viaticum.budgets import Ledger
 from viaticum.errors import BudgetError, DataError, InputError, ModelNotAllowed, UnknownName
-from viaticum.jobs import CACHE, JOB, Job, JobEnd, Preview
+from viaticum.jobs import CACHE, JOB, Job, JobEnd
 from viaticum.money import format_usd
 from viaticum.routers.query import Plan
 
-__all__ = ["BatchEnd", "DryRun", "preview_batch", "run_batch"]
+__all__ = ["BatchEnd", "run_batch"]
 
-SAMPLE = 2000  # rows from which the price of accuracy is computed
 FIRST_ROWS = 16  # of the sample, from which the cheapest call is found
-BUDGET_SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the budget, in the preview
 PASSES = 3  # over the input at most
 
 
@@ -202,14 +204,20 @@ class _Run:
         self._save()
         journal = RowJournal(self.folder, found.rows)
         stack.callback(journal.close)
+        sampler = open_sampler(self.settings, self.rows.resources, self.folder, stack)
         self.rows = replace(self.rows, cache=shared or self._open_cache(stack, self.folder / CACHE))
         self.progress = Progress(
             tell, self.ledger, self.job.budget, found.rows, journal.counts, planner.forecast
         )
+        watch = watch_soft_limits(self.settings, self.ledger, self.progress, stack)
         self.progress.now("started")
         with _without_old_objects():
             ending = self._work(journal, found, planner)
             self._finish(journal, ending)
+        if sampler is not None and ending != "drained":
+            self._ask_again(journal, sampler)
+        if watch is not None:
+            watch.look(self.job.budget)
         figures = self.progress.figures()
         tell({"event": "ended", "ending": ending, "results": self.job.results, **figures})
         return BatchEnd(self.job, self.folder, figures)
@@ -237,6 +245,7 @@ class _Run:
                 tools.is_usable,
                 output_limit(tools.catalogue, tools.settings),
                 tools.none_usable,
+                PlanTimes(tools.latencies, tools.max_seconds),
             ),
             self.job.policy,
             left=self._unspent,
@@ -348,7 +357,7 @@ class _Run:
     def _until_deadline(self, planned: Iterator[PlannedRow | None]) -> Iterator[PlannedRow | None]:
         """Planned rows until the deadline: a block is planned long before its last row is started."""
         for each in planned:
-            if self.job.deadline_seconds is not None and self._elapsed() > self.job.deadline_seconds:
+            if self._is_late():
                 self._past_deadline = True
                 return
             yield each
@@ -383,6 +392,16 @@ class _Run:
         self.job = replace(self.job, ending=ending, ended=now())
         self._save()
 
+    def _ask_again(self, journal: RowJournal, sampler: ShadowSampler) -> None:
+        """Ask a share of the rows again of one model. The results are written by now."""
+        self.settings.tell({"event": "shadow", "model": sampler.sampling.model})
+        rows = self._usable_rows()
+        sampled = sampled_rows(self.job.budget, self.job.policy, rows, journal.in_order(), sampler)
+        ask_again(sampled, sampler, lambda: self.rows.stop.is_set() or self._is_late())
+
+    def _is_late(self) -> bool:
+        return self.job.deadline_seconds is not None and self._elapsed() > self.job.deadline_seconds
+
     def _save(self) -> None:
         self.job.save(self.folder)
 
@@ -410,65 +429,6 @@ def _without_old_objects() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """Forecast of a job.
-
-    Attributes:
-        rows, bad: of the input; how many of them cannot be used.
-        previews: at several budgets.
-        routes: rows of a sample by the plan, such as model+strategy, that they would get at the budget.
-        origins: where the estimates come from, in words.
-    """
-
-    rows: int
-    bad: int
-    problems: tuple[str, ...]
-    previews: tuple[Preview, ...]
-    routes: Mapping[str, int] = field(default_factory=dict)
-    origins: tuple[str, ...] = ()
-
-
-def preview_batch(
-    source: str | Path,
-    *,
-    budget: Dollars,
-    policy: str = PACED,
-    deadline: float | None = None,
-    skip: int = 0,
-    limit: int | None = None,
-    format: str | None = None,
-    **settings: Unpack[ModelKeywords],
-) -> DryRun:
-    """Forecast what the budget, and others around it, would buy. Calls no model, touches no ledger.
-
-    Parameters and errors are those of `run_batch`.
-    """
-    input_file = Input.open(source, format=format, skip=skip, limit=limit)
-    amount = parse_budget(budget)
-    with Ledger("memory:") as ledger:
-        tools = open_resources(WorkflowSettings.from_keywords(None, {**settings, "concurrency": 1}), ledger)
-        planner = RowPlanner(
-            RouteEstimates(
-                tools.router,
-                tools.is_usable,
-                output_limit(tools.catalogue, tools.settings),
-                tools.none_usable,
-            ),
-            policy,
-            left=lambda: amount,
-            elapsed=lambda: 0.0,
-            worst=partial(worst_of, tools),
-            deadline=deadline,
-            concurrency=settings.get("concurrency", CONCURRENCY),
-        )
-        found = survey(input_file.rows(), lambda number: False, SAMPLE)
-        budgets = [max(1, round(amount * share)) for share in BUDGET_SHARES]
-        previews = planner.previews(found.sample, found.pending, budgets) if found.pending else []
-        routes, origins = planner.choices(found.sample, found.pending) if found.pending else ({}, [])
-        return DryRun(found.rows, found.bad, tuple(found.problems), tuple(previews), routes, tuple(origins))
 
 
 def _open_resources(

@@ -18,8 +18,11 @@ from viaticum.agents.batch.progress import EventSink
 from viaticum.agents.batch.steps import CONCURRENCY, DRAIN_SECONDS
 from viaticum.agents.batch.workers import Cluster
 from viaticum.agents.workflow.settings import TRIES, Dollars, ModelKeywords, WorkflowSettings
+from viaticum.agents.workflow.shadow_settings import ShadowSampling
+from viaticum.agents.workflow.soft_limits import SoftLimits
 from viaticum.budgets import default_path
 from viaticum.catalogue import Catalogue
+from viaticum.checks import checked_type
 from viaticum.errors import InputError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
@@ -42,6 +45,7 @@ class BatchKeywords(ModelKeywords, total=False):
     skip: int
     limit: int | None
     format: str | None
+    soft_limits: SoftLimits | None
     ledger: str | Path | None
     cache: str | Path | None
     keep_texts: bool
@@ -74,6 +78,9 @@ class BatchSettings:
         concurrency: calls at the same time, of each worker where the engine is "ray".
         slots: as of `WorkflowSettings`; by default "auto".
         keep_texts: rows keep what the models wrote.
+        shadow: a share of the rows is asked again of one model, after the results are written.
+        soft_limits: where word is given that the job's budget has spent a share of its limit; of one run, so
+            that a job that goes on does not remember it.
         drain_seconds: how long running calls may take to end once the job is stopped.
         stop: set by the caller to end the job in order.
         tell: called with every event of the job, a plain dict.
@@ -111,12 +118,18 @@ class BatchSettings:
     model: str | None = None
     strategy: str | None = None
     only: Only | None = None
+    shadow: ShadowSampling | None = None
+    soft_limits: SoftLimits | None = None
     stop: threading.Event | None = None
     tell: EventSink = lambda event: None
 
     def __post_init__(self) -> None:
         if self.only is not None:
             object.__setattr__(self, "only", checked_only(self.only))
+        if self.shadow is not None:
+            checked_type("shadow", self.shadow, ShadowSampling, "ShadowSampling")
+        if self.soft_limits is not None:
+            checked_type("soft_limits", self.soft_limits, SoftLimits, "SoftLimits")
         if self.concurrency < 1:
             raise InputError(f"concurrency is at least 1, got {self.concurrency}")
         if self.deadline is not None and not self.deadline > 0:

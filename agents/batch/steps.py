@@ -31,7 +31,7 @@ from viaticum.agents.workflow.graph import Workflow
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import AUTO
-from viaticum.agents.workflow.state import RowAllowance, State
+from viaticum.agents.workflow.state import OUTPUT, RowAllowance, State
 from viaticum.budgets.records import worst_costs
 from viaticum.errors import ModelError
 from viaticum.generation import NO_SETTINGS
@@ -42,7 +42,6 @@ from viaticum.types import Completion, Pair, split_model
 
 DRAIN_SECONDS = 30.0
 CONCURRENCY = 32
-OUTPUT = list(State.__annotations__)
 RECURSION_LIMIT = 100_000
 
 

@@ -24,11 +24,12 @@ from viaticum.agents.batch.input import BatchRow, RequestOverrides
 from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
 from viaticum.agents.batch.steps import CONCURRENCY, worst_of
 from viaticum.agents.batch.tune_agreement import strongest_pairs
-from viaticum.agents.batch.tune_judge import PROMPT, Grading, judge_row
+from viaticum.agents.batch.tune_judge import Grading, judge_row
 from viaticum.agents.batch.tune_pairwise import PROMPT as COMPARISON
 from viaticum.agents.batch.tune_pairwise import comparison_row
 from viaticum.agents.build import open_resources, prior_model
 from viaticum.agents.workflow.resources import WorkflowResources
+from viaticum.agents.workflow.rubric import PROMPT
 from viaticum.agents.workflow.settings import TRIES, Dollars, WorkflowSettings
 from viaticum.budgets import Ledger, default_path
 from viaticum.catalogue import Catalogue

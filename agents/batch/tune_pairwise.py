@@ -20,14 +20,13 @@ from viaticum.agents.batch.planning import PlannedRow
 from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.batch.tune_judge import (
     CHECKED,
-    UNTRUSTED,
     GivenAnswer,
     Grader,
     JudgeCalls,
     Progress,
     call_of_judge,
-    quoted,
 )
+from viaticum.agents.workflow.rubric import UNTRUSTED, quoted
 from viaticum.budgets.records import digest
 from viaticum.questions import Question
 from viaticum.strategies.answers import equivalent

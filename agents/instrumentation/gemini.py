@@ -129,7 +129,7 @@ def gemini_call(method: str, url: str, body: bytes) -> GeminiCall | None:
     limit = _snake(_config(values)).get("max_output_tokens")
     limit = limit if isinstance(limit, int) and limit > 0 else None
     streams = found[2] == "streamGenerateContent"
-    return GeminiCall("gemini", parts.hostname or "", unquote(found[1]), values, limit, streams)
+    return GeminiCall("gemini", parts.hostname or "", unquote(found[1]), values, limit, streams, parts.port)
 
 
 def _config(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,18 +11,16 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
-from viaticum.agents.instrumentation import context
+from viaticum.agents.instrumentation import aiohttp_hooks, bedrock_hooks
 from viaticum.agents.instrumentation.context import Held, Payer
 from viaticum.agents.instrumentation.gemini import gemini_call
+from viaticum.agents.instrumentation.holding import Refused, hold, payer_for, sending, tell, unknown
 from viaticum.agents.instrumentation.requests import Api, may_cost, model_call
 from viaticum.agents.instrumentation.usage import UsageReader
-from viaticum.errors import BudgetClosed, BudgetExceeded, LedgerError, MissingExtra, ViaticumError
+from viaticum.errors import MissingExtra
 
 try:
     import wrapt
@@ -31,16 +29,8 @@ except ImportError:
 
 _CLIENTS = ("httpx", "httpx2")  # one interface, two packages
 _NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol")
-_sending: ContextVar[bool] = ContextVar("viaticum_sending", default=False)
 _lock = threading.Lock()
 _installed = False
-_elsewhere: set[tuple[str, int | None]] = set()  # hosts and ports whose calls another process holds
-
-
-def leave_to(address: str) -> None:
-    """Leave calls to an address to the process that listens there, which holds them."""
-    parts = urlsplit(address)
-    _elsewhere.add((parts.hostname or "", parts.port))
 
 
 def install() -> None:
@@ -53,7 +43,8 @@ def install() -> None:
     for name in _CLIENTS:
         wrapt.register_post_import_hook(_hook_client, name)
     wrapt.register_post_import_hook(_watch_urllib3, "urllib3.connectionpool")
-    wrapt.register_post_import_hook(_watch_aiohttp, "aiohttp.client")
+    wrapt.register_post_import_hook(aiohttp_hooks.hook, "aiohttp.client")
+    wrapt.register_post_import_hook(bedrock_hooks.hook, "botocore.client")
 
 
 class _Sent(NamedTuple):
@@ -72,7 +63,7 @@ def _hook_client(httpx: ModuleType) -> None:
         met = _meet(httpx, payer, request, request.read() if _is_json(request) else b"")
         if not isinstance(met, _Sent):
             return met
-        with _sending_of(met.held):
+        with sending(met.held, _NOT_SENT):
             response = wrapped(met.request, **_others(options))
         return _settled(httpx, met.held, response, options.get("stream", False))
 
@@ -84,7 +75,7 @@ def _hook_client(httpx: ModuleType) -> None:
         met = _meet(httpx, payer, request, await request.aread() if _is_json(request) else b"")
         if not isinstance(met, _Sent):
             return met
-        with _sending_of(met.held):
+        with sending(met.held, _NOT_SENT):
             response = await wrapped(met.request, **_others(options))
         return _settled(httpx, met.held, response, options.get("stream", False))
 
@@ -103,14 +94,7 @@ def _is_json(request: Any) -> bool:
 
 def _payer_of(request: Any) -> Payer | None:
     """Who pays for a request; None where nobody does, or it cannot be a call that costs."""
-    if request.method != "POST" or _sending.get() or (request.url.host, request.url.port) in _elsewhere:
-        return None
-    payer = context.current()
-    if payer is None:
-        for each in context.open_budgets():  # several are open, and nothing says whose call this is
-            if may_cost(request.method, str(request.url)):
-                each.note_unheld(f"POST {request.url.host}{request.url.path} of a thread of no budget")
-    return payer
+    return payer_for(str(request.url)) if request.method == "POST" else None
 
 
 def _meet(httpx: ModuleType, payer: Payer, request: Any, content: bytes) -> Any:
@@ -118,23 +102,14 @@ def _meet(httpx: ModuleType, payer: Payer, request: Any, content: bytes) -> Any:
     url = str(request.url)
     call = model_call(request.method, url, content) or gemini_call(request.method, url, content)
     if call is None:
-        what = f"POST {request.url.host}{request.url.path}"
-        if may_cost(request.method, url) and payer.refuses(what):
-            message = f"{what} is no call whose cost is known before; allow it with unheld='allow'"
-            return _refusal(httpx, request, None, 400, message, "cannot_be_held")
+        may = may_cost(request.method, url)
+        refused = unknown(payer, f"POST {request.url.host}{request.url.path}") if may else None
+        return _Sent(request, None) if refused is None else _refusal(httpx, request, None, refused)
+    held = hold(payer, call)
+    if held is None:
         return _Sent(request, None)
-    try:
-        held = payer.reserve(call)
-    except (BudgetExceeded, BudgetClosed) as error:
-        payer.note_refusal("the budget is used up")
-        return _refusal(httpx, request, call.api, 402, str(error), "budget_exceeded")
-    except LedgerError as error:
-        payer.note_refusal("the ledger failed")
-        return _refusal(httpx, request, call.api, 503, str(error), "ledger_error")
-    except ViaticumError as error:
-        if not payer.refuses(f"{call.model}: {error}"):
-            return _Sent(request, None)
-        return _refusal(httpx, request, call.api, 400, str(error), "cannot_be_held")
+    if isinstance(held, Refused):
+        return _refusal(httpx, request, call.api, held)
     body = json.dumps(call.limited(held.limit), ensure_ascii=False, separators=(",", ":")).encode()
     headers = request.headers.copy()
     headers["content-length"] = str(len(body))
@@ -166,26 +141,6 @@ def _settled(httpx: ModuleType, held: Held | None, response: Any, stream: bool) 
     else:
         response.stream = _passing(httpx, _Watched(httpx, held, reader, response), response.stream)
     return response
-
-
-@contextmanager
-def _sending_of(held: Held | None) -> Iterator[None]:
-    """While a request is sent, what lies below the client is not met again.
-
-    A call that was never sent is voided; one that broke off afterwards may have been charged for.
-    """
-    token = _sending.set(True)
-    try:
-        yield
-    except BaseException as error:
-        if held is not None:
-            if any(cls.__name__ in _NOT_SENT for cls in type(error).__mro__):
-                held.void()
-            else:
-                held.settle(None)
-        raise
-    finally:
-        _sending.reset(token)
 
 
 class _Watched:
@@ -261,40 +216,22 @@ def _passing(httpx: ModuleType, watched: _Watched, inner: Any) -> Any:
     return Passing()
 
 
-def _refusal(httpx: ModuleType, request: Any, api: Api | None, status: int, message: str, code: str) -> Any:
+def _refusal(httpx: ModuleType, request: Any, api: Api | None, refused: Refused) -> Any:
     """An error response in the provider's form."""
-    error: dict[str, Any] = {"message": f"viaticum: {message}", "type": code, "code": code, "param": None}
+    message, code = f"viaticum: {refused.message}", refused.code
+    error: dict[str, Any] = {"message": message, "type": code, "code": code, "param": None}
     body: Mapping[str, Any] = {"error": error}
     if api == "messages":
-        body = {"type": "error", "error": {"type": code, "message": error["message"]}}
-    return httpx.Response(status, json=body, headers={"x-should-retry": "false"}, request=request)
+        body = {"type": "error", "error": {"type": code, "message": message}}
+    headers = {"x-should-retry": "false"}
+    return httpx.Response(refused.status, json=body, headers=headers, request=request)
 
 
 def _watch_urllib3(module: ModuleType) -> None:
     def urlopen(wrapped: Any, pool: Any, args: Any, options: Any) -> Any:
         verb = args[0] if args else options["method"]
         path = args[1] if len(args) > 1 else options.get("url", "/")
-        _tell("urllib3", verb, path if "://" in path else f"{pool.scheme}://{pool.host}{path}")
+        tell("urllib3", verb, path if "://" in path else f"{pool.scheme}://{pool.host}{path}")
         return wrapped(*args, **options)
 
     wrapt.wrap_function_wrapper(module, "HTTPConnectionPool.urlopen", urlopen)
-
-
-def _watch_aiohttp(module: ModuleType) -> None:
-    async def request(wrapped: Any, session: Any, args: Any, options: Any) -> Any:
-        _tell("aiohttp", args[0], str(args[1]))
-        return await wrapped(*args, **options)
-
-    wrapt.wrap_function_wrapper(module, "ClientSession._request", request)
-
-
-def _tell(library: str, verb: str, url: str) -> None:
-    """Note what a library that is not held posts to a provider.
-
-    Raises:
-        ConnectionError: the budget refuses what it cannot hold.
-    """
-    payer = None if _sending.get() else context.current()
-    address = url.partition("?")[0]
-    if payer is not None and may_cost(verb.upper(), url) and payer.refuses(f"{verb} {address} by {library}"):
-        raise ConnectionError(f"viaticum: {verb} {address} by {library} cannot be held; allow it with unheld")

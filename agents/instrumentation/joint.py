@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from viaticum.agents.instrumentation.context import Held, Payer
 from viaticum.agents.instrumentation.requests import ModelCall
 from viaticum.errors import BudgetExceeded
 from viaticum.types import TokenCount
+
+
+class ScopedPayer(Payer, Protocol):
+    """A budget that is a scope of a ledger."""
+
+    def is_within(self, payer: object) -> bool:
+        """Whether what this one pays is paid from the other one too."""
+        ...
+
+
+def joined(outer: Payer | None, scope: ScopedPayer) -> Payer:
+    """Who pays for calls of a scope inside another budget: no scope of a ledger is charged twice."""
+    if outer is None or scope.is_within(outer):
+        return scope
+    if isinstance(outer, JointPayer):
+        return outer.with_scope(scope)
+    is_within = getattr(outer, "is_within", None)
+    return outer if is_within is not None and is_within(scope) else JointPayer(outer, scope)
 
 
 class JointHold:
@@ -39,8 +58,15 @@ class JointPayer:
     def __init__(self, outer: Payer, inner: Payer) -> None:
         self._both = outer, inner
 
-    def __contains__(self, payer: object) -> bool:
-        return any(each is payer or (isinstance(each, JointPayer) and payer in each) for each in self._both)
+    def with_scope(self, scope: ScopedPayer) -> Payer:
+        """These two and one more, of which each charges once what one of the others does not."""
+        for mine, other in (self._both, self._both[::-1]):
+            found = joined(mine, scope)
+            if found is mine:
+                return self
+            if found is scope:
+                return joined(other, scope)
+        return JointPayer(self, scope)
 
     def reserve(self, call: ModelCall) -> JointHold:
         """Reserve in both, with the limit of new tokens that both can pay for. Raises as they do."""

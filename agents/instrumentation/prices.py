@@ -28,6 +28,7 @@ _PROVIDERS = tuple(
         (r"^(.+\.)?api\.openai\.com$", "openai"),
         (r"^api\.anthropic\.com$", "anthropic"),
         (r"\.(openai|cognitiveservices)\.azure\.com$", "azure"),
+        (r"^bedrock-runtime[.-].*\.amazonaws\.com$", "bedrock"),
         (r"^generativelanguage\.googleapis\.com$", "gemini"),
         (r"^api\.mistral\.ai$", "mistral"),
         (r"^api\.groq\.com$", "groq"),
@@ -85,16 +86,9 @@ class CallPrices:
             return self._given[call.model]
         if call.model in self._unpriced:
             return Price(0, 0, version="unpriced")
-        names = {call.model, f"{_provider(call.host)}/{call.model}"}
-        for spec in self._entries:
-            known = spec.litellm_model or ""
-            if spec.api_base is None:
-                same = _provider(call.host) is not None and known in names
-            else:
-                same = urlsplit(spec.api_base).hostname == call.host
-                same = same and known.partition("/")[2] == call.model
-            if same and spec.price is not None:
-                return spec.price
+        spec = self._spec(call)
+        if spec is not None and spec.price is not None:
+            return spec.price
         listed = _listed_price(call.host, call.model)
         if listed is None:
             raise UnknownPrice(
@@ -102,6 +96,26 @@ class CallPrices:
                 f"tokens (prices, or --price {call.model}=INPUT,OUTPUT), or name it as free (unpriced)"
             )
         return listed
+
+    def labels(self, call: ModelCall) -> frozenset[str]:
+        """Where the data of a call goes, by the catalogue; no labels where it has no entry."""
+        spec = self._spec(call)
+        return frozenset() if spec is None else spec.labels
+
+    def _spec(self, call: ModelCall) -> ModelSpec | None:
+        """The catalogue's entry of a call's model at its host."""
+        names = {call.model, f"{_provider(call.host)}/{call.model}"}
+        for spec in self._entries:
+            known = spec.litellm_model or ""
+            if spec.api_base is None:
+                same = _provider(call.host) is not None and known in names
+            else:
+                base = urlsplit(spec.api_base)
+                same = (base.hostname, base.port) == (call.host, call.port)
+                same = same and known.partition("/")[2] == call.model
+            if same:
+                return spec
+        return None
 
     def output_limit(self, call: ModelCall) -> int | None:
         """The most new tokens that LiteLLM's list gives the model; None where it says nothing."""

@@ -25,7 +25,7 @@ from viaticum.errors import InputError
 from viaticum.models.remote.model import MARGIN, MESSAGE_TOKENS, REQUEST_TOKENS, TOOLS_TOKENS
 from viaticum.types import TokenCount
 
-Api = Literal["chat", "completions", "responses", "messages", "embeddings", "gemini"]
+Api = Literal["chat", "completions", "responses", "messages", "embeddings", "gemini", "converse"]
 
 
 class _Form(NamedTuple):
@@ -77,6 +77,7 @@ class ModelCall:
         body: the JSON object that is sent.
         limit: most new tokens that the request allows; None where it says nothing.
         streams: whether the answer comes in pieces.
+        port: that it goes to; None for that of its scheme.
     """
 
     api: Api
@@ -85,6 +86,7 @@ class ModelCall:
     body: Mapping[str, Any] = field(repr=False)
     limit: int | None
     streams: bool
+    port: int | None = None
 
     @property
     def answers(self) -> int:
@@ -238,9 +240,8 @@ def model_call(method: str, url: str, body: bytes) -> ModelCall | None:
     if not isinstance(model, str) or (form.prompt not in values and "previous_response_id" not in values):
         return None
     limits = [limit for name in form.limits if isinstance(limit := values.get(name), int) and limit > 0]
-    return ModelCall(
-        api, parts.hostname or "", model, values, max(limits, default=None), values.get("stream") is True
-    )
+    limit, streams = max(limits, default=None), values.get("stream") is True
+    return ModelCall(api, parts.hostname or "", model, values, limit, streams, parts.port)
 
 
 def may_cost(method: str, url: str) -> bool:

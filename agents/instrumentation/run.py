@@ -23,7 +23,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-from viaticum.agents.instrumentation.http_hooks import leave_to
+from viaticum.agents.instrumentation.holding import leave_to
 from viaticum.agents.instrumentation.proxy import running_proxy
 from viaticum.agents.instrumentation.scope import MAX_TOKENS, BudgetScope, budget
 from viaticum.budgets import Budget, Ledger

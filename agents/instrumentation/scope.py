@@ -21,9 +21,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
+from weakref import WeakKeyDictionary
 
 from viaticum.agents.instrumentation import context, http_hooks, threads
-from viaticum.agents.instrumentation.joint import JointPayer
+from viaticum.agents.instrumentation.joint import joined
 from viaticum.agents.instrumentation.prices import CallPrices, count_bytes, counter
 from viaticum.agents.instrumentation.requests import ModelCall
 from viaticum.budgets import Budget, Ledger
@@ -33,6 +34,7 @@ from viaticum.errors import BudgetClosed, BudgetExceeded, InputError, LedgerErro
 from viaticum.models.remote.prices import check_cache_writes
 from viaticum.models.remote.prompt_tokens import PromptRatio
 from viaticum.money import Price, as_price, format_usd, nanousd
+from viaticum.residency import ANY_LABEL, Only, checked_only
 from viaticum.types import TokenCount
 
 MAX_TOKENS = 8192  # new tokens of a call whose request sets no limit
@@ -80,11 +82,22 @@ class BudgetScope:
         self._kept: dict[str, int] = {}
         self._lock = threading.Lock()
         self._entered: list[object] = []
+        self._within = WeakKeyDictionary[BudgetScope, bool]()  # a scope stays where it is in its tree
         self.parent = parent
 
     def left(self) -> Budget:
         """The state of the budget."""
         return self.ledger.budget(self.name)
+
+    def is_within(self, payer: object) -> bool:
+        """Whether it is the other budget, or below it in the same database, however that was opened."""
+        if not isinstance(payer, BudgetScope):
+            return False
+        if payer not in self._within:
+            is_same = self.ledger.is_same(payer.ledger)
+            names = [each.name for each in self.ledger.lineage(self.name)] if is_same else []
+            self._within[payer] = payer.name in names
+        return self._within[payer]
 
     def reserve(self, call: ModelCall) -> HeldCall:
         """Reserve the worst case of a call, and record that it is being sent.
@@ -96,6 +109,7 @@ class BudgetScope:
             BudgetClosed: the budget, or one above it, is paused or closed.
             InputError: something in the call has no bound before it is sent.
             UnknownPrice: the model has no price.
+            ModelNotAllowed: the budget is for models with other labels.
             LedgerError: the ledger failed, or is in the memory of another process.
         """
         self._check_process()
@@ -123,6 +137,7 @@ class BudgetScope:
                     tags={"model": call.model, "door": "http", "host": call.host or "-"},
                     dispatch=True,
                     hint="" if count else "no tokenizer is known, so every byte counts as a token",
+                    labels=self._prices.labels(call),
                 )
                 break
             except BudgetExceeded:
@@ -146,7 +161,13 @@ class BudgetScope:
         usage = {model: TokenCount(milliseconds=amount)}
         try:
             self.ledger.reserve(
-                self.name, key, usage, {model: TOOL_PRICE}, tags={"tool": tool, "door": "tool"}, dispatch=True
+                self.name,
+                key,
+                usage,
+                {model: TOOL_PRICE},
+                tags={"tool": tool, "door": "tool"},
+                dispatch=True,
+                labels=ANY_LABEL,
             )
         except (BudgetExceeded, BudgetClosed):
             self.note_refusal("the budget is used up")
@@ -169,10 +190,14 @@ class BudgetScope:
             )
 
     def refuses(self, what: str) -> bool:
-        """Note what cannot be held, and say whether it is refused."""
+        """Note what cannot be held, and say whether it is refused.
+
+        A budget that restricts where data may go refuses it always.
+        """
+        is_refused = self._unheld == "refuse" or bool(self.ledger.residency(self.name))
         with self._lock:
-            (self.refused if self._unheld == "refuse" else self.unheld)[what] += 1
-        return self._unheld == "refuse"
+            (self.refused if is_refused else self.unheld)[what] += 1
+        return is_refused
 
     def note_refusal(self, reason: str) -> None:
         with self._lock:
@@ -276,6 +301,7 @@ def budget(
     image_tokens: int | None = None,
     holds: Literal["bound", "estimated"] = "bound",
     unheld: Unheld = "refuse",
+    only: Only | None = None,
 ) -> BudgetScope:
     """A budget for every model call inside a `with` block.
 
@@ -300,6 +326,8 @@ def budget(
             with a margin; overruns are recorded.
         unheld: `refuse` answers what cannot be held (an unknown price, a tool that the provider runs) with an
             error; `allow` sends it, and tells it at the end.
+        only: labels of models, one of which the catalogue's entry of a model has to have; what cannot be held
+            is then refused in any case. Of a new budget.
 
     Raises:
         InputError: a setting is out of range, a budget inside another names a ledger, or two budgets pay here
@@ -314,21 +342,23 @@ def budget(
     outer = context.current()
     if not isinstance(outer, BudgetScope | None):  # it would be paid from neither
         raise InputError("a budget in what two budgets pay for is a part of neither; open it outside")
-    if outer is not None and ledger is not None and ledger is not outer.ledger:
+    if outer is not None and ledger is not None and not _is_over(outer.ledger, ledger):
         raise InputError("a budget inside another is in the same ledger; leave ledger out")
     shared = outer.ledger if outer is not None else None
     opened = shared or (ledger if isinstance(ledger, Ledger) else Ledger(ledger or "memory:"))
     name = name or f"code-{uuid.uuid4().hex[:12]}"
     parent = None if outer is None else outer.name
     if limit is None and parent is None:
-        opened.budget(name)  # it exists
+        existing = opened.budget(name)
+        if only is not None and existing.only != checked_only(only):
+            raise InputError(f"budget {name!r} exists, and where its data may go stays; leave only out")
     elif limit is None:
-        opened.create(name, parent=parent)
+        opened.create(name, parent=parent, only=only)
     else:
         allowed = nanousd(limit)
         if allowed <= 0:
             raise InputError(f"a budget is above zero dollars, got {limit}")
-        opened.create(name, limit_nanousd=allowed, parent=parent)
+        opened.create(name, limit_nanousd=allowed, parent=parent, only=only)
     known = {model: as_price(each) for model, each in (prices or {}).items()}
     entries = catalogue if isinstance(catalogue, Catalogue | None) else Catalogue.load(catalogue)
     if outer is None:
@@ -347,6 +377,18 @@ def budget(
         unheld=unheld,
         parent=outer,
     )
+
+
+def _is_over(ledger: Ledger, given: Ledger | str | Path) -> bool:
+    """Whether an open ledger, or an address of one, is over the same database."""
+    if isinstance(given, Ledger):
+        return ledger.is_same(given)
+    address = str(given)
+    is_server = address.startswith(("postgresql://", "postgres://"))
+    if not is_server and not Path(address).is_file():
+        return False
+    with Ledger(given) as opened:
+        return ledger.is_same(opened)
 
 
 def paying_from(
@@ -370,17 +412,8 @@ def paying_from(
     scope = BudgetScope(
         ledger, name, prices=CallPrices(prices, Catalogue.load(), tuple(unpriced)), count=count
     )
-    above = {each.name for each in ledger.lineage(name)}
 
     def inside() -> AbstractContextManager[None]:
-        outer = context.current()
-        if outer is None or (isinstance(outer, JointPayer) and scope in outer):
-            return context.Inside(outer or scope)
-        if isinstance(outer, BudgetScope) and outer.ledger is ledger:
-            if outer.name in above:
-                return context.Inside(scope)
-            if name in (each.name for each in ledger.lineage(outer.name)):
-                return context.Inside(outer)  # what it pays is paid from this one too
-        return context.Inside(JointPayer(outer, scope))
+        return context.Inside(joined(context.current(), scope))
 
     return inside

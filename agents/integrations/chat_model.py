@@ -295,7 +295,7 @@ class ChatViaticum(CountingChatModel):
         messages = chat_messages(client.catalogue[name], messages, settings)
         generation = resolve(client.catalogue, name, call=settings, default_limit=MAX_TOKENS)
         generation = replace(generation, extra=valid_json(extra))
-        calls = Calls(client.catalogue, client.ledger, self._model_of(client), deadline)
+        calls = Calls(client.catalogue, client.ledger, self._model_of(client), deadline, client.labels)
         key = f"chat-{uuid.uuid4().hex}"
         events = calls.stream(client.budget_name, key, name, messages, generation, tags={"door": "langchain"})
         try:
@@ -453,8 +453,9 @@ class ChatViaticum(CountingChatModel):
         self.close()
 
     def _client(self) -> Viaticum:
-        """The client under this chat's own restriction of where data may go."""
-        client, residency = self._open_client(), Residency.of(self.only)
+        """The client under the restrictions of this chat and of its budget."""
+        client = self._open_client()
+        residency = Residency.of(self.only) & client.ledger.residency(client.budget_name)
         if not residency:
             return client
         with self._lock:

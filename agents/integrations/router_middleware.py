@@ -22,17 +22,11 @@ from viaticum.agents.capable import best_rows
 from viaticum.agents.instrumentation.call_settings import CallSettings
 from viaticum.agents.integrations.agent_steps import note_model, step_state, steps_done
 from viaticum.agents.integrations.langchain_messages import query_from_langchain
-from viaticum.agents.integrations.middleware import (
-    Async,
-    BudgetMiddleware,
-    Prices,
-    Sync,
-    model_name,
-    positive,
-    prices_of,
-)
+from viaticum.agents.integrations.middleware import Async, BudgetMiddleware, Sync
 from viaticum.agents.integrations.model_labels import ChatModelGuard
+from viaticum.agents.workflow.deadlines import Deadline, in_time
 from viaticum.agents.workflow.failover import FAILOVER
+from viaticum.agents.workflow.latencies import Seconds
 from viaticum.catalogue import Catalogue
 from viaticum.checks import checked_type
 from viaticum.errors import BudgetExceeded, InputError, MissingExtra
@@ -42,11 +36,13 @@ from viaticum.residency import Only
 from viaticum.routers.query import DEFAULT_POLICY, Policy, QueryRouter, as_policy, choose
 from viaticum.routers.query.folders import load_router
 from viaticum.routers.query.steps import choose_step, remaining_steps
-from viaticum.types import Pair, RoutingTable
+from viaticum.types import Pair, RoutingTable, Row
 
 try:
     from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
     from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr
+
+    from viaticum.agents.integrations.call_bounds import Prices, model_name, positive, prices_of
 except ImportError:
     raise MissingExtra("langchain", "langchain") from None
 
@@ -73,7 +69,8 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         router: a `QueryRouter`, or the folder of a fitted one.
         policy: as of `Viaticum`.
         budget: a `BudgetMiddleware`. A model whose call is likely to cost more than it has left is not
-            chosen; if none fits the cheapest is tried, which that middleware then refuses.
+            chosen; if none fits the cheapest is tried, which that middleware then refuses. Of its
+            `max_seconds` what is left is heeded: models that took longer are not chosen.
         per: `run` (chosen once), `call` (anew for each call, by the question alone) or `step`: a chain of
             tool calls stays on its model; a switch is priced by the cache that it loses, over the steps that
             runs of this agent took; two errors in the last three results of tools call a more accurate model,
@@ -117,6 +114,8 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         if per not in ("run", "call", "step"):
             raise InputError(f"unknown per {per!r}; use run, call or step")
         self._guard = ChatModelGuard(only, labels)
+        if budget is not None:
+            self._guard.residency &= budget.residency
         self._guard.check_some(models)
         self.models = {name: model for name, model in models.items() if self._guard.allows(name, model)}
         self.budget, self.per = budget, per
@@ -126,7 +125,9 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         self._given_prices = {} if prices is None else prices_of(prices)
 
     def before_agent(self, state: Any, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        return {"viaticum_model": self.choose(state["messages"])} if self.per == "run" else None
+        if self.per != "run":
+            return None
+        return {"viaticum_model": self.choose(state["messages"], deadline=self._deadline(state))}
 
     def after_agent(self, state: Any, runtime: Runtime[Any]) -> None:
         self._lengths.append(steps_done(state["messages"]))
@@ -166,12 +167,16 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         if self.per == "run" and stored and not failed:
             return str(stored)
         if self.per == "step":
-            return self._next_step(request.messages, failed)
-        return self.choose(request.messages, without=failed)
+            return self._next_step(request, failed)
+        return self.choose(request.messages, without=failed, deadline=self._deadline(request.state))
 
-    def _next_step(self, messages: Sequence[BaseMessage], failed: Sequence[str]) -> str:
+    def _deadline(self, state: Any) -> Deadline | None:
+        return None if self.budget is None else self.budget.deadline(state)
+
+    def _next_step(self, request: ModelRequest[Any], failed: Sequence[str]) -> str:
         """The model of a step; where the budget has no more for any, the cheapest, which is then refused."""
-        rows = self._rows(messages, failed)
+        messages = request.messages
+        rows = self._rows(messages, failed, self._deadline(request.state))
         if rows is None:
             return next(name for name in self.models if name not in failed)
         state = step_state(messages)
@@ -214,12 +219,22 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
             return answered
         return ExtendedModelResponse(response, Command(update={"viaticum_model": name}))
 
-    def choose(self, messages: Sequence[BaseMessage], without: Collection[str] = ()) -> str:
-        """The name of the model that the router prefers among those that fit in the budget.
+    def choose(
+        self,
+        messages: Sequence[BaseMessage],
+        without: Collection[str] = (),
+        deadline: Deadline | None = None,
+    ) -> str:
+        """The name of the model that the router prefers among those that fit in the budget and in time.
 
-        without: names of models that may not be chosen. A model that the router does not know comes last.
+        A model that the router does not know comes last.
+
+        Args:
+            messages: of the run.
+            without: names of models that may not be chosen.
+            deadline: of the call.
         """
-        rows = self._rows(messages, without)
+        rows = self._rows(messages, without, deadline)
         if rows is None:
             return next(name for name in self.models if name not in without)
         try:
@@ -229,8 +244,13 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         except BudgetExceeded:
             return min(rows, key=lambda row: row.cost_p90).pair.model
 
-    def _rows(self, messages: Sequence[BaseMessage], without: Collection[str]) -> RoutingTable | None:
-        """The best row of each model that may be chosen; None where the router knows none of those left."""
+    def _rows(
+        self, messages: Sequence[BaseMessage], without: Collection[str], deadline: Deadline | None
+    ) -> RoutingTable | None:
+        """The best row of each model that may be chosen; None where the router knows none of those left.
+
+        Of models that are all too slow, the quickest.
+        """
         query = query_from_langchain(messages, text_only=False)
         left = [name for name in self.models if name not in without]
         best = best_rows(self.router, query, left, self._limit_of)
@@ -238,7 +258,16 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
             return None
         if not best:
             raise self._unknown(row.pair for row in self.router.table(query))
-        return RoutingTable(tuple(best.values()))
+        rows = list(best.values())
+        quick = in_time(rows, self._seconds_of, deadline)
+        return RoutingTable(tuple(quick or [min(rows, key=self._usual_seconds)]))
+
+    def _seconds_of(self, row: Row) -> Seconds | None:
+        return None if self.budget is None else self.budget.seconds_of(self.models[row.pair.model], row)
+
+    def _usual_seconds(self, row: Row) -> float:
+        seconds = self._seconds_of(row)
+        return 0.0 if seconds is None else seconds.p50
 
     def _open(self, folder: str | Path) -> QueryRouter:
         fitted = load_router(folder)
@@ -255,7 +284,9 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         model = self.models.get(pair.model)
         if model is None:
             return None
-        return self.budget.limit_of(model) if self.budget else positive(getattr(model, "max_tokens", None))
+        if self.budget is not None:
+            return self.budget.bounds.limit_of(model)
+        return positive(getattr(model, "max_tokens", None))
 
 
 def _for_model(request: ModelRequest[Any], model: BaseChatModel) -> ModelRequest[Any]:

@@ -107,8 +107,8 @@ class Authenticator:
             key.per_minute,
             is_alone=len(used) == 1,
             all_metrics=key.metrics,
-            residency=Residency.of(key.only or None),
             tags={"key": key.name} | ({} if key.team is None else {"team": key.team}),
+            residency=Residency.of(key.only or None) & self._ledger.residency(scope),
         )
 
     def budget_names(self) -> list[str]:
@@ -122,6 +122,7 @@ class Authenticator:
 
     def _is_accepted(self, scope: str) -> bool:
         try:
+            self._ledger.residency(scope)  # which it remembers
             lineage = [budget.name for budget in self._ledger.lineage(scope)]
         except ViaticumError:
             return False

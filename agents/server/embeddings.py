@@ -92,7 +92,8 @@ class Embeddings:
             price = self.service.client.catalogue[request.model].price or FREE
             used, ledger = {request.model: TokenCount(tokens)}, self.service.client.ledger
             tags = {"model": request.model, "strategy": "embed"}
-            ledger.reserve(scope, key, used, {request.model: price}, tags=tags)
+            labels = self.service.client.labels(request.model)
+            ledger.reserve(scope, key, used, {request.model: price}, tags=tags, labels=labels)
             try:
                 ledger.dispatch(key)
                 body = embedding_list(request, encoder(texts).numpy(), tokens)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from langgraph.runtime import Runtime
 
 from viaticum.agents.workflow.approval import nanousd_left
-from viaticum.agents.workflow.deadlines import Deadline
+from viaticum.agents.workflow.deadlines import Deadline, first_deadline
 from viaticum.agents.workflow.failover import may_ask
 from viaticum.agents.workflow.nodes import StoppableRun
 from viaticum.agents.workflow.resources import WorkflowResources
@@ -55,33 +55,34 @@ def allowance_in(context: object) -> Allowance:
     )
 
 
-def max_seconds_of(resources: WorkflowResources, given: Allowance | None) -> float | None:
-    """Seconds that a run may take: of its allowance, else of the settings."""
-    if given is not None and given.max_seconds is not None:
-        return given.max_seconds
-    return resources.max_seconds
+def begin_deadline(resources: WorkflowResources, given: Allowance | None) -> Deadline | None:
+    """When a run that begins now has to end: of its allowance, else of the settings; None for no limit."""
+    seconds = resources.max_seconds if given is None or given.max_seconds is None else given.max_seconds
+    own = None if seconds is None else Deadline.after(seconds)
+    return first_deadline(own, None if given is None else given.deadline)
 
 
 def until_of(resources: WorkflowResources, runtime: Runtime[Allowance]) -> float | None:
-    """When a run that begins now has to end, in seconds of `time.time`; None for no limit."""
-    seconds = max_seconds_of(resources, allowance_in(runtime.context))
-    return None if seconds is None else Deadline.after(seconds).until
+    """The same of a run that is called without the client, in seconds of `time.time`."""
+    deadline = begin_deadline(resources, allowance_in(runtime.context))
+    return None if deadline is None else deadline.until
 
 
 def deadline_of(resources: WorkflowResources, state: State, runtime: Runtime[Allowance]) -> Deadline | None:
     """Of this run: from when the client began or continued it, else from when its question began."""
     if isinstance(runtime.control, StoppableRun):
         return runtime.control.deadline
-    seconds, until = max_seconds_of(resources, allowance_in(runtime.context)), state.get("until")
-    return None if seconds is None or until is None else Deadline(seconds, until)
+    now, until = begin_deadline(resources, allowance_in(runtime.context)), state.get("until")
+    return None if now is None or until is None else Deadline(now.seconds, until)
 
 
 def restricted_for(
     resources: WorkflowResources, state: State, runtime: Runtime[Allowance]
 ) -> WorkflowResources:
-    """The resources under the restrictions that the question began with, and those of this run."""
-    of_run = Residency.of(allowance_in(runtime.context).only)
-    return restricted(resources, residency_of(state) & of_run)
+    """The resources under the restrictions that the question began with, of this run, and of who pays."""
+    given = allowance_in(runtime.context)
+    of_budget = resources.ledger.residency(given.budget or resources.budget)
+    return restricted(resources, residency_of(state) & Residency.of(given.only) & of_budget)
 
 
 def pending_pairs(state: State, resources: WorkflowResources) -> list[str]:

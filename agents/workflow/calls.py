@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -151,12 +151,14 @@ class Calls:
     Args:
         model: returns a model by its name.
         deadline: when a call has to end; None for no limit.
+        labels: returns where the data of a model's calls goes, for budgets that restrict it.
     """
 
     catalogue: Catalogue
     ledger: Ledger
     model: Callable[[str], Model]
     deadline: Deadline | None = None
+    labels: Callable[[str], Iterable[str]] = lambda model: ()
 
     def stream(
         self,
@@ -181,7 +183,8 @@ class Calls:
             tags: stored with the hold, in addition to the model.
 
         Raises:
-            BudgetExceeded, BudgetClosed, UnknownPrice, PromptTooLong: the call cannot be reserved.
+            BudgetExceeded, BudgetClosed, UnknownPrice, PromptTooLong, ModelNotAllowed: the call cannot be
+                reserved.
             ModelError: the model failed.
             DeadlineExceeded: the deadline has passed.
             HoldError: the key belongs to another call, or to one that ended without a text.
@@ -198,6 +201,7 @@ class Calls:
             parameters={"model": model, "messages": messages, **generation_parameters(generation)},
             tags={"model": model, **(tags or {})},
             hint=opened.counting_hint,
+            labels=self.labels(model),
         )
         with CallSpan(current(), self.catalogue[model], generation, hold) as span:
             if hold.result is None:

@@ -415,6 +415,7 @@ class Workflow:
             tags=tags,
             dispatch=True,
             hint=call.model.counting_hint,
+            labels=self.resources.labels(pair_of(state).model),
         )
 
     def _on_failure(self, state: State, runtime: Runtime[Allowance], error: Exception) -> Command[Next]:

@@ -43,7 +43,8 @@ class Seconds:
         return Seconds(self.p50 * number, self.p90 * number)
 
 
-ELSEWHERE = ("agent", "http", "tool")  # calls that others make, of which the ledger has the price alone
+AGENT = "agent"  # calls of `BudgetMiddleware`, which settles them as they end
+ELSEWHERE = ("http", "tool")  # calls that others make, of which the ledger has the price alone
 
 
 class CallLatencies:
@@ -116,10 +117,13 @@ def _point(hold: Hold, post: Entry) -> tuple[int, float] | None:
     held counts. Without these calls a model that never ends in time would seem quick.
     """
     if hold.result is None:
+        seconds = (datetime.fromisoformat(post.at) - datetime.fromisoformat(hold.created)).total_seconds()
+        tokens = sum(count.output_tokens for count in post.usage.values())
+        if hold.tags.get("door") == AGENT and post.note.get("usage") == "reported":
+            return tokens, max(0.0, seconds)
         if hold.tags.get("door") in ELSEWHERE or post.note.get("was") == "unknown":
             return None  # no result is kept of these, or they were settled long after they ended
-        seconds = (datetime.fromisoformat(post.at) - datetime.fromisoformat(hold.created)).total_seconds()
-        return sum(count.output_tokens for count in post.usage.values()), max(0.0, CUT_OFF * seconds)
+        return tokens, max(0.0, CUT_OFF * seconds)
     try:
         result = json.loads(hold.result or "")
         seconds = float(result["seconds"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypedDict
 
 from viaticum.agents.workflow.checkpoints import is_postgres
+from viaticum.agents.workflow.shadow_settings import ShadowSampling
 from viaticum.agents.workflow.soft_limits import SoftLimits
 from viaticum.agents.workflow.state import Allowance
 from viaticum.budgets import default_path
@@ -56,6 +57,7 @@ class ModelKeywords(TypedDict, total=False):
     model: str | None
     strategy: str | None
     only: Only | None
+    shadow: ShadowSampling | None
 
 
 class SettingsKeywords(ModelKeywords, total=False):
@@ -102,6 +104,8 @@ class WorkflowSettings:
         strategy: asks with this strategy alone; with `model`, that one pair.
         only: labels of models, one of which a model has to have to be used: "local", a region or a tag of its
             entry (`viaticum.residency`); None for all models.
+        shadow: how many answered questions are asked again of one model, to measure what routing saves and
+            loses against it; None for none.
 
     Raises:
         InputError: a value is out of range, or a policy is unknown.
@@ -128,6 +132,7 @@ class WorkflowSettings:
     model: str | None = None
     strategy: str | None = None
     only: Only | None = None
+    shadow: ShadowSampling | None = None
 
     def __post_init__(self) -> None:
         if self.limit_nanousd <= 0:
@@ -150,6 +155,8 @@ class WorkflowSettings:
         checked_type("local", self.local, LocalSettings, "LocalSettings")
         if self.soft_limits is not None:
             checked_type("soft_limits", self.soft_limits, SoftLimits, "SoftLimits")
+        if self.shadow is not None:
+            checked_type("shadow", self.shadow, ShadowSampling, "ShadowSampling")
         self._check_names()
         self._check_places()
 

@@ -116,12 +116,15 @@ class SoftLimitWatch:
         if self._sender is not None:
             self._sender.close()
 
-    def posted(self, entry: Entry) -> None:
-        """Give word of the shares that the budget of an entry, or one above it, has passed. Never raises."""
-        if not entry.nanousd:
-            return
+    def posted(self, entries: Sequence[Entry]) -> None:
+        """Give word of the shares that budgets of entries, or those above them, have passed. Never raises."""
+        for name in dict.fromkeys(entry.budget for entry in entries if entry.nanousd):
+            self.look(name)
+
+    def look(self, name: str) -> None:
+        """The same of a budget whose calls other processes post. Never raises."""
         try:
-            for budget in self.ledger.lineage(entry.budget):
+            for budget in self.ledger.lineage(name):
                 self._check(budget)
         except ViaticumError as error:
             _log.warning("soft limits were not checked: %s", error)

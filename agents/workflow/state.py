@@ -14,6 +14,7 @@ from langchain_core.messages import convert_to_messages, convert_to_openai_messa
 from langgraph.channels.ephemeral_value import EphemeralValue
 from typing_extensions import TypedDict  # which pydantic can make schemas of
 
+from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.failover import Failure
 from viaticum.agents.workflow.serialization import completion_to_json, count_to_list, route_from_json
 from viaticum.agents.workflow.sessions import checked_session
@@ -41,6 +42,7 @@ class Allowance:
         only: labels of models, one of which a model has to have to be used: "local", a region or a tag of its
             entry. Stored with the question, and added to what the client allows.
         max_seconds: that the run may take, all its calls together, from when it begins or is continued.
+        deadline: of something larger that the run is a part of, such as all nodes of a graph around it.
         session: a name of the conversation that the question belongs to: it keeps its model while that is
             worth it (`viaticum.agents.workflow.sessions`).
 
@@ -57,6 +59,7 @@ class Allowance:
     only: Only | None = None
     max_seconds: float | None = None
     session: str | None = None
+    deadline: Deadline | None = None
 
     def __post_init__(self) -> None:
         if self.budget is not None:
@@ -73,6 +76,8 @@ class Allowance:
             checked_session(self.session)
         if self.max_seconds is not None:
             checked_seconds("max_seconds", self.max_seconds)
+        if self.deadline is not None:
+            checked_type("deadline", self.deadline, Deadline, "a Deadline")
         checked_type("settings", self.settings, GenerationSettings, "GenerationSettings")
         if self.only is not None:
             object.__setattr__(self, "only", checked_only(self.only))
@@ -158,6 +163,9 @@ class State(QuestionInput, AnswerOutput, total=False):
     on_short: WhenShort | None
     done: bool
     until: float | None
+
+
+OUTPUT = list(State.__annotations__)  # keys that a caller asks a run for
 
 
 def new_question(

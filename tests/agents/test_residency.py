@@ -13,21 +13,26 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from openai_server import OpenAIServer, running_server, spec_for
+from openai_server import KEY, OpenAIServer, running_server, spec_for
 from typer.testing import CliRunner
 from viaticum_server import chat_body, serving
 
+import viaticum
 from viaticum import Allowance, ChatViaticum, InputError, Viaticum
 from viaticum.agents.batch import run_batch
 from viaticum.agents.batch.tune import Tuning
 from viaticum.agents.cancellation import CancellationToken
 from viaticum.agents.completions import CompletionFinished, CompletionRequest, available_names, complete
 from viaticum.agents.server.api_keys import MIGRATIONS, ApiKeyStore
+from viaticum.agents.workflow.calls import Calls
+from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.cli import app
 from viaticum.errors import ModelNotAllowed, RateLimited, ViaticumError
 from viaticum.jobs import read_rows
+from viaticum.models.base import Generation
 from viaticum.models.remote.model import RemoteModel
 from viaticum.models.scripted import ScriptedModel
 from viaticum.questions import Question
@@ -478,3 +483,92 @@ def test_a_model_without_an_entry_is_local_where_it_runs_here(tmp_path: Path) ->
     table = RoutingTable((Row(Pair("mine", "direct"), 0.9, 20, 30, 10_000, 20_000),))
     with Viaticum("1", models=given, router=StaticRouter(table), folder=tmp_path, only="local") as client:
         assert client.solve(QUESTION, kind="number").value == "5"
+
+
+# Budgets
+
+
+@pytest.fixture
+def european(catalogue: Catalogue, tmp_path: Path) -> Iterator[Viaticum]:
+    """A client whose budget is below one for models of the EU and of this machine."""
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        ledger.create("org", limit_nanousd=10**9, only=["eu", "local"])
+        ledger.create("team", parent="org")
+    with Viaticum(
+        catalogue=catalogue,
+        folder=tmp_path,
+        budget_name="team",
+        router=StaticRouter(TABLE),
+        policy="best",
+        tries=1,
+    ) as client:
+        yield client
+
+
+def test_a_budget_pays_for_its_models_alone_whoever_asks(
+    european: Viaticum, abroad: OpenAIServer, nearby: OpenAIServer
+) -> None:
+    assert european.solve(QUESTION, kind="number").routes[0].pair == NEARBY
+    nearby.script = [(429, {}, "slow down")]
+    assert european.solve(QUESTION, kind="number").routes[-1].pair == HOME  # the failover too
+    with pytest.raises(ModelNotAllowed):
+        european.solve(QUESTION, allowance=Allowance(only="us"))
+    for name in ("abroad", "abroad+direct"):
+        with pytest.raises(ModelNotAllowed):
+            ask(european, name)
+        with pytest.raises(ModelNotAllowed):
+            ChatViaticum(model=name, client=european).invoke(QUESTION)
+    assert ask(european, "auto").routes == ("nearby+direct",)
+    assert "nearby" in ChatViaticum(client=european).invoke(QUESTION).content
+    assert abroad.requests == []
+    assert european.ledger.check() == []
+
+
+def test_a_budget_of_a_run_restricts_that_run(client: Viaticum, abroad: OpenAIServer) -> None:
+    client.ledger.create("eu", limit_nanousd=10**9, only="eu")
+    assert client.solve(QUESTION, allowance=Allowance(budget="eu")).routes[0].pair == NEARBY
+    assert abroad.requests == []
+    assert client.solve(QUESTION).routes[0].pair == ABROAD
+
+
+def test_a_call_that_nobody_restricted_is_refused_by_the_ledger(client: Viaticum) -> None:
+    """Where no route was chosen under the restriction, the hold is what refuses."""
+    client.ledger.create("eu", limit_nanousd=10**9, only="eu")
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    for labels in (client.labels, lambda model: ()):
+        calls = Calls(client.catalogue, client.ledger, client.model, labels=labels)
+        with pytest.raises(ModelNotAllowed):
+            list(calls.stream("eu", "k", "abroad", messages, Generation()))
+    assert client.ledger.hold("k") is None
+
+
+def test_keys_of_a_restricted_budget_reach_its_models_alone(
+    catalogue: Catalogue, tmp_path: Path, abroad: OpenAIServer
+) -> None:
+    with serving(tmp_path, catalogue=catalogue, router=StaticRouter(TABLE)) as server:
+        server.client.ledger.create("eu", limit_nanousd=10**9, only="eu")
+        token, _ = server.keys.create("anna", scope="eu")
+        headers = {"authorization": f"Bearer {token}"}
+        assert server.ask("auto", headers=headers).headers["x-viaticum-route"] == "nearby+direct"
+        refused = server.ask("abroad", headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed")
+        listed = server.http.get("/v1/models", headers=headers).json()["data"]
+        assert not any(each["id"].startswith("abroad") for each in listed)
+    assert abroad.requests == []
+
+
+def test_code_in_a_restricted_budget_reaches_its_models_alone(
+    catalogue: Catalogue, abroad: OpenAIServer, nearby: OpenAIServer
+) -> None:
+    """By the entries of the catalogue; a model without one goes nowhere, and what cannot be held neither."""
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "model": "fake"}
+    headers = {"authorization": f"Bearer {KEY}"}
+    with viaticum.budget("1", only="eu", catalogue=catalogue, unheld="allow") as budget:
+        sent = httpx.post(f"{nearby.url}/chat/completions", json=body, headers=headers)
+        refused = httpx.post(f"{abroad.url}/chat/completions", json=body)
+        unknown = httpx.post(f"{nearby.url}/chat/completions", json={**body, "model": "another"})
+        odd = httpx.post("https://api.openai.com/v1/images/generations", json={"prompt": "x"})
+    assert [each.status_code for each in (sent, refused, unknown, odd)] == [200, 403, 400, 400]
+    assert abroad.requests == []
+    assert len(nearby.requests) == 1
+    assert budget.calls.total() == 1

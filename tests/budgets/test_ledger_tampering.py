@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from altered_ledgers import alter, alter_postgres, alter_sqlite
 from ledger_calls import CALL, PRICES, USED
 from typer.testing import CliRunner
 
@@ -34,38 +35,9 @@ def check(address: str | Path) -> list[str]:
         return ledger.check()
 
 
-def alter_sqlite(path: Path, *statements: str) -> None:
-    """Run the statements without guards, which are then made again as they were."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as shell:
-        triggers = shell.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
-        for name, _ in triggers:
-            shell.execute(f"DROP TRIGGER {name}")
-        shell.execute("PRAGMA writable_schema = ON")
-        for statement in statements:
-            shell.execute(statement)
-        shell.execute("PRAGMA writable_schema = RESET")
-        for _, sql in triggers:
-            shell.execute(sql)
-
-
-def alter_postgres(address: str, *statements: str) -> None:
-    with psycopg.connect(address, autocommit=True) as shell:
-        shell.execute("SET search_path TO viaticum")
-        shell.execute("SET session_replication_role TO replica")
-        for statement in statements:
-            shell.execute(statement)
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "ledger.db") if request.param == "sqlite" else request.getfixturevalue("postgres")
-
-
-def alter(address: str, *statements: str) -> None:
-    if address.startswith("postgresql"):
-        alter_postgres(address, *statements)
-    else:
-        alter_sqlite(Path(address), *statements)
 
 
 @pytest.mark.parametrize("names", ["'org'", "'org', 'org/run'"])

@@ -18,6 +18,7 @@ from viaticum.agents.server.api_keys import ApiKeyStore
 from viaticum.agents.server.process import Address, Server
 from viaticum.agents.server.run import Limits
 from viaticum.agents.server.service import Service
+from viaticum.agents.workflow.shadow_settings import ShadowSampling
 from viaticum.catalogue import Catalogue
 from viaticum.routers.query import QueryRouter
 
@@ -94,6 +95,7 @@ def serving(
     root_scope: str | None = None,
     catalogue: Catalogue | None = None,
     router: QueryRouter | None = None,
+    shadow: ShadowSampling | None = None,
     **limits: Any,
 ) -> Iterator[RunningServer]:
     """A server until the end of the block. limits: fields of `Limits`."""
@@ -107,6 +109,7 @@ def serving(
             folder=folder,
             router=router or FakeRouter("fast+cot"),
             slots=limits.get("concurrency", 8),
+            shadow=shadow,
         ) as client,
         Address(port=0).listen() as listener,
     ):

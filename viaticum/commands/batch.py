@@ -21,6 +21,8 @@ from viaticum.commands.generation import Load, MaxSeconds, Model, Only, Strategy
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import LINE_SECONDS, StatusLine, loading_shown
+from viaticum.commands.shadow import with_shadow_options
+from viaticum.commands.soft_limits import with_soft_limit_options
 from viaticum.commands.table import print_table
 from viaticum.errors import InputError, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
@@ -88,6 +90,8 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print events as JSON lin
 
 @with_local_options
 @with_generation_options
+@with_shadow_options
+@with_soft_limit_options
 def batch(
     invocation: typer.Context,
     source: Source,
@@ -119,6 +123,8 @@ def batch(
     grace: Grace = 30.0,
     generation: GenerationSettings = NO_SETTINGS,
     local: LocalSettings = NO_LOCAL_SETTINGS,
+    shadow: Any = None,
+    soft_limits: Any = None,
     where: Where = None,
     as_json: JsonFlag = False,
     catalogue: CatalogueFile = None,
@@ -147,7 +153,7 @@ def batch(
         return _dry_run(source, as_json, common)
     flags = {"resume": resume, "force": force, "skip_bad": skip_bad, "keep_texts": keep_texts}
     calls = {"cache": cache, "timeout": timeout, "drain_seconds": grace, "ledger": where}
-    calls["max_seconds"] = max_seconds
+    calls |= {"max_seconds": max_seconds, "shadow": shadow, "soft_limits": soft_limits}
     job = common | _engine_settings(engine, cluster, workers, gpus) | flags | calls
     if not resume:
         return _run(source, out, as_json, job)
@@ -185,7 +191,7 @@ def _given(invocation: typer.Context, settings: dict[str, Any]) -> dict[str, Any
         source = invocation.get_parameter_source(parameter)
         return source is None or source.name.startswith("DEFAULT")
 
-    unset = {"generation": NO_SETTINGS, "local": NO_LOCAL_SETTINGS}
+    unset = {"generation": NO_SETTINGS, "local": NO_LOCAL_SETTINGS, "shadow": None, "soft_limits": None}
     return {
         name: value
         for name, value in settings.items()
@@ -245,6 +251,8 @@ class _EventPrinter:
         kind = event["event"]
         if kind == "reading":
             self._line.write(f"reading {event['input']}", last=True)
+        elif kind == "shadow":
+            self._line.write(f"asking a sample again of {event['model']}; the results are written", last=True)
         elif kind == "ended":
             self._end(event)
         elif self._line.terminal or kind == "started" or time.monotonic() - self._last >= LINE_SECONDS:

@@ -82,6 +82,14 @@ def create(
     per: Per = None,
     rolling: Rolling = False,
     zone: Zone = "UTC",
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only",
+            help="Labels of models, a,b,c: calls of others are not paid from it, here and below. It never "
+            "changes.",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
     where: Where = None,
 ) -> None:
@@ -93,6 +101,7 @@ def create(
             limit_tokens=tokens,
             parent=parent,
             window=window_from(per, rolling, zone),
+            only=only,
         )
     print_budgets([created], as_json, one=True)
 

@@ -8,7 +8,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,9 @@ from viaticum.commands.generation import POLICY, Load, MaxSeconds, Only, Policy,
 from viaticum.commands.local import with_local_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.progress import loading_shown
-from viaticum.errors import InputError, MissingExtra
+from viaticum.commands.shadow import with_shadow_options
+from viaticum.commands.soft_limits import with_soft_limit_options
+from viaticum.errors import MissingExtra
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.money import format_usd
@@ -27,10 +29,8 @@ if TYPE_CHECKING:
     from viaticum.agents.server.api_keys import ApiKeyStore
     from viaticum.agents.server.process import Address
     from viaticum.agents.server.service import Service
-    from viaticum.agents.workflow.soft_limits import SoftLimits
 
 BUDGET_NAME = "serve"
-WEBHOOK_SECRET = "VIATICUM_WEBHOOK_SECRET"
 BUDGET_USD = "1"
 
 Folder = Annotated[
@@ -70,22 +70,6 @@ BodyLimit = Annotated[int, typer.Option("--body-limit", help="Bytes of a request
 Connections = Annotated[
     int, typer.Option(help="Open at once at most, and fewer than the files of the process.", min=1)
 ]
-Shares = Annotated[
-    list[float] | None,
-    typer.Option(
-        "--soft-limit",
-        help="Share of a budget, such as 0.8, at which the log and --webhook are told; may be repeated. "
-        "[default with --webhook: 0.5, 0.8, 0.95]",
-    ),
-]
-WebhookUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--webhook",
-        help="Where soft limits are posted, signed with the base64 secret in VIATICUM_WEBHOOK_SECRET.",
-        metavar="URL",
-    ),
-]
 KeepResponses = Annotated[
     float,
     typer.Option(
@@ -103,6 +87,8 @@ JsonFlag = Annotated[
 
 @with_local_options
 @with_generation_options
+@with_shadow_options
+@with_soft_limit_options
 def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -124,8 +110,8 @@ def serve(
     load: Load = None,
     generation: GenerationSettings = NO_SETTINGS,
     local: LocalSettings = NO_LOCAL_SETTINGS,
-    shares: Shares = None,
-    webhook: WebhookUrl = None,
+    shadow: Any = None,
+    soft_limits: Any = None,
     keep_responses: KeepResponses = 30.0,
     insecure: Insecure = False,
     folder: Folder = None,
@@ -174,7 +160,8 @@ def serve(
                 only=only,
                 max_seconds=max_seconds,
                 generation=generation,
-                soft_limits=_soft_limits(shares, webhook),
+                shadow=shadow,
+                soft_limits=soft_limits,
             ) as client,
             _responses(home, keep_responses) as responses,
         ):
@@ -193,20 +180,6 @@ def _responses(home: Path, days: float) -> AbstractContextManager[ResponseStore 
     from viaticum.agents.responses_api.store import ResponseStore
 
     return ResponseStore(home / "responses.db", days=days) if days else nullcontext()
-
-
-def _soft_limits(shares: list[float] | None, url: str | None) -> SoftLimits | None:
-    from viaticum.agents.workflow.soft_limits import SHARES, SoftLimits
-    from viaticum.agents.workflow.webhooks import Webhook
-
-    if not shares and url is None:
-        return None
-    if url is None:
-        return SoftLimits(shares or SHARES)
-    secret = os.environ.get(WEBHOOK_SECRET)
-    if not secret:
-        raise InputError(f"--webhook needs {WEBHOOK_SECRET}; make one with `openssl rand -base64 32`")
-    return SoftLimits(shares or SHARES, webhook=Webhook(url, secret))
 
 
 def _require_extra() -> None:

@@ -27,6 +27,7 @@ from batch_jobs import (
 )
 from scripted_batch import rows_of, run
 
+import viaticum.agents.batch as batch_package
 from viaticum.agents.batch import job_folder, run_batch
 from viaticum.agents.batch import run as batch
 from viaticum.agents.batch.input import BatchRow
@@ -189,7 +190,7 @@ def test_rows_that_name_a_model_find_their_money(tmp_path: Path) -> None:
     assert {row.state for row in named} == {"answered"}
     assert Counter(row.route for row in free)[str(CHEAP)] > 20
     assert {row.route for row in ends["1"]} == {str(EXPENSIVE)}
-    previews = batch.preview_batch(
+    previews = batch_package.preview_batch(
         source, budget="0.0185", router=two_plans_router(), models=models()
     ).previews
     assert all(each.cost_p50 <= each.cost_p90 <= each.budget_nanousd for each in previews)

@@ -18,9 +18,9 @@ from tune_models import model, questions, right, says
 from tune_models import tuning as opened
 
 from viaticum.agents.batch.tune import Tuning
-from viaticum.agents.batch.tune_judge import read_verdict
 from viaticum.agents.batch.tune_report import conclude
 from viaticum.agents.batch.tune_rounds import buy
+from viaticum.agents.workflow.rubric import read_verdict
 from viaticum.catalogue import Catalogue
 from viaticum.errors import DataError, InputError
 from viaticum.generation import GenerationSettings

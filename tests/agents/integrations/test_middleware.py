@@ -16,7 +16,8 @@ from langchain_core.outputs import ChatResult
 from langgraph.checkpoint.memory import InMemorySaver
 
 from viaticum import BudgetExceeded, ChatViaticum, FakeRouter, InputError, ScriptedModel
-from viaticum.agents.integrations.middleware import BudgetMiddleware, model_name
+from viaticum.agents.integrations.call_bounds import model_name
+from viaticum.agents.integrations.middleware import BudgetMiddleware
 from viaticum.budgets import Ledger
 from viaticum.errors import UnknownPrice
 from viaticum.money import Price

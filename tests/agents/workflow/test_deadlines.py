@@ -15,6 +15,7 @@ from workflow_client import LARGE, SMALL, TABLE, ScriptedModel, client
 
 from viaticum import Allowance, ChatViaticum, InputError, Pair, Viaticum, build_graph
 from viaticum.agents.batch import run_batch
+from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.latencies import CallLatencies, Seconds, estimate
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue
@@ -327,3 +328,21 @@ def test_tries_of_a_row_and_other_pairs_have_what_is_left_of_its_deadline(tmp_pa
     assert 1 <= len(calls) <= 2, "five tries of two models would take three seconds"
     with Ledger(tmp_path / "ledger.db") as ledger:
         assert all(budget.held_nanousd == 0 for budget in ledger.budgets())
+
+
+def test_questions_of_one_run_share_its_deadline(tmp_path: Path) -> None:
+    """Of the run around them, and of each question, the one that passes first holds."""
+    over, later = Deadline(5.0, time.time() - 1.0), Deadline.after(60.0)
+    with client(tmp_path, "The answer is 5.", "The answer is 5.") as viaticum:
+        for allowance in (Allowance(deadline=over), Allowance(deadline=over, max_seconds=60.0)):
+            with pytest.raises(DeadlineExceeded, match="5 seconds"):
+                viaticum.solve(QUESTION, allowance=allowance)
+            with pytest.raises(DeadlineExceeded, match="5 seconds"):
+                viaticum.graph.invoke(
+                    {"question": QUESTION}, {"configurable": {"thread_id": "t"}}, context=allowance
+                )
+        assert viaticum.solve(QUESTION, allowance=Allowance(deadline=later)).value == "5"
+        with pytest.raises(DeadlineExceeded, match="1e-06 seconds"):
+            viaticum.solve(QUESTION, allowance=Allowance(deadline=later, max_seconds=1e-6))
+    with pytest.raises(InputError, match="deadline"):
+        Allowance(deadline=60.0)  # type: ignore[arg-type]

@@ -5,19 +5,26 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from batch_jobs import models, two_plans_router, write_questions
 from langchain.agents import create_agent
 from webhook_receiver import Receiver, receiving
 
 from viaticum import FakeRouter, InputError, ScriptedModel, Viaticum, build_graph
+from viaticum.agents.batch import run_batch
+from viaticum.agents.batch.output import Counts
+from viaticum.agents.batch.progress import Progress
+from viaticum.agents.batch.settings import BatchSettings
+from viaticum.agents.batch.soft_limits import watch_soft_limits
 from viaticum.agents.integrations.middleware import BudgetMiddleware
 from viaticum.agents.workflow.soft_limits import ShareSpent, SoftLimits, SoftLimitWatch
 from viaticum.agents.workflow.webhooks import Webhook
-from viaticum.budgets import Ledger
+from viaticum.budgets import Claim, Ledger, Settlement
 from viaticum.money import Price
 from viaticum.types import TokenCount
 
@@ -228,6 +235,57 @@ def test_client_graph_and_agent_take_soft_limits(tmp_path: Path) -> None:
     assert told == ["client", "graph", "agent"]
 
 
+def test_a_job_gives_word_as_everything_else_does(tmp_path: Path, receiver: Receiver) -> None:
+    """By callback, webhook and log, once a share; a job that goes on gives no word again."""
+    write_questions(tmp_path / "in.jsonl", 20)
+    told: list[ShareSpent] = []
+    limits = SoftLimits((0.3, 0.6), told.append, Webhook(receiver.url, SECRET))
+    given: dict[str, Any] = {
+        "models": models(),
+        "router": two_plans_router(),
+        "ledger": tmp_path / "ledger.db",
+        "soft_limits": limits,
+        "policy": "best",
+    }
+    ended = run_batch(tmp_path / "in.jsonl", tmp_path / "out.jsonl", budget="0.009", **given)
+    spent = ended.figures["spent_nanousd"] / 9_000_000
+    assert spent > 0.6
+    assert [(each.budget, each.share) for each in told] == [(ended.job.budget, 0.3), (ended.job.budget, 0.6)]
+    receiver.wait_for(2)
+    run_batch(tmp_path / "in.jsonl", tmp_path / "out.jsonl", resume=True, **given)
+    assert len(told) == 2
+    assert receiver.ids == [each.id for each in told]
+
+
+def test_what_workers_post_is_told_with_the_progress(tmp_path: Path) -> None:
+    """Workers have ledgers of their own, so that nothing is posted through the one of the job."""
+    told: list[float] = []
+    with opened(tmp_path) as ledger, opened(tmp_path) as worker, ExitStack() as stack:
+        progress = Progress(lambda event: None, ledger, "b", 2, Counts())
+        limits = SoftLimits((0.5, 0.9), lambda event: told.append(event.share))
+        settings = BatchSettings(soft_limits=limits, engine="ray")
+        watch = watch_soft_limits(settings, ledger, progress, stack)
+        assert watch is not None
+        spend(worker, 600)
+        assert told == []
+        progress.now()
+        assert told == [0.5]
+        spend(worker, 350)
+        progress.now()
+        progress.now()
+        assert told == [0.5, 0.9]
+
+
+def test_calls_that_are_posted_together_are_looked_at_once(tmp_path: Path) -> None:
+    with opened(tmp_path) as ledger:
+        seen: list[int] = []
+        ledger.on_post.append(lambda entries: seen.append(len(entries)))
+        claims = [Claim(f"k{n}", {"m": TokenCount(10, 0)}, PRICE, "", {}) for n in range(3)]
+        ledger.reserve_many("b", claims)
+        ledger.settle_many([Settlement(each.key, {"m": TokenCount(10, 0)}) for each in claims])
+        assert seen == [3]
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -252,13 +310,13 @@ def test_the_secret_is_not_shown() -> None:
     assert SECRET not in repr(SoftLimits(webhook=Webhook("https://a", SECRET)))
 
 
-def test_the_server_s_options(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    from viaticum.commands.serve import _soft_limits
+def test_the_options_of_the_commands(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    from viaticum.commands.soft_limits import soft_limits_of
 
-    assert _soft_limits(None, None) is None
-    assert _soft_limits([0.9], None) == SoftLimits([0.9])
+    assert soft_limits_of(None, None) is None
+    assert soft_limits_of([0.9], None) == SoftLimits([0.9])
     monkeypatch.delenv("VIATICUM_WEBHOOK_SECRET", raising=False)
     with pytest.raises(InputError, match="VIATICUM_WEBHOOK_SECRET"):
-        _soft_limits(None, receiver.url)
+        soft_limits_of(None, receiver.url)
     monkeypatch.setenv("VIATICUM_WEBHOOK_SECRET", SECRET)
-    assert _soft_limits(None, receiver.url) == SoftLimits(webhook=Webhook(receiver.url, SECRET))
+    assert soft_limits_of(None, receiver.url) == SoftLimits(webhook=Webhook(receiver.url, SECRET))

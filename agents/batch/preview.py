@@ -1,0 +1,81 @@
+"""A forecast of a job: what several budgets would buy. Calls no model, touches no ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Unpack
+
+from viaticum.agents.batch.folder import parse_budget
+from viaticum.agents.batch.input import Input, survey
+from viaticum.agents.batch.planning import PACED, RouteEstimates, RowPlanner
+from viaticum.agents.batch.steps import CONCURRENCY, worst_of
+from viaticum.agents.build import open_resources
+from viaticum.agents.workflow.estimates import output_limit
+from viaticum.agents.workflow.settings import Dollars, ModelKeywords, WorkflowSettings
+from viaticum.budgets import Ledger
+from viaticum.jobs import Preview
+
+SAMPLE = 2000  # rows from which the price of accuracy is computed
+BUDGET_SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the budget, in the preview
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Forecast of a job.
+
+    Attributes:
+        rows, bad: of the input; how many of them cannot be used.
+        previews: at several budgets.
+        routes: rows of a sample by the plan, such as model+strategy, that they would get at the budget.
+        origins: where the estimates come from, in words.
+    """
+
+    rows: int
+    bad: int
+    problems: tuple[str, ...]
+    previews: tuple[Preview, ...]
+    routes: Mapping[str, int] = field(default_factory=dict)
+    origins: tuple[str, ...] = ()
+
+
+def preview_batch(
+    source: str | Path,
+    *,
+    budget: Dollars,
+    policy: str = PACED,
+    deadline: float | None = None,
+    skip: int = 0,
+    limit: int | None = None,
+    format: str | None = None,
+    **settings: Unpack[ModelKeywords],
+) -> DryRun:
+    """Forecast what the budget, and others around it, would buy. Calls no model, touches no ledger.
+
+    Parameters and errors are those of `run_batch`.
+    """
+    input_file = Input.open(source, format=format, skip=skip, limit=limit)
+    amount = parse_budget(budget)
+    with Ledger("memory:") as ledger:
+        tools = open_resources(WorkflowSettings.from_keywords(None, {**settings, "concurrency": 1}), ledger)
+        planner = RowPlanner(
+            RouteEstimates(
+                tools.router,
+                tools.is_usable,
+                output_limit(tools.catalogue, tools.settings),
+                tools.none_usable,
+            ),
+            policy,
+            left=lambda: amount,
+            elapsed=lambda: 0.0,
+            worst=partial(worst_of, tools),
+            deadline=deadline,
+            concurrency=settings.get("concurrency", CONCURRENCY),
+        )
+        found = survey(input_file.rows(), lambda number: False, SAMPLE)
+        budgets = [max(1, round(amount * share)) for share in BUDGET_SHARES]
+        previews = planner.previews(found.sample, found.pending, budgets) if found.pending else []
+        routes, origins = planner.choices(found.sample, found.pending) if found.pending else ({}, [])
+        return DryRun(found.rows, found.bad, tuple(found.problems), tuple(previews), routes, tuple(origins))

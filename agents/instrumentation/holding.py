@@ -1,0 +1,108 @@
+"""What every hook does with a call that is about to be sent: who pays, its hold, or why it is refused.
+
+Leaves out how libraries are hooked (`http_hooks`, `bedrock_hooks`, `aiohttp_hooks`), and how calls are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from viaticum.agents.instrumentation import context
+from viaticum.agents.instrumentation.context import Held, Payer
+from viaticum.agents.instrumentation.requests import ModelCall, may_cost
+from viaticum.errors import BudgetClosed, BudgetExceeded, LedgerError, ModelNotAllowed, ViaticumError
+
+_sending: ContextVar[bool] = ContextVar("viaticum_sending", default=False)
+_elsewhere: set[tuple[str, int | None]] = set()  # hosts and ports whose calls another process holds
+
+
+class Refused(NamedTuple):
+    """Why a call is not sent, with the status and the code of the error that its client gets."""
+
+    status: int
+    message: str
+    code: str
+
+
+def leave_to(address: str) -> None:
+    """Leave calls to an address to the process that listens there, which holds them."""
+    parts = urlsplit(address)
+    _elsewhere.add((parts.hostname or "", parts.port))
+
+
+def payer_for(url: str) -> Payer | None:
+    """Who pays for a post to an address; None where nobody does, or it is met already."""
+    parts = urlsplit(url)
+    if _sending.get() or (parts.hostname or "", parts.port) in _elsewhere:
+        return None
+    payer = context.current()
+    if payer is None and may_cost("POST", url):
+        for each in context.open_budgets():  # several are open, and nothing says whose call this is
+            each.note_unheld(f"POST {parts.hostname}{parts.path} of a thread of no budget")
+    return payer
+
+
+def hold(payer: Payer, call: ModelCall) -> Held | Refused | None:
+    """The hold of a call, or why it is not sent; None where it is sent without one, which is noted."""
+    try:
+        return payer.reserve(call)
+    except (BudgetExceeded, BudgetClosed) as error:
+        payer.note_refusal("the budget is used up")
+        return Refused(402, str(error), "budget_exceeded")
+    except ModelNotAllowed as error:
+        payer.note_refusal(f"{call.model} is not allowed by the budget")
+        return Refused(403, str(error), "model_not_allowed")
+    except LedgerError as error:
+        payer.note_refusal("the ledger failed")
+        return Refused(503, str(error), "ledger_error")
+    except ViaticumError as error:
+        refuses = payer.refuses(f"{call.model}: {error}")
+        return Refused(400, str(error), "cannot_be_held") if refuses else None
+
+
+def unknown(payer: Payer, what: str) -> Refused | None:
+    """Why a request that may cost money and is no known call is not sent; None where it is, and noted."""
+    if not payer.refuses(what):
+        return None
+    message = f"{what} is no call whose cost is known before; allow it with unheld='allow'"
+    return Refused(400, message, "cannot_be_held")
+
+
+@contextmanager
+def sending(held: Held | None, not_sent: Collection[str]) -> Iterator[None]:
+    """While a request is sent, what lies below the client is not met again.
+
+    A call that was never sent is voided; one that broke off afterwards may have been charged for.
+
+    Args:
+        held: its hold.
+        not_sent: names of errors, or of their base classes, before anything was sent.
+    """
+    token = _sending.set(True)
+    try:
+        yield
+    except BaseException as error:
+        if held is not None:
+            if any(cls.__name__ in not_sent for cls in type(error).__mro__):
+                held.void()
+            else:
+                held.settle(None)
+        raise
+    finally:
+        _sending.reset(token)
+
+
+def tell(library: str, verb: str, url: str) -> None:
+    """Note what a library that is not held posts to a provider.
+
+    Raises:
+        ConnectionError: the budget refuses what it cannot hold.
+    """
+    payer = None if _sending.get() else context.current()
+    address = url.partition("?")[0]
+    if payer is not None and may_cost(verb.upper(), url) and payer.refuses(f"{verb} {address} by {library}"):
+        raise ConnectionError(f"viaticum: {verb} {address} by {library} cannot be held; allow it with unheld")

@@ -1,0 +1,372 @@
+"""Shadow sampling: a share of the answered questions is asked again of one model, in the background.
+
+So that what is saved by routing, and what is lost, can be said against "always this model" without running
+all of it. Shadow calls pay from a budget of their own, each held and settled as any call; where that is used
+up a question is recorded as not asked. The answer is given before its question is queued; a queue that is
+full, an error and a model that may not be used are recorded too, and nothing of it reaches the caller. A
+model that runs on this machine is asked one question at a time, and while no answer is in progress.
+
+Leaves out what follows from the samples (`viaticum.reports.shadow`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextvars
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from viaticum.agents.workflow.allowances import allowance_in
+from viaticum.agents.workflow.calls import Calls, ModelCall, SettledCall
+from viaticum.agents.workflow.estimates import estimate, output_limit
+from viaticum.agents.workflow.graph import Workflow
+from viaticum.agents.workflow.nodes import StoppableRun
+from viaticum.agents.workflow.resources import WorkflowResources
+from viaticum.agents.workflow.restrictions import restricted
+from viaticum.agents.workflow.rubric import SETTINGS, read_verdict, rubric_prompt
+from viaticum.agents.workflow.shadow_settings import ShadowSampling
+from viaticum.agents.workflow.state import (
+    OUTPUT,
+    Allowance,
+    RowAllowance,
+    State,
+    query_of,
+    residency_of,
+    settings_of,
+)
+from viaticum.budgets.records import digest
+from viaticum.catalogue import Catalogue
+from viaticum.errors import UnknownName, ViaticumError
+from viaticum.generation import NO_SETTINGS, GenerationSettings
+from viaticum.questions import digest_of
+from viaticum.residency import NO_RESTRICTION, Residency
+from viaticum.routers.query import Policy, as_policy, choose_plan
+from viaticum.routers.query.restricted import RestrictedRouter
+from viaticum.routers.query.single_pair import SinglePairRouter
+from viaticum.shadow_samples import GivenAnswer, ShadowSample, append_sample
+from viaticum.strategies import equivalent
+from viaticum.strategies.answers import is_right
+from viaticum.types import Answer, Pair, Query, split_model
+
+THREADS = 4
+IDLE_SECONDS = 0.05  # between looks at whether no answer is in progress
+QUEUED = 256  # questions that wait; more are recorded as not asked
+_log = logging.getLogger("viaticum")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """An answered question that is asked again.
+
+    Args:
+        id: of the request.
+        live: the answer that its caller got.
+        routes: the pairs that were called for it, as model+strategy.
+        golds: accepted answers, none where they are not known.
+        ask: makes the call of a chat, which no strategy reads, given the scope that pays and its ledger key;
+            None for a question of the workflow.
+    """
+
+    id: str
+    query: Query
+    live: GivenAnswer
+    routes: tuple[str, ...]
+    policy: Policy
+    settings: GenerationSettings
+    residency: Residency
+    golds: tuple[str, ...] = ()
+    ask: Callable[[str, str], GivenAnswer] | None = None
+
+
+class ShadowSampler:
+    """Samples answered questions and asks them again on threads of its own.
+
+    Args:
+        resources: of the answers, as they were opened; the ledger has the budget of the shadow calls.
+        sampling: the setting.
+        path: where samples are recorded.
+        is_idle: whether no answer is in progress.
+        threads: shadow calls at the same time, of a model that runs elsewhere.
+
+    Raises:
+        UnknownName: there is no such model or judge.
+        BudgetError: the budget of the shadow calls exists with another limit.
+    """
+
+    def __init__(
+        self,
+        resources: WorkflowResources,
+        sampling: ShadowSampling,
+        path: Path,
+        *,
+        is_idle: Callable[[], bool] = lambda: True,
+        threads: int = THREADS,
+    ) -> None:
+        for name in filter(None, (sampling.model, sampling.judge)):
+            _check_model(resources.catalogue, split_model(name)[0])
+        self.resources, self.sampling, self.path = resources, sampling, path
+        self._is_idle = is_idle
+        is_local = resources.catalogue[split_model(sampling.model)[0]].kind in ("local", "pair")
+        self._most, self._waits = (1, True) if is_local else (threads, False)
+        self.scope = f"{resources.budget}-shadow"
+        resources.ledger.create(self.scope, limit_nanousd=sampling.limit_nanousd)
+        self._begin()
+        atexit.register(self.close)
+
+    def _begin(self) -> None:
+        """Also in a forked child, to which no thread comes along."""
+        self._process, self._changed = os.getpid(), threading.Condition()
+        self._queue = deque[Sampled]()
+        self._runs = set[StoppableRun]()
+        self._threads, self._busy, self._closed = 0, 0, False
+
+    # The caller's thread
+
+    def offer(
+        self,
+        request: str,
+        values: Mapping[str, Any],
+        answer: Answer,
+        resources: WorkflowResources,
+        allowance: Allowance | None,
+    ) -> None:
+        """Take an answer of the workflow, if its question is sampled. Never raises, and never waits.
+
+        Args:
+            request: id of the request.
+            values: the last state of its graph.
+            resources: of that graph. One for a single pair that its caller named is no sample.
+            allowance: of its run.
+        """
+        if isinstance(resources.router, SinglePairRouter) or not self.sampling.is_sampled(request):
+            return
+        try:
+            state: Any = values
+            given = allowance_in(allowance or Allowance())
+            routes = tuple(str(route.pair) for route in answer.routes)
+            self.put(
+                Sampled(
+                    request,
+                    query_of(state),
+                    GivenAnswer(
+                        routes[-1] if routes else "", answer.value, answer.cost, answer.usage.seconds
+                    ),
+                    routes,
+                    as_policy(given.policy if given.policy is not None else resources.policy),
+                    settings_of(state),
+                    resources.residency & residency_of(state) & Residency.of(given.only),
+                )
+            )
+        except Exception:
+            _log.exception("a question was not sampled")
+
+    def offer_chat(
+        self, request: str, text: str, live: GivenAnswer, ask: Callable[[str, str], GivenAnswer]
+    ) -> None:
+        """The same of a plain chat with tools or a schema, if it is sampled.
+
+        Args:
+            request: its id.
+            text: the last one of its user.
+            live: its answer, as a digest of what the model wrote and called; the pair is the model.
+            ask: see `Sampled`.
+        """
+        if self.sampling.is_sampled(request):
+            query = Query(text.strip() or "-", "text")
+            policy = self.resources.policy
+            routes = (live.pair,)
+            self.put(Sampled(request, query, live, routes, policy, NO_SETTINGS, NO_RESTRICTION, ask=ask))
+
+    def put(self, sampled: Sampled) -> None:
+        """Queue a question. One that has no room is recorded as not asked."""
+        if self._process != os.getpid():
+            self._begin()
+        with self._changed:
+            if self._closed:
+                return
+            is_full = len(self._queue) >= QUEUED
+            if not is_full:
+                self._queue.append(sampled)
+            if not is_full and self._threads < min(self._most, len(self._queue) + self._busy):
+                self._threads += 1
+                thread = threading.Thread(target=self._work, name="viaticum-shadow", daemon=True)
+                contextvars.Context().run(thread.start)  # of no budget, run or trace of the caller
+            self._changed.notify()
+        if is_full:
+            self._record(sampled, reason="too many questions waited")
+
+    def wait_for_room(self, seconds: float) -> bool:
+        """Wait until few questions are queued; returns whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._queue) < self._most, seconds)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until nothing is queued or in progress; returns whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._queue and not self._busy, seconds)
+
+    def close(self, seconds: float | None = None) -> None:
+        """Take nothing new, wait for what is in progress, then end it; all is settled when this returns.
+
+        seconds: that it waits, by default as set.
+        """
+        atexit.unregister(self.close)
+        if self._process != os.getpid():
+            return
+        self.wait(self.sampling.wait_seconds if seconds is None else seconds)
+        with self._changed:
+            self._closed = True
+            self._queue.clear()
+            for run in self._runs:
+                run.request_drain()
+                run.stopped = True
+            self._changed.notify_all()
+        self.wait(60.0)  # a model that yields no piece cannot be ended
+
+    # Threads
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._queue) or self._closed)
+                while self._waits and not self._closed and not self._is_idle():
+                    self._changed.wait(IDLE_SECONDS)
+                if not self._queue:
+                    self._threads -= 1
+                    return
+                sampled, self._busy = self._queue.popleft(), self._busy + 1
+                run = StoppableRun()
+                self._runs.add(run)
+            try:
+                self._ask(sampled, run)
+            except Exception:
+                _log.exception("a shadow call failed")
+            finally:
+                with self._changed:
+                    self._runs.discard(run)
+                    self._busy -= 1
+                    self._changed.notify_all()
+
+    def _ask(self, sampled: Sampled, run: StoppableRun) -> None:
+        try:
+            shadow = self._answer(sampled, run)
+        except Exception as error:
+            is_ours, ended = isinstance(error, ViaticumError), run.stopped
+            reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
+            self._record(sampled, reason="the process ended" if ended else reason)
+        else:
+            self._compare(sampled, shadow, run)
+
+    def _answer(self, sampled: Sampled, run: StoppableRun) -> GivenAnswer:
+        """What the model answers that is always asked."""
+        model, strategy = split_model(self.sampling.model)
+        if sampled.ask is not None:
+            is_same = sampled.live.pair == model
+            return sampled.live if is_same else sampled.ask(self.scope, f"{self._run_of(sampled)}/0")
+        resources = replace(
+            restricted(self.resources, sampled.residency),
+            router=RestrictedRouter(self.resources.router, model, strategy or None),
+            budget=self.scope,
+            on_short="stop",
+            sync=lambda: None,
+        )
+        if self._is_same_call(sampled, resources):
+            return sampled.live
+        allowance = RowAllowance(policy=sampled.policy, run=self._run_of(sampled), settings=sampled.settings)
+        query = sampled.query
+        start: State = {"question": query.text, "kind": query.kind, "messages": list(query.messages)}
+        values: Any = {}
+        for chunk in (
+            Workflow(resources)
+            .build()
+            .stream(start, context=allowance, stream_mode="values", output_keys=OUTPUT, control=run)
+        ):
+            values = chunk
+        pair = values["routes"][-1]["pair"] if values["routes"] else ""
+        return GivenAnswer(pair, values["value"], values["cost"], values["seconds"])
+
+    @staticmethod
+    def _is_same_call(sampled: Sampled, resources: WorkflowResources) -> bool:
+        """Whether one call gave the answer and would be made again, which tells nothing and costs money."""
+        limit = output_limit(resources.catalogue, sampled.settings)
+        rows = estimate(resources.router, sampled.query, limit)[1]
+        rows = [row for row in rows if all(map(resources.is_usable, row.plan.pairs))]
+        if len(sampled.routes) != 1 or not rows:
+            return False
+        return str(choose_plan(rows, None, sampled.policy).plan) == sampled.routes[0]
+
+    def _compare(self, sampled: Sampled, shadow: GivenAnswer, run: StoppableRun) -> None:
+        live, kind = sampled.live, sampled.query.kind
+        equal: bool | None = equivalent(live.answer, shadow.answer, kind)
+        by = ""
+        if sampled.ask is not None:  # texts that differ may say the same
+            equal = equal or None
+        elif sampled.golds:
+            live, shadow = (
+                replace(each, correct=is_right(each.answer, sampled.golds, kind)) for each in (live, shadow)
+            )
+            by = "gold"
+        elif not equal and self.sampling.judge is not None and not run.stopped:
+            try:
+                live, shadow = (self._judged(sampled, each) for each in (live, shadow))
+                by = "judge"
+            except ViaticumError as error:
+                _log.warning("the judge of shadow calls gave no verdict: %s", error)
+        self._record(replace(sampled, live=live), shadow, equal, by)
+
+    def _judged(self, sampled: Sampled, given: GivenAnswer) -> GivenAnswer:
+        """The answer with the judge's verdict; no answer is wrong."""
+        if given.answer is None:
+            return replace(given, correct=False)
+        assert self.sampling.judge is not None
+        resources = restricted(self.resources, sampled.residency)
+        judge = Pair(self.sampling.judge, "chat")
+        prompt = Query(rubric_prompt(sampled.query.text, given.answer))
+        call = ModelCall.of(resources.model(judge.model), resources.catalogue, judge, prompt, SETTINGS)
+        key = f"{self._run_of(sampled)}/judge-{digest(given.answer)[:16]}"
+        calls = Calls(resources.catalogue, resources.ledger, resources.model, labels=resources.labels)
+        for event in calls.stream(self.scope, key, judge.model, call.messages, call.generation):
+            if isinstance(event, SettledCall):
+                return replace(given, correct=read_verdict(event.completion.text))
+        raise AssertionError("a stream ends with its settled call")
+
+    def _run_of(self, sampled: Sampled) -> str:
+        """Prefix of the ledger keys of a request, so that a call which was paid for is not made again."""
+        return f"{self.scope}/{digest(sampled.id)[:32]}"
+
+    def _record(
+        self,
+        sampled: Sampled,
+        shadow: GivenAnswer | None = None,
+        equal: bool | None = None,
+        by: str = "",
+        reason: str = "",
+    ) -> None:
+        sample = ShadowSample(
+            sampled.id,
+            digest_of(sampled.query.text),
+            self.sampling.model,
+            sampled.live,
+            shadow,
+            equal,
+            by,
+            reason,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        try:
+            append_sample(self.path, sample)
+        except ViaticumError as error:
+            _log.warning("a shadow sample was not recorded: %s", error)
+
+
+def _check_model(catalogue: Catalogue, name: str) -> None:
+    models = [spec.name for spec in catalogue.models()]
+    if name not in models:
+        raise UnknownName("model", name, models)
