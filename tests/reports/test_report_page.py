@@ -254,6 +254,31 @@ def test_every_chart_is_told_in_words_and_ids_are_single(opened: Any) -> None:
         assert set(labels.split()) <= set(ids)
 
 
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("look", ["light", "phone"])
+def test_no_label_of_a_chart_is_cut_or_covers_another(opened: Any, name: str, look: str) -> None:
+    """Of every chart: ticks, legends and names stand inside the drawing, and apart from each other."""
+    page, _ = opened(name, look)
+    charts = page.evaluate(
+        "() => { const box = each => { const b = each.getBoundingClientRect();"
+        " return [b.left, b.top, b.right, b.bottom] };"
+        " return [...document.querySelectorAll('figure svg')].filter(each => box(each)[2] > box(each)[0])"
+        ".map(svg => [svg.querySelector('title').textContent, box(svg),"
+        " [...svg.querySelectorAll('text')].map(each => [each.textContent, ...box(each)])]) }"
+    )
+    assert charts or name == "alone"
+    for title, (left, top, right, bottom), texts in charts:
+        shown = [each for each in texts if each[0].strip()]
+        for text, *edges in shown:
+            across = edges[0] >= left - 1 and edges[2] <= right + 1
+            down = edges[1] >= top - 1 and edges[3] <= bottom + 1
+            assert (across, down) == (True, True), (title, text)
+        for n, (one, *a) in enumerate(shown):
+            for two, *b in shown[n + 1 :]:
+                apart = a[2] <= b[0] + 1 or b[2] <= a[0] + 1 or a[3] <= b[1] + 3 or b[3] <= a[1] + 3
+                assert apart, (title, one, two)
+
+
 def test_every_pair_has_its_name_on_a_phone_too(opened: Any) -> None:
     page, _ = opened("one", "phone")
     names = page.evaluate(
