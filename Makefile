@@ -14,12 +14,12 @@ DEV := $(VENV)/.viaticum-dev
 BROWSER := $(VENV)/.viaticum-browser
 POOL := $(VENV)/.viaticum-pool
 
-.PHONY: help demo test coverage prove lint format bench docs clean
+.PHONY: help demo test coverage prove lint format bench docs dist clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
-	@echo "also: coverage, prove, lint, format, bench, docs, clean"
+	@echo "also: coverage, prove, lint, format, bench, docs, dist, clean"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -86,6 +86,10 @@ bench: $(LOCAL)
 docs: $(DEV)
 	$(BIN)/typer viaticum.cli utils docs --name viaticum --output docs/reference/cli.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -f docs/site/mkdocs.yml
+
+# Wheel and sdist in dist/, each tried in a clean virtual environment: what the release uploads.
+dist:
+	PYTHON=$(PYTHON) .ci/dist dist
 
 # Only what make made here: a VENV given from outside stays.
 clean:

@@ -219,9 +219,11 @@ def _point(budget: float, correct: Array, cost: Array) -> dict[str, float]:
     return {"budget": budget, "accuracy": float(correct.mean()), "cost": float(cost.mean())}
 
 
-def _token_coverage(prediction: Prediction, matrix: OutcomeMatrix) -> float:
-    """The share of answers that are no longer than their predicted 90% quantile."""
+def _token_coverage(prediction: Prediction, matrix: OutcomeMatrix) -> float | None:
+    """The share of answers no longer than their predicted 90% quantile; None for a table without tokens."""
     known = matrix.tokens > 0
+    if not known.any():
+        return None
     return float((matrix.tokens <= prediction.tokens[..., 1].numpy() + 0.5)[known].mean())
 
 

@@ -124,6 +124,15 @@ def test_evaluate_leaves_out_data_sets(fitted: Path, tmp_path: Path) -> None:
         run(*arguments, "model")
 
 
+def test_a_table_without_tokens_is_evaluated_without_their_share(fitted: Path, tmp_path: Path) -> None:
+    rows = [replace(row, input_tokens=None, output_tokens=None) for row in outcomes(60, seed=5)]
+    write_outcomes(tmp_path / "bare.jsonl", rows)
+    assert run_json("evaluate", fitted, tmp_path / "bare.jsonl")["token_coverage_p90"] is None
+    shown = run("evaluate", fitted, tmp_path / "bare.jsonl")
+    assert "tokens within" not in shown
+    assert "nan" not in shown
+
+
 def test_a_table_with_few_questions_is_warned_of(encoder: str, tmp_path: Path) -> None:
     for count, warned in ((40, True), (100, False)):
         write_outcomes(tmp_path / "few.jsonl", outcomes(count))

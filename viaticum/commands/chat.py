@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from viaticum.commands.completion import complete_model
 from viaticum.commands.generation import POLICY, Load, MaxSeconds, Only, Policy, with_generation_options
 from viaticum.commands.models import CatalogueFile
 from viaticum.commands.serve import Folder
@@ -37,7 +38,12 @@ HELP = "/budget what is left   /route who wrote the last answer   /new forget th
 
 @with_generation_options
 def chat(
-    model: Annotated[str, typer.Option(help="auto, a model of the catalogue, or MODEL+STRATEGY.")] = "auto",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="auto, a model of the catalogue, or MODEL+STRATEGY.", autocompletion=complete_model
+        ),
+    ] = "auto",
     dollars: Annotated[
         str | None, typer.Option("--budget", help="Dollars that the whole conversation may cost at most.")
     ] = None,

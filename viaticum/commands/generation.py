@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from viaticum.commands.completion import complete_model, complete_strategy
 from viaticum.commands.options import with_options
 from viaticum.errors import InputError
 from viaticum.generation import GenerationSettings
@@ -16,9 +17,13 @@ PANEL = "Generation"
 Kind = Annotated[
     str, typer.Option(help="Of the answer: auto, number, choice, boolean, date, expression or text.")
 ]
-Model = Annotated[str | None, typer.Option(help="Ask this model alone.")]
+Model = Annotated[str | None, typer.Option(help="Ask this model alone.", autocompletion=complete_model)]
 Strategy = Annotated[
-    str | None, typer.Option(help="Ask with this strategy alone; MODULE:NAME loads one of your own.")
+    str | None,
+    typer.Option(
+        help="Ask with this strategy alone; MODULE:NAME loads one of your own.",
+        autocompletion=complete_strategy,
+    ),
 ]
 Policy = Annotated[
     str,

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from viaticum.catalogue import Catalogue, ModelSpec
+from viaticum.commands.completion import complete_entry, complete_model
 from viaticum.commands.local import with_local_options
 from viaticum.commands.model_entries import CatalogueFile, JsonFlag, add, where
 from viaticum.commands.progress import ProgressBar
@@ -31,7 +32,7 @@ app = typer.Typer(
     no_args_is_help=True, help="List the models of the catalogue; fetch and check their weights."
 )
 
-Name = Annotated[str, typer.Argument(help="A model of the catalogue.")]
+Name = Annotated[str, typer.Argument(help="A model of the catalogue.", autocompletion=complete_entry)]
 
 
 app.command()(add)
@@ -70,7 +71,8 @@ def show(name: Name, as_json: JsonFlag = False, catalogue: CatalogueFile = None)
 @app.command()
 def pull(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Models; without any, those used by default.")
+        list[str] | None,
+        typer.Argument(help="Models; without any, those used by default.", autocompletion=complete_entry),
     ] = None,
     full_check: Annotated[
         bool, typer.Option("--check", help="Hash what is already here; repair it.")
@@ -129,7 +131,9 @@ def measure(
 @app.command("test")
 @with_local_options
 def try_model(
-    name: Annotated[str, typer.Argument(help="A model that answers questions.")],
+    name: Annotated[
+        str, typer.Argument(help="A model that answers questions.", autocompletion=complete_model)
+    ],
     rows: Annotated[int, typer.Option(help="Most texts at once of a local one: 1, 4 or 16.", min=1)] = 4,
     dollars: Annotated[
         str, typer.Option("--budget", help="Dollars that the call may cost at most.")

@@ -166,9 +166,11 @@ def evaluate(
         + " its cost"
     )
     middle = sorted(budget)[len(budget) // 2] if budget else MIDDLE_BUDGET
+    covered = result["token_coverage_p90"]
+    tokens = "" if covered is None else f"tokens within p90 {covered:.1%}; "
     typer.echo(
         f"{result['questions']} questions; oracle {result['oracle']:.1%}; "
-        f"calibration error {result['ece']:.3f}; tokens within p90 {result['token_coverage_p90']:.1%}; "
+        f"calibration error {result['ece']:.3f}; {tokens}"
         f"most used pair has {result['largest_share']:.0%} of the calls at {usd(middle)}"
     )
 

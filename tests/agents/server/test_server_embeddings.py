@@ -11,42 +11,13 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from tiny_encoder import LONGEST, write_tiny_encoder
 from viaticum_server import FIELDS, RunningServer, serving
 
 from viaticum.catalogue import Catalogue
 from viaticum.models.remote.request import load_litellm
 
-WORDS = ["how", "many", "apples", "are", "left", "who", "is", "her", "uncle", "##s"]
 TEXTS = ["how many apples are left", "who is her uncle", "apples"]
-LONGEST = 16  # tokens of a text
-
-
-def write_encoder(folder: Path) -> Path:
-    """A BERT of one layer over a few words, as sentence-transformers stores it."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    bert = folder / "bert"
-    bert.mkdir(parents=True)
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (bert / "vocab.txt").write_text("\n".join(tokens))
-    BertTokenizerFast(str(bert / "vocab.txt")).save_pretrained(str(bert))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokens),
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=32,
-    )
-    BertModel(config).save_pretrained(str(bert))
-    transformer = Transformer(str(bert), max_seq_length=LONGEST)
-    encoder = SentenceTransformer(modules=[transformer, Pooling(8)], device="cpu")
-    encoder.save(str(folder / "encoder"))
-    return folder / "encoder"
 
 
 def catalogue_with(encoder: Path, folder: Path) -> Catalogue:
@@ -62,7 +33,7 @@ def catalogue_with(encoder: Path, folder: Path) -> Catalogue:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_encoder(tmp_path_factory.mktemp("encoder"))
+    return write_tiny_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")
