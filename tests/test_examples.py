@@ -10,6 +10,7 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 
+from viaticum import FakeRouter, ScriptedModel, build_graph
 from viaticum.questions import read_questions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,3 +73,14 @@ def test_langgraph_json_names_a_graph(tmp_path: Path) -> None:
     assert named["dependencies"] == ["."]
     program = f"from {Path(file).stem} import {name}; print(type({name}).__name__, {name}.checkpointer)"
     assert printed("-c", program, cwd=EXAMPLES, home=tmp_path) == ["CompiledStateGraph None"]
+
+
+def test_langgraphs_server_can_show_what_the_graph_takes() -> None:
+    """It makes JSON schemas of input, output and context, for its API and for Studio."""
+    graph = build_graph("0.05", models={"m": ScriptedModel("42")}, router=FakeRouter("m+cot"))
+    assert {"question", "kind"} <= set(graph.get_input_jsonschema()["properties"])
+    assert {"value", "cost_usd"} <= set(graph.get_output_jsonschema()["properties"])
+    context = graph.get_context_jsonschema()
+    assert context is not None
+    assert context["properties"]["policy"]["anyOf"][0] == {"type": "string"}
+    assert {"budget", "only", "max_seconds", "session"} <= set(context["properties"])

@@ -10,7 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from pydantic_core import core_schema
 
 from viaticum.checks import checked_type
 from viaticum.errors import BudgetExceeded, InputError, UnknownName
@@ -50,6 +52,13 @@ class Policy(ABC):
     def filter_fallbacks(self, rows: list[RowT]) -> list[RowT]:
         """Rows that are worth their cost after other pairs gave no answer: by default all."""
         return rows
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        """An object of this class; in JSON its text, so that servers of graphs can show what a call takes."""
+        return core_schema.json_or_python_schema(
+            json_schema=core_schema.str_schema(), python_schema=core_schema.is_instance_schema(cls)
+        )
 
 
 @dataclass(frozen=True)
