@@ -7,7 +7,8 @@ A stub provider on a loopback port counts the requests that reach it, by model a
 SIGKILL of the whole process of the job, which then goes on as `--resume` does. In the end every request has
 to be posted in the ledger or held there as unknown: a request beyond those was free, a post beyond the
 requests was charged twice. A call that was dispatched and killed before its request left is unknown too;
-those are told apart. The server's part is in benchmarks/_faults_server.py.
+those are told apart. The server's part is in benchmarks/_faults_server.py, that of providers' batches in
+benchmarks/_faults_provider.py.
 """
 
 from __future__ import annotations
@@ -175,11 +176,11 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--pause", type=float, default=0.15, help="seconds of an answer of the stub")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--part", choices=("batch", "server", "all"), default="all")
+    parser.add_argument("--part", choices=("batch", "server", "provider", "all"), default="all")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     right, figures = True, dict[str, Any]()
-    if args.part != "server":
+    if args.part in ("batch", "all"):
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)
         multiprocessing.get_context("forkserver").set_forkserver_preload(["_faults_job"])
         with tempfile.TemporaryDirectory() as folder:
@@ -190,7 +191,13 @@ def main() -> None:
         show("numbered points", at_points, missed)
         right = found.is_right and at_points.is_right
         figures |= {"random": asdict(found), "points": asdict(at_points), "points_not_passed": missed}
-    if args.part != "batch" and importlib.util.find_spec("_faults_server") is not None:
+    if args.part in ("provider", "all"):
+        import _faults_provider
+
+        for form in ("openai", "anthropic"):
+            form_right, form_figures = _faults_provider.run(1_000, 10, args.seed, form)
+            right, figures = right and form_right, figures | {f"provider_{form}": form_figures}
+    if args.part in ("server", "all") and importlib.util.find_spec("_faults_server") is not None:
         import _faults_server
 
         server_right, server_figures = _faults_server.run(args.seed)

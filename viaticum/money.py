@@ -7,8 +7,9 @@ through its shortest decimal form, and leave as integers or text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from dataclasses import dataclass, fields, replace
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from typing import Any, TypeVar
 
 from viaticum.errors import InputError
 
@@ -125,6 +126,12 @@ class Price:
         """A price as vendors quote it, in dollars per million tokens."""
         return cls(nanousd(input_usd), nanousd(output_usd))
 
+    def discounted(self, discount: Decimal) -> Price:
+        """The price without a share of every rate, each rounded up. discount: from 0 to below 1."""
+        return replace(
+            _discounted(self, discount), tiers=tuple(_discounted(tier, discount) for tier in self.tiers)
+        )
+
     def cost(
         self,
         input_tokens: int,
@@ -179,6 +186,19 @@ class Price:
     def _rounded_up(self, millionths: int, milliseconds: int) -> int:
         millionths += milliseconds * self.nanousd_per_second * (TOKENS_PER_MILLION // 1000)
         return -(-millionths // TOKENS_PER_MILLION)
+
+
+Rates = TypeVar("Rates", Price, Tier)
+
+
+def _discounted(rates: Rates, discount: Decimal) -> Rates:
+    def reduced(rate: int | None) -> Any:
+        return None if rate is None else int((rate * (1 - discount)).to_integral_value(ROUND_CEILING))
+
+    return replace(
+        rates,
+        **{each.name: reduced(getattr(rates, each.name)) for each in fields(rates) if "nanousd" in each.name},
+    )
 
 
 def as_price(given: Price | tuple[str | int | float | Decimal, str | int | float | Decimal]) -> Price:

@@ -22,8 +22,8 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from viaticum.agents.batch.cache import CachedAnswer, as_cached
-from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
-from viaticum.agents.batch.results import CallResult, build_row, paid_calls
+from viaticum.agents.batch.planned_rows import NO_FALLBACK, PlannedRow
+from viaticum.agents.batch.results import BATCH_TAG, CallResult, build_row, paid_calls
 from viaticum.agents.batch.steps import (
     CONCURRENCY,
     DRAIN_SECONDS,
@@ -232,8 +232,13 @@ class _Executor:
         yield from self._reserve(single_calls)
 
     def _restore_plan(self, task: Task, hold: Hold) -> None:
-        """Take the plan that a killed run had chosen for this row; its last try has the latest."""
+        """Take the plan that a killed run had chosen for this row; its last try has the latest.
+
+        A row that a provider's batch has not answered is planned anew.
+        """
         *_, last = existing_tries(self.ledger, hold.key)
+        if BATCH_TAG in last.tags and last.state != "posted":
+            return
         plan = plan_from_hold(last)
         if plan is not None and plan != task.planned.plan:
             why = "decided before the job was interrupted"

@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from viaticum.agents.batch.input import BatchRow, Input
-from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
+from viaticum.agents.batch.planned_rows import NO_FALLBACK, PlannedRow
 from viaticum.agents.batch.resume import differences
 from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars
 from viaticum.budgets.records import digest
 from viaticum.errors import InputError
 from viaticum.files import private_folder, run_lock
-from viaticum.jobs import CACHE, JOB, ROWS, Job
+from viaticum.jobs import CACHE, JOB, PROVIDER_BATCHES, ROWS, Job
 from viaticum.money import nanousd
 from viaticum.routers.query import QueryRouter, StaticRouter
 from viaticum.routers.query.covering import CoveringRouter
@@ -28,7 +28,7 @@ from viaticum.shadow_samples import SHADOWS
 from viaticum.types import Row
 
 LOCK = ".lock"
-OWN = (JOB, ROWS, CACHE, SHADOWS)  # and what SQLite and atomic writes put beside them
+OWN = (JOB, ROWS, CACHE, SHADOWS, PROVIDER_BATCHES)  # and what SQLite and atomic writes put beside them
 
 
 def job_folder(out: str | Path) -> Path:

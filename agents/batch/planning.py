@@ -11,162 +11,35 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from viaticum.agents.batch.input import BatchRow
-from viaticum.agents.batch.plan_times import PlanTimes
+from viaticum.agents.batch.planned_rows import (
+    NO_FALLBACK,
+    PlannedRow,
+    RouteEstimates,
+    at_batch_price,
+    scaled,
+)
 from viaticum.agents.batch.reserved import ReservedForNamedModels
-from viaticum.agents.workflow.estimates import estimate
 from viaticum.budgets.allocate import SKIPPED
 from viaticum.budgets.pacing import Pacer, preview
 from viaticum.errors import BudgetExceeded, InputError, ViaticumError
 from viaticum.jobs import JobRow, Preview
 from viaticum.money import NANOUSD_PER_USD
 from viaticum.quantiles import mean_and_spread
-from viaticum.routers.query import AtPrice, Plan, PlanRow, Policy, QueryRouter, choose_plan, parse_policy
-from viaticum.routers.query.limits import Limit
-from viaticum.types import Pair, Query, Row, split_model
+from viaticum.routers.query import AtPrice, Plan, PlanRow, Policy, choose_plan, parse_policy
+from viaticum.types import Pair, Query, split_model
 
 PACED = "paced"
 BLOCK_ROWS = 256  # rows that are planned together, at most
 UNSETTLED_SHARE = 16  # at most a 16th of the remaining rows is unsettled: prices follow real costs
 HOLD_ROWS = 8  # about so many rows give the worst case of each plan
-NO_FALLBACK = AtPrice(math.inf)  # no other pair is tried after the named one gave no answer
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedRow:
-    """A row and its plan.
-
-    plan: None where the row is skipped; `why` says why. accuracy, costs (nano-dollars), tokens_p50,
-    tokens_p90 (of output): estimates for the plan, None where there are none. seen: the router was fitted on
-    this very question; None where it cannot tell. policy: for the pairs that are
-    tried after the plan gave no answer. choice, expected, spread, seconds: the pacer's
-    original choice and estimates, kept when the plan later changes.
-    """
-
-    row: BatchRow
-    plan: Plan | None
-    policy: Policy
-    why: str = ""
-    accuracy: float | None = None
-    cost_p50: int | None = None
-    cost_p90: int | None = None
-    cost_mean: int | None = None
-    tokens_p50: int | None = None
-    tokens_p90: int | None = None
-    choice: int = SKIPPED
-    expected: float = 0.0
-    spread: float = 0.0
-    seconds: float = 0.0
-    seen: bool | None = None
-
-    @property
-    def query(self) -> Query:
-        assert self.row.query is not None, "a row that cannot be used is not planned"
-        return self.row.query
-
-
-class RouteEstimates:
-    """Estimates of a router for the plans that can be run here.
-
-    Args:
-        router: predicts them.
-        usable: whether the model of a pair is usable.
-        limit: returns the most output tokens of a call of a pair.
-        none_usable: returns the error where no model of these pairs is usable.
-        times: how long plans take; None where that is not known.
-    """
-
-    def __init__(
-        self,
-        router: QueryRouter,
-        usable: Callable[[Pair], bool],
-        limit: Limit = lambda pair: None,
-        none_usable: Callable[[Iterable[Pair]], ViaticumError] = lambda pairs: InputError(
-            "no pair can be asked here; add a model: viaticum models add NAME"
-        ),
-        times: PlanTimes | None = None,
-    ) -> None:
-        self._router, self._usable, self._limit = router, usable, limit
-        self._none_usable, self.times = none_usable, times or PlanTimes()
-        self._last: tuple[Any, list[PlanRow], dict[Pair, Row], int] | None = None
-
-    def prefetch(self, rows: Sequence[BatchRow]) -> None:
-        self._router.prefetch([row.query for row in rows if row.query is not None])
-
-    def of(self, query: Query) -> tuple[list[PlanRow], dict[Pair, Row]]:
-        """The plans of usable pairs that are quick enough, and the table by pair.
-
-        A router with one table for all rows is asked once, and again when times may have changed.
-        """
-        self.times.refresh()
-        table, version = self._router.table(query), self.times.version
-        last = self._last
-        if not self._router.has_plans and last is not None and last[0] is table and last[3] == version:
-            return last[1], last[2]
-        limited, plans = estimate(self._router, query, self._limit)
-        plans = [each for each in plans if all(map(self._usable, each.plan.pairs))]
-        rows = {row.pair: row for row in limited}
-        plans = self.times.in_time(plans, rows)
-        self._last = (table, plans, rows, version)
-        return plans, rows
-
-    def usable_plans(self, query: Query) -> list[PlanRow]:
-        """The plans of usable pairs, at least one. Raises the reason where no pair is usable."""
-        plans, table = self.of(query)
-        if not plans:
-            raise self._none_usable(table)
-        return plans
-
-    def planned(
-        self,
-        row: BatchRow,
-        plan: Plan,
-        policy: Policy,
-        why: str = "",
-        choice: int = SKIPPED,
-        expected: float = 0.0,
-        spread: float = 0.0,
-        seconds: float = 0.0,
-    ) -> PlannedRow:
-        """A row with a plan and its estimates: tokens where the plan is one call of one pair."""
-        assert row.query is not None
-        plans, table = self.of(row.query)
-        found = next((each for each in plans if each.plan == plan), None)
-        alone = table.get(plan.pairs[0]) if len(plan.pairs) == 1 else None
-        return PlannedRow(
-            row,
-            plan,
-            policy,
-            why,
-            None if found is None else found.accuracy,
-            None if found is None else found.cost_p50,
-            None if found is None else found.cost_p90,
-            None if found is None else found.cost_mean,
-            None if alone is None else alone.tokens_p50,
-            None if alone is None else alone.tokens_p90,
-            choice,
-            expected,
-            spread,
-            seconds,
-            self._router.has_seen(row.query),
-        )
-
-    def replan(self, planned: PlannedRow, plan: Plan, why: str) -> PlannedRow:
-        """The same row with another plan; keeps the pacer's choice and estimates."""
-        kept = (planned.choice, planned.expected, planned.spread, planned.seconds)
-        return self.planned(planned.row, plan, planned.policy, why, *kept)
-
-    def cheaper_pairs(self, query: Query, than: int) -> list[PlanRow]:
-        """Single pairs with an expected cost below `than` nano-dollars, the most accurate first."""
-        plans, _ = self.of(query)
-        found = [each for each in plans if len(each.plan.pairs) == 1 and each.cost_p90 < than]
-        return sorted(found, key=lambda each: (-each.accuracy, each.expected_cost))
+BatchFactor = Callable[[BatchRow, Plan], float | None]
 
 
 class RowPlanner:
@@ -181,6 +54,8 @@ class RowPlanner:
             nothing back.
         deadline: seconds after which no row is started; None for none.
         concurrency: calls at the same time.
+        batch_factor: returns the share of its price that a row's plan costs in a provider's batch; None where
+            the row cannot wait for one.
 
     Raises:
         InputError: the policy is unknown.
@@ -196,8 +71,9 @@ class RowPlanner:
         worst: Callable[[PlannedRow], int] | None = None,
         deadline: float | None = None,
         concurrency: int = 1,
+        batch_factor: BatchFactor = lambda row, plan: None,
     ) -> None:
-        self.estimates = estimates
+        self.estimates, self._batch_factor = estimates, batch_factor
         self.policy = None if policy == PACED else parse_policy(policy)
         self._left, self._elapsed, self._deadline = left, elapsed, deadline
         self._concurrency, self._worst = concurrency, worst
@@ -206,7 +82,7 @@ class RowPlanner:
         self._pacer: Pacer | None = None
         self._unsettled = 0
         self._ended: list[tuple[PlannedRow, JobRow]] = []
-        self._arrays: tuple[Any, list[Array]] | None = None
+        self._arrays: tuple[Any, list[Array], list[float | None]] | None = None
         self._began_at, self._budget, self._reserved = 0.0, 0, ReservedForNamedModels()
 
     def begin(self, sample: Sequence[tuple[int, BatchRow]], rows: int) -> None:
@@ -252,7 +128,8 @@ class RowPlanner:
         self.begin(sample, rows)
         counts, origins = Counter[str](), dict[str, None]()
         for planned in self._plan_block([row for _, row in sample]):
-            counts["skipped" if planned.plan is None else str(planned.plan)] += 1
+            route = "skipped" if planned.plan is None else str(planned.plan)
+            counts[f"{route} (provider batch)" if planned.deferred else route] += 1
             if planned.plan is not None and not planned.row.names_model:
                 _, table = self.estimates.of(planned.query)
                 found = (table[pair].origin for pair in planned.plan.pairs if pair in table)
@@ -276,6 +153,20 @@ class RowPlanner:
                 if self._unsettled > self._max_unsettled():
                     while self._unsettled > self._max_unsettled() // 2:
                         yield None
+
+    def left_to_batch(self, rows: int) -> None:
+        """Planned rows wait for a provider's batch: no further row waits for them to be settled."""
+        self._unsettled -= rows
+
+    def answered_in_batch(
+        self, row: BatchRow, plan: Plan, policy: Policy | None, factor: float
+    ) -> PlannedRow:
+        """A row whose call was made in a provider's batch, with its estimates there.
+
+        policy: for the pairs that are tried where it has no answer; None for that of the job.
+        """
+        policy = policy or self.policy or NO_FALLBACK
+        return at_batch_price(self.estimates.planned(row, plan, policy), factor)
 
     def settled(self, planned: PlannedRow, row: JobRow) -> None:
         """Take the result of a planned row."""
@@ -323,13 +214,15 @@ class RowPlanner:
 
     def _named_cost(self, row: BatchRow) -> float:
         """Expected cost of a row that names its model: the table's, else its worst case."""
-        planned = self._plan_named(row)
+        planned = self._deferred_if_possible(self._plan_named(row))
         if planned.cost_p50 is not None and planned.cost_p90 is not None:
             mean = math.nan if planned.cost_mean is None else planned.cost_mean
             costs = (np.array(float(each)) for each in (planned.cost_p50, planned.cost_p90, mean))
             return float(mean_and_spread(*costs)[0])
+        factor = self._batch_factor(row, planned.plan) if planned.plan is not None else None
         try:
-            return float(self._worst(planned)) if self._worst is not None else 0.0
+            worst = float(self._worst(planned)) if self._worst is not None else 0.0
+            return worst if factor is None else worst * factor
         except ViaticumError:  # the row fails with this error
             return 0.0
 
@@ -380,7 +273,8 @@ class RowPlanner:
         if row.names_model:
             return [np.full(len(self._plans), math.nan)] * 4
         plans, table = self.estimates.of(_query(row))
-        if self._arrays is not None and self._arrays[0] is plans:
+        factors = [self._batch_factor(row, each) for each in self._plans]
+        if self._arrays is not None and self._arrays[0] is plans and self._arrays[2] == factors:
             return self._arrays[1]
         estimates = np.full((4, len(self._plans)), math.nan)
         means = np.full(len(self._plans), math.nan)
@@ -394,9 +288,11 @@ class RowPlanner:
             estimates[:, number] = each.accuracy, each.cost_p50, each.cost_p90, seconds
             means[number] = math.nan if each.cost_mean is None else each.cost_mean
         mean, spread = mean_and_spread(estimates[1], estimates[2], means)
-        line = [estimates[0], mean, spread, estimates[3] / self._concurrency]
+        share = np.array([1.0 if factor is None else factor for factor in factors])
+        here = np.array([factor is None for factor in factors])  # what waits takes no time of ours
+        line = [estimates[0], mean * share, spread * share, here * estimates[3] / self._concurrency]
         if not single:
-            self._arrays = (plans, line)
+            self._arrays = (plans, line, factors)
         return line
 
     def _plan_block(self, rows: list[BatchRow]) -> Iterator[PlannedRow]:
@@ -413,12 +309,13 @@ class RowPlanner:
         policy = AtPrice(self._pacer.price * NANOUSD_PER_USD)
         for index, (row, choice) in enumerate(zip(rows, chosen.tolist(), strict=True)):
             if row.names_model:
-                yield replace(self._plan_named(row), expected=self._named_cost(row))
+                named = self._deferred_if_possible(self._plan_named(row))
+                yield replace(named, expected=self._named_cost(row))
                 continue
             if choice == SKIPPED:
                 yield PlannedRow(row, None, policy, "no way is worth what it costs at this budget")
                 continue
-            yield self.estimates.planned(
+            planned = self.estimates.planned(
                 row,
                 self._plans[choice],
                 policy,
@@ -428,19 +325,31 @@ class RowPlanner:
                 float(spread[index, choice]),
                 float(seconds[index, choice]) if timed else 0.0,
             )
+            yield self._deferred_if_possible(planned)
 
     def _plan_by_policy(self, row: BatchRow) -> PlannedRow:
         """Plan a row by the fixed policy, from what is left."""
         if row.names_model:
-            return self._plan_named(row)
+            return self._deferred_if_possible(self._plan_named(row))
         assert self.policy is not None
         plans = self.estimates.usable_plans(_query(row))
         plans = [each for each in plans if row.overrides is None or len(each.plan.pairs) == 1]
+        plans = [self._at_its_price(row, each) for each in plans]
         try:
             route = choose_plan(plans, self._left(), self.policy)
         except BudgetExceeded as error:
             return PlannedRow(row, None, self.policy, str(error))
-        return self.estimates.planned(row, route.plan, self.policy, route.why)
+        planned = self.estimates.planned(row, route.plan, self.policy, route.why)
+        return self._deferred_if_possible(planned)
+
+    def _at_its_price(self, row: BatchRow, found: PlanRow) -> PlanRow:
+        """A plan at the price of a provider's batch, where the row can wait for one."""
+        factor = self._batch_factor(row, found.plan)
+        return found if factor is None else replace(found, **scaled(found, factor))
+
+    def _deferred_if_possible(self, planned: PlannedRow) -> PlannedRow:
+        factor = None if planned.plan is None else self._batch_factor(planned.row, planned.plan)
+        return planned if factor is None else at_batch_price(planned, factor)
 
     def _plan_named(self, row: BatchRow) -> PlannedRow:
         return self.estimates.planned(row, self.named_plan(row), NO_FALLBACK, "the row names it")

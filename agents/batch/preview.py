@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Unpack
 
+from viaticum.agents.batch.deferral import Deferral
 from viaticum.agents.batch.folder import parse_budget
 from viaticum.agents.batch.input import Input, survey
-from viaticum.agents.batch.planning import PACED, RouteEstimates, RowPlanner
+from viaticum.agents.batch.plan_times import PlanTimes
+from viaticum.agents.batch.planned_rows import RouteEstimates
+from viaticum.agents.batch.planning import PACED, RowPlanner
 from viaticum.agents.batch.steps import CONCURRENCY, worst_of
 from viaticum.agents.build import open_resources
 from viaticum.agents.workflow.estimates import output_limit
+from viaticum.agents.workflow.resources import WorkflowResources
 from viaticum.agents.workflow.settings import Dollars, ModelKeywords, WorkflowSettings
 from viaticum.budgets import Ledger
 from viaticum.jobs import Preview
 
 SAMPLE = 2000  # rows from which the price of accuracy is computed
 BUDGET_SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the budget, in the preview
+
+
+def planner_for(
+    tools: WorkflowResources,
+    policy: str,
+    deferral: Deferral,
+    left: Callable[[], int],
+    concurrency: int,
+    times: PlanTimes | None = None,
+) -> RowPlanner:
+    """The planner of a job. left: as of `RowPlanner`; times: as of `RouteEstimates`."""
+    return RowPlanner(
+        RouteEstimates(
+            tools.router,
+            tools.is_usable,
+            output_limit(tools.catalogue, tools.settings),
+            tools.none_usable,
+            times,
+        ),
+        policy,
+        left=left,
+        elapsed=deferral.elapsed,
+        worst=partial(worst_of, tools),
+        deadline=deferral.deadline,
+        concurrency=concurrency,
+        batch_factor=deferral.factor,
+    )
 
 
 @dataclass(frozen=True)
@@ -60,20 +91,9 @@ def preview_batch(
     amount = parse_budget(budget)
     with Ledger("memory:") as ledger:
         tools = open_resources(WorkflowSettings.from_keywords(None, {**settings, "concurrency": 1}), ledger)
-        planner = RowPlanner(
-            RouteEstimates(
-                tools.router,
-                tools.is_usable,
-                output_limit(tools.catalogue, tools.settings),
-                tools.none_usable,
-            ),
-            policy,
-            left=lambda: amount,
-            elapsed=lambda: 0.0,
-            worst=partial(worst_of, tools),
-            deadline=deadline,
-            concurrency=settings.get("concurrency", CONCURRENCY),
-        )
+        deferral = Deferral(tools.catalogue, tools.model, deadline, lambda: 0.0)
+        concurrency = settings.get("concurrency", CONCURRENCY)
+        planner = planner_for(tools, policy, deferral, lambda: amount, concurrency)
         found = survey(input_file.rows(), lambda number: False, SAMPLE)
         budgets = [max(1, round(amount * share)) for share in BUDGET_SHARES]
         previews = planner.previews(found.sample, found.pending, budgets) if found.pending else []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,10 +46,11 @@ class Progress:
         if time.monotonic() - self._last >= EVERY_SECONDS:
             self.now()
 
-    def now(self, event: str = "progress") -> None:
+    def now(self, event: str = "progress", **more: Any) -> None:
+        """Send an event. more: what it has beside the figures."""
         self._last = time.monotonic()
         self.each()
-        self.tell({"event": event, **self.figures()})
+        self.tell({"event": event, **self.figures(), **more})
 
     def figures(self) -> dict[str, Any]:
         budget, seconds = self.ledger.budget(self.budget), time.monotonic() - self._began
@@ -96,6 +98,17 @@ def progress_line(event: dict[str, Any]) -> str:
     if event["seconds_left"] is not None and event["done"] < event["rows"]:
         parts.append(f"{_time(event['seconds_left'])} to go")
     return " · ".join(parts)
+
+
+def waiting_line(batches: Sequence[dict[str, Any]]) -> str:
+    """The open batches of an event as one line."""
+    rows, done = (sum(batch[name] for batch in batches) for name in ("rows", "done"))
+    counts = Counter(str(batch["status"]).replace("_", " ") for batch in batches)
+    states = ", ".join(
+        f"{count} {status}" if len(batches) > 1 else status for status, count in counts.items()
+    )
+    many = "batch" if len(batches) == 1 else f"{len(batches)} batches"
+    return f"{done} of {rows} rows answered in {many} at the provider ({states})"
 
 
 def _time(seconds: float) -> str:

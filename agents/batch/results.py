@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from viaticum.agents.batch.cache import is_cached
-from viaticum.agents.batch.planning import PlannedRow
+from viaticum.agents.batch.planned_rows import PlannedRow
 from viaticum.agents.workflow.calls import ModelCall, existing_tries
 from viaticum.budgets import Ledger
 from viaticum.budgets.records import Hold
@@ -21,6 +21,8 @@ from viaticum.strategies import equivalent
 from viaticum.strategies import get as get_strategy
 from viaticum.strategies.answers import is_right
 from viaticum.types import Completion, Pair, TokenCount
+
+BATCH_TAG = "batch"  # of a hold: the provider's batch that its call is part of
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ found by their keys, and the journal says which rows are done. Rows that the pla
 where money is left.
 
 Leaves out formats (`agents.batch.input`, `agents.batch.output`), planning (`agents.batch.planning`),
-forecasts (`agents.batch.preview`) and calls (`agents.batch.executor`).
+forecasts (`agents.batch.preview`), calls (`agents.batch.executor`) and batches (`agents.batch.deferred`).
 """
 
 from __future__ import annotations
@@ -17,56 +17,55 @@ import gc
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 from viaticum.agents.batch.cache import Cache
+from viaticum.agents.batch.deferral import Deferral
+from viaticum.agents.batch.deferred import DeferredRows
 from viaticum.agents.batch.engines import Process, engine_for
 from viaticum.agents.batch.folder import (
     acquire_job_lock,
     check_fingerprint,
     clear_folder,
-    fingerprint,
-    job_folder,
     now,
     prepare_folder,
-    resolve_limit,
-    version,
-    without_password,
     without_plan,
 )
 from viaticum.agents.batch.input import BatchRow, Input, Survey, mark_duplicates, survey
 from viaticum.agents.batch.output import RowJournal, format_for, write_results
 from viaticum.agents.batch.plan_times import PlanTimes
-from viaticum.agents.batch.planning import PlannedRow, RouteEstimates, RowPlanner
-from viaticum.agents.batch.preview import BUDGET_SHARES, SAMPLE
+from viaticum.agents.batch.planned_rows import PlannedRow
+from viaticum.agents.batch.planning import RowPlanner
+from viaticum.agents.batch.preview import BUDGET_SHARES, SAMPLE, planner_for
 from viaticum.agents.batch.progress import Progress
 from viaticum.agents.batch.results import build_row
-from viaticum.agents.batch.resume import recall, remember
+from viaticum.agents.batch.resume import recall
 from viaticum.agents.batch.settings import BatchKeywords, BatchSettings
 from viaticum.agents.batch.shadow import ask_again, open_sampler, sampled_rows
 from viaticum.agents.batch.soft_limits import watch_soft_limits
-from viaticum.agents.batch.steps import RowTools, worst_of
+from viaticum.agents.batch.start import (
+    check_budget_suffices,
+    check_nothing_waits,
+    check_rows,
+    describe,
+    earlier_job,
+    open_job_resources,
+)
+from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.batch.workers import WorkerConfig
-from viaticum.agents.build import open_resources
-from viaticum.agents.workflow.estimates import output_limit
-from viaticum.agents.workflow.resources import WorkflowResources
-from viaticum.agents.workflow.settings import Dollars, WorkflowSettings
 from viaticum.agents.workflow.shadow import ShadowSampler
 from viaticum.budgets import Ledger
-from viaticum.errors import BudgetError, DataError, InputError, ModelNotAllowed, UnknownName
-from viaticum.jobs import CACHE, JOB, Job, JobEnd
-from viaticum.money import format_usd
-from viaticum.routers.query import Plan
+from viaticum.errors import InputError
+from viaticum.jobs import CACHE, Job, JobEnd
 
 __all__ = ["BatchEnd", "run_batch"]
 
-FIRST_ROWS = 16  # of the sample, from which the cheapest call is found
-PASSES = 3  # over the input at most
+PASSES = 3  # over the input at most, between two batches of a provider
+GOES_ON: tuple[JobEnd, ...] = ("drained", "waiting")  # ends of a run that is not the last
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def run_batch(source: str | Path | None, out: str | Path, **keywords: Unpack[Bat
         BudgetError: the money or the ledger is not there.
         ViaticumError: what concerns every row, such as `AuthenticationFailed`. What is done by then stays.
     """
-    before = _earlier(Path(out), keywords)
+    before = earlier_job(Path(out), keywords)
     if before is not None:
         keywords = recall(keywords, before)  # type: ignore[assignment]
     settings = BatchSettings(**keywords)
@@ -106,14 +105,16 @@ def run_batch(source: str | Path | None, out: str | Path, **keywords: Unpack[Bat
     with ExitStack() as stack:
         folder = prepare_folder(Path(out), resume=settings.resume, force=settings.force)
         stack.enter_context(acquire_job_lock(folder))
+        if settings.force:
+            check_nothing_waits(folder)
         ledger = stack.enter_context(Ledger(settings.ledger_address))
         if before is not None:
             before = Job.load(folder)  # which another process may have changed until the lock
         scope = before.budget if before is not None else f"batch-{uuid.uuid4().hex[:12]}"
         workflow = settings.workflow(scope)
-        resources = _open_resources(settings.budget, before, workflow, ledger)
+        resources = open_job_resources(settings.budget, before, workflow, ledger)
         stack.callback(resources.threads.close)
-        job = _describe(input_file, Path(out), settings, scope, before, resources)
+        job = describe(input_file, Path(out), settings, scope, before, resources)
         if before is not None:
             check_fingerprint(before, job, folder)
         rows = RowTools(
@@ -129,38 +130,6 @@ def run_batch(source: str | Path | None, out: str | Path, **keywords: Unpack[Bat
         )
         run = _Run(input_file, folder, job, rows, configure(config), settings, new=before is None)
         return run.run(stack)
-
-
-def _describe(
-    input_file: Input,
-    out: Path,
-    settings: BatchSettings,
-    scope: str,
-    before: Job | None,
-    resources: WorkflowResources,
-) -> Job:
-    """What `job.json` says of the job when it starts. before: what an earlier run of it wrote there."""
-    return Job(
-        input=str(input_file.path),
-        results=str(out),
-        rows=0,
-        budget=scope,
-        limit_nanousd=resolve_limit(settings.budget, before),
-        ledger=without_password(settings.ledger_address),
-        policy=settings.policy,
-        engine=settings.engine,
-        deadline_seconds=settings.deadline,
-        began=before.began if before else now(),
-        fingerprint=fingerprint(input_file, resources, settings.router, settings.policy),
-        version=version(),
-        memory=remember(settings, resources),
-    )
-
-
-def _earlier(out: Path, keywords: BatchKeywords) -> Job | None:
-    """What `job.json` says of the job that goes on; None where there is none."""
-    folder = job_folder(out)
-    return Job.load(folder) if keywords.get("resume") and (folder / JOB).exists() else None
 
 
 class _Run:
@@ -182,16 +151,20 @@ class _Run:
         self.out = Path(job.results)
         self.ledger = rows.resources.ledger
         self._began = time.monotonic()
+        tools = rows.resources
+        self.deferral = Deferral(tools.catalogue, tools.model, settings.deadline, self._elapsed)
         self._past_deadline = False
+        self._why: dict[str, int] = {}  # reasons of skipped rows, with how many rows each has
         self._seen: tuple[int, ...] | None = None  # the input's state when it was last known to be the job's
         self._duplicates: dict[int, str] = {}
+        self._committed = 0  # nano-dollars held for rows that wait, and are not of this pass
 
     def run(self, stack: ExitStack) -> BatchEnd:
         """Run the job to its end. stack: closes what is opened here."""
         tell = self.settings.tell
         tell({"event": "reading", "input": self.job.input})
         found = survey(self.input_file.rows(), lambda number: False, SAMPLE)
-        self._check(found)
+        check_rows(found, self.input_file, skip_bad=self.settings.skip_bad)
         self._duplicates = found.duplicates
         self.job = replace(self.job, rows=found.rows)
         planner = self._planner()
@@ -206,6 +179,8 @@ class _Run:
         stack.callback(journal.close)
         sampler = open_sampler(self.settings, self.rows.resources, self.folder, stack)
         self.rows = replace(self.rows, cache=shared or self._open_cache(stack, self.folder / CACHE))
+        self.deferred = DeferredRows(self.rows, self.folder, self.deferral, self._rows_by_number)
+        stack.callback(self.deferred.close)
         self.progress = Progress(
             tell, self.ledger, self.job.budget, found.rows, journal.counts, planner.forecast
         )
@@ -214,12 +189,13 @@ class _Run:
         with _without_old_objects():
             ending = self._work(journal, found, planner)
             self._finish(journal, ending)
-        if sampler is not None and ending != "drained":
+        if sampler is not None and ending not in (*GOES_ON, "cancelled"):
             self._ask_again(journal, sampler)
         if watch is not None:
             watch.look(self.job.budget)
         figures = self.progress.figures()
-        tell({"event": "ended", "ending": ending, "results": self.job.results, **figures})
+        batches = {"batches": self.deferred.states()} if self.deferred.open else {}
+        tell({"event": "ended", "ending": ending, "results": self.job.results, **figures, **batches})
         return BatchEnd(self.job, self.folder, figures)
 
     def _open_cache(self, stack: ExitStack, path: str | Path) -> Cache:
@@ -227,33 +203,10 @@ class _Run:
 
     # --- before -----------------------------------------------------------------------------------
 
-    def _check(self, found: Survey) -> None:
-        if not found.rows:
-            raise DataError(f"{self.input_file.path}: no rows; write one object with a question a line")
-        if found.bad and not self.settings.skip_bad:
-            more = f"; and {found.bad - len(found.problems)} more" if found.bad > len(found.problems) else ""
-            raise DataError(
-                f"{found.bad} of {found.rows} rows cannot be used: {'; '.join(found.problems)}{more}. "
-                "Correct them, or leave them out with --skip-bad"
-            )
-
     def _planner(self) -> RowPlanner:
-        tools = self.rows.resources
-        return RowPlanner(
-            RouteEstimates(
-                tools.router,
-                tools.is_usable,
-                output_limit(tools.catalogue, tools.settings),
-                tools.none_usable,
-                PlanTimes(tools.latencies, tools.max_seconds),
-            ),
-            self.job.policy,
-            left=self._unspent,
-            elapsed=self._elapsed,
-            worst=partial(worst_of, tools),
-            deadline=self.job.deadline_seconds,
-            concurrency=self.rows.concurrency,
-        )
+        tools, concurrency = self.rows.resources, self.rows.concurrency
+        times = PlanTimes(tools.latencies, tools.max_seconds)
+        return planner_for(tools, self.job.policy, self.deferral, self._unspent, concurrency, times)
 
     def _open_budget(self, found: Survey, planner: RowPlanner) -> None:
         """Make the budget of a new job, or give one that goes on its new limit."""
@@ -264,34 +217,8 @@ class _Run:
         if not self.new:
             self.ledger.set_limit(self.job.budget, limit_nanousd=limit)
             return
-        self._check_budget_suffices(limit, found, planner)
+        check_budget_suffices(limit, found, planner, self.rows.resources)
         self.ledger.create(self.job.budget, limit_nanousd=limit)
-
-    def _check_budget_suffices(self, limit: int, found: Survey, planner: RowPlanner) -> None:
-        """Raises `BudgetError` where not one call of the first rows fits."""
-        least: tuple[int, str] | None = None
-        for _, row in found.sample[:FIRST_ROWS]:
-            assert row.query is not None
-            if row.overrides is not None and row.overrides.model != "auto":
-                pairs = list(planner.named_plan(row).pairs)
-            else:
-                pairs = list(
-                    {pair for each in planner.estimates.of(row.query)[0] for pair in each.plan.pairs}
-                )
-            for pair in pairs:
-                try:
-                    cost = worst_of(self.rows.resources, replace(without_plan(row), plan=Plan((pair,))))
-                except (InputError, ModelNotAllowed):
-                    continue
-                if least is None or cost < least[0]:
-                    least = (cost, str(pair))
-                if cost <= limit:
-                    return
-        if least is not None:
-            raise BudgetError(
-                f"a budget of {format_usd(limit)} does not pay for one row: the cheapest call ({least[1]}) "
-                f"may cost {format_usd(least[0])}; give more"
-            )
 
     def _budgets(self) -> list[int]:
         assert self.job.limit_nanousd is not None
@@ -300,48 +227,143 @@ class _Run:
     # --- passes over the input --------------------------------------------------------------------
 
     def _work(self, journal: RowJournal, found: Survey, planner: RowPlanner) -> JobEnd:
-        """Pass over the rows that are not done until a pass finishes none; skip the rest, with a reason."""
+        """Pass over the rows that are not done until a pass finishes none; skip the rest, with a reason.
+
+        In between, wait for the providers' batches: what they have answered is finished, what they have not
+        is planned again.
+        """
         self._skip_bad_rows(journal, found)
-        why: dict[str, int] = {}
-        for number in range(PASSES):
-            if journal.counts.done or number:
-                found = survey(self._usable_rows(), journal.is_done, SAMPLE, seed=number)
-            if not found.pending:
-                break
-            planner.begin(found.sample, found.pending)
-            before, why = journal.counts.done, self._pass(journal, planner)
-            if self._has_changed():
-                raise InputError(
-                    f"{self.input_file.path} changed while the job ran; what was answered until then is "
-                    "kept. Put it back as it was and go on with --resume, or start over with --force"
-                )
+        if not self.new:
+            self.deferred.restore(journal.is_done)
+        if self.settings.cancel:
+            self.deferred.give_up()
+        passes = 0
+        while True:
+            self._finish_settled(journal, planner)
+            goes_on = passes < PASSES and not self.settings.cancel and not self.rows.stop.is_set()
+            given_back = self.deferred.given_back
+            goes_on = goes_on and self._pass_again(journal, found, planner, passes)
+            passes += 1
+            if self.deferred.given_back > given_back:  # of batches that were refused at once
+                goes_on, passes = True, 1
             if self.rows.stop.is_set():
                 return "drained"
-            if self._past_deadline or not why or journal.counts.done == before or self._unspent() <= 0:
-                break
-        return self._skip_remaining(journal, why)
+            if goes_on:
+                continue
+            if not self.deferred.open:
+                return self._skip_remaining(journal)
+            if not self._wait():
+                return "drained" if self.rows.stop.is_set() else "waiting"
+            passes = 0
+
+    def _pass_again(self, journal: RowJournal, found: Survey, planner: RowPlanner, number: int) -> bool:
+        """One pass over the rows that are not done and do not wait; returns whether another may help.
+
+        Args:
+            found: what is known of the input where nothing is done yet.
+            number: of the pass, from 0.
+        """
+        if number or journal.counts.done or self.deferred.count:
+            found = survey(self._usable_rows(), self._is_in_work(journal), SAMPLE, seed=number)
+        if not found.pending:
+            return False
+        self._committed = self.deferred.held_nanousd()
+        self.deferred.begin_pass()
+        planner.begin(found.sample, found.pending)
+        before, self._why = journal.counts.done, self._pass(journal, planner)
+        if self._has_changed():
+            raise self._changed()
+        left = bool(self._why) or self.deferred.left_over > 0
+        return left and journal.counts.done > before and not self._past_deadline and self._unspent() > 0
+
+    def _is_in_work(self, journal: RowJournal) -> Callable[[int], bool]:
+        return lambda number: journal.is_done(number) or self.deferred.has(number)
 
     def _pass(self, journal: RowJournal, planner: RowPlanner) -> dict[str, int]:
         """One pass over the input; returns the reasons of skipped rows, with how many rows each has."""
         why: dict[str, int] = {}
-        planned = planner.plan(self._pending(journal))
-        for plan, row in self.process(self._until_deadline(planned), self.rows):
-            planner.settled(plan, row)
-            if row.state == "skipped":
-                why[row.reason] = why.get(row.reason, 0) + 1
-            else:
-                journal.write(row)
-            self.progress.report_if_due()
+        planned = self._without_deferred(self._until_deadline(planner.plan(self._pending(journal))), planner)
+        direct: list[PlannedRow | None] = []
+        for part in (planned, iter(direct)):
+            for plan, row in self.process(part, self.rows):
+                planner.settled(plan, row)
+                if row.state == "skipped":
+                    why[row.reason] = why.get(row.reason, 0) + 1
+                else:
+                    journal.write(row)
+                self.progress.report_if_due()
+            if part is planned:
+                direct += self.deferred.send(all_money=True)
+                planner.left_to_batch(-len(direct))
         return why
+
+    def _without_deferred(
+        self, planned: Iterator[PlannedRow | None], planner: RowPlanner
+    ) -> Iterator[PlannedRow | None]:
+        """Planned rows that are asked now; the others are left to the providers' batches."""
+        for each in planned:
+            if each is None or not each.deferred:
+                yield each
+                continue
+            self.deferred.add(each)
+            planner.left_to_batch(1)
+            if self.deferred.is_due:
+                direct = self.deferred.send(all_money=False)
+                planner.left_to_batch(-len(direct))
+                yield from direct
+
+    # --- what providers' batches have answered ----------------------------------------------------
+
+    def _finish_settled(self, journal: RowJournal, planner: RowPlanner) -> None:
+        """Finish the rows whose answers came in batches, and are paid for."""
+        settled = set(self.deferred.settled)
+        if not settled:
+            return
+        planned = (self._settled_row(row, planner) for row in self._rows_by_number(settled))
+        for _, row in self.process(planned, self.rows):
+            if row.state != "skipped":
+                journal.write(row)
+            self.deferred.finished(row.number)
+            self.progress.report_if_due()
+
+    def _settled_row(self, row: BatchRow, planner: RowPlanner) -> PlannedRow:
+        plan, policy = self.deferred.plan_of(row)
+        factor = self.deferral.price_share(plan.pairs[0].model)
+        return planner.answered_in_batch(row, plan, policy, factor)
+
+    def _rows_by_number(self, numbers: set[int]) -> Iterator[BatchRow]:
+        if numbers and self._has_changed():
+            raise self._changed()
+        return (row for row in self._usable_rows() if row.number in numbers)
+
+    def _wait(self) -> bool:
+        """Wait until a batch is collected; False where the job is told to end, or not to wait."""
+        while self.deferred.open:
+            if self.deferred.look():
+                return True
+            self.progress.now("waiting", batches=self.deferred.states())
+            stays = self.settings.wait or self.settings.cancel or not self.deferred.all_sent
+            if not stays or self.rows.stop.wait(self.deferred.next_look()):
+                return False
+        return True
+
+    def _changed(self) -> InputError:
+        return InputError(
+            f"{self.input_file.path} changed while the job ran; what was answered until then is "
+            "kept. Put it back as it was and go on with --resume, or start over with --force"
+        )
+
+    # --- rows -------------------------------------------------------------------------------------
 
     def _usable_rows(self) -> Iterator[BatchRow]:
         return (row for row in mark_duplicates(self.input_file.rows(), self._duplicates))
 
     def _pending(self, journal: RowJournal) -> Iterator[BatchRow]:
+        is_in_work = self._is_in_work(journal)
         for row in self._usable_rows():
             if self._has_changed():
                 return  # rows that run end; `_work` then raises the error
-            if not row.problem and not journal.is_done(row.number):
+            if not row.problem and not is_in_work(row.number):
                 yield row
 
     def _has_changed(self) -> bool:
@@ -369,24 +391,29 @@ class _Run:
             if row.problem and not journal.is_done(row.number):
                 journal.write(build_row(without_plan(row), "skipped", row.problem))
 
-    def _skip_remaining(self, journal: RowJournal, why: Mapping[str, int]) -> JobEnd:
+    def _skip_remaining(self, journal: RowJournal) -> JobEnd:
         """Write the rows that are not done as skipped, with the most frequent reason."""
         if journal.counts.done == self.job.rows:
             return "completed"
+        why = self._why
         reason = max(why, key=lambda each: why[each]) if why else "nothing was left to pay for it"
-        if self._past_deadline:
+        if self.settings.cancel:
+            reason = "the job was cancelled"
+        elif self._past_deadline:
             reason = f"the deadline of {self.job.deadline_seconds:g} seconds passed"
         for row in self._usable_rows():
             if not journal.is_done(row.number):
                 journal.write(build_row(without_plan(row), "skipped", reason))
                 self.progress.report_if_due()
+        if self.settings.cancel:
+            return "cancelled"
         return "deadline" if self._past_deadline else "budget_exhausted"
 
     # --- the end ----------------------------------------------------------------------------------
 
     def _finish(self, journal: RowJournal, ending: JobEnd) -> None:
         journal.sync()
-        if ending != "drained":
+        if ending not in GOES_ON:
             kind = format_for(self.out, self.input_file.format)
             write_results(self.out, kind, journal.in_order(), self.job.budget, self.input_file)
         self.job = replace(self.job, ending=ending, ended=now())
@@ -409,10 +436,13 @@ class _Run:
         return time.monotonic() - self._began
 
     def _unspent(self) -> int:
-        """Nano-dollars of the limit that are neither posted nor held for calls that a kill left unknown."""
+        """Nano-dollars of the limit that are neither posted nor held for other passes.
+
+        These are held for rows that wait for a batch, and for calls that a kill left unknown.
+        """
         budget = self.ledger.budget(self.job.budget)
         lost = sum(hold.held_nanousd for hold in self.ledger.holds(self.job.budget, "unknown"))
-        return max(0, (budget.left_nanousd or 0) + budget.held_nanousd - lost)
+        return max(0, (budget.left_nanousd or 0) + budget.held_nanousd - lost - self._committed)
 
 
 @contextmanager
@@ -429,20 +459,3 @@ def _without_old_objects() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def _open_resources(
-    budget: Dollars | None, before: Job | None, settings: WorkflowSettings, ledger: Ledger
-) -> WorkflowResources:
-    """Open the workflow over the job's budget, which is created only once all else is right."""
-    resolve_limit(budget, before)
-    resources = open_resources(settings, ledger)
-    if before is not None:
-        try:
-            ledger.budget(before.budget)
-        except UnknownName:
-            raise InputError(
-                f"this ledger has no budget {before.budget!r}; give the ledger that "
-                f"the job began with ({before.ledger})"
-            ) from None
-    return resources

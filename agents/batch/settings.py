@@ -41,6 +41,8 @@ class BatchKeywords(ModelKeywords, total=False):
     cluster: Cluster | None
     resume: bool
     force: bool
+    wait: bool
+    cancel: bool
     skip_bad: bool
     skip: int
     limit: int | None
@@ -61,11 +63,14 @@ class BatchSettings:
     Args:
         budget: dollars for all rows together; None only to go on with a job, at its former limit.
         policy: "paced", or a policy of `Viaticum`.
-        deadline: seconds after which no row is started; None for none.
+        deadline: seconds after which no row is started; None for none. Where it is as long as a provider asks
+            for a batch (a day), rows wait for one, at its lower price (see `agents.batch.deferral`).
         engine: "local" or "ray".
         cluster: workers of engine "ray"; None for the defaults of `Cluster`.
         resume: go on with a job that was interrupted, or that has more money now.
         force: start over, whatever results or job are there.
+        wait: stay until the providers' batches have ended; False looks once, and leaves them to a later run.
+        cancel: with `resume`: cancel the batches at their providers, post what they have done, and end.
         skip_bad: leave out rows that cannot be used; False refuses the file.
         skip: leave out so many first rows of the input.
         limit: take at most so many rows.
@@ -96,6 +101,8 @@ class BatchSettings:
     cluster: Cluster | None = None
     resume: bool = False
     force: bool = False
+    wait: bool = True
+    cancel: bool = False
     skip_bad: bool = False
     skip: int = 0
     limit: int | None = None
@@ -132,6 +139,8 @@ class BatchSettings:
             checked_type("soft_limits", self.soft_limits, SoftLimits, "SoftLimits")
         if self.concurrency < 1:
             raise InputError(f"concurrency is at least 1, got {self.concurrency}")
+        if self.cancel and not self.resume:
+            raise InputError("cancel ends a job that was begun; give resume with it")
         if self.deadline is not None and not self.deadline > 0:
             raise InputError(f"a deadline is above zero seconds, got {self.deadline}")
 

@@ -14,7 +14,7 @@ from typing import Any
 from langgraph.errors import GraphDrained
 
 from viaticum.agents.batch.cache import Cache, CachedModel
-from viaticum.agents.batch.planning import PlannedRow, RouteEstimates
+from viaticum.agents.batch.planned_rows import PlannedRow, RouteEstimates
 from viaticum.agents.batch.results import (
     CallResult,
     build_row,

@@ -21,7 +21,7 @@ import numpy as np
 
 from viaticum.agents.batch.folder import parse_budget
 from viaticum.agents.batch.input import BatchRow, RequestOverrides
-from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
+from viaticum.agents.batch.planned_rows import NO_FALLBACK, PlannedRow
 from viaticum.agents.batch.steps import CONCURRENCY, worst_of
 from viaticum.agents.batch.tune_agreement import strongest_pairs
 from viaticum.agents.batch.tune_judge import Grading, judge_row

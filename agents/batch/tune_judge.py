@@ -18,7 +18,7 @@ from typing import Literal
 from viaticum.agents.batch.executor import process_rows
 from viaticum.agents.batch.input import BatchRow, RequestOverrides
 from viaticum.agents.batch.output import RowJournal
-from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow
+from viaticum.agents.batch.planned_rows import NO_FALLBACK, PlannedRow
 from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.workflow.rubric import SETTINGS, read_verdict, rubric_prompt
 from viaticum.budgets.records import digest

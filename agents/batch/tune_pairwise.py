@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from viaticum.agents.batch.planning import PlannedRow
+from viaticum.agents.batch.planned_rows import PlannedRow
 from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.batch.tune_judge import (
     CHECKED,

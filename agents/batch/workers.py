@@ -17,7 +17,7 @@ from time import monotonic
 
 from viaticum.agents.batch.cache import Cache
 from viaticum.agents.batch.executor import process_rows
-from viaticum.agents.batch.planning import PlannedRow
+from viaticum.agents.batch.planned_rows import PlannedRow
 from viaticum.agents.batch.steps import RowTools
 from viaticum.agents.build import open_resources
 from viaticum.agents.workflow.settings import WorkflowSettings

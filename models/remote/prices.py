@@ -19,7 +19,7 @@ from typing import Any
 
 from viaticum.catalogue import Catalogue
 from viaticum.errors import InputError, MissingExtra, UnknownPrice
-from viaticum.model_spec import LITELLM_PRICES, ModelSpec
+from viaticum.model_spec import BATCH_DISCOUNT, LITELLM_PRICES, ModelSpec
 from viaticum.money import Price, format_usd
 
 TOLERANCE = 100  # a reported cost may differ from ours by 1 / TOLERANCE before a warning
@@ -67,9 +67,22 @@ def listed_rates(listed: Mapping[str, Any]) -> dict[str, Any]:
         if match
     ]
     fields: dict[str, Any] = _rates(listed, "")
+    if discount := _batch_discount(listed):
+        fields["batch_discount"] = discount
     if tiers:
         fields["price_tiers"] = sorted(tiers, key=lambda tier: tier["above_tokens"])
     return fields
+
+
+def _batch_discount(listed: Mapping[str, Any]) -> Decimal | None:
+    """What a batch saves of the price, the least of input and output; None where it is the usual half."""
+    shares = [
+        1 - Decimal(listed[f"{name}_batches"]) / Decimal(listed[name])
+        for name in ("input_cost_per_token", "output_cost_per_token")
+        if listed.get(name) and listed.get(f"{name}_batches") is not None
+    ]
+    found = round(min(shares), 4) if shares else BATCH_DISCOUNT
+    return found if found != BATCH_DISCOUNT and 0 <= found < 1 else None
 
 
 def _rates(listed: Mapping[str, Decimal], suffix: str) -> dict[str, Decimal]:

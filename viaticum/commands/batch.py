@@ -30,7 +30,7 @@ from viaticum.local_settings import NO_LOCAL_SETTINGS, LocalSettings
 from viaticum.money import format_usd
 from viaticum.signals import SignalHandler
 
-EXIT_DRAINED = 3  # exit code of a job that was ended by a signal: --resume goes on
+EXIT_DRAINED = 3  # exit code of a job that is not through: --resume goes on
 _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
@@ -50,7 +50,13 @@ Policy = Annotated[
         "weighted:PER_DOLLAR"
     ),
 ]
-Deadline = Annotated[str | None, typer.Option(help="When no further row is begun, such as 2h or 90m.")]
+Deadline = Annotated[
+    str | None,
+    typer.Option(
+        help="When no further row is begun, such as 2h or 90m; from 24h on, rows go to providers' batches at "
+        "half the price."
+    ),
+]
 Engine = Annotated[str, typer.Option(help="local, or ray for several machines.")]
 ClusterAddress = Annotated[
     str | None,
@@ -62,6 +68,15 @@ Workers = Annotated[int, typer.Option(help="With --engine ray: workers, each wit
 Gpus = Annotated[float, typer.Option(help="With --engine ray: GPUs of each worker, such as 0.5.", min=0)]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with a job that was interrupted or has more money.")
+]
+NoWait = Annotated[
+    bool,
+    typer.Option(
+        "--no-wait", help="End when all is sent that waits for providers' batches; --resume collects."
+    ),
+]
+Cancel = Annotated[
+    bool, typer.Option("--cancel", help="With --resume: cancel the batches at providers, and end the job.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Start over, whatever is there.")]
 DryRunFlag = Annotated[
@@ -105,6 +120,8 @@ def batch(
     gpus: Gpus = 0.0,
     resume: Resume = False,
     force: Force = False,
+    no_wait: NoWait = False,
+    cancel: Cancel = False,
     dry_run: DryRunFlag = False,
     skip_bad: SkipBad = False,
     skip: Skip = 0,
@@ -132,7 +149,7 @@ def batch(
     """Answer a file of questions: as many right as the budget buys, and never more spent.
 
     Killed or interrupted, `viaticum batch --resume RESULTS` goes on as it began and pays for nothing twice.
-    Exit code 3: it was told to end before it was through.
+    Exit code 3: it was told to end before it was through, or rows wait for a provider's batch.
     """
     rows = {"skip": skip, "limit": limit, "format": form}
     routing = {"router": router, "model": model, "strategy": strategy, "strategies": load or (), "only": only}
@@ -152,6 +169,7 @@ def batch(
     if dry_run:
         return _dry_run(source, as_json, common)
     flags = {"resume": resume, "force": force, "skip_bad": skip_bad, "keep_texts": keep_texts}
+    flags |= {"wait": not no_wait, "cancel": cancel}
     calls = {"cache": cache, "timeout": timeout, "drain_seconds": grace, "ledger": where}
     calls |= {"max_seconds": max_seconds, "shadow": shadow, "soft_limits": soft_limits}
     job = common | _engine_settings(engine, cluster, workers, gpus) | flags | calls
@@ -181,6 +199,7 @@ _PARAMETERS = {
     "strategies": "load",
     "drain_seconds": "grace",
     "ledger": "where",
+    "wait": "no_wait",
 }
 
 
@@ -213,7 +232,7 @@ def _run(source: Path | None, out: Path | None, as_json: bool, settings: dict[st
 
     with SignalHandler(drain, once=True), _EventPrinter(as_json) as printer, loading_shown():
         ended = run_batch(source, out, stop=stop, tell=printer.print, **settings)
-    if ended.job.ending == "drained":
+    if ended.job.ending in ("drained", "waiting"):
         raise typer.Exit(EXIT_DRAINED)
 
 
@@ -256,19 +275,27 @@ class _EventPrinter:
         elif kind == "ended":
             self._end(event)
         elif self._line.terminal or kind == "started" or time.monotonic() - self._last >= LINE_SECONDS:
-            from viaticum.agents.batch.progress import progress_line
+            from viaticum.agents.batch.progress import progress_line, waiting_line
 
             self._last = time.monotonic()
-            self._line.write(progress_line(event), last=not self._line.terminal)
+            line = progress_line(event)
+            if kind == "waiting":
+                line = f"{waiting_line(event['batches'])} · {line} · Ctrl-C leaves, --resume collects"
+            self._line.write(line, last=not self._line.terminal)
 
     def _end(self, event: dict[str, Any]) -> None:
-        from viaticum.agents.batch.progress import progress_line
+        from viaticum.agents.batch.progress import progress_line, waiting_line
 
         self._line.write(progress_line(event), last=True)
-        ending = event["ending"].replace("_", " ")
-        more = (
-            " (go on with --resume)" if event["ending"] == "drained" else f"; results in {event['results']}"
-        )
+        ending, batches = event["ending"].replace("_", " "), event.get("batches", ())
+        more = f"; results in {event['results']}"
+        if event["ending"] in ("drained", "waiting"):
+            more = f" (go on with: viaticum batch --resume {event['results']})"
+        if batches:
+            typer.echo(waiting_line(batches))
+            for batch in batches:
+                name, rows = batch["id"] or "not sent yet", f"{batch['rows']} rows of {batch['model']}"
+                typer.echo(f"  {name}: {rows}, {batch['status']}")
         typer.echo(
             f"{ending}: {event['answered']} answered, {event['failed']} failed, "
             f"{event['skipped']} skipped{more}"

@@ -44,7 +44,8 @@ from viaticum.agents.batch import job_folder, preview_batch, run_batch
 from viaticum.agents.batch.folder import acquire_job_lock
 from viaticum.agents.batch.input import BatchRow
 from viaticum.agents.batch.output import Counts
-from viaticum.agents.batch.planning import NO_FALLBACK, PlannedRow, RouteEstimates, RowPlanner
+from viaticum.agents.batch.planned_rows import NO_FALLBACK, PlannedRow, RouteEstimates
+from viaticum.agents.batch.planning import RowPlanner
 from viaticum.agents.batch.progress import Progress
 from viaticum.agents.batch.results import build_row
 from viaticum.agents.batch.run import BatchEnd

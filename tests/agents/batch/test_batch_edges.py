@@ -29,9 +29,9 @@ from scripted_batch import rows_of, run
 
 import viaticum.agents.batch as batch_package
 from viaticum.agents.batch import job_folder, run_batch
-from viaticum.agents.batch import run as batch
 from viaticum.agents.batch.input import BatchRow
-from viaticum.agents.batch.planning import RouteEstimates, RowPlanner
+from viaticum.agents.batch.planned_rows import RouteEstimates
+from viaticum.agents.batch.planning import RowPlanner
 from viaticum.agents.batch.results import build_row
 from viaticum.agents.workflow.calls import generation_parameters
 from viaticum.budgets import Ledger
@@ -201,7 +201,7 @@ def test_a_few_rows_without_a_model_among_many_with_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None of them is in the sample that prices are made from."""
-    monkeypatch.setattr(batch, "SAMPLE", 3)
+    monkeypatch.setattr("viaticum.agents.batch.run.SAMPLE", 3)
     wanted = ["cheap"] * 60
     wanted[20] = "auto"
     wishes(tmp_path / "in.jsonl", *wanted)
