@@ -5,6 +5,9 @@ Leaves out its folder (`agents.batch.folder`) and the run itself (`agents.batch.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,3 +133,19 @@ def open_job_resources(
                 f"the job began with ({before.ledger})"
             ) from None
     return resources
+
+
+@contextmanager
+def without_old_objects() -> Iterator[None]:
+    """Exempt existing objects from garbage collection, which takes an eighth of a quick job.
+
+    Does nothing where the caller has frozen objects already, because unfreezing would release those too.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
