@@ -25,7 +25,7 @@ from viaticum.agents.batch import run_batch
 from viaticum.agents.batch.tune import Tuning
 from viaticum.agents.cancellation import CancellationToken
 from viaticum.agents.completions import CompletionFinished, CompletionRequest, available_names, complete
-from viaticum.agents.server.api_keys import MIGRATIONS, ApiKeyStore
+from viaticum.agents.server.api_keys import MIGRATIONS, ApiKeyStore, add_only
 from viaticum.agents.workflow.calls import Calls
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
@@ -428,8 +428,9 @@ def test_keys_of_earlier_versions_are_not_restricted(tmp_path: Path) -> None:
     with ApiKeyStore(tmp_path / "keys.db") as keys:
         keys.create("old")
     with closing(sqlite3.connect(tmp_path / "keys.db")) as db:
-        db.execute("ALTER TABLE keys DROP COLUMN only_labels")
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 1}")
+        for column in ("only_labels", "team"):  # which came later
+            db.execute(f"ALTER TABLE keys DROP COLUMN {column}")
+        db.execute(f"PRAGMA user_version = {MIGRATIONS.index(add_only)}")
     with ApiKeyStore(tmp_path / "keys.db") as keys:
         assert keys.all()[0].only == ()
 
