@@ -109,7 +109,7 @@ def styled(alt: Any, chart: Any, width: int, height: int) -> Any:
             height=height,
             background="transparent",
             autosize=alt.AutoSizeParams(type="fit", contains="padding"),
-            padding={"left": 2, "top": 2, "right": 8, "bottom": 2},  # letters may be wider than measured
+            padding={"left": 8, "top": 2, "right": 8, "bottom": 2},  # letters may be wider than measured
         )
         .configure(font=FONT, aria=False)
         .configure_view(stroke=None)

@@ -6,8 +6,10 @@ Each part names its source, or says why it is missing. Leaves out text (`formatt
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -143,13 +145,26 @@ def read_numbers(
         raise InputError("no run to report on; name a job's folder or an outcome table")
     tables = [outcomes] if isinstance(outcomes, str | Path) else list(outcomes or ())
     where = ", ".join(map(str, tables))
-    table = tuple(read_outcomes(*tables))
-    if tables and not table:
-        raise DataError(f"the outcome table {where} is empty; profile at least one question")
-    read = _named([read_run(path) for path in runs])
-    first, *others = [_numbers(run, table, where, ledger) for run in read]
+    with _collector_paused():
+        table = tuple(read_outcomes(*tables))
+        if tables and not table:
+            raise DataError(f"the outcome table {where} is empty; profile at least one question")
+        read = _named([read_run(path) for path in runs])
+        first, *others = [_numbers(run, table, where, ledger) for run in read]
     comparisons = tuple(compare(first.run, first.row_costs, each.run, each.row_costs) for each in others)
     return Numbers((first, *others), comparisons)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection: it would look at hundreds of thousands of rows again and again, in vain."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _named(runs: list[Run]) -> list[Run]:

@@ -27,10 +27,8 @@ NOTE = (
 MOST_LINES = 50
 MOST_TAGS = 8
 TITLES = {"team": "By team", "key": "By key", "model": "By model", "root": "By budget"}
-UNLABELLED = (
-    "Calls without this label: those of code that sets none, and of API keys without a team. "
-    "viaticum.tagged and VIATICUM_TAGS set labels."
-)
+UNLABELLED = "Calls without this label: those of code that sets none, and of API keys without a team."
+HOW = "viaticum keys create --team, viaticum.tagged and VIATICUM_TAGS set labels."
 
 
 def write_spending_page(out: Path, ledger: Ledger, **window: Any) -> None:
@@ -103,7 +101,7 @@ def _table(found: Spending) -> Section:
     title = TITLES.get(dimension, f"By the tag {label}")
     name = TITLES.get(dimension, "").removeprefix("By ") or f"tag-{_as_id(label)}"
     if not found.lines or all(line.labels == (NO_TAG,) for line in found.lines):
-        empty = f"No call has a {label}. {UNLABELLED}" if found.lines else "No call was posted in this time."
+        empty = f"No call has a {label}. {HOW}" if found.lines else "No call was posted in this time."
         return Section(name, title, LEDGER, empty=empty)
     rows = [
         (
@@ -126,7 +124,7 @@ def _table(found: Spending) -> Section:
     )
     notes = []
     if any(line.labels == (NO_TAG,) for line in found.lines):
-        notes.append(f"{NO_TAG}: {UNLABELLED[0].lower()}{UNLABELLED[1:]}")
+        notes.append(f"{NO_TAG}: {UNLABELLED[0].lower()}{UNLABELLED[1:]} {HOW}")
     notes += _rest(found.lines[MOST_LINES:])
     return Section(
         name,
