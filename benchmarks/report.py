@@ -4,7 +4,8 @@
 
 The job is made by a seeded script through a real ledger (not timed): four routes, one in eight of two calls,
 a failed row in fifty, a text by two models in twenty. Timed are reading with counting, and writing each
-format, in one process; `cpu_seconds` is the processor's time of reading and HTML together. `without` is the same without an outcome table.
+format, in one process; `cpu_seconds` is the processor's time of reading and HTML together. `without` is the
+same without an outcome table.
 A site of that job is made twice: the second time nothing changed.
 """
 
