@@ -32,9 +32,12 @@ from viaticum.agents.batch.run import BatchEnd
 from viaticum.budgets import Ledger
 from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.jobs import Job, JobRow, read_rows
+from viaticum.models.base import Generation
 from viaticum.models.remote.batch_anthropic import AnthropicBatches
 from viaticum.models.remote.batch_api import BatchAPI
+from viaticum.models.remote.batch_lines import request_body
 from viaticum.models.remote.batch_openai import OpenAIBatches
+from viaticum.models.remote.model import RemoteModel
 from viaticum.routers.query import QueryRouter
 from viaticum.types import Pair, Query, RoutingTable, Row
 
@@ -222,9 +225,9 @@ def job_server() -> Iterator[JobServer]:
 
 def serve() -> None:
     """Do one run a line of stdin, [folder, address, form, point or None, occurrence], each in a fork."""
-    from viaticum.models.remote.request import load_litellm
-
-    load_litellm()  # the forks have it
+    for form in ("openai", "anthropic"):  # loads what LiteLLM loads at a first call: the forks have it
+        model = RemoteModel(specs("http://127.0.0.1:9", form)[0])
+        request_body(model, [{"role": "user", "content": "What is 1 + 2?"}], Generation(1))
     hurry()
     for line in sys.stdin:
         folder, url, form, point, occurrence = json.loads(line)
