@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import re
+from collections import Counter
 from pathlib import Path
 
 from token_pairs import write_pair
+
+from viaticum.catalogue import Catalogue
+from viaticum.demo.questions import TOPIC, training_questions
+from viaticum.types import Outcome
 
 SMALL, LARGE, PAIR = "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-r-stitch"
 ENCODER, DIMENSIONS = "all-minilm-l6-v2", 384
@@ -16,8 +23,10 @@ def write_tiny_demo(folder: Path) -> Path:
     from sentence_transformers.sentence_transformer.modules import BoW
 
     write_pair(folder)
-    words = ["how", "many", "is", "the", "what", "which", "of", *(f"w{n}" for n in range(DIMENSIONS - 7))]
+    texts = " ".join(each.query.text.lower() for each in training_questions())
+    words = [word for word, _ in Counter(re.findall(r"[a-z]+", texts)).most_common(DIMENSIONS)]
     SentenceTransformer(modules=[BoW(words)], device="cpu").save(str(folder / "encoder"))
+    (folder / "encoder" / "config.json").write_text("{}")  # by which the catalogue knows a folder of weights
     lines = []
     for name, weights in ((SMALL, "small"), (LARGE, "large"), (ENCODER, "encoder")):
         lines.append(
@@ -30,6 +39,47 @@ def write_tiny_demo(folder: Path) -> Path:
     # A learned policy is of the shipped pair's weights, and refuses others.
     lines.append('[models."r-stitch+"]\nrouter = "r-stitch"\ntau = 0.75\n')
     return write_catalogue(folder, lines)
+
+
+# The best pair of each kind in made-up outcomes.
+BEST = {
+    "arithmetic": (LARGE, "cot"),
+    "program": (LARGE, "pot"),
+    "fact": (LARGE, "direct"),
+    "choice": (SMALL, "direct"),
+}
+
+
+def write_demo_router(folder: Path, catalogue: Path) -> Path:
+    """A router fitted on made-up outcomes of the training questions, with the encoder of a catalogue."""
+    from viaticum.routers.query.encoder import Encoder
+    from viaticum.routers.query.fit import fit
+    from viaticum.routers.query.outcome_matrix import OutcomeMatrix
+
+    draw, rows = random.Random(0), []
+    for question in training_questions():
+        for pair in [(model, strategy) for model in (SMALL, LARGE) for strategy in ("direct", "cot", "pot")]:
+            right = draw.random() < (0.95 if BEST[str(question.columns[TOPIC])] == pair else 0.2)
+            cost = draw.randint(50, 90) * (1 if pair[1] == "direct" else 20) * (2 if pair[0] == LARGE else 1)
+            rows.append(
+                Outcome(
+                    dataset=str(question.columns[TOPIC]),
+                    question_id=question.id,
+                    question=question.query.text,
+                    model=pair[0],
+                    strategy=pair[1],
+                    answer="1" if right else "0",
+                    correct=right,
+                    input_tokens=100,
+                    output_tokens=50,
+                    cost_nanousd=cost,
+                    seconds=1.0,
+                    finish_reason="stop",
+                )
+            )
+    encoder = Encoder(ENCODER, catalogue=Catalogue.load(catalogue), cache=None)
+    fit(OutcomeMatrix.from_outcomes(rows), encoder).save(folder)
+    return folder
 
 
 def write_scripted_demo(folder: Path, pause: float) -> Path:

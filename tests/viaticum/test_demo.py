@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from demo_models import LARGE, SMALL, write_scripted_demo, write_tiny_demo
+from demo_models import LARGE, SMALL, write_demo_router, write_scripted_demo, write_tiny_demo
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -221,8 +221,11 @@ def questions_of(folder: Path, count: int) -> Path:
 
 
 def test_the_whole_demo_with_a_tiny_pair_in_a_pipe(tiny_demo: Path, tmp_path: Path) -> None:
+    router = write_demo_router(tmp_path / "router", tiny_demo)
     done = subprocess.run(
-        command("--out", str(tmp_path / "out"), "--catalogue", str(tiny_demo)),
+        command(
+            *("--out", str(tmp_path / "out"), "--catalogue", str(tiny_demo), "--router", str(router)),
+        ),
         capture_output=True,
         text=True,
         env=environment(tmp_path, tiny_demo),
@@ -243,6 +246,7 @@ def test_the_whole_demo_with_a_tiny_pair_in_a_pipe(tiny_demo: Path, tmp_path: Pa
         assert lane["seconds"] > 0
     assert {route for each in small["answers"] for route in each["routes"]} == {f"{SMALL}+cot"}
     assert {route for each in large["answers"] for route in each["routes"]} == {f"{LARGE}+cot"}
+    assert len({each["routes"][0] for each in routed["answers"] if each["routes"]}) > 1, "all went one way"
     assert facts["verdict"][0].startswith("Routing ")
     assert set(facts["authors"]["tokens"]) == {SMALL, LARGE}
     assert min(facts["authors"]["tokens"].values()) > 0

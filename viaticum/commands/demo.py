@@ -22,6 +22,10 @@ def demo(
         str, typer.Option("--budget", help="Dollars for all lanes; each has a quarter.")
     ] = "0.02",
     pull: Annotated[bool, typer.Option("--pull", help="Fetch weights that are missing, then go on.")] = False,
+    router: Annotated[
+        Path | None,
+        typer.Option(help="The folder of a fitted router in place of the default one.", metavar="DIR"),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The folder for ledger, results and report. [default: one beside your ledger]"),
@@ -36,7 +40,7 @@ def demo(
     """
     from viaticum.budgets import default_path
     from viaticum.commands.progress import loading_shown
-    from viaticum.demo.questions import demo_questions
+    from viaticum.demo.questions import demo_questions, router_folder
     from viaticum.demo.show import Demo, DemoSettings, new_folder
     from viaticum.errors import DataError
     from viaticum.questions import read_questions
@@ -44,15 +48,16 @@ def demo(
     asked = demo_questions() if questions is None else read_questions(questions, limit=LIMIT)
     if unknown := [each.id for each in asked if not each.accepted]:
         raise DataError(f"question {unknown[0]!r} has no answer; the demo compares with known answers")
+    router = router or router_folder()
     if pull:
-        _pull(catalogue)
+        _pull(catalogue, router)
     folder = new_folder(default_path().parent / "demo") if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     with loading_shown():
-        Demo(DemoSettings(asked, dollars, folder, catalogue)).run()
+        Demo(DemoSettings(asked, dollars, folder, catalogue, router)).run()
 
 
-def _pull(path: Path | None) -> None:
+def _pull(path: Path | None, router: Path | None) -> None:
     """Fetch what is missing, and tell how long that took."""
     from viaticum.catalogue import Catalogue
     from viaticum.commands.models import byte_reporter
@@ -62,6 +67,6 @@ def _pull(path: Path | None) -> None:
 
     began = time.perf_counter()
     with ProgressBar("", unit="bytes") as bar:
-        pulled = pull_all(needed_weights(Catalogue.load(path)), byte_reporter(bar))
+        pulled = pull_all(needed_weights(Catalogue.load(path), router), byte_reporter(bar))
     size = sum(each.bytes for each in pulled)
     typer.echo(f"weights: {size / 1e9:.1f} GB are here, after {time.perf_counter() - began:.1f} s")

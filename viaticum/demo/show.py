@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from viaticum.catalogue import Catalogue, ModelSpec
 from viaticum.demo.authorship import write_together
 from viaticum.demo.interruption import InterruptedBatch
 from viaticum.demo.lanes import BUDGET_PARTS, Lane, LaneAnswer, open_lanes, run_lanes
-from viaticum.demo.questions import PAIR, TOPIC, router_folder, training_questions, waves
+from viaticum.demo.questions import PAIR, TOPIC, router_folder, waves
 from viaticum.demo.screen import Screen, open_in_browser
 from viaticum.demo.verdict import Score, verdict
 from viaticum.errors import InputError, MissingExtra, SandboxError, WeightsError, one_line
@@ -47,12 +47,14 @@ class DemoSettings:
         budget: dollars for the lanes and the answer of two models; each lane has a quarter.
         folder: exists; everything is written there.
         catalogue: a file laid over the packaged catalogue, or None.
+        router: the folder of a fitted router, or None for the packaged table.
     """
 
     questions: Sequence[Question]
     budget: str
     folder: Path
     catalogue: Path | None = None
+    router: Path | None = field(default_factory=router_folder)
 
     @property
     def ledger(self) -> Path:
@@ -70,9 +72,9 @@ def new_folder(base: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=datetime.now().strftime("%Y-%m-%d-%H%M%S-"), dir=base))
 
 
-def needed_weights(catalogue: Catalogue) -> tuple[ModelSpec, ...]:
-    """The entries whose weights the demo uses: of both models, and of the encoder of a router that ships."""
-    encoders = [spec.name for spec in catalogue.encoders()] if router_folder() else []
+def needed_weights(catalogue: Catalogue, router: Path | None) -> tuple[ModelSpec, ...]:
+    """The entries whose weights the demo uses: of both models, and of the encoder of a fitted router."""
+    encoders = [spec.name for spec in catalogue.encoders()] if router is not None else []
     return catalogue.weights_of(PAIR, *encoders)
 
 
@@ -137,7 +139,7 @@ class Demo:
 
     def _check_weights(self) -> None:
         missing = []
-        for spec in needed_weights(self.catalogue):
+        for spec in needed_weights(self.catalogue, self.settings.router):
             try:
                 locate(spec)
             except WeightsError:
@@ -178,7 +180,7 @@ class Demo:
             self.settings.budget,
             folder=self.settings.folder,
             catalogue=self.catalogue,
-            router=router_folder(),
+            router=self.settings.router,
             concurrency=WAVE,
             slots=WAVE,
         )
@@ -190,13 +192,12 @@ class Demo:
         for name in (self.small, self.large):
             began = time.perf_counter()
             client.model(name).generate([{"role": "user", "content": WARM_UP.text}], Generation(1))
-            screen.line(f"{name} is loaded, after {time.perf_counter() - began:.1f} s")
+            screen.line(f"{name} is ready, after {time.perf_counter() - began:.1f} s")
         row = client.router.table(WARM_UP).rows[0]
-        if router_folder() is None:
-            screen.line(f"router: {row.origin or 'the packaged table'}; other kinds it does not know")
+        if self.settings.router is None:
+            screen.line(f"router: {row.origin}; other kinds of questions it does not know")
         else:
-            known = len(training_questions())
-            screen.line(f"router: fitted on {known} other questions of the same four kinds, by these models")
+            screen.line(f"router: {self.settings.router}, fitted on outcomes of other questions", wrap=False)
         for note in sandbox_notes():
             screen.line(note, "yellow")
 
@@ -278,7 +279,7 @@ class Demo:
         return path
 
     def _batch_options(self) -> list[str]:
-        router, catalogue = router_folder(), self.settings.catalogue
+        router, catalogue = self.settings.router, self.settings.catalogue
         return [
             *(() if router is None else ("--router", str(router))),
             *(() if catalogue is None else ("--catalogue", str(catalogue))),
