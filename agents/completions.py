@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
@@ -26,12 +27,12 @@ from viaticum.agents.capable import (
     settings_for,
 )
 from viaticum.agents.client import Viaticum
-from viaticum.agents.workflow.calls import Calls, SettledCall, WatchedStream
+from viaticum.agents.workflow.calls import Calls, SettledCall, WatchedStream, asked_models
 from viaticum.agents.workflow.deadlines import Deadline
 from viaticum.agents.workflow.events import CallSettled, RouteChosen, TextPiece, ThinkingPiece
 from viaticum.agents.workflow.sessions import count_tokens
 from viaticum.agents.workflow.settings import AUTO
-from viaticum.agents.workflow.state import Allowance
+from viaticum.agents.workflow.state import Allowance, RowAllowance
 from viaticum.errors import InputError, ModelError, UnknownName, ViaticumError
 from viaticum.generation import NO_SETTINGS, GenerationSettings
 from viaticum.messages import refuse_cache_marks, refuse_parts, without_cache_marks, without_marks
@@ -73,6 +74,8 @@ class CompletionRequest:
         deadline: when it has to end; None for no limit but the client's.
         session: of `auto`, the name of the conversation, which keeps its model while that is worth it.
         is_streamed: the text reaches its reader as it comes, so that no other pair can answer once some has.
+        resumes: the same key may be asked again, after a kill too: calls that were paid for under it are not
+            made again, and routes that were chosen are kept.
         is_lenient: what a model cannot do of these hints is left out, where it is an error else: marks for a
             provider's cache, an effort of thought, a limit of new tokens above what the context leaves.
     """
@@ -89,6 +92,7 @@ class CompletionRequest:
     is_lenient: bool = False
     deadline: Deadline | None = None
     session: str | None = None
+    resumes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +250,14 @@ def _routed_chat(client: Viaticum, request: CompletionRequest) -> Iterator[Compl
         deadline=request.deadline,
         session=request.session,
     )
+    asked = asked_models(client.ledger, request.key) if request.resumes else []
+    if asked:  # those before the last one failed, and another was asked
+        names = chain(asked[-1:], (name for name in names if name not in asked))
 
     def ask(name: str, position: int) -> Generator[CompletionEvent, None, None]:
         key = f"{request.key}.{position + 1}" if position else request.key
+        if request.resumes:
+            key = f"{request.key}/{max(0, len(asked) - 1) + position}"
         settings = settings_for(client, name, request.settings)
         return _chat(client, replace(request, name=name, key=key, settings=settings))
 
@@ -295,7 +304,10 @@ def _chat(client: Viaticum, request: CompletionRequest) -> Generator[CompletionE
         prompt = model.prompt_tokens(messages, generation)
         room = max(1, spec.usable_context - prompt)
         generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, room))
-    calls = Calls(client.catalogue, client.ledger, client.model, _deadline(client, request), client.labels)
+    deadline = _deadline(client, request)
+    calls = Calls(
+        client.catalogue, client.ledger, client.model, deadline, client.labels, resumes=request.resumes
+    )
     started = False
     for event in calls.stream(
         request.scope,
@@ -351,10 +363,11 @@ def _solve(
     if request.deadline is not None:
         request.deadline.check()
     seconds = None if request.deadline is None else request.deadline.left
+    allowance = Allowance(settings=request.settings, max_seconds=seconds, session=request.session)
+    if request.resumes:
+        allowance = RowAllowance(**vars(allowance), run=request.key)
     events = _derive(client, request, token).stream(
-        query_from_messages(request.messages),
-        thread_id=request.key,
-        allowance=Allowance(settings=request.settings, max_seconds=seconds, session=request.session),
+        query_from_messages(request.messages), thread_id=request.key, allowance=allowance
     )
     before = None if request.session is None else client.sessions.model(request.session)
     try:

@@ -38,13 +38,16 @@ class _Waiter:
     name: str
     share: int
     turn: asyncio.Future[None]
+    is_background: bool = False
 
 
 class ConcurrencyLimiter:
     """Slots with a bounded queue, both shared fairly by name.
 
     A free slot goes to the waiting name that uses the fewest, and among its waiters to the first. In a full
-    queue the last waiter of the name with the most makes room for a name with fewer.
+    queue the last waiter of the name with the most makes room for a name with fewer. Background work has a
+    slot only where nothing else waits for one, and leaves a quarter of the slots, at least one of several,
+    free; it waits without a limit, outside the queue.
 
     Args:
         max_running: slots.
@@ -56,6 +59,9 @@ class ConcurrencyLimiter:
         self.running = 0
         self._running: Counter[str] = Counter()
         self._waiters: list[_Waiter] = []
+        self.max_background = fair_share(max_running)
+        self._background: Counter[str] = Counter()
+        self._background_waiters: list[_Waiter] = []
 
     @property
     def queued(self) -> int:
@@ -87,25 +93,46 @@ class ConcurrencyLimiter:
                 self.release(name)  # the slot was handed over just before the cancellation
             raise
 
-    def release(self, name: str = "") -> None:
+    async def acquire_background(self, name: str = "") -> None:
+        """Wait for a slot for background work, for as long as it takes."""
+        waiter = _Waiter(name, self.max_background, asyncio.get_running_loop().create_future(), True)
+        self._background_waiters.append(waiter)
+        self._hand_over()
+        try:
+            await waiter.turn
+        except asyncio.CancelledError:
+            if waiter in self._background_waiters:
+                self._background_waiters.remove(waiter)
+            elif not waiter.turn.cancelled():
+                self.release(name, background=True)
+            raise
+
+    def release(self, name: str = "", *, background: bool = False) -> None:
         """Free a slot of this name, and hand it over to a waiter."""
+        counts = self._background if background else self._running
         self.running -= 1
-        self._running[name] -= 1
-        if not self._running[name]:
-            del self._running[name]
+        counts[name] -= 1
+        if not counts[name]:
+            del counts[name]
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give free slots to waiters."""
         while self.running < self.max_running and (waiter := self._next_waiter()) is not None:
-            self._waiters.remove(waiter)
+            (self._background_waiters if waiter.is_background else self._waiters).remove(waiter)
             if not waiter.turn.done():  # else it was cancelled, and does not know yet
-                self._take(waiter.name)
+                self._take(waiter.name, background=waiter.is_background)
                 waiter.turn.set_result(None)
 
-    def _take(self, name: str) -> None:
+    def _take(self, name: str, *, background: bool = False) -> None:
         self.running += 1
-        self._running[name] += 1
+        (self._background if background else self._running)[name] += 1
 
     def _next_waiter(self) -> _Waiter | None:
         waiting = [each for each in self._waiters if self._running[each.name] < each.share]
-        return min(waiting, key=lambda each: self._running[each.name], default=None)
+        if waiting or self._background.total() >= self.max_background:
+            return min(waiting, key=lambda each: self._running[each.name], default=None)
+        return min(self._background_waiters, key=lambda each: self._background[each.name], default=None)
 
     def _make_room(self, name: str) -> None:
         """Raise `QueueFull` where the queue is full and no other name has more waiters than this will."""

@@ -20,6 +20,7 @@ from viaticum.agents.workflow.serialization import completion_to_json, parse_com
 from viaticum.agents.workflow.telemetry import CallSpan, current
 from viaticum.agents.workflow.threads import is_caller_gone
 from viaticum.budgets import Entry, Hold, Ledger
+from viaticum.budgets.records import digest
 from viaticum.catalogue import Catalogue
 from viaticum.errors import HoldError, LedgerError, ModelError, ProviderTimeout
 from viaticum.generation import NO_SETTINGS, GenerationSettings
@@ -31,6 +32,7 @@ from viaticum.valid_text import ValidPieces, valid_text
 
 _ALWAYS_STORED = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "extra")
 _DEFAULTS = Generation()
+UNUSED_NUMBERS = 3  # calls in a row that held nothing, after which a request made no further one
 NOBODY_WAITS = "nobody waits for this answer any more; what was read and written is charged"
 
 
@@ -124,6 +126,37 @@ def existing_tries(ledger: Ledger, first: str) -> Iterator[Hold]:
         yield hold
 
 
+def holds_of(ledger: Ledger, key: str) -> Iterator[Hold]:
+    """The holds of all calls of a request that can be resumed: of its own key, and of its numbered calls."""
+    yield from existing_tries(ledger, key)
+    number = missing = 0
+    while missing < UNUSED_NUMBERS:
+        found = list(existing_tries(ledger, f"{key}/{number}"))
+        yield from found
+        number, missing = number + 1, 0 if found else missing + 1
+
+
+def posted_nanousd(ledger: Ledger, key: str) -> int:
+    """What a request that can be resumed has cost so far, in nano-dollars."""
+    entries = (entry for hold in holds_of(ledger, key) for entry in ledger.entries(key=hold.key))
+    return sum(entry.nanousd for entry in entries if entry.kind == "post")
+
+
+def asked_models(ledger: Ledger, key: str) -> list[str]:
+    """The models that a request, whose numbered calls are one for each model, asked before it was stopped.
+
+    Empty for one that came to its end: where all of them failed, all are asked again.
+    """
+    found: list[Hold] = []
+    for number in count():
+        tries_of_call = list(existing_tries(ledger, f"{key}/{number}"))
+        if not tries_of_call:
+            break
+        found.append(tries_of_call[-1])
+    is_stopped = bool(found) and found[-1].state not in ("void", "expired")
+    return [hold.tags["model"] for hold in found] if is_stopped else []
+
+
 def is_unanswered(hold: Hold) -> bool:
     """Whether a call was sent, and its text has not been kept."""
     return hold.state == "dispatched" and hold.result is None
@@ -152,6 +185,8 @@ class Calls:
         model: returns a model by its name.
         deadline: when a call has to end; None for no limit.
         labels: returns where the data of a model's calls goes, for budgets that restrict it.
+        resumes: a key whose call ended without a text, or was lost in a kill, has further tries under keys of
+            their own (`next_try`); without it such a key is an error.
     """
 
     catalogue: Catalogue
@@ -159,6 +194,7 @@ class Calls:
     model: Callable[[str], Model]
     deadline: Deadline | None = None
     labels: Callable[[str], Iterable[str]] = lambda model: ()
+    resumes: bool = False
 
     def stream(
         self,
@@ -192,20 +228,25 @@ class Calls:
         if self.deadline is not None:
             self.deadline.check()
         opened = self.model(model)
-        worst = opened.worst_case_of(messages, generation)
-        hold = self.ledger.reserve(
-            budget,
-            key,
-            worst,
-            self.catalogue.prices(worst),
-            parameters={"model": model, "messages": messages, **generation_parameters(generation)},
-            tags={"model": model, **(tags or {})},
-            hint=opened.counting_hint,
-            labels=self.labels(model),
-        )
+        parameters = {"model": model, "messages": messages, **generation_parameters(generation)}
+        hold = None
+        if self.resumes:
+            key, hold, _ = next_try(self.ledger, key, digest(parameters), runs_here=opened.runs_here)
+        if hold is None:
+            worst = opened.worst_case_of(messages, generation)
+            hold = self.ledger.reserve(
+                budget,
+                key,
+                worst,
+                self.catalogue.prices(worst),
+                parameters=parameters,
+                tags={"model": model, **(tags or {})},
+                hint=opened.counting_hint,
+                labels=self.labels(model),
+            )
         with CallSpan(current(), self.catalogue[model], generation, hold) as span:
             if hold.result is None:
-                if hold.state != "reserved":
+                if hold.state != "reserved" and not self.resumes:
                     raise HoldError(
                         f"the call {key!r} is {hold.state}, and no text of it was kept; take another key"
                     )

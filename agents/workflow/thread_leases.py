@@ -36,12 +36,8 @@ def owned_thread(ledger: Ledger, thread_id: str, check: Callable[[], None]) -> I
         check: called between two looks; raises where it is no longer worth waiting.
     """
     name = f"thread/{hashlib.sha256(thread_id.encode('utf-8', 'surrogatepass')).hexdigest()[:40]}"
-    owner = f"{this_process()} {uuid.uuid4().hex}"
-    wait, gone = FIRST_WAIT, ""
-    while (has := ledger.take_lease(name, owner, LEASE_SECONDS, instead_of=gone)) != owner:
-        if is_gone(has):
-            gone = has
-            continue
+    owner, wait = new_owner(), FIRST_WAIT
+    while not take_lease(ledger, name, owner):
         check()
         time.sleep(wait)
         wait = min(LONGEST_WAIT, 2 * wait)
@@ -53,6 +49,24 @@ def owned_thread(ledger: Ledger, thread_id: str, check: Callable[[], None]) -> I
         ended.set()
         with suppress(ViaticumError):  # it ends by itself
             ledger.end_lease(name, owner)
+
+
+def new_owner() -> str:
+    """A name of an owner in this process."""
+    return f"{this_process()} {uuid.uuid4().hex}"
+
+
+def take_lease(ledger: Ledger, name: str, owner: str) -> bool:
+    """Take or renew a lease for `LEASE_SECONDS`, also from a process of this machine that has ended.
+
+    Returns False where another owner has it.
+    """
+    gone = ""
+    while (has := ledger.take_lease(name, owner, LEASE_SECONDS, instead_of=gone)) != owner:
+        if not is_gone(has):
+            return False
+        gone = has
+    return True
 
 
 def _renew(ledger: Ledger, name: str, owner: str, ended: threading.Event) -> None:

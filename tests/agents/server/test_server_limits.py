@@ -235,6 +235,49 @@ async def test_a_slot_freed_while_its_waiter_is_cancelled_goes_to_the_next() -> 
     assert (limiter.running, limiter.queued) == (1, 0)
 
 
+async def test_background_work_waits_for_all_others_and_leaves_a_quarter_of_the_slots() -> None:
+    limiter = ConcurrencyLimiter(4, 2)
+    order: list[str] = []
+
+    async def visit(name: str, *, background: bool = False) -> None:
+        await (limiter.acquire_background(name) if background else limiter.acquire(name))
+        order.append(name)
+
+    lines = [asyncio.create_task(visit(name, background=True)) for name in ("a", "a", "a", "a", "b")]
+    await asyncio.sleep(0)
+    assert (order, limiter.running, limiter.queued) == (["a", "a", "a"], 3, 0)
+    await limiter.acquire("live")
+    asked = [asyncio.create_task(visit(f"live {number}")) for number in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await limiter.acquire("another")
+    for _ in range(2):
+        limiter.release("a", background=True)
+    await asyncio.sleep(0)
+    assert order[3:] == ["live 0", "live 1"]
+    limiter.release("live")
+    await asyncio.sleep(0)
+    assert order[5:] == ["b"]  # it has fewer than the other key
+    lines[3].cancel()
+    await asyncio.gather(*lines, *asked, return_exceptions=True)
+    limiter.release("live 0")
+    await asyncio.sleep(0)
+    assert limiter.running == 3
+
+
+async def test_a_background_slot_given_to_a_cancelled_waiter_is_passed_on() -> None:
+    limiter = ConcurrencyLimiter(1, 2)
+    await limiter.acquire()
+    visit = asyncio.create_task(limiter.acquire_background())
+    await asyncio.sleep(0)
+    limiter.release()
+    visit.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await visit
+    assert limiter.running == 0
+    await limiter.acquire_background()
+
+
 async def test_a_free_slot_goes_to_the_key_that_uses_the_fewest() -> None:
     limiter = ConcurrencyLimiter(2, 10)
     order: list[str] = []
